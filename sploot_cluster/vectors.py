@@ -1,0 +1,63 @@
+"""The gate through which arrays enter: checked once, then trusted.
+
+Behind it a matrix is C-contiguous float32 with rows of unit norm, and nobody writes to an array he did not make.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sploot_cluster.errors import InvalidInput
+
+FloatMatrix = npt.NDArray[np.float32]
+FloatVector = npt.NDArray[np.float32]
+LabelVector = npt.NDArray[np.int32]
+StandingVector = npt.NDArray[np.uint8]
+BoolVector = npt.NDArray[np.bool_]
+
+# Below this length a direction is rounding noise: float32 keeps about 7 digits, and a normalised subnormal keeps fewer.
+SMALLEST_NORM = 1e-12
+
+
+def as_vectors(x: npt.ArrayLike, *, field: str = "embedding") -> FloatMatrix:
+    """A checked copy of ``x`` with rows of unit norm.
+
+    Args:
+        x: (n, d) real numbers, n ≥ 0, d ≥ 1. Not modified.
+        field: the caller's name for it, used in errors.
+
+    Returns:
+        (n, d) float32, C-contiguous, each row of Euclidean norm 1.
+
+    Raises:
+        InvalidInput: not numeric, not two-dimensional, not finite, or a row of zeros; names the first such row.
+    """
+    array: npt.NDArray[Any] = np.asarray(x)
+    if array.dtype.kind not in "fiu":
+        raise InvalidInput(field, f"dtype {array.dtype} is not numeric", "send real numbers")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise InvalidInput(field, f"shape {array.shape} is not (n, d)", "send a matrix with one row per medium")
+    # float64 so that neither 1e38 squared overflows nor 1e-30 squared vanishes
+    wide = array.astype(np.float64)
+    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    finite = np.isfinite(norms)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise InvalidInput(field, f"row {row} holds NaN or infinite values", "send finite numbers")
+    if norms.size and norms.min() <= SMALLEST_NORM:
+        row = int(np.argmin(norms))
+        raise InvalidInput(field, f"row {row} is a zero vector", "a zero vector has no direction; embed the medium again")
+    wide /= norms[:, None]
+    return np.ascontiguousarray(wide, dtype=np.float32)
+
+
+def as_vector(x: npt.ArrayLike, *, field: str = "embedding") -> FloatVector:
+    """One checked unit vector of ``x``: (d,) float32. Raises as :func:`as_vectors`."""
+    array = np.asarray(x)
+    if array.ndim != 1:
+        raise InvalidInput(field, f"shape {array.shape} is not (d,)", "send one list of numbers")
+    row: FloatVector = as_vectors(array[None, :], field=field)[0]
+    return row
