@@ -1,0 +1,100 @@
+"""What the domain asks of whatever runs its work later. Standard library only: the thin client implements this.
+
+``ClusterService`` needs :class:`ReclusterRequests`; the HTTP API needs :class:`JobQueue`. Both are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """A job that will run.
+
+    Attributes:
+        job_id: its id, for ``GET /api/v1/internal/jobs/{job_id}``.
+        queue: the queue it waits in.
+        coalesced: it was waiting already, and this call added nothing.
+        position: jobs that were waiting in its queue when it was enqueued, itself included; None where nobody counted.
+    """
+
+    job_id: str
+    queue: str
+    coalesced: bool = False
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What is known of a job.
+
+    Attributes:
+        because: one sentence: why it waits, what it is doing, or how it ended.
+        attempts: how often it was started.
+        result: what it answered, for a job that succeeded; JSON values only.
+    """
+
+    job_id: str
+    state: JobState
+    queue: str
+    actor: str
+    because: str
+    attempts: int
+    pet_id: int | None = None
+    enqueued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    due_at: datetime | None = None
+    result: Mapping[str, object] | None = None
+
+
+class ReclusterRequests(Protocol):
+    """Where the service asks for a recluster of a pet that grew or drifted."""
+
+    def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
+        """Have the pet reclustered in about ``delay_ms``; at most one such job waits per pet."""
+        ...
+
+
+class JobQueue(Protocol):
+    """What the HTTP API enqueues into. Bad fields raise ``errors.InvalidInput``; a Redis that is away raises ``QueueUnavailable``."""
+
+    def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...
+
+    def merge(
+        self, pet_id: int, cluster_ids: Sequence[int], into: int | None = ..., *, requested_by: str = ...
+    ) -> JobRef: ...
+
+    def split(
+        self, pet_id: int, cluster_id: int, media_ids: Sequence[str], *, requested_by: str = ...
+    ) -> JobRef: ...
+
+    def undo(self, pet_id: int, revision: int, *, requested_by: str = ...) -> JobRef: ...
+
+    def ingest(
+        self,
+        *,
+        pet_id: int,
+        media_id: str,
+        model: str,
+        embedding: object,
+        encoding: str | None = ...,
+        event_id: str | None = ...,
+        occurred_at: str | None = ...,
+    ) -> JobRef:
+        """``embedding``: a sequence of numbers, a float32 buffer, or base64 text (``encoding="base64-f32le"``)."""
+        ...
+
+    def job(self, job_id: str) -> JobStatus | None:
+        """None for an id that nobody enqueued, or that ended more than a day ago."""
+        ...
+
+
+class QueueUnavailable(Exception):
+    """Raised when a job could not be enqueued because Redis did not answer; nothing is known to be enqueued."""
