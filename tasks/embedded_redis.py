@@ -111,7 +111,7 @@ class EmbeddedRedis:
         log = self.directory / "redis.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent()
+                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, preexec_fn=ends_with_parent()
             )
         self._wait_until_ready(log)
         return self
@@ -200,8 +200,8 @@ def _free_port() -> int:
     return port
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """On Linux: have the kernel end the server when the thread that started it ends, even by SIGKILL."""
+def ends_with_parent() -> Callable[[], None] | None:
+    """For ``preexec_fn``: on Linux the kernel ends the child when the thread that started it ends, even by SIGKILL."""
     if not sys.platform.startswith("linux"):
         return None
     import ctypes

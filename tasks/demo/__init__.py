@@ -1,0 +1,83 @@
+"""``sploot-cluster demo``: the main job on real processes and real pictures, and a check of all that it promises."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import redis
+from rich.console import Console
+from sploot_cluster.keys import PETS
+
+from tasks.contracts import QUEUES, stream_of
+from tasks.demo.sample import albums
+from tasks.demo.stack import Stack
+from tasks.demo.story import Story
+from tasks.demo.summary import render, write_summary
+from tasks.embedded_redis import redis_for_this_run
+
+LEASE_MS = 3_000  # short, so that nobody waits half a minute for the killed worker's events; 30 s is the default
+
+
+def run(
+    *,
+    directory: Path = Path("demo-output"),
+    keep: bool = False,
+    share: float = 1.0,
+    console: Console | None = None,
+    on_chapter: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Run the demo; 0 when every promise was kept, 1 otherwise.
+
+    Args:
+        directory: where the summary, the pictures and the logs of this run go; made when missing.
+        keep: stay up at the end, until Ctrl-C.
+        share: which part of the sample to use, in (0, 1].
+        on_chapter: called with the name of each chapter of the story before it begins.
+    """
+    console = console or Console()
+    directory.mkdir(parents=True, exist_ok=True)
+    logs = Path(tempfile.mkdtemp(prefix="logs-", dir=directory))
+    start = time.monotonic()
+    sample = albums(share=share)
+    models = {album.model: album.dim for album in sample}
+    with contextlib.ExitStack() as open_until_the_end:
+        redis_url = open_until_the_end.enter_context(redis_for_this_run())
+        if in_use := _in_use(redis_url):
+            console.print(f"The Redis at REDIS_URL already holds {in_use}: the demo wants an empty database.")
+            return 1
+        stack = open_until_the_end.enter_context(Stack(redis_url, logs, models=models, lease_ms=LEASE_MS))
+        n_media = sum(len(album.media_ids) for album in sample)
+        console.print(f"[bold]sploot-cluster[/]: {n_media:,} media of {len(sample)} pets; logs in {logs}")
+        story = Story(stack=stack, albums=sample, redis_url=redis_url, console=console, on_chapter=on_chapter)
+        try:
+            seen = story.tell()
+        finally:
+            story.close()
+        write_summary(directory, sample, seen)
+        console.print(render(sample, seen))
+        console.print(f"Summary and maps: {directory}/summary.txt, {directory}/pet-*.png")
+        console.print(f"API: {stack.http}/docs   metrics: {'  '.join(stack.metrics)}   Redis: {redis_url}")
+        console.print(f"{'Done' if seen.is_good else 'FAILED'} after {time.monotonic() - start:.0f} s")
+        if keep:
+            _stay_up(console)
+    return 0 if seen.is_good else 1
+
+
+def _in_use(redis_url: str) -> str:
+    """What of ours a given Redis holds already; empty for a fresh one."""
+    with redis.Redis.from_url(redis_url) as client:
+        found = [key for key in (PETS, *map(stream_of, QUEUES)) if client.exists(key)]
+    return ", ".join(found)
+
+
+def _stay_up(console: Console) -> None:
+    console.print("Still up; Ctrl-C ends it.")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("Ending: workers drain.")

@@ -1,0 +1,69 @@
+"""The HTTP API as the demo's labeller and operator use it: standard library, no token, loopback."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+PREFIX = "/api/v1/internal"
+
+
+class Api:
+    """Calls of the internal API at ``address``. Errors of HTTP surface as ``urllib.error.HTTPError``."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def recluster(self, pet_id: int) -> str:
+        return self._enqueue("clusters/recluster", {"pet_id": pet_id})
+
+    def merge(self, pet_id: int, cluster_ids: Sequence[int], *, into: int) -> str:
+        return self._enqueue("clusters/merge", {"pet_id": pet_id, "cluster_ids": list(cluster_ids), "into": into})
+
+    def split(self, pet_id: int, cluster_id: int, media_ids: Sequence[str]) -> str:
+        body = {"pet_id": pet_id, "cluster_id": cluster_id, "media_ids": list(media_ids)}
+        return self._enqueue("clusters/split", body)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """The status of a job, as the API answers it."""
+        return self._get(f"/jobs/{job_id}")
+
+    def clusters(self, pet_id: int) -> dict[int, list[str]]:
+        """The pet's clusters: id -> media."""
+        return {cluster["id"]: cluster["media_ids"] for cluster in self._pet(pet_id)["clusters"]}
+
+    def memberships(self, pet_id: int) -> dict[str, int]:
+        """Where each medium of the pet is; -1 for noise."""
+        where = {medium: cluster for cluster, media in self.clusters(pet_id).items() for medium in media}
+        return where | dict.fromkeys(self._pet(pet_id)["noise"], -1)
+
+    def n_listed(self, pet_id: int) -> int:
+        """How many memberships the API lists, counting a medium as often as it is listed."""
+        pet = self._pet(pet_id)
+        return sum(len(cluster["media_ids"]) for cluster in pet["clusters"]) + len(pet["noise"])
+
+    def get_text(self, address: str) -> str:
+        """The body of any address, such as a worker's /metrics."""
+        with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310 - an address of this stack
+            text: str = answer.read().decode()
+        return text
+
+    def _pet(self, pet_id: int) -> dict[str, Any]:
+        return self._get(f"/pets/{pet_id}/clusters")
+
+    def _get(self, path: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.get_text(self._address + PREFIX + path))
+        return found
+
+    def _enqueue(self, path: str, body: dict[str, object]) -> str:
+        request = urllib.request.Request(  # noqa: S310
+            f"{self._address}{PREFIX}/{path}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            method="POST",
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            job_id: str = json.load(answer)["job_id"]
+        return job_id

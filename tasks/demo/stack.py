@@ -1,0 +1,178 @@
+"""The processes of the demo: worker pods, scheduler, HTTP server, each with its log.
+
+They are the stock commands an operator would run. Like Kubernetes, the stack starts a pod again when it ends by itself:
+Dramatiq's master stops when one of its worker processes dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tasks.embedded_redis import ends_with_parent
+
+POLL_S = 0.1
+DRAIN_TIMEOUT_MS = 20_000
+
+
+class Pod:
+    """One supervised command. ``log`` collects what every start of it printed."""
+
+    def __init__(self, name: str, command: list[str], *, environ: Mapping[str, str], log: Path) -> None:
+        self.name, self.log = name, log
+        self._command, self._environ = command, dict(environ)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._wanted = threading.Event()
+        self.restarts = 0
+
+    def start(self) -> None:
+        """Start the command; it is started again whenever it ends, until :meth:`stop`."""
+        self._wanted.set()
+        self._spawn()
+
+    def keep_up(self) -> None:
+        """Start the command again if it ended by itself; called by the stack's supervisor."""
+        if self._wanted.is_set() and self._process is not None and self._process.poll() is not None:
+            self.restarts += 1
+            self._spawn()
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM: a worker drains, the others end."""
+        self._wanted.clear()
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """The exit code after :meth:`ask_to_stop`; the command is killed when it takes too long."""
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            return self._process.wait()
+
+    def _spawn(self) -> None:
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # a group of its own: Ctrl-C reaches the demo alone, which then lets everyone drain
+                start_new_session=True,
+                preexec_fn=ends_with_parent(),
+            )
+
+
+class Stack:
+    """Two worker pods, the scheduler and the server on one Redis.
+
+    Attributes:
+        http: base address of the HTTP API.
+        metrics: addresses of the workers' /metrics.
+    """
+
+    def __init__(self, redis_url: str, directory: Path, *, models: Mapping[str, int], lease_ms: int) -> None:
+        self._directory = directory
+        ports = _ports(preferred=(9105, 9106, 8080))
+        self.metrics = tuple(f"http://127.0.0.1:{port}/metrics" for port in ports[:2])
+        self.http = f"http://127.0.0.1:{ports[2]}"
+        environ = {
+            **os.environ,
+            "REDIS_URL": redis_url,
+            "SPLOOT_LEASE_MS": str(lease_ms),
+            "SPLOOT_MODELS": ",".join(f"{model}={dim}" for model, dim in models.items()),
+            "PYTHONUNBUFFERED": "1",
+        }
+        python = [sys.executable, "-m"]
+        worker = [*python, "dramatiq", "tasks.worker", "--processes", "1", "--threads", "4"]
+        worker += ["--worker-shutdown-timeout", str(DRAIN_TIMEOUT_MS)]
+        serve = [*python, "tasks.cli", "serve", "--host", "127.0.0.1", "--port", str(ports[2])]
+        self.workers = tuple(
+            self._pod(f"worker-{n}", worker, {**environ, "WORKER_METRICS_PORT": str(port)})
+            for n, port in enumerate(ports[:2], start=1)
+        )
+        self.scheduler = self._pod("scheduler", [*python, "periodiq", "tasks.worker"], environ)
+        self.server = self._pod("server", serve, environ)
+        self._pods = (*self.workers, self.scheduler, self.server)
+        self._stopping = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+
+    def _pod(self, name: str, command: list[str], environ: Mapping[str, str]) -> Pod:
+        return Pod(name, command, environ=environ, log=self._directory / f"{name}.log")
+
+    @property
+    def worker_logs(self) -> tuple[Path, ...]:
+        return tuple(pod.log for pod in self.workers)
+
+    def __enter__(self) -> Self:
+        for pod in self._pods:
+            pod.start()
+        self._supervisor.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._supervisor.join()
+        for pod in self._pods:
+            pod.ask_to_stop()
+        for pod in self._pods:
+            pod.wait(timeout_s=DRAIN_TIMEOUT_MS / 1000 + 5)
+
+    def _supervise(self) -> None:
+        while not self._stopping.wait(POLL_S):
+            for pod in self._pods:
+                pod.keep_up()
+
+
+def answers(address: str, *, timeout_s: float = 2.0) -> bool:
+    """Whether a GET of the address is answered with 200."""
+    try:
+        with urllib.request.urlopen(address, timeout=timeout_s) as answer:  # noqa: S310 - an address of this stack
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def until(deadline_s: float) -> Iterator[float]:
+    """Seconds passed, over and over with a short pause, until the deadline has passed."""
+    start = time.monotonic()
+    while (passed := time.monotonic() - start) < deadline_s:
+        yield passed
+        time.sleep(POLL_S)
+
+
+def _ports(*, preferred: tuple[int, ...]) -> list[int]:
+    """The preferred loopback ports, each replaced by a free one where it is taken."""
+    held, ports = [], []
+    for port in preferred:
+        for wanted in (port, 0):
+            probe = socket.socket()
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", wanted))
+            except OSError:
+                probe.close()
+                continue
+            held.append(probe)
+            ports.append(probe.getsockname()[1])
+            break
+    for probe in held:
+        probe.close()
+    return ports

@@ -1,0 +1,421 @@
+"""The main job, told once from start to end on real processes, and what it promised on the way.
+
+Each chapter does one thing an owner, a labeller or an operator would see, and notes what it promised and whether that
+was kept. Checks read the answers of the HTTP API, the queue and the logs, never the memory of what was sent alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import redis
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from broker import RedisStreamsBroker
+from tasks.client import ClusterTasks
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
+from tasks.demo.api import Api
+from tasks.demo.sample import DIGITS_MODEL, Album
+from tasks.demo.stack import Stack, answers, until
+
+EVENTS_PER_S: Final = (
+    150.0  # about a third of what two cores can take, so that the times shown are not those of a queue
+)
+KILL_AT, POISON_AT = 0.35, 0.6  # parts of the ingest
+POISON_ID: Final = "poisoned-picture.png"
+PATIENCE_S: Final = 60.0  # for any one thing to happen on a loaded machine; none takes more than a few seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Something the demo said it would show, and what was seen."""
+
+    text: str
+    is_kept: bool
+    seen: str
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A merge a labeller made: the media of both clusters as they were."""
+
+    pet_id: int
+    into: int
+    media: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitOff:
+    """A split a labeller made: these media left those."""
+
+    pet_id: int
+    moved: frozenset[str]
+    remaining: frozenset[str]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the story found out, for the summary."""
+
+    promises: list[Promise] = field(default_factory=list)
+    clusters: dict[int, dict[str, int]] = field(default_factory=dict)  # pet -> medium -> cluster, -1 = noise
+    corrected: dict[int, set[str]] = field(default_factory=dict)
+    merges: list[Merged] = field(default_factory=list)
+    splits: list[SplitOff] = field(default_factory=list)
+    constraints: dict[int, str] = field(default_factory=dict)  # pet -> "n of n"
+    jobs: Counter[str] = field(default_factory=Counter)
+    ages_ms: list[float] = field(default_factory=list)
+    ingest_s: float = 0.0
+
+    def promise(self, text: str, is_kept: bool, seen: object) -> None:
+        self.promises.append(Promise(text, is_kept, str(seen)))
+
+    @property
+    def is_good(self) -> bool:
+        return bool(self.promises) and all(promise.is_kept for promise in self.promises)
+
+    def age_quantile_ms(self, q: float) -> float:
+        return float(np.quantile(self.ages_ms, q)) if self.ages_ms else float("nan")
+
+
+class Story:
+    """The chapters in their order; :meth:`tell` runs them all.
+
+    Args:
+        on_chapter: called with the name of each chapter before it begins.
+    """
+
+    def __init__(
+        self,
+        *,
+        stack: Stack,
+        albums: Sequence[Album],
+        redis_url: str,
+        console: Console,
+        on_chapter: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.stack, self.albums, self.console, self.on_chapter = stack, albums, console, on_chapter
+        self.redis = redis.Redis.from_url(redis_url)
+        self.broker = RedisStreamsBroker(client=self.redis, middleware=[])
+        self.tasks = ClusterTasks(client=self.redis)
+        self.api = Api(stack.http)
+        self.seen = Seen()
+
+    def tell(self) -> Seen:
+        """Run every chapter; what was seen, promises included."""
+        for chapter in (self.open, self.ingest, self.settle, self.correct, self.recluster, self.check):
+            self.on_chapter(chapter.__name__)
+            chapter()
+        return self.seen
+
+    def close(self) -> None:
+        self.broker.close()
+        self.redis.close()
+
+    # -- chapters ------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Wait for the worker pods, the scheduler's broker and the server."""
+        with self.console.status("starting two worker pods, the scheduler and the server"):
+            addresses = [f"{self.stack.http}/readyz", *self.stack.metrics]
+            for _ in until(PATIENCE_S):
+                if all(answers(address) for address in addresses):
+                    break
+        up = [address for address in addresses if answers(address)]
+        self.seen.promise("server and workers answer", up == addresses, f"{len(up)} of {len(addresses)} addresses")
+
+    def ingest(self) -> None:
+        """Send every medium at a steady rate; on the way a worker process is killed and a poisoned event sent."""
+        total = sum(len(album.media_ids) for album in self.albums)
+        steps = {round(total * KILL_AT): self._kill_a_worker, round(total * POISON_AT): self._send_poison}
+        start = time.monotonic()
+        with _progress(self.console) as progress:
+            sent_bar = progress.add_task("events sent", total=total)
+            done_bar = progress.add_task("media assigned", total=total)
+            for number, (album, row) in enumerate(_order_of_arrival(self.albums), start=1):
+                self._send(album, row)
+                if step := steps.get(number):
+                    progress.console.print(step())
+                progress.update(sent_bar, completed=number)
+                if number % 25 == 0:
+                    progress.update(done_bar, completed=number - self._unfinished(EMBEDDING_INGESTED))
+                    time.sleep(max(0.0, start + number / EVENTS_PER_S - time.monotonic()))
+            for _ in until(PATIENCE_S):
+                left = self._unfinished(EMBEDDING_INGESTED)
+                progress.update(done_bar, completed=total - min(left, total))
+                if not left:
+                    break
+        self.seen.ingest_s = time.monotonic() - start
+
+    def settle(self) -> None:
+        """Let the reclusters that growth asked for end, then recluster every pet as the runbook does."""
+        self._wait_until_idle("reclusters that growth asked for")
+        for album in self.albums:
+            self._run(self.api.recluster(album.pet_id))
+
+    def correct(self) -> None:
+        """A labeller at work: join two clusters that show the same, and take strangers out of a mixed one."""
+        for album in self.albums:
+            truth = dict(zip(album.media_ids, album.truth.tolist(), strict=True))
+            clusters = self.api.clusters(album.pet_id)
+            if pair := _same_look(clusters, truth):
+                before = frozenset(clusters[pair[0]] + clusters[pair[1]])
+                if self._run(self.api.merge(album.pet_id, list(pair), into=pair[0])):
+                    self.seen.merges.append(Merged(album.pet_id, pair[0], before))
+                clusters = self.api.clusters(album.pet_id)
+            if mixed := _strangers(clusters, truth):
+                cluster, strangers = mixed
+                rest = frozenset(clusters[cluster]) - strangers
+                if self._run(self.api.split(album.pet_id, cluster, sorted(strangers))):
+                    self.seen.splits.append(SplitOff(album.pet_id, strangers, rest))
+        for merge in self.seen.merges:
+            self.seen.corrected.setdefault(merge.pet_id, set()).update(merge.media)
+        for split in self.seen.splits:
+            self.seen.corrected.setdefault(split.pet_id, set()).update(split.moved)
+        n_merges, n_splits = len(self.seen.merges), len(self.seen.splits)
+        self.seen.promise(
+            "people merged and split clusters", n_merges > 0 and n_splits > 0, f"{n_merges} merges, {n_splits} splits"
+        )
+
+    def recluster(self) -> None:
+        """Recluster every pet again: what people said must hold."""
+        for album in self.albums:
+            job = self._run(self.api.recluster(album.pet_id))
+            result = job.get("result") or {}
+            kept, of = result.get("constraints_kept"), result.get("constraints")
+            self.seen.constraints[album.pet_id] = f"{kept} of {of}"
+            if kept != of or kept is None:
+                self.seen.promise(f"recluster of pet {album.pet_id} keeps every constraint", False, f"{kept} of {of}")
+        self._wait_until_idle("the last jobs")
+
+    def check(self) -> None:
+        """Look at everything again and compare it with what was promised."""
+        for album in self.albums:
+            self.seen.clusters[album.pet_id] = self.api.memberships(album.pet_id)
+        self._check_media()
+        self._check_corrections()
+        self._check_poison()
+        self._check_metrics()
+        self._check_queues()
+        self._read_logs()
+
+    # -- steps on the way ----------------------------------------------------------------------------------------
+
+    def _send(self, album: Album, row: int) -> None:
+        media_id, vector = album.media_ids[row], album.vectors[row]
+        if album.model == DIGITS_MODEL:
+            # as a producer in any language would: a plain XADD of a flat event
+            self.redis.xadd(stream_of(EMBEDDING_INGESTED), _flat_event(album, media_id, vector.tobytes()))
+        else:
+            self.tasks.ingest(pet_id=album.pet_id, media_id=media_id, model=album.model, embedding=vector)
+
+    def _kill_a_worker(self) -> str:
+        """kill -9 the worker process that holds most work, while it holds some."""
+        name, pid, held = self._stop_the_busiest()
+        os.kill(pid, signal.SIGKILL)
+        recovered_before = self.broker.counters(EMBEDDING_INGESTED).get("recovered", 0)
+        for _ in until(PATIENCE_S):
+            pending = {consumer.name: consumer.pending for consumer in self.broker.stats(EMBEDDING_INGESTED).consumers}
+            if not pending.get(name):
+                break
+        recovered = self.broker.counters(EMBEDDING_INGESTED).get("recovered", 0) - recovered_before
+        self.seen.promise(
+            "a killed worker loses nothing",
+            recovered >= held > 0,
+            f"held {held} events, {recovered} were run by another",
+        )
+        return (
+            f"  [red]kill -9[/] of worker process {pid}: it held {held} events; {recovered} of them run elsewhere now"
+        )
+
+    def _stop_the_busiest(self) -> tuple[str, int, int]:
+        """Freeze the worker process that holds most events; (consumer, pid, how many it holds)."""
+        for _ in until(PATIENCE_S):
+            alive = [consumer for consumer in self.broker.stats(EMBEDDING_INGESTED).consumers if consumer.is_alive]
+            busiest = max(alive, key=lambda consumer: consumer.pending, default=None)
+            if busiest is None or not busiest.pending:
+                continue
+            pid = int(busiest.name.split(":")[1])
+            os.kill(pid, signal.SIGSTOP)
+            held = {consumer.name: consumer.pending for consumer in self.broker.stats(EMBEDDING_INGESTED).consumers}
+            if held.get(busiest.name):
+                return busiest.name, pid, held[busiest.name]
+            os.kill(pid, signal.SIGCONT)
+        raise TimeoutError("no worker ever held an event; are the workers running? See worker-1.log")
+
+    def _send_poison(self) -> str:
+        """An event whose embedding holds a NaN."""
+        album = self.albums[0]
+        vector = album.vectors[0].copy()
+        vector[3] = np.nan
+        self.redis.xadd(stream_of(EMBEDDING_INGESTED), _flat_event(album, POISON_ID, vector.tobytes()))
+        return f"  [red]poisoned event[/] sent: {POISON_ID} has a NaN in its embedding"
+
+    def _run(self, job_id: str) -> dict[str, Any]:
+        """Wait for a job's end; its status, or an empty one (and a broken promise) when it did not succeed."""
+        status: dict[str, Any] = {}
+        for _ in until(PATIENCE_S):
+            status = self.api.job(job_id)
+            if status["state"] in ("succeeded", "dead"):
+                break
+        if status.get("state") != "succeeded":
+            self.seen.promise(f"job {job_id} succeeds", False, f"{status.get('state')}: {status.get('because')}")
+            return {}
+        return status
+
+    def _unfinished(self, queue: str) -> int:
+        stats = self.broker.stats(queue)
+        return stats.waiting + stats.in_flight + stats.delayed
+
+    def _wait_until_idle(self, what: str) -> None:
+        with self.console.status(f"waiting for {what}"):
+            for _ in until(PATIENCE_S):
+                if not any(map(self._unfinished, (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER))):
+                    return
+
+    # -- checks --------------------------------------------------------------------------------------------------
+
+    def _check_media(self) -> None:
+        total = sum(len(album.media_ids) for album in self.albums)
+        found = sum(len(members) for members in self.seen.clusters.values())
+        exact = all(
+            sorted(self.seen.clusters[album.pet_id]) == sorted(album.media_ids)
+            and self.api.n_listed(album.pet_id) == len(album.media_ids)
+            for album in self.albums
+        )
+        self.seen.promise("every medium is in exactly one place", exact, f"{found} of {total} media")
+
+    def _check_corrections(self) -> None:
+        merges = [m for m in self.seen.merges if {self.seen.clusters[m.pet_id][x] for x in m.media} == {m.into}]
+        splits = [s for s in self.seen.splits if self._is_apart(s)]
+        self.seen.promise(
+            "merges survived the recluster, under the id people chose",
+            len(merges) == len(self.seen.merges),
+            f"{len(merges)} of {len(self.seen.merges)}",
+        )
+        self.seen.promise(
+            "splits survived the recluster",
+            len(splits) == len(self.seen.splits),
+            f"{len(splits)} of {len(self.seen.splits)}",
+        )
+
+    def _is_apart(self, split: SplitOff) -> bool:
+        where = self.seen.clusters[split.pet_id]
+        moved = {where[medium] for medium in split.moved}
+        return len(moved) == 1 and -1 not in moved and moved.isdisjoint(where[medium] for medium in split.remaining)
+
+    def _check_poison(self) -> None:
+        letters = [letter for queue in QUEUES for letter in self.broker.dead_letters(queue).list()]
+        texts = [f"{letter.field}: {letter.error}" for letter in letters]
+        named = [letter for letter in letters if letter.field == "embedding" and letter.mend]
+        self.seen.promise(
+            "the poisoned event, and nothing else, is a dead letter that names field and mend",
+            len(letters) == len(named) == 1,
+            "; ".join(texts) or "no dead letter",
+        )
+
+    def _check_metrics(self) -> None:
+        from prometheus_client.parser import text_string_to_metric_families
+
+        samples: Counter[str] = Counter()
+        for address in self.stack.metrics:
+            for family in text_string_to_metric_families(self.api.get_text(address)):
+                for sample in family.samples:
+                    if sample.name == "cluster_jobs_total":
+                        samples[sample.labels["outcome"]] += int(sample.value)
+                    samples[sample.name] += 1
+        complete = samples["success"] > 0 and samples["invalid"] == 1 and samples["media_cluster_pending_jobs"] > 0
+        seen = f"success {samples['success']}, invalid {samples['invalid']} since the workers started"
+        self.seen.promise("/metrics tells the story", complete, seen)
+
+    def _check_queues(self) -> None:
+        left = {queue: self._unfinished(queue) for queue in (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER)}
+        summary = self.redis.xpending(stream_of(EMBEDDING_INGESTED), GROUP)
+        for queue in (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER):
+            counters = self.broker.counters(queue)
+            self.seen.jobs["done"] += counters.get("acked", 0)
+            self.seen.jobs["retried"] += counters.get("retried", 0)
+            self.seen.jobs["recovered"] += counters.get("recovered", 0)
+            self.seen.jobs["dead"] += counters.get("dead", 0)
+        self.seen.promise(
+            "nothing is left waiting",
+            not any(left.values()),
+            f"{sum(left.values())} jobs, XPENDING {summary['pending']}",
+        )
+
+    def _read_logs(self) -> None:
+        """Times from event to committed assignment, from the workers' own log lines."""
+        for line in _json_lines(self.stack.worker_logs):
+            if line.get("actor") == "cluster_embedding" and line.get("outcome") == "success":
+                self.seen.ages_ms.append(float(line["age_ms"]))
+        total = sum(len(album.media_ids) for album in self.albums)
+        enough = len(self.seen.ages_ms) >= 0.95 * total  # the killed process took its last lines with it
+        self.seen.promise("workers log each job as JSON", enough, f"{len(self.seen.ages_ms)} lines for {total} media")
+
+
+def _flat_event(album: Album, media_id: str, embedding: bytes) -> dict[str | bytes, str | bytes | int]:
+    return {
+        "schema": "embedding.ingested/1",
+        "event_id": f"demo-{album.pet_id}-{media_id}",
+        "pet_id": str(album.pet_id),
+        "media_id": media_id,
+        "model": album.model,
+        "dim": str(album.dim),
+        "encoding": "f32le",
+        "embedding": embedding,
+    }
+
+
+def _order_of_arrival(albums: Sequence[Album]) -> Iterable[tuple[Album, int]]:
+    """Albums fill side by side, each in its own order; the same every time."""
+    arrivals = [(row / len(album.media_ids), album, row) for album in albums for row in range(len(album.media_ids))]
+    arrivals.sort(key=lambda arrival: (arrival[0], arrival[1].pet_id))
+    return [(album, row) for _, album, row in arrivals]
+
+
+def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, int] | None:
+    """The two largest clusters that mostly show the same group, larger first; None where no group was torn."""
+    looks: dict[int, list[int]] = {}
+    for cluster in sorted(clusters, key=lambda c: (-len(clusters[c]), c)):
+        looks.setdefault(statistics.mode(truth[medium] for medium in clusters[cluster]), []).append(cluster)
+    torn = [ids for ids in looks.values() if len(ids) > 1]
+    return (torn[0][0], torn[0][1]) if torn else None
+
+
+def _strangers(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, frozenset[str]] | None:
+    """The cluster with most media of one foreign group, and those media; None where all clusters are pure."""
+    best: tuple[int, frozenset[str]] | None = None
+    for cluster, media in clusters.items():
+        looks = Counter(truth[medium] for medium in media).most_common(2)
+        if len(looks) == 2 and (best is None or looks[1][1] > len(best[1])):
+            best = cluster, frozenset(medium for medium in media if truth[medium] == looks[1][0])
+    return best
+
+
+def _json_lines(logs: Iterable[Path]) -> Iterable[dict[str, Any]]:
+    for log in logs:
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("{"):
+                yield json.loads(line)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<15}"),
+        BarColumn(bar_width=40),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
