@@ -1,0 +1,79 @@
+"""kill -9 under load: at-least-once delivery, effects once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import redis
+from sploot_cluster.redis_store import RedisPetStore
+from tasks.contracts import EMBEDDING_INGESTED, stream_of
+
+from broker import RedisStreamsBroker
+from sploot_cluster.models import PetId
+from tasks.demo.stack import Stack
+from tasks.embedded_redis import EmbeddedRedis
+from tests.support import eventually
+from tests.system.events import DIM, flat_event
+
+N_PETS, N_MEDIA, N_KILLS = 4, 150, 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_every_medium_is_in_the_store_exactly_once_however_often_workers_are_killed(tmp_path: Path) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    events = [flat_event(pet_id=pet, number=number) for number in range(N_MEDIA) for pet in range(1, N_PETS + 1)]
+    repeated = rng.sample(events, len(events) // 10)  # producers repeat themselves too
+
+    with (
+        EmbeddedRedis(options={"appendonly": "no"}) as server,
+        redis.Redis.from_url(server.url) as client,
+        Stack(server.url, tmp_path, models={"test@1": DIM}, lease_ms=2_000) as stack,
+    ):
+        broker = RedisStreamsBroker(client=client, middleware=[])
+        kill_after = set(rng.sample(range(50, len(events)), N_KILLS))
+        for number, event in enumerate(events):
+            client.xadd(stream_of(EMBEDDING_INGESTED), event)
+            if number in kill_after:
+                kill_one_that_holds_work(broker, rng)
+        for event in repeated:
+            client.xadd(stream_of(EMBEDDING_INGESTED), event)
+        eventually(lambda: client.xlen(stream_of(EMBEDDING_INGESTED)) == 0, within_s=120)
+
+        store = RedisPetStore(client)
+        for pet in range(1, N_PETS + 1):
+            state = store.load(PetId(pet))
+            assert sorted(state.media) == sorted(f"media-{n}" for n in range(N_MEDIA))
+            assert len(state.labels) == len(state.standings) == len(state.vectors) == N_MEDIA
+            assert all(label == -1 or label in state.clusters for label in state.labels.tolist())
+        assert broker.dead_letters(EMBEDDING_INGESTED).list() == []
+        assert broker.counters(EMBEDDING_INGESTED)["recovered"] >= N_KILLS
+        assert sum(pod.restarts for pod in stack.workers) >= N_KILLS
+        broker.close()
+
+
+def kill_one_that_holds_work(broker: RedisStreamsBroker, rng: random.Random) -> None:
+    """SIGKILL a worker process while it holds events: freeze it first, so that it cannot finish them meanwhile."""
+
+    def frozen_holder() -> int | None:
+        holders = [c for c in broker.stats(EMBEDDING_INGESTED).consumers if c.is_alive and c.pending]
+        if not holders:
+            return None
+        chosen = rng.choice(holders)
+        pid = int(chosen.name.split(":")[1])
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            return None
+        if any(c.name == chosen.name and c.pending for c in broker.stats(EMBEDDING_INGESTED).consumers):
+            return pid
+        os.kill(pid, signal.SIGCONT)
+        return None
+
+    os.kill(eventually(frozen_holder, within_s=60), signal.SIGKILL)

@@ -1,0 +1,91 @@
+"""The commands an operator runs, as they are, on real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
+
+from tasks.embedded_redis import EmbeddedRedis
+from tests.support import eventually
+from tests.system.events import flat_event, free_port
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(options={"appendonly": "no"}) as server:
+        yield server
+
+
+@contextmanager
+def running(command: list[str], *, redis_url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    environ = {**os.environ, "REDIS_URL": redis_url, "WORKER_METRICS_PORT": str(free_port()), "SPLOOT_LEASE_MS": "2000"}
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", *command], env=environ, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def test_the_stock_worker_assigns_while_the_runbooks_redis_commands_answer(
+    server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    log = tmp_path / "worker.log"
+    stream = stream_of(EMBEDDING_INGESTED)
+    with (
+        redis.Redis.from_url(server.url) as client,
+        running(
+            ["dramatiq", "tasks.worker", "--processes", "2", "--threads", "2"], redis_url=server.url, log=log
+        ) as worker,
+    ):
+        for number in range(50):
+            client.xadd(stream, flat_event(pet_id=7, number=number))
+
+        eventually(lambda: client.xinfo_stream(stream)["groups"] == 1, within_s=60)
+        pending = client.xpending(stream, GROUP)
+        consumers = client.xinfo_consumers(stream, GROUP)
+        eventually(lambda: client.llen("{pet:7}:media") == 50, within_s=60)
+        eventually(lambda: client.xlen(stream) == 0, within_s=60)
+
+        assert set(pending) == {"pending", "min", "max", "consumers"}
+        assert all(
+            {b"name", b"pending", b"idle"} <= {k.encode() if isinstance(k, str) else k for k in c} for c in consumers
+        )
+        assert worker.poll() is None, log.read_text()
+
+    assert worker.returncode == 0, log.read_text()
+
+
+def test_the_stock_scheduler_sends_the_periodic_actors_and_a_worker_takes_the_sample(
+    server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    with (
+        redis.Redis.from_url(server.url) as client,
+        running(["periodiq", "tasks.worker"], redis_url=server.url, log=tmp_path / "scheduler.log") as scheduler,
+        running(
+            ["dramatiq", "tasks.worker", "--processes", "1", "--threads", "2"],
+            redis_url=server.url,
+            log=tmp_path / "worker.log",
+        ),
+    ):
+        # the scheduler sends at its start, unless that falls into the last seconds of a minute
+        eventually(lambda: client.hgetall("sploot:backlog"), within_s=90)
+
+        assert scheduler.poll() is None, (tmp_path / "scheduler.log").read_text()
