@@ -20,6 +20,8 @@ from tests.system.events import flat_event, free_port
 
 pytestmark = pytest.mark.slow
 
+WORKER = ["dramatiq", "tasks.worker", "--threads", "2"]
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
@@ -79,11 +81,7 @@ def test_the_stock_scheduler_sends_the_periodic_actors_and_a_worker_takes_the_sa
     with (
         redis.Redis.from_url(server.url) as client,
         running(["periodiq", "tasks.worker"], redis_url=server.url, log=tmp_path / "scheduler.log") as scheduler,
-        running(
-            ["dramatiq", "tasks.worker", "--processes", "1", "--threads", "2"],
-            redis_url=server.url,
-            log=tmp_path / "worker.log",
-        ),
+        running([*WORKER, "--processes", "1"], redis_url=server.url, log=tmp_path / "worker.log"),
     ):
         # the scheduler sends at its start, unless that falls into the last seconds of a minute
         eventually(lambda: client.hgetall("sploot:backlog"), within_s=90)
