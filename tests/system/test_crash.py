@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import redis
-from sploot_cluster.redis_store import RedisPetStore
-from tasks.contracts import EMBEDDING_INGESTED, stream_of
 
 from broker import RedisStreamsBroker
 from sploot_cluster.models import PetId
+from sploot_cluster.redis_store import RedisPetStore
+from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tasks.demo.stack import Stack
 from tasks.embedded_redis import EmbeddedRedis
 from tests.support import eventually

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import redis
 from rich.console import Console
-from sploot_cluster.redis_store import RedisPetStore
-from tasks.client import ClusterTasks
 
 from sploot_cluster.models import Merge
+from sploot_cluster.redis_store import RedisPetStore
+from tasks.client import ClusterTasks
 from tasks.demo import run
 from tasks.embedded_redis import EmbeddedRedis
 

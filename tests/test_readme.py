@@ -1,0 +1,58 @@
+"""What the README shows works as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import redis
+
+from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_every_make_command_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+    shown = set(re.findall(r"make ([a-z-]+)\b", "\n".join(blocks("bash"))))
+
+    assert {"demo", "test"} <= shown <= targets
+
+
+def test_every_linked_file_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_python_example_runs(redis_url: str, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks("python")
+    assert "redis://127.0.0.1:6379/0" in example
+
+    exec(example.replace("redis://127.0.0.1:6379/0", redis_url), {})
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("False")
+    assert "wait" in printed[1] or "ahead" in printed[1] or "worker" in printed[1]
+    assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 1
+
+
+def test_the_xadd_example_is_a_good_event(redis_client: redis.Redis) -> None:
+    (example,) = [block for block in blocks("bash") if "XADD" in block]
+    words = shlex.split(example.replace("\\\n", " "))
+
+    redis_client.execute_command(*words[words.index("XADD") :])
+
+    ((_, fields),) = redis_client.xrange(stream_of(EMBEDDING_INGESTED))
+    event = EmbeddingIngested.from_fields(fields)
+    assert (event.pet_id, event.media_id, event.dim) == (42, "beach.jpg", 3)
+    assert list(event.vector()) == pytest.approx([0.1, 0.2, 0.3])
