@@ -63,7 +63,10 @@ class ReclusterRequests(Protocol):
 
 
 class JobQueue(Protocol):
-    """What the HTTP API enqueues into. Bad fields raise ``errors.InvalidInput``; a Redis that is away raises ``QueueUnavailable``."""
+    """What the HTTP API enqueues into.
+
+    Every method raises ``errors.InvalidInput`` for a bad field and :class:`QueueUnavailable` when Redis is away.
+    """
 
     def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...
 
