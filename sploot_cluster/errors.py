@@ -8,7 +8,10 @@
     │   ├── UnknownMedia        no such medium in this pet or cluster
     │   └── UnknownRevision     no correction made this revision, or it is undone already
     ├── RevisionConflict        somebody else committed first; load again and decide again
-    └── PetTooLarge             the store cannot hold another medium of this pet
+    │   └── PetClaimed          somebody who lost that race before has the right of way; wait a moment
+    ├── StoreUnavailable        Redis did not answer or did not take it; trying again is safe
+    ├── PetTooLarge             the store cannot hold another medium of this pet
+    └── UnreadablePet           what is stored is damaged, or of a newer release; a person must look
 
 Only the standard library is imported here, so that the thin client and the message contracts may use this tree.
 """
@@ -113,18 +116,72 @@ class RevisionConflict(ClusterError):
         return (_conflict, (self.pet, self.expected, self.current))
 
 
+class PetClaimed(RevisionConflict):
+    """Raised when a commit must wait for somebody who lost the race before and has the right of way.
+
+    Attributes:
+        for_ms: how long the claim lasts at most; it ends with the claimant's commit.
+    """
+
+    def __init__(self, *, pet: int, revision: int, for_ms: int) -> None:
+        super().__init__(pet=pet, expected=revision, current=revision)
+        self.args = (f"pet {pet} is claimed by another change for at most {for_ms} ms; load it again and decide again",)
+        self.for_ms = for_ms
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_claimed, (self.pet, self.current, self.for_ms))
+
+
+class StoreUnavailable(ClusterError):
+    """Raised when Redis did not answer, or answered that it cannot do this now.
+
+    A commit that ended so may have been written. Trying it again is safe: media and corrections are known by their ids.
+
+    Attributes:
+        doing: what was asked of the store, e.g. ``commit pet 42``.
+        problem: what Redis or the connection said.
+    """
+
+    def __init__(self, *, doing: str, problem: str) -> None:
+        super().__init__(
+            f"could not {doing}: {problem}; check that Redis is up, has memory left and takes writes "
+            "(redis-cli INFO), then try again"
+        )
+        self.doing, self.problem = doing, problem
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_unavailable, (self.doing, self.problem))
+
+
 class PetTooLarge(ClusterError):
     """Raised when one more medium would exceed what one Redis value can hold (512 MB of vectors)."""
 
     def __init__(self, *, pet: int, n_media: int) -> None:
         super().__init__(
-            f"pet {pet} holds {n_media} media and its vectors fill one Redis value; "
-            "delete media or split the pet"
+            f"pet {pet} holds {n_media} media and its vectors fill one Redis value; delete media or split the pet"
         )
         self.pet, self.n_media = pet, n_media
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_too_large, (self.pet, self.n_media))
+
+
+class UnreadablePet(ClusterError):
+    """Raised when what is stored of a pet does not fit together, or is of a form that this release does not know.
+
+    Attributes:
+        problem: what does not fit.
+    """
+
+    def __init__(self, *, pet: int, problem: str) -> None:
+        super().__init__(
+            f"pet {pet} cannot be read: {problem}; run the release that wrote it, "
+            f"or restore its keys {{pet:{pet}}}:* from a backup"
+        )
+        self.pet, self.problem = pet, problem
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_unreadable, (self.pet, self.problem))
 
 
 def _conflict(pet: int, expected: int, current: int) -> RevisionConflict:
@@ -133,3 +190,15 @@ def _conflict(pet: int, expected: int, current: int) -> RevisionConflict:
 
 def _too_large(pet: int, n_media: int) -> PetTooLarge:
     return PetTooLarge(pet=pet, n_media=n_media)
+
+
+def _claimed(pet: int, revision: int, for_ms: int) -> PetClaimed:
+    return PetClaimed(pet=pet, revision=revision, for_ms=for_ms)
+
+
+def _unavailable(doing: str, problem: str) -> StoreUnavailable:
+    return StoreUnavailable(doing=doing, problem=problem)
+
+
+def _unreadable(pet: int, problem: str) -> UnreadablePet:
+    return UnreadablePet(pet=pet, problem=problem)

@@ -1,6 +1,6 @@
 """The values of the domain: pets, media, clusters, corrections.
 
-All of them are frozen. Arrays inside them are read-only by convention: a function that wants other values makes its own.
+All of them are frozen. Arrays inside them are read-only by convention: who wants other values makes another array.
 Cluster ids are decimal integers from 1, counted per pet and never used twice; noise is -1.
 """
 
@@ -106,6 +106,8 @@ class PetState:
         next_cluster: the next id to give out.
         n_at_recluster: media that the last recluster saw; 0 before the first.
         noise_arrivals: arrivals since the last recluster that found no cluster.
+        version: the store's own name for exactly this state. A revision alone does not tell: after a failover that lost
+            writes, or for a pet that was deleted and begun anew, two states can share one.
     """
 
     pet: PetId
@@ -123,6 +125,7 @@ class PetState:
     next_cluster: ClusterId
     n_at_recluster: int = 0
     noise_arrivals: int = 0
+    version: str = ""
 
     @property
     def n_media(self) -> int:
@@ -189,6 +192,51 @@ class HistoryEntry:
     at: datetime
     by: str
     summary: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """A cluster as readers see it.
+
+    Attributes:
+        media: in the order of their arrival.
+        standings: how many of its media came to it in which way; ways that nobody came are left out.
+        threshold, since: as in :class:`ClusterCard`.
+    """
+
+    id: ClusterId
+    media: tuple[MediaId, ...]
+    standings: Mapping[Standing, int]
+    threshold: float
+    since: int
+
+    @property
+    def size(self) -> int:
+        return len(self.media)
+
+
+@dataclass(frozen=True, slots=True)
+class PetView:
+    """A pet as readers see it, at one revision.
+
+    Attributes:
+        clusters: the largest first, then by id.
+        noise: media in no cluster, in the order of their arrival.
+        aliases: ids that were merged away -> the id they became.
+    """
+
+    pet: PetId
+    revision: int
+    model: str | None
+    dim: int | None
+    n_media: int
+    clusters: tuple[ClusterView, ...]
+    noise: tuple[MediaId, ...]
+    aliases: Mapping[ClusterId, ClusterId]
+
+    @property
+    def n_noise(self) -> int:
+        return len(self.noise)
 
 
 @dataclass(frozen=True, slots=True)

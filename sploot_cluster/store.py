@@ -7,13 +7,19 @@ for use as a library; both pass the same contract suite (tests/sploot_cluster/te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
-from sploot_cluster.models import Change, HistoryEntry, PetId, PetState
+from sploot_cluster.models import Change, HistoryEntry, PetId, PetState, PetView
+
+# Long enough to plan a recluster of 50,000 media; short enough that a claimant who died is hardly noticed.
+CLAIM_MS: Final = 2_000
 
 
 class PetStore(Protocol):
-    """Pets by id, each with a revision that grows by one with every commit. Safe to use from many threads."""
+    """Pets by id, each with a revision that grows by one with every commit. Safe to use from many threads.
+
+    What Redis cannot do now raises ``StoreUnavailable``; what it holds and we cannot read raises ``UnreadablePet``.
+    """
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
         """The pet at its newest revision; an empty state of revision 0 for a pet that has nothing.
@@ -23,13 +29,24 @@ class PetStore(Protocol):
         """
         ...
 
-    def commit(self, state: PetState, change: Change) -> PetState:
+    def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
         """Write ``change``, which was decided on ``state``, in one atomic step; the state that follows.
 
+        Args:
+            claimant: a name for whoever lost the race before. If it loses again, it gets the right of way: for
+                ``CLAIM_MS``, or until its commit, everybody else's commit raises ``PetClaimed``. So a change that
+                takes long to decide is not overtaken for ever. The first claim holds; it ends by itself.
+
         Raises:
-            RevisionConflict: the stored revision is not ``state.revision``; nothing was written.
+            RevisionConflict: the pet is not at ``state`` any more; nothing was written.
+            PetClaimed: another claimant has the right of way; nothing was written.
             PetTooLarge: the pet cannot hold the arrivals; nothing was written.
+            ValueError: the change does not fit the state: a mistake of whoever decided it.
         """
+        ...
+
+    def view(self, pet: PetId) -> PetView:
+        """The pet at its newest revision for readers, without its vectors."""
         ...
 
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:

@@ -1,0 +1,124 @@
+-- Writes one change of a pet, or nothing.
+--
+-- KEYS     1 meta  2 media  3 rows  4 vectors  5 labels  6 standings  7 clusters  8 aliases  9 ledger  10 history
+-- ARGV     born, commit, revision   the state the change was decided on; "", "", 0 for a pet that has nothing
+--          new_born, new_commit     names for the pet, should this be its first commit, and for this commit
+--          claimant, claim_ms       who gets the right of way after a conflict ("" = nobody), and for how long
+--          format, model, dim, next_cluster, n_at_recluster, noise_arrivals   for meta; model and dim "" = keep
+--          vectors                  of the arrivals
+--          relabels                 1: labels and standings are those of all rows; 0: of the arrivals
+--          labels, standings
+--          correction               JSON for the ledger, or ""
+--          kind, by, summary        of the history entry; kind "" = none
+--          then five lists, each as its length and its items:
+--          media of the arrivals; clusters to set (id, card, …); clusters to remove; aliases to set; aliases to remove
+-- Returns  {"OK", revision, born}      written; also when a lost reply made the client send the same commit again
+--          {"CONFLICT", revision}      the pet is not at that state
+--          {"CLAIMED", revision, ms}   it is, but somebody else has the right of way for so long
+--          {"TOO_LARGE", revision}     the vectors would exceed what one value can hold
+--
+-- All or nothing: the first write is one that a server without memory refuses, and the only one that can grow too long.
+
+local HISTORY_LENGTH = 10000
+-- unpack() puts every item on Lua's stack, which ends at 8,000
+local ITEMS_PER_CALL = 5000
+
+local taken = 0
+local function take()
+  taken = taken + 1
+  return ARGV[taken]
+end
+
+local function call_with_list(command, key)
+  local length = tonumber(take())
+  local last = taken + length
+  while taken < last do
+    local up_to = math.min(taken + ITEMS_PER_CALL, last)
+    redis.call(command, key, unpack(ARGV, taken + 1, up_to))
+    taken = up_to
+  end
+  return length
+end
+
+local meta = KEYS[1]
+local born, commit, expected = take(), take(), tonumber(take())
+local new_born, new_commit = take(), take()
+local claimant, claim_ms = take(), tonumber(take())
+
+local stored = redis.call('HMGET', meta, 'born', 'commit', 'revision', 'claim', 'claim_until_ms')
+local revision = tonumber(stored[3] or '0')
+if stored[2] == new_commit then
+  return {'OK', revision, stored[1]}
+end
+
+local time = redis.call('TIME')
+local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local claimed_for_ms = 0
+if stored[4] and stored[4] ~= claimant then
+  claimed_for_ms = tonumber(stored[5]) - now_ms
+end
+if (stored[1] or '') ~= born or (stored[2] or '') ~= commit then
+  if claimant ~= '' and claimed_for_ms <= 0 and stored[1] then
+    redis.call('HSET', meta, 'claim', claimant, 'claim_until_ms', string.format('%.0f', now_ms + claim_ms))
+  end
+  return {'CONFLICT', revision}
+end
+if claimed_for_ms > 0 then
+  return {'CLAIMED', revision, claimed_for_ms}
+end
+
+local format, model, dim = take(), take(), take()
+local next_cluster, n_at_recluster, noise_arrivals = take(), take(), take()
+local vectors, relabels, labels, standings = take(), take() == '1', take(), take()
+local correction, kind, by, summary = take(), take(), take(), take()
+
+revision = expected + 1
+if vectors ~= '' then
+  local answer = redis.pcall('APPEND', KEYS[4], vectors)
+  if type(answer) == 'table' and answer.err then
+    if string.find(answer.err, 'maximum allowed size', 1, true) then
+      return {'TOO_LARGE', expected}
+    end
+    return answer
+  end
+end
+
+if expected == 0 then
+  born = new_born
+end
+redis.call('HSET', meta, 'format', format, 'born', born, 'commit', new_commit, 'revision', revision,
+  'next_cluster', next_cluster, 'n_at_recluster', n_at_recluster, 'noise_arrivals', noise_arrivals)
+redis.call('HDEL', meta, 'claim', 'claim_until_ms')
+if model ~= '' then
+  redis.call('HSET', meta, 'model', model, 'dim', dim)
+end
+if relabels then
+  redis.call('SET', KEYS[5], labels)
+  redis.call('SET', KEYS[6], standings)
+  redis.call('HSET', meta, 'relabelled_at', revision)
+elseif labels ~= '' then
+  redis.call('APPEND', KEYS[5], labels)
+  redis.call('APPEND', KEYS[6], standings)
+end
+if correction ~= '' then
+  redis.call('RPUSH', KEYS[9], correction)
+end
+if kind ~= '' then
+  redis.call('XADD', KEYS[10], 'MAXLEN', '~', HISTORY_LENGTH, revision .. '-0',
+    'kind', kind, 'by', by, 'at_ms', string.format('%.0f', now_ms), 'summary', summary)
+end
+
+local n_media = tonumber(redis.call('HGET', meta, 'n_media') or '0')
+local first = taken + 2
+local n_arrivals = call_with_list('RPUSH', KEYS[2])
+for i = 0, n_arrivals - 1 do
+  redis.call('HSET', KEYS[3], ARGV[first + i], n_media + i)
+end
+redis.call('HSET', meta, 'n_media', n_media + n_arrivals)
+
+local n_cards = call_with_list('HSET', KEYS[7]) + call_with_list('HDEL', KEYS[7])
+  + call_with_list('HSET', KEYS[8]) + call_with_list('HDEL', KEYS[8])
+if n_cards > 0 then
+  redis.call('HSET', meta, 'recarded_at', revision)
+end
+return {'OK', revision, born}

@@ -1,0 +1,86 @@
+"""Pets in a dictionary: for tests, and for whoever uses the service as a library without Redis."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from threading import Lock
+from uuid import uuid4
+
+from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict
+from sploot_cluster.models import Change, HistoryEntry, PetId, PetState, PetView
+from sploot_cluster.rows import check, empty_state, follow
+from sploot_cluster.store import CLAIM_MS
+from sploot_cluster.views import view_of
+
+MAX_HISTORY = 10_000
+
+
+@dataclass(slots=True)
+class _Pet:
+    state: PetState
+    history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
+    claimant: str | None = None
+    claimed_until_s: float = 0.0
+
+
+class MemoryPetStore:
+    """The :class:`~sploot_cluster.store.PetStore` of one process. What it holds ends with it."""
+
+    def __init__(
+        self,
+        *,
+        max_vector_bytes: int = 512 * 1024 * 1024,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """``max_vector_bytes`` is the limit of one pet, by default that of a Redis value; ``clock`` stamps history."""
+        self._max_vector_bytes, self._clock = max_vector_bytes, clock
+        self._pets: dict[PetId, _Pet] = {}
+        self._lock = Lock()
+
+    def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
+        with self._lock:
+            held = self._pets.get(pet)
+            return held.state if held else empty_state(pet)
+
+    def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
+        check(state, change)
+        pet = state.pet
+        with self._lock:
+            held = self._pets.get(pet) or _Pet(empty_state(pet))
+            now_s = time.monotonic()
+            is_claimed = held.claimant not in (None, claimant) and now_s < held.claimed_until_s
+            if held.state.version != state.version:
+                if claimant and held.state.revision and not is_claimed:
+                    held.claimant, held.claimed_until_s = claimant, now_s + CLAIM_MS / 1000
+                raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
+            if is_claimed:
+                left_ms = round((held.claimed_until_s - now_s) * 1000)
+                raise PetClaimed(pet=pet, revision=held.state.revision, for_ms=left_ms)
+            if (
+                sum(arrival.vector.nbytes for arrival in change.arrivals) + state.vectors.nbytes
+                > self._max_vector_bytes
+            ):
+                raise PetTooLarge(pet=pet, n_media=state.n_media)
+            held.state = follow(state, change, version=uuid4().hex)
+            held.claimant = None
+            if change.kind != "arrival":
+                entry = HistoryEntry(held.state.revision, change.kind, self._clock(), change.by, dict(change.summary))
+                held.history.append(entry)
+            self._pets[pet] = held
+            return held.state
+
+    def view(self, pet: PetId) -> PetView:
+        return view_of(self.load(pet))
+
+    def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
+        with self._lock:
+            held = self._pets.get(pet)
+            return list(held.history)[: -limit - 1 : -1] if held else []
+
+    def pets(self) -> Sequence[PetId]:
+        with self._lock:
+            return sorted(self._pets)

@@ -1,0 +1,272 @@
+"""Pets in Redis: one round trip to load what is new, one to commit. ``keys.py`` documents what lies where.
+
+A load is a consistent snapshot, because a script makes it. A commit writes everything or nothing, because a script
+does, and first compares the state it was decided on. The client may send a commit twice when a reply was lost: every
+commit has a random name, by which the script knows it again.
+
+redis-py's errors become ``StoreUnavailable`` here and nowhere else. Works from Redis 6.2 on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, TypeVar, cast
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import redis
+
+from sploot_cluster import ledger
+from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict, StoreUnavailable, UnreadablePet
+from sploot_cluster.keys import FORMAT, PETS, PetKeys
+from sploot_cluster.models import (
+    Change,
+    ChangeKind,
+    ClusterCard,
+    ClusterId,
+    HistoryEntry,
+    MediaId,
+    PetId,
+    PetState,
+    PetView,
+)
+from sploot_cluster.rows import PetRows, check, empty_state, follow
+from sploot_cluster.store import CLAIM_MS
+from sploot_cluster.vectors import LabelVector, StandingVector
+from sploot_cluster.views import view_of
+
+T = TypeVar("T", bound=np.generic)
+
+
+class RedisPetStore:
+    """The :class:`~sploot_cluster.store.PetStore` on a Redis server, Sentinel or Cluster."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        """``client`` must answer in bytes: vectors are no text.
+
+        Raises:
+            ValueError: the client has ``decode_responses=True``.
+        """
+        if client.get_encoder().decode_responses:
+            raise ValueError("the client decodes answers to text; make it with decode_responses=False")
+        self._client = client
+        scripts = files(__package__)
+        self._load = client.register_script(scripts.joinpath("load.lua").read_text(encoding="utf-8"))
+        self._commit = client.register_script(scripts.joinpath("commit.lua").read_text(encoding="utf-8"))
+
+    def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
+        return self._read(pet, known or empty_state(pet), with_vectors=True)
+
+    def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
+        check(state, change)
+        pet, keys = state.pet, PetKeys.of(state.pet)
+        new_born, new_commit = uuid4().hex, uuid4().hex
+        with _translated(f"commit a change of pet {pet}"):
+            if not state.revision:
+                self._client.sadd(PETS, pet)
+            answer = self._commit(
+                keys=[
+                    keys.meta,
+                    keys.media,
+                    keys.rows,
+                    keys.vectors,
+                    keys.labels,
+                    keys.standings,
+                    keys.clusters,
+                    keys.aliases,
+                    keys.ledger,
+                    keys.history,
+                ],
+                args=[
+                    *_names(state.version),
+                    state.revision,
+                    new_born,
+                    new_commit,
+                    claimant or "",
+                    CLAIM_MS,
+                    *_written(state, change),
+                ],
+            )
+        match answer:
+            case [b"OK", _, born]:
+                return follow(state, change, version=f"{born.decode()}.{new_commit}")
+            case [b"CLAIMED", revision, for_ms]:
+                raise PetClaimed(pet=pet, revision=revision, for_ms=for_ms)
+            case [b"TOO_LARGE", _]:
+                raise PetTooLarge(pet=pet, n_media=state.n_media)
+            case [_, revision]:
+                raise RevisionConflict(pet=pet, expected=state.revision, current=revision)
+        raise AssertionError(f"commit.lua answered {answer!r}")
+
+    def view(self, pet: PetId) -> PetView:
+        return view_of(self._read(pet, empty_state(pet), with_vectors=False))
+
+    def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
+        with _translated(f"read the history of pet {pet}"):
+            entries = self._client.xrevrange(PetKeys.of(pet).history, count=limit)
+        return [_entry(id_, fields) for id_, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)]
+
+    def pets(self) -> Sequence[PetId]:
+        with _translated("list the pets"):
+            return sorted(PetId(int(id_)) for id_ in cast("set[bytes]", self._client.smembers(PETS)))
+
+    def _read(self, pet: PetId, known: PetState, *, with_vectors: bool) -> PetState:
+        keys = PetKeys.of(pet)
+        with _translated(f"load pet {pet}"):
+            answer = self._load(
+                keys=[
+                    keys.meta,
+                    keys.media,
+                    keys.vectors,
+                    keys.labels,
+                    keys.standings,
+                    keys.clusters,
+                    keys.aliases,
+                    keys.ledger,
+                ],
+                args=[
+                    *_names(known.version),
+                    known.revision,
+                    known.n_media,
+                    len(known.ledger),
+                    known.media[-1] if known.n_media else "",
+                    int(with_vectors),
+                ],
+            )
+        if not answer:
+            return empty_state(pet)
+        try:
+            return _state(pet, known, answer, with_vectors=with_vectors)
+        except (ValueError, KeyError) as exc:
+            raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
+
+
+def _names(version: str) -> tuple[str, str]:
+    """``version`` as load.lua and commit.lua know it: the name of the pet's first commit, and of its last."""
+    born, _, commit = version.partition(".")
+    return born, commit
+
+
+def _written(state: PetState, change: Change) -> Iterator[Any]:
+    """The part of commit.lua's ARGV that says what to write."""
+    arrivals, relabelling = change.arrivals, change.relabelling
+    labels = b"".join(int(arrival.label).to_bytes(4, "little", signed=True) for arrival in arrivals)
+    standings = bytes(arrival.standing for arrival in arrivals)
+    if relabelling is not None:
+        labels = relabelling.labels.astype("<i4").tobytes() + labels
+        standings = relabelling.standings.astype(np.uint8).tobytes() + standings
+    yield from (FORMAT, change.model or "", change.dim or "")
+    yield from (change.next_cluster, change.n_at_recluster, change.noise_arrivals)
+    yield b"".join(arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals)
+    yield from (int(relabelling is not None), labels, standings)
+    yield ledger.dumps(change.correction) if change.correction is not None else ""
+    yield from ("" if change.kind == "arrival" else change.kind, change.by, _json(change.summary))
+    for items in (
+        [arrival.media for arrival in arrivals],
+        [item for id_, card in change.clusters.items() if card is not None for item in (id_, _dump_card(card))],
+        [id_ for id_, card in change.clusters.items() if card is None],
+        [item for id_, into in change.aliases.items() if into is not None for item in (id_, into)],
+        [id_ for id_, into in change.aliases.items() if into is None],
+    ):
+        yield len(items)
+        yield from items
+
+
+def _state(pet: PetId, known: PetState, answer: Sequence[Any], *, with_vectors: bool) -> PetState:
+    """The state that load.lua's answer tells, on the memory of ``known`` as far as it is an ancestor.
+
+    Raises:
+        ValueError, KeyError: the columns do not fit together.
+    """
+    (meta_items, from_row, media_ids, vector_bytes, labels_from, label_bytes, standing_bytes) = answer[:7]
+    (card_items, alias_items, from_correction, corrections) = answer[7:]
+    meta = {name.decode(): value.decode() for name, value in _pairs(meta_items)}
+    if int(meta["format"]) != FORMAT:
+        raise ValueError(f"it is stored in format {meta['format']}, this release knows {FORMAT}")
+    version = f"{meta['born']}.{meta['commit']}"
+    if version == known.version:
+        return known
+
+    media = [MediaId(id_.decode()) for id_ in media_ids]
+    dim = int(meta["dim"]) if "dim" in meta else None
+    vectors = np.empty((0, 0), dtype=np.float32)
+    if with_vectors and dim is not None:
+        vectors = np.frombuffer(vector_bytes, dtype="<f4").astype(np.float32, copy=False).reshape(len(media), dim)
+    rows = PetRows.behind(known).extended(from_row, media, vectors) if from_row else PetRows(media, vectors)
+    n = from_row + len(media)
+    labels: LabelVector = _column(known.labels[:labels_from], np.frombuffer(label_bytes, dtype="<i4"))
+    standings: StandingVector = _column(known.standings[:labels_from], np.frombuffer(standing_bytes, dtype=np.uint8))
+    if not n == int(meta["n_media"]) == len(labels) == len(standings):
+        raise ValueError(
+            f"{meta['n_media']} media by count, {n} by name, {len(labels)} labels, {len(standings)} standings"
+        )
+
+    clusters, aliases = known.clusters, known.aliases
+    if card_items is not None:
+        clusters = {ClusterId(int(id_)): _load_card(ClusterId(int(id_)), card) for id_, card in _pairs(card_items)}
+        aliases = {ClusterId(int(id_)): ClusterId(int(into)) for id_, into in _pairs(alias_items)}
+    return PetState(
+        pet=pet,
+        revision=int(meta["revision"]),
+        version=version,
+        model=meta.get("model"),
+        dim=dim,
+        media=rows.media(n),
+        rows=rows.index(n),
+        vectors=rows.vectors(n),
+        labels=labels,
+        standings=standings,
+        clusters=clusters,
+        aliases=aliases,
+        ledger=(*known.ledger[:from_correction], *(ledger.loads(text, pet=pet) for text in corrections)),
+        next_cluster=ClusterId(int(meta["next_cluster"])),
+        n_at_recluster=int(meta["n_at_recluster"]),
+        noise_arrivals=int(meta["noise_arrivals"]),
+    )
+
+
+def _pairs(items: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """(field, value) of a hash as a script returns it."""
+    return zip(items[::2], items[1::2], strict=True)
+
+
+def _column(known: npt.NDArray[T], new: npt.NDArray[Any]) -> npt.NDArray[T]:
+    column = np.concatenate([known, new.astype(known.dtype, copy=False)])
+    column.flags.writeable = False
+    return column
+
+
+def _dump_card(card: ClusterCard) -> str:
+    return _json({"threshold": card.threshold, "since": card.since})
+
+
+def _load_card(id_: ClusterId, text: bytes) -> ClusterCard:
+    said = json.loads(text)
+    return ClusterCard(id_, threshold=float(said["threshold"]), since=int(said["since"]))
+
+
+def _entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
+    return HistoryEntry(
+        revision=int(id_.partition(b"-")[0]),
+        kind=cast("ChangeKind", fields[b"kind"].decode()),
+        at=datetime.fromtimestamp(int(fields[b"at_ms"]) / 1000, UTC),
+        by=fields[b"by"].decode(),
+        summary=json.loads(fields[b"summary"]),
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as exc:
+        raise StoreUnavailable(doing=doing, problem=f"{type(exc).__name__}: {exc}") from exc

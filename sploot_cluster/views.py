@@ -1,0 +1,43 @@
+"""A pet as readers see it, from its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sploot_cluster.models import NOISE, ClusterCard, ClusterView, MediaId, PetState, PetView, Standing
+from sploot_cluster.vectors import StandingVector
+
+
+def view_of(state: PetState) -> PetView:
+    """What readers see of ``state``; its vectors are not looked at. O(n log n)."""
+    # stable, so that the media of a cluster stay in the order of their arrival
+    order = np.argsort(state.labels, kind="stable")
+    labels, first = np.unique(state.labels[order], return_index=True)
+    rows_of = dict(zip(labels.tolist(), np.split(order, first[1:]), strict=True)) if len(order) else {}
+    nobody = np.empty(0, dtype=order.dtype)
+
+    def media(rows: Sequence[int]) -> tuple[MediaId, ...]:
+        return tuple(state.media[row] for row in rows)
+
+    def cluster(card: ClusterCard) -> ClusterView:
+        rows = rows_of.get(card.id, nobody)
+        return ClusterView(card.id, media(rows.tolist()), _count(state.standings[rows]), card.threshold, card.since)
+
+    clusters = sorted(map(cluster, state.clusters.values()), key=lambda view: (-view.size, view.id))
+    return PetView(
+        pet=state.pet,
+        revision=state.revision,
+        model=state.model,
+        dim=state.dim,
+        n_media=state.n_media,
+        clusters=tuple(clusters),
+        noise=media(rows_of.get(NOISE, nobody).tolist()),
+        aliases=dict(state.aliases),
+    )
+
+
+def _count(standings: StandingVector) -> dict[Standing, int]:
+    values, counts = np.unique(standings, return_counts=True)
+    return {Standing(value): count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
