@@ -2,19 +2,20 @@
 --
 -- KEYS     1 meta  2 media  3 vectors  4 labels  5 standings  6 clusters  7 aliases  8 ledger
 -- ARGV     born, commit, revision, n_media, n_corrections, last_medium   of the known state; "", "", 0, 0, 0, "" = none
---          with_vectors   1 or 0
+--          max_vector_bytes   how much of the vectors to answer; 0 = none, and no rest
 -- Returns  {} for a pet that has nothing, else
 --          1 meta           field, value, …
---          2 from_row       columns below begin at this row
+--          2 from_row       media and vectors begin at this row
 --          3 media
---          4 vectors        "" without vectors
---          5 labels_from    labels and standings begin at this row: 0 when rows that exist were relabelled
---          6 labels
---          7 standings
---          8 clusters       id, card, …   false when they are as known, and so are the aliases
---          9 aliases        id, id, …
---         10 from_correction
---         11 ledger         corrections from there on
+--          4 vectors        their first max_vector_bytes
+--          5 rest_from, 6 rest_to   bytes of the value that are missing; to be read later, for rows never change
+--          7 labels_from    labels and standings begin at this row: 0 when rows that exist were relabelled
+--          8 labels
+--          9 standings
+--         10 clusters       id, card, …   false when they are as known, and so are the aliases
+--         11 aliases        id, id, …
+--         12 from_correction
+--         13 ledger         corrections from there on
 --
 -- The known state counts only if it is an ancestor of what is stored. A later revision with the same last medium in the
 -- same row is taken for one: that fails after a failover that lost writes, and for a pet deleted and begun anew.
@@ -45,15 +46,19 @@ local clusters, aliases = false, false
 if not is_ancestor or tonumber(field.recarded_at or '0') > known_revision then
   clusters, aliases = redis.call('HGETALL', KEYS[6]), redis.call('HGETALL', KEYS[7])
 end
-local vectors = ''
-if ARGV[7] == '1' then
-  vectors = redis.call('GETRANGE', KEYS[3], known_rows * tonumber(field.dim or '0') * 4, -1)
+local vectors, rest_from, rest_to, max_vector_bytes = '', 0, 0, tonumber(ARGV[7])
+if max_vector_bytes > 0 then
+  local from = known_rows * tonumber(field.dim or '0') * 4
+  vectors = redis.call('GETRANGE', KEYS[3], from, from + max_vector_bytes - 1)
+  rest_from, rest_to = from + #vectors, redis.call('STRLEN', KEYS[3])
 end
 return {
   meta,
   known_rows,
   redis.call('LRANGE', KEYS[2], known_rows, -1),
   vectors,
+  rest_from,
+  rest_to,
   labels_from,
   redis.call('GETRANGE', KEYS[4], labels_from * 4, -1),
   redis.call('GETRANGE', KEYS[5], labels_from, -1),

@@ -28,7 +28,7 @@ from sploot_cluster.models import (
     Relabelling,
     Standing,
 )
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.redis_store import CHUNK_BYTES, RedisPetStore
 from sploot_cluster.store import PetStore
 
 PET = PetId(42)
@@ -417,6 +417,18 @@ def test_only_what_is_new_travels(redis_client: redis.Redis) -> None:
     assert state.n_media == 501
     assert tail < 4 * 256 + 2_000
     assert whole > 500 * 4 * 256
+
+
+def test_a_large_pet_is_read_in_pieces_that_fit_together(redis_client: redis.Redis) -> None:
+    store, dim = RedisPetStore(redis_client), 2048
+    empty = store.load(PET)
+    n = 2 * CHUNK_BYTES // (4 * dim) + 7
+    state = store.commit(empty, arrival(empty, *(f"m{i}" for i in range(n)), dim=dim))
+
+    loaded = store.load(PET)
+
+    np.testing.assert_array_equal(loaded.vectors, state.vectors)
+    assert loaded.media == state.media
 
 
 def test_a_load_and_a_commit_are_one_command_each(redis_client: redis.Redis) -> None:

@@ -1,0 +1,114 @@
+"""What a process remembers of pets between two uses: their last state, and the faiss index over their vectors.
+
+It saves travel and never answers for the store: whoever opens a memory loads what is new into it first. Threads of one
+process take turns at a pet, because two of them deciding at once would only make one of the commits fail.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from sploot_cluster.models import PetId, PetState
+from sploot_cluster.rows import PetRows, empty_state
+from sploot_cluster.vectors import FloatVector
+
+if TYPE_CHECKING:
+    from sploot_cluster.neighbours import NeighbourIndex, Neighbours
+
+# An id of 36 characters as text, in the list and in the dictionary; measured with tracemalloc on Python 3.11.
+BYTES_PER_MEDIUM: Final = 250
+
+
+class PetMemory:
+    """One pet as this process saw it last. Only the thread that opened it may touch it.
+
+    Attributes:
+        state: the newest state seen; revision 0 of a pet that was never loaded.
+        asked: when a recluster was last asked for, and how many media the recluster before it had seen.
+    """
+
+    def __init__(self, pet: PetId) -> None:
+        self.pet = pet
+        self.state: PetState = empty_state(pet)
+        self.asked: tuple[datetime, int] | None = None
+        self._index: NeighbourIndex | None = None
+        self._indexed: PetRows | None = None
+
+    def nearest(self, vector: FloatVector, k: int) -> Neighbours:
+        """The k nearest media of the remembered state; the index is brought up to it first, O(dim) per new medium."""
+        # faiss is loaded by whoever assigns, not by whoever only reads
+        from sploot_cluster.neighbours import NeighbourIndex
+
+        rows = PetRows.behind(self.state)
+        if self._index is None or self._indexed is not rows:
+            self._index, self._indexed = NeighbourIndex(len(vector)), rows
+        if self._index.n < self.state.n_media:
+            self._index.add(self.state.vectors[self._index.n :])
+        return self._index.nearest(vector[None, :], k)
+
+    @property
+    def n_bytes(self) -> int:
+        """About what it takes: the vectors, the same again in the index, and the media."""
+        n_copies = 1 if self._index is None else 2
+        return n_copies * self.state.vectors.nbytes + self.state.n_media * BYTES_PER_MEDIUM
+
+
+class _Place:
+    """A memory with the lock of its turns, and how many threads hold or await it."""
+
+    __slots__ = ("lock", "memory", "n_bytes", "n_threads")
+
+    def __init__(self, pet: PetId) -> None:
+        self.memory, self.lock, self.n_threads, self.n_bytes = PetMemory(pet), Lock(), 0, 0
+
+
+class PetCache:
+    """Memories of pets, up to a number of bytes; those unused for longest are forgotten first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """``max_bytes``: a pet that is larger alone is remembered only while it is open."""
+        self._max_bytes = max_bytes
+        self._places: OrderedDict[PetId, _Place] = OrderedDict()
+        self._n_bytes = 0
+        self._lock = Lock()
+
+    @contextmanager
+    def open(self, pet: PetId) -> Iterator[PetMemory]:
+        """The memory of ``pet``, for this thread alone until the block ends."""
+        place = self._enter(pet)
+        try:
+            with place.lock:
+                yield place.memory
+        finally:
+            self._leave(place)
+
+    @property
+    def n_bytes(self) -> int:
+        return self._n_bytes
+
+    def _enter(self, pet: PetId) -> _Place:
+        with self._lock:
+            place = self._places.get(pet)
+            if place is None:
+                place = self._places[pet] = _Place(pet)
+            self._places.move_to_end(pet)
+            place.n_threads += 1
+            return place
+
+    def _leave(self, place: _Place) -> None:
+        with self._lock:
+            place.n_threads -= 1
+            now = place.memory.n_bytes
+            self._n_bytes += now - place.n_bytes
+            place.n_bytes = now
+            while self._n_bytes > self._max_bytes and (pet := self._unused_for_longest()) is not None:
+                self._n_bytes -= self._places.pop(pet).n_bytes
+
+    def _unused_for_longest(self) -> PetId | None:
+        # one that is in use stays, or the next thread would get another lock for the same pet
+        return next((pet for pet, place in self._places.items() if not place.n_threads), None)

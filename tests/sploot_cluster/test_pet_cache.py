@@ -1,0 +1,116 @@
+"""What a process remembers of pets: for one thread at a time, and not more than it may."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+
+from sploot_cluster.models import MediaId, PetId
+from sploot_cluster.pet_cache import BYTES_PER_MEDIUM, PetCache, PetMemory
+from sploot_cluster.rows import PetRows
+from tests.support import eventually
+
+ONE_MEDIUM = 4 * 8 + BYTES_PER_MEDIUM
+
+
+def remember(memory: PetMemory, n: int) -> None:
+    """Put n media of 8 dimensions into a memory."""
+    rows = PetRows([MediaId(f"m{i}") for i in range(n)], np.ones((n, 8), dtype=np.float32))
+    memory.state = replace(
+        memory.state, media=rows.media(n), rows=rows.index(n), vectors=rows.vectors(n), revision=1, dim=8, model="m@1"
+    )
+
+
+def remembered(cache: PetCache, *pets: int) -> list[int]:
+    """How many media of each pet are remembered; asking forgets what was not."""
+    found = []
+    for pet in pets:
+        with cache.open(PetId(pet)) as memory:
+            found.append(memory.state.n_media)
+    return found
+
+
+def fill(cache: PetCache, pet: int, n: int) -> None:
+    with cache.open(PetId(pet)) as memory:
+        remember(memory, n)
+
+
+def test_a_pet_is_remembered_until_its_next_use() -> None:
+    cache = PetCache(max_bytes=10 * ONE_MEDIUM)
+
+    fill(cache, 1, 4)
+
+    assert remembered(cache, 1) == [4]
+    assert cache.n_bytes == 4 * ONE_MEDIUM
+
+
+def test_what_was_unused_for_longest_is_forgotten_first() -> None:
+    cache = PetCache(max_bytes=10 * ONE_MEDIUM)
+    for pet in (1, 2, 3):
+        fill(cache, pet, 3)
+    remembered(cache, 1)
+
+    fill(cache, 4, 3)
+
+    assert cache.n_bytes == 9 * ONE_MEDIUM
+    assert remembered(cache, 1, 3, 4, 2) == [3, 3, 3, 0]
+
+
+def test_a_pet_larger_than_the_cache_is_remembered_only_while_it_is_open() -> None:
+    cache = PetCache(max_bytes=10 * ONE_MEDIUM)
+
+    fill(cache, 1, 11)
+
+    assert cache.n_bytes == 0
+    assert remembered(cache, 1) == [0]
+
+
+def test_a_pet_that_is_open_is_not_forgotten() -> None:
+    cache = PetCache(max_bytes=10 * ONE_MEDIUM)
+    with cache.open(PetId(1)) as memory:
+        remember(memory, 9)
+        fill(cache, 2, 9)
+        awaiting = Thread(target=remembered, args=(cache, 1))
+        awaiting.start()
+
+    awaiting.join()
+
+    assert remembered(cache, 1) == [9]
+
+
+def test_threads_take_turns_at_a_pet_and_not_at_pets() -> None:
+    cache = PetCache(max_bytes=1_000)
+    order: list[str] = []
+    entered = Event()
+
+    def second() -> None:
+        entered.set()
+        with cache.open(PetId(1)):
+            order.append("second")
+
+    with cache.open(PetId(1)):
+        thread = Thread(target=second)
+        thread.start()
+        assert entered.wait(10)
+        with cache.open(PetId(2)):
+            order.append("another pet")
+        order.append("first")
+    thread.join()
+
+    assert order == ["another pet", "first", "second"]
+
+
+def test_a_use_that_fails_gives_the_pet_free() -> None:
+    cache = PetCache(max_bytes=1_000)
+
+    with pytest.raises(RuntimeError), cache.open(PetId(1)):
+        raise RuntimeError
+
+    done: list[int] = []
+    thread = Thread(target=lambda: done.extend(remembered(cache, 1)))
+    thread.start()
+    assert eventually(lambda: done) == [0]
+    thread.join()
