@@ -73,6 +73,12 @@ class MemoryPetStore:
             self._pets[pet] = held
             return held.state
 
+    def release(self, pet: PetId, claimant: str) -> None:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held and held.claimant == claimant:
+                held.claimant = None
+
     def view(self, pet: PetId) -> PetView:
         return view_of(self.load(pet))
 

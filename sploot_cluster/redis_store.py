@@ -61,6 +61,7 @@ class RedisPetStore:
         scripts = files(__package__)
         self._load = client.register_script(scripts.joinpath("load.lua").read_text(encoding="utf-8"))
         self._commit = client.register_script(scripts.joinpath("commit.lua").read_text(encoding="utf-8"))
+        self._release = client.register_script(scripts.joinpath("release.lua").read_text(encoding="utf-8"))
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
         return self._read(pet, known or empty_state(pet), with_vectors=True)
@@ -105,6 +106,10 @@ class RedisPetStore:
             case [_, revision]:
                 raise RevisionConflict(pet=pet, expected=state.revision, current=revision)
         raise AssertionError(f"commit.lua answered {answer!r}")
+
+    def release(self, pet: PetId, claimant: str) -> None:
+        with _translated(f"release pet {pet}"):
+            self._release(keys=[PetKeys.of(pet).meta], args=[claimant])
 
     def view(self, pet: PetId) -> PetView:
         return view_of(self._read(pet, empty_state(pet), with_vectors=False))

@@ -34,8 +34,8 @@ class PetStore(Protocol):
 
         Args:
             claimant: a name for whoever lost the race before. If it loses again, it gets the right of way: for
-                ``CLAIM_MS``, or until its commit, everybody else's commit raises ``PetClaimed``. So a change that
-                takes long to decide is not overtaken for ever. The first claim holds; it ends by itself.
+                ``CLAIM_MS``, or until it commits or releases, everybody else's commit raises ``PetClaimed``. So a
+                change that takes long to decide is not overtaken for ever. The first claim holds.
 
         Raises:
             RevisionConflict: the pet is not at ``state`` any more; nothing was written.
@@ -43,6 +43,10 @@ class PetStore(Protocol):
             PetTooLarge: the pet cannot hold the arrivals; nothing was written.
             ValueError: the change does not fit the state: a mistake of whoever decided it.
         """
+        ...
+
+    def release(self, pet: PetId, claimant: str) -> None:
+        """End the right of way of a claimant who changes nothing after all; nothing happens if it has none."""
         ...
 
     def view(self, pet: PetId) -> PetView:

@@ -362,6 +362,20 @@ def test_who_lost_the_race_gets_the_right_of_way(store: PetStore) -> None:
     assert store.commit(state, arrival(state, "g")).revision == 5
 
 
+def test_a_claim_ends_when_its_claimant_says_so(store: PetStore) -> None:
+    loser = with_clusters(store)
+    newest = store.commit(loser, arrival(loser, "f"))
+    with pytest.raises(RevisionConflict):
+        store.commit(loser, arrival(loser, "g"), claimant="ada")
+
+    store.release(PET, "bob")
+    with pytest.raises(PetClaimed):
+        store.commit(newest, arrival(newest, "g"))
+    store.release(PET, "ada")
+
+    assert store.commit(newest, arrival(newest, "g")).revision == 4
+
+
 def test_a_first_claim_holds_against_a_second(store: PetStore) -> None:
     loser = with_clusters(store)
     newest = store.commit(loser, arrival(loser, "f"))

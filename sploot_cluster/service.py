@@ -1,0 +1,363 @@
+"""The use cases: a medium arrives, a person corrects, a pet is reclustered, somebody looks.
+
+Each loads what is new, decides by a pure function, and commits on the very state it decided on; if somebody else was
+faster it decides again. So workers need no lock between them, and every use case may run twice: media are known by
+their id, corrections by the id of their operation.
+
+Reading needs numpy and redis alone; faiss, scipy and hdbscan are imported by the use cases that compute with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from random import Random
+from typing import Final, TypeVar, assert_never
+from uuid import uuid4
+
+import numpy.typing as npt
+
+from sploot_cluster.assignment import decide, recluster_reason
+from sploot_cluster.errors import DimensionMismatch, InvalidInput, ModelMismatch, PetClaimed, RevisionConflict
+from sploot_cluster.jobs import ReclusterRequests
+from sploot_cluster.models import (
+    NOISE,
+    Arrival,
+    Assigned,
+    Change,
+    ClusterId,
+    Corrected,
+    Correction,
+    HistoryEntry,
+    MediaId,
+    Merge,
+    PetId,
+    PetState,
+    PetView,
+    Reclustered,
+    Split,
+    Undo,
+)
+from sploot_cluster.pet_cache import PetCache, PetMemory
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store import PetStore
+from sploot_cluster.vectors import FloatVector, as_vector
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# A pet of 50,000 media takes about 215 MB of it at 512 dimensions; sixty pets of 2,000 take half of it.
+CACHE_BYTES: Final = 512 * 1024 * 1024
+
+MAX_MEDIA_ID: Final = 256
+
+# After the n-th lost race a random wait of up to 2^n ms and at most this: what a commit on a quarter of a pet takes.
+LONGEST_WAIT_S: Final = 0.25
+
+
+class ClusterService:
+    """Everything one can do with pets, media and clusters. Safe to use from many threads and many processes.
+
+    Every method may raise ``StoreUnavailable`` and ``UnreadablePet``; those that write may raise ``RevisionConflict``
+    after ``settings.commit_attempts`` lost races, and trying again later is right. ``InvalidInput`` says that trying
+    again is not.
+    """
+
+    def __init__(
+        self,
+        store: PetStore,
+        *,
+        settings: ClusterSettings | None = None,
+        reclusters: ReclusterRequests | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """
+        Args:
+            store: where pets are.
+            settings: what decisions depend on; the defaults of :class:`ClusterSettings` otherwise.
+            reclusters: who is asked when a pet grew or drifted; without one, nobody is.
+            clock: the time that corrections are stamped with, aware.
+            cache_bytes: how much of pets to remember between two uses.
+        """
+        self._store = store
+        self._settings = settings or ClusterSettings()
+        self._reclusters = reclusters
+        self._clock = clock
+        self._cache = PetCache(cache_bytes)
+        self._random = Random()  # noqa: S311  spreads retries, keeps no secret
+
+    def assign(self, pet: PetId, media: MediaId, *, model: str, vector: npt.ArrayLike) -> Assigned:
+        """Put a medium that arrived into a cluster, or among the noise.
+
+        A medium that is known already stays where it is, whatever comes with it. O(n · dim) for a pet of n media, two
+        round trips to Redis.
+
+        Args:
+            model: ``name@version`` of the embedding model; all media of a pet have the same.
+            vector: (dim,) real numbers, of any length but zero; only its direction counts.
+
+        Raises:
+            InvalidInput: a field cannot be used; DimensionMismatch and ModelMismatch for a vector of another space.
+            PetTooLarge: the pet is full.
+        """
+        self._check_identity(pet, media, model)
+        query = as_vector(vector)
+
+        with self._cache.open(pet) as memory:
+            assigned = self._settle(memory, lambda state: self._arrive(state, memory, media, model, query))
+            return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
+
+    def merge(
+        self,
+        pet: PetId,
+        cluster_ids: Sequence[ClusterId],
+        *,
+        into: ClusterId | None = None,
+        operation_id: str,
+        by: str,
+    ) -> Corrected:
+        """Make clusters one, for ever: ``into``, or the one that ``plan_merge`` prefers. Old ids lead to it.
+
+        Raises:
+            UnknownCluster: one of the ids is neither a cluster nor an alias.
+            InvalidInput: fewer than two clusters, or ``into`` is not among them.
+        """
+        from sploot_cluster import feedback
+
+        at = self._clock()
+        return self._correct(
+            pet,
+            operation_id,
+            lambda state: feedback.plan_merge(state, cluster_ids, into, operation_id=operation_id, by=by, at=at),
+        )
+
+    def split(
+        self, pet: PetId, cluster: ClusterId, media_ids: Sequence[MediaId], *, operation_id: str, by: str
+    ) -> Corrected:
+        """Make these media of a cluster another one, for ever apart from those that stay.
+
+        Raises:
+            UnknownCluster: no such cluster.
+            UnknownMedia: media that are not in it.
+            InvalidInput: no media, or all of the cluster's.
+        """
+        from sploot_cluster import feedback
+
+        at = self._clock()
+        return self._correct(
+            pet,
+            operation_id,
+            lambda state: feedback.plan_split(state, cluster, media_ids, operation_id=operation_id, by=by, at=at),
+        )
+
+    def undo(self, pet: PetId, revision: int, *, operation_id: str, by: str) -> Corrected:
+        """Take back the correction that made ``revision``; an undo can be undone too.
+
+        Raises:
+            UnknownRevision: it is not a correction, or taken back already.
+        """
+        from sploot_cluster import feedback
+
+        at = self._clock()
+        return self._correct(
+            pet,
+            operation_id,
+            lambda state: feedback.plan_undo(state, revision, operation_id=operation_id, by=by, at=at),
+        )
+
+    def recluster(self, pet: PetId, *, by: str = "machine") -> Reclustered:
+        """Find the clusters anew from the density of all vectors; corrections and ids are kept.
+
+        Density is computed once, over the media that are there when it starts; what follows from it is decided on the
+        newest state, so that media and corrections may come in the meantime. A pet without media stays as it is.
+        """
+        from sploot_cluster.density import cluster_densely
+        from sploot_cluster.recluster import plan_recluster
+
+        with self._cache.open(pet) as memory:
+            seen = memory.state = self._store.load(pet, known=memory.state)
+        if not seen.n_media:
+            return _nothing_to_recluster(seen)
+        density = cluster_densely(seen.vectors, settings=self._settings)
+        at = self._clock()
+
+        def regroup(state: PetState) -> tuple[Change, Reclustered]:
+            if state.media[: seen.n_media] != tuple(seen.media):
+                # deleted and begun anew, or a failover lost media: the density is of others
+                raise RevisionConflict(pet=pet, expected=seen.revision, current=state.revision)
+            return plan_recluster(state, density, settings=self._settings, at=at, by=by)
+
+        with self._cache.open(pet) as memory:
+            return self._settle(memory, regroup)
+
+    def clusters(self, pet: PetId) -> PetView:
+        """The pet as it is now; an empty view of revision 0 for a pet that has nothing."""
+        return self._store.view(pet)
+
+    def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
+        """The newest reclusters and corrections, newest first."""
+        return self._store.history(pet, limit=limit)
+
+    def pets(self) -> Sequence[PetId]:
+        """Every pet that has media, ascending."""
+        return self._store.pets()
+
+    def _arrive(
+        self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
+    ) -> tuple[Change | None, Assigned]:
+        """Where an arrival belongs in ``state``, which is the one that ``memory`` holds."""
+        if media in state.rows:
+            return None, _where(state, media)
+        _check_space(state, model, dim=len(vector))
+        neighbours = memory.nearest(vector, self._settings.n_neighbours)
+        decision = decide(neighbours, state.labels, state.standings, state.clusters, self._settings)
+        change = Change(
+            "arrival",
+            next_cluster=state.next_cluster,
+            n_at_recluster=state.n_at_recluster,
+            noise_arrivals=state.noise_arrivals + (decision.cluster == NOISE),
+            model=None if state.model else model,
+            dim=None if state.dim else len(vector),
+            arrivals=(Arrival(media, vector, decision.cluster, decision.standing),),
+        )
+        assigned = Assigned(
+            media,
+            decision.cluster,
+            decision.similarity,
+            backend="faiss",
+            is_duplicate=False,
+            revision=state.revision + 1,
+        )
+        return change, assigned
+
+    def _ask_for_recluster(self, memory: PetMemory, assigned: Assigned) -> Assigned:
+        """Ask for one if the pet grew or drifted; ``assigned`` with the reason."""
+        state, now = memory.state, self._clock()
+        reason = recluster_reason(state, self._settings)
+        if reason is None:
+            return assigned
+        delay_ms = self._settings.recluster_delay_ms
+        # one request waits anyway: asking at every arrival of a full album would only cost a round trip each
+        is_asked = memory.asked is not None and (
+            memory.asked[1] == state.n_at_recluster and now - memory.asked[0] < timedelta(milliseconds=delay_ms)
+        )
+        if self._reclusters is not None and not is_asked:
+            try:
+                self._reclusters.request_recluster(memory.pet, reason=reason, delay_ms=delay_ms)
+            except Exception:
+                # whatever a queue may raise: the medium is in its place, and a later arrival asks again
+                logger.warning("recluster could not be requested", extra={"pet_id": memory.pet}, exc_info=True)
+            else:
+                memory.asked = now, state.n_at_recluster
+        return replace(assigned, recluster_reason=reason)
+
+    def _correct(
+        self, pet: PetId, operation_id: str, plan: Callable[[PetState], tuple[Change, Corrected]]
+    ) -> Corrected:
+        """Commit what ``plan`` says, unless the operation is in the ledger already."""
+        from sploot_cluster import feedback
+
+        if not operation_id:
+            raise InvalidInput("operation_id", "is empty", "send an id that is the same when the operation is repeated")
+
+        def correct(state: PetState) -> tuple[Change | None, Corrected]:
+            done = feedback.find_operation(state.ledger, operation_id)
+            return (None, _done_before(state, done)) if done else plan(state)
+
+        with self._cache.open(pet) as memory:
+            return self._settle(memory, correct)
+
+    def _settle(self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, T]]) -> T:
+        """Decide on the newest state until the commit finds exactly that state; what was answered then.
+
+        Args:
+            decide_on: the change to commit, None for none, and the answer. Called once per attempt.
+        """
+        claimant = uuid4().hex
+        with ExitStack() as claims:
+            for attempt in count(1):
+                state = memory.state = self._store.load(memory.pet, known=memory.state)
+                change, answer = decide_on(state)
+                if change is None:
+                    return answer
+                try:
+                    # who lost once asks for the right of way, so that nobody loses for ever
+                    memory.state = self._store.commit(state, change, claimant=claimant if attempt > 1 else None)
+                except RevisionConflict as conflict:
+                    if attempt == 2:
+                        claims.callback(self._store.release, memory.pet, claimant)
+                    if attempt >= self._settings.commit_attempts:
+                        raise
+                    logger.debug("commit lost a race", extra={"pet_id": memory.pet, "attempt": attempt})
+                    self._wait(attempt, is_claimed=isinstance(conflict, PetClaimed))
+                else:
+                    claims.pop_all()  # the commit ended the claim
+                    return answer
+        raise AssertionError("count() does not end")
+
+    def _wait(self, attempt: int, *, is_claimed: bool) -> None:
+        """Give the others time: a random wait that grows, so that losers do not meet again."""
+        longest_s = min(2**attempt / 1000, LONGEST_WAIT_S)
+        time.sleep(self._random.uniform(longest_s / 2 if is_claimed else 0, longest_s))
+
+    def _check_identity(self, pet: PetId, media: MediaId, model: str) -> None:
+        if pet < 1:
+            raise InvalidInput("pet_id", f"{pet} is not a pet", "send a number from 1")
+        if not 1 <= len(media) <= MAX_MEDIA_ID:
+            raise InvalidInput("media_id", f"has {len(media)} characters", f"send 1 to {MAX_MEDIA_ID}")
+        if any("\ud800" <= character <= "\udfff" for character in media):
+            raise InvalidInput("media_id", "holds half a character (a lone surrogate)", "send text that is UTF-8")
+        known = self._settings.models
+        if not model or (known and model not in known):
+            choice = ", ".join(known) or "a name@version"
+            raise InvalidInput("model", f"{model!r} is not known", f"send one of: {choice}")
+
+
+def _check_space(state: PetState, model: str, *, dim: int) -> None:
+    if state.model is not None and state.model != model:
+        raise ModelMismatch(pet=state.pet, expected=state.model, got=model)
+    if state.dim is not None and state.dim != dim:
+        raise DimensionMismatch(pet=state.pet, expected=state.dim, got=dim)
+
+
+def _where(state: PetState, media: MediaId) -> Assigned:
+    """The answer to a medium that came before."""
+    cluster = ClusterId(int(state.labels[state.rows[media]]))
+    return Assigned(media, cluster, None, backend="faiss", is_duplicate=True, revision=state.revision)
+
+
+def _done_before(state: PetState, done: Correction) -> Corrected:
+    """The answer to an operation that came before; its cluster is the one that the id leads to now."""
+    match done:
+        case Merge(into=cluster) | Split(created=cluster):
+            now = state.aliases.get(cluster, cluster)
+            return Corrected(done.revision, now, n_moved=0, overridden=(), is_duplicate=True)
+        case Undo():
+            return Corrected(done.revision, None, n_moved=0, overridden=(), is_duplicate=True)
+        case _:
+            assert_never(done)
+
+
+def _nothing_to_recluster(state: PetState) -> Reclustered:
+    return Reclustered(
+        revision=state.revision,
+        backend="hdbscan_cpu",
+        n_media=0,
+        n_clusters=0,
+        n_noise=0,
+        n_absorbed=0,
+        n_moved=0,
+        n_kept_ids=0,
+        n_new_ids=0,
+        n_retired_ids=0,
+        constraints_kept=0,
+        constraints=0,
+        overridden=(),
+    )

@@ -1,0 +1,34 @@
+"""Pictures of a few subjects, as vectors: what the tests of the service ingest."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sploot_cluster import ClusterService
+from sploot_cluster.models import Assigned, MediaId, PetId
+from sploot_cluster.vectors import FloatVector
+
+PET = PetId(42)
+MODEL, DIM = "clip@1", 16
+
+
+def picture(subject: int, number: int) -> FloatVector:
+    """The vector of one picture: pictures of one subject are close, those of different subjects at right angles."""
+    vector = np.random.default_rng([subject, number]).normal(scale=0.05, size=DIM)
+    vector[subject] += 1.0
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def name(subject: int, number: int) -> MediaId:
+    return MediaId(f"s{subject}-{number}")
+
+
+def take(service: ClusterService, subject: int, numbers: range, *, pet: PetId = PET) -> list[Assigned]:
+    """Pictures of a subject arrive, one after the other."""
+    return [
+        service.assign(pet, name(subject, number), model=MODEL, vector=picture(subject, number)) for number in numbers
+    ]
+
+
+def names(subject: int, numbers: range) -> set[MediaId]:
+    return {name(subject, number) for number in numbers}

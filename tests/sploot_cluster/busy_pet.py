@@ -1,0 +1,103 @@
+"""A process that keeps changing one pet, as workers do: ``python -m tests.sploot_cluster.busy_pet URL WORKER N``.
+
+It prints what it was told when its N operations are done; without end for a test that kills it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from random import Random
+
+import redis
+
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import InvalidInput, RevisionConflict
+from sploot_cluster.models import ClusterId, Corrected, MediaId
+from sploot_cluster.redis_store import RedisPetStore
+from tests.sploot_cluster.albums import MODEL, PET, name, picture
+
+
+@dataclass(slots=True)
+class Told:
+    """What the service answered to one worker: the revisions it made, and what is to be found afterwards."""
+
+    revisions: list[int] = field(default_factory=list)
+    media: list[MediaId] = field(default_factory=list)
+    operations: list[str] = field(default_factory=list)
+    constraints_lost: int = 0
+
+
+class Worker:
+    """One of several that work on the same pet. Half of what arrives is its own, the other half arrives everywhere."""
+
+    def __init__(self, service: ClusterService, worker: int) -> None:
+        self.service, self.worker = service, worker
+        self.random = Random(worker)
+        self.told = Told()
+
+    def work(self, operations: int) -> Told:
+        for number in range(operations):
+            deed = self.random.choices(
+                (self.arrive, self.merge, self.split, self.undo, self.recluster), weights=(80, 7, 7, 3, 3)
+            )[0]
+            operation_id = f"{self.worker}-{number}"
+            while True:
+                try:
+                    deed(number, operation_id)
+                except RevisionConflict:
+                    continue  # as the queue does, with the same operation
+                except InvalidInput:
+                    pass  # it was decided on clusters that others have changed since
+                break
+        return self.told
+
+    def arrive(self, number: int, operation_id: str) -> None:
+        subject = self.random.randrange(4)
+        picture_number = number * 2 if number % 2 else (number * 16 + self.worker) * 2 + 1
+        medium = name(subject, picture_number)
+        assigned = self.service.assign(PET, medium, model=MODEL, vector=picture(subject, picture_number))
+        self.told.media.append(medium)
+        if not assigned.is_duplicate:
+            self.told.revisions.append(assigned.revision)
+
+    def merge(self, number: int, operation_id: str) -> None:
+        ids = [cluster.id for cluster in self.service.clusters(PET).clusters]
+        if len(ids) >= 2:
+            self._note(
+                operation_id, self.service.merge(PET, self.random.sample(ids, 2), operation_id=operation_id, by="ada")
+            )
+
+    def split(self, number: int, operation_id: str) -> None:
+        clusters = [cluster for cluster in self.service.clusters(PET).clusters if cluster.size > 1]
+        if clusters:
+            cluster = self.random.choice(clusters)
+            media = self.random.sample(cluster.media, self.random.randrange(1, min(cluster.size, 6)))
+            self._note(
+                operation_id, self.service.split(PET, ClusterId(cluster.id), media, operation_id=operation_id, by="ada")
+            )
+
+    def undo(self, number: int, operation_id: str) -> None:
+        corrections = [entry for entry in self.service.history(PET) if entry.kind != "recluster"]
+        if corrections:
+            revision = self.random.choice(corrections).revision
+            self._note(operation_id, self.service.undo(PET, revision, operation_id=operation_id, by="ada"))
+
+    def recluster(self, number: int, operation_id: str) -> None:
+        reclustered = self.service.recluster(PET)
+        if reclustered.n_media:
+            self.told.revisions.append(reclustered.revision)
+            self.told.constraints_lost += reclustered.constraints - reclustered.constraints_kept
+
+    def _note(self, operation_id: str, corrected: Corrected) -> None:
+        self.told.operations.append(operation_id)
+        if not corrected.is_duplicate:
+            self.told.revisions.append(corrected.revision)
+
+
+if __name__ == "__main__":
+    url, worker, operations = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    with redis.Redis.from_url(url) as client:
+        told = Worker(ClusterService(RedisPetStore(client)), worker).work(operations)
+    print(json.dumps(asdict(told)))

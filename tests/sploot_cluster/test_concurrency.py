@@ -1,0 +1,203 @@
+"""Many workers on one pet: nothing is lost, nothing is there twice, and what people said holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import redis
+
+from sploot_cluster import ClusterService
+from sploot_cluster.keys import PetKeys
+from sploot_cluster.models import Correction, MediaId, Merge, PetState, Split, Undo
+from sploot_cluster.redis_store import RedisPetStore
+from tests.sploot_cluster.albums import PET, name, names, take
+from tests.sploot_cluster.busy_pet import Told, Worker
+from tests.support import eventually
+
+ROOT = Path(__file__).parents[2]
+
+
+# -- what must hold --------------------------------------------------------------------------------------------------
+
+
+def columns_agree(client: redis.Redis) -> bool:
+    """Rows, media, labels, standings and vectors of the pet are of one length, and name the same media."""
+    keys = PetKeys.of(PET)
+    meta = {field.decode(): value.decode() for field, value in client.hgetall(keys.meta).items()}
+    n, dim = int(meta["n_media"]), int(meta["dim"])
+    media = client.lrange(keys.media, 0, -1)
+    rows = {medium: int(row) for medium, row in client.hgetall(keys.rows).items()}
+    lengths = (client.strlen(keys.vectors) // 4 // dim, client.strlen(keys.labels) // 4, client.strlen(keys.standings))
+    return rows == {medium: row for row, medium in enumerate(media)} and lengths == (n, n, n) and len(media) == n
+
+
+def standing_alone(ledger: Sequence[Correction]) -> list[Merge | Split]:
+    """Corrections that were not taken back, and whose media no later one names: whatever else was said, these hold."""
+    alone: list[Merge | Split] = []
+    taken_back: set[int] = set()
+    named: set[MediaId] = set()
+    for correction in reversed(ledger):
+        if correction.revision in taken_back:
+            continue
+        if isinstance(correction, Undo):
+            taken_back.add(correction.undone)
+            continue
+        groups = (
+            correction.groups.values() if isinstance(correction, Merge) else (correction.moved, correction.remaining)
+        )
+        media = {medium for group in groups for medium in group}
+        if not media & named:
+            alone.append(correction)
+        named |= media
+    return alone
+
+
+def holds(correction: Merge | Split, state: PetState) -> bool:
+    def labels(media: Sequence[MediaId]) -> set[int]:
+        return {int(state.labels[state.rows[medium]]) for medium in media}
+
+    if isinstance(correction, Merge):
+        together = labels([medium for group in correction.groups.values() for medium in group])
+        return len(together) == 1
+    moved, remaining = labels(correction.moved), labels(correction.remaining)
+    return len(moved) == 1 and not moved & remaining
+
+
+def assert_nothing_was_lost(client: redis.Redis, told: Sequence[Told]) -> PetState:
+    state = RedisPetStore(client).load(PET)
+    revisions = sorted(revision for worker in told for revision in worker.revisions)
+    operations = sorted(operation for worker in told for operation in worker.operations)
+
+    assert columns_agree(client)
+    assert len(set(state.media)) == state.n_media
+    assert set(state.media) == {medium for worker in told for medium in worker.media}
+    assert revisions == list(range(1, state.revision + 1))
+    assert sorted(correction.operation_id for correction in state.ledger) == operations
+    assert [correction.revision for correction in state.ledger] == sorted(
+        correction.revision for correction in state.ledger
+    )
+    assert set(np.unique(state.labels)) - {-1} == set(state.clusters)
+    assert sum(worker.constraints_lost for worker in told) == 0
+    assert all(holds(correction, state) for correction in standing_alone(state.ledger))
+    return state
+
+
+# -- threads, each with a memory of its own --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_workers_on_one_pet_lose_nothing(redis_client: redis.Redis, seed: int) -> None:
+    store = RedisPetStore(redis_client)
+    workers = [Worker(ClusterService(store), seed * 100 + number) for number in range(4)]
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        told = list(pool.map(lambda worker: worker.work(60), workers))
+
+    state = assert_nothing_was_lost(redis_client, told)
+    assert state.ledger, "a run without corrections shows little"
+    assert state.n_media > 60
+
+
+def test_a_recluster_of_a_busy_pet_ends(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    for subject in range(3):
+        take(ClusterService(store), subject, range(30))
+    is_over = Event()
+
+    def arrive(subject: int) -> int:
+        service, number = ClusterService(store), 1_000 * (subject + 1)
+        while not is_over.is_set():
+            take(service, subject, range(number, number + 1))
+            number += 1
+        return number - 1_000 * (subject + 1)
+
+    with ThreadPoolExecutor(3) as pool:
+        arrived = [pool.submit(arrive, subject) for subject in range(3)]
+        try:
+            eventually(lambda: store.view(PET).n_media > 120)
+            reclustered = [ClusterService(store).recluster(PET) for _ in range(3)]
+        finally:
+            is_over.set()
+
+    view = store.view(PET)
+    assert [entry.revision for entry in store.history(PET)] == [answer.revision for answer in reversed(reclustered)]
+    assert view.n_media == 90 + sum(future.result() for future in arrived)
+    assert [{subject for subject in range(3) if name(subject, 0) in cluster.media} for cluster in view.clusters].count(
+        set()
+    ) == 0
+
+
+def test_the_same_album_sent_to_everybody_is_there_once(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: take(ClusterService(store), 0, range(25)), range(4)))
+
+    state = store.load(PET)
+    assert sorted(state.media) == sorted(names(0, range(25)))
+    assert state.revision == 25
+    assert sum(not assigned.is_duplicate for album in answers for assigned in album) == 25
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def busy_processes(url: str, operations: int, *, workers: Sequence[int]) -> Iterator[list[subprocess.Popen[str]]]:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.sploot_cluster.busy_pet", url, str(worker), str(operations)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for worker in workers
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_processes_on_one_pet_lose_nothing(redis_client: redis.Redis, redis_url: str) -> None:
+    with busy_processes(redis_url, 80, workers=(7, 8, 9)) as processes:
+        outputs = [process.communicate(timeout=100)[0] for process in processes]
+
+    told = [Told(**json.loads(output)) for output in outputs]
+    state = assert_nothing_was_lost(redis_client, told)
+    assert state.ledger
+
+
+def test_a_pet_is_whole_after_its_workers_were_killed(redis_client: redis.Redis, redis_url: str) -> None:
+    store = RedisPetStore(redis_client)
+    for round_ in range(3):
+        begun = store.view(PET).revision
+        with busy_processes(redis_url, 1_000_000, workers=(2 * round_, 2 * round_ + 1)) as processes:
+            eventually(lambda: store.view(PET).revision >= begun + 40, within_s=60)  # noqa: B023  called within the round
+            for process in processes:
+                process.send_signal(signal.SIGKILL)
+            codes = [process.wait(timeout=30) for process in processes]
+
+        state = store.load(PET)
+        assert codes == [-signal.SIGKILL] * 2
+        assert columns_agree(redis_client)
+        assert len(set(state.media)) == state.n_media
+        assert set(np.unique(state.labels)) - {-1} <= set(state.clusters)
+        assert all(holds(correction, state) for correction in standing_alone(state.ledger))
+
+    survivors = Worker(ClusterService(store), 99).work(20)
+    assert set(survivors.media) <= set(store.load(PET).media)
