@@ -10,8 +10,8 @@ from pathlib import Path
 
 import redis
 from rich.console import Console
-from sploot_cluster.keys import PETS
 
+from sploot_cluster.keys import PETS
 from tasks.contracts import QUEUES, stream_of
 from tasks.demo.sample import albums
 from tasks.demo.stack import Stack
