@@ -1,0 +1,480 @@
+"""What travels between producers and workers: names, fields, and the door where every field is checked.
+
+A message that passed is a frozen value that needs no second look; one that cannot pass raises ``InvalidInput`` with the
+field, the problem and the mend, and never the embedding itself. Producers check with the same code before they send.
+Needs the standard library and ``sploot_cluster.errors`` alone: producers have no numpy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+import re
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, cast
+from uuid import uuid4
+
+from sploot_cluster.errors import InvalidInput
+from tasks.encodings import ENCODINGS, MAX_DIM, MIN_DIM, Encoding, check_values, to_base64, to_f32le, values_of
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+NAMESPACE: Final = "streams"
+GROUP: Final = "cluster-workers"
+
+EMBEDDING_INGESTED: Final = "embedding.ingested"
+CLUSTER_FEEDBACK: Final = "cluster.feedback"
+CLUSTER_RECLUSTER: Final = "cluster.recluster"
+CLUSTER_MAINTENANCE: Final = "cluster.maintenance"
+QUEUES: Final = (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, CLUSTER_MAINTENANCE)
+
+CLUSTER_EMBEDDING: Final = "cluster_embedding"
+MERGE_CLUSTERS: Final = "merge_clusters"
+SPLIT_CLUSTER: Final = "split_cluster"
+UNDO_FEEDBACK: Final = "undo_feedback"
+RECLUSTER_PET: Final = "recluster_pet"
+
+
+def stream_of(queue: str) -> str:
+    """The stream that holds a queue's work, as the runbook's commands name it."""
+    return f"{NAMESPACE}:{queue}"
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+SCHEMA: Final = "embedding.ingested/1"
+MAX_INT64: Final = 2**63 - 1
+MAX_TEXT: Final = 256  # characters of a media id, an event id, a requester
+MAX_MODEL: Final = 128
+MAX_CLUSTER_IDS: Final = 1_000
+MAX_MEDIA_IDS: Final = 10_000
+
+# Who asked, where the caller does not say.
+UNKNOWN_REQUESTER: Final = "unknown"
+MACHINE: Final = "machine"
+
+# Not str.isprintable(): that refuses the joiners inside emoji and every character newer than this Python.
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_DECIMAL: Final = re.compile(rb"(0|[1-9][0-9]{0,18})")
+_MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:+-]*@[A-Za-z0-9][A-Za-z0-9._/:+-]*")
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_TRACE_IDS: Final = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+# W3C Trace Context: version ff and ids of zeros are invalid; versions after 00 may carry more at the end.
+_TRACEPARENT: Final = re.compile(rf"00-{_TRACE_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE_IDS}(-.*)?")
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+class Contract(Protocol):
+    """A kind of message: which actor of which queue takes it, and how it looks in Dramatiq's JSON."""
+
+    actor_name: ClassVar[str]
+    queue_name: ClassVar[str]
+
+    @property
+    def pet_id(self) -> int: ...
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self: ...
+
+    def to_kwargs(self) -> dict[str, Any]: ...
+
+
+class _Task:
+    """What all tasks share: their fields are their keyword arguments."""
+
+    __slots__ = ()
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
+        """The task of a Dramatiq message.
+
+        Raises:
+            InvalidInput: names the first field that is unknown, missing or cannot be used.
+        """
+        fields = dataclasses.fields(cast(Any, cls))
+        _check_names(
+            kwargs,
+            known=[f.name for f in fields],
+            required=[f.name for f in fields if f.default is dataclasses.MISSING],
+        )
+        return cls(**kwargs)
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The task as keyword arguments of JSON values; ``from_kwargs`` gives the same task back."""
+        kwargs = {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class MergeClusters(_Task):
+    """A person says: these clusters are one.
+
+    Attributes:
+        cluster_ids: at least two, repetitions removed.
+        into: which of them the media end in; None leaves the choice to the service.
+        requested_by: who, for the pet's history.
+    """
+
+    actor_name: ClassVar[str] = MERGE_CLUSTERS
+    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
+
+    pet_id: int
+    cluster_ids: tuple[int, ...]
+    into: int | None = None
+    requested_by: str = UNKNOWN_REQUESTER
+
+    def __post_init__(self) -> None:
+        ids = _distinct("cluster_ids", self.cluster_ids, _cluster_id, longest=MAX_CLUSTER_IDS)
+        if len(ids) < 2:
+            raise InvalidInput("cluster_ids", "names fewer than two clusters", "send at least two different ids")
+        into = None if self.into is None else _cluster_id("into", self.into)
+        if into is not None and into not in ids:
+            raise InvalidInput("into", f"cluster {into} is not one of cluster_ids", "send one of them, or leave it out")
+        _put(self, pet_id=_pet_id(self.pet_id), cluster_ids=ids, into=into)
+        _put(self, requested_by=_text("requested_by", self.requested_by))
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCluster(_Task):
+    """A person says: these media of a cluster are another one.
+
+    Attributes:
+        media_ids: at least one, repetitions removed.
+        requested_by: who, for the pet's history.
+    """
+
+    actor_name: ClassVar[str] = SPLIT_CLUSTER
+    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
+
+    pet_id: int
+    cluster_id: int
+    media_ids: tuple[str, ...]
+    requested_by: str = UNKNOWN_REQUESTER
+
+    def __post_init__(self) -> None:
+        media = _distinct("media_ids", self.media_ids, _text, longest=MAX_MEDIA_IDS)
+        if not media:
+            raise InvalidInput("media_ids", "is empty", "send the media that leave the cluster")
+        _put(self, pet_id=_pet_id(self.pet_id), cluster_id=_cluster_id("cluster_id", self.cluster_id), media_ids=media)
+        _put(self, requested_by=_text("requested_by", self.requested_by))
+
+
+@dataclass(frozen=True, slots=True)
+class UndoFeedback(_Task):
+    """A person takes back the correction that made a revision.
+
+    Attributes:
+        revision: of the correction, as the pet's history shows it.
+        requested_by: who, for the pet's history.
+    """
+
+    actor_name: ClassVar[str] = UNDO_FEEDBACK
+    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
+
+    pet_id: int
+    revision: int
+    requested_by: str = UNKNOWN_REQUESTER
+
+    def __post_init__(self) -> None:
+        revision = _whole("revision", self.revision, lowest=1, highest=MAX_INT64)
+        _put(self, pet_id=_pet_id(self.pet_id), revision=revision)
+        _put(self, requested_by=_text("requested_by", self.requested_by))
+
+
+@dataclass(frozen=True, slots=True)
+class ReclusterPet(_Task):
+    """Find the pet's clusters anew. At most one waits per pet.
+
+    Attributes:
+        requested_by: who, for the pet's history.
+        reason: why, for logs and the job's status; may be empty.
+    """
+
+    actor_name: ClassVar[str] = RECLUSTER_PET
+    queue_name: ClassVar[str] = CLUSTER_RECLUSTER
+
+    pet_id: int
+    requested_by: str = UNKNOWN_REQUESTER
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        _put(self, pet_id=_pet_id(self.pet_id), requested_by=_text("requested_by", self.requested_by))
+        _put(self, reason=_text("reason", self.reason, shortest=0))
+
+    @property
+    def unique_key(self) -> str:
+        return f"recluster:{self.pet_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingIngested:
+    """A medium was embedded.
+
+    Attributes:
+        media_id: the producer's name for it; the same medium again changes nothing.
+        model: ``name@version`` of the embedding model.
+        embedding: its values as float32, little-endian, whatever form they came in.
+        event_id: the producer's name for this event.
+        occurred_at: RFC 3339, as the producer wrote it.
+        traceparent: W3C Trace Context of the upload.
+    """
+
+    actor_name: ClassVar[str] = CLUSTER_EMBEDDING
+    queue_name: ClassVar[str] = EMBEDDING_INGESTED
+
+    pet_id: int
+    media_id: str
+    model: str
+    embedding: bytes = field(repr=False)
+    event_id: str = field(default_factory=lambda: str(uuid4()))
+    occurred_at: str | None = None
+    traceparent: str | None = None
+
+    def __post_init__(self) -> None:
+        _put(self, pet_id=_pet_id(self.pet_id))
+        _text("media_id", self.media_id)
+        _text("event_id", self.event_id)
+        _check_model(self.model)
+        if self.occurred_at is not None:
+            _check_time(self.occurred_at)
+        if self.traceparent is not None and not _matches(_TRACEPARENT, self.traceparent):
+            raise InvalidInput(
+                "traceparent", "is not of W3C Trace Context", "send 00-<32 hex>-<16 hex>-<2 hex>, or leave it out"
+            )
+        check_values(self.embedding)
+
+    @property
+    def dim(self) -> int:
+        return len(self.embedding) // 4
+
+    def vector(self) -> array[float]:
+        """The values as float32 of this machine; numpy takes it without a copy."""
+        return values_of(self.embedding)
+
+    @classmethod
+    def of(cls, embedding: object, *, encoding: str | None = None, **fields: Any) -> Self:
+        """The event of a Python caller.
+
+        Args:
+            embedding: a sequence of numbers; anything with the buffer protocol, such as a numpy array of one dimension;
+                bytes of ``f32le`` or ``f16le``; or text of ``base64-f32le`` or ``json``.
+            encoding: of bytes and text; bytes are ``f32le`` when None.
+            fields: the other fields, as attributes of this class are named.
+
+        Raises:
+            InvalidInput: a field cannot be used.
+        """
+        return cls(embedding=to_f32le(embedding, None if encoding is None else _encoding(encoding)), **fields)
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
+        """The event of a Dramatiq message, whose embedding is base64 text, JSON text or a list of numbers.
+
+        Raises:
+            InvalidInput: names the first field that is unknown, missing or cannot be used.
+        """
+        _check_names(kwargs, known=_EVENT_FIELDS, required=[name for name in _REQUIRED if name != "schema"])
+        _check_schema(kwargs.get("schema", SCHEMA))
+        dim = _whole("dim", kwargs["dim"], lowest=MIN_DIM, highest=MAX_DIM)
+        encoding = _encoding(kwargs["encoding"])
+        if encoding in ("f32le", "f16le"):
+            raise InvalidInput("encoding", f"{encoding} is bytes, which JSON cannot hold", "send base64-f32le")
+        embedding = kwargs["embedding"]
+        if not isinstance(embedding, (str, list) if encoding == "json" else str):
+            raise InvalidInput("embedding", f"is {_kind(embedding)}", f"send what encoding {encoding} says")
+        return cls(
+            pet_id=kwargs["pet_id"],
+            media_id=kwargs["media_id"],
+            model=kwargs["model"],
+            embedding=_of_length(dim, to_f32le(embedding, encoding)),
+            event_id=kwargs["event_id"],
+            occurred_at=kwargs.get("occurred_at"),
+            traceparent=kwargs.get("traceparent"),
+        )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[bytes, bytes]) -> Self:
+        """The event of a flat stream entry, from a producer in any language.
+
+        Raises:
+            InvalidInput: names the first field that is unknown, missing or cannot be used.
+        """
+        named = {_name(name): value for name, value in fields.items()}
+        _check_names(named, known=_EVENT_FIELDS, required=_REQUIRED)
+        embedding = named.pop("embedding")
+        text = {name: _utf8(name, value) for name, value in named.items()}
+        _check_schema(text["schema"])
+        dim = _whole("dim", _decimal("dim", named["dim"]), lowest=MIN_DIM, highest=MAX_DIM)
+        encoding = _encoding(text["encoding"])
+        return cls(
+            pet_id=_decimal("pet_id", named["pet_id"]),
+            media_id=text["media_id"],
+            model=text["model"],
+            embedding=_of_length(dim, to_f32le(embedding, encoding)),
+            event_id=text["event_id"],
+            occurred_at=text.get("occurred_at"),
+            traceparent=text.get("traceparent"),
+        )
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The event as keyword arguments of JSON values, in the one form that workers pass on: base64-f32le."""
+        kwargs: dict[str, Any] = {
+            "schema": SCHEMA,
+            "event_id": self.event_id,
+            "pet_id": self.pet_id,
+            "media_id": self.media_id,
+            "model": self.model,
+            "dim": self.dim,
+            "encoding": "base64-f32le",
+            "embedding": to_base64(self.embedding),
+        }
+        if self.occurred_at is not None:
+            kwargs["occurred_at"] = self.occurred_at
+        if self.traceparent is not None:
+            kwargs["traceparent"] = self.traceparent
+        return kwargs
+
+
+_REQUIRED: Final = ("schema", "event_id", "pet_id", "media_id", "model", "dim", "encoding", "embedding")
+_EVENT_FIELDS: Final = (*_REQUIRED, "occurred_at", "traceparent")
+
+
+# -- the door: fields --------------------------------------------------------------------------------------------------
+
+
+def _check_names(given: Mapping[str, object], *, known: Sequence[str], required: Sequence[str]) -> None:
+    for name in required:
+        if name not in given:
+            raise InvalidInput(name, "is missing", "send it")
+    for name in given:
+        if name not in known:
+            raise InvalidInput(_shown(name, quoted=False), "is not a field", f"send only: {', '.join(known)}")
+
+
+def _check_schema(schema: object) -> None:
+    if schema != SCHEMA:
+        raise InvalidInput("schema", f"{_shown(schema)} is not known", f"send {SCHEMA}")
+
+
+def _pet_id(value: object) -> int:
+    return _whole("pet_id", value, lowest=1, highest=MAX_INT64)
+
+
+def _cluster_id(name: str, value: object) -> int:
+    return _whole(name, value, lowest=1, highest=MAX_INT64)
+
+
+def _whole(name: str, value: object, *, lowest: int, highest: int) -> int:
+    # numpy's integers are Integral too; True is one by accident
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidInput(name, f"is {_kind(value)}, not a whole number", f"send {lowest} to {highest}")
+    number = int(value)
+    if not lowest <= number <= highest:
+        raise InvalidInput(name, "is out of range", f"send {lowest} to {highest}")
+    return number
+
+
+def _decimal(name: str, value: bytes) -> int:
+    if not _DECIMAL.fullmatch(value):
+        raise InvalidInput(
+            name, f"{_shown(value.decode(errors='replace'))} is not a decimal number", "send digits, such as 42"
+        )
+    return int(value)
+
+
+def _text(name: str, value: object, *, shortest: int = 1) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(name, f"is {_kind(value)}, not text", f"send {shortest} to {MAX_TEXT} characters")
+    if not shortest <= len(value) <= MAX_TEXT:
+        raise InvalidInput(name, f"has {len(value)} characters", f"send {shortest} to {MAX_TEXT}")
+    if found := _UNPRINTABLE.search(value):
+        raise InvalidInput(name, f"holds U+{ord(found[0]):04X}, which cannot be printed", "send printable text")
+    return value
+
+
+def _check_model(value: object) -> None:
+    if not isinstance(value, str) or len(value) > MAX_MODEL or not _MODEL.fullmatch(value):
+        raise InvalidInput(
+            "model",
+            f"{_shown(value)} is not name@version",
+            f"send at most {MAX_MODEL} letters, digits and ._/:+- with one @, such as clip-vit-b32@1",
+        )
+
+
+def _check_time(value: object) -> None:
+    mend = "send RFC 3339 with a zone, such as 2026-01-31T12:00:00Z"
+    if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+        raise InvalidInput("occurred_at", f"{_shown(value)} is not RFC 3339", mend)
+    try:
+        # 60 is a leap second, which RFC 3339 allows and datetime does not
+        datetime.fromisoformat(re.sub(r"(?<=:\d\d:)60", "59", value.upper()))
+    except ValueError:
+        raise InvalidInput("occurred_at", f"{_shown(value)} is no time that exists", mend) from None
+
+
+_Item = TypeVar("_Item", int, str)
+
+
+def _distinct(name: str, values: object, check: Callable[[str, object], _Item], *, longest: int) -> tuple[_Item, ...]:
+    """The checked items in their order, each once."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InvalidInput(name, f"is {_kind(values)}, not a list", "send a list")
+    items = list(values)
+    if len(items) > longest:
+        raise InvalidInput(name, f"has {len(items)} entries", f"send at most {longest}")
+    checked: dict[_Item, None] = {}
+    for at, item in enumerate(items):
+        try:
+            checked[check(name, item)] = None
+        except InvalidInput as refused:
+            raise InvalidInput(name, f"entry {at} {refused.problem}", refused.mend) from None
+    return tuple(checked)
+
+
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT and pattern.fullmatch(value) is not None
+
+
+def _name(name: bytes) -> str:
+    return name.decode("utf-8", errors="backslashreplace")
+
+
+def _utf8(name: str, value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise InvalidInput(name, f"is not UTF-8 at byte {problem.start}", "send text as UTF-8") from None
+
+
+def _shown(value: object, *, quoted: bool = True) -> str:
+    """A value for an error's text: short, and on one line."""
+    text = _UNPRINTABLE.sub("?", str(value))
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return repr(text) if quoted else text
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+def _put(task: object, **fields: object) -> None:
+    for name, value in fields.items():
+        object.__setattr__(task, name, value)
+
+
+def _encoding(value: object) -> Encoding:
+    if value not in ENCODINGS:
+        raise InvalidInput("encoding", f"{_shown(value)} is not known", f"send one of: {', '.join(ENCODINGS)}")
+    return value
+
+
+def _of_length(dim: int, embedding: bytes) -> bytes:
+    if len(embedding) != 4 * dim:
+        has = f"{len(embedding) / 4:g} values"
+        raise InvalidInput("embedding", f"has {has}, dim says {dim}", "send as many values as dim says")
+    return embedding

@@ -1,0 +1,346 @@
+"""The door: what passes becomes a value, what cannot names the field and the mend."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.vectors import as_vector
+from tasks.contracts import (
+    MAX_INT64,
+    EmbeddingIngested,
+    MergeClusters,
+    ReclusterPet,
+    SplitCluster,
+    UndoFeedback,
+    stream_of,
+)
+
+VALUES = [0.5, -0.25, 1.0]  # exact in float16 too
+F32LE = struct.pack("<3f", *VALUES)
+
+
+def fields(**changes: bytes | None) -> dict[bytes, bytes]:
+    """A good flat event, with changes; None removes a field."""
+    event: dict[str, bytes | None] = {
+        "schema": b"embedding.ingested/1",
+        "event_id": b"7d1c",
+        "pet_id": b"42",
+        "media_id": "Strand 🏖️.jpg".encode(),
+        "model": b"clip-vit-b32@1",
+        "dim": b"3",
+        "encoding": b"f32le",
+        "embedding": F32LE,
+    }
+    event.update(changes)
+    return {name.encode(): value for name, value in event.items() if value is not None}
+
+
+def kwargs(**changes: Any) -> dict[str, Any]:
+    """A good event inside a Dramatiq message, with changes."""
+    return EmbeddingIngested.from_fields(fields()).to_kwargs() | changes
+
+
+def refusal(of: Callable[[], object]) -> InvalidInput:
+    with pytest.raises(InvalidInput) as refused:
+        of()
+    assert refused.value.problem
+    assert refused.value.mend
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("encoding", "embedding"),
+    [
+        (b"f32le", F32LE),
+        (b"f16le", struct.pack("<3e", *VALUES)),
+        (b"base64-f32le", base64.b64encode(F32LE)),
+        (b"json", json.dumps(VALUES).encode()),
+    ],
+)
+def test_an_embedding_is_the_same_in_every_encoding(encoding: bytes, embedding: bytes) -> None:
+    event = EmbeddingIngested.from_fields(fields(encoding=encoding, embedding=embedding))
+
+    assert event.embedding == F32LE
+    assert event.vector() == array("f", VALUES)
+    assert (event.pet_id, event.media_id, event.dim) == (42, "Strand 🏖️.jpg", 3)
+
+
+def test_an_event_survives_the_way_through_a_dramatiq_message() -> None:
+    event = EmbeddingIngested.from_fields(
+        fields(
+            occurred_at=b"2026-01-31T12:00:00.5+01:00",
+            traceparent=b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        )
+    )
+
+    again = EmbeddingIngested.from_kwargs(json.loads(json.dumps(event.to_kwargs())))
+
+    assert again == event
+    assert event.to_kwargs()["encoding"] == "base64-f32le"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"schema": None}, "schema"),
+        ({"schema": b"embedding.ingested/2"}, "schema"),
+        ({"event_id": b""}, "event_id"),
+        ({"event_id": b"x" * 257}, "event_id"),
+        ({"pet_id": None}, "pet_id"),
+        ({"pet_id": b"0"}, "pet_id"),
+        ({"pet_id": b"-1"}, "pet_id"),
+        ({"pet_id": b"4.0"}, "pet_id"),
+        ({"pet_id": b" 42"}, "pet_id"),
+        ({"pet_id": b"1_000"}, "pet_id"),
+        ({"pet_id": "٤٢".encode()}, "pet_id"),
+        ({"pet_id": str(MAX_INT64 + 1).encode()}, "pet_id"),
+        ({"pet_id": b"9" * 5000}, "pet_id"),
+        ({"pet_id": b"\xff"}, "pet_id"),
+        ({"media_id": b""}, "media_id"),
+        ({"media_id": b"a\x00b"}, "media_id"),
+        ({"media_id": b"a\nb"}, "media_id"),
+        ({"media_id": b"m" * 257}, "media_id"),
+        ({"media_id": b"\xc3\x28"}, "media_id"),
+        ({"model": b"clip"}, "model"),
+        ({"model": b"clip@1@2"}, "model"),
+        ({"model": b"clip @1"}, "model"),
+        ({"model": b"c" * 127 + b"@1"}, "model"),
+        ({"dim": b"1"}, "dim"),
+        ({"dim": b"8193"}, "dim"),
+        ({"dim": b"three"}, "dim"),
+        ({"encoding": b"f64le"}, "encoding"),
+        ({"embedding": None}, "embedding"),
+        ({"embedding": b""}, "embedding"),
+        ({"embedding": F32LE[:-1]}, "embedding"),
+        ({"dim": b"2"}, "embedding"),
+        ({"embedding": struct.pack("<3f", 1, float("nan"), 1)}, "embedding"),
+        ({"embedding": struct.pack("<3f", 1, 1, float("-inf"))}, "embedding"),
+        ({"embedding": bytes(12)}, "embedding"),
+        ({"embedding": struct.pack("<3f", 1e-30, 0, 0)}, "embedding"),
+        ({"encoding": b"f16le", "embedding": b"\x00"}, "embedding"),
+        ({"encoding": b"base64-f32le", "embedding": b"!!!!"}, "embedding"),
+        ({"encoding": b"base64-f32le", "embedding": b"\xff\xfe"}, "embedding"),
+        ({"encoding": b"base64-f32le", "embedding": base64.b64encode(F32LE)[:-1]}, "embedding"),
+        ({"encoding": b"json", "embedding": b"[0.5, -0.25"}, "embedding"),
+        ({"encoding": b"json", "embedding": b"[0.5, NaN, 1]"}, "embedding"),
+        ({"encoding": b"json", "embedding": b"[0.5, 1e999, 1]"}, "embedding"),
+        ({"encoding": b"json", "embedding": b"[0.5, 1e39, 1]"}, "embedding"),
+        ({"encoding": b"json", "embedding": b"[0.5, " + b"9" * 400 + b", 1]"}, "embedding"),
+        ({"encoding": b"json", "embedding": b'[0.5, "1", 1]'}, "embedding"),
+        ({"encoding": b"json", "embedding": b"[0.5, true, 1]"}, "embedding"),
+        ({"encoding": b"json", "embedding": b'{"0": 1}'}, "embedding"),
+        ({"encoding": b"json", "embedding": b"[" * 100_000}, "embedding"),
+        ({"encoding": b"json", "embedding": b"[" + b" " * 300_000 + b"]"}, "embedding"),
+        ({"encoding": b"f32le", "embedding": bytes(300_000)}, "embedding"),
+        ({"occurred_at": b"yesterday"}, "occurred_at"),
+        ({"occurred_at": b"2026-01-31T12:00:00"}, "occurred_at"),
+        ({"occurred_at": b"2026-02-30T12:00:00Z"}, "occurred_at"),
+        ({"traceparent": b"00-0-0-0"}, "traceparent"),
+        ({"traceparent": b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01"}, "traceparent"),
+        ({"colour": b"red"}, "colour"),
+    ],
+)
+def test_a_bad_field_of_a_flat_event_is_named(changes: Mapping[str, bytes | None], field: str) -> None:
+    refused = refusal(lambda: EmbeddingIngested.from_fields(fields(**changes)))
+
+    assert refused.field == field
+    assert len(str(refused)) < 500
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"pet_id": True}, "pet_id"),
+        ({"pet_id": 42.0}, "pet_id"),
+        ({"pet_id": "42"}, "pet_id"),
+        ({"pet_id": None}, "pet_id"),
+        ({"pet_id": 10**5000}, "pet_id"),
+        ({"media_id": 7}, "media_id"),
+        ({"media_id": "\ud800"}, "media_id"),
+        ({"model": None}, "model"),
+        ({"dim": 3.0}, "dim"),
+        ({"dim": 4}, "embedding"),
+        ({"encoding": ["json"]}, "encoding"),
+        ({"encoding": "f32le"}, "encoding"),
+        ({"embedding": VALUES}, "embedding"),
+        ({"embedding": None}, "embedding"),
+        ({"encoding": "json", "embedding": [VALUES]}, "embedding"),
+        ({"encoding": "json", "embedding": [0.5, None, 1.0]}, "embedding"),
+        ({"occurred_at": 1769860800}, "occurred_at"),
+        ({"traceparent": 1}, "traceparent"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_bad_field_inside_a_dramatiq_message_is_named(changes: Mapping[str, Any], field: str) -> None:
+    refused = refusal(lambda: EmbeddingIngested.from_kwargs(kwargs(**changes)))
+
+    assert refused.field == field
+
+
+def test_an_error_says_where_the_bad_value_is_and_never_what_the_embedding_holds() -> None:
+    refused = refusal(lambda: EmbeddingIngested.of([0.123456, float("nan")], pet_id=1, media_id="m", model="a@1"))
+
+    assert str(refused) == "embedding: value 1 is NaN; send finite numbers"
+
+
+def test_a_leap_second_and_a_newer_trace_version_pass() -> None:
+    trace = "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more"
+
+    event = EmbeddingIngested.from_kwargs(kwargs(occurred_at="2016-12-31T23:59:60z", traceparent=trace))
+
+    assert event.traceparent == trace
+
+
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        VALUES,
+        tuple(VALUES),
+        array("f", VALUES),
+        array("d", VALUES),
+        F32LE,
+        bytearray(F32LE),
+        memoryview(F32LE),
+        np.array(VALUES, dtype=np.float32),
+        np.array(VALUES, dtype=np.float64),
+        np.array(VALUES, dtype=np.float16),
+        np.array(VALUES, dtype=">f4"),
+        np.array([*VALUES, 9, 9, 9], dtype=np.float32).reshape(2, 3)[0],
+        np.array([VALUES, VALUES], dtype=np.float32).T[:, 0],
+        list(np.array(VALUES, dtype=np.float32)),
+    ],
+    ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')}",
+)
+def test_a_python_caller_hands_in_whatever_holds_numbers(embedding: object) -> None:
+    event = EmbeddingIngested.of(embedding, pet_id=np.int64(42), media_id="m", model="a@1")
+
+    assert event.embedding == F32LE
+    assert type(event.pet_id) is int
+
+
+@pytest.mark.parametrize(
+    ("embedding", "encoding"),
+    [
+        ("[1, 2]", None),
+        ("AAAA", "f32le"),
+        (F32LE, "json"),
+        ({1.0, 2.0}, None),
+        ({"0": 1.0}, None),
+        (None, None),
+        (7, None),
+        (np.ones((2, 3), dtype=np.float32), None),
+        (np.array([True, False]), None),
+        (np.array(["a", "b"]), None),
+        ([1.0, True], None),
+    ],
+)
+def test_what_holds_no_vector_is_refused(embedding: object, encoding: str | None) -> None:
+    refused = refusal(lambda: EmbeddingIngested.of(embedding, encoding=encoding, pet_id=1, media_id="m", model="a@1"))
+
+    assert refused.field == "embedding"
+
+
+@given(st.lists(st.floats(width=32), min_size=2, max_size=40))
+def test_the_door_and_the_engine_agree_on_what_has_a_direction(values: list[float]) -> None:
+    def engine() -> str:
+        try:
+            as_vector(np.array(values, dtype=np.float32))
+        except InvalidInput:
+            return "refused"
+        return "passed"
+
+    def door() -> str:
+        try:
+            EmbeddingIngested.of(values, pet_id=1, media_id="m", model="a@1")
+        except InvalidInput:
+            return "refused"
+        return "passed"
+
+    assert door() == engine()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([name.decode() for name in fields()] + ["occurred_at", "traceparent", "x"]),
+        st.binary(max_size=40),
+    )
+)
+def test_whatever_bytes_arrive_the_door_answers_with_a_value_or_with_invalid_input(changes: dict[str, bytes]) -> None:
+    try:
+        answer: EmbeddingIngested | InvalidInput = EmbeddingIngested.from_fields(fields(**changes))
+    except InvalidInput as refused:
+        answer = refused
+
+    if isinstance(answer, InvalidInput):
+        assert answer.field in {*map(bytes.decode, fields()), "occurred_at", "traceparent", "x"}
+    else:
+        assert EmbeddingIngested.from_kwargs(answer.to_kwargs()) == answer
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        MergeClusters(42, (3, 7), into=7, requested_by="anna"),
+        MergeClusters(42, (3, 7)),
+        SplitCluster(42, 3, ("a.jpg", "b.jpg")),
+        UndoFeedback(42, 17),
+        ReclusterPet(42, reason="grew by 20%"),
+    ],
+)
+def test_a_task_survives_the_way_through_a_dramatiq_message(
+    task: MergeClusters | SplitCluster | UndoFeedback | ReclusterPet,
+) -> None:
+    assert type(task).from_kwargs(json.loads(json.dumps(task.to_kwargs()))) == task
+
+
+@pytest.mark.parametrize(
+    ("contract", "sent", "field"),
+    [
+        (MergeClusters, {"pet_id": 1, "cluster_ids": [3]}, "cluster_ids"),
+        (MergeClusters, {"pet_id": 1, "cluster_ids": [3, 3]}, "cluster_ids"),
+        (MergeClusters, {"pet_id": 1, "cluster_ids": [3, -1]}, "cluster_ids"),
+        (MergeClusters, {"pet_id": 1, "cluster_ids": [3, "4"]}, "cluster_ids"),
+        (MergeClusters, {"pet_id": 1, "cluster_ids": "34"}, "cluster_ids"),
+        (MergeClusters, {"pet_id": 1, "cluster_ids": None}, "cluster_ids"),
+        (MergeClusters, {"pet_id": 1, "cluster_ids": list(range(1, 1002))}, "cluster_ids"),
+        (MergeClusters, {"pet_id": 1, "cluster_ids": [3, 4], "into": 5}, "into"),
+        (MergeClusters, {"pet_id": 1, "cluster_ids": [3, 4], "into": True}, "into"),
+        (MergeClusters, {"pet_id": 0, "cluster_ids": [3, 4]}, "pet_id"),
+        (MergeClusters, {"pet_id": 1}, "cluster_ids"),
+        (MergeClusters, {"pet_id": 1, "cluster_ids": [3, 4], "color": 1}, "color"),
+        (SplitCluster, {"pet_id": 1, "cluster_id": -1, "media_ids": ["a"]}, "cluster_id"),
+        (SplitCluster, {"pet_id": 1, "cluster_id": 3, "media_ids": []}, "media_ids"),
+        (SplitCluster, {"pet_id": 1, "cluster_id": 3, "media_ids": ["a", 7]}, "media_ids"),
+        (SplitCluster, {"pet_id": 1, "cluster_id": 3, "media_ids": [f"{n}" for n in range(10_001)]}, "media_ids"),
+        (UndoFeedback, {"pet_id": 1, "revision": 0}, "revision"),
+        (UndoFeedback, {"pet_id": 1, "revision": 1, "requested_by": ""}, "requested_by"),
+        (ReclusterPet, {"pet_id": "1"}, "pet_id"),
+        (ReclusterPet, {"pet_id": 1, "reason": "a\nb"}, "reason"),
+        (ReclusterPet, {}, "pet_id"),
+    ],
+)
+def test_a_bad_field_of_a_task_is_named(
+    contract: type[MergeClusters | SplitCluster | UndoFeedback | ReclusterPet], sent: Mapping[str, Any], field: str
+) -> None:
+    refused = refusal(lambda: contract.from_kwargs(sent))
+
+    assert refused.field == field
+
+
+def test_repeated_ids_count_once() -> None:
+    assert MergeClusters.from_kwargs({"pet_id": 1, "cluster_ids": [7, 3, 7]}).cluster_ids == (7, 3)
+
+
+def test_streams_are_named_as_in_the_runbook() -> None:
+    assert stream_of("embedding.ingested") == "streams:embedding.ingested"
