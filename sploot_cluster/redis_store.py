@@ -49,7 +49,7 @@ CHUNK_BYTES: Final = 4 * 1024 * 1024
 class RedisPetStore:
     """The :class:`~sploot_cluster.store.PetStore` on a Redis server, Sentinel or Cluster."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         """``client`` must answer in bytes: vectors are no text.
 
         Raises:

@@ -34,8 +34,7 @@ ROOT = Path(__file__).parents[2]
 def columns_agree(client: redis.Redis) -> bool:
     """Rows, media, labels, standings and vectors of the pet are of one length, and name the same media."""
     keys = PetKeys.of(PET)
-    meta = {field.decode(): value.decode() for field, value in client.hgetall(keys.meta).items()}
-    n, dim = int(meta["n_media"]), int(meta["dim"])
+    n, dim = (int(value or 0) for value in client.hmget(keys.meta, "n_media", "dim"))
     media = client.lrange(keys.media, 0, -1)
     rows = {medium: int(row) for medium, row in client.hgetall(keys.rows).items()}
     lengths = (client.strlen(keys.vectors) // 4 // dim, client.strlen(keys.labels) // 4, client.strlen(keys.standings))

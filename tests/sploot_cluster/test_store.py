@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +32,8 @@ from sploot_cluster.models import (
 )
 from sploot_cluster.redis_store import CHUNK_BYTES, RedisPetStore
 from sploot_cluster.store import PetStore
+from tasks.embedded_redis import EmbeddedRedis
+from tests.support import eventually
 
 PET = PetId(42)
 MODEL, DIM = "clip@1", 4
@@ -528,6 +532,28 @@ def test_writes_that_a_failover_lost_are_forgotten(redis_client: redis.Redis) ->
     assert told(caught_up_later) == told(truth)
     assert told(store.load(PET, known=lost)) == told(truth_later)
     assert redis_client.llen(keys.media) == 7
+
+
+def test_a_pet_lives_in_one_slot_of_a_cluster(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
+    with redis.Redis.from_url(redis_server.url) as client:
+        if int(client.info("server")["redis_version"].partition(".")[0]) < 7:
+            pytest.skip("before 7.0 the port of a cluster's bus cannot be chosen")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        bus = {"cluster-enabled": "yes", "cluster-port": str(free.getsockname()[1])}
+    with EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"} | bus) as node:
+        with redis.Redis.from_url(node.url) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            eventually(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+        with redis.RedisCluster(host="127.0.0.1", port=node.port) as cluster:
+            store = RedisPetStore(cluster)
+            known = with_clusters(store)
+            state = store.commit(known, merge(known, into=1, loser=2))
+            store.release(PET, "nobody")
+
+            assert told(store.load(PET, known=known)) == told(store.load(PET)) == told(state)
+            assert [entry.kind for entry in store.history(PET)] == ["merge", "recluster"]
+            assert store.pets() == [PET]
 
 
 def test_a_client_that_decodes_is_refused_with_the_mend(redis_url: str) -> None:
