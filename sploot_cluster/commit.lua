@@ -17,7 +17,8 @@
 --          {"CLAIMED", revision, ms}   it is, but somebody else has the right of way for so long
 --          {"TOO_LARGE", revision}     the vectors would exceed what one value can hold
 --
--- All or nothing: the first write is one that a server without memory refuses, and the only one that can grow too long.
+-- All or nothing: the first write is one that a server without memory refuses, and the vectors, which alone can grow too
+-- long, are written before all others. (Those of a first commit cannot: they came in one argument, of the same limit.)
 
 local HISTORY_LENGTH = 10000
 -- unpack() puts every item on Lua's stack, which ends at 8,000
@@ -73,6 +74,11 @@ local vectors, relabels, labels, standings = take(), take() == '1', take(), take
 local correction, kind, by, summary = take(), take(), take(), take()
 
 revision = expected + 1
+if expected == 0 then
+  redis.call('HSET', meta, 'format', format)
+  -- what somebody left behind who deleted a pet by hand
+  redis.call('DEL', unpack(KEYS, 2))
+end
 if vectors ~= '' then
   local answer = redis.pcall('APPEND', KEYS[4], vectors)
   if type(answer) == 'table' and answer.err then
@@ -86,7 +92,7 @@ end
 if expected == 0 then
   born = new_born
 end
-redis.call('HSET', meta, 'format', format, 'born', born, 'commit', new_commit, 'revision', revision,
+redis.call('HSET', meta, 'born', born, 'commit', new_commit, 'revision', revision,
   'next_cluster', next_cluster, 'n_at_recluster', n_at_recluster, 'noise_arrivals', noise_arrivals)
 redis.call('HDEL', meta, 'claim', 'claim_until_ms')
 if model ~= '' then

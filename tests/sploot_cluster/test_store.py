@@ -512,6 +512,20 @@ def test_a_pet_begun_anew_is_not_taken_for_the_one_known(redis_client: redis.Red
     assert told(store.load(PET, known=known)) == told(store.load(PET))
 
 
+def test_what_a_deletion_by_hand_left_behind_is_swept_away(redis_client: redis.Redis) -> None:
+    store, keys = RedisPetStore(redis_client), PetKeys.of(PET)
+    state = with_clusters(store)
+    store.commit(state, merge(state, into=1, loser=2))
+    redis_client.delete(keys.meta)
+
+    state = store.load(PET)
+    state = store.commit(state, arrival(state, "x", "y"))
+    state = store.commit(state, recluster(state, [1, 1], c1=0.5))
+
+    assert told(store.load(PET)) == told(state)
+    assert [entry.revision for entry in store.history(PET)] == [2]
+
+
 def test_writes_that_a_failover_lost_are_forgotten(redis_client: redis.Redis) -> None:
     store, keys = RedisPetStore(redis_client), PetKeys.of(PET)
     before = with_clusters(store)

@@ -1,0 +1,48 @@
+"""Errors say who has to act, and survive the way between processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from sploot_cluster.errors import (
+    ClusterError,
+    InvalidInput,
+    PetClaimed,
+    PetTooLarge,
+    RevisionConflict,
+    StoreUnavailable,
+    UnreadablePet,
+)
+
+REFUSALS = [
+    InvalidInput("dim", "is 3", "send 4"),
+    RevisionConflict(pet=42, expected=3, current=4),
+    PetClaimed(pet=42, revision=4, for_ms=1_500),
+    StoreUnavailable(doing="load pet 42", problem="ConnectionError: refused"),
+    PetTooLarge(pet=42, n_media=262_144),
+    UnreadablePet(pet=42, problem="3 media by count, 2 by name"),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: type(refusal).__name__)
+def test_an_error_comes_out_of_a_pickle_as_it_went_in(refusal: ClusterError) -> None:
+    copy = pickle.loads(pickle.dumps(refusal))
+
+    assert type(copy) is type(refusal)
+    assert str(copy) == str(refusal)
+    assert vars(copy) == vars(refusal)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: type(refusal).__name__)
+def test_an_error_ends_with_what_to_do(refusal: ClusterError) -> None:
+    problem, _, mend = str(refusal).partition("; ")
+
+    assert problem
+    assert mend
+
+
+def test_a_claim_is_a_lost_race_to_whoever_retries() -> None:
+    assert issubclass(PetClaimed, RevisionConflict)
+    assert "claimed by another change for at most 1500 ms" in str(PetClaimed(pet=42, revision=4, for_ms=1_500))
