@@ -1,0 +1,43 @@
+"""A Redis Streams broker for Dramatiq: nothing lost, nothing stuck, whatever fails.
+
+    from broker import RedisStreamsBroker
+    dramatiq.set_broker(RedisStreamsBroker("redis://127.0.0.1:6379/0"))
+
+See README.md beside this file for the guarantees, ``keys.py`` for what lies in Redis.
+"""
+
+from .broker import RedisStreamsBroker
+from .dead_letters import DeadLetter, DeadLetters
+from .deliveries import Delivery
+from .entries import EntryDecoder
+from .errors import (
+    DeliveryLimitReached,
+    EnqueueUncertain,
+    LeaseLost,
+    MessageTooLarge,
+    QueueFull,
+    SettingsError,
+    UndecodableEntry,
+)
+from .middleware import StreamsMiddleware
+from .settings import BrokerSettings
+from .stats import ConsumerStats, QueueStats
+
+__all__ = [
+    "BrokerSettings",
+    "ConsumerStats",
+    "DeadLetter",
+    "DeadLetters",
+    "Delivery",
+    "DeliveryLimitReached",
+    "EnqueueUncertain",
+    "EntryDecoder",
+    "LeaseLost",
+    "MessageTooLarge",
+    "QueueFull",
+    "QueueStats",
+    "RedisStreamsBroker",
+    "SettingsError",
+    "StreamsMiddleware",
+    "UndecodableEntry",
+]

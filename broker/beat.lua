@@ -1,0 +1,20 @@
+-- Says that a consumer lives, and makes the group where it is missing.
+--
+-- KEYS     1 stream  2 consumers
+-- ARGV     group, consumer, lease in ms
+-- Returns  1 when the consumer's lease had not lapsed, else 0: others may have taken what it held
+--
+-- A new group starts at 0: what is in the stream is work, whoever has seen it before.
+
+local stream, consumers = KEYS[1], KEYS[2]
+local group, me, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+
+local made = redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
+if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
+  return made
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local last = redis.call('ZSCORE', consumers, me)
+redis.call('ZADD', consumers, now, me)
+return last and tonumber(last) >= now - lease and 1 or 0

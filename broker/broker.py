@@ -1,0 +1,442 @@
+"""A Dramatiq broker on Redis Streams.
+
+Messages are delivered at least once, whatever dies: a worker, a connection, Redis itself as far as it persists. Who uses
+it needs idempotent actors and nothing else. README.md tells what is guaranteed and what is not; ``keys.py`` what lies
+where in Redis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from secrets import token_hex
+from typing import Any
+
+import redis
+from dramatiq import Broker, Message, Middleware
+from dramatiq.broker import MessageProxy
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed, QueueJoinTimeout, QueueNotFound
+
+from .connections import Argument
+from .consumer import StreamsConsumer
+from .dead_letters import DeadLetters
+from .deliveries import Delivery
+from .entries import EntryDecoder
+from .errors import DeliveryLimitReached, EnqueueUncertain, LeaseLost, MessageTooLarge, QueueFull
+from .keys import QueueKeys
+from .scripts import ENQUEUE, FLUSH, SIZE, STATS
+from .session import Session, unique_key_of
+from .settings import DAY_MS, BrokerSettings
+from .stats import QueueStats, stats_from
+
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
+
+# A client that lost a reply repeats itself within enqueue_timeout_ms; twice that and some is remembered.
+REMEMBER_EXTRA_MS = 10_000
+# What a message enqueues when it is done is enqueued again when its worker dies before the acknowledgement. Remembered
+# for longer than a crash is likely to be noticed.
+REMEMBER_FOLLOWERS_MS = 60 * 60 * 1000
+MESSAGES_PER_CALL = 200
+
+_brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
+
+
+class RedisStreamsBroker(Broker):
+    """Dramatiq's broker contract on Redis Streams, Redis 6.2 or later.
+
+    Making one and declaring actors opens no connection. Threads start with the first ``consume``.
+
+    Args:
+        url: of the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
+        client: a client to take the connection settings from, as for TLS or Sentinel; ``decode_responses`` must be False.
+        middleware: as for every broker: None for Dramatiq's defaults; a producer may pass ``[]``.
+        decoders: per queue, for entries that are not one field ``message``.
+        namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+    """
+
+    queues: set[str]
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        client: redis.Redis | None = None,
+        namespace: str = "streams",
+        group: str = "cluster-workers",
+        middleware: list[Middleware] | None = None,
+        lease_ms: int = 30_000,
+        max_deliveries: int = 5,
+        max_message_bytes: int = 1 << 20,
+        max_queue_length: int | None = None,
+        decoders: Mapping[str, EntryDecoder] | None = None,
+        dead_letter_ttl_ms: int = 7 * DAY_MS,
+        dead_letter_max: int = 100_000,
+        unique_for_ms: int = DAY_MS,
+        enqueue_timeout_ms: int = 5_000,
+    ) -> None:
+        if client is not None and url is not None:
+            raise TypeError("give a url or a client, not both")
+        self.settings = BrokerSettings(
+            namespace=namespace,
+            group=group,
+            lease_ms=lease_ms,
+            max_deliveries=max_deliveries,
+            max_message_bytes=max_message_bytes,
+            max_queue_length=max_queue_length,
+            dead_letter_ttl_ms=dead_letter_ttl_ms,
+            dead_letter_max=dead_letter_max,
+            unique_for_ms=unique_for_ms,
+            enqueue_timeout_ms=enqueue_timeout_ms,
+        )
+        self._client = client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
+        self._decoders = dict(decoders or {})
+        self._following = threading.local()
+        self._is_closed = False
+        super().__init__(middleware=middleware)
+        self.queues = set()
+        self._session = Session(self._client, self.settings, self._emit_ours)
+        _brokers.add(self)
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue; nothing is asked of Redis. Declaring it twice does nothing."""
+        if queue_name not in self.queues:
+            self.emit_before("declare_queue", queue_name)
+            self.queues.add(queue_name)
+            self.emit_after("declare_queue", queue_name)
+
+    def get_declared_queues(self) -> set[str]:
+        return self.queues.copy()
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """Add a message to its queue; neither queue nor actor need be declared here. Thread-safe.
+
+        Args:
+            delay: ms from now, on the server's clock.
+
+        Returns:
+            The message; or, where its option ``unique_key`` is that of a waiting message, one with that one's
+            ``message_id``: nothing was added then. The option ``unique_for_ms`` bounds how long the key is locked.
+
+        Raises:
+            ConnectionFailed: nothing was sent.
+            EnqueueUncertain: it was sent, and no answer came within ``enqueue_timeout_ms``.
+            QueueFull: the queue holds ``max_queue_length`` messages.
+            MessageTooLarge: it has more than ``max_message_bytes``.
+        """
+        if isinstance(message, Delivery) and message.is_being_retried:
+            return self._retry(message, delay)
+        return self._enqueue([message], delay=delay)[0]
+
+    def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
+        """Add messages, in one round trip; what comes back is as from ``enqueue``, in the same order.
+
+        All messages of one queue are added or none, up to 200 of them; more go in several steps of the same round trip.
+        A message's option ``delay`` delays it.
+
+        Raises:
+            As ``enqueue`` does. Messages of other queues, or other steps, may have been added then.
+        """
+        return self._enqueue(list(messages), delay=None)
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> StreamsConsumer:
+        """A consumer of a declared queue.
+
+        Args:
+            prefetch: how many messages it holds at most, those that run included.
+            timeout: ms after which its ``__next__`` returns None.
+
+        Raises:
+            QueueNotFound: the queue was not declared.
+            BrokerConnectionError: Redis did not answer.
+        """
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        return self._session.consume(
+            self._keys(queue_name), self._decoders.get(queue_name), prefetch=prefetch, timeout_ms=timeout
+        )
+
+    def stats(self, queue_name: str) -> QueueStats:
+        """What the queue holds, read in one step and one round trip."""
+        keys = self._keys(queue_name)
+        answer = self._session.connections.run_script(
+            STATS,
+            (keys.stream, keys.delayed, keys.dead, keys.consumers, keys.paused, keys.counters),
+            (self.settings.group, self.settings.lease_ms, 1_000),
+        )
+        return stats_from(answer, queue_name=queue_name, lease_ms=self.settings.lease_ms)
+
+    def counters(self, queue_name: str) -> Mapping[str, int]:
+        """What happened in the queue since it exists; what never happened is missing from the mapping and reads as 0.
+
+        enqueued, coalesced (of a unique key), acked, late (acknowledged after another had taken it), retried, promoted
+        (delayed ones that fell due), dead, requeued (dead letters), recovered (of dead consumers), handed_back,
+        redelivered (reply was lost), orphaned, ghosts (pending without entry), fenced (refused to who lost the entry).
+        """
+        flat = self._session.connections.run("HGETALL", self._keys(queue_name).counters)
+        return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
+
+    def dead_letters(self, queue_name: str) -> DeadLetters:
+        """The dead letters of the queue: list, get, requeue, purge."""
+        return DeadLetters(self._session.connections, self._keys(queue_name))
+
+    def pause(self, queue_name: str) -> None:
+        """Deliver nothing more of the queue, in any process, until ``resume``; restarts do not end it.
+
+        Works within a second or so. What is running goes on; what waits in a process already is run.
+        """
+        keys = self._keys(queue_name)
+        self._session.connections.run("SET", keys.paused, "1")
+        self._session.connections.run("XADD", keys.timer, "MAXLEN", 1, "*", "paused", 1)
+
+    def resume(self, queue_name: str) -> None:
+        """End a pause."""
+        keys = self._keys(queue_name)
+        self._session.connections.run("DEL", keys.paused)
+        self._session.connections.run("XADD", keys.timer, "MAXLEN", 1, "*", "paused", 0)
+
+    def flush(self, queue_name: str) -> None:
+        """Drop what the queue holds: waiting, in flight, delayed. Dead letters stay. Running jobs run to their end."""
+        keys = self._keys(queue_name)
+        self._session.connections.run_script(
+            FLUSH,
+            (keys.stream, keys.delayed, keys.delayed_messages, keys.recent, keys.suspects),
+            (self.settings.group,),
+        )
+        cursor: Any = 0
+        while True:
+            # the locks of what was dropped; their names are known to nobody
+            cursor, names = self._session.connections.run(
+                "SCAN", cursor, "MATCH", _literally(keys.unique("")) + "*", "COUNT", 1_000
+            )
+            if names:
+                self._session.connections.run("DEL", *names)
+            if int(cursor) == 0:
+                return
+
+    def flush_all(self) -> None:
+        """Flush every declared queue."""
+        for queue_name in self.get_declared_queues():
+            self.flush(queue_name)
+
+    def join(self, queue_name: str, *, interval: int = 20, timeout: int | None = None) -> None:
+        """Wait until the queue holds nothing: waiting, in flight and delayed, counted in one step. For tests.
+
+        Args:
+            interval: ms between two looks.
+            timeout: ms to wait at most.
+
+        Raises:
+            QueueJoinTimeout: it still held something after ``timeout``.
+        """
+        keys = self._keys(queue_name)
+        deadline = None if timeout is None else time.monotonic() + timeout / 1000
+        while self._session.connections.run_script(SIZE, (keys.stream, keys.delayed), ()):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise QueueJoinTimeout(queue_name)
+            time.sleep(interval / 1000)
+
+    def close(self) -> None:
+        """Write what is to be written and stop every thread. Closing twice does nothing; using it again opens it anew."""
+        self._session.stop()
+
+    # Dramatiq offers no place in the middleware list that is certain to be the first before and the last after
+    # whatever users add later; the broker's own part in a message's life therefore stands here.
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if signal == "process_message" and isinstance(args[0], Delivery):
+            self._before_run(args[0])
+        super().emit_before(signal, *args, **kwargs)
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        delivery = args[0] if args and isinstance(args[0], Delivery) else None
+        if delivery is None or signal not in ("process_message", "skip_message"):
+            super().emit_after(signal, *args, **kwargs)
+            return
+        if delivery.is_lost:
+            # It was neither run nor skipped: it is another's. Results would store an answer for it.
+            return
+        self._following.delivery = delivery
+        try:
+            super().emit_after(signal, *args, **kwargs)
+        finally:
+            self._following.delivery = None
+
+    def _before_run(self, delivery: Delivery) -> None:
+        """Raises SkipMessage when the message must not run here."""
+        if delivery.is_doomed:
+            delivery.fail()
+            raise DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
+        deadline = time.monotonic() + self.settings.lease_ms / 1000
+        while True:
+            try:
+                may_run = self._session.may_run(delivery)
+                break
+            except (BrokerConnectionError, redis.RedisError) as error:
+                # It cannot be known whose it is. Left alone, it is delivered again by lease or by resync.
+                if time.monotonic() > deadline:
+                    may_run = False
+                    break
+                self.logger.warning("cannot ask Redis whether a message may run: %s", error)
+                time.sleep(0.5)
+        if not may_run:
+            delivery.is_lost = True
+            raise LeaseLost(message_id=delivery.message_id, entry_id=delivery.entry_id)
+
+    def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
+        message: Message[Any] = delivery.copy()
+        self.emit_before("enqueue", message, delay)
+        if self._session.begin_retry(delivery, message, delay):
+            self.emit_after("enqueue", message, delay)
+        return message
+
+    def _enqueue(self, messages: Sequence[Message[Any]], *, delay: int | None) -> list[Message[Any]]:
+        by_queue: dict[str, list[_Outgoing]] = {}
+        for place, message in enumerate(messages):
+            outgoing = self._outgoing(place, message, delay)
+            by_queue.setdefault(message.queue_name, []).append(outgoing)
+        chunks = [
+            (self._keys(queue_name), of_queue[start : start + MESSAGES_PER_CALL])
+            for queue_name, of_queue in by_queue.items()
+            for start in range(0, len(of_queue), MESSAGES_PER_CALL)
+        ]
+        answers = self._send([self._call(keys, chunk) for keys, chunk in chunks], messages) if chunks else []
+        returned: list[Message[Any]] = list(messages)
+        full: QueueFull | None = None
+        for (keys, chunk), answer in zip(chunks, answers, strict=True):
+            if answer[0] == b"FULL":
+                limit = self.settings.max_queue_length or 0
+                full = QueueFull(queue_name=keys.queue_name, length=int(answer[1]), limit=limit)
+                continue
+            for outgoing, holder in zip(chunk, answer[1:], strict=True):
+                if holder.decode() == outgoing.message.message_id:
+                    self.emit_after("enqueue", outgoing.message, outgoing.delay)
+                else:
+                    waiting = dataclasses.replace(outgoing.message, message_id=holder.decode())
+                    returned[outgoing.place] = waiting
+        if full is not None:
+            raise full
+        return returned
+
+    def _outgoing(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
+        if isinstance(message, MessageProxy):
+            message = message.copy()
+        if delay is None:
+            delay = message.options.get("delay") if place or "delay" in message.options else None
+        self.emit_before("enqueue", message, delay)
+        stored = message
+        if "eta" in message.options:
+            # a time on some producer's clock; ours is the server's, so what is left of it becomes the delay
+            options = {name: value for name, value in message.options.items() if name != "eta"}
+            stored = dataclasses.replace(message, options=options)
+            eta = message.options["eta"]
+            if delay is None and isinstance(eta, int | float):
+                delay = max(0, int(eta - time.time() * 1000))
+        payload = stored.encode()
+        if len(payload) > self.settings.max_message_bytes:
+            raise MessageTooLarge(
+                message_id=message.message_id, n_bytes=len(payload), limit=self.settings.max_message_bytes
+            )
+        return _Outgoing(place, message, payload, delay)
+
+    def _call(self, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
+        """KEYS and ARGV of enqueue.lua."""
+        following: Delivery | None = getattr(self._following, "delivery", None)
+        if following is not None and len(chunk) == 1:
+            # What follows a finished message (the next of a pipeline, a callback of a group) is enqueued again when
+            # the worker dies before the acknowledgement; it has the same ids then, and is known by them.
+            enqueue_id = f"{following.message_id}/{following.options.get('retries', 0)}/{chunk[0].message.message_id}"
+            remember_ms = REMEMBER_FOLLOWERS_MS
+        else:
+            enqueue_id = token_hex(8)
+            remember_ms = 2 * self.settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
+        script_keys = [keys.stream, keys.delayed, keys.delayed_messages, keys.recent, keys.timer, keys.counters]
+        args: list[Argument] = [enqueue_id, remember_ms, self.settings.max_queue_length or 0]
+        for outgoing in chunk:
+            delay_ms = max(0, int(outgoing.delay or 0))
+            unique_key, lock, unique_for_ms = unique_key_of(outgoing.message.options), 0, 0
+            if unique_key is not None:
+                script_keys.append(keys.unique(unique_key))
+                lock = len(script_keys)
+                asked = outgoing.message.options.get("unique_for_ms")
+                unique_for_ms = int(asked) if asked is not None else delay_ms + self.settings.unique_for_ms
+            args += (outgoing.payload, token_hex(8), delay_ms, outgoing.message.message_id, lock, max(1, unique_for_ms))
+        return script_keys, args
+
+    def _send(
+        self, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]], messages: Sequence[Message[Any]]
+    ) -> list[Any]:
+        """The answers to the calls; sent again, under the same enqueue ids, while the connection is to blame."""
+        deadline = time.monotonic() + self.settings.enqueue_timeout_ms / 1000
+        pause_s, was_sent = 0.02, False
+        while True:
+            try:
+                return self._session.connections.run_scripts(ENQUEUE, calls)
+            except BrokerConnectionError as error:
+                was_sent = was_sent or (isinstance(error, ConnectionClosed) and not is_refusal(error))
+                if time.monotonic() + pause_s > deadline:
+                    if was_sent:
+                        ids = tuple(message.message_id for message in messages)
+                        raise EnqueueUncertain(message_ids=ids, problem=str(error)) from error
+                    raise
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 0.5)
+
+    def _keys(self, queue_name: str) -> QueueKeys:
+        return QueueKeys(self.settings.namespace, queue_name)
+
+    def _emit_ours(self, signal: str, *args: Any) -> None:
+        """Tell every middleware that knows this signal of ours."""
+        for middleware in reversed(self.middleware):
+            method = getattr(middleware, signal, None)
+            if method is None:
+                continue
+            try:
+                method(self, *args)
+            except Exception:
+                self.logger.critical("Unexpected failure in %s of %r.", signal, middleware, exc_info=True)
+
+    def _after_fork(self) -> None:
+        """Begin anew in a child process: its parent's locks, sockets and messages are not its own."""
+        self._following = threading.local()
+        self._session = Session(self._client, self.settings, self._emit_ours)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Outgoing:
+    place: int
+    message: Message[Any]
+    payload: bytes
+    delay: int | None
+
+
+class _Counters(dict[str, int]):
+    """Counters that read 0 where nothing was counted yet."""
+
+    def __missing__(self, name: str) -> int:
+        return 0
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server answered, and did nothing: memory, disk, a failover."""
+    return isinstance(error.__cause__, redis.ResponseError)
+
+
+def _literally(text: str) -> str:
+    """A pattern for SCAN that matches this text and no other."""
+    return "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in text)
+
+
+def _after_fork_in_child() -> None:
+    for broker in list(_brokers):
+        broker._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,281 @@
+"""One queue of one process: read, hand out, settle, give back.
+
+Never more is held than the prefetch allows, and what is free is asked for in one read. A consumer that is made anew
+after an error first takes what it owns and does not hold: entries whose reply was lost on the way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import redis
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed
+
+from .connections import BlockingRead
+from .deliveries import Delivery
+from .entries import decode, fields_of
+from .errors import UndecodableEntry
+from .keys import HANDED_BACK
+from .scripts import HAND_BACK, RESYNC, TAKE
+
+if TYPE_CHECKING:
+    from .session import ConsumedQueue
+
+# An entry that this consumer owns, does not hold and has had for so long is no reply on its way: it was lost.
+LOST_AFTER_MS = 5_000
+
+
+class StreamsConsumer(Consumer):
+    """Dramatiq's consumer. ``ack`` and ``nack`` may come from any thread, and after ``close``."""
+
+    def __init__(self, queue: ConsumedQueue, *, prefetch: int, timeout_ms: int) -> None:
+        self._queue = queue
+        self._prefetch = prefetch
+        self._timeout_s = timeout_ms / 1000
+        self._session = queue.session
+        self._settings = queue.session.settings
+        self._keys = queue.keys
+        self._buffer: deque[Delivery] = deque()
+        self._read = BlockingRead(self._session.connections, block_ms=self._settings.idle_read_ms)
+        self._is_resynced = False
+        self._is_closed = False
+        queue.attach(self)
+
+    def __next__(self) -> MessageProxy | None:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            while not self._buffer:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or self._is_closed:
+                    return None
+                self._fill(left_s)
+            return self._buffer.popleft()
+        except redis.RedisError as error:
+            raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
+
+    def ack(self, message: MessageProxy) -> None:
+        """Have its success written soon; a retry that Redis has not taken yet is written now instead.
+
+        Raises:
+            BrokerConnectionError: the retry could not be written. The Worker asks again.
+        """
+        assert isinstance(message, Delivery)
+        if message.pending_retry is not None:
+            self._session.write_retry(message)
+        if message.is_settled or message.is_lost:
+            self._queue.deliveries.forget([message])
+            return
+        message.is_settled = True
+        self._session.settler.settle(self._keys, self._queue.deliveries, message)
+
+    def nack(self, message: MessageProxy) -> None:
+        """Make it a dead letter.
+
+        Raises:
+            BrokerConnectionError: it could not be written. The Worker asks again.
+        """
+        assert isinstance(message, Delivery)
+        try:
+            if not (message.is_settled or message.is_lost):
+                self._session.bury_delivery(message)
+                message.is_settled = True
+        except redis.RedisError as error:
+            raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
+        self._queue.deliveries.forget([message])
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Give messages back that were not started: at once, in their place, without counting the delivery."""
+        self._hand_back([message for message in messages if isinstance(message, Delivery)])
+
+    def close(self) -> None:
+        """Stop reading, and give back what was not handed to the Worker. What the Worker has stays held."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._queue.detach(self)
+        was_reading = self._read.is_waiting
+        self._read.close()
+        unstarted = list(self._buffer)
+        self._buffer.clear()
+        try:
+            self._hand_back(unstarted)
+            if was_reading:
+                # what the server may have sent into the connection that was just closed
+                self._give_back_lost()
+        except (BrokerConnectionError, redis.RedisError) as error:
+            # they are in our pending list and we do not hold them: the next consumer, or the lease, takes care
+            self._queue.deliveries.forget(unstarted)
+            self._queue.logger.warning("could not hand entries back; they follow later", extra={"error": str(error)})
+
+    def wake(self) -> None:
+        """Have ``__next__`` look around: there is something to take, or the queue was paused."""
+        self._queue.deliveries.wake()
+        self._read.wake()
+
+    def _fill(self, timeout_s: float) -> None:
+        """Get something into the buffer, or wait."""
+        if self._queue.is_paused:
+            self._stop_reading()
+            self._queue.wait_for_resume(timeout_s)
+            return
+        if not self._is_resynced:
+            self._resync(min_idle_ms=0)
+            self._is_resynced = True
+        room = self._queue.deliveries.wait_for_room(self._prefetch, timeout_s)
+        if not room:
+            return
+        if self._queue.has_lost_entries:
+            self._queue.has_lost_entries = False
+            self._resync(min_idle_ms=LOST_AFTER_MS)
+        elif self._queue.is_takeable:
+            self._take(room)
+        else:
+            self._read_new(room, timeout_s)
+
+    def _read_new(self, room: int, timeout_s: float) -> None:
+        if not self._read.is_waiting:
+            self._read.send(
+                "XREADGROUP",
+                "GROUP",
+                self._settings.group,
+                self._session.consumer_name,
+                "COUNT",
+                room,
+                "BLOCK",
+                self._settings.idle_read_ms,
+                "STREAMS",
+                self._keys.stream,
+                ">",
+            )
+        try:
+            if not self._read.wait(timeout_s):
+                return
+            answer = self._read.answer()
+        except redis.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            # FLUSHALL, a failover to an empty replica, DESTROY by hand: what is in the stream is work again
+            self._session.keeper.run_once()
+            return
+        except BrokerConnectionError:
+            # entries may have been delivered into the connection that broke
+            self._is_resynced = False
+            raise
+        if answer:
+            self._accept((entry_id, 1, flat, False) for entry_id, flat in answer[0][1])
+            # entries were taken while this read was under way: more is held than the prefetch allows
+            self._give_back_excess()
+
+    def _take(self, room: int) -> None:
+        """Take over what is handed back or belongs to the dead."""
+        dead = self._queue.dead_siblings
+        found = self._session.connections.run_script(
+            TAKE,
+            (self._keys.stream, self._keys.consumers, self._keys.suspects, self._keys.counters),
+            (
+                self._settings.group,
+                self._session.consumer_name,
+                HANDED_BACK,
+                self._settings.lease_ms,
+                room,
+                self._settings.max_deliveries,
+                # after an outage of Redis everybody's heartbeat is old for a moment
+                int(not self._session.keeper.had_gap_within(self._settings.beat_ms / 1000 + 1)),
+                len(dead),
+                *dead,
+            ),
+        )
+        if len(found) < room:
+            self._queue.is_takeable = False
+        self._accept((entry_id, deliveries, flat, bool(doomed)) for entry_id, deliveries, flat, _, doomed, _ in found)
+        recovered = [entry_id.decode() for entry_id, *_, is_recovered in found if is_recovered]
+        if recovered:
+            self._queue.logger.info("entries of dead consumers taken over", extra={"n": len(recovered)})
+            self._session.emit("after_recover", self._keys.queue_name, recovered)
+
+    def _resync(self, *, min_idle_ms: int) -> None:
+        """Take what we own and do not hold."""
+        found = self._lost_entries(min_idle_ms)
+        if found:
+            self._queue.logger.info("entries whose reply was lost taken", extra={"n": len(found)})
+        self._accept((entry_id, deliveries, flat, False) for entry_id, deliveries, flat in found)
+
+    def _lost_entries(self, min_idle_ms: int) -> Any:
+        return self._session.connections.run_script(
+            RESYNC,
+            (self._keys.stream, self._keys.counters),
+            (
+                self._settings.group,
+                self._session.consumer_name,
+                min_idle_ms,
+                self._prefetch,
+                *self._queue.deliveries.ids(),
+            ),
+        )
+
+    def _accept(self, entries: Iterable[tuple[bytes, int, list[bytes] | None, bool]]) -> None:
+        """Decode entries into the buffer; what is no message becomes a dead letter."""
+        for raw_id, deliveries, flat, is_doomed in entries:
+            entry_id = raw_id.decode()
+            if flat is None:  # removed before it was delivered
+                continue
+            fields = fields_of(flat)
+            try:
+                n_bytes = sum(map(len, flat))
+                if n_bytes > self._settings.max_message_bytes:
+                    raise Oversize(n_bytes, self._settings.max_message_bytes)
+                message = decode(entry_id, fields, queue_name=self._keys.queue_name, decoder=self._queue.decoder)
+            except UndecodableEntry as error:
+                self._session.bury_entry(self._keys, entry_id, deliveries, fields, error)
+                continue
+            delivery = Delivery(
+                message,
+                entry_id=entry_id,
+                queue=self._keys.queue_name,
+                consumer_name=self._session.consumer_name,
+                deliveries=deliveries,
+                is_doomed=is_doomed,
+            )
+            if self._queue.deliveries.add(delivery):
+                self._buffer.append(delivery)
+
+    def _give_back_excess(self) -> None:
+        n_excess = self._queue.deliveries.n_held - self._prefetch
+        if n_excess > 0 and self._buffer:
+            self._hand_back([self._buffer.pop() for _ in range(min(n_excess, len(self._buffer)))])
+
+    def _stop_reading(self) -> None:
+        if self._read.is_waiting:
+            self._read.drop()
+            self._give_back_lost()
+
+    def _give_back_lost(self) -> None:
+        lost = self._lost_entries(0)
+        if lost:
+            args = [part for entry_id, deliveries, _ in lost for part in (entry_id, deliveries)]
+            self._run_hand_back(args)
+
+    def _hand_back(self, deliveries: list[Delivery]) -> None:
+        ours = [one for one in deliveries if not (one.is_settled or one.is_lost)]
+        if ours:
+            self._run_hand_back([part for one in ours for part in (one.entry_id, one.deliveries)])
+        self._queue.deliveries.forget(deliveries)
+
+    def _run_hand_back(self, args: list[Any]) -> None:
+        for start in range(0, len(args), 1_000):
+            self._session.connections.run_script(
+                HAND_BACK,
+                (self._keys.stream, self._keys.timer, self._keys.counters),
+                (self._settings.group, self._session.consumer_name, HANDED_BACK, *args[start : start + 1_000]),
+            )
+
+
+class Oversize(UndecodableEntry):
+    """Raised when an entry is larger than ``max_message_bytes``."""
+
+    def __init__(self, n_bytes: int, limit: int) -> None:
+        super().__init__("entry", f"has {n_bytes} bytes of {limit} it may have", "send a key instead of the data")

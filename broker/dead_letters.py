@@ -1,0 +1,237 @@
+"""Dead letters: messages that failed for good, could never work, or killed their workers.
+
+A letter is an entry of the queue's dead stream, with these fields, those without value left out:
+
+    reason      one word: failed, skipped, delivery-limit, undecodable, wrong-queue, unknown-actor, oversize
+    error       for a failed actor "ExceptionClass: message"
+    field, mend of the exception, where it has such attributes: what is to blame, and what to do about it
+    traceback   its end, at most 8 KiB
+    actor, message_id, entry_id, deliveries
+    entry:…     every field of the entry as it was; a requeue restores exactly these
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+from dramatiq.errors import ActorNotFound
+from dramatiq.middleware import SkipMessage
+
+from .connections import Argument, Connections
+from .deliveries import Delivery
+from .entries import WrongQueue, fields_of
+from .errors import DeliveryLimitReached, UndecodableEntry
+from .keys import QueueKeys
+from .scripts import REQUEUE
+
+MAX_TRACEBACK_BYTES = 8 * 1024
+MAX_ERROR_BYTES = 2 * 1024
+ENTRY_PREFIX = b"entry:"
+PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One dead letter.
+
+    Attributes:
+        id: its own id in the dead stream; what ``get``, ``requeue`` and ``purge`` take.
+        reason: one word, see the top of this module.
+        error: what happened, for people.
+        field: the field that is to blame, where one is.
+        mend: what its producer can do, where somebody knew.
+        actor_name, message_id: None for an entry that was no message.
+        entry_id: of the entry it came from.
+        deliveries: how often that entry was delivered.
+        died_at: on the server's clock, UTC.
+        fields: the entry's own fields.
+    """
+
+    id: str
+    queue_name: str
+    reason: str
+    error: str
+    field: str | None
+    mend: str | None
+    traceback: str | None
+    actor_name: str | None
+    message_id: str | None
+    entry_id: str
+    deliveries: int
+    died_at: datetime
+    fields: Mapping[bytes, bytes]
+
+
+class DeadLetters:
+    """The dead letters of one queue."""
+
+    def __init__(self, connections: Connections, keys: QueueKeys) -> None:
+        self._connections = connections
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return int(self._connections.run("XLEN", self._keys.dead))
+
+    def list(
+        self,
+        limit: int = 100,
+        *,
+        before: str | None = None,
+        reason: str | None = None,
+        actor_name: str | None = None,
+        message_id: str | None = None,
+    ) -> list[DeadLetter]:
+        """The newest letters first, at most ``limit``.
+
+        Args:
+            before: the id of the last letter of the page before.
+            reason, actor_name, message_id: only letters that have it. Every letter is read until enough are found.
+        """
+        found: list[DeadLetter] = []
+        end = "+" if before is None else f"({before}"
+        while len(found) < limit:
+            count = min(PAGE, limit) if reason is None and actor_name is None and message_id is None else PAGE
+            page = self._connections.run("XREVRANGE", self._keys.dead, end, "-", "COUNT", count)
+            if not page:
+                break
+            for letter_id, flat in page:
+                letter = self._letter(letter_id.decode(), fields_of(flat))
+                if (
+                    (reason is None or letter.reason == reason)
+                    and (actor_name is None or letter.actor_name == actor_name)
+                    and (message_id is None or letter.message_id == message_id)
+                ):
+                    found.append(letter)
+            end = f"({page[-1][0].decode()}"
+        return found[:limit]
+
+    def get(self, letter_id: str) -> DeadLetter | None:
+        """The letter of this id; None when there is none."""
+        try:
+            found = self._connections.run("XRANGE", self._keys.dead, letter_id, letter_id)
+        except redis.ResponseError:  # not the form of an id
+            return None
+        return self._letter(letter_id, fields_of(found[0][1])) if found else None
+
+    def requeue(self, letter_ids: Iterable[str]) -> int:
+        """Put letters back to work, at the end of the queue, as they were; how many there were."""
+        ids = list(letter_ids)
+        keys = (self._keys.stream, self._keys.dead, self._keys.counters)
+        return sum(
+            int(self._connections.run_script(REQUEUE, keys, ids[start : start + PAGE]))
+            for start in range(0, len(ids), PAGE)
+        )
+
+    def purge(self, letter_ids: Iterable[str]) -> int:
+        """Remove letters for ever; how many there were."""
+        ids = list(letter_ids)
+        return sum(
+            int(self._connections.run("XDEL", self._keys.dead, *ids[start : start + PAGE]))
+            for start in range(0, len(ids), PAGE)
+        )
+
+    def purge_all(self) -> int:
+        """Remove every letter for ever; how many there were."""
+        return int(self._connections.run("XTRIM", self._keys.dead, "MAXLEN", 0))
+
+    def _letter(self, letter_id: str, stored: Mapping[bytes, bytes]) -> DeadLetter:
+        return letter_from(letter_id, stored, queue_name=self._keys.queue_name)
+
+
+def letter_from(letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: str) -> DeadLetter:
+    """A letter from the fields it was stored with."""
+
+    def text(name: bytes) -> str | None:
+        value = stored.get(name)
+        return None if value is None else value.decode(errors="replace")
+
+    return DeadLetter(
+        id=letter_id,
+        queue_name=queue_name,
+        reason=text(b"reason") or "failed",
+        error=text(b"error") or "",
+        field=text(b"field"),
+        mend=text(b"mend"),
+        traceback=text(b"traceback"),
+        actor_name=text(b"actor"),
+        message_id=text(b"message_id"),
+        entry_id=text(b"entry_id") or "",
+        deliveries=int(text(b"deliveries") or 0),
+        died_at=datetime.fromtimestamp(int(letter_id.partition("-")[0]) / 1000, tz=UTC),
+        fields={
+            name.removeprefix(ENTRY_PREFIX): value for name, value in stored.items() if name.startswith(ENTRY_PREFIX)
+        },
+    )
+
+
+def facts_of_delivery(delivery: Delivery) -> list[Argument]:
+    """Names and values of the letter of a message that failed here."""
+    exception = delivery._exception
+    return _facts(
+        _reason(exception),
+        exception,
+        entry_id=delivery.entry_id,
+        deliveries=delivery.deliveries,
+        actor=delivery.actor_name,
+        message_id=delivery.message_id,
+    )
+
+
+def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliveries: int) -> list[Argument]:
+    """Names and values of the letter of an entry that is no message."""
+    return _facts(reason, error, entry_id=entry_id, deliveries=deliveries)
+
+
+def reason_of(error: UndecodableEntry) -> str:
+    return "wrong-queue" if isinstance(error, WrongQueue) else "undecodable"
+
+
+def _reason(exception: BaseException | None) -> str:
+    match exception:
+        case DeliveryLimitReached():
+            return "delivery-limit"
+        case ActorNotFound():
+            return "unknown-actor"
+        case SkipMessage():
+            return "skipped"
+        case _:
+            return "failed"
+
+
+def _facts(
+    reason: str, exception: BaseException | None, *, entry_id: str, deliveries: int, **more: str
+) -> list[Argument]:
+    error = "rejected without an exception" if exception is None else f"{type(exception).__name__}: {exception}"
+    facts: dict[str, Argument] = {
+        "reason": reason,
+        "error": _cut(error, MAX_ERROR_BYTES),
+        "entry_id": entry_id,
+        "deliveries": deliveries,
+        **more,
+    }
+    for name in ("field", "mend"):
+        value: Any = getattr(exception, name, None)
+        if value is not None:
+            facts[name] = _cut(str(value), MAX_ERROR_BYTES)
+    if exception is not None and exception.__traceback__ is not None:
+        told = "".join(traceback.format_exception(exception)).encode(errors="replace")
+        facts["traceback"] = told[-MAX_TRACEBACK_BYTES:].decode(errors="ignore")
+    return [part for pair in facts.items() for part in pair]
+
+
+def _cut(text: str, n_bytes: int) -> str:
+    return text.encode(errors="replace")[:n_bytes].decode(errors="ignore")
+
+
+def stored_from(facts: Sequence[Argument], fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """What Redis stores for these facts and the entry's own fields."""
+    stored = {
+        str(name).encode(): value if isinstance(value, bytes) else str(value).encode()
+        for name, value in zip(facts[::2], facts[1::2], strict=True)
+    }
+    return stored | {ENTRY_PREFIX + name: value for name, value in fields.items()}

@@ -1,0 +1,138 @@
+"""What this process holds of one queue: from delivery until Redis has confirmed how it ended.
+
+The table belongs to the process and not to a consumer object: the Worker makes a new consumer after every error, while
+messages of the old one still run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import dramatiq
+from dramatiq.broker import MessageProxy
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRetry:
+    """A retry that Redis has not taken yet: the message must not be acknowledged before it has."""
+
+    message: dramatiq.Message
+    delay: int | None
+    name: str
+
+
+class Delivery(MessageProxy):
+    """A message as this process received it.
+
+    Attributes:
+        entry_id: of the stream entry.
+        queue: the queue it was read from.
+        consumer_name: who it was delivered to; together with ``deliveries`` it proves ownership.
+        deliveries: how often it was delivered, this time included. Handed-back messages do not count.
+        enqueued_at_ms: the earlier of the entry's id and the message's own timestamp: of a message that was delayed or
+            retried, when it was first enqueued. A flat event has only the former.
+        is_doomed: its worker processes died too often; it is not run, but becomes a dead letter.
+        is_lost: another process holds it now; whatever happens to it here changes nothing.
+    """
+
+    def __init__(
+        self,
+        message: dramatiq.Message,
+        *,
+        entry_id: str,
+        queue: str,
+        consumer_name: str,
+        deliveries: int,
+        is_doomed: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.entry_id = entry_id
+        self.queue = queue
+        self.consumer_name = consumer_name
+        self.deliveries = deliveries
+        self.enqueued_at_ms = min(int(entry_id.partition("-")[0]), message.message_timestamp)
+        self.is_doomed = is_doomed
+        self.is_lost = False
+        self.is_settled = False
+        self.pending_retry: PendingRetry | None = None
+        self._retries_when_delivered = message.options.get("retries", 0)
+
+    @property
+    def is_being_retried(self) -> bool:
+        """Whether the Retries middleware has counted a failure since the delivery."""
+        return not self.is_settled and self.options.get("retries", 0) != self._retries_when_delivered
+
+
+class Deliveries:
+    """The deliveries of one queue. Thread-safe.
+
+    ``held``: given out to the Worker or about to be. ``settling``: done, and not yet written. Both are in this
+    consumer's pending list; only the held ones count against the prefetch.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Delivery] = {}
+        self._settling: dict[str, Delivery] = {}
+        self._changed = threading.Condition()
+
+    def add(self, delivery: Delivery) -> bool:
+        """Hold it. False when its entry is held already: a group that was made again delivers everything again."""
+        with self._changed:
+            if delivery.entry_id in self._held or delivery.entry_id in self._settling:
+                return False
+            self._held[delivery.entry_id] = delivery
+            return True
+
+    def begin_settling(self, delivery: Delivery) -> None:
+        """It is done; its place is free for another."""
+        with self._changed:
+            if self._held.get(delivery.entry_id) is delivery:
+                del self._held[delivery.entry_id]
+            self._settling[delivery.entry_id] = delivery
+            self._changed.notify_all()
+
+    def forget(self, deliveries: Iterable[Delivery]) -> None:
+        """They are no longer ours: settled, handed back or lost."""
+        with self._changed:
+            for delivery in deliveries:
+                for table in (self._held, self._settling):
+                    if table.get(delivery.entry_id) is delivery:
+                        del table[delivery.entry_id]
+            self._changed.notify_all()
+
+    def wait_for_room(self, prefetch: int, timeout_s: float) -> int:
+        """How many more may be held; 0 after ``timeout_s`` without room.
+
+        Returns as soon as a quarter of the prefetch is free: one at a time would be a round trip per message.
+        """
+        enough = max(1, prefetch // 4)
+        # what waits to be written is bounded too: with a server that takes no writes nobody should read on
+        most_settling = 1_000 + prefetch
+
+        def room() -> int:
+            return 0 if len(self._settling) > most_settling else prefetch - len(self._held)
+
+        with self._changed:
+            self._changed.wait_for(lambda: room() >= enough, timeout_s)
+            return max(0, room())
+
+    def wake(self) -> None:
+        """Have ``wait_for_room`` look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def ids(self) -> list[str]:
+        """The entries that are held or settling."""
+        with self._changed:
+            return [*self._held, *self._settling]
+
+    @property
+    def n_held(self) -> int:
+        with self._changed:
+            return len(self._held)
+
+    def __len__(self) -> int:
+        with self._changed:
+            return len(self._held) + len(self._settling)

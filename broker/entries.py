@@ -1,0 +1,99 @@
+"""From a stream entry to a message, or to the reason why it is none.
+
+An entry is either a Dramatiq message, one field ``message``, or whatever the decoder of its queue understands.
+Nothing that stands in a stream may stop a consumer or a worker thread: what is wrong becomes :class:`UndecodableEntry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import dramatiq
+from dramatiq.errors import DecodeError
+
+from .errors import UndecodableEntry
+
+# From the entry's id and its fields to a message of the entry's queue. Raises UndecodableEntry.
+EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message]
+
+MESSAGE_FIELD = b"message"
+
+
+def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """An entry's fields, from Redis' flat list of names and values."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def decode(
+    entry_id: str, fields: Mapping[bytes, bytes], *, queue_name: str, decoder: EntryDecoder | None
+) -> dramatiq.Message:
+    """The message that an entry is.
+
+    Raises:
+        UndecodableEntry: it is none. Its ``field`` is ``queue_name`` when it is one of another queue.
+    """
+    if MESSAGE_FIELD in fields and (decoder is None or len(fields) == 1):
+        message = _decode_message(fields[MESSAGE_FIELD])
+    elif decoder is None:
+        raise UndecodableEntry(
+            "message", "is missing", "enqueue through a Dramatiq broker, or give this queue a decoder for its form"
+        )
+    else:
+        message = _decode_foreign(entry_id, fields, decoder)
+    if message.queue_name != queue_name:
+        # The Worker looks for the queue's consumer by this name, and its thread would die of finding none.
+        raise WrongQueue(message.queue_name, queue_name)
+    # A time to wait for is the broker's business; left in, the Worker would keep the message in its memory.
+    message.options.pop("eta", None)
+    return message
+
+
+class WrongQueue(UndecodableEntry):
+    """Raised when a message of one queue stands in the stream of another."""
+
+    def __init__(self, told: str, found_in: str) -> None:
+        super().__init__("queue_name", f"is {told!r} in the stream of {found_in!r}", "enqueue it on its own queue")
+
+
+def _decode_message(payload: bytes) -> dramatiq.Message:
+    try:
+        message = dramatiq.Message.decode(payload)
+    except DecodeError as error:
+        raise UndecodableEntry(
+            "message",
+            f"is no Dramatiq message: {error.error}",
+            "send the JSON that dramatiq.Message.encode() makes",
+        ) from error
+    _check(message)
+    return message
+
+
+def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: EntryDecoder) -> dramatiq.Message:
+    try:
+        message = decoder(entry_id, fields)
+    except UndecodableEntry:
+        raise
+    except Exception as error:
+        # Duck-typed: a decoder may raise its own package's errors that name field and mend.
+        raise UndecodableEntry(
+            str(getattr(error, "field", "entry")),
+            str(getattr(error, "problem", f"cannot be decoded: {type(error).__name__}: {error}")),
+            str(getattr(error, "mend", "see the traceback of this dead letter")),
+        ) from error
+    _check(message)
+    return message
+
+
+def _check(message: dramatiq.Message) -> None:
+    """Raises UndecodableEntry for a message that would break the Worker."""
+    expected = {
+        "queue_name": str,
+        "actor_name": str,
+        "kwargs": dict,
+        "options": dict,
+        "message_id": str,
+        "message_timestamp": int,
+    }
+    for name, kind in expected.items():
+        if not isinstance(getattr(message, name), kind):
+            raise UndecodableEntry(name, f"is no {kind.__name__}", "send what dramatiq.Message.encode() makes")

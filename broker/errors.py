@@ -1,0 +1,105 @@
+"""Everything this package raises on purpose.
+
+    dramatiq.errors.BrokerError
+    ├── BrokerConnectionError           Dramatiq's; its Worker waits and tries again
+    │   ├── ConnectionFailed            no connection: nothing was sent
+    │   └── ConnectionClosed            the connection broke, or the server cannot do it now
+    │       └── EnqueueUncertain        a message was sent, and nobody knows whether it arrived
+    ├── QueueFull                       ``max_queue_length`` is reached; nothing was added
+    └── MessageTooLarge                 ``max_message_bytes`` is exceeded; nothing was added
+    ValueError
+    ├── SettingsError                   a setting cannot be used
+    └── UndecodableEntry                an entry is no message; a decoder raises it too
+    dramatiq.middleware.SkipMessage
+    ├── DeliveryLimitReached            every process that ran this message died
+    └── LeaseLost                       another process holds this message now
+
+redis-py's errors are translated in ``connections.py`` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dramatiq.errors import BrokerError, ConnectionClosed
+from dramatiq.middleware import SkipMessage
+
+
+class SettingsError(ValueError):
+    """Raised when a setting of the broker cannot be used."""
+
+    def __init__(self, field: str, problem: str, mend: str) -> None:
+        super().__init__(f"{field}: {problem}; {mend}")
+        self.field, self.problem, self.mend = field, problem, mend
+
+
+class EnqueueUncertain(ConnectionClosed):
+    """Raised when messages were sent to Redis and no answer came, however often it was tried.
+
+    Attributes:
+        message_ids: of the messages that may have been added, or not. Enqueue them again if their actors are idempotent.
+    """
+
+    def __init__(self, *, message_ids: tuple[str, ...], problem: str) -> None:
+        shown = ", ".join(message_ids[:3]) + (f" and {len(message_ids) - 3} more" if len(message_ids) > 3 else "")
+        super().__init__(
+            f"Redis did not say whether it added {shown}: {problem}; "
+            "check the queue, or enqueue again if running twice does no harm"
+        )
+        self.message_ids, self.problem = message_ids, problem
+
+
+class QueueFull(BrokerError):
+    """Raised when a queue holds as many messages as ``max_queue_length`` allows."""
+
+    def __init__(self, *, queue_name: str, length: int, limit: int) -> None:
+        super().__init__(
+            f"queue {queue_name!r} holds {length} messages of {limit} it may hold; "
+            "enqueue later, add workers, or raise max_queue_length"
+        )
+        self.queue_name, self.length, self.limit = queue_name, length, limit
+
+
+class MessageTooLarge(BrokerError):
+    """Raised when the encoded form of a message exceeds ``max_message_bytes``."""
+
+    def __init__(self, *, message_id: str, n_bytes: int, limit: int) -> None:
+        super().__init__(
+            f"message {message_id} has {n_bytes} bytes of {limit} it may have; "
+            "store the data elsewhere and send its key, or raise max_message_bytes"
+        )
+        self.message_id, self.n_bytes, self.limit = message_id, n_bytes, limit
+
+
+class UndecodableEntry(ValueError):
+    """Raised when an entry cannot become a message. The entry becomes a dead letter that names field and mend.
+
+    Attributes:
+        field: the name of the entry's field that is to blame.
+        problem: what is wrong with it.
+        mend: what its producer can do about it.
+    """
+
+    def __init__(self, field: str, problem: str, mend: str) -> None:
+        super().__init__(f"{field}: {problem}; {mend}")
+        self.field, self.problem, self.mend = field, problem, mend
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.field, self.problem, self.mend))
+
+
+class DeliveryLimitReached(SkipMessage):
+    """Raised instead of running a message whose every worker process died."""
+
+    def __init__(self, *, message_id: str, deliveries: int) -> None:
+        super().__init__(
+            f"message {message_id} was delivered {deliveries - 1} times and its worker died each time; "
+            "look for a crash or a lack of memory in its actor, then requeue the dead letter"
+        )
+        self.message_id, self.deliveries = message_id, deliveries
+
+
+class LeaseLost(SkipMessage):
+    """Raised instead of running a message that was taken over by another process while it waited here."""
+
+    def __init__(self, *, message_id: str, entry_id: str) -> None:
+        super().__init__(f"message {message_id} (entry {entry_id}) is held by another process now")
+        self.message_id, self.entry_id = message_id, entry_id

@@ -1,0 +1,56 @@
+"""The name of a process among the consumers of a queue, and whether a process of the same machine still lives.
+
+A name reads ``host:pid:birth:random``. ``birth`` tells the machine's boot, the process namespace and the moment at which
+the process started, so that a sibling can say for certain that it is dead: the pid is gone or somebody else's, or what is
+left of it is a zombie. That needs Linux's ``/proc``; elsewhere a dead process is known by its silence.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import zlib
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def consumer_name() -> str:
+    """A new name for this process."""
+    pid = os.getpid()
+    host = socket.gethostname().replace(":", "-") or "unknown"
+    return f"{host}:{pid}:{_namespace()}.{_started_at(pid) or 0}:{secrets.token_hex(4)}"
+
+
+def is_dead_sibling(name: str) -> bool:
+    """Whether ``name`` is a process of this machine that has ended. False where nobody can tell."""
+    parts = name.split(":")
+    if len(parts) != 4 or not parts[1].isdecimal():
+        return False
+    namespace, _, started_at = parts[2].partition(".")
+    if namespace != _namespace() or namespace == "0" or started_at in ("", "0"):
+        return False
+    return _started_at(int(parts[1])) != started_at
+
+
+def _namespace() -> str:
+    """This boot of this machine and this process namespace, as one short word; 0 where there is no /proc."""
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text()
+        namespace = (_PROC / "self/ns/pid").readlink()
+        return f"{zlib.crc32(f'{boot}{namespace}'.encode()):08x}"
+    except OSError:
+        return "0"
+
+
+def _started_at(pid: int) -> str | None:
+    """When the process started, in ticks since boot; None for one that has ended."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    # the name in parentheses may hold anything: count from the last one
+    after_name = stat.rpartition(")")[2].split()
+    state, started_at = after_name[0], after_name[19]
+    return None if state in "ZXx" else started_at

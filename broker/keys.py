@@ -1,0 +1,79 @@
+"""Every key of a queue, in one place. ``ns`` is the namespace (``streams`` by default), ``q`` the queue.
+
+    key                          type    holds                                                    ends
+    ns:q                         stream  work, waiting and in flight; one group                   entry by entry, when settled
+    {ns:q}:delayed               zset    due (ms, server time) -> name                            promotion
+    {ns:q}:delayed:messages      hash    name -> message                                          promotion
+    {ns:q}:dead                  stream  dead letters: see dead_letters.py                        dead_letter_ttl_ms, dead_letter_max
+    {ns:q}:consumers             zset    consumer -> heartbeat (ms, server time)                  clean stop, janitor
+    {ns:q}:unique:<key>          string  id of the waiting message of a unique key                start of the job, time limit
+    {ns:q}:suspects              hash    entry -> crashes charged to it [deliveries consumer]     when settled
+    {ns:q}:recent                zset    enqueue id -> when it may be forgotten (ms)              expires
+    {ns:q}:timer                 stream  one entry: wakes janitors when there is something to do  never; one entry
+    {ns:q}:paused                string  present: nothing is delivered                            resume
+    {ns:q}:counters              hash    acked, retried, dead, recovered, …                       never; some 15 fields
+
+A queue's name holds no braces, so the hash tag is the stream's own name, and all keys of a queue share its slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+# Owns entries that were handed back until somebody takes them. The tilde keeps it apart from processes.
+HANDED_BACK = "~handed-back"
+
+
+@dataclass(frozen=True)
+class QueueKeys:
+    """The keys of one queue."""
+
+    namespace: str
+    queue_name: str
+
+    @cached_property
+    def stream(self) -> str:
+        return f"{self.namespace}:{self.queue_name}"
+
+    def _of(self, what: str) -> str:
+        return f"{{{self.stream}}}:{what}"
+
+    @cached_property
+    def delayed(self) -> str:
+        return self._of("delayed")
+
+    @cached_property
+    def delayed_messages(self) -> str:
+        return self._of("delayed:messages")
+
+    @cached_property
+    def dead(self) -> str:
+        return self._of("dead")
+
+    @cached_property
+    def consumers(self) -> str:
+        return self._of("consumers")
+
+    @cached_property
+    def suspects(self) -> str:
+        return self._of("suspects")
+
+    @cached_property
+    def recent(self) -> str:
+        return self._of("recent")
+
+    @cached_property
+    def timer(self) -> str:
+        return self._of("timer")
+
+    @cached_property
+    def paused(self) -> str:
+        return self._of("paused")
+
+    @cached_property
+    def counters(self) -> str:
+        return self._of("counters")
+
+    def unique(self, unique_key: str) -> str:
+        return self._of(f"unique:{unique_key}")

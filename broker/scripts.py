@@ -1,0 +1,44 @@
+"""The Lua scripts of this package: what must happen together happens in one of them.
+
+Each ``*.lua`` beside this file opens with its KEYS, ARGV and answers. All keys come in through KEYS and share a slot.
+They need Redis 6.2 and nothing newer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script and the name under which a server caches it."""
+
+    name: str
+    text: str
+    sha: str
+
+
+def _load(name: str) -> Script:
+    text = files(__package__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    # SHA-1 is how Redis names scripts; nothing is protected by it.
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+ENQUEUE = _load("enqueue")
+SETTLE = _load("settle")
+RETRY = _load("retry")
+BURY = _load("bury")
+START = _load("start")
+TAKE = _load("take")
+RESYNC = _load("resync")
+HAND_BACK = _load("hand_back")
+BEAT = _load("beat")
+LEAVE = _load("leave")
+TICK = _load("tick")
+SWEEP = _load("sweep")
+STATS = _load("stats")
+SIZE = _load("size")
+FLUSH = _load("flush")
+REQUEUE = _load("requeue")

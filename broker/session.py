@@ -1,0 +1,283 @@
+"""What one process has of a broker: its name, its connections, its threads, what it holds.
+
+A broker makes a new one after a fork: locks, sockets and threads do not survive one, and a child must not answer for
+its parent's messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from secrets import token_hex
+from typing import Any, Protocol
+
+import redis
+from dramatiq.errors import ConnectionClosed
+from dramatiq.logging import get_logger
+
+from .connections import Connections
+from .consumer import Oversize, StreamsConsumer
+from .dead_letters import facts_of_delivery, facts_of_entry, letter_from, reason_of, stored_from
+from .deliveries import Deliveries, Delivery, PendingRetry
+from .entries import EntryDecoder
+from .errors import UndecodableEntry
+from .identity import consumer_name
+from .janitor import Janitor, Round
+from .keeper import Keeper
+from .keys import QueueKeys
+from .scripts import BURY, LEAVE, RETRY, START
+from .settings import BrokerSettings
+from .settler import Settler
+
+
+class Emit(Protocol):
+    """Tells middleware of a signal, by the name of the method."""
+
+    def __call__(self, signal: str, *args: Any) -> None: ...
+
+
+class ConsumedQueue:
+    """A queue that this process consumes: what is held of it, and what the janitor saw last."""
+
+    def __init__(self, session: Session, keys: QueueKeys, decoder: EntryDecoder | None) -> None:
+        self.session = session
+        self.keys = keys
+        self.decoder = decoder
+        self.logger: logging.Logger = get_logger(__name__, f"Consumer({keys.queue_name})")
+        self.deliveries = Deliveries()
+        self.is_paused = False
+        self.is_takeable = False
+        self.has_lost_entries = False
+        self.dead_siblings: tuple[str, ...] = ()
+        self._n_unheld_rounds = 0
+        self._resumed = threading.Event()
+        self._consumer: StreamsConsumer | None = None
+        self.janitor = Janitor(
+            session.connections,
+            session.settings,
+            keys,
+            consumer_name=session.consumer_name,
+            on_round=self._after_round,
+        )
+
+    def attach(self, consumer: StreamsConsumer) -> None:
+        self._consumer = consumer
+
+    def detach(self, consumer: StreamsConsumer) -> None:
+        if self._consumer is consumer:
+            self._consumer = None
+
+    def wait_for_resume(self, timeout_s: float) -> None:
+        self._resumed.wait(timeout_s)
+
+    def _after_round(self, done: Round) -> None:
+        """Tell the consumer what the janitor saw."""
+        self.dead_siblings = done.dead_siblings
+        has_news = False
+        if done.is_takeable:
+            self.is_takeable = has_news = True
+        if done.n_owned > len(self.deliveries):
+            # Twice in a row, and none of them young: a reply that was lost while the connection lived.
+            self._n_unheld_rounds += 1
+            if self._n_unheld_rounds >= 2:
+                self._n_unheld_rounds = 0
+                self.has_lost_entries = has_news = True
+        else:
+            self._n_unheld_rounds = 0
+        if done.is_paused != self.is_paused:
+            self.is_paused = done.is_paused
+            has_news = True
+            if done.is_paused:
+                self._resumed.clear()
+            else:
+                self._resumed.set()
+        if done.n_orphans:
+            self.logger.warning("orphaned entries handed back to work", extra={"n": done.n_orphans})
+            self.session.emit("after_orphans", self.keys.queue_name, done.n_orphans)
+        consumer = self._consumer
+        if has_news and consumer is not None:
+            consumer.wake()
+
+
+class Session:
+    """One process's part of a broker."""
+
+    def __init__(self, client: redis.Redis, settings: BrokerSettings, emit: Emit) -> None:
+        self.settings = settings
+        self.emit = emit
+        self.logger: logging.Logger = get_logger(__name__, type(self))
+        self.consumer_name = consumer_name()
+        self.connections = Connections(client)
+        self.settler = Settler(self.connections, group=settings.group, consumer_name=self.consumer_name)
+        self.keeper = Keeper(self.connections, settings, consumer_name=self.consumer_name)
+        self._lock = threading.Lock()
+        self._queues: dict[str, ConsumedQueue] = {}
+
+    def consume(
+        self, keys: QueueKeys, decoder: EntryDecoder | None, *, prefetch: int, timeout_ms: int
+    ) -> StreamsConsumer:
+        """A consumer of the queue. The first one of a queue starts its heartbeat and its janitor.
+
+        Raises:
+            BrokerConnectionError: the heartbeat could not be written.
+        """
+        try:
+            self.keeper.add(keys)
+        except redis.RedisError as error:
+            raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
+        self.settler.start()
+        with self._lock:
+            queue = self._queues.get(keys.queue_name)
+            if queue is None:
+                queue = self._queues[keys.queue_name] = ConsumedQueue(self, keys, decoder)
+                queue.janitor.start()
+        return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
+
+    def may_run(self, delivery: Delivery) -> bool:
+        """Whether this process still holds it, asked of Redis only where that can be otherwise.
+
+        Raises:
+            BrokerConnectionError: Redis was asked and did not answer.
+        """
+        keys = self._keys(delivery)
+        unique_key = unique_key_of(delivery.options)
+        if delivery.deliveries == 1 and unique_key is None and self.keeper.is_sure_of(keys.queue_name):
+            return True
+        answer = self._fenced(START, keys, delivery, (keys.stream, keys.suspects, keys.counters))
+        return bool(answer == b"RUN")
+
+    def write_retry(self, delivery: Delivery) -> bool:
+        """Write the retry of a message, and remove the entry it came from; whether this process still held it.
+
+        Raises:
+            BrokerConnectionError: it is not known to be written. Asked again, it is written once.
+        """
+        pending, keys = delivery.pending_retry, self._keys(delivery)
+        assert pending is not None
+        try:
+            answer = self.connections.run_script(
+                RETRY,
+                (keys.stream, keys.delayed, keys.delayed_messages, keys.timer, keys.suspects, keys.counters),
+                (
+                    self.settings.group,
+                    delivery.consumer_name,
+                    delivery.deliveries,
+                    delivery.entry_id,
+                    pending.message.encode(),
+                    pending.name,
+                    max(0, int(pending.delay or 0)),
+                ),
+            )
+        except redis.RedisError as error:
+            raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
+        delivery.is_settled = True
+        delivery.pending_retry = None
+        if answer != b"RETRIED":
+            # FENCED: somebody else runs it. GONE: it was flushed, or an earlier try of this very retry was written.
+            self.logger.info("a retry was not needed", extra={"entry": delivery.entry_id, "answer": answer.decode()})
+        return bool(answer == b"RETRIED")
+
+    def begin_retry(self, delivery: Delivery, message: Any, delay: int | None) -> bool:
+        """Write the retry of a message that failed; from now on it cannot be acknowledged before that is written.
+
+        Raises:
+            BrokerConnectionError: Redis did not take it. ``Consumer.ack`` tries again.
+        """
+        delivery.pending_retry = PendingRetry(message, delay, token_hex(8))
+        return self.write_retry(delivery)
+
+    def bury_delivery(self, delivery: Delivery) -> None:
+        """Make a message that failed a dead letter, unless another process holds it."""
+        keys = self._keys(delivery)
+        facts = facts_of_delivery(delivery)
+        answer = self._fenced(
+            BURY,
+            keys,
+            delivery,
+            (keys.stream, keys.dead, keys.suspects, keys.counters),
+            (self.settings.dead_letter_ttl_ms, self.settings.dead_letter_max, *facts),
+        )
+        if answer[0] == b"BURIED":
+            # the entry's own fields stay at the server; the message stands for them here
+            stored = stored_from(facts, {b"message": delivery._message.encode()})
+            letter = letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
+            self.emit("after_dead_letter", letter)
+
+    def bury_entry(
+        self, keys: QueueKeys, entry_id: str, deliveries: int, fields: Mapping[bytes, bytes], error: UndecodableEntry
+    ) -> None:
+        """Make an entry that is no message a dead letter."""
+        reason = "oversize" if isinstance(error, Oversize) else reason_of(error)
+        facts = facts_of_entry(reason, error, entry_id=entry_id, deliveries=deliveries)
+        answer = self.connections.run_script(
+            BURY,
+            (keys.stream, keys.dead, keys.suspects, keys.counters),
+            (
+                self.settings.group,
+                self.consumer_name,
+                deliveries,
+                entry_id,
+                "",
+                self.settings.dead_letter_ttl_ms,
+                self.settings.dead_letter_max,
+                *facts,
+            ),
+        )
+        self.logger.error(
+            "an entry is no message; it is a dead letter now",
+            extra={"queue": keys.queue_name, "entry": entry_id, "reason": reason, "error": str(error)},
+        )
+        if answer[0] == b"BURIED":
+            letter = letter_from(answer[1].decode(), stored_from(facts, fields), queue_name=keys.queue_name)
+            self.emit("after_dead_letter", letter)
+
+    def stop(self) -> None:
+        """Write what is to be written, stop every thread, say goodbye. May be called twice."""
+        with self._lock:
+            queues, self._queues = list(self._queues.values()), {}
+        for queue in queues:
+            queue.janitor.stop()
+        n_unwritten = self.settler.stop()
+        if n_unwritten:
+            self.logger.error("acknowledgements were not written; these jobs run again", extra={"n": n_unwritten})
+        self.keeper.stop()
+        if queues:
+            try:
+                self.connections.run_scripts(
+                    LEAVE,
+                    [
+                        ((queue.keys.stream, queue.keys.consumers), (self.settings.group, self.consumer_name))
+                        for queue in queues
+                    ],
+                )
+            except (ConnectionClosed, redis.RedisError) as error:
+                self.logger.warning("could not say goodbye; the lease will end", extra={"error": str(error)})
+        self.connections.close()
+
+    def _keys(self, delivery: Delivery) -> QueueKeys:
+        return QueueKeys(self.settings.namespace, delivery.queue)
+
+    def _fenced(
+        self, script: Any, keys: QueueKeys, delivery: Delivery, script_keys: tuple[str, ...], args: Any = ()
+    ) -> Any:
+        """The answer of a script that does nothing unless this process holds the entry."""
+        unique_key = unique_key_of(delivery.options)
+        return self.connections.run_script(
+            script,
+            script_keys if unique_key is None else (*script_keys, keys.unique(unique_key)),
+            (
+                self.settings.group,
+                delivery.consumer_name,
+                delivery.deliveries,
+                delivery.entry_id,
+                delivery.message_id,
+                *args,
+            ),
+        )
+
+
+def unique_key_of(options: Mapping[str, Any]) -> str | None:
+    """The message's unique key, None where it has none."""
+    unique_key = options.get("unique_key")
+    return None if unique_key is None else str(unique_key)

@@ -1,0 +1,79 @@
+"""The settings of a broker: values, checked where they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from .errors import SettingsError
+
+DAY_MS = 24 * 60 * 60 * 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """How the broker behaves. Times are milliseconds.
+
+    Attributes:
+        namespace: what the keys begin with.
+        group: the consumer group of every stream.
+        lease_ms: a process that has not been heard of for so long loses its messages to the others; at least 2,000.
+            Jobs may run as long as they like: the lease is the process's, not the message's.
+        max_deliveries: a message whose worker process died so often becomes a dead letter; at least 2, because the
+            first crash of a process cannot be told from that of its neighbours.
+        max_message_bytes: what an encoded message may weigh.
+        max_queue_length: how many entries a stream may hold before ``enqueue`` raises ``QueueFull``; None = no limit.
+            Retries and delayed messages that fall due are never refused.
+        dead_letter_ttl_ms: how long dead letters are kept; 7 days, as Dramatiq's own brokers do.
+        dead_letter_max: how many dead letters a queue keeps, about; the oldest go first.
+        unique_for_ms: how long the lock of a ``unique_key`` lasts at most, after its delay, where the message says nothing.
+        enqueue_timeout_ms: how long ``enqueue`` tries again after a lost connection before it raises.
+        idle_read_ms: how long one blocking read waits at the server.
+        tick_ms: how often the janitor of a queue looks around when nothing wakes it. Half a second below the two
+            seconds within which a dead process's messages must be found after its lease.
+        sweep_ms: how often the janitor begins a pass for orphans.
+        promote_batch: how many due messages one script call moves: some milliseconds of the server.
+    """
+
+    namespace: str = "streams"
+    group: str = "cluster-workers"
+    lease_ms: int = 30_000
+    max_deliveries: int = 5
+    max_message_bytes: int = 1 << 20
+    max_queue_length: int | None = None
+    dead_letter_ttl_ms: int = 7 * DAY_MS
+    dead_letter_max: int = 100_000
+    unique_for_ms: int = DAY_MS
+    enqueue_timeout_ms: int = 5_000
+    idle_read_ms: int = 10_000
+    tick_ms: int = 1_500
+    sweep_ms: int = 10_000
+    promote_batch: int = 200
+
+    def __post_init__(self) -> None:
+        lowest = {
+            "lease_ms": 2_000,
+            "max_deliveries": 2,
+            "max_message_bytes": 1,
+            "max_queue_length": 1,
+            "dead_letter_ttl_ms": 1,
+            "dead_letter_max": 1,
+            "unique_for_ms": 1,
+            "enqueue_timeout_ms": 0,
+            "idle_read_ms": 1,
+            "tick_ms": 1,
+            "sweep_ms": 1,
+            "promote_batch": 1,
+        }
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in lowest and value is not None and value < lowest[field.name]:
+                raise SettingsError(field.name, f"is {value}", f"must be at least {lowest[field.name]}")
+        for name in ("namespace", "group"):
+            value = getattr(self, name)
+            if not value or any(letter in value for letter in "{} \n"):
+                raise SettingsError(name, f"is {value!r}", "must be a word without spaces and braces")
+
+    @property
+    def beat_ms(self) -> int:
+        """How often a process says that it lives: two beats may be lost."""
+        return self.lease_ms // 3

@@ -1,0 +1,124 @@
+"""Acknowledgements, many in one script call.
+
+A worker thread says that a message is done and goes on; one thread per process writes what has gathered meanwhile.
+What could not be written is kept and tried again, and a message whose acknowledgement was never written is delivered
+again: nothing is acknowledged that was not written. A crash before the write runs the job twice, as a crash before an
+unbatched acknowledgement would; the window is a millisecond or two, or the length of an outage of Redis.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+
+import redis
+from dramatiq.errors import BrokerConnectionError
+from dramatiq.logging import get_logger
+
+from .connections import Argument, Connections
+from .deliveries import Deliveries, Delivery
+from .keys import QueueKeys
+from .scripts import SETTLE
+
+# Lua's unpack() ends at some 8,000 values; 500 entries are about a millisecond of the server.
+ENTRIES_PER_CALL = 500
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+
+
+class Settler:
+    """Writes acknowledgements. ``start`` and ``stop`` may be called twice."""
+
+    def __init__(self, connections: Connections, *, group: str, consumer_name: str) -> None:
+        self._connections = connections
+        self._group = group
+        self._consumer_name = consumer_name
+        self._logger: logging.Logger = get_logger(__name__, type(self))
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[QueueKeys, Deliveries, Delivery]] = []
+        self._has_work = threading.Event()
+        self._is_stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._is_stopping.is_set():
+                self._thread = threading.Thread(target=self._loop, name="broker-settler", daemon=True)
+                self._thread.start()
+
+    def settle(self, keys: QueueKeys, deliveries: Deliveries, delivery: Delivery) -> None:
+        """Have the success of ``delivery`` written soon. Does not wait."""
+        deliveries.begin_settling(delivery)
+        with self._lock:
+            self._waiting.append((keys, deliveries, delivery))
+        self._has_work.set()
+        if self._is_stopping.is_set():
+            # A worker thread that outlived the shutdown: nobody else is left to write it.
+            self._try_once()
+
+    def run_once(self) -> int:
+        """Write what is waiting; how many that was.
+
+        Raises:
+            BrokerConnectionError: Redis did not take it; it is still waiting.
+        """
+        with self._lock:
+            work, self._waiting = self._waiting, []
+        by_queue: dict[QueueKeys, list[tuple[Deliveries, Delivery]]] = defaultdict(list)
+        for keys, deliveries, delivery in work:
+            by_queue[keys].append((deliveries, delivery))
+        n_written = 0
+        try:
+            for keys, of_queue in by_queue.items():
+                while of_queue:
+                    chunk = of_queue[:ENTRIES_PER_CALL]
+                    args: list[Argument] = [self._group, self._consumer_name]
+                    for _, delivery in chunk:
+                        args += (delivery.entry_id, delivery.deliveries)
+                    self._connections.run_script(SETTLE, (keys.stream, keys.suspects, keys.counters), args)
+                    del of_queue[: len(chunk)]
+                    chunk[0][0].forget(delivery for _, delivery in chunk)
+                    n_written += len(chunk)
+        finally:
+            left = [(keys, *one) for keys, of_queue in by_queue.items() for one in of_queue]
+            if left:
+                with self._lock:
+                    self._waiting = left + self._waiting
+        return n_written
+
+    def stop(self, *, timeout_s: float = 5.0) -> int:
+        """Write what is waiting, for ``timeout_s`` at most; how many could not be written and will run again."""
+        self._is_stopping.set()
+        self._has_work.set()
+        deadline = time.monotonic() + timeout_s
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        pause_s = FIRST_PAUSE_S
+        while self._waiting and not self._try_once() and time.monotonic() + pause_s < deadline:
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return len(self._waiting)
+
+    def _loop(self) -> None:
+        pause_s = 0.0
+        while not self._is_stopping.is_set():
+            self._has_work.wait()
+            if pause_s:
+                self._is_stopping.wait(pause_s)
+            self._has_work.clear()
+            if self._try_once():
+                pause_s = 0.0
+            else:
+                self._has_work.set()
+                pause_s = min(2 * pause_s or FIRST_PAUSE_S, LONGEST_PAUSE_S)
+
+    def _try_once(self) -> bool:
+        try:
+            self.run_once()
+        except (BrokerConnectionError, redis.RedisError) as error:
+            self._logger.warning(
+                "acknowledgements are not written; trying again", extra={"n": len(self._waiting), "error": str(error)}
+            )
+            return False
+        return True

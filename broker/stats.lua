@@ -1,0 +1,89 @@
+-- What one queue holds, read in one step. Writes nothing.
+--
+-- KEYS     1 stream  2 delayed  3 dead  4 consumers  5 paused  6 counters
+-- ARGV     group, lease in ms, look for orphans among at most so many pending entries
+-- Returns  {length, in flight, idle ms of the oldest pending (-1 = none), delayed, orphans, dead,
+--           age in ms of the oldest entry (-1 = none), entries added, ms until the next is due (-1 = none), is paused,
+--           name, pending, heartbeat age in ms (-1 = none), … per consumer}
+
+local stream, delayed, dead, consumers, paused, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local group, page = ARGV[1], tonumber(ARGV[3])
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local length = redis.call('XLEN', stream)
+local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+local oldest_age = first and math.max(0, now - tonumber(string.match(first[1], '^%d+'))) or -1
+
+local added = tonumber(redis.call('HGET', counters, 'enqueued') or 0)
+local facts = redis.pcall('XINFO', 'STREAM', stream)
+if not facts.err then
+  for i = 1, #facts, 2 do
+    if facts[i] == 'entries-added' then -- from Redis 7.0 on; before, our own count has to do
+      added = facts[i + 1]
+    end
+  end
+end
+
+local in_flight, oldest_idle, orphans = 0, -1, 0
+local summary = redis.pcall('XPENDING', stream, group)
+local last_delivered = nil
+if not summary.err then
+  in_flight = summary[1]
+  for _, one in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local of_group = {}
+    for i = 1, #one, 2 do
+      of_group[one[i]] = one[i + 1]
+    end
+    if of_group['name'] == group then
+      last_delivered = of_group['last-delivered-id']
+    end
+  end
+  local function count(from, to)
+    local found = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
+    while found and orphans < page do
+      orphans = orphans + 1
+      found = redis.call('XRANGE', stream, '(' .. found[1], to, 'COUNT', 1)[1]
+    end
+  end
+  local pending = redis.call('XPENDING', stream, group, '-', '+', page)
+  local from = '-'
+  for i, one in ipairs(pending) do
+    if i == 1 then
+      oldest_idle = one[3]
+    end
+    count(from, '(' .. one[1])
+    from = '(' .. one[1]
+  end
+  if #pending < page and last_delivered and last_delivered ~= '0-0' then
+    count(from, last_delivered)
+  end
+end
+
+local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+local reply = {
+  length, in_flight, oldest_idle, redis.call('ZCARD', delayed), orphans, redis.call('XLEN', dead), oldest_age, added,
+  next_due and math.max(0, tonumber(next_due) - now) or -1, redis.call('EXISTS', paused),
+}
+
+local seen = {}
+local function tell(name, pending)
+  seen[name] = true
+  local beat = redis.call('ZSCORE', consumers, name)
+  reply[#reply + 1] = name
+  reply[#reply + 1] = pending
+  reply[#reply + 1] = beat and math.max(0, now - tonumber(beat)) or -1
+end
+local listed = redis.pcall('XINFO', 'CONSUMERS', stream, group)
+if not listed.err then
+  for _, consumer in ipairs(listed) do
+    tell(consumer[2], consumer[4])
+  end
+end
+for _, name in ipairs(redis.call('ZRANGE', consumers, 0, -1)) do
+  if not seen[name] then
+    tell(name, 0)
+  end
+end
+return reply

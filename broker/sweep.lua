@@ -1,0 +1,75 @@
+-- Looks at one page of what is pending for orphans: entries that were delivered and are in nobody's pending list, as
+-- XACK, XCLAIM with FORCE or XGROUP DELCONSUMER by hand leave them behind. They are handed back to work.
+--
+-- KEYS     1 stream  2 consumers  3 dead  4 timer  5 suspects  6 counters
+-- ARGV     group, consumer of what is handed back, cursor ("-" at first), page, ms to keep dead letters,
+--          ms after which an idle consumer without entries is forgotten
+-- Returns  {next cursor ("" = the pass is complete), orphans found}
+--
+-- Settled entries are removed, so every entry up to the last delivered one is pending or an orphan; between two
+-- neighbours in the pending list there is either nothing or orphans. No payload but an orphan's is ever read.
+
+local stream, consumers, dead, timer, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local group, handed_back, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local keep_ms, forget_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local last_delivered = nil
+local groups = redis.pcall('XINFO', 'GROUPS', stream)
+if groups.err then
+  return {'', 0}
+end
+for _, one in ipairs(groups) do
+  local facts = {}
+  for i = 1, #one, 2 do
+    facts[one[i]] = one[i + 1]
+  end
+  if facts['name'] == group then
+    last_delivered = facts['last-delivered-id']
+  end
+end
+if not last_delivered or last_delivered == '0-0' then
+  return {'', 0}
+end
+
+local n_orphans = 0
+local function adopt(from, to)
+  while n_orphans < page do
+    local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
+    if not entry then
+      return
+    end
+    redis.call('XCLAIM', stream, group, handed_back, 0, entry[1], 'FORCE', 'RETRYCOUNT', 1, 'JUSTID')
+    n_orphans = n_orphans + 1
+    from = '(' .. entry[1]
+  end
+end
+
+local pending = redis.call('XPENDING', stream, group, cursor, '+', page)
+local from = cursor
+for _, one in ipairs(pending) do
+  adopt(from, '(' .. one[1])
+  from = '(' .. one[1]
+end
+local next_cursor = from
+if #pending < page then
+  adopt(from, last_delivered)
+  next_cursor = ''
+end
+
+if n_orphans > 0 then
+  redis.call('HINCRBY', counters, 'orphaned', n_orphans)
+  redis.call('XADD', timer, 'MAXLEN', 1, '*', 'orphans', n_orphans)
+end
+if next_cursor == '' then
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
+  redis.call('ZREMRANGEBYSCORE', consumers, '-inf', '(' .. (now - forget_ms))
+  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+    local name, n_pending, idle = consumer[2], consumer[4], consumer[6]
+    if n_pending == 0 and idle > forget_ms and not redis.call('ZSCORE', consumers, name) then
+      redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
+    end
+  end
+end
+return {next_cursor, n_orphans}

@@ -1,0 +1,91 @@
+-- Takes over entries that nobody works on: handed back, of consumers that are dead, or lost on their way to the caller.
+--
+-- KEYS     1 stream  2 consumers  3 suspects  4 counters
+-- ARGV     group, consumer, consumer of what was handed back, lease in ms, at most so many, delivery limit,
+--          1: believe stale heartbeats; 0: only what the next list says
+--          n, then n consumers that are known to be dead
+-- Returns  a list of {id, delivery count, fields, charges, is_doomed, is_recovered}; is_doomed: it reached the delivery limit
+--
+-- A consumer is dead when it has no heartbeat younger than the lease. Its entries must have been idle for a lease too,
+-- so that an entry claimed by hand comes back after one. Pending ids whose entry is gone are removed (Redis 6.2 keeps them).
+-- An entry's first crash is charged to nobody in particular; from then on start.lua has noted what ran.
+
+local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]
+local lease, room, limit, believe_stale = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
+local known_dead = {}
+for i = 9, 8 + tonumber(ARGV[8]) do
+  known_dead[ARGV[i]] = true
+end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local listed = redis.pcall('XINFO', 'CONSUMERS', stream, group)
+if listed.err then
+  return {}
+end
+
+local taken, n_recovered, n_ghosts = {}, 0, 0
+
+local function charge(id, owner, deliveries)
+  local noted = redis.call('HGET', suspects, id)
+  local charges = tonumber(noted and string.match(noted, '^%d+') or 0)
+  if noted and string.sub(noted, #tostring(charges) + 1) == ' ' .. deliveries .. ' ' .. owner then
+    charges = charges + 1
+  end
+  if noted then
+    redis.call('HSET', suspects, id, charges)
+  end
+  return charges
+end
+
+local function take_from(owner, min_idle)
+  while #taken < room do
+    local pending = redis.call('XPENDING', stream, group, 'IDLE', min_idle, '-', '+', room - #taken, owner)
+    if #pending == 0 then
+      return
+    end
+    for _, found in ipairs(pending) do
+      local id, deliveries = found[1], found[4]
+      local entry = redis.call('XRANGE', stream, id, id)[1]
+      if not entry then
+        redis.call('XACK', stream, group, id)
+        redis.call('HDEL', suspects, id)
+        n_ghosts = n_ghosts + 1
+      else
+        local is_recovered = owner ~= handed_back
+        local charges = is_recovered and charge(id, owner, deliveries)
+          or tonumber(string.match(redis.call('HGET', suspects, id) or '0', '^%d+'))
+        local is_doomed = charges >= 1 and charges + 1 >= limit
+        redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', deliveries + 1, 'JUSTID')
+        taken[#taken + 1] = {id, deliveries + 1, entry[2], charges, is_doomed and 1 or 0, is_recovered and 1 or 0}
+        if is_recovered then
+          n_recovered = n_recovered + 1
+        end
+      end
+    end
+  end
+end
+
+take_from(handed_back, 0)
+for _, consumer in ipairs(listed) do
+  local name, pending = consumer[2], consumer[4]
+  if pending > 0 and name ~= me and name ~= handed_back then
+    if known_dead[name] then
+      take_from(name, 0)
+    elseif believe_stale then
+      local beat = redis.call('ZSCORE', consumers, name)
+      if not beat or tonumber(beat) < now - lease then
+        take_from(name, lease)
+      end
+    end
+  end
+end
+
+if n_recovered > 0 then
+  redis.call('HINCRBY', counters, 'recovered', n_recovered)
+end
+if n_ghosts > 0 then
+  redis.call('HINCRBY', counters, 'ghosts', n_ghosts)
+end
+return taken

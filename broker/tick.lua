@@ -1,0 +1,61 @@
+-- One round of the janitor: moves due messages to the stream, and looks whether there is anything to take over.
+--
+-- KEYS     1 stream  2 delayed  3 delayed:messages  4 timer  5 consumers  6 paused  7 counters
+-- ARGV     group, consumer, consumer of what was handed back, lease in ms, promote at most so many
+-- Returns  {promoted, ms until the next is due (-1 = none is delayed), last id of the timer, is anything takeable,
+--           entries this consumer owns, is the queue paused, consumers that own entries…}
+
+local stream, delayed, messages, timer, consumers, paused, counters =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local group, me, handed_back, lease, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local names = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, limit)
+local n_promoted = 0
+for _, name in ipairs(names) do
+  local payload = redis.call('HGET', messages, name)
+  if payload then
+    local added = redis.pcall('XADD', stream, '*', 'message', payload)
+    if type(added) == 'table' and added.err then
+      break -- a full server: what is delayed stays delayed
+    end
+    redis.call('HDEL', messages, name)
+  end
+  redis.call('ZREM', delayed, name)
+  n_promoted = n_promoted + 1
+end
+if n_promoted > 0 then
+  redis.pcall('HINCRBY', counters, 'promoted', n_promoted)
+end
+
+local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+local next_in = next_due and math.max(0, tonumber(next_due) - now) or -1
+local last_timer = redis.call('XREVRANGE', timer, '+', '-', 'COUNT', 1)[1]
+
+local is_takeable, n_mine = 0, 0
+local reply = {n_promoted, next_in, last_timer and last_timer[1] or '0-0', 0, 0, redis.call('EXISTS', paused)}
+local listed = redis.pcall('XINFO', 'CONSUMERS', stream, group)
+if not listed.err then
+  for _, consumer in ipairs(listed) do
+    local name, pending = consumer[2], consumer[4]
+    if name == me then
+      n_mine = pending
+    elseif pending > 0 then
+      reply[#reply + 1] = name
+      if name == handed_back then
+        is_takeable = 1
+      else
+        local beat = redis.call('ZSCORE', consumers, name)
+        if not beat or tonumber(beat) < now - lease then
+          if #redis.call('XPENDING', stream, group, 'IDLE', lease, '-', '+', 1, name) > 0 then
+            is_takeable = 1
+          end
+        end
+      end
+    end
+  end
+end
+reply[4], reply[5] = is_takeable, n_mine
+return reply
