@@ -1,8 +1,8 @@
 """A Dramatiq broker on Redis Streams.
 
-Messages are delivered at least once, whatever dies: a worker, a connection, Redis itself as far as it persists. Who uses
-it needs idempotent actors and nothing else. README.md tells what is guaranteed and what is not; ``keys.py`` what lies
-where in Redis.
+Messages are delivered at least once, whatever dies: a worker, a connection, Redis itself as far as it persists. Who
+uses it needs idempotent actors and nothing else. README.md tells what is guaranteed and what is not; ``keys.py`` what
+lies where in Redis.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RedisStreamsBroker(Broker):
 
     Args:
         url: of the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
-        client: a client to take the connection settings from, as for TLS or Sentinel; ``decode_responses`` must be False.
+        client: to take the connection settings from, as for TLS or Sentinel; its ``decode_responses`` must be False.
         middleware: as for every broker: None for Dramatiq's defaults; a producer may pass ``[]``.
         decoders: per queue, for entries that are not one field ``message``.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
@@ -243,7 +243,7 @@ class RedisStreamsBroker(Broker):
             time.sleep(interval / 1000)
 
     def close(self) -> None:
-        """Write what is to be written and stop every thread. Closing twice does nothing; using it again opens it anew."""
+        """Write what is to be written and stop every thread. Closing twice does nothing."""
         self._session.stop()
 
     # Dramatiq offers no place in the middleware list that is certain to be the first before and the last after

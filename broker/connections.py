@@ -15,7 +15,7 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import redis
@@ -187,16 +187,15 @@ class BlockingRead:
             selector.register(self._wake_read, selectors.EVENT_READ)
             if self._connection is not None:
                 # redis-py has no public way to wait for several sources at once
-                sock = self._connection._get_socket()  # type: ignore[no-untyped-call]  # untyped in redis-py
+                sock = self._connection._get_socket()
+                assert sock is not None
                 selector.register(sock, selectors.EVENT_READ)
             self._selector = selector
         is_there = False
         for key, _ in self._selector.select(max(0.0, timeout_s)):
             if key.fd == self._wake_read:
-                try:
+                with suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
-                except BlockingIOError:
-                    pass
             else:
                 is_there = True
         return is_there
@@ -210,10 +209,8 @@ class BlockingRead:
 
     def wake(self) -> None:
         """Make ``wait`` return at once, from any thread."""
-        try:
+        with suppress(OSError):  # full: it is awake already; closed: nobody sleeps
             os.write(self._wake_write, b"!")
-        except (BlockingIOError, OSError):  # full: it is awake already; closed: nobody sleeps
-            pass
 
     def drop(self) -> None:
         """Give the connection up, and with it an answer that may be on its way."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
@@ -18,7 +19,7 @@ from dramatiq.broker import MessageProxy
 class PendingRetry:
     """A retry that Redis has not taken yet: the message must not be acknowledged before it has."""
 
-    message: dramatiq.Message
+    message: dramatiq.Message[Any]
     delay: int | None
     name: str
 
@@ -39,7 +40,7 @@ class Delivery(MessageProxy):
 
     def __init__(
         self,
-        message: dramatiq.Message,
+        message: dramatiq.Message[Any],
         *,
         entry_id: str,
         queue: str,

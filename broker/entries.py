@@ -7,6 +7,7 @@ Nothing that stands in a stream may stop a consumer or a worker thread: what is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import dramatiq
 from dramatiq.errors import DecodeError
@@ -14,7 +15,7 @@ from dramatiq.errors import DecodeError
 from .errors import UndecodableEntry
 
 # From the entry's id and its fields to a message of the entry's queue. Raises UndecodableEntry.
-EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message]
+EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message[Any]]
 
 MESSAGE_FIELD = b"message"
 
@@ -26,7 +27,7 @@ def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
 
 def decode(
     entry_id: str, fields: Mapping[bytes, bytes], *, queue_name: str, decoder: EntryDecoder | None
-) -> dramatiq.Message:
+) -> dramatiq.Message[Any]:
     """The message that an entry is.
 
     Raises:
@@ -55,7 +56,7 @@ class WrongQueue(UndecodableEntry):
         super().__init__("queue_name", f"is {told!r} in the stream of {found_in!r}", "enqueue it on its own queue")
 
 
-def _decode_message(payload: bytes) -> dramatiq.Message:
+def _decode_message(payload: bytes) -> dramatiq.Message[Any]:
     try:
         message = dramatiq.Message.decode(payload)
     except DecodeError as error:
@@ -68,7 +69,7 @@ def _decode_message(payload: bytes) -> dramatiq.Message:
     return message
 
 
-def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: EntryDecoder) -> dramatiq.Message:
+def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: EntryDecoder) -> dramatiq.Message[Any]:
     try:
         message = decoder(entry_id, fields)
     except UndecodableEntry:
@@ -84,7 +85,7 @@ def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: Entry
     return message
 
 
-def _check(message: dramatiq.Message) -> None:
+def _check(message: dramatiq.Message[Any]) -> None:
     """Raises UndecodableEntry for a message that would break the Worker."""
     expected = {
         "queue_name": str,

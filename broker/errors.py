@@ -35,12 +35,12 @@ class EnqueueUncertain(ConnectionClosed):
     """Raised when messages were sent to Redis and no answer came, however often it was tried.
 
     Attributes:
-        message_ids: of the messages that may have been added, or not. Enqueue them again if their actors are idempotent.
+        message_ids: of the messages that may have been added, or not; enqueue them again if running twice does no harm.
     """
 
     def __init__(self, *, message_ids: tuple[str, ...], problem: str) -> None:
         shown = ", ".join(message_ids[:3]) + (f" and {len(message_ids) - 3} more" if len(message_ids) > 3 else "")
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
             f"Redis did not say whether it added {shown}: {problem}; "
             "check the queue, or enqueue again if running twice does no harm"
         )
@@ -51,7 +51,7 @@ class QueueFull(BrokerError):
     """Raised when a queue holds as many messages as ``max_queue_length`` allows."""
 
     def __init__(self, *, queue_name: str, length: int, limit: int) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
             f"queue {queue_name!r} holds {length} messages of {limit} it may hold; "
             "enqueue later, add workers, or raise max_queue_length"
         )
@@ -62,7 +62,7 @@ class MessageTooLarge(BrokerError):
     """Raised when the encoded form of a message exceeds ``max_message_bytes``."""
 
     def __init__(self, *, message_id: str, n_bytes: int, limit: int) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
             f"message {message_id} has {n_bytes} bytes of {limit} it may have; "
             "store the data elsewhere and send its key, or raise max_message_bytes"
         )

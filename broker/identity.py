@@ -1,8 +1,8 @@
 """The name of a process among the consumers of a queue, and whether a process of the same machine still lives.
 
-A name reads ``host:pid:birth:random``. ``birth`` tells the machine's boot, the process namespace and the moment at which
-the process started, so that a sibling can say for certain that it is dead: the pid is gone or somebody else's, or what is
-left of it is a zombie. That needs Linux's ``/proc``; elsewhere a dead process is known by its silence.
+A name reads ``host:pid:birth:random``. ``birth`` tells the machine's boot, the process namespace and the moment at
+which the process started, so that a sibling can say for certain that it is dead: the pid is gone or somebody else's,
+or what is left of it is a zombie. That needs Linux's ``/proc``; elsewhere a dead process is known by its silence.
 """
 
 from __future__ import annotations

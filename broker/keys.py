@@ -1,17 +1,17 @@
-"""Every key of a queue, in one place. ``ns`` is the namespace (``streams`` by default), ``q`` the queue.
+"""Every key of a queue. ``ns`` is the namespace (``streams`` by default), ``q`` the queue.
 
-    key                          type    holds                                                    ends
-    ns:q                         stream  work, waiting and in flight; one group                   entry by entry, when settled
-    {ns:q}:delayed               zset    due (ms, server time) -> name                            promotion
-    {ns:q}:delayed:messages      hash    name -> message                                          promotion
-    {ns:q}:dead                  stream  dead letters: see dead_letters.py                        dead_letter_ttl_ms, dead_letter_max
-    {ns:q}:consumers             zset    consumer -> heartbeat (ms, server time)                  clean stop, janitor
-    {ns:q}:unique:<key>          string  id of the waiting message of a unique key                start of the job, time limit
-    {ns:q}:suspects              hash    entry -> crashes charged to it [deliveries consumer]     when settled
-    {ns:q}:recent                zset    enqueue id -> when it may be forgotten (ms)              expires
-    {ns:q}:timer                 stream  one entry: wakes janitors when there is something to do  never; one entry
-    {ns:q}:paused                string  present: nothing is delivered                            resume
-    {ns:q}:counters              hash    acked, retried, dead, recovered, …                       never; some 15 fields
+    key                      type    holds                                                 ends
+    ns:q                     stream  work, waiting and in flight; one group                entry by entry, when settled
+    {ns:q}:delayed           zset    due (ms, server time) -> name                         promotion
+    {ns:q}:delayed:messages  hash    name -> message                                       promotion
+    {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
+    {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time)               clean stop, janitor
+    {ns:q}:unique:<key>      string  id of the waiting message of a unique key             start of the job, time limit
+    {ns:q}:suspects          hash    entry -> crashes charged to it [deliveries consumer]  when settled
+    {ns:q}:recent            zset    enqueue id -> when it may be forgotten (ms)           expires
+    {ns:q}:timer             stream  one entry; wakes janitors when there is news          never; one entry
+    {ns:q}:paused            string  present: nothing is delivered                         resume
+    {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; some 15 fields
 
 A queue's name holds no braces, so the hash tag is the stream's own name, and all keys of a queue share its slot.
 """

@@ -25,7 +25,8 @@ class BrokerSettings:
             Retries and delayed messages that fall due are never refused.
         dead_letter_ttl_ms: how long dead letters are kept; 7 days, as Dramatiq's own brokers do.
         dead_letter_max: how many dead letters a queue keeps, about; the oldest go first.
-        unique_for_ms: how long the lock of a ``unique_key`` lasts at most, after its delay, where the message says nothing.
+        unique_for_ms: how long the lock of a ``unique_key`` lasts at most, counted from the end of the delay, where the
+            message says nothing.
         enqueue_timeout_ms: how long ``enqueue`` tries again after a lost connection before it raises.
         idle_read_ms: how long one blocking read waits at the server.
         tick_ms: how often the janitor of a queue looks around when nothing wakes it. Half a second below the two

@@ -33,10 +33,10 @@ class QueueStats:
         waiting: entries that nobody works on: undelivered and orphaned ones.
         undelivered: entries that were never delivered.
         in_flight: pending entries of the group, as XPENDING counts them.
-        oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it; None without one.
+        oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it, or None.
         delayed: messages that are not due yet, retries included.
-        orphaned: delivered entries in nobody's pending list; the janitors put them back to work. Counted among the first
-            1,000 pending entries.
+        orphaned: delivered entries in nobody's pending list; the janitors put them back to work. Counted among the
+            first 1,000 pending entries.
         dead: dead letters.
         oldest_age_ms: since the oldest entry was added, in flight or not; None for an empty stream.
         entries_added: entries ever added to the stream, promoted and retried ones included; on Redis 6.2 messages
