@@ -257,19 +257,24 @@ class EmbeddingIngested:
         return values_of(self.embedding)
 
     @classmethod
-    def of(cls, embedding: object, *, encoding: str | None = None, **fields: Any) -> Self:
-        """The event of a Python caller.
+    def of(cls, **fields: Any) -> Self:
+        """The event of a Python caller, whose fields are the attributes of this class, ``embedding`` and ``encoding``.
 
-        Args:
-            embedding: a sequence of numbers; anything with the buffer protocol, such as a numpy array of one dimension;
-                bytes of ``f32le`` or ``f16le``; or text of ``base64-f32le`` or ``json``.
-            encoding: of bytes and text; bytes are ``f32le`` when None.
-            fields: the other fields, as attributes of this class are named.
+        ``embedding`` is a sequence of numbers; anything with the buffer protocol, such as a numpy array of one
+        dimension; bytes of ``f32le`` or ``f16le``; or text of ``base64-f32le`` or ``json``. ``encoding`` says which
+        bytes or text; bytes are ``f32le`` without it.
 
         Raises:
-            InvalidInput: a field cannot be used.
+            InvalidInput: names the first field that is unknown, missing or cannot be used.
         """
-        return cls(embedding=to_f32le(embedding, None if encoding is None else _encoding(encoding)), **fields)
+        _check_names(
+            fields,
+            known=("pet_id", "media_id", "model", "embedding", "encoding", "event_id", "occurred_at", "traceparent"),
+            required=("pet_id", "media_id", "model", "embedding"),
+        )
+        encoding = fields.pop("encoding", None)
+        fields["embedding"] = to_f32le(fields["embedding"], None if encoding is None else _encoding(encoding))
+        return cls(**fields)
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:

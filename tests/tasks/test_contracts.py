@@ -189,7 +189,9 @@ def test_a_bad_field_inside_a_dramatiq_message_is_named(changes: Mapping[str, An
 
 
 def test_an_error_says_where_the_bad_value_is_and_never_what_the_embedding_holds() -> None:
-    refused = refusal(lambda: EmbeddingIngested.of([0.123456, float("nan")], pet_id=1, media_id="m", model="a@1"))
+    refused = refusal(
+        lambda: EmbeddingIngested.of(embedding=[0.123456, float("nan")], pet_id=1, media_id="m", model="a@1")
+    )
 
     assert str(refused) == "embedding: value 1 is NaN; send finite numbers"
 
@@ -223,7 +225,7 @@ def test_a_leap_second_and_a_newer_trace_version_pass() -> None:
     ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')}",
 )
 def test_a_python_caller_hands_in_whatever_holds_numbers(embedding: object) -> None:
-    event = EmbeddingIngested.of(embedding, pet_id=np.int64(42), media_id="m", model="a@1")
+    event = EmbeddingIngested.of(embedding=embedding, pet_id=np.int64(42), media_id="m", model="a@1")
 
     assert event.embedding == F32LE
     assert type(event.pet_id) is int
@@ -246,7 +248,9 @@ def test_a_python_caller_hands_in_whatever_holds_numbers(embedding: object) -> N
     ],
 )
 def test_what_holds_no_vector_is_refused(embedding: object, encoding: str | None) -> None:
-    refused = refusal(lambda: EmbeddingIngested.of(embedding, encoding=encoding, pet_id=1, media_id="m", model="a@1"))
+    refused = refusal(
+        lambda: EmbeddingIngested.of(embedding=embedding, encoding=encoding, pet_id=1, media_id="m", model="a@1")
+    )
 
     assert refused.field == "embedding"
 
@@ -262,7 +266,7 @@ def test_the_door_and_the_engine_agree_on_what_has_a_direction(values: list[floa
 
     def door() -> str:
         try:
-            EmbeddingIngested.of(values, pet_id=1, media_id="m", model="a@1")
+            EmbeddingIngested.of(embedding=values, pet_id=1, media_id="m", model="a@1")
         except InvalidInput:
             return "refused"
         return "passed"

@@ -1,0 +1,278 @@
+"""What is known of a job: a record in Redis, written by whoever moves the job, read by whoever asks.
+
+``sploot:job:<id>`` is a hash that ends 24 hours after its last word. Producers write it before they enqueue, the
+middleware :class:`TrackJobs` whenever the job starts, fails or ends. Only messages with the option ``tracked`` have
+one: a flat event would cost three times as much with it. Why a job waits is not stored but read from its queue.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, Protocol, assert_never, cast
+
+import dramatiq
+import redis
+from dramatiq.broker import Broker, MessageProxy
+
+from broker import DeadLetter, QueueStats
+from sploot_cluster.jobs import JobState, JobStatus
+
+logger = logging.getLogger("sploot-cluster.queue")
+
+RECORD_TTL_S: Final = 24 * 60 * 60
+LONGEST_ERROR: Final = 500  # characters of an error that a record keeps
+
+# KEYS 1 record; ARGV seconds to keep it, how (new, start, or known: only if there is one), then names and values.
+# A success stays a success: the message may be delivered again, or to two workers at once, and the job is done all the
+# same. A new job of an id that was used before begins anew.
+_WRITE: Final = """
+local known = redis.call('HGET', KEYS[1], 'state')
+if ARGV[2] == 'new' then
+  redis.call('DEL', KEYS[1])
+elseif known == 'succeeded' or (ARGV[2] == 'known' and not known) then
+  return 0
+end
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+if ARGV[2] == 'start' then
+  redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return 1
+"""
+
+How = Literal["new", "start", "change", "known"]
+
+_answer: ContextVar[Mapping[str, object] | None] = ContextVar("answer", default=None)
+
+
+def answer(result: Mapping[str, object]) -> None:
+    """Say what the running job answered, for its status. JSON values only."""
+    _answer.set(result)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """The last word about a job.
+
+    Attributes:
+        worker: the consumer that runs it, or ran it last.
+        error: what its last failed attempt raised.
+    """
+
+    job_id: str
+    state: JobState
+    queue: str
+    actor: str
+    attempts: int = 0
+    pet_id: int | None = None
+    enqueued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    due_at: datetime | None = None
+    worker: str | None = None
+    error: str | None = None
+    result: Mapping[str, object] | None = None
+
+
+class JobRecords:
+    """The records, by job id. Errors of redis-py pass through."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._script = client.register_script(_WRITE)
+
+    def write(self, job_id: str, *, state: JobState, how: How = "change", **facts: object) -> None:
+        """Note the state, and facts named as attributes of :class:`JobRecord`; None is passed over.
+
+        Args:
+            how: ``new`` forgets what was known, ``start`` counts an attempt, ``known`` makes no new record.
+        """
+        pairs: list[str | int] = ["state", state]
+        for name, value in facts.items():
+            if value is not None:
+                pairs += [name, _stored(value)]
+        self._script(keys=[_key(job_id)], args=[RECORD_TTL_S, how, *pairs])
+
+    def find(self, job_id: str) -> JobRecord | None:
+        stored = cast(dict[bytes, bytes], self._client.hgetall(_key(job_id)))
+        facts = {name.decode(): value.decode() for name, value in stored.items()}
+        if not {"state", "queue", "actor"} <= facts.keys():
+            return None
+        return JobRecord(
+            job_id=job_id,
+            state=cast(JobState, facts["state"]),
+            queue=facts["queue"],
+            actor=facts["actor"],
+            attempts=int(facts.get("attempts", 0)),
+            pet_id=int(facts["pet_id"]) if "pet_id" in facts else None,
+            enqueued_at=_time(facts.get("enqueued_at")),
+            started_at=_time(facts.get("started_at")),
+            finished_at=_time(facts.get("finished_at")),
+            due_at=_time(facts.get("due_at")),
+            worker=facts.get("worker"),
+            error=facts.get("error"),
+            result=json.loads(facts["result"]) if "result" in facts else None,
+        )
+
+    def forget(self, job_id: str) -> None:
+        """Remove a record, as of a job that was not enqueued after all."""
+        self._client.delete(_key(job_id))
+
+
+class TrackJobs(dramatiq.Middleware):
+    """Keeps the records of messages with the option ``tracked``: send one with ``send_with_options(tracked=True)``.
+
+    A record that cannot be written is logged; the job goes on.
+    """
+
+    def __init__(self, records: JobRecords, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._records = records
+        self._clock = clock
+
+    @property
+    def actor_options(self) -> set[str]:
+        return {"tracked"}
+
+    def before_enqueue(self, broker: Broker, message: dramatiq.Message[Any], delay: int | None) -> None:
+        if not _is_tracked(message):
+            return
+        now = self._clock()
+        due = now + timedelta(milliseconds=delay) if delay else None
+        if message.options.get("retries"):
+            # before it is enqueued, and so before anybody can start it: the record never goes back in time
+            error = _last_line(message.options.get("traceback"))
+            self._write(message, state="retrying", due_at=due or now, error=error)
+        else:
+            self._write(message, state="delayed" if due else "queued", how="new", enqueued_at=now, due_at=due)
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        if _is_tracked(message):
+            _answer.set(None)
+            worker = getattr(message, "consumer_name", None)
+            self._write(message, state="running", how="start", started_at=self._clock(), worker=worker)
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        if _is_tracked(message) and exception is None:
+            self._write(message, state="succeeded", finished_at=self._clock(), result=_answer.get())
+        _answer.set(None)
+
+    def after_dead_letter(self, broker: Broker, letter: DeadLetter) -> None:
+        """However a job died: by failing for good, by killing its workers, or because no worker knows its actor."""
+        if letter.message_id is None:
+            return
+        try:
+            self._records.write(
+                letter.message_id, state="dead", how="known", finished_at=letter.died_at, error=letter.error
+            )
+        except redis.RedisError:
+            logger.warning("job record not written", extra={"message_id": letter.message_id}, exc_info=True)
+
+    def _write(self, message: dramatiq.Message[Any] | MessageProxy, *, state: JobState, **facts: Any) -> None:
+        pet_id = message.kwargs.get("pet_id")
+        try:
+            self._records.write(
+                message.message_id,
+                state=state,
+                queue=message.queue_name,
+                actor=message.actor_name,
+                pet_id=pet_id if type(pet_id) is int else None,
+                **facts,
+            )
+        except redis.RedisError:
+            logger.warning("job record not written", extra={"message_id": message.message_id}, exc_info=True)
+
+
+class Stats(Protocol):
+    """Where the state of a queue is read, such as ``RedisStreamsBroker.stats``."""
+
+    def __call__(self, queue_name: str) -> QueueStats: ...
+
+
+def status_of(record: JobRecord, stats: Stats, *, now: datetime) -> JobStatus:
+    """What to answer about a job: its record, and one reason read from its queue while it has not ended."""
+    state, because = _state_and_reason(record, stats, now)
+    return JobStatus(
+        job_id=record.job_id,
+        state=state,
+        queue=record.queue,
+        actor=record.actor,
+        because=because,
+        attempts=record.attempts,
+        pet_id=record.pet_id,
+        enqueued_at=record.enqueued_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        due_at=record.due_at if state in ("delayed", "retrying") else None,
+        result=record.result,
+    )
+
+
+def _state_and_reason(record: JobRecord, stats: Stats, now: datetime) -> tuple[JobState, str]:
+    failed = f"attempt {record.attempts} failed: {record.error}; " if record.error else ""
+    match record.state:
+        case "succeeded":
+            return "succeeded", f"attempt {record.attempts} succeeded"
+        case "dead":
+            return "dead", record.error or "it became a dead letter"
+        case "running":
+            queue = stats(record.queue)
+            if any(consumer.name == record.worker and consumer.is_alive for consumer in queue.consumers):
+                return "running", f"attempt {record.attempts} runs at {record.worker}"
+            return "queued", f"its worker {record.worker} ended without a word; {_why_it_waits(queue)}"
+        case "retrying":
+            if record.due_at is not None and record.due_at > now:
+                return "retrying", f"{failed}the next is due at {_clock_time(record.due_at)}"
+            return "retrying", failed + _why_it_waits(stats(record.queue))
+        case "delayed" | "queued":
+            if record.due_at is not None and record.due_at > now:
+                return "delayed", f"it is due at {_clock_time(record.due_at)}"
+            return "queued", _why_it_waits(stats(record.queue))
+        case _:
+            assert_never(record.state)
+
+
+def _why_it_waits(queue: QueueStats) -> str:
+    """One sentence, the most telling reason first."""
+    if queue.paused:
+        return f"queue {queue.queue_name} is paused; resume it"
+    if not any(consumer.is_alive for consumer in queue.consumers):
+        return f"no worker takes jobs of queue {queue.queue_name}; start one: sploot-cluster worker"
+    return f"{queue.undelivered} jobs wait in queue {queue.queue_name}, {queue.in_flight} are with workers"
+
+
+def _is_tracked(message: dramatiq.Message[Any] | MessageProxy) -> bool:
+    return bool(message.options.get("tracked"))
+
+
+def _key(job_id: str) -> str:
+    return f"sploot:job:{job_id}"
+
+
+def _stored(value: object) -> str | int:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case str() | int():
+            return value
+        case _:
+            return json.dumps(value)
+
+
+def _time(stored: str | None) -> datetime | None:
+    return None if stored is None else datetime.fromisoformat(stored)
+
+
+def _clock_time(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _last_line(traceback: str | None) -> str | None:
+    """The error itself, which ends a traceback."""
+    return traceback.strip().rpartition("\n")[2][:LONGEST_ERROR] if traceback else None

@@ -1,0 +1,71 @@
+"""Who is tried again, how often and when. One table, so that an operator finds every answer in one place.
+
+Dramatiq waits ``min_backoff`` after the first failure and twice as long after each further one, up to ``max_backoff``,
+each time shortened at random by up to half. After ``max_retries`` the message becomes a dead letter.
+
+=================  ===========  ===============  ==========  ========================================================
+actor              max_retries  waits            time limit  because
+=================  ===========  ===============  ==========  ========================================================
+cluster_embedding            8  1 s to 1 min           60 s  about two minutes in all: what fails is a lost race for a
+                                                             busy pet or a failover, and both pass within seconds
+merge_clusters              12  1 s to 5 min          120 s  about 20 minutes in all: a person has decided and will not
+split_cluster                                                look again; an operator can mend a full Redis in that
+undo_feedback                                                time
+recluster_pet                5  5 s to 5 min         30 min  the next arrivals ask for another one; 50,000 media take
+                                                             minutes on one core, which no limit must cut off
+=================  ===========  ===============  ==========  ========================================================
+
+Never retried: ``InvalidInput`` and all below it, because the caller must change something; ``PetTooLarge``, because
+waiting makes no pet smaller. Everything else is: ``RevisionConflict`` and ``StoreUnavailable`` pass by themselves,
+``UnreadablePet`` may be of a newer release whose workers are just being rolled out, and what nobody foresaw deserves
+another try before a person looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sploot_cluster.errors import InvalidInput, PetTooLarge
+from tasks.contracts import CLUSTER_EMBEDDING, MERGE_CLUSTERS, RECLUSTER_PET, SPLIT_CLUSTER, UNDO_FEEDBACK
+
+NEVER_RETRIED: Final = (InvalidInput, PetTooLarge)
+
+SECOND_MS, MINUTE_MS = 1_000, 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and when one actor is tried again. Times are milliseconds.
+
+    Attributes:
+        time_limit_ms: a run that takes longer is interrupted and counts as failed. The interrupt waits for native code
+            to return, so it is a net under a bug and no means of scheduling.
+    """
+
+    max_retries: int
+    min_backoff_ms: int
+    max_backoff_ms: int
+    time_limit_ms: int
+
+    def actor_options(self) -> dict[str, Any]:
+        """As ``dramatiq.actor`` takes it."""
+        return {
+            "max_retries": self.max_retries,
+            "min_backoff": self.min_backoff_ms,
+            "max_backoff": self.max_backoff_ms,
+            "time_limit": self.time_limit_ms,
+            "throws": NEVER_RETRIED,
+        }
+
+
+_CORRECTION: Final = RetryPolicy(12, SECOND_MS, 5 * MINUTE_MS, time_limit_ms=2 * MINUTE_MS)
+
+POLICIES: Final[Mapping[str, RetryPolicy]] = {
+    CLUSTER_EMBEDDING: RetryPolicy(8, SECOND_MS, MINUTE_MS, time_limit_ms=MINUTE_MS),
+    MERGE_CLUSTERS: _CORRECTION,
+    SPLIT_CLUSTER: _CORRECTION,
+    UNDO_FEEDBACK: _CORRECTION,
+    RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
+}

@@ -1,0 +1,158 @@
+"""The settings of the processes, from the environment, checked by name."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+ROLES: Final = ("producer", "operator", "viewer")
+
+
+class SettingInvalid(ValueError):
+    """Raised when an environment variable cannot be used.
+
+    Attributes:
+        variable: its name.
+        problem: what is wrong with it, without secrets.
+        mend: what to set.
+    """
+
+    def __init__(self, variable: str, problem: str, mend: str) -> None:
+        super().__init__(f"{variable}: {problem}; {mend}")
+        self.variable, self.problem, self.mend = variable, problem, mend
+
+
+def _setting(variable: str, meaning: str, *, unit: str = "", default: Any) -> Any:
+    return field(default=default, metadata={"variable": variable, "meaning": meaning, "unit": unit})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a process needs to know. Each field's variable, unit and meaning are in its metadata; see :meth:`table`."""
+
+    redis_url: str = _setting(
+        "REDIS_URL", "the Redis that holds queues and pets: redis://, rediss:// or unix://", default=DEFAULT_REDIS_URL
+    )
+    lease_ms: int = _setting(
+        "SPLOOT_LEASE_MS",
+        "a worker that has not been heard of for so long loses its jobs to the others; at least 2000",
+        unit="ms",
+        default=30_000,
+    )
+    max_deliveries: int = _setting(
+        "SPLOOT_MAX_DELIVERIES",
+        "a job whose worker process died so often becomes a dead letter; at least 2",
+        unit="times",
+        default=5,
+    )
+    metrics_host: str = _setting(
+        "WORKER_METRICS_HOST", "where a worker answers /metrics, /healthz and /readyz", default="127.0.0.1"
+    )
+    metrics_port: int = _setting("WORKER_METRICS_PORT", "its port; 0 takes a free one", default=9105)
+    http_host: str = _setting("SPLOOT_HTTP_HOST", "where the HTTP API listens", default="127.0.0.1")
+    http_port: int = _setting("SPLOOT_HTTP_PORT", "its port; 0 takes a free one", default=8080)
+    api_tokens: str = field(
+        default="",
+        repr=False,
+        metadata={
+            "variable": "SPLOOT_API_TOKENS",
+            "meaning": "name:role:secret, comma-separated; roles producer, operator, viewer; needed off loopback",
+            "unit": "",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        _check_redis_url(self.redis_url)
+        _check_range("SPLOOT_LEASE_MS", self.lease_ms, lowest=2_000)
+        _check_range("SPLOOT_MAX_DELIVERIES", self.max_deliveries, lowest=2)
+        for variable, port in (("WORKER_METRICS_PORT", self.metrics_port), ("SPLOOT_HTTP_PORT", self.http_port)):
+            _check_range(variable, port, lowest=0, highest=65_535)
+        for variable, host in (("WORKER_METRICS_HOST", self.metrics_host), ("SPLOOT_HTTP_HOST", self.http_host)):
+            if not host or any(character.isspace() for character in host):
+                raise SettingInvalid(variable, f"{host!r} is no host", "set a name or an address, such as 127.0.0.1")
+        _check_tokens(self.api_tokens)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """The settings of an environment; a variable that is absent or empty keeps its default.
+
+        Raises:
+            SettingInvalid: names the variable.
+        """
+        given: dict[str, Any] = {}
+        for setting in fields(cls):
+            variable = setting.metadata["variable"]
+            if text := environ.get(variable, "").strip():
+                given[setting.name] = _whole(variable, text) if isinstance(setting.default, int) else text
+        return cls(**given)
+
+    def table(self) -> list[dict[str, str]]:
+        """Every setting with variable, value, unit, default and meaning; secrets masked."""
+        return [
+            {
+                "variable": setting.metadata["variable"],
+                "value": masked(setting.name, getattr(self, setting.name)),
+                "unit": setting.metadata["unit"],
+                "default": str(setting.default),
+                "meaning": setting.metadata["meaning"],
+            }
+            for setting in fields(self)
+        ]
+
+
+def masked(name: str, value: object) -> str:
+    """A setting's value as it may be printed."""
+    text = str(value)
+    if name == "redis_url":
+        text = re.sub(r"(?<=://)([^:@/]*):.*(?=@)", r"\1:***", text)
+        return re.sub(r"(?<=password=)[^&]*", "***", text)
+    if name == "api_tokens":
+        return ",".join(f"{token.rsplit(':', 1)[0]}:***" for token in text.split(",") if token)
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_redis_url(url: str) -> None:
+    scheme = urlsplit(url).scheme
+    if scheme not in REDIS_SCHEMES:
+        raise SettingInvalid("REDIS_URL", f"scheme {scheme!r} is not known", f"set a URL such as {DEFAULT_REDIS_URL}")
+
+
+def _check_range(variable: str, value: int, *, lowest: int, highest: int | None = None) -> None:
+    if value < lowest or (highest is not None and value > highest):
+        bounds = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+        raise SettingInvalid(variable, f"is {value}", f"set {bounds}")
+
+
+def _check_tokens(tokens: str) -> None:
+    for at, token in enumerate(filter(None, tokens.split(",")), start=1):
+        name, _, rest = token.strip().partition(":")
+        role, _, secret = rest.partition(":")
+        if not name or role not in ROLES or len(secret) < 8:
+            # never the token itself: what is wrong with it may be that name and secret were swapped
+            raise SettingInvalid(
+                "SPLOOT_API_TOKENS",
+                f"entry {at} is not name:role:secret",
+                f"use a role of {', '.join(ROLES)} and a secret of at least 8 characters",
+            )
+
+
+def _whole(variable: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        raise SettingInvalid(variable, f"{text[:20]!r} is not a whole number", "set digits only")
+    return int(text)

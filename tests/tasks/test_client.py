@@ -1,0 +1,239 @@
+"""The thin client: what it sends, what it refuses, and how soon it gives up."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from broker import RedisStreamsBroker
+from sploot_cluster.jobs import JobQueue, ReclusterRequests
+from tasks.client import ClusterTasks, InvalidInput, QueueUnavailable
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+
+
+@pytest.fixture
+def tasks(redis_url: str) -> Iterator[ClusterTasks]:
+    with ClusterTasks(redis_url) as tasks:
+        yield tasks
+
+
+def sent(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
+    """The messages that wait in a queue's stream."""
+    entries: Any = client.xrange(stream_of(queue))
+    return [json.loads(fields[b"message"]) for _, fields in entries]
+
+
+def test_the_client_is_what_the_domain_asks_for(tasks: ClusterTasks) -> None:
+    def is_accepted_by_mypy(queue: JobQueue, requests: ReclusterRequests) -> bool:
+        return isinstance(queue, ClusterTasks) and isinstance(requests, ClusterTasks)
+
+    assert is_accepted_by_mypy(tasks, tasks)
+
+
+def test_a_merge_becomes_a_message_for_its_actor(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    job = tasks.merge(42, [3, 7], 7, requested_by="anna")
+
+    (message,) = sent(redis_client, CLUSTER_FEEDBACK)
+    assert (job.queue, job.coalesced, job.position) == (CLUSTER_FEEDBACK, False, 1)
+    assert message["message_id"] == job.job_id
+    assert message["actor_name"] == "merge_clusters"
+    assert message["kwargs"] == {"pet_id": 42, "cluster_ids": [3, 7], "into": 7, "requested_by": "anna"}
+
+
+def test_every_task_has_its_actor(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    tasks.merge(pet_id=42, cluster_ids=(3, 7))
+    tasks.split(pet_id=42, cluster_id=3, media_ids=["a.jpg"])
+    tasks.undo(pet_id=42, revision=17)
+    last = tasks.recluster(pet_id=42)
+
+    actors = [message["actor_name"] for message in sent(redis_client, CLUSTER_FEEDBACK)]
+    assert actors == ["merge_clusters", "split_cluster", "undo_feedback"]
+    assert [message["actor_name"] for message in sent(redis_client, CLUSTER_RECLUSTER)] == ["recluster_pet"]
+    assert last.queue == CLUSTER_RECLUSTER
+
+
+def test_one_recluster_waits_per_pet_and_later_calls_return_it(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    first, again, other = tasks.recluster(42), tasks.recluster(42), tasks.recluster(43)
+
+    assert (again.job_id, again.coalesced) == (first.job_id, True)
+    assert (other.coalesced, other.position) == (False, 2)
+    assert len(sent(redis_client, CLUSTER_RECLUSTER)) == 2
+    assert len(list(redis_client.scan_iter("sploot:job:*"))) == 2
+
+
+def test_a_requested_recluster_waits_its_delay_and_people_join_it(
+    tasks: ClusterTasks, redis_client: redis.Redis
+) -> None:
+    tasks.request_recluster(42, reason="grew by 20%", delay_ms=60_000)
+    joined = tasks.recluster(42)
+
+    assert joined.coalesced
+    assert sent(redis_client, CLUSTER_RECLUSTER) == []
+    status = tasks.job(joined.job_id)
+    assert status is not None
+    assert status.state == "delayed"
+    assert status.due_at is not None
+    assert status.because.startswith("it is due at ")
+
+
+def test_an_embedding_travels_as_base64_of_float32(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    vector = np.array([0.5, -0.25, 1.0])
+
+    job = tasks.ingest(pet_id=42, media_id="a.jpg", model="clip@1", embedding=vector, event_id="upload-7")
+
+    (message,) = sent(redis_client, EMBEDDING_INGESTED)
+    assert job.job_id == message["message_id"] == "upload-7"
+    assert message["kwargs"]["encoding"] == "base64-f32le"
+    assert EmbeddingIngested.from_kwargs(message["kwargs"]).vector().tolist() == vector.tolist()
+
+
+def test_a_thousand_media_take_a_few_round_trips(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    def n_commands() -> int:
+        return int(redis_client.info("stats")["total_commands_processed"])
+
+    tasks.ingest_many([])
+    before = n_commands()
+
+    jobs = tasks.ingest_many(
+        {"pet_id": 42, "media_id": f"{n}.jpg", "model": "clip@1", "embedding": [1.0, float(n)]} for n in range(1_000)
+    )
+
+    assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 1_000
+    assert len({job.job_id for job in jobs}) == 1_000
+    # a script call counts its commands too: five per batch of 200, one XADD per event
+    assert n_commands() - before < 1_100
+
+
+def test_one_bad_event_of_many_is_named_and_none_is_sent(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    good = {"pet_id": 42, "media_id": "a.jpg", "model": "clip@1", "embedding": [1.0, 0.0]}
+
+    with pytest.raises(InvalidInput, match="event 1: value 0 is NaN") as refused:
+        tasks.ingest_many([good, good | {"embedding": [float("nan"), 1.0]}])
+
+    assert refused.value.field == "embedding"
+    assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "field"),
+    [
+        ("recluster", {"pet_id": "42"}, "pet_id"),
+        ("recluster", {"pet_id": True}, "pet_id"),
+        ("merge", {"pet_id": 42, "cluster_ids": [3]}, "cluster_ids"),
+        ("merge", {"pet_id": 42, "cluster_ids": 3}, "cluster_ids"),
+        ("split", {"pet_id": 42, "cluster_id": 3, "media_ids": "a.jpg"}, "media_ids"),
+        ("split", {"pet_id": 42, "cluster_id": 3, "media_ids": ["x" * 250 + str(n) for n in range(9_000)]}, "message"),
+        ("undo", {"pet_id": 42, "revision": 0}, "revision"),
+        ("ingest", {"pet_id": 42, "media_id": "a", "model": "clip@1", "embedding": [0.0, 0.0]}, "embedding"),
+        ("ingest", {"pet_id": 42, "media_id": "a", "model": "clip@1", "embedding": None}, "embedding"),
+        ("ingest", {"pet_id": 42, "media_id": "a", "model": "clip", "embedding": [1.0, 0.0]}, "model"),
+    ],
+)
+def test_a_bad_field_is_refused_before_anything_is_sent(
+    tasks: ClusterTasks, redis_client: redis.Redis, call: str, arguments: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        getattr(tasks, call)(**arguments)
+
+    assert refused.value.field == field
+    assert list(redis_client.scan_iter("streams:*")) == []
+
+
+def test_nothing_listening_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+    with ClusterTasks(f"redis://127.0.0.1:{port}/0") as tasks, pytest.raises(QueueUnavailable, match="nothing was"):
+        tasks.recluster(42)
+
+
+def test_a_server_that_never_answers_costs_three_seconds_at_most() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        start = time.monotonic()
+
+        with ClusterTasks(f"redis://127.0.0.1:{port}/0") as tasks, pytest.raises(QueueUnavailable):
+            tasks.merge(42, [3, 7])
+
+        assert time.monotonic() - start < 3.5
+
+
+def test_a_status_that_cannot_be_read_is_told(redis_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+    with ClusterTasks(f"redis://127.0.0.1:{port}/0") as tasks, pytest.raises(QueueUnavailable):
+        tasks.job("any")
+
+
+def test_a_connection_that_was_closed_meanwhile_is_opened_again(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    tasks.undo(42, 1)
+    for other in redis_client.client_list():
+        if int(other["id"]) != redis_client.client_id():
+            redis_client.client_kill_filter(_id=other["id"])
+
+    tasks.undo(42, 2)
+
+    assert [message["kwargs"]["revision"] for message in sent(redis_client, CLUSTER_FEEDBACK)] == [1, 2]
+
+
+def test_one_client_serves_many_threads(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    barrier = threading.Barrier(8)
+
+    def undo_some(first: int) -> list[str]:
+        barrier.wait()
+        return [tasks.undo(42, revision).job_id for revision in range(first, first + 25)]
+
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [job for some in pool.map(undo_some, range(1, 201, 25)) for job in some]
+
+    assert len(set(jobs)) == 200
+    revisions = [message["kwargs"]["revision"] for message in sent(redis_client, CLUSTER_FEEDBACK)]
+    assert sorted(revisions) == list(range(1, 201))
+
+
+def test_a_client_of_ones_own_is_used_and_left_open(redis_client: redis.Redis) -> None:
+    with ClusterTasks(client=redis_client) as tasks:
+        tasks.undo(42, 1)
+
+    assert redis_client.ping()
+    assert len(sent(redis_client, CLUSTER_FEEDBACK)) == 1
+
+
+def test_a_url_or_a_client_is_needed() -> None:
+    with pytest.raises(TypeError, match="redis_url or client"):
+        ClusterTasks()
+
+
+def test_an_unknown_job_has_no_status(tasks: ClusterTasks) -> None:
+    assert tasks.job("nobody-enqueued-this") is None
+
+
+def test_the_record_of_a_job_ends_a_day_after_its_last_word(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    job = tasks.recluster(42)
+
+    assert 86_000 < int(redis_client.ttl(f"sploot:job:{job.job_id}")) <= 86_400
+
+
+def test_a_worker_reads_what_the_client_sends(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    tasks.split(42, 3, ["a.jpg", "b.jpg"])
+    broker = RedisStreamsBroker(client=redis_client, middleware=[])
+    broker.declare_queue(CLUSTER_FEEDBACK)
+
+    consumer = broker.consume(CLUSTER_FEEDBACK, timeout=5_000)
+    delivered = next(consumer)
+
+    assert delivered is not None
+    assert delivered.kwargs["media_ids"] == ["a.jpg", "b.jpg"]
+    consumer.ack(delivered)
+    consumer.close()
+    broker.close()
