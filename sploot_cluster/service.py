@@ -45,7 +45,7 @@ from sploot_cluster.models import (
 )
 from sploot_cluster.pet_cache import PetCache, PetMemory
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.store import PetStore
+from sploot_cluster.store import CLAIM_MS, PetStore
 from sploot_cluster.vectors import FloatVector, as_vector
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,11 @@ CACHE_BYTES: Final = 512 * 1024 * 1024
 
 MAX_MEDIA_ID: Final = 256
 
-# After the n-th lost race a random wait of up to 2^n ms and at most this: what a commit on a quarter of a pet takes.
-LONGEST_WAIT_S: Final = 0.25
+# An arrival is decided in a millisecond and wins soon; claiming at once would halve what three workers do on one pet.
+ARRIVAL_CLAIMS_AFTER: Final = 3
+
+# How long a change waits for others who have the right of way: one of them may have died with it.
+LONGEST_WAIT_S: Final = 2 * CLAIM_MS / 1000
 
 
 class ClusterService:
@@ -111,7 +114,11 @@ class ClusterService:
         query = as_vector(vector)
 
         with self._cache.open(pet) as memory:
-            assigned = self._settle(memory, lambda state: self._arrive(state, memory, media, model, query))
+            assigned = self._settle(
+                memory,
+                lambda state: self._arrive(state, memory, media, model, query),
+                claims_after=ARRIVAL_CLAIMS_AFTER,
+            )
             return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
 
     def merge(
@@ -274,13 +281,18 @@ class ClusterService:
         with self._cache.open(pet) as memory:
             return self._settle(memory, correct)
 
-    def _settle(self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, T]]) -> T:
+    def _settle(
+        self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, T]], *, claims_after: int = 0
+    ) -> T:
         """Decide on the newest state until the commit finds exactly that state; what was answered then.
 
         Args:
             decide_on: the change to commit, None for none, and the answer. Called once per attempt.
+            claims_after: lost races before it asks for the right of way at the next one it loses.
         """
         claimant = uuid4().hex
+        gives_up_at = time.monotonic() + LONGEST_WAIT_S
+        n_lost = 0
         with ExitStack() as claims:
             for attempt in count(1):
                 state = memory.state = self._store.load(memory.pet, known=memory.state)
@@ -288,24 +300,27 @@ class ClusterService:
                 if change is None:
                     return answer
                 try:
-                    # who lost once asks for the right of way, so that nobody loses for ever
-                    memory.state = self._store.commit(state, change, claimant=claimant if attempt > 1 else None)
-                except RevisionConflict as conflict:
-                    if attempt == 2:
-                        claims.callback(self._store.release, memory.pet, claimant)
-                    if attempt >= self._settings.commit_attempts:
+                    memory.state = self._store.commit(
+                        state, change, claimant=claimant if n_lost >= claims_after else None
+                    )
+                except PetClaimed:
+                    if time.monotonic() > gives_up_at:
                         raise
-                    logger.debug("commit lost a race", extra={"pet_id": memory.pet, "attempt": attempt})
-                    self._wait(attempt, is_claimed=isinstance(conflict, PetClaimed))
+                except RevisionConflict:
+                    n_lost += 1
+                    if n_lost == claims_after + 1:
+                        claims.callback(self._store.release, memory.pet, claimant)
+                    if n_lost >= self._settings.commit_attempts:
+                        raise
+                    if n_lost > claims_after:
+                        continue  # nobody can be faster now, unless he claimed first
                 else:
                     claims.pop_all()  # the commit ended the claim
                     return answer
+                logger.debug("commit waits for another", extra={"pet_id": memory.pet, "attempt": attempt})
+                # random, so that those who lost do not meet again
+                time.sleep(self._random.uniform(0.5, 1.0) * min(0.001 * 1.5**attempt, 0.02))
         raise AssertionError("count() does not end")
-
-    def _wait(self, attempt: int, *, is_claimed: bool) -> None:
-        """Give the others time: a random wait that grows, so that losers do not meet again."""
-        longest_s = min(2**attempt / 1000, LONGEST_WAIT_S)
-        time.sleep(self._random.uniform(longest_s / 2 if is_claimed else 0, longest_s))
 
     def _check_identity(self, pet: PetId, media: MediaId, model: str) -> None:
         if pet < 1:
