@@ -1,0 +1,158 @@
+"""Where an arrival belongs, how far a cluster reaches, and when a pet wants a recluster.
+
+A medium is as similar to a cluster as the mean of its three highest cosine similarities to members of it: three, so
+that one odd member does not draw in strangers, and not all, because a cluster may be long. It joins if the cluster
+reaches so far. Absorbed media are members that do not count: they keep the noise low, and need not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sploot_cluster.models import NOISE, ClusterCard, ClusterId, PetState, Standing
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, StandingVector
+
+if TYPE_CHECKING:
+    # who only reads pets imports this module and needs no faiss
+    from sploot_cluster.neighbours import Neighbours
+
+TOP: Final = 3
+
+# Similarities of the same vectors differ by so much with the order of summation in float32.
+ROUNDING: Final = 1e-5
+
+# Members whose spread is looked at: 2,048 × 50,000 × 512 are half a second on one core.
+_MOST_PROBES: Final = 2_048
+_BLOCK: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where an arrival belongs.
+
+    Attributes:
+        cluster: its cluster, or NOISE.
+        standing: ARRIVED, or NOISE.
+        similarity: to that cluster, or to the nearest one when it is noise; None when no cluster is near.
+    """
+
+    cluster: ClusterId
+    standing: Standing
+    similarity: float | None
+
+
+def decide(
+    neighbours: Neighbours,
+    labels: LabelVector,
+    standings: StandingVector,
+    clusters: Mapping[ClusterId, ClusterCard],
+    settings: ClusterSettings,
+) -> Decision:
+    """The most similar of the clusters that reach an arrival, or NOISE.
+
+    A cluster can take it only if three of its members are among the neighbours (all, if it has fewer): of others
+    the mean is not known, only that it is low.
+
+    Args:
+        neighbours: of one query, over the rows of ``labels``.
+        labels, standings: (n,) of the pet.
+        clusters: the living clusters, with their thresholds.
+
+    O(n) for the sizes of small clusters, else O(k).
+    """
+    ids, similarity = neighbours.ids[0], neighbours.similarity[0]
+    ids, similarity = ids[ids >= 0], similarity[ids >= 0]
+    counts = (labels[ids] != NOISE) & (standings[ids] != Standing.ABSORBED)
+    seen, similarity = labels[ids][counts], similarity[counts]
+
+    nearest: float | None = None
+    best: tuple[float, ClusterId] | None = None
+    for label in np.unique(seen).tolist():
+        cluster = ClusterId(label)
+        top = similarity[seen == cluster][:TOP]  # closest first
+        mean = float(top.mean())
+        nearest = mean if nearest is None else max(nearest, mean)
+        is_whole = len(top) == TOP or len(top) == _count(labels, standings, cluster)
+        # ids ascend, and a later one must be better: of equals the smallest wins
+        if (
+            is_whole
+            and reach(mean, clusters[cluster].threshold) <= settings.arrival_slack
+            and (best is None or mean > best[0])
+        ):
+            best = mean, cluster
+    if best is None:
+        return Decision(NOISE, Standing.NOISE, nearest)
+    return Decision(best[1], Standing.ARRIVED, best[0])
+
+
+def reach(similarity: float, threshold: float) -> float:
+    """How far a cluster would have to reach for a medium, as a multiple of how far it does: at most 1 is within.
+
+    Both are turned into distances, 1 − similarity, so that it means the same at every level of similarity.
+    """
+    return max(0.0, 1 - similarity - ROUNDING) / max(1 - threshold, ROUNDING)
+
+
+def threshold_of(vectors: FloatMatrix) -> float:
+    """The similarity that a cluster's own members reach: the lowest of a member to the others, in [-1, 1].
+
+    A member far below the rest does not count, or one stray medium would open the cluster to strangers: below the lower
+    quartile by more than 1.5 times the distance between the quartiles, which is Tukey's fence. For one member alone
+    it is 1: nothing is known to belong to it but its like.
+
+    Args:
+        vectors: (n, d) float32 of unit norm, n ≥ 1: the members, without absorbed ones.
+
+    O(n² · d) up to 2,048 members, beyond that 2,048 evenly spread ones are compared with all.
+    """
+    if len(vectors) == 1:
+        return 1.0
+    own = own_similarity(vectors)
+    lower, upper = np.quantile(own, [0.25, 0.75])
+    return float(np.clip(own[own >= lower - 1.5 * (upper - lower)].min(), -1, 1))
+
+
+def own_similarity(vectors: FloatMatrix) -> FloatVector:
+    """(m,) float32: how similar members are to the others, mean top-3 each; m ≤ 2,048 evenly spread ones of n ≥ 2."""
+    n = len(vectors)
+    probes = np.linspace(0, n - 1, num=min(n, _MOST_PROBES)).astype(np.intp)
+    own = np.empty(len(probes), dtype=np.float32)
+    for start in range(0, len(probes), _BLOCK):
+        rows = probes[start : start + _BLOCK]
+        similarity = vectors[rows] @ vectors.T
+        similarity[np.arange(len(rows)), rows] = -np.inf
+        own[start : start + _BLOCK] = _mean_top(similarity, min(TOP, n - 1))
+    return own
+
+
+def similarity_to(members: FloatMatrix, queries: FloatMatrix) -> FloatVector:
+    """(m,) float32: mean top-3 similarity of each of m ``queries`` to ``members``, of which there is at least one."""
+    similarity = np.empty(len(queries), dtype=np.float32)
+    for start in range(0, len(queries), _BLOCK):
+        block = queries[start : start + _BLOCK] @ members.T
+        similarity[start : start + _BLOCK] = _mean_top(block, min(TOP, len(members)))
+    return similarity
+
+
+def recluster_reason(state: PetState, settings: ClusterSettings) -> str | None:
+    """Why the pet wants a recluster, in words for a log; None if it does not."""
+    n_new = state.n_media - state.n_at_recluster
+    if n_new >= max(settings.growth_min, settings.growth_ratio * state.n_at_recluster):
+        return f"growth: {n_new} media since a recluster of {state.n_at_recluster}"
+    if state.noise_arrivals >= max(settings.drift_min, settings.drift_ratio * n_new):
+        return f"drift: {state.noise_arrivals} of {n_new} media since the last recluster found no cluster"
+    return None
+
+
+def _count(labels: LabelVector, standings: StandingVector, cluster: ClusterId) -> int:
+    return int(np.count_nonzero((labels == cluster) & (standings != Standing.ABSORBED)))
+
+
+def _mean_top(similarity: FloatMatrix, k: int) -> FloatVector:
+    mean: FloatVector = np.partition(similarity, -k, axis=1)[:, -k:].mean(axis=1)
+    return mean

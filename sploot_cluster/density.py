@@ -1,0 +1,120 @@
+"""Clusters from the density of vectors: HDBSCAN over Euclidean distances of unit vectors. The only module with hdbscan.
+
+Importing it takes a second and 100 MB (hdbscan brings scikit-learn along): a worker does so when it boots, nobody else.
+Quirks of hdbscan 0.8.44: the generic algorithm wants float64, min_samples does not count the point itself, and clusters
+smaller sets than it can split by raising.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import hdbscan
+import numpy as np
+import numpy.typing as npt
+
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.models import Backend
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, as_vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """What density says of n vectors.
+
+    Attributes:
+        labels: (n,) int32 groups from 0, the one with the first row first; -1 = noise.
+        probabilities: (n,) float32 in [0, 1]: how deep in its group a row lies, 0 for noise.
+        backend: what computed it.
+    """
+
+    labels: LabelVector
+    probabilities: FloatVector
+    backend: Backend
+
+
+def cluster_densely(
+    x: npt.ArrayLike,
+    *,
+    min_cluster_size: int | None = None,
+    min_samples: int | None = None,
+    settings: ClusterSettings | None = None,
+) -> Density:
+    """The groups of dense regions among vectors; what lies between them is noise. The same input gives the same answer.
+
+    A pet in which density finds mostly noise may simply have one look: if its media are similar enough on median
+    (``settings.one_look_similarity``), they are one group, without those that fall off. hdbscan's own
+    ``allow_single_cluster`` is no help: with it, two to six clear groups become one, and one look still is 70 % noise.
+
+    Args:
+        x: (n, d) real numbers, n ≥ 0; only directions count. Not modified.
+        min_cluster_size: the smallest group, from 2; by default what ``settings.recluster_parameters`` says for n.
+        min_samples: neighbours, without the point itself, that make a region dense, from 1; by default as above.
+        settings: the defaults of :class:`ClusterSettings` otherwise.
+
+    Raises:
+        InvalidInput: not a matrix of finite numbers, a row of zeros, or a parameter out of range.
+
+    Fewer vectors than ``min_cluster_size`` are noise. Vectors that are all the same are one group. O(n² · d); for
+    memory see ``settings.dense_until``.
+    """
+    settings = settings or ClusterSettings()
+    vectors = as_vectors(x, field="x")
+    n = len(vectors)
+    default_size, default_samples = settings.recluster_parameters(n)
+    size = default_size if min_cluster_size is None else min_cluster_size
+    samples = default_samples if min_samples is None else min_samples
+    if size < 2:
+        raise InvalidInput("min_cluster_size", f"{size} is below 2", "send a whole number from 2")
+    if samples < 1:
+        raise InvalidInput("min_samples", f"{samples} is below 1", "send a whole number from 1")
+    if n < size:
+        return Density(np.full(n, -1, dtype=np.int32), np.zeros(n, dtype=np.float32), "hdbscan_cpu")
+
+    labels, probabilities = _hdbscan(vectors, size, min(samples, n - 1), is_dense=n <= settings.dense_until)
+    if 2 * np.count_nonzero(labels < 0) > n:
+        one_look = _one_look(vectors, settings.one_look_similarity)
+        if np.count_nonzero(one_look) >= size:
+            labels, probabilities = np.where(one_look, 0, -1), one_look.astype(np.float32)
+    return Density(_in_order_of_rows(labels), probabilities.astype(np.float32), "hdbscan_cpu")
+
+
+def _hdbscan(
+    vectors: FloatMatrix, size: int, samples: int, *, is_dense: bool
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    model = hdbscan.HDBSCAN(
+        min_cluster_size=size,
+        min_samples=samples,
+        cluster_selection_method="eom",
+        algorithm="generic" if is_dense else "best",
+        approx_min_span_tree=False,
+        core_dist_n_jobs=1,
+    ).fit(vectors.astype(np.float64))
+    return model.labels_, model.probabilities_
+
+
+def _one_look(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
+    """Which of the vectors make up one look; none if they are not that similar."""
+    # float64: a sum of many float32 loses digits
+    centre = vectors.sum(axis=0, dtype=np.float64)
+    length = float(np.linalg.norm(centre))
+    if length == 0:
+        return np.zeros(len(vectors), dtype=np.bool_)
+    to_centre = vectors @ (centre / length)
+    lower, median, upper = np.quantile(to_centre, [0.25, 0.5, 0.75])
+    # two media that are each c from the centre are about c² from each other
+    if median <= 0 or median**2 < similarity:
+        return np.zeros(len(vectors), dtype=np.bool_)
+    is_inside: npt.NDArray[np.bool_] = to_centre >= lower - 1.5 * (upper - lower)  # Tukey's fence
+    return is_inside
+
+
+def _in_order_of_rows(labels: npt.NDArray[np.intp]) -> LabelVector:
+    """The same groups, numbered by their first row, so that a label says nothing about hdbscan's tree."""
+    groups, first = np.unique(labels, return_index=True)
+    ordered = [int(group) for group in groups[np.argsort(first)] if group >= 0]
+    renumbered = np.full(len(labels), -1, dtype=np.int32)
+    for number, group in enumerate(ordered):
+        renumbered[labels == group] = number
+    return renumbered
