@@ -39,7 +39,7 @@ DEFAULT_URL = "redis://127.0.0.1:6379/0"
 REMEMBER_EXTRA_MS = 10_000
 # What a message enqueues when it is done is enqueued again when its worker dies before the acknowledgement. Remembered
 # for longer than a crash is likely to be noticed.
-REMEMBER_FOLLOWERS_MS = 60 * 60 * 1000
+REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 MESSAGES_PER_CALL = 200
 
 _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
@@ -98,7 +98,6 @@ class RedisStreamsBroker(Broker):
         self._client = client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
         self._decoders = dict(decoders or {})
         self._following = threading.local()
-        self._is_closed = False
         super().__init__(middleware=middleware)
         self.queues = set()
         self._session = Session(self._client, self.settings, self._emit_ours)
@@ -132,7 +131,7 @@ class RedisStreamsBroker(Broker):
         """
         if isinstance(message, Delivery) and message.is_being_retried:
             return self._retry(message, delay)
-        return self._enqueue([message], delay=delay)[0]
+        return self._enqueue([(message, delay)])[0]
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
         """Add messages, in one round trip; what comes back is as from ``enqueue``, in the same order.
@@ -143,7 +142,7 @@ class RedisStreamsBroker(Broker):
         Raises:
             As ``enqueue`` does. Messages of other queues, or other steps, may have been added then.
         """
-        return self._enqueue(list(messages), delay=None)
+        return self._enqueue([(message, message.options.get("delay")) for message in messages])
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> StreamsConsumer:
         """A consumer of a declared queue.
@@ -245,6 +244,8 @@ class RedisStreamsBroker(Broker):
     def close(self) -> None:
         """Write what is to be written and stop every thread. Closing twice does nothing."""
         self._session.stop()
+        # what is used after that, as by the next Worker of a test, begins under a new name
+        self._session = Session(self._client, self.settings, self._emit_ours)
 
     # Dramatiq offers no place in the middleware list that is certain to be the first before and the last after
     # whatever users add later; the broker's own part in a message's life therefore stands here.
@@ -296,9 +297,9 @@ class RedisStreamsBroker(Broker):
             self.emit_after("enqueue", message, delay)
         return message
 
-    def _enqueue(self, messages: Sequence[Message[Any]], *, delay: int | None) -> list[Message[Any]]:
+    def _enqueue(self, messages: Sequence[tuple[Message[Any], int | None]]) -> list[Message[Any]]:
         by_queue: dict[str, list[_Outgoing]] = {}
-        for place, message in enumerate(messages):
+        for place, (message, delay) in enumerate(messages):
             outgoing = self._outgoing(place, message, delay)
             by_queue.setdefault(message.queue_name, []).append(outgoing)
         chunks = [
@@ -306,8 +307,8 @@ class RedisStreamsBroker(Broker):
             for queue_name, of_queue in by_queue.items()
             for start in range(0, len(of_queue), MESSAGES_PER_CALL)
         ]
-        answers = self._send([self._call(keys, chunk) for keys, chunk in chunks], messages) if chunks else []
-        returned: list[Message[Any]] = list(messages)
+        answers = self._send(chunks) if chunks else []
+        returned = [message for message, _ in messages]
         full: QueueFull | None = None
         for (keys, chunk), answer in zip(chunks, answers, strict=True):
             if answer[0] == b"FULL":
@@ -327,8 +328,6 @@ class RedisStreamsBroker(Broker):
     def _outgoing(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
         if isinstance(message, MessageProxy):
             message = message.copy()
-        if delay is None:
-            delay = message.options.get("delay") if place or "delay" in message.options else None
         self.emit_before("enqueue", message, delay)
         stored = message
         if "eta" in message.options:
@@ -349,9 +348,9 @@ class RedisStreamsBroker(Broker):
         """KEYS and ARGV of enqueue.lua."""
         following: Delivery | None = getattr(self._following, "delivery", None)
         if following is not None and len(chunk) == 1:
-            # What follows a finished message (the next of a pipeline, a callback of a group) is enqueued again when
-            # the worker dies before the acknowledgement; it has the same ids then, and is known by them.
-            enqueue_id = f"{following.message_id}/{following.options.get('retries', 0)}/{chunk[0].message.message_id}"
+            # What follows a finished message, as the next of a pipeline, is enqueued again when the worker dies before
+            # the acknowledgement: from the same entry, with the same message id. Another run is another entry.
+            enqueue_id = f"{following.entry_id}/{chunk[0].message.message_id}"
             remember_ms = REMEMBER_FOLLOWERS_MS
         else:
             enqueue_id = token_hex(8)
@@ -369,10 +368,9 @@ class RedisStreamsBroker(Broker):
             args += (outgoing.payload, token_hex(8), delay_ms, outgoing.message.message_id, lock, max(1, unique_for_ms))
         return script_keys, args
 
-    def _send(
-        self, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]], messages: Sequence[Message[Any]]
-    ) -> list[Any]:
-        """The answers to the calls; sent again, under the same enqueue ids, while the connection is to blame."""
+    def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
+        """The answers to enqueue.lua; sent again, under the same enqueue ids, while the connection is to blame."""
+        calls = [self._call(keys, chunk) for keys, chunk in chunks]
         deadline = time.monotonic() + self.settings.enqueue_timeout_ms / 1000
         pause_s, was_sent = 0.02, False
         while True:
@@ -382,7 +380,7 @@ class RedisStreamsBroker(Broker):
                 was_sent = was_sent or (isinstance(error, ConnectionClosed) and not is_refusal(error))
                 if time.monotonic() + pause_s > deadline:
                     if was_sent:
-                        ids = tuple(message.message_id for message in messages)
+                        ids = tuple(outgoing.message.message_id for _, chunk in chunks for outgoing in chunk)
                         raise EnqueueUncertain(message_ids=ids, problem=str(error)) from error
                     raise
                 time.sleep(pause_s)

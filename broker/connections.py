@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +54,10 @@ POOLS_OWN: Final = ("maint", "orig_", "oss_cluster_", "himport_")
 
 # A connection that lay idle longer may have been closed by the server or by something between.
 PROBE_AFTER_IDLE_S: Final = 1.0
+
+
+# A server may answer a blocking command late: it serves others first.
+OVERDUE_AFTER_S: Final = 5.0
 
 
 class Connections:
@@ -170,6 +175,8 @@ class BlockingRead:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
+        self._wake_lock = threading.Lock()
+        self._overdue_at = float("inf")
         self.is_waiting = False
 
     def send(self, *command: Argument) -> None:
@@ -179,9 +186,17 @@ class BlockingRead:
         with translated(ConnectionClosed), self._dropped_on_error():
             self._connection.send_command(*command)
             self.is_waiting = True
+            self._overdue_at = time.monotonic() + self._block_ms / 1000 + OVERDUE_AFTER_S
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether the answer is there. Returns early when woken."""
+        """Whether the answer is there. Returns early when woken.
+
+        Raises:
+            ConnectionClosed: the server should have answered long ago; the connection is dropped.
+        """
+        if time.monotonic() > self._overdue_at:
+            self.drop()
+            raise ConnectionClosed("no answer to a blocking read: the connection or the server hangs")
         if self._selector is None:
             selector = selectors.DefaultSelector()
             selector.register(self._wake_read, selectors.EVENT_READ)
@@ -204,17 +219,19 @@ class BlockingRead:
         """The answer to the command that was sent."""
         assert self._connection is not None
         self.is_waiting = False
+        self._overdue_at = float("inf")
         with translated(ConnectionClosed), self._dropped_on_error():
             return _answer(self._connection)
 
     def wake(self) -> None:
         """Make ``wait`` return at once, from any thread."""
-        with suppress(OSError):  # full: it is awake already; closed: nobody sleeps
+        with self._wake_lock, suppress(OSError):  # full: it is awake already; closed: nobody sleeps
             os.write(self._wake_write, b"!")
 
     def drop(self) -> None:
         """Give the connection up, and with it an answer that may be on its way."""
         self.is_waiting = False
+        self._overdue_at = float("inf")
         if self._selector is not None:
             self._selector.close()
             self._selector = None
@@ -224,10 +241,12 @@ class BlockingRead:
 
     def close(self) -> None:
         self.drop()
-        for end in (self._wake_read, self._wake_write):
-            if end >= 0:
-                os.close(end)
-        self._wake_read = self._wake_write = -1
+        # under the lock: a late wake must not write into whatever gets this number next
+        with self._wake_lock:
+            for end in (self._wake_read, self._wake_write):
+                if end >= 0:
+                    os.close(end)
+            self._wake_read = self._wake_write = -1
 
     @contextmanager
     def _dropped_on_error(self) -> Iterator[None]:

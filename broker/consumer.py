@@ -183,8 +183,7 @@ class StreamsConsumer(Consumer):
                 self._settings.lease_ms,
                 room,
                 self._settings.max_deliveries,
-                # after an outage of Redis everybody's heartbeat is old for a moment
-                int(not self._session.keeper.had_gap_within(self._settings.beat_ms / 1000 + 1)),
+                int(self._session.keeper.may_judge(self._keys.queue_name)),
                 len(dead),
                 *dead,
             ),

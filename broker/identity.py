@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import zlib
+from functools import cache
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -34,6 +35,7 @@ def is_dead_sibling(name: str) -> bool:
     return _started_at(int(parts[1])) != started_at
 
 
+@cache
 def _namespace() -> str:
     """This boot of this machine and this process namespace, as one short word; 0 where there is no /proc."""
     try:

@@ -31,7 +31,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._queues: dict[str, QueueKeys] = {}
         self._confirmed_at: dict[str, float] = {}
-        self._lapsed_at = float("-inf")
+        self._late_at = float("-inf")
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -67,9 +67,13 @@ class Keeper:
         confirmed_at = self._confirmed_at.get(queue_name, float("-inf"))
         return time.monotonic() - confirmed_at < self._settings.lease_ms / 1000 * 0.8
 
-    def had_gap_within(self, seconds: float) -> bool:
-        """Whether this process was late with a beat so recently that other processes may still be catching up."""
-        return time.monotonic() - self._lapsed_at < seconds
+    def may_judge(self, queue_name: str) -> bool:
+        """Whether the silence of others means that they are dead.
+
+        Not after an outage of Redis: everybody's heartbeat is old then, and the living need a beat to say so.
+        """
+        since_late_s = time.monotonic() - self._late_at
+        return self.is_sure_of(queue_name) and since_late_s > self._settings.beat_ms / 1000 + 1
 
     def stop(self) -> None:
         self._is_stopping.set()
@@ -81,11 +85,15 @@ class Keeper:
         args = (self._settings.group, self._consumer_name, self._settings.lease_ms)
         answers = self._connections.run_scripts(BEAT, [((keys.stream, keys.consumers), args) for keys in queues])
         for keys, was_in_time in zip(queues, answers, strict=True):
-            if keys.queue_name in self._confirmed_at and not was_in_time:
-                self._lapsed_at = time.monotonic()
-                self._logger.warning(
-                    "the lease had lapsed; messages held here may run elsewhere too", extra={"queue": keys.queue_name}
-                )
+            confirmed_at = self._confirmed_at.get(keys.queue_name)
+            if confirmed_at is not None:
+                if sent_at - confirmed_at > 1.5 * self._settings.beat_ms / 1000:
+                    self._late_at = time.monotonic()
+                if not was_in_time:
+                    self._logger.warning(
+                        "the lease had lapsed; messages held here may run elsewhere too",
+                        extra={"queue": keys.queue_name},
+                    )
             self._confirmed_at[keys.queue_name] = sent_at
 
     def _loop(self) -> None:
