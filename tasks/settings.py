@@ -5,12 +5,16 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+from sploot_cluster.settings import PREFIX as CLUSTERING
+from sploot_cluster.settings import ClusterSettings
+
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+MODELS: Final = "SPLOOT_MODELS"  # the short name of SPLOOT_CLUSTERING_MODELS, and the stronger one
 ROLES: Final = ("producer", "operator", "viewer")
 
 
@@ -28,8 +32,9 @@ class SettingInvalid(ValueError):
         self.variable, self.problem, self.mend = variable, problem, mend
 
 
-def _setting(variable: str, meaning: str, *, unit: str = "", default: Any) -> Any:
-    return field(default=default, metadata={"variable": variable, "meaning": meaning, "unit": unit})
+def _setting(variable: str, meaning: str, *, unit: str = "", default: Any, is_secret: bool = False) -> Any:
+    metadata = {"variable": variable, "meaning": meaning, "unit": unit}
+    return field(default=default, repr=not is_secret, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,10 @@ class Settings:
     """What a process needs to know. Each field's variable, unit and meaning are in its metadata; see :meth:`table`."""
 
     redis_url: str = _setting(
-        "REDIS_URL", "the Redis that holds queues and pets: redis://, rediss:// or unix://", default=DEFAULT_REDIS_URL
+        "REDIS_URL",
+        "the Redis that holds queues and pets: redis://, rediss:// or unix://",
+        default=DEFAULT_REDIS_URL,
+        is_secret=True,
     )
     lease_ms: int = _setting(
         "SPLOOT_LEASE_MS",
@@ -57,15 +65,13 @@ class Settings:
     metrics_port: int = _setting("WORKER_METRICS_PORT", "its port; 0 takes a free one", default=9105)
     http_host: str = _setting("SPLOOT_HTTP_HOST", "where the HTTP API listens", default="127.0.0.1")
     http_port: int = _setting("SPLOOT_HTTP_PORT", "its port; 0 takes a free one", default=8080)
-    api_tokens: str = field(
+    api_tokens: str = _setting(
+        "SPLOOT_API_TOKENS",
+        "name:role:secret, comma-separated; roles producer, operator, viewer; needed off loopback",
         default="",
-        repr=False,
-        metadata={
-            "variable": "SPLOOT_API_TOKENS",
-            "meaning": "name:role:secret, comma-separated; roles producer, operator, viewer; needed off loopback",
-            "unit": "",
-        },
+        is_secret=True,
     )
+    clustering: ClusterSettings = field(default_factory=ClusterSettings, metadata={"variable": f"{CLUSTERING}*"})
 
     def __post_init__(self) -> None:
         _check_redis_url(self.redis_url)
@@ -85,7 +91,7 @@ class Settings:
         Raises:
             SettingInvalid: names the variable.
         """
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = {"clustering": _clustering_from(environ)}
         for setting in fields(cls):
             variable = setting.metadata["variable"]
             if text := environ.get(variable, "").strip():
@@ -94,7 +100,7 @@ class Settings:
 
     def table(self) -> list[dict[str, str]]:
         """Every setting with variable, value, unit, default and meaning; secrets masked."""
-        return [
+        rows = [
             {
                 "variable": setting.metadata["variable"],
                 "value": masked(setting.name, getattr(self, setting.name)),
@@ -103,6 +109,18 @@ class Settings:
                 "meaning": setting.metadata["meaning"],
             }
             for setting in fields(self)
+            if setting.name != "clustering"
+        ]
+        meanings, defaults = _attributes_of(ClusterSettings), ClusterSettings()
+        return rows + [
+            {
+                "variable": MODELS if setting.name == "models" else CLUSTERING + setting.name.upper(),
+                "value": _as_variable(getattr(self.clustering, setting.name)),
+                "unit": "ms" if setting.name.endswith("_ms") else "",
+                "default": _as_variable(getattr(defaults, setting.name)),
+                "meaning": meanings.get(setting.name, ""),
+            }
+            for setting in fields(ClusterSettings)
         ]
 
 
@@ -125,6 +143,38 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _clustering_from(environ: Mapping[str, str]) -> ClusterSettings:
+    of_clustering = {name: text for name, text in environ.items() if name.startswith(CLUSTERING) and text.strip()}
+    for variable, text in of_clustering.items():
+        # one by one, so that the error can name the variable
+        try:
+            ClusterSettings.from_env({variable: text})
+        except ValueError as refused:
+            raise SettingInvalid(variable, str(refused), "see sploot-cluster config show") from None
+    clustering = ClusterSettings.from_env(of_clustering)
+    models = environ.get(MODELS, "").strip()
+    if not models:
+        return clustering
+    try:
+        return replace(clustering, models=ClusterSettings.from_env({f"{CLUSTERING}MODELS": models}).models)
+    except ValueError as refused:
+        raise SettingInvalid(MODELS, str(refused), "set name@version=dimension, comma-separated") from None
+
+
+def _attributes_of(documented: type) -> dict[str, str]:
+    """What a class's docstring says of each attribute, on one line."""
+    described = (documented.__doc__ or "").partition("Attributes:")[2]
+    parts = re.split(r"\n {8}(\w+): ", described)
+    return {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def _as_variable(value: object) -> str:
+    """A value as the environment spells it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={item}" for name, item in value.items())
+    return str(value)
 
 
 def _check_redis_url(url: str) -> None:

@@ -1,0 +1,124 @@
+"""Settings from the environment: defaults, refusals that name the variable, secrets that stay secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.settings import SettingInvalid, Settings, is_loopback, masked
+
+
+def test_an_empty_environment_gives_the_documented_defaults() -> None:
+    settings = Settings.from_env({})
+
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert (settings.metrics_host, settings.metrics_port) == ("127.0.0.1", 9105)
+    assert (settings.http_host, settings.http_port) == ("127.0.0.1", 8080)
+    assert settings.lease_ms == 30_000
+    assert settings == Settings.from_env({"REDIS_URL": "", "SPLOOT_LEASE_MS": " "})
+
+
+def test_variables_are_read() -> None:
+    settings = Settings.from_env(
+        {
+            "REDIS_URL": "rediss://:secret@redis:6380/1",
+            "SPLOOT_LEASE_MS": "5000",
+            "WORKER_METRICS_HOST": "0.0.0.0",
+            "WORKER_METRICS_PORT": "9200",
+            "SPLOOT_HTTP_PORT": "0",
+            "SPLOOT_API_TOKENS": "auth:producer:correct-horse",
+            "SPLOOT_MODELS": "clip@1=512, dino@2=768",
+            "SPLOOT_CLUSTERING_GROWTH_RATIO": "0.5",
+            "SPLOOT_CLUSTER_PORT": "tcp://10.0.0.1:80",
+        }
+    )
+
+    assert settings.redis_url == "rediss://:secret@redis:6380/1"
+    assert (settings.lease_ms, settings.metrics_host, settings.metrics_port) == (5_000, "0.0.0.0", 9_200)
+    assert settings.http_port == 0
+    assert settings.clustering.models == {"clip@1": 512, "dino@2": 768}
+    assert settings.clustering.growth_ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("REDIS_URL", "http://redis"),
+        ("REDIS_URL", "redis"),
+        ("SPLOOT_LEASE_MS", "soon"),
+        ("SPLOOT_LEASE_MS", "-1"),
+        ("SPLOOT_LEASE_MS", "100"),
+        ("SPLOOT_MAX_DELIVERIES", "1"),
+        ("WORKER_METRICS_PORT", "65536"),
+        ("WORKER_METRICS_PORT", "9105.0"),
+        ("SPLOOT_HTTP_HOST", "my host"),
+        ("SPLOOT_MODELS", "clip@1"),
+        ("SPLOOT_MODELS", "clip@1=0"),
+        ("SPLOOT_API_TOKENS", "auth"),
+        ("SPLOOT_API_TOKENS", "auth:king:correct-horse"),
+        ("SPLOOT_API_TOKENS", "auth:producer:short"),
+        ("SPLOOT_CLUSTERING_GROWTH_RATIO", "much"),
+        ("SPLOOT_CLUSTERING_GROWTH_RATIO", "-1"),
+        ("SPLOOT_CLUSTERING_COLOUR", "red"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(variable: str, text: str) -> None:
+    with pytest.raises(SettingInvalid) as refused:
+        Settings.from_env({variable: text})
+
+    assert refused.value.variable == variable
+    assert str(refused.value).startswith(f"{variable}: ")
+    assert refused.value.mend
+
+
+def test_no_error_and_no_listing_shows_a_secret() -> None:
+    settings = Settings.from_env(
+        {"REDIS_URL": "redis://user:hunter22@redis/0", "SPLOOT_API_TOKENS": "a:viewer:hunter22,b:operator:hunter22"}
+    )
+
+    shown = {row["variable"]: row["value"] for row in settings.table()}
+
+    assert shown["REDIS_URL"] == "redis://user:***@redis/0"
+    assert shown["SPLOOT_API_TOKENS"] == "a:viewer:***,b:operator:***"
+    assert "hunter22" not in repr(settings)
+    with pytest.raises(SettingInvalid) as refused:
+        Settings.from_env({"SPLOOT_API_TOKENS": "hunter22:viewer:a"})
+    assert "hunter22" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://:p%40ss@host:6379/0", "redis://:***@host:6379/0"),
+        ("rediss://user:p@ss:word@host", "rediss://user:***@host"),
+        ("unix:///run/redis.sock?password=secret&db=1", "unix:///run/redis.sock?password=***&db=1"),
+    ],
+)
+def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert masked("redis_url", url) == shown
+
+
+def test_every_setting_is_listed_with_its_meaning() -> None:
+    rows = Settings.from_env({}).table()
+
+    assert {"REDIS_URL", "SPLOOT_MODELS", "SPLOOT_CLUSTERING_GROWTH_RATIO"} <= {row["variable"] for row in rows}
+    assert [row["variable"] for row in rows if not row["meaning"]] == []
+    assert all(row["value"] == row["default"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+    ],
+)
+def test_loopback_is_recognised(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
