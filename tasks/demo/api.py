@@ -32,7 +32,7 @@ class Api:
 
     def clusters(self, pet_id: int) -> dict[int, list[str]]:
         """The pet's clusters: id -> media."""
-        return {cluster["id"]: cluster["media_ids"] for cluster in self._pet(pet_id)["clusters"]}
+        return {cluster["cluster_id"]: cluster["media_ids"] for cluster in self._pet(pet_id)["clusters"]}
 
     def memberships(self, pet_id: int) -> dict[str, int]:
         """Where each medium of the pet is; -1 for noise."""

@@ -41,16 +41,31 @@ def draw_map(
     clusters = [int(c) for c in np.unique(label) if c >= 0]
     figure, axes = plt.subplots(figsize=(9, 7.2), dpi=110, layout="constrained")
     noise = label < 0
-    axes.scatter(*places[noise].T, s=26, c=NOISE_COLOUR, marker="x", linewidths=1, label=f"noise · {noise.sum()}")
+    axes.scatter(
+        places[noise, 0],
+        places[noise, 1],
+        s=26,
+        c=NOISE_COLOUR,
+        marker="x",
+        linewidths=1,
+        label=f"noise · {noise.sum()}",
+    )
     colours = plt.get_cmap("tab20")(np.arange(len(clusters)) % 20)
     for colour, cluster in zip(colours, clusters, strict=True):
         members = label == cluster
-        axes.scatter(*places[members].T, s=22, color=colour, linewidths=0, label=f"{cluster} · {members.sum()}")
+        axes.scatter(
+            places[members, 0],
+            places[members, 1],
+            s=22,
+            color=colour,
+            linewidths=0,
+            label=f"{cluster} · {members.sum()}",
+        )
         x, y = np.median(places[members], axis=0)
         axes.annotate(str(cluster), (x, y), ha="center", va="center", fontsize=11, weight="bold", bbox=_TAG)
     if ringed.any():
-        rings = places[ringed].T
-        axes.scatter(*rings, s=58, facecolors="none", edgecolors="black", linewidths=0.9, label="placed by a person")
+        x, y = places[ringed].T
+        axes.scatter(x, y, s=58, facecolors="none", edgecolors="black", linewidths=0.9, label="placed by a person")
     axes.set_title(f"{title}\n", loc="left", fontsize=15, weight="bold")
     axes.text(0, 1.012, subtitle, transform=axes.transAxes, fontsize=10, color="#444444")
     axes.set_xticks([])

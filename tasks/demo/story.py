@@ -82,6 +82,10 @@ class Seen:
         self.promises.append(Promise(text, is_kept, str(seen)))
 
     @property
+    def corrections(self) -> list[Merged | SplitOff]:
+        return [*self.merges, *self.splits]
+
+    @property
     def is_good(self) -> bool:
         return bool(self.promises) and all(promise.is_kept for promise in self.promises)
 
@@ -364,7 +368,8 @@ class Story:
         self.seen.promise("workers log each job as JSON", enough, f"{len(self.seen.ages_ms)} lines for {total} media")
 
 
-def _flat_event(album: Album, media_id: str, embedding: bytes) -> dict[str | bytes, str | bytes | int]:
+def _flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
+    # typed as redis-py wants it: its dict is invariant
     return {
         "schema": "embedding.ingested/1",
         "event_id": f"demo-{album.pet_id}-{media_id}",

@@ -40,7 +40,7 @@ class PetFigures:
 def figures_of(album: Album, seen: Seen) -> PetFigures:
     """The figures of one pet after the last recluster."""
     labels = np.array([seen.clusters[album.pet_id].get(medium, -1) for medium in album.media_ids])
-    corrections = [c for c in (*seen.merges, *seen.splits) if c.pet_id == album.pet_id]
+    corrections = [correction for correction in seen.corrections if correction.pet_id == album.pet_id]
     return PetFigures(
         pet_id=album.pet_id,
         name=album.name,
