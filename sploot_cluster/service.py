@@ -110,8 +110,9 @@ class ClusterService:
             InvalidInput: a field cannot be used; DimensionMismatch and ModelMismatch for a vector of another space.
             PetTooLarge: the pet is full.
         """
-        self._check_identity(pet, media, model)
+        _check_ids(pet, media)
         query = as_vector(vector)
+        _check_model(model, len(query), self._settings)
 
         with self._cache.open(pet) as memory:
             assigned = self._settle(
@@ -322,17 +323,27 @@ class ClusterService:
                 time.sleep(self._random.uniform(0.5, 1.0) * min(0.001 * 1.5**attempt, 0.02))
         raise AssertionError("count() does not end")
 
-    def _check_identity(self, pet: PetId, media: MediaId, model: str) -> None:
-        if pet < 1:
-            raise InvalidInput("pet_id", f"{pet} is not a pet", "send a number from 1")
-        if not 1 <= len(media) <= MAX_MEDIA_ID:
-            raise InvalidInput("media_id", f"has {len(media)} characters", f"send 1 to {MAX_MEDIA_ID}")
-        if any("\ud800" <= character <= "\udfff" for character in media):
-            raise InvalidInput("media_id", "holds half a character (a lone surrogate)", "send text that is UTF-8")
-        known = self._settings.models
-        if not model or (known and model not in known):
-            choice = ", ".join(known) or "a name@version"
-            raise InvalidInput("model", f"{model!r} is not known", f"send one of: {choice}")
+
+def _check_ids(pet: PetId, media: MediaId) -> None:
+    if pet < 1:
+        raise InvalidInput("pet_id", f"{pet} is not a pet", "send a number from 1")
+    if not 1 <= len(media) <= MAX_MEDIA_ID:
+        raise InvalidInput("media_id", f"has {len(media)} characters", f"send 1 to {MAX_MEDIA_ID}")
+    if any("\ud800" <= character <= "\udfff" for character in media):
+        raise InvalidInput("media_id", "holds half a character (a lone surrogate)", "send text that is UTF-8")
+
+
+def _check_model(model: str, dim: int, settings: ClusterSettings) -> None:
+    if not model:
+        raise InvalidInput("model", "is empty", "send the name@version of the embedding model")
+    if not settings.models:
+        return
+    if model not in settings.models:
+        raise InvalidInput("model", f"{model!r} is not known", f"send one of: {', '.join(settings.models)}")
+    if settings.models[model] != dim:
+        raise InvalidInput(
+            "dim", f"{model!r} makes vectors of {settings.models[model]} values, got {dim}", "send those"
+        )
 
 
 def _check_space(state: PetState, model: str, *, dim: int) -> None:

@@ -126,13 +126,15 @@ def test_a_bad_field_is_refused_by_name_and_nothing_is_written(
     assert redis_client.keys("*") == []
 
 
-def test_a_model_that_is_not_in_the_settings_is_refused(store: RedisPetStore) -> None:
-    service = ClusterService(store, settings=ClusterSettings(models=("clip@1", "clip@2")))
+def test_a_model_that_the_settings_do_not_know_is_refused(store: RedisPetStore) -> None:
+    service = ClusterService(store, settings=ClusterSettings(models={"clip@1": 2, "clip@2": 3}))
 
     with pytest.raises(InvalidInput, match=r"model: 'dino@1' is not known; send one of: clip@1, clip@2"):
-        service.assign(PET, MediaId("a"), model="dino@1", vector=[1.0])
+        service.assign(PET, MediaId("a"), model="dino@1", vector=[1.0, 0.0])
+    with pytest.raises(InvalidInput, match=r"dim: 'clip@2' makes vectors of 3 values, got 2"):
+        service.assign(PET, MediaId("a"), model="clip@2", vector=[1.0, 0.0])
 
-    assert service.assign(PET, MediaId("a"), model="clip@2", vector=[1.0]).revision == 1
+    assert service.assign(PET, MediaId("a"), model="clip@1", vector=[1.0, 0.0]).revision == 1
 
 
 def test_vectors_of_another_space_are_refused(service: ClusterService, three_subjects: PetView) -> None:
