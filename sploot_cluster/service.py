@@ -143,7 +143,9 @@ class ClusterService:
         return self._correct(
             pet,
             operation_id,
-            lambda state: feedback.plan_merge(state, cluster_ids, into, operation_id=operation_id, by=by, at=at),
+            lambda state: feedback.plan_merge(
+                state, cluster_ids, into, settings=self._settings, operation_id=operation_id, by=by, at=at
+            ),
         )
 
     def split(
@@ -162,7 +164,9 @@ class ClusterService:
         return self._correct(
             pet,
             operation_id,
-            lambda state: feedback.plan_split(state, cluster, media_ids, operation_id=operation_id, by=by, at=at),
+            lambda state: feedback.plan_split(
+                state, cluster, media_ids, settings=self._settings, operation_id=operation_id, by=by, at=at
+            ),
         )
 
     def undo(self, pet: PetId, revision: int, *, operation_id: str, by: str) -> Corrected:
@@ -177,7 +181,9 @@ class ClusterService:
         return self._correct(
             pet,
             operation_id,
-            lambda state: feedback.plan_undo(state, revision, operation_id=operation_id, by=by, at=at),
+            lambda state: feedback.plan_undo(
+                state, revision, settings=self._settings, operation_id=operation_id, by=by, at=at
+            ),
         )
 
     def recluster(self, pet: PetId, *, by: str = "machine") -> Reclustered:
@@ -194,13 +200,12 @@ class ClusterService:
         if not seen.n_media:
             return _nothing_to_recluster(seen)
         density = cluster_densely(seen.vectors, settings=self._settings)
-        at = self._clock()
 
         def regroup(state: PetState) -> tuple[Change, Reclustered]:
             if state.media[: seen.n_media] != tuple(seen.media):
                 # deleted and begun anew, or a failover lost media: the density is of others
                 raise RevisionConflict(pet=pet, expected=seen.revision, current=state.revision)
-            return plan_recluster(state, density, settings=self._settings, at=at, by=by)
+            return plan_recluster(state, density, settings=self._settings, by=by)
 
         with self._cache.open(pet) as memory:
             return self._settle(memory, regroup)

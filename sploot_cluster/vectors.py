@@ -49,7 +49,9 @@ def as_vectors(x: npt.ArrayLike, *, field: str = "embedding") -> FloatMatrix:
         raise InvalidInput(field, f"row {row} holds NaN or infinite values", "send finite numbers")
     if norms.size and norms.min() <= SMALLEST_NORM:
         row = int(np.argmin(norms))
-        raise InvalidInput(field, f"row {row} is a zero vector", "a zero vector has no direction; embed the medium again")
+        raise InvalidInput(
+            field, f"row {row} is a zero vector", "a zero vector has no direction; embed the medium again"
+        )
     wide /= norms[:, None]
     return np.ascontiguousarray(wide, dtype=np.float32)
 

@@ -1,0 +1,508 @@
+"""What people's corrections demand, and labels that obey.
+
+:func:`resolve` reads the ledger, the newest correction first. Merges, and the media that a split moved, are joined into
+*atoms* by union-find; each split leaves a bit for its side on every atom it names. Two atoms with opposite bits of one
+split are in *conflict*. An older correction never joins atoms in conflict: there it yields, and is reported.
+
+:func:`enforce` then never cuts an atom and never lets two in conflict share a cluster, so that every accepted
+constraint holds by construction, whatever the labels were before. An atom that a newer merge joined across a split
+carries both bits of it: it is in conflict with whoever carries either.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import combinations
+from operator import or_
+from typing import Final, NewType, TypeAlias, assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from sploot_cluster.models import NOISE, ClusterId, Correction, MediaId, Merge, Split, Undo
+from sploot_cluster.vectors import SMALLEST_NORM, BoolVector, FloatMatrix, FloatVector, LabelVector
+
+Atom = NewType("Atom", int)
+Rows: TypeAlias = npt.NDArray[np.intp]
+
+# Neighbours that a medium without constraints is tied to when its group is divided; a few more change nothing.
+_TIES: Final = 8
+_BLOCK: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """These media are in one cluster, and never noise: what is left of a merge, or of the media that a split moved."""
+
+    revision: int
+    media: tuple[MediaId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """No medium of ``moved`` is in a cluster with one of ``remaining``, except where both are of one atom."""
+
+    revision: int
+    moved: tuple[MediaId, ...]
+    remaining: tuple[MediaId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The sides that an atom, or whatever holds atoms, has in splits: one bit per split."""
+
+    moved: int = 0
+    remaining: int = 0
+
+    def conflict(self, other: Sides) -> bool:
+        """Whether some split keeps the two apart."""
+        return bool(self.moved & other.remaining or self.remaining & other.moved)
+
+    def __bool__(self) -> bool:
+        return bool(self.moved or self.remaining)
+
+    def __or__(self, other: Sides) -> Sides:
+        return Sides(self.moved | other.moved, self.remaining | other.remaining)
+
+
+FREE: Final = Sides()
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What is in force of a ledger.
+
+    Attributes:
+        atoms: every medium that a correction in force names -> its atom.
+        sides: by atom; atoms count from 0.
+        placed: the atoms that a person put somewhere; others were merely left behind by a split.
+        together, apart: the accepted constraints, the newest first.
+        names: atom -> the id that the newest correction about it gave it.
+        overridden: one sentence for each way in which an older correction yields to newer ones.
+    """
+
+    atoms: Mapping[MediaId, Atom] = field(default_factory=dict)
+    sides: Sequence[Sides] = ()
+    placed: frozenset[Atom] = frozenset()
+    together: tuple[Together, ...] = ()
+    apart: tuple[Apart, ...] = ()
+    names: Mapping[Atom, ClusterId] = field(default_factory=dict)
+    overridden: tuple[str, ...] = ()
+
+    def atom_of(self, medium: MediaId) -> Atom | None:
+        """The atom of a medium; None if no correction in force names it."""
+        return self.atoms.get(medium)
+
+    def conflicts(self, one: MediaId, other: MediaId) -> bool:
+        """Whether people keep two media apart."""
+        a, b = self.atoms.get(one), self.atoms.get(other)
+        return a is not None and b is not None and a != b and self.sides[a].conflict(self.sides[b])
+
+    def by_row(self, rows: Mapping[MediaId, int]) -> RowConstraints:
+        """The same for the rows of a pet; media that it does not have any more are left out."""
+        atoms = np.full(len(rows), -1, dtype=np.int32)
+        for medium, atom in self.atoms.items():
+            row = rows.get(medium)
+            if row is not None:
+                atoms[row] = atom
+        is_placed = np.zeros(len(self.sides) + 1, dtype=np.bool_)  # the last one answers for -1
+        is_placed[list(self.placed)] = True
+        return RowConstraints(atoms, is_placed[atoms], self.sides)
+
+
+@dataclass(frozen=True, slots=True)
+class RowConstraints:
+    """Constraints of a pet's rows.
+
+    Attributes:
+        atoms: (n,) int32 atom of each row, -1 = none.
+        placed: (n,) bool, whether a person put it somewhere.
+        sides: by atom.
+    """
+
+    atoms: LabelVector
+    placed: BoolVector
+    sides: Sequence[Sides]
+
+    def sides_of(self, rows: Rows) -> Sides:
+        """The sides of all atoms among ``rows``."""
+        atoms = np.unique(self.atoms[rows]).tolist()
+        return reduce(or_, (self.sides[atom] for atom in atoms if atom >= 0), FREE)
+
+
+def taken_back(ledger: Sequence[Correction]) -> set[int]:
+    """The revisions of the corrections that are undone. An undo that is undone takes nothing back."""
+    undone: set[int] = set()
+    for correction in reversed(ledger):
+        if isinstance(correction, Undo) and correction.revision not in undone:
+            undone.add(correction.undone)
+    return undone
+
+
+def in_force(ledger: Sequence[Correction]) -> list[Merge | Split]:
+    """The merges and splits that are not undone, the newest first."""
+    undone = taken_back(ledger)
+    return [
+        correction
+        for correction in reversed(ledger)
+        if correction.revision not in undone and not isinstance(correction, Undo)
+    ]
+
+
+def resolve(ledger: Sequence[Correction]) -> Constraints:
+    """The constraints that a ledger demands, the newest correction first. O(media named, over all corrections)."""
+    atoms = _Atoms()
+    together: list[Together] = []
+    apart: list[Apart] = []
+    named: list[tuple[MediaId, ClusterId]] = []
+    overridden: list[str] = []
+    for number, correction in enumerate(in_force(ledger)):
+        match correction:
+            case Merge(into=name, groups=groups):
+                said = f"the merge of revision {correction.revision} by {correction.by}"
+                # `into` first: where newer corrections divide the merged media, the rest gathers around it
+                order = sorted(groups, key=lambda cluster: (cluster != correction.into, cluster))
+                media = [medium for cluster in order for medium in groups[cluster]]
+            case Split(created=name, moved=moved, remaining=remaining):
+                said = f"the split of revision {correction.revision} by {correction.by}"
+                media = list(moved)
+                n_crossed, is_void = atoms.part(moved, remaining, bit=1 << number)
+                if n_crossed:
+                    overridden.append(
+                        f"{said}: newer corrections keep {n_crossed} of its {len(moved)} moved media "
+                        "together with media that remained"
+                    )
+                if not is_void:
+                    apart.append(Apart(correction.revision, moved, remaining))
+            case _:
+                assert_never(correction)
+        groups_left = atoms.join(media)
+        together.extend(Together(correction.revision, group) for group in groups_left)
+        if groups_left:
+            named.append((max(groups_left, key=len)[0], name))
+        if len(groups_left) > 1:
+            sizes = ", ".join(str(len(group)) for group in sorted(groups_left, key=len, reverse=True))
+            overridden.append(f"{said}: newer corrections keep its {len(media)} media in groups of {sizes}")
+    return atoms.freeze(together, apart, named, overridden)
+
+
+class _Atoms:
+    """Media being joined into atoms, the newest correction first."""
+
+    def __init__(self) -> None:
+        self._node_of: dict[MediaId, int] = {}
+        self._forest = _Forest()
+
+    def part(self, moved: Sequence[MediaId], remaining: Sequence[MediaId], *, bit: int) -> tuple[int, bool]:
+        """Put the two sides of a split on media.
+
+        Returns:
+            how many of the moved media have the other side in their atom already, and whether nothing is left to part.
+        """
+        root_of = {medium: self._root(medium) for medium in (*moved, *remaining)}
+        moved_roots, remaining_roots = {root_of[medium] for medium in moved}, {root_of[medium] for medium in remaining}
+        for roots, side in ((moved_roots, Sides(moved=bit)), (remaining_roots, Sides(remaining=bit))):
+            for root in roots:
+                self._forest.put(root, side)
+        crossed = moved_roots & remaining_roots
+        is_void = not moved or not remaining or len(moved_roots | remaining_roots) == 1
+        return sum(root_of[medium] in crossed for medium in moved), is_void
+
+    def join(self, media: Sequence[MediaId]) -> list[tuple[MediaId, ...]]:
+        """Join media, except where sides are in conflict; the groups that came of it, any two of them in conflict."""
+        by_root: dict[int, list[MediaId]] = defaultdict(list)
+        for medium in media:
+            by_root[self._root(medium)].append(medium)
+        groups: list[tuple[int, list[MediaId]]] = []
+        for root, some in by_root.items():
+            for first, group in groups:
+                if self._forest.union(first, root):
+                    group.extend(some)
+                    break
+            else:
+                groups.append((root, some))
+        return [tuple(group) for _, group in groups]
+
+    def freeze(
+        self,
+        together: Sequence[Together],
+        apart: Sequence[Apart],
+        named: Sequence[tuple[MediaId, ClusterId]],
+        overridden: Sequence[str],
+    ) -> Constraints:
+        number_of: dict[int, Atom] = {}
+        sides: list[Sides] = []
+        atoms: dict[MediaId, Atom] = {}
+        for medium in self._node_of:
+            root = self._root(medium)
+            if root not in number_of:
+                number_of[root] = Atom(len(sides))
+                sides.append(self._forest.sides_of(root))
+            atoms[medium] = number_of[root]
+        names: dict[Atom, ClusterId] = {}
+        for medium, name in named:
+            names.setdefault(atoms[medium], name)  # the newest came first
+        placed = frozenset(atoms[group.media[0]] for group in together)
+        return Constraints(atoms, sides, placed, tuple(together), tuple(apart), names, tuple(overridden))
+
+    def _root(self, medium: MediaId) -> int:
+        node = self._node_of.get(medium)
+        if node is None:
+            node = self._node_of[medium] = self._forest.add()
+        return self._forest.find(node)
+
+
+class _Forest:
+    """Union-find over whole numbers from 0, each with sides; a union of two in conflict does not happen."""
+
+    def __init__(self, sides: Iterable[Sides] = ()) -> None:
+        self._sides = list(sides)
+        self._parent = list(range(len(self._sides)))
+
+    def add(self) -> int:
+        """Another number, on no side."""
+        self._parent.append(len(self._parent))
+        self._sides.append(FREE)
+        return self._parent[-1]
+
+    def find(self, node: int) -> int:
+        """The number that stands for all that are one with ``node``."""
+        parent = self._parent
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    def union(self, one: int, other: int) -> bool:
+        """Whether they are one now."""
+        a, b = self.find(one), self.find(other)
+        if a == b:
+            return True
+        if self._sides[a].conflict(self._sides[b]):
+            return False
+        self.put(a, self._sides[b])
+        self._parent[b] = a
+        return True
+
+    def put(self, node: int, sides: Sides) -> None:
+        """Add sides to all that are one with ``node``."""
+        root = self.find(node)
+        if sides:  # most media are on none
+            self._sides[root] |= sides
+
+    def sides_of(self, node: int) -> Sides:
+        return self._sides[self.find(node)]
+
+
+def count_kept(labels: Mapping[MediaId, int], constraints: Constraints) -> tuple[int, int]:
+    """How many accepted constraints hold, of how many.
+
+    One is counted for each :class:`Together` with a medium in ``labels``, and one for each :class:`Apart` with a pair
+    to part in ``labels``; media that are not there are ignored. An Apart holds only if every pair of it is apart.
+
+    Args:
+        labels: medium -> cluster id, or -1 for noise.
+    """
+    kept = total = 0
+    for group in constraints.together:
+        clusters = {labels[medium] for medium in group.media if medium in labels}
+        total += bool(clusters)
+        kept += len(clusters) == 1 and NOISE not in clusters
+    for split in constraints.apart:
+        moved, remaining = (_atoms_by_cluster(side, labels, constraints) for side in (split.moved, split.remaining))
+        if moved and remaining and len(set().union(*moved.values(), *remaining.values())) > 1:
+            total += 1
+            shared = (moved.keys() & remaining.keys()) - {NOISE}
+            kept += all(len(moved[cluster] | remaining[cluster]) == 1 for cluster in shared)
+    return kept, total
+
+
+def _atoms_by_cluster(
+    media: Sequence[MediaId], labels: Mapping[MediaId, int], constraints: Constraints
+) -> dict[int, set[Atom]]:
+    atoms: dict[int, set[Atom]] = defaultdict(set)
+    for medium in media:
+        if medium in labels:
+            atoms[labels[medium]].add(constraints.atoms[medium])
+    return atoms
+
+
+def enforce(labels: LabelVector, vectors: FloatMatrix, rows: RowConstraints, *, counts: BoolVector) -> LabelVector:
+    """Labels like ``labels`` that obey every accepted constraint; the same ones if they do already.
+
+    An atom that lies in several groups, or in none, is gathered first. It goes to the group that holds most of it; a
+    group of which it is most comes along; where neither is so, it leaves the others in peace and is a group of its own.
+    Then each group with atoms in conflict is divided: media go with the side that they are tied to by similarity.
+
+    Args:
+        labels: (n,) int32 groups, -1 = noise. Not modified.
+        vectors: (n, dim) float32 of unit norm.
+        rows: what to obey.
+        counts: (n,) bool, which rows have a say in what a group is; absorbed ones have none.
+
+    Returns:
+        (n,) int32; new groups get numbers above all of ``labels``. A medium that ends alone without a person having put
+        it there is noise.
+
+    O(n) where nothing is violated; dividing a group of m with f media that no correction names is O(m · f · dim).
+    """
+    obeying = labels.copy()
+    if (rows.atoms >= 0).any():
+        _gather(obeying, rows, counts)
+        _divide(obeying, vectors, rows, counts)
+    return obeying
+
+
+def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector) -> None:
+    """Bring each placed atom into one group, in place."""
+    placed = np.flatnonzero(rows.placed)
+    size_of = _counted(labels[counts])
+    fresh = max(int(labels.max()), 0)
+    homes: list[tuple[Rows, int]] = []
+    followers: list[tuple[int, int]] = []
+    for members in _split_by(rows.atoms[placed], placed):
+        if labels[members[0]] != NOISE and (labels[members] == labels[members[0]]).all():
+            continue
+        votes = _counted(labels[members[counts[members]]])
+        following = [group for group, n in votes.items() if 2 * n > size_of[group]]
+        favourite = max(votes, key=lambda group: (votes[group], -group), default=NOISE)
+        if 2 * votes.get(favourite, 0) > len(members):
+            home = favourite
+        elif following:
+            home = max(following, key=lambda group: (votes[group], -group))
+        else:
+            home = fresh = fresh + 1
+        homes.append((members, home))
+        followers.extend((home, group) for group in following)
+    for members, home in homes:
+        labels[members] = home
+    forest = _Forest([FREE] * (fresh + 1))
+    for home, group in followers:
+        forest.union(home, group)
+    for group in {group for pair in followers for group in pair}:
+        labels[labels == group] = forest.find(group)
+
+
+def _divide(labels: LabelVector, vectors: FloatMatrix, rows: RowConstraints, counts: BoolVector) -> None:
+    """Part the atoms in conflict of every group, in place."""
+    sided = np.flatnonzero((rows.atoms >= 0) & (labels != NOISE))
+    fresh = max(int(labels.max()), 0)
+    for some in _split_by(labels[sided], sided):
+        if not _has_conflict(rows.sides[atom] for atom in np.unique(rows.atoms[some]).tolist()):
+            continue
+        parts = _parts(np.flatnonzero(labels == labels[some[0]]), vectors, rows)
+        parts.sort(key=lambda part: (-np.count_nonzero(counts[part]), part[0]))
+        for number, part in enumerate(parts):
+            is_nothing = len(part) == 1 or not counts[part].any()
+            if is_nothing and not rows.placed[part].any():
+                labels[part] = NOISE
+            elif number:  # the largest keeps the label
+                labels[part] = fresh = fresh + 1
+
+
+def _has_conflict(sides_of_atoms: Iterable[Sides]) -> bool:
+    n_of = Counter(sides_of_atoms)
+    everything = reduce(or_, n_of, FREE)
+    if not everything.moved & everything.remaining:
+        return False
+    # an atom with both sides of a split is no conflict in itself, but with another like it
+    return any(one.conflict(other) for one, other in combinations(n_of, 2)) or any(
+        sides.conflict(sides) and n > 1 for sides, n in n_of.items()
+    )
+
+
+def _parts(members: Rows, vectors: FloatMatrix, rows: RowConstraints) -> list[Rows]:
+    """The rows of one group in parts of which no two could be joined.
+
+    Media on the same sides start as one node: nobody keeps them apart, and the group says that they belong together.
+    Those on no side are tied to their nearest neighbours; the strongest tie is drawn first, unless it joins a conflict.
+    """
+    nodes, sides = _nodes(members, rows)
+    forest = _Forest(sides)
+    is_free = np.array([not side for side in sides])
+    for one, other in _ties(vectors[members], np.flatnonzero(is_free[nodes])):
+        forest.union(int(nodes[one]), int(nodes[other]))
+
+    roots = np.array([forest.find(node) for node in range(len(sides))])
+    components = _split_by(roots[nodes], np.arange(len(members)))
+    sides_of = [forest.sides_of(int(nodes[component[0]])) for component in components]
+    centres = [vectors[members[component]].sum(axis=0) for component in components]
+    # those with sides first: what no tie led to a side goes to the part that it resembles
+    order = sorted(range(len(components)), key=lambda i: (not sides_of[i], -len(components[i]), components[i][0]))
+    parts: list[_Part] = []
+    for i in order:
+        fitting = [part for part in parts if not part.sides.conflict(sides_of[i])]
+        if fitting:
+            part = max(fitting, key=lambda part: part.resemblance(centres[i]))
+            part.components.append(components[i])
+            part.sides |= sides_of[i]
+            part.centre = part.centre + centres[i]
+        else:
+            parts.append(_Part([components[i]], sides_of[i], centres[i]))
+    return [np.sort(members[np.concatenate(part.components)]) for part in parts]
+
+
+@dataclass(slots=True)
+class _Part:
+    """A part of a group while it grows."""
+
+    components: list[Rows]
+    sides: Sides
+    centre: FloatVector
+
+    def resemblance(self, centre: FloatVector) -> float:
+        return float(self.centre @ centre) / max(float(np.linalg.norm(self.centre)), SMALLEST_NORM)
+
+
+def _nodes(members: Rows, rows: RowConstraints) -> tuple[Rows, list[Sides]]:
+    """The node of each member, and the sides of each node."""
+    nodes = np.empty(len(members), dtype=np.intp)
+    sides: list[Sides] = []
+    node_of: dict[object, int] = {}
+    for position, (row, atom) in enumerate(zip(members.tolist(), rows.atoms[members].tolist(), strict=True)):
+        its_sides = rows.sides[atom] if atom >= 0 else FREE
+        alike: object = its_sides
+        if not its_sides or its_sides.conflict(its_sides):
+            # nothing says that media without sides belong together, and with both sides of a split two atoms conflict
+            alike = ("atom", atom) if atom >= 0 else ("row", row)
+        if alike not in node_of:
+            node_of[alike] = len(sides)
+            sides.append(its_sides)
+        nodes[position] = node_of[alike]
+    return nodes, sides
+
+
+def _ties(vectors: FloatMatrix, free: Rows) -> list[tuple[int, int]]:
+    """Pairs of rows, the most similar first: each free row with its nearest ones. Equals by row, so that runs agree."""
+    k = min(_TIES, len(vectors) - 1)
+    ends: list[Rows] = []
+    similarities: list[FloatVector] = []
+    for start in range(0, len(free), _BLOCK):
+        block = free[start : start + _BLOCK]
+        similarity = vectors[block] @ vectors.T
+        similarity[np.arange(len(block)), block] = -np.inf
+        nearest = np.argpartition(similarity, -k, axis=1)[:, -k:]
+        similarities.append(np.take_along_axis(similarity, nearest, axis=1).ravel())
+        ends.append(np.stack([np.repeat(block, k), nearest.ravel()], axis=1))
+    if not ends:
+        return []
+    pairs = np.concatenate(ends)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0], -np.concatenate(similarities)))
+    return [(one, other) for one, other in pairs[order].tolist()]
+
+
+def _counted(labels: LabelVector) -> dict[int, int]:
+    """Group -> number of rows, without noise."""
+    groups, n = np.unique(labels[labels != NOISE], return_counts=True)
+    return dict(zip(groups.tolist(), n.tolist(), strict=True))
+
+
+def _split_by(keys: LabelVector | Rows, values: Rows) -> list[Rows]:
+    """``values`` in groups of equal keys, by ascending key; each keeps its order."""
+    if not len(values):
+        return []
+    order = np.argsort(keys, kind="stable")
+    return np.split(values[order], np.flatnonzero(np.diff(keys[order])) + 1)

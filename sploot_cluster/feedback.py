@@ -1,0 +1,330 @@
+"""What people say about clusters: merge, split, undo.
+
+Each becomes an entry of the pet's ledger and is applied to the labels at once; :mod:`sploot_cluster.constraints` sees
+to it that it holds from then on. These are pure functions of a pet's state: the same correction decided on the same
+state is the same change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import assert_never
+
+import numpy as np
+
+from sploot_cluster.assignment import similarity_to
+from sploot_cluster.constraints import Rows, enforce, in_force, resolve, taken_back
+from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
+from sploot_cluster.models import (
+    NOISE,
+    Change,
+    ChangeKind,
+    ClusterId,
+    Corrected,
+    Correction,
+    MediaId,
+    Merge,
+    PetState,
+    Split,
+    Standing,
+    Undo,
+)
+from sploot_cluster.regrouping import regroup
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
+
+
+def find_operation(ledger: Sequence[Correction], operation_id: str) -> Correction | None:
+    """The correction that was made by this operation; None if it is new."""
+    return next((correction for correction in reversed(ledger) if correction.operation_id == operation_id), None)
+
+
+def plan_merge(
+    state: PetState,
+    cluster_ids: Sequence[ClusterId],
+    into: ClusterId | None = None,
+    *,
+    settings: ClusterSettings,
+    operation_id: str,
+    by: str,
+    at: datetime,
+) -> tuple[Change, Corrected]:
+    """The clusters become one, and their media stay together. Ids that were merged away lead to it.
+
+    Args:
+        cluster_ids: at least two different ones, or aliases of such.
+        into: which of them goes on; by default the one with most media, of equals the smallest id.
+
+    Raises:
+        UnknownCluster: an id is neither a cluster nor an alias.
+        InvalidInput: fewer than two clusters, or ``into`` is not among them.
+    """
+    merged = sorted({_living(state, cluster, "cluster_ids") for cluster in cluster_ids})
+    if len(merged) < 2:
+        raise InvalidInput(
+            "cluster_ids",
+            f"{list(cluster_ids)} are not two different clusters of pet {state.pet}",
+            "send at least two different clusters",
+        )
+    rows_of = {cluster: _rows(state, cluster) for cluster in merged}
+    target = (
+        min(merged, key=lambda cluster: (-len(rows_of[cluster]), cluster))
+        if into is None
+        else _living(state, into, "into")
+    )
+    if target not in rows_of:
+        raise InvalidInput("into", f"cluster {into} is not one of those to merge", "choose one of cluster_ids")
+
+    correction = Merge(
+        revision=state.revision + 1,
+        operation_id=operation_id,
+        by=by,
+        at=at,
+        into=target,
+        groups={cluster: _media(state, rows) for cluster, rows in rows_of.items()},
+    )
+    labels = np.where(np.isin(state.labels, merged), target, state.labels).astype(np.int32)
+    plan = _Plan(labels, state.next_cluster, given={target: target})
+    return _correct(state, correction, plan, settings, cluster=target)
+
+
+def plan_split(
+    state: PetState,
+    cluster: ClusterId,
+    media_ids: Sequence[MediaId],
+    *,
+    settings: ClusterSettings,
+    operation_id: str,
+    by: str,
+    at: datetime,
+) -> tuple[Change, Corrected]:
+    """These media of a cluster become another one; they stay together, and apart from those that remain.
+
+    Args:
+        cluster: its id, or an alias of it.
+        media_ids: some of its media, but not all; naming one twice is naming it once.
+
+    Raises:
+        UnknownCluster: the id is neither a cluster nor an alias.
+        UnknownMedia: media that are not in the cluster.
+        InvalidInput: no media, or all of the cluster's.
+    """
+    source = _living(state, cluster, "cluster_id")
+    named = list(dict.fromkeys(media_ids))
+    members = _rows(state, source)
+    elsewhere = [medium for medium in named if medium not in state.rows or state.labels[state.rows[medium]] != source]
+    if elsewhere:
+        raise UnknownMedia(pet=state.pet, media=tuple(elsewhere), where=f"cluster {source}")
+    if not named:
+        raise InvalidInput("media_ids", "is empty", f"name the media that leave cluster {source}")
+    if len(named) == len(members):
+        raise InvalidInput(
+            "media_ids", f"are all {len(members)} media of cluster {source}", "leave at least one medium in the cluster"
+        )
+
+    moved = np.sort(np.array([state.rows[medium] for medium in named], dtype=np.intp))
+    created = state.next_cluster
+    correction = Split(
+        revision=state.revision + 1,
+        operation_id=operation_id,
+        by=by,
+        at=at,
+        source=source,
+        created=created,
+        moved=_media(state, moved),
+        remaining=_media(state, np.setdiff1d(members, moved)),
+    )
+    labels = state.labels.copy()
+    labels[moved] = created
+    plan = _Plan(labels, ClusterId(created + 1), given={created: created, source: source})
+    return _correct(state, correction, plan, settings, cluster=created)
+
+
+def plan_undo(
+    state: PetState, revision: int, *, settings: ClusterSettings, operation_id: str, by: str, at: datetime
+) -> tuple[Change, Corrected]:
+    """The correction that made ``revision`` is taken back, as far as no other one still in force demands the same.
+
+    Media go back to where they came from, if they still are where the correction put them: a merge gives its old ids
+    back, a split returns what it moved. Undoing an undo does the correction again.
+
+    Raises:
+        UnknownRevision: it is not a correction, or is undone already.
+    """
+    undone = next((correction for correction in state.ledger if correction.revision == revision), None)
+    if undone is None:
+        raise UnknownRevision(pet=state.pet, revision=revision)
+    if revision in taken_back(state.ledger):
+        raise UnknownRevision(pet=state.pet, revision=revision, problem="is undone already")
+
+    correction = Undo(revision=state.revision + 1, operation_id=operation_id, by=by, at=at, undone=revision)
+    said = _what_it_is_about(state.ledger, undone)
+    is_in_force = said in in_force((*state.ledger, correction))
+    plan = _plan_again(state, said) if is_in_force else _plan_back(state, said)
+    return _correct(state, correction, plan, settings, cluster=None)
+
+
+def _what_it_is_about(ledger: Sequence[Correction], correction: Correction) -> Merge | Split:
+    """The merge or split at the end of a chain of undos."""
+    while isinstance(correction, Undo):
+        undone = correction.undone
+        correction = next(earlier for earlier in ledger if earlier.revision == undone)
+    return correction
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a correction wants, before constraints and ids are settled.
+
+    Attributes:
+        labels: (n,) the cluster of each row; rows of a cluster that must be divided still share a label.
+        given: label -> the id that it must have.
+        named: media -> the id that the cluster they end in must have, where no other one is given.
+        next_cluster: the next id to give out.
+    """
+
+    labels: LabelVector
+    next_cluster: ClusterId
+    given: Mapping[int, ClusterId] = field(default_factory=dict)
+    named: tuple[tuple[MediaId, ClusterId], ...] = ()
+
+
+def _correct(
+    state: PetState, correction: Correction, plan: _Plan, settings: ClusterSettings, *, cluster: ClusterId | None
+) -> tuple[Change, Corrected]:
+    """The change that appends ``correction`` and brings the labels to what all corrections demand."""
+    constraints = resolve((*state.ledger, correction))
+    rows = constraints.by_row(state.rows)
+    groups = enforce(plan.labels, state.vectors, rows, counts=(state.standings != Standing.ABSORBED) | rows.placed)
+    regrouped = regroup(
+        state,
+        groups,
+        _standings_after(state, groups, rows.placed),
+        settings,
+        given=_given(state, plan, groups),
+        next_cluster=plan.next_cluster,
+    )
+    known = set(resolve(state.ledger).overridden)
+    overridden = tuple(said for said in constraints.overridden if said not in known)
+    summary = {"n_moved": regrouped.n_moved, "overridden": list(overridden), **_told(correction)}
+    change = regrouped.change(state, _kind(correction), by=correction.by, correction=correction, summary=summary)
+    return change, Corrected(state.revision + 1, cluster, regrouped.n_moved, overridden, is_duplicate=False)
+
+
+def _standings_after(state: PetState, groups: LabelVector, placed: BoolVector) -> StandingVector:
+    """CORRECTED is who a correction in force put there, and nobody else; the rest came as it came."""
+    standings = state.standings.copy()
+    standings[np.isin(standings, (Standing.CORRECTED, Standing.NOISE))] = Standing.ARRIVED
+    standings[placed] = Standing.CORRECTED
+    standings[groups == NOISE] = Standing.NOISE
+    return standings
+
+
+def _given(state: PetState, plan: _Plan, groups: LabelVector) -> dict[int, ClusterId]:
+    given = dict(plan.given)
+    for medium, cluster in plan.named:
+        group = int(groups[state.rows[medium]]) if medium in state.rows else NOISE
+        if group != NOISE and group not in given and cluster not in given.values():
+            given[group] = cluster
+    return given
+
+
+def _plan_again(state: PetState, correction: Merge | Split) -> _Plan:
+    """A correction that is in force again: enforcing it joins and parts what it names; its cluster gets its id back."""
+    match correction:
+        case Merge(into=cluster, groups=groups):
+            named = next(iter(groups[cluster]), None)
+        case Split(created=cluster, moved=moved):
+            named = moved[0]
+        case _:
+            assert_never(correction)
+    return _Plan(state.labels, state.next_cluster, named=((named, cluster),) if named is not None else ())
+
+
+def _plan_back(state: PetState, correction: Merge | Split) -> _Plan:
+    """Media where they were before a correction, as far as they are still where it put them."""
+    match correction:
+        case Merge():
+            return _unmerged(state, correction)
+        case Split():
+            return _unsplit(state, correction)
+        case _:
+            assert_never(correction)
+
+
+def _unmerged(state: PetState, merge: Merge) -> _Plan:
+    """Every merged cluster gets its media back; who came later goes with the one it resembles most."""
+    now = state.aliases.get(merge.into, merge.into)
+    is_merged = state.labels == now
+    rows_of: dict[ClusterId, Rows] = {}
+    for cluster, media in merge.groups.items():
+        rows = np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
+        rows = rows[is_merged[rows]]
+        if len(rows):
+            rows_of[now if cluster == merge.into else cluster] = rows
+    labels = state.labels.copy()
+    for cluster, rows in rows_of.items():
+        labels[rows], is_merged[rows] = cluster, False
+    if rows_of and is_merged.any():
+        later = np.flatnonzero(is_merged)
+        likeness = [similarity_to(state.vectors[rows], state.vectors[later]) for rows in rows_of.values()]
+        labels[later] = np.array(list(rows_of), dtype=np.int32)[np.argmax(likeness, axis=0)]
+    return _Plan(labels, state.next_cluster, given={cluster: cluster for cluster in rows_of})
+
+
+def _unsplit(state: PetState, split: Split) -> _Plan:
+    """What was moved returns to the source, and with it the whole cluster if that is most of it."""
+    created = state.aliases.get(split.created, split.created)
+    source = state.aliases.get(split.source, split.source)
+    if source not in state.clusters or created == source:
+        return _Plan(state.labels, state.next_cluster)
+    members = state.labels == created
+    moved = np.zeros(state.n_media, dtype=np.bool_)
+    moved[[state.rows[medium] for medium in split.moved if medium in state.rows]] = True
+    moved &= members
+    labels = state.labels.copy()
+    labels[members if 2 * np.count_nonzero(moved) > np.count_nonzero(members) else moved] = source
+    return _Plan(labels, state.next_cluster, given={source: source})
+
+
+def _living(state: PetState, cluster: ClusterId, field_name: str) -> ClusterId:
+    """The cluster that an id leads to."""
+    now = state.aliases.get(cluster, cluster)
+    if now not in state.clusters:
+        raise UnknownCluster(pet=state.pet, cluster=cluster, field=field_name)
+    return now
+
+
+def _rows(state: PetState, cluster: ClusterId) -> Rows:
+    return np.flatnonzero(state.labels == cluster)
+
+
+def _media(state: PetState, rows: Rows) -> tuple[MediaId, ...]:
+    return tuple(state.media[row] for row in rows.tolist())
+
+
+def _kind(correction: Correction) -> ChangeKind:
+    match correction:
+        case Merge():
+            return "merge"
+        case Split():
+            return "split"
+        case Undo():
+            return "undo"
+        case _:
+            assert_never(correction)
+
+
+def _told(correction: Correction) -> dict[str, object]:
+    """What the history says of a correction; media are told by their number, the ledger has their names."""
+    match correction:
+        case Merge(into=into, groups=groups):
+            return {"into": into, "merged": sorted(groups)}
+        case Split(source=source, created=created, moved=moved):
+            return {"source": source, "created": created, "n_split_off": len(moved)}
+        case Undo(undone=undone):
+            return {"undone": undone}
+        case _:
+            assert_never(correction)

@@ -1,0 +1,130 @@
+"""Which cluster is which, before and after: ids that people can rely on.
+
+Groups inherit the ids of the clusters that they overlap with. Ids are never given out twice; one that ends because
+most of its media went elsewhere leads there as an alias. Absorbed media have no say: they come and go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from sploot_cluster.models import NOISE, ClusterCard, ClusterId, PetState, Standing
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import LabelVector, StandingVector
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """The ids of groups.
+
+    Attributes:
+        ids: group -> id.
+        next_cluster: the next id to give out.
+    """
+
+    ids: Mapping[int, ClusterId]
+    next_cluster: ClusterId
+
+    def label(self, groups: LabelVector) -> LabelVector:
+        """(n,) int32: the ids in the place of their groups; noise stays noise."""
+        known = sorted(self.ids)
+        ids = np.array([*(self.ids[group] for group in known), NOISE], dtype=np.int32)
+        return ids[_position(known, groups)]  # the last one answers for -1
+
+
+def match_ids(
+    old_labels: LabelVector,
+    old_standings: StandingVector,
+    groups: LabelVector,
+    standings: StandingVector,
+    clusters: Mapping[ClusterId, ClusterCard],
+    next_cluster: ClusterId,
+    settings: ClusterSettings,
+    *,
+    given: Mapping[int, ClusterId] | None = None,
+) -> Identities:
+    """An id for every group: that of the cluster which it overlaps with most, or a new one.
+
+    Which group inherits which id is decided for all of them at once, so that most media keep their id (an assignment
+    problem). Less than ``settings.overlap_ratio`` of the smaller side is no overlap. New ids go to the largest group
+    first.
+
+    Args:
+        old_labels, old_standings: (n,) as they are stored.
+        groups, standings: (n,) as they shall become; groups are any numbers from 0, -1 = noise.
+        clusters: the living ones, whose ids can be inherited.
+        given: groups whose id is decided already, because a person gave it; each id once, all below ``next_cluster``.
+    """
+    given = given or {}
+    numbers, sizes = np.unique(groups[groups != NOISE], return_counts=True)
+    ids = {group: given[group] for group in numbers.tolist() if group in given}
+    heirs = [group for group in numbers.tolist() if group not in ids]
+    legacies = sorted(clusters.keys() - ids.values())
+
+    old_counts, new_counts = old_standings != Standing.ABSORBED, standings != Standing.ABSORBED
+    both = old_counts & new_counts
+    overlap = _cross_table(old_labels[both], groups[both], legacies, heirs)
+    old_sizes = _sizes(old_labels[old_counts], legacies)
+    new_sizes = _sizes(groups[new_counts], heirs)
+    overlap[overlap < settings.overlap_ratio * np.minimum.outer(old_sizes, new_sizes)] = 0
+    for old, new in zip(*linear_sum_assignment(overlap, maximize=True), strict=True):
+        if overlap[old, new]:
+            ids[heirs[new]] = legacies[old]
+
+    for group in numbers[np.lexsort((numbers, -sizes))].tolist():
+        if group not in ids:
+            ids[group] = next_cluster
+            next_cluster = ClusterId(next_cluster + 1)
+    return Identities(ids, next_cluster)
+
+
+def aliases_after(state: PetState, labels: LabelVector) -> dict[ClusterId, ClusterId | None]:
+    """The aliases to write when ``labels`` take the place of those of ``state``; None removes one.
+
+    A living id that ends leads to the cluster that more than half of its media went to. Aliases lead straight to a
+    living id, so that one look is enough; those of an id that ends without an heir end too.
+    """
+    living = set(np.unique(labels[labels != NOISE]).tolist())
+    heir_of: dict[ClusterId, ClusterId] = {}
+    for ended in state.clusters.keys() - living:
+        media = (state.labels == ended) & (state.standings != Standing.ABSORBED)
+        went, n = np.unique(labels[media], return_counts=True)
+        if len(went) and went[n.argmax()] != NOISE and 2 * n.max() > n.sum():
+            heir_of[ended] = ClusterId(int(went[n.argmax()]))
+    aliases: dict[ClusterId, ClusterId | None] = dict(heir_of)
+    for alias, target in state.aliases.items():
+        if alias in living:
+            aliases[alias] = None
+        elif target not in living:
+            aliases[alias] = heir_of.get(target)
+    return aliases
+
+
+def _cross_table(
+    old: LabelVector, new: LabelVector, rows: Sequence[ClusterId], columns: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """(rows, columns) how many media have that label in ``old`` and that one in ``new``."""
+    table = np.zeros((len(rows), len(columns)), dtype=np.int64)
+    row_of, column_of = _position(rows, old), _position(columns, new)
+    is_in = (row_of >= 0) & (column_of >= 0)
+    np.add.at(table, (row_of[is_in], column_of[is_in]), 1)
+    return table
+
+
+def _sizes(labels: LabelVector, groups: Sequence[int]) -> npt.NDArray[np.int64]:
+    where = _position(groups, labels)
+    return np.bincount(where[where >= 0], minlength=len(groups)).astype(np.int64)
+
+
+def _position(groups: Sequence[int], labels: LabelVector) -> npt.NDArray[np.intp]:
+    """Where each label stands in ``groups``, which ascend; -1 where it does not."""
+    known = np.asarray(groups, dtype=np.int32)
+    if not len(known):
+        return np.full(len(labels), -1, dtype=np.intp)
+    position = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+    return np.where(known[position] == labels, position, -1)

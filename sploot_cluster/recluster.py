@@ -1,0 +1,164 @@
+"""From density to clusters: what people said is kept, the noise budget too, and ids stay where they were.
+
+A pure function of a pet's state and of what density said; cheap beside the density itself, so that it is decided again
+when somebody else was faster.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+import numpy as np
+
+from sploot_cluster.assignment import reach, similarity_to, threshold_of
+from sploot_cluster.constraints import FREE, RowConstraints, Rows, Sides, count_kept, enforce, resolve
+from sploot_cluster.density import Density
+from sploot_cluster.models import NOISE, Change, ClusterId, PetState, Reclustered, Standing
+from sploot_cluster.regrouping import regroup
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import BoolVector, FloatVector, LabelVector
+
+NOBODY: Final = np.inf
+
+
+def plan_recluster(
+    state: PetState, density: Density, *, settings: ClusterSettings, by: str
+) -> tuple[Change, Reclustered]:
+    """The pet's clusters anew.
+
+    1. Corrections are enforced on the groups of density.
+    2. Curated clusters, those with media that a person placed, are joined to no other by machine: they keep their id.
+    3. Media that arrived while density was computed are assigned like any arrival.
+    4. Noise beyond the budget is absorbed, the closest first, as far as ``absorption_slack`` reaches.
+    5. Groups inherit the ids of the clusters that they overlap with.
+
+    Args:
+        state: the newest one; its first ``len(density.labels)`` media are those that density saw.
+    """
+    constraints = resolve(state.ledger)
+    rows = constraints.by_row(state.rows)
+    n_seen = len(density.labels)
+    groups: LabelVector = np.full(state.n_media, NOISE, dtype=np.int32)
+    groups[:n_seen] = density.labels
+    groups = enforce(groups, state.vectors, rows, counts=np.ones(state.n_media, dtype=np.bool_))
+    given = _keep_curated(state, groups, rows, settings)
+
+    standings = np.where(groups == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)
+    standings[rows.placed] = Standing.CORRECTED
+    reaches = _Reaches(state, groups, rows)
+    late = np.flatnonzero((groups == NOISE) & (np.arange(state.n_media) >= n_seen))
+    late_groups, late_reach = reaches.nearest(late)
+    joins = late_reach <= settings.arrival_slack
+    groups[late[joins]], standings[late[joins]] = late_groups[joins], Standing.ARRIVED
+
+    noise = np.flatnonzero(groups == NOISE)
+    excess = len(noise) - settings.noise_budget(state.n_media)
+    if excess > 0:
+        noise_groups, noise_reach = reaches.nearest(noise)
+        closest = np.argsort(noise_reach, kind="stable")[:excess]
+        absorbed = closest[noise_reach[closest] <= settings.absorption_slack]
+        groups[noise[absorbed]], standings[noise[absorbed]] = noise_groups[absorbed], Standing.ABSORBED
+
+    regrouped = regroup(state, groups, standings, settings, given=given)
+    labels = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
+    kept, total = count_kept(labels, constraints)
+    reclustered = Reclustered(
+        revision=state.revision + 1,
+        backend=density.backend,
+        n_media=state.n_media,
+        n_clusters=len(np.unique(groups[groups != NOISE])),
+        n_noise=int(np.count_nonzero(groups == NOISE)),
+        n_absorbed=int(np.count_nonzero(regrouped.standings == Standing.ABSORBED)),
+        n_moved=regrouped.n_moved,
+        n_kept_ids=regrouped.n_kept_ids,
+        n_new_ids=regrouped.n_new_ids,
+        n_retired_ids=regrouped.n_retired_ids,
+        constraints_kept=kept,
+        constraints=total,
+        overridden=constraints.overridden,
+    )
+    summary = {
+        "n_media": reclustered.n_media,
+        "n_clusters": reclustered.n_clusters,
+        "n_noise": reclustered.n_noise,
+        "n_absorbed": reclustered.n_absorbed,
+        "n_moved": reclustered.n_moved,
+        "constraints": f"{kept} of {total}",
+    }
+    return regrouped.change(state, "recluster", by=by, summary=summary, is_recluster=True), reclustered
+
+
+def _keep_curated(
+    state: PetState, groups: LabelVector, rows: RowConstraints, settings: ClusterSettings
+) -> dict[int, ClusterId]:
+    """Give curated clusters their ids, and part them, in place, from groups that are somebody else's.
+
+    A group can hold media that people placed in several clusters, or few of them among many others. Those of one
+    cluster claim the group: with most placed media, if they are a fair share of it (``settings.overlap_ratio``) or
+    most of it was that cluster before. The others leave, together with whoever is in their cluster now.
+
+    Returns:
+        group -> id.
+    """
+    placed = np.flatnonzero(rows.placed & (state.labels != NOISE))
+    claims: dict[int, Counter[int]] = {}
+    for group, cluster in zip(groups[placed].tolist(), state.labels[placed].tolist(), strict=True):
+        claims.setdefault(group, Counter())[cluster] += 1
+
+    fresh = max(int(groups.max(initial=0)), 0)
+    held: list[tuple[int, ClusterId, int]] = []  # placed media, cluster, group
+    for group, n_placed in sorted(claims.items()):
+        members = groups == group
+        before = Counter(state.labels[members & (state.standings != Standing.ABSORBED)].tolist())
+        before.pop(NOISE, None)
+        heir = max(before, key=lambda cluster: (before[cluster], -cluster))
+        ranked = sorted(n_placed, key=lambda cluster: (-n_placed[cluster], cluster))
+        for rank, cluster in enumerate(ranked):
+            is_fair = n_placed[cluster] >= settings.overlap_ratio * np.count_nonzero(members)
+            target = group
+            if rank > 0 or not (is_fair or cluster == heir):
+                target = fresh = fresh + 1
+                leaving = members & (state.labels == cluster) & (state.standings != Standing.ABSORBED)
+                groups[leaving] = target
+            held.append((n_placed[cluster], ClusterId(cluster), target))
+
+    given: dict[int, ClusterId] = {}
+    for _, cluster, group in sorted(held, key=lambda claim: (-claim[0], claim[1], claim[2])):
+        if cluster not in given.values():
+            given[group] = cluster
+    return given
+
+
+class _Reaches:
+    """How far groups would have to reach for media; see :func:`~sploot_cluster.assignment.reach`."""
+
+    def __init__(self, state: PetState, groups: LabelVector, rows: RowConstraints) -> None:
+        self._vectors, self._rows = state.vectors, rows
+        self._members: list[Rows] = [np.flatnonzero(groups == group) for group in np.unique(groups[groups != NOISE])]
+        self._groups = [int(groups[members[0]]) for members in self._members]
+        self._thresholds = [threshold_of(state.vectors[members]) for members in self._members]
+        self._sides: list[Sides] = [rows.sides_of(members) for members in self._members]
+
+    def nearest(self, media: Rows) -> tuple[LabelVector, FloatVector]:
+        """The group that must reach least for each of ``media``, and how far; infinitely where people forbid all.
+
+        Among groups within reach it is the most similar one, as for arrivals.
+        """
+        best = np.full(len(media), NOISE, dtype=np.int32)
+        best_similarity = np.full(len(media), -np.inf, dtype=np.float32)
+        least = np.full(len(media), NOBODY, dtype=np.float32)
+        sides = [self._rows.sides[atom] if atom >= 0 else FREE for atom in self._rows.atoms[media].tolist()]
+        for group, members, threshold, its_sides in zip(
+            self._groups, self._members, self._thresholds, self._sides, strict=True
+        ):
+            similarity = similarity_to(self._vectors[members], self._vectors[media])
+            far = np.array([reach(float(value), threshold) for value in similarity], dtype=np.float32)
+            if its_sides:
+                far[[its_sides.conflict(its_own) for its_own in sides]] = NOBODY
+            is_better: BoolVector = np.where(
+                (far <= 1) & (least <= 1), similarity > best_similarity, far < least
+            ).astype(np.bool_)
+            best[is_better], best_similarity[is_better] = group, similarity[is_better]
+            least[is_better] = far[is_better]
+        return best, least

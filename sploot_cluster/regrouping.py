@@ -1,0 +1,133 @@
+"""From groups of rows to what a commit writes: ids, cards, aliases.
+
+Whoever decides about groups, a person or a recluster, ends here, so that both give ids and thresholds alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from sploot_cluster.assignment import threshold_of
+from sploot_cluster.identity import aliases_after, match_ids
+from sploot_cluster.models import (
+    NOISE,
+    Change,
+    ChangeKind,
+    ClusterCard,
+    ClusterId,
+    Correction,
+    PetState,
+    Relabelling,
+    Standing,
+)
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
+
+
+@dataclass(frozen=True, slots=True)
+class Regrouped:
+    """Groups that became clusters.
+
+    Attributes:
+        labels, standings: (n,) of the pet from now on.
+        clusters, aliases: cards and aliases to write; None removes one.
+        n_moved: media whose cluster changed, noise included.
+        n_kept_ids, n_new_ids, n_retired_ids: living ids before and after; an id that came back counts as new.
+    """
+
+    labels: LabelVector
+    standings: StandingVector
+    clusters: Mapping[ClusterId, ClusterCard | None]
+    aliases: Mapping[ClusterId, ClusterId | None]
+    next_cluster: ClusterId
+    n_moved: int
+    n_kept_ids: int
+    n_new_ids: int
+    n_retired_ids: int
+
+    def change(
+        self,
+        state: PetState,
+        kind: ChangeKind,
+        *,
+        by: str,
+        summary: Mapping[str, object],
+        correction: Correction | None = None,
+        is_recluster: bool = False,
+    ) -> Change:
+        """The commit of it on ``state``; a recluster starts the count of arrivals anew."""
+        return Change(
+            kind,
+            next_cluster=self.next_cluster,
+            n_at_recluster=state.n_media if is_recluster else state.n_at_recluster,
+            noise_arrivals=0 if is_recluster else state.noise_arrivals,
+            relabelling=Relabelling(self.labels, self.standings),
+            clusters=self.clusters,
+            aliases=self.aliases,
+            correction=correction,
+            by=by,
+            summary=summary,
+        )
+
+
+def regroup(
+    state: PetState,
+    groups: LabelVector,
+    standings: StandingVector,
+    settings: ClusterSettings,
+    *,
+    given: Mapping[int, ClusterId] | None = None,
+    next_cluster: ClusterId | None = None,
+) -> Regrouped:
+    """Ids, thresholds and aliases for groups that take the place of the pet's clusters.
+
+    Args:
+        groups: (n,) int32, any numbers from 0, -1 = noise.
+        standings: (n,) as they shall become. In a group of absorbed media alone they count from now on: somebody must.
+        given: group -> the id that it must have; see :func:`~sploot_cluster.identity.match_ids`.
+        next_cluster: the next id to give out; the pet's own by default.
+    """
+    standings = standings.copy()
+    counts = standings != Standing.ABSORBED
+    standings[~counts & (groups != NOISE) & ~np.isin(groups, groups[counts])] = Standing.ARRIVED
+    identities = match_ids(
+        state.labels,
+        state.standings,
+        groups,
+        standings,
+        state.clusters,
+        state.next_cluster if next_cluster is None else next_cluster,
+        settings,
+        given=given,
+    )
+    labels = identities.label(groups)
+    living = set(identities.ids.values())
+    return Regrouped(
+        labels,
+        standings,
+        clusters=_cards(state, labels, standings, living),
+        aliases=aliases_after(state, labels),
+        next_cluster=identities.next_cluster,
+        n_moved=int(np.count_nonzero(labels != state.labels)),
+        n_kept_ids=len(living & state.clusters.keys()),
+        n_new_ids=len(living - state.clusters.keys()),
+        n_retired_ids=len(state.clusters.keys() - living),
+    )
+
+
+def _cards(
+    state: PetState, labels: LabelVector, standings: StandingVector, living: set[ClusterId]
+) -> dict[ClusterId, ClusterCard | None]:
+    """The cards to write: of clusters that are new, changed or gone. A threshold is what counting members reach."""
+    counts, counted = standings != Standing.ABSORBED, state.standings != Standing.ABSORBED
+    cards: dict[ClusterId, ClusterCard | None] = dict.fromkeys(state.clusters.keys() - living)
+    for cluster in sorted(living):
+        members: BoolVector = (labels == cluster) & counts
+        card = state.clusters.get(cluster)
+        if card is None or not np.array_equal(members, (state.labels == cluster) & counted):
+            since = state.revision + 1 if card is None else card.since
+            cards[cluster] = ClusterCard(cluster, threshold_of(state.vectors[members]), since)
+    return cards
