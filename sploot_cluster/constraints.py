@@ -194,6 +194,7 @@ class _Atoms:
 
     def __init__(self) -> None:
         self._node_of: dict[MediaId, int] = {}
+        self._said_of: dict[MediaId, Sides] = {}  # what splits say of the medium itself, not of its atom
         self._forest = _Forest()
 
     def part(self, moved: Sequence[MediaId], remaining: Sequence[MediaId], *, bit: int) -> tuple[int, bool]:
@@ -204,27 +205,35 @@ class _Atoms:
         """
         root_of = {medium: self._root(medium) for medium in (*moved, *remaining)}
         moved_roots, remaining_roots = {root_of[medium] for medium in moved}, {root_of[medium] for medium in remaining}
-        for roots, side in ((moved_roots, Sides(moved=bit)), (remaining_roots, Sides(remaining=bit))):
-            for root in roots:
+        for media, side in ((moved, Sides(moved=bit)), (remaining, Sides(remaining=bit))):
+            for medium in media:
+                self._said_of[medium] = self._said_of.get(medium, FREE) | side
+            for root in {root_of[medium] for medium in media}:
                 self._forest.put(root, side)
         crossed = moved_roots & remaining_roots
         is_void = not moved or not remaining or len(moved_roots | remaining_roots) == 1
         return sum(root_of[medium] in crossed for medium in moved), is_void
 
     def join(self, media: Sequence[MediaId]) -> list[tuple[MediaId, ...]]:
-        """Join media, except where sides are in conflict; the groups that came of it, any two of them in conflict."""
-        by_root: dict[int, list[MediaId]] = defaultdict(list)
+        """Join media as far as newer splits allow; the groups that came of it.
+
+        Media whose sides are in conflict are not joined. Nor are media that newer splits took out of these one after
+        the other: they left for different reasons, and nobody said that those who left belong together.
+        """
+        said = reduce(or_, (self._said_of.get(medium, FREE) for medium in media), FREE)
+        crossed = said.moved & said.remaining
+        cells: dict[int, dict[int, None]] = defaultdict(dict)  # the roots of those who left alike
         for medium in media:
-            by_root[self._root(medium)].append(medium)
-        groups: list[tuple[int, list[MediaId]]] = []
-        for root, some in by_root.items():
-            for first, group in groups:
-                if self._forest.union(first, root):
-                    group.extend(some)
-                    break
-            else:
-                groups.append((root, some))
-        return [tuple(group) for _, group in groups]
+            cells[self._said_of.get(medium, FREE).moved & crossed][self._root(medium)] = None
+        for roots in cells.values():
+            first_roots: list[int] = []
+            for root in roots:
+                if not any(self._forest.union(first, root) for first in first_roots):
+                    first_roots.append(root)
+        groups: dict[int, list[MediaId]] = defaultdict(list)
+        for medium in media:
+            groups[self._root(medium)].append(medium)
+        return [tuple(group) for group in groups.values()]
 
     def freeze(
         self,

@@ -7,8 +7,8 @@ state is the same change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import assert_never
 
@@ -86,7 +86,7 @@ def plan_merge(
         groups={cluster: _media(state, rows) for cluster, rows in rows_of.items()},
     )
     labels = np.where(np.isin(state.labels, merged), target, state.labels).astype(np.int32)
-    plan = _Plan(labels, state.next_cluster, given={target: target})
+    plan = _Plan(labels, state.next_cluster, named=[(correction.groups[target][0], target)])
     return _correct(state, correction, plan, settings, cluster=target)
 
 
@@ -138,7 +138,8 @@ def plan_split(
     )
     labels = state.labels.copy()
     labels[moved] = created
-    plan = _Plan(labels, ClusterId(created + 1), given={created: created, source: source})
+    names = [(correction.moved[0], created), (correction.remaining[0], source)]
+    plan = _Plan(labels, ClusterId(created + 1), names)
     return _correct(state, correction, plan, settings, cluster=created)
 
 
@@ -180,15 +181,13 @@ class _Plan:
 
     Attributes:
         labels: (n,) the cluster of each row; rows of a cluster that must be divided still share a label.
-        given: label -> the id that it must have.
-        named: media -> the id that the cluster they end in must have, where no other one is given.
         next_cluster: the next id to give out.
+        named: media, and the id of the cluster that they end in; the first one wins.
     """
 
     labels: LabelVector
     next_cluster: ClusterId
-    given: Mapping[int, ClusterId] = field(default_factory=dict)
-    named: tuple[tuple[MediaId, ClusterId], ...] = ()
+    named: Sequence[tuple[MediaId, ClusterId]] = ()
 
 
 def _correct(
@@ -223,9 +222,10 @@ def _standings_after(state: PetState, groups: LabelVector, placed: BoolVector) -
 
 
 def _given(state: PetState, plan: _Plan, groups: LabelVector) -> dict[int, ClusterId]:
-    given = dict(plan.given)
+    """Group -> the id that the plan says."""
+    given: dict[int, ClusterId] = {}
     for medium, cluster in plan.named:
-        group = int(groups[state.rows[medium]]) if medium in state.rows else NOISE
+        group = int(groups[state.rows[medium]])
         if group != NOISE and group not in given and cluster not in given.values():
             given[group] = cluster
     return given
@@ -235,12 +235,12 @@ def _plan_again(state: PetState, correction: Merge | Split) -> _Plan:
     """A correction that is in force again: enforcing it joins and parts what it names; its cluster gets its id back."""
     match correction:
         case Merge(into=cluster, groups=groups):
-            named = next(iter(groups[cluster]), None)
-        case Split(created=cluster, moved=moved):
-            named = moved[0]
+            media: Sequence[MediaId] = groups[cluster]
+        case Split(created=cluster, moved=media):
+            pass
         case _:
             assert_never(correction)
-    return _Plan(state.labels, state.next_cluster, named=((named, cluster),) if named is not None else ())
+    return _Plan(state.labels, state.next_cluster, [(medium, cluster) for medium in media if medium in state.rows][:1])
 
 
 def _plan_back(state: PetState, correction: Merge | Split) -> _Plan:
@@ -271,7 +271,8 @@ def _unmerged(state: PetState, merge: Merge) -> _Plan:
         later = np.flatnonzero(is_merged)
         likeness = [similarity_to(state.vectors[rows], state.vectors[later]) for rows in rows_of.values()]
         labels[later] = np.array(list(rows_of), dtype=np.int32)[np.argmax(likeness, axis=0)]
-    return _Plan(labels, state.next_cluster, given={cluster: cluster for cluster in rows_of})
+    named = [(state.media[int(rows[0])], cluster) for cluster, rows in rows_of.items()]
+    return _Plan(labels, state.next_cluster, named)
 
 
 def _unsplit(state: PetState, split: Split) -> _Plan:
@@ -286,7 +287,7 @@ def _unsplit(state: PetState, split: Split) -> _Plan:
     moved &= members
     labels = state.labels.copy()
     labels[members if 2 * np.count_nonzero(moved) > np.count_nonzero(members) else moved] = source
-    return _Plan(labels, state.next_cluster, given={source: source})
+    return _Plan(labels, state.next_cluster, [(state.media[int(np.flatnonzero(labels == source)[0])], source)])
 
 
 def _living(state: PetState, cluster: ClusterId, field_name: str) -> ClusterId:
