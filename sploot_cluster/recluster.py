@@ -112,12 +112,12 @@ def _keep_curated(
         members = groups == group
         before = Counter(state.labels[members & (state.standings != Standing.ABSORBED)].tolist())
         before.pop(NOISE, None)
-        heir = max(before, key=lambda cluster: (before[cluster], -cluster))
         ranked = sorted(n_placed, key=lambda cluster: (-n_placed[cluster], cluster))
         for rank, cluster in enumerate(ranked):
             is_fair = n_placed[cluster] >= settings.overlap_ratio * np.count_nonzero(members)
+            was_most = 2 * before[cluster] > before.total()
             target = group
-            if rank > 0 or not (is_fair or cluster == heir):
+            if rank > 0 or not (is_fair or was_most):
                 target = fresh = fresh + 1
                 leaving = members & (state.labels == cluster) & (state.standings != Standing.ABSORBED)
                 groups[leaving] = target

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
 from tasks.embedded_redis import EmbeddedRedis
+
+# The same examples every time: a failure is one that everybody can see. No deadline: a loaded machine is no failure.
+hypothesis.settings.register_profile("the same for everybody", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("the same for everybody")
 
 
 @pytest.fixture(scope="session")

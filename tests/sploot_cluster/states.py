@@ -1,0 +1,54 @@
+"""Pets as values, for decisions that need no store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sploot_cluster.models import NOISE, ClusterCard, ClusterId, Correction, MediaId, PetId, PetState, Standing
+from sploot_cluster.vectors import FloatMatrix
+
+
+def pet_state(
+    labels: Sequence[int],
+    vectors: FloatMatrix,
+    *,
+    standings: Sequence[Standing] | None = None,
+    thresholds: Mapping[int, float] | None = None,
+    aliases: Mapping[int, int] | None = None,
+    ledger: Sequence[Correction] = (),
+) -> PetState:
+    """A pet with media ``m0``, ``m1``, … in these clusters; core media by default, thresholds of .9."""
+    media = tuple(MediaId(f"m{row}") for row in range(len(labels)))
+    standing = standings or [Standing.NOISE if label == NOISE else Standing.CORE for label in labels]
+    clusters = {
+        ClusterId(id_): ClusterCard(ClusterId(id_), (thresholds or {}).get(id_, 0.9), since=1)
+        for id_ in sorted(set(labels) - {NOISE})
+    }
+    return PetState(
+        pet=PetId(1),
+        revision=len(media) + len(ledger),
+        model="clip@1",
+        dim=vectors.shape[1],
+        media=media,
+        rows={medium: row for row, medium in enumerate(media)},
+        vectors=vectors,
+        labels=np.array(labels, dtype=np.int32),
+        standings=np.array(standing, dtype=np.uint8),
+        clusters=clusters,
+        aliases={ClusterId(old): ClusterId(new) for old, new in (aliases or {}).items()},
+        ledger=tuple(ledger),
+        next_cluster=ClusterId(max([0, *clusters, *(aliases or {})]) + 1),
+        version="test",
+    )
+
+
+def looks(*counts: int, spread: float = 0.05, dim: int = 8, seed: int = 1) -> FloatMatrix:
+    """Unit vectors around one axis each: ``counts[i]`` of them around axis i, in this order."""
+    rng = np.random.default_rng(seed)
+    axes = np.repeat(np.arange(len(counts)), counts)
+    x = rng.normal(scale=spread, size=(len(axes), dim))
+    x[np.arange(len(axes)), axes] += 1
+    unit: FloatMatrix = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return unit

@@ -1,0 +1,173 @@
+"""What corrections demand, against an oracle that works it out pair by pair; and labels that obey."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import combinations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sploot_cluster.constraints import count_kept, enforce, in_force, resolve
+from sploot_cluster.models import NOISE, ClusterId, Correction, MediaId, Merge, Split, Undo
+from sploot_cluster.vectors import LabelVector, as_vectors
+from tests.sploot_cluster.oracle import demands
+
+AT = datetime(2026, 1, 31, tzinfo=UTC)
+MEDIA = [MediaId(letter) for letter in "abcdefghij"]
+ROWS = {medium: row for row, medium in enumerate(MEDIA)}
+VECTORS = as_vectors(np.random.default_rng(7).normal(size=(len(MEDIA), 6)))
+ALL_COUNT = np.ones(len(MEDIA), dtype=np.bool_)
+
+
+def media(text: str) -> tuple[MediaId, ...]:
+    return tuple(MediaId(letter) for letter in text)
+
+
+def merge(revision: int, *groups: str) -> Merge:
+    """The first group is the one that the others go into."""
+    by_id = {ClusterId(number): media(group) for number, group in enumerate(groups, start=1)}
+    return Merge(revision, f"op-{revision}", "ada", AT, into=ClusterId(1), groups=by_id)
+
+
+def split(revision: int, moved: str, remaining: str) -> Split:
+    return Split(revision, f"op-{revision}", "ada", AT, ClusterId(1), ClusterId(9), media(moved), media(remaining))
+
+
+def undo(revision: int, undone: int) -> Undo:
+    return Undo(revision, f"op-{revision}", "ada", AT, undone)
+
+
+def labels_of(text: str) -> LabelVector:
+    """``"1 1 2 - …"``: a label per medium, ``-`` for noise."""
+    return np.array([-1 if label == "-" else int(label) for label in text.split()], dtype=np.int32)
+
+
+@st.composite
+def ledgers(draw: st.DrawFn) -> list[Correction]:
+    """Any corrections at all, more contradictory than those that people can make."""
+    ledger: list[Correction] = []
+    for revision in range(1, draw(st.integers(1, 7)) + 1):
+        kind = draw(st.sampled_from(["merge", "split", "split", "undo"] if ledger else ["merge", "split"]))
+        if kind == "undo":
+            ledger.append(undo(revision, draw(st.sampled_from(ledger)).revision))
+            continue
+        named = "".join(draw(st.lists(st.sampled_from(MEDIA), min_size=2, max_size=6, unique=True)))
+        cut = draw(st.integers(1, len(named) - 1))
+        ledger.append((merge if kind == "merge" else split)(revision, named[:cut], named[cut:]))
+    return ledger
+
+
+@given(ledgers())
+def test_corrections_demand_what_an_independent_oracle_says(ledger: list[Correction]) -> None:
+    expected = demands(ledger)
+
+    found = resolve(ledger)
+
+    assert found.atoms.keys() == expected.components.keys()
+    for one, other in combinations(sorted(found.atoms), 2):
+        together = expected.components[one] is expected.components[other]
+        assert (found.atom_of(one) == found.atom_of(other)) == together, (one, other)
+        assert found.conflicts(one, other) == expected.clash(expected.components[one], expected.components[other])
+    assert {medium for medium, atom in found.atoms.items() if atom in found.placed} == expected.placed
+    reported = {r.revision for r in in_force(ledger) if any(f"revision {r.revision} " in s for s in found.overridden)}
+    assert reported == expected.yielding
+
+
+@given(ledgers(), st.lists(st.integers(-1, 3), min_size=len(MEDIA), max_size=len(MEDIA)))
+def test_enforced_labels_break_nothing_and_are_not_enforced_again(ledger: list[Correction], labels: list[int]) -> None:
+    before = np.array(labels, dtype=np.int32)
+    constraints = resolve(ledger)
+    rows = constraints.by_row(ROWS)
+
+    after = enforce(before, VECTORS, rows, counts=ALL_COUNT)
+
+    told = dict(zip(MEDIA, after.tolist(), strict=True))
+    assert demands(ledger).broken(told) == []
+    kept, total = count_kept(told, constraints)
+    assert kept == total
+    assert np.array_equal(enforce(after, VECTORS, rows, counts=ALL_COUNT), after)
+    assert before.tolist() == labels
+
+
+@given(ledgers(), st.lists(st.integers(-1, 3), min_size=len(MEDIA), max_size=len(MEDIA)))
+def test_the_count_of_constraints_misses_no_broken_pair(ledger: list[Correction], labels: list[int]) -> None:
+    told = dict(zip(MEDIA, labels, strict=True))
+
+    kept, total = count_kept(told, resolve(ledger))
+
+    assert (kept == total) == (demands(ledger).broken(told) == [])
+
+
+def test_labels_that_obey_stay_as_they_are() -> None:
+    rows = resolve([merge(1, "ab", "c"), split(2, "d", "e")]).by_row(ROWS)
+    labels = labels_of("5 5 5 7 8 8 - - 7 5")
+
+    assert np.array_equal(enforce(labels, VECTORS, rows, counts=ALL_COUNT), labels)
+
+
+def test_nobody_corrected_means_nobody_is_named() -> None:
+    constraints = resolve([])
+
+    assert count_kept({MEDIA[0]: 1}, constraints) == (0, 0)
+    assert constraints.overridden == ()
+    assert constraints.by_row(ROWS).atoms.tolist() == [NOISE] * len(MEDIA)
+
+
+def test_a_newer_split_divides_an_older_merge_and_says_so() -> None:
+    constraints = resolve([merge(1, "ab", "cd"), split(2, "c", "abd")])
+
+    assert constraints.conflicts(MediaId("c"), MediaId("a"))
+    assert constraints.atom_of(MediaId("a")) == constraints.atom_of(MediaId("d"))
+    assert constraints.overridden == (
+        "the merge of revision 1 by ada: newer corrections keep its 4 media in groups of 3, 1",
+    )
+
+
+def test_a_newer_merge_reunites_what_a_split_had_parted() -> None:
+    constraints = resolve([split(1, "ab", "cd"), merge(2, "ab", "cd")])
+
+    assert len(set(constraints.atoms.values())) == 1
+    assert len(constraints.overridden) == 1
+    assert "the split of revision 1 by ada" in constraints.overridden[0]
+
+
+def test_those_who_left_one_after_the_other_are_not_joined_by_the_merge_they_left() -> None:
+    # c left when a was elsewhere, so that no split names both
+    constraints = resolve([merge(1, "ab", "c"), split(2, "c", "b"), split(3, "a", "b")])
+
+    assert constraints.atom_of(MediaId("a")) != constraints.atom_of(MediaId("c"))
+
+
+def test_an_undo_of_an_undo_is_the_correction_again() -> None:
+    ledger: list[Correction] = [merge(1, "ab", "cd"), undo(2, 1), undo(3, 2)]
+
+    assert [correction.revision for correction in in_force(ledger)] == [1]
+    assert in_force(ledger[:2]) == []
+
+
+def test_a_small_part_of_an_atom_comes_home_and_the_others_are_left_in_peace() -> None:
+    rows = resolve([merge(1, "abc", "d")]).by_row(ROWS)
+
+    after = enforce(labels_of("1 1 1 2 2 2 2 2 - -"), VECTORS, rows, counts=ALL_COUNT)
+
+    assert after.tolist() == [1, 1, 1, 1, 2, 2, 2, 2, -1, -1]
+
+
+def test_media_that_nobody_named_go_with_the_side_they_resemble() -> None:
+    vectors = as_vectors(np.array([[1, 0], [0, 1], [0.9, 0.1], [0.1, 0.9]] + [[1.0, 1.0]] * 6))
+    rows = resolve([split(1, "a", "b")]).by_row(ROWS)
+
+    after = enforce(labels_of("1 1 1 1 - - - - - -"), vectors, rows, counts=ALL_COUNT)
+
+    assert after[0] == after[2] != after[1] == after[3]
+    assert NOISE not in after[:4].tolist()
+
+
+def test_media_of_a_correction_that_are_gone_are_ignored() -> None:
+    rows = resolve([merge(1, "az", "b")]).by_row(ROWS)
+
+    after = enforce(labels_of("1 2 - - - - - - - -"), VECTORS, rows, counts=ALL_COUNT)
+
+    assert after[0] == after[1]

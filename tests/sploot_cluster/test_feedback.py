@@ -1,0 +1,217 @@
+"""Merge, split, undo: what becomes of labels, ids, standings, and what is answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
+from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.models import ClusterId, MediaId, PetState, Standing
+from tests.sploot_cluster.albums import PET, name, names, take
+
+ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
+
+
+@pytest.fixture
+def store() -> MemoryPetStore:
+    return MemoryPetStore()
+
+
+@pytest.fixture
+def service(store: MemoryPetStore) -> ClusterService:
+    """Clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
+    service = ClusterService(store)
+    for subject in range(3):
+        take(service, subject, range(12))
+    service.recluster(PET)
+    return service
+
+
+def where(store: MemoryPetStore, medium: MediaId) -> int:
+    state = store.load(PET)
+    return int(state.labels[state.rows[medium]])
+
+
+def standing(state: PetState, medium: MediaId) -> Standing:
+    return Standing(state.standings[state.rows[medium]])
+
+
+def members(store: MemoryPetStore, cluster: int) -> set[MediaId]:
+    return set(next(view.media for view in store.view(PET).clusters if view.id == cluster))
+
+
+def test_a_merge_prefers_the_cluster_with_most_media(service: ClusterService, store: MemoryPetStore) -> None:
+    service.split(PET, TWO, sorted(names(1, range(4))), operation_id="1", by="ada")
+
+    merged = service.merge(PET, [TWO, THREE], operation_id="2", by="ada")
+
+    assert (merged.cluster, merged.n_moved) == (THREE, 8)
+    assert members(store, 3) == names(1, range(4, 12)) | names(2, range(12))
+
+
+def test_merged_media_are_corrected_and_all_others_as_they_were(service: ClusterService, store: MemoryPetStore) -> None:
+    service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
+
+    state = store.load(PET)
+    assert {standing(state, medium) for medium in names(0, range(12)) | names(1, range(12))} == {Standing.CORRECTED}
+    assert {standing(state, medium) for medium in names(2, range(12))} == {Standing.CORE}
+
+
+def test_an_alias_is_as_good_as_an_id(service: ClusterService, store: MemoryPetStore) -> None:
+    service.merge(PET, [ONE, TWO], into=TWO, operation_id="1", by="ada")
+
+    service.merge(PET, [ONE, THREE], into=ONE, operation_id="2", by="ada")
+
+    view = store.view(PET)
+    assert [cluster.id for cluster in view.clusters] == [TWO]
+    assert view.aliases == {ONE: TWO, THREE: TWO}
+
+
+@pytest.mark.parametrize(("cluster_ids", "into", "field"), [([1], None, "cluster_ids"), ([1, 1], None, "cluster_ids")])
+def test_a_merge_of_fewer_than_two_clusters_is_refused(
+    service: ClusterService, cluster_ids: list[int], into: int | None, field: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        service.merge(PET, [ClusterId(id_) for id_ in cluster_ids], operation_id="1", by="ada")
+
+    assert refused.value.field == field
+
+
+def test_a_merge_into_a_cluster_that_is_not_merged_is_refused(service: ClusterService) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        service.merge(PET, [ONE, TWO], into=THREE, operation_id="1", by="ada")
+
+    assert refused.value.field == "into"
+
+
+def test_an_unknown_cluster_is_refused_by_the_name_of_its_field(service: ClusterService) -> None:
+    with pytest.raises(UnknownCluster) as refused:
+        service.merge(PET, [ONE, TWO], into=ClusterId(9), operation_id="1", by="ada")
+
+    assert refused.value.field == "into"
+
+
+@pytest.mark.parametrize(
+    ("moved", "error"),
+    [([], InvalidInput), (sorted(names(0, range(12))), InvalidInput), ([name(1, 0)], UnknownMedia)],
+    ids=["nothing", "everything", "of another cluster"],
+)
+def test_a_split_that_makes_no_two_clusters_is_refused(
+    service: ClusterService, store: MemoryPetStore, moved: list[MediaId], error: type[InvalidInput]
+) -> None:
+    before = store.view(PET)
+
+    with pytest.raises(error) as refused:
+        service.split(PET, ONE, moved, operation_id="1", by="ada")
+
+    assert refused.value.field == "media_ids"
+    assert store.view(PET) == before
+
+
+def test_a_split_makes_an_id_that_was_never_there(service: ClusterService, store: MemoryPetStore) -> None:
+    created = service.split(PET, ONE, [name(0, 0), name(0, 1), name(0, 0)], operation_id="1", by="ada").cluster
+
+    assert created == 4
+    assert members(store, 4) == {name(0, 0), name(0, 1)}
+    assert store.load(PET).next_cluster == 5
+
+
+def test_wrongly_merged_clusters_can_be_taken_apart_one_by_one(service: ClusterService, store: MemoryPetStore) -> None:
+    service.merge(PET, [ONE, TWO, THREE], into=ONE, operation_id="1", by="ada")
+
+    service.split(PET, ONE, sorted(names(1, range(12))), operation_id="2", by="ada")
+    last = service.split(PET, ONE, sorted(names(2, range(12))), operation_id="3", by="ada")
+    service.recluster(PET)
+
+    assert {where(store, medium) for medium in names(0, range(12))} == {1}
+    assert len({where(store, name(subject, 0)) for subject in range(3)}) == 3
+    assert last.overridden == (
+        "the merge of revision 38 by ada: newer corrections keep its 36 media in groups of 12, 12, 12",
+    )
+
+
+def test_a_correction_reports_what_it_contradicts(service: ClusterService) -> None:
+    split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
+    assert split.cluster is not None
+
+    merged = service.merge(PET, [ONE, split.cluster], operation_id="2", by="bob")
+
+    assert split.overridden == ()
+    assert len(merged.overridden) == 1
+    assert f"the split of revision {split.revision} by ada" in merged.overridden[0]
+
+
+def test_an_undone_merge_gives_the_ids_back(service: ClusterService, store: MemoryPetStore) -> None:
+    before = store.view(PET)
+    merged = service.merge(PET, [ONE, TWO], into=TWO, operation_id="1", by="ada")
+
+    undone = service.undo(PET, merged.revision, operation_id="2", by="ada")
+
+    after = store.view(PET)
+    assert [(cluster.id, cluster.media) for cluster in after.clusters] == [
+        (cluster.id, cluster.media) for cluster in before.clusters
+    ]
+    assert after.aliases == {}
+    assert undone.n_moved == 12
+    assert Standing.CORRECTED not in {how for cluster in after.clusters for how in cluster.standings}
+
+
+def test_who_came_to_a_merged_cluster_goes_with_its_like_when_the_merge_is_undone(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
+    merged = service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
+    late = [take(service, subject, range(14, 20)) for subject in (0, 1)]
+    joined = [[arrival.media for arrival in arrivals if arrival.cluster == ONE] for arrivals in late]
+    assert all(joined), "the test needs arrivals of both subjects"
+
+    service.undo(PET, merged.revision, operation_id="2", by="ada")
+
+    assert {where(store, medium) for medium in joined[0]} == {1}
+    assert {where(store, medium) for medium in joined[1]} == {2}
+
+
+def test_an_undone_split_returns_what_it_moved(service: ClusterService, store: MemoryPetStore) -> None:
+    split = service.split(PET, ONE, sorted(names(0, range(5))), operation_id="1", by="ada")
+
+    service.undo(PET, split.revision, operation_id="2", by="ada")
+
+    assert members(store, 1) == names(0, range(12))
+    assert store.view(PET).aliases == {split.cluster: ONE}
+
+
+def test_an_undo_takes_back_one_correction_and_no_other(service: ClusterService, store: MemoryPetStore) -> None:
+    first = service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
+    service.merge(PET, [ONE, THREE], operation_id="2", by="ada")
+
+    undone = service.undo(PET, first.revision, operation_id="3", by="ada")
+
+    assert undone.n_moved == 0
+    assert members(store, 1) == names(0, range(12)) | names(1, range(12)) | names(2, range(12))
+
+
+@pytest.mark.parametrize("kind", ["merge", "split"])
+def test_an_undo_that_is_undone_does_the_correction_again(
+    service: ClusterService, store: MemoryPetStore, kind: str
+) -> None:
+    if kind == "merge":
+        corrected = service.merge(PET, [ONE, TWO], into=TWO, operation_id="1", by="ada")
+    else:
+        corrected = service.split(PET, ONE, sorted(names(0, range(5))), operation_id="1", by="ada")
+    before = store.view(PET)
+    undone = service.undo(PET, corrected.revision, operation_id="2", by="ada")
+
+    service.undo(PET, undone.revision, operation_id="3", by="ada")
+
+    after = store.view(PET)
+    assert [(cluster.id, cluster.media) for cluster in after.clusters] == [
+        (cluster.id, cluster.media) for cluster in before.clusters
+    ]
+    with pytest.raises(UnknownRevision):
+        service.undo(PET, undone.revision, operation_id="4", by="ada")
+
+
+def test_an_arrival_and_a_recluster_cannot_be_undone(service: ClusterService) -> None:
+    for revision in (1, 37):
+        with pytest.raises(UnknownRevision):
+            service.undo(PET, revision, operation_id="1", by="ada")

@@ -1,0 +1,161 @@
+"""From density to clusters: budgets, corrections, late media, ids."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+
+from sploot_cluster.density import Density
+from sploot_cluster.models import NOISE, ClusterId, Correction, MediaId, Merge, PetState, Split, Standing
+from sploot_cluster.recluster import plan_recluster
+from sploot_cluster.rows import follow
+from sploot_cluster.settings import ClusterSettings
+from tests.sploot_cluster.states import looks, pet_state
+
+AT = datetime(2026, 1, 31, tzinfo=UTC)
+SETTINGS = ClusterSettings()
+
+
+def density(*labels: int) -> Density:
+    return Density(np.array(labels, dtype=np.int32), np.ones(len(labels), dtype=np.float32), "hdbscan_cpu")
+
+
+def media(*rows: int) -> tuple[MediaId, ...]:
+    return tuple(MediaId(f"m{row}") for row in rows)
+
+
+def merge(into: int, groups: dict[int, tuple[MediaId, ...]], revision: int = 900) -> Correction:
+    by_id = {ClusterId(id_): some for id_, some in groups.items()}
+    return Merge(revision, f"op-{revision}", "ada", AT, into=ClusterId(into), groups=by_id)
+
+
+def split(source: int, created: int, moved: tuple[MediaId, ...], remaining: tuple[MediaId, ...]) -> Correction:
+    return Split(901, "op-901", "ada", AT, ClusterId(source), ClusterId(created), moved, remaining)
+
+
+def after(state: PetState, labels: Density, settings: ClusterSettings = SETTINGS) -> PetState:
+    change, _ = plan_recluster(state, labels, settings=settings, by="machine")
+    return follow(state, change, version="next")
+
+
+def test_a_recluster_of_the_same_density_moves_nothing() -> None:
+    state = pet_state([1] * 5 + [2] * 5, looks(5, 5))
+
+    change, reclustered = plan_recluster(state, density(*[0] * 5, *[1] * 5), settings=SETTINGS, by="machine")
+
+    assert reclustered.n_moved == 0
+    assert (reclustered.n_clusters, reclustered.n_kept_ids, reclustered.n_noise) == (2, 2, 0)
+    assert change.clusters == {}
+    assert (change.n_at_recluster, change.noise_arrivals) == (10, 0)
+
+
+def test_merged_media_stay_together_under_the_id_that_was_chosen_whatever_density_says() -> None:
+    ledger = [merge(2, {1: media(*range(5)), 2: media(*range(5, 10))})]
+    state = pet_state([2] * 10 + [3] * 5, looks(5, 5, 5), ledger=ledger)
+
+    new = after(state, density(*[0] * 5, *[1] * 5, *[2] * 5))
+
+    assert new.labels.tolist() == [2] * 10 + [3] * 5
+    assert set(new.standings[:10].tolist()) == {Standing.CORRECTED}
+
+
+def test_split_media_stay_apart_although_density_joins_them() -> None:
+    ledger = [split(1, 2, media(0, 1), media(2, 3, 4, 5))]
+    state = pet_state([2, 2, 1, 1, 1, 1], looks(6), ledger=ledger)
+
+    change, reclustered = plan_recluster(state, density(0, 0, 0, 0, 0, 0), settings=SETTINGS, by="machine")
+
+    assert follow(state, change, version="next").labels.tolist() == [2, 2, 1, 1, 1, 1]
+    assert (reclustered.constraints_kept, reclustered.constraints) == (2, 2)
+
+
+def test_what_people_placed_is_never_noise() -> None:
+    state = pet_state([1, 1, 2], looks(3), ledger=[merge(1, {1: media(0), 5: media(1)})])
+
+    new = after(state, density(NOISE, NOISE, NOISE))
+
+    assert new.labels.tolist() == [1, 1, NOISE]
+
+
+def test_few_curated_media_leave_a_cluster_that_is_somebody_elses() -> None:
+    # density joins a merged pair and ten others
+    state = pet_state([1, 1] + [2] * 10, looks(12), ledger=[merge(1, {1: media(0), 5: media(1)})])
+
+    new = after(state, density(*[0] * 12))
+
+    assert new.labels.tolist() == [1, 1] + [2] * 10
+
+
+def test_two_curated_clusters_are_not_joined_by_machine() -> None:
+    ledger = [
+        merge(1, {1: media(0, 1, 2), 5: media(3)}),
+        merge(2, {2: media(4, 5), 6: media(6)}, revision=902),
+    ]
+    state = pet_state([1] * 4 + [2] * 3 + [NOISE], looks(8), ledger=ledger)
+
+    new = after(state, density(*[0] * 8))
+
+    assert new.labels.tolist() == [1] * 4 + [2] * 3 + [1]
+
+
+def test_a_curated_cluster_takes_in_what_density_finds_with_it_under_its_own_id() -> None:
+    state = pet_state([1] * 4 + [2] * 5, looks(9), ledger=[merge(1, {1: media(0, 1), 5: media(2, 3)})])
+
+    new = after(state, density(*[0] * 9))
+
+    assert new.labels.tolist() == [1] * 9
+    assert new.aliases == {2: 1}
+
+
+def test_media_that_came_while_density_was_computed_are_assigned_like_arrivals() -> None:
+    state = pet_state([1] * 6 + [NOISE, NOISE], looks(6, 0, 1, spread=0.01)[[0, 1, 2, 3, 4, 5, 0, 6]])
+
+    new = after(state, density(*[0] * 6))
+
+    assert new.labels.tolist() == [1] * 6 + [1, NOISE]
+    assert new.standings[6] == Standing.ARRIVED
+    assert new.n_at_recluster == 8
+
+
+def test_noise_beyond_the_budget_is_absorbed_the_closest_first_and_no_farther_than_the_slack() -> None:
+    core = looks(20, spread=0.05, dim=4)
+    away = np.array([[1, 0.0, t, 0] for t in (0.14, 0.10, 0.12)] + [[0, 1, 0, 0]], dtype=np.float32)
+    vectors = np.vstack([core, away / np.linalg.norm(away, axis=1, keepdims=True)]).astype(np.float32)
+    state = pet_state([1] * 20 + [NOISE] * 4, vectors)
+    labels = density(*[0] * 20, *[NOISE] * 4)
+
+    def absorbed(noise_floor: int, slack: float) -> list[int]:
+        settings = ClusterSettings(noise_floor=noise_floor, noise_ratio=0, absorption_slack=slack)
+        return np.flatnonzero(after(state, labels, settings).standings == Standing.ABSORBED).tolist()
+
+    assert absorbed(4, 1_000) == []
+    assert absorbed(3, 1_000) == [21]
+    assert absorbed(2, 1_000) == [21, 22]
+    assert absorbed(0, 1_000) == [20, 21, 22, 23]
+    assert absorbed(0, 10) == [20, 21, 22]
+
+
+def test_absorbed_media_change_neither_threshold_nor_id() -> None:
+    core = looks(20, spread=0.05, dim=4)
+    vectors = np.vstack([core, [[0.99, 0.1, 0.1, 0]]]).astype(np.float32)
+    state = pet_state([1] * 20 + [NOISE], vectors)
+    without = after(state, density(*[0] * 20, NOISE), ClusterSettings(noise_floor=1))
+
+    with_it = after(
+        without, density(*[0] * 20, NOISE), ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000)
+    )
+
+    assert with_it.labels[20] == 1
+    assert with_it.clusters == without.clusters
+
+
+def test_noise_is_not_absorbed_against_a_split() -> None:
+    core = looks(20, spread=0.05, dim=4)
+    vectors = np.vstack([core, core[:1]]).astype(np.float32)
+    ledger = [split(2, 1, media(*range(20)), media(20))]
+    state = pet_state([1] * 20 + [NOISE], vectors, ledger=ledger)
+
+    new = after(state, density(*[0] * 20, NOISE), ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000))
+
+    assert new.labels[20] == NOISE
