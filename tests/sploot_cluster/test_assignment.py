@@ -1,0 +1,141 @@
+"""Where an arrival belongs, how far a cluster reaches, when a pet wants a recluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sploot_cluster.assignment import Decision, decide, reach, recluster_reason, similarity_to, threshold_of
+from sploot_cluster.models import NOISE, PetState, Standing
+from sploot_cluster.neighbours import NeighbourIndex
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import FloatVector, as_vector
+from tests.sploot_cluster.states import looks, pet_state
+
+SETTINGS = ClusterSettings()
+
+
+def decided(state: PetState, vector: FloatVector, settings: ClusterSettings = SETTINGS) -> Decision:
+    index = NeighbourIndex(state.vectors.shape[1])
+    index.add(state.vectors)
+    neighbours = index.nearest(vector[None, :], settings.n_neighbours)
+    return decide(neighbours, state.labels, state.standings, state.clusters, settings)
+
+
+def axis(number: int, lean: float = 0.0, dim: int = 8) -> FloatVector:
+    """The direction of one look, leaning towards the next one."""
+    vector = np.zeros(dim)
+    vector[number], vector[number + 1] = 1, lean
+    return as_vector(vector)
+
+
+def test_an_arrival_joins_the_most_similar_cluster_that_reaches_it() -> None:
+    state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.1, 2: 0.1})
+
+    decision = decided(state, axis(1, lean=0.2))
+
+    assert (decision.cluster, decision.standing) == (2, Standing.ARRIVED)
+    expected = similarity_to(state.vectors[5:], axis(1, lean=0.2)[None, :])[0]
+    assert decision.similarity == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_what_no_cluster_reaches_is_noise_and_says_how_near_it_came() -> None:
+    state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.99, 2: 0.99})
+
+    decision = decided(state, axis(0, lean=0.5))
+
+    assert (decision.cluster, decision.standing) == (NOISE, Standing.NOISE)
+    assert decision.similarity == pytest.approx(0.9, abs=0.05)
+
+
+def test_the_first_medium_of_a_pet_is_noise() -> None:
+    assert decided(pet_state([], looks()), axis(0)) == Decision(NOISE, Standing.NOISE, None)
+
+
+def test_noise_and_absorbed_media_attract_nobody() -> None:
+    standings = [Standing.CORE] * 3 + [Standing.ABSORBED] * 3 + [Standing.NOISE] * 3
+    state = pet_state([1] * 6 + [NOISE] * 3, looks(3, 3, 3), standings=standings)
+
+    assert decided(state, axis(1)).cluster == NOISE
+    assert decided(state, axis(2)).cluster == NOISE
+    assert decided(state, axis(0)).cluster == 1
+
+
+def test_a_slack_widens_every_cluster() -> None:
+    state = pet_state([1] * 5, looks(5, spread=0.001), thresholds={1: 0.98})
+    query = axis(0, lean=0.23)  # a similarity of about .975: 1.27 times as far as the cluster reaches
+
+    assert decided(state, query).cluster == NOISE
+    assert decided(state, query, replace(SETTINGS, arrival_slack=1.4)).cluster == 1
+
+
+def test_a_cluster_that_is_hardly_among_the_neighbours_cannot_take_an_arrival() -> None:
+    # three neighbours are looked at; of cluster 2 only one medium is among them, and its mean is not known
+    settings = replace(SETTINGS, n_neighbours=3)
+    state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.9999, 2: -1.0})
+
+    assert decided(state, axis(0, lean=0.1), settings).cluster == NOISE
+
+
+def test_of_equally_similar_clusters_the_smallest_id_wins() -> None:
+    vectors = looks(3, spread=0.0).repeat(2, axis=0)
+    state = pet_state([2, 1] * 3, vectors)
+
+    assert decided(state, axis(0)).cluster == 1
+
+
+def test_reach_is_one_at_the_threshold_and_grows_outwards() -> None:
+    assert reach(0.9, 0.9) == pytest.approx(1, abs=1e-3)
+    assert reach(0.8, 0.9) == pytest.approx(2, abs=1e-3)
+    assert reach(1.0, 1.0) == 0
+    assert reach(0.99, 1.0) > 100
+
+
+def test_a_stray_member_does_not_open_a_cluster_to_strangers() -> None:
+    tight = looks(12, spread=0.02)
+    stray = axis(0, lean=0.8)[None, :]
+
+    threshold = threshold_of(np.vstack([tight, stray]))
+
+    assert threshold == pytest.approx(threshold_of(tight), abs=0.01)
+    assert threshold > similarity_to(tight, stray)[0] + 0.1
+
+
+def test_of_one_member_nothing_is_known_but_itself() -> None:
+    assert threshold_of(looks(1)) == 1.0
+
+
+def test_a_threshold_of_many_members_is_about_that_of_all() -> None:
+    vectors = looks(3_000, spread=0.1)
+
+    sampled = threshold_of(vectors)
+
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -np.inf)
+    own = np.partition(similarity, -3, axis=1)[:, -3:].mean(axis=1)
+    assert own.min() - 1e-5 <= sampled <= float(np.median(own))
+
+
+@pytest.mark.parametrize(
+    ("n_media", "n_at_recluster", "noise_arrivals", "reason"),
+    [
+        (7, 0, 0, None),
+        (8, 0, 0, "growth: 8 media since a recluster of 0"),
+        (119, 100, 0, None),
+        (120, 100, 0, "growth: 20 media since a recluster of 100"),
+        (115, 100, 9, None),
+        (115, 100, 10, "drift: 10 of 15 media since the last recluster found no cluster"),
+        (1_100, 1_000, 24, None),
+        (1_100, 1_000, 25, "drift: 25 of 100 media since the last recluster found no cluster"),
+    ],
+)
+def test_a_pet_wants_a_recluster_when_it_grew_or_drifted(
+    n_media: int, n_at_recluster: int, noise_arrivals: int, reason: str | None
+) -> None:
+    state = replace(
+        pet_state([1] * n_media, looks(n_media, dim=2)), n_at_recluster=n_at_recluster, noise_arrivals=noise_arrivals
+    )
+
+    assert recluster_reason(state, SETTINGS) == reason

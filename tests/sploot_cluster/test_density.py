@@ -1,0 +1,106 @@
+"""Density clusters on real pictures and on shapes that are easy to get wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.metrics import adjusted_rand_score
+
+from sploot_cluster.density import cluster_densely
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.settings import ClusterSettings
+from tests.sploot_cluster.states import looks
+
+
+def test_groups_are_found_and_numbered_by_their_first_row() -> None:
+    vectors = looks(20, 30, 25)[::-1]
+
+    found = cluster_densely(vectors)
+
+    assert found.labels.tolist() == [0] * 25 + [1] * 30 + [2] * 20
+    assert found.labels.dtype == np.int32
+    assert found.probabilities.dtype == np.float32
+    assert ((found.probabilities >= 0) & (found.probabilities <= 1)).all()
+    assert found.backend == "hdbscan_cpu"
+
+
+def test_real_pictures_of_four_digits_are_told_apart() -> None:
+    digits = load_digits()
+    some = np.isin(digits.target, [0, 1, 4, 6])
+
+    found = cluster_densely(digits.data[some])
+
+    clustered = found.labels >= 0
+    assert adjusted_rand_score(digits.target[some][clustered], found.labels[clustered]) > 0.8
+    assert clustered.mean() > 0.5
+
+
+def test_the_tree_search_finds_what_the_full_comparison_finds() -> None:
+    vectors = looks(60, 80, 60, spread=0.15)
+
+    dense = cluster_densely(vectors)
+    sparse = cluster_densely(vectors, settings=ClusterSettings(dense_until=0))
+
+    assert adjusted_rand_score(dense.labels, sparse.labels) > 0.95
+
+
+def test_the_same_input_gives_the_same_answer() -> None:
+    vectors = looks(40, 40, spread=0.3)
+
+    first, second = cluster_densely(vectors), cluster_densely(vectors)
+
+    np.testing.assert_array_equal(first.labels, second.labels)
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+
+
+def test_one_look_is_one_group_without_the_stranger() -> None:
+    found = cluster_densely(looks(25, 1, spread=0.1))
+
+    assert found.labels[25] == -1
+    assert set(found.labels[:25].tolist()) <= {0, -1}
+    assert np.count_nonzero(found.labels == 0) >= 22
+
+
+def test_what_has_nothing_in_common_is_noise() -> None:
+    vectors = np.random.default_rng(5).normal(size=(40, 256))
+
+    assert set(cluster_densely(vectors).labels.tolist()) == {-1}
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_too_few_vectors_are_noise(n: int) -> None:
+    found = cluster_densely(looks(n) if n else np.empty((0, 8), dtype=np.float32))
+
+    assert found.labels.tolist() == [-1] * n
+    assert found.probabilities.tolist() == [0] * n
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 50, 200])
+def test_vectors_that_are_all_the_same_are_one_group(n: int) -> None:
+    assert cluster_densely(np.ones((n, 4))).labels.tolist() == [0] * n
+
+
+def test_only_directions_count() -> None:
+    vectors = looks(20, 30)
+    lengths = np.random.default_rng(2).uniform(0.1, 50, size=(50, 1))
+
+    np.testing.assert_array_equal(cluster_densely(vectors * lengths).labels, cluster_densely(vectors).labels)
+
+
+def test_a_parameter_out_of_range_is_refused_by_name() -> None:
+    with pytest.raises(InvalidInput, match=r"^min_cluster_size: 1 "):
+        cluster_densely(looks(10), min_cluster_size=1)
+    with pytest.raises(InvalidInput, match=r"^min_samples: 0 "):
+        cluster_densely(looks(10), min_samples=0)
+
+
+def test_no_group_is_smaller_than_asked_for() -> None:
+    vectors = looks(20, 6, 20)
+
+    assert len(set(cluster_densely(vectors, min_cluster_size=4, min_samples=2).labels.tolist()) - {-1}) == 3
+    found = cluster_densely(vectors, min_cluster_size=10, min_samples=2)
+
+    groups, sizes = np.unique(found.labels[found.labels >= 0], return_counts=True)
+    assert groups.tolist() == [0, 1]
+    assert sizes.min() >= 10

@@ -1,0 +1,65 @@
+"""The numbers that decide, checked when they are set."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from sploot_cluster.settings import PREFIX, ClusterSettings
+
+
+def test_what_is_not_set_keeps_its_default() -> None:
+    assert ClusterSettings.from_env({"PATH": "/bin"}) == ClusterSettings()
+
+
+def test_every_number_can_be_set_by_its_name() -> None:
+    changed = {"n_neighbours": "5", "arrival_slack": "2", "growth_ratio": "0.5", "growth_min": "3", "drift_min": "4"}
+    changed |= {"drift_ratio": "0.5", "recluster_delay_ms": "0", "noise_floor": "0", "noise_ratio": "0.5"}
+    changed |= {"absorption_slack": "2", "overlap_ratio": "0.5", "one_look_similarity": "0.5", "dense_until": "0"}
+    changed |= {"commit_attempts": "1", "models": "clip@1=512, dino@2 = 768"}
+    assert set(changed) == {setting.name for setting in fields(ClusterSettings)}
+
+    settings = ClusterSettings.from_env({PREFIX + name.upper(): text for name, text in changed.items()})
+
+    assert dict(settings.models) == {"clip@1": 512, "dino@2": 768}
+    for name, text in changed.items():
+        if name != "models":
+            assert getattr(settings, name) == float(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("N_NEIGHBOURS", "2"),
+        ("N_NEIGHBOURS", "many"),
+        ("ARRIVAL_SLACK", "nan"),
+        ("GROWTH_RATIO", "0"),
+        ("GROWTH_RATIO", "inf"),
+        ("DRIFT_RATIO", "1.01"),
+        ("NOISE_RATIO", "-0.1"),
+        ("ABSORPTION_SLACK", "0.9"),
+        ("COMMIT_ATTEMPTS", "0"),
+        ("MODELS", "clip@1"),
+        ("MODELS", "clip@1=1"),
+        ("MODELS", "=512"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_variable(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"{PREFIX}{name}="):
+        ClusterSettings.from_env({PREFIX + name: text})
+
+
+def test_a_misspelt_variable_is_refused() -> None:
+    with pytest.raises(ValueError, match=f"{PREFIX}NOISE_FLOR is not a setting"):
+        ClusterSettings.from_env({PREFIX + "NOISE_FLOR": "3"})
+
+
+@pytest.mark.parametrize(("n", "pair"), [(1, (3, 2)), (149, (3, 2)), (150, (5, 1)), (999, (5, 1)), (1_000, (8, 1))])
+def test_larger_pets_want_larger_groups(n: int, pair: tuple[int, int]) -> None:
+    assert ClusterSettings.recluster_parameters(n) == pair
+
+
+@pytest.mark.parametrize(("n", "budget"), [(0, 12), (400, 12), (500, 15), (10_000, 300)])
+def test_the_noise_budget_is_a_floor_and_then_a_share(n: int, budget: int) -> None:
+    assert ClusterSettings().noise_budget(n) == budget
