@@ -36,6 +36,8 @@ MERGE_CLUSTERS: Final = "merge_clusters"
 SPLIT_CLUSTER: Final = "split_cluster"
 UNDO_FEEDBACK: Final = "undo_feedback"
 RECLUSTER_PET: Final = "recluster_pet"
+EXPORT_PENDING_JOBS: Final = "export_pending_jobs"
+EXPORT_STREAM_LAG: Final = "export_stream_lag"
 
 
 def stream_of(queue: str) -> str:

@@ -13,6 +13,8 @@ split_cluster                                                look again; an oper
 undo_feedback                                                time
 recluster_pet                5  5 s to 5 min         30 min  the next arrivals ask for another one; 50,000 media take
                                                              minutes on one core, which no limit must cut off
+export_pending_jobs          0  –                      10 s  the next sample is due in 10 s and makes up for this one
+export_stream_lag
 =================  ===========  ===============  ==========  ========================================================
 
 Never retried: ``InvalidInput`` and all below it, because the caller must change something; ``PetTooLarge``, because
@@ -28,7 +30,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sploot_cluster.errors import InvalidInput, PetTooLarge
-from tasks.contracts import CLUSTER_EMBEDDING, MERGE_CLUSTERS, RECLUSTER_PET, SPLIT_CLUSTER, UNDO_FEEDBACK
+from tasks.contracts import (
+    CLUSTER_EMBEDDING,
+    EXPORT_PENDING_JOBS,
+    EXPORT_STREAM_LAG,
+    MERGE_CLUSTERS,
+    RECLUSTER_PET,
+    SPLIT_CLUSTER,
+    UNDO_FEEDBACK,
+)
 
 NEVER_RETRIED: Final = (InvalidInput, PetTooLarge)
 
@@ -61,6 +71,8 @@ class RetryPolicy:
 
 
 _CORRECTION: Final = RetryPolicy(12, SECOND_MS, 5 * MINUTE_MS, time_limit_ms=2 * MINUTE_MS)
+# never waits, whatever the back-off says
+_SAMPLE: Final = RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=10 * SECOND_MS)
 
 POLICIES: Final[Mapping[str, RetryPolicy]] = {
     CLUSTER_EMBEDDING: RetryPolicy(8, SECOND_MS, MINUTE_MS, time_limit_ms=MINUTE_MS),
@@ -68,4 +80,6 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     SPLIT_CLUSTER: _CORRECTION,
     UNDO_FEEDBACK: _CORRECTION,
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
+    EXPORT_PENDING_JOBS: _SAMPLE,
+    EXPORT_STREAM_LAG: _SAMPLE,
 }

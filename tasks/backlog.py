@@ -1,0 +1,254 @@
+"""What the queues hold, and how noisy reclusters are: sampled into Redis, read from there at every scrape.
+
+A gauge that an actor sets in its own process stays in that process for ever. Here whoever runs the sample writes it to
+Redis with its time, and every pod answers with the same numbers; ``periodic.py`` has a sample taken every ten seconds.
+
+    key            type  holds
+    sploot:backlog hash  <queue>:<fact>           the last sample of every queue; facts are named in this file
+                         pending_at_ms            when the counts were sampled (server's clock)
+                         lag_at_ms                when the times were sampled (server's clock)
+    sploot:noise   hash  last_count               noise of the last recluster of any pet
+                         high_streak              reclusters in a row, up to the last one, above HIGH_NOISE
+                         at_ms                    when that was (server's clock)
+
+Neither ends by itself: an old sample is told with its time, and overwritten.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, cast
+
+import redis
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from broker import RedisStreamsBroker
+from tasks.contracts import GROUP, QUEUES, stream_of
+
+logger = logging.getLogger("sploot-cluster.queue")
+
+BACKLOG: Final = "sploot:backlog"
+NOISE: Final = "sploot:noise"
+
+HIGH_NOISE: Final = 30  # media that a recluster may leave in no cluster before on-call wants to know
+
+# KEYS 1 sploot:noise; ARGV noise count, the highest that is fine. Returns the streak. One script, because two workers
+# that finish together are two of a row.
+_NOTE: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local streak = 0
+if tonumber(ARGV[1]) > tonumber(ARGV[2]) then
+  streak = redis.call('HINCRBY', KEYS[1], 'high_streak', 1)
+end
+redis.call('HSET', KEYS[1], 'last_count', ARGV[1], 'high_streak', streak, 'at_ms', now)
+return streak
+"""
+
+
+class BacklogSampler:
+    """Writes what every queue holds to Redis. Errors of the broker and of redis-py pass through."""
+
+    def __init__(self, broker: RedisStreamsBroker, client: redis.Redis) -> None:
+        self._broker = broker
+        self._client = client
+
+    def sample_pending(self) -> None:
+        """Count the jobs of every queue: pending, undelivered, delayed, orphaned, dead, ever added."""
+        sample = {"pending_at_ms": self._now_ms()}
+        for queue in QUEUES:
+            stats = self._broker.stats(queue)
+            sample[f"{queue}:pending"] = stats.in_flight
+            sample[f"{queue}:undelivered"] = stats.undelivered
+            sample[f"{queue}:delayed"] = stats.delayed
+            sample[f"{queue}:orphaned"] = stats.orphaned
+            sample[f"{queue}:dead"] = stats.dead
+            sample[f"{queue}:added"] = stats.entries_added
+        self._write(sample)
+
+    def sample_lag(self) -> None:
+        """Measure how long the oldest job of every queue is pending, and how long ago it was added."""
+        sample = {"lag_at_ms": self._now_ms()}
+        for queue in QUEUES:
+            stats = self._broker.stats(queue)
+            sample[f"{queue}:oldest_pending_ms"] = stats.oldest_pending_idle_ms or 0
+            sample[f"{queue}:oldest_age_ms"] = stats.oldest_age_ms or 0
+        self._write(sample)
+
+    def _now_ms(self) -> int:
+        # before the queues are read: a sample that took long is as old as its first number
+        seconds, microseconds = self._client.time()
+        return seconds * 1000 + microseconds // 1000
+
+    def _write(self, sample: Mapping[str, int]) -> None:
+        self._client.hset(BACKLOG, items=[part for pair in sample.items() for part in pair])
+
+
+class NoiseWatch:
+    """Counts reclusters in a row that left too many media in no cluster, of all pets and all workers together."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._script = client.register_script(_NOTE)
+
+    def note(self, n_noise: int) -> int:
+        """Note the noise of a recluster that is done, and return the streak. Errors of redis-py pass through.
+
+        A recluster that runs twice, because its worker died before the acknowledgement, counts twice.
+        """
+        return cast(int, self._script(keys=[NOISE], args=[n_noise, HIGH_NOISE]))
+
+
+class BacklogCollector(Collector):
+    """The last sample as metrics, the same from every pod.
+
+    Every series exists from the first scrape on, with 0 where nothing was sampled yet: an alert must find it. While
+    Redis does not answer there are none, because yesterday's numbers would look like today's.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        """``client`` bounds how long a scrape takes: give it short timeouts and few retries."""
+        self._client = client
+
+    def describe(self) -> Iterable[Metric]:
+        """The families without samples: registering asks nothing of Redis."""
+        return [*(row.family() for row in _OF_STREAMS), *(row.family() for row in _SINGLE)]
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            families = self._families()
+        except (redis.RedisError, ValueError):
+            # ValueError: somebody wrote something else into the hashes
+            logger.warning("backlog not read from Redis, its metrics are missing from this scrape", exc_info=True)
+            return
+        yield from families
+
+    def _families(self) -> list[Metric]:
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hgetall(BACKLOG)
+        pipe.hgetall(NOISE)
+        sample, noise = (
+            {name.decode(): int(value) for name, value in stored.items()}
+            for stored in cast(list[dict[bytes, bytes]], pipe.execute())
+        )
+        families: list[Metric] = []
+        for row in _OF_STREAMS:
+            family = row.family()
+            for queue in QUEUES:
+                labels = {"stream": stream_of(queue), "group": GROUP}
+                value = sample.get(f"{queue}:{row.fact}", 0) / row.per_unit
+                family.add_metric([labels[name] for name in row.labels], value)
+            families.append(family)
+        told = {
+            "last_count": noise.get("last_count", 0),
+            "high_streak": noise.get("high_streak", 0),
+            # the older of both: whichever actor stops, it shows
+            "sampled_at_ms": min(sample.get("pending_at_ms", 0), sample.get("lag_at_ms", 0)),
+        }
+        for row in _SINGLE:
+            family = row.family()
+            family.add_metric([], told[row.fact] / row.per_unit)
+            families.append(family)
+        return families
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One metric: its name, what on-call should know, the fact that it tells, and how many of that make its unit."""
+
+    name: str
+    documentation: str
+    fact: str
+    labels: tuple[str, ...] = ()
+    per_unit: int = 1
+
+    def family(self) -> GaugeMetricFamily | CounterMetricFamily:
+        kind = CounterMetricFamily if self.name.endswith("_total") else GaugeMetricFamily
+        return kind(self.name, self.documentation, labels=self.labels)
+
+
+_MS_PER_S: Final = 1000
+
+_OF_STREAMS: Final = (
+    _Row(
+        "media_cluster_pending_jobs",
+        "Jobs that workers hold: entries pending in the consumer group, as XPENDING counts them. Bounded by the "
+        "workers' prefetch; jobs that still wait are in media_cluster_undelivered_jobs.",
+        "pending",
+        ("stream", "group"),
+    ),
+    _Row(
+        "media_cluster_stream_lag_seconds",
+        "Idle time of the oldest pending job, as XPENDING shows it: how long a worker has held it; 0 when none is "
+        "pending. High: a job hangs, or its worker died and no other took over.",
+        "oldest_pending_ms",
+        ("stream", "group"),
+        _MS_PER_S,
+    ),
+    _Row(
+        "media_cluster_undelivered_jobs",
+        "Jobs that no worker has taken yet. Growing: too few workers, none at all, or the queue is paused.",
+        "undelivered",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_delayed_jobs",
+        "Jobs that are not due yet: retries, reclusters that wait for more media, the next samples. Growing: jobs "
+        "keep failing; see cluster_job_retries_total.",
+        "delayed",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_orphaned_jobs",
+        "Delivered jobs in nobody's pending list, as XACK or XGROUP DELCONSUMER by hand leaves them. Workers put "
+        "them back to work within seconds; if they stay, no worker takes jobs of this stream.",
+        "orphaned",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_dead_letters",
+        "Jobs that failed for good and wait for a person. XREVRANGE {<stream>}:dead + - COUNT 10 shows the latest, "
+        "with reason and error.",
+        "dead",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_oldest_job_age_seconds",
+        "Time since the oldest job of the stream was added, taken or not: how far behind the workers are; 0 when the "
+        "stream is empty.",
+        "oldest_age_ms",
+        ("stream",),
+        _MS_PER_S,
+    ),
+    _Row(
+        "media_cluster_entries_added_total",
+        "Jobs ever added to the stream, retries that fell due included. No increase: nobody uploads, or producers do "
+        "not reach Redis.",
+        "added",
+        ("stream",),
+    ),
+)
+
+_SINGLE: Final = (
+    _Row(
+        "media_cluster_backlog_sample_timestamp_seconds",
+        "When the other media_cluster metrics were sampled, on the clock of Redis; 0 when never. More than a minute "
+        "ago: they are all old, because the scheduler stopped or no worker takes streams:cluster.maintenance.",
+        "sampled_at_ms",
+        per_unit=_MS_PER_S,
+    ),
+    _Row(
+        "cluster_last_noise_count",
+        "Media that the last recluster, of whichever pet, left in no cluster.",
+        "last_count",
+    ),
+    _Row(
+        "cluster_noise_high_streak",
+        f"Reclusters in a row that left more than {HIGH_NOISE} media in no cluster. Three or more: embeddings have "
+        "changed, or the clustering settings do not fit them.",
+        "high_streak",
+    ),
+)

@@ -1,0 +1,113 @@
+"""What runs by the clock: the samples of what the queues hold.
+
+periodiq's smallest step is a minute, and a sample should never be older than 15 seconds. So each run also enqueues the
+samples that its minute still owes, as delayed messages with a unique key each: another scheduler, a message that is
+delivered twice, or a scheduler that starts within the minute add none. They never reach beyond their minute: when the
+scheduler stops, the samples stop with it, and ``media_cluster_backlog_sample_timestamp_seconds`` tells.
+
+A sample that is late is worth nothing. periodiq's middleware drops one that comes 30 seconds after its time, follow-ups
+as well, because they carry the option ``scheduled_at`` as its own messages do. Dramatiq's ``max_age`` would make a dead
+letter of each, and an outage of an hour would end in hundreds of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import dramatiq
+import redis
+from dramatiq.errors import BrokerError
+from dramatiq.middleware import CurrentMessage
+from periodiq import cron
+
+from tasks.backlog import BacklogSampler
+from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG
+from tasks.retry_policy import POLICIES
+
+logger = logging.getLogger("sploot-cluster.queue")
+
+# Five seconds less than a sample may be old, for those that must wait for a worker thread.
+STEP: Final = timedelta(seconds=10)
+MINUTE: Final = timedelta(minutes=1)
+
+# Before all else that waits in a worker: under load the numbers matter most, and a sample takes milliseconds.
+PRIORITY: Final = -10
+
+
+def declare_periodic_actors(
+    broker: dramatiq.Broker,
+    sampler: BacklogSampler,
+    *,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Declare ``export_pending_jobs`` and ``export_stream_lag``, which periodiq sends every minute.
+
+    Sent by hand they take one sample and nothing follows.
+
+    Args:
+        clock: an aware time; how far the minute has gone is read from it.
+
+    Raises:
+        ValueError: the broker lacks Dramatiq's ``CurrentMessage``, ``Retries`` or ``TimeLimit``, or
+            ``PeriodiqMiddleware``.
+    """
+    if not any(isinstance(middleware, CurrentMessage) for middleware in broker.middleware):
+        raise ValueError("the broker has no CurrentMessage middleware; add dramatiq.middleware.CurrentMessage to it")
+
+    for actor_name, sample in (
+        (EXPORT_PENDING_JOBS, sampler.sample_pending),
+        (EXPORT_STREAM_LAG, sampler.sample_lag),
+    ):
+        _declare(broker, actor_name, sample, clock)
+
+
+def _declare(
+    broker: dramatiq.Broker, actor_name: str, sample: Callable[[], None], clock: Callable[[], datetime]
+) -> None:
+    def export() -> None:
+        try:
+            scheduled_at = _scheduled_at()
+            if scheduled_at is not None:
+                # first of all, so that a sample that fails does not take the rest of the minute with it
+                _enqueue_rest_of_minute(actor, scheduled_at, clock())
+            sample()
+        except (BrokerError, redis.RedisError) as error:
+            # no failure of the job: a dead letter per sample would tell on-call nothing that the gauges' age does not
+            logger.warning("backlog not sampled, the next sample is due in %d s: %s", STEP.seconds, error)
+
+    actor = dramatiq.actor(
+        actor_name=actor_name,
+        queue_name=CLUSTER_MAINTENANCE,
+        broker=broker,
+        priority=PRIORITY,
+        periodic=cron("* * * * *"),
+        **POLICIES[actor_name].actor_options(),
+    )(export)
+
+
+def _scheduled_at() -> datetime | None:
+    """When the running message was to run; None for one that somebody sent by hand."""
+    message = CurrentMessage.get_current_message()
+    scheduled_at = None if message is None else message.options.get("scheduled_at")
+    return None if scheduled_at is None else datetime.fromisoformat(scheduled_at)
+
+
+def _enqueue_rest_of_minute(actor: dramatiq.Actor[[], Any], scheduled_at: datetime, now: datetime) -> None:
+    for due in rest_of_minute(scheduled_at, now):
+        actor.send_with_options(
+            delay=(due - now) // timedelta(milliseconds=1),
+            scheduled_at=due.isoformat(),
+            unique_key=f"{actor.actor_name}:{due.astimezone(UTC).isoformat()}",
+        )
+
+
+def rest_of_minute(scheduled_at: datetime, now: datetime) -> Sequence[datetime]:
+    """When the minute of a run that was scheduled then still owes a sample: what lies ahead of it and of now."""
+    start = scheduled_at.replace(second=0, microsecond=0)
+    slots = [start + n * STEP for n in range(1, MINUTE // STEP)]
+    # ahead of its own time too: where the clock of this worker is late, a follow-up would else enqueue itself
+    return [due for due in slots if due > max(scheduled_at, now)]
+
