@@ -1,0 +1,287 @@
+"""The samples that run by the clock: how many, when, and when no more."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import dramatiq
+import periodiq
+import pytest
+import redis
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from broker import RedisStreamsBroker
+from tasks.backlog import BACKLOG, BacklogSampler
+from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, stream_of
+from tasks.periodic import declare_periodic_actors, rest_of_minute
+from tests.support import eventually
+
+DELAYED = f"{{{stream_of(CLUSTER_MAINTENANCE)}}}:delayed"
+ACTORS = (EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG)
+
+# periodiq drops what is late by the real clock; a minute that is still to come is never late
+MINUTE = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(hours=1)
+
+
+def at(second: float) -> datetime:
+    return MINUTE + timedelta(seconds=second)
+
+
+class Pods:
+    """A broker with the actors and their worker, where the clock says what the test wants."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.now = at(0.2)
+        self.broker = RedisStreamsBroker(
+            client=client, middleware=[CurrentMessage(), Retries(), TimeLimit(), periodiq.PeriodiqMiddleware()]
+        )
+        self.worker = dramatiq.Worker(self.broker, worker_threads=1, worker_timeout=50)
+
+    def declare(self, sampler: BacklogSampler | None = None) -> None:
+        declare_periodic_actors(
+            self.broker, sampler or BacklogSampler(self.broker, self.client), clock=lambda: self.now
+        )
+
+    def schedule(self, when: datetime) -> None:
+        """What periodiq does at this time."""
+        actors = list(self.broker.actors.values())
+        periodiq.Scheduler(actors=actors).send_actors(actors, now=when)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        self.worker.start()
+        try:
+            yield
+        finally:
+            self.worker.stop()
+            self.broker.close()
+
+    def n_acked(self) -> int:
+        return self.broker.counters(CLUSTER_MAINTENANCE)["acked"]
+
+    def delayed(self) -> Counter[tuple[str, datetime]]:
+        """The samples that are to come: actor and time."""
+        stored = cast(dict[bytes, bytes], self.client.hgetall(f"{DELAYED}:messages"))
+        messages = [json.loads(message) for message in stored.values()]
+        return Counter(
+            (message["actor_name"], datetime.fromisoformat(message["options"]["scheduled_at"])) for message in messages
+        )
+
+
+@pytest.fixture
+def pods(redis_client: redis.Redis) -> Pods:
+    return Pods(redis_client)
+
+
+class CountingSampler(BacklogSampler):
+    """Counts the samples that it has taken."""
+
+    taken: Counter[str]
+
+    def __init__(self, broker: RedisStreamsBroker, client: redis.Redis) -> None:
+        super().__init__(broker, client)
+        self.taken = Counter()
+
+    def sample_pending(self) -> None:
+        super().sample_pending()
+        self.taken["pending"] += 1
+
+    def sample_lag(self) -> None:
+        super().sample_lag()
+        self.taken["lag"] += 1
+
+
+def server_time_s(client: redis.Redis) -> float:
+    seconds, microseconds = client.time()
+    return seconds + microseconds // 1000 / 1000
+
+
+def sampled(client: redis.Redis, half: str) -> bool:
+    return client.hexists(BACKLOG, half)
+
+
+def of_both(*seconds: float) -> Counter[tuple[str, datetime]]:
+    return Counter((actor, at(second)) for actor in ACTORS for second in seconds)
+
+
+def test_a_minute_owes_a_sample_every_ten_seconds() -> None:
+    assert rest_of_minute(at(0), at(0.3)) == [at(10), at(20), at(30), at(40), at(50)]
+    assert rest_of_minute(at(37), at(37.1)) == [at(40), at(50)]  # the scheduler started in the midst of it
+    assert rest_of_minute(at(0), at(24)) == [at(30), at(40), at(50)]  # it waited for a worker
+    assert rest_of_minute(at(10), at(7)) == [at(20), at(30), at(40), at(50)]  # by a clock that is late
+    assert rest_of_minute(at(50), at(50.1)) == []
+    assert rest_of_minute(at(0), at(75)) == []
+
+
+def test_periodiq_sends_both_every_minute(pods: Pods) -> None:
+    pods.declare()
+
+    specs = {actor.actor_name: actor.options["periodic"] for actor in pods.broker.actors.values()}
+
+    assert specs == dict.fromkeys(ACTORS, periodiq.cron("* * * * *"))
+    assert {actor.queue_name for actor in pods.broker.actors.values()} == {CLUSTER_MAINTENANCE}
+
+
+def test_a_run_samples_at_once_and_enqueues_the_rest_of_its_minute(pods: Pods, redis_client: redis.Redis) -> None:
+    pods.declare()
+    pods.schedule(at(0))
+
+    with pods.working():
+        eventually(lambda: pods.n_acked() == 2)
+
+    assert sampled(redis_client, "pending_at_ms")
+    assert sampled(redis_client, "lag_at_ms")
+    assert pods.delayed() == of_both(10, 20, 30, 40, 50)
+
+
+def test_follow_ups_are_due_at_their_time(pods: Pods, redis_client: redis.Redis) -> None:
+    pods.declare()
+    pods.now = at(12)
+    pods.schedule(at(0))
+
+    before_s = server_time_s(redis_client)
+    with pods.working():
+        eventually(lambda: pods.n_acked() == 2)
+    after_s = server_time_s(redis_client)
+
+    stored = cast(list[tuple[bytes, float]], redis_client.zrange(DELAYED, 0, -1, withscores=True))
+    due_s = [due_ms / 1000 for _, due_ms in stored]
+    for due, delay in zip(due_s, [8, 8, 18, 18, 28, 28, 38, 38], strict=True):
+        assert before_s + delay <= due <= after_s + delay
+
+
+def test_two_schedulers_add_no_follow_ups(pods: Pods) -> None:
+    pods.declare()
+    pods.schedule(at(0))
+    pods.schedule(at(1))
+
+    with pods.working():
+        eventually(lambda: pods.n_acked() == 4)
+
+    assert pods.delayed() == of_both(10, 20, 30, 40, 50)
+
+
+def test_a_run_that_is_delivered_again_adds_no_follow_ups(pods: Pods) -> None:
+    pods.declare()
+
+    with pods.working():
+        pods.schedule(at(0))
+        eventually(lambda: pods.n_acked() == 2)
+        pods.now = at(25)
+        pods.schedule(at(0))
+        eventually(lambda: pods.n_acked() == 4)
+
+    assert pods.delayed() == of_both(10, 20, 30, 40, 50)
+
+
+def test_a_follow_up_samples_anew(pods: Pods, redis_client: redis.Redis) -> None:
+    sampler = CountingSampler(pods.broker, redis_client)
+    pods.declare(sampler)
+    pods.now = at(9.5)
+    pods.schedule(at(0))
+
+    with pods.working():
+        eventually(lambda: pods.n_acked() == 4)
+
+    assert sampler.taken == {"pending": 2, "lag": 2}
+    assert pods.delayed() == of_both(20, 30, 40, 50)
+
+
+def test_a_follow_up_that_was_lost_is_enqueued_by_the_one_before(pods: Pods, redis_client: redis.Redis) -> None:
+    pods.declare()
+    pods.now = at(9.5)
+    pods.schedule(at(0))
+
+    with pods.working():
+        eventually(lambda: pods.delayed() == of_both(20, 30, 40, 50) and pods.n_acked() == 4)
+        # somebody cleans up by hand
+        redis_client.delete(DELAYED, f"{DELAYED}:messages", *redis_client.scan_iter("*:unique:*"))
+        pods.now = at(20)
+        pods.schedule(at(20))
+        eventually(lambda: pods.n_acked() == 6)
+
+    assert pods.delayed() == of_both(30, 40, 50)
+
+
+def test_when_the_scheduler_stops_the_samples_stop_with_its_minute(pods: Pods) -> None:
+    pods.declare()
+    pods.now = at(49.5)
+    pods.schedule(at(0))
+
+    with pods.working():
+        pods.broker.join(CLUSTER_MAINTENANCE, timeout=10_000)
+
+    assert pods.n_acked() == 4
+    assert pods.delayed() == Counter()
+
+
+def test_what_piled_up_during_an_outage_is_dropped_and_leaves_no_dead_letters(
+    pods: Pods, redis_client: redis.Redis
+) -> None:
+    pods.declare()
+    for minutes in range(60, 0, -1):
+        pods.schedule(datetime.now(UTC) - timedelta(minutes=minutes))
+
+    with pods.working():
+        pods.broker.join(CLUSTER_MAINTENANCE, timeout=30_000)
+
+    assert pods.n_acked() == 120
+    assert not redis_client.exists(BACKLOG)
+    assert pods.broker.stats(CLUSTER_MAINTENANCE).dead == 0
+
+
+def test_a_sample_by_hand_has_no_follow_ups(pods: Pods, redis_client: redis.Redis) -> None:
+    pods.declare()
+    pods.broker.get_actor(EXPORT_PENDING_JOBS).send()
+
+    with pods.working():
+        pods.broker.join(CLUSTER_MAINTENANCE, timeout=10_000)
+
+    assert sampled(redis_client, "pending_at_ms")
+    assert not sampled(redis_client, "lag_at_ms")
+
+
+def test_a_sample_that_failed_is_neither_tried_again_nor_buried(pods: Pods, caplog: pytest.LogCaptureFixture) -> None:
+    nobody = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
+    pods.declare(BacklogSampler(pods.broker, nobody))
+    pods.schedule(at(0))
+
+    with caplog.at_level(logging.WARNING), pods.working():
+        eventually(lambda: pods.n_acked() == 2)
+
+    stats = pods.broker.stats(CLUSTER_MAINTENANCE)
+    assert (stats.waiting, stats.in_flight, stats.dead) == (0, 0, 0)
+    assert pods.delayed() == of_both(10, 20, 30, 40, 50)
+    warnings = [record.getMessage() for record in caplog.records if record.name == "sploot-cluster.queue"]
+    assert len(warnings) == 2
+    assert all(warning.startswith("backlog not sampled, the next sample is due in 10 s: ") for warning in warnings)
+
+
+def test_samples_go_before_all_other_work_of_a_worker(pods: Pods) -> None:
+    pods.declare()
+
+    priorities = {actor.priority for actor in pods.broker.actors.values()}
+
+    assert max(priorities) < dramatiq.actor(broker=pods.broker)(print).priority
+
+
+@pytest.mark.parametrize("lacking", [CurrentMessage, Retries, TimeLimit, periodiq.PeriodiqMiddleware])
+def test_a_broker_that_lacks_a_middleware_is_refused(lacking: type[Any], redis_client: redis.Redis) -> None:
+    needed = (CurrentMessage, Retries, TimeLimit, periodiq.PeriodiqMiddleware)
+    broker = StubBroker(middleware=[middleware() for middleware in needed if middleware is not lacking])
+    sampler = BacklogSampler(RedisStreamsBroker(client=redis_client, middleware=[]), redis_client)
+
+    with pytest.raises(ValueError, match=r"[Mm]iddleware"):
+        declare_periodic_actors(broker, sampler)
+
+    assert broker.actors == {}
