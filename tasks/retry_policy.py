@@ -3,19 +3,19 @@
 Dramatiq waits ``min_backoff`` after the first failure and twice as long after each further one, up to ``max_backoff``,
 each time shortened at random by up to half. After ``max_retries`` the message becomes a dead letter.
 
-=================  ===========  ===============  ==========  ========================================================
-actor              max_retries  waits            time limit  because
-=================  ===========  ===============  ==========  ========================================================
-cluster_embedding            8  1 s to 1 min           60 s  about two minutes in all: what fails is a lost race for a
-                                                             busy pet or a failover, and both pass within seconds
-merge_clusters              12  1 s to 5 min          120 s  about 20 minutes in all: a person has decided and will not
-split_cluster                                                look again; an operator can mend a full Redis in that
-undo_feedback                                                time
-recluster_pet                5  5 s to 5 min         30 min  the next arrivals ask for another one; 50,000 media take
-                                                             minutes on one core, which no limit must cut off
-export_pending_jobs          0  –                      10 s  the next sample is due in 10 s and makes up for this one
+===================  ===========  ===============  ==========  ========================================================
+actor                max_retries  waits            time limit  because
+===================  ===========  ===============  ==========  ========================================================
+cluster_embedding              8  1 s to 1 min           60 s  about two minutes in all: what fails is a lost race for
+                                                               a busy pet or a failover, and both pass within seconds
+merge_clusters                12  1 s to 5 min          120 s  about 20 minutes in all: a person has decided and will
+split_cluster                                                  not look again; an operator can mend a full Redis in
+undo_feedback                                                  that time
+recluster_pet                  5  5 s to 5 min         30 min  the next arrivals ask for another one; 50,000 media take
+                                                               minutes on one core, which no limit must cut off
+export_pending_jobs            0  –                      10 s  the next sample is due in 10 s and makes up for this one
 export_stream_lag
-=================  ===========  ===============  ==========  ========================================================
+===================  ===========  ===============  ==========  ========================================================
 
 Never retried: ``InvalidInput`` and all below it, because the caller must change something; ``PetTooLarge``, because
 waiting makes no pet smaller. Everything else is: ``RevisionConflict`` and ``StoreUnavailable`` pass by themselves,
