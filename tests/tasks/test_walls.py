@@ -1,0 +1,140 @@
+"""The walls between the packages: what an import brings, and what import-linter refuses."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("broker", "tasks", "sploot_cluster")
+# Beside the interpreter; on the PATH only where the environment is active.
+LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
+
+ENGINE = {"numpy", "faiss", "hdbscan", "sklearn", "scipy", "fastapi", "prometheus_client", "periodiq"}
+
+
+def modules_after(code: str) -> set[str]:
+    """The modules that a fresh interpreter has after this code."""
+    told = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return set(json.loads(told.stdout.splitlines()[-1]))
+
+
+def packages_of(modules: set[str]) -> set[str]:
+    return {module.partition(".")[0] for module in modules}
+
+
+def test_the_thin_client_brings_no_engine() -> None:
+    modules = modules_after("import tasks.client, tasks.contracts")
+
+    assert "tasks.client" in modules
+    assert packages_of(modules) & ENGINE == set()
+    assert {module for module in modules if module.startswith("sploot_cluster")} <= {
+        "sploot_cluster",
+        "sploot_cluster.errors",
+        "sploot_cluster.jobs",
+    }
+
+
+def test_the_broker_brings_only_dramatiq_and_redis() -> None:
+    allowed = modules_after("import dramatiq, redis, redis.sentinel, redis.cluster")
+
+    modules = modules_after("import broker")
+
+    assert "broker.broker" in modules
+    assert packages_of(modules) - packages_of(allowed) - sys.stdlib_module_names == {"broker"}
+
+
+def test_the_broker_names_nothing_but_dramatiq_redis_and_itself() -> None:
+    named = set()
+    for path in (ROOT / "broker").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= packages_of({alias.name for alias in node.names})
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                named |= packages_of({node.module})
+
+    assert named - sys.stdlib_module_names == {"dramatiq", "redis"}
+
+
+def test_no_module_of_the_domain_brings_the_queue() -> None:
+    everything = """
+import importlib, pkgutil, sploot_cluster
+for module in pkgutil.walk_packages(sploot_cluster.__path__, "sploot_cluster."):
+    importlib.import_module(module.name)
+"""
+
+    modules = modules_after(everything)
+
+    assert {"sploot_cluster.service", "sploot_cluster.density", "sploot_cluster.redis_store"} <= modules
+    assert packages_of(modules) & {"dramatiq", "broker", "tasks", "periodiq"} == set()
+
+
+def lint_imports(directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [LINT_IMPORTS, "--no-cache", "--no-logo", "--config", "setup.cfg"],
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(directory), "COLUMNS": "200"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The packages and the contracts, to do damage to."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", tmp_path)
+    return tmp_path
+
+
+def test_import_linter_finds_every_wall_whole() -> None:
+    linted = lint_imports(ROOT)
+
+    assert linted.returncode == 0, linted.stdout
+    assert "0 broken" in linted.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "statement", "contract"),
+    [
+        ("broker/settings.py", "import sploot_cluster.errors", "broker imports only dramatiq and redis"),
+        ("broker/settings.py", "import prometheus_client", "broker imports only dramatiq and redis"),
+        ("sploot_cluster/models.py", "import dramatiq", "sploot_cluster imports neither dramatiq, broker nor tasks"),
+        (
+            "sploot_cluster/service.py",
+            "import tasks.client",
+            "sploot_cluster imports neither dramatiq, broker nor tasks",
+        ),
+        ("tasks/contracts.py", "import numpy", "the thin client and the contracts never reach the engine"),
+        (
+            "tasks/encodings.py",
+            "import sploot_cluster.vectors",
+            "the thin client and the contracts never reach the engine",
+        ),
+    ],
+)
+def test_import_linter_finds_a_hole(copied: Path, module: str, statement: str, contract: str) -> None:
+    damaged = copied / module
+    # inside a function: an import that runs late is a hole as well
+    damaged.write_text(f"{damaged.read_text()}\n\ndef _hole() -> None:\n    {statement}\n")
+
+    linted = lint_imports(copied)
+
+    assert linted.returncode == 1
+    assert f"{contract} BROKEN" in linted.stdout
