@@ -1,21 +1,24 @@
 """Clusters from the density of vectors: HDBSCAN over Euclidean distances of unit vectors. The only module with hdbscan.
 
-Importing it takes a second and 100 MB (hdbscan brings scikit-learn along): a worker does so when it boots, nobody else.
-Quirks of hdbscan 0.8.44: the generic algorithm wants float64, min_samples does not count the point itself, and clusters
-smaller sets than it can split by raising.
+The spanning tree is our own, exact and several times faster; what becomes of it, the condensed tree and the choice of
+clusters, is hdbscan's (McInnes, Healy and Astels, 2017). Importing it takes a second and 100 MB, because hdbscan brings
+scikit-learn along: a worker does so when it boots, nobody else. The two functions are hdbscan's own business, hence the
+pinned release, and a test that compares with ``hdbscan.HDBSCAN``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import hdbscan
 import numpy as np
 import numpy.typing as npt
+from hdbscan._hdbscan_linkage import label
+from hdbscan.hdbscan_ import _tree_to_labels
 
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.models import Backend
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.spanning_tree import spanning_tree
 from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, as_vectors
 
 
@@ -56,8 +59,8 @@ def cluster_densely(
     Raises:
         InvalidInput: not a matrix of finite numbers, a row of zeros, or a parameter out of range.
 
-    Fewer vectors than ``min_cluster_size`` are noise. Vectors that are all the same are one group. O(n² · d); for
-    memory see ``settings.dense_until``.
+    Fewer vectors than ``min_cluster_size`` are noise. Vectors that are all the same are one group. O(n² · d) time and
+    O(n · d) memory; see ``spanning_tree``.
     """
     settings = settings or ClusterSettings()
     vectors = as_vectors(x, field="x")
@@ -72,7 +75,7 @@ def cluster_densely(
     if n < size:
         return Density(np.full(n, -1, dtype=np.int32), np.zeros(n, dtype=np.float32), "hdbscan_cpu")
 
-    labels, probabilities = _hdbscan(vectors, size, min(samples, n - 1), is_dense=n <= settings.dense_until)
+    labels, probabilities = _hdbscan(vectors, size, min(samples, n - 1))
     if 2 * np.count_nonzero(labels < 0) > n:
         one_look = _one_look(vectors, settings.one_look_similarity)
         if np.count_nonzero(one_look) >= size:
@@ -80,18 +83,11 @@ def cluster_densely(
     return Density(_in_order_of_rows(labels), probabilities.astype(np.float32), "hdbscan_cpu")
 
 
-def _hdbscan(
-    vectors: FloatMatrix, size: int, samples: int, *, is_dense: bool
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    model = hdbscan.HDBSCAN(
-        min_cluster_size=size,
-        min_samples=samples,
-        cluster_selection_method="eom",
-        algorithm="generic" if is_dense else "best",
-        approx_min_span_tree=False,
-        core_dist_n_jobs=1,
-    ).fit(vectors.astype(np.float64))
-    return model.labels_, model.probabilities_
+def _hdbscan(vectors: FloatMatrix, size: int, samples: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    tree = spanning_tree(vectors, samples)
+    hierarchy = label(np.column_stack([tree.edges.astype(np.float64), tree.weights]))
+    labels, probabilities, *_ = _tree_to_labels(None, hierarchy, size, cluster_selection_method="eom")
+    return labels, probabilities
 
 
 def _one_look(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:

@@ -47,8 +47,6 @@ class ClusterSettings:
             smaller one, in (0, 1].
         one_look_similarity: a pet in which density finds mostly noise is one cluster if its media are this similar on
             median, a cosine in (0, 1]. Measured: .80 to .91 within one class of digits, .69 over all of them.
-        dense_until: media up to which density is computed from all distances at once, from 0. That takes 24·n² bytes,
-            600 MB for 5,000; beyond, hdbscan's tree search takes little memory and ten times as long.
         commit_attempts: how often a change is decided anew when somebody else was faster, from 1.
         models: known embedding models, ``name@version`` -> dimension of their vectors; empty: any model is taken.
     """
@@ -65,7 +63,6 @@ class ClusterSettings:
     absorption_slack: float = 1.3
     overlap_ratio: float = 0.30
     one_look_similarity: float = 0.80
-    dense_until: int = 5_000
     commit_attempts: int = 10
     models: Mapping[str, int] = field(default_factory=dict)
 
@@ -82,7 +79,6 @@ class ClusterSettings:
         _check("absorption_slack", self.absorption_slack, 1 <= self.absorption_slack < math.inf, "from 1")
         _check("overlap_ratio", self.overlap_ratio, 0 < self.overlap_ratio <= 1, "above 0 and at most 1")
         _check("one_look_similarity", self.one_look_similarity, 0 < self.one_look_similarity <= 1, "in (0, 1]")
-        _check("dense_until", self.dense_until, self.dense_until >= 0, "from 0")
         _check("commit_attempts", self.commit_attempts, self.commit_attempts >= 1, "from 1")
         if not isinstance(self.models, Mapping):
             raise ValueError(f"models must be a mapping of name@version to dimension, is {self.models!r}")
