@@ -47,9 +47,18 @@ def test_the_groups_are_those_of_hdbscan(n: int, size: int, samples: int) -> Non
         min_cluster_size=size, min_samples=samples, algorithm="generic", approx_min_span_tree=False
     ).fit(vectors.astype(np.float64))
     assert len(set(theirs.labels_.tolist())) > 5
-    # what differs is ties, of which few media have many: hdbscan itself, given the rows in another order, differs more
+    # what differs is ties: at 200 hdbscan agrees with itself, given the rows in another order, by .95 to 1
     assert adjusted_rand_score(theirs.labels_, ours.labels) > (0.99 if n >= 400 else 0.95)
-    assert ours.probabilities.mean() == pytest.approx(theirs.probabilities_.mean(), abs=0.01)
+    assert ours.probabilities.mean() == pytest.approx(theirs.probabilities_.mean(), abs=0.02)
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    vectors = as_vectors(load_digits().data[:200])
+    found = cluster_densely(vectors)
+
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(200)
+        assert adjusted_rand_score(found.labels[order], cluster_densely(vectors[order]).labels) == 1.0, seed
 
 
 def test_the_same_input_gives_the_same_answer() -> None:
