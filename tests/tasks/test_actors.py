@@ -1,0 +1,254 @@
+"""The actors on a broker and a store in memory: messages go in, and the pet tells what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
+from periodiq import PeriodiqMiddleware
+
+from broker import RedisStreamsBroker
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
+from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.models import PetView
+from tasks.actors import declare_actors
+from tasks.backlog import BacklogSampler
+from tasks.contracts import (
+    CLUSTER_EMBEDDING,
+    CLUSTER_FEEDBACK,
+    CLUSTER_MAINTENANCE,
+    CLUSTER_RECLUSTER,
+    EMBEDDING_INGESTED,
+    MERGE_CLUSTERS,
+    RECLUSTER_PET,
+    SPLIT_CLUSTER,
+    UNDO_FEEDBACK,
+    EmbeddingIngested,
+)
+from tasks.periodic import declare_periodic_actors
+from tasks.retry_policy import POLICIES
+from tests.sploot_cluster.albums import MODEL, PET, name, names, picture, take
+
+QUEUE_OF = {
+    CLUSTER_EMBEDDING: EMBEDDING_INGESTED,
+    MERGE_CLUSTERS: CLUSTER_FEEDBACK,
+    SPLIT_CLUSTER: CLUSTER_FEEDBACK,
+    UNDO_FEEDBACK: CLUSTER_FEEDBACK,
+    RECLUSTER_PET: CLUSTER_RECLUSTER,
+}
+
+
+@pytest.fixture
+def store() -> MemoryPetStore:
+    return MemoryPetStore()
+
+
+@pytest.fixture
+def service(store: MemoryPetStore) -> ClusterService:
+    return ClusterService(store)
+
+
+@pytest.fixture
+def broker(service: ClusterService) -> Iterator[StubBroker]:
+    """The actors, and a worker that runs them."""
+    broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit()])
+    declare_actors(broker, service)
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
+    worker.start()
+    yield broker
+    worker.stop()
+    broker.close()
+
+
+@pytest.fixture
+def three_subjects(service: ClusterService) -> PetView:
+    """Twelve pictures of each of three subjects, in clusters 1, 2 and 3."""
+    for subject in range(3):
+        take(service, subject, range(12))
+    service.recluster(PET)
+    view = service.clusters(PET)
+    assert {int(cluster.id) for cluster in view.clusters} == {1, 2, 3}
+    return view
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    """The arrival of another picture of the first subject, which looks like one that is there."""
+    arrival = EmbeddingIngested.of(pet_id=PET, media_id=name(0, 99), model=MODEL, embedding=picture(0, 0))
+    return arrival.to_kwargs() | changes
+
+
+def run(broker: StubBroker, actor: str, *args: Any, **kwargs: Any) -> dramatiq.Message[Any]:
+    """Send a message, wait until it has run, and raise what it raised for good."""
+    message = broker.get_actor(actor).send(*args, **kwargs)
+    finish(broker, actor)
+    return message
+
+
+def finish(broker: StubBroker, actor: str) -> None:
+    broker.join(QUEUE_OF[actor], timeout=60_000)
+
+
+def test_every_actor_has_its_queue_and_the_policy_of_its_name(broker: StubBroker) -> None:
+    declared = {actor.actor_name: actor for actor in broker.actors.values()}
+
+    assert {name: actor.queue_name for name, actor in declared.items()} == QUEUE_OF
+    for actor_name, actor in declared.items():
+        assert actor.options == POLICIES[actor_name].actor_options()
+
+
+def test_the_table_of_retries_holds_the_actors_that_a_worker_runs_and_no_others(service: ClusterService) -> None:
+    client = redis.Redis()  # nothing is asked of it
+    broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit(), PeriodiqMiddleware()])
+
+    declare_actors(broker, service)
+    declare_periodic_actors(broker, BacklogSampler(RedisStreamsBroker(client=client, middleware=[]), client))
+
+    assert broker.actors.keys() == POLICIES.keys()
+    assert {actor.queue_name for actor in broker.actors.values()} == {*QUEUE_OF.values(), CLUSTER_MAINTENANCE}
+
+
+def test_an_event_puts_its_medium_into_a_cluster(
+    broker: StubBroker, service: ClusterService, three_subjects: PetView
+) -> None:
+    run(broker, CLUSTER_EMBEDDING, **event())
+
+    (own,) = (cluster for cluster in service.clusters(PET).clusters if name(0, 0) in cluster.media)
+    assert set(own.media) == names(0, range(12)) | {name(0, 99)}
+
+
+def test_an_event_that_comes_twice_counts_once(broker: StubBroker, service: ClusterService) -> None:
+    run(broker, CLUSTER_EMBEDDING, **event())
+    run(broker, CLUSTER_EMBEDDING, **event(event_id="sent again"))
+
+    assert service.clusters(PET).noise == (name(0, 99),)
+
+
+@pytest.mark.parametrize(
+    ("actor", "kwargs", "field"),
+    [
+        (CLUSTER_EMBEDDING, event(pet_id=0), "pet_id"),
+        (CLUSTER_EMBEDDING, event(media_id=""), "media_id"),
+        (CLUSTER_EMBEDDING, event(embedding="not base64"), "embedding"),
+        (CLUSTER_EMBEDDING, event(colour="red"), "colour"),
+        (MERGE_CLUSTERS, {"pet_id": 42, "cluster_ids": [3]}, "cluster_ids"),
+        (SPLIT_CLUSTER, {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),
+        (UNDO_FEEDBACK, {"pet_id": 42}, "revision"),
+        (RECLUSTER_PET, {"pet_id": "42"}, "pet_id"),
+    ],
+)
+def test_a_bad_field_is_refused_at_once_and_never_tried_again(
+    broker: StubBroker, service: ClusterService, actor: str, kwargs: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        run(broker, actor, **kwargs)
+
+    assert refused.value.field == field
+    (letter,) = broker.dead_letters
+    assert "retries" not in letter.options
+    assert service.pets() == []
+
+
+def test_a_worker_goes_on_after_a_bad_message(broker: StubBroker, service: ClusterService) -> None:
+    broker.get_actor(CLUSTER_EMBEDDING).send(**event(dim="many"))
+    broker.get_actor(CLUSTER_EMBEDDING).send(**event())
+
+    broker.join(EMBEDDING_INGESTED, timeout=60_000, fail_fast=False)
+
+    assert [letter.kwargs["dim"] for letter in broker.dead_letters] == ["many"]
+    assert service.clusters(PET).n_media == 1
+
+
+@pytest.mark.parametrize("actor", QUEUE_OF)
+def test_positional_arguments_are_refused(broker: StubBroker, actor: str) -> None:
+    with pytest.raises(InvalidInput, match="args: positional arguments have no names; send keyword arguments"):
+        run(broker, actor, 42, **event() if actor == CLUSTER_EMBEDDING else {"pet_id": 42})
+
+
+@pytest.mark.parametrize(
+    ("actor", "kwargs", "refusal"),
+    [
+        (MERGE_CLUSTERS, {"cluster_ids": [1, 77]}, UnknownCluster),
+        (SPLIT_CLUSTER, {"cluster_id": 1, "media_ids": ["nobody's"]}, UnknownMedia),
+        (UNDO_FEEDBACK, {"revision": 7_777}, UnknownRevision),
+    ],
+)
+def test_what_the_domain_refuses_is_not_tried_again_either(
+    broker: StubBroker, three_subjects: PetView, actor: str, kwargs: dict[str, Any], refusal: type[InvalidInput]
+) -> None:
+    with pytest.raises(refusal):
+        run(broker, actor, pet_id=PET, **kwargs)
+
+    (letter,) = broker.dead_letters
+    assert "retries" not in letter.options
+
+
+def test_a_merge_a_split_and_an_undo_do_what_they_say(
+    broker: StubBroker, service: ClusterService, three_subjects: PetView
+) -> None:
+    def members() -> dict[int, int]:
+        return {int(cluster.id): cluster.size for cluster in service.clusters(PET).clusters}
+
+    third = next(cluster for cluster in three_subjects.clusters if cluster.id == 3)
+    run(broker, MERGE_CLUSTERS, pet_id=PET, cluster_ids=[1, 2], into=2, requested_by="anna")
+    merged, merge_revision = members(), service.clusters(PET).revision
+    run(broker, SPLIT_CLUSTER, pet_id=PET, cluster_id=3, media_ids=list(third.media[:4]))
+    split = members()
+    run(broker, UNDO_FEEDBACK, pet_id=PET, revision=merge_revision)
+    undone = members()
+
+    assert merged == {2: 24, 3: 12}
+    assert sorted(split.values()) == [4, 8, 24]
+    assert sorted(undone.values()) == [4, 8, 12, 12]
+    assert [(entry.kind, entry.by) for entry in service.history(PET, limit=3)] == [
+        ("undo", "unknown"),
+        ("split", "unknown"),
+        ("merge", "anna"),
+    ]
+
+
+def test_a_correction_is_known_by_the_id_of_its_message(
+    broker: StubBroker, store: MemoryPetStore, three_subjects: PetView
+) -> None:
+    message = run(broker, MERGE_CLUSTERS, pet_id=PET, cluster_ids=[1, 2])
+    revision = store.load(PET).revision
+
+    broker.enqueue(message)  # as after a worker that died before the acknowledgement
+    finish(broker, MERGE_CLUSTERS)
+
+    assert [correction.operation_id for correction in store.load(PET).ledger] == [message.message_id]
+    assert store.load(PET).revision == revision
+
+
+def test_a_recluster_finds_the_clusters_and_notes_who_asked(broker: StubBroker, service: ClusterService) -> None:
+    for subject in range(2):
+        take(service, subject, range(12))
+    assert service.clusters(PET).n_noise == 24
+
+    run(broker, RECLUSTER_PET, pet_id=PET, requested_by="anna", reason="grew by 20%")
+
+    assert sorted(cluster.size for cluster in service.clusters(PET).clusters) == [12, 12]
+    assert [(entry.kind, entry.by) for entry in service.history(PET, limit=1)] == [("recluster", "anna")]
+
+
+def test_a_broker_that_does_not_tell_the_message_is_refused(service: ClusterService) -> None:
+    broker = StubBroker(middleware=[Retries(), TimeLimit()])
+
+    with pytest.raises(ValueError, match=r"add dramatiq\.middleware\.CurrentMessage to it"):
+        declare_actors(broker, service)
+
+    assert broker.actors == {}
+
+
+def test_a_correction_that_is_called_without_a_queue_is_refused(
+    broker: StubBroker, service: ClusterService, three_subjects: PetView
+) -> None:
+    with pytest.raises(RuntimeError, match="without a queue, call ClusterService"):
+        broker.get_actor(MERGE_CLUSTERS)(pet_id=PET, cluster_ids=[1, 2])
+
+    assert service.clusters(PET).revision == three_subjects.revision
