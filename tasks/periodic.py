@@ -20,7 +20,7 @@ from typing import Any, Final
 import dramatiq
 import redis
 from dramatiq.errors import BrokerError
-from dramatiq.middleware import CurrentMessage
+from dramatiq.middleware import CurrentMessage, TimeLimitExceeded
 from periodiq import cron
 
 from tasks.backlog import BacklogSampler
@@ -74,9 +74,9 @@ def _declare(
                 # first of all, so that a sample that fails does not take the rest of the minute with it
                 _enqueue_rest_of_minute(actor, scheduled_at, clock())
             sample()
-        except (BrokerError, redis.RedisError) as error:
+        except (BrokerError, redis.RedisError, TimeLimitExceeded):
             # no failure of the job: a dead letter per sample would tell on-call nothing that the gauges' age does not
-            logger.warning("backlog not sampled, the next sample is due in %d s: %s", STEP.seconds, error)
+            logger.warning("backlog not sampled", extra={"actor": actor_name}, exc_info=True)
 
     actor = dramatiq.actor(
         actor_name=actor_name,
@@ -110,4 +110,3 @@ def rest_of_minute(scheduled_at: datetime, now: datetime) -> Sequence[datetime]:
     slots = [start + n * STEP for n in range(1, MINUTE // STEP)]
     # ahead of its own time too: where the clock of this worker is late, a follow-up would else enqueue itself
     return [due for due in slots if due > max(scheduled_at, now)]
-
