@@ -15,6 +15,7 @@ from sploot_cluster.settings import ClusterSettings
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 MODELS: Final = "SPLOOT_MODELS"  # the short name of SPLOOT_CLUSTERING_MODELS, and the stronger one
+LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 ROLES: Final = ("producer", "operator", "viewer")
 
 
@@ -71,6 +72,9 @@ class Settings:
         default="",
         is_secret=True,
     )
+    log_level: str = _setting(
+        "SPLOOT_LOG_LEVEL", "the least that is logged: DEBUG, INFO, WARNING or ERROR", default="INFO"
+    )
     clustering: ClusterSettings = field(default_factory=ClusterSettings, metadata={"variable": f"{CLUSTERING}*"})
 
     def __post_init__(self) -> None:
@@ -83,6 +87,8 @@ class Settings:
             if not host or any(character.isspace() for character in host):
                 raise SettingInvalid(variable, f"{host!r} is no host", "set a name or an address, such as 127.0.0.1")
         _check_tokens(self.api_tokens)
+        if self.log_level not in LOG_LEVELS:
+            raise SettingInvalid("SPLOOT_LOG_LEVEL", f"{self.log_level!r} is no level", f"set {', '.join(LOG_LEVELS)}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:

@@ -1,0 +1,103 @@
+"""The actors: unpack the message, one call to the service, note what was done.
+
+Broker and service are handed in, so a test declares the same actors on another broker with a store in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import dramatiq
+from dramatiq.middleware import CurrentMessage
+
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.models import Assigned, ClusterId, Corrected, MediaId, PetId, Reclustered
+from sploot_cluster.service import ClusterService
+from tasks.contracts import Contract, EmbeddingIngested, MergeClusters, ReclusterPet, SplitCluster, UndoFeedback
+from tasks.job_facts import current_job
+from tasks.jobs import answer
+from tasks.retry_policy import POLICIES
+
+C = TypeVar("C", bound=Contract)
+
+
+def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
+    """Declare ``cluster_embedding``, ``merge_clusters``, ``split_cluster``, ``undo_feedback`` and ``recluster_pet``.
+
+    Raises:
+        ValueError: the broker lacks Dramatiq's ``CurrentMessage``, by which a correction knows its operation.
+    """
+    if not any(isinstance(middleware, CurrentMessage) for middleware in broker.middleware):
+        raise ValueError("the broker has no CurrentMessage middleware; add dramatiq.middleware.CurrentMessage to it")
+
+    @_actor_for(EmbeddingIngested, broker)
+    def cluster_embedding(event: EmbeddingIngested) -> Assigned:
+        assigned = service.assign(
+            PetId(event.pet_id), MediaId(event.media_id), model=event.model, vector=event.vector()
+        )
+        current_job().backend = assigned.backend
+        return assigned
+
+    @_actor_for(MergeClusters, broker)
+    def merge_clusters(task: MergeClusters) -> Corrected:
+        return service.merge(
+            PetId(task.pet_id),
+            [ClusterId(cluster) for cluster in task.cluster_ids],
+            into=None if task.into is None else ClusterId(task.into),
+            operation_id=_message_id(),
+            by=task.requested_by,
+        )
+
+    @_actor_for(SplitCluster, broker)
+    def split_cluster(task: SplitCluster) -> Corrected:
+        return service.split(
+            PetId(task.pet_id),
+            ClusterId(task.cluster_id),
+            [MediaId(media) for media in task.media_ids],
+            operation_id=_message_id(),
+            by=task.requested_by,
+        )
+
+    @_actor_for(UndoFeedback, broker)
+    def undo_feedback(task: UndoFeedback) -> Corrected:
+        return service.undo(PetId(task.pet_id), task.revision, operation_id=_message_id(), by=task.requested_by)
+
+    @_actor_for(ReclusterPet, broker)
+    def recluster_pet(task: ReclusterPet) -> Reclustered:
+        reclustered = service.recluster(PetId(task.pet_id), by=task.requested_by)
+        current_job().backend = reclustered.backend
+        current_job().noise_count = reclustered.n_noise
+        return reclustered
+
+
+def _actor_for(
+    contract: type[C], broker: dramatiq.Broker
+) -> Callable[[Callable[[C], Assigned | Corrected | Reclustered]], None]:
+    """Declare a function of a checked message as the contract's actor, with the retries that the table says."""
+
+    def declare(run: Callable[[C], Assigned | Corrected | Reclustered]) -> None:
+        def unpack_and_run(*positional: Any, **kwargs: Any) -> None:
+            if positional:
+                raise InvalidInput("args", "positional arguments have no names", "send keyword arguments")
+            message = contract.from_kwargs(kwargs)
+            current_job().pet_id = message.pet_id
+            answer(asdict(run(message)))
+
+        dramatiq.actor(
+            actor_name=contract.actor_name,
+            queue_name=contract.queue_name,
+            broker=broker,
+            **POLICIES[contract.actor_name].actor_options(),
+        )(unpack_and_run)
+
+    return declare
+
+
+def _message_id() -> str:
+    """The id of the running message: a repeated delivery is the same operation."""
+    message = CurrentMessage.get_current_message()
+    if message is None:
+        raise RuntimeError("a correction runs as a message; without a queue, call ClusterService")
+    return message.message_id

@@ -1,0 +1,107 @@
+"""The only place where things are put together: Redis, queue, store, service, actors, HTTP application.
+
+Nothing here opens a connection: a worker can be imported while Redis is away, and waits for it then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import redis
+from dramatiq.middleware import (
+    AgeLimit,
+    Callbacks,
+    CurrentMessage,
+    Middleware,
+    Pipelines,
+    Retries,
+    ShutdownNotifications,
+    TimeLimit,
+)
+
+from broker import RedisStreamsBroker
+from tasks.client import ClusterTasks
+from tasks.contracts import GROUP, NAMESPACE
+from tasks.settings import Settings
+from tasks.wire import DECODERS
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from sploot_cluster import ClusterService
+
+CONNECT_TIMEOUT_S: Final = 5.0
+# The longest script is a commit of some hundred milliseconds; a server that is silent for longer is away.
+ANSWER_TIMEOUT_S: Final = 10.0
+
+
+def build_client(settings: Settings) -> redis.Redis:
+    """The connections of one process to Redis, shared by its threads. Answers are bytes."""
+    return redis.Redis.from_url(
+        settings.redis_url, socket_connect_timeout=CONNECT_TIMEOUT_S, socket_timeout=ANSWER_TIMEOUT_S
+    )
+
+
+def build_service(settings: Settings, client: redis.Redis) -> ClusterService:
+    """The use cases on Redis, which ask for reclusters through the queue."""
+    from sploot_cluster.redis_store import RedisPetStore
+    from sploot_cluster.service import ClusterService
+
+    return ClusterService(RedisPetStore(client), settings=settings.clustering, reclusters=ClusterTasks(client=client))
+
+
+def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Middleware]) -> RedisStreamsBroker:
+    """The broker; what else a process wants of it comes in ``middleware``."""
+    return RedisStreamsBroker(
+        client=client,
+        namespace=NAMESPACE,
+        group=GROUP,
+        lease_ms=settings.lease_ms,
+        max_deliveries=settings.max_deliveries,
+        decoders=DECODERS,
+        middleware=middleware,
+    )
+
+
+def build_worker(settings: Settings) -> RedisStreamsBroker:
+    """The broker of a worker and of the scheduler, with every actor declared."""
+    from periodiq import PeriodiqMiddleware
+
+    from tasks.actors import declare_actors
+    from tasks.backlog import BacklogSampler, NoiseWatch
+    from tasks.jobs import JobRecords, TrackJobs
+    from tasks.middleware import ExposeMetrics, LoadEngine, RecordJobs
+    from tasks.periodic import declare_periodic_actors
+
+    client = build_client(settings)
+    broker = build_broker(
+        settings,
+        client,
+        middleware=[
+            # Dramatiq's own, in Dramatiq's order
+            AgeLimit(),
+            TimeLimit(),
+            ShutdownNotifications(),
+            Callbacks(),
+            Pipelines(),
+            Retries(),
+            CurrentMessage(),
+            # a minute's slot that was missed is not made up for
+            PeriodiqMiddleware(skip_delay=30),
+            TrackJobs(JobRecords(client)),
+            RecordJobs(noise=NoiseWatch(client)),
+            ExposeMetrics(),
+            LoadEngine(),
+        ],
+    )
+    declare_actors(broker, build_service(settings, client))
+    declare_periodic_actors(broker, BacklogSampler(broker, client))
+    return broker
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """The HTTP API as an ASGI application, to serve or to mount in another one."""
+    from sploot_cluster.api import create_app
+
+    client = build_client(settings)
+    return create_app(service=build_service(settings, client), jobs=ClusterTasks(client=client))

@@ -1,0 +1,161 @@
+"""What scrapers and probes ask a worker pod: a process beside the workers answers, whatever they are busy with.
+
+Dramatiq's master starts it with the function that :class:`~tasks.middleware.ExposeMetrics` names. ``/metrics`` adds up
+the values of all worker processes and reads the samples of the queues from Redis; ``/healthz`` answers while the master
+lives; ``/readyz`` says whether Redis answers. A port that is taken is tried again for ever, and jobs go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final
+
+import redis
+
+from tasks.logs import configure_logging
+from tasks.metrics import share_values
+from tasks.settings import Settings
+
+logger = logging.getLogger("sploot-cluster.queue")
+
+# A scrape is given up after ten seconds, a probe after one; what is late is of no use to either.
+REDIS_TIMEOUT_S: Final = 0.8
+RETRY_S: Final = 5.0
+POLL_S: Final = 1.0
+
+Exposition = Callable[[str], tuple[bytes, str]]
+
+
+def serve_metrics() -> int:
+    """Answer until the master is gone or wants to stop; what Dramatiq runs in a process of its own.
+
+    The first SIGTERM comes when workers begin to drain: it is left for the master's second one, so that the metrics of
+    the last jobs can be scraped. SIGHUP, a reload, ends it at once: the port is for the next one.
+    """
+    values = share_values()
+    settings = Settings.from_env(os.environ)
+    configure_logging(settings.log_level)
+    master = os.getppid()
+    seen = threading.Event()
+
+    def on_term(signum: int, frame: object) -> None:
+        if seen.is_set():
+            raise SystemExit(0)
+        seen.set()
+
+    signal.signal(signal.SIGTERM, on_term)
+    client = _client(settings)
+    exposition = expose(client, with_jobs=True)
+    with _listen(settings, exposition, client) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
+        thread.start()
+        try:
+            while os.getppid() == master:
+                time.sleep(POLL_S)
+        finally:
+            server.shutdown()
+            if values is not None:
+                shutil.rmtree(values, ignore_errors=True)
+    return 0
+
+
+def expose(client: redis.Redis, *, with_jobs: bool) -> Exposition:
+    """Makes ``/metrics``: the body and its media type, for what a scraper's ``Accept`` header says.
+
+    Args:
+        with_jobs: whether to add up what the workers of this master counted; other processes have only the samples.
+    """
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    from tasks.backlog import BacklogCollector
+
+    def exposition(accept: str) -> tuple[bytes, str]:
+        registry = CollectorRegistry()
+        registry.register(BacklogCollector(client))
+        if with_jobs:
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
+        encode, media_type = choose_encoder(accept)
+        return encode(registry), media_type
+
+    return exposition
+
+
+def is_ready(client: redis.Redis) -> str | None:
+    """Why jobs cannot run now; None when they can."""
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        return f"Redis does not answer: {error}"
+    return None
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], exposition: Exposition, client: redis.Redis) -> None:
+        self.exposition, self.client = exposition, client
+        super().__init__(address, _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 10  # of a client that connects and says nothing
+
+    def do_GET(self) -> None:
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                body, media_type = self.server.exposition(self.headers.get("Accept", ""))
+                self._answer(200, body, media_type)
+            case "/healthz":
+                self._json(200, {"status": "ok"})
+            case "/readyz":
+                problem = is_ready(self.server.client)
+                self._json(503 if problem else 200, {"status": problem or "ok"})
+            case _:
+                self._json(404, {"status": "not found; there are /metrics, /healthz and /readyz"})
+
+    def _json(self, status: int, body: Mapping[str, str]) -> None:
+        self._answer(status, json.dumps(body).encode(), "application/json")
+
+    def _answer(self, status: int, body: bytes, media_type: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is http.server's
+        logger.debug("scraped", extra={"request": format % args})
+
+
+def _client(settings: Settings) -> redis.Redis:
+    return redis.Redis.from_url(
+        settings.redis_url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S, retry=None
+    )
+
+
+def _listen(settings: Settings, exposition: Exposition, client: redis.Redis) -> _Server:
+    address = settings.metrics_host, settings.metrics_port
+    while True:
+        try:
+            server = _Server(address, exposition, client)
+        except OSError as error:
+            logger.error(
+                "metrics address cannot be used: %s; set WORKER_METRICS_PORT to a free port, jobs go on meanwhile",
+                error,
+                extra={"host": address[0], "port": address[1], "retry_s": RETRY_S},
+            )
+            time.sleep(RETRY_S)
+        else:
+            logger.info("metrics are served", extra={"host": address[0], "port": server.server_address[1]})
+            return server

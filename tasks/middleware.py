@@ -1,0 +1,164 @@
+"""What is told of every job: its counters, and the one log line that ends each attempt."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import dramatiq
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.middleware import TimeLimitExceeded
+
+from broker import DeadLetter
+from sploot_cluster.errors import InvalidInput
+from tasks.contracts import RECLUSTER_PET
+from tasks.exposition import serve_metrics
+from tasks.job_facts import NO_BACKEND, JobFacts, close_job, open_job
+from tasks.metrics import OPERATIONS, UNCOUNTED_QUEUES, JobMetrics, Outcome, job_metrics
+
+logger = logging.getLogger("sploot-cluster.queue")
+
+# Of a message that no actor ever saw, so that no attempt was counted.
+NEVER_RAN: Final = frozenset({"undecodable", "wrong-queue", "unknown-actor", "oversize"})
+
+
+class NoiseNotes(Protocol):
+    """Where the noise of reclusters is noted, such as ``NoiseWatch``."""
+
+    def note(self, n_noise: int) -> object: ...
+
+
+class RecordJobs(dramatiq.Middleware):
+    """Counts every attempt and writes its log line. Nothing that fails in here touches the job.
+
+    Args:
+        metrics: where to count; those of this process by default.
+        clock: seconds since the epoch, for how long a job waited.
+    """
+
+    def __init__(
+        self, *, noise: NoiseNotes, metrics: JobMetrics | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._noise, self._clock = noise, clock
+        self._metrics = metrics or job_metrics()
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        open_job()
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        facts = close_job()
+        if facts is None:
+            return
+        duration_s = time.perf_counter() - facts.started_s
+        outcome = outcome_of(exception)
+        self._log(message, facts, outcome, duration_s, exception)
+        if message.queue_name in UNCOUNTED_QUEUES:
+            return
+        self._metrics.jobs.labels(outcome, facts.backend).inc()
+        self._metrics.durations.labels(facts.backend).observe(duration_s)
+        if operation := OPERATIONS.get(message.actor_name):
+            self._metrics.feedback.labels(operation, outcome).inc()
+        if message.actor_name == RECLUSTER_PET and facts.noise_count is not None:
+            self._note_noise(facts.noise_count)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        close_job()
+
+    def after_enqueue(self, broker: Broker, message: dramatiq.Message[Any], delay: int | None) -> None:
+        if message.options.get("retries"):
+            self._metrics.retries.labels(message.actor_name).inc()
+
+    def after_dead_letter(self, broker: Broker, letter: DeadLetter) -> None:
+        """A message that no actor saw is an invalid job; one whose workers died each time is an error."""
+        if letter.reason in NEVER_RAN:
+            self._metrics.jobs.labels("invalid", NO_BACKEND).inc()
+        elif letter.reason == "delivery-limit":
+            self._metrics.jobs.labels("error", NO_BACKEND).inc()
+        logger.warning(
+            "dead letter",
+            extra={
+                "queue": letter.queue_name,
+                "letter_id": letter.id,
+                "reason": letter.reason,
+                "actor": letter.actor_name,
+                "message_id": letter.message_id,
+                "field": letter.field,
+                "error": letter.error,
+                "mend": letter.mend,
+                "deliveries": letter.deliveries,
+            },
+        )
+
+    def _log(
+        self,
+        message: MessageProxy,
+        facts: JobFacts,
+        outcome: Outcome,
+        duration_s: float,
+        exception: BaseException | None,
+    ) -> None:
+        age_ms = 1000 * self._clock() - message.message_timestamp
+        told = {
+            "pet_id": facts.pet_id,
+            "message_id": message.message_id,
+            "actor": message.actor_name,
+            "attempt": message.options.get("retries", 0) + (exception is None),
+            "backend_used": facts.backend,
+            "outcome": outcome,
+            "duration_ms": round(1000 * duration_s, 1),
+            "queue_ms": round(max(0.0, age_ms - 1000 * duration_s), 1),
+            "age_ms": round(age_ms, 1),
+            "trace_id": _trace_id(message),
+        }
+        if exception is None:
+            level = logging.DEBUG if message.queue_name in UNCOUNTED_QUEUES else logging.INFO
+            logger.log(level, "job done", extra=told)
+        else:
+            told["error"] = f"{type(exception).__name__}: {exception}"
+            logger.warning("job failed", extra=told, exc_info=exception if outcome == "error" else None)
+
+    def _note_noise(self, n_noise: int) -> None:
+        try:
+            self._noise.note(n_noise)
+        except Exception:
+            logger.warning("noise of a recluster not noted", exc_info=True)
+
+
+class ExposeMetrics(dramatiq.Middleware):
+    """Has the master of the workers start a process that answers ``/metrics``, ``/healthz`` and ``/readyz``."""
+
+    @property
+    def forks(self) -> list[Callable[[], int]]:
+        return [serve_metrics]
+
+
+class LoadEngine(dramatiq.Middleware):
+    """Loads what computes when a worker process boots, so that no job waits a second for it."""
+
+    def after_process_boot(self, broker: Broker) -> None:
+        import sploot_cluster.density
+        import sploot_cluster.neighbours  # noqa: F401
+
+
+def outcome_of(exception: BaseException | None) -> Outcome:
+    """How an attempt ended, in one word."""
+    match exception:
+        case None:
+            return "success"
+        case InvalidInput():
+            return "invalid"
+        case TimeLimitExceeded():
+            return "timeout"
+        case _:
+            return "error"
+
+
+def _trace_id(message: MessageProxy) -> str | None:
+    """The second part of a W3C ``traceparent``, where the producer sent one."""
+    traceparent = message.kwargs.get("traceparent") or message.options.get("traceparent")
+    parts = traceparent.split("-") if isinstance(traceparent, str) else []
+    return parts[1] if len(parts) >= 4 else None
