@@ -1,0 +1,161 @@
+"""What callers get, besides problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, Field
+
+from sploot_cluster.api.problems import FieldProblem
+from sploot_cluster.jobs import JobRef, JobState, JobStatus
+from sploot_cluster.models import ChangeKind, ClusterView, HistoryEntry, PetId, PetView
+
+
+class JobAccepted(BaseModel):
+    """A job will run; `Location` says where to ask for it."""
+
+    job_id: str
+    coalesced: bool = Field(description="It was waiting already, and this request added nothing.")
+    position: int | None = Field(
+        description="Jobs that waited in its queue when it was enqueued, itself included; null where nobody counted."
+    )
+
+    @classmethod
+    def of(cls, job: JobRef) -> Self:
+        return cls(job_id=job.job_id, coalesced=job.coalesced, position=job.position)
+
+
+class EmbeddingOutcome(BaseModel):
+    """What became of one entry of a list: a job, or errors."""
+
+    index: int = Field(description="Its position in the list, from 0.")
+    job: JobAccepted | None = None
+    errors: list[FieldProblem] = []
+
+
+class EmbeddingOutcomes(BaseModel):
+    """What became of a list, entry by entry, in its order."""
+
+    accepted: int
+    refused: int
+    items: list[EmbeddingOutcome]
+
+
+class Cluster(BaseModel):
+    cluster_id: int
+    size: int
+    media_ids: Sequence[str] = Field(description="In the order of their arrival.")
+    standings: Mapping[str, int] = Field(
+        description="How many of them came to it in which way: core, arrived, absorbed, corrected."
+    )
+    threshold: float = Field(description="The mean top-3 cosine similarity that an arrival must reach.")
+    since: int = Field(description="The revision at which the id was given out.")
+
+    @classmethod
+    def of(cls, view: ClusterView) -> Self:
+        return cls(
+            cluster_id=view.id,
+            size=view.size,
+            media_ids=view.media,
+            standings={standing.name.lower(): count for standing, count in view.standings.items()},
+            threshold=view.threshold,
+            since=view.since,
+        )
+
+
+class PetClusters(BaseModel):
+    """A pet at one revision; revision 0 is a pet that has nothing yet."""
+
+    pet_id: int
+    revision: int
+    model: str | None
+    dim: int | None
+    n_media: int
+    n_noise: int
+    clusters: list[Cluster] = Field(description="The largest first.")
+    noise: Sequence[str] = Field(description="Media in no cluster, in the order of their arrival.")
+    aliases: Mapping[str, int] = Field(description="Ids that were merged away, and the cluster they lead to.")
+
+    @classmethod
+    def of(cls, view: PetView) -> Self:
+        return cls(
+            pet_id=view.pet,
+            revision=view.revision,
+            model=view.model,
+            dim=view.dim,
+            n_media=view.n_media,
+            n_noise=view.n_noise,
+            clusters=[Cluster.of(cluster) for cluster in view.clusters],
+            noise=view.noise,
+            aliases={str(merged): into for merged, into in view.aliases.items()},
+        )
+
+
+class HistoryLine(BaseModel):
+    """A recluster or a correction."""
+
+    revision: int
+    kind: ChangeKind
+    at: datetime
+    by: str = Field(description="Who asked: a token's name, `loopback`, or `machine`.")
+    summary: Mapping[str, Any] = Field(description="What it did, in numbers.")
+
+
+class PetHistory(BaseModel):
+    """What happened to a pet besides plain arrivals, newest first."""
+
+    pet_id: int
+    entries: list[HistoryLine]
+
+    @classmethod
+    def of(cls, pet: PetId, entries: Sequence[HistoryEntry]) -> Self:
+        lines = [
+            HistoryLine(revision=entry.revision, kind=entry.kind, at=entry.at, by=entry.by, summary=entry.summary)
+            for entry in entries
+        ]
+        return cls(pet_id=pet, entries=lines)
+
+
+class Job(BaseModel):
+    """What is known of a job."""
+
+    job_id: str
+    state: JobState
+    because: str = Field(description="One sentence: why it waits, what it is doing, or how it ended.")
+    queue: str
+    actor: str
+    attempts: int = Field(description="How often it was started.")
+    pet_id: int | None
+    enqueued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    due_at: datetime | None = Field(description="When a job that is delayed or retrying runs.")
+    result: Mapping[str, Any] | None = Field(description="What it answered, once it succeeded.")
+
+    @classmethod
+    def of(cls, job: JobStatus) -> Self:
+        return cls(
+            job_id=job.job_id,
+            state=job.state,
+            because=job.because,
+            queue=job.queue,
+            actor=job.actor,
+            attempts=job.attempts,
+            pet_id=job.pet_id,
+            enqueued_at=job.enqueued_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            due_at=job.due_at,
+            result=job.result,
+        )
+
+
+class Alive(BaseModel):
+    status: str = "alive"
+
+
+class Ready(BaseModel):
+    status: str = "ready"
+    checks: list[str] = Field(description="What was looked at.")

@@ -1,0 +1,123 @@
+"""The application: its routers, put together from what is handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from fastapi import APIRouter, FastAPI
+
+from sploot_cluster.api import problems
+from sploot_cluster.api.clusters import clusters_router
+from sploot_cluster.api.door import Door
+from sploot_cluster.api.embeddings import embeddings_router
+from sploot_cluster.api.health import ReadinessReport, health_router
+from sploot_cluster.api.idempotency import IdempotencyStore, MemoryIdempotencyStore
+from sploot_cluster.api.jobs import PREFIX, jobs_router
+from sploot_cluster.api.loopback import LoopbackGuard
+from sploot_cluster.api.pets import PetReader, pets_router
+from sploot_cluster.api.tokens import Tokens
+from sploot_cluster.jobs import JobQueue
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+
+MAX_BATCH: Final = 1_000
+
+# 1,000 embeddings of 512 values take 2.8 MB as base64 and 11 MB as JSON numbers.
+MAX_EMBEDDINGS_BYTES: Final = 16 * 1024 * 1024
+
+_DESCRIPTION: Final = """
+Groups every pet's media into clusters, and keeps people's corrections for ever.
+
+Work is enqueued and answered 202 with a `Location` to ask what became of it; it may run more than once and takes effect
+once. Errors are `application/problem+json` (RFC 9457) and name the field and the mend. Send an `Idempotency-Key` with
+every POST that you may have to repeat.
+"""
+
+_TAGS: Final = [
+    {"name": "clusters", "description": "Ask for a recluster, or correct clusters."},
+    {"name": "embeddings", "description": "Hand in media that were embedded."},
+    {"name": "pets", "description": "Look at a pet."},
+    {"name": "jobs", "description": "Ask what became of a job."},
+    {"name": "health", "description": "For probes and scrapers."},
+]
+
+
+class _Api(FastAPI):
+    """FastAPI, whose document knows the one schema of all problems."""
+
+    def openapi(self) -> dict[str, Any]:
+        if not self.openapi_schema:
+            document = super().openapi()
+            template = "#/components/schemas/{model}"
+            schema = problems.Problem.model_json_schema(ref_template=template)
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas.update(schema.pop("$defs"))
+            schemas["Problem"] = schema
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def create_app(
+    *,
+    service: PetReader,
+    jobs: JobQueue,
+    tokens: Tokens | None = None,
+    idempotency: IdempotencyStore | None = None,
+    ready: Callable[[], ReadinessReport] | None = None,
+    metrics: Callable[[], tuple[bytes, str]] | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_embeddings_bytes: int = MAX_EMBEDDINGS_BYTES,
+    max_batch: int = MAX_BATCH,
+) -> FastAPI:
+    """The HTTP API as an ASGI application, to serve or to mount in another one.
+
+    Everything handed in may block; it is called in a thread pool.
+
+    Args:
+        service: where pets are read, e.g. ``ClusterService``.
+        jobs: where work goes, e.g. ``tasks.client.ClusterTasks``.
+        tokens: who may call. None, or empty: everybody on this machine, and nobody else, wherever it is mounted.
+        idempotency: remembers answers by ``Idempotency-Key``. None: this process's memory, which other processes and
+            the next start do not share; servers of more than one process want ``RedisIdempotencyStore``.
+        ready: looks at what requests need, for ``/readyz``.
+        metrics: makes the exposition and its media type, for ``/metrics``; without it there is no such address.
+        max_body_bytes: of a body; ``max_embeddings_bytes`` of one with embeddings, ``max_batch`` entries long at most.
+    """
+    tokens = tokens or Tokens()
+    app = _Api(
+        title="sploot-cluster",
+        version=_version(),
+        summary="Media clusters of pets, corrected by people",
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        # the pages that FastAPI would serve load scripts from elsewhere, which could then call this API
+        docs_url=None,
+        redoc_url=None,
+        # a redirect would turn a missing address into a second request, and show Host back
+        redirect_slashes=False,
+    )
+    problems.install(app)
+    if not tokens:
+        app.add_middleware(LoopbackGuard)
+
+    held = idempotency or MemoryIdempotencyStore()
+    door = Door(tokens, held, max_body_bytes)
+    wide_door = Door(tokens, held, max_embeddings_bytes)
+    internal = APIRouter(prefix=PREFIX)
+    internal.include_router(clusters_router(door, jobs))
+    internal.include_router(embeddings_router(wide_door, jobs, max_batch=max_batch))
+    internal.include_router(pets_router(door, service))
+    internal.include_router(jobs_router(door, jobs))
+    app.include_router(internal)
+    app.include_router(health_router(ready, metrics))
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("sploot-cluster")
+    except PackageNotFoundError:
+        # run from a checkout
+        return "0"

@@ -1,0 +1,144 @@
+"""What callers send. A field is of exactly its type: ``"42"``, ``4.2`` and ``true`` are no pet.
+
+What a value must be beyond that (which models are known, what an embedding may hold) is checked by the queue, at the
+door that all producers pass.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from sploot_cluster.api.problems import FieldProblem, InvalidFields, field_problems
+
+MAX_INT64: Final = 2**63 - 1
+MAX_CLUSTER_IDS: Final = 1_000
+MAX_MEDIA_IDS: Final = 10_000
+MAX_TEXT: Final = 256
+
+PetNumber = Annotated[int, Field(ge=1, le=MAX_INT64, description="The pet.", examples=[42])]
+ClusterNumber = Annotated[int, Field(ge=1, le=MAX_INT64, description="A cluster of the pet.", examples=[3])]
+MediaName = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, examples=["beach.jpg"])]
+
+
+def _leave_values(embedding: Any, _: object) -> Any:
+    """Only the outer form is looked at: the queue checks values, and knows how to name one without showing it."""
+    if not isinstance(embedding, (list, str)):
+        raise PydanticCustomError("embedding_type", "neither a list nor text")
+    return embedding
+
+
+class _Body(BaseModel):
+    """A JSON object with exactly these fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_in_our_words(cls, given: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
+        try:
+            return check(given)
+        except ValidationError as refused:
+            # not a ValueError, so that it leaves pydantic and FastAPI as it is
+            raise InvalidFields(_told(refused, cls)) from None
+
+
+def _told(refused: ValidationError, body: type[BaseModel]) -> list[FieldProblem]:
+    errors = refused.errors(include_url=False)
+    return field_problems(errors, known=body.model_fields)
+
+
+class Recluster(_Body):
+    """Find the pet's clusters anew. Corrections and ids are kept."""
+
+    pet_id: PetNumber
+    reason: Annotated[str, Field(max_length=MAX_TEXT, description="Why, for the job's status and the logs.")] = ""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42}]})
+
+
+class Merge(_Body):
+    """These clusters are one, for ever."""
+
+    pet_id: PetNumber
+    cluster_ids: Annotated[
+        list[ClusterNumber], Field(min_length=2, max_length=MAX_CLUSTER_IDS, description="At least two of the pet's.")
+    ]
+    into: Annotated[
+        int | None, Field(ge=1, le=MAX_INT64, description="Which of them the media end in; chosen for you if left out.")
+    ] = None
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "cluster_ids": [3, 7], "into": 3}]})
+
+
+class Split(_Body):
+    """These media of a cluster are another cluster, for ever."""
+
+    pet_id: PetNumber
+    cluster_id: ClusterNumber
+    media_ids: Annotated[
+        list[MediaName], Field(min_length=1, max_length=MAX_MEDIA_IDS, description="The media that leave the cluster.")
+    ]
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"pet_id": 42, "cluster_id": 3, "media_ids": ["beach.jpg", "sofa.jpg"]}]}
+    )
+
+
+class Undo(_Body):
+    """Take back the correction that made a revision. An undo can be undone too."""
+
+    pet_id: PetNumber
+    revision: Annotated[
+        int, Field(ge=1, le=MAX_INT64, description="Of a merge, split or undo in the pet's history.", examples=[17])
+    ]
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
+
+
+class Embedding(_Body):
+    """A medium was embedded. The same medium again changes nothing."""
+
+    pet_id: PetNumber
+    media_id: MediaName
+    model: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description="name@version of the embedding model.")]
+    embedding: Annotated[
+        list[float] | str,
+        WrapValidator(_leave_values),
+        Field(description="Finite numbers, not all zero; or base64 of float32, little-endian, with `encoding`."),
+    ]
+    encoding: Annotated[
+        str | None, Field(max_length=MAX_TEXT, description="Of text: base64-f32le.", examples=["base64-f32le"])
+    ] = None
+    event_id: Annotated[
+        str | None, Field(min_length=1, max_length=MAX_TEXT, description="Your name for this event; made if left out.")
+    ] = None
+    occurred_at: Annotated[
+        str | None, Field(max_length=MAX_TEXT, description="RFC 3339.", examples=["2026-01-31T12:00:00Z"])
+    ] = None
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"pet_id": 42, "media_id": "beach.jpg", "model": "clip@1", "embedding": [0.1, 0.2, 0.3]}]
+        }
+    )
+
+
+def _as_it_came(given: Any, _: object) -> Any:
+    return given
+
+
+# Documented as what it should be, and handed over as it came: every entry of a list is checked by itself.
+Embeddings = Annotated[
+    Embedding | Annotated[list[Embedding], Field(min_length=1)], WrapValidator(_as_it_came), Field(title="Embeddings")
+]

@@ -1,0 +1,229 @@
+"""The door: what every request passes before its endpoint sees it.
+
+In this order, so that a stranger costs nothing: who is it, may it do this, is it JSON, is it short enough, was it
+answered before. Only then is the body looked into.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from email.message import Message as Headers
+from hashlib import sha256
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Header, Request, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import Message
+
+from sploot_cluster.api import problems
+from sploot_cluster.api.idempotency import Answer, IdempotencyStore, KeyInProgress, KeyReused, Ticket
+from sploot_cluster.api.problems import Kind, Refusal
+from sploot_cluster.api.tokens import LOOPBACK, MAY_CALL, VARIABLE, Caller, Tokens
+from sploot_cluster.errors import InvalidInput, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+MAX_IDEMPOTENCY_KEY: Final = 255
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+# What a route that needs a role may answer, besides its own; and one that takes a body.
+READS: Final[tuple[Kind, ...]] = (
+    problems.UNAUTHENTICATED,
+    problems.FORBIDDEN,
+    problems.NOT_LOOPBACK,
+    problems.INVALID_INPUT,
+    problems.INTERNAL,
+    problems.STORE_UNAVAILABLE,
+)
+WRITES: Final[tuple[Kind, ...]] = (
+    problems.MALFORMED_JSON,
+    problems.UNAUTHENTICATED,
+    problems.FORBIDDEN,
+    problems.NOT_LOOPBACK,
+    problems.CROSS_SITE,
+    problems.KEY_IN_PROGRESS,
+    problems.BODY_TOO_LARGE,
+    problems.NOT_JSON,
+    problems.INVALID_INPUT,
+    problems.KEY_REUSED,
+    problems.INTERNAL,
+    problems.QUEUE_UNAVAILABLE,
+    problems.STORE_UNAVAILABLE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Who may come in, and with how much.
+
+    Attributes:
+        tokens: none of them lets everybody in as ``loopback``; ``LoopbackGuard`` keeps the others out then.
+        max_body_bytes: of a request's body.
+    """
+
+    tokens: Tokens
+    idempotency: IdempotencyStore
+    max_body_bytes: int
+
+    def route_class(self) -> type[APIRoute]:
+        """The ``route_class`` of a router whose routes have this door."""
+        door = self
+
+        class GuardedRoute(APIRoute):
+            def get_route_handler(self) -> Handler:
+                handle, operation = super().get_route_handler(), self.operation_id or ""
+                if operation not in MAY_CALL:
+                    raise LookupError(f"{self.path}: say in tokens.MAY_CALL who may call {operation}")
+                return lambda request: door.open(request, operation, handle)
+
+        return GuardedRoute
+
+    async def open(self, request: Request, operation: str, handle: Handler) -> Response:
+        """Let ``handle`` answer the request, if it may come in."""
+        caller = request.state.caller = self._admit(request, operation)
+        if request.method != "POST":
+            return await handle(request)
+        _refuse_unless_json(request)
+        body = await self._read(request)
+        request = Request(request.scope, _replay(body))
+        key = request.headers.get("idempotency-key")
+        if key is None:
+            return await handle(request)
+        return await self._once(request, _scoped(caller, operation, _checked(key)), body, handle)
+
+    def _admit(self, request: Request, operation: str) -> Caller:
+        if not self.tokens:
+            return LOOPBACK
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        caller = self.tokens.holder_of(secret.strip()) if scheme.lower() == "bearer" else None
+        if caller is None:
+            raise Refusal(
+                problems.UNAUTHENTICATED,
+                f"send 'Authorization: Bearer <secret>' with a secret of the server's {VARIABLE}",
+                headers={"WWW-Authenticate": 'Bearer realm="sploot-cluster"'},
+            )
+        if caller.role not in MAY_CALL[operation]:
+            roles = " or ".join(sorted(MAY_CALL[operation]))
+            detail = f"{caller.name} is a {caller.role}; {operation} needs a token of role {roles}"
+            raise Refusal(problems.FORBIDDEN, detail)
+        return caller
+
+    async def _read(self, request: Request) -> bytes:
+        """The body, of which no more than the limit is ever held."""
+        too_large = Refusal(
+            problems.BODY_TOO_LARGE,
+            f"the body is longer than {self.max_body_bytes} bytes; send it in parts",
+            # what is left of the body is not read, so the connection cannot be used again
+            headers={"Connection": "close"},
+        )
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) > self.max_body_bytes:
+            raise too_large
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self.max_body_bytes:
+                raise too_large
+        return bytes(body)
+
+    async def _once(self, request: Request, key: str, body: bytes, handle: Handler) -> Response:
+        """The answer of the first request with this key; ``handle``'s, if this is the first."""
+        # the address too: an application may be mounted twice
+        fingerprint = sha256(request.url.path.encode("utf-8", "surrogatepass") + b"\0" + body).hexdigest()
+        try:
+            begun = await run_in_threadpool(self.idempotency.begin, key, fingerprint)
+        except KeyInProgress:
+            detail = "the first request with this Idempotency-Key is not answered yet; ask again in a second"
+            raise Refusal(problems.KEY_IN_PROGRESS, detail, headers={"Retry-After": "1"}) from None
+        except KeyReused:
+            detail = "this Idempotency-Key came before with another body; use a new key for another request"
+            raise Refusal(problems.KEY_REUSED, detail) from None
+        if isinstance(begun, Answer):
+            return Response(begun.body, begun.status, headers={**begun.headers, "Idempotency-Replayed": "true"})
+        try:
+            response = await handle(request)
+        except Exception:
+            # not when cancelled: the endpoint's thread goes on, and may enqueue yet
+            await self._release(begun)
+            raise
+        await self._finish(begun, response)
+        return response
+
+    async def _release(self, ticket: Ticket) -> None:
+        try:
+            await run_in_threadpool(self.idempotency.release, ticket)
+        except StoreUnavailable as away:
+            # the answer to the request matters more; the key frees itself
+            logger.warning("idempotency key not released", extra={"problem": away.problem})
+
+    async def _finish(self, ticket: Ticket, response: Response) -> None:
+        headers = {name: response.headers[name] for name in ("content-type", "location") if name in response.headers}
+        answer = Answer(response.status_code, headers, bytes(response.body).decode())
+        try:
+            await run_in_threadpool(self.idempotency.finish, ticket, answer)
+        except StoreUnavailable as away:
+            # the job is enqueued: saying anything else would make the caller send it again
+            logger.warning("answer not kept for its idempotency key", extra={"problem": away.problem})
+
+
+def caller_of(request: Request) -> Caller:
+    """Dependency: who sent the request that came through the door."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+CallerOf = Annotated[Caller, Depends(caller_of)]
+
+
+def _describe_idempotency_key(
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="A request that is sent again with the same key and body within a day gets the first answer, "
+            "with `Idempotency-Replayed: true`. Keys are yours alone, and of one address.",
+            max_length=MAX_IDEMPOTENCY_KEY,
+            examples=["7f4f2f0e-2c9b-4a57-9a0e-3d5f0f0f9a11"],
+        ),
+    ] = None,
+) -> None:
+    """Puts the header into the OpenAPI document; the door has read it before."""
+
+
+BEARER: Final = Security(
+    HTTPBearer(auto_error=False, description=f"A secret of {VARIABLE}. Not needed on loopback while that is empty.")
+)
+IDEMPOTENCY_KEY: Final = Depends(_describe_idempotency_key)
+
+
+def _refuse_unless_json(request: Request) -> None:
+    # A browser sends other types across sites without asking, and this one never.
+    given = Headers()
+    given["content-type"] = request.headers.get("content-type", "")
+    if not request.headers.get("content-type") or given.get_content_type() != "application/json":
+        raise Refusal(problems.NOT_JSON, "send the body as 'Content-Type: application/json'")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refusal(problems.NOT_JSON, "send the body without Content-Encoding")
+
+
+def _replay(body: bytes) -> Callable[[], Coroutine[Any, Any, Message]]:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def _checked(key: str) -> str:
+    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY or not key.isascii() or not key.isprintable():
+        mend = f"send 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters, such as a UUID"
+        raise InvalidInput("Idempotency-Key", "cannot be used", mend)
+    return key
+
+
+def _scoped(caller: Caller, operation: str, key: str) -> str:
+    return sha256("\0".join((caller.name, operation, key)).encode()).hexdigest()

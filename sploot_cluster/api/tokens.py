@@ -1,0 +1,139 @@
+"""Who may call what: bearer tokens with a name and a role, and the one table of what a role may do.
+
+Tokens come from ``SPLOOT_API_TOKENS``, ``name:role:secret`` each, separated by commas or newlines. To change a secret,
+configure a second token beside the old one, move the callers, and take the old one away.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Self
+
+from sploot_cluster.errors import InvalidInput
+
+VARIABLE: Final = "SPLOOT_API_TOKENS"
+
+# 16 random hex characters are 64 bits, beyond guessing over a network; the mend suggests four times as many.
+MIN_SECRET: Final = 16
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SECRET: Final = re.compile(r"[!-~]*")  # what a header can carry: visible ASCII
+
+
+class Role(StrEnum):
+    """What a caller is."""
+
+    VIEWER = "viewer"  # looks at pets and jobs
+    PRODUCER = "producer"  # a service: enqueues, and looks
+    OPERATOR = "operator"  # a person on call: everything
+
+
+_ANYONE: Final = frozenset(Role)
+_WRITERS: Final = frozenset({Role.PRODUCER, Role.OPERATOR})
+
+# Operation id -> who may call it. What is not named here needs no token: health, readiness, metrics and the OpenAPI
+# document tell nothing of pets, and probes and scrapers have no secrets.
+MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
+    "recluster": _WRITERS,
+    "merge_clusters": _WRITERS,
+    "split_cluster": _WRITERS,
+    "undo_feedback": _WRITERS,
+    "ingest_embeddings": _WRITERS,
+    "get_clusters": _ANYONE,
+    "get_history": _ANYONE,
+    "get_job": _ANYONE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request; the name is kept in the history of what it asked for."""
+
+    name: str
+    role: Role
+
+
+# Who calls while no tokens are configured: somebody on this machine.
+LOOPBACK: Final = Caller("loopback", Role.OPERATOR)
+
+# Names that the history gives to others.
+_TAKEN: Final = frozenset({LOOPBACK.name, "machine", "unknown"})
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One caller and its secret, which is never shown."""
+
+    name: str
+    role: Role
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens that are configured; none means that only this machine is served."""
+
+    all: Sequence[Token] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.all)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The tokens of ``name:role:secret`` entries separated by commas or newlines; none for an empty text.
+
+        Raises:
+            InvalidInput: names the entry by its position, and by its name where it has one; never its secret.
+        """
+        entries = [entry.strip() for entry in re.split(r"[,\n]", text)]
+        tokens: list[Token] = []
+        for position, entry in enumerate(filter(None, entries), start=1):
+            token = _parse(position, entry)
+            _refuse_duplicate(position, token, tokens)
+            tokens.append(token)
+        return cls(tuple(tokens))
+
+    def holder_of(self, secret: str) -> Caller | None:
+        """Whose secret this is. Takes as long whether it is the first, the last or nobody's."""
+        sent, holder = secret.encode("utf-8", "surrogateescape"), None
+        for token in self.all:
+            if hmac.compare_digest(token.secret.encode(), sent):
+                holder = Caller(token.name, token.role)
+        return holder
+
+
+def _parse(position: int, entry: str) -> Token:
+    parts = entry.split(":", 2)
+    # nothing of an entry is shown before its parts are known to be where they belong: it may be the bare secret
+    if len(parts) != 3 or not _NAME.fullmatch(parts[0]):
+        raise _unusable(f"entry {position}", "is not name:role:secret", "write e.g. auth:producer:<secret>")
+    name, role, secret = parts
+    entry_name = f"entry {position} ({name})"
+    if name in _TAKEN:
+        raise _unusable(entry_name, "has a name that the history gives to others", "choose another name")
+    if role not in list(Role):
+        raise _unusable(entry_name, "has an unknown role", f"write one of: {', '.join(Role)}")
+    if not _SECRET.fullmatch(secret):
+        raise _unusable(entry_name, "has a secret that a header cannot carry", "use visible ASCII characters")
+    if len(secret) < MIN_SECRET:
+        mend = f"use at least {MIN_SECRET} random ones: openssl rand -hex 32"
+        raise _unusable(entry_name, f"has a secret of {len(secret)} characters", mend)
+    return Token(name, Role(role), secret)
+
+
+def _refuse_duplicate(position: int, token: Token, others: Sequence[Token]) -> None:
+    for at, other in enumerate(others, start=1):
+        if other.name == token.name:
+            mend = "give every token its own name, e.g. auth-1 and auth-2 while a secret is being changed"
+            raise _unusable(f"entry {position} ({token.name})", f"has the name of entry {at}", mend)
+        if hmac.compare_digest(other.secret, token.secret):
+            mend = "give every token its own secret, so that one can be taken away alone"
+            raise _unusable(f"entry {position} ({token.name})", f"has the secret of entry {at} ({other.name})", mend)
+
+
+def _unusable(entry: str, problem: str, mend: str) -> InvalidInput:
+    return InvalidInput(VARIABLE, f"{entry} {problem}", mend)
