@@ -100,8 +100,32 @@ def build_worker(settings: Settings) -> RedisStreamsBroker:
 
 
 def build_app(settings: Settings) -> FastAPI:
-    """The HTTP API as an ASGI application, to serve or to mount in another one."""
-    from sploot_cluster.api import create_app
+    """The HTTP API as an ASGI application, to serve or to mount in another one.
+
+    Raises:
+        InvalidInput: ``SPLOOT_API_TOKENS`` cannot be used.
+    """
+    from sploot_cluster.api import (
+        ReadinessCheck,
+        ReadinessReport,
+        RedisIdempotencyStore,
+        Tokens,
+        create_app,
+    )
+    from tasks.exposition import expose, why_not_ready
 
     client = build_client(settings)
-    return create_app(service=build_service(settings, client), jobs=ClusterTasks(client=client))
+    exposition = expose(client, with_jobs=False)
+
+    def ready() -> ReadinessReport:
+        mend = "check that the Redis at REDIS_URL is up and takes connections"
+        return ReadinessReport([ReadinessCheck("redis", why_not_ready(client), mend)])
+
+    return create_app(
+        service=build_service(settings, client),
+        jobs=ClusterTasks(client=client),
+        tokens=Tokens.parse(settings.api_tokens),
+        idempotency=RedisIdempotencyStore(client),
+        ready=ready,
+        metrics=lambda: exposition(""),
+    )

@@ -90,7 +90,7 @@ def expose(client: redis.Redis, *, with_jobs: bool) -> Exposition:
     return exposition
 
 
-def is_ready(client: redis.Redis) -> str | None:
+def why_not_ready(client: redis.Redis) -> str | None:
     """Why jobs cannot run now; None when they can."""
     try:
         client.ping()
@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "/healthz":
                 self._json(200, {"status": "ok"})
             case "/readyz":
-                problem = is_ready(self.server.client)
+                problem = why_not_ready(self.server.client)
                 self._json(503 if problem else 200, {"status": problem or "ok"})
             case _:
                 self._json(404, {"status": "not found; there are /metrics, /healthz and /readyz"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.settings import SettingInvalid, Settings, is_loopback, masked
+from tasks.settings import SettingInvalid, Settings, masked
 
 
 def test_an_empty_environment_gives_the_documented_defaults() -> None:
@@ -53,9 +53,6 @@ def test_variables_are_read() -> None:
         ("SPLOOT_HTTP_HOST", "my host"),
         ("SPLOOT_MODELS", "clip@1"),
         ("SPLOOT_MODELS", "clip@1=0"),
-        ("SPLOOT_API_TOKENS", "auth"),
-        ("SPLOOT_API_TOKENS", "auth:king:correct-horse"),
-        ("SPLOOT_API_TOKENS", "auth:producer:short"),
         ("SPLOOT_CLUSTERING_GROWTH_RATIO", "much"),
         ("SPLOOT_CLUSTERING_GROWTH_RATIO", "-1"),
         ("SPLOOT_CLUSTERING_COLOUR", "red"),
@@ -78,11 +75,8 @@ def test_no_error_and_no_listing_shows_a_secret() -> None:
     shown = {row["variable"]: row["value"] for row in settings.table()}
 
     assert shown["REDIS_URL"] == "redis://user:***@redis/0"
-    assert shown["SPLOOT_API_TOKENS"] == "a:viewer:***,b:operator:***"
+    assert shown["SPLOOT_API_TOKENS"] == "***,***"
     assert "hunter22" not in repr(settings)
-    with pytest.raises(SettingInvalid) as refused:
-        Settings.from_env({"SPLOOT_API_TOKENS": "hunter22:viewer:a"})
-    assert "hunter22" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -104,21 +98,3 @@ def test_every_setting_is_listed_with_its_meaning() -> None:
     assert {"REDIS_URL", "SPLOOT_MODELS", "SPLOOT_CLUSTERING_GROWTH_RATIO"} <= {row["variable"] for row in rows}
     assert [row["variable"] for row in rows if not row["meaning"]] == []
     assert all(row["value"] == row["default"] for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("127.1.2.3", True),
-        ("::1", True),
-        ("[::1]", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("10.0.0.1", False),
-        ("example.org", False),
-    ],
-)
-def test_loopback_is_recognised(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
