@@ -80,7 +80,11 @@ class Door:
                 handle, operation = super().get_route_handler(), self.operation_id or ""
                 if operation not in MAY_CALL:
                     raise LookupError(f"{self.path}: say in tokens.MAY_CALL who may call {operation}")
-                return lambda request: door.open(request, operation, handle)
+
+                async def guarded(request: Request) -> Response:
+                    return await door.open(request, operation, handle)
+
+                return guarded
 
         return GuardedRoute
 

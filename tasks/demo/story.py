@@ -34,6 +34,7 @@ EVENTS_PER_S: Final = (
 )
 KILL_AT, POISON_AT = 0.35, 0.6  # parts of the ingest
 POISON_ID: Final = "poisoned-picture.png"
+FREEZE_S: Final = 0.3  # what a process had sent before it was frozen has reached Redis by then
 PATIENCE_S: Final = 60.0  # for any one thing to happen on a loaded machine; none takes more than a few seconds
 
 
@@ -178,6 +179,7 @@ class Story:
                 if self._run(self.api.merge(album.pet_id, list(pair), into=pair[0])):
                     self.seen.merges.append(Merged(album.pet_id, pair[0], before))
                 clusters = self.api.clusters(album.pet_id)
+                clusters.pop(pair[0], None)  # a newer split would override the merge, and rightly so
             if mixed := _strangers(clusters, truth):
                 cluster, strangers = mixed
                 rest = frozenset(clusters[cluster]) - strangers
@@ -252,6 +254,7 @@ class Story:
                 continue
             pid = int(busiest.name.split(":")[1])
             os.kill(pid, signal.SIGSTOP)
+            time.sleep(FREEZE_S)
             held = {consumer.name: consumer.pending for consumer in self.broker.stats(EMBEDDING_INGESTED).consumers}
             if held.get(busiest.name):
                 return busiest.name, pid, held[busiest.name]
