@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import redis
-from dramatiq.errors import ConnectionError as BrokerConnectionError
+from dramatiq.errors import BrokerConnectionError
 
 from sploot_cluster.errors import ClusterError, InvalidInput, StoreUnavailable
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
@@ -111,14 +111,14 @@ def worker(
         raise InvalidInput("--queue", f"{', '.join(sorted(unknown))} is not known", f"choose of {', '.join(QUEUES)}")
     command = ["dramatiq", "tasks.worker", "--processes", str(processes), "--threads", str(threads)]
     command += ["--worker-shutdown-timeout", str(shutdown_timeout_ms)]
-    _become([*command, *(["--queues", *queue] if queue else [])])
+    _become([sys.executable, "-m", *command, *(["--queues", *queue] if queue else [])])
 
 
 @app.command()
 def scheduler() -> None:
     """Send the periodic jobs: the stock command `periodiq tasks.worker`. One is enough, two do no harm."""
     _settings()
-    _become(["periodiq", "tasks.worker"])
+    _become([sys.executable, "-c", "import periodiq; periodiq.entrypoint()", "tasks.worker"])
 
 
 @app.command()
@@ -357,7 +357,7 @@ def _login() -> str:
 def _become(command: Sequence[str]) -> NoReturn:
     # exec, so that signals reach the command itself
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606  no shell is wanted
+    os.execv(command[0], list(command))  # noqa: S606  no shell is wanted
 
 
 def _fail(code: int, message: str) -> NoReturn:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,23 +34,15 @@ Exposition = Callable[[str], tuple[bytes, str]]
 
 
 def serve_metrics() -> int:
-    """Answer until the master is gone or wants to stop; what Dramatiq runs in a process of its own.
+    """Answer until the master wants to stop, or is gone; what Dramatiq runs in a process of its own.
 
-    The first SIGTERM comes when workers begin to drain: it is left for the master's second one, so that the metrics of
-    the last jobs can be scraped. SIGHUP, a reload, ends it at once: the port is for the next one.
+    SIGTERM and SIGHUP end it at once, as Dramatiq has set them up: workers may drain for longer, but a master waits for
+    this process too, and after a reload the next one wants the port.
     """
     values = share_values()
     settings = Settings.from_env(os.environ)
     configure_logging(settings.log_level)
     master = os.getppid()
-    seen = threading.Event()
-
-    def on_term(signum: int, frame: object) -> None:
-        if seen.is_set():
-            raise SystemExit(0)
-        seen.set()
-
-    signal.signal(signal.SIGTERM, on_term)
     client = _client(settings)
     exposition = expose(client, with_jobs=True)
     with _listen(settings, exposition, client) as server:

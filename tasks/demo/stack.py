@@ -106,7 +106,9 @@ class Stack:
             self._pod(f"worker-{n}", worker, {**environ, "WORKER_METRICS_PORT": str(port)})
             for n, port in enumerate(ports[:2], start=1)
         )
-        self.scheduler = self._pod("scheduler", [*python, "periodiq", "tasks.worker"], environ)
+        # the script beside the interpreter: periodiq cannot be run with -m
+        periodiq = str(Path(sys.executable).with_name("periodiq"))
+        self.scheduler = self._pod("scheduler", [periodiq, "tasks.worker"], environ)
         self.server = self._pod("server", serve, environ)
         self._pods = (*self.workers, self.scheduler, self.server)
         self._stopping = threading.Event()

@@ -35,6 +35,7 @@ EVENTS_PER_S: Final = (
 KILL_AT, POISON_AT = 0.35, 0.6  # parts of the ingest
 POISON_ID: Final = "poisoned-picture.png"
 FREEZE_S: Final = 0.3  # what a process had sent before it was frozen has reached Redis by then
+OLDEST_SAMPLE_S: Final = 15.0  # what the periodic actors promise
 PATIENCE_S: Final = 60.0  # for any one thing to happen on a loaded machine; none takes more than a few seconds
 
 
@@ -336,14 +337,22 @@ class Story:
         from prometheus_client.parser import text_string_to_metric_families
 
         samples: Counter[str] = Counter()
+        sampled_at: list[float] = []
         for address in self.stack.metrics:
             for family in text_string_to_metric_families(self.api.get_text(address)):
                 for sample in family.samples:
                     if sample.name == "cluster_jobs_total":
                         samples[sample.labels["outcome"]] += int(sample.value)
+                    if sample.name == "media_cluster_backlog_sample_timestamp_seconds":
+                        sampled_at.append(sample.value)
                     samples[sample.name] += 1
+        age_s = time.time() - min(sampled_at, default=0)
         complete = samples["success"] > 0 and samples["invalid"] == 1 and samples["media_cluster_pending_jobs"] > 0
-        seen = f"success {samples['success']}, invalid {samples['invalid']} since the workers started"
+        complete = complete and age_s < OLDEST_SAMPLE_S
+        seen = (
+            f"success {samples['success']}, invalid {samples['invalid']} since the workers started; "
+            f"queues sampled {age_s:.0f} s ago"
+        )
         self.seen.promise("/metrics tells the story", complete, seen)
 
     def _check_queues(self) -> None:

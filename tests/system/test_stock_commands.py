@@ -33,7 +33,8 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 def running(command: list[str], *, redis_url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     environ = {**os.environ, "REDIS_URL": redis_url, "WORKER_METRICS_PORT": str(free_port()), "SPLOOT_LEASE_MS": "2000"}
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", *command], env=environ, stdout=output, stderr=output)
+        script = Path(sys.executable).with_name(command[0])
+        process = subprocess.Popen([script, *command[1:]], env=environ, stdout=output, stderr=output)
     try:
         yield process
     finally:
