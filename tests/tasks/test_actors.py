@@ -91,7 +91,7 @@ def run(broker: StubBroker, actor: str, *args: Any, **kwargs: Any) -> dramatiq.M
 
 
 def finish(broker: StubBroker, actor: str) -> None:
-    broker.join(QUEUE_OF[actor], timeout=60_000)
+    broker.join(QUEUE_OF[actor], timeout=20_000)
 
 
 def test_every_actor_has_its_queue_and_the_policy_of_its_name(broker: StubBroker) -> None:
@@ -158,7 +158,7 @@ def test_a_worker_goes_on_after_a_bad_message(broker: StubBroker, service: Clust
     broker.get_actor(CLUSTER_EMBEDDING).send(**event(dim="many"))
     broker.get_actor(CLUSTER_EMBEDDING).send(**event())
 
-    broker.join(EMBEDDING_INGESTED, timeout=60_000, fail_fast=False)
+    broker.join(EMBEDDING_INGESTED, timeout=20_000, fail_fast=False)
 
     assert [letter.kwargs["dim"] for letter in broker.dead_letters] == ["many"]
     assert service.clusters(PET).n_media == 1
