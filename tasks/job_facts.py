@@ -20,23 +20,23 @@ class JobFacts:
         pet_id: the pet it is about, once that is known.
         backend: what computed; ``none`` for a job that reached no engine.
         noise_count: media that a recluster left without a cluster.
+        attempt: which one it is, from 1.
         started_s: when it began, on the clock of ``time.perf_counter``.
     """
 
     pet_id: int | None = None
     backend: str = NO_BACKEND
     noise_count: int | None = None
+    attempt: int = 1
     started_s: float = field(default_factory=time.perf_counter)
 
 
 _current: ContextVar[JobFacts | None] = ContextVar("job_facts", default=None)
 
 
-def open_job() -> JobFacts:
+def open_job(attempt: int) -> None:
     """Begin the facts of the job that this thread is about to run."""
-    facts = JobFacts()
-    _current.set(facts)
-    return facts
+    _current.set(JobFacts(attempt=attempt))
 
 
 def current_job() -> JobFacts:

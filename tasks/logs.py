@@ -8,8 +8,8 @@ from typing import Final
 
 SERVICE: Final = "sploot-cluster"
 
-# What they say at INFO is about themselves; their warnings stay.
-_CHATTY: Final = ("faiss.loader", "httpx", "uvicorn.access")
+# What they say at INFO is about themselves, or about every sample of the queues; their warnings stay.
+_CHATTY: Final = ("faiss.loader", "httpx", "periodiq", "uvicorn.access")
 
 
 def configure_logging(level: str) -> None:

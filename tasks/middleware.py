@@ -45,7 +45,8 @@ class RecordJobs(dramatiq.Middleware):
         self._metrics = metrics or job_metrics()
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        open_job()
+        # counted now: once it failed, the Retries middleware may have counted it before us
+        open_job(message.options.get("retries", 0) + 1)
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
@@ -106,7 +107,7 @@ class RecordJobs(dramatiq.Middleware):
             "pet_id": facts.pet_id,
             "message_id": message.message_id,
             "actor": message.actor_name,
-            "attempt": message.options.get("retries", 0) + (exception is None),
+            "attempt": facts.attempt,
             "backend_used": facts.backend,
             "outcome": outcome,
             "duration_ms": round(1000 * duration_s, 1),

@@ -100,7 +100,8 @@ class Stack:
         }
         python = [sys.executable, "-m"]
         worker = [*python, "dramatiq", "tasks.worker", "--processes", "1", "--threads", "4"]
-        worker += ["--worker-shutdown-timeout", str(DRAIN_TIMEOUT_MS)]
+        # a worker that is killed while it boots would make its master wait for 30 s
+        worker += ["--worker-shutdown-timeout", str(DRAIN_TIMEOUT_MS), "--worker-fork-timeout", "5000"]
         serve = [*python, "tasks.cli", "serve", "--host", "127.0.0.1", "--port", str(ports[2])]
         self.workers = tuple(
             self._pod(f"worker-{n}", worker, {**environ, "WORKER_METRICS_PORT": str(port)})

@@ -1,0 +1,131 @@
+"""The names that dashboards and alerts rely on, and that every child of a metric is there from the start."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tasks.metrics import BACKENDS, OUTCOMES, JobMetrics, share_values
+from tasks.retry_policy import POLICIES
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    JobMetrics(registry)
+    return registry
+
+
+def test_names_types_and_labels_are_those_of_the_contract(registry: CollectorRegistry) -> None:
+    families = {family.name: family for family in registry.collect()}
+
+    assert {name: family.type for name, family in families.items()} == {
+        "cluster_jobs": "counter",
+        "cluster_job_duration_seconds": "histogram",
+        "cluster_feedback_operations": "counter",
+        "cluster_job_retries": "counter",
+        "cluster_backend_fallbacks": "counter",
+    }
+    labels = {name: set(family.samples[0].labels) - {"le"} for name, family in families.items()}
+    assert labels == {
+        "cluster_jobs": {"outcome", "backend"},
+        "cluster_job_duration_seconds": {"backend"},
+        "cluster_feedback_operations": {"operation", "outcome"},
+        "cluster_job_retries": {"actor"},
+        "cluster_backend_fallbacks": {"wanted", "used"},
+    }
+    assert all(family.documentation for family in families.values())
+
+
+def test_every_child_that_can_be_counted_is_there_with_zero(registry: CollectorRegistry) -> None:
+    for backend in BACKENDS:
+        assert registry.get_sample_value("cluster_job_duration_seconds_count", {"backend": backend}) == 0
+        for outcome in OUTCOMES:
+            assert registry.get_sample_value("cluster_jobs_total", {"outcome": outcome, "backend": backend}) == 0
+    for operation in ("merge", "split", "undo"):
+        for outcome in OUTCOMES:
+            labels = {"operation": operation, "outcome": outcome}
+            assert registry.get_sample_value("cluster_feedback_operations_total", labels) == 0
+    for actor in POLICIES:
+        assert registry.get_sample_value("cluster_job_retries_total", {"actor": actor}) == 0
+
+
+def test_alerts_find_their_bucket_edges(registry: CollectorRegistry) -> None:
+    for edge in ("3.0", "5.0", "8.0"):
+        labels = {"backend": "faiss", "le": edge}
+        assert registry.get_sample_value("cluster_job_duration_seconds_bucket", labels) == 0
+
+
+def test_no_time_of_creation_is_told(registry: CollectorRegistry) -> None:
+    samples = [
+        sample.name
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    ]
+
+    assert samples
+    assert [name for name in samples if name.endswith("_created")] == []
+
+
+_COUNT = """
+import multiprocessing, os, sys
+from tasks.metrics import share_values
+
+def count(n):
+    share_values()
+    from tasks.metrics import job_metrics
+    job_metrics().jobs.labels("success", "faiss").inc(n)
+    os._exit(0)  # as one that is killed: nothing is tidied up
+
+def tell():
+    share_values()
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    print(registry.get_sample_value("cluster_jobs_total", {"outcome": "success", "backend": "faiss"}), flush=True)
+
+if __name__ == "__main__":
+    for n in (1, 20, 300):
+        process = multiprocessing.Process(target=count, args=(n,))
+        process.start()
+        process.join()
+        teller = multiprocessing.Process(target=tell)
+        teller.start()
+        teller.join()
+"""
+
+
+def counts_of_a_master(tmp_path: Path) -> list[str]:
+    script = tmp_path / "master.py"
+    script.write_text(_COUNT)
+    environ = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run([sys.executable, script], env=environ, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_processes_of_one_master_add_up_and_the_dead_stay_counted(tmp_path: Path) -> None:
+    assert counts_of_a_master(tmp_path) == ["1.0", "21.0", "321.0"]
+
+
+def test_a_master_begins_at_zero_and_removes_what_ended_masters_left(tmp_path: Path) -> None:
+    counts_of_a_master(tmp_path)
+    (left,) = tmp_path.glob("sploot-cluster-metrics-*")
+
+    again = counts_of_a_master(tmp_path)
+
+    assert again == ["1.0", "21.0", "321.0"]
+    assert not left.exists()
+
+
+def test_a_process_without_a_master_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)
+
+    assert share_values() is None
