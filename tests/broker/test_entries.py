@@ -1,0 +1,115 @@
+"""Entries that no actor can take: each becomes a dead letter that says why, and the queue goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dramatiq
+import pytest
+
+from broker import UndecodableEntry
+from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, message, received
+from tests.support import eventually
+
+
+def encoded(**fields: Any) -> bytes:
+    return dramatiq.Message(
+        **{"queue_name": QUEUE, "actor_name": "work", "args": (), "kwargs": {}, "options": {}} | fields
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"message": b"\xff\x00 no json"}, "undecodable"),
+        ({"message": b"[1, 2]"}, "undecodable"),
+        ({"message": b"{}"}, "undecodable"),
+        ({"something": b"else"}, "undecodable"),
+        ({"message": encoded(queue_name="another")}, "wrong-queue"),
+    ],
+    ids=["bytes", "no object", "no message", "no field", "wrong queue"],
+)
+def test_an_entry_that_is_no_message_of_the_queue_becomes_a_dead_letter(
+    scene: Scene, fields: dict[str, bytes], reason: str
+) -> None:
+    consumer = scene.consumer("a")
+    scene.client.xadd(KEYS.stream, fields)
+    scene.brokers["a"].enqueue(message("good"))
+
+    (good,) = received(consumer, 1)
+
+    assert good.args == ("good",)
+    eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    (letter,) = scene.brokers["a"].dead_letters(QUEUE).list()
+    assert letter.reason == reason
+    assert letter.error
+    assert letter.fields == {name.encode(): value for name, value in fields.items()}
+
+
+def test_a_decoder_makes_messages_of_foreign_entries_or_names_what_is_wrong(scene: Scene) -> None:
+    def decode(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
+        if fields[b"v"] != b"1":
+            raise UndecodableEntry("v", "is not 1", "send 1")
+        return message(fields[b"label"].decode())
+
+    consumer = scene.consumer("a", decoders={QUEUE: decode})
+    scene.client.xadd(KEYS.stream, {"v": "2", "label": "bad"})
+    scene.client.xadd(KEYS.stream, {"v": "1", "label": "good"})
+
+    (good,) = received(consumer, 1)
+    consumer.ack(good)
+
+    assert good.args == ("good",)
+    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert (letter.reason, letter.field, letter.mend) == ("undecodable", "v", "send 1")
+    eventually(lambda: scene.client.xlen(KEYS.stream) == 0)
+
+
+def test_a_decoder_that_fails_stops_nothing(scene: Scene) -> None:
+    def decode(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
+        raise ZeroDivisionError("a bug")
+
+    consumer = scene.consumer("a", decoders={QUEUE: decode})
+    scene.client.xadd(KEYS.stream, {"v": "1"})
+    scene.brokers["a"].enqueue(message("good"))
+
+    assert received(consumer, 1)[0].args == ("good",)
+    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert "ZeroDivisionError" in letter.error
+
+
+def test_dead_letters_are_listed_shown_requeued_and_purged(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message(label) for label in ("one", "two", "three")])
+    for delivery in received(consumer, 3):
+        delivery.stuff_exception(ValueError(delivery.args[0]))
+        consumer.nack(delivery)
+    letters = broker.dead_letters(QUEUE)
+    newest_first = letters.list()
+    assert [letter.error for letter in newest_first] == ["ValueError: three", "ValueError: two", "ValueError: one"]
+
+    assert letters.get(newest_first[0].id) == newest_first[0]
+    letters.requeue([newest_first[2].id])
+    letters.purge([newest_first[1].id])
+
+    assert scene.state() == QueueState(waiting=("one",), dead=(("failed", "three"),))
+    assert received(consumer, 1)[0].args == ("one",)
+
+
+def test_the_traceback_of_a_dead_letter_is_kept_to_eight_kilobytes(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    scene.brokers["a"].enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    try:
+        raise ValueError("x" * 100_000)
+    except ValueError as error:
+        one.stuff_exception(error)
+
+    consumer.nack(one)
+
+    (letter,) = scene.brokers["a"].dead_letters(QUEUE).list()
+    assert letter.traceback is not None
+    assert 0 < len(letter.traceback.encode()) <= 8 * 1024
+    assert len(letter.error.encode()) <= 4 * 1024

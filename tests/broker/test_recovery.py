@@ -1,0 +1,190 @@
+"""What dead processes and operators leave behind runs again."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from broker import DeliveryLimitReached
+from broker.janitor import Round
+from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, labels, message, received
+from tests.support import eventually
+
+
+def swept(scene: Scene, name: str) -> Round:
+    """One round of a process's janitor that looks for orphans too."""
+    janitor = next(iter(scene.brokers[name]._session._queues.values())).janitor
+    janitor._next_sweep_at = 0.0
+    return janitor.run_once()
+
+
+def test_entries_of_a_dead_process_are_delivered_to_another_and_count_a_delivery(scene: Scene) -> None:
+    dying = scene.consumer("a")
+    scene.brokers["a"].enqueue_many([message("one"), message("two")])
+    received(dying, 2)
+    scene.die("a")
+
+    taken = received(scene.consumer("b"), 2)
+
+    assert sorted(labels(taken)) == ["one", "two"]
+    assert {delivery.deliveries for delivery in taken} == {2}
+    assert scene.state() == QueueState(pending={"one": ("b", 2), "two": ("b", 2)})
+    assert scene.brokers["b"].counters(QUEUE)["recovered"] == 2
+
+
+def test_entries_of_a_living_process_stay_with_it_however_long_it_works(scene: Scene) -> None:
+    slow = scene.consumer("a")
+    scene.brokers["a"].enqueue(message("one"))
+    received(slow, 1)
+    scene.age(scene.brokers["a"].consumer_name, idle_ms=3_600_000)
+
+    assert next(scene.consumer("b", timeout=100)) is None
+    assert scene.state() == QueueState(pending={"one": ("a", 1)})
+
+
+def test_keeping_a_lease_does_not_reset_the_idle_time_that_xpending_shows(scene: Scene) -> None:
+    slow = scene.consumer("a")
+    scene.brokers["a"].enqueue(message("one"))
+    received(slow, 1)
+    scene.age(scene.brokers["a"].consumer_name, idle_ms=3_600_000)
+
+    before = scene.client.zscore(KEYS.consumers, scene.brokers["a"].consumer_name)
+    eventually(lambda: scene.client.zscore(KEYS.consumers, scene.brokers["a"].consumer_name) > before)
+
+    (entry,) = scene.client.xpending_range(KEYS.stream, GROUP, "-", "+", 1)
+    assert entry["time_since_delivered"] >= 3_600_000
+
+
+def test_a_message_that_killed_its_workers_too_often_becomes_a_dead_letter(scene: Scene) -> None:
+    first = scene.consumer("0", max_deliveries=3)
+    scene.brokers["0"].enqueue(message("poison"))
+    for number in range(3):
+        consumer = first if number == 0 else scene.consumer(str(number), max_deliveries=3)
+        (delivery,) = received(consumer, 1)
+        scene.brokers[str(number)].emit_before("process_message", delivery)
+        scene.die(str(number))
+
+    survivor = scene.consumer("survivor", max_deliveries=3)
+    (delivery,) = received(survivor, 1)
+    with pytest.raises(DeliveryLimitReached) as refused:
+        scene.brokers["survivor"].emit_before("process_message", delivery)
+    delivery.stuff_exception(refused.value)
+    survivor.nack(delivery)
+
+    assert scene.state() == QueueState(dead=(("delivery-limit", "poison"),))
+
+
+def test_neighbours_of_a_message_that_kills_its_workers_are_never_charged(scene: Scene) -> None:
+    consumer = scene.consumer("0", max_deliveries=2, prefetch=3)
+    scene.brokers["0"].enqueue_many([message("poison"), message("two"), message("three")])
+    for number in range(6):
+        deliveries = {delivery.args[0]: delivery for delivery in received(consumer, 3)}
+        if number >= 2:
+            break
+        scene.brokers[str(number)].emit_before("process_message", deliveries["poison"])
+        scene.die(str(number))
+        consumer = scene.consumer(str(number + 1), max_deliveries=2, prefetch=3)
+
+    broker = scene.brokers["2"]
+    with pytest.raises(DeliveryLimitReached):
+        broker.emit_before("process_message", deliveries["poison"])
+    for label in ("two", "three"):
+        broker.emit_before("process_message", deliveries[label])
+
+
+@pytest.mark.parametrize("command", ["XACK", "XGROUP DELCONSUMER"])
+def test_what_an_operator_acknowledges_by_hand_runs_again(scene: Scene, command: str) -> None:
+    consumer = scene.consumer("a")
+    scene.brokers["a"].enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    scene.die("a")
+    if command == "XACK":
+        scene.client.xack(KEYS.stream, GROUP, one.entry_id)
+    else:
+        (holder,) = scene.client.xinfo_consumers(KEYS.stream, GROUP)
+        scene.client.xgroup_delconsumer(KEYS.stream, GROUP, holder["name"])
+    assert scene.state() == QueueState(lost=("one",))
+
+    other = scene.consumer("b")
+    eventually(lambda: swept(scene, "b").n_orphans or scene.state().lost == ())
+
+    assert labels(received(other, 1)) == ["one"]
+
+
+def test_what_an_operator_claims_for_a_name_of_his_own_runs_again(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    scene.brokers["a"].enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    scene.die("a")
+    scene.client.xclaim(KEYS.stream, GROUP, "rescue", 0, [one.entry_id], idle=60_000)
+
+    assert labels(received(scene.consumer("b"), 1)) == ["one"]
+
+
+def test_a_group_that_is_gone_is_made_again_and_nothing_is_lost(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=500)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("running"))
+    (running,) = received(consumer, 1)
+    scene.client.xgroup_destroy(KEYS.stream, GROUP)
+    broker.enqueue(message("new"))
+
+    (new,) = received(consumer, 1)
+    consumer.ack(new)
+    consumer.ack(running)
+
+    assert new.args == ("new",)
+    eventually(lambda: scene.state() == QueueState())
+
+
+def test_a_flushed_server_does_not_stop_a_consumer(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=500)
+    broker = scene.brokers["a"]
+    assert next(consumer) is None
+    scene.client.flushall()
+
+    broker.enqueue(message("after"))
+
+    (after,) = received(consumer, 1)
+    consumer.ack(after)
+    eventually(lambda: scene.state() == QueueState())
+
+
+def test_pending_ids_whose_entry_is_gone_are_purged(scene: Scene) -> None:
+    dying = scene.consumer("a")
+    scene.brokers["a"].enqueue_many([message("one"), message("two")])
+    one, _ = received(dying, 2)
+    scene.die("a")
+    scene.client.xdel(KEYS.stream, one.entry_id)
+    assert scene.state().ghosts == 1
+
+    assert labels(received(scene.consumer("b"), 1)) == ["two"]
+    eventually(lambda: (swept(scene, "b"), scene.state().ghosts == 0)[1])
+
+
+def test_a_message_taken_over_keeps_its_id_and_its_options(scene: Scene) -> None:
+    dying = scene.consumer("a")
+    sent = scene.brokers["a"].enqueue(message("one", tracked=True))
+    received(dying, 1)
+    scene.die("a")
+
+    (again,) = received(scene.consumer("b"), 1)
+
+    assert (again.message_id, again.options["tracked"]) == (sent.message_id, True)
+
+
+def test_a_stopped_process_that_comes_back_learns_that_its_messages_are_gone(stage: Scene) -> None:
+    mine = stage.consumer("a")
+    broker = stage.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(mine, 1)
+    broker._session.keeper.stop()
+    stage.client.zadd(KEYS.consumers, {broker.consumer_name: int(time.time() * 1000) - 60_000})
+    stage.age(broker.consumer_name, idle_ms=60_000)
+    (taken,) = received(stage.consumer("b"), 1)
+
+    mine.nack(one)
+
+    assert stage.state() == QueueState(pending={"one": ("b", 2)})
+    assert taken.message_id == one.message_id

@@ -1,0 +1,247 @@
+"""How a delivery ends, and who may say so."""
+
+from __future__ import annotations
+
+import pytest
+from dramatiq.errors import BrokerConnectionError
+
+from broker import LeaseLost
+from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
+from tests.support import eventually
+
+
+def test_a_message_that_is_done_is_acknowledged_and_removed(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message("one"), message("two")])
+
+    one, two = received(consumer, 2)
+    consumer.ack(one)
+
+    eventually(lambda: scene.state() == QueueState(pending={"two": ("a", 1)}))
+    assert two.deliveries == 1
+    assert broker.counters(QUEUE)["acked"] == 1
+
+
+def test_a_retry_leaves_the_delayed_copy_and_nothing_else(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+
+    fail(broker, one)
+    consumer.ack(one)
+
+    assert scene.state() == QueueState(delayed=("one",))
+    assert broker.counters(QUEUE)["retried"] == 1
+    assert "acked" not in broker.counters(QUEUE)
+
+
+def test_a_retry_without_delay_goes_to_the_end_of_the_stream(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=1)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message("one"), message("two")])
+    (one,) = received(consumer, 1)
+
+    fail(broker, one, delay=0)
+    consumer.ack(one)
+
+    assert scene.state() == QueueState(waiting=("two", "one"))
+
+
+def test_a_rejected_message_becomes_a_dead_letter(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+
+    one.stuff_exception(ValueError("no such pet"))
+    consumer.nack(one)
+
+    assert scene.state() == QueueState(dead=(("failed", "one"),))
+    (letter,) = broker.dead_letters(QUEUE).list()
+    assert (letter.error, letter.actor_name, letter.message_id) == ("ValueError: no such pet", "work", one.message_id)
+
+
+def test_messages_that_were_not_started_go_back_in_their_place_and_count_no_delivery(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=3)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message(label) for label in ("one", "two", "three", "four")])
+    _one, two, three = received(consumer, 3)
+
+    consumer.requeue([two, three])
+    consumer.close()
+    scene.die("a")
+
+    assert scene.state() == QueueState(
+        waiting=("four",), pending={"one": ("a", 1), "two": ("nobody", 0), "three": ("nobody", 0)}
+    )
+    others = received(scene.consumer("b", prefetch=4), 4)
+    assert {d.args[0]: d.deliveries for d in others} == {"one": 2, "two": 1, "three": 1, "four": 1}
+
+
+@pytest.mark.parametrize("by", ["take-over", "XCLAIM by hand"])
+def test_who_lost_an_entry_can_neither_reject_nor_retry_nor_return_it(scene: Scene, by: str) -> None:
+    mine = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message("reject"), message("retry"), message("return")])
+    reject, retry, give_back = received(mine, 3)
+    robbed(scene, by)
+    before = scene.state()
+
+    mine.nack(reject)
+    fail(broker, retry)
+    mine.ack(retry)
+    mine.requeue([give_back])
+
+    assert scene.state() == before
+    assert {who for who, _ in before.pending.values()} == {"b"}
+    assert broker.counters(QUEUE)["fenced"] == 2
+
+
+def test_a_late_success_is_believed_and_counted(scene: Scene) -> None:
+    mine = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(mine, 1)
+    robbed(scene, "XCLAIM by hand")
+
+    mine.ack(one)
+
+    eventually(lambda: scene.state() == QueueState())
+    assert broker.counters(QUEUE)["late"] == 1
+
+
+def test_a_message_that_was_taken_over_while_it_waited_here_does_not_start(scene: Scene) -> None:
+    mine = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(mine, 1)
+    robbed(scene, "XCLAIM by hand")
+    broker._session.keeper._confirmed_at[QUEUE] = float("-inf")  # as after a SIGSTOP longer than the lease
+
+    with pytest.raises(LeaseLost, match="held by another process"):
+        broker.emit_before("process_message", one)
+    mine.ack(one)
+
+    assert scene.state() == QueueState(pending={"one": ("b", 1)})
+
+
+def test_rejecting_what_is_gone_does_nothing(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    scene.client.xdel(KEYS.stream, one.entry_id)
+
+    consumer.nack(one)
+
+    assert scene.state() == QueueState()
+
+
+def test_a_flushed_message_is_not_brought_back_by_its_retry(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    broker.flush(QUEUE)
+
+    fail(broker, one)
+    consumer.ack(one)
+
+    assert scene.state() == QueueState()
+
+
+def test_a_full_server_takes_acknowledgements_and_refuses_the_rest(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message("done"), message("fails")])
+    done, fails = received(consumer, 2)
+
+    scene.client.config_set("maxmemory", "1")
+    try:
+        consumer.ack(done)
+        eventually(lambda: scene.client.xlen(KEYS.stream) == 1)
+        with pytest.raises(BrokerConnectionError, match="cannot do this now"):
+            consumer.nack(fails)
+        assert scene.state() == QueueState(pending={"fails": ("a", 1)})
+    finally:
+        scene.client.config_set("maxmemory", "0")
+
+    consumer.nack(fails)
+    assert scene.state() == QueueState(dead=(("failed", "fails"),))
+
+
+def test_a_retry_that_cannot_be_written_is_not_acknowledged_away(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+
+    scene.client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(BrokerConnectionError):
+            fail(broker, one)
+        with pytest.raises(BrokerConnectionError):
+            consumer.ack(one)
+        assert scene.state() == QueueState(pending={"one": ("a", 1)})
+    finally:
+        scene.client.config_set("maxmemory", "0")
+
+    consumer.ack(one)
+    assert scene.state() == QueueState(delayed=("one",))
+
+
+def test_acknowledgements_are_written_before_the_broker_is_closed(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=1_000)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message(str(n)) for n in range(1_000)])
+
+    for delivery in received(consumer, 1_000):
+        consumer.ack(delivery)
+    consumer.close()
+    broker.close()
+
+    assert scene.state() == QueueState()
+
+
+def test_a_closed_consumer_still_takes_acknowledgements(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    consumer.close()
+    broker.close()
+
+    consumer.ack(one)
+
+    assert scene.state() == QueueState()
+
+
+def test_a_new_consumer_of_the_same_process_does_not_run_what_the_old_one_still_runs(scene: Scene) -> None:
+    old = scene.consumer("a", prefetch=2)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message("one"), message("two"), message("three")])
+    one, two = received(old, 2)
+    old.close()
+
+    new = broker.consume(QUEUE, prefetch=2, timeout=50)
+    assert next(new) is None
+    new.ack(one)
+
+    assert labels(received(new, 1)) == ["three"]
+    assert two.deliveries == 1
+
+
+def robbed(scene: Scene, by: str) -> None:
+    """Process b holds all that a had."""
+    if by == "take-over":
+        scene.age(scene.brokers["a"].consumer_name, idle_ms=60_000)
+        scene.brokers["a"]._session.keeper.stop()
+        scene.client.zadd(KEYS.consumers, {scene.brokers["a"].consumer_name: 1})
+        n = len(scene.state().pending)
+        received(scene.consumer("b"), n)
+    else:
+        name = scene.process("b").consumer_name
+        ids = [one["message_id"] for one in scene.client.xpending_range(KEYS.stream, GROUP, "-", "+", 10)]
+        scene.client.xclaim(KEYS.stream, GROUP, name, 0, ids, retrycount=1)
