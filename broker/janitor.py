@@ -164,6 +164,8 @@ class Janitor:
                     self._wait_for_timer(max(wait_s, SHORTEST_WAIT_S))
                 pause_s = 0.0
             except (BrokerConnectionError, redis.RedisError) as error:
+                if self._is_stopping.is_set():
+                    break  # the connections are closed before this thread ends
                 self._logger.warning("a round of the janitor failed; trying again", extra={"error": str(error)})
                 self._timer.drop()
                 pause_s = 0.5

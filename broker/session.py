@@ -47,7 +47,7 @@ class ConsumedQueue:
         self.logger: logging.Logger = get_logger(__name__, f"Consumer({keys.queue_name})")
         self.deliveries = Deliveries()
         self.is_paused = False
-        self.is_takeable = False
+        self.is_takeable = True  # what was handed back is older than what was never delivered
         self.has_lost_entries = False
         self.dead_siblings: tuple[str, ...] = ()
         self._n_unheld_rounds = 0
