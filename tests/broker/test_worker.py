@@ -205,21 +205,3 @@ def test_flushing_a_queue_leaves_nothing_and_it_still_works(redis_url: str, redi
         with working(broker):
             work.send(True)
             assert ran.wait(20)
-
-
-def test_a_paused_queue_delivers_nothing_until_it_is_resumed(redis_url: str) -> None:
-    ran = threading.Event()
-    with broker_on(redis_url, []) as broker:
-
-        @dramatiq.actor(broker=broker)
-        def work() -> None:
-            ran.set()
-
-        with working(broker):
-            broker.pause("default")
-            work.send()
-            assert not ran.wait(1)
-            assert broker.stats("default").paused
-
-            broker.resume("default")
-            assert ran.wait(20)
