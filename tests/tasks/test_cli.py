@@ -1,0 +1,300 @@
+"""The command line, on real processes and a real Redis: what it prints, and with which code it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dramatiq
+import numpy as np
+import pytest
+import redis
+from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
+
+from broker import RedisStreamsBroker
+from sploot_cluster import ClusterService
+from sploot_cluster.redis_store import RedisPetStore
+from tasks.actors import declare_actors
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, QUEUES, stream_of
+from tasks.jobs import JobRecords, TrackJobs
+from tasks.wire import DECODERS
+from tests.sploot_cluster.albums import PET, take
+from tests.support import eventually
+from tests.system.events import free_port
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def service(redis_client: redis.Redis) -> ClusterService:
+    return ClusterService(RedisPetStore(redis_client))
+
+
+def cli(
+    *arguments: str, redis_url: str, given: str = "", environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "REDIS_URL": redis_url, "COLUMNS": "200", **(environ or {})}
+    return subprocess.run(
+        [sys.executable, "-m", "tasks.cli", *arguments],
+        cwd=ROOT,
+        env=environment,
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@contextmanager
+def jobs_running(redis_url: str, client: redis.Redis, service: ClusterService) -> Iterator[None]:
+    """A worker of this process for corrections and reclusters."""
+    broker = RedisStreamsBroker(
+        redis_url,
+        middleware=[TimeLimit(), Retries(), CurrentMessage(), TrackJobs(JobRecords(client))],
+        decoders=DECODERS,
+        lease_ms=2_000,
+    )
+    declare_actors(broker, service)
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        broker.close()
+
+
+def test_help_names_every_command(redis_url: str) -> None:
+    helped = cli("--help", redis_url=redis_url)
+
+    assert helped.returncode == 0
+    commands = {"worker", "scheduler", "serve", "demo", "ingest", "recluster", "merge", "split", "undo", "clusters"}
+    for command in commands | {"history", "queue", "config"}:
+        assert f" {command} " in helped.stdout
+
+
+# -- ingest ----------------------------------------------------------------------------------------------------------
+
+
+def test_json_lines_are_sent_and_bad_ones_are_named_by_their_number(redis_url: str, redis_client: redis.Redis) -> None:
+    good = {"pet_id": 1, "media_id": "a", "model": "clip@1", "embedding": [1.0, 2.0]}
+    whole = {
+        "schema": "embedding.ingested/1", "event_id": "e", "pet_id": 1, "media_id": "b", "model": "clip@1",
+        "dim": 2, "encoding": "json", "embedding": [1.0, 2.0],
+    }  # fmt: skip
+    lines = [json.dumps(good), "", "{no json", json.dumps(good | {"embedding": [0.0, 0.0]}), json.dumps(whole), "[1]"]
+
+    done = cli("ingest", "-", redis_url=redis_url, given="\n".join(lines))
+
+    assert done.returncode == 1
+    assert "2 media sent to streams:embedding.ingested, 3 refused" in done.stdout
+    told = done.stderr.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["entry 2", "entry 3", "entry 5"]
+    assert "embedding" in told[1]
+    assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 2
+
+
+def test_an_npz_file_is_sent(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> None:
+    file = tmp_path / "media.npz"
+    embedding = np.random.default_rng(1).normal(size=(700, 8)).astype(np.float32)
+    np.savez(file, pet_id=7, media_id=[f"m{n}" for n in range(700)], model="clip@1", embedding=embedding)
+
+    done = cli("ingest", str(file), redis_url=redis_url)
+
+    assert (done.returncode, done.stdout) == (0, "700 media sent to streams:embedding.ingested\n")
+    assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 700
+
+
+def test_a_file_that_cannot_be_used_is_a_usage_error(redis_url: str, tmp_path: Path) -> None:
+    incomplete = tmp_path / "incomplete.npz"
+    np.savez(incomplete, embedding=np.ones((2, 2)))
+
+    for file, problem in ((tmp_path / "absent.jsonl", "No such file"), (incomplete, "lacks media_id, model, pet_id")):
+        done = cli("ingest", str(file), redis_url=redis_url)
+        assert done.returncode == 2
+        assert problem in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# -- looking and correcting ------------------------------------------------------------------------------------------
+
+
+def test_clusters_and_history_are_shown_for_people_and_for_programs(redis_url: str, service: ClusterService) -> None:
+    for subject in range(2):
+        take(service, subject, range(6))
+    service.recluster(PET, by="ada")
+
+    for_people = cli("clusters", "42", redis_url=redis_url)
+    for_programs = cli("clusters", "42", "--json", redis_url=redis_url)
+    history = cli("history", "42", "--json", redis_url=redis_url)
+
+    assert "pet 42 at revision 13: 12 media, 2 clusters, 0 noise, model clip@1 of 16 values" in for_people.stdout
+    shown = json.loads(for_programs.stdout)
+    assert [len(cluster["media_ids"]) for cluster in shown["clusters"]] == [6, 6]
+    assert (shown["revision"], shown["noise"], shown["aliases"]) == (13, [], {})
+    (entry,) = json.loads(history.stdout)
+    assert (entry["revision"], entry["kind"], entry["by"]) == (13, "recluster", "ada")
+    assert entry["summary"]["n_clusters"] == 2
+
+
+def test_a_correction_that_is_waited_for_tells_what_it_did(
+    redis_url: str, redis_client: redis.Redis, service: ClusterService
+) -> None:
+    for subject in range(2):
+        take(service, subject, range(6))
+    service.recluster(PET)
+
+    with jobs_running(redis_url, redis_client, service):
+        merged = cli("merge", "42", "1", "2", "--into", "2", "--by", "ada", "--wait", "20", redis_url=redis_url)
+        undone = cli("undo", "42", "14", "--wait", "20", "--json", redis_url=redis_url)
+        split = cli("split", "42", "1", "--media", "s0-1", "--media", "s0-2", "--wait", "20", redis_url=redis_url)
+        again = cli("recluster", "42", "--wait", "20", redis_url=redis_url)
+        refused = cli("merge", "42", "1", "99", "--wait", "20", redis_url=redis_url)
+
+    assert merged.returncode == 0, merged.stderr
+    assert "succeeded" in merged.stdout
+    assert "cluster: 2" in merged.stdout
+    assert json.loads(undone.stdout)["state"] == "succeeded"
+    assert "n_moved: 2" in split.stdout
+    assert "constraints_kept: 2" in again.stdout
+    assert refused.returncode == 1
+    assert "pet 42 has no cluster 99" in refused.stdout
+    assert [entry.by for entry in service.history(PET)][-2] == "ada"
+
+
+def test_a_job_that_nobody_runs_is_only_enqueued(redis_url: str, redis_client: redis.Redis) -> None:
+    first = cli("recluster", "42", redis_url=redis_url)
+    second = cli("recluster", "42", "--json", redis_url=redis_url)
+    late = cli("undo", "42", "3", "--wait", "0.1", redis_url=redis_url)
+
+    assert "enqueued in queue cluster.recluster, position 1" in first.stdout
+    assert json.loads(second.stdout)["coalesced"] is True
+    assert late.returncode == 1
+    assert "no worker takes jobs of queue cluster.feedback" in late.stdout
+    assert redis_client.xlen(stream_of(CLUSTER_RECLUSTER)) == redis_client.xlen(stream_of(CLUSTER_FEEDBACK)) == 1
+
+
+# -- operations ------------------------------------------------------------------------------------------------------
+
+
+def test_the_state_of_the_queues_is_shown(redis_url: str, redis_client: redis.Redis) -> None:
+    cli("recluster", "42", redis_url=redis_url)
+
+    for_people = cli("queue", "status", redis_url=redis_url)
+    for_programs = json.loads(cli("queue", "status", "--json", redis_url=redis_url).stdout)
+
+    assert [queue["queue_name"] for queue in for_programs] == list(QUEUES)
+    assert {queue["queue_name"]: queue["waiting"] for queue in for_programs}[CLUSTER_RECLUSTER] == 1
+    assert "none: start sploot-cluster worker" in for_people.stdout
+
+
+def test_every_setting_is_shown_and_no_secret(redis_url: str) -> None:
+    secrets = {"REDIS_URL": "redis://:hunter22@localhost/0", "SPLOOT_API_TOKENS": "auth:producer:correct-horse-battery"}
+
+    shown = cli("config", "show", redis_url=redis_url, environ=secrets)
+
+    assert shown.returncode == 0
+    assert "SPLOOT_CLUSTERING_GROWTH_RATIO" in shown.stdout
+    assert "redis://:***@localhost/0" in shown.stdout
+    assert not {"hunter22", "correct-horse-battery"} & set(shown.stdout.replace(":", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "named"),
+    [
+        (["merge", "42", "1"], {}, "cluster_ids"),
+        (["recluster", "0"], {}, "pet_id"),
+        (["recluster"], {}, "PET"),
+        (["dance"], {}, "dance"),
+        (["queue", "status"], {"SPLOOT_LEASE_MS": "soon"}, "SPLOOT_LEASE_MS"),
+        (["worker", "--queue", "nothing"], {}, "--queue"),
+        (["serve"], {"SPLOOT_API_TOKENS": "auth"}, "SPLOOT_API_TOKENS"),
+    ],
+)
+def test_bad_usage_ends_with_two_and_names_what_is_wrong(
+    redis_url: str, arguments: list[str], environ: dict[str, str], named: str
+) -> None:
+    done = cli(*arguments, redis_url=redis_url, environ=environ)
+
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["queue", "status"], ["clusters", "42"], ["recluster", "42"]])
+def test_a_redis_that_is_away_ends_with_three(arguments: list[str]) -> None:
+    done = cli(*arguments, redis_url=f"redis://:hunter22@127.0.0.1:{free_port()}/0")
+
+    assert done.returncode == 3
+    assert "no answer from Redis at redis://:***@127.0.0.1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hunter22" not in done.stderr
+
+
+def test_serving_other_machines_without_tokens_is_refused_with_four(redis_url: str) -> None:
+    done = cli("serve", "--host", "0.0.0.0", "--port", "0", redis_url=redis_url)
+
+    assert done.returncode == 4
+    assert "SPLOOT_API_TOKENS" in done.stderr
+
+
+def test_the_http_line_of_the_runbook_works_as_it_stands(redis_url: str, redis_client: redis.Redis) -> None:
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tasks.cli", "serve", "--port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, "REDIS_URL": redis_url},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        eventually(lambda: _get(port, "/readyz") == 200, within_s=60)
+        # what HTTPie sends for: http POST …/recluster pet_id:=42
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/v1/internal/clusters/recluster",
+            data=b'{"pet_id": 42}',
+            headers={"Content-Type": "application/json", "Accept": "application/json, */*;q=0.5"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            status, location, body = answer.status, answer.headers["Location"], json.load(answer)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{location}") as answer:
+            job = json.load(answer)
+        metrics = _get(port, "/metrics")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=30)
+
+    assert status == 202
+    assert body["position"] == 1
+    assert (job["job_id"], job["state"]) == (body["job_id"], "queued")
+    assert metrics == 200
+    assert server.returncode in (0, -signal.SIGTERM)  # uvicorn ends in order, and then by the signal itself
+    assert redis_client.xlen(stream_of(CLUSTER_RECLUSTER)) == 1
+
+
+def test_without_typer_there_is_one_clear_sentence() -> None:
+    hidden = "import sys; sys.modules['typer'] = None; import tasks.cli"
+
+    done = subprocess.run([sys.executable, "-c", hidden], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        "sploot-cluster: the command line needs typer; pip install 'sploot-cluster[worker]' or '[server]'\n"
+    )
+
+
+def _get(port: int, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
