@@ -9,7 +9,7 @@ from typing import Final
 SERVICE: Final = "sploot-cluster"
 
 # What they say at INFO is about themselves, or about every sample of the queues; their warnings stay.
-_CHATTY: Final = ("faiss.loader", "httpx", "periodiq", "uvicorn.access")
+_CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
 
 def configure_logging(level: str) -> None:

@@ -1,0 +1,84 @@
+"""The API in a process of its own making: a service in memory, and a queue that notes what it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from sploot_cluster import ClusterService
+from sploot_cluster.api import create_app
+from sploot_cluster.jobs import JobRef, JobStatus
+from sploot_cluster.memory_store import MemoryPetStore
+from tasks.contracts import EmbeddingIngested, MergeClusters, ReclusterPet, SplitCluster, UndoFeedback
+
+API = "/api/v1/internal"
+
+
+class NotingQueue:
+    """A ``JobQueue`` that checks as the real one does, and keeps what was enqueued."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Mapping[str, Any]]] = []
+        self.jobs: dict[str, JobStatus] = {}
+        self.before: Callable[[], None] = lambda: None
+
+    def recluster(self, pet_id: int, *, requested_by: str = "?", reason: str = "") -> JobRef:
+        ReclusterPet(pet_id, requested_by, reason)
+        return self._note("recluster", pet_id=pet_id, by=requested_by, reason=reason)
+
+    def merge(
+        self, pet_id: int, cluster_ids: Sequence[int], into: int | None = None, *, requested_by: str = "?"
+    ) -> JobRef:
+        task = MergeClusters(pet_id, tuple(cluster_ids), into, requested_by)
+        return self._note("merge", pet_id=pet_id, cluster_ids=task.cluster_ids, into=into, by=requested_by)
+
+    def split(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], *, requested_by: str = "?") -> JobRef:
+        task = SplitCluster(pet_id, cluster_id, tuple(media_ids), requested_by)
+        return self._note("split", pet_id=pet_id, cluster_id=cluster_id, media_ids=task.media_ids, by=requested_by)
+
+    def undo(self, pet_id: int, revision: int, *, requested_by: str = "?") -> JobRef:
+        UndoFeedback(pet_id, revision, requested_by)
+        return self._note("undo", pet_id=pet_id, revision=revision, by=requested_by)
+
+    def ingest(
+        self,
+        *,
+        pet_id: int,
+        media_id: str,
+        model: str,
+        embedding: object,
+        encoding: str | None = None,
+        event_id: str | None = None,
+        occurred_at: str | None = None,
+    ) -> JobRef:
+        given = {"pet_id": pet_id, "media_id": media_id, "model": model, "embedding": embedding}
+        optional = {"encoding": encoding, "event_id": event_id, "occurred_at": occurred_at}
+        event = EmbeddingIngested.of(**given, **{name: value for name, value in optional.items() if value is not None})
+        return self._note("ingest", pet_id=pet_id, media_id=media_id, vector=list(event.vector()))
+
+    def job(self, job_id: str) -> JobStatus | None:
+        return self.jobs.get(job_id)
+
+    def _note(self, what: str, **facts: Any) -> JobRef:
+        self.before()
+        self.asked.append((what, facts))
+        return JobRef(f"job {len(self.asked)}", "some.queue", position=len(self.asked))
+
+
+class Front:
+    """The application and what stands behind it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.store = MemoryPetStore()
+        self.service = ClusterService(self.store)
+        self.queue = NotingQueue()
+        self.app: FastAPI = create_app(**{"service": self.service, "jobs": self.queue, **options})
+        self.http = client_of(self.app)
+
+
+def client_of(app: Any, *, peer: str = "127.0.0.1", host: str = "127.0.0.1:8080") -> TestClient:
+    """A caller at an address. Errors of the application are answers, as over a wire."""
+    return TestClient(app, base_url=f"http://{host}", client=(peer, 50_000), raise_server_exceptions=False)

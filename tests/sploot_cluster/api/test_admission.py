@@ -1,0 +1,215 @@
+"""Who may come in, and what a repeated request is answered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+
+from sploot_cluster.api import IdempotencyStore, MemoryIdempotencyStore, RedisIdempotencyStore, Tokens, check_bind
+from sploot_cluster.errors import InvalidInput
+from tests.sploot_cluster.api.front import API, Front, client_of
+
+SECRETS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "producer", "operator")}
+TOKENS = Tokens.parse(",".join(f"{role}-1:{role}:{secret}" for role, secret in SECRETS.items()))
+RECLUSTER = f"{API}/clusters/recluster"
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+# -- without tokens --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("peer", "host", "headers", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8080", {}, 202),
+        ("::1", "localhost:8080", {}, 202),
+        ("127.0.0.1", "127.0.0.1:8080", {"Origin": "http://127.0.0.1:8080", "Sec-Fetch-Site": "same-origin"}, 202),
+        ("10.0.0.7", "127.0.0.1:8080", {}, 403),
+        ("127.0.0.1", "evil.example:8080", {}, 403),
+        ("127.0.0.1", "127.0.0.1:8080", {"Origin": "https://evil.example"}, 403),
+        ("127.0.0.1", "127.0.0.1:8080", {"Sec-Fetch-Site": "cross-site"}, 403),
+        ("127.0.0.1", "127.0.0.1:8080", {"X-Forwarded-For": "127.0.0.1"}, 403),
+    ],
+    ids=["here", "IPv6", "own page", "elsewhere", "DNS rebinding", "other page", "other site", "proxy"],
+)
+def test_without_tokens_only_programs_of_this_machine_come_in(
+    peer: str, host: str, headers: dict[str, str], status: int
+) -> None:
+    front = Front()
+
+    answer = client_of(front.app, peer=peer, host=host).post(RECLUSTER, json={"pet_id": 42}, headers=headers)
+
+    assert answer.status_code == status
+    assert len(front.queue.asked) == (status == 202)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
+def test_serving_other_machines_without_tokens_is_refused(host: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        check_bind(host, Tokens())
+
+    assert refused.value.field == "host"
+    check_bind(host, TOKENS)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_machine_is_served_without_tokens(host: str) -> None:
+    check_bind(host, None)
+
+
+# -- with tokens -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("role", "writes", "reads"), [("viewer", 403, 200), ("producer", 202, 200), ("operator", 202, 200)]
+)
+def test_a_role_says_what_its_token_may_do(role: str, writes: int, reads: int) -> None:
+    front = Front(tokens=TOKENS)
+    http = client_of(front.app, peer="10.0.0.7", host="cluster.internal")
+
+    written = http.post(RECLUSTER, json={"pet_id": 42}, headers=bearer(SECRETS[role]))
+    read = http.get(f"{API}/pets/42/clusters", headers=bearer(SECRETS[role]))
+
+    assert (written.status_code, read.status_code) == (writes, reads)
+    assert [facts["by"] for _, facts in front.queue.asked] == ([f"{role}-1"] if writes == 202 else [])
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, bearer("wrong-0123456789abcdef"), {"Authorization": f"Basic {SECRETS['operator']}"}, bearer("")]
+)
+def test_who_has_no_token_is_told_how_to_send_one(headers: dict[str, str]) -> None:
+    http = client_of(Front(tokens=TOKENS).app)
+
+    for answer in (
+        http.post(RECLUSTER, json={"pet_id": 42}, headers=headers),
+        http.get(f"{API}/jobs/a", headers=headers),
+    ):
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        assert "0123456789" not in answer.text
+
+
+def test_probes_need_no_token() -> None:
+    http = client_of(Front(tokens=TOKENS).app, peer="10.0.0.7", host="cluster.internal")
+
+    assert http.get("/healthz").status_code == http.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["secret-0123456789abcdef", "a:king:0123456789abcdef", "a:viewer:short", "machine:viewer:0123456789abcdef",
+     "a:viewer:0123456789abcdef,a:operator:fedcba9876543210", "a:viewer:0123456789abcdef,b:viewer:0123456789abcdef"],
+)  # fmt: skip
+def test_tokens_that_cannot_be_used_are_refused_without_being_shown(text: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Tokens.parse(text)
+
+    assert "0123456789abcdef" not in str(refused.value)
+
+
+# -- Idempotency-Key -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "redis"])
+def idempotency(request: pytest.FixtureRequest) -> IdempotencyStore:
+    if request.param == "memory":
+        return MemoryIdempotencyStore()
+    client: redis.Redis = request.getfixturevalue("redis_client")
+    return RedisIdempotencyStore(client)
+
+
+@pytest.fixture
+def front(idempotency: IdempotencyStore) -> Iterator[Front]:
+    front = Front(idempotency=idempotency)
+    with front.http:
+        yield front
+
+
+def test_a_request_that_is_sent_again_gets_the_first_answer(front: Front) -> None:
+    first, again = (front.http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": "k"}) for _ in range(2))
+
+    assert (again.status_code, again.json(), again.headers["Location"]) == (
+        202,
+        first.json(),
+        first.headers["Location"],
+    )
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert "Idempotency-Replayed" not in first.headers
+    assert len(front.queue.asked) == 1
+
+
+def test_a_key_with_another_body_or_of_another_address_is_another_matter(front: Front) -> None:
+    def send(path: str, body: dict[str, int]) -> int:
+        answer = front.http.post(API + path, json=body, headers={"Idempotency-Key": "k"})
+        return int(answer.status_code)
+
+    assert send("/clusters/recluster", {"pet_id": 42}) == 202
+    assert send("/clusters/recluster", {"pet_id": 43}) == 422
+    assert send("/clusters/undo", {"pet_id": 42, "revision": 1}) == 202
+    assert len(front.queue.asked) == 2
+
+
+def test_a_request_that_failed_may_be_tried_again_with_its_key(front: Front) -> None:
+    fails = [True]
+
+    def fail_once() -> None:
+        if fails.pop():
+            fails.append(False)
+            raise RuntimeError("no luck")
+        fails.append(False)
+
+    front.queue.before = fail_once
+
+    answers = [
+        front.http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": "k"}).status_code for _ in range(2)
+    ]
+
+    assert answers == [500, 202]
+
+
+def test_a_request_that_is_still_worked_on_is_answered_409(front: Front) -> None:
+    started, release = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        started.set()
+        release.wait(20)
+
+    front.queue.before = wait
+
+    def send() -> int:
+        answer = front.http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": "k"})
+        return int(answer.status_code)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(send)
+        assert started.wait(20)
+        second = send()
+        release.set()
+
+        assert (first.result(20), second) == (202, 409)
+    assert len(front.queue.asked) == 1
+
+
+@pytest.mark.parametrize("key", ["", "x" * 300, "a\tb"])
+def test_a_key_that_cannot_be_used_is_refused(front: Front, key: str) -> None:
+    answer = front.http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": key})
+
+    assert answer.status_code == 422
+    assert front.queue.asked == []
+
+
+def test_what_is_kept_ends_after_a_day_and_bears_no_key(front: Front, redis_client: redis.Redis) -> None:
+    http = Front(idempotency=RedisIdempotencyStore(redis_client)).http
+    http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": "secret-key"})
+
+    keys = list(redis_client.scan_iter("*idempotency*"))
+    assert keys
+    assert all(b"secret-key" not in key for key in keys)
+    assert all(0 < redis_client.ttl(key) <= 86_400 for key in keys)

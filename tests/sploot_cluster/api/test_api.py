@@ -1,0 +1,346 @@
+"""What each address answers, and what it says about what it cannot use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sploot_cluster.api import ReadinessCheck, ReadinessReport
+from sploot_cluster.errors import StoreUnavailable, UnreadablePet
+from sploot_cluster.jobs import JobStatus, QueueUnavailable
+from tests.sploot_cluster.albums import PET, take
+from tests.sploot_cluster.api.front import API, Front, client_of
+
+GOOD: dict[str, dict[str, Any]] = {
+    "/clusters/recluster": {"pet_id": 42},
+    "/clusters/merge": {"pet_id": 42, "cluster_ids": [3, 7], "into": 3},
+    "/clusters/split": {"pet_id": 42, "cluster_id": 3, "media_ids": ["a", "b"]},
+    "/clusters/undo": {"pet_id": 42, "revision": 17},
+    "/embeddings": {"pet_id": 42, "media_id": "a", "model": "clip@1", "embedding": [0.5, 1]},
+}
+NOTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "/clusters/recluster": ("recluster", {"pet_id": 42, "by": "loopback", "reason": ""}),
+    "/clusters/merge": ("merge", {"pet_id": 42, "cluster_ids": (3, 7), "into": 3, "by": "loopback"}),
+    "/clusters/split": ("split", {"pet_id": 42, "cluster_id": 3, "media_ids": ("a", "b"), "by": "loopback"}),
+    "/clusters/undo": ("undo", {"pet_id": 42, "revision": 17, "by": "loopback"}),
+    "/embeddings": ("ingest", {"pet_id": 42, "media_id": "a", "vector": [0.5, 1.0]}),
+}
+
+
+@pytest.fixture
+def front() -> Iterator[Front]:
+    front = Front()
+    with front.http:
+        yield front
+
+
+def fields_of(problem: dict[str, Any]) -> list[str]:
+    return [error["field"] for error in problem["errors"]]
+
+
+# -- asking for work -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_work_is_enqueued_and_its_place_is_told(front: Front, path: str) -> None:
+    answer = front.http.post(API + path, json=GOOD[path])
+
+    assert answer.status_code == 202
+    assert answer.json() == {"job_id": "job 1", "coalesced": False, "position": 1}
+    assert answer.headers["Location"] == f"{API}/jobs/job%201"
+    assert front.queue.asked == [NOTED[path]]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "field"),
+    [
+        ("/clusters/recluster", {"pet_id": "42"}, "pet_id"),
+        ("/clusters/recluster", {"pet_id": True}, "pet_id"),
+        ("/clusters/recluster", {"pet_id": 4.0}, "pet_id"),
+        ("/clusters/recluster", {"pet_id": 0}, "pet_id"),
+        ("/clusters/recluster", {"pet_id": 2**63}, "pet_id"),
+        ("/clusters/recluster", {"pet_id": None}, "pet_id"),
+        ("/clusters/recluster", {"pet": 42}, "pet"),
+        ("/clusters/merge", {"cluster_ids": [3]}, "cluster_ids"),
+        ("/clusters/merge", {"cluster_ids": [3, 3]}, "cluster_ids"),
+        ("/clusters/merge", {"cluster_ids": [3, "7"]}, "cluster_ids[1]"),
+        ("/clusters/merge", {"cluster_ids": list(range(1, 1_002))}, "cluster_ids"),
+        ("/clusters/merge", {"into": 9}, "into"),
+        ("/clusters/split", {"media_ids": []}, "media_ids"),
+        ("/clusters/split", {"media_ids": ["a", ""]}, "media_ids[1]"),
+        ("/clusters/split", {"media_ids": "ab"}, "media_ids"),
+        ("/clusters/undo", {"revision": -1}, "revision"),
+        ("/embeddings", {"embedding": [0.0, 0.0]}, "embedding"),
+        ("/embeddings", {"embedding": [1.0, None]}, "embedding"),
+        ("/embeddings", {"embedding": [1.0]}, "dim"),
+        ("/embeddings", {"embedding": "no base64", "encoding": "base64-f32le"}, "embedding"),
+        ("/embeddings", {"embedding": {"x": 1}}, "embedding"),
+        ("/embeddings", {"encoding": "utf-7", "embedding": "AAAA"}, "encoding"),
+        ("/embeddings", {"model": "clip"}, "model"),
+        ("/embeddings", {"occurred_at": "yesterday"}, "occurred_at"),
+    ],
+)
+def test_a_field_that_cannot_be_used_is_named_with_its_mend(
+    front: Front, path: str, change: dict[str, Any], field: str
+) -> None:
+    answer = front.http.post(API + path, json=GOOD[path] | change)
+
+    assert answer.status_code == 422
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem = answer.json()
+    assert field in fields_of(problem), problem
+    assert all(error["problem"] and error["mend"] for error in problem["errors"])
+    assert (problem["status"], problem["type"]) == (422, "urn:sploot:problem:invalid-input")
+    assert front.queue.asked == []
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_none_is_refused(front: Front, value: str) -> None:
+    body = json.dumps(GOOD["/embeddings"]).replace("0.5", value)
+
+    answer = front.http.post(API + "/embeddings", content=body, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code in (400, 422)
+    assert front.queue.asked == []
+
+
+def test_a_missing_field_is_named(front: Front) -> None:
+    problem = front.http.post(API + "/clusters/split", json={"pet_id": 42}).json()
+
+    assert fields_of(problem) == ["cluster_id", "media_ids"]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{no json", {"Content-Type": "application/json"}, 400),
+        (b"", {"Content-Type": "application/json"}, 422),
+        (b"[]", {"Content-Type": "application/json"}, 422),
+        (b'"\\ud800"', {"Content-Type": "application/json"}, 422),
+        (b"\xff\xfe", {"Content-Type": "application/json"}, 400),
+        (b'{"pet_id": 42}', {"Content-Type": "text/plain"}, 415),
+        (b'{"pet_id": 42}', {}, 415),
+        (b'{"pet_id": 42}', {"Content-Type": "application/json", "Content-Encoding": "gzip"}, 415),
+        (b'{"pet_id": 42, "reason": "' + b"x" * 1_100_000 + b'"}', {"Content-Type": "application/json"}, 413),
+    ],
+    ids=["broken", "empty", "list", "half a character", "bytes", "text", "nothing said", "packed", "long"],
+)
+def test_a_body_that_cannot_be_read_is_refused(
+    front: Front, content: bytes, headers: dict[str, str], status: int
+) -> None:
+    answer = front.http.post(API + "/clusters/recluster", content=content, headers=headers)
+
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert front.queue.asked == []
+
+
+@given(
+    st.sampled_from(sorted(GOOD)),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
+        max_leaves=12,
+    ),
+    st.sampled_from(["pet_id", "cluster_ids", "media_ids", "cluster_id", "revision", "embedding", "model", "new"]),
+)
+def test_whatever_json_is_sent_the_answer_is_no_mistake_of_ours(path: str, value: Any, field: str) -> None:
+    front = Front()
+    for body in (value, GOOD[path] | {field: value}):
+        answer = front.http.post(
+            API + path, content=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+        )
+
+        assert answer.status_code in (202, 207, 400, 413, 422), answer.text
+        if answer.status_code >= 400:
+            assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_of_a_list_of_embeddings_each_is_taken_or_refused_by_itself(front: Front) -> None:
+    good = GOOD["/embeddings"]
+    entries = [good, good | {"embedding": [0, 0]}, good | {"media_id": "b"}, 7]
+
+    some = front.http.post(API + "/embeddings", json=entries)
+    all_of_them = front.http.post(API + "/embeddings", json=[good])
+    none = front.http.post(API + "/embeddings", json=[7])
+
+    assert some.status_code == 207
+    outcome = some.json()
+    assert (outcome["accepted"], outcome["refused"]) == (2, 2)
+    assert [item["job"] is not None for item in outcome["items"]] == [True, False, True, False]
+    assert outcome["items"][1]["errors"][0]["field"] == "[1].embedding"
+    assert outcome["items"][3]["errors"][0]["field"] == "[3]"
+    assert all_of_them.status_code == 202
+    assert (none.status_code, fields_of(none.json())) == (422, ["[0]"])
+    assert len(front.queue.asked) == 3
+
+
+def test_a_list_that_is_empty_or_too_long_is_refused() -> None:
+    front = Front(max_batch=3)
+
+    for entries in ([], [GOOD["/embeddings"]] * 4):
+        assert front.http.post(API + "/embeddings", json=entries).status_code == 422
+    assert front.queue.asked == []
+
+
+def test_a_queue_that_is_away_is_said_and_when_to_try_again(front: Front) -> None:
+    def be_away() -> None:
+        raise QueueUnavailable("no answer; nothing was enqueued")
+
+    front.queue.before = be_away
+
+    answer = front.http.post(API + "/clusters/recluster", json={"pet_id": 42})
+
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "urn:sploot:problem:queue-unavailable"
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_mistake_of_ours_shows_nothing_of_the_inside(front: Front) -> None:
+    def fail() -> None:
+        raise RuntimeError("secret detail")
+
+    front.queue.before = fail
+
+    answer = front.http.post(API + "/clusters/recluster", json={"pet_id": 42})
+
+    assert answer.status_code == 500
+    assert answer.json()["type"] == "urn:sploot:problem:internal"
+    assert "secret detail" not in answer.text
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pet_is_shown_with_its_revision_as_etag(front: Front) -> None:
+    for subject in range(2):
+        take(front.service, subject, range(6))
+    front.service.recluster(PET, by="ada")
+
+    answer = front.http.get(f"{API}/pets/42/clusters")
+    again = front.http.get(f"{API}/pets/42/clusters", headers={"If-None-Match": answer.headers["ETag"]})
+    later = front.http.get(f"{API}/pets/42/clusters", headers={"If-None-Match": '"12", W/"11"'})
+
+    assert (answer.status_code, answer.headers["ETag"]) == (200, '"13"')
+    pet = answer.json()
+    assert (pet["pet_id"], pet["revision"], pet["n_media"], pet["n_noise"]) == (42, 13, 12, 0)
+    assert [(cluster["cluster_id"], cluster["size"]) for cluster in pet["clusters"]] == [(1, 6), (2, 6)]
+    assert pet["clusters"][0]["standings"] == {"core": 6}
+    assert (again.status_code, again.content) == (304, b"")
+    assert later.status_code == 200
+
+
+def test_a_pet_that_has_nothing_is_no_error(front: Front) -> None:
+    answer = front.http.get(f"{API}/pets/7/clusters")
+
+    assert (answer.status_code, answer.headers["ETag"]) == (200, '"0"')
+    assert answer.json()["clusters"] == []
+
+
+def test_the_history_is_shown_newest_first(front: Front) -> None:
+    for subject in range(2):
+        take(front.service, subject, range(6))
+    front.service.recluster(PET, by="ada")
+    front.service.merge(PET, list(front.store.load(PET).clusters), operation_id="1", by="bob")
+
+    answer = front.http.get(f"{API}/pets/42/history")
+    newest = front.http.get(f"{API}/pets/42/history?limit=1").json()
+
+    assert [(entry["kind"], entry["by"]) for entry in answer.json()["entries"]] == [
+        ("merge", "bob"),
+        ("recluster", "ada"),
+    ]
+    assert answer.headers["ETag"] == '"14"'
+    assert [entry["revision"] for entry in newest["entries"]] == [14]
+
+
+@pytest.mark.parametrize("pet", ["0", "-1", "cat", "4_2", " 42", "٤٢", "9223372036854775808", "1e3"])
+def test_an_address_of_no_pet_is_refused(front: Front, pet: str) -> None:
+    answer = front.http.get(f"{API}/pets/{pet}/clusters")
+
+    assert answer.status_code == 422
+    assert fields_of(answer.json()) == ["pet_id"]
+
+
+def test_a_job_is_told_with_the_reason_why_it_waits(front: Front) -> None:
+    now = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    front.queue.jobs["a b"] = JobStatus("a b", "queued", "q", "merge_clusters", "12 jobs wait", 0, 42, enqueued_at=now)
+
+    found = front.http.get(f"{API}/jobs/a%20b")
+    missing = front.http.get(f"{API}/jobs/nobody")
+
+    job = found.json()
+    assert (job["state"], job["because"], job["pet_id"]) == ("queued", "12 jobs wait", 42)
+    assert job["enqueued_at"] == "2026-01-31T12:00:00Z"
+    assert (missing.status_code, missing.json()["type"]) == (404, "urn:sploot:problem:not-found")
+
+
+def test_a_store_that_is_away_and_a_damaged_pet_are_told_apart(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, status, slug in (
+        (StoreUnavailable(doing="load pet 42", problem="away"), 503, "store-unavailable"),
+        (UnreadablePet(pet=42, problem="torn"), 500, "unreadable-pet"),
+    ):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(front.store, "view", fail)
+        answer = front.http.get(f"{API}/pets/42/clusters")
+        assert (answer.status_code, answer.json()["type"]) == (status, f"urn:sploot:problem:{slug}")
+
+
+# -- health, and the document ----------------------------------------------------------------------------------------
+
+
+def test_health_readiness_and_metrics() -> None:
+    checks = [ReadinessCheck("redis", "does not answer", "start it")]
+    ready, away = (
+        Front(ready=lambda: ReadinessReport([ReadinessCheck("redis")]), metrics=lambda: (b"up 1\n", "text/plain")),
+        Front(ready=lambda: ReadinessReport(checks)),
+    )
+
+    assert ready.http.get("/healthz").status_code == away.http.get("/healthz").status_code == 200
+    assert ready.http.get("/readyz").json() == {"status": "ready", "checks": ["redis"]}
+    not_ready = away.http.get("/readyz")
+    assert not_ready.status_code == 503
+    assert not_ready.json()["errors"] == [{"field": "redis", "problem": "does not answer", "mend": "start it"}]
+    assert (ready.http.get("/metrics").text, away.http.get("/metrics").status_code) == ("up 1\n", 404)
+
+
+def test_an_address_or_a_method_that_is_not_there_is_a_problem_too(front: Front) -> None:
+    missing, wrong = front.http.get("/nowhere"), front.http.get(f"{API}/clusters/merge")
+
+    assert (missing.status_code, wrong.status_code) == (404, 405)
+    assert {missing.headers["Content-Type"], wrong.headers["Content-Type"]} == {"application/problem+json"}
+
+
+def test_the_document_names_every_address_of_the_contract_and_all_it_answers(front: Front) -> None:
+    document = front.http.get("/openapi.json").json()
+
+    posts = {path for path, methods in document["paths"].items() if "post" in methods}
+    gets = {path for path, methods in document["paths"].items() if "get" in methods}
+    assert {API + path for path in GOOD} <= posts
+    assert {f"{API}/pets/{{pet_id}}/clusters", f"{API}/pets/{{pet_id}}/history", f"{API}/jobs/{{job_id}}"} <= gets
+    for path in GOOD:
+        answers = document["paths"][API + path]["post"]["responses"]
+        assert {"202", "401", "403", "413", "415", "422", "503"} <= answers.keys()
+    assert "Problem" in document["components"]["schemas"]
+
+
+def test_it_can_be_mounted_in_another_application(front: Front) -> None:
+    outer = FastAPI()
+    outer.mount("/media", front.app)
+    http = client_of(outer)
+
+    answer = http.post("/media" + API + "/clusters/recluster", json={"pet_id": 42})
+
+    assert answer.status_code == 202
+    assert answer.headers["Location"] == f"/media{API}/jobs/job%201"
+    assert http.get("/media/healthz").status_code == 200
