@@ -35,6 +35,10 @@ check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+.PHONY: bench
+bench: $(VENV)/installed ## measure side by side, minutes: make bench [ARGS=5000]
+	@$(BIN)/python -m benchmarks.density $(ARGS)
+
 .PHONY: format
 format: $(VENV)/installed ## let ruff write the files as it likes them
 	@$(BIN)/ruff check --fix-only --quiet .

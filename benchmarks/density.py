@@ -1,0 +1,124 @@
+"""Density clusters, side by side: ours, hdbscan, scikit-learn. ``make bench`` or ``python -m benchmarks.density``.
+
+Each round runs every engine once in a process of its own, in an order that turns with the round; what is printed are
+medians of the rounds, after one call that warms up, and the peak memory beyond what imports and data took.
+The vectors are uneven cones with 8 % noise, 512 values each, the same for everybody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sploot_cluster.vectors import FloatMatrix, as_vectors
+
+DIM: Final = 512
+MIN_CLUSTER_SIZE, MIN_SAMPLES = 5, 3
+# Beyond these an engine takes minutes, or more memory than a worker has.
+MOST: Final = {"ours": 100_000, "hdbscan": 5_000, "hdbscan generic": 10_000, "scikit-learn brute": 10_000}
+
+Labels = npt.NDArray[np.intp]
+
+
+def pictures(n: int, *, seed: int = 1) -> FloatMatrix:
+    """(n, 512) unit vectors of many uneven groups, and noise."""
+    rng = np.random.default_rng(seed)
+    weights = rng.lognormal(3.5, 1, size=max(3, n // 60))
+    group = rng.choice(len(weights), size=n, p=weights / weights.sum())
+    centres = rng.normal(size=(len(weights), DIM)) + rng.normal(size=DIM)
+    spread = rng.uniform(0.5, 1.2, size=len(weights))
+    x = centres[group] + rng.normal(size=(n, DIM)) * spread[group][:, None]
+    is_noise = rng.random(n) < 0.08
+    x[is_noise] = rng.normal(size=(int(is_noise.sum()), DIM)) + rng.normal(size=DIM) * 0.5
+    return as_vectors(x)
+
+
+def engine(name: str) -> Callable[[FloatMatrix], Labels]:
+    """The engine of a name, imported."""
+    match name:
+        case "ours":
+            from sploot_cluster.density import cluster_densely
+
+            return lambda x: cluster_densely(
+                x, min_cluster_size=MIN_CLUSTER_SIZE, min_samples=MIN_SAMPLES
+            ).labels.astype(np.intp)
+        case "hdbscan" | "hdbscan generic":
+            import hdbscan
+
+            generic = {"algorithm": "generic", "approx_min_span_tree": False} if name.endswith("generic") else {}
+            return lambda x: (
+                hdbscan.HDBSCAN(min_cluster_size=MIN_CLUSTER_SIZE, min_samples=MIN_SAMPLES, **generic)
+                .fit(x.astype(np.float64))
+                .labels_
+            )
+        case "scikit-learn brute":
+            from sklearn.cluster import HDBSCAN
+
+            # scikit-learn counts the point itself
+            return lambda x: (
+                HDBSCAN(min_cluster_size=MIN_CLUSTER_SIZE, min_samples=MIN_SAMPLES + 1, algorithm="brute", copy=True)
+                .fit(x)
+                .labels_
+            )
+    raise ValueError(f"no engine is called {name!r}")
+
+
+def measure(name: str, n: int) -> dict[str, float]:
+    """One call of an engine after one that warmed up: seconds, MB beyond its imports, clusters found."""
+    warnings.simplefilter("ignore")
+    run, x = engine(name), pictures(n)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(x[: min(n, 500)])
+    start = time.perf_counter()
+    labels = run(x)
+    seconds = time.perf_counter() - start
+    peak_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
+    return {"seconds": seconds, "peak_mb": peak_mb, "clusters": float(labels.max() + 1)}
+
+
+def _in_its_own_process(name: str, n: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.density", "--measure", name, str(n)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sizes", nargs="*", type=int, default=[200, 1_000, 5_000, 10_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", metavar="ENGINE", help="run one engine in this process, print JSON")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, arguments.sizes[0])))
+        return
+    print(f"{'n':>7}  {'engine':<20} {'seconds':>9} {'peak MB':>9} {'clusters':>9}   x ours")
+    for n in arguments.sizes:
+        names = [name for name, most in MOST.items() if n <= most]
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for turn in range(arguments.rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                found[name].append(_in_its_own_process(name, n))
+        medians = {
+            name: {fact: statistics.median(one[fact] for one in rounds) for fact in rounds[0]}
+            for name, rounds in found.items()
+        }
+        for name, median in medians.items():
+            ratio = median["seconds"] / medians["ours"]["seconds"]
+            facts = f"{median['seconds']:>9.3f} {median['peak_mb']:>9.0f} {median['clusters']:>9.0f}"
+            print(f"{n:>7}  {name:<20} {facts}   {ratio:.1f}")
+
+
+if __name__ == "__main__":
+    main()
