@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -52,7 +53,8 @@ def test_the_xadd_example_is_a_good_event(redis_client: redis.Redis) -> None:
 
     redis_client.execute_command(*words[words.index("XADD") :])
 
-    ((_, fields),) = redis_client.xrange(stream_of(EMBEDDING_INGESTED))
+    entries: Any = redis_client.xrange(stream_of(EMBEDDING_INGESTED))
+    ((_, fields),) = entries
     event = EmbeddingIngested.from_fields(fields)
     assert (event.pet_id, event.media_id, event.dim) == (42, "beach.jpg", 3)
     assert list(event.vector()) == pytest.approx([0.1, 0.2, 0.3])
