@@ -1,0 +1,60 @@
+"""The command line: ``sploot-cluster``, or ``python -m tasks.cli``.
+
+Commands parse, call what the services and the HTTP API call too, and print. Exit codes: 0 done, 1 failed, 2 usage (a
+bad argument or setting), 3 Redis unreachable, 4 refused.
+"""
+
+from __future__ import annotations
+
+import sys
+
+try:
+    import rich  # noqa: F401
+    import typer
+except ImportError as missing:
+    print(
+        f"sploot-cluster: the command line needs {missing.name}; pip install 'sploot-cluster[worker]' or '[server]'",
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
+
+import redis
+from dramatiq.errors import BrokerConnectionError
+
+from sploot_cluster.errors import ClusterError, InvalidInput, StoreUnavailable
+from sploot_cluster.jobs import QueueUnavailable
+from tasks.cli import config, pets, processes, queues
+from tasks.cli.shared import FAILED, UNREACHABLE, USAGE, fail, shown_url
+from tasks.settings import SettingInvalid
+
+app = typer.Typer(
+    name="sploot-cluster",
+    help="Groups every pet's media into clusters, and keeps people's corrections for ever.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(processes.app)
+app.add_typer(pets.app)
+app.add_typer(queues.app, name="queue")
+app.add_typer(config.app, name="config")
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except (SettingInvalid, InvalidInput) as refused:
+        fail(USAGE, str(refused))
+    except (
+        BrokerConnectionError,
+        QueueUnavailable,
+        StoreUnavailable,
+        redis.ConnectionError,
+        redis.TimeoutError,
+    ) as error:
+        fail(UNREACHABLE, f"no answer from Redis at {shown_url()}: {error}")
+    except ClusterError as error:
+        fail(FAILED, str(error))
+    except KeyboardInterrupt:
+        fail(130, "interrupted")

@@ -1,0 +1,24 @@
+"""The settings of the processes."""
+
+from __future__ import annotations
+
+import typer
+
+from tasks.cli.shared import AsJson, out, print_json, settings_of_environment, table_of
+
+app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
+
+
+@app.command("show")
+def config_show(as_json: AsJson = False) -> None:
+    """Show every setting with its value, unit and meaning; secrets are masked."""
+    rows = settings_of_environment().table()
+    if as_json:
+        print_json(rows)
+        return
+    table = table_of("variable", "value", "meaning")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        changed = "" if row["value"] == row["default"] else f" (default {row['default'] or 'empty'})"
+        table.add_row(row["variable"], f"{row['value']} {row['unit']}", row["meaning"] + changed)
+    out.print(table)

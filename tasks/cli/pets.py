@@ -1,0 +1,162 @@
+"""Media and corrections: what a person says of a pet, and what they see of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from sploot_cluster.errors import InvalidInput
+from tasks.cli.media_files import event_of, progress_of, records_of
+from tasks.cli.shared import (
+    FAILED,
+    AsJson,
+    By,
+    Pet,
+    Wait,
+    err,
+    open_service,
+    open_tasks,
+    out,
+    print_json,
+    report,
+    table_of,
+)
+from tasks.contracts import EmbeddingIngested, stream_of
+
+app = typer.Typer()
+
+EVENTS_PER_BATCH: Final = 500
+
+
+@app.command()
+def ingest(
+    file: Annotated[Path, typer.Argument(help="An .npz file, JSON lines, or - for JSON lines on standard input.")],
+) -> None:
+    """Hand in media that were embedded.
+
+    An .npz file holds the arrays media_id (n), embedding (n, dim), and pet_id and model, one for all or one each.
+    A JSON line is an object with pet_id, media_id, model and embedding, or a whole flat event. Bad entries are
+    reported by their number, the others are sent.
+    """
+    n_sent = n_bad = 0
+    with open_tasks() as tasks:
+        events: list[EmbeddingIngested] = []
+        for number, record in enumerate(progress_of(records_of(file)), start=1):
+            try:
+                events.append(event_of(record))
+            except InvalidInput as refused:
+                n_bad += 1
+                err.print(f"entry {number}: {refused}", markup=False)
+            if len(events) == EVENTS_PER_BATCH:
+                n_sent += len(tasks.ingest_many(events))
+                events = []
+        n_sent += len(tasks.ingest_many(events))
+    out.print(f"{n_sent} media sent to {stream_of('embedding.ingested')}" + (f", {n_bad} refused" if n_bad else ""))
+    if n_bad:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def recluster(pet: Pet, by: By, wait: Wait = None, as_json: AsJson = False) -> None:
+    """Find the pet's clusters anew; corrections and ids are kept."""
+    with open_tasks() as tasks:
+        report(tasks, tasks.recluster(pet, requested_by=by), wait, as_json=as_json)
+
+
+@app.command()
+def merge(
+    pet: Pet,
+    cluster_ids: Annotated[list[int], typer.Argument(help="The clusters that are one.", metavar="ID ID...")],
+    by: By,
+    into: Annotated[int | None, typer.Option(help="Which of them goes on; by default the largest.")] = None,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say that clusters are one. Their media stay together for ever, unless undone."""
+    with open_tasks() as tasks:
+        report(tasks, tasks.merge(pet, cluster_ids, into, requested_by=by), wait, as_json=as_json)
+
+
+@app.command()
+def split(
+    pet: Pet,
+    cluster_id: Annotated[int, typer.Argument(help="The cluster that they leave.", metavar="ID")],
+    media: Annotated[list[str], typer.Option(help="A medium that leaves; repeat it for more.")],
+    by: By,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say that media are another cluster. They stay apart from the rest for ever, unless undone."""
+    with open_tasks() as tasks:
+        report(tasks, tasks.split(pet, cluster_id, media, requested_by=by), wait, as_json=as_json)
+
+
+@app.command()
+def undo(
+    pet: Pet,
+    revision: Annotated[int, typer.Argument(help="The correction's revision, from `history`.", metavar="REVISION")],
+    by: By,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a correction back. An undo can be undone."""
+    with open_tasks() as tasks:
+        report(tasks, tasks.undo(pet, revision, requested_by=by), wait, as_json=as_json)
+
+
+@app.command()
+def clusters(pet: Pet, as_json: AsJson = False) -> None:
+    """Show the pet's clusters."""
+    from sploot_cluster.models import PetId, Standing
+
+    with open_service() as service:
+        view = service.clusters(PetId(pet))
+    if as_json:
+        found = [
+            {
+                "cluster_id": cluster.id,
+                "media_ids": list(cluster.media),
+                "standings": {Standing(how).name.lower(): n for how, n in cluster.standings.items()},
+                "threshold": cluster.threshold,
+                "since": cluster.since,
+            }
+            for cluster in view.clusters
+        ]
+        facts = {"pet_id": view.pet, "revision": view.revision, "model": view.model, "dim": view.dim}
+        print_json(facts | {"clusters": found, "noise": list(view.noise), "aliases": dict(view.aliases)})
+        return
+    out.print(
+        f"pet {pet} at revision {view.revision}: {view.n_media} media, {len(view.clusters)} clusters, "
+        f"{view.n_noise} noise" + (f", model {view.model} of {view.dim} values" if view.model else "")
+    )
+    table = table_of("cluster", "media", "core", "arrived", "absorbed", "corrected", "since", "first media")
+    ways = (Standing.CORE, Standing.ARRIVED, Standing.ABSORBED, Standing.CORRECTED)
+    for cluster in view.clusters:
+        counts = (str(cluster.standings.get(way, 0)) for way in ways)
+        first = ", ".join(cluster.media[:3]) + (", …" if cluster.size > 3 else "")
+        table.add_row(str(cluster.id), str(cluster.size), *counts, str(cluster.since), first)
+    out.print(table)
+
+
+@app.command()
+def history(
+    pet: Pet,
+    limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the newest reclusters and corrections; `undo` takes a revision."""
+    from sploot_cluster.models import PetId
+
+    with open_service() as service:
+        entries = service.history(PetId(pet), limit=limit)
+    if as_json:
+        print_json([asdict(entry) for entry in entries])
+        return
+    table = table_of("revision", "kind", "when (UTC)", "by", "what")
+    for entry in entries:
+        what = ", ".join(f"{name} {value}" for name, value in entry.summary.items() if value not in (None, []))
+        table.add_row(str(entry.revision), entry.kind, f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.by, what)
+    out.print(table)

@@ -1,0 +1,82 @@
+"""The processes: worker, scheduler, server, and the demo that runs all of them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sploot_cluster.errors import InvalidInput
+from tasks.cli.shared import REFUSED, become, fail, out, settings_of_environment
+from tasks.contracts import QUEUES
+
+app = typer.Typer()
+
+
+@app.command()
+def worker(
+    processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 4,
+    queue: Annotated[list[str] | None, typer.Option(help=f"Only these queues, of {', '.join(QUEUES)}.")] = None,
+    shutdown_timeout_ms: Annotated[
+        int, typer.Option(min=0, help="How long running jobs may take at the end.")
+    ] = 30_000,
+) -> None:
+    """Run jobs: the stock command `dramatiq tasks.worker`.
+
+    It stops when one of its processes dies: run it under something that starts it again.
+    """
+    settings_of_environment()
+    unknown = set(queue or ()) - set(QUEUES)
+    if unknown:
+        raise InvalidInput("--queue", f"{', '.join(sorted(unknown))} is not known", f"choose of {', '.join(QUEUES)}")
+    command = ["dramatiq", "tasks.worker", "--processes", str(processes), "--threads", str(threads)]
+    command += ["--worker-shutdown-timeout", str(shutdown_timeout_ms)]
+    become([sys.executable, "-m", *command, *(["--queues", *queue] if queue else [])])
+
+
+@app.command()
+def scheduler() -> None:
+    """Send the periodic jobs: the stock command `periodiq tasks.worker`. One is enough, two do no harm."""
+    settings_of_environment()
+    become([sys.executable, "-c", "import periodiq; periodiq.entrypoint()", "tasks.worker"])
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Where to listen.  [default: SPLOOT_HTTP_HOST]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Its port.  [default: SPLOOT_HTTP_PORT]")] = None,
+) -> None:
+    """Serve the HTTP API. Off loopback it refuses to start without SPLOOT_API_TOKENS."""
+    from sploot_cluster.api import Tokens, check_bind
+    from sploot_cluster.api import serve as serve_app
+    from tasks.composition import build_app
+    from tasks.logs import configure_logging
+
+    settings = settings_of_environment()
+    settings = replace(
+        settings,
+        http_host=settings.http_host if host is None else host,
+        http_port=settings.http_port if port is None else port,
+    )
+    tokens = Tokens.parse(settings.api_tokens)
+    try:
+        check_bind(settings.http_host, tokens)
+    except InvalidInput as refused:
+        fail(REFUSED, str(refused))
+    configure_logging(settings.log_level)
+    serve_app(build_app(settings), settings.http_host, settings.http_port, tokens=tokens)
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Stay up at the end, until Ctrl-C.")] = False,
+    directory: Annotated[Path, typer.Option(help="Where summary, maps and logs go.")] = Path("demo-output"),
+) -> None:
+    """The main job on real pictures and real processes; fails unless everything it promises was seen."""
+    from tasks.demo import run
+
+    raise typer.Exit(run(keep=keep, directory=directory, console=out))

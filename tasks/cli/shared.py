@@ -1,0 +1,128 @@
+"""What the commands share: consoles, exit codes, common options, the way to Redis, and how things are printed."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
+from tasks.settings import Settings, masked
+
+if TYPE_CHECKING:
+    from sploot_cluster import ClusterService
+    from tasks.client import ClusterTasks
+
+FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+
+POLL_S: Final = 0.2
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Pet = Annotated[int, typer.Argument(help="The pet's id.", metavar="PET")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+By = Annotated[str, typer.Option(help="Who asks, for the pet's history.", default_factory=lambda: _login())]
+Wait = Annotated[float | None, typer.Option(help="Wait so many seconds for the job to end, and print its result.")]
+
+
+def settings_of_environment() -> Settings:
+    return Settings.from_env(os.environ)
+
+
+def shown_url() -> str:
+    return masked("redis_url", settings_of_environment().redis_url)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"  # a container whose user has no name
+
+
+def become(command: Sequence[str]) -> NoReturn:
+    # exec, so that signals reach the command itself
+    sys.stdout.flush()
+    os.execv(command[0], list(command))  # noqa: S606  no shell is wanted
+
+
+def fail(code: int, message: str) -> NoReturn:
+    err.print(f"sploot-cluster: {message}", markup=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+@contextmanager
+def open_tasks() -> Iterator[ClusterTasks]:
+    from tasks.client import ClusterTasks
+
+    with ClusterTasks(settings_of_environment().redis_url) as tasks:
+        yield tasks
+
+
+@contextmanager
+def open_service() -> Iterator[ClusterService]:
+    from tasks.composition import build_client, build_service
+
+    settings = settings_of_environment()
+    with build_client(settings) as client:
+        yield build_service(settings, client)
+
+
+def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: bool) -> None:
+    """Print the job, or how it ended; a job that did not succeed in time fails the command."""
+    status = _ended(tasks, job, wait_s) if wait_s is not None else None
+    if as_json:
+        print_json(asdict(job) | ({} if status is None else asdict(status)))
+    elif status is None:
+        waiting = "waits already" if job.coalesced else "enqueued"
+        out.print(f"job {job.job_id} {waiting} in queue {job.queue}, position {job.position}")
+    else:
+        out.print(f"job {job.job_id} {status.state}: {status.because}", markup=False, soft_wrap=True)
+        for name, value in (status.result or {}).items():
+            out.print(f"  {name}: {value}", markup=False)
+    if status is not None and status.state != "succeeded":
+        raise typer.Exit(FAILED)
+
+
+def _ended(tasks: ClusterTasks, job: JobRef, wait_s: float) -> JobStatus:
+    deadline = time.monotonic() + wait_s
+    while True:
+        status = tasks.job(job.job_id)
+        if status is None:
+            raise QueueUnavailable("the record of the job is gone")
+        if status.state in ("succeeded", "dead") or time.monotonic() > deadline:
+            return status
+        time.sleep(POLL_S)
+
+
+def table_of(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def duration_text(ms: int | None) -> str:
+    if ms is None:
+        return "-"
+    seconds = ms / 1000
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def print_json(value: object) -> None:
+    def simple(item: object) -> object:
+        return item.isoformat() if isinstance(item, datetime) else str(item)
+
+    print(json.dumps(value, default=simple, indent=2, ensure_ascii=False))
