@@ -20,6 +20,11 @@ $(VENV)/installed: setup.cfg setup.py pyproject.toml
 .PHONY: install
 install: $(VENV)/installed ## make .venv and install everything
 
+$(VENV)/deploy-installed: $(VENV)/installed
+	@echo "installing what checks images and charts into $(VENV) (once; some 150 MB)"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
+	@touch $@
+
 .PHONY: demo
 demo: $(VENV)/installed ## the main job for real, on real pictures: make demo [ARGS=--keep]
 	@$(BIN)/sploot-cluster demo $(ARGS)
@@ -38,6 +43,22 @@ check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 .PHONY: bench
 bench: $(VENV)/installed ## measure side by side, minutes: make bench [ARGS=5000]
 	@$(BIN)/python -m benchmarks.density $(ARGS)
+
+.PHONY: lock
+lock: $(VENV)/deploy-installed ## pin what the image installs, by hash: make lock [ARGS=--upgrade]
+	@$(BIN)/python -m deploy.lock $(ARGS)
+
+.PHONY: image
+image: $(VENV)/deploy-installed ## build the image with buildah, and run jobs in it; needs root
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/python -m deploy.image build/image
+	@test ! -d build/image || SPLOOT_IMAGE=build/image $(BIN)/python -m pytest -n 0 -q tests/image
+
+.PHONY: sbom
+sbom: $(VENV)/deploy-installed ## what the image consists of, as CycloneDX: build/sbom.cdx.json
+	@mkdir -p build
+	@$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --of JSON -o build/sbom.cdx.json
+	@echo build/sbom.cdx.json
 
 .PHONY: format
 format: $(VENV)/installed ## let ruff write the files as it likes them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -38,11 +38,17 @@ def worker(
     become([sys.executable, "-m", *command, *(["--queues", *queue] if queue else [])])
 
 
+# periodiq has no answer to SIGTERM: as process 1 of a container it would not end, elsewhere it ends as if killed.
+PERIODIQ: Final = (
+    "import signal, sys, periodiq; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); periodiq.entrypoint()"
+)
+
+
 @app.command()
 def scheduler() -> None:
     """Send the periodic jobs: the stock command `periodiq tasks.worker`. One is enough, two do no harm."""
     settings_of_environment()
-    become([sys.executable, "-c", "import periodiq; periodiq.entrypoint()", "tasks.worker"])
+    become([sys.executable, "-c", PERIODIQ, "tasks.worker"])
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""Tools that build, check and start what is deployed, each as ``python -m deploy.<name>``. Not in the distribution."""

@@ -1,0 +1,55 @@
+"""Pin what the image installs: ``python -m deploy.lock [--check | --upgrade]``.
+
+``requirements.lock`` is what the extras worker and server of setup.cfg need, for every supported Python and machine;
+``requirements-build.lock`` is what makes our own wheel. Each line carries the hashes that pip insists on; neither file
+names a registry. Pins stay as they are unless setup.cfg forbids them or ``--upgrade`` asks for newer ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parent.parent
+LOCKS: Final = {
+    "requirements.lock": ["--extra", "worker", "--extra", "server", "setup.py"],
+    "requirements-build.lock": ["deploy/build-requirements.in"],
+}
+OPTIONS: Final = ["--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]
+PLAIN: Final = ["--no-emit-index-url", "--no-header", "--no-annotate"]
+
+
+def resolve(name: str, into: Path, *, upgrade: bool = False) -> None:
+    """Write the lock ``name`` to ``into``, preferring the pins that are there."""
+    if not upgrade and into != ROOT / name:
+        shutil.copy(ROOT / name, into)
+    uv = Path(sys.executable).with_name("uv")
+    more = ["--upgrade"] if upgrade else []
+    subprocess.run([uv, "pip", "compile", *OPTIONS, *PLAIN, *more, *LOCKS[name], "-o", into], cwd=ROOT, check=True)
+
+
+def stale() -> list[str]:
+    """Which locks are not what setup.cfg asks for."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name in LOCKS:
+            resolve(name, Path(directory, name))
+        return [name for name in LOCKS if Path(directory, name).read_text() != (ROOT / name).read_text()]
+
+
+def main(arguments: list[str]) -> int:
+    """What the command line does; 1 when a lock is stale."""
+    if arguments == ["--check"]:
+        for name in (old := stale()):
+            print(f"{name} is not what setup.cfg asks for: make lock", file=sys.stderr)
+        return 1 if old else 0
+    for name in LOCKS:
+        resolve(name, ROOT / name, upgrade=arguments == ["--upgrade"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
