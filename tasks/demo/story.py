@@ -133,12 +133,9 @@ class Story:
 
     def open(self) -> None:
         """Wait for the worker pods, the scheduler's broker and the server."""
+        addresses = [f"{self.stack.http}/readyz", *self.stack.metrics]
         with self.console.status("starting two worker pods, the scheduler and the server"):
-            addresses = [f"{self.stack.http}/readyz", *self.stack.metrics]
-            for _ in until(PATIENCE_S):
-                if all(answers(address) for address in addresses):
-                    break
-        up = [address for address in addresses if answers(address)]
+            up = _wait_until_all_answer(addresses)
         self.seen.promise("server and workers answer", up == addresses, f"{len(up)} of {len(addresses)} addresses")
 
     def ingest(self) -> None:
@@ -338,7 +335,8 @@ class Story:
 
         samples: Counter[str] = Counter()
         sampled_at: list[float] = []
-        for address in self.stack.metrics:
+        # the pod of the killed process may still be starting
+        for address in _wait_until_all_answer(self.stack.metrics):
             for family in text_string_to_metric_families(self.api.get_text(address)):
                 for sample in family.samples:
                     if sample.name == "cluster_jobs_total":
@@ -348,7 +346,7 @@ class Story:
                     samples[sample.name] += 1
         age_s = time.time() - min(sampled_at, default=0)
         complete = samples["success"] > 0 and samples["invalid"] == 1 and samples["media_cluster_pending_jobs"] > 0
-        complete = complete and age_s < OLDEST_SAMPLE_S
+        complete = complete and age_s < OLDEST_SAMPLE_S and len(sampled_at) == len(self.stack.metrics)
         seen = (
             f"success {samples['success']}, invalid {samples['invalid']} since the workers started; "
             f"queues sampled {age_s:.0f} s ago"
@@ -378,6 +376,14 @@ class Story:
         total = sum(len(album.media_ids) for album in self.albums)
         enough = len(self.seen.ages_ms) >= 0.95 * total  # the killed process took its last lines with it
         self.seen.promise("workers log each job as JSON", enough, f"{len(self.seen.ages_ms)} lines for {total} media")
+
+
+def _wait_until_all_answer(addresses: Sequence[str]) -> list[str]:
+    """The addresses that answer: all of them, or those that do after ``PATIENCE_S``."""
+    for _ in until(PATIENCE_S):
+        if all(answers(address) for address in addresses):
+            break
+    return [address for address in addresses if answers(address)]
 
 
 def _flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
