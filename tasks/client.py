@@ -35,6 +35,7 @@ from tasks.contracts import (
     UndoFeedback,
 )
 from tasks.jobs import JobRecords, status_of
+from tasks.redis_urls import connect
 
 CONNECT_TIMEOUT_S: Final = 1.0
 ANSWER_TIMEOUT_S: Final = 1.0
@@ -55,7 +56,7 @@ class ClusterTasks:
     def __init__(self, redis_url: str | None = None, *, client: redis.Redis | None = None) -> None:
         """
         Args:
-            redis_url: as ``redis.Redis.from_url`` takes it. No connection is made yet.
+            redis_url: any form of ``tasks.redis_urls``. No connection is made yet.
             client: instead of a URL; its own timeouts hold, its answers must be bytes.
         """
         if (redis_url is None) == (client is None):
@@ -228,10 +229,10 @@ def _message(task: Contract, *, job_id: str | None = None, **options: Any) -> dr
 
 
 def _impatient_client(redis_url: str) -> redis.Redis:
-    return redis.Redis.from_url(
+    return connect(
         redis_url,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=ANSWER_TIMEOUT_S,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        answer_timeout_s=ANSWER_TIMEOUT_S,
         # once more when a connection that lay idle turns out to be closed; a timeout is not repeated
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )

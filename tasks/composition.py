@@ -22,6 +22,7 @@ from dramatiq.middleware import (
 from broker import RedisStreamsBroker
 from tasks.client import ClusterTasks
 from tasks.contracts import GROUP, NAMESPACE
+from tasks.redis_urls import connect
 from tasks.settings import Settings
 from tasks.wire import DECODERS
 
@@ -37,9 +38,7 @@ ANSWER_TIMEOUT_S: Final = 10.0
 
 def build_client(settings: Settings) -> redis.Redis:
     """The connections of one process to Redis, shared by its threads. Answers are bytes."""
-    return redis.Redis.from_url(
-        settings.redis_url, socket_connect_timeout=CONNECT_TIMEOUT_S, socket_timeout=ANSWER_TIMEOUT_S
-    )
+    return connect(settings.redis_url, connect_timeout_s=CONNECT_TIMEOUT_S, answer_timeout_s=ANSWER_TIMEOUT_S)
 
 
 def build_service(settings: Settings, client: redis.Redis) -> ClusterService:

@@ -18,9 +18,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tasks.logs import configure_logging
 from tasks.metrics import share_values
+from tasks.redis_urls import connect
 from tasks.settings import Settings
 
 logger = logging.getLogger("sploot-cluster.queue")
@@ -130,8 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _client(settings: Settings) -> redis.Redis:
-    return redis.Redis.from_url(
-        settings.redis_url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S, retry=None
+    return connect(
+        settings.redis_url,
+        connect_timeout_s=REDIS_TIMEOUT_S,
+        answer_timeout_s=REDIS_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
     )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 
 from sploot_cluster.settings import PREFIX as CLUSTERING
 from sploot_cluster.settings import ClusterSettings
+from tasks.redis_urls import RedisUrlInvalid, check
 
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+FROM_FILE: Final = "_FILE"  # REDIS_URL_FILE names a file that holds what REDIS_URL would; of secrets only
 MODELS: Final = "SPLOOT_MODELS"  # the short name of SPLOOT_CLUSTERING_MODELS, and the stronger one
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -32,7 +33,9 @@ class SettingInvalid(ValueError):
 
 
 def _setting(variable: str, meaning: str, *, unit: str = "", default: Any, is_secret: bool = False) -> Any:
-    metadata = {"variable": variable, "meaning": meaning, "unit": unit}
+    if is_secret:
+        meaning += f"; or {variable}{FROM_FILE}, a file that holds it"
+    metadata = {"variable": variable, "meaning": meaning, "unit": unit, "is_secret": is_secret}
     return field(default=default, repr=not is_secret, metadata=metadata)
 
 
@@ -42,7 +45,7 @@ class Settings:
 
     redis_url: str = _setting(
         "REDIS_URL",
-        "the Redis that holds queues and pets: redis://, rediss:// or unix://",
+        "the Redis that holds queues and pets: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
         default=DEFAULT_REDIS_URL,
         is_secret=True,
     )
@@ -97,7 +100,7 @@ class Settings:
         given: dict[str, Any] = {"clustering": _clustering_from(environ)}
         for setting in fields(cls):
             variable = setting.metadata["variable"]
-            if text := environ.get(variable, "").strip():
+            if text := _text_of(environ, variable, is_secret=setting.metadata.get("is_secret", False)):
                 given[setting.name] = _whole(variable, text) if isinstance(setting.default, int) else text
         return cls(**given)
 
@@ -127,12 +130,28 @@ class Settings:
         ]
 
 
+def _text_of(environ: Mapping[str, str], variable: str, *, is_secret: bool) -> str:
+    """What a variable says, by itself or through a file; empty when it says nothing."""
+    text = environ.get(variable, "").strip()
+    named = environ.get(variable + FROM_FILE, "").strip() if is_secret else ""
+    if not named:
+        return text
+    if text:
+        raise SettingInvalid(variable + FROM_FILE, f"is set beside {variable}", "set one of the two")
+    try:
+        return Path(named).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "is no text"
+        mend = "name a file that this process may read"
+        raise SettingInvalid(variable + FROM_FILE, f"{named}: {problem}", mend) from None
+
+
 def masked(name: str, value: object) -> str:
     """A setting's value as it may be printed."""
     text = str(value)
     if name == "redis_url":
         text = re.sub(r"(?<=://)([^:@/]*):.*(?=@)", r"\1:***", text)
-        return re.sub(r"(?<=password=)[^&]*", "***", text)
+        return re.sub(r"(?<=password=)[^&]*", "***", text, flags=re.IGNORECASE)
     if name == "api_tokens":
         # not even the names: an entry may be a secret in the wrong place
         return ",".join("***" for token in text.split(",") if token)
@@ -172,9 +191,11 @@ def _as_variable(value: object) -> str:
 
 
 def _check_redis_url(url: str) -> None:
-    scheme = urlsplit(url).scheme
-    if scheme not in REDIS_SCHEMES:
-        raise SettingInvalid("REDIS_URL", f"scheme {scheme!r} is not known", f"set a URL such as {DEFAULT_REDIS_URL}")
+    try:
+        check(url)
+    except RedisUrlInvalid as refused:
+        problem, _, mend = str(refused).partition("; ")
+        raise SettingInvalid("REDIS_URL", problem, mend) from None
 
 
 def _check_range(variable: str, value: int, *, lowest: int, highest: int | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tasks.settings import SettingInvalid, Settings, masked
@@ -44,6 +46,10 @@ def test_variables_are_read() -> None:
     [
         ("REDIS_URL", "http://redis"),
         ("REDIS_URL", "redis"),
+        ("REDIS_URL", "redis+sentinel://a:26379"),
+        ("REDIS_URL", "redis+sentinel://a:b:c/mymaster"),
+        ("REDIS_URL", "redis+sentinel://a/mymaster?sentinel_pasword=x"),
+        ("REDIS_URL", "redis+cluster://a:7000/3"),
         ("SPLOOT_LEASE_MS", "soon"),
         ("SPLOOT_LEASE_MS", "-1"),
         ("SPLOOT_LEASE_MS", "100"),
@@ -86,6 +92,11 @@ def test_no_error_and_no_listing_shows_a_secret() -> None:
         ("redis://:p%40ss@host:6379/0", "redis://:***@host:6379/0"),
         ("rediss://user:p@ss:word@host", "rediss://user:***@host"),
         ("unix:///run/redis.sock?password=secret&db=1", "unix:///run/redis.sock?password=***&db=1"),
+        (
+            "rediss+sentinel://u:pw@a:1,b:2/main?sentinel_password=pw",
+            "rediss+sentinel://u:***@a:1,b:2/main?sentinel_password=***",
+        ),
+        ("redis+cluster://:pw@a:1,b:2", "redis+cluster://:***@a:1,b:2"),
     ],
 )
 def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None:
@@ -98,3 +109,41 @@ def test_every_setting_is_listed_with_its_meaning() -> None:
     assert {"REDIS_URL", "SPLOOT_MODELS", "SPLOOT_CLUSTERING_GROWTH_RATIO"} <= {row["variable"] for row in rows}
     assert [row["variable"] for row in rows if not row["meaning"]] == []
     assert all(row["value"] == row["default"] for row in rows)
+
+
+def test_a_secret_is_read_from_a_file_that_the_environment_names(tmp_path: Path) -> None:
+    url, tokens = tmp_path / "url", tmp_path / "tokens"
+    url.write_text("redis://user:hunter22@redis/0\n")
+    tokens.write_text("auth:producer:correct-horse-battery\nops:operator:correct-horse-staple\n")
+
+    settings = Settings.from_env({"REDIS_URL_FILE": str(url), "SPLOOT_API_TOKENS_FILE": str(tokens)})
+
+    assert settings.redis_url == "redis://user:hunter22@redis/0"
+    assert settings.api_tokens.count("\n") == 1
+    assert "hunter22" not in repr(settings) + str(settings.table())
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_secret_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "url"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(SettingInvalid) as refused:
+        Settings.from_env({"REDIS_URL_FILE": str(path)})
+
+    assert refused.value.variable == "REDIS_URL_FILE"
+
+
+def test_a_secret_is_given_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingInvalid) as refused:
+        Settings.from_env({"REDIS_URL": "redis://a", "REDIS_URL_FILE": str(tmp_path)})
+
+    assert refused.value.variable == "REDIS_URL_FILE"
+
+
+def test_what_is_no_secret_is_not_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "lease"
+    path.write_text("5000")
+
+    assert Settings.from_env({"SPLOOT_LEASE_MS_FILE": str(path)}).lease_ms == 30_000
