@@ -16,9 +16,11 @@ from hdbscan._hdbscan_linkage import label
 from hdbscan.hdbscan_ import _tree_to_labels
 
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.hierarchy import merges
 from sploot_cluster.models import Backend
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.spanning_tree import spanning_tree
+from sploot_cluster.spanning_tree import Rows, SpanningTree, spanning_tree
+from sploot_cluster.threads import n_cores
 from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, as_vectors
 
 
@@ -42,6 +44,7 @@ def cluster_densely(
     *,
     min_cluster_size: int | None = None,
     min_samples: int | None = None,
+    names: Rows | None = None,
     settings: ClusterSettings | None = None,
 ) -> Density:
     """The groups of dense regions among vectors; what lies between them is noise. The same input gives the same answer.
@@ -54,6 +57,8 @@ def cluster_densely(
         x: (n, d) real numbers, n ≥ 0; only directions count. Not modified.
         min_cluster_size: the smallest group, from 2; by default what ``settings.recluster_parameters`` says for n.
         min_samples: neighbours, without the point itself, that make a region dense, from 1; by default as above.
+        names: (n,) different integers that decide between what is equally near; the row numbers by default. Where they
+            go with the vectors, the order of rows has no say.
         settings: the defaults of :class:`ClusterSettings` otherwise.
 
     Raises:
@@ -73,21 +78,40 @@ def cluster_densely(
     if samples < 1:
         raise InvalidInput("min_samples", f"{samples} is below 1", "send a whole number from 1")
     if n < size:
-        return Density(np.full(n, -1, dtype=np.int32), np.zeros(n, dtype=np.float32), "hdbscan_cpu")
+        return _all_noise(n)
+    tree = spanning_tree(vectors, min(samples, n - 1), threads=settings.recluster_threads or n_cores())
+    return density_of(tree, vectors, min_cluster_size=size, settings=settings, names=names)
 
-    labels, probabilities = _hdbscan(vectors, size, min(samples, n - 1))
+
+def density_of(
+    tree: SpanningTree,
+    vectors: FloatMatrix,
+    *,
+    min_cluster_size: int,
+    settings: ClusterSettings,
+    names: Rows | None = None,
+) -> Density:
+    """What :func:`cluster_densely` says of vectors whose spanning tree is known already. O(n · d).
+
+    Args:
+        vectors: (n, d) float32 of unit norm, n ≥ 2: all that are in the tree. Not modified.
+        names: as for ``cluster_densely``.
+    """
+    n = tree.n
+    if n < min_cluster_size:
+        return _all_noise(n)
+    labels, probabilities, *_ = _tree_to_labels(
+        None, label(merges(tree, names)), min_cluster_size, cluster_selection_method="eom"
+    )
     if 2 * np.count_nonzero(labels < 0) > n:
         one_look = _one_look(vectors, settings.one_look_similarity)
-        if np.count_nonzero(one_look) >= size:
+        if np.count_nonzero(one_look) >= min_cluster_size:
             labels, probabilities = np.where(one_look, 0, -1), one_look.astype(np.float32)
     return Density(_in_order_of_rows(labels), probabilities.astype(np.float32), "hdbscan_cpu")
 
 
-def _hdbscan(vectors: FloatMatrix, size: int, samples: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    tree = spanning_tree(vectors, samples)
-    hierarchy = label(np.column_stack([tree.edges.astype(np.float64), tree.weights]))
-    labels, probabilities, *_ = _tree_to_labels(None, hierarchy, size, cluster_selection_method="eom")
-    return labels, probabilities
+def _all_noise(n: int) -> Density:
+    return Density(np.full(n, -1, dtype=np.int32), np.zeros(n, dtype=np.float32), "hdbscan_cpu")
 
 
 def _one_look(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 
-# One thread of native code per worker thread: Dramatiq's threads fill the cores already, and BLAS and OpenMP would each
-# start as many again. Read by numpy, scipy and faiss when they are first imported, hence before everything else.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
+from sploot_cluster.threads import one_thread_each
+
+# read by numpy, scipy and faiss when they are first imported, hence before everything else
+one_thread_each(os.environ)
 
 import dramatiq
 

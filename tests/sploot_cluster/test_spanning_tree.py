@@ -21,6 +21,11 @@ def mutual_reachability(vectors: FloatMatrix, min_samples: int) -> npt.NDArray[n
     return reachability
 
 
+def lattice(n: int, seed: int) -> FloatMatrix:
+    """Vectors of few values, many of which are equally far from each other."""
+    return as_vectors(np.random.default_rng(seed).integers(1, 4, size=(n, 4)))
+
+
 def scattered(n: int, dim: int, seed: int) -> FloatMatrix:
     return as_vectors(np.random.default_rng(seed).normal(size=(n, dim)))
 
@@ -34,8 +39,10 @@ def scattered(n: int, dim: int, seed: int) -> FloatMatrix:
         scattered(700, 32, 3),
         looks(300, 250, 40, 5, spread=0.1),
         looks(200, 200, 200, spread=0.01, dim=64),
+        lattice(120, 8),
+        lattice(300, 9),
     ],
-    ids=["two", "few", "scattered", "uneven", "far apart"],
+    ids=["two", "few", "scattered", "uneven", "far apart", "equally far", "equally far, many"],
 )
 def test_the_weights_are_those_of_a_naive_tree(vectors: FloatMatrix, min_samples: int) -> None:
     samples = min(min_samples, len(vectors) - 1)
@@ -43,10 +50,12 @@ def test_the_weights_are_those_of_a_naive_tree(vectors: FloatMatrix, min_samples
 
     tree = spanning_tree(vectors, samples)
 
-    naive = np.sort(minimum_spanning_tree(full).data)
+    np.fill_diagonal(full, 0)
+    # scipy takes a distance of zero for no edge
+    naive = np.sort(minimum_spanning_tree(full + (1 - np.eye(len(full)))).data) - 1
     assert tree.weights.sum() == pytest.approx(naive.sum(), rel=1e-6)
-    np.testing.assert_allclose(tree.weights, naive, rtol=1e-4)
-    np.testing.assert_allclose(full[tree.edges[:, 0], tree.edges[:, 1]], tree.weights, rtol=1e-4)
+    np.testing.assert_allclose(np.sort(tree.weights), naive, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(full[tree.edges[:, 0], tree.edges[:, 1]], tree.weights, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("n_copies", [2, 40, 300])
@@ -59,23 +68,38 @@ def test_copies_of_the_same_vectors_are_joined_at_no_cost(n_copies: int) -> None
 
 
 @pytest.mark.parametrize("vectors", [scattered(500, 16, 5), looks(100, 1, spread=0.0)], ids=["scattered", "copies"])
-def test_it_is_a_tree_over_all_vectors_in_ascending_order(vectors: FloatMatrix) -> None:
+def test_it_is_a_tree_over_all_vectors(vectors: FloatMatrix) -> None:
     n, before = len(vectors), vectors.copy()
 
     tree = spanning_tree(vectors, 2)
 
     assert tree.edges.shape == (n - 1, 2)
     assert (tree.edges[:, 0] < tree.edges[:, 1]).all()
-    assert (np.diff(tree.weights) >= 0).all()
     graph = coo_array((np.ones(n - 1), (tree.edges[:, 0], tree.edges[:, 1])), shape=(n, n))
     assert connected_components(graph, directed=False)[0] == 1
     np.testing.assert_array_equal(vectors, before)
 
 
-def test_the_same_vectors_give_the_same_tree() -> None:
-    vectors = looks(80, 80, spread=0.2)
+@pytest.mark.parametrize(
+    "vectors",
+    [looks(80, 80, spread=0.2), np.repeat(scattered(40, 8, 6), 40, axis=0), looks(2_500, 500, spread=0.3, dim=8)],
+    ids=["looks", "copies", "many"],
+)
+def test_the_same_vectors_give_the_same_tree_on_any_number_of_threads(vectors: FloatMatrix) -> None:
+    one = spanning_tree(vectors, 2)
 
-    one, other = spanning_tree(vectors, 2), spanning_tree(vectors.copy(), 2)
+    for threads in (1, 2, 5):
+        other = spanning_tree(vectors.copy(), 2, threads=threads)
+        np.testing.assert_array_equal(one.edges, other.edges)
+        np.testing.assert_array_equal(one.weights, other.weights)
 
-    np.testing.assert_array_equal(one.edges, other.edges)
-    np.testing.assert_array_equal(one.weights, other.weights)
+
+def test_neighbours_are_the_nearest_others_and_how_far_they_are() -> None:
+    vectors = scattered(150, 16, 7)
+    full = np.linalg.norm(vectors[:, None].astype(np.float64) - vectors[None], axis=2)
+
+    tree = spanning_tree(vectors, 3)
+
+    np.testing.assert_allclose(tree.distances, np.sort(full, axis=1)[:, 1:4], rtol=1e-12)
+    np.testing.assert_allclose(np.take_along_axis(full, tree.neighbours, axis=1), tree.distances, rtol=1e-12)
+    np.testing.assert_array_equal(tree.core, tree.distances[:, 2])

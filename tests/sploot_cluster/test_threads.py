@@ -1,0 +1,82 @@
+"""How many threads compute, and that BLAS gets its own back."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from threadpoolctl import ThreadpoolController
+
+from sploot_cluster.threads import NATIVE, n_cores, one_thread_each, spread
+
+
+def blas_threads() -> list[int]:
+    """Threads of the BLAS that numpy multiplies with."""
+    assert np.ones((2, 2)).sum() == 4
+    numbers = [one["num_threads"] for one in ThreadpoolController().info() if "numpy" in one["filepath"]]
+    assert numbers
+    return numbers
+
+
+def test_native_code_gets_one_thread_unless_somebody_said_otherwise() -> None:
+    environ = {"OPENBLAS_NUM_THREADS": "4"}
+
+    one_thread_each(environ)
+
+    assert environ == {name: "4" if name == "OPENBLAS_NUM_THREADS" else "1" for name in NATIVE}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_is_answered_in_its_order(threads: int) -> None:
+    assert list(spread(lambda start: start * 2, range(0, 50, 5), threads=threads)) == list(range(0, 100, 10))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_blas_has_one_thread_while_ours_work_and_its_own_number_afterwards(threads: int) -> None:
+    before = blas_threads()
+
+    during = list(spread(lambda _: blas_threads(), range(3), threads=threads))
+
+    assert all(n == 1 for each in during for n in each)
+    assert blas_threads() == before
+
+
+def test_blas_stays_quiet_until_the_last_of_two_is_done() -> None:
+    with ThreadpoolController().select(user_api="blas").limit(limits=2):
+        is_in, first_is_done, seen = threading.Event(), threading.Event(), list[int]()
+
+        def wait_for_the_first(_: int) -> None:
+            is_in.set()
+            assert first_is_done.wait(10)
+            seen.extend(blas_threads())
+
+        other = threading.Thread(target=lambda: list(spread(wait_for_the_first, range(1), threads=1)))
+        other.start()
+        assert is_in.wait(10)
+        list(spread(lambda _: None, range(1), threads=1))
+        first_is_done.set()
+        other.join(10)
+
+        assert set(seen) == {1}
+        assert set(blas_threads()) == {2}
+
+
+def test_a_failure_in_a_thread_is_raised_and_blas_is_as_before() -> None:
+    before = blas_threads()
+
+    with pytest.raises(ZeroDivisionError):
+        list(spread(lambda start: 1 // start, range(3), threads=2))
+
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("max 100000", None), ("100000 100000", 1), ("20000 100000", 1), ("nonsense", None)]
+)
+def test_the_limit_of_a_container_counts_as_cores(tmp_path: Path, limit: str, cores: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(limit)
+
+    assert n_cores(tmp_path) == (n_cores(tmp_path / "absent") if cores is None else cores)
+    assert n_cores(tmp_path) >= 1
