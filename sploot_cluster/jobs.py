@@ -22,12 +22,14 @@ class JobRef:
         queue: the queue it waits in.
         coalesced: it was waiting already, and this call added nothing.
         position: jobs that were waiting in its queue when it was enqueued, itself included; None where nobody counted.
+        withheld: the rollout has not reached the pet: nothing was enqueued, and no job of this id will run.
     """
 
     job_id: str
     queue: str
     coalesced: bool = False
     position: int | None = None
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from tasks.contracts import (
 )
 from tasks.jobs import JobRecords, status_of
 from tasks.redis_urls import connect
+from tasks.rollout import EVERYBODY, is_rolled_out
 
 CONNECT_TIMEOUT_S: Final = 1.0
 ANSWER_TIMEOUT_S: Final = 1.0
@@ -53,14 +54,25 @@ class ClusterTasks:
     ``QueueUnavailable`` when Redis does not answer. ``requested_by`` goes into the pet's history.
     """
 
-    def __init__(self, redis_url: str | None = None, *, client: redis.Redis | None = None) -> None:
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        client: redis.Redis | None = None,
+        ingest_rollout_percent: int = EVERYBODY,
+    ) -> None:
         """
         Args:
             redis_url: any form of ``tasks.redis_urls``. No connection is made yet.
             client: instead of a URL; its own timeouts hold, its answers must be bytes.
+            ingest_rollout_percent: media of so many percent of all pets are handed in, always of the same ones; see
+                ``tasks.rollout``. Nothing is sent for the others, and their JobRef is ``withheld``.
         """
         if (redis_url is None) == (client is None):
             raise TypeError("ClusterTasks takes either redis_url or client")
+        if not 0 <= ingest_rollout_percent <= EVERYBODY:
+            raise InvalidInput("ingest_rollout_percent", f"is {ingest_rollout_percent}", "give 0 to 100")
+        self._rollout_percent = ingest_rollout_percent
         self._owns_client = client is None
         self._client = client or _impatient_client(str(redis_url))
         self._broker = RedisStreamsBroker(
@@ -123,6 +135,8 @@ class ClusterTasks:
         """
         fields = {"pet_id": pet_id, "media_id": media_id, "model": model, "embedding": embedding, "encoding": encoding}
         event = _event(fields | {"event_id": event_id, "occurred_at": occurred_at, "traceparent": traceparent})
+        if not is_rolled_out(event.pet_id, self._rollout_percent):
+            return JobRef(event.event_id, event.queue_name, withheld=True)
         return self._enqueue(event, job_id=event.event_id)
 
     def ingest_many(self, events: Iterable[EmbeddingIngested | Mapping[str, Any]]) -> list[JobRef]:
@@ -137,11 +151,15 @@ class ClusterTasks:
                 checked.append(event if isinstance(event, EmbeddingIngested) else _event(event))
             except InvalidInput as refused:
                 raise InvalidInput(refused.field, f"event {at}: {refused.problem}", refused.mend) from None
-        messages = [_message(event, job_id=event.event_id) for event in checked]
+        is_in = [is_rolled_out(event.pet_id, self._rollout_percent) for event in checked]
+        messages = [_message(event, job_id=event.event_id) for event, sent in zip(checked, is_in, strict=True) if sent]
         with self._reaching_redis():
             for start in range(0, len(messages), BATCH):
                 self._broker.enqueue_many(messages[start : start + BATCH])
-        return [JobRef(message.message_id, message.queue_name) for message in messages]
+        return [
+            JobRef(event.event_id, event.queue_name, withheld=not sent)
+            for event, sent in zip(checked, is_in, strict=True)
+        ]
 
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
         """Have the pet reclustered in about ``delay_ms``, unless a recluster of it waits already."""

@@ -114,7 +114,7 @@ def build_app(settings: Settings) -> FastAPI:
     from tasks.exposition import expose, why_not_ready
 
     client = build_client(settings)
-    exposition = expose(client, with_jobs=False)
+    exposition = expose(client, settings, with_jobs=False)
 
     def ready() -> ReadinessReport:
         mend = "check that the Redis at REDIS_URL is up and takes connections"
@@ -122,7 +122,7 @@ def build_app(settings: Settings) -> FastAPI:
 
     return create_app(
         service=build_service(settings, client),
-        jobs=ClusterTasks(client=client),
+        jobs=ClusterTasks(client=client, ingest_rollout_percent=settings.ingest_rollout_percent),
         tokens=Tokens.parse(settings.api_tokens),
         idempotency=RedisIdempotencyStore(client),
         ready=ready,

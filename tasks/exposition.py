@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
@@ -47,7 +47,7 @@ def serve_metrics() -> int:
     configure_logging(settings.log_level)
     master = os.getppid()
     client = _client(settings)
-    exposition = expose(client, with_jobs=True)
+    exposition = expose(client, settings, with_jobs=True)
     with _listen(settings, exposition, client) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         thread.start()
@@ -61,21 +61,30 @@ def serve_metrics() -> int:
     return 0
 
 
-def expose(client: redis.Redis, *, with_jobs: bool) -> Exposition:
+def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Exposition:
     """Makes ``/metrics``: the body and its media type, for what a scraper's ``Accept`` header says.
 
     Args:
         with_jobs: whether to add up what the workers of this master counted; other processes have only the samples.
     """
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Metric
+    from prometheus_client.core import GaugeMetricFamily
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.multiprocess import MultiProcessCollector
+    from prometheus_client.registry import Collector
 
     from tasks.backlog import BacklogCollector
+
+    class Rollout(Collector):
+        # no Gauge: among several processes its value would be written to a file, and outlive this one
+        def collect(self) -> Iterator[Metric]:
+            meaning = "Media of so many percent of all pets are taken from producers, as this process was told."
+            yield GaugeMetricFamily("cluster_ingest_rollout_percent", meaning, value=settings.ingest_rollout_percent)
 
     def exposition(accept: str) -> tuple[bytes, str]:
         registry = CollectorRegistry()
         registry.register(BacklogCollector(client))
+        registry.register(Rollout())
         if with_jobs:
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
         encode, media_type = choose_encoder(accept)

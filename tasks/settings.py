@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 from sploot_cluster.settings import PREFIX as CLUSTERING
 from sploot_cluster.settings import ClusterSettings
 from tasks.redis_urls import RedisUrlInvalid, check
+from tasks.rollout import EVERYBODY
 
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 FROM_FILE: Final = "_FILE"  # REDIS_URL_FILE names a file that holds what REDIS_URL would; of secrets only
@@ -73,6 +74,12 @@ class Settings:
         default="",
         is_secret=True,
     )
+    ingest_rollout_percent: int = _setting(
+        "SPLOOT_INGEST_ROLLOUT_PERCENT",
+        "media of so many percent of all pets are taken from producers, always of the same pets; 0 to 100",
+        unit="%",
+        default=EVERYBODY,
+    )
     log_level: str = _setting(
         "SPLOOT_LOG_LEVEL", "the least that is logged: DEBUG, INFO, WARNING or ERROR", default="INFO"
     )
@@ -82,6 +89,7 @@ class Settings:
         _check_redis_url(self.redis_url)
         _check_range("SPLOOT_LEASE_MS", self.lease_ms, lowest=2_000)
         _check_range("SPLOOT_MAX_DELIVERIES", self.max_deliveries, lowest=2)
+        _check_range("SPLOOT_INGEST_ROLLOUT_PERCENT", self.ingest_rollout_percent, lowest=0, highest=EVERYBODY)
         for variable, port in (("WORKER_METRICS_PORT", self.metrics_port), ("SPLOOT_HTTP_PORT", self.http_port)):
             _check_range(variable, port, lowest=0, highest=65_535)
         for variable, host in (("WORKER_METRICS_HOST", self.metrics_host), ("SPLOOT_HTTP_HOST", self.http_host)):

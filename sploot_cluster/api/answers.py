@@ -27,11 +27,21 @@ class JobAccepted(BaseModel):
         return cls(job_id=job.job_id, coalesced=job.coalesced, position=job.position)
 
 
+class EmbeddingAccepted(JobAccepted):
+    """A medium was handed in, unless the rollout has not reached its pet."""
+
+    withheld: bool = Field(description="The rollout has not reached the pet: nothing was enqueued, no such job runs.")
+
+    @classmethod
+    def of(cls, job: JobRef) -> Self:
+        return cls(job_id=job.job_id, coalesced=job.coalesced, position=job.position, withheld=job.withheld)
+
+
 class EmbeddingOutcome(BaseModel):
     """What became of one entry of a list: a job, or errors."""
 
     index: int = Field(description="Its position in the list, from 0.")
-    job: JobAccepted | None = None
+    job: EmbeddingAccepted | None = None
     errors: list[FieldProblem] = []
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 
-from sploot_cluster.api.answers import EmbeddingOutcome, EmbeddingOutcomes, JobAccepted
+from sploot_cluster.api.answers import EmbeddingAccepted, EmbeddingOutcome, EmbeddingOutcomes
 from sploot_cluster.api.bodies import Embedding, Embeddings
 from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, WRITES, Door
 from sploot_cluster.api.jobs import accepted, location_header
@@ -37,11 +37,14 @@ def embeddings_router(door: Door, jobs: JobQueue, *, max_batch: int) -> APIRoute
     )
     def ingest_embeddings(
         body: Annotated[Embeddings, Body()], request: Request, response: Response
-    ) -> JobAccepted | EmbeddingOutcomes:
+    ) -> EmbeddingAccepted | EmbeddingOutcomes:
         """One object, or a list of them. Entries that cannot be used are refused by themselves; the others run."""
         given: Any = body
         if not isinstance(given, list):
-            return accepted(_enqueue(jobs, given), request, response)
+            job = _enqueue(jobs, given)
+            if not job.withheld:
+                accepted(job, request, response)
+            return EmbeddingAccepted.of(job)
         if not 1 <= len(given) <= max_batch:
             problem = FieldProblem(
                 field="body", problem=f"has {len(given)} entries", mend=f"send 1 to {max_batch} at a time"
@@ -61,7 +64,7 @@ def embeddings_router(door: Door, jobs: JobQueue, *, max_batch: int) -> APIRoute
 
 def _outcome(jobs: JobQueue, index: int, entry: object) -> EmbeddingOutcome:
     try:
-        return EmbeddingOutcome(index=index, job=JobAccepted.of(_enqueue(jobs, entry)))
+        return EmbeddingOutcome(index=index, job=EmbeddingAccepted.of(_enqueue(jobs, entry)))
     except InvalidFields as refusal:
         errors = list(refusal.errors)
     except InvalidInput as refused:

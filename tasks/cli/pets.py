@@ -41,7 +41,13 @@ def ingest(
     A JSON line is an object with pet_id, media_id, model and embedding, or a whole flat event. Bad entries are
     reported by their number, the others are sent.
     """
-    n_sent = n_bad = 0
+    n_sent = n_withheld = n_bad = 0
+
+    def send(events: list[EmbeddingIngested]) -> None:
+        nonlocal n_sent, n_withheld
+        n_out = sum(job.withheld for job in tasks.ingest_many(events))
+        n_sent, n_withheld = n_sent + len(events) - n_out, n_withheld + n_out
+
     with open_tasks() as tasks:
         events: list[EmbeddingIngested] = []
         for number, record in enumerate(progress_of(records_of(file)), start=1):
@@ -51,10 +57,12 @@ def ingest(
                 n_bad += 1
                 err.print(f"entry {number}: {refused}", markup=False)
             if len(events) == EVENTS_PER_BATCH:
-                n_sent += len(tasks.ingest_many(events))
+                send(events)
                 events = []
-        n_sent += len(tasks.ingest_many(events))
-    out.print(f"{n_sent} media sent to {stream_of('embedding.ingested')}" + (f", {n_bad} refused" if n_bad else ""))
+        send(events)
+    told = f"{n_sent} media sent to {stream_of('embedding.ingested')}"
+    told += f", {n_withheld} withheld: the rollout has not reached their pets" if n_withheld else ""
+    out.print(told + (f", {n_bad} refused" if n_bad else ""), soft_wrap=True)
     if n_bad:
         raise typer.Exit(FAILED)
 

@@ -67,7 +67,8 @@ def fail(code: int, message: str) -> NoReturn:
 def open_tasks() -> Iterator[ClusterTasks]:
     from tasks.client import ClusterTasks
 
-    with ClusterTasks(settings_of_environment().redis_url) as tasks:
+    settings = settings_of_environment()
+    with ClusterTasks(settings.redis_url, ingest_rollout_percent=settings.ingest_rollout_percent) as tasks:
         yield tasks
 
 

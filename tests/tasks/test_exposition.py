@@ -23,6 +23,7 @@ from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.exposition import expose, why_not_ready
+from tasks.settings import Settings
 from tests.support import eventually
 from tests.system.events import free_port
 
@@ -122,7 +123,7 @@ def test_a_taken_port_stops_no_job_and_is_tried_again(tmp_path: Path) -> None:
 def test_a_redis_that_is_away_is_no_readiness_and_no_samples() -> None:
     client = redis.Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None)
 
-    body, media_type = expose(client, with_jobs=False)("")
+    body, media_type = expose(client, Settings(ingest_rollout_percent=25), with_jobs=False)("")
 
     assert "Redis does not answer" in (why_not_ready(client) or "")
     assert b"media_cluster" not in body

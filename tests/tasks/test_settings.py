@@ -54,6 +54,7 @@ def test_variables_are_read() -> None:
         ("SPLOOT_LEASE_MS", "-1"),
         ("SPLOOT_LEASE_MS", "100"),
         ("SPLOOT_MAX_DELIVERIES", "1"),
+        ("SPLOOT_INGEST_ROLLOUT_PERCENT", "101"),
         ("WORKER_METRICS_PORT", "65536"),
         ("WORKER_METRICS_PORT", "9105.0"),
         ("SPLOOT_HTTP_HOST", "my host"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sploot_cluster.api import ReadinessCheck, ReadinessReport
 from sploot_cluster.errors import StoreUnavailable, UnreadablePet
-from sploot_cluster.jobs import JobStatus, QueueUnavailable
+from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, client_of
 
@@ -53,9 +53,23 @@ def test_work_is_enqueued_and_its_place_is_told(front: Front, path: str) -> None
     answer = front.http.post(API + path, json=GOOD[path])
 
     assert answer.status_code == 202
-    assert answer.json() == {"job_id": "job 1", "coalesced": False, "position": 1}
+    assert answer.json().items() >= {"job_id": "job 1", "coalesced": False, "position": 1}.items()
     assert answer.headers["Location"] == f"{API}/jobs/job%201"
     assert front.queue.asked == [NOTED[path]]
+
+
+def test_a_medium_of_a_pet_that_the_rollout_has_not_reached_is_said_to_be_withheld(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front.queue, "ingest", lambda **_: JobRef("event 1", "some.queue", withheld=True))
+
+    one = front.http.post(f"{API}/embeddings", json=GOOD["/embeddings"])
+    many = front.http.post(f"{API}/embeddings", json=[GOOD["/embeddings"]])
+
+    assert one.status_code == 202
+    assert one.json()["withheld"] is True
+    assert "Location" not in one.headers
+    assert many.json()["items"][0]["job"]["withheld"] is True
 
 
 @pytest.mark.parametrize(
