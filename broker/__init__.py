@@ -7,6 +7,7 @@ See README.md beside this file for the guarantees, ``keys.py`` for what lies in 
 """
 
 from .broker import RedisStreamsBroker
+from .by_hand import Astray, ByHand, PendingEntry, Rescued, Retired
 from .dead_letters import DeadLetter, DeadLetters
 from .deliveries import Delivery
 from .entries import EntryDecoder
@@ -24,7 +25,9 @@ from .settings import BrokerSettings
 from .stats import ConsumerStats, QueueStats
 
 __all__ = [
+    "Astray",
     "BrokerSettings",
+    "ByHand",
     "ConsumerStats",
     "DeadLetter",
     "DeadLetters",
@@ -34,9 +37,12 @@ __all__ = [
     "EntryDecoder",
     "LeaseLost",
     "MessageTooLarge",
+    "PendingEntry",
     "QueueFull",
     "QueueStats",
     "RedisStreamsBroker",
+    "Rescued",
+    "Retired",
     "SettingsError",
     "StreamsMiddleware",
     "UndecodableEntry",

@@ -21,6 +21,7 @@ from dramatiq import Broker, Message, Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed, QueueJoinTimeout, QueueNotFound
 
+from .by_hand import ByHand
 from .connections import Argument
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
@@ -181,7 +182,8 @@ class RedisStreamsBroker(Broker):
 
         enqueued, coalesced (of a unique key), acked, late (acknowledged after another had taken it), retried, promoted
         (delayed ones that fell due), dead, requeued (dead letters), recovered (of dead consumers), handed_back,
-        redelivered (reply was lost), orphaned, ghosts (pending without entry), fenced (refused to who lost the entry).
+        redelivered (reply was lost), rescued (by hand), orphaned, ghosts (pending without entry), fenced (refused to
+        who lost the entry).
         """
         flat = self._session.connections.run("HGETALL", self._keys(queue_name).counters)
         return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
@@ -189,6 +191,11 @@ class RedisStreamsBroker(Broker):
     def dead_letters(self, queue_name: str) -> DeadLetters:
         """The dead letters of the queue: list, get, requeue, purge."""
         return DeadLetters(self._session.connections, self._keys(queue_name))
+
+    def by_hand(self, queue_name: str) -> ByHand:
+        """The entries of the queue for people: look, rescue, retire a consumer."""
+        keys = self._keys(queue_name)
+        return ByHand(self._session.connections, self.settings, keys, self._decoders.get(queue_name))
 
     def pause(self, queue_name: str) -> None:
         """Deliver nothing more of the queue, in any process, until ``resume``; restarts do not end it.

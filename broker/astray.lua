@@ -1,0 +1,57 @@
+-- Finds what no worker will ever finish by itself: orphans (delivered, in nobody's pending list) and ghosts (pending,
+-- and the entry is gone). Writes nothing.
+--
+-- KEYS     1 stream
+-- ARGV     group, cursor ("-" at first), page
+-- Returns  {next cursor ("" = the pass is complete), {orphan ids}, {ghost id, consumer, deliveries, …}}
+
+local stream = KEYS[1]
+local group, cursor, page = ARGV[1], ARGV[2], tonumber(ARGV[3])
+
+local last_delivered = nil
+local groups = redis.pcall('XINFO', 'GROUPS', stream)
+if groups.err then
+  return {'', {}, {}}
+end
+for _, one in ipairs(groups) do
+  local facts = {}
+  for i = 1, #one, 2 do
+    facts[one[i]] = one[i + 1]
+  end
+  if facts['name'] == group then
+    last_delivered = facts['last-delivered-id']
+  end
+end
+if not last_delivered or last_delivered == '0-0' then
+  return {'', {}, {}}
+end
+
+local orphans, ghosts = {}, {}
+local function look(from, to)
+  while #orphans < page do
+    local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
+    if not entry then
+      return
+    end
+    orphans[#orphans + 1] = entry[1]
+    from = '(' .. entry[1]
+  end
+end
+
+local pending = redis.call('XPENDING', stream, group, cursor, '+', page)
+local from = cursor
+for _, one in ipairs(pending) do
+  look(from, '(' .. one[1])
+  from = '(' .. one[1]
+  if #redis.call('XRANGE', stream, one[1], one[1]) == 0 then
+    ghosts[#ghosts + 1] = one[1]
+    ghosts[#ghosts + 1] = one[2]
+    ghosts[#ghosts + 1] = one[4]
+  end
+end
+local next_cursor = from
+if #pending < page then
+  look(from, last_delivered)
+  next_cursor = ''
+end
+return {next_cursor, orphans, ghosts}

@@ -1,0 +1,214 @@
+"""What a person sees of a queue's entries, and the few things they may do with them by hand.
+
+Redis's own commands lose work here: ``XACK`` drops an entry that is not done, ``XGROUP DELCONSUMER`` those its consumer
+held. These move first and remove after, act on entries only while they are as they were seen, and leave every entry
+either in the stream or in somebody's pending list, whatever fails between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dramatiq
+import redis
+
+from .connections import Argument, Connections
+from .entries import EntryDecoder, decode, fields_of
+from .keys import HANDED_BACK, QueueKeys
+from .scripts import ASTRAY, RESCUE, RETIRE
+from .settings import BrokerSettings
+
+PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEntry:
+    """An entry as it was seen in the group.
+
+    Attributes:
+        id: of the entry.
+        holder: the consumer in whose pending list it is; "" for an orphan, which is in nobody's.
+        deliveries: how often it was delivered.
+        idle_ms: since it was delivered, where that was asked.
+    """
+
+    id: str
+    holder: str
+    deliveries: int
+    idle_ms: int | None = None
+
+    @property
+    def is_handed_back(self) -> bool:
+        """Whether it waits to be taken by the next worker."""
+        return self.holder == HANDED_BACK
+
+
+@dataclass(frozen=True, slots=True)
+class Astray:
+    """What no worker finishes by itself: orphans are delivered and in nobody's list, ghosts are pending and gone."""
+
+    orphans: tuple[PendingEntry, ...]
+    ghosts: tuple[PendingEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """How many entries were handed back to work, and how many ids without an entry were removed."""
+
+    n_handed_back: int
+    n_ghosts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """Whether a consumer was removed.
+
+    Attributes:
+        outcome: ``holds``: there are entries in its list, ``n``; ``alive``: its heartbeat is ``n`` ms old.
+    """
+
+    outcome: Literal["retired", "holds", "alive"]
+    n: int = 0
+
+
+class ByHand:
+    """The entries of one queue, for people. Methods raise ``BrokerConnectionError`` when Redis does not answer."""
+
+    def __init__(
+        self, connections: Connections, settings: BrokerSettings, keys: QueueKeys, decoder: EntryDecoder | None
+    ) -> None:
+        self._connections = connections
+        self._settings = settings
+        self._decoder = decoder
+        self.keys = keys
+        self.group = settings.group
+
+    def pending(
+        self, limit: int = PAGE, *, consumer: str | None = None, idle_ms: int = 0, after: str | None = None
+    ) -> list[PendingEntry]:
+        """Entries in pending lists, lowest id first, at most ``limit``; none where there is no group."""
+        found: list[PendingEntry] = []
+        start = "-" if after is None else f"({after}"
+        while len(found) < limit:
+            command: list[Argument] = ["XPENDING", self.keys.stream, self.group]
+            if idle_ms:
+                command += ["IDLE", idle_ms]
+            command += [start, "+", min(PAGE, limit - len(found))]
+            if consumer is not None:
+                command.append(consumer)
+            page = self._asked(*command)
+            if not page:
+                break
+            found += [
+                PendingEntry(entry_id.decode(), holder.decode(errors="replace"), int(deliveries), int(idle))
+                for entry_id, holder, idle, deliveries in page
+            ]
+            start = f"({found[-1].id}"
+        return found
+
+    def find_pending(self, entry_id: str) -> PendingEntry | None:
+        """The entry where it is pending; None where it is not, or the id has not the form of one."""
+        for found_id, holder, idle, deliveries in self._asked(
+            "XPENDING", self.keys.stream, self.group, entry_id, entry_id, 1
+        ):
+            return PendingEntry(found_id.decode(), holder.decode(errors="replace"), int(deliveries), int(idle))
+        return None
+
+    def waiting(self, limit: int = 10) -> list[tuple[str, Mapping[bytes, bytes]]]:
+        """Entries that were never delivered, the next one first."""
+        found = self._connections.run(
+            "XRANGE", self.keys.stream, f"({self.last_delivered_id()}", "+", "COUNT", max(1, limit)
+        )
+        return [(entry_id.decode(), fields_of(flat)) for entry_id, flat in found]
+
+    def entry(self, entry_id: str) -> Mapping[bytes, bytes] | None:
+        """The fields of an entry; None when it is not in the stream."""
+        try:
+            found = self._connections.run("XRANGE", self.keys.stream, entry_id, entry_id)
+        except redis.ResponseError:  # not the form of an id
+            return None
+        return fields_of(found[0][1]) if found else None
+
+    def decode(self, entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
+        """The message that an entry is.
+
+        Raises:
+            UndecodableEntry: it is none.
+        """
+        return decode(entry_id, fields, queue_name=self.keys.queue_name, decoder=self._decoder)
+
+    def groups(self) -> list[str]:
+        """The names of the stream's groups; none where there is no stream."""
+        return [group["name"].decode(errors="replace") for group in self._groups()]
+
+    def last_delivered_id(self) -> str:
+        """Up to which entry the group was served; ``0-0`` where there is no group."""
+        for group in self._groups():
+            if group["name"] == self.group.encode():
+                return str(group["last-delivered-id"].decode())
+        return "0-0"
+
+    def astray(self, limit: int = 10_000) -> Astray:
+        """Orphans and ghosts, at most about ``limit`` of each. Several short scripts; reads what is pending once."""
+        orphans: list[PendingEntry] = []
+        ghosts: list[PendingEntry] = []
+        for found_orphans, found_ghosts in self._astray_pages():
+            orphans += [PendingEntry(entry_id.decode(), "", 0) for entry_id in found_orphans]
+            ghosts += [
+                PendingEntry(entry_id.decode(), holder.decode(errors="replace"), int(deliveries))
+                for entry_id, holder, deliveries in zip(
+                    found_ghosts[::3], found_ghosts[1::3], found_ghosts[2::3], strict=True
+                )
+            ]
+            if len(orphans) >= limit or len(ghosts) >= limit:
+                break
+        return Astray(tuple(orphans[:limit]), tuple(ghosts[:limit]))
+
+    def rescue(self, entries: Sequence[PendingEntry]) -> Rescued:
+        """Hand these entries back to work, each only while it is as it was seen.
+
+        Whoever runs one of them goes on: its success counts, its failure does not. Ghosts are removed.
+        """
+        keys = (self.keys.stream, self.keys.timer, self.keys.counters, self.keys.suspects)
+        n_handed_back = n_ghosts = 0
+        for start in range(0, len(entries), PAGE):
+            args: list[Argument] = [self.group, HANDED_BACK]
+            for entry in entries[start : start + PAGE]:
+                args += (entry.id, entry.holder, entry.deliveries)
+            n, n_gone = self._connections.run_script(RESCUE, keys, args)
+            n_handed_back, n_ghosts = n_handed_back + n, n_ghosts + n_gone
+        return Rescued(n_handed_back, n_ghosts)
+
+    def retire(self, consumer: str, *, even_if_alive: bool = False) -> Retired:
+        """Remove a consumer that holds nothing; rescue its entries first."""
+        outcome, *n = self._connections.run_script(
+            RETIRE,
+            (self.keys.stream, self.keys.consumers),
+            (self.group, consumer, int(even_if_alive), self._settings.lease_ms),
+        )
+        return Retired(outcome.decode().lower(), int(n[0]) if n else 0)
+
+    def _astray_pages(self) -> Iterator[tuple[list[bytes], list[Any]]]:
+        cursor: bytes | str = "-"
+        while cursor:
+            cursor, orphans, ghosts = self._connections.run_script(
+                ASTRAY, (self.keys.stream,), (self.group, cursor, PAGE)
+            )
+            yield orphans, ghosts
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [
+            {name.decode(): value for name, value in zip(group[::2], group[1::2], strict=True)}
+            for group in self._asked("XINFO", "GROUPS", self.keys.stream)
+        ]
+
+    def _asked(self, *command: Argument) -> Any:
+        """The answer of a command that fails where there is no stream or no group, or for an id that is none."""
+        try:
+            return self._connections.run(*command)
+        except redis.ResponseError as error:
+            if any(word in str(error) for word in ("NOGROUP", "no such key", "Invalid stream ID")):
+                return []
+            raise

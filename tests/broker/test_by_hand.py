@@ -1,0 +1,112 @@
+"""What a person does by hand loses nothing, and touches nothing that changed since they looked."""
+
+from __future__ import annotations
+
+from broker import PendingEntry, Rescued, Retired
+from broker.keys import HANDED_BACK
+from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, labels, message, received
+from tests.support import eventually
+
+STRANGER = "somebody-by-hand"
+
+
+def given_held_by_a_stranger(scene: Scene, *names: str) -> None:
+    """Entries that were delivered to a consumer that no process stands behind."""
+    broker = scene.process("producer")
+    broker.enqueue_many([message(name) for name in names])
+    scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
+    scene.client.xreadgroup(GROUP, STRANGER, {KEYS.stream: ">"}, count=len(names))
+
+
+def test_rescued_entries_run_at_once_elsewhere(scene: Scene) -> None:
+    given_held_by_a_stranger(scene, "one", "two")
+    by_hand = scene.process("operator").by_hand(QUEUE)
+    seen = by_hand.pending(consumer=STRANGER)
+
+    rescued = by_hand.rescue(seen)
+
+    assert rescued == Rescued(n_handed_back=2, n_ghosts=0)
+    assert scene.state() == QueueState(pending={"one": ("nobody", 1), "two": ("nobody", 1)})
+    assert sorted(labels(received(scene.consumer("b"), 2))) == ["one", "two"]
+    assert scene.brokers["operator"].counters(QUEUE)["rescued"] == 2
+
+
+def test_an_entry_that_moved_on_since_it_was_seen_is_left_alone(scene: Scene) -> None:
+    given_held_by_a_stranger(scene, "one", "two")
+    by_hand = scene.process("operator").by_hand(QUEUE)
+    first, second = by_hand.pending()
+    scene.client.xclaim(KEYS.stream, GROUP, "another", 0, [first.id])
+
+    rescued = by_hand.rescue([first, second])
+
+    assert rescued == Rescued(n_handed_back=1, n_ghosts=0)
+    assert scene.state() == QueueState(pending={"one": ("another", 2), "two": ("nobody", 1)})
+
+
+def test_orphans_and_ghosts_are_found_and_mended(scene: Scene) -> None:
+    given_held_by_a_stranger(scene, "one", "two", "three", "four")
+    by_hand = scene.process("operator").by_hand(QUEUE)
+    one, two, three, _ = by_hand.pending()
+    scene.client.xack(KEYS.stream, GROUP, one.id)  # what the old runbook called "requeue"
+    scene.client.xack(KEYS.stream, GROUP, three.id)
+    scene.client.xdel(KEYS.stream, two.id)
+
+    astray = by_hand.astray()
+    rescued = by_hand.rescue([*astray.orphans, *astray.ghosts])
+
+    assert [orphan.id for orphan in astray.orphans] == [one.id, three.id]
+    assert astray.ghosts == (PendingEntry(two.id, STRANGER, 1),)
+    assert rescued == Rescued(n_handed_back=2, n_ghosts=1)
+    assert scene.state() == QueueState(pending={"one": ("nobody", 1), "three": ("nobody", 1), "four": (STRANGER, 1)})
+
+
+def test_an_entry_that_was_never_delivered_is_no_orphan(scene: Scene) -> None:
+    given_held_by_a_stranger(scene, "one")
+    scene.brokers["producer"].enqueue(message("two"))
+    by_hand = scene.process("operator").by_hand(QUEUE)
+    ((waiting_id, _),) = by_hand.waiting()
+
+    assert by_hand.rescue([PendingEntry(waiting_id, "", 0)]) == Rescued(0, 0)
+    assert by_hand.astray().orphans == ()
+    assert scene.state() == QueueState(waiting=("two",), pending={"one": (STRANGER, 1)})
+
+
+def test_a_consumer_is_removed_only_when_it_holds_nothing(scene: Scene) -> None:
+    given_held_by_a_stranger(scene, "one", "two", "three")
+    by_hand = scene.process("operator").by_hand(QUEUE)
+
+    held = by_hand.retire(STRANGER)
+    by_hand.rescue(by_hand.pending(consumer=STRANGER))
+    retired = by_hand.retire(STRANGER)
+
+    assert held == Retired("holds", 3)
+    assert retired == Retired("retired")
+    assert {consumer["name"] for consumer in scene.client.xinfo_consumers(KEYS.stream, GROUP)} == {HANDED_BACK.encode()}
+    assert sorted(labels(received(scene.consumer("b"), 3))) == ["one", "three", "two"]
+
+
+def test_a_consumer_that_lives_is_not_removed_unless_it_is_asked_for(scene: Scene) -> None:
+    scene.consumer("a")
+    name = scene.brokers["a"].consumer_name
+    by_hand = scene.process("operator").by_hand(QUEUE)
+
+    refused = by_hand.retire(name)
+    forced = by_hand.retire(name, even_if_alive=True)
+
+    assert refused.outcome == "alive"
+    assert forced == Retired("retired")
+    eventually(lambda: scene.client.zscore(KEYS.consumers, name))  # it says again that it lives
+
+
+def test_a_queue_without_stream_holds_nothing(scene: Scene) -> None:
+    by_hand = scene.process("operator").by_hand(QUEUE)
+
+    assert by_hand.pending() == []
+    assert by_hand.waiting() == []
+    assert by_hand.groups() == []
+    assert by_hand.entry("1-1") is None
+    assert by_hand.entry("no id") is None
+    assert by_hand.find_pending("no id") is None
+    assert by_hand.astray().orphans == ()
+    assert by_hand.rescue([PendingEntry("1-1", STRANGER, 1)]) == Rescued(0, 0)
+    assert by_hand.retire(STRANGER) == Retired("retired")
