@@ -123,6 +123,15 @@ class ByHand:
         )
         return [(entry_id.decode(), fields_of(flat)) for entry_id, flat in found]
 
+    def delayed(self) -> Iterator[bytes]:
+        """The encoded messages that are not due yet, retries among them, in no order."""
+        cursor: Any = 0
+        while True:
+            cursor, flat = self._connections.run("HSCAN", self.keys.delayed_messages, cursor, "COUNT", PAGE)
+            yield from flat[1::2]
+            if int(cursor) == 0:
+                return
+
     def entry(self, entry_id: str) -> Mapping[bytes, bytes] | None:
         """The fields of an entry; None when it is not in the stream."""
         try:

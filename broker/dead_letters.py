@@ -12,6 +12,7 @@ A letter is an entry of the queue's dead stream, with these fields, those withou
 
 from __future__ import annotations
 
+import builtins
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,12 +121,17 @@ class DeadLetters:
 
     def requeue(self, letter_ids: Iterable[str]) -> int:
         """Put letters back to work, at the end of the queue, as they were; how many there were."""
+        return sum(entry_id is not None for entry_id in self.put_back(letter_ids))
+
+    def put_back(self, letter_ids: Iterable[str]) -> Sequence[str | None]:
+        """As ``requeue``; the id of each letter's entry, in their order, None for a letter that was gone."""
         ids = list(letter_ids)
         keys = (self._keys.stream, self._keys.dead, self._keys.counters)
-        return sum(
-            int(self._connections.run_script(REQUEUE, keys, ids[start : start + PAGE]))
-            for start in range(0, len(ids), PAGE)
-        )
+        entries: builtins.list[str | None] = []
+        for start in range(0, len(ids), PAGE):
+            answer = self._connections.run_script(REQUEUE, keys, ids[start : start + PAGE])
+            entries += [entry_id.decode() or None for entry_id in answer]
+        return entries
 
     def purge(self, letter_ids: Iterable[str]) -> int:
         """Remove letters for ever; how many there were."""

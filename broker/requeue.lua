@@ -2,13 +2,14 @@
 --
 -- KEYS     1 stream  2 dead  3 counters
 -- ARGV     ids of letters
--- Returns  how many were put back; ids that are gone are passed over
+-- Returns  per letter the id of its entry, or "" where the letter is gone
 
 local stream, dead, counters = KEYS[1], KEYS[2], KEYS[3]
 
-local n = 0
+local n, entries = 0, {}
 for _, id in ipairs(ARGV) do
   local letter = redis.call('XRANGE', dead, id, id)[1]
+  entries[#entries + 1] = ''
   if letter then
     local entry = {}
     for i = 1, #letter[2], 2 do
@@ -17,7 +18,7 @@ for _, id in ipairs(ARGV) do
         entry[#entry + 1] = letter[2][i + 1]
       end
     end
-    redis.call('XADD', stream, '*', unpack(entry))
+    entries[#entries] = redis.call('XADD', stream, '*', unpack(entry))
     redis.call('XDEL', dead, id)
     n = n + 1
   end
@@ -25,4 +26,4 @@ end
 if n > 0 then
   redis.call('HINCRBY', counters, 'requeued', n)
 end
-return n
+return entries

@@ -1,7 +1,7 @@
 """What people ask of queues: look, plan, act. Values and the protocol; whoever has a queue implements it.
 
-Nothing that changes a queue happens without a plan, and a plan names exactly what it will touch: what was not in it when
-it was shown stays as it is. Standard library only.
+Nothing that changes a queue happens without a plan, and a plan names exactly what it will touch: what was not in it
+when it was shown stays as it is. Standard library only.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class Done:
 
     Attributes:
         n_planned: entries in the plan; 0 for a plan about a whole queue.
-        n_done: of those, how many were still as they had been seen, and were acted on.
-        is_complete: whether all that was planned was done.
+        n_done: of those, how many were still as they had been seen, and were acted on. The others had moved on.
+        is_complete: whether the effect that was planned is there now.
         because: one sentence.
     """
 
@@ -155,6 +155,33 @@ class PlanUnknown(LookupError):
     def __init__(self, plan_id: str) -> None:
         super().__init__(f"there is no plan {plan_id}: it was applied, or is older than an hour; make a new one")
         self.plan_id = plan_id
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFilter:
+    """Which dead letters are meant; what is None does not matter.
+
+    Attributes:
+        error: a part of the error's text.
+        since_s: died no longer ago than that.
+    """
+
+    reason: str | None = None
+    actor: str | None = None
+    pet_id: int | None = None
+    error: str | None = None
+    since_s: float | None = None
+
+    def facts(self) -> Mapping[str, object]:
+        """What matters, by name."""
+        told = {
+            "reason": self.reason,
+            "actor": self.actor,
+            "pet_id": self.pet_id,
+            "error": self.error,
+            "since_s": self.since_s,
+        }
+        return {name: value for name, value in told.items() if value is not None}
 
 
 class QueueOperations(Protocol):
@@ -206,30 +233,3 @@ class QueueOperations(Protocol):
     def audit(self, limit: int = ...) -> Sequence[AuditRecord]:
         """The newest first."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class LetterFilter:
-    """Which dead letters are meant; what is None does not matter.
-
-    Attributes:
-        error: a part of the error's text.
-        since_s: died no longer ago than that.
-    """
-
-    reason: str | None = None
-    actor: str | None = None
-    pet_id: int | None = None
-    error: str | None = None
-    since_s: float | None = None
-
-    def facts(self) -> Mapping[str, object]:
-        """What matters, by name."""
-        told = {
-            "reason": self.reason,
-            "actor": self.actor,
-            "pet_id": self.pet_id,
-            "error": self.error,
-            "since_s": self.since_s,
-        }
-        return {name: value for name, value in told.items() if value is not None}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from sploot_cluster import ClusterService
+    from tasks.queue_ops import Operations
 
 CONNECT_TIMEOUT_S: Final = 5.0
 # The longest script is a commit of some hundred milliseconds; a server that is silent for longer is away.
@@ -62,6 +63,13 @@ def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Mi
     )
 
 
+def build_operations(settings: Settings, client: redis.Redis) -> Operations:
+    """What people do with the queues."""
+    from tasks.queue_ops import Operations
+
+    return Operations(build_broker(settings, client, middleware=[]), client)
+
+
 def build_worker(settings: Settings) -> RedisStreamsBroker:
     """The broker of a worker and of the scheduler, with every actor declared."""
     from periodiq import PeriodiqMiddleware
@@ -71,6 +79,7 @@ def build_worker(settings: Settings) -> RedisStreamsBroker:
     from tasks.jobs import JobRecords, TrackJobs
     from tasks.middleware import ExposeMetrics, LoadEngine, RecordJobs
     from tasks.periodic import declare_periodic_actors
+    from tasks.queue_ops.pet_index import KeepPetIndex
 
     client = build_client(settings)
     broker = build_broker(
@@ -91,6 +100,7 @@ def build_worker(settings: Settings) -> RedisStreamsBroker:
             RecordJobs(noise=NoiseWatch(client)),
             ExposeMetrics(),
             LoadEngine(),
+            KeepPetIndex(client),
         ],
     )
     declare_actors(broker, build_service(settings, client))

@@ -23,6 +23,7 @@ from dramatiq.errors import BrokerConnectionError
 
 from sploot_cluster.errors import ClusterError, InvalidInput, StoreUnavailable
 from sploot_cluster.jobs import QueueUnavailable
+from sploot_cluster.queues import PlanUnknown
 from tasks.cli import config, pets, processes, queues
 from tasks.cli.shared import FAILED, UNREACHABLE, USAGE, fail, shown_url
 from tasks.settings import SettingInvalid
@@ -54,7 +55,7 @@ def main() -> None:
         redis.TimeoutError,
     ) as error:
         fail(UNREACHABLE, f"no answer from Redis at {shown_url()}: {error}")
-    except ClusterError as error:
+    except (ClusterError, PlanUnknown) as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:
         fail(130, "interrupted")

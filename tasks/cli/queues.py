@@ -1,38 +1,535 @@
-"""The queues, as an operator sees them."""
+"""The queues, as an operator sees them, and the drills: each shows its plan and waits for --yes."""
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from rich.markup import escape
 
-from tasks.cli.shared import AsJson, duration_text, out, print_json, settings_of_environment, table_of
-from tasks.contracts import QUEUES
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.queues import Done, LetterFilter, Plan
+from tasks.cli.shared import (
+    FAILED,
+    REFUSED,
+    AsJson,
+    By,
+    duration_text,
+    err,
+    out,
+    print_json,
+    settings_of_environment,
+    table_of,
+)
 
-app = typer.Typer(help="Look at the queues.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from broker import DeadLetter
+    from tasks.queue_ops import Operations
+
+VIA: Final = "command line"
+
+app = typer.Typer(help="Look at the queues, and mend them.", no_args_is_help=True)
+dead = typer.Typer(help="Dead letters: jobs that failed for good.", no_args_is_help=True)
+app.add_typer(dead, name="dead")
+
+Queue = Annotated[str, typer.Argument(help="The queue, its stream, or a part of the name: embedding.", metavar="QUEUE")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without, the plan is shown and kept for an hour.")]
+Note = Annotated[str, typer.Option(help="Why, for the audit: a ticket, an incident.")]
+Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
+EvenIfAlive = Annotated[
+    bool, typer.Option("--even-if-alive", help="Also what workers that live hold; it may run twice.")
+]
+Reason = Annotated[str | None, typer.Option(help="Only with this reason, such as failed or undecodable.")]
+Actor = Annotated[str | None, typer.Option(help="Only of this actor.")]
+OfPet = Annotated[int | None, typer.Option("--pet", help="Only of this pet.")]
+Error = Annotated[str | None, typer.Option(help="Only with this text in the error.")]
+Since = Annotated[str | None, typer.Option(help="Only those that died in the last 30s, 15m, 2h or 7d.")]
+WithCanary = Annotated[
+    bool, typer.Option("--canary", help="One first; the rest at --rate only if it succeeded; stop when they die again.")
+]
+Rate = Annotated[float, typer.Option(min=0.01, help="With --canary: so many a second.")]
+CanaryWait = Annotated[float, typer.Option(min=0.0, help="With --canary: seconds the first one may take.")]
+StopAfter = Annotated[int, typer.Option(min=1, help="With --canary: stop when so many died again.")]
+All = Annotated[bool, typer.Option("--all", help="Every letter of the queue.")]
+
+
+# -- looking -----------------------------------------------------------------------------------------------------------
 
 
 @app.command("status")
 def queue_status(as_json: AsJson = False) -> None:
-    """Show what every queue holds, and who works on it."""
-    from broker import RedisStreamsBroker
-    from tasks.composition import build_client
-
-    with build_client(settings_of_environment()) as client:
-        broker = RedisStreamsBroker(client=client, middleware=[])
-        stats = [broker.stats(queue) for queue in QUEUES]
+    """Show what every queue holds, and why it waits."""
+    with _operations() as operations:
+        queues = operations.queues()
     if as_json:
-        print_json([asdict(queue) for queue in stats])
+        print_json([asdict(queue) for queue in queues])
         return
-    table = table_of("queue", "waiting", "in flight", "delayed", "orphaned", "dead", "oldest", "held for", "workers")
-    for queue in stats:
-        n_alive = sum(consumer.is_alive for consumer in queue.consumers)
-        numbers = (queue.waiting, queue.in_flight, queue.delayed, queue.orphaned, queue.dead)
+    table = table_of("queue", "undelivered", "in flight", "delayed", "orphaned", "dead", "oldest", "held for", "why")
+    for queue in queues:
+        numbers = (queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned, queue.dead)
+        ages = (queue.oldest_age_s, queue.oldest_pending_s)
+        table.add_row(queue.queue, *map(str, numbers), *(_age(age) for age in ages), queue.because)
+    out.print(table)
+    consumers = [(queue.queue, one) for queue in queues for one in queue.consumers]
+    if consumers:
+        table = table_of("consumer", "queue", "holds", "heartbeat", "lives")
+        for queue_name, one in consumers:
+            table.add_row(
+                one.name, queue_name, str(one.pending), _age(one.heartbeat_age_s), "yes" if one.is_alive else "no"
+            )
+        out.print(table)
+
+
+@app.command("pending")
+def queue_pending(
+    queue: Queue,
+    consumer: Annotated[str | None, typer.Option(help="Only what this consumer holds.")] = None,
+    idle: Annotated[str, typer.Option(help="Only what is held for at least 30s, 15m, 2h.")] = "0s",
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show jobs that workers hold, oldest first: who, since when, how often delivered."""
+    from tasks.queue_ops.entries import facts_of
+
+    with _operations() as operations:
+        by_hand = operations.by_hand(queue)
+        found = by_hand.pending(limit, consumer=consumer, idle_ms=int(1000 * _seconds("--idle", idle)))
+        rows = [
+            {
+                "entry_id": entry.id,
+                "holder": entry.holder,
+                "idle_s": (entry.idle_ms or 0) / 1000,
+                "deliveries": entry.deliveries,
+                **asdict(facts_of(by_hand.entry(entry.id) or {})),
+            }
+            for entry in found
+        ]
+    if as_json:
+        print_json(rows)
+        return
+    table = table_of("entry", "pet", "medium", "actor", "deliveries", "held for", "by")
+    for row in rows:
         table.add_row(
-            queue.queue_name + (" (paused)" if queue.paused else ""),
-            *map(str, numbers),
-            duration_text(queue.oldest_age_ms),
-            duration_text(queue.oldest_pending_idle_ms),
-            str(n_alive) if n_alive else "none: start sploot-cluster worker",
+            *(_text(row[name]) for name in ("entry_id", "pet_id", "media_id", "actor", "deliveries")),
+            _age(float(str(row["idle_s"]))),
+            _text(row["holder"]),
         )
     out.print(table)
+
+
+@app.command("peek")
+def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None:
+    """Show the next jobs that wait, without taking them; embeddings are left out."""
+    from tasks.queue_ops.entries import facts_of, without_embedding
+
+    with _operations() as operations:
+        waiting = operations.by_hand(queue).waiting(limit)
+    if as_json:
+        print_json(
+            [
+                {"entry_id": entry_id, **asdict(facts_of(fields)), "fields": without_embedding(fields)}
+                for entry_id, fields in waiting
+            ]
+        )
+        return
+    table = table_of("entry", "added (UTC)", "pet", "medium", "actor", "form", "bytes")
+    for entry_id, fields in waiting:
+        facts = facts_of(fields)
+        about = (facts.pet_id, facts.media_id, facts.actor, facts.form, facts.n_bytes)
+        table.add_row(entry_id, _when_of(entry_id), *map(_text, about))
+    out.print(table)
+
+
+@app.command("find")
+def queue_find(
+    pet: Annotated[int, typer.Option(min=1, help="The pet whose jobs are wanted.")],
+    media: Annotated[str | None, typer.Option(help="Only of this medium.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find a pet's jobs that have not ended: waiting, in flight, delayed."""
+    with _operations() as operations:
+        start = time.perf_counter()
+        found, n_indexed = operations.find(pet)
+        took_ms = 1000 * (time.perf_counter() - start)
+    found = [job for job in found if media is None or job.media_id == media]
+    if as_json:
+        print_json([asdict(job) for job in found])
+        return
+    table = table_of("state", "queue", "entry", "added (UTC)", "medium", "actor", "deliveries", "by")
+    for job in found:
+        added = "-" if job.added_at is None else f"{job.added_at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(job.state, job.queue, _text(job.entry_id), added,
+                      *map(_text, (job.media_id, job.actor, job.deliveries, job.holder)))  # fmt: skip
+    out.print(table)
+    read = f"; {n_indexed:,} jobs had to be read first, which no worker had indexed" if n_indexed > 1_000 else ""
+    out.print(f"{len(found)} found in {took_ms:.0f} ms{read}")
+
+
+@app.command("audit")
+def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
+    """Show who did what to the queues, the newest first."""
+    with _operations() as operations:
+        records = operations.audit(limit)
+    if as_json:
+        print_json([asdict(record) for record in records])
+        return
+    table = table_of("when (UTC)", "by", "via", "action", "queue", "state", "planned", "done", "note", "result")
+    for record in records:
+        what = (record.by, record.via, record.action, record.queue, record.state, record.n_planned, record.n_done)
+        table.add_row(f"{record.at:%Y-%m-%d %H:%M:%S}", *map(_text, what), _text(record.note), _text(record.result))
+    out.print(table)
+
+
+# -- drills ------------------------------------------------------------------------------------------------------------
+
+
+@app.command("rescue")
+def queue_rescue(
+    queue: Queue,
+    by: By,
+    entry_ids: Annotated[list[str] | None, typer.Argument(help="Entries, from `queue pending`.", metavar="ID")] = None,
+    consumer: Annotated[str | None, typer.Option(help="All that this consumer holds.")] = None,
+    astray: Annotated[
+        bool, typer.Option("--astray", help="What was acknowledged or deleted by hand: orphans and ghosts.")
+    ] = False,
+    idle: Annotated[str | None, typer.Option(help="All that is held for at least 30s, 15m, 2h.")] = None,
+    even_if_alive: EvenIfAlive = False,
+    note: Note = "",
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hand jobs back to work that a dead or stuck worker holds, or that nobody holds."""
+    with _operations() as operations:
+        plan = operations.plan_rescue(
+            queue,
+            entry_ids=entry_ids or (),
+            consumer=consumer,
+            astray=astray,
+            idle_s=None if idle is None else _seconds("--idle", idle),
+            even_if_alive=even_if_alive,
+        )
+        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
+
+
+@app.command("retire-consumer")
+def queue_retire_consumer(
+    queue: Queue,
+    consumer: Annotated[str, typer.Argument(help="Its name, from `queue status`.", metavar="CONSUMER")],
+    by: By,
+    even_if_alive: EvenIfAlive = False,
+    note: Note = "",
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a dead consumer, after its jobs were handed back to work."""
+    with _operations() as operations:
+        plan = operations.plan_retire(queue, consumer, even_if_alive=even_if_alive)
+        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
+
+
+@app.command("pause")
+def queue_pause(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_json: AsJson = False) -> None:
+    """Stop delivering a queue to every worker, until it is resumed."""
+    with _operations() as operations:
+        _drill(operations, operations.plan_pause(queue), by=by, note=note, yes=yes, as_json=as_json)
+
+
+@app.command("resume")
+def queue_resume(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_json: AsJson = False) -> None:
+    """Deliver a paused queue again."""
+    with _operations() as operations:
+        _drill(operations, operations.plan_resume(queue), by=by, note=note, yes=yes, as_json=as_json)
+
+
+@app.command("apply")
+def queue_apply(
+    plan_id: Annotated[str, typer.Argument(help="As the drill printed it.", metavar="PLAN")],
+    by: By,
+    canary: WithCanary = False,
+    rate: Rate = 10.0,
+    wait: CanaryWait = 60.0,
+    stop_after: StopAfter = 3,
+    note: Note = "",
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Act on a plan that was shown, on exactly the ids that it showed. Once."""
+    with _operations() as operations:
+        plan = operations.take(plan_id)
+        if canary and plan.action != "requeue":
+            operations.keep(plan)
+            raise InvalidInput("--canary", f"{plan_id} is a plan to {plan.action}", "leave it out")
+        act = None
+        if canary:
+            act = _with_canary(operations, wait_s=wait, per_s=rate, stop_after=stop_after, by=by, note=note)
+        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json, act=act)
+
+
+# -- dead letters ------------------------------------------------------------------------------------------------------
+
+
+@dead.command("list")
+def dead_list(
+    queue: Annotated[str | None, typer.Argument(help="The queue; all of them without.", metavar="QUEUE")] = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    pet: OfPet = None,
+    error: Error = None,
+    since: Since = None,
+    groups: Annotated[bool, typer.Option("--groups", help="Count them by what they died of.")] = False,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show dead letters, the newest first."""
+    from tasks.contracts import QUEUES
+    from tasks.queue_ops.letters import groups_of
+
+    wanted = _filter(reason, actor, pet, error, since)
+    with _operations() as operations:
+        found = [
+            letter
+            for name in ([queue] if queue else QUEUES)
+            for letter in operations.letters(name, wanted, limit=100_000 if groups else limit)
+        ]
+    if groups:
+        _show_groups([asdict(group) for group in groups_of(found)], as_json=as_json)
+        return
+    rows = [_letter_row(letter) for letter in sorted(found, key=lambda one: one.died_at, reverse=True)[:limit]]
+    if as_json:
+        print_json(rows)
+        return
+    table = table_of("letter", "queue", "died (UTC)", "reason", "actor", "pet", "field", "error")
+    for row in rows:
+        table.add_row(*(_text(row[n]) for n in ("letter_id", "queue", "died_at", "reason", "actor", "pet_id")),
+                      _text(row["field"]), _text(row["error"]))  # fmt: skip
+    out.print(table)
+
+
+@dead.command("show")
+def dead_show(
+    queue: Queue,
+    letter_id: Annotated[str, typer.Argument(help="From `queue dead list`.", metavar="LETTER")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one dead letter: what happened, the mend, the traceback, its fields; embeddings are left out."""
+    from tasks.queue_ops.entries import without_embedding
+
+    with _operations() as operations:
+        letter = operations.letter(queue, letter_id)
+    if letter is None:
+        raise InvalidInput("LETTER", f"{letter_id} is no dead letter of {queue}", "see sploot-cluster queue dead list")
+    row = _letter_row(letter) | {"traceback": letter.traceback, "fields": without_embedding(letter.fields)}
+    if as_json:
+        print_json(row)
+        return
+    for name, value in row.items():
+        if value not in (None, "") and name not in ("traceback", "fields"):
+            out.print(f"{name:<12} {value}", markup=False, soft_wrap=True)
+    for name, value in without_embedding(letter.fields).items():
+        out.print(f"  {name:<12} {value}", markup=False, soft_wrap=True)
+    if letter.traceback:
+        out.print(letter.traceback, markup=False, soft_wrap=True)
+
+
+@dead.command("requeue")
+def dead_requeue(
+    queue: Queue,
+    by: By,
+    letter_ids: Annotated[list[str] | None, typer.Argument(help="Letters, from the list.", metavar="LETTER")] = None,
+    every: All = False,
+    reason: Reason = None,
+    actor: Actor = None,
+    pet: OfPet = None,
+    error: Error = None,
+    since: Since = None,
+    canary: WithCanary = False,
+    rate: Rate = 10.0,
+    wait: CanaryWait = 60.0,
+    stop_after: StopAfter = 3,
+    note: Note = "",
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put dead letters back to work: these, those that match, or --all."""
+    with _operations() as operations:
+        ids, matching = _choice(letter_ids, every, _filter(reason, actor, pet, error, since))
+        plan = operations.plan_requeue(queue, letter_ids=ids, matching=matching)
+        act = None
+        if canary:
+            act = _with_canary(operations, wait_s=wait, per_s=rate, stop_after=stop_after, by=by, note=note)
+        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json, act=act)
+
+
+@dead.command("purge")
+def dead_purge(
+    queue: Queue,
+    by: By,
+    letter_ids: Annotated[list[str] | None, typer.Argument(help="Letters, from the list.", metavar="LETTER")] = None,
+    every: All = False,
+    reason: Reason = None,
+    actor: Actor = None,
+    pet: OfPet = None,
+    error: Error = None,
+    since: Since = None,
+    note: Note = "",
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove dead letters for ever: these, those that match, or --all."""
+    with _operations() as operations:
+        ids, matching = _choice(letter_ids, every, _filter(reason, actor, pet, error, since))
+        plan = operations.plan_purge(queue, letter_ids=ids, matching=matching)
+        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
+
+
+# -- what the drills share ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _operations() -> Iterator[Operations]:
+    from tasks.composition import build_client, build_operations
+
+    settings = settings_of_environment()
+    with build_client(settings) as client:
+        yield build_operations(settings, client)
+
+
+def _drill(
+    operations: Operations,
+    plan: Plan,
+    *,
+    by: str,
+    note: str,
+    yes: bool,
+    as_json: bool,
+    act: Callable[[Plan], Done] | None = None,
+) -> None:
+    """Show the plan; act on it with --yes, else keep it and refuse."""
+    if not as_json:
+        _show(plan)
+    if plan.is_empty:
+        if as_json:
+            print_json(asdict(plan))
+        else:
+            out.print("There is nothing to do.")
+        return
+    if not yes:
+        operations.keep(plan)
+        if as_json:
+            print_json(asdict(plan))
+        err.print(
+            "Nothing was done. To do exactly this within an hour: "
+            f"sploot-cluster queue apply {plan.plan_id} --yes" + (" --canary" if act is not None else ""),
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(REFUSED)
+    done = act(plan) if act is not None else operations.act(plan, by=by, via=VIA, note=note)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        out.print(f"Done: {done.because}." if done.is_complete else f"NOT DONE: {done.because}.", soft_wrap=True)
+    if not done.is_complete:
+        raise typer.Exit(FAILED)
+
+
+def _with_canary(
+    operations: Operations, *, wait_s: float, per_s: float, stop_after: int, by: str, note: str
+) -> Callable[[Plan], Done]:
+    def act(plan: Plan) -> Done:
+        with operations.acting(plan, by=by, via=VIA, note=note) as result:
+            canary = operations.canary(wait_s=wait_s, per_s=per_s, stop_after=stop_after)
+            careful = canary.requeue(plan)
+            told = careful.because + (f"; {careful.n_left} were not touched" if careful.n_left else "")
+            done = Done(
+                plan.plan_id, plan.action, plan.queue, len(plan.entries), careful.n_requeued, careful.is_good, told
+            )
+            result.append(done)
+        return done
+
+    return act
+
+
+def _show(plan: Plan) -> None:
+    out.print(f"Plan {plan.plan_id}: {plan.effect}.", markup=False, soft_wrap=True)
+    for command in plan.commands:
+        out.print(f"  {command}", markup=False, soft_wrap=True)
+    for warning in plan.warnings:
+        out.print(f"Mind: {warning}.", markup=False, soft_wrap=True)
+
+
+def _filter(
+    reason: str | None, actor: str | None, pet: int | None, error: str | None, since: str | None
+) -> LetterFilter:
+    since_s = None if since is None else _seconds("--since", since)
+    return LetterFilter(reason=reason, actor=actor, pet_id=pet, error=error, since_s=since_s)
+
+
+def _choice(
+    letter_ids: Sequence[str] | None, every: bool, wanted: LetterFilter
+) -> tuple[Sequence[str], LetterFilter | None]:
+    """Which letters: ids, or a filter, which may match all; one of them."""
+    n_ways = bool(letter_ids) + bool(wanted.facts()) + every
+    if n_ways != 1:
+        raise InvalidInput("LETTER", "say which letters in exactly one way", "give ids, or filters, or --all")
+    return (letter_ids, None) if letter_ids else ((), wanted)
+
+
+def _letter_row(letter: DeadLetter) -> dict[str, object]:
+    from tasks.queue_ops.letters import message_id_of, pet_of
+
+    return {
+        "letter_id": letter.id,
+        "queue": letter.queue_name,
+        "died_at": letter.died_at.isoformat(timespec="seconds"),
+        "reason": letter.reason,
+        "actor": letter.actor_name,
+        "pet_id": pet_of(letter),
+        "message_id": message_id_of(letter),
+        "deliveries": letter.deliveries,
+        "field": letter.field,
+        "error": letter.error,
+        "mend": letter.mend,
+    }
+
+
+def _show_groups(groups: Sequence[dict[str, object]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(groups)
+        return
+    table = table_of("letters", "reason", "actor", "error", "field", "newest (UTC)", "one of them")
+    for group in groups:
+        newest = group["newest"]
+        assert isinstance(newest, datetime)
+        table.add_row(*(_text(group[n]) for n in ("n", "reason", "actor", "error", "field")),
+                      f"{newest:%Y-%m-%d %H:%M:%S}", _text(group["sample_id"]))  # fmt: skip
+    out.print(table)
+
+
+def _seconds(option: str, text: str) -> float:
+    """``90s``, ``15m``, ``2h``, ``7d`` as seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)?", text.strip())
+    if match is None:
+        raise InvalidInput(option, f"{text!r} is no duration", "write 30s, 15m, 2h or 7d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2] or "s"]
+
+
+def _when_of(entry_id: str) -> str:
+    at = datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, tz=UTC)
+    return f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def _age(seconds: float | None) -> str:
+    return duration_text(None if seconds is None else int(1000 * seconds))
+
+
+def _text(value: object) -> str:
+    """A value for a cell, on which rich must see no markup."""
+    text = "-" if value is None else str(value)
+    return escape(text if len(text) <= 120 else f"{text[:119]}…")

@@ -33,7 +33,7 @@ err = Console(stderr=True, highlight=False)
 
 Pet = Annotated[int, typer.Argument(help="The pet's id.", metavar="PET")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-By = Annotated[str, typer.Option(help="Who asks, for the pet's history.", default_factory=lambda: _login())]
+By = Annotated[str, typer.Option(help="Who asks, for the history.", default_factory=lambda: _login())]
 Wait = Annotated[float | None, typer.Option(help="Wait so many seconds for the job to end, and print its result.")]
 
 

@@ -191,9 +191,9 @@ def test_the_state_of_the_queues_is_shown(redis_url: str, redis_client: redis.Re
     for_people = cli("queue", "status", redis_url=redis_url)
     for_programs = json.loads(cli("queue", "status", "--json", redis_url=redis_url).stdout)
 
-    assert [queue["queue_name"] for queue in for_programs] == list(QUEUES)
-    assert {queue["queue_name"]: queue["waiting"] for queue in for_programs}[CLUSTER_RECLUSTER] == 1
-    assert "none: start sploot-cluster worker" in for_people.stdout
+    assert [queue["queue"] for queue in for_programs] == list(QUEUES)
+    assert {queue["queue"]: queue["undelivered"] for queue in for_programs}[CLUSTER_RECLUSTER] == 1
+    assert "start one: sploot-cluster worker" in for_people.stdout
 
 
 def test_every_setting_is_shown_and_no_secret(redis_url: str) -> None:

@@ -1,0 +1,84 @@
+"""How long `queue find --pet` takes among 100,000 jobs: with the index kept by workers, and without.
+
+    python -m benchmarks.find [JOBS]
+
+Flat events and Dramatiq messages in turn, 512 values each, of 5,000 pets, on a redis-server of its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import redis
+
+from broker import RedisStreamsBroker
+from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+from tasks.embedded_redis import EmbeddedRedis
+from tasks.queue_ops.pet_index import PetIndex, find_jobs
+
+N_PETS = 5_000
+DIM = 512
+BATCH = 500
+
+
+def fill(client: redis.Redis, broker: RedisStreamsBroker, n: int) -> None:
+    embedding = np.random.default_rng(1).normal(size=DIM).astype("<f4").tobytes()
+    import dramatiq
+
+    for start in range(0, n, BATCH):
+        pipe: Any = client.pipeline(transaction=False)
+        for number in range(start, min(n, start + BATCH)):
+            pet_id, media_id = number % N_PETS + 1, f"media-{number}"
+            if number % 2:
+                pipe.xadd(
+                    stream_of(EMBEDDING_INGESTED),
+                    {
+                        "schema": "embedding.ingested/1", "event_id": f"event-{number}", "pet_id": str(pet_id),
+                        "media_id": media_id, "model": "clip@1", "dim": str(DIM), "encoding": "f32le",
+                        "embedding": embedding,
+                    },
+                )  # fmt: skip
+            else:
+                event = EmbeddingIngested(pet_id, media_id, "clip@1", embedding)
+                message: dramatiq.Message[Any] = dramatiq.Message(
+                    EMBEDDING_INGESTED, event.actor_name, (), event.to_kwargs(), {}
+                )
+                pipe.xadd(stream_of(EMBEDDING_INGESTED), {"message": message.encode()})
+        pipe.execute()
+
+
+def main() -> None:
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
+        broker = RedisStreamsBroker(client=client, middleware=[])
+        fill(client, broker, n)
+        start = time.perf_counter()
+        found, n_indexed = find_jobs(broker, client, 42)
+        cold_s = time.perf_counter() - start
+        print(f"redis-server {client.info()['redis_version']}, {n:,} jobs of {N_PETS:,} pets, {DIM} values each")
+        print(f"without an index: {1000 * cold_s:7.1f} ms ({n_indexed:,} entries read, {len(found)} found)")
+        times = []
+        for pet_id in range(1, 102):
+            start = time.perf_counter()
+            find_jobs(broker, client, pet_id)
+            times.append(time.perf_counter() - start)
+        print(f"with the index:   {1000 * statistics.median(times):7.1f} ms median, {1000 * max(times):.1f} ms at most")
+        index = PetIndex(client, EMBEDDING_INGESTED)
+        client.delete(*index._keys[1:])
+        calls = []
+        while True:
+            start = time.perf_counter()
+            if not index.note(waited_ms=0):
+                break
+            calls.append(time.perf_counter() - start)
+        each = 1e6 * sum(calls) / n
+        print(f"keeping it:       {each:7.1f} µs a job that waits, {1000 * max(calls):.1f} ms the longest call")
+        print(f"it holds:         {client.memory_usage(index._keys[1]) / n:7.0f} bytes a job that waits")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Requeueing dead letters with care: one first, then the rest at a rate; it stops when they die again.
+
+What killed 500 jobs once kills them again unless somebody mended it, and 500 retries at once are an incident of their
+own. Nothing is remembered between two steps but what Redis holds: killed at any moment, what was not put back is still
+a dead letter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from broker import DeadLetter, RedisStreamsBroker
+from sploot_cluster.queues import Plan
+from tasks.queue_ops.letters import message_id_of
+
+POLL_S: Final = 0.2
+ENDED: Final = "ended"
+
+Fate = Literal["succeeded", "died", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """What a careful requeue did.
+
+    Attributes:
+        n_requeued: letters put back to work.
+        n_died: of these, how many were seen to die again.
+        n_left: letters that were not touched, because it stopped.
+        because: one sentence.
+    """
+
+    n_requeued: int
+    n_died: int
+    n_left: int
+    is_good: bool
+    because: str
+
+
+class Canary:
+    """Requeues the letters of a plan, oldest first.
+
+    Args:
+        wait_s: how long the first one may take to end.
+        per_s: how many of the rest are put back a second.
+        stop_after: so many that die again stop it.
+        on_step: told what was done so far: requeued, died again.
+        clock, sleep: seconds; handed in by tests.
+    """
+
+    def __init__(
+        self,
+        broker: RedisStreamsBroker,
+        *,
+        wait_s: float = 60.0,
+        per_s: float = 10.0,
+        stop_after: int = 3,
+        on_step: Callable[[int, int], None] = lambda requeued, died: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._broker = broker
+        self._wait_s, self._per_s, self._stop_after = wait_s, per_s, stop_after
+        self._on_step, self._clock, self._sleep = on_step, clock, sleep
+
+    def requeue(self, plan: Plan) -> Requeued:
+        """Errors of the broker pass through; what was not put back then is still a dead letter."""
+        letters = self._broker.dead_letters(plan.queue)
+        found = [letter for entry in plan.entries if (letter := letters.get(entry.id)) is not None]
+        if not found:
+            return Requeued(0, 0, 0, True, "all of them were gone already")
+        first, rest = found[0], found[1:]
+        watch = _Watch(self._broker, plan.queue)
+        watch.expect([first])
+        (entry_id,) = letters.put_back([first.id])
+        if entry_id is None:
+            return Requeued(0, 0, len(rest), False, f"{first.id} was taken by somebody else meanwhile; plan again")
+        self._on_step(1, 0)
+        match self._fate_of(first, entry_id, watch):
+            case "died":
+                return Requeued(1, 1, len(rest), False, f"the first one died again: {watch.last_error}; stopped")
+            case "unknown":
+                told = watch.where(first, entry_id)
+                return Requeued(1, 0, len(rest), False, f"after {self._wait_s:g} s the first one {told}; stopped")
+            case "succeeded":
+                return self._rest(plan, rest, watch)
+
+    def _rest(self, plan: Plan, rest: Sequence[DeadLetter], watch: _Watch) -> Requeued:
+        letters = self._broker.dead_letters(plan.queue)
+        n_requeued, started_at = 1, self._clock()
+        watch.expect(rest)
+        for number, letter in enumerate(rest, start=1):
+            n_requeued += letters.requeue([letter.id])
+            n_died = watch.n_died()
+            self._on_step(n_requeued, n_died)
+            if n_died >= self._stop_after:
+                why = f"{n_died} died again, the last of: {watch.last_error}; stopped"
+                return Requeued(n_requeued, n_died, len(rest) - number, False, why)
+            self._sleep(max(0.0, started_at + number / self._per_s - self._clock()))
+        n_died = self._settled(watch)
+        if n_died:
+            why = f"{n_died} of {n_requeued} died again: {watch.last_error}"
+            return Requeued(n_requeued, n_died, 0, False, why)
+        return Requeued(n_requeued, 0, 0, True, f"{n_requeued} put back to work, none died again")
+
+    def _fate_of(self, letter: DeadLetter, entry_id: str, watch: _Watch) -> Fate:
+        deadline = self._clock() + self._wait_s
+        while True:
+            if watch.n_died():
+                return "died"
+            if watch.where(letter, entry_id) == ENDED:
+                # it may have died between the two looks
+                return "died" if watch.n_died() else "succeeded"
+            if self._clock() >= deadline:
+                return "unknown"
+            self._sleep(POLL_S)
+
+    def _settled(self, watch: _Watch) -> int:
+        """How many died again, once nothing of the queue is being worked on, or after a while."""
+        deadline = self._clock() + self._wait_s
+        while self._clock() < deadline and watch.n_died() < self._stop_after:
+            if watch.is_idle():
+                break
+            self._sleep(POLL_S)
+        return watch.n_died()
+
+
+class _Watch:
+    """Looks for letters that come back, by the ids of their messages."""
+
+    def __init__(self, broker: RedisStreamsBroker, queue: str) -> None:
+        self._broker, self._queue = broker, queue
+        newest = broker.dead_letters(queue).list(1)
+        self._seen_up_to = newest[0].id if newest else "0-0"
+        self._expected: set[str] = set()
+        self._died: set[str] = set()
+        self.last_error = ""
+
+    def expect(self, letters: Sequence[DeadLetter]) -> None:
+        self._expected |= {message_id for letter in letters if (message_id := message_id_of(letter))}
+
+    def n_died(self) -> int:
+        newest: str | None = None
+        before: str | None = None
+        while page := self._broker.dead_letters(self._queue).list(100, before=before):
+            newest = newest or page[0].id
+            for letter in page:
+                if _order(letter.id) <= _order(self._seen_up_to):
+                    break
+                message_id = message_id_of(letter)
+                if message_id in self._expected and message_id not in self._died:
+                    self._died.add(str(message_id))
+                    self.last_error = letter.error
+            else:
+                before = page[-1].id
+                continue
+            break
+        self._seen_up_to = newest or self._seen_up_to
+        return len(self._died)
+
+    def where(self, letter: DeadLetter, entry_id: str) -> str:
+        """What the job of a letter that was put back as this entry does."""
+        by_hand = self._broker.by_hand(self._queue)
+        if by_hand.entry(entry_id) is not None:
+            pending = by_hand.find_pending(entry_id)
+            if pending is not None:
+                return f"runs at {pending.holder}"
+            return "waits, because its queue is paused" if self._broker.stats(self._queue).paused else "waits"
+        wanted = (message_id_of(letter) or "").encode()
+        if wanted and any(wanted in message for message in by_hand.delayed()):
+            return "failed, and will be tried again"
+        return ENDED
+
+    def is_idle(self) -> bool:
+        stats = self._broker.stats(self._queue)
+        return not (stats.undelivered or stats.in_flight or stats.orphaned)
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number)

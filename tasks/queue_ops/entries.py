@@ -1,0 +1,119 @@
+"""What an entry of a stream is about, without its embedding: for listings, filters and logs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+LONGEST_VALUE: Final = 200
+
+# What no listing, log or error report may hold.
+EMBEDDING: Final = "embedding"
+
+_DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFacts:
+    """What an entry says of itself; None where it does not say, or cannot be read.
+
+    Attributes:
+        form: ``message`` for Dramatiq's JSON, ``event`` for flat fields, ``unreadable`` for neither.
+        n_bytes: of all its fields.
+    """
+
+    form: str
+    n_bytes: int
+    message_id: str | None = None
+    actor: str | None = None
+    pet_id: int | None = None
+    media_id: str | None = None
+
+
+def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
+    """Never fails: what stands in a stream may be anything."""
+    n_bytes = sum(len(name) + len(value) for name, value in fields.items())
+    message = _message(fields)
+    if message is not None:
+        kwargs = message.get("kwargs")
+        kwargs = kwargs if isinstance(kwargs, dict) else {}
+        return EntryFacts(
+            "message",
+            n_bytes,
+            message_id=_text(message.get("message_id")),
+            actor=_text(message.get("actor_name")),
+            pet_id=_pet(kwargs.get("pet_id")),
+            media_id=_text(kwargs.get("media_id")),
+        )
+    if b"message" in fields or b"pet_id" not in fields:
+        return EntryFacts("unreadable", n_bytes)
+    text = {name: fields.get(name, b"").decode(errors="replace") for name in (b"event_id", b"pet_id", b"media_id")}
+    return EntryFacts(
+        "event",
+        n_bytes,
+        message_id=_text(text[b"event_id"]),
+        pet_id=_pet(text[b"pet_id"]),
+        media_id=_text(text[b"media_id"]),
+    )
+
+
+def without_embedding(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """The fields as JSON values, embeddings replaced by their size, long values cut."""
+    told: dict[str, Any] = {}
+    message = _message(fields)
+    for raw_name, value in fields.items():
+        name = raw_name.decode(errors="replace")
+        if name == "message" and message is not None:
+            told[name] = _redacted(message)
+        elif name == EMBEDDING:
+            told[name] = f"<{len(value)} bytes>"
+        else:
+            told[name] = _cut(value.decode(errors="replace"))
+    return told
+
+
+def _message(fields: Mapping[bytes, bytes]) -> dict[str, Any] | None:
+    try:
+        message = json.loads(fields.get(b"message", b""))
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _redacted(value: object) -> object:
+    match value:
+        case dict():
+            return {str(name): _size(item) if name == EMBEDDING else _redacted(item) for name, item in value.items()}
+        case list():
+            return [_redacted(item) for item in value] if len(value) <= LONGEST_VALUE else f"<{len(value)} values>"
+        case str():
+            return _cut(value)
+        case _:
+            return value
+
+
+def _size(embedding: object) -> str:
+    match embedding:
+        case str():
+            return f"<{len(embedding)} characters>"
+        case list():
+            return f"<{len(embedding)} values>"
+        case _:
+            return f"<{type(embedding).__name__}>"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… <{len(text)} characters>"
+
+
+def _text(value: object) -> str | None:
+    return _cut(value) if isinstance(value, str) and value else None
+
+
+def _pet(value: object) -> int | None:
+    if type(value) is int:
+        return value
+    return int(value) if isinstance(value, str) and _DECIMAL.fullmatch(value) else None

@@ -1,0 +1,507 @@
+"""The operations: what a queue holds, what would be done to it, and doing exactly that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Final, assert_never
+
+import redis
+from dramatiq.errors import BrokerConnectionError
+
+from broker import ByHand, DeadLetter, PendingEntry, QueueStats, RedisStreamsBroker
+from broker.keys import HANDED_BACK, QueueKeys
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.jobs import QueueUnavailable
+from sploot_cluster.queues import (
+    Action,
+    AuditRecord,
+    ConsumerStatus,
+    Done,
+    LetterFilter,
+    Plan,
+    PlannedEntry,
+    QueueStatus,
+)
+from tasks.contracts import NAMESPACE, QUEUES, stream_of
+from tasks.queue_ops.audit import AuditLog
+from tasks.queue_ops.canary import Canary
+from tasks.queue_ops.letters import select
+from tasks.queue_ops.pet_index import FoundJob, find_jobs
+from tasks.queue_ops.plans import Plans, new_plan_id
+
+# What one plan touches at most: ids and holders of so many are some megabytes.
+MOST_ENTRIES: Final = 100_000
+SHOWN_IDS: Final = 3
+
+
+class Operations:
+    """Implements ``sploot_cluster.queues.QueueOperations``. Thread-safe.
+
+    Args:
+        broker: which queues, and whose lease; nothing is consumed through it.
+        client: of the same Redis, for plans and the audit.
+    """
+
+    def __init__(self, broker: RedisStreamsBroker, client: redis.Redis) -> None:
+        self._broker = broker
+        self._client = client
+        self._plans = Plans(client)
+        self._audit = AuditLog(client)
+
+    # -- look ----------------------------------------------------------------------------------------------------
+
+    def queues(self) -> Sequence[QueueStatus]:
+        with _reaching_redis():
+            return [self._status(queue) for queue in QUEUES]
+
+    def by_hand(self, queue: str) -> ByHand:
+        """The entries of the queue, to look at."""
+        return self._broker.by_hand(queue_named(queue))
+
+    def find(self, pet_id: int) -> tuple[list[FoundJob], int]:
+        """The pet's jobs that have not ended; and how many entries had to be read because nobody had indexed them."""
+        with _reaching_redis():
+            return find_jobs(self._broker, self._client, pet_id)
+
+    def letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> list[DeadLetter]:
+        """The dead letters that match, newest first."""
+        with _reaching_redis():
+            return select(self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit)
+
+    def letter(self, queue: str, letter_id: str) -> DeadLetter | None:
+        with _reaching_redis():
+            return self._broker.dead_letters(queue_named(queue)).get(letter_id)
+
+    def audit(self, limit: int = 50) -> Sequence[AuditRecord]:
+        with _reaching_redis():
+            return self._audit.newest(limit)
+
+    # -- plan ----------------------------------------------------------------------------------------------------
+
+    def plan_rescue(
+        self,
+        queue: str,
+        *,
+        entry_ids: Sequence[str] = (),
+        consumer: str | None = None,
+        astray: bool = False,
+        idle_s: float | None = None,
+        even_if_alive: bool = False,
+    ) -> Plan:
+        """Hand entries back to work: these, those of a consumer, those astray, those held for ``idle_s``; one of these.
+
+        Entries whose worker lives are left out, because it would run them too, unless ``even_if_alive``.
+        """
+        n_ways = bool(entry_ids) + (consumer is not None) + astray + (idle_s is not None)
+        if n_ways != 1:
+            raise InvalidInput(
+                "entry_ids", "say which entries in exactly one way", "send ids, a consumer, astray, or idle_s"
+            )
+        queue = queue_named(queue)
+        warnings: list[str] = []
+        with _reaching_redis():
+            by_hand = self._broker.by_hand(queue)
+            if entry_ids:
+                seen = self._look_up(by_hand, entry_ids)
+            elif astray:
+                found = by_hand.astray(MOST_ENTRIES)
+                seen = [*found.orphans, *found.ghosts]
+                if found.ghosts:
+                    warnings.append(
+                        f"{len(found.ghosts)} of them are pending ids whose entry is gone: the ids are removed, there "
+                        "is nothing left to run"
+                    )
+            else:
+                seen = by_hand.pending(MOST_ENTRIES, consumer=consumer, idle_ms=int(1000 * (idle_s or 0)))
+            alive = self._alive(queue)
+        seen = [entry for entry in seen if not entry.is_handed_back]
+        of_the_living = [entry for entry in seen if entry.holder in alive]
+        if of_the_living and even_if_alive:
+            warnings.append(
+                f"{len(of_the_living)} of them are held by workers that live, and may run twice; that does no harm, "
+                "every effect is keyed"
+            )
+        elif of_the_living:
+            warnings.append(
+                f"{len(of_the_living)} are left out, because the worker that holds them lives; --even-if-alive takes "
+                "them too, and they may run twice"
+            )
+            seen = [entry for entry in seen if entry.holder not in alive]
+        if len(seen) == MOST_ENTRIES:
+            warnings.append(f"these are the first {MOST_ENTRIES:,}; plan again for the rest")
+        keys = QueueKeys(NAMESPACE, queue)
+        group = self._broker.settings.group
+        held = [entry.id for entry in seen if entry.holder]
+        orphans = [entry.id for entry in seen if not entry.holder]
+        commands = []
+        if held:
+            commands.append(f"XCLAIM {keys.stream} {group} {HANDED_BACK} 0 {_some(held)} JUSTID")
+        if orphans:
+            commands.append(f"XCLAIM {keys.stream} {group} {HANDED_BACK} 0 {_some(orphans)} FORCE RETRYCOUNT 1 JUSTID")
+        if seen:
+            commands.append(f"XADD {keys.timer} MAXLEN 1 * rescued {len(seen)}")
+        return self._plan(
+            "rescue",
+            queue,
+            f"hand {_n(len(seen), 'entry', 'entries')} of {keys.stream} back to work; the next free worker runs them",
+            commands,
+            entries=_planned(seen),
+            warnings=warnings,
+            is_forced=even_if_alive,
+        )
+
+    def plan_retire(self, queue: str, consumer: str, *, even_if_alive: bool = False) -> Plan:
+        """Hand the consumer's entries back to work, then remove it."""
+        queue = queue_named(queue)
+        with _reaching_redis():
+            names = {one.name for one in self._broker.stats(queue).consumers}
+            held = self._broker.by_hand(queue).pending(MOST_ENTRIES, consumer=consumer)
+            is_alive = consumer in self._alive(queue)
+        if consumer not in names:
+            close = get_close_matches(consumer, names, n=1, cutoff=0.4)
+            mend = f"did you mean {close[0]}?" if close else "see sploot-cluster queue status"
+            raise InvalidInput("consumer", f"{consumer} is no consumer of {queue}", mend)
+        if consumer == HANDED_BACK:
+            raise InvalidInput(
+                "consumer", f"{HANDED_BACK} is nobody: it holds what was handed back", "leave it; workers take from it"
+            )
+        warnings = []
+        if is_alive and not even_if_alive:
+            warnings.append("it lives: nothing will be done; stop its worker, or say --even-if-alive")
+        elif is_alive:
+            warnings.append("it lives: it will come back by itself, and its jobs may run twice")
+        keys, group = QueueKeys(NAMESPACE, queue), self._broker.settings.group
+        ids = [entry.id for entry in held]
+        commands = [f"XCLAIM {keys.stream} {group} {HANDED_BACK} 0 {_some(ids)} JUSTID"] if ids else []
+        commands += [
+            f"XPENDING {keys.stream} {group} - + 1 {consumer}  # must be empty, or nothing is deleted",
+            f"XGROUP DELCONSUMER {keys.stream} {group} {consumer}",
+            f"ZREM {keys.consumers} {consumer}",
+        ]
+        return self._plan(
+            "retire-consumer",
+            queue,
+            f"hand {_n(len(held), 'entry', 'entries')} of {consumer} back to work, then remove the consumer",
+            commands,
+            entries=_planned(held),
+            warnings=warnings,
+            consumer=consumer,
+            is_forced=even_if_alive,
+        )
+
+    def plan_pause(self, queue: str) -> Plan:
+        """Deliver nothing more until :meth:`plan_resume`."""
+        queue = queue_named(queue)
+        keys = QueueKeys(NAMESPACE, queue)
+        return self._plan(
+            "pause",
+            queue,
+            f"stop delivering {keys.stream} to every worker, restarts included, until it is resumed; what runs goes on",
+            [f"SET {keys.paused} 1", f"XADD {keys.timer} MAXLEN 1 * paused 1"],
+        )
+
+    def plan_resume(self, queue: str) -> Plan:
+        """End a pause."""
+        queue = queue_named(queue)
+        keys = QueueKeys(NAMESPACE, queue)
+        return self._plan(
+            "resume",
+            queue,
+            f"deliver {keys.stream} to the workers again",
+            [f"DEL {keys.paused}", f"XADD {keys.timer} MAXLEN 1 * paused 0"],
+        )
+
+    def plan_requeue(self, queue: str, *, letter_ids: Sequence[str] = (), matching: LetterFilter | None = None) -> Plan:
+        """Put dead letters back to work, oldest first: these, or all that match."""
+        queue = queue_named(queue)
+        letters = self._chosen(queue, letter_ids, matching)
+        keys = QueueKeys(NAMESPACE, queue)
+        ids = [letter.id for letter in letters]
+        commands = []
+        if ids:
+            commands = [
+                f"XADD {keys.stream} * …  # the entry as it was, one for each of {_some(ids)}",
+                f"XDEL {keys.dead} {_some(ids)}",
+            ]
+        return self._plan(
+            "requeue",
+            queue,
+            f"put {_n(len(ids), 'dead letter')} of {queue} back at the end of {keys.stream}",
+            commands,
+            entries=[PlannedEntry(letter_id) for letter_id in ids],
+        )
+
+    def plan_purge(self, queue: str, *, letter_ids: Sequence[str] = (), matching: LetterFilter | None = None) -> Plan:
+        """Remove dead letters for ever: these, or all that match."""
+        queue = queue_named(queue)
+        letters = self._chosen(queue, letter_ids, matching)
+        keys = QueueKeys(NAMESPACE, queue)
+        ids = [letter.id for letter in letters]
+        return self._plan(
+            "purge",
+            queue,
+            f"remove {_n(len(ids), 'dead letter')} of {queue} for ever",
+            [f"XDEL {keys.dead} {_some(ids)}"] if ids else [],
+            entries=[PlannedEntry(letter_id) for letter_id in ids],
+            warnings=["this cannot be undone; sploot-cluster capture keeps a copy"] if ids else [],
+        )
+
+    def keep(self, plan: Plan) -> None:
+        with _reaching_redis():
+            self._plans.keep(plan)
+
+    def take(self, plan_id: str) -> Plan:
+        with _reaching_redis():
+            return self._plans.take(plan_id)
+
+    # -- act -----------------------------------------------------------------------------------------------------
+
+    def act(self, plan: Plan, *, by: str, via: str, note: str = "") -> Done:
+        with _reaching_redis(), self._audit.writing(plan, by=by, via=via, note=note) as entry:
+            done = entry.done = self._done(plan)
+            return done
+
+    @contextmanager
+    def acting(self, plan: Plan, *, by: str, via: str, note: str = "") -> Iterator[list[Done]]:
+        """For whoever acts on a plan in steps of its own: the one element to put into the list ends the audit."""
+        result: list[Done] = []
+        with _reaching_redis(), self._audit.writing(plan, by=by, via=via, note=note) as entry:
+            yield result
+            (entry.done,) = result
+
+    def canary(self, *, wait_s: float, per_s: float, stop_after: int) -> Canary:
+        """Requeues the letters of a plan with care, within :meth:`acting`."""
+        return Canary(self._broker, wait_s=wait_s, per_s=per_s, stop_after=stop_after)
+
+    def _done(self, plan: Plan) -> Done:
+        match plan.action:
+            case "rescue":
+                rescued = self._broker.by_hand(plan.queue).rescue(_as_seen(plan))
+                n, of = rescued.n_handed_back, len(plan.entries)
+                told = f"{n} of {of} handed back to work"
+                if rescued.n_ghosts:
+                    told += f", {rescued.n_ghosts} ids without an entry removed"
+                left = of - n - rescued.n_ghosts
+                if left:
+                    told += f"; {left} had changed since they were planned, and were left alone"
+                return _ended(plan, n + rescued.n_ghosts, told)
+            case "retire-consumer":
+                return self._retire(plan)
+            case "pause":
+                self._broker.pause(plan.queue)
+                return _ended(plan, 0, f"{plan.queue} is paused; sploot-cluster queue resume {plan.queue} ends it")
+            case "resume":
+                self._broker.resume(plan.queue)
+                return _ended(plan, 0, f"{plan.queue} is delivered again")
+            case "requeue":
+                n = self._broker.dead_letters(plan.queue).requeue([entry.id for entry in plan.entries])
+                return _ended(plan, n, f"{n} of {len(plan.entries)} put back to work" + _gone(plan, n))
+            case "purge":
+                n = self._broker.dead_letters(plan.queue).purge([entry.id for entry in plan.entries])
+                return _ended(plan, n, f"{n} of {len(plan.entries)} removed" + _gone(plan, n))
+            case _:
+                assert_never(plan.action)
+
+    def _retire(self, plan: Plan) -> Done:
+        assert plan.consumer is not None
+        by_hand = self._broker.by_hand(plan.queue)
+        if not plan.is_forced and plan.consumer in self._alive(plan.queue):
+            return _ended(plan, 0, f"{plan.consumer} lives; nothing was done", is_complete=False)
+        rescued = by_hand.rescue(_as_seen(plan))
+        retired = by_hand.retire(plan.consumer, even_if_alive=plan.is_forced)
+        n = rescued.n_handed_back + rescued.n_ghosts
+        told = f"{rescued.n_handed_back} of {len(plan.entries)} entries handed back to work"
+        match retired.outcome:
+            case "retired":
+                return _ended(plan, n, f"{told}, {plan.consumer} removed")
+            case "holds":
+                why = f"it holds {retired.n} that were not in the plan, and stays; plan again"
+            case "alive":
+                why = "it lives, and stays"
+            case _:
+                assert_never(retired.outcome)
+        return _ended(plan, n, f"{told}; {why}", is_complete=False)
+
+    # -- what both need ------------------------------------------------------------------------------------------
+
+    def _status(self, queue: str) -> QueueStatus:
+        stats = self._broker.stats(queue)
+        return QueueStatus(
+            queue=queue,
+            stream=stream_of(queue),
+            group=self._broker.settings.group,
+            because=_why(stats),
+            is_paused=stats.paused,
+            undelivered=stats.undelivered,
+            in_flight=stats.in_flight,
+            delayed=stats.delayed,
+            orphaned=stats.orphaned,
+            dead=stats.dead,
+            oldest_age_s=_seconds(stats.oldest_age_ms),
+            oldest_pending_s=_seconds(stats.oldest_pending_idle_ms),
+            consumers=[
+                ConsumerStatus(one.name, one.pending, _seconds(one.heartbeat_age_ms), one.is_alive)
+                for one in stats.consumers
+            ],
+        )
+
+    def _alive(self, queue: str) -> set[str]:
+        return {one.name for one in self._broker.stats(queue).consumers if one.is_alive}
+
+    def _look_up(self, by_hand: ByHand, entry_ids: Sequence[str]) -> list[PendingEntry]:
+        """The entries of these ids, whoever has them.
+
+        Raises:
+            InvalidInput: one of them is neither pending nor an orphan.
+        """
+        last = _order(by_hand.last_delivered_id())
+        seen = []
+        for entry_id in dict.fromkeys(entry_ids):
+            entry = by_hand.find_pending(entry_id)
+            if entry is None:
+                if by_hand.entry(entry_id) is None:
+                    raise InvalidInput(
+                        "entry_ids", f"{entry_id} is not in {by_hand.keys.stream}", "it has ended, or is a dead letter"
+                    )
+                if _order(entry_id) > last:
+                    raise InvalidInput(
+                        "entry_ids",
+                        f"{entry_id} was never delivered",
+                        "it needs no rescue: the next free worker runs it",
+                    )
+                entry = PendingEntry(entry_id, "", 0)
+            seen.append(entry)
+        return seen
+
+    def _chosen(self, queue: str, letter_ids: Sequence[str], matching: LetterFilter | None) -> Sequence[DeadLetter]:
+        """The letters, oldest first."""
+        if bool(letter_ids) == (matching is not None):
+            raise InvalidInput("letter_ids", "say which letters in exactly one way", "send their ids, or a filter")
+        if matching is not None:
+            return self.letters(queue, matching, limit=MOST_ENTRIES)[::-1]
+        found = []
+        with _reaching_redis():
+            letters = self._broker.dead_letters(queue)
+            for letter_id in dict.fromkeys(letter_ids):
+                letter = letters.get(letter_id)
+                if letter is None:
+                    raise InvalidInput(
+                        "letter_ids", f"{letter_id} is no dead letter of {queue}", "see sploot-cluster queue dead list"
+                    )
+                found.append(letter)
+        return sorted(found, key=lambda letter: _order(letter.id))
+
+    def _plan(
+        self,
+        action: Action,
+        queue: str,
+        effect: str,
+        commands: Sequence[str],
+        *,
+        entries: Sequence[PlannedEntry] = (),
+        warnings: Sequence[str] = (),
+        consumer: str | None = None,
+        is_forced: bool = False,
+    ) -> Plan:
+        return Plan(
+            plan_id=new_plan_id(),
+            action=action,
+            queue=queue,
+            effect=effect,
+            commands=tuple(commands),
+            made_at=datetime.now(UTC),
+            entries=tuple(entries),
+            warnings=tuple(warnings),
+            consumer=consumer,
+            is_forced=is_forced,
+        )
+
+    def _now(self) -> datetime:
+        seconds, microseconds = self._client.time()
+        return datetime.fromtimestamp(seconds + microseconds / 1_000_000, tz=UTC)
+
+
+def queue_named(text: str) -> str:
+    """The queue of a name, of its stream's name, or of a part that only one has: ``embedding``.
+
+    Raises:
+        InvalidInput: no queue, or several.
+    """
+    wanted = text.removeprefix(f"{NAMESPACE}:")
+    if wanted in QUEUES:
+        return wanted
+    found = [queue for queue in QUEUES if wanted and wanted in queue]
+    if len(found) == 1:
+        return found[0]
+    raise InvalidInput("queue", f"{text!r} names {len(found)} queues", f"choose of {', '.join(found or QUEUES)}")
+
+
+def _why(stats: QueueStats) -> str:
+    """One sentence, the most telling reason first."""
+    n_alive = sum(one.is_alive for one in stats.consumers)
+    if stats.paused:
+        return f"it is paused; sploot-cluster queue resume {stats.queue_name}"
+    if not n_alive:
+        return "no worker takes its jobs; start one: sploot-cluster worker"
+    if stats.orphaned:
+        return f"{stats.orphaned} were acknowledged or deleted by hand; workers put them back to work within seconds"
+    if stats.undelivered:
+        return f"{stats.undelivered} wait for {_n(n_alive, 'worker process', 'worker processes')}"
+    if stats.in_flight:
+        return f"{stats.in_flight} are being worked on"
+    return "nothing waits"
+
+
+def _planned(seen: Sequence[PendingEntry]) -> list[PlannedEntry]:
+    return [PlannedEntry(entry.id, entry.holder, entry.deliveries) for entry in seen]
+
+
+def _as_seen(plan: Plan) -> list[PendingEntry]:
+    return [PendingEntry(entry.id, entry.holder, entry.deliveries) for entry in plan.entries]
+
+
+def _ended(plan: Plan, n_done: int, because: str, *, is_complete: bool = True) -> Done:
+    return Done(plan.plan_id, plan.action, plan.queue, len(plan.entries), n_done, is_complete, because)
+
+
+def _gone(plan: Plan, n: int) -> str:
+    left = len(plan.entries) - n
+    return f"; {left} were gone already" if left else ""
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = len(ids) - SHOWN_IDS
+    return " ".join(ids[:SHOWN_IDS]) + (f" … and {more} more" if more > 0 else "")
+
+
+def _n(n: int, one: str, many: str = "") -> str:
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+
+
+def _seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    ms, _, number = entry_id.partition("-")
+    try:
+        return int(ms), int(number or 0)
+    except ValueError:
+        raise InvalidInput(
+            "id", f"{entry_id!r} has not the form of an id", "send one such as 1764000000000-0"
+        ) from None
+
+
+@contextmanager
+def _reaching_redis() -> Iterator[None]:
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, BrokerConnectionError) as error:
+        raise QueueUnavailable(f"{error}; nobody knows how far it came, see the audit and plan again") from error
+    except redis.OutOfMemoryError as error:
+        raise QueueUnavailable(
+            f"Redis is full: {error}; purge dead letters, which is done without an audit record then, or give it memory"
+        ) from error

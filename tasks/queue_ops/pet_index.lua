@@ -1,0 +1,72 @@
+-- Notes for some entries that wait which pet each is about, and forgets some that wait no more.
+--
+-- KEYS     1 stream  2 index: zset entry id, scored by pet  3 hash: up_to (entry id), rank (where forgetting goes on)
+-- ARGV     look at so many entries at most, only at those that have waited for so many ms
+-- Returns  {looked at, forgotten}; fewer looked at than asked for: all that wait long enough are noted
+--
+-- Producers in any language write plain entries, so that nobody but a reader can know the pet. What is read here is
+-- read once, and only of work that did not go straight through: an idle queue costs two commands a call.
+
+local stream, index, progress = KEYS[1], KEYS[2], KEYS[3]
+local n, waited = tonumber(ARGV[1]), tonumber(ARGV[2])
+
+local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+if not first then
+  redis.call('DEL', index, progress)
+  return {0, 0}
+end
+
+local time = redis.call('TIME')
+local newest = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000) - waited)
+local up_to = redis.call('HGET', progress, 'up_to')
+local entries = redis.call('XRANGE', stream, up_to and '(' .. up_to or '-', newest, 'COUNT', n)
+
+local notes = {}
+for _, entry in ipairs(entries) do
+  local fields, pet = entry[2], nil
+  for i = 1, #fields, 2 do
+    if fields[i] == 'pet_id' then
+      pet = string.match(fields[i + 1], '^%d+$')
+    elseif fields[i] == 'message' then
+      -- inside a JSON text the quote of a key has no backslash before it: no value can look like this key
+      pet = string.match(fields[i + 1], '"pet_id":%s*(%d+)')
+    end
+    if pet then
+      break
+    end
+  end
+  if pet and #pet <= 19 then -- no int64 has more digits
+    notes[#notes + 1] = pet
+    notes[#notes + 1] = entry[1]
+  end
+end
+if #notes > 0 then
+  redis.call('ZADD', index, unpack(notes))
+end
+if #entries > 0 then
+  redis.call('HSET', progress, 'up_to', entries[#entries][1])
+end
+
+-- Two are looked at for each that was noted, so that the index cannot grow beyond the work that waits. Those before the
+-- first entry of the stream have ended; a gap in the middle is found when somebody asks.
+local function order(id)
+  local ms, number = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(number)
+end
+local first_ms, first_number = order(first[1])
+local rank = tonumber(redis.call('HGET', progress, 'rank') or 0)
+local n_looks = 2 * math.max(#entries, 100)
+local looked = redis.call('ZRANGE', index, rank, rank + n_looks - 1)
+local ended = {}
+for _, id in ipairs(looked) do
+  local ms, number = order(id)
+  if ms < first_ms or (ms == first_ms and number < first_number) then
+    ended[#ended + 1] = id
+  end
+end
+if #ended > 0 then
+  redis.call('ZREM', index, unpack(ended))
+end
+rank = #looked == n_looks and rank + #looked - #ended or 0 -- from the start again, after the last one
+redis.call('HSET', progress, 'rank', rank)
+return {#entries, #ended}

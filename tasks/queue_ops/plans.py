@@ -1,0 +1,54 @@
+"""Plans that wait for somebody to say yes.
+
+key               type    holds                                   ends
+sploot:plan:<id>  string  the plan as JSON, its frozen ids too    when it is taken, or after an hour
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+from secrets import token_hex
+from typing import Final, cast
+
+import redis
+
+from sploot_cluster.queues import Plan, PlannedEntry, PlanUnknown
+
+KEEP_S: Final = 60 * 60
+
+# One step, so that two people who apply one plan do not both act. GETDEL is Redis 6.2.
+_TAKE: Final = "GETDEL"
+
+
+def new_plan_id() -> str:
+    return f"p-{token_hex(4)}"
+
+
+class Plans:
+    """Errors of redis-py pass through."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    def keep(self, plan: Plan) -> None:
+        stored = asdict(plan) | {
+            "made_at": plan.made_at.isoformat(),
+            "entries": [[entry.id, entry.holder, entry.deliveries] for entry in plan.entries],
+        }
+        self._client.set(_key(plan.plan_id), json.dumps(stored), ex=KEEP_S)
+
+    def take(self, plan_id: str) -> Plan:
+        """Raises PlanUnknown."""
+        stored = cast("bytes | None", self._client.execute_command(_TAKE, _key(plan_id)))
+        if stored is None:
+            raise PlanUnknown(plan_id)
+        facts = json.loads(stored)
+        facts["made_at"] = datetime.fromisoformat(facts["made_at"])
+        facts["entries"] = tuple(PlannedEntry(*entry) for entry in facts["entries"])
+        return Plan(**facts | {name: tuple(facts[name]) for name in ("commands", "warnings")})
+
+
+def _key(plan_id: str) -> str:
+    return f"sploot:plan:{plan_id}"

@@ -1,0 +1,90 @@
+"""A queue with work, and people who look at it: what several tests of the operations begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq.middleware import Retries
+
+from broker import RedisStreamsBroker
+from broker.keys import QueueKeys
+from sploot_cluster.errors import InvalidInput
+from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP, NAMESPACE
+from tasks.queue_ops import Operations
+from tasks.wire import DECODERS
+from tests.system.events import flat_event
+
+KEYS = QueueKeys(NAMESPACE, EMBEDDING_INGESTED)
+STUCK = "stuck-worker"
+
+
+class Desk:
+    """Operations on a real Redis, and the streams behind them."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client: Any = client
+        self.broker = RedisStreamsBroker(
+            client=client, namespace=NAMESPACE, group=GROUP, middleware=[], decoders=DECODERS, lease_ms=2_000
+        )
+        self.operations = Operations(self.broker, client)
+
+    def add(self, *numbers: int, pet_id: int = 7) -> list[str]:
+        """Flat events as a producer sends them; their entry ids."""
+        return [self.client.xadd(KEYS.stream, flat_event(pet_id=pet_id, number=number)).decode() for number in numbers]
+
+    def deliver(self, consumer: str = STUCK, count: int = 100) -> None:
+        """Have a consumer without heartbeat take what waits, as a worker that died would have."""
+        if KEYS.stream.encode() not in self.client.keys(KEYS.stream) or not self.client.xinfo_groups(KEYS.stream):
+            self.client.xgroup_create(KEYS.stream, GROUP, id="0", mkstream=True)
+        self.client.xreadgroup(GROUP, consumer, {KEYS.stream: ">"}, count=count)
+
+    def holders(self) -> dict[str, str]:
+        """Entry id -> who holds it."""
+        return {entry.id: entry.holder for entry in self.broker.by_hand(EMBEDDING_INGESTED).pending(10_000)}
+
+    def bury(self, *numbers: int, pet_id: int = 7, error: str = "ValueError: no", reason: str = "failed") -> list[str]:
+        """Dead letters of flat events; their ids."""
+        ids = []
+        for number in numbers:
+            event = flat_event(pet_id=pet_id, number=number)
+            fields = {f"entry:{name!s}": value for name, value in event.items()}
+            facts = {"reason": reason, "error": error, "actor": CLUSTER_EMBEDDING, "entry_id": "1-1", "deliveries": 1}
+            facts["message_id"] = str(event["event_id"])
+            ids.append(self.client.xadd(KEYS.dead, facts | fields).decode())
+        return ids
+
+    def letter_ids(self) -> list[str]:
+        return [letter_id.decode() for letter_id, _ in self.client.xrange(KEYS.dead)]
+
+    def entry_ids(self) -> list[str]:
+        return [entry_id.decode() for entry_id, _ in self.client.xrange(KEYS.stream)]
+
+
+@contextmanager
+def worker_that_refuses(client: redis.Redis, *media: str) -> Iterator[list[str]]:
+    """A worker whose actor fails for good for these media; the media it ran."""
+    broker = RedisStreamsBroker(
+        client=client, middleware=[Retries()], decoders=DECODERS, lease_ms=2_000, namespace=NAMESPACE, group=GROUP
+    )
+    ran: list[str] = []
+
+    def run(media_id: str, **_: Any) -> None:
+        ran.append(media_id)
+        if media_id in media:
+            raise InvalidInput("embedding", "is still broken", "mend the producer")
+
+    actor = dramatiq.actor(
+        actor_name=CLUSTER_EMBEDDING, queue_name=EMBEDDING_INGESTED, broker=broker, throws=InvalidInput, max_retries=0
+    )
+    actor(run)
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
+    worker.start()
+    try:
+        yield ran
+    finally:
+        worker.stop()
+        broker.close()

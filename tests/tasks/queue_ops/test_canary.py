@@ -1,0 +1,75 @@
+"""A careful requeue: one, then the rest, and no flood of what dies again."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from sploot_cluster.queues import LetterFilter
+from tasks.queue_ops.canary import Canary, Requeued
+from tests.tasks.queue_ops.desk import Desk, worker_that_refuses
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+def careful(desk: Desk, *, wait_s: float = 30.0, stop_after: int = 3) -> Requeued:
+    plan = desk.operations.plan_requeue("embedding", matching=LetterFilter())
+    return Canary(desk.broker, wait_s=wait_s, per_s=50.0, stop_after=stop_after).requeue(plan)
+
+
+def test_letters_whose_cause_was_mended_all_run(desk: Desk, redis_client: redis.Redis) -> None:
+    desk.bury(*range(20))
+
+    with worker_that_refuses(redis_client) as ran:
+        done = careful(desk)
+
+    assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (20, 0, 0, True)
+    assert sorted(ran) == sorted(f"media-{number}" for number in range(20))
+    assert desk.letter_ids() == []
+
+
+def test_a_canary_that_dies_again_leaves_the_rest_where_they_are(desk: Desk, redis_client: redis.Redis) -> None:
+    desk.bury(*range(20))
+
+    with worker_that_refuses(redis_client, "media-0") as ran:
+        done = careful(desk)
+
+    assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (1, 1, 19, False)
+    assert "still broken" in done.because
+    assert ran == ["media-0"]
+    assert len(desk.letter_ids()) == 20  # the first one is a letter again
+
+
+def test_it_stops_when_others_die_again(desk: Desk, redis_client: redis.Redis) -> None:
+    desk.bury(*range(500))
+
+    with worker_that_refuses(redis_client, *(f"media-{number}" for number in range(1, 500))) as ran:
+        done = careful(desk)
+
+    assert not done.is_good
+    assert done.n_died >= 3
+    assert done.n_requeued + done.n_left == 500
+    assert done.n_left > 250, "it flooded the workers with what was known to die"
+    assert len(ran) < 250
+
+
+def test_a_canary_that_nobody_runs_proves_nothing(desk: Desk) -> None:
+    desk.bury(1, 2)
+    desk.operations.act(desk.operations.plan_pause("embedding"), by="ada", via="test")
+
+    done = careful(desk, wait_s=0.3)
+
+    assert (done.n_requeued, done.n_left, done.is_good) == (1, 1, False)
+    assert "its queue is paused" in done.because
+    assert len(desk.letter_ids()) == 1
+
+
+def test_letters_that_are_gone_are_no_failure(desk: Desk) -> None:
+    desk.bury(1)
+    plan = desk.operations.plan_requeue("embedding", matching=LetterFilter())
+    desk.broker.dead_letters("embedding.ingested").purge_all()
+
+    assert Canary(desk.broker).requeue(plan) == Requeued(0, 0, 0, True, "all of them were gone already")

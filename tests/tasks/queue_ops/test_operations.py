@@ -1,0 +1,333 @@
+"""Drills: they show what they will do, do exactly that, and write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from broker.keys import HANDED_BACK
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.jobs import QueueUnavailable
+from sploot_cluster.queues import LetterFilter, PlanUnknown
+from tasks.contracts import CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP
+from tasks.queue_ops.operations import queue_named
+from tests.support import eventually
+from tests.system.events import free_port
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+# -- rescue ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rescue_touches_the_ids_that_its_plan_showed_and_no_others(desk: Desk) -> None:
+    first, second = desk.add(1, 2)
+    desk.deliver()
+
+    plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
+    (late,) = desk.add(3)
+    desk.deliver()
+    done = desk.operations.act(plan, by="ada", via="test")
+
+    assert [entry.id for entry in plan.entries] == [first, second]
+    assert (done.n_planned, done.n_done, done.is_complete) == (2, 2, True)
+    assert desk.holders() == {first: HANDED_BACK, second: HANDED_BACK, late: STUCK}
+
+
+def test_a_plan_speaks_in_the_words_of_redis(desk: Desk) -> None:
+    ids = desk.add(1, 2, 3, 4, 5)
+    desk.deliver()
+
+    plan = desk.operations.plan_rescue("embedding", idle_s=0)
+
+    assert plan.commands[0] == (
+        f"XCLAIM streams:embedding.ingested cluster-workers ~handed-back 0 {' '.join(ids[:3])} … and 2 more JUSTID"
+    )
+    assert "5 entries" in plan.effect
+
+
+def test_planning_changes_nothing(desk: Desk) -> None:
+    desk.add(1)
+    desk.deliver()
+    desk.bury(2)
+    before = {key: desk.client.dump(key) for key in desk.client.keys("*")}
+
+    desk.operations.plan_rescue("embedding", consumer=STUCK)
+    desk.operations.plan_retire("embedding", STUCK)
+    desk.operations.plan_pause("embedding")
+    desk.operations.plan_resume("embedding")
+    desk.operations.plan_requeue("embedding", matching=LetterFilter())
+    desk.operations.plan_purge("embedding", matching=LetterFilter())
+
+    after = {key: desk.client.dump(key) for key in desk.client.keys("*")}
+    assert after.keys() == before.keys()
+    assert desk.holders() == dict.fromkeys(desk.entry_ids(), STUCK)
+
+
+def test_work_of_a_living_worker_is_left_out_unless_it_is_asked_for(desk: Desk, redis_client: redis.Redis) -> None:
+    (entry_id,) = desk.add(1)
+    desk.deliver("alive")
+    now = desk.client.time()[0] * 1000
+    desk.client.zadd(KEYS.consumers, {"alive": now})
+
+    careful = desk.operations.plan_rescue("embedding", entry_ids=[entry_id])
+    forced = desk.operations.plan_rescue("embedding", entry_ids=[entry_id], even_if_alive=True)
+
+    assert careful.is_empty
+    assert "--even-if-alive" in careful.warnings[0]
+    assert [entry.id for entry in forced.entries] == [entry_id]
+    assert "run twice" in forced.warnings[0]
+
+
+def test_what_the_seeds_commands_drop_runs_again_after_a_rescue(desk: Desk, redis_client: redis.Redis) -> None:
+    ids = desk.add(1, 2, 3)
+    desk.deliver()
+    desk.client.xclaim(KEYS.stream, GROUP, "rescue-consumer", 0, [ids[0]])
+    desk.client.xack(KEYS.stream, GROUP, ids[0])
+    desk.client.xgroup_delconsumer(KEYS.stream, GROUP, STUCK)
+    assert desk.holders() == {}
+
+    plan = desk.operations.plan_rescue("embedding", astray=True)
+    done = desk.operations.act(plan, by="ada", via="test")
+
+    assert done.n_done == 3
+    with worker_that_refuses(redis_client) as ran:
+        eventually(lambda: sorted(ran) == ["media-1", "media-2", "media-3"])
+
+
+@pytest.mark.parametrize(
+    ("ways", "named"),
+    [
+        ({}, "entry_ids"),
+        ({"entry_ids": ["1-1"], "astray": True}, "entry_ids"),
+        ({"entry_ids": ["99-1"]}, "not in streams:embedding.ingested"),
+        ({"entry_ids": ["no id"]}, "no id"),
+    ],
+)
+def test_a_rescue_that_cannot_be_meant_is_refused(desk: Desk, ways: dict[str, object], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        desk.operations.plan_rescue("embedding", **ways)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_an_entry_that_only_waits_needs_no_rescue(desk: Desk) -> None:
+    desk.add(1)
+    desk.deliver()
+    (waiting,) = desk.add(2)
+
+    with pytest.raises(InvalidInput, match="never delivered"):
+        desk.operations.plan_rescue("embedding", entry_ids=[waiting])
+
+
+# -- retire ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_retired_consumers_work_is_moved_before_it_is_deleted(desk: Desk, redis_client: redis.Redis) -> None:
+    desk.add(1, 2, 3)
+    desk.deliver()
+
+    done = desk.operations.act(desk.operations.plan_retire("embedding", STUCK), by="ada", via="test")
+
+    assert done.is_complete
+    assert "3 of 3 entries handed back" in done.because
+    assert [one["name"] for one in desk.client.xinfo_consumers(KEYS.stream, GROUP)] == [HANDED_BACK.encode()]
+    with worker_that_refuses(redis_client) as ran:
+        eventually(lambda: len(ran) == 3)
+
+
+def test_a_consumer_that_took_more_since_the_plan_stays_with_it(desk: Desk) -> None:
+    desk.add(1)
+    desk.deliver()
+    plan = desk.operations.plan_retire("embedding", STUCK)
+    (late,) = desk.add(2)
+    desk.deliver()
+
+    done = desk.operations.act(plan, by="ada", via="test")
+
+    assert not done.is_complete
+    assert "it holds 1 that were not in the plan" in done.because
+    assert desk.holders()[late] == STUCK
+
+
+def test_a_consumer_that_lives_is_not_retired(desk: Desk) -> None:
+    desk.add(1)
+    desk.deliver("alive")
+    desk.client.zadd(KEYS.consumers, {"alive": desk.client.time()[0] * 1000 + 1_000})
+
+    done = desk.operations.act(desk.operations.plan_retire("embedding", "alive"), by="ada", via="test")
+
+    assert not done.is_complete
+    assert set(desk.holders().values()) == {"alive"}
+
+
+def test_a_consumer_that_is_not_there_is_named_with_the_nearest(desk: Desk) -> None:
+    desk.add(1)
+    desk.deliver("host-1:17")
+
+    with pytest.raises(InvalidInput, match=r"did you mean host-1:17\?"):
+        desk.operations.plan_retire("embedding", "host-1:71")
+
+
+# -- pause -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pause_shows_and_ends(desk: Desk) -> None:
+    desk.operations.act(desk.operations.plan_pause("recluster"), by="ada", via="test", note="INC-7")
+    paused = {queue.queue: queue.is_paused for queue in desk.operations.queues()}
+    desk.operations.act(desk.operations.plan_resume("recluster"), by="ada", via="test")
+
+    assert [queue for queue, is_paused in paused.items() if is_paused] == [CLUSTER_RECLUSTER]
+    assert not any(queue.is_paused for queue in desk.operations.queues())
+    assert [(record.action, record.note) for record in desk.operations.audit()] == [("resume", ""), ("pause", "INC-7")]
+
+
+# -- dead letters ------------------------------------------------------------------------------------------------------
+
+
+def test_letters_are_chosen_by_what_they_died_of_and_by_pet(desk: Desk) -> None:
+    (zero,) = desk.bury(1, error="InvalidInput: embedding holds a NaN", reason="undecodable")
+    (other,) = desk.bury(2, pet_id=42)
+
+    by_error = desk.operations.plan_requeue("embedding", matching=LetterFilter(error="NaN"))
+    by_pet = desk.operations.plan_requeue("embedding", matching=LetterFilter(pet_id=42))
+    by_both = desk.operations.plan_requeue("embedding", matching=LetterFilter(error="NaN", pet_id=42))
+
+    assert [entry.id for entry in by_error.entries] == [zero]
+    assert [entry.id for entry in by_pet.entries] == [other]
+    assert by_both.is_empty
+
+
+def test_a_requeue_touches_no_letter_that_came_after_its_plan(desk: Desk) -> None:
+    first, second = desk.bury(1, 2)
+    plan = desk.operations.plan_requeue("embedding", matching=LetterFilter())
+    (late,) = desk.bury(3)
+    desk.client.xdel(KEYS.dead, first)  # somebody else was faster
+
+    done = desk.operations.act(plan, by="ada", via="test")
+
+    assert [entry.id for entry in plan.entries] == [first, second]
+    assert (done.n_done, done.is_complete) == (1, True)
+    assert "1 were gone already" in done.because
+    assert desk.letter_ids() == [late]
+    assert len(desk.entry_ids()) == 1
+
+
+def test_a_purge_removes_what_it_showed(desk: Desk) -> None:
+    first, second = desk.bury(1, 2)
+
+    done = desk.operations.act(
+        desk.operations.plan_purge("embedding", letter_ids=[first]), by="ada", via="test", note="poison of INC-7"
+    )
+
+    assert done.n_done == 1
+    assert desk.letter_ids() == [second]
+    assert desk.entry_ids() == []
+
+
+def test_a_letter_that_is_not_there_is_refused_before_anything_is_done(desk: Desk) -> None:
+    (letter,) = desk.bury(1)
+
+    with pytest.raises(InvalidInput, match="7-7 is no dead letter"):
+        desk.operations.plan_purge("embedding", letter_ids=[letter, "7-7"])
+
+
+# -- plans and audit ---------------------------------------------------------------------------------------------------
+
+
+def test_a_kept_plan_is_the_same_and_is_taken_once(desk: Desk) -> None:
+    desk.add(1, 2)
+    desk.deliver()
+    plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
+
+    desk.operations.keep(plan)
+    taken = desk.operations.take(plan.plan_id)
+
+    assert taken == plan
+    with pytest.raises(PlanUnknown, match="make a new one"):
+        desk.operations.take(plan.plan_id)
+
+
+def test_what_was_done_is_written_down(desk: Desk) -> None:
+    ids = desk.add(1, 2)
+    desk.deliver()
+    plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
+
+    desk.operations.act(plan, by="ada", via="test", note="INC-7")
+
+    (record,) = desk.operations.audit()
+    assert (record.plan_id, record.by, record.via, record.action) == (plan.plan_id, "ada", "test", "rescue")
+    assert (record.queue, record.state, record.n_planned, record.n_done) == (EMBEDDING_INGESTED, "done", 2, 2)
+    assert (record.note, record.ids) == ("INC-7", ids)
+
+
+def test_a_drill_that_was_killed_stays_begun(desk: Desk) -> None:
+    desk.add(1)
+    desk.deliver()
+    plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
+    begun = desk.operations.acting(plan, by="ada", via="test")
+
+    begun.__enter__()  # and nobody ever leaves it
+
+    assert [(record.plan_id, record.state) for record in desk.operations.audit()] == [(plan.plan_id, "begun")]
+
+
+@pytest.fixture
+def full_redis(desk: Desk) -> Iterator[Callable[[], None]]:
+    """Call it to have Redis take no more writes."""
+    yield lambda: desk.client.config_set("maxmemory", "1")
+    desk.client.config_set("maxmemory", "0")
+
+
+def test_what_cannot_be_written_down_is_not_done(desk: Desk, full_redis: Callable[[], None]) -> None:
+    (letter,) = desk.bury(1)
+    plan = desk.operations.plan_requeue("embedding", letter_ids=[letter])
+    full_redis()
+
+    with pytest.raises(QueueUnavailable, match="full"):
+        desk.operations.act(plan, by="ada", via="test")
+
+    assert desk.operations.audit() == []
+    assert desk.letter_ids() == [letter]
+
+
+def test_a_full_redis_can_still_be_emptied(desk: Desk, full_redis: Callable[[], None]) -> None:
+    desk.bury(1, 2)
+    plan = desk.operations.plan_purge("embedding", matching=LetterFilter())
+    full_redis()
+
+    done = desk.operations.act(plan, by="ada", via="test")
+
+    assert done.n_done == 2
+    assert desk.letter_ids() == []
+
+
+def test_without_redis_nothing_is_planned(redis_client: redis.Redis) -> None:
+    away = Desk(redis.Redis.from_url(f"redis://127.0.0.1:{free_port()}"))
+
+    with pytest.raises(QueueUnavailable):
+        away.operations.plan_rescue("embedding", astray=True)
+    with pytest.raises(QueueUnavailable):
+        away.operations.queues()
+
+
+@pytest.mark.parametrize(
+    ("text", "queue"),
+    [
+        ("embedding.ingested", EMBEDDING_INGESTED),
+        ("streams:embedding.ingested", EMBEDDING_INGESTED),
+        ("recluster", CLUSTER_RECLUSTER),
+    ],
+)
+def test_a_queue_is_known_by_its_name_its_stream_or_a_part(text: str, queue: str) -> None:
+    assert queue_named(text) == queue
+
+
+@pytest.mark.parametrize("text", ["cluster", "", "nothing"])
+def test_a_name_that_is_not_one_queues_is_refused_with_the_choice(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"choose of .*cluster\.feedback"):
+        queue_named(text)

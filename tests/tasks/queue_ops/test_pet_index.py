@@ -1,0 +1,109 @@
+"""A pet's work is found, wherever it is, and the index never grows beyond the work that waits."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from tasks.client import ClusterTasks
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED
+from tasks.queue_ops.pet_index import KeepPetIndex, PetIndex
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
+
+PETS = "{streams:embedding.ingested}:pets"
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+def test_waiting_work_of_both_forms_is_found_and_no_other_pets(desk: Desk, redis_client: redis.Redis) -> None:
+    (flat,) = desk.add(1, pet_id=42)
+    desk.add(1, 2, 3, pet_id=7)
+    tasks = ClusterTasks(client=redis_client)
+    tasks.ingest(pet_id=42, media_id='looks like "pet_id":7', model="clip@1", embedding=[1.0, 2.0])
+    tasks.ingest(pet_id=4, media_id="m", model="clip@1", embedding=[1.0, 2.0])
+    merge = tasks.merge(42, [1, 2])
+
+    found, _ = desk.operations.find(42)
+
+    assert [(job.queue, job.state, job.media_id) for job in found] == [
+        (EMBEDDING_INGESTED, "waiting", "media-1"),
+        (EMBEDDING_INGESTED, "waiting", 'looks like "pet_id":7'),
+        (CLUSTER_FEEDBACK, "waiting", None),
+    ]
+    assert found[0].entry_id == flat
+    assert found[2].message_id == merge.job_id
+
+
+def test_work_in_flight_and_delayed_work_is_found(desk: Desk, redis_client: redis.Redis) -> None:
+    (entry_id,) = desk.add(1, pet_id=42)
+    desk.deliver()
+    ClusterTasks(client=redis_client).request_recluster(42, reason="it grew", delay_ms=60_000)
+
+    found, _ = desk.operations.find(42)
+
+    assert [(job.queue, job.state, job.entry_id, job.holder) for job in found] == [
+        (EMBEDDING_INGESTED, "in flight", entry_id, STUCK),
+        (CLUSTER_RECLUSTER, "delayed", None, None),
+    ]
+
+
+def test_what_has_ended_is_not_found_and_is_forgotten(desk: Desk) -> None:
+    first, second, third = desk.add(1, 2, 3, pet_id=42)
+    desk.operations.find(42)
+    desk.client.xdel(KEYS.stream, second)
+
+    found, n_indexed = desk.operations.find(42)
+
+    assert [job.entry_id for job in found] == [first, third]
+    assert n_indexed == 0
+    assert desk.client.zcard(PETS) == 2
+
+
+def test_pets_that_share_a_score_are_told_apart(desk: Desk) -> None:
+    huge = 2**63 - 1
+    (entry_id,) = desk.add(1, pet_id=7)
+    desk.client.delete(KEYS.stream)
+    fields = {"schema": "embedding.ingested/1", "event_id": "e", "media_id": "m"}
+    entry_id = desk.client.xadd(KEYS.stream, fields | {"pet_id": str(huge)}).decode()
+    desk.client.xadd(KEYS.stream, fields | {"pet_id": str(huge - 1)})
+
+    found, _ = desk.operations.find(huge)
+
+    assert [job.entry_id for job in found] == [entry_id]
+
+
+def test_what_a_producer_wrote_badly_hides_nothing(desk: Desk) -> None:
+    for fields in ({"pet_id": "x"}, {"message": "{"}, {"nothing": "at all"}, {"pet_id": "9" * 400}, {"pet_id": ""}):
+        desk.client.xadd(KEYS.stream, fields)
+    (entry_id,) = desk.add(1, pet_id=42)
+
+    found, _ = desk.operations.find(42)
+
+    assert [job.entry_id for job in found] == [entry_id]
+
+
+def test_only_what_waits_is_indexed_and_an_empty_queue_holds_no_index(desk: Desk, redis_client: redis.Redis) -> None:
+    keeper = KeepPetIndex(redis_client)
+    desk.add(*range(10))
+
+    n_young = keeper.run_once()
+    n_waiting = PetIndex(redis_client, EMBEDDING_INGESTED).note(waited_ms=0)
+    desk.client.xtrim(KEYS.stream, maxlen=0)
+    keeper.run_once()
+
+    assert (n_young, n_waiting) == (0, 10)
+    assert redis_client.exists(PETS, f"{PETS}:progress") == 0
+
+
+def test_the_index_does_not_grow_while_work_passes_through(desk: Desk, redis_client: redis.Redis) -> None:
+    index = PetIndex(redis_client, EMBEDDING_INGESTED)
+    for _ in range(50):
+        desk.add(*range(100))
+        index.note(1_000, waited_ms=0)
+        desk.client.xtrim(KEYS.stream, maxlen=100)
+
+    assert redis_client.xlen(KEYS.stream) == 100
+    assert redis_client.zcard(PETS) <= 400

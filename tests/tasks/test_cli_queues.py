@@ -1,0 +1,237 @@
+"""`sploot-cluster queue …`: plans without --yes, exit codes, and what programs read."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import redis
+
+from tasks.cli import main
+from tests.support import eventually
+from tests.system.events import free_port
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that ended: exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Ran]
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+@pytest.fixture
+def cli(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs `sploot-cluster queue …` in this process."""
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["sploot-cluster", "queue", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), told.out, told.err)
+
+    return run
+
+
+DRILLS = [
+    ["rescue", "embedding", "--consumer", STUCK],
+    ["rescue", "embedding", "--idle", "0s"],
+    ["retire-consumer", "embedding", STUCK],
+    ["pause", "embedding"],
+    ["resume", "embedding"],
+    ["dead", "requeue", "embedding", "--all"],
+    ["dead", "requeue", "embedding", "--all", "--canary"],
+    ["dead", "purge", "embedding", "--reason", "failed"],
+]
+
+
+@pytest.mark.parametrize("drill", DRILLS, ids=" ".join)
+def test_no_drill_does_anything_without_yes(cli: Cli, desk: Desk, drill: list[str]) -> None:
+    desk.add(1, 2)
+    desk.deliver()
+    desk.bury(3)
+    before = desk.holders(), desk.entry_ids(), desk.letter_ids(), desk.client.exists(KEYS.paused)
+
+    refused = cli(*drill)
+
+    assert refused.code == 4
+    assert re.search(r"^Plan p-[0-9a-f]{8}: .+\.$", refused.out, flags=re.MULTILINE)
+    assert re.search(r"^  (XCLAIM|XADD|XDEL|SET|DEL) ", refused.out, flags=re.MULTILINE), "not in Redis's words"
+    assert "queue apply p-" in refused.err
+    assert (desk.holders(), desk.entry_ids(), desk.letter_ids(), desk.client.exists(KEYS.paused)) == before
+    assert cli("audit", "--json").json == []
+
+
+@pytest.mark.parametrize("drill", DRILLS, ids=" ".join)
+def test_every_drill_works_with_yes_and_is_written_down(
+    cli: Cli, desk: Desk, redis_client: redis.Redis, drill: list[str]
+) -> None:
+    desk.bury(3)
+    if "--canary" in drill:
+        with worker_that_refuses(redis_client):
+            done = cli(*drill, "--yes", "--by", "ada", "--note", "INC-7", "--json")
+    else:
+        desk.add(1, 2)
+        desk.deliver()
+        done = cli(*drill, "--yes", "--by", "ada", "--note", "INC-7", "--json")
+
+    assert done.code == 0, done.err
+    assert done.json["is_complete"] is True
+    (record,) = cli("audit", "--json").json
+    assert (record["by"], record["via"], record["note"], record["state"]) == ("ada", "command line", "INC-7", "done")
+    assert record["plan_id"] == done.json["plan_id"]
+
+
+def test_a_plan_that_was_shown_is_applied_on_exactly_its_ids(cli: Cli, desk: Desk) -> None:
+    first, second = desk.bury(1, 2)
+    shown = cli("dead", "requeue", "embedding", "--all", "--json")
+    (late,) = desk.bury(3)
+
+    applied = cli(["queue", "apply"][1], shown.json["plan_id"], "--yes")
+    again = cli("apply", shown.json["plan_id"], "--yes")
+
+    assert [entry["id"] for entry in shown.json["entries"]] == [first, second]
+    assert applied.code == 0
+    assert "2 of 2 put back to work" in applied.out
+    assert desk.letter_ids() == [late]
+    assert again.code == 1
+    assert "make a new one" in again.err
+
+
+def test_a_canary_that_died_again_fails_the_command(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
+    desk.bury(1, 2, 3)
+
+    with worker_that_refuses(redis_client, "media-1"):
+        done = cli("dead", "requeue", "embedding", "--all", "--canary", "--yes")
+
+    assert done.code == 1
+    assert "NOT DONE: the first one died again" in done.out
+    assert "2 were not touched" in done.out
+    assert len(desk.letter_ids()) == 3
+
+
+def test_what_workers_hold_is_listed_without_embeddings(cli: Cli, desk: Desk) -> None:
+    (entry_id,) = desk.add(1)
+    desk.deliver()
+    desk.add(2)
+
+    pending = cli("pending", "embedding", "--json").json
+    peeked = cli("peek", "embedding", "--json").json
+
+    assert [(row["entry_id"], row["holder"], row["deliveries"], row["pet_id"]) for row in pending] == [
+        (entry_id, STUCK, 1, 7)
+    ]
+    assert [row["media_id"] for row in peeked] == ["media-2"]
+    assert peeked[0]["fields"]["embedding"] == "<64 bytes>"
+    assert "media-1" in cli("pending", "streams:embedding.ingested").out
+    assert "media-2" in cli("peek", "embedding.ingested").out
+
+
+def test_a_pets_jobs_are_found(cli: Cli, desk: Desk) -> None:
+    desk.add(1, 2, pet_id=42)
+    desk.add(3, pet_id=7)
+
+    found = cli("find", "--pet", "42", "--json").json
+
+    assert [(job["media_id"], job["state"]) for job in found] == [("media-1", "waiting"), ("media-2", "waiting")]
+    assert [job["media_id"] for job in cli("find", "--pet", "42", "--media", "media-2", "--json").json] == ["media-2"]
+    assert "2 found in" in cli("find", "--pet", "42").out
+
+
+def test_dead_letters_are_listed_grouped_and_shown(cli: Cli, desk: Desk) -> None:
+    desk.bury(1, 2, error="InvalidInput: embedding holds [a NaN]", pet_id=42)
+    (other,) = desk.bury(3, error="OSError: no", pet_id=7)
+
+    listed = cli("dead", "list", "--pet", "42", "--json").json
+    groups = cli("dead", "list", "--groups", "--json").json
+    shown = cli("dead", "show", "embedding", other, "--json").json
+
+    assert [row["pet_id"] for row in listed] == [42, 42]
+    assert [(group["n"], group["error"]) for group in groups] == [(2, "InvalidInput"), (1, "OSError")]
+    assert shown["error"] == "OSError: no"
+    assert shown["fields"]["embedding"] == "<64 bytes>"
+    assert "[a NaN]" in cli("dead", "list").out
+    assert "OSError: no" in cli("dead", "show", "embedding", other).out
+
+
+def test_the_status_says_why_work_waits(cli: Cli, desk: Desk) -> None:
+    desk.add(1)
+    desk.deliver()
+
+    status = {queue["queue"]: queue for queue in cli("status", "--json").json}["embedding.ingested"]
+
+    assert status["because"] == "no worker takes its jobs; start one: sploot-cluster worker"
+    assert (status["in_flight"], status["undelivered"]) == (1, 0)
+    assert [(one["name"], one["pending"], one["is_alive"]) for one in status["consumers"]] == [(STUCK, 1, False)]
+    assert STUCK in cli("status").out
+
+
+def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:
+    done = cli("dead", "purge", "embedding", "--reason", "failed")
+
+    assert done.code == 0
+    assert "There is nothing to do." in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["rescue", "cluster", "--astray"], "queue"),
+        (["rescue", "embedding"], "entry_ids"),
+        (["pending", "embedding", "--idle", "soon"], "--idle"),
+        (["dead", "requeue", "embedding"], "LETTER"),
+        (["dead", "requeue", "embedding", "--all", "--reason", "failed"], "LETTER"),
+        (["dead", "purge", "embedding", "1-1"], "1-1"),
+        (["dead", "show", "embedding", "no-id"], "no-id"),
+        (["retire-consumer", "embedding", "nobody"], "nobody"),
+        (["find"], "--pet"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_meant_ends_with_two(cli: Cli, arguments: list[str], named: str) -> None:
+    refused = cli(*arguments)
+
+    assert refused.code == 2
+    assert named in refused.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["pending", "embedding"], ["find", "--pet", "1"], ["pause", "embedding", "--yes"]]
+)
+def test_without_redis_they_end_with_three(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+
+    assert cli(*arguments).code == 3
+
+
+def test_a_rescued_job_runs(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
+    desk.add(1, 2)
+    desk.deliver()
+
+    cli("retire-consumer", "embedding", STUCK, "--yes")
+
+    with worker_that_refuses(redis_client) as ran:
+        eventually(lambda: sorted(ran) == ["media-1", "media-2"])
