@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -57,11 +57,6 @@ def spread(work: Callable[[int], T], starts: Iterable[int], *, threads: int) -> 
                 yield from pool.map(work, starts)
 
 
-_n_quiet = 0
-_quiet = Lock()
-_loud: list[tuple[LibController, int]] = []
-
-
 @cache
 def _blas() -> list[LibController]:
     from threadpoolctl import ThreadpoolController
@@ -73,19 +68,17 @@ def _blas() -> list[LibController]:
 
 @contextmanager
 def _quiet_blas() -> Iterator[None]:
-    """BLAS with one thread until the last of those who asked for it is done: its number is one for all of a process."""
-    global _n_quiet
-    with _quiet:
-        if _n_quiet == 0:
-            _loud[:] = [(library, n) for library in _blas() if (n := library.get_num_threads()) != 1]
-            for library, _ in _loud:
-                library.set_num_threads(1)
-        _n_quiet += 1
+    """BLAS with one thread, and afterwards with what it had before.
+
+    Only in the main thread, as of a script: OpenBLAS 0.3.31 ignores what others set. A process that computes in other
+    threads calls :func:`one_thread_each` when it starts, as ours do.
+    """
+    libraries = _blas() if current_thread() is main_thread() else []
+    loud = [(library, n) for library in libraries if (n := library.get_num_threads()) != 1]
+    for library, _ in loud:
+        library.set_num_threads(1)
     try:
         yield
     finally:
-        with _quiet:
-            _n_quiet -= 1
-            if _n_quiet == 0:
-                for library, n in _loud:
-                    library.set_num_threads(n)
+        for library, n in loud:
+            library.set_num_threads(n)

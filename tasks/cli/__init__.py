@@ -6,7 +6,13 @@ bad argument or setting), 3 Redis unreachable, 4 refused.
 
 from __future__ import annotations
 
+import os
 import sys
+
+from sploot_cluster.threads import one_thread_each
+
+# read by numpy when it is first imported, hence before everything else
+one_thread_each(os.environ)
 
 try:
     import rich  # noqa: F401

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -41,26 +40,6 @@ def test_blas_has_one_thread_while_ours_work_and_its_own_number_afterwards(threa
 
     assert all(n == 1 for each in during for n in each)
     assert blas_threads() == before
-
-
-def test_blas_stays_quiet_until_the_last_of_two_is_done() -> None:
-    with ThreadpoolController().select(user_api="blas").limit(limits=2):
-        is_in, first_is_done, seen = threading.Event(), threading.Event(), list[int]()
-
-        def wait_for_the_first(_: int) -> None:
-            is_in.set()
-            assert first_is_done.wait(10)
-            seen.extend(blas_threads())
-
-        other = threading.Thread(target=lambda: list(spread(wait_for_the_first, range(1), threads=1)))
-        other.start()
-        assert is_in.wait(10)
-        list(spread(lambda _: None, range(1), threads=1))
-        first_is_done.set()
-        other.join(10)
-
-        assert set(seen) == {1}
-        assert set(blas_threads()) == {2}
 
 
 def test_a_failure_in_a_thread_is_raised_and_blas_is_as_before() -> None:
