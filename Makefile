@@ -60,6 +60,10 @@ sbom: $(VENV)/deploy-installed ## what the image consists of, as CycloneDX: buil
 	@$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --of JSON -o build/sbom.cdx.json
 	@echo build/sbom.cdx.json
 
+.PHONY: promises
+promises: $(VENV)/installed ## 10,000 random events against the oracle of people's corrections, minutes: make promises [ARGS='20000 7']
+	@$(BIN)/python -m tests.sploot_cluster.days $(ARGS)
+
 .PHONY: format
 format: $(VENV)/installed ## let ruff write the files as it likes them
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -4,6 +4,9 @@
 *atoms* by union-find; each split leaves a bit for its side on every atom it names. Two atoms with opposite bits of one
 split are in *conflict*. An older correction never joins atoms in conflict: there it yields, and is reported.
 
+An exclusion leaves bits like a split and joins nothing: each medium that it takes out is free of what older corrections
+said of it together with those that remained. A dismissed medium is joined to nothing older.
+
 :func:`enforce` then never cuts an atom and never lets two in conflict share a cluster, so that every accepted
 constraint holds by construction, whatever the labels were before. An atom that a newer merge joined across a split
 carries both bits of it: it is in conflict with whoever carries either.
@@ -22,7 +25,18 @@ from typing import Final, NewType, TypeAlias, assert_never
 import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.models import NOISE, ClusterId, Correction, MediaId, Merge, Split, Undo
+from sploot_cluster.models import (
+    NOISE,
+    ClusterId,
+    Correction,
+    Dismissal,
+    Exclusion,
+    MediaId,
+    Merge,
+    Said,
+    Split,
+    Undo,
+)
 from sploot_cluster.vectors import SMALLEST_NORM, BoolVector, FloatMatrix, FloatVector, LabelVector
 
 Atom = NewType("Atom", int)
@@ -48,6 +62,23 @@ class Apart:
     revision: int
     moved: tuple[MediaId, ...]
     remaining: tuple[MediaId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """None of these media, which nobody placed, is in the cluster that this id leads to: what an exclusion took out."""
+
+    revision: int
+    media: tuple[MediaId, ...]
+    cluster: ClusterId
+
+
+@dataclass(frozen=True, slots=True)
+class Nowhere:
+    """These media are in no cluster: what is left of a dismissal."""
+
+    revision: int
+    media: tuple[MediaId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +109,9 @@ class Constraints:
     Attributes:
         atoms: every medium that a correction in force names -> its atom.
         sides: by atom; atoms count from 0.
-        placed: the atoms that a person put somewhere; others were merely left behind by a split.
-        together, apart: the accepted constraints, the newest first.
+        placed: the atoms that a person put somewhere; others were merely left behind by a split or an exclusion.
+        leaving: media that exclusions took out and nobody placed -> the bits of these exclusions.
+        together, apart, barred, nowhere: the accepted constraints, the newest first.
         names: atom -> the id that the newest correction about it gave it.
         overridden: one sentence for each way in which an older correction yields to newer ones.
     """
@@ -87,8 +119,11 @@ class Constraints:
     atoms: Mapping[MediaId, Atom] = field(default_factory=dict)
     sides: Sequence[Sides] = ()
     placed: frozenset[Atom] = frozenset()
+    leaving: Mapping[MediaId, int] = field(default_factory=dict)
     together: tuple[Together, ...] = ()
     apart: tuple[Apart, ...] = ()
+    barred: tuple[Barred, ...] = ()
+    nowhere: tuple[Nowhere, ...] = ()
     names: Mapping[Atom, ClusterId] = field(default_factory=dict)
     overridden: tuple[str, ...] = ()
 
@@ -110,7 +145,16 @@ class Constraints:
                 atoms[row] = atom
         is_placed = np.zeros(len(self.sides) + 1, dtype=np.bool_)  # the last one answers for -1
         is_placed[list(self.placed)] = True
-        return RowConstraints(atoms, is_placed[atoms], self.sides)
+        dismissed = np.zeros(len(rows), dtype=np.bool_)
+        dismissed[[rows[medium] for nowhere in self.nowhere for medium in nowhere.media if medium in rows]] = True
+        return RowConstraints(
+            atoms,
+            is_placed[atoms],
+            self.sides,
+            dismissed,
+            leaving={rows[medium]: bits for medium, bits in self.leaving.items() if medium in rows},
+            barred=tuple((rows[m], barred.cluster) for barred in self.barred for m in barred.media if m in rows),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +165,17 @@ class RowConstraints:
         atoms: (n,) int32 atom of each row, -1 = none.
         placed: (n,) bool, whether a person put it somewhere.
         sides: by atom.
+        dismissed: (n,) bool, whether a person dismissed it.
+        leaving: rows that exclusions took out and nobody placed -> the bits of these exclusions.
+        barred: rows, and ids that lead to no cluster they may be in.
     """
 
     atoms: LabelVector
     placed: BoolVector
     sides: Sequence[Sides]
+    dismissed: BoolVector
+    leaving: Mapping[int, int] = field(default_factory=dict)
+    barred: Sequence[tuple[int, ClusterId]] = ()
 
     def sides_of(self, rows: Rows) -> Sides:
         """The sides of all atoms among ``rows``."""
@@ -142,8 +192,8 @@ def taken_back(ledger: Sequence[Correction]) -> set[int]:
     return undone
 
 
-def in_force(ledger: Sequence[Correction]) -> list[Merge | Split]:
-    """The merges and splits that are not undone, the newest first."""
+def in_force(ledger: Sequence[Correction]) -> list[Said]:
+    """The corrections that are not undone, the newest first; undos are not among them."""
     undone = taken_back(ledger)
     return [
         correction
@@ -157,6 +207,8 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
     atoms = _Atoms()
     together: list[Together] = []
     apart: list[Apart] = []
+    barred: list[Barred] = []
+    nowhere: list[Nowhere] = []
     named: list[tuple[MediaId, ClusterId]] = []
     overridden: list[str] = []
     for number, correction in enumerate(in_force(ledger)):
@@ -177,16 +229,39 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
                     )
                 if not is_void:
                     apart.append(Apart(correction.revision, moved, remaining))
+            case Exclusion(source=source, media=taken_out, remaining=remaining):
+                n_crossed, is_void = atoms.part(taken_out, remaining, bit=1 << number, is_leaving=True)
+                if n_crossed:
+                    overridden.append(
+                        f"the exclusion of revision {correction.revision} by {correction.by}: newer corrections keep "
+                        f"{n_crossed} of its {len(taken_out)} media together with media that remained"
+                    )
+                if not is_void:
+                    apart.append(Apart(correction.revision, taken_out, remaining))
+                barred.append(Barred(correction.revision, taken_out, source))
+                continue
+            case Dismissal():
+                dismissed = atoms.dismiss(correction.media)
+                if dismissed:
+                    nowhere.append(Nowhere(correction.revision, dismissed))
+                if len(dismissed) < len(correction.media):
+                    overridden.append(
+                        f"the dismissal of revision {correction.revision} by {correction.by}: newer corrections keep "
+                        f"{len(correction.media) - len(dismissed)} of its {len(correction.media)} media in clusters"
+                    )
+                continue
             case _:
                 assert_never(correction)
-        groups_left = atoms.join(media)
+        groups_left, n_gone = atoms.join(media)
+        if n_gone:
+            overridden.append(f"{said}: newer corrections take {n_gone} of its {len(media)} media out")
         together.extend(Together(correction.revision, group) for group in groups_left)
         if groups_left:
             named.append((max(groups_left, key=len)[0], name))
         if len(groups_left) > 1:
             sizes = ", ".join(str(len(group)) for group in sorted(groups_left, key=len, reverse=True))
-            overridden.append(f"{said}: newer corrections keep its {len(media)} media in groups of {sizes}")
-    return atoms.freeze(together, apart, named, overridden)
+            overridden.append(f"{said}: newer corrections keep its {len(media) - n_gone} media in groups of {sizes}")
+    return atoms.freeze(together, apart, barred, nowhere, named, overridden)
 
 
 class _Atoms:
@@ -195,10 +270,21 @@ class _Atoms:
     def __init__(self) -> None:
         self._node_of: dict[MediaId, int] = {}
         self._said_of: dict[MediaId, Sides] = {}  # what splits say of the medium itself, not of its atom
+        self._leaving: dict[MediaId, int] = {}  # the exclusions that took it out
+        self._placed: set[MediaId] = set()
+        self._dismissed: set[MediaId] = set()
         self._forest = _Forest()
 
-    def part(self, moved: Sequence[MediaId], remaining: Sequence[MediaId], *, bit: int) -> tuple[int, bool]:
-        """Put the two sides of a split on media.
+    def dismiss(self, media: Sequence[MediaId]) -> tuple[MediaId, ...]:
+        """Take media out of whatever is older; those for which no newer correction has a place."""
+        dismissed = tuple(medium for medium in media if medium not in self._placed)
+        self._dismissed.update(dismissed)
+        return dismissed
+
+    def part(
+        self, moved: Sequence[MediaId], remaining: Sequence[MediaId], *, bit: int, is_leaving: bool = False
+    ) -> tuple[int, bool]:
+        """Put the two sides of a split on media; of an exclusion, if they are leaving.
 
         Returns:
             how many of the moved media have the other side in their atom already, and whether nothing is left to part.
@@ -211,19 +297,28 @@ class _Atoms:
             for root in {root_of[medium] for medium in media}:
                 self._forest.put(root, side)
         crossed = moved_roots & remaining_roots
+        if is_leaving:
+            for medium in moved:
+                if root_of[medium] not in crossed:
+                    self._leaving[medium] = self._leaving.get(medium, 0) | bit
         is_void = not moved or not remaining or len(moved_roots | remaining_roots) == 1
         return sum(root_of[medium] in crossed for medium in moved), is_void
 
-    def join(self, media: Sequence[MediaId]) -> list[tuple[MediaId, ...]]:
-        """Join media as far as newer splits allow; the groups that came of it.
+    def join(self, media: Sequence[MediaId]) -> tuple[list[tuple[MediaId, ...]], int]:
+        """Join media as far as newer corrections allow; the groups that came of it, and how many are in none of them.
+
+        Those are dismissed, or an exclusion took them out from among others of these media.
 
         Media whose sides are in conflict are not joined. Nor are media that newer splits took out of these one after
         the other: they left for different reasons, and nobody said that those who left belong together.
         """
         said = reduce(or_, (self._said_of.get(medium, FREE) for medium in media), FREE)
         crossed = said.moved & said.remaining
+        joined = [
+            medium for medium in media if medium not in self._dismissed and not self._leaving.get(medium, 0) & crossed
+        ]
         cells: dict[int, dict[int, None]] = defaultdict(dict)  # the roots of those who left alike
-        for medium in media:
+        for medium in joined:
             cells[self._said_of.get(medium, FREE).moved & crossed][self._root(medium)] = None
         for roots in cells.values():
             first_roots: list[int] = []
@@ -231,14 +326,17 @@ class _Atoms:
                 if not any(self._forest.union(first, root) for first in first_roots):
                     first_roots.append(root)
         groups: dict[int, list[MediaId]] = defaultdict(list)
-        for medium in media:
+        for medium in joined:
             groups[self._root(medium)].append(medium)
-        return [tuple(group) for group in groups.values()]
+        self._placed.update(joined)
+        return [tuple(group) for group in groups.values()], len(media) - len(joined)
 
     def freeze(
         self,
         together: Sequence[Together],
         apart: Sequence[Apart],
+        barred: Sequence[Barred],
+        nowhere: Sequence[Nowhere],
         named: Sequence[tuple[MediaId, ClusterId]],
         overridden: Sequence[str],
     ) -> Constraints:
@@ -255,7 +353,23 @@ class _Atoms:
         for medium, name in named:
             names.setdefault(atoms[medium], name)  # the newest came first
         placed = frozenset(atoms[group.media[0]] for group in together)
-        return Constraints(atoms, sides, placed, tuple(together), tuple(apart), names, tuple(overridden))
+        free = [
+            Barred(one.revision, media, one.cluster)
+            for one in barred
+            if (media := tuple(medium for medium in one.media if atoms[medium] not in placed))
+        ]
+        return Constraints(
+            atoms,
+            sides,
+            placed,
+            leaving={medium: bits for medium, bits in self._leaving.items() if atoms[medium] not in placed},
+            together=tuple(together),
+            apart=tuple(apart),
+            barred=tuple(free),
+            nowhere=tuple(nowhere),
+            names=names,
+            overridden=tuple(overridden),
+        )
 
     def _root(self, medium: MediaId) -> int:
         node = self._node_of.get(medium)
@@ -306,14 +420,18 @@ class _Forest:
         return self._sides[self.find(node)]
 
 
-def count_kept(labels: Mapping[MediaId, int], constraints: Constraints) -> tuple[int, int]:
+def count_kept(
+    labels: Mapping[MediaId, int], constraints: Constraints, *, aliases: Mapping[ClusterId, ClusterId]
+) -> tuple[int, int]:
     """How many accepted constraints hold, of how many.
 
-    One is counted for each :class:`Together` with a medium in ``labels``, and one for each :class:`Apart` with a pair
-    to part in ``labels``; media that are not there are ignored. An Apart holds only if every pair of it is apart.
+    One is counted for each :class:`Together`, :class:`Barred` and :class:`Nowhere` with a medium in ``labels``, and one
+    for each :class:`Apart` with a pair to part in ``labels``; media that are not there are ignored. An Apart holds only
+    if every pair of it is apart.
 
     Args:
         labels: medium -> cluster id, or -1 for noise.
+        aliases: ids that were merged away -> the id they became.
     """
     kept = total = 0
     for group in constraints.together:
@@ -326,6 +444,14 @@ def count_kept(labels: Mapping[MediaId, int], constraints: Constraints) -> tuple
             total += 1
             shared = (moved.keys() & remaining.keys()) - {NOISE}
             kept += all(len(moved[cluster] | remaining[cluster]) == 1 for cluster in shared)
+    for barred in constraints.barred:
+        clusters = {labels[medium] for medium in barred.media if medium in labels}
+        total += bool(clusters)
+        kept += bool(clusters) and aliases.get(barred.cluster, barred.cluster) not in clusters
+    for nowhere in constraints.nowhere:
+        clusters = {labels[medium] for medium in nowhere.media if medium in labels}
+        total += bool(clusters)
+        kept += clusters == {NOISE}
     return kept, total
 
 
@@ -342,9 +468,10 @@ def _atoms_by_cluster(
 def enforce(labels: LabelVector, vectors: FloatMatrix, rows: RowConstraints, *, counts: BoolVector) -> LabelVector:
     """Labels like ``labels`` that obey every accepted constraint; the same ones if they do already.
 
-    An atom that lies in several groups, or in none, is gathered first. It goes to the group that holds most of it; a
-    group of which it is most comes along; where neither is so, it leaves the others in peace and is a group of its own.
-    Then each group with atoms in conflict is divided: media go with the side that they are tied to by similarity.
+    Dismissed media are noise. An atom that lies in several groups, or in none, is gathered first. It goes to the group
+    that holds most of it; a group of which it is most comes along; where neither is so, it leaves the others in peace
+    and is a group of its own. Media that exclusions took out leave, alone, whom they must not be with. Then each group
+    with atoms in conflict is divided: media go with the side that they are tied to by similarity.
 
     Args:
         labels: (n,) int32 groups, -1 = noise. Not modified.
@@ -359,8 +486,10 @@ def enforce(labels: LabelVector, vectors: FloatMatrix, rows: RowConstraints, *, 
     O(n) where nothing is violated; dividing a group of m with f media that no correction names is O(m · f · dim).
     """
     obeying = labels.copy()
+    obeying[rows.dismissed] = NOISE
     if (rows.atoms >= 0).any():
         _gather(obeying, rows, counts)
+        _release(obeying, rows)
         _divide(obeying, vectors, rows, counts)
     return obeying
 
@@ -393,6 +522,28 @@ def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector) -> No
         forest.union(home, group)
     for group in {group for pair in followers for group in pair}:
         labels[labels == group] = forest.find(group)
+
+
+def _release(labels: LabelVector, rows: RowConstraints) -> None:
+    """Take media that exclusions took out from groups with whom they must not be, in place.
+
+    They leave alone: who came to the group without anybody's word has not been excluded with them.
+    """
+    left: set[int] = set()
+    remaining_in: dict[int, int] = {}
+    for row, bits in rows.leaving.items():
+        group = int(labels[row])
+        if group == NOISE:
+            continue
+        if group not in remaining_in:
+            remaining_in[group] = rows.sides_of(np.flatnonzero(labels == group)).remaining
+        if bits & remaining_in[group]:
+            labels[row] = NOISE
+            left.add(group)
+    for group in left:
+        members = np.flatnonzero(labels == group)
+        if len(members) == 1 and not rows.placed[members[0]]:
+            labels[members] = NOISE
 
 
 def _divide(labels: LabelVector, vectors: FloatMatrix, rows: RowConstraints, counts: BoolVector) -> None:

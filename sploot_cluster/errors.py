@@ -6,7 +6,8 @@
     │   ├── ModelMismatch       a vector of another model than the pet's
     │   ├── UnknownCluster      no such cluster, and no alias leads to one
     │   ├── UnknownMedia        no such medium in this pet or cluster
-    │   └── UnknownRevision     no correction made this revision, or it is undone already
+    │   ├── UnknownRevision     no correction made this revision, or it is undone already
+    │   └── StaleRevision       media were moved since the revision that the caller looked at
     ├── RevisionConflict        somebody else committed first; load again and decide again
     │   └── PetClaimed          somebody who lost that race before has the right of way; wait a moment
     ├── StoreUnavailable        Redis did not answer or did not take it; trying again is safe
@@ -100,6 +101,18 @@ class UnknownRevision(InvalidInput):
             "choose the revision of a merge, split or undo from the pet's history",
         )
         self.pet, self.revision = pet, revision
+
+
+class StaleRevision(InvalidInput):
+    """Raised when media of a pet were moved since the revision that a person looked at."""
+
+    def __init__(self, *, pet: int, expected: int, moved_at: int) -> None:
+        super().__init__(
+            "expected_revision",
+            f"media of pet {pet} were moved at revision {moved_at}, after revision {expected} that was looked at",
+            "load the clusters again, and say it again if it is still right",
+        )
+        self.pet, self.expected, self.moved_at = pet, expected, moved_at
 
 
 class RevisionConflict(ClusterError):

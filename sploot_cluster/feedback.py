@@ -1,4 +1,4 @@
-"""What people say about clusters: merge, split, undo.
+"""What people say about clusters: merge, split, exclude, dismiss, undo.
 
 Each becomes an entry of the pet's ledger and is applied to the labels at once; :mod:`sploot_cluster.constraints` sees
 to it that it holds from then on. These are pure functions of a pet's state: the same correction decided on the same
@@ -7,7 +7,7 @@ state is the same change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import assert_never
@@ -15,7 +15,7 @@ from typing import assert_never
 import numpy as np
 
 from sploot_cluster.assignment import similarity_to
-from sploot_cluster.constraints import Rows, enforce, in_force, resolve, taken_back
+from sploot_cluster.constraints import RowConstraints, Rows, enforce, in_force, resolve, taken_back
 from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
 from sploot_cluster.models import (
     NOISE,
@@ -24,16 +24,19 @@ from sploot_cluster.models import (
     ClusterId,
     Corrected,
     Correction,
+    Dismissal,
+    Exclusion,
     MediaId,
     Merge,
     PetState,
+    Said,
     Split,
     Standing,
     Undo,
 )
 from sploot_cluster.regrouping import regroup
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
+from sploot_cluster.vectors import LabelVector, StandingVector
 
 
 def find_operation(ledger: Sequence[Correction], operation_id: str) -> Correction | None:
@@ -90,6 +93,87 @@ def plan_merge(
     return _correct(state, correction, plan, settings, cluster=target)
 
 
+def plan_exclude(
+    state: PetState,
+    cluster: ClusterId,
+    media_ids: Sequence[MediaId],
+    *,
+    settings: ClusterSettings,
+    operation_id: str,
+    by: str,
+    at: datetime,
+) -> tuple[Change, Corrected]:
+    """These media leave a cluster, and never come back to those that remain. For now they are noise.
+
+    Args:
+        cluster: its id, or an alias of it.
+        media_ids: some of its media, but not all; naming one twice is naming it once.
+
+    Raises:
+        UnknownCluster: the id is neither a cluster nor an alias.
+        UnknownMedia: media that are not in the cluster.
+        InvalidInput: no media, or all of the cluster's.
+    """
+    source = _living(state, cluster, "cluster_id")
+    taken_out, members = _some_of(state, source, media_ids)
+    correction = Exclusion(
+        revision=state.revision + 1,
+        operation_id=operation_id,
+        by=by,
+        at=at,
+        source=source,
+        media=_media(state, taken_out),
+        remaining=_media(state, np.setdiff1d(members, taken_out)),
+    )
+    labels = state.labels.copy()
+    labels[taken_out] = NOISE
+    plan = _Plan(labels, state.next_cluster, named=[(correction.remaining[0], source)])
+    return _correct(state, correction, plan, settings, cluster=None)
+
+
+def plan_dismiss(
+    state: PetState,
+    media_ids: Sequence[MediaId],
+    *,
+    settings: ClusterSettings,
+    operation_id: str,
+    by: str,
+    at: datetime,
+) -> tuple[Change, Corrected]:
+    """These media are in no cluster from now on, whatever is computed later.
+
+    Args:
+        media_ids: of any clusters, or noise; naming one twice, or one that is dismissed already, is no harm.
+
+    Raises:
+        UnknownMedia: media that the pet does not have.
+        InvalidInput: no media, or all of them are dismissed already.
+    """
+    named = list(dict.fromkeys(media_ids))
+    unknown = tuple(medium for medium in named if medium not in state.rows)
+    if unknown:
+        raise UnknownMedia(pet=state.pet, media=unknown, where="any cluster or the noise")
+    if not named:
+        raise InvalidInput("media_ids", "is empty", "name the media to dismiss")
+    rows = np.sort(np.array([state.rows[medium] for medium in named], dtype=np.intp))
+    rows = rows[state.standings[rows] != Standing.DISMISSED]
+    if not len(rows):
+        raise InvalidInput("media_ids", "are dismissed already", "undo the dismissal to have them back")
+    correction = Dismissal(
+        revision=state.revision + 1,
+        operation_id=operation_id,
+        by=by,
+        at=at,
+        groups={
+            ClusterId(cluster): _media(state, rows[state.labels[rows] == cluster])
+            for cluster in np.unique(state.labels[rows]).tolist()
+        },
+    )
+    labels = state.labels.copy()
+    labels[rows] = NOISE
+    return _correct(state, correction, _Plan(labels, state.next_cluster), settings, cluster=None)
+
+
 def plan_split(
     state: PetState,
     cluster: ClusterId,
@@ -112,19 +196,7 @@ def plan_split(
         InvalidInput: no media, or all of the cluster's.
     """
     source = _living(state, cluster, "cluster_id")
-    named = list(dict.fromkeys(media_ids))
-    members = _rows(state, source)
-    elsewhere = [medium for medium in named if medium not in state.rows or state.labels[state.rows[medium]] != source]
-    if elsewhere:
-        raise UnknownMedia(pet=state.pet, media=tuple(elsewhere), where=f"cluster {source}")
-    if not named:
-        raise InvalidInput("media_ids", "is empty", f"name the media that leave cluster {source}")
-    if len(named) == len(members):
-        raise InvalidInput(
-            "media_ids", f"are all {len(members)} media of cluster {source}", "leave at least one medium in the cluster"
-        )
-
-    moved = np.sort(np.array([state.rows[medium] for medium in named], dtype=np.intp))
+    moved, members = _some_of(state, source, media_ids)
     created = state.next_cluster
     correction = Split(
         revision=state.revision + 1,
@@ -149,7 +221,8 @@ def plan_undo(
     """The correction that made ``revision`` is taken back, as far as no other one still in force demands the same.
 
     Media go back to where they came from, if they still are where the correction put them: a merge gives its old ids
-    back, a split returns what it moved. Undoing an undo does the correction again.
+    back, a split returns what it moved, and so do an exclusion and a dismissal. Undoing an undo does the correction
+    again.
 
     Raises:
         UnknownRevision: it is not a correction, or is undone already.
@@ -167,8 +240,8 @@ def plan_undo(
     return _correct(state, correction, plan, settings, cluster=None)
 
 
-def _what_it_is_about(ledger: Sequence[Correction], correction: Correction) -> Merge | Split:
-    """The merge or split at the end of a chain of undos."""
+def _what_it_is_about(ledger: Sequence[Correction], correction: Correction) -> Said:
+    """What stands at the end of a chain of undos."""
     while isinstance(correction, Undo):
         undone = correction.undone
         correction = next(earlier for earlier in ledger if earlier.revision == undone)
@@ -200,7 +273,8 @@ def _correct(
     regrouped = regroup(
         state,
         groups,
-        _standings_after(state, groups, rows.placed),
+        _standings_after(state, groups, rows),
+        rows,
         settings,
         given=_given(state, plan, groups),
         next_cluster=plan.next_cluster,
@@ -212,12 +286,13 @@ def _correct(
     return change, Corrected(state.revision + 1, cluster, regrouped.n_moved, overridden, is_duplicate=False)
 
 
-def _standings_after(state: PetState, groups: LabelVector, placed: BoolVector) -> StandingVector:
+def _standings_after(state: PetState, groups: LabelVector, rows: RowConstraints) -> StandingVector:
     """CORRECTED is who a correction in force put there, and nobody else; the rest came as it came."""
     standings = state.standings.copy()
-    standings[np.isin(standings, (Standing.CORRECTED, Standing.NOISE))] = Standing.ARRIVED
-    standings[placed] = Standing.CORRECTED
+    standings[np.isin(standings, (Standing.CORRECTED, Standing.NOISE, Standing.DISMISSED))] = Standing.ARRIVED
+    standings[rows.placed] = Standing.CORRECTED
     standings[groups == NOISE] = Standing.NOISE
+    standings[rows.dismissed] = Standing.DISMISSED
     return standings
 
 
@@ -231,25 +306,34 @@ def _given(state: PetState, plan: _Plan, groups: LabelVector) -> dict[int, Clust
     return given
 
 
-def _plan_again(state: PetState, correction: Merge | Split) -> _Plan:
+def _plan_again(state: PetState, correction: Said) -> _Plan:
     """A correction that is in force again: enforcing it joins and parts what it names; its cluster gets its id back."""
+    media: Sequence[MediaId]
     match correction:
         case Merge(into=cluster, groups=groups):
-            media: Sequence[MediaId] = groups[cluster]
+            media = groups[cluster]
         case Split(created=cluster, moved=media):
             pass
+        case Exclusion(source=source, media=taken_out):
+            return _Plan(_without(state, taken_out, state.aliases.get(source, source)), state.next_cluster)
+        case Dismissal():
+            return _Plan(state.labels, state.next_cluster)
         case _:
             assert_never(correction)
     return _Plan(state.labels, state.next_cluster, [(medium, cluster) for medium in media if medium in state.rows][:1])
 
 
-def _plan_back(state: PetState, correction: Merge | Split) -> _Plan:
+def _plan_back(state: PetState, correction: Said) -> _Plan:
     """Media where they were before a correction, as far as they are still where it put them."""
     match correction:
         case Merge():
             return _unmerged(state, correction)
         case Split():
             return _unsplit(state, correction)
+        case Exclusion(source=source, media=media):
+            return _returned(state, {source: media})
+        case Dismissal(groups=groups):
+            return _returned(state, groups)
         case _:
             assert_never(correction)
 
@@ -290,6 +374,43 @@ def _unsplit(state: PetState, split: Split) -> _Plan:
     return _Plan(labels, state.next_cluster, [(state.media[int(np.flatnonzero(labels == source)[0])], source)])
 
 
+def _without(state: PetState, media: Sequence[MediaId], cluster: ClusterId) -> LabelVector:
+    """The labels, with those of these media that are in a cluster as noise."""
+    labels = state.labels.copy()
+    rows = np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
+    labels[rows[labels[rows] == cluster]] = NOISE
+    return labels
+
+
+def _returned(state: PetState, groups: Mapping[ClusterId, Sequence[MediaId]]) -> _Plan:
+    """Media that are in no cluster go back to where they were, if that still lives and nobody bars them from it."""
+    labels = state.labels.copy()
+    for cluster, media in groups.items():
+        now = state.aliases.get(cluster, cluster)
+        rows = np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
+        if now in state.clusters:
+            labels[rows[labels[rows] == NOISE]] = now
+    return _Plan(labels, state.next_cluster)
+
+
+def _some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[MediaId]) -> tuple[Rows, Rows]:
+    """The rows of some media of a cluster that shall leave it, and of all that are in it."""
+    named = list(dict.fromkeys(media_ids))
+    members = _rows(state, cluster)
+    elsewhere = [medium for medium in named if medium not in state.rows or state.labels[state.rows[medium]] != cluster]
+    if elsewhere:
+        raise UnknownMedia(pet=state.pet, media=tuple(elsewhere), where=f"cluster {cluster}")
+    if not named:
+        raise InvalidInput("media_ids", "is empty", f"name the media that leave cluster {cluster}")
+    if len(named) == len(members):
+        raise InvalidInput(
+            "media_ids",
+            f"are all {len(members)} media of cluster {cluster}",
+            "leave at least one medium in the cluster, or dismiss them",
+        )
+    return np.sort(np.array([state.rows[medium] for medium in named], dtype=np.intp)), members
+
+
 def _living(state: PetState, cluster: ClusterId, field_name: str) -> ClusterId:
     """The cluster that an id leads to."""
     now = state.aliases.get(cluster, cluster)
@@ -312,6 +433,10 @@ def _kind(correction: Correction) -> ChangeKind:
             return "merge"
         case Split():
             return "split"
+        case Exclusion():
+            return "exclude"
+        case Dismissal():
+            return "dismiss"
         case Undo():
             return "undo"
         case _:
@@ -325,6 +450,10 @@ def _told(correction: Correction) -> dict[str, object]:
             return {"into": into, "merged": sorted(groups)}
         case Split(source=source, created=created, moved=moved):
             return {"source": source, "created": created, "n_split_off": len(moved)}
+        case Exclusion(source=source, media=media):
+            return {"source": source, "n_excluded": len(media)}
+        case Dismissal():
+            return {"n_dismissed": len(correction.media)}
         case Undo(undone=undone):
             return {"undone": undone}
         case _:

@@ -73,12 +73,44 @@ class JobQueue(Protocol):
     def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...
 
     def merge(
-        self, pet_id: int, cluster_ids: Sequence[int], into: int | None = ..., *, requested_by: str = ...
+        self,
+        pet_id: int,
+        cluster_ids: Sequence[int],
+        into: int | None = ...,
+        *,
+        requested_by: str = ...,
+        expected_revision: int | None = ...,
+    ) -> JobRef:
+        """Corrections with ``expected_revision`` are refused when they run if media were moved since."""
+        ...
+
+    def split(
+        self,
+        pet_id: int,
+        cluster_id: int,
+        media_ids: Sequence[str],
+        *,
+        requested_by: str = ...,
+        expected_revision: int | None = ...,
     ) -> JobRef: ...
 
-    def split(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], *, requested_by: str = ...) -> JobRef: ...
+    def exclude(
+        self,
+        pet_id: int,
+        cluster_id: int,
+        media_ids: Sequence[str],
+        *,
+        requested_by: str = ...,
+        expected_revision: int | None = ...,
+    ) -> JobRef: ...
 
-    def undo(self, pet_id: int, revision: int, *, requested_by: str = ...) -> JobRef: ...
+    def dismiss(
+        self, pet_id: int, media_ids: Sequence[str], *, requested_by: str = ..., expected_revision: int | None = ...
+    ) -> JobRef: ...
+
+    def undo(
+        self, pet_id: int, revision: int, *, requested_by: str = ..., expected_revision: int | None = ...
+    ) -> JobRef: ...
 
     def ingest(
         self,

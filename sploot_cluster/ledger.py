@@ -7,11 +7,12 @@ guessing: a correction read wrongly would undo what somebody did by hand.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, assert_never
 
 from sploot_cluster.errors import UnreadablePet
-from sploot_cluster.models import ClusterId, Correction, MediaId, Merge, PetId, Split, Undo
+from sploot_cluster.models import ClusterId, Correction, Dismissal, Exclusion, MediaId, Merge, PetId, Split, Undo
 
 VERSION: Final = 1
 
@@ -27,10 +28,14 @@ def dumps(correction: Correction) -> str:
     }
     match correction:
         case Merge(into=into, groups=groups):
-            said |= {"kind": "merge", "into": into, "groups": {str(id_): list(media) for id_, media in groups.items()}}
+            said |= {"kind": "merge", "into": into, "groups": _named(groups)}
         case Split(source=source, created=created, moved=moved, remaining=remaining):
             said |= {"kind": "split", "source": source, "created": created}
             said |= {"moved": list(moved), "remaining": list(remaining)}
+        case Exclusion(source=source, media=media, remaining=remaining):
+            said |= {"kind": "exclude", "source": source, "media": list(media), "remaining": list(remaining)}
+        case Dismissal(groups=groups):
+            said |= {"kind": "dismiss", "groups": _named(groups)}
         case Undo(undone=undone):
             said |= {"kind": "undo", "undone": undone}
         case _:
@@ -53,17 +58,30 @@ def loads(text: str | bytes, *, pet: PetId) -> Correction:
         at = datetime.fromisoformat(said["at"])
         match kind:
             case "merge":
-                groups = {ClusterId(int(id_)): _media(media) for id_, media in said["groups"].items()}
-                return Merge(revision, operation_id, by, at, into=ClusterId(said["into"]), groups=groups)
+                into = ClusterId(said["into"])
+                return Merge(revision, operation_id, by, at, into=into, groups=_groups(said["groups"]))
             case "split":
                 source, created = ClusterId(said["source"]), ClusterId(said["created"])
                 moved, remaining = _media(said["moved"]), _media(said["remaining"])
                 return Split(revision, operation_id, by, at, source, created, moved, remaining)
+            case "exclude":
+                source, media, remaining = ClusterId(said["source"]), _media(said["media"]), _media(said["remaining"])
+                return Exclusion(revision, operation_id, by, at, source, media, remaining)
+            case "dismiss":
+                return Dismissal(revision, operation_id, by, at, groups=_groups(said["groups"]))
             case "undo":
                 return Undo(revision, operation_id, by, at, undone=int(said["undone"]))
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise UnreadablePet(pet=pet, problem=f"a correction cannot be read ({type(exc).__name__}: {exc})") from exc
     raise UnreadablePet(pet=pet, problem=f"a correction is of the unknown kind {kind!r}")
+
+
+def _named(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[str, list[MediaId]]:
+    return {str(id_): list(media) for id_, media in groups.items()}
+
+
+def _groups(named: Mapping[str, list[str]]) -> dict[ClusterId, tuple[MediaId, ...]]:
+    return {ClusterId(int(id_)): _media(media) for id_, media in named.items()}
 
 
 def _media(ids: list[str]) -> tuple[MediaId, ...]:

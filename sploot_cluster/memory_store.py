@@ -82,6 +82,9 @@ class MemoryPetStore:
     def view(self, pet: PetId) -> PetView:
         return view_of(self.load(pet))
 
+    def revision(self, pet: PetId) -> int:
+        return self.load(pet).revision
+
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         with self._lock:
             held = self._pets.get(pet)

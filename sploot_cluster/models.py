@@ -31,6 +31,7 @@ class Standing(IntEnum):
     ARRIVED = 2  # assigned when it arrived
     ABSORBED = 3  # noise drawn in to keep the noise budget: low confidence, outside centroids, thresholds and ids
     CORRECTED = 4  # a person put it there
+    DISMISSED = 5  # a person dismissed it: in no cluster, whatever a machine computes later
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,38 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Exclusion:
+    """A person says: not these in this cluster. Each may go elsewhere, and never back to what the cluster was.
+
+    It parts each of ``media`` from all that remained, and places none. What an older correction said of them together
+    with media that remained, it takes back.
+    """
+
+    revision: int
+    operation_id: str
+    by: str
+    at: datetime
+    source: ClusterId
+    media: tuple[MediaId, ...]
+    remaining: tuple[MediaId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dismissal:
+    """A person says: these are nothing. They stay in no cluster for ever, unless it is undone."""
+
+    revision: int
+    operation_id: str
+    by: str
+    at: datetime
+    groups: Mapping[ClusterId, tuple[MediaId, ...]]  # where they were, NOISE among the ids
+
+    @property
+    def media(self) -> tuple[MediaId, ...]:
+        return tuple(medium for media in self.groups.values() for medium in media)
+
+
+@dataclass(frozen=True, slots=True)
 class Undo:
     """A person takes back the correction that made revision ``undone``; an undo can be undone too."""
 
@@ -85,7 +118,8 @@ class Undo:
     undone: int
 
 
-Correction = Merge | Split | Undo
+Said = Merge | Split | Exclusion | Dismissal  # what a correction can be besides an undo
+Correction = Said | Undo
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +140,7 @@ class PetState:
         next_cluster: the next id to give out.
         n_at_recluster: media that the last recluster saw; 0 before the first.
         noise_arrivals: arrivals since the last recluster that found no cluster.
+        relabelled_at: the revision that last rewrote labels of rows that existed; 0 if none did.
         version: the store's own name for exactly this state. A revision alone does not tell: after a failover that lost
             writes, or for a pet that was deleted and begun anew, two states can share one.
     """
@@ -125,6 +160,7 @@ class PetState:
     next_cluster: ClusterId
     n_at_recluster: int = 0
     noise_arrivals: int = 0
+    relabelled_at: int = 0
     version: str = ""
 
     @property
@@ -150,7 +186,7 @@ class Relabelling:
     standings: StandingVector
 
 
-ChangeKind = Literal["arrival", "recluster", "merge", "split", "undo"]
+ChangeKind = Literal["arrival", "recluster", "merge", "split", "exclude", "dismiss", "undo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +257,8 @@ class PetView:
 
     Attributes:
         clusters: the largest first, then by id.
-        noise: media in no cluster, in the order of their arrival.
+        noise: media in no cluster, in the order of their arrival, without those that a person dismissed.
+        dismissed: these, in the same order.
         aliases: ids that were merged away -> the id they became.
     """
 
@@ -232,6 +269,7 @@ class PetView:
     n_media: int
     clusters: tuple[ClusterView, ...]
     noise: tuple[MediaId, ...]
+    dismissed: tuple[MediaId, ...]
     aliases: Mapping[ClusterId, ClusterId]
 
     @property
@@ -263,10 +301,10 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class Corrected:
-    """What a merge, split or undo did.
+    """What a correction did.
 
     Attributes:
-        cluster: the cluster the media are in now: ``into`` of a merge, the new one of a split, None for an undo.
+        cluster: the cluster the media are in now: ``into`` of a merge, the new one of a split, None for all others.
         overridden: descriptions of older corrections that this one contradicts; they yield where they meet it.
         is_duplicate: the operation was in the ledger already, and nothing was written.
     """
@@ -285,8 +323,10 @@ class Reclustered:
     Attributes:
         n_kept_ids: clusters that kept their id; ``n_new_ids`` got a new one; ``n_retired_ids`` ended.
         n_moved: media whose cluster changed, noise included.
+        n_noise: media in no cluster, without the ``n_dismissed`` that a person dismissed.
         constraints_kept, constraints: accepted constraints that hold in the result, of all accepted ones;
             they are equal, and the result says so because people ask.
+        kept: the same in words: "constraints kept n of n".
         overridden: corrections that a newer one contradicts.
     """
 
@@ -295,6 +335,7 @@ class Reclustered:
     n_media: int
     n_clusters: int
     n_noise: int
+    n_dismissed: int
     n_absorbed: int
     n_moved: int
     n_kept_ids: int
@@ -302,4 +343,5 @@ class Reclustered:
     n_retired_ids: int
     constraints_kept: int
     constraints: int
+    kept: str
     overridden: tuple[str, ...]

@@ -29,7 +29,8 @@ def plan_recluster(
 
     1. Corrections are enforced on the groups of density.
     2. Curated clusters, those with media that a person placed, are joined to no other by machine: they keep their id.
-    3. Media that arrived while density was computed are assigned like any arrival.
+    3. Media that arrived while density was computed are assigned like any arrival; so are those that a correction
+       sends away from where density has them.
     4. Noise beyond the budget is absorbed, the closest first, as far as ``absorption_slack`` reaches.
     5. Groups inherit the ids of the clusters that they overlap with.
 
@@ -41,34 +42,39 @@ def plan_recluster(
     n_seen = len(density.labels)
     groups: LabelVector = np.full(state.n_media, NOISE, dtype=np.int32)
     groups[:n_seen] = density.labels
-    groups = enforce(groups, state.vectors, rows, counts=np.ones(state.n_media, dtype=np.bool_))
+    dense = groups
+    groups = enforce(dense, state.vectors, rows, counts=np.ones(state.n_media, dtype=np.bool_))
     given = _keep_curated(state, groups, rows, settings)
 
     standings = np.where(groups == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)
     standings[rows.placed] = Standing.CORRECTED
+    standings[rows.dismissed] = Standing.DISMISSED
     reaches = _Reaches(state, groups, rows)
-    late = np.flatnonzero((groups == NOISE) & (np.arange(state.n_media) >= n_seen))
+    is_late = (np.arange(state.n_media) >= n_seen) | (dense != NOISE)
+    late = np.flatnonzero((groups == NOISE) & is_late & ~rows.dismissed)
     late_groups, late_reach = reaches.nearest(late)
-    joins = late_reach <= settings.arrival_slack
+    joins = reaches.admit(late, late_groups, np.flatnonzero(late_reach <= settings.arrival_slack))
     groups[late[joins]], standings[late[joins]] = late_groups[joins], Standing.ARRIVED
 
-    noise = np.flatnonzero(groups == NOISE)
+    noise = np.flatnonzero((groups == NOISE) & ~rows.dismissed)
     excess = len(noise) - settings.noise_budget(state.n_media)
     if excess > 0:
         noise_groups, noise_reach = reaches.nearest(noise)
         closest = np.argsort(noise_reach, kind="stable")[:excess]
-        absorbed = closest[noise_reach[closest] <= settings.absorption_slack]
+        absorbed = reaches.admit(noise, noise_groups, closest[noise_reach[closest] <= settings.absorption_slack])
         groups[noise[absorbed]], standings[noise[absorbed]] = noise_groups[absorbed], Standing.ABSORBED
 
-    regrouped = regroup(state, groups, standings, settings, given=given)
+    regrouped = regroup(state, groups, standings, rows, settings, given=given)
     labels = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
-    kept, total = count_kept(labels, constraints)
+    aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
+    kept, total = count_kept(labels, constraints, aliases=aliases)
     reclustered = Reclustered(
         revision=state.revision + 1,
         backend=density.backend,
         n_media=state.n_media,
-        n_clusters=len(np.unique(groups[groups != NOISE])),
-        n_noise=int(np.count_nonzero(groups == NOISE)),
+        n_clusters=len(set(labels.values()) - {NOISE}),
+        n_noise=int(np.count_nonzero(regrouped.standings == Standing.NOISE)),
+        n_dismissed=int(np.count_nonzero(rows.dismissed)),
         n_absorbed=int(np.count_nonzero(regrouped.standings == Standing.ABSORBED)),
         n_moved=regrouped.n_moved,
         n_kept_ids=regrouped.n_kept_ids,
@@ -76,12 +82,14 @@ def plan_recluster(
         n_retired_ids=regrouped.n_retired_ids,
         constraints_kept=kept,
         constraints=total,
+        kept=f"constraints kept {kept} of {total}",
         overridden=constraints.overridden,
     )
     summary = {
         "n_media": reclustered.n_media,
         "n_clusters": reclustered.n_clusters,
         "n_noise": reclustered.n_noise,
+        "n_dismissed": reclustered.n_dismissed,
         "n_absorbed": reclustered.n_absorbed,
         "n_moved": reclustered.n_moved,
         "constraints": f"{kept} of {total}",
@@ -162,3 +170,17 @@ class _Reaches:
             best[is_better], best_similarity[is_better] = group, similarity[is_better]
             least[is_better] = far[is_better]
         return best, least
+
+    def admit(self, media: Rows, groups: LabelVector, candidates: Rows) -> Rows:
+        """Those of ``candidates``, places in ``media`` and ``groups``, who may join their group one after the other.
+
+        Two may be kept apart from each other and from nobody who is in the group yet.
+        """
+        admitted = []
+        for candidate in candidates.tolist():
+            atom = int(self._rows.atoms[media[candidate]])
+            sides, at = self._rows.sides[atom] if atom >= 0 else FREE, self._groups.index(int(groups[candidate]))
+            if not self._sides[at].conflict(sides):
+                self._sides[at] |= sides
+                admitted.append(candidate)
+        return np.array(admitted, dtype=np.intp)

@@ -114,6 +114,10 @@ class RedisPetStore:
     def view(self, pet: PetId) -> PetView:
         return view_of(self._read(pet, empty_state(pet), with_vectors=False))
 
+    def revision(self, pet: PetId) -> int:
+        with _translated(f"read the revision of pet {pet}"):
+            return int(cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "revision")) or 0)
+
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         with _translated(f"read the history of pet {pet}"):
             entries = self._client.xrevrange(PetKeys.of(pet).history, count=limit)
@@ -259,6 +263,7 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
         next_cluster=ClusterId(int(meta["next_cluster"])),
         n_at_recluster=int(meta["n_at_recluster"]),
         noise_arrivals=int(meta["noise_arrivals"]),
+        relabelled_at=int(meta.get("relabelled_at", 0)),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sploot_cluster.assignment import threshold_of
+from sploot_cluster.constraints import RowConstraints
 from sploot_cluster.identity import aliases_after, match_ids
 from sploot_cluster.models import (
     NOISE,
@@ -77,6 +78,7 @@ def regroup(
     state: PetState,
     groups: LabelVector,
     standings: StandingVector,
+    rows: RowConstraints,
     settings: ClusterSettings,
     *,
     given: Mapping[int, ClusterId] | None = None,
@@ -87,12 +89,11 @@ def regroup(
     Args:
         groups: (n,) int32, any numbers from 0, -1 = noise.
         standings: (n,) as they shall become. In a group of absorbed media alone they count from now on: somebody must.
+        rows: what to obey; media that a person took out of a cluster leave the group that inherits its id.
         given: group -> the id that it must have; see :func:`~sploot_cluster.identity.match_ids`.
         next_cluster: the next id to give out; the pet's own by default.
     """
-    standings = standings.copy()
-    counts = standings != Standing.ABSORBED
-    standings[~counts & (groups != NOISE) & ~np.isin(groups, groups[counts])] = Standing.ARRIVED
+    standings = _let_count(groups, standings)
     identities = match_ids(
         state.labels,
         state.standings,
@@ -103,19 +104,42 @@ def regroup(
         settings,
         given=given,
     )
-    labels = identities.label(groups)
-    living = set(identities.ids.values())
+    labels, aliases = _kept_out(state, identities.label(groups), rows)
+    standings[labels != identities.label(groups)] = Standing.NOISE
+    standings = _let_count(labels, standings)
+    living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
     return Regrouped(
         labels,
         standings,
         clusters=_cards(state, labels, standings, living),
-        aliases=aliases_after(state, labels),
+        aliases=aliases,
         next_cluster=identities.next_cluster,
         n_moved=int(np.count_nonzero(labels != state.labels)),
         n_kept_ids=len(living & state.clusters.keys()),
         n_new_ids=len(living - state.clusters.keys()),
         n_retired_ids=len(state.clusters.keys() - living),
     )
+
+
+def _let_count(groups: LabelVector, standings: StandingVector) -> StandingVector:
+    """The standings, where absorbed media that are alone in their group count."""
+    counts = standings != Standing.ABSORBED
+    is_alone = ~counts & (groups != NOISE) & ~np.isin(groups, groups[counts])
+    return np.where(is_alone, Standing.ARRIVED, standings).astype(np.uint8)
+
+
+def _kept_out(
+    state: PetState, labels: LabelVector, rows: RowConstraints
+) -> tuple[LabelVector, dict[ClusterId, ClusterId | None]]:
+    """The labels without media in clusters that they are barred from, and the aliases that go with them."""
+    labels = labels.copy()
+    while True:
+        aliases = aliases_after(state, labels)
+        leads_to = {**state.aliases, **aliases}
+        barred = [row for row, cluster in rows.barred if labels[row] == (leads_to.get(cluster) or cluster)]
+        if not barred:
+            return labels, aliases
+        labels[barred] = NOISE  # who leaves may change where an alias leads
 
 
 def _cards(

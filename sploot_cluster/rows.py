@@ -196,6 +196,7 @@ def follow(state: PetState, change: Change, *, version: str) -> PetState:
         next_cluster=change.next_cluster,
         n_at_recluster=change.n_at_recluster,
         noise_arrivals=change.noise_arrivals,
+        relabelled_at=state.relabelled_at if change.relabelling is None else state.revision + 1,
     )
 
 

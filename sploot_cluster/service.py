@@ -23,7 +23,14 @@ from uuid import uuid4
 import numpy.typing as npt
 
 from sploot_cluster.assignment import decide, recluster_reason
-from sploot_cluster.errors import DimensionMismatch, InvalidInput, ModelMismatch, PetClaimed, RevisionConflict
+from sploot_cluster.errors import (
+    DimensionMismatch,
+    InvalidInput,
+    ModelMismatch,
+    PetClaimed,
+    RevisionConflict,
+    StaleRevision,
+)
 from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.models import (
     NOISE,
@@ -33,6 +40,8 @@ from sploot_cluster.models import (
     ClusterId,
     Corrected,
     Correction,
+    Dismissal,
+    Exclusion,
     HistoryEntry,
     MediaId,
     Merge,
@@ -69,7 +78,7 @@ class ClusterService:
 
     Every method may raise ``StoreUnavailable`` and ``UnreadablePet``; those that write may raise ``RevisionConflict``
     after ``settings.commit_attempts`` lost races, and trying again later is right. ``InvalidInput`` says that trying
-    again is not.
+    again is not. A correction with ``expected_revision`` raises ``StaleRevision`` if media were moved since.
     """
 
     def __init__(
@@ -130,6 +139,7 @@ class ClusterService:
         into: ClusterId | None = None,
         operation_id: str,
         by: str,
+        expected_revision: int | None = None,
     ) -> Corrected:
         """Make clusters one, for ever: ``into``, or the one that ``plan_merge`` prefers. Old ids lead to it.
 
@@ -143,13 +153,21 @@ class ClusterService:
         return self._correct(
             pet,
             operation_id,
+            expected_revision,
             lambda state: feedback.plan_merge(
                 state, cluster_ids, into, settings=self._settings, operation_id=operation_id, by=by, at=at
             ),
         )
 
     def split(
-        self, pet: PetId, cluster: ClusterId, media_ids: Sequence[MediaId], *, operation_id: str, by: str
+        self,
+        pet: PetId,
+        cluster: ClusterId,
+        media_ids: Sequence[MediaId],
+        *,
+        operation_id: str,
+        by: str,
+        expected_revision: int | None = None,
     ) -> Corrected:
         """Make these media of a cluster another one, for ever apart from those that stay.
 
@@ -164,12 +182,71 @@ class ClusterService:
         return self._correct(
             pet,
             operation_id,
+            expected_revision,
             lambda state: feedback.plan_split(
                 state, cluster, media_ids, settings=self._settings, operation_id=operation_id, by=by, at=at
             ),
         )
 
-    def undo(self, pet: PetId, revision: int, *, operation_id: str, by: str) -> Corrected:
+    def exclude(
+        self,
+        pet: PetId,
+        cluster: ClusterId,
+        media_ids: Sequence[MediaId],
+        *,
+        operation_id: str,
+        by: str,
+        expected_revision: int | None = None,
+    ) -> Corrected:
+        """Take media out of a cluster: "not this one". Each may go elsewhere, and never back to those that remain.
+
+        Raises:
+            UnknownCluster: no such cluster.
+            UnknownMedia: media that are not in it.
+            InvalidInput: no media, or all of the cluster's.
+        """
+        from sploot_cluster import feedback
+
+        at = self._clock()
+        return self._correct(
+            pet,
+            operation_id,
+            expected_revision,
+            lambda state: feedback.plan_exclude(
+                state, cluster, media_ids, settings=self._settings, operation_id=operation_id, by=by, at=at
+            ),
+        )
+
+    def dismiss(
+        self,
+        pet: PetId,
+        media_ids: Sequence[MediaId],
+        *,
+        operation_id: str,
+        by: str,
+        expected_revision: int | None = None,
+    ) -> Corrected:
+        """Have media in no cluster for ever: neither arrivals nor reclusters assign or absorb them.
+
+        Raises:
+            UnknownMedia: media that the pet does not have.
+            InvalidInput: no media, or all of them are dismissed already.
+        """
+        from sploot_cluster import feedback
+
+        at = self._clock()
+        return self._correct(
+            pet,
+            operation_id,
+            expected_revision,
+            lambda state: feedback.plan_dismiss(
+                state, media_ids, settings=self._settings, operation_id=operation_id, by=by, at=at
+            ),
+        )
+
+    def undo(
+        self, pet: PetId, revision: int, *, operation_id: str, by: str, expected_revision: int | None = None
+    ) -> Corrected:
         """Take back the correction that made ``revision``; an undo can be undone too.
 
         Raises:
@@ -181,6 +258,7 @@ class ClusterService:
         return self._correct(
             pet,
             operation_id,
+            expected_revision,
             lambda state: feedback.plan_undo(
                 state, revision, settings=self._settings, operation_id=operation_id, by=by, at=at
             ),
@@ -213,6 +291,10 @@ class ClusterService:
     def clusters(self, pet: PetId) -> PetView:
         """The pet as it is now; an empty view of revision 0 for a pet that has nothing."""
         return self._store.view(pet)
+
+    def revision(self, pet: PetId) -> int:
+        """The pet's newest revision; 0 for a pet that has nothing."""
+        return self._store.revision(pet)
 
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         """The newest reclusters and corrections, newest first."""
@@ -272,9 +354,16 @@ class ClusterService:
         return replace(assigned, recluster_reason=reason)
 
     def _correct(
-        self, pet: PetId, operation_id: str, plan: Callable[[PetState], tuple[Change, Corrected]]
+        self,
+        pet: PetId,
+        operation_id: str,
+        expected_revision: int | None,
+        plan: Callable[[PetState], tuple[Change, Corrected]],
     ) -> Corrected:
-        """Commit what ``plan`` says, unless the operation is in the ledger already."""
+        """Commit what ``plan`` says, unless the operation is in the ledger already.
+
+        Arrivals make no page stale: they move no medium that was there.
+        """
         from sploot_cluster import feedback
 
         if not operation_id:
@@ -282,7 +371,11 @@ class ClusterService:
 
         def correct(state: PetState) -> tuple[Change | None, Corrected]:
             done = feedback.find_operation(state.ledger, operation_id)
-            return (None, _done_before(state, done)) if done else plan(state)
+            if done:
+                return None, _done_before(state, done)
+            if expected_revision is not None and state.relabelled_at > expected_revision:
+                raise StaleRevision(pet=pet, expected=expected_revision, moved_at=state.relabelled_at)
+            return plan(state)
 
         with self._cache.open(pet) as memory:
             return self._settle(memory, correct)
@@ -370,7 +463,7 @@ def _done_before(state: PetState, done: Correction) -> Corrected:
         case Merge(into=cluster) | Split(created=cluster):
             now = state.aliases.get(cluster, cluster)
             return Corrected(done.revision, now, n_moved=0, overridden=(), is_duplicate=True)
-        case Undo():
+        case Exclusion() | Dismissal() | Undo():
             return Corrected(done.revision, None, n_moved=0, overridden=(), is_duplicate=True)
         case _:
             assert_never(done)
@@ -383,6 +476,7 @@ def _nothing_to_recluster(state: PetState) -> Reclustered:
         n_media=0,
         n_clusters=0,
         n_noise=0,
+        n_dismissed=0,
         n_absorbed=0,
         n_moved=0,
         n_kept_ids=0,
@@ -390,5 +484,6 @@ def _nothing_to_recluster(state: PetState) -> Reclustered:
         n_retired_ids=0,
         constraints_kept=0,
         constraints=0,
+        kept="constraints kept 0 of 0",
         overridden=(),
     )

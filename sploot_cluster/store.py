@@ -53,6 +53,10 @@ class PetStore(Protocol):
         """The pet at its newest revision for readers, without its vectors."""
         ...
 
+    def revision(self, pet: PetId) -> int:
+        """The pet's newest revision; 0 for a pet that has nothing."""
+        ...
+
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         """The newest revisions that were more than plain arrivals, newest first."""
         ...

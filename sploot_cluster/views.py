@@ -25,6 +25,8 @@ def view_of(state: PetState) -> PetView:
         rows = rows_of.get(card.id, nobody)
         return ClusterView(card.id, media(rows.tolist()), _count(state.standings[rows]), card.threshold, card.since)
 
+    nowhere = rows_of.get(NOISE, nobody)
+    is_dismissed = state.standings[nowhere] == Standing.DISMISSED
     clusters = sorted(map(cluster, state.clusters.values()), key=lambda view: (-view.size, view.id))
     return PetView(
         pet=state.pet,
@@ -33,7 +35,8 @@ def view_of(state: PetState) -> PetView:
         dim=state.dim,
         n_media=state.n_media,
         clusters=tuple(clusters),
-        noise=media(rows_of.get(NOISE, nobody).tolist()),
+        noise=media(nowhere[~is_dismissed].tolist()),
+        dismissed=media(nowhere[is_dismissed].tolist()),
         aliases=dict(state.aliases),
     )
 

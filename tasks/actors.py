@@ -15,7 +15,16 @@ from dramatiq.middleware import CurrentMessage
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.models import Assigned, ClusterId, Corrected, MediaId, PetId, Reclustered
 from sploot_cluster.service import ClusterService
-from tasks.contracts import Contract, EmbeddingIngested, MergeClusters, ReclusterPet, SplitCluster, UndoFeedback
+from tasks.contracts import (
+    Contract,
+    DismissMedia,
+    EmbeddingIngested,
+    ExcludeMedia,
+    MergeClusters,
+    ReclusterPet,
+    SplitCluster,
+    UndoFeedback,
+)
 from tasks.job_facts import current_job
 from tasks.jobs import answer
 from tasks.retry_policy import POLICIES
@@ -24,7 +33,7 @@ C = TypeVar("C", bound=Contract)
 
 
 def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
-    """Declare ``cluster_embedding``, ``merge_clusters``, ``split_cluster``, ``undo_feedback`` and ``recluster_pet``.
+    """Declare an actor for every kind of message about a pet, by the names of ``tasks.contracts``.
 
     Raises:
         ValueError: the broker lacks Dramatiq's ``CurrentMessage``, by which a correction knows its operation.
@@ -48,6 +57,7 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
             into=None if task.into is None else ClusterId(task.into),
             operation_id=_message_id(),
             by=task.requested_by,
+            expected_revision=task.expected_revision,
         )
 
     @_actor_for(SplitCluster, broker)
@@ -58,11 +68,39 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
             [MediaId(media) for media in task.media_ids],
             operation_id=_message_id(),
             by=task.requested_by,
+            expected_revision=task.expected_revision,
+        )
+
+    @_actor_for(ExcludeMedia, broker)
+    def exclude_media(task: ExcludeMedia) -> Corrected:
+        return service.exclude(
+            PetId(task.pet_id),
+            ClusterId(task.cluster_id),
+            [MediaId(media) for media in task.media_ids],
+            operation_id=_message_id(),
+            by=task.requested_by,
+            expected_revision=task.expected_revision,
+        )
+
+    @_actor_for(DismissMedia, broker)
+    def dismiss_media(task: DismissMedia) -> Corrected:
+        return service.dismiss(
+            PetId(task.pet_id),
+            [MediaId(media) for media in task.media_ids],
+            operation_id=_message_id(),
+            by=task.requested_by,
+            expected_revision=task.expected_revision,
         )
 
     @_actor_for(UndoFeedback, broker)
     def undo_feedback(task: UndoFeedback) -> Corrected:
-        return service.undo(PetId(task.pet_id), task.revision, operation_id=_message_id(), by=task.requested_by)
+        return service.undo(
+            PetId(task.pet_id),
+            task.revision,
+            operation_id=_message_id(),
+            by=task.requested_by,
+            expected_revision=task.expected_revision,
+        )
 
     @_actor_for(ReclusterPet, broker)
     def recluster_pet(task: ReclusterPet) -> Reclustered:

@@ -28,7 +28,9 @@ from tasks.contracts import (
     NAMESPACE,
     UNKNOWN_REQUESTER,
     Contract,
+    DismissMedia,
     EmbeddingIngested,
+    ExcludeMedia,
     MergeClusters,
     ReclusterPet,
     SplitCluster,
@@ -51,7 +53,8 @@ class ClusterTasks:
     """Enqueues work and tells what became of it; implements ``sploot_cluster.jobs.JobQueue`` and ``ReclusterRequests``.
 
     Every method raises ``InvalidInput`` for a field that cannot be used, before anything is sent, and
-    ``QueueUnavailable`` when Redis does not answer. ``requested_by`` goes into the pet's history.
+    ``QueueUnavailable`` when Redis does not answer. ``requested_by`` goes into the pet's history. A correction with
+    ``expected_revision`` is refused if media were moved since that revision of the pet, by a person or a recluster.
     """
 
     def __init__(
@@ -96,21 +99,60 @@ class ClusterTasks:
         into: int | None = None,
         *,
         requested_by: str = UNKNOWN_REQUESTER,
+        expected_revision: int | None = None,
     ) -> JobRef:
         """Make at least two clusters one, for ever: ``into``, or the one that the service prefers."""
-        sent = {"pet_id": pet_id, "cluster_ids": cluster_ids, "into": into, "requested_by": requested_by}
-        return self._enqueue(MergeClusters.from_kwargs(sent))
+        sent = {"pet_id": pet_id, "cluster_ids": cluster_ids, "into": into}
+        return self._correct(MergeClusters, sent, requested_by, expected_revision)
 
     def split(
-        self, pet_id: int, cluster_id: int, media_ids: Sequence[str], *, requested_by: str = UNKNOWN_REQUESTER
+        self,
+        pet_id: int,
+        cluster_id: int,
+        media_ids: Sequence[str],
+        *,
+        requested_by: str = UNKNOWN_REQUESTER,
+        expected_revision: int | None = None,
     ) -> JobRef:
         """Make these media of a cluster another one, for ever apart from the rest."""
-        sent = {"pet_id": pet_id, "cluster_id": cluster_id, "media_ids": media_ids, "requested_by": requested_by}
-        return self._enqueue(SplitCluster.from_kwargs(sent))
+        sent = {"pet_id": pet_id, "cluster_id": cluster_id, "media_ids": media_ids}
+        return self._correct(SplitCluster, sent, requested_by, expected_revision)
 
-    def undo(self, pet_id: int, revision: int, *, requested_by: str = UNKNOWN_REQUESTER) -> JobRef:
+    def exclude(
+        self,
+        pet_id: int,
+        cluster_id: int,
+        media_ids: Sequence[str],
+        *,
+        requested_by: str = UNKNOWN_REQUESTER,
+        expected_revision: int | None = None,
+    ) -> JobRef:
+        """Take media out of a cluster, "not this one": they may go elsewhere, and never back."""
+        sent = {"pet_id": pet_id, "cluster_id": cluster_id, "media_ids": media_ids}
+        return self._correct(ExcludeMedia, sent, requested_by, expected_revision)
+
+    def dismiss(
+        self,
+        pet_id: int,
+        media_ids: Sequence[str],
+        *,
+        requested_by: str = UNKNOWN_REQUESTER,
+        expected_revision: int | None = None,
+    ) -> JobRef:
+        """Have media in no cluster for ever."""
+        sent = {"pet_id": pet_id, "media_ids": media_ids}
+        return self._correct(DismissMedia, sent, requested_by, expected_revision)
+
+    def undo(
+        self,
+        pet_id: int,
+        revision: int,
+        *,
+        requested_by: str = UNKNOWN_REQUESTER,
+        expected_revision: int | None = None,
+    ) -> JobRef:
         """Take back the correction that made ``revision``."""
-        return self._enqueue(UndoFeedback(pet_id, revision, requested_by))
+        return self._correct(UndoFeedback, {"pet_id": pet_id, "revision": revision}, requested_by, expected_revision)
 
     def ingest(
         self,
@@ -185,6 +227,13 @@ class ClusterTasks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _correct(
+        self, kind: type[Contract], sent: Mapping[str, object], requested_by: str, expected_revision: int | None
+    ) -> JobRef:
+        return self._enqueue(
+            kind.from_kwargs({**sent, "requested_by": requested_by, "expected_revision": expected_revision})
+        )
 
     def _enqueue(
         self, task: Contract, *, job_id: str | None = None, unique_key: str | None = None, delay_ms: int = 0

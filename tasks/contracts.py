@@ -34,6 +34,8 @@ QUEUES: Final = (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, CLUSTE
 CLUSTER_EMBEDDING: Final = "cluster_embedding"
 MERGE_CLUSTERS: Final = "merge_clusters"
 SPLIT_CLUSTER: Final = "split_cluster"
+EXCLUDE_MEDIA: Final = "exclude_media"
+DISMISS_MEDIA: Final = "dismiss_media"
 UNDO_FEEDBACK: Final = "undo_feedback"
 RECLUSTER_PET: Final = "recluster_pet"
 EXPORT_PENDING_JOBS: Final = "export_pending_jobs"
@@ -107,9 +109,13 @@ class _Task:
         return cls(**kwargs)
 
     def to_kwargs(self) -> dict[str, Any]:
-        """The task as keyword arguments of JSON values; ``from_kwargs`` gives the same task back."""
+        """The task as keyword arguments of JSON values; ``from_kwargs`` gives the same task back.
+
+        What was not said is left out, so that a worker of an older release does not refuse a field that it cannot know.
+        """
         kwargs = {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
+        said = {name: value for name, value in kwargs.items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,7 @@ class MergeClusters(_Task):
         cluster_ids: at least two, repetitions removed.
         into: which of them the media end in; None leaves the choice to the service.
         requested_by: who, for the pet's history.
+        expected_revision: of the page that the person looked at: refused if media were moved since. None: whatever.
     """
 
     actor_name: ClassVar[str] = MERGE_CLUSTERS
@@ -129,6 +136,7 @@ class MergeClusters(_Task):
     cluster_ids: tuple[int, ...]
     into: int | None = None
     requested_by: str = UNKNOWN_REQUESTER
+    expected_revision: int | None = None
 
     def __post_init__(self) -> None:
         ids = _distinct("cluster_ids", self.cluster_ids, _cluster_id, longest=MAX_CLUSTER_IDS)
@@ -138,7 +146,7 @@ class MergeClusters(_Task):
         if into is not None and into not in ids:
             raise InvalidInput("into", f"cluster {into} is not one of cluster_ids", "send one of them, or leave it out")
         _put(self, pet_id=_pet_id(self.pet_id), cluster_ids=ids, into=into)
-        _put(self, requested_by=_text("requested_by", self.requested_by))
+        _check_request(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +155,7 @@ class SplitCluster(_Task):
 
     Attributes:
         media_ids: at least one, repetitions removed.
-        requested_by: who, for the pet's history.
+        requested_by, expected_revision: as of :class:`MergeClusters`.
     """
 
     actor_name: ClassVar[str] = SPLIT_CLUSTER
@@ -157,13 +165,58 @@ class SplitCluster(_Task):
     cluster_id: int
     media_ids: tuple[str, ...]
     requested_by: str = UNKNOWN_REQUESTER
+    expected_revision: int | None = None
 
     def __post_init__(self) -> None:
-        media = _distinct("media_ids", self.media_ids, _text, longest=MAX_MEDIA_IDS)
-        if not media:
-            raise InvalidInput("media_ids", "is empty", "send the media that leave the cluster")
-        _put(self, pet_id=_pet_id(self.pet_id), cluster_id=_cluster_id("cluster_id", self.cluster_id), media_ids=media)
-        _put(self, requested_by=_text("requested_by", self.requested_by))
+        _put(self, pet_id=_pet_id(self.pet_id), cluster_id=_cluster_id("cluster_id", self.cluster_id))
+        _put(self, media_ids=_some_media(self.media_ids, "that leave the cluster"))
+        _check_request(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ExcludeMedia(_Task):
+    """A person says: not these in this cluster.
+
+    Attributes:
+        media_ids: at least one, repetitions removed.
+        requested_by, expected_revision: as of :class:`MergeClusters`.
+    """
+
+    actor_name: ClassVar[str] = EXCLUDE_MEDIA
+    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
+
+    pet_id: int
+    cluster_id: int
+    media_ids: tuple[str, ...]
+    requested_by: str = UNKNOWN_REQUESTER
+    expected_revision: int | None = None
+
+    def __post_init__(self) -> None:
+        _put(self, pet_id=_pet_id(self.pet_id), cluster_id=_cluster_id("cluster_id", self.cluster_id))
+        _put(self, media_ids=_some_media(self.media_ids, "that do not belong to the cluster"))
+        _check_request(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DismissMedia(_Task):
+    """A person says: these are nothing, and shall be in no cluster.
+
+    Attributes:
+        media_ids: at least one, repetitions removed.
+        requested_by, expected_revision: as of :class:`MergeClusters`.
+    """
+
+    actor_name: ClassVar[str] = DISMISS_MEDIA
+    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
+
+    pet_id: int
+    media_ids: tuple[str, ...]
+    requested_by: str = UNKNOWN_REQUESTER
+    expected_revision: int | None = None
+
+    def __post_init__(self) -> None:
+        _put(self, pet_id=_pet_id(self.pet_id), media_ids=_some_media(self.media_ids, "to dismiss"))
+        _check_request(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +225,7 @@ class UndoFeedback(_Task):
 
     Attributes:
         revision: of the correction, as the pet's history shows it.
-        requested_by: who, for the pet's history.
+        requested_by, expected_revision: as of :class:`MergeClusters`.
     """
 
     actor_name: ClassVar[str] = UNDO_FEEDBACK
@@ -181,11 +234,12 @@ class UndoFeedback(_Task):
     pet_id: int
     revision: int
     requested_by: str = UNKNOWN_REQUESTER
+    expected_revision: int | None = None
 
     def __post_init__(self) -> None:
         revision = _whole("revision", self.revision, lowest=1, highest=MAX_INT64)
         _put(self, pet_id=_pet_id(self.pet_id), revision=revision)
-        _put(self, requested_by=_text("requested_by", self.requested_by))
+        _check_request(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +428,21 @@ def _pet_id(value: object) -> int:
 
 def _cluster_id(name: str, value: object) -> int:
     return _whole(name, value, lowest=1, highest=MAX_INT64)
+
+
+def _some_media(media_ids: object, which: str) -> tuple[str, ...]:
+    media = _distinct("media_ids", media_ids, _text, longest=MAX_MEDIA_IDS)
+    if not media:
+        raise InvalidInput("media_ids", "is empty", f"send the media {which}")
+    return media
+
+
+def _check_request(task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback) -> None:
+    """What all corrections share."""
+    expected = task.expected_revision
+    if expected is not None:
+        expected = _whole("expected_revision", expected, lowest=0, highest=MAX_INT64)
+    _put(task, requested_by=_text("requested_by", task.requested_by), expected_revision=expected)
 
 
 def _whole(name: str, value: object, *, lowest: int, highest: int) -> int:

@@ -17,7 +17,14 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from tasks.contracts import CLUSTER_MAINTENANCE, MERGE_CLUSTERS, SPLIT_CLUSTER, UNDO_FEEDBACK
+from tasks.contracts import (
+    CLUSTER_MAINTENANCE,
+    DISMISS_MEDIA,
+    EXCLUDE_MEDIA,
+    MERGE_CLUSTERS,
+    SPLIT_CLUSTER,
+    UNDO_FEEDBACK,
+)
 from tasks.job_facts import NO_BACKEND
 from tasks.retry_policy import POLICIES
 
@@ -28,7 +35,13 @@ Outcome = Literal["success", "error", "invalid", "timeout"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 BACKENDS: Final = ("faiss", "hdbscan_cpu", "hdbscan_gpu", NO_BACKEND)
-OPERATIONS: Final = {MERGE_CLUSTERS: "merge", SPLIT_CLUSTER: "split", UNDO_FEEDBACK: "undo"}
+OPERATIONS: Final = {
+    MERGE_CLUSTERS: "merge",
+    SPLIT_CLUSTER: "split",
+    EXCLUDE_MEDIA: "exclude",
+    DISMISS_MEDIA: "dismiss",
+    UNDO_FEEDBACK: "undo",
+}
 
 # An arrival takes milliseconds, a recluster of 50,000 media half a minute. Alerts and the dashboard ask for exactly
 # 3, 5 and 8 seconds.

@@ -10,7 +10,9 @@ cluster_embedding              8  1 s to 1 min           60 s  about two minutes
                                                                a busy pet or a failover, and both pass within seconds
 merge_clusters                12  1 s to 5 min          120 s  about 20 minutes in all: a person has decided and will
 split_cluster                                                  not look again; an operator can mend a full Redis in
-undo_feedback                                                  that time
+exclude_media                                                  that time
+dismiss_media
+undo_feedback
 recluster_pet                  5  5 s to 5 min         30 min  the next arrivals ask for another one; 50,000 media take
                                                                minutes on one core, which no limit must cut off
 export_pending_jobs            0  –                      10 s  the next sample is due in 10 s and makes up for this one
@@ -32,6 +34,8 @@ from typing import Any, Final
 from sploot_cluster.errors import InvalidInput, PetTooLarge
 from tasks.contracts import (
     CLUSTER_EMBEDDING,
+    DISMISS_MEDIA,
+    EXCLUDE_MEDIA,
     EXPORT_PENDING_JOBS,
     EXPORT_STREAM_LAG,
     MERGE_CLUSTERS,
@@ -78,6 +82,8 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     CLUSTER_EMBEDDING: RetryPolicy(8, SECOND_MS, MINUTE_MS, time_limit_ms=MINUTE_MS),
     MERGE_CLUSTERS: _CORRECTION,
     SPLIT_CLUSTER: _CORRECTION,
+    EXCLUDE_MEDIA: _CORRECTION,
+    DISMISS_MEDIA: _CORRECTION,
     UNDO_FEEDBACK: _CORRECTION,
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
     EXPORT_PENDING_JOBS: _SAMPLE,

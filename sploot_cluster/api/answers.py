@@ -86,6 +86,7 @@ class PetClusters(BaseModel):
     n_noise: int
     clusters: list[Cluster] = Field(description="The largest first.")
     noise: Sequence[str] = Field(description="Media in no cluster, in the order of their arrival.")
+    dismissed: Sequence[str] = Field(description="Media that a person dismissed, and that are noise for ever.")
     aliases: Mapping[str, int] = Field(description="Ids that were merged away, and the cluster they lead to.")
 
     @classmethod
@@ -99,6 +100,7 @@ class PetClusters(BaseModel):
             n_noise=view.n_noise,
             clusters=[Cluster.of(cluster) for cluster in view.clusters],
             noise=view.noise,
+            dismissed=view.dismissed,
             aliases={str(merged): into for merged, into in view.aliases.items()},
         )
 
@@ -112,6 +114,10 @@ class HistoryLine(BaseModel):
     by: str = Field(description="Who asked: a token's name, `loopback`, or `machine`.")
     summary: Mapping[str, Any] = Field(description="What it did, in numbers.")
 
+    @classmethod
+    def of(cls, entry: HistoryEntry) -> Self:
+        return cls(revision=entry.revision, kind=entry.kind, at=entry.at, by=entry.by, summary=entry.summary)
+
 
 class PetHistory(BaseModel):
     """What happened to a pet besides plain arrivals, newest first."""
@@ -121,11 +127,7 @@ class PetHistory(BaseModel):
 
     @classmethod
     def of(cls, pet: PetId, entries: Sequence[HistoryEntry]) -> Self:
-        lines = [
-            HistoryLine(revision=entry.revision, kind=entry.kind, at=entry.at, by=entry.by, summary=entry.summary)
-            for entry in entries
-        ]
-        return cls(pet_id=pet, entries=lines)
+        return cls(pet_id=pet, entries=[HistoryLine.of(entry) for entry in entries])
 
 
 class Job(BaseModel):

@@ -106,7 +106,7 @@ def create_app(
     door = Door(tokens, held, max_body_bytes)
     wide_door = Door(tokens, held, max_embeddings_bytes)
     internal = APIRouter(prefix=PREFIX)
-    internal.include_router(clusters_router(door, jobs))
+    internal.include_router(clusters_router(door, jobs, service))
     internal.include_router(embeddings_router(wide_door, jobs, max_batch=max_batch))
     internal.include_router(pets_router(door, service))
     internal.include_router(jobs_router(door, jobs))

@@ -95,12 +95,39 @@ class Split(_Body):
     )
 
 
+class Exclude(_Body):
+    """Not these in this cluster: they may go elsewhere, and never back."""
+
+    pet_id: PetNumber
+    cluster_id: ClusterNumber
+    media_ids: Annotated[
+        list[MediaName],
+        Field(min_length=1, max_length=MAX_MEDIA_IDS, description="The media that do not belong to the cluster."),
+    ]
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"pet_id": 42, "cluster_id": 3, "media_ids": ["fox.jpg"]}]}
+    )
+
+
+class Dismiss(_Body):
+    """These are nothing, and in no cluster for ever."""
+
+    pet_id: PetNumber
+    media_ids: Annotated[
+        list[MediaName],
+        Field(min_length=1, max_length=MAX_MEDIA_IDS, description="Media of the pet, wherever they are."),
+    ]
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "media_ids": ["blurred.jpg"]}]})
+
+
 class Undo(_Body):
     """Take back the correction that made a revision. An undo can be undone too."""
 
     pet_id: PetNumber
     revision: Annotated[
-        int, Field(ge=1, le=MAX_INT64, description="Of a merge, split or undo in the pet's history.", examples=[17])
+        int, Field(ge=1, le=MAX_INT64, description="Of a correction in the pet's history.", examples=[17])
     ]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})

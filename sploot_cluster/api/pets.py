@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Protocol
 
-from fastapi import APIRouter, Header, Path, Query
-from pydantic import BaseModel, BeforeValidator
+from fastapi import APIRouter, Path, Query
+from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from sploot_cluster.api.answers import PetClusters, PetHistory
 from sploot_cluster.api.bodies import MAX_INT64
 from sploot_cluster.api.door import BEARER, READS, Door
+from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, Revisions, tagged
 from sploot_cluster.api.problems import UNREADABLE_PET, FieldProblem, InvalidFields, documented
-from sploot_cluster.models import HistoryEntry, PetId, PetView
+from sploot_cluster.models import PetId, PetView
 
 MAX_HISTORY: Final = 1_000
 
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
-_ETAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 
 
-class PetReader(Protocol):
+class PetReader(Revisions, Protocol):
     """What is read of the service. ``ClusterService`` is one."""
 
     def clusters(self, pet: PetId) -> PetView: ...
-
-    def history(self, pet: PetId, *, limit: int = ...) -> Sequence[HistoryEntry]: ...
 
 
 def _decimal(given: Any) -> int:
@@ -39,15 +36,6 @@ def _decimal(given: Any) -> int:
 
 
 PetInPath = Annotated[int, BeforeValidator(_decimal), Path(description="The pet.", ge=1, le=MAX_INT64, examples=[42])]
-IfNoneMatch = Annotated[str | None, Header(description="The ETag of what you have; 304 if it is still that.")]
-
-_NOT_MODIFIED: Final[dict[int | str, dict[str, Any]]] = {
-    200: {
-        "description": "As it is now.",
-        "headers": {"ETag": {"description": "The revision, in quotes.", "schema": {"type": "string"}}},
-    },
-    304: {"description": "It is still what the ETag of If-None-Match names."},
-}
 
 
 def pets_router(door: Door, service: PetReader) -> APIRouter:
@@ -57,14 +45,14 @@ def pets_router(door: Door, service: PetReader) -> APIRouter:
         tags=["pets"],
         route_class=door.route_class(),
         dependencies=[BEARER],
-        responses={**documented(*READS, UNREADABLE_PET), **_NOT_MODIFIED},
+        responses={**documented(*READS, UNREADABLE_PET), **TAGGED},
     )
 
     @router.get("/clusters", operation_id="get_clusters", summary="A pet's clusters", response_model=PetClusters)
     def get_clusters(pet_id: PetInPath, if_none_match: IfNoneMatch = None) -> Response:
         """As they are now. A pet that has nothing yet is answered with revision 0."""
         view = service.clusters(PetId(pet_id))
-        return _tagged(view.revision, if_none_match, lambda: PetClusters.of(view))
+        return tagged(view.revision, if_none_match, lambda: PetClusters.of(view))
 
     @router.get("/history", operation_id="get_history", summary="A pet's history", response_model=PetHistory)
     def get_history(
@@ -75,17 +63,6 @@ def pets_router(door: Door, service: PetReader) -> APIRouter:
         """Reclusters and corrections, the newest first; its ETag is the revision of the newest."""
         entries = service.history(PetId(pet_id), limit=limit)
         revision = entries[0].revision if entries else 0
-        return _tagged(revision, if_none_match, lambda: PetHistory.of(PetId(pet_id), entries))
+        return tagged(revision, if_none_match, lambda: PetHistory.of(PetId(pet_id), entries))
 
     return router
-
-
-def _tagged(revision: int, if_none_match: str | None, answer: Callable[[], BaseModel]) -> Response:
-    """The answer with its ETag, or 304 if the caller has it."""
-    etag = f'"{revision}"'
-    # no-cache: keep it, and ask each time whether it is still right; private: it is one pet's
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    known = if_none_match or ""
-    if known.strip() == "*" or etag in _ETAG.findall(known):
-        return Response(status_code=304, headers=headers)
-    return Response(answer().model_dump_json(), headers=headers, media_type="application/json")

@@ -86,6 +86,12 @@ METHOD_NOT_ALLOWED: Final = Kind("method-not-allowed", 405, "Method not allowed"
 KEY_IN_PROGRESS: Final = Kind(
     "idempotency-key-in-progress", 409, "Still in progress", "A request with this Idempotency-Key is being worked on."
 )
+STALE_PAGE: Final = Kind(
+    "stale-page",
+    412,
+    "Stale page",
+    "The pet changed since the revision of If-Match; `current_revision`, `n_arrivals` and `changes` say how.",
+)
 BODY_TOO_LARGE: Final = Kind("body-too-large", 413, "Body too large", "The body is longer than this address takes.")
 NOT_JSON: Final = Kind("not-json", 415, "Not JSON", "The body is not sent as application/json.")
 INVALID_INPUT: Final = Kind(
@@ -122,9 +128,12 @@ class Refusal(Exception):
         *,
         errors: Sequence[FieldProblem] = (),
         headers: Mapping[str, str] | None = None,
+        facts: Mapping[str, object] | None = None,
     ) -> None:
+        """``facts`` are members of the problem besides those that all have; JSON values."""
         super().__init__(detail)
         self.kind, self.detail, self.errors, self.headers = kind, detail, tuple(errors), dict(headers or {})
+        self.facts = dict(facts or {})
 
 
 class InvalidFields(Refusal):
@@ -147,7 +156,7 @@ def render(refusal: Refusal) -> Response:
         errors=list(refusal.errors[:MAX_ERRORS]),
     )
     # ASCII, because a name that the caller made up may hold half a character, which UTF-8 cannot write
-    content = json.dumps(problem.model_dump())
+    content = json.dumps(refusal.facts | problem.model_dump())
     return Response(content, kind.status, headers=refusal.headers, media_type=MEDIA_TYPE)
 
 

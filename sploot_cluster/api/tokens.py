@@ -41,6 +41,8 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "recluster": _WRITERS,
     "merge_clusters": _WRITERS,
     "split_cluster": _WRITERS,
+    "exclude_media": _WRITERS,
+    "dismiss_media": _WRITERS,
     "undo_feedback": _WRITERS,
     "ingest_embeddings": _WRITERS,
     "get_clusters": _ANYONE,

@@ -103,6 +103,33 @@ def split(
 
 
 @app.command()
+def exclude(
+    pet: Pet,
+    cluster_id: Annotated[int, typer.Argument(help="The cluster that they do not belong to.", metavar="ID")],
+    media: Annotated[list[str], typer.Option(help="A medium that leaves; repeat it for more.")],
+    by: By,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say "not this one": media leave a cluster and never come back to it. They may go elsewhere."""
+    with open_tasks() as tasks:
+        report(tasks, tasks.exclude(pet, cluster_id, media, requested_by=by), wait, as_json=as_json)
+
+
+@app.command()
+def dismiss(
+    pet: Pet,
+    media: Annotated[list[str], typer.Option(help="A medium to dismiss; repeat it for more.")],
+    by: By,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say that media are nothing: they are in no cluster for ever, unless undone."""
+    with open_tasks() as tasks:
+        report(tasks, tasks.dismiss(pet, media, requested_by=by), wait, as_json=as_json)
+
+
+@app.command()
 def undo(
     pet: Pet,
     revision: Annotated[int, typer.Argument(help="The correction's revision, from `history`.", metavar="REVISION")],
@@ -134,11 +161,21 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
             for cluster in view.clusters
         ]
         facts = {"pet_id": view.pet, "revision": view.revision, "model": view.model, "dim": view.dim}
-        print_json(facts | {"clusters": found, "noise": list(view.noise), "aliases": dict(view.aliases)})
+        print_json(
+            facts
+            | {
+                "clusters": found,
+                "noise": list(view.noise),
+                "dismissed": list(view.dismissed),
+                "aliases": dict(view.aliases),
+            }
+        )
         return
     out.print(
         f"pet {pet} at revision {view.revision}: {view.n_media} media, {len(view.clusters)} clusters, "
-        f"{view.n_noise} noise" + (f", model {view.model} of {view.dim} values" if view.model else "")
+        f"{view.n_noise} noise"
+        + (f", {len(view.dismissed)} dismissed" if view.dismissed else "")
+        + (f", model {view.model} of {view.dim} values" if view.model else "")
     )
     table = table_of("cluster", "media", "core", "arrived", "absorbed", "corrected", "since", "first media")
     ways = (Standing.CORE, Standing.ARRIVED, Standing.ABSORBED, Standing.CORRECTED)

@@ -40,7 +40,8 @@ class Worker:
     def work(self, operations: int) -> Told:
         for number in range(operations):
             deed = self.random.choices(
-                (self.arrive, self.merge, self.split, self.undo, self.recluster), weights=(80, 7, 7, 3, 3)
+                (self.arrive, self.merge, self.split, self.exclude, self.dismiss, self.undo, self.recluster),
+                weights=(80, 7, 5, 5, 3, 4, 3),
             )[0]
             operation_id = f"{self.worker}-{number}"
             while True:
@@ -77,6 +78,20 @@ class Worker:
             self._note(
                 operation_id, self.service.split(PET, ClusterId(cluster.id), media, operation_id=operation_id, by="ada")
             )
+
+    def exclude(self, number: int, operation_id: str) -> None:
+        clusters = [cluster for cluster in self.service.clusters(PET).clusters if cluster.size > 1]
+        if clusters:
+            cluster = self.random.choice(clusters)
+            media = self.random.sample(cluster.media, self.random.randrange(1, min(cluster.size, 3)))
+            self._note(operation_id, self.service.exclude(PET, cluster.id, media, operation_id=operation_id, by="ada"))
+
+    def dismiss(self, number: int, operation_id: str) -> None:
+        view = self.service.clusters(PET)
+        media = [medium for cluster in view.clusters for medium in cluster.media] + list(view.noise)
+        if media:
+            dismissed = self.random.sample(media, 1)
+            self._note(operation_id, self.service.dismiss(PET, dismissed, operation_id=operation_id, by="ada"))
 
     def undo(self, number: int, operation_id: str) -> None:
         corrections = [entry for entry in self.service.history(PET) if entry.kind != "recluster"]

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ import redis
 
 from sploot_cluster import ClusterService
 from sploot_cluster.keys import PetKeys
-from sploot_cluster.models import Correction, MediaId, Merge, PetState, Split, Undo
+from sploot_cluster.models import NOISE, Correction, Dismissal, Exclusion, MediaId, Merge, PetState, Said, Split, Undo
 from sploot_cluster.redis_store import RedisPetStore
 from tests.sploot_cluster.albums import PET, name, names, take
 from tests.sploot_cluster.busy_pet import Told, Worker
@@ -41,36 +41,44 @@ def columns_agree(client: redis.Redis) -> bool:
     return rows == {medium: row for row, medium in enumerate(media)} and lengths == (n, n, n) and len(media) == n
 
 
-def standing_alone(ledger: Sequence[Correction]) -> list[Merge | Split]:
+def standing_alone(ledger: Sequence[Correction]) -> list[Said]:
     """Corrections that were not taken back, and whose media no later one names: whatever else was said, these hold."""
-    alone: list[Merge | Split] = []
+    alone: list[Said] = []
     taken_back: set[int] = set()
     named: set[MediaId] = set()
     for correction in reversed(ledger):
         if correction.revision in taken_back:
             continue
-        if isinstance(correction, Undo):
-            taken_back.add(correction.undone)
-            continue
-        groups = (
-            correction.groups.values() if isinstance(correction, Merge) else (correction.moved, correction.remaining)
-        )
-        media = {medium for group in groups for medium in group}
+        match correction:
+            case Undo(undone=undone):
+                taken_back.add(undone)
+                continue
+            case Merge() | Dismissal():
+                media = {medium for group in correction.groups.values() for medium in group}
+            case Split():
+                media = {*correction.moved, *correction.remaining}
+            case Exclusion():
+                media = {*correction.media, *correction.remaining}
         if not media & named:
             alone.append(correction)
         named |= media
     return alone
 
 
-def holds(correction: Merge | Split, state: PetState) -> bool:
-    def labels(media: Sequence[MediaId]) -> set[int]:
+def holds(correction: Said, state: PetState) -> bool:
+    def labels(media: Iterable[MediaId]) -> set[int]:
         return {int(state.labels[state.rows[medium]]) for medium in media}
 
-    if isinstance(correction, Merge):
-        together = labels([medium for group in correction.groups.values() for medium in group])
-        return len(together) == 1
-    moved, remaining = labels(correction.moved), labels(correction.remaining)
-    return len(moved) == 1 and not moved & remaining
+    match correction:
+        case Merge():
+            return len(labels(medium for group in correction.groups.values() for medium in group)) == 1
+        case Dismissal():
+            return labels(correction.media) == {NOISE}
+        case Split():
+            moved, remaining = labels(correction.moved), labels(correction.remaining)
+            return len(moved) == 1 and not moved & remaining
+        case Exclusion():
+            return not (labels(correction.media) - {NOISE}) & labels(correction.remaining)
 
 
 def assert_nothing_was_lost(client: redis.Redis, told: Sequence[Told]) -> PetState:

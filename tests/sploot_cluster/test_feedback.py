@@ -1,11 +1,11 @@
-"""Merge, split, undo: what becomes of labels, ids, standings, and what is answered."""
+"""What people say: what becomes of labels, ids, standings, and what is answered."""
 
 from __future__ import annotations
 
 import pytest
 
 from sploot_cluster import ClusterService
-from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
+from sploot_cluster.errors import InvalidInput, StaleRevision, UnknownCluster, UnknownMedia, UnknownRevision
 from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import ClusterId, MediaId, PetState, Standing
 from tests.sploot_cluster.albums import PET, name, names, take
@@ -209,6 +209,189 @@ def test_an_undo_that_is_undone_does_the_correction_again(
     ]
     with pytest.raises(UnknownRevision):
         service.undo(PET, undone.revision, operation_id="4", by="ada")
+
+
+# -- not this one ----------------------------------------------------------------------------------------------------
+
+
+def test_an_excluded_medium_leaves_and_never_comes_back(service: ClusterService, store: MemoryPetStore) -> None:
+    excluded = service.exclude(PET, ONE, [name(0, 3)], operation_id="1", by="ada")
+    at_once = where(store, name(0, 3))
+    service.recluster(PET)
+    take(service, 0, range(20, 40))
+    again = service.recluster(PET)
+
+    assert (excluded.cluster, excluded.n_moved, at_once) == (None, 1, -1)
+    assert members(store, 1) >= names(0, range(12)) - {name(0, 3)}
+    assert where(store, name(0, 3)) != 1
+    assert again.kept == "constraints kept 2 of 2"
+
+
+def test_an_excluded_medium_may_go_elsewhere(service: ClusterService, store: MemoryPetStore) -> None:
+    service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
+    service.exclude(PET, ONE, [name(1, 0), name(1, 1)], operation_id="2", by="ada")
+    take(service, 1, range(20, 40))
+
+    service.recluster(PET)
+
+    elsewhere = where(store, name(1, 0))
+    assert elsewhere == where(store, name(1, 1)) == where(store, name(1, 30))
+    assert elsewhere not in (-1, ONE)
+
+
+def test_an_excluded_medium_stays_out_although_the_cluster_is_of_others_now(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
+    service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
+    take(service, 0, range(20, 60))
+    # nobody is left of those whom the medium was parted from
+    service.dismiss(PET, sorted(names(0, range(1, 12))), operation_id="2", by="ada")
+
+    reclustered = service.recluster(PET)
+
+    assert members(store, 1) == names(0, range(20, 60)), "the id went with those who came"
+    assert where(store, name(0, 0)) == -1
+    assert reclustered.kept == "constraints kept 3 of 3"
+
+
+def test_an_exclusion_takes_back_what_older_corrections_said_of_the_medium(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
+    merged = service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
+
+    excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="2", by="bob")
+
+    assert excluded.overridden == (
+        f"the merge of revision {merged.revision} by ada: newer corrections take 1 of its 24 media out",
+    )
+    assert standing(store.load(PET), name(0, 0)) == Standing.NOISE
+
+
+def test_a_newer_merge_brings_an_excluded_medium_back_and_says_so(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
+    excluded = service.exclude(PET, ONE, [name(0, 0), name(0, 1)], operation_id="1", by="ada")
+    split = service.split(PET, TWO, [name(1, 0)], operation_id="2", by="ada")
+    assert split.cluster is not None
+    service.undo(PET, excluded.revision, operation_id="3", by="ada")
+    service.undo(PET, excluded.revision + 2, operation_id="4", by="ada")  # the exclusion holds again
+
+    assert where(store, name(0, 0)) == where(store, name(0, 1)) == -1
+
+
+@pytest.mark.parametrize(
+    ("media", "error"),
+    [([], InvalidInput), (sorted(names(0, range(12))), InvalidInput), ([name(1, 0)], UnknownMedia)],
+    ids=["nothing", "everything", "of another cluster"],
+)
+def test_an_exclusion_that_leaves_nothing_to_be_kept_from_is_refused(
+    service: ClusterService, store: MemoryPetStore, media: list[MediaId], error: type[InvalidInput]
+) -> None:
+    before = store.view(PET)
+
+    with pytest.raises(error) as refused:
+        service.exclude(PET, ONE, media, operation_id="1", by="ada")
+
+    assert refused.value.field == "media_ids"
+    assert store.view(PET) == before
+
+
+# -- dismissed -------------------------------------------------------------------------------------------------------
+
+
+def test_dismissed_media_are_noise_for_ever(service: ClusterService, store: MemoryPetStore) -> None:
+    dismissed = [name(0, 0), name(1, 0)]
+    service.dismiss(PET, dismissed, operation_id="1", by="ada")
+
+    for start in (20, 30, 40):
+        take(service, 0, range(start, start + 10))
+        reclustered = service.recluster(PET)
+
+    view = store.view(PET)
+    assert {where(store, medium) for medium in dismissed} == {-1}
+    assert set(view.dismissed) == set(dismissed)
+    assert not set(view.noise) & set(dismissed)
+    assert (reclustered.n_dismissed, reclustered.n_noise) == (2, view.n_noise)
+
+
+def test_dismissed_media_take_no_place_in_the_noise_budget(store: MemoryPetStore) -> None:
+    service = ClusterService(store)
+    for subject in range(3):
+        take(service, subject, range(20))
+    service.recluster(PET)
+    service.dismiss(PET, sorted(names(0, range(18))), operation_id="1", by="ada")
+
+    reclustered = service.recluster(PET)
+
+    assert (reclustered.n_dismissed, reclustered.n_noise, reclustered.n_absorbed) == (18, 0, 0)
+
+
+def test_an_undone_dismissal_brings_media_back_to_where_they_were(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
+    before = store.view(PET)
+    dismissed = service.dismiss(PET, [name(0, 0), name(1, 0)], operation_id="1", by="ada")
+
+    undone = service.undo(PET, dismissed.revision, operation_id="2", by="ada")
+
+    after = store.view(PET)
+    assert [(c.id, c.media) for c in after.clusters] == [(c.id, c.media) for c in before.clusters]
+    assert (after.dismissed, undone.n_moved) == ((), 2)
+
+
+def test_an_undone_dismissal_does_not_break_what_was_said_since(service: ClusterService, store: MemoryPetStore) -> None:
+    excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
+    dismissed = service.dismiss(PET, [name(0, 0)], operation_id="2", by="ada")
+    service.undo(PET, dismissed.revision, operation_id="3", by="ada")
+    kept_out = where(store, name(0, 0))
+
+    service.undo(PET, excluded.revision, operation_id="4", by="ada")
+
+    assert (kept_out, where(store, name(0, 0))) == (-1, ONE)
+
+
+@pytest.mark.parametrize("media", [[], [MediaId("nobody's")]])
+def test_a_dismissal_of_nothing_is_refused(service: ClusterService, media: list[MediaId]) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        service.dismiss(PET, media, operation_id="1", by="ada")
+
+    assert refused.value.field == "media_ids"
+
+
+def test_media_are_dismissed_once(service: ClusterService, store: MemoryPetStore) -> None:
+    service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
+
+    both = service.dismiss(PET, [name(0, 0), name(0, 1)], operation_id="2", by="ada")
+
+    assert both.n_moved == 1
+    assert len(store.view(PET).dismissed) == 2
+    with pytest.raises(InvalidInput, match="dismissed already"):
+        service.dismiss(PET, [name(0, 0), name(0, 1)], operation_id="3", by="ada")
+
+
+# -- stale pages -----------------------------------------------------------------------------------------------------
+
+
+def test_a_correction_from_a_page_that_is_not_true_any_more_is_refused(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
+    seen = store.view(PET).revision
+    merged = service.merge(PET, [ONE, TWO], operation_id="1", by="ada", expected_revision=seen)
+
+    with pytest.raises(StaleRevision) as refused:
+        service.dismiss(PET, [name(0, 0)], operation_id="2", by="bob", expected_revision=seen)
+
+    assert (refused.value.expected, refused.value.moved_at) == (seen, merged.revision)
+    assert service.merge(PET, [ONE, TWO], operation_id="1", by="ada", expected_revision=seen).is_duplicate
+
+
+def test_arrivals_make_no_page_stale(service: ClusterService, store: MemoryPetStore) -> None:
+    seen = store.view(PET).revision
+    take(service, 0, range(20, 23))
+
+    corrected = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada", expected_revision=seen)
+
+    assert corrected.n_moved == 1
 
 
 def test_an_arrival_and_a_recluster_cannot_be_undone(service: ClusterService) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sploot_cluster import ledger
 from sploot_cluster.errors import UnreadablePet
-from sploot_cluster.models import ClusterId, Correction, MediaId, Merge, PetId, Split, Undo
+from sploot_cluster.models import ClusterId, Correction, Dismissal, Exclusion, MediaId, Merge, PetId, Split, Undo
 
 PET = PetId(42)
 NOW = datetime(2026, 11, 24, 3, 0, 0, 123456, tzinfo=UTC)
@@ -29,6 +29,8 @@ said = {
 corrections = st.one_of(
     st.builds(Merge, **said, into=cluster, groups=st.dictionaries(cluster, several, max_size=3)),
     st.builds(Split, **said, source=cluster, created=cluster, moved=several, remaining=several),
+    st.builds(Exclusion, **said, source=cluster, media=several, remaining=several),
+    st.builds(Dismissal, **said, groups=st.dictionaries(st.just(ClusterId(-1)) | cluster, several, max_size=3)),
     st.builds(Undo, **said, undone=st.integers(1, 2**53)),
 )
 

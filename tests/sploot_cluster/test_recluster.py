@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from sploot_cluster.density import Density
-from sploot_cluster.models import NOISE, ClusterId, Correction, MediaId, Merge, PetState, Split, Standing
+from sploot_cluster.models import NOISE, ClusterId, Correction, Exclusion, MediaId, Merge, PetState, Split, Standing
 from sploot_cluster.recluster import plan_recluster
 from sploot_cluster.rows import follow
 from sploot_cluster.settings import ClusterSettings
@@ -58,6 +58,18 @@ def test_merged_media_stay_together_under_the_id_that_was_chosen_whatever_densit
 
     assert new.labels.tolist() == [2] * 10 + [3] * 5
     assert set(new.standings[:10].tolist()) == {Standing.CORRECTED}
+
+
+def test_media_kept_apart_from_each_other_are_not_absorbed_into_the_same_cluster() -> None:
+    said = Exclusion(901, "op-901", "ada", AT, ClusterId(7), media(5), media(6))
+    state = pet_state([1] * 5 + [NOISE] * 2, looks(7), ledger=[said])
+    settings = ClusterSettings(noise_floor=0, noise_ratio=0)
+
+    change, reclustered = plan_recluster(state, density(*[0] * 5, -1, -1), settings=settings, by="machine")
+
+    labels = follow(state, change, version="next").labels.tolist()
+    assert sorted(labels[5:]) == [NOISE, 1]
+    assert (reclustered.constraints_kept, reclustered.constraints) == (2, 2)
 
 
 def test_split_media_stay_apart_although_density_joins_them() -> None:

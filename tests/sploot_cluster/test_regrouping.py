@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from sploot_cluster.assignment import threshold_of
-from sploot_cluster.models import NOISE, Standing
+from sploot_cluster.constraints import RowConstraints, resolve
+from sploot_cluster.models import NOISE, PetState, Standing
 from sploot_cluster.regrouping import regroup
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.states import looks, pet_state
+
+
+def nobody_said(state: PetState) -> RowConstraints:
+    return resolve(()).by_row(state.rows)
 
 
 def test_cards_are_written_for_what_changed_and_for_nothing_else() -> None:
@@ -16,7 +21,7 @@ def test_cards_are_written_for_what_changed_and_for_nothing_else() -> None:
     state = pet_state([1] * 4 + [2] * 4 + [3] * 4, vectors)
     groups = np.array([1] * 4 + [2] * 3 + [9] * 5, dtype=np.int32)
 
-    regrouped = regroup(state, groups, state.standings, ClusterSettings())
+    regrouped = regroup(state, groups, state.standings, nobody_said(state), ClusterSettings())
 
     assert regrouped.labels.tolist() == [1] * 4 + [2] * 3 + [3] * 5
     assert sorted(regrouped.clusters) == [2, 3]
@@ -32,7 +37,7 @@ def test_a_cluster_that_ends_loses_its_card_and_a_new_one_knows_since_when_it_is
     groups = np.array([NOISE] * 4 + [0] * 4, dtype=np.int32)
     standings = np.array([Standing.NOISE] * 4 + [Standing.CORE] * 4, dtype=np.uint8)
 
-    regrouped = regroup(state, groups, standings, ClusterSettings())
+    regrouped = regroup(state, groups, standings, nobody_said(state), ClusterSettings())
 
     card = regrouped.clusters[regrouped.labels[4]]
     assert card is not None
@@ -46,7 +51,7 @@ def test_absorbed_media_do_not_move_a_threshold() -> None:
     state = pet_state([1] * 5 + [NOISE], vectors, thresholds={1: threshold_of(vectors[:5])})
     standings = np.array([Standing.CORE] * 5 + [Standing.ABSORBED], dtype=np.uint8)
 
-    regrouped = regroup(state, np.array([1] * 6, dtype=np.int32), standings, ClusterSettings())
+    regrouped = regroup(state, np.array([1] * 6, dtype=np.int32), standings, nobody_said(state), ClusterSettings())
 
     assert regrouped.clusters == {}
     assert regrouped.labels.tolist() == [1] * 6
@@ -57,7 +62,7 @@ def test_media_left_in_a_cluster_count_although_they_had_only_been_absorbed() ->
     state = pet_state([1] * 6, looks(6), standings=standings)
     groups = np.array([5] * 4 + [1] * 2, dtype=np.int32)
 
-    regrouped = regroup(state, groups, state.standings, ClusterSettings())
+    regrouped = regroup(state, groups, state.standings, nobody_said(state), ClusterSettings())
 
     assert regrouped.standings.tolist() == [Standing.CORE] * 4 + [Standing.ARRIVED] * 2
     assert regrouped.labels.tolist() == [1] * 4 + [2] * 2

@@ -356,17 +356,16 @@ def test_history_tells_who_did_what(service: ClusterService, three_subjects: Pet
     assert [entry.revision for entry in history] == [39, 38, 37]
 
 
-class OvertakenStore:
-    """A store in which somebody else changes the pet before each of the first commits."""
+class OvertakenStore(MemoryPetStore):
+    """The pets of another store, in which somebody else changes the pet before each of the first commits."""
 
     def __init__(self, store: MemoryPetStore, overtake: Iterator[Callable[[], object]]) -> None:
-        self._store, self._overtake = store, overtake
-        self.load, self.release, self.view = store.load, store.release, store.view
-        self.history, self.pets = store.history, store.pets
+        self.__dict__ = {**store.__dict__, "overtake": overtake}
+        self.overtake = overtake
 
     def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
-        next(self._overtake, lambda: None)()
-        return self._store.commit(state, change, claimant=claimant)
+        next(self.overtake, lambda: None)()
+        return super().commit(state, change, claimant=claimant)
 
 
 def test_media_that_arrive_during_a_recluster_are_in_its_result() -> None:

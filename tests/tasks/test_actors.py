@@ -24,7 +24,9 @@ from tasks.contracts import (
     CLUSTER_FEEDBACK,
     CLUSTER_MAINTENANCE,
     CLUSTER_RECLUSTER,
+    DISMISS_MEDIA,
     EMBEDDING_INGESTED,
+    EXCLUDE_MEDIA,
     MERGE_CLUSTERS,
     RECLUSTER_PET,
     SPLIT_CLUSTER,
@@ -39,6 +41,8 @@ QUEUE_OF = {
     CLUSTER_EMBEDDING: EMBEDDING_INGESTED,
     MERGE_CLUSTERS: CLUSTER_FEEDBACK,
     SPLIT_CLUSTER: CLUSTER_FEEDBACK,
+    EXCLUDE_MEDIA: CLUSTER_FEEDBACK,
+    DISMISS_MEDIA: CLUSTER_FEEDBACK,
     UNDO_FEEDBACK: CLUSTER_FEEDBACK,
     RECLUSTER_PET: CLUSTER_RECLUSTER,
 }
@@ -138,6 +142,8 @@ def test_an_event_that_comes_twice_counts_once(broker: StubBroker, service: Clus
         (CLUSTER_EMBEDDING, event(colour="red"), "colour"),
         (MERGE_CLUSTERS, {"pet_id": 42, "cluster_ids": [3]}, "cluster_ids"),
         (SPLIT_CLUSTER, {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),
+        (EXCLUDE_MEDIA, {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),
+        (DISMISS_MEDIA, {"pet_id": 42, "media_ids": "a"}, "media_ids"),
         (UNDO_FEEDBACK, {"pet_id": 42}, "revision"),
         (RECLUSTER_PET, {"pet_id": "42"}, "pet_id"),
     ],
@@ -209,6 +215,20 @@ def test_a_merge_a_split_and_an_undo_do_what_they_say(
         ("undo", "unknown"),
         ("split", "unknown"),
         ("merge", "anna"),
+    ]
+
+
+def test_media_are_excluded_and_dismissed_as_somebody_said(
+    broker: StubBroker, service: ClusterService, three_subjects: PetView
+) -> None:
+    run(broker, EXCLUDE_MEDIA, pet_id=PET, cluster_id=1, media_ids=[name(0, 0)], requested_by="anna")
+    run(broker, DISMISS_MEDIA, pet_id=PET, media_ids=[name(1, 0)], expected_revision=service.clusters(PET).revision)
+
+    view = service.clusters(PET)
+    assert (view.noise, view.dismissed) == ((name(0, 0),), (name(1, 0),))
+    assert [(entry.kind, entry.by) for entry in service.history(PET, limit=2)] == [
+        ("dismiss", "unknown"),
+        ("exclude", "anna"),
     ]
 
 

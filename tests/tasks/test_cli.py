@@ -76,8 +76,8 @@ def test_help_names_every_command(redis_url: str) -> None:
     helped = cli("--help", redis_url=redis_url)
 
     assert helped.returncode == 0
-    commands = {"worker", "scheduler", "serve", "demo", "ingest", "recluster", "merge", "split", "undo", "clusters"}
-    for command in commands | {"history", "queue", "config"}:
+    commands = {"worker", "scheduler", "serve", "demo", "ingest", "recluster", "merge", "split", "exclude", "dismiss"}
+    for command in commands | {"undo", "clusters"} | {"history", "queue", "config"}:
         assert f" {command} " in helped.stdout
 
 
@@ -156,6 +156,8 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
         merged = cli("merge", "42", "1", "2", "--into", "2", "--by", "ada", "--wait", "20", redis_url=redis_url)
         undone = cli("undo", "42", "14", "--wait", "20", "--json", redis_url=redis_url)
         split = cli("split", "42", "1", "--media", "s0-1", "--media", "s0-2", "--wait", "20", redis_url=redis_url)
+        cli("exclude", "42", "2", "--media", "s1-1", "--wait", "20", redis_url=redis_url)
+        cli("dismiss", "42", "--media", "s1-2", "--wait", "20", redis_url=redis_url)
         again = cli("recluster", "42", "--wait", "20", redis_url=redis_url)
         refused = cli("merge", "42", "1", "99", "--wait", "20", redis_url=redis_url)
 
@@ -164,7 +166,8 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
     assert "cluster: 2" in merged.stdout
     assert json.loads(undone.stdout)["state"] == "succeeded"
     assert "n_moved: 2" in split.stdout
-    assert "constraints_kept: 2" in again.stdout
+    assert "kept: constraints kept 5 of 5" in again.stdout
+    assert "n_dismissed: 1" in again.stdout
     assert refused.returncode == 1
     assert "pet 42 has no cluster 99" in refused.stdout
     assert [entry.by for entry in service.history(PET)][-2] == "ada"

@@ -12,7 +12,15 @@ from sploot_cluster import ClusterService
 from sploot_cluster.api import create_app
 from sploot_cluster.jobs import JobRef, JobStatus
 from sploot_cluster.memory_store import MemoryPetStore
-from tasks.contracts import EmbeddingIngested, MergeClusters, ReclusterPet, SplitCluster, UndoFeedback
+from tasks.contracts import (
+    DismissMedia,
+    EmbeddingIngested,
+    ExcludeMedia,
+    MergeClusters,
+    ReclusterPet,
+    SplitCluster,
+    UndoFeedback,
+)
 
 API = "/api/v1/internal"
 
@@ -30,18 +38,64 @@ class NotingQueue:
         return self._note("recluster", pet_id=pet_id, by=requested_by, reason=reason)
 
     def merge(
-        self, pet_id: int, cluster_ids: Sequence[int], into: int | None = None, *, requested_by: str = "?"
+        self,
+        pet_id: int,
+        cluster_ids: Sequence[int],
+        into: int | None = None,
+        *,
+        requested_by: str = "?",
+        expected_revision: int | None = None,
     ) -> JobRef:
-        task = MergeClusters(pet_id, tuple(cluster_ids), into, requested_by)
-        return self._note("merge", pet_id=pet_id, cluster_ids=task.cluster_ids, into=into, by=requested_by)
+        task = MergeClusters(pet_id, tuple(cluster_ids), into, requested_by, expected_revision)
+        return self._note("merge", **self._said(task), into=into)
 
-    def split(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], *, requested_by: str = "?") -> JobRef:
-        task = SplitCluster(pet_id, cluster_id, tuple(media_ids), requested_by)
-        return self._note("split", pet_id=pet_id, cluster_id=cluster_id, media_ids=task.media_ids, by=requested_by)
+    def split(
+        self,
+        pet_id: int,
+        cluster_id: int,
+        media_ids: Sequence[str],
+        *,
+        requested_by: str = "?",
+        expected_revision: int | None = None,
+    ) -> JobRef:
+        return self._note(
+            "split", **self._said(SplitCluster(pet_id, cluster_id, tuple(media_ids), requested_by, expected_revision))
+        )
 
-    def undo(self, pet_id: int, revision: int, *, requested_by: str = "?") -> JobRef:
-        UndoFeedback(pet_id, revision, requested_by)
-        return self._note("undo", pet_id=pet_id, revision=revision, by=requested_by)
+    def exclude(
+        self,
+        pet_id: int,
+        cluster_id: int,
+        media_ids: Sequence[str],
+        *,
+        requested_by: str = "?",
+        expected_revision: int | None = None,
+    ) -> JobRef:
+        return self._note(
+            "exclude", **self._said(ExcludeMedia(pet_id, cluster_id, tuple(media_ids), requested_by, expected_revision))
+        )
+
+    def dismiss(
+        self,
+        pet_id: int,
+        media_ids: Sequence[str],
+        *,
+        requested_by: str = "?",
+        expected_revision: int | None = None,
+    ) -> JobRef:
+        return self._note(
+            "dismiss", **self._said(DismissMedia(pet_id, tuple(media_ids), requested_by, expected_revision))
+        )
+
+    def undo(
+        self, pet_id: int, revision: int, *, requested_by: str = "?", expected_revision: int | None = None
+    ) -> JobRef:
+        return self._note("undo", **self._said(UndoFeedback(pet_id, revision, requested_by, expected_revision)))
+
+    @staticmethod
+    def _said(task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback) -> dict[str, Any]:
+        said = {name: tuple(value) if isinstance(value, list) else value for name, value in task.to_kwargs().items()}
+        return {name.replace("requested_by", "by"): value for name, value in said.items() if name != "into"}
 
     def ingest(
         self,

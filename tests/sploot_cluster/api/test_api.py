@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sploot_cluster.api import ReadinessCheck, ReadinessReport
 from sploot_cluster.errors import StoreUnavailable, UnreadablePet
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
+from sploot_cluster.models import ClusterId
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, client_of
 
@@ -22,6 +23,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "/clusters/recluster": {"pet_id": 42},
     "/clusters/merge": {"pet_id": 42, "cluster_ids": [3, 7], "into": 3},
     "/clusters/split": {"pet_id": 42, "cluster_id": 3, "media_ids": ["a", "b"]},
+    "/clusters/exclude": {"pet_id": 42, "cluster_id": 3, "media_ids": ["a", "b"]},
+    "/clusters/dismiss": {"pet_id": 42, "media_ids": ["a", "b"]},
     "/clusters/undo": {"pet_id": 42, "revision": 17},
     "/embeddings": {"pet_id": 42, "media_id": "a", "model": "clip@1", "embedding": [0.5, 1]},
 }
@@ -29,6 +32,8 @@ NOTED: dict[str, tuple[str, dict[str, Any]]] = {
     "/clusters/recluster": ("recluster", {"pet_id": 42, "by": "loopback", "reason": ""}),
     "/clusters/merge": ("merge", {"pet_id": 42, "cluster_ids": (3, 7), "into": 3, "by": "loopback"}),
     "/clusters/split": ("split", {"pet_id": 42, "cluster_id": 3, "media_ids": ("a", "b"), "by": "loopback"}),
+    "/clusters/exclude": ("exclude", {"pet_id": 42, "cluster_id": 3, "media_ids": ("a", "b"), "by": "loopback"}),
+    "/clusters/dismiss": ("dismiss", {"pet_id": 42, "media_ids": ("a", "b"), "by": "loopback"}),
     "/clusters/undo": ("undo", {"pet_id": 42, "revision": 17, "by": "loopback"}),
     "/embeddings": ("ingest", {"pet_id": 42, "media_id": "a", "vector": [0.5, 1.0]}),
 }
@@ -90,6 +95,9 @@ def test_a_medium_of_a_pet_that_the_rollout_has_not_reached_is_said_to_be_withhe
         ("/clusters/split", {"media_ids": []}, "media_ids"),
         ("/clusters/split", {"media_ids": ["a", ""]}, "media_ids[1]"),
         ("/clusters/split", {"media_ids": "ab"}, "media_ids"),
+        ("/clusters/exclude", {"media_ids": []}, "media_ids"),
+        ("/clusters/exclude", {"cluster_id": 0}, "cluster_id"),
+        ("/clusters/dismiss", {"media_ids": ["a", 7]}, "media_ids[1]"),
         ("/clusters/undo", {"revision": -1}, "revision"),
         ("/embeddings", {"embedding": [0.0, 0.0]}, "embedding"),
         ("/embeddings", {"embedding": [1.0, None]}, "embedding"),
@@ -358,3 +366,70 @@ def test_it_can_be_mounted_in_another_application(front: Front) -> None:
     assert answer.status_code == 202
     assert answer.headers["Location"] == f"/media{API}/jobs/job%201"
     assert http.get("/media/healthz").status_code == 200
+
+
+# -- corrections of what somebody looked at --------------------------------------------------------------------------
+
+CORRECTIONS = [path for path in GOOD if path.startswith("/clusters/") and path != "/clusters/recluster"]
+
+
+@pytest.fixture
+def two_subjects(front: Front) -> str:
+    """Two clusters of pet 42; the ETag of the pet."""
+    for subject in range(2):
+        take(front.service, subject, range(6))
+    front.service.recluster(PET)
+    return str(front.http.get(f"{API}/pets/42/clusters").headers["ETag"])
+
+
+@pytest.mark.parametrize("path", CORRECTIONS)
+def test_a_correction_of_the_pet_as_it_is_runs_on_that_revision(front: Front, two_subjects: str, path: str) -> None:
+    answer = front.http.post(API + path, json=GOOD[path], headers={"If-Match": two_subjects})
+
+    assert answer.status_code == 202
+    what, facts = NOTED[path]
+    assert front.queue.asked == [(what, facts | {"expected_revision": int(two_subjects.strip('"'))})]
+
+
+@pytest.mark.parametrize("path", CORRECTIONS)
+def test_a_stale_page_is_told_what_changed_and_corrects_nothing(front: Front, two_subjects: str, path: str) -> None:
+    take(front.service, 0, range(20, 22))
+    front.service.merge(PET, [ClusterId(1), ClusterId(2)], operation_id="1", by="bob")
+
+    answer = front.http.post(API + path, json=GOOD[path], headers={"If-Match": two_subjects})
+
+    assert (answer.status_code, answer.headers["ETag"]) == (412, '"16"')
+    problem = answer.json()
+    assert (problem["type"], problem["current_revision"], problem["n_arrivals"]) == (
+        "urn:sploot:problem:stale-page",
+        16,
+        2,
+    )
+    assert [(change["kind"], change["by"]) for change in problem["changes"]] == [("merge", "bob")]
+    assert problem["detail"].startswith(
+        "pet 42 is at revision 16, you looked at 13; since then: merge by bob, 2 arrivals"
+    )
+    assert front.queue.asked == []
+
+
+@pytest.mark.parametrize(
+    ("if_match", "status"), [("*", 202), ('"1", "13"', 202), ('W/"13"', 412), ('"x"', 412), ("13", 422)]
+)
+def test_entity_tags_are_read_as_the_standard_says(front: Front, two_subjects: str, if_match: str, status: int) -> None:
+    answer = front.http.post(API + "/clusters/undo", json=GOOD["/clusters/undo"], headers={"If-Match": if_match})
+
+    assert (two_subjects, answer.status_code) == ('"13"', status)
+
+
+def test_a_correction_that_is_repeated_with_its_key_is_answered_as_before_although_the_page_is_stale_now(
+    front: Front, two_subjects: str
+) -> None:
+    headers = {"If-Match": two_subjects, "Idempotency-Key": "one click"}
+    first = front.http.post(API + "/clusters/dismiss", json=GOOD["/clusters/dismiss"], headers=headers)
+    take(front.service, 0, range(20, 21))
+
+    second = front.http.post(API + "/clusters/dismiss", json=GOOD["/clusters/dismiss"], headers=headers)
+
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json() == second.json()
+    assert len(front.queue.asked) == 1

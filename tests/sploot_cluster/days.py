@@ -1,0 +1,142 @@
+"""Random days of a pet: media arrive, people correct and change their minds, reclusters run. Nothing said is lost.
+
+``python -m tests.sploot_cluster.days [EVENTS] [SEED]`` lives through many days, until so many events have happened, and
+compares with the oracle after every one: ``make promises``. It prints its seed first, and ends with 1 at a broken one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections import Counter
+from random import Random, SystemRandom
+
+import numpy as np
+
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.models import ClusterId, Dismissal, Exclusion, MediaId, Merge, PetState, Split
+from tests.sploot_cluster.albums import PET, take
+from tests.sploot_cluster.oracle import demands
+
+STEPS = 70
+EVENTS = 10_000
+
+
+class Day:
+    """One pet, and the next thing that happens to it."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.random = seed, Random(seed)
+        self.store = MemoryPetStore()
+        self.service = ClusterService(self.store)
+        self.n_pictures = self.n_steps = 0
+        self.ids_ever: set[int] = set()
+
+    def go_on(self) -> str:
+        """Let something happen, and raise AssertionError if a promise is broken after it; what happened."""
+        deed = self.random.choices(
+            (self.arrive, self.merge, self.split, self.exclude, self.dismiss, self.undo, self.recluster),
+            weights=(45, 13, 10, 10, 5, 12, 10),
+        )[0]
+        self.n_steps += 1
+        told = deed.__name__
+        try:
+            deed(self.store.load(PET), str(self.n_steps))
+        except InvalidInput:
+            told += " refused"
+        check(self, f"seed {self.seed}, step {self.n_steps}: {told}")
+        return told
+
+    def arrive(self, state: PetState, operation_id: str) -> None:
+        for _ in range(5):
+            take(self.service, self.random.randrange(4), range(self.n_pictures, self.n_pictures + 1))
+            self.n_pictures += 1
+
+    def merge(self, state: PetState, operation_id: str) -> None:
+        ids = self.random.sample(sorted(state.clusters), min(len(state.clusters), self.random.choice([2, 2, 3])))
+        self.service.merge(PET, ids, operation_id=operation_id, by="ada")
+
+    def split(self, state: PetState, operation_id: str) -> None:
+        cluster, some = self._some(state)
+        self.service.split(PET, cluster, some, operation_id=operation_id, by="ada")
+
+    def exclude(self, state: PetState, operation_id: str) -> None:
+        cluster, some = self._some(state)
+        self.service.exclude(PET, cluster, some[:3], operation_id=operation_id, by="ada")
+
+    def dismiss(self, state: PetState, operation_id: str) -> None:
+        some = self.random.sample(list(state.media), min(state.n_media, self.random.randrange(1, 4)))
+        self.service.dismiss(PET, some, operation_id=operation_id, by="ada")
+
+    def undo(self, state: PetState, operation_id: str) -> None:
+        revisions = [correction.revision for correction in state.ledger] or [1]
+        self.service.undo(PET, self.random.choice(revisions), operation_id=operation_id, by="ada")
+
+    def recluster(self, state: PetState, operation_id: str) -> None:
+        reclustered = self.service.recluster(PET)
+        assert reclustered.constraints_kept == reclustered.constraints
+        assert reclustered.kept == f"constraints kept {reclustered.constraints} of {reclustered.constraints}"
+        if state.n_media:
+            again = self.service.recluster(PET)
+            assert (again.n_moved, again.n_new_ids, again.n_retired_ids) == (0, 0, 0)
+
+    def _some(self, state: PetState) -> tuple[ClusterId, list[MediaId]]:
+        cluster = self.random.choice(sorted(state.clusters) or [ClusterId(1)])
+        media = [medium for medium in state.media if state.labels[state.rows[medium]] == cluster]
+        return cluster, self.random.sample(media, self.random.randrange(len(media) // 2 + 2)) if media else []
+
+
+def check(day: Day, context: str) -> None:
+    """Whether the pet keeps what was said, by the oracle, and its ids and columns fit together."""
+    state = day.store.load(PET)
+    told = dict(zip(state.media, state.labels.tolist(), strict=True))
+    assert demands(state.ledger).broken(told, state.aliases) == [], context
+    assert set(np.unique(state.labels).tolist()) - {-1} == set(state.clusters), context
+    assert not state.aliases.keys() & state.clusters.keys(), context
+    assert set(state.aliases.values()) <= state.clusters.keys(), context
+    assert state.next_cluster > max([0, *day.ids_ever, *state.clusters]), context
+    day.ids_ever.update(state.clusters)
+    assert ((state.labels == -1) == np.isin(state.standings, (0, 5))).all(), context
+    if state.ledger and state.ledger[-1].revision == state.revision:
+        match state.ledger[-1]:
+            case Merge(into=into, groups=groups):
+                assert {told[medium] for media in groups.values() for medium in media} == {into}, context
+            case Split(source=source, created=created, moved=moved, remaining=remaining):
+                assert {told[medium] for medium in moved} == {created}, context
+                assert {told[medium] for medium in remaining} == {source}, context
+            case Exclusion(source=source, media=media, remaining=remaining):
+                assert source not in {told[medium] for medium in media}, context
+                assert {told[medium] for medium in remaining} == {source}, context
+            case Dismissal() as dismissal:
+                assert {told[medium] for medium in dismissal.media} == {-1}, context
+
+
+def main(n_events: int, seed: int) -> int:
+    print(f"days of {STEPS} events, until {n_events} have happened; seed {seed}", flush=True)
+    random, began, happened = Random(seed), time.perf_counter(), Counter[str]()
+    while happened.total() < n_events:
+        day = Day(random.randrange(2**32))
+        for _ in range(min(STEPS, n_events - happened.total())):
+            try:
+                happened[day.go_on()] += 1
+            except AssertionError as broken:
+                traceback.print_exc()
+                print(f"BROKEN after {happened.total()} events: {broken}; replay it with Day({day.seed})")
+                return 1
+    for told, n in sorted(happened.items()):
+        print(f"  {told}: {n}")
+    print(f"{happened.total()} events, 0 violations, {time.perf_counter() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    arguments = [int(argument) for argument in sys.argv[1:]]
+    sys.exit(
+        main(
+            arguments[0] if arguments else EVENTS,
+            arguments[1] if len(arguments) > 1 else SystemRandom().randrange(2**32),
+        )
+    )
