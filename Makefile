@@ -41,8 +41,8 @@ check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(VENV)/installed ## measure side by side, minutes: make bench [ARGS=5000]
-	@$(BIN)/python -m benchmarks.density $(ARGS)
+bench: $(VENV)/installed ## measure side by side, hours: make bench [ARGS='queue --rounds 3'] [ARGS=density]
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: lock
 lock: $(VENV)/deploy-installed ## pin what the image installs, by hash: make lock [ARGS=--upgrade]

@@ -1,0 +1,31 @@
+"""All parts, or one with its own options: ``make bench``, ``make bench ARGS='queue --rounds 3'``, ``ARGS=density``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Final
+
+# In this order; each is a module of this package and has a --help.
+PARTS: Final = ("queue", "density")
+
+
+def main() -> int:
+    asked = sys.argv[1:]
+    if asked and asked[0] in ("-h", "--help"):
+        print(f"{__doc__}\nparts: {', '.join(PARTS)}; each has a --help")
+        return 0
+    if asked and asked[0] not in PARTS:
+        print(f"no part is called {asked[0]!r}; there are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    parts, rest = (asked[:1], asked[1:]) if asked else (PARTS, [])
+    failed = [
+        part for part in parts if subprocess.run([sys.executable, "-m", f"{__package__}.{part}", *rest]).returncode
+    ]
+    if failed:
+        print(f"did not end well: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""One producer process of a contestant: ``python -m benchmarks.queue.producer MODULE:VARIANT VERB …`` prints JSON.
+
+send N             seconds for N jobs one by one
+batches N SIZE     seconds for N jobs, SIZE at once; null where that is not offered
+ping N PAUSE       milliseconds from the call until the job began, N times with a pause between them
+fill N SIZE        N jobs, as fast as it goes
+hold N             numbered jobs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from benchmarks.queue.adapters import Adapter, NotOffered, adapter_of
+from benchmarks.queue.tally import LATENCY_NS, N_PINGS, Tallies
+
+# The harness's directory, under another name than the workers': a producer has no tally of its own.
+PINGS: Final = "BENCH_PINGS"
+WARM_UP: Final = 50
+LONGEST_WAIT_S: Final = 20.0
+
+
+def main() -> None:
+    name, verb, *rest = sys.argv[1:]
+    adapter = adapter_of(name)
+    match verb, [float(number) for number in rest]:
+        case "send", [n]:
+            print(json.dumps(_seconds(adapter, lambda: adapter.send(int(n)))))
+        case "batches", [n, size]:
+            try:
+                print(json.dumps(_seconds(adapter, lambda: adapter.send_batches(int(n), int(size)))))
+            except NotOffered:
+                print(json.dumps(None))
+        case "fill", [n, size]:
+            try:
+                adapter.send_batches(int(n), int(size))
+            except NotOffered:
+                adapter.send(int(n))
+            print(json.dumps(n))
+        case "ping", [n, pause_s]:
+            print(json.dumps(_pings(adapter, int(n), pause_s)))
+        case "hold", [n]:
+            for number in range(int(n)):
+                adapter.hold(number)
+            print(json.dumps(n))
+        case _:
+            raise SystemExit(__doc__)
+
+
+def _seconds(adapter: Adapter, work: Callable[[], None]) -> float:
+    adapter.send(WARM_UP)
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _pings(adapter: Adapter, n: int, pause_s: float) -> list[float]:
+    directory = Path(os.environ[PINGS])
+    tallies = Tallies(directory)
+    latencies_ms = []
+    for turn in range(n):
+        # not in step with anything that the contestant does every so often
+        time.sleep(pause_s * (0.8 + 0.4 * (turn * 0.618 % 1)))
+        before = sum(words[N_PINGS] for words in tallies.read())
+        adapter.ping(time.monotonic_ns())
+        gives_up_at = time.monotonic() + LONGEST_WAIT_S
+        while sum(words[N_PINGS] for words in tallies.read()) == before:
+            if time.monotonic() > gives_up_at:
+                raise SystemExit(f"a job did not begin within {LONGEST_WAIT_S} s")
+            time.sleep(0.0005)
+        latencies_ms.append(max(words[LATENCY_NS] for words in tallies.read()) / 1e6)
+    return latencies_ms
+
+
+if __name__ == "__main__":
+    main()
