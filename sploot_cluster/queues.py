@@ -6,6 +6,7 @@ when it was shown stays as it is. Standard library only.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -149,6 +150,32 @@ class AuditRecord:
     result: str
 
 
+@dataclass(frozen=True, slots=True)
+class LetterView:
+    """A dead letter, as it may be shown: embeddings are replaced by their size.
+
+    Attributes:
+        field, mend: what is to blame, and what its producer can do, where somebody knew.
+        pet_id, message_id: where they can be read.
+        deliveries: how often the entry was delivered before it died.
+        fields: the entry's own; empty in a listing.
+    """
+
+    letter_id: str
+    queue: str
+    died_at: datetime
+    reason: str
+    actor: str | None
+    pet_id: int | None
+    message_id: str | None
+    deliveries: int
+    field: str | None
+    error: str
+    mend: str | None
+    traceback: str | None = None
+    fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
 class PlanUnknown(LookupError):
     """Raised when a plan is not kept: it was acted on, is older than an hour, or never was."""
 
@@ -193,6 +220,12 @@ class QueueOperations(Protocol):
 
     def queues(self) -> Sequence[QueueStatus]: ...
 
+    def dead_letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> Sequence[LetterView]:
+        """Those that match, newest first, without their fields and tracebacks."""
+        ...
+
+    def dead_letter(self, queue: str, letter_id: str) -> LetterView | None: ...
+
     def plan_rescue(
         self,
         queue: str,
@@ -208,6 +241,10 @@ class QueueOperations(Protocol):
 
     def plan_requeue(self, queue: str, *, letter_ids: Sequence[str] = ..., matching: LetterFilter | None = ...) -> Plan:
         """``letter_ids``, or with ``matching`` all letters that match; not both."""
+        ...
+
+    def plan_purge(self, queue: str, *, letter_ids: Sequence[str] = ..., matching: LetterFilter | None = ...) -> Plan:
+        """As :meth:`plan_requeue`; what it removes is gone for ever."""
         ...
 
     def plan_pause(self, queue: str) -> Plan: ...

@@ -17,8 +17,10 @@ from sploot_cluster.api.idempotency import IdempotencyStore, MemoryIdempotencySt
 from sploot_cluster.api.jobs import PREFIX, jobs_router
 from sploot_cluster.api.loopback import LoopbackGuard
 from sploot_cluster.api.pets import PetReader, pets_router
+from sploot_cluster.api.queues import queues_router
 from sploot_cluster.api.tokens import Tokens
 from sploot_cluster.jobs import JobQueue
+from sploot_cluster.queues import QueueOperations
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 
@@ -40,6 +42,7 @@ _TAGS: Final = [
     {"name": "embeddings", "description": "Hand in media that were embedded."},
     {"name": "pets", "description": "Look at a pet."},
     {"name": "jobs", "description": "Ask what became of a job."},
+    {"name": "queues", "description": "Look at the queues, and mend them: plan, then apply."},
     {"name": "health", "description": "For probes and scrapers."},
 ]
 
@@ -63,6 +66,7 @@ def create_app(
     *,
     service: PetReader,
     jobs: JobQueue,
+    operations: QueueOperations | None = None,
     tokens: Tokens | None = None,
     idempotency: IdempotencyStore | None = None,
     ready: Callable[[], ReadinessReport] | None = None,
@@ -78,6 +82,8 @@ def create_app(
     Args:
         service: where pets are read, e.g. ``ClusterService``.
         jobs: where work goes, e.g. ``tasks.client.ClusterTasks``.
+        operations: what operators do with queues, e.g. ``tasks.queue_ops.Operations``; without it there are no such
+            addresses.
         tokens: who may call. None, or empty: everybody on this machine, and nobody else, wherever it is mounted.
         idempotency: remembers answers by ``Idempotency-Key``. None: this process's memory, which other processes and
             the next start do not share; servers of more than one process want ``RedisIdempotencyStore``.
@@ -110,6 +116,8 @@ def create_app(
     internal.include_router(embeddings_router(wide_door, jobs, max_batch=max_batch))
     internal.include_router(pets_router(door, service))
     internal.include_router(jobs_router(door, jobs))
+    if operations is not None:
+        internal.include_router(queues_router(door, operations))
     app.include_router(internal)
     app.include_router(health_router(ready, metrics))
     return app

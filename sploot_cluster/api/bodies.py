@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sploot_cluster.api.problems import FieldProblem, InvalidFields, field_problems
+from sploot_cluster.queues import LetterFilter
 
 MAX_INT64: Final = 2**63 - 1
 MAX_CLUSTER_IDS: Final = 1_000
@@ -169,3 +170,66 @@ def _as_it_came(given: Any, _: object) -> Any:
 Embeddings = Annotated[
     Embedding | Annotated[list[Embedding], Field(min_length=1)], WrapValidator(_as_it_came), Field(title="Embeddings")
 ]
+
+
+EntryId = Annotated[str, Field(max_length=64, examples=["1764000000000-0"])]
+MAX_IDS: Final = 10_000
+_EVEN_IF_ALIVE: Final = "Also what workers that live hold; it may run twice."
+
+
+class Nothing(_Body):
+    """An empty object."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}]})
+
+
+class Rescue(_Body):
+    """Which jobs go back to work, in exactly one way."""
+
+    entry_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS, description="These entries of the stream.")] = []
+    consumer: Annotated[str | None, Field(max_length=MAX_TEXT, description="All that this consumer holds.")] = None
+    astray: Annotated[bool, Field(description="What was acknowledged or deleted by hand.")] = False
+    idle_s: Annotated[float | None, Field(ge=0, description="All that is held for at least so many seconds.")] = None
+    even_if_alive: Annotated[bool, Field(description=_EVEN_IF_ALIVE)] = False
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"astray": True}]})
+
+
+class RetireConsumer(_Body):
+    """A consumer that is gone."""
+
+    consumer: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description="Its name, as the queues show it.")]
+    even_if_alive: Annotated[bool, Field(description=_EVEN_IF_ALIVE)] = False
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"consumer": "worker-1:17:c0ffee.1:0a1b2c3d"}]})
+
+
+class Matching(_Body):
+    """Which dead letters are meant; what is left out does not matter, and an empty object means all."""
+
+    reason: Annotated[str | None, Field(max_length=MAX_TEXT, description="One word, such as failed.")] = None
+    actor: Annotated[str | None, Field(max_length=MAX_TEXT)] = None
+    pet_id: PetNumber | None = None
+    error: Annotated[str | None, Field(max_length=MAX_TEXT, description="A part of the error's text.")] = None
+    since_s: Annotated[float | None, Field(ge=0, description="Died no longer ago than that.")] = None
+
+
+class Letters(_Body):
+    """Which dead letters: these, or those that match; not both."""
+
+    letter_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS)] = []
+    matching: Matching | None = None
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"matching": {"pet_id": 42}}]})
+
+    def filter(self) -> LetterFilter | None:
+        """What ``matching`` says, as the operations take it."""
+        return None if self.matching is None else LetterFilter(**self.matching.model_dump())
+
+
+class Apply(_Body):
+    """Yes."""
+
+    note: Annotated[str, Field(max_length=MAX_TEXT, description="Why, for the audit.")] = ""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"note": "INC-7"}]})

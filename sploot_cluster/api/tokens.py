@@ -34,6 +34,7 @@ class Role(StrEnum):
 
 _ANYONE: Final = frozenset(Role)
 _WRITERS: Final = frozenset({Role.PRODUCER, Role.OPERATOR})
+_OPERATORS: Final = frozenset({Role.OPERATOR})
 
 # Operation id -> who may call it. What is not named here needs no token: health, readiness, metrics and the OpenAPI
 # document tell nothing of pets, and probes and scrapers have no secrets.
@@ -48,6 +49,17 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "get_clusters": _ANYONE,
     "get_history": _ANYONE,
     "get_job": _ANYONE,
+    "get_queues": _ANYONE,
+    "get_audit": _OPERATORS,
+    "list_dead_letters": _OPERATORS,
+    "get_dead_letter": _OPERATORS,
+    "plan_rescue": _OPERATORS,
+    "plan_retire_consumer": _OPERATORS,
+    "plan_pause": _OPERATORS,
+    "plan_resume": _OPERATORS,
+    "plan_requeue": _OPERATORS,
+    "plan_purge": _OPERATORS,
+    "apply_plan": _OPERATORS,
 }
 
 

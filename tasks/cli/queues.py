@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.queues import Done, LetterFilter, Plan
+from sploot_cluster.queues import Done, LetterFilter, LetterView, Plan
 from tasks.cli.shared import (
     FAILED,
     REFUSED,
@@ -29,10 +29,10 @@ from tasks.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from broker import DeadLetter
     from tasks.queue_ops import Operations
 
 VIA: Final = "command line"
+MOST_GROUPED: Final = 100_000  # as many as a queue keeps
 
 app = typer.Typer(help="Look at the queues, and mend them.", no_args_is_help=True)
 dead = typer.Typer(help="Dead letters: jobs that failed for good.", no_args_is_help=True)
@@ -290,24 +290,22 @@ def dead_list(
     from tasks.contracts import QUEUES
     from tasks.queue_ops.letters import groups_of
 
-    wanted = _filter(reason, actor, pet, error, since)
+    wanted, names = _filter(reason, actor, pet, error, since), [queue] if queue else QUEUES
     with _operations() as operations:
-        found = [
-            letter
-            for name in ([queue] if queue else QUEUES)
-            for letter in operations.letters(name, wanted, limit=100_000 if groups else limit)
-        ]
-    if groups:
-        _show_groups([asdict(group) for group in groups_of(found)], as_json=as_json)
-        return
-    rows = [_letter_row(letter) for letter in sorted(found, key=lambda one: one.died_at, reverse=True)[:limit]]
+        if groups:
+            found = [letter for name in names for letter in operations.letters(name, wanted, limit=MOST_GROUPED)]
+            _show_groups([asdict(group) for group in groups_of(found)], as_json=as_json)
+            return
+        views = [view for name in names for view in operations.dead_letters(name, wanted, limit=limit)]
+    views = sorted(views, key=lambda view: view.died_at, reverse=True)[:limit]
     if as_json:
-        print_json(rows)
+        print_json([_listed(view) for view in views])
         return
     table = table_of("letter", "queue", "died (UTC)", "reason", "actor", "pet", "field", "error")
-    for row in rows:
-        table.add_row(*(_text(row[n]) for n in ("letter_id", "queue", "died_at", "reason", "actor", "pet_id")),
-                      _text(row["field"]), _text(row["error"]))  # fmt: skip
+    for view in views:
+        died = f"{view.died_at:%Y-%m-%d %H:%M:%S}"
+        about = (view.reason, view.actor, view.pet_id, view.field, view.error)
+        table.add_row(view.letter_id, view.queue, died, *map(_text, about))
     out.print(table)
 
 
@@ -318,23 +316,20 @@ def dead_show(
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter: what happened, the mend, the traceback, its fields; embeddings are left out."""
-    from tasks.queue_ops.entries import without_embedding
-
     with _operations() as operations:
-        letter = operations.letter(queue, letter_id)
-    if letter is None:
+        view = operations.dead_letter(queue, letter_id)
+    if view is None:
         raise InvalidInput("LETTER", f"{letter_id} is no dead letter of {queue}", "see sploot-cluster queue dead list")
-    row = _letter_row(letter) | {"traceback": letter.traceback, "fields": without_embedding(letter.fields)}
     if as_json:
-        print_json(row)
+        print_json(asdict(view))
         return
-    for name, value in row.items():
-        if value not in (None, "") and name not in ("traceback", "fields"):
+    for name, value in _listed(view).items():
+        if value not in (None, ""):
             out.print(f"{name:<12} {value}", markup=False, soft_wrap=True)
-    for name, value in without_embedding(letter.fields).items():
+    for name, value in view.fields.items():
         out.print(f"  {name:<12} {value}", markup=False, soft_wrap=True)
-    if letter.traceback:
-        out.print(letter.traceback, markup=False, soft_wrap=True)
+    if view.traceback:
+        out.print(view.traceback, markup=False, soft_wrap=True)
 
 
 @dead.command("requeue")
@@ -481,22 +476,9 @@ def _choice(
     return (letter_ids, None) if letter_ids else ((), wanted)
 
 
-def _letter_row(letter: DeadLetter) -> dict[str, object]:
-    from tasks.queue_ops.letters import message_id_of, pet_of
-
-    return {
-        "letter_id": letter.id,
-        "queue": letter.queue_name,
-        "died_at": letter.died_at.isoformat(timespec="seconds"),
-        "reason": letter.reason,
-        "actor": letter.actor_name,
-        "pet_id": pet_of(letter),
-        "message_id": message_id_of(letter),
-        "deliveries": letter.deliveries,
-        "field": letter.field,
-        "error": letter.error,
-        "mend": letter.mend,
-    }
+def _listed(view: LetterView) -> dict[str, object]:
+    """A letter as a listing has it: without traceback and fields."""
+    return {name: value for name, value in asdict(view).items() if name not in ("traceback", "fields")}
 
 
 def _show_groups(groups: Sequence[dict[str, object]], *, as_json: bool) -> None:

@@ -10,8 +10,8 @@ from itertools import islice
 from typing import Final
 
 from broker import DeadLetter, DeadLetters
-from sploot_cluster.queues import LetterFilter
-from tasks.queue_ops.entries import facts_of
+from sploot_cluster.queues import LetterFilter, LetterView
+from tasks.queue_ops.entries import facts_of, without_embedding
 
 PAGE: Final = 500
 
@@ -55,6 +55,25 @@ def groups_of(letters: Iterable[DeadLetter]) -> Sequence[LetterGroup]:
         )
         for key, n in sizes.most_common()
     ]
+
+
+def view_of(letter: DeadLetter, *, is_whole: bool = False) -> LetterView:
+    """The letter without its embeddings; its traceback and fields only where they are wanted."""
+    return LetterView(
+        letter_id=letter.id,
+        queue=letter.queue_name,
+        died_at=letter.died_at,
+        reason=letter.reason,
+        actor=letter.actor_name,
+        pet_id=pet_of(letter),
+        message_id=message_id_of(letter),
+        deliveries=letter.deliveries,
+        field=letter.field,
+        error=letter.error,
+        mend=letter.mend,
+        traceback=letter.traceback if is_whole else None,
+        fields=without_embedding(letter.fields) if is_whole else {},
+    )
 
 
 def kind_of_error(letter: DeadLetter) -> str:

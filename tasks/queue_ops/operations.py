@@ -21,6 +21,7 @@ from sploot_cluster.queues import (
     ConsumerStatus,
     Done,
     LetterFilter,
+    LetterView,
     Plan,
     PlannedEntry,
     QueueStatus,
@@ -28,7 +29,7 @@ from sploot_cluster.queues import (
 from tasks.contracts import NAMESPACE, QUEUES, stream_of
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import Canary
-from tasks.queue_ops.letters import select
+from tasks.queue_ops.letters import select, view_of
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
 
@@ -67,13 +68,17 @@ class Operations:
             return find_jobs(self._broker, self._client, pet_id)
 
     def letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> list[DeadLetter]:
-        """The dead letters that match, newest first."""
+        """The dead letters that match, newest first, embeddings and all."""
         with _reaching_redis():
             return select(self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit)
 
-    def letter(self, queue: str, letter_id: str) -> DeadLetter | None:
+    def dead_letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> Sequence[LetterView]:
+        return [view_of(letter) for letter in self.letters(queue, wanted, limit=limit)]
+
+    def dead_letter(self, queue: str, letter_id: str) -> LetterView | None:
         with _reaching_redis():
-            return self._broker.dead_letters(queue_named(queue)).get(letter_id)
+            letter = self._broker.dead_letters(queue_named(queue)).get(letter_id)
+        return None if letter is None else view_of(letter, is_whole=True)
 
     def audit(self, limit: int = 50) -> Sequence[AuditRecord]:
         with _reaching_redis():

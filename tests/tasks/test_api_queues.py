@@ -1,0 +1,134 @@
+"""The drills by HTTP: the same plans, for operators alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+
+from sploot_cluster import ClusterService
+from sploot_cluster.api import Role, Token, Tokens, create_app
+from sploot_cluster.memory_store import MemoryPetStore
+from tasks.client import ClusterTasks
+from tests.sploot_cluster.api.front import API, client_of
+from tests.tasks.queue_ops.desk import STUCK, Desk
+
+TOKENS = Tokens(tuple(Token(role, role, f"{role}-secret-0123456789") for role in Role))
+QUEUES = f"{API}/queues"
+
+
+class Caller:
+    """The API on a real Redis, called with one role's token."""
+
+    def __init__(self, desk: Desk, client: redis.Redis) -> None:
+        app = create_app(
+            service=ClusterService(MemoryPetStore()),
+            jobs=ClusterTasks(client=client),
+            operations=desk.operations,
+            tokens=TOKENS,
+        )
+        self.http = client_of(app)
+
+    def get(self, path: str, role: str = "operator") -> Any:
+        return self.http.get(f"{QUEUES}{path}", headers=self._headers(role))
+
+    def post(self, path: str, body: Any, role: str = "operator") -> Any:
+        return self.http.post(f"{QUEUES}{path}", json=body, headers=self._headers(role))
+
+    def _headers(self, role: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {role}-secret-0123456789"}
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+@pytest.fixture
+def api(desk: Desk, redis_client: redis.Redis) -> Caller:
+    return Caller(desk, redis_client)
+
+
+PLANNING: list[tuple[str, dict[str, Any]]] = [
+    ("/embedding/rescue", {"consumer": STUCK}),
+    ("/embedding.ingested/rescue", {"idle_s": 0}),
+    ("/embedding/retire-consumer", {"consumer": STUCK}),
+    ("/embedding/pause", {}),
+    ("/embedding/resume", {}),
+    ("/embedding/requeue", {"matching": {}}),
+    ("/embedding/purge", {"matching": {"reason": "failed"}}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), PLANNING)
+def test_a_drill_is_planned_then_applied_and_written_down(
+    api: Caller, desk: Desk, path: str, body: dict[str, Any]
+) -> None:
+    desk.add(1, 2)
+    desk.deliver()
+    desk.bury(3)
+    holders, letters = desk.holders(), desk.letter_ids()
+
+    planned = api.post(path, body)
+    assert (desk.holders(), desk.letter_ids()) == (holders, letters)
+    applied = api.post(f"/plans/{planned.json()['plan_id']}/apply", {"note": "INC-7"})
+
+    assert (planned.status_code, applied.status_code) == (200, 202), planned.json() | applied.json()
+    assert planned.json()["commands"]
+    assert applied.json()["is_complete"] is True
+    (record,) = api.get("/audit").json()["records"]
+    assert (record["by"], record["via"], record["note"]) == ("operator", "http", "INC-7")
+
+
+@pytest.mark.parametrize("role", ["viewer", "producer"])
+@pytest.mark.parametrize(("path", "body"), [*PLANNING, ("/plans/p-1/apply", {})])
+def test_nobody_but_an_operator_may(api: Caller, path: str, body: dict[str, Any], role: str) -> None:
+    assert api.post(path, body, role).status_code == 403
+
+
+def test_everybody_may_look_at_the_queues_and_operators_at_letters(api: Caller, desk: Desk) -> None:
+    (letter,) = desk.bury(1, pet_id=42)
+    desk.bury(2, pet_id=7)
+
+    queues = api.get("", "viewer")
+    listed = api.get("/embedding/dead?pet_id=42")
+    shown = api.get(f"/embedding/dead/{letter}")
+
+    assert {queue["queue"]: queue["dead"] for queue in queues.json()["queues"]}["embedding.ingested"] == 2
+    assert [one["letter_id"] for one in listed.json()["letters"]] == [letter]
+    assert shown.json()["fields"]["embedding"] == "<64 bytes>"
+    assert api.get("/embedding/dead", "viewer").status_code == 403
+    assert api.get("/embedding/dead/7-7").status_code == 404
+    assert api.get("/embedding/dead/nonsense").status_code == 404
+
+
+def test_a_plan_is_applied_once(api: Caller, desk: Desk) -> None:
+    desk.bury(1)
+    plan_id = api.post("/embedding/requeue", {"matching": {}}).json()["plan_id"]
+
+    first = api.post(f"/plans/{plan_id}/apply", {})
+    again = api.post(f"/plans/{plan_id}/apply", {})
+
+    assert (first.status_code, again.status_code) == (202, 404)
+    assert "make a new one" in again.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/cluster/pause", {}, "queue"),
+        ("/embedding/rescue", {}, "entry_ids"),
+        ("/embedding/rescue", {"entry_ids": ["1-1"]}, "entry_ids"),
+        ("/embedding/requeue", {}, "letter_ids"),
+        ("/embedding/requeue", {"letter_ids": ["1-1"], "matching": {}}, "letter_ids"),
+        ("/embedding/requeue", {"matching": {"pet": 1}}, "pet"),
+        ("/embedding/retire-consumer", {"consumer": "nobody"}, "consumer"),
+        ("/embedding/pause", {"force": True}, "force"),
+    ],
+)
+def test_what_cannot_be_meant_names_the_field(api: Caller, path: str, body: dict[str, Any], field: str) -> None:
+    refused = api.post(path, body)
+
+    assert refused.status_code == 422
+    assert field in {error["field"].rpartition(".")[2] for error in refused.json()["errors"]}
