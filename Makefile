@@ -64,6 +64,15 @@ sbom: $(VENV)/deploy-installed ## what the image consists of, as CycloneDX: buil
 promises: $(VENV)/installed ## 10,000 random events against the oracle of people's corrections, minutes: make promises [ARGS='20000 7']
 	@$(BIN)/python -m tests.sploot_cluster.days $(ARGS)
 
+.PHONY: ops-build
+ops-build: $(VENV)/installed ## write rules, dashboard and tables from ops/thresholds.yaml
+	@$(BIN)/python -m ops.build
+
+.PHONY: ops-verify
+ops-verify: $(VENV)/installed ## see alerts fire and panels draw, on a real Prometheus, Alertmanager and Redis
+	@$(BIN)/python -m ops.build --check
+	@$(BIN)/python -m pytest tests/ops --ops -n 2 --dist worksteal $(ARGS)
+
 .PHONY: format
 format: $(VENV)/installed ## let ruff write the files as it likes them
 	@$(BIN)/ruff check --fix-only --quiet .

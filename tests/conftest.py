@@ -16,6 +16,17 @@ hypothesis.settings.register_profile("the same for everybody", derandomize=True,
 hypothesis.settings.load_profile("the same for everybody")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ops", action="store_true", help="run the tests marked ops as well: make ops-verify")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--ops"):
+        return
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("ops")])
+    items[:] = [item for item in items if not item.get_closest_marker("ops")]
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
     """This test process's own server, on a unix socket, without persistence. Do not stop it: start another one."""

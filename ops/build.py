@@ -1,0 +1,67 @@
+"""Writes what comes from ``thresholds.yaml``: alerts/*.yaml, the dashboard, the runbook's table, the console's levels.
+
+python -m ops.build           write what is not as it should be
+python -m ops.build --check   write nothing; exit 1 and name the files that would change
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from ops.dashboard import dashboard_json, panel_url
+from ops.rules import rule_files
+from ops.tables import levels_json, with_table
+from ops.thresholds import Thresholds, thresholds
+
+OPS: Final = Path(__file__).parent
+DASHBOARD: Final = OPS / "dashboards" / "media-clustering-redis-streams.json"
+RUNBOOK: Final = OPS / "runbook.md"
+CONSOLE: Final = OPS.parent / "sploot_cluster" / "api" / "console" / "thresholds.json"
+
+_WRITTEN: Final = (
+    "# Written by `make ops-build` from ops/thresholds.yaml and ops/rules.py; changes by hand are overwritten.\n"
+)
+
+
+def generated(given: Thresholds) -> Mapping[Path, str]:
+    """What every generated file should hold."""
+    files = {OPS / "alerts" / name: rules_text(content) for name, content in rules_of(given).items()}
+    files[DASHBOARD] = dashboard_json(given)
+    files[CONSOLE] = levels_json(given)
+    files[RUNBOOK] = with_table(RUNBOOK.read_text(encoding="utf-8"), given)
+    return files
+
+
+def rules_of(given: Thresholds) -> dict[str, dict[str, object]]:
+    """File name -> rules, with links to the panels of the dashboard."""
+    return rule_files(given, lambda title: panel_url(given, title))
+
+
+def rules_text(content: object) -> str:
+    """As it is committed."""
+    return _WRITTEN + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=140)
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m ops.build", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
+    check = parser.parse_args().check
+    wanted = generated(thresholds())
+    changed = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in changed:
+        print(f"{'would change' if check else 'writes'} {path.relative_to(OPS.parent)}")
+        if not check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(wanted[path], encoding="utf-8")
+    return 1 if check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,553 @@
+"""What the dashboard shows: rows, panels and their queries. How that becomes Grafana's JSON is in ``dashboard.py``.
+
+The seed's four rows come first and in its order. A panel that names a signal draws the lines of its alerts and links
+to their entries in the runbook. ``$job`` and ``$stream`` are variables of the dashboard; samples of the queues are told
+alike by every pod, hence ``max by (stream)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Kind = Literal["stat", "gauge", "series", "heatmap", "table"]
+
+PER_MINUTE: Final = "suffix: /min"
+FAILED: Final = 'outcome!="success"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+        id: never changes and is never used again: alerts link to it.
+        queries: PromQL and legend.
+        unit: as Grafana names it.
+        signal: whose lines are drawn; of ``thresholds.yaml``.
+        logs: which lines of the job log belong to it, in LogQL, after the fields were parsed.
+        good_above: of a tile: green from here on, red below.
+        bad_above: of a tile: red above, green up to here.
+    """
+
+    id: int
+    title: str
+    description: str
+    queries: tuple[tuple[str, str], ...]
+    kind: Kind = "series"
+    width: int = 12
+    height: int = 8
+    unit: str = "short"
+    decimals: int | None = None
+    signal: str = ""
+    logs: str = ""
+    is_stacked: bool = False
+    good_above: float | None = None
+    bad_above: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A title, and the panels from left to right, line by line."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+def _jobs(selector: str = "", window: str = "$__rate_interval", function: str = "rate") -> str:
+    matchers = ", ".join(part for part in (selector, 'job=~"$job"') if part)
+    return f"{function}(cluster_jobs_total{{{matchers}}}[{window}])"
+
+
+def _feedback(selector: str, window: str = "$__range", function: str = "increase") -> str:
+    matchers = ", ".join(part for part in (selector, 'job=~"$job"') if part)
+    return f"{function}(cluster_feedback_operations_total{{{matchers}}}[{window}])"
+
+
+def _of_streams(metric: str) -> str:
+    return f'max by (stream) ({metric}{{stream=~"$stream"}})'
+
+
+def _quantile(q: float) -> str:
+    buckets = 'cluster_job_duration_seconds_bucket{job=~"$job"}'
+    return f"histogram_quantile({q}, sum by (backend, le) (rate({buckets}[$__rate_interval])))"
+
+
+_WAITING: Final = f"sum({_of_streams('media_cluster_undelivered_jobs')})"
+_SUCCESS: Final = 'outcome="success"'
+_DONE: Final = f"sum({_jobs(_SUCCESS)})"
+
+OUTCOMES: Final = Row(
+    "Outcomes Overview",
+    (
+        Panel(
+            id=1,
+            title="Successful jobs",
+            description="Attempts that succeeded in the time that is shown.",
+            kind="stat",
+            width=4,
+            height=5,
+            decimals=0,
+            queries=((f"sum({_jobs(_SUCCESS, '$__range', 'increase')})", "success"),),
+            good_above=0,
+        ),
+        Panel(
+            id=2,
+            title="Failed jobs",
+            description="Attempts that failed in that time: error (tried again), invalid (never), timeout.",
+            kind="stat",
+            width=4,
+            height=5,
+            decimals=0,
+            queries=((f"sum({_jobs(FAILED, '$__range', 'increase')})", "failed"),),
+            bad_above=0,
+            logs=f"{FAILED}",
+        ),
+        Panel(
+            id=3,
+            title="Success ratio",
+            description="Share of attempts that succeeded. The objective is 99 % over 30 days.",
+            kind="stat",
+            width=4,
+            height=5,
+            unit="percentunit",
+            decimals=2,
+            queries=(
+                (
+                    f"sum({_jobs(_SUCCESS, '$__range', 'increase')}) / sum({_jobs('', '$__range', 'increase')})",
+                    "ratio",
+                ),
+            ),
+            good_above=0.99,
+        ),
+        Panel(
+            id=4,
+            title="Noise count",
+            description="Media that the last recluster, of whichever pet, left in no cluster. Less than 15 is usual; "
+            "three reclusters in a row above 30 are told to Slack.",
+            kind="gauge",
+            width=4,
+            height=5,
+            queries=(('max(cluster_last_noise_count{job=~"$job"})', "noise"),),
+            signal="noise_count",
+            logs='actor="recluster_pet"',
+        ),
+        Panel(
+            id=5,
+            title="Noisy runs in a row",
+            description="Reclusters in a row with more than 30 media in no cluster, of all pets together.",
+            kind="stat",
+            width=4,
+            height=5,
+            queries=(('max(cluster_noise_high_streak{job=~"$job"})', "runs"),),
+            signal="noise",
+            logs='actor="recluster_pet"',
+        ),
+        Panel(
+            id=6,
+            title="Alerts firing",
+            description="How many alerts of this pipeline fire now; the table below names them.",
+            kind="stat",
+            width=4,
+            height=5,
+            queries=(('count(ALERTS{alertstate="firing", service="sploot-cluster"}) or vector(0)', "alerts"),),
+            bad_above=0,
+        ),
+        Panel(
+            id=7,
+            title="Jobs by outcome and backend",
+            description="Attempts in the time that is shown, by how they ended and what computed them.",
+            kind="table",
+            height=7,
+            queries=((f"sort_desc(sum by (outcome, backend) ({_jobs('', '$__range', 'increase')}) > 0)", ""),),
+            decimals=0,
+        ),
+        Panel(
+            id=8,
+            title="Which alerts fire",
+            description="Every alert of this pipeline that fires now. Its runbook entry has its name.",
+            kind="table",
+            height=7,
+            queries=(
+                (
+                    "sort_desc(count by (alertname, severity, stream, backend)"
+                    ' (ALERTS{alertstate="firing", service="sploot-cluster"}))',
+                    "",
+                ),
+            ),
+        ),
+    ),
+)
+
+THROUGHPUT: Final = Row(
+    "Throughput & Latency",
+    (
+        Panel(
+            id=10,
+            title="Job throughput",
+            description="Attempts a minute. More than one failure a minute is told to Slack and pages after five "
+            "minutes; more than three page at once.",
+            unit=PER_MINUTE,
+            queries=((f"{_DONE} * 60", "success/min"), (f"sum({_jobs(FAILED)}) * 60", "failures/min")),
+            signal="failures",
+            logs=f"{FAILED}",
+        ),
+        Panel(
+            id=11,
+            title="Job duration",
+            description="How long attempts take, by what computed them, without the time that they waited. p95 and p50 "
+            "apart: a few jobs are slow. Both high: all are.",
+            unit="s",
+            queries=(
+                (_quantile(0.5), "p50 backend_used={{backend}}"),
+                (_quantile(0.95), "p95 backend_used={{backend}}"),
+                (_quantile(0.99), "p99 backend_used={{backend}}"),
+            ),
+            signal="latency",
+            logs="duration_ms > 5000",
+        ),
+        Panel(
+            id=12,
+            title="Duration heatmap",
+            description="How many attempts took how long. Two bands are two kinds of work: arrivals and reclusters.",
+            kind="heatmap",
+            unit="s",
+            queries=(
+                (
+                    'sum by (le) (increase(cluster_job_duration_seconds_bucket{job=~"$job"}[$__rate_interval]))',
+                    "{{le}}",
+                ),
+            ),
+        ),
+        Panel(
+            id=13,
+            title="Failures by kind",
+            description="error: tried again. invalid: a field cannot be used, a dead letter at once. timeout: cut off.",
+            unit=PER_MINUTE,
+            queries=(
+                (
+                    f"sum by (outcome, backend) ({_jobs(FAILED)}) * 60",
+                    "{{outcome}} backend_used={{backend}}",
+                ),
+            ),
+            is_stacked=True,
+            logs=f"{FAILED}",
+        ),
+        Panel(
+            id=14,
+            title="Retries",
+            description="Attempts a minute that failed and will be repeated, by actor.",
+            unit=PER_MINUTE,
+            queries=(
+                ('sum by (actor) (rate(cluster_job_retries_total{job=~"$job"}[$__rate_interval])) * 60', "{{actor}}"),
+            ),
+            signal="retries",
+            logs="attempt > 1",
+        ),
+        Panel(
+            id=15,
+            title="Backend fallbacks",
+            description="Jobs a minute that ran on another backend than they wanted: right, but slower. If hdbscan_gpu "
+            "was wanted, look at the GPU nodes.",
+            unit=PER_MINUTE,
+            queries=(
+                (
+                    'sum by (wanted, used) (rate(cluster_backend_fallbacks_total{job=~"$job"}[$__rate_interval])) * 60',
+                    "wanted={{wanted}} backend_used={{used}}",
+                ),
+            ),
+            signal="fallbacks",
+        ),
+    ),
+)
+
+FEEDBACK: Final = Row(
+    "Feedback Activity",
+    (
+        Panel(
+            id=20,
+            title="Feedback operations",
+            description="Corrections of people a minute, by kind and how they ended. Any that fails pages.",
+            unit=PER_MINUTE,
+            queries=(
+                (
+                    f"sum by (operation, outcome) ({_feedback('', '$__rate_interval', 'rate')}) * 60",
+                    "{{operation}} {{outcome}}",
+                ),
+            ),
+            logs='actor=~"merge_clusters|split_cluster|undo_feedback"',
+        ),
+        *(
+            Panel(
+                id=id_,
+                title=title,
+                description=f"{title} in the time that is shown; a restart of a worker takes none of them away.",
+                kind="stat",
+                width=3,
+                decimals=0,
+                queries=((f"sum({_feedback(selector)})", legend),),
+                bad_above=bad_above,
+                good_above=None if bad_above is not None else 0,
+            )
+            for id_, title, selector, legend, bad_above in (
+                (21, "Merges", f'operation="merge", {_SUCCESS}', "merges", None),
+                (22, "Splits", f'operation="split", {_SUCCESS}', "splits", None),
+                (23, "Undos", f'operation="undo", {_SUCCESS}', "undos", None),
+                (24, "Failed corrections", FAILED, "failed", 0.0),
+            )
+        ),
+    ),
+)
+
+BACKLOG: Final = Row(
+    "Backlog",
+    (
+        *(
+            Panel(
+                id=id_,
+                title=title,
+                description=description,
+                kind="stat",
+                width=4,
+                height=4,
+                unit=unit,
+                queries=((promql, title.lower()),),
+                signal=signal,
+                bad_above=bad_above,
+            )
+            for id_, title, description, promql, unit, signal, bad_above in (
+                (
+                    30,
+                    "Undelivered",
+                    "Jobs that no worker has taken yet.",
+                    _WAITING,
+                    "short",
+                    "undelivered",
+                    None,
+                ),
+                (
+                    31,
+                    "In flight",
+                    "Jobs that workers hold.",
+                    f"sum({_of_streams('media_cluster_pending_jobs')})",
+                    "short",
+                    "pending",
+                    None,
+                ),
+                (
+                    32,
+                    "Delayed",
+                    "Jobs that are not due yet: retries, and reclusters that wait for more media.",
+                    f"sum({_of_streams('media_cluster_delayed_jobs')})",
+                    "short",
+                    "",
+                    None,
+                ),
+                (
+                    33,
+                    "Orphaned",
+                    "Delivered jobs in nobody's pending list; workers put them back to work within seconds.",
+                    f"sum({_of_streams('media_cluster_orphaned_jobs')})",
+                    "short",
+                    "",
+                    0.0,
+                ),
+                (
+                    34,
+                    "Dead",
+                    "Jobs that failed for good and wait for a person: sploot-cluster queue dead list.",
+                    f"sum({_of_streams('media_cluster_dead_letters')})",
+                    "short",
+                    "dead",
+                    None,
+                ),
+                (
+                    35,
+                    "Time to drain",
+                    "How long the undelivered jobs take at the rate of now. Infinite: nothing is done.",
+                    f"({_WAITING} / ({_DONE} > 0)) or (({_WAITING} > 0) * Inf) or ({_WAITING} * 0)",
+                    "s",
+                    "oldest_age",
+                    None,
+                ),
+            )
+        ),
+        Panel(
+            id=36,
+            title="Pending jobs",
+            description="Jobs that workers hold, as XPENDING counts them. Bounded by prefetch times workers: what "
+            "still waits is in Backlog by state.",
+            queries=((_of_streams("media_cluster_pending_jobs"), "{{stream}}"),),
+            signal="pending",
+        ),
+        Panel(
+            id=37,
+            title="Stream lag",
+            description="For how long the oldest pending job has been held. A healthy job of five seconds shows five "
+            "seconds. Reclusters may take minutes and have an alert of their own.",
+            unit="s",
+            queries=((_of_streams("media_cluster_stream_lag_seconds"), "{{stream}}"),),
+            signal="lag",
+        ),
+        Panel(
+            id=38,
+            title="Backlog by state",
+            description="All streams together: every job that is not done is in exactly one of these.",
+            is_stacked=True,
+            queries=tuple(
+                (f"sum({_of_streams(f'media_cluster_{metric}')})", legend)
+                for metric, legend in (
+                    ("undelivered_jobs", "undelivered"),
+                    ("pending_jobs", "in flight"),
+                    ("delayed_jobs", "delayed"),
+                    ("orphaned_jobs", "orphaned"),
+                )
+            ),
+        ),
+        Panel(
+            id=39,
+            title="Oldest job",
+            description="Time since the oldest job was added, taken or not: how far behind the workers are.",
+            unit="s",
+            queries=((_of_streams("media_cluster_oldest_job_age_seconds"), "{{stream}}"),),
+            signal="oldest_age",
+        ),
+        Panel(
+            id=40,
+            title="Added and done",
+            description="Jobs added a minute, retries that fell due included, against attempts that ended. Added above "
+            "done: the backlog grows.",
+            unit=PER_MINUTE,
+            queries=(
+                (
+                    'sum(max by (stream) (rate(media_cluster_entries_added_total{stream=~"$stream",'
+                    ' stream!="streams:cluster.maintenance"}[$__rate_interval]))) * 60',
+                    "added/min",
+                ),
+                (f"sum({_jobs()}) * 60", "done/min"),
+            ),
+        ),
+        Panel(
+            id=41,
+            title="Dead letters",
+            description="Jobs that failed for good, by stream. Every new one is told to Slack for half an hour.",
+            queries=((_of_streams("media_cluster_dead_letters"), "{{stream}}"),),
+            signal="dead",
+        ),
+    ),
+)
+
+OBJECTIVE: Final = Row(
+    "Service Objective",
+    (
+        Panel(
+            id=50,
+            title="Error budget left",
+            description="Of the 1 % of attempts that may fail in 30 days. Below zero: the objective is missed.",
+            kind="stat",
+            width=6,
+            unit="percentunit",
+            decimals=1,
+            queries=(
+                (
+                    f"1 - (sum({_jobs(FAILED, '30d', 'increase')}) / sum({_jobs('', '30d', 'increase')})) / 0.01",
+                    "left",
+                ),
+            ),
+            good_above=0.25,
+        ),
+        Panel(
+            id=51,
+            title="Error budget burn rate",
+            description="How many times faster than allowed the budget burns. 1: it lasts 30 days. An alert needs its "
+            "long and its short window above its line.",
+            width=18,
+            unit="suffix: x",
+            queries=tuple(
+                (f"media_cluster:failure_ratio:{window} / 0.01", f"over {window}")
+                for window in ("5m", "1h", "6h", "3d")
+            ),
+            signal="slo",
+        ),
+    ),
+)
+
+WORKERS: Final = Row(
+    "Workers & Scheduler",
+    (
+        Panel(
+            id=60,
+            title="Workers",
+            description="Pods that answer a scrape, of those that should.",
+            width=8,
+            queries=(('sum(up{job=~"$job"})', "answering"), ('count(up{job=~"$job"})', "known")),
+            signal="workers_up",
+        ),
+        Panel(
+            id=61,
+            title="Saturation",
+            description="Share of worker threads that run a job. At 100 % for long: more workers are needed.",
+            width=8,
+            unit="percentunit",
+            queries=(
+                (
+                    'sum(cluster_jobs_in_progress{job=~"$job"}) / sum(cluster_worker_threads{job=~"$job"})',
+                    "threads at work",
+                ),
+            ),
+        ),
+        Panel(
+            id=62,
+            title="Sample age",
+            description="How old the backlog numbers are, and how long ago the scheduler sent its jobs. Old: nothing "
+            "in the row Backlog can be trusted.",
+            width=8,
+            unit="s",
+            queries=(
+                ("time() - max(media_cluster_backlog_sample_timestamp_seconds)", "sample"),
+                ("time() - max(media_cluster_scheduler_tick_timestamp_seconds)", "scheduler"),
+            ),
+            signal="sample_age",
+        ),
+    ),
+)
+
+REDIS: Final = Row(
+    "Redis",
+    (
+        Panel(
+            id=70,
+            title="Redis memory",
+            description="Used, and the most it may use; 0 is no limit. When it is full every write is refused.",
+            width=8,
+            unit="bytes",
+            queries=(
+                ("max by (instance) (redis_memory_used_bytes)", "used {{instance}}"),
+                ("max by (instance) (redis_memory_max_bytes)", "limit {{instance}}"),
+            ),
+        ),
+        Panel(
+            id=71,
+            title="Redis keys and evictions",
+            description="Keys of all databases. Evicted: Redis threw away queues or pets; maxmemory-policy must be "
+            "noeviction.",
+            width=8,
+            queries=(
+                ("sum by (instance) (redis_db_keys)", "keys {{instance}}"),
+                ("sum by (instance) (increase(redis_evicted_keys_total[$__rate_interval]))", "evicted {{instance}}"),
+            ),
+        ),
+        Panel(
+            id=72,
+            title="Redis clients",
+            description="Connected, and blocked: every consumer that waits for work is one of the latter.",
+            width=8,
+            queries=(
+                ("sum by (instance) (redis_connected_clients)", "connected {{instance}}"),
+                ("sum by (instance) (redis_blocked_clients)", "blocked {{instance}}"),
+            ),
+        ),
+    ),
+)
+
+ROWS: Final = (OUTCOMES, THROUGHPUT, FEEDBACK, BACKLOG, OBJECTIVE, WORKERS, REDIS)

@@ -1,0 +1,280 @@
+"""Prometheus rules: the PromQL of every signal, and the alerts that ``thresholds.yaml`` sets on it.
+
+Each signal is recorded under ``media_cluster:<signal>[:<window>]`` and its alerts compare that with their levels, so a
+person can draw the very number that an alert saw. Signals and alerts of one group are evaluated one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ops.thresholds import Objective, Signal, Thresholds, Told
+
+Rule = dict[str, Any]
+
+WORKERS: Final = 'up{job="sploot-cluster"}'
+_UPLOADS: Final = 'media_cluster_entries_added_total{stream="streams:embedding.ingested"}'
+# Not what people wait for: reclusters have signals of their own, samples of the queues are nobody's work.
+_IS_RECLUSTER: Final = '{stream="streams:cluster.recluster"}'
+_IS_OTHER: Final = '{stream!~"streams:cluster[.](recluster|maintenance)"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """How a signal is measured and told.
+
+    Attributes:
+        family: alerts of one family and the same labels silence each other, the critical one the warnings.
+        promql: with ``$window`` where the signal has one.
+        description: what on-call reads; Prometheus's template language.
+        panel: the title of the panel to look at.
+    """
+
+    family: str
+    file: str
+    promql: str
+    description: str
+    panel: str
+
+
+# fmt: off
+QUERIES: Final[Mapping[str, Query]] = {
+    "failures": Query(
+        "failures", "jobs",
+        'sum(rate(cluster_jobs_total{outcome!="success"}[$window])) * 60',
+        "{{ $value | humanize }} attempts a minute fail. Errors are tried again; invalid ones became dead letters at "
+        "once. The logs name pet_id, message_id and error of each.",
+        "Job throughput",
+    ),
+    "latency": Query(
+        "latency", "jobs",
+        "histogram_quantile(0.95, sum by (backend, le) (rate(cluster_job_duration_seconds_bucket[$window])))",
+        "One job in twenty on backend_used={{ $labels.backend }} takes longer than {{ $value | humanizeDuration }}.",
+        "Job duration",
+    ),
+    "feedback": Query(
+        "feedback", "jobs",
+        'round(sum(increase(cluster_feedback_operations_total{outcome!="success"}[$window])))',
+        "{{ $value | humanize }} attempts to apply a merge, a split or an undo have failed in ten minutes. People were "
+        "told that their correction is on its way.",
+        "Feedback operations",
+    ),
+    "noise": Query(
+        "noise", "jobs",
+        "max(cluster_noise_high_streak)",
+        "{{ $value | humanize }} reclusters in a row, of whichever pets, left more than 30 media in no cluster.",
+        "Noise count",
+    ),
+    "stall": Query(
+        "stall", "jobs",
+        f"max(increase({_UPLOADS}[$window]))"
+        ' unless sum(increase(cluster_jobs_total{outcome="success"}[$window])) > 0',
+        "{{ $value | humanize }} uploads have come in ten minutes, and not one job of any kind succeeded.",
+        "Job throughput",
+    ),
+    "retries": Query(
+        "retries", "jobs",
+        "sum by (actor) (rate(cluster_job_retries_total[$window])) * 60",
+        "{{ $labels.actor }} is tried again {{ $value | humanize }} times a minute.",
+        "Retries",
+    ),
+    "fallbacks": Query(
+        "backend", "jobs",
+        "round(sum by (wanted, used) (increase(cluster_backend_fallbacks_total[$window])))",
+        "{{ $value | humanize }} jobs wanted {{ $labels.wanted }} and ran on {{ $labels.used }}: right, but slower.",
+        "Backend fallbacks",
+    ),
+    "pending": Query(
+        "pending", "backlog",
+        "max by (stream, group) (media_cluster_pending_jobs)",
+        "Workers hold {{ $value | humanize }} jobs of {{ $labels.stream }} that they have not finished.",
+        "Pending jobs",
+    ),
+    "lag": Query(
+        "lag", "backlog",
+        f"max by (stream, group) (media_cluster_stream_lag_seconds{_IS_OTHER})",
+        "A worker has held a job of {{ $labels.stream }} for {{ $value | humanizeDuration }}.",
+        "Stream lag",
+    ),
+    "recluster_lag": Query(
+        "recluster", "backlog",
+        f"max by (stream, group) (media_cluster_stream_lag_seconds{_IS_RECLUSTER})",
+        "A recluster has run for {{ $value | humanizeDuration }}; it is interrupted after 30 minutes.",
+        "Stream lag",
+    ),
+    "undelivered": Query(
+        "undelivered", "backlog",
+        "max by (stream) (media_cluster_undelivered_jobs)",
+        "{{ $value | humanize }} jobs of {{ $labels.stream }} wait for a worker.",
+        "Backlog by state",
+    ),
+    "oldest_age": Query(
+        "age", "backlog",
+        f"max by (stream) (media_cluster_oldest_job_age_seconds{_IS_OTHER})",
+        "The oldest job of {{ $labels.stream }} is {{ $value | humanizeDuration }} old: that is how far behind we are.",
+        "Oldest job",
+    ),
+    "recluster_age": Query(
+        "recluster-age", "backlog",
+        f"max by (stream) (media_cluster_oldest_job_age_seconds{_IS_RECLUSTER})",
+        "The oldest recluster is {{ $value | humanizeDuration }} old. Media are assigned meanwhile, less well.",
+        "Oldest job",
+    ),
+    "delayed": Query(
+        "delayed", "backlog",
+        f"max by (stream) (media_cluster_delayed_jobs{_IS_OTHER})",
+        "{{ $value | humanize }} jobs of {{ $labels.stream }} have failed and wait for another try.",
+        "Backlog by state",
+    ),
+    "orphans": Query(
+        "orphans", "backlog",
+        "max by (stream) (media_cluster_orphaned_jobs)",
+        "{{ $value | humanize }} jobs of {{ $labels.stream }} were delivered and are in nobody's pending list. Workers "
+        "put such jobs back to work within seconds: none of them takes this stream.",
+        "Backlog by state",
+    ),
+    "dead_new": Query(
+        "dead", "backlog",
+        "max by (stream) (media_cluster_dead_letters)"
+        " - max by (stream) (min_over_time(media_cluster_dead_letters[$window]))",
+        "{{ $value | humanize }} jobs of {{ $labels.stream }} have become dead letters in half an hour. Each tells its "
+        "reason; what failed for a reason that has passed can be sent again.",
+        "Dead letters",
+    ),
+    "dead": Query(
+        "dead-stock", "backlog",
+        "max by (stream) (media_cluster_dead_letters)",
+        "{{ $value | humanize }} dead letters of {{ $labels.stream }} wait for a person.",
+        "Dead letters",
+    ),
+    "sample_age": Query(
+        "sample", "pods",
+        "time() - max(media_cluster_backlog_sample_timestamp_seconds)",
+        "The numbers of every queue are {{ $value | humanizeDuration }} old: alerts on them are blind.",
+        "Sample age",
+    ),
+    "scheduler_age": Query(
+        "scheduler", "pods",
+        "time() - max(media_cluster_scheduler_tick_timestamp_seconds)",
+        "The scheduler has sent nothing for {{ $value | humanizeDuration }}; it does so every minute.",
+        "Sample age",
+    ),
+    "worker_down": Query(
+        "workers", "pods",
+        f"count by (instance) ({WORKERS} == 0)",
+        "{{ $labels.instance }} answers no scrape.",
+        "Workers",
+    ),
+    "workers_up": Query(
+        "workers", "pods",
+        f"count({WORKERS} == 1) or vector(0)",
+        "No worker pod answers a scrape: nothing says that any job runs.",
+        "Workers",
+    ),
+    "redis_unseen": Query(
+        "redis", "pods",
+        f"count({WORKERS} == 1)"
+        " unless on () max(media_cluster_backlog_sample_timestamp_seconds)",
+        "{{ $value | humanize }} worker pods answer, and none of them can read the queues from Redis.",
+        "Workers",
+    ),
+    "redis_memory": Query(
+        "redis-memory", "pods",
+        "max by (instance) (redis_memory_used_bytes / (redis_memory_max_bytes > 0))",
+        "Redis at {{ $labels.instance }} uses {{ $value | humanizePercentage }} of its memory. With noeviction it then "
+        "refuses every write.",
+        "Redis memory",
+    ),
+    "redis_evictions": Query(
+        "redis-evictions", "pods",
+        "round(max by (instance) (increase(redis_evicted_keys_total[$window])))",
+        "Redis at {{ $labels.instance }} has evicted {{ $value | humanize }} keys: queues or pets are lost.",
+        "Redis keys and evictions",
+    ),
+}
+# fmt: on
+
+
+def rule_files(thresholds: Thresholds, panel_url: Callable[[str], str]) -> dict[str, dict[str, Any]]:
+    """File name -> what Prometheus reads there.
+
+    Args:
+        panel_url: the address of the panel with this title.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    for name, query in QUERIES.items():
+        signal = thresholds.signals[name]
+        groups = files.setdefault(f"{query.file}.yaml", {"groups": []})["groups"]
+        groups.append({"name": f"media-cluster-{name}", "rules": _rules_of(thresholds, signal, query, panel_url)})
+    files["slo.yaml"] = {
+        "groups": [
+            {"name": "media-cluster-slo", "rules": _rules_of_slo(thresholds, panel_url("Error budget burn rate"))}
+        ]
+    }
+    return files
+
+
+def recorded_as(signal: Signal) -> str:
+    """The name under which Prometheus keeps a signal."""
+    return f"media_cluster:{signal.name}" + (f":{signal.window}" if signal.window else "")
+
+
+def promql_of(signal: Signal) -> str:
+    """How a signal is measured."""
+    return QUERIES[signal.name].promql.replace("$window", signal.window)
+
+
+def _rules_of(thresholds: Thresholds, signal: Signal, query: Query, panel_url: Callable[[str], str]) -> list[Rule]:
+    rules: list[Rule] = [{"record": recorded_as(signal), "expr": promql_of(signal)}]
+    for name, level in signal.levels.items():
+        rule = _alert(thresholds, name, level, query.family, f"{recorded_as(signal)} {level.condition}", level.hold)
+        rule["annotations"] |= {"description": query.description, "dashboard_url": panel_url(query.panel)}
+        rules.append(rule)
+    return rules
+
+
+def _rules_of_slo(thresholds: Thresholds, panel_url: str) -> list[Rule]:
+    slo = thresholds.slo
+    rules: list[Rule] = []
+    long_windows = {burn.long for burn in slo.burns.values()}
+    for window in slo.windows:
+        failed = f'sum(increase(cluster_jobs_total{{outcome!="success"}}[{window}]))'
+        if window in long_windows:
+            rules.append({"record": f"media_cluster:failed:{window}", "expr": failed})
+        ratio = f"{failed} / sum(increase(cluster_jobs_total[{window}]))"
+        rules.append({"record": f"media_cluster:failure_ratio:{window}", "expr": ratio})
+    for name, burn in slo.burns.items():
+        limit = f"{burn.burn * (1 - slo.objective):.6g}"
+        rule = _alert(thresholds, name, burn, "slo", burn_promql(slo, burn.long, burn.short, limit))
+        rule["annotations"] |= {
+            "description": (
+                f"{{{{ $value | humanizePercentage }}}} of attempts failed in the last {burn.long}, and it goes on. "
+                f"The objective is that {slo.objective:.0%} succeed over {slo.period}."
+            ),
+            "dashboard_url": panel_url,
+        }
+        rules.append(rule)
+    return rules
+
+
+def burn_promql(slo: Objective, long: str, short: str, limit: str) -> str:
+    """True while both windows are above the limit, and enough failed to speak of a rate."""
+    return (
+        f"media_cluster:failure_ratio:{long} > {limit} and media_cluster:failure_ratio:{short} > {limit}"
+        f" and media_cluster:failed:{long} >= {slo.least_failures}"
+    )
+
+
+def _alert(thresholds: Thresholds, name: str, told: Told, family: str, expr: str, hold: str = "") -> Rule:
+    return {
+        "alert": name,
+        "expr": expr,
+        **({"for": hold} if hold else {}),
+        "labels": {"service": "sploot-cluster", "family": family, **told.labels},
+        "annotations": {
+            "summary": told.summary,
+            "runbook_url": f"{thresholds.runbook_url}#{name.lower()}",
+        },
+    }

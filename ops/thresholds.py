@@ -1,0 +1,233 @@
+"""``thresholds.yaml`` as checked values. Nothing else reads that file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeVar
+
+import yaml
+
+FILE: Final = Path(__file__).with_name("thresholds.yaml")
+
+Made = TypeVar("Made", "Signal", "Level", "Burn")
+Comparator = Literal[">", ">=", "<"]
+_COMPARATORS: Final[Mapping[str, Comparator]] = {"above": ">", "at_least": ">=", "below": "<"}
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class ThresholdInvalid(ValueError):
+    """Raised when an entry cannot be used; the text names it and the mend."""
+
+    def __init__(self, entry: str, problem: str, mend: str) -> None:
+        super().__init__(f"{FILE.name}: {entry}: {problem}; {mend}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Who is told of an alert.
+
+    Attributes:
+        severity: ``warning`` or ``critical``; Slack is told of both.
+        page: whether PagerDuty is told as well.
+        urgency: ``high`` where PagerDuty should call it critical.
+        mention: ``oncall`` where the Slack message calls @oncall.
+    """
+
+    summary: str
+    severity: Literal["warning", "critical"]
+    page: bool = False
+    urgency: str = ""
+    mention: str = ""
+
+    def check(self, alert: str) -> None:
+        if self.severity not in ("warning", "critical"):
+            raise ThresholdInvalid(alert, f"severity is {self.severity!r}", "use warning or critical")
+        if self.page and self.severity != "critical":
+            raise ThresholdInvalid(alert, "a warning pages", "PagerDuty is for critical alerts only")
+        if self.urgency not in ("", "high") or (self.urgency and not self.page):
+            raise ThresholdInvalid(alert, f"urgency is {self.urgency!r}", "use high, on an alert that pages")
+        if self.mention not in ("", "oncall"):
+            raise ThresholdInvalid(alert, f"mention is {self.mention!r}", "use oncall")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What Alertmanager routes by."""
+        labels: dict[str, str] = {"severity": self.severity}
+        if self.page:
+            labels["page"] = "true"
+        if self.urgency:
+            labels["urgency"] = self.urgency
+        if self.mention:
+            labels["mention"] = self.mention
+        return labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level(Told):
+    """An alert on a signal.
+
+    Attributes:
+        hold: how long the signal must be there, as Prometheus writes it; empty for at once.
+    """
+
+    comparator: Comparator
+    value: float
+    hold: str = ""
+
+    @property
+    def condition(self) -> str:
+        """Such as ``> 5``."""
+        return f"{self.comparator} {self.value:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Burn(Told):
+    """An alert on how fast the error budget burns, over two windows."""
+
+    burn: float
+    long: str
+    short: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """One number that people are told about.
+
+    Attributes:
+        what: in words.
+        window: over how long it is measured; empty where it is a state.
+        target: what is normal.
+        high_above: of a signal without alerts, where the dashboard draws its line.
+    """
+
+    name: str
+    what: str
+    unit: str
+    target: str
+    levels: Mapping[str, Level]
+    window: str = ""
+    high_above: float | None = None
+
+    def lines(self) -> list[tuple[Literal["warning", "critical"], float]]:
+        """Where the dashboard draws, lowest first: the first level of each severity."""
+        if self.high_above is not None:
+            return [("warning", self.high_above)]
+        of_warnings = {level.value for level in self.levels.values() if level.severity == "warning"}
+        of_criticals = {level.value for level in self.levels.values() if level.severity == "critical"} - of_warnings
+        lines: list[tuple[Literal["warning", "critical"], float]] = []
+        if of_warnings:
+            lines.append(("warning", min(of_warnings)))
+        if of_criticals:
+            lines.append(("critical", min(of_criticals)))
+        return sorted(lines, key=lambda line: line[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """The share of attempts that shall succeed, and how people learn that it will be missed."""
+
+    objective: float
+    period: str
+    least_failures: int
+    burns: Mapping[str, Burn]
+
+    @property
+    def windows(self) -> list[str]:
+        """Every window that a burn rate is measured over, shortest first."""
+        return sorted({w for burn in self.burns.values() for w in (burn.long, burn.short)}, key=seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """The whole file."""
+
+    dashboard_url: str
+    runbook_url: str
+    signals: Mapping[str, Signal]
+    slo: Objective
+    alerts: Mapping[str, Told] = field(init=False)
+
+    def __post_init__(self) -> None:
+        alerts: dict[str, Told] = {}
+        for group in (*(signal.levels for signal in self.signals.values()), self.slo.burns):
+            for name, alert in group.items():
+                if name in alerts:
+                    raise ThresholdInvalid(name, "is there twice", "give each alert a name of its own")
+                alert.check(name)
+                alerts[name] = alert
+        object.__setattr__(self, "alerts", alerts)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Parsed and checked.
+
+        Raises:
+            ThresholdInvalid: names the entry and the mend.
+        """
+        given = yaml.safe_load(text)
+        slo = given["slo"]
+        return cls(
+            dashboard_url=given["links"]["dashboard"],
+            runbook_url=given["links"]["runbook"],
+            signals={name: _signal(name, entry) for name, entry in given["signals"].items()},
+            slo=Objective(
+                objective=slo["objective"],
+                period=_duration("slo.period", slo["period"]),
+                least_failures=slo["least_failures"],
+                burns={name: _burn(name, entry) for name, entry in slo["alerts"].items()},
+            ),
+        )
+
+
+@cache
+def thresholds() -> Thresholds:
+    """Those of ``thresholds.yaml``."""
+    return Thresholds.from_text(FILE.read_text(encoding="utf-8"))
+
+
+def seconds(duration: str) -> int:
+    """Of a duration as Prometheus writes it, of one unit."""
+    return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+def _signal(name: str, entry: dict[str, Any]) -> Signal:
+    fields = dict(entry)
+    levels = {alert: _level(alert, given) for alert, given in fields.pop("alerts").items()}
+    if window := fields.get("window"):
+        _duration(name, window)
+    return _made(Signal, name, {"name": name, "levels": levels, **fields})
+
+
+def _level(name: str, entry: dict[str, Any]) -> Level:
+    fields = dict(entry)
+    given = [word for word in _COMPARATORS if word in fields]
+    if len(given) != 1:
+        raise ThresholdInvalid(name, f"has {len(given)} levels", f"give one of {', '.join(_COMPARATORS)}")
+    comparator, value = _COMPARATORS[given[0]], float(fields.pop(given[0]))
+    hold = _duration(name, fields.pop("for")) if "for" in fields else ""
+    return _made(Level, name, {"comparator": comparator, "value": value, "hold": hold, **fields})
+
+
+def _burn(name: str, entry: dict[str, Any]) -> Burn:
+    for window in ("long", "short"):
+        _duration(name, entry[window])
+    return _made(Burn, name, entry)
+
+
+def _made(kind: type[Made], name: str, fields: dict[str, Any]) -> Made:
+    try:
+        return kind(**fields)
+    except TypeError as unknown:
+        known = ", ".join(field.name for field in fields_of(kind))
+        raise ThresholdInvalid(name, str(unknown).partition(" ")[2], f"there are {known}") from None
+
+
+def _duration(name: str, text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]*[smhd]", str(text)):
+        raise ThresholdInvalid(name, f"{text!r} is no duration", "write a number and one of s, m, h, d, such as 5m")
+    return text

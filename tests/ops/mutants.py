@@ -1,0 +1,121 @@
+"""Rules that are wrong in one place, and which promtool tests must notice.
+
+A mutant is tried among the rules that have to do with it, and with what the tests of its file say of these: the same
+questions as the whole file would be asked, in a tenth of the time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Rule = dict[str, Any]
+
+_NUMBER = re.compile(r"(?<=[<>=] )[0-9.e+-]+")
+_COMPARATOR = re.compile(r" (>=|>|<)(?= [0-9])")
+_WINDOW = re.compile(r"\[(\d+)([smhd])\]")
+_FLIPPED = {">": (">=", "<"), ">=": (">", "<"), "<": ("<=", ">")}
+
+_METRIC = re.compile(r"\b(?:cluster_\w+|media_cluster_\w+|redis_\w+|up)\b")
+_RECORD = re.compile(r"\bmedia_cluster:[\w:]+")
+_ALERT = re.compile(r'alertname="(\w+)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One change of one rule, and the rules that have to do with it."""
+
+    name: str
+    file: str
+    rules: tuple[Rule, ...]
+
+    def write(self, directory: Path, tests: Path) -> Path:
+        """Write the rules, and what these tests say of them; where the tests are comes back."""
+        (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "mutant", "rules": [*self.rules]}]}))
+        written = directory / "tests.yaml"
+        written.write_text(yaml.safe_dump(self._tests(yaml.safe_load(tests.read_text()))))
+        return written
+
+    def _tests(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        metrics = {metric for rule in self.rules for metric in _METRIC.findall(rule["expr"])}
+        tests = [
+            {**test, "promql_expr_test": [*self._expected(test["promql_expr_test"])]}
+            for test in given["tests"]
+            if any(metrics & set(_METRIC.findall(series["series"])) for series in test["input_series"])
+        ]
+        return {**given, "rule_files": ["rules.yaml"], "tests": tests}
+
+    def _expected(self, given: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        alerts = {rule.get("alert") for rule in self.rules}
+        records = {rule.get("record") for rule in self.rules}
+        for one in given:
+            if "ALERTS" not in one["expr"]:
+                if set(_RECORD.findall(one["expr"])) <= records:
+                    yield one
+                continue
+            named = [(_ALERT.search(sample["labels"]), sample) for sample in one["exp_samples"]]
+            assert all(found for found, _ in named), f"{one['expr']} must be asked by alertname"
+            yield {**one, "exp_samples": [sample for found, sample in named if found and found[1] in alerts]}
+
+
+def unchanged(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
+    """Each alert with what it looks at, as it is: the tests must not notice anything."""
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            if "alert" in rule:
+                yield Mutant(rule["alert"], file, (*_seen_by(rule, group["rules"]), rule))
+
+
+def mutants_of(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
+    """Thresholds × 1.2 (0 becomes 1), comparators turned and flipped, holds doubled and dropped, windows doubled."""
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            for what, changed in _changes(rule):
+                yield Mutant(f"{_name(rule)}: {what}", file, tuple(_concerned(rule, changed, group["rules"])))
+
+
+def _changes(rule: Rule) -> Iterator[tuple[str, Rule]]:
+    expr = rule["expr"]
+    for found in _NUMBER.finditer(expr):
+        value = float(found[0])
+        other = f"{value * 1.2:g}" if value else "1"
+        yield f"{found[0]} -> {other} at {found.start()}", {**rule, "expr": _put(expr, found, other)}
+    for found in _COMPARATOR.finditer(expr):
+        for other in _FLIPPED[found[1]]:
+            yield f"{found[1]} -> {other} at {found.start()}", {**rule, "expr": _put(expr, found, f" {other}")}
+    for found in _WINDOW.finditer(expr):
+        other = f"[{2 * int(found[1])}{found[2]}]"
+        yield f"{found[0]} -> {other} at {found.start()}", {**rule, "expr": _put(expr, found, other)}
+    if hold := rule.get("for"):
+        doubled = f"{2 * int(hold[:-1])}{hold[-1]}"
+        yield f"for {hold} -> {doubled}", {**rule, "for": doubled}
+        yield f"for {hold} -> at once", {key: value for key, value in rule.items() if key != "for"}
+
+
+def _concerned(rule: Rule, changed: Rule, group: list[Rule]) -> Iterator[Rule]:
+    """The changed rule, those that look at it, and all that any of these look at; in their order."""
+    lookers = [other for other in group if "alert" in other and rule.get("record") in _RECORD.findall(other["expr"])]
+    concerned = [rule, *lookers]
+    concerned += [seen for one in (rule, *lookers) for seen in _seen_by(one, group)]
+    for one in group:
+        if one is rule:
+            yield changed
+        elif one in concerned:
+            yield one
+
+
+def _seen_by(rule: Rule, group: list[Rule]) -> list[Rule]:
+    return [other for other in group if other.get("record") in _RECORD.findall(rule["expr"])]
+
+
+def _name(rule: Rule) -> str:
+    return str(rule.get("alert") or rule["record"])
+
+
+def _put(text: str, found: re.Match[str], other: str) -> str:
+    return text[: found.start()] + other + text[found.end() :]

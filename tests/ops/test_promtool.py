@@ -1,0 +1,65 @@
+"""Prometheus's own tool: the rules are valid, their tests pass, and their tests notice every change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.ops.mutants import Mutant, mutants_of, unchanged
+from tests.ops.tools import OPS, run
+
+pytestmark = pytest.mark.ops
+
+FILES = sorted((OPS / "alerts").glob("*.yaml"))
+TESTS = OPS / "alerts" / "tests"
+RULES = {path.name: yaml.safe_load(path.read_text()) for path in FILES}
+UNCHANGED = [one for name, rules in RULES.items() for one in unchanged(name, rules)]
+MUTANTS = [mutant for name, rules in RULES.items() for mutant in mutants_of(name, rules)]
+
+# Mutants that no test could notice, and why.
+EQUIVALENT = {
+    "MediaClusterWorkerDown: > -> >= at 25": "count() is never 0: where nothing is counted there is no sample",
+    "MediaClusterRedisUnreachable: > -> >= at 26": "count() is never 0: where nothing is counted there is no sample",
+    "media_cluster:redis_memory: 0 -> 1 at 71": "no Redis has a limit of one byte",
+}
+
+
+def test_the_rules_are_valid() -> None:
+    checked = run("promtool", "check", "rules", "--lint=all", "--lint-fatal", *FILES)
+
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_tests_of_a_rule_file_pass(path: Path) -> None:
+    tested = run("promtool", "test", "rules", TESTS / path.name)
+
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_mutants_are_made_of_every_alert() -> None:
+    changed = {mutant.name.partition(": ")[0] for mutant in MUTANTS}
+
+    assert {one.name for one in UNCHANGED} <= changed
+    assert set(EQUIVALENT) <= {mutant.name for mutant in MUTANTS}
+
+
+@pytest.mark.parametrize("rules", UNCHANGED, ids=lambda rules: rules.name)
+def test_a_right_rule_is_not_complained_about(rules: Mutant, tmp_path: Path) -> None:
+    tested = run("promtool", "test", "rules", rules.write(tmp_path, TESTS / rules.file))
+
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_wrong_rule_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
+    tested = run("promtool", "test", "rules", mutant.write(tmp_path, TESTS / mutant.file))
+
+    told = tested.stdout + tested.stderr
+    if mutant.name in EQUIVALENT:
+        assert tested.returncode == 0, f"it is not equivalent, a test notices it: {told}"
+    else:
+        assert tested.returncode == 1, f"survived: {told}"
+        assert "got:" in told, f"promtool did not run it: {told}"

@@ -1,0 +1,136 @@
+"""The rules as they are committed: complete, routed, and true to the thresholds file. No tool is needed here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from ops.build import generated, rules_of
+from ops.panels import ROWS
+from ops.rules import QUERIES
+from ops.tables import with_table
+from ops.thresholds import FILE, ThresholdInvalid, Thresholds, thresholds
+from tasks.backlog import HIGH_NOISE
+from tasks.metrics import DURATION_BUCKETS_S
+from tests.ops.tools import OPS
+
+COMMITTED = {path: yaml.safe_load(path.read_text()) for path in sorted((OPS / "alerts").glob("*.yaml"))}
+RULES: list[dict[str, Any]] = [
+    rule for file in COMMITTED.values() for group in file["groups"] for rule in group["rules"]
+]
+ALERTS = [rule for rule in RULES if "alert" in rule]
+NAMES = [alert["alert"] for alert in ALERTS]
+
+
+def test_what_is_committed_is_what_make_ops_build_writes() -> None:
+    stale = [path.name for path, text in generated(thresholds()).items() if path.read_text(encoding="utf-8") != text]
+
+    assert stale == [], "say make ops-build"
+
+
+def test_no_rule_file_is_left_over_from_an_older_build() -> None:
+    assert {path.name for path in COMMITTED} == set(rules_of(thresholds()))
+
+
+def test_every_signal_is_measured_and_every_alert_is_there_once() -> None:
+    with_alerts = {name for name, signal in thresholds().signals.items() if signal.levels}
+
+    assert set(QUERIES) == with_alerts
+    assert sorted(NAMES) == sorted(thresholds().alerts)
+    assert len(set(NAMES)) == len(NAMES)
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
+def test_an_alert_says_what_it_is_what_to_do_and_where_to_look(alert: dict[str, Any]) -> None:
+    told = alert["annotations"]
+
+    assert set(told) == {"summary", "description", "runbook_url", "dashboard_url"}
+    assert not told["summary"].endswith(".")
+    assert "{{" not in told["summary"]
+    assert "$value" in told["description"] or "$labels" in told["description"] or "No worker pod" in told["description"]
+    assert alert["labels"]["severity"] in ("warning", "critical")
+    assert alert["labels"].get("page") in (None, "true")
+    assert alert["labels"].get("page") is None or alert["labels"]["severity"] == "critical"
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
+def test_the_links_of_an_alert_lead_somewhere(alert: dict[str, Any]) -> None:
+    headings = re.findall(r"^#+ (.+)$", (OPS / "runbook.md").read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    panels = {str(panel.id) for row in ROWS for panel in row.panels}
+
+    runbook, dashboard = (urlsplit(alert["annotations"][name]) for name in ("runbook_url", "dashboard_url"))
+
+    assert runbook.path.endswith("/ops/runbook.md")
+    assert runbook.fragment in anchors
+    assert dashboard.path.startswith("/d/media-cluster-observability/")
+    assert dashboard.query.removeprefix("viewPanel=") in panels
+
+
+def test_the_seeds_thresholds_are_the_ones_that_are_used() -> None:
+    told = {
+        name: (alert["expr"].partition(" ")[2], alert.get("for", "")) for name, alert in zip(NAMES, ALERTS, strict=True)
+    }
+
+    assert told["MediaClusterFailuresHigh"] == ("> 1", "")
+    assert told["MediaClusterFailuresSustained"] == ("> 1", "5m")
+    assert told["MediaClusterFailuresSpiking"] == ("> 3", "")
+    assert told["MediaClusterLatencyHigh"] == ("> 5", "")
+    assert told["MediaClusterLatencyHighSustained"] == ("> 5", "10m")
+    assert told["MediaClusterLatencyCritical"] == ("> 8", "")
+    assert told["MediaClusterLatencyCriticalSustained"] == ("> 8", "10m")
+    assert told["MediaClusterFeedbackFailed"] == ("> 0", "")
+    assert told["MediaClusterFeedbackFailingRepeatedly"] == (">= 2", "")
+    assert told["MediaClusterNoiseHigh"] == (">= 3", "")
+    assert told["MediaClusterPendingHigh"][0] == ">= 100"
+    assert told["MediaClusterPendingCritical"][0] == ">= 250"
+    assert told["MediaClusterStreamLagHigh"][0] == ">= 10"
+    assert told["MediaClusterStreamLagCritical"] == (">= 30", "5m")
+
+
+def test_what_the_workers_count_fits_what_the_alerts_compare() -> None:
+    latency = {level.value for level in thresholds().signals["latency"].levels.values()}
+
+    assert latency | {3} <= set(DURATION_BUCKETS_S)
+    assert thresholds().signals["noise_count"].high_above == HIGH_NOISE
+    assert f"more than {HIGH_NOISE} media" in thresholds().signals["noise"].what
+
+
+def test_a_critical_level_is_never_gentler_than_a_warning() -> None:
+    for signal in thresholds().signals.values():
+        warnings = [level.value for level in signal.levels.values() if level.severity == "warning"]
+        criticals = [level.value for level in signal.levels.values() if level.severity == "critical"]
+        if warnings and criticals:
+            assert min(warnings) <= min(criticals), signal.name
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "problem"),
+    [
+        ("above: 1, severity: warning", "has 0 levels"),
+        ("severity: warning, summary: Clustering", "severity is 'wrong'"),
+        ("for: 5m, severity: critical", "'5 minutes' is no duration"),
+        ("above: 1, severity: warning, summary", "a warning pages"),
+        ("above: 3, severity: critical, page: true", "unexpected keyword argument 'pages'"),
+    ],
+)
+def test_a_threshold_that_cannot_be_used_is_named(spoilt: str, problem: str) -> None:
+    mended = {
+        "has 0 levels": spoilt.replace("above: 1, ", ""),
+        "severity is 'wrong'": spoilt.replace("warning", "wrong"),
+        "'5 minutes' is no duration": spoilt.replace("5m", "5 minutes"),
+        "a warning pages": spoilt.replace("warning", "warning, page: true"),
+        "unexpected keyword argument 'pages'": spoilt.replace("page:", "pages:"),
+    }[problem]
+
+    with pytest.raises(ThresholdInvalid, match="MediaCluster.*" + re.escape(problem)):
+        Thresholds.from_text(FILE.read_text().replace(spoilt, mended, 1))
+
+
+def test_a_runbook_without_its_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="<!-- /thresholds -->"):
+        with_table("# Runbook\n", thresholds())

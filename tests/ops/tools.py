@@ -1,0 +1,45 @@
+"""Programs that operators have and a laptop may lack: found, or a skip that says which package brings them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[2]
+OPS: Final = ROOT / "ops"
+
+PACKAGES: Final = {
+    "promtool": "prometheus",
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "amtool": "prometheus-alertmanager",
+    "prometheus-redis-exporter": "prometheus-redis-exporter",
+    "redis-cli": "redis-tools",
+    "jq": "jq",
+    "curl": "curl",
+    "http": "httpie",
+}
+
+
+def tool(name: str) -> str:
+    """The path of a program; without it the test is skipped, or fails where ``REQUIRE_ALL_TOOLS`` is 1."""
+    beside_python = Path(sys.executable).with_name(name)
+    found = str(beside_python) if beside_python.exists() else shutil.which(name)
+    if found:
+        return found
+    reason = f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}"
+    if os.environ.get("REQUIRE_ALL_TOOLS") == "1":
+        pytest.fail(reason)
+    pytest.skip(f"SKIP {reason}")
+
+
+def run(name: str, *arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    """A program's answer; whether it succeeded is for the caller to say."""
+    command = [tool(name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload,no-any-return]
