@@ -26,6 +26,8 @@ never move.
     {pet:<id>}:aliases      hash    merged id -> the id it became
     {pet:<id>}:ledger       list    corrections, oldest first, JSON (see ledger.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so
+    {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
+                                    256 media on. It may be missing or behind: then a recluster takes longer
     sploot:pets             set     ids of pets that hold something, decimal
 
 None of them has a time limit: they are the truth about a pet and end with it.
@@ -63,6 +65,7 @@ class PetKeys:
     aliases: str
     ledger: str
     history: str
+    tree: str
 
     @classmethod
     def of(cls, pet: PetId) -> Self:
@@ -78,4 +81,5 @@ class PetKeys:
             aliases=f"{tag}:aliases",
             ledger=f"{tag}:ledger",
             history=f"{tag}:history",
+            tree=f"{tag}:tree",
         )

@@ -11,7 +11,7 @@ from threading import Lock
 from uuid import uuid4
 
 from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict
-from sploot_cluster.models import Change, HistoryEntry, PetId, PetState, PetView
+from sploot_cluster.models import Change, HistoryEntry, KeptTree, PetId, PetState, PetView
 from sploot_cluster.rows import check, empty_state, follow
 from sploot_cluster.store import CLAIM_MS
 from sploot_cluster.views import view_of
@@ -25,6 +25,7 @@ class _Pet:
     history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
     claimant: str | None = None
     claimed_until_s: float = 0.0
+    tree: KeptTree | None = None
 
 
 class MemoryPetStore:
@@ -65,7 +66,7 @@ class MemoryPetStore:
                 > self._max_vector_bytes
             ):
                 raise PetTooLarge(pet=pet, n_media=state.n_media)
-            held.state = follow(state, change, version=uuid4().hex)
+            held.state = follow(state, change, version=f"{state.born or uuid4().hex}.{uuid4().hex}")
             held.claimant = None
             if change.kind != "arrival":
                 entry = HistoryEntry(held.state.revision, change.kind, self._clock(), change.by, dict(change.summary))
@@ -78,6 +79,19 @@ class MemoryPetStore:
             held = self._pets.get(pet)
             if held and held.claimant == claimant:
                 held.claimant = None
+
+    def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held is None or held.state.born != tree.born:
+                return
+            if held.tree is None or held.tree.born != tree.born or held.tree.n <= tree.n:
+                held.tree = tree
+
+    def kept_tree(self, pet: PetId) -> KeptTree | None:
+        with self._lock:
+            held = self._pets.get(pet)
+            return held.tree if held else None
 
     def view(self, pet: PetId) -> PetView:
         return view_of(self.load(pet))
