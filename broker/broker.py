@@ -53,7 +53,8 @@ class RedisStreamsBroker(Broker):
 
     Args:
         url: of the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
-        client: to take the connection settings from, as for TLS or Sentinel; its ``decode_responses`` must be False.
+        client: to take the connection settings from, as for TLS, Sentinel or Cluster; its ``decode_responses`` must be
+            False.
         middleware: as for every broker: None for Dramatiq's defaults; a producer may pass ``[]``.
         decoders: per queue, for entries that are not one field ``message``.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
@@ -68,7 +69,7 @@ class RedisStreamsBroker(Broker):
         self,
         url: str | None = None,
         *,
-        client: redis.Redis | None = None,
+        client: redis.Redis | redis.RedisCluster | None = None,
         namespace: str = "streams",
         group: str = "cluster-workers",
         middleware: list[Middleware] | None = None,
@@ -81,6 +82,7 @@ class RedisStreamsBroker(Broker):
         dead_letter_max: int = 100_000,
         unique_for_ms: int = DAY_MS,
         enqueue_timeout_ms: int = 5_000,
+        keeper_process: bool = True,
     ) -> None:
         if client is not None and url is not None:
             raise TypeError("give a url or a client, not both")
@@ -95,8 +97,11 @@ class RedisStreamsBroker(Broker):
             dead_letter_max=dead_letter_max,
             unique_for_ms=unique_for_ms,
             enqueue_timeout_ms=enqueue_timeout_ms,
+            keeper_process=keeper_process,
         )
-        self._client = client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
+        self._client: redis.Redis | redis.RedisCluster = (
+            client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
+        )
         self._decoders = dict(decoders or {})
         self._following = threading.local()
         super().__init__(middleware=middleware)
@@ -224,7 +229,7 @@ class RedisStreamsBroker(Broker):
         while True:
             # the locks of what was dropped; their names are known to nobody
             cursor, names = self._session.connections.run(
-                "SCAN", cursor, "MATCH", _literally(keys.unique("")) + "*", "COUNT", 1_000
+                "SCAN", cursor, "MATCH", _literally(keys.unique("")) + "*", "COUNT", 1_000, key=keys.stream
             )
             if names:
                 self._session.connections.run("DEL", *names)
@@ -415,6 +420,7 @@ class RedisStreamsBroker(Broker):
     def _after_fork(self) -> None:
         """Begin anew in a child process: its parent's locks, sockets and messages are not its own."""
         self._following = threading.local()
+        self._session.abandon()
         self._session = Session(self._client, self.settings, self._emit_ours)
 
 

@@ -5,7 +5,7 @@
     {ns:q}:delayed           zset    due (ms, server time) -> name                         promotion
     {ns:q}:delayed:messages  hash    name -> message                                       promotion
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
-    {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time)               clean stop, janitor
+    {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     clean stop, janitor
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             start of the job, time limit
     {ns:q}:suspects          hash    entry -> crashes charged to it [deliveries consumer]  when settled
     {ns:q}:recent            zset    enqueue id -> when it may be forgotten (ms)           expires
