@@ -113,6 +113,8 @@ class Keeper:
             self._child.tell("rest")
         if self._thread is not None:
             self._thread.join(5.0)
+        if self._child is not None:
+            self._child.tell("rest")  # one that the thread started meanwhile
 
     def close(self, *, is_holding: bool) -> None:
         """Beat no more, and end the child, unless there is something that this process's death will set free."""

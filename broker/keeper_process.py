@@ -167,7 +167,7 @@ class KeeperProcess:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        told = _decoded(control.recv(MOST_BYTES))
+        told = _decoded(self._received())
         pid, self._beat_s, self._scripts, self._group, self._consumer, self._lease_ms = told
         self._parent = Parent(pid)
         self._links: dict[bytes, Link] = {}
@@ -202,10 +202,18 @@ class KeeperProcess:
         ready, _, _ = select.select(sources, [], [], wait_s)
         heard: list[tuple[Any, ...] | None] = []
         while self._control in ready:
-            told = self._control.recv(MOST_BYTES)
+            told = self._received()
             heard.append(_decoded(told) if told else None)
             ready = select.select([self._control], [], [], 0)[0] if told else []
         return heard
+
+    def _received(self) -> bytes:
+        """One message; empty when the other end is closed."""
+        try:
+            return self._control.recv(MOST_BYTES)
+        except ConnectionResetError:
+            # Told once, before what still lies here, when the parent died without having read all that we said.
+            return self._control.recv(MOST_BYTES)
 
     def _is_dying(self) -> bool:
         """Whether the parent, whose sockets are closed, is about to be dead; else it wants us no more."""
