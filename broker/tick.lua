@@ -48,9 +48,7 @@ if not listed.err then
         is_takeable = 1
       else
         local beat = redis.call('ZSCORE', consumers, name)
-        if beat == '0' then
-          is_takeable = 1
-        elseif not beat or tonumber(beat) < now - lease then
+        if not beat or tonumber(beat) < now - lease then
           if #redis.call('XPENDING', stream, group, 'IDLE', lease, '-', '+', 1, name) > 0 then
             is_takeable = 1
           end

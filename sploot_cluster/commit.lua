@@ -1,13 +1,16 @@
 -- Writes one change of a pet, or nothing.
 --
 -- KEYS     1 meta  2 media  3 rows  4 vectors  5 labels  6 standings  7 clusters  8 aliases  9 ledger  10 history
+--          11 arrived  12 overwritten
 -- ARGV     born, commit, revision   the state the change was decided on; "", "", 0 for a pet that has nothing
 --          new_born, new_commit     names for the pet, should this be its first commit, and for this commit
 --          claimant, claim_ms       who gets the right of way after a conflict ("" = nobody), and for how long
 --          format, model, dim, next_cluster, n_at_recluster, noise_arrivals   for meta; model and dim "" = keep
 --          vectors                  of the arrivals
---          relabels                 1: labels and standings are those of all rows; 0: of the arrivals
+--          relabels                 1: labels and standings are those of all rows, and others than before; 0: of the arrivals
 --          labels, standings
+--          arrived                  of the arrivals
+--          was, kept                what labels are overwritten, "" = none; and how many such commits are kept
 --          correction               JSON for the ledger, or ""
 --          kind, by, summary        of the history entry; kind "" = none
 --          then five lists, each as its length and its items:
@@ -71,6 +74,7 @@ end
 local format, model, dim = take(), take(), take()
 local next_cluster, n_at_recluster, noise_arrivals = take(), take(), take()
 local vectors, relabels, labels, standings = take(), take() == '1', take(), take()
+local arrived, was, kept = take(), take(), tonumber(take())
 local correction, kind, by, summary = take(), take(), take(), take()
 
 revision = expected + 1
@@ -98,6 +102,24 @@ redis.call('HDEL', meta, 'claim', 'claim_until_ms')
 if model ~= '' then
   redis.call('HSET', meta, 'model', model, 'dim', dim)
 end
+local n_media = tonumber(redis.call('HGET', meta, 'n_media') or '0')
+if was ~= '' then
+  local relabelled_at = redis.call('HGET', meta, 'relabelled_at')
+  if relabelled_at and redis.call('XLEN', KEYS[12]) == 0 and not redis.call('HGET', meta, 'past_from') then
+    -- of a release that kept nothing
+    redis.call('HSET', meta, 'past_from', relabelled_at)
+  end
+  redis.call('XADD', KEYS[12], revision .. '-0', 'was', was)
+  if redis.call('XLEN', KEYS[12]) > kept then
+    local oldest = redis.call('XRANGE', KEYS[12], '-', '+', 'COUNT', 1)[1][1]
+    redis.call('XDEL', KEYS[12], oldest)
+    redis.call('HSET', meta, 'past_from', string.match(oldest, '%d+'))
+  end
+end
+if arrived ~= '' then
+  -- what is missing of a pet that was begun before this was kept becomes 0
+  redis.call('SETRANGE', KEYS[11], 4 * n_media, arrived)
+end
 if relabels then
   redis.call('SET', KEYS[5], labels)
   redis.call('SET', KEYS[6], standings)
@@ -114,7 +136,6 @@ if kind ~= '' then
     'kind', kind, 'by', by, 'at_ms', string.format('%.0f', now_ms), 'summary', summary)
 end
 
-local n_media = tonumber(redis.call('HGET', meta, 'n_media') or '0')
 local first = taken + 2
 local n_arrivals = call_with_list('RPUSH', KEYS[2])
 for i = 0, n_arrivals - 1 do

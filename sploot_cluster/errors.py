@@ -6,7 +6,7 @@
     │   ├── ModelMismatch       a vector of another model than the pet's
     │   ├── UnknownCluster      no such cluster, and no alias leads to one
     │   ├── UnknownMedia        no such medium in this pet or cluster
-    │   ├── UnknownRevision     no correction made this revision, or it is undone already
+    │   ├── UnknownRevision     no correction made this revision, it is undone already, or it is not kept any more
     │   └── StaleRevision       media were moved since the revision that the caller looked at
     ├── RevisionConflict        somebody else committed first; load again and decide again
     │   └── PetClaimed          somebody who lost that race before has the right of way; wait a moment
@@ -92,14 +92,17 @@ class UnknownMedia(InvalidInput):
 
 
 class UnknownRevision(InvalidInput):
-    """Raised when a revision cannot be undone."""
+    """Raised when a revision cannot be undone, or looked at, or restored."""
 
-    def __init__(self, *, pet: int, revision: int, problem: str = "is not a correction") -> None:
-        super().__init__(
-            "revision",
-            f"revision {revision} of pet {pet} {problem}",
-            "choose the revision of a merge, split or undo from the pet's history",
-        )
+    def __init__(
+        self,
+        *,
+        pet: int,
+        revision: int,
+        problem: str = "is not a correction",
+        mend: str = "choose the revision of a correction from the pet's history",
+    ) -> None:
+        super().__init__("revision", f"revision {revision} of pet {pet} {problem}", mend)
         self.pet, self.revision = pet, revision
 
 

@@ -273,7 +273,7 @@ def _correct(
     regrouped = regroup(
         state,
         groups,
-        _standings_after(state, groups, rows),
+        standings_after(state.standings, groups, rows),
         rows,
         settings,
         given=_given(state, plan, groups),
@@ -286,9 +286,9 @@ def _correct(
     return change, Corrected(state.revision + 1, cluster, regrouped.n_moved, overridden, is_duplicate=False)
 
 
-def _standings_after(state: PetState, groups: LabelVector, rows: RowConstraints) -> StandingVector:
+def standings_after(standings: StandingVector, groups: LabelVector, rows: RowConstraints) -> StandingVector:
     """CORRECTED is who a correction in force put there, and nobody else; the rest came as it came."""
-    standings = state.standings.copy()
+    standings = standings.copy()
     standings[np.isin(standings, (Standing.CORRECTED, Standing.NOISE, Standing.DISMISSED))] = Standing.ARRIVED
     standings[rows.placed] = Standing.CORRECTED
     standings[groups == NOISE] = Standing.NOISE

@@ -15,6 +15,7 @@ never move.
                                     n_at_recluster   media the last recluster saw
                                     noise_arrivals   arrivals since then that found no cluster
                                     relabelled_at    revision that last rewrote labels of rows that existed
+                                    past_from        the oldest revision that can be told; absent while all can
                                     recarded_at      revision that last wrote clusters or aliases
                                     claim, claim_until_ms   who has the right of way, and until when (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
@@ -26,13 +27,13 @@ never move.
     {pet:<id>}:aliases      hash    merged id -> the id it became
     {pet:<id>}:ledger       list    corrections, oldest first, JSON (see ledger.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so
-    {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
-                                    256 media on. It may be missing or behind: then a recluster takes longer
+    {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it came; 0 = nobody knows
+    {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels and standings that it overwrote (past.py); 256
     sploot:pets             set     ids of pets that hold something, decimal
 
 None of them has a time limit: they are the truth about a pet and end with it.
 
-A medium takes 4 * dim + 5 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
+A medium takes 4 * dim + 9 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
 100 in ``rows``: 2.2 kB at 512 dimensions, where ``vectors`` reach the 512 MB of one value at 262,144 media.
 
 ``sploot:pets`` lies in another slot and cannot be written by the script that commits. It is written before a pet's
@@ -65,7 +66,8 @@ class PetKeys:
     aliases: str
     ledger: str
     history: str
-    tree: str
+    arrived: str
+    overwritten: str
 
     @classmethod
     def of(cls, pet: PetId) -> Self:
@@ -81,5 +83,6 @@ class PetKeys:
             aliases=f"{tag}:aliases",
             ledger=f"{tag}:ledger",
             history=f"{tag}:history",
-            tree=f"{tag}:tree",
+            arrived=f"{tag}:arrived",
+            overwritten=f"{tag}:overwritten",
         )

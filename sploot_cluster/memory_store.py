@@ -10,8 +10,11 @@ from datetime import UTC, datetime
 from threading import Lock
 from uuid import uuid4
 
+import numpy as np
+
 from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict
-from sploot_cluster.models import Change, HistoryEntry, KeptTree, PetId, PetState, PetView
+from sploot_cluster.models import Change, HistoryEntry, PetId, PetState, PetView
+from sploot_cluster.past import KEPT, Overwritten, Past, load, overwritten_by
 from sploot_cluster.rows import check, empty_state, follow
 from sploot_cluster.store import CLAIM_MS
 from sploot_cluster.views import view_of
@@ -23,9 +26,11 @@ MAX_HISTORY = 10_000
 class _Pet:
     state: PetState
     history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
+    arrived: list[int] = field(default_factory=list)
+    overwritten: deque[Overwritten] = field(default_factory=deque)
+    past_from: int = 0
     claimant: str | None = None
     claimed_until_s: float = 0.0
-    tree: KeptTree | None = None
 
 
 class MemoryPetStore:
@@ -66,7 +71,13 @@ class MemoryPetStore:
                 > self._max_vector_bytes
             ):
                 raise PetTooLarge(pet=pet, n_media=state.n_media)
-            held.state = follow(state, change, version=f"{state.born or uuid4().hex}.{uuid4().hex}")
+            revision, was = state.revision + 1, overwritten_by(state, change)
+            held.arrived += [revision] * len(change.arrivals)
+            if was:
+                held.overwritten.append(load(revision, was))
+                if len(held.overwritten) > KEPT:
+                    held.past_from = held.overwritten.popleft().revision
+            held.state = follow(state, change, version=uuid4().hex)
             held.claimant = None
             if change.kind != "arrival":
                 entry = HistoryEntry(held.state.revision, change.kind, self._clock(), change.by, dict(change.summary))
@@ -80,19 +91,6 @@ class MemoryPetStore:
             if held and held.claimant == claimant:
                 held.claimant = None
 
-    def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
-        with self._lock:
-            held = self._pets.get(pet)
-            if held is None or held.state.born != tree.born:
-                return
-            if held.tree is None or held.tree.born != tree.born or held.tree.n <= tree.n:
-                held.tree = tree
-
-    def kept_tree(self, pet: PetId) -> KeptTree | None:
-        with self._lock:
-            held = self._pets.get(pet)
-            return held.tree if held else None
-
     def view(self, pet: PetId) -> PetView:
         return view_of(self.load(pet))
 
@@ -103,6 +101,12 @@ class MemoryPetStore:
         with self._lock:
             held = self._pets.get(pet)
             return list(held.history)[: -limit - 1 : -1] if held else []
+
+    def past(self, pet: PetId) -> Past:
+        with self._lock:
+            held = self._pets.get(pet) or _Pet(empty_state(pet))
+            arrived = np.array(held.arrived, dtype=np.uint32)
+            return Past(held.state, arrived, list(reversed(held.overwritten)), held.past_from)
 
     def pets(self) -> Sequence[PetId]:
         with self._lock:

@@ -140,7 +140,7 @@ class PetState:
         next_cluster: the next id to give out.
         n_at_recluster: media that the last recluster saw; 0 before the first.
         noise_arrivals: arrivals since the last recluster that found no cluster.
-        relabelled_at: the revision that last rewrote labels of rows that existed; 0 if none did.
+        relabelled_at: the revision that last moved media that were there; 0 if none did.
         version: the store's own name for exactly this state. A revision alone does not tell: after a failover that lost
             writes, or for a pet that was deleted and begun anew, two states can share one.
     """
@@ -167,26 +167,6 @@ class PetState:
     def n_media(self) -> int:
         return len(self.media)
 
-    @property
-    def born(self) -> str:
-        """The part of ``version`` that all states of a pet share whose rows were only appended to."""
-        return self.version.partition(".")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class KeptTree:
-    """A spanning tree as a store holds it beside a pet; see ``kept_tree``.
-
-    Attributes:
-        born: ``PetState.born`` of the pet that it is of.
-        n: it is of so many of its first rows.
-        body: what ``kept_tree.load`` reads.
-    """
-
-    born: str
-    n: int
-    body: bytes
-
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -206,7 +186,7 @@ class Relabelling:
     standings: StandingVector
 
 
-ChangeKind = Literal["arrival", "recluster", "merge", "split", "exclude", "dismiss", "undo"]
+ChangeKind = Literal["arrival", "recluster", "merge", "split", "exclude", "dismiss", "undo", "restore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,3 +345,28 @@ class Reclustered:
     constraints: int
     kept: str
     overridden: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What became of a pet that was to be as it was.
+
+    Attributes:
+        restored: the revision that it was to be as; ``revision`` is the new one.
+        n_moved: media whose cluster changed, noise included.
+        n_held: media that are not where they were then, because corrections in force hold them elsewhere.
+        n_later: media that came since then: in their cluster if there was one of its id, else noise.
+        constraints_kept, constraints, kept, overridden: as of :class:`Reclustered`.
+        is_duplicate: the operation was done already, and nothing was written.
+    """
+
+    revision: int
+    restored: int
+    n_moved: int
+    n_held: int
+    n_later: int
+    constraints_kept: int
+    constraints: int
+    kept: str
+    overridden: tuple[str, ...]
+    is_duplicate: bool = False

@@ -30,12 +30,13 @@ from sploot_cluster.models import (
     ClusterCard,
     ClusterId,
     HistoryEntry,
-    KeptTree,
     MediaId,
     PetId,
     PetState,
     PetView,
 )
+from sploot_cluster.past import KEPT, Past, overwritten_by
+from sploot_cluster.past import load as load_overwritten
 from sploot_cluster.rows import PetRows, check, empty_state, follow
 from sploot_cluster.store import CLAIM_MS
 from sploot_cluster.vectors import LabelVector, StandingVector
@@ -62,7 +63,6 @@ class RedisPetStore:
         scripts = files(__package__)
         self._load = client.register_script(scripts.joinpath("load.lua").read_text(encoding="utf-8"))
         self._commit = client.register_script(scripts.joinpath("commit.lua").read_text(encoding="utf-8"))
-        self._keep = client.register_script(scripts.joinpath("keep.lua").read_text(encoding="utf-8"))
         self._release = client.register_script(scripts.joinpath("release.lua").read_text(encoding="utf-8"))
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
@@ -87,6 +87,8 @@ class RedisPetStore:
                     keys.aliases,
                     keys.ledger,
                     keys.history,
+                    keys.arrived,
+                    keys.overwritten,
                 ],
                 args=[
                     *_names(state.version),
@@ -113,16 +115,6 @@ class RedisPetStore:
         with _translated(f"release pet {pet}"):
             self._release(keys=[PetKeys.of(pet).meta], args=[claimant])
 
-    def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
-        keys = PetKeys.of(pet)
-        with _translated(f"keep the tree of pet {pet}"):
-            self._keep(keys=[keys.meta, keys.tree], args=[tree.born, tree.n, tree.body])
-
-    def kept_tree(self, pet: PetId) -> KeptTree | None:
-        with _translated(f"read the tree of pet {pet}"):
-            born, n, body = cast("list[bytes | None]", self._client.hmget(PetKeys.of(pet).tree, ["born", "n", "body"]))
-        return None if born is None or n is None or body is None else KeptTree(born.decode(), int(n), body)
-
     def view(self, pet: PetId) -> PetView:
         return view_of(self._read(pet, empty_state(pet), with_vectors=False))
 
@@ -134,6 +126,28 @@ class RedisPetStore:
         with _translated(f"read the history of pet {pet}"):
             entries = self._client.xrevrange(PetKeys.of(pet).history, count=limit)
         return [_entry(id_, fields) for id_, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)]
+
+    def past(self, pet: PetId) -> Past:
+        keys = PetKeys.of(pet)
+        while True:
+            state = self._read(pet, empty_state(pet), with_vectors=False)
+            with _translated(f"read the past of pet {pet}"):
+                arrived = cast("bytes | None", self._client.get(keys.arrived)) or b""
+                entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrevrange(keys.overwritten))
+                born, since = cast("list[bytes | None]", self._client.hmget(keys.meta, "born", "past_from"))
+            if (born or b"").decode() == _names(state.version)[0]:
+                break  # else rows were deleted in between, and what was read is of others
+        n = state.n_media
+        column = np.zeros(n, dtype=np.uint32)
+        known = np.frombuffer(arrived[: 4 * n], dtype="<u4")
+        column[: len(known)] = known
+        try:
+            overwritten = [load_overwritten(_revision(id_), fields[b"was"]) for id_, fields in entries]
+        except (ValueError, KeyError) as exc:
+            raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
+        # what was committed after the state was read is no part of its past
+        told = [one for one in overwritten if one.revision <= state.revision]
+        return Past(state, column, told, since=int(since or 0))
 
     def pets(self) -> Sequence[PetId]:
         with _translated("list the pets"):
@@ -185,15 +199,17 @@ def _names(version: str) -> tuple[str, str]:
 def _written(state: PetState, change: Change) -> Iterator[Any]:
     """The part of commit.lua's ARGV that says what to write."""
     arrivals, relabelling = change.arrivals, change.relabelling
+    was = overwritten_by(state, change)
     labels = b"".join(int(arrival.label).to_bytes(4, "little", signed=True) for arrival in arrivals)
     standings = bytes(arrival.standing for arrival in arrivals)
-    if relabelling is not None:
+    if relabelling is not None and was:
         labels = relabelling.labels.astype("<i4").tobytes() + labels
         standings = relabelling.standings.astype(np.uint8).tobytes() + standings
     yield from (FORMAT, change.model or "", change.dim or "")
     yield from (change.next_cluster, change.n_at_recluster, change.noise_arrivals)
     yield b"".join(arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals)
-    yield from (int(relabelling is not None), labels, standings)
+    yield from (int(bool(was)), labels, standings)
+    yield from ((state.revision + 1).to_bytes(4, "little") * len(arrivals), was, KEPT)
     yield ledger.dumps(change.correction) if change.correction is not None else ""
     yield from ("" if change.kind == "arrival" else change.kind, change.by, _json(change.summary))
     for items in (
@@ -301,12 +317,17 @@ def _load_card(id_: ClusterId, text: bytes) -> ClusterCard:
 
 def _entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
     return HistoryEntry(
-        revision=int(id_.partition(b"-")[0]),
+        revision=_revision(id_),
         kind=cast("ChangeKind", fields[b"kind"].decode()),
         at=datetime.fromtimestamp(int(fields[b"at_ms"]) / 1000, UTC),
         by=fields[b"by"].decode(),
         summary=json.loads(fields[b"summary"]),
     )
+
+
+def _revision(id_: bytes) -> int:
+    """The revision that is the id of a stream's entry."""
+    return int(id_.partition(b"-")[0])
 
 
 def _json(value: object) -> str:

@@ -15,15 +15,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING, Final, TypeVar, assert_never
+from typing import Final, TypeVar, assert_never, cast
 from uuid import uuid4
 
 import numpy.typing as npt
 
 from sploot_cluster.assignment import decide, recluster_reason
+from sploot_cluster.diff import Diff, Snapshot, compare
 from sploot_cluster.errors import (
     DimensionMismatch,
     InvalidInput,
@@ -50,18 +50,14 @@ from sploot_cluster.models import (
     PetState,
     PetView,
     Reclustered,
+    Restored,
     Split,
     Undo,
 )
 from sploot_cluster.pet_cache import PetCache, PetMemory
-from sploot_cluster.rows import PetRows
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import CLAIM_MS, PetStore
 from sploot_cluster.vectors import FloatVector, as_vector
-
-if TYPE_CHECKING:
-    from sploot_cluster.density import Density
-    from sploot_cluster.pet_density import PetDensity
 
 logger = logging.getLogger(__name__)
 
@@ -276,11 +272,14 @@ class ClusterService:
         Density is computed once, over the media that are there when it starts; what follows from it is decided on the
         newest state, so that media and corrections may come in the meantime. A pet without media stays as it is.
         """
+        from sploot_cluster.density import cluster_densely
         from sploot_cluster.recluster import plan_recluster
 
-        seen, density = self._density(pet)
+        with self._cache.open(pet) as memory:
+            seen = memory.state = self._store.load(pet, known=memory.state)
         if not seen.n_media:
             return _nothing_to_recluster(seen)
+        density = cluster_densely(seen.vectors, settings=self._settings)
 
         def regroup(state: PetState) -> tuple[Change, Reclustered]:
             if state.media[: seen.n_media] != tuple(seen.media):
@@ -290,6 +289,50 @@ class ClusterService:
 
         with self._cache.open(pet) as memory:
             return self._settle(memory, regroup)
+
+    def restore(
+        self, pet: PetId, revision: int, *, operation_id: str, by: str, expected_revision: int | None = None
+    ) -> Restored:
+        """Make the pet what it was at a revision, as a new one; see ``restoring`` for what corrections have to say.
+
+        Raises:
+            UnknownRevision: it has not been, or is not kept any more.
+        """
+        from sploot_cluster.restoring import plan_restore
+
+        _check_operation(operation_id)
+
+        def put_back(state: PetState) -> tuple[Change | None, Restored]:
+            done = next(
+                (entry for entry in self._store.history(pet) if entry.summary.get("operation_id") == operation_id), None
+            )
+            if done:
+                return None, _restored_before(done)
+            _check_page(state, expected_revision)
+            past = self._store.past(pet)
+            if past.state.version != state.version:
+                raise RevisionConflict(pet=pet, expected=state.revision, current=past.state.revision)
+            return plan_restore(state, past.at(revision), settings=self._settings, operation_id=operation_id, by=by)
+
+        with self._cache.open(pet) as memory:
+            return self._settle(memory, put_back)
+
+    def compare(self, pet: PetId, from_revision: int, to_revision: int) -> Diff:
+        """What differs between two revisions.
+
+        Raises:
+            UnknownRevision: one has not been, or is not kept any more.
+        """
+        past = self._store.past(pet)
+        return compare(past.at(from_revision), past.at(to_revision))
+
+    def at(self, pet: PetId, revision: int) -> Snapshot:
+        """Where every medium was at a revision.
+
+        Raises:
+            UnknownRevision: it has not been, or is not kept any more.
+        """
+        return self._store.past(pet).at(revision)
 
     def clusters(self, pet: PetId) -> PetView:
         """The pet as it is now; an empty view of revision 0 for a pet that has nothing."""
@@ -307,27 +350,6 @@ class ClusterService:
         """Every pet that has media, ascending."""
         return self._store.pets()
 
-    @cached_property
-    def _densities(self) -> PetDensity:
-        # hdbscan takes a second to import: whoever only reads does without
-        from sploot_cluster.pet_density import PetDensity
-
-        return PetDensity(self._store, self._settings)
-
-    def _density(self, pet: PetId) -> tuple[PetState, Density]:
-        """The pet as it is when this begins, and its density. Others may use the pet while it is computed."""
-        with self._cache.open(pet) as memory:
-            seen = memory.state = self._store.load(pet, known=memory.state)
-            remembered = self._densities.recall(memory, seen.n_media)
-        tree = self._densities.tree_of(seen, seen.vectors, remembered)
-        density = self._densities.density_of(tree, seen.media, seen.vectors)
-        if tree is not None and tree is not remembered:
-            with self._cache.open(pet) as memory:
-                if PetRows.behind(memory.state) is PetRows.behind(seen):
-                    memory.remember_tree(tree)
-                self._densities.keep(memory, seen, tree)
-        return seen, density
-
     def _arrive(
         self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
     ) -> tuple[Change | None, Assigned]:
@@ -335,8 +357,6 @@ class ClusterService:
         if media in state.rows:
             return None, _where(state, media)
         _check_space(state, model, dim=len(vector))
-        if state.n_media < self._settings.exact_until:
-            return self._arrive_exactly(state, memory, media, model, vector)
         neighbours = memory.nearest(vector, self._settings.n_neighbours)
         decision = decide(neighbours, state.labels, state.standings, state.clusters, self._settings)
         change = Change(
@@ -357,22 +377,6 @@ class ClusterService:
             revision=state.revision + 1,
         )
         return change, assigned
-
-    def _arrive_exactly(
-        self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
-    ) -> tuple[Change, Assigned]:
-        """As :meth:`_arrive`, deciding about everybody else too."""
-        from sploot_cluster.exact_arrival import plan_exact_arrival
-
-        vectors = PetRows.behind(state).vectors_and(state.n_media, vector)
-        remembered = self._densities.recall(memory, len(vectors))
-        if remembered is not None:
-            self._densities.keep(memory, state, remembered)
-        tree = self._densities.tree_of(state, vectors, remembered)
-        if tree is not None:
-            memory.expect_tree(tree, media, vector)
-        density = self._densities.density_of(tree, (*state.media, media), vectors)
-        return plan_exact_arrival(state, media, vectors, density, model=model, settings=self._settings)
 
     def _ask_for_recluster(self, memory: PetMemory, assigned: Assigned) -> Assigned:
         """Ask for one if the pet grew or drifted; ``assigned`` with the reason."""
@@ -402,21 +406,16 @@ class ClusterService:
         expected_revision: int | None,
         plan: Callable[[PetState], tuple[Change, Corrected]],
     ) -> Corrected:
-        """Commit what ``plan`` says, unless the operation is in the ledger already.
-
-        Arrivals make no page stale: they move no medium that was there.
-        """
+        """Commit what ``plan`` says, unless the operation is in the ledger already."""
         from sploot_cluster import feedback
 
-        if not operation_id:
-            raise InvalidInput("operation_id", "is empty", "send an id that is the same when the operation is repeated")
+        _check_operation(operation_id)
 
         def correct(state: PetState) -> tuple[Change | None, Corrected]:
             done = feedback.find_operation(state.ledger, operation_id)
             if done:
                 return None, _done_before(state, done)
-            if expected_revision is not None and state.relabelled_at > expected_revision:
-                raise StaleRevision(pet=pet, expected=expected_revision, moved_at=state.relabelled_at)
+            _check_page(state, expected_revision)
             return plan(state)
 
         with self._cache.open(pet) as memory:
@@ -464,6 +463,17 @@ class ClusterService:
         raise AssertionError("count() does not end")
 
 
+def _check_operation(operation_id: str) -> None:
+    if not operation_id:
+        raise InvalidInput("operation_id", "is empty", "send an id that is the same when the operation is repeated")
+
+
+def _check_page(state: PetState, expected_revision: int | None) -> None:
+    """Whether what a person looked at is still so. Arrivals make no page stale: they move no medium that was there."""
+    if expected_revision is not None and state.relabelled_at > expected_revision:
+        raise StaleRevision(pet=state.pet, expected=expected_revision, moved_at=state.relabelled_at)
+
+
 def _check_ids(pet: PetId, media: MediaId) -> None:
     if pet < 1:
         raise InvalidInput("pet_id", f"{pet} is not a pet", "send a number from 1")
@@ -509,6 +519,22 @@ def _done_before(state: PetState, done: Correction) -> Corrected:
             return Corrected(done.revision, None, n_moved=0, overridden=(), is_duplicate=True)
         case _:
             assert_never(done)
+
+
+def _restored_before(done: HistoryEntry) -> Restored:
+    """The answer to a restoration that came before."""
+    return Restored(
+        revision=done.revision,
+        restored=cast("int", done.summary["restored"]),
+        n_moved=0,
+        n_held=0,
+        n_later=0,
+        constraints_kept=0,
+        constraints=0,
+        kept="",
+        overridden=(),
+        is_duplicate=True,
+    )
 
 
 def _nothing_to_recluster(state: PetState) -> Reclustered:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from sploot_cluster.models import Change, HistoryEntry, KeptTree, PetId, PetState, PetView
+from sploot_cluster.models import Change, HistoryEntry, PetId, PetState, PetView
+from sploot_cluster.past import Past
 
 # Long enough to plan a recluster of 50,000 media; short enough that a claimant who died is hardly noticed.
 CLAIM_MS: Final = 2_000
@@ -49,15 +50,6 @@ class PetStore(Protocol):
         """End the right of way of a claimant who changes nothing after all; nothing happens if it has none."""
         ...
 
-    def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
-        """Keep a spanning tree for whoever needs one next. Nothing happens if the pet is another one by now, or if a
-        larger tree is kept: it is a matter of speed alone."""
-        ...
-
-    def kept_tree(self, pet: PetId) -> KeptTree | None:
-        """The spanning tree that was kept last, if any; whether it fits is for ``kept_tree.load`` to say."""
-        ...
-
     def view(self, pet: PetId) -> PetView:
         """The pet at its newest revision for readers, without its vectors."""
         ...
@@ -68,6 +60,10 @@ class PetStore(Protocol):
 
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         """The newest revisions that were more than plain arrivals, newest first."""
+        ...
+
+    def past(self, pet: PetId) -> Past:
+        """The pet without its vectors, and what it was at every revision that is kept."""
         ...
 
     def pets(self) -> Sequence[PetId]:

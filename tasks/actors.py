@@ -13,7 +13,7 @@ import dramatiq
 from dramatiq.middleware import CurrentMessage
 
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.models import Assigned, ClusterId, Corrected, MediaId, PetId, Reclustered
+from sploot_cluster.models import Assigned, ClusterId, Corrected, MediaId, PetId, Reclustered, Restored
 from sploot_cluster.service import ClusterService
 from tasks.contracts import (
     Contract,
@@ -22,6 +22,7 @@ from tasks.contracts import (
     ExcludeMedia,
     MergeClusters,
     ReclusterPet,
+    RestoreRevision,
     SplitCluster,
     UndoFeedback,
 )
@@ -30,6 +31,8 @@ from tasks.jobs import answer
 from tasks.retry_policy import POLICIES
 
 C = TypeVar("C", bound=Contract)
+
+Answer = Assigned | Corrected | Restored | Reclustered
 
 
 def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
@@ -102,6 +105,16 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
             expected_revision=task.expected_revision,
         )
 
+    @_actor_for(RestoreRevision, broker)
+    def restore_revision(task: RestoreRevision) -> Restored:
+        return service.restore(
+            PetId(task.pet_id),
+            task.revision,
+            operation_id=_message_id(),
+            by=task.requested_by,
+            expected_revision=task.expected_revision,
+        )
+
     @_actor_for(ReclusterPet, broker)
     def recluster_pet(task: ReclusterPet) -> Reclustered:
         reclustered = service.recluster(PetId(task.pet_id), by=task.requested_by)
@@ -110,12 +123,10 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
         return reclustered
 
 
-def _actor_for(
-    contract: type[C], broker: dramatiq.Broker
-) -> Callable[[Callable[[C], Assigned | Corrected | Reclustered]], None]:
+def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable[[C], Answer]], None]:
     """Declare a function of a checked message as the contract's actor, with the retries that the table says."""
 
-    def declare(run: Callable[[C], Assigned | Corrected | Reclustered]) -> None:
+    def declare(run: Callable[[C], Answer]) -> None:
         def unpack_and_run(*positional: Any, **kwargs: Any) -> None:
             if positional:
                 raise InvalidInput("args", "positional arguments have no names", "send keyword arguments")

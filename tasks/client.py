@@ -33,13 +33,13 @@ from tasks.contracts import (
     ExcludeMedia,
     MergeClusters,
     ReclusterPet,
+    RestoreRevision,
     SplitCluster,
     UndoFeedback,
 )
 from tasks.jobs import JobRecords, status_of
 from tasks.redis_urls import connect
 from tasks.rollout import EVERYBODY, is_rolled_out
-from tasks.trace_context import TRACEPARENT, current_traceparent
 
 CONNECT_TIMEOUT_S: Final = 1.0
 ANSWER_TIMEOUT_S: Final = 1.0
@@ -154,6 +154,17 @@ class ClusterTasks:
     ) -> JobRef:
         """Take back the correction that made ``revision``."""
         return self._correct(UndoFeedback, {"pet_id": pet_id, "revision": revision}, requested_by, expected_revision)
+
+    def restore(
+        self,
+        pet_id: int,
+        revision: int,
+        *,
+        requested_by: str = UNKNOWN_REQUESTER,
+        expected_revision: int | None = None,
+    ) -> JobRef:
+        """Make the pet what it was at a revision, as a new one; corrections are kept."""
+        return self._correct(RestoreRevision, {"pet_id": pet_id, "revision": revision}, requested_by, expected_revision)
 
     def ingest(
         self,
@@ -286,9 +297,6 @@ def _event(fields: Mapping[str, Any]) -> EmbeddingIngested:
 
 
 def _message(task: Contract, *, job_id: str | None = None, **options: Any) -> dramatiq.Message[Any]:
-    # of a caller that traces itself; an event may bring another one of its own
-    if (traceparent := current_traceparent()) is not None:
-        options[TRACEPARENT] = traceparent
     return dramatiq.Message(
         queue_name=task.queue_name,
         actor_name=task.actor_name,

@@ -37,6 +37,7 @@ SPLIT_CLUSTER: Final = "split_cluster"
 EXCLUDE_MEDIA: Final = "exclude_media"
 DISMISS_MEDIA: Final = "dismiss_media"
 UNDO_FEEDBACK: Final = "undo_feedback"
+RESTORE_REVISION: Final = "restore_revision"
 RECLUSTER_PET: Final = "recluster_pet"
 EXPORT_PENDING_JOBS: Final = "export_pending_jobs"
 EXPORT_STREAM_LAG: Final = "export_stream_lag"
@@ -229,6 +230,29 @@ class UndoFeedback(_Task):
     """
 
     actor_name: ClassVar[str] = UNDO_FEEDBACK
+    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
+
+    pet_id: int
+    revision: int
+    requested_by: str = UNKNOWN_REQUESTER
+    expected_revision: int | None = None
+
+    def __post_init__(self) -> None:
+        revision = _whole("revision", self.revision, lowest=1, highest=MAX_INT64)
+        _put(self, pet_id=_pet_id(self.pet_id), revision=revision)
+        _check_request(self)
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRevision(_Task):
+    """Make the pet what it was at a revision; corrections are kept.
+
+    Attributes:
+        revision: any that the pet's history still knows.
+        requested_by, expected_revision: as of :class:`MergeClusters`.
+    """
+
+    actor_name: ClassVar[str] = RESTORE_REVISION
     queue_name: ClassVar[str] = CLUSTER_FEEDBACK
 
     pet_id: int
@@ -437,7 +461,9 @@ def _some_media(media_ids: object, which: str) -> tuple[str, ...]:
     return media
 
 
-def _check_request(task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback) -> None:
+def _check_request(
+    task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback | RestoreRevision,
+) -> None:
     """What all corrections share."""
     expected = task.expected_revision
     if expected is not None:

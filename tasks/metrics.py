@@ -22,6 +22,7 @@ from tasks.contracts import (
     DISMISS_MEDIA,
     EXCLUDE_MEDIA,
     MERGE_CLUSTERS,
+    RESTORE_REVISION,
     SPLIT_CLUSTER,
     UNDO_FEEDBACK,
 )
@@ -41,6 +42,7 @@ OPERATIONS: Final = {
     EXCLUDE_MEDIA: "exclude",
     DISMISS_MEDIA: "dismiss",
     UNDO_FEEDBACK: "undo",
+    RESTORE_REVISION: "restore",
 }
 
 # An arrival takes milliseconds, a recluster of 50,000 media half a minute. Alerts and the dashboard ask for exactly

@@ -13,6 +13,7 @@ split_cluster                                                  not look again; a
 exclude_media                                                  that time
 dismiss_media
 undo_feedback
+restore_revision
 recluster_pet                  5  5 s to 5 min         30 min  the next arrivals ask for another one; 50,000 media take
                                                                minutes on one core, which no limit must cut off
 export_pending_jobs            0  –                      10 s  the next sample is due in 10 s and makes up for this one
@@ -40,6 +41,7 @@ from tasks.contracts import (
     EXPORT_STREAM_LAG,
     MERGE_CLUSTERS,
     RECLUSTER_PET,
+    RESTORE_REVISION,
     SPLIT_CLUSTER,
     UNDO_FEEDBACK,
 )
@@ -85,6 +87,7 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     EXCLUDE_MEDIA: _CORRECTION,
     DISMISS_MEDIA: _CORRECTION,
     UNDO_FEEDBACK: _CORRECTION,
+    RESTORE_REVISION: _CORRECTION,
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
     EXPORT_PENDING_JOBS: _SAMPLE,
     EXPORT_STREAM_LAG: _SAMPLE,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import BaseModel, Field
 
 from sploot_cluster.api.problems import FieldProblem
+from sploot_cluster.diff import Diff, Snapshot
 from sploot_cluster.jobs import JobRef, JobState, JobStatus
-from sploot_cluster.models import ChangeKind, ClusterView, HistoryEntry, PetId, PetView
+from sploot_cluster.models import NOISE, ChangeKind, ClusterView, HistoryEntry, PetId, PetView, Standing
+
+# Of what differs between two revisions; a page that shows more helps nobody.
+MAX_MOVES: Final = 1_000
 
 
 class JobAccepted(BaseModel):
@@ -128,6 +132,80 @@ class PetHistory(BaseModel):
     @classmethod
     def of(cls, pet: PetId, entries: Sequence[HistoryEntry]) -> Self:
         return cls(pet_id=pet, entries=[HistoryLine.of(entry) for entry in entries])
+
+
+class MovedMedium(BaseModel):
+    media_id: str
+    before: int | None = Field(
+        alias="from", description="Its cluster in the earlier one; null for noise, or when it was not there."
+    )
+    after: int | None = Field(alias="to", description="Its cluster in the later one; null for noise.")
+
+
+class PetDiff(BaseModel):
+    """What differs between two revisions of a pet, or between its newest one and a recluster that was previewed."""
+
+    from_revision: int | None
+    to_revision: int | None = Field(description="null for a preview.")
+    n_same: int
+    n_moved: int = Field(description="Media that went from one cluster to another.")
+    n_new_noise: int = Field(description="Media that fell out of a cluster.")
+    n_from_noise: int = Field(description="Media that were noise and found a cluster.")
+    n_arrived: int = Field(description="Media that the earlier one does not have.")
+    moved: list[MovedMedium] = Field(description="All of these media, up to the limit.")
+    is_truncated: bool = Field(description="There are more of them.")
+    merged: Mapping[str, int] = Field(description="Ids that ended, and the cluster that most of their media are in.")
+    split: Mapping[str, int] = Field(description="Ids that began, and the cluster that most of their media come from.")
+    kept_ids: Sequence[int]
+    new_ids: Sequence[int]
+    ended_ids: Sequence[int]
+
+    @classmethod
+    def of(cls, diff: Diff, limit: int = MAX_MOVES) -> Self:
+        def known(cluster: int | None) -> int | None:
+            return None if cluster == NOISE else cluster
+
+        return cls(
+            from_revision=diff.from_revision,
+            to_revision=diff.to_revision,
+            n_same=diff.n_same,
+            n_moved=diff.n_moved,
+            n_new_noise=diff.n_new_noise,
+            n_from_noise=diff.n_from_noise,
+            n_arrived=diff.n_arrived,
+            moved=[
+                MovedMedium(media_id=move.media, **{"from": known(move.before), "to": known(move.after)})
+                for move in diff.moved[:limit]
+            ],
+            is_truncated=len(diff.moved) > limit,
+            merged={str(ended): into for ended, into in diff.merged.items()},
+            split={str(new): source for new, source in diff.split.items()},
+            kept_ids=diff.kept_ids,
+            new_ids=diff.new_ids,
+            ended_ids=diff.ended_ids,
+        )
+
+
+class PetAt(BaseModel):
+    """Where the media of a pet were at a revision."""
+
+    pet_id: int
+    revision: int | None
+    clusters: Mapping[str, Sequence[str]] = Field(description="Media by the id of their cluster then.")
+    noise: Sequence[str]
+    dismissed: Sequence[str]
+
+    @classmethod
+    def of(cls, pet: PetId, then: Snapshot) -> Self:
+        clusters: dict[str, list[str]] = {}
+        noise: list[str] = []
+        dismissed: list[str] = []
+        for medium, label, standing in zip(then.media, then.labels.tolist(), then.standings.tolist(), strict=True):
+            if label != NOISE:
+                clusters.setdefault(str(label), []).append(medium)
+            else:
+                (dismissed if standing == Standing.DISMISSED else noise).append(medium)
+        return cls(pet_id=pet, revision=then.revision, clusters=clusters, noise=noise, dismissed=dismissed)
 
 
 class Job(BaseModel):

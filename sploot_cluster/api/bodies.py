@@ -134,6 +134,17 @@ class Undo(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
 
 
+class Restore(_Body):
+    """Make the pet what it was at a revision. Corrections are kept: undo those that shall not hold."""
+
+    pet_id: PetNumber
+    revision: Annotated[
+        int, Field(ge=1, le=MAX_INT64, description="Any that the pet's history still knows.", examples=[17])
+    ]
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
+
+
 class Embedding(_Body):
     """A medium was embedded. The same medium again changes nothing."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from sploot_cluster.api.answers import JobAccepted
-from sploot_cluster.api.bodies import Dismiss, Exclude, Merge, Recluster, Split, Undo
+from sploot_cluster.api.bodies import Dismiss, Exclude, Merge, Recluster, Restore, Split, Undo
 from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, WRITES, CallerOf, Door
 from sploot_cluster.api.jobs import accepted, location_header
 from sploot_cluster.api.preconditions import IfMatch, Revisions, seen_revision
@@ -116,6 +116,25 @@ def clusters_router(door: Door, jobs: JobQueue, revisions: Revisions) -> APIRout
         """Any correction, an undo as well, however old; what came after it is kept."""
         job = jobs.undo(
             body.pet_id, body.revision, requested_by=caller.name, expected_revision=seen(body.pet_id, if_match)
+        )
+        return accepted(job, request, response)
+
+    @router.post(
+        "/restore",
+        operation_id="restore_revision",
+        status_code=202,
+        summary="Make a pet what it was",
+        responses=corrected,
+    )
+    def restore(
+        body: Restore, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
+    ) -> JobAccepted:
+        """The labels of an older revision, as a new one. Corrections still hold; media that came since stay."""
+        job = jobs.restore(
+            body.pet_id,
+            body.revision,
+            requested_by=caller.name,
+            expected_revision=seen(body.pet_id, if_match),
         )
         return accepted(job, request, response)
 

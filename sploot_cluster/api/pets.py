@@ -9,11 +9,12 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
-from sploot_cluster.api.answers import PetClusters, PetHistory
+from sploot_cluster.api.answers import MAX_MOVES, PetAt, PetClusters, PetDiff, PetHistory
 from sploot_cluster.api.bodies import MAX_INT64
 from sploot_cluster.api.door import BEARER, READS, Door
 from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, Revisions, tagged
 from sploot_cluster.api.problems import UNREADABLE_PET, FieldProblem, InvalidFields, documented
+from sploot_cluster.diff import Diff, Snapshot
 from sploot_cluster.models import PetId, PetView
 
 MAX_HISTORY: Final = 1_000
@@ -25,6 +26,10 @@ class PetReader(Revisions, Protocol):
     """What is read of the service. ``ClusterService`` is one."""
 
     def clusters(self, pet: PetId) -> PetView: ...
+
+    def at(self, pet: PetId, revision: int) -> Snapshot: ...
+
+    def compare(self, pet: PetId, from_revision: int, to_revision: int) -> Diff: ...
 
 
 def _decimal(given: Any) -> int:
@@ -64,5 +69,20 @@ def pets_router(door: Door, service: PetReader) -> APIRouter:
         entries = service.history(PetId(pet_id), limit=limit)
         revision = entries[0].revision if entries else 0
         return tagged(revision, if_none_match, lambda: PetHistory.of(PetId(pet_id), entries))
+
+    @router.get("/history/diff", operation_id="compare_revisions", summary="What differs between two revisions")
+    def compare_revisions(
+        pet_id: PetInPath,
+        from_revision: Annotated[int, Query(alias="from", description="The one.", ge=0, le=MAX_INT64)],
+        to_revision: Annotated[int, Query(alias="to", description="The other one.", ge=0, le=MAX_INT64)],
+        limit: Annotated[int, Query(description="How many moved media at most.", ge=1, le=MAX_MOVES)] = MAX_MOVES,
+    ) -> PetDiff:
+        """Which media moved, and what became of the ids."""
+        return PetDiff.of(service.compare(PetId(pet_id), from_revision, to_revision), limit)
+
+    @router.get("/history/{revision}", operation_id="get_revision", summary="A pet as it was")
+    def get_revision(pet_id: PetInPath, revision: Annotated[int, Path(ge=0, le=MAX_INT64)]) -> PetAt:
+        """Where every medium was at a revision."""
+        return PetAt.of(PetId(pet_id), service.at(PetId(pet_id), revision))
 
     return router

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -26,9 +26,13 @@ from tasks.cli.shared import (
 )
 from tasks.contracts import EmbeddingIngested, stream_of
 
+if TYPE_CHECKING:
+    from sploot_cluster.diff import Diff
+
 app = typer.Typer()
 
 EVENTS_PER_BATCH: Final = 500
+MOVES_SHOWN: Final = 50
 
 
 @app.command()
@@ -143,6 +147,19 @@ def undo(
 
 
 @app.command()
+def restore(
+    pet: Pet,
+    revision: Annotated[int, typer.Argument(help="What the pet shall be as, from `history`.", metavar="REVISION")],
+    by: By,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the pet what it was at a revision, as a new one. Corrections are kept: undo those that shall not hold."""
+    with open_tasks() as tasks:
+        report(tasks, tasks.restore(pet, revision, requested_by=by), wait, as_json=as_json)
+
+
+@app.command()
 def clusters(pet: Pet, as_json: AsJson = False) -> None:
     """Show the pet's clusters."""
     from sploot_cluster.models import PetId, Standing
@@ -190,12 +207,18 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
 def history(
     pet: Pet,
     limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20,
+    diff: Annotated[
+        tuple[int, int] | None, typer.Option(help="Show what differs between two revisions instead.", metavar="FROM TO")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the newest reclusters and corrections; `undo` takes a revision."""
+    """Show the newest reclusters and corrections; `undo` and `restore` take a revision."""
     from sploot_cluster.models import PetId
 
     with open_service() as service:
+        if diff is not None:
+            print_diff(service.compare(PetId(pet), *diff), as_json=as_json)
+            return
         entries = service.history(PetId(pet), limit=limit)
     if as_json:
         print_json([asdict(entry) for entry in entries])
@@ -205,3 +228,26 @@ def history(
         what = ", ".join(f"{name} {value}" for name, value in entry.summary.items() if value not in (None, []))
         table.add_row(str(entry.revision), entry.kind, f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.by, what)
     out.print(table)
+
+
+def print_diff(diff: Diff, *, as_json: bool) -> None:
+    """What differs between two revisions; at most ``MOVES_SHOWN`` media are named to people."""
+    if as_json:
+        print_json(asdict(diff) | {"merged": dict(diff.merged), "split": dict(diff.split)})
+        return
+    out.print(
+        f"{diff.n_same} media where they were, {diff.n_moved} in another cluster, {diff.n_new_noise} new noise, "
+        f"{diff.n_from_noise} no noise any more, {diff.n_arrived} came since"
+    )
+    out.print(f"{len(diff.kept_ids)} ids kept, {len(diff.new_ids)} new, {len(diff.ended_ids)} ended")
+    for ended, into in diff.merged.items():
+        out.print(f"  cluster {ended} went into {into}")
+    for new, source in diff.split.items():
+        out.print(f"  cluster {new} came out of {source}")
+    table = table_of("media", "from", "to")
+    for move in diff.moved[:MOVES_SHOWN]:
+        ends = ("-" if cluster in (None, -1) else str(cluster) for cluster in (move.before, move.after))
+        table.add_row(move.media, *ends)
+    out.print(table)
+    if len(diff.moved) > MOVES_SHOWN:
+        out.print(f"and {len(diff.moved) - MOVES_SHOWN} more; --json names them all")

@@ -34,12 +34,13 @@ class Day:
         self.service = ClusterService(self.store)
         self.n_pictures = self.n_steps = 0
         self.ids_ever: set[int] = set()
+        self.seen: list[PetState] = []
 
     def go_on(self) -> str:
         """Let something happen, and raise AssertionError if a promise is broken after it; what happened."""
         deed = self.random.choices(
-            (self.arrive, self.merge, self.split, self.exclude, self.dismiss, self.undo, self.recluster),
-            weights=(45, 13, 10, 10, 5, 12, 10),
+            (self.arrive, self.merge, self.split, self.exclude, self.dismiss, self.undo, self.restore, self.recluster),
+            weights=(45, 13, 10, 10, 5, 12, 4, 10),
         )[0]
         self.n_steps += 1
         told = deed.__name__
@@ -75,6 +76,16 @@ class Day:
         revisions = [correction.revision for correction in state.ledger] or [1]
         self.service.undo(PET, self.random.choice(revisions), operation_id=operation_id, by="ada")
 
+    def restore(self, state: PetState, operation_id: str) -> None:
+        then = self.random.choice(self.seen) if self.seen else state
+        restored = self.service.restore(PET, then.revision, operation_id=operation_id, by="ada")
+        assert restored.constraints_kept == restored.constraints
+        now = self.store.load(PET)
+        n_elsewhere = int(np.count_nonzero(now.labels[: then.n_media] != then.labels))
+        assert restored.n_held == n_elsewhere
+        if then.ledger == state.ledger:
+            assert n_elsewhere == 0, "nobody said anything since"
+
     def recluster(self, state: PetState, operation_id: str) -> None:
         reclustered = self.service.recluster(PET)
         assert reclustered.constraints_kept == reclustered.constraints
@@ -100,6 +111,7 @@ def check(day: Day, context: str) -> None:
     assert state.next_cluster > max([0, *day.ids_ever, *state.clusters]), context
     day.ids_ever.update(state.clusters)
     assert ((state.labels == -1) == np.isin(state.standings, (0, 5))).all(), context
+    day.seen.append(state)
     if state.ledger and state.ledger[-1].revision == state.revision:
         match state.ledger[-1]:
             case Merge(into=into, groups=groups):
@@ -114,18 +126,29 @@ def check(day: Day, context: str) -> None:
                 assert {told[medium] for medium in dismissal.media} == {-1}, context
 
 
+def check_past(day: Day) -> None:
+    """Whether every revision that was seen can still be told, in all its media."""
+    past = day.store.past(PET)
+    for state in day.seen:
+        then = past.at(state.revision)
+        assert list(then.media) == list(state.media), f"seed {day.seed}, revision {state.revision}"
+        assert np.array_equal(then.labels, state.labels), f"seed {day.seed}, revision {state.revision}"
+        assert np.array_equal(then.standings, state.standings), f"seed {day.seed}, revision {state.revision}"
+
+
 def main(n_events: int, seed: int) -> int:
     print(f"days of {STEPS} events, until {n_events} have happened; seed {seed}", flush=True)
     random, began, happened = Random(seed), time.perf_counter(), Counter[str]()
     while happened.total() < n_events:
         day = Day(random.randrange(2**32))
-        for _ in range(min(STEPS, n_events - happened.total())):
-            try:
+        try:
+            for _ in range(min(STEPS, n_events - happened.total())):
                 happened[day.go_on()] += 1
-            except AssertionError as broken:
-                traceback.print_exc()
-                print(f"BROKEN after {happened.total()} events: {broken}; replay it with Day({day.seed})")
-                return 1
+            check_past(day)
+        except AssertionError as broken:
+            traceback.print_exc()
+            print(f"BROKEN after {happened.total()} events: {broken}; replay it with Day({day.seed})")
+            return 1
     for told, n in sorted(happened.items()):
         print(f"  {told}: {n}")
     print(f"{happened.total()} events, 0 violations, {time.perf_counter() - began:.0f} s")

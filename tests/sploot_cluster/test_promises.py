@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sploot_cluster.days import STEPS, Day
+from tests.sploot_cluster.days import STEPS, Day, check_past
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -12,5 +12,6 @@ def test_nothing_that_people_said_is_ever_broken(seed: int) -> None:
     day = Day(seed)
 
     happened = [day.go_on() for _ in range(STEPS)]
+    check_past(day)
 
     assert {"merge", "split", "exclude", "dismiss", "undo", "recluster"} & {*happened}

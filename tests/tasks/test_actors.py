@@ -29,6 +29,7 @@ from tasks.contracts import (
     EXCLUDE_MEDIA,
     MERGE_CLUSTERS,
     RECLUSTER_PET,
+    RESTORE_REVISION,
     SPLIT_CLUSTER,
     UNDO_FEEDBACK,
     EmbeddingIngested,
@@ -44,6 +45,7 @@ QUEUE_OF = {
     EXCLUDE_MEDIA: CLUSTER_FEEDBACK,
     DISMISS_MEDIA: CLUSTER_FEEDBACK,
     UNDO_FEEDBACK: CLUSTER_FEEDBACK,
+    RESTORE_REVISION: CLUSTER_FEEDBACK,
     RECLUSTER_PET: CLUSTER_RECLUSTER,
 }
 
@@ -145,6 +147,7 @@ def test_an_event_that_comes_twice_counts_once(broker: StubBroker, service: Clus
         (EXCLUDE_MEDIA, {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),
         (DISMISS_MEDIA, {"pet_id": 42, "media_ids": "a"}, "media_ids"),
         (UNDO_FEEDBACK, {"pet_id": 42}, "revision"),
+        (RESTORE_REVISION, {"pet_id": 42, "revision": 0}, "revision"),
         (RECLUSTER_PET, {"pet_id": "42"}, "pet_id"),
     ],
 )
@@ -182,6 +185,7 @@ def test_positional_arguments_are_refused(broker: StubBroker, actor: str) -> Non
         (MERGE_CLUSTERS, {"cluster_ids": [1, 77]}, UnknownCluster),
         (SPLIT_CLUSTER, {"cluster_id": 1, "media_ids": ["nobody's"]}, UnknownMedia),
         (UNDO_FEEDBACK, {"revision": 7_777}, UnknownRevision),
+        (RESTORE_REVISION, {"revision": 7_777}, UnknownRevision),
     ],
 )
 def test_what_the_domain_refuses_is_not_tried_again_either(

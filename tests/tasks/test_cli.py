@@ -159,6 +159,7 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
         cli("exclude", "42", "2", "--media", "s1-1", "--wait", "20", redis_url=redis_url)
         cli("dismiss", "42", "--media", "s1-2", "--wait", "20", redis_url=redis_url)
         again = cli("recluster", "42", "--wait", "20", redis_url=redis_url)
+        restored = cli("restore", "42", "13", "--wait", "20", redis_url=redis_url)
         refused = cli("merge", "42", "1", "99", "--wait", "20", redis_url=redis_url)
 
     assert merged.returncode == 0, merged.stderr
@@ -168,6 +169,10 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
     assert "n_moved: 2" in split.stdout
     assert "kept: constraints kept 5 of 5" in again.stdout
     assert "n_dismissed: 1" in again.stdout
+    assert "restored: 13" in restored.stdout
+    diff = cli("history", "42", "--diff", "13", "14", redis_url=redis_url)
+    assert "6 media where they were, 6 in another cluster" in diff.stdout
+    assert "cluster 1 went into 2" in diff.stdout
     assert refused.returncode == 1
     assert "pet 42 has no cluster 99" in refused.stdout
     assert [entry.by for entry in service.history(PET)][-2] == "ada"

@@ -49,7 +49,7 @@ def test_every_child_that_can_be_counted_is_there_with_zero(registry: CollectorR
         assert registry.get_sample_value("cluster_job_duration_seconds_count", {"backend": backend}) == 0
         for outcome in OUTCOMES:
             assert registry.get_sample_value("cluster_jobs_total", {"outcome": outcome, "backend": backend}) == 0
-    for operation in ("merge", "split", "exclude", "dismiss", "undo"):
+    for operation in ("merge", "split", "exclude", "dismiss", "undo", "restore"):
         for outcome in OUTCOMES:
             labels = {"operation": operation, "outcome": outcome}
             assert registry.get_sample_value("cluster_feedback_operations_total", labels) == 0

@@ -18,6 +18,7 @@ from tasks.contracts import (
     ExcludeMedia,
     MergeClusters,
     ReclusterPet,
+    RestoreRevision,
     SplitCluster,
     UndoFeedback,
 )
@@ -92,8 +93,15 @@ class NotingQueue:
     ) -> JobRef:
         return self._note("undo", **self._said(UndoFeedback(pet_id, revision, requested_by, expected_revision)))
 
+    def restore(
+        self, pet_id: int, revision: int, *, requested_by: str = "?", expected_revision: int | None = None
+    ) -> JobRef:
+        return self._note("restore", **self._said(RestoreRevision(pet_id, revision, requested_by, expected_revision)))
+
     @staticmethod
-    def _said(task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback) -> dict[str, Any]:
+    def _said(
+        task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback | RestoreRevision,
+    ) -> dict[str, Any]:
         said = {name: tuple(value) if isinstance(value, list) else value for name, value in task.to_kwargs().items()}
         return {name.replace("requested_by", "by"): value for name, value in said.items() if name != "into"}
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sploot_cluster.api import ReadinessCheck, ReadinessReport
 from sploot_cluster.errors import StoreUnavailable, UnreadablePet
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
-from sploot_cluster.models import ClusterId
+from sploot_cluster.models import ClusterId, MediaId
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, client_of
 
@@ -26,6 +26,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/clusters/exclude": {"pet_id": 42, "cluster_id": 3, "media_ids": ["a", "b"]},
     "/clusters/dismiss": {"pet_id": 42, "media_ids": ["a", "b"]},
     "/clusters/undo": {"pet_id": 42, "revision": 17},
+    "/clusters/restore": {"pet_id": 42, "revision": 17},
     "/embeddings": {"pet_id": 42, "media_id": "a", "model": "clip@1", "embedding": [0.5, 1]},
 }
 NOTED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,6 +36,7 @@ NOTED: dict[str, tuple[str, dict[str, Any]]] = {
     "/clusters/exclude": ("exclude", {"pet_id": 42, "cluster_id": 3, "media_ids": ("a", "b"), "by": "loopback"}),
     "/clusters/dismiss": ("dismiss", {"pet_id": 42, "media_ids": ("a", "b"), "by": "loopback"}),
     "/clusters/undo": ("undo", {"pet_id": 42, "revision": 17, "by": "loopback"}),
+    "/clusters/restore": ("restore", {"pet_id": 42, "revision": 17, "by": "loopback"}),
     "/embeddings": ("ingest", {"pet_id": 42, "media_id": "a", "vector": [0.5, 1.0]}),
 }
 
@@ -433,3 +435,41 @@ def test_a_correction_that_is_repeated_with_its_key_is_answered_as_before_althou
     assert (first.status_code, second.status_code) == (202, 202)
     assert first.json() == second.json()
     assert len(front.queue.asked) == 1
+
+
+# -- looking back ----------------------------------------------------------------------------------------------------
+
+
+def test_what_differs_between_two_revisions_is_told(front: Front, two_subjects: str) -> None:
+    front.service.merge(PET, [ClusterId(1), ClusterId(2)], into=ClusterId(1), operation_id="1", by="bob")
+    front.service.dismiss(PET, [MediaId("s0-0")], operation_id="2", by="bob")
+    take(front.service, 0, range(20, 21))
+
+    answer = front.http.get(f"{API}/pets/42/history/diff", params={"from": 13, "to": 16, "limit": 2})
+
+    assert answer.status_code == 200
+    diff = answer.json()
+    assert (diff["from_revision"], diff["to_revision"], diff["merged"], diff["ended_ids"]) == (13, 16, {"2": 1}, [2])
+    assert (diff["n_same"], diff["n_moved"], diff["n_new_noise"], diff["n_arrived"]) == (5, 6, 1, 1)
+    assert diff["moved"] == [
+        {"media_id": "s0-0", "from": 1, "to": None},
+        {"media_id": "s1-0", "from": 2, "to": 1},
+    ]
+    assert diff["is_truncated"]
+
+
+def test_a_pet_is_told_as_it_was(front: Front, two_subjects: str) -> None:
+    front.service.dismiss(PET, [MediaId("s0-0")], operation_id="2", by="bob")
+
+    then = front.http.get(f"{API}/pets/42/history/13").json()
+    now = front.http.get(f"{API}/pets/42/history/14").json()
+
+    assert {cluster: len(media) for cluster, media in then["clusters"].items()} == {"1": 6, "2": 6}
+    assert (now["dismissed"], now["noise"], then["dismissed"]) == (["s0-0"], [], [])
+
+
+@pytest.mark.parametrize("path", ["history/99", "history/diff?from=1&to=99"])
+def test_a_revision_that_is_not_there_is_named(front: Front, two_subjects: str, path: str) -> None:
+    answer = front.http.get(f"{API}/pets/42/{path}")
+
+    assert (answer.status_code, fields_of(answer.json())) == (422, ["revision"])

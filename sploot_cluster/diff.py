@@ -1,0 +1,125 @@
+"""What differs between two labellings of a pet: what a preview shows, and what happened between two revisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sploot_cluster.models import NOISE, ClusterId, MediaId, PetState, Standing
+from sploot_cluster.vectors import LabelVector, StandingVector
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where the media of a pet were at a revision; row i of ``labels`` and ``standings`` belongs to ``media[i]``.
+
+    Attributes:
+        revision: None for a labelling that nobody has committed.
+    """
+
+    revision: int | None
+    media: Sequence[MediaId]
+    labels: LabelVector
+    standings: StandingVector
+
+    @classmethod
+    def of(cls, state: PetState) -> Snapshot:
+        return cls(state.revision, state.media, state.labels, state.standings)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A medium that is in another cluster, or was none before; NOISE is in none, None is not there at all."""
+
+    media: MediaId
+    before: ClusterId | None
+    after: ClusterId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What became of the media and the ids of one labelling in another one.
+
+    Attributes:
+        from_revision, to_revision: None for a labelling that nobody has committed.
+        n_same: media of both that are in a cluster of the same id, or noise in both.
+        moved: media of both whose cluster differs, noise included; and media of one alone.
+        merged: ids that ended -> the id in which more than half of their media are now.
+        split: ids that began -> the id in which more than half of their media were.
+        kept_ids, new_ids, ended_ids: ids of both, of the later one alone, of the earlier one alone; ascending.
+    """
+
+    from_revision: int | None
+    to_revision: int | None
+    n_same: int
+    moved: tuple[Move, ...]
+    merged: Mapping[ClusterId, ClusterId]
+    split: Mapping[ClusterId, ClusterId]
+    kept_ids: tuple[ClusterId, ...]
+    new_ids: tuple[ClusterId, ...]
+    ended_ids: tuple[ClusterId, ...]
+
+    @property
+    def n_moved(self) -> int:
+        """Media that went from one cluster to another."""
+        return sum(move.before not in (None, NOISE) and move.after not in (None, NOISE) for move in self.moved)
+
+    @property
+    def n_new_noise(self) -> int:
+        """Media that fell out of a cluster."""
+        return sum(move.before not in (None, NOISE) and move.after == NOISE for move in self.moved)
+
+    @property
+    def n_from_noise(self) -> int:
+        """Media that were noise and found a cluster."""
+        return sum(move.before == NOISE and move.after not in (None, NOISE) for move in self.moved)
+
+    @property
+    def n_arrived(self) -> int:
+        """Media of the later one alone."""
+        return sum(move.before is None for move in self.moved)
+
+
+def compare(before: Snapshot, after: Snapshot) -> Diff:
+    """What differs; one of the two holds the first media of the other, because rows only arrive. O(n log n)."""
+    n = min(len(before.labels), len(after.labels))
+    old, new = before.labels[:n], after.labels[:n]
+    old_ids, new_ids = _ids(before.labels), _ids(after.labels)
+    return Diff(
+        before.revision,
+        after.revision,
+        n_same=int(np.count_nonzero(old == new)),
+        moved=tuple(_moves(before, after, n)),
+        merged=_mostly(old, new, old_ids - new_ids, counts=before.standings[:n] != Standing.ABSORBED),
+        split=_mostly(new, old, new_ids - old_ids, counts=after.standings[:n] != Standing.ABSORBED),
+        kept_ids=tuple(sorted(old_ids & new_ids)),
+        new_ids=tuple(sorted(new_ids - old_ids)),
+        ended_ids=tuple(sorted(old_ids - new_ids)),
+    )
+
+
+def _moves(before: Snapshot, after: Snapshot, n: int) -> Iterator[Move]:
+    for row in np.flatnonzero(before.labels[:n] != after.labels[:n]).tolist():
+        yield Move(before.media[row], ClusterId(int(before.labels[row])), ClusterId(int(after.labels[row])))
+    for row in range(n, len(before.labels)):
+        yield Move(before.media[row], ClusterId(int(before.labels[row])), None)
+    for row in range(n, len(after.labels)):
+        yield Move(after.media[row], None, ClusterId(int(after.labels[row])))
+
+
+def _ids(labels: LabelVector) -> set[ClusterId]:
+    return {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
+
+
+def _mostly(
+    here: LabelVector, there: LabelVector, ids: set[ClusterId], *, counts: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> dict[ClusterId, ClusterId]:
+    """Each id of ``here`` -> the id of ``there`` that more than half of its media have; left out where none is so."""
+    mostly: dict[ClusterId, ClusterId] = {}
+    for id_ in sorted(ids):
+        went, n = np.unique(there[(here == id_) & counts], return_counts=True)
+        if len(went) and went[n.argmax()] != NOISE and 2 * n.max() > n.sum():
+            mostly[id_] = ClusterId(int(went[n.argmax()]))
+    return mostly
