@@ -44,6 +44,14 @@ check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 bench: $(VENV)/installed ## measure side by side, hours: make bench [ARGS='queue --rounds 3'] [ARGS=density]
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: chart
+chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4, and ask Kubernetes 1.27 to 1.37 and the operators
+	@SPLOOT_CHART=1 $(BIN)/python -m pytest -n 2 -q tests/charts $(ARGS)
+
+.PHONY: chart-files
+chart-files: $(VENV)/installed ## copy rules and dashboard into the chart, after they were changed
+	@$(BIN)/python -m deploy.chart_files
+
 .PHONY: lock
 lock: $(VENV)/deploy-installed ## pin what the image installs, by hash: make lock [ARGS=--upgrade]
 	@$(BIN)/python -m deploy.lock $(ARGS)

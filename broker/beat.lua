@@ -4,11 +4,14 @@
 -- ARGV     group, consumer, lease in ms
 -- Returns  1 when the consumer's lease had not lapsed, else 0: others may have taken what it held
 --
--- A new group starts at 0: what is in the stream is work, whoever has seen it before.
+-- A new group starts at 0: what is in the stream is work, whoever has seen it before. Who was declared dead (0, by
+-- leave.lua) stays so: this beat was on its way when its process died.
 
 local stream, consumers = KEYS[1], KEYS[2]
 local group, me, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
+-- A full server lets a script finish whose first write needs no memory; the living must be able to say so.
+redis.call('ZREM', consumers, '')
 local made = redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
 if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
   return made
@@ -16,5 +19,8 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local last = redis.call('ZSCORE', consumers, me)
+if last == '0' then
+  return 0
+end
 redis.call('ZADD', consumers, now, me)
 return last and tonumber(last) >= now - lease and 1 or 0

@@ -53,7 +53,8 @@ class RedisStreamsBroker(Broker):
 
     Args:
         url: of the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
-        client: to take the connection settings from, as for TLS or Sentinel; its ``decode_responses`` must be False.
+        client: to take the connection settings from, as for TLS, Sentinel or Cluster; its ``decode_responses`` must be
+            False.
         middleware: as for every broker: None for Dramatiq's defaults; a producer may pass ``[]``.
         decoders: per queue, for entries that are not one field ``message``.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
@@ -68,7 +69,7 @@ class RedisStreamsBroker(Broker):
         self,
         url: str | None = None,
         *,
-        client: redis.Redis | None = None,
+        client: redis.Redis | redis.RedisCluster | None = None,
         namespace: str = "streams",
         group: str = "cluster-workers",
         middleware: list[Middleware] | None = None,
@@ -81,6 +82,7 @@ class RedisStreamsBroker(Broker):
         dead_letter_max: int = 100_000,
         unique_for_ms: int = DAY_MS,
         enqueue_timeout_ms: int = 5_000,
+        keeper_process: bool = True,
     ) -> None:
         if client is not None and url is not None:
             raise TypeError("give a url or a client, not both")
@@ -95,10 +97,15 @@ class RedisStreamsBroker(Broker):
             dead_letter_max=dead_letter_max,
             unique_for_ms=unique_for_ms,
             enqueue_timeout_ms=enqueue_timeout_ms,
+            keeper_process=keeper_process,
         )
-        self._client = client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
+        self._client: redis.Redis | redis.RedisCluster = (
+            client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
+        )
         self._decoders = dict(decoders or {})
         self._following = threading.local()
+        self._producer = _Producer()
+        self._keys_by_queue: dict[str, QueueKeys] = {}
         super().__init__(middleware=middleware)
         self.queues = set()
         self._session = Session(self._client, self.settings, self._emit_ours)
@@ -217,14 +224,14 @@ class RedisStreamsBroker(Broker):
         keys = self._keys(queue_name)
         self._session.connections.run_script(
             FLUSH,
-            (keys.stream, keys.delayed, keys.delayed_messages, keys.recent, keys.suspects),
+            (keys.stream, keys.delayed, keys.delayed_messages, keys.suspects),
             (self.settings.group,),
         )
         cursor: Any = 0
         while True:
             # the locks of what was dropped; their names are known to nobody
             cursor, names = self._session.connections.run(
-                "SCAN", cursor, "MATCH", _literally(keys.unique("")) + "*", "COUNT", 1_000
+                "SCAN", cursor, "MATCH", _literally(keys.unique("")) + "*", "COUNT", 1_000, key=keys.stream
             )
             if names:
                 self._session.connections.run("DEL", *names)
@@ -356,18 +363,18 @@ class RedisStreamsBroker(Broker):
             )
         return _Outgoing(place, message, payload, delay)
 
-    def _call(self, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
-        """KEYS and ARGV of enqueue.lua."""
+    def _call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
+        """KEYS and ARGV of enqueue.lua, as the step of that number of one round trip."""
         following: Delivery | None = getattr(self._following, "delivery", None)
         if following is not None and len(chunk) == 1:
             # What follows a finished message, as the next of a pipeline, is enqueued again when the worker dies before
             # the acknowledgement: from the same entry, with the same message id. Another run is another entry.
             enqueue_id = f"{following.entry_id}/{chunk[0].message.message_id}"
-            remember_ms = REMEMBER_FOLLOWERS_MS
+            recent, remember_ms = keys.recent(enqueue_id), REMEMBER_FOLLOWERS_MS
         else:
-            enqueue_id = token_hex(8)
+            recent, enqueue_id = self._producer.next_call(keys, step)
             remember_ms = 2 * self.settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
-        script_keys = [keys.stream, keys.delayed, keys.delayed_messages, keys.recent, keys.timer, keys.counters]
+        script_keys = [keys.stream, keys.delayed, keys.delayed_messages, recent, keys.timer, keys.counters]
         args: list[Argument] = [enqueue_id, remember_ms, self.settings.max_queue_length or 0]
         for outgoing in chunk:
             delay_ms = max(0, int(outgoing.delay or 0))
@@ -377,12 +384,13 @@ class RedisStreamsBroker(Broker):
                 lock = len(script_keys)
                 asked = outgoing.message.options.get("unique_for_ms")
                 unique_for_ms = int(asked) if asked is not None else delay_ms + self.settings.unique_for_ms
-            args += (outgoing.payload, token_hex(8), delay_ms, outgoing.message.message_id, lock, max(1, unique_for_ms))
+            name = token_hex(8) if delay_ms else ""
+            args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, max(1, unique_for_ms))
         return script_keys, args
 
     def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
         """The answers to enqueue.lua; sent again, under the same enqueue ids, while the connection is to blame."""
-        calls = [self._call(keys, chunk) for keys, chunk in chunks]
+        calls = [self._call(step, keys, chunk) for step, (keys, chunk) in enumerate(chunks)]
         deadline = time.monotonic() + self.settings.enqueue_timeout_ms / 1000
         pause_s, was_sent = 0.02, False
         while True:
@@ -399,7 +407,10 @@ class RedisStreamsBroker(Broker):
                 pause_s = min(2 * pause_s, 0.5)
 
     def _keys(self, queue_name: str) -> QueueKeys:
-        return QueueKeys(self.settings.namespace, queue_name)
+        keys = self._keys_by_queue.get(queue_name)
+        if keys is None:
+            keys = self._keys_by_queue[queue_name] = QueueKeys(self.settings.namespace, queue_name)
+        return keys
 
     def _emit_ours(self, signal: str, *args: Any) -> None:
         """Tell every middleware that knows this signal of ours."""
@@ -415,6 +426,8 @@ class RedisStreamsBroker(Broker):
     def _after_fork(self) -> None:
         """Begin anew in a child process: its parent's locks, sockets and messages are not its own."""
         self._following = threading.local()
+        self._producer = _Producer()
+        self._session.abandon()
         self._session = Session(self._client, self.settings, self._emit_ours)
 
 
@@ -424,6 +437,19 @@ class _Outgoing:
     message: Message[Any]
     payload: bytes
     delay: int | None
+
+
+class _Producer(threading.local):
+    """Names the calls of one thread, which has one of them under way at a time."""
+
+    def __init__(self) -> None:
+        self._name = token_hex(8)
+        self._n_calls = 0
+
+    def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
+        """Where a call is remembered, and as what. Each step of a round trip may fail alone: each has its own place."""
+        self._n_calls += 1
+        return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
 
 
 class _Counters(dict[str, int]):

@@ -14,7 +14,7 @@ import os
 import selectors
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -24,6 +24,8 @@ from dramatiq.errors import ConnectionClosed, ConnectionFailed
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from .addresses import Address, address_of
+from .cluster import Node, Slots, redirected
 from .errors import SettingsError
 from .scripts import Script
 
@@ -56,98 +58,204 @@ POOLS_OWN: Final = ("maint", "orig_", "oss_cluster_", "himport_")
 PROBE_AFTER_IDLE_S: Final = 1.0
 
 
+# A command follows so many redirects of a cluster.
+MOST_REDIRECTS: Final = 4
+
+REDIRECT_PAUSE_S: Final = 0.05
+
 # A server may answer a blocking command late: it serves others first.
 OVERDUE_AFTER_S: Final = 5.0
 
 
 class Connections:
-    """What one process keeps open to Redis. Threads borrow; there are never more connections than threads."""
+    """What one process keeps open to Redis. Threads borrow; there are never more connections than threads, per node."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         if client.get_encoder().decode_responses:
             raise SettingsError(
                 "client", "decodes answers to text", "make it with decode_responses=False: entries may hold any bytes"
             )
-        pool = client.connection_pool
-        self._connection_class = pool.connection_class
+        self._slots = Slots(client) if isinstance(client, redis.RedisCluster) else None
+        # A pool of Sentinel is asked for the master's address by the connections; it must outlive them.
+        self._pool: Any = client.connection_pool if isinstance(client, redis.Redis) else Slots(client).pool
+        self._connection_class = self._pool.connection_class
         self._connection_kwargs: dict[str, Any] = {
-            **{k: v for k, v in pool.connection_kwargs.items() if not k.startswith(POOLS_OWN)},
+            **{k: v for k, v in self._pool.connection_kwargs.items() if not k.startswith(POOLS_OWN)},
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
             "retry_on_timeout": False,
             # one form of answers for every release of redis-py
             "protocol": 2,
         }
-        # A pool of Sentinel is asked for the master's address by the connections; it must outlive them.
-        self._pool = pool
-        self._idle: deque[tuple[redis.Connection, float]] = deque()
+        self._idle: defaultdict[Node | None, deque[tuple[redis.Connection, float]]] = defaultdict(deque)
 
-    def connect(self, *, extra_timeout_s: float = 0.0) -> redis.Connection:
-        """A new connection, which belongs to the caller.
+    def connect(self, key: str, *, extra_timeout_s: float = 0.0) -> redis.Connection:
+        """A new connection to where ``key`` is, which belongs to the caller.
 
         Args:
             extra_timeout_s: added to the read timeout, for commands that block at the server.
         """
-        connection: redis.Connection = self._connection_class(**self._connection_kwargs)
-        if connection.socket_timeout is not None:
-            connection.socket_timeout += extra_timeout_s
-        with translated(ConnectionFailed):
-            connection.connect()
-        return connection
+        return self._connect(self._node_of(key), extra_timeout_s=extra_timeout_s)
 
-    def run(self, *command: Argument) -> Any:
-        """The answer to one command."""
-        with self._borrowed() as connection, translated(ConnectionClosed):
-            connection.send_command(*command)
-            return _answer(connection)
+    def address(self, key: str) -> Address | None:
+        """What another process of this machine needs to reach ``key``; None where only this one can.
+
+        Raises:
+            BrokerConnectionError: Sentinel, or the cluster, could not say where it is.
+        """
+        node = self._node_of(key)
+        if node is None and isinstance(self._pool, redis.sentinel.SentinelConnectionPool):
+            with translated(ConnectionFailed):
+                node = self._pool.get_master_address()
+        return address_of(self._connection_class, self._connection_kwargs, node)
+
+    def run(self, *command: Argument, key: str | None = None) -> Any:
+        """The answer to one command.
+
+        Args:
+            key: any key of the queue it is about; the command's second word where that is one.
+        """
+        node = self._node_of(str(command[1]) if key is None else key)
+        for _ in range(MOST_REDIRECTS):
+            try:
+                with self._borrowed(node) as connection, translated(ConnectionClosed):
+                    connection.send_command(*command)
+                    return self.answer(connection)
+            except Redirected as redirect:
+                node = redirect.to
+                if redirect.is_asking:
+                    return self._ask(node, command)
+        raise ConnectionClosed("the cluster's nodes send a command from one to the other")
 
     def run_script(self, script: Script, keys: Sequence[str], args: Iterable[Argument]) -> Any:
         """The answer of a script, which is loaded where the server does not know it."""
         rest = (len(keys), *keys, *args)
         try:
-            return self.run("EVALSHA", script.sha, *rest)
+            return self.run("EVALSHA", script.sha, *rest, key=keys[0])
         except redis.exceptions.NoScriptError:
-            return self.run("EVAL", script.text, *rest)
+            return self.run("EVAL", script.text, *rest, key=keys[0])
 
     def run_scripts(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
-        """The answers to many calls of a script, in one round trip."""
+        """The answers to many calls of a script, in one round trip to each node."""
         if len(calls) == 1:
             return [self.run_script(script, *calls[0])]
-        tails = [(len(keys), *keys, *args) for keys, args in calls]
-        with self._borrowed() as connection, translated(ConnectionClosed):
-            # EVAL first: it loads the script for the others, whatever the server knows.
-            commands = [("EVAL", script.text, *tails[0]), *(("EVALSHA", script.sha, *tail) for tail in tails[1:])]
-            connection.send_packed_command(connection.pack_commands(commands))
-            answers, first_error = [], None
-            for _ in commands:
-                # every answer is read, or the next user of the connection would get it
-                try:
-                    answers.append(_answer(connection))
-                except redis.ResponseError as error:
-                    first_error = first_error or error
-            if first_error is not None:
-                raise first_error
-            return answers
+        by_node: defaultdict[Node | None, list[int]] = defaultdict(list)
+        for place, (keys, _) in enumerate(calls):
+            by_node[self._node_of(keys[0])].append(place)
+        answers: list[Any] = [None] * len(calls)
+        for node, places in by_node.items():
+            for place, answer in zip(
+                places, self._run_scripts_at(node, script, [calls[p] for p in places]), strict=True
+            ):
+                answers[place] = answer
+        return answers
 
     def close(self) -> None:
         """Close what is idle. What is borrowed is closed when it comes back to nobody."""
-        while self._idle:
-            self._idle.pop()[0].disconnect()
+        for idle in list(self._idle.values()):
+            while idle:
+                idle.pop()[0].disconnect()
+
+    def _run_scripts_at(
+        self, node: Node | None, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]
+    ) -> list[Any]:
+        tails = [(len(keys), *keys, *args) for keys, args in calls]
+        answers: list[Any] = []
+        moved: list[int] = []
+        first_error: redis.ResponseError | None = None
+        with self._borrowed(node) as connection, translated(ConnectionClosed):
+            # EVAL first: it loads the script for the others, whatever the server knows.
+            commands = [("EVAL", script.text, *tails[0]), *(("EVALSHA", script.sha, *tail) for tail in tails[1:])]
+            connection.send_packed_command(connection.pack_commands(commands))
+            for place in range(len(commands)):
+                # every answer is read, or the next user of the connection would get it
+                try:
+                    answers.append(self.answer(connection))
+                except Redirected:
+                    moved.append(place)
+                    answers.append(None)
+                except redis.ResponseError as error:
+                    # the one that should have loaded it was redirected
+                    if moved and isinstance(error, redis.exceptions.NoScriptError):
+                        moved.append(place)
+                    else:
+                        first_error = first_error or error
+                    answers.append(None)
+            if first_error is not None:
+                raise first_error
+        for place in moved:
+            answers[place] = self.run_script(script, *calls[place])
+        return answers
+
+    def _ask(self, node: Node, command: Sequence[Argument]) -> Any:
+        """The answer of the node that a slot is on its way to."""
+        with self._borrowed(node) as connection, translated(ConnectionClosed):
+            connection.send_command("ASKING")
+            connection.read_response()
+            connection.send_command(*command)
+            return connection.read_response()
+
+    def _node_of(self, key: str) -> Node | None:
+        if self._slots is None:
+            return None
+        with translated(ConnectionFailed):
+            return self._slots.node_of(key)
+
+    def _connect(self, node: Node | None, *, extra_timeout_s: float = 0.0) -> redis.Connection:
+        where: dict[str, Any] = {} if node is None else {"host": node[0], "port": node[1]}
+        connection: redis.Connection = self._connection_class(**{**self._connection_kwargs, **where})
+        if connection.socket_timeout is not None:
+            connection.socket_timeout += extra_timeout_s
+        self._open(connection)
+        return connection
+
+    def _open(self, connection: redis.Connection) -> None:
+        try:
+            with translated(ConnectionFailed):
+                connection.connect()
+        except ConnectionFailed:
+            if self._slots is not None:
+                self._slots.read_again()
+            raise
+
+    def answer(self, connection: redis.Connection) -> Any:
+        """The answer to what was sent.
+
+        Raises:
+            Redirected: another node of the cluster has the slot; nothing was done.
+        """
+        try:
+            return connection.read_response()
+        except redis.exceptions.MovedError as error:
+            if self._slots is None:
+                connection.disconnect()
+                raise
+            raise Redirected(self._slots.correct(error, _node_at(connection))) from error
+        except redis.exceptions.AskError as error:
+            if self._slots is None:
+                raise
+            raise Redirected(redirected(error, _node_at(connection)), is_asking=True) from error
+        except redis.ResponseError as error:
+            if _says(error, WRONG_SERVER):
+                connection.disconnect()
+                if self._slots is not None:
+                    self._slots.read_again()
+            raise
 
     @contextmanager
-    def _borrowed(self) -> Iterator[redis.Connection]:
-        connection = self._pop()
+    def _borrowed(self, node: Node | None) -> Iterator[redis.Connection]:
+        connection = self._pop(node)
         try:
             yield connection
         finally:
             # redis-py has disconnected it if the exchange was not finished; it connects again when it is used.
-            self._idle.append((connection, time.monotonic()))
+            self._idle[node].append((connection, time.monotonic()))
 
-    def _pop(self) -> redis.Connection:
+    def _pop(self, node: Node | None) -> redis.Connection:
         try:
-            connection, since = self._idle.pop()
+            connection, since = self._idle[node].pop()
         except IndexError:
-            return self.connect()
+            return self._connect(node)
         with translated(ConnectionFailed):
             if time.monotonic() - since > PROBE_AFTER_IDLE_S and connection.is_connected:
                 try:
@@ -156,8 +264,16 @@ class Connections:
                     is_dirty = True
                 if is_dirty:
                     connection.disconnect()
-            connection.connect()
+        self._open(connection)
         return connection
+
+
+class Redirected(Exception):
+    """Raised when a node of a cluster names another one; seen by no caller."""
+
+    def __init__(self, to: Node, *, is_asking: bool = False) -> None:
+        super().__init__(f"{to[0]}:{to[1]}")
+        self.to, self.is_asking = to, is_asking
 
 
 class BlockingRead:
@@ -167,8 +283,9 @@ class BlockingRead:
     and another thread can wake it. That is what makes an idle queue cheap.
     """
 
-    def __init__(self, connections: Connections, *, block_ms: int) -> None:
+    def __init__(self, connections: Connections, key: str, *, block_ms: int) -> None:
         self._connections = connections
+        self._key = key
         self._block_ms = block_ms
         self._connection: redis.Connection | None = None
         self._selector: selectors.BaseSelector | None = None
@@ -182,7 +299,7 @@ class BlockingRead:
     def send(self, *command: Argument) -> None:
         """Send the command. Connects where necessary."""
         if self._connection is None:
-            self._connection = self._connections.connect(extra_timeout_s=self._block_ms / 1000)
+            self._connection = self._connections.connect(self._key, extra_timeout_s=self._block_ms / 1000)
         with translated(ConnectionClosed), self._dropped_on_error():
             self._connection.send_command(*command)
             self.is_waiting = True
@@ -216,12 +333,19 @@ class BlockingRead:
         return is_there
 
     def answer(self) -> Any:
-        """The answer to the command that was sent."""
+        """The answer to the command that was sent; None, as after a read without news, when a cluster moved the key."""
         assert self._connection is not None
         self.is_waiting = False
         self._overdue_at = float("inf")
         with translated(ConnectionClosed), self._dropped_on_error():
-            return _answer(self._connection)
+            try:
+                return self._connections.answer(self._connection)
+            except Redirected:
+                pass
+        # Nothing was delivered; who asks again asks the node that has the slot now, or soon will.
+        self.drop()
+        time.sleep(REDIRECT_PAUSE_S)
+        return None
 
     def wake(self) -> None:
         """Make ``wait`` return at once, from any thread."""
@@ -261,13 +385,8 @@ class BlockingRead:
             raise
 
 
-def _answer(connection: redis.Connection) -> Any:
-    try:
-        return connection.read_response()
-    except redis.ResponseError as error:
-        if _says(error, WRONG_SERVER):
-            connection.disconnect()
-        raise
+def _node_at(connection: Any) -> Node:
+    return str(connection.host), int(connection.port)
 
 
 def _says(error: redis.ResponseError, words: Sequence[str]) -> bool:

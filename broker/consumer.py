@@ -43,7 +43,7 @@ class StreamsConsumer(Consumer):
         self._settings = queue.session.settings
         self._keys = queue.keys
         self._buffer: deque[Delivery] = deque()
-        self._read = BlockingRead(self._session.connections, block_ms=self._settings.idle_read_ms)
+        self._read = BlockingRead(self._session.connections, queue.keys.stream, block_ms=self._settings.idle_read_ms)
         self._is_resynced = False
         self._is_closed = False
         queue.attach(self)

@@ -71,7 +71,7 @@ class Janitor:
         self._consumer_name = consumer_name
         self._on_round = on_round
         self._logger: logging.Logger = get_logger(__name__, f"Janitor({keys.queue_name})")
-        self._timer = BlockingRead(connections, block_ms=settings.idle_read_ms)
+        self._timer = BlockingRead(connections, keys.stream, block_ms=settings.idle_read_ms)
         self._last_timer: bytes = b"0-0"
         self._sweep_cursor: str | bytes = "-"
         self._next_sweep_at = 0.0

@@ -2,13 +2,25 @@
 
 One member of a sorted set per queue, on the server's clock. Entries are not touched, so that the idle time which
 XPENDING shows stays the time since delivery.
+
+A child process writes it (``keeper_process.py``): code that holds the interpreter lock for longer than the lease loses
+nothing, and when this process dies its child says so in Redis, where others take over at once. A thread listens to the
+child, and beats itself while the child does not: before it is up, where it cannot start, when it is killed.
 """
 
 from __future__ import annotations
 
 import logging
+import marshal
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
 
 import redis
 from dramatiq.errors import BrokerConnectionError
@@ -16,8 +28,16 @@ from dramatiq.logging import get_logger
 
 from .connections import Connections
 from .keys import QueueKeys
-from .scripts import BEAT
+from .scripts import BEAT, LEAVE
 from .settings import BrokerSettings
+
+PROGRAM: Final = Path(__file__).with_name("keeper_process.py")
+# What a Python process may need to start and to verify certificates; nothing else of ours is its business.
+ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "OPENSSL_MODULES")
+MOST_BYTES: Final = 1 << 16
+CAN_HAVE_CHILD: Final = sys.platform.startswith("linux") and Path("/proc/self/stat").exists() and PROGRAM.exists()
+# A child that ends is started again, this much later each time.
+RESTART_PAUSES_S: Final = (0.0, 1.0, 10.0, 60.0)
 
 
 class Keeper:
@@ -32,6 +52,10 @@ class Keeper:
         self._queues: dict[str, QueueKeys] = {}
         self._confirmed_at: dict[str, float] = {}
         self._late_at = float("-inf")
+        self._child: _Child | None = None
+        self._told: set[str] = set()
+        self._n_failures = 0
+        self._next_child_at = 0.0 if settings.keeper_process else float("inf")
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -47,6 +71,7 @@ class Keeper:
             if self._thread is None and not self._is_stopping.is_set():
                 self._thread = threading.Thread(target=self._loop, name="broker-keeper", daemon=True)
                 self._thread.start()
+        self._tell_of_new_queues()
 
     def run_once(self) -> None:
         """One beat for every queue, in one round trip.
@@ -58,6 +83,12 @@ class Keeper:
             queues = list(self._queues.values())
         if queues:
             self._beat(queues)
+
+    @property
+    def child_pid(self) -> int | None:
+        """The process that beats for this one; None while there is none."""
+        child = self._child
+        return None if child is None else child.process.pid
 
     def is_sure_of(self, queue_name: str) -> bool:
         """Whether this process's lease on the queue is certain to run still: nobody has taken what waits here.
@@ -76,35 +107,197 @@ class Keeper:
         return self.is_sure_of(queue_name) and since_late_s > self._settings.beat_ms / 1000 + 1
 
     def stop(self) -> None:
+        """Beat no more. The child stays, to tell of this process's death, until ``close``."""
         self._is_stopping.set()
+        if self._child is not None:
+            self._child.tell("rest")
         if self._thread is not None:
             self._thread.join(5.0)
+        if self._child is not None:
+            self._child.tell("rest")  # one that the thread started meanwhile
+
+    def close(self, *, is_holding: bool) -> None:
+        """Beat no more, and end the child, unless there is something that this process's death will set free."""
+        self.stop()
+        if is_holding:
+            with suppress(BrokerConnectionError, redis.RedisError):
+                self._tell_of_new_queues()
+        child, self._child = self._child, None
+        if child is not None and is_holding:
+            _watching.append(child)
+        elif child is not None:
+            child.end()
+
+    def abandon(self) -> None:
+        """Forget the child, in a process that was forked: it is another one's."""
+        if self._child is not None:
+            self._child.let_go()
+            self._child = None
 
     def _beat(self, queues: list[QueueKeys]) -> None:
         sent_at = time.monotonic()
         args = (self._settings.group, self._consumer_name, self._settings.lease_ms)
         answers = self._connections.run_scripts(BEAT, [((keys.stream, keys.consumers), args) for keys in queues])
         for keys, was_in_time in zip(queues, answers, strict=True):
-            confirmed_at = self._confirmed_at.get(keys.queue_name)
-            if confirmed_at is not None:
-                if sent_at - confirmed_at > 1.5 * self._settings.beat_ms / 1000:
-                    self._late_at = time.monotonic()
-                if not was_in_time:
-                    self._logger.warning(
-                        "the lease had lapsed; messages held here may run elsewhere too",
-                        extra={"queue": keys.queue_name},
-                    )
-            self._confirmed_at[keys.queue_name] = sent_at
+            self._confirm(keys.queue_name, sent_at, was_in_time=bool(was_in_time))
+
+    def _confirm(self, queue_name: str, sent_at: float, *, was_in_time: bool) -> None:
+        confirmed_at = self._confirmed_at.get(queue_name)
+        if confirmed_at is not None:
+            if sent_at - confirmed_at > 1.75 * self._settings.beat_ms / 1000:
+                self._late_at = time.monotonic()
+            if not was_in_time:
+                self._logger.warning(
+                    "the lease had lapsed; messages held here may run elsewhere too", extra={"queue": queue_name}
+                )
+        self._confirmed_at[queue_name] = max(sent_at, confirmed_at or sent_at)
 
     def _loop(self) -> None:
-        while not self._is_stopping.wait(self._settings.beat_ms / 1000):
+        while not self._is_stopping.is_set():
             try:
-                self.run_once()
+                self._listen(self._until_late_s())
+                if not self._is_stopping.is_set() and self._until_late_s() <= 0:
+                    self.run_once()
             except (BrokerConnectionError, redis.RedisError) as error:
                 self._logger.warning("no heartbeat was written; trying again", extra={"error": str(error)})
-                while not self._is_stopping.wait(min(0.5, self._settings.beat_ms / 1000)):
-                    try:
-                        self.run_once()
-                        break
-                    except (BrokerConnectionError, redis.RedisError):
-                        continue
+                self._is_stopping.wait(min(0.5, self._settings.beat_ms / 1000))
+            except Exception:
+                self._logger.exception("the keeper failed; going on")
+                self._is_stopping.wait(min(0.5, self._settings.beat_ms / 1000))
+
+    def _until_late_s(self) -> float:
+        """Until this thread has to beat itself: some time after the last one, or one beat without a child."""
+        n_beats = 1.0 if self._child is None else 1.4
+        oldest = min((self._confirmed_at.get(name, 0.0) for name in list(self._queues)), default=time.monotonic())
+        return oldest + n_beats * self._settings.beat_ms / 1000 - time.monotonic()
+
+    def _listen(self, timeout_s: float) -> None:
+        """Hear the child for so long at most; start one where there is none."""
+        if self._child is None and time.monotonic() >= self._next_child_at:
+            self._start_child()
+        child = self._child
+        if child is None:
+            self._is_stopping.wait(max(0.0, min(timeout_s, self._next_child_at - time.monotonic())))
+            return
+        self._tell_of_new_queues()
+        told = child.heard(max(0.001, timeout_s))
+        if told is None:
+            return
+        if not told:
+            if not self._is_stopping.is_set():
+                self._child = None
+                self._do_without(f"it ended with status {child.end()}")
+            return
+        kind, *rest = told
+        if kind == "beat":
+            self._n_failures = 0
+            queue_name, sent_at, was_in_time = rest
+            self._confirm(queue_name, sent_at, was_in_time=bool(was_in_time))
+        elif kind == "lost":
+            # Through this process's own connections, which know Sentinel and the cluster's map; then it is told where.
+            self._told.discard(rest[0])
+            self._beat([self._queues[rest[0]]])
+
+    def _start_child(self) -> None:
+        if not CAN_HAVE_CHILD:
+            self._do_without("there is no /proc to see by whether this process is stopped", for_good=True)
+            return
+        try:
+            child = _Child(
+                os.getpid(),
+                self._settings.beat_ms / 1000,
+                [BEAT.text, LEAVE.text],
+                self._settings.group,
+                self._consumer_name,
+                self._settings.lease_ms,
+            )
+        except (OSError, ValueError) as error:
+            self._do_without(f"{type(error).__name__}: {error}")
+            return
+        with self._lock:
+            self._child, self._told = child, set()
+
+    def _do_without(self, problem: str, *, for_good: bool = False) -> None:
+        pause_s = RESTART_PAUSES_S[min(self._n_failures, len(RESTART_PAUSES_S) - 1)]
+        self._n_failures += 1
+        self._next_child_at = float("inf") if for_good else time.monotonic() + pause_s
+        self._logger.warning(
+            "no keeper process: %s; a thread beats instead, which code that holds the interpreter lock can delay",
+            problem,
+        )
+
+    def _tell_of_new_queues(self) -> None:
+        """Tell the child what to beat for, and where that is."""
+        with self._lock:
+            child = self._child
+            untold = [] if child is None else [k for name, k in self._queues.items() if name not in self._told]
+        for keys in untold:
+            assert child is not None
+            address = self._connections.address(keys.stream)
+            if address is None:
+                self._child = None
+                child.end()
+                self._do_without("this client's way to connect cannot be handed to one", for_good=True)
+                return
+            child.tell("queue", keys.queue_name, [keys.stream, keys.consumers, keys.timer], dict(address))
+            self._told.add(keys.queue_name)
+
+
+class _Child:
+    """The keeper process, seen from its parent."""
+
+    def __init__(self, *told: Any) -> None:
+        # One message is one datagram; the kernel makes no half ones.
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = _start(theirs)
+        self.tell(*told)
+
+    def tell(self, *message: Any) -> None:
+        """Say something; who is not there does not hear it, and ``heard`` tells."""
+        with suppress(OSError):
+            self._socket.send(marshal.dumps(message))
+
+    def heard(self, timeout_s: float) -> tuple[Any, ...] | None:
+        """What it said; None when it was silent for so long, an empty tuple when it is gone."""
+        self._socket.settimeout(timeout_s)
+        try:
+            told = self._socket.recv(MOST_BYTES)
+        except TimeoutError:
+            return None
+        except OSError:
+            return ()
+        message: tuple[Any, ...] = marshal.loads(told) if told else ()  # noqa: S302  # of our own child
+        return message
+
+    def end(self) -> int:
+        """End it, and return its exit status."""
+        self.tell("stop")
+        try:
+            status = self.process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+        self._socket.close()
+        return status
+
+    def let_go(self) -> None:
+        """Close our end and say nothing."""
+        self._socket.close()
+
+
+def _start(control: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        # --of tells who reads the list of processes whose it is
+        [sys.executable, "-I", "-S", str(PROGRAM), "--of", str(os.getpid())],
+        stdin=control.fileno(),
+        # a pipe whose end somebody waits for must not stay open with it
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        start_new_session=True,
+    )
+
+
+# Children that wait for nothing but this process's death.
+_watching: list[_Child] = []

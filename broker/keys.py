@@ -5,10 +5,10 @@
     {ns:q}:delayed           zset    due (ms, server time) -> name                         promotion
     {ns:q}:delayed:messages  hash    name -> message                                       promotion
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
-    {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time)               clean stop, janitor
+    {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     clean stop, janitor
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             start of the job, time limit
     {ns:q}:suspects          hash    entry -> crashes charged to it [deliveries consumer]  when settled
-    {ns:q}:recent            zset    enqueue id -> when it may be forgotten (ms)           expires
+    {ns:q}:recent:<who>      string  a producer thread's last enqueue id                   expires, 20 s by default
     {ns:q}:timer             stream  one entry; wakes janitors when there is news          never; one entry
     {ns:q}:paused            string  present: nothing is delivered                         resume
     {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; some 15 fields
@@ -60,10 +60,6 @@ class QueueKeys:
         return self._of("suspects")
 
     @cached_property
-    def recent(self) -> str:
-        return self._of("recent")
-
-    @cached_property
     def timer(self) -> str:
         return self._of("timer")
 
@@ -74,6 +70,9 @@ class QueueKeys:
     @cached_property
     def counters(self) -> str:
         return self._of("counters")
+
+    def recent(self, producer: str) -> str:
+        return self._of(f"recent:{producer}")
 
     def unique(self, unique_key: str) -> str:
         return self._of(f"unique:{unique_key}")

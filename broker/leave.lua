@@ -1,18 +1,24 @@
--- Takes a consumer out that stops: its heartbeat, and itself where it holds nothing.
+-- Takes a consumer out that stops or died: its heartbeat, and itself where it holds nothing.
 --
--- KEYS     1 stream  2 consumers
--- ARGV     group, consumer
--- Returns  how many entries it still holds; others take them over when they have been idle for a lease
+-- KEYS     1 stream  2 consumers  3 timer
+-- ARGV     group, consumer, is its process dead
+-- Returns  1 when it still holds entries. Others take them over: of the dead at once, of others when they have been
+--          idle for a lease
 
-local stream, consumers = KEYS[1], KEYS[2]
-local group, me = ARGV[1], ARGV[2]
+local stream, consumers, timer = KEYS[1], KEYS[2], KEYS[3]
+local group, me, is_dead = ARGV[1], ARGV[2], ARGV[3] == '1'
 
 redis.call('ZREM', consumers, me)
-local pending = redis.pcall('XPENDING', stream, group, '-', '+', 1000, me)
+local pending = redis.pcall('XPENDING', stream, group, '-', '+', 1, me)
 if pending.err then
   return 0
 end
 if #pending == 0 then
   redis.call('XGROUP', 'DELCONSUMER', stream, group, me)
+  return 0
 end
-return #pending
+if is_dead then
+  redis.call('ZADD', consumers, 0, me)
+  redis.call('XADD', timer, 'MAXLEN', 1, '*', 'died', me)
+end
+return 1

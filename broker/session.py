@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from secrets import token_hex
 from typing import Any, Protocol
 
 import redis
-from dramatiq.errors import ConnectionClosed
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
 from .connections import Connections
@@ -103,7 +103,7 @@ class ConsumedQueue:
 class Session:
     """One process's part of a broker."""
 
-    def __init__(self, client: redis.Redis, settings: BrokerSettings, emit: Emit) -> None:
+    def __init__(self, client: redis.Redis | redis.RedisCluster, settings: BrokerSettings, emit: Emit) -> None:
         self.settings = settings
         self.emit = emit
         self.logger: logging.Logger = get_logger(__name__, type(self))
@@ -242,18 +242,26 @@ class Session:
         if n_unwritten:
             self.logger.error("acknowledgements were not written; these jobs run again", extra={"n": n_unwritten})
         self.keeper.stop()
-        if queues:
-            try:
-                self.connections.run_scripts(
-                    LEAVE,
-                    [
-                        ((queue.keys.stream, queue.keys.consumers), (self.settings.group, self.consumer_name))
-                        for queue in queues
-                    ],
-                )
-            except (ConnectionClosed, redis.RedisError) as error:
-                self.logger.warning("could not say goodbye; the lease will end", extra={"error": str(error)})
+        # True for worker threads that outlived the shutdown: they will be gone with this process
+        self.keeper.close(is_holding=self._leave(queues))
         self.connections.close()
+
+    def abandon(self) -> None:
+        """Let go of it in a process that was forked: nothing of it is that one's."""
+        self.keeper.abandon()
+
+    def _leave(self, queues: Sequence[ConsumedQueue]) -> bool:
+        """Take this consumer out of the queues; whether it still holds entries, or may."""
+        if not queues:
+            return False
+        all_keys = [queue.keys for queue in queues]
+        args = (self.settings.group, self.consumer_name, 0)
+        calls = [((keys.stream, keys.consumers, keys.timer), args) for keys in all_keys]
+        try:
+            return any(self.connections.run_scripts(LEAVE, calls))
+        except (BrokerConnectionError, redis.RedisError) as error:
+            self.logger.warning("could not say goodbye; the lease will end", extra={"error": str(error)})
+            return any(len(queue.deliveries) for queue in queues)
 
     def _keys(self, delivery: Delivery) -> QueueKeys:
         return QueueKeys(self.settings.namespace, delivery.queue)

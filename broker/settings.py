@@ -28,6 +28,8 @@ class BrokerSettings:
         unique_for_ms: how long the lock of a ``unique_key`` lasts at most, counted from the end of the delay, where the
             message says nothing.
         enqueue_timeout_ms: how long ``enqueue`` tries again after a lost connection before it raises.
+        keeper_process: whether a child process of some 4 MB writes the heartbeats, outside the interpreter lock; else a
+            thread does.
         idle_read_ms: how long one blocking read waits at the server.
         tick_ms: how often the janitor of a queue looks around when nothing wakes it. Half a second below the two
             seconds within which a dead process's messages must be found after its lease.
@@ -45,6 +47,7 @@ class BrokerSettings:
     dead_letter_max: int = 100_000
     unique_for_ms: int = DAY_MS
     enqueue_timeout_ms: int = 5_000
+    keeper_process: bool = True
     idle_read_ms: int = 10_000
     tick_ms: int = 1_500
     sweep_ms: int = 10_000

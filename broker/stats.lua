@@ -73,7 +73,7 @@ local function tell(name, pending)
   local beat = redis.call('ZSCORE', consumers, name)
   reply[#reply + 1] = name
   reply[#reply + 1] = pending
-  reply[#reply + 1] = beat and math.max(0, now - tonumber(beat)) or -1
+  reply[#reply + 1] = beat and beat ~= '0' and math.max(0, now - tonumber(beat)) or -1
 end
 local listed = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 if not listed.err then

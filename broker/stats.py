@@ -15,7 +15,8 @@ class ConsumerStats:
     Attributes:
         name: ``host:pid:birth:random``; :data:`~broker.keys.HANDED_BACK` holds what was given back.
         pending: entries in its pending list.
-        heartbeat_age_ms: since its last heartbeat; None for one that has none, as a consumer made by hand.
+        heartbeat_age_ms: since its last heartbeat; None for one that has none, as a consumer made by hand, or that is
+            known to be dead.
         is_alive: whether its heartbeat is younger than the lease.
     """
 

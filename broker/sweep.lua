@@ -64,11 +64,20 @@ if next_cursor == '' then
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
-  redis.call('ZREMRANGEBYSCORE', consumers, '-inf', '(' .. (now - forget_ms))
+  local holds = {}
   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     local name, n_pending, idle = consumer[2], consumer[4], consumer[6]
-    if n_pending == 0 and idle > forget_ms and not redis.call('ZSCORE', consumers, name) then
+    local beat = redis.call('ZSCORE', consumers, name)
+    -- nobody was declared dead while it read, but an answer may have been on its way to it
+    if n_pending > 0 or (beat == '0' and idle < 60000) then
+      holds[name] = true
+    elseif beat == '0' or (not beat and idle > forget_ms) then
       redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
+    end
+  end
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', consumers, '-inf', '(' .. (now - forget_ms))) do
+    if not holds[name] then
+      redis.call('ZREM', consumers, name)
     end
   end
 end

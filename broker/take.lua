@@ -6,8 +6,8 @@
 --          n, then n consumers that are known to be dead
 -- Returns  a list of {id, delivery count, fields, charges, is_doomed, is_recovered}; is_doomed: it reached the delivery limit
 --
--- A consumer is dead when it has no heartbeat younger than the lease. Its entries must have been idle for a lease too,
--- so that an entry claimed by hand comes back after one. Pending ids whose entry is gone are removed (Redis 6.2 keeps them).
+-- A consumer is dead when it was declared so (heartbeat 0), or has no heartbeat younger than the lease. In the latter case
+-- its entries must have been idle for a lease too, so that an entry claimed by hand comes back after one. Pending ids whose entry is gone are removed (Redis 6.2 keeps them).
 -- An entry's first crash is charged to nobody in particular; from then on start.lua has noted what ran.
 
 local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -73,9 +73,11 @@ for _, consumer in ipairs(listed) do
   if pending > 0 and name ~= me and name ~= handed_back then
     if known_dead[name] then
       take_from(name, 0)
-    elseif believe_stale then
+    else
       local beat = redis.call('ZSCORE', consumers, name)
-      if not beat or tonumber(beat) < now - lease then
+      if beat == '0' then
+        take_from(name, 0)
+      elseif believe_stale and (not beat or tonumber(beat) < now - lease) then
         take_from(name, lease)
       end
     end

@@ -48,7 +48,9 @@ if not listed.err then
         is_takeable = 1
       else
         local beat = redis.call('ZSCORE', consumers, name)
-        if not beat or tonumber(beat) < now - lease then
+        if beat == '0' then
+          is_takeable = 1
+        elseif not beat or tonumber(beat) < now - lease then
           if #redis.call('XPENDING', stream, group, 'IDLE', lease, '-', '+', 1, name) > 0 then
             is_takeable = 1
           end

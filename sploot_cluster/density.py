@@ -78,7 +78,7 @@ def cluster_densely(
     if samples < 1:
         raise InvalidInput("min_samples", f"{samples} is below 1", "send a whole number from 1")
     if n < size:
-        return _all_noise(n)
+        return all_noise(n)
     tree = spanning_tree(vectors, min(samples, n - 1), threads=settings.recluster_threads or n_cores())
     return density_of(tree, vectors, min_cluster_size=size, settings=settings, names=names)
 
@@ -99,7 +99,7 @@ def density_of(
     """
     n = tree.n
     if n < min_cluster_size:
-        return _all_noise(n)
+        return all_noise(n)
     labels, probabilities, *_ = _tree_to_labels(
         None, label(merges(tree, names)), min_cluster_size, cluster_selection_method="eom"
     )
@@ -110,7 +110,8 @@ def density_of(
     return Density(_in_order_of_rows(labels), probabilities.astype(np.float32), "hdbscan_cpu")
 
 
-def _all_noise(n: int) -> Density:
+def all_noise(n: int) -> Density:
+    """Of n vectors that are too few for a cluster."""
     return Density(np.full(n, -1, dtype=np.int32), np.zeros(n, dtype=np.float32), "hdbscan_cpu")
 
 

@@ -29,6 +29,8 @@ never move.
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so
     {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it came; 0 = nobody knows
     {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels and standings that it overwrote (past.py); 256
+    {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
+                                    256 media on. It may be missing or behind: then a recluster takes longer
     sploot:pets             set     ids of pets that hold something, decimal
 
 None of them has a time limit: they are the truth about a pet and end with it.
@@ -68,6 +70,7 @@ class PetKeys:
     history: str
     arrived: str
     overwritten: str
+    tree: str
 
     @classmethod
     def of(cls, pet: PetId) -> Self:
@@ -85,4 +88,5 @@ class PetKeys:
             history=f"{tag}:history",
             arrived=f"{tag}:arrived",
             overwritten=f"{tag}:overwritten",
+            tree=f"{tag}:tree",
         )

@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 
 from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict
-from sploot_cluster.models import Change, HistoryEntry, PetId, PetState, PetView
+from sploot_cluster.models import Change, HistoryEntry, KeptTree, PetId, PetState, PetView
 from sploot_cluster.past import KEPT, Overwritten, Past, load, overwritten_by
 from sploot_cluster.rows import check, empty_state, follow
 from sploot_cluster.store import CLAIM_MS
@@ -31,6 +31,7 @@ class _Pet:
     past_from: int = 0
     claimant: str | None = None
     claimed_until_s: float = 0.0
+    tree: KeptTree | None = None
 
 
 class MemoryPetStore:
@@ -77,7 +78,7 @@ class MemoryPetStore:
                 held.overwritten.append(load(revision, was))
                 if len(held.overwritten) > KEPT:
                     held.past_from = held.overwritten.popleft().revision
-            held.state = follow(state, change, version=uuid4().hex)
+            held.state = follow(state, change, version=f"{state.born or uuid4().hex}.{uuid4().hex}")
             held.claimant = None
             if change.kind != "arrival":
                 entry = HistoryEntry(held.state.revision, change.kind, self._clock(), change.by, dict(change.summary))
@@ -90,6 +91,19 @@ class MemoryPetStore:
             held = self._pets.get(pet)
             if held and held.claimant == claimant:
                 held.claimant = None
+
+    def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held is None or held.state.born != tree.born:
+                return
+            if held.tree is None or held.tree.born != tree.born or held.tree.n <= tree.n:
+                held.tree = tree
+
+    def kept_tree(self, pet: PetId) -> KeptTree | None:
+        with self._lock:
+            held = self._pets.get(pet)
+            return held.tree if held else None
 
     def view(self, pet: PetId) -> PetView:
         return view_of(self.load(pet))

@@ -167,6 +167,26 @@ class PetState:
     def n_media(self) -> int:
         return len(self.media)
 
+    @property
+    def born(self) -> str:
+        """The part of ``version`` that all states of a pet share whose rows were only appended to."""
+        return self.version.partition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTree:
+    """A spanning tree as a store holds it beside a pet; see ``kept_tree``.
+
+    Attributes:
+        born: ``PetState.born`` of the pet that it is of.
+        n: it is of so many of its first rows.
+        body: what ``kept_tree.load`` reads.
+    """
+
+    born: str
+    n: int
+    body: bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:

@@ -13,12 +13,15 @@ from datetime import datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from sploot_cluster.models import PetId, PetState
+import numpy as np
+
+from sploot_cluster.models import MediaId, PetId, PetState
 from sploot_cluster.rows import PetRows, empty_state
 from sploot_cluster.vectors import FloatVector
 
 if TYPE_CHECKING:
     from sploot_cluster.neighbours import NeighbourIndex, Neighbours
+    from sploot_cluster.spanning_tree import SpanningTree
 
 # An id of 36 characters as text, in the list and in the dictionary; measured with tracemalloc on Python 3.11.
 BYTES_PER_MEDIUM: Final = 250
@@ -29,13 +32,18 @@ class PetMemory:
 
     Attributes:
         state: the newest state seen; revision 0 of a pet that was never loaded.
+        n_kept: rows of the spanning tree that this process last had the store keep.
         asked: when a recluster was last asked for, and how many media the recluster before it had seen.
     """
 
     def __init__(self, pet: PetId) -> None:
         self.pet = pet
         self.state: PetState = empty_state(pet)
+        self.n_kept = 0
         self.asked: tuple[datetime, int] | None = None
+        self._tree: SpanningTree | None = None
+        self._tree_rows: PetRows | None = None
+        self._expected: tuple[SpanningTree, MediaId, FloatVector] | None = None
         self._index: NeighbourIndex | None = None
         self._indexed: PetRows | None = None
 
@@ -51,11 +59,34 @@ class PetMemory:
             self._index.add(self.state.vectors[self._index.n :])
         return self._index.nearest(vector[None, :], k)
 
+    def tree(self) -> SpanningTree | None:
+        """The spanning tree of the first rows of ``state``, as far as anybody has told; None where nobody has."""
+        state = self.state
+        if self._tree_rows is not PetRows.behind(state):
+            self._tree = self._expected = None
+        if self._expected is not None:
+            tree, media, vector = self._expected
+            row = tree.n - 1
+            if state.n_media >= tree.n and state.media[row] == media and np.array_equal(state.vectors[row], vector):
+                self._tree, self._expected = tree, None
+        return self._tree if self._tree is not None and self._tree.n <= state.n_media else None
+
+    def remember_tree(self, tree: SpanningTree) -> None:
+        """Remember the tree of the first rows of ``state``."""
+        self._tree, self._tree_rows, self._expected = tree, PetRows.behind(self.state), None
+
+    def expect_tree(self, tree: SpanningTree, media: MediaId, vector: FloatVector) -> None:
+        """Remember the tree of all rows of ``state`` and one more, should that become the next."""
+        if self._tree_rows is not PetRows.behind(self.state):
+            self._tree, self._tree_rows = None, PetRows.behind(self.state)
+        self._expected = tree, media, vector
+
     @property
     def n_bytes(self) -> int:
-        """About what it takes: the vectors, the same again in the index, and the media."""
+        """About what it takes: the vectors, the same again in the index, the media, and the tree."""
         n_copies = 1 if self._index is None else 2
-        return n_copies * self.state.vectors.nbytes + self.state.n_media * BYTES_PER_MEDIUM
+        tree = 0 if self._tree is None else self._tree.n_bytes
+        return n_copies * self.state.vectors.nbytes + self.state.n_media * BYTES_PER_MEDIUM + tree
 
 
 class _Place:

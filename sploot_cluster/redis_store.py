@@ -30,6 +30,7 @@ from sploot_cluster.models import (
     ClusterCard,
     ClusterId,
     HistoryEntry,
+    KeptTree,
     MediaId,
     PetId,
     PetState,
@@ -63,6 +64,7 @@ class RedisPetStore:
         scripts = files(__package__)
         self._load = client.register_script(scripts.joinpath("load.lua").read_text(encoding="utf-8"))
         self._commit = client.register_script(scripts.joinpath("commit.lua").read_text(encoding="utf-8"))
+        self._keep = client.register_script(scripts.joinpath("keep.lua").read_text(encoding="utf-8"))
         self._release = client.register_script(scripts.joinpath("release.lua").read_text(encoding="utf-8"))
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
@@ -114,6 +116,16 @@ class RedisPetStore:
     def release(self, pet: PetId, claimant: str) -> None:
         with _translated(f"release pet {pet}"):
             self._release(keys=[PetKeys.of(pet).meta], args=[claimant])
+
+    def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
+        keys = PetKeys.of(pet)
+        with _translated(f"keep the tree of pet {pet}"):
+            self._keep(keys=[keys.meta, keys.tree], args=[tree.born, tree.n, tree.body])
+
+    def kept_tree(self, pet: PetId) -> KeptTree | None:
+        with _translated(f"read the tree of pet {pet}"):
+            born, n, body = cast("list[bytes | None]", self._client.hmget(PetKeys.of(pet).tree, ["born", "n", "body"]))
+        return None if born is None or n is None or body is None else KeptTree(born.decode(), int(n), body)
 
     def view(self, pet: PetId) -> PetView:
         return view_of(self._read(pet, empty_state(pet), with_vectors=False))

@@ -18,7 +18,7 @@ from typing import TypeVar, overload
 import numpy as np
 
 from sploot_cluster.models import Change, ClusterId, MediaId, PetId, PetState
-from sploot_cluster.vectors import FloatMatrix
+from sploot_cluster.vectors import FloatMatrix, FloatVector
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -53,6 +53,17 @@ class PetRows:
         first.flags.writeable = False
         return first
 
+    def vectors_and(self, n: int, vector: FloatVector) -> FloatMatrix:
+        """(n + 1, dim), read-only: the first n rows and a vector that may become the next, until rows are appended."""
+        with self._lock:
+            if len(self._media) != n:
+                return np.concatenate([self._vectors[:n], vector[None]])
+            self._make_room(n + 1, len(vector))
+            self._vectors[n] = vector
+            first: FloatMatrix = self._vectors[: n + 1]
+        first.flags.writeable = False
+        return first
+
     def extended(self, n: int, media: Sequence[MediaId], vectors: FloatMatrix) -> PetRows:
         """Rows whose first n are these and whose next are ``media``: these very ones, unless they go on otherwise.
 
@@ -72,16 +83,20 @@ class PetRows:
         if not media:
             return
         n, m = len(self._media), len(self._media) + len(media)
-        if m > len(self._vectors) or not self._vectors.flags.writeable:
-            # half as much again, so that n appends copy O(n) rows in total; states keep looking at the old memory
-            grown = np.empty((m + m // 2 + 8, vectors.shape[1]), dtype=np.float32)
-            if n:
-                grown[:n] = self._vectors[:n]
-            self._vectors = grown
+        self._make_room(m, vectors.shape[1])
         self._vectors[n:m] = vectors
         # the vectors first: whoever sees a medium finds its vector
         self._media.extend(media)
         self._row_of.update(zip(media, range(n, m), strict=True))
+
+    def _make_room(self, m: int, dim: int) -> None:
+        if m <= len(self._vectors) and self._vectors.flags.writeable:
+            return
+        # half as much again, so that n appends copy O(n) rows in total; states keep looking at the old memory
+        grown = np.empty((m + m // 2 + 8, dim), dtype=np.float32)
+        if n := len(self._media):
+            grown[:n] = self._vectors[:n]
+        self._vectors = grown
 
 
 class MediaView(Sequence[MediaId]):

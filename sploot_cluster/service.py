@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import count
 from random import Random
-from typing import Final, TypeVar, assert_never, cast
+from typing import TYPE_CHECKING, Final, TypeVar, assert_never, cast
 from uuid import uuid4
 
 import numpy.typing as npt
@@ -55,9 +56,14 @@ from sploot_cluster.models import (
     Undo,
 )
 from sploot_cluster.pet_cache import PetCache, PetMemory
+from sploot_cluster.rows import PetRows
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import CLAIM_MS, PetStore
 from sploot_cluster.vectors import FloatVector, as_vector
+
+if TYPE_CHECKING:
+    from sploot_cluster.density import Density
+    from sploot_cluster.pet_density import PetDensity
 
 logger = logging.getLogger(__name__)
 
@@ -272,14 +278,11 @@ class ClusterService:
         Density is computed once, over the media that are there when it starts; what follows from it is decided on the
         newest state, so that media and corrections may come in the meantime. A pet without media stays as it is.
         """
-        from sploot_cluster.density import cluster_densely
         from sploot_cluster.recluster import plan_recluster
 
-        with self._cache.open(pet) as memory:
-            seen = memory.state = self._store.load(pet, known=memory.state)
+        seen, density = self._density(pet)
         if not seen.n_media:
             return _nothing_to_recluster(seen)
-        density = cluster_densely(seen.vectors, settings=self._settings)
 
         def regroup(state: PetState) -> tuple[Change, Reclustered]:
             if state.media[: seen.n_media] != tuple(seen.media):
@@ -350,6 +353,27 @@ class ClusterService:
         """Every pet that has media, ascending."""
         return self._store.pets()
 
+    @cached_property
+    def _densities(self) -> PetDensity:
+        # hdbscan takes a second to import: whoever only reads does without
+        from sploot_cluster.pet_density import PetDensity
+
+        return PetDensity(self._store, self._settings)
+
+    def _density(self, pet: PetId) -> tuple[PetState, Density]:
+        """The pet as it is when this begins, and its density. Others may use the pet while it is computed."""
+        with self._cache.open(pet) as memory:
+            seen = memory.state = self._store.load(pet, known=memory.state)
+            remembered = self._densities.recall(memory, seen.n_media)
+        tree = self._densities.tree_of(seen, seen.vectors, remembered)
+        density = self._densities.density_of(tree, seen.media, seen.vectors)
+        if tree is not None and tree is not remembered:
+            with self._cache.open(pet) as memory:
+                if PetRows.behind(memory.state) is PetRows.behind(seen):
+                    memory.remember_tree(tree)
+                self._densities.keep(memory, seen, tree)
+        return seen, density
+
     def _arrive(
         self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
     ) -> tuple[Change | None, Assigned]:
@@ -357,6 +381,8 @@ class ClusterService:
         if media in state.rows:
             return None, _where(state, media)
         _check_space(state, model, dim=len(vector))
+        if state.n_media < self._settings.exact_until:
+            return self._arrive_exactly(state, memory, media, model, vector)
         neighbours = memory.nearest(vector, self._settings.n_neighbours)
         decision = decide(neighbours, state.labels, state.standings, state.clusters, self._settings)
         change = Change(
@@ -377,6 +403,22 @@ class ClusterService:
             revision=state.revision + 1,
         )
         return change, assigned
+
+    def _arrive_exactly(
+        self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
+    ) -> tuple[Change, Assigned]:
+        """As :meth:`_arrive`, deciding about everybody else too."""
+        from sploot_cluster.exact_arrival import plan_exact_arrival
+
+        vectors = PetRows.behind(state).vectors_and(state.n_media, vector)
+        remembered = self._densities.recall(memory, len(vectors))
+        if remembered is not None:
+            self._densities.keep(memory, state, remembered)
+        tree = self._densities.tree_of(state, vectors, remembered)
+        if tree is not None:
+            memory.expect_tree(tree, media, vector)
+        density = self._densities.density_of(tree, (*state.media, media), vectors)
+        return plan_exact_arrival(state, media, vectors, density, model=model, settings=self._settings)
 
     def _ask_for_recluster(self, memory: PetMemory, assigned: Assigned) -> Assigned:
         """Ask for one if the pet grew or drifted; ``assigned`` with the reason."""

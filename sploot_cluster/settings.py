@@ -47,6 +47,9 @@ class ClusterSettings:
             smaller one, in (0, 1].
         one_look_similarity: a pet in which density finds mostly noise is one cluster if its media are this similar on
             median, a cosine in (0, 1]. Measured: .80 to .91 within one class of digits, .69 over all of them.
+        exact_until: media up to which every arrival is decided like a recluster, together with everybody else's place,
+            from 0; larger pets assign by the clusters' own spread and are reclustered when they grew or drifted.
+            docs/adr/0006 has what it costs and brings.
         recluster_threads: threads that compute a recluster, from 0; 0: as many as the process has cores. Arrivals take
             one. See docs/threads.md.
         commit_attempts: how often a change is decided anew when somebody else was faster, from 1.
@@ -65,6 +68,7 @@ class ClusterSettings:
     absorption_slack: float = 1.3
     overlap_ratio: float = 0.30
     one_look_similarity: float = 0.80
+    exact_until: int = 0
     recluster_threads: int = 0
     commit_attempts: int = 10
     models: Mapping[str, int] = field(default_factory=dict)
@@ -82,6 +86,7 @@ class ClusterSettings:
         _check("absorption_slack", self.absorption_slack, 1 <= self.absorption_slack < math.inf, "from 1")
         _check("overlap_ratio", self.overlap_ratio, 0 < self.overlap_ratio <= 1, "above 0 and at most 1")
         _check("one_look_similarity", self.one_look_similarity, 0 < self.one_look_similarity <= 1, "in (0, 1]")
+        _check("exact_until", self.exact_until, self.exact_until >= 0, "from 0")
         _check("recluster_threads", self.recluster_threads, 0 <= self.recluster_threads <= 1_024, "from 0 to 1024")
         _check("commit_attempts", self.commit_attempts, self.commit_attempts >= 1, "from 1")
         if not isinstance(self.models, Mapping):

@@ -75,6 +75,10 @@ class SpanningTree:
         return int(self.neighbours.shape[1])
 
     @property
+    def n_bytes(self) -> int:
+        return self.neighbours.nbytes + self.distances.nbytes + self.edges.nbytes + self.lengths.nbytes
+
+    @property
     def core(self) -> DoubleVector:
         """(n,) core distances."""
         core: DoubleVector = self.distances[:, -1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from sploot_cluster.models import Change, HistoryEntry, PetId, PetState, PetView
+from sploot_cluster.models import Change, HistoryEntry, KeptTree, PetId, PetState, PetView
 from sploot_cluster.past import Past
 
 # Long enough to plan a recluster of 50,000 media; short enough that a claimant who died is hardly noticed.
@@ -48,6 +48,15 @@ class PetStore(Protocol):
 
     def release(self, pet: PetId, claimant: str) -> None:
         """End the right of way of a claimant who changes nothing after all; nothing happens if it has none."""
+        ...
+
+    def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
+        """Keep a spanning tree for whoever needs one next. Nothing happens if the pet is another one by now, or if a
+        larger tree is kept: it is a matter of speed alone."""
+        ...
+
+    def kept_tree(self, pet: PetId) -> KeptTree | None:
+        """The spanning tree that was kept last, if any; whether it fits is for ``kept_tree.load`` to say."""
         ...
 
     def view(self, pet: PetId) -> PetView:

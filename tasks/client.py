@@ -40,6 +40,7 @@ from tasks.contracts import (
 from tasks.jobs import JobRecords, status_of
 from tasks.redis_urls import connect
 from tasks.rollout import EVERYBODY, is_rolled_out
+from tasks.trace_context import TRACEPARENT, current_traceparent
 
 CONNECT_TIMEOUT_S: Final = 1.0
 ANSWER_TIMEOUT_S: Final = 1.0
@@ -297,6 +298,9 @@ def _event(fields: Mapping[str, Any]) -> EmbeddingIngested:
 
 
 def _message(task: Contract, *, job_id: str | None = None, **options: Any) -> dramatiq.Message[Any]:
+    # of a caller that traces itself; an event may bring another one of its own
+    if (traceparent := current_traceparent()) is not None:
+        options[TRACEPARENT] = traceparent
     return dramatiq.Message(
         queue_name=task.queue_name,
         actor_name=task.actor_name,

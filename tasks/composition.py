@@ -76,16 +76,21 @@ def build_worker(settings: Settings) -> RedisStreamsBroker:
 
     from tasks.actors import declare_actors
     from tasks.backlog import BacklogSampler, NoiseWatch
+    from tasks.error_reports import ReportDeadJobs
     from tasks.jobs import JobRecords, TrackJobs
+    from tasks.logs import NameJobs
     from tasks.middleware import ExposeMetrics, LoadEngine, RecordJobs
     from tasks.periodic import declare_periodic_actors
     from tasks.queue_ops.pet_index import KeepPetIndex
+    from tasks.tracing import tracing_middleware
 
     client = build_client(settings)
     broker = build_broker(
         settings,
         client,
         middleware=[
+            NameJobs(),
+            *tracing_middleware(settings),
             # Dramatiq's own, in Dramatiq's order
             AgeLimit(),
             TimeLimit(),
@@ -97,6 +102,7 @@ def build_worker(settings: Settings) -> RedisStreamsBroker:
             # a minute's slot that was missed is not made up for
             PeriodiqMiddleware(skip_delay=30),
             TrackJobs(JobRecords(client)),
+            ReportDeadJobs(),
             RecordJobs(noise=NoiseWatch(client)),
             ExposeMetrics(),
             LoadEngine(),

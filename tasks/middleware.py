@@ -16,7 +16,10 @@ from sploot_cluster.errors import InvalidInput
 from tasks.contracts import RECLUSTER_PET
 from tasks.exposition import serve_metrics
 from tasks.job_facts import NO_BACKEND, JobFacts, close_job, open_job
+from tasks.logs import pet_id_of
 from tasks.metrics import OPERATIONS, UNCOUNTED_QUEUES, JobMetrics, Outcome, job_metrics
+from tasks.queue_ops.letters import message_id_of, pet_of
+from tasks.trace_context import current_traceparent, trace_id_of, traceparent_of
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -86,7 +89,8 @@ class RecordJobs(dramatiq.Middleware):
                 "letter_id": letter.id,
                 "reason": letter.reason,
                 "actor": letter.actor_name,
-                "message_id": letter.message_id,
+                "pet_id": pet_of(letter),
+                "message_id": message_id_of(letter),
                 "field": letter.field,
                 "error": letter.error,
                 "mend": letter.mend,
@@ -104,7 +108,7 @@ class RecordJobs(dramatiq.Middleware):
     ) -> None:
         age_ms = 1000 * self._clock() - message.message_timestamp
         told = {
-            "pet_id": facts.pet_id,
+            "pet_id": facts.pet_id or pet_id_of(message),
             "message_id": message.message_id,
             "actor": message.actor_name,
             "attempt": facts.attempt,
@@ -113,7 +117,7 @@ class RecordJobs(dramatiq.Middleware):
             "duration_ms": round(1000 * duration_s, 1),
             "queue_ms": round(max(0.0, age_ms - 1000 * duration_s), 1),
             "age_ms": round(age_ms, 1),
-            "trace_id": _trace_id(message),
+            "trace_id": trace_id_of(traceparent_of(message.kwargs, message.options) or current_traceparent()),
         }
         if exception is None:
             level = logging.DEBUG if message.queue_name in UNCOUNTED_QUEUES else logging.INFO
@@ -156,10 +160,3 @@ def outcome_of(exception: BaseException | None) -> Outcome:
             return "timeout"
         case _:
             return "error"
-
-
-def _trace_id(message: MessageProxy) -> str | None:
-    """The second part of a W3C ``traceparent``, where the producer sent one."""
-    traceparent = message.kwargs.get("traceparent") or message.options.get("traceparent")
-    parts = traceparent.split("-") if isinstance(traceparent, str) else []
-    return parts[1] if len(parts) >= 4 else None

@@ -80,6 +80,19 @@ class Settings:
         unit="%",
         default=EVERYBODY,
     )
+    environment: str = _setting(
+        "SPLOOT_ENVIRONMENT",
+        "where this runs, such as staging or production: for error reports, traces, and scripts that refuse production",
+        default="development",
+    )
+    sentry_dsn: str = _setting(
+        "SENTRY_DSN", "where jobs that failed for good are reported; empty: nowhere", default="", is_secret=True
+    )
+    otlp_endpoint: str = _setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "where spans of jobs go, by OTLP over HTTP; empty: nowhere; needs the extra [otel]",
+        default="",
+    )
     log_level: str = _setting(
         "SPLOOT_LOG_LEVEL", "the least that is logged: DEBUG, INFO, WARNING or ERROR", default="INFO"
     )
@@ -160,6 +173,8 @@ def masked(name: str, value: object) -> str:
     if name == "redis_url":
         text = re.sub(r"(?<=://)([^:@/]*):.*(?=@)", r"\1:***", text)
         return re.sub(r"(?<=password=)[^&]*", "***", text, flags=re.IGNORECASE)
+    if name == "sentry_dsn":
+        return re.sub(r"(?<=://)[^@/]*(?=@)", "***", text)
     if name == "api_tokens":
         # not even the names: an entry may be a secret in the wrong place
         return ",".join("***" for token in text.split(",") if token)

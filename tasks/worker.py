@@ -15,6 +15,7 @@ one_thread_each(os.environ)
 import dramatiq
 
 from tasks.composition import build_worker
+from tasks.error_reports import configure_error_reports
 from tasks.logs import configure_logging
 from tasks.metrics import share_values
 from tasks.settings import Settings
@@ -22,5 +23,6 @@ from tasks.settings import Settings
 settings = Settings.from_env(os.environ)
 configure_logging(settings.log_level)
 share_values()
+configure_error_reports(settings)
 broker = build_worker(settings)
 dramatiq.set_broker(broker)

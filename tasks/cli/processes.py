@@ -15,6 +15,14 @@ from tasks.contracts import QUEUES
 
 app = typer.Typer()
 
+# Before the commands begin, so that what their masters say is JSON too; the log level is the first argument.
+_LOGGING: Final = "import sys; from tasks.logs import configure_logging; configure_logging(sys.argv.pop(1)); "
+DRAMATIQ: Final = _LOGGING + "from dramatiq import cli; sys.exit(cli.main())"
+# periodiq has no answer to SIGTERM: as process 1 of a container it would not end, elsewhere it ends as if killed.
+PERIODIQ: Final = (
+    _LOGGING + "import signal, periodiq; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); periodiq.entrypoint()"
+)
+
 
 @app.command()
 def worker(
@@ -25,30 +33,24 @@ def worker(
         int, typer.Option(min=0, help="How long running jobs may take at the end.")
     ] = 30_000,
 ) -> None:
-    """Run jobs: the stock command `dramatiq tasks.worker`.
+    """Run jobs: the stock command `dramatiq tasks.worker`, whose master logs JSON too.
 
     It stops when one of its processes dies: run it under something that starts it again.
     """
-    settings_of_environment()
+    settings = settings_of_environment()
     unknown = set(queue or ()) - set(QUEUES)
     if unknown:
         raise InvalidInput("--queue", f"{', '.join(sorted(unknown))} is not known", f"choose of {', '.join(QUEUES)}")
-    command = ["dramatiq", "tasks.worker", "--processes", str(processes), "--threads", str(threads)]
+    command = [settings.log_level, "tasks.worker", "--processes", str(processes), "--threads", str(threads)]
     command += ["--worker-shutdown-timeout", str(shutdown_timeout_ms)]
-    become([sys.executable, "-m", *command, *(["--queues", *queue] if queue else [])])
-
-
-# periodiq has no answer to SIGTERM: as process 1 of a container it would not end, elsewhere it ends as if killed.
-PERIODIQ: Final = (
-    "import signal, sys, periodiq; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); periodiq.entrypoint()"
-)
+    become([sys.executable, "-c", DRAMATIQ, *command, *(["--queues", *queue] if queue else [])])
 
 
 @app.command()
 def scheduler() -> None:
     """Send the periodic jobs: the stock command `periodiq tasks.worker`. One is enough, two do no harm."""
-    settings_of_environment()
-    become([sys.executable, "-c", PERIODIQ, "tasks.worker"])
+    settings = settings_of_environment()
+    become([sys.executable, "-c", PERIODIQ, settings.log_level, "tasks.worker"])
 
 
 @app.command()
@@ -60,6 +62,7 @@ def serve(
     from sploot_cluster.api import Tokens, check_bind
     from sploot_cluster.api import serve as serve_app
     from tasks.composition import build_app
+    from tasks.error_reports import configure_error_reports
     from tasks.logs import configure_logging
 
     settings = settings_of_environment()
@@ -74,6 +77,7 @@ def serve(
     except InvalidInput as refused:
         fail(REFUSED, str(refused))
     configure_logging(settings.log_level)
+    configure_error_reports(settings, with_logged_errors=True)
     serve_app(build_app(settings), settings.http_host, settings.http_port, tokens=tokens)
 
 

@@ -71,7 +71,7 @@ class Scene:
         for consumer in self._consumers.pop(name, []):
             consumer._read.drop()  # its sockets are closed: else the server would deliver into them
         session = broker._session
-        session.keeper.stop()
+        session.keeper.close(is_holding=False)
         for queue in session._queues.values():
             queue.janitor.stop()
         session._queues.clear()

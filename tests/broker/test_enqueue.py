@@ -158,6 +158,38 @@ def test_a_message_that_is_sent_again_after_a_lost_answer_is_enqueued_once(
     assert scene.state() == QueueState(waiting=("one",), delayed=("later",))
 
 
+def test_of_many_that_are_sent_again_each_step_is_enqueued_once_wherever_the_first_try_ended(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = scene.process("a")
+    connections = broker._session.connections
+    send, is_first = connections.run_scripts, True
+
+    def do_the_second_step_only(script: Any, calls: Any) -> Any:
+        nonlocal is_first
+        if not is_first:
+            return send(script, calls)
+        is_first = False
+        send(script, calls[1:2])
+        raise dramatiq.errors.ConnectionClosed("the server had no memory for the first step and the third was lost")
+
+    monkeypatch.setattr(connections, "run_scripts", do_the_second_step_only)
+
+    broker.enqueue_many([message(str(n)) for n in range(450)])
+
+    assert sorted(map(int, scene.state().waiting)) == list(range(450))
+
+
+def test_what_is_remembered_of_a_producer_does_not_grow_with_what_it_sends(scene: Scene) -> None:
+    broker = scene.process("a")
+    for n in range(20):
+        broker.enqueue(message(str(n)))
+
+    ((key, left_ms),) = [(key, scene.client.pttl(key)) for key in scene.client.keys(f"{KEYS.recent('')}*")]
+
+    assert left_ms > 0, key
+
+
 def test_consuming_a_queue_that_nobody_declared_is_refused(redis_url: str) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[])
 

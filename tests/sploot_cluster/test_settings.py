@@ -17,7 +17,12 @@ def test_every_number_can_be_set_by_its_name() -> None:
     changed = {"n_neighbours": "5", "arrival_slack": "2", "growth_ratio": "0.5", "growth_min": "3", "drift_min": "4"}
     changed |= {"drift_ratio": "0.5", "recluster_delay_ms": "0", "noise_floor": "0", "noise_ratio": "0.5"}
     changed |= {"absorption_slack": "2", "overlap_ratio": "0.5", "one_look_similarity": "0.5"}
-    changed |= {"recluster_threads": "1", "commit_attempts": "1", "models": "clip@1=512, dino@2 = 768"}
+    changed |= {
+        "exact_until": "100",
+        "recluster_threads": "1",
+        "commit_attempts": "1",
+        "models": "clip@1=512, dino@2 = 768",
+    }
     assert set(changed) == {setting.name for setting in fields(ClusterSettings)}
 
     settings = ClusterSettings.from_env({PREFIX + name.upper(): text for name, text in changed.items()})

@@ -23,6 +23,7 @@ from sploot_cluster.models import (
     Change,
     ClusterCard,
     ClusterId,
+    KeptTree,
     MediaId,
     Merge,
     PetId,
@@ -410,6 +411,36 @@ def test_a_pet_that_fills_its_value_takes_no_more(redis_client: redis.Redis, req
 
         assert refused.value.n_media == 256
         assert told(store.load(PET)) == told(state)
+
+
+def test_a_tree_is_kept_beside_the_pet_it_is_of(store: PetStore) -> None:
+    state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b"))
+    assert store.kept_tree(PET) is None
+    tree = KeptTree(state.born, 2, b"\x00\xff tree")
+
+    store.keep_tree(PET, tree)
+
+    assert store.kept_tree(PET) == tree
+    assert store.load(PET).version == state.version
+    assert store.commit(state, arrival(state, "c")).born == state.born
+
+
+def test_a_smaller_tree_does_not_take_the_place_of_a_larger_one(store: PetStore) -> None:
+    state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b", "c"))
+    store.keep_tree(PET, KeptTree(state.born, 3, b"three"))
+
+    store.keep_tree(PET, KeptTree(state.born, 2, b"two"))
+
+    assert store.kept_tree(PET) == KeptTree(state.born, 3, b"three")
+
+
+def test_a_tree_of_a_pet_that_is_another_one_by_now_is_not_kept(store: PetStore) -> None:
+    store.keep_tree(PET, KeptTree("nobody", 2, b"of a pet that has nothing"))
+    store.commit(store.load(PET), arrival(store.load(PET), "a", "b"))
+
+    store.keep_tree(PET, KeptTree("somebody", 2, b"of the one before"))
+
+    assert store.kept_tree(PET) is None
 
 
 # -- Redis alone -----------------------------------------------------------------------------------------------------

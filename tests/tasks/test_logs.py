@@ -6,7 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
+
+import dramatiq
+import numpy as np
+import pytest
+import redis
+
+from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+from tasks.logs import without_payload
+from tests.support import eventually
+from tests.system.events import flat_event, free_port
 
 _TALK = """
 import logging, warnings
@@ -41,3 +53,129 @@ def test_every_line_is_one_object_with_the_facts_in_fields() -> None:
     assert first["timestamp"].endswith("+00:00")
     assert "ValueError: no luck" in failed["exc_info"]
     assert "careful" in warning["message"]
+
+
+def test_what_looks_like_an_embedding_is_told_by_its_length() -> None:
+    vector = np.random.default_rng(3).normal(size=32).astype(np.float32)
+    base64 = b64encode(vector.tobytes()).decode()
+    texts = [base64, repr(vector.tobytes()), str(vector.tolist()), str(vector), " ".join(map(str, vector.tolist()))]
+
+    for text in texts:
+        told = without_payload(f"cannot use {text} of pet 42")
+        assert text not in told
+        assert told.startswith("cannot use ")
+        assert "characters>" in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "attempt 3 failed after 12.5 s, 4 of 5 workers are alive, 1,234 jobs wait in 6 queues and 17 processes",
+        'File "/srv/venv/lib/python3.11/site-packages/dramatiq/worker.py", line 560, in process_message ' * 3,
+        "a sentence that has more than eighty characters and is nothing but words, one after the other, is kept",
+        "ペットの写真" * 40,
+    ],
+)
+def test_other_long_texts_are_told_as_they_are(text: str) -> None:
+    assert without_payload(text) == text
+
+
+def test_a_line_is_json_whatever_is_in_it() -> None:
+    talk = """
+import logging
+from tasks.logs import configure_logging
+configure_logging("INFO")
+log = logging.getLogger("x")
+facts = {"nan": float("nan"), "raw": b"\\xff\\x00", "bad": "\\udcff", "many": list(range(1000)), "o": object()}
+log.info("odd", extra=facts)
+log.info("args %s", {"a": 1})
+log.info("100 % sure")
+import threading
+threading.Thread(target=lambda: 1 / 0).start()
+raise RuntimeError("the end")
+"""
+    done = subprocess.run([sys.executable, "-c", talk], capture_output=True, text=True)
+
+    lines = [json.loads(line, parse_constant=_refuse) for line in done.stderr.splitlines()]
+    assert done.returncode == 1
+    assert [line["message"] for line in lines] == [
+        "odd",
+        "args {'a': 1}",
+        "100 % sure",
+        "uncaught error; the thread ends",
+        "uncaught error; the process ends",
+    ]
+    assert (lines[0]["nan"], lines[0]["raw"], lines[0]["many"]) == ("nan", "<2 bytes>", "<1000 values>")
+    assert "ZeroDivisionError" in lines[3]["exc_info"]
+
+
+@pytest.mark.slow
+def test_real_workers_write_nothing_but_json_name_every_job_and_show_no_embedding(
+    redis_client: redis.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    embeddings = _send_good_and_bad_work(redis_client)
+    log = tmp_path / "worker.log"
+    environ = {
+        **os.environ,
+        "REDIS_URL": redis_url,
+        "WORKER_METRICS_PORT": str(free_port()),
+        "SPLOOT_LOG_LEVEL": "DEBUG",
+        "SPLOOT_LEASE_MS": "2000",
+    }
+    command = [sys.executable, "-m", "tasks.cli", "worker", "--processes", "2", "--threads", "2"]
+    with log.open("wb") as output:
+        master = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
+    try:
+        # nine of ten are good; of the bad ones each ends as a dead letter
+        eventually(lambda: redis_client.llen("{pet:42}:media") == 9, within_s=60)
+        eventually(lambda: _n_dead(redis_client) == 5, within_s=60)
+    finally:
+        master.terminate()
+        master.wait(timeout=60)
+
+    text = log.read_text()
+    lines = [json.loads(line, parse_constant=_refuse) for line in text.splitlines()]
+    assert {"job done", "job failed", "dead letter"} <= {line["message"] for line in lines}
+    assert any("booting up" in line["message"] for line in lines), "the master's own lines are missing"
+    about_jobs = [line for line in lines if line.get("message_id") or line.get("actor")]
+    assert len({line["message_id"] for line in about_jobs}) >= 14
+    assert [line for line in about_jobs if "pet_id" not in line or not line.get("message_id")] == []
+    # the only job of no pet is the one whose pet cannot be read
+    assert {line["message_id"] for line in about_jobs if line["pet_id"] != 42} == {"petless"}
+    assert [word for word in embeddings if word in text] == []
+
+
+def _send_good_and_bad_work(client: Any) -> list[str]:
+    """Nine media of pet 42 and five jobs that die; words by which the embeddings would be known."""
+    stream, words = stream_of(EMBEDDING_INGESTED), []
+    for number in range(9):
+        event = flat_event(pet_id=42, number=number)
+        client.xadd(stream, event)
+        embedding = event["embedding"]
+        assert isinstance(embedding, bytes)
+        vector = np.frombuffer(embedding, "<f4")
+        words += [b64encode(vector.tobytes()).decode()[4:40], str(float(vector[5])), str(vector[6])]
+    spoilt = flat_event(pet_id=42, number=100)
+    client.xadd(stream, spoilt | {"dim": "17", "event_id": "of-another-length"})
+    client.xadd(stream, spoilt | {"pet_id": "nobody", "event_id": "petless"})
+    good = EmbeddingIngested.of(pet_id=42, media_id="m", model="other@1", embedding=[0.25] * 16, event_id="other-model")
+    told = good.to_kwargs()
+    # a vector of a model that the pet has not: refused by the service, not at the door
+    client.xadd(stream, {"message": _encoded(CLUSTER_EMBEDDING, told, "other-model")})
+    client.xadd(stream, {"message": _encoded("no_such_actor", told, "unknown-actor")})
+    broken = told | {"embedding": b64encode(np.full(16, np.nan, "<f4").tobytes()).decode()}
+    client.xadd(stream, {"message": _encoded(CLUSTER_EMBEDDING, broken, "not-a-number")})
+    return [*words, str(told["embedding"]), str(broken["embedding"])]
+
+
+def _encoded(actor: str, kwargs: dict[str, Any], message_id: str) -> bytes:
+    message: dramatiq.Message[Any] = dramatiq.Message(EMBEDDING_INGESTED, actor, (), kwargs, {}, message_id=message_id)
+    return message.encode()
+
+
+def _n_dead(client: redis.Redis) -> int:
+    return int(client.xlen(f"{{{stream_of(EMBEDDING_INGESTED)}}}:dead"))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

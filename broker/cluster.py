@@ -1,0 +1,68 @@
+"""Which node of a Redis Cluster has a queue's slot.
+
+All keys of a queue share one slot, so a node is looked up by any of them. What a redirect says is believed until the
+cluster's own map is read again, which happens when a node cannot be reached.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import redis
+from redis.crc import key_slot
+from redis.exceptions import RedisClusterException
+
+Node = tuple[str, int]
+
+
+class Slots:
+    """The slots of a cluster, as its client knows them and as redirects corrected them. Thread-safe."""
+
+    def __init__(self, client: redis.RedisCluster) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._corrected: dict[int, Node] = {}
+
+    @property
+    def pool(self) -> Any:
+        """The connection pool of any node, whose settings are those of all."""
+        return self._client.get_redis_connection(self._client.get_default_node()).connection_pool
+
+    def node_of(self, key: str) -> Node:
+        """Where this key is.
+
+        Raises:
+            redis.ConnectionError: no node has its slot just now.
+        """
+        slot = key_slot(key.encode())
+        with self._lock:
+            corrected = self._corrected.get(slot)
+        if corrected is not None:
+            return corrected
+        try:
+            node = self._client.nodes_manager.get_node_from_slot(slot)
+        except RedisClusterException as error:
+            raise redis.ConnectionError(f"slot {slot} has no node: {error}") from error
+        return str(node.host), int(node.port)
+
+    def correct(self, error: redis.exceptions.MovedError, asked: Node) -> Node:
+        """Where the slot is now, after a redirect for ever from the node that was asked."""
+        node = redirected(error, asked)
+        with self._lock:
+            self._corrected[int(error.slot_id)] = node
+        return node
+
+    def read_again(self) -> None:
+        """Read the cluster's map again; a cluster that does not answer leaves the old one."""
+        with self._lock:
+            self._corrected.clear()
+        try:
+            self._client.nodes_manager.initialize()
+        except (RedisClusterException, redis.RedisError, OSError):
+            return
+
+
+def redirected(error: redis.exceptions.AskError, asked: Node) -> Node:
+    """The node that a redirect names; without a host it means the one that was asked."""
+    return str(error.host) or asked[0], int(error.port)

@@ -1,0 +1,305 @@
+"""A process that writes the heartbeats of its parent, outside the parent's interpreter lock.
+
+Run as a script, never imported: it knows the standard library alone, so that it costs some 4 MB. It beats while the
+parent lives and is not stopped. When the parent dies it says so in Redis, and others take over at once. What it beats
+for, where, and as whom it hears through the socket that is its standard input, as marshalled tuples:
+
+    from the parent  (pid, beat_s, [beat.lua, leave.lua], group, consumer, lease_ms), the first one
+                     ("queue", name, [stream, consumers, timer], address), also for a new address
+                     ("rest",)  beat no more; say so when the parent dies
+                     ("stop",)  end, and say nothing
+    to the parent    ("resting",)
+                     ("beat", name, sent_at, was the lease in time)
+                     ("lost", name, problem): no beat could be written; where is the server now?
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import select
+import signal
+import socket
+import time
+
+TYPE_CHECKING = False  # the real one stands in a module that costs memory
+if TYPE_CHECKING:
+    from typing import Any
+
+MOST_BYTES = 1 << 20
+# After a failed beat, and between two tries to say that the parent is dead.
+AGAIN_AFTER_S = 0.5
+# Without pidfd_open (Linux 5.3) the parent is looked at so often.
+LOOK_EVERY_S = 0.25
+# The parent's sockets close a moment before it counts as dead.
+DYING_S = 2.0
+LONGEST_WAIT_S = 3600.0
+# For so long it is tried to tell Redis of the parent's death; after that the lease has done it.
+TELL_FOR_S = 120.0
+
+
+class Refused(Exception):
+    """Raised for an answer of Redis that is an error."""
+
+
+class Link:
+    """A connection to one server, made when it is used."""
+
+    def __init__(self, address: dict[str, Any], timeout_s: float) -> None:
+        self.address = address
+        self._timeout_s = min(timeout_s, address["timeout_s"])
+        self._socket: socket.socket | None = None
+        self._read = b""
+
+    def call(self, *words: str | bytes | int) -> int | str:
+        """The answer to one command, an integer or text. Raises OSError or Refused; after an OSError it is closed."""
+        if self._socket is None:
+            self._connect()
+        return self._exchange(words)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._read = None, b""
+
+    def _connect(self) -> None:
+        address = self.address
+        if address["path"]:
+            plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            plain.settimeout(self._timeout_s)
+            plain.connect(address["path"])
+        else:
+            plain = socket.create_connection((address["host"], address["port"]), self._timeout_s)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = plain
+        try:
+            if address["tls"] is not None:
+                self._socket = encrypted(plain, address["tls"], address["host"])
+            if address["password"] is not None:
+                self._exchange(("AUTH", *filter(None, [address["username"]]), address["password"]))
+            if address["db"]:
+                self._exchange(("SELECT", address["db"]))
+        except BaseException:
+            self.close()
+            raise
+
+    def _exchange(self, words: tuple[str | bytes | int, ...]) -> int | str:
+        assert self._socket is not None
+        told = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+        packed = b"*%d\r\n" % len(told) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in told)
+        try:
+            self._socket.sendall(packed)
+            return self._answer()
+        except OSError:
+            self.close()
+            raise
+
+    def _answer(self) -> int | str:
+        line = self._take(b"\r\n")
+        kind, rest = line[:1], line[1:]
+        if kind == b"-":
+            raise Refused(rest.decode(errors="replace"))
+        return int(rest) if kind == b":" else rest.decode(errors="replace")
+
+    def _take(self, end: bytes) -> bytes:
+        assert self._socket is not None
+        while end not in self._read:
+            more = self._socket.recv(65536)
+            if not more:
+                raise ConnectionResetError("the server closed the connection")
+            self._read += more
+        taken, _, self._read = self._read.partition(end)
+        return taken
+
+
+def encrypted(plain: socket.socket, tls: dict[str, Any], host: str) -> socket.socket:
+    """The socket with TLS on it."""
+    import ssl
+
+    context = ssl.create_default_context()
+    context.check_hostname = tls["check_hostname"]
+    context.verify_mode = ssl.VerifyMode(tls["verify"])
+    if tls["certfile"] or tls["keyfile"]:
+        context.load_cert_chain(tls["certfile"], tls["keyfile"], tls["password"])
+    if tls["ca_certs"] or tls["ca_path"] or tls["ca_data"]:
+        context.load_verify_locations(tls["ca_certs"], tls["ca_path"], tls["ca_data"])
+    if tls["min_version"] is not None:
+        context.minimum_version = ssl.TLSVersion(tls["min_version"])
+    if tls["ciphers"]:
+        context.set_ciphers(tls["ciphers"])
+    return context.wrap_socket(plain, server_hostname=host)
+
+
+class Parent:
+    """The process that this one answers for."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.pidfd: int | None = None
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except (AttributeError, OSError):
+            self.pidfd = None
+        # It may have died before it could be watched; then its number is somebody else's, or nobody's.
+        self._was_late = os.getppid() != pid
+
+    def is_dead(self) -> bool:
+        if self._was_late:
+            return True
+        if self.pidfd is not None:
+            return bool(select.select([self.pidfd], [], [], 0)[0])
+        return os.getppid() != self.pid or self._state() in "ZXx"
+
+    def is_stopped(self) -> bool:
+        """Whether it is stopped, by SIGSTOP or a debugger: what it holds must become free."""
+        return self._state() in "Tt"
+
+    def _state(self) -> str:
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib costs memory
+                return file.read().rpartition(b")")[2].split()[0].decode()
+        except OSError:
+            return "X"
+
+
+class KeeperProcess:
+    """The loop."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        told = _decoded(self._received())
+        pid, self._beat_s, self._scripts, self._group, self._consumer, self._lease_ms = told
+        self._parent = Parent(pid)
+        self._links: dict[bytes, Link] = {}
+        self._queues: dict[str, tuple[list[str], Link]] = {}
+        self._due: dict[str, float] = {}
+        self._is_resting = False
+
+    def run(self) -> None:
+        while True:
+            for message in self._heard():
+                if message is None and not self._is_dying():
+                    return
+                if message is not None and self._obey(message):
+                    return
+            if self._parent.is_dead():
+                self._tell_of_death()
+                return
+            if not self._is_resting:
+                self._beat_where_due()
+
+    def _heard(self) -> list[tuple[Any, ...] | None]:
+        """What the parent said; None when it can say no more. Waits until the next beat is due."""
+        now = time.monotonic()
+        wait_s = LONGEST_WAIT_S
+        if not self._is_resting:
+            wait_s = max(0.0, min(self._due.values(), default=now + wait_s) - now)
+        sources: list[Any] = [self._control]
+        if self._parent.pidfd is None:
+            wait_s = min(wait_s, LOOK_EVERY_S)
+        else:
+            sources.append(self._parent.pidfd)
+        ready, _, _ = select.select(sources, [], [], wait_s)
+        heard: list[tuple[Any, ...] | None] = []
+        while self._control in ready:
+            told = self._received()
+            heard.append(_decoded(told) if told else None)
+            ready = select.select([self._control], [], [], 0)[0] if told else []
+        return heard
+
+    def _received(self) -> bytes:
+        """One message; empty when the other end is closed."""
+        try:
+            return self._control.recv(MOST_BYTES)
+        except ConnectionResetError:
+            # Told once, before what still lies here, when the parent died without having read all that we said.
+            return self._control.recv(MOST_BYTES)
+
+    def _is_dying(self) -> bool:
+        """Whether the parent, whose sockets are closed, is about to be dead; else it wants us no more."""
+        deadline = time.monotonic() + DYING_S
+        while not self._parent.is_dead():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _obey(self, message: tuple[Any, ...]) -> bool:
+        """Whether that was the last word."""
+        kind = message[0]
+        if kind == "queue":
+            _, name, keys, address = message
+            link = self._links.setdefault(marshal.dumps(address), Link(address, self._beat_s))
+            self._queues[name] = (keys, link)
+            self._due.setdefault(name, time.monotonic() + self._beat_s)
+        elif kind == "rest":
+            self._is_resting = True
+            self._say("resting")
+        return bool(kind == "stop")
+
+    def _beat_where_due(self) -> None:
+        for name in [name for name, at in self._due.items() if at <= time.monotonic()]:
+            self._due[name] = time.monotonic() + self._beat_s
+            if self._parent.is_stopped():
+                continue
+            sent_at = time.monotonic()
+            try:
+                answer = self._run(name, self._scripts[0], self._lease_ms)
+            except (OSError, Refused) as error:
+                self._due[name] = time.monotonic() + min(AGAIN_AFTER_S, self._beat_s)
+                self._say("lost", name, f"{type(error).__name__}: {error}")
+                continue
+            self._say("beat", name, sent_at, answer)
+
+    def _tell_of_death(self) -> None:
+        left = set(self._queues)
+        deadline = time.monotonic() + TELL_FOR_S
+        while left and time.monotonic() < deadline:
+            for name in list(left):
+                try:
+                    self._run(name, self._scripts[1], 1)
+                    left.discard(name)
+                except (OSError, Refused):
+                    continue
+            if left:
+                time.sleep(AGAIN_AFTER_S)
+
+    def _run(self, name: str, script: str, last: int) -> int | str:
+        """A script's answer about one queue. Raises OSError or Refused; the next try connects anew."""
+        keys, link = self._queues[name]
+        command = ("EVAL", script, len(keys), *keys, self._group, self._consumer, last)
+        try:
+            return link.call(*command)
+        except Refused as error:
+            link.close()
+            told = str(error).split()
+            if told[0] != "MOVED":
+                raise
+            host, _, port = told[2].rpartition(":")
+            address = {**link.address, "host": host or link.address["host"], "port": int(port)}
+            moved = self._links.setdefault(marshal.dumps(address), Link(address, self._beat_s))
+            self._queues[name] = (keys, moved)
+            return moved.call(*command)
+
+    def _say(self, *message: Any) -> None:
+        try:  # noqa: SIM105  # contextlib costs memory
+            # the parent may not listen for long, as while C code holds its interpreter lock
+            self._control.send(marshal.dumps(message), socket.MSG_DONTWAIT)
+        except OSError:
+            pass
+
+
+def _decoded(told: bytes) -> tuple[Any, ...]:
+    message: tuple[Any, ...] = marshal.loads(told)  # noqa: S302  # our own parent's
+    return message
+
+
+def main() -> None:
+    # The parent drains for as long as it likes after these; this process ends with it and not before.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    KeeperProcess(socket.socket(fileno=os.dup(0))).run()
+
+
+if __name__ == "__main__":
+    main()

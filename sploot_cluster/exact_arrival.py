@@ -1,0 +1,80 @@
+"""An arrival that is decided together with everybody else's place: a recluster with one medium more.
+
+That is what a pet would look like if it were reclustered after every upload, at the price of deciding about all of
+its media each time; see docs/adr/0006-when-an-arrival-is-exact.md.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from sploot_cluster.assignment import similarity_to
+from sploot_cluster.density import Density
+from sploot_cluster.models import NOISE, Arrival, Assigned, Change, ClusterId, MediaId, PetState, Standing
+from sploot_cluster.recluster import plan_recluster
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import FloatMatrix
+
+
+def plan_exact_arrival(
+    state: PetState,
+    media: MediaId,
+    vectors: FloatMatrix,
+    density: Density,
+    *,
+    model: str,
+    settings: ClusterSettings,
+) -> tuple[Change, Assigned]:
+    """The commit that appends ``media`` to ``state`` and puts all media where a recluster would.
+
+    Args:
+        vectors: (n + 1, d) those of ``state`` and, as the last row, that of ``media``.
+        density: of all of them.
+    """
+    n = state.n_media
+    planned, reclustered = plan_recluster(_with(state, media, vectors), density, settings=settings, by="machine")
+    assert planned.relabelling is not None
+    labels, standings = planned.relabelling.labels, planned.relabelling.standings
+    label, standing = ClusterId(int(labels[n])), Standing(int(standings[n]))
+    stays = np.array_equal(labels[:n], state.labels) and np.array_equal(standings[:n], state.standings)
+    change = replace(
+        planned,
+        kind="arrival",
+        model=None if state.model else model,
+        dim=None if state.dim else vectors.shape[1],
+        arrivals=(Arrival(media, vectors[n], label, standing),),
+        relabelling=None if stays else replace(planned.relabelling, labels=labels[:n], standings=standings[:n]),
+        summary={},
+    )
+    return change, Assigned(
+        media,
+        label,
+        _similarity(vectors, labels == label) if label != NOISE else None,
+        backend=reclustered.backend,
+        is_duplicate=False,
+        revision=state.revision + 1,
+    )
+
+
+def _with(state: PetState, media: MediaId, vectors: FloatMatrix) -> PetState:
+    """The pet as if ``media`` were in it already, without a cluster."""
+    return replace(
+        state,
+        media=(*state.media, media),
+        # only looked up: the medium of a correction is never the one that arrives
+        rows=cast("Mapping[MediaId, int]", ChainMap({media: state.n_media}, state.rows)),  # type: ignore[arg-type]
+        vectors=vectors,
+        labels=np.append(state.labels, np.int32(NOISE)),
+        standings=np.append(state.standings, np.uint8(Standing.NOISE)),
+    )
+
+
+def _similarity(vectors: FloatMatrix, members: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float | None:
+    """Mean top-3 similarity of the last row to the other ``members``."""
+    others = vectors[:-1][members[:-1]]
+    return float(similarity_to(others, vectors[-1:])[0]) if len(others) else None

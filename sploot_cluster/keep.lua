@@ -1,0 +1,16 @@
+-- Keeps a spanning tree beside a pet, unless the pet is another one by now or holds a larger tree.
+--
+-- KEYS     1 meta  2 tree
+-- ARGV     born, n, body
+-- Returns  1 when it was kept, 0 when not
+
+local born, n, body = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+if redis.call('HGET', KEYS[1], 'born') ~= born then
+  return 0
+end
+local kept = redis.call('HMGET', KEYS[2], 'born', 'n')
+if kept[1] == born and tonumber(kept[2]) > n then
+  return 0
+end
+redis.call('HSET', KEYS[2], 'born', born, 'n', n, 'body', body)
+return 1

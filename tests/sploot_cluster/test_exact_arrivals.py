@@ -1,0 +1,220 @@
+"""Arrivals that are decided like a recluster, and the tree that is kept for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import redis
+
+from sploot_cluster import pet_density
+from sploot_cluster.density import cluster_densely
+from sploot_cluster.errors import StoreUnavailable
+from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.models import KeptTree, MediaId, PetId
+from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.service import ClusterService
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.spanning_tree import SpanningTree, spanning_tree
+from sploot_cluster.vectors import FloatMatrix, as_vectors
+
+PET = PetId(7)
+EXACT = ClusterSettings(exact_until=10_000)
+
+
+def album(n: int, seed: int = 1) -> FloatMatrix:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(5, 16))
+    x = centres[rng.choice(5, size=n, p=[0.4, 0.3, 0.15, 0.1, 0.05])] + rng.normal(scale=0.35, size=(n, 16))
+    x[rng.random(n) < 0.1] = rng.normal(size=16)
+    return as_vectors(x)
+
+
+def arrive(service: ClusterService, vectors: FloatMatrix, rows: range | list[int]) -> None:
+    for row in rows:
+        service.assign(PET, MediaId(f"m{row}"), model="clip@1", vector=vectors[row])
+
+
+def groups(service: ClusterService) -> set[frozenset[str]]:
+    return {frozenset(cluster.media) for cluster in service.clusters(PET).clusters}
+
+
+@pytest.fixture
+def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the trees that were built anew from here on."""
+    built: list[int] = []
+
+    def build(vectors: FloatMatrix, min_samples: int, *, threads: int = 1) -> SpanningTree:
+        built.append(len(vectors))
+        return spanning_tree(vectors, min_samples, threads=threads)
+
+    monkeypatch.setattr(pet_density, "spanning_tree", build)
+    return built
+
+
+def test_exact_arrivals_leave_what_a_recluster_would_make_of_them() -> None:
+    vectors = album(220)
+    service = ClusterService(MemoryPetStore(), settings=EXACT)
+
+    for end in (3, 40, 149, 150, 151, 220):
+        arrive(service, vectors, range(service.clusters(PET).n_media, end))
+        before = groups(service)
+
+        reclustered = service.recluster(PET)
+
+        assert (reclustered.n_moved, reclustered.n_new_ids) == (0, 0), end
+        assert groups(service) == before
+    assert len(before) >= 4
+
+
+def test_an_exact_arrival_may_move_others() -> None:
+    vectors = album(60)
+    service = ClusterService(MemoryPetStore(), settings=EXACT)
+
+    arrive(service, vectors, [0])
+    assert service.clusters(PET).n_noise == 1
+    arrive(service, vectors, range(1, 60))
+
+    view = service.clusters(PET)
+    assert view.n_media == 60
+    assert any("m0" in cluster.media for cluster in view.clusters) or "m0" in view.noise
+    assert view.revision == 60
+    assert service.history(PET) == []
+
+
+def test_a_tree_is_built_once_and_then_grows(count_builds: list[int]) -> None:
+    vectors = album(60)
+    service = ClusterService(MemoryPetStore(), settings=EXACT)
+
+    arrive(service, vectors, range(60))
+    service.recluster(PET)
+
+    assert count_builds == [3]
+
+
+def test_larger_pets_are_assigned_by_the_spread_of_their_clusters() -> None:
+    vectors = album(40)
+    service = ClusterService(MemoryPetStore(), settings=replace(EXACT, exact_until=30))
+
+    arrive(service, vectors, range(30))
+    backends = [
+        service.assign(PET, MediaId(f"m{row}"), model="clip@1", vector=vectors[row]).backend for row in range(30, 34)
+    ]
+
+    assert service.assign(PET, MediaId("m0"), model="clip@1", vector=vectors[0]).is_duplicate
+    assert backends == ["faiss"] * 4
+
+
+def test_corrections_hold_while_media_arrive_exactly() -> None:
+    vectors = album(80)
+    service = ClusterService(MemoryPetStore(), settings=EXACT)
+    arrive(service, vectors, range(50))
+    one, other = (cluster.id for cluster in service.clusters(PET).clusters[:2])
+    service.merge(PET, [one, other], into=one, operation_id="op-1", by="ada")
+    merged = set(next(cluster.media for cluster in service.clusters(PET).clusters if cluster.id == one))
+
+    arrive(service, vectors, range(50, 80))
+
+    assert merged <= set(next(cluster.media for cluster in service.clusters(PET).clusters if cluster.id == one))
+
+
+def test_another_worker_finds_the_tree_in_the_store_and_lets_it_grow(redis_url: str, count_builds: list[int]) -> None:
+    vectors = album(330)
+    with redis.Redis.from_url(redis_url) as client:
+        arrive(ClusterService(RedisPetStore(client)), vectors, range(300))
+        ClusterService(RedisPetStore(client)).recluster(PET)
+        assert count_builds == [300]
+
+        worker = ClusterService(RedisPetStore(client), settings=EXACT)
+        arrive(worker, vectors, range(300, 330))
+        ClusterService(RedisPetStore(client)).recluster(PET)
+
+        assert count_builds == [300]
+        state = RedisPetStore(client).load(PET)
+    anew = cluster_densely(vectors)
+    clustered = (state.labels >= 0) & (state.standings == 1)
+    pairs = state.labels[clustered][:, None] == state.labels[clustered]
+    np.testing.assert_array_equal(pairs, anew.labels[clustered][:, None] == anew.labels[clustered])
+
+
+def test_two_workers_on_one_pet_end_where_one_would(redis_url: str) -> None:
+    vectors = album(180)
+    with redis.Redis.from_url(redis_url) as client:
+        workers = [
+            ClusterService(RedisPetStore(client), settings=replace(EXACT, commit_attempts=100)) for _ in range(2)
+        ]
+        threads = [
+            threading.Thread(target=arrive, args=(worker, vectors, range(start, 180, 2)))
+            for start, worker in enumerate(workers)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+
+        view = workers[0].clusters(PET)
+        before = groups(workers[0])
+        fresh = ClusterService(RedisPetStore(client), settings=EXACT).recluster(PET)
+
+        assert view.n_media == 180
+        assert (fresh.n_moved, fresh.n_new_ids) == (0, 0)
+        assert groups(workers[1]) == before
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda kept: replace(kept, body=b"nonsense"),
+        lambda kept: replace(kept, body=kept.body[:-8]),
+        lambda kept: replace(kept, body=kept.body.replace(b"spanning-tree/1", b"spanning-tree/9")),
+        lambda kept: replace(kept, body=kept.body[: -8 * 299] + b"\xff" * 8 * 299),
+    ],
+    ids=["nonsense", "too short", "of another format", "not a number"],
+)
+def test_a_kept_tree_that_cannot_be_read_is_built_anew(
+    spoil: Callable[[KeptTree], KeptTree], count_builds: list[int]
+) -> None:
+    vectors, store = album(300), MemoryPetStore()
+    arrive(ClusterService(store), vectors, range(300))
+    ClusterService(store).recluster(PET)
+    kept = store.kept_tree(PET)
+    assert kept is not None
+    store.keep_tree(PET, spoil(kept))
+
+    reclustered = ClusterService(store).recluster(PET)
+
+    assert count_builds == [300, 300]
+    assert reclustered.n_moved == 0
+
+
+def test_a_tree_of_other_media_is_not_used(count_builds: list[int]) -> None:
+    vectors, store, other = album(300), MemoryPetStore(), MemoryPetStore()
+    for each, order in ((store, list(range(300))), (other, list(range(299, -1, -1)))):
+        arrive(ClusterService(each), vectors, order)
+        ClusterService(each).recluster(PET)
+    kept = other.kept_tree(PET)
+    assert kept is not None
+    store.keep_tree(PET, replace(kept, born=store.load(PET).born))
+
+    ClusterService(store).recluster(PET)
+
+    assert count_builds == [300, 300, 300]
+
+
+def test_a_store_that_cannot_keep_trees_is_no_obstacle(caplog: pytest.LogCaptureFixture) -> None:
+    class Forgetful(MemoryPetStore):
+        def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
+            raise StoreUnavailable(doing="keep the tree", problem="away")
+
+        def kept_tree(self, pet: PetId) -> KeptTree | None:
+            raise StoreUnavailable(doing="read the tree", problem="away")
+
+    vectors = album(300)
+    service = ClusterService(Forgetful())
+    arrive(service, vectors, range(300))
+
+    assert service.recluster(PET).n_media == 300
+    assert [record.message for record in caplog.records] == ["kept tree not read", "tree not kept"]
