@@ -275,8 +275,8 @@ class RedisStreamsBroker(Broker):
         super().emit_before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        delivery = args[0] if args and isinstance(args[0], Delivery) else None
-        if delivery is None or signal not in ("process_message", "skip_message"):
+        delivery = args[0] if signal in ("process_message", "skip_message") else None
+        if not isinstance(delivery, Delivery):
             super().emit_after(signal, *args, **kwargs)
             return
         if delivery.is_lost:

@@ -49,6 +49,8 @@ class StreamsConsumer(Consumer):
         queue.attach(self)
 
     def __next__(self) -> MessageProxy | None:
+        if self._buffer:
+            return self._buffer.popleft()
         deadline = time.monotonic() + self._timeout_s
         try:
             while not self._buffer:
@@ -224,29 +226,33 @@ class StreamsConsumer(Consumer):
 
     def _accept(self, entries: Iterable[tuple[bytes, int, list[bytes] | None, bool]]) -> None:
         """Decode entries into the buffer; what is no message becomes a dead letter."""
-        for raw_id, deliveries, flat, is_doomed in entries:
-            entry_id = raw_id.decode()
-            if flat is None:  # removed before it was delivered
-                continue
-            fields = fields_of(flat)
-            try:
-                n_bytes = sum(map(len, flat))
-                if n_bytes > self._settings.max_message_bytes:
-                    raise Oversize(n_bytes, self._settings.max_message_bytes)
-                message = decode(entry_id, fields, queue_name=self._keys.queue_name, decoder=self._queue.decoder)
-            except UndecodableEntry as error:
-                self._session.bury_entry(self._keys, entry_id, deliveries, fields, error)
-                continue
-            delivery = Delivery(
-                message,
-                entry_id=entry_id,
-                queue=self._keys.queue_name,
-                consumer_name=self._session.consumer_name,
-                deliveries=deliveries,
-                is_doomed=is_doomed,
-            )
-            if self._queue.deliveries.add(delivery):
-                self._buffer.append(delivery)
+        accepted: list[Delivery] = []
+        try:
+            for raw_id, deliveries, flat, is_doomed in entries:
+                if flat is None:  # removed before it was delivered
+                    continue
+                entry_id, fields = raw_id.decode(), fields_of(flat)
+                try:
+                    n_bytes = sum(map(len, flat))
+                    if n_bytes > self._settings.max_message_bytes:
+                        raise Oversize(n_bytes, self._settings.max_message_bytes)
+                    message = decode(entry_id, fields, queue_name=self._keys.queue_name, decoder=self._queue.decoder)
+                except UndecodableEntry as error:
+                    self._session.bury_entry(self._keys, entry_id, deliveries, fields, error)
+                    continue
+                accepted.append(
+                    Delivery(
+                        message,
+                        entry_id=entry_id,
+                        queue=self._keys.queue_name,
+                        consumer_name=self._session.consumer_name,
+                        deliveries=deliveries,
+                        is_doomed=is_doomed,
+                    )
+                )
+        finally:
+            # also when a dead letter could not be written: those before it are here
+            self._buffer.extend(self._queue.deliveries.add(accepted))
 
     def _give_back_excess(self) -> None:
         n_excess = self._queue.deliveries.n_held - self._prefetch

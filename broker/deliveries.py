@@ -16,6 +16,7 @@ from dramatiq.broker import MessageProxy
 
 # How long a read is put off to ask for more at once. Less than the round trip it saves, where jobs are short.
 GATHER_S = 0.001
+NOBODY_WAITS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,15 @@ class Delivery(MessageProxy):
         self.queue = queue
         self.consumer_name = consumer_name
         self.deliveries = deliveries
-        self.enqueued_at_ms = min(int(entry_id.partition("-")[0]), message.message_timestamp)
         self.is_doomed = is_doomed
         self.is_lost = False
         self.is_settled = False
         self.pending_retry: PendingRetry | None = None
         self._retries_when_delivered = message.options.get("retries", 0)
+
+    @property
+    def enqueued_at_ms(self) -> int:
+        return min(int(self.entry_id.partition("-")[0]), self.message_timestamp)
 
     @property
     def is_being_retried(self) -> bool:
@@ -80,31 +84,39 @@ class Deliveries:
         self._held: dict[str, Delivery] = {}
         self._settling: dict[str, Delivery] = {}
         self._changed = threading.Condition()
+        # At how many held ones somebody wants to be woken. A wake-up costs more than all else that an ack does.
+        self._awaited_held = NOBODY_WAITS
 
-    def add(self, delivery: Delivery) -> bool:
-        """Hold it. False when its entry is held already: a group that was made again delivers everything again."""
+    def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """Hold them; those that are. Entries held already are not: a group made again delivers everything again."""
+        added = []
         with self._changed:
-            if delivery.entry_id in self._held or delivery.entry_id in self._settling:
-                return False
-            self._held[delivery.entry_id] = delivery
-            return True
+            for delivery in deliveries:
+                entry_id = delivery.entry_id
+                if entry_id not in self._held and entry_id not in self._settling:
+                    self._held[entry_id] = delivery
+                    added.append(delivery)
+        return added
 
     def begin_settling(self, delivery: Delivery) -> None:
         """It is done; its place is free for another."""
+        entry_id = delivery.entry_id
         with self._changed:
-            if self._held.get(delivery.entry_id) is delivery:
-                del self._held[delivery.entry_id]
-            self._settling[delivery.entry_id] = delivery
-            self._changed.notify_all()
+            if self._held.get(entry_id) is delivery:
+                del self._held[entry_id]
+            self._settling[entry_id] = delivery
+            if len(self._held) <= self._awaited_held:
+                self._changed.notify_all()
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """They are no longer ours: settled, handed back or lost."""
         with self._changed:
             for delivery in deliveries:
-                for table in (self._held, self._settling):
+                for table in (self._settling, self._held):
                     if table.get(delivery.entry_id) is delivery:
                         del table[delivery.entry_id]
-            self._changed.notify_all()
+            if len(self._held) <= self._awaited_held:
+                self._changed.notify_all()
 
     def wait_for_room(self, prefetch: int, timeout_s: float) -> int:
         """How many more may be held; 0 after ``timeout_s`` without room.
@@ -119,8 +131,13 @@ class Deliveries:
             return 0 if len(self._settling) > most_settling else prefetch - len(self._held)
 
         with self._changed:
-            if self._changed.wait_for(lambda: room() >= 1, timeout_s):
-                self._changed.wait_for(lambda: room() >= enough, GATHER_S)
+            try:
+                self._awaited_held = prefetch - 1
+                if self._changed.wait_for(lambda: room() >= 1, timeout_s):
+                    self._awaited_held = prefetch - enough
+                    self._changed.wait_for(lambda: room() >= enough, GATHER_S)
+            finally:
+                self._awaited_held = NOBODY_WAITS
             return max(0, room())
 
     def wake(self) -> None:

@@ -7,7 +7,7 @@ Nothing that stands in a stream may stop a consumer or a worker thread: what is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import dramatiq
 from dramatiq.errors import DecodeError
@@ -22,6 +22,8 @@ MESSAGE_FIELD = b"message"
 
 def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """An entry's fields, from Redis' flat list of names and values."""
+    if len(flat) == 2:  # every Dramatiq message
+        return {flat[0]: flat[1]}
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -56,6 +58,16 @@ class WrongQueue(UndecodableEntry):
         super().__init__("queue_name", f"is {told!r} in the stream of {found_in!r}", "enqueue it on its own queue")
 
 
+_KINDS: Final = (
+    ("queue_name", str),
+    ("actor_name", str),
+    ("kwargs", dict),
+    ("options", dict),
+    ("message_id", str),
+    ("message_timestamp", int),
+)
+
+
 def _decode_message(payload: bytes) -> dramatiq.Message[Any]:
     try:
         message = dramatiq.Message.decode(payload)
@@ -87,14 +99,6 @@ def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: Entry
 
 def _check(message: dramatiq.Message[Any]) -> None:
     """Raises UndecodableEntry for a message that would break the Worker."""
-    expected = {
-        "queue_name": str,
-        "actor_name": str,
-        "kwargs": dict,
-        "options": dict,
-        "message_id": str,
-        "message_timestamp": int,
-    }
-    for name, kind in expected.items():
+    for name, kind in _KINDS:
         if not isinstance(getattr(message, name), kind):
             raise UndecodableEntry(name, f"is no {kind.__name__}", "send what dramatiq.Message.encode() makes")

@@ -140,10 +140,13 @@ class Session:
         Raises:
             BrokerConnectionError: Redis was asked and did not answer.
         """
-        keys = self._keys(delivery)
-        unique_key = unique_key_of(delivery.options)
-        if delivery.deliveries == 1 and unique_key is None and self.keeper.is_sure_of(keys.queue_name):
+        if (
+            delivery.deliveries == 1
+            and self.keeper.is_sure_of(delivery.queue)
+            and unique_key_of(delivery.options) is None
+        ):
             return True
+        keys = self._keys(delivery)
         answer = self._fenced(START, keys, delivery, (keys.stream, keys.suspects, keys.counters))
         return bool(answer == b"RUN")
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict
+from collections import deque
+from collections.abc import Iterator
 
 import redis
 from dramatiq.errors import BrokerConnectionError
@@ -36,7 +37,8 @@ class Settler:
         self._consumer_name = consumer_name
         self._logger: logging.Logger = get_logger(__name__, type(self))
         self._lock = threading.Lock()
-        self._waiting: list[tuple[QueueKeys, Deliveries, Delivery]] = []
+        # Worker threads append, whoever writes takes from the left: a deque needs no lock for that.
+        self._waiting: deque[tuple[QueueKeys, Deliveries, Delivery]] = deque()
         self._has_work = threading.Event()
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -50,9 +52,9 @@ class Settler:
     def settle(self, keys: QueueKeys, deliveries: Deliveries, delivery: Delivery) -> None:
         """Have the success of ``delivery`` written soon. Does not wait."""
         deliveries.begin_settling(delivery)
-        with self._lock:
-            self._waiting.append((keys, deliveries, delivery))
-        self._has_work.set()
+        self._waiting.append((keys, deliveries, delivery))
+        if not self._has_work.is_set():
+            self._has_work.set()
         if self._is_stopping.is_set():
             # A worker thread that outlived the shutdown: nobody else is left to write it.
             self._try_once()
@@ -63,28 +65,26 @@ class Settler:
         Raises:
             BrokerConnectionError: Redis did not take it; it is still waiting.
         """
-        with self._lock:
-            work, self._waiting = self._waiting, []
-        by_queue: dict[QueueKeys, list[tuple[Deliveries, Delivery]]] = defaultdict(list)
-        for keys, deliveries, delivery in work:
-            by_queue[keys].append((deliveries, delivery))
+        by_queue: dict[Deliveries, tuple[QueueKeys, list[Delivery]]] = {}
+        for keys, deliveries, delivery in self._taken():
+            if deliveries not in by_queue:
+                by_queue[deliveries] = keys, []
+            by_queue[deliveries][1].append(delivery)
         n_written = 0
         try:
-            for keys, of_queue in by_queue.items():
+            for deliveries, (keys, of_queue) in by_queue.items():
                 while of_queue:
                     chunk = of_queue[:ENTRIES_PER_CALL]
                     args: list[Argument] = [self._group, self._consumer_name]
-                    for _, delivery in chunk:
+                    for delivery in chunk:
                         args += (delivery.entry_id, delivery.deliveries)
                     self._connections.run_script(SETTLE, (keys.stream, keys.suspects, keys.counters), args)
                     del of_queue[: len(chunk)]
-                    chunk[0][0].forget(delivery for _, delivery in chunk)
+                    deliveries.forget(chunk)
                     n_written += len(chunk)
         finally:
-            left = [(keys, *one) for keys, of_queue in by_queue.items() for one in of_queue]
-            if left:
-                with self._lock:
-                    self._waiting = left + self._waiting
+            for deliveries, (keys, of_queue) in by_queue.items():
+                self._waiting.extendleft((keys, deliveries, delivery) for delivery in reversed(of_queue))
         return n_written
 
     def stop(self, *, timeout_s: float = 5.0) -> int:
@@ -99,6 +99,14 @@ class Settler:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return len(self._waiting)
+
+    def _taken(self) -> Iterator[tuple[QueueKeys, Deliveries, Delivery]]:
+        """What is waiting now; what comes meanwhile is left for the next time."""
+        for _ in range(len(self._waiting)):
+            try:
+                yield self._waiting.popleft()
+            except IndexError:  # a thread that outlived the shutdown writes its own
+                return
 
     def _loop(self) -> None:
         pause_s = 0.0
