@@ -7,11 +7,13 @@ reaches so far. Absorbed media are members that do not count: they keep the nois
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sploot_cluster.models import NOISE, ClusterCard, ClusterId, PetState, Standing
 from sploot_cluster.settings import ClusterSettings
@@ -20,6 +22,8 @@ from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, Standi
 if TYPE_CHECKING:
     # who only reads pets imports this module and needs no faiss
     from sploot_cluster.neighbours import Neighbours
+
+Rows = npt.NDArray[np.intp]
 
 TOP: Final = 3
 
@@ -95,7 +99,13 @@ def reach(similarity: float, threshold: float) -> float:
 
     Both are turned into distances, 1 − similarity, so that it means the same at every level of similarity.
     """
-    return max(0.0, 1 - similarity - ROUNDING) / max(1 - threshold, ROUNDING)
+    return float(reaches(np.array([similarity], dtype=np.float32), threshold)[0])
+
+
+def reaches(similarity: FloatVector, threshold: float) -> FloatVector:
+    """(m,) :func:`reach` for each of m media."""
+    far: FloatVector = np.maximum(0, 1 - similarity - np.float32(ROUNDING)) / np.float32(max(1 - threshold, ROUNDING))
+    return far
 
 
 def threshold_of(vectors: FloatMatrix) -> float:
@@ -115,6 +125,37 @@ def threshold_of(vectors: FloatMatrix) -> float:
     own = own_similarity(vectors)
     lower, upper = np.quantile(own, [0.25, 0.75])
     return float(np.clip(own[own >= lower - 1.5 * (upper - lower)].min(), -1, 1))
+
+
+class Thresholds:
+    """:func:`threshold_of` of groups of a pet, computed once for the same members.
+
+    Where they are those of a cluster that nobody joined by its threshold since, the cluster's card tells.
+    """
+
+    def __init__(self, state: PetState) -> None:
+        self._state = state
+        self._counts = state.standings != Standing.ABSORBED
+        self._sizes = Counter(state.labels[self._counts].tolist())
+        self._told: dict[bytes, float] = {}
+
+    def of(self, members: Rows) -> float:
+        """Of the members that count: rows of the pet, ascending, at least one."""
+        key = members.tobytes()
+        if key not in self._told:
+            card = self._card(members)
+            self._told[key] = threshold_of(self._state.vectors[members]) if card is None else card.threshold
+        return self._told[key]
+
+    def _card(self, members: Rows) -> ClusterCard | None:
+        state, label = self._state, ClusterId(int(self._state.labels[members[0]]))
+        is_as_before = (
+            self._sizes[label] == len(members)
+            and self._counts[members].all()
+            and (state.labels[members] == label).all()
+            and (state.standings[members] != Standing.ARRIVED).all()
+        )
+        return state.clusters.get(label) if is_as_before else None
 
 
 def own_similarity(vectors: FloatMatrix) -> FloatVector:

@@ -1,9 +1,9 @@
 """Clusters from the density of vectors: HDBSCAN over Euclidean distances of unit vectors. The only module with hdbscan.
 
-The spanning tree is our own, exact and several times faster; what becomes of it, the condensed tree and the choice of
-clusters, is hdbscan's (McInnes, Healy and Astels, 2017). Importing it takes a second and 100 MB, because hdbscan brings
-scikit-learn along: a worker does so when it boots, nobody else. The two functions are hdbscan's own business, hence the
-pinned release, and a test that compares with ``hdbscan.HDBSCAN``.
+The spanning tree and the hierarchy are our own, exact and many times faster; what becomes of them, the condensed tree
+and the choice of clusters, is hdbscan's (McInnes, Healy and Astels, 2017). Importing it takes a second and 100 MB,
+because hdbscan brings scikit-learn along: a worker does so when it boots, nobody else. The function that is used is
+hdbscan's own business, hence the pinned release, and a test that compares with ``hdbscan.HDBSCAN``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from hdbscan._hdbscan_linkage import label
 from hdbscan.hdbscan_ import _tree_to_labels
 
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.hierarchy import merges
+from sploot_cluster.hierarchy import linkage
 from sploot_cluster.models import Backend
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.spanning_tree import Rows, SpanningTree, spanning_tree
@@ -101,7 +100,7 @@ def density_of(
     if n < min_cluster_size:
         return all_noise(n)
     labels, probabilities, *_ = _tree_to_labels(
-        None, label(merges(tree, names)), min_cluster_size, cluster_selection_method="eom"
+        None, linkage(tree, names), min_cluster_size, cluster_selection_method="eom"
     )
     if 2 * np.count_nonzero(labels < 0) > n:
         one_look = _one_look(vectors, settings.one_look_similarity)

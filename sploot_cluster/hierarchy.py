@@ -18,32 +18,36 @@ import numpy.typing as npt
 
 from sploot_cluster.spanning_tree import Rows, SpanningTree
 
-Merges = npt.NDArray[np.float64]
+Linkage = npt.NDArray[np.float64]
 
 # Half the squared distance of unit vectors is one minus their similarity, which float32 rounds to about a fifth of it.
 _SAME: Final = 5e-7
 
 
-def merges(tree: SpanningTree, names: Rows | None = None) -> Merges:
-    """(n − 1, 3) row, row, distance: whose components are joined, and where; by ascending distance.
+def linkage(tree: SpanningTree, names: Rows | None = None) -> Linkage:
+    """(n − 1, 4) as scipy and hdbscan write it: two components, their distance, and how many rows they have together.
+
+    Rows are components 0 to n − 1; step i makes component n + i. Distances ascend.
 
     Args:
         names: (n,) different numbers that decide between parts of one size; by default the rows themselves.
     """
+    n = tree.n
     weights = tree.weights
     order = np.argsort(weights, kind="stable")
     edges, weights = tree.edges[order], weights[order]
     bounds = np.flatnonzero(np.diff(weights**2 / 2, prepend=-np.inf, append=np.inf) > _SAME)
-    if len(bounds) < tree.n:
-        edges = _outwards(edges, bounds.tolist(), np.arange(tree.n) if names is None else names)
-        weights = np.repeat(weights[bounds[1:] - 1], np.diff(bounds))
-    return np.column_stack([edges.astype(np.float64), weights])
+    steps = np.empty((n - 1, 4))
+    steps[:, 2] = np.repeat(weights[bounds[1:] - 1], np.diff(bounds))
+    steps[:, [0, 1, 3]] = _join(edges, bounds.tolist(), (np.arange(n) if names is None else names).tolist())
+    return steps
 
 
-def _outwards(edges: Rows, bounds: list[int], names: Rows) -> Rows:
-    """The edges again; those between two bounds are replaced by others that join the same parts as told above."""
-    n = len(names)
-    parent, size, name = list(range(n)), [1] * n, names.tolist()
+def _join(edges: Rows, bounds: list[int], name: list[int]) -> list[tuple[int, int, int]]:
+    """Component, component, size of both; for the edges between two bounds in the order that is told above."""
+    n = len(name)
+    parent, size, component = list(range(n)), [1] * n, list(range(n))
+    steps: list[tuple[int, int, int]] = []
 
     def find(row: int) -> int:
         while parent[row] != row:
@@ -54,13 +58,19 @@ def _outwards(edges: Rows, bounds: list[int], names: Rows) -> Rows:
     def join(kept: int, other: int) -> None:
         parent[other] = kept
         size[kept] += size[other]
-        name[kept] = min(name[kept], name[other])
+        if name[other] < name[kept]:
+            name[kept] = name[other]
+        steps.append((component[kept], component[other], size[kept]))
+        component[kept] = n + len(steps) - 1
 
     ends = edges.tolist()
     for start, end in pairwise(bounds):
         if end - start == 1:
             one, other = find(ends[start][0]), find(ends[start][1])
-            join(*((one, other) if size[one] >= size[other] else (other, one)))
+            if size[one] >= size[other]:
+                join(one, other)
+            else:
+                join(other, one)
             continue
         group: dict[int, list[int]] = {}
         of: dict[int, int] = {}
@@ -74,13 +84,8 @@ def _outwards(edges: Rows, bounds: list[int], names: Rows) -> Rows:
             for part in group.pop(b):
                 of[part] = a
                 group[a].append(part)
-        at = start
         for parts in sorted(group.values(), key=lambda parts: min(name[part] for part in parts)):
-            parts.sort(key=lambda part: (-size[part], name[part]))
-            largest, *others = parts
+            largest, *others = sorted(parts, key=lambda part: (-size[part], name[part]))
             for part in sorted(others, key=lambda part: (size[part], name[part])):
-                ends[at] = [largest, part]
-                at += 1
-        for one, other in ends[start:end]:
-            join(one, other)
-    return np.array(ends, dtype=np.intp).reshape(-1, 2)
+                join(largest, part)
+    return steps

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from sploot_cluster.assignment import reach, similarity_to, threshold_of
+from sploot_cluster.assignment import Thresholds, reaches, similarity_to
 from sploot_cluster.constraints import FREE, RowConstraints, Rows, Sides, count_kept, enforce, resolve
 from sploot_cluster.density import Density
 from sploot_cluster.models import NOISE, Change, ClusterId, PetState, Reclustered, Standing
@@ -49,7 +49,8 @@ def plan_recluster(
     standings = np.where(groups == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)
     standings[rows.placed] = Standing.CORRECTED
     standings[rows.dismissed] = Standing.DISMISSED
-    reaches = _Reaches(state, groups, rows)
+    thresholds = Thresholds(state)
+    reaches = _Reaches(state, groups, rows, thresholds)
     is_late = (np.arange(state.n_media) >= n_seen) | (dense != NOISE)
     late = np.flatnonzero((groups == NOISE) & is_late & ~rows.dismissed)
     late_groups, late_reach = reaches.nearest(late)
@@ -64,7 +65,7 @@ def plan_recluster(
         absorbed = reaches.admit(noise, noise_groups, closest[noise_reach[closest] <= settings.absorption_slack])
         groups[noise[absorbed]], standings[noise[absorbed]] = noise_groups[absorbed], Standing.ABSORBED
 
-    regrouped = regroup(state, groups, standings, rows, settings, given=given)
+    regrouped = regroup(state, groups, standings, rows, settings, given=given, thresholds=thresholds)
     labels = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
     aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
     kept, total = count_kept(labels, constraints, aliases=aliases)
@@ -141,11 +142,11 @@ def _keep_curated(
 class _Reaches:
     """How far groups would have to reach for media; see :func:`~sploot_cluster.assignment.reach`."""
 
-    def __init__(self, state: PetState, groups: LabelVector, rows: RowConstraints) -> None:
+    def __init__(self, state: PetState, groups: LabelVector, rows: RowConstraints, thresholds: Thresholds) -> None:
         self._vectors, self._rows = state.vectors, rows
         self._members: list[Rows] = [np.flatnonzero(groups == group) for group in np.unique(groups[groups != NOISE])]
         self._groups = [int(groups[members[0]]) for members in self._members]
-        self._thresholds = [threshold_of(state.vectors[members]) for members in self._members]
+        self._thresholds = [thresholds.of(members) for members in self._members]
         self._sides: list[Sides] = [rows.sides_of(members) for members in self._members]
 
     def nearest(self, media: Rows) -> tuple[LabelVector, FloatVector]:
@@ -161,7 +162,7 @@ class _Reaches:
             self._groups, self._members, self._thresholds, self._sides, strict=True
         ):
             similarity = similarity_to(self._vectors[members], self._vectors[media])
-            far = np.array([reach(float(value), threshold) for value in similarity], dtype=np.float32)
+            far = reaches(similarity, threshold)
             if its_sides:
                 far[[its_sides.conflict(its_own) for its_own in sides]] = NOBODY
             is_better: BoolVector = np.where(

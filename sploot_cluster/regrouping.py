@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sploot_cluster.assignment import threshold_of
+from sploot_cluster.assignment import Thresholds
 from sploot_cluster.constraints import RowConstraints
 from sploot_cluster.identity import aliases_after, match_ids
 from sploot_cluster.models import (
@@ -25,7 +25,7 @@ from sploot_cluster.models import (
     Standing,
 )
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
+from sploot_cluster.vectors import LabelVector, StandingVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ def regroup(
     *,
     given: Mapping[int, ClusterId] | None = None,
     next_cluster: ClusterId | None = None,
+    thresholds: Thresholds | None = None,
 ) -> Regrouped:
     """Ids, thresholds and aliases for groups that take the place of the pet's clusters.
 
@@ -92,6 +93,7 @@ def regroup(
         rows: what to obey; media that a person took out of a cluster leave the group that inherits its id.
         given: group -> the id that it must have; see :func:`~sploot_cluster.identity.match_ids`.
         next_cluster: the next id to give out; the pet's own by default.
+        thresholds: those of ``state``, if somebody has them already.
     """
     standings = _let_count(groups, standings)
     identities = match_ids(
@@ -111,7 +113,7 @@ def regroup(
     return Regrouped(
         labels,
         standings,
-        clusters=_cards(state, labels, standings, living),
+        clusters=_cards(state, labels, standings, living, thresholds or Thresholds(state)),
         aliases=aliases,
         next_cluster=identities.next_cluster,
         n_moved=int(np.count_nonzero(labels != state.labels)),
@@ -143,15 +145,19 @@ def _kept_out(
 
 
 def _cards(
-    state: PetState, labels: LabelVector, standings: StandingVector, living: set[ClusterId]
+    state: PetState,
+    labels: LabelVector,
+    standings: StandingVector,
+    living: set[ClusterId],
+    thresholds: Thresholds,
 ) -> dict[ClusterId, ClusterCard | None]:
     """The cards to write: of clusters that are new, changed or gone. A threshold is what counting members reach."""
-    counts, counted = standings != Standing.ABSORBED, state.standings != Standing.ABSORBED
+    counts = standings != Standing.ABSORBED
     cards: dict[ClusterId, ClusterCard | None] = dict.fromkeys(state.clusters.keys() - living)
     for cluster in sorted(living):
-        members: BoolVector = (labels == cluster) & counts
-        card = state.clusters.get(cluster)
-        if card is None or not np.array_equal(members, (state.labels == cluster) & counted):
-            since = state.revision + 1 if card is None else card.since
-            cards[cluster] = ClusterCard(cluster, threshold_of(state.vectors[members]), since)
+        before = state.clusters.get(cluster)
+        since = state.revision + 1 if before is None else before.since
+        card = ClusterCard(cluster, thresholds.of(np.flatnonzero((labels == cluster) & counts)), since)
+        if card != before:
+            cards[cluster] = card
     return cards

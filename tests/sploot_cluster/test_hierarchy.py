@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sploot_cluster.density import cluster_densely
-from sploot_cluster.hierarchy import merges
+from sploot_cluster.hierarchy import linkage
 from sploot_cluster.spanning_tree import SpanningTree, spanning_tree
 from sploot_cluster.vectors import FloatMatrix, as_vectors
 
@@ -23,21 +23,20 @@ def tree_of(n: int, *edges: tuple[int, int, float]) -> SpanningTree:
 
 def components_after(tree: SpanningTree, names: list[int] | None = None) -> list[tuple[list[int], list[int]]]:
     """Which rows are joined to which at each step."""
-    of = {row: {row} for row in range(tree.n)}
+    of = {row: [row] for row in range(tree.n)}
     steps = []
-    for one, other, _ in merges(tree, None if names is None else np.array(names)).tolist():
-        kept, joins = of[int(one)], of[int(other)]
-        assert kept is not joins
-        steps.append((sorted(kept), sorted(joins)))
-        kept |= joins
-        of.update(dict.fromkeys(joins, kept))
+    for step, (one, other, _, size) in enumerate(linkage(tree, None if names is None else np.array(names)).tolist()):
+        kept, joins = of.pop(int(one)), of.pop(int(other))
+        steps.append((kept, joins))
+        of[tree.n + step] = sorted(kept + joins)
+        assert len(of[tree.n + step]) == size
     return steps
 
 
 def test_distances_ascend() -> None:
-    steps = merges(tree_of(4, (0, 1, 3.0), (1, 2, 1.0), (2, 3, 2.0)))
+    steps = linkage(tree_of(4, (0, 1, 3.0), (1, 2, 1.0), (2, 3, 2.0)))
 
-    assert steps.tolist() == [[1, 2, 1], [2, 3, 2], [0, 1, 3]]
+    assert steps.tolist() == [[1, 2, 1, 2], [4, 3, 2, 3], [5, 0, 3, 4]]
 
 
 def test_at_one_distance_the_others_join_the_largest_the_smallest_first() -> None:
@@ -73,7 +72,7 @@ def test_which_of_many_minimum_trees_it_is_does_not_matter(min_samples: int) -> 
 def test_the_distances_are_those_of_the_tree() -> None:
     tree = spanning_tree(as_vectors(np.random.default_rng(1).normal(size=(50, 8))), 3)
 
-    steps = merges(tree)
+    steps = linkage(tree)
 
     assert len(np.unique(steps[:, 2])) < 49  # core distances are of several edges
     np.testing.assert_array_equal(np.sort(tree.weights), steps[:, 2])

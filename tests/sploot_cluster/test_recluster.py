@@ -134,7 +134,7 @@ def test_noise_beyond_the_budget_is_absorbed_the_closest_first_and_no_farther_th
     core = looks(20, spread=0.05, dim=4)
     away = np.array([[1, 0.0, t, 0] for t in (0.14, 0.10, 0.12)] + [[0, 1, 0, 0]], dtype=np.float32)
     vectors = np.vstack([core, away / np.linalg.norm(away, axis=1, keepdims=True)]).astype(np.float32)
-    state = pet_state([1] * 20 + [NOISE] * 4, vectors)
+    state = pet_state([NOISE] * 24, vectors)
     labels = density(*[0] * 20, *[NOISE] * 4)
 
     def absorbed(noise_floor: int, slack: float) -> list[int]:

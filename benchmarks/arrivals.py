@@ -1,0 +1,227 @@
+"""What an arrival costs in pets of many sizes, on a real Redis. ``python -m benchmarks.arrivals [SIZE …]``.
+
+A pet is filled and reclustered, then media arrive one by one at a service in this process: load what is new, decide,
+commit. Two ways: ``assign`` by the spread of clusters (faiss), and ``exact``, which decides about everybody anew from
+the spanning tree that grows along. Then the recluster itself: from nothing, from the tree that another process kept in
+Redis, from the tree in memory. ``--workers 2`` has two processes write to pets of their own at the same time. CPU time
+is that of the process, without Redis: on a machine that does other work too it tells more than the time that passed.
+The vectors are those of ``benchmarks.density``, 512 values each; the server keeps an append-only file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+from sploot_cluster.threads import one_thread_each
+
+# as in a worker
+one_thread_each(os.environ)
+
+import numpy as np
+import redis
+
+from benchmarks.density import pictures
+from benchmarks.records import machine_facts, number, table
+from sploot_cluster.models import NOISE, Arrival, Change, MediaId, PetId, Standing
+from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.service import ClusterService
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import FloatMatrix
+from tasks.embedded_redis import EmbeddedRedis
+
+SIZES: Final = (200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+WAYS: Final = {"assign": ClusterSettings(exact_until=0), "exact": ClusterSettings(exact_until=1_000_000)}
+# Beyond it a single exact arrival takes a second.
+MOST_EXACT: Final = 20_000
+MODEL: Final = "clip@1"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """What arrivals of one way took in pets of one size."""
+
+    n_media: int
+    way: str
+    workers: int
+    n: int
+    per_second: float
+    p50_ms: float
+    p95_ms: float
+    cpu_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reclusters:
+    """Seconds that a recluster of one pet took, load and commit included."""
+
+    n_media: int
+    from_nothing_s: float
+    from_store_s: float
+    from_memory_s: float
+
+
+def fill(store: RedisPetStore, pet: PetId, vectors: FloatMatrix) -> None:
+    """A pet of these vectors, without clusters."""
+    for start in range(0, len(vectors), 2_000):
+        state = store.load(pet)
+        block = vectors[start : start + 2_000]
+        is_first = not state.n_media
+        store.commit(
+            state,
+            Change(
+                "arrival",
+                next_cluster=state.next_cluster,
+                n_at_recluster=0,
+                noise_arrivals=0,
+                model=MODEL if is_first else None,
+                dim=vectors.shape[1] if is_first else None,
+                arrivals=tuple(
+                    Arrival(media_id(start + row), vector, NOISE, Standing.NOISE) for row, vector in enumerate(block)
+                ),
+            ),
+        )
+
+
+def media_id(row: int) -> MediaId:
+    return MediaId(f"{row:08x}-5f3c-4a51-9d2e-7b1c20d4e6aa")
+
+
+def arrive(url: str, pet: PetId, way: str, vectors: FloatMatrix, first: int) -> tuple[list[float], float]:
+    """Seconds of each arrival, and of the processor for all of them, after three that warm up."""
+    with redis.Redis.from_url(url) as client:
+        service = ClusterService(RedisPetStore(client), settings=WAYS[way])
+        took = []
+        for row in range(first, len(vectors)):
+            if row == first + 3:
+                cpu_s = time.process_time()
+            start = time.perf_counter()
+            service.assign(pet, media_id(row), model=MODEL, vector=vectors[row])
+            took.append(time.perf_counter() - start)
+        return took[3:], time.process_time() - cpu_s
+
+
+def measure_arrivals(url: str, n: int, way: str, *, workers: int, n_arrivals: int, first_pet: int) -> Arrivals:
+    vectors = pictures(n + n_arrivals + 3)
+    with redis.Redis.from_url(url) as client:
+        store = RedisPetStore(client)
+        for number_ in range(workers):
+            fill(store, PetId(first_pet + number_), vectors[:n])
+            ClusterService(store).recluster(PetId(first_pet + number_))
+    jobs = [(url, PetId(first_pet + number_), way, vectors, n) for number_ in range(workers)]
+    if workers == 1:
+        by_worker = [arrive(*jobs[0])]
+    else:
+        with get_context("spawn").Pool(workers) as pool:
+            by_worker = pool.starmap(arrive, jobs)
+    took = np.concatenate([one for one, _ in by_worker])
+    return Arrivals(
+        n,
+        way,
+        workers,
+        len(took),
+        per_second=sum(len(one) / sum(one) for one, _ in by_worker),
+        p50_ms=1e3 * float(np.quantile(took, 0.5)),
+        p95_ms=1e3 * float(np.quantile(took, 0.95)),
+        cpu_ms=1e3 * sum(cpu_s for _, cpu_s in by_worker) / len(took),
+    )
+
+
+def measure_reclusters(url: str, n: int, pet: PetId) -> Reclusters:
+    vectors = pictures(n)
+    with redis.Redis.from_url(url) as client:
+        store = RedisPetStore(client)
+        fill(store, pet, vectors)
+        took = []
+        for service in (ClusterService(store), other := ClusterService(store), other):
+            if service is other:
+                store.load(pet)
+            start = time.perf_counter()
+            service.recluster(pet)
+            took.append(time.perf_counter() - start)
+    return Reclusters(n, *took)
+
+
+def report(arrivals: Sequence[Arrivals], reclusters: Sequence[Reclusters]) -> str:
+    parts = []
+    if arrivals:
+        columns = ("media of the pet", "way", "processes", "arrivals", "per second", "p50 ms", "p95 ms", "CPU ms")
+        rows = [
+            (
+                f"{one.n_media:,}",
+                one.way,
+                str(one.workers),
+                str(one.n),
+                number(one.per_second),
+                number(one.p50_ms),
+                number(one.p95_ms),
+                number(one.cpu_ms),
+            )
+            for one in arrivals
+        ]
+        parts.append(table(columns, rows))
+    if reclusters:
+        facts = ("media of the pet", "recluster from nothing, s", "from the tree in Redis, s", "from memory, s")
+        parts.append(
+            table(
+                facts,
+                [
+                    (
+                        f"{one.n_media:,}",
+                        number(one.from_nothing_s),
+                        number(one.from_store_s),
+                        number(one.from_memory_s),
+                    )
+                    for one in reclusters
+                ],
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES))
+    parser.add_argument("--arrivals", type=int, default=100, help="per pet and way")
+    parser.add_argument("--workers", type=int, default=1, help="processes with a pet of their own at the same time")
+    parser.add_argument("--ways", nargs="*", choices=[*WAYS, "recluster"], default=[*WAYS, "recluster"])
+    parser.add_argument("--json", type=Path, help="write all figures to this file too")
+    arguments = parser.parse_args()
+    arrivals: list[Arrivals] = []
+    reclusters: list[Reclusters] = []
+    pet = 1
+    with EmbeddedRedis(unix_socket=True) as server:
+        for n in arguments.sizes:
+            for way in arguments.ways:
+                if way == "recluster":
+                    reclusters.append(measure_reclusters(server.url, n, PetId(pet)))
+                elif way == "assign" or n <= MOST_EXACT:
+                    arrivals.append(
+                        measure_arrivals(
+                            server.url, n, way, workers=arguments.workers, n_arrivals=arguments.arrivals, first_pet=pet
+                        )
+                    )
+                pet += arguments.workers
+                print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    print(report(arrivals, reclusters))
+    if arguments.json:
+        found: dict[str, Any] = {
+            "machine": machine_facts(),
+            "settings": {way: asdict(replace(settings, models={})) for way, settings in WAYS.items()},
+            "arrivals": [asdict(one) for one in arrivals],
+            "reclusters": [asdict(one) for one in reclusters],
+        }
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
