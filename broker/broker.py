@@ -174,6 +174,14 @@ class RedisStreamsBroker(Broker):
         """The name under which this process consumes; another after a fork or a ``close``."""
         return self._session.consumer_name
 
+    def consumers_moved_at(self) -> Mapping[str, float]:
+        """When the consumer of each queue of this process was last asked for a message, or for itself.
+
+        On the clock of ``time.monotonic``. A Worker asks again within its ``worker_timeout``, or the timeouts of its
+        connections where Redis does not answer: who is silent for a minute hangs.
+        """
+        return dict(self._session.moved_at)
+
     def stats(self, queue_name: str) -> QueueStats:
         """What the queue holds, read in one step and one round trip."""
         keys = self._keys(queue_name)

@@ -51,7 +51,8 @@ class StreamsConsumer(Consumer):
     def __next__(self) -> MessageProxy | None:
         if self._buffer:
             return self._buffer.popleft()
-        deadline = time.monotonic() + self._timeout_s
+        now = self._session.moved_at[self._keys.queue_name] = time.monotonic()
+        deadline = now + self._timeout_s
         try:
             while not self._buffer:
                 left_s = deadline - time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from secrets import token_hex
 from typing import Any, Protocol
@@ -113,6 +114,7 @@ class Session:
         self.keeper = Keeper(self.connections, settings, consumer_name=self.consumer_name)
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
+        self.moved_at: dict[str, float] = {}
 
     def consume(
         self, keys: QueueKeys, decoder: EntryDecoder | None, *, prefetch: int, timeout_ms: int
@@ -122,6 +124,7 @@ class Session:
         Raises:
             BrokerConnectionError: the heartbeat could not be written.
         """
+        self.moved_at[keys.queue_name] = time.monotonic()
         try:
             self.keeper.add(keys)
         except redis.RedisError as error:

@@ -5,6 +5,7 @@ Nothing here opens a connection: a worker can be imported while Redis is away, a
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import redis
@@ -70,8 +71,12 @@ def build_operations(settings: Settings, client: redis.Redis) -> Operations:
     return Operations(build_broker(settings, client, middleware=[]), client)
 
 
-def build_worker(settings: Settings) -> RedisStreamsBroker:
-    """The broker of a worker and of the scheduler, with every actor declared."""
+def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStreamsBroker:
+    """The broker of a worker and of the scheduler, with every actor declared.
+
+    Args:
+        shared: the directory in which processes of one master say that they move; None for one without master.
+    """
     from periodiq import PeriodiqMiddleware
 
     from tasks.actors import declare_actors
@@ -81,6 +86,7 @@ def build_worker(settings: Settings) -> RedisStreamsBroker:
     from tasks.logs import NameJobs
     from tasks.middleware import ExposeMetrics, LoadEngine, RecordJobs
     from tasks.periodic import declare_periodic_actors
+    from tasks.pulse import KeepPulse
     from tasks.queue_ops.pet_index import KeepPetIndex
     from tasks.tracing import tracing_middleware
 
@@ -107,6 +113,7 @@ def build_worker(settings: Settings) -> RedisStreamsBroker:
             ExposeMetrics(),
             LoadEngine(),
             KeepPetIndex(client),
+            *([KeepPulse(shared, hung_after_s=settings.hung_after_s)] if shared is not None else []),
         ],
     )
     declare_actors(broker, build_service(settings, client))

@@ -1,8 +1,9 @@
 """What scrapers and probes ask a worker pod: a process beside the workers answers, whatever they are busy with.
 
 Dramatiq's master starts it with the function that :class:`~tasks.middleware.ExposeMetrics` names. ``/metrics`` adds up
-the values of all worker processes and reads the samples of the queues from Redis; ``/healthz`` answers while the master
-lives; ``/readyz`` says whether Redis answers. A port that is taken is tried again for ever, and jobs go on meanwhile.
+the values of all worker processes and reads the samples of the queues from Redis. ``/healthz`` says whether every
+worker process moves, and asks Redis nothing; ``/readyz`` says whether Redis answers and every queue has its group. A
+port that is taken is tried again for ever, and jobs go on meanwhile.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tasks.contracts import GROUP, stream_of
 from tasks.logs import configure_logging
 from tasks.metrics import share_values
+from tasks.pulse import Pulse, pulses, why_not_alive
 from tasks.redis_urls import connect
 from tasks.settings import Settings
 
@@ -47,8 +51,8 @@ def serve_metrics() -> int:
     configure_logging(settings.log_level)
     master = os.getppid()
     client = _client(settings)
-    exposition = expose(client, settings, with_jobs=True)
-    with _listen(settings, exposition, client) as server:
+    pod = _Pod(client, settings, expose(client, settings, with_jobs=True), values)
+    with _listen(pod) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         thread.start()
         try:
@@ -93,20 +97,59 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
     return exposition
 
 
-def why_not_ready(client: redis.Redis) -> str | None:
-    """Why jobs cannot run now; None when they can."""
+def why_not_ready(client: redis.Redis, queues: Iterable[str] = ()) -> str | None:
+    """Why jobs cannot run now; None when they can.
+
+    Args:
+        queues: that must have a group, which their first consumer makes.
+    """
     try:
         client.ping()
+        for queue in queues:
+            if not _has_group(client, stream_of(queue)):
+                return f"{stream_of(queue)} has no group {GROUP}; workers make it when they begin"
     except redis.RedisError as error:
         return f"Redis does not answer: {error}"
     return None
 
 
+def _has_group(client: redis.Redis, stream: str) -> bool:
+    try:
+        groups: list[dict[str, Any]] = client.xinfo_groups(stream)
+    except redis.ResponseError:  # no such key
+        return False
+    return any(group["name"] in (GROUP, GROUP.encode()) for group in groups)
+
+
+class _Pod:
+    """What is asked of one master and its processes."""
+
+    def __init__(self, client: redis.Redis, settings: Settings, exposition: Exposition, shared: Path | None) -> None:
+        self.client, self.settings, self.exposition = client, settings, exposition
+        self._shared = shared
+        self._began_at = time.monotonic()
+
+    def why_not_alive(self) -> str | None:
+        now = time.monotonic()
+        return why_not_alive(
+            self._pulses(), hung_after_s=self.settings.hung_after_s, up_for_s=now - self._began_at, now_s=now
+        )
+
+    def why_not_ready(self) -> str | None:
+        said = self._pulses()
+        if not said:
+            return "no worker process has booted yet"
+        return why_not_ready(self.client, sorted({queue for pulse in said for queue in pulse.queues}))
+
+    def _pulses(self) -> list[Pulse]:
+        return pulses(self._shared) if self._shared is not None else []
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], exposition: Exposition, client: redis.Redis) -> None:
-        self.exposition, self.client = exposition, client
+    def __init__(self, address: tuple[str, int], pod: _Pod) -> None:
+        self.pod = pod
         super().__init__(address, _Handler)
 
 
@@ -117,15 +160,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/metrics":
-                body, media_type = self.server.exposition(self.headers.get("Accept", ""))
+                body, media_type = self.server.pod.exposition(self.headers.get("Accept", ""))
                 self._answer(200, body, media_type)
             case "/healthz":
-                self._json(200, {"status": "ok"})
+                self._verdict(self.server.pod.why_not_alive())
             case "/readyz":
-                problem = why_not_ready(self.server.client)
-                self._json(503 if problem else 200, {"status": problem or "ok"})
+                self._verdict(self.server.pod.why_not_ready())
             case _:
                 self._json(404, {"status": "not found; there are /metrics, /healthz and /readyz"})
+
+    def _verdict(self, problem: str | None) -> None:
+        self._json(503 if problem else 200, {"status": problem or "ok"})
 
     def _json(self, status: int, body: Mapping[str, str]) -> None:
         self._answer(status, json.dumps(body).encode(), "application/json")
@@ -150,11 +195,11 @@ def _client(settings: Settings) -> redis.Redis:
     )
 
 
-def _listen(settings: Settings, exposition: Exposition, client: redis.Redis) -> _Server:
-    address = settings.metrics_host, settings.metrics_port
+def _listen(pod: _Pod) -> _Server:
+    address = pod.settings.metrics_host, pod.settings.metrics_port
     while True:
         try:
-            server = _Server(address, exposition, client)
+            server = _Server(address, pod)
         except OSError as error:
             logger.error(
                 "metrics address cannot be used: %s; set WORKER_METRICS_PORT to a free port, jobs go on meanwhile",

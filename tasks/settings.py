@@ -66,6 +66,12 @@ class Settings:
         "WORKER_METRICS_HOST", "where a worker answers /metrics, /healthz and /readyz", default="127.0.0.1"
     )
     metrics_port: int = _setting("WORKER_METRICS_PORT", "its port; 0 takes a free one", default=9105)
+    hung_after_s: int = _setting(
+        "SPLOOT_HUNG_AFTER_S",
+        "a worker process whose threads have not moved for so long hangs, and /healthz says so; at least 5",
+        unit="s",
+        default=60,
+    )
     http_host: str = _setting("SPLOOT_HTTP_HOST", "where the HTTP API listens", default="127.0.0.1")
     http_port: int = _setting("SPLOOT_HTTP_PORT", "its port; 0 takes a free one", default=8080)
     api_tokens: str = _setting(
@@ -101,6 +107,7 @@ class Settings:
     def __post_init__(self) -> None:
         _check_redis_url(self.redis_url)
         _check_range("SPLOOT_LEASE_MS", self.lease_ms, lowest=2_000)
+        _check_range("SPLOOT_HUNG_AFTER_S", self.hung_after_s, lowest=5)
         _check_range("SPLOOT_MAX_DELIVERIES", self.max_deliveries, lowest=2)
         _check_range("SPLOOT_INGEST_ROLLOUT_PERCENT", self.ingest_rollout_percent, lowest=0, highest=EVERYBODY)
         for variable, port in (("WORKER_METRICS_PORT", self.metrics_port), ("SPLOOT_HTTP_PORT", self.http_port)):

@@ -22,7 +22,7 @@ from tasks.settings import Settings
 
 settings = Settings.from_env(os.environ)
 configure_logging(settings.log_level)
-share_values()
+shared = share_values()
 configure_error_reports(settings)
-broker = build_worker(settings)
+broker = build_worker(settings, shared=shared)
 dramatiq.set_broker(broker)
