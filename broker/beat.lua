@@ -1,7 +1,7 @@
--- Says that a consumer lives, and makes the group where it is missing.
+-- Says that a consumer lives.
 --
 -- KEYS     1 stream  2 consumers
--- ARGV     group, consumer, lease in ms
+-- ARGV     group, consumer, lease in ms, make the group where it is missing (optional)
 -- Returns  1 when the consumer's lease had not lapsed, else 0: others may have taken what it held
 --
 -- A new group starts at 0: what is in the stream is work, whoever has seen it before. Who was declared dead (0, by
@@ -10,11 +10,11 @@
 local stream, consumers = KEYS[1], KEYS[2]
 local group, me, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
--- A full server lets a script finish whose first write needs no memory; the living must be able to say so.
-redis.call('ZREM', consumers, '')
-local made = redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
-if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
-  return made
+if ARGV[4] then
+  local made = redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
+  if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
+    return made
+  end
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -22,5 +22,10 @@ local last = redis.call('ZSCORE', consumers, me)
 if last == '0' then
   return 0
 end
-redis.call('ZADD', consumers, now, me)
+local said = redis.pcall('ZADD', consumers, now, me)
+if type(said) == 'table' and said.err then
+  -- A full server lets a script finish whose first write needs no memory, and the living must be able to say so.
+  redis.call('ZREM', consumers, me)
+  redis.call('ZADD', consumers, now, me)
+end
 return last and tonumber(last) >= now - lease and 1 or 0

@@ -181,7 +181,6 @@ class StreamsConsumer(Consumer):
 
     def _take(self, room: int) -> None:
         """Take over what is handed back or belongs to the dead."""
-        dead = self._queue.dead_siblings
         found = self._session.connections.run_script(
             TAKE,
             (self._keys.stream, self._keys.consumers, self._keys.suspects, self._keys.counters),
@@ -193,8 +192,6 @@ class StreamsConsumer(Consumer):
                 room,
                 self._settings.max_deliveries,
                 int(self._session.keeper.may_judge(self._keys.queue_name)),
-                len(dead),
-                *dead,
             ),
         )
         if len(found) < room:

@@ -20,12 +20,14 @@ from dramatiq.logging import get_logger
 from .connections import BlockingRead, Connections
 from .identity import is_dead_sibling
 from .keys import HANDED_BACK, QueueKeys
-from .scripts import SWEEP, TICK
+from .scripts import LEAVE, SWEEP, TICK
 from .settings import BrokerSettings
 
 # Due messages follow each other closely under load; one round takes all that fell due within so many seconds.
 SHORTEST_WAIT_S = 0.005
 SWEEP_PAGE = 500
+# How often the processes of this machine are looked at; that asks nothing of Redis.
+LOOK_AT_SIBLINGS_S = 0.5
 # A consumer without entries whose heartbeat is older than this has ended without saying so.
 FORGET_CONSUMER_MS = 60 * 60 * 1000
 
@@ -38,7 +40,8 @@ class Round:
         n_promoted: due messages moved to the stream.
         next_due_s: until the next delayed message is due; None when none is delayed.
         is_takeable: whether there are entries that somebody should take over.
-        dead_siblings: consumers with entries that are known to be dead, being processes of this machine.
+        first_lapse_s: until the first lease of another consumer lapses unless it is heard of; 0 when one with entries
+            has, None without others.
         n_owned: entries in this consumer's own pending list.
         is_paused: whether delivery is paused.
         n_orphans: orphans handed back to work.
@@ -47,14 +50,18 @@ class Round:
     n_promoted: int
     next_due_s: float | None
     is_takeable: bool
-    dead_siblings: tuple[str, ...]
+    first_lapse_s: float | None
     n_owned: int
     is_paused: bool
     n_orphans: int
 
 
 class Janitor:
-    """Looks after one queue. ``start`` and ``stop`` may be called twice."""
+    """Looks after one queue. ``start`` and ``stop`` may be called twice.
+
+    Args:
+        on_round: is told of every round; whether there should be another one soon.
+    """
 
     def __init__(
         self,
@@ -63,7 +70,7 @@ class Janitor:
         keys: QueueKeys,
         *,
         consumer_name: str,
-        on_round: Callable[[Round], None],
+        on_round: Callable[[Round], bool],
     ) -> None:
         self._connections = connections
         self._settings = settings
@@ -75,6 +82,8 @@ class Janitor:
         self._last_timer: bytes = b"0-0"
         self._sweep_cursor: str | bytes = "-"
         self._next_sweep_at = 0.0
+        self._next_round_at = 0.0
+        self._others: tuple[str, ...] = ()
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -92,7 +101,9 @@ class Janitor:
             BrokerConnectionError: Redis did not answer; the next round does what this one could not.
         """
         keys, settings = self._keys, self._settings
-        n_promoted, next_in_ms, last_timer, is_takeable, n_owned, is_paused, *owners = self._connections.run_script(
+        for name in [name for name in self._others if is_dead_sibling(name)]:
+            self._declare_dead(name)
+        answer = self._connections.run_script(
             TICK,
             (
                 keys.stream,
@@ -105,18 +116,28 @@ class Janitor:
             ),
             (settings.group, self._consumer_name, HANDED_BACK, settings.lease_ms, settings.promote_batch),
         )
-        self._last_timer = last_timer
-        dead_siblings = tuple(name for name in (owner.decode() for owner in owners) if is_dead_sibling(name))
+        n_promoted, next_in_ms, self._last_timer, is_takeable, n_owned, is_paused, lapse_ms, *others = answer
+        self._others = tuple(name.decode() for name in others)
         done = Round(
             n_promoted=n_promoted,
             next_due_s=None if next_in_ms < 0 else next_in_ms / 1000,
-            is_takeable=bool(is_takeable) or bool(dead_siblings),
-            dead_siblings=dead_siblings,
+            is_takeable=bool(is_takeable),
+            first_lapse_s=None if lapse_ms < 0 else lapse_ms / 1000,
             n_owned=n_owned,
             is_paused=bool(is_paused),
             n_orphans=self._sweep() if time.monotonic() >= self._next_sweep_at else 0,
         )
-        self._on_round(done)
+        is_odd = self._on_round(done)
+        wait_s = settings.lease_ms / 1000
+        if done.first_lapse_s is not None:
+            wait_s = min(wait_s, done.first_lapse_s)
+        if is_odd or wait_s * 1000 < settings.tick_ms:
+            wait_s = min(wait_s or settings.tick_ms / 1000, settings.tick_ms / 1000)
+        if done.next_due_s is not None:
+            wait_s = min(wait_s, done.next_due_s)
+        if done.n_promoted >= settings.promote_batch:
+            wait_s = 0.0
+        self._next_round_at = time.monotonic() + wait_s
         return done
 
     def stop(self) -> None:
@@ -124,6 +145,11 @@ class Janitor:
         self._timer.wake()
         if self._thread is not None:
             self._thread.join(5.0)
+
+    def _declare_dead(self, name: str) -> None:
+        """Say of a process of this machine, whose keeper did not, that it is dead."""
+        keys = self._keys
+        self._connections.run_script(LEAVE, (keys.stream, keys.consumers, keys.timer), (self._settings.group, name, 1))
 
     def _sweep(self) -> int:
         """Look for orphans in some pages of what is pending; how many were found."""
@@ -156,12 +182,8 @@ class Janitor:
             try:
                 if pause_s:
                     self._is_stopping.wait(pause_s)
-                done = self.run_once()
-                wait_s = min(self._settings.tick_ms, self._settings.lease_ms // 2) / 1000
-                if done.next_due_s is not None:
-                    wait_s = min(wait_s, done.next_due_s)
-                if done.n_promoted < self._settings.promote_batch:
-                    self._wait_for_timer(max(wait_s, SHORTEST_WAIT_S))
+                if self.run_once().n_promoted < self._settings.promote_batch:
+                    self._wait_for_news()
                 pause_s = 0.0
             except (BrokerConnectionError, redis.RedisError) as error:
                 if self._is_stopping.is_set():
@@ -175,11 +197,19 @@ class Janitor:
                 pause_s = 1.0
         self._timer.close()
 
-    def _wait_for_timer(self, timeout_s: float) -> None:
-        """Wait until somebody has news: a message that is due earlier, entries handed back, a pause."""
-        if not self._timer.is_waiting:
-            self._timer.send(
-                "XREAD", "BLOCK", self._settings.idle_read_ms, "STREAMS", self._keys.timer, self._last_timer
-            )
-        if self._timer.wait(timeout_s):
-            self._timer.answer()
+    def _wait_for_news(self) -> None:
+        """Wait until the next round, or for news: a message that is due earlier, a pause, somebody's death."""
+        wait_until = max(min(self._next_round_at, self._next_sweep_at), time.monotonic() + SHORTEST_WAIT_S)
+        while not self._is_stopping.is_set():
+            if not self._timer.is_waiting:
+                self._timer.send(
+                    "XREAD", "BLOCK", self._settings.idle_read_ms, "STREAMS", self._keys.timer, self._last_timer
+                )
+            left_s = wait_until - time.monotonic()
+            if left_s <= 0:
+                return
+            if self._timer.wait(min(left_s, LOOK_AT_SIBLINGS_S) if self._others else left_s):
+                if self._timer.answer():
+                    return
+            elif any(is_dead_sibling(name) for name in self._others):
+                return

@@ -136,7 +136,7 @@ class Keeper:
 
     def _beat(self, queues: list[QueueKeys]) -> None:
         sent_at = time.monotonic()
-        args = (self._settings.group, self._consumer_name, self._settings.lease_ms)
+        args = (self._settings.group, self._consumer_name, self._settings.lease_ms, 1)
         answers = self._connections.run_scripts(BEAT, [((keys.stream, keys.consumers), args) for keys in queues])
         for keys, was_in_time in zip(queues, answers, strict=True):
             self._confirm(keys.queue_name, sent_at, was_in_time=bool(was_in_time))

@@ -50,7 +50,6 @@ class ConsumedQueue:
         self.is_paused = False
         self.is_takeable = True  # what was handed back is older than what was never delivered
         self.has_lost_entries = False
-        self.dead_siblings: tuple[str, ...] = ()
         self._n_unheld_rounds = 0
         self._resumed = threading.Event()
         self._consumer: StreamsConsumer | None = None
@@ -72,9 +71,8 @@ class ConsumedQueue:
     def wait_for_resume(self, timeout_s: float) -> None:
         self._resumed.wait(timeout_s)
 
-    def _after_round(self, done: Round) -> None:
-        """Tell the consumer what the janitor saw."""
-        self.dead_siblings = done.dead_siblings
+    def _after_round(self, done: Round) -> bool:
+        """Tell the consumer what the janitor saw; whether it should look again soon."""
         has_news = False
         if done.is_takeable:
             self.is_takeable = has_news = True
@@ -99,6 +97,7 @@ class ConsumedQueue:
         consumer = self._consumer
         if has_news and consumer is not None:
             consumer.wake()
+        return self._n_unheld_rounds > 0
 
 
 class Session:

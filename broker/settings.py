@@ -31,8 +31,9 @@ class BrokerSettings:
         keeper_process: whether a child process of some 4 MB writes the heartbeats, outside the interpreter lock; else a
             thread does.
         idle_read_ms: how long one blocking read waits at the server.
-        tick_ms: how often the janitor of a queue looks around when nothing wakes it. Half a second below the two
-            seconds within which a dead process's messages must be found after its lease.
+        tick_ms: how often the janitor of a queue looks around while a lease has lapsed or an answer seems to be lost.
+            Half a second below the two seconds within which a dead process's messages must be found after its lease.
+            Else it sleeps until the first lease could lapse, or until it is woken.
         sweep_ms: how often the janitor begins a pass for orphans.
         promote_batch: how many due messages one script call moves: some milliseconds of the server.
     """
@@ -48,9 +49,9 @@ class BrokerSettings:
     unique_for_ms: int = DAY_MS
     enqueue_timeout_ms: int = 5_000
     keeper_process: bool = True
-    idle_read_ms: int = 10_000
+    idle_read_ms: int = 20_000
     tick_ms: int = 1_500
-    sweep_ms: int = 10_000
+    sweep_ms: int = 25_000
     promote_batch: int = 200
 
     def __post_init__(self) -> None:

@@ -2,8 +2,7 @@
 --
 -- KEYS     1 stream  2 consumers  3 suspects  4 counters
 -- ARGV     group, consumer, consumer of what was handed back, lease in ms, at most so many, delivery limit,
---          1: believe stale heartbeats; 0: only what the next list says
---          n, then n consumers that are known to be dead
+--          1: believe stale heartbeats; 0: only who was declared dead
 -- Returns  a list of {id, delivery count, fields, charges, is_doomed, is_recovered}; is_doomed: it reached the delivery limit
 --
 -- A consumer is dead when it was declared so (heartbeat 0), or has no heartbeat younger than the lease. In the latter case
@@ -13,10 +12,6 @@
 local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]
 local lease, room, limit, believe_stale = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
-local known_dead = {}
-for i = 9, 8 + tonumber(ARGV[8]) do
-  known_dead[ARGV[i]] = true
-end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -71,15 +66,11 @@ take_from(handed_back, 0)
 for _, consumer in ipairs(listed) do
   local name, pending = consumer[2], consumer[4]
   if pending > 0 and name ~= me and name ~= handed_back then
-    if known_dead[name] then
+    local beat = redis.call('ZSCORE', consumers, name)
+    if beat == '0' then
       take_from(name, 0)
-    else
-      local beat = redis.call('ZSCORE', consumers, name)
-      if beat == '0' then
-        take_from(name, 0)
-      elseif believe_stale and (not beat or tonumber(beat) < now - lease) then
-        take_from(name, lease)
-      end
+    elseif believe_stale and (not beat or tonumber(beat) < now - lease) then
+      take_from(name, lease)
     end
   end
 end

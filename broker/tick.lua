@@ -3,7 +3,8 @@
 -- KEYS     1 stream  2 delayed  3 delayed:messages  4 timer  5 consumers  6 paused  7 counters
 -- ARGV     group, consumer, consumer of what was handed back, lease in ms, promote at most so many
 -- Returns  {promoted, ms until the next is due (-1 = none is delayed), last id of the timer, is anything takeable,
---           entries this consumer owns, is the queue paused, consumers that own entries…}
+--           entries this consumer owns, is the queue paused, ms until the first of the others' leases would lapse
+--           (-1 = there are none; 0 = one has lapsed), the others…}
 
 local stream, delayed, messages, timer, consumers, paused, counters =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
@@ -35,29 +36,32 @@ local next_in = next_due and math.max(0, tonumber(next_due) - now) or -1
 local last_timer = redis.call('XREVRANGE', timer, '+', '-', 'COUNT', 1)[1]
 
 local is_takeable, n_mine = 0, 0
-local reply = {n_promoted, next_in, last_timer and last_timer[1] or '0-0', 0, 0, redis.call('EXISTS', paused)}
+local first_lapse = -1
+local reply = {n_promoted, next_in, last_timer and last_timer[1] or '0-0', 0, 0, redis.call('EXISTS', paused), 0}
 local listed = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 if not listed.err then
   for _, consumer in ipairs(listed) do
     local name, pending = consumer[2], consumer[4]
     if name == me then
       n_mine = pending
-    elseif pending > 0 then
-      reply[#reply + 1] = name
-      if name == handed_back then
+    elseif name == handed_back then
+      if pending > 0 then
         is_takeable = 1
-      else
-        local beat = redis.call('ZSCORE', consumers, name)
-        if beat == '0' then
+      end
+    else
+      reply[#reply + 1] = name
+      local beat = tonumber(redis.call('ZSCORE', consumers, name) or -1)
+      local lapses_in = beat + lease - now
+      if lapses_in >= 0 then
+        first_lapse = first_lapse < 0 and lapses_in or math.min(first_lapse, lapses_in)
+      elseif pending > 0 then
+        first_lapse = 0
+        if beat == 0 or #redis.call('XPENDING', stream, group, 'IDLE', lease, '-', '+', 1, name) > 0 then
           is_takeable = 1
-        elseif not beat or tonumber(beat) < now - lease then
-          if #redis.call('XPENDING', stream, group, 'IDLE', lease, '-', '+', 1, name) > 0 then
-            is_takeable = 1
-          end
         end
       end
     end
   end
 end
-reply[4], reply[5] = is_takeable, n_mine
+reply[4], reply[5], reply[7] = is_takeable, n_mine, first_lapse
 return reply
