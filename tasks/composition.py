@@ -146,6 +146,7 @@ def build_app(settings: Settings) -> FastAPI:
     return create_app(
         service=build_service(settings, client),
         jobs=ClusterTasks(client=client, ingest_rollout_percent=settings.ingest_rollout_percent),
+        operations=build_operations(settings, client),
         tokens=Tokens.parse(settings.api_tokens),
         idempotency=RedisIdempotencyStore(client),
         ready=ready,

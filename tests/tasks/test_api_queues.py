@@ -11,6 +11,8 @@ from sploot_cluster import ClusterService
 from sploot_cluster.api import Role, Token, Tokens, create_app
 from sploot_cluster.memory_store import MemoryPetStore
 from tasks.client import ClusterTasks
+from tasks.composition import build_app
+from tasks.settings import Settings
 from tests.sploot_cluster.api.front import API, client_of
 from tests.tasks.queue_ops.desk import STUCK, Desk
 
@@ -132,3 +134,9 @@ def test_what_cannot_be_meant_names_the_field(api: Caller, path: str, body: dict
 
     assert refused.status_code == 422
     assert field in {error["field"].rpartition(".")[2] for error in refused.json()["errors"]}
+
+
+def test_the_server_that_is_started_has_them(redis_url: str) -> None:
+    app = build_app(Settings(redis_url=redis_url))
+
+    assert client_of(app).get(QUEUES).status_code == 200
