@@ -24,6 +24,7 @@ from tasks.embedded_redis import ends_with_parent
 
 POLL_S = 0.1
 DRAIN_TIMEOUT_MS = 20_000
+BOOT_TIMEOUT_MS = 60_000
 
 
 class Pod:
@@ -88,7 +89,8 @@ class Stack:
 
     def __init__(self, redis_url: str, directory: Path, *, models: Mapping[str, int], lease_ms: int) -> None:
         self._directory = directory
-        ports = _ports(preferred=(9105, 9106, 8080))
+        self._ports = _Ports(9105, 9106, 8080)
+        ports = self._ports.numbers
         self.metrics = tuple(f"http://127.0.0.1:{port}/metrics" for port in ports[:2])
         self.http = f"http://127.0.0.1:{ports[2]}"
         environ = {
@@ -100,8 +102,8 @@ class Stack:
         }
         python = [sys.executable, "-m"]
         worker = [*python, "dramatiq", "tasks.worker", "--processes", "1", "--threads", "4"]
-        # a worker that is killed while it boots would make its master wait for 30 s
-        worker += ["--worker-shutdown-timeout", str(DRAIN_TIMEOUT_MS), "--worker-fork-timeout", "5000"]
+        # a worker that boots for longer than the fork timeout, as on a loaded machine, would be left without metrics
+        worker += ["--worker-shutdown-timeout", str(DRAIN_TIMEOUT_MS), "--worker-fork-timeout", str(BOOT_TIMEOUT_MS)]
         serve = [*python, "tasks.cli", "serve", "--host", "127.0.0.1", "--port", str(ports[2])]
         self.workers = tuple(
             self._pod(f"worker-{n}", worker, {**environ, "WORKER_METRICS_PORT": str(port)})
@@ -137,6 +139,7 @@ class Stack:
             pod.ask_to_stop()
         for pod in self._pods:
             pod.wait(timeout_s=DRAIN_TIMEOUT_MS / 1000 + 5)
+        self._ports.close()
 
     def _supervise(self) -> None:
         while not self._stopping.wait(POLL_S):
@@ -161,21 +164,29 @@ def until(deadline_s: float) -> Iterator[float]:
         time.sleep(POLL_S)
 
 
-def _ports(*, preferred: tuple[int, ...]) -> list[int]:
-    """The preferred loopback ports, each replaced by a free one where it is taken."""
-    held, ports = [], []
-    for port in preferred:
+class _Ports:
+    """Loopback ports that are ours until :meth:`close`: the preferred ones, each replaced by a free one where taken.
+
+    A socket that is bound and never listens keeps everybody else away, and lets in our processes, which bind with
+    ``SO_REUSEADDR``: two demos side by side never meet on a port.
+    """
+
+    def __init__(self, *preferred: int) -> None:
+        self._held = [self._hold(port) for port in preferred]
+        self.numbers: list[int] = [held.getsockname()[1] for held in self._held]
+
+    def close(self) -> None:
+        for held in self._held:
+            held.close()
+
+    def _hold(self, port: int) -> socket.socket:
         for wanted in (port, 0):
-            probe = socket.socket()
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held = socket.socket()
             try:
-                probe.bind(("127.0.0.1", wanted))
+                held.bind(("127.0.0.1", wanted))
             except OSError:
-                probe.close()
+                held.close()
                 continue
-            held.append(probe)
-            ports.append(probe.getsockname()[1])
-            break
-    for probe in held:
-        probe.close()
-    return ports
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            return held
+        raise OSError("no loopback port is free")
