@@ -22,7 +22,7 @@ from ops.thresholds import Thresholds, thresholds
 OPS: Final = Path(__file__).parent
 DASHBOARD: Final = OPS / "dashboards" / "media-clustering-redis-streams.json"
 RUNBOOK: Final = OPS / "runbook.md"
-CONSOLE: Final = OPS.parent / "sploot_cluster" / "api" / "console" / "thresholds.json"
+CONSOLE: Final = OPS.parent / "sploot_cluster" / "api" / "console" / "static" / "thresholds.json"
 
 _WRITTEN: Final = (
     "# Written by `make ops-build` from ops/thresholds.yaml and ops/rules.py; changes by hand are overwritten.\n"

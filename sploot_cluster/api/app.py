@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 
 from sploot_cluster.api import problems
 from sploot_cluster.api.clusters import clusters_router
+from sploot_cluster.api.console import console_router
 from sploot_cluster.api.door import Door
 from sploot_cluster.api.embeddings import embeddings_router
 from sploot_cluster.api.health import ReadinessReport, health_router
@@ -120,6 +121,7 @@ def create_app(
         internal.include_router(queues_router(door, operations))
     app.include_router(internal)
     app.include_router(health_router(ready, metrics))
+    app.include_router(console_router())
     return app
 
 

@@ -1,0 +1,86 @@
+// Jobs that failed for good: why, and back to work with them.
+
+import { get } from "./api.js";
+import { count, duration, h, notice, shell, table, when } from "./dom.js";
+import { drill } from "./drills.js";
+
+const FILTERS = { reason: "reason", actor: "actor", pet_id: "pet", error: "error contains" };
+const PAGE = 100;
+
+export const dead = {
+  title: () => "Dead letters",
+  every: null,
+  async load({ rest: [queue], query }) {
+    const { queues } = await get("queues");
+    const names = queues.map((one) => one.queue);
+    const chosen = queue ?? queues.reduce((most, one) => (one.dead > most.dead ? one : most)).queue;
+    const wanted = new URLSearchParams([...query].filter(([name, value]) => name in FILTERS && value));
+    wanted.set("limit", PAGE);
+    const { letters } = await get(`queues/${encodeURIComponent(chosen)}/dead?${wanted}`);
+    return { queues, names, chosen, letters };
+  },
+  draw({ queues, names, chosen, letters }, { query }, again) {
+    const total = queues.find((queue) => queue.queue === chosen)?.dead ?? 0;
+    const filter = Object.fromEntries([...query].filter(([name, value]) => name in FILTERS && value));
+    const filtered = Object.keys(filter).length > 0;
+    const matching = { ...filter, ...(filter.pet_id ? { pet_id: Number(filter.pet_id) } : {}) };
+    const options = Object.entries(filter).flatMap(([name, value]) => [name === "pet_id" ? "--pet" : `--${name}`, value]);
+    const which = filtered ? "all that match" : "all";
+    const cli = (verb) => shell("queue", "dead", verb, chosen, ...(filtered ? options : ["--all"]));
+    return [
+      h("h1", {}, "Dead letters"),
+      filters(names, chosen, filter, queues),
+      h("p", { class: "quiet" }, filtered ? `${count(letters.length)}${letters.length === PAGE ? " or more" : ""} of ${count(total)} match.` : `${count(total)} in ${chosen}, the newest first${total > PAGE ? `, ${PAGE} shown` : ""}.`),
+      h(
+        "div",
+        { class: "row" },
+        h("button", { type: "button", disabled: !letters.length, onclick: () => drill(chosen, "requeue", { matching }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
+        h("button", { type: "button", disabled: !letters.length, onclick: () => drill(chosen, "purge", { matching }, { title: `Remove ${which} of ${chosen} for ever`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
+      ),
+      table(["died", "reason", "actor", "pet", "what happened", ""], letters.map((letter) => row(letter, chosen, again)), { empty: "None. Nothing failed for good." }),
+    ];
+  },
+};
+
+function filters(names, chosen, filter, queues) {
+  const queue = h("select", { "aria-label": "Queue" }, names.map((name) => h("option", { value: name, ...(name === chosen ? { selected: true } : {}) }, `${name} (${count(queues.find((one) => one.queue === name).dead)})`)));
+  const inputs = Object.entries(FILTERS).map(([name, label]) => h("input", { name, value: filter[name] ?? "", placeholder: label, "aria-label": label, size: 14 }));
+  const go = () => {
+    const wanted = new URLSearchParams(inputs.filter((input) => input.value.trim()).map((input) => [input.name, input.value.trim()]));
+    location.hash = `#/dead/${queue.value}${[...wanted].length ? `?${wanted}` : ""}`;
+  };
+  queue.addEventListener("change", go);
+  return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go()) }, queue, inputs, h("button", { class: "main" }, "Filter"));
+}
+
+function row(letter, queue, again) {
+  const details = h("details", {}, h("summary", {}, letter.error.slice(0, 300)));
+  details.addEventListener("toggle", () => details.open && open(details, letter, queue), { once: true });
+  const cli = shell("queue", "dead", "requeue", queue, letter.letter_id);
+  return [
+    when(letter.died_at),
+    letter.reason,
+    letter.actor ?? "–",
+    letter.pet_id ? h("a", { href: `#/pet/${letter.pet_id}` }, letter.pet_id) : "–",
+    h("td", {}, details, letter.mend && h("p", { class: "quiet" }, `Mend: ${letter.mend}`)),
+    h("td", { class: "actions" }, h("button", { type: "button", onclick: () => drill(queue, "requeue", { letter_ids: [letter.letter_id] }, { title: `Requeue ${letter.letter_id}`, cli, again }) }, "Requeue…")),
+  ];
+}
+
+async function open(details, letter, queue) {
+  try {
+    const whole = await get(`queues/${encodeURIComponent(queue)}/dead/${encodeURIComponent(letter.letter_id)}`);
+    details.append(
+      h("dl", {}, [
+        ["letter", whole.letter_id],
+        ["job", whole.message_id ? h("a", { href: `#/job/${encodeURIComponent(whole.message_id)}` }, whole.message_id) : "–"],
+        ["deliveries", whole.deliveries],
+        ["age", duration(Date.now() - new Date(whole.died_at))],
+      ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+      whole.traceback && h("pre", {}, whole.traceback),
+      h("pre", {}, JSON.stringify(whole.fields, null, 2)),
+    );
+  } catch (error) {
+    notice(error.message, { kind: "bad" });
+  }
+}

@@ -1,0 +1,95 @@
+// Elements, without a template language: text stays text, whatever a producer called a medium.
+
+/** An element. Props beginning with `on` listen; `class`, `data` and attributes are set; false and null are left out. */
+export function h(tag, props = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (value === false || value === null || value === undefined) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "data") Object.assign(element.dataset, value);
+    else if (name === "checked" || name === "disabled" || name === "value" || name === "open") element[name] = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** A table whose rows are lists of cells. */
+export function table(heads, rows, { empty, caption } = {}) {
+  if (!rows.length && empty) return h("p", { class: "quiet" }, empty);
+  return h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      {},
+      caption && h("caption", {}, caption),
+      h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col", class: head.class }, head.text ?? head)))),
+      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => (cell instanceof HTMLTableCellElement ? cell : h("td", {}, cell)))))),
+    ),
+  );
+}
+
+export const number = (text, level) => h("td", { class: `number ${level ? `is-${level}` : ""}` }, text);
+
+export function duration(ms) {
+  if (ms === null || ms === undefined) return "–";
+  const s = ms / 1000;
+  if (s < 120) return `${s < 10 ? s.toFixed(1) : Math.round(s)} s`;
+  if (s < 7200) return `${Math.round(s / 60)} min`;
+  return s < 172800 ? `${(s / 3600).toFixed(1)} h` : `${Math.round(s / 86400)} d`;
+}
+
+export const count = (n) => (n === null || n === undefined ? "–" : n.toLocaleString("en"));
+
+export function when(iso) {
+  if (!iso) return "–";
+  const at = new Date(iso);
+  return h("time", { datetime: iso, title: iso }, at.toLocaleString("sv-SE"));
+}
+
+/** The command that does the same, to copy. */
+export function command(text) {
+  const code = h("code", {}, text);
+  const button = h("button", { type: "button", class: "copy", title: "Copy", onclick: () => copy(text, button) }, "copy");
+  return h("div", { class: "command" }, code, button);
+}
+
+async function copy(text, button) {
+  await navigator.clipboard.writeText(text);
+  button.textContent = "copied";
+  setTimeout(() => (button.textContent = "copy"), 1500);
+}
+
+/** Words as a shell takes them. */
+export const shell = (...words) =>
+  ["sploot-cluster", ...words.map(String)].map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ");
+
+let notices = 0;
+export function notice(text, { kind = "info", stay = false } = {}) {
+  const id = `notice-${++notices}`;
+  const element = h("div", { id, class: `notice is-${kind}`, role: kind === "bad" ? "alert" : "status" }, h("span", {}, text), h("button", { type: "button", title: "Close", onclick: () => element.remove() }, "×"));
+  document.getElementById("notices").append(element);
+  if (!stay) setTimeout(() => element.remove(), 8000);
+  return element;
+}
+
+/** Ask before something changes; resolves to what the form says, or null. */
+export function ask({ title, body, action, danger = false, cli }) {
+  const dialog = document.getElementById("dialog");
+  return new Promise((resolve) => {
+    const form = h(
+      "form",
+      { method: "dialog" },
+      h("h2", {}, title),
+      body,
+      cli && h("p", { class: "quiet" }, "On the command line:"),
+      cli && command(cli),
+      h("menu", {}, h("button", { value: "" }, "Cancel"), h("button", { value: "yes", class: danger ? "danger" : "main" }, action)),
+    );
+    dialog.replaceChildren(form);
+    dialog.onclose = () => resolve(dialog.returnValue === "yes" ? new FormData(form) : null);
+    dialog.returnValue = "";
+    dialog.showModal();
+  });
+}

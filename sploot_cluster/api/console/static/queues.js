@@ -1,0 +1,111 @@
+// What the queues hold, who works on them, and why work waits.
+
+import { get } from "./api.js";
+import { count, duration, h, number, shell, table, when } from "./dom.js";
+import { drill } from "./drills.js";
+import { levelOf, thresholds } from "./thresholds.js";
+
+const RECLUSTER = "cluster.recluster";
+
+export const queues = {
+  title: () => "Queues",
+  every: 5000,
+  async load() {
+    const [{ queues }] = await Promise.all([get("queues"), thresholds()]);
+    // for operators only; others see the queues without it
+    const audit = await get("queues/audit?limit=10").catch(() => null);
+    return { queues, audit };
+  },
+  draw({ queues, audit }, _, again) {
+    const rows = queues.map((queue) => [
+      h("td", {}, h("strong", {}, queue.queue), h("p", { class: "quiet" }, queue.because)),
+      ...figures(queue).map(([text, level]) => number(text, level)),
+      h("td", { class: "actions" }, pauseButton(queue, again)),
+    ]);
+    return [
+      h("h1", {}, "Queues"),
+      banner(queues),
+      table(["queue", ...HEADS.map((text) => ({ text, class: "number" })), ""], rows),
+      h("h2", {}, "Workers"),
+      workers(queues, again),
+      audit && [h("h2", {}, "Who did what"), auditTable(audit.records)],
+    ];
+  },
+};
+
+const HEADS = ["undelivered", "in flight", "delayed", "orphaned", "dead", "oldest", "held for"];
+
+function figures(queue) {
+  const isRecluster = queue.queue === RECLUSTER;
+  return [
+    [count(queue.undelivered), levelOf("undelivered", queue.undelivered)],
+    [count(queue.in_flight), levelOf("pending", queue.in_flight)],
+    [count(queue.delayed), levelOf("delayed", queue.delayed)],
+    [count(queue.orphaned), levelOf("orphans", queue.orphaned)],
+    [deadLink(queue), levelOf("dead", queue.dead)],
+    [duration(queue.oldest_age_s === null ? null : queue.oldest_age_s * 1000), levelOf(isRecluster ? "recluster_age" : "oldest_age", queue.oldest_age_s)],
+    [duration(queue.oldest_pending_s === null ? null : queue.oldest_pending_s * 1000), levelOf(isRecluster ? "recluster_lag" : "lag", queue.oldest_pending_s)],
+  ];
+}
+
+const deadLink = (queue) => (queue.dead ? h("a", { href: `#/dead/${queue.queue}` }, count(queue.dead)) : "0");
+
+/** One sentence for 3 a.m., and what it rests on. */
+function banner(queues) {
+  const worries = queues.flatMap((queue) => {
+    const nobody = !queue.consumers.some((consumer) => consumer.is_alive);
+    return [
+      queue.is_paused && ["warning", `${queue.queue} is paused`],
+      nobody && ["critical", `no worker takes jobs of ${queue.queue}`],
+      ...figures(queue).map(([text, level], at) => level && [level, `${queue.queue}: ${HEADS[at]} ${text.textContent ?? text}`]),
+    ].filter(Boolean);
+  });
+  if (!worries.length) return h("p", { class: "banner" }, "All is well: nothing is beyond a threshold of the alerts.");
+  const worst = worries.some(([level]) => level === "critical") ? "critical" : "warning";
+  return h("div", { class: `banner is-${worst}` }, h("strong", {}, worst === "critical" ? "This needs somebody." : "Worth a look."), h("ul", {}, worries.map(([, text]) => h("li", {}, text))));
+}
+
+function pauseButton(queue, again) {
+  const action = queue.is_paused ? "resume" : "pause";
+  return h(
+    "button",
+    { type: "button", onclick: () => drill(queue.queue, action, {}, { title: `${queue.is_paused ? "Resume" : "Pause"} ${queue.queue}`, cli: shell("queue", action, queue.queue), again }) },
+    queue.is_paused ? "Resume…" : "Pause…",
+  );
+}
+
+function workers(queues, again) {
+  const rows = queues.flatMap((queue) =>
+    queue.consumers
+      .filter((consumer) => consumer.pending)
+      .map((consumer) => [
+        h("td", {}, h("span", { class: "id" }, consumer.name)),
+        queue.queue,
+        number(count(consumer.pending)),
+        number(consumer.heartbeat_age_s === null ? "never" : duration(consumer.heartbeat_age_s * 1000), consumer.is_alive ? null : "warning"),
+        h(
+          "td",
+          { class: "actions" },
+          button("Rescue…", queue, "rescue", consumer, again),
+          " ",
+          !consumer.is_alive && button("Retire…", queue, "retire-consumer", consumer, again),
+        ),
+      ]),
+  );
+  const alive = new Set(queues.flatMap((queue) => queue.consumers.filter((consumer) => consumer.is_alive).map((consumer) => consumer.name)));
+  return [
+    h("p", { class: "quiet" }, `${count(alive.size)} worker ${alive.size === 1 ? "process lives" : "processes live"}. Shown are those that hold work.`),
+    table(["consumer", "queue", { text: "holds", class: "number" }, { text: "last heard of", class: "number" }, ""], rows, { empty: "Nobody holds anything." }),
+  ];
+}
+
+function button(text, queue, action, consumer, again) {
+  const cli = action === "rescue" ? shell("queue", "rescue", queue.queue, "--consumer", consumer.name) : shell("queue", action, queue.queue, consumer.name);
+  const body = { consumer: consumer.name };
+  return h("button", { type: "button", onclick: () => drill(queue.queue, action, body, { title: `${text.replace("…", "")} ${consumer.name}`, cli, again }) }, text);
+}
+
+function auditTable(records) {
+  const rows = records.map((record) => [when(record.at), record.by, record.action, record.queue, h("td", {}, record.state === "begun" ? "begun, and nobody knows how far it came" : record.result), record.note]);
+  return table(["when", "by", "what", "queue", "result", "why"], rows, { empty: "Nobody did anything yet." });
+}

@@ -1,0 +1,163 @@
+"""A browser in front of the real application, with a real queue and a worker behind it.
+
+Needs chromium and chromedriver. Without them the tests are skipped with the reason; where ``REQUIRE_ALL_TOOLS`` is set,
+as in CI, they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+import uvicorn
+from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
+from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from broker import RedisStreamsBroker
+from sploot_cluster import ClusterService
+from sploot_cluster.redis_store import RedisPetStore
+from tasks.actors import declare_actors
+from tasks.composition import build_app
+from tasks.jobs import JobRecords, TrackJobs
+from tasks.settings import Settings
+from tasks.wire import DECODERS
+from tests.support import eventually
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--window-size=1280,1000",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        reason = "the console's tests need chromium and chromedriver: apt-get install chromium chromium-driver"
+        if os.environ.get("REQUIRE_ALL_TOOLS"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    yield browser
+    browser.quit()
+
+
+@dataclass
+class Page:
+    """What a person sees and does."""
+
+    browser: webdriver.Chrome
+    root: str
+
+    def open(self, place: str) -> None:
+        # a new document, whatever was open before
+        self.browser.get("about:blank")
+        self.browser.get(f"{self.root}/#/{place}")
+
+    def sees(self, text: str) -> None:
+        """Waits until the page shows the text."""
+        eventually(lambda: self._has(text) or None, within_s=30)
+
+    def click(self, text: str, *, within: str = "//body") -> None:
+        """Click the button or link whose text begins so, when it is there and can be clicked."""
+
+        def clicked() -> bool:
+            for element in self.browser.find_elements(
+                By.XPATH, f"{within}//*[self::button or self::a or self::summary]"
+            ):
+                try:
+                    if element.text.startswith(text) and element.is_displayed() and element.is_enabled():
+                        element.click()
+                        return True
+                except StaleElementReferenceException:
+                    return False
+            return False
+
+        eventually(clicked, within_s=30)
+
+    def labelled(self, label: str) -> WebElement:
+        def found() -> WebElement | None:
+            try:
+                return self.browser.find_element(By.CSS_SELECTOR, f'[aria-label="{label}"]')
+            except NoSuchElementException:
+                return None
+
+        element = eventually(found, within_s=30)
+        assert element is not None
+        return element
+
+    def complaints(self) -> list[str]:
+        """What the browser said of errors, a refused script among them; what was said before is told once."""
+        entries: Any = self.browser.get_log("browser")  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
+
+    def _has(self, text: str) -> bool:
+        try:
+            return text in self.browser.find_element(By.TAG_NAME, "body").text
+        except StaleElementReferenceException:
+            return False
+
+
+@pytest.fixture
+def serve(redis_url: str) -> Iterator[Callable[..., str]]:
+    """Starts the real application on a free port; call it with settings, and it answers where."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(**settings: Any) -> str:
+        app = build_app(Settings(redis_url=redis_url, **settings))
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        eventually(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, serve: Callable[..., str]) -> Page:
+    page = Page(browser, serve())
+    page.complaints()
+    return page
+
+
+@pytest.fixture
+def service(redis_client: redis.Redis) -> ClusterService:
+    return ClusterService(RedisPetStore(redis_client))
+
+
+@pytest.fixture
+def worker(redis_url: str, redis_client: redis.Redis, service: ClusterService) -> Iterator[None]:
+    """Runs corrections and reclusters in this process."""
+    broker = RedisStreamsBroker(
+        redis_url,
+        middleware=[TimeLimit(), Retries(), CurrentMessage(), TrackJobs(JobRecords(redis_client))],
+        decoders=DECODERS,
+    )
+    declare_actors(broker, service)
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    yield
+    worker.stop()
+    broker.close()

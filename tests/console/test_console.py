@@ -1,0 +1,160 @@
+"""What people do in the console, in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import redis
+from fastapi import FastAPI
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from sploot_cluster import ClusterService
+from sploot_cluster.api import create_app
+from sploot_cluster.models import MediaId
+from tasks.contracts import EMBEDDING_INGESTED, stream_of
+from tests.console.conftest import Page
+from tests.sploot_cluster.albums import MODEL, PET, picture, take
+from tests.sploot_cluster.api.front import NotingQueue, client_of
+from tests.support import eventually
+
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
+
+
+@pytest.fixture
+def album(service: ClusterService) -> ClusterService:
+    """A pet of three subjects, ten pictures each, in clusters 1 to 3."""
+    for subject in range(3):
+        take(service, subject, range(10))
+    service.recluster(PET, by="test")
+    return service
+
+
+def test_a_pet_is_shown_with_its_clusters_and_history_and_the_browser_has_no_complaints(
+    page: Page, album: ClusterService
+) -> None:
+    page.open(f"pet/{PET}")
+
+    page.sees("30 media in 3 clusters, 0 noise")
+    page.sees("recluster")
+    assert page.complaints() == []
+
+
+def test_two_clusters_are_merged_and_the_merge_is_undone(page: Page, album: ClusterService, worker: None) -> None:
+    first, second, _ = sorted(cluster.id for cluster in album.clusters(PET).clusters)
+    page.open(f"pet/{PET}")
+
+    page.labelled(f"Choose cluster {first}").click()
+    page.labelled(f"Choose cluster {second}").click()
+    page.click("Merge 2 clusters")
+    page.sees(f"sploot-cluster merge {PET} {first} {second}")
+    page.click("Merge", within="//dialog")
+
+    page.sees("30 media in 2 clusters")
+    page.click("Undo…")
+    page.click("Undo", within="//dialog")
+    page.sees("30 media in 3 clusters")
+    assert page.complaints() == []
+
+
+def test_media_are_split_off_a_cluster(page: Page, album: ClusterService, worker: None) -> None:
+    cluster = album.clusters(PET).clusters[0]
+    page.open(f"pet/{PET}")
+
+    page.click(cluster.media[0])
+    page.labelled(f"Choose {cluster.media[0]}").click()
+    page.labelled(f"Choose {cluster.media[1]}").click()
+    page.click("Split 2 media off")
+    page.click("Split", within="//dialog")
+
+    page.sees("30 media in 4 clusters")
+    assert page.complaints() == []
+
+
+def test_a_queue_is_paused_by_a_plan_and_resumed(page: Page, redis_client: redis.Redis) -> None:
+    page.open("queues")
+    page.sees("no worker takes jobs of embedding.ingested")
+
+    page.click("Pause…")
+    page.sees("In Redis's words:")
+    page.sees("sploot-cluster queue pause embedding.ingested --yes")
+    assert redis_client.exists("{streams:embedding.ingested}:paused") == 0
+    page.click("Yes", within="//dialog")
+
+    page.sees("embedding.ingested is paused")
+    assert redis_client.exists("{streams:embedding.ingested}:paused") == 1
+    page.click("Resume…")
+    page.click("Yes", within="//dialog")
+    eventually(lambda: not redis_client.exists("{streams:embedding.ingested}:paused"))
+    page.sees("Who did what")
+    page.sees("resume")
+    assert page.complaints() == []
+
+
+def test_a_dead_letter_tells_why_it_died_and_goes_back_to_work(
+    page: Page, redis_client: redis.Redis, worker: None
+) -> None:
+    redis_client.xadd(stream_of(EMBEDDING_INGESTED), {"schema": "embedding.ingested/1", "pet_id": "42"})
+    eventually(lambda: redis_client.xlen("{streams:embedding.ingested}:dead") == 1)
+    page.open("dead")
+
+    page.sees("event_id")
+    page.sees("Mend: send it")
+    page.click("UndecodableEntry: event_id")
+    page.sees('"schema": "embedding.ingested/1"')
+    page.click("Requeue…")
+    page.sees("In Redis's words:")
+    page.click("Yes, 1 entry", within="//dialog")
+
+    page.sees("back to work")
+    # as it was, so that it dies again
+    eventually(lambda: redis_client.xlen("{streams:embedding.ingested}:dead") == 1)
+    assert page.complaints() == []
+
+
+def test_what_a_producer_calls_a_medium_stays_text(page: Page, service: ClusterService) -> None:
+    name = MediaId("<img src=x onerror=alert(1)>.jpg")
+    service.assign(PET, name, model=MODEL, vector=picture(0, 0))
+
+    page.open(f"pet/{PET}")
+
+    page.sees(name)
+    assert page.browser.find_elements(By.CSS_SELECTOR, "main img") == []
+    assert page.complaints() == []
+
+
+def test_a_wrong_pet_is_answered_with_the_mend(page: Page, redis_client: redis.Redis) -> None:
+    page.open("pet/Mochi")
+
+    page.sees("in decimal digits")
+
+
+def test_a_server_with_tokens_asks_for_one(
+    browser: webdriver.Chrome, serve: Callable[..., str], album: ClusterService
+) -> None:
+    secret = "a-secret-of-a-viewer"
+    page = Page(browser, serve(api_tokens=f"ann:viewer:{secret}"))
+    page.open(f"pet/{PET}")
+
+    page.sees("Who are you?")
+    page.labelled("Secret").send_keys(secret)
+    page.click("Enter")
+
+    page.sees("30 media in 3 clusters")
+
+
+def test_nothing_of_the_page_comes_from_elsewhere_wherever_it_is_mounted(service: ClusterService) -> None:
+    outer = FastAPI()
+    outer.mount("/media", create_app(service=service, jobs=NotingQueue()))
+    http = client_of(outer)
+
+    answer = http.get("/media/")
+
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', answer.text)
+    assert [address for address in addresses if not address.startswith(("#", "/media/console/"))] == []
+    files = [address for address in addresses if not address.startswith("#")]
+    assert {http.get(file).status_code for file in files} == {200}
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert http.get("/media/console/index.html").status_code == 404
