@@ -33,6 +33,10 @@ demo: $(VENV)/installed ## the main job for real, on real pictures: make demo [A
 test: $(VENV)/installed ## the whole suite, on a real redis-server: make test [ARGS='-k merge']
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
+.PHONY: test-faults
+test-faults: $(VENV)/installed ## everything goes wrong for minutes; is anything lost? make test-faults [ARGS=--short]
+	@$(BIN)/python -m tests.faults $(ARGS)
+
 .PHONY: check
 check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 	@$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from .by_hand import ByHand
 from .connections import Argument
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
-from .deliveries import Delivery
+from .deliveries import Delivery, Follower
 from .entries import EntryDecoder
 from .errors import DeliveryLimitReached, EnqueueUncertain, LeaseLost, MessageTooLarge, QueueFull
 from .keys import QueueKeys
@@ -108,7 +108,7 @@ class RedisStreamsBroker(Broker):
         self._keys_by_queue: dict[str, QueueKeys] = {}
         super().__init__(middleware=middleware)
         self.queues = set()
-        self._session = Session(self._client, self.settings, self._emit_ours)
+        self._session = Session(self._client, self.settings, self._emit_ours, self._enqueue_followers)
         _brokers.add(self)
 
     def declare_queue(self, queue_name: str) -> None:
@@ -139,6 +139,9 @@ class RedisStreamsBroker(Broker):
         """
         if isinstance(message, Delivery) and message.is_being_retried:
             return self._retry(message, delay)
+        finished: Delivery | None = getattr(self._following, "delivery", None)
+        if finished is not None:
+            return self._follow(finished, message, delay)
         return self._enqueue([(message, delay)])[0]
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
@@ -272,7 +275,7 @@ class RedisStreamsBroker(Broker):
         """Write what is to be written and stop every thread. Closing twice does nothing."""
         self._session.stop()
         # what is used after that, as by the next Worker of a test, begins under a new name
-        self._session = Session(self._client, self.settings, self._emit_ours)
+        self._session = Session(self._client, self.settings, self._emit_ours, self._enqueue_followers)
 
     # Dramatiq offers no place in the middleware list that is certain to be the first before and the last after
     # whatever users add later; the broker's own part in a message's life therefore stands here.
@@ -323,6 +326,35 @@ class RedisStreamsBroker(Broker):
         if self._session.begin_retry(delivery, message, delay):
             self.emit_after("enqueue", message, delay)
         return message
+
+    def _follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
+        """Enqueue what follows a finished message: a pipeline's next, a callback.
+
+        Dramatiq logs what escapes from here and acknowledges the finished message all the same, and what follows would
+        be lost. So a lost connection does not raise: the message waits, and ``Consumer.ack`` enqueues it first.
+        """
+        try:
+            return self._enqueue([(message, delay)])[0]
+        except BrokerConnectionError as error:
+            self.logger.warning("what follows a finished message waits for Redis: %s", error)
+            finished.pending_followers.append(Follower(message, delay))
+            return message
+
+    def _enqueue_followers(self, finished: Delivery) -> None:
+        """Enqueue what could not be when the message finished.
+
+        Raises:
+            BrokerConnectionError: it still cannot be; the finished message must not be acknowledged.
+        """
+        self._following.delivery = finished
+        try:
+            while finished.pending_followers:
+                follower = finished.pending_followers[0]
+                # under the same enqueue id as at first: it is there once, whatever became of the first attempt
+                self._enqueue([(follower.message, follower.delay)])
+                del finished.pending_followers[0]
+        finally:
+            self._following.delivery = None
 
     def _enqueue(self, messages: Sequence[tuple[Message[Any], int | None]]) -> list[Message[Any]]:
         by_queue: dict[str, list[_Outgoing]] = {}
@@ -383,7 +415,9 @@ class RedisStreamsBroker(Broker):
             recent, enqueue_id = self._producer.next_call(keys, step)
             remember_ms = 2 * self.settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
         script_keys = [keys.stream, keys.delayed, keys.delayed_messages, recent, keys.timer, keys.counters]
-        args: list[Argument] = [enqueue_id, remember_ms, self.settings.max_queue_length or 0]
+        # what follows a finished message is never refused: its room was the finished one's
+        max_length = 0 if following is not None else self.settings.max_queue_length or 0
+        args: list[Argument] = [enqueue_id, remember_ms, max_length]
         for outgoing in chunk:
             delay_ms = max(0, int(outgoing.delay or 0))
             unique_key, lock, unique_for_ms = unique_key_of(outgoing.message.options), 0, 0
@@ -436,7 +470,7 @@ class RedisStreamsBroker(Broker):
         self._following = threading.local()
         self._producer = _Producer()
         self._session.abandon()
-        self._session = Session(self._client, self.settings, self._emit_ours)
+        self._session = Session(self._client, self.settings, self._emit_ours, self._enqueue_followers)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

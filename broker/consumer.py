@@ -64,12 +64,13 @@ class StreamsConsumer(Consumer):
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def ack(self, message: MessageProxy) -> None:
-        """Have its success written soon; a retry that Redis has not taken yet is written now instead.
+        """Have its success written soon; what follows it, or its retry, is written now unless Redis has it already.
 
         Raises:
-            BrokerConnectionError: the retry could not be written. The Worker asks again.
+            BrokerConnectionError: these could not be written. The Worker asks again.
         """
         assert isinstance(message, Delivery)
+        self._enqueue_followers(message)
         if message.pending_retry is not None:
             self._session.write_retry(message)
         if message.is_settled or message.is_lost:
@@ -85,6 +86,7 @@ class StreamsConsumer(Consumer):
             BrokerConnectionError: it could not be written. The Worker asks again.
         """
         assert isinstance(message, Delivery)
+        self._enqueue_followers(message)
         try:
             if not (message.is_settled or message.is_lost):
                 self._session.bury_delivery(message)
@@ -92,6 +94,13 @@ class StreamsConsumer(Consumer):
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
         self._queue.deliveries.forget([message])
+
+    def _enqueue_followers(self, message: Delivery) -> None:
+        try:
+            if message.pending_followers:
+                self._session.enqueue_followers(message)
+        except redis.RedisError as error:
+            raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Give messages back that were not started: at once, in their place, without counting the delivery."""
@@ -113,8 +122,6 @@ class StreamsConsumer(Consumer):
                 # what the server may have sent into the connection that was just closed
                 self._give_back_lost()
         except (BrokerConnectionError, redis.RedisError) as error:
-            # they are in our pending list and we do not hold them: the next consumer, or the lease, takes care
-            self._queue.deliveries.forget(unstarted)
             self._queue.logger.warning("could not hand entries back; they follow later", extra={"error": str(error)})
 
     def wake(self) -> None:
@@ -270,9 +277,13 @@ class StreamsConsumer(Consumer):
 
     def _hand_back(self, deliveries: list[Delivery]) -> None:
         ours = [one for one in deliveries if not (one.is_settled or one.is_lost)]
-        if ours:
-            self._run_hand_back([part for one in ours for part in (one.entry_id, one.deliveries)])
-        self._queue.deliveries.forget(deliveries)
+        try:
+            if ours:
+                self._run_hand_back([part for one in ours for part in (one.entry_id, one.deliveries)])
+        finally:
+            # Where it failed they are in our pending list and we do not hold them: the next consumer of this process
+            # takes them, or the lease ends.
+            self._queue.deliveries.forget(deliveries)
 
     def _run_hand_back(self, args: list[Any]) -> None:
         for start in range(0, len(args), 1_000):

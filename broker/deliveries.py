@@ -28,6 +28,14 @@ class PendingRetry:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """What a finished message enqueues, as the next of a pipeline, and Redis has not taken yet."""
+
+    message: dramatiq.Message[Any]
+    delay: int | None
+
+
 class Delivery(MessageProxy):
     """A message as this process received it.
 
@@ -61,6 +69,7 @@ class Delivery(MessageProxy):
         self.is_lost = False
         self.is_settled = False
         self.pending_retry: PendingRetry | None = None
+        self.pending_followers: list[Follower] = []
         self._retries_when_delivered = message.options.get("retries", 0)
 
     @property

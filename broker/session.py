@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from secrets import token_hex
 from typing import Any, Protocol
 
@@ -103,9 +103,16 @@ class ConsumedQueue:
 class Session:
     """One process's part of a broker."""
 
-    def __init__(self, client: redis.Redis | redis.RedisCluster, settings: BrokerSettings, emit: Emit) -> None:
+    def __init__(
+        self,
+        client: redis.Redis | redis.RedisCluster,
+        settings: BrokerSettings,
+        emit: Emit,
+        enqueue_followers: Callable[[Delivery], None],
+    ) -> None:
         self.settings = settings
         self.emit = emit
+        self.enqueue_followers = enqueue_followers
         self.logger: logging.Logger = get_logger(__name__, type(self))
         self.consumer_name = consumer_name()
         self.connections = Connections(client)

@@ -1,0 +1,45 @@
+"""python -m tests.faults [--short] [--seed N] [--messages N] [NEMESIS …]"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.campaign import run
+from tests.faults.nemeses import BY_NAME
+from tests.faults.stage import Stage
+
+FULL, SHORT = 105_000, 3_000
+IN_SHORT = ("wire", "kills", "operator", "crashes", "everything")
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(prog="python -m tests.faults", description="Everything goes wrong; is it lost?")
+    arguments.add_argument("nemeses", nargs="*", metavar="NEMESIS", help=f"of {', '.join(BY_NAME)}; all by default")
+    arguments.add_argument("--short", action="store_true", help=f"{SHORT} messages, under two minutes")
+    arguments.add_argument("--messages", type=int, help=f"how many are confirmed in all; {FULL} by default")
+    arguments.add_argument("--seed", type=int, default=random.randrange(2**32))
+    arguments.add_argument("--logs", type=Path, help="keep the logs of workers and producers here")
+    chosen = arguments.parse_args()
+    unknown = set(chosen.nemeses) - BY_NAME.keys()
+    if unknown:
+        arguments.error(f"no nemesis is called {', '.join(sorted(unknown))}; there are {', '.join(BY_NAME)}")
+
+    names = tuple(chosen.nemeses) or (IN_SHORT if chosen.short else tuple(BY_NAME))
+    n_messages = chosen.messages or (SHORT if chosen.short else FULL)
+    with tempfile.TemporaryDirectory(prefix="faults-") as temporary, Stage(chosen.logs or Path(temporary)) as stage:
+        outcomes = run(stage, names, n_messages=n_messages, seed=chosen.seed, round_s=8 if chosen.short else 20)
+    n_confirmed = sum(outcome.verdict.fates.get("confirmed", 0) for outcome in outcomes)
+    n_lost = sum(len(outcome.verdict.lost) + len(outcome.lost_meanwhile) for outcome in outcomes)
+    n_again = sum(outcome.verdict.reruns for outcome in outcomes)
+    is_good = all(outcome.is_good for outcome in outcomes)
+    told = "good" if is_good else "BAD"
+    print(f"{n_confirmed} confirmed, {n_lost} lost, {n_again} ran again; seed {chosen.seed}: {told}")
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Rounds of misfortune, and the verdict over each."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import redis
+
+from tests.faults.checker import Snapshot, Verdict, judge, lost_at_this_moment, snapshot
+from tests.faults.nemeses import BY_NAME, Nemesis
+from tests.faults.stage import Stage
+
+N_PRODUCERS = 2
+LONGEST_ROUND_S = 900.0
+# A lease, an orphan sweep and the longest job follow each other at worst; the rest is for a loaded machine.
+DRAIN_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One round.
+
+    Attributes:
+        verdict: over what was left when the queue had run dry, or had not within its time.
+        lost_meanwhile: what was nowhere at some moment in the middle.
+        held: how many messages the queue still held in the end; 0 unless something is stuck.
+        acts: what was done, and how often.
+    """
+
+    name: str
+    seed: int
+    verdict: Verdict
+    lost_meanwhile: tuple[str, ...]
+    held: int
+    acts: Counter[str]
+    took_s: float
+
+    @property
+    def is_good(self) -> bool:
+        return self.verdict.is_good and not self.lost_meanwhile and not self.held
+
+
+def run_round(stage: Stage, nemesis: Nemesis, *, n_messages: int, seed: int, first_uid: str, round_s: float) -> Outcome:
+    """Enqueue for ``round_s``, or as long as that takes, do harm meanwhile, heal, wait, judge."""
+    rng = random.Random(f"{seed}/{nemesis.name}")
+    began = time.monotonic()
+    stage.ledger.clear()
+    producers = [
+        stage.producer(f"{first_uid}{number}", n_messages // N_PRODUCERS, seed, round_s, nemesis.kinds)
+        for number in range(N_PRODUCERS)
+    ]
+    acts: Counter[str] = Counter()
+    lost: set[str] = set()
+    try:
+        while any(producer.poll() is None for producer in producers):
+            acts[_do(rng.choice(nemesis.acts), stage, rng)] += 1
+            if rng.random() < 0.1:
+                lost.update(_look(stage))
+            time.sleep(rng.uniform(*nemesis.pause_s))
+            if time.monotonic() - began > LONGEST_ROUND_S:
+                raise TimeoutError(f"the producers of {nemesis.name} do not end: {stage.last_words()}")
+        if any(producer.wait() for producer in producers):
+            raise RuntimeError(f"a producer of {nemesis.name} failed: {stage.last_words()}")
+    finally:
+        _end(producers)
+        stage.heal()
+    queue = _drained(stage)
+    verdict = judge(stage.ledger.read(), queue)
+    stage.client.delete("{streams:campaign}:dead")
+    return Outcome(
+        nemesis.name, seed, verdict, tuple(sorted(lost)), queue.n_held, acts, round(time.monotonic() - began, 1)
+    )
+
+
+def run(stage: Stage, names: Sequence[str], *, n_messages: int, seed: int, round_s: float) -> list[Outcome]:
+    """A round of each nemesis, the messages shared out evenly; told as it goes."""
+    print(f"seed {seed}: {n_messages} messages in {len(names)} rounds", flush=True)
+    outcomes = []
+    for number, name in enumerate(names):
+        outcome = run_round(
+            stage,
+            BY_NAME[name],
+            n_messages=-(-n_messages // len(names)),
+            seed=seed,
+            first_uid=f"r{number}p",
+            round_s=round_s,
+        )
+        tell(outcome)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def tell(outcome: Outcome) -> None:
+    verdict = outcome.verdict
+    print(
+        f"{'ok  ' if outcome.is_good else 'FAIL'} {outcome.name:<11} {outcome.took_s:>6.1f} s  "
+        f"{_words(verdict.fates)} -> {_words(verdict.endings)}; ran again {verdict.reruns}; {_words(outcome.acts)}",
+        flush=True,
+    )
+    for what, uids in (
+        ("lost", verdict.lost),
+        ("lost meanwhile", outcome.lost_meanwhile),
+        ("doubled", verdict.doubled),
+        ("conjured", verdict.conjured),
+        ("misplaced", verdict.misplaced),
+    ):
+        if uids:
+            print(f"     {what}: {len(uids)}, as {'; '.join(uids[:5])}", flush=True)
+    if outcome.held:
+        print(f"     stuck: the queue still holds {outcome.held}", flush=True)
+
+
+def _do(act: object, stage: Stage, rng: random.Random) -> str:
+    assert callable(act)
+    try:
+        return str(act(stage, rng))
+    except redis.RedisError as error:
+        # another act's doing: no group to hurt yet, a server that is down or full
+        return f"{getattr(act, '__name__', act)} failed: {type(error).__name__}"
+
+
+def _look(stage: Stage) -> tuple[str, ...]:
+    try:
+        before = stage.ledger.read()
+        queue = snapshot(stage.client)
+    except redis.RedisError:
+        return ()
+    return lost_at_this_moment(before, queue, stage.ledger.read())
+
+
+def _drained(stage: Stage) -> Snapshot:
+    deadline = time.monotonic() + DRAIN_S
+    while True:
+        try:
+            queue = snapshot(stage.client)
+            if not queue.n_held or time.monotonic() > deadline:
+                return queue
+        except redis.RedisError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+
+
+def _end(producers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for producer in producers:
+        if producer.poll() is None:
+            producer.kill()
+            producer.wait()
+
+
+def _words(counts: Counter[str] | object) -> str:
+    assert isinstance(counts, dict)
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda one: -one[1]))

@@ -1,0 +1,171 @@
+"""Where every message is, told by raw Redis commands, and what of it breaks the promise.
+
+Knows the keys by their documented names and nothing of the broker's code, so that it cannot share its mistakes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from tests.faults import QUEUE
+from tests.faults.ledger import Entries
+
+STREAM = f"streams:{QUEUE}"
+GROUP = "cluster-workers"
+DELAYED = f"{{{STREAM}}}:delayed"
+DELAYED_MESSAGES = f"{{{STREAM}}}:delayed:messages"
+DEAD = f"{{{STREAM}}}:dead"
+
+# The only way in which a message of a kind may end; every other kind must be done.
+DEAD_REASONS = {"fails": "failed", "kills": "delivery-limit"}
+# These run for so long that they may be running each time their process is killed, and cannot be told from a killer.
+MAY_SEEM_TO_KILL = {"long", "slow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything the queue holds at one moment, by uid; a uid that is there twice counts 2.
+
+    Attributes:
+        stream: waiting and in flight.
+        pending: entries in somebody's pending list, ghosts included.
+        delayed: not due yet; both halves, name and message, must be there.
+        dead: uid -> reasons.
+        halves: names with a due time and no message, or a message and no due time.
+    """
+
+    stream: Counter[str]
+    pending: int
+    delayed: Counter[str]
+    dead: Mapping[str, list[str]]
+    halves: tuple[str, ...] = ()
+
+    @property
+    def n_held(self) -> int:
+        return self.stream.total() + self.delayed.total() + self.pending + len(self.halves)
+
+
+def snapshot(client: redis.Redis) -> Snapshot:
+    """Read in one transaction."""
+    pipe = client.pipeline(transaction=True)
+    for command in (
+        ("XRANGE", STREAM, "-", "+"),
+        ("XPENDING", STREAM, GROUP),
+        ("ZRANGE", DELAYED, 0, -1),
+        ("HGETALL", DELAYED_MESSAGES),
+        ("XRANGE", DEAD, "-", "+"),
+    ):
+        pipe.execute_command(*command)
+    answers: list[Any] = pipe.execute(raise_on_error=False)
+    entries, pending, due, messages, letters = answers
+    for answer in (entries, due, messages, letters):
+        if isinstance(answer, Exception):
+            raise answer
+    if isinstance(pending, redis.ResponseError) and "NOGROUP" not in str(pending):
+        raise pending
+    dead: dict[str, list[str]] = {}
+    for _, letter in letters:
+        dead.setdefault(_uid(letter.get(b"entry:message")), []).append(letter[b"reason"].decode())
+    return Snapshot(
+        stream=Counter(_uid(entry.get(b"message")) for _, entry in entries if entry),
+        pending=0 if isinstance(pending, Exception) else int(pending["pending"]),
+        delayed=Counter(_uid(messages[name]) for name in due if name in messages),
+        dead=dead,
+        halves=tuple(name.decode() for name in set(due) ^ set(messages)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a look at ledger and queue together found.
+
+    Attributes:
+        lost: confirmed, and nowhere.
+        doubled: in more than one of done, dead, delayed, stream; or more than once in one of the latter three.
+        conjured: refused, and yet there.
+        misplaced: ended otherwise than its kind must, as "uid: kind, where".
+        endings: how many uids ended in which place; "never arrived" are uncertain ones.
+        reruns: runs beyond the first of a message: what at-least-once costs.
+    """
+
+    lost: tuple[str, ...] = ()
+    doubled: tuple[str, ...] = ()
+    conjured: tuple[str, ...] = ()
+    misplaced: tuple[str, ...] = ()
+    endings: Mapping[str, int] = field(default_factory=dict)
+    fates: Mapping[str, int] = field(default_factory=dict)
+    reruns: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        return not (self.lost or self.doubled or self.conjured or self.misplaced)
+
+
+def lost_at_this_moment(before: Entries, queue: Snapshot, after: Entries) -> tuple[str, ...]:
+    """Messages that had been confirmed before the snapshot was taken, are not in it, and were not done after it.
+
+    Holds at every moment, in the middle of every fault: a job writes its effect down before it is acknowledged.
+    """
+    there = queue.stream.keys() | queue.delayed.keys() | queue.dead.keys()
+    confirmed = {uid for uid, fate in before.fates.items() if fate == "confirmed"}
+    return tuple(sorted(confirmed - there - after.runs.keys()))
+
+
+def judge(ledger: Entries, queue: Snapshot) -> Verdict:
+    """The promise, after the faults have ended and the queue has had time to run dry."""
+    places: dict[str, list[str]] = {}
+    for uid in ledger.runs:
+        places.setdefault(uid, []).append("done")
+    for uid, reasons in queue.dead.items():
+        places.setdefault(uid, []).extend("dead" for _ in reasons)
+    for uid, n in queue.delayed.items():
+        places.setdefault(uid, []).extend(["delayed"] * n)
+    for uid, n in queue.stream.items():
+        places.setdefault(uid, []).extend(["stream"] * n)
+
+    expected = set(ledger.kinds)
+    lost, conjured, misplaced = [], [], []
+    endings: Counter[str] = Counter()
+    for uid, kind in ledger.kinds.items():
+        fate, found = ledger.fates.get(uid, "uncertain"), places.get(uid, [])
+        if not found:
+            endings["never arrived" if fate != "confirmed" else "lost"] += 1
+            if fate == "confirmed":
+                lost.append(uid)
+            continue
+        endings[found[0]] += 1
+        if fate == "refused":
+            conjured.append(uid)
+        ending = queue.dead[uid][0] if found == ["dead"] else found[0]
+        if ending != DEAD_REASONS.get(kind, "done") and not (kind in MAY_SEEM_TO_KILL and ending == "delivery-limit"):
+            misplaced.append(f"{uid}: {kind}, {ending}")
+        if kind == "pipeline" and found == ["done"]:
+            expected.add(f"{uid}/2")
+            if not places.get(f"{uid}/2"):
+                lost.append(f"{uid}/2")
+            else:
+                endings[places[f"{uid}/2"][0]] += 1
+    return Verdict(
+        lost=tuple(lost),
+        doubled=tuple(f"{uid}: {', '.join(found)}" for uid, found in places.items() if len(found) > 1),
+        conjured=(*conjured, *sorted(places.keys() - expected)),
+        misplaced=tuple(misplaced),
+        endings=dict(endings),
+        fates=dict(Counter(ledger.fates.get(uid, "unsaid") for uid in ledger.kinds)),
+        reruns=sum(n - 1 for n in ledger.runs.values()),
+    )
+
+
+def _uid(payload: bytes | None) -> str:
+    """The uid of a message; one of its own for what is no message of the campaign."""
+    try:
+        message = json.loads(payload or b"")
+        return str(message["kwargs"].get("uid") or message["args"][0])
+    except (ValueError, LookupError, TypeError):
+        return f"not a message: {payload!r}"

@@ -1,0 +1,75 @@
+"""A producer of the campaign: enqueues until so many messages are confirmed, and writes down how each enqueue ended.
+
+python -m tests.faults.producer NAME N_CONFIRMED SEED FOR_S KIND=WEIGHT…
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from typing import Any
+
+import dramatiq
+from dramatiq.errors import BrokerConnectionError
+
+from broker import EnqueueUncertain, QueueFull, RedisStreamsBroker
+from tests.faults import QUEUE
+from tests.faults.ledger import Fate, Ledger
+
+MOST_AT_ONCE = 50
+
+
+def messages_of(uid: str, kind: str, rng: random.Random) -> dramatiq.Message[Any]:
+    options: dict[str, Any] = {}
+    if kind == "delayed":
+        options["delay"] = rng.randrange(1, 2_000)
+    if kind == "pipeline":
+        following: dramatiq.Message[Any] = dramatiq.Message(
+            queue_name=QUEUE, actor_name="follow", args=(), kwargs={"uid": f"{uid}/2"}, options={}
+        )
+        options["pipe_target"] = following.asdict()
+    return dramatiq.Message(queue_name=QUEUE, actor_name="job", args=(uid, kind), kwargs={}, options=options)
+
+
+def main(name: str, n_confirmed: int, seed: int, for_s: float, weights: dict[str, int]) -> None:
+    """Spreads the messages over ``for_s``; faults make it take longer."""
+    began = time.monotonic()
+    rng = random.Random(f"{seed}/{name}")
+    ledger = Ledger(os.environ["FAULTS_LEDGER_URL"])
+    broker = RedisStreamsBroker(os.environ["FAULTS_BROKER_URL"], middleware=[], enqueue_timeout_ms=3_000)
+    n_done, number = 0, 0
+    while n_done < n_confirmed:
+        n = min(rng.choice((1, 1, 2, 10, MOST_AT_ONCE)), n_confirmed - n_done)
+        kinds = dict(
+            zip(
+                (f"{name}-{number + i}" for i in range(n)),
+                rng.choices(list(weights), list(weights.values()), k=n),
+                strict=True,
+            )
+        )
+        number += n
+        ledger.will_enqueue(kinds)
+        messages = [messages_of(uid, kind, rng) for uid, kind in kinds.items()]
+        fate: Fate = "confirmed"
+        try:
+            if n == 1:
+                broker.enqueue(messages[0], delay=messages[0].options.get("delay"))
+            else:
+                broker.enqueue_many(messages)
+            n_done += n
+        except EnqueueUncertain:
+            fate = "uncertain"
+        except (BrokerConnectionError, QueueFull):
+            fate = "refused"
+            time.sleep(0.1)
+        ledger.did_enqueue(kinds, fate)
+        # else a calm second would hold all the messages of a round; after a fault it catches up in a burst
+        time.sleep(max(0.0, began + n_done / n_confirmed * for_s - time.monotonic()))
+    broker.close()
+
+
+if __name__ == "__main__":
+    weights = {kind: int(weight) for kind, _, weight in (word.partition("=") for word in sys.argv[5:])}
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), weights)

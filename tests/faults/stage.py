@@ -1,0 +1,217 @@
+"""What a campaign plays on: a server, a proxy before it, worker pods that are started again whenever they end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGTERM, Signals
+from types import TracebackType
+from typing import Any, Final, Self
+
+import psutil
+import redis
+
+from tasks.embedded_redis import EmbeddedRedis
+from tests.faults.ledger import Ledger
+from tests.faults.outage import Outage
+
+ROOT = Path(__file__).parents[2]
+LEASE_MS: Final = 2_000
+
+# fsync before every answer: what a killed server had confirmed, it has
+OPTIONS: Final = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "enable-debug-command": "yes",
+    # a long file would take a server that loads slowly too long
+    "auto-aof-rewrite-percentage": "100",
+    "auto-aof-rewrite-min-size": "1mb",
+}
+# microseconds per command, so that it answers LOADING for a second or two
+SLOW_LOADING: Final = {"key-load-delay": "50", "loading-process-events-interval-bytes": "1024"}
+
+
+class Pod:
+    """One ``dramatiq`` command with its processes; a watcher starts it again whenever it ends, as Kubernetes would."""
+
+    def __init__(self, log: Path, environment: dict[str, str], *, processes: int, threads: int) -> None:
+        self._log = log
+        self._environment = environment
+        self._arguments = [
+            "--processes",
+            str(processes),
+            "--threads",
+            str(threads),
+            "--worker-shutdown-timeout",
+            "3000",
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._is_ending = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="pod", daemon=True)
+        self.restarts = -1
+
+    def start(self) -> Self:
+        self._watcher.start()
+        return self
+
+    @property
+    def master(self) -> psutil.Process | None:
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                return None
+            with suppress(psutil.NoSuchProcess):
+                return psutil.Process(self._process.pid)
+        return None
+
+    def workers(self) -> list[psutil.Process]:
+        """The master's children: worker processes, and what they keep beside them."""
+        master = self.master
+        if master is None:
+            return []
+        with suppress(psutil.NoSuchProcess):
+            found: list[psutil.Process] = master.children(recursive=True)
+            return found
+        return []
+
+    def signal(self, number: Signals) -> None:
+        """To the master alone."""
+        master = self.master
+        if master is not None:
+            with suppress(psutil.NoSuchProcess):
+                master.send_signal(number)
+
+    def signal_all(self, number: Signals) -> None:
+        """To every process of the pod: SIGKILL is the loss of a machine."""
+        with self._lock:
+            if self._process is not None:
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, number)
+
+    def stop(self) -> None:
+        self._is_ending.set()
+        self.signal(SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            if self._process is not None:
+                self._process.wait(15)
+        self.signal_all(SIGKILL)
+        self._watcher.join(20)
+
+    def _watch(self) -> None:
+        while not self._is_ending.is_set():
+            # what a killed master leaves behind would be a second pod
+            self.signal_all(SIGKILL)
+            with self._log.open("ab") as output, self._lock:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "dramatiq", "tests.faults.worker", *self._arguments],
+                    cwd=ROOT,
+                    env={**os.environ, **self._environment},
+                    stdout=output,
+                    stderr=output,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            self.restarts += 1
+            self._process.wait()
+
+
+class Stage:
+    """Everything a fault may be done to. Use it as a context manager; what it started ends with it."""
+
+    def __init__(self, directory: Path, *, n_pods: int = 3, processes: int = 1, threads: int = 4) -> None:
+        self.directory = directory
+        self._ledger_server = EmbeddedRedis(directory=_made(directory / "ledger"), options={"appendonly": "no"})
+        self.server = EmbeddedRedis(directory=_made(directory / "server"), options=OPTIONS)
+        self._slow_server = EmbeddedRedis(directory=directory / "server", options={**OPTIONS, **SLOW_LOADING})
+        self._slow_server.port = self.server.port
+        self._shape = (n_pods, processes, threads)
+        self.pods: list[Pod] = []
+
+    def __enter__(self) -> Self:
+        self._ledger_server.start()
+        self.server.start()
+        self.ledger = Ledger(self._ledger_server.url)
+        # commands of the campaign itself go past the proxy
+        self.client: Any = redis.Redis(port=self.server.port, socket_timeout=30)
+        self.outage = Outage(("127.0.0.1", self.server.port)).start()
+        self.environment = {
+            # shorter than redis-py's own, so that a hanging server is noticed while it hangs
+            "FAULTS_BROKER_URL": f"{self.outage.url}?socket_timeout=1.5&socket_connect_timeout=1.5",
+            "FAULTS_LEDGER_URL": self._ledger_server.url,
+            "FAULTS_LEASE_MS": str(LEASE_MS),
+            "PYTHONPATH": str(ROOT),
+        }
+        n_pods, processes, threads = self._shape
+        for number in range(n_pods):
+            log = self.directory / f"pod-{number}.log"
+            self.pods.append(Pod(log, self.environment, processes=processes, threads=threads).start())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stopping = [threading.Thread(target=pod.stop) for pod in self.pods]
+        for thread in stopping:
+            thread.start()
+        for thread in stopping:
+            thread.join()
+        self.outage.stop()
+        self.client.close()
+        self.ledger.close()
+        self._slow_server.stop()
+        self.server.stop()
+        self._ledger_server.stop()
+
+    def crash_server(self) -> None:
+        """End the server as kill -9 does; whichever of the two runs."""
+        self.server.kill()
+        self._slow_server.kill()
+
+    def stop_server(self) -> None:
+        """End the server as an operator does; its files stay."""
+        self.server.stop()
+        self._slow_server.stop()
+
+    def start_server(self, *, slowly: bool = False) -> None:
+        """Bring it back with its data; ``slowly``: it answers LOADING for a while."""
+        if self.server.pid is None and self._slow_server.pid is None:
+            (self._slow_server if slowly else self.server).start()
+
+    def heal(self) -> None:
+        """End every fault that goes on."""
+        self.outage.forget_aims()
+        self.start_server()
+        self.client.config_set("maxmemory", 0)
+        for pod in self.pods:
+            pod.signal_all(SIGCONT)
+
+    def producer(
+        self, name: str, n_confirmed: int, seed: int, for_s: float, kinds: dict[str, int]
+    ) -> subprocess.Popen[bytes]:
+        words = [name, str(n_confirmed), str(seed), str(for_s), *(f"{kind}={weight}" for kind, weight in kinds.items())]
+        with (self.directory / "producers.log").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.producer", *words],
+                cwd=ROOT,
+                env={**os.environ, **self.environment},
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def last_words(self, paths: Sequence[str] = ("producers.log",), *, n_lines: int = 15) -> str:
+        return "\n".join(
+            line
+            for path in paths
+            for line in (self.directory / path).read_text(errors="replace").splitlines()[-n_lines:]
+        )
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory

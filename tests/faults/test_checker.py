@@ -1,0 +1,116 @@
+"""The campaign's checker notices what it is there to notice: a check that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+
+from tests.faults import checker
+from tests.faults.checker import Snapshot, Verdict, judge, lost_at_this_moment, snapshot
+from tests.faults.ledger import Entries, Fate
+
+
+def payload(uid: str) -> str:
+    return json.dumps({"args": [uid, "quick"], "kwargs": {}})
+
+
+def ledger(
+    kinds: Mapping[str, str], *, runs: Mapping[str, int] | None = None, fates: Mapping[str, Fate] | None = None
+) -> Entries:
+    return Entries(kinds, fates if fates is not None else dict.fromkeys(kinds, "confirmed"), runs or {})
+
+
+def holding(
+    *, stream: tuple[str, ...] = (), delayed: tuple[str, ...] = (), dead: Mapping[str, list[str]] | None = None
+) -> Snapshot:
+    return Snapshot(Counter(stream), 0, Counter(delayed), dead or {})
+
+
+def test_a_message_that_is_nowhere_is_lost() -> None:
+    verdict = judge(ledger({"a": "quick", "b": "quick"}, runs={"a": 1}), holding())
+
+    assert verdict.lost == ("b",)
+    assert not verdict.is_good
+
+
+def test_a_message_that_is_in_two_places_is_doubled() -> None:
+    kinds = {"a": "quick", "b": "fails", "c": "quick"}
+    verdict = judge(
+        ledger(kinds, runs={"a": 1}), holding(stream=("a", "c", "c"), dead={"b": ["failed"]}, delayed=("b",))
+    )
+
+    assert {one.partition(":")[0] for one in verdict.doubled} == {"a", "b", "c"}
+
+
+def test_a_message_whose_enqueue_was_refused_and_that_ran_was_conjured() -> None:
+    verdict = judge(ledger({"a": "quick"}, runs={"a": 1}, fates={"a": "refused"}), holding())
+
+    assert verdict.conjured == ("a",)
+
+
+def test_a_message_that_nobody_ever_sent_was_conjured() -> None:
+    assert judge(ledger({}, runs={"x": 1}), holding()).conjured == ("x",)
+
+
+def test_an_uncertain_message_may_have_arrived_or_not() -> None:
+    fates: dict[str, Fate] = {"a": "uncertain", "b": "uncertain"}
+
+    verdict = judge(ledger({"a": "quick", "b": "quick"}, runs={"a": 1}, fates=fates), holding())
+
+    assert verdict.is_good
+    assert verdict.endings == {"done": 1, "never arrived": 1}
+
+
+def test_a_message_must_end_as_its_kind_does() -> None:
+    kinds = {"a": "quick", "b": "fails", "c": "kills", "d": "long"}
+    dead = {"a": ["delivery-limit"], "c": ["failed"], "d": ["delivery-limit"]}
+
+    verdict = judge(ledger(kinds, runs={"b": 1}), holding(dead=dead))
+
+    assert {one.partition(":")[0] for one in verdict.misplaced} == {"a", "b", "c"}
+
+
+def test_a_pipeline_whose_second_stage_never_came_is_lost() -> None:
+    verdict = judge(ledger({"a": "pipeline", "b": "pipeline"}, runs={"a": 1, "b": 1, "b/2": 1}), holding())
+
+    assert verdict.lost == ("a/2",)
+
+
+def test_what_runs_again_is_counted_and_is_no_fault() -> None:
+    assert judge(ledger({"a": "quick"}, runs={"a": 3}), holding()) == Verdict(
+        endings={"done": 1}, fates={"confirmed": 1}, reruns=2
+    )
+
+
+def test_a_message_may_be_lost_for_a_moment_and_that_is_noticed_too() -> None:
+    kinds = dict.fromkeys("abcde", "quick")
+    before = ledger(kinds, fates=dict.fromkeys("abcd", "confirmed"))
+    after = ledger(kinds, runs={"c": 1})
+
+    assert lost_at_this_moment(before, holding(stream=("a",), delayed=("b",)), after) == ("d",)
+
+
+def test_a_snapshot_sees_every_place(redis_client: redis.Redis) -> None:
+    client: Any = redis_client
+    for uid in ("waiting", "pending"):
+        client.xadd(checker.STREAM, {"message": payload(uid)})
+    client.xgroup_create(checker.STREAM, checker.GROUP, "0")
+    client.xreadgroup(checker.GROUP, "somebody", {checker.STREAM: ">"}, count=2)
+    client.xadd(checker.STREAM, {"message": b"\xff"})
+    client.zadd(checker.DELAYED, {"name": 1, "half": 2})
+    client.hset(checker.DELAYED_MESSAGES, mapping={"name": payload("later"), "other half": payload("later")})
+    client.xadd(checker.DEAD, {"reason": "failed", "entry:message": payload("dead")})
+
+    seen = snapshot(client)
+
+    assert seen.stream == Counter(["waiting", "pending", "not a message: b'\\xff'"])
+    assert (seen.pending, seen.delayed, seen.dead) == (2, Counter(["later"]), {"dead": ["failed"]})
+    assert sorted(seen.halves) == ["half", "other half"]
+
+
+def test_an_empty_server_has_an_empty_snapshot(redis_client: redis.Redis) -> None:
+    assert snapshot(redis_client).n_held == 0

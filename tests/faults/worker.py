@@ -1,0 +1,62 @@
+"""What the campaign's workers run: ``dramatiq tests.faults.worker``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import dramatiq
+from dramatiq.middleware import Callbacks, CurrentMessage, Pipelines, Retries, ShutdownNotifications, TimeLimit
+
+from broker import RedisStreamsBroker
+from tests.faults import QUEUE
+from tests.faults.ledger import Ledger
+
+lease_ms = int(os.environ["FAULTS_LEASE_MS"])
+ledger = Ledger(os.environ["FAULTS_LEDGER_URL"])
+broker = RedisStreamsBroker(
+    os.environ["FAULTS_BROKER_URL"],
+    lease_ms=lease_ms,
+    # shorter than an outage: what follows a finished job, as the next of a pipeline, cannot be enqueued then
+    enqueue_timeout_ms=500,
+    middleware=[
+        TimeLimit(),
+        ShutdownNotifications(),
+        Callbacks(),
+        Pipelines(),
+        Retries(min_backoff=20, max_backoff=200, max_retries=3),
+        CurrentMessage(),
+    ],
+)
+dramatiq.set_broker(broker)
+
+
+class AlwaysFails(Exception):
+    """What some jobs are made for."""
+
+
+@dramatiq.actor(queue_name=QUEUE)
+def job(uid: str, kind: str) -> None:
+    """Do what the kind says, and write down that it was done."""
+    message = CurrentMessage.get_current_message()
+    assert message is not None
+    match kind:
+        case "fails-once" if not message.options.get("retries"):
+            raise AlwaysFails("the first time")
+        case "fails":
+            raise AlwaysFails("every time")
+        case "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        case "slow":
+            time.sleep(0.2)
+        case "long":
+            time.sleep(lease_ms / 1000 * 2.5)
+    ledger.ran(uid)
+
+
+@dramatiq.actor(queue_name=QUEUE)
+def follow(_: object, uid: str) -> None:
+    """The second stage of a pipeline."""
+    ledger.ran(uid)
