@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sploot_cluster.models import NOISE, ClusterId, MediaId, PetState, Standing
-from sploot_cluster.vectors import LabelVector, StandingVector
+from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,8 @@ def compare(before: Snapshot, after: Snapshot) -> Diff:
         after.revision,
         n_same=int(np.count_nonzero(old == new)),
         moved=tuple(_moves(before, after, n)),
-        merged=_mostly(old, new, old_ids - new_ids, counts=before.standings[:n] != Standing.ABSORBED),
-        split=_mostly(new, old, new_ids - old_ids, counts=after.standings[:n] != Standing.ABSORBED),
+        merged=mostly(old, new, old_ids - new_ids, counts=before.standings[:n] != Standing.ABSORBED),
+        split=mostly(new, old, new_ids - old_ids, counts=after.standings[:n] != Standing.ABSORBED),
         kept_ids=tuple(sorted(old_ids & new_ids)),
         new_ids=tuple(sorted(new_ids - old_ids)),
         ended_ids=tuple(sorted(old_ids - new_ids)),
@@ -113,10 +113,15 @@ def _ids(labels: LabelVector) -> set[ClusterId]:
     return {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
 
 
-def _mostly(
-    here: LabelVector, there: LabelVector, ids: set[ClusterId], *, counts: np.ndarray[tuple[int], np.dtype[np.bool_]]
+def mostly(
+    here: LabelVector, there: LabelVector, ids: Iterable[ClusterId], *, counts: BoolVector
 ) -> dict[ClusterId, ClusterId]:
-    """Each id of ``here`` -> the id of ``there`` that more than half of its media have; left out where none is so."""
+    """Each id of ``here`` -> the id of ``there`` that more than half of its media have; left out where none is so.
+
+    Args:
+        here, there: (n,) of the same media.
+        counts: (n,) bool, which of them have a say.
+    """
     mostly: dict[ClusterId, ClusterId] = {}
     for id_ in sorted(ids):
         went, n = np.unique(there[(here == id_) & counts], return_counts=True)

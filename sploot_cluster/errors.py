@@ -69,10 +69,12 @@ class ModelMismatch(InvalidInput):
 class UnknownCluster(InvalidInput):
     """Raised when a cluster id is not one of the pet's, nor an alias of one."""
 
-    def __init__(self, *, pet: int, cluster: int, field: str = "cluster_id") -> None:
+    def __init__(self, *, pet: int, cluster: int, field: str = "cluster_id", has_ended: bool = False) -> None:
+        """``has_ended``: it was one, and its media went to none that more than half of them are in."""
+        ended = " any more, and its media did not stay together" if has_ended else ""
         super().__init__(
             field,
-            f"pet {pet} has no cluster {cluster}",
+            f"pet {pet} has no cluster {cluster}{ended}",
             f"choose one of GET /api/v1/internal/pets/{pet}/clusters",
         )
         self.pet, self.cluster = pet, cluster

@@ -415,7 +415,8 @@ def _living(state: PetState, cluster: ClusterId, field_name: str) -> ClusterId:
     """The cluster that an id leads to."""
     now = state.aliases.get(cluster, cluster)
     if now not in state.clusters:
-        raise UnknownCluster(pet=state.pet, cluster=cluster, field=field_name)
+        has_ended = 1 <= cluster < state.next_cluster
+        raise UnknownCluster(pet=state.pet, cluster=cluster, field=field_name, has_ended=has_ended)
     return now
 
 

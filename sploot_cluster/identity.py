@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from sploot_cluster.diff import mostly
 from sploot_cluster.models import NOISE, ClusterCard, ClusterId, PetState, Standing
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.vectors import LabelVector, StandingVector
@@ -90,12 +91,8 @@ def aliases_after(state: PetState, labels: LabelVector) -> dict[ClusterId, Clust
     living id, so that one look is enough; those of an id that ends without an heir end too.
     """
     living = set(np.unique(labels[labels != NOISE]).tolist())
-    heir_of: dict[ClusterId, ClusterId] = {}
-    for ended in state.clusters.keys() - living:
-        media = (state.labels == ended) & (state.standings != Standing.ABSORBED)
-        went, n = np.unique(labels[media], return_counts=True)
-        if len(went) and went[n.argmax()] != NOISE and 2 * n.max() > n.sum():
-            heir_of[ended] = ClusterId(int(went[n.argmax()]))
+    ended = state.clusters.keys() - living
+    heir_of = mostly(state.labels, labels, ended, counts=state.standings != Standing.ABSORBED)
     aliases: dict[ClusterId, ClusterId | None] = dict(heir_of)
     for alias, target in state.aliases.items():
         if alias in living:

@@ -23,7 +23,7 @@ never move.
     {pet:<id>}:vectors      string  float32 little-endian, dim per row, unit norm
     {pet:<id>}:labels       string  int32 little-endian per row, -1 = noise
     {pet:<id>}:standings    string  uint8 per row, models.Standing
-    {pet:<id>}:clusters     hash    cluster id -> {"threshold", "since"}, JSON
+    {pet:<id>}:clusters     hash    cluster id -> {"threshold", "since", "split_from"}, JSON
     {pet:<id>}:aliases      hash    merged id -> the id it became
     {pet:<id>}:ledger       list    corrections, oldest first, JSON (see ledger.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so

@@ -42,11 +42,13 @@ class ClusterCard:
         threshold: the lowest mean top-3 cosine similarity of a member to the other members, in [-1, 1];
             an arrival must reach it.
         since: the pet's revision at which the id was given out.
+        split_from: the id in which most of its media were then; None for a cluster of media that were in none.
     """
 
     id: ClusterId
     threshold: float
     since: int
+    split_from: ClusterId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,8 @@ class ClusterView:
     Attributes:
         media: in the order of their arrival.
         standings: how many of its media came to it in which way; ways that nobody came are left out.
-        threshold, since: as in :class:`ClusterCard`.
+        threshold, since, split_from: as in :class:`ClusterCard`.
+        merged_from: ids that lead to it, ascending.
     """
 
     id: ClusterId
@@ -265,6 +268,8 @@ class ClusterView:
     standings: Mapping[Standing, int]
     threshold: float
     since: int
+    split_from: ClusterId | None
+    merged_from: tuple[ClusterId, ...]
 
     @property
     def size(self) -> int:

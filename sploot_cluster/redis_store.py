@@ -319,12 +319,14 @@ def _column(known: npt.NDArray[T], new: npt.NDArray[Any]) -> npt.NDArray[T]:
 
 
 def _dump_card(card: ClusterCard) -> str:
-    return _json({"threshold": card.threshold, "since": card.since})
+    said: dict[str, object] = {"threshold": card.threshold, "since": card.since}
+    return _json(said if card.split_from is None else said | {"split_from": card.split_from})
 
 
 def _load_card(id_: ClusterId, text: bytes) -> ClusterCard:
     said = json.loads(text)
-    return ClusterCard(id_, threshold=float(said["threshold"]), since=int(said["since"]))
+    split_from = ClusterId(int(said["split_from"])) if "split_from" in said else None
+    return ClusterCard(id_, threshold=float(said["threshold"]), since=int(said["since"]), split_from=split_from)
 
 
 def _entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:

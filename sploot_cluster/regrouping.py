@@ -6,12 +6,13 @@ Whoever decides about groups, a person or a recluster, ends here, so that both g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sploot_cluster.assignment import Thresholds
 from sploot_cluster.constraints import RowConstraints
+from sploot_cluster.diff import mostly
 from sploot_cluster.identity import aliases_after, match_ids
 from sploot_cluster.models import (
     NOISE,
@@ -154,10 +155,10 @@ def _cards(
     """The cards to write: of clusters that are new, changed or gone. A threshold is what counting members reach."""
     counts = standings != Standing.ABSORBED
     cards: dict[ClusterId, ClusterCard | None] = dict.fromkeys(state.clusters.keys() - living)
+    split_from = mostly(labels, state.labels, living - state.clusters.keys(), counts=counts)
     for cluster in sorted(living):
-        before = state.clusters.get(cluster)
-        since = state.revision + 1 if before is None else before.since
-        card = ClusterCard(cluster, thresholds.of(np.flatnonzero((labels == cluster) & counts)), since)
-        if card != before:
+        before = state.clusters.get(cluster) or ClusterCard(cluster, 0, state.revision + 1, split_from.get(cluster))
+        card = replace(before, threshold=thresholds.of(np.flatnonzero((labels == cluster) & counts)))
+        if card != state.clusters.get(cluster):
             cards[cluster] = card
     return cards

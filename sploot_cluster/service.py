@@ -60,6 +60,7 @@ from sploot_cluster.rows import PetRows
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import CLAIM_MS, PetStore
 from sploot_cluster.vectors import FloatVector, as_vector
+from sploot_cluster.why import Why, explain
 
 if TYPE_CHECKING:
     from sploot_cluster.density import Density
@@ -336,6 +337,16 @@ class ClusterService:
             UnknownRevision: it has not been, or is not kept any more.
         """
         return self._store.past(pet).at(revision)
+
+    def why(self, pet: PetId, media: MediaId) -> Why:
+        """Why a medium is where it is. Loads the pet's vectors; O(n · dim).
+
+        Raises:
+            UnknownMedia: the pet does not have it.
+        """
+        with self._cache.open(pet) as memory:
+            state = memory.state = self._store.load(pet, known=memory.state)
+        return explain(state, media)
 
     def clusters(self, pet: PetId) -> PetView:
         """The pet as it is now; an empty view of revision 0 for a pet that has nothing."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sploot_cluster.models import NOISE, ClusterCard, ClusterView, MediaId, PetState, PetView, Standing
+from sploot_cluster.models import NOISE, ClusterCard, ClusterId, ClusterView, MediaId, PetState, PetView, Standing
 from sploot_cluster.vectors import StandingVector
 
 
@@ -21,9 +21,21 @@ def view_of(state: PetState) -> PetView:
     def media(rows: Sequence[int]) -> tuple[MediaId, ...]:
         return tuple(state.media[row] for row in rows)
 
+    merged_into: dict[ClusterId, list[ClusterId]] = {}
+    for merged, into in state.aliases.items():
+        merged_into.setdefault(into, []).append(merged)
+
     def cluster(card: ClusterCard) -> ClusterView:
         rows = rows_of.get(card.id, nobody)
-        return ClusterView(card.id, media(rows.tolist()), _count(state.standings[rows]), card.threshold, card.since)
+        return ClusterView(
+            card.id,
+            media(rows.tolist()),
+            _count(state.standings[rows]),
+            card.threshold,
+            card.since,
+            card.split_from,
+            tuple(sorted(merged_into.get(card.id, []))),
+        )
 
     nowhere = rows_of.get(NOISE, nobody)
     is_dismissed = state.standings[nowhere] == Standing.DISMISSED

@@ -12,6 +12,7 @@ from sploot_cluster.api.problems import FieldProblem
 from sploot_cluster.diff import Diff, Snapshot
 from sploot_cluster.jobs import JobRef, JobState, JobStatus
 from sploot_cluster.models import NOISE, ChangeKind, ClusterView, HistoryEntry, PetId, PetView, Standing
+from sploot_cluster.why import Why
 
 # Of what differs between two revisions; a page that shows more helps nobody.
 MAX_MOVES: Final = 1_000
@@ -66,6 +67,8 @@ class Cluster(BaseModel):
     )
     threshold: float = Field(description="The mean top-3 cosine similarity that an arrival must reach.")
     since: int = Field(description="The revision at which the id was given out.")
+    split_from: int | None = Field(description="The cluster in which most of its media were then.")
+    merged_from: Sequence[int] = Field(description="Ids that lead to it.")
 
     @classmethod
     def of(cls, view: ClusterView) -> Self:
@@ -76,7 +79,18 @@ class Cluster(BaseModel):
             standings={standing.name.lower(): count for standing, count in view.standings.items()},
             threshold=view.threshold,
             since=view.since,
+            split_from=view.split_from,
+            merged_from=view.merged_from,
         )
+
+
+class PetCluster(BaseModel):
+    """One cluster, by the id that was asked for."""
+
+    pet_id: int
+    revision: int
+    asked_id: int = Field(description="As it was asked for; the cluster's own id differs if that was merged away.")
+    cluster: Cluster
 
 
 class PetClusters(BaseModel):
@@ -106,6 +120,77 @@ class PetClusters(BaseModel):
             noise=view.noise,
             dismissed=view.dismissed,
             aliases={str(merged): into for merged, into in view.aliases.items()},
+        )
+
+
+class NearMedium(BaseModel):
+    media_id: str
+    cluster_id: int
+    similarity: float = Field(description="Cosine similarity.")
+
+
+class RivalCluster(BaseModel):
+    cluster_id: int
+    similarity: float = Field(description="Mean top-3 cosine similarity to its accepted media.")
+    threshold: float = Field(description="What an arrival must reach.")
+    is_forbidden: bool = Field(description="A correction in force keeps the medium out of it.")
+
+
+class DemandOf(BaseModel):
+    """What a correction in force demands of a medium."""
+
+    revision: int
+    kind: ChangeKind
+    by: str
+    at: datetime
+    demand: str
+
+
+class MediumWhy(BaseModel):
+    """Why a medium is where it is."""
+
+    pet_id: int
+    media_id: str
+    revision: int
+    cluster_id: int | None = Field(description="null for noise.")
+    standing: str = Field(description="noise, core, arrived, absorbed, corrected or dismissed.")
+    because: str = Field(description="One sentence.")
+    similarity: float | None = Field(description="Mean top-3 cosine similarity to its own cluster.")
+    threshold: float | None = Field(description="What an arrival must reach there.")
+    second: RivalCluster | None = Field(description="The most similar of the other clusters.")
+    margin: float | None = Field(description="How much more similar its own cluster is; below 0 where people put it.")
+    nearest: list[NearMedium] = Field(description="Media of clusters that were not merely absorbed, nearest first.")
+    corrections: list[DemandOf] = Field(description="What corrections in force demand of it, the newest first.")
+
+    @classmethod
+    def of(cls, pet: PetId, why: Why) -> Self:
+        second = why.second
+        return cls(
+            pet_id=pet,
+            media_id=why.media,
+            revision=why.revision,
+            cluster_id=None if why.cluster == NOISE else why.cluster,
+            standing=why.standing.name.lower(),
+            because=why.because,
+            similarity=why.similarity,
+            threshold=why.threshold,
+            second=None
+            if second is None
+            else RivalCluster(
+                cluster_id=second.cluster,
+                similarity=second.similarity,
+                threshold=second.threshold,
+                is_forbidden=second.is_forbidden,
+            ),
+            margin=why.margin,
+            nearest=[
+                NearMedium(media_id=near.media, cluster_id=near.cluster, similarity=near.similarity)
+                for near in why.nearest
+            ],
+            corrections=[
+                DemandOf(revision=one.revision, kind=one.kind, by=one.by, at=one.at, demand=one.demand)
+                for one in why.demands
+            ],
         )
 
 

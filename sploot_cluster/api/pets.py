@@ -9,13 +9,32 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
-from sploot_cluster.api.answers import MAX_MOVES, PetAt, PetClusters, PetDiff, PetHistory
+from sploot_cluster.api.answers import (
+    MAX_MOVES,
+    Cluster,
+    MediumWhy,
+    PetAt,
+    PetCluster,
+    PetClusters,
+    PetDiff,
+    PetHistory,
+)
 from sploot_cluster.api.bodies import MAX_INT64
 from sploot_cluster.api.door import BEARER, READS, Door
 from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, Revisions, tagged
-from sploot_cluster.api.problems import UNREADABLE_PET, FieldProblem, InvalidFields, documented
+from sploot_cluster.api.problems import (
+    NOT_FOUND,
+    UNREADABLE_PET,
+    FieldProblem,
+    InvalidFields,
+    Refusal,
+    documented,
+    shown,
+)
 from sploot_cluster.diff import Diff, Snapshot
-from sploot_cluster.models import PetId, PetView
+from sploot_cluster.errors import UnknownMedia
+from sploot_cluster.models import ClusterId, MediaId, PetId, PetView
+from sploot_cluster.why import Why
 
 MAX_HISTORY: Final = 1_000
 
@@ -30,6 +49,8 @@ class PetReader(Revisions, Protocol):
     def at(self, pet: PetId, revision: int) -> Snapshot: ...
 
     def compare(self, pet: PetId, from_revision: int, to_revision: int) -> Diff: ...
+
+    def why(self, pet: PetId, media: MediaId) -> Why: ...
 
 
 def _decimal(given: Any) -> int:
@@ -58,6 +79,42 @@ def pets_router(door: Door, service: PetReader) -> APIRouter:
         """As they are now. A pet that has nothing yet is answered with revision 0."""
         view = service.clusters(PetId(pet_id))
         return tagged(view.revision, if_none_match, lambda: PetClusters.of(view))
+
+    @router.get(
+        "/clusters/{cluster_id}",
+        operation_id="get_cluster",
+        summary="One cluster, by any id it ever had",
+        response_model=PetCluster,
+        responses=documented(NOT_FOUND),
+    )
+    def get_cluster(
+        pet_id: PetInPath, cluster_id: Annotated[int, Path(ge=1, le=MAX_INT64)], if_none_match: IfNoneMatch = None
+    ) -> Response:
+        """An id that was merged away leads to the cluster that it became."""
+        view = service.clusters(PetId(pet_id))
+        now = view.aliases.get(ClusterId(cluster_id), ClusterId(cluster_id))
+        found = next((cluster for cluster in view.clusters if cluster.id == now), None)
+        if found is None:
+            detail = f"pet {pet_id} has no cluster {cluster_id}, and none that it became; GET …/pets/{pet_id}/clusters"
+            raise Refusal(NOT_FOUND, detail)
+        answer = PetCluster(pet_id=pet_id, revision=view.revision, asked_id=cluster_id, cluster=Cluster.of(found))
+        return tagged(view.revision, if_none_match, lambda: answer)
+
+    # the whole rest, because a medium's name may hold slashes
+    @router.get(
+        "/media/{media_id:path}/why",
+        operation_id="get_why",
+        summary="Why a medium is where it is",
+        response_model=MediumWhy,
+        responses=documented(NOT_FOUND),
+    )
+    def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
+        """Its nearest accepted media, how its cluster compares with the next one, and what people said about it."""
+        try:
+            why = service.why(PetId(pet_id), MediaId(media_id))
+        except UnknownMedia:
+            raise Refusal(NOT_FOUND, f"pet {pet_id} has no medium {shown(media_id)}") from None
+        return tagged(why.revision, if_none_match, lambda: MediumWhy.of(PetId(pet_id), why))
 
     @router.get("/history", operation_id="get_history", summary="A pet's history", response_model=PetHistory)
     def get_history(

@@ -48,6 +48,8 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "restore_revision": _WRITERS,
     "ingest_embeddings": _WRITERS,
     "get_clusters": _ANYONE,
+    "get_cluster": _ANYONE,
+    "get_why": _ANYONE,
     "get_history": _ANYONE,
     "get_revision": _ANYONE,
     "compare_revisions": _ANYONE,

@@ -174,6 +174,8 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
                 "standings": {Standing(how).name.lower(): n for how, n in cluster.standings.items()},
                 "threshold": cluster.threshold,
                 "since": cluster.since,
+                "split_from": cluster.split_from,
+                "merged_from": list(cluster.merged_from),
             }
             for cluster in view.clusters
         ]
@@ -200,6 +202,34 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
         counts = (str(cluster.standings.get(way, 0)) for way in ways)
         first = ", ".join(cluster.media[:3]) + (", …" if cluster.size > 3 else "")
         table.add_row(str(cluster.id), str(cluster.size), *counts, str(cluster.since), first)
+    out.print(table)
+
+
+@app.command()
+def why(
+    pet: Pet, media: Annotated[str, typer.Argument(help="The medium.", metavar="MEDIA")], as_json: AsJson = False
+) -> None:
+    """Show why a medium is where it is: its nearest media, the next cluster, and what people said."""
+    from sploot_cluster.models import NOISE, MediaId, PetId
+
+    with open_service() as service:
+        told = service.why(PetId(pet), MediaId(media))
+    if as_json:
+        print_json(asdict(told) | {"standing": told.standing.name.lower()})
+        return
+    place = "in no cluster" if told.cluster == NOISE else f"in cluster {told.cluster}"
+    out.print(f"{media} is {place}, {told.standing.name.lower()}: {told.because}", markup=False, soft_wrap=True)
+    if told.similarity is not None:
+        out.print(f"its cluster is {told.similarity:.3f} similar and asks arrivals for {told.threshold:.3f}")
+    if told.second is not None:
+        margin = "" if told.margin is None else f", {told.margin:+.3f} to its own"
+        forbidden = ", which people forbid" if told.second.is_forbidden else ""
+        out.print(f"the next is cluster {told.second.cluster} with {told.second.similarity:.3f}{margin}{forbidden}")
+    for demand in told.demands:
+        out.print(f"{demand.kind} of revision {demand.revision} by {demand.by}: {demand.demand}", markup=False)
+    table = table_of("nearest media", "cluster", "similarity")
+    for near in told.nearest:
+        table.add_row(near.media, str(near.cluster), f"{near.similarity:.3f}")
     out.print(table)
 
 

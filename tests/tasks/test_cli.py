@@ -170,6 +170,9 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
     assert "kept: constraints kept 5 of 5" in again.stdout
     assert "n_dismissed: 1" in again.stdout
     assert "restored: 13" in restored.stdout
+    why = cli("why", "42", "s1-2", redis_url=redis_url)
+    assert "s1-2 is in no cluster, dismissed" in why.stdout
+    assert json.loads(cli("why", "42", "s1-3", "--json", redis_url=redis_url).stdout)["standing"] == "core"
     diff = cli("history", "42", "--diff", "13", "14", redis_url=redis_url)
     assert "6 media where they were, 6 in another cluster" in diff.stdout
     assert "cluster 1 went into 2" in diff.stdout

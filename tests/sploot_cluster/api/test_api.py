@@ -473,3 +473,46 @@ def test_a_revision_that_is_not_there_is_named(front: Front, two_subjects: str, 
     answer = front.http.get(f"{API}/pets/42/{path}")
 
     assert (answer.status_code, fields_of(answer.json())) == (422, ["revision"])
+
+
+# -- why, and ids ----------------------------------------------------------------------------------------------------
+
+
+def test_a_medium_tells_why_it_is_where_it_is(front: Front, two_subjects: str) -> None:
+    front.service.exclude(PET, ClusterId(1), [MediaId("s0-0")], operation_id="1", by="bob")
+
+    answer = front.http.get(f"{API}/pets/42/media/s0-0/why")
+
+    assert (answer.status_code, answer.headers["ETag"]) == (200, '"14"')
+    why = answer.json()
+    assert (why["cluster_id"], why["standing"], why["second"]["is_forbidden"]) == (None, "noise", True)
+    assert [near["cluster_id"] for near in why["nearest"]] == [1] * 5
+    assert [(one["revision"], one["kind"], one["by"]) for one in why["corrections"]] == [(14, "exclude", "bob")]
+    again = front.http.get(f"{API}/pets/42/media/s0-0/why", headers={"If-None-Match": answer.headers["ETag"]})
+    assert again.status_code == 304
+
+
+def test_a_name_with_slashes_is_one_medium(front: Front) -> None:
+    front.service.assign(PET, MediaId("2026/why/why"), model="clip@1", vector=[1.0, 0.0])
+
+    answer = front.http.get(f"{API}/pets/42/media/2026/why/why/why")
+
+    assert (answer.status_code, answer.json()["media_id"]) == (200, "2026/why/why")
+
+
+def test_a_medium_that_is_not_there_is_not_found(front: Front, two_subjects: str) -> None:
+    answer = front.http.get(f"{API}/pets/42/media/nobody/why")
+
+    assert (answer.status_code, answer.json()["detail"]) == (404, "pet 42 has no medium nobody")
+
+
+def test_a_cluster_is_found_by_every_id_it_had(front: Front, two_subjects: str) -> None:
+    front.service.merge(PET, [ClusterId(1), ClusterId(2)], into=ClusterId(1), operation_id="1", by="bob")
+
+    answer = front.http.get(f"{API}/pets/42/clusters/2")
+    unknown = front.http.get(f"{API}/pets/42/clusters/9")
+
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["asked_id"], found["cluster"]["cluster_id"], found["cluster"]["merged_from"]) == (2, 1, [2])
+    assert unknown.status_code == 404

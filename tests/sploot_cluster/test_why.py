@@ -1,0 +1,199 @@
+"""Why a medium is where it is, and where ids come from and lead to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import UnknownCluster, UnknownMedia
+from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.models import NOISE, ClusterId, MediaId, Standing
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.why import explain
+from tests.sploot_cluster.albums import DIM, MODEL, PET, name, names, picture, take
+from tests.sploot_cluster.states import looks, pet_state
+
+ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
+
+
+@pytest.fixture
+def store() -> MemoryPetStore:
+    return MemoryPetStore()
+
+
+@pytest.fixture
+def service(store: MemoryPetStore) -> ClusterService:
+    """Clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
+    service = ClusterService(store)
+    for subject in range(3):
+        take(service, subject, range(12))
+    service.recluster(PET)
+    return service
+
+
+# -- why -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_medium_among_its_like_names_them_and_its_lead_over_the_next_cluster(service: ClusterService) -> None:
+    why = service.why(PET, name(0, 3))
+
+    similarity = {number: float(picture(0, 3) @ picture(0, number)) for number in range(12) if number != 3}
+    expected = sorted(similarity, key=lambda number: -similarity[number])[:5]
+    assert [near.media for near in why.nearest] == [name(0, number) for number in expected]
+    assert why.nearest[0].similarity == pytest.approx(similarity[expected[0]], abs=1e-5)
+    assert (why.cluster, why.standing, why.revision) == (ONE, Standing.CORE, 37)
+    assert why.similarity == pytest.approx(np.mean([similarity[number] for number in expected[:3]]), abs=1e-5)
+    assert why.second is not None
+    assert why.similarity is not None
+    assert why.second.cluster in (TWO, THREE)
+    assert why.margin == pytest.approx(why.similarity - why.second.similarity)
+    assert "recluster" in why.because
+    assert why.demands == ()
+
+
+def test_absorbed_media_are_nobodys_nearest() -> None:
+    standings = [Standing.CORE] * 3 + [Standing.ABSORBED] * 3
+    state = pet_state([1] * 6, looks(6), standings=standings)
+
+    why = explain(state, MediaId("m5"))
+
+    assert {near.media for near in why.nearest} == {"m0", "m1", "m2"}
+    assert "low confidence" in why.because
+
+
+def test_a_person_who_put_it_there_is_named_and_the_margin_tells_that_it_would_not_have_gone(
+    service: ClusterService,
+) -> None:
+    split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
+    assert split.cluster is not None
+    merged = service.merge(PET, [split.cluster, TWO], operation_id="2", by="bob")
+
+    why = service.why(PET, name(0, 0))
+
+    assert (why.cluster, why.standing) == (merged.cluster, Standing.CORRECTED)
+    assert why.because == f"bob said so at revision {merged.revision}"
+    assert why.margin is not None
+    assert why.margin < 0
+    assert why.second is not None
+    assert (why.second.cluster, why.second.is_forbidden) == (ONE, True)
+    assert [(demand.kind, demand.by) for demand in why.demands] == [("merge", "bob"), ("split", "ada")]
+    assert why.demands[1].demand == "apart from the 11 that remained, together with 0 that moved"
+
+
+def test_noise_says_what_the_nearest_cluster_asks_for(service: ClusterService) -> None:
+    odd = picture(0, 1) + picture(1, 1) + picture(5, 1)
+    service.assign(PET, MediaId("odd"), model=MODEL, vector=odd)
+
+    why = service.why(PET, MediaId("odd"))
+
+    assert (why.cluster, why.similarity, why.margin) == (NOISE, None, None)
+    assert why.second is not None
+    assert why.second.similarity < why.second.threshold
+    assert why.because.endswith(f"asks for {why.second.threshold:.3f}")
+
+
+def test_an_excluded_medium_says_who_keeps_it_out(service: ClusterService) -> None:
+    excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
+
+    why = service.why(PET, name(0, 0))
+    other = service.why(PET, name(0, 1))
+
+    assert why.second is not None
+    assert (why.second.cluster, why.second.is_forbidden) == (ONE, True)
+    assert why.because.endswith("people keep it out of it")
+    assert [(one.revision, one.demand) for one in why.demands] == [
+        (excluded.revision, "not in the cluster that 1 leads to, nor with the 11 in it then")
+    ]
+    assert [one.demand for one in other.demands] == ["apart from the 1 that were taken out"]
+
+
+def test_a_dismissed_medium_says_who_dismissed_it(service: ClusterService) -> None:
+    dismissed = service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
+
+    why = service.why(PET, name(0, 0))
+
+    assert (why.standing, why.because) == (Standing.DISMISSED, f"ada said so at revision {dismissed.revision}")
+    assert [one.demand for one in why.demands] == ["in no cluster"]
+
+
+def test_corrections_that_were_taken_back_demand_nothing(service: ClusterService) -> None:
+    excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
+    service.undo(PET, excluded.revision, operation_id="2", by="ada")
+
+    assert service.why(PET, name(0, 0)).demands == ()
+
+
+def test_the_first_medium_of_a_pet_has_nobody_to_be_with(store: MemoryPetStore) -> None:
+    service = ClusterService(store)
+    take(service, 0, range(1))
+
+    why = service.why(PET, name(0, 0))
+
+    assert (why.nearest, why.second) == ((), None)
+    assert why.because == "the pet has no cluster that it could be in"
+
+
+def test_a_medium_that_is_not_there_is_unknown(service: ClusterService) -> None:
+    with pytest.raises(UnknownMedia):
+        service.why(PET, MediaId("nobody's"))
+
+
+# -- ids and where they lead -----------------------------------------------------------------------------------------
+
+
+def test_merged_and_split_clusters_say_where_they_come_from(service: ClusterService, store: MemoryPetStore) -> None:
+    service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
+    split = service.split(PET, THREE, [name(2, 0), name(2, 1)], operation_id="2", by="ada")
+
+    lineage = {cluster.id: (cluster.split_from, cluster.merged_from) for cluster in store.view(PET).clusters}
+
+    assert lineage == {ONE: (None, (TWO,)), THREE: (None, ()), split.cluster: (THREE, ())}
+
+
+def test_a_recluster_that_divides_a_cluster_says_so(store: MemoryPetStore) -> None:
+    service = ClusterService(store, settings=ClusterSettings(one_look_similarity=0.01))
+    take(service, 0, range(12))
+    service.recluster(PET)
+    take(service, 1, range(12))
+    merged = {cluster.id for cluster in store.view(PET).clusters}
+    service.recluster(PET)
+
+    views = store.view(PET).clusters
+    assert merged <= {cluster.id for cluster in views}
+    assert all(cluster.split_from in (None, *merged) for cluster in views)
+
+
+def test_an_id_that_led_nowhere_says_that_it_ended(service: ClusterService) -> None:
+    service.dismiss(PET, sorted(names(0, range(12))), operation_id="1", by="ada")
+
+    with pytest.raises(UnknownCluster, match="has no cluster 1 any more") as ended:
+        service.merge(PET, [ONE, TWO], operation_id="2", by="ada")
+    with pytest.raises(UnknownCluster, match="has no cluster 99;"):
+        service.merge(PET, [ClusterId(99), TWO], operation_id="3", by="ada")
+
+    assert ended.value.field == "cluster_ids"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_new_changes_no_id_and_new_media_hardly_any(seed: int) -> None:
+    store, rng = MemoryPetStore(), np.random.default_rng(seed)
+    service = ClusterService(store)
+    centres = rng.normal(size=(12, DIM))
+    for number in range(400):
+        vector = centres[rng.integers(12)] + rng.normal(scale=0.35, size=DIM)
+        service.assign(PET, MediaId(f"m{number}"), model=MODEL, vector=vector)
+    service.recluster(PET)
+    before = store.load(PET)
+
+    again = service.recluster(PET)
+    for number in range(400, 440):
+        vector = centres[rng.integers(12)] + rng.normal(scale=0.35, size=DIM)
+        service.assign(PET, MediaId(f"m{number}"), model=MODEL, vector=vector)
+    service.recluster(PET)
+
+    after = store.load(PET)
+    kept = np.mean(after.labels[: before.n_media] == before.labels)
+    assert (again.n_moved, again.n_new_ids, again.n_retired_ids) == (0, 0, 0), f"seed {seed}"
+    assert before.next_cluster > len(before.clusters) > 1, f"seed {seed}"
+    assert kept > 0.9, f"seed {seed}: {kept:.3f} of the media kept their cluster when a tenth came"
