@@ -5,6 +5,7 @@ Nothing here opens a connection: a worker can be imported while Redis is away, a
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -136,7 +137,10 @@ def build_app(settings: Settings) -> FastAPI:
     )
     from tasks.exposition import expose, why_not_ready
 
-    client = build_client(settings)
+    to_close = ExitStack()
+    client = to_close.enter_context(build_client(settings))
+    jobs = to_close.enter_context(ClusterTasks(client=client, ingest_rollout_percent=settings.ingest_rollout_percent))
+    operations = to_close.enter_context(closing(build_operations(settings, client)))
     exposition = expose(client, settings, with_jobs=False)
 
     def ready() -> ReadinessReport:
@@ -145,10 +149,11 @@ def build_app(settings: Settings) -> FastAPI:
 
     return create_app(
         service=build_service(settings, client),
-        jobs=ClusterTasks(client=client, ingest_rollout_percent=settings.ingest_rollout_percent),
-        operations=build_operations(settings, client),
+        jobs=jobs,
+        operations=operations,
         tokens=Tokens.parse(settings.api_tokens),
         idempotency=RedisIdempotencyStore(client),
         ready=ready,
         metrics=lambda: exposition(""),
+        on_close=to_close.close,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
+from starlette.concurrency import run_in_threadpool
 
 from sploot_cluster.api import problems
 from sploot_cluster.api.clusters import clusters_router
@@ -72,6 +74,7 @@ def create_app(
     idempotency: IdempotencyStore | None = None,
     ready: Callable[[], ReadinessReport] | None = None,
     metrics: Callable[[], tuple[bytes, str]] | None = None,
+    on_close: Callable[[], None] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_embeddings_bytes: int = MAX_EMBEDDINGS_BYTES,
     max_batch: int = MAX_BATCH,
@@ -90,6 +93,8 @@ def create_app(
             the next start do not share; servers of more than one process want ``RedisIdempotencyStore``.
         ready: looks at what requests need, for ``/readyz``.
         metrics: makes the exposition and its media type, for ``/metrics``; without it there is no such address.
+        on_close: closes what was handed in, when the server stops; where the application is mounted in another one, the
+            other one has to call it, because ASGI tells only the outermost.
         max_body_bytes: of a body; ``max_embeddings_bytes`` of one with embeddings, ``max_batch`` entries long at most.
     """
     tokens = tokens or Tokens()
@@ -104,6 +109,7 @@ def create_app(
         redoc_url=None,
         # a redirect would turn a missing address into a second request, and show Host back
         redirect_slashes=False,
+        lifespan=_closing(on_close),
     )
     problems.install(app)
     if not tokens:
@@ -123,6 +129,16 @@ def create_app(
     app.include_router(health_router(ready, metrics))
     app.include_router(console_router())
     return app
+
+
+def _closing(on_close: Callable[[], None] | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        if on_close is not None:
+            await run_in_threadpool(on_close)
+
+    return lifespan
 
 
 def _version() -> str:

@@ -52,6 +52,10 @@ class Operations:
         self._plans = Plans(client)
         self._audit = AuditLog(client)
 
+    def close(self) -> None:
+        """Close the connections that this made; ``client`` is its owner's."""
+        self._broker.close()
+
     # -- look ----------------------------------------------------------------------------------------------------
 
     def queues(self) -> Sequence[QueueStatus]:
