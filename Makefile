@@ -50,7 +50,11 @@ bench: $(VENV)/installed ## measure side by side, hours: make bench [ARGS='queue
 
 .PHONY: chart
 chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4, and ask Kubernetes 1.27 to 1.37 and the operators
-	@SPLOOT_CHART=1 $(BIN)/python -m pytest -n 2 -q tests/charts $(ARGS)
+	@$(BIN)/python -m pytest -n 2 -q --deploy tests/charts $(ARGS)
+
+.PHONY: test-redis
+test-redis: $(VENV)/installed ## users, TLS, sentinels through a failover, a cluster: make test-redis
+	@$(BIN)/python -m pytest -n 2 -q --deploy tests/deploy $(ARGS)
 
 .PHONY: chart-files
 chart-files: $(VENV)/installed ## copy rules and dashboard into the chart, after they were changed

@@ -143,9 +143,13 @@ class EmbeddedRedis:
         deadline = time.monotonic() + START_TIMEOUT_S
         with redis.Redis.from_url(self.url, socket_timeout=1) as client:
             while time.monotonic() < deadline and self._process.poll() is None:
-                with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+                try:
                     if client.ping():
                         return
+                except redis.AuthenticationError:
+                    return  # it has users, and answers
+                except (redis.ConnectionError, redis.TimeoutError):
+                    pass
                 time.sleep(0.01)
         self.kill()
         last_words = log.read_text(errors="replace").strip().splitlines()[-5:]

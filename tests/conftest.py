@@ -18,13 +18,16 @@ hypothesis.settings.load_profile("the same for everybody")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ops", action="store_true", help="run the tests marked ops as well: make ops-verify")
+    parser.addoption(
+        "--deploy", action="store_true", help="run the tests marked deploy as well: make chart, test-redis"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--ops"):
-        return
-    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("ops")])
-    items[:] = [item for item in items if not item.get_closest_marker("ops")]
+    for marker in ("ops", "deploy"):
+        if not config.getoption(f"--{marker}"):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 @pytest.fixture(scope="session")

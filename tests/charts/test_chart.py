@@ -36,6 +36,8 @@ from tests.charts.rendering import (
     render_with_helm_3,
 )
 
+pytestmark = pytest.mark.deploy
+
 GOOD = sorted(VALUES.glob("*-values.yaml"))
 REFUSED = sorted((VALUES / "refused").glob("*.yaml"))
 KUBERNETES = [f"1.{minor}" for minor in range(27, 38)]

@@ -1,0 +1,67 @@
+"""Render the users of Redis: ``python -m deploy.redis_users --passwords FOLDER [--redis-6] > users.acl``.
+
+FOLDER holds a file per user, named like it, with its password; what is written holds the SHA-256 of each, never a
+password. ``--redis-6`` renders for 6.2, which knows no keys that may only be read, and no rules for some keys alone:
+there an operator's commands may write pets too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parent.parent
+TEMPLATE: Final = ROOT / "ops" / "config" / "redis" / "users.acl"
+
+USERS: Final = ("producer", "client", "worker", "scheduler", "exporter", "operator", "keda")
+SHORTEST: Final = 16  # as for tokens of the HTTP API
+
+
+class PasswordUnusable(ValueError):
+    """Raised when a user has no password, or a short one; names the user."""
+
+
+def render(passwords: Mapping[str, str], *, for_redis_6: bool = False) -> str:
+    """An ``aclfile`` for these passwords, one user a line.
+
+    Raises:
+        PasswordUnusable: names the user.
+    """
+    lines = [line for line in TEMPLATE.read_text().splitlines() if line.startswith("user ")]
+
+    def hashed(match: re.Match[str]) -> str:
+        password = passwords.get(match[1], "")
+        if len(password) < SHORTEST:
+            raise PasswordUnusable(f"user {match[1]}: needs a password of {SHORTEST} characters: openssl rand -hex 32")
+        return "#" + hashlib.sha256(password.encode()).hexdigest()
+
+    # a brace that is no password's place belongs to a key
+    text = "\n".join(re.sub(r"(?<= )\{([a-z]+)\}", hashed, line) for line in lines) + "\n"
+    if for_redis_6:
+        text = re.sub(r" \+latency\|histogram| \+slowlog\|len", "", text.replace("%R~", "~"))
+        text = re.sub(r" resetchannels(.*) \((~[^ ]+) [^)]*\)", r" resetchannels \2\1", text)
+    return text
+
+
+def main() -> int:
+    """What the command line does."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passwords", type=Path, required=True)
+    parser.add_argument("--redis-6", action="store_true")
+    given = parser.parse_args()
+    passwords = {path.name: path.read_text().strip() for path in given.passwords.iterdir() if path.name in USERS}
+    try:
+        sys.stdout.write(render(passwords, for_redis_6=given.redis_6))
+    except PasswordUnusable as refused:
+        print(f"redis_users: {refused}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Redis servers with users, TLS, sentinels and a cluster; all on loopback, all ended with their block."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from deploy.redis_users import USERS, render
+from tasks.embedded_redis import EmbeddedRedis, find_redis_server
+from tests.support import eventually
+from tests.system.events import free_port
+
+# As long as they must be, and different.
+TESTER = "tester-of-all-things"
+PASSWORDS: Mapping[str, str] = {user: f"correct-horse-of-{user}" for user in USERS}
+
+
+@contextmanager
+def running(
+    command: list[str], *, log: Path, environ: Mapping[str, str] | None = None, directory: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is told to end at the end of the block."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, env=environ, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=directory
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def acl_file(directory: Path, *, for_redis_6: bool = False) -> Path:
+    """The users as they are, and one more who looks on for the test."""
+    path = directory / "users.acl"
+    path.write_text(render(PASSWORDS, for_redis_6=for_redis_6) + f"user tester on >{TESTER} ~* &* +@all\n")
+    return path
+
+
+def client_of(server: EmbeddedRedis, user: str) -> redis.Redis:
+    password = TESTER if user == "tester" else PASSWORDS[user]
+    return redis.Redis(port=server.port, username=user, password=password, protocol=2)
+
+
+@contextmanager
+def tls_server(directory: Path, *options: str) -> Iterator[int]:
+    """The port of a server that speaks TLS alone, with the certificates of ``make_certificates`` and our users."""
+    port = free_port()
+    log = directory / f"redis-{port}.log"
+    command = [str(find_redis_server()), "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    command += ["--tls-cert-file", "redis.crt", "--tls-key-file", "redis.key", "--tls-ca-cert-file", "ca.crt"]
+    command += ["--aclfile", str(acl_file(directory)), "--dir", str(directory), *options]
+    with running(command, log=log, directory=directory):
+        eventually(lambda: "Ready to accept" in log.read_text(), within_s=20)
+        yield port
+
+
+def make_certificates(directory: Path) -> None:
+    """A CA (ca.crt), a certificate of 127.0.0.1 by it (redis.crt, redis.key), and somebody else's CA (other.crt)."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    for name in ("ca", "other"):
+        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                "-subj", f"/CN=test {name}", "-keyout", f"{name}.key", "-out", f"{name}.crt")  # fmt: skip
+    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=redis",
+            "-keyout", "redis.key", "-out", "redis.csr")  # fmt: skip
+    (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    openssl("x509", "-req", "-in", "redis.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+            "-extfile", "extensions", "-out", "redis.crt")  # fmt: skip
+
+
+def processes_environ(redis_url: str, **more: str) -> dict[str, str]:
+    """The environment of a worker or scheduler of a test."""
+    environ = {**os.environ, "REDIS_URL": redis_url, "WORKER_METRICS_PORT": str(free_port()), "SPLOOT_LEASE_MS": "2000"}
+    return environ | more
+
+
+def worker_command() -> list[str]:
+    script = str(Path(sys.executable).with_name("dramatiq"))
+    return [script, "tasks.worker", "--processes", "1", "--threads", "2"]
+
+
+def scheduler_command() -> list[str]:
+    return [sys.executable, "-m", "tasks.cli", "scheduler"]

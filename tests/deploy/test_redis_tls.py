@@ -1,0 +1,137 @@
+"""TLS with a CA of one's own: who has it comes in, nobody else; and the whole main job, as users with few rights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tasks.client import ClusterTasks
+from tasks.contracts import EMBEDDING_INGESTED, stream_of
+from tasks.redis_urls import connect
+from tests.deploy.servers import (
+    PASSWORDS,
+    TESTER,
+    make_certificates,
+    processes_environ,
+    running,
+    scheduler_command,
+    tls_server,
+    worker_command,
+)
+from tests.support import eventually
+from tests.system.events import flat_event
+
+STREAM = stream_of(EMBEDDING_INGESTED)
+DEAD = f"{{{STREAM}}}:dead"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = Path(tmp_path_factory.mktemp("tls"))
+    make_certificates(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def port(certificates: Path) -> Iterator[int]:
+    with tls_server(certificates, "--tls-auth-clients", "no") as port:
+        yield port
+
+
+def client_of(url: str) -> redis.Redis:
+    return connect(url, connect_timeout_s=5, answer_timeout_s=5, retry=Retry(NoBackoff(), 0))
+
+
+def url_of(user: str, port: int, ca: Path, host: str = "127.0.0.1") -> str:
+    password = TESTER if user == "tester" else PASSWORDS[user]
+    return f"rediss://{user}:{password}@{host}:{port}/0?ssl_ca_certs={ca}"
+
+
+def test_who_has_the_ca_comes_in(port: int, certificates: Path) -> None:
+    with client_of(url_of("worker", port, certificates / "ca.crt")) as client:
+        assert client.ping()
+
+
+def refusal_of(url: str) -> str:
+    """Why a client of this URL does not come in."""
+    client = client_of(url)
+    with client, pytest.raises((redis.ConnectionError, redis.TimeoutError)) as refused:
+        client.ping()
+    return str(refused.value)
+
+
+def test_another_ca_is_refused_by_the_client(port: int, certificates: Path) -> None:
+    assert "CERTIFICATE_VERIFY_FAILED" in refusal_of(url_of("worker", port, certificates / "other.crt"))
+
+
+def test_the_machines_own_cas_are_not_enough(port: int) -> None:
+    assert "CERTIFICATE_VERIFY_FAILED" in refusal_of(f"rediss://worker:{PASSWORDS['worker']}@127.0.0.1:{port}/0")
+
+
+def test_a_certificate_of_another_name_is_refused(certificates: Path) -> None:
+    # 127.0.0.2 is this machine too, and not in the certificate
+    with tls_server(certificates, "--tls-auth-clients", "no", "--bind", "127.0.0.2") as port:
+        refusal = refusal_of(url_of("worker", port, certificates / "ca.crt", host="127.0.0.2"))
+
+    assert "CERTIFICATE_VERIFY_FAILED" in refusal
+
+
+def test_plain_text_is_refused(port: int) -> None:
+    refusal = refusal_of(f"redis://worker:{PASSWORDS['worker']}@127.0.0.1:{port}/0")
+
+    assert "refused" not in refusal  # somebody listens there
+
+
+def test_a_server_that_wants_certificates_of_its_clients_gets_them(certificates: Path) -> None:
+    with tls_server(certificates, "--tls-auth-clients", "yes") as port:
+        url = url_of("worker", port, certificates / "ca.crt")
+        assert "refused" not in refusal_of(url)
+
+        own = f"{url}&ssl_certfile={certificates / 'redis.crt'}&ssl_keyfile={certificates / 'redis.key'}"
+        with client_of(own) as client:
+            assert client.ping()
+
+
+@pytest.mark.deploy
+def test_users_with_few_rights_do_the_main_job_over_tls(port: int, certificates: Path, tmp_path: Path) -> None:
+    def url(user: str) -> str:
+        return url_of(user, port, certificates / "ca.crt")
+
+    log = tmp_path / "worker.log"
+    with (
+        client_of(url("tester")) as tester,
+        running(worker_command(), log=log, environ=processes_environ(url("worker"))),
+        running(scheduler_command(), log=tmp_path / "scheduler.log", environ=processes_environ(url("scheduler"))),
+        ClusterTasks(url("client")) as tasks,
+        client_of(url("producer")) as producer,
+    ):
+        tester.execute_command("ACL", "LOG", "RESET")
+        for number in range(30):
+            producer.xadd(STREAM, flat_event(pet_id=7, number=number))
+        eventually(lambda: tester.llen("{pet:7}:media") == 30, within_s=60)
+        jobs = [tasks.recluster(pet_id=7), tasks.merge(7, [1, 2])]
+        ended = [eventually(partial(_end_of, tasks, job.job_id), within_s=60) for job in jobs]
+        producer.xadd(STREAM, {"schema": "embedding.ingested/1", "pet_id": "nonsense"})
+        eventually(lambda: tester.xlen(DEAD) == 1, within_s=30)
+        eventually(lambda: tester.hgetall("sploot:backlog"), within_s=90)
+        denied = _commands_of(tester.execute_command("ACL", "LOG"))
+
+    assert ended[0] == "succeeded", log.read_text()
+    assert denied == set(), log.read_text()
+
+
+def _end_of(tasks: ClusterTasks, job_id: str) -> str | None:
+    status = tasks.job(job_id)
+    return status.state if status is not None and status.state in ("succeeded", "dead") else None
+
+
+def _commands_of(log: list[dict[str, object]]) -> set[str]:
+    """What was denied, but for what redis-py asks and takes no for an answer to."""
+    denied = {f"{entry.get('username')} {entry.get('object')}" for entry in log}
+    return {what for what in denied if "client|" not in what and " client" not in what}

@@ -1,0 +1,237 @@
+"""Every user of Redis may do what it must, and nothing else: probed on a real server, and by the real main job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from deploy.redis_users import TEMPLATE, USERS, PasswordUnusable, render
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
+from tasks.embedded_redis import EmbeddedRedis
+from tests.deploy.servers import (
+    PASSWORDS,
+    acl_file,
+    client_of,
+)
+
+STREAM = stream_of(EMBEDDING_INGESTED)
+FEEDBACK = "streams:cluster.feedback"
+DEAD = f"{{{STREAM}}}:dead"
+DELAYED = f"{{{STREAM}}}:delayed"
+BY_SCRIPT = "return redis.call(unpack(ARGV))"
+KEDA_COUNTS = (
+    "local kind = redis.call('type', KEYS[1]).ok "
+    "if kind == 'zset' then return redis.call('zcard', KEYS[1]) end return redis.call('llen', KEYS[1])"
+)
+
+# The raw commands of the seed's runbook, on the names that it uses.
+RUNBOOK = (
+    f"XPENDING {STREAM} {GROUP}",
+    f"XINFO CONSUMERS {STREAM} {GROUP}",
+    f"XCLAIM {STREAM} {GROUP} rescue-consumer 0 1-0",
+    f"XACK {STREAM} {GROUP} 1-0",
+    f"XGROUP DELCONSUMER {STREAM} {GROUP} gone",
+)
+
+ALLOWED = {
+    "producer": ("PING", f"XADD {STREAM} * schema embedding.ingested/1"),
+    "client": (
+        "PING",
+        f"XADD {STREAM} * message m",
+        f"XLEN {STREAM}",
+        f"XINFO GROUPS {STREAM}",
+        f"ZADD {DELAYED} 1 m",
+        "HGETALL sploot:job:1",
+    ),
+    "worker": (
+        "PING",
+        f"XREADGROUP GROUP {GROUP} me COUNT 1 STREAMS {STREAM} >",
+        f"XACK {STREAM} {GROUP} 1-0",
+        f"XDEL {STREAM} 1-0",
+        f"XADD {DEAD} * reason r",
+        "HSET {pet:1}:meta revision 1",
+        "SADD sploot:pets 1",
+        "HSET sploot:backlog a 1",
+        f"XGROUP DELCONSUMER {STREAM} {GROUP} gone",
+    ),
+    "scheduler": (f"XADD {STREAM} * message m", f"ZADD {DELAYED} 1 m", "SET sploot:scheduler me"),
+    "exporter": ("PING", "INFO", f"XLEN {STREAM}", f"XINFO STREAM {STREAM}", f"XINFO GROUPS {STREAM}", "SLOWLOG LEN"),
+    "operator": (
+        *RUNBOOK,
+        "INFO",
+        f"XRANGE {STREAM} - + COUNT 1",
+        f"XREVRANGE {DEAD} + - COUNT 10",
+        f"XLEN {DEAD}",
+        f"SET {{{STREAM}}}:paused 1",
+        f"DEL {{{STREAM}}}:paused",
+        "HGETALL {pet:1}:meta",
+        f"EVAL {BY_SCRIPT!r} 1 {{pet:1}}:meta HGETALL {{pet:1}}:meta",
+        "XADD sploot:audit * who me",
+    ),
+    "keda": ("PING", f"XLEN {STREAM}", f"ZCARD {DELAYED}", f"TYPE {DELAYED}"),
+}
+
+# Nobody of ours may do any of these.
+NOBODY = (
+    "FLUSHALL",
+    "FLUSHDB",
+    "KEYS *",
+    "SCAN 0",
+    "CONFIG GET requirepass",
+    "CONFIG SET maxmemory 1",
+    "ACL LIST",
+    "ACL SETUSER evil on",
+    "BGREWRITEAOF",
+    "SHUTDOWN NOSAVE",
+    "MONITOR",
+    "SCRIPT FLUSH",
+    "REPLICAOF NO ONE",
+    "SAVE",
+    "CLIENT KILL TYPE normal",
+    f"XGROUP DESTROY {STREAM} {GROUP}",
+    f"XGROUP SETID {STREAM} {GROUP} 0",
+    "GET somebody-elses-key",
+)
+
+DENIED = {
+    "producer": (
+        f"XADD {FEEDBACK} * message m",
+        f"XLEN {STREAM}",
+        f"XRANGE {STREAM} - +",
+        f"XREADGROUP GROUP {GROUP} me STREAMS {STREAM} >",
+        f"DEL {STREAM}",
+        f"EVAL {BY_SCRIPT!r} 1 {STREAM} XADD {STREAM} * a b",
+        "HGETALL {pet:1}:meta",
+    ),
+    "client": (
+        "HGETALL {pet:1}:meta",
+        f"XREADGROUP GROUP {GROUP} me STREAMS {STREAM} >",
+        f"XACK {STREAM} {GROUP} 1-0",
+        f"XDEL {STREAM} 1-0",
+        f"XTRIM {STREAM} MAXLEN 0",
+        f"XGROUP DELCONSUMER {STREAM} {GROUP} me",
+        "HGETALL sploot:backlog",
+        f"EVAL {BY_SCRIPT!r} 1 {STREAM} XACK {STREAM} {GROUP} 1-0",
+    ),
+    "worker": (
+        "INFO",
+        f"EVAL {BY_SCRIPT!r} 1 {STREAM} XGROUP DESTROY {STREAM} {GROUP}",
+        f"EVAL {BY_SCRIPT!r} 0 FLUSHALL",
+        "SET other:key 1",
+        f"RENAME {STREAM} {FEEDBACK}",
+        "DUMP {pet:1}:meta",
+    ),
+    "scheduler": ("HGETALL {pet:1}:meta", f"XACK {STREAM} {GROUP} 1-0", f"XDEL {STREAM} 1-0", f"XRANGE {STREAM} - +"),
+    "exporter": (
+        f"XRANGE {STREAM} - +",
+        f"XADD {STREAM} * a b",
+        f"DEL {STREAM}",
+        "HGETALL {pet:1}:meta",
+        "HLEN {pet:1}:meta",
+        f"EVAL {BY_SCRIPT!r} 1 {STREAM} XLEN {STREAM}",
+    ),
+    "operator": (
+        "HSET {pet:1}:meta revision 9",
+        "DEL {pet:1}:vectors",
+        f"EVAL {BY_SCRIPT!r} 1 {{pet:1}}:meta DEL {{pet:1}}:meta",
+        f"XREADGROUP GROUP {GROUP} me STREAMS {STREAM} >",
+    ),
+    "keda": (
+        f"XRANGE {STREAM} - +",
+        f"XADD {STREAM} * a b",
+        f"DEL {STREAM}",
+        f"EVAL {BY_SCRIPT!r} 1 {STREAM} XADD {STREAM} * a b",
+        f"ZADD {DELAYED} 1 a",
+        "HGETALL {pet:1}:meta",
+        "INFO",
+    ),
+}
+
+PROBES_ALLOWED = [(user, command) for user, commands in ALLOWED.items() for command in commands]
+PROBES_DENIED = [(user, command) for user, commands in DENIED.items() for command in (*commands, *NOBODY)]
+
+
+def words(command: str) -> list[str]:
+    """A probe as it is sent; a script in it stands in quotes."""
+    before, quote, rest = command.partition("'")
+    script, _, after = rest.partition("'")
+    return [*before.split(), *([script] if quote else []), *after.split()]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    directory = Path(tmp_path_factory.mktemp("acl"))
+    options = {"appendonly": "no", "aclfile": str(acl_file(directory))}
+    with EmbeddedRedis(directory=directory, options=options) as server:
+        with client_of(server, "tester") as tester:
+            tester.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+            tester.xadd(STREAM, {"a": "b"}, id="1-0")
+            tester.hset("{pet:1}:meta", "revision", 1)
+            tester.zadd(DELAYED, {"m": 1})
+        yield server
+
+
+@pytest.fixture(scope="module")
+def users(server: EmbeddedRedis) -> Iterator[dict[str, redis.Redis]]:
+    clients = {
+        user: redis.Redis(port=server.port, username=user, password=PASSWORDS[user], protocol=2) for user in USERS
+    }
+    yield clients
+    for client in clients.values():
+        client.close()
+
+
+def test_there_are_probes_enough() -> None:
+    assert len(PROBES_ALLOWED) + len(PROBES_DENIED) >= 60
+    assert set(ALLOWED) == set(DENIED) == set(USERS)
+
+
+@pytest.mark.parametrize(("user", "command"), PROBES_ALLOWED)
+def test_a_user_may_do_its_work(users: dict[str, redis.Redis], user: str, command: str) -> None:
+    try:
+        users[user].execute_command(*words(command))
+    except redis.exceptions.NoPermissionError as refused:
+        pytest.fail(f"{user} may not {command}: {refused}")
+    except redis.ResponseError as error:
+        if "The user executing the script can't" in str(error):
+            raise
+        # else the server was asked, and said what it thinks of the arguments
+
+
+@pytest.mark.parametrize(("user", "command"), PROBES_DENIED)
+def test_a_user_may_do_nothing_else(users: dict[str, redis.Redis], user: str, command: str) -> None:
+    with pytest.raises(redis.ResponseError) as refused:
+        users[user].execute_command(*words(command))
+
+    # from within a script the text is all that is left of the kind of error
+    is_denied = isinstance(refused.value, redis.exceptions.NoPermissionError)
+    assert is_denied or "The user executing the script can't" in str(refused.value)
+
+
+def test_nobody_comes_in_without_a_name_or_with_a_wrong_password(server: EmbeddedRedis) -> None:
+    for user, password in ((None, None), ("worker", "wrong"), ("nobody", "x"), ("default", "")):
+        client = redis.Redis(port=server.port, username=user, password=password, retry=Retry(NoBackoff(), 0))
+        with client, pytest.raises((redis.AuthenticationError, redis.ResponseError)):
+            client.ping()
+
+
+def test_kedas_list_scaler_counts_delayed_jobs(users: dict[str, redis.Redis]) -> None:
+    assert users["keda"].eval(KEDA_COUNTS, 1, DELAYED) == 1
+
+
+def test_a_user_without_a_password_of_some_length_is_refused_by_name() -> None:
+    with pytest.raises(PasswordUnusable, match="user keda"):
+        render({**PASSWORDS, "keda": "short"})
+
+
+def test_what_is_rendered_holds_no_password() -> None:
+    rendered = render(PASSWORDS)
+
+    assert len(rendered.splitlines()) == len(USERS) + 1
+    assert not any(password in rendered for password in PASSWORDS.values())
+    assert "{producer}" in TEMPLATE.read_text()
