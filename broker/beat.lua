@@ -11,6 +11,7 @@ local stream, consumers = KEYS[1], KEYS[2]
 local group, me, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 if ARGV[4] then
+  redis.call('ZREM', consumers, '')
   local made = redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
   if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
     return made

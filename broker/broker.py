@@ -29,8 +29,9 @@ from .deliveries import Delivery, Follower
 from .entries import EntryDecoder
 from .errors import DeliveryLimitReached, EnqueueUncertain, LeaseLost, MessageTooLarge, QueueFull
 from .keys import QueueKeys
+from .options import name_in_delayed, ordering_key_of, unique_key_of
 from .scripts import ENQUEUE, FLUSH, SIZE, STATS
-from .session import Session, unique_key_of
+from .session import Session
 from .settings import DAY_MS, BrokerSettings
 from .stats import QueueStats, stats_from
 
@@ -130,6 +131,8 @@ class RedisStreamsBroker(Broker):
         Returns:
             The message; or, where its option ``unique_key`` is that of a waiting message, one with that one's
             ``message_id``: nothing was added then. The option ``unique_for_ms`` bounds how long the key is locked.
+            Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued:
+            a failed one that is tried again holds up those behind it, and so does a delayed one.
 
         Raises:
             ConnectionFailed: nothing was sent.
@@ -190,7 +193,7 @@ class RedisStreamsBroker(Broker):
         keys = self._keys(queue_name)
         answer = self._session.connections.run_script(
             STATS,
-            (keys.stream, keys.delayed, keys.dead, keys.consumers, keys.paused, keys.counters),
+            (keys.stream, keys.delayed, keys.dead, keys.consumers, keys.paused, keys.counters, keys.line),
             (self.settings.group, self.settings.lease_ms, 1_000),
         )
         return stats_from(answer, queue_name=queue_name, lease_ms=self.settings.lease_ms)
@@ -235,7 +238,15 @@ class RedisStreamsBroker(Broker):
         keys = self._keys(queue_name)
         self._session.connections.run_script(
             FLUSH,
-            (keys.stream, keys.delayed, keys.delayed_messages, keys.suspects),
+            (
+                keys.stream,
+                keys.delayed,
+                keys.line,
+                keys.delayed_messages,
+                keys.messages_in_line,
+                keys.ordered,
+                keys.suspects,
+            ),
             (self.settings.group,),
         )
         cursor: Any = 0
@@ -266,7 +277,7 @@ class RedisStreamsBroker(Broker):
         """
         keys = self._keys(queue_name)
         deadline = None if timeout is None else time.monotonic() + timeout / 1000
-        while self._session.connections.run_script(SIZE, (keys.stream, keys.delayed), ()):
+        while self._session.connections.run_script(SIZE, (keys.stream, keys.delayed, keys.line), ()):
             if deadline is not None and time.monotonic() >= deadline:
                 raise QueueJoinTimeout(queue_name)
             time.sleep(interval / 1000)
@@ -414,7 +425,7 @@ class RedisStreamsBroker(Broker):
         else:
             recent, enqueue_id = self._producer.next_call(keys, step)
             remember_ms = 2 * self.settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
-        script_keys = [keys.stream, keys.delayed, keys.delayed_messages, recent, keys.timer, keys.counters]
+        script_keys = [*keys.work, recent, keys.counters]
         # what follows a finished message is never refused: its room was the finished one's
         max_length = 0 if following is not None else self.settings.max_queue_length or 0
         args: list[Argument] = [enqueue_id, remember_ms, max_length]
@@ -426,8 +437,10 @@ class RedisStreamsBroker(Broker):
                 lock = len(script_keys)
                 asked = outgoing.message.options.get("unique_for_ms")
                 unique_for_ms = int(asked) if asked is not None else delay_ms + self.settings.unique_for_ms
-            name = token_hex(8) if delay_ms else ""
+            ordering_key = ordering_key_of(outgoing.message.options)
+            name = name_in_delayed(ordering_key) if delay_ms else ""
             args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, max(1, unique_for_ms))
+            args.append(ordering_key or "")
         return script_keys, args
 
     def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:

@@ -6,7 +6,7 @@ A letter is an entry of the queue's dead stream, with these fields, those withou
     error       for a failed actor "ExceptionClass: message"
     field, mend of the exception, where it has such attributes: what is to blame, and what to do about it
     traceback   its end, at most 8 KiB
-    actor, message_id, entry_id, deliveries
+    actor, message_id, entry_id, deliveries, ordering_key
     entry:…     every field of the entry as it was; a requeue restores exactly these
 """
 
@@ -124,9 +124,12 @@ class DeadLetters:
         return sum(entry_id is not None for entry_id in self.put_back(letter_ids))
 
     def put_back(self, letter_ids: Iterable[str]) -> Sequence[str | None]:
-        """As ``requeue``; the id of each letter's entry, in their order, None for a letter that was gone."""
+        """As ``requeue``; the id of each letter's entry, in their order, None for a letter that was gone.
+
+        ``in-line`` stands for a letter that waits for another message of its ordering key.
+        """
         ids = list(letter_ids)
-        keys = (self._keys.stream, self._keys.dead, self._keys.counters)
+        keys = (*self._keys.work, self._keys.dead, self._keys.counters)
         entries: builtins.list[str | None] = []
         for start in range(0, len(ids), PAGE):
             answer = self._connections.run_script(REQUEUE, keys, ids[start : start + PAGE])
@@ -185,6 +188,7 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
         deliveries=delivery.deliveries,
         actor=delivery.actor_name,
         message_id=delivery.message_id,
+        **({} if delivery.ordering_key is None else {"ordering_key": delivery.ordering_key}),
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import dramatiq
 from dramatiq.broker import MessageProxy
 
+from .options import ordering_key_of
+
 # How long a read is put off to ask for more at once. Less than the round trip it saves, where jobs are short.
 GATHER_S = 0.001
 NOBODY_WAITS = -1
@@ -47,6 +49,7 @@ class Delivery(MessageProxy):
         enqueued_at_ms: the earlier of the entry's id and the message's own timestamp: of a message that was delayed or
             retried, when it was first enqueued. A flat event has only the former.
         is_doomed: its worker processes died too often; it is not run, but becomes a dead letter.
+        ordering_key: None where it has none.
         is_lost: another process holds it now; whatever happens to it here changes nothing.
     """
 
@@ -71,6 +74,7 @@ class Delivery(MessageProxy):
         self.pending_retry: PendingRetry | None = None
         self.pending_followers: list[Follower] = []
         self._retries_when_delivered = message.options.get("retries", 0)
+        self.ordering_key = ordering_key_of(message.options)
 
     @property
     def enqueued_at_ms(self) -> int:

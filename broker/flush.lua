@@ -1,13 +1,13 @@
--- Drops what a queue holds: waiting, in flight and delayed. The group and its consumers stay.
+-- Drops what a queue holds: waiting, in flight, delayed and in line. The group and its consumers stay.
 --
--- KEYS     1 stream  2 delayed  3 delayed:messages  4 suspects
+-- KEYS     1 stream  2 delayed  3 ordered:line  4… other keys that go with them
 -- ARGV     group
 -- Returns  how many messages were dropped
 
 local stream, group = KEYS[1], ARGV[1]
 
-local n = redis.call('XLEN', stream) + redis.call('ZCARD', KEYS[2])
-redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+local n = redis.call('XLEN', stream) + redis.call('ZCARD', KEYS[2]) + redis.call('ZCARD', KEYS[3])
+redis.call('DEL', unpack(KEYS, 2))
 redis.call('XTRIM', stream, 'MAXLEN', 0)
 while true do
   local pending = redis.pcall('XPENDING', stream, group, '-', '+', 500)

@@ -17,8 +17,7 @@ for i = 4, #ARGV, 2 do
   end
 end
 if n > 0 then
-  -- pcall: a full server refuses these two, and the entries are given back all the same
-  redis.pcall('HINCRBY', counters, 'handed_back', n)
-  redis.pcall('XADD', timer, 'MAXLEN', 1, '*', 'handed_back', n)
+  redis.call('HINCRBY', counters, 'handed_back', n)
+  redis.call('XADD', timer, 'MAXLEN', 1, '*', 'handed_back', n)
 end
 return n

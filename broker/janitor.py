@@ -20,7 +20,7 @@ from dramatiq.logging import get_logger
 from .connections import BlockingRead, Connections
 from .identity import is_dead_sibling
 from .keys import HANDED_BACK, QueueKeys
-from .scripts import LEAVE, SWEEP, TICK
+from .scripts import ADVANCE, LEAVE, SWEEP, TICK
 from .settings import BrokerSettings
 
 # Due messages follow each other closely under load; one round takes all that fell due within so many seconds.
@@ -81,6 +81,7 @@ class Janitor:
         self._timer = BlockingRead(connections, keys.stream, block_ms=settings.idle_read_ms)
         self._last_timer: bytes = b"0-0"
         self._sweep_cursor: str | bytes = "-"
+        self._advance_cursor: str | bytes = "0"
         self._next_sweep_at = 0.0
         self._next_round_at = 0.0
         self._others: tuple[str, ...] = ()
@@ -105,15 +106,7 @@ class Janitor:
             self._declare_dead(name)
         answer = self._connections.run_script(
             TICK,
-            (
-                keys.stream,
-                keys.delayed,
-                keys.delayed_messages,
-                keys.timer,
-                keys.consumers,
-                keys.paused,
-                keys.counters,
-            ),
+            (*keys.work, keys.consumers, keys.paused, keys.counters),
             (settings.group, self._consumer_name, HANDED_BACK, settings.lease_ms, settings.promote_batch),
         )
         n_promoted, next_in_ms, self._last_timer, is_takeable, n_owned, is_paused, lapse_ms, *others = answer
@@ -172,9 +165,20 @@ class Janitor:
             n_found += n
             self._sweep_cursor = next_cursor or "-"
             if not next_cursor:
+                self._advance()
                 self._next_sweep_at = time.monotonic() + settings.sweep_ms / 1000
                 break
         return n_found
+
+    def _advance(self) -> None:
+        """Look, in some pages of the ordering keys, whether one waits for a message that is gone."""
+        for _ in range(20):
+            cursor, n = self._connections.run_script(ADVANCE, self._keys.work, (self._advance_cursor, SWEEP_PAGE))
+            self._advance_cursor = cursor
+            if n:
+                self._logger.warning("ordering keys whose message was gone go on", extra={"n": n})
+            if cursor == b"0":
+                return
 
     def _loop(self) -> None:
         pause_s = 0.0

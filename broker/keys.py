@@ -4,6 +4,9 @@
     ns:q                     stream  work, waiting and in flight; one group                entry by entry, when settled
     {ns:q}:delayed           zset    due (ms, server time) -> name                         promotion
     {ns:q}:delayed:messages  hash    name -> message                                       promotion
+    {ns:q}:ordered           hash    ordering key -> its message at work: entry or name    when the key's last is done
+    {ns:q}:ordered:line      zset    ordering key, 0 byte, place -> 0: who waits in line   its turn
+    {ns:q}:ordered:messages  hash    the same -> due (ms), message                         its turn
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
     {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     clean stop, janitor
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             start of the job, time limit
@@ -70,6 +73,31 @@ class QueueKeys:
     @cached_property
     def counters(self) -> str:
         return self._of("counters")
+
+    @cached_property
+    def ordered(self) -> str:
+        return self._of("ordered")
+
+    @cached_property
+    def line(self) -> str:
+        return self._of("ordered:line")
+
+    @cached_property
+    def messages_in_line(self) -> str:
+        return self._of("ordered:messages")
+
+    @cached_property
+    def work(self) -> tuple[str, ...]:
+        """Where work stands: the first KEYS of the scripts that put messages to work."""
+        return (
+            self.stream,
+            self.delayed,
+            self.delayed_messages,
+            self.timer,
+            self.ordered,
+            self.line,
+            self.messages_in_line,
+        )
 
     def recent(self, producer: str) -> str:
         return self._of(f"recent:{producer}")

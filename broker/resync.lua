@@ -33,6 +33,6 @@ while #found < room do
   from = '(' .. pending[#pending][1]
 end
 if #found > 0 then
-  redis.call('HINCRBY', counters, 'redelivered', #found)
+  redis.pcall('HINCRBY', counters, 'redelivered', #found)
 end
 return found

@@ -1,6 +1,7 @@
 """The Lua scripts of this package: what must happen together happens in one of them.
 
-Each ``*.lua`` beside this file opens with its KEYS, ARGV and answers. All keys come in through KEYS and share a slot.
+Each ``*.lua`` beside this file opens with its KEYS, ARGV and answers; those that put messages to work have ``work.lua``
+before them. All keys come in through KEYS and share a slot.
 They need Redis 6.2 and nothing newer.
 """
 
@@ -20,28 +21,33 @@ class Script:
     sha: str
 
 
-def _load(name: str) -> Script:
-    text = files(__package__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+def _load(name: str, *, with_work: bool = False) -> Script:
+    text = _text("work") * with_work + _text(name)
     # SHA-1 is how Redis names scripts; nothing is protected by it.
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-ENQUEUE = _load("enqueue")
-SETTLE = _load("settle")
-RETRY = _load("retry")
-BURY = _load("bury")
+def _text(name: str) -> str:
+    return files(__package__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+
+
+ENQUEUE = _load("enqueue", with_work=True)
+SETTLE = _load("settle", with_work=True)
+RETRY = _load("retry", with_work=True)
+BURY = _load("bury", with_work=True)
 START = _load("start")
 TAKE = _load("take")
 RESYNC = _load("resync")
 HAND_BACK = _load("hand_back")
 BEAT = _load("beat")
 LEAVE = _load("leave")
-TICK = _load("tick")
+TICK = _load("tick", with_work=True)
+ADVANCE = _load("advance", with_work=True)
 SWEEP = _load("sweep")
 STATS = _load("stats")
 SIZE = _load("size")
 FLUSH = _load("flush")
-REQUEUE = _load("requeue")
+REQUEUE = _load("requeue", with_work=True)
 RESCUE = _load("rescue")
 RETIRE = _load("retire")
 ASTRAY = _load("astray")

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from secrets import token_hex
 from typing import Any, Protocol
 
 import redis
@@ -27,6 +26,7 @@ from .identity import consumer_name
 from .janitor import Janitor, Round
 from .keeper import Keeper
 from .keys import QueueKeys
+from .options import name_in_delayed, unique_key_of
 from .scripts import BURY, LEAVE, RETRY, START
 from .settings import BrokerSettings
 from .settler import Settler
@@ -170,7 +170,7 @@ class Session:
         try:
             answer = self.connections.run_script(
                 RETRY,
-                (keys.stream, keys.delayed, keys.delayed_messages, keys.timer, keys.suspects, keys.counters),
+                (*keys.work, keys.suspects, keys.counters),
                 (
                     self.settings.group,
                     delivery.consumer_name,
@@ -179,6 +179,7 @@ class Session:
                     pending.message.encode(),
                     pending.name,
                     max(0, int(pending.delay or 0)),
+                    delivery.ordering_key or "",
                 ),
             )
         except redis.RedisError as error:
@@ -196,7 +197,8 @@ class Session:
         Raises:
             BrokerConnectionError: Redis did not take it. ``Consumer.ack`` tries again.
         """
-        delivery.pending_retry = PendingRetry(message, delay, token_hex(8))
+        name = name_in_delayed(delivery.ordering_key)
+        delivery.pending_retry = PendingRetry(message, delay, name)
         return self.write_retry(delivery)
 
     def bury_delivery(self, delivery: Delivery) -> None:
@@ -207,8 +209,8 @@ class Session:
             BURY,
             keys,
             delivery,
-            (keys.stream, keys.dead, keys.suspects, keys.counters),
-            (self.settings.dead_letter_ttl_ms, self.settings.dead_letter_max, *facts),
+            (*keys.work, keys.dead, keys.suspects, keys.counters),
+            (self.settings.dead_letter_ttl_ms, self.settings.dead_letter_max, delivery.ordering_key or "", *facts),
         )
         if answer[0] == b"BURIED":
             # the entry's own fields stay at the server; the message stands for them here
@@ -224,7 +226,7 @@ class Session:
         facts = facts_of_entry(reason, error, entry_id=entry_id, deliveries=deliveries)
         answer = self.connections.run_script(
             BURY,
-            (keys.stream, keys.dead, keys.suspects, keys.counters),
+            (*keys.work, keys.dead, keys.suspects, keys.counters),
             (
                 self.settings.group,
                 self.consumer_name,
@@ -233,6 +235,7 @@ class Session:
                 "",
                 self.settings.dead_letter_ttl_ms,
                 self.settings.dead_letter_max,
+                "",
                 *facts,
             ),
         )
@@ -295,9 +298,3 @@ class Session:
                 *args,
             ),
         )
-
-
-def unique_key_of(options: Mapping[str, Any]) -> str | None:
-    """The message's unique key, None where it has none."""
-    unique_key = options.get("unique_key")
-    return None if unique_key is None else str(unique_key)

@@ -1,17 +1,18 @@
 -- Acknowledges messages that are done, and removes their entries.
 --
--- KEYS     1 stream  2 suspects  3 counters
--- ARGV     group, consumer, then per entry: id, delivery count
+-- KEYS     1–7 work  8 suspects  9 counters
+-- ARGV     group, consumer, number of entries, then per entry: id, delivery count,
+--          then per entry that has an ordering key: id, ordering key
 -- Returns  {acked, late, gone}   late: done here, though somebody else held it meanwhile; gone: removed already
 --
--- Success is believed whoever holds the entry now: the job is done. The commands that a full server refuses come last
--- and may fail: a full server must be able to acknowledge.
+-- Success is believed whoever holds the entry now: the job is done. A full server lets a script finish whose first write
+-- needs no memory: it must be able to acknowledge.
 
-local stream, suspects, counters = KEYS[1], KEYS[2], KEYS[3]
-local group, consumer = ARGV[1], ARGV[2]
+local stream, suspects, counters = KEYS[1], KEYS[8], KEYS[9]
+local group, consumer, n = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local ids, n_held = {}, 0
-for i = 3, #ARGV, 2 do
+for i = 4, 2 + 2 * n, 2 do
   local id = ARGV[i]
   ids[#ids + 1] = id
   local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
@@ -27,8 +28,12 @@ redis.pcall('XACK', stream, group, unpack(ids))
 local n_removed = redis.call('XDEL', stream, unpack(ids))
 local n_late = math.max(0, n_removed - n_held)
 
-redis.pcall('HINCRBY', counters, 'acked', n_removed)
-if n_late > 0 then
-  redis.pcall('HINCRBY', counters, 'late', n_late)
+for i = 4 + 2 * n, #ARGV, 2 do
+  next_in_line(ARGV[i + 1], ARGV[i])
 end
-return {n_removed - n_late, n_late, #ids - n_removed}
+
+redis.call('HINCRBY', counters, 'acked', n_removed)
+if n_late > 0 then
+  redis.call('HINCRBY', counters, 'late', n_late)
+end
+return {n_removed - n_late, n_late, n - n_removed}

@@ -75,10 +75,13 @@ class Settler:
             for deliveries, (keys, of_queue) in by_queue.items():
                 while of_queue:
                     chunk = of_queue[:ENTRIES_PER_CALL]
-                    args: list[Argument] = [self._group, self._consumer_name]
+                    args: list[Argument] = [self._group, self._consumer_name, len(chunk)]
                     for delivery in chunk:
                         args += (delivery.entry_id, delivery.deliveries)
-                    self._connections.run_script(SETTLE, (keys.stream, keys.suspects, keys.counters), args)
+                    for delivery in chunk:
+                        if delivery.ordering_key is not None:
+                            args += (delivery.entry_id, delivery.ordering_key)
+                    self._connections.run_script(SETTLE, (*keys.work, keys.suspects, keys.counters), args)
                     del of_queue[: len(chunk)]
                     deliveries.forget(chunk)
                     n_written += len(chunk)

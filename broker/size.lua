@@ -1,6 +1,6 @@
--- How much work a queue holds: waiting, in flight and delayed.
+-- How much work a queue holds: waiting, in flight, delayed, and in line behind an ordering key.
 --
--- KEYS     1 stream  2 delayed
+-- KEYS     1 stream  2 delayed  3 ordered:line
 -- Returns  the number; in-flight entries are still in the stream
 
-return redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2])
+return redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) + redis.call('ZCARD', KEYS[3])

@@ -31,8 +31,9 @@ class QueueStats:
     """One queue at one moment.
 
     Attributes:
-        waiting: entries that nobody works on: undelivered and orphaned ones.
+        waiting: messages that nobody works on: undelivered, orphaned and in line.
         undelivered: entries that were never delivered.
+        in_line: messages that wait for another one of their ordering key; they are not in the stream yet.
         in_flight: pending entries of the group, as XPENDING counts them.
         oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it, or None.
         delayed: messages that are not due yet, retries included.
@@ -50,6 +51,7 @@ class QueueStats:
     queue_name: str
     waiting: int
     undelivered: int
+    in_line: int
     in_flight: int
     oldest_pending_idle_ms: int | None
     delayed: int
@@ -64,10 +66,10 @@ class QueueStats:
 
 def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int) -> QueueStats:
     """From the answer of stats.lua."""
-    numbers = [int(value) for value in answer[:10]]
-    length, in_flight, oldest_idle, delayed, orphaned, dead, oldest_age, added, next_due, paused = numbers
+    numbers = [int(value) for value in answer[:11]]
+    length, in_flight, oldest_idle, delayed, orphaned, dead, oldest_age, added, next_due, paused, in_line = numbers
     consumers = []
-    for name, pending, age in zip(answer[10::3], answer[11::3], answer[12::3], strict=True):
+    for name, pending, age in zip(answer[11::3], answer[12::3], answer[13::3], strict=True):
         assert isinstance(name, bytes)
         age_ms = None if int(age) < 0 else int(age)
         text = name.decode(errors="replace")
@@ -75,11 +77,12 @@ def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int)
         if text != HANDED_BACK or int(pending):
             consumers.append(ConsumerStats(text, int(pending), age_ms, is_alive))
     # pending ids whose entry was deleted by hand would make it negative until somebody purges them
-    waiting = max(0, length - in_flight)
+    in_stream = max(0, length - in_flight)
     return QueueStats(
         queue_name=queue_name,
-        waiting=waiting,
-        undelivered=max(0, waiting - orphaned),
+        waiting=in_stream + in_line,
+        undelivered=max(0, in_stream - orphaned),
+        in_line=in_line,
         in_flight=in_flight,
         oldest_pending_idle_ms=None if oldest_idle < 0 else oldest_idle,
         delayed=delayed,

@@ -1,30 +1,31 @@
 -- One round of the janitor: moves due messages to the stream, and looks whether there is anything to take over.
 --
--- KEYS     1 stream  2 delayed  3 delayed:messages  4 timer  5 consumers  6 paused  7 counters
+-- KEYS     1–7 work  8 consumers  9 paused  10 counters
 -- ARGV     group, consumer, consumer of what was handed back, lease in ms, promote at most so many
 -- Returns  {promoted, ms until the next is due (-1 = none is delayed), last id of the timer, is anything takeable,
 --           entries this consumer owns, is the queue paused, ms until the first of the others' leases would lapse
 --           (-1 = there are none; 0 = one has lapsed), the others…}
 
-local stream, delayed, messages, timer, consumers, paused, counters =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local stream, delayed, messages, timer = work.stream, work.delayed, work.messages, work.timer
+local consumers, paused, counters = KEYS[8], KEYS[9], KEYS[10]
 local group, me, handed_back, lease, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = server_ms()
 
 local names = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, limit)
 local n_promoted = 0
 for _, name in ipairs(names) do
   local payload = redis.call('HGET', messages, name)
-  if payload then
-    local added = redis.pcall('XADD', stream, '*', 'message', payload)
-    if type(added) == 'table' and added.err then
-      break -- a full server: what is delayed stays delayed
-    end
-    redis.call('HDEL', messages, name)
-  end
+  -- First, because a full server lets a script finish whose first write needs no memory: it promotes too.
   redis.call('ZREM', delayed, name)
+  if payload then
+    local id = redis.call('XADD', stream, '*', 'message', payload)
+    redis.call('HDEL', messages, name)
+    local zero = string.find(name, '\0', 1, true)
+    if zero then
+      note_where(string.sub(name, 1, zero - 1), name, id)
+    end
+  end
   n_promoted = n_promoted + 1
 end
 if n_promoted > 0 then

@@ -34,13 +34,13 @@ def test_the_examples_run(redis_url: str, redis_client: redis.Redis) -> None:
         stats = used.stats("default")
         worker = dramatiq.Worker(used, worker_timeout=50)
         worker.start()
-        eventually(lambda: used.counters("default")["acked"] == 1_003, within_s=30)
+        eventually(lambda: used.counters("default")["acked"] == 1_004, within_s=30)
         worker.stop()
         used.close()
     finally:
         dramatiq.broker.global_broker = before
 
-    assert (stats.waiting, stats.delayed) == (1_002, 1)
+    assert (stats.waiting, stats.delayed) == (1_003, 1)
     assert redis_client.xlen("streams:default") == 0
 
 
@@ -59,7 +59,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
 def test_every_key_is_named() -> None:
     table = re.findall(r"\{ns:q\}:([\w:]+)", (Path(broker.__file__).with_name("keys.py")).read_text())
 
-    assert len(table) == 10
+    assert len(table) == 13
     for name in table:
         assert f":{name.partition(':<')[0]}" in README, name
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from dramatiq.errors import BrokerConnectionError
 
@@ -152,24 +155,47 @@ def test_a_flushed_message_is_not_brought_back_by_its_retry(scene: Scene) -> Non
     assert scene.state() == QueueState()
 
 
-def test_a_full_server_takes_acknowledgements_and_refuses_the_rest(scene: Scene) -> None:
-    consumer = scene.consumer("a")
+def test_a_full_server_settles_everything_and_refuses_only_what_is_new(scene: Scene) -> None:
+    consumer = scene.consumer("a", enqueue_timeout_ms=0)
     broker = scene.brokers["a"]
-    broker.enqueue_many([message("done"), message("fails")])
-    done, fails = received(consumer, 2)
+    broker.enqueue_many([message(label) for label in ("done", "dies", "retried", "tried at once", "returned")])
+    broker.enqueue(message("due"), delay=60_000)
+    done, dies, retried, at_once, returned = received(consumer, 5)
+    due = scene.client.zrange(KEYS.delayed, 0, -1)[0]
+    scene.client.zadd(KEYS.delayed, {due: 1})
 
-    scene.client.config_set("maxmemory", "1")
-    try:
+    with full(scene):
         consumer.ack(done)
-        eventually(lambda: scene.client.xlen(KEYS.stream) == 1)
-        with pytest.raises(BrokerConnectionError, match="cannot do this now"):
-            consumer.nack(fails)
-        assert scene.state() == QueueState(pending={"fails": ("a", 1)})
-    finally:
-        scene.client.config_set("maxmemory", "0")
+        consumer.nack(dies)
+        fail(broker, retried)
+        fail(broker, at_once, delay=0)
+        consumer.requeue([returned])
+        next(iter(broker._session._queues.values())).janitor.run_once()
+        broker._session.keeper.run_once()
+        taken = received(consumer, 3)
+        with pytest.raises(BrokerConnectionError):
+            broker.enqueue(message("new"))
 
-    consumer.nack(fails)
-    assert scene.state() == QueueState(dead=(("failed", "fails"),))
+    assert sorted(labels(taken)) == ["due", "returned", "tried at once"]
+    assert scene.state() == QueueState(
+        pending=dict.fromkeys(("returned", "tried at once", "due"), ("a", 1)),
+        delayed=("retried",),
+        dead=(("failed", "dies"),),
+    )
+
+
+def test_a_full_server_hands_the_messages_of_the_dead_to_others(scene: Scene) -> None:
+    dying = scene.consumer("a")
+    scene.brokers["a"].enqueue(message("one"))
+    received(dying, 1)
+    scene.die("a")
+    other = scene.consumer("b")
+
+    with full(scene):
+        (one,) = received(other, 1)
+        scene.brokers["b"].emit_before("process_message", one)
+        other.ack(one)
+        eventually(lambda: scene.state() == QueueState())
 
 
 def test_a_retry_that_cannot_be_written_is_not_acknowledged_away(scene: Scene) -> None:
@@ -178,15 +204,17 @@ def test_a_retry_that_cannot_be_written_is_not_acknowledged_away(scene: Scene) -
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    scene.client.config_set("maxmemory", "1")
+    scene.client.replicaof("127.0.0.1", "1")  # a failover: it takes no writes
     try:
         with pytest.raises(BrokerConnectionError):
             fail(broker, one)
         with pytest.raises(BrokerConnectionError):
             consumer.ack(one)
-        assert scene.state() == QueueState(pending={"one": ("a", 1)})
+        with pytest.raises(BrokerConnectionError):
+            consumer.nack(one)
     finally:
-        scene.client.config_set("maxmemory", "0")
+        scene.client.replicaof("NO", "ONE")
+    assert scene.state() == QueueState(pending={"one": ("a", 1)})
 
     consumer.ack(one)
     assert scene.state() == QueueState(delayed=("one",))
@@ -231,6 +259,16 @@ def test_a_new_consumer_of_the_same_process_does_not_run_what_the_old_one_still_
 
     assert labels(received(new, 1)) == ["three"]
     assert two.deliveries == 1
+
+
+@contextmanager
+def full(scene: Scene) -> Iterator[None]:
+    """The server has no memory left."""
+    scene.client.config_set("maxmemory", "1")
+    try:
+        yield
+    finally:
+        scene.client.config_set("maxmemory", "0")
 
 
 def robbed(scene: Scene, by: str) -> None:

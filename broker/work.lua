@@ -1,0 +1,65 @@
+-- Where work stands, and the order among messages of one ordering key. Included at the top of scripts whose first seven
+-- KEYS are those of keys.py's ``work``.
+--
+-- One message of an ordering key is at work: in the stream, in flight or delayed, a retry included. The others stand in
+-- line until it is done or dead. The line is one sorted set of equal scores, so that Redis keeps it in the order of its
+-- members: ordering key, a zero byte, place. An ordered message's name in delayed is ordering key, a zero byte, anything.
+
+local work = {
+  stream = KEYS[1], delayed = KEYS[2], messages = KEYS[3], timer = KEYS[4],
+  heads = KEYS[5], line = KEYS[6], in_line = KEYS[7],
+}
+
+local function server_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Puts a message off; whoever waits for the first of the delayed is woken when this one is earlier.
+local function put_off(name, due, payload)
+  redis.call('HSET', work.messages, name, payload)
+  redis.call('ZADD', work.delayed, due, name)
+  if redis.call('ZRANGE', work.delayed, 0, 0)[1] == name then
+    redis.call('XADD', work.timer, 'MAXLEN', 1, '*', 'due', due)
+  end
+end
+
+local function is_at_work(key)
+  return redis.call('HEXISTS', work.heads, key) == 1
+end
+
+-- Notes that the message of this key which is at work is there now, if it was there before (nil = it is a new one).
+local function note_where(key, before, now)
+  if not before or redis.call('HGET', work.heads, key) == before then
+    redis.call('HSET', work.heads, key, now)
+  end
+end
+
+local function stand_in_line(key, due, payload)
+  local last = redis.call('ZREVRANGEBYLEX', work.line, '(' .. key .. '\1', '[' .. key .. '\0', 'LIMIT', 0, 1)[1]
+  local place = last and tonumber(string.sub(last, -16)) + 1 or 1
+  local member = key .. '\0' .. string.format('%016d', place)
+  redis.call('HSET', work.in_line, member, due .. ' ' .. payload)
+  redis.call('ZADD', work.line, 0, member)
+end
+
+-- Puts the next of a key to work when its message at work was there and is gone.
+local function next_in_line(key, gone)
+  if redis.call('HGET', work.heads, key) ~= gone then
+    return
+  end
+  local member = redis.call('ZRANGEBYLEX', work.line, '[' .. key .. '\0', '(' .. key .. '\1', 'LIMIT', 0, 1)[1]
+  if not member then
+    redis.call('HDEL', work.heads, key)
+    return
+  end
+  local due, payload = string.match(redis.call('HGET', work.in_line, member) or '0 ', '^(%d+) (.*)$')
+  if tonumber(due) > server_ms() then
+    put_off(member, due, payload)
+    redis.call('HSET', work.heads, key, member)
+  else
+    redis.call('HSET', work.heads, key, redis.call('XADD', work.stream, '*', 'message', payload))
+  end
+  redis.call('ZREM', work.line, member)
+  redis.call('HDEL', work.in_line, member)
+end

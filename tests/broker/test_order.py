@@ -1,0 +1,204 @@
+"""Messages of one ordering key: one at a time, in the order in which they were enqueued, whatever happens to them."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.middleware import Retries
+
+from broker import RedisStreamsBroker
+from broker.consumer import StreamsConsumer
+from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
+from tests.support import eventually
+
+
+def of_key(key: str, *names: str, **options: Any) -> list[dramatiq.Message[Any]]:
+    return [message(name, ordering_key=key, **options) for name in names]
+
+
+def nothing_is_left(scene: Scene) -> bool:
+    is_empty = scene.state() == QueueState(dead=scene.state().dead)
+    return is_empty and not any(scene.client.exists(key) for key in (KEYS.ordered, KEYS.line, KEYS.messages_in_line))
+
+
+def promoted(scene: Scene, broker: RedisStreamsBroker) -> None:
+    """Everything that is delayed falls due."""
+    for name in scene.client.zrange(KEYS.delayed, 0, -1):
+        scene.client.zadd(KEYS.delayed, {name: 1})
+    next(iter(broker._session._queues.values())).janitor.run_once()
+
+
+def next_of(consumer: StreamsConsumer) -> Any:
+    return received(consumer, 1)[0]
+
+
+def test_one_of_a_key_is_at_work_and_other_keys_do_not_wait_for_it(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([*of_key("k", "k1", "k2", "k3"), *of_key("l", "l1", "l2"), message("free")])
+
+    first = received(consumer, 3)
+
+    assert labels(first) == ["k1", "l1", "free"]
+    assert next(consumer) is None
+    stats = broker.stats(QUEUE)
+    assert (stats.in_flight, stats.in_line, stats.waiting, stats.undelivered) == (3, 3, 3, 0)
+
+
+def test_the_next_of_a_key_follows_when_the_one_before_it_is_done(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_key("k", *(str(n) for n in range(12))))
+
+    ran = []
+    for _ in range(12):
+        one = next_of(consumer)
+        ran.append(one.args[0])
+        consumer.ack(one)
+
+    assert ran == [str(n) for n in range(12)]
+    eventually(lambda: nothing_is_left(scene))
+
+
+def test_a_message_that_is_tried_again_keeps_its_place(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_key("k", "one", "two"))
+
+    fail(broker, next_of(consumer))
+    assert next(consumer) is None
+    promoted(scene, broker)
+    again = next_of(consumer)
+    fail(broker, again, delay=0)
+    once_more = next_of(consumer)
+    consumer.ack(once_more)
+
+    assert (again.args[0], once_more.args[0]) == ("one", "one")
+    assert labels(received(consumer, 1)) == ["two"]
+
+
+def test_after_a_dead_letter_the_next_goes_on_and_a_requeued_letter_goes_to_the_end(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_key("k", "one", "two", "three"))
+
+    consumer.nack(next_of(consumer))
+    two = next_of(consumer)
+    letters = broker.dead_letters(QUEUE)
+    (letter,) = letters.list()
+    assert letters.put_back([letter.id]) == ["in-line"]
+    consumer.ack(two)
+
+    ran = []
+    for _ in range(2):
+        one = next_of(consumer)
+        ran.append(one.args[0])
+        consumer.ack(one)
+    assert ran == ["three", "one"]
+    eventually(lambda: nothing_is_left(scene))
+
+
+def test_a_delayed_message_holds_up_those_behind_it_and_waits_its_own_time_behind_others(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue(of_key("k", "one")[0], delay=60_000)
+    broker.enqueue(of_key("k", "two")[0], delay=90_000)
+    broker.enqueue(of_key("k", "three")[0])
+    assert next(consumer) is None
+
+    promoted(scene, broker)
+    consumer.ack(next_of(consumer))
+    eventually(lambda: scene.state().delayed == ("two",))
+    assert next(consumer) is None
+    promoted(scene, broker)
+    consumer.ack(next_of(consumer))
+
+    assert labels(received(consumer, 1)) == ["three"]
+
+
+def test_order_holds_when_workers_die_and_messages_are_handed_back(scene: Scene) -> None:
+    dying = scene.consumer("a")
+    scene.brokers["a"].enqueue_many(of_key("k", "one", "two"))
+    received(dying, 1)
+    scene.die("a")
+
+    second = scene.consumer("b", timeout=100)
+    one = next_of(second)
+    assert next(second) is None
+    second.requeue([one])
+    again = next_of(second)
+    second.ack(again)
+
+    assert labels([one, again, *received(second, 1)]) == ["one", "one", "two"]
+
+
+def test_a_key_whose_message_was_deleted_by_hand_goes_on(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_key("k", "one", "two"))
+    one = next_of(consumer)
+    scene.client.xdel(KEYS.stream, one.entry_id)
+
+    janitor = next(iter(broker._session._queues.values())).janitor
+    janitor._next_sweep_at = 0.0
+    janitor.run_once()
+
+    assert labels(received(consumer, 1)) == ["two"]
+
+
+def test_a_queue_that_is_full_counts_those_in_line_and_join_waits_for_them(scene: Scene) -> None:
+    broker = scene.process("a", max_queue_length=3)
+    broker.enqueue_many(of_key("k", "one", "two", "three"))
+
+    with pytest.raises(dramatiq.errors.BrokerError):
+        broker.enqueue(of_key("k", "four")[0])
+    scene.client.delete(KEYS.stream)
+    with pytest.raises(dramatiq.errors.QueueJoinTimeout):
+        broker.join(QUEUE, timeout=50)
+
+    broker.flush(QUEUE)
+    broker.join(QUEUE, timeout=1_000)
+    assert nothing_is_left(scene)
+
+
+def test_keys_keep_their_order_under_a_worker_whose_jobs_fail_at_random(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    seed = 7
+    rng = random.Random(seed)
+    ran: defaultdict[str, list[int]] = defaultdict(list)
+    at_work: defaultdict[str, int] = defaultdict(int)
+    broker = RedisStreamsBroker(
+        redis_url, middleware=[Retries(min_backoff=1, max_backoff=5, max_retries=50)], lease_ms=2_000
+    )
+
+    @dramatiq.actor(broker=broker)
+    def work(key: str, number: int) -> None:
+        at_work[key] += 1
+        try:
+            assert at_work[key] == 1, f"two of {key} at once, seed {seed}"
+            if rng.random() < 0.3:
+                raise RuntimeError("not yet")
+            ran[key].append(number)
+        finally:
+            at_work[key] -= 1
+
+    keys = [f"key {n}" for n in range(8)]
+    broker.enqueue_many(
+        work.message_with_options(args=(key, number), ordering_key=key) for number in range(30) for key in keys
+    )
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=4)
+    worker.start()
+    try:
+        broker.join("default", timeout=60_000)
+    finally:
+        worker.stop()
+        broker.close()
+
+    assert ran == {key: list(range(30)) for key in keys}, f"seed {seed}"
+    assert redis_client.keys("*ordered*") == []
