@@ -260,8 +260,8 @@ class _Child:
 
     def heard(self, timeout_s: float) -> tuple[Any, ...] | None:
         """What it said; None when it was silent for so long, an empty tuple when it is gone."""
-        self._socket.settimeout(timeout_s)
         try:
+            self._socket.settimeout(timeout_s)
             told = self._socket.recv(MOST_BYTES)
         except TimeoutError:
             return None
