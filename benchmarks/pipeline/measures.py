@@ -1,0 +1,208 @@
+"""One measurement each: events per second with work waiting, and the way of an event at half that load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import redis
+
+from benchmarks.pipeline import stamps
+from benchmarks.pipeline.pets import STREAM, Album, World, send
+from benchmarks.records import ROOT, Values
+from sploot_cluster.redis_store import RedisPetStore
+
+START_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to measure."""
+
+    seconds: float = 10.0
+    threads: int = 8
+
+
+class Failed(Exception):
+    """Raised when the workers do not do what is measured."""
+
+
+class Bench:
+    """Measures on one server, with one album of pets at a time."""
+
+    def __init__(self, url: str, *, effort: Effort) -> None:
+        self.url, self.effort = url, effort
+        self.client = redis.Redis.from_url(url)
+        self._world = World()
+        self._album: Album | None = None
+
+    def throughput(self, album: Album, *, n_processes: int, backlog: int, traffic: str) -> Values:
+        """With ``backlog`` events waiting at first, and never fewer than some: rate and costs per event."""
+        self._populate(album)
+        send(self.client, self._world.events(album, backlog, traffic=traffic))
+        with _directory() as directory, self._workers(directory, n_processes):
+            # every process, with its engine loaded and its first pets seen
+            _wait_for(
+                lambda: stamps.n_processes_at_work(directory) == n_processes, "not every worker committed an event"
+            )
+            with self._feeder(album, traffic, keep_waiting=min(backlog, 2_000)):
+                time.sleep(self.effort.seconds / 5)
+                return self._observe(directory)
+
+    def latency(self, album: Album, *, n_processes: int, per_s: float, traffic: str) -> Values:
+        """With ``per_s`` events a second and nothing waiting: ms from before XADD until the commit's answer."""
+        self._populate(album)
+        with _directory() as directory, self._workers(directory, n_processes):
+            warm_up = max(1, int(2 * per_s))
+            send(self.client, self._world.events(album, warm_up, traffic=traffic), per_s=per_s)
+            _wait_for(lambda: stamps.n_noted(directory) >= warm_up, "did not do what warms up")
+            n = max(2, int(self.effort.seconds * per_s))
+            began_ns = time.monotonic_ns()
+            send(self.client, self._world.events(album, n, traffic=traffic), per_s=per_s)
+            _wait_for(lambda: stamps.n_noted(directory) >= warm_up + n, f"did not do {n} events at {per_s:.0f}/s")
+            pairs = stamps.read(directory)
+        pairs = pairs[pairs[:, 0] >= began_ns]
+        ms = (pairs[:, 1] - pairs[:, 0]) / 1e6
+        p50, p95, p99 = np.percentile(ms, [50, 95, 99])
+        sent_s = (pairs[:, 0].max() - pairs[:, 0].min()) / 1e9
+        return {"n": len(ms), "sent_per_s": len(ms) / sent_s, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+
+    def _observe(self, directory: Path) -> Values:
+        cpu_before, before = _workers_cpu_s(), self._server_facts()
+        n_before, began = stamps.n_noted(directory), time.monotonic()
+        time.sleep(self.effort.seconds)
+        seconds, n = time.monotonic() - began, stamps.n_noted(directory) - n_before
+        cpu, after = _workers_cpu_s() - cpu_before, self._server_facts()
+        if not n:
+            raise Failed("no event was committed")
+        waiting = int(self.client.xlen(STREAM))
+        # the feeder's own: one XADD an event that was committed, on average
+        return {
+            "n": n,
+            "per_s": n / seconds,
+            "worker_cpu_us": 1e6 * cpu / n,
+            "redis_cpu_us": 1e6 * (after["cpu_s"] - before["cpu_s"]) / n,
+            "commands": (after["commands"] - before["commands"]) / n,
+            "round_trips": (after["round_trips"] - before["round_trips"]) / n,
+            "bytes_in": (after["bytes_in"] - before["bytes_in"]) / n,
+            "bytes_out": (after["bytes_out"] - before["bytes_out"]) / n,
+            "still_waiting": waiting,
+        }
+
+    def _populate(self, album: Album) -> None:
+        if self._album == album:
+            # what an earlier measurement left in the queue
+            self.client.delete(STREAM)
+            return
+        self.client.flushall()
+        self._world.populate(RedisPetStore(self.client), album)
+        self._album = album
+
+    @contextlib.contextmanager
+    def _feeder(self, album: Album, traffic: str, *, keep_waiting: int) -> Iterator[None]:
+        """Adds events while fewer than ``keep_waiting`` wait."""
+        ended = threading.Event()
+        client = redis.Redis.from_url(self.url)
+
+        def feed() -> None:
+            while not ended.wait(0.02):
+                missing = keep_waiting - int(client.xlen(STREAM))
+                if missing > 0:
+                    send(client, self._world.events(album, missing, traffic=traffic))
+
+        thread = threading.Thread(target=feed, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    @contextlib.contextmanager
+    def _workers(self, directory: Path, n_processes: int) -> Iterator[None]:
+        command = [sys.executable, "-m", "dramatiq", "benchmarks.pipeline.worker"]
+        command += ["--processes", str(n_processes), "--threads", str(self.effort.threads)]
+        environ = dict(os.environ) | {
+            "REDIS_URL": self.url,
+            "WORKER_METRICS_PORT": "0",
+            stamps.DIRECTORY: str(directory),
+            "PYTHONPATH": str(ROOT),
+        }
+        log = directory / "workers.log"
+        with log.open("wb") as output:
+            master = subprocess.Popen(
+                command, env=environ, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
+            )
+        _masters.append(master.pid)
+        try:
+            yield
+        except Failed as error:
+            last_words = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise Failed(" / ".join([str(error), *last_words])) from error
+        finally:
+            _masters.remove(master.pid)
+            master.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                master.wait(timeout=20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(master.pid, signal.SIGKILL)
+            master.wait()
+
+    def _server_facts(self) -> dict[str, float]:
+        info: Any = self.client.info("all")
+        calls = {name: facts["calls"] for name, facts in info.items() if name.startswith("cmdstat_")}
+        return {
+            "commands": sum(calls.values()) - calls.get("cmdstat_xadd", 0) - calls.get("cmdstat_xlen", 0),
+            "round_trips": float(info["total_writes_processed"]),
+            "bytes_in": float(info["total_net_input_bytes"]),
+            "bytes_out": float(info["total_net_output_bytes"]),
+            "cpu_s": float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
+        }
+
+
+_masters: Final[list[int]] = []
+
+
+def _workers_cpu_s() -> float:
+    """User and system time of the masters' descendants, which live."""
+    parents, times = {}, {}
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdecimal():
+            with contextlib.suppress(OSError):
+                fields = (directory / "stat").read_text().rpartition(")")[2].split()
+                parents[int(directory.name)] = int(fields[1])
+                times[int(directory.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def is_ours(pid: int) -> bool:
+        while pid not in _masters:
+            pid = parents.get(pid, 0)
+            if pid <= 1:
+                return False
+        return True
+
+    return sum(seconds for pid, seconds in times.items() if is_ours(pid))
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        yield Path(directory)
+
+
+def _wait_for(is_so: Callable[[], bool], otherwise: str) -> None:
+    gives_up_at = time.monotonic() + START_TIMEOUT_S
+    while not is_so():
+        if time.monotonic() > gives_up_at:
+            raise Failed(f"{otherwise} within {START_TIMEOUT_S:.0f} s")
+        time.sleep(0.01)

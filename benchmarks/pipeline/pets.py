@@ -1,0 +1,161 @@
+"""Pets that live already, and events that look like their media.
+
+All pets have the same groups, each pet its own slice of them: what an arrival costs depends on how many media a pet has
+and not on what they show. One event in twenty is noise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import redis
+
+from benchmarks.pipeline.stamps import media_id
+from sploot_cluster.models import Arrival, Change, ClusterCard, ClusterId, MediaId, PetId, Standing
+from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.rows import empty_state
+from sploot_cluster.vectors import FloatMatrix, as_vectors
+from tasks.contracts import EMBEDDING_INGESTED, SCHEMA, stream_of
+
+DIM: Final = 512
+MODEL: Final = "bench@1"
+MEDIA_PER_GROUP: Final = 40
+MOST_MEDIA: Final = 2_000
+ALBUM: Final = 20
+NOISE_RATIO: Final = 0.05
+Event = dict[Any, Any]  # as redis-py takes it: names and values of several kinds
+STREAM: Final = stream_of(EMBEDDING_INGESTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Album:
+    """How many pets there are, and how large they are.
+
+    Attributes:
+        n_media: of every pet; None for 50 to 2,000, most of them small.
+    """
+
+    n_pets: int
+    n_media: int | None
+
+    def sizes(self) -> Sequence[int]:
+        if self.n_media is not None:
+            return [self.n_media] * self.n_pets
+        rng = np.random.default_rng(7)
+        return [int(size) for size in np.clip(rng.lognormal(5.5, 0.9, size=self.n_pets), 50, MOST_MEDIA)]
+
+    @property
+    def name(self) -> str:
+        return f"{self.n_pets} pets of {self.n_media or '50 to 2000'}"
+
+
+class World:
+    """The groups that all pets' media and all events come from."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(11)
+        self._centres = self._rng.normal(size=(MOST_MEDIA // MEDIA_PER_GROUP, DIM)) + self._rng.normal(size=DIM)
+        self._media = as_vectors(
+            np.repeat(self._centres, MEDIA_PER_GROUP, axis=0) + 0.8 * self._rng.normal(size=(MOST_MEDIA, DIM))
+        )
+
+    def populate(self, store: RedisPetStore, album: Album) -> None:
+        """Write every pet in one commit, as a recluster would have left it."""
+        threshold = 0.55
+        for number, size in enumerate(album.sizes(), start=1):
+            labels = [1 + row // MEDIA_PER_GROUP for row in range(size)]
+            arrivals = tuple(
+                Arrival(
+                    MediaId(f"{number:020d}/{row:015d}"),
+                    self._media[row],
+                    ClusterId(label),
+                    Standing.CORE,
+                )
+                for row, label in enumerate(labels)
+            )
+            cards = {
+                ClusterId(label): ClusterCard(ClusterId(label), threshold=threshold, since=1)
+                for label in sorted(set(labels))
+            }
+            store.commit(
+                empty_state(PetId(number)),
+                Change(
+                    "recluster",
+                    next_cluster=ClusterId(len(cards) + 1),
+                    n_at_recluster=size,
+                    noise_arrivals=0,
+                    model=MODEL,
+                    dim=DIM,
+                    arrivals=arrivals,
+                    clusters=cards,
+                ),
+            )
+
+    def events(self, album: Album, n: int, *, traffic: str) -> Iterator[Event]:
+        """Flat events. ``uniform``: each of any pet; ``albums``: twenty of one pet, fifty pets at a time."""
+        sizes = album.sizes()
+        pool = self._vectors(4_096)
+        pets = self._pets(album, n, traffic)
+        for number in range(n):
+            pet = int(pets[number])
+            # of a group that the pet has
+            n_groups = max(1, sizes[pet - 1] // MEDIA_PER_GROUP)
+            yield {
+                "schema": SCHEMA,
+                "event_id": f"{number:036d}",
+                "pet_id": pet,
+                "media_id": media_id(time.monotonic_ns(), number),
+                "model": MODEL,
+                "dim": DIM,
+                "encoding": "f32le",
+                "embedding": pool[number % n_groups][number % len(pool[0])],
+            }
+
+    def _pets(self, album: Album, n: int, traffic: str) -> Sequence[int]:
+        if traffic == "uniform":
+            return [int(pet) for pet in self._rng.integers(1, album.n_pets + 1, size=n)]
+        n_albums = -(-n // ALBUM)
+        owners = self._rng.integers(1, album.n_pets + 1, size=n_albums)
+        at_once = 50
+        order: list[int] = []
+        for start in range(0, n_albums, at_once):
+            order += [int(pet) for pet in np.tile(owners[start : start + at_once], ALBUM)]
+        return order[:n]
+
+    def _vectors(self, n: int) -> list[list[bytes]]:
+        """Per group some events as bytes; a few of each are noise."""
+        per_group = max(8, n // len(self._centres))
+        pool = []
+        for centre in self._centres:
+            x = centre + 0.8 * self._rng.normal(size=(per_group, DIM))
+            is_noise = self._rng.random(per_group) < NOISE_RATIO
+            x[is_noise] = 4 * self._rng.normal(size=(int(is_noise.sum()), DIM))
+            vectors: FloatMatrix = as_vectors(x)
+            pool.append([row.astype("<f4").tobytes() for row in vectors])
+        return pool
+
+
+def send(client: redis.Redis, events: Iterator[Event], *, per_s: float | None = None) -> int:
+    """XADD the events, as fast as it goes or so many a second; how many there were."""
+    n, start = 0, time.monotonic()
+    if per_s is not None:
+        for event in events:
+            ahead_s = start + n / per_s - time.monotonic()
+            if ahead_s > 0:
+                time.sleep(ahead_s)
+                event["media_id"] = media_id(time.monotonic_ns(), n)
+            client.xadd(STREAM, event)
+            n += 1
+        return n
+    pipeline = client.pipeline(transaction=False)
+    for event in events:
+        pipeline.xadd(STREAM, event)
+        n += 1
+        if n % 500 == 0:
+            pipeline.execute()
+    pipeline.execute()
+    return n

@@ -1,0 +1,60 @@
+"""What is measured, in the order of the pets that it needs: making a gigabyte of them takes longer than measuring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from benchmarks.pipeline.pets import Album
+
+Traffic = Literal["uniform", "albums"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One row of the tables.
+
+    Attributes:
+        per_s: so many events a second with nothing waiting, and how long each takes; None: as many as it can.
+        bound: what is wanted of it: events a second, or milliseconds at p95.
+        growth: which question it is part of.
+    """
+
+    album: Album
+    n_processes: int = 2
+    backlog: int = 2_000
+    traffic: Traffic = "uniform"
+    per_s: float | None = None
+    bound: float | None = None
+    growth: Literal["pets", "media", "backlog"] | None = None
+
+    @property
+    def name(self) -> str:
+        load = f"{self.backlog} waiting" if self.per_s is None else f"{self.per_s:.0f}/s"
+        processes = f"{self.n_processes} process{'es' if self.n_processes > 1 else ''}"
+        return f"{self.album.name}, {self.traffic}, {processes}, {load}"
+
+
+_MIXED: Final = Album(n_pets=1_000, n_media=None)
+
+PLAN: Final[tuple[Measurement, ...]] = (
+    # what the product is for: many pets, most of them small
+    Measurement(album=_MIXED, n_processes=1),
+    Measurement(album=_MIXED),
+    Measurement(album=_MIXED, n_processes=1, traffic="albums"),
+    Measurement(album=_MIXED, traffic="albums"),
+    Measurement(album=_MIXED, traffic="albums", per_s=300),
+    # the target
+    Measurement(album=Album(10, 500), growth="pets"),
+    Measurement(album=Album(100, 500), bound=1_000, growth="pets"),
+    Measurement(album=Album(100, 500), per_s=500, bound=50),
+    Measurement(album=Album(100, 500), backlog=1_000, growth="backlog"),
+    Measurement(album=Album(100, 500), backlog=100_000, growth="backlog"),
+    Measurement(album=Album(100, 500), backlog=1_000_000, growth="backlog"),
+    Measurement(album=Album(1_000, 500), bound=1_000, growth="pets"),
+    Measurement(album=Album(1_000, 500), traffic="albums", bound=1_000),
+    Measurement(album=Album(1_000, 500), traffic="albums", per_s=500, bound=50),
+    # media per pet
+    Measurement(album=Album(100, 50), growth="media"),
+    Measurement(album=Album(100, 2_000), growth="media"),
+)

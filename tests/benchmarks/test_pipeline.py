@@ -1,0 +1,76 @@
+"""The harness of the pipeline runs, measures and prints. Nothing is asserted about how fast anything was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.pipeline import stamps
+from benchmarks.pipeline.pets import Album, World
+from benchmarks.pipeline.plan import PLAN
+from benchmarks.pipeline.report import found_in, targets
+from benchmarks.records import Records
+from tasks.contracts import EmbeddingIngested
+
+
+def test_the_main_job_is_measured_with_real_workers_and_told_as_markdown_and_json(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.pipeline", "--smoke", "--results", str(tmp_path)]
+    command += ["--only", "100 pets of 500, uniform, 2 processes, 2000 waiting"]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=110)
+
+    told = json.loads((tmp_path / "pipeline.json").read_text())
+    assert told["failed"] == []
+    (measured,) = told["measurements"].values()
+    assert measured["n"][0] > 0
+    assert {"per_s", "commands", "bytes_in", "worker_cpu_us"} <= set(measured)
+    assert (tmp_path / "pipeline.md").read_text() in done.stdout
+
+
+def test_events_are_of_the_contract_and_of_pets_that_exist() -> None:
+    album = Album(n_pets=5, n_media=None)
+
+    events = list(World().events(album, 100, traffic="albums"))
+
+    checked = [
+        EmbeddingIngested.from_fields({name.encode(): _as_bytes(value) for name, value in event.items()})
+        for event in events
+    ]
+    assert {event.pet_id for event in checked} <= set(range(1, 6))
+    assert len({event.media_id for event in checked}) == 100
+    assert all(50 <= size <= 2_000 for size in album.sizes())
+
+
+def test_stamps_of_all_processes_are_read_in_the_order_of_the_commits(tmp_path: Path) -> None:
+    mine = stamps.Stamps(tmp_path)
+    mine.note(stamps.media_id(1_000, 1), 9_000)
+    mine.note("beach.jpg", 9_500)
+    mine.note(stamps.media_id(2_000, 2), 8_000)
+
+    assert stamps.n_noted(tmp_path) == 2
+    assert np.array_equal(stamps.read(tmp_path), [[2_000, 8_000], [1_000, 9_000]])
+
+
+def test_a_target_that_is_missed_says_so(tmp_path: Path) -> None:
+    records = Records(tmp_path / "pipeline.jsonl", resume=False)
+    few, many = [one for one in PLAN if one.growth == "pets"][:2]
+    for one, cost in ((few, 500.0), (many, 900.0)):
+        values = {"per_s": 900.0, "worker_cpu_us": cost, "redis_cpu_us": 100.0}
+        records.add({"measurement": one.name, "round": 0}, values)
+
+    told = targets(found_in(records))
+
+    assert (f"{many.name}: events/s", "≥ 1,000", "900", False) in told
+    assert ("cost per event, most to fewest pets: ratio of CPU", "≤ 1.2", "1.67", False) in told
+
+
+def test_every_measurement_has_a_name_of_its_own() -> None:
+    assert len({one.name for one in PLAN}) == len(PLAN)
+
+
+def _as_bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
