@@ -30,7 +30,7 @@ from dramatiq.errors import BrokerConnectionError
 from sploot_cluster.errors import ClusterError, InvalidInput, StoreUnavailable
 from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
-from tasks.cli import config, doctor, pets, processes, queues
+from tasks.cli import captures, config, doctor, pets, processes, queues
 from tasks.cli.shared import FAILED, UNREACHABLE, USAGE, fail, shown_url
 from tasks.settings import SettingInvalid
 
@@ -45,6 +45,7 @@ app.add_typer(processes.app)
 app.add_typer(pets.app)
 app.add_typer(queues.app, name="queue")
 app.add_typer(config.app, name="config")
+app.add_typer(captures.app)
 app.add_typer(doctor.app)
 
 

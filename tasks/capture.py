@@ -1,0 +1,489 @@
+"""A pet, or a dead letter, in one file: to look into elsewhere, to replay offline, to send to staging.
+
+A capture is JSON lines. The first says what it is of, under which settings and versions it was taken, and the digest of
+the labels; then come, in the order in which they happened, the pet's media and what was done to it, and last its jobs
+that have not ended and its dead letters, as they stand in their streams.
+
+    {"capture": 1, "pet_id": 42, "revision": 31, "model": "clip@1", "dim": 512, "labels": "…", "settings": {…}, …}
+    {"medium": "beach.jpg", "revision": 1, "label": 3, "embedding": "<base64-f32le>"}
+    {"done": "recluster", "revision": 17, "by": "ada", "at": "…", "summary": {…}, "correction": {…}}
+    {"job": "waiting", "queue": "embedding.ingested", "entry_id": "…", "fields": {"<name>": "<base64>"}}
+    {"letter": "…", "queue": "…", "reason": "…", "error": "…", "fields": {"<name>": "<base64>"}}
+
+:func:`replay` does the same again in memory, in the same order and with the same clock: the same labels come out, on
+every machine. They can differ where a recluster ran while media arrived, because that looked at fewer of them; it says
+which. Embeddings can be left out, and then a capture can only be looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import redis
+
+from broker import DeadLetter, RedisStreamsBroker
+from sploot_cluster import ledger
+from sploot_cluster.errors import ClusterError, InvalidInput
+from sploot_cluster.jobs import ReclusterRequests
+from sploot_cluster.models import (
+    ClusterId,
+    Correction,
+    Dismissal,
+    Exclusion,
+    HistoryEntry,
+    MediaId,
+    Merge,
+    PetId,
+    PetState,
+    Split,
+    Undo,
+)
+from sploot_cluster.settings import ClusterSettings
+from tasks.contracts import EMBEDDING_INGESTED, QUEUES
+from tasks.encodings import to_base64
+from tasks.logs import without_payload
+from tasks.queue_ops.entries import EMBEDDING, facts_of, without_embedding
+from tasks.queue_ops.letters import pet_of, view_of
+from tasks.queue_ops.pet_index import find_jobs
+
+if TYPE_CHECKING:
+    from sploot_cluster import ClusterService
+    from sploot_cluster.store import PetStore
+
+FORMAT: Final = 1
+MOST_LETTERS: Final = 100
+MOST_HISTORY: Final = 1_000_000
+LIBRARIES: Final = ("sploot-cluster", "numpy", "faiss-cpu", "hdbscan", "scikit-learn")
+
+Line = dict[str, Any]
+
+
+# -- taking ------------------------------------------------------------------------------------------------------------
+
+
+def capture_pet(
+    pet_id: int,
+    *,
+    store: PetStore,
+    broker: RedisStreamsBroker,
+    client: redis.Redis,
+    settings: ClusterSettings,
+    redact: bool = False,
+) -> Iterator[Line]:
+    """The lines of a pet's capture.
+
+    Args:
+        redact: leave embeddings out, of media, jobs and letters.
+
+    Raises:
+        InvalidInput: there is nothing of this pet: no media, no job, no letter.
+    """
+    pet = PetId(pet_id)
+    while True:
+        state, past, history = store.load(pet), store.past(pet), store.history(pet, limit=MOST_HISTORY)
+        if past.state.version == state.version:
+            break  # else somebody committed in between
+    jobs = list(_jobs(broker, client, pet_id, redact=redact))
+    letters = list(_letters(broker, pet_id, redact=redact))
+    if not (state.n_media or jobs or letters):
+        raise InvalidInput("pet_id", f"pet {pet_id} has neither media nor jobs nor dead letters", "capture another one")
+    yield _header(state, settings, redact=redact)
+    yield from _story(state, [int(revision) for revision in past.arrived], history, redact=redact)
+    yield from jobs
+    yield from letters
+
+
+def capture_letter(letter: DeadLetter, *, settings: ClusterSettings, redact: bool = False) -> Iterator[Line]:
+    """The lines of a capture of one dead letter."""
+    yield {
+        "capture": FORMAT,
+        "pet_id": pet_of(letter),
+        "redacted": redact,
+        "settings": _settings_told(settings),
+        "versions": _versions(),
+    }
+    yield _letter_line(letter, redact=redact)
+
+
+def write_capture(lines: Iterable[Line], file: Path) -> int:
+    """Write a new file that nobody else may read; how many lines.
+
+    Raises:
+        InvalidInput: it exists already, or cannot be written.
+    """
+    n = 0
+    try:
+        file.touch(mode=0o600, exist_ok=False)
+        with file.open("w", encoding="utf-8") as output:
+            for line in lines:
+                output.write(json.dumps(line, separators=(",", ":")) + "\n")
+                n += 1
+    except OSError as error:
+        raise InvalidInput("--output", f"{file}: {error.strerror}", "name a new file in a folder that exists") from None
+    except BaseException:
+        file.unlink(missing_ok=True)  # half a capture is worse than none
+        raise
+    return n
+
+
+def labels_digest(media: Sequence[str], labels: Iterable[int]) -> str:
+    """The same for the same media in the same clusters, in whichever order they came."""
+    told = sorted(f"{medium}\0{int(label)}" for medium, label in zip(media, labels, strict=True))
+    return hashlib.sha256("\n".join(told).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _header(state: PetState, settings: ClusterSettings, *, redact: bool) -> Line:
+    return {
+        "capture": FORMAT,
+        "pet_id": int(state.pet),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "revision": state.revision,
+        "model": state.model,
+        "dim": state.dim,
+        "n_media": state.n_media,
+        "labels": labels_digest(state.media, state.labels.tolist()),
+        "redacted": redact,
+        "settings": _settings_told(settings),
+        "versions": _versions(),
+    }
+
+
+def _story(state: PetState, arrived: Sequence[int], history: Sequence[HistoryEntry], *, redact: bool) -> Iterator[Line]:
+    """Media and what was done, by the revision at which it happened."""
+    corrections = {correction.revision: correction for correction in state.ledger}
+    told: list[tuple[int, Line]] = []
+    for row, (medium, revision, label) in enumerate(zip(state.media, arrived, state.labels.tolist(), strict=True)):
+        line: Line = {"medium": medium, "revision": revision, "label": label}
+        if not redact:
+            line["embedding"] = to_base64(state.vectors[row].astype("<f4").tobytes())
+        told.append((revision, line))
+    for entry in history:
+        line = {
+            "done": entry.kind,
+            "revision": entry.revision,
+            "by": entry.by,
+            "at": entry.at.isoformat(),
+            "summary": dict(entry.summary),
+        }
+        if (correction := corrections.get(entry.revision)) is not None:
+            line["correction"] = json.loads(ledger.dumps(correction))
+        told.append((entry.revision, line))
+    yield from (line for _, line in sorted(told, key=lambda pair: pair[0]))
+
+
+def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redact: bool) -> Iterator[Line]:
+    found, _ = find_jobs(broker, client, pet_id)
+    for job in found:
+        if job.entry_id is None:
+            continue  # a delayed one: below, with its message
+        entry = broker.by_hand(job.queue).entry(job.entry_id)
+        if entry is not None:  # else it ended meanwhile
+            yield {"job": job.state, "queue": job.queue, "entry_id": job.entry_id, "fields": _fields(entry, redact)}
+    for queue in {job.queue for job in found if job.state == "delayed"}:
+        for message in broker.by_hand(queue).delayed():
+            entry = {b"message": message}
+            if facts_of(entry).pet_id == pet_id:
+                yield {"job": "delayed", "queue": queue, "entry_id": None, "fields": _fields(entry, redact)}
+
+
+def _letters(broker: RedisStreamsBroker, pet_id: int, *, redact: bool) -> Iterator[Line]:
+    n = 0
+    for queue in QUEUES:
+        before: str | None = None
+        while n < MOST_LETTERS and (page := broker.dead_letters(queue).list(500, before=before)):
+            for letter in page:
+                if pet_of(letter) == pet_id and n < MOST_LETTERS:
+                    n += 1
+                    yield _letter_line(letter, redact=redact)
+            before = page[-1].id
+
+
+def _letter_line(letter: DeadLetter, *, redact: bool) -> Line:
+    view = view_of(letter)
+    return {
+        "letter": letter.id,
+        "queue": letter.queue_name,
+        "died_at": letter.died_at.isoformat(),
+        "reason": letter.reason,
+        "error": without_payload(letter.error) if redact else letter.error,
+        "field": letter.field,
+        "mend": letter.mend,
+        "actor": letter.actor_name,
+        "message_id": view.message_id,
+        "deliveries": letter.deliveries,
+        "traceback": without_payload(letter.traceback or "") if redact else letter.traceback,
+        "fields": _fields(letter.fields, redact),
+    }
+
+
+def _fields(entry: Mapping[bytes, bytes], redact: bool) -> dict[str, str]:
+    if not redact:
+        return {name.decode(errors="replace"): base64.b64encode(value).decode() for name, value in entry.items()}
+    told = without_embedding(entry)
+    return {
+        name: base64.b64encode((value if isinstance(value, str) else json.dumps(value)).encode()).decode()
+        for name, value in told.items()
+    }
+
+
+def _settings_told(settings: ClusterSettings) -> dict[str, Any]:
+    told = {setting.name: getattr(settings, setting.name) for setting in fields(ClusterSettings)}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in told.items()}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "not installed"
+    return found
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A capture as it was read.
+
+    Attributes:
+        header: its first line.
+        story: media and what was done, in order.
+        jobs, letters: with their fields as bytes.
+    """
+
+    header: Line
+    story: Sequence[Line]
+    jobs: Sequence[Line]
+    letters: Sequence[Line]
+
+    @property
+    def is_redacted(self) -> bool:
+        return bool(self.header.get("redacted"))
+
+    @property
+    def media(self) -> Sequence[Line]:
+        return [line for line in self.story if "medium" in line]
+
+
+def read_capture(file: Path) -> Capture:
+    """Raises InvalidInput: the file cannot be read, or is no capture of a form that is known."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            read = [cast(Line, json.loads(line)) for line in lines if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "is no text"
+        raise InvalidInput("FILE", f"{file}: {problem}", "name a file that sploot-cluster capture wrote") from None
+    except ValueError as error:
+        raise InvalidInput("FILE", f"{file} is no JSON lines: {error}", "name a whole capture") from None
+    if not read or not isinstance(cast(object, read[0]), dict) or read[0].get("capture") != FORMAT:
+        mend = "name a file that sploot-cluster capture wrote"
+        raise InvalidInput("FILE", f"{file} is no capture of form {FORMAT}", mend)
+    header, *rest = read
+    for line in rest:
+        if "fields" in line:
+            line["fields"] = _bytes_of(line["fields"])
+    return Capture(
+        header=header,
+        story=[line for line in rest if "medium" in line or "done" in line],
+        jobs=[line for line in rest if "job" in line],
+        letters=[line for line in rest if "letter" in line],
+    )
+
+
+def _bytes_of(told: Mapping[str, str]) -> dict[bytes, bytes]:
+    try:
+        return {name.encode(): base64.b64decode(value, validate=True) for name, value in told.items()}
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput("FILE", f"fields of an entry cannot be read: {error}", "name a whole capture") from None
+
+
+# -- doing it again ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What came out of doing the same again.
+
+    Attributes:
+        labels: their digest; ``expected`` is that of the capture.
+        moved: media that ended elsewhere than in the capture: medium, then, now.
+        differences: what else went otherwise, in words.
+        verdicts: of each dead letter: what the door says of it now.
+    """
+
+    labels: str
+    expected: str | None
+    n_media: int
+    n_clusters: int
+    n_noise: int
+    moved: Sequence[tuple[str, int, int]] = ()
+    differences: Sequence[str] = ()
+    verdicts: Sequence[str] = ()
+
+    @property
+    def is_same(self) -> bool:
+        return self.labels == self.expected
+
+
+def settings_of(capture: Capture, changes: Mapping[str, str]) -> ClusterSettings:
+    """The settings under which it was taken, with changes as the environment would spell them.
+
+    Raises:
+        InvalidInput: a change that is no setting, or cannot be used.
+    """
+    known = {setting.name for setting in fields(ClusterSettings)}
+    told = {name: value for name, value in capture.header.get("settings", {}).items() if name in known}
+    for name, text in changes.items():
+        if name not in known:
+            raise InvalidInput("--set", f"{name} is no setting", f"choose of {', '.join(sorted(known))}")
+        try:
+            told[name] = getattr(ClusterSettings.from_env({f"SPLOOT_CLUSTERING_{name.upper()}": text}), name)
+        except ValueError as refused:
+            raise InvalidInput("--set", str(refused), "see sploot-cluster config show") from None
+    return ClusterSettings(**told)
+
+
+def replay(capture: Capture, settings: ClusterSettings) -> Replayed:
+    """Do again what the capture tells, in memory.
+
+    Raises:
+        InvalidInput: its embeddings were left out.
+    """
+    if capture.is_redacted and capture.media:
+        raise InvalidInput("FILE", "its embeddings were left out", "capture the pet again without --redact")
+    pet = PetId(int(capture.header.get("pet_id") or 1))
+    service, clock, state_of = _in_memory(settings)
+    differences: list[str] = []
+    for line in capture.story:
+        try:
+            if "medium" in line:
+                embedding = _vector(line["embedding"])
+                model = str(capture.header["model"])
+                service.assign(pet, MediaId(line["medium"]), model=model, vector=embedding)
+            else:
+                clock.now = datetime.fromisoformat(line["at"])
+                _do(service, pet, line)
+        except ClusterError as error:
+            differences.append(f"revision {line['revision']}: {line.get('done', 'arrival')} was refused: {error}")
+        if (revision := state_of(pet).revision) != line["revision"] and not differences:
+            differences.append(f"revision {line['revision']} became {revision}: what came before it is not all here")
+    state = state_of(pet)
+    labels = dict(zip(state.media, state.labels.tolist(), strict=True))
+    moved = [
+        (line["medium"], line["label"], labels.get(MediaId(line["medium"]), -1))
+        for line in capture.media
+        if labels.get(MediaId(line["medium"])) != line["label"]
+    ]
+    return Replayed(
+        labels=labels_digest(list(labels), labels.values()),
+        expected=capture.header.get("labels"),
+        n_media=len(labels),
+        n_clusters=len(set(labels.values()) - {-1}),
+        n_noise=sum(label == -1 for label in labels.values()),
+        moved=tuple(moved),
+        differences=tuple(differences),
+        verdicts=tuple(_verdict(letter, state) for letter in capture.letters),
+    )
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = datetime(2000, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+class _Nobody(ReclusterRequests):
+    """Reclusters are in the story; nobody asks for more."""
+
+    def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
+        pass
+
+
+def _in_memory(settings: ClusterSettings) -> tuple[ClusterService, _Clock, Any]:
+    from sploot_cluster import ClusterService
+    from sploot_cluster.memory_store import MemoryPetStore
+
+    clock = _Clock()
+    store = MemoryPetStore(clock=clock)
+    return ClusterService(store, settings=settings, reclusters=_Nobody(), clock=clock), clock, store.load
+
+
+def _do(service: ClusterService, pet: PetId, line: Line) -> None:
+    """What was done at a revision, again."""
+    by = str(line["by"])
+    if line["done"] == "recluster":
+        service.recluster(pet, by=by)
+        return
+    if line["done"] == "restore":
+        summary = line["summary"]
+        service.restore(pet, int(summary["restored"]), operation_id=str(summary["operation_id"]), by=by)
+        return
+    correction: Correction = ledger.loads(json.dumps(line["correction"]), pet=pet)
+    operation_id = correction.operation_id
+    match correction:
+        case Merge(into=into, groups=groups):
+            service.merge(pet, list(groups), into=into, operation_id=operation_id, by=by)
+        case Split(source=source, moved=moved):
+            service.split(pet, source, list(moved), operation_id=operation_id, by=by)
+        case Exclusion(source=source, media=media):
+            service.exclude(pet, ClusterId(source), list(media), operation_id=operation_id, by=by)
+        case Dismissal():
+            service.dismiss(pet, list(correction.media), operation_id=operation_id, by=by)
+        case Undo(undone=undone):
+            service.undo(pet, undone, operation_id=operation_id, by=by)
+
+
+def _vector(text: str) -> Any:
+    import numpy as np
+
+    return np.frombuffer(base64.b64decode(text), dtype="<f4")
+
+
+def _verdict(letter: Line, state: PetState) -> str:
+    """What the door says of a dead letter now."""
+    from tasks.contracts import EmbeddingIngested
+
+    told, entry = f"letter {letter['letter']}", letter["fields"]
+    if letter["queue"] != EMBEDDING_INGESTED:
+        return f"{told}: {letter['error']} (only events of media can be tried offline)"
+    try:
+        if b"message" in entry:
+            event = EmbeddingIngested.from_kwargs(json.loads(entry[b"message"])["kwargs"])
+        else:
+            event = EmbeddingIngested.from_fields(entry)
+    except InvalidInput as refused:
+        return f"{told}: refused again: {refused}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{told}: cannot be read: {type(error).__name__}: {error}"
+    if state.dim is not None and (event.model, event.dim) != (state.model, state.dim):
+        return (
+            f"{told}: refused again: the pet has vectors of {state.model} with {state.dim} values, "
+            f"this is {event.model} with {event.dim}"
+        )
+    return f"{told}: would be taken now; it died of {letter['error']}"
+
+
+def event_fields(line: Line, header: Line) -> dict[str, Any]:
+    """A medium of a capture as the arguments of ``EmbeddingIngested.of``."""
+    return {
+        "pet_id": int(header["pet_id"]),
+        "media_id": line["medium"],
+        "model": header["model"],
+        EMBEDDING: line["embedding"],
+        "encoding": "base64-f32le",
+    }

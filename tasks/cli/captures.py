@@ -1,0 +1,103 @@
+"""Captures: a pet or a dead letter in a file, and doing the same again offline."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sploot_cluster.errors import InvalidInput
+from tasks.cli.shared import FAILED, AsJson, out, print_json, settings_of_environment
+
+app = typer.Typer()
+
+MOVED_SHOWN = 20
+
+
+@app.command()
+def capture(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it must not exist yet.")],
+    pet: Annotated[int | None, typer.Option(min=1, help="A pet: its media, what was done to it, its jobs.")] = None,
+    letter: Annotated[
+        tuple[str, str] | None, typer.Option(help="A dead letter, by its queue and its id.", metavar="QUEUE LETTER")
+    ] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Leave embeddings out; it cannot be replayed then.")] = False,
+) -> None:
+    """Put a pet, or a dead letter, into one file that nobody else may read."""
+    from tasks.capture import capture_letter, capture_pet, write_capture
+    from tasks.composition import build_broker, build_client
+    from tasks.queue_ops.operations import queue_named
+
+    if (pet is None) == (letter is None):
+        raise InvalidInput("--pet", "say what to capture in exactly one way", "give --pet or --letter")
+    settings = settings_of_environment()
+    with build_client(settings) as client:
+        broker = build_broker(settings, client, middleware=[])
+        if letter is not None:
+            queue, letter_id = queue_named(letter[0]), letter[1]
+            found = broker.dead_letters(queue).get(letter_id)
+            if found is None:
+                mend = "see sploot-cluster queue dead list"
+                raise InvalidInput("--letter", f"{letter_id} is no dead letter of {queue}", mend)
+            lines = capture_letter(found, settings=settings.clustering, redact=redact)
+        else:
+            from sploot_cluster.redis_store import RedisPetStore
+
+            assert pet is not None
+            lines = capture_pet(
+                pet,
+                store=RedisPetStore(client),
+                broker=broker,
+                client=client,
+                settings=settings.clustering,
+                redact=redact,
+            )
+        n = write_capture(lines, output)
+    out.print(f"{n} lines in {output}", soft_wrap=True)
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A capture.", metavar="FILE")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="What if: a setting otherwise, as growth_ratio=0.3.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do again, in memory, what a capture tells. Exit code 1 if other labels come out than it holds.
+
+    Nothing is asked of Redis. With --set, what comes out is compared all the same, and no other labels are a failure.
+    """
+    from tasks.capture import read_capture, settings_of
+    from tasks.capture import replay as do_again
+
+    pairs = [change.partition("=") for change in changes or ()]
+    told = {name: value for name, equals, value in pairs if equals}
+    if len(told) != len(pairs):
+        raise InvalidInput("--set", "is no name=value", "write such as growth_ratio=0.3")
+    read = read_capture(file)
+    done = do_again(read, settings_of(read, told))
+    if as_json:
+        print_json(asdict(done) | {"is_same": done.is_same})
+    else:
+        _show(done, has_pet="labels" in read.header)
+    if "labels" in read.header and not done.is_same and not told:
+        raise typer.Exit(FAILED)
+
+
+def _show(done: object, *, has_pet: bool) -> None:
+    from tasks.capture import Replayed
+
+    assert isinstance(done, Replayed)
+    if has_pet:
+        same = "the same as captured" if done.is_same else f"captured were {done.expected}"
+        out.print(f"{done.n_media} media, {done.n_clusters} clusters, {done.n_noise} noise")
+        out.print(f"labels {done.labels}, {same}")
+    for medium, then, now in done.moved[:MOVED_SHOWN]:
+        out.print(f"  {medium}: {then} then, {now} now", markup=False, soft_wrap=True)
+    if len(done.moved) > MOVED_SHOWN:
+        out.print(f"  and {len(done.moved) - MOVED_SHOWN} more")
+    for text in (*done.differences, *done.verdicts):
+        out.print(text, markup=False, soft_wrap=True)

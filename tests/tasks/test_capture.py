@@ -1,0 +1,262 @@
+"""A pet in a file, and the same labels out of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from broker import RedisStreamsBroker
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import ClusterError, InvalidInput
+from sploot_cluster.models import ClusterId, MediaId, PetId
+from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.settings import ClusterSettings
+from tasks.capture import (
+    Capture,
+    capture_letter,
+    capture_pet,
+    read_capture,
+    replay,
+    settings_of,
+    write_capture,
+)
+from tasks.cli import main
+from tasks.client import ClusterTasks
+from tasks.contracts import EMBEDDING_INGESTED
+from tests.tasks.queue_ops.desk import STUCK, Desk
+
+PET = PetId(42)
+DIM = 16
+
+
+class Album:
+    """A pet on a real Redis, to which much is done."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.store = RedisPetStore(client)
+        self.service = ClusterService(self.store)
+        self.broker = RedisStreamsBroker(client=client, middleware=[])
+        looks = np.random.default_rng(5).normal(size=(4, DIM))
+        self._looks = looks / np.linalg.norm(looks, axis=1)[:, None]
+
+    def take(self, number: int) -> None:
+        rng = np.random.default_rng(number)
+        vector = self._looks[number % 4] + 0.15 * rng.normal(size=DIM)
+        self.service.assign(PET, MediaId(f"m{number}"), model="test@1", vector=vector)
+
+    def captured(self, file: Path, *, redact: bool = False) -> Capture:
+        lines = capture_pet(
+            PET, store=self.store, broker=self.broker, client=self.client, settings=ClusterSettings(), redact=redact
+        )
+        write_capture(lines, file)
+        return read_capture(file)
+
+    def correct_somehow(self, rng: Random, n: int) -> None:
+        """A correction of a random kind; one that cannot be is passed over."""
+        state = self.store.load(PET)
+        clusters = sorted(state.clusters)
+        operation: dict[str, Any] = {"operation_id": f"op-{n}", "by": "ada"}
+        media = [state.media[row] for row in rng.sample(range(state.n_media), k=min(3, state.n_media))]
+        try:
+            match rng.choice(["merge", "split", "exclude", "dismiss", "undo", "restore"]):
+                case "merge":
+                    self.service.merge(PET, rng.sample(clusters, k=2), **operation)
+                case "split":
+                    cluster, members = self._some_members(rng, state)
+                    self.service.split(PET, cluster, members, **operation)
+                case "exclude":
+                    cluster, members = self._some_members(rng, state)
+                    self.service.exclude(PET, cluster, members, **operation)
+                case "dismiss":
+                    self.service.dismiss(PET, media, **operation)
+                case "undo":
+                    self.service.undo(PET, rng.choice(state.ledger).revision, **operation)
+                case "restore":
+                    self.service.restore(PET, rng.randrange(1, state.revision), **operation)
+        except (ClusterError, ValueError, IndexError):
+            pass  # nothing to do it to
+
+    @staticmethod
+    def _some_members(rng: Random, state: Any) -> tuple[ClusterId, list[MediaId]]:
+        cluster = rng.choice(sorted(state.clusters))
+        members = [state.media[row] for row in np.flatnonzero(state.labels == cluster).tolist()]
+        return cluster, rng.sample(members, k=max(1, len(members) // 3))
+
+
+@pytest.fixture
+def album(redis_client: redis.Redis) -> Album:
+    return Album(redis_client)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_replay_gives_the_same_labels_whatever_was_done_to_the_pet(album: Album, tmp_path: Path, seed: int) -> None:
+    rng = Random(seed)
+    print(f"seed {seed}")
+    for number in range(60):
+        album.take(number)
+        if number > 12 and rng.random() < 0.15:
+            album.service.recluster(PET, by="ada")
+        if number > 15 and rng.random() < 0.35:
+            album.correct_somehow(rng, number)
+
+    capture = album.captured(tmp_path / "pet.jsonl")
+    once, again = replay(capture, settings_of(capture, {})), replay(capture, settings_of(capture, {}))
+
+    assert once.differences == ()
+    assert once.moved == ()
+    assert once.is_same
+    assert once == again
+    assert {line["done"] for line in capture.story if "done" in line} >= {"recluster"}
+
+
+def test_what_if_tells_which_media_would_be_elsewhere(album: Album, tmp_path: Path) -> None:
+    for number in range(40):
+        album.take(number)
+    album.service.recluster(PET)
+    capture = album.captured(tmp_path / "pet.jsonl")
+
+    same = replay(capture, settings_of(capture, {}))
+    otherwise = replay(capture, settings_of(capture, {"noise_floor": "0", "noise_ratio": "0", "arrival_slack": "0.1"}))
+
+    assert same.is_same
+    assert settings_of(capture, {"noise_floor": "0"}).noise_floor == 0
+    assert otherwise.n_media == same.n_media == 40
+    assert otherwise.is_same == (otherwise.moved == ())
+    with pytest.raises(InvalidInput, match="no setting"):
+        settings_of(capture, {"eps": "0.3"})
+    with pytest.raises(InvalidInput, match="noise_ratio"):
+        settings_of(capture, {"noise_ratio": "7"})
+
+
+def test_labels_that_are_not_those_of_the_capture_are_named(album: Album, tmp_path: Path) -> None:
+    for number in range(20):
+        album.take(number)
+    file = tmp_path / "pet.jsonl"
+    album.captured(file)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[3]["label"] += 1
+    lines[0]["labels"] = "another"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    done = replay(read_capture(file), ClusterSettings())
+
+    assert not done.is_same
+    assert [medium for medium, _, _ in done.moved] == [lines[3]["medium"]]
+
+
+def test_a_pets_jobs_and_letters_are_captured_as_they_stand(album: Album, tmp_path: Path) -> None:
+    desk = Desk(album.client)
+    desk.add(1, pet_id=42)
+    desk.deliver(STUCK)
+    desk.add(2, pet_id=42)
+    desk.add(3, pet_id=7)
+    desk.bury(4, pet_id=42)
+    desk.bury(5, pet_id=7)
+    ClusterTasks(client=album.client).request_recluster(42, reason="it grew", delay_ms=60_000)
+
+    capture = album.captured(tmp_path / "pet.jsonl")
+
+    assert sorted((job["job"], job["fields"].get(b"media_id")) for job in capture.jobs) == [
+        ("delayed", None),
+        ("in flight", b"media-1"),
+        ("waiting", b"media-2"),
+    ]
+    assert [letter["fields"][b"media_id"] for letter in capture.letters] == [b"media-4"]
+
+
+def test_a_capture_without_embeddings_holds_none_and_cannot_be_replayed(album: Album, tmp_path: Path) -> None:
+    desk = Desk(album.client)
+    desk.add(1, pet_id=42)
+    desk.bury(2, pet_id=42)
+    for number in range(5):
+        album.take(number)
+    vectors = album.store.load(PET).vectors
+
+    capture = album.captured(tmp_path / "pet.jsonl", redact=True)
+
+    text = (tmp_path / "pet.jsonl").read_text()
+    assert capture.is_redacted
+    assert [medium for medium in capture.media if "embedding" in medium] == []
+    assert base64.b64encode(vectors[0].tobytes()).decode()[:30] not in text
+    assert {letter["fields"][b"embedding"] for letter in capture.letters} == {b"<64 bytes>"}
+    with pytest.raises(InvalidInput, match="left out"):
+        replay(capture, ClusterSettings())
+
+
+def test_a_dead_letter_is_judged_again(album: Album, tmp_path: Path) -> None:
+    desk = Desk(album.client)
+    (mended,) = desk.bury(1, pet_id=42, error="OSError: the disk was full")
+    letters = album.broker.dead_letters(EMBEDDING_INGESTED)
+    good = letters.get(mended)
+    assert good is not None
+    spoilt = {f"entry:{name.decode()}": value for name, value in good.fields.items()} | {"entry:dim": b"17"}
+    desk.client.xadd("{streams:embedding.ingested}:dead", {"reason": "undecodable", "error": "x", **spoilt})
+
+    verdicts: list[str] = []
+    for n, letter in enumerate(letters.list()):
+        file = tmp_path / f"letter-{n}.jsonl"
+        write_capture(capture_letter(letter, settings=ClusterSettings()), file)
+        verdicts += replay(read_capture(file), ClusterSettings()).verdicts
+
+    assert "refused again: embedding" in verdicts[0]
+    assert verdicts[1] == f"letter {mended}: would be taken now; it died of OSError: the disk was full"
+
+
+def test_a_pet_that_has_nothing_is_no_capture(album: Album, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="neither media nor jobs"):
+        album.captured(tmp_path / "pet.jsonl")
+
+    assert not (tmp_path / "pet.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[]", '{"capture": 99}', '{"medium": "m"}'])
+def test_what_is_no_capture_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "odd.jsonl"
+    file.write_text(text)
+
+    with pytest.raises(InvalidInput, match="FILE"):
+        read_capture(file)
+
+
+def test_the_commands(
+    album: Album, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    for number in range(30):
+        album.take(number)
+    album.service.recluster(PET)
+    (letter,) = Desk(album.client).bury(1, pet_id=42)
+    file, other = tmp_path / "pet.jsonl", tmp_path / "letter.jsonl"
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["sploot-cluster", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out + told.err
+
+    assert run("capture", "--pet", "42", "-o", str(file))[0] == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert run("capture", "--pet", "42", "-o", str(file)) == (2, run("capture", "--pet", "42", "-o", str(file))[1])
+    assert run("capture", "-o", str(other))[0] == 2
+    assert run("capture", "--letter", "embedding", letter, "-o", str(other))[0] == 0
+    album.client.flushall()
+    code, told = run("replay", str(file))
+    assert (code, "the same as captured" in told) == (0, True)
+    assert json.loads(run("replay", str(file), "--json")[1])["is_same"] is True
+    assert "would be taken now" in run("replay", str(other))[1]
+    assert run("replay", str(file), "--set", "noise_floor=0")[0] == 0
+    assert run("replay", str(file), "--set", "nothing")[0] == 2
+    spoilt = file.read_text().replace('"label":1', '"label":7')
+    (tmp_path / "spoilt.jsonl").write_text(spoilt.replace('"labels":"', '"labels":"x'))
+    assert run("replay", str(tmp_path / "spoilt.jsonl"))[0] == 1
