@@ -66,7 +66,7 @@ def test_media_are_split_off_a_cluster(page: Page, album: ClusterService, worker
     page.click(cluster.media[0])
     page.labelled(f"Choose {cluster.media[0]}").click()
     page.labelled(f"Choose {cluster.media[1]}").click()
-    page.click("Split 2 media off")
+    page.click("Split off: 2 media")
     page.click("Split", within="//dialog")
 
     page.sees("30 media in 4 clusters")
@@ -111,6 +111,61 @@ def test_a_dead_letter_tells_why_it_died_and_goes_back_to_work(
     page.sees("back to work")
     # as it was, so that it dies again
     eventually(lambda: redis_client.xlen("{streams:embedding.ingested}:dead") == 1)
+    assert page.complaints() == []
+
+
+def test_a_medium_is_taken_out_of_its_cluster_and_another_is_dismissed(
+    page: Page, album: ClusterService, worker: None
+) -> None:
+    first, second, *_ = album.clusters(PET).clusters[0].media
+    page.open(f"pet/{PET}")
+
+    page.click(first)
+    page.labelled(f"Choose {first}").click()
+    page.click("Not this cluster: 1 medium")
+    page.click("Take out", within="//dialog")
+    eventually(lambda: album.clusters(PET).revision > 31)
+    page.sees("exclude")
+
+    page.open(f"pet/{PET}")
+    page.click(second)
+    page.labelled(f"Choose {second}").click()
+    page.click("Dismiss: 1 medium")
+    page.click("Dismiss", within="//dialog")
+
+    page.sees("1 dismissed")
+    assert page.complaints() == []
+
+
+def test_a_medium_tells_why_it_is_where_it_is(page: Page, album: ClusterService) -> None:
+    cluster = album.clusters(PET).clusters[0]
+    page.open(f"pet/{PET}")
+
+    page.click(f"{cluster.media[0]}, ")
+    page.labelled(f"Why is {cluster.media[0]} here?").click()
+
+    page.sees(f"cluster {cluster.id}, core")
+    page.sees("nearest")
+    page.sees(f"sploot-cluster why {PET} {cluster.media[0]}")
+    page.click("Close", within="//dialog")
+    assert page.complaints() == []
+
+
+def test_an_older_revision_is_compared_and_restored(page: Page, album: ClusterService, worker: None) -> None:
+    ids = sorted(cluster.id for cluster in album.clusters(PET).clusters)
+    before = album.clusters(PET).revision
+    album.merge(PET, ids[:2], operation_id="m", by="test")
+    page.open(f"pet/{PET}")
+    page.sees("30 media in 2 clusters")
+
+    page.click("Since then…")
+    page.sees(f"Since revision {before}")
+    page.click("Restore", within="//dialog")
+
+    eventually(lambda: album.clusters(PET).revision > before + 1)
+    # people's merge holds on: restoring undoes what machines did
+    page.sees("30 media in 2 clusters")
+    page.sees(f"restored {before}")
     assert page.complaints() == []
 
 

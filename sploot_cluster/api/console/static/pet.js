@@ -1,7 +1,7 @@
 // One pet: its clusters, what people said of them, and what they may say next.
 
 import { get, post } from "./api.js";
-import { ask, command, count, h, notice, shell, table, when } from "./dom.js";
+import { ask, count, h, notice, shell, table, when } from "./dom.js";
 import { watch } from "./job.js";
 
 const WAYS = { core: "found by density", arrived: "assigned on arrival", absorbed: "absorbed, low confidence", corrected: "placed by a person" };
@@ -28,13 +28,14 @@ export const pet = {
     return [
       h("h1", {}, `Pet ${data.id}`),
       form,
-      h("p", { class: "quiet" }, `${count(view.n_media)} media in ${count(view.clusters.length)} clusters, ${count(view.n_noise)} noise · revision ${view.revision}`, view.model ? ` · model ${view.model} of ${view.dim} values` : ""),
+      h("p", { class: "quiet" }, `${count(view.n_media)} media in ${count(view.clusters.length)} clusters, ${count(view.n_noise)} noise${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${view.revision}`, view.model ? ` · model ${view.model} of ${view.dim} values` : ""),
       verbs(data, again),
       h("div", { class: "key" }, Object.entries(WAYS).map(([way, text]) => h("span", {}, h("span", { class: `dot is-${way}` }, "■ "), text))),
       h("h2", {}, "Clusters"),
       view.clusters.length ? h("div", { class: "clusters" }, view.clusters.map((cluster) => clusterCard(cluster, data, again))) : h("p", { class: "quiet" }, "None yet."),
       h("h2", {}, "Noise"),
-      view.n_noise ? mediaList(view.noise, null, data) : h("p", { class: "quiet" }, "Every medium is in a cluster."),
+      view.n_noise ? mediaList(view.noise, null, data, again) : h("p", { class: "quiet" }, "Every medium is in a cluster."),
+      view.dismissed.length > 0 && [h("h2", {}, "Dismissed"), h("p", { class: "quiet" }, "People said that these belong nowhere."), mediaList(view.dismissed, null, data)],
       h("h2", {}, "History"),
       historyTable(data, again),
     ];
@@ -42,16 +43,25 @@ export const pet = {
 };
 
 function verbs(data, again) {
-  const act = (body) => h("div", { class: "row", id: "verbs" }, body);
   const merged = [...chosen.clusters].sort((a, b) => a - b);
-  const [from, media] = [...chosen.media].find(([, names]) => names.size) ?? [null, new Set()];
-  return act([
+  const [from, media] = [...chosen.media].find(([, names]) => names.size) ?? [undefined, new Set()];
+  const none = from === undefined;
+  const names = [...media];
+  const some = none ? "choose media" : `${count(media.size)} ${media.size === 1 ? "medium" : "media"}`;
+  const verb = (text, can, act) => h("button", { type: "button", class: can ? "main" : null, disabled: !can, onclick: act }, text);
+  return h(
+    "div",
+    { class: "row", id: "verbs" },
     h("button", { type: "button", onclick: () => recluster(data, again) }, "Recluster…"),
-    h("button", { type: "button", class: "main", disabled: merged.length < 2, onclick: () => merge(data, merged, again) }, merged.length < 2 ? "Merge: choose clusters" : `Merge ${merged.length} clusters…`),
-    h("button", { type: "button", class: "main", disabled: from === null, onclick: () => split(data, from, [...media], again) }, from === null ? "Split: choose media of a cluster" : `Split ${media.size} media off cluster ${from}…`),
-    (merged.length > 0 || from !== null) && h("button", { type: "button", onclick: () => ((chosen = { pet: chosen.pet, clusters: new Set(), media: new Map() }), again()) }, "Choose nothing"),
-  ]);
+    verb(merged.length < 2 ? "Merge: choose clusters" : `Merge ${merged.length} clusters…`, merged.length > 1, () => merge(data, merged, again)),
+    verb(`Split off: ${some}…`, !none && from !== null, () => split(data, from, names, again)),
+    verb(`Not this cluster: ${some}…`, !none && from !== null, () => exclude(data, from, names, again)),
+    verb(`Dismiss: ${some}…`, !none, () => dismiss(data, names, again)),
+    (merged.length > 0 || !none) && h("button", { type: "button", onclick: () => (chooseNothing(), again()) }, "Choose nothing"),
+  );
 }
+
+const chooseNothing = () => (chosen = { pet: chosen.pet, clusters: new Set(), media: new Map() });
 
 function redrawVerbs(data, again) {
   document.getElementById("verbs").replaceWith(verbs(data, again));
@@ -74,10 +84,15 @@ function clusterCard(cluster, data, again) {
     { class: `cluster ${choose.checked ? "is-chosen" : ""}`, "aria-label": `Cluster ${id}` },
     h("header", {}, choose, h("strong", {}, id), h("span", { class: "quiet" }, `since revision ${cluster.since}`), h("span", { class: "size" }, `${count(cluster.size)} media`)),
     strip(cluster.standings, cluster.size),
-    h("p", { class: "quiet" }, `an arrival must reach ${cluster.threshold.toFixed(3)}`),
+    h("p", { class: "quiet" }, `an arrival must reach ${cluster.threshold.toFixed(3)}`, lineage(cluster)),
     h("details", { open: (chosen.media.get(id)?.size ?? 0) > 0 }, h("summary", {}, cluster.media_ids.slice(0, 3).join(", ") + (cluster.size > 3 ? ", …" : "")), mediaList(cluster.media_ids, id, data, again)),
   );
   return card;
+}
+
+function lineage(cluster) {
+  const told = [cluster.merged_from.length && `merged from ${cluster.merged_from.join(", ")}`, cluster.split_from !== null && `split from ${cluster.split_from}`].filter(Boolean);
+  return told.length ? ` · ${told.join(", ")}` : "";
 }
 
 /** How the members came here, as a strip. */
@@ -105,24 +120,24 @@ function mediaList(media, cluster, data, again) {
   const names = chosen.media.get(cluster) ?? new Set();
   return h(
     "ul",
-    { class: "media" },
+    { class: cluster === null ? "media is-wide" : "media" },
     media.slice(0, SHOWN).map((medium) =>
       h(
         "li",
         {},
-        cluster !== null &&
+        again &&
           h("input", {
             type: "checkbox",
             checked: names.has(medium),
             "aria-label": `Choose ${medium}`,
             onchange: ({ target }) => {
-              // a split is of one cluster
+              // what is said of media is said of one cluster's
               if (!chosen.media.has(cluster)) chosen.media = new Map([[cluster, names]]);
               target.checked ? names.add(medium) : names.delete(medium);
               redrawVerbs(data, again);
             },
           }),
-        h("button", { type: "button", class: "plain", title: "Why is it here?", onclick: () => why(data, medium) }, medium),
+        h("button", { type: "button", class: "plain", "aria-label": `Why is ${medium} here?`, title: "Why is it here?", onclick: () => why(data, medium) }, medium),
       ),
     ),
     media.length > SHOWN && h("li", { class: "quiet" }, `and ${count(media.length - SHOWN)} more: ${shell("clusters", data.id, "--json")}`),
@@ -139,22 +154,30 @@ function historyTable(data, again) {
       .filter(([, value]) => value !== null && !(Array.isArray(value) && !value.length))
       .map(([name, value]) => `${name.replace(/^n_/, "").replaceAll("_", " ")} ${value}`)
       .join(", "),
-    UNDOABLE.has(entry.kind) ? h("button", { type: "button", onclick: () => undo(data, entry, again) }, "Undo…") : "",
+    h(
+      "td",
+      { class: "actions" },
+      UNDOABLE.has(entry.kind) && h("button", { type: "button", onclick: () => undo(data, entry, again) }, "Undo…"),
+      " ",
+      entry.revision !== data.clusters.revision && h("button", { type: "button", onclick: () => compare(data, entry, again) }, "Since then…"),
+    ),
   ]);
   return table(["revision", "kind", "when", "by", "what", ""], rows, { empty: "No recluster and no correction yet." });
 }
 
-const UNDOABLE = new Set(["merge", "split", "undo", "exclude", "dismiss"]);
+const UNDOABLE = new Set(["merge", "split", "exclude", "dismiss", "undo"]);
 
-async function act(again, what, path, body) {
+/** Say something of what is shown; refused where the pet has changed since. */
+async function say(data, again, what, path, body) {
   try {
-    const status = await watch(await post(path, body), what);
+    const status = await watch(await post(path, { pet_id: data.id, ...body }, { "If-Match": `"${data.clusters.revision}"` }), what);
     if (status?.state === "succeeded") {
-      chosen = { pet: chosen.pet, clusters: new Set(), media: new Map() };
+      chooseNothing();
       again();
     }
   } catch (error) {
     notice(`${what}: ${error.message}`, { kind: "bad", stay: true });
+    if (error.status === 412) again();
   }
 }
 
@@ -168,7 +191,7 @@ async function merge(data, ids, again) {
     action: "Merge",
     cli: shell("merge", data.id, ...known),
   });
-  if (said) act(again, "merge", "clusters/merge", { pet_id: data.id, cluster_ids: known, ...(said.get("into") ? { into: Number(said.get("into")) } : {}) });
+  if (said) say(data, again, "merge", "clusters/merge", { cluster_ids: known, ...(said.get("into") ? { into: Number(said.get("into")) } : {}) });
 }
 
 async function split(data, cluster, media, again) {
@@ -178,7 +201,7 @@ async function split(data, cluster, media, again) {
     action: "Split",
     cli: shell("split", data.id, cluster, ...media.flatMap((medium) => ["--media", medium])),
   });
-  if (said) act(again, "split", "clusters/split", { pet_id: data.id, cluster_id: cluster, media_ids: media });
+  if (said) say(data, again, "split", "clusters/split", { cluster_id: cluster, media_ids: media });
 }
 
 async function undo(data, entry, again) {
@@ -188,12 +211,111 @@ async function undo(data, entry, again) {
     action: "Undo",
     cli: shell("undo", data.id, entry.revision),
   });
-  if (said) act(again, "undo", "clusters/undo", { pet_id: data.id, revision: entry.revision });
+  if (said) say(data, again, "undo", "clusters/undo", { revision: entry.revision });
+}
+
+const listed = (media) => h("ul", { class: "media" }, media.map((medium) => h("li", {}, medium)));
+const named = (media) => media.flatMap((medium) => ["--media", medium]);
+
+async function exclude(data, cluster, media, again) {
+  const said = await ask({
+    title: `Not cluster ${cluster}`,
+    body: [h("p", {}, "These media leave the cluster and never come back to it. They may go elsewhere. It can be undone."), listed(media)],
+    action: "Take out",
+    cli: shell("exclude", data.id, cluster, ...named(media)),
+  });
+  if (said) say(data, again, "not this one", "clusters/exclude", { cluster_id: cluster, media_ids: media });
+}
+
+async function dismiss(data, media, again) {
+  const said = await ask({
+    title: `Dismiss ${media.length} media`,
+    body: [h("p", {}, "They belong to no cluster, for ever. It can be undone."), listed(media)],
+    action: "Dismiss",
+    cli: shell("dismiss", data.id, ...named(media)),
+  });
+  if (said) say(data, again, "dismiss", "clusters/dismiss", { media_ids: media });
+}
+
+// -- what would change, what has changed, and why ------------------------------------------------------------------
+
+const place = (cluster) => (cluster === null ? "noise" : String(cluster));
+
+/** What differs between two states of a pet. */
+function difference(diff) {
+  const facts = [
+    ["stay", count(diff.n_same)],
+    ["move", count(diff.n_moved)],
+    ["become noise", count(diff.n_new_noise)],
+    ["leave the noise", count(diff.n_from_noise)],
+    ["clusters that end", Object.entries(diff.merged).map(([from, to]) => `${from} → ${to}`).join(", ") || "none"],
+    ["new clusters", [...diff.new_ids].join(", ") || "none"],
+  ];
+  const moved = diff.moved.slice(0, 20).map((move) => [move.media_id, place(move.from), place(move.to)]);
+  return [
+    h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+    moved.length > 0 && table(["medium", "from", "to"], moved, { caption: moved.length < diff.n_moved ? `${moved.length} of ${count(diff.n_moved)}` : null }),
+  ];
+}
+
+async function compare(data, entry, again) {
+  try {
+    const diff = await get(`pets/${data.id}/history/diff?from=${entry.revision}&to=${data.clusters.revision}`);
+    const said = await ask({
+      title: `Since revision ${entry.revision}`,
+      body: [difference(diff), h("p", { class: "quiet" }, "Restoring makes a new revision. Corrections are kept: undo those that shall not hold.")],
+      action: `Restore revision ${entry.revision}`,
+      cli: shell("restore", data.id, entry.revision),
+    });
+    if (said) say(data, again, "restore", "clusters/restore", { revision: entry.revision });
+  } catch (error) {
+    notice(error.message, { kind: "bad", stay: true });
+  }
 }
 
 async function recluster(data, again) {
-  const said = await ask({ title: `Recluster pet ${data.id}`, body: h("p", {}, "Corrections and ids are kept."), action: "Recluster", cli: shell("recluster", data.id) });
-  if (said) act(again, "recluster", "clusters/recluster", { pet_id: data.id });
+  const waiting = notice("looking what a recluster would change…", { stay: true });
+  try {
+    let preview = await post("clusters/recluster", { pet_id: data.id, preview: true });
+    for (let tries = 0; !preview.token && tries < 10; tries++) preview = await post("clusters/recluster", { pet_id: data.id, preview: true });
+    waiting.remove();
+    if (!preview.token) return notice("no worker had time for a preview; try again", { kind: "bad" });
+    const { result, diff } = preview;
+    const said = await ask({
+      title: `Recluster pet ${data.id}`,
+      body: [h("p", {}, `${count(result.n_clusters)} clusters, ${count(result.n_noise)} noise. Constraints kept ${result.constraints_kept} of ${result.constraints}.`), difference(diff)],
+      action: diff.n_moved || diff.n_new_noise || diff.n_from_noise ? "Apply exactly this" : "Apply, though nothing moves",
+      cli: shell("recluster", data.id, "--apply", preview.token),
+    });
+    if (!said) return;
+    const done = await post("clusters/recluster", { pet_id: data.id, apply: preview.token });
+    notice(`reclustered: revision ${done.revision}`, { kind: "good" });
+    again();
+  } catch (error) {
+    waiting.remove();
+    notice(error.message, { kind: "bad", stay: true });
+  }
 }
 
-function why() {}
+async function why(data, medium) {
+  try {
+    const told = await get(`pets/${data.id}/media/${encodeURIComponent(medium)}/why`);
+    await ask({
+      title: medium,
+      body: [
+        h("p", {}, told.because),
+        h("dl", {}, [
+          ["place", told.cluster_id === null ? told.standing : `cluster ${told.cluster_id}, ${told.standing}`],
+          ["similarity", told.similarity === null ? "–" : `${told.similarity.toFixed(3)}${told.threshold === null ? "" : `, and ${told.threshold.toFixed(3)} is needed`}`],
+          ["second", told.second === null ? "–" : `cluster ${told.second.cluster_id} at ${told.second.similarity.toFixed(3)}${told.margin === null ? "" : `, ${told.margin.toFixed(3)} behind`}`],
+        ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+        table(["nearest", "cluster", { text: "similarity", class: "number" }], told.nearest.map((near) => [near.media_id, near.cluster_id ?? "noise", h("td", { class: "number" }, near.similarity.toFixed(3))]), { empty: "Nothing is near." }),
+        told.corrections.length > 0 && table(["revision", "what people said", "by", "when"], told.corrections.map((said) => [said.revision, `${said.kind}: ${said.demand}`, said.by, when(said.at)])),
+      ],
+      action: "Close",
+      cli: shell("why", data.id, medium),
+    });
+  } catch (error) {
+    notice(error.message, { kind: "bad" });
+  }
+}
