@@ -1,10 +1,10 @@
 -- What one queue holds, read in one step. Writes nothing.
 --
 -- KEYS     1 stream  2 delayed  3 dead  4 consumers  5 paused  6 counters  7 ordered:line
--- ARGV     group, lease in ms, look for orphans among at most so many pending entries
+-- ARGV     group, lease in ms, look for orphans and ghosts (pending without entry) among at most so many pending ids
 -- Returns  {length, in flight, idle ms of the oldest pending (-1 = none), delayed, orphans, dead,
 --           age in ms of the oldest entry (-1 = none), entries added, ms until the next is due (-1 = none), is paused,
---           in line behind another of their ordering key,
+--           in line behind another of their ordering key, ghosts,
 --           name, pending, heartbeat age in ms (-1 = none), … per consumer}
 
 local stream, delayed, dead, consumers, paused, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -27,7 +27,7 @@ if not facts.err then
   end
 end
 
-local in_flight, oldest_idle, orphans = 0, -1, 0
+local in_flight, oldest_idle, orphans, ghosts = 0, -1, 0, 0
 local summary = redis.pcall('XPENDING', stream, group)
 local last_delivered = nil
 if not summary.err then
@@ -56,6 +56,9 @@ if not summary.err then
     end
     count(from, '(' .. one[1])
     from = '(' .. one[1]
+    if not redis.call('XRANGE', stream, one[1], one[1])[1] then
+      ghosts = ghosts + 1
+    end
   end
   if #pending < page and last_delivered and last_delivered ~= '0-0' then
     count(from, last_delivered)
@@ -66,7 +69,7 @@ local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
 local reply = {
   length, in_flight, oldest_idle, redis.call('ZCARD', delayed), orphans, redis.call('XLEN', dead), oldest_age, added,
   next_due and math.max(0, tonumber(next_due) - now) or -1, redis.call('EXISTS', paused),
-  redis.call('ZCARD', KEYS[7]),
+  redis.call('ZCARD', KEYS[7]), ghosts,
 }
 
 local seen = {}

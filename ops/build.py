@@ -58,7 +58,7 @@ def main() -> int:
     for path in changed:
         print(f"{'would change' if check else 'writes'} {path.relative_to(OPS.parent)}")
         if not check:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path], encoding="utf-8")
     return 1 if check and changed else 0
 

@@ -399,6 +399,7 @@ BACKLOG: Final = Row(
                 for metric, legend in (
                     ("undelivered_jobs", "undelivered"),
                     ("pending_jobs", "in flight"),
+                    ("in_line_jobs", "in line"),
                     ("delayed_jobs", "delayed"),
                     ("orphaned_jobs", "orphaned"),
                 )

@@ -7,6 +7,7 @@ Redis with its time, and every pod answers with the same numbers; ``periodic.py`
     sploot:backlog hash  <queue>:<fact>           the last sample of every queue; facts are named in this file
                          pending_at_ms            when the counts were sampled (server's clock)
                          lag_at_ms                when the times were sampled (server's clock)
+                         ticked_at_ms             what the scheduler sent last is of this time (its own clock)
     sploot:noise   hash  last_count               noise of the last recluster of any pet
                          high_streak              reclusters in a row, up to the last one, above HIGH_NOISE
                          at_ms                    when that was (server's clock)
@@ -33,6 +34,7 @@ logger = logging.getLogger("sploot-cluster.queue")
 
 BACKLOG: Final = "sploot:backlog"
 NOISE: Final = "sploot:noise"
+TICKED_AT: Final = "ticked_at_ms"
 
 HIGH_NOISE: Final = 30  # media that a recluster may leave in no cluster before on-call wants to know
 
@@ -58,12 +60,13 @@ class BacklogSampler:
         self._client = client
 
     def sample_pending(self) -> None:
-        """Count the jobs of every queue: pending, undelivered, delayed, orphaned, dead, ever added."""
+        """Count the jobs of every queue: pending, undelivered, in line, delayed, orphaned, dead, ever added."""
         sample = {"pending_at_ms": self._now_ms()}
         for queue in QUEUES:
             stats = self._broker.stats(queue)
             sample[f"{queue}:pending"] = stats.in_flight
             sample[f"{queue}:undelivered"] = stats.undelivered
+            sample[f"{queue}:in_line"] = stats.in_line
             sample[f"{queue}:delayed"] = stats.delayed
             sample[f"{queue}:orphaned"] = stats.orphaned
             sample[f"{queue}:dead"] = stats.dead
@@ -147,6 +150,7 @@ class BacklogCollector(Collector):
             "high_streak": noise.get("high_streak", 0),
             # the older of both: whichever actor stops, it shows
             "sampled_at_ms": min(sample.get("pending_at_ms", 0), sample.get("lag_at_ms", 0)),
+            TICKED_AT: sample.get(TICKED_AT, 0),
         }
         for row in _SINGLE:
             family = row.family()
@@ -195,6 +199,12 @@ _OF_STREAMS: Final = (
         ("stream",),
     ),
     _Row(
+        "media_cluster_in_line_jobs",
+        "Jobs that wait until the one before them, of the same ordering key, has ended; a pet's corrections are in order.",
+        "in_line",
+        ("stream",),
+    ),
+    _Row(
         "media_cluster_delayed_jobs",
         "Jobs that are not due yet: retries, reclusters that wait for more media, the next samples. Growing: jobs "
         "keep failing; see cluster_job_retries_total.",
@@ -238,6 +248,13 @@ _SINGLE: Final = (
         "When the other media_cluster metrics were sampled, on the clock of Redis; 0 when never. More than a minute "
         "ago: they are all old, because the scheduler stopped or no worker takes streams:cluster.maintenance.",
         "sampled_at_ms",
+        per_unit=_MS_PER_S,
+    ),
+    _Row(
+        "media_cluster_scheduler_tick_timestamp_seconds",
+        "When the scheduler last sent its jobs, on its own clock; 0 when never. It does so every minute: more than two "
+        "minutes ago, and it has stopped or does not reach Redis.",
+        TICKED_AT,
         per_unit=_MS_PER_S,
     ),
     _Row(

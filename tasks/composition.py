@@ -118,7 +118,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
         ],
     )
     declare_actors(broker, build_service(settings, client))
-    declare_periodic_actors(broker, BacklogSampler(broker, client))
+    declare_periodic_actors(broker, BacklogSampler(broker, client), client)
     return broker
 
 

@@ -25,7 +25,7 @@ from redis.retry import Retry
 
 from tasks.contracts import GROUP, stream_of
 from tasks.logs import configure_logging
-from tasks.metrics import share_values
+from tasks.metrics import VARIABLE, forget_the_dead, share_values
 from tasks.pulse import Pulse, pulses, why_not_alive
 from tasks.redis_urls import connect
 from tasks.settings import Settings
@@ -90,6 +90,7 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
         registry.register(BacklogCollector(client))
         registry.register(Rollout())
         if with_jobs:
+            forget_the_dead(Path(os.environ[VARIABLE]))
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
         encode, media_type = choose_encoder(accept)
         return encode(registry), media_type

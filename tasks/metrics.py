@@ -2,8 +2,8 @@
 
 Dramatiq's workers are processes, and one process answers ``/metrics`` for all of them. So each writes its values to
 files of one directory, which the answering one adds up: prometheus_client's multiprocess mode, chosen when it is
-first imported, hence :func:`share_values`. Files of processes that died stay, so that no counter falls while its master
-lives.
+first imported, hence :func:`share_values`. What processes that died have counted stays, so that no counter falls while
+its master lives; what they had at work goes, see :func:`forget_the_dead`.
 """
 
 from __future__ import annotations
@@ -75,11 +75,18 @@ def share_values() -> Path | None:
     return directory
 
 
+def forget_the_dead(directory: Path) -> None:
+    """Remove the gauges of processes that are gone: a killed one cannot take back what it had at work."""
+    for values in directory.glob("gauge_live*_*.db"):
+        if not _is_running(int(values.stem.rpartition("_")[2])):
+            values.unlink(missing_ok=True)
+
+
 class JobMetrics:
-    """The counters and the histogram of one process. Every child exists from the start, with 0: alerts must find it."""
+    """What one process counts. Every child exists from the start, with 0: alerts must find it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        from prometheus_client import Counter, Histogram, disable_created_metrics
+        from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
         self.jobs = Counter(
@@ -110,6 +117,18 @@ class JobMetrics:
             ["wanted", "used"],
             registry=registry,
         )
+        self.in_progress = Gauge(
+            "cluster_jobs_in_progress",
+            "Attempts that run now, samples of the queues included.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.threads = Gauge(
+            "cluster_worker_threads",
+            "Threads that run jobs: as many attempts can run at once.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         for backend in BACKENDS:
             self.durations.labels(backend)
         for outcome, backend in product(OUTCOMES, BACKENDS):
@@ -135,3 +154,14 @@ def _born(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return ""
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # there is no /proc

@@ -50,6 +50,7 @@ class RecordJobs(dramatiq.Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         # counted now: once it failed, the Retries middleware may have counted it before us
         open_job(message.options.get("retries", 0) + 1)
+        self._metrics.in_progress.inc()
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
@@ -57,6 +58,7 @@ class RecordJobs(dramatiq.Middleware):
         facts = close_job()
         if facts is None:
             return
+        self._metrics.in_progress.dec()
         duration_s = time.perf_counter() - facts.started_s
         outcome = outcome_of(exception)
         self._log(message, facts, outcome, duration_s, exception)
@@ -70,7 +72,11 @@ class RecordJobs(dramatiq.Middleware):
             self._note_noise(facts.noise_count)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        close_job()
+        if close_job() is not None:
+            self._metrics.in_progress.dec()
+
+    def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        self._metrics.threads.set(worker.worker_threads)
 
     def after_enqueue(self, broker: Broker, message: dramatiq.Message[Any], delay: int | None) -> None:
         if message.options.get("retries"):

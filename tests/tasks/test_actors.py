@@ -113,7 +113,7 @@ def test_the_table_of_retries_holds_the_actors_that_a_worker_runs_and_no_others(
     broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit(), PeriodiqMiddleware()])
 
     declare_actors(broker, service)
-    declare_periodic_actors(broker, BacklogSampler(RedisStreamsBroker(client=client, middleware=[]), client))
+    declare_periodic_actors(broker, BacklogSampler(RedisStreamsBroker(client=client, middleware=[]), client), client)
 
     assert broker.actors.keys() == POLICIES.keys()
     assert {actor.queue_name for actor in broker.actors.values()} == {*QUEUE_OF.values(), CLUSTER_MAINTENANCE}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +22,7 @@ from broker import RedisStreamsBroker
 from tasks.backlog import BACKLOG, NOISE, BacklogCollector, BacklogSampler, NoiseWatch
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tests.support import eventually
+from tests.tasks.backlog_walk import Walk
 
 FEEDBACK = stream_of(CLUSTER_FEEDBACK)
 SAMPLED_AT = "media_cluster_backlog_sample_timestamp_seconds"
@@ -27,13 +30,24 @@ SAMPLED_AT = "media_cluster_backlog_sample_timestamp_seconds"
 OF_GROUPS = ("media_cluster_pending_jobs", "media_cluster_stream_lag_seconds")
 OF_STREAMS = (
     "media_cluster_undelivered_jobs",
+    "media_cluster_in_line_jobs",
     "media_cluster_delayed_jobs",
     "media_cluster_orphaned_jobs",
     "media_cluster_dead_letters",
     "media_cluster_oldest_job_age_seconds",
     "media_cluster_entries_added_total",
 )
-SINGLE = (SAMPLED_AT, "cluster_last_noise_count", "cluster_noise_high_streak")
+TICKED_AT = "media_cluster_scheduler_tick_timestamp_seconds"
+# what the walk compares: metric -> fact
+COUNTS = {
+    "pending_jobs": "pending",
+    "undelivered_jobs": "undelivered",
+    "orphaned_jobs": "orphaned",
+    "delayed_jobs": "delayed",
+    "dead_letters": "dead",
+}
+TIMES = {"oldest_job_age_seconds": "oldest_ms", "stream_lag_seconds": "oldest_idle_ms"}
+SINGLE = (SAMPLED_AT, TICKED_AT, "cluster_last_noise_count", "cluster_noise_high_streak")
 
 
 @pytest.fixture
@@ -66,6 +80,40 @@ def of_stream(registry: CollectorRegistry, name: str, queue: str = CLUSTER_FEEDB
 def send(broker: RedisStreamsBroker, n: int = 1, *, queue: str = CLUSTER_FEEDBACK, delay: int | None = None) -> None:
     for _ in range(n):
         broker.enqueue(dramatiq.Message(queue, "undo_feedback", (), {}, {}), delay=delay)
+
+
+def of_feedback(registry: CollectorRegistry) -> dict[str, float]:
+    samples = (sample for family in registry.collect() for sample in family.samples)
+    return {sample.name: sample.value for sample in samples if sample.labels.get("stream") == FEEDBACK}
+
+
+def check_walk(client: redis.Redis, broker: RedisStreamsBroker, *, n_states: int, seed: int) -> Counter[str]:
+    """Walk, and compare every gauge with the truth in every state; what was met, by name."""
+    walk, sampler = Walk(client, broker, random.Random(seed)), BacklogSampler(broker, client)
+    registry = CollectorRegistry()
+    registry.register(BacklogCollector(client))
+    met: Counter[str] = Counter()
+    for number in range(n_states):
+        step = walk.step()
+        sampler.sample_pending()
+        sampler.sample_lag()
+        told_of = of_feedback(registry)
+        truth = walk.truth()
+
+        where = f"state {number} of seed {seed}, after {step}: {truth}"
+        told = {name: told_of[f"media_cluster_{name}"] for name in (*COUNTS, *TIMES)}
+        assert {COUNTS[name]: told[name] for name in COUNTS} == {
+            name: getattr(truth, name) for name in COUNTS.values()
+        }, where
+        for name, fact in TIMES.items():
+            # a moment has passed since the sample
+            behind_s = (getattr(truth, fact) or 0) / 1_000 - told[name]
+            assert 0 <= behind_s < 5, f"{name} says {told[name]} in {where}"
+        met[step] += 1
+        met["lag is nil"] += not truth.is_lag_known
+        met["orphans"] += truth.orphaned > 0
+        met["pending"] += truth.pending > 0
+    return met
 
 
 def unreachable() -> redis.Redis:
@@ -123,6 +171,16 @@ def test_jobs_are_counted_by_what_they_wait_for(
     assert of_stream(registry, "media_cluster_orphaned_jobs") == 0
     assert of_stream(registry, "media_cluster_entries_added_total") == 5
     consumer.close()
+
+
+def test_in_a_walk_through_whatever_may_happen_to_a_queue_the_gauges_are_the_truth(
+    broker: RedisStreamsBroker, redis_client: redis.Redis
+) -> None:
+    met = check_walk(redis_client, broker, n_states=400, seed=7)
+
+    # make ops-verify walks through many more
+    assert met["lag is nil"] > 20
+    assert met["orphans"] > 20
 
 
 def test_queues_are_told_apart(

@@ -79,6 +79,7 @@ def test_a_pod_tells_of_all_its_processes_and_forgets_none_that_was_killed(tmp_p
         assert get(port, "/nothing")[0] == 404
         names = {name for name, _ in samples(port)}
         assert {"media_cluster_pending_jobs", "cluster_jobs_total", "cluster_last_noise_count"} <= names
+        eventually(lambda: samples(port)["cluster_worker_threads", ""] == 4, within_s=60)
 
         events = [
             {"pet_id": 1, "media_id": f"m{number}", "model": "clip@1", "embedding": [1.0, number]}

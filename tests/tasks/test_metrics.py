@@ -32,6 +32,8 @@ def test_names_types_and_labels_are_those_of_the_contract(registry: CollectorReg
         "cluster_feedback_operations": "counter",
         "cluster_job_retries": "counter",
         "cluster_backend_fallbacks": "counter",
+        "cluster_jobs_in_progress": "gauge",
+        "cluster_worker_threads": "gauge",
     }
     labels = {name: set(family.samples[0].labels) - {"le"} for name, family in families.items()}
     assert labels == {
@@ -40,6 +42,8 @@ def test_names_types_and_labels_are_those_of_the_contract(registry: CollectorReg
         "cluster_feedback_operations": {"operation", "outcome"},
         "cluster_job_retries": {"actor"},
         "cluster_backend_fallbacks": {"wanted", "used"},
+        "cluster_jobs_in_progress": set(),
+        "cluster_worker_threads": set(),
     }
     assert all(family.documentation for family in families.values())
 
@@ -103,12 +107,16 @@ if __name__ == "__main__":
 """
 
 
-def counts_of_a_master(tmp_path: Path) -> list[str]:
+def lines_of_a_master(code: str, tmp_path: Path) -> list[str]:
     script = tmp_path / "master.py"
-    script.write_text(_COUNT)
+    script.write_text(code)
     environ = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run([sys.executable, script], env=environ, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    return done.stdout.splitlines()
+
+
+def counts_of_a_master(tmp_path: Path) -> list[str]:
+    return lines_of_a_master(_COUNT, tmp_path)
 
 
 def test_processes_of_one_master_add_up_and_the_dead_stay_counted(tmp_path: Path) -> None:
@@ -123,6 +131,55 @@ def test_a_master_begins_at_zero_and_removes_what_ended_masters_left(tmp_path: P
 
     assert again == ["1.0", "21.0", "321.0"]
     assert not left.exists()
+
+
+_AT_WORK = """
+import multiprocessing, os, signal, sys
+from tasks.metrics import share_values
+
+def work(ready):
+    share_values()
+    from tasks.metrics import job_metrics
+    job_metrics().in_progress.inc(3)
+    job_metrics().threads.set(4)
+    ready.set()
+    signal.pause()
+
+def tell():
+    directory = share_values()
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+    from tasks.metrics import forget_the_dead
+    forget_the_dead(directory)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    print(*(registry.get_sample_value(name) for name in ("cluster_jobs_in_progress", "cluster_worker_threads")))
+
+def told():
+    teller = multiprocessing.Process(target=tell)
+    teller.start()
+    teller.join()
+
+if __name__ == "__main__":
+    workers = []
+    for _ in range(2):
+        ready = multiprocessing.Event()
+        workers.append(multiprocessing.Process(target=work, args=(ready,)))
+        workers[-1].start()
+        ready.wait()
+    told()
+    os.kill(workers[0].pid, signal.SIGKILL)
+    os.waitid(os.P_PID, workers[0].pid, os.WEXITED | os.WNOWAIT)  # nobody has waited for it: it is a zombie
+    told()
+    workers[0].join()
+    told()
+    workers[1].terminate()
+    workers[1].join()
+"""
+
+
+def test_what_a_killed_process_had_at_work_does_not_linger(tmp_path: Path) -> None:
+    assert lines_of_a_master(_AT_WORK, tmp_path) == ["6.0 8.0", "3.0 4.0", "3.0 4.0"]
 
 
 def test_a_process_without_a_master_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -168,6 +169,30 @@ def test_a_recluster_tells_its_noise_and_a_watch_that_fails_fails_no_job(
 
     eventually(lambda: lines(logged, "noise of a recluster not noted"))
     assert pool.noise.noted == [31]
+
+
+def test_what_runs_now_is_told_and_nothing_afterwards(pool: Pool) -> None:
+    is_running, may_end = threading.Event(), threading.Event()
+
+    @dramatiq.actor(actor_name="slow", broker=pool.broker)
+    def slow() -> None:
+        is_running.set()
+        may_end.wait(30)
+
+    @dramatiq.actor(actor_name="bad", broker=pool.broker, max_retries=0)
+    def bad() -> None:
+        raise RuntimeError("no luck")
+
+    slow.send()
+    bad.send()
+    pool.worker.start()
+
+    assert is_running.wait(20)
+    eventually(lambda: pool.jobs("error") == 1)
+    assert eventually(lambda: pool.count("cluster_jobs_in_progress")) == 1
+    assert pool.count("cluster_worker_threads") == 2
+    may_end.set()
+    eventually(lambda: pool.count("cluster_jobs_in_progress") == 0)
 
 
 def test_samples_of_the_queues_are_no_jobs_of_pets(pool: Pool, logged: pytest.LogCaptureFixture) -> None:

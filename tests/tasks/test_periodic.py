@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import dramatiq
+import pendulum
 import periodiq
 import pytest
 import redis
@@ -25,7 +26,8 @@ from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_PENDING_JOBS, EXPORT_STR
 from tasks.periodic import declare_periodic_actors, rest_of_minute
 from tests.support import eventually
 
-DELAYED = f"{{{stream_of(CLUSTER_MAINTENANCE)}}}:delayed"
+MAINTENANCE = stream_of(CLUSTER_MAINTENANCE)
+DELAYED = f"{{{MAINTENANCE}}}:delayed"
 ACTORS = (EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG)
 
 # periodiq drops what is late by the real clock; a minute that is still to come is never late
@@ -48,9 +50,8 @@ class Pods:
         self.worker = dramatiq.Worker(self.broker, worker_threads=1, worker_timeout=50)
 
     def declare(self, sampler: BacklogSampler | None = None) -> None:
-        declare_periodic_actors(
-            self.broker, sampler or BacklogSampler(self.broker, self.client), clock=lambda: self.now
-        )
+        sampler = sampler or BacklogSampler(self.broker, self.client)
+        declare_periodic_actors(self.broker, sampler, self.client, clock=lambda: self.now)
 
     def schedule(self, when: datetime) -> None:
         """What periodiq does at this time."""
@@ -160,15 +161,99 @@ def test_follow_ups_are_due_at_their_time(pods: Pods, redis_client: redis.Redis)
         assert before_s + delay <= due <= after_s + delay
 
 
-def test_two_schedulers_add_no_follow_ups(pods: Pods) -> None:
+def test_two_schedulers_send_one_job(pods: Pods) -> None:
     pods.declare()
+
     pods.schedule(at(0))
     pods.schedule(at(1))
 
+    assert pods.broker.stats(CLUSTER_MAINTENANCE).waiting == 2  # one of each actor
     with pods.working():
+        eventually(lambda: pods.n_acked() == 2)
+    assert pods.delayed() == of_both(10, 20, 30, 40, 50)
+
+
+def test_a_scheduler_that_is_late_doubles_no_job_that_has_run(pods: Pods, redis_client: redis.Redis) -> None:
+    sampler = CountingSampler(pods.broker, redis_client)
+    pods.declare(sampler)
+
+    with pods.working():
+        pods.schedule(at(0))
+        eventually(lambda: pods.n_acked() == 2)
+        pods.schedule(at(1))
         eventually(lambda: pods.n_acked() == 4)
 
+    assert sampler.taken == {"pending": 1, "lag": 1}
     assert pods.delayed() == of_both(10, 20, 30, 40, 50)
+
+
+def test_a_sample_whose_worker_died_runs_when_it_is_delivered_again(pods: Pods, redis_client: redis.Redis) -> None:
+    sampler = CountingSampler(pods.broker, redis_client)
+    pods.declare(sampler)
+    pods.schedule(at(0))
+    ((_, fields), _) = cast(list[tuple[bytes, dict[bytes, bytes]]], redis_client.xrange(MAINTENANCE))
+    message = fields[b"message"]
+
+    with pods.working():
+        eventually(lambda: pods.n_acked() == 2)
+        redis_client.xadd(MAINTENANCE, {"message": message})
+        eventually(lambda: pods.n_acked() == 3)
+
+    assert sampler.taken == {"pending": 2, "lag": 1}
+
+
+def test_the_next_slot_belongs_to_the_next_message(pods: Pods, redis_client: redis.Redis) -> None:
+    sampler = CountingSampler(pods.broker, redis_client)
+    pods.declare(sampler)
+
+    with pods.working():
+        for n, second in enumerate((0, 12, 60), start=1):
+            pods.schedule(at(second))
+            eventually(lambda n=n: pods.n_acked() == 2 * n)  # type: ignore[misc]  # mypy cannot see the default
+
+    assert sampler.taken == {"pending": 3, "lag": 3}
+
+
+def test_when_the_scheduler_last_ticked_is_told(pods: Pods, redis_client: redis.Redis) -> None:
+    pods.declare()
+
+    pods.schedule(at(0))
+    first = redis_client.hget(BACKLOG, "ticked_at_ms")
+    pods.broker.get_actor(EXPORT_PENDING_JOBS).send()
+    by_hand = redis_client.hget(BACKLOG, "ticked_at_ms")
+    pods.schedule(at(60))
+    second = redis_client.hget(BACKLOG, "ticked_at_ms")
+
+    assert first == by_hand == str(int(at(0).timestamp() * 1_000)).encode()
+    assert second == str(int(at(60).timestamp() * 1_000)).encode()
+
+
+def test_a_scheduler_without_redis_lives_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    nobody = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
+    middleware = [CurrentMessage(), Retries(), TimeLimit(), periodiq.PeriodiqMiddleware()]
+    broker = RedisStreamsBroker(client=nobody, middleware=middleware, enqueue_timeout_ms=50)
+    declare_periodic_actors(broker, BacklogSampler(broker, nobody), nobody)
+    actors = list(broker.actors.values())
+
+    with caplog.at_level(logging.WARNING):
+        periodiq.Scheduler(actors=actors).send_actors(actors, now=at(0))
+
+    assert [record.message.partition(",")[0] for record in caplog.records].count("scheduler could not send") == 2
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/St_Johns"])
+def test_periodiqs_calendar_fires_every_minute_of_every_day_in_every_zone(pods: Pods, zone: str) -> None:
+    # a schedule with a day of the week would never fire on Sundays: periodiq counts them as 7 and as 0
+    pods.declare()
+    sunday = pendulum.datetime(2026, 11, 22, tz=zone)
+
+    specs = [actor.options["periodic"] for actor in pods.broker.actors.values()]
+
+    assert sunday.isoweekday() == 7
+    for hours in range(0, 8 * 24, 5):
+        now = sunday.add(hours=hours, minutes=hours % 60)
+        assert all(spec.validate(now) for spec in specs)
+        assert {spec.next_valid_date(now) for spec in specs} == {now.add(minutes=1)}
 
 
 def test_a_run_that_is_delivered_again_adds_no_follow_ups(pods: Pods) -> None:
@@ -236,7 +321,7 @@ def test_what_piled_up_during_an_outage_is_dropped_and_leaves_no_dead_letters(
         pods.broker.join(CLUSTER_MAINTENANCE, timeout=30_000)
 
     assert pods.n_acked() == 120
-    assert not redis_client.exists(BACKLOG)
+    assert not sampled(redis_client, "pending_at_ms")
     assert pods.broker.stats(CLUSTER_MAINTENANCE).dead == 0
 
 
@@ -297,6 +382,6 @@ def test_a_broker_that_lacks_a_middleware_is_refused(lacking: type[Any], redis_c
     sampler = BacklogSampler(RedisStreamsBroker(client=redis_client, middleware=[]), redis_client)
 
     with pytest.raises(ValueError, match=r"[Mm]iddleware"):
-        declare_periodic_actors(broker, sampler)
+        declare_periodic_actors(broker, sampler, redis_client)
 
     assert broker.actors == {}
