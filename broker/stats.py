@@ -67,7 +67,9 @@ class QueueStats:
 def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int) -> QueueStats:
     """From the answer of stats.lua."""
     numbers = [int(value) for value in answer[:12]]
-    length, in_flight, oldest_idle, delayed, orphaned, dead, oldest_age, added, next_due, paused, in_line, ghosts = numbers
+    length, in_flight, oldest_idle, delayed, orphaned, dead, oldest_age, added, next_due, paused, in_line, ghosts = (
+        numbers
+    )
     consumers = []
     for name, pending, age in zip(answer[12::3], answer[13::3], answer[14::3], strict=True):
         assert isinstance(name, bytes)
@@ -76,7 +78,7 @@ def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int)
         is_alive = age_ms is not None and age_ms <= lease_ms
         if text != HANDED_BACK or int(pending):
             consumers.append(ConsumerStats(text, int(pending), age_ms, is_alive))
-    # ids whose entry was deleted by hand stay pending until a janitor purges them; those beyond the pending ids that were
+    # ids whose entry was deleted by hand stay pending until a janitor purges them; those beyond the ids that were
     # looked at could make it negative
     in_stream = max(0, length - (in_flight - ghosts))
     return QueueStats(
