@@ -200,7 +200,7 @@ _OF_STREAMS: Final = (
     ),
     _Row(
         "media_cluster_in_line_jobs",
-        "Jobs that wait until the one before them, of the same ordering key, has ended; a pet's corrections are in order.",
+        "Jobs that wait until the one before them, of the same ordering key, has ended.",
         "in_line",
         ("stream",),
     ),
