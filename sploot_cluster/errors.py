@@ -4,10 +4,12 @@
     ├── InvalidInput            the caller must change something; trying again changes nothing
     │   ├── DimensionMismatch   a vector of another length than the pet's
     │   ├── ModelMismatch       a vector of another model than the pet's
+    │   ├── UnknownPet          no medium of this pet ever arrived
     │   ├── UnknownCluster      no such cluster, and no alias leads to one
     │   ├── UnknownMedia        no such medium in this pet or cluster
     │   ├── UnknownRevision     no correction made this revision, it is undone already, or it is not kept any more
     │   └── StaleRevision       media were moved since the revision that the caller looked at
+    ├── StalePreview            the pet moved since the preview, or the preview is gone; preview again
     ├── RevisionConflict        somebody else committed first; load again and decide again
     │   └── PetClaimed          somebody who lost that race before has the right of way; wait a moment
     ├── StoreUnavailable        Redis did not answer or did not take it; trying again is safe
@@ -66,6 +68,14 @@ class ModelMismatch(InvalidInput):
         self.pet, self.expected, self.got = pet, expected, got
 
 
+class UnknownPet(InvalidInput):
+    """Raised when a pet has no media."""
+
+    def __init__(self, *, pet: int) -> None:
+        super().__init__("pet_id", f"pet {pet} has no media", "send the id of a pet that has some")
+        self.pet = pet
+
+
 class UnknownCluster(InvalidInput):
     """Raised when a cluster id is not one of the pet's, nor an alias of one."""
 
@@ -118,6 +128,21 @@ class StaleRevision(InvalidInput):
             "load the clusters again, and say it again if it is still right",
         )
         self.pet, self.expected, self.moved_at = pet, expected, moved_at
+
+
+class StalePreview(ClusterError):
+    """Raised when a preview cannot be applied any more; nothing was written.
+
+    Attributes:
+        problem: why not.
+    """
+
+    def __init__(self, *, pet: int, token: str, problem: str) -> None:
+        super().__init__(f"preview {token!r} of pet {pet} cannot be applied: {problem}; preview again, and look again")
+        self.pet, self.token, self.problem = pet, token, problem
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_stale_preview, (self.pet, self.token, self.problem))
 
 
 class RevisionConflict(ClusterError):
@@ -200,6 +225,10 @@ class UnreadablePet(ClusterError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_unreadable, (self.pet, self.problem))
+
+
+def _stale_preview(pet: int, token: str, problem: str) -> StalePreview:
+    return StalePreview(pet=pet, token=token, problem=problem)
 
 
 def _conflict(pet: int, expected: int, current: int) -> RevisionConflict:

@@ -72,6 +72,10 @@ class JobQueue(Protocol):
 
     def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...
 
+    def preview(self, pet_id: int, *, requested_by: str = ...) -> JobRef:
+        """Have computed what a recluster would do; the result of the job has its ``token``."""
+        ...
+
     def merge(
         self,
         pet_id: int,

@@ -31,9 +31,10 @@ never move.
     {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels and standings that it overwrote (past.py); 256
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
                                     256 media on. It may be missing or behind: then a recluster takes longer
+    {pet:<id>}:preview      string  a recluster that waits to be applied (previews.py); ends after 15 minutes
     sploot:pets             set     ids of pets that hold something, decimal
 
-None of them has a time limit: they are the truth about a pet and end with it.
+None of the others has a time limit: they are the truth about a pet and end with it.
 
 A medium takes 4 * dim + 9 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
 100 in ``rows``: 2.2 kB at 512 dimensions, where ``vectors`` reach the 512 MB of one value at 262,144 media.
@@ -70,6 +71,7 @@ class PetKeys:
     history: str
     arrived: str
     overwritten: str
+    preview: str
     tree: str
 
     @classmethod
@@ -88,5 +90,6 @@ class PetKeys:
             history=f"{tag}:history",
             arrived=f"{tag}:arrived",
             overwritten=f"{tag}:overwritten",
+            preview=f"{tag}:preview",
             tree=f"{tag}:tree",
         )

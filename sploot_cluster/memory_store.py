@@ -15,6 +15,7 @@ import numpy as np
 from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict
 from sploot_cluster.models import Change, HistoryEntry, KeptTree, PetId, PetState, PetView
 from sploot_cluster.past import KEPT, Overwritten, Past, load, overwritten_by
+from sploot_cluster.previews import Preview
 from sploot_cluster.rows import check, empty_state, follow
 from sploot_cluster.store import CLAIM_MS
 from sploot_cluster.views import view_of
@@ -32,6 +33,7 @@ class _Pet:
     claimant: str | None = None
     claimed_until_s: float = 0.0
     tree: KeptTree | None = None
+    preview: Preview | None = None
 
 
 class MemoryPetStore:
@@ -104,6 +106,20 @@ class MemoryPetStore:
         with self._lock:
             held = self._pets.get(pet)
             return held.tree if held else None
+
+    def keep_preview(self, preview: Preview) -> bool:
+        with self._lock:
+            held = self._pets.get(preview.pet)
+            if held is None or held.state.version != preview.state_version:
+                return False
+            held.preview = preview
+            return True
+
+    def kept_preview(self, pet: PetId) -> Preview | None:
+        with self._lock:
+            held = self._pets.get(pet)
+            is_there = held is not None and held.preview is not None and self._clock() < held.preview.expires_at
+            return held.preview if held and is_there else None
 
     def view(self, pet: PetId) -> PetView:
         return view_of(self.load(pet))

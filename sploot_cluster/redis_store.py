@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, TypeVar, cast
 from uuid import uuid4
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
-from sploot_cluster import ledger
+from sploot_cluster import ledger, previews
 from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict, StoreUnavailable, UnreadablePet
 from sploot_cluster.keys import FORMAT, PETS, PetKeys
 from sploot_cluster.models import (
@@ -38,6 +38,7 @@ from sploot_cluster.models import (
 )
 from sploot_cluster.past import KEPT, Past, overwritten_by
 from sploot_cluster.past import load as load_overwritten
+from sploot_cluster.previews import Preview
 from sploot_cluster.rows import PetRows, check, empty_state, follow
 from sploot_cluster.store import CLAIM_MS
 from sploot_cluster.vectors import LabelVector, StandingVector
@@ -65,6 +66,7 @@ class RedisPetStore:
         self._load = client.register_script(scripts.joinpath("load.lua").read_text(encoding="utf-8"))
         self._commit = client.register_script(scripts.joinpath("commit.lua").read_text(encoding="utf-8"))
         self._keep = client.register_script(scripts.joinpath("keep.lua").read_text(encoding="utf-8"))
+        self._keep_preview = client.register_script(scripts.joinpath("keep_preview.lua").read_text(encoding="utf-8"))
         self._release = client.register_script(scripts.joinpath("release.lua").read_text(encoding="utf-8"))
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
@@ -126,6 +128,20 @@ class RedisPetStore:
         with _translated(f"read the tree of pet {pet}"):
             born, n, body = cast("list[bytes | None]", self._client.hmget(PetKeys.of(pet).tree, ["born", "n", "body"]))
         return None if born is None or n is None or body is None else KeptTree(born.decode(), int(n), body)
+
+    def keep_preview(self, preview: Preview) -> bool:
+        keys = PetKeys.of(preview.pet)
+        _, commit = _names(preview.state_version)
+        for_ms = previews.KEPT_FOR // timedelta(milliseconds=1)
+        with _translated(f"keep a preview of pet {preview.pet}"):
+            return bool(
+                self._keep_preview(keys=[keys.meta, keys.preview], args=[commit, previews.dump(preview), for_ms])
+            )
+
+    def kept_preview(self, pet: PetId) -> Preview | None:
+        with _translated(f"read the preview of pet {pet}"):
+            stored = cast("bytes | None", self._client.get(PetKeys.of(pet).preview))
+        return None if stored is None else previews.load(stored, pet=pet)
 
     def view(self, pet: PetId) -> PetView:
         return view_of(self._read(pet, empty_state(pet), with_vectors=False))

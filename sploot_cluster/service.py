@@ -31,7 +31,9 @@ from sploot_cluster.errors import (
     ModelMismatch,
     PetClaimed,
     RevisionConflict,
+    StalePreview,
     StaleRevision,
+    UnknownPet,
 )
 from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.models import (
@@ -56,6 +58,7 @@ from sploot_cluster.models import (
     Undo,
 )
 from sploot_cluster.pet_cache import PetCache, PetMemory
+from sploot_cluster.previews import Preview, Previewed
 from sploot_cluster.rows import PetRows
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import CLAIM_MS, PetStore
@@ -65,6 +68,7 @@ from sploot_cluster.why import Why, explain
 if TYPE_CHECKING:
     from sploot_cluster.density import Density
     from sploot_cluster.pet_density import PetDensity
+
 
 logger = logging.getLogger(__name__)
 
@@ -279,20 +283,81 @@ class ClusterService:
         Density is computed once, over the media that are there when it starts; what follows from it is decided on the
         newest state, so that media and corrections may come in the meantime. A pet without media stays as it is.
         """
-        from sploot_cluster.recluster import plan_recluster
-
         seen, density = self._density(pet)
         if not seen.n_media:
             return _nothing_to_recluster(seen)
-
-        def regroup(state: PetState) -> tuple[Change, Reclustered]:
-            if state.media[: seen.n_media] != tuple(seen.media):
-                # deleted and begun anew, or a failover lost media: the density is of others
-                raise RevisionConflict(pet=pet, expected=seen.revision, current=state.revision)
-            return plan_recluster(state, density, settings=self._settings, by=by)
-
         with self._cache.open(pet) as memory:
-            return self._settle(memory, regroup)
+            return self._settle(memory, lambda state: self._regroup(state, seen, density, by))
+
+    def preview(self, pet: PetId) -> Previewed:
+        """Compute what a recluster would do, and keep it to be applied; nothing changes.
+
+        Raises:
+            UnknownPet: it has no media.
+        """
+        seen, density = self._density(pet)
+        if not seen.n_media:
+            raise UnknownPet(pet=pet)
+        for _ in range(self._settings.commit_attempts):
+            with self._cache.open(pet) as memory:
+                state = memory.state = self._store.load(pet, known=memory.state)
+            change, result = self._regroup(state, seen, density, "machine")
+            preview = Preview.of(state, change, result, at=self._clock())
+            if self._store.keep_preview(preview):
+                return Previewed(preview, preview.diff(state))
+        raise RevisionConflict(pet=pet, expected=state.revision, current=self._store.revision(pet))
+
+    def previewed(self, pet: PetId, token: str | None = None) -> Previewed:
+        """The preview that waits for this pet, and what it would do.
+
+        Args:
+            token: of the preview that is meant; None takes the one that waits.
+
+        Raises:
+            StalePreview: it is gone, or the pet has moved since.
+        """
+        preview = self._waiting(pet, token)
+        state = self._store.past(pet).state
+        if state.version != preview.state_version:
+            raise _moved_since(preview, state.revision)
+        return Previewed(preview, preview.diff(state))
+
+    def apply(self, pet: PetId, token: str, *, by: str) -> Reclustered:
+        """Make of the pet exactly what the preview showed. Applying it twice is applying it once.
+
+        Raises:
+            StalePreview: it is gone, or the pet has moved since; nothing was written.
+        """
+        done = next((entry for entry in self._store.history(pet) if entry.summary.get("applied") == token), None)
+        preview = self._waiting(pet, token)
+        if done:
+            return preview.result
+        change = replace(preview.change, by=by, summary={**preview.change.summary, "applied": token})
+        with self._cache.open(pet) as memory:
+            state = memory.state = self._store.load(pet, known=memory.state)
+            if state.version != preview.state_version:
+                raise _moved_since(preview, state.revision)
+            try:
+                memory.state = self._store.commit(state, change)
+            except RevisionConflict as moved:
+                raise _moved_since(preview, moved.current) from moved
+        return preview.result
+
+    def _waiting(self, pet: PetId, token: str | None) -> Preview:
+        preview = self._store.kept_preview(pet)
+        if preview is None or token not in (None, preview.token):
+            problem = "it is too old, or another one was made since"
+            raise StalePreview(pet=pet, token=token or "", problem=problem)
+        return preview
+
+    def _regroup(self, state: PetState, seen: PetState, density: Density, by: str) -> tuple[Change, Reclustered]:
+        """What a recluster makes of ``state``; ``density`` is of its first media, those of ``seen``."""
+        from sploot_cluster.recluster import plan_recluster
+
+        if state.media[: seen.n_media] != tuple(seen.media):
+            # deleted and begun anew, or a failover lost media: the density is of others
+            raise RevisionConflict(pet=state.pet, expected=seen.revision, current=state.revision)
+        return plan_recluster(state, density, settings=self._settings, by=by)
 
     def restore(
         self, pet: PetId, revision: int, *, operation_id: str, by: str, expected_revision: int | None = None
@@ -514,6 +579,11 @@ class ClusterService:
                 # random, so that those who lost do not meet again
                 time.sleep(self._random.uniform(0.5, 1.0) * min(0.001 * 1.5**attempt, 0.02))
         raise AssertionError("count() does not end")
+
+
+def _moved_since(preview: Preview, now: int) -> StalePreview:
+    problem = f"the pet moved from revision {preview.revision} to {now}"
+    return StalePreview(pet=preview.pet, token=preview.token, problem=problem)
 
 
 def _check_operation(operation_id: str) -> None:

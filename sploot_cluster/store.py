@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from sploot_cluster.models import Change, HistoryEntry, KeptTree, PetId, PetState, PetView
 from sploot_cluster.past import Past
+from sploot_cluster.previews import Preview
 
 # Long enough to plan a recluster of 50,000 media; short enough that a claimant who died is hardly noticed.
 CLAIM_MS: Final = 2_000
@@ -57,6 +58,18 @@ class PetStore(Protocol):
 
     def kept_tree(self, pet: PetId) -> KeptTree | None:
         """The spanning tree that was kept last, if any; whether it fits is for ``kept_tree.load`` to say."""
+        ...
+
+    def keep_preview(self, preview: Preview) -> bool:
+        """Keep a preview beside its pet for ``previews.KEPT_FOR``, in place of an older one.
+
+        Returns:
+            False if the pet has moved on; nothing is kept then.
+        """
+        ...
+
+    def kept_preview(self, pet: PetId) -> Preview | None:
+        """The preview that was kept last, if it is still there."""
         ...
 
     def view(self, pet: PetId) -> PetView:

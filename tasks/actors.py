@@ -6,7 +6,7 @@ Broker and service are handed in, so a test declares the same actors on another 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import dramatiq
@@ -21,6 +21,7 @@ from tasks.contracts import (
     EmbeddingIngested,
     ExcludeMedia,
     MergeClusters,
+    PreviewRecluster,
     ReclusterPet,
     RestoreRevision,
     SplitCluster,
@@ -32,7 +33,21 @@ from tasks.retry_policy import POLICIES
 
 C = TypeVar("C", bound=Contract)
 
-Answer = Assigned | Corrected | Restored | Reclustered
+
+@dataclass(frozen=True, slots=True)
+class PreviewKept:
+    """What a preview answers: enough to apply it. What it would do to every medium waits beside the pet."""
+
+    token: str
+    revision: int
+    expires_at: str
+    n_moved: int
+    n_new_noise: int
+    n_from_noise: int
+    kept: str
+
+
+Answer = Assigned | Corrected | Restored | Reclustered | PreviewKept
 
 
 def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
@@ -121,6 +136,21 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
         current_job().backend = reclustered.backend
         current_job().noise_count = reclustered.n_noise
         return reclustered
+
+    @_actor_for(PreviewRecluster, broker)
+    def preview_recluster(task: PreviewRecluster) -> PreviewKept:
+        previewed = service.preview(PetId(task.pet_id))
+        preview, diff = previewed.preview, previewed.diff
+        current_job().backend = preview.result.backend
+        return PreviewKept(
+            preview.token,
+            preview.revision,
+            preview.expires_at.isoformat(),
+            n_moved=diff.n_moved,
+            n_new_noise=diff.n_new_noise,
+            n_from_noise=diff.n_from_noise,
+            kept=preview.result.kept,
+        )
 
 
 def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable[[C], Answer]], None]:

@@ -32,6 +32,7 @@ from tasks.contracts import (
     EmbeddingIngested,
     ExcludeMedia,
     MergeClusters,
+    PreviewRecluster,
     ReclusterPet,
     RestoreRevision,
     SplitCluster,
@@ -92,6 +93,11 @@ class ClusterTasks:
     def recluster(self, pet_id: int, *, requested_by: str = UNKNOWN_REQUESTER, reason: str = "") -> JobRef:
         """Have the pet's clusters found anew. At most one such job waits per pet: the waiting one is returned."""
         task = ReclusterPet(pet_id, requested_by, reason)
+        return self._enqueue(task, unique_key=task.unique_key)
+
+    def preview(self, pet_id: int, *, requested_by: str = UNKNOWN_REQUESTER) -> JobRef:
+        """Have computed what a recluster would do. The job's result has the token that applies it."""
+        task = PreviewRecluster(pet_id, requested_by)
         return self._enqueue(task, unique_key=task.unique_key)
 
     def merge(

@@ -39,6 +39,7 @@ DISMISS_MEDIA: Final = "dismiss_media"
 UNDO_FEEDBACK: Final = "undo_feedback"
 RESTORE_REVISION: Final = "restore_revision"
 RECLUSTER_PET: Final = "recluster_pet"
+PREVIEW_RECLUSTER: Final = "preview_recluster"
 EXPORT_PENDING_JOBS: Final = "export_pending_jobs"
 EXPORT_STREAM_LAG: Final = "export_stream_lag"
 
@@ -289,6 +290,28 @@ class ReclusterPet(_Task):
     @property
     def unique_key(self) -> str:
         return f"recluster:{self.pet_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRecluster(_Task):
+    """Compute what a recluster would do, and keep it to be applied. At most one waits per pet.
+
+    Attributes:
+        requested_by: who, for the logs.
+    """
+
+    actor_name: ClassVar[str] = PREVIEW_RECLUSTER
+    queue_name: ClassVar[str] = CLUSTER_RECLUSTER
+
+    pet_id: int
+    requested_by: str = UNKNOWN_REQUESTER
+
+    def __post_init__(self) -> None:
+        _put(self, pet_id=_pet_id(self.pet_id), requested_by=_text("requested_by", self.requested_by))
+
+    @property
+    def unique_key(self) -> str:
+        return f"preview:{self.pet_id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ undo_feedback
 restore_revision
 recluster_pet                  5  5 s to 5 min         30 min  the next arrivals ask for another one; 50,000 media take
                                                                minutes on one core, which no limit must cut off
+preview_recluster              2  1 s to 10 s          30 min  somebody waits for it, and asks again
 export_pending_jobs            0  –                      10 s  the next sample is due in 10 s and makes up for this one
 export_stream_lag
 ===================  ===========  ===============  ==========  ========================================================
@@ -23,7 +24,7 @@ export_stream_lag
 Never retried: ``InvalidInput`` and all below it, because the caller must change something; ``PetTooLarge``, because
 waiting makes no pet smaller. Everything else is: ``RevisionConflict`` and ``StoreUnavailable`` pass by themselves,
 ``UnreadablePet`` may be of a newer release whose workers are just being rolled out, and what nobody foresaw deserves
-another try before a person looks at it.
+another try before a person looks at it. ``StalePreview`` is raised to whoever applies a preview, and in no job.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tasks.contracts import (
     EXPORT_PENDING_JOBS,
     EXPORT_STREAM_LAG,
     MERGE_CLUSTERS,
+    PREVIEW_RECLUSTER,
     RECLUSTER_PET,
     RESTORE_REVISION,
     SPLIT_CLUSTER,
@@ -89,6 +91,7 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     UNDO_FEEDBACK: _CORRECTION,
     RESTORE_REVISION: _CORRECTION,
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
+    PREVIEW_RECLUSTER: RetryPolicy(2, SECOND_MS, 10 * SECOND_MS, time_limit_ms=30 * MINUTE_MS),
     EXPORT_PENDING_JOBS: _SAMPLE,
     EXPORT_STREAM_LAG: _SAMPLE,
 }

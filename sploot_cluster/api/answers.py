@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 from sploot_cluster.api.problems import FieldProblem
 from sploot_cluster.diff import Diff, Snapshot
 from sploot_cluster.jobs import JobRef, JobState, JobStatus
-from sploot_cluster.models import NOISE, ChangeKind, ClusterView, HistoryEntry, PetId, PetView, Standing
+from sploot_cluster.models import NOISE, ChangeKind, ClusterView, HistoryEntry, PetId, PetView, Reclustered, Standing
+from sploot_cluster.previews import Previewed
 from sploot_cluster.why import Why
 
 # Of what differs between two revisions; a page that shows more helps nobody.
@@ -191,6 +192,59 @@ class MediumWhy(BaseModel):
                 DemandOf(revision=one.revision, kind=one.kind, by=one.by, at=one.at, demand=one.demand)
                 for one in why.demands
             ],
+        )
+
+
+class ReclusterResult(BaseModel):
+    """What a recluster did, or would do."""
+
+    revision: int = Field(description="The one that it made, or would make.")
+    n_media: int
+    n_clusters: int
+    n_noise: int
+    n_dismissed: int
+    n_absorbed: int
+    n_moved: int
+    n_kept_ids: int
+    n_new_ids: int
+    n_retired_ids: int
+    constraints_kept: int
+    constraints: int
+    kept: str = Field(description="constraints kept n of n")
+    overridden: Sequence[str] = Field(description="Older corrections that newer ones contradict.")
+
+    @classmethod
+    def of(cls, result: Reclustered) -> Self:
+        return cls(**{name: getattr(result, name) for name in cls.model_fields})
+
+
+class Applied(BaseModel):
+    """A preview was applied: the pet is exactly what it showed."""
+
+    pet_id: int
+    result: ReclusterResult
+
+
+class ReclusterPreview(BaseModel):
+    """What a recluster would do. Send `token` as `apply` to have exactly that."""
+
+    pet_id: int
+    token: str
+    revision: int = Field(description="The pet's; the preview can be applied while it is the newest.")
+    expires_at: datetime
+    result: ReclusterResult
+    diff: PetDiff
+
+    @classmethod
+    def of(cls, previewed: Previewed) -> Self:
+        preview = previewed.preview
+        return cls(
+            pet_id=preview.pet,
+            token=preview.token,
+            revision=preview.revision,
+            expires_at=preview.expires_at,
+            result=ReclusterResult.of(preview.result),
+            diff=PetDiff.of(previewed.diff),
         )
 
 

@@ -19,7 +19,7 @@ from sploot_cluster.api.health import ReadinessReport, health_router
 from sploot_cluster.api.idempotency import IdempotencyStore, MemoryIdempotencyStore
 from sploot_cluster.api.jobs import PREFIX, jobs_router
 from sploot_cluster.api.loopback import LoopbackGuard
-from sploot_cluster.api.pets import PetReader, pets_router
+from sploot_cluster.api.pets import PetService, pets_router
 from sploot_cluster.api.queues import queues_router
 from sploot_cluster.api.tokens import Tokens
 from sploot_cluster.jobs import JobQueue
@@ -28,6 +28,9 @@ from sploot_cluster.queues import QueueOperations
 MAX_BODY_BYTES: Final = 1024 * 1024
 
 MAX_BATCH: Final = 1_000
+
+# A recluster of 10,000 media takes about a second; whoever waits for longer asks again.
+PREVIEW_WAIT_S: Final = 20.0
 
 # 1,000 embeddings of 512 values take 2.8 MB as base64 and 11 MB as JSON numbers.
 MAX_EMBEDDINGS_BYTES: Final = 16 * 1024 * 1024
@@ -67,7 +70,7 @@ class _Api(FastAPI):
 
 def create_app(
     *,
-    service: PetReader,
+    service: PetService,
     jobs: JobQueue,
     operations: QueueOperations | None = None,
     tokens: Tokens | None = None,
@@ -78,13 +81,14 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     max_embeddings_bytes: int = MAX_EMBEDDINGS_BYTES,
     max_batch: int = MAX_BATCH,
+    preview_wait_s: float = PREVIEW_WAIT_S,
 ) -> FastAPI:
     """The HTTP API as an ASGI application, to serve or to mount in another one.
 
     Everything handed in may block; it is called in a thread pool.
 
     Args:
-        service: where pets are read, e.g. ``ClusterService``.
+        service: where pets are looked at and previews applied, e.g. ``ClusterService``.
         jobs: where work goes, e.g. ``tasks.client.ClusterTasks``.
         operations: what operators do with queues, e.g. ``tasks.queue_ops.Operations``; without it there are no such
             addresses.
@@ -96,6 +100,7 @@ def create_app(
         on_close: closes what was handed in, when the server stops; where the application is mounted in another one, the
             other one has to call it, because ASGI tells only the outermost.
         max_body_bytes: of a body; ``max_embeddings_bytes`` of one with embeddings, ``max_batch`` entries long at most.
+        preview_wait_s: how long a request waits for a worker to compute its preview.
     """
     tokens = tokens or Tokens()
     app = _Api(
@@ -119,7 +124,7 @@ def create_app(
     door = Door(tokens, held, max_body_bytes)
     wide_door = Door(tokens, held, max_embeddings_bytes)
     internal = APIRouter(prefix=PREFIX)
-    internal.include_router(clusters_router(door, jobs, service))
+    internal.include_router(clusters_router(door, jobs, service, preview_wait_s=preview_wait_s))
     internal.include_router(embeddings_router(wide_door, jobs, max_batch=max_batch))
     internal.include_router(pets_router(door, service))
     internal.include_router(jobs_router(door, jobs))

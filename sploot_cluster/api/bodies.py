@@ -64,8 +64,14 @@ class Recluster(_Body):
 
     pet_id: PetNumber
     reason: Annotated[str, Field(max_length=MAX_TEXT, description="Why, for the job's status and the logs.")] = ""
+    preview: Annotated[bool, Field(description="Only show what it would do.")] = False
+    apply: Annotated[
+        str | None, Field(min_length=1, max_length=MAX_TEXT, description="The token of a preview: do exactly that.")
+    ] = None
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"pet_id": 42}, {"pet_id": 42, "preview": True}, {"pet_id": 42, "apply": "…"}]}
+    )
 
 
 class Merge(_Body):

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import time
+from typing import Final, Protocol
+
 from fastapi import APIRouter, Request, Response
 
-from sploot_cluster.api.answers import JobAccepted
+from sploot_cluster.api.answers import Applied, JobAccepted, ReclusterPreview, ReclusterResult
 from sploot_cluster.api.bodies import Dismiss, Exclude, Merge, Recluster, Restore, Split, Undo
 from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, WRITES, CallerOf, Door
 from sploot_cluster.api.jobs import accepted, location_header
 from sploot_cluster.api.preconditions import IfMatch, Revisions, seen_revision
-from sploot_cluster.api.problems import STALE_PAGE, documented
+from sploot_cluster.api.problems import (
+    PREVIEW_FAILED,
+    STALE_PAGE,
+    STALE_PREVIEW,
+    FieldProblem,
+    InvalidFields,
+    Refusal,
+    documented,
+)
+from sploot_cluster.api.tokens import Caller
+from sploot_cluster.errors import StalePreview
 from sploot_cluster.jobs import JobQueue
-from sploot_cluster.models import PetId
+from sploot_cluster.models import PetId, Reclustered
+from sploot_cluster.previews import Previewed
+
+PREVIEW_POLL_S: Final = 0.05
 
 
-def clusters_router(door: Door, jobs: JobQueue, revisions: Revisions) -> APIRouter:
-    """The routes under ``/clusters``."""
+class Previews(Revisions, Protocol):
+    """Where previews wait and are applied."""
+
+    def previewed(self, pet: PetId, token: str | None = ...) -> Previewed: ...
+
+    def apply(self, pet: PetId, token: str, *, by: str) -> Reclustered: ...
+
+
+def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wait_s: float) -> APIRouter:
+    """The routes under ``/clusters``; ``preview_wait_s`` is how long a preview is waited for."""
     router = APIRouter(
         prefix="/clusters",
         tags=["clusters"],
@@ -24,14 +48,56 @@ def clusters_router(door: Door, jobs: JobQueue, revisions: Revisions) -> APIRout
         responses={**documented(*WRITES), 202: location_header()},
     )
 
-    @router.post("/recluster", operation_id="recluster", status_code=202, summary="Find a pet's clusters anew")
-    def recluster(body: Recluster, caller: CallerOf, request: Request, response: Response) -> JobAccepted:
-        """At most one recluster waits per pet: while one does, its job is answered, with `coalesced`."""
+    @router.post(
+        "/recluster",
+        operation_id="recluster",
+        status_code=202,
+        summary="Find a pet's clusters anew, or see what that would do",
+        responses={
+            200: {"description": "A preview, or one that was applied.", "model": ReclusterPreview | Applied},
+            **documented(STALE_PREVIEW, PREVIEW_FAILED),
+        },
+    )
+    def recluster(
+        body: Recluster, caller: CallerOf, request: Request, response: Response
+    ) -> JobAccepted | ReclusterPreview | Applied:
+        """At most one recluster waits per pet: while one does, its job is answered, with `coalesced`.
+
+        A preview is computed by a worker, and answered when it is done; after some seconds its job is answered
+        instead, and asking again is right. Applying writes at once exactly what the preview showed, or nothing.
+        """
+        if body.preview and body.apply is not None:
+            both = FieldProblem(field="apply", problem="comes with preview", mend="send one of the two")
+            raise InvalidFields([both])
+        try:
+            if body.apply is not None:
+                result = service.apply(PetId(body.pet_id), body.apply, by=caller.name)
+                response.status_code = 200
+                return Applied(pet_id=body.pet_id, result=ReclusterResult.of(result))
+            if body.preview:
+                return _previewed(body.pet_id, caller, request, response)
+        except StalePreview as stale:
+            raise Refusal(STALE_PREVIEW, str(stale)) from None
         job = jobs.recluster(body.pet_id, requested_by=caller.name, reason=body.reason)
         return accepted(job, request, response)
 
+    def _previewed(pet_id: int, caller: Caller, request: Request, response: Response) -> JobAccepted | ReclusterPreview:
+        job = jobs.preview(pet_id, requested_by=caller.name)
+        ends_at = time.monotonic() + preview_wait_s
+        while True:
+            status = jobs.job(job.job_id)
+            if status is not None and status.state == "succeeded":
+                token = str((status.result or {})["token"])
+                response.status_code = 200
+                return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
+            if status is not None and status.state == "dead":
+                raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.because}")
+            if time.monotonic() > ends_at:
+                return accepted(job, request, response)
+            time.sleep(PREVIEW_POLL_S)
+
     def seen(pet_id: int, if_match: str | None) -> int | None:
-        return seen_revision(revisions, PetId(pet_id), if_match)
+        return seen_revision(service, PetId(pet_id), if_match)
 
     corrected = documented(STALE_PAGE)
 

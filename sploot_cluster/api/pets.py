@@ -20,8 +20,9 @@ from sploot_cluster.api.answers import (
     PetHistory,
 )
 from sploot_cluster.api.bodies import MAX_INT64
+from sploot_cluster.api.clusters import Previews
 from sploot_cluster.api.door import BEARER, READS, Door
-from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, Revisions, tagged
+from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, tagged
 from sploot_cluster.api.problems import (
     NOT_FOUND,
     UNREADABLE_PET,
@@ -41,8 +42,8 @@ MAX_HISTORY: Final = 1_000
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 
 
-class PetReader(Revisions, Protocol):
-    """What is read of the service. ``ClusterService`` is one."""
+class PetService(Previews, Protocol):
+    """What is asked of the service. ``ClusterService`` is one."""
 
     def clusters(self, pet: PetId) -> PetView: ...
 
@@ -64,7 +65,7 @@ def _decimal(given: Any) -> int:
 PetInPath = Annotated[int, BeforeValidator(_decimal), Path(description="The pet.", ge=1, le=MAX_INT64, examples=[42])]
 
 
-def pets_router(door: Door, service: PetReader) -> APIRouter:
+def pets_router(door: Door, service: PetService) -> APIRouter:
     """The routes under ``/pets``."""
     router = APIRouter(
         prefix="/pets/{pet_id}",

@@ -92,6 +92,9 @@ STALE_PAGE: Final = Kind(
     "Stale page",
     "The pet changed since the revision of If-Match; `current_revision`, `n_arrivals` and `changes` say how.",
 )
+STALE_PREVIEW: Final = Kind(
+    "stale-preview", 412, "Stale preview", "The pet moved since the preview, or the preview is gone; nothing changed."
+)
 BODY_TOO_LARGE: Final = Kind("body-too-large", 413, "Body too large", "The body is longer than this address takes.")
 NOT_JSON: Final = Kind("not-json", 415, "Not JSON", "The body is not sent as application/json.")
 INVALID_INPUT: Final = Kind(
@@ -102,6 +105,9 @@ KEY_REUSED: Final = Kind(
 )
 INTERNAL: Final = Kind("internal", 500, "Internal error", "A mistake of ours; the log has it under the incident.")
 UNREADABLE_PET: Final = Kind("unreadable-pet", 500, "Unreadable pet", "What is stored of the pet is damaged.")
+PREVIEW_FAILED: Final = Kind(
+    "preview-failed", 500, "Preview failed", "The preview could not be computed; the detail says why."
+)
 NOT_READY: Final = Kind("not-ready", 503, "Not ready", "Something this server needs is away.")
 QUEUE_UNAVAILABLE: Final = Kind(
     "queue-unavailable", 503, "Queue unavailable", "Redis did not take the job; try again, with the same key."

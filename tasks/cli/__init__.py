@@ -27,11 +27,11 @@ except ImportError as missing:
 import redis
 from dramatiq.errors import BrokerConnectionError
 
-from sploot_cluster.errors import ClusterError, InvalidInput, StoreUnavailable
+from sploot_cluster.errors import ClusterError, InvalidInput, StalePreview, StoreUnavailable
 from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
 from tasks.cli import captures, config, doctor, pets, processes, queues
-from tasks.cli.shared import FAILED, UNREACHABLE, USAGE, fail, shown_url
+from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, fail, shown_url
 from tasks.settings import SettingInvalid
 
 app = typer.Typer(
@@ -63,6 +63,8 @@ def main() -> None:
         redis.TimeoutError,
     ) as error:
         fail(UNREACHABLE, f"no answer from Redis at {shown_url()}: {error}")
+    except StalePreview as refused:
+        fail(REFUSED, str(refused))
     except (ClusterError, PlanUnknown) as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:

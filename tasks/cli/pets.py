@@ -16,7 +16,9 @@ from tasks.cli.shared import (
     By,
     Pet,
     Wait,
+    ended,
     err,
+    fail,
     open_service,
     open_tasks,
     out,
@@ -28,11 +30,13 @@ from tasks.contracts import EmbeddingIngested, stream_of
 
 if TYPE_CHECKING:
     from sploot_cluster.diff import Diff
+    from tasks.client import ClusterTasks
 
 app = typer.Typer()
 
 EVENTS_PER_BATCH: Final = 500
 MOVES_SHOWN: Final = 50
+PREVIEW_WAIT_S: Final = 60.0
 
 
 @app.command()
@@ -72,10 +76,64 @@ def ingest(
 
 
 @app.command()
-def recluster(pet: Pet, by: By, wait: Wait = None, as_json: AsJson = False) -> None:
-    """Find the pet's clusters anew; corrections and ids are kept."""
+def recluster(
+    pet: Pet,
+    by: By,
+    preview: Annotated[bool, typer.Option("--preview", help="Only show what it would do, and a token for it.")] = False,
+    apply: Annotated[
+        str | None, typer.Option(help="Do exactly what a preview showed, or nothing.", metavar="TOKEN")
+    ] = None,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the pet's clusters anew; corrections and ids are kept. A preview waits for its worker, by default 60 s."""
+    if preview and apply is not None:
+        raise InvalidInput("--apply", "comes with --preview", "give one of the two")
+    if apply is not None:
+        apply_preview(pet, apply, by, as_json=as_json)
+        return
     with open_tasks() as tasks:
+        if preview:
+            show_preview(tasks, pet, by, PREVIEW_WAIT_S if wait is None else wait, as_json=as_json)
+            return
         report(tasks, tasks.recluster(pet, requested_by=by), wait, as_json=as_json)
+
+
+def show_preview(tasks: ClusterTasks, pet: int, by: str, wait_s: float, *, as_json: bool) -> None:
+    from sploot_cluster.models import PetId
+
+    status = ended(tasks, tasks.preview(pet, requested_by=by), wait_s)
+    if status.state != "succeeded":
+        fail(FAILED, f"no preview: job {status.job_id} is {status.state}: {status.because}")
+    with open_service() as service:
+        previewed = service.previewed(PetId(pet), str((status.result or {})["token"]))
+    preview = previewed.preview
+    if as_json:
+        facts = {"token": preview.token, "revision": preview.revision, "expires_at": preview.expires_at}
+        print_json(facts | {"result": asdict(preview.result), "diff": asdict(previewed.diff)})
+        return
+    result = preview.result
+    out.print(
+        f"a recluster of pet {pet} at revision {preview.revision} would make {result.n_clusters} clusters and "
+        f"{result.n_noise} noise; {result.kept}"
+    )
+    print_diff(previewed.diff, as_json=False)
+    out.print(
+        f"until {preview.expires_at:%H:%M:%S} UTC, while nothing else changes: "
+        f"sploot-cluster recluster {pet} --apply {preview.token}",
+        soft_wrap=True,
+    )
+
+
+def apply_preview(pet: int, token: str, by: str, *, as_json: bool) -> None:
+    from sploot_cluster.models import PetId
+
+    with open_service() as service:
+        result = service.apply(PetId(pet), token, by=by)
+    if as_json:
+        print_json(asdict(result))
+        return
+    out.print(f"pet {pet} is as previewed, at revision {result.revision}: {result.n_moved} media moved, {result.kept}")
 
 
 @app.command()
@@ -270,8 +328,8 @@ def print_diff(diff: Diff, *, as_json: bool) -> None:
         f"{diff.n_from_noise} no noise any more, {diff.n_arrived} came since"
     )
     out.print(f"{len(diff.kept_ids)} ids kept, {len(diff.new_ids)} new, {len(diff.ended_ids)} ended")
-    for ended, into in diff.merged.items():
-        out.print(f"  cluster {ended} went into {into}")
+    for old, into in diff.merged.items():
+        out.print(f"  cluster {old} went into {into}")
     for new, source in diff.split.items():
         out.print(f"  cluster {new} came out of {source}")
     table = table_of("media", "from", "to")

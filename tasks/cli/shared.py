@@ -83,7 +83,7 @@ def open_service() -> Iterator[ClusterService]:
 
 def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: bool) -> None:
     """Print the job, or how it ended; a job that did not succeed in time fails the command."""
-    status = _ended(tasks, job, wait_s) if wait_s is not None else None
+    status = ended(tasks, job, wait_s) if wait_s is not None else None
     if as_json:
         print_json(asdict(job) | ({} if status is None else asdict(status)))
     elif status is None:
@@ -97,7 +97,8 @@ def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: b
         raise typer.Exit(FAILED)
 
 
-def _ended(tasks: ClusterTasks, job: JobRef, wait_s: float) -> JobStatus:
+def ended(tasks: ClusterTasks, job: JobRef, wait_s: float) -> JobStatus:
+    """How a job ended, or how it stands when it has not ended in time."""
     deadline = time.monotonic() + wait_s
     while True:
         status = tasks.job(job.job_id)

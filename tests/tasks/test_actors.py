@@ -28,6 +28,7 @@ from tasks.contracts import (
     EMBEDDING_INGESTED,
     EXCLUDE_MEDIA,
     MERGE_CLUSTERS,
+    PREVIEW_RECLUSTER,
     RECLUSTER_PET,
     RESTORE_REVISION,
     SPLIT_CLUSTER,
@@ -47,6 +48,7 @@ QUEUE_OF = {
     UNDO_FEEDBACK: CLUSTER_FEEDBACK,
     RESTORE_REVISION: CLUSTER_FEEDBACK,
     RECLUSTER_PET: CLUSTER_RECLUSTER,
+    PREVIEW_RECLUSTER: CLUSTER_RECLUSTER,
 }
 
 
@@ -258,6 +260,15 @@ def test_a_recluster_finds_the_clusters_and_notes_who_asked(broker: StubBroker, 
 
     assert sorted(cluster.size for cluster in service.clusters(PET).clusters) == [12, 12]
     assert [(entry.kind, entry.by) for entry in service.history(PET, limit=1)] == [("recluster", "anna")]
+
+
+def test_a_preview_waits_to_be_applied(broker: StubBroker, service: ClusterService) -> None:
+    take(service, 0, range(12))
+
+    run(broker, PREVIEW_RECLUSTER, pet_id=PET, requested_by="anna")
+
+    previewed = service.previewed(PET)
+    assert (previewed.diff.n_from_noise, service.clusters(PET).n_noise) == (12, 12)
 
 
 def test_a_broker_that_does_not_tell_the_message_is_refused(service: ClusterService) -> None:

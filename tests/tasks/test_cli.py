@@ -160,6 +160,10 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
         cli("dismiss", "42", "--media", "s1-2", "--wait", "20", redis_url=redis_url)
         again = cli("recluster", "42", "--wait", "20", redis_url=redis_url)
         restored = cli("restore", "42", "13", "--wait", "20", redis_url=redis_url)
+        preview = json.loads(cli("recluster", "42", "--preview", "--json", redis_url=redis_url).stdout)
+        shown = cli("recluster", "42", "--preview", redis_url=redis_url)
+        applied = cli("recluster", "42", "--apply", preview["token"], "--by", "ada", redis_url=redis_url)
+        stale = cli("recluster", "42", "--apply", "1-abc", redis_url=redis_url)
         refused = cli("merge", "42", "1", "99", "--wait", "20", redis_url=redis_url)
 
     assert merged.returncode == 0, merged.stderr
@@ -170,6 +174,9 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
     assert "kept: constraints kept 5 of 5" in again.stdout
     assert "n_dismissed: 1" in again.stdout
     assert "restored: 13" in restored.stdout
+    assert f"sploot-cluster recluster 42 --apply {preview['token']}" in shown.stdout
+    assert "pet 42 is as previewed, at revision" in applied.stdout
+    assert (stale.returncode, "cannot be applied" in stale.stderr) == (4, True)
     why = cli("why", "42", "s1-2", redis_url=redis_url)
     assert "s1-2 is in no cluster, dismissed" in why.stdout
     assert json.loads(cli("why", "42", "s1-3", "--json", redis_url=redis_url).stdout)["standing"] == "core"
@@ -179,6 +186,7 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
     assert refused.returncode == 1
     assert "pet 42 has no cluster 99" in refused.stdout
     assert [entry.by for entry in service.history(PET)][-2] == "ada"
+    assert service.history(PET)[0].by == "ada"
 
 
 def test_a_job_that_nobody_runs_is_only_enqueued(redis_url: str, redis_client: redis.Redis) -> None:

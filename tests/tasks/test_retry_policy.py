@@ -67,7 +67,7 @@ def test_every_actor_that_messages_are_for_has_a_policy() -> None:
         if isinstance(getattr(contract, "actor_name", 0), str)
     }
 
-    assert len(actors) == 8
+    assert len(actors) == 9
     assert actors | {contracts.EXPORT_PENDING_JOBS, contracts.EXPORT_STREAM_LAG} == POLICIES.keys()
 
 

@@ -17,6 +17,7 @@ from tasks.contracts import (
     EmbeddingIngested,
     ExcludeMedia,
     MergeClusters,
+    PreviewRecluster,
     ReclusterPet,
     RestoreRevision,
     SplitCluster,
@@ -37,6 +38,10 @@ class NotingQueue:
     def recluster(self, pet_id: int, *, requested_by: str = "?", reason: str = "") -> JobRef:
         ReclusterPet(pet_id, requested_by, reason)
         return self._note("recluster", pet_id=pet_id, by=requested_by, reason=reason)
+
+    def preview(self, pet_id: int, *, requested_by: str = "?") -> JobRef:
+        PreviewRecluster(pet_id, requested_by)
+        return self._note("preview", pet_id=pet_id, by=requested_by)
 
     def merge(
         self,

@@ -516,3 +516,74 @@ def test_a_cluster_is_found_by_every_id_it_had(front: Front, two_subjects: str) 
     found = answer.json()
     assert (found["asked_id"], found["cluster"]["cluster_id"], found["cluster"]["merged_from"]) == (2, 1, [2])
     assert unknown.status_code == 404
+
+
+# -- preview and apply -----------------------------------------------------------------------------------------------
+
+
+def computed(front: Front) -> None:
+    """What a worker does about the preview that is asked for next."""
+    token = front.service.preview(PET).preview.token
+    front.queue.jobs["job 1"] = JobStatus("job 1", "succeeded", "q", "a", "done", 1, result={"token": token})
+
+
+def test_a_preview_is_answered_with_its_diff_and_a_token(front: Front, two_subjects: str) -> None:
+    take(front.service, 2, range(8))
+    computed(front)
+
+    answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True})
+
+    assert answer.status_code == 200
+    preview = answer.json()
+    assert (preview["pet_id"], preview["revision"], preview["result"]["n_clusters"]) == (42, 21, 3)
+    assert (preview["diff"]["n_from_noise"], preview["diff"]["to_revision"]) == (8, None)
+    assert front.queue.asked == [("preview", {"pet_id": 42, "by": "loopback"})]
+    assert front.store.view(PET).revision == 21
+
+
+def test_applying_a_preview_answers_what_it_did(front: Front, two_subjects: str) -> None:
+    take(front.service, 2, range(8))
+    computed(front)
+    preview = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True}).json()
+
+    answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "apply": preview["token"]})
+
+    assert (answer.status_code, answer.json()["result"]) == (200, preview["result"])
+    assert front.store.view(PET).revision == 22
+    assert front.service.history(PET)[0].by == "loopback"
+
+
+def test_a_preview_of_a_pet_that_changed_is_refused(front: Front, two_subjects: str) -> None:
+    computed(front)
+    preview = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True}).json()
+    take(front.service, 0, range(20, 21))
+
+    answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "apply": preview["token"]})
+
+    assert (answer.status_code, answer.json()["type"]) == (412, "urn:sploot:problem:stale-preview")
+    assert front.store.view(PET).revision == 14
+
+
+def test_a_preview_that_takes_long_is_answered_with_its_job() -> None:
+    front = Front(preview_wait_s=0.0)
+
+    answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True})
+
+    assert (answer.status_code, answer.headers["Location"]) == (202, f"{API}/jobs/job%201")
+
+
+def test_a_preview_that_failed_says_why(front: Front) -> None:
+    front.queue.jobs["job 1"] = JobStatus("job 1", "dead", "q", "a", "pet 42 has no media", 1)
+
+    answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True})
+
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:sploot:problem:preview-failed")
+    assert "pet 42 has no media" in answer.json()["detail"]
+
+
+def test_a_preview_cannot_be_made_and_applied_at_once(front: Front) -> None:
+    body = {"pet_id": 42, "preview": True, "apply": "25-0"}
+
+    answer = front.http.post(f"{API}/clusters/recluster", json=body)
+
+    assert (answer.status_code, fields_of(answer.json())) == (422, ["apply"])
