@@ -1,0 +1,347 @@
+#!/usr/bin/env python3
+"""Put traffic back on a staging queue: from a capture, from dead letters, or orphans.
+
+    replay_staging_traffic.py --capture pet-42.jsonl            media, jobs and letters of a capture
+    replay_staging_traffic.py --dead embedding                  dead letters of a queue
+    replay_staging_traffic.py --dead embedding --source-url …   the same, copied from another Redis, which is only read
+    replay_staging_traffic.py --orphans embedding               what XACK or XGROUP DELCONSUMER by hand left behind
+
+Shows its plan and does nothing, unless --yes is given. Each job is put back in one atomic step under a name of its own
+(the id of its message), which the target remembers for 30 days: killed at any moment and started again, it enqueues
+what is missing; started once more, nothing. The target is REDIS_URL. Production is refused without --production.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 Redis unreachable, 4 refused (no --yes, or production), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Final
+from urllib.parse import urlsplit
+
+import redis
+from dramatiq.errors import BrokerConnectionError
+
+from broker import PendingEntry, RedisStreamsBroker
+from sploot_cluster.errors import InvalidInput
+from tasks.capture import Capture, event_fields, read_capture
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, SCHEMA, EmbeddingIngested, stream_of
+from tasks.queue_ops.entries import facts_of
+from tasks.queue_ops.operations import queue_named
+from tasks.redis_urls import RedisUrlInvalid, connect
+from tasks.settings import SettingInvalid, Settings, masked
+
+FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
+
+REMEMBER_MS: Final = 30 * 24 * 60 * 60 * 1000
+CHECKPOINT_EVERY: Final = 50
+POLL_S: Final = 0.1
+PRODUCTION: Final = re.compile(r"(^|[^a-z])(prod|production|prd|live)([^a-z]|$)", re.IGNORECASE)
+
+# KEYS 1 stream  2 zset of names that were put back, by when they may be forgotten
+# ARGV name, ms to remember it, then names and values of the entry's fields
+# Returns 1: added, 0: it was added before
+ADD_ONCE: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+if redis.call('ZADD', KEYS[2], 'NX', now + ARGV[2], ARGV[1]) == 0 then
+  return 0
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry to put back.
+
+    Attributes:
+        name: by which the target knows that it has it.
+        letter_id: of the dead letter that it is in the target itself: it is moved, not copied.
+        entry_id: of the orphan that it is in the target itself.
+        at: when it happened, where that is known.
+    """
+
+    name: str
+    queue: str
+    pet_id: int | None
+    fields: Mapping[bytes, bytes]
+    at: datetime | None = None
+    letter_id: str | None = None
+    entry_id: str | None = None
+
+
+class Refused(Exception):
+    """Raised when nothing is done on purpose."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    asked = parsed(arguments)
+    try:
+        settings = Settings.from_env(os.environ)
+        client = connect(asked.redis_url or settings.redis_url, connect_timeout_s=5.0, answer_timeout_s=10.0)
+        source = connect(asked.source_url, connect_timeout_s=5.0, answer_timeout_s=10.0) if asked.source_url else client
+        url = asked.redis_url or settings.redis_url
+        jobs = [job for job in jobs_of(asked, source, is_same=source is client) if is_wanted(job, asked)]
+        show_plan(asked, jobs, url)
+        refuse_production(url, settings.environment, allowed=asked.production)
+        if not asked.yes:
+            raise Refused("nothing was done; say --yes to do it")
+        return Replay(asked, client, jobs).run()
+    except Refused as refused:
+        return fail(REFUSED, str(refused))
+    except (InvalidInput, SettingInvalid, RedisUrlInvalid) as wrong:
+        return fail(USAGE, str(wrong))
+    except (redis.ConnectionError, redis.TimeoutError, BrokerConnectionError) as error:
+        return fail(
+            UNREACHABLE, f"no answer from Redis: {error}; start it again when Redis is back, nothing is done twice"
+        )
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="replay_staging_traffic.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--capture", type=Path, metavar="FILE", help="a file that sploot-cluster capture wrote")
+    source.add_argument("--dead", metavar="QUEUE", help="dead letters of this queue")
+    source.add_argument("--orphans", metavar="QUEUE", help="orphans of this queue")
+    parser.add_argument("--source-url", metavar="URL", help="with --dead: the Redis to read from; it is left as it is")
+    parser.add_argument("--redis-url", metavar="URL", help="the Redis to put jobs into; REDIS_URL by default")
+    parser.add_argument(
+        "--since", type=duration, metavar="2h", help="only what happened in the last 30s, 15m, 2h or 7d"
+    )
+    parser.add_argument("--pet-id", type=int, metavar="ID", help="only of this pet")
+    parser.add_argument("--rate", type=float, default=50.0, metavar="N", help="jobs a second; 0: as fast as it goes")
+    parser.add_argument("--max-pending", type=int, default=1_000, metavar="N", help="wait while a stream holds so many")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="note how far it came, to begin there again")
+    parser.add_argument("--yes", action="store_true", help="do it")
+    parser.add_argument("--production", action="store_true", help="yes, this is production")
+    parser.add_argument("--json", action="store_true", help="print plan and report as JSON lines")
+    asked = parser.parse_args(arguments)
+    if asked.source_url and not asked.dead:
+        parser.error("--source-url goes with --dead")
+    if asked.rate < 0 or asked.max_pending < 1:
+        parser.error("--rate must be 0 or more, --max-pending 1 or more")
+    return asked
+
+
+def duration(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d+)(s|m|h|d)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 30s, 15m, 2h or 7d")
+    return timedelta(seconds=int(match[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2]])
+
+
+# -- what is there to put back -----------------------------------------------------------------------------------------
+
+
+def jobs_of(asked: argparse.Namespace, source: redis.Redis, *, is_same: bool) -> Iterator[Job]:
+    """All that the source holds, oldest first."""
+    if asked.capture is not None:
+        yield from from_capture(read_capture(asked.capture))
+        return
+    broker = RedisStreamsBroker(client=source, namespace=NAMESPACE, group=GROUP, middleware=[])
+    if asked.dead is not None:
+        yield from from_letters(broker, queue_named(asked.dead), is_same=is_same)
+    else:
+        yield from from_orphans(broker, queue_named(asked.orphans))
+
+
+def from_capture(capture: Capture) -> Iterator[Job]:
+    if capture.is_redacted:
+        raise InvalidInput("--capture", "its embeddings were left out", "capture again without --redact")
+    for line in capture.media:
+        event_id = f"replay-{capture.header['pet_id']}-{line['medium']}"
+        if len(event_id) > 256:
+            event_id = f"replay-{hashlib.sha256(event_id.encode()).hexdigest()}"
+        event = EmbeddingIngested.of(event_id=event_id, **event_fields(line, capture.header))
+        yield Job(event_id, EMBEDDING_INGESTED, event.pet_id, flat(event))
+    for line in (*capture.jobs, *capture.letters):
+        facts = facts_of(line["fields"])
+        at = datetime.fromisoformat(line["died_at"]) if "died_at" in line else None
+        yield Job(name_of(line["fields"]), line["queue"], facts.pet_id, line["fields"], at=at)
+
+
+def flat(event: EmbeddingIngested) -> dict[bytes, bytes]:
+    told = {
+        "schema": SCHEMA,
+        "event_id": event.event_id,
+        "pet_id": str(event.pet_id),
+        "media_id": event.media_id,
+        "model": event.model,
+        "dim": str(event.dim),
+        "encoding": "f32le",
+    }
+    return {name.encode(): value.encode() for name, value in told.items()} | {b"embedding": event.embedding}
+
+
+def from_letters(broker: RedisStreamsBroker, queue: str, *, is_same: bool) -> Iterator[Job]:
+    letters, found, before = broker.dead_letters(queue), [], None
+    while page := letters.list(500, before=before):
+        found += page
+        before = page[-1].id
+    for letter in reversed(found):
+        pet_id = facts_of(letter.fields).pet_id
+        name = name_of(letter.fields)
+        yield Job(name, queue, pet_id, letter.fields, at=letter.died_at, letter_id=letter.id if is_same else None)
+
+
+def from_orphans(broker: RedisStreamsBroker, queue: str) -> Iterator[Job]:
+    by_hand = broker.by_hand(queue)
+    for orphan in by_hand.astray().orphans:
+        fields = by_hand.entry(orphan.id) or {}
+        at = datetime.fromtimestamp(int(orphan.id.partition("-")[0]) / 1000, tz=UTC)
+        yield Job(name_of(fields), queue, facts_of(fields).pet_id, fields, at=at, entry_id=orphan.id)
+
+
+def name_of(fields: Mapping[bytes, bytes]) -> str:
+    """The id of the message; of what has none, a digest of all of it."""
+    message_id = facts_of(fields).message_id
+    if message_id:
+        return message_id
+    return hashlib.sha256(b"\0".join(part for pair in sorted(fields.items()) for part in pair)).hexdigest()
+
+
+def is_wanted(job: Job, asked: argparse.Namespace) -> bool:
+    if asked.pet_id is not None and job.pet_id != asked.pet_id:
+        return False
+    # what has no time of its own, as a medium of a capture, is always meant
+    return asked.since is None or job.at is None or job.at >= datetime.now(UTC) - asked.since
+
+
+# -- plan and act ------------------------------------------------------------------------------------------------------
+
+
+def show_plan(asked: argparse.Namespace, jobs: Sequence[Job], url: str) -> None:
+    queues = Counter(job.queue for job in jobs)
+    pets = len({job.pet_id for job in jobs})
+    target = masked("redis_url", url)
+    if asked.json:
+        told = {"plan": dict(queues), "jobs": len(jobs), "pets": pets, "target": target, "rate": asked.rate}
+        print(json.dumps(told | {"max_pending": asked.max_pending}), flush=True)
+        return
+    print(f"{len(jobs)} jobs of {pets} pets to {target}, {asked.rate or 'no limit of'} a second:")
+    for queue, n in sorted(queues.items()):
+        print(f"  {n:>7} {stream_of(queue)}")
+    for job in jobs[:3]:
+        print(f"  such as {job.name} of pet {job.pet_id}")
+    sys.stdout.flush()
+
+
+def refuse_production(url: str, environment: str, *, allowed: bool) -> None:
+    """Raises Refused: the target looks like production, and nobody said so."""
+    parts = urlsplit(url)
+    named = [name for name in (environment, parts.netloc.rpartition("@")[2], parts.path) if PRODUCTION.search(name)]
+    if named and not allowed:
+        raise Refused(f"{named[0]} looks like production; say --production if it is meant")
+
+
+class Replay:
+    """Puts jobs back, one after the other."""
+
+    def __init__(self, asked: argparse.Namespace, client: redis.Redis, jobs: Sequence[Job]) -> None:
+        self._asked, self._client, self._jobs = asked, client, jobs
+        self._broker = RedisStreamsBroker(client=client, namespace=NAMESPACE, group=GROUP, middleware=[])
+        self._add_once = client.register_script(ADD_ONCE)
+        self._is_interrupted = False
+        self._counts: Counter[str] = Counter(enqueued=0, already=0)
+
+    def run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+        start, began_at = self._resume_at(), time.monotonic()
+        for place, job in enumerate(self._jobs[start:], start=1):
+            self._wait_for_room(job.queue)
+            if self._is_interrupted:
+                break
+            self._counts["enqueued" if self._put_back(job) else "already"] += 1
+            if place % CHECKPOINT_EVERY == 0:
+                self._note(start + place)
+            if self._asked.rate:
+                time.sleep(max(0.0, began_at + place / self._asked.rate - time.monotonic()))
+        done = sum(self._counts.values())
+        self._note(start + done)
+        self._report(start)
+        return INTERRUPTED if self._is_interrupted else 0
+
+    def _put_back(self, job: Job) -> bool:
+        """Whether it was missing."""
+        if job.letter_id is not None:
+            return self._broker.dead_letters(job.queue).requeue([job.letter_id]) == 1
+        if job.entry_id is not None:
+            return self._broker.by_hand(job.queue).rescue([PendingEntry(job.entry_id, "", 0)]).n_handed_back == 1
+        stream = stream_of(job.queue)
+        flat_fields = [part for pair in job.fields.items() for part in pair]
+        keys = [stream, f"{{{stream}}}:replayed"]
+        return bool(self._add_once(keys=keys, args=[job.name, REMEMBER_MS, *flat_fields]))
+
+    def _wait_for_room(self, queue: str) -> None:
+        while not self._is_interrupted and self._client.xlen(stream_of(queue)) >= self._asked.max_pending:
+            time.sleep(POLL_S)
+
+    def _resume_at(self) -> int:
+        """How many of the jobs need no second look. Only ever spares work: the target knows what it has."""
+        file: Path | None = self._asked.checkpoint
+        if file is None or not file.exists():
+            return 0
+        try:
+            told = json.loads(file.read_text())
+            n, of = int(told["done"]), str(told["of"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InvalidInput("--checkpoint", f"{file} is no checkpoint", "name a new file, or remove it") from None
+        return n if of == self._digest() and 0 <= n <= len(self._jobs) else 0
+
+    def _note(self, n: int) -> None:
+        file: Path | None = self._asked.checkpoint
+        if file is None:
+            return
+        unfinished = file.with_name(f"{file.name}.tmp")
+        unfinished.write_text(json.dumps({"done": n, "of": self._digest()}))
+        unfinished.replace(file)
+
+    def _digest(self) -> str:
+        """Which jobs these are, for the checkpoint of other ones not to be taken for theirs."""
+        return hashlib.sha256("\n".join(job.name for job in self._jobs).encode()).hexdigest()[:16]
+
+    def _report(self, skipped: int) -> None:
+        told = {**self._counts, "before": skipped, "of": len(self._jobs)}
+        if self._asked.json:
+            print(json.dumps({"report": told}))
+        else:
+            left = len(self._jobs) - skipped - sum(self._counts.values())
+            print(
+                f"{told['enqueued']} enqueued, {told['already']} were there already"
+                + (f", {skipped} done before by the checkpoint" if skipped else "")
+                + (f", {left} left" if left else "")
+            )
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._is_interrupted = True
+
+
+def fail(code: int, message: str) -> int:
+    print(f"replay_staging_traffic.py: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""The script that puts traffic back on staging: exactly once, however often it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import redis
+
+from broker import RedisStreamsBroker
+from sploot_cluster import ClusterService
+from sploot_cluster.models import MediaId, PetId
+from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.settings import ClusterSettings
+from tasks.capture import capture_pet, write_capture
+from tasks.contracts import GROUP
+from tasks.embedded_redis import EmbeddedRedis
+from tests.ops.tools import OPS
+from tests.support import eventually
+from tests.system.events import free_port, vectors
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
+
+SCRIPT = OPS / "scripts" / "replay_staging_traffic.py"
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+
+
+def environment(url: str) -> dict[str, str]:
+    return {**os.environ, "REDIS_URL": url, "PYTHONPATH": str(OPS.parent)}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run that ended: exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def report(self) -> dict[str, int]:
+        assert self.code == 0, self.err
+        return dict(json.loads(self.out.splitlines()[-1])["report"])
+
+
+Replay = Callable[..., Ran]
+
+
+@pytest.fixture
+def replay(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Replay]:
+    """Runs the script in this process, on the test's Redis."""
+    spec = spec_from_file_location("replay_staging_traffic", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, spec.name, script)
+    spec.loader.exec_module(script)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: object, **environ: str) -> Ran:
+        with monkeypatch.context() as patched:
+            for name, value in ({"REDIS_URL": redis_url} | environ).items():
+                patched.setenv(name, value)
+            capsys.readouterr()
+            try:
+                code = script.main([str(argument) for argument in arguments])
+            except SystemExit as ended:  # argparse
+                code = int(ended.code or 0)
+        told = capsys.readouterr()
+        return Ran(code, told.out, told.err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A capture of pet 42 with 60 media, one waiting job, one dead letter."""
+    file = tmp_path_factory.mktemp("captures") / "pet.jsonl"
+    with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
+        store, desk = RedisPetStore(client), Desk(client)
+        service = ClusterService(store)
+        for number, vector in enumerate(vectors(pet_id=42, n=60)):
+            service.assign(PetId(42), MediaId(f"medium-{number}"), model="test@1", vector=vector)
+        desk.add(1, pet_id=42)
+        desk.bury(2, pet_id=42)
+        broker = RedisStreamsBroker(client=client, middleware=[])
+        lines = capture_pet(42, store=store, broker=broker, client=client, settings=ClusterSettings())
+        write_capture(lines, file)
+    return file
+
+
+def names_in_stream(client: Any) -> list[str]:
+    return [fields[b"media_id"].decode() for _, fields in client.xrange(KEYS.stream)]
+
+
+def test_it_shows_its_plan_and_does_nothing(replay: Replay, redis_url: str, desk: Desk, capture: Path) -> None:
+    shown = replay("--capture", capture)
+
+    assert shown.code == 4
+    assert "62 jobs of 1 pets" in shown.out
+    assert "say --yes" in shown.err
+    assert desk.client.keys("*") == []
+
+
+def test_a_capture_is_enqueued_once_and_a_second_time_not_at_all(
+    replay: Replay, redis_url: str, desk: Desk, capture: Path
+) -> None:
+    first = replay("--capture", capture, "--rate", 0, "--yes", "--json")
+    second = replay("--capture", capture, "--rate", 0, "--yes", "--json")
+
+    assert first.report == {"enqueued": 62, "already": 0, "before": 0, "of": 62}
+    assert second.report == {"enqueued": 0, "already": 62, "before": 0, "of": 62}
+    assert len(set(names_in_stream(desk.client))) == len(names_in_stream(desk.client)) == 62
+
+
+def test_what_it_enqueues_runs(
+    replay: Replay, redis_url: str, redis_client: redis.Redis, desk: Desk, capture: Path
+) -> None:
+    replay("--capture", capture, "--rate", 0, "--yes")
+
+    with worker_that_refuses(redis_client) as ran:
+        eventually(lambda: len(ran) == 62, within_s=30)
+    assert desk.letter_ids() == []
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_killed_at_random_points_and_resumed_it_enqueues_exactly_all(
+    replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path, seed: int
+) -> None:
+    killed_at_random_points(replay, redis_url, desk, capture, tmp_path, seed=seed, times=2)
+
+
+@pytest.mark.ops
+def test_killed_at_twenty_random_points_and_resumed_it_enqueues_exactly_all(
+    replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path
+) -> None:
+    killed_at_random_points(replay, redis_url, desk, capture, tmp_path, seed=20, times=20)
+
+
+def killed_at_random_points(
+    replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path, *, seed: int, times: int
+) -> None:
+    rng = Random(seed)
+    points = sorted(rng.sample(range(1, 61), k=times))
+    print(f"seed {seed}: killed when the stream held {points}")
+    arguments = ("--capture", capture, "--rate", 200, "--checkpoint", tmp_path / "checkpoint", "--yes", "--json")
+
+    for point in points:
+        process = subprocess.Popen(command(*arguments), env=environment(redis_url), stdout=subprocess.DEVNULL)
+        try:
+            eventually(lambda point=point: desk.client.xlen(KEYS.stream) >= point, within_s=60, every_s=0.001)  # type: ignore[misc]
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(timeout=30)
+    last = replay(*arguments)
+    again = replay(*arguments)
+
+    assert sorted(names_in_stream(desk.client)) == sorted(
+        [f"medium-{number}" for number in range(60)] + ["media-1", "media-2"]
+    )
+    assert last.report["of"] == 62
+    assert again.report["enqueued"] == 0
+
+
+def test_dead_letters_are_moved_within_one_redis(replay: Replay, redis_url: str, desk: Desk) -> None:
+    desk.bury(1, 2, pet_id=42)
+    (other,) = desk.bury(3, pet_id=7)
+
+    moved = replay("--dead", "embedding", "--pet-id", 42, "--rate", 0, "--yes", "--json")
+    again = replay("--dead", "embedding", "--pet-id", 42, "--rate", 0, "--yes", "--json")
+
+    assert moved.report["enqueued"] == 2
+    assert again.report == {"enqueued": 0, "already": 0, "before": 0, "of": 0}
+    assert desk.letter_ids() == [other]
+    assert names_in_stream(desk.client) == ["media-1", "media-2"]
+
+
+def test_dead_letters_of_another_redis_are_copied_and_left_there(replay: Replay, redis_url: str, desk: Desk) -> None:
+    with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
+        there = Desk(client)
+        there.bury(1, 2)
+        arguments = ("--dead", "embedding", "--source-url", server.url, "--rate", 0, "--yes", "--json")
+
+        first, second = replay(*arguments), replay(*arguments)
+
+        assert (first.report["enqueued"], second.report["enqueued"]) == (2, 0)
+        assert len(there.letter_ids()) == 2
+    assert names_in_stream(desk.client) == ["media-1", "media-2"]
+
+
+def test_orphans_go_back_to_work(replay: Replay, redis_url: str, desk: Desk) -> None:
+    first, second, third = desk.add(1, 2, 3)
+    desk.deliver()
+    desk.client.xgroup_delconsumer(KEYS.stream, GROUP, STUCK)
+
+    done = replay("--orphans", "streams:embedding.ingested", "--rate", 0, "--yes", "--json")
+    again = replay("--orphans", "embedding", "--rate", 0, "--yes", "--json")
+
+    assert done.report["enqueued"] == 3
+    assert again.report["of"] == 0
+    assert list(desk.holders()) == [first, second, third]
+
+
+def test_only_what_is_recent_is_taken(replay: Replay, redis_url: str, desk: Desk) -> None:
+    old = int(desk.client.time()[0]) * 1000 - 3 * 3_600_000
+    desk.client.xadd(KEYS.dead, {"reason": "failed", "error": "x", "entry:media_id": "old"}, id=f"{old}-0")
+    desk.bury(1)
+
+    done = replay("--dead", "embedding", "--since", "2h", "--rate", 0, "--yes", "--json")
+
+    assert done.report["of"] == 1
+    assert names_in_stream(desk.client) == ["media-1"]
+
+
+def test_it_waits_while_the_queue_is_full(redis_url: str, desk: Desk, capture: Path) -> None:
+    arguments = ("--capture", capture, "--rate", 0, "--max-pending", 10, "--yes", "--json")
+    process = subprocess.Popen(command(*arguments), env=environment(redis_url), stdout=subprocess.PIPE, text=True)
+    try:
+        eventually(lambda: desk.client.xlen(KEYS.stream) == 10, within_s=60)
+        for _ in range(60):
+            eventually(lambda: desk.client.xlen(KEYS.stream) == 10 or process.poll() is not None, within_s=30)
+            assert desk.client.xlen(KEYS.stream) <= 10
+            desk.client.xtrim(KEYS.stream, maxlen=0)
+            if process.poll() is not None:
+                break
+        told, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+    assert json.loads(told.splitlines()[-1])["report"]["enqueued"] == 62
+
+
+def test_it_stops_in_order_when_it_is_asked_to(
+    replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    arguments = ("--capture", capture, "--rate", 20, "--checkpoint", checkpoint, "--yes", "--json")
+    process = subprocess.Popen(command(*arguments), env=environment(redis_url), stdout=subprocess.PIPE, text=True)
+    eventually(lambda: desk.client.xlen(KEYS.stream) >= 3, within_s=60)
+    process.terminate()
+    told, _ = process.communicate(timeout=30)
+    report = json.loads(told.splitlines()[-1])["report"]
+
+    assert process.returncode == 130
+    assert json.loads(checkpoint.read_text())["done"] == report["enqueued"] == desk.client.xlen(KEYS.stream) < 62
+    rest = replay("--capture", capture, "--rate", 0, "--checkpoint", checkpoint, "--yes", "--json")
+    assert rest.report == {
+        "enqueued": 62 - report["enqueued"],
+        "already": 0,
+        "before": report["enqueued"],
+        "of": 62,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "environment_name"),
+    [
+        ("redis://redis.prod.sploot.internal:6379/0", ""),
+        ("redis://user:pw@media-production-1:6379/0", ""),
+        ("", "production"),
+    ],
+)
+def test_production_is_refused_without_the_flag(
+    replay: Replay, redis_url: str, desk: Desk, capture: Path, url: str, environment_name: str
+) -> None:
+    more = {"SPLOOT_ENVIRONMENT": environment_name} if environment_name else {}
+
+    refused = replay("--capture", capture, "--yes", *(("--redis-url", url) if url else ()), **more)
+
+    assert refused.code == 4
+    assert "looks like production; say --production" in refused.err
+    assert "pw" not in refused.out + refused.err
+    assert desk.client.keys("*") == []
+    if environment_name:
+        meant = replay("--capture", capture, "--rate", 0, "--yes", "--production", "--json", **more)
+        assert meant.report["enqueued"] == 62
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--capture"),
+        (["--dead", "cluster"], "queue"),
+        (["--capture", "/nowhere.jsonl"], "FILE"),
+        (["--dead", "embedding", "--since", "soon"], "--since"),
+        (["--orphans", "embedding", "--source-url", "redis://x"], "--source-url"),
+    ],
+)
+def test_what_cannot_be_meant_ends_with_two(replay: Replay, redis_url: str, arguments: list[str], named: str) -> None:
+    refused = replay(*arguments)
+
+    assert refused.code == 2
+    assert named in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_without_redis_it_ends_with_three(replay: Replay, capture: Path) -> None:
+    done = replay("--capture", capture, "--yes", REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+
+    assert done.code == 3
+    assert "nothing is done twice" in done.err
+
+
+def test_its_help_names_every_exit_code(replay: Replay, redis_url: str) -> None:
+    helped = replay("--help")
+
+    assert helped.code == 0
+    assert "0 done, 1 failed, 2 usage, 3 Redis unreachable, 4 refused" in helped.out
