@@ -526,7 +526,11 @@ def _literally(text: str) -> str:
 
 def _after_fork_in_child() -> None:
     for broker in list(_brokers):
-        broker._after_fork()
+        try:
+            broker._after_fork()
+        except Exception:
+            # the others must begin anew all the same: two processes under one name lose messages
+            broker.logger.exception("a broker could not begin anew in a forked process")
 
 
 if hasattr(os, "register_at_fork"):

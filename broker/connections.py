@@ -17,6 +17,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, Final
 
 import redis
@@ -77,17 +78,21 @@ class Connections:
             )
         self._slots = Slots(client) if isinstance(client, redis.RedisCluster) else None
         # A pool of Sentinel is asked for the master's address by the connections; it must outlive them.
-        self._pool: Any = client.connection_pool if isinstance(client, redis.Redis) else Slots(client).pool
-        self._connection_class = self._pool.connection_class
-        self._connection_kwargs: dict[str, Any] = {
-            **{k: v for k, v in self._pool.connection_kwargs.items() if not k.startswith(POOLS_OWN)},
+        self._pool: Any = client.connection_pool if isinstance(client, redis.Redis) else None
+        self._idle: defaultdict[Node | None, deque[tuple[redis.Connection, float]]] = defaultdict(deque)
+
+    @cached_property
+    def _template(self) -> tuple[type[redis.Connection], dict[str, Any]]:
+        """How connections are made: their class and its settings. Of a cluster one node's stand for all."""
+        pool = self._pool if self._slots is None else self._slots.pool
+        return pool.connection_class, {
+            **{k: v for k, v in pool.connection_kwargs.items() if not k.startswith(POOLS_OWN)},
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
             "retry_on_timeout": False,
             # one form of answers for every release of redis-py
             "protocol": 2,
         }
-        self._idle: defaultdict[Node | None, deque[tuple[redis.Connection, float]]] = defaultdict(deque)
 
     def connect(self, key: str, *, extra_timeout_s: float = 0.0) -> redis.Connection:
         """A new connection to where ``key`` is, which belongs to the caller.
@@ -107,7 +112,11 @@ class Connections:
         if node is None and isinstance(self._pool, redis.sentinel.SentinelConnectionPool):
             with translated(ConnectionFailed):
                 node = self._pool.get_master_address()
-        return address_of(self._connection_class, self._connection_kwargs, node)
+        connection_class, settings = self._template
+        if self._slots is not None:
+            # a cluster's client looks at its connections once more; that is about replicas, which nobody asks here
+            settings = {name: value for name, value in settings.items() if name != "redis_connect_func"}
+        return address_of(connection_class, settings, node)
 
     def run(self, *command: Argument, key: str | None = None) -> Any:
         """The answer to one command.
@@ -203,7 +212,8 @@ class Connections:
 
     def _connect(self, node: Node | None, *, extra_timeout_s: float = 0.0) -> redis.Connection:
         where: dict[str, Any] = {} if node is None else {"host": node[0], "port": node[1]}
-        connection: redis.Connection = self._connection_class(**{**self._connection_kwargs, **where})
+        connection_class, settings = self._template
+        connection = connection_class(**{**settings, **where})
         if connection.socket_timeout is not None:
             connection.socket_timeout += extra_timeout_s
         self._open(connection)

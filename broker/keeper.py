@@ -184,7 +184,7 @@ class Keeper:
         if told is None:
             return
         if not told:
-            if not self._is_stopping.is_set():
+            if self._child is child and not self._is_stopping.is_set():
                 self._child = None
                 self._do_without(f"it ended with status {child.end()}")
             return

@@ -1,0 +1,183 @@
+"""A real Redis Cluster of three nodes: queues on different nodes, and a queue whose slot moves while it is used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.middleware import Retries
+from redis.crc import key_slot
+
+from broker import RedisStreamsBroker
+from broker.keys import QueueKeys
+from tasks.embedded_redis import EmbeddedRedis
+from tests.support import eventually
+
+QUEUES = ("red", "green", "blue")
+
+
+class Cluster:
+    """Its nodes, and what an operator does with them."""
+
+    def __init__(self, servers: list[EmbeddedRedis]) -> None:
+        self.ports = [server.port for server in servers]
+        self.nodes: dict[int, Any] = {port: redis.Redis(port=port) for port in self.ports}
+
+    def client(self) -> redis.RedisCluster:
+        return redis.RedisCluster(host="127.0.0.1", port=self.ports[0])
+
+    def port_of(self, key: str) -> int:
+        """Which node has the key's slot."""
+        slot = key_slot(key.encode())
+        client = self.client()
+        port = int(client.get_node_from_key(key).port)
+        client.close()
+        assert slot in range(16_384)
+        return port
+
+    def move(self, key: str) -> int:
+        """Move the slot of a key, with all that is in it, to another node, which is told."""
+        slot, source = key_slot(key.encode()), self.port_of(key)
+        target = next(port for port in self.ports if port != source)
+        ids = {port: node.execute_command("CLUSTER", "MYID").decode() for port, node in self.nodes.items()}
+        self.nodes[target].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+        self.nodes[source].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+        while keys := self.nodes[source].execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            self.nodes[source].execute_command("MIGRATE", "127.0.0.1", target, "", 0, 5_000, "KEYS", *keys)
+        for port in (target, source, *self.ports):
+            self.nodes[port].execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+        return target
+
+    def close(self) -> None:
+        for node in self.nodes.values():
+            node.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        servers: list[EmbeddedRedis] = []
+        while len(servers) < 3:
+            directory = Path(tmp_path_factory.mktemp("node"))
+            options = {"cluster-enabled": "yes", "cluster-node-timeout": "2000", "appendonly": "no"}
+            server = EmbeddedRedis(directory=directory, options=options)
+            if server.port < 55_000:  # a node's bus listens 10,000 above
+                servers.append(stack.enter_context(server))
+        nodes = [f"127.0.0.1:{server.port}" for server in servers]
+        made = ["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"]
+        subprocess.run(made, check=True, capture_output=True, timeout=60)
+        cluster = Cluster(servers)
+        eventually(lambda: all(is_whole(node) for node in cluster.nodes.values()), within_s=30)
+        yield cluster
+        cluster.close()
+
+
+def is_whole(node: Any) -> bool:
+    return b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO")
+
+
+@pytest.fixture
+def broker(cluster: Cluster) -> Iterator[RedisStreamsBroker]:
+    client = cluster.client()
+    client.flushall(target_nodes="primaries")
+    broker = RedisStreamsBroker(
+        client=client, middleware=[Retries(min_backoff=1, max_backoff=20, max_retries=10)], lease_ms=2_000
+    )
+    try:
+        yield broker
+    finally:
+        broker.close()
+        client.close()
+
+
+def test_queues_live_on_different_nodes_and_each_of_them_in_one_slot(
+    cluster: Cluster, broker: RedisStreamsBroker
+) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def actor_of(queue: str) -> dramatiq.Actor[[int], None]:
+        @dramatiq.actor(broker=broker, queue_name=queue, actor_name=queue)
+        def work(number: int) -> None:
+            ran.append((queue, number))
+
+        return work
+
+    actors = {queue: actor_of(queue) for queue in QUEUES}
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
+    worker.start()
+    try:
+        broker.enqueue_many([actors[queue].message(number) for number in range(100) for queue in QUEUES])
+        actors["red"].send_with_options(args=(100,), delay=50)
+        for queue in QUEUES:
+            broker.join(queue, timeout=30_000)
+    finally:
+        worker.stop()
+
+    assert sorted(ran) == sorted([(queue, n) for queue in QUEUES for n in range(100)] + [("red", 100)])
+    assert len({cluster.port_of(QueueKeys("streams", queue).stream) for queue in QUEUES}) > 1
+    for queue in QUEUES:
+        keys = QueueKeys("streams", queue)
+        slots = {key_slot(key.encode()) for key in (*keys.work, keys.dead, keys.counters, keys.unique("k"))}
+        assert slots == {key_slot(keys.stream.encode())}
+
+
+def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+    ran: set[int] = set()
+
+    @dramatiq.actor(broker=broker, queue_name="red")
+    def work(number: int) -> None:
+        ran.add(number)
+
+    keys = QueueKeys("streams", "red")
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
+    worker.start()
+    try:
+        sent = 0
+        for _ in range(3):
+            for _ in range(100):
+                work.send(sent)
+                sent += 1
+            broker.enqueue_many([work.message(sent + n) for n in range(50)])
+            sent += 50
+            target = cluster.move(keys.stream)
+            work.send(sent)
+            sent += 1
+            eventually(lambda: len(ran) == sent, within_s=30)  # noqa: B023
+            (name,) = cluster.nodes[target].zrange(keys.consumers, 0, -1)
+            before = cluster.nodes[target].zscore(keys.consumers, name)
+            eventually(lambda: cluster.nodes[target].zscore(keys.consumers, name) > before)  # noqa: B023
+        broker.join("red", timeout=30_000)
+    finally:
+        worker.stop()
+
+    assert ran == set(range(sent))
+
+
+def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
+    cluster: Cluster, broker: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.janitor.is_dead_sibling", lambda _: False)
+    broker.declare_queue("green")
+    message = dramatiq.Message[None]("green", "work", (), {}, {})
+    broker.enqueue(message)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            next(broker.consume("green", timeout=5_000))
+            eventually(lambda: broker._session.keeper._told)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+    consumer = broker.consume("green", timeout=20_000)
+    taken: Any = next(consumer)
+
+    assert (taken.message_id, taken.deliveries) == (message.message_id, 2)
+    consumer.close()
