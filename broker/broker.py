@@ -315,6 +315,9 @@ class RedisStreamsBroker(Broker):
         if delivery.is_doomed:
             delivery.fail()
             raise DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
+        if delivery.charges:
+            # given up by Consumer.ack and nack
+            self._session.suspects_turn.take(delivery, self.settings.lease_ms / 1000)
         deadline = time.monotonic() + self.settings.lease_ms / 1000
         while True:
             try:

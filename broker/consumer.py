@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -75,9 +76,14 @@ class StreamsConsumer(Consumer):
             self._session.write_retry(message)
         if message.is_settled or message.is_lost:
             self._queue.deliveries.forget([message])
-            return
-        message.is_settled = True
-        self._session.settler.settle(self._keys, self._queue.deliveries, message)
+        else:
+            message.is_settled = True
+            self._session.settler.settle(self._keys, self._queue.deliveries, message)
+            if message.charges:
+                # before the next suspect may kill this process, and have the crash charged to this one
+                with suppress(BrokerConnectionError, redis.RedisError):
+                    self._session.settler.run_once()
+        self._session.suspects_turn.give_up(message)
 
     def nack(self, message: MessageProxy) -> None:
         """Make it a dead letter.
@@ -94,6 +100,7 @@ class StreamsConsumer(Consumer):
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
         self._queue.deliveries.forget([message])
+        self._session.suspects_turn.give_up(message)
 
     def _enqueue_followers(self, message: Delivery) -> None:
         try:
@@ -182,7 +189,7 @@ class StreamsConsumer(Consumer):
             self._is_resynced = False
             raise
         if answer:
-            self._accept((entry_id, 1, flat, False) for entry_id, flat in answer[0][1])
+            self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in answer[0][1])
             # entries were taken while this read was under way: more is held than the prefetch allows
             self._give_back_excess()
 
@@ -203,7 +210,10 @@ class StreamsConsumer(Consumer):
         )
         if len(found) < room:
             self._queue.is_takeable = False
-        self._accept((entry_id, deliveries, flat, bool(doomed)) for entry_id, deliveries, flat, _, doomed, _ in found)
+        self._accept(
+            (entry_id, deliveries, flat, charges, bool(doomed))
+            for entry_id, deliveries, flat, charges, doomed, _ in found
+        )
         recovered = [entry_id.decode() for entry_id, *_, is_recovered in found if is_recovered]
         if recovered:
             self._queue.logger.info("entries of dead consumers taken over", extra={"n": len(recovered)})
@@ -214,7 +224,7 @@ class StreamsConsumer(Consumer):
         found = self._lost_entries(min_idle_ms)
         if found:
             self._queue.logger.info("entries whose reply was lost taken", extra={"n": len(found)})
-        self._accept((entry_id, deliveries, flat, False) for entry_id, deliveries, flat in found)
+        self._accept((entry_id, deliveries, flat, 0, False) for entry_id, deliveries, flat in found)
 
     def _lost_entries(self, min_idle_ms: int) -> Any:
         return self._session.connections.run_script(
@@ -229,11 +239,11 @@ class StreamsConsumer(Consumer):
             ),
         )
 
-    def _accept(self, entries: Iterable[tuple[bytes, int, list[bytes] | None, bool]]) -> None:
+    def _accept(self, entries: Iterable[tuple[bytes, int, list[bytes] | None, int, bool]]) -> None:
         """Decode entries into the buffer; what is no message becomes a dead letter."""
         accepted: list[Delivery] = []
         try:
-            for raw_id, deliveries, flat, is_doomed in entries:
+            for raw_id, deliveries, flat, charges, is_doomed in entries:
                 if flat is None:  # removed before it was delivered
                     continue
                 entry_id, fields = raw_id.decode(), fields_of(flat)
@@ -252,6 +262,7 @@ class StreamsConsumer(Consumer):
                         queue=self._keys.queue_name,
                         consumer_name=self._session.consumer_name,
                         deliveries=deliveries,
+                        charges=charges,
                         is_doomed=is_doomed,
                     )
                 )

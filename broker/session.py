@@ -19,7 +19,7 @@ from dramatiq.logging import get_logger
 from .connections import Connections
 from .consumer import Oversize, StreamsConsumer
 from .dead_letters import facts_of_delivery, facts_of_entry, letter_from, reason_of, stored_from
-from .deliveries import Deliveries, Delivery, PendingRetry
+from .deliveries import Deliveries, Delivery, PendingRetry, SuspectsTurn
 from .entries import EntryDecoder
 from .errors import UndecodableEntry
 from .identity import consumer_name
@@ -118,6 +118,7 @@ class Session:
         self.connections = Connections(client)
         self.settler = Settler(self.connections, group=settings.group, consumer_name=self.consumer_name)
         self.keeper = Keeper(self.connections, settings, consumer_name=self.consumer_name)
+        self.suspects_turn = SuspectsTurn()
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
         self.moved_at: dict[str, float] = {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
-from broker import DeliveryLimitReached
+from broker import DeliveryLimitReached, LeaseLost
 from broker.janitor import Round
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, labels, message, received
 from tests.support import eventually
@@ -91,6 +93,54 @@ def test_neighbours_of_a_message_that_kills_its_workers_are_never_charged(scene:
         broker.emit_before("process_message", deliveries["poison"])
     for label in ("two", "three"):
         broker.emit_before("process_message", deliveries[label])
+
+
+def test_who_ran_beside_a_killer_is_run_again_without_it(scene: Scene) -> None:
+    """Both ran when a process died, twice; from then on they take turns, and a crash is charged to one of them."""
+    consumer = scene.consumer("0", max_deliveries=5)
+    scene.brokers["0"].enqueue_many([message("killer"), message("bystander")])
+    for number in range(2):
+        for delivery in received(consumer, 2):
+            scene.brokers[str(number)].emit_before("process_message", delivery)
+        scene.die(str(number))
+        consumer = scene.consumer(str(number + 1), max_deliveries=5, lease_ms=60_000)
+    broker = scene.brokers["2"]
+    deliveries = {delivery.args[0]: delivery for delivery in received(consumer, 2)}
+    broker.emit_before("process_message", deliveries["killer"])
+
+    def run_bystander() -> None:
+        with suppress(LeaseLost):
+            broker.emit_before("process_message", deliveries["bystander"])
+
+    waiting = threading.Thread(target=run_bystander)
+    waiting.start()
+    assert scene.charges() == {"killer": (1, "2"), "bystander": (1, "")}
+
+    scene.die("2")
+    survivor = scene.consumer("3", max_deliveries=5)
+    taken = {delivery.args[0]: delivery.charges for delivery in received(survivor, 2)}
+    broker._session.suspects_turn.give_up(deliveries["killer"])
+    waiting.join(30)
+
+    assert taken == {"killer": 2, "bystander": 1}
+
+
+def test_a_suspect_that_is_done_lets_the_next_one_run(scene: Scene) -> None:
+    consumer = scene.consumer("0")
+    scene.brokers["0"].enqueue_many([message("one"), message("two")])
+    for number in range(2):
+        for delivery in received(consumer, 2):
+            scene.brokers[str(number)].emit_before("process_message", delivery)
+        scene.die(str(number))
+        consumer = scene.consumer(str(number + 1))
+    broker = scene.brokers["2"]
+
+    for delivery in received(consumer, 2):
+        broker.emit_before("process_message", delivery)
+        consumer.ack(delivery)
+        assert delivery.args[0] not in scene.state().pending, "written before another suspect may run"
+
+    eventually(lambda: scene.state() == QueueState())
 
 
 @pytest.mark.parametrize("command", ["XACK", "XGROUP DELCONSUMER"])

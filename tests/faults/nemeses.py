@@ -242,7 +242,7 @@ BY_NAME: Final = {
         Nemesis("memory", (fill_memory,), (0.3, 1.5)),
         Nemesis("reloads", (reload, reload, roll_out), (0.1, 2.0)),
         Nemesis("retries", (die_between_retry_and_ack,), (0.5, 2.0), {"fails-once": 6, "fails": 1, "quick": 3}),
-        Nemesis("poison", (nothing,), kinds={**USUAL, "kills": 1}),
+        Nemesis("poison", (nothing,), kinds={**USUAL, "kills": 2}),
         Nemesis(
             "everything",
             (
