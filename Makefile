@@ -48,6 +48,10 @@ check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 bench: $(VENV)/installed ## measure side by side, hours: make bench [ARGS='queue --rounds 3'] [ARGS=density]
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: up-local
+up-local: $(VENV)/installed ## what docker-compose.local.yml starts, without Docker; Ctrl-C drains: make up-local [ARGS=--any-ports]
+	@$(BIN)/python -m deploy.local_stack $(ARGS)
+
 .PHONY: chart
 chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4, and ask Kubernetes 1.27 to 1.37 and the operators
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/charts $(ARGS)

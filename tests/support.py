@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -22,3 +25,10 @@ def eventually(look: Callable[[], T], *, within_s: float = 10.0, every_s: float 
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within_s} s; last seen: {seen!r}")
         time.sleep(every_s)
+
+
+def lacking(what: str, mend: str) -> NoReturn:
+    """Skip at home what a missing tool makes impossible; fail where REQUIRE_ALL_TOOLS is set, as in CI."""
+    if os.environ.get("REQUIRE_ALL_TOOLS"):
+        pytest.fail(f"{what} is missing: {mend}")
+    pytest.skip(f"{what} is missing: {mend}")

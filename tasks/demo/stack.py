@@ -89,7 +89,7 @@ class Stack:
 
     def __init__(self, redis_url: str, directory: Path, *, models: Mapping[str, int], lease_ms: int) -> None:
         self._directory = directory
-        self._ports = _Ports(9105, 9106, 8080)
+        self._ports = Ports(9105, 9106, 8080)
         ports = self._ports.numbers
         self.metrics = tuple(f"http://127.0.0.1:{port}/metrics" for port in ports[:2])
         self.http = f"http://127.0.0.1:{ports[2]}"
@@ -164,7 +164,7 @@ def until(deadline_s: float) -> Iterator[float]:
         time.sleep(POLL_S)
 
 
-class _Ports:
+class Ports:
     """Loopback ports that are ours until :meth:`close`: the preferred ones, each replaced by a free one where taken.
 
     A socket that is bound and never listens keeps everybody else away, and lets in our processes, which bind with

@@ -6,15 +6,14 @@ A tool that is missing is a skip with the reason at home, and a failure where RE
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import pytest
+from tests.support import lacking
 
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "charts" / "sploot-cluster"
@@ -27,12 +26,6 @@ CUSTOM = frozenset({"monitoring.coreos.com/v1", "keda.sh/v1alpha1"})
 
 class Refused(Exception):
     """Raised when Helm refuses values; the text is Helm's."""
-
-
-def lacking(what: str, mend: str) -> NoReturn:
-    if os.environ.get("REQUIRE_ALL_TOOLS"):
-        pytest.fail(f"{what} is missing: {mend}")
-    pytest.skip(f"{what} is missing: {mend}")
 
 
 def render(values: Mapping[str, Any], *, release: str = "sploot", namespace: str = "media") -> list[Resource]:

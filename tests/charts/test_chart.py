@@ -24,7 +24,6 @@ from tests.charts.rendering import (
     VALUES,
     Refused,
     Resource,
-    lacking,
     lint,
     node_tools,
     notes,
@@ -35,6 +34,7 @@ from tests.charts.rendering import (
     render,
     render_with_helm_3,
 )
+from tests.support import lacking
 
 pytestmark = pytest.mark.deploy
 

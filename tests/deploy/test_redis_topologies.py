@@ -49,7 +49,10 @@ def server(directory: Path, *more: str, port: int | None = None) -> Iterator[tup
     port = port or free_port()
     folder = directory / str(port)
     folder.mkdir(exist_ok=True)
-    command = [str(find_redis_server()), str(CONFIG / "redis.conf"), "--port", str(port), "--dir", str(folder), *more]
+    # a copy: after a failover Redis writes into its configuration
+    own = folder / "redis.conf"
+    own.write_text((CONFIG / "redis.conf").read_text())
+    command = [str(find_redis_server()), str(own), "--port", str(port), "--dir", str(folder), *more]
     with running(command, log=folder / "redis.log") as process, redis.Redis(port=port) as client:
         eventually(partial(_answers, client), within_s=20)
         yield port, process

@@ -1,0 +1,223 @@
+"""The local stack without Docker: ``python -m deploy.local_stack [--directory build/local] [--any-ports]``.
+
+The same processes as docker-compose.local.yml, from Debian's binaries and this environment: Redis, worker, scheduler,
+server, Prometheus, Alertmanager. Who ends is started again; Ctrl-C or SIGTERM lets all of them drain. A binary that is
+missing is named with the package that has it, and the rest starts; Grafana is in no package, and said to be missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+from tasks.demo.stack import Pod, Ports, answers
+from tasks.embedded_redis import NoRedisServer, find_redis_server
+
+ROOT: Final = Path(__file__).parent.parent
+CONFIG: Final = ROOT / "ops" / "config"
+DRAIN_S: Final = 30
+POLL_S: Final = 0.2
+
+# As in docker-compose.local.yml and ops/config/prometheus.yaml.
+PORTS: Final = {
+    "redis": 6379,
+    "worker": 9105,
+    "server": 8080,
+    "prometheus": 9090,
+    "alertmanager": 9093,
+    "exporter": 9121,
+}
+PACKAGES: Final = {
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "prometheus-redis-exporter": "prometheus-redis-exporter",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process of the stack.
+
+    Attributes:
+        command: None where the binary is missing.
+        health: what answers 200 once it is up; empty where it has no such address.
+        missing: what to say instead of starting it.
+    """
+
+    name: str
+    command: Sequence[str] | None
+    health: str = ""
+    missing: str = ""
+
+
+class LocalStack:
+    """The processes and where they answer; starts with the block and drains at its end."""
+
+    def __init__(self, directory: Path, ports: Mapping[str, int]) -> None:
+        """
+        Args:
+            directory: where data, logs and configurations with these ports go.
+            ports: of every name in ``PORTS``.
+        """
+        self._directory, self.ports = directory, ports
+        directory.mkdir(parents=True, exist_ok=True)
+        self.redis_url = f"redis://127.0.0.1:{ports['redis']}/0"
+        self.services = self._services()
+        environ = {
+            **os.environ,
+            "REDIS_URL": self.redis_url,
+            "WORKER_METRICS_PORT": str(ports["worker"]),
+            "SPLOOT_HTTP_PORT": str(ports["server"]),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._pods = [
+            Pod(service.name, list(service.command), environ=environ, log=directory / f"{service.name}.log")
+            for service in self.services
+            if service.command is not None
+        ]
+        self._stopping = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+
+    def address(self, name: str, path: str = "") -> str:
+        return f"http://127.0.0.1:{self.ports[name]}{path}"
+
+    def silent(self) -> list[str]:
+        """Names of services that are to answer and do not yet."""
+        return [service.name for service in self.services if service.health and not answers(service.health)]
+
+    def __enter__(self) -> Self:
+        for pod in self._pods:
+            pod.start()
+        self._supervisor.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._supervisor.join()
+        # Redis last: the others still have something to say to it
+        redis, *others = self._pods
+        for group in (others, [redis]):
+            for pod in group:
+                pod.ask_to_stop()
+            for pod in group:
+                pod.wait(timeout_s=DRAIN_S + 10)
+
+    def _supervise(self) -> None:
+        while not self._stopping.wait(POLL_S):
+            for pod in self._pods:
+                pod.keep_up()
+
+    def _services(self) -> list[Service]:
+        cli = [sys.executable, "-m", "tasks.cli"]
+        redis = [
+            str(find_redis_server()),
+            str(self._configured("redis/redis.conf")),
+            "--port",
+            str(self.ports["redis"]),
+        ]
+        worker = [*cli, "worker", "--processes", "1", "--shutdown-timeout-ms", str(DRAIN_S * 1000)]
+        return [
+            Service("redis", redis),
+            Service("worker", worker, self.address("worker", "/readyz")),
+            Service("scheduler", [*cli, "scheduler"]),
+            Service("server", [*cli, "serve", "--host", "127.0.0.1"], self.address("server", "/readyz")),
+            self._prometheus(),
+            self._alertmanager(),
+            self._exporter(),
+            Service("grafana", None, missing="no Debian package has it; see docker-compose.local.yml"),
+        ]
+
+    def _prometheus(self) -> Service:
+        options = ["--config.file", str(self._configured("prometheus.yaml")), "--storage.tsdb.retention.time=2d"]
+        options += ["--storage.tsdb.path", str(self._folder("prometheus"))]
+        options += [f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}"]
+        return _service("prometheus", "prometheus", options, self.address("prometheus", "/-/ready"))
+
+    def _alertmanager(self) -> Service:
+        options = ["--config.file", str(self._configured("alertmanager.yaml")), "--cluster.listen-address="]
+        options += ["--storage.path", str(self._folder("alertmanager"))]
+        options += [f"--web.listen-address=127.0.0.1:{self.ports['alertmanager']}"]
+        return _service("alertmanager", "prometheus-alertmanager", options, self.address("alertmanager", "/-/ready"))
+
+    def _exporter(self) -> Service:
+        options = ["--redis.addr", self.redis_url, f"--web.listen-address=127.0.0.1:{self.ports['exporter']}"]
+        return _service("redis-exporter", "prometheus-redis-exporter", options, self.address("exporter", "/metrics"))
+
+    def _configured(self, name: str) -> Path:
+        """A copy of a configuration of ours, with the ports and the folders of this stack."""
+        text = (CONFIG / name).read_text()
+        for service, port in PORTS.items():
+            text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.ports[service]}")
+        secrets = Path(os.environ.get("SPLOOT_ALERT_SECRETS") or CONFIG / "local-secrets")
+        text = text.replace("../alerts", str(ROOT / "ops" / "alerts")).replace(
+            "/etc/alertmanager/secrets", str(secrets)
+        )
+        copy = self._directory / Path(name).name
+        copy.write_text(text)
+        return copy
+
+    def _folder(self, name: str) -> Path:
+        folder = self._directory / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def _service(name: str, binary: str, options: Sequence[str], health: str) -> Service:
+    found = shutil.which(binary)
+    if found is None:
+        return Service(name, None, missing=f"{binary} is not here: apt-get install {PACKAGES[binary]}")
+    return Service(name, [found, *options], health)
+
+
+def main() -> int:
+    """Stay up until told to end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, default=ROOT / "build" / "local", help="for data and logs")
+    parser.add_argument("--any-ports", action="store_true", help="free ports rather than the usual ones")
+    given = parser.parse_args()
+    told_to_end = threading.Event()
+
+    def end(signal_number: int, frame: FrameType | None) -> None:
+        told_to_end.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    wanted = [0] * len(PORTS) if given.any_ports else list(PORTS.values())
+    try:
+        ports = Ports(*wanted)
+        stack = LocalStack(given.directory.resolve(), dict(zip(PORTS, ports.numbers, strict=True)))
+    except NoRedisServer as error:
+        print(f"up-local: {error}", file=sys.stderr)
+        return 1
+    for service in stack.services:
+        if service.missing:
+            print(f"{service.name:14} MISSING: {service.missing}", flush=True)
+    with stack:
+        said: set[str] = set()
+        while not told_to_end.wait(POLL_S):
+            silent = set(stack.silent()) if len(said) < len(stack.services) else set()
+            for service in stack.services:
+                if service.command is not None and service.name not in silent | said:
+                    said.add(service.name)
+                    print(f"{service.name:14} {service.health or 'started'}", flush=True)
+                elif service.command is None:
+                    said.add(service.name)
+        print("draining", flush=True)
+    ports.close()
+    print("ended", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The local stack: what docker-compose.local.yml says is sound, and the same processes really run, without Docker."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from deploy.local_stack import PORTS
+from tasks.contracts import EMBEDDING_INGESTED, stream_of
+from tests.support import eventually, lacking
+from tests.system.events import flat_event
+
+ROOT = Path(__file__).parent.parent.parent
+COMPOSE = ROOT / "docker-compose.local.yml"
+NAMED_VOLUMES = {"redis", "prometheus"}
+
+
+def compose() -> Mapping[str, Any]:
+    loaded: Mapping[str, Any] = yaml.safe_load(COMPOSE.read_text())
+    return loaded
+
+
+def mounts() -> list[tuple[str, str]]:
+    found = [mount for service in compose()["services"].values() for mount in service.get("volumes", ())]
+    # ${VAR:-default}: the default is what is there
+    parts = [re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", mount).split(":") for mount in found]
+    return [(part[0], part[1]) for part in parts]
+
+
+# -- docker-compose.local.yml ----------------------------------------------------------------------------------------
+
+
+def test_it_is_what_the_compose_specification_says() -> None:
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    if not checker.exists():
+        lacking("check-jsonschema", "pip install -e '.[deploy]'")
+
+    checked = subprocess.run(
+        [checker, "--builtin-schema", "vendor.compose-spec", COMPOSE], capture_output=True, text=True, check=False
+    )
+
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_everything_that_is_mounted_exists() -> None:
+    paths = [source for source, _ in mounts() if source not in NAMED_VOLUMES]
+
+    assert len(paths) >= 6
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_port_is_published_on_loopback_only() -> None:
+    published = [port for service in compose()["services"].values() for port in service.get("ports", ())]
+
+    assert {"127.0.0.1:9105:9105", "127.0.0.1:8080:8080"} <= set(published)
+    assert all(re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in published)
+
+
+def test_every_variable_is_documented_and_every_documented_one_is_used() -> None:
+    text = COMPOSE.read_text()
+    used = set(re.findall(r"\$\{([A-Z_]+)", text))
+    documented = set(re.findall(r"^#   ([A-Z_]+)  ", text, flags=re.MULTILINE))
+
+    assert used
+    assert used == documented
+
+
+def test_redis_forgets_nothing_and_evicts_nothing() -> None:
+    service = compose()["services"]["redis"]
+    configuration = (ROOT / "ops" / "config" / "redis" / "redis.conf").read_text().splitlines()
+
+    assert ("./ops/config/redis/redis.conf", "/etc/redis/redis.conf") in mounts()
+    assert service["command"][:2] == ["redis-server", "/etc/redis/redis.conf"]
+    assert {"appendonly yes", "maxmemory-policy noeviction"} <= set(configuration)
+
+
+def test_our_processes_run_with_a_root_that_cannot_be_written_and_drain_before_they_are_killed() -> None:
+    for name in ("worker", "scheduler", "server"):
+        service = compose()["services"][name]
+        assert (service["read_only"], service["cap_drop"], service["tmpfs"]) == (True, ["ALL"], ["/tmp"])
+    worker = compose()["services"]["worker"]
+    (option,) = [word for word in worker["command"] if word.startswith("--shutdown-timeout-ms=")]
+    assert int(worker["stop_grace_period"].rstrip("s")) * 1000 > int(option.partition("=")[2])
+
+
+def test_it_publishes_the_ports_that_the_stack_without_docker_uses() -> None:
+    published = {int(port.rpartition(":")[2]) for port in compose()["services"]["pod"]["ports"]}
+
+    # the exporter is asked by Prometheus alone; Grafana is in Docker alone
+    assert set(PORTS.values()) - {PORTS["exporter"]} == published - {3000}
+
+
+def test_prometheus_finds_everything_where_the_stack_puts_it() -> None:
+    text = (ROOT / "ops" / "config" / "prometheus.yaml").read_text()
+
+    targets = set(re.findall(r"127\.0\.0\.1:(\d+)", text))
+    assert {str(PORTS[name]) for name in ("worker", "server", "alertmanager", "exporter")} <= targets
+    assert targets <= {str(port) for port in PORTS.values()}
+
+
+# -- make up-local ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.deploy
+def test_make_up_local_starts_it_all_and_metrics_are_scraped(tmp_path: Path) -> None:
+    for binary, package in {"prometheus": "prometheus", "prometheus-alertmanager": "prometheus-alertmanager"}.items():
+        if shutil.which(binary) is None:
+            lacking(binary, f"apt-get install {package}")
+    log = tmp_path / "said"
+    command = [sys.executable, "-m", "deploy.local_stack", "--directory", str(tmp_path / "local"), "--any-ports"]
+    with log.open("wb") as output:
+        stack = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        addresses = eventually(lambda: _addresses(log, "worker", "server", "prometheus", "alertmanager"), within_s=90)
+        assert re.search(r"grafana +MISSING", log.read_text())
+        with redis.Redis(port=_redis_port(tmp_path / "local")) as client:
+            client.xadd(stream_of(EMBEDDING_INGESTED), dict(flat_event(pet_id=7, number=1)))
+            eventually(lambda: client.llen("{pet:7}:media") == 1, within_s=60)
+
+        prometheus = addresses["prometheus"].removesuffix("/-/ready")
+        eventually(lambda: _query(prometheus, 'cluster_jobs_total{outcome="success"} > 0'), within_s=60)
+        eventually(lambda: _query(prometheus, "media_cluster_backlog_sample_timestamp_seconds > 0"), within_s=120)
+        up = {sample["metric"]["job"]: sample["value"][1] for sample in _query(prometheus, "up")}
+        assert up["sploot-cluster"] == "1"
+        rules = _get(f"{prometheus}/api/v1/rules")["data"]["groups"]
+        assert [rule for group in rules for rule in group["rules"] if rule["health"] == "err"] == []
+        assert _get(f"{prometheus}/api/v1/alertmanagers")["data"]["activeAlertmanagers"]
+    finally:
+        stack.send_signal(signal.SIGINT)
+        try:
+            code = stack.wait(timeout=90)
+        except subprocess.TimeoutExpired:
+            stack.kill()
+            raise
+    assert code == 0, log.read_text()
+    assert log.read_text().endswith("draining\nended\n")
+
+
+def _addresses(log: Path, *names: str) -> dict[str, str]:
+    found = dict(re.findall(r"^([a-z-]+) +(http://\S+)$", log.read_text(), flags=re.MULTILINE))
+    return found if set(names) <= set(found) else {}
+
+
+def _redis_port(directory: Path) -> int:
+    return int(re.findall(r"port=(\d+)", (directory / "redis.log").read_text())[0])
+
+
+def _query(prometheus: str, expression: str) -> list[dict[str, Any]]:
+    answer = _get(f"{prometheus}/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
+    found: list[dict[str, Any]] = answer["data"]["result"]
+    return found
+
+
+def _get(address: str) -> Any:
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        return json.load(answer)
