@@ -335,8 +335,15 @@ def test_the_rules_find_the_job_that_the_podmonitor_makes() -> None:
     (monitor,) = of_kind(everything(), "PodMonitor")
 
     assert monitor["spec"]["jobLabel"] == "app"
-    ports = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
-    assert ports == {"metrics", "http"}
+    jobs = {
+        endpoint["port"]: [rule["replacement"] for rule in endpoint["relabelings"] if rule["targetLabel"] == "job"]
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]
+    }
+    # as in ops/config/prometheus.yaml: workers are what jobLabel says, servers are another job
+    assert jobs == {"metrics": [], "http": ["sploot-cluster-server"]}
+    config = yaml.safe_load((ROOT / "ops" / "config" / "prometheus.yaml").read_text())
+    scraped = {job["job_name"] for job in config["scrape_configs"]}
+    assert {"sploot-cluster", "sploot-cluster-server"} <= scraped
 
 
 def test_the_dashboard_is_that_of_ops() -> None:
