@@ -1,4 +1,4 @@
-"""What a process remembers of pets between two uses: their last state, and the faiss index over their vectors.
+"""What a process remembers of pets between two uses: their last state, and its spanning tree.
 
 It saves travel and never answers for the store: whoever opens a memory loads what is new into it first. Threads of one
 process take turns at a pet, because two of them deciding at once would only make one of the commits fail.
@@ -20,7 +20,6 @@ from sploot_cluster.rows import PetRows, empty_state
 from sploot_cluster.vectors import FloatVector
 
 if TYPE_CHECKING:
-    from sploot_cluster.neighbours import NeighbourIndex, Neighbours
     from sploot_cluster.spanning_tree import SpanningTree
 
 # An id of 36 characters as text, in the list and in the dictionary; measured with tracemalloc on Python 3.11.
@@ -44,20 +43,6 @@ class PetMemory:
         self._tree: SpanningTree | None = None
         self._tree_rows: PetRows | None = None
         self._expected: tuple[SpanningTree, MediaId, FloatVector] | None = None
-        self._index: NeighbourIndex | None = None
-        self._indexed: PetRows | None = None
-
-    def nearest(self, vector: FloatVector, k: int) -> Neighbours:
-        """The k nearest media of the remembered state; the index is brought up to it first, O(dim) per new medium."""
-        # faiss is loaded by whoever assigns, not by whoever only reads
-        from sploot_cluster.neighbours import NeighbourIndex
-
-        rows = PetRows.behind(self.state)
-        if self._index is None or self._indexed is not rows:
-            self._index, self._indexed = NeighbourIndex(len(vector)), rows
-        if self._index.n < self.state.n_media:
-            self._index.add(self.state.vectors[self._index.n :])
-        return self._index.nearest(vector[None, :], k)
 
     def tree(self) -> SpanningTree | None:
         """The spanning tree of the first rows of ``state``, as far as anybody has told; None where nobody has."""
@@ -83,10 +68,9 @@ class PetMemory:
 
     @property
     def n_bytes(self) -> int:
-        """About what it takes: the vectors, the same again in the index, the media, and the tree."""
-        n_copies = 1 if self._index is None else 2
+        """About what it takes: the vectors, the media, and the tree."""
         tree = 0 if self._tree is None else self._tree.n_bytes
-        return n_copies * self.state.vectors.nbytes + self.state.n_media * BYTES_PER_MEDIUM + tree
+        return self.state.vectors.nbytes + self.state.n_media * BYTES_PER_MEDIUM + tree
 
 
 class _Place:

@@ -162,7 +162,8 @@ def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable
                 raise InvalidInput("args", "positional arguments have no names", "send keyword arguments")
             message = contract.from_kwargs(kwargs)
             current_job().pet_id = message.pet_id
-            answer(asdict(run(message)))
+            done = run(message)
+            answer(lambda: asdict(done))
 
         dramatiq.actor(
             actor_name=contract.actor_name,

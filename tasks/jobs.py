@@ -47,11 +47,11 @@ return 1
 
 How = Literal["new", "start", "change", "known"]
 
-_answer: ContextVar[Mapping[str, object] | None] = ContextVar("answer", default=None)
+_answer: ContextVar[Callable[[], Mapping[str, object]] | None] = ContextVar("answer", default=None)
 
 
-def answer(result: Mapping[str, object]) -> None:
-    """Say what the running job answered, for its status. JSON values only."""
+def answer(result: Callable[[], Mapping[str, object]]) -> None:
+    """Say what the running job answered, for its status: asked for only if that is kept. JSON values only."""
     _answer.set(result)
 
 
@@ -160,7 +160,8 @@ class TrackJobs(dramatiq.Middleware):
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         if _is_tracked(message) and exception is None:
-            self._write(message, state="succeeded", finished_at=self._clock(), result=_answer.get())
+            told = _answer.get()
+            self._write(message, state="succeeded", finished_at=self._clock(), result=told and told())
         _answer.set(None)
 
     def after_dead_letter(self, broker: Broker, letter: DeadLetter) -> None:

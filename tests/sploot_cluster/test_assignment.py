@@ -9,7 +9,7 @@ import pytest
 
 from sploot_cluster.assignment import Decision, decide, reach, recluster_reason, similarity_to, threshold_of
 from sploot_cluster.models import NOISE, PetState, Standing
-from sploot_cluster.neighbours import NeighbourIndex
+from sploot_cluster.neighbours import nearest
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.vectors import FloatVector, as_vector
 from tests.sploot_cluster.states import looks, pet_state
@@ -18,9 +18,7 @@ SETTINGS = ClusterSettings()
 
 
 def decided(state: PetState, vector: FloatVector, settings: ClusterSettings = SETTINGS) -> Decision:
-    index = NeighbourIndex(state.vectors.shape[1])
-    index.add(state.vectors)
-    neighbours = index.nearest(vector[None, :], settings.n_neighbours)
+    neighbours = nearest(state.vectors, vector[None, :], settings.n_neighbours)
     return decide(neighbours, state.labels, state.standings, state.clusters, settings)
 
 

@@ -94,7 +94,7 @@ def test_a_job_tells_when_it_runs_and_what_it_answered(tasks: ClusterTasks, redi
 
     def undo(**_: Any) -> None:
         may_end.wait(10)
-        answer({"revision": 18})
+        answer(lambda: {"revision": 18})
 
     with working(redis_client, undo):
         job, behind = tasks.undo(42, 17), tasks.undo(42, 16)
