@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -120,10 +122,28 @@ def test_users_with_few_rights_do_the_main_job_over_tls(port: int, certificates:
         producer.xadd(STREAM, {"schema": "embedding.ingested/1", "pet_id": "nonsense"})
         eventually(lambda: tester.xlen(DEAD) == 1, within_s=30)
         eventually(lambda: tester.hgetall("sploot:backlog"), within_s=90)
+        for command in (
+            "queue status",
+            "queue pending embedding.ingested",
+            "queue dead list embedding.ingested",
+            "doctor",
+            "clusters 7",
+            "history 7",
+        ):
+            asked = _asked(command, url("operator"))
+            assert asked.returncode in (0, 1), f"{command}: {asked.stderr}"
+            assert "permission" not in (asked.stdout + asked.stderr).lower(), f"{command}: {asked.stdout}{asked.stderr}"
         denied = _commands_of(tester.execute_command("ACL", "LOG"))
 
     assert ended[0] == "succeeded", log.read_text()
     assert denied == set(), log.read_text()
+
+
+def _asked(command: str, redis_url: str) -> subprocess.CompletedProcess[str]:
+    """What an operator's command said; doctor exits with 1 when it found something."""
+    environ = processes_environ(redis_url)
+    words = [sys.executable, "-m", "tasks.cli", *command.split()]
+    return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
 
 def _end_of(tasks: ClusterTasks, job_id: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.deploy.servers import (
     client_of,
 )
 
+ROOT = Path(__file__).parent.parent.parent
 STREAM = stream_of(EMBEDDING_INGESTED)
 FEEDBACK = "streams:cluster.feedback"
 DEAD = f"{{{STREAM}}}:dead"
@@ -227,6 +229,39 @@ def test_kedas_list_scaler_counts_delayed_jobs(users: dict[str, redis.Redis]) ->
 def test_a_user_without_a_password_of_some_length_is_refused_by_name() -> None:
     with pytest.raises(PasswordUnusable, match="user keda"):
         render({**PASSWORDS, "keda": "short"})
+
+
+def commands_of_scripts(*patterns: str) -> set[str]:
+    """What our scripts call, as ACLs spell it."""
+    texts = [path.read_text() for pattern in patterns for path in ROOT.glob(pattern)]
+    called = [
+        re.findall(r"""redis\.p?call\(\s*['"](\w+)['"](?:,\s*['"]([A-Z]+)['"])?""", text, flags=re.DOTALL)
+        for text in texts
+    ]
+    families = ("XGROUP", "XINFO")
+    return {
+        f"{name}|{more}".lower() if name.upper() in families else name.lower()
+        for found in called
+        for name, more in found
+    }
+
+
+def granted_to(user: str) -> set[str]:
+    (line,) = [line for line in TEMPLATE.read_text().splitlines() if line.startswith(f"user {user} ")]
+    return {word.removeprefix("+") for word in line.partition(" (")[0].split() if word.startswith("+")}
+
+
+def test_a_worker_may_call_whatever_our_scripts_call() -> None:
+    called = commands_of_scripts("broker/*.lua", "sploot_cluster/*.lua", "tasks/*.py", "sploot_cluster/api/*.py")
+
+    assert len(called) > 30
+    assert called - granted_to("worker") == set()
+
+
+def test_a_client_may_call_whatever_enqueueing_and_asking_call() -> None:
+    called = commands_of_scripts("broker/enqueue.lua", "broker/stats.lua", "tasks/jobs.py")
+
+    assert called - granted_to("client") == set()
 
 
 def test_what_is_rendered_holds_no_password() -> None:
