@@ -169,6 +169,22 @@ def test_an_older_revision_is_compared_and_restored(page: Page, album: ClusterSe
     assert page.complaints() == []
 
 
+def test_a_recluster_is_previewed_and_exactly_that_is_applied(page: Page, album: ClusterService, worker: None) -> None:
+    take(album, 3, range(10))
+    revision = album.clusters(PET).revision
+    page.open(f"pet/{PET}")
+    page.sees("40 media")
+
+    page.click("Recluster…")
+    page.sees("Constraints kept")
+    page.sees("s3-0")
+    assert album.clusters(PET).revision == revision
+    page.click("Apply exactly this", within="//dialog")
+
+    page.sees("40 media in 4 clusters")
+    assert page.complaints() == []
+
+
 def test_what_a_producer_calls_a_medium_stays_text(page: Page, service: ClusterService) -> None:
     name = MediaId("<img src=x onerror=alert(1)>.jpg")
     service.assign(PET, name, model=MODEL, vector=picture(0, 0))
