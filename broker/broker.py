@@ -20,6 +20,7 @@ import redis
 from dramatiq import Broker, Message, Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed, QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import Callbacks
 
 from .by_hand import ByHand
 from .connections import Argument
@@ -78,6 +79,7 @@ class RedisStreamsBroker(Broker):
         max_deliveries: int = 5,
         max_message_bytes: int = 1 << 20,
         max_queue_length: int | None = None,
+        wait_when_full_ms: int = 0,
         decoders: Mapping[str, EntryDecoder] | None = None,
         dead_letter_ttl_ms: int = 7 * DAY_MS,
         dead_letter_max: int = 100_000,
@@ -94,6 +96,7 @@ class RedisStreamsBroker(Broker):
             max_deliveries=max_deliveries,
             max_message_bytes=max_message_bytes,
             max_queue_length=max_queue_length,
+            wait_when_full_ms=wait_when_full_ms,
             dead_letter_ttl_ms=dead_letter_ttl_ms,
             dead_letter_max=dead_letter_max,
             unique_for_ms=unique_for_ms,
@@ -137,7 +140,7 @@ class RedisStreamsBroker(Broker):
         Raises:
             ConnectionFailed: nothing was sent.
             EnqueueUncertain: it was sent, and no answer came within ``enqueue_timeout_ms``.
-            QueueFull: the queue holds ``max_queue_length`` messages.
+            QueueFull: the queue holds ``max_queue_length`` messages, and did so for ``wait_when_full_ms``.
             MessageTooLarge: it has more than ``max_message_bytes``.
         """
         if isinstance(message, Delivery) and message.is_being_retried:
@@ -307,8 +310,19 @@ class RedisStreamsBroker(Broker):
         self._following.delivery = delivery
         try:
             super().emit_after(signal, *args, **kwargs)
+            if delivery.is_doomed:
+                self._call_back_of_failure(delivery)
         finally:
             self._following.delivery = None
+
+    def _call_back_of_failure(self, delivery: Delivery) -> None:
+        """Have Dramatiq's callbacks told of a message that is not run any more: they hear only of those that ran."""
+        for callbacks in self.middleware:
+            if isinstance(callbacks, Callbacks):
+                try:
+                    callbacks.after_process_message(self, delivery, exception=delivery._exception)
+                except Exception:
+                    self.logger.critical("Unexpected failure in %r.", callbacks, exc_info=True)
 
     def _before_run(self, delivery: Delivery) -> None:
         """Raises SkipMessage when the message must not run here."""
@@ -375,12 +389,13 @@ class RedisStreamsBroker(Broker):
         for place, (message, delay) in enumerate(messages):
             outgoing = self._outgoing(place, message, delay)
             by_queue.setdefault(message.queue_name, []).append(outgoing)
+        n_at_once = min(MESSAGES_PER_CALL, self.settings.max_queue_length or MESSAGES_PER_CALL)
         chunks = [
-            (self._keys(queue_name), of_queue[start : start + MESSAGES_PER_CALL])
+            (self._keys(queue_name), of_queue[start : start + n_at_once])
             for queue_name, of_queue in by_queue.items()
-            for start in range(0, len(of_queue), MESSAGES_PER_CALL)
+            for start in range(0, len(of_queue), n_at_once)
         ]
-        answers = self._send(chunks) if chunks else []
+        answers = self._send_where_room_is(chunks)
         returned = [message for message, _ in messages]
         full: QueueFull | None = None
         for (keys, chunk), answer in zip(chunks, answers, strict=True):
@@ -445,6 +460,18 @@ class RedisStreamsBroker(Broker):
             args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, max(1, unique_for_ms))
             args.append(ordering_key or "")
         return script_keys, args
+
+    def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
+        """The answers to enqueue.lua; full queues are asked again for ``wait_when_full_ms``."""
+        answers = self._send(chunks) if chunks else []
+        deadline = time.monotonic() + self.settings.wait_when_full_ms / 1000
+        for place in range(len(answers)):
+            pause_s = 0.01
+            while answers[place][0] == b"FULL" and time.monotonic() + pause_s <= deadline:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 0.25)
+                (answers[place],) = self._send([chunks[place]])
+        return answers
 
     def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
         """The answers to enqueue.lua; sent again, under the same enqueue ids, while the connection is to blame."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import redis
+from dramatiq import Message
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 
@@ -248,10 +249,10 @@ class StreamsConsumer(Consumer):
                     continue
                 entry_id, fields = raw_id.decode(), fields_of(flat)
                 try:
+                    message = decode(entry_id, fields, queue_name=self._keys.queue_name, decoder=self._queue.decoder)
                     n_bytes = sum(map(len, flat))
                     if n_bytes > self._settings.max_message_bytes:
-                        raise Oversize(n_bytes, self._settings.max_message_bytes)
-                    message = decode(entry_id, fields, queue_name=self._keys.queue_name, decoder=self._queue.decoder)
+                        raise Oversize(n_bytes, self._settings.max_message_bytes, message)
                 except UndecodableEntry as error:
                     self._session.bury_entry(self._keys, entry_id, deliveries, fields, error)
                     continue
@@ -308,5 +309,6 @@ class StreamsConsumer(Consumer):
 class Oversize(UndecodableEntry):
     """Raised when an entry is larger than ``max_message_bytes``."""
 
-    def __init__(self, n_bytes: int, limit: int) -> None:
-        super().__init__("entry", f"has {n_bytes} bytes of {limit} it may have", "send a key instead of the data")
+    def __init__(self, n_bytes: int, limit: int, message: Message[Any]) -> None:
+        problem = f"has {n_bytes} bytes of {limit} it may have"
+        super().__init__("entry", problem, "send a key instead of the data", message=message)

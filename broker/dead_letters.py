@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import builtins
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from itertools import islice
+from typing import Any, TypedDict, Unpack
 
 import redis
 from dramatiq.errors import ActorNotFound
@@ -68,6 +69,23 @@ class DeadLetter:
     fields: Mapping[bytes, bytes]
 
 
+class Wanted(TypedDict, total=False):
+    """Which letters: those that have all of these.
+
+    Attributes:
+        reason, actor_name, message_id: as in the letter.
+        died_before, died_after: aware datetimes, on the server's clock.
+        where: any other question about a letter.
+    """
+
+    reason: str | None
+    actor_name: str | None
+    message_id: str | None
+    died_before: datetime
+    died_after: datetime
+    where: Callable[[DeadLetter], bool]
+
+
 class DeadLetters:
     """The dead letters of one queue."""
 
@@ -79,37 +97,47 @@ class DeadLetters:
         return int(self._connections.run("XLEN", self._keys.dead))
 
     def list(
-        self,
-        limit: int = 100,
-        *,
-        before: str | None = None,
-        reason: str | None = None,
-        actor_name: str | None = None,
-        message_id: str | None = None,
-    ) -> list[DeadLetter]:
+        self, limit: int = 100, *, before: str | None = None, **wanted: Unpack[Wanted]
+    ) -> builtins.list[DeadLetter]:
         """The newest letters first, at most ``limit``.
 
         Args:
             before: the id of the last letter of the page before.
-            reason, actor_name, message_id: only letters that have it. Every letter is read until enough are found.
+            wanted: see :class:`Wanted`.
         """
-        found: list[DeadLetter] = []
-        end = "+" if before is None else f"({before}"
-        while len(found) < limit:
-            count = min(PAGE, limit) if reason is None and actor_name is None and message_id is None else PAGE
-            page = self._connections.run("XREVRANGE", self._keys.dead, end, "-", "COUNT", count)
-            if not page:
-                break
-            for letter_id, flat in page:
+        page = min(PAGE, limit) if not wanted else PAGE
+        return [*islice(self.find(before=before, page=page, **wanted), limit)]
+
+    def find(self, *, before: str | None = None, page: int = PAGE, **wanted: Unpack[Wanted]) -> Iterator[DeadLetter]:
+        """Every letter that is wanted, the newest first; read ``page`` at a time, while it is asked for.
+
+        Letters that come meanwhile are not seen. Without a date every letter is read, wanted or not.
+        """
+        died_before, died_after = wanted.get("died_before"), wanted.get("died_after")
+        end = "+" if died_before is None else str(_ms(died_before) - 1)
+        start = "-" if died_after is None else str(_ms(died_after))
+        if before is not None:
+            end = f"({before}"
+        while found := self._connections.run("XREVRANGE", self._keys.dead, end, start, "COUNT", page):
+            for letter_id, flat in found:
                 letter = self._letter(letter_id.decode(), fields_of(flat))
-                if (
-                    (reason is None or letter.reason == reason)
-                    and (actor_name is None or letter.actor_name == actor_name)
-                    and (message_id is None or letter.message_id == message_id)
-                ):
-                    found.append(letter)
-            end = f"({page[-1][0].decode()}"
-        return found[:limit]
+                if _is_wanted(letter, wanted):
+                    yield letter
+            end = f"({found[-1][0].decode()}"
+
+    def requeue_where(self, **wanted: Unpack[Wanted]) -> int:
+        """Put every letter that is wanted back to work; how many there were. Those that fail again stay dead."""
+        return self._for_each_page(self.requeue, wanted)
+
+    def purge_where(self, **wanted: Unpack[Wanted]) -> int:
+        """Remove every letter that is wanted for ever; how many there were."""
+        return self._for_each_page(self.purge, wanted)
+
+    def _for_each_page(self, act: Callable[[Iterable[str]], int], wanted: Wanted) -> int:
+        letters, n = self.find(**wanted), 0
+        while ids := [letter.id for letter in islice(letters, PAGE)]:
+            n += act(ids)
+        return n
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """The letter of this id; None when there is none."""
@@ -178,6 +206,18 @@ def letter_from(letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: st
     )
 
 
+def _is_wanted(letter: DeadLetter, wanted: Wanted) -> bool:
+    asked = ((name, wanted.get(name)) for name in ("reason", "actor_name", "message_id"))
+    where = wanted.get("where")
+    return all(value is None or getattr(letter, name) == value for name, value in asked) and (
+        where is None or where(letter)
+    )
+
+
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
 def facts_of_delivery(delivery: Delivery) -> list[Argument]:
     """Names and values of the letter of a message that failed here."""
     exception = delivery._exception
@@ -194,7 +234,8 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
 
 def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliveries: int) -> list[Argument]:
     """Names and values of the letter of an entry that is no message."""
-    return _facts(reason, error, entry_id=entry_id, deliveries=deliveries)
+    told = {} if error.message is None else {"actor": error.message.actor_name, "message_id": error.message.message_id}
+    return _facts(reason, error, entry_id=entry_id, deliveries=deliveries, **told)
 
 
 def reason_of(error: UndecodableEntry) -> str:

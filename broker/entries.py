@@ -45,7 +45,7 @@ def decode(
         message = _decode_foreign(entry_id, fields, decoder)
     if message.queue_name != queue_name:
         # The Worker looks for the queue's consumer by this name, and its thread would die of finding none.
-        raise WrongQueue(message.queue_name, queue_name)
+        raise WrongQueue(message, queue_name)
     # A time to wait for is the broker's business; left in, the Worker would keep the message in its memory.
     message.options.pop("eta", None)
     return message
@@ -54,8 +54,9 @@ def decode(
 class WrongQueue(UndecodableEntry):
     """Raised when a message of one queue stands in the stream of another."""
 
-    def __init__(self, told: str, found_in: str) -> None:
-        super().__init__("queue_name", f"is {told!r} in the stream of {found_in!r}", "enqueue it on its own queue")
+    def __init__(self, message: dramatiq.Message[Any], found_in: str) -> None:
+        problem = f"is {message.queue_name!r} in the stream of {found_in!r}"
+        super().__init__("queue_name", problem, "enqueue it on its own queue", message=message)
 
 
 _KINDS: Final = (

@@ -19,6 +19,9 @@ redis-py's errors are translated in ``connections.py`` and nowhere else.
 
 from __future__ import annotations
 
+from typing import Any
+
+from dramatiq import Message
 from dramatiq.errors import BrokerError, ConnectionClosed
 from dramatiq.middleware import SkipMessage
 
@@ -76,11 +79,13 @@ class UndecodableEntry(ValueError):
         field: the name of the entry's field that is to blame.
         problem: what is wrong with it.
         mend: what its producer can do about it.
+        message: the message that the entry holds all the same, as when it is too large; results of it are told.
     """
 
-    def __init__(self, field: str, problem: str, mend: str) -> None:
+    def __init__(self, field: str, problem: str, mend: str, *, message: Message[Any] | None = None) -> None:
         super().__init__(f"{field}: {problem}; {mend}")
         self.field, self.problem, self.mend = field, problem, mend
+        self.message = message
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.field, self.problem, self.mend))

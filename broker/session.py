@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import redis
+from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
@@ -247,6 +248,12 @@ class Session:
         if answer[0] == b"BURIED":
             letter = letter_from(answer[1].decode(), stored_from(facts, fields), queue_name=keys.queue_name)
             self.emit("after_dead_letter", letter)
+            if error.message is not None:
+                # the Worker never sees it, and somebody may wait for its result
+                refused = MessageProxy(error.message)
+                refused.fail()
+                refused.stuff_exception(error)
+                self.emit("after_nack", refused)
 
     def stop(self) -> None:
         """Write what is to be written, stop every thread, say goodbye. May be called twice."""

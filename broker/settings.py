@@ -21,8 +21,10 @@ class BrokerSettings:
         max_deliveries: a message whose worker process died so often becomes a dead letter; at least 2, because the
             first crash of a process cannot be told from that of its neighbours.
         max_message_bytes: what an encoded message may weigh.
-        max_queue_length: how many entries a stream may hold before ``enqueue`` raises ``QueueFull``; None = no limit.
-            Retries and delayed messages that fall due are never refused.
+        max_queue_length: how many messages a queue may hold before ``enqueue`` raises ``QueueFull``; None = no limit.
+            Those in flight and in line count, delayed ones do not. Retries, delayed messages that fall due and what
+            follows a finished message are never refused.
+        wait_when_full_ms: how long ``enqueue`` waits for room before it raises ``QueueFull``; 0 = not at all.
         dead_letter_ttl_ms: how long dead letters are kept; 7 days, as Dramatiq's own brokers do.
         dead_letter_max: how many dead letters a queue keeps, about; the oldest go first.
         unique_for_ms: how long the lock of a ``unique_key`` lasts at most, counted from the end of the delay, where the
@@ -44,6 +46,7 @@ class BrokerSettings:
     max_deliveries: int = 5
     max_message_bytes: int = 1 << 20
     max_queue_length: int | None = None
+    wait_when_full_ms: int = 0
     dead_letter_ttl_ms: int = 7 * DAY_MS
     dead_letter_max: int = 100_000
     unique_for_ms: int = DAY_MS
@@ -60,6 +63,7 @@ class BrokerSettings:
             "max_deliveries": 2,
             "max_message_bytes": 1,
             "max_queue_length": 1,
+            "wait_when_full_ms": 0,
             "dead_letter_ttl_ms": 1,
             "dead_letter_max": 1,
             "unique_for_ms": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import dramatiq
@@ -123,6 +124,33 @@ def test_a_full_queue_refuses_and_holds_what_it_held(scene: Scene) -> None:
 
     assert (refused.value.queue_name, refused.value.limit) == (QUEUE, 2)
     assert scene.state() == QueueState(waiting=("one", "two"))
+
+
+def test_a_producer_may_wait_until_a_full_queue_has_room(scene: Scene) -> None:
+    consumer = scene.consumer("a", max_queue_length=2, wait_when_full_ms=20_000)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message("one"), message("two")])
+    producer = threading.Thread(target=lambda: broker.enqueue_many([message(str(n)) for n in range(5)]))
+
+    producer.start()
+    ran: list[str] = []
+    while len(ran) < 7:
+        (one,) = received(consumer, 1)
+        ran.append(one.args[0])
+        consumer.ack(one)
+    producer.join()
+
+    assert ran == ["one", "two", "0", "1", "2", "3", "4"]
+
+
+def test_a_producer_waits_for_room_no_longer_than_it_may(scene: Scene) -> None:
+    broker = scene.process("a", max_queue_length=1, wait_when_full_ms=50)
+    broker.enqueue(message("one"))
+
+    with pytest.raises(QueueFull):
+        broker.enqueue(message("two"))
+
+    assert scene.state() == QueueState(waiting=("one",))
 
 
 def test_an_oversized_message_is_refused_before_it_is_sent(scene: Scene) -> None:

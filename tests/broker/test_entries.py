@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import dramatiq
@@ -96,6 +97,25 @@ def test_dead_letters_are_listed_shown_requeued_and_purged(scene: Scene) -> None
 
     assert scene.state() == QueueState(waiting=("one",), dead=(("failed", "three"),))
     assert received(consumer, 1)[0].args == ("one",)
+
+
+def test_letters_are_requeued_and_purged_by_what_they_say(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message(label) for label in ("timeout", "bug", "timeout too", "other")])
+    for delivery in received(consumer, 4):
+        error = TimeoutError("slow") if "timeout" in delivery.args[0] else ValueError("bug")
+        delivery.stuff_exception(error)
+        consumer.nack(delivery)
+    letters = broker.dead_letters(QUEUE)
+    first, *_, last = reversed(letters.list())
+
+    assert [letter.fields for letter in letters.find(died_after=last.died_at + timedelta(seconds=1))] == []
+    assert len(letters.list(died_before=last.died_at + timedelta(seconds=1), died_after=first.died_at)) == 4
+    assert letters.requeue_where(where=lambda letter: letter.error.startswith("TimeoutError")) == 2
+    assert letters.purge_where(message_id=last.message_id) == 1
+
+    assert scene.state() == QueueState(waiting=("timeout too", "timeout"), dead=(("failed", "bug"),))
 
 
 def test_the_traceback_of_a_dead_letter_is_kept_to_eight_kilobytes(scene: Scene) -> None:

@@ -143,6 +143,34 @@ def test_a_suspect_that_is_done_lets_the_next_one_run(scene: Scene) -> None:
     eventually(lambda: scene.state() == QueueState())
 
 
+def test_a_message_that_kills_twenty_workers_takes_none_of_its_hundred_neighbours_with_it(stage: Scene) -> None:
+    n_neighbours, settings = 100, {"max_deliveries": 20, "prefetch": 101}
+    consumer = stage.consumer("0", **settings)
+    stage.brokers["0"].enqueue_many([message(label) for label in ("poison", *map(str, range(n_neighbours)))])
+    n_killed = 0
+    while True:
+        name = str(n_killed)
+        deliveries = {delivery.args[0]: delivery for delivery in received(consumer, n_neighbours + 1)}
+        if deliveries["poison"].is_doomed:
+            break
+        stage.brokers[name].emit_before("process_message", deliveries["poison"])
+        stage.die(name)
+        n_killed += 1
+        consumer = stage.consumer(str(n_killed), **settings)
+
+    for label, delivery in deliveries.items():
+        if label != "poison":
+            stage.brokers[name].emit_before("process_message", delivery)
+            consumer.ack(delivery)
+    with pytest.raises(DeliveryLimitReached) as refused:
+        stage.brokers[name].emit_before("process_message", deliveries["poison"])
+    deliveries["poison"].stuff_exception(refused.value)
+    consumer.nack(deliveries["poison"])
+
+    assert n_killed == 20
+    eventually(lambda: stage.state() == QueueState(dead=(("delivery-limit", "poison"),)))
+
+
 @pytest.mark.parametrize("command", ["XACK", "XGROUP DELCONSUMER"])
 def test_what_an_operator_acknowledges_by_hand_runs_again(scene: Scene, command: str) -> None:
     consumer = scene.consumer("a")

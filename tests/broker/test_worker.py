@@ -13,7 +13,7 @@ import pytest
 import redis
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Callbacks, CurrentMessage, Middleware, Pipelines, Retries
-from dramatiq.results import Results
+from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
 
 from broker import RedisStreamsBroker
@@ -111,6 +111,48 @@ def test_an_actor_that_nobody_declared_makes_a_dead_letter_and_its_queue_goes_on
             (letter,) = eventually(lambda: broker.dead_letters("default").list())
 
     assert (letter.reason, letter.actor_name) == ("unknown-actor", "unknown")
+
+
+def test_who_waits_for_a_result_is_told_of_messages_that_never_run(redis_url: str, redis_client: redis.Redis) -> None:
+    told: list[dict[str, Any]] = []
+    results = Results(backend=RedisBackend(client=redis_client))
+    with broker_on(redis_url, [Retries(), Callbacks(), results]) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def on_failure(message: dict[str, Any], error: dict[str, Any]) -> None:
+            told.append(error)
+
+        @dramatiq.actor(broker=broker, store_results=True, on_failure="on_failure")
+        def work(what: str) -> None:
+            raise AssertionError("never")
+
+        doomed = work.message("kills its workers")
+        entry = redis_client.xadd(STREAM, {"message": doomed.encode()})
+        redis_client.xgroup_create(STREAM, "cluster-workers", "0")
+        redis_client.xreadgroup("cluster-workers", "dead", {STREAM: ">"})
+        redis_client.hset("{streams:default}:suspects", entry, "4 1 dead")
+        redis_client.zadd("{streams:default}:consumers", {"dead": 0})
+        oversize, elsewhere = work.message("x" * (1 << 20)), work.message("lost").copy(queue_name="elsewhere")
+        redis_client.xadd(STREAM, {"message": oversize.encode()})
+        redis_client.xadd(STREAM, {"message": elsewhere.encode()})
+
+        with working(broker):
+            refused = {}
+            for message in (doomed, oversize, elsewhere):
+                with pytest.raises(ResultFailure) as failure:
+                    results.backend.get_result(message, block=True, timeout=20_000)
+                refused[message.message_id] = failure.value.orig_exc_type
+            eventually(lambda: told)
+            letters = {letter.message_id: letter for letter in broker.dead_letters("default").list()}
+
+    assert refused == {
+        doomed.message_id: "DeliveryLimitReached",
+        oversize.message_id: "Oversize",
+        elsewhere.message_id: "WrongQueue",
+    }
+    assert [one["type"] for one in told] == ["DeliveryLimitReached"]
+    assert {letter.reason for letter in letters.values()} == {"delivery-limit", "oversize", "wrong-queue"}
+    assert letters[doomed.message_id].deliveries == 2
 
 
 def test_a_worker_thread_outlives_whatever_its_messages_do(redis_url: str) -> None:
