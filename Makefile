@@ -80,6 +80,16 @@ sbom: $(VENV)/deploy-installed ## what the image consists of, as CycloneDX: buil
 	@$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --of JSON -o build/sbom.cdx.json
 	@echo build/sbom.cdx.json
 
+.PHONY: licences
+licences: $(VENV)/deploy-installed ## list the licences of what the image installs: docs/licences.md
+	@$(BIN)/python -m deploy.licences
+
+.PHONY: audit
+audit: sbom ## lock, licences, bill of materials, known vulnerabilities of what the image installs
+	@$(BIN)/python -m deploy.lock --check
+	@$(BIN)/python -m deploy.licences --check
+	@$(BIN)/python -m deploy.audit || test $$? -eq 75
+
 .PHONY: promises
 promises: $(VENV)/installed ## 10,000 random events against the oracle of people's corrections, minutes: make promises [ARGS='20000 7']
 	@$(BIN)/python -m tests.sploot_cluster.days $(ARGS)

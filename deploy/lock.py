@@ -1,8 +1,8 @@
 """Pin what the image installs: ``python -m deploy.lock [--check | --upgrade]``.
 
-``requirements.lock`` is what the extras worker and server of setup.cfg need, for every supported Python and machine;
-``requirements-build.lock`` is what makes our own wheel. Each line carries the hashes that pip insists on; neither file
-names a registry. Pins stay as they are unless setup.cfg forbids them or ``--upgrade`` asks for newer ones.
+``requirements.lock`` is what the extras worker, server and otel of setup.cfg need, for every supported Python and
+machine; ``requirements-build.lock`` is what makes our own wheel. Each line carries the hashes that pip insists on;
+neither file names a registry. Pins stay as they are unless setup.cfg forbids them or ``--upgrade`` asks for newer ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
 LOCKS: Final = {
-    "requirements.lock": ["--extra", "worker", "--extra", "server", "setup.py"],
+    "requirements.lock": ["--extra", "worker", "--extra", "server", "--extra", "otel", "setup.py"],
     "requirements-build.lock": ["deploy/build-requirements.in"],
 }
 OPTIONS: Final = ["--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]

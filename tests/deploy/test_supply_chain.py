@@ -1,0 +1,110 @@
+"""What comes in from outside: nothing that runs when it is read, nothing without a licence."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.audit import NOT_ASKED, verdict
+from deploy.licences import PAGE, UNKNOWN, licensed, page
+from tests.support import lacking
+
+ROOT = Path(__file__).parent.parent.parent
+
+# Modules that run what they read.
+RUNS_WHAT_IT_READS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "jsonpickle"}
+# The keeper and its child talk over a socket pair that nobody else has; marshal makes values and no code of them.
+MARSHAL_MAY = {"broker/keeper.py", "broker/keeper_process.py"}
+
+
+# Errors must survive a process pool: what this test reads, it has just written.
+TESTS_OF_PICKLING = {"tests/sploot_cluster/test_errors.py"}
+
+
+def sources() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.splitlines()]
+
+
+def dangers(tree: ast.AST, name: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        imported += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for module in imported:
+            root = module.partition(".")[0]
+            if root in RUNS_WHAT_IT_READS or (root == "marshal" and name not in MARSHAL_MAY):
+                yield f"{name} imports {module}"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            for argument in node.keywords:
+                if argument.arg == "allow_pickle" and not (
+                    isinstance(argument.value, ast.Constant) and argument.value.value is False
+                ):
+                    yield f"{name}:{node.lineno} allows pickles"
+            if called in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"):
+                yield f"{name}:{node.lineno} calls {called}"
+            if called.endswith("set_encoder") and "Pickle" in ast.unparse(node):
+                yield f"{name}:{node.lineno} encodes messages as pickles"
+
+
+def test_nothing_of_ours_runs_what_it_reads() -> None:
+    named = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sources()}
+    found = [danger for name, tree in named.items() for danger in dangers(tree, name) if name not in TESTS_OF_PICKLING]
+
+    assert len(sources()) > 100
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from joblib import load",
+        "import marshal",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=flag)",
+        "yaml.load(text)",
+    ],
+)
+def test_the_check_finds_what_it_looks_for(code: str) -> None:
+    assert len(list(dangers(ast.parse(code), "somewhere.py"))) == 1
+
+
+def test_every_licence_is_listed_and_known() -> None:
+    if not PAGE.exists() or page() != PAGE.read_text():
+        try:
+            import uv  # noqa: F401
+        except ImportError:
+            lacking("what the image installs", "pip install -e '.[deploy]', then make licences")
+        pytest.fail("docs/licences.md is not what requirements.lock says: make licences")
+
+    listed = {one.name: one.licence for one in licensed()}
+    assert listed["dramatiq"] == listed["periodiq"] == "LGPL-3.0-or-later"
+    assert [name for name, licence in listed.items() if licence == UNKNOWN] == []
+    assert [name for name, licence in listed.items() if "AGPL" in licence or licence.startswith("GPL")] == []
+
+
+def a_report(**flaws: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"dependencies": [{"name": name, "version": "1", "vulns": found} for name, found in flaws.items()]}
+
+
+def test_an_audit_that_asked_nobody_is_no_audit() -> None:
+    unknown = {"dependencies": [{"name": "redis", "skip_reason": "not found"}]}
+
+    assert verdict(None)[0] == verdict(unknown)[0] == NOT_ASKED
+
+
+def test_an_audit_that_found_something_fails_and_says_what() -> None:
+    code, lines = verdict(a_report(redis=[], numpy=[{"id": "PYSEC-1", "fix_versions": ["2.9"]}]))
+
+    assert code == 1
+    assert lines == ["numpy 1: PYSEC-1, mended in 2.9"]
+
+
+def test_an_audit_without_findings_passes() -> None:
+    assert verdict(a_report(redis=[], numpy=[])) == (0, [])
