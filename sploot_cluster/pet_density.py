@@ -54,7 +54,7 @@ class PetDensity:
         O(n · d) for each row that the best known tree lacks, O(n² · d) where none is known.
         """
         n = len(vectors)
-        if n < max(self._settings.recluster_parameters(n)[0], 2):
+        if n < self._settings.small_group:
             return None
         tree = remembered or self._fetch(state, self._samples(n))
         if tree is None:
@@ -65,8 +65,7 @@ class PetDensity:
         """The density of ``media``, whose tree it is."""
         if tree is None:
             return all_noise(len(media))
-        size, _ = self._settings.recluster_parameters(tree.n)
-        return density_of(tree, vectors, min_cluster_size=size, settings=self._settings, names=_names(media))
+        return density_of(tree, vectors, settings=self._settings, names=_names(media))
 
     def keep(self, memory: PetMemory, state: PetState, tree: SpanningTree) -> None:
         """Have the store keep the tree of the first rows of ``state`` if what lies there is far behind."""

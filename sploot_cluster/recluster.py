@@ -17,7 +17,7 @@ from sploot_cluster.density import Density
 from sploot_cluster.models import NOISE, Change, ClusterId, PetState, Reclustered, Standing
 from sploot_cluster.regrouping import regroup
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import BoolVector, FloatVector, LabelVector
+from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector
 
 NOBODY: Final = np.inf
 
@@ -31,7 +31,7 @@ def plan_recluster(
     2. Curated clusters, those with media that a person placed, are joined to no other by machine: they keep their id.
     3. Media that arrived while density was computed are assigned like any arrival; so are those that a correction
        sends away from where density has them.
-    4. Noise beyond the budget is absorbed, the closest first, as far as ``absorption_slack`` reaches.
+    4. Noise beyond the budget is absorbed, the most similar first, as far as ``absorption_slack`` reaches.
     5. Groups inherit the ids of the clusters that they overlap with.
 
     Args:
@@ -60,9 +60,10 @@ def plan_recluster(
     noise = np.flatnonzero((groups == NOISE) & ~rows.dismissed)
     excess = len(noise) - settings.noise_budget(state.n_media)
     if excess > 0:
-        noise_groups, noise_reach = reaches.nearest(noise)
-        closest = np.argsort(noise_reach, kind="stable")[:excess]
-        absorbed = reaches.admit(noise, noise_groups, closest[noise_reach[closest] <= settings.absorption_slack])
+        noise_groups, noise_similarity, noise_reach = reaches.most_similar(noise)
+        within = np.flatnonzero(noise_reach <= settings.absorption_slack)
+        closest = within[np.argsort(-noise_similarity[within], kind="stable")][:excess]
+        absorbed = reaches.admit(noise, noise_groups, closest)
         groups[noise[absorbed]], standings[noise[absorbed]] = noise_groups[absorbed], Standing.ABSORBED
 
     regrouped = regroup(state, groups, standings, rows, settings, given=given, thresholds=thresholds)
@@ -146,31 +147,44 @@ class _Reaches:
         self._vectors, self._rows = state.vectors, rows
         self._members: list[Rows] = [np.flatnonzero(groups == group) for group in np.unique(groups[groups != NOISE])]
         self._groups = [int(groups[members[0]]) for members in self._members]
+        self._numbers = np.array(self._groups or [NOISE], dtype=np.int32)
         self._thresholds = [thresholds.of(members) for members in self._members]
         self._sides: list[Sides] = [rows.sides_of(members) for members in self._members]
 
     def nearest(self, media: Rows) -> tuple[LabelVector, FloatVector]:
-        """The group that must reach least for each of ``media``, and how far; infinitely where people forbid all.
+        """The group that each of ``media`` would join as an arrival, and how far that one has to reach.
 
-        Among groups within reach it is the most similar one, as for arrivals.
+        Among groups within reach it is the most similar one, else the one that must reach least; infinitely where
+        people forbid all.
         """
-        best = np.full(len(media), NOISE, dtype=np.int32)
-        best_similarity = np.full(len(media), -np.inf, dtype=np.float32)
-        least = np.full(len(media), NOBODY, dtype=np.float32)
+        similarity, far = self._measure(media)
+        within = np.where(far <= 1, similarity, -np.inf).astype(np.float32)
+        chosen = np.where(within.max(axis=0) > -np.inf, within.argmax(axis=0), far.argmin(axis=0))
+        return self._numbers[chosen], np.take_along_axis(far, chosen[None], axis=0)[0]
+
+    def most_similar(self, media: Rows) -> tuple[LabelVector, FloatVector, FloatVector]:
+        """The group that each of ``media`` is most similar to, how similar, and how far that one has to reach.
+
+        Groups that people forbid are left out; infinitely far where they forbid all.
+        """
+        similarity, far = self._measure(media)
+        chosen = np.where(far < NOBODY, similarity, -np.inf).argmax(axis=0)
+        chosen_similarity = np.take_along_axis(similarity, chosen[None], axis=0)[0]
+        return self._numbers[chosen], chosen_similarity, np.take_along_axis(far, chosen[None], axis=0)[0]
+
+    def _measure(self, media: Rows) -> tuple[FloatMatrix, FloatMatrix]:
+        """(groups, media) similarity and reach; one row of NOBODY where there is no group."""
+        shape = (max(1, len(self._groups)), len(media))
+        similarity, far = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, NOBODY, dtype=np.float32)
         sides = [self._rows.sides[atom] if atom >= 0 else FREE for atom in self._rows.atoms[media].tolist()]
-        for group, members, threshold, its_sides in zip(
-            self._groups, self._members, self._thresholds, self._sides, strict=True
+        for at, (members, threshold, its_sides) in enumerate(
+            zip(self._members, self._thresholds, self._sides, strict=True)
         ):
-            similarity = similarity_to(self._vectors[members], self._vectors[media])
-            far = reaches(similarity, threshold)
+            similarity[at] = similarity_to(self._vectors[members], self._vectors[media])
+            far[at] = reaches(similarity[at], threshold)
             if its_sides:
-                far[[its_sides.conflict(its_own) for its_own in sides]] = NOBODY
-            is_better: BoolVector = np.where(
-                (far <= 1) & (least <= 1), similarity > best_similarity, far < least
-            ).astype(np.bool_)
-            best[is_better], best_similarity[is_better] = group, similarity[is_better]
-            least[is_better] = far[is_better]
-        return best, least
+                far[at, [its_sides.conflict(its_own) for its_own in sides]] = NOBODY
+        return similarity, far
 
     def admit(self, media: Rows, groups: LabelVector, candidates: Rows) -> Rows:
         """Those of ``candidates``, places in ``media`` and ``groups``, who may join their group one after the other.

@@ -16,9 +16,10 @@ from typing import Final, Self
 # pod beside a service that is called sploot-cluster.
 PREFIX: Final = "SPLOOT_CLUSTERING_"
 
-# Below how many media -> (min_cluster_size, min_samples). Measured: a mean ARI of .74, the best fixed pair reaches .70.
-_DENSITY: Final = ((150, (3, 2)), (1_000, (5, 1)))
-_DENSITY_OF_MANY: Final = (8, 1)
+# (min_cluster_size, min_samples) below so many media, and from there on. Measured; see docs/quality.md.
+_FEW: Final = 150
+_DENSITY_OF_FEW: Final = (6, 3)
+_DENSITY_OF_MANY: Final = (12, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,14 @@ class ClusterSettings:
             shows after ten pictures of it.
         recluster_delay_ms: how long a recluster that was asked for waits for more arrivals, from 0. Ten seconds: an
             album is uploaded in one go, and one recluster after it is enough.
-        noise_floor: media without a cluster that a recluster leaves alone, from 0. 12 keeps a typical pet below the
+        sharpness: how much more dense regions count than large ones, as the power of the distance by which stability
+            is measured, from 1, which is HDBSCAN's own, to 16. Measured: docs/quality.md.
+        small_group: the smallest group that a recluster looks for between the others, from 2. Measured.
+        noise_floor: media without a cluster that a recluster leaves alone, from 0. 14 keeps a typical pet below the
             15 that operators expect.
         noise_ratio: or this share of the pet if that is more, in [0, 1].
         absorption_slack: the farthest that noise beyond that budget is drawn in, as a factor like ``arrival_slack``,
-            from 1. At 1.3 most of what is drawn in belongs; what is farther stays noise whatever the budget; measured.
+            from 1. The most similar is drawn in first, and what is farther stays noise whatever the budget; measured.
         overlap_ratio: the least that a group has in common with the cluster whose id it inherits, as a share of the
             smaller one, in (0, 1].
         one_look_similarity: a pet in which density finds mostly noise is one cluster if its media are this similar on
@@ -63,9 +67,11 @@ class ClusterSettings:
     drift_min: int = 10
     drift_ratio: float = 0.25
     recluster_delay_ms: int = 10_000
-    noise_floor: int = 12
+    sharpness: float = 3.0
+    small_group: int = 3
+    noise_floor: int = 14
     noise_ratio: float = 0.03
-    absorption_slack: float = 1.3
+    absorption_slack: float = 2.5
     overlap_ratio: float = 0.30
     one_look_similarity: float = 0.80
     exact_until: int = 0
@@ -81,6 +87,8 @@ class ClusterSettings:
         _check("drift_min", self.drift_min, self.drift_min >= 1, "from 1")
         _check("drift_ratio", self.drift_ratio, 0 < self.drift_ratio <= 1, "above 0 and at most 1")
         _check("recluster_delay_ms", self.recluster_delay_ms, self.recluster_delay_ms >= 0, "from 0")
+        _check("sharpness", self.sharpness, 1 <= self.sharpness <= 16, "from 1 to 16")
+        _check("small_group", self.small_group, self.small_group >= 2, "from 2")
         _check("noise_floor", self.noise_floor, self.noise_floor >= 0, "from 0")
         _check("noise_ratio", self.noise_ratio, 0 <= self.noise_ratio <= 1, "from 0 to 1")
         _check("absorption_slack", self.absorption_slack, 1 <= self.absorption_slack < math.inf, "from 1")
@@ -124,7 +132,7 @@ class ClusterSettings:
     @staticmethod
     def recluster_parameters(n: int) -> tuple[int, int]:
         """``(min_cluster_size, min_samples)`` of HDBSCAN for n media; the medium itself is no sample."""
-        return next((pair for below, pair in _DENSITY if n < below), _DENSITY_OF_MANY)
+        return _DENSITY_OF_FEW if n < _FEW else _DENSITY_OF_MANY
 
     def noise_budget(self, n: int) -> int:
         """How many of n media may stay without a cluster before some are absorbed."""

@@ -10,7 +10,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from sploot_cluster.density import cluster_densely
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.vectors import as_vectors
+from tasks.demo.sample import albums
 from tests.sploot_cluster.states import looks
 
 
@@ -109,6 +111,29 @@ def test_a_parameter_out_of_range_is_refused_by_name() -> None:
         cluster_densely(looks(10), min_cluster_size=1)
     with pytest.raises(InvalidInput, match=r"^min_samples: 0 "):
         cluster_densely(looks(10), min_samples=0)
+
+
+def test_a_recluster_parts_what_plain_stability_takes_for_one() -> None:
+    """Five digits, of which the stability of large groups makes one: the album of the demo that showed it."""
+    ziggy = next(album for album in albums() if album.name == "Ziggy")
+    plain = cluster_densely(ziggy.vectors, min_cluster_size=12, min_samples=2)
+
+    found = cluster_densely(ziggy.vectors)
+
+    assert np.bincount(plain.labels[plain.labels >= 0]).max() > 400
+    assert np.bincount(found.labels[found.labels >= 0]).max() < 200
+    clustered = found.labels >= 0
+    assert adjusted_rand_score(ziggy.truth[clustered], found.labels[clustered]) > 0.7
+
+
+def test_small_groups_between_large_ones_are_found_and_large_ones_stay_as_they_are() -> None:
+    vectors = looks(80, 80, 4, 3, spread=0.05)
+
+    found = cluster_densely(vectors)
+    without = cluster_densely(vectors, settings=ClusterSettings(small_group=5))
+
+    assert found.labels.tolist() == [0] * 80 + [1] * 80 + [2] * 4 + [3] * 3
+    assert without.labels.tolist() == [0] * 80 + [1] * 80 + [-1] * 7
 
 
 def test_no_group_is_smaller_than_asked_for() -> None:

@@ -17,6 +17,7 @@ def test_every_number_can_be_set_by_its_name() -> None:
     changed = {"n_neighbours": "5", "arrival_slack": "2", "growth_ratio": "0.5", "growth_min": "3", "drift_min": "4"}
     changed |= {"drift_ratio": "0.5", "recluster_delay_ms": "0", "noise_floor": "0", "noise_ratio": "0.5"}
     changed |= {"absorption_slack": "2", "overlap_ratio": "0.5", "one_look_similarity": "0.5"}
+    changed |= {"sharpness": "2", "small_group": "4"}
     changed |= {
         "exact_until": "100",
         "recluster_threads": "1",
@@ -60,11 +61,11 @@ def test_a_misspelt_variable_is_refused() -> None:
         ClusterSettings.from_env({PREFIX + "NOISE_FLOR": "3"})
 
 
-@pytest.mark.parametrize(("n", "pair"), [(1, (3, 2)), (149, (3, 2)), (150, (5, 1)), (999, (5, 1)), (1_000, (8, 1))])
+@pytest.mark.parametrize(("n", "pair"), [(1, (6, 3)), (149, (6, 3)), (150, (12, 2)), (50_000, (12, 2))])
 def test_larger_pets_want_larger_groups(n: int, pair: tuple[int, int]) -> None:
     assert ClusterSettings.recluster_parameters(n) == pair
 
 
-@pytest.mark.parametrize(("n", "budget"), [(0, 12), (400, 12), (500, 15), (10_000, 300)])
+@pytest.mark.parametrize(("n", "budget"), [(0, 14), (400, 14), (500, 15), (10_000, 300)])
 def test_the_noise_budget_is_a_floor_and_then_a_share(n: int, budget: int) -> None:
     assert ClusterSettings().noise_budget(n) == budget

@@ -41,10 +41,8 @@ def assert_as_built_anew(tree: SpanningTree, vectors: FloatMatrix, seed: int) ->
     assert tree.weights.sum() == pytest.approx(anew.weights.sum(), rel=1e-9), seed
     np.testing.assert_allclose(np.sort(tree.weights), np.sort(anew.weights), rtol=1e-6, atol=1e-7, err_msg=str(seed))
     np.testing.assert_array_equal(tree.core, anew.core, err_msg=str(seed))
-    for size in (3, 8):
-        ours, theirs = (
-            density_of(each, vectors, min_cluster_size=size, settings=ClusterSettings()) for each in (tree, anew)
-        )
+    for settings in (ClusterSettings(), ClusterSettings(sharpness=1, small_group=2)):
+        ours, theirs = (density_of(each, vectors, settings=settings) for each in (tree, anew))
         np.testing.assert_array_equal(ours.labels, theirs.labels, err_msg=str(seed))
 
 

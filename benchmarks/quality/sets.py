@@ -1,0 +1,111 @@
+"""Sets with known groups that quality is measured on: real pictures, real sentences, and made-up pets.
+
+A set is drawn from a seed. ``truth`` says which group a medium belongs to, -1 for an outlier, which belongs nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sploot_cluster.vectors import FloatMatrix, as_vectors
+
+Truth = npt.NDArray[np.int64]
+
+# Real sentences by intent, 3,080 × 384; used where it is there. ``BENCH_BANKING77`` names another place.
+BANKING77: Final = Path(__file__).resolve().parents[3] / "shared" / "cluster" / "banking77_test.npz"
+
+PET_SIZES: Final = (60, 150, 300, 800)
+MADE_UP_SIZES: Final = (30, 60, 150, 400, 1_000, 3_000)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSet:
+    """Vectors whose groups are known.
+
+    Attributes:
+        family: sets of one kind, which are averaged.
+        vectors: (n, d) float32 of unit norm.
+        truth: (n,) group, -1 = outlier.
+    """
+
+    family: str
+    name: str
+    vectors: FloatMatrix
+    truth: Truth
+
+
+def draw(seed: int, *, banking77: Path = BANKING77) -> Iterator[LabelledSet]:
+    """All sets of one seed. Whole sets do not depend on it."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pictures, digit_of = as_vectors(digits.data), digits.target.astype(np.int64)
+    rng = np.random.default_rng(seed)
+    yield LabelledSet("digits", "digits", pictures, digit_of)
+    yield from _albums(seed)
+    for n in PET_SIZES[:3]:
+        yield _pet("pets of digits", pictures, digit_of, n, rng, n_groups=int(rng.integers(2, 8)))
+    if banking77.exists():
+        stored = np.load(banking77)
+        sentences, intent_of = as_vectors(stored["X"]), stored["y"].astype(np.int64)
+        yield LabelledSet("banking77", "banking77", sentences, intent_of)
+        for n in PET_SIZES:
+            groups = int(rng.integers(max(3, n // 40), max(6, n // 14)))
+            yield _pet("pets of banking77", sentences, intent_of, n, rng, n_groups=groups)
+    for n in MADE_UP_SIZES:
+        yield _made_up(n, rng)
+
+
+def _albums(seed: int) -> Iterator[LabelledSet]:
+    """The pets of the demo; their first medium by number is an outlier where one was planted."""
+    from tasks.demo.sample import albums
+
+    for album in albums(seed=seed):
+        yield LabelledSet("demo", f"demo: {album.name}", album.vectors, album.truth)
+
+
+def _pet(
+    family: str, vectors: FloatMatrix, truth: Truth, n: int, rng: np.random.Generator, *, n_groups: int
+) -> LabelledSet:
+    """Uneven groups of a real set, and 7 % outliers: single media of other groups."""
+    groups = rng.permutation(np.unique(truth))
+    chosen, others = groups[:n_groups], groups[n_groups:]
+    n_outliers = round(0.07 * n)
+    sizes = np.round(rng.dirichlet(np.full(n_groups, 1.5)) * (n - n_outliers)).astype(int)
+    rows: list[int] = []
+    labels: list[int] = []
+    for group, size in zip(chosen.tolist(), np.maximum(sizes, 3).tolist(), strict=True):
+        members = rng.permutation(np.flatnonzero(truth == group))[:size]
+        rows += members.tolist()
+        labels += [group] * len(members)
+    # of each other group one medium at most, or two where there are few: they may not make a group of their own
+    strangers = [rng.permutation(np.flatnonzero(truth == group))[:2] for group in others.tolist()]
+    for medium in [int(one[0]) for one in strangers][:n_outliers] + [int(one[1]) for one in strangers][
+        : max(0, n_outliers - len(strangers))
+    ]:
+        rows.append(medium)
+        labels.append(-1)
+    order = rng.permutation(len(rows))
+    name = f"{family}, {len(rows)} media of {n_groups} groups"
+    return LabelledSet(family, name, vectors[np.array(rows)[order]], np.array(labels, dtype=np.int64)[order])
+
+
+def _made_up(n: int, rng: np.random.Generator, *, dim: int = 512) -> LabelledSet:
+    """Uneven, anisotropic groups in a cone, and 8 % outliers in it."""
+    n_groups = max(2, round(n / rng.uniform(12, 60)))
+    sizes = rng.lognormal(0, 0.9, size=n_groups)
+    truth = rng.choice(n_groups, size=n, p=sizes / sizes.sum()).astype(np.int64)
+    truth[rng.random(n) < 0.08] = -1
+    cone = rng.normal(size=dim) * rng.uniform(0.5, 1.5)
+    scale = rng.lognormal(0, 0.5, size=dim)
+    centres = rng.normal(size=(n_groups, dim)) * scale
+    spread = rng.uniform(0.5, 1.25, size=n_groups)
+    noise = rng.normal(size=(n, dim)) * scale
+    x = np.where(truth[:, None] < 0, noise, centres[truth] + spread[truth][:, None] * noise) + cone
+    return LabelledSet("made up", f"made up, {n} media of {n_groups} groups", as_vectors(x), truth)
