@@ -1,4 +1,4 @@
-"""Writes what comes from ``thresholds.yaml``: alerts/*.yaml, the dashboard, the runbook's table, the console's levels.
+"""Writes what comes from ``thresholds.yaml``: rules, dashboard, the runbook's table and links, the console's levels.
 
 python -m ops.build           write what is not as it should be
 python -m ops.build --check   write nothing; exit 1 and name the files that would change
@@ -15,6 +15,7 @@ from typing import Final
 import yaml
 
 from ops.dashboard import dashboard_json, panel_url
+from ops.quick_links import with_links
 from ops.rules import rule_files
 from ops.tables import levels_json, with_table
 from ops.thresholds import Thresholds, thresholds
@@ -34,7 +35,7 @@ def generated(given: Thresholds) -> Mapping[Path, str]:
     files = {OPS / "alerts" / name: rules_text(content) for name, content in rules_of(given).items()}
     files[DASHBOARD] = dashboard_json(given)
     files[CONSOLE] = levels_json(given)
-    files[RUNBOOK] = with_table(RUNBOOK.read_text(encoding="utf-8"), given)
+    files[RUNBOOK] = with_links(with_table(RUNBOOK.read_text(encoding="utf-8"), given), given.dashboard_url)
     return files
 
 
