@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # An entry that this consumer owns, does not hold and has had for so long is no reply on its way: it was lost.
 LOST_AFTER_MS = 5_000
 
+# A queue that yields to a more important one of its process looks again so soon.
+YIELD_S = 0.02
+
 # How Redis, from 7.0, ends a blocking read when FLUSHALL or DEL takes the stream away. No connection is to blame.
 STREAM_GONE = "UNBLOCKED the stream key no longer exists"
 
@@ -46,6 +49,7 @@ class StreamsConsumer(Consumer):
         self._keys = queue.keys
         self._buffer: deque[Delivery] = deque()
         self._read = BlockingRead(self._session.connections, queue.keys.stream, block_ms=self._settings.idle_read_ms)
+        self._n_asked = 0
         self._is_resynced = False
         self._is_closed = False
         queue.attach(self)
@@ -140,6 +144,7 @@ class StreamsConsumer(Consumer):
     def _fill(self, timeout_s: float) -> None:
         """Get something into the buffer, or wait."""
         if self._queue.is_paused:
+            self._queue.has_backlog = False
             self._stop_reading()
             self._queue.wait_for_resume(timeout_s)
             return
@@ -154,11 +159,14 @@ class StreamsConsumer(Consumer):
             self._resync(min_idle_ms=LOST_AFTER_MS)
         elif self._queue.is_takeable:
             self._take(room)
+        elif self._queue.must_yield() and not self._read.is_waiting:
+            time.sleep(min(timeout_s, YIELD_S))
         else:
             self._read_new(room, timeout_s)
 
     def _read_new(self, room: int, timeout_s: float) -> None:
         if not self._read.is_waiting:
+            self._n_asked = room
             self._read.send(
                 "XREADGROUP",
                 "GROUP",
@@ -174,6 +182,7 @@ class StreamsConsumer(Consumer):
             )
         try:
             if not self._read.wait(timeout_s):
+                self._queue.has_backlog = False
                 return
             answer = self._read.answer()
         except redis.ResponseError as error:
@@ -189,6 +198,7 @@ class StreamsConsumer(Consumer):
             # entries may have been delivered into the connection that broke
             self._is_resynced = False
             raise
+        self._queue.has_backlog = bool(answer) and len(answer[0][1]) >= self._n_asked
         if answer:
             self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in answer[0][1])
             # entries were taken while this read was under way: more is held than the prefetch allows

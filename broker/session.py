@@ -51,6 +51,7 @@ class ConsumedQueue:
         self.is_paused = False
         self.is_takeable = True  # what was handed back is older than what was never delivered
         self.has_lost_entries = False
+        self.has_backlog = False  # the last read brought as much as it asked for
         self._n_unheld_rounds = 0
         self._resumed = threading.Event()
         self._consumer: StreamsConsumer | None = None
@@ -68,6 +69,11 @@ class ConsumedQueue:
     def detach(self, consumer: StreamsConsumer) -> None:
         if self._consumer is consumer:
             self._consumer = None
+            self.has_backlog = False
+
+    def must_yield(self) -> bool:
+        """Whether a more important queue of this process has messages waiting in Redis."""
+        return self.session.has_more_important_work(self.keys.queue_name)
 
     def wait_for_resume(self, timeout_s: float) -> None:
         self._resumed.wait(timeout_s)
@@ -144,6 +150,15 @@ class Session:
                 queue = self._queues[keys.queue_name] = ConsumedQueue(self, keys, decoder)
                 queue.janitor.start()
         return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
+
+    def has_more_important_work(self, queue_name: str) -> bool:
+        """Whether a queue of a lower number than this one's has messages waiting in Redis."""
+        numbers = self.settings.queue_priorities
+        if not numbers:
+            return False
+        own = numbers.get(queue_name, 0)
+        others = list(self._queues.values())
+        return any(queue.has_backlog and numbers.get(queue.keys.queue_name, 0) < own for queue in others)
 
     def may_run(self, delivery: Delivery) -> bool:
         """Whether this process still holds it, asked of Redis only where that can be otherwise.

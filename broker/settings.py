@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from .errors import SettingsError
 
@@ -24,6 +25,9 @@ class BrokerSettings:
         max_queue_length: how many messages a queue may hold before ``enqueue`` raises ``QueueFull``; None = no limit.
             Those in flight and in line count, delayed ones do not. Retries, delayed messages that fall due and what
             follows a finished message are never refused.
+        queue_priorities: a number per queue, 0 where nothing is said; lower ones first, as Dramatiq's priorities. A
+            process reads new messages of a queue only while none of its more important queues has messages waiting in
+            Redis. What it has fetched runs by the priorities of the actors.
         wait_when_full_ms: how long ``enqueue`` waits for room before it raises ``QueueFull``; 0 = not at all.
         dead_letter_ttl_ms: how long dead letters are kept; 7 days, as Dramatiq's own brokers do.
         dead_letter_max: how many dead letters a queue keeps, about; the oldest go first.
@@ -46,6 +50,7 @@ class BrokerSettings:
     max_deliveries: int = 5
     max_message_bytes: int = 1 << 20
     max_queue_length: int | None = None
+    queue_priorities: Mapping[str, int] = field(default_factory=dict)
     wait_when_full_ms: int = 0
     dead_letter_ttl_ms: int = 7 * DAY_MS
     dead_letter_max: int = 100_000
@@ -73,10 +78,10 @@ class BrokerSettings:
             "sweep_ms": 1,
             "promote_batch": 1,
         }
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in lowest and value is not None and value < lowest[field.name]:
-                raise SettingsError(field.name, f"is {value}", f"must be at least {lowest[field.name]}")
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SettingsError(name, f"is {value}", f"must be at least {least}")
         for name in ("namespace", "group"):
             value = getattr(self, name)
             if not value or any(letter in value for letter in "{} \n"):

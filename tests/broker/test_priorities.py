@@ -1,0 +1,58 @@
+"""Which of its queues a process serves first."""
+
+from __future__ import annotations
+
+import threading
+
+import dramatiq
+
+from broker import RedisStreamsBroker
+from tests.support import eventually
+
+
+def test_a_queue_waits_while_a_more_important_one_of_its_process_has_messages(redis_url: str) -> None:
+    ran: list[str] = []
+    may_go = threading.Event()
+    broker = RedisStreamsBroker(redis_url, middleware=[], queue_priorities={"urgent": -1, "rest": 5}, lease_ms=2_000)
+
+    @dramatiq.actor(broker=broker, queue_name="urgent", priority=0)
+    def urgent(number: int) -> None:
+        may_go.wait(30)
+        ran.append("urgent")
+
+    @dramatiq.actor(broker=broker, queue_name="rest", priority=1)
+    def rest(number: int) -> None:
+        may_go.wait(30)
+        ran.append("rest")
+
+    broker.enqueue_many([urgent.message(number) for number in range(100)])
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
+    worker.start()
+    try:
+        eventually(lambda: broker.stats("urgent").in_flight)
+        broker.enqueue_many([rest.message(number) for number in range(100)])
+        may_go.set()
+        for queue in ("urgent", "rest"):
+            broker.join(queue, timeout=60_000)
+    finally:
+        worker.stop()
+        broker.close()
+
+    # what was fetched in the moment when the first was drained may run beside it: two prefetches
+    last_urgent = len(ran) - 1 - ran[::-1].index("urgent")
+    assert ran[:last_urgent].count("rest") <= 8
+    assert ran.count("rest") == 100
+
+
+def test_without_numbers_no_queue_waits_for_another(redis_url: str) -> None:
+    broker = RedisStreamsBroker(redis_url, middleware=[])
+    broker.declare_queue("a")
+    broker.declare_queue("b")
+    a, b = broker.consume("a", timeout=50), broker.consume("b", timeout=50)
+    broker._session._queues["a"].has_backlog = True
+
+    assert not broker._session.has_more_important_work("b")
+
+    a.close()
+    b.close()
+    broker.close()
