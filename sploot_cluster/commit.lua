@@ -1,7 +1,7 @@
 -- Writes one change of a pet, or nothing.
 --
 -- KEYS     1 meta  2 media  3 rows  4 vectors  5 labels  6 standings  7 clusters  8 aliases  9 ledger  10 history
---          11 arrived  12 overwritten
+--          11 arrived  12 overwritten  13 quarantine
 -- ARGV     born, commit, revision   the state the change was decided on; "", "", 0 for a pet that has nothing
 --          new_born, new_commit     names for the pet, should this be its first commit, and for this commit
 --          claimant, claim_ms       who gets the right of way after a conflict ("" = nobody), and for how long
@@ -11,6 +11,7 @@
 --          labels, standings
 --          arrived                  of the arrivals
 --          was, kept                what labels are overwritten, "" = none; and how many such commits are kept
+--          n_clustered, n_noise, n_dismissed   of the media, after this commit
 --          correction               JSON for the ledger, or ""
 --          kind, by, summary        of the history entry; kind "" = none
 --          then five lists, each as its length and its items:
@@ -19,6 +20,8 @@
 --          {"CONFLICT", revision}      the pet is not at that state
 --          {"CLAIMED", revision, ms}   it is, but somebody else has the right of way for so long
 --          {"TOO_LARGE", revision}     the vectors would exceed what one value can hold
+--          {"UNCONSERVED", revision, ingested, n_quarantined}   media would be lost, or are: the tally would not hold
+--          {"UNEVEN", revision, n_media, media, labels, standings}   the columns are not of one length
 --
 -- All or nothing: the first write is one that a server without memory refuses, and the vectors, which alone can grow too
 -- long, are written before all others. (Those of a first commit cannot: they came in one argument, of the same limit.)
@@ -75,7 +78,31 @@ local format, model, dim = take(), take(), take()
 local next_cluster, n_at_recluster, noise_arrivals = take(), take(), take()
 local vectors, relabels, labels, standings = take(), take() == '1', take(), take()
 local arrived, was, kept = take(), take(), tonumber(take())
+local n_clustered, n_noise, n_dismissed = tonumber(take()), tonumber(take()), tonumber(take())
 local correction, kind, by, summary = take(), take(), take(), take()
+
+local n_media, n_quarantined, ingested = 0, 0, 0
+local n_arriving, back = tonumber(ARGV[taken + 1]), {}
+if expected > 0 then
+  n_media = tonumber(redis.call('HGET', meta, 'n_media'))
+  n_quarantined = redis.call('HLEN', KEYS[13])
+  ingested = tonumber(redis.call('HGET', meta, 'ingested') or n_media + n_quarantined)
+  local lengths = {redis.call('LLEN', KEYS[2]), redis.call('STRLEN', KEYS[5]) / 4, redis.call('STRLEN', KEYS[6])}
+  for _, length in ipairs(lengths) do
+    if length ~= n_media then
+      return {'UNEVEN', expected, n_media, unpack(lengths)}
+    end
+  end
+  for i = 1, n_arriving do
+    if redis.call('HEXISTS', KEYS[13], ARGV[taken + 1 + i]) == 1 then
+      back[#back + 1] = ARGV[taken + 1 + i]
+    end
+  end
+end
+ingested, n_quarantined = ingested + n_arriving - #back, n_quarantined - #back
+if ingested ~= n_clustered + n_noise + n_dismissed + n_quarantined then
+  return {'UNCONSERVED', expected, ingested, n_quarantined}
+end
 
 revision = expected + 1
 if expected == 0 then
@@ -97,12 +124,15 @@ if expected == 0 then
   born = new_born
 end
 redis.call('HSET', meta, 'born', born, 'commit', new_commit, 'revision', revision,
-  'next_cluster', next_cluster, 'n_at_recluster', n_at_recluster, 'noise_arrivals', noise_arrivals)
+  'next_cluster', next_cluster, 'n_at_recluster', n_at_recluster, 'noise_arrivals', noise_arrivals,
+  'ingested', ingested, 'n_clustered', n_clustered, 'n_noise', n_noise, 'n_dismissed', n_dismissed)
+for _, medium in ipairs(back) do
+  redis.call('HDEL', KEYS[13], medium)
+end
 redis.call('HDEL', meta, 'claim', 'claim_until_ms')
 if model ~= '' then
   redis.call('HSET', meta, 'model', model, 'dim', dim)
 end
-local n_media = tonumber(redis.call('HGET', meta, 'n_media') or '0')
 if was ~= '' then
   local relabelled_at = redis.call('HGET', meta, 'relabelled_at')
   if relabelled_at and redis.call('XLEN', KEYS[12]) == 0 and not redis.call('HGET', meta, 'past_from') then

@@ -14,6 +14,7 @@
     │   └── PetClaimed          somebody who lost that race before has the right of way; wait a moment
     ├── StoreUnavailable        Redis did not answer or did not take it; trying again is safe
     ├── PetTooLarge             the store cannot hold another medium of this pet
+    ├── NotConserved            a commit would lose media, or the pet has lost some; a person must look
     └── UnreadablePet           what is stored is damaged, or of a newer release; a person must look
 
 Only the standard library is imported here, so that the thin client and the message contracts may use this tree.
@@ -209,6 +210,24 @@ class PetTooLarge(ClusterError):
         return (_too_large, (self.pet, self.n_media))
 
 
+class NotConserved(ClusterError):
+    """Raised when media that came are not all accounted for after a commit; nothing was written.
+
+    Attributes:
+        problem: the sides that do not agree.
+    """
+
+    def __init__(self, *, pet: int, problem: str) -> None:
+        super().__init__(
+            f"pet {pet} would not account for all of its media: {problem}; nothing was written: report it with "
+            f"`sploot-cluster export {pet}`, and restore the pet from a backup if its keys were changed by hand"
+        )
+        self.pet, self.problem = pet, problem
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_not_conserved, (self.pet, self.problem))
+
+
 class UnreadablePet(ClusterError):
     """Raised when what is stored of a pet does not fit together, or is of a form that this release does not know.
 
@@ -245,6 +264,10 @@ def _claimed(pet: int, revision: int, for_ms: int) -> PetClaimed:
 
 def _unavailable(doing: str, problem: str) -> StoreUnavailable:
     return StoreUnavailable(doing=doing, problem=problem)
+
+
+def _not_conserved(pet: int, problem: str) -> NotConserved:
+    return NotConserved(pet=pet, problem=problem)
 
 
 def _unreadable(pet: int, problem: str) -> UnreadablePet:

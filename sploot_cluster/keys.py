@@ -17,6 +17,8 @@ never move.
                                     relabelled_at    revision that last rewrote labels of rows that existed
                                     past_from        the oldest revision that can be told; absent while all can
                                     recarded_at      revision that last wrote clusters or aliases
+                                    ingested         media that came, one by one (tally.py)
+                                    n_clustered, n_noise, n_dismissed   where those with a row are; counted per commit
                                     claim, claim_until_ms   who has the right of way, and until when (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
     {pet:<id>}:rows         hash    media id -> row, for whoever looks for one medium
@@ -31,6 +33,7 @@ never move.
     {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels and standings that it overwrote (past.py); 256
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
                                     256 media on. It may be missing or behind: then a recluster takes longer
+    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at"}, JSON: its vector is of another space; 10,000
     {pet:<id>}:preview      string  a recluster that waits to be applied (previews.py); ends after 15 minutes
     sploot:pets             set     ids of pets that hold something, decimal
 
@@ -71,6 +74,7 @@ class PetKeys:
     history: str
     arrived: str
     overwritten: str
+    quarantine: str
     preview: str
     tree: str
 
@@ -90,6 +94,7 @@ class PetKeys:
             history=f"{tag}:history",
             arrived=f"{tag}:arrived",
             overwritten=f"{tag}:overwritten",
+            quarantine=f"{tag}:quarantine",
             preview=f"{tag}:preview",
             tree=f"{tag}:tree",
         )

@@ -12,12 +12,13 @@ from uuid import uuid4
 
 import numpy as np
 
-from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict
-from sploot_cluster.models import Change, HistoryEntry, KeptTree, PetId, PetState, PetView
+from sploot_cluster.errors import NotConserved, PetClaimed, PetTooLarge, RevisionConflict
+from sploot_cluster.models import NOISE, Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView, Standing
 from sploot_cluster.past import KEPT, Overwritten, Past, load, overwritten_by
 from sploot_cluster.previews import Preview
 from sploot_cluster.rows import check, empty_state, follow
 from sploot_cluster.store import CLAIM_MS
+from sploot_cluster.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
 from sploot_cluster.views import view_of
 
 MAX_HISTORY = 10_000
@@ -34,6 +35,8 @@ class _Pet:
     claimed_until_s: float = 0.0
     tree: KeptTree | None = None
     preview: Preview | None = None
+    quarantine: dict[MediaId, Quarantined] = field(default_factory=dict)
+    ingested: int = 0
 
 
 class MemoryPetStore:
@@ -74,6 +77,15 @@ class MemoryPetStore:
                 > self._max_vector_bytes
             ):
                 raise PetTooLarge(pet=pet, n_media=state.n_media)
+            back = [arrival.media for arrival in change.arrivals if arrival.media in held.quarantine]
+            ingested = held.ingested + len(change.arrivals) - len(back)
+            clustered, noise, dismissed = counts_after(state, change)
+            tally = Tally(ingested, clustered, noise, len(held.quarantine) - len(back), dismissed)
+            if not tally.is_conserved:
+                raise NotConserved(pet=pet, problem=str(tally))
+            held.ingested = ingested
+            for medium in back:
+                del held.quarantine[medium]
             revision, was = state.revision + 1, overwritten_by(state, change)
             held.arrived += [revision] * len(change.arrivals)
             if was:
@@ -132,6 +144,29 @@ class MemoryPetStore:
             held = self._pets.get(pet)
             return list(held.history)[: -limit - 1 : -1] if held else []
 
+    def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
+        with self._lock:
+            held = self._pets.get(state.pet)
+            if held is None or held.state.born != state.born or media in held.state.rows:
+                return False
+            if media not in held.quarantine:
+                if len(held.quarantine) >= MAX_QUARANTINED:
+                    return False
+                held.ingested += 1
+            held.quarantine[media] = why
+            return True
+
+    def tally(self, pet: PetId) -> PetTally:
+        with self._lock:
+            held = self._pets.get(pet) or _Pet(empty_state(pet))
+            return PetTally(_tally(held), dict(held.quarantine))
+
+    def totals(self) -> Totals:
+        with self._lock:
+            tallies = {pet: _tally(held) for pet, held in sorted(self._pets.items())}
+        unconserved = tuple(pet for pet, tally in tallies.items() if not tally.is_conserved)
+        return Totals(sum(tallies.values(), start=Tally()), len(tallies), unconserved)
+
     def past(self, pet: PetId) -> Past:
         with self._lock:
             held = self._pets.get(pet) or _Pet(empty_state(pet))
@@ -141,3 +176,11 @@ class MemoryPetStore:
     def pets(self) -> Sequence[PetId]:
         with self._lock:
             return sorted(self._pets)
+
+
+def _tally(held: _Pet) -> Tally:
+    state = held.state
+    clustered = int(np.count_nonzero(state.labels != NOISE))
+    dismissed = int(np.count_nonzero(state.standings == Standing.DISMISSED))
+    noise = state.n_media - clustered - dismissed
+    return Tally(held.ingested, clustered, noise, len(held.quarantine), dismissed)

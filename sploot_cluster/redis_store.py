@@ -22,7 +22,14 @@ import numpy.typing as npt
 import redis
 
 from sploot_cluster import ledger, previews
-from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict, StoreUnavailable, UnreadablePet
+from sploot_cluster.errors import (
+    NotConserved,
+    PetClaimed,
+    PetTooLarge,
+    RevisionConflict,
+    StoreUnavailable,
+    UnreadablePet,
+)
 from sploot_cluster.keys import FORMAT, PETS, PetKeys
 from sploot_cluster.models import (
     Change,
@@ -41,6 +48,7 @@ from sploot_cluster.past import load as load_overwritten
 from sploot_cluster.previews import Preview
 from sploot_cluster.rows import PetRows, check, empty_state, follow
 from sploot_cluster.store import CLAIM_MS
+from sploot_cluster.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
 from sploot_cluster.vectors import LabelVector, StandingVector
 from sploot_cluster.views import view_of
 
@@ -48,6 +56,11 @@ T = TypeVar("T", bound=np.generic)
 
 # What one command reads of a pet's vectors: about 5 ms of the server's only thread, and all of a pet of 2,000 x 512.
 CHUNK_BYTES: Final = 4 * 1024 * 1024
+
+# Pets whose counts one round trip reads: a millisecond of the server's only thread.
+TALLIES_PER_TRIP: Final = 500
+
+_TALLY: Final = ["n_media", "ingested", "n_clustered", "n_noise", "n_dismissed"]
 
 
 class RedisPetStore:
@@ -67,6 +80,7 @@ class RedisPetStore:
         self._commit = client.register_script(scripts.joinpath("commit.lua").read_text(encoding="utf-8"))
         self._keep = client.register_script(scripts.joinpath("keep.lua").read_text(encoding="utf-8"))
         self._keep_preview = client.register_script(scripts.joinpath("keep_preview.lua").read_text(encoding="utf-8"))
+        self._quarantine = client.register_script(scripts.joinpath("quarantine.lua").read_text(encoding="utf-8"))
         self._release = client.register_script(scripts.joinpath("release.lua").read_text(encoding="utf-8"))
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
@@ -93,6 +107,7 @@ class RedisPetStore:
                     keys.history,
                     keys.arrived,
                     keys.overwritten,
+                    keys.quarantine,
                 ],
                 args=[
                     *_names(state.version),
@@ -109,6 +124,14 @@ class RedisPetStore:
                 return follow(state, change, version=f"{born.decode()}.{new_commit}")
             case [b"CLAIMED", revision, for_ms]:
                 raise PetClaimed(pet=pet, revision=revision, for_ms=for_ms)
+            case [b"UNCONSERVED", _, ingested, quarantined]:
+                clustered, noise, dismissed = counts_after(state, change)
+                raise NotConserved(pet=pet, problem=str(Tally(ingested, clustered, noise, quarantined, dismissed)))
+            case [b"UNEVEN", _, n_media, n_named, n_labels, n_standings]:
+                raise NotConserved(
+                    pet=pet,
+                    problem=f"{n_media} media by count, {n_named} by name, {n_labels} labels, {n_standings} standings",
+                )
             case [b"TOO_LARGE", _]:
                 raise PetTooLarge(pet=pet, n_media=state.n_media)
             case [_, revision]:
@@ -154,6 +177,42 @@ class RedisPetStore:
         with _translated(f"read the history of pet {pet}"):
             entries = self._client.xrevrange(PetKeys.of(pet).history, count=limit)
         return [_entry(id_, fields) for id_, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)]
+
+    def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
+        keys, (born, _) = PetKeys.of(state.pet), _names(state.version)
+        with _translated(f"quarantine a medium of pet {state.pet}"):
+            return bool(
+                self._quarantine(
+                    keys=[keys.meta, keys.rows, keys.quarantine],
+                    args=[born, media, _dump_quarantined(why), MAX_QUARANTINED],
+                )
+            )
+
+    def tally(self, pet: PetId) -> PetTally:
+        keys = PetKeys.of(pet)
+        with _translated(f"count the media of pet {pet}"):
+            meta = self._client.hmget(keys.meta, _TALLY)
+            stored = cast("dict[bytes, bytes]", self._client.hgetall(keys.quarantine))
+        quarantine = {MediaId(medium.decode()): _load_quarantined(facts) for medium, facts in stored.items()}
+        return PetTally(_tally(cast("list[bytes | None]", meta), len(quarantine)), quarantine)
+
+    def totals(self) -> Totals:
+        tally, pets, unconserved = Tally(), self.pets(), []
+        for start in range(0, len(pets), TALLIES_PER_TRIP):
+            some = pets[start : start + TALLIES_PER_TRIP]
+            with _translated("count the media of all pets"):
+                pipe = self._client.pipeline(transaction=False)
+                for keys in map(PetKeys.of, some):
+                    pipe.hmget(keys.meta, _TALLY)
+                    pipe.hlen(keys.quarantine)
+                    pipe.strlen(keys.standings)
+                answers = pipe.execute()
+            for pet, meta, n_quarantined, n_rows in zip(some, answers[::3], answers[1::3], answers[2::3], strict=True):
+                of_pet = _tally(meta, n_quarantined)
+                tally += of_pet
+                if not of_pet.is_conserved or n_rows != of_pet.ingested - n_quarantined:
+                    unconserved.append(pet)
+        return Totals(tally, len(pets), tuple(unconserved))
 
     def past(self, pet: PetId) -> Past:
         keys = PetKeys.of(pet)
@@ -238,6 +297,7 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     yield b"".join(arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals)
     yield from (int(bool(was)), labels, standings)
     yield from ((state.revision + 1).to_bytes(4, "little") * len(arrivals), was, KEPT)
+    yield from counts_after(state, change)
     yield ledger.dumps(change.correction) if change.correction is not None else ""
     yield from ("" if change.kind == "arrival" else change.kind, change.by, _json(change.summary))
     for items in (
@@ -249,6 +309,24 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     ):
         yield len(items)
         yield from items
+
+
+def _tally(meta: Sequence[bytes | None], n_quarantined: int) -> Tally:
+    """The tally that ``_TALLY`` of a pet's meta tells; pets of an older release have not counted yet."""
+    n_media, ingested, clustered, noise, dismissed = (None if value is None else int(value) for value in meta)
+    n_media = n_media or 0
+    if ingested is None or clustered is None or noise is None or dismissed is None:
+        return Tally(n_media + n_quarantined, 0, n_media, n_quarantined, 0)
+    return Tally(ingested, clustered, noise, n_quarantined, dismissed)
+
+
+def _dump_quarantined(why: Quarantined) -> str:
+    return _json({"model": why.model, "dim": why.dim, "at": why.at.isoformat()})
+
+
+def _load_quarantined(text: bytes) -> Quarantined:
+    said = json.loads(text)
+    return Quarantined(said["model"], said["dim"], datetime.fromisoformat(said["at"]))
 
 
 class _Told(NamedTuple):

@@ -62,6 +62,7 @@ from sploot_cluster.previews import Preview, Previewed
 from sploot_cluster.rows import PetRows
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import CLAIM_MS, PetStore
+from sploot_cluster.tally import PetTally, Quarantined, Totals
 from sploot_cluster.vectors import FloatVector, as_vector
 from sploot_cluster.why import Why, explain
 
@@ -129,7 +130,8 @@ class ClusterService:
             vector: (dim,) real numbers, of any length but zero; only its direction counts.
 
         Raises:
-            InvalidInput: a field cannot be used; DimensionMismatch and ModelMismatch for a vector of another space.
+            InvalidInput: a field cannot be used; DimensionMismatch and ModelMismatch for a vector of another space,
+                whose medium is quarantined.
             PetTooLarge: the pet is full.
         """
         _check_ids(pet, media)
@@ -137,11 +139,17 @@ class ClusterService:
         _check_model(model, len(query), self._settings)
 
         with self._cache.open(pet) as memory:
-            assigned = self._settle(
-                memory,
-                lambda state: self._arrive(state, memory, media, model, query),
-                claims_after=ARRIVAL_CLAIMS_AFTER,
-            )
+            try:
+                assigned = self._settle(
+                    memory,
+                    lambda state: self._arrive(state, memory, media, model, query),
+                    claims_after=ARRIVAL_CLAIMS_AFTER,
+                )
+            except (ModelMismatch, DimensionMismatch):
+                why = Quarantined(model, len(query), self._clock())
+                if not self._store.quarantine(memory.state, media, why):
+                    logger.warning("medium of another space not quarantined", extra={"pet_id": pet})
+                raise
             return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
 
     def merge(
@@ -424,6 +432,14 @@ class ClusterService:
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         """The newest reclusters and corrections, newest first."""
         return self._store.history(pet, limit=limit)
+
+    def tally(self, pet: PetId) -> PetTally:
+        """Where the pet's media are counted, and what is quarantined."""
+        return self._store.tally(pet)
+
+    def totals(self) -> Totals:
+        """Where the media of all pets are counted; a round trip per 500 pets."""
+        return self._store.totals()
 
     def pets(self) -> Sequence[PetId]:
         """Every pet that has media, ascending."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from sploot_cluster.models import Change, HistoryEntry, KeptTree, PetId, PetState, PetView
+from sploot_cluster.models import Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView
 from sploot_cluster.past import Past
 from sploot_cluster.previews import Preview
+from sploot_cluster.tally import PetTally, Quarantined, Totals
 
 # Long enough to plan a recluster of 50,000 media; short enough that a claimant who died is hardly noticed.
 CLAIM_MS: Final = 2_000
@@ -43,6 +44,7 @@ class PetStore(Protocol):
             RevisionConflict: the pet is not at ``state`` any more; nothing was written.
             PetClaimed: another claimant has the right of way; nothing was written.
             PetTooLarge: the pet cannot hold the arrivals; nothing was written.
+            NotConserved: media would not be accounted for; nothing was written.
             ValueError: the change does not fit the state: a mistake of whoever decided it.
         """
         ...
@@ -82,6 +84,22 @@ class PetStore(Protocol):
 
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         """The newest revisions that were more than plain arrivals, newest first."""
+        ...
+
+    def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
+        """Take down a medium whose vector is of another space than the pet's, until one of its own comes.
+
+        Returns:
+            False if the pet is another one by now, has the medium, or has taken down ``tally.MAX_QUARANTINED``.
+        """
+        ...
+
+    def tally(self, pet: PetId) -> PetTally:
+        """Where the pet's media are counted."""
+        ...
+
+    def totals(self) -> Totals:
+        """The tally of all pets; a round trip per 500 of them."""
         ...
 
     def past(self, pet: PetId) -> Past:

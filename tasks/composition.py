@@ -85,6 +85,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     from tasks.error_reports import ReportDeadJobs
     from tasks.jobs import JobRecords, TrackJobs
     from tasks.logs import NameJobs
+    from tasks.media_totals import MediaSampler, declare_media_actor
     from tasks.middleware import ExposeMetrics, LoadEngine, RecordJobs
     from tasks.periodic import declare_periodic_actors
     from tasks.pulse import KeepPulse
@@ -117,8 +118,10 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
             *([KeepPulse(shared, hung_after_s=settings.hung_after_s)] if shared is not None else []),
         ],
     )
-    declare_actors(broker, build_service(settings, client))
+    service = build_service(settings, client)
+    declare_actors(broker, service)
     declare_periodic_actors(broker, BacklogSampler(broker, client), client)
+    declare_media_actor(broker, MediaSampler(service, client), client)
     return broker
 
 

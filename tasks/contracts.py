@@ -42,6 +42,7 @@ RECLUSTER_PET: Final = "recluster_pet"
 PREVIEW_RECLUSTER: Final = "preview_recluster"
 EXPORT_PENDING_JOBS: Final = "export_pending_jobs"
 EXPORT_STREAM_LAG: Final = "export_stream_lag"
+EXPORT_MEDIA_TOTALS: Final = "export_media_totals"
 
 
 def stream_of(queue: str) -> str:

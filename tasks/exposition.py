@@ -78,6 +78,7 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
     from prometheus_client.registry import Collector
 
     from tasks.backlog import BacklogCollector
+    from tasks.media_totals import MediaCollector
 
     class Rollout(Collector):
         # no Gauge: among several processes its value would be written to a file, and outlive this one
@@ -88,6 +89,7 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
     def exposition(accept: str) -> tuple[bytes, str]:
         registry = CollectorRegistry()
         registry.register(BacklogCollector(client))
+        registry.register(MediaCollector(client))
         registry.register(Rollout())
         if with_jobs:
             forget_the_dead(Path(os.environ[VARIABLE]))

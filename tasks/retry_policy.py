@@ -19,12 +19,14 @@ recluster_pet                  5  5 s to 5 min         30 min  the next arrivals
 preview_recluster              2  1 s to 10 s          30 min  somebody waits for it, and asks again
 export_pending_jobs            0  –                      10 s  the next sample is due in 10 s and makes up for this one
 export_stream_lag
+export_media_totals            0  –                      60 s  the next sample is due in a minute
 ===================  ===========  ===============  ==========  ========================================================
 
 Never retried: ``InvalidInput`` and all below it, because the caller must change something; ``PetTooLarge``, because
 waiting makes no pet smaller. Everything else is: ``RevisionConflict`` and ``StoreUnavailable`` pass by themselves,
-``UnreadablePet`` may be of a newer release whose workers are just being rolled out, and what nobody foresaw deserves
-another try before a person looks at it. ``StalePreview`` is raised to whoever applies a preview, and in no job.
+``UnreadablePet`` may be of a newer release whose workers are just being rolled out, ``NotConserved`` and what nobody
+foresaw deserve another try before a person looks at them. ``StalePreview`` is raised to whoever applies a preview, and
+in no job.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from tasks.contracts import (
     CLUSTER_EMBEDDING,
     DISMISS_MEDIA,
     EXCLUDE_MEDIA,
+    EXPORT_MEDIA_TOTALS,
     EXPORT_PENDING_JOBS,
     EXPORT_STREAM_LAG,
     MERGE_CLUSTERS,
@@ -94,4 +97,5 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     PREVIEW_RECLUSTER: RetryPolicy(2, SECOND_MS, 10 * SECOND_MS, time_limit_ms=30 * MINUTE_MS),
     EXPORT_PENDING_JOBS: _SAMPLE,
     EXPORT_STREAM_LAG: _SAMPLE,
+    EXPORT_MEDIA_TOTALS: RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=MINUTE_MS),
 }

@@ -13,6 +13,7 @@ from sploot_cluster.diff import Diff, Snapshot
 from sploot_cluster.jobs import JobRef, JobState, JobStatus
 from sploot_cluster.models import NOISE, ChangeKind, ClusterView, HistoryEntry, PetId, PetView, Reclustered, Standing
 from sploot_cluster.previews import Previewed
+from sploot_cluster.tally import PetTally
 from sploot_cluster.why import Why
 
 # Of what differs between two revisions; a page that shows more helps nobody.
@@ -121,6 +122,45 @@ class PetClusters(BaseModel):
             noise=view.noise,
             dismissed=view.dismissed,
             aliases={str(merged): into for merged, into in view.aliases.items()},
+        )
+
+
+class QuarantinedMedium(BaseModel):
+    media_id: str
+    model: str
+    dim: int
+    at: datetime
+
+
+class PetTallied(BaseModel):
+    """Where the media of a pet are counted."""
+
+    pet_id: int
+    ingested: int = Field(description="Media that came, counted one by one.")
+    clustered: int
+    noise: int
+    quarantined: int
+    dismissed: int
+    is_conserved: bool = Field(description="ingested = clustered + noise + quarantined + dismissed")
+    quarantine: list[QuarantinedMedium] = Field(
+        description="Media whose vectors are of another model or dimension than the pet's."
+    )
+
+    @classmethod
+    def of(cls, pet: PetId, counted: PetTally) -> Self:
+        tally = counted.tally
+        return cls(
+            pet_id=pet,
+            ingested=tally.ingested,
+            clustered=tally.clustered,
+            noise=tally.noise,
+            quarantined=tally.quarantined,
+            dismissed=tally.dismissed,
+            is_conserved=tally.is_conserved,
+            quarantine=[
+                QuarantinedMedium(media_id=medium, model=why.model, dim=why.dim, at=why.at)
+                for medium, why in sorted(counted.quarantine.items())
+            ],
         )
 
 

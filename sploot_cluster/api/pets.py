@@ -18,6 +18,7 @@ from sploot_cluster.api.answers import (
     PetClusters,
     PetDiff,
     PetHistory,
+    PetTallied,
 )
 from sploot_cluster.api.bodies import MAX_INT64
 from sploot_cluster.api.clusters import Previews
@@ -35,6 +36,7 @@ from sploot_cluster.api.problems import (
 from sploot_cluster.diff import Diff, Snapshot
 from sploot_cluster.errors import UnknownMedia
 from sploot_cluster.models import ClusterId, MediaId, PetId, PetView
+from sploot_cluster.tally import PetTally
 from sploot_cluster.why import Why
 
 MAX_HISTORY: Final = 1_000
@@ -50,6 +52,8 @@ class PetService(Previews, Protocol):
     def at(self, pet: PetId, revision: int) -> Snapshot: ...
 
     def compare(self, pet: PetId, from_revision: int, to_revision: int) -> Diff: ...
+
+    def tally(self, pet: PetId) -> PetTally: ...
 
     def why(self, pet: PetId, media: MediaId) -> Why: ...
 
@@ -100,6 +104,11 @@ def pets_router(door: Door, service: PetService) -> APIRouter:
             raise Refusal(NOT_FOUND, detail)
         answer = PetCluster(pet_id=pet_id, revision=view.revision, asked_id=cluster_id, cluster=Cluster.of(found))
         return tagged(view.revision, if_none_match, lambda: answer)
+
+    @router.get("/tally", operation_id="get_tally", summary="Where a pet's media are counted")
+    def get_tally(pet_id: PetInPath) -> PetTallied:
+        """Every medium that came is counted once: ingested = clustered + noise + quarantined + dismissed."""
+        return PetTallied.of(PetId(pet_id), service.tally(PetId(pet_id)))
 
     # the whole rest, because a medium's name may hold slashes
     @router.get(

@@ -50,6 +50,7 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "get_clusters": _ANYONE,
     "get_cluster": _ANYONE,
     "get_why": _ANYONE,
+    "get_tally": _ANYONE,
     "get_history": _ANYONE,
     "get_revision": _ANYONE,
     "compare_revisions": _ANYONE,

@@ -264,6 +264,40 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def tally(
+    pet: Annotated[int | None, typer.Argument(help="The pet's id; all pets without.", metavar="[PET]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where every medium that came is counted. Ends with 1 where they do not add up."""
+    from sploot_cluster.models import PetId
+
+    with open_service() as service:
+        if pet is None:
+            totals = service.totals()
+            if as_json:
+                print_json(asdict(totals))
+            else:
+                out.print(f"{totals.n_pets} pets: {totals.tally}")
+                for broken in totals.unconserved:
+                    out.print(f"pet {broken} does not add up")
+            is_conserved = not totals.unconserved
+        else:
+            counted = service.tally(PetId(pet))
+            if as_json:
+                print_json(asdict(counted))
+            else:
+                out.print(f"pet {pet}: {counted.tally}")
+                table = table_of("quarantined", "model", "values", "when (UTC)")
+                for medium, facts in sorted(counted.quarantine.items()):
+                    table.add_row(medium, facts.model, str(facts.dim), f"{facts.at:%Y-%m-%d %H:%M:%S}")
+                if counted.quarantine:
+                    out.print(table)
+            is_conserved = counted.tally.is_conserved
+    if not is_conserved:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def why(
     pet: Pet, media: Annotated[str, typer.Argument(help="The medium.", metavar="MEDIA")], as_json: AsJson = False
 ) -> None:

@@ -18,7 +18,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import ClusterId, Dismissal, Exclusion, MediaId, Merge, PetState, Split
-from tests.sploot_cluster.albums import PET, take
+from tests.sploot_cluster.albums import MODEL, PET, name, picture, take
 from tests.sploot_cluster.oracle import demands
 
 STEPS = 70
@@ -39,8 +39,18 @@ class Day:
     def go_on(self) -> str:
         """Let something happen, and raise AssertionError if a promise is broken after it; what happened."""
         deed = self.random.choices(
-            (self.arrive, self.merge, self.split, self.exclude, self.dismiss, self.undo, self.restore, self.recluster),
-            weights=(45, 13, 10, 10, 5, 12, 4, 10),
+            (
+                self.arrive,
+                self.mistake,
+                self.merge,
+                self.split,
+                self.exclude,
+                self.dismiss,
+                self.undo,
+                self.restore,
+                self.recluster,
+            ),
+            weights=(45, 3, 13, 10, 10, 5, 12, 4, 10),
         )[0]
         self.n_steps += 1
         told = deed.__name__
@@ -55,6 +65,13 @@ class Day:
         for _ in range(5):
             take(self.service, self.random.randrange(4), range(self.n_pictures, self.n_pictures + 1))
             self.n_pictures += 1
+
+    def mistake(self, state: PetState, operation_id: str) -> None:
+        """A producer sends the next picture in another model's space; it may come again as it should."""
+        if not state.n_media:
+            return
+        vector = picture(self.random.randrange(4), self.n_pictures)
+        self.service.assign(PET, name(self.random.randrange(4), self.n_pictures), model=f"not-{MODEL}", vector=vector)
 
     def merge(self, state: PetState, operation_id: str) -> None:
         ids = self.random.sample(sorted(state.clusters), min(len(state.clusters), self.random.choice([2, 2, 3])))
@@ -111,6 +128,9 @@ def check(day: Day, context: str) -> None:
     assert state.next_cluster > max([0, *day.ids_ever, *state.clusters]), context
     day.ids_ever.update(state.clusters)
     assert ((state.labels == -1) == np.isin(state.standings, (0, 5))).all(), context
+    tally = day.store.tally(PET).tally
+    assert tally.is_conserved, f"{context}: {tally}"
+    assert tally.ingested - tally.quarantined == state.n_media, f"{context}: {tally}"
     day.seen.append(state)
     if state.ledger and state.ledger[-1].revision == state.revision:
         match state.ledger[-1]:

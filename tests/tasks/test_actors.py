@@ -35,6 +35,7 @@ from tasks.contracts import (
     UNDO_FEEDBACK,
     EmbeddingIngested,
 )
+from tasks.media_totals import MediaSampler, declare_media_actor
 from tasks.periodic import declare_periodic_actors
 from tasks.retry_policy import POLICIES
 from tests.sploot_cluster.albums import MODEL, PET, name, names, picture, take
@@ -116,6 +117,7 @@ def test_the_table_of_retries_holds_the_actors_that_a_worker_runs_and_no_others(
 
     declare_actors(broker, service)
     declare_periodic_actors(broker, BacklogSampler(RedisStreamsBroker(client=client, middleware=[]), client), client)
+    declare_media_actor(broker, MediaSampler(service, client), client)
 
     assert broker.actors.keys() == POLICIES.keys()
     assert {actor.queue_name for actor in broker.actors.values()} == {*QUEUE_OF.values(), CLUSTER_MAINTENANCE}

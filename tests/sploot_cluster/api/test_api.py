@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sploot_cluster.api import ReadinessCheck, ReadinessReport
-from sploot_cluster.errors import StoreUnavailable, UnreadablePet
+from sploot_cluster.errors import ModelMismatch, StoreUnavailable, UnreadablePet
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
 from sploot_cluster.models import ClusterId, MediaId
 from tests.sploot_cluster.albums import PET, take
@@ -587,3 +587,24 @@ def test_a_preview_cannot_be_made_and_applied_at_once(front: Front) -> None:
     answer = front.http.post(f"{API}/clusters/recluster", json=body)
 
     assert (answer.status_code, fields_of(answer.json())) == (422, ["apply"])
+
+
+# -- where media are counted -----------------------------------------------------------------------------------------
+
+
+def test_every_medium_that_came_is_counted_once(front: Front, two_subjects: str) -> None:
+    front.service.dismiss(PET, [MediaId("s0-0")], operation_id="1", by="bob")
+    with pytest.raises(ModelMismatch):
+        front.service.assign(PET, MediaId("odd"), model="clip@2", vector=[1.0] * 16)
+
+    tally = front.http.get(f"{API}/pets/42/tally").json()
+
+    assert {name: tally[name] for name in ("ingested", "clustered", "noise", "quarantined", "dismissed")} == {
+        "ingested": 13,
+        "clustered": 11,
+        "noise": 0,
+        "quarantined": 1,
+        "dismissed": 1,
+    }
+    assert tally["is_conserved"]
+    assert [(one["media_id"], one["model"], one["dim"]) for one in tally["quarantine"]] == [("odd", "clip@2", 16)]

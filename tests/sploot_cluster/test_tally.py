@@ -1,0 +1,160 @@
+"""Every medium that came is counted once, and a commit after which that is not so is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import redis
+
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import DimensionMismatch, ModelMismatch, NotConserved
+from sploot_cluster.keys import PetKeys
+from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.models import Change, ClusterId, PetId, Relabelling, Standing
+from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.store import PetStore
+from sploot_cluster.tally import Tally
+from sploot_cluster.vectors import LabelVector
+from tests.sploot_cluster.albums import MODEL, PET, name, picture, take
+
+ONE = ClusterId(1)
+
+
+@pytest.fixture(params=["redis", "memory"])
+def store(request: pytest.FixtureRequest) -> PetStore:
+    if request.param == "memory":
+        return MemoryPetStore()
+    return RedisPetStore(request.getfixturevalue("redis_client"))
+
+
+@pytest.fixture
+def service(store: PetStore) -> ClusterService:
+    """Clusters 1 and 2 of eight pictures each."""
+    service = ClusterService(store)
+    for subject in range(2):
+        take(service, subject, range(8))
+    service.recluster(PET)
+    return service
+
+
+def send(service: ClusterService, number: int, *, model: str = MODEL, dim: int = 16) -> None:
+    service.assign(PET, name(3, number), model=model, vector=picture(3, number)[:dim])
+
+
+def nothing_new(n: int, labels: LabelVector) -> Change:
+    """A recluster that leaves every medium where it is."""
+    standings = np.where(labels < 0, Standing.NOISE, Standing.ARRIVED).astype(np.uint8)
+    return Change(
+        "recluster",
+        next_cluster=ClusterId(9),
+        n_at_recluster=n,
+        noise_arrivals=0,
+        relabelling=Relabelling(labels, standings),
+    )
+
+
+def test_media_are_counted_where_they_are(service: ClusterService) -> None:
+    service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
+    service.exclude(PET, ONE, [name(0, 1)], operation_id="2", by="ada")
+    with pytest.raises(ModelMismatch):
+        send(service, 0, model="clip@2")
+
+    tally = service.tally(PET).tally
+
+    assert tally == Tally(ingested=17, clustered=14, noise=1, quarantined=1, dismissed=1)
+    assert tally.is_conserved
+    assert str(tally) == "ingested 17 = clustered 14 + noise 1 + quarantined 1 + dismissed 1"
+
+
+def test_a_medium_of_another_space_is_taken_down_until_it_comes_as_it_should(service: ClusterService) -> None:
+    with pytest.raises(ModelMismatch):
+        send(service, 0, model="clip@2")
+    for number in range(2):
+        with pytest.raises(DimensionMismatch):
+            send(service, number, dim=8)
+    taken_down = service.tally(PET)
+    send(service, 0)
+    afterwards = service.tally(PET)
+
+    assert {medium: (why.model, why.dim) for medium, why in taken_down.quarantine.items()} == {
+        name(3, 0): (MODEL, 8),
+        name(3, 1): (MODEL, 8),
+    }
+    assert (taken_down.tally.ingested, taken_down.tally.quarantined) == (18, 2)
+    assert (afterwards.tally.ingested, afterwards.tally.quarantined, afterwards.tally.noise) == (18, 1, 1)
+
+
+def test_a_medium_that_is_there_is_not_quarantined_by_what_comes_late(service: ClusterService) -> None:
+    service.assign(PET, name(0, 0), model="clip@2", vector=picture(0, 0))
+
+    assert service.tally(PET).quarantine == {}
+
+
+def test_only_so_many_are_taken_down(service: ClusterService, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("redis_store", "memory_store"):
+        monkeypatch.setattr(f"sploot_cluster.{module}.MAX_QUARANTINED", 2)
+
+    for number in range(4):
+        with pytest.raises(ModelMismatch):
+            send(service, number, model="clip@2")
+
+    assert service.tally(PET).tally == Tally(18, clustered=16, quarantined=2)
+
+
+def test_the_pets_that_do_not_add_up_are_named(redis_client: redis.Redis) -> None:
+    service = ClusterService(RedisPetStore(redis_client))
+    for pet in (PET, PetId(7), PetId(9)):
+        take(service, 0, range(3), pet=pet)
+    redis_client.hincrby(PetKeys.of(PetId(7)).meta, "ingested", 1)
+    redis_client.append(PetKeys.of(PetId(9)).standings, b"\0")
+
+    totals = service.totals()
+
+    assert (totals.n_pets, totals.unconserved) == (3, (7, 9))
+    assert (totals.tally.ingested, totals.tally.noise) == (10, 9)
+
+
+def test_a_commit_that_would_lose_a_medium_is_refused_loudly_and_changes_nothing(
+    service: ClusterService, store: PetStore
+) -> None:
+    state = store.load(PET)
+    change = replace(nothing_new(state.n_media, state.labels), next_cluster=state.next_cluster)
+    if isinstance(store, MemoryPetStore):
+        store._pets[PET].ingested += 1
+    else:
+        assert isinstance(store, RedisPetStore)
+        store._client.hincrby(PetKeys.of(PET).meta, "ingested", 1)
+
+    with pytest.raises(NotConserved, match="ingested 17 ≠ clustered 16") as refused:
+        store.commit(state, change)
+
+    assert "nothing was written" in str(refused.value)
+    assert store.load(PET).version == state.version
+
+
+def test_a_commit_on_columns_of_different_lengths_is_refused(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    take(ClusterService(store), 0, range(8))
+    state = store.load(PET)
+    redis_client.append(PetKeys.of(PET).labels, b"\xff\xff\xff\xff")
+
+    with pytest.raises(NotConserved, match="8 media by count, 8 by name, 9 labels, 8 standings"):
+        store.commit(state, nothing_new(8, state.labels))
+
+    assert redis_client.hget(PetKeys.of(PET).meta, "revision") == b"8"
+
+
+def test_a_pet_of_a_release_that_did_not_count_is_counted_from_the_next_commit_on(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    take(ClusterService(store), 0, range(8))
+    redis_client.hdel(PetKeys.of(PET).meta, "ingested", "n_clustered", "n_noise", "n_dismissed")
+    before = store.tally(PET).tally
+    with pytest.raises(ModelMismatch):
+        send(ClusterService(store), 0, model="clip@2")
+
+    take(ClusterService(store), 0, range(8, 9))
+
+    assert before.is_conserved
+    assert store.tally(PET).tally == Tally(10, noise=9, quarantined=1)
