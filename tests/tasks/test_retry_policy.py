@@ -68,7 +68,10 @@ def test_every_actor_that_messages_are_for_has_a_policy() -> None:
     }
 
     assert len(actors) == 9
-    assert actors | {contracts.EXPORT_PENDING_JOBS, contracts.EXPORT_STREAM_LAG, contracts.EXPORT_MEDIA_TOTALS} == POLICIES.keys()
+    assert (
+        actors | {contracts.EXPORT_PENDING_JOBS, contracts.EXPORT_STREAM_LAG, contracts.EXPORT_MEDIA_TOTALS}
+        == POLICIES.keys()
+    )
 
 
 def test_the_docstring_names_every_error_of_the_domain_that_is_caught_by_name() -> None:
