@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import redis
@@ -63,7 +63,8 @@ def run(
         console.print(f"API: {stack.http}/openapi.json   metrics: {'  '.join(stack.metrics)}   Redis: {redis_url}")
         console.print(f"{'Done' if seen.is_good else 'FAILED'} after {time.monotonic() - start:.0f} s")
         if keep:
-            _stay_up(console)
+            pet_id = sample[0].pet_id
+            _stay_up(console, {"REDIS_URL": redis_url, "AUTH_URL": stack.http, "PET": str(pet_id)})
     return 0 if seen.is_good else 1
 
 
@@ -74,8 +75,11 @@ def _in_use(redis_url: str) -> str:
     return ", ".join(found)
 
 
-def _stay_up(console: Console) -> None:
-    console.print("Still up; Ctrl-C ends it.")
+def _stay_up(console: Console, environ: Mapping[str, str]) -> None:
+    console.print("Still up; Ctrl-C ends it. To follow ops/runbook.md on it, in another terminal:")
+    for name, value in environ.items():
+        console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
+    console.print("The poisoned event is the dead letter of MediaClusterDeadLettersNew: sploot-cluster queue dead list")
     try:
         while True:
             time.sleep(3600)

@@ -18,6 +18,7 @@ from tasks.queue_ops.letters import message_id_of
 
 POLL_S: Final = 0.2
 ENDED: Final = "ended"
+IN_LINE: Final = "in-line"  # what the broker says instead of an entry's id
 
 Fate = Literal["succeeded", "died", "unknown"]
 
@@ -164,6 +165,8 @@ class _Watch:
     def where(self, letter: DeadLetter, entry_id: str) -> str:
         """What the job of a letter that was put back as this entry does."""
         by_hand = self._broker.by_hand(self._queue)
+        if entry_id == IN_LINE:
+            return "waits in line behind another of its ordering key"
         if by_hand.entry(entry_id) is not None:
             pending = by_hand.find_pending(entry_id)
             if pending is not None:
