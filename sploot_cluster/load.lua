@@ -2,12 +2,13 @@
 --
 -- KEYS     1 meta  2 media  3 vectors  4 labels  5 standings  6 clusters  7 aliases  8 ledger
 -- ARGV     born, commit, revision, n_media, n_corrections, last_medium   of the known state; "", "", 0, 0, 0, "" = none
---          max_vector_bytes   how much of the vectors to answer; 0 = none, and no rest
+--          max_vector_bytes   the most to answer of the vectors; 0 = none, and no rest
 -- Returns  {} for a pet that has nothing, else
 --          1 meta           field, value, …
 --          2 from_row       media and vectors begin at this row
 --          3 media
---          4 vectors        their first max_vector_bytes
+--          4 vectors        all that is missing, or nothing when that is more than max_vector_bytes: a script copies
+--                           what it reads, twice more than GETRANGE does
 --          5 rest_from, 6 rest_to   bytes of the value that are missing; to be read later, for rows never change
 --          7 labels_from    labels and standings begin at this row: 0 when rows that exist were relabelled
 --          8 labels
@@ -49,8 +50,11 @@ end
 local vectors, rest_from, rest_to, max_vector_bytes = '', 0, 0, tonumber(ARGV[7])
 if max_vector_bytes > 0 then
   local from = known_rows * tonumber(field.dim or '0') * 4
-  vectors = redis.call('GETRANGE', KEYS[3], from, from + max_vector_bytes - 1)
-  rest_from, rest_to = from + #vectors, redis.call('STRLEN', KEYS[3])
+  rest_from, rest_to = from, redis.call('STRLEN', KEYS[3])
+  if rest_to - from <= max_vector_bytes then
+    vectors = redis.call('GETRANGE', KEYS[3], from, rest_to - 1)
+    rest_from = rest_to
+  end
 end
 return {
   meta,

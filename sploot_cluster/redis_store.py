@@ -56,6 +56,8 @@ T = TypeVar("T", bound=np.generic)
 
 # What one command reads of a pet's vectors: about 5 ms of the server's only thread, and all of a pet of 2,000 x 512.
 CHUNK_BYTES: Final = 4 * 1024 * 1024
+# What comes with the rest, in one round trip: more than a few arrivals is cheaper to read beside the script.
+BYTES_FROM_SCRIPT: Final = 64 * 1024
 
 # Pets whose counts one round trip reads: a millisecond of the server's only thread.
 TALLIES_PER_TRIP: Final = 500
@@ -260,7 +262,7 @@ class RedisPetStore:
                     known.n_media,
                     len(known.ledger),
                     known.media[-1] if known.n_media else "",
-                    CHUNK_BYTES if with_vectors else 0,
+                    BYTES_FROM_SCRIPT if with_vectors else 0,
                 ],
             )
             if not answer:
