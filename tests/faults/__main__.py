@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,8 @@ def main() -> int:
     if unknown:
         arguments.error(f"no nemesis is called {', '.join(sorted(unknown))}; there are {', '.join(BY_NAME)}")
 
+    # SIGTERM ends the pods too, which have sessions of their own
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = tuple(chosen.nemeses) or (IN_SHORT if chosen.short else tuple(BY_NAME))
     n_messages = chosen.messages or (SHORT if chosen.short else FULL)
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary, Stage(chosen.logs or Path(temporary)) as stage:

@@ -69,7 +69,7 @@ def run_round(stage: Stage, nemesis: Nemesis, *, n_messages: int, seed: int, fir
     finally:
         _end(producers)
         stage.heal()
-    queue = _drained(stage)
+    queue = drained(stage)
     verdict = judge(stage.ledger.read(), queue)
     stage.client.delete("{streams:campaign}:dead")
     return Outcome(
@@ -133,7 +133,7 @@ def _look(stage: Stage) -> tuple[str, ...]:
     return lost_at_this_moment(before, queue, stage.ledger.read())
 
 
-def _drained(stage: Stage) -> Snapshot:
+def drained(stage: Stage) -> Snapshot:
     deadline = time.monotonic() + DRAIN_S
     while True:
         try:
