@@ -145,7 +145,8 @@ def _load(stage: Stage, name: str, for_s: float, rate: int, rng: random.Random) 
 def _settle(stage: Stage) -> Verdict:
     """Wait until nothing is held, judge, and remove the dead letters, which are kept on purpose."""
     stage.heal()
-    verdict = judge(stage.ledger.read(), drained(stage))
+    queue = drained(stage)
+    verdict = judge(stage.ledger.read(), queue)
     stage.client.delete(DEAD)
     return verdict
 
