@@ -29,7 +29,7 @@ SWEEP_PAGE = 500
 # How often the processes of this machine are looked at; that asks nothing of Redis.
 LOOK_AT_SIBLINGS_S = 0.5
 # A consumer without entries whose heartbeat is older than this has ended without saying so.
-FORGET_CONSUMER_MS = 60 * 60 * 1000
+FORGET_CONSUMER_MS = 5 * 60 * 1000
 
 
 @dataclass(frozen=True, slots=True)
