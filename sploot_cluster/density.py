@@ -116,7 +116,7 @@ def density_of(
     joins = (small >= 0) & np.append(free, False)[small]
     labels = np.where(joins, small + labels.max(initial=-1) + 1, labels)
     probabilities = np.where(joins, small_probabilities, probabilities)
-    return Density(_in_order_of_rows(labels), probabilities.astype(np.float32), "hdbscan_cpu")
+    return Density(_in_order_of_rows(labels), probabilities.astype(np.float32), tree.backend)
 
 
 def _select(hierarchy: Linkage, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:

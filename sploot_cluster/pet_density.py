@@ -7,18 +7,19 @@ Both are matters of speed: a store that cannot tell is as good as one that has n
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
 from sploot_cluster import kept_tree
+from sploot_cluster.backends import Fallback, TreeBuilder
 from sploot_cluster.density import Density, all_noise, density_of
 from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.models import MediaId, PetState
 from sploot_cluster.pet_cache import PetMemory
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.spanning_tree import Rows, SpanningTree, spanning_tree
+from sploot_cluster.spanning_tree import Rows, SpanningTree
 from sploot_cluster.store import PetStore
 from sploot_cluster.threads import n_cores
 from sploot_cluster.tree_changes import grown
@@ -35,9 +36,13 @@ _BEHIND_RATIO: Final = 1 / 32
 class PetDensity:
     """Density of pets, with their trees kept in ``store``. Safe to use from many threads."""
 
-    def __init__(self, store: PetStore, settings: ClusterSettings) -> None:
+    def __init__(
+        self, store: PetStore, settings: ClusterSettings, *, on_fallback: Callable[[Fallback], None] = lambda _: None
+    ) -> None:
         self._store, self._settings = store, settings
-        self._threads = settings.recluster_threads or n_cores()
+        self._build = TreeBuilder(
+            settings.recluster_backend, threads=settings.recluster_threads or n_cores(), on_fallback=on_fallback
+        )
 
     def recall(self, memory: PetMemory, n: int) -> SpanningTree | None:
         """The tree in ``memory`` of some first rows of its state that may grow to one of n."""
@@ -58,8 +63,8 @@ class PetDensity:
             return None
         tree = remembered or self._fetch(state, self._samples(n))
         if tree is None:
-            return spanning_tree(vectors, self._samples(n), threads=self._threads)
-        return grown(tree, vectors, threads=self._threads)
+            return self._build(vectors, self._samples(n))
+        return grown(tree, vectors, build=self._build)
 
     def density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
         """The density of ``media``, whose tree it is."""

@@ -67,6 +67,7 @@ from sploot_cluster.vectors import FloatVector, as_vector
 from sploot_cluster.why import Why, explain
 
 if TYPE_CHECKING:
+    from sploot_cluster.backends import Fallback
     from sploot_cluster.density import Density
     from sploot_cluster.pet_density import PetDensity
 
@@ -103,6 +104,7 @@ class ClusterService:
         reclusters: ReclusterRequests | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         cache_bytes: int = CACHE_BYTES,
+        on_fallback: Callable[[Fallback], None] = lambda _: None,
     ) -> None:
         """
         Args:
@@ -111,12 +113,14 @@ class ClusterService:
             reclusters: who is asked when a pet grew or drifted; without one, nobody is.
             clock: the time that corrections are stamped with, aware.
             cache_bytes: how much of pets to remember between two uses.
+            on_fallback: hears of each tree that was wanted on a GPU and was built on the processor.
         """
         self._store = store
         self._settings = settings or ClusterSettings()
         self._reclusters = reclusters
         self._clock = clock
         self._cache = PetCache(cache_bytes)
+        self._on_fallback = on_fallback
         self._random = Random()  # noqa: S311  spreads retries, keeps no secret
 
     def assign(self, pet: PetId, media: MediaId, *, model: str, vector: npt.ArrayLike) -> Assigned:
@@ -450,7 +454,7 @@ class ClusterService:
         # hdbscan takes a second to import: whoever only reads does without
         from sploot_cluster.pet_density import PetDensity
 
-        return PetDensity(self._store, self._settings)
+        return PetDensity(self._store, self._settings, on_fallback=self._on_fallback)
 
     def _density(self, pet: PetId) -> tuple[PetState, Density]:
         """The pet as it is when this begins, and its density. Others may use the pet while it is computed."""

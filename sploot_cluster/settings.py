@@ -10,11 +10,13 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Final, Self
+from typing import Final, Literal, Self, get_args
 
 # Not SPLOOT_CLUSTER_: Kubernetes puts SPLOOT_CLUSTER_PORT, SPLOOT_CLUSTER_SERVICE_HOST and more of that kind into every
 # pod beside a service that is called sploot-cluster.
 PREFIX: Final = "SPLOOT_CLUSTERING_"
+
+ReclusterBackend = Literal["hdbscan_cpu", "hdbscan_gpu"]
 
 # (min_cluster_size, min_samples) below so many media, and from there on. Measured; see docs/quality.md.
 _FEW: Final = 150
@@ -54,6 +56,8 @@ class ClusterSettings:
         exact_until: media up to which every arrival is decided like a recluster, together with everybody else's place,
             from 0; larger pets assign by the clusters' own spread and are reclustered when they grew or drifted.
             docs/adr/0006 has what it costs and brings.
+        recluster_backend: what builds a spanning tree from nothing, ``hdbscan_cpu`` or ``hdbscan_gpu``; that one needs
+            cupy or torch and a GPU, and is done by the processor where either is missing. See docs/gpu.md.
         recluster_threads: threads that compute a recluster, from 0; 0: as many as the process has cores. Arrivals take
             one. See docs/threads.md.
         commit_attempts: how often a change is decided anew when somebody else was faster, from 1.
@@ -75,6 +79,7 @@ class ClusterSettings:
     overlap_ratio: float = 0.30
     one_look_similarity: float = 0.80
     exact_until: int = 0
+    recluster_backend: ReclusterBackend = "hdbscan_cpu"
     recluster_threads: int = 0
     commit_attempts: int = 10
     models: Mapping[str, int] = field(default_factory=dict)
@@ -95,6 +100,12 @@ class ClusterSettings:
         _check("overlap_ratio", self.overlap_ratio, 0 < self.overlap_ratio <= 1, "above 0 and at most 1")
         _check("one_look_similarity", self.one_look_similarity, 0 < self.one_look_similarity <= 1, "in (0, 1]")
         _check("exact_until", self.exact_until, self.exact_until >= 0, "from 0")
+        _check(
+            "recluster_backend",
+            self.recluster_backend,
+            self.recluster_backend in get_args(ReclusterBackend),
+            "hdbscan_cpu or hdbscan_gpu",
+        )
         _check("recluster_threads", self.recluster_threads, 0 <= self.recluster_threads <= 1_024, "from 0 to 1024")
         _check("commit_attempts", self.commit_attempts, self.commit_attempts >= 1, "from 1")
         if not isinstance(self.models, Mapping):
@@ -156,6 +167,7 @@ def _read_models(text: str) -> dict[str, int]:
 
 
 _READERS: Final[Mapping[str, Callable[[str], object]]] = {
+    "ReclusterBackend": str,
     "int": int,
     "float": float,
     "Mapping[str, int]": _read_models,

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
+from sploot_cluster.models import Backend
 from sploot_cluster.threads import spread
 from sploot_cluster.vectors import BoolVector, FloatMatrix, FloatVector
 
@@ -59,12 +60,14 @@ class SpanningTree:
         distances: (n, k) float64, how far those are; the last is the row's core distance.
         edges: (n − 1, 2) rows, in no order.
         lengths: (n − 1,) float64 distances between the ends of the edges.
+        backend: what found the neighbours.
     """
 
     neighbours: Rows
     distances: DoubleMatrix
     edges: Rows
     lengths: DoubleVector
+    backend: Backend = "hdbscan_cpu"
 
     @property
     def n(self) -> int:
@@ -92,7 +95,12 @@ class SpanningTree:
 
 
 def spanning_tree(
-    vectors: FloatMatrix, min_samples: int, *, threads: int = 1, nearest: Nearest | None = None
+    vectors: FloatMatrix,
+    min_samples: int,
+    *,
+    threads: int = 1,
+    nearest: Nearest | None = None,
+    backend: Backend = "hdbscan_cpu",
 ) -> SpanningTree:
     """The minimum spanning tree of the mutual reachability graph.
 
@@ -104,6 +112,7 @@ def spanning_tree(
         min_samples: which neighbour's distance is a vector's core distance, not counting itself; 1 to n − 1.
         threads: how many of them compute.
         nearest: who finds neighbours, such as a GPU; these threads by default.
+        backend: what that one is called.
 
     O(n² · d) time: one product of all with all, and another one in all for the vectors whose neighbours do not tell.
     O(n · d) memory, beside 0.5 kB per vector and 40 MB per thread.
@@ -114,7 +123,8 @@ def spanning_tree(
     nearest_ones, distances = _nearest_exactly(vectors, neighbours, similarity, min_samples)
     core = similarity[:, min_samples - 1].copy()
     edges = _Boruvka(vectors, neighbours, similarity, core, threads).run()
-    return SpanningTree(nearest_ones, distances, edges, distances_between(vectors, edges[:, 0], edges[:, 1]))
+    lengths = distances_between(vectors, edges[:, 0], edges[:, 1])
+    return SpanningTree(nearest_ones, distances, edges, lengths, backend)
 
 
 def nearest_rows(vectors: FloatMatrix, k: int, *, threads: int = 1) -> tuple[Rows, FloatMatrix]:

@@ -12,6 +12,7 @@ the largest part with all. Where that is half of them, a fresh build is cheaper.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -34,30 +35,36 @@ from sploot_cluster.vectors import BoolVector, FloatMatrix, FloatVector
 _FEW: Final = 0.01
 _SOME: Final = 64
 
+# (vectors, min_samples) -> their spanning tree, built anew.
+Build = Callable[[FloatMatrix, int], SpanningTree]
+
 _FAR: Final = np.float32(-3)
 
 
-def grown(tree: SpanningTree, vectors: FloatMatrix, *, threads: int = 1) -> SpanningTree:
+def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_tree) -> SpanningTree:
     """The tree of all ``vectors``, of which ``tree`` is that of the first ``tree.n``. O(n · d) for each one more.
 
     Args:
         vectors: (n, d) float32 of unit norm, n ≥ tree.n. Not modified.
-        threads: for a fresh build, which many new vectors end in.
+        build: what many new vectors end in.
     """
     n_new = len(vectors) - tree.n
     if n_new > max(_SOME, _FEW * len(vectors)):
-        return spanning_tree(vectors, tree.min_samples, threads=threads)
+        return build(vectors, tree.min_samples)
     for n in range(tree.n, len(vectors)):
         tree = _with_one_more(tree, vectors[: n + 1])
     return tree
 
 
-def without(tree: SpanningTree, vectors: FloatMatrix, gone: Rows, *, threads: int = 1) -> SpanningTree | None:
+def without(
+    tree: SpanningTree, vectors: FloatMatrix, gone: Rows, *, build: Build = spanning_tree
+) -> SpanningTree | None:
     """The tree of the rows that stay, in their order and numbered anew; None if too few stay to make up one.
 
     Args:
         vectors: (n, d) float32 of unit norm, of all rows of ``tree``. Not modified.
         gone: the rows to leave out, in any order.
+        build: what many that go end in.
     """
     stays: BoolVector = np.ones(tree.n, dtype=np.bool_)
     stays[gone] = False
@@ -69,7 +76,7 @@ def without(tree: SpanningTree, vectors: FloatMatrix, gone: Rows, *, threads: in
     listed_gone = np.zeros(n, dtype=np.bool_)
     listed_gone[np.flatnonzero((~stays)[tree.neighbours[stays]]) // k] = True
     if np.count_nonzero(listed_gone) > n // 4:
-        return spanning_tree(rest, k, threads=threads)
+        return build(rest, k)
 
     neighbours, distances = number[tree.neighbours[stays]], tree.distances[stays].copy()
     grew = np.flatnonzero(listed_gone)
@@ -81,7 +88,7 @@ def without(tree: SpanningTree, vectors: FloatMatrix, gone: Rows, *, threads: in
     edges, lengths = edges[is_same], lengths[is_same]
     n_parts, part = joined(n, edges, np.arange(n))
     if n - np.bincount(part).max() > n // 2:
-        return spanning_tree(rest, k, threads=threads)
+        return build(rest, k)
     bridges = _bridges(rest, core, n_parts, part)
     return SpanningTree(
         neighbours,

@@ -5,6 +5,7 @@ Nothing here opens a connection: a worker can be imported while Redis is away, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from sploot_cluster import ClusterService
+    from sploot_cluster.backends import Fallback
     from tasks.queue_ops import Operations
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -44,12 +46,19 @@ def build_client(settings: Settings) -> redis.Redis:
     return connect(settings.redis_url, connect_timeout_s=CONNECT_TIMEOUT_S, answer_timeout_s=ANSWER_TIMEOUT_S)
 
 
-def build_service(settings: Settings, client: redis.Redis) -> ClusterService:
-    """The use cases on Redis, which ask for reclusters through the queue."""
+def build_service(
+    settings: Settings, client: redis.Redis, *, on_fallback: Callable[[Fallback], None] = lambda _: None
+) -> ClusterService:
+    """The use cases on Redis, which ask for reclusters through the queue; ``on_fallback`` as in ``ClusterService``."""
     from sploot_cluster.redis_store import RedisPetStore
     from sploot_cluster.service import ClusterService
 
-    return ClusterService(RedisPetStore(client), settings=settings.clustering, reclusters=ClusterTasks(client=client))
+    return ClusterService(
+        RedisPetStore(client),
+        settings=settings.clustering,
+        reclusters=ClusterTasks(client=client),
+        on_fallback=on_fallback,
+    )
 
 
 def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Middleware]) -> RedisStreamsBroker:
@@ -86,6 +95,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     from tasks.jobs import JobRecords, TrackJobs
     from tasks.logs import NameJobs
     from tasks.media_totals import MediaSampler, declare_media_actor
+    from tasks.metrics import count_fallback
     from tasks.middleware import ExposeMetrics, LoadEngine, RecordJobs
     from tasks.periodic import declare_periodic_actors
     from tasks.pulse import KeepPulse
@@ -118,7 +128,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
             *([KeepPulse(shared, hung_after_s=settings.hung_after_s)] if shared is not None else []),
         ],
     )
-    service = build_service(settings, client)
+    service = build_service(settings, client, on_fallback=count_fallback)
     declare_actors(broker, service)
     declare_periodic_actors(broker, BacklogSampler(broker, client), client)
     declare_media_actor(broker, MediaSampler(service, client), client)

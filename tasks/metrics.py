@@ -32,6 +32,8 @@ from tasks.retry_policy import POLICIES
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from sploot_cluster.backends import Fallback
+
 Outcome = Literal["success", "error", "invalid", "timeout"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
@@ -146,6 +148,11 @@ def job_metrics() -> JobMetrics:
     from prometheus_client import REGISTRY
 
     return JobMetrics(REGISTRY)
+
+
+def count_fallback(fallback: Fallback) -> None:
+    """Count a backend that was wanted and not used, in this process."""
+    job_metrics().fallbacks.labels(fallback.wanted, fallback.used).inc()
 
 
 def _born(pid: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import redis
 
-from sploot_cluster import pet_density
+from sploot_cluster import backends
 from sploot_cluster.density import cluster_densely
 from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.memory_store import MemoryPetStore
@@ -51,7 +51,7 @@ def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         built.append(len(vectors))
         return spanning_tree(vectors, min_samples, threads=threads)
 
-    monkeypatch.setattr(pet_density, "spanning_tree", build)
+    monkeypatch.setattr(backends, "spanning_tree", build)
     return built
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sploot_cluster import tree_changes
 from sploot_cluster.density import density_of
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.spanning_tree import SpanningTree, spanning_tree
@@ -79,16 +78,15 @@ def test_a_tree_grows_from_two_vectors_one_by_one() -> None:
     assert_as_built_anew(tree, pool, 3)
 
 
-def test_many_new_vectors_at_once_are_built_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_new_vectors_at_once_are_built_anew() -> None:
     pool = album(np.random.default_rng(4), 300)
     built: list[int] = []
 
-    def build(vectors: FloatMatrix, min_samples: int, *, threads: int = 1) -> SpanningTree:
+    def build(vectors: FloatMatrix, min_samples: int) -> SpanningTree:
         built.append(len(vectors))
-        return spanning_tree(vectors, min_samples, threads=threads)
+        return spanning_tree(vectors, min_samples)
 
-    monkeypatch.setattr(tree_changes, "spanning_tree", build)
-    tree = grown(spanning_tree(pool[:100], 2), pool)
+    tree = grown(spanning_tree(pool[:100], 2), pool, build=build)
 
     assert built == [300]
     assert_as_built_anew(tree, pool, 4)
