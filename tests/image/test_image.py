@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from deploy.image import size_of
-from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
+from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.embedded_redis import EmbeddedRedis
 from tests.image.container import Image
 from tests.support import eventually
@@ -111,12 +111,14 @@ def test_its_scheduler_and_its_server_end_when_told_to(image: Image, server: Emb
     port = free_port()
     environ = {"REDIS_URL": server.url, "SPLOOT_HTTP_PORT": str(port)}
     with (
+        redis.Redis.from_url(server.url) as client,
         image.running("scheduler", environ=environ, log=tmp_path / "scheduler.log") as scheduler,
         image.running("serve", environ=environ, log=tmp_path / "server.log") as web,
     ):
         eventually(lambda: answers(f"http://127.0.0.1:{port}/readyz") or not web.is_up, within_s=60)
         assert web.is_up, web.said()
-        eventually(lambda: scheduler.said() or not scheduler.is_up, within_s=60)
+        # it sends at its start, unless that falls into the last seconds of a minute
+        eventually(lambda: client.xlen(stream_of(CLUSTER_MAINTENANCE)) or not scheduler.is_up, within_s=90)
         assert scheduler.is_up, scheduler.said()
 
         for container in (scheduler, web):
