@@ -41,6 +41,10 @@ test-faults: $(VENV)/installed ## everything goes wrong for minutes; is anything
 soak: $(VENV)/installed ## an hour of traffic with small faults; does anything grow? make soak [ARGS='--minutes 5']
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
+.PHONY: test-scale
+test-scale: $(VENV)/installed ## a million due messages, two hundred thousand pending: minutes, figures printed
+	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker $(ARGS)
+
 .PHONY: check
 check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 	@$(BIN)/ruff check .
