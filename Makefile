@@ -60,6 +60,10 @@ bench: $(VENV)/installed ## measure side by side, hours: make bench [ARGS='queue
 up-local: $(VENV)/installed ## what docker-compose.local.yml starts, without Docker; Ctrl-C drains: make up-local [ARGS=--any-ports]
 	@$(BIN)/python -m deploy.local_stack $(ARGS)
 
+.PHONY: test-upgrade
+test-upgrade: $(VENV)/installed ## workers of another commit beside ours, exchanged under load: make test-upgrade OLD=fa88d10
+	@SPLOOT_OLD=$(OLD) $(BIN)/python -m pytest -n 0 -q --deploy tests/deploy/test_upgrades.py
+
 .PHONY: chart
 chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4, and ask Kubernetes 1.27 to 1.37 and the operators
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/charts $(ARGS)
