@@ -41,10 +41,6 @@ test-faults: $(VENV)/installed ## everything goes wrong for minutes; is anything
 soak: $(VENV)/installed ## an hour of traffic with small faults; does anything grow? make soak [ARGS='--minutes 5']
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
-.PHONY: test-scale
-test-scale: $(VENV)/installed ## a million due messages, two hundred thousand pending: minutes, figures printed
-	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker $(ARGS)
-
 .PHONY: check
 check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 	@$(BIN)/ruff check .
@@ -59,10 +55,6 @@ bench: $(VENV)/installed ## measure side by side, hours: make bench [ARGS='queue
 .PHONY: up-local
 up-local: $(VENV)/installed ## what docker-compose.local.yml starts, without Docker; Ctrl-C drains: make up-local [ARGS=--any-ports]
 	@$(BIN)/python -m deploy.local_stack $(ARGS)
-
-.PHONY: test-upgrade
-test-upgrade: $(VENV)/installed ## workers of another commit beside ours, exchanged under load: make test-upgrade OLD=fa88d10
-	@SPLOOT_OLD=$(OLD) $(BIN)/python -m pytest -n 0 -q --deploy tests/deploy/test_upgrades.py
 
 .PHONY: chart
 chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4, and ask Kubernetes 1.27 to 1.37 and the operators
@@ -109,6 +101,10 @@ promises: $(VENV)/installed ## 10,000 random events against the oracle of people
 .PHONY: ops-build
 ops-build: $(VENV)/installed ## write rules, dashboard and tables from ops/thresholds.yaml
 	@$(BIN)/python -m ops.build
+
+.PHONY: ops-picture
+ops-picture: $(VENV)/installed ## draw the dashboard from a real Prometheus: make ops-picture [ARGS=FILE.png]
+	@$(BIN)/python -m ops.picture $(ARGS)
 
 .PHONY: ops-verify
 ops-verify: $(VENV)/installed ## see alerts fire and panels draw, on a real Prometheus, Alertmanager and Redis

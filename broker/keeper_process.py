@@ -34,6 +34,8 @@ LOOK_EVERY_S = 0.25
 # The parent's sockets close a moment before it counts as dead.
 DYING_S = 2.0
 LONGEST_WAIT_S = 3600.0
+# For so long it is tried to tell Redis of the parent's death; after that the lease has done it.
+TELL_FOR_S = 120.0
 
 
 class Refused(Exception):
@@ -251,8 +253,7 @@ class KeeperProcess:
 
     def _tell_of_death(self) -> None:
         left = set(self._queues)
-        # after that the lease has said it
-        deadline = time.monotonic() + self._lease_ms / 1000
+        deadline = time.monotonic() + TELL_FOR_S
         while left and time.monotonic() < deadline:
             for name in list(left):
                 try:

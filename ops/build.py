@@ -7,10 +7,11 @@ python -m ops.build --check   write nothing; exit 1 and name the files that woul
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -23,6 +24,7 @@ from ops.thresholds import Thresholds, thresholds
 OPS: Final = Path(__file__).parent
 DASHBOARD: Final = OPS / "dashboards" / "media-clustering-redis-streams.json"
 RUNBOOK: Final = OPS / "runbook.md"
+SAMPLES: Final = OPS / "scripts" / "alerts.json"
 CONSOLE: Final = OPS.parent / "sploot_cluster" / "api" / "console" / "static" / "thresholds.json"
 
 _WRITTEN: Final = (
@@ -34,14 +36,29 @@ def generated(given: Thresholds) -> Mapping[Path, str]:
     """What every generated file should hold."""
     files = {OPS / "alerts" / name: rules_text(content) for name, content in rules_of(given).items()}
     files[DASHBOARD] = dashboard_json(given)
+    files[SAMPLES] = samples_json(given)
     files[CONSOLE] = levels_json(given)
     files[RUNBOOK] = with_links(with_table(RUNBOOK.read_text(encoding="utf-8"), given), given.dashboard_url)
     return files
 
 
-def rules_of(given: Thresholds) -> dict[str, dict[str, object]]:
+def rules_of(given: Thresholds) -> dict[str, dict[str, Any]]:
     """File name -> rules, with links to the panels of the dashboard."""
     return rule_files(given, lambda title: panel_url(given, title))
+
+
+def samples_json(given: Thresholds) -> str:
+    """Every alert with its labels and links, for those who fire one without an incident."""
+    rules = [rule for file in rules_of(given).values() for group in file["groups"] for rule in group["rules"]]
+    samples = [
+        {
+            "labels": {"alertname": rule["alert"], **rule["labels"]},
+            "annotations": {name: text for name, text in rule["annotations"].items() if name != "description"},
+        }
+        for rule in rules
+        if "alert" in rule
+    ]
+    return json.dumps(samples, indent=2, ensure_ascii=False) + "\n"
 
 
 def rules_text(content: object) -> str:

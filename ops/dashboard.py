@@ -36,6 +36,7 @@ _KINDS: Final[dict[Kind, type[PanelBuilder]]] = {
     "heatmap": heatmap.Panel,
     "table": table.Panel,
 }
+_FORMATS: Final[dict[Kind, PromQueryFormat]] = {"table": PromQueryFormat.TABLE, "heatmap": PromQueryFormat.HEATMAP}
 
 
 def dashboard_json(thresholds: Thresholds) -> str:
@@ -125,6 +126,9 @@ def _panel(thresholds: Thresholds, panel: Panel, at: dashboard.GridPos) -> Panel
         built = built.links([*links])
     if panel.logs:
         built = built.data_links([_link("Logs of these jobs", explore_url(job_logs(panel.logs)))])
+    for legend, colour in panel.colours.items():
+        fixed = dashboard.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
+        built = built.override_by_name(legend, [fixed])
     return _as_kind(built, panel, _lines(thresholds, panel))
 
 
@@ -132,12 +136,9 @@ def _query(panel: Panel, promql: str, legend: str, letter: str) -> prometheus.Da
     query = prometheus.Dataquery().expr(promql).ref_id(letter).datasource(METRICS)
     if legend:
         query = query.legend_format(legend)
-    if panel.kind == "table":
-        return query.instant().format(PromQueryFormat.TABLE)
-    if panel.kind == "heatmap":
-        return query.range().format(PromQueryFormat.HEATMAP)
-    # a tile counts over the time that is shown, so that its last value is the whole of it
-    return query.instant() if panel.kind == "stat" and "$__range" in promql else query.range()
+    if panel.kind in _FORMATS:
+        query = query.format(_FORMATS[panel.kind])
+    return query.instant() if panel.is_of_now else query.range()
 
 
 def _lines(thresholds: Thresholds, panel: Panel) -> list[dashboard.Threshold]:
@@ -168,8 +169,7 @@ def _as_kind(built: PanelBuilder, panel: Panel, lines: list[dashboard.Threshold]
     if isinstance(built, timeseries.Panel):
         return _as_series(built.thresholds(steps), panel, has_lines=len(lines) > 1)
     if isinstance(built, stat.Panel):
-        has_graph = any("$__range" not in promql for promql, _ in panel.queries)
-        graph = common.BigValueGraphMode.AREA if has_graph else common.BigValueGraphMode.NONE
+        graph = common.BigValueGraphMode.NONE if panel.is_of_now else common.BigValueGraphMode.AREA
         return built.thresholds(steps).reduce_options(last).graph_mode(graph).color_mode(common.BigValueColorMode.VALUE)
     if isinstance(built, gauge.Panel):
         return built.thresholds(steps).reduce_options(last).min(0).max(2 * (lines[-1].value or 50))
@@ -223,7 +223,6 @@ def _variables() -> list[Any]:
             .sort(dashboard.VariableSort.ALPHABETICAL_ASC)
             .multi(True)
             .include_all(True)
-            .all_value(".*")
             .current(dashboard.VariableOption(text="All", value="$__all", selected=True))
         )
 

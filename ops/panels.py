@@ -7,13 +7,17 @@ alike by every pod, hence ``max by (stream)``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
+
+from ops.thresholds import thresholds
 
 Kind = Literal["stat", "gauge", "series", "heatmap", "table"]
 
 PER_MINUTE: Final = "suffix: /min"
 FAILED: Final = 'outcome!="success"'
+BUDGET: Final = f"{1 - thresholds().slo.objective:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,8 @@ class Panel:
         unit: as Grafana names it.
         signal: whose lines are drawn; of ``thresholds.yaml``.
         logs: which lines of the job log belong to it, in LogQL, after the fields were parsed.
+        is_of_now: asked once, for the end of the time that is shown, and not for all of it.
+        colours: of series that shall always have theirs, by legend.
         good_above: of a tile: green from here on, red below.
         bad_above: of a tile: red above, green up to here.
     """
@@ -42,6 +48,8 @@ class Panel:
     signal: str = ""
     logs: str = ""
     is_stacked: bool = False
+    is_of_now: bool = False
+    colours: Mapping[str, str] = field(default_factory=dict)
     good_above: float | None = None
     bad_above: float | None = None
 
@@ -83,6 +91,7 @@ OUTCOMES: Final = Row(
         Panel(
             id=1,
             title="Successful jobs",
+            is_of_now=True,
             description="Attempts that succeeded in the time that is shown.",
             kind="stat",
             width=4,
@@ -94,6 +103,7 @@ OUTCOMES: Final = Row(
         Panel(
             id=2,
             title="Failed jobs",
+            is_of_now=True,
             description="Attempts that failed in that time: error (tried again), invalid (never), timeout.",
             kind="stat",
             width=4,
@@ -106,6 +116,7 @@ OUTCOMES: Final = Row(
         Panel(
             id=3,
             title="Success ratio",
+            is_of_now=True,
             description="Share of attempts that succeeded. The objective is 99 % over 30 days.",
             kind="stat",
             width=4,
@@ -146,6 +157,7 @@ OUTCOMES: Final = Row(
         Panel(
             id=6,
             title="Alerts firing",
+            is_of_now=True,
             description="How many alerts of this pipeline fire now; the table below names them.",
             kind="stat",
             width=4,
@@ -156,6 +168,7 @@ OUTCOMES: Final = Row(
         Panel(
             id=7,
             title="Jobs by outcome and backend",
+            is_of_now=True,
             description="Attempts in the time that is shown, by how they ended and what computed them.",
             kind="table",
             height=7,
@@ -165,6 +178,7 @@ OUTCOMES: Final = Row(
         Panel(
             id=8,
             title="Which alerts fire",
+            is_of_now=True,
             description="Every alert of this pipeline that fires now. Its runbook entry has its name.",
             kind="table",
             height=7,
@@ -190,6 +204,7 @@ THROUGHPUT: Final = Row(
             unit=PER_MINUTE,
             queries=((f"{_DONE} * 60", "success/min"), (f"sum({_jobs(FAILED)}) * 60", "failures/min")),
             signal="failures",
+            colours={"success/min": "green", "failures/min": "red"},
             logs=f"{FAILED}",
         ),
         Panel(
@@ -283,6 +298,7 @@ FEEDBACK: Final = Row(
                 title=title,
                 description=f"{title} in the time that is shown; a restart of a worker takes none of them away.",
                 kind="stat",
+                is_of_now=True,
                 width=3,
                 decimals=0,
                 queries=((f"sum({_feedback(selector)})", legend),),
@@ -392,6 +408,13 @@ BACKLOG: Final = Row(
         Panel(
             id=38,
             title="Backlog by state",
+            colours={
+                "undelivered": "orange",
+                "in flight": "blue",
+                "in line": "purple",
+                "delayed": "yellow",
+                "orphaned": "red",
+            },
             description="All streams together: every job that is not done is in exactly one of these.",
             is_stacked=True,
             queries=tuple(
@@ -427,6 +450,7 @@ BACKLOG: Final = Row(
                 ),
                 (f"sum({_jobs()}) * 60", "done/min"),
             ),
+            colours={"added/min": "blue", "done/min": "green"},
         ),
         Panel(
             id=41,
@@ -444,6 +468,7 @@ OBJECTIVE: Final = Row(
         Panel(
             id=50,
             title="Error budget left",
+            is_of_now=True,
             description="Of the 1 % of attempts that may fail in 30 days. Below zero: the objective is missed.",
             kind="stat",
             width=6,
@@ -451,7 +476,7 @@ OBJECTIVE: Final = Row(
             decimals=1,
             queries=(
                 (
-                    f"1 - (sum({_jobs(FAILED, '30d', 'increase')}) / sum({_jobs('', '30d', 'increase')})) / 0.01",
+                    f"1 - (sum({_jobs(FAILED, '30d', 'increase')}) / sum({_jobs('', '30d', 'increase')})) / {BUDGET}",
                     "left",
                 ),
             ),
@@ -465,7 +490,7 @@ OBJECTIVE: Final = Row(
             width=18,
             unit="suffix: x",
             queries=tuple(
-                (f"media_cluster:failure_ratio:{window} / 0.01", f"over {window}")
+                (f"media_cluster:failure_ratio:{window} / {BUDGET}", f"over {window}")
                 for window in ("5m", "1h", "6h", "3d")
             ),
             signal="slo",
@@ -507,8 +532,60 @@ WORKERS: Final = Row(
             queries=(
                 ("time() - max(media_cluster_backlog_sample_timestamp_seconds)", "sample"),
                 ("time() - max(media_cluster_scheduler_tick_timestamp_seconds)", "scheduler"),
+                ("time() - max(cluster_media_sample_timestamp_seconds)", "media counted"),
             ),
             signal="sample_age",
+        ),
+    ),
+)
+
+MEDIA: Final = Row(
+    "Media",
+    (
+        Panel(
+            id=80,
+            title="Media by place",
+            description="Media of all pets: in a cluster, noise, quarantined (another model than their pet's), "
+            "dismissed by a person.",
+            queries=(('max by (outcome) (cluster_media{job=~"$job"})', "{{outcome}}"),),
+            is_stacked=True,
+            colours={"clustered": "green", "noise": "yellow", "quarantined": "red", "dismissed": "purple"},
+        ),
+        Panel(
+            id=81,
+            title="Media that came",
+            description="Media of all pets that ever came. The places beside add up to it.",
+            kind="stat",
+            width=3,
+            queries=(('max(cluster_media_ingested{job=~"$job"})', "media"),),
+        ),
+        Panel(
+            id=82,
+            title="Pets that do not add up",
+            description="Pets with more or fewer media than came. Above 0: keys were changed by hand, or a bug; "
+            "sploot-cluster tally names them.",
+            kind="stat",
+            width=3,
+            queries=(('max(cluster_pets_unconserved{job=~"$job"})', "pets"),),
+            bad_above=0,
+            signal="unconserved",
+        ),
+        Panel(
+            id=83,
+            title="Pets",
+            description="Pets that hold something.",
+            kind="stat",
+            width=3,
+            queries=(('max(cluster_pets{job=~"$job"})', "pets"),),
+        ),
+        Panel(
+            id=84,
+            title="Ingest rollout",
+            description="Share of pets whose uploads are taken in: SPLOOT_INGEST_ROLLOUT_PERCENT.",
+            kind="stat",
+            width=3,
+            unit="percent",
+            queries=(('min(cluster_ingest_rollout_percent{job=~"$job"})', "rollout"),),
         ),
     ),
 )
@@ -551,4 +628,4 @@ REDIS: Final = Row(
     ),
 )
 
-ROWS: Final = (OUTCOMES, THROUGHPUT, FEEDBACK, BACKLOG, OBJECTIVE, WORKERS, REDIS)
+ROWS: Final = (OUTCOMES, THROUGHPUT, FEEDBACK, BACKLOG, OBJECTIVE, WORKERS, MEDIA, REDIS)

@@ -173,6 +173,13 @@ QUERIES: Final[Mapping[str, Query]] = {
         "No worker pod answers a scrape: nothing says that any job runs.",
         "Workers",
     ),
+    "unconserved": Query(
+        "conservation",
+        "pods",
+        "max(cluster_pets_unconserved)",
+        "Of {{ $value | humanize }} pets, what came in is not what is clustered, noise, quarantined and dismissed.",
+        "Pets that do not add up",
+    ),
     "redis_unseen": Query(
         "redis", "pods",
         f"count({WORKERS} == 1)"

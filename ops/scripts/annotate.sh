@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+set -euo pipefail
+cd "$(dirname "$0")"
+# shellcheck source=grafana.bash
+source ./grafana.bash
+
+usage() {
+    cat <<'TEXT'
+Mark a deploy or an incident on the dashboard. The same words within ten minutes are marked once.
+
+  annotate.sh --kind deploy|incident [--from TIME] [--to TIME] [--panel ID] [--dry-run] TEXT
+
+  GRAFANA_URL, GRAFANA_API_TOKEN   as for deploy-dashboards.sh
+
+  --kind        what it is; the dashboard has a colour for each
+  --from TIME   when it began, as date(1) reads it, such as '2026-11-24 07:30 UTC'  [now]
+  --to TIME     when it ended; without it the mark is a line
+  --panel ID    only on this panel; without it on all
+  --dry-run     print what would be sent; asks nothing of Grafana
+
+Exit codes: 0 done or already there, 1 refused by Grafana, 64 usage, 69 curl or jq is missing, 70 Grafana does not answer,
+77 Grafana refuses the token, 78 a setting is missing.
+TEXT
+}
+
+milliseconds() {
+    date --date="$1" +%s000 2>/dev/null || fail "$USAGE" "$1 is no time: write it as '2026-11-24 07:30 UTC'"
+}
+
+kind='' from=now to='' panel=null dry_run='' text=''
+while (($#)); do
+    case $1 in
+        --kind | --from | --to | --panel)
+            [[ $# -ge 2 ]] || { usage >&2 && exit "$USAGE"; }
+            case $1 in --kind) kind=$2 ;; --from) from=$2 ;; --to) to=$2 ;; --panel) panel=$2 ;; esac
+            shift
+            ;;
+        --dry-run) dry_run=yes ;;
+        --help | -h) usage && exit ;;
+        -*) usage >&2 && exit "$USAGE" ;;
+        *) text=${text:+$text }$1 ;;
+    esac
+    shift
+done
+[[ $kind == deploy || $kind == incident ]] || { usage >&2 && exit "$USAGE"; }
+[[ -n $text ]] || { usage >&2 && exit "$USAGE"; }
+[[ $panel == null || $panel =~ ^[0-9]+$ ]] || fail "$USAGE" "--panel $panel is no number"
+need curl jq
+
+begin=$(milliseconds "$from")
+[[ -z $to ]] || end=$(milliseconds "$to")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+jq --null-input --arg text "$text" --arg kind "$kind" --argjson time "$begin" --argjson until "${end:-null}" --argjson panel "$panel" \
+    --slurpfile board ../dashboards/media-clustering-redis-streams.json \
+    '{dashboardUID: $board[0].uid, $time, tags: ["sploot-cluster", $kind], $text}
+     + (if $until then {timeEnd: $until} else {} end) + (if $panel then {panelId: $panel} else {} end)' >"$work/mark"
+if [[ $dry_run ]]; then
+    cat "$work/mark"
+    exit
+fi
+
+need_grafana
+grafana GET "/api/annotations?tags=sploot-cluster&tags=$kind&from=$((begin - 600000))&to=$((begin + 600000))"
+[[ $status == 200 ]] || fail 1 "Grafana does not tell its annotations: $(reason) ($status)"
+if jq --exit-status --arg text "$text" 'any(.[]; .text == $text)' <<<"$body" >/dev/null; then
+    echo "already there: $text"
+    exit
+fi
+grafana POST /api/annotations "$work/mark"
+[[ $status == 200 ]] || fail 1 "not marked: $(reason) ($status)"
+echo "marked: $kind, $text"

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+set -euo pipefail
+called_from=$PWD
+cd "$(dirname "$0")"
+# shellcheck source=grafana.bash
+source ./grafana.bash
+
+usage() {
+    cat <<'TEXT'
+Publish the dashboards to Grafana. Running it twice changes nothing the second time.
+
+  deploy-dashboards.sh [--dry-run] [--folder TITLE] [FILE.json …]
+
+  GRAFANA_URL         such as https://grafana.staging.sploot.internal
+  GRAFANA_API_TOKEN   a token that may write dashboards and folders; it is never printed nor given as an argument
+
+  --dry-run        say what would be published; asks nothing of Grafana
+  --folder TITLE   the folder, made where it is missing  [Media Clustering]
+  FILE.json …      [every file of ops/dashboards]
+
+Exit codes: 0 done, 1 some dashboards were refused, 64 usage, 69 curl or jq is missing, 70 Grafana does not answer,
+77 Grafana refuses the token, 78 a setting is missing or a file is no dashboard.
+TEXT
+}
+
+folder='Media Clustering' dry_run=
+files=()
+while (($#)); do
+    case $1 in
+        --dry-run) dry_run=yes ;;
+        --folder)
+            [[ -n ${2:-} ]] || { usage >&2 && exit "$USAGE"; }
+            folder=$2
+            shift
+            ;;
+        --help | -h) usage && exit ;;
+        -*) usage >&2 && exit "$USAGE" ;;
+        /*) files+=("$1") ;;
+        *) files+=("$called_from/$1") ;;
+    esac
+    shift
+done
+((${#files[@]})) || files=(../dashboards/*.json)
+need curl jq
+
+for file in "${files[@]}"; do
+    [[ -r $file ]] || fail "$REFUSED" "$file cannot be read"
+    jq --exit-status '(.uid | type == "string" and length > 0 and length <= 40) and (.title | type == "string")' \
+        "$file" >/dev/null 2>&1 || fail "$REFUSED" "$file is no dashboard: it needs a title, and a uid of at most 40 characters"
+done
+folder_uid=$(tr '[:upper:] ' '[:lower:]-' <<<"$folder" | tr -cd 'a-z0-9-' | cut -c1-40)
+
+if [[ $dry_run ]]; then
+    for file in "${files[@]}"; do
+        jq -r --arg folder "$folder" '"would publish \(.title) (uid \(.uid), \([.panels[] | select(.type != "row")] | length) panels) into \($folder)"' "$file"
+    done
+    exit
+fi
+
+need_grafana
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+grafana GET "/api/folders/$folder_uid"
+if [[ $status == 404 ]]; then
+    jq --null-input --arg uid "$folder_uid" --arg title "$folder" '{$uid, $title}' >"$work/folder"
+    grafana POST /api/folders "$work/folder"
+    # 412: somebody else made it just now
+    [[ $status == 200 || $status == 412 ]] || fail 1 "folder $folder: $(reason)"
+    echo "made folder $folder"
+elif [[ $status != 200 ]]; then
+    fail 1 "folder $folder: $(reason) ($status)"
+fi
+
+refused=0
+for file in "${files[@]}"; do
+    uid=$(jq -r .uid "$file") title=$(jq -r .title "$file")
+    grafana GET "/api/dashboards/uid/$uid"
+    if [[ $status == 200 ]] && jq --exit-status --slurpfile mine "$file" --arg folder "$folder_uid" \
+        '(.dashboard | del(.id, .version)) == ($mine[0] | del(.id, .version)) and .meta.folderUid == $folder' <<<"$body" >/dev/null; then
+        echo "unchanged: $title"
+        continue
+    fi
+    jq --arg folder "$folder_uid" --arg message "deploy-dashboards.sh $(date -u +%Y-%m-%dT%H:%M:%SZ)" \
+        '{dashboard: (del(.version) + {id: null}), folderUid: $folder, overwrite: true, message: $message}' "$file" >"$work/dashboard"
+    grafana POST /api/dashboards/db "$work/dashboard"
+    if [[ $status == 200 ]]; then
+        echo "published: $title, version $(jq -r .version <<<"$body"), ${GRAFANA_URL%/}$(jq -r .url <<<"$body")"
+    else
+        echo "refused: $title: $(reason) ($status)" >&2
+        refused=1
+    fi
+done
+exit "$refused"

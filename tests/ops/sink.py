@@ -1,0 +1,88 @@
+"""What stands for Slack and PagerDuty: a server that writes down what it was sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One that arrived.
+
+    Attributes:
+        receiver: ``slack``, ``slack-oncall`` or ``pagerduty``.
+        alert: its alertname.
+        is_over: whether it tells of the end.
+        body: as it was sent.
+    """
+
+    receiver: str
+    alert: str
+    is_over: bool
+    body: dict[str, Any] = field(compare=False, hash=False)
+
+
+class Sink:
+    """Notifications in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.seen: list[Notification] = []
+        self._names: dict[str, str] = {}  # PagerDuty's key -> alert, Slack's alert -> receiver: ends name less
+
+    def take(self, path: str, body: dict[str, Any]) -> None:
+        """Note what was posted there."""
+        if path.startswith("/slack"):
+            (attachment,) = body["attachments"]
+            (alert,) = (one["value"] for one in attachment["fields"] if one["title"] == "Alert")
+            is_over = attachment["title"].startswith("Resolved")
+            if "@oncall" in attachment.get("pretext", ""):
+                self._names[alert] = "slack-oncall"
+            self.seen.append(Notification(self._names.get(alert, "slack"), alert, is_over, body))
+        else:
+            is_over = body["event_action"] == "resolve"
+            if not is_over:
+                self._names[body["dedup_key"]] = body["payload"]["custom_details"]["alertname"]
+            self.seen.append(Notification("pagerduty", self._names[body["dedup_key"]], is_over, body))
+
+    def fired(self) -> set[tuple[str, str]]:
+        """(receiver, alert) of all that were told to have begun."""
+        return {(one.receiver, one.alert) for one in self.seen if not one.is_over}
+
+    def over(self) -> set[tuple[str, str]]:
+        """(receiver, alert) of all that were told to be over, after they had begun."""
+        last = {(one.receiver, one.alert): one.is_over for one in self.seen}
+        return {which for which, is_over in last.items() if is_over} & self.fired()
+
+
+@contextmanager
+def sink() -> Iterator[Sink]:
+    notes = Sink()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            notes.take(self.path, body)
+            answer = b"ok" if self.path.startswith("/slack") else b'{"status": "success"}'
+            self.send_response(200 if self.path.startswith("/slack") else 202)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002  the name is http.server's
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        notes.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
+        thread.start()
+        try:
+            yield notes
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,277 @@
+"""From the numbers of a worker to a pager: exporter, Prometheus, rules, Alertmanager, and a stand-in for its receivers.
+
+Minutes are seconds here: every window, hold and timer is divided by 60, mechanically, and nothing else is changed. The
+alerts on the error budget are left out, because their windows are hours even so; promtool tests them.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+
+from broker import RedisStreamsBroker
+from ops.servers import Prometheus, alertmanager, prometheus
+from tasks.backlog import BACKLOG, TICKED_AT, BacklogCollector, BacklogSampler, NoiseWatch
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
+from tasks.embedded_redis import EmbeddedRedis
+from tasks.metrics import JobMetrics
+from tests.ops.sink import Sink, sink
+from tests.ops.tools import OPS, tool
+from tests.support import eventually
+
+pytestmark = pytest.mark.ops
+
+SCRAPE_S = 0.5
+STREAM = stream_of(EMBEDDING_INGESTED)
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def faster(duration: str) -> str:
+    """A sixtieth of it."""
+    return f"{int(duration[:-1]) * _SECONDS[duration[-1]] * 1_000 // 60}ms"
+
+
+def faster_rules(directory: Path) -> list[Path]:
+    """The rules as they are committed, with every window and hold a sixtieth."""
+    written = []
+    for path in sorted((OPS / "alerts").glob("*.yaml")):
+        if path.name == "slo.yaml":
+            continue
+        text = re.sub(r"\[(\d+[smhd])\]", lambda found: f"[{faster(found[1])}]", path.read_text())
+        text = re.sub(r"(?m)^(\s+for: )(\d+[smhd])$", lambda found: found[1] + faster(found[2]), text)
+        target = directory / path.name
+        target.write_text(text)
+        written.append(target)
+    return written
+
+
+def faster_alertmanager(directory: Path, url: str) -> Path:
+    """Its configuration as it is committed, with other secrets, timers a sixtieth, and PagerDuty's address."""
+    secrets = directory / "secrets"
+    secrets.mkdir()
+    (secrets / "SLACK_WEBHOOK_URL").write_text(f"{url}/slack\n")
+    (secrets / "PAGERDUTY_ROUTING_KEY").write_text("0123456789abcdef0123456789abcdef\n")
+    config = yaml.safe_load(
+        (OPS / "config" / "alertmanager.yaml").read_text().replace("/etc/alertmanager/secrets", str(secrets))
+    )
+    config["global"] |= {"pagerduty_url": f"{url}/pagerduty", "resolve_timeout": "5s"}
+    config["route"] |= {"group_wait": "1s", "group_interval": faster(config["route"]["group_interval"])}
+    written = directory / "alertmanager.yaml"
+    written.write_text(yaml.safe_dump(config))
+    return written
+
+
+class Pipeline:
+    """What a worker pod tells, with the project's own metrics on a real Redis; it works well until told otherwise."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client: Any = client
+        self.registry = CollectorRegistry()
+        self.metrics = JobMetrics(self.registry)
+        self.registry.register(BacklogCollector(client))
+        self.broker = RedisStreamsBroker(client=client, middleware=[], group=GROUP)
+        for queue in QUEUES:
+            self.broker.declare_queue(queue)
+        self.sampler = BacklogSampler(self.broker, client)
+        self.succeeds = True
+        self.is_failing = False
+        self.duration_s = 0.02
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def upload(self) -> None:
+        self.broker.enqueue(dramatiq.Message(EMBEDDING_INGESTED, "cluster_embedding", (), {}, {}))
+
+    def hold_a_job_for(self, seconds: int) -> None:
+        self.upload()
+        read = self.client.xreadgroup(GROUP, "stuck", {STREAM: ">"}, count=1)
+        self.client.xclaim(STREAM, GROUP, "stuck", 0, [read[0][1][0][0]], idle=seconds * 1_000)
+
+    def finish_everything(self) -> None:
+        self.client.xtrim(STREAM, maxlen=0)
+        self.client.xgroup_destroy(STREAM, GROUP)
+        self.client.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+
+    def __enter__(self) -> Pipeline:
+        self.client.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+        self.broker.close()
+
+    def _work(self) -> None:
+        while not self._ends.wait(0.1):
+            if self.succeeds:
+                self.metrics.jobs.labels("success", "faiss").inc()
+                self.metrics.durations.labels("faiss").observe(self.duration_s)
+            if self.is_failing:
+                self.metrics.jobs.labels("error", "faiss").inc()
+            self.sampler.sample_pending()
+            self.sampler.sample_lag()
+            self.client.hset(BACKLOG, TICKED_AT, int(time.time() * 1_000))
+
+
+@contextmanager
+def exporter(registry: CollectorRegistry) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = generate_latest(registry)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002  the name is http.server's
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def chain(directory: Path) -> Iterator[tuple[Pipeline, Prometheus, Sink]]:
+    tool("prometheus")
+    tool("prometheus-alertmanager")
+    with (
+        EmbeddedRedis(directory=directory, unix_socket=True, options={"appendonly": "no"}) as server,
+        redis.Redis.from_url(server.url) as client,
+        Pipeline(client) as pipeline,
+        exporter(pipeline.registry) as target,
+        sink() as notes,
+        alertmanager(directory, faster_alertmanager(directory, notes.url)) as pager,
+        prometheus(directory, _config(directory, target, pager)) as monitoring,
+    ):
+        # healthy for as long as any window is, so that nothing is told only because nothing was known before
+        eventually(
+            lambda: monitoring.query('sum(increase(cluster_jobs_total{outcome="success"}[10s])) > 50'), within_s=60
+        )
+        yield pipeline, monitoring, notes
+
+
+def _config(directory: Path, target: str, pager: str) -> dict[str, Any]:
+    return {
+        "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
+        "rule_files": [str(path) for path in faster_rules(directory)],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [pager.removeprefix("http://")]}]}]},
+        "scrape_configs": [{"job_name": "sploot-cluster", "static_configs": [{"targets": [target]}]}],
+    }
+
+
+def fail(pipeline: Pipeline, _: Sink) -> None:
+    pipeline.is_failing = True
+
+
+def be_slow(pipeline: Pipeline, _: Sink) -> None:
+    pipeline.duration_s = 9.0
+
+
+def fail_two_corrections(pipeline: Pipeline, notes: Sink) -> None:
+    pipeline.metrics.feedback.labels("merge", "error").inc()
+    eventually(lambda: ("pagerduty", "MediaClusterFeedbackFailed") in notes.fired(), within_s=30)
+    pipeline.metrics.feedback.labels("split", "invalid").inc()
+
+
+def make_noise(pipeline: Pipeline, _: Sink) -> None:
+    for _n in range(3):
+        NoiseWatch(pipeline.client).note(31)
+
+
+def stall(pipeline: Pipeline, notes: Sink) -> None:
+    pipeline.succeeds = False
+
+    def uploaded_until_told() -> bool:
+        pipeline.upload()
+        return bool(notes.fired())
+
+    eventually(uploaded_until_told, within_s=60, every_s=0.3)
+
+
+def hang(pipeline: Pipeline, _: Sink) -> None:
+    pipeline.hold_a_job_for(40)
+
+
+def mend(pipeline: Pipeline) -> None:
+    pipeline.succeeds, pipeline.is_failing, pipeline.duration_s = True, False, 0.02
+    NoiseWatch(pipeline.client).note(2)
+    pipeline.finish_everything()
+
+
+INCIDENTS: dict[str, tuple[Callable[[Pipeline, Sink], None], set[tuple[str, str]]]] = {
+    "failures": (
+        fail,
+        {
+            ("slack", "MediaClusterFailuresSpiking"),
+            ("pagerduty", "MediaClusterFailuresSpiking"),
+            ("slack", "MediaClusterFailuresSustained"),
+            ("pagerduty", "MediaClusterFailuresSustained"),
+        },
+    ),
+    "latency": (
+        be_slow,
+        {
+            ("slack", "MediaClusterLatencyCritical"),
+            ("slack", "MediaClusterLatencyCriticalSustained"),
+            ("pagerduty", "MediaClusterLatencyCriticalSustained"),
+            ("slack-oncall", "MediaClusterLatencyHighSustained"),
+        },
+    ),
+    "feedback": (
+        fail_two_corrections,
+        {
+            ("slack", "MediaClusterFeedbackFailed"),
+            ("pagerduty", "MediaClusterFeedbackFailed"),
+            ("slack", "MediaClusterFeedbackFailingRepeatedly"),
+            ("pagerduty", "MediaClusterFeedbackFailingRepeatedly"),
+        },
+    ),
+    "noise": (make_noise, {("slack", "MediaClusterNoiseHigh")}),
+    "stall": (stall, {("slack", "MediaClusterStalled"), ("pagerduty", "MediaClusterStalled")}),
+    "lag": (hang, {("slack", "MediaClusterStreamLagHigh"), ("slack", "MediaClusterStreamLagCritical")}),
+}
+
+
+@pytest.mark.parametrize("incident", INCIDENTS)
+def test_an_incident_reaches_exactly_its_receivers_and_is_told_to_be_over(incident: str, tmp_path: Path) -> None:
+    begin, expected = INCIDENTS[incident]
+
+    with chain(tmp_path) as (pipeline, monitoring, notes):
+        assert notes.seen == [], "healthy, and yet somebody was told"
+        begin(pipeline, notes)
+        eventually(lambda: notes.fired() >= expected, within_s=60)
+        texts = told_by(monitoring)
+        mend(pipeline)
+        eventually(lambda: notes.over() >= expected and not told_by(monitoring), within_s=90)
+
+        assert notes.fired() == notes.over() == expected
+        assert texts
+        assert [text for text in texts if "{{" in text or "<no value>" in text or "error" in text.lower()[:6]] == []
+        severities = {one.body["payload"]["severity"] for one in notes.seen if "payload" in one.body}
+        assert severities <= {"error", "critical"}
+        assert ("critical" in severities) == (incident == "feedback")
+
+
+def told_by(monitoring: Prometheus) -> list[str]:
+    """The descriptions of all alerts that are there now."""
+    alerts = monitoring.alerts()
+    return [alert["annotations"]["description"] for alert in alerts]

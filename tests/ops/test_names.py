@@ -1,0 +1,91 @@
+"""Every name that a panel or a rule asks for is told by a real worker, and every name that one tells is asked for."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from ops.panels import ROWS
+from ops.rules import QUERIES
+from ops.servers import free_port
+from tasks.embedded_redis import EmbeddedRedis
+from tests.ops.tools import OPS, tool
+from tests.support import eventually
+from tests.tasks.test_exposition import get, pod
+
+pytestmark = pytest.mark.ops
+
+_NAME = re.compile(r"\b(?:cluster|media_cluster|redis)_\w+|\bmedia_cluster:[\w:]+")
+_SUFFIX = re.compile(r"_(bucket|count|sum)$")
+
+# told for people and for the API, and looked at by neither panel nor alert
+NOT_LOOKED_AT: dict[str, str] = {}
+
+
+def asked_for() -> set[str]:
+    queries = [promql for row in ROWS for panel in row.panels for promql, _ in panel.queries]
+    queries += [query.promql for query in QUERIES.values()]
+    for path in (OPS / "alerts").glob("*.yaml"):
+        queries += [rule["expr"] for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+    without_labels = [re.sub(r'"[^"]*"|\{[^}]*\}|by \([^)]*\)', "", promql) for promql in queries]
+    return {name for promql in without_labels for name in _NAME.findall(promql)}
+
+
+def recorded() -> set[str]:
+    rules = [
+        rule
+        for path in (OPS / "alerts").glob("*.yaml")
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    return {rule["record"] for rule in rules if "record" in rule}
+
+
+def told(port: int) -> set[str]:
+    status, text = get(port, "/metrics")
+    families = text_string_to_metric_families(text if status == 200 else "")
+    return {sample.name for family in families for sample in family.samples}
+
+
+@contextmanager
+def redis_exporter(url: str) -> Iterator[int]:
+    port = free_port()
+    command = [tool("prometheus-redis-exporter"), f"-redis.addr={url}", f"-web.listen-address=127.0.0.1:{port}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def test_what_is_asked_for_is_told_by_a_real_worker_and_the_other_way_round(tmp_path: Path) -> None:
+    port = free_port()
+    with EmbeddedRedis(options={"appendonly": "no"}) as server, pod(server.url, tmp_path, port):
+        eventually(lambda: "cluster_worker_threads" in told(port), within_s=60)
+        by_worker = told(port)
+
+    ours = {name for name in asked_for() if not name.startswith("redis_")} - recorded()
+    assert ours - by_worker == set()
+    looked_at = {_SUFFIX.sub("", name) for name in ours}
+    assert {_SUFFIX.sub("", name) for name in by_worker} - looked_at - set(NOT_LOOKED_AT) == set()
+
+
+def test_what_is_asked_of_redis_is_told_by_its_exporter() -> None:
+    limited = {"appendonly": "no", "maxmemory": "100mb"}
+    with EmbeddedRedis(options=limited) as server, redis_exporter(server.url) as port:
+        eventually(lambda: "redis_memory_used_bytes" in told(port), within_s=60)
+        by_exporter = told(port)
+
+    assert {name for name in asked_for() if name.startswith("redis_")} - by_exporter == set()
+
+
+def test_recorded_names_that_are_asked_for_are_recorded() -> None:
+    assert {name for name in asked_for() if ":" in name} - recorded() == set()

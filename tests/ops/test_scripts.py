@@ -1,0 +1,290 @@
+"""The scripts that operators run by hand and pipelines run by themselves, on what stands for Grafana."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ops.build import DASHBOARD
+from ops.servers import free_port
+from ops.thresholds import thresholds
+from tests.ops.grafana import TOKEN, Grafana, grafana
+from tests.ops.test_routes import receivers_of
+from tests.ops.tools import OPS, run, tool
+
+SCRIPTS = OPS / "scripts"
+NAMES = sorted(path.name for path in SCRIPTS.glob("*.sh"))
+UID = "media-cluster-observability"
+
+
+@pytest.fixture
+def server() -> Iterator[Grafana]:
+    with grafana() as served:
+        yield served
+
+
+def call(name: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    for program in ("curl", "jq"):
+        tool(program)
+    environ = {"PATH": os.environ["PATH"], "USER": "tester", **environment}
+    command = [str(SCRIPTS / name), *map(str, arguments)]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=90)
+
+
+def on(server: Grafana, name: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return call(name, *arguments, **{"GRAFANA_URL": server.url, "GRAFANA_API_TOKEN": TOKEN, **environment})
+
+
+def test_scripts_are_clean() -> None:
+    checked = run("shellcheck", "--external-sources", f"--source-path={SCRIPTS}", *SCRIPTS.glob("*.*sh"))
+
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_says_what_it_does_and_how_it_ends(name: str) -> None:
+    told = call(name, "--help")
+    wrong = call(name, "--no-such-option")
+
+    assert told.returncode == 0
+    assert name in told.stdout
+    assert "Exit codes: 0 " in told.stdout
+    assert (wrong.returncode, wrong.stdout) == (64, "")
+    assert (SCRIPTS / name).stat().st_mode & stat.S_IXUSR
+    used = set(re.findall(r"\b(64|69|70|77|78)\b", told.stdout))
+    assert "64" in used
+
+
+@pytest.mark.parametrize("name", ["deploy-dashboards.sh", "annotate.sh", "fire-alerts.sh"])
+def test_a_missing_program_is_named(name: str, tmp_path: Path) -> None:
+    for program in ("bash", "dirname", "basename", "cat", "env", "curl", "date", "id", "tr", "cut"):
+        (tmp_path / program).symlink_to(tool(program))
+    arguments = ["--kind", "deploy", "x"] if name == "annotate.sh" else []
+
+    called = call(name, *arguments, PATH=str(tmp_path))
+
+    assert called.returncode == 69
+    assert "jq is not installed" in called.stderr
+
+
+def test_the_dashboard_is_published_into_a_folder_that_is_made_and_the_second_time_nothing_changes(
+    server: Grafana,
+) -> None:
+    first = on(server, "deploy-dashboards.sh")
+    second = on(server, "deploy-dashboards.sh")
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "published: Media Clustering – Pipeline Health, version 1" in first.stdout
+    assert second.stdout == "unchanged: Media Clustering – Pipeline Health\n"
+    assert server.folders == {"media-clustering": "Media Clustering"}
+    kept = server.dashboards[UID]["dashboard"]
+    assert kept["panels"] == json.loads(DASHBOARD.read_text())["panels"]
+    assert kept["version"] == 1
+
+
+def test_a_changed_dashboard_becomes_the_next_version(server: Grafana, tmp_path: Path) -> None:
+    changed = tmp_path / "board.json"
+    changed.write_text(json.dumps({**json.loads(DASHBOARD.read_text()), "refresh": "1m", "id": 5}))
+    on(server, "deploy-dashboards.sh")
+
+    published = on(server, "deploy-dashboards.sh", changed)
+
+    assert published.returncode == 0, published.stderr
+    assert server.dashboards[UID]["dashboard"]["version"] == 2
+    assert server.dashboards[UID]["dashboard"]["refresh"] == "1m"
+
+
+def test_one_dashboard_that_is_refused_stops_no_other_and_is_told(server: Grafana, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"uid": "other", "title": "Other", "panels": []}))
+    server.refuses = {"other"}
+
+    published = on(server, "deploy-dashboards.sh", other, DASHBOARD)
+
+    assert published.returncode == 1
+    assert "refused: Other: uid too long" in published.stderr
+    assert UID in server.dashboards
+
+
+def test_a_dry_run_asks_nothing_and_needs_no_token() -> None:
+    planned = call("deploy-dashboards.sh", "--dry-run", "--folder", "Mine")
+
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.startswith(f"would publish Media Clustering – Pipeline Health (uid {UID}, ")
+    assert planned.stdout.endswith("into Mine\n")
+
+
+def test_the_token_is_neither_printed_nor_an_argument(server: Grafana, tmp_path: Path) -> None:
+    spy = tmp_path / "curl"
+    spy.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >> {tmp_path}/arguments\nexec {tool("curl")} "$@"\n')
+    spy.chmod(0o755)
+
+    published = on(server, "deploy-dashboards.sh", PATH=f"{tmp_path}:{os.environ['PATH']}")
+
+    assert published.returncode == 0
+    assert "--data-binary" in (tmp_path / "arguments").read_text()
+    assert TOKEN not in (tmp_path / "arguments").read_text() + published.stdout + published.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "told"),
+    [
+        ([], {"GRAFANA_API_TOKEN": "wrong"}, 77, "refuses the token"),
+        ([], {"GRAFANA_API_TOKEN": ""}, 78, "GRAFANA_API_TOKEN is not set"),
+        ([], {"GRAFANA_API_TOKEN": 'x"\nurl = "http://elsewhere'}, 78, "characters that no token has"),
+        ([], {"GRAFANA_URL": ""}, 78, "GRAFANA_URL is not set"),
+        ([], {"GRAFANA_URL": f"http://127.0.0.1:{free_port()}"}, 70, "is GRAFANA_URL right"),
+        (["no-such.json"], {}, 78, "cannot be read"),
+        ([SCRIPTS / "alerts.json"], {}, 78, "is no dashboard"),
+        (["--folder"], {}, 64, "Exit codes"),
+    ],
+)
+def test_what_cannot_be_done_ends_with_its_code_and_says_the_mend(
+    server: Grafana, arguments: list[str | Path], environment: dict[str, str], code: int, told: str, tmp_path: Path
+) -> None:
+    called = on(server, "deploy-dashboards.sh", *arguments, **environment)
+
+    assert called.returncode == code, called.stderr
+    assert told in called.stderr
+    assert server.dashboards == {}
+
+
+def test_a_deploy_is_marked_once_on_the_dashboard(server: Grafana) -> None:
+    first = on(server, "annotate.sh", "--kind", "deploy", "release 1.4", "is out")
+    second = on(server, "annotate.sh", "--kind", "deploy", "release 1.4 is out")
+    other = on(
+        server,
+        "annotate.sh",
+        "--kind",
+        "incident",
+        "--panel",
+        "11",
+        "--from",
+        "2026-11-24 07:30 UTC",
+        "--to",
+        "2026-11-24 08:00 UTC",
+        "slow engine",
+    )
+
+    assert (first.returncode, second.returncode, other.returncode) == (0, 0, 0), first.stderr + other.stderr
+    assert second.stdout == "already there: release 1.4 is out\n"
+    deploy, incident = server.annotations
+    assert (deploy["dashboardUID"], deploy["tags"]) == (UID, ["sploot-cluster", "deploy"])
+    assert "panelId" not in deploy
+    assert incident["timeEnd"] - incident["time"] == 30 * 60 * 1_000
+    assert incident["panelId"] == 11
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["text"],
+        ["--kind", "party", "x"],
+        ["--kind", "deploy"],
+        ["--kind"],
+        ["--kind", "deploy", "--from", "yesteryear", "x"],
+    ],
+)
+def test_a_mark_without_kind_time_or_words_is_refused(server: Grafana, arguments: list[str]) -> None:
+    assert on(server, "annotate.sh", *arguments).returncode == 64
+    assert server.annotations == []
+
+
+def test_secrets_become_files_that_their_owner_alone_can_read(tmp_path: Path) -> None:
+    secrets = {"SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/x", "PAGERDUTY_ROUTING_KEY": "0" * 32}
+
+    for _ in range(2):
+        written = call("render-secrets.sh", tmp_path / "secrets", **secrets)
+        assert written.returncode == 0, written.stderr
+
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == secrets
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "secrets").iterdir()} == {0o600}
+    assert "hooks.example" not in written.stdout
+
+
+@pytest.mark.parametrize("missing", ["SLACK_WEBHOOK_URL", "PAGERDUTY_ROUTING_KEY"])
+def test_a_secret_that_is_missing_or_a_placeholder_is_refused(missing: str, tmp_path: Path) -> None:
+    secrets = {"SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/x", "PAGERDUTY_ROUTING_KEY": "0" * 32}
+
+    for value in ("", "${" + missing + "}"):
+        refused = call("render-secrets.sh", tmp_path / "secrets", **{**secrets, missing: value})
+        assert refused.returncode == 78
+        assert missing in refused.stderr
+    assert not (tmp_path / "secrets").exists()
+
+
+def test_production_is_refused_where_nobody_can_be_asked() -> None:
+    refused = call("fire-alerts.sh", "--environment", "production", ALERTMANAGER_URL="http://127.0.0.1:1")
+
+    assert refused.returncode == 78
+    assert "--yes" in refused.stderr
+
+
+def test_production_asks_at_a_terminal_and_sends_nothing_without_the_word() -> None:
+    assert typed("no\n", "http://127.0.0.1:1") == (78, True)
+    assert typed("production\n", f"http://127.0.0.1:{free_port()}") == (70, True)
+
+
+def typed(answer: str, url: str) -> tuple[int, bool]:
+    """The script at a terminal: its exit code, and whether it asked."""
+    for program in ("curl", "jq"):
+        tool(program)
+    ours, its = pty.openpty()
+    command = [str(SCRIPTS / "fire-alerts.sh"), "--environment", "production"]
+    process = subprocess.Popen(
+        command,
+        stdin=its,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], "ALERTMANAGER_URL": url},
+    )
+    os.write(ours, answer.encode())
+    _, told = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(its)
+    return process.returncode, "Type production" in told
+
+
+def test_an_alert_that_does_not_exist_is_named() -> None:
+    refused = call("fire-alerts.sh", "--dry-run", "--alert", "NoSuchAlert")
+
+    assert refused.returncode == 64
+    assert "NoSuchAlert" in refused.stderr
+
+
+@pytest.mark.ops
+def test_a_dry_run_prints_the_payload_and_whom_it_would_reach() -> None:
+    tool("amtool")
+
+    planned = call("fire-alerts.sh", "--dry-run", "--all")
+
+    assert planned.returncode == 0, planned.stderr
+    payload, _, routes = planned.stdout.partition("\n]\n")
+    alerts = json.loads(payload + "\n]")
+    assert {alert["labels"]["alertname"] for alert in alerts} == set(thresholds().alerts)
+    assert all(alert["annotations"]["summary"].startswith("[TEST by tester]") for alert in alerts)
+    told = dict(line.split(" would reach ") for line in routes.splitlines())
+    assert {name: reached.split(", ") for name, reached in told.items()} == {
+        name: receivers_of(told) for name, told in thresholds().alerts.items()
+    }
+
+
+@pytest.mark.ops
+def test_without_amtool_a_dry_run_says_that_it_cannot_tell_whom(tmp_path: Path) -> None:
+    for program in ("bash", "dirname", "cat", "env", "curl", "jq", "date", "id"):
+        (tmp_path / program).symlink_to(tool(program))
+
+    planned = call("fire-alerts.sh", "--dry-run", PATH=str(tmp_path))
+
+    assert planned.returncode == 0
+    assert "amtool is not installed" in planned.stderr
+    assert "would reach" not in planned.stdout
