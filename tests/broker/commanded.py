@@ -1,0 +1,56 @@
+"""What ``dramatiq tests.broker.commanded`` runs in the tests of Dramatiq's own commands."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import dramatiq
+import redis
+from dramatiq.middleware import Middleware, Retries
+
+from broker import RedisStreamsBroker
+
+URL = os.environ["BROKER_URL"]
+client = redis.Redis.from_url(URL)
+
+
+def say_hello() -> int:
+    """What a process of its own does that Dramatiq starts beside the workers."""
+    client.rpush("forked", os.getpid())
+    while True:
+        time.sleep(60)
+
+
+class Forking(Middleware):
+    @property
+    def forks(self) -> list[Callable[[], int]]:
+        return [say_hello]
+
+
+broker = RedisStreamsBroker(URL, lease_ms=2_000, middleware=[Retries(min_backoff=1, max_backoff=10), Forking()])
+dramatiq.set_broker(broker)
+
+
+@dramatiq.actor
+def work(n: int, seconds: float = 0.0) -> None:
+    client.rpush("began", n)
+    time.sleep(seconds)
+    client.rpush("ran", n)
+
+
+@dramatiq.actor
+def fail_once(n: int) -> None:
+    if client.sadd("failed", n):
+        raise ValueError("once")
+    client.rpush("ran", n)
+
+
+@dramatiq.actor
+def compute(seconds: float) -> None:
+    """Never lets another greenlet run."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    client.rpush("ran", -1)

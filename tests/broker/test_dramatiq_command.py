@@ -1,0 +1,153 @@
+"""Dramatiq's own commands, on real processes: reload, stop, watch, forks, gevent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+
+from broker import RedisStreamsBroker
+from tests.support import eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parents[2]
+STREAM = "streams:default"
+
+
+@contextmanager
+def command(url: str, *arguments: str, name: str = "dramatiq") -> Iterator[subprocess.Popen[bytes]]:
+    environ = {**os.environ, "BROKER_URL": url, "PYTHONPATH": str(ROOT)}
+    # the same interpreter after a reload, which looks for one by name
+    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name(name), "tests.broker.commanded", "--processes", "1", *arguments],
+        env=environ,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def client(redis_client: redis.Redis) -> Any:
+    return redis_client
+
+
+@pytest.fixture
+def producer(redis_url: str) -> Iterator[RedisStreamsBroker]:
+    broker = RedisStreamsBroker(redis_url, middleware=[])
+    yield broker
+    broker.close()
+
+
+def message(actor: str, *args: object) -> dramatiq.Message[Any]:
+    return dramatiq.Message(queue_name="default", actor_name=actor, args=args, kwargs={}, options={})
+
+
+def has_started(client: Any, times: int) -> bool:
+    """Whether the command's worker has begun to work that often: reloads included."""
+    return bool(client.llen("forked") == times and client.zcard("{streams:default}:consumers"))
+
+
+def ran(client: Any) -> Counter[int]:
+    return Counter(map(int, client.lrange("ran", 0, -1)))
+
+
+def test_reloads_under_load_lose_nothing_and_run_nothing_twice(
+    redis_url: str, client: Any, producer: RedisStreamsBroker
+) -> None:
+    n = 0
+    with command(redis_url, "--threads", "4") as process:
+        for number_of_starts in range(1, 4):
+            producer.enqueue_many([message("work", number, 0.005) for number in range(n, n + 200)])
+            n += 200
+            # a second signal before the first is done would kill the process
+            eventually(partial(has_started, client, number_of_starts), within_s=40)
+            process.send_signal(signal.SIGHUP)
+        eventually(lambda: client.llen("ran") >= n and client.xlen(STREAM) == 0, within_s=60)
+
+    assert ran(client) == Counter(range(n))
+
+
+def test_a_stop_lets_jobs_end_and_gives_the_others_back_in_their_order(
+    redis_url: str, client: Any, producer: RedisStreamsBroker
+) -> None:
+    producer.enqueue_many([message("work", number, 0.5) for number in range(10)])
+
+    with command(redis_url, "--threads", "1") as process:
+        eventually(lambda: client.llen("began"), within_s=40)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    first = client.lrange("ran", 0, -1)
+    pending = client.xpending_range(STREAM, "cluster-workers", "-", "+", 100)
+
+    assert first == client.lrange("began", 0, -1), "what had begun was let end"
+    assert all(entry["times_delivered"] == 0 for entry in pending), "giving back burns no delivery"
+    with command(redis_url, "--threads", "1"):
+        eventually(lambda: client.xlen(STREAM) == 0, within_s=40)
+    assert [int(number) for number in client.lrange("ran", 0, -1)] == list(range(10))
+
+
+def test_a_job_that_outlives_the_stop_runs_again(redis_url: str, client: Any, producer: RedisStreamsBroker) -> None:
+    producer.enqueue(message("work", 1, 4))
+    with command(redis_url, "--threads", "1", "--worker-shutdown-timeout", "100") as process:
+        eventually(lambda: client.llen("began"), within_s=40)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert client.xlen(STREAM) == 1
+
+    with command(redis_url, "--threads", "1"):
+        eventually(lambda: client.xlen(STREAM) == 0, within_s=40)
+
+    assert ran(client) == Counter([1])
+
+
+def test_a_changed_source_reloads_the_workers_and_the_processes_that_middleware_forks(
+    redis_url: str, client: Any, producer: RedisStreamsBroker, tmp_path: Path
+) -> None:
+    source = tmp_path / "changed.py"
+    source.touch()
+    with command(redis_url, "--threads", "1", "--watch", str(tmp_path), "--watch-use-polling"):
+        producer.enqueue(message("work", 1))
+        eventually(lambda: client.llen("ran") == 1, within_s=40)
+        eventually(lambda: has_started(client, 1), within_s=40)
+
+        source.write_text("# another\n")
+        eventually(lambda: client.llen("forked") > 1, within_s=40)
+        producer.enqueue(message("work", 2))
+        eventually(lambda: client.llen("ran") == 2, within_s=40)
+
+
+def test_greenlets_work_and_one_that_never_yields_keeps_its_lease(
+    redis_url: str, client: Any, producer: RedisStreamsBroker
+) -> None:
+    with command(redis_url, "--threads", "8", name="dramatiq-gevent"):
+        producer.enqueue_many([message("work" if n % 10 else "fail_once", n) for n in range(200)])
+        eventually(lambda: client.llen("ran") == 200, within_s=60)
+        producer.enqueue(message("compute", 5))  # two leases and a half
+        eventually(lambda: client.llen("ran") == 201 and client.xlen(STREAM) == 0, within_s=60)
+
+    assert ran(client) == Counter([*range(200), -1])
+    assert producer.counters("default")["recovered"] == 0

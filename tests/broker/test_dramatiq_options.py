@@ -1,0 +1,379 @@
+"""What Dramatiq promises of actors and messages, whichever broker carries them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.errors import Retry
+from dramatiq.middleware import (
+    AgeLimit,
+    AsyncIO,
+    Middleware,
+    Retries,
+    Shutdown,
+    ShutdownNotifications,
+    TimeLimit,
+    TimeLimitExceeded,
+)
+
+from broker import RedisStreamsBroker
+from tests.support import eventually
+
+
+@contextmanager
+def broker_on(url: str, *middleware: Middleware, **settings: Any) -> Iterator[RedisStreamsBroker]:
+    broker = RedisStreamsBroker(url, middleware=list(middleware), **{"lease_ms": 2_000, **settings})
+    for one in middleware:
+        one.after_process_boot(broker)
+    try:
+        yield broker
+    finally:
+        broker.close()
+
+
+@contextmanager
+def working(broker: RedisStreamsBroker, *, threads: int = 2) -> Iterator[dramatiq.Worker]:
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=threads)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+def quick_retries(max_retries: int = 3) -> Retries:
+    return Retries(min_backoff=1, max_backoff=10, max_retries=max_retries)
+
+
+def test_a_message_older_than_its_age_limit_is_skipped_and_becomes_a_dead_letter(redis_url: str) -> None:
+    ran = []
+    with broker_on(redis_url, AgeLimit(max_age=60_000)) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(label: str) -> None:
+            ran.append(label)
+
+        old = work.message("old").copy(message_timestamp=int(time.time() * 1000) - 3_600_000)
+        broker.enqueue(old)
+        work.send("young")
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+        (letter,) = broker.dead_letters("default").list()
+        assert (letter.reason, letter.message_id) == ("skipped", old.message_id)
+    assert ran == ["young"]
+
+
+def test_a_job_that_runs_longer_than_its_time_limit_is_interrupted_and_its_thread_goes_on(redis_url: str) -> None:
+    seen: list[str] = []
+    with broker_on(redis_url, TimeLimit(interval=20), quick_retries(0)) as broker:
+
+        @dramatiq.actor(broker=broker, time_limit=100)
+        def work(label: str) -> None:
+            try:
+                for _ in range(1_000 if label == "slow" else 0):
+                    time.sleep(0.01)
+            except TimeLimitExceeded:
+                seen.append("interrupted")
+                raise
+            seen.append(label)
+
+        work.send("slow")
+        work.send("quick")
+        with working(broker, threads=1):
+            broker.join("default", timeout=30_000)
+
+        (letter,) = broker.dead_letters("default").list()
+        assert letter.error.startswith("TimeLimitExceeded")
+    assert seen == ["interrupted", "quick"]
+
+
+def test_a_job_that_asked_is_told_of_the_shutdown_and_tried_again_elsewhere(redis_url: str) -> None:
+    began, told = threading.Event(), threading.Event()
+    with broker_on(redis_url, ShutdownNotifications(), quick_retries()) as broker:
+
+        @dramatiq.actor(broker=broker, notify_shutdown=True)
+        def work() -> None:
+            began.set()
+            try:
+                for _ in range(1_000 if not told.is_set() else 0):
+                    time.sleep(0.01)
+            except Shutdown:
+                told.set()
+                raise
+
+        work.send()
+        with working(broker):
+            assert began.wait(20)
+        assert told.is_set()
+        assert broker.counters("default")["retried"] == 1
+
+        with working(broker):
+            broker.join("default", timeout=30_000)
+        assert len(broker.dead_letters("default")) == 0
+
+
+def test_coroutines_are_actors_too(redis_url: str) -> None:
+    ran = []
+    with broker_on(redis_url, AsyncIO(), quick_retries()) as broker:
+
+        @dramatiq.actor(broker=broker)
+        async def work(n: int) -> None:
+            ran.append(n)
+            if ran.count(n) < 2:
+                raise ValueError("not yet")
+
+        for n in range(5):
+            work.send(n)
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+    assert sorted(ran) == sorted([*range(5), *range(5)])
+
+
+def test_classes_are_actors_too(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    performed = []
+    with broker_on(redis_url) as broker:
+        monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+
+        class Base(dramatiq.GenericActor):
+            class Meta:
+                abstract = True
+                queue_name = "tasks"
+
+            def perform(self, label: str) -> None:
+                performed.append(label)
+
+        class First(Base):
+            pass
+
+        class Second(Base):
+            class Meta:
+                queue_name = "others"
+
+        First.send("first")
+        Second.send("second")
+        with working(broker):
+            for queue in ("tasks", "others"):
+                broker.join(queue, timeout=30_000)
+
+    assert sorted(performed) == ["first", "second"]
+
+
+def test_of_the_messages_that_wait_in_a_process_the_more_urgent_actor_runs_first(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dramatiq.worker.QUEUE_PREFETCH", 10)
+    ran: list[str] = []
+    first_runs, go_on = threading.Event(), threading.Event()
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker, priority=5)
+        def gate() -> None:
+            first_runs.set()
+            go_on.wait(20)
+
+        @dramatiq.actor(broker=broker, priority=10)
+        def patient() -> None:
+            ran.append("patient")
+
+        @dramatiq.actor(broker=broker, priority=0)
+        def urgent() -> None:
+            ran.append("urgent")
+
+        gate.send()
+        with working(broker, threads=1) as worker:
+            assert first_runs.wait(20)
+            patient.send()
+            urgent.send()
+            eventually(lambda: worker.work_queue.qsize() == 2)
+            go_on.set()
+            broker.join("default", timeout=30_000)
+
+    assert ran == ["urgent", "patient"]
+
+
+def test_delays_do_not_wait_for_each_other(redis_url: str) -> None:
+    ran: list[int] = []
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(delay: int) -> None:
+            ran.append(delay)
+
+        for delay in (900, 600, 300):
+            work.send_with_options(args=(delay,), delay=delay)
+        with working(broker, threads=1):
+            broker.join("default", timeout=30_000)
+
+    assert ran == [300, 600, 900]
+
+
+@pytest.mark.parametrize("eta", [None, "soon", 1, 1.5])
+def test_a_time_to_wait_for_that_makes_no_sense_or_has_passed_keeps_nobody_waiting(redis_url: str, eta: object) -> None:
+    ran = threading.Event()
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            ran.set()
+
+        message = work.message()
+        broker.enqueue(message.copy(options={"eta": eta}))
+        with working(broker):
+            assert ran.wait(20)
+            broker.join("default", timeout=30_000)
+
+
+def test_an_exception_that_an_actor_throws_on_purpose_is_not_tried_again(redis_url: str) -> None:
+    ran = []
+    with broker_on(redis_url, quick_retries(5)) as broker:
+
+        @dramatiq.actor(broker=broker, throws=KeyError)
+        def work() -> None:
+            ran.append(1)
+            raise KeyError("as declared")
+
+        work.send()
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+        assert len(broker.dead_letters("default")) == 1
+    assert ran == [1]
+
+
+def test_an_actor_decides_whether_it_is_tried_again(redis_url: str) -> None:
+    ran = []
+    with broker_on(redis_url, quick_retries()) as broker:
+
+        @dramatiq.actor(broker=broker, retry_when=lambda retries, error: retries < 4)
+        def work() -> None:
+            ran.append(1)
+            raise ValueError("always")
+
+        work.send()
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+        assert (len(ran), len(broker.dead_letters("default"))) == (5, 1)
+
+
+def test_an_actor_that_asks_for_another_try_gets_it_after_the_time_it_names(redis_url: str) -> None:
+    ran: list[float] = []
+    with broker_on(redis_url, Retries(min_backoff=60_000)) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            ran.append(time.monotonic())
+            if len(ran) == 1:
+                raise Retry("soon", delay=200)
+
+        work.send()
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+    assert ran[1] - ran[0] >= 0.2
+
+
+def test_whoever_asked_is_told_when_the_last_try_has_failed(redis_url: str) -> None:
+    told = threading.Event()
+    with broker_on(redis_url, quick_retries(1)) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def gave_up(message_data: dict[str, Any], retry_info: dict[str, int]) -> None:
+            assert retry_info["max_retries"] == 1
+            told.set()
+
+        @dramatiq.actor(broker=broker, on_retry_exhausted="gave_up")
+        def work() -> None:
+            raise ValueError("always")
+
+        work.send()
+        with working(broker):
+            assert told.wait(20)
+            broker.join("default", timeout=30_000)
+
+
+def test_a_worker_that_is_paused_starts_nothing_until_it_goes_on(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.05)
+    ran = threading.Event()
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            ran.set()
+
+        with working(broker) as worker:
+            worker.pause()
+            work.send()
+            assert not ran.wait(0.3)
+            worker.resume()
+            assert ran.wait(20)
+
+
+def test_join_never_takes_a_message_on_its_way_between_two_places_for_done(redis_url: str) -> None:
+    """It goes from the stream to the delayed ones and back fifty times, and is always in one of them."""
+    n_tries = 50
+    tries = 0
+    with broker_on(redis_url, Retries(min_backoff=1, max_backoff=1, max_retries=n_tries)) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            nonlocal tries
+            tries += 1
+            if tries <= n_tries:
+                raise ValueError("again")
+
+        work.send()
+        with working(broker):
+            broker.join("default", interval=0, timeout=60_000)
+            assert tries == n_tries + 1
+
+
+def test_what_was_delayed_when_a_worker_stops_is_still_there_for_the_next(redis_url: str) -> None:
+    ran = threading.Event()
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            ran.set()
+
+        work.send_with_options(delay=700)
+        with working(broker):
+            pass
+        assert broker.stats("default").delayed == 1
+        with working(broker):
+            assert ran.wait(20)
+
+
+def test_more_messages_than_a_script_can_unpack_are_flushed_requeued_and_purged(redis_url: str) -> None:
+    n = 8_500  # Lua's unpack() ends at some 8,000 values
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(n: int) -> None:
+            raise AssertionError("never run")
+
+        broker.enqueue_many([work.message(number) for number in range(n)])
+        consumer = broker.consume("default", prefetch=n, timeout=5_000)
+        held = [next(consumer) for _ in range(n)]
+        assert len(held) == n
+        for delivery in held[:n]:
+            assert delivery is not None
+            consumer.nack(delivery)
+        letters = broker.dead_letters("default")
+        assert broker.dead_letters("default").requeue(letter.id for letter in letters.list(n)) == n
+
+        again = [next(consumer) for _ in range(n)]
+        assert len(again) == n
+        broker.flush("default")
+        assert broker.stats("default").in_flight == 0
+        consumer.close()
