@@ -4,11 +4,13 @@
     ├── InvalidInput            the caller must change something; trying again changes nothing
     │   ├── DimensionMismatch   a vector of another length than the pet's
     │   ├── ModelMismatch       a vector of another model than the pet's
+    │   ├── UnreadableExport    a file that no pet can be made of
     │   ├── UnknownPet          no medium of this pet ever arrived
     │   ├── UnknownCluster      no such cluster, and no alias leads to one
     │   ├── UnknownMedia        no such medium in this pet or cluster
     │   ├── UnknownRevision     no correction made this revision, it is undone already, or it is not kept any more
     │   └── StaleRevision       media were moved since the revision that the caller looked at
+    ├── PetExists               a pet cannot be imported over one that holds something
     ├── StalePreview            the pet moved since the preview, or the preview is gone; preview again
     ├── RevisionConflict        somebody else committed first; load again and decide again
     │   └── PetClaimed          somebody who lost that race before has the right of way; wait a moment
@@ -67,6 +69,13 @@ class ModelMismatch(InvalidInput):
             f"send embeddings of {expected!r}; vectors of different models are never compared",
         )
         self.pet, self.expected, self.got = pet, expected, got
+
+
+class UnreadableExport(InvalidInput):
+    """Raised when no pet can be made of a file."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("file", problem, "send a file that `sploot-cluster export` wrote, unchanged")
 
 
 class UnknownPet(InvalidInput):
@@ -129,6 +138,19 @@ class StaleRevision(InvalidInput):
             "load the clusters again, and say it again if it is still right",
         )
         self.pet, self.expected, self.moved_at = pet, expected, moved_at
+
+
+class PetExists(ClusterError):
+    """Raised when a pet shall be imported that holds something already; nothing was written."""
+
+    def __init__(self, *, pet: int, revision: int) -> None:
+        super().__init__(
+            f"pet {pet} holds something already, at revision {revision}; delete it first, or import under another id"
+        )
+        self.pet, self.revision = pet, revision
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_pet_exists, (self.pet, self.revision))
 
 
 class StalePreview(ClusterError):
@@ -244,6 +266,10 @@ class UnreadablePet(ClusterError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_unreadable, (self.pet, self.problem))
+
+
+def _pet_exists(pet: int, revision: int) -> PetExists:
+    return PetExists(pet=pet, revision=revision)
 
 
 def _stale_preview(pet: int, token: str, problem: str) -> StalePreview:

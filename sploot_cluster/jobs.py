@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -136,6 +136,31 @@ class JobQueue(Protocol):
 
     def job(self, job_id: str) -> JobStatus | None:
         """None for an id that nobody enqueued, or that ended more than a day ago."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What travelled about a pet or some of its media, besides the pet itself.
+
+    Attributes:
+        n_records: of jobs.
+        n_dead_letters: of any queue.
+        n_waiting: events that have not been worked on yet, and would bring media back.
+    """
+
+    n_records: int
+    n_dead_letters: int
+    n_waiting: int
+
+
+class JobTraces(Protocol):
+    """Where the HTTP API finds and removes what queues still say of a pet, or of some of its media."""
+
+    def find(self, pet_id: int, media_ids: Collection[str] | None = ...) -> Traces: ...
+
+    def erase(self, pet_id: int, media_ids: Collection[str] | None = ...) -> Traces:
+        """Remove it, but for what waits."""
         ...
 
 

@@ -48,7 +48,7 @@ first commit: a crash between the two leaves an id that holds nothing, and never
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final, Self
 
 from sploot_cluster.models import PetId
@@ -98,3 +98,7 @@ class PetKeys:
             preview=f"{tag}:preview",
             tree=f"{tag}:tree",
         )
+
+    def all(self) -> tuple[str, ...]:
+        """Every key of the pet, ``meta`` first."""
+        return astuple(self)

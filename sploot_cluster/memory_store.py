@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from sploot_cluster.errors import NotConserved, PetClaimed, PetTooLarge, RevisionConflict
+from sploot_cluster.dumps import PetDump
+from sploot_cluster.errors import NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
 from sploot_cluster.models import NOISE, Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView, Standing
 from sploot_cluster.past import KEPT, Overwritten, Past, load, overwritten_by
 from sploot_cluster.previews import Preview
@@ -172,6 +174,45 @@ class MemoryPetStore:
             held = self._pets.get(pet) or _Pet(empty_state(pet))
             arrived = np.array(held.arrived, dtype=np.uint32)
             return Past(held.state, arrived, list(reversed(held.overwritten)), held.past_from)
+
+    def dump(self, pet: PetId) -> PetDump:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held is None:
+                raise UnknownPet(pet=pet)
+            return PetDump(
+                held.state,
+                np.array(held.arrived, dtype=np.uint32),
+                tuple(held.overwritten),
+                held.past_from,
+                tuple(held.history),
+                dict(held.quarantine),
+                held.ingested,
+            )
+
+    def replace(self, state: PetState, dump: PetDump, *, claimant: str | None = None) -> PetState:
+        pet = state.pet
+        with self._lock:
+            held = self._pets.get(pet) or _Pet(empty_state(pet))
+            if held.state.version != state.version:
+                now_s = time.monotonic()
+                if claimant and held.state.revision and (held.claimant is None or held.claimed_until_s < now_s):
+                    held.claimant, held.claimed_until_s = claimant, now_s + CLAIM_MS / 1000
+                raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
+            self._pets[pet] = _Pet(
+                dataclasses.replace(dump.state, version=f"{uuid4().hex}.{uuid4().hex}"),
+                history=deque(dump.history, maxlen=MAX_HISTORY),
+                arrived=dump.arrived.tolist(),
+                overwritten=deque(dump.overwritten),
+                past_from=dump.past_from,
+                quarantine=dict(dump.quarantine),
+                ingested=dump.ingested,
+            )
+            return self._pets[pet].state
+
+    def delete(self, pet: PetId) -> bool:
+        with self._lock:
+            return self._pets.pop(pet, None) is not None
 
     def pets(self) -> Sequence[PetId]:
         with self._lock:

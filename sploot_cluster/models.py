@@ -208,7 +208,7 @@ class Relabelling:
     standings: StandingVector
 
 
-ChangeKind = Literal["arrival", "recluster", "merge", "split", "exclude", "dismiss", "undo", "restore"]
+ChangeKind = Literal["arrival", "recluster", "merge", "split", "exclude", "dismiss", "undo", "restore", "delete"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,3 +395,18 @@ class Restored:
     kept: str
     overridden: tuple[str, ...]
     is_duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What was deleted.
+
+    Attributes:
+        n_media: with a row, or quarantined.
+        n_corrections: that named one of them, and name a stand-in now; all of a pet that was deleted.
+        revision: the pet's now; 0 when the whole pet is gone.
+    """
+
+    n_media: int
+    n_corrections: int
+    revision: int

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -22,16 +23,19 @@ import numpy.typing as npt
 import redis
 
 from sploot_cluster import ledger, previews
+from sploot_cluster.dumps import PetDump
 from sploot_cluster.errors import (
     NotConserved,
     PetClaimed,
     PetTooLarge,
     RevisionConflict,
     StoreUnavailable,
+    UnknownPet,
     UnreadablePet,
 )
 from sploot_cluster.keys import FORMAT, PETS, PetKeys
 from sploot_cluster.models import (
+    NOISE,
     Change,
     ChangeKind,
     ClusterCard,
@@ -42,8 +46,10 @@ from sploot_cluster.models import (
     PetId,
     PetState,
     PetView,
+    Standing,
 )
 from sploot_cluster.past import KEPT, Past, overwritten_by
+from sploot_cluster.past import dump as dump_overwritten
 from sploot_cluster.past import load as load_overwritten
 from sploot_cluster.previews import Preview
 from sploot_cluster.rows import PetRows, check, empty_state, follow
@@ -83,6 +89,8 @@ class RedisPetStore:
         self._keep = client.register_script(scripts.joinpath("keep.lua").read_text(encoding="utf-8"))
         self._keep_preview = client.register_script(scripts.joinpath("keep_preview.lua").read_text(encoding="utf-8"))
         self._quarantine = client.register_script(scripts.joinpath("quarantine.lua").read_text(encoding="utf-8"))
+        self._dump = client.register_script(scripts.joinpath("dump.lua").read_text(encoding="utf-8"))
+        self._replace = client.register_script(scripts.joinpath("replace.lua").read_text(encoding="utf-8"))
         self._release = client.register_script(scripts.joinpath("release.lua").read_text(encoding="utf-8"))
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
@@ -226,10 +234,7 @@ class RedisPetStore:
                 born, since = cast("list[bytes | None]", self._client.hmget(keys.meta, "born", "past_from"))
             if (born or b"").decode() == _names(state.version)[0]:
                 break  # else rows were deleted in between, and what was read is of others
-        n = state.n_media
-        column = np.zeros(n, dtype=np.uint32)
-        known = np.frombuffer(arrived[: 4 * n], dtype="<u4")
-        column[: len(known)] = known
+        column = _arrived(arrived, state.n_media)
         try:
             overwritten = [load_overwritten(_revision(id_), fields[b"was"]) for id_, fields in entries]
         except (ValueError, KeyError) as exc:
@@ -237,6 +242,74 @@ class RedisPetStore:
         # what was committed after the state was read is no part of its past
         told = [one for one in overwritten if one.revision <= state.revision]
         return Past(state, column, told, since=int(since or 0))
+
+    def dump(self, pet: PetId) -> PetDump:
+        keys = PetKeys.of(pet)
+        with _translated(f"read all of pet {pet}"):
+            answer = self._dump(
+                keys=[
+                    keys.meta,
+                    keys.media,
+                    keys.vectors,
+                    keys.labels,
+                    keys.standings,
+                    keys.clusters,
+                    keys.aliases,
+                    keys.ledger,
+                    keys.arrived,
+                    keys.overwritten,
+                    keys.history,
+                    keys.quarantine,
+                ]
+            )
+        if not answer:
+            raise UnknownPet(pet=pet)
+        meta, media, vectors, labels, standings, clusters, aliases, said, arrived, overwritten, history, quarantine = (
+            answer
+        )
+        told = _Told(meta, 0, media, b"", 0, 0, 0, labels, standings, clusters, aliases, 0, said)
+        facts = dict(_pairs(meta))
+        try:
+            state = _state(pet, empty_state(pet), told, vectors)
+            return PetDump(
+                state,
+                _arrived(arrived, state.n_media),
+                tuple(load_overwritten(_revision(id_), was) for id_, (_, was) in overwritten),
+                past_from=int(facts.get(b"past_from", 0)),
+                history=tuple(_entry(id_, dict(_pairs(fields))) for id_, fields in history),
+                quarantine={MediaId(medium.decode()): _load_quarantined(why) for medium, why in _pairs(quarantine)},
+                ingested=int(facts.get(b"ingested", state.n_media + len(quarantine) // 2)),
+            )
+        except (ValueError, KeyError) as exc:
+            raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
+
+    def replace(self, state: PetState, dump: PetDump, *, claimant: str | None = None) -> PetState:
+        pet, keys, born, commit = state.pet, PetKeys.of(state.pet), uuid4().hex, uuid4().hex
+        with _translated(f"replace pet {pet}"):
+            self._client.sadd(PETS, pet)
+            answer = self._replace(
+                keys=keys.all(),
+                args=[
+                    *_names(state.version),
+                    commit,
+                    claimant or "",
+                    CLAIM_MS,
+                    *_commands(keys, dump, born=born, commit=commit),
+                ],
+            )
+        if answer[0] != b"OK":
+            raise RevisionConflict(pet=pet, expected=state.revision, current=answer[1])
+        return replace(dump.state, pet=pet, version=f"{born}.{commit}")
+
+    def delete(self, pet: PetId) -> bool:
+        keys = PetKeys.of(pet)
+        with _translated(f"delete pet {pet}"):
+            n_deleted = self._client.delete(*keys.all())
+            self._client.srem(PETS, pet)
+            if self._client.exists(keys.meta):
+                # somebody began it anew in between, and said so before us
+                self._client.sadd(PETS, pet)
+        return n_deleted > 0
 
     def pets(self) -> Sequence[PetId]:
         with _translated("list the pets"):
@@ -313,6 +386,14 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
         yield from items
 
 
+def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:
+    """The revisions at which n rows came, as far as they were kept."""
+    column = np.zeros(n, dtype=np.uint32)
+    known = np.frombuffer(stored[: 4 * n], dtype="<u4")
+    column[: len(known)] = known
+    return column
+
+
 def _tally(meta: Sequence[bytes | None], n_quarantined: int) -> Tally:
     """The tally that ``_TALLY`` of a pet's meta tells; pets of an older release have not counted yet."""
     n_media, ingested, clustered, noise, dismissed = (None if value is None else int(value) for value in meta)
@@ -329,6 +410,63 @@ def _dump_quarantined(why: Quarantined) -> str:
 def _load_quarantined(text: bytes) -> Quarantined:
     said = json.loads(text)
     return Quarantined(said["model"], said["dim"], datetime.fromisoformat(said["at"]))
+
+
+def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterator[Any]:
+    """What replace.lua shall write, as it wants it."""
+    number = {key: at for at, key in enumerate(keys.all(), start=1)}
+    state = dump.state
+    clustered = int(np.count_nonzero(state.labels != NOISE))
+    dismissed = int(np.count_nonzero(state.standings == Standing.DISMISSED))
+    meta = {
+        "format": FORMAT,
+        "born": born,
+        "commit": commit,
+        "revision": state.revision,
+        "model": state.model,
+        "dim": state.dim,
+        "n_media": state.n_media,
+        "next_cluster": state.next_cluster,
+        "n_at_recluster": state.n_at_recluster,
+        "noise_arrivals": state.noise_arrivals,
+        "relabelled_at": state.relabelled_at,
+        "recarded_at": state.revision,
+        "past_from": dump.past_from or None,
+        "ingested": dump.ingested,
+        "n_clustered": clustered,
+        "n_noise": state.n_media - clustered - dismissed,
+        "n_dismissed": dismissed,
+    }
+
+    def command(name: str, key: str, *arguments: Any) -> Iterator[Any]:
+        # as many as Lua's stack holds, in pairs
+        for start in range(0, len(arguments), 5_000):
+            some = arguments[start : start + 5_000]
+            yield from (len(some), name, number[key], *some)
+
+    yield from command("HSET", keys.meta, *(item for pair in meta.items() if pair[1] is not None for item in pair))
+    yield from command("RPUSH", keys.media, *state.media)
+    yield from command("HSET", keys.rows, *(item for row, medium in enumerate(state.media) for item in (medium, row)))
+    if state.n_media:
+        yield from command("SET", keys.vectors, state.vectors.astype("<f4", copy=False).tobytes())
+        yield from command("SET", keys.labels, state.labels.astype("<i4", copy=False).tobytes())
+        yield from command("SET", keys.standings, state.standings.tobytes())
+        yield from command("SET", keys.arrived, dump.arrived.astype("<u4", copy=False).tobytes())
+    yield from command(
+        "HSET", keys.clusters, *(item for id_, card in state.clusters.items() for item in (id_, _dump_card(card)))
+    )
+    yield from command("HSET", keys.aliases, *(item for pair in state.aliases.items() for item in pair))
+    yield from command("RPUSH", keys.ledger, *(ledger.dumps(correction) for correction in state.ledger))
+    for entry in dump.history:
+        at_ms = round(entry.at.timestamp() * 1000)
+        facts = ("kind", entry.kind, "by", entry.by, "at_ms", at_ms, "summary", _json(entry.summary))
+        yield from command("XADD", keys.history, f"{entry.revision}-0", *facts)
+    for one in dump.overwritten:
+        yield from command("XADD", keys.overwritten, f"{one.revision}-0", "was", dump_overwritten(one))
+    quarantine = dump.quarantine.items()
+    yield from command(
+        "HSET", keys.quarantine, *(item for medium, why in quarantine for item in (medium, _dump_quarantined(why)))
+    )
 
 
 class _Told(NamedTuple):

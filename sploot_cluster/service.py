@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,6 +23,7 @@ from uuid import uuid4
 
 import numpy.typing as npt
 
+from sploot_cluster import dumps
 from sploot_cluster.assignment import decide, recluster_reason
 from sploot_cluster.diff import Diff, Snapshot, compare
 from sploot_cluster.errors import (
@@ -30,9 +31,11 @@ from sploot_cluster.errors import (
     InvalidInput,
     ModelMismatch,
     PetClaimed,
+    PetExists,
     RevisionConflict,
     StalePreview,
     StaleRevision,
+    UnknownMedia,
     UnknownPet,
 )
 from sploot_cluster.jobs import ReclusterRequests
@@ -44,6 +47,7 @@ from sploot_cluster.models import (
     ClusterId,
     Corrected,
     Correction,
+    Deleted,
     Dismissal,
     Exclusion,
     HistoryEntry,
@@ -59,7 +63,7 @@ from sploot_cluster.models import (
 )
 from sploot_cluster.pet_cache import PetCache, PetMemory
 from sploot_cluster.previews import Preview, Previewed
-from sploot_cluster.rows import PetRows
+from sploot_cluster.rows import PetRows, empty_state
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import CLAIM_MS, PetStore
 from sploot_cluster.tally import PetTally, Quarantined, Totals
@@ -436,6 +440,77 @@ class ClusterService:
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         """The newest reclusters and corrections, newest first."""
         return self._store.history(pet, limit=limit)
+
+    def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted:
+        """Have media gone, as if they had never come; nothing of them stays in the pet. It is written anew as a whole.
+
+        Raises:
+            UnknownMedia: none of them is there.
+            RevisionConflict: the pet changed all the while.
+        """
+        from sploot_cluster.deletion import without
+
+        claimant = uuid4().hex
+        with ExitStack() as claims:
+            for attempt in count(1):
+                before = self._store.dump(pet)
+                there = [medium for medium in media_ids if medium in before.state.rows or medium in before.quarantine]
+                if not there:
+                    where = "any cluster, the noise or the quarantine"
+                    raise UnknownMedia(pet=pet, media=tuple(media_ids), where=where)
+                after = without(before, there, by=by, at=self._clock())
+                try:
+                    with self._cache.open(pet) as memory:
+                        memory.state = self._store.replace(before.state, after, claimant=claimant)
+                except RevisionConflict:
+                    if attempt == 1:
+                        claims.callback(self._store.release, pet, claimant)
+                    if attempt >= self._settings.commit_attempts:
+                        raise
+                else:
+                    claims.pop_all()  # the claim is gone with all that was there
+                    pairs = zip(before.state.ledger, after.state.ledger, strict=True)
+                    return Deleted(len(there), sum(old != new for old, new in pairs), after.state.revision)
+        raise AssertionError("count() does not end")
+
+    def has_medium(self, pet: PetId, media: MediaId) -> bool:
+        """Whether the pet has the medium, in a cluster or not, or quarantined."""
+        return media in self._store.past(pet).state.rows or media in self._store.tally(pet).quarantine
+
+    def delete_pet(self, pet: PetId) -> Deleted:
+        """Have the whole pet gone, with its corrections and history.
+
+        Raises:
+            UnknownPet: it holds nothing.
+        """
+        state, tally = self._store.past(pet).state, self._store.tally(pet).tally
+        with self._cache.open(pet) as memory:
+            if not self._store.delete(pet):
+                raise UnknownPet(pet=pet)
+            memory.state = empty_state(pet)
+        return Deleted(tally.ingested, len(state.ledger), revision=0)
+
+    def export(self, pet: PetId) -> bytes:
+        """The pet as one file, with everything that is kept of it; see ``dumps``.
+
+        Raises:
+            UnknownPet: it holds nothing.
+        """
+        return dumps.dump(self._store.dump(pet))
+
+    def import_pet(self, file: bytes, *, pet: PetId | None = None) -> PetView:
+        """Put the pet of a file into the store, as it was exported; under another id, if one is given.
+
+        Raises:
+            UnreadableExport: no pet can be made of the file.
+            PetExists: the pet holds something already.
+        """
+        dump = dumps.load(file, pet=pet)
+        try:
+            self._store.replace(empty_state(dump.state.pet), dump)
+        except RevisionConflict as there:
+            raise PetExists(pet=there.pet, revision=there.current) from there
+        return self._store.view(dump.state.pet)
 
     def tally(self, pet: PetId) -> PetTally:
         """Where the pet's media are counted, and what is quarantined."""

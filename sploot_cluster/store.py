@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from sploot_cluster.dumps import PetDump
 from sploot_cluster.models import Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView
 from sploot_cluster.past import Past
 from sploot_cluster.previews import Preview
@@ -104,6 +105,31 @@ class PetStore(Protocol):
 
     def past(self, pet: PetId) -> Past:
         """The pet without its vectors, and what it was at every revision that is kept."""
+        ...
+
+    def dump(self, pet: PetId) -> PetDump:
+        """Everything that is kept of the pet, at one revision.
+
+        Raises:
+            UnknownPet: it holds nothing.
+        """
+        ...
+
+    def replace(self, state: PetState, dump: PetDump, *, claimant: str | None = None) -> PetState:
+        """Put ``dump`` in the place of ``state``, in one atomic step; the state of it, under another ``born``.
+
+        What is kept beside a pet and can be computed again, its tree and a preview, is gone afterwards.
+
+        Args:
+            claimant: as of :meth:`commit`; the first lost race makes the claim.
+
+        Raises:
+            RevisionConflict: the pet is not at ``state`` any more; nothing was written.
+        """
+        ...
+
+    def delete(self, pet: PetId) -> bool:
+        """Remove everything of the pet; False if there was nothing."""
         ...
 
     def pets(self) -> Sequence[PetId]:

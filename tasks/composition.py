@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from sploot_cluster import ClusterService
     from sploot_cluster.backends import Fallback
+    from tasks.erasure import Erasure
     from tasks.queue_ops import Operations
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -79,6 +80,13 @@ def build_operations(settings: Settings, client: redis.Redis) -> Operations:
     from tasks.queue_ops import Operations
 
     return Operations(build_broker(settings, client, middleware=[]), client)
+
+
+def build_erasure(settings: Settings, client: redis.Redis) -> Erasure:
+    """What finds and removes what queues still say of a pet that is deleted."""
+    from tasks.erasure import Erasure
+
+    return Erasure(build_broker(settings, client, middleware=[]), client)
 
 
 def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStreamsBroker:
@@ -163,6 +171,7 @@ def build_app(settings: Settings) -> FastAPI:
     return create_app(
         service=build_service(settings, client),
         jobs=jobs,
+        traces=to_close.enter_context(closing(build_erasure(settings, client))),
         operations=operations,
         tokens=Tokens.parse(settings.api_tokens),
         idempotency=RedisIdempotencyStore(client),

@@ -24,6 +24,7 @@ from sploot_cluster.jobs import JobState, JobStatus
 
 logger = logging.getLogger("sploot-cluster.queue")
 
+RECORD_PREFIX: Final = "sploot:job:"
 RECORD_TTL_S: Final = 24 * 60 * 60
 LONGEST_ERROR: Final = 500  # characters of an error that a record keeps
 
@@ -253,7 +254,7 @@ def _is_tracked(message: dramatiq.Message[Any] | MessageProxy) -> bool:
 
 
 def _key(job_id: str) -> str:
-    return f"sploot:job:{job_id}"
+    return f"{RECORD_PREFIX}{job_id}"
 
 
 def _stored(value: object) -> str | int:

@@ -25,8 +25,8 @@ export_media_totals            0  –                      60 s  the next sample
 Never retried: ``InvalidInput`` and all below it, because the caller must change something; ``PetTooLarge``, because
 waiting makes no pet smaller. Everything else is: ``RevisionConflict`` and ``StoreUnavailable`` pass by themselves,
 ``UnreadablePet`` may be of a newer release whose workers are just being rolled out, ``NotConserved`` and what nobody
-foresaw deserve another try before a person looks at them. ``StalePreview`` is raised to whoever applies a preview, and
-in no job.
+foresaw deserve another try before a person looks at them. ``StalePreview`` and ``PetExists`` are raised to whoever
+applies a preview or imports a pet, and in no job.
 """
 
 from __future__ import annotations

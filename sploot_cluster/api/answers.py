@@ -10,8 +10,18 @@ from pydantic import BaseModel, Field
 
 from sploot_cluster.api.problems import FieldProblem
 from sploot_cluster.diff import Diff, Snapshot
-from sploot_cluster.jobs import JobRef, JobState, JobStatus
-from sploot_cluster.models import NOISE, ChangeKind, ClusterView, HistoryEntry, PetId, PetView, Reclustered, Standing
+from sploot_cluster.jobs import JobRef, JobState, JobStatus, Traces
+from sploot_cluster.models import (
+    NOISE,
+    ChangeKind,
+    ClusterView,
+    Deleted,
+    HistoryEntry,
+    PetId,
+    PetView,
+    Reclustered,
+    Standing,
+)
 from sploot_cluster.previews import Previewed
 from sploot_cluster.tally import PetTally
 from sploot_cluster.why import Why
@@ -161,6 +171,28 @@ class PetTallied(BaseModel):
                 QuarantinedMedium(media_id=medium, model=why.model, dim=why.dim, at=why.at)
                 for medium, why in sorted(counted.quarantine.items())
             ],
+        )
+
+
+class Erased(BaseModel):
+    """What was deleted of a pet, for good."""
+
+    pet_id: int
+    n_media: int
+    n_corrections: int = Field(description="That named one of them; all of a pet that was deleted.")
+    n_records: int = Field(description="Records of jobs.")
+    n_dead_letters: int
+    revision: int = Field(description="The pet's now; 0 when the whole pet is gone.")
+
+    @classmethod
+    def of(cls, pet: PetId, deleted: Deleted, traces: Traces | None) -> Self:
+        return cls(
+            pet_id=pet,
+            n_media=deleted.n_media,
+            n_corrections=deleted.n_corrections,
+            n_records=traces.n_records if traces else 0,
+            n_dead_letters=traces.n_dead_letters if traces else 0,
+            revision=deleted.revision,
         )
 
 

@@ -22,7 +22,7 @@ from sploot_cluster.api.loopback import LoopbackGuard
 from sploot_cluster.api.pets import PetService, pets_router
 from sploot_cluster.api.queues import queues_router
 from sploot_cluster.api.tokens import Tokens
-from sploot_cluster.jobs import JobQueue
+from sploot_cluster.jobs import JobQueue, JobTraces
 from sploot_cluster.queues import QueueOperations
 
 MAX_BODY_BYTES: Final = 1024 * 1024
@@ -72,6 +72,7 @@ def create_app(
     *,
     service: PetService,
     jobs: JobQueue,
+    traces: JobTraces | None = None,
     operations: QueueOperations | None = None,
     tokens: Tokens | None = None,
     idempotency: IdempotencyStore | None = None,
@@ -90,6 +91,8 @@ def create_app(
     Args:
         service: where pets are looked at and previews applied, e.g. ``ClusterService``.
         jobs: where work goes, e.g. ``tasks.client.ClusterTasks``.
+        traces: what queues and records still say of a pet that is deleted, e.g. ``tasks.erasure.Erasure``; without it
+            only the pet itself is.
         operations: what operators do with queues, e.g. ``tasks.queue_ops.Operations``; without it there are no such
             addresses.
         tokens: who may call. None, or empty: everybody on this machine, and nobody else, wherever it is mounted.
@@ -126,7 +129,7 @@ def create_app(
     internal = APIRouter(prefix=PREFIX)
     internal.include_router(clusters_router(door, jobs, service, preview_wait_s=preview_wait_s))
     internal.include_router(embeddings_router(wide_door, jobs, max_batch=max_batch))
-    internal.include_router(pets_router(door, service))
+    internal.include_router(pets_router(door, service, traces))
     internal.include_router(jobs_router(door, jobs))
     if operations is not None:
         internal.include_router(queues_router(door, operations))

@@ -88,7 +88,7 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
             status = jobs.job(job.job_id)
             if status is not None and status.state == "succeeded":
                 token = str((status.result or {})["token"])
-                response.status_code = 200
+                response.status_code, response.headers["Cache-Control"] = 200, "no-store"
                 return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
             if status is not None and status.state == "dead":
                 raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.because}")

@@ -156,7 +156,11 @@ class Door:
             # not when cancelled: the endpoint's thread goes on, and may enqueue yet
             await self._release(begun)
             raise
-        await self._finish(begun, response)
+        if response.headers.get("cache-control") == "no-store":
+            # it names media, and could be read here after they are deleted
+            await self._release(begun)
+        else:
+            await self._finish(begun, response)
         return response
 
     async def _release(self, ticket: Ticket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Final, Protocol
 
 from fastapi import APIRouter, Path, Query
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from sploot_cluster.api.answers import (
     MAX_MOVES,
     Cluster,
+    Erased,
     MediumWhy,
     PetAt,
     PetCluster,
@@ -22,9 +24,10 @@ from sploot_cluster.api.answers import (
 )
 from sploot_cluster.api.bodies import MAX_INT64
 from sploot_cluster.api.clusters import Previews
-from sploot_cluster.api.door import BEARER, READS, Door
+from sploot_cluster.api.door import BEARER, READS, CallerOf, Door
 from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, tagged
 from sploot_cluster.api.problems import (
+    EVENTS_WAIT,
     NOT_FOUND,
     UNREADABLE_PET,
     FieldProblem,
@@ -34,8 +37,9 @@ from sploot_cluster.api.problems import (
     shown,
 )
 from sploot_cluster.diff import Diff, Snapshot
-from sploot_cluster.errors import UnknownMedia
-from sploot_cluster.models import ClusterId, MediaId, PetId, PetView
+from sploot_cluster.errors import UnknownMedia, UnknownPet
+from sploot_cluster.jobs import JobTraces
+from sploot_cluster.models import ClusterId, Deleted, MediaId, PetId, PetView
 from sploot_cluster.tally import PetTally
 from sploot_cluster.why import Why
 
@@ -55,6 +59,12 @@ class PetService(Previews, Protocol):
 
     def tally(self, pet: PetId) -> PetTally: ...
 
+    def delete_pet(self, pet: PetId) -> Deleted: ...
+
+    def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted: ...
+
+    def export(self, pet: PetId) -> bytes: ...
+
     def why(self, pet: PetId, media: MediaId) -> Why: ...
 
 
@@ -69,8 +79,8 @@ def _decimal(given: Any) -> int:
 PetInPath = Annotated[int, BeforeValidator(_decimal), Path(description="The pet.", ge=1, le=MAX_INT64, examples=[42])]
 
 
-def pets_router(door: Door, service: PetService) -> APIRouter:
-    """The routes under ``/pets``."""
+def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> APIRouter:
+    """The routes under ``/pets``; ``traces`` is what queues still say of what is deleted."""
     router = APIRouter(
         prefix="/pets/{pet_id}",
         tags=["pets"],
@@ -125,6 +135,62 @@ def pets_router(door: Door, service: PetService) -> APIRouter:
         except UnknownMedia:
             raise Refusal(NOT_FOUND, f"pet {pet_id} has no medium {shown(media_id)}") from None
         return tagged(why.revision, if_none_match, lambda: MediumWhy.of(PetId(pet_id), why))
+
+    def erased(pet_id: int, media_id: str | None, delete: Callable[[], Deleted]) -> Erased:
+        """Delete, and then what travelled about it."""
+        media = None if media_id is None else [media_id]
+        found = traces.find(pet_id, media) if traces is not None else None
+        if found is not None and found.n_waiting:
+            detail = (
+                f"{found.n_waiting} events about it wait and would bring it back; stop its producer, let them run "
+                "(GET …/queues shows them), and delete again"
+            )
+            raise Refusal(EVENTS_WAIT, detail)
+        try:
+            deleted = delete()
+        except (UnknownPet, UnknownMedia):
+            if found is None or not (found.n_records or found.n_dead_letters):
+                what = f"pet {pet_id} holds nothing" if media_id is None else f"pet {pet_id} has no {shown(media_id)}"
+                raise Refusal(NOT_FOUND, what) from None
+            deleted = Deleted(0, 0, service.revision(PetId(pet_id)))
+        return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else None)
+
+    @router.delete(
+        "",
+        operation_id="delete_pet",
+        summary="Delete a pet for good",
+        responses=documented(NOT_FOUND, EVENTS_WAIT),
+    )
+    def delete_pet(pet_id: PetInPath) -> Erased:
+        """With its corrections, its history, the records of its jobs and its dead letters. There is no undo."""
+        return erased(pet_id, None, lambda: service.delete_pet(PetId(pet_id)))
+
+    @router.delete(
+        "/media/{media_id:path}",
+        operation_id="delete_medium",
+        summary="Delete a medium for good",
+        responses=documented(NOT_FOUND, EVENTS_WAIT),
+    )
+    def delete_medium(pet_id: PetInPath, media_id: str, caller: CallerOf) -> Erased:
+        """Nothing names it any more: corrections keep their meaning for the others. There is no undo."""
+        media = [MediaId(media_id)]
+        return erased(pet_id, media_id, lambda: service.delete_media(PetId(pet_id), media, by=caller.name))
+
+    @router.get(
+        "/export",
+        operation_id="export_pet",
+        summary="A pet as one file",
+        response_class=Response,
+        responses={200: {"description": "The file.", "content": {"application/zip": {}}}, **documented(NOT_FOUND)},
+    )
+    def export_pet(pet_id: PetInPath) -> Response:
+        """With everything that is kept of it, for `sploot-cluster import`."""
+        try:
+            file = service.export(PetId(pet_id))
+        except UnknownPet:
+            raise Refusal(NOT_FOUND, f"pet {pet_id} holds nothing") from None
+        headers = {"Content-Disposition": f'attachment; filename="pet-{pet_id}.zip"', "Cache-Control": "no-store"}
+        return Response(file, headers=headers, media_type="application/zip")
 
     @router.get("/history", operation_id="get_history", summary="A pet's history", response_model=PetHistory)
     def get_history(

@@ -83,6 +83,9 @@ NOT_LOOPBACK: Final = Kind(
 CROSS_SITE: Final = Kind("cross-site", 403, "Cross-site request", "A page of another site made a browser send this.")
 NOT_FOUND: Final = Kind("not-found", 404, "Not found", "There is nothing under this address.")
 METHOD_NOT_ALLOWED: Final = Kind("method-not-allowed", 405, "Method not allowed", "The address takes other methods.")
+EVENTS_WAIT: Final = Kind(
+    "events-wait", 409, "Events wait", "Events that wait would bring back what shall be deleted; nothing was deleted."
+)
 KEY_IN_PROGRESS: Final = Kind(
     "idempotency-key-in-progress", 409, "Still in progress", "A request with this Idempotency-Key is being worked on."
 )

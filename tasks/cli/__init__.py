@@ -27,7 +27,7 @@ except ImportError as missing:
 import redis
 from dramatiq.errors import BrokerConnectionError
 
-from sploot_cluster.errors import ClusterError, InvalidInput, StalePreview, StoreUnavailable
+from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePreview, StoreUnavailable
 from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
 from tasks.cli import captures, config, doctor, pets, processes, queues
@@ -63,7 +63,7 @@ def main() -> None:
         redis.TimeoutError,
     ) as error:
         fail(UNREACHABLE, f"no answer from Redis at {shown_url()}: {error}")
-    except StalePreview as refused:
+    except (StalePreview, PetExists) as refused:
         fail(REFUSED, str(refused))
     except (ClusterError, PlanUnknown) as error:
         fail(FAILED, str(error))

@@ -12,6 +12,7 @@ from sploot_cluster.errors import InvalidInput
 from tasks.cli.media_files import event_of, progress_of, records_of
 from tasks.cli.shared import (
     FAILED,
+    REFUSED,
     AsJson,
     By,
     Pet,
@@ -19,6 +20,7 @@ from tasks.cli.shared import (
     ended,
     err,
     fail,
+    open_erasure,
     open_service,
     open_tasks,
     out,
@@ -295,6 +297,90 @@ def tally(
             is_conserved = counted.tally.is_conserved
     if not is_conserved:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def delete(
+    pet: Pet,
+    by: By,
+    media: Annotated[
+        list[str] | None, typer.Option(help="A medium to delete, and nothing else of the pet; repeat it for more.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. There is no undo.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a pet, or media of it, for good: nothing in Redis names them afterwards. Without --yes only the plan."""
+    from sploot_cluster.models import Deleted, MediaId, PetId
+
+    named = list(dict.fromkeys(media or []))
+    with open_service() as service, open_erasure() as erasure:
+        counted, ledger = service.tally(PetId(pet)), service.history(PetId(pet), limit=100_000)
+        there = [medium for medium in named if service.has_medium(PetId(pet), MediaId(medium))]
+        found = erasure.find(pet, named or None)
+        what = (
+            f"{len(there)} of {len(named)} media of pet {pet}"
+            if named
+            else (f"pet {pet} with {counted.tally.ingested} media and {len(ledger)} entries of its history")
+        )
+        plan = f"{what}, {found.n_records} job records, {found.n_dead_letters} dead letters"
+        if found.n_waiting:
+            fail(REFUSED, f"{found.n_waiting} events about it wait and would bring it back: let them run, then delete")
+        if not (there if named else counted.tally.ingested) and not (found.n_records or found.n_dead_letters):
+            fail(FAILED, f"there is nothing to delete: {plan}")
+        if not yes:
+            out.print(f"would delete for good: {plan}", soft_wrap=True)
+            fail(
+                REFUSED, "nothing was done; say --yes to do it. There is no undo, `sploot-cluster export` keeps a copy"
+            )
+        deleted = Deleted(0, 0, 0)
+        if named and there:
+            deleted = service.delete_media(PetId(pet), [MediaId(medium) for medium in there], by=by)
+        elif not named and counted.tally.ingested:
+            deleted = service.delete_pet(PetId(pet))
+        erased = erasure.erase(pet, named or None)
+    if as_json:
+        print_json(asdict(deleted) | asdict(erased))
+        return
+    out.print(
+        f"deleted: {deleted.n_media} media, {deleted.n_corrections} corrections that named them, "
+        f"{erased.n_records} job records, {erased.n_dead_letters} dead letters"
+    )
+
+
+@app.command(name="export")
+def export_pet(
+    pet: Pet, file: Annotated[Path | None, typer.Argument(help="Where to; pet-<id>.zip otherwise.")] = None
+) -> None:
+    """Write a pet with everything that is kept of it into one file."""
+    from sploot_cluster.models import PetId
+
+    with open_service() as service:
+        content = service.export(PetId(pet))
+    target = file or Path(f"pet-{pet}.zip")
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise InvalidInput("FILE", f"{target}: {error.strerror}", "name a file that can be written") from error
+    out.print(f"pet {pet} written to {target}: {len(content):,} bytes", markup=False)
+
+
+@app.command(name="import")
+def import_pet(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    pet: Annotated[int | None, typer.Option("--as", help="Another id than its own.")] = None,
+) -> None:
+    """Put the pet of a file into Redis, exactly as it was. Refused while it holds something."""
+    from sploot_cluster.models import PetId
+
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InvalidInput("FILE", f"{file}: {error.strerror}", "name a file that `export` wrote") from error
+    with open_service() as service:
+        view = service.import_pet(content, pet=None if pet is None else PetId(pet))
+    out.print(
+        f"pet {view.pet} is here, at revision {view.revision}: {view.n_media} media, {len(view.clusters)} clusters"
+    )
 
 
 @app.command()

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
@@ -23,6 +23,7 @@ from tasks.settings import Settings, masked
 if TYPE_CHECKING:
     from sploot_cluster import ClusterService
     from tasks.client import ClusterTasks
+    from tasks.erasure import Erasure
 
 FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
 
@@ -79,6 +80,15 @@ def open_service() -> Iterator[ClusterService]:
     settings = settings_of_environment()
     with build_client(settings) as client:
         yield build_service(settings, client)
+
+
+@contextmanager
+def open_erasure() -> Iterator[Erasure]:
+    from tasks.composition import build_client, build_erasure
+
+    settings = settings_of_environment()
+    with build_client(settings) as client, closing(build_erasure(settings, client)) as erasure:
+        yield erasure
 
 
 def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: bool) -> None:

@@ -38,7 +38,8 @@ class Demands:
         for medium in self.placed & labels.keys():
             if labels[medium] == -1:
                 broken.append((medium, medium))
-            broken += [(medium, other) for other in self.components[medium] if labels[other] != labels[medium]]
+            mates = self.components[medium] & labels.keys()
+            broken += [(medium, other) for other in mates if labels[other] != labels[medium]]
         for one, other in combinations(sorted(self.components.keys() & labels.keys()), 2):
             if labels[one] == labels[other] != -1 and self.clash(self.components[one], self.components[other]):
                 broken.append((one, other))

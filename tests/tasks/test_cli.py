@@ -189,6 +189,45 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
     assert service.history(PET)[0].by == "ada"
 
 
+def test_a_pet_is_exported_deleted_and_imported(
+    redis_url: str, redis_client: redis.Redis, service: ClusterService, tmp_path: Path
+) -> None:
+    for subject in range(2):
+        take(service, subject, range(6))
+    service.recluster(PET)
+    file = tmp_path / "pet.zip"
+
+    exported = cli("export", "42", str(file), redis_url=redis_url)
+    planned = cli("delete", "42", redis_url=redis_url)
+    one = cli("delete", "42", "--media", "s0-1", "--yes", "--json", redis_url=redis_url)
+    there = cli("import", str(file), redis_url=redis_url)
+    whole = cli("delete", "42", "--yes", redis_url=redis_url)
+    nothing = cli("delete", "42", "--yes", redis_url=redis_url)
+    left = redis_client.keys("*42*")
+    imported = cli("import", str(file), redis_url=redis_url)
+    tally = cli("tally", "42", redis_url=redis_url)
+
+    assert (exported.returncode, file.exists()) == (0, True)
+    assert (planned.returncode, "would delete for good: pet 42 with 12 media" in planned.stdout) == (4, True)
+    assert json.loads(one.stdout)["n_media"] == 1
+    assert (there.returncode, "pet 42 holds something already" in there.stderr) == (4, True)
+    assert "deleted: 11 media" in whole.stdout
+    assert (nothing.returncode, left) == (1, [])
+    assert "pet 42 is here, at revision 13: 12 media, 2 clusters" in imported.stdout
+    assert "pet 42: ingested 12 = clustered 12 + noise 0 + quarantined 0 + dismissed 0" in tally.stdout
+
+
+def test_what_events_would_bring_back_is_not_deleted(redis_url: str, service: ClusterService) -> None:
+    take(service, 0, range(3))
+    line = json.dumps({"pet_id": 42, "media_id": "late", "model": "clip@1", "embedding": [1.0] * 16})
+    cli("ingest", "-", redis_url=redis_url, given=line)
+
+    refused = cli("delete", "42", "--yes", redis_url=redis_url)
+
+    assert (refused.returncode, "1 events about it wait" in refused.stderr) == (4, True)
+    assert service.clusters(PET).n_media == 3
+
+
 def test_a_job_that_nobody_runs_is_only_enqueued(redis_url: str, redis_client: redis.Redis) -> None:
     first = cli("recluster", "42", redis_url=redis_url)
     second = cli("recluster", "42", "--json", redis_url=redis_url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,9 +12,9 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sploot_cluster.api import ReadinessCheck, ReadinessReport
+from sploot_cluster.api import ReadinessCheck, ReadinessReport, Tokens
 from sploot_cluster.errors import ModelMismatch, StoreUnavailable, UnreadablePet
-from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
+from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable, Traces
 from sploot_cluster.models import ClusterId, MediaId
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, client_of
@@ -608,3 +608,102 @@ def test_every_medium_that_came_is_counted_once(front: Front, two_subjects: str)
     }
     assert tally["is_conserved"]
     assert [(one["media_id"], one["model"], one["dim"]) for one in tally["quarantine"]] == [("odd", "clip@2", 16)]
+
+
+# -- deleting and exporting ------------------------------------------------------------------------------------------
+
+
+class Travelled:
+    """What queues say of pets: a record and a letter of every medium that was ever named, and events that wait."""
+
+    def __init__(self, n_waiting: int = 0) -> None:
+        self.n_waiting, self.erased = n_waiting, list[tuple[int, list[str] | None]]()
+
+    def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
+        return Traces(1, 2, self.n_waiting) if pet_id == 42 else Traces(0, 0, 0)
+
+    def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
+        self.erased.append((pet_id, None if media_ids is None else list(media_ids)))
+        return self.find(pet_id)
+
+
+def test_a_medium_is_deleted_for_good() -> None:
+    travelled = Travelled()
+    front = Front(traces=travelled)
+    take(front.service, 0, range(4))
+
+    answer = front.http.delete(f"{API}/pets/42/media/s0-1")
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "pet_id": 42,
+        "n_media": 1,
+        "n_corrections": 0,
+        "n_records": 1,
+        "n_dead_letters": 2,
+        "revision": 5,
+    }
+    assert travelled.erased == [(42, ["s0-1"])]
+    assert "s0-1" not in front.store.load(PET).rows
+
+
+def test_a_pet_is_deleted_for_good(front: Front, two_subjects: str) -> None:
+    answer = front.http.delete(f"{API}/pets/42")
+    again = front.http.delete(f"{API}/pets/42")
+
+    assert (answer.status_code, answer.json()["n_media"], answer.json()["revision"]) == (200, 12, 0)
+    assert (again.status_code, front.service.pets()) == (404, [])
+
+
+def test_what_events_would_bring_back_is_not_deleted() -> None:
+    travelled = Travelled(n_waiting=3)
+    front = Front(traces=travelled)
+    take(front.service, 0, range(4))
+
+    answer = front.http.delete(f"{API}/pets/42")
+
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:sploot:problem:events-wait")
+    assert travelled.erased == []
+    assert front.store.view(PET).n_media == 4
+
+
+def test_letters_of_a_pet_that_never_was_are_deleted() -> None:
+    front = Front(traces=Travelled())
+
+    answer = front.http.delete(f"{API}/pets/42")
+    nothing = front.http.delete(f"{API}/pets/43")
+
+    assert (answer.status_code, answer.json()["n_dead_letters"]) == (200, 2)
+    assert nothing.status_code == 404
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", ""), ("DELETE", "/media/a"), ("GET", "/export")])
+def test_only_operators_delete_and_export(method: str, path: str) -> None:
+    tokens = Tokens.parse("auth:producer:0123456789abcdef,ann:viewer:fedcba9876543210")
+    front = Front(tokens=tokens)
+
+    for secret in ("0123456789abcdef", "fedcba9876543210"):
+        answer = front.http.request(method, f"{API}/pets/42{path}", headers={"Authorization": f"Bearer {secret}"})
+        assert answer.status_code == 403
+
+
+def test_a_pet_is_exported_as_one_file(front: Front, two_subjects: str) -> None:
+    answer = front.http.get(f"{API}/pets/42/export")
+    nothing = front.http.get(f"{API}/pets/43/export")
+
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/zip")
+    assert answer.content == front.service.export(PET)
+    assert nothing.status_code == 404
+
+
+def test_a_preview_is_not_kept_for_its_idempotency_key(front: Front, two_subjects: str) -> None:
+    computed(front)
+    headers = {"Idempotency-Key": "one look"}
+    body = {"pet_id": 42, "preview": True}
+
+    first = front.http.post(f"{API}/clusters/recluster", json=body, headers=headers)
+    front.queue.jobs["job 2"] = front.queue.jobs["job 1"]
+    second = front.http.post(f"{API}/clusters/recluster", json=body, headers=headers)
+
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert "Idempotency-Replayed" not in second.headers

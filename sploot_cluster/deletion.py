@@ -1,0 +1,131 @@
+"""A pet without some of its media, as if they had never come: nothing in it names them any more.
+
+Corrections stay. Where they name a deleted medium, a stand-in takes its place that was drawn at random and says nothing
+of it: two media that people joined through a third one stay joined when that one is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Final, assert_never
+from uuid import uuid4
+
+import numpy as np
+
+from sploot_cluster.assignment import threshold_of
+from sploot_cluster.dumps import PetDump
+from sploot_cluster.models import (
+    NOISE,
+    ClusterCard,
+    ClusterId,
+    Correction,
+    Dismissal,
+    Exclusion,
+    HistoryEntry,
+    MediaId,
+    Merge,
+    PetState,
+    Split,
+    Standing,
+    Undo,
+)
+from sploot_cluster.past import Overwritten
+from sploot_cluster.rows import PetRows
+from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
+
+# No producer's name begins like this: it cannot be printed.
+STAND_IN: Final = "\x7fdeleted-"
+
+
+def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) -> PetDump:
+    """The pet after these media are deleted, one revision later; those it does not have are no harm.
+
+    Rows keep their order and move up. Clusters that lost counting media get another threshold, empty ones end, and so
+    does every alias that leads to one.
+    """
+    state, gone = pet.state, set(media)
+    keep: BoolVector = np.array([medium not in gone for medium in state.media], dtype=np.bool_)
+    labels, standings = state.labels[keep], _let_count(state.labels[keep], state.standings[keep])
+    rows = PetRows([medium for medium in state.media if medium not in gone], state.vectors[keep].copy())
+    n, revision = int(np.count_nonzero(keep)), state.revision + 1
+    clusters = _cards(state, keep, labels, standings, rows)
+    entry = HistoryEntry(revision, "delete", at, by, {"n_deleted": state.n_media - n})
+    quarantine = {medium: why for medium, why in pet.quarantine.items() if medium not in gone}
+    return replace(
+        pet,
+        state=replace(
+            state,
+            revision=revision,
+            media=rows.media(n),
+            rows=rows.index(n),
+            vectors=rows.vectors(n),
+            labels=labels,
+            standings=standings,
+            clusters=clusters,
+            aliases={old: now for old, now in state.aliases.items() if now in clusters},
+            ledger=tuple(_unnamed(state.ledger, gone)),
+            n_at_recluster=int(np.count_nonzero(keep[: state.n_at_recluster])),
+            noise_arrivals=min(state.noise_arrivals, int(np.count_nonzero(labels == NOISE))),
+            relabelled_at=revision,
+        ),
+        arrived=pet.arrived[keep],
+        overwritten=tuple(_moved_up(one, keep) for one in pet.overwritten),
+        history=(*pet.history, entry),
+        quarantine=quarantine,
+        ingested=n + len(quarantine),
+    )
+
+
+def _let_count(labels: LabelVector, standings: StandingVector) -> StandingVector:
+    """The standings, where absorbed media that are alone in their cluster count."""
+    counts = standings != Standing.ABSORBED
+    is_alone = ~counts & (labels != NOISE) & ~np.isin(labels, labels[counts])
+    return np.where(is_alone, Standing.ARRIVED, standings).astype(np.uint8)
+
+
+def _cards(
+    state: PetState, keep: BoolVector, labels: LabelVector, standings: StandingVector, rows: PetRows
+) -> dict[ClusterId, ClusterCard]:
+    lost = set(state.labels[~keep].tolist())
+    vectors, cards = rows.vectors(len(labels)), {}
+    for cluster, card in state.clusters.items():
+        members = np.flatnonzero((labels == cluster) & (standings != Standing.ABSORBED))
+        if len(members):
+            cards[cluster] = replace(card, threshold=threshold_of(vectors[members])) if cluster in lost else card
+    return cards
+
+
+def _moved_up(one: Overwritten, keep: BoolVector) -> Overwritten:
+    stays = keep[one.rows]
+    new_row = np.cumsum(keep) - 1
+    return Overwritten(
+        one.revision, new_row[one.rows[stays]].astype(np.uint32), one.labels[stays], one.standings[stays]
+    )
+
+
+def _unnamed(ledger: Sequence[Correction], gone: set[MediaId]) -> Iterable[Correction]:
+    stand_in_of: dict[MediaId, MediaId] = {}
+
+    def unnamed(media: Sequence[MediaId]) -> tuple[MediaId, ...]:
+        return tuple(
+            stand_in_of.setdefault(medium, MediaId(f"{STAND_IN}{uuid4().hex}")) if medium in gone else medium
+            for medium in media
+        )
+
+    def all_unnamed(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[ClusterId, tuple[MediaId, ...]]:
+        return {cluster: unnamed(media) for cluster, media in groups.items()}
+
+    for said in ledger:
+        match said:
+            case Merge() | Dismissal():
+                yield replace(said, groups=all_unnamed(said.groups))
+            case Split():
+                yield replace(said, moved=unnamed(said.moved), remaining=unnamed(said.remaining))
+            case Exclusion():
+                yield replace(said, media=unnamed(said.media), remaining=unnamed(said.remaining))
+            case Undo():
+                yield said
+            case _:
+                assert_never(said)

@@ -1,0 +1,176 @@
+"""All of a pet as one value, and as one file.
+
+The file is a zip of ``pet.json`` and the columns as they lie in Redis, little-endian, each with its checksum: any
+language reads it, nothing in it is executed, and the same pet makes the same bytes. What can be computed again, the
+kept tree and a waiting preview, is no part of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sploot_cluster import ledger, past
+from sploot_cluster.errors import UnreadableExport
+from sploot_cluster.models import NOISE, ClusterCard, ClusterId, HistoryEntry, MediaId, PetId, PetState
+from sploot_cluster.past import Overwritten
+from sploot_cluster.rows import PetRows
+from sploot_cluster.tally import Quarantined
+
+FORMAT: Final = 1
+
+_FACTS: Final = "pet.json"
+_OLDEST: Final = (1980, 1, 1, 0, 0, 0)  # what a zip can say; the same pet makes the same bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PetDump:
+    """Everything that is kept of a pet.
+
+    Attributes:
+        state: with its vectors.
+        arrived, overwritten, past_from: as of ``past.Past``, but the oldest first.
+        history: the oldest first.
+        ingested: as of ``tally.Tally``.
+    """
+
+    state: PetState
+    arrived: npt.NDArray[np.uint32]
+    overwritten: tuple[Overwritten, ...]
+    past_from: int
+    history: tuple[HistoryEntry, ...]
+    quarantine: Mapping[MediaId, Quarantined]
+    ingested: int
+
+
+def dump(pet: PetDump) -> bytes:
+    """The pet as a file for :func:`load`."""
+    state = pet.state
+    columns = {
+        "vectors.f32le": state.vectors.astype("<f4", copy=False).tobytes(),
+        "labels.i32le": state.labels.astype("<i4", copy=False).tobytes(),
+        "standings.u8": state.standings.tobytes(),
+        "arrived.u32le": pet.arrived.astype("<u4", copy=False).tobytes(),
+        **{f"overwritten/{one.revision}": past.dump(one) for one in pet.overwritten},
+    }
+    facts = {
+        "format": FORMAT,
+        "pet_id": state.pet,
+        "revision": state.revision,
+        "model": state.model,
+        "dim": state.dim,
+        "media": list(state.media),
+        "clusters": [asdict(card) for _, card in sorted(state.clusters.items())],
+        "aliases": {str(old): now for old, now in sorted(state.aliases.items())},
+        "ledger": [json.loads(ledger.dumps(correction)) for correction in state.ledger],
+        "next_cluster": state.next_cluster,
+        "n_at_recluster": state.n_at_recluster,
+        "noise_arrivals": state.noise_arrivals,
+        "relabelled_at": state.relabelled_at,
+        "past_from": pet.past_from,
+        "history": [asdict(entry) | {"at": entry.at.isoformat()} for entry in pet.history],
+        "quarantine": {
+            medium: asdict(why) | {"at": why.at.isoformat()} for medium, why in sorted(pet.quarantine.items())
+        },
+        "ingested": pet.ingested,
+        "sha256": {name: sha256(column).hexdigest() for name, column in columns.items()},
+    }
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in {_FACTS: json.dumps(facts, ensure_ascii=False, indent=1).encode(), **columns}.items():
+            packed.writestr(zipfile.ZipInfo(name, _OLDEST), content, zipfile.ZIP_DEFLATED)
+    return file.getvalue()
+
+
+def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
+    """The pet of a file, under its own id or another one.
+
+    Raises:
+        UnreadableExport: no such file, of another format, damaged, or its parts do not fit together.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(file)) as packed:
+            facts: dict[str, Any] = json.loads(packed.read(_FACTS))
+            if facts["format"] != FORMAT:
+                raise UnreadableExport(f"it is of format {facts['format']!r}, this release knows {FORMAT}")
+            columns = {name: packed.read(name) for name in facts["sha256"]}
+        for name, column in columns.items():
+            if sha256(column).hexdigest() != facts["sha256"][name]:
+                raise UnreadableExport(f"{name} is not what its checksum says")
+        read = _read(facts, columns, pet or PetId(facts["pet_id"]))
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as exc:
+        raise UnreadableExport(f"{type(exc).__name__}: {exc}") from exc
+    for problem in _problems(read):
+        raise UnreadableExport(problem)
+    return read
+
+
+def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) -> PetDump:
+    media = [MediaId(medium) for medium in facts["media"]]
+    n, dim = len(media), facts["dim"]
+    vectors = np.frombuffer(columns["vectors.f32le"], dtype="<f4").astype(np.float32)
+    rows = PetRows(media, vectors.reshape(n, dim) if dim is not None else np.empty((0, 0), dtype=np.float32))
+    cards = [
+        ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card.get("split_from"))
+        for card in facts["clusters"]
+    ]
+    overwritten = [
+        past.load(int(name.removeprefix("overwritten/")), column)
+        for name, column in columns.items()
+        if name.startswith("overwritten/")
+    ]
+    return PetDump(
+        PetState(
+            pet=pet,
+            revision=facts["revision"],
+            model=facts["model"],
+            dim=dim,
+            media=rows.media(n),
+            rows=rows.index(n),
+            vectors=rows.vectors(n),
+            labels=np.frombuffer(columns["labels.i32le"], dtype="<i4").astype(np.int32),
+            standings=np.frombuffer(columns["standings.u8"], dtype=np.uint8).copy(),
+            clusters={card.id: card for card in cards},
+            aliases={ClusterId(int(old)): ClusterId(now) for old, now in facts["aliases"].items()},
+            ledger=tuple(ledger.loads(json.dumps(said), pet=pet) for said in facts["ledger"]),
+            next_cluster=ClusterId(facts["next_cluster"]),
+            n_at_recluster=facts["n_at_recluster"],
+            noise_arrivals=facts["noise_arrivals"],
+            relabelled_at=facts["relabelled_at"],
+        ),
+        arrived=np.frombuffer(columns["arrived.u32le"], dtype="<u4").astype(np.uint32),
+        overwritten=tuple(sorted(overwritten, key=lambda one: one.revision)),
+        past_from=facts["past_from"],
+        history=tuple(
+            HistoryEntry(**{**entry, "at": datetime.fromisoformat(entry["at"])}) for entry in facts["history"]
+        ),
+        quarantine={
+            MediaId(medium): Quarantined(why["model"], why["dim"], datetime.fromisoformat(why["at"]))
+            for medium, why in facts["quarantine"].items()
+        },
+        ingested=facts["ingested"],
+    )
+
+
+def _problems(pet: PetDump) -> Iterator[str]:
+    state = pet.state
+    n, lengths = state.n_media, (len(state.labels), len(state.standings), len(pet.arrived))
+    if lengths != (n, n, n):
+        yield f"it has {n} media, and {lengths} labels, standings and arrivals"
+    if len(set(state.media)) != n or set(state.media) & pet.quarantine.keys():
+        yield "a medium is in it twice"
+    if set(np.unique(state.labels).tolist()) - {NOISE} != set(state.clusters):
+        yield "its labels are not those of its clusters"
+    if pet.ingested != n + len(pet.quarantine):
+        yield f"it ingested {pet.ingested} media, and has {n} and {len(pet.quarantine)} quarantined"
+    if any(len(one.rows) and int(one.rows[-1]) >= n for one in pet.overwritten):
+        yield "its past is about media that it does not have"
