@@ -1,7 +1,8 @@
 """Density clusters, side by side: ours, hdbscan, scikit-learn. ``make bench`` or ``python -m benchmarks.density``.
 
 Each round runs every engine once in a process of its own, in an order that turns with the round; what is printed are
-medians of the rounds, after one call that warms up, and the peak memory beyond what imports and data took.
+medians of the rounds, after one call that warms up, and the peak memory beyond what imports and data took. Then, for
+sizes that hdbscan can do exactly, how far ours agrees: the weight of the spanning tree, and labels by their ARI.
 The vectors are uneven cones with 8 % noise, 512 values each, the same for everybody.
 """
 
@@ -16,11 +17,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.records import machine_facts, number, table
 from sploot_cluster.vectors import FloatMatrix, as_vectors
 
 DIM: Final = 512
@@ -87,6 +90,32 @@ def measure(name: str, n: int) -> dict[str, float]:
     return {"seconds": seconds, "peak_mb": peak_mb, "clusters": float(labels.max() + 1)}
 
 
+def agreement(n: int) -> dict[str, float]:
+    """How far ours is from hdbscan's exact tree: relative difference of the total weight, and ARI of the labels."""
+    import hdbscan
+    from sklearn.metrics import adjusted_rand_score
+
+    from sploot_cluster.density import cluster_densely
+    from sploot_cluster.spanning_tree import spanning_tree
+
+    warnings.simplefilter("ignore")
+    x = pictures(n)
+    theirs = hdbscan.HDBSCAN(
+        min_cluster_size=MIN_CLUSTER_SIZE,
+        min_samples=MIN_SAMPLES,
+        algorithm="generic",
+        approx_min_span_tree=False,
+        gen_min_span_tree=True,
+    ).fit(x.astype(np.float64))
+    weight = float(theirs.minimum_spanning_tree_.to_numpy()[:, 2].sum())
+    ours = float(spanning_tree(x, MIN_SAMPLES).weights.sum())
+    labels = cluster_densely(x, min_cluster_size=MIN_CLUSTER_SIZE, min_samples=MIN_SAMPLES).labels
+    return {
+        "weight": abs(ours - weight) / weight,
+        "ari": float(adjusted_rand_score(theirs.labels_, labels)),
+    }
+
+
 def _in_its_own_process(name: str, n: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.density", "--measure", name, str(n)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -98,12 +127,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sizes", nargs="*", type=int, default=[200, 1_000, 5_000, 10_000])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write all figures to this file too")
     parser.add_argument("--measure", metavar="ENGINE", help="run one engine in this process, print JSON")
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.sizes[0])))
         return
-    print(f"{'n':>7}  {'engine':<20} {'seconds':>9} {'peak MB':>9} {'clusters':>9}   x ours")
+    rows: list[list[str]] = []
+    found_of: dict[int, dict[str, dict[str, float]]] = {}
     for n in arguments.sizes:
         names = [name for name, most in MOST.items() if n <= most]
         found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -114,10 +145,23 @@ def main() -> None:
             name: {fact: statistics.median(one[fact] for one in rounds) for fact in rounds[0]}
             for name, rounds in found.items()
         }
+        found_of[n] = medians
         for name, median in medians.items():
             ratio = median["seconds"] / medians["ours"]["seconds"]
-            facts = f"{median['seconds']:>9.3f} {median['peak_mb']:>9.0f} {median['clusters']:>9.0f}"
-            print(f"{n:>7}  {name:<20} {facts}   {ratio:.1f}")
+            facts = [number(median["seconds"]), number(median["peak_mb"]), f"{median['clusters']:.0f}", number(ratio)]
+            rows.append([f"{n:,} {name}", *facts])
+    print(table(["media, engine", "seconds", "peak MB", "clusters", "x ours"], rows))
+    agreements = {n: agreement(n) for n in arguments.sizes if n <= MOST["hdbscan generic"]}
+    print()
+    print(
+        table(
+            ["media", "weight of the tree, relative difference to hdbscan", "ARI with hdbscan's labels"],
+            [[f"{n:,}", f"{one['weight']:.1e}", f"{one['ari']:.4f}"] for n, one in agreements.items()],
+        )
+    )
+    if arguments.json:
+        found_json = {"machine": machine_facts(), "engines": found_of, "agreement": agreements}
+        arguments.json.write_text(json.dumps(found_json, indent=1))
 
 
 if __name__ == "__main__":
