@@ -1,7 +1,7 @@
 """An arrival that is decided together with everybody else's place: a recluster with one medium more.
 
 That is what a pet would look like if it were reclustered after every upload, at the price of deciding about all of
-its media each time; see docs/adr/0006-when-an-arrival-is-exact.md.
+its media each time; see docs/adr/0009-small-pets-are-decided-anew.md.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class ClusterSettings:
             median, a cosine in (0, 1]. Measured: .80 to .91 within one class of digits, .69 over all of them.
         exact_until: media up to which every arrival is decided like a recluster, together with everybody else's place,
             from 0; larger pets assign by the clusters' own spread and are reclustered when they grew or drifted.
-            docs/adr/0006 has what it costs and brings.
+            docs/adr/0009 has what it costs and brings.
         recluster_backend: what builds a spanning tree from nothing, ``hdbscan_cpu`` or ``hdbscan_gpu``; that one needs
             cupy or torch and a GPU, and is done by the processor where either is missing. See docs/gpu.md.
         recluster_threads: threads that compute a recluster, from 0; 0: as many as the process has cores. Arrivals take
