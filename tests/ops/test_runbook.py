@@ -2,7 +2,7 @@
 
 Each block runs in a bash of its own, on a real Redis in which a worker has died with jobs in its hands, with a real
 server beside it. Afterwards a worker runs: whatever an operator typed, no job may be lost. ``kubectl`` is a stand-in
-that checks its arguments.
+that checks its arguments, and Grafana one of its HTTP API.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from sploot_cluster.redis_store import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, GROUP
 from tasks.embedded_redis import EmbeddedRedis
+from tests.ops.grafana import TOKEN, grafana
 from tests.ops.tools import OPS, ROOT, tool
 from tests.support import eventually
 from tests.system.events import free_port, vectors
@@ -236,9 +237,9 @@ def test_the_links_are_those_of_the_generator() -> None:
 class Scene:
     """A Redis in which a worker has died, and whoever looks at it."""
 
-    def __init__(self, server: EmbeddedRedis, http: str, home: Path) -> None:
+    def __init__(self, server: EmbeddedRedis, http: str, grafana_url: str, home: Path) -> None:
         self.client = redis.Redis.from_url(server.url)
-        self.url, self.http, self.home = server.url, http, home
+        self.url, self.http, self.grafana_url, self.home = server.url, http, grafana_url, home
         self.any: Any = self.client
         self.desk = Desk(self.client)
         self.out = self.told = ""
@@ -292,6 +293,8 @@ class Scene:
             "AUTH_URL": self.http,
             "QUEUE": EMBEDDING_INGESTED,
             "PET": str(PET),
+            "GRAFANA_URL": self.grafana_url,
+            "GRAFANA_API_TOKEN": TOKEN,
             "KUBECTL_LOG": str(self.home / "kubectl.log"),
             "WORKER_METRICS_PORT": str(free_port()),
             "SPLOOT_HTTP_PORT": str(free_port()),
@@ -311,7 +314,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         # on TCP: redis-cli -u knows no unix sockets
         server = until_the_end.enter_context(EmbeddedRedis(options={"appendonly": "no"}))
         until_the_end.enter_context(_serving(server.url, port, home / "server.log"))
-        yield Scene(server, f"http://127.0.0.1:{port}", home)
+        board = until_the_end.enter_context(grafana())
+        yield Scene(server, f"http://127.0.0.1:{port}", board.url, home)
 
 
 @contextmanager
@@ -345,6 +349,8 @@ def expected_codes(line: str) -> set[int]:
 
 def runs_without_losing_a_job(scene: Scene, block: Block) -> None:
     for program in {"redis-cli", "jq", "http"} & set(re.findall(r"[\w-]+", block.text)):
+        tool(program)
+    for program in ("curl", "jq", "amtool") if ".sh" in block.text else ():
         tool(program)
     scene.begin()
     waiting = scene.media_that_wait()

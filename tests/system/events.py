@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import cache
 
 import numpy as np
 
@@ -12,11 +13,13 @@ DIM = 16
 N_LOOKS = 4
 
 
+@cache
 def vectors(*, pet_id: int, n: int) -> FloatMatrix:
     """(n, DIM) float32 around a few directions; the same for the same arguments."""
     rng = np.random.default_rng(pet_id)
     looks = rng.normal(size=(N_LOOKS, DIM))
     drawn: FloatMatrix = (looks[np.arange(n) % N_LOOKS] + 0.15 * rng.normal(size=(n, DIM))).astype(np.float32)
+    drawn.flags.writeable = False
     return drawn
 
 
