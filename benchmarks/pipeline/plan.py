@@ -45,12 +45,12 @@ PLAN: Final[tuple[Measurement, ...]] = (
     Measurement(album=_MIXED, traffic="albums"),
     Measurement(album=_MIXED, traffic="albums", per_s=300),
     # the target
-    Measurement(album=Album(10, 500), growth="pets"),
     Measurement(album=Album(100, 500), bound=1_000, growth="pets"),
     Measurement(album=Album(100, 500), per_s=500, bound=50),
     Measurement(album=Album(100, 500), backlog=1_000, growth="backlog"),
     Measurement(album=Album(100, 500), backlog=100_000, growth="backlog"),
     Measurement(album=Album(100, 500), backlog=1_000_000, growth="backlog"),
+    Measurement(album=Album(300, 500), growth="pets"),
     Measurement(album=Album(1_000, 500), bound=1_000, growth="pets"),
     Measurement(album=Album(1_000, 500), traffic="albums", bound=1_000),
     Measurement(album=Album(1_000, 500), traffic="albums", per_s=500, bound=50),

@@ -64,7 +64,7 @@ def test_a_target_that_is_missed_says_so(tmp_path: Path) -> None:
 
     told = targets(found_in(records))
 
-    assert (f"{many.name}: events/s", "≥ 1,000", "900", False) in told
+    assert (f"{few.name}: events/s", "≥ 1,000", "900", False) in told
     assert ("cost per event, most to fewest pets: ratio of CPU", "≤ 1.2", "1.67", False) in told
 
 
