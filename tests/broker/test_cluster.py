@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import dramatiq
 import pytest
 import redis
+from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Retries
 from redis.crc import key_slot
 
@@ -158,6 +159,32 @@ def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster,
         worker.stop()
 
     assert ran == set(range(sent))
+
+
+def test_a_slot_that_nobody_serves_is_an_outage_that_heals(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+    keys = QueueKeys("streams", "blue")
+    slot, port = key_slot(keys.stream.encode()), cluster.port_of(keys.stream)
+    client = cluster.client()
+    producer = RedisStreamsBroker(client=client, middleware=[], enqueue_timeout_ms=0)
+    message = dramatiq.Message[None]("blue", "work", (), {}, {})
+    for node in cluster.nodes.values():
+        node.execute_command("CLUSTER", "DELSLOTS", slot)
+
+    with pytest.raises(BrokerConnectionError, match="cannot do this now"):
+        producer.enqueue(message)
+
+    cluster.nodes[port].execute_command("CLUSTER", "ADDSLOTS", slot)
+    eventually(lambda: all(is_whole(node) for node in cluster.nodes.values()), within_s=30)
+    eventually(lambda: producer_takes(producer, message), within_s=30)
+    producer.close()
+    client.close()
+
+
+def producer_takes(producer: RedisStreamsBroker, message: dramatiq.Message[None]) -> bool:
+    with suppress(BrokerConnectionError):
+        producer.enqueue(message)
+        return True
+    return False
 
 
 def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
