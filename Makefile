@@ -41,6 +41,10 @@ test-faults: $(VENV)/installed ## everything goes wrong for minutes; is anything
 soak: $(VENV)/installed ## an hour of traffic with small faults; does anything grow? make soak [ARGS='--minutes 5']
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
+.PHONY: test-scale
+test-scale: $(VENV)/installed ## a million due messages, two hundred thousand pending: minutes, figures printed
+	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker $(ARGS)
+
 .PHONY: check
 check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 	@$(BIN)/ruff check .
@@ -55,6 +59,10 @@ bench: $(VENV)/installed ## measure side by side, hours: make bench [ARGS='queue
 .PHONY: up-local
 up-local: $(VENV)/installed ## what docker-compose.local.yml starts, without Docker; Ctrl-C drains: make up-local [ARGS=--any-ports]
 	@$(BIN)/python -m deploy.local_stack $(ARGS)
+
+.PHONY: test-upgrade
+test-upgrade: $(VENV)/installed ## workers of another commit beside ours, exchanged under load: make test-upgrade OLD=fa88d10
+	@SPLOOT_OLD=$(OLD) $(BIN)/python -m pytest -n 0 -q --deploy tests/deploy/test_upgrades.py
 
 .PHONY: chart
 chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4, and ask Kubernetes 1.27 to 1.37 and the operators

@@ -20,7 +20,7 @@ import redis
 from dramatiq import Broker, Message, Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed, QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import Callbacks
+from dramatiq.middleware import Callbacks, MiddlewareError
 
 from .by_hand import ByHand
 from .connections import Argument
@@ -30,6 +30,7 @@ from .deliveries import Delivery, Follower
 from .entries import EntryDecoder
 from .errors import DeliveryLimitReached, EnqueueUncertain, LeaseLost, MessageTooLarge, QueueFull
 from .keys import QueueKeys
+from .listeners import Listeners, Method
 from .options import name_in_delayed, ordering_key_of, unique_key_of
 from .scripts import ENQUEUE, FLUSH, SIZE, STATS
 from .session import Session
@@ -112,9 +113,10 @@ class RedisStreamsBroker(Broker):
         self._following = threading.local()
         self._producer = _Producer()
         self._keys_by_queue: dict[str, QueueKeys] = {}
+        self._listeners = Listeners()
         super().__init__(middleware=middleware)
         self.queues = set()
-        self._session = Session(self._client, self.settings, self._emit_ours, self._enqueue_followers)
+        self._session = Session(self._client, self.settings, self._tell, self._enqueue_followers)
         _brokers.add(self)
 
     def declare_queue(self, queue_name: str) -> None:
@@ -291,27 +293,35 @@ class RedisStreamsBroker(Broker):
         """Write what is to be written and stop every thread. Closing twice does nothing."""
         self._session.stop()
         # what is used after that, as by the next Worker of a test, begins under a new name
-        self._session = Session(self._client, self.settings, self._emit_ours, self._enqueue_followers)
+        self._session = Session(self._client, self.settings, self._tell, self._enqueue_followers)
 
     # Dramatiq offers no place in the middleware list that is certain to be the first before and the last after
-    # whatever users add later; the broker's own part in a message's life therefore stands here.
+    # whatever users add later; the broker's own part in a message's life therefore stands here. To call every
+    # middleware at every signal, as Dramatiq does, would be a third of what a short message costs; see listeners.py.
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
             self._before_run(args[0])
-        super().emit_before(signal, *args, **kwargs)
+        name = f"before_{signal}"
+        for method in self._listeners.of(self.middleware, name):
+            try:
+                method(self, *args, **kwargs)
+            except MiddlewareError:
+                raise
+            except Exception:
+                self._log_failure_of(name, method)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         delivery = args[0] if signal in ("process_message", "skip_message") else None
         if not isinstance(delivery, Delivery):
-            super().emit_after(signal, *args, **kwargs)
+            self._tell(f"after_{signal}", *args, **kwargs)
             return
         if delivery.is_lost:
             # It was neither run nor skipped: it is another's. Results would store an answer for it.
             return
         self._following.delivery = delivery
         try:
-            super().emit_after(signal, *args, **kwargs)
+            self._tell(f"after_{signal}", *args, **kwargs)
             if delivery.is_doomed:
                 self._call_back_of_failure(delivery)
         finally:
@@ -499,23 +509,25 @@ class RedisStreamsBroker(Broker):
             keys = self._keys_by_queue[queue_name] = QueueKeys(self.settings.namespace, queue_name)
         return keys
 
-    def _emit_ours(self, signal: str, *args: Any) -> None:
-        """Tell every middleware that knows this signal of ours."""
-        for middleware in reversed(self.middleware):
-            method = getattr(middleware, signal, None)
-            if method is None:
-                continue
+    def _tell(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """Call the method of that name of every middleware that has one, the last first; signals of ours as well."""
+        for method in reversed(self._listeners.of(self.middleware, signal)):
             try:
-                method(self, *args)
+                method(self, *args, **kwargs)
             except Exception:
-                self.logger.critical("Unexpected failure in %s of %r.", signal, middleware, exc_info=True)
+                self._log_failure_of(signal, method)
+
+    def _log_failure_of(self, name: str, method: Method) -> None:
+        self.logger.critical(
+            "Unexpected failure in %s of %r.", name, getattr(method, "__self__", method), exc_info=True
+        )
 
     def _after_fork(self) -> None:
         """Begin anew in a child process: its parent's locks, sockets and messages are not its own."""
         self._following = threading.local()
         self._producer = _Producer()
         self._session.abandon()
-        self._session = Session(self._client, self.settings, self._emit_ours, self._enqueue_followers)
+        self._session = Session(self._client, self.settings, self._tell, self._enqueue_followers)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -255,10 +255,20 @@ class Connections:
     @contextmanager
     def _borrowed(self, node: Node | None) -> Iterator[redis.Connection]:
         connection = self._pop(node)
+        is_answered = False
         try:
             yield connection
+            is_answered = True
+        except (redis.ResponseError, Redirected):
+            is_answered = True
+            raise
+        except ConnectionClosed as error:
+            is_answered = isinstance(error.__cause__, redis.ResponseError)
+            raise
         finally:
-            # redis-py has disconnected it if the exchange was not finished; it connects again when it is used.
+            if not is_answered:
+                # Whatever raised, a time limit between the command and its answer too: the next user would get that.
+                connection.disconnect()
             self._idle[node].append((connection, time.monotonic()))
 
     def _pop(self, node: Node | None) -> redis.Connection:

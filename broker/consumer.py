@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # An entry that this consumer owns, does not hold and has had for so long is no reply on its way: it was lost.
 LOST_AFTER_MS = 5_000
 
+# Of a retry that never reached the broker: the shortest back-off of Dramatiq's Retries.
+LOST_RETRY_DELAY_MS = 15_000
+
 # A queue that yields to a more important one of its process looks again so soon.
 YIELD_S = 0.02
 
@@ -79,6 +82,10 @@ class StreamsConsumer(Consumer):
         self._enqueue_followers(message)
         if message.pending_retry is not None:
             self._session.write_retry(message)
+        elif message.is_being_retried and not message.is_lost:
+            # Retries counted the failure, and its enqueue raised, or was interrupted by a time limit: Dramatiq swallows
+            # that and acknowledges.
+            self._session.begin_retry(message, message.copy(), LOST_RETRY_DELAY_MS)
         if message.is_settled or message.is_lost:
             self._queue.deliveries.forget([message])
         else:

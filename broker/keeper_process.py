@@ -34,8 +34,6 @@ LOOK_EVERY_S = 0.25
 # The parent's sockets close a moment before it counts as dead.
 DYING_S = 2.0
 LONGEST_WAIT_S = 3600.0
-# For so long it is tried to tell Redis of the parent's death; after that the lease has done it.
-TELL_FOR_S = 120.0
 
 
 class Refused(Exception):
@@ -253,7 +251,8 @@ class KeeperProcess:
 
     def _tell_of_death(self) -> None:
         left = set(self._queues)
-        deadline = time.monotonic() + TELL_FOR_S
+        # after that the lease has said it
+        deadline = time.monotonic() + self._lease_ms / 1000
         while left and time.monotonic() < deadline:
             for name in list(left):
                 try:

@@ -220,6 +220,18 @@ def test_a_retry_that_cannot_be_written_is_not_acknowledged_away(scene: Scene) -
     assert scene.state() == QueueState(delayed=("one",))
 
 
+def test_a_retry_that_was_counted_and_never_enqueued_is_not_acknowledged_away(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+
+    one.options["retries"] = 1  # and then a time limit struck, or another middleware raised
+    consumer.ack(one)
+
+    assert scene.state() == QueueState(delayed=("one",))
+
+
 def test_acknowledgements_are_written_before_the_broker_is_closed(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=1_000)
     broker = scene.brokers["a"]

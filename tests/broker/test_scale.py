@@ -1,0 +1,128 @@
+"""What holds for a million messages as for ten. Minutes; run by ``make test-scale``, which prints the figures too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from broker import RedisStreamsBroker
+from broker.janitor import Janitor
+from tasks.embedded_redis import EmbeddedRedis
+from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, message, scene_on
+
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(600)]
+
+# A script of the broker may hold the server up for so long; ten milliseconds are what others do not notice.
+LONGEST_SCRIPT_US = 10_000
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[Scene]:
+    """A server of its own that notes every command of more than ten milliseconds."""
+    options = {"appendonly": "no", "slowlog-log-slower-than": str(LONGEST_SCRIPT_US), "slowlog-max-len": "1000"}
+    with (
+        EmbeddedRedis(directory=tmp_path, unix_socket=True, options=options) as server,
+        redis.Redis.from_url(server.url) as client,
+        scene_on(client, server.url) as scene,
+    ):
+        yield scene
+
+
+def janitor_of(broker: RedisStreamsBroker) -> Janitor:
+    return next(iter(broker._session._queues.values())).janitor
+
+
+def slow_commands(client: Any) -> list[int]:
+    """How many µs each script of more than ten milliseconds took."""
+    return [one["duration"] for one in client.slowlog_get(1_000) if one["command"].startswith(b"EVAL")]
+
+
+def test_a_million_messages_that_are_due_at_once_are_promoted_in_short_steps_and_in_order(large: Scene) -> None:
+    n, step = 1_000_000, 10_000
+    payload = message("x").encode()
+    fill = """for i = tonumber(ARGV[1]), tonumber(ARGV[1]) + tonumber(ARGV[2]) - 1 do
+      redis.call('ZADD', KEYS[1], 1000 + i, 'n' .. i)
+      redis.call('HSET', KEYS[2], 'n' .. i, ARGV[3] .. i)
+    end"""
+    for first in range(0, n, step):
+        large.client.eval(fill, 2, KEYS.delayed, KEYS.delayed_messages, first, step, payload)
+    large.client.slowlog_reset()
+
+    broker, other = large.process("a"), large.process("b")
+    began = time.monotonic()
+    consumers = [one.consume(QUEUE, prefetch=0, timeout=50) for one in (broker, other)]
+    worst_ping_s, n_pings = 0.0, 0
+    while large.client.zcard(KEYS.delayed):
+        before = time.monotonic()
+        large.client.ping()
+        worst_ping_s = max(worst_ping_s, time.monotonic() - before)
+        n_pings += 1
+        time.sleep(0.005)
+    took_s = time.monotonic() - began
+    for consumer in consumers:
+        consumer.close()
+
+    print(
+        f"\n{n} due messages by two janitors in {took_s:.1f} s; slowest of {n_pings} pings {worst_ping_s * 1e3:.1f} ms"
+    )
+    print(f"scripts of more than {LONGEST_SCRIPT_US} us: {slow_commands(large.client)}")
+    assert large.client.xlen(KEYS.stream) == n
+    assert large.client.exists(KEYS.delayed_messages) == 0
+    last = -1
+    for _, fields in large.client.xrange(KEYS.stream, count=100_000):
+        number = int(fields[b"message"][len(payload) :])
+        assert number > last
+        last = number
+    assert broker.counters(QUEUE)["promoted"] == n
+
+
+def test_thirty_orphans_behind_two_hundred_thousand_pending_entries_are_found_in_one_pass(large: Scene) -> None:
+    n, n_orphans = 200_000, 30
+    broker = large.process("a")
+    holder = broker.consume(QUEUE, prefetch=0, timeout=50)
+    # The thread of the janitor looks too; this test asks it round by round.
+    broker._session._queues[QUEUE].janitor.stop()
+    fill = """for i = 1, tonumber(ARGV[1]) do redis.call('XADD', KEYS[1], '*', 'message', ARGV[2]) end"""
+    for _ in range(0, n, 10_000):
+        large.client.eval(fill, 1, KEYS.stream, 10_000, message("x").encode())
+    while large.client.xreadgroup(GROUP, broker.consumer_name, {KEYS.stream: ">"}, count=10_000):
+        pass
+    tail = [entry_id for entry_id, _ in large.client.xrevrange(KEYS.stream, count=n_orphans)]
+    large.client.xack(KEYS.stream, GROUP, *tail)
+    large.client.slowlog_reset()
+
+    janitor = janitor_of(broker)
+    janitor._next_sweep_at, janitor._sweep_cursor = 0.0, "-"
+    began, n_found, n_rounds = time.monotonic(), 0, 0
+    while n_found < n_orphans and n_rounds < 1_000:
+        n_found += janitor.run_once().n_orphans
+        n_rounds += 1
+
+    print(f"\n{n_found} orphans behind {n} pending entries after {n_rounds} rounds, {time.monotonic() - began:.2f} s")
+    print(f"scripts of more than {LONGEST_SCRIPT_US} us: {slow_commands(large.client)}")
+    assert n_found == n_orphans
+    assert n_rounds <= n / 10_000 + 1, "more than one pass"
+    assert large.client.xpending(KEYS.stream, GROUP)["pending"] == n
+    holder.close()
+
+
+def test_delayed_messages_run_when_they_are_due(large: Scene) -> None:
+    consumer = large.consumer("a", prefetch=100, timeout=10_000)
+    late_ms = []
+    for n in range(100):
+        delay = 50 + 7 * n % 300
+        seconds, us = large.client.time()
+        due_ms = seconds * 1000 + us / 1000 + delay
+        large.brokers["a"].enqueue(message(str(n)), delay=delay)
+        assert next(consumer) is not None
+        seconds, us = large.client.time()
+        late_ms.append(seconds * 1000 + us / 1000 - due_ms)
+
+    late_ms.sort()
+    print(f"\nlate by: median {late_ms[50]:.1f} ms, p90 {late_ms[90]:.1f} ms, worst {late_ms[-1]:.1f} ms")
+    assert late_ms[0] > -2, "nothing runs early"

@@ -1,0 +1,149 @@
+"""Servers behind TLS and behind a Sentinel: what the broker does there, its keeper process included."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from redis.sentinel import Sentinel
+
+from broker import RedisStreamsBroker
+from tasks.embedded_redis import EmbeddedRedis
+from tests.broker.scene import KEYS, QUEUE, message
+from tests.support import eventually
+from tests.system.events import free_port
+
+
+def beats_by_eval(client: Any, *, local_port: int) -> bool:
+    """Whether somebody runs scripts by EVAL through this port, as nobody but a keeper process does."""
+    return any(one["cmd"] == "eval" and one["laddr"].endswith(f":{local_port}") for one in client.client_list())
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[tuple[EmbeddedRedis, int]]:
+    """A server, and its port for TLS, with a certificate by a CA of our own in ``ca.crt``."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-days", "2", "-subj", "/CN=our ca", "-keyout", "ca.key", "-out", "ca.crt")
+    openssl("req", *key, "-subj", "/CN=redis", "-keyout", "redis.key", "-out", "redis.csr")
+    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    by_ca = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
+    openssl("x509", "-req", "-in", "redis.csr", *by_ca, "-out", "redis.crt")
+    port = free_port()
+    options = {"tls-port": str(port), "tls-auth-clients": "no", "appendonly": "no"}
+    options |= {f"tls-{name}-file": str(tmp_path / f"{file}") for name, file in
+                (("cert", "redis.crt"), ("key", "redis.key"), ("ca-cert", "ca.crt"))}  # fmt: skip
+    with EmbeddedRedis(directory=tmp_path, options=options) as server:
+        yield server, port
+
+
+def test_work_and_heartbeats_go_over_tls_with_a_ca_of_our_own(
+    encrypted: tuple[EmbeddedRedis, int], tmp_path: Path
+) -> None:
+    server, port = encrypted
+    ran: list[int] = []
+    broker = RedisStreamsBroker(
+        f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'ca.crt'}", middleware=[], lease_ms=2_000
+    )
+
+    @dramatiq.actor(broker=broker, queue_name=QUEUE)
+    def work(number: int) -> None:
+        ran.append(number)
+
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
+    worker.start()
+    try:
+        broker.enqueue_many([work.message(number) for number in range(100)])
+        broker.join(QUEUE, timeout=30_000)
+        with redis.Redis.from_url(server.url) as client:
+            eventually(lambda: beats_by_eval(client, local_port=port))
+    finally:
+        worker.stop()
+        broker.close()
+
+    assert sorted(ran) == list(range(100))
+
+
+def test_a_server_whose_certificate_is_by_nobody_we_know_is_refused(encrypted: tuple[EmbeddedRedis, int]) -> None:
+    _, port = encrypted
+    broker = RedisStreamsBroker(f"rediss://127.0.0.1:{port}/0", middleware=[], enqueue_timeout_ms=0)
+
+    with pytest.raises(dramatiq.errors.ConnectionFailed, match="certificate"):
+        broker.enqueue(message("one"))
+
+
+def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        quick = {"repl-diskless-sync-delay": "0"}
+        master, replica = (stack.enter_context(EmbeddedRedis(options=quick)) for _ in range(2))
+        on_master: Any = stack.enter_context(redis.Redis.from_url(master.url))
+        on_replica: Any = stack.enter_context(redis.Redis.from_url(replica.url))
+        on_replica.replicaof("127.0.0.1", str(master.port))
+        eventually(lambda: on_replica.info("replication")["master_link_status"] == "up", within_s=30)
+        port = stack.enter_context(sentinel_of(master.port, tmp_path / "three"))
+        with redis.Redis(port=port) as asked:
+            eventually(lambda: len(asked.execute_command("SENTINEL", "REPLICAS", "mymaster")) == 1, within_s=30)
+        client = Sentinel([("127.0.0.1", port)]).master_for("mymaster")
+        broker = RedisStreamsBroker(client=client, middleware=[], lease_ms=2_000, enqueue_timeout_ms=30_000)
+        ran: set[int] = set()
+
+        @dramatiq.actor(broker=broker, queue_name=QUEUE)
+        def work(number: int) -> None:
+            ran.add(number)
+
+        worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
+        worker.start()
+        try:
+            broker.enqueue_many([work.message(number) for number in range(50)])
+            eventually(lambda: len(ran) == 50)
+            eventually(lambda: on_master.wait(1, 1_000))
+
+            master.kill()
+            for number in range(50, 100):
+                work.send(number)
+
+            eventually(lambda: ran == set(range(100)), within_s=60)
+            eventually(lambda: beats_by_eval(on_replica, local_port=replica.port), within_s=30)
+            assert on_replica.info("replication")["role"] == "master"
+            assert on_replica.zcard(KEYS.consumers) >= 1
+        finally:
+            worker.stop()
+            broker.close()
+            client.close()
+
+
+@contextmanager
+def sentinel_of(master_port: int, directory: Path) -> Iterator[int]:
+    """The port of a sentinel that needs nobody's agreement."""
+    directory.mkdir()
+    port = free_port()
+    config = directory / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
+        f"sentinel monitor mymaster 127.0.0.1 {master_port} 1\n"
+        "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
+    )
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(["redis-sentinel", str(config)], stdout=log, stderr=log)
+    try:
+        with redis.Redis(port=port) as client:
+            eventually(lambda: answers(client), within_s=20)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(client: redis.Redis) -> bool:
+    with suppress(redis.ConnectionError):
+        return bool(client.ping())
+    return False

@@ -1,0 +1,170 @@
+"""A release runs what earlier ones left, and both run side by side while they are exchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+
+from sploot_cluster.models import PetId
+from tasks.client import ClusterTasks
+from tasks.composition import build_service, build_worker
+from tasks.contracts import QUEUES, stream_of
+from tasks.embedded_redis import EmbeddedRedis
+from tasks.settings import Settings
+from tests.deploy.releases import PET, RELEASES, dump, flat_event, load
+from tests.deploy.servers import processes_environ, running, worker_command
+from tests.support import eventually, lacking
+
+ROOT = Path(__file__).parent.parent.parent
+RECORDED = sorted(RELEASES.glob("*.json"))
+
+# Where the tree of another release comes from, for the exchange: make test-upgrade OLD=REF
+OLD = os.environ.get("SPLOOT_OLD", "")
+
+
+def left_by(path: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(path.read_text())
+    return told
+
+
+@contextmanager
+def at_work(settings: Settings) -> Iterator[dramatiq.Broker]:
+    broker = build_worker(settings)
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
+    worker.start()
+    try:
+        yield broker
+    finally:
+        worker.stop()
+        broker.close()
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_a_pet_of_an_earlier_release_is_what_it_was(path: Path, redis_client: redis.Redis) -> None:
+    told = left_by(path)
+
+    load(redis_client, told["redis"])
+
+    view = build_service(Settings(), redis_client).clusters(PetId(PET))
+    assert view.revision == told["revision"]
+    assert {str(cluster.id): list(cluster.media) for cluster in view.clusters} == told["clusters"]
+    assert list(view.noise) == told["noise"]
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_work_that_an_earlier_release_left_is_done(path: Path, redis_client: redis.Redis, redis_url: str) -> None:
+    told = left_by(path)
+    load(redis_client, told["redis"])
+    for at in range(10):  # and what its producers still send
+        redis_client.xadd("streams:embedding.ingested", flat_event(70 + at))
+    settings = Settings(redis_url=redis_url)
+
+    with at_work(settings), ClusterTasks(redis_url) as tasks:
+        for job in told["waiting"]:
+            eventually(lambda job=job: _is_done(tasks, job), within_s=60)  # type: ignore[misc]
+        eventually(lambda: not any(redis_client.xlen(stream_of(queue)) for queue in QUEUES), within_s=60)
+
+    assert [redis_client.xlen(f"{{{stream_of(queue)}}}:dead") for queue in QUEUES] == [0] * len(QUEUES)
+    view = build_service(settings, redis_client).clusters(PetId(PET))
+    media = {medium for cluster in view.clusters for medium in cluster.media} | set(view.noise)
+    before = {medium for cluster in told["clusters"].values() for medium in cluster} | set(told["noise"])
+    assert media == before | set(told["arriving"]) | {f"media-{70 + at}" for at in range(10)}
+    assert view.revision > told["revision"]
+
+
+def _is_done(tasks: ClusterTasks, job_id: str) -> bool:
+    status = tasks.job(job_id)
+    return status is not None and status.state == "succeeded"
+
+
+def test_the_latest_release_is_recorded() -> None:
+    version = (ROOT / "setup.cfg").read_text().partition("version = ")[2].split()[0]
+
+    assert (RELEASES / f"{version}.json").exists(), f"python -m tests.deploy.releases {version}"
+
+
+def test_what_is_recorded_comes_back_as_it_was(redis_client: redis.Redis) -> None:
+    # the tests above would else test less than they say
+    told = left_by(RECORDED[-1])["redis"]
+
+    load(redis_client, told)
+
+    assert json.loads(json.dumps(dump(redis_client))) == told
+
+
+@pytest.mark.deploy
+def test_two_releases_work_side_by_side_and_nothing_is_lost_while_they_are_exchanged(tmp_path: Path) -> None:
+    old = _tree_of(OLD or "HEAD", tmp_path)
+    environ_of_old = {"PYTHONPATH": str(old)}
+    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client, ExitStack() as stack:
+        settings = Settings(redis_url=server.url)
+
+        def worker(name: str, environ: dict[str, str]) -> ExitStack:
+            entered = ExitStack()
+            log = tmp_path / f"{name}.log"
+            entered.enter_context(running(worker_command(), log=log, environ=environ, directory=tmp_path))
+            return stack.enter_context(entered)
+
+        # the old alone, then both, then the new alone; producers of both all the while
+        olds = worker("old", processes_environ(server.url, **environ_of_old))
+        for number in range(40):
+            client.xadd("streams:embedding.ingested", flat_event(number))
+        eventually(lambda: client.llen(f"{{pet:{PET}}}:media") == 40, within_s=60)
+        with ClusterTasks(server.url) as tasks:
+            job = tasks.recluster(pet_id=PET).job_id
+            eventually(lambda: _is_done(tasks, job), within_s=60)
+            news = worker("new", processes_environ(server.url, PYTHONPATH=str(ROOT)))
+            _send_by(old, server.url, range(100, 140))
+            for number in range(140, 180):
+                tasks.ingest(
+                    pet_id=PET, media_id=f"media-{number}", model="test@1", embedding=flat_event(number)["embedding"]
+                )
+            clusters = build_service(settings, client).clusters(PetId(PET)).clusters
+            merged = tasks.merge(PET, [clusters[0].id, clusters[1].id]).job_id
+            eventually(lambda: _is_done(tasks, merged), within_s=60)
+            eventually(lambda: client.llen(f"{{pet:{PET}}}:media") == 120, within_s=60)
+            olds.close()
+            again = tasks.recluster(pet_id=PET).job_id
+            eventually(lambda: _is_done(tasks, again), within_s=60)
+            news.close()
+
+        view = build_service(settings, client).clusters(PetId(PET))
+        together = {*clusters[0].media, *clusters[1].media}
+        assert any(together <= set(cluster.media) for cluster in view.clusters), "the correction did not hold"
+        assert [client.xlen(f"{{{stream_of(queue)}}}:dead") for queue in QUEUES] == [0] * len(QUEUES)
+
+
+def _tree_of(reference: str, directory: Path) -> Path:
+    """The files of another commit."""
+    tree = directory / "old"
+    tree.mkdir()
+    archived = subprocess.run(["git", "archive", reference], cwd=ROOT, capture_output=True, check=False)
+    if archived.returncode:
+        lacking(f"the history that holds {reference}", "git fetch --unshallow")
+    subprocess.run(["tar", "-x", "-C", str(tree)], input=archived.stdout, check=True)
+    return tree
+
+
+def _send_by(tree: Path, redis_url: str, numbers: range) -> None:
+    """What the thin client of another tree sends."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tasks.client import ClusterTasks\n"
+        "assert ClusterTasks.__module__ and __import__('tasks').__file__.startswith(sys.argv[1])\n"
+        "tasks = ClusterTasks(sys.argv[2])\n"
+        "for number in range(int(sys.argv[3]), int(sys.argv[4])):\n"
+        "    vector = [0.1 * (number % 4)] * 15 + [1.0]\n"
+        "    tasks.ingest(pet_id=7, media_id=f'media-{number}', model='test@1', embedding=vector)\n"
+    )
+    arguments = [str(tree), redis_url, str(numbers.start), str(numbers.stop)]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=tree, timeout=60)
