@@ -17,11 +17,12 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
 import redis
 from dramatiq.errors import BrokerConnectionError
+from redis.cluster import RedisCluster
 
 from broker import QueueStats, RedisStreamsBroker
 from broker.keys import HANDED_BACK
@@ -97,13 +98,31 @@ def examine(patient: Patient) -> list[Finding]:
     found += answers
     if any(finding.level == "wrong" for finding in answers):
         return found
-    for check in (_server, _memory, _persistence, _clock, _groups, _queues, _samples, _models):
-        try:
-            found += check(patient)
-        except redis.exceptions.NoPermissionError as refused:
-            name = check.__name__.strip("_")
-            found.append(Finding(name, "unknown", f"this Redis user may not look: {refused}", "use the user operator"))
+    for where, node in _nodes(patient):
+        for check in (_server, _memory, _persistence, _clock):
+            found += [replace(finding, seen=where + finding.seen) for finding in _permitted(check, node)]
+    for check in (_groups, _queues, _samples, _models):
+        found += _permitted(check, patient)
     return found
+
+
+def _permitted(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> list[Finding]:
+    """What a check finds, or that it may not look."""
+    try:
+        return list(check(patient))
+    except redis.exceptions.NoPermissionError as refused:
+        name = check.__name__.strip("_")
+        return [Finding(name, "unknown", f"this Redis user may not look: {refused}", "use the user operator")]
+
+
+def _nodes(patient: Patient) -> Iterator[tuple[str, Patient]]:
+    """Every server that holds data: the one there is, or each of a Cluster, with its name before what is seen."""
+    client: object = patient.client  # a Cluster's has the commands of one, and is typed as such
+    if not isinstance(client, RedisCluster):
+        yield "", patient
+        return
+    for node in client.get_primaries():
+        yield f"{node.name}: ", replace(patient, client=client.get_redis_connection(node))
 
 
 def is_unreachable(found: Sequence[Finding]) -> bool:
@@ -440,8 +459,7 @@ def _first(found: Iterator[Any], limit: int) -> Iterator[Any]:
 
 def _info(patient: Patient, section: str) -> Mapping[str, Any]:
     info: dict[str, Any] = patient.client.info(section)
-    # a Cluster answers for each node; they are set up alike
-    return next(iter(info.values())) if info and all(isinstance(one, dict) for one in info.values()) else info
+    return info
 
 
 def patient_of(settings: Settings, client: redis.Redis, broker: RedisStreamsBroker, **more: Any) -> Patient:

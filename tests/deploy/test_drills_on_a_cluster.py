@@ -1,0 +1,76 @@
+"""The drills, the doctor and a capture on a Redis Cluster of three nodes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.cli import main
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
+from tasks.redis_urls import connect
+from tests.deploy.test_redis_topologies import cluster, pytestmark
+from tests.system.events import flat_event, free_port
+
+__all__ = ["cluster", "pytestmark"]
+
+STREAM = stream_of(EMBEDDING_INGESTED)
+
+
+@pytest.fixture
+def url(cluster: list[int], monkeypatch: pytest.MonkeyPatch) -> str:
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in cluster)
+    monkeypatch.setenv("REDIS_URL", url)
+    monkeypatch.setenv("WORKER_METRICS_PORT", str(free_port()))
+    monkeypatch.setenv("SPLOOT_HTTP_PORT", str(free_port()))
+    return url
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs a command in this process; its exit code and what it printed."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["sploot-cluster", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out + told.err
+
+    return run
+
+
+def test_every_drill_works_and_the_doctor_looks_at_every_node(
+    url: str, cli: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    client: Any = connect(url, connect_timeout_s=5, answer_timeout_s=5)
+    ids = [client.xadd(STREAM, flat_event(pet_id=42, number=number)) for number in range(5)]
+    client.xgroup_create(STREAM, GROUP, id="0")
+    client.xreadgroup(GROUP, "stuck", {STREAM: ">"}, count=3)
+    client.xack(STREAM, GROUP, ids[0])
+
+    for command in (
+        ("queue", "status"),
+        ("queue", "pending", "embedding"),
+        ("queue", "rescue", "embedding", "--astray", "--yes"),
+        ("queue", "retire-consumer", "embedding", "stuck", "--yes"),
+        ("queue", "pause", "embedding", "--yes"),
+        ("queue", "resume", "embedding", "--yes"),
+        ("queue", "dead", "list"),
+        ("queue", "audit"),
+        ("capture", "--pet", 42, "-o", tmp_path / "pet.jsonl"),
+    ):
+        code, told = cli(*command)
+        assert code == 0, f"{command}: {told}"
+    _, found = cli("queue", "find", "--pet", 42, "--json")
+    _, looked = cli("doctor", "--json")
+    client.close()
+
+    assert len(json.loads(found)) == 5
+    evictions = [finding["seen"] for finding in json.loads(looked) if finding["check"] == "eviction"]
+    assert len(evictions) == 3
+    assert all(seen.endswith(": noeviction") for seen in evictions)
