@@ -70,6 +70,18 @@ capabilities:
   value: {{ $v.settings.maxDeliveries | int | quote }}
 - name: SPLOOT_INGEST_ROLLOUT_PERCENT
   value: {{ $v.ingest.rolloutPercent | int | quote }}
+{{- with $v.settings.environment }}
+- name: SPLOOT_ENVIRONMENT
+  value: {{ . | quote }}
+{{- end }}
+{{- if $v.settings.sentrySecret.name }}
+- name: SENTRY_DSN_FILE
+  value: /etc/sploot/sentry/dsn
+{{- end }}
+{{- with $v.settings.otlpEndpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
 {{- with $v.settings.models }}
 - name: SPLOOT_MODELS
   value: {{ $models := list }}{{ range $name, $dimension := . }}{{ $models = append $models (printf "%s=%d" $name (int $dimension)) }}{{ end }}{{ join "," $models | quote }}
@@ -89,6 +101,11 @@ capabilities:
 - name: redis
   mountPath: /etc/sploot/redis
   readOnly: true
+{{- if .root.Values.settings.sentrySecret.name }}
+- name: sentry
+  mountPath: /etc/sploot/sentry
+  readOnly: true
+{{- end }}
 {{- if .root.Values.redis.tlsSecret }}
 - name: redis-tls
   mountPath: /etc/sploot/redis-tls
@@ -109,6 +126,15 @@ capabilities:
     items:
       - key: {{ .secret.key }}
         path: url
+{{- if .root.Values.settings.sentrySecret.name }}
+- name: sentry
+  secret:
+    secretName: {{ .root.Values.settings.sentrySecret.name }}
+    defaultMode: 288
+    items:
+      - key: {{ .root.Values.settings.sentrySecret.key }}
+        path: dsn
+{{- end }}
 {{- with .root.Values.redis.tlsSecret }}
 - name: redis-tls
   secret:
