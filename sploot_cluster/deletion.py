@@ -33,6 +33,7 @@ from sploot_cluster.models import (
 )
 from sploot_cluster.past import Overwritten
 from sploot_cluster.rows import PetRows
+from sploot_cluster.shadow import Shadow
 from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
 
 # No producer's name begins like this: it cannot be printed.
@@ -75,7 +76,13 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
         history=(*pet.history, entry),
         quarantine=quarantine,
         ingested=n + len(quarantine),
+        shadow=None if pet.shadow is None else _shadow_without(pet.shadow, gone),
     )
+
+
+def _shadow_without(shadow: Shadow, gone: set[MediaId]) -> Shadow:
+    vectors = {medium: vector for medium, vector in shadow.vectors.items() if medium not in gone}
+    return replace(shadow, vectors=vectors, n_vectors=len(vectors))
 
 
 def _let_count(labels: LabelVector, standings: StandingVector) -> StandingVector:

@@ -1,7 +1,7 @@
 -- Reads all of a pet at one moment.
 --
 -- KEYS     1 meta  2 media  3 vectors  4 labels  5 standings  6 clusters  7 aliases  8 ledger  9 arrived
---          10 overwritten  11 history  12 quarantine
+--          10 overwritten  11 history  12 quarantine  13 shadow  14 shadow_vectors
 -- Returns  {} for a pet that has nothing, else their values in this order: hashes as field, value, …, strings whole
 
 local meta = redis.call('HGETALL', KEYS[1])
@@ -21,4 +21,6 @@ return {
   redis.call('XRANGE', KEYS[10], '-', '+'),
   redis.call('XRANGE', KEYS[11], '-', '+'),
   redis.call('HGETALL', KEYS[12]),
+  redis.call('HGETALL', KEYS[13]),
+  redis.call('HGETALL', KEYS[14]),
 }

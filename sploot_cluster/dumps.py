@@ -24,6 +24,7 @@ from sploot_cluster.errors import UnreadableExport
 from sploot_cluster.models import NOISE, ClusterCard, ClusterId, HistoryEntry, MediaId, PetId, PetState
 from sploot_cluster.past import Overwritten
 from sploot_cluster.rows import PetRows
+from sploot_cluster.shadow import Shadow
 from sploot_cluster.tally import Quarantined
 
 FORMAT: Final = 1
@@ -41,6 +42,7 @@ class PetDump:
         arrived, overwritten, past_from: as of ``past.Past``, but the oldest first.
         history: the oldest first.
         ingested: as of ``tally.Tally``.
+        shadow: with its vectors, if one is open.
     """
 
     state: PetState
@@ -50,6 +52,7 @@ class PetDump:
     history: tuple[HistoryEntry, ...]
     quarantine: Mapping[MediaId, Quarantined]
     ingested: int
+    shadow: Shadow | None = None
 
 
 def dump(pet: PetDump) -> bytes:
@@ -60,6 +63,7 @@ def dump(pet: PetDump) -> bytes:
         "labels.i32le": state.labels.astype("<i4", copy=False).tobytes(),
         "standings.u8": state.standings.tobytes(),
         "arrived.u32le": pet.arrived.astype("<u4", copy=False).tobytes(),
+        **({} if pet.shadow is None else {"shadow.f32le": _stacked(pet.shadow)}),
         **{f"overwritten/{one.revision}": past.dump(one) for one in pet.overwritten},
     }
     facts = {
@@ -82,6 +86,15 @@ def dump(pet: PetDump) -> bytes:
             medium: asdict(why) | {"at": why.at.isoformat()} for medium, why in sorted(pet.quarantine.items())
         },
         "ingested": pet.ingested,
+        "shadow": None
+        if pet.shadow is None
+        else {
+            "model": pet.shadow.model,
+            "dim": pet.shadow.dim,
+            "begun_at": pet.shadow.begun_at.isoformat(),
+            "by": pet.shadow.by,
+            "media": sorted(pet.shadow.vectors),
+        },
         "sha256": {name: sha256(column).hexdigest() for name, column in columns.items()},
     }
     file = io.BytesIO()
@@ -89,6 +102,20 @@ def dump(pet: PetDump) -> bytes:
         for name, content in {_FACTS: json.dumps(facts, ensure_ascii=False, indent=1).encode(), **columns}.items():
             packed.writestr(zipfile.ZipInfo(name, _OLDEST), content, zipfile.ZIP_DEFLATED)
     return file.getvalue()
+
+
+def _stacked(shadow: Shadow) -> bytes:
+    return b"".join(shadow.vectors[medium].astype("<f4", copy=False).tobytes() for medium in sorted(shadow.vectors))
+
+
+def _shadow(said: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Shadow | None:
+    if said is None:
+        return None
+    vectors = np.frombuffer(columns["shadow.f32le"], dtype="<f4").astype(np.float32)
+    rows = vectors.reshape(len(said["media"]), said["dim"])
+    by_medium = {MediaId(medium): row for medium, row in zip(said["media"], rows, strict=True)}
+    begun_at = datetime.fromisoformat(said["begun_at"])
+    return Shadow(said["model"], said["dim"], begun_at, said["by"], by_medium, len(by_medium))
 
 
 def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
@@ -158,6 +185,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) ->
             for medium, why in facts["quarantine"].items()
         },
         ingested=facts["ingested"],
+        shadow=_shadow(facts["shadow"], columns),
     )
 
 

@@ -34,6 +34,8 @@ never move.
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
                                     256 media on. It may be missing or behind: then a recluster takes longer
     {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at"}, JSON: its vector is of another space; 10,000
+    {pet:<id>}:shadow       hash    model, dim, by, begun_at: a second space, open beside the pet's own (shadow.py)
+    {pet:<id>}:shadow:vectors  hash  media id -> float32 little-endian, unit norm, of that model
     {pet:<id>}:preview      string  a recluster that waits to be applied (previews.py); ends after 15 minutes
     sploot:pets             set     ids of pets that hold something, decimal
 
@@ -76,6 +78,8 @@ class PetKeys:
     overwritten: str
     quarantine: str
     preview: str
+    shadow: str
+    shadow_vectors: str
     tree: str
 
     @classmethod
@@ -96,6 +100,8 @@ class PetKeys:
             overwritten=f"{tag}:overwritten",
             quarantine=f"{tag}:quarantine",
             preview=f"{tag}:preview",
+            shadow=f"{tag}:shadow",
+            shadow_vectors=f"{tag}:shadow:vectors",
             tree=f"{tag}:tree",
         )
 

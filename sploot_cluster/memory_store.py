@@ -19,8 +19,10 @@ from sploot_cluster.models import NOISE, Change, HistoryEntry, KeptTree, MediaId
 from sploot_cluster.past import KEPT, Overwritten, Past, load, overwritten_by
 from sploot_cluster.previews import Preview
 from sploot_cluster.rows import check, empty_state, follow
+from sploot_cluster.shadow import Shadow
 from sploot_cluster.store import CLAIM_MS
 from sploot_cluster.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
+from sploot_cluster.vectors import FloatVector
 from sploot_cluster.views import view_of
 
 MAX_HISTORY = 10_000
@@ -39,6 +41,7 @@ class _Pet:
     preview: Preview | None = None
     quarantine: dict[MediaId, Quarantined] = field(default_factory=dict)
     ingested: int = 0
+    shadow: Shadow | None = None
 
 
 class MemoryPetStore:
@@ -188,6 +191,7 @@ class MemoryPetStore:
                 tuple(held.history),
                 dict(held.quarantine),
                 held.ingested,
+                held.shadow,
             )
 
     def replace(self, state: PetState, dump: PetDump, *, claimant: str | None = None) -> PetState:
@@ -207,12 +211,44 @@ class MemoryPetStore:
                 past_from=dump.past_from,
                 quarantine=dict(dump.quarantine),
                 ingested=dump.ingested,
+                shadow=dump.shadow,
             )
             return self._pets[pet].state
 
     def delete(self, pet: PetId) -> bool:
         with self._lock:
             return self._pets.pop(pet, None) is not None
+
+    def shadow(self, pet: PetId) -> Shadow | None:
+        with self._lock:
+            held = self._pets.get(pet)
+            shadow = held.shadow if held else None
+            return None if shadow is None else dataclasses.replace(shadow, vectors={})
+
+    def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
+        with self._lock:
+            held = self._pets.get(state.pet)
+            if held is None or held.state.born != state.born or held.shadow is not None:
+                return False
+            held.shadow = shadow
+            return True
+
+    def add_to_shadow(self, pet: PetId, model: str, media: MediaId, vector: FloatVector) -> bool:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held is None or held.shadow is None or held.shadow.model != model:
+                return False
+            vectors = {media: vector, **held.shadow.vectors}
+            held.shadow = dataclasses.replace(held.shadow, vectors=vectors, n_vectors=len(vectors))
+            return True
+
+    def end_shadow(self, pet: PetId) -> bool:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held is None or held.shadow is None:
+                return False
+            held.shadow = None
+            return True
 
     def pets(self) -> Sequence[PetId]:
         with self._lock:

@@ -208,7 +208,9 @@ class Relabelling:
     standings: StandingVector
 
 
-ChangeKind = Literal["arrival", "recluster", "merge", "split", "exclude", "dismiss", "undo", "restore", "delete"]
+ChangeKind = Literal[
+    "arrival", "recluster", "merge", "split", "exclude", "dismiss", "undo", "restore", "delete", "switch"
+]
 
 
 @dataclass(frozen=True, slots=True)

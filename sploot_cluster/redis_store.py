@@ -53,9 +53,10 @@ from sploot_cluster.past import dump as dump_overwritten
 from sploot_cluster.past import load as load_overwritten
 from sploot_cluster.previews import Preview
 from sploot_cluster.rows import PetRows, check, empty_state, follow
+from sploot_cluster.shadow import Shadow
 from sploot_cluster.store import CLAIM_MS
 from sploot_cluster.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
-from sploot_cluster.vectors import LabelVector, StandingVector
+from sploot_cluster.vectors import FloatVector, LabelVector, StandingVector
 from sploot_cluster.views import view_of
 
 T = TypeVar("T", bound=np.generic)
@@ -90,6 +91,8 @@ class RedisPetStore:
         self._keep_preview = client.register_script(scripts.joinpath("keep_preview.lua").read_text(encoding="utf-8"))
         self._quarantine = client.register_script(scripts.joinpath("quarantine.lua").read_text(encoding="utf-8"))
         self._dump = client.register_script(scripts.joinpath("dump.lua").read_text(encoding="utf-8"))
+        self._begin_shadow = client.register_script(scripts.joinpath("begin_shadow.lua").read_text(encoding="utf-8"))
+        self._add_to_shadow = client.register_script(scripts.joinpath("add_to_shadow.lua").read_text(encoding="utf-8"))
         self._replace = client.register_script(scripts.joinpath("replace.lua").read_text(encoding="utf-8"))
         self._release = client.register_script(scripts.joinpath("release.lua").read_text(encoding="utf-8"))
 
@@ -260,13 +263,14 @@ class RedisPetStore:
                     keys.overwritten,
                     keys.history,
                     keys.quarantine,
+                    keys.shadow,
+                    keys.shadow_vectors,
                 ]
             )
         if not answer:
             raise UnknownPet(pet=pet)
-        meta, media, vectors, labels, standings, clusters, aliases, said, arrived, overwritten, history, quarantine = (
-            answer
-        )
+        meta, media, vectors, labels, standings, clusters, aliases, said = answer[:8]
+        arrived, overwritten, history, quarantine, shadow, shadow_vectors = answer[8:]
         told = _Told(meta, 0, media, b"", 0, 0, 0, labels, standings, clusters, aliases, 0, said)
         facts = dict(_pairs(meta))
         try:
@@ -279,6 +283,7 @@ class RedisPetStore:
                 history=tuple(_entry(id_, dict(_pairs(fields))) for id_, fields in history),
                 quarantine={MediaId(medium.decode()): _load_quarantined(why) for medium, why in _pairs(quarantine)},
                 ingested=int(facts.get(b"ingested", state.n_media + len(quarantine) // 2)),
+                shadow=_load_shadow(dict(_pairs(shadow)), dict(_pairs(shadow_vectors))),
             )
         except (ValueError, KeyError) as exc:
             raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
@@ -310,6 +315,29 @@ class RedisPetStore:
                 # somebody began it anew in between, and said so before us
                 self._client.sadd(PETS, pet)
         return n_deleted > 0
+
+    def shadow(self, pet: PetId) -> Shadow | None:
+        keys = PetKeys.of(pet)
+        with _translated(f"read the shadow of pet {pet}"):
+            facts = cast("dict[bytes, bytes]", self._client.hgetall(keys.shadow))
+            n_vectors = self._client.hlen(keys.shadow_vectors) if facts else 0
+        shadow = _load_shadow(facts, {})
+        return None if shadow is None else replace(shadow, n_vectors=n_vectors)
+
+    def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
+        keys, (born, _) = PetKeys.of(state.pet), _names(state.version)
+        with _translated(f"open a shadow of pet {state.pet}"):
+            return bool(self._begin_shadow(keys=[keys.meta, keys.shadow], args=[born, *_dump_shadow(shadow)]))
+
+    def add_to_shadow(self, pet: PetId, model: str, media: MediaId, vector: FloatVector) -> bool:
+        keys, content = PetKeys.of(pet), vector.astype("<f4", copy=False).tobytes()
+        with _translated(f"put a medium into the shadow of pet {pet}"):
+            return bool(self._add_to_shadow(keys=[keys.shadow, keys.shadow_vectors], args=[model, media, content]))
+
+    def end_shadow(self, pet: PetId) -> bool:
+        keys = PetKeys.of(pet)
+        with _translated(f"close the shadow of pet {pet}"):
+            return bool(self._client.delete(keys.shadow, keys.shadow_vectors))
 
     def pets(self) -> Sequence[PetId]:
         with _translated("list the pets"):
@@ -403,6 +431,23 @@ def _tally(meta: Sequence[bytes | None], n_quarantined: int) -> Tally:
     return Tally(ingested, clustered, noise, n_quarantined, dismissed)
 
 
+def _dump_shadow(shadow: Shadow) -> tuple[str | int, ...]:
+    """Fields and values of the hash."""
+    at = shadow.begun_at.isoformat()
+    return ("model", shadow.model, "dim", shadow.dim, "begun_at", at, "by", shadow.by)
+
+
+def _load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) -> Shadow | None:
+    if not facts:
+        return None
+    by_medium = {
+        MediaId(medium.decode()): np.frombuffer(row, dtype="<f4").astype(np.float32) for medium, row in vectors.items()
+    }
+    at = datetime.fromisoformat(facts[b"begun_at"].decode())
+    model, by = facts[b"model"].decode(), facts[b"by"].decode()
+    return Shadow(model, int(facts[b"dim"]), at, by, by_medium, len(by_medium))
+
+
 def _dump_quarantined(why: Quarantined) -> str:
     return _json({"model": why.model, "dim": why.dim, "at": why.at.isoformat()})
 
@@ -463,6 +508,11 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
         yield from command("XADD", keys.history, f"{entry.revision}-0", *facts)
     for one in dump.overwritten:
         yield from command("XADD", keys.overwritten, f"{one.revision}-0", "was", dump_overwritten(one))
+    if dump.shadow is not None:
+        vectors = dump.shadow.vectors.items()
+        yield from command("HSET", keys.shadow, *_dump_shadow(dump.shadow))
+        rows = (item for medium, row in vectors for item in (medium, row.astype("<f4").tobytes()))
+        yield from command("HSET", keys.shadow_vectors, *rows)
     quarantine = dump.quarantine.items()
     yield from command(
         "HSET", keys.quarantine, *(item for medium, why in quarantine for item in (medium, _dump_quarantined(why)))

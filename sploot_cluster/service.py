@@ -65,6 +65,7 @@ from sploot_cluster.pet_cache import PetCache, PetMemory
 from sploot_cluster.previews import Preview, Previewed
 from sploot_cluster.rows import PetRows, empty_state
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.shadow import Shadow, Switch, cluster_of, in_shadow, plan_switch
 from sploot_cluster.store import CLAIM_MS, PetStore
 from sploot_cluster.tally import PetTally, Quarantined, Totals
 from sploot_cluster.vectors import FloatVector, as_vector
@@ -73,6 +74,7 @@ from sploot_cluster.why import Why, explain
 if TYPE_CHECKING:
     from sploot_cluster.backends import Fallback
     from sploot_cluster.density import Density
+    from sploot_cluster.dumps import PetDump
     from sploot_cluster.pet_density import PetDensity
 
 
@@ -154,6 +156,9 @@ class ClusterService:
                     claims_after=ARRIVAL_CLAIMS_AFTER,
                 )
             except (ModelMismatch, DimensionMismatch):
+                beside = self._put_beside(memory.state, media, model, query)
+                if beside is not None:
+                    return beside
                 why = Quarantined(model, len(query), self._clock())
                 if not self._store.quarantine(memory.state, media, why):
                     logger.warning("medium of another space not quarantined", extra={"pet_id": pet})
@@ -512,6 +517,68 @@ class ClusterService:
             raise PetExists(pet=there.pet, revision=there.current) from there
         return self._store.view(dump.state.pet)
 
+    def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> Shadow:
+        """Open a space for another model beside the pet's own: what comes in it from now on is kept there.
+
+        Raises:
+            UnknownPet: the pet has no media.
+            InvalidInput: it is the pet's own model, or another one runs beside it already.
+        """
+        _check_model(model, dim, self._settings)
+        state = self._store.past(pet).state
+        if not state.n_media:
+            raise UnknownPet(pet=pet)
+        if model == state.model:
+            raise InvalidInput("model", f"pet {pet} is embedded with {model!r}", "send the name of another model")
+        shadow = Shadow(model, dim, self._clock(), by, {}, 0)
+        if not self._store.begin_shadow(state, shadow):
+            there = self._store.shadow(pet)
+            told = f"{there.model!r} runs" if there else "another pet is"
+            raise InvalidInput("model", f"{told} beside pet {pet} already", "switch to it or end it first")
+        return shadow
+
+    def shadow(self, pet: PetId) -> Shadow | None:
+        """The space that is open beside the pet's own, without its vectors."""
+        return self._store.shadow(pet)
+
+    def end_model(self, pet: PetId) -> bool:
+        """Close the space beside the pet's own, with all that is in it; False if none was open."""
+        return self._store.end_shadow(pet)
+
+    def preview_switch(self, pet: PetId) -> Switch:
+        """What the pet would be in the space beside its own: every correction kept, under the old ids.
+
+        Raises:
+            UnknownPet: it holds nothing.
+            InvalidInput: no space is open, or media have no vector in it.
+        """
+        return self._plan_switch(self._store.dump(pet), by="machine")
+
+    def switch_model(self, pet: PetId, token: str, *, by: str) -> Reclustered:
+        """Make the pet what the preview showed; its old space is the one beside it then.
+
+        Raises:
+            StalePreview: the pet or its shadow changed since; nothing was written.
+        """
+        before = self._store.dump(pet)
+        switch = self._plan_switch(before, by=by)
+        if switch.token != token:
+            problem = "the pet, its shadow or what is computed of them changed since"
+            raise StalePreview(pet=pet, token=token, problem=problem)
+        try:
+            with self._cache.open(pet) as memory:
+                memory.state = self._store.replace(before.state, switch.dump)
+        except RevisionConflict as moved:
+            problem = f"the pet moved from revision {moved.expected} to {moved.current}"
+            raise StalePreview(pet=pet, token=token, problem=problem) from moved
+        return switch.result
+
+    def _plan_switch(self, pet: PetDump, *, by: str) -> Switch:
+        from sploot_cluster.density import cluster_densely
+
+        density = cluster_densely(in_shadow(pet).vectors, settings=self._settings)
+        return plan_switch(pet, density, settings=self._settings, by=by, at=self._clock())
+
     def tally(self, pet: PetId) -> PetTally:
         """Where the pet's media are counted, and what is quarantined."""
         return self._store.tally(pet)
@@ -545,11 +612,27 @@ class ClusterService:
                 self._densities.keep(memory, seen, tree)
         return seen, density
 
+    def _put_beside(self, state: PetState, media: MediaId, model: str, vector: FloatVector) -> Assigned | None:
+        """What an arrival in another model than the pet's is answered; None for one that is for nobody.
+
+        It is for the space that is open for its model. A medium that the pet has already stays where it is.
+        """
+        shadow = self._store.shadow(state.pet)
+        is_known = media in state.rows
+        if shadow is not None and shadow.model == model:
+            if shadow.dim != len(vector):
+                raise DimensionMismatch(pet=state.pet, expected=shadow.dim, got=len(vector))
+            self._store.add_to_shadow(state.pet, model, media, vector)
+        elif not is_known:
+            return None
+        cluster = cluster_of(state, media)
+        return Assigned(media, cluster, None, backend="faiss", is_duplicate=is_known, revision=state.revision)
+
     def _arrive(
         self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
     ) -> tuple[Change | None, Assigned]:
         """Where an arrival belongs in ``state``, which is the one that ``memory`` holds."""
-        if media in state.rows:
+        if media in state.rows and model == state.model:
             return None, _where(state, media)
         _check_space(state, model, dim=len(vector))
         if state.n_media < self._settings.exact_until:

@@ -13,7 +13,9 @@ from sploot_cluster.dumps import PetDump
 from sploot_cluster.models import Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView
 from sploot_cluster.past import Past
 from sploot_cluster.previews import Preview
+from sploot_cluster.shadow import Shadow
 from sploot_cluster.tally import PetTally, Quarantined, Totals
+from sploot_cluster.vectors import FloatVector
 
 # Long enough to plan a recluster of 50,000 media; short enough that a claimant who died is hardly noticed.
 CLAIM_MS: Final = 2_000
@@ -130,6 +132,22 @@ class PetStore(Protocol):
 
     def delete(self, pet: PetId) -> bool:
         """Remove everything of the pet; False if there was nothing."""
+        ...
+
+    def shadow(self, pet: PetId) -> Shadow | None:
+        """The space that is open beside the pet's own, without its vectors."""
+        ...
+
+    def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
+        """Open a space beside the pet's own; False if the pet is another one by now, or has one open."""
+        ...
+
+    def add_to_shadow(self, pet: PetId, model: str, media: MediaId, vector: FloatVector) -> bool:
+        """Put a vector into the space that is open for ``model``; False if there is none. Again changes nothing."""
+        ...
+
+    def end_shadow(self, pet: PetId) -> bool:
+        """Close the space beside the pet's own, with all that is in it; False if none was open."""
         ...
 
     def pets(self) -> Sequence[PetId]:

@@ -30,7 +30,7 @@ from dramatiq.errors import BrokerConnectionError
 from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePreview, StoreUnavailable
 from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
-from tasks.cli import captures, config, doctor, pets, processes, queues
+from tasks.cli import captures, config, doctor, models, pets, processes, queues
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, fail, shown_url
 from tasks.settings import SettingInvalid
 
@@ -43,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(processes.app)
 app.add_typer(pets.app)
+app.add_typer(models.app, name="model")
 app.add_typer(queues.app, name="queue")
 app.add_typer(config.app, name="config")
 app.add_typer(captures.app)

@@ -26,7 +26,7 @@ from tasks.actors import declare_actors
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, QUEUES, stream_of
 from tasks.jobs import JobRecords, TrackJobs
 from tasks.wire import DECODERS
-from tests.sploot_cluster.albums import PET, take
+from tests.sploot_cluster.albums import PET, name, picture, take
 from tests.support import eventually
 from tests.system.events import free_port
 
@@ -215,6 +215,30 @@ def test_a_pet_is_exported_deleted_and_imported(
     assert (nothing.returncode, left) == (1, [])
     assert "pet 42 is here, at revision 13: 12 media, 2 clusters" in imported.stdout
     assert "pet 42: ingested 12 = clustered 12 + noise 0 + quarantined 0 + dismissed 0" in tally.stdout
+
+
+def test_a_pet_is_switched_to_another_model(redis_url: str, service: ClusterService) -> None:
+    for subject in range(2):
+        take(service, subject, range(6))
+    service.recluster(PET)
+    begun = cli("model", "begin", "42", "clip@2", "16", redis_url=redis_url)
+    for subject in range(2):
+        for number in range(6):
+            service.assign(PET, name(subject, number), model="clip@2", vector=picture(subject, number))
+
+    status = cli("model", "status", "42", redis_url=redis_url)
+    preview = json.loads(cli("model", "preview", "42", "--json", redis_url=redis_url).stdout)
+    stale = cli("model", "switch", "42", "--apply", "13-abc", redis_url=redis_url)
+    switched = cli("model", "switch", "42", "--apply", preview["token"], redis_url=redis_url)
+    planned = cli("model", "end", "42", redis_url=redis_url)
+    ended = cli("model", "end", "42", "--yes", redis_url=redis_url)
+
+    assert begun.returncode == 0, begun.stderr
+    assert "beside it 12 media in clip@2 of 16 values" in status.stdout
+    assert (stale.returncode, "cannot be applied" in stale.stderr) == (4, True)
+    assert "pet 42 is switched, at revision 14: 0 media moved" in switched.stdout
+    assert (planned.returncode, ended.stdout) == (4, "forgotten: 12 vectors of clip@1\n")
+    assert service.clusters(PET).model == "clip@2"
 
 
 def test_what_events_would_bring_back_is_not_deleted(redis_url: str, service: ClusterService) -> None:

@@ -1,0 +1,202 @@
+"""A new model beside the old one: vectors never mix, the switch is looked at first, and the ledger goes along."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import redis
+
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import DimensionMismatch, InvalidInput, ModelMismatch, StalePreview, UnknownPet
+from sploot_cluster.keys import PetKeys
+from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.models import ClusterId, MediaId, PetId
+from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.store import PetStore
+from sploot_cluster.vectors import FloatVector
+from tests.sploot_cluster.albums import MODEL, PET, name, names, take
+
+ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
+NEW, NEW_DIM = "clip@2", 24
+
+
+@pytest.fixture(params=["redis", "memory"])
+def store(request: pytest.FixtureRequest) -> PetStore:
+    if request.param == "memory":
+        return MemoryPetStore()
+    return RedisPetStore(request.getfixturevalue("redis_client"))
+
+
+@pytest.fixture
+def service(store: PetStore) -> ClusterService:
+    """Clusters 1, 2, 3 of eight pictures each, two of them merged."""
+    service = ClusterService(store)
+    for subject in range(3):
+        take(service, subject, range(8))
+    service.recluster(PET)
+    service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
+    return service
+
+
+def seen_by_new(subject: int, number: int) -> FloatVector:
+    """The new model sees a picture elsewhere, and the first two of subject 2 as of subject 0."""
+    rng = np.random.default_rng([99, subject, number])
+    vector = rng.normal(scale=0.05, size=NEW_DIM)
+    vector[20 - (0 if subject == 2 and number < 2 else subject)] += 1.0
+    return vector.astype(np.float32)
+
+
+def embed(service: ClusterService, subject: int, numbers: range) -> None:
+    for number in numbers:
+        service.assign(PET, name(subject, number), model=NEW, vector=seen_by_new(subject, number))
+
+
+def begin(service: ClusterService) -> None:
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    for subject in range(3):
+        embed(service, subject, range(8))
+
+
+def test_vectors_of_another_model_go_beside_and_nowhere_else(service: ClusterService, store: PetStore) -> None:
+    before = store.load(PET)
+
+    begin(service)
+    embed(service, 0, range(3))  # again, as events do
+
+    after, shadow = store.load(PET), service.shadow(PET)
+    assert after.version == before.version
+    assert after.dim == 16
+    assert shadow is not None
+    assert (shadow.model, shadow.dim, shadow.by, shadow.n_vectors) == (NEW, NEW_DIM, "eve", 24)
+    assert service.tally(PET).quarantine == {}
+
+
+def test_the_pet_lives_on_in_its_own_model_meanwhile(service: ClusterService) -> None:
+    begin(service)
+
+    (late,) = take(service, 2, range(20, 21))
+    service.recluster(PET)
+
+    assert not late.is_duplicate
+    assert service.clusters(PET).model == MODEL
+
+
+def test_a_third_model_and_another_length_are_refused(service: ClusterService) -> None:
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+
+    with pytest.raises(ModelMismatch):
+        service.assign(PET, MediaId("x"), model="dino@1", vector=[1.0] * NEW_DIM)
+    with pytest.raises(DimensionMismatch, match="24-dimensional"):
+        service.assign(PET, MediaId("x"), model=NEW, vector=[1.0] * 8)
+    for model in (MODEL, "dino@1"):
+        with pytest.raises(InvalidInput):
+            service.begin_model(PET, model, 16, by="eve")
+    with pytest.raises(UnknownPet):
+        service.begin_model(PetId(7), NEW, NEW_DIM, by="eve")
+
+
+def test_the_switch_does_what_its_preview_showed_and_keeps_every_correction(
+    service: ClusterService, store: PetStore
+) -> None:
+    begin(service)
+    embed(service, 1, range(8, 10))  # media that only the new model has seen
+    before = store.load(PET)
+    preview = service.preview_switch(PET)
+
+    result = service.switch_model(PET, preview.token, by="eve")
+
+    state = store.load(PET)
+    where = dict(zip(state.media, state.labels.tolist(), strict=True))
+    assert (state.model, state.dim, state.n_media, state.revision) == (NEW, NEW_DIM, 26, before.revision + 1)
+    assert np.allclose(state.vectors[state.rows[name(2, 5)]], _unit(seen_by_new(2, 5)), atol=1e-6)
+    assert {where[medium] for medium in names(0, range(8)) | names(1, range(8))} == {ONE}
+    assert {where[medium] for medium in names(2, range(2, 8))} == {THREE}, "ids are kept"
+    assert where[name(2, 0)] == ONE, "the new model sees it otherwise, and nobody said anything about it"
+    assert (result.kept, state.ledger) == ("constraints kept 1 of 1", before.ledger)
+    assert (preview.diff.n_arrived, preview.diff.n_moved) == (2, 2)
+    assert service.compare(PET, before.revision, state.revision).moved == preview.diff.moved
+    assert service.tally(PET).tally.is_conserved
+    (entry,) = service.history(PET, limit=1)
+    assert (entry.kind, entry.by, entry.summary["from"], entry.summary["to"]) == ("switch", "eve", MODEL, NEW)
+    assert all(np.isfinite(card.threshold) for card in state.clusters.values())
+
+
+def test_a_switched_pet_takes_arrivals_of_the_new_model_and_can_be_switched_back(
+    service: ClusterService, store: PetStore
+) -> None:
+    before = store.load(PET)
+    begin(service)
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+
+    embed(service, 2, range(30, 31))
+    take(service, 2, range(30, 31))
+    back = service.preview_switch(PET)
+    service.switch_model(PET, back.token, by="eve")
+
+    state = store.load(PET)
+    assert (state.model, state.n_media) == (MODEL, 25)
+    assert state.labels[: before.n_media].tolist() == before.labels.tolist()
+    assert np.array_equal(state.vectors[: before.n_media], before.vectors)
+
+
+def test_a_pet_is_not_switched_while_media_are_missing(service: ClusterService) -> None:
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    embed(service, 0, range(8))
+
+    with pytest.raises(InvalidInput, match="16 of 24 media of pet 42 have no vector of clip@2: s1-0"):
+        service.preview_switch(PET)
+
+
+def test_a_switch_of_what_changed_since_is_refused(service: ClusterService, store: PetStore) -> None:
+    begin(service)
+    token = service.preview_switch(PET).token
+    embed(service, 0, range(40, 41))
+    before = store.load(PET)
+
+    with pytest.raises(StalePreview):
+        service.switch_model(PET, token, by="eve")
+
+    assert store.load(PET).version == before.version
+
+
+def test_a_model_that_is_ended_leaves_nothing(service: ClusterService, store: PetStore) -> None:
+    begin(service)
+
+    assert service.end_model(PET)
+    assert not service.end_model(PET)
+    assert service.shadow(PET) is None
+    with pytest.raises(InvalidInput, match="no second model"):
+        service.preview_switch(PET)
+    if isinstance(store, RedisPetStore):
+        keys = PetKeys.of(PET)
+        assert not store._client.exists(keys.shadow, keys.shadow_vectors)
+
+
+def test_the_shadow_goes_along_with_deletions_and_files(service: ClusterService, store: PetStore) -> None:
+    begin(service)
+    service.delete_media(PET, [name(0, 0)], by="eve")
+    file = service.export(PET)
+    service.delete_pet(PET)
+    gone = service.shadow(PET)
+    service.import_pet(file)
+
+    dump = store.dump(PET)
+    assert gone is None
+    assert dump.shadow is not None
+    assert dump.shadow.vectors.keys() == set(dump.state.media)
+    assert service.export(PET) == file
+
+
+def test_nothing_of_a_shadow_is_left_of_a_deleted_pet(redis_client: redis.Redis) -> None:
+    service = ClusterService(RedisPetStore(redis_client))
+    take(service, 0, range(8))
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    embed(service, 0, range(8))
+
+    service.delete_pet(PET)
+
+    assert redis_client.keys("*") == []
+
+
+def _unit(vector: FloatVector) -> FloatVector:
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
