@@ -1,8 +1,9 @@
 """Density clusters, side by side: ours, hdbscan, scikit-learn. ``make bench`` or ``python -m benchmarks.density``.
 
 Each round runs every engine once in a process of its own, in an order that turns with the round; what is printed are
-medians of the rounds, after one call that warms up, and the peak memory beyond what imports and data took. Then, for
-sizes that hdbscan can do exactly, how far ours agrees: the weight of the spanning tree, and labels by their ARI.
+medians of the rounds, after one call that warms up, and the peak memory beyond what imports and data took. CPU time is
+of all threads: on a machine that does other work too it tells more. Then, for sizes that hdbscan can do exactly, how far
+ours agrees: the weight of the spanning tree, and labels by their ARI.
 The vectors are uneven cones with 8 % noise, 512 values each, the same for everybody.
 """
 
@@ -83,11 +84,11 @@ def measure(name: str, n: int) -> dict[str, float]:
     run, x = engine(name), pictures(n)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run(x[: min(n, 500)])
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     labels = run(x)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
-    return {"seconds": seconds, "peak_mb": peak_mb, "clusters": float(labels.max() + 1)}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb, "clusters": float(labels.max() + 1)}
 
 
 def agreement(n: int) -> dict[str, float]:
@@ -148,9 +149,10 @@ def main() -> None:
         found_of[n] = medians
         for name, median in medians.items():
             ratio = median["seconds"] / medians["ours"]["seconds"]
-            facts = [number(median["seconds"]), number(median["peak_mb"]), f"{median['clusters']:.0f}", number(ratio)]
-            rows.append([f"{n:,} {name}", *facts])
-    print(table(["media, engine", "seconds", "peak MB", "clusters", "x ours"], rows))
+            cpu_ratio = median["cpu_seconds"] / medians["ours"]["cpu_seconds"]
+            facts = [number(median[fact]) for fact in ("seconds", "cpu_seconds", "peak_mb")]
+            rows.append([f"{n:,} {name}", *facts, f"{median['clusters']:.0f}", number(ratio), number(cpu_ratio)])
+    print(table(["media, engine", "seconds", "CPU s", "peak MB", "clusters", "x ours", "x CPU"], rows))
     agreements = {n: agreement(n) for n in arguments.sizes if n <= MOST["hdbscan generic"]}
     print()
     print(
