@@ -2,8 +2,8 @@
 
 Each round runs every engine once in a process of its own, in an order that turns with the round; what is printed are
 medians of the rounds, after one call that warms up, and the peak memory beyond what imports and data took. CPU time is
-of all threads: on a machine that does other work too it tells more. Then, for sizes that hdbscan can do exactly, how far
-ours agrees: the weight of the spanning tree, and labels by their ARI.
+of all threads: on a machine that does other work too it tells more. Then, for sizes that hdbscan can do exactly, how
+far ours agrees: the weight of the spanning tree, and labels by their ARI.
 The vectors are uneven cones with 8 % noise, 512 values each, the same for everybody.
 """
 
