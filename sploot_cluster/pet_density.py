@@ -7,14 +7,13 @@ Both are matters of speed: a store that cannot tell is as good as one that has n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from sploot_cluster import kept_tree
 from sploot_cluster.backends import Fallback, TreeBuilder
-from sploot_cluster.density import Density, all_noise, density_of
 from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.models import MediaId, PetState
 from sploot_cluster.pet_cache import PetMemory
@@ -22,8 +21,11 @@ from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.spanning_tree import Rows, SpanningTree
 from sploot_cluster.store import PetStore
 from sploot_cluster.threads import n_cores
-from sploot_cluster.tree_changes import grown
+from sploot_cluster.tree_changes import grown, without
 from sploot_cluster.vectors import FloatMatrix
+
+if TYPE_CHECKING:
+    from sploot_cluster.density import Density
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +70,27 @@ class PetDensity:
 
     def density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
         """The density of ``media``, whose tree it is."""
+        # hdbscan takes a second to import: who only keeps trees, as a deletion does, goes without
+        from sploot_cluster.density import all_noise, density_of
+
         if tree is None:
             return all_noise(len(media))
         return density_of(tree, vectors, settings=self._settings, names=_names(media))
+
+    def pruned(self, memory: PetMemory, state: PetState, gone: Iterable[MediaId]) -> SpanningTree | None:
+        """The tree that is known of the first rows of ``state``, without media that are about to go; None without one.
+
+        Small pets have none: their next recluster builds it in no time.
+        """
+        n = state.n_media
+        if n < kept_tree.KEPT_FROM:
+            return None
+        tree = self.recall(memory, n) if memory.state.born == state.born else None
+        tree = tree or self._fetch(state, self._samples(n))
+        if tree is None:
+            return None
+        rows = [state.rows[medium] for medium in gone if medium in state.rows]
+        return without(tree, state.vectors, np.array([row for row in rows if row < tree.n], dtype=np.intp))
 
     def keep(self, memory: PetMemory, state: PetState, tree: SpanningTree) -> None:
         """Have the store keep the tree of the first rows of ``state`` if what lies there is far behind."""

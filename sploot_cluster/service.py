@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from sploot_cluster.density import Density
     from sploot_cluster.dumps import PetDump
     from sploot_cluster.pet_density import PetDensity
+    from sploot_cluster.spanning_tree import SpanningTree
 
 
 logger = logging.getLogger(__name__)
@@ -466,7 +467,12 @@ class ClusterService:
                 after = without(before, there, by=by, at=self._clock())
                 try:
                     with self._cache.open(pet) as memory:
+                        tree = self._pruned(memory, before.state, there)
                         memory.state = self._store.replace(before.state, after, claimant=claimant)
+                        memory.n_kept = 0
+                        if tree is not None:
+                            memory.remember_tree(tree)
+                            self._densities.keep(memory, memory.state, tree)
                 except RevisionConflict:
                     if attempt == 1:
                         claims.callback(self._store.release, pet, claimant)
@@ -593,10 +599,18 @@ class ClusterService:
 
     @cached_property
     def _densities(self) -> PetDensity:
-        # hdbscan takes a second to import: whoever only reads does without
+        # scipy takes a while to import: whoever only reads goes without
         from sploot_cluster.pet_density import PetDensity
 
         return PetDensity(self._store, self._settings, on_fallback=self._on_fallback)
+
+    def _pruned(self, memory: PetMemory, state: PetState, gone: Collection[MediaId]) -> SpanningTree | None:
+        """The pet's tree without media that are about to go; None where a recluster has to build it anew."""
+        try:
+            densities = self._densities
+        except ImportError:  # a server without the engine: it deletes, and a worker builds
+            return None
+        return densities.pruned(memory, state, gone)
 
     def _density(self, pet: PetId) -> tuple[PetState, Density]:
         """The pet as it is when this begins, and its density. Others may use the pet while it is computed."""

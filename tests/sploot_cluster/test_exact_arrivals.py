@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -162,6 +163,78 @@ def test_two_workers_on_one_pet_end_where_one_would(redis_url: str) -> None:
         assert view.n_media == 180
         assert (fresh.n_moved, fresh.n_new_ids) == (0, 0)
         assert groups(workers[1]) == before
+
+
+@pytest.mark.parametrize("knows", ["the same worker", "another worker"])
+def test_a_deletion_leaves_the_tree_of_those_that_stay(redis_url: str, count_builds: list[int], knows: str) -> None:
+    vectors = album(340)
+    with redis.Redis.from_url(redis_url) as client:
+        service = ClusterService(RedisPetStore(client))
+        arrive(service, vectors, range(340))
+        service.recluster(PET)
+        other = service if knows == "the same worker" else ClusterService(RedisPetStore(client))
+
+        other.delete_media(PET, [MediaId(f"m{row}") for row in (3, 100, 339)], by="ada")
+        ClusterService(RedisPetStore(client)).recluster(PET)
+
+        assert count_builds == [340]
+        state = RedisPetStore(client).load(PET)
+    anew = cluster_densely(np.delete(vectors, [3, 100, 339], axis=0))
+    clustered = (state.labels >= 0) & (state.standings == 1)
+    assert clustered.sum() > 200
+    pairs = state.labels[clustered][:, None] == state.labels[clustered]
+    np.testing.assert_array_equal(pairs, anew.labels[clustered][:, None] == anew.labels[clustered])
+
+
+def test_a_server_without_the_engine_deletes_and_a_worker_builds(
+    monkeypatch: pytest.MonkeyPatch, count_builds: list[int]
+) -> None:
+    vectors, store = album(300), MemoryPetStore()
+    arrive(ClusterService(store), vectors, range(300))
+    ClusterService(store).recluster(PET)
+    with monkeypatch.context() as without_scipy:
+        without_scipy.setitem(sys.modules, "sploot_cluster.pet_density", None)
+        ClusterService(store).delete_media(PET, [MediaId("m7")], by="ada")
+
+    ClusterService(store).recluster(PET)
+
+    assert count_builds == [300, 299]
+
+
+def test_any_arrivals_and_deletions_of_two_workers_leave_the_tree_of_a_fresh_build(
+    redis_url: str, count_builds: list[int]
+) -> None:
+    for seed in range(2):
+        rng, vectors = np.random.default_rng(seed), album(500, seed=seed)
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+            workers = [ClusterService(RedisPetStore(client), settings=EXACT) for _ in range(2)]
+            arrive(ClusterService(RedisPetStore(client)), vectors, range(280))
+            here, come = list(range(280)), 280
+            workers[0].recluster(PET)
+            count_builds.clear()
+            for _ in range(40):
+                worker = workers[int(rng.integers(2))]
+                if rng.random() < 0.7:
+                    arrive(worker, vectors, [come])
+                    here.append(come)
+                    come += 1
+                else:
+                    gone = rng.choice(here, size=int(rng.integers(1, 3)), replace=False).tolist()
+                    worker.delete_media(PET, [MediaId(f"m{row}") for row in gone], by="ada")
+                    here = [row for row in here if row not in gone]
+            workers[1].recluster(PET)
+            assert count_builds == [], seed
+            state = RedisPetStore(client).load(PET)
+
+        assert list(state.media) == [f"m{row}" for row in here], seed
+        anew = cluster_densely(vectors[here])
+        clustered = (state.labels >= 0) & (state.standings == 1)
+        pairs = state.labels[clustered][:, None] == state.labels[clustered]
+        np.testing.assert_array_equal(
+            pairs, anew.labels[clustered][:, None] == anew.labels[clustered], err_msg=str(seed)
+        )
+        np.testing.assert_array_equal(anew.labels[state.standings == 1] >= 0, True, err_msg=str(seed))
 
 
 @pytest.mark.parametrize(
