@@ -1,0 +1,296 @@
+"""Anything may happen to a queue in any order, and every message stays in exactly one place until it is done.
+
+The model knows of each message only whether it lives, is done, is a dead letter or was purged; where a living one is,
+the server is asked by raw commands, in one transaction. BROKER_MODEL_EXAMPLES=500 looks further than the suite does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from typing import Any
+
+import hypothesis
+import redis
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from broker import Delivery, RedisStreamsBroker
+from broker.consumer import StreamsConsumer
+from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, message
+from tests.support import eventually
+
+WHICH = st.integers(0, 99)
+
+
+class Queue(RuleBasedStateMachine):
+    """Two processes at a time; whoever dies is followed by another."""
+
+    client: redis.Redis
+    url: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        self.scene = Scene(self.client, self.url)
+        self.n_processes = 0
+        self.n_messages = 0
+        self.living: set[str] = set()
+        self.dead: set[str] = set()
+        self.gone: set[str] = set()
+        self.key_of: dict[str, str] = {}
+        self.consumers: dict[str, StreamsConsumer] = {}
+        self.held: dict[str, list[Delivery]] = {}
+
+    @initialize()
+    def at_work(self) -> None:
+        """Two processes with work of every sort: many a run of the model draws no enqueue and no receive."""
+        self.begin()
+        self.begin()
+        self.enqueue(0, 4, None, None, None)
+        self.enqueue(0, 3, None, None, "k")
+        self.enqueue(0, 1, None, "u", None)
+        self.enqueue(0, 2, 3_600_000, None, None)
+        self.receive(0, 3)
+        self.receive(1, 3)
+
+    def begin(self) -> None:
+        name = f"process-{self.n_processes}"
+        self.n_processes += 1
+        self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=30, keeper_process=False)
+        self.held[name] = []
+
+    # What can be chosen from depends on janitors, which work when they like: a choice is a number, taken modulo.
+
+    def a_process(self, which: int) -> tuple[str, RedisStreamsBroker, StreamsConsumer]:
+        name = sorted(self.consumers)[which % len(self.consumers)]
+        return name, self.scene.brokers[name], self.consumers[name]
+
+    def owns(self, name: str, delivery: Delivery) -> bool:
+        """Whether the group says that this delivery is the entry's last."""
+        found: Any = self.scene.client.xpending_range(
+            KEYS.stream,
+            GROUP,
+            delivery.entry_id,
+            delivery.entry_id,
+            1,
+            consumername=self.scene.brokers[name].consumer_name,
+        )
+        return bool(found) and found[0]["times_delivered"] == delivery.deliveries
+
+    @rule(
+        which=WHICH,
+        n=st.integers(1, 4),
+        delay=st.sampled_from([None, None, 3_600_000]),
+        unique=st.sampled_from([None, None, None, "u"]),
+        key=st.sampled_from([None, None, "k", "l"]),
+    )
+    def enqueue(self, which: int, n: int, delay: int | None, unique: str | None, key: str | None) -> None:
+        _, broker, _ = self.a_process(which)
+        for _ in range(n):
+            label = f"m{self.n_messages}"
+            self.n_messages += 1
+            options = {name: value for name, value in (("unique_key", unique), ("ordering_key", key)) if value}
+            is_locked = unique is not None and bool(self.client.exists(KEYS.unique(unique)))
+            sent = message(label, **options)
+
+            answered = broker.enqueue(sent, delay=delay)
+
+            assert (answered.message_id != sent.message_id) is is_locked
+            if not is_locked:
+                self.living.add(label)
+                if key is not None:
+                    self.key_of[label] = key
+
+    @rule(which=WHICH, n=st.integers(1, 5))
+    def receive(self, which: int, n: int) -> None:
+        name, broker, consumer = self.a_process(which)
+        for _ in range(n):
+            delivery = next(consumer)
+            if delivery is None:
+                return
+            assert isinstance(delivery, Delivery)
+            # what lay in the consumer's buffer may be done elsewhere meanwhile
+            assert delivery.args[0] in self.living or not self.is_there(delivery)
+            assert delivery.entry_id not in {one.entry_id for one in self.held[name]}, "no process gets what it has"
+            broker._session.may_run(delivery)
+            self.held[name].append(delivery)
+
+    @rule(which=WHICH, how=st.sampled_from(["succeed", "succeed", "reject", "retry", "retry later", "give back"]))
+    def settle(self, which: int, how: str) -> None:
+        every = [(name, delivery) for name in sorted(self.held) for delivery in self.held[name]]
+        if not every:
+            return
+        name, delivery = every[which % len(every)]
+        self.held[name].remove(delivery)
+        consumer, label, does_own = self.consumers[name], delivery.args[0], self.owns(name, delivery)
+        match how:
+            case "succeed":
+                was_there = self.is_there(delivery)
+                consumer.ack(delivery)
+                eventually(lambda: not self.is_there(delivery))
+                if was_there:  # believed of whoever says it
+                    self.living.remove(label)
+                    self.gone.add(label)
+            case "reject":
+                delivery.stuff_exception(ValueError("rejected"))
+                consumer.nack(delivery)
+                if does_own:
+                    self.living.remove(label)
+                    self.dead.add(label)
+            case "retry" | "retry later":
+                fail(self.scene.brokers[name], delivery, delay=0 if how == "retry" else 3_600_000)
+                consumer.ack(delivery)
+            case "give back":
+                consumer.requeue([delivery])
+
+    @rule(which=WHICH)
+    def crash(self, which: int) -> None:
+        if self.n_processes < 6:
+            name, _, _ = self.a_process(which)
+            del self.consumers[name], self.held[name]
+            self.scene.die(name)
+            self.begin()
+
+    @rule(
+        which=WHICH,
+        command=st.sampled_from(
+            ["XACK", "XCLAIM", "XGROUP DELCONSUMER", "XGROUP SETID", "XGROUP DESTROY", "SWEEP", "TIME"]
+        ),
+    )
+    def by_hand(self, which: int, command: str) -> None:
+        """What operators do, and what the janitors and the clock do on their own."""
+        pending: Any = self.scene.client.xpending_range(KEYS.stream, GROUP, "-", "+", 100)
+        one = pending[which % len(pending)] if pending else None
+        match command:
+            case "XGROUP DESTROY":
+                self.scene.client.xgroup_destroy(KEYS.stream, GROUP)
+                self.a_process(which)[1]._session.keeper.run_once()
+            case "XGROUP SETID":
+                self.scene.client.xgroup_setid(KEYS.stream, GROUP, "$" if which % 2 else "0")
+            case "TIME":
+                self.time_passes()
+            case "SWEEP":
+                self.swept(self.a_process(which)[1])
+            case "XGROUP DELCONSUMER" if one:
+                self.scene.client.xgroup_delconsumer(KEYS.stream, GROUP, one["consumer"])
+            case "XACK" if one:
+                self.scene.client.xack(KEYS.stream, GROUP, one["message_id"])
+            case "XCLAIM" if one:
+                self.scene.client.xclaim(KEYS.stream, GROUP, "rescue-consumer", 0, [one["message_id"]], idle=60_000)
+
+    @rule(which=WHICH, what=st.sampled_from(["requeue", "requeue", "purge", "pause"]))
+    def operate(self, which: int, what: str) -> None:
+        _, broker, _ = self.a_process(which)
+        if what == "pause":
+            broker.pause(QUEUE)
+            broker.resume(QUEUE)
+        elif self.dead:
+            label = sorted(self.dead)[which % len(self.dead)]
+            letters = broker.dead_letters(QUEUE)
+            (letter_id,) = [one.id for one in letters.list() if label_of(one.fields) == label]
+            assert (letters.purge if what == "purge" else letters.requeue)([letter_id]) == 1
+            self.dead.remove(label)
+            (self.gone if what == "purge" else self.living).add(label)
+
+    def time_passes(self) -> None:
+        """Everything that is delayed falls due."""
+        for name in self.scene.client.zrange(KEYS.delayed, 0, -1):
+            self.scene.client.zadd(KEYS.delayed, {name: 1}, xx=True)
+
+    def swept(self, broker: RedisStreamsBroker) -> None:
+        """A janitor's round that looks for orphans."""
+        janitor = next(iter(broker._session._queues.values())).janitor
+        janitor._next_sweep_at = 0.0
+        janitor.run_once()
+
+    @invariant()
+    def every_message_is_in_exactly_one_place(self) -> None:
+        places = self.places()
+        for label in self.living:
+            assert places[label] in (["stream"], ["delayed"], ["line"]), f"{label} lives, and is in {places[label]}"
+        for label in self.dead:
+            assert places[label] == ["dead"], f"{label} is a dead letter, and is in {places[label]}"
+        for label in self.gone:
+            assert places[label] == [], f"{label} is done or purged, and is in {places[label]}"
+
+    @invariant()
+    def one_of_an_ordering_key_is_at_work(self) -> None:
+        at_work = Counter(
+            self.key_of[label]
+            for label, where in self.places().items()
+            if label in self.key_of and where in (["stream"], ["delayed"])
+        )
+        assert all(n == 1 for n in at_work.values()), at_work
+
+    def places(self) -> dict[str, list[str]]:
+        pipe = self.client.pipeline(transaction=True)
+        pipe.xrange(KEYS.stream)
+        pipe.hvals(KEYS.delayed_messages)
+        pipe.hvals(KEYS.messages_in_line)
+        pipe.xrange(KEYS.dead)
+        stream, delayed, in_line, dead = pipe.execute()
+        found: dict[str, list[str]] = {f"m{number}": [] for number in range(self.n_messages)}
+        for _, fields in stream:
+            found[label_of(fields)].append("stream")
+        for payload in delayed:
+            found[label_of({b"message": payload})].append("delayed")
+        for payload in in_line:
+            found[json.loads(payload[payload.index(b"{") :])["args"][0]].append("line")
+        for _, fields in dead:
+            found[label_of({b"message": fields[b"entry:message"]})].append("dead")
+        return found
+
+    def is_there(self, delivery: Delivery) -> bool:
+        return bool(self.scene.client.xrange(KEYS.stream, delivery.entry_id, delivery.entry_id))
+
+    def teardown(self) -> None:
+        try:
+            if self.consumers:
+                self.run_dry()
+        finally:
+            self.scene.close()
+
+    def run_dry(self) -> None:
+        """Whatever has happened, one process that works is enough to finish everything."""
+        for name in list(self.consumers):
+            del self.consumers[name], self.held[name]
+            self.scene.die(name)
+        self.client.delete(KEYS.paused)
+        self.begin()
+        ((name, consumer),) = self.consumers.items()
+
+        def work() -> bool:
+            self.time_passes()
+            self.swept(self.scene.brokers[name])
+            while (delivery := next(consumer)) is not None:
+                consumer.ack(delivery)
+                self.living.discard(delivery.args[0])
+                self.gone.add(delivery.args[0])
+            return not self.living
+
+        eventually(work, within_s=30)
+        eventually(lambda: not self.client.xlen(KEYS.stream))
+        self.every_message_is_in_exactly_one_place()
+
+
+def test_every_message_stays_in_exactly_one_place_whatever_happens(redis_client: redis.Redis, redis_url: str) -> None:
+    class OnThisServer(Queue):
+        client, url = redis_client, redis_url
+
+    many = int(os.environ.get("BROKER_MODEL_EXAMPLES", "0"))
+    settings = hypothesis.settings(
+        max_examples=many or 25,
+        derandomize=not many,
+        stateful_step_count=60 if many else 25,
+        # waiting for a server is what it does
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    run_state_machine_as_test(OnThisServer, settings=settings)
