@@ -125,9 +125,17 @@ class ByHand:
 
     def delayed(self) -> Iterator[bytes]:
         """The encoded messages that are not due yet, retries among them, in no order."""
+        yield from self._values(self.keys.delayed_messages)
+
+    def in_line(self) -> Iterator[bytes]:
+        """The encoded messages that wait for another one of their ordering key, in no order."""
+        for stored in self._values(self.keys.messages_in_line):
+            yield stored.partition(b" ")[2]  # after the time at which it is due
+
+    def _values(self, key: str) -> Iterator[bytes]:
         cursor: Any = 0
         while True:
-            cursor, flat = self._connections.run("HSCAN", self.keys.delayed_messages, cursor, "COUNT", PAGE)
+            cursor, flat = self._connections.run("HSCAN", key, cursor, "COUNT", PAGE)
             yield from flat[1::2]
             if int(cursor) == 0:
                 return

@@ -38,6 +38,7 @@ class QueueStatus:
         because: one sentence: why its work waits, or that it does not.
         undelivered: jobs that no worker has taken.
         in_flight: jobs in pending lists, as XPENDING counts them.
+        in_line: jobs that wait for another one of their ordering key.
         delayed: jobs that are not due, retries included.
         orphaned: delivered jobs in nobody's pending list.
         dead: dead letters.
@@ -52,6 +53,7 @@ class QueueStatus:
     is_paused: bool
     undelivered: int
     in_flight: int
+    in_line: int
     delayed: int
     orphaned: int
     dead: int

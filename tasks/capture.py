@@ -185,15 +185,17 @@ def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redac
     found, _ = find_jobs(broker, client, pet_id)
     for job in found:
         if job.entry_id is None:
-            continue  # a delayed one: below, with its message
+            continue  # one that is not in the stream yet: below, with its message
         entry = broker.by_hand(job.queue).entry(job.entry_id)
         if entry is not None:  # else it ended meanwhile
             yield {"job": job.state, "queue": job.queue, "entry_id": job.entry_id, "fields": _fields(entry, redact)}
-    for queue in {job.queue for job in found if job.state == "delayed"}:
-        for message in broker.by_hand(queue).delayed():
-            entry = {b"message": message}
-            if facts_of(entry).pet_id == pet_id:
-                yield {"job": "delayed", "queue": queue, "entry_id": None, "fields": _fields(entry, redact)}
+    for queue in {job.queue for job in found if job.entry_id is None}:
+        by_hand = broker.by_hand(queue)
+        for state, messages in (("delayed", by_hand.delayed()), ("in line", by_hand.in_line())):
+            for message in messages:
+                entry = {b"message": message}
+                if facts_of(entry).pet_id == pet_id:
+                    yield {"job": state, "queue": queue, "entry_id": None, "fields": _fields(entry, redact)}
 
 
 def _letters(broker: RedisStreamsBroker, pet_id: int, *, redact: bool) -> Iterator[Line]:

@@ -50,8 +50,8 @@ class FoundJob:
     """A job of a pet that has not ended.
 
     Attributes:
-        state: ``waiting``, ``in flight``, ``delayed``.
-        entry_id: None for a delayed one, which has none yet.
+        state: ``waiting``, ``in flight``, ``delayed``, or ``in line`` behind another one of its ordering key.
+        entry_id: None for the last two, which have none yet.
         holder: who works on it, where somebody does.
     """
 
@@ -104,7 +104,7 @@ def find_jobs(
 ) -> tuple[list[FoundJob], int]:
     """The pet's jobs that have not ended, of every queue, at most ``limit`` of each; and how many entries were indexed.
 
-    Reads the index, what workers hold, and what is delayed; the last is read whole.
+    Reads the index, what workers hold, and what is not in the stream yet; the last is read whole.
     """
     found: list[FoundJob] = []
     n_indexed = 0
@@ -125,10 +125,11 @@ def find_jobs(
             facts = facts_of(entry or {})
             if facts.pet_id == pet_id:
                 found.append(_job(queue, by_hand, entry_id, facts, pending))
-        for message in by_hand.delayed():
-            facts = facts_of({b"message": message})
-            if facts.pet_id == pet_id:
-                found.append(FoundJob(queue, "delayed", None, facts.message_id, facts.actor, facts.media_id, None))
+        for state, messages in (("delayed", by_hand.delayed()), ("in line", by_hand.in_line())):
+            for message in messages:
+                facts = facts_of({b"message": message})
+                if facts.pet_id == pet_id:
+                    found.append(FoundJob(queue, state, None, facts.message_id, facts.actor, facts.media_id, None))
     return found, n_indexed
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import dramatiq
 import pytest
 import redis
 
@@ -48,6 +51,23 @@ def test_work_in_flight_and_delayed_work_is_found(desk: Desk, redis_client: redi
         (EMBEDDING_INGESTED, "in flight", entry_id, STUCK),
         (CLUSTER_RECLUSTER, "delayed", None, None),
     ]
+
+
+def test_work_that_waits_behind_its_ordering_key_is_found(desk: Desk) -> None:
+    messages: list[dramatiq.Message[Any]] = [
+        dramatiq.Message(CLUSTER_FEEDBACK, "merge_clusters", (), {"pet_id": 42}, {"ordering_key": "pet 42"})
+        for _ in range(2)
+    ]
+    desk.broker.enqueue_many(messages)
+
+    found, _ = desk.operations.find(42)
+    (queue,) = [queue for queue in desk.operations.queues() if queue.queue == CLUSTER_FEEDBACK]
+
+    assert [(job.state, job.message_id) for job in found] == [
+        ("waiting", messages[0].message_id),
+        ("in line", messages[1].message_id),
+    ]
+    assert (queue.undelivered, queue.in_line) == (1, 1)
 
 
 def test_what_has_ended_is_not_found_and_is_forgotten(desk: Desk) -> None:
