@@ -85,6 +85,7 @@ class Janitor:
         self._next_sweep_at = 0.0
         self._next_round_at = 0.0
         self._others: tuple[str, ...] = ()
+        self._round = threading.Lock()
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -101,6 +102,11 @@ class Janitor:
         Raises:
             BrokerConnectionError: Redis did not answer; the next round does what this one could not.
         """
+        # one after the other: an older look at the queue must not be told after a newer one
+        with self._round:
+            return self._run_once()
+
+    def _run_once(self) -> Round:
         keys, settings = self._keys, self._settings
         for name in [name for name in self._others if is_dead_sibling(name)]:
             self._declare_dead(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import redis
 
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import Scene, scene_on
+
+# BROKER_TEST_SERVER=/path/to/valkey-server make test ARGS='tests/broker -k given'
+GIVEN_SERVER = "BROKER_TEST_SERVER"
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +27,20 @@ def old_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRed
         yield server
 
 
-@pytest.fixture(params=["newest", "6.2"])
+@pytest.fixture(scope="session")
+def given_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """Whatever executable somebody wants to know about: Valkey, a newer Redis."""
+    directory = Path(tmp_path_factory.mktemp("given"))
+    executable, options = Path(os.environ[GIVEN_SERVER]), {"appendonly": "no"}
+    with EmbeddedRedis(directory=directory, unix_socket=True, executable=executable, options=options) as server:
+        yield server
+
+
+@pytest.fixture(params=["newest", "6.2", *(["given"] if os.environ.get(GIVEN_SERVER) else [])])
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     """An empty queue, once on each server."""
-    server: EmbeddedRedis = request.getfixturevalue("redis_server" if request.param == "newest" else "old_server")
+    fixtures = {"newest": "redis_server", "6.2": "old_server", "given": "given_server"}
+    server: EmbeddedRedis = request.getfixturevalue(fixtures[request.param])
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
         with scene_on(client, server.url) as scene:

@@ -177,11 +177,12 @@ def test_a_full_server_settles_everything_and_refuses_only_what_is_new(scene: Sc
             broker.enqueue(message("new"))
 
     assert sorted(labels(taken)) == ["due", "returned", "tried at once"]
-    assert scene.state() == QueueState(
+    then = QueueState(
         pending=dict.fromkeys(("returned", "tried at once", "due"), ("a", 1)),
         delayed=("retried",),
         dead=(("failed", "dies"),),
     )
+    eventually(lambda: scene.state() == then)
 
 
 def test_a_full_server_hands_the_messages_of_the_dead_to_others(scene: Scene) -> None:
