@@ -37,6 +37,10 @@ test: $(VENV)/installed ## the whole suite, on a real redis-server: make test [A
 test-faults: $(VENV)/installed ## everything goes wrong for minutes; is anything lost? make test-faults [ARGS=--short]
 	@$(BIN)/python -m tests.faults $(ARGS)
 
+.PHONY: broker-wheel
+broker-wheel: $(VENV)/installed ## build the broker as a distribution of its own into dist/
+	@$(BIN)/python -m deploy.broker_distribution dist
+
 .PHONY: soak
 soak: $(VENV)/installed ## an hour of traffic with small faults; does anything grow? make soak [ARGS='--minutes 5']
 	@$(BIN)/python -m tests.faults.soak $(ARGS)

@@ -1,0 +1,51 @@
+"""The wheel of the broker alone: distribution ``dramatiq-durable-streams``, package ``dramatiq_durable_streams``.
+
+In this repository the package is called ``broker``, too common a word to be installed under. It imports nothing but
+Dramatiq, redis-py and itself by relative imports, so a copy under another name is the same package; only the imports
+that its README shows are renamed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+PACKAGE: Final = "dramatiq_durable_streams"
+
+
+def build(directory: Path) -> Path:
+    """Build the wheel into ``directory``, without asking any index; its path.
+
+    Raises:
+        subprocess.CalledProcessError: setuptools could not build it; its output says why.
+    """
+    with tempfile.TemporaryDirectory(prefix="broker-wheel-") as temporary:
+        source = Path(temporary)
+        shutil.copytree(ROOT / "broker", source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+        readme = renamed((ROOT / "broker" / "README.md").read_text())
+        for place in (source, source / PACKAGE):
+            (place / "README.md").write_text(readme)
+        module = source / PACKAGE / "__init__.py"
+        module.write_text(renamed(module.read_text()))
+        shutil.copy(ROOT / "LICENSE", source)
+        shutil.copy(Path(__file__).with_name("pyproject.toml"), source)
+        offline = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", directory, source],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    (wheel,) = directory.glob(f"{PACKAGE}-*.whl")
+    return wheel
+
+
+def renamed(text: str) -> str:
+    """The text with its imports under the name that the distribution installs."""
+    return re.sub(r"\b(from|import) broker\b", rf"\1 {PACKAGE}", text)

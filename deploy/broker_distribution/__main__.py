@@ -1,0 +1,17 @@
+"""python -m deploy.broker_distribution DIRECTORY"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from deploy.broker_distribution import build
+
+if __name__ == "__main__":
+    try:
+        print(build(Path(sys.argv[1] if len(sys.argv) > 1 else "dist")))
+    except subprocess.CalledProcessError as error:
+        sys.exit(
+            f"{error.stdout}{error.stderr}\nthe wheel could not be built; pip install -e '.[dev]' brings setuptools"
+        )

@@ -1,0 +1,98 @@
+"""The broker is a distribution of its own: built offline, and installed beside nothing but Dramatiq and redis-py."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import dramatiq
+import pytest
+import redis
+
+import broker
+from deploy.broker_distribution import PACKAGE, ROOT, build
+
+PROGRAM = f"""
+import sys
+import dramatiq
+from {PACKAGE} import RedisStreamsBroker
+
+assert "broker" not in sys.modules, "the copy imports the original"
+assert not [place for place in sys.path if place.startswith({str(ROOT)!r})], sys.path
+broker = RedisStreamsBroker(sys.argv[1], lease_ms=2000)
+dramatiq.set_broker(broker)
+ran = []
+
+@dramatiq.actor
+def work(label):
+    ran.append(label)
+
+work.send("one")
+work.send_with_options(args=("two",), delay=50)
+worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
+worker.start()
+broker.join("default", timeout=30_000)
+worker.stop()
+broker.close()
+print(sorted(ran), sys.modules["{PACKAGE}"].__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return build(tmp_path_factory.mktemp("wheel"))
+    except subprocess.CalledProcessError as error:
+        pytest.fail(f"{error.stdout}{error.stderr}")
+
+
+def test_the_wheel_holds_scripts_types_and_readme(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    here = {path.name for path in Path(broker.__file__).parent.iterdir() if path.suffix in (".py", ".lua")}
+
+    assert {name.partition("/")[2] for name in names if name.startswith(f"{PACKAGE}/")} == {
+        *here,
+        "py.typed",
+        "README.md",
+    }
+    (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+    described = zipfile.ZipFile(wheel).read(metadata).decode()
+    assert f"from {PACKAGE} import RedisStreamsBroker" in described
+    assert "from broker import" not in described
+
+
+def test_a_message_runs_through_with_nothing_of_this_repository_at_hand(
+    wheel: Path, tmp_path: Path, redis_url: str, redis_client: redis.Redis
+) -> None:
+    target, others = tmp_path / "target", tmp_path / "others"
+    offline = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *offline, "--target", target, wheel], check=True)
+    others.mkdir()
+    for package in (dramatiq, redis):
+        assert package.__file__ is not None
+        (others / package.__name__).symlink_to(Path(package.__file__).parent)
+    paths = f"import sys; sys.path[:0] = [{str(target)!r}, {str(others)!r}]\n"
+
+    # -I -S: neither the folder it runs in, nor the environment, nor what is installed there
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", paths + PROGRAM, redis_url], cwd=tmp_path, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("] ")[0] + "]" == "['one', 'two']"
+    assert str(target) in done.stdout
+
+
+def test_it_asks_for_what_the_base_installation_asks_for() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = re.findall(r"^(?:dramatiq|redis) .*$", setup["options"]["install_requires"], flags=re.MULTILINE)
+    project = tomllib.loads((ROOT / "deploy" / "broker_distribution" / "pyproject.toml").read_text())["project"]
+
+    assert project["dependencies"] == wanted
+    assert project["version"] == setup["metadata"]["version"]
