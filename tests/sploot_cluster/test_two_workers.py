@@ -1,0 +1,124 @@
+"""Two workers on one pet in Redis, one overtaking the other right before its commit: no update of either is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sploot_cluster import ClusterService
+from sploot_cluster.dumps import PetDump
+from sploot_cluster.errors import InvalidInput, RevisionConflict, StalePreview
+from sploot_cluster.models import Change, ClusterId, MediaId, PetState
+from sploot_cluster.redis_store import RedisPetStore
+from tests.sploot_cluster.albums import PET, name, take
+from tests.sploot_cluster.oracle import demands
+
+DEEDS = ("arrive", "merge", "split", "exclude", "dismiss", "undo", "recluster", "restore", "delete", "apply")
+deeds = st.tuples(st.sampled_from(DEEDS), st.integers(0, 10_000))
+
+
+class OvertakenStore(RedisPetStore):
+    """Before it writes, somebody else does, once."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(client)
+        self.before: Callable[[], None] | None = None
+
+    def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
+        self._let_overtake()
+        return super().commit(state, change, claimant=claimant)
+
+    def replace(self, state: PetState, dump: PetDump, *, claimant: str | None = None) -> PetState:
+        self._let_overtake()
+        return super().replace(state, dump, claimant=claimant)
+
+    def _let_overtake(self) -> None:
+        before, self.before = self.before, None
+        if before is not None:
+            before()
+
+
+class Pair:
+    """Two workers with memories of their own, and what must be there after all that they were told is done."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        client.flushall()
+        self.slow = OvertakenStore(client)
+        self.workers = (ClusterService(self.slow), ClusterService(RedisPetStore(client)))
+        self.media: set[MediaId] = set()
+        self.operations: set[str] = set()
+        self.n_deeds = 0
+
+    def do(self, worker: ClusterService, deed: str, seed: int) -> None:
+        self.n_deeds += 1
+        operation_id, number = f"op-{self.n_deeds}", 100 + self.n_deeds
+        said: dict[str, Any] = {"operation_id": operation_id, "by": "ada"}
+        state = self.slow.load(PET)
+        clusters = sorted(state.clusters)
+        cluster = clusters[seed % len(clusters)] if clusters else ClusterId(1)
+        inside = [medium for medium in state.media if state.labels[state.rows[medium]] == cluster]
+        some = inside[seed % 3 : seed % 3 + 1 + seed % 2]
+        revisions = [correction.revision for correction in state.ledger] or [1]
+        act: dict[str, Callable[[], object]] = {
+            "arrive": lambda: take(worker, seed % 3, range(number, number + 1)),
+            "merge": lambda: worker.merge(PET, clusters[:2], **said),
+            "split": lambda: worker.split(PET, cluster, some, **said),
+            "exclude": lambda: worker.exclude(PET, cluster, some, **said),
+            "dismiss": lambda: worker.dismiss(PET, some, **said),
+            "undo": lambda: worker.undo(PET, revisions[seed % len(revisions)], **said),
+            "recluster": lambda: worker.recluster(PET),
+            "restore": lambda: worker.restore(PET, 1 + seed % state.revision, **said),
+            "delete": lambda: worker.delete_media(PET, some, by="eve"),
+            "apply": lambda: worker.apply(PET, worker.preview(PET).preview.token, by="bob"),
+        }
+        try:
+            _as_the_queue_does(act[deed])
+        except (InvalidInput, StalePreview):
+            return  # it was decided on what others have changed since
+        match deed:
+            case "arrive":
+                self.media.add(name(seed % 3, number))
+            case "delete":
+                self.media -= set(some)
+            case "merge" | "split" | "exclude" | "dismiss" | "undo":
+                self.operations.add(operation_id)
+
+
+def _as_the_queue_does(act: Callable[[], object]) -> None:
+    while True:
+        try:
+            act()
+        except RevisionConflict:
+            continue
+        return
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(deeds, deeds), min_size=2, max_size=5))
+def test_what_overtakes_is_kept_and_what_is_overtaken_is_decided_again(
+    redis_client: redis.Redis, days: list[tuple[tuple[str, int], tuple[str, int]]]
+) -> None:
+    pair = Pair(redis_client)
+    one, other = pair.workers
+    for subject in range(3):
+        pair.media |= {assigned.media for assigned in take(one, subject, range(6))}
+    one.recluster(PET)
+
+    for mine, theirs in days:
+        pair.slow.before = lambda theirs=theirs: pair.do(other, *theirs)
+        pair.do(one, *mine)
+
+        state = RedisPetStore(redis_client).load(PET)
+        told = dict(zip(state.media, state.labels.tolist(), strict=True))
+        context = f"{mine} overtaken by {theirs}"
+        assert set(state.media) == pair.media, context
+        assert {correction.operation_id for correction in state.ledger} == pair.operations, context
+        assert demands(state.ledger).broken(told, state.aliases) == [], context
+        assert pair.slow.tally(PET).tally.is_conserved, context
+        for worker in pair.workers:
+            memory = worker.why(PET, state.media[0])
+            assert memory.revision == state.revision, context
