@@ -344,14 +344,15 @@ class RedisStreamsBroker(Broker):
         if delivery.charges:
             # given up by Consumer.ack and nack
             self._session.suspects_turn.take(delivery, self.settings.lease_ms / 1000)
-        deadline = time.monotonic() + self.settings.lease_ms / 1000
+        gives_up_at: float | None = None
         while True:
             try:
                 may_run = self._session.may_run(delivery)
                 break
             except (BrokerConnectionError, redis.RedisError) as error:
                 # It cannot be known whose it is. Left alone, it is delivered again by lease or by resync.
-                if time.monotonic() > deadline:
+                gives_up_at = gives_up_at or time.monotonic() + self.settings.lease_ms / 1000
+                if time.monotonic() > gives_up_at:
                     may_run = False
                     break
                 self.logger.warning("cannot ask Redis whether a message may run: %s", error)

@@ -86,7 +86,7 @@ class Delivery(MessageProxy):
     @property
     def is_being_retried(self) -> bool:
         """Whether the Retries middleware has counted a failure since the delivery."""
-        return not self.is_settled and self.options.get("retries", 0) != self._retries_when_delivered
+        return not self.is_settled and self._message.options.get("retries", 0) != self._retries_when_delivered
 
 
 class SuspectsTurn:
@@ -108,6 +108,8 @@ class SuspectsTurn:
 
     def give_up(self, delivery: Delivery) -> None:
         """Let the next one run. Does nothing for whoever has no turn."""
+        if self._holder is not delivery:
+            return  # nobody but itself makes a delivery the holder
         with self._changed:
             if self._holder is delivery:
                 self._holder = None
@@ -124,14 +126,16 @@ class Deliveries:
     def __init__(self) -> None:
         self._held: dict[str, Delivery] = {}
         self._settling: dict[str, Delivery] = {}
-        self._changed = threading.Condition()
+        # entered as such where nobody waits for anything: a Condition is entered through Python
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         # At how many held ones somebody wants to be woken. A wake-up costs more than all else that an ack does.
         self._awaited_held = NOBODY_WAITS
 
     def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Hold them; those that are. Entries held already are not: a group made again delivers everything again."""
         added = []
-        with self._changed:
+        with self._lock:
             for delivery in deliveries:
                 entry_id = delivery.entry_id
                 if entry_id not in self._held and entry_id not in self._settling:
@@ -142,7 +146,7 @@ class Deliveries:
     def begin_settling(self, delivery: Delivery) -> None:
         """It is done; its place is free for another."""
         entry_id = delivery.entry_id
-        with self._changed:
+        with self._lock:
             if self._held.get(entry_id) is delivery:
                 del self._held[entry_id]
             self._settling[entry_id] = delivery
@@ -151,7 +155,7 @@ class Deliveries:
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """They are no longer ours: settled, handed back or lost."""
-        with self._changed:
+        with self._lock:
             for delivery in deliveries:
                 for table in (self._settling, self._held):
                     if table.get(delivery.entry_id) is delivery:
@@ -171,7 +175,7 @@ class Deliveries:
         def room() -> int:
             return 0 if len(self._settling) > most_settling else prefetch - len(self._held)
 
-        with self._changed:
+        with self._lock:
             try:
                 self._awaited_held = prefetch - 1
                 if self._changed.wait_for(lambda: room() >= 1, timeout_s):
@@ -183,19 +187,19 @@ class Deliveries:
 
     def wake(self) -> None:
         """Have ``wait_for_room`` look again."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def ids(self) -> list[str]:
         """The entries that are held or settling."""
-        with self._changed:
+        with self._lock:
             return [*self._held, *self._settling]
 
     @property
     def n_held(self) -> int:
-        with self._changed:
+        with self._lock:
             return len(self._held)
 
     def __len__(self) -> int:
-        with self._changed:
+        with self._lock:
             return len(self._held) + len(self._settling)

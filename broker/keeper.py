@@ -46,6 +46,7 @@ class Keeper:
     def __init__(self, connections: Connections, settings: BrokerSettings, *, consumer_name: str) -> None:
         self._connections = connections
         self._settings = settings
+        self._sure_for_s = settings.lease_ms / 1000 * 0.8
         self._consumer_name = consumer_name
         self._logger: logging.Logger = get_logger(__name__, type(self))
         self._lock = threading.Lock()
@@ -96,7 +97,7 @@ class Keeper:
         By the local clock from before the last confirmed beat was sent; a stopped process finds out when it wakes.
         """
         confirmed_at = self._confirmed_at.get(queue_name, float("-inf"))
-        return time.monotonic() - confirmed_at < self._settings.lease_ms / 1000 * 0.8
+        return time.monotonic() - confirmed_at < self._sure_for_s
 
     def may_judge(self, queue_name: str) -> bool:
         """Whether the silence of others means that they are dead.

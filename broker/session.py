@@ -169,7 +169,7 @@ class Session:
         if (
             delivery.deliveries == 1
             and self.keeper.is_sure_of(delivery.queue)
-            and unique_key_of(delivery.options) is None
+            and unique_key_of(delivery._message.options) is None
         ):
             return True
         keys = self._keys(delivery)
