@@ -18,7 +18,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parent.parent
 TEMPLATE: Final = ROOT / "ops" / "config" / "redis" / "users.acl"
 
-USERS: Final = ("producer", "client", "worker", "scheduler", "exporter", "operator", "keda")
+USERS: Final = ("producer", "client", "worker", "scheduler", "server", "exporter", "operator", "keda")
 SHORTEST: Final = 16  # as for tokens of the HTTP API
 
 

@@ -133,6 +133,10 @@ def test_users_with_few_rights_do_the_main_job_over_tls(port: int, certificates:
             asked = _asked(command, url("operator"))
             assert asked.returncode in (0, 1), f"{command}: {asked.stderr}"
             assert "permission" not in (asked.stdout + asked.stderr).lower(), f"{command}: {asked.stdout}{asked.stderr}"
+        exported = tmp_path / "pet"
+        for command in (f"export 7 {exported}", f"import {exported} --as 8", "history 8"):
+            asked = _asked(command, url("server"))
+            assert asked.returncode == 0, f"{command}: {asked.stdout}{asked.stderr}"
         denied = _commands_of(tester.execute_command("ACL", "LOG"))
 
     assert ended[0] == "succeeded", log.read_text()

@@ -62,6 +62,15 @@ ALLOWED = {
         f"XGROUP DELCONSUMER {STREAM} {GROUP} gone",
     ),
     "scheduler": (f"XADD {STREAM} * message m", f"ZADD {DELAYED} 1 m", "SET sploot:scheduler me"),
+    "server": (
+        "PING",
+        "HGETALL {pet:1}:meta",
+        "DEL {pet:1}:preview",
+        "SET sploot:idempotency:1 a",
+        f"XADD {STREAM} * message m",
+        f"XREVRANGE {DEAD} + - COUNT 10",
+        *RUNBOOK,
+    ),
     "exporter": ("PING", "INFO", f"XLEN {STREAM}", f"XINFO STREAM {STREAM}", f"XINFO GROUPS {STREAM}", "SLOWLOG LEN"),
     "operator": (
         *RUNBOOK,
@@ -129,6 +138,12 @@ DENIED = {
         "DUMP {pet:1}:meta",
     ),
     "scheduler": ("HGETALL {pet:1}:meta", f"XACK {STREAM} {GROUP} 1-0", f"XDEL {STREAM} 1-0", f"XRANGE {STREAM} - +"),
+    "server": (
+        f"XREADGROUP GROUP {GROUP} me STREAMS {STREAM} >",
+        f"EVAL {BY_SCRIPT!r} 1 {STREAM} XGROUP DESTROY {STREAM} {GROUP}",
+        f"EVAL {BY_SCRIPT!r} 0 FLUSHALL",
+        "SET other:key 1",
+    ),
     "exporter": (
         f"XRANGE {STREAM} - +",
         f"XADD {STREAM} * a b",
@@ -256,6 +271,14 @@ def test_a_worker_may_call_whatever_our_scripts_call() -> None:
 
     assert len(called) > 30
     assert called - granted_to("worker") == set()
+
+
+def test_the_server_may_call_whatever_our_scripts_call_on_pets() -> None:
+    called = commands_of_scripts(
+        "sploot_cluster/*.lua", "sploot_cluster/api/*.py", "tasks/queue_ops/*.lua", "broker/*.lua"
+    )
+
+    assert called - granted_to("server") == set()
 
 
 def test_a_client_may_call_whatever_enqueueing_and_asking_call() -> None:
