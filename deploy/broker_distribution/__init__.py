@@ -31,8 +31,8 @@ def build(directory: Path) -> Path:
         readme = renamed((ROOT / "broker" / "README.md").read_text())
         for place in (source, source / PACKAGE):
             (place / "README.md").write_text(readme)
-        module = source / PACKAGE / "__init__.py"
-        module.write_text(renamed(module.read_text()))
+        for module in (source / PACKAGE).glob("*.py"):
+            module.write_text(renamed(module.read_text()))
         shutil.copy(ROOT / "LICENSE", source)
         shutil.copy(Path(__file__).with_name("pyproject.toml"), source)
         offline = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
@@ -48,4 +48,4 @@ def build(directory: Path) -> Path:
 
 def renamed(text: str) -> str:
     """The text with its imports under the name that the distribution installs."""
-    return re.sub(r"\b(from|import) broker\b", rf"\1 {PACKAGE}", text)
+    return re.sub(r"(\bfrom|\bimport|python -m) broker\b", rf"\1 {PACKAGE}", text)

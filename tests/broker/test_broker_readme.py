@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import dramatiq
+import pytest
 import redis
 
 import broker
 from broker import RedisStreamsBroker
+from tests.faults.nemeses import BY_NAME
 from tests.support import eventually
 
+ROOT = Path(broker.__file__).parents[1]
 README = Path(broker.__file__).with_name("README.md").read_text()
 
 
@@ -21,7 +27,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_examples_run(redis_url: str, redis_client: redis.Redis) -> None:
-    use, look = blocks("python")
+    use, look, _, _ = blocks("python")
     assert "redis://127.0.0.1:6379/0" in use
     # functions of an example have no file whose annotations could be read
     scope: dict[str, object] = {}
@@ -42,6 +48,72 @@ def test_the_examples_run(redis_url: str, redis_client: redis.Redis) -> None:
 
     assert (stats.waiting, stats.delayed) == (1_003, 1)
     assert redis_client.xlen("streams:default") == 0
+
+
+def test_programs_from_before_and_after_a_migration_run_and_nothing_is_left_behind(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, before, after = (block.replace("redis://127.0.0.1:6379/0", redis_url) for block in blocks("python"))
+    (migrate,) = [line for block in blocks("bash") for line in block.splitlines() if "broker.migration" in line]
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+    scope: dict[str, object] = {}
+
+    for program in (before, after):
+        exec(program, scope)
+        used = scope["broker"]
+        assert isinstance(used, dramatiq.Broker)
+        assert dramatiq.get_broker() is used
+        used.declare_queue("default")
+        used.enqueue(dramatiq.Message("default", "resize", (type(used).__name__,), {}, {}))
+        used.close()
+    words = [word.replace("redis://127.0.0.1:6379/0", redis_url) for word in shlex.split(migrate)]
+    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=ROOT)
+
+    assert done.stdout.endswith("nothing is left\n"), done.stderr
+    assert redis_client.xlen("streams:default") == 2
+
+
+def test_the_redis_commands_are_answered(redis_url: str, redis_client: redis.Redis) -> None:
+    used = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
+    used.declare_queue("default")
+    used.enqueue(dramatiq.Message("default", "resize", (), {}, {}))
+    consumer = used.consume("default", timeout=2_000)
+    delivery = next(consumer)
+    assert delivery is not None
+    consumer.nack(delivery)
+    shown = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("redis-cli")]
+
+    answers = []
+    for line in shown:
+        words = shlex.split(line, comments=True)[1:]
+        answers.append(
+            redis_client.execute_command(*[used.consumer_name if word == "NAME" else word for word in words])
+        )
+    consumer.close()
+    used.close()
+
+    assert len(answers) == 4
+    (letter,) = answers[2]
+    assert b"failed" in letter[1].values()
+
+
+def test_every_test_that_covers_a_hard_case_exists() -> None:
+    page = (ROOT / "docs" / "broker-guarantees.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page)
+    rounds = {word for cell in re.findall(r"campaign (`[^;|]+`)", page) for word in re.findall(r"`(\w+)`", cell)}
+
+    assert len(named) > 30
+    assert [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text()] == []
+    assert rounds
+    assert rounds <= BY_NAME.keys()
+    assert re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE) == [str(number) for number in range(1, 21)]
+
+
+def test_every_linked_file_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+
+    assert links
+    assert [link for link in links if not (ROOT / "broker" / link).exists()] == []
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

@@ -1,84 +1,127 @@
-"""Many threads on one broker, and exceptions that strike anywhere, as Dramatiq's time limits do."""
+"""Many threads, interrupted threads and forked processes share a broker, and no answer reaches the wrong one."""
 
 from __future__ import annotations
 
+import ctypes
 import random
+import subprocess
+import sys
 import threading
-import time
+from typing import Any
 
-import pytest
-from dramatiq.threading import raise_thread_exception
+import dramatiq
+import redis
+from dramatiq.middleware import TimeLimitExceeded
 
-from tests.broker.scene import QUEUE, Scene, label_of, message
-from tests.support import eventually
+from broker import RedisStreamsBroker
 
-
-class Struck(BaseException):
-    """Raised in a thread by another one."""
+STREAM = "streams:q"
 
 
-def test_a_call_that_is_struck_between_command_and_answer_leaves_no_answer_to_the_next(
-    stage: Scene, monkeypatch: pytest.MonkeyPatch
+def message(label: str, **options: Any) -> dramatiq.Message[Any]:
+    return dramatiq.Message("q", "work", (label,), {}, options)
+
+
+def labels(client: Any) -> list[str]:
+    return [dramatiq.Message.decode(fields[b"message"]).args[0] for _, fields in client.xrange(STREAM)]
+
+
+def test_threads_that_are_interrupted_while_they_enqueue_leave_no_crossed_answers(
+    redis_url: str, redis_client: redis.Redis
 ) -> None:
-    connections = stage.process("a")._session.connections
-    connections.run("SET", "told", "right")
+    """As Dramatiq's TimeLimit and Shutdown interrupt: by an exception at any bytecode, half-read sockets included."""
+    confirmed: list[str] = []
+    tried: set[str] = set()
+    n_interrupted = 0
+    broker = RedisStreamsBroker(redis_url, middleware=[])
 
-    def strike(_: object) -> None:
-        raise Struck
-
-    with monkeypatch.context() as struck:
-        struck.setattr(connections, "answer", strike)
-        with pytest.raises(Struck):
-            connections.run("INCR", "number")
-
-    assert connections.run("GET", "told") == b"right"
-
-
-# A thread that is struck while it connects leaves its socket to the garbage collector, and one between two calls dies.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_threads_that_are_struck_in_the_middle_of_a_call_leave_no_answer_to_others(stage: Scene) -> None:
-    seed = 20
-    rng = random.Random(seed)
-    broker = stage.process("a")
-    returned: list[str] = []
-    n_struck = 0
-    wrong: list[BaseException] = []
-    is_over = threading.Event()
-
-    def produce(number: int) -> None:
-        nonlocal n_struck
-        n = 0
-        while not is_over.is_set():
+    def enqueue(name: int) -> None:
+        nonlocal n_interrupted
+        for number in range(40):
+            label = f"{name}-{number}"
             try:
-                n += 1
-                label = f"{number}/{n}"
-                sent = broker.enqueue(message(label))
-                assert sent.args == (label,)
-                returned.append(label)
-                assert broker.stats(QUEUE).queue_name == QUEUE
-                assert broker.counters(QUEUE)["enqueued"] >= 1
-            except Struck:
-                n_struck += 1
-            except BaseException as error:
-                wrong.append(error)
-                return
+                tried.add(label)
+                sent = message(label, unique_key=label)
+                # a crossed answer would tell the id of another thread's message
+                assert broker.enqueue(sent).message_id == sent.message_id
+                confirmed.append(label)
+            except TimeLimitExceeded:
+                n_interrupted += 1
 
-    threads = [threading.Thread(target=produce, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=enqueue, args=(name,)) for name in range(32)]
     for thread in threads:
         thread.start()
-    for _ in range(300):
-        time.sleep(rng.random() / 100)
+    rng = random.Random(1)
+    while any(thread.is_alive() for thread in threads):
         victim = rng.choice(threads)
-        assert victim.ident is not None
-        if victim.is_alive():
-            raise_thread_exception(victim.ident, Struck)
-    is_over.set()
-    for thread in threads:
-        thread.join(30)
+        if victim.is_alive() and n_interrupted < 200:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(victim.ident or 0), ctypes.py_object(TimeLimitExceeded)
+            )
+        victim.join(0.002)
+    broker.close()
 
-    assert wrong == [], f"seed {seed}"
-    labels = [label_of(fields) for _, fields in stage.client.xrange("streams:q")]
-    assert len(labels) == len(set(labels)), "nothing is there twice"
-    assert set(returned) <= set(labels)
-    assert eventually(lambda: n_struck) > 0
+    found = labels(redis_client)
+    assert n_interrupted
+    assert len(found) == len(set(found)), "nothing was enqueued twice"
+    assert set(confirmed) <= set(found) <= tried
+
+
+def test_of_a_hundred_producers_of_one_key_all_are_told_the_same_message(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    broker = RedisStreamsBroker(redis_url, middleware=[])
+    told: list[str] = []
+    start = threading.Barrier(100)
+
+    def produce(number: int) -> None:
+        start.wait(30)
+        told.append(broker.enqueue(message(str(number), unique_key="one")).message_id)
+
+    threads = [threading.Thread(target=produce, args=(number,)) for number in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    broker.close()
+
+    assert len(told) == 100
+    assert len(set(told)) == 1
+    assert redis_client.xlen(STREAM) == 1
+
+
+FORKING = """
+import os, sys, threading
+import dramatiq
+from broker import RedisStreamsBroker
+
+broker = RedisStreamsBroker(sys.argv[1], middleware=[])
+
+def enqueue(who):
+    for number in range(200):
+        sent = dramatiq.Message("q", "work", (f"{who}-{number}",), {}, {"unique_key": f"{who}-{number}"})
+        assert broker.enqueue(sent).message_id == sent.message_id
+
+enqueue("preload")
+busy = threading.Thread(target=enqueue, args=("parent",))
+busy.start()
+children = []
+for number in range(4):
+    pid = os.fork()
+    if not pid:
+        enqueue(f"child {number}")
+        os._exit(0)
+    children.append(pid)
+busy.join()
+sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
+"""
+
+
+def test_producers_that_fork_after_they_enqueued_do_not_share_a_connection(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING, redis_url], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    found = labels(redis_client)
+    assert len(found) == len(set(found)) == 6 * 200

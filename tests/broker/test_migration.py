@@ -1,0 +1,110 @@
+"""What a real RedisBroker of Dramatiq left behind is run by this one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+
+from broker.migration import Drained, drain
+from tests.broker.test_dramatiq_options import broker_on, working
+from tests.support import eventually
+
+
+@pytest.fixture
+def old(redis_url: str) -> Any:
+    broker = RedisBroker(url=redis_url, middleware=[])
+    yield broker
+    broker.close()
+
+
+def actor_on(broker: dramatiq.Broker, ran: Counter[str]) -> Any:
+    @dramatiq.actor(broker=broker)
+    def work(label: str) -> None:
+        ran[label] += 1
+
+    return work
+
+
+def test_waiting_delayed_and_abandoned_messages_move_in_their_order_and_run(
+    old: RedisBroker, redis_url: str, redis_client: redis.Redis
+) -> None:
+    ran: Counter[str] = Counter()
+    work = actor_on(old, ran)
+    abandoned = work.send("abandoned")
+    crashed = RedisBroker(url=redis_url, middleware=[])
+    crashed.declare_queue("default")
+    fetched = next(crashed.consume("default", prefetch=1, timeout=100))
+    assert fetched is not None
+    assert fetched.message_id == abandoned.message_id
+    redis_client.zadd("dramatiq:__heartbeats__", {crashed.broker_id: 1})
+    for n in range(5):
+        work.send(f"waiting {n}")
+    work.send_with_options(args=("soon",), delay=300)
+    work.send_with_options(args=("later",), delay=3_600_000)
+
+    with broker_on(redis_url) as broker:
+        assert drain(redis_client, broker) == {"default": Drained(moved=8, left=0)}
+
+        entries: Any = redis_client.xrange("streams:default")
+        order = [dramatiq.Message.decode(fields[b"message"]).args[0] for _, fields in entries]
+        assert order == [*(f"waiting {n}" for n in range(5)), "abandoned"]
+        assert broker.stats("default").delayed == 2
+        assert redis_client.exists("dramatiq:default", "dramatiq:default.msgs", "dramatiq:default.DQ.msgs") == 0
+        actor_on(broker, ran)
+        with working(broker):
+            eventually(lambda: broker.counters("default")["acked"] == 7, within_s=30)
+        assert broker.stats("default").delayed == 1
+    assert ran == Counter([*order, "soon"])
+
+
+def test_what_a_living_worker_has_fetched_is_left_to_it(
+    old: RedisBroker, redis_url: str, redis_client: redis.Redis
+) -> None:
+    work = actor_on(old, Counter())
+    work.send("fetched")
+    work.send("waiting")
+    consumer = old.consume("default", prefetch=1, timeout=100)
+    fetched = next(consumer)
+    assert fetched is not None
+
+    with broker_on(redis_url) as broker:
+        assert drain(redis_client, broker) == {"default": Drained(moved=1, left=1)}
+        consumer.ack(fetched)
+        assert drain(redis_client, broker) == {}
+        assert broker.stats("default").waiting == 1
+
+
+def test_the_command_says_what_it_did(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
+    actor_on(old, Counter()).send("one")
+
+    command = [sys.executable, "-m", "broker.migration", redis_url, redis_url]
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout) == (
+        0,
+        "default: 1 moved, 0 left to workers that still live\nnothing is left\n",
+    )
+    assert redis_client.xlen("streams:default") == 1
+
+
+def test_messages_of_an_old_pipeline_go_on_here(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
+    ran: Counter[str] = Counter()
+    work = actor_on(old, ran)
+    dramatiq.pipeline(
+        [work.message("first"), work.message_with_options(args=("second",), pipe_ignore=True)], broker=old
+    ).run()
+
+    with broker_on(redis_url, dramatiq.middleware.Pipelines()) as broker:
+        drain(redis_client, broker)
+        actor_on(broker, ran)
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+    assert ran == Counter(["first", "second"])
