@@ -38,6 +38,17 @@ def test_a_snapshot_brings_back_pets_corrections_and_waiting_work(tmp_path: Path
         assert is_as_it_was(client)
 
 
+def test_a_pet_in_a_file_comes_back_on_another_server(tmp_path: Path) -> None:
+    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
+        load(client, TOLD["redis"])
+        file = build_service(Settings(), client).export(PetId(PET))
+
+    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
+        build_service(Settings(), client).import_pet(file)
+
+        assert is_as_it_was(client)
+
+
 def test_the_append_only_file_brings_back_what_a_killed_server_had_acknowledged(tmp_path: Path) -> None:
     options = {"appendfsync": "always"}
     with EmbeddedRedis(directory=tmp_path, options=options) as server, redis.Redis.from_url(server.url) as client:

