@@ -23,6 +23,7 @@ from sploot_cluster.models import (
     Standing,
 )
 from sploot_cluster.previews import Previewed
+from sploot_cluster.shadow import Shadow
 from sploot_cluster.tally import PetTally
 from sploot_cluster.why import Why
 
@@ -194,6 +195,31 @@ class Erased(BaseModel):
             n_dead_letters=traces.n_dead_letters if traces else 0,
             revision=deleted.revision,
         )
+
+
+class ModelBeside(BaseModel):
+    model: str
+    dim: int
+    n_vectors: int = Field(description="Media that have a vector of it.")
+    begun_at: datetime
+    by: str
+
+    @classmethod
+    def of(cls, shadow: Shadow) -> Self:
+        return cls(
+            model=shadow.model, dim=shadow.dim, n_vectors=shadow.n_vectors, begun_at=shadow.begun_at, by=shadow.by
+        )
+
+
+class PetModel(BaseModel):
+    """The embedding model of a pet, and the one that runs beside it."""
+
+    pet_id: int
+    revision: int
+    model: str | None
+    dim: int | None
+    n_media: int
+    beside: ModelBeside | None
 
 
 class NearMedium(BaseModel):

@@ -140,6 +140,15 @@ class Undo(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
 
 
+class BeginModel(_Body):
+    """Run another embedding model beside the pet's own."""
+
+    model: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description="name@version.", examples=["clip@2"])]
+    dim: Annotated[int, Field(ge=2, le=8_192, description="How many values its vectors have.", examples=[512])]
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "clip@2", "dim": 512}]})
+
+
 class Restore(_Body):
     """Make the pet what it was at a revision. Corrections are kept: undo those that shall not hold."""
 

@@ -15,16 +15,18 @@ from sploot_cluster.api.answers import (
     Cluster,
     Erased,
     MediumWhy,
+    ModelBeside,
     PetAt,
     PetCluster,
     PetClusters,
     PetDiff,
     PetHistory,
+    PetModel,
     PetTallied,
 )
-from sploot_cluster.api.bodies import MAX_INT64
+from sploot_cluster.api.bodies import MAX_INT64, BeginModel
 from sploot_cluster.api.clusters import Previews
-from sploot_cluster.api.door import BEARER, READS, CallerOf, Door
+from sploot_cluster.api.door import BEARER, READS, WRITES, CallerOf, Door
 from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, tagged
 from sploot_cluster.api.problems import (
     EVENTS_WAIT,
@@ -40,6 +42,7 @@ from sploot_cluster.diff import Diff, Snapshot
 from sploot_cluster.errors import UnknownMedia, UnknownPet
 from sploot_cluster.jobs import JobTraces
 from sploot_cluster.models import ClusterId, Deleted, MediaId, PetId, PetView
+from sploot_cluster.shadow import Shadow
 from sploot_cluster.tally import PetTally
 from sploot_cluster.why import Why
 
@@ -64,6 +67,12 @@ class PetService(Previews, Protocol):
     def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted: ...
 
     def export(self, pet: PetId) -> bytes: ...
+
+    def shadow(self, pet: PetId) -> Shadow | None: ...
+
+    def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> Shadow: ...
+
+    def end_model(self, pet: PetId) -> bool: ...
 
     def why(self, pet: PetId, media: MediaId) -> Why: ...
 
@@ -135,6 +144,42 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
         except UnknownMedia:
             raise Refusal(NOT_FOUND, f"pet {pet_id} has no medium {shown(media_id)}") from None
         return tagged(why.revision, if_none_match, lambda: MediumWhy.of(PetId(pet_id), why))
+
+    @router.get("/model", operation_id="get_model", summary="A pet's embedding model, and the one beside it")
+    def get_model(pet_id: PetInPath) -> PetModel:
+        """Vectors of two models never mix; what a switch would change is shown by `sploot-cluster model preview`."""
+        view, shadow = service.clusters(PetId(pet_id)), service.shadow(PetId(pet_id))
+        return PetModel(
+            pet_id=pet_id,
+            revision=view.revision,
+            model=view.model,
+            dim=view.dim,
+            n_media=view.n_media,
+            beside=None if shadow is None else ModelBeside.of(shadow),
+        )
+
+    @router.post(
+        "/model",
+        operation_id="begin_model",
+        status_code=201,
+        summary="Run another embedding model beside a pet's own",
+        responses=documented(*WRITES),
+    )
+    def begin_model(pet_id: PetInPath, body: BeginModel, caller: CallerOf) -> ModelBeside:
+        """What producers send in it from now on is kept beside the pet, until it is switched or ended."""
+        return ModelBeside.of(service.begin_model(PetId(pet_id), body.model, body.dim, by=caller.name))
+
+    @router.delete(
+        "/model",
+        operation_id="end_model",
+        status_code=204,
+        summary="Forget the model beside a pet's own",
+        responses=documented(NOT_FOUND),
+    )
+    def end_model(pet_id: PetInPath) -> None:
+        """With all of its vectors. There is no undo."""
+        if not service.end_model(PetId(pet_id)):
+            raise Refusal(NOT_FOUND, f"no other model runs beside pet {pet_id}")
 
     def erased(pet_id: int, media_id: str | None, delete: Callable[[], Deleted]) -> Erased:
         """Delete, and then what travelled about it."""

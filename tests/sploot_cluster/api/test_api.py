@@ -707,3 +707,20 @@ def test_a_preview_is_not_kept_for_its_idempotency_key(front: Front, two_subject
 
     assert (first.status_code, second.status_code) == (200, 200)
     assert "Idempotency-Replayed" not in second.headers
+
+
+# -- another model ---------------------------------------------------------------------------------------------------
+
+
+def test_another_model_runs_beside_a_pet_until_it_is_ended(front: Front, two_subjects: str) -> None:
+    begun = front.http.post(f"{API}/pets/42/model", json={"model": "clip@2", "dim": 3})
+    front.service.assign(PET, MediaId("s0-0"), model="clip@2", vector=[1.0, 0.0, 0.0])
+    told = front.http.get(f"{API}/pets/42/model").json()
+    twice = front.http.post(f"{API}/pets/42/model", json={"model": "clip@3", "dim": 3})
+    ended = front.http.delete(f"{API}/pets/42/model")
+    again = front.http.delete(f"{API}/pets/42/model")
+
+    assert (begun.status_code, begun.json()["by"]) == (201, "loopback")
+    assert (told["model"], told["beside"]["model"], told["beside"]["n_vectors"]) == ("clip@1", "clip@2", 1)
+    assert (twice.status_code, fields_of(twice.json())) == (422, ["model"])
+    assert (ended.status_code, again.status_code) == (204, 404)
