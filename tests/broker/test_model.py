@@ -151,6 +151,15 @@ class Queue(RuleBasedStateMachine):
             case "give back":
                 consumer.requeue([delivery])
 
+    @rule(which=WHICH, how=st.sampled_from(["succeed", "reject", "retry", "give back"]))
+    def be_robbed_and_settle(self, which: int, how: str) -> None:
+        """Somebody claims what a process holds; only its success is believed."""
+        held = [delivery for name in sorted(self.held) for delivery in self.held[name]]
+        if held:
+            robbed = held[which % len(held)]
+            self.scene.client.xclaim(KEYS.stream, GROUP, "rescue-consumer", 0, [robbed.entry_id], idle=60_000)
+            self.settle(which, how)
+
     @rule(which=WHICH)
     def crash(self, which: int) -> None:
         if self.n_processes < 6:
