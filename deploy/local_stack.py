@@ -120,12 +120,8 @@ class LocalStack:
 
     def _services(self) -> list[Service]:
         cli = [sys.executable, "-m", "tasks.cli"]
-        redis = [
-            str(find_redis_server()),
-            str(self._configured("redis/redis.conf")),
-            "--port",
-            str(self.ports["redis"]),
-        ]
+        redis = [str(find_redis_server()), str(self._configured("redis/redis.conf"))]
+        redis += ["--port", str(self.ports["redis"]), "--dir", str(self._folder("redis"))]
         worker = [*cli, "worker", "--processes", "1", "--shutdown-timeout-ms", str(DRAIN_S * 1000)]
         return [
             Service("redis", redis),

@@ -129,6 +129,7 @@ def test_make_up_local_starts_it_all_and_metrics_are_scraped(tmp_path: Path) -> 
         with redis.Redis(port=_redis_port(tmp_path / "local")) as client:
             client.xadd(stream_of(EMBEDDING_INGESTED), dict(flat_event(pet_id=7, number=1)))
             eventually(lambda: client.llen("{pet:7}:media") == 1, within_s=60)
+            assert client.config_get("dir")["dir"] == str(tmp_path / "local" / "redis")
 
         prometheus = addresses["prometheus"].removesuffix("/-/ready")
         eventually(lambda: _query(prometheus, 'cluster_jobs_total{outcome="success"} > 0'), within_s=60)
