@@ -89,10 +89,13 @@ class Bench:
 
     def _enqueue(self, contestant: Contestant) -> Values:
         n = self.effort.n_enqueued
-        one_by_one: float = self._produce(contestant, "send", n)
+        seconds, cpu_s = self._produce(contestant, "send", n)
+        values = {"one_by_one_per_s": n / seconds, "one_by_one_cpu_us": 1e6 * cpu_s / n}
         self.client.flushall()
-        batches: float | None = self._produce(contestant, "batches", 4 * n, BATCH)
-        return {"one_by_one_per_s": n / one_by_one, "batches_per_s": None if batches is None else 4 * n / batches}
+        if batches := self._produce(contestant, "batches", 4 * n, BATCH):
+            seconds, cpu_s = batches
+            values |= {"batches_per_s": 4 * n / seconds, "batches_cpu_us": 1e6 * cpu_s / (4 * n)}
+        return values
 
     def _drain(self, contestant: Contestant, tallies: Tallies, *, n_processes: int) -> Values:
         rate = self._rates.get(contestant.name, contestant.drain_per_s)

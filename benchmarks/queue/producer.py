@@ -1,7 +1,7 @@
 """One producer process of a contestant: ``python -m benchmarks.queue.producer MODULE:VARIANT VERB …`` prints JSON.
 
-send N             seconds for N jobs one by one
-batches N SIZE     seconds for N jobs, SIZE at once; null where that is not offered
+send N             seconds, and seconds of CPU, for N jobs one by one
+batches N SIZE     the same for N jobs, SIZE at once; null where that is not offered
 ping N PAUSE       milliseconds from the call until the job began, N times with a pause between them
 fill N SIZE        N jobs, as fast as it goes
 hold N             numbered jobs
@@ -53,11 +53,11 @@ def main() -> None:
             raise SystemExit(__doc__)
 
 
-def _seconds(adapter: Adapter, work: Callable[[], None]) -> float:
+def _seconds(adapter: Adapter, work: Callable[[], None]) -> tuple[float, float]:
     adapter.send(WARM_UP)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 def _pings(adapter: Adapter, n: int, pause_s: float) -> list[float]:

@@ -108,6 +108,8 @@ def _costs(found: Found) -> str:
             "round trips per message, 1 process": ("drain-1", "round_trips", 1),
             "2 processes": ("drain-2", "round_trips", 1),
             "commands per message, those in scripts included": ("drain-1", "commands", 1),
+            "producer CPU per message, one by one, µs": ("enqueue", "one_by_one_cpu_us", 1),
+            "in batches": ("enqueue", "batches_cpu_us", 1),
             "worker CPU per message, µs": ("drain-1", "worker_cpu_us", 1),
             "Redis CPU per message, µs": ("drain-1", "redis_cpu_us", 1),
         },
