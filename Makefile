@@ -121,7 +121,7 @@ ops-picture: $(VENV)/installed ## draw the dashboard from a real Prometheus: mak
 .PHONY: ops-verify
 ops-verify: $(VENV)/installed ## see alerts fire and panels draw, on a real Prometheus, Alertmanager and Redis
 	@$(BIN)/python -m ops.build --check
-	@$(BIN)/python -m pytest tests/ops --ops -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest tests/ops --ops -n 4 --dist loadgroup $(ARGS)
 
 .PHONY: format
 format: $(VENV)/installed ## let ruff write the files as it likes them

@@ -34,21 +34,21 @@ class Mutant:
     file: str
     rules: tuple[Rule, ...]
 
-    def write(self, directory: Path, tests: Path) -> Path:
-        """Write the rules, and what these tests say of them; where the tests are comes back."""
+    def write(self, directory: Path, tests: Path) -> list[Path]:
+        """Write the rules, and what these tests say of them, a file for each; those that speak of them first."""
         (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "mutant", "rules": [*self.rules]}]}))
-        written = directory / "tests.yaml"
-        written.write_text(yaml.safe_dump(self._tests(yaml.safe_load(tests.read_text()))))
+        given = yaml.safe_load(tests.read_text())
+        written = []
+        for number, test in enumerate(sorted(self._tests(given["tests"]), key=_is_silent)):
+            written.append(directory / f"test-{number}.yaml")
+            written[-1].write_text(yaml.safe_dump({**given, "rule_files": ["rules.yaml"], "tests": [test]}))
         return written
 
-    def _tests(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _tests(self, given: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         metrics = {metric for rule in self.rules for metric in _METRIC.findall(rule["expr"])}
-        tests = [
-            {**test, "promql_expr_test": [*self._expected(test["promql_expr_test"])]}
-            for test in given["tests"]
-            if any(metrics & set(_METRIC.findall(series["series"])) for series in test["input_series"])
-        ]
-        return {**given, "rule_files": ["rules.yaml"], "tests": tests}
+        for test in given:
+            if any(metrics & set(_METRIC.findall(series["series"])) for series in test["input_series"]):
+                yield {**test, "promql_expr_test": [*self._expected(test["promql_expr_test"])]}
 
     def _expected(self, given: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         alerts = {rule.get("alert") for rule in self.rules}
@@ -64,11 +64,9 @@ class Mutant:
 
 
 def unchanged(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
-    """Each alert with what it looks at, as it is: the tests must not notice anything."""
+    """Each group by itself, as it is: the tests must not notice anything."""
     for group in rules["groups"]:
-        for rule in group["rules"]:
-            if "alert" in rule:
-                yield Mutant(rule["alert"], file, (*_seen_by(rule, group["rules"]), rule))
+        yield Mutant(group["name"], file, tuple(group["rules"]))
 
 
 def mutants_of(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
@@ -111,6 +109,11 @@ def _concerned(rule: Rule, changed: Rule, group: list[Rule]) -> Iterator[Rule]:
 
 def _seen_by(rule: Rule, group: list[Rule]) -> list[Rule]:
     return [other for other in group if other.get("record") in _RECORD.findall(rule["expr"])]
+
+
+def _is_silent(test: dict[str, Any]) -> bool:
+    """Whether it says of these rules only that nothing fires, and nothing about a recorded number."""
+    return not any(one["exp_samples"] for one in test["promql_expr_test"])
 
 
 def _name(rule: Rule) -> str:
