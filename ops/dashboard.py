@@ -22,7 +22,7 @@ from ops.panels import ROWS, Kind, Panel
 from ops.thresholds import Thresholds
 
 UID: Final = "media-cluster-observability"
-TITLE: Final = "Media Clustering – Pipeline Health"  # U+2013, as the seed writes it
+TITLE: Final = "Media Clustering – Pipeline Health"  # U+2013, as the specification writes it
 WIDTH: Final = 24
 
 COLOURS: Final = {"warning": "orange", "critical": "red"}

@@ -1,8 +1,8 @@
 """What the dashboard shows: rows, panels and their queries. How that becomes Grafana's JSON is in ``dashboard.py``.
 
-The seed's four rows come first and in its order. A panel that names a signal draws the lines of its alerts and links
-to their entries in the runbook. ``$job`` and ``$stream`` are variables of the dashboard; samples of the queues are told
-alike by every pod, hence ``max by (stream)``.
+The specification's four rows come first and in its order. A panel that names a signal draws the lines of its alerts and
+links to their entries in the runbook. ``$job`` and ``$stream`` are variables of the dashboard. Every pod tells the same
+samples of the queues, hence ``max by (stream)``.
 """
 
 from __future__ import annotations

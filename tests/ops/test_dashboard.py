@@ -34,7 +34,7 @@ def test_it_has_the_name_and_the_address_that_others_link_to() -> None:
     assert f"/d/{BOARD['uid']}/" in thresholds().dashboard_url
 
 
-def test_the_seeds_rows_come_first_and_in_its_order() -> None:
+def test_the_specifications_rows_come_first_and_in_its_order() -> None:
     rows = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
 
     assert rows[:4] == ["Outcomes Overview", "Throughput & Latency", "Feedback Activity", "Backlog"]

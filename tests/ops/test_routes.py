@@ -15,7 +15,7 @@ ALERTS = thresholds().alerts
 
 
 def receivers_of(told: Told) -> list[str]:
-    """As the seed wants it: Slack is told of everything, @oncall where it is called, PagerDuty of what pages."""
+    """Slack is told of everything, @oncall where it is called, PagerDuty of what pages."""
     slack = "slack-oncall" if told.mention else "slack"
     return ["pagerduty", slack] if told.page else [slack]
 

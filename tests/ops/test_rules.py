@@ -71,7 +71,7 @@ def test_the_links_of_an_alert_lead_somewhere(alert: dict[str, Any]) -> None:
     assert dashboard.query.removeprefix("viewPanel=") in panels
 
 
-def test_the_seeds_thresholds_are_the_ones_that_are_used() -> None:
+def test_the_specifications_thresholds_are_the_ones_that_are_used() -> None:
     told = {
         name: (alert["expr"].partition(" ")[2], alert.get("for", "")) for name, alert in zip(NAMES, ALERTS, strict=True)
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -65,6 +67,24 @@ def test_alerts_find_their_bucket_edges(registry: CollectorRegistry) -> None:
     for edge in ("3.0", "5.0", "8.0"):
         labels = {"backend": "faiss", "le": edge}
         assert registry.get_sample_value("cluster_job_duration_seconds_bucket", labels) == 0
+
+
+@pytest.mark.parametrize("edge", [3, 5, 8])
+def test_whether_the_p95_is_above_an_edge_is_decided_exactly(edge: float) -> None:
+    # what histogram_quantile does: above an edge is whoever has fewer than 95 % at or below it
+    rng = np.random.default_rng(95)
+
+    for _ in range(300):
+        durations = rng.lognormal(math.log(edge * rng.uniform(0.2, 0.6)), 0.6, size=int(rng.integers(20, 400)))
+        registry = CollectorRegistry()
+        metrics = JobMetrics(registry)
+        for duration in durations:
+            metrics.durations.labels("faiss").observe(float(duration))
+        labels = {"backend": "faiss", "le": f"{edge:.1f}"}
+        below = registry.get_sample_value("cluster_job_duration_seconds_bucket", labels) or 0.0
+        rank = math.ceil(0.95 * len(durations))
+
+        assert (below < 0.95 * len(durations)) == (np.sort(durations)[rank - 1] > edge)
 
 
 def test_no_time_of_creation_is_told(registry: CollectorRegistry) -> None:
