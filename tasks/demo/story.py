@@ -32,7 +32,7 @@ from tasks.demo.stack import Stack, answers, until
 EVENTS_PER_S: Final = (
     150.0  # about a third of what two cores can take, so that the times shown are not those of a queue
 )
-KILL_AT, POISON_AT = 0.35, 0.6  # parts of the ingest
+FREEZE_AT, POISON_AT = 0.35, 0.6  # parts of the ingest
 POISON_ID: Final = "poisoned-picture.png"
 FREEZE_S: Final = 0.3  # what a process had sent before it was frozen has reached Redis by then
 OLDEST_SAMPLE_S: Final = 15.0  # what the periodic actors promise
@@ -64,6 +64,15 @@ class SplitOff:
     pet_id: int
     moved: frozenset[str]
     remaining: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A worker process that was stopped, to be killed once it holds work. ``since_s`` is monotonic."""
+
+    name: str
+    pid: int
+    since_s: float
 
 
 @dataclass(slots=True)
@@ -117,6 +126,7 @@ class Story:
         self.tasks = ClusterTasks(client=self.redis)
         self.api = Api(stack.http)
         self.seen = Seen()
+        self._frozen: Frozen | None = None
 
     def tell(self) -> Seen:
         """Run every chapter; what was seen, promises included."""
@@ -141,7 +151,7 @@ class Story:
     def ingest(self) -> None:
         """Send every medium at a steady rate; on the way a worker process is killed and a poisoned event sent."""
         total = sum(len(album.media_ids) for album in self.albums)
-        steps = {round(total * KILL_AT): self._kill_a_worker, round(total * POISON_AT): self._send_poison}
+        steps = {round(total * FREEZE_AT): self._freeze_a_worker, round(total * POISON_AT): self._send_poison}
         start = time.monotonic()
         with _progress(self.console) as progress:
             sent_bar = progress.add_task("events sent", total=total)
@@ -150,6 +160,8 @@ class Story:
                 self._send(album, row)
                 if step := steps.get(number):
                     progress.console.print(step())
+                if self._frozen is not None and (held := self._held_by_frozen()):
+                    progress.console.print(self._kill_frozen(held))
                 progress.update(sent_bar, completed=number)
                 if number % 25 == 0:
                     progress.update(done_bar, completed=number - self._unfinished(EMBEDDING_INGESTED))
@@ -160,6 +172,8 @@ class Story:
                 if not left:
                     break
         self.seen.ingest_s = time.monotonic() - start
+        if self._frozen is not None:
+            self._thaw()
 
     def settle(self) -> None:
         """Let the reclusters that growth asked for end, then recluster every pet as the runbook does."""
@@ -224,14 +238,30 @@ class Story:
         else:
             self.tasks.ingest(pet_id=album.pet_id, media_id=media_id, model=album.model, embedding=vector)
 
-    def _kill_a_worker(self) -> str:
-        """kill -9 the worker process that holds most work, while it holds some."""
-        name, pid, held = self._stop_the_busiest()
-        os.kill(pid, signal.SIGKILL)
+    def _freeze_a_worker(self) -> str:
+        """SIGSTOP the worker process that holds most: what comes to it from now on stays with it."""
+        consumers = self.broker.stats(EMBEDDING_INGESTED).consumers
+        name = max((one for one in consumers if one.is_alive), key=lambda one: one.pending).name
+        pid = int(name.split(":")[1])
+        os.kill(pid, signal.SIGSTOP)
+        self._frozen = Frozen(name, pid, time.monotonic())
+        return f"  worker process {pid} is stopped until events wait in it"
+
+    def _held_by_frozen(self) -> int:
+        """How many events the frozen process holds; 0 before what it had sent has reached Redis."""
+        assert self._frozen is not None
+        if time.monotonic() - self._frozen.since_s < FREEZE_S:
+            return 0
+        return self._pending_of(self._frozen.name)
+
+    def _kill_frozen(self, held: int) -> str:
+        """kill -9 the frozen process, and wait until others have what it held."""
+        assert self._frozen is not None
+        frozen, self._frozen = self._frozen, None
+        os.kill(frozen.pid, signal.SIGKILL)
         recovered_before = self.broker.counters(EMBEDDING_INGESTED).get("recovered", 0)
         for _ in until(PATIENCE_S):
-            pending = {consumer.name: consumer.pending for consumer in self.broker.stats(EMBEDDING_INGESTED).consumers}
-            if not pending.get(name):
+            if not self._pending_of(frozen.name):
                 break
         recovered = self.broker.counters(EMBEDDING_INGESTED).get("recovered", 0) - recovered_before
         self.seen.promise(
@@ -239,25 +269,19 @@ class Story:
             recovered >= held > 0,
             f"held {held} events, {recovered} were run by another",
         )
-        return (
-            f"  [red]kill -9[/] of worker process {pid}: it held {held} events; {recovered} of them run elsewhere now"
+        return f"  [red]kill -9[/] of it: it held {held} events; {recovered} of them run elsewhere now"
+
+    def _thaw(self) -> None:
+        """No event came to the frozen process: nothing was shown."""
+        assert self._frozen is not None
+        os.kill(self._frozen.pid, signal.SIGCONT)
+        self.seen.promise(
+            "a killed worker loses nothing", False, "the process that was to be killed never held an event"
         )
 
-    def _stop_the_busiest(self) -> tuple[str, int, int]:
-        """Freeze the worker process that holds most events; (consumer, pid, how many it holds)."""
-        for _ in until(PATIENCE_S):
-            alive = [consumer for consumer in self.broker.stats(EMBEDDING_INGESTED).consumers if consumer.is_alive]
-            busiest = max(alive, key=lambda consumer: consumer.pending, default=None)
-            if busiest is None or not busiest.pending:
-                continue
-            pid = int(busiest.name.split(":")[1])
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(FREEZE_S)
-            held = {consumer.name: consumer.pending for consumer in self.broker.stats(EMBEDDING_INGESTED).consumers}
-            if held.get(busiest.name):
-                return busiest.name, pid, held[busiest.name]
-            os.kill(pid, signal.SIGCONT)
-        raise TimeoutError("no worker ever held an event; are the workers running? See worker-1.log")
+    def _pending_of(self, name: str) -> int:
+        consumers = self.broker.stats(EMBEDDING_INGESTED).consumers
+        return sum(consumer.pending for consumer in consumers if consumer.name == name)
 
     def _send_poison(self) -> str:
         """An event whose embedding holds a NaN."""
