@@ -19,7 +19,7 @@ ENVIRONMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "arq": ("arq==0.28.0", "redis==5.3.1", "hiredis==3.5.0"),
     # saq imports typing_extensions and does not ask for it
     "saq": ("saq==0.26.4", "redis==7.4.1", "hiredis==3.5.0", "typing-extensions==4.16.0"),
-    "celery": ("celery==5.7.0", "kombu==5.7.0", "redis==8.1.0", "hiredis==3.5.0"),
+    "celery": ("celery==5.7.0", "kombu==5.7.0", "redis==8.1.0", "hiredis==3.5.0", "packaging==26.3"),
     "huey": ("huey==3.5.4", "redis==8.1.0", "hiredis==3.5.0"),
     "rq": ("rq==3.0.0", "redis==8.1.0", "hiredis==3.5.0"),
 }
