@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -93,8 +92,7 @@ class StreamsConsumer(Consumer):
             self._session.settler.settle(self._keys, self._queue.deliveries, message)
             if message.charges:
                 # before the next suspect may kill this process, and have the crash charged to this one
-                with suppress(BrokerConnectionError, redis.RedisError):
-                    self._session.settler.run_once()
+                self._queue.deliveries.wait_until_written(message, 1.0)
         self._session.suspects_turn.give_up(message)
 
     def nack(self, message: MessageProxy) -> None:

@@ -185,6 +185,11 @@ class Deliveries:
                 self._awaited_held = NOBODY_WAITS
             return max(0, room())
 
+    def wait_until_written(self, delivery: Delivery, timeout_s: float) -> None:
+        """Wait until Redis has confirmed how it ended, or for ``timeout_s``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._settling.get(delivery.entry_id) is not delivery, timeout_s)
+
     def wake(self) -> None:
         """Have ``wait_for_room`` look again."""
         with self._lock:
