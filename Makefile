@@ -73,7 +73,7 @@ chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4, and ask K
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/charts $(ARGS)
 
 .PHONY: test-redis
-test-redis: $(VENV)/installed ## users, TLS, sentinels through a failover, a cluster: make test-redis
+test-redis: $(VENV)/deploy-installed ## users, TLS, sentinels through a failover, a cluster, locks, compose file: make test-redis
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/deploy $(ARGS)
 
 .PHONY: chart-files

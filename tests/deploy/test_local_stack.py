@@ -43,6 +43,7 @@ def mounts() -> list[tuple[str, str]]:
 # -- docker-compose.local.yml ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.deploy
 def test_it_is_what_the_compose_specification_says() -> None:
     checker = Path(sys.executable).with_name("check-jsonschema")
     if not checker.exists():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,8 +23,6 @@ def test_every_line_of_a_lock_is_a_pin_with_hashes(name: str) -> None:
         assert "://" not in requirement
 
 
+@pytest.mark.deploy
 def test_the_locks_are_what_setup_cfg_asks_for() -> None:
-    if not Path(sys.executable).with_name("uv").exists() and not os.environ.get("REQUIRE_ALL_TOOLS"):
-        pytest.skip("needs uv, which pip install -e '.[deploy]' brings")
-
     assert stale() == [], "make lock"
