@@ -52,7 +52,11 @@ def working(broker: RedisStreamsBroker) -> Iterator[dramatiq.Worker]:
 
 
 def is_empty(client: Any) -> bool:
-    return not client.xlen(STREAM) and not client.zcard("{streams:default}:delayed")
+    # at one moment: a message moves from one to the other and back
+    with client.pipeline(transaction=True) as moment:
+        moment.xlen(STREAM)
+        moment.zcard("{streams:default}:delayed")
+        return not any(moment.execute())
 
 
 @pytest.mark.timeout(120)
