@@ -54,7 +54,9 @@ def test_waiting_delayed_and_abandoned_messages_move_in_their_order_and_run(
 
         entries: Any = redis_client.xrange("streams:default")
         order = [dramatiq.Message.decode(fields[b"message"]).args[0] for _, fields in entries]
-        assert order == [*(f"waiting {n}" for n in range(5)), "abandoned"]
+        # RedisBroker looks after the abandoned by chance, at any of its commands
+        assert [name for name in order if name != "abandoned"] == [f"waiting {n}" for n in range(5)]
+        assert order.count("abandoned") == 1
         assert broker.stats("default").delayed == 2
         assert redis_client.exists("dramatiq:default", "dramatiq:default.msgs", "dramatiq:default.DQ.msgs") == 0
         actor_on(broker, ran)
