@@ -21,6 +21,7 @@ from tests.support import eventually
 def old(redis_url: str) -> Any:
     broker = RedisBroker(url=redis_url, middleware=[])
     yield broker
+    broker.client.close()
     broker.close()
 
 
@@ -44,6 +45,7 @@ def test_waiting_delayed_and_abandoned_messages_move_in_their_order_and_run(
     assert fetched is not None
     assert fetched.message_id == abandoned.message_id
     redis_client.zadd("dramatiq:__heartbeats__", {crashed.broker_id: 1})
+    crashed.client.close()
     for n in range(5):
         work.send(f"waiting {n}")
     work.send_with_options(args=("soon",), delay=300)
