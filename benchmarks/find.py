@@ -1,14 +1,13 @@
 """How long `queue find --pet` takes among 100,000 jobs: with the index kept by workers, and without.
 
-    python -m benchmarks.find [JOBS]
-
-Flat events and Dramatiq messages in turn, 512 values each, of 5,000 pets, on a redis-server of its own.
+``make bench ARGS=find`` or ``python -m benchmarks.find [JOBS]``. Flat events and Dramatiq messages in turn, 512 values
+each, of 5,000 pets, on a redis-server of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -52,7 +51,9 @@ def fill(client: redis.Redis, broker: RedisStreamsBroker, n: int) -> None:
 
 
 def main() -> None:
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.find", description=__doc__)
+    parser.add_argument("jobs", type=int, nargs="?", default=100_000, help="how many wait")
+    n = parser.parse_args().jobs
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         broker = RedisStreamsBroker(client=client, middleware=[])
         fill(client, broker, n)
