@@ -302,6 +302,8 @@ class RedisStreamsBroker(Broker):
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
             self._before_run(args[0])
+        elif signal == "worker_shutdown":
+            self._session.isolation.release()
         name = f"before_{signal}"
         for method in self._listeners.of(self.middleware, name):
             try:
@@ -341,9 +343,11 @@ class RedisStreamsBroker(Broker):
         if delivery.is_doomed:
             delivery.fail()
             raise DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
-        if delivery.charges:
-            # given up by Consumer.ack and nack
-            self._session.suspects_turn.take(delivery, self.settings.lease_ms / 1000)
+        disturbed = self._session.isolation.enter(delivery)  # left by Consumer.ack and nack
+        if disturbed is not None:
+            self._session.note_company(disturbed)
+        if delivery.is_alone:
+            self.logger.info("it ran when its process died; it runs alone now", extra={"entry": delivery.entry_id})
         gives_up_at: float | None = None
         while True:
             try:

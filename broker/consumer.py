@@ -91,9 +91,9 @@ class StreamsConsumer(Consumer):
             message.is_settled = True
             self._session.settler.settle(self._keys, self._queue.deliveries, message)
             if message.charges:
-                # before the next suspect may kill this process, and have the crash charged to this one
+                # before another one may kill this process, and have the crash charged to this one
                 self._queue.deliveries.wait_until_written(message, 1.0)
-        self._session.suspects_turn.give_up(message)
+        self._session.isolation.leave(message)
 
     def nack(self, message: MessageProxy) -> None:
         """Make it a dead letter.
@@ -110,7 +110,7 @@ class StreamsConsumer(Consumer):
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
         self._queue.deliveries.forget([message])
-        self._session.suspects_turn.give_up(message)
+        self._session.isolation.leave(message)
 
     def _enqueue_followers(self, message: Delivery) -> None:
         try:

@@ -48,9 +48,10 @@ class Delivery(MessageProxy):
         deliveries: how often it was delivered, this time included. Handed-back messages do not count.
         enqueued_at_ms: the earlier of the entry's id and the message's own timestamp: of a message that was delayed or
             retried, when it was first enqueued. A flat event has only the former.
-        charges: how often it was running when its process died, the first crash not counted.
+        charges: how often it was running when its process died, the first crash not counted; see take.lua.
         is_doomed: its worker processes died too often; it is not run, but becomes a dead letter.
         ordering_key: None where it has none.
+        is_alone: nothing else runs in this process, so that a crash is its doing; see ``Isolation``.
         is_lost: another process holds it now; whatever happens to it here changes nothing.
     """
 
@@ -72,6 +73,7 @@ class Delivery(MessageProxy):
         self.deliveries = deliveries
         self.charges = charges
         self.is_doomed = is_doomed
+        self.is_alone = False
         self.is_lost = False
         self.is_settled = False
         self.pending_retry: PendingRetry | None = None
@@ -87,33 +89,6 @@ class Delivery(MessageProxy):
     def is_being_retried(self) -> bool:
         """Whether the Retries middleware has counted a failure since the delivery."""
         return not self.is_settled and self._message.options.get("retries", 0) != self._retries_when_delivered
-
-
-class SuspectsTurn:
-    """One at a time of the messages that ran when a process died. Thread-safe.
-
-    They come back together, and were they started together again, the next crash would be charged to all of them: who
-    happened to run beside a killer would become a dead letter with it.
-    """
-
-    def __init__(self) -> None:
-        self._holder: Delivery | None = None
-        self._changed = threading.Condition()
-
-    def take(self, delivery: Delivery, timeout_s: float) -> None:
-        """Wait for the turn, but not for ever: a suspect may be a long job, or wait for another suspect."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._holder is None, timeout_s)
-            self._holder = delivery
-
-    def give_up(self, delivery: Delivery) -> None:
-        """Let the next one run. Does nothing for whoever has no turn."""
-        if self._holder is not delivery:
-            return  # nobody but itself makes a delivery the holder
-        with self._changed:
-            if self._holder is delivery:
-                self._holder = None
-                self._changed.notify()
 
 
 class Deliveries:

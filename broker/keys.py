@@ -10,7 +10,7 @@
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
     {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     clean stop, janitor
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             start of the job, time limit
-    {ns:q}:suspects          hash    entry -> crashes charged to it [deliveries consumer]  when settled
+    {ns:q}:suspects          hash    entry -> crashes charged to it [who runs it, alone?]  when settled
     {ns:q}:recent:<who>      string  a producer thread's last enqueue id                   expires, 20 s by default
     {ns:q}:timer             stream  one entry; wakes janitors when there is news          never; one entry
     {ns:q}:paused            string  present: nothing is delivered                         resume

@@ -20,10 +20,11 @@ from dramatiq.logging import get_logger
 from .connections import Connections
 from .consumer import Oversize, StreamsConsumer
 from .dead_letters import facts_of_delivery, facts_of_entry, letter_from, reason_of, stored_from
-from .deliveries import Deliveries, Delivery, PendingRetry, SuspectsTurn
+from .deliveries import Deliveries, Delivery, PendingRetry
 from .entries import EntryDecoder
 from .errors import UndecodableEntry
 from .identity import consumer_name
+from .isolation import Isolation
 from .janitor import Janitor, Round
 from .keeper import Keeper
 from .keys import QueueKeys
@@ -125,7 +126,7 @@ class Session:
         self.connections = Connections(client)
         self.settler = Settler(self.connections, group=settings.group, consumer_name=self.consumer_name)
         self.keeper = Keeper(self.connections, settings, consumer_name=self.consumer_name)
-        self.suspects_turn = SuspectsTurn()
+        self.isolation = Isolation(patience_s=settings.lease_ms / 1000)
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
         self.moved_at: dict[str, float] = {}
@@ -172,9 +173,19 @@ class Session:
             and unique_key_of(delivery._message.options) is None
         ):
             return True
+        return self._start(delivery)
+
+    def note_company(self, delivery: Delivery) -> None:
+        """Have a crash charged to this one as to one of many: it does not run alone any more."""
+        try:
+            self._start(delivery)
+        except (BrokerConnectionError, redis.RedisError) as error:
+            self.logger.warning("cannot note that a suspect is not alone any more: %s", error)
+
+    def _start(self, delivery: Delivery) -> bool:
         keys = self._keys(delivery)
-        answer = self._fenced(START, keys, delivery, (keys.stream, keys.suspects, keys.counters))
-        return bool(answer == b"RUN")
+        script_keys = (keys.stream, keys.suspects, keys.counters)
+        return bool(self._fenced(START, keys, delivery, script_keys, (int(delivery.is_alone),)) == b"RUN")
 
     def write_retry(self, delivery: Delivery) -> bool:
         """Write the retry of a message, and remove the entry it came from; whether this process still held it.

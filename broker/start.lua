@@ -2,14 +2,15 @@
 -- does it hold a unique lock?
 --
 -- KEYS     1 stream  2 suspects  3 counters  4 unique key of the message (optional)
--- ARGV     group, consumer, delivery count, entry id, message id
+-- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process
 -- Returns  RUN, or LOST: another holds the entry now
 --
 -- Notes who runs an entry that was delivered before, so that a crash is charged to the message that ran, and not to
--- those that merely waited in the same process.
+-- those that merely waited in the same process. Asked again of one that runs when it is not alone any more.
 
 local stream, suspects, counters, unique = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local company = ARGV[6] == '1' and '' or ' beside others'
 
 -- A full server lets a script finish whose first write needs no memory.
 redis.call('HDEL', suspects, '')
@@ -19,8 +20,8 @@ if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~
   return 'LOST'
 end
 if deliveries > 1 then
-  local charges = string.match(redis.call('HGET', suspects, id) or '0', '^%d+')
-  redis.call('HSET', suspects, id, charges .. ' ' .. deliveries .. ' ' .. consumer)
+  local charges = string.match(redis.call('HGET', suspects, id) or '0', '^%S+')
+  redis.call('HSET', suspects, id, charges .. ' ' .. deliveries .. ' ' .. consumer .. company)
 end
 if unique and redis.call('GET', unique) == message_id then
   redis.call('DEL', unique)

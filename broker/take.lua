@@ -7,7 +7,9 @@
 --
 -- A consumer is dead when it was declared so (heartbeat 0), or has no heartbeat younger than the lease. In the latter case
 -- its entries must have been idle for a lease too, so that an entry claimed by hand comes back after one. Pending ids whose entry is gone are removed (Redis 6.2 keeps them).
--- An entry's first crash is charged to nobody in particular; from then on start.lua has noted what ran.
+-- An entry's first crash is charged to nobody in particular; from then on start.lua has noted what ran. The next one counts
+-- whole, and whoever was charged once runs alone: then it is its own doing. Where it could not be alone, because it or
+-- another one runs for longer than a lease, a crash counts a quarter: who kills is found all the same.
 
 local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]
@@ -26,13 +28,18 @@ local taken, n_recovered, n_ghosts = {}, 0, 0
 
 local function charge(id, owner, deliveries)
   local noted = redis.call('HGET', suspects, id)
-  local charges = tonumber(noted and string.match(noted, '^%d+') or 0)
-  if noted and string.sub(noted, #tostring(charges) + 1) == ' ' .. deliveries .. ' ' .. owner then
+  if not noted then
+    return 0
+  end
+  local charges, ran = string.match(noted, '^(%S+)(.*)$')
+  local alone = ' ' .. deliveries .. ' ' .. owner
+  charges = tonumber(charges)
+  if ran == alone or (ran == alone .. ' beside others' and charges == 0) then
     charges = charges + 1
+  elseif ran == alone .. ' beside others' then
+    charges = charges + 0.25
   end
-  if noted then
-    redis.call('HSET', suspects, id, charges)
-  end
+  redis.call('HSET', suspects, id, charges)
   return charges
 end
 
@@ -52,7 +59,7 @@ local function take_from(owner, min_idle)
       else
         local is_recovered = owner ~= handed_back
         local charges = is_recovered and charge(id, owner, deliveries)
-          or tonumber(string.match(redis.call('HGET', suspects, id) or '0', '^%d+'))
+          or tonumber(string.match(redis.call('HGET', suspects, id) or '0', '^%S+'))
         local is_doomed = charges >= 1 and charges + 1 >= limit
         redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', deliveries + 1, 'JUSTID')
         taken[#taken + 1] = {id, deliveries + 1, entry[2], charges, is_doomed and 1 or 0, is_recovered and 1 or 0}

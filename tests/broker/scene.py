@@ -121,14 +121,15 @@ class Scene:
             locks=tuple(sorted(key.decode().rpartition(":")[2] for key in self.client.keys("*:unique:*"))),
         )
 
-    def charges(self) -> dict[str, tuple[int, str]]:
-        """Of each suspect: crashes charged to it, and which process runs it since the last one."""
+    def charges(self) -> dict[str, tuple[float, str]]:
+        """Of each suspect: crashes charged to it, and which process runs it since the last one, alone or not."""
         labels = {entry_id: label_of(fields) for entry_id, fields in self.client.xrange(KEYS.stream)}
         noted = {}
         for entry_id, note in self.client.hgetall(KEYS.suspects).items():
             charges, _, rest = note.decode().partition(" ")
-            who = rest.partition(" ")[2]
-            noted[labels[entry_id]] = (int(charges), self._names.get(who, who))
+            _, _, ran = rest.partition(" ")
+            who, space, company = ran.partition(" ")
+            noted[labels[entry_id]] = (float(charges), self._names.get(who, who) + space + company)
         return noted
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ def test_neighbours_of_a_message_that_kills_its_workers_are_never_charged(scene:
 
 
 def test_who_ran_beside_a_killer_is_run_again_without_it(scene: Scene) -> None:
-    """Both ran when a process died, twice; from then on they take turns, and a crash is charged to one of them."""
+    """Both ran when a process died, twice; from then on each runs alone, and a crash is charged to one of them."""
     consumer = scene.consumer("0", max_deliveries=5)
     scene.brokers["0"].enqueue_many([message("killer"), message("bystander")])
     for number in range(2):
@@ -119,10 +119,40 @@ def test_who_ran_beside_a_killer_is_run_again_without_it(scene: Scene) -> None:
     scene.die("2")
     survivor = scene.consumer("3", max_deliveries=5)
     taken = {delivery.args[0]: delivery.charges for delivery in received(survivor, 2)}
-    broker._session.suspects_turn.give_up(deliveries["killer"])
+    broker._session.isolation.leave(deliveries["killer"])
     waiting.join(30)
 
     assert taken == {"killer": 2, "bystander": 1}
+
+
+def test_a_crash_counts_a_quarter_for_a_suspect_that_could_not_be_alone(scene: Scene) -> None:
+    consumer = scene.consumer("0", max_deliveries=5)
+    scene.brokers["0"].enqueue(message("long"))
+    for number in range(2):
+        (delivery,) = received(consumer, 1)
+        scene.brokers[str(number)].emit_before("process_message", delivery)
+        scene.die(str(number))
+        consumer = scene.consumer(str(number + 1), max_deliveries=5, lease_ms=60_000)
+    broker = scene.brokers["2"]
+    (suspect,) = received(consumer, 1)
+    broker.emit_before("process_message", suspect)
+    assert scene.charges() == {"long": (1, "2")}
+
+    # when the process shuts down nobody is held off any longer
+    broker.enqueue(message("other"))
+    (other,) = received(consumer, 1)
+    running = threading.Thread(target=broker.emit_before, args=("process_message", other))
+    running.start()
+    eventually(lambda: broker._session.isolation.n_waiting == 1)
+    broker.emit_before("worker_shutdown", None)
+    running.join(30)
+    assert scene.charges() == {"long": (1, "2 beside others")}
+
+    scene.die("2")
+    survivor = scene.consumer("3", max_deliveries=5)
+    received(survivor, 2)
+
+    assert scene.charges() == {"long": (1.25, "")}
 
 
 def test_a_suspect_that_is_done_lets_the_next_one_run(scene: Scene) -> None:

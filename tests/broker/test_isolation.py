@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import dramatiq
+import pytest
+
+from broker.deliveries import Delivery
+from broker.isolation import Isolation
+from tests.support import eventually
+
+
+def delivery(*, charges: int = 0) -> Delivery:
+    message: dramatiq.Message[None] = dramatiq.Message("default", "work", (), {}, {})
+    return Delivery(message, entry_id="1-1", queue="default", consumer_name="me", deliveries=1, charges=charges)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+def entering(threads: ThreadPoolExecutor, isolation: Isolation, one: Delivery) -> Future[Delivery | None]:
+    """What ``enter`` is going to answer to somebody who is held off."""
+    n_before = isolation.n_waiting
+    future = threads.submit(isolation.enter, one)
+    eventually(lambda: isolation.n_waiting == n_before + 1)
+    assert not future.done()
+    return future
+
+
+def test_messages_run_beside_each_other() -> None:
+    isolation = Isolation(patience_s=60)
+
+    assert [isolation.enter(delivery()) for _ in range(3)] == [None] * 3
+
+
+def test_a_suspect_runs_alone_and_the_others_after_it(threads: ThreadPoolExecutor) -> None:
+    isolation, suspect = Isolation(patience_s=60), delivery(charges=1)
+    isolation.enter(suspect)
+    assert suspect.is_alone
+    waiting = [entering(threads, isolation, delivery()) for _ in range(3)]
+
+    isolation.leave(suspect)
+
+    assert [one.result(30) for one in waiting] == [None] * 3
+
+
+def test_a_suspect_waits_until_the_others_have_ended(threads: ThreadPoolExecutor) -> None:
+    isolation, others, suspect = Isolation(patience_s=60), [delivery(), delivery()], delivery(charges=1)
+    for other in others:
+        isolation.enter(other)
+    future = threads.submit(isolation.enter, suspect)
+    late = delivery()
+    eventually(lambda: isolation.is_held)
+    held_off = entering(threads, isolation, late)
+
+    for other in others:
+        assert not future.done()
+        isolation.leave(other)
+
+    assert future.result(30) is None
+    assert suspect.is_alone
+    isolation.leave(suspect)
+    assert held_off.result(30) is None
+
+
+def test_suspects_run_one_at_a_time(threads: ThreadPoolExecutor) -> None:
+    isolation, at_once, most = Isolation(patience_s=60), threading.Semaphore(1), []
+
+    def run(suspect: Delivery) -> None:
+        isolation.enter(suspect)
+        most.append(at_once.acquire(blocking=False) and suspect.is_alone)
+        at_once.release()
+        isolation.leave(suspect)
+
+    for future in [threads.submit(run, delivery(charges=1)) for _ in range(50)]:
+        future.result(30)
+
+    assert most == [True] * 50
+
+
+def test_a_suspect_that_runs_for_longer_than_others_wait_gets_company_and_is_told_of_once() -> None:
+    isolation, suspect = Isolation(patience_s=0.01), delivery(charges=1)
+    isolation.enter(suspect)
+
+    assert isolation.enter(delivery()) is suspect
+    assert not suspect.is_alone
+    assert isolation.enter(delivery()) is None
+
+
+def test_a_suspect_beside_a_long_job_runs_all_the_same_but_not_alone() -> None:
+    isolation, suspect = Isolation(patience_s=0.01), delivery(charges=1)
+    isolation.enter(delivery())
+
+    assert isolation.enter(suspect) is None
+    assert not suspect.is_alone
+
+
+def test_a_second_suspect_gives_the_first_one_company_when_that_takes_too_long() -> None:
+    isolation, first, second = Isolation(patience_s=0.01), delivery(charges=1), delivery(charges=1)
+    isolation.enter(first)
+
+    assert isolation.enter(second) is first
+    assert (first.is_alone, second.is_alone) == (False, False)
+    isolation.leave(first)
+    isolation.leave(second)
+    third = delivery(charges=1)
+    isolation.enter(third)
+    assert third.is_alone
+
+
+def test_whoever_waits_is_released_at_shutdown(threads: ThreadPoolExecutor) -> None:
+    isolation, running, other, suspect = Isolation(patience_s=60), delivery(charges=1), delivery(), delivery(charges=1)
+    isolation.enter(running)
+    waiting = [entering(threads, isolation, other), entering(threads, isolation, suspect)]
+
+    isolation.release()
+
+    told = [one.result(30) for one in waiting]
+    assert [one for one in told if one is not None] == [running], "told once"
+    assert (running.is_alone, suspect.is_alone) == (False, False)
+
+
+def test_leaving_twice_or_without_having_entered_changes_nothing() -> None:
+    isolation, suspect, stranger = Isolation(patience_s=60), delivery(charges=1), delivery()
+    isolation.leave(stranger)
+    isolation.enter(suspect)
+    isolation.leave(stranger)
+    assert isolation.is_held
+    isolation.leave(suspect)
+    isolation.leave(suspect)
+
+    assert not isolation.is_held
