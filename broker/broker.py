@@ -88,6 +88,7 @@ class RedisStreamsBroker(Broker):
         unique_for_ms: int = DAY_MS,
         enqueue_timeout_ms: int = 5_000,
         keeper_process: bool = True,
+        read_ahead_ms: int = 15,
     ) -> None:
         if client is not None and url is not None:
             raise TypeError("give a url or a client, not both")
@@ -105,6 +106,7 @@ class RedisStreamsBroker(Broker):
             unique_for_ms=unique_for_ms,
             enqueue_timeout_ms=enqueue_timeout_ms,
             keeper_process=keeper_process,
+            read_ahead_ms=read_ahead_ms,
         )
         self._client: redis.Redis | redis.RedisCluster = (
             client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
@@ -169,7 +171,8 @@ class RedisStreamsBroker(Broker):
         """A consumer of a declared queue.
 
         Args:
-            prefetch: how many messages it holds at most, those that run included.
+            prefetch: how many messages it gives out at most, those that run included. What it reads ahead of that is
+                bounded by ``read_ahead_ms``.
             timeout: ms after which its ``__next__`` returns None.
 
         Raises:
@@ -228,7 +231,7 @@ class RedisStreamsBroker(Broker):
     def pause(self, queue_name: str) -> None:
         """Deliver nothing more of the queue, in any process, until ``resume``; restarts do not end it.
 
-        Works within a second or so. What is running goes on; what waits in a process already is run.
+        Works within a second or so. What is running goes on; what waits in a process's Worker already is run.
         """
         keys = self._keys(queue_name)
         self._session.connections.run("SET", keys.paused, "1")

@@ -1,7 +1,8 @@
 """One queue of one process: read, hand out, settle, give back.
 
-Never more is held than the prefetch allows, and what is free is asked for in one read. A consumer that is made anew
-after an error first takes what it owns and does not hold: entries whose reply was lost on the way.
+The Worker never gets more than the prefetch allows. What is free is asked for in one read, and where jobs are short
+some more, which stays here until there is a place for it: see read_ahead.py. A consumer that is made anew after an
+error first takes what it owns and does not hold: entries whose reply was lost on the way.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .deliveries import Delivery
 from .entries import decode, fields_of
 from .errors import UndecodableEntry
 from .keys import HANDED_BACK
+from .read_ahead import ReadAhead
 from .scripts import HAND_BACK, RESYNC, TAKE
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ LOST_AFTER_MS = 5_000
 # Of a retry that never reached the broker: the shortest back-off of Dramatiq's Retries.
 LOST_RETRY_DELAY_MS = 15_000
 
-# A queue that yields to a more important one of its process looks again so soon.
-YIELD_S = 0.02
+# Who yields to a more important queue of its process, or has no room for what it could take, looks again so soon.
+LOOK_AGAIN_S = 0.02
 
 # How Redis, from 7.0, ends a blocking read when FLUSHALL or DEL takes the stream away. No connection is to blame.
 STREAM_GONE = "UNBLOCKED the stream key no longer exists"
@@ -49,7 +51,12 @@ class StreamsConsumer(Consumer):
         self._session = queue.session
         self._settings = queue.session.settings
         self._keys = queue.keys
+        # what the Worker does not have yet
         self._buffer: deque[Delivery] = deque()
+        # so many of it the Worker may have without asking for a place
+        self._n_places = 0
+        self._n_given = 0
+        self._read_ahead = ReadAhead(self._settings.read_ahead_ms)
         self._read = BlockingRead(self._session.connections, queue.keys.stream, block_ms=self._settings.idle_read_ms)
         self._n_asked = 0
         self._is_resynced = False
@@ -57,19 +64,28 @@ class StreamsConsumer(Consumer):
         queue.attach(self)
 
     def __next__(self) -> MessageProxy | None:
-        if self._buffer:
-            return self._buffer.popleft()
+        if self._n_places > 0 and self._buffer:
+            return self._give()
         now = self._session.moved_at[self._keys.queue_name] = time.monotonic()
         deadline = now + self._timeout_s
         try:
-            while not self._buffer:
+            while True:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or self._is_closed:
                     return None
-                self._fill(left_s)
-            return self._buffer.popleft()
+                if self._buffer:
+                    self._wait_for_place(left_s)
+                else:
+                    self._fill(left_s)
+                if self._n_places > 0 and self._buffer:
+                    return self._give()
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
+
+    def _give(self) -> Delivery:
+        self._n_places -= 1
+        self._n_given += 1
+        return self._buffer.popleft()
 
     def ack(self, message: MessageProxy) -> None:
         """Have its success written soon; what follows it, or its retry, is written now unless Redis has it already.
@@ -146,6 +162,32 @@ class StreamsConsumer(Consumer):
         self._queue.deliveries.wake()
         self._read.wake()
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it holds more than the Worker has places for."""
+        return len(self._buffer) > self._n_places
+
+    @property
+    def _n_at_worker(self) -> int:
+        return self._queue.deliveries.n_held - len(self._buffer)
+
+    @property
+    def _n_finished(self) -> int:
+        return self._n_given - self._n_at_worker
+
+    def _wait_for_place(self, timeout_s: float) -> None:
+        """Wait until the Worker may have more of what was read, or give it back: it must not wait behind a long job."""
+        left_s = self._read_ahead.left_s()
+        if self._queue.is_paused or self._queue.must_yield():
+            self._give_back(len(self._buffer))
+        elif left_s <= 0:
+            self._read_ahead.stalled()
+            self._give_back(len(self._buffer))
+        else:
+            self._n_places = self._queue.deliveries.wait_for_room(
+                self._prefetch, min(timeout_s, left_s), n_ahead=len(self._buffer)
+            )
+
     def _fill(self, timeout_s: float) -> None:
         """Get something into the buffer, or wait."""
         if self._queue.is_paused:
@@ -156,29 +198,33 @@ class StreamsConsumer(Consumer):
         if not self._is_resynced:
             self._resync(min_idle_ms=0)
             self._is_resynced = True
-        room = self._queue.deliveries.wait_for_room(self._prefetch, timeout_s)
-        if not room:
             return
         if self._queue.has_lost_entries:
             self._queue.has_lost_entries = False
             self._resync(min_idle_ms=LOST_AFTER_MS)
-        elif self._queue.is_takeable:
-            self._take(room)
-        elif self._queue.must_yield() and not self._read.is_waiting:
-            time.sleep(min(timeout_s, YIELD_S))
-        else:
+            return
+        # A read that waits at the server may bring something at any time, room or not: it must not be left alone.
+        room = self._queue.deliveries.wait_for_room(self._prefetch, 0 if self._read.is_waiting else timeout_s)
+        must_yield = self._queue.must_yield()
+        if room and self._queue.is_takeable and not must_yield:
+            self._take(room + self._read_ahead.expect(self._n_finished))
+        elif self._read.is_waiting:
+            self._read_new(room, min(timeout_s, LOOK_AGAIN_S) if self._queue.is_takeable else timeout_s)
+        elif must_yield:
+            time.sleep(min(timeout_s, LOOK_AGAIN_S))
+        elif room:
             self._read_new(room, timeout_s)
 
     def _read_new(self, room: int, timeout_s: float) -> None:
         if not self._read.is_waiting:
-            self._n_asked = room
+            self._n_asked = room + self._read_ahead.expect(self._n_finished)
             self._read.send(
                 "XREADGROUP",
                 "GROUP",
                 self._settings.group,
                 self._session.consumer_name,
                 "COUNT",
-                room,
+                self._n_asked,
                 "BLOCK",
                 self._settings.idle_read_ms,
                 "STREAMS",
@@ -205,9 +251,10 @@ class StreamsConsumer(Consumer):
             raise
         self._queue.has_backlog = bool(answer) and len(answer[0][1]) >= self._n_asked
         if answer:
+            n_ahead = self._read_ahead.n_still_expected()
             self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in answer[0][1])
-            # entries were taken while this read was under way: more is held than the prefetch allows
-            self._give_back_excess()
+            # what is more than that: the read waited for news, or entries were taken meanwhile
+            self._give_back(self._queue.deliveries.n_held - self._prefetch - n_ahead)
 
     def _take(self, room: int) -> None:
         """Take over what is handed back or belongs to the dead."""
@@ -250,7 +297,7 @@ class StreamsConsumer(Consumer):
                 self._settings.group,
                 self._session.consumer_name,
                 min_idle_ms,
-                self._prefetch,
+                self._prefetch + self._read_ahead.most,
                 *self._queue.deliveries.ids(),
             ),
         )
@@ -285,11 +332,17 @@ class StreamsConsumer(Consumer):
         finally:
             # also when a dead letter could not be written: those before it are here
             self._buffer.extend(self._queue.deliveries.add(accepted))
+            if accepted:
+                self._n_places = self._prefetch - self._n_at_worker
+                self._read_ahead.filled(self._n_finished)
 
-    def _give_back_excess(self) -> None:
-        n_excess = self._queue.deliveries.n_held - self._prefetch
-        if n_excess > 0 and self._buffer:
-            self._hand_back([self._buffer.pop() for _ in range(min(n_excess, len(self._buffer)))])
+    def _give_back(self, n: int) -> None:
+        """Give back so many of what the Worker does not have, the newest ones: others may take them at once."""
+        excess = [self._buffer.pop() for _ in range(min(n, len(self._buffer)))]
+        if excess:
+            self._hand_back(excess)
+            # older than what was never delivered: the next that we take as well
+            self._queue.is_takeable = True
 
     def _stop_reading(self) -> None:
         if self._read.is_waiting:

@@ -94,8 +94,8 @@ class Delivery(MessageProxy):
 class Deliveries:
     """The deliveries of one queue. Thread-safe.
 
-    ``held``: given out to the Worker or about to be. ``settling``: done, and not yet written. Both are in this
-    consumer's pending list; only the held ones count against the prefetch.
+    ``held``: given out to the Worker or about to be, read ahead included. ``settling``: done, and not yet written. Both
+    are in this consumer's pending list.
     """
 
     def __init__(self) -> None:
@@ -138,23 +138,28 @@ class Deliveries:
             if len(self._held) <= self._awaited_held:
                 self._changed.notify_all()
 
-    def wait_for_room(self, prefetch: int, timeout_s: float) -> int:
-        """How many more may be held; 0 after ``timeout_s`` without room.
+    def wait_for_room(self, prefetch: int, timeout_s: float, *, n_ahead: int = 0) -> int:
+        """How many more the Worker may have; 0 after ``timeout_s`` without room.
 
-        Once there is some, waits a moment for a quarter of the prefetch: else each message costs a round trip.
+        Once there is some, waits a moment for a quarter of the prefetch: else each message costs a round trip, or a
+        change of threads.
+
+        Args:
+            n_ahead: how many of those that are held the Worker does not have yet.
         """
+        limit = prefetch + n_ahead
         enough = max(1, prefetch // 4)
         # what waits to be written is bounded too: with a server that takes no writes nobody should read on
-        most_settling = 1_000 + prefetch
+        most_settling = 1_000 + limit
 
         def room() -> int:
-            return 0 if len(self._settling) > most_settling else prefetch - len(self._held)
+            return 0 if len(self._settling) > most_settling else limit - len(self._held)
 
         with self._lock:
             try:
-                self._awaited_held = prefetch - 1
+                self._awaited_held = limit - 1
                 if self._changed.wait_for(lambda: room() >= 1, timeout_s):
-                    self._awaited_held = prefetch - enough
+                    self._awaited_held = limit - enough
                     self._changed.wait_for(lambda: room() >= enough, GATHER_S)
             finally:
                 self._awaited_held = NOBODY_WAITS

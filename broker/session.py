@@ -72,6 +72,11 @@ class ConsumedQueue:
             self._consumer = None
             self.has_backlog = False
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether messages wait in Redis, or were read ahead."""
+        return self.has_backlog or (self._consumer is not None and self._consumer.is_ahead)
+
     def must_yield(self) -> bool:
         """Whether a more important queue of this process has messages waiting in Redis."""
         return self.session.has_more_important_work(self.keys.queue_name)
@@ -159,7 +164,7 @@ class Session:
             return False
         own = numbers.get(queue_name, 0)
         others = list(self._queues.values())
-        return any(queue.has_backlog and numbers.get(queue.keys.queue_name, 0) < own for queue in others)
+        return any(queue.is_waiting and numbers.get(queue.keys.queue_name, 0) < own for queue in others)
 
     def may_run(self, delivery: Delivery) -> bool:
         """Whether this process still holds it, asked of Redis only where that can be otherwise.

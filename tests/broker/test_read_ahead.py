@@ -1,0 +1,315 @@
+"""Where jobs are short a consumer reads ahead, and nobody's message waits for it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import dramatiq
+import pytest
+import redis
+
+from broker import Delivery, RedisStreamsBroker
+from broker.consumer import StreamsConsumer
+from broker.read_ahead import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S, ReadAhead
+from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, labels, message, received
+from tests.support import eventually
+
+PREFETCH = 2
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def messages(*numbers: int) -> list[dramatiq.Message[None]]:
+    return [message(str(number)) for number in numbers]
+
+
+def a_consumer(scene: Scene, name: str, clock: Clock, **settings: int) -> StreamsConsumer:
+    consumer = scene.consumer(name, prefetch=PREFETCH, timeout=50, **settings)
+    consumer._read_ahead = ReadAhead(scene.brokers[name].settings.read_ahead_ms, clock=clock)
+    return consumer
+
+
+def work_off(consumer: StreamsConsumer, n: int, clock: Clock) -> list[str]:
+    """Have so many messages done, one after the other, in a tenth of a millisecond each."""
+    done = []
+    for _ in range(n):
+        (delivery,) = received(consumer, 1)
+        clock.now += 0.0001
+        consumer.ack(delivery)
+        done += labels([delivery])
+    return done
+
+
+def n_held_ahead(consumer: StreamsConsumer) -> int:
+    return len(consumer._buffer)
+
+
+def reading_ahead(scene: Scene, clock: Clock, *, n: int = 300) -> StreamsConsumer:
+    """A consumer that has read ahead, because its jobs were short so far, and whose Worker holds nothing."""
+    consumer = a_consumer(scene, "a", clock)
+    scene.brokers["a"].enqueue_many(messages(*range(n)))
+    n_done = 0
+    while n_done < 50 or n_held_ahead(consumer) < 20:
+        work_off(consumer, 1, clock)
+        n_done += 1
+    return consumer
+
+
+def n_reads(client: redis.Redis) -> int:
+    statistics: dict[str, dict[str, int]] = client.info("commandstats")
+    return statistics.get("cmdstat_xreadgroup", {"calls": 0})["calls"]
+
+
+@pytest.mark.parametrize(
+    ("n_finished", "within_s", "n_ahead"),
+    [
+        (10, 0.010, 15),  # one a millisecond: fifteen last for 15 ms
+        (4, 0.0004, 8),  # four fast ones are evidence for eight
+        (400, 0.010, MOST_AHEAD),
+        (2, 0.040, 0),  # jobs that are not short
+        (8, 2 * HAND_BACK_AFTER_S, 0),
+        (0, 0.001, 0),
+    ],
+)
+def test_as_much_is_read_ahead_as_lasts_for_the_time_that_was_asked_for(
+    n_finished: int, within_s: float, n_ahead: int
+) -> None:
+    clock = Clock()
+    estimate = ReadAhead(15, clock=clock)
+    estimate.filled(100)
+
+    clock.now += within_s
+
+    assert estimate.expect(100 + n_finished) == n_ahead
+
+
+def test_after_jobs_that_were_longer_than_expected_nothing_is_read_ahead_for_a_while() -> None:
+    clock = Clock()
+    estimate = ReadAhead(15, clock=clock)
+    estimate.stalled()
+    estimate.filled(0)
+
+    clock.now += 0.01
+    assert estimate.expect(10) == 0
+
+    clock.now += NOTHING_AHEAD_FOR_S
+    estimate.filled(10)
+    clock.now += 0.01
+    assert estimate.expect(20) == 15
+
+
+def test_a_read_that_waited_for_news_does_not_bring_what_was_expected_before() -> None:
+    clock = Clock()
+    estimate = ReadAhead(15, clock=clock)
+    estimate.filled(0)
+    clock.now += 0.01
+    estimate.expect(10)
+
+    assert estimate.n_still_expected() == 15
+
+    clock.now += 2 * HAND_BACK_AFTER_S
+    assert estimate.n_still_expected() == 0
+
+
+def test_short_jobs_need_few_reads(scene: Scene) -> None:
+    clock = Clock()
+    consumer = a_consumer(scene, "a", clock)
+    scene.brokers["a"].enqueue_many(messages(*range(600)))
+    before = n_reads(scene.client)
+
+    assert work_off(consumer, 600, clock) == [str(number) for number in range(600)]
+
+    # one for each place that is free would be 300 at least
+    assert n_reads(scene.client) - before <= 20
+
+
+def test_nothing_is_read_ahead_where_it_is_turned_off(scene: Scene) -> None:
+    clock = Clock()
+    consumer = a_consumer(scene, "a", clock, read_ahead_ms=0)
+    scene.brokers["a"].enqueue_many(messages(*range(100)))
+
+    for _ in range(60):
+        work_off(consumer, 1, clock)
+        assert n_held_ahead(consumer) < PREFETCH
+
+
+def test_the_worker_never_gets_more_than_the_prefetch(scene: Scene) -> None:
+    clock = Clock()
+    consumer = reading_ahead(scene, clock)
+
+    held = received(consumer, PREFETCH)
+
+    assert next(consumer) is None
+    assert n_held_ahead(consumer) > PREFETCH
+    consumer.ack(held[0])
+    assert len(received(consumer, 1)) == 1
+
+
+def test_what_was_read_ahead_does_not_wait_behind_long_jobs(scene: Scene) -> None:
+    clock = Clock()
+    consumer = reading_ahead(scene, clock)
+    other = scene.consumer("b", prefetch=1_000)
+    long_ones = labels(received(consumer, PREFETCH))
+    first = int(long_ones[0])
+
+    clock.now += 2 * HAND_BACK_AFTER_S
+    assert next(consumer) is None
+
+    assert n_held_ahead(consumer) == 0
+    assert [label for label, (who, _) in scene.state().pending.items() if who == "a"] == long_ones
+    # in their place, before what was never delivered, and as if they had not been delivered
+    rest = received(other, 300 - first - PREFETCH)
+    assert labels(rest) == [str(number) for number in range(first + PREFETCH, 300)]
+    assert {delivery.deliveries for delivery in rest} == {1}
+
+
+def test_after_that_its_own_process_reads_no_further_than_its_places(scene: Scene) -> None:
+    clock = Clock()
+    consumer = reading_ahead(scene, clock)
+    held = received(consumer, PREFETCH)
+    clock.now += 2 * HAND_BACK_AFTER_S
+    assert next(consumer) is None
+
+    for delivery in held:
+        consumer.ack(delivery)
+    following = work_off(consumer, 20, clock)
+
+    first = int(labels(held)[-1]) + 1
+    assert following == [str(number) for number in range(first, first + 20)]
+    assert n_held_ahead(consumer) < PREFETCH
+
+
+def test_a_consumer_that_stops_hands_back_what_it_read_ahead(scene: Scene) -> None:
+    clock = Clock()
+    consumer = reading_ahead(scene, clock)
+    (running,) = received(consumer, 1)
+    first = int(labels([running])[0])
+
+    consumer.close()
+
+    held = [label for label, (who, _) in scene.state().pending.items() if who == "a"]
+    assert held == labels([running])
+    consumer.ack(running)
+    rest = received(scene.consumer("b", prefetch=1_000), 299 - first)
+    assert labels(rest) == [str(number) for number in range(first + 1, 300)]
+
+
+def test_a_pause_ends_what_was_read_ahead(scene: Scene) -> None:
+    clock = Clock()
+    consumer = reading_ahead(scene, clock)
+    held = received(consumer, PREFETCH)
+    broker = scene.brokers["a"]
+    broker.pause(QUEUE)
+    eventually(lambda: consumer._queue.is_paused)
+
+    assert next(consumer) is None
+
+    assert [label for label, (who, _) in scene.state().pending.items() if who == "a"] == labels(held)
+    for delivery in held:
+        consumer.ack(delivery)
+    broker.resume(QUEUE)
+    eventually(lambda: not consumer._queue.is_paused)
+    first = int(labels(held)[-1]) + 1
+    assert work_off(consumer, 300 - first, clock) == [str(number) for number in range(first, 300)]
+
+
+def test_a_more_important_queue_is_waited_for_with_what_was_read_ahead(scene: Scene) -> None:
+    clock = Clock()
+    consumer = reading_ahead(scene, clock)
+    held = received(consumer, PREFETCH)
+    consumer._queue.must_yield = lambda: True  # type: ignore[method-assign]  # as another queue of the process would
+
+    assert next(consumer) is None
+
+    assert [label for label, (who, _) in scene.state().pending.items() if who == "a"] == labels(held)
+    for delivery in held:
+        consumer.ack(delivery)
+    assert next(consumer) is None
+
+
+def test_what_a_more_important_queue_has_read_ahead_is_waited_for(scene: Scene) -> None:
+    clock = Clock()
+    consumer = reading_ahead(scene, clock, n=100)
+    received(consumer, PREFETCH)
+    consumer._queue.has_backlog = False
+
+    assert consumer._queue.is_waiting
+
+    consumer._give_back(len(consumer._buffer))
+    assert not consumer._queue.is_waiting
+
+
+def test_an_answer_that_was_lost_with_many_messages_is_found_in_full(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=PREFETCH)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(messages(*range(60)))
+    scene.client.xreadgroup(GROUP, broker.consumer_name, {KEYS.stream: ">"}, count=60)
+
+    clock = Clock()
+    assert work_off(consumer, 60, clock) == [str(number) for number in range(60)]
+    assert broker.counters(QUEUE)["redelivered"] == 60
+
+
+def test_what_a_waiting_read_brings_does_not_wait_behind_what_was_taken_meanwhile(scene: Scene) -> None:
+    other = scene.consumer("b", prefetch=1)
+    scene.brokers["b"].enqueue(message("long"))
+    (handed_back,) = received(other, 1)
+    consumer = scene.consumer("a", prefetch=1, timeout=200)
+    assert next(consumer) is None
+    other.requeue([handed_back])
+    assert labels(received(consumer, 1)) == ["long"]
+    assert consumer._read.is_waiting
+
+    scene.brokers["b"].enqueue(message("next"))
+    assert next(consumer) is None
+
+    assert labels(received(other, 1)) == ["next"]
+
+
+def test_under_a_worker_long_jobs_hold_up_no_more_than_its_prefetch(redis_url: str) -> None:
+    n, first_long = 1_000, 400
+    may_end, ran_at_a, ran_at_b = threading.Event(), Counter[int](), list[int]()
+    a = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
+    b = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
+
+    @dramatiq.actor(broker=a)
+    def work(number: int) -> None:
+        if number >= first_long:
+            may_end.wait(60)
+        ran_at_a[number] += 1
+
+    a.enqueue_many([work.message(number) for number in range(n)])
+    worker = dramatiq.Worker(a, worker_timeout=100, worker_threads=2)
+    worker.start()
+    b.declare_queue("default")
+    try:
+        eventually(lambda: len(ran_at_a) == first_long, within_s=60)
+        idle = b.consume("default", prefetch=n, timeout=100)
+
+        def runs_at_b() -> bool:
+            delivery = next(idle)
+            if isinstance(delivery, Delivery):
+                ran_at_b.append(delivery.args[0])
+                idle.ack(delivery)
+            return len(ran_at_b) >= n - first_long - worker.queue_prefetch
+
+        eventually(runs_at_b, within_s=60, every_s=0)
+        may_end.set()
+        a.join("default", timeout=60_000)
+        idle.close()
+    finally:
+        may_end.set()
+        worker.stop()
+        a.close()
+        b.close()
+
+    assert Counter(ran_at_b) + ran_at_a == Counter(range(n))
