@@ -3,7 +3,7 @@
 -- KEYS     1 meta  2 media  3 rows  4 vectors  5 labels  6 standings  7 clusters  8 aliases  9 ledger  10 history
 --          11 arrived  12 overwritten  13 quarantine
 -- ARGV     born, commit, revision   the state the change was decided on; "", "", 0 for a pet that has nothing
---          new_born, new_commit     names for the pet, should this be its first commit, and for this commit
+--          new_born, new_commit     names for the pet, "" unless this is its first commit, and for this commit
 --          claimant, claim_ms       who gets the right of way after a conflict ("" = nobody), and for how long
 --          format, model, dim, next_cluster, n_at_recluster, noise_arrivals   for meta; model and dim "" = keep
 --          vectors                  of the arrivals
@@ -52,21 +52,23 @@ local born, commit, expected = take(), take(), tonumber(take())
 local new_born, new_commit = take(), take()
 local claimant, claim_ms = take(), tonumber(take())
 
-local stored = redis.call('HMGET', meta, 'born', 'commit', 'revision', 'claim', 'claim_until_ms')
+local stored = redis.call('HMGET', meta, 'born', 'commit', 'revision', 'claim', 'claim_until_ms', 'n_media', 'ingested')
 local revision = tonumber(stored[3] or '0')
 if stored[2] == new_commit then
   return {'OK', revision, stored[1]}
 end
 
-local time = redis.call('TIME')
-local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
 local claimed_for_ms = 0
 if stored[4] and stored[4] ~= claimant then
-  claimed_for_ms = tonumber(stored[5]) - now_ms
+  claimed_for_ms = tonumber(stored[5]) - now_ms()
 end
 if (stored[1] or '') ~= born or (stored[2] or '') ~= commit then
   if claimant ~= '' and claimed_for_ms <= 0 and stored[1] then
-    redis.call('HSET', meta, 'claim', claimant, 'claim_until_ms', string.format('%.0f', now_ms + claim_ms))
+    redis.call('HSET', meta, 'claim', claimant, 'claim_until_ms', string.format('%.0f', now_ms() + claim_ms))
   end
   return {'CONFLICT', revision}
 end
@@ -84,9 +86,9 @@ local correction, kind, by, summary = take(), take(), take(), take()
 local n_media, n_quarantined, ingested = 0, 0, 0
 local n_arriving, back = tonumber(ARGV[taken + 1]), {}
 if expected > 0 then
-  n_media = tonumber(redis.call('HGET', meta, 'n_media'))
+  n_media = tonumber(stored[6])
   n_quarantined = redis.call('HLEN', KEYS[13])
-  ingested = tonumber(redis.call('HGET', meta, 'ingested') or n_media + n_quarantined)
+  ingested = tonumber(stored[7] or n_media + n_quarantined)
   local lengths = {redis.call('LLEN', KEYS[2]), redis.call('STRLEN', KEYS[5]) / 4, redis.call('STRLEN', KEYS[6])}
   for _, length in ipairs(lengths) do
     if length ~= n_media then
@@ -123,13 +125,15 @@ end
 if expected == 0 then
   born = new_born
 end
-redis.call('HSET', meta, 'born', born, 'commit', new_commit, 'revision', revision,
+redis.call('HSET', meta, 'born', born, 'commit', new_commit, 'revision', revision, 'n_media', n_media + n_arriving,
   'next_cluster', next_cluster, 'n_at_recluster', n_at_recluster, 'noise_arrivals', noise_arrivals,
   'ingested', ingested, 'n_clustered', n_clustered, 'n_noise', n_noise, 'n_dismissed', n_dismissed)
 for _, medium in ipairs(back) do
   redis.call('HDEL', KEYS[13], medium)
 end
-redis.call('HDEL', meta, 'claim', 'claim_until_ms')
+if stored[4] then
+  redis.call('HDEL', meta, 'claim', 'claim_until_ms')
+end
 if model ~= '' then
   redis.call('HSET', meta, 'model', model, 'dim', dim)
 end
@@ -163,7 +167,7 @@ if correction ~= '' then
 end
 if kind ~= '' then
   redis.call('XADD', KEYS[10], 'MAXLEN', '~', HISTORY_LENGTH, revision .. '-0',
-    'kind', kind, 'by', by, 'at_ms', string.format('%.0f', now_ms), 'summary', summary)
+    'kind', kind, 'by', by, 'at_ms', string.format('%.0f', now_ms()), 'summary', summary)
 end
 
 local first = taken + 2
@@ -171,7 +175,6 @@ local n_arrivals = call_with_list('RPUSH', KEYS[2])
 for i = 0, n_arrivals - 1 do
   redis.call('HSET', KEYS[3], ARGV[first + i], n_media + i)
 end
-redis.call('HSET', meta, 'n_media', n_media + n_arrivals)
 
 local n_cards = call_with_list('HSET', KEYS[7]) + call_with_list('HDEL', KEYS[7])
   + call_with_list('HSET', KEYS[8]) + call_with_list('HDEL', KEYS[8])

@@ -3,7 +3,7 @@
 -- KEYS     1 meta  2 media  3 vectors  4 labels  5 standings  6 clusters  7 aliases  8 ledger
 -- ARGV     born, commit, revision, n_media, n_corrections, last_medium   of the known state; "", "", 0, 0, 0, "" = none
 --          max_vector_bytes   the most to answer of the vectors; 0 = none, and no rest
--- Returns  {} for a pet that has nothing, else
+-- Returns  1 when the known state is the newest, {} for a pet that has nothing, else
 --          1 meta           field, value, …
 --          2 from_row       media and vectors begin at this row
 --          3 media
@@ -21,6 +21,10 @@
 -- The known state counts only if it is an ancestor of what is stored. A later revision with the same last medium in the
 -- same row is taken for one: that fails after a failover that lost writes, and for a pet deleted and begun anew.
 
+local version = redis.call('HMGET', KEYS[1], 'born', 'commit')
+if version[1] == ARGV[1] and version[2] == ARGV[2] then
+  return 1
+end
 local known_revision, known_rows, known_corrections = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local meta = redis.call('HGETALL', KEYS[1])
@@ -32,9 +36,8 @@ for i = 1, #meta, 2 do
   field[meta[i]] = meta[i + 1]
 end
 local revision = tonumber(field.revision)
-local is_ancestor = field.born == ARGV[1] and (
-  field.commit == ARGV[2]
-  or revision > known_revision and (known_rows == 0 or redis.call('LINDEX', KEYS[2], known_rows - 1) == ARGV[6]))
+local is_ancestor = field.born == ARGV[1] and revision > known_revision
+  and (known_rows == 0 or redis.call('LINDEX', KEYS[2], known_rows - 1) == ARGV[6])
 if not is_ancestor then
   known_revision, known_rows, known_corrections = 0, 0, 0
 end

@@ -16,12 +16,14 @@ from threading import Lock
 from typing import TypeVar, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from sploot_cluster.models import Change, ClusterId, MediaId, PetId, PetState
 from sploot_cluster.vectors import FloatMatrix, FloatVector
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T", bound=np.generic)
 
 
 class PetRows:
@@ -187,16 +189,17 @@ def follow(state: PetState, change: Change, *, version: str) -> PetState:
     media, index, vectors = state.media, state.rows, state.vectors
     if arrivals:
         rows = PetRows.behind(state).extended(
-            state.n_media, [arrival.media for arrival in arrivals], np.stack([arrival.vector for arrival in arrivals])
+            state.n_media,
+            [arrival.media for arrival in arrivals],
+            arrivals[0].vector[None] if len(arrivals) == 1 else np.stack([arrival.vector for arrival in arrivals]),
         )
         n = state.n_media + len(arrivals)
         media, index, vectors = rows.media(n), rows.index(n), rows.vectors(n)
     moves = labels is not state.labels and not (
         np.array_equal(labels, state.labels) and np.array_equal(standings, state.standings)
     )
-    labels = np.append(labels, [arrival.label for arrival in arrivals]).astype(np.int32)
-    standings = np.append(standings, [arrival.standing for arrival in arrivals]).astype(np.uint8)
-    labels.flags.writeable = standings.flags.writeable = False
+    labels = _appended(labels, np.int32, [arrival.label for arrival in arrivals])
+    standings = _appended(standings, np.uint8, [arrival.standing for arrival in arrivals])
     return replace(
         state,
         revision=state.revision + 1,
@@ -241,6 +244,15 @@ def check(state: PetState, change: Change) -> None:
             raise ValueError(f"relabelling of {lengths} rows for {state.n_media} media")
     if change.correction is not None and change.correction.revision != state.revision + 1:
         raise ValueError(f"correction says revision {change.correction.revision}, it makes {state.revision + 1}")
+
+
+def _appended(column: npt.NDArray[T], dtype: type[T], items: Sequence[int]) -> npt.NDArray[T]:
+    """A read-only column of one more row for each item."""
+    n = len(column)
+    longer = np.empty(n + len(items), dtype=dtype)
+    longer[:n], longer[n:] = column, items
+    longer.flags.writeable = False
+    return longer
 
 
 def _merged(stored: Mapping[K, V], written: Mapping[K, V | None]) -> Mapping[K, V]:

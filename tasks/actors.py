@@ -30,6 +30,7 @@ from tasks.contracts import (
 from tasks.job_facts import current_job
 from tasks.jobs import answer
 from tasks.retry_policy import POLICIES
+from tasks.wire import CheckedArguments
 
 C = TypeVar("C", bound=Contract)
 
@@ -160,7 +161,7 @@ def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable
         def unpack_and_run(*positional: Any, **kwargs: Any) -> None:
             if positional:
                 raise InvalidInput("args", "positional arguments have no names", "send keyword arguments")
-            message = contract.from_kwargs(kwargs)
+            message = _checked(contract) or contract.from_kwargs(kwargs)
             current_job().pet_id = message.pet_id
             done = run(message)
             answer(lambda: asdict(done))
@@ -173,6 +174,15 @@ def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable
         )(unpack_and_run)
 
     return declare
+
+
+def _checked(contract: type[C]) -> C | None:
+    """The running message where it was checked when it was decoded, in this process."""
+    message = CurrentMessage.get_current_message()
+    arguments = None if message is None else message.kwargs
+    if isinstance(arguments, CheckedArguments) and isinstance(arguments.event, contract):
+        return arguments.event
+    return None
 
 
 def _message_id() -> str:

@@ -7,6 +7,7 @@ of an embedding, is taken out here, whoever wrote them.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -14,7 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final
 
@@ -117,9 +118,28 @@ def _prepared(record: logging.LogRecord) -> bool:
 
 
 def _formatter() -> logging.Formatter:
+    from pythonjsonlogger.core import RESERVED_ATTRS
     from pythonjsonlogger.json import JsonFormatter
 
+    own = frozenset(RESERVED_ATTRS)
+    # whatever else JSON does not know is text by then
+    encode = json.JSONEncoder(default=datetime.isoformat).encode
+
     class Line(JsonFormatter):
+        """One line; most are of facts alone, and take half the time without the library's options."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            if record.exc_info or record.exc_text or record.stack_info or not isinstance(record.msg, str):
+                return super().format(record)
+            line: dict[str, Any] = {"level": record.levelname, "logger": record.name}
+            line["message"] = _told(record.getMessage())
+            line["service"] = SERVICE
+            for name, value in record.__dict__.items():
+                if name not in own and not name.startswith("_"):
+                    line[name] = _told(value)
+            line["timestamp"] = datetime.fromtimestamp(record.created, tz=UTC).isoformat()
+            return encode(line)
+
         def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
             return {name: _told(value) for name, value in super().process_log_record(log_data).items()}
 
@@ -134,6 +154,8 @@ def _formatter() -> logging.Formatter:
 
 def _told(value: Any) -> Any:
     """A value as JSON can hold it, and as a log may."""
+    if type(value) is int or value is None:
+        return value
     match value:
         case str():
             return without_payload(value)

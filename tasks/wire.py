@@ -2,7 +2,8 @@
 
 An event is checked here, before it costs a worker thread anything. A bad one becomes a dead letter at once, with its
 own fields and the reason ``undecodable``; a good one travels on in the one form that workers pass on, so that a retry
-of it is an ordinary message. A Dramatiq message that somebody sent is not checked here, but by its actor.
+of it is an ordinary message. A Dramatiq message that somebody sent is not checked here, but by its actor, which knows
+a message that was by its :class:`CheckedArguments`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,17 @@ import dramatiq
 from broker import EntryDecoder, UndecodableEntry
 from sploot_cluster.errors import InvalidInput
 from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested
+
+
+class CheckedArguments(dict[str, Any]):
+    """The keyword arguments of a message made here, and the ``event`` that they say, which was checked.
+
+    As JSON they are arguments like any others: a retry is checked again.
+    """
+
+    def __init__(self, event: EmbeddingIngested) -> None:
+        super().__init__(event.to_kwargs())
+        self.event = event
 
 
 def decode_embedding(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
@@ -31,7 +43,7 @@ def decode_embedding(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.M
         queue_name=EMBEDDING_INGESTED,
         actor_name=EmbeddingIngested.actor_name,
         args=(),
-        kwargs=event.to_kwargs(),
+        kwargs=CheckedArguments(event),
         options={},
         message_id=event.event_id,
         message_timestamp=int(entry_id.partition("-")[0]),

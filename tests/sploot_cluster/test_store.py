@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict, StoreUnavailable, UnreadablePet
@@ -514,19 +516,41 @@ def test_a_commit_whose_reply_was_lost_is_known_again(
 ) -> None:
     store = RedisPetStore(redis_client)
     state = with_clusters(store)
-    evalsha, sent = redis_client.evalsha, []
+    answers = lose_one_answer(monkeypatch)
 
-    def sent_twice(sha: str, numkeys: int, *keys_and_args: str) -> object:
-        sent.append(evalsha(sha, numkeys, *keys_and_args))
-        return evalsha(sha, numkeys, *keys_and_args)
-
-    monkeypatch.setattr(redis_client, "evalsha", sent_twice)
     after = store.commit(state, arrival(state, "f"))
     monkeypatch.undo()
 
-    assert len(sent) == 1
+    assert [answer[:2] for answer in answers] == [[b"OK", 3]]
     assert after.revision == 3
     assert told(store.load(PET)) == told(after)
+
+
+def test_a_load_whose_reply_was_lost_is_made_again(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RedisPetStore(redis_client)
+    state = with_clusters(store)
+    answers = lose_one_answer(monkeypatch)
+
+    again = store.load(PET)
+
+    assert len(answers) == 1
+    assert told(again) == told(state)
+
+
+def lose_one_answer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """From now on one answer is taken off the wire, and the connection breaks; what it was is in the list then."""
+    read, lost = AbstractConnection.read_response, list[Any]()
+
+    def read_or_lose(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = read(self, *args, **kwargs)
+        if not lost:
+            lost.append(answer)
+            self.disconnect()
+            raise redis.ConnectionError("cut")
+        return answer
+
+    monkeypatch.setattr(AbstractConnection, "read_response", read_or_lose)
+    return lost
 
 
 def test_a_pet_begun_anew_is_not_taken_for_the_one_known(redis_client: redis.Redis) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import dramatiq
 import pytest
 import redis
+from dramatiq.broker import MessageProxy
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
 from periodiq import PeriodiqMiddleware
@@ -38,6 +39,7 @@ from tasks.contracts import (
 from tasks.media_totals import MediaSampler, declare_media_actor
 from tasks.periodic import declare_periodic_actors
 from tasks.retry_policy import POLICIES
+from tasks.wire import decode_embedding
 from tests.sploot_cluster.albums import MODEL, PET, name, names, picture, take
 
 QUEUE_OF = {
@@ -130,6 +132,26 @@ def test_an_event_puts_its_medium_into_a_cluster(
 
     (own,) = (cluster for cluster in service.clusters(PET).clusters if name(0, 0) in cluster.media)
     assert set(own.media) == names(0, range(12)) | {name(0, 99)}
+
+
+def test_an_event_that_was_checked_when_it_was_decoded_is_not_checked_again(
+    service: ClusterService, three_subjects: PetView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit()])
+    declare_actors(broker, service)
+    arrival = EmbeddingIngested.of(pet_id=PET, media_id=name(0, 99), model=MODEL, embedding=picture(0, 0))
+    fields = arrival.to_kwargs() | {"encoding": "f32le", "embedding": arrival.embedding}
+    message = decode_embedding(
+        "1-0", {k.encode(): v if k == "embedding" else str(v).encode() for k, v in fields.items()}
+    )
+    monkeypatch.setattr(EmbeddingIngested, "from_kwargs", None)
+
+    running = MessageProxy(message)
+    broker.emit_before("process_message", running)
+    broker.get_actor(CLUSTER_EMBEDDING)(**message.kwargs)
+    broker.emit_after("process_message", running)
+
+    assert name(0, 99) in {medium for cluster in service.clusters(PET).clusters for medium in cluster.media}
 
 
 def test_an_event_that_comes_twice_counts_once(broker: StubBroker, service: ClusterService) -> None:

@@ -55,6 +55,26 @@ def test_every_line_is_one_object_with_the_facts_in_fields() -> None:
     assert "careful" in warning["message"]
 
 
+def test_a_line_with_a_stack_tells_what_one_of_facts_alone_does() -> None:
+    talk = """
+import logging
+from datetime import UTC, datetime
+from tasks.logs import configure_logging
+configure_logging("INFO")
+facts = {"n": 3, "s": 0.5, "none": None, "at": datetime(2026, 1, 2, tzinfo=UTC), "in": {"at": datetime(2026, 1, 2)},
+         "x": [1, "b", b"c"], "mäh": "e\\n"}
+for stack_info in (False, True):
+    logging.getLogger("a.b").warning("%s happened", "it", extra=facts, stack_info=stack_info)
+"""
+    done = subprocess.run([sys.executable, "-c", talk], capture_output=True, text=True, check=True)
+
+    alone, beside = (json.loads(line) for line in done.stderr.splitlines())
+
+    assert beside.pop("stack_info")
+    assert alone.pop("timestamp")[:10] == beside.pop("timestamp")[:10]
+    assert list(alone.items()) == list(beside.items())
+
+
 def test_what_looks_like_an_embedding_is_told_by_its_length() -> None:
     vector = np.random.default_rng(3).normal(size=32).astype(np.float32)
     base64 = b64encode(vector.tobytes()).decode()

@@ -1,0 +1,131 @@
+"""Scripts on a connection that is kept: whatever happens to it, every caller gets his own answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import redis
+from redis.connection import AbstractConnection
+
+from sploot_cluster.short_calls import ShortCalls
+
+ECHO = "return ARGV[1]"
+
+
+def n_connections(client: redis.Redis) -> int:
+    return len(client.client_list())
+
+
+def test_one_thread_needs_one_connection(redis_client: redis.Redis) -> None:
+    echo = ShortCalls(redis_client).script(ECHO)
+    redis_client.script_flush()
+    assert echo(keys=(), args=("loads it",)) == b"loads it"
+    before = n_connections(redis_client)
+
+    answers = [echo(keys=(), args=(str(number),)) for number in range(20)]
+
+    assert answers == [str(number).encode() for number in range(20)]
+    assert n_connections(redis_client) == before
+
+
+def test_stores_that_come_and_go_use_the_same_connection(redis_client: redis.Redis) -> None:
+    ShortCalls(redis_client).script(ECHO)(keys=(), args=("loads it",))
+    before = n_connections(redis_client)
+
+    for number in range(200):
+        assert ShortCalls(redis_client).script(ECHO)(keys=(), args=(str(number),)) == str(number).encode()
+
+    assert n_connections(redis_client) == before
+
+
+def test_a_pool_of_few_connections_has_them_for_others_too(redis_client: redis.Redis) -> None:
+    options = redis_client.connection_pool.connection_kwargs
+    pool = redis.ConnectionPool(
+        max_connections=1, connection_class=redis_client.connection_pool.connection_class, **options
+    )
+    with redis.Redis(connection_pool=pool) as client:
+        echo = ShortCalls(client).script(ECHO)
+
+        assert echo(keys=(), args=("one",)) == b"one"
+        assert client.ping()
+    pool.disconnect()
+
+
+def test_a_connection_that_the_server_closed_is_made_anew(redis_client: redis.Redis) -> None:
+    echo = ShortCalls(redis_client).script(ECHO)
+    echo(keys=(), args=("one",))
+    redis_client.client_kill_filter(_type="normal", skipme=False)
+
+    assert echo(keys=(), args=("two",)) == b"two"
+    assert echo(keys=(), args=("three",)) == b"three"
+
+
+def test_a_server_that_forgot_the_script_is_told_it_again(redis_client: redis.Redis) -> None:
+    echo = ShortCalls(redis_client).script(ECHO)
+    echo(keys=(), args=("one",))
+    redis_client.script_flush()
+
+    assert echo(keys=(), args=("two",)) == b"two"
+
+
+def test_what_a_script_answers_as_an_error_is_raised(redis_client: redis.Redis) -> None:
+    fails = ShortCalls(redis_client).script("return redis.error_reply('MINE no')")
+
+    for _ in range(3):
+        with pytest.raises(redis.ResponseError, match="MINE no"):
+            fails(keys=())
+
+
+class TimeIsUp(BaseException):
+    """As Dramatiq's, which is raised wherever a thread is."""
+
+
+def test_who_was_interrupted_leaves_his_answer_to_nobody(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo = ShortCalls(redis_client).script(ECHO)
+    echo(keys=(), args=("one",))
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise TimeIsUp
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AbstractConnection, "read_response", interrupted)
+        with pytest.raises(TimeIsUp):
+            echo(keys=(), args=("two",))
+
+    assert echo(keys=(), args=("three",)) == b"three"
+
+
+def test_a_pool_whose_users_wait_for_each_other_is_not_left_without_a_connection(redis_client: redis.Redis) -> None:
+    options = redis_client.connection_pool.connection_kwargs
+    pool = redis.BlockingConnectionPool(
+        max_connections=1, timeout=1, connection_class=redis_client.connection_pool.connection_class, **options
+    )
+    with redis.Redis(connection_pool=pool) as client:
+        echo = ShortCalls(client).script(ECHO)
+
+        assert echo(keys=(), args=("one",)) == b"one"
+        assert client.ping()
+    pool.disconnect()
+
+
+def test_a_forked_process_has_connections_of_its_own(redis_url: str) -> None:
+    talk = """
+import os, sys
+import redis
+from sploot_cluster.short_calls import ShortCalls
+echo = ShortCalls(redis.Redis.from_url(sys.argv[1])).script("return ARGV[1]")
+for name in ("first", "second"):
+    echo(keys=(), args=(name,))
+child = os.fork()
+who = "parent" if child else "child"
+answers = [echo(keys=(), args=(f"{who} {number}",)).decode() for number in range(2_000)]
+assert answers == [f"{who} {number}" for number in range(2_000)], answers
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", talk, redis_url], check=True, timeout=60)
