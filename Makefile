@@ -49,6 +49,10 @@ soak: $(VENV)/installed ## an hour of traffic with small faults; does anything g
 test-scale: $(VENV)/installed ## a million due messages, two hundred thousand pending: minutes, figures printed
 	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker $(ARGS)
 
+.PHONY: test-servers
+test-servers: $(VENV)/installed ## newer Redis, Valkey and Redict, as Debian's archive has them, some 20 minutes: make test-servers [ARGS=tests/broker]
+	@$(BIN)/python -m tests.servers build/servers $(ARGS)
+
 .PHONY: check
 check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
 	@$(BIN)/ruff check .

@@ -6,18 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dramatiq
+import psutil
 import pytest
 import redis
 
 from broker import RedisStreamsBroker
+from tasks.embedded_redis import EmbeddedRedis
 from tests.support import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -27,18 +30,21 @@ STREAM = "streams:default"
 
 
 @contextmanager
-def command(url: str, *arguments: str, name: str = "dramatiq") -> Iterator[subprocess.Popen[bytes]]:
+def command(
+    url: str, *arguments: str, name: str = "dramatiq", log: Path = Path(os.devnull)
+) -> Iterator[subprocess.Popen[bytes]]:
     environ = {**os.environ, "BROKER_URL": url, "PYTHONPATH": str(ROOT)}
     # the same interpreter after a reload, which looks for one by name
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name(name), "tests.broker.commanded", "--processes", "1", *arguments],
-        env=environ,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name(name), "tests.broker.commanded", "--processes", "1", *arguments],
+            env=environ,
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
         yield process
     finally:
@@ -47,7 +53,9 @@ def command(url: str, *arguments: str, name: str = "dramatiq") -> Iterator[subpr
             try:
                 process.wait(30)
             finally:
-                process.kill()
+                # its workers, too: they would take the messages of the next test
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -151,3 +159,67 @@ def test_greenlets_work_and_one_that_never_yields_keeps_its_lease(
 
     assert ran(client) == Counter([*range(200), -1])
     assert producer.counters("default")["recovered"] == 0
+
+
+def test_a_worker_that_boots_before_redis_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("dramatiq_restart_delay", "300")
+    server, log = EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"}), tmp_path / "log"
+    with stopped_at_the_end(server), command(server.url, log=log) as process:
+        eventually(lambda: "Connection refused" in log.read_text(), within_s=60)
+        before = workers_of(process)
+
+        server.start()
+
+        assert runs_a_job(server.url)
+        assert workers_of(process) == before
+
+
+def test_a_worker_that_boots_while_redis_is_loading_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("dramatiq_restart_delay", "300")
+    monkeypatch.setattr("tasks.embedded_redis.START_TIMEOUT_S", 90)
+    # two minutes of loading, unless it is told otherwise meanwhile
+    server, log = EmbeddedRedis(directory=tmp_path, options={"key-load-delay": "500"}), tmp_path / "log"
+    with stopped_at_the_end(server), redis.Redis.from_url(server.url) as client:
+        server.start()
+        client.eval("for i = 1, 200000 do redis.call('SET', 'key-' .. i, 'x') end", 0)
+        server.kill()
+        with command(server.url, log=log) as process:
+
+            def end_loading_once_the_worker_met_it() -> None:
+                eventually(lambda: "is loading the dataset" in log.read_text(), within_s=60)
+                client.config_set("key-load-delay", 0)
+
+            meeting = threading.Thread(target=end_loading_once_the_worker_met_it)
+            meeting.start()
+            server.start()
+            meeting.join()
+            before = workers_of(process)
+
+            assert runs_a_job(server.url)
+            assert workers_of(process) == before
+
+
+@contextmanager
+def stopped_at_the_end(server: EmbeddedRedis) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> set[int]:
+    """The processes that live below the command: none of them was replaced as long as these stay."""
+    return {child.pid for child in psutil.Process(process.pid).children() if child.status() != psutil.STATUS_ZOMBIE}
+
+
+def runs_a_job(url: str) -> bool:
+    producer = RedisStreamsBroker(url, middleware=[])
+    try:
+        producer.enqueue(message("work", 1))
+        with redis.Redis.from_url(url) as client:
+            eventually(lambda: ran(client) == {1: 1}, within_s=60)
+    finally:
+        producer.close()
+    return True
