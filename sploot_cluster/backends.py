@@ -14,8 +14,9 @@ from typing import Final
 
 import numpy as np
 
+from sploot_cluster.chunks import NEVER, Chunks, Nearest
 from sploot_cluster.models import Backend
-from sploot_cluster.spanning_tree import Nearest, Rows, SpanningTree, spanning_tree
+from sploot_cluster.spanning_tree import FindNearest, SpanningTree, spanning_tree
 from sploot_cluster.vectors import FloatMatrix
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ GPU_FROM: Final = 2_000
 
 # Rows of one product on the GPU: 50,000 columns of them take 800 MB.
 _BLOCK: Final = 4_096
-_NEVER: Final = -3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class TreeBuilder:
         *,
         threads: int,
         on_fallback: Callable[[Fallback], None] = lambda _: None,
-        find_gpu: Callable[[], Nearest] | None = None,
+        find_gpu: Callable[[], FindNearest] | None = None,
     ) -> None:
         """
         Args:
@@ -82,7 +82,7 @@ class TreeBuilder:
         self._on_fallback(fallback)
 
 
-def gpu_nearest() -> Nearest:
+def gpu_nearest() -> FindNearest:
     """Who finds neighbours on the first GPU: cupy, else torch.
 
     Raises:
@@ -99,55 +99,60 @@ def gpu_nearest() -> Nearest:
     raise GpuUnavailable("; ".join(missing))
 
 
-def _with_cupy() -> Nearest:
+def _with_cupy() -> FindNearest:
     import cupy
 
     if not cupy.cuda.is_available():
         raise GpuUnavailable("cupy finds no device")
 
-    def nearest(vectors: FloatMatrix, k: int) -> tuple[Rows, FloatMatrix]:
-        n = len(vectors)
-        there = cupy.asarray(vectors)
-        rows, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
+    def nearest(vectors: FloatMatrix, chunks: Chunks, k: int) -> Nearest:
+        n, (size, n_chunks) = len(vectors), chunks.rows.shape
+        there, columns = cupy.asarray(vectors), cupy.asarray(chunks.columns.reshape(size * n_chunks, -1)).T
+        own, fillings = cupy.asarray(chunks.places), cupy.asarray(chunks.fillings)
+        places, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
+        most = np.empty((n, n_chunks), dtype=np.float32)
         for start in range(0, n, _BLOCK):
-            end = min(start + _BLOCK, n)
-            similarity = there[start:end] @ there.T
-            similarity[cupy.arange(end - start), cupy.arange(start, end)] = _NEVER
-            columns = cupy.argpartition(similarity, n - k, axis=1)[:, n - k :]
-            rows[start:end] = cupy.asnumpy(columns)
-            similarities[start:end] = cupy.asnumpy(cupy.take_along_axis(similarity, columns, axis=1))
-        return _nearest_first(rows, similarities)
+            block = slice(start, min(start + _BLOCK, n))
+            similarity = there[block] @ columns
+            similarity[cupy.arange(len(similarity)), own[block]] = NEVER
+            similarity[:, fillings] = NEVER
+            largest = cupy.argpartition(similarity, -k, axis=1)[:, -k:]
+            places[block] = cupy.asnumpy(largest)
+            similarities[block] = cupy.asnumpy(cupy.take_along_axis(similarity, largest, axis=1))
+            most[block] = cupy.asnumpy(similarity.reshape(-1, size, n_chunks).max(axis=1))
+        return Nearest.of(chunks, places, similarities, most)
 
     return nearest
 
 
-def _with_torch() -> Nearest:
+def _with_torch() -> FindNearest:
     import torch
 
     if not torch.cuda.is_available():
         raise GpuUnavailable("torch finds no device")
 
-    def nearest(vectors: FloatMatrix, k: int) -> tuple[Rows, FloatMatrix]:
-        n = len(vectors)
+    def nearest(vectors: FloatMatrix, chunks: Chunks, k: int) -> Nearest:
+        n, (size, n_chunks) = len(vectors), chunks.rows.shape
+        places, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
+        most = np.empty((n, n_chunks), dtype=np.float32)
         # TF32 would keep three digits
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
-            there = torch.from_numpy(np.array(vectors)).cuda()  # a copy: torch wants to own what it may write to
-            rows, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
+            # a copy: torch wants to own what it may write to
+            there = torch.from_numpy(np.array(vectors)).cuda()
+            columns = torch.from_numpy(chunks.columns.reshape(size * n_chunks, -1)).cuda().T
+            own, fillings = torch.from_numpy(chunks.places).cuda(), torch.from_numpy(chunks.fillings).cuda()
             for start in range(0, n, _BLOCK):
-                end = min(start + _BLOCK, n)
-                similarity = there[start:end] @ there.T
-                similarity[torch.arange(end - start), torch.arange(start, end)] = _NEVER
-                values, columns = torch.topk(similarity, k, dim=1)
-                rows[start:end], similarities[start:end] = columns.cpu().numpy(), values.cpu().numpy()
+                block = slice(start, min(start + _BLOCK, n))
+                similarity = there[block] @ columns
+                similarity[torch.arange(len(similarity)).cuda(), own[block]] = float(NEVER)
+                similarity[:, fillings] = float(NEVER)
+                values, largest = torch.topk(similarity, k, dim=1)
+                places[block], similarities[block] = largest.cpu().numpy(), values.cpu().numpy()
+                most[block] = similarity.reshape(-1, size, n_chunks).amax(dim=1).cpu().numpy()
         finally:
             torch.set_float32_matmul_precision(precision)
-        return _nearest_first(rows, similarities)
+        return Nearest.of(chunks, places, similarities, most)
 
     return nearest
-
-
-def _nearest_first(rows: Rows, similarities: FloatMatrix) -> tuple[Rows, FloatMatrix]:
-    order = np.lexsort((rows, -similarities), axis=1)
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(similarities, order, axis=1)

@@ -18,9 +18,9 @@ from sploot_cluster.errors import InvalidInput
 from sploot_cluster.hierarchy import Linkage, linkage
 from sploot_cluster.models import Backend
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.spanning_tree import Rows, SpanningTree, spanning_tree
+from sploot_cluster.spanning_tree import SpanningTree, spanning_tree
 from sploot_cluster.threads import n_cores
-from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, as_vectors
+from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, Rows, as_vectors
 
 
 @dataclass(frozen=True, slots=True)

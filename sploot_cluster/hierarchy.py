@@ -16,7 +16,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.spanning_tree import Rows, SpanningTree
+from sploot_cluster.spanning_tree import SpanningTree
+from sploot_cluster.vectors import Rows
 
 Linkage = npt.NDArray[np.float64]
 

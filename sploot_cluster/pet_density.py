@@ -18,11 +18,11 @@ from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.models import MediaId, PetState
 from sploot_cluster.pet_cache import PetMemory
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.spanning_tree import Rows, SpanningTree
+from sploot_cluster.spanning_tree import SpanningTree
 from sploot_cluster.store import PetStore
 from sploot_cluster.threads import n_cores
 from sploot_cluster.tree_changes import grown, without
-from sploot_cluster.vectors import FloatMatrix
+from sploot_cluster.vectors import FloatMatrix, Rows
 
 if TYPE_CHECKING:
     from sploot_cluster.density import Density

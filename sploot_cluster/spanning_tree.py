@@ -4,8 +4,9 @@ HDBSCAN's hierarchy is the minimum spanning tree of a complete graph whose edge 
 distance, but no less than the core distance of either (Campello, Moulavi and Sander, 2013). Trees for space do not help
 in hundreds of dimensions; matrix products do. Borůvka's algorithm runs on a few nearest neighbours of each vector. A
 component's best edge counts only if no edge outside those lists can be better: everything that a vector does not list
-is farther than its last neighbour, its *horizon*. Vectors whose horizon is too near to tell are compared with all
-others once; what that finds is their horizon from then on, because components only grow.
+is farther than its last neighbour, its *horizon*. Vectors whose horizon is too near to tell are compared with others:
+with those of the few ``chunks`` whose most similar vector is near enough. What that finds, or rules out, is their
+horizon from then on, because components only grow.
 
 Similarities are float32, which is what decides between edges; lengths are computed anew in float64. What was computed
 once is grown and pruned in ``tree_changes``.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -23,32 +23,28 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
+from sploot_cluster.chunks import NEVER, Chunks, Nearest, nearest_rows
 from sploot_cluster.models import Backend
-from sploot_cluster.threads import spread
-from sploot_cluster.vectors import BoolVector, FloatMatrix, FloatVector
+from sploot_cluster.threads import quiet_blas, spread
+from sploot_cluster.vectors import BoolVector, FloatMatrix, FloatVector, Rows
 
-Rows = npt.NDArray[np.intp]
 DoubleVector = npt.NDArray[np.float64]
 DoubleMatrix = npt.NDArray[np.float64]
 
-# (vectors, k) -> (n, k) the k most similar other rows of each row, and their similarity; the most similar first.
-Nearest = Callable[[FloatMatrix, int], tuple[Rows, FloatMatrix]]
+# As ``chunks.nearest_rows``, without threads.
+FindNearest = Callable[[FloatMatrix, Chunks, int], Nearest]
 
 # Similarities of the same two vectors differ by less than this with the order of summation in float32.
 ROUNDING: Final = np.float32(4e-6)
 
 # Twice as many decide more edges without a comparison with all, and cost what they save; measured from 200 to 10k.
 _NEIGHBOURS: Final = 16
-# Values of one product: large enough for BLAS, which is a quarter faster with 1,024 rows than with 256; small enough
-# that two threads take 80 MB, whatever n is.
-_BLOCK_VALUES: Final = 8 * 1024 * 1024
+# Rows that are compared with the chunks that any of them needs.
+_ROWS: Final = 128
+# Rows whose distances to their nearest are computed by one thread at a time.
 _MOST_ROWS: Final = 1_024
-# Pairs whose distance is computed at a time.
-_PAIRS: Final = 512
-# Columns whose maximum is looked at first when the nearest are selected.
-_CHUNK: Final = 32
-# Below every similarity.
-_NEVER: Final = np.float32(-3)
+# Pairs whose distance is computed at a time: what fits into a core's cache is a quarter faster than 512.
+_PAIRS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +95,7 @@ def spanning_tree(
     min_samples: int,
     *,
     threads: int = 1,
-    nearest: Nearest | None = None,
+    nearest: FindNearest | None = None,
     backend: Backend = "hdbscan_cpu",
 ) -> SpanningTree:
     """The minimum spanning tree of the mutual reachability graph.
@@ -114,38 +110,17 @@ def spanning_tree(
         nearest: who finds neighbours, such as a GPU; these threads by default.
         backend: what that one is called.
 
-    O(n² · d) time: one product of all with all, and another one in all for the vectors whose neighbours do not tell.
-    O(n · d) memory, beside 0.5 kB per vector and 40 MB per thread.
+    O(n² · d) time: one product of all with all, and rarely more than a tenth of a second one. O(n · d) memory, three
+    times that of the vectors, beside 5 kB per vector and 40 MB per thread.
     """
-    n = len(vectors)
-    k = min(max(_NEIGHBOURS, min_samples + 1), n - 1)
-    neighbours, similarity = nearest(vectors, k) if nearest else nearest_rows(vectors, k, threads=threads)
-    nearest_ones, distances = _nearest_exactly(vectors, neighbours, similarity, min_samples)
-    core = similarity[:, min_samples - 1].copy()
-    edges = _Boruvka(vectors, neighbours, similarity, core, threads).run()
-    lengths = distances_between(vectors, edges[:, 0], edges[:, 1])
+    with quiet_blas():
+        k = min(max(_NEIGHBOURS, min_samples + 1), len(vectors) - 1)
+        chunks = Chunks.of(vectors)
+        found = nearest(vectors, chunks, k) if nearest else nearest_rows(vectors, chunks, k, threads=threads)
+        nearest_ones, distances = _nearest_exactly(vectors, found, min_samples, threads=threads)
+        edges = _Boruvka(vectors, chunks, found, min_samples).run()
+        lengths = distances_between(vectors, edges[:, 0], edges[:, 1])
     return SpanningTree(nearest_ones, distances, edges, lengths, backend)
-
-
-def nearest_rows(vectors: FloatMatrix, k: int, *, threads: int = 1) -> tuple[Rows, FloatMatrix]:
-    """(n, k) the k most similar other rows of each row, and their similarity; the most similar first. k < n."""
-    n = len(vectors)
-    rows, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
-    size = block_rows(n)
-
-    def fill(start: int) -> None:
-        end = min(start + size, n)
-        similarity = vectors[start:end] @ vectors.T
-        similarity[np.arange(end - start), np.arange(start, end)] = _NEVER
-        columns = _largest(similarity, k)
-        values = np.take_along_axis(similarity, columns, axis=1)
-        order = np.lexsort((columns, -values), axis=1)
-        rows[start:end] = np.take_along_axis(columns, order, axis=1)
-        similarities[start:end] = np.take_along_axis(values, order, axis=1)
-
-    for _ in spread(fill, range(0, n, size), threads=_useful(threads, n, size)):
-        pass
-    return rows, similarities
 
 
 def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> DoubleVector:
@@ -159,27 +134,18 @@ def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> D
     return distances
 
 
-def block_rows(n: int) -> int:
-    """Rows of one product with n columns."""
-    return max(1, min(_MOST_ROWS, _BLOCK_VALUES // n))
-
-
-def _useful(threads: int, n_rows: int, size: int) -> int:
-    return max(1, min(threads, -(-n_rows // size)))
-
-
 class _Boruvka:
     """Borůvka's algorithm on similarities, where the best edge is the most similar one."""
 
-    def __init__(
-        self, vectors: FloatMatrix, neighbours: Rows, similarity: FloatMatrix, core: FloatVector, threads: int
-    ) -> None:
+    def __init__(self, vectors: FloatMatrix, chunks: Chunks, nearest: Nearest, min_samples: int) -> None:
         n = len(vectors)
-        self._vectors, self._neighbours, self._core, self._threads = vectors, neighbours, core, threads
-        self._reachability = np.minimum(np.minimum(similarity, core[:, None]), core[neighbours])
-        self._horizon = similarity[:, -1].copy()
-        # what a comparison with all found; stale once both ends are in one component
-        self._found, self._found_with = np.full(n, _NEVER), np.zeros(n, dtype=np.intp)
+        self._vectors, self._chunks, self._nearest = vectors, chunks, nearest
+        self._core = core = nearest.similarity[:, min_samples - 1].copy()
+        self._reachability = np.minimum(np.minimum(nearest.similarity, core[:, None]), core[nearest.rows])
+        # what a row does not list and has not found weighs more than that
+        self._horizon = nearest.similarity[:, -1].copy()
+        # what a comparison found; stale once both ends are in one component
+        self._found, self._found_with = np.full(n, NEVER), np.zeros(n, dtype=np.intp)
         self._component: Rows = np.arange(n)
         self._n_components = n
 
@@ -187,82 +153,108 @@ class _Boruvka:
         """(n − 1, 2) rows of the tree's edges, the smaller row first."""
         edges = []
         while self._n_components > 1:
-            best, best_with = self._best_listed()
-            reached = np.full(self._n_components, _NEVER)
-            np.maximum.at(reached, self._component, best)
-            self._look_farther(best, best_with, reached)
-            edges.append(self._join(best, best_with, reached))
+            best, best_with = self._best_known()
+            self._look_farther(best, best_with)
+            edges.append(self._join(best, best_with))
         return np.concatenate(edges)
 
-    def _best_listed(self) -> tuple[FloatVector, Rows]:
+    def _best_known(self) -> tuple[FloatVector, Rows]:
         """For each vector, the best known edge out of its component, and where it leads."""
         component, rows = self._component, np.arange(len(self._vectors))
-        leaves = component[self._neighbours] != component[:, None]
-        listed = np.where(leaves, self._reachability, _NEVER)
+        leaves = component[self._nearest.rows] != component[:, None]
+        listed = np.where(leaves, self._reachability, NEVER)
         nearest = listed.argmax(axis=1)
-        best, best_with = listed[rows, nearest], self._neighbours[rows, nearest]
+        best, best_with = listed[rows, nearest], self._nearest.rows[rows, nearest]
         is_better = self._is_fresh() & (self._found > best)
         best[is_better], best_with[is_better] = self._found[is_better], self._found_with[is_better]
         return best, best_with
 
     def _is_fresh(self) -> BoolVector:
-        is_fresh: BoolVector = (self._found > _NEVER) & (self._component[self._found_with] != self._component)
+        is_fresh: BoolVector = (self._found > NEVER) & (self._component[self._found_with] != self._component)
         return is_fresh
 
-    def _look_farther(self, best: FloatVector, best_with: Rows, reached: FloatVector) -> None:
-        """Compare with all those that may hide a better edge than ``reached`` by their component; in place."""
-        component = self._component
+    def _reached(self, best: FloatVector) -> FloatVector:
+        """The best edge out of each component, of those that lead out from its rows."""
+        reached = np.full(self._n_components, NEVER)
+        np.maximum.at(reached, self._component, best)
+        return reached
+
+    def _look_farther(self, best: FloatVector, best_with: Rows) -> None:
+        """Find the better edges that rows may hide from their component, in place.
+
+        How similar the most similar vector of a chunk is, is known. Where no row of the component is in the chunk, the
+        component has an edge as good as that. Chunks where nobody is as similar as the best of these hide nothing.
+        """
+        component, chunks, most = self._component, self._chunks, self._nearest.most
+        reached = self._reached(best)
         is_exact = self._is_fresh() & (self._found >= self._horizon)
-        # equal ones too: which of them a thread would skip depends on how far the others are
         unsure = np.flatnonzero((self._horizon >= reached[component]) & ~is_exact)
         if not len(unsure):
             return
-        # columns by component, so that a vector's own ones are a slice
-        order = np.argsort(component, kind="stable")
-        columns, core = np.ascontiguousarray(self._vectors[order]).T, self._core[order]
-        first = np.searchsorted(component[order], np.arange(self._n_components + 1))
-        # those that may hide most come first: what they find may settle the others
-        unsure = unsure[np.argsort(reached[component[unsure]] - self._horizon[unsure], kind="stable")]
-        size, lock = block_rows(len(order)) // 4 or 1, Lock()
+        # rows of one component are to be compared with the same chunks
+        unsure = unsure[np.argsort(component[unsure], kind="stable")]
+        of_columns, core_of_columns = component[chunks.rows], self._core[chunks.rows]
+        is_of_one = (of_columns == of_columns[0]).all(axis=0)
+        least_core, holds = core_of_columns.min(axis=0), np.zeros((self._n_components, len(is_of_one)), dtype=np.bool_)
+        holds[of_columns, np.arange(len(is_of_one))] = True
+        holds_all = holds & is_of_one
 
-        def look(start: int) -> None:
-            rows = unsure[start : start + size]
-            rows = rows[self._horizon[rows] >= reached[component[rows]]]
-            if not len(rows):
-                return
-            similarity = self._vectors[rows] @ columns
-            np.minimum(similarity, core, out=similarity)
+        for start in range(0, len(unsure), _ROWS):
+            rows = unsure[start : start + _ROWS]
+            there = np.minimum(most[rows], least_core)
+            np.putmask(there, holds[component[rows]], NEVER)
+            outside = np.minimum(there.max(axis=1), self._core[rows])
+            np.maximum.at(reached, component[rows], outside - ROUNDING)
+
+        for start in range(0, len(unsure), _ROWS):
+            rows = unsure[start : start + _ROWS]
             of = component[rows]
-            for row, (begin, end) in enumerate(zip(first[of].tolist(), first[of + 1].tolist(), strict=True)):
-                similarity[row, begin:end] = _NEVER
+            limit = reached[of]
+            may_hide = most[rows] >= limit[:, None] - ROUNDING
+            may_hide &= ~holds_all[of]
+            candidates = np.flatnonzero(may_hide.any(axis=0))
+            if not len(candidates):
+                self._horizon[rows] = limit
+                continue
+            columns = chunks.columns.take(candidates, axis=1)
+            similarity = self._vectors[rows] @ columns.reshape(-1, columns.shape[2]).T
+            np.minimum(similarity, core_of_columns.take(candidates, axis=1).ravel(), out=similarity)
+            np.putmask(similarity, of_columns.take(candidates, axis=1).ravel() == of[:, None], NEVER)
             nearest = similarity.argmax(axis=1)
             found = np.minimum(similarity[np.arange(len(rows)), nearest], self._core[rows])
-            self._found[rows], self._found_with[rows], self._horizon[rows] = found, order[nearest], found
+            found_with = chunks.rows.take(candidates, axis=1).ravel()[nearest]
+            self._found[rows], self._found_with[rows] = found, found_with
+            self._horizon[rows] = np.maximum(found, limit)
             is_better = found > best[rows]
-            best[rows[is_better]], best_with[rows[is_better]] = found[is_better], order[nearest[is_better]]
-            with lock:
-                np.maximum.at(reached, of, found)
+            best[rows[is_better]], best_with[rows[is_better]] = found[is_better], found_with[is_better]
 
-        for _ in spread(look, range(0, len(unsure), size), threads=_useful(self._threads, len(unsure), size)):
-            pass
-
-    def _join(self, best: FloatVector, best_with: Rows, reached: FloatVector) -> Rows:
+    def _join(self, best: FloatVector, best_with: Rows) -> Rows:
         """Join components along their best edges, and return those that made no circle: of equals some may.
 
         Each component has one best edge, also where several are equally good: two of them in one round could join
         what a later and better one should.
         """
-        chosen = np.flatnonzero(best >= reached[self._component])
+        chosen = np.flatnonzero(best >= self._reached(best)[self._component])
         edges = np.sort(np.stack([chosen, best_with[chosen]], axis=1), axis=1)
         order = np.lexsort((edges[:, 1], edges[:, 0], -best[chosen]))
         _, of_each = np.unique(self._component[chosen][order], return_index=True)
         edges = edges[order][np.sort(of_each)]
-        between = np.sort(self._component[edges], axis=1)
-        _, first = np.unique(between, axis=0, return_index=True)
-        first.sort()
-        kept = edges[first[forest(self._n_components, between[first])]]
-        self._n_components, self._component = joined(self._n_components, between[first], self._component)
-        return kept
+        parent = list(range(self._n_components))
+
+        def find(component: int) -> int:
+            while parent[component] != component:
+                parent[component] = component = parent[parent[component]]
+            return component
+
+        kept = []
+        for at, (one, other) in enumerate(self._component[edges].tolist()):
+            one, other = find(one), find(other)
+            if one != other:
+                parent[max(one, other)] = min(one, other)
+                kept.append(at)
+        roots, becomes = np.unique([find(component) for component in parent], return_inverse=True)
+        self._n_components, self._component = len(roots), becomes[self._component]
+        return edges[kept]
 
 
 def forest(n: int, edges: Rows) -> Rows:
@@ -286,39 +278,28 @@ def joined(n: int, edges: Rows, component: Rows) -> tuple[int, Rows]:
     return n_joined, becomes.astype(np.intp)[component]
 
 
-def _nearest_exactly(
-    vectors: FloatMatrix, neighbours: Rows, similarity: FloatMatrix, k: int
-) -> tuple[Rows, DoubleMatrix]:
-    """(n, k) the nearest of the neighbours and their float64 distances, which also decide between similar ones."""
+def _nearest_exactly(vectors: FloatMatrix, found: Nearest, k: int, *, threads: int) -> tuple[Rows, DoubleMatrix]:
+    """(n, k) the nearest of those found and their float64 distances, which also decide between similar ones."""
     n = len(vectors)
-    rows = np.arange(n)
-    nearest, distances = neighbours[:, :k].copy(), np.empty((n, k))
-    for column in range(k):
-        distances[:, column] = distances_between(vectors, rows, nearest[:, column])
-    if k < neighbours.shape[1]:
-        for row in np.flatnonzero(similarity[:, k - 1] - similarity[:, k] < 2 * ROUNDING).tolist():
-            close = neighbours[row, similarity[row] >= similarity[row, k - 1] - 2 * ROUNDING]
-            apart = distances_between(vectors, close, row)
-            chosen = np.lexsort((close, apart))[:k]
-            nearest[row], distances[row] = close[chosen], apart[chosen]
-    order = np.lexsort((nearest, distances), axis=1)
-    return np.take_along_axis(nearest, order, axis=1), np.take_along_axis(distances, order, axis=1)
+    nearest, distances = found.rows[:, :k].copy(), np.empty((n, k))
 
+    def fill(start: int) -> None:
+        block = slice(start, start + _MOST_ROWS)
+        rows, some = np.arange(n)[block], nearest[block]
+        far = distances_between(vectors, np.repeat(rows, k), some.ravel()).reshape(-1, k)
+        if k < found.rows.shape[1]:
+            similarity = found.similarity[block]
+            for at in np.flatnonzero(similarity[:, k - 1] - similarity[:, k] < 2 * ROUNDING).tolist():
+                close = found.rows[start + at, similarity[at] >= similarity[at, k - 1] - 2 * ROUNDING]
+                apart = distances_between(vectors, close, start + at)
+                chosen = np.lexsort((close, apart))[:k]
+                some[at], far[at] = close[chosen], apart[chosen]
+        order = np.lexsort((some, far), axis=1)
+        nearest[block], distances[block] = (
+            np.take_along_axis(some, order, axis=1),
+            np.take_along_axis(far, order, axis=1),
+        )
 
-def _largest(values: FloatMatrix, k: int) -> Rows:
-    """(m, k) the columns of the k largest values of each row, in no order.
-
-    They lie in the k chunks of columns with the largest maxima, so that most values are only looked at once.
-    """
-    m, n = values.shape
-    n_chunks = n // _CHUNK
-    if n_chunks <= 2 * k:
-        return np.argpartition(values, n - k, axis=1)[:, n - k :]
-    chunks = values[:, : n_chunks * _CHUNK].reshape(m, n_chunks, _CHUNK)
-    best = np.argpartition(chunks.max(axis=2), n_chunks - k, axis=1)[:, n_chunks - k :]
-    columns = (best[:, :, None] * _CHUNK + np.arange(_CHUNK)).reshape(m, -1)
-    rest = np.broadcast_to(np.arange(n_chunks * _CHUNK, n), (m, n - n_chunks * _CHUNK))
-    columns = np.concatenate([columns, rest], axis=1)
-    among = np.take_along_axis(values, columns, axis=1)
-    largest = np.argpartition(among, among.shape[1] - k, axis=1)[:, among.shape[1] - k :]
-    return np.take_along_axis(columns, largest, axis=1)
+    for _ in spread(fill, range(0, n, _MOST_ROWS), threads=threads):
+        pass
+    return nearest, distances

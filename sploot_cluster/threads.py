@@ -12,7 +12,7 @@ knows the cores by itself; faiss searches one query at a time, without BLAS. doc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -47,13 +47,13 @@ def n_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
-def spread(work: Callable[[int], T], starts: Iterable[int], *, threads: int) -> Iterator[T]:
-    """``work(start)`` of each start, in their order, on so many threads; in this one for ``threads=1``."""
-    with _quiet_blas():
-        if threads == 1:
+def spread(work: Callable[[int], T], starts: Sequence[int], *, threads: int) -> Iterator[T]:
+    """``work(start)`` of each start, in their order, on so many threads; in this one where one is enough."""
+    with quiet_blas():
+        if min(threads, len(starts)) <= 1:
             yield from map(work, starts)
         else:
-            with ThreadPoolExecutor(threads, thread_name_prefix="blocks") as pool:
+            with ThreadPoolExecutor(min(threads, len(starts)), thread_name_prefix="blocks") as pool:
                 yield from pool.map(work, starts)
 
 
@@ -67,7 +67,7 @@ def _blas() -> list[LibController]:
 
 
 @contextmanager
-def _quiet_blas() -> Iterator[None]:
+def quiet_blas() -> Iterator[None]:
     """BLAS with one thread, and afterwards with what it had before.
 
     Only in the main thread, as of a script: OpenBLAS 0.3.31 ignores what others set. A process that computes in other

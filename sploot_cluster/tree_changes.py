@@ -17,18 +17,17 @@ from typing import Final
 
 import numpy as np
 
+from sploot_cluster.chunks import block_rows
 from sploot_cluster.spanning_tree import (
     ROUNDING,
     DoubleVector,
-    Rows,
     SpanningTree,
-    block_rows,
     distances_between,
     forest,
     joined,
     spanning_tree,
 )
-from sploot_cluster.vectors import BoolVector, FloatMatrix, FloatVector
+from sploot_cluster.vectors import BoolVector, FloatMatrix, FloatVector, Rows
 
 # A tree that misses a larger share of the rows is built anew: measured at 2,000 and 10,000, where one row costs what a
 # two-hundredth of a build does.

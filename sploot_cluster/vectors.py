@@ -17,6 +17,8 @@ FloatMatrix = npt.NDArray[np.float32]
 FloatVector = npt.NDArray[np.float32]
 LabelVector = npt.NDArray[np.int32]
 StandingVector = npt.NDArray[np.uint8]
+# Positions of rows.
+Rows = npt.NDArray[np.intp]
 BoolVector = npt.NDArray[np.bool_]
 
 # Below this length a direction is rounding noise: float32 keeps about 7 digits, and a normalised subnormal keeps fewer.

@@ -12,25 +12,26 @@ import numpy as np
 import pytest
 
 from sploot_cluster.backends import GPU_FROM, Fallback, GpuUnavailable, TreeBuilder, gpu_nearest
+from sploot_cluster.chunks import Chunks, Nearest, nearest_rows
 from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import MediaId, PetId
 from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.spanning_tree import Nearest, Rows, nearest_rows, spanning_tree
+from sploot_cluster.spanning_tree import FindNearest, spanning_tree
 from sploot_cluster.vectors import FloatMatrix, as_vectors
 
 VECTORS = as_vectors(np.random.default_rng(1).normal(size=(GPU_FROM, 8)))
 
 
-def raising(error: Exception) -> Callable[[], Nearest]:
+def raising(error: Exception) -> Callable[[], FindNearest]:
     def find() -> NoReturn:
         raise error
 
     return find
 
 
-def failing_at_work(error: Exception) -> Callable[[], Nearest]:
-    def nearest(vectors: FloatMatrix, k: int) -> NoReturn:
+def failing_at_work(error: Exception) -> Callable[[], FindNearest]:
+    def nearest(vectors: FloatMatrix, chunks: Chunks, k: int) -> NoReturn:
         raise error
 
     return lambda: nearest
@@ -47,7 +48,7 @@ def failing_at_work(error: Exception) -> Callable[[], Nearest]:
     ids=["not installed", "no device", "no memory", "lost"],
 )
 def test_whatever_fails_on_the_gpu_is_done_by_the_processor_and_told(
-    find: Callable[[], Nearest], reason: str, caplog: pytest.LogCaptureFixture
+    find: Callable[[], FindNearest], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[Fallback] = []
     build = TreeBuilder("hdbscan_gpu", threads=1, on_fallback=heard.append, find_gpu=find)
@@ -67,9 +68,9 @@ def test_whatever_fails_on_the_gpu_is_done_by_the_processor_and_told(
 def test_a_gpu_that_works_gives_the_tree_of_the_processor_and_is_named() -> None:
     asked: list[int] = []
 
-    def nearest(vectors: FloatMatrix, k: int) -> tuple[Rows, FloatMatrix]:
+    def nearest(vectors: FloatMatrix, chunks: Chunks, k: int) -> Nearest:
         asked.append(len(vectors))
-        return nearest_rows(vectors, k)
+        return nearest_rows(vectors, chunks, k)
 
     heard: list[Fallback] = []
     build = TreeBuilder("hdbscan_gpu", threads=1, on_fallback=heard.append, find_gpu=lambda: nearest)
@@ -78,6 +79,22 @@ def test_a_gpu_that_works_gives_the_tree_of_the_processor_and_is_named() -> None
 
     assert (tree.backend, asked, heard) == ("hdbscan_gpu", [GPU_FROM], [])
     np.testing.assert_array_equal(tree.edges, spanning_tree(VECTORS, 2).edges)
+
+
+def test_what_is_asked_of_cupy_gives_the_tree_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy in its place: cupy has its functions, and this is as near as a machine without a GPU gets."""
+    cupy, cuda = ModuleType("cupy"), ModuleType("cuda")
+    cuda.is_available = lambda: True  # type: ignore[attr-defined]
+    cupy.__dict__.update({name: getattr(np, name) for name in ("arange", "argpartition", "asarray", "take_along_axis")})
+    cupy.__dict__.update(cuda=cuda, asnumpy=np.asarray)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+    tree = TreeBuilder("hdbscan_gpu", threads=1)(VECTORS, 2)
+
+    expected = spanning_tree(VECTORS, 2)
+    assert tree.backend == "hdbscan_gpu"
+    np.testing.assert_array_equal(tree.edges, expected.edges)
+    np.testing.assert_array_equal(tree.weights, expected.weights)
 
 
 @pytest.mark.parametrize(("wanted", "n"), [("hdbscan_cpu", GPU_FROM), ("hdbscan_gpu", GPU_FROM - 1)])

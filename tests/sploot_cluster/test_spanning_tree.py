@@ -58,6 +58,18 @@ def test_the_weights_are_those_of_a_naive_tree(vectors: FloatMatrix, min_samples
     np.testing.assert_allclose(full[tree.edges[:, 0], tree.edges[:, 1]], tree.weights, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "vectors", [scattered(700, 32, 3), lattice(700, 10), np.repeat(scattered(9, 8, 4), 70, axis=0)]
+)
+def test_large_chunks_give_the_weights_of_small_ones(vectors: FloatMatrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = spanning_tree(vectors, 2)
+
+    monkeypatch.setattr("sploot_cluster.chunks._MOST_CHUNKS", 9)
+    large = spanning_tree(vectors, 2)
+
+    np.testing.assert_allclose(np.sort(large.weights), np.sort(small.weights), rtol=1e-9, atol=1e-6)
+
+
 @pytest.mark.parametrize("n_copies", [2, 40, 300])
 def test_copies_of_the_same_vectors_are_joined_at_no_cost(n_copies: int) -> None:
     vectors = np.repeat(scattered(3, 8, 4), n_copies, axis=0)
