@@ -71,7 +71,7 @@ QUERIES: Final[Mapping[str, Query]] = {
         "stall", "jobs",
         f"max(increase({_UPLOADS}[$window]))"
         ' unless sum(increase(cluster_jobs_total{outcome="success"}[$window])) > 0',
-        "{{ $value | humanize }} uploads have come in ten minutes, and not one job of any kind succeeded.",
+        '{{ printf "%.0f" $value }} uploads have come in ten minutes, and not one job of any kind succeeded.',
         "Job throughput",
     ),
     "retries": Query(

@@ -27,6 +27,7 @@ from tasks.client import ClusterTasks
 from tasks.contracts import GROUP, NAMESPACE
 from tasks.redis_urls import connect
 from tasks.settings import Settings
+from tasks.trace_context import TakeTraceparent
 from tasks.wire import DECODERS
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def build_app(settings: Settings) -> FastAPI:
         mend = "check that the Redis at REDIS_URL is up and takes connections"
         return ReadinessReport([ReadinessCheck("redis", why_not_ready(client), mend)])
 
-    return create_app(
+    app = create_app(
         service=build_service(settings, client),
         jobs=jobs,
         traces=to_close.enter_context(closing(build_erasure(settings, client))),
@@ -179,3 +180,5 @@ def build_app(settings: Settings) -> FastAPI:
         metrics=lambda: exposition(""),
         on_close=to_close.close,
     )
+    app.add_middleware(TakeTraceparent)
+    return app

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from sploot_cluster.errors import InvalidInput
 from tasks.encodings import ENCODINGS, MAX_DIM, MIN_DIM, Encoding, check_values, to_base64, to_f32le, values_of
+from tasks.trace_context import FORM_OF_TRACEPARENT
 
 # -- names -------------------------------------------------------------------------------------------------------------
 
@@ -68,9 +69,6 @@ _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 _DECIMAL: Final = re.compile(rb"(0|[1-9][0-9]{0,18})")
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:+-]*@[A-Za-z0-9][A-Za-z0-9._/:+-]*")
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_TRACE_IDS: Final = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-# W3C Trace Context: version ff and ids of zeros are invalid; versions after 00 may carry more at the end.
-_TRACEPARENT: Final = re.compile(rf"00-{_TRACE_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE_IDS}(-.*)?")
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
@@ -346,7 +344,7 @@ class EmbeddingIngested:
         _check_model(self.model)
         if self.occurred_at is not None:
             _check_time(self.occurred_at)
-        if self.traceparent is not None and not _matches(_TRACEPARENT, self.traceparent):
+        if self.traceparent is not None and not _matches(FORM_OF_TRACEPARENT, self.traceparent):
             raise InvalidInput(
                 "traceparent", "is not of W3C Trace Context", "send 00-<32 hex>-<16 hex>-<2 hex>, or leave it out"
             )

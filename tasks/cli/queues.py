@@ -24,6 +24,7 @@ from tasks.cli.shared import (
     err,
     out,
     print_json,
+    print_table,
     settings_of_environment,
     table_of,
 )
@@ -70,12 +71,15 @@ def queue_status(as_json: AsJson = False) -> None:
     if as_json:
         print_json([asdict(queue) for queue in queues])
         return
-    table = table_of("queue", "undelivered", "in flight", "delayed", "orphaned", "dead", "oldest", "held for", "why")
+    table = table_of("queue", "undelivered", "in flight", "delayed", "orphaned", "dead", "oldest", "held for")
     for queue in queues:
         numbers = (queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned, queue.dead)
         ages = (queue.oldest_age_s, queue.oldest_pending_s)
-        table.add_row(queue.queue, *map(str, numbers), *(_age(age) for age in ages), queue.because)
-    out.print(table)
+        table.add_row(queue.queue, *map(str, numbers), *(_age(age) for age in ages))
+    print_table(table)
+    for queue in queues:
+        if any((queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned)):
+            out.print(f"{queue.queue}: {queue.because}", markup=False, soft_wrap=True)
     consumers = [(queue.queue, one) for queue in queues for one in queue.consumers]
     if consumers:
         table = table_of("consumer", "queue", "holds", "heartbeat", "lives")
@@ -83,7 +87,7 @@ def queue_status(as_json: AsJson = False) -> None:
             table.add_row(
                 one.name, queue_name, str(one.pending), _age(one.heartbeat_age_s), "yes" if one.is_alive else "no"
             )
-        out.print(table)
+        print_table(table)
 
 
 @app.command("pending")
@@ -120,7 +124,7 @@ def queue_pending(
             _age(float(str(row["idle_s"]))),
             _text(row["holder"]),
         )
-    out.print(table)
+    print_table(table)
 
 
 @app.command("peek")
@@ -143,7 +147,7 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
         facts = facts_of(fields)
         about = (facts.pet_id, facts.media_id, facts.actor, facts.form, facts.n_bytes)
         table.add_row(entry_id, _when_of(entry_id), *map(_text, about))
-    out.print(table)
+    print_table(table)
 
 
 @app.command("find")
@@ -166,7 +170,7 @@ def queue_find(
         added = "-" if job.added_at is None else f"{job.added_at:%Y-%m-%d %H:%M:%S}"
         table.add_row(job.state, job.queue, _text(job.entry_id), added,
                       *map(_text, (job.media_id, job.actor, job.deliveries, job.holder)))  # fmt: skip
-    out.print(table)
+    print_table(table)
     read = f"; {n_indexed:,} jobs had to be read first, which no worker had indexed" if n_indexed > 1_000 else ""
     out.print(f"{len(found)} found in {took_ms:.0f} ms{read}")
 
@@ -183,7 +187,7 @@ def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
     for record in records:
         what = (record.by, record.via, record.action, record.queue, record.state, record.n_planned, record.n_done)
         table.add_row(f"{record.at:%Y-%m-%d %H:%M:%S}", *map(_text, what), _text(record.note), _text(record.result))
-    out.print(table)
+    print_table(table)
 
 
 # -- drills ------------------------------------------------------------------------------------------------------------
@@ -306,7 +310,7 @@ def dead_list(
         died = f"{view.died_at:%Y-%m-%d %H:%M:%S}"
         about = (view.reason, view.actor, view.pet_id, view.field, view.error)
         table.add_row(view.letter_id, view.queue, died, *map(_text, about))
-    out.print(table)
+    print_table(table)
 
 
 @dead.command("show")
@@ -491,7 +495,7 @@ def _show_groups(groups: Sequence[dict[str, object]], *, as_json: bool) -> None:
         assert isinstance(newest, datetime)
         table.add_row(*(_text(group[n]) for n in ("n", "reason", "actor", "error", "field")),
                       f"{newest:%Y-%m-%d %H:%M:%S}", _text(group["sample_id"]))  # fmt: skip
-    out.print(table)
+    print_table(table)
 
 
 def _seconds(option: str, text: str) -> float:

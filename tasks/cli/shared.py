@@ -30,6 +30,7 @@ FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
 POLL_S: Final = 0.2
 
 out = Console(highlight=False)
+_WIDE: Final = Console(highlight=False, width=1_000)
 err = Console(stderr=True, highlight=False)
 
 Pet = Annotated[int, typer.Argument(help="The pet's id.", metavar="PET")]
@@ -124,6 +125,11 @@ def table_of(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as what it holds: an id that was folded into its column cannot be copied."""
+    _WIDE.print(table)
 
 
 def duration_text(ms: int | None) -> str:

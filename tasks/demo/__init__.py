@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import redis
@@ -13,6 +15,8 @@ from rich.console import Console
 
 from sploot_cluster.keys import PETS
 from tasks.contracts import QUEUES, stream_of
+from tasks.demo.monitoring import NoMonitoring
+from tasks.demo.practice import SPEED, Practice
 from tasks.demo.sample import albums
 from tasks.demo.stack import Stack
 from tasks.demo.story import Story
@@ -27,6 +31,7 @@ def run(
     directory: Path = Path("demo-output"),
     keep: bool = False,
     share: float = 1.0,
+    speed: int = SPEED,
     console: Console | None = None,
     on_chapter: Callable[[str], None] = lambda _: None,
 ) -> int:
@@ -34,8 +39,9 @@ def run(
 
     Args:
         directory: where the summary, the pictures and the logs of this run go; made when missing.
-        keep: stay up at the end, until Ctrl-C.
+        keep: stay up at the end, until Ctrl-C or SIGTERM, with incidents to practise on.
         share: which part of the sample to use, in (0, 1].
+        speed: how many times faster than in production the alerts are that ``keep`` brings.
         on_chapter: called with the name of each chapter of the story before it begins.
     """
     console = console or Console()
@@ -63,8 +69,32 @@ def run(
         console.print(f"API: {stack.http}/openapi.json   metrics: {'  '.join(stack.metrics)}   Redis: {redis_url}")
         console.print(f"{'Done' if seen.is_good else 'FAILED'} after {time.monotonic() - start:.0f} s")
         if keep:
-            pet_id = sample[0].pet_id
-            _stay_up(console, {"REDIS_URL": redis_url, "AUTH_URL": stack.http, "PET": str(pet_id)})
+            environ = {
+                "PATH": f"{Path(sys.executable).parent}:$PATH",
+                "REDIS_URL": redis_url,
+                "AUTH_URL": stack.http,
+                "PET": str(sample[0].pet_id),
+                **stack.worker_environ,
+            }
+            console.print("Still up; Ctrl-C ends it. To follow ops/runbook.md on it, in another terminal:")
+            for name, value in environ.items():
+                console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
+            try:
+                practice = open_until_the_end.enter_context(
+                    Practice(
+                        stack,
+                        albums=sample,
+                        redis_url=redis_url,
+                        lease_ms=LEASE_MS,
+                        directory=logs.resolve() / "monitoring",
+                        console=console,
+                        speed=speed,
+                    )
+                )
+            except NoMonitoring as missing:
+                console.print(f"No incident to practise on: {missing}", markup=False, soft_wrap=True)
+                practice = None
+            _stay_up(console, practice, speed)
     return 0 if seen.is_good else 1
 
 
@@ -75,13 +105,36 @@ def _in_use(redis_url: str) -> str:
     return ", ".join(found)
 
 
-def _stay_up(console: Console, environ: Mapping[str, str]) -> None:
-    console.print("Still up; Ctrl-C ends it. To follow ops/runbook.md on it, in another terminal:")
-    for name, value in environ.items():
-        console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
-    console.print("The poisoned event is the dead letter of MediaClusterDeadLettersNew: sploot-cluster queue dead list")
+def _stay_up(console: Console, practice: Practice | None, speed: int) -> None:
+    """Do what is typed, until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if practice is not None:
+            _offer(console, practice, speed)
+            for line in sys.stdin:
+                _do(console, practice, line.strip())
+        # no terminal, or the end of what was piped in
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         console.print("Ending: workers drain.")
+
+
+def _offer(console: Console, practice: Practice, speed: int) -> None:
+    monitoring = practice.monitoring
+    console.print(
+        f"Alerts: {monitoring.prometheus}/alerts   Alertmanager: {monitoring.alertmanager}/#/alerts\n"
+        f"[bold]Practise an incident[/]: the rules of production, {speed} times faster: its ten minutes are "
+        f"{600 // speed} seconds here. Slack and PagerDuty are this terminal. Type:",
+        soft_wrap=True,
+    )
+    for name, (what, _) in practice.exercises.items():
+        console.print(f"  {name:<9} {what}", highlight=False)
+
+
+def _do(console: Console, practice: Practice, word: str) -> None:
+    if word not in practice.exercises:
+        console.print(f"type one of: {', '.join(practice.exercises)}", markup=False)
+        return
+    console.print(f"{time.strftime('%H:%M:%S')} {word}: begins", markup=False)
+    practice.begin(word)

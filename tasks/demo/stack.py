@@ -85,6 +85,7 @@ class Stack:
     Attributes:
         http: base address of the HTTP API.
         metrics: addresses of the workers' /metrics.
+        worker_environ: what a worker that somebody starts by hand needs beside Redis, to stand in for the first pod.
     """
 
     def __init__(self, redis_url: str, directory: Path, *, models: Mapping[str, int], lease_ms: int) -> None:
@@ -93,13 +94,12 @@ class Stack:
         ports = self._ports.numbers
         self.metrics = tuple(f"http://127.0.0.1:{port}/metrics" for port in ports[:2])
         self.http = f"http://127.0.0.1:{ports[2]}"
-        environ = {
-            **os.environ,
-            "REDIS_URL": redis_url,
+        settings = {
             "SPLOOT_LEASE_MS": str(lease_ms),
             "SPLOOT_MODELS": ",".join(f"{model}={dim}" for model, dim in models.items()),
-            "PYTHONUNBUFFERED": "1",
         }
+        self.worker_environ = {"WORKER_METRICS_PORT": str(ports[0]), **settings}
+        environ = {**os.environ, "REDIS_URL": redis_url, **settings, "PYTHONUNBUFFERED": "1"}
         python = [sys.executable, "-m"]
         worker = [*python, "dramatiq", "tasks.worker", "--processes", "1", "--threads", "4"]
         # a worker that boots for longer than the fork timeout, as on a loaded machine, would be left without metrics
@@ -123,6 +123,18 @@ class Stack:
     @property
     def worker_logs(self) -> tuple[Path, ...]:
         return tuple(pod.log for pod in self.workers)
+
+    def stop_workers(self) -> None:
+        """Let both worker pods drain and end, and keep them away until :meth:`start_workers`."""
+        for pod in self.workers:
+            pod.ask_to_stop()
+        for pod in self.workers:
+            pod.wait(timeout_s=DRAIN_TIMEOUT_MS / 1000 + 5)
+
+    def start_workers(self) -> None:
+        """Start both worker pods again."""
+        for pod in self.workers:
+            pod.start()
 
     def __enter__(self) -> Self:
         for pod in self._pods:

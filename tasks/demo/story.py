@@ -234,7 +234,7 @@ class Story:
         media_id, vector = album.media_ids[row], album.vectors[row]
         if album.model == DIGITS_MODEL:
             # as a producer in any language would: a plain XADD of a flat event
-            self.redis.xadd(stream_of(EMBEDDING_INGESTED), _flat_event(album, media_id, vector.tobytes()))
+            self.redis.xadd(stream_of(EMBEDDING_INGESTED), flat_event(album, media_id, vector.tobytes()))
         else:
             self.tasks.ingest(pet_id=album.pet_id, media_id=media_id, model=album.model, embedding=vector)
 
@@ -288,7 +288,7 @@ class Story:
         album = self.albums[0]
         vector = album.vectors[0].copy()
         vector[3] = np.nan
-        self.redis.xadd(stream_of(EMBEDDING_INGESTED), _flat_event(album, POISON_ID, vector.tobytes()))
+        self.redis.xadd(stream_of(EMBEDDING_INGESTED), flat_event(album, POISON_ID, vector.tobytes()))
         return f"  [red]poisoned event[/] sent: {POISON_ID} has a NaN in its embedding"
 
     def _run(self, job_id: str) -> dict[str, Any]:
@@ -410,7 +410,8 @@ def _wait_until_all_answer(addresses: Sequence[str]) -> list[str]:
     return [address for address in addresses if answers(address)]
 
 
-def _flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
+def flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
+    """An event of the album's pet as a producer in any language writes it."""
     # typed as redis-py wants it: its dict is invariant
     return {
         "schema": "embedding.ingested/1",

@@ -6,7 +6,6 @@ alerts on the error budget are left out, because their windows are hours even so
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,59 +17,24 @@ from typing import Any
 import dramatiq
 import pytest
 import redis
-import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from broker import RedisStreamsBroker
 from ops.servers import Prometheus, alertmanager, prometheus
 from tasks.backlog import BACKLOG, TICKED_AT, BacklogCollector, BacklogSampler, NoiseWatch
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
+from tasks.demo.monitoring import write_routes, write_rules
+from tasks.demo.receivers import Receivers, receivers
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.metrics import JobMetrics
-from tests.ops.sink import Sink, sink
-from tests.ops.tools import OPS, tool
+from tests.ops.tools import tool
 from tests.support import eventually
 
 pytestmark = pytest.mark.ops
 
 SCRAPE_S = 0.5
 STREAM = stream_of(EMBEDDING_INGESTED)
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-
-def faster(duration: str) -> str:
-    """A sixtieth of it."""
-    return f"{int(duration[:-1]) * _SECONDS[duration[-1]] * 1_000 // 60}ms"
-
-
-def faster_rules(directory: Path) -> list[Path]:
-    """The rules as they are committed, with every window and hold a sixtieth."""
-    written = []
-    for path in sorted((OPS / "alerts").glob("*.yaml")):
-        if path.name == "slo.yaml":
-            continue
-        text = re.sub(r"\[(\d+[smhd])\]", lambda found: f"[{faster(found[1])}]", path.read_text())
-        text = re.sub(r"(?m)^(\s+for: )(\d+[smhd])$", lambda found: found[1] + faster(found[2]), text)
-        target = directory / path.name
-        target.write_text(text)
-        written.append(target)
-    return written
-
-
-def faster_alertmanager(directory: Path, url: str) -> Path:
-    """Its configuration as it is committed, with other secrets, timers a sixtieth, and PagerDuty's address."""
-    secrets = directory / "secrets"
-    secrets.mkdir()
-    (secrets / "SLACK_WEBHOOK_URL").write_text(f"{url}/slack\n")
-    (secrets / "PAGERDUTY_ROUTING_KEY").write_text("0123456789abcdef0123456789abcdef\n")
-    config = yaml.safe_load(
-        (OPS / "config" / "alertmanager.yaml").read_text().replace("/etc/alertmanager/secrets", str(secrets))
-    )
-    config["global"] |= {"pagerduty_url": f"{url}/pagerduty", "resolve_timeout": "5s"}
-    config["route"] |= {"group_wait": "1s", "group_interval": faster(config["route"]["group_interval"])}
-    written = directory / "alertmanager.yaml"
-    written.write_text(yaml.safe_dump(config))
-    return written
+MINUTES_ARE_SECONDS = 60
 
 
 class Pipeline:
@@ -150,7 +114,7 @@ def exporter(registry: CollectorRegistry) -> Iterator[str]:
 
 
 @contextmanager
-def chain(directory: Path) -> Iterator[tuple[Pipeline, Prometheus, Sink]]:
+def chain(directory: Path) -> Iterator[tuple[Pipeline, Prometheus, Receivers]]:
     tool("prometheus")
     tool("prometheus-alertmanager")
     with (
@@ -158,8 +122,8 @@ def chain(directory: Path) -> Iterator[tuple[Pipeline, Prometheus, Sink]]:
         redis.Redis.from_url(server.url) as client,
         Pipeline(client) as pipeline,
         exporter(pipeline.registry) as target,
-        sink() as notes,
-        alertmanager(directory, faster_alertmanager(directory, notes.url)) as pager,
+        receivers() as notes,
+        alertmanager(directory, write_routes(directory, notes.url, MINUTES_ARE_SECONDS)) as pager,
         prometheus(directory, _config(directory, target, pager)) as monitoring,
     ):
         # healthy for as long as any window is, so that nothing is told only because nothing was known before
@@ -172,32 +136,32 @@ def chain(directory: Path) -> Iterator[tuple[Pipeline, Prometheus, Sink]]:
 def _config(directory: Path, target: str, pager: str) -> dict[str, Any]:
     return {
         "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
-        "rule_files": [str(path) for path in faster_rules(directory)],
+        "rule_files": [str(path) for path in write_rules(directory, MINUTES_ARE_SECONDS) if path.name != "slo.yaml"],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [pager.removeprefix("http://")]}]}]},
         "scrape_configs": [{"job_name": "sploot-cluster", "static_configs": [{"targets": [target]}]}],
     }
 
 
-def fail(pipeline: Pipeline, _: Sink) -> None:
+def fail(pipeline: Pipeline, _: Receivers) -> None:
     pipeline.is_failing = True
 
 
-def be_slow(pipeline: Pipeline, _: Sink) -> None:
+def be_slow(pipeline: Pipeline, _: Receivers) -> None:
     pipeline.duration_s = 9.0
 
 
-def fail_two_corrections(pipeline: Pipeline, notes: Sink) -> None:
+def fail_two_corrections(pipeline: Pipeline, notes: Receivers) -> None:
     pipeline.metrics.feedback.labels("merge", "error").inc()
     eventually(lambda: ("pagerduty", "MediaClusterFeedbackFailed") in notes.fired(), within_s=30)
     pipeline.metrics.feedback.labels("split", "invalid").inc()
 
 
-def make_noise(pipeline: Pipeline, _: Sink) -> None:
+def make_noise(pipeline: Pipeline, _: Receivers) -> None:
     for _n in range(3):
         NoiseWatch(pipeline.client).note(31)
 
 
-def stall(pipeline: Pipeline, notes: Sink) -> None:
+def stall(pipeline: Pipeline, notes: Receivers) -> None:
     pipeline.succeeds = False
 
     def uploaded_until_told() -> bool:
@@ -207,7 +171,7 @@ def stall(pipeline: Pipeline, notes: Sink) -> None:
     eventually(uploaded_until_told, within_s=60, every_s=0.3)
 
 
-def hang(pipeline: Pipeline, _: Sink) -> None:
+def hang(pipeline: Pipeline, _: Receivers) -> None:
     pipeline.hold_a_job_for(40)
 
 
@@ -217,7 +181,7 @@ def mend(pipeline: Pipeline) -> None:
     pipeline.finish_everything()
 
 
-INCIDENTS: dict[str, tuple[Callable[[Pipeline, Sink], None], set[tuple[str, str]]]] = {
+INCIDENTS: dict[str, tuple[Callable[[Pipeline, Receivers], None], set[tuple[str, str]]]] = {
     "failures": (
         fail,
         {

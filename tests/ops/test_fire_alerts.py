@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ops.servers import alertmanager, get_json
-from tests.ops.sink import Sink, sink
-from tests.ops.test_chain import faster_alertmanager
+from tasks.demo.monitoring import write_routes
+from tasks.demo.receivers import Receivers, receivers
+from tests.ops.test_chain import MINUTES_ARE_SECONDS
 from tests.ops.test_scripts import call
 from tests.ops.tools import tool
 from tests.support import eventually
@@ -25,13 +26,13 @@ REACHED = {
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[str, Sink]]:
+def served(tmp_path: Path) -> Iterator[tuple[str, Receivers]]:
     tool("prometheus-alertmanager")
-    with sink() as notes, alertmanager(tmp_path, faster_alertmanager(tmp_path, notes.url)) as url:
+    with receivers() as notes, alertmanager(tmp_path, write_routes(tmp_path, notes.url, MINUTES_ARE_SECONDS)) as url:
         yield url, notes
 
 
-def test_the_alerts_reach_people_marked_as_tests_and_are_ended(served: tuple[str, Sink]) -> None:
+def test_the_alerts_reach_people_marked_as_tests_and_are_ended(served: tuple[str, Receivers]) -> None:
     url, notes = served
 
     for _ in range(2):  # twice is no more than once
@@ -50,7 +51,7 @@ def test_the_alerts_reach_people_marked_as_tests_and_are_ended(served: tuple[str
     assert [title for title in titles if "[TEST by tester]" not in title] == []
 
 
-def test_verifying_waits_for_alertmanager_and_finds_nothing_wrong(served: tuple[str, Sink]) -> None:
+def test_verifying_waits_for_alertmanager_and_finds_nothing_wrong(served: tuple[str, Receivers]) -> None:
     url, notes = served
 
     verified = call("fire-alerts.sh", "--verify", ALERTMANAGER_URL=url, FIRE_ALERTS_SETTLE_S="3")
@@ -62,8 +63,8 @@ def test_verifying_waits_for_alertmanager_and_finds_nothing_wrong(served: tuple[
 
 def test_verifying_notices_that_notifications_do_not_get_out(tmp_path: Path) -> None:
     tool("prometheus-alertmanager")
-    with sink() as notes:
-        config = faster_alertmanager(tmp_path, notes.url)
+    with receivers() as notes:
+        config = write_routes(tmp_path, notes.url, MINUTES_ARE_SECONDS)
     # Slack and PagerDuty are gone
 
     with alertmanager(tmp_path, config) as url:

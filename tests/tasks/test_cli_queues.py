@@ -43,7 +43,7 @@ def desk(redis_client: redis.Redis) -> Desk:
 def cli(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Runs `sploot-cluster queue …` in this process."""
     monkeypatch.setenv("REDIS_URL", redis_url)
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("COLUMNS", "40")
 
     def run(*arguments: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["sploot-cluster", "queue", *arguments])
@@ -186,7 +186,20 @@ def test_the_status_says_why_work_waits(cli: Cli, desk: Desk) -> None:
     assert status["because"] == "no worker takes its jobs; start one: sploot-cluster worker"
     assert (status["in_flight"], status["undelivered"]) == (1, 0)
     assert [(one["name"], one["pending"], one["is_alive"]) for one in status["consumers"]] == [(STUCK, 1, False)]
-    assert STUCK in cli("status").out
+    told = cli("status").out
+    assert STUCK in told
+    assert f"embedding.ingested: {status['because']}\n" in told
+
+
+def test_ids_can_be_copied_from_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
+    (entry_id,) = desk.add(1)
+    desk.deliver("a-consumer-with-a-long-name-as-they-have:17:df8372f6.124956")
+    (letter_id,) = desk.bury(2)
+
+    pending, letters = cli("pending", "embedding").out, cli("dead", "list").out
+
+    assert {entry_id, "a-consumer-with-a-long-name-as-they-have:17:df8372f6.124956"} <= set(pending.split())
+    assert letter_id in letters.split()
 
 
 def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:

@@ -17,11 +17,13 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from broker import RedisStreamsBroker
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP
+from tasks.composition import build_app
+from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.logs import NameJobs
 from tasks.settings import SettingInvalid, Settings
 from tasks.tracing import TraceJobs, tracing_middleware
 from tasks.wire import DECODERS
+from tests.sploot_cluster.api.front import API, client_of
 from tests.support import eventually
 from tests.system.events import flat_event
 from tests.tasks.queue_ops.desk import KEYS
@@ -198,6 +200,37 @@ def test_a_traceparent_that_is_none_begins_a_trace(redis_client: redis.Redis, tr
 
     (span,) = traces.spans("process")
     assert span.parent is None
+
+
+def test_what_a_request_brought_reaches_the_trace_of_its_job(
+    redis_client: redis.Redis, redis_url: str, traces: Traces
+) -> None:
+    api = client_of(build_app(Settings(redis_url=redis_url)))
+    body = {"pet_id": 42, "media_id": "m", "model": "clip@1", "embedding": [1.0, 2.0]}
+    with worker_running(redis_client, traces, lambda **_: None):
+        answer = api.post(f"{API}/embeddings", json=body, headers={"traceparent": TRACEPARENT})
+        eventually(lambda: traces.spans("process"))
+
+    (span,) = traces.spans("process")
+    assert answer.status_code == 202
+    assert hexadecimal(span)[0] == TRACE_ID
+    assert span.parent is not None
+    assert f"{span.parent.span_id:016x}" == SPAN_ID
+
+
+@pytest.mark.parametrize("given", [[], ["nonsense"], [f"00-{'0' * 32}-{SPAN_ID}-01"], [TRACEPARENT, TRACEPARENT]])
+def test_a_request_that_brings_no_usable_traceparent_is_answered_and_begins_no_trace(
+    redis_client: redis.Redis, redis_url: str, given: list[str]
+) -> None:
+    api = client_of(build_app(Settings(redis_url=redis_url)))
+
+    headers = [("traceparent", one) for one in given]
+    answer = api.post(f"{API}/clusters/recluster", json={"pet_id": 42}, headers=headers)
+
+    assert answer.status_code == 202
+    client: Any = redis_client
+    ((_, entry),) = client.xrange(stream_of(CLUSTER_RECLUSTER))
+    assert b"traceparent" not in entry[b"message"]
 
 
 def test_tracing_is_off_without_an_endpoint_and_refused_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
-"""What stands for Slack and PagerDuty: a server that writes down what it was sent."""
+"""What stands for Slack and PagerDuty: a server on loopback that writes down what an Alertmanager sent it."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,12 +28,17 @@ class Notification:
     body: dict[str, Any] = field(compare=False, hash=False)
 
 
-class Sink:
-    """Notifications in the order in which they came."""
+class Receivers:
+    """Notifications in the order in which they came.
 
-    def __init__(self) -> None:
+    Args:
+        on_seen: called with each one, in the thread of its request.
+    """
+
+    def __init__(self, on_seen: Callable[[Notification], None] = lambda _: None) -> None:
         self.url = ""
         self.seen: list[Notification] = []
+        self._on_seen = on_seen
         self._names: dict[str, str] = {}  # PagerDuty's key -> alert, Slack's alert -> receiver: ends name less
 
     def take(self, path: str, body: dict[str, Any]) -> None:
@@ -44,12 +49,14 @@ class Sink:
             is_over = attachment["title"].startswith("Resolved")
             if "@oncall" in attachment.get("pretext", ""):
                 self._names[alert] = "slack-oncall"
-            self.seen.append(Notification(self._names.get(alert, "slack"), alert, is_over, body))
+            note = Notification(self._names.get(alert, "slack"), alert, is_over, body)
         else:
             is_over = body["event_action"] == "resolve"
             if not is_over:
                 self._names[body["dedup_key"]] = body["payload"]["custom_details"]["alertname"]
-            self.seen.append(Notification("pagerduty", self._names[body["dedup_key"]], is_over, body))
+            note = Notification("pagerduty", self._names[body["dedup_key"]], is_over, body)
+        self.seen.append(note)
+        self._on_seen(note)
 
     def fired(self) -> set[tuple[str, str]]:
         """(receiver, alert) of all that were told to have begun."""
@@ -62,8 +69,9 @@ class Sink:
 
 
 @contextmanager
-def sink() -> Iterator[Sink]:
-    notes = Sink()
+def receivers(on_seen: Callable[[Notification], None] = lambda _: None) -> Iterator[Receivers]:
+    """Serve them until the block ends; ``on_seen`` as in ``Receivers``."""
+    notes = Receivers(on_seen)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

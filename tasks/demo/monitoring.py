@@ -1,0 +1,155 @@
+"""The demo's own Prometheus and Alertmanager, with the rules and routes of ``ops/``, only faster.
+
+A window of ten minutes is one here, and so is every hold and every timer; levels, expressions and routes are those of
+production. Slack and PagerDuty are stood for by ``tasks.demo.receivers``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from tasks.demo.stack import Pod, Ports, answers, until
+
+# Beside the packages in the repository; not in the wheel.
+OPS: Final = Path(__file__).parents[2] / "ops"
+PACKAGES: Final = ("prometheus", "prometheus-alertmanager")
+READY_WITHIN_S: Final = 60.0
+STOP_WITHIN_S: Final = 20.0
+
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_TIMERS: Final = r"(?m)^(\s+(?:for|group_wait|group_interval|resolve_timeout): )(\d+[smhd])$"
+# Two evaluations at the least: a critical alert must come before the warning that it silences is told.
+_LEAST_GROUP_WAIT_MS: Final = 1_000
+
+
+class NoMonitoring(Exception):
+    """Raised when alerts cannot be had here; the text says what is missing and what brings it."""
+
+
+def faster(text: str, speed: int) -> str:
+    """Rules, or routes, with every window, hold and timer divided by ``speed``; nothing else is changed."""
+
+    def divided(duration: str, *, least_ms: int = 1) -> str:
+        return f"{max(least_ms, int(duration[:-1]) * _SECONDS[duration[-1]] * 1_000 // speed)}ms"
+
+    def timer(found: re.Match[str]) -> str:
+        least_ms = _LEAST_GROUP_WAIT_MS if "group_wait" in found[1] else 1
+        return found[1] + divided(found[2], least_ms=least_ms)
+
+    text = re.sub(r"\[(\d+[smhd])\]", lambda found: f"[{divided(found[1])}]", text)
+    return re.sub(_TIMERS, timer, text)
+
+
+def write_rules(directory: Path, speed: int) -> list[Path]:
+    """Write the committed rules, faster, into the directory; where they are."""
+    written = []
+    for path in sorted((OPS / "alerts").glob("*.yaml")):
+        target = directory / path.name
+        target.write_text(faster(path.read_text(), speed))
+        written.append(target)
+    return written
+
+
+def write_routes(directory: Path, receivers_url: str, speed: int) -> Path:
+    """Write the committed configuration of Alertmanager, faster, with what stands for Slack and PagerDuty."""
+    secrets = directory / "secrets"
+    secrets.mkdir(exist_ok=True)
+    (secrets / "SLACK_WEBHOOK_URL").write_text(f"{receivers_url}/slack\n")
+    (secrets / "PAGERDUTY_ROUTING_KEY").write_text("0123456789abcdef0123456789abcdef\n")
+    text = faster((OPS / "config" / "alertmanager.yaml").read_text(), speed)
+    text = text.replace("/etc/alertmanager/secrets", str(secrets))
+    text = text.replace("global:\n", f"global:\n  pagerduty_url: {receivers_url}/pagerduty\n", 1)
+    written = directory / "alertmanager.yaml"
+    written.write_text(text)
+    return written
+
+
+class Monitoring:
+    """Both servers on worker pods; they start with the block and end with it.
+
+    Attributes:
+        prometheus, alertmanager: their addresses.
+
+    Raises:
+        NoMonitoring: one of the programs, or ``ops/``, is not here; or one did not become ready.
+    """
+
+    def __init__(self, directory: Path, *, receivers_url: str, speed: int) -> None:
+        if not OPS.is_dir():
+            raise NoMonitoring("the alert rules are in the repository and not in the package: run it from a checkout")
+        programs = [shutil.which(name) for name in PACKAGES]
+        if missing := [name for name, found in zip(PACKAGES, programs, strict=True) if found is None]:
+            names = " ".join(missing)
+            raise NoMonitoring(f"{' and '.join(missing)} not installed, so no alert can fire: apt-get install {names}")
+        directory.mkdir(parents=True, exist_ok=True)
+        self._ports = Ports(9090, 9093)
+        prometheus, alertmanager = (f"127.0.0.1:{port}" for port in self._ports.numbers)
+        self.prometheus, self.alertmanager = f"http://{prometheus}", f"http://{alertmanager}"
+        self._targets = directory / "targets.json"
+        interval = f"{max(1, 20 // speed)}s"
+        config = {
+            "global": {"scrape_interval": interval, "evaluation_interval": interval},
+            "rule_files": [str(path) for path in write_rules(directory, speed)],
+            "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
+            "scrape_configs": [
+                {
+                    "job_name": "sploot-cluster",
+                    "file_sd_configs": [{"files": [str(self._targets)], "refresh_interval": interval}],
+                }
+            ],
+        }
+        # JSON is YAML
+        (directory / "prometheus.json").write_text(json.dumps(config, indent=2))
+        routes = write_routes(directory, receivers_url, speed)
+        storage = {"prometheus": "--storage.tsdb.path", "prometheus-alertmanager": "--storage.path"}
+        options = {
+            "prometheus": [f"--config.file={directory / 'prometheus.json'}", f"--web.listen-address={prometheus}"],
+            "prometheus-alertmanager": [
+                f"--config.file={routes}",
+                f"--web.listen-address={alertmanager}",
+                "--cluster.listen-address=",
+            ],
+        }
+        self._pods = [
+            Pod(
+                name,
+                [str(program), *options[name], f"{storage[name]}={directory / f'{name}.data'}", "--log.level=warn"],
+                environ={},
+                log=directory / f"{name}.log",
+            )
+            for name, program in zip(PACKAGES, programs, strict=True)
+        ]
+
+    def watch(self, metrics: Sequence[str]) -> None:
+        """Have these /metrics scraped from now on, and no others: pods that are gone are gone from the targets."""
+        targets = [address.removeprefix("http://").removesuffix("/metrics") for address in metrics]
+        # replaced at once: Prometheus never reads half a file
+        partial = self._targets.with_suffix(".partial")
+        partial.write_text(json.dumps([{"targets": targets}]))
+        partial.replace(self._targets)
+
+    def __enter__(self) -> Self:
+        for pod in self._pods:
+            pod.start()
+        addresses = [f"{self.prometheus}/-/ready", f"{self.alertmanager}/-/ready"]
+        for _ in until(READY_WITHIN_S):
+            if all(answers(address) for address in addresses):
+                return self
+        logs = ", ".join(str(pod.log) for pod in self._pods)
+        self.__exit__(None, None, None)
+        raise NoMonitoring(f"Prometheus or Alertmanager is not ready after {READY_WITHIN_S:.0f} s; see {logs}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pod in self._pods:
+            pod.ask_to_stop()
+        for pod in self._pods:
+            pod.wait(timeout_s=STOP_WITHIN_S)
+        self._ports.close()

@@ -1,0 +1,197 @@
+"""An incident to practise on: something breaks on purpose while uploads go on, alerts fire, and a person ends it.
+
+A person types an exercise where the demo runs, and works in another terminal, by ``ops/runbook.md`` alone. What was
+broken stays broken until the runbook's steps mend it, or until ``mend`` is typed, which is for giving up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import redis
+from rich.console import Console
+
+from broker import RedisStreamsBroker
+from tasks.client import ClusterTasks
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, stream_of
+from tasks.demo.monitoring import Monitoring
+from tasks.demo.receivers import Notification, receivers
+from tasks.demo.sample import DIGITS_MODEL, Album
+from tasks.demo.stack import Stack
+from tasks.demo.story import flat_event
+from tasks.queue_ops import Operations
+
+SPEED: Final = 10  # ten minutes of the rules are one: long enough to read, short enough to wait for
+UPLOAD_EVERY_S: Final = 1.0
+N_POISONED: Final = 20
+
+_CHANNELS: Final = {"slack": "Slack #sploot-media-alerts", "slack-oncall": "Slack @oncall", "pagerduty": "PagerDuty"}
+
+
+class Practice:
+    """The exercises of a stack that is up, with whom they tell; starts and ends with the block.
+
+    Raises:
+        NoMonitoring: as ``Monitoring`` does.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        albums: Sequence[Album],
+        redis_url: str,
+        lease_ms: int,
+        directory: Path,
+        console: Console,
+        speed: int = SPEED,
+    ) -> None:
+        self._stack, self._console, self._lease_ms = stack, console, lease_ms
+        self._album = next(album for album in albums if album.model == DIGITS_MODEL)
+        self._open = contextlib.ExitStack()
+        self.seen = self._open.enter_context(receivers(self._tell))
+        self.monitoring = Monitoring(directory, receivers_url=self.seen.url, speed=speed)
+        self._client: Any = self._open.enter_context(redis.Redis.from_url(redis_url))
+        self._tasks = self._open.enter_context(ClusterTasks(client=self._client))
+        self._broken = contextlib.ExitStack()
+        self._is_uploading, self._is_ending = threading.Event(), threading.Event()
+        self._run = f"{time.time():.0f}"
+        self._n_sent = 0
+        self._uploads = threading.Thread(target=self._upload, name="uploads", daemon=True)
+
+    @property
+    def exercises(self) -> Mapping[str, tuple[str, Callable[[], None]]]:
+        """What can be typed: its name, what it says it does, and what does it."""
+        return {
+            "pause": ("a colleague pauses the uploads' queue and goes home", self._pause),
+            "crash": ("every worker ends, and none comes back", self._crash),
+            "poison": ("a producer's new release sends what can never work", self._poison),
+            "hold": ("a worker takes a job and hangs, alive", self._hold),
+            "surprise": ("one of these, and you are not told which", self._surprise),
+            "mend": ("give up: everything is well again, and the uploads end", self.mend),
+        }
+
+    def begin(self, name: str) -> None:
+        """Do what was typed; uploads go on from then on.
+
+        Raises:
+            KeyError: there is no such exercise.
+        """
+        _, act = self.exercises[name]
+        if name != "mend":
+            self._is_uploading.set()
+        act()
+
+    def mend(self) -> None:
+        """Undo what exercises did, whatever a person has mended already."""
+        self._is_uploading.clear()
+        self._broken.close()
+
+    def __enter__(self) -> Self:
+        self.monitoring.watch(self._stack.metrics)
+        self._open.enter_context(self.monitoring)
+        self._uploads.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_ending.set()
+        self._uploads.join()
+        self.mend()
+        self._open.close()
+
+    # -- exercises -----------------------------------------------------------------------------------------------
+
+    def _pause(self) -> None:
+        with closing(self._operations()) as operations:
+            operations.act(
+                operations.plan_pause(EMBEDDING_INGESTED), by="a colleague", via="practice", note="only for a minute"
+            )
+        self._broken.callback(self._resume)
+
+    def _resume(self) -> None:
+        with closing(self._operations()) as operations:
+            operations.act(operations.plan_resume(EMBEDDING_INGESTED), by="practice", via="practice", note="given up")
+
+    def _crash(self) -> None:
+        self._broken.callback(self._start_workers)
+        # as in Kubernetes: one pod is left, of which nothing answers
+        self.monitoring.watch(self._stack.metrics[:1])
+        self._stack.stop_workers()
+
+    def _start_workers(self) -> None:
+        self._stack.start_workers()
+        self.monitoring.watch(self._stack.metrics)
+
+    def _poison(self) -> None:
+        vector = self._album.vectors[0].copy()
+        vector[3] = np.nan
+        for _ in range(N_POISONED):
+            event = flat_event(self._album, self._new_name(), vector.tobytes())
+            self._client.xadd(stream_of(EMBEDDING_INGESTED), event)
+
+    def _hold(self) -> None:
+        """A consumer of this process that takes a job, says that it lives, and never ends the job."""
+        broker = self._broken.enter_context(
+            closing(
+                RedisStreamsBroker(
+                    client=self._client, namespace=NAMESPACE, group=GROUP, lease_ms=self._lease_ms, middleware=[]
+                )
+            )
+        )
+        broker.declare_queue(EMBEDDING_INGESTED)
+        consumer = broker.consume(EMBEDDING_INGESTED, timeout=60_000)
+        self._broken.callback(consumer.close)
+        next(consumer)  # an upload a second: one of the next ones
+
+    def _surprise(self) -> None:
+        random.choice([self._pause, self._crash, self._poison, self._hold])()  # noqa: S311  no secret
+
+    # -- uploads -------------------------------------------------------------------------------------------------
+
+    def _upload(self) -> None:
+        while not self._is_ending.wait(UPLOAD_EVERY_S):
+            if self._is_uploading.is_set():
+                self._send()
+
+    def _send(self) -> None:
+        row = self._n_sent % len(self._album.media_ids)
+        vector = self._album.vectors[row]
+        name = self._new_name()
+        self._tasks.ingest(pet_id=self._album.pet_id, media_id=name, model=self._album.model, embedding=vector)
+
+    def _new_name(self) -> str:
+        self._n_sent += 1
+        return f"practice-{self._run}-{self._n_sent}.png"
+
+    def _operations(self) -> Operations:
+        broker = RedisStreamsBroker(client=self._client, namespace=NAMESPACE, group=GROUP, middleware=[])
+        return Operations(broker, self._client)
+
+    # -- who is told ---------------------------------------------------------------------------------------------
+
+    def _tell(self, note: Notification) -> None:
+        """Print a notification as whoever is on call would read it."""
+        self._console.print(f"{time.strftime('%H:%M:%S')} {_text_of(note)}", markup=False, soft_wrap=True)
+
+
+def _text_of(note: Notification) -> str:
+    channel = _CHANNELS[note.receiver]
+    if note.receiver == "pagerduty":
+        return f"{channel}: {'resolved' if note.is_over else 'PAGE'} {note.alert}"
+    (attachment,) = note.body["attachments"]
+    told = f"{channel}: {attachment['title']} ({note.alert})"
+    if note.is_over:
+        return told
+    heading = attachment["title_link"].rpartition("/")[2]
+    return f"{told}\n         {attachment['text'].strip()}\n         runbook: ops/{heading}"
