@@ -66,7 +66,7 @@ def configure_logging(level: str) -> None:
     Dramatiq gives each of its processes a pipe as standard error and writes its own format there. Its handler is
     replaced; its pipe is kept, so that lines of several processes do not mix. Called before Dramatiq's or periodiq's
     command begins, as ``sploot-cluster worker`` and ``scheduler`` do, their masters write JSON too; under the stock
-    commands the few lines of the master itself are in Dramatiq's own format.
+    commands the few lines of the master itself are in Dramatiq's own format. ``ops/README.md`` says which.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter())

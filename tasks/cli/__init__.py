@@ -14,6 +14,12 @@ from sploot_cluster.threads import one_thread_each
 # read by numpy when it is first imported, hence before everything else
 one_thread_each(os.environ)
 
+# What a process says is for machines from the first line on, also what importing the rest warns of or fails with.
+if sys.argv[1:2] and sys.argv[1] in {"worker", "scheduler", "serve"}:
+    from tasks.logs import configure_logging
+
+    configure_logging("INFO")
+
 try:
     import rich  # noqa: F401
     import typer

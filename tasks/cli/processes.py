@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 
 from sploot_cluster.errors import InvalidInput
-from tasks.cli.shared import REFUSED, become, fail, out, settings_of_environment
+from tasks.cli.shared import REFUSED, USAGE, become, out, settings_of_environment
 from tasks.contracts import QUEUES
+from tasks.logs import SERVICE, configure_logging
+from tasks.settings import SettingInvalid
 
 app = typer.Typer()
 
@@ -24,7 +29,23 @@ PERIODIQ: Final = (
 )
 
 
+@contextmanager
+def _told_in_json() -> Iterator[None]:
+    """Who reads the lines of a process as JSON reads so, too, why it does not start."""
+    configure_logging("INFO")
+    try:
+        yield
+    except (SettingInvalid, InvalidInput) as refused:
+        _do_not_start(USAGE, refused)
+
+
+def _do_not_start(code: int, refused: Exception) -> NoReturn:
+    logging.getLogger(SERVICE).critical(f"cannot start: {refused}")
+    raise SystemExit(code) from None
+
+
 @app.command()
+@_told_in_json()
 def worker(
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 4,
@@ -47,6 +68,7 @@ def worker(
 
 
 @app.command()
+@_told_in_json()
 def scheduler() -> None:
     """Send the periodic jobs: the stock command `periodiq tasks.worker`. One is enough, two do no harm."""
     settings = settings_of_environment()
@@ -54,6 +76,7 @@ def scheduler() -> None:
 
 
 @app.command()
+@_told_in_json()
 def serve(
     host: Annotated[str | None, typer.Option(help="Where to listen.  [default: SPLOOT_HTTP_HOST]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Its port.  [default: SPLOOT_HTTP_PORT]")] = None,
@@ -63,7 +86,6 @@ def serve(
     from sploot_cluster.api import serve as serve_app
     from tasks.composition import build_app
     from tasks.error_reports import configure_error_reports
-    from tasks.logs import configure_logging
 
     settings = settings_of_environment()
     settings = replace(
@@ -75,7 +97,7 @@ def serve(
     try:
         check_bind(settings.http_host, tokens)
     except InvalidInput as refused:
-        fail(REFUSED, str(refused))
+        _do_not_start(REFUSED, refused)
     configure_logging(settings.log_level)
     configure_error_reports(settings, with_logged_errors=True)
     serve_app(build_app(settings), settings.http_host, settings.http_port, tokens=tokens)

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import redis
 
+from tasks.backlog import BACKLOG, TICKED_AT
 from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+from tasks.demo.stack import answers
 from tasks.logs import without_payload
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
@@ -129,6 +131,76 @@ raise RuntimeError("the end")
     assert "ZeroDivisionError" in lines[3]["exc_info"]
 
 
+SHIPPED = ("worker", "scheduler", "serve")  # what the chart, the compose file and the image run
+
+
+def ended(environ: dict[str, str]) -> dict[str, tuple[int, str]]:
+    """All three commands, started side by side with these variables: exit code, and every byte that each wrote."""
+    everything = {**os.environ, "REDIS_URL": "redis://127.0.0.1:1/0", **environ}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "tasks.cli", name],
+            env=everything,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in SHIPPED
+    }
+    told = {name: process.communicate(timeout=100)[0] for name, process in processes.items()}
+    return {name: (processes[name].returncode, told[name]) for name in SHIPPED}
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line, parse_constant=_refuse) for line in text.splitlines()]
+    assert [line for line in lines if not isinstance(line, dict)] == []
+    return lines
+
+
+def test_a_process_that_cannot_use_its_settings_says_so_in_json() -> None:
+    for name, (code, text) in ended({"SPLOOT_LEASE_MS": "long"}).items():
+        (line,) = lines_of(text)
+        assert (code, line["level"]) == (2, "CRITICAL"), name
+        assert "SPLOOT_LEASE_MS: 'long' is not a whole number" in line["message"]
+
+
+def test_a_process_that_cannot_import_what_it_needs_says_so_in_json(tmp_path: Path) -> None:
+    broken = 'import warnings\nwarnings.warn("old library")\nraise ImportError("its .so is missing")\n'
+    for needed in ("periodiq", "uvicorn"):
+        (tmp_path / f"{needed}.py").write_text(broken)
+
+    for name, (code, text) in ended({"PYTHONPATH": str(tmp_path)}).items():
+        lines = lines_of(text)
+        assert code != 0, name
+        assert any("old library" in line["message"] for line in lines), text
+        assert "its .so is missing" in text
+
+
+@pytest.mark.slow
+def test_scheduler_and_server_write_nothing_but_json_from_start_to_end(
+    redis_client: redis.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    environ = {**os.environ, "REDIS_URL": redis_url, "SPLOOT_HTTP_PORT": str(port), "SPLOOT_LOG_LEVEL": "DEBUG"}
+    processes = []
+    for name in ("scheduler", "serve"):
+        with (tmp_path / name).open("wb") as output:
+            command = [sys.executable, "-m", "tasks.cli", name]
+            processes.append(subprocess.Popen(command, env=environ, stdout=output, stderr=output))
+    try:
+        eventually(lambda: redis_client.hexists(BACKLOG, TICKED_AT), within_s=90)
+        eventually(lambda: answers(f"http://127.0.0.1:{port}/readyz"), within_s=60)
+        assert not answers(f"http://127.0.0.1:{port}/nowhere")
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=60)
+
+    assert lines_of((tmp_path / "serve").read_text()) != []
+    lines_of((tmp_path / "scheduler").read_text())  # of a scheduler that has nothing to complain of there may be none
+
+
 @pytest.mark.slow
 def test_real_workers_write_nothing_but_json_name_every_job_and_show_no_embedding(
     redis_client: redis.Redis, redis_url: str, tmp_path: Path
@@ -154,7 +226,7 @@ def test_real_workers_write_nothing_but_json_name_every_job_and_show_no_embeddin
         master.wait(timeout=60)
 
     text = log.read_text()
-    lines = [json.loads(line, parse_constant=_refuse) for line in text.splitlines()]
+    lines = lines_of(text)
     assert {"job done", "job failed", "dead letter"} <= {line["message"] for line in lines}
     assert any("booting up" in line["message"] for line in lines), "the master's own lines are missing"
     about_jobs = [line for line in lines if line.get("message_id") or line.get("actor")]
