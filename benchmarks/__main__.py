@@ -7,7 +7,7 @@ import sys
 from typing import Final
 
 # In this order; each is a module of this package and has a --help.
-PARTS: Final = ("queue", "pipeline", "density", "arrivals", "quality", "find", "capacity")
+PARTS: Final = ("queue", "pipeline", "density", "arrivals", "quality", "remembered", "find", "capacity")
 
 
 def main() -> int:

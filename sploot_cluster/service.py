@@ -61,7 +61,7 @@ from sploot_cluster.models import (
     Split,
     Undo,
 )
-from sploot_cluster.pet_cache import PetCache, PetMemory
+from sploot_cluster.pet_cache import PetCache, PetMemory, bytes_to_remember
 from sploot_cluster.previews import Preview, Previewed
 from sploot_cluster.rows import PetRows, empty_state
 from sploot_cluster.settings import ClusterSettings
@@ -82,9 +82,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# A pet of 50,000 media takes about 115 MB of it at 512 dimensions; a hundred pets of 2,000 fill it, or 450 of 500.
-CACHE_BYTES: Final = 512 * 1024 * 1024
 
 MAX_MEDIA_ID: Final = 256
 
@@ -110,7 +107,7 @@ class ClusterService:
         settings: ClusterSettings | None = None,
         reclusters: ReclusterRequests | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | None = None,
         on_fallback: Callable[[Fallback], None] = lambda _: None,
     ) -> None:
         """
@@ -119,14 +116,14 @@ class ClusterService:
             settings: what decisions depend on; the defaults of :class:`ClusterSettings` otherwise.
             reclusters: who is asked when a pet grew or drifted; without one, nobody is.
             clock: the time that corrections are stamped with, aware.
-            cache_bytes: how much of pets to remember between two uses.
+            cache_bytes: how much of pets to remember between two uses; None: as the machine has memory.
             on_fallback: hears of each tree that was wanted on a GPU and was built on the processor.
         """
         self._store = store
         self._settings = settings or ClusterSettings()
         self._reclusters = reclusters
         self._clock = clock
-        self._cache = PetCache(cache_bytes)
+        self._cache = PetCache(bytes_to_remember() if cache_bytes is None else cache_bytes)
         self._on_fallback = on_fallback
         self._random = Random()  # noqa: S311  spreads retries, keeps no secret
 

@@ -59,6 +59,7 @@ def build_service(
         RedisPetStore(client),
         settings=settings.clustering,
         reclusters=ClusterTasks(client=client),
+        cache_bytes=settings.cache_mb * 1024 * 1024 or None,
         on_fallback=on_fallback,
     )
 

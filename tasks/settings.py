@@ -72,6 +72,13 @@ class Settings:
         unit="s",
         default=60,
     )
+    cache_mb: int = _setting(
+        "SPLOOT_CACHE_MB",
+        "memory in which each process remembers pets; 0: 512 MB, or a quarter of all memory by the number of cores if "
+        "that is more",
+        unit="MB",
+        default=0,
+    )
     http_host: str = _setting("SPLOOT_HTTP_HOST", "where the HTTP API listens", default="127.0.0.1")
     http_port: int = _setting("SPLOOT_HTTP_PORT", "its port; 0 takes a free one", default=8080)
     api_tokens: str = _setting(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
 import pytest
 
 from sploot_cluster.models import MediaId, PetId
-from sploot_cluster.pet_cache import BYTES_PER_MEDIUM, PetCache, PetMemory
+from sploot_cluster.pet_cache import BYTES_PER_MEDIUM, LEAST_BYTES, PetCache, PetMemory, bytes_to_remember
 from sploot_cluster.rows import PetRows
 from tests.support import eventually
 
@@ -114,3 +115,21 @@ def test_a_use_that_fails_gives_the_pet_free() -> None:
     thread.start()
     assert eventually(lambda: done) == [0]
     thread.join()
+
+
+@pytest.mark.parametrize("limits", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_processes_on_all_cores_of_a_small_container_remember_what_they_always_did(tmp_path: Path, limits: str) -> None:
+    (tmp_path / limits).parent.mkdir(exist_ok=True)
+    (tmp_path / limits).write_text(f"{2 << 30}\n")
+
+    assert bytes_to_remember(tmp_path) == LEAST_BYTES
+
+
+def test_processes_on_all_cores_of_a_machine_remember_a_quarter_of_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 64 << 18, "SC_PAGE_SIZE": 4096}.__getitem__)
+    monkeypatch.setattr("sploot_cluster.pet_cache.n_cores", lambda _: 4)
+
+    assert bytes_to_remember(tmp_path) == 4 << 30

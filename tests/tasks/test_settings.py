@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import redis
 
+from sploot_cluster.pet_cache import bytes_to_remember
+from tasks.composition import build_service
 from tasks.settings import SettingInvalid, Settings, masked
 
 
@@ -27,6 +30,7 @@ def test_variables_are_read() -> None:
             "WORKER_METRICS_HOST": "0.0.0.0",
             "WORKER_METRICS_PORT": "9200",
             "SPLOOT_HTTP_PORT": "0",
+            "SPLOOT_CACHE_MB": "64",
             "SPLOOT_API_TOKENS": "auth:producer:correct-horse",
             "SPLOOT_MODELS": "clip@1=512, dino@2=768",
             "SPLOOT_CLUSTERING_GROWTH_RATIO": "0.5",
@@ -37,6 +41,7 @@ def test_variables_are_read() -> None:
     assert settings.redis_url == "rediss://:secret@redis:6380/1"
     assert (settings.lease_ms, settings.metrics_host, settings.metrics_port) == (5_000, "0.0.0.0", 9_200)
     assert settings.http_port == 0
+    assert settings.cache_mb == 64
     assert settings.clustering.models == {"clip@1": 512, "dino@2": 768}
     assert settings.clustering.growth_ratio == 0.5
 
@@ -51,6 +56,7 @@ def test_variables_are_read() -> None:
         ("REDIS_URL", "redis+sentinel://a/mymaster?sentinel_pasword=x"),
         ("REDIS_URL", "redis+cluster://a:7000/3"),
         ("SPLOOT_LEASE_MS", "soon"),
+        ("SPLOOT_CACHE_MB", "1g"),
         ("SPLOOT_LEASE_MS", "-1"),
         ("SPLOOT_LEASE_MS", "100"),
         ("SPLOOT_MAX_DELIVERIES", "1"),
@@ -148,3 +154,10 @@ def test_what_is_no_secret_is_not_read_from_a_file(tmp_path: Path) -> None:
     path.write_text("5000")
 
     assert Settings.from_env({"SPLOOT_LEASE_MS_FILE": str(path)}).lease_ms == 30_000
+
+
+def test_the_memory_for_pets_is_what_the_variable_says() -> None:
+    client = redis.Redis()  # nothing is asked of it
+
+    assert build_service(Settings(cache_mb=64), client)._cache.max_bytes == 64 << 20
+    assert build_service(Settings(), client)._cache.max_bytes == bytes_to_remember()

@@ -1,0 +1,89 @@
+"""What an arrival costs where its pet is remembered, and where it is not: ``make bench ARGS=remembered``.
+
+One thread and the service alone, on a redis-server of its own: CPU of the process and of the server, bytes from Redis.
+Every pet gets an arrival in turn; those that are not remembered were forgotten after the one before. Nobody is asked
+for reclusters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import redis
+
+from benchmarks.pipeline.pets import MODEL, Album, World
+from benchmarks.records import number, table
+from sploot_cluster import ClusterService
+from sploot_cluster.models import MediaId, PetId
+from sploot_cluster.redis_store import RedisPetStore
+from tasks.embedded_redis import EmbeddedRedis
+
+SIZES: Final = (50, 500, 2_000)
+N_PETS: Final = 40
+ROUNDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one arrival, on average."""
+
+    worker_us: float
+    redis_us: float
+    bytes_out: float
+
+
+def measure(client: redis.Redis, world: World, album: Album, *, cache_bytes: int, rounds: int) -> Cost:
+    service = ClusterService(RedisPetStore(client), cache_bytes=cache_bytes)
+    names = itertools.count(time.monotonic_ns())
+    events = list(world.events(album, 1_000, traffic="uniform"))
+
+    def arrive_everywhere() -> None:
+        for pet in range(1, album.n_pets + 1):
+            medium = next(names)
+            vector = np.frombuffer(events[medium % len(events)]["embedding"], "<f4")
+            service.assign(PetId(pet), MediaId(f"{medium:036d}"), model=MODEL, vector=vector)
+
+    arrive_everywhere()
+    before, began = _facts(client), time.process_time()
+    for _ in range(rounds):
+        arrive_everywhere()
+    n, after = rounds * album.n_pets, _facts(client)
+    cpu_s = time.process_time() - began
+    return Cost(1e6 * cpu_s / n, 1e6 * (after[0] - before[0]) / n, (after[1] - before[1]) / n)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.remembered", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="arrivals per pet")
+    rounds = parser.parse_args().rounds
+    rows = []
+    with (
+        EmbeddedRedis(options={"auto-aof-rewrite-percentage": "0"}) as server,
+        redis.Redis.from_url(server.url) as client,
+    ):
+        for size in SIZES:
+            album, world = Album(N_PETS, size), World()
+            client.flushall()
+            world.populate(RedisPetStore(client), album)
+            warm = measure(client, world, album, cache_bytes=1 << 31, rounds=rounds)
+            cold = measure(client, world, album, cache_bytes=0, rounds=rounds)
+            rows += [[f"{number(size)} media, {what}", *_told(cost)] for what, cost in (("yes", warm), ("no", cold))]
+    print(table(["remembered?", "worker CPU, µs", "Redis CPU, µs", "bytes from Redis"], rows))
+
+
+def _told(cost: Cost) -> list[str]:
+    return [number(round(cost.worker_us)), number(round(cost.redis_us)), number(round(cost.bytes_out))]
+
+
+def _facts(client: redis.Redis) -> tuple[float, float]:
+    info: Any = client.info("all")
+    return float(info["used_cpu_user"]) + float(info["used_cpu_sys"]), float(info["total_net_output_bytes"])
+
+
+if __name__ == "__main__":
+    main()
