@@ -84,8 +84,9 @@ def serve(
     """Serve the HTTP API. Off loopback it refuses to start without SPLOOT_API_TOKENS."""
     from sploot_cluster.api import Tokens, check_bind
     from sploot_cluster.api import serve as serve_app
-    from tasks.composition import build_app
+    from tasks.composition import build_app, build_client
     from tasks.error_reports import configure_error_reports
+    from tasks.queue_ops.pet_index import KeepPetIndex
 
     settings = settings_of_environment()
     settings = replace(
@@ -100,7 +101,14 @@ def serve(
         _do_not_start(REFUSED, refused)
     configure_logging(settings.log_level)
     configure_error_reports(settings, with_logged_errors=True)
-    serve_app(build_app(settings), settings.http_host, settings.http_port, tokens=tokens)
+    with build_client(settings) as client:
+        # also while no worker runs, which is when people look for what waits
+        keeper = KeepPetIndex(client)
+        keeper.start()
+        try:
+            serve_app(build_app(settings), settings.http_host, settings.http_port, tokens=tokens)
+        finally:
+            keeper.stop()
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Where a pet's work is, among 100,000 jobs, without asking anything of producers.
 
 A stream can be read by id and not by content, and events come by plain ``XADD`` from any language. So what waits is
-indexed by a reader: worker processes note every few seconds what has waited for two seconds or more
-(:class:`KeepPetIndex`), and whoever asks catches up on the rest first. Work that goes straight through is never read.
+indexed by a reader: every worker process and every server notes every few seconds what has waited for two seconds or
+more (:class:`KeepPetIndex`), and whoever asks catches up on the rest first. What goes straight through is never read.
 
     key                     type  holds                                                  ends
     {ns:q}:pets             zset  entry id, scored by pet                                entry by entry, with the work
@@ -134,7 +134,7 @@ def find_jobs(
 
 
 class KeepPetIndex(dramatiq.Middleware):
-    """Keeps the index of what waits, in a thread of each worker process."""
+    """Keeps the index of what waits, in a thread of each worker process, or from ``start`` to ``stop``."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._indexes = [PetIndex(client, queue) for queue in INDEXED]
@@ -142,11 +142,18 @@ class KeepPetIndex(dramatiq.Middleware):
         self._thread: threading.Thread | None = None
 
     def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        self.start()
+
+    def before_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        self.stop()
+
+    def start(self) -> None:
         self._is_stopping.clear()
         self._thread = threading.Thread(target=self._loop, name="pet-index", daemon=True)
         self._thread.start()
 
-    def before_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
+    def stop(self) -> None:
+        """End the thread. Safe to call twice."""
         self._is_stopping.set()
         if self._thread is not None:
             self._thread.join(5.0)

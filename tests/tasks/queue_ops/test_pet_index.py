@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import dramatiq
@@ -11,6 +14,8 @@ import redis
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED
 from tasks.queue_ops.pet_index import KeepPetIndex, PetIndex
+from tests.support import eventually
+from tests.system.events import free_port
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
 
 PETS = "{streams:embedding.ingested}:pets"
@@ -116,6 +121,23 @@ def test_only_what_waits_is_indexed_and_an_empty_queue_holds_no_index(desk: Desk
 
     assert (n_young, n_waiting) == (0, 10)
     assert redis_client.exists(PETS, f"{PETS}:progress") == 0
+
+
+@pytest.mark.slow
+def test_a_server_indexes_what_waits_while_no_worker_runs(
+    desk: Desk, redis_client: redis.Redis, redis_url: str
+) -> None:
+    desk.add(*range(500))
+    environ = {**os.environ, "REDIS_URL": redis_url, "SPLOOT_HTTP_PORT": str(free_port())}
+    server = subprocess.Popen([sys.executable, "-m", "tasks.cli", "serve"], env=environ, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: redis_client.zcard(PETS) == 500, within_s=60)
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+    _, n_indexed = desk.operations.find(7)
+    assert n_indexed == 0
 
 
 def test_the_index_does_not_grow_while_work_passes_through(desk: Desk, redis_client: redis.Redis) -> None:
