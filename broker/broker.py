@@ -12,9 +12,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from dramatiq import Broker, Message, Middleware
@@ -32,10 +32,12 @@ from .errors import DeliveryLimitReached, EnqueueUncertain, LeaseLost, MessageTo
 from .keys import QueueKeys
 from .listeners import Listeners, Method
 from .options import name_in_delayed, ordering_key_of, unique_key_of
-from .scripts import ENQUEUE, FLUSH, SIZE, STATS
+from .scripts import ENQUEUE, ENQUEUE_PLAIN, FLUSH, SIZE, STATS
 from .session import Session
 from .settings import DAY_MS, BrokerSettings
 from .stats import QueueStats, stats_from
+
+T = TypeVar("T")
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
@@ -405,10 +407,12 @@ class RedisStreamsBroker(Broker):
             self._following.delivery = None
 
     def _enqueue(self, messages: Sequence[tuple[Message[Any], int | None]]) -> list[Message[Any]]:
+        all_outgoing = [self._outgoing(place, message, delay) for place, (message, delay) in enumerate(messages)]
+        if len(all_outgoing) == 1 and self._is_plain(all_outgoing[0]):
+            return [self._enqueue_plain(all_outgoing[0])]
         by_queue: dict[str, list[_Outgoing]] = {}
-        for place, (message, delay) in enumerate(messages):
-            outgoing = self._outgoing(place, message, delay)
-            by_queue.setdefault(message.queue_name, []).append(outgoing)
+        for outgoing in all_outgoing:
+            by_queue.setdefault(outgoing.message.queue_name, []).append(outgoing)
         n_at_once = min(MESSAGES_PER_CALL, self.settings.max_queue_length or MESSAGES_PER_CALL)
         chunks = [
             (self._keys(queue_name), of_queue[start : start + n_at_once])
@@ -433,6 +437,24 @@ class RedisStreamsBroker(Broker):
             raise full
         return returned
 
+    def _is_plain(self, outgoing: _Outgoing) -> bool:
+        """Whether enqueue_plain.lua does for it."""
+        options = outgoing.message.options
+        return (
+            not outgoing.delay
+            and self.settings.max_queue_length is None
+            and unique_key_of(options) is None
+            and ordering_key_of(options) is None
+        )
+
+    def _enqueue_plain(self, outgoing: _Outgoing) -> Message[Any]:
+        keys = self._keys(outgoing.message.queue_name)
+        recent, enqueue_id, remember_ms = self._name_of_call(0, keys, [outgoing])
+        script_keys, args = (keys.stream, recent, keys.counters), (enqueue_id, remember_ms, outgoing.payload)
+        self._until_answered(lambda: self._session.connections.run_script(ENQUEUE_PLAIN, script_keys, args), [outgoing])
+        self.emit_after("enqueue", outgoing.message, outgoing.delay)
+        return outgoing.message
+
     def _outgoing(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
         if isinstance(message, MessageProxy):
             message = message.copy()
@@ -455,14 +477,7 @@ class RedisStreamsBroker(Broker):
     def _call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
         """KEYS and ARGV of enqueue.lua, as the step of that number of one round trip."""
         following: Delivery | None = getattr(self._following, "delivery", None)
-        if following is not None and len(chunk) == 1:
-            # What follows a finished message, as the next of a pipeline, is enqueued again when the worker dies before
-            # the acknowledgement: from the same entry, with the same message id. Another run is another entry.
-            enqueue_id = f"{following.entry_id}/{chunk[0].message.message_id}"
-            recent, remember_ms = keys.recent(enqueue_id), REMEMBER_FOLLOWERS_MS
-        else:
-            recent, enqueue_id = self._producer.next_call(keys, step)
-            remember_ms = 2 * self.settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
+        recent, enqueue_id, remember_ms = self._name_of_call(step, keys, chunk)
         script_keys = [*keys.work, recent, keys.counters]
         # what follows a finished message is never refused: its room was the finished one's
         max_length = 0 if following is not None else self.settings.max_queue_length or 0
@@ -481,6 +496,17 @@ class RedisStreamsBroker(Broker):
             args.append(ordering_key or "")
         return script_keys, args
 
+    def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
+        """Where a call is remembered, as what, and for how many ms."""
+        following: Delivery | None = getattr(self._following, "delivery", None)
+        if following is None or len(chunk) > 1:
+            recent, enqueue_id = self._producer.next_call(keys, step)
+            return recent, enqueue_id, 2 * self.settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
+        # What follows a finished message, as the next of a pipeline, is enqueued again when the worker dies before the
+        # acknowledgement: from the same entry, with the same message id. Another run is another entry.
+        enqueue_id = f"{following.entry_id}/{chunk[0].message.message_id}"
+        return keys.recent(enqueue_id), enqueue_id, REMEMBER_FOLLOWERS_MS
+
     def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
         """The answers to enqueue.lua; full queues are asked again for ``wait_when_full_ms``."""
         answers = self._send(chunks) if chunks else []
@@ -494,18 +520,25 @@ class RedisStreamsBroker(Broker):
         return answers
 
     def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """The answers to enqueue.lua; sent again, under the same enqueue ids, while the connection is to blame."""
+        """The answers to enqueue.lua."""
         calls = [self._call(step, keys, chunk) for step, (keys, chunk) in enumerate(chunks)]
+        return self._until_answered(
+            lambda: self._session.connections.run_scripts(ENQUEUE, calls),
+            [outgoing for _, chunk in chunks for outgoing in chunk],
+        )
+
+    def _until_answered(self, send: Callable[[], T], sent: Sequence[_Outgoing]) -> T:
+        """The answer to a call, which is sent again, under the same enqueue id, while the connection is to blame."""
         deadline = time.monotonic() + self.settings.enqueue_timeout_ms / 1000
         pause_s, was_sent = 0.02, False
         while True:
             try:
-                return self._session.connections.run_scripts(ENQUEUE, calls)
+                return send()
             except BrokerConnectionError as error:
                 was_sent = was_sent or (isinstance(error, ConnectionClosed) and not is_refusal(error))
                 if time.monotonic() + pause_s > deadline:
                     if was_sent:
-                        ids = tuple(outgoing.message.message_id for _, chunk in chunks for outgoing in chunk)
+                        ids = tuple(outgoing.message.message_id for outgoing in sent)
                         raise EnqueueUncertain(message_ids=ids, problem=str(error)) from error
                     raise
                 time.sleep(pause_s)

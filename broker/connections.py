@@ -18,6 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from types import TracebackType
 from typing import Any, Final
 
 import redis
@@ -252,26 +253,13 @@ class Connections:
                     self._slots.read_again()
             raise
 
-    @contextmanager
-    def _borrowed(self, node: Node | None) -> Iterator[redis.Connection]:
-        connection = self._pop(node)
-        is_answered = False
-        try:
-            yield connection
-            is_answered = True
-        except (redis.ResponseError, Redirected):
-            is_answered = True
-            raise
-        except ConnectionClosed as error:
-            is_answered = isinstance(error.__cause__, redis.ResponseError)
-            raise
-        finally:
-            if not is_answered:
-                # Whatever raised, a time limit between the command and its answer too: the next user would get that.
-                connection.disconnect()
-            self._idle[node].append((connection, time.monotonic()))
+    def _borrowed(self, node: Node | None) -> Borrowed:
+        return Borrowed(self, node)
 
-    def _pop(self, node: Node | None) -> redis.Connection:
+    def give_back(self, node: Node | None, connection: redis.Connection) -> None:
+        self._idle[node].append((connection, time.monotonic()))
+
+    def take(self, node: Node | None) -> redis.Connection:
         try:
             connection, since = self._idle[node].pop()
         except IndexError:
@@ -284,8 +272,28 @@ class Connections:
                     is_dirty = True
                 if is_dirty:
                     connection.disconnect()
-        self._open(connection)
+        if not connection.is_connected:
+            self._open(connection)
         return connection
+
+
+class Borrowed:
+    """A connection for the length of a command. No generator: that would cost as much as packing the command."""
+
+    __slots__ = ("_connection", "_connections", "_node")
+
+    def __init__(self, connections: Connections, node: Node | None) -> None:
+        self._connections, self._node = connections, node
+
+    def __enter__(self) -> redis.Connection:
+        self._connection = self._connections.take(self._node)
+        return self._connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and not _is_answer(error):
+            # Whatever raised, a time limit between the command and its answer too: the next user would get that.
+            self._connection.disconnect()
+        self._connections.give_back(self._node, self._connection)
 
 
 class Redirected(Exception):
@@ -405,6 +413,11 @@ class BlockingRead:
             raise
 
 
+def _is_answer(error: BaseException) -> bool:
+    told = error.__cause__ if isinstance(error, ConnectionClosed) else error
+    return isinstance(told, redis.ResponseError | Redirected)
+
+
 def _node_at(connection: Any) -> Node:
     return str(connection.host), int(connection.port)
 
@@ -415,14 +428,22 @@ def _says(error: redis.ResponseError, words: Sequence[str]) -> bool:
     return any(word in told for word in words)
 
 
-@contextmanager
-def translated(kind: type[ConnectionClosed] | type[ConnectionFailed]) -> Iterator[None]:
+class translated:  # noqa: N801  # read like a function, as those of contextlib
     """Turns redis-py's connection errors into Dramatiq's."""
-    try:
-        yield
-    except redis.ResponseError as error:
-        if _says(error, NOT_NOW):
-            raise ConnectionClosed(f"Redis cannot do this now: {error}") from error
-        raise
-    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-        raise kind(f"{type(error).__name__}: {error}") from error
+
+    __slots__ = ("_kind",)
+
+    def __init__(self, kind: type[ConnectionClosed] | type[ConnectionFailed]) -> None:
+        self._kind = kind
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            return
+        if isinstance(error, redis.ResponseError):
+            if _says(error, NOT_NOW):
+                raise ConnectionClosed(f"Redis cannot do this now: {error}") from error
+        elif isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
+            raise self._kind(f"{type(error).__name__}: {error}") from error

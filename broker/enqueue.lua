@@ -1,4 +1,4 @@
--- Adds messages to one queue: all of them, or none.
+-- Adds messages to one queue: all of them, or none. One that asks for nothing else goes by enqueue_plain.lua.
 --
 -- KEYS     1–7 work  8 recent of this producer  9 counters  10… one per unique key
 -- ARGV     enqueue id, ms to remember it     a client that repeats itself after a lost reply is recognised by it:

@@ -32,6 +32,7 @@ def _text(name: str) -> str:
 
 
 ENQUEUE = _load("enqueue", with_work=True)
+ENQUEUE_PLAIN = _load("enqueue_plain")
 SETTLE = _load("settle", with_work=True)
 RETRY = _load("retry", with_work=True)
 BURY = _load("bury", with_work=True)

@@ -168,23 +168,26 @@ def test_a_message_that_is_sent_again_after_a_lost_answer_is_enqueued_once(
 ) -> None:
     broker = scene.process("a")
     connections = broker._session.connections
-    send, n_calls = connections.run_scripts, 0
+    run, n_calls = connections.run_script, 0
 
-    def lose_the_first_answer(*args: Any) -> Any:
+    def lose_every_other_answer(*args: Any) -> Any:
         nonlocal n_calls
         n_calls += 1
-        answer = send(*args)
-        if n_calls == 1:
+        answer = run(*args)
+        if n_calls % 2:
             raise dramatiq.errors.ConnectionClosed("the connection broke before the answer")
         return answer
 
-    monkeypatch.setattr(connections, "run_scripts", lose_the_first_answer)
+    monkeypatch.setattr(connections, "run_script", lose_every_other_answer)
 
     broker.enqueue(message("one"))
     broker.enqueue(message("later"), delay=60_000)
+    broker.enqueue(message("two"))
 
-    assert n_calls == 3
-    assert scene.state() == QueueState(waiting=("one",), delayed=("later",))
+    assert n_calls == 6
+    monkeypatch.undo()
+    assert scene.state() == QueueState(waiting=("one", "two"), delayed=("later",))
+    assert broker.counters(QUEUE)["enqueued"] == 3
 
 
 def test_of_many_that_are_sent_again_each_step_is_enqueued_once_wherever_the_first_try_ended(

@@ -21,6 +21,7 @@ Act = Callable[[Stage, random.Random], str]
 # What a message's life goes through, and what looks after it. The proxy aims at each of them by name.
 SCRIPTS: Final = (
     "enqueue",
+    "enqueue_plain",
     READ,
     "settle",
     "retry",
