@@ -21,9 +21,12 @@ letter of each, and an outage of an hour would end in hundreds of them.
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import dramatiq
@@ -43,6 +46,9 @@ STEP: Final = timedelta(seconds=10)
 MINUTE: Final = timedelta(minutes=1)
 # longer than anything that is sent for a slot can be late: periodiq drops it after 30 seconds
 SLOT_TTL: Final = timedelta(minutes=5)
+
+# Touched at each tick, whether or not Redis answered: the chart's livenessProbe looks how old it is.
+BEAT: Final = Path(tempfile.gettempdir()) / "sploot-scheduler-beat"
 
 # Before all else that waits in a worker: under load the numbers matter most, and a sample takes milliseconds.
 PRIORITY: Final = -10
@@ -78,7 +84,7 @@ def declare_periodic_actors(
 
 
 class PeriodicActor(dramatiq.Actor[[], Any]):
-    """An actor that a scheduler sends: it notes when, and survives that Redis is away."""
+    """An actor that a scheduler sends: it notes when, beats, and survives that Redis is away."""
 
     def __init__(self, fn: Callable[[], Any], *, client: redis.Redis, **facts: Any) -> None:
         super().__init__(fn, **facts)
@@ -89,6 +95,8 @@ class PeriodicActor(dramatiq.Actor[[], Any]):
         if "scheduled_at" not in options or options.get("delay") is not None:
             return super().send_with_options(**options)
         due = datetime.fromisoformat(options["scheduled_at"])
+        with suppress(OSError):  # no folder to write to is no reason to send nothing
+            BEAT.touch()
         try:
             message = super().send_with_options(**options, unique_key=_slot_of(self.actor_name, due))
             self._client.hset(BACKLOG, TICKED_AT, int(due.timestamp() * 1_000))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ import yaml
 
 from deploy.chart_files import COPIES, stale
 from tasks.contracts import QUEUES
+from tasks.periodic import BEAT
 from tasks.rollout import EVERYBODY
 from tasks.settings import FROM_FILE, Settings
 from tests.charts.rendering import (
@@ -248,6 +251,24 @@ def test_probes_ask_what_the_processes_answer() -> None:
         # alive is never "Redis answers"
         for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
             assert container[probe]["httpGet"] == {"path": path, "port": port}
+
+
+def test_a_scheduler_lives_while_it_ticks(tmp_path: Path) -> None:
+    container = container_of(of_component(render({}), "Deployment", "scheduler"))
+    beat = tmp_path / "beat"
+
+    def answers(probe: str) -> bool:
+        words = container[probe]["exec"]["command"]
+        # the image sets no TMPDIR
+        assert any(f"/tmp/{BEAT.name}" in word for word in words), "another file than the scheduler touches"
+        command = [word.replace(f"/tmp/{BEAT.name}", str(beat)) for word in words]
+        return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+    assert (answers("startupProbe"), answers("livenessProbe")) == (False, False)
+    beat.touch()
+    assert (answers("startupProbe"), answers("livenessProbe")) == (True, True)
+    os.utime(beat, (time.time() - 240, time.time() - 240))
+    assert (answers("startupProbe"), answers("livenessProbe")) == (True, False)
 
 
 def test_there_is_one_scheduler_and_nothing_keeps_its_node() -> None:

@@ -19,6 +19,7 @@ from tasks.backlog import BACKLOG, TICKED_AT
 from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, EmbeddingIngested, stream_of
 from tasks.demo.stack import answers
 from tasks.logs import without_payload
+from tasks.periodic import BEAT
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
 
@@ -182,6 +183,7 @@ def test_scheduler_and_server_write_nothing_but_json_from_start_to_end(
 ) -> None:
     port = free_port()
     environ = {**os.environ, "REDIS_URL": redis_url, "SPLOOT_HTTP_PORT": str(port), "SPLOOT_LOG_LEVEL": "DEBUG"}
+    environ["TMPDIR"] = str(tmp_path)
     processes = []
     for name in ("scheduler", "serve"):
         with (tmp_path / name).open("wb") as output:
@@ -191,6 +193,7 @@ def test_scheduler_and_server_write_nothing_but_json_from_start_to_end(
         eventually(lambda: redis_client.hexists(BACKLOG, TICKED_AT), within_s=90)
         eventually(lambda: answers(f"http://127.0.0.1:{port}/readyz"), within_s=60)
         assert not answers(f"http://127.0.0.1:{port}/nowhere")
+        assert (tmp_path / BEAT.name).exists(), "its livenessProbe would end the scheduler"
     finally:
         for process in processes:
             process.terminate()

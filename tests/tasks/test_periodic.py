@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import dramatiq
@@ -228,7 +229,10 @@ def test_when_the_scheduler_last_ticked_is_told(pods: Pods, redis_client: redis.
     assert second == str(int(at(60).timestamp() * 1_000)).encode()
 
 
-def test_a_scheduler_without_redis_lives_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_scheduler_without_redis_lives_on_and_says_so(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.periodic.BEAT", tmp_path / "beat")
     nobody = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
     middleware = [CurrentMessage(), Retries(), TimeLimit(), periodiq.PeriodiqMiddleware()]
     broker = RedisStreamsBroker(client=nobody, middleware=middleware, enqueue_timeout_ms=50)
@@ -239,6 +243,29 @@ def test_a_scheduler_without_redis_lives_on_and_says_so(caplog: pytest.LogCaptur
         periodiq.Scheduler(actors=actors).send_actors(actors, now=at(0))
 
     assert [record.message.partition(",")[0] for record in caplog.records].count("scheduler could not send") == 2
+    assert (tmp_path / "beat").exists(), "Kubernetes would restart it, which mends nothing"
+
+
+def test_a_beat_that_cannot_be_written_stops_no_job(
+    pods: Pods, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.periodic.BEAT", Path("/nowhere/beat"))
+    pods.declare()
+
+    pods.schedule(at(0))
+
+    assert redis_client.xlen(stream_of(CLUSTER_MAINTENANCE)) == 2
+
+
+def test_only_a_tick_beats(pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.periodic.BEAT", tmp_path / "beat")
+    pods.declare()
+
+    pods.broker.get_actor(EXPORT_PENDING_JOBS).send()
+    by_hand = (tmp_path / "beat").exists()
+    pods.schedule(at(0))
+
+    assert (by_hand, (tmp_path / "beat").exists()) == (False, True)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/St_Johns"])
