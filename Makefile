@@ -46,7 +46,7 @@ soak: $(VENV)/installed ## an hour of traffic with small faults; does anything g
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 .PHONY: test-scale
-test-scale: $(VENV)/installed ## a million due messages, two hundred thousand pending: minutes, figures printed
+test-scale: $(VENV)/installed ## a million due messages, two hundred thousand pending, fifty queues: minutes, figures printed
 	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker $(ARGS)
 
 .PHONY: test-servers

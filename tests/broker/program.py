@@ -1,6 +1,7 @@
-"""A worker process of its own, for tests that stop, kill and fork one: ``python -m tests.broker.program URL LEASE_MS``.
+"""A worker process of its own, for tests that stop, kill and fork one.
 
-What ran is told in the Redis list ``ran``. ``started`` in a test is the context manager that starts it.
+``python -m tests.broker.program URL LEASE_MS THREADS QUEUES``. What ran is told in the Redis list ``ran``. ``started``
+in a test is the context manager that starts it.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
 
 
 @contextmanager
-def started(url: str, *, lease_ms: int, threads: int = 2) -> Iterator[subprocess.Popen[str]]:
-    """A process that works, and has written its first heartbeat by a keeper process."""
+def started(url: str, *, lease_ms: int, threads: int = 2, queues: int = 1) -> Iterator[subprocess.Popen[str]]:
+    """A process that works, and has written its first heartbeat by a keeper process. Other queues are ``q-1``, …"""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.broker.program", url, str(lease_ms), str(threads)],
+        [sys.executable, "-m", "tests.broker.program", url, str(lease_ms), str(threads), str(queues)],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         text=True,
@@ -75,9 +76,11 @@ def started(url: str, *, lease_ms: int, threads: int = 2) -> Iterator[subprocess
 
 
 def main() -> None:
-    url, lease_ms, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    url, lease_ms, threads, queues = sys.argv[1], *map(int, sys.argv[2:])
     broker = RedisStreamsBroker(url, middleware=[Retries()], lease_ms=lease_ms)
     declare(broker, redis.Redis.from_url(url))
+    for number in range(1, queues):
+        broker.declare_queue(f"{QUEUE}-{number}")
     worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=threads)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import dramatiq
 import pytest
 import redis
 
 from broker import RedisStreamsBroker
 from broker.janitor import Janitor
+from broker.keys import QueueKeys
 from tasks.embedded_redis import EmbeddedRedis
+from tests.broker.program import started
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, message, scene_on
+from tests.support import eventually
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(600)]
 
@@ -126,3 +131,50 @@ def test_delayed_messages_run_when_they_are_due(large: Scene) -> None:
     late_ms.sort()
     print(f"\nlate by: median {late_ms[50]:.1f} ms, p90 {late_ms[90]:.1f} ms, worst {late_ms[-1]:.1f} ms")
     assert late_ms[0] > -2, "nothing runs early"
+
+
+def test_fifty_queues_in_eight_processes_cost_what_one_in_one_does(tmp_path: Path) -> None:
+    n_queues, n_processes, n_threads = 50, 8, 4
+    names = [QUEUE, *(f"{QUEUE}-{number}" for number in range(1, n_queues))]
+    options = {"appendonly": "no"}
+    with (
+        EmbeddedRedis(directory=tmp_path, unix_socket=True, options=options) as server,
+        redis.Redis.from_url(server.url) as connection,
+        ExitStack() as stack,
+    ):
+        client: Any = connection
+        began = time.monotonic()
+        for _ in range(n_processes):
+            stack.enter_context(started(server.url, lease_ms=30_000, threads=n_threads, queues=n_queues))
+        eventually(lambda: all(has_consumers(client, name, n_processes) for name in names), within_s=300)
+        booted_s = time.monotonic() - began
+
+        producer = RedisStreamsBroker(server.url, middleware=[])
+        stack.callback(producer.close)
+        for name in names:
+            producer.enqueue(dramatiq.Message(name, "work", (name,), {}, {}))
+        expected = sorted(f"work {name}".encode() for name in names)
+        eventually(lambda: sorted(client.lrange("ran", 0, -1)) == expected, within_s=120)
+
+        before, began = calls(client), time.monotonic()
+        time.sleep(30)
+        per_second = (calls(client) - before) / (time.monotonic() - began) / n_queues / n_processes
+        n_connections = len(client.client_list())
+
+    n_each = n_connections / n_processes
+    print(f"\n{n_processes} processes of {n_queues} queues boot in {booted_s:.1f} s, one after the other")
+    print(f"{n_each:.1f} connections a process, {per_second:.2f} commands a second, process and queue")
+    assert per_second <= 2
+    # What is documented: two per queue and the keeper's, and what its threads borrow: a consumer's and a janitor's per
+    # queue, keeper, settler, and the workers', which tell what ran over connections of their own, too.
+    assert n_each <= 2 * n_queues + 1 + 2 * n_queues + 2 + 2 * n_threads + 1
+
+
+def has_consumers(client: Any, queue_name: str, n: int) -> bool:
+    return bool(client.zcard(QueueKeys("streams", queue_name).consumers) == n)
+
+
+def calls(client: Any) -> int:
+    """How many commands the server ran so far, those inside scripts included, those that asked for this not."""
+    told = client.info("commandstats")
+    return sum(one["calls"] for name, one in told.items() if name not in ("cmdstat_info", "cmdstat_client|list"))

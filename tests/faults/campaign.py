@@ -109,6 +109,7 @@ def tell(outcome: Outcome) -> None:
         ("doubled", verdict.doubled),
         ("conjured", verdict.conjured),
         ("misplaced", verdict.misplaced),
+        ("overtaken", verdict.overtaken),
     ):
         if uids:
             print(f"     {what}: {len(uids)}, as {'; '.join(uids[:5])}", flush=True)

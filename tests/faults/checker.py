@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,10 @@ STREAM = f"streams:{QUEUE}"
 GROUP = "cluster-workers"
 DELAYED = f"{{{STREAM}}}:delayed"
 DELAYED_MESSAGES = f"{{{STREAM}}}:delayed:messages"
+AT_WORK = f"{{{STREAM}}}:ordered"
+LINE = f"{{{STREAM}}}:ordered:line"
+IN_LINE = f"{{{STREAM}}}:ordered:messages"
+LOCKS = f"{{{STREAM}}}:unique:*"
 DEAD = f"{{{STREAM}}}:dead"
 
 # The only way in which a message of a kind may end; every other kind must be done.
@@ -37,7 +41,10 @@ class Snapshot:
         pending: entries in somebody's pending list, ghosts included.
         delayed: not due yet; both halves, name and message, must be there.
         dead: uid -> reasons.
-        halves: names with a due time and no message, or a message and no due time.
+        halves: names with a due time and no message, or a message and no due time; places in line likewise.
+        in_line: waiting for another message of their ordering key.
+        keys_at_work: ordering keys that have a message at work.
+        locks: unique keys whose message waits.
     """
 
     stream: Counter[str]
@@ -45,10 +52,14 @@ class Snapshot:
     delayed: Counter[str]
     dead: Mapping[str, list[str]]
     halves: tuple[str, ...] = ()
+    in_line: Counter[str] = field(default_factory=Counter)
+    keys_at_work: int = 0
+    locks: int = 0
 
     @property
     def n_held(self) -> int:
-        return self.stream.total() + self.delayed.total() + self.pending + len(self.halves)
+        held = self.stream.total() + self.delayed.total() + self.in_line.total()
+        return held + self.pending + len(self.halves) + self.keys_at_work + self.locks
 
 
 def snapshot(client: redis.Redis) -> Snapshot:
@@ -60,11 +71,15 @@ def snapshot(client: redis.Redis) -> Snapshot:
         ("ZRANGE", DELAYED, 0, -1),
         ("HGETALL", DELAYED_MESSAGES),
         ("XRANGE", DEAD, "-", "+"),
+        ("ZRANGE", LINE, 0, -1),
+        ("HGETALL", IN_LINE),
+        ("HLEN", AT_WORK),
+        ("KEYS", LOCKS),
     ):
         pipe.execute_command(*command)
     answers: list[Any] = pipe.execute(raise_on_error=False)
-    entries, pending, due, messages, letters = answers
-    for answer in (entries, due, messages, letters):
+    entries, pending, due, messages, letters, line, in_line, keys_at_work, locks = answers
+    for answer in (entries, due, messages, letters, line, in_line, keys_at_work, locks):
         if isinstance(answer, Exception):
             raise answer
     if isinstance(pending, redis.ResponseError) and "NOGROUP" not in str(pending):
@@ -77,7 +92,10 @@ def snapshot(client: redis.Redis) -> Snapshot:
         pending=0 if isinstance(pending, Exception) else int(pending["pending"]),
         delayed=Counter(_uid(messages[name]) for name in due if name in messages),
         dead=dead,
-        halves=tuple(name.decode() for name in set(due) ^ set(messages)),
+        halves=tuple(name.decode() for name in (set(due) ^ set(messages)) | (set(line) ^ set(in_line))),
+        in_line=Counter(_uid(in_line[place].partition(b" ")[2]) for place in line if place in in_line),
+        keys_at_work=keys_at_work,
+        locks=len(locks),
     )
 
 
@@ -87,9 +105,10 @@ class Verdict:
 
     Attributes:
         lost: confirmed, and nowhere.
-        doubled: in more than one of done, dead, delayed, stream; or more than once in one of the latter three.
+        doubled: in more than one of done, dead, delayed, stream, line; or more than once in one of the latter four.
         conjured: refused, and yet there.
         misplaced: ended otherwise than its kind must, as "uid: kind, where".
+        overtaken: was done after one of its ordering key that had been enqueued after it, as "uid: by uid".
         endings: how many uids ended in which place; "never arrived" are uncertain ones.
         reruns: runs beyond the first of a message: what at-least-once costs.
     """
@@ -98,13 +117,14 @@ class Verdict:
     doubled: tuple[str, ...] = ()
     conjured: tuple[str, ...] = ()
     misplaced: tuple[str, ...] = ()
+    overtaken: tuple[str, ...] = ()
     endings: Mapping[str, int] = field(default_factory=dict)
     fates: Mapping[str, int] = field(default_factory=dict)
     reruns: int = 0
 
     @property
     def is_good(self) -> bool:
-        return not (self.lost or self.doubled or self.conjured or self.misplaced)
+        return not (self.lost or self.doubled or self.conjured or self.misplaced or self.overtaken)
 
 
 def lost_at_this_moment(before: Entries, queue: Snapshot, after: Entries) -> tuple[str, ...]:
@@ -112,7 +132,7 @@ def lost_at_this_moment(before: Entries, queue: Snapshot, after: Entries) -> tup
 
     Holds at every moment, in the middle of every fault: a job writes its effect down before it is acknowledged.
     """
-    there = queue.stream.keys() | queue.delayed.keys() | queue.dead.keys()
+    there = queue.stream.keys() | queue.delayed.keys() | queue.in_line.keys() | queue.dead.keys()
     confirmed = {uid for uid, fate in before.fates.items() if fate == "confirmed"}
     return tuple(sorted(confirmed - there - after.runs.keys()))
 
@@ -128,6 +148,8 @@ def judge(ledger: Entries, queue: Snapshot) -> Verdict:
         places.setdefault(uid, []).extend(["delayed"] * n)
     for uid, n in queue.stream.items():
         places.setdefault(uid, []).extend(["stream"] * n)
+    for uid, n in queue.in_line.items():
+        places.setdefault(uid, []).extend(["in line"] * n)
 
     expected = set(ledger.kinds)
     lost, conjured, misplaced = [], [], []
@@ -156,10 +178,31 @@ def judge(ledger: Entries, queue: Snapshot) -> Verdict:
         doubled=tuple(f"{uid}: {', '.join(found)}" for uid, found in places.items() if len(found) > 1),
         conjured=(*conjured, *sorted(places.keys() - expected)),
         misplaced=tuple(misplaced),
+        overtaken=tuple(f"{uid}: by {other}" for uid, other in _overtaken(ledger)),
         endings=dict(endings),
         fates=dict(Counter(ledger.fates.get(uid, "unsaid") for uid in ledger.kinds)),
         reruns=sum(n - 1 for n in ledger.runs.values()),
     )
+
+
+def _overtaken(ledger: Entries) -> Iterator[tuple[str, str]]:
+    """Who was done for the first time after a younger one of its ordering key, and which one.
+
+    Who was not confirmed is left out: its enqueue may have reached the server when its producer had long gone on.
+    """
+    for line in ledger.lines.values():
+        youngest = None
+        for uid in dict.fromkeys(line):
+            if ledger.fates.get(uid) != "confirmed":
+                continue
+            if youngest is not None and _number(uid) < _number(youngest):
+                yield uid, youngest
+            else:
+                youngest = uid
+
+
+def _number(uid: str) -> int:
+    return int(uid.rpartition("-")[2])
 
 
 def _uid(payload: bytes | None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import redis
@@ -20,11 +20,13 @@ class Entries:
         kinds: uid -> kind, of every message a producer tried to enqueue, written before it tried.
         fates: uid -> how the enqueue ended; missing where the producer died in between.
         runs: uid -> how often its job ran to its end.
+        lines: ordering key -> uids in the order in which their jobs ran to their ends, again and again included.
     """
 
     kinds: Mapping[str, str]
     fates: Mapping[str, Fate]
     runs: Mapping[str, int]
+    lines: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Ledger:
@@ -39,12 +41,18 @@ class Ledger:
     def did_enqueue(self, uids: Iterable[str], fate: Fate) -> None:
         self._client.hset("fates", mapping=dict.fromkeys(uids, fate))
 
-    def ran(self, uid: str) -> None:
-        self._client.hincrby("runs", uid, 1)
+    def ran(self, uid: str, *, line: str | None = None) -> None:
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.hincrby("runs", uid, 1)
+            if line is not None:
+                pipe.sadd("lines", line)
+                pipe.rpush(f"line:{line}", uid)
+            pipe.execute()
 
     def read(self) -> Entries:
         kinds, fates, runs = (self._client.hgetall(name) for name in ("kinds", "fates", "runs"))
-        return Entries(kinds, fates, {uid: int(n) for uid, n in runs.items()})
+        lines = {line: self._client.lrange(f"line:{line}", 0, -1) for line in self._client.smembers("lines")}
+        return Entries(kinds, fates, {uid: int(n) for uid, n in runs.items()}, lines)
 
     def clear(self) -> None:
         self._client.flushall()

@@ -35,7 +35,18 @@ SCRIPTS: Final = (
     "resync",
     "leave",
 )
-USUAL: Final = {"quick": 800, "fails-once": 60, "delayed": 60, "pipeline": 40, "slow": 20, "fails": 15, "long": 2}
+USUAL: Final = {
+    "quick": 700,
+    "fails-once": 60,
+    "delayed": 60,
+    "ordered": 50,
+    "unique": 40,
+    "pipeline": 40,
+    "slow": 20,
+    "fails": 15,
+    "ordered-fails-once": 10,
+    "long": 2,
+}
 
 
 @dataclass(frozen=True, slots=True)

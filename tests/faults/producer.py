@@ -19,12 +19,18 @@ from tests.faults import QUEUE
 from tests.faults.ledger import Fate, Ledger
 
 MOST_AT_ONCE = 50
+# Ordering keys of each producer: those of one are enqueued by nobody else, so that their order is known.
+N_LINES = 4
 
 
 def messages_of(uid: str, kind: str, rng: random.Random) -> dramatiq.Message[Any]:
     options: dict[str, Any] = {}
     if kind == "delayed":
         options["delay"] = rng.randrange(1, 2_000)
+    if kind.startswith("ordered"):
+        options["ordering_key"] = f"{uid.partition('-')[0]}/{rng.randrange(N_LINES)}"
+    if kind == "unique":
+        options["unique_key"] = uid
     if kind == "pipeline":
         following: dramatiq.Message[Any] = dramatiq.Message(
             queue_name=QUEUE, actor_name="follow", args=(), kwargs={"uid": f"{uid}/2"}, options={}

@@ -80,6 +80,26 @@ def test_a_pipeline_whose_second_stage_never_came_is_lost() -> None:
     assert verdict.lost == ("a/2",)
 
 
+def test_who_is_done_before_an_older_one_of_its_key_has_overtaken_it() -> None:
+    kinds = dict.fromkeys(("p-1", "p-2", "p-3", "p-9", "p-10"), "ordered")
+    lines = {"key": ["p-1", "p-3", "p-1", "p-2", "p-3"], "other": ["p-9", "p-10"]}
+
+    verdict = judge(Entries(kinds, dict.fromkeys(kinds, "confirmed"), dict.fromkeys(kinds, 1), lines), holding())
+
+    assert verdict.overtaken == ("p-2: by p-3",)
+    assert not verdict.is_good
+
+
+def test_order_is_not_asked_of_who_was_never_confirmed() -> None:
+    fates: dict[str, Fate] = {"p-1": "uncertain", "p-2": "confirmed"}
+
+    verdict = judge(
+        Entries(dict.fromkeys(fates, "ordered"), fates, dict.fromkeys(fates, 1), {"key": ["p-2", "p-1"]}), holding()
+    )
+
+    assert verdict.is_good
+
+
 def test_what_runs_again_is_counted_and_is_no_fault() -> None:
     assert judge(ledger({"a": "quick"}, runs={"a": 3}), holding()) == Verdict(
         endings={"done": 1}, fates={"confirmed": 1}, reruns=2
@@ -104,12 +124,17 @@ def test_a_snapshot_sees_every_place(redis_client: redis.Redis) -> None:
     client.zadd(checker.DELAYED, {"name": 1, "half": 2})
     client.hset(checker.DELAYED_MESSAGES, mapping={"name": payload("later"), "other half": payload("later")})
     client.xadd(checker.DEAD, {"reason": "failed", "entry:message": payload("dead")})
+    client.zadd(checker.LINE, {"key\0001": 0, "half a place": 0})
+    client.hset(checker.IN_LINE, "key\0001", f"0 {payload('third')}")
+    client.hset(checker.AT_WORK, "key", "1-1")
+    client.set(checker.LOCKS.replace("*", "key"), "message")
 
     seen = snapshot(client)
 
     assert seen.stream == Counter(["waiting", "pending", "not a message: b'\\xff'"])
     assert (seen.pending, seen.delayed, seen.dead) == (2, Counter(["later"]), {"dead": ["failed"]})
-    assert sorted(seen.halves) == ["half", "other half"]
+    assert (seen.in_line, seen.keys_at_work, seen.locks) == (Counter(["third"]), 1, 1)
+    assert sorted(seen.halves) == ["half", "half a place", "other half"]
 
 
 def test_an_empty_server_has_an_empty_snapshot(redis_client: redis.Redis) -> None:

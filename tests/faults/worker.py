@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 
@@ -42,18 +43,20 @@ def job(uid: str, kind: str) -> None:
     message = CurrentMessage.get_current_message()
     assert message is not None
     match kind:
-        case "fails-once" if not message.options.get("retries"):
+        case "fails-once" | "ordered-fails-once" if not message.options.get("retries"):
             raise AlwaysFails("the first time")
         case "fails":
             raise AlwaysFails("every time")
         case "kills":
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
+        case "ordered":
+            time.sleep(random.uniform(0, 0.02))
         case "slow":
             time.sleep(0.2)
         case "long":
             time.sleep(lease_ms / 1000 * 2.5)
-    ledger.ran(uid)
+    ledger.ran(uid, line=message.options.get("ordering_key"))
 
 
 @dramatiq.actor(queue_name=QUEUE)
