@@ -58,12 +58,13 @@ class ShortCalls:
             answer = connection.read_response()
             is_answered = True
             return answer
-        except redis.ResponseError:
-            is_answered = True
+        except redis.ResponseError as error:
+            # a master that was demoted says so for ever: connect anew, which asks the name server who it is now
+            is_answered = "READONLY" not in f"{type(error).__name__.upper()} {error}"
             raise
         finally:
             if not is_answered:
-                # whatever it was, a time limit between the call and its answer too: the next caller would get that one
+                # a time limit between the call and its answer, too: the next caller would get that one
                 connection.disconnect()
             if len(self._kept) < self._most_kept:
                 self._kept.append(connection)

@@ -79,6 +79,21 @@ def test_what_a_script_answers_as_an_error_is_raised(redis_client: redis.Redis) 
             fails(keys=())
 
 
+def test_a_server_that_was_demoted_is_left(redis_client: redis.Redis) -> None:
+    calls = ShortCalls(redis_client)
+    refuses, echo = calls.script("return redis.error_reply('READONLY no')"), calls.script(ECHO)
+    echo(keys=(), args=("loads it",))
+    with pytest.raises(redis.ResponseError):
+        refuses(keys=())  # loads it
+    before = {one["id"] for one in redis_client.client_list()}
+
+    with pytest.raises(redis.ResponseError):
+        refuses(keys=())
+
+    assert echo(keys=(), args=("one",)) == b"one"
+    assert {one["id"] for one in redis_client.client_list()} - before
+
+
 class TimeIsUp(BaseException):
     """As Dramatiq's, which is raised wherever a thread is."""
 
