@@ -23,7 +23,7 @@ from rich.console import Console
 from broker import RedisStreamsBroker
 from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, stream_of
-from tasks.demo.monitoring import Monitoring
+from tasks.demo.monitoring import Monitoring, NoMonitoring
 from tasks.demo.receivers import Notification, receivers
 from tasks.demo.sample import DIGITS_MODEL, Album
 from tasks.demo.stack import Stack
@@ -57,11 +57,12 @@ class Practice:
     ) -> None:
         self._stack, self._console, self._lease_ms = stack, console, lease_ms
         self._album = next(album for album in albums if album.model == DIGITS_MODEL)
-        self._open = contextlib.ExitStack()
-        self.seen = self._open.enter_context(receivers(self._tell))
-        self.monitoring = Monitoring(directory, receivers_url=self.seen.url, speed=speed)
-        self._client: Any = self._open.enter_context(redis.Redis.from_url(redis_url))
-        self._tasks = self._open.enter_context(ClusterTasks(client=self._client))
+        with contextlib.ExitStack() as opening:
+            self.seen = opening.enter_context(receivers(self._tell))
+            self.monitoring = Monitoring(directory, receivers_url=self.seen.url, speed=speed)
+            self._client: Any = opening.enter_context(redis.Redis.from_url(redis_url))
+            self._tasks = opening.enter_context(ClusterTasks(client=self._client))
+            self._open = opening.pop_all()
         self._broken = contextlib.ExitStack()
         self._is_uploading, self._is_ending = threading.Event(), threading.Event()
         self._run = f"{time.time():.0f}"
@@ -98,7 +99,11 @@ class Practice:
 
     def __enter__(self) -> Self:
         self.monitoring.watch(self._stack.metrics)
-        self._open.enter_context(self.monitoring)
+        try:
+            self._open.enter_context(self.monitoring)
+        except NoMonitoring:
+            self._open.close()
+            raise
         self._uploads.start()
         return self
 

@@ -38,9 +38,11 @@ class Pod:
         self.restarts = 0
 
     def start(self) -> None:
-        """Start the command; it is started again whenever it ends, until :meth:`stop`."""
+        """Start the command unless it runs; it is started again whenever it ends, until :meth:`ask_to_stop`."""
+        if self._process is None or self._process.poll() is not None:
+            self._spawn()
+        # last: the supervisor, which may look at any time, would start it as well
         self._wanted.set()
-        self._spawn()
 
     def keep_up(self) -> None:
         """Start the command again if it ended by itself; called by the stack's supervisor."""

@@ -1,0 +1,78 @@
+"""The demo's alerts: the committed rules and routes, with nothing changed but how long things take."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tasks.demo.monitoring import OPS, Monitoring, NoMonitoring, faster, write_routes
+from tasks.demo.practice import Practice
+from tasks.demo.sample import albums
+
+
+def test_windows_holds_and_timers_are_divided_and_nothing_else() -> None:
+    text = "expr: sum(rate(x[5m])) * 60 > 30\nfor: 10m\n        for: 10m\n  group_interval: 1m\n  repeat_interval: 4h\n"
+
+    assert faster(text, 10) == (
+        "expr: sum(rate(x[30000ms])) * 60 > 30\nfor: 10m\n"
+        "        for: 60000ms\n  group_interval: 6000ms\n  repeat_interval: 4h\n"
+    )
+
+
+@pytest.mark.parametrize("rules", sorted((OPS / "alerts").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_duration_of_the_rules_is_found(rules: Path) -> None:
+    durations = r"(?m)\[\w+\]|^ +for: \w+$"
+    before, after = rules.read_text(), faster(rules.read_text(), 10)
+
+    assert len(re.findall(durations, before)) == len(re.findall(r"(?m)\[\d+ms\]|^ +for: \d+ms$", after)) > 0
+    assert re.sub(durations, "", before) == re.sub(durations, "", after)
+
+
+def test_a_warning_waits_for_the_critical_alert_that_silences_it(tmp_path: Path) -> None:
+    text = write_routes(tmp_path, "http://127.0.0.1:1", 60).read_text()
+
+    assert "group_wait: 1000ms" in text
+    assert "pagerduty_url: http://127.0.0.1:1/pagerduty" in text
+    assert (tmp_path / "secrets" / "SLACK_WEBHOOK_URL").read_text() == "http://127.0.0.1:1/slack\n"
+
+
+def test_programs_that_are_missing_are_named_with_what_brings_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(NoMonitoring, match="apt-get install prometheus prometheus-alertmanager"):
+        Monitoring(tmp_path, receivers_url="http://127.0.0.1:1", speed=10)
+
+
+def test_without_the_repository_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.demo.monitoring.OPS", tmp_path / "ops")
+
+    with pytest.raises(NoMonitoring, match="checkout"):
+        Monitoring(tmp_path, receivers_url="http://127.0.0.1:1", speed=10)
+
+
+def test_a_demo_that_cannot_have_alerts_leaves_nothing_running_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = set(threading.enumerate())
+    stack: Any = SimpleNamespace(metrics=())  # is not asked before there are alerts
+
+    with pytest.raises(NoMonitoring):
+        Practice(
+            stack,
+            albums=albums(share=0.05),
+            redis_url="redis://127.0.0.1:1/0",
+            lease_ms=3_000,
+            directory=tmp_path,
+            console=Console(),
+        )
+
+    assert set(threading.enumerate()) == before

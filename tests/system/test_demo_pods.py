@@ -1,0 +1,54 @@
+"""The demo's pods: kept up while they are wanted, one process each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.demo.stack import Pod
+from tests.support import eventually
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Iterator[Pod]:
+    pod = Pod("sleeper", [*SLEEP, str(tmp_path)], environ={}, log=tmp_path / "log")
+    yield pod
+    pod.ask_to_stop()
+    pod.wait(timeout_s=10)
+
+
+def running(pod_directory: Path) -> list[psutil.Process]:
+    """Processes of the pod, known by the directory in their command."""
+    return [one for one in psutil.process_iter(["cmdline"]) if str(pod_directory) in (one.info["cmdline"] or [])]
+
+
+def test_a_pod_that_is_started_twice_runs_once(pod: Pod, tmp_path: Path) -> None:
+    pod.start()
+    pod.start()
+
+    assert len(running(tmp_path)) == 1
+
+
+def test_a_pod_that_ended_by_itself_is_started_again_and_one_that_was_stopped_is_not(pod: Pod, tmp_path: Path) -> None:
+    pod.start()
+    (first,) = running(tmp_path)
+    first.kill()
+    eventually(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE)
+    pod.keep_up()
+    (second,) = running(tmp_path)
+    pod.ask_to_stop()
+    pod.wait(timeout_s=10)
+    pod.keep_up()
+
+    assert second.pid != first.pid
+    assert pod.restarts == 1
+    assert running(tmp_path) == []
+
+    pod.start()
+    assert len(running(tmp_path)) == 1
