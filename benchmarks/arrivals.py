@@ -3,7 +3,8 @@
 A pet is filled and reclustered, then media arrive one by one at a service in this process: load what is new, decide,
 commit. Two ways: ``assign`` by the spread of clusters (faiss), and ``exact``, which decides about everybody anew from
 the spanning tree that grows along. Then the recluster itself: from nothing, from the tree that another process kept in
-Redis, from the tree in memory. ``--workers 2`` has two processes write to pets of their own at the same time. CPU time
+Redis, from the tree in memory; the first two in a process of its own each, whose peak memory beyond imports is printed
+too, the pet included. ``--workers 2`` has two processes write to pets of their own at the same time. CPU time
 is that of the process, without Redis: on a machine that does other work too it tells more than the time that passed.
 The vectors are those of ``benchmarks.density``, 512 values each; the server keeps an append-only file.
 """
@@ -61,13 +62,18 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Reclusters:
-    """Seconds that a recluster of one pet took, load and commit included; and of the processor, in the same order."""
+    """Seconds that a recluster of one pet took, load and commit included; of the processor too, in the same order.
+
+    ``peak_mb`` is that of the process that began with nothing, and of the one that found a tree in Redis, beyond what
+    imports take.
+    """
 
     n_media: int
     from_nothing_s: float
     from_store_s: float
     from_memory_s: float
     cpu_s: tuple[float, ...]
+    peak_mb: tuple[float, float]
 
 
 def fill(store: RedisPetStore, pet: PetId, vectors: FloatMatrix) -> None:
@@ -136,22 +142,38 @@ def measure_arrivals(url: str, n: int, way: str, *, workers: int, n_arrivals: in
     )
 
 
-def measure_reclusters(url: str, n: int, pet: PetId) -> Reclusters:
-    vectors = pictures(n)
+def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float]], float]:
+    """Seconds of each recluster, and of the processor, and MB at the peak; for a process that did nothing yet."""
+    import sploot_cluster.density  # noqa: F401 (as a worker does when it boots)
+
+    # the peak so far is forgotten; ru_maxrss would remember that of the process that started this one
+    Path("/proc/self/clear_refs").write_text("5")
+    before_mb = memory_mb("VmRSS")
+    took = []
     with redis.Redis.from_url(url) as client:
-        store = RedisPetStore(client)
-        fill(store, pet, vectors)
-        took: list[float] = []
-        cpu_s: list[float] = []
-        for service in (ClusterService(store), other := ClusterService(store), other):
-            if service is other:
-                store.load(pet)
+        service = ClusterService(RedisPetStore(client))
+        for _ in range(times):
             start, cpu_start = time.perf_counter(), time.process_time()
             service.recluster(pet)
-            took.append(time.perf_counter() - start)
-            cpu_s.append(time.process_time() - cpu_start)
-    from_nothing_s, from_store_s, from_memory_s = took
-    return Reclusters(n, from_nothing_s, from_store_s, from_memory_s, tuple(cpu_s))
+            took.append((time.perf_counter() - start, time.process_time() - cpu_start))
+    return took, memory_mb("VmHWM") - before_mb
+
+
+def memory_mb(fact: str) -> float:
+    """Memory of this process: VmRSS now, VmHWM at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{fact}:")) / 1024
+
+
+def measure_reclusters(url: str, n: int, pet: PetId) -> Reclusters:
+    with redis.Redis.from_url(url) as client:
+        fill(RedisPetStore(client), pet, pictures(n))
+    context = get_context("spawn")
+    with context.Pool(1) as first, context.Pool(1) as second:
+        (from_nothing,), nothing_mb = first.apply(recluster, (url, pet, 1))
+        (from_store, from_memory), store_mb = second.apply(recluster, (url, pet, 2))
+    seconds, cpu_s = zip(from_nothing, from_store, from_memory, strict=True)
+    return Reclusters(n, *seconds, cpu_s=cpu_s, peak_mb=(nothing_mb, store_mb))
 
 
 def report(arrivals: Sequence[Arrivals], reclusters: Sequence[Reclusters]) -> str:
@@ -179,6 +201,7 @@ def report(arrivals: Sequence[Arrivals], reclusters: Sequence[Reclusters]) -> st
             "from the tree in Redis, s",
             "from memory, s",
             "CPU s",
+            "peak MB from nothing, from Redis",
         )
         parts.append(
             table(
@@ -190,6 +213,7 @@ def report(arrivals: Sequence[Arrivals], reclusters: Sequence[Reclusters]) -> st
                         number(one.from_store_s),
                         number(one.from_memory_s),
                         ", ".join(number(value) for value in one.cpu_s),
+                        ", ".join(number(value) for value in one.peak_mb),
                     )
                     for one in reclusters
                 ],
