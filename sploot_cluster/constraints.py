@@ -465,19 +465,29 @@ def _atoms_by_cluster(
     return atoms
 
 
-def enforce(labels: LabelVector, vectors: FloatMatrix, rows: RowConstraints, *, counts: BoolVector) -> LabelVector:
+def enforce(
+    labels: LabelVector,
+    vectors: FloatMatrix,
+    rows: RowConstraints,
+    *,
+    counts: BoolVector,
+    before: LabelVector | None = None,
+) -> LabelVector:
     """Labels like ``labels`` that obey every accepted constraint; the same ones if they do already.
 
     Dismissed media are noise. An atom that lies in several groups, or in none, is gathered first. It goes to the group
-    that holds most of it; a group of which it is most comes along; where neither is so, it leaves the others in peace
-    and is a group of its own. Media that exclusions took out leave, alone, whom they must not be with. Then each group
-    with atoms in conflict is divided: media go with the side that they are tied to by similarity.
+    that holds most of it; a group of which it is most, or which was mostly its cluster before, comes along; where
+    neither is so, it leaves the others in peace and is a group of its own. Media that exclusions took out leave, alone,
+    whom they must not be with. Then each group with atoms in conflict is divided: media go with the side that they are
+    tied to by similarity.
 
     Args:
         labels: (n,) int32 groups, -1 = noise. Not modified.
         vectors: (n, dim) float32 of unit norm.
         rows: what to obey.
         counts: (n,) bool, which rows have a say in what a group is; absorbed ones have none.
+        before: (n,) int32 the clusters that ``labels`` are to replace. Who joined a merged cluster since stays in it,
+            also where density sees two looks and they are more than those whom the merge named.
 
     Returns:
         (n,) int32; new groups get numbers above all of ``labels``. A medium that ends alone without a person having put
@@ -488,13 +498,13 @@ def enforce(labels: LabelVector, vectors: FloatMatrix, rows: RowConstraints, *, 
     obeying = labels.copy()
     obeying[rows.dismissed] = NOISE
     if (rows.atoms >= 0).any():
-        _gather(obeying, rows, counts)
+        _gather(obeying, rows, counts, np.full_like(labels, NOISE) if before is None else before)
         _release(obeying, rows)
         _divide(obeying, vectors, rows, counts)
     return obeying
 
 
-def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector) -> None:
+def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector, before: LabelVector) -> None:
     """Bring each placed atom into one group, in place."""
     placed = np.flatnonzero(rows.placed)
     size_of = _counted(labels[counts])
@@ -505,7 +515,10 @@ def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector) -> No
         if labels[members[0]] != NOISE and (labels[members] == labels[members[0]]).all():
             continue
         votes = _counted(labels[members[counts[members]]])
-        following = [group for group, n in votes.items() if 2 * n > size_of[group]]
+        clusters = _counted(before[members])
+        cluster = max(clusters, key=lambda cluster: (clusters[cluster], -cluster), default=None)
+        stayed = {} if cluster is None else _counted(labels[counts & (before == cluster)])
+        following = [group for group, n in votes.items() if 2 * max(n, stayed.get(group, 0)) > size_of[group]]
         favourite = max(votes, key=lambda group: (votes[group], -group), default=NOISE)
         if 2 * votes.get(favourite, 0) > len(members):
             home = favourite

@@ -27,7 +27,7 @@ def plan_recluster(
 ) -> tuple[Change, Reclustered]:
     """The pet's clusters anew.
 
-    1. Corrections are enforced on the groups of density.
+    1. Corrections are enforced on the groups of density; who joined a merged cluster since stays in it.
     2. Curated clusters, those with media that a person placed, are joined to no other by machine: they keep their id.
     3. Media that arrived while density was computed are assigned like any arrival; so are those that a correction
        sends away from where density has them.
@@ -43,7 +43,8 @@ def plan_recluster(
     groups: LabelVector = np.full(state.n_media, NOISE, dtype=np.int32)
     groups[:n_seen] = density.labels
     dense = groups
-    groups = enforce(dense, state.vectors, rows, counts=np.ones(state.n_media, dtype=np.bool_))
+    everybody = np.ones(state.n_media, dtype=np.bool_)
+    groups = enforce(dense, state.vectors, rows, counts=everybody, before=state.labels)
     given = _keep_curated(state, groups, rows, settings)
 
     standings = np.where(groups == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)

@@ -21,6 +21,7 @@ from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.spanning_tree import SpanningTree, spanning_tree
 from sploot_cluster.vectors import FloatMatrix, as_vectors
+from tests.sploot_cluster.states import looks
 
 PET = PetId(7)
 EXACT = ClusterSettings(exact_until=10_000)
@@ -120,6 +121,29 @@ def test_corrections_hold_while_media_arrive_exactly() -> None:
     arrive(service, vectors, range(50, 80))
 
     assert merged <= set(next(cluster.media for cluster in service.clusters(PET).clusters if cluster.id == one))
+
+
+@pytest.mark.parametrize("exact_until", [0, 10_000])
+@pytest.mark.parametrize("n_merged", [5, 8, 25])
+def test_look_alikes_of_a_merged_cluster_stay_in_it_until_the_merge_is_undone(n_merged: int, exact_until: int) -> None:
+    """Density sees two looks, and after a while those whom the merge named are few among each."""
+    vectors = looks(40, 40, 40, spread=0.1, dim=32)
+    first = [start + row for start in (0, 40, 80) for row in range(n_merged)]
+    service = ClusterService(MemoryPetStore(), settings=ClusterSettings(exact_until=exact_until))
+    arrive(service, vectors, first)
+    service.recluster(PET)
+    of = {media: cluster.id for cluster in service.clusters(PET).clusters for media in cluster.media}
+    one, other = of[MediaId("m0")], of[MediaId("m40")]
+    merge = service.merge(PET, [one, other], into=one, operation_id="op-1", by="ada")
+
+    arrive(service, vectors, [row for row in range(80) if row not in first])
+    service.recluster(PET)
+    sizes = {cluster.id: cluster.size for cluster in service.clusters(PET).clusters}
+    service.undo(PET, merge.revision, operation_id="op-2", by="ada")
+    service.recluster(PET)
+
+    assert sizes == {one: 80, of[MediaId("m80")]: n_merged}
+    assert sorted(cluster.size for cluster in service.clusters(PET).clusters) == [n_merged, 40, 40]
 
 
 def test_another_worker_finds_the_tree_in_the_store_and_lets_it_grow(redis_url: str, count_builds: list[int]) -> None:
