@@ -25,7 +25,7 @@ from .scripts import SETTLE
 
 # Lua's unpack() ends at some 8,000 values; 500 entries are about a millisecond of the server.
 ENTRIES_PER_CALL = 500
-# Who comes so soon after a write is not alone: the next write waits as long, for those that follow.
+# Who comes so soon after a write is not alone: there is no other write until then, and it takes all.
 GATHER_S = 0.002
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
@@ -119,18 +119,17 @@ class Settler:
                 return
 
     def _loop(self) -> None:
-        pause_s, wrote_at = 0.0, float("-inf")
+        pause_s = 0.0
         while not self._is_stopping.is_set():
             self._has_work.wait()
             if pause_s:
                 self._is_stopping.wait(pause_s)
-            elif time.monotonic() - wrote_at < GATHER_S:
-                self._is_urgent.wait(GATHER_S)
             self._has_work.clear()
             self._is_urgent.clear()
-            is_written, wrote_at = self._try_once(), time.monotonic()
-            if is_written:
+            if self._try_once():
                 pause_s = 0.0
+                # asleep, so that those who follow need wake nobody
+                self._is_urgent.wait(GATHER_S)
             else:
                 self._has_work.set()
                 pause_s = min(2 * pause_s or FIRST_PAUSE_S, LONGEST_PAUSE_S)
