@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,19 @@ def test_blas_has_one_thread_while_ours_work_and_its_own_number_afterwards(threa
 
     assert all(n == 1 for each in during for n in each)
     assert blas_threads() == before
+
+
+def test_the_blas_of_numpy_knows_the_cores_of_this_machine() -> None:
+    """Why no core type is set: where this fails, products take several times as long as they need to."""
+    (blas,) = (one for one in ThreadpoolController().info() if "numpy" in one["filepath"])
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    if "OPENBLAS_CORETYPE" in os.environ or not flags & {"avx2", "avx512f"}:
+        pytest.skip("the core type is set by hand, or this is no x86 with AVX2 whose flags Linux shows")
+
+    wide = {"SkylakeX", "Cooperlake", "Sapphirerapids"}
+
+    assert blas["architecture"] in (wide if {"avx512f", "avx512vl"} <= flags else wide | {"Haswell", "Zen"})
 
 
 def test_a_failure_in_a_thread_is_raised_and_blas_is_as_before() -> None:
