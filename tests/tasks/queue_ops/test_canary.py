@@ -54,9 +54,11 @@ def test_it_stops_when_others_die_again(desk: Desk, redis_client: redis.Redis) -
     with worker_that_refuses(redis_client, *(f"media-{number}" for number in range(1, 500))) as ran:
         done = Canary(desk.broker, wait_s=30, stop_after=3, sleep=until_all_have_run).requeue(plan)
 
-    assert (done.is_good, done.n_died) == (False, 3)
+    assert not done.is_good
+    # three, and one that was on its way when the third was seen
+    assert 3 <= done.n_died <= 4
     assert done.n_requeued + done.n_left == 500
-    # the one that succeeded, three that died, and one that was on its way when the third was seen
+    # these, and the one that succeeded
     assert 4 <= len(ran) <= 5
 
 
