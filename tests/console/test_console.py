@@ -20,7 +20,7 @@ from tests.sploot_cluster.albums import MODEL, PET, picture, take
 from tests.sploot_cluster.api.front import NotingQueue, client_of
 from tests.support import eventually
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

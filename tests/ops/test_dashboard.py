@@ -127,7 +127,6 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Promethe
 
 
 @pytest.mark.ops
-@pytest.mark.xdist_group("history")
 @pytest.mark.parametrize("panel", PANELS, ids=IDS)
 def test_a_panel_draws_three_hours_of_history(panel: dict[str, Any], history: tuple[Prometheus, float]) -> None:
     for target in panel["targets"]:
@@ -142,7 +141,6 @@ def test_a_panel_draws_three_hours_of_history(panel: dict[str, Any], history: tu
 
 
 @pytest.mark.ops
-@pytest.mark.xdist_group("history")
 def test_the_history_shows_what_went_wrong(history: tuple[Prometheus, float]) -> None:
     server, end = history
 
@@ -157,7 +155,6 @@ def test_the_history_shows_what_went_wrong(history: tuple[Prometheus, float]) ->
 
 
 @pytest.mark.ops
-@pytest.mark.xdist_group("history")
 def test_a_picture_of_it_can_be_drawn(history: tuple[Prometheus, float], tmp_path: Path) -> None:
     draw(*history, tmp_path / "dashboard.png")
 

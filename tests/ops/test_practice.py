@@ -24,7 +24,7 @@ from tests.ops.test_runbook import TEXT, Block, blocks, expected_codes, sections
 from tests.ops.tools import ROOT, tool
 from tests.support import eventually
 
-pytestmark = [pytest.mark.ops, pytest.mark.timeout(280), pytest.mark.xdist_group("practice")]
+pytestmark = [pytest.mark.ops, pytest.mark.timeout(280)]
 
 # Ten minutes are 30 seconds; one scrape and one evaluation a second.
 DEMO = """
