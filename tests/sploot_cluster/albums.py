@@ -6,6 +6,7 @@ import numpy as np
 
 from sploot_cluster import ClusterService
 from sploot_cluster.models import Assigned, MediaId, PetId
+from sploot_cluster.store import PetStore
 from sploot_cluster.vectors import FloatVector
 
 PET = PetId(42)
@@ -28,6 +29,15 @@ def take(service: ClusterService, subject: int, numbers: range, *, pet: PetId = 
     return [
         service.assign(pet, name(subject, number), model=MODEL, vector=picture(subject, number)) for number in numbers
     ]
+
+
+def grouped(store: PetStore, n_subjects: int, numbers: range) -> ClusterService:
+    """A service whose pet has the same pictures of each of some subjects, in clusters 1, 2, … after a recluster."""
+    service = ClusterService(store)
+    for subject in range(n_subjects):
+        take(service, subject, numbers)
+    service.recluster(PET)
+    return service
 
 
 def names(subject: int, numbers: range) -> set[MediaId]:

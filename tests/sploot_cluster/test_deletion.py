@@ -19,7 +19,7 @@ from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import ClusterId, MediaId, PetId, PetState
 from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.store import PetStore
-from tests.sploot_cluster.albums import DIM, PET, name, names, picture, take
+from tests.sploot_cluster.albums import DIM, PET, grouped, name, names, picture, take
 from tests.sploot_cluster.days import STEPS, Day, check, check_past
 from tests.sploot_cluster.oracle import demands
 
@@ -27,20 +27,10 @@ ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
 OTHER = PetId(7)
 
 
-@pytest.fixture(params=["redis", "memory"])
-def store(request: pytest.FixtureRequest) -> PetStore:
-    if request.param == "memory":
-        return MemoryPetStore()
-    return RedisPetStore(request.getfixturevalue("redis_client"))
-
-
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
     """A pet with a past: clusters, corrections of every kind, something quarantined, a preview."""
-    service = ClusterService(store)
-    for subject in range(3):
-        take(service, subject, range(8))
-    service.recluster(PET)
+    service = grouped(store, 3, range(8))
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     service.split(PET, THREE, [name(2, 0), name(2, 1)], operation_id="2", by="ada")
     service.exclude(PET, ONE, [name(0, 0)], operation_id="3", by="bob")

@@ -8,7 +8,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, StaleRevision, UnknownCluster, UnknownMedia, UnknownRevision
 from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import ClusterId, MediaId, PetState, Standing
-from tests.sploot_cluster.albums import PET, name, names, take
+from tests.sploot_cluster.albums import PET, grouped, name, names, take
 
 ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
 
@@ -21,11 +21,7 @@ def store() -> MemoryPetStore:
 @pytest.fixture
 def service(store: MemoryPetStore) -> ClusterService:
     """Clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
-    service = ClusterService(store)
-    for subject in range(3):
-        take(service, subject, range(12))
-    service.recluster(PET)
-    return service
+    return grouped(store, 3, range(12))
 
 
 def where(store: MemoryPetStore, medium: MediaId) -> int:
@@ -315,10 +311,7 @@ def test_dismissed_media_are_noise_for_ever(service: ClusterService, store: Memo
 
 
 def test_dismissed_media_take_no_place_in_the_noise_budget(store: MemoryPetStore) -> None:
-    service = ClusterService(store)
-    for subject in range(3):
-        take(service, subject, range(20))
-    service.recluster(PET)
+    service = grouped(store, 3, range(20))
     service.dismiss(PET, sorted(names(0, range(18))), operation_id="1", by="ada")
 
     reclustered = service.recluster(PET)

@@ -12,30 +12,18 @@ from sploot_cluster import ClusterService, past
 from sploot_cluster.diff import Move, Snapshot, compare
 from sploot_cluster.errors import UnknownRevision, UnreadablePet
 from sploot_cluster.keys import PetKeys
-from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import NOISE, ClusterId, MediaId, PetState, Standing
 from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.store import PetStore
-from tests.sploot_cluster.albums import PET, name, names, take
+from tests.sploot_cluster.albums import PET, grouped, name, names, take
 
 ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
-
-
-@pytest.fixture(params=["redis", "memory"])
-def store(request: pytest.FixtureRequest) -> PetStore:
-    if request.param == "memory":
-        return MemoryPetStore()
-    return RedisPetStore(request.getfixturevalue("redis_client"))
 
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
     """Clusters 1, 2, 3 of eight pictures each, at revision 25."""
-    service = ClusterService(store)
-    for subject in range(3):
-        take(service, subject, range(8))
-    service.recluster(PET)
-    return service
+    return grouped(store, 3, range(8))
 
 
 def where(snapshot: Snapshot | PetState) -> dict[MediaId, int]:

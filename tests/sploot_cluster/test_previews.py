@@ -16,25 +16,15 @@ from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import ClusterId, PetState
 from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.store import PetStore
-from tests.sploot_cluster.albums import PET, name, take
+from tests.sploot_cluster.albums import PET, grouped, name, take
 
 ONE, TWO = ClusterId(1), ClusterId(2)
-
-
-@pytest.fixture(params=["redis", "memory"])
-def store(request: pytest.FixtureRequest) -> PetStore:
-    if request.param == "memory":
-        return MemoryPetStore()
-    return RedisPetStore(request.getfixturevalue("redis_client"))
 
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
     """Clusters 1 and 2 of eight pictures each, and eight new pictures of a third subject that are noise."""
-    service = ClusterService(store)
-    for subject in range(2):
-        take(service, subject, range(8))
-    service.recluster(PET)
+    service = grouped(store, 2, range(8))
     take(service, 2, range(8))
     return service
 

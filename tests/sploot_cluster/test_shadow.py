@@ -9,31 +9,20 @@ import redis
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import DimensionMismatch, InvalidInput, ModelMismatch, StalePreview, UnknownPet
 from sploot_cluster.keys import PetKeys
-from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import ClusterId, MediaId, PetId
 from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.store import PetStore
 from sploot_cluster.vectors import FloatVector
-from tests.sploot_cluster.albums import MODEL, PET, name, names, take
+from tests.sploot_cluster.albums import MODEL, PET, grouped, name, names, take
 
 ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
 NEW, NEW_DIM = "clip@2", 24
 
 
-@pytest.fixture(params=["redis", "memory"])
-def store(request: pytest.FixtureRequest) -> PetStore:
-    if request.param == "memory":
-        return MemoryPetStore()
-    return RedisPetStore(request.getfixturevalue("redis_client"))
-
-
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
     """Clusters 1, 2, 3 of eight pictures each, two of them merged."""
-    service = ClusterService(store)
-    for subject in range(3):
-        take(service, subject, range(8))
-    service.recluster(PET)
+    service = grouped(store, 3, range(8))
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     return service
 

@@ -43,13 +43,6 @@ MODEL, DIM = "clip@1", 4
 NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 
 
-@pytest.fixture(params=["redis", "memory"])
-def store(request: pytest.FixtureRequest) -> PetStore:
-    if request.param == "memory":
-        return MemoryPetStore()
-    return RedisPetStore(request.getfixturevalue("redis_client"))
-
-
 # -- what to write ---------------------------------------------------------------------------------------------------
 
 

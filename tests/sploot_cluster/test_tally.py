@@ -17,26 +17,15 @@ from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.store import PetStore
 from sploot_cluster.tally import Tally
 from sploot_cluster.vectors import LabelVector
-from tests.sploot_cluster.albums import MODEL, PET, name, picture, take
+from tests.sploot_cluster.albums import MODEL, PET, grouped, name, picture, take
 
 ONE = ClusterId(1)
-
-
-@pytest.fixture(params=["redis", "memory"])
-def store(request: pytest.FixtureRequest) -> PetStore:
-    if request.param == "memory":
-        return MemoryPetStore()
-    return RedisPetStore(request.getfixturevalue("redis_client"))
 
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
     """Clusters 1 and 2 of eight pictures each."""
-    service = ClusterService(store)
-    for subject in range(2):
-        take(service, subject, range(8))
-    service.recluster(PET)
-    return service
+    return grouped(store, 2, range(8))
 
 
 def send(service: ClusterService, number: int, *, model: str = MODEL, dim: int = 16) -> None:

@@ -11,7 +11,7 @@ from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import NOISE, ClusterId, MediaId, Standing
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.why import explain
-from tests.sploot_cluster.albums import DIM, MODEL, PET, name, names, picture, take
+from tests.sploot_cluster.albums import DIM, MODEL, PET, grouped, name, names, picture, take
 from tests.sploot_cluster.states import looks, pet_state
 
 ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
@@ -25,11 +25,7 @@ def store() -> MemoryPetStore:
 @pytest.fixture
 def service(store: MemoryPetStore) -> ClusterService:
     """Clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
-    service = ClusterService(store)
-    for subject in range(3):
-        take(service, subject, range(12))
-    service.recluster(PET)
-    return service
+    return grouped(store, 3, range(12))
 
 
 # -- why -------------------------------------------------------------------------------------------------------------
