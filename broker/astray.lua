@@ -8,21 +8,8 @@
 local stream = KEYS[1]
 local group, cursor, page = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
-local last_delivered = nil
-local groups = redis.pcall('XINFO', 'GROUPS', stream)
-if groups.err then
-  return {'', {}, {}}
-end
-for _, one in ipairs(groups) do
-  local facts = {}
-  for i = 1, #one, 2 do
-    facts[one[i]] = one[i + 1]
-  end
-  if facts['name'] == group then
-    last_delivered = facts['last-delivered-id']
-  end
-end
-if not last_delivered or last_delivered == '0-0' then
+local last_delivered = last_delivered_id(stream, group)
+if not last_delivered then
   return {'', {}, {}}
 end
 

@@ -10,20 +10,7 @@
 local stream, timer, counters, suspects = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, handed_back = ARGV[1], ARGV[2]
 
-local last_delivered = '0-0'
-local groups = redis.pcall('XINFO', 'GROUPS', stream)
-if groups.err then
-  return {0, 0}
-end
-for _, one in ipairs(groups) do
-  local facts = {}
-  for i = 1, #one, 2 do
-    facts[one[i]] = one[i + 1]
-  end
-  if facts['name'] == group then
-    last_delivered = facts['last-delivered-id']
-  end
-end
+local last_delivered = last_delivered_id(stream, group) or '0-0'
 
 local n_back, n_ghosts = 0, 0
 for i = 3, #ARGV, 3 do

@@ -1,6 +1,6 @@
 """The Lua scripts of this package: what must happen together happens in one of them.
 
-Each ``*.lua`` beside this file opens with its KEYS, ARGV and answers; those that put messages to work have ``work.lua``
+Each ``*.lua`` beside this file opens with its KEYS, ARGV and answers; what several share, as ``work.lua``, stands
 before them. All keys come in through KEYS and share a slot.
 They need Redis 6.2 and nothing newer.
 """
@@ -21,8 +21,8 @@ class Script:
     sha: str
 
 
-def _load(name: str, *, with_work: bool = False) -> Script:
-    text = _text("work") * with_work + _text(name)
+def _load(name: str, *shared: str) -> Script:
+    text = "".join(map(_text, (*shared, name)))
     # SHA-1 is how Redis names scripts; nothing is protected by it.
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
@@ -31,24 +31,24 @@ def _text(name: str) -> str:
     return files(__package__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
 
 
-ENQUEUE = _load("enqueue", with_work=True)
+ENQUEUE = _load("enqueue", "work")
 ENQUEUE_PLAIN = _load("enqueue_plain")
-SETTLE = _load("settle", with_work=True)
-RETRY = _load("retry", with_work=True)
-BURY = _load("bury", with_work=True)
+SETTLE = _load("settle", "work")
+RETRY = _load("retry", "work")
+BURY = _load("bury", "work")
 START = _load("start")
 TAKE = _load("take")
 RESYNC = _load("resync")
 HAND_BACK = _load("hand_back")
 BEAT = _load("beat")
 LEAVE = _load("leave")
-TICK = _load("tick", with_work=True)
-ADVANCE = _load("advance", with_work=True)
-SWEEP = _load("sweep")
-STATS = _load("stats")
+TICK = _load("tick", "work")
+ADVANCE = _load("advance", "work")
+SWEEP = _load("sweep", "group")
+STATS = _load("stats", "group")
 SIZE = _load("size")
 FLUSH = _load("flush")
-REQUEUE = _load("requeue", with_work=True)
-RESCUE = _load("rescue")
+REQUEUE = _load("requeue", "work")
+RESCUE = _load("rescue", "group")
 RETIRE = _load("retire")
-ASTRAY = _load("astray")
+ASTRAY = _load("astray", "group")

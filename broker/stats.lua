@@ -32,15 +32,7 @@ local summary = redis.pcall('XPENDING', stream, group)
 local last_delivered = nil
 if not summary.err then
   in_flight = summary[1]
-  for _, one in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local of_group = {}
-    for i = 1, #one, 2 do
-      of_group[one[i]] = one[i + 1]
-    end
-    if of_group['name'] == group then
-      last_delivered = of_group['last-delivered-id']
-    end
-  end
+  last_delivered = last_delivered_id(stream, group)
   local function count(from, to)
     local found = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
     while found and orphans < page do
@@ -60,7 +52,7 @@ if not summary.err then
       ghosts = ghosts + 1
     end
   end
-  if #pending < page and last_delivered and last_delivered ~= '0-0' then
+  if #pending < page and last_delivered then
     count(from, last_delivered)
   end
 end

@@ -13,21 +13,8 @@ local stream, consumers, dead, timer, suspects, counters = KEYS[1], KEYS[2], KEY
 local group, handed_back, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local keep_ms, forget_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 
-local last_delivered = nil
-local groups = redis.pcall('XINFO', 'GROUPS', stream)
-if groups.err then
-  return {'', 0}
-end
-for _, one in ipairs(groups) do
-  local facts = {}
-  for i = 1, #one, 2 do
-    facts[one[i]] = one[i + 1]
-  end
-  if facts['name'] == group then
-    last_delivered = facts['last-delivered-id']
-  end
-end
-if not last_delivered or last_delivered == '0-0' then
+local last_delivered = last_delivered_id(stream, group)
+if not last_delivered then
   return {'', 0}
 end
 
