@@ -31,6 +31,17 @@ def test_rescued_entries_run_at_once_elsewhere(scene: Scene) -> None:
     assert scene.brokers["operator"].counters(QUEUE)["rescued"] == 2
 
 
+def test_entries_are_rescued_from_a_group_that_was_set_back_to_its_beginning(scene: Scene) -> None:
+    """What others hold is theirs all the same: the group has been delivered nothing, and has entries in flight."""
+    given_held_by_a_stranger(scene, "one", "two")
+    by_hand = scene.process("operator").by_hand(QUEUE)
+    scene.client.xgroup_setid(KEYS.stream, GROUP, "0")
+
+    rescued = by_hand.rescue(by_hand.pending(consumer=STRANGER))
+
+    assert rescued == Rescued(n_handed_back=2, n_ghosts=0)
+
+
 def test_an_entry_that_moved_on_since_it_was_seen_is_left_alone(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two")
     by_hand = scene.process("operator").by_hand(QUEUE)
