@@ -60,7 +60,8 @@ def size_of(stage: Stage) -> Size:
     }
     keys = {}
     for key in client.scan_iter(count=1_000):
-        if client.pttl(key) < 0:
+        # -2: it has expired since it was listed
+        if client.pttl(key) == -1:
             # counters are one per kind of event, however many there were
             keys[key.decode()] = 1 if key.endswith(b":counters") else lengths[client.type(key)](key)
     client.execute_command("MEMORY", "PURGE")
