@@ -60,10 +60,10 @@ def size_of(stage: Stage) -> Size:
     }
     keys = {}
     for key in client.scan_iter(count=1_000):
-        # -2: it has expired since it was listed
-        if client.pttl(key) == -1:
+        kind = client.type(key)
+        if kind != b"none" and client.pttl(key) == -1:  # else it is gone, or expires
             # counters are one per kind of event, however many there were
-            keys[key.decode()] = 1 if key.endswith(b":counters") else lengths[client.type(key)](key)
+            keys[key.decode()] = 1 if key.endswith(b":counters") else lengths[kind](key)
     client.execute_command("MEMORY", "PURGE")
     processes = {}
     for pod in stage.pods[1:]:
