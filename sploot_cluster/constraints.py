@@ -476,18 +476,19 @@ def enforce(
     """Labels like ``labels`` that obey every accepted constraint; the same ones if they do already.
 
     Dismissed media are noise. An atom that lies in several groups, or in none, is gathered first. It goes to the group
-    that holds most of it; a group of which it is most, or which was mostly its cluster before, comes along; where
-    neither is so, it leaves the others in peace and is a group of its own. Media that exclusions took out leave, alone,
-    whom they must not be with. Then each group with atoms in conflict is divided: media go with the side that they are
-    tied to by similarity.
+    that holds most of it; a group of which it is most comes along; where neither is so, it leaves the others in peace
+    and is a group of its own. Media that exclusions took out leave, alone, whom they must not be with. Then each group
+    with atoms in conflict is divided: media go with the side that they are tied to by similarity.
 
     Args:
         labels: (n,) int32 groups, -1 = noise. Not modified.
         vectors: (n, dim) float32 of unit norm.
         rows: what to obey.
         counts: (n,) bool, which rows have a say in what a group is; absorbed ones have none.
-        before: (n,) int32 the clusters that ``labels`` are to replace. Who joined a merged cluster since stays in it,
-            also where density sees two looks and they are more than those whom the merge named.
+        before: (n,) int32 the clusters that ``labels`` are to replace. A group that was mostly an atom's cluster comes
+            along with it too: who joined a merged cluster since stays in it, also where density sees two looks and they
+            are more than those whom the merge named. Not where atoms that could be gathered into one group are in
+            conflict: dividing moves media, and the next recluster, with nothing new, would see another ``before``.
 
     Returns:
         (n,) int32; new groups get numbers above all of ``labels``. A medium that ends alone without a person having put
@@ -498,26 +499,31 @@ def enforce(
     obeying = labels.copy()
     obeying[rows.dismissed] = NOISE
     if (rows.atoms >= 0).any():
-        _gather(obeying, rows, counts, np.full_like(labels, NOISE) if before is None else before)
+        _gather(obeying, rows, counts, before)
         _release(obeying, rows)
         _divide(obeying, vectors, rows, counts)
     return obeying
 
 
-def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector, before: LabelVector) -> None:
+def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector, before: LabelVector | None) -> None:
     """Bring each placed atom into one group, in place."""
     placed = np.flatnonzero(rows.placed)
     size_of = _counted(labels[counts])
     fresh = max(int(labels.max()), 0)
+    scattered = [
+        members
+        for members in _split_by(rows.atoms[placed], placed)
+        if labels[members[0]] == NOISE or (labels[members] != labels[members[0]]).any()
+    ]
+    quarrelling = _quarrelling(labels, rows) if scattered and before is not None else set()
     homes: list[tuple[Rows, int]] = []
     followers: list[tuple[int, int]] = []
-    for members in _split_by(rows.atoms[placed], placed):
-        if labels[members[0]] != NOISE and (labels[members] == labels[members[0]]).all():
-            continue
+    for members in scattered:
         votes = _counted(labels[members[counts[members]]])
-        clusters = _counted(before[members])
-        cluster = max(clusters, key=lambda cluster: (clusters[cluster], -cluster), default=None)
-        stayed = {} if cluster is None else _counted(labels[counts & (before == cluster)])
+        stayed: dict[int, int] = {}
+        if before is not None and votes.keys().isdisjoint(quarrelling) and (clusters := _counted(before[members])):
+            cluster = max(clusters, key=lambda cluster: (clusters[cluster], -cluster))
+            stayed = _counted(labels[counts & (before == cluster)])
         following = [group for group, n in votes.items() if 2 * max(n, stayed.get(group, 0)) > size_of[group]]
         favourite = max(votes, key=lambda group: (votes[group], -group), default=NOISE)
         if 2 * votes.get(favourite, 0) > len(members):
@@ -535,6 +541,22 @@ def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector, befor
         forest.union(home, group)
     for group in {group for pair in followers for group in pair}:
         labels[labels == group] = forest.find(group)
+
+
+def _quarrelling(labels: LabelVector, rows: RowConstraints) -> set[int]:
+    """Groups that could be gathered into one in which atoms are in conflict."""
+    sided = np.flatnonzero((rows.atoms >= 0) & (labels != NOISE))
+    joined = _Forest([FREE] * (max(int(labels.max()), 0) + 1))
+    for members in _split_by(rows.atoms[sided], sided):
+        if rows.placed[members[0]]:
+            for label in np.unique(labels[members]).tolist():
+                joined.union(int(labels[members[0]]), label)
+    roots = np.array([joined.find(label) for label in labels[sided].tolist()], dtype=np.int32)
+    found: set[int] = set()
+    for some in _split_by(roots, sided):
+        if _has_conflict(rows.sides[atom] for atom in np.unique(rows.atoms[some]).tolist()):
+            found.update(np.unique(labels[some]).tolist())
+    return found
 
 
 def _release(labels: LabelVector, rows: RowConstraints) -> None:
