@@ -51,10 +51,14 @@ class SaqAdapter(AsyncAdapter):
         self.run(send())
 
     def ping(self, sent_ns: int) -> None:
-        self.run(self._queue.enqueue(self._job("ping", sent_ns=sent_ns)))
+        self.run(self._enqueue(self._job("ping", sent_ns=sent_ns)))
 
     def hold(self, number: int) -> None:
-        self.run(self._queue.enqueue(self._job("hold", number=number)))
+        self.run(self._enqueue(self._job("hold", number=number)))
+
+    async def _enqueue(self, job: Job) -> None:
+        # a coroutine of our own: the queue is there only once ``run`` has opened it
+        await self._queue.enqueue(job)
 
     def work(self) -> None:
         async def work() -> None:
