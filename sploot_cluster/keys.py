@@ -42,7 +42,8 @@ never move.
 None of the others has a time limit: they are the truth about a pet and end with it.
 
 A medium takes 4 * dim + 9 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
-90 in ``rows``: 2.2 kB at 512 dimensions, and up to 2.5 kB while it grows, because Redis reserves room when it appends.
+90 in ``rows``: 2.2 kB at 512 dimensions. Redis reserves room when it appends, as much again until a string has 1 MB,
+and pets from 256 media on keep their tree: a medium of a pet of 500 takes 3.8 kB (docs/capacity.md).
 ``vectors`` reach the 512 MB of one value at 262,144 media. A recluster that moves half of 50,000 media leaves 13 kB in
 ``overwritten``. A shadow takes the same again, 4 * dim and about 130 bytes a medium.
 
