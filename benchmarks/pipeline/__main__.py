@@ -67,7 +67,9 @@ def _measure(bench: Bench, one: Measurement) -> Values:
     try:
         if one.per_s is not None:
             return bench.latency(one.album, n_processes=one.n_processes, per_s=one.per_s, traffic=one.traffic)
-        return bench.throughput(one.album, n_processes=one.n_processes, backlog=one.backlog, traffic=one.traffic)
+        return bench.throughput(
+            one.album, n_processes=one.n_processes, backlog=one.backlog, traffic=one.traffic, is_warm=one.is_warm
+        )
     except Failed as error:
         return {"failed": str(error)}
 
