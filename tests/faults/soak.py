@@ -40,12 +40,14 @@ class Size:
     Attributes:
         keys: name -> how many members, without what expires by itself.
         consumers: of the group, without the one that owns what was handed back: it is made once and stays.
-        server_bytes: used_memory.
+        n_expiring: how many keys expire by themselves: who enqueued what last, within 15 minutes at most.
+        server_bytes: used_memory, without those.
         processes: pid -> (resident bytes, threads, open files), of the pods that are never reloaded.
     """
 
     keys: dict[str, int]
     consumers: tuple[str, ...]
+    n_expiring: int
     server_bytes: int
     processes: dict[int, tuple[int, int, int]]
 
@@ -58,12 +60,14 @@ def size_of(stage: Stage) -> Size:
         b"hash": client.hlen,
         b"string": client.strlen,
     }
-    keys = {}
+    keys, expiring = {}, []
     for key in client.scan_iter(count=1_000):
-        kind = client.type(key)
-        if kind != b"none" and client.pttl(key) == -1:  # else it is gone, or expires
+        kind, ttl = client.type(key), client.pttl(key)
+        if kind != b"none" and ttl == -1:
             # counters are one per kind of event, however many there were
             keys[key.decode()] = 1 if key.endswith(b":counters") else lengths[kind](key)
+        elif ttl >= 0:
+            expiring.append(int(client.memory_usage(key) or 0))
     client.execute_command("MEMORY", "PURGE")
     processes = {}
     for pod in stage.pods[1:]:
@@ -75,7 +79,8 @@ def size_of(stage: Stage) -> Size:
     except redis.ResponseError:
         consumers = []
     workers = tuple(name for name in consumers if name != "~handed-back")
-    return Size(keys, workers, int(client.info("memory")["used_memory"]), processes)
+    used = int(client.info("memory")["used_memory"])
+    return Size(keys, workers, len(expiring), used - sum(expiring), processes)
 
 
 def grown(before: Size, after: Size) -> list[str]:
@@ -127,7 +132,8 @@ def soak(stage: Stage, *, minutes: float, rate: int, seed: int) -> bool:
     for name in sorted({*before.keys, *after.keys}):
         print(f"  {name}: {before.keys.get(name, 0)} -> {after.keys.get(name, 0)}")
     print(f"  consumers: {len(before.consumers)} -> {len(after.consumers)}")
-    print(f"  server: {before.server_bytes} -> {after.server_bytes} bytes")
+    print(f"  keys that expire by themselves: {before.n_expiring} -> {after.n_expiring}")
+    print(f"  server, without them: {before.server_bytes} -> {after.server_bytes} bytes")
     for pid, was in before.processes.items():
         print(f"  process {pid}: resident, threads, files: {was} -> {after.processes.get(pid)}")
     for fault in faults:
