@@ -31,6 +31,8 @@ SLICE_S = 60.0
 # What a server and an interpreter may keep of an hour: fragments of pages, arenas, a client's buffers.
 SERVER_MAY_GROW = 1 << 20
 PROCESS_MAY_GROW = 24 << 20
+# By then even what a producer enqueued last is forgotten, and whatever is still there stays.
+FORGOTTEN_AFTER_S = 16 * 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def soak(stage: Stage, *, minutes: float, rate: int, seed: int) -> bool:
     verdict = _settle(stage)
     after = size_of(stage)
     # the third pod may still be coming back; and a consumer whose goodbye was cut is forgotten after five minutes
-    give_up_at = time.monotonic() + 420
+    give_up_at = time.monotonic() + FORGOTTEN_AFTER_S
     while grown(before, after) and time.monotonic() < give_up_at:
         time.sleep(2)
         after = size_of(stage)
