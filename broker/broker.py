@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from secrets import token_hex
 from typing import Any, TypeVar
@@ -47,6 +48,8 @@ REMEMBER_EXTRA_MS = 10_000
 # for longer than a crash is likely to be noticed.
 REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 MESSAGES_PER_CALL = 200
+# How soon a full queue is asked again at first.
+FIRST_PAUSE_S = 0.01
 
 _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
 
@@ -161,11 +164,13 @@ class RedisStreamsBroker(Broker):
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
         """Add messages, in one round trip; what comes back is as from ``enqueue``, in the same order.
 
-        All messages of one queue are added or none, up to 200 of them; more go in several steps of the same round trip.
+        All messages of one queue are added or none, up to 200 of them, or ``max_queue_length`` if that is less. More go
+        in several steps: of the same round trip, or one after the other where ``max_queue_length`` bounds a queue.
         A message's option ``delay`` delays it.
 
         Raises:
-            As ``enqueue`` does. Messages of other queues, or other steps, may have been added then.
+            As ``enqueue`` does. Messages of other queues, or of earlier steps, may have been added then: a QueueFull
+                names those that were not.
         """
         return self._enqueue([(message, message.options.get("delay")) for message in messages])
 
@@ -421,11 +426,11 @@ class RedisStreamsBroker(Broker):
         ]
         answers = self._send_where_room_is(chunks)
         returned = [message for message, _ in messages]
-        full: QueueFull | None = None
+        refused: dict[str, tuple[int, list[str]]] = {}
         for (keys, chunk), answer in zip(chunks, answers, strict=True):
             if answer[0] == b"FULL":
-                limit = self.settings.max_queue_length or 0
-                full = QueueFull(queue_name=keys.queue_name, length=int(answer[1]), limit=limit)
+                _, message_ids = refused.setdefault(keys.queue_name, (int(answer[1]), []))
+                message_ids += [outgoing.message.message_id for outgoing in chunk]
                 continue
             for outgoing, holder in zip(chunk, answer[1:], strict=True):
                 if holder.decode() == outgoing.message.message_id:
@@ -433,8 +438,14 @@ class RedisStreamsBroker(Broker):
                 else:
                     waiting = dataclasses.replace(outgoing.message, message_id=holder.decode())
                     returned[outgoing.place] = waiting
-        if full is not None:
-            raise full
+        if refused:
+            queue_name, (length, _) = next(iter(refused.items()))
+            raise QueueFull(
+                queue_name=queue_name,
+                length=length,
+                limit=self.settings.max_queue_length or 0,
+                message_ids=tuple(message_id for _, message_ids in refused.values() for message_id in message_ids),
+            )
         return returned
 
     def _is_plain(self, outgoing: _Outgoing) -> bool:
@@ -508,15 +519,35 @@ class RedisStreamsBroker(Broker):
         return keys.recent(enqueue_id), enqueue_id, REMEMBER_FOLLOWERS_MS
 
     def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """The answers to enqueue.lua; full queues are asked again for ``wait_when_full_ms``."""
-        answers = self._send(chunks) if chunks else []
-        deadline = time.monotonic() + self.settings.wait_when_full_ms / 1000
-        for place in range(len(answers)):
-            pause_s = 0.01
-            while answers[place][0] == b"FULL" and time.monotonic() + pause_s <= deadline:
+        """The answers to enqueue.lua; full queues are asked again for ``wait_when_full_ms``.
+
+        Where a queue may be full, its chunks go one after the other, and none after a refused one, which has the answer
+        of that: a later one that found the room which an earlier one missed would overtake it.
+        """
+        if self.settings.max_queue_length is None:
+            return self._send(chunks) if chunks else []
+        answers: list[Any] = [None] * len(chunks)
+        unsent: dict[str, deque[int]] = {}
+        for place, (keys, _) in enumerate(chunks):
+            unsent.setdefault(keys.queue_name, deque()).append(place)
+        deadline, pause_s = time.monotonic() + self.settings.wait_when_full_ms / 1000, FIRST_PAUSE_S
+        while heads := [places[0] for places in unsent.values() if places]:
+            n_added = 0
+            for place, answer in zip(heads, self._send([chunks[place] for place in heads]), strict=True):
+                answers[place] = answer
+                if answer[0] != b"FULL":
+                    unsent[chunks[place][0].queue_name].popleft()
+                    n_added += 1
+            if n_added:
+                pause_s = FIRST_PAUSE_S
+            elif time.monotonic() + pause_s <= deadline:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 0.25)
-                (answers[place],) = self._send([chunks[place]])
+            else:
+                break
+        for places in unsent.values():
+            for place in places:
+                answers[place] = answers[places[0]]
         return answers
 
     def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:

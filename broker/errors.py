@@ -5,7 +5,7 @@
     │   ├── ConnectionFailed            no connection: nothing was sent
     │   └── ConnectionClosed            the connection broke, or the server cannot do it now
     │       └── EnqueueUncertain        a message was sent, and nobody knows whether it arrived
-    ├── QueueFull                       ``max_queue_length`` is reached; nothing was added
+    ├── QueueFull                       ``max_queue_length`` is reached; it names what was not added
     └── MessageTooLarge                 ``max_message_bytes`` is exceeded; nothing was added
     ValueError
     ├── SettingsError                   a setting cannot be used
@@ -51,14 +51,18 @@ class EnqueueUncertain(ConnectionClosed):
 
 
 class QueueFull(BrokerError):
-    """Raised when a queue holds as many messages as ``max_queue_length`` allows."""
+    """Raised when a queue holds as many messages as ``max_queue_length`` allows.
 
-    def __init__(self, *, queue_name: str, length: int, limit: int) -> None:
+    Attributes:
+        message_ids: of the messages that were not added, in their order; what else ``enqueue_many`` was given was.
+    """
+
+    def __init__(self, *, queue_name: str, length: int, limit: int, message_ids: tuple[str, ...]) -> None:
         super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
             f"queue {queue_name!r} holds {length} messages of {limit} it may hold; "
             "enqueue later, add workers, or raise max_queue_length"
         )
-        self.queue_name, self.length, self.limit = queue_name, length, limit
+        self.queue_name, self.length, self.limit, self.message_ids = queue_name, length, limit, message_ids
 
 
 class MessageTooLarge(BrokerError):

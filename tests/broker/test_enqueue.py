@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from typing import Any
 
@@ -124,6 +125,43 @@ def test_a_full_queue_refuses_and_holds_what_it_held(scene: Scene) -> None:
 
     assert (refused.value.queue_name, refused.value.limit) == (QUEUE, 2)
     assert scene.state() == QueueState(waiting=("one", "two"))
+
+
+def test_of_many_that_find_a_queue_full_none_overtakes_another(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = scene.consumer("a", max_queue_length=2)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    run = broker._session.connections.run_scripts
+
+    def finish_one_after_the_first_step(script: Any, calls: Any) -> Any:
+        """What a worker may do between the steps of a round trip."""
+        first = run(script, calls[:1])
+        (held,) = received(consumer, 1)
+        consumer.ack(held)
+        eventually(lambda: scene.state() == QueueState())
+        return [*first, *(run(script, calls[1:]) if calls[1:] else [])]
+
+    sent = [message(str(n)) for n in range(5)]
+    monkeypatch.setattr(broker._session.connections, "run_scripts", finish_one_after_the_first_step)
+    with pytest.raises(QueueFull) as refused:
+        broker.enqueue_many(sent)
+
+    assert refused.value.message_ids == tuple(one.message_id for one in sent)
+    assert scene.state() == QueueState()
+
+
+def test_who_is_refused_is_told_what_was_not_added(scene: Scene) -> None:
+    broker = scene.process("a", max_queue_length=3)
+    broker.enqueue(message("one"))
+    elsewhere = dataclasses.replace(message("elsewhere"), queue_name="another")
+    too_many = [message(str(n)) for n in range(4)]
+
+    with pytest.raises(QueueFull) as refused:
+        broker.enqueue_many([*too_many[:2], elsewhere, *too_many[2:]])
+
+    assert refused.value.message_ids == tuple(one.message_id for one in too_many)
+    assert scene.state() == QueueState(waiting=("one",))
+    assert broker.stats("another").waiting == 1
 
 
 def test_a_producer_may_wait_until_a_full_queue_has_room(scene: Scene) -> None:
