@@ -138,7 +138,7 @@ QUERIES: Final[Mapping[str, Query]] = {
     "dead_new": Query(
         "dead", "backlog",
         "max by (stream) (media_cluster_dead_letters)"
-        " - max by (stream) (min_over_time(media_cluster_dead_letters[$window]))",
+        " - min by (stream) (min_over_time(media_cluster_dead_letters[$window]))",
         "{{ $value | humanize }} jobs of {{ $labels.stream }} have become dead letters in half an hour. Each tells its "
         "reason; what failed for a reason that has passed can be sent again.",
         "Dead letters",
