@@ -29,6 +29,7 @@ import redis
 import yaml
 
 from ops.build import RUNBOOK
+from ops.panels import ROWS
 from ops.quick_links import LOGS, links, with_links
 from ops.thresholds import thresholds
 from sploot_cluster import ClusterService
@@ -200,6 +201,26 @@ def test_what_it_names_of_the_repository_exists() -> None:
 
     assert {"tests/ops/test_runbook.py", "ops/thresholds.yaml"} <= named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_every_panel_and_row_that_it_names_is_on_the_dashboard() -> None:
+    named = set(re.findall(r"(?:panel|row) “([^”]+)”", TEXT))
+
+    assert len(named) >= 4
+    assert named - {row.title for row in ROWS} - {panel.title for row in ROWS for panel in row.panels} == set()
+
+
+def test_no_block_undoes_what_it_does() -> None:
+    both = [block.name for block in blocks() if "queue pause" in block.text and "queue resume" in block.text]
+
+    assert both == []
+
+
+def test_only_what_can_never_work_is_purged_unseen() -> None:
+    chosen = [block for block in blocks() if "LETTER=$(" in block.text and "dead purge" in block.text]
+
+    assert chosen
+    assert [block.name for block in chosen if "--reason undecodable" not in block.lines[0]] == []
 
 
 # -- quick links -------------------------------------------------------------------------------------------------------
@@ -428,7 +449,8 @@ def redis_by_hand(folder: Path) -> Iterator[str]:
     """A redis-server with our configuration that blocks may stop and start again; its URL."""
     port = free_port()
     text = (OPS / "config" / "redis" / "redis.conf").read_text()
-    (folder / "redis.conf").write_text(f"{text}\nport {port}\npidfile {folder / 'pid'}\nlogfile {folder / 'log'}\n")
+    own = f"port {port}\npidfile {folder / 'pid'}\nlogfile {folder / 'log'}\nrepl-diskless-sync-delay 0\n"
+    (folder / "redis.conf").write_text(f"{text}\n{own}")
     start = [str(find_redis_server()), str(folder / "redis.conf"), "--dir", str(folder), "--daemonize", "yes"]
     subprocess.run(start, check=True, capture_output=True)
     with redis.Redis(port=port) as client:
@@ -453,15 +475,18 @@ def is_up(client: redis.Redis) -> bool:
 def test_a_restore_brings_back_pets_and_waiting_work_as_they_were(scene: Scene, tmp_path: Path, way: str) -> None:
     take, *others, start = [block for block in blocks() if block.heading == RESTORE]
     (restore,) = [block for block in others if way in block.text]
-    folder, backup = tmp_path / "redis", tmp_path / "backup"
+    folder, backups = tmp_path / "redis", tmp_path / "backups"
     folder.mkdir()
-    backup.mkdir()
+    backups.mkdir()
     with redis_by_hand(folder) as url, redis.Redis.from_url(url) as client:
-        environ = {"REDIS_URL": url, "REDIS_DIR": str(folder), "BACKUP": str(backup)}
+        environ = {"REDIS_URL": url, "REDIS_DIR": str(folder), "BACKUPS": str(backups)}
         service = ClusterService(RedisPetStore(client))
         for number, vector in enumerate(vectors(pet_id=PET, n=24)):
             service.assign(PetId(PET), MediaId(f"medium-{number}"), model="test@1", vector=np.asarray(vector))
         service.recluster(PetId(PET))
+        # Redis is at a snapshot of its own just then, which lacks what comes now
+        client.config_set("rdb-key-save-delay", 50_000)
+        client.bgsave()
         desk = Desk(client)
         desk.add(1, 2, pet_id=PET)
         desk.bury(3, pet_id=PET)
@@ -469,8 +494,11 @@ def test_a_restore_brings_back_pets_and_waiting_work_as_they_were(scene: Scene, 
         clusters = service.clusters(PetId(PET))
 
         assert scene.run(take, **environ) == [0] * len(take.lines), scene.told
+        (backup,) = backups.iterdir()
         client.flushall()
-        codes = scene.run(restore, **environ)
+        # what is there now is copied as well, and takes no other copy's place
+        assert scene.run(take, **environ) == [0] * len(take.lines), scene.told
+        codes = scene.run(restore, **environ, BACKUP=str(backup))
 
         assert codes[:-1] == [0] * (len(restore.lines) - 1), scene.told
         assert codes[-1] in {0, 1}, scene.told
