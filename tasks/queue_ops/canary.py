@@ -93,14 +93,15 @@ class Canary:
         letters = self._broker.dead_letters(plan.queue)
         n_requeued, started_at = 1, self._clock()
         watch.expect(rest)
-        for number, letter in enumerate(rest, start=1):
-            n_requeued += letters.requeue([letter.id])
+        for number, letter in enumerate(rest):
+            # before the next one and not after it: who waited for a step has seen what became of those before
             n_died = watch.n_died()
-            self._on_step(n_requeued, n_died)
             if n_died >= self._stop_after:
                 why = f"{n_died} died again, the last of: {watch.last_error}; stopped"
                 return Requeued(n_requeued, n_died, len(rest) - number, False, why)
-            self._sleep(max(0.0, started_at + number / self._per_s - self._clock()))
+            n_requeued += letters.requeue([letter.id])
+            self._on_step(n_requeued, n_died)
+            self._sleep(max(0.0, started_at + (number + 1) / self._per_s - self._clock()))
         n_died = self._settled(watch)
         if n_died:
             why = f"{n_died} of {n_requeued} died again: {watch.last_error}"
