@@ -16,8 +16,8 @@ from .deliveries import Delivery
 class Isolation:
     """Lets messages of one process run, suspects one at a time and alone. Thread-safe.
 
-    Nobody is held off for ever: a suspect waits at most ``patience_s`` for others to end, and others wait at most
-    that long for it; from then on it runs in company, and ``enter`` tells so.
+    Nobody is held off for ever: whoever has waited for ``patience_s`` runs, however many suspects came before it;
+    ``enter`` tells whom it keeps company then.
     """
 
     def __init__(self, *, patience_s: float) -> None:
@@ -54,7 +54,7 @@ class Isolation:
         with self._changed:
             del self._running[id(delivery)]
             self._changed.notify_all()
-            self._wait_while_held()
+            self._wait_while_held(time.monotonic() + self._patience_s)
             return self._enter_in_company(delivery)
 
     def leave(self, delivery: Delivery) -> None:
@@ -76,33 +76,33 @@ class Isolation:
             self._changed.notify_all()
 
     def _enter_alone(self, delivery: Delivery) -> Delivery | None:
+        deadline = time.monotonic() + self._patience_s
         with self._changed:
             n_releases = self._n_releases
-            self._wait_while_held()
-            if self._n_releases == n_releases:
-                self._hold(delivery)
+            self._wait_while_held(deadline)
+            if self._n_releases == n_releases and time.monotonic() < deadline:
+                self._hold(delivery, deadline)
                 while self._running and self._holder is delivery and self._left_s():
                     self._changed.wait(self._left_s())
                 if self._holder is delivery and not self._running:
-                    self._hold(delivery)
+                    self._hold(delivery, time.monotonic() + self._patience_s)
                     self._alone = self._running[id(delivery)] = delivery
                     delivery.is_alone = True
                     return None
             return self._enter_in_company(delivery)
 
-    def _hold(self, delivery: Delivery) -> None:
-        self._holder = delivery
-        self._until = time.monotonic() + self._patience_s
+    def _hold(self, delivery: Delivery, until: float) -> None:
+        self._holder, self._until = delivery, until
 
     def _left_s(self) -> float:
         return max(0.0, self._until - time.monotonic())
 
-    def _wait_while_held(self) -> None:
-        """Wait for the holder to end, at most as long as it may hold others off."""
+    def _wait_while_held(self, deadline: float) -> None:
+        """Wait for whoever holds others off, one after the other, until ``deadline`` at most."""
         self._n_waiting += 1
         try:
-            while self._holder is not None and self._left_s():
-                self._changed.wait(self._left_s())
+            while self._holder is not None and (left_s := min(self._left_s(), deadline - time.monotonic())) > 0:
+                self._changed.wait(left_s)
         finally:
             self._n_waiting -= 1
 
@@ -110,7 +110,7 @@ class Isolation:
         disturbed, self._alone = self._alone, None
         if disturbed is not None:
             disturbed.is_alone = False
-        if self._holder is delivery or not self._left_s():
+        if self._holder in (delivery, disturbed) or not self._left_s():
             self._holder = None
         self._running[id(delivery)] = delivery
         self._changed.notify_all()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -135,3 +136,20 @@ def test_leaving_twice_or_without_having_entered_changes_nothing() -> None:
     isolation.leave(suspect)
 
     assert not isolation.is_held
+
+
+def test_nobody_is_held_off_for_longer_than_that_by_suspects_one_after_the_other(
+    threads: ThreadPoolExecutor,
+) -> None:
+    isolation, suspect = Isolation(patience_s=0.2), delivery(charges=1)
+    isolation.enter(suspect)
+    isolation._until = time.monotonic() + 3_600  # as if others followed it for an hour
+    other, second = delivery(), delivery(charges=1)
+
+    try:
+        told = [threads.submit(isolation.enter, one).result(30) for one in (other, second)]
+    finally:
+        isolation.release()
+
+    assert told == [suspect, None]
+    assert (suspect.is_alone, second.is_alone) == (False, False)
