@@ -160,6 +160,16 @@ class Connections:
                 answers[place] = answer
         return answers
 
+    def together(self, keys: Sequence[str]) -> list[list[str]]:
+        """The keys, those of one node together: where one node does not answer, another one may."""
+        by_node: defaultdict[Node | str | None, list[str]] = defaultdict(list)
+        for key in keys:
+            try:
+                by_node[self._node_of(key)].append(key)
+            except ConnectionFailed:  # no node has its slot just now
+                by_node[key].append(key)
+        return list(by_node.values())
+
     def close(self) -> None:
         """Close what is idle. What is borrowed is closed when it comes back to nobody."""
         for idle in list(self._idle.values()):
@@ -171,7 +181,7 @@ class Connections:
     ) -> list[Any]:
         tails = [(len(keys), *keys, *args) for keys, args in calls]
         answers: list[Any] = []
-        moved: list[int] = []
+        again: list[int] = []
         first_error: redis.ResponseError | None = None
         with self._borrowed(node) as connection, translated(ConnectionClosed):
             # EVAL first: it loads the script for the others, whatever the server knows.
@@ -182,18 +192,18 @@ class Connections:
                 try:
                     answers.append(self.answer(connection))
                 except Redirected:
-                    moved.append(place)
+                    again.append(place)
                     answers.append(None)
                 except redis.ResponseError as error:
-                    # the one that should have loaded it was redirected
-                    if moved and isinstance(error, redis.exceptions.NoScriptError):
-                        moved.append(place)
+                    # the one that should have loaded it was redirected, or SCRIPT FLUSH came between
+                    if isinstance(error, redis.exceptions.NoScriptError):
+                        again.append(place)
                     else:
                         first_error = first_error or error
                     answers.append(None)
             if first_error is not None:
                 raise first_error
-        for place in moved:
+        for place in again:
             answers[place] = self.run_script(script, *calls[place])
         return answers
 

@@ -55,6 +55,7 @@ class Keeper:
         self._late_at = float("-inf")
         self._child: _Child | None = None
         self._told: set[str] = set()
+        self._lost: set[str] = set()
         self._n_failures = 0
         self._next_child_at = 0.0 if settings.keeper_process else float("inf")
         self._is_stopping = threading.Event()
@@ -75,15 +76,21 @@ class Keeper:
         self._tell_of_new_queues()
 
     def run_once(self) -> None:
-        """One beat for every queue, in one round trip.
+        """One beat for every queue, in one round trip to each node.
 
         Raises:
-            BrokerConnectionError: it could not be written.
+            BrokerConnectionError: one could not be written. Those of a cluster's other nodes were.
         """
         with self._lock:
-            queues = list(self._queues.values())
-        if queues:
-            self._beat(queues)
+            queues = {keys.stream: keys for keys in self._queues.values()}
+        failure: Exception | None = None
+        for streams in self._connections.together(list(queues)):
+            try:
+                self._beat([queues[stream] for stream in streams])
+            except (BrokerConnectionError, redis.RedisError) as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     @property
     def child_pid(self) -> int | None:
@@ -156,8 +163,12 @@ class Keeper:
     def _loop(self) -> None:
         while not self._is_stopping.is_set():
             try:
-                self._listen(self._until_late_s())
-                if not self._is_stopping.is_set() and self._until_late_s() <= 0:
+                has_heard = self._listen(0.0 if self._lost else self._until_late_s())
+                if self._is_stopping.is_set():
+                    return
+                if self._lost and not has_heard:
+                    self._find_again()
+                elif self._until_late_s() <= 0:
                     self.run_once()
             except (BrokerConnectionError, redis.RedisError) as error:
                 self._logger.warning("no heartbeat was written; trying again", extra={"error": str(error)})
@@ -172,32 +183,39 @@ class Keeper:
         oldest = min((self._confirmed_at.get(name, 0.0) for name in list(self._queues)), default=time.monotonic())
         return oldest + n_beats * self._settings.beat_ms / 1000 - time.monotonic()
 
-    def _listen(self, timeout_s: float) -> None:
-        """Hear the child for so long at most; start one where there is none."""
+    def _find_again(self) -> None:
+        """Beat through our own connections, which know Sentinel and the cluster's map; then have the child told."""
+        lost, self._lost = self._lost, set()
+        try:
+            self.run_once()
+        finally:
+            self._told -= lost
+
+    def _listen(self, timeout_s: float) -> bool:
+        """Hear the child for so long at most; whether it said something. Start one where there is none."""
         if self._child is None and time.monotonic() >= self._next_child_at:
             self._start_child()
         child = self._child
         if child is None:
             self._is_stopping.wait(max(0.0, min(timeout_s, self._next_child_at - time.monotonic())))
-            return
+            return False
         self._tell_of_new_queues()
         told = child.heard(max(0.001, timeout_s))
         if told is None:
-            return
+            return False
         if not told:
             if self._child is child and not self._is_stopping.is_set():
                 self._child = None
                 self._do_without(f"it ended with status {child.end()}")
-            return
+            return False
         kind, *rest = told
         if kind == "beat":
             self._n_failures = 0
             queue_name, sent_at, was_in_time = rest
             self._confirm(queue_name, sent_at, was_in_time=bool(was_in_time))
         elif kind == "lost":
-            # Through this process's own connections, which know Sentinel and the cluster's map; then it is told where.
-            self._told.discard(rest[0])
-            self._beat([self._queues[rest[0]]])
+            self._lost.add(rest[0])
+        return True
 
     def _start_child(self) -> None:
         if not CAN_HAVE_CHILD:

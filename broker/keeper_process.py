@@ -236,14 +236,23 @@ class KeeperProcess:
         return bool(kind == "stop")
 
     def _beat_where_due(self) -> None:
+        broken: set[Link] = set()
         for name in [name for name, at in self._due.items() if at <= time.monotonic()]:
             self._due[name] = time.monotonic() + self._beat_s
             if self._parent.is_stopped():
                 continue
             sent_at = time.monotonic()
+            _, link = self._queues[name]
+            if link in broken:
+                # a server that hangs is asked once: the other servers' queues must not wait for every one of its own
+                self._due[name] = time.monotonic() + min(AGAIN_AFTER_S, self._beat_s)
+                self._say("lost", name, "as another queue of its server")
+                continue
             try:
                 answer = self._run(name, self._scripts[0], self._lease_ms)
             except (OSError, Refused) as error:
+                if isinstance(error, OSError):
+                    broken.add(link)
                 self._due[name] = time.monotonic() + min(AGAIN_AFTER_S, self._beat_s)
                 self._say("lost", name, f"{type(error).__name__}: {error}")
                 continue

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -29,6 +31,7 @@ class Cluster:
 
     def __init__(self, servers: list[EmbeddedRedis]) -> None:
         self.ports = [server.port for server in servers]
+        self.pids = {server.port: server.pid for server in servers if server.pid is not None}
         self.nodes: dict[int, Any] = {port: redis.Redis(port=port) for port in self.ports}
 
     def client(self) -> redis.RedisCluster:
@@ -208,3 +211,39 @@ def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
 
     assert (taken.message_id, taken.deliveries) == (message.message_id, 2)
     consumer.close()
+
+
+def test_a_node_that_hangs_takes_no_lease_from_the_queues_of_the_others(cluster: Cluster) -> None:
+    streams = {queue: QueueKeys("streams", queue) for queue in (*QUEUES, *(f"red-{number}" for number in range(20)))}
+    hanging = cluster.port_of(streams["red"].stream)
+    elsewhere = next(queue for queue in QUEUES if cluster.port_of(streams[queue].stream) != hanging)
+    there = [queue for queue, keys in streams.items() if cluster.port_of(keys.stream) == hanging]
+    assert len(there) > 3
+    keys = streams[elsewhere]
+    node = cluster.nodes[cluster.port_of(keys.stream)]
+    client = redis.RedisCluster(host="127.0.0.1", port=node.connection_pool.connection_kwargs["port"], socket_timeout=1)
+    broker = RedisStreamsBroker(client=client, middleware=[], lease_ms=3_000)
+    with ExitStack() as stack:
+        stack.callback(client.close)
+        stack.callback(broker.close)
+        for one in cluster.nodes.values():
+            one.config_set("cluster-require-full-coverage", "no")
+            stack.callback(one.config_set, "cluster-require-full-coverage", "yes")
+        for queue in (*there, elsewhere):
+            broker.declare_queue(queue)
+            stack.callback(broker.consume(queue, timeout=100).close)
+        eventually(lambda: broker._session.keeper.child_pid)
+        pid = cluster.pids[hanging]
+        os.kill(pid, signal.SIGSTOP)
+        stack.callback(lambda: eventually(lambda: all(is_whole(one) for one in cluster.nodes.values()), within_s=30))
+        stack.callback(os.kill, pid, signal.SIGCONT)
+
+        ages = []
+        began = last = node.zscore(keys.consumers, broker.consumer_name)
+        while last < began + 4 * 3_000:
+            seconds, micros = node.time()
+            last = node.zscore(keys.consumers, broker.consumer_name)
+            ages.append(seconds * 1_000 + micros // 1_000 - last)
+            assert ages[-1] < 3_000, "others may take its messages"
+            time.sleep(0.05)
+        eventually(lambda: broker._session.keeper.is_sure_of(elsewhere))

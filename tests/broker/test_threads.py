@@ -12,6 +12,8 @@ import dramatiq
 import redis
 
 from broker import RedisStreamsBroker
+from broker.connections import Connections
+from broker.scripts import Script
 
 STREAM = "streams:q"
 
@@ -136,3 +138,14 @@ def test_producers_that_fork_after_they_enqueued_do_not_share_a_connection(
     assert done.returncode == 0, done.stderr
     found = labels(redis_client)
     assert len(found) == len(set(found)) == 6 * 200
+
+
+def test_many_calls_of_a_script_that_is_flushed_between_them_are_all_answered(redis_url: str) -> None:
+    connections = Connections(redis.Redis.from_url(redis_url))
+    # a name that no server ever knows stands for one that was forgotten just now
+    forgotten = Script("echo", "return KEYS[1]", "0" * 40)
+
+    answers = connections.run_scripts(forgotten, [([f"k{number}"], []) for number in range(3)])
+
+    assert answers == [b"k0", b"k1", b"k2"]
+    connections.close()
