@@ -13,22 +13,27 @@ if not last_delivered then
   return {'', {}, {}}
 end
 
-local orphans, ghosts = {}, {}
-local function look(from, to)
+local orphans, ghosts, from = {}, {}, cursor
+-- Whether all from here to there were looked at: a page of orphans ends a call.
+local function look(to)
   while #orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
     if not entry then
-      return
+      return true
     end
     orphans[#orphans + 1] = entry[1]
     from = '(' .. entry[1]
   end
+  return false
 end
 
 local pending = redis.call('XPENDING', stream, group, cursor, '+', page)
-local from = cursor
+local is_complete = #pending < page
 for _, one in ipairs(pending) do
-  look(from, '(' .. one[1])
+  if not look('(' .. one[1]) then
+    is_complete = false
+    break
+  end
   from = '(' .. one[1]
   if #redis.call('XRANGE', stream, one[1], one[1]) == 0 then
     ghosts[#ghosts + 1] = one[1]
@@ -36,9 +41,7 @@ for _, one in ipairs(pending) do
     ghosts[#ghosts + 1] = one[4]
   end
 end
-local next_cursor = from
-if #pending < page then
-  look(from, last_delivered)
-  next_cursor = ''
+if is_complete then
+  is_complete = look(last_delivered)
 end
-return {next_cursor, orphans, ghosts}
+return {is_complete and '' or from, orphans, ghosts}

@@ -6,8 +6,11 @@
 --          then names and values of the letter's own fields
 -- Returns  {"BURIED", id of the letter}, or why nothing was written: {"FENCED"}, {"GONE"}
 --
+-- Of an entry with very many fields the first are kept, and the letter says in left_out how many were not: a script cannot
+-- pass on more.
 -- A full server takes it: but for the reason nothing is added that was not there, and the first write needs no memory.
 
+local MOST_FIELDS = 2000
 local stream, dead, suspects, counters, unique = KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local keep_ms, keep_n, key = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
@@ -26,9 +29,14 @@ if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~
 end
 
 local letter = {unpack(ARGV, 9)}
-for i = 1, #entry[2], 2 do
+local n_fields = #entry[2] / 2
+for i = 1, 2 * math.min(n_fields, MOST_FIELDS), 2 do
   letter[#letter + 1] = 'entry:' .. entry[2][i]
   letter[#letter + 1] = entry[2][i + 1]
+end
+if n_fields > MOST_FIELDS then
+  letter[#letter + 1] = 'left_out'
+  letter[#letter + 1] = n_fields - MOST_FIELDS
 end
 local letter_id = redis.call('XADD', dead, '*', unpack(letter))
 redis.call('XTRIM', dead, 'MAXLEN', '~', keep_n)

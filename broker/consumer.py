@@ -16,6 +16,7 @@ import redis
 from dramatiq import Message
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
+from dramatiq.threading import Interrupt
 
 from .connections import BlockingRead
 from .deliveries import Delivery
@@ -94,6 +95,13 @@ class StreamsConsumer(Consumer):
             BrokerConnectionError: these could not be written. The Worker asks again.
         """
         assert isinstance(message, Delivery)
+        try:
+            self._ack(message)
+        except Interrupt:
+            # A time limit, or a shutdown, that was meant for the job, which has ended. It would end the worker thread.
+            self._ack(message)
+
+    def _ack(self, message: Delivery) -> None:
         self._enqueue_followers(message)
         if message.pending_retry is not None:
             self._session.write_retry(message)
@@ -104,8 +112,8 @@ class StreamsConsumer(Consumer):
         if message.is_settled or message.is_lost:
             self._queue.deliveries.forget([message])
         else:
-            message.is_settled = True
             self._session.settler.settle(self._keys, self._queue.deliveries, message)
+            message.is_settled = True
             if message.charges:
                 # before another one may kill this process, and have the crash charged to this one
                 self._queue.deliveries.wait_until_written(message, 1.0)
@@ -118,6 +126,12 @@ class StreamsConsumer(Consumer):
             BrokerConnectionError: it could not be written. The Worker asks again.
         """
         assert isinstance(message, Delivery)
+        try:
+            self._nack(message)
+        except Interrupt:
+            self._nack(message)
+
+    def _nack(self, message: Delivery) -> None:
         self._enqueue_followers(message)
         try:
             if not (message.is_settled or message.is_lost):
@@ -240,11 +254,11 @@ class StreamsConsumer(Consumer):
             # FLUSHALL, a failover to an empty replica, DESTROY by hand: what is in the stream is work again
             if "NOGROUP" not in str(error):
                 raise
-            self._session.keeper.run_once()
+            self._session.keeper.add(self._keys)
             return
         except BrokerConnectionError as error:
             if STREAM_GONE in str(error):
-                self._session.keeper.run_once()
+                self._session.keeper.add(self._keys)
                 return
             # entries may have been delivered into the connection that broke
             self._is_resynced = False

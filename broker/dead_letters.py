@@ -8,6 +8,7 @@ A letter is an entry of the queue's dead stream, with these fields, those withou
     traceback   its end, at most 8 KiB
     actor, message_id, entry_id, deliveries, ordering_key
     entry:…     every field of the entry as it was; a requeue restores exactly these
+    left_out    how many fields it had beyond 2,000, which are not kept
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .deliveries import Delivery
 from .entries import WrongQueue, fields_of
 from .errors import DeliveryLimitReached, UndecodableEntry
 from .keys import QueueKeys
+from .options import ordering_key_of
 from .scripts import REQUEUE
 
 MAX_TRACEBACK_BYTES = 8 * 1024
@@ -234,7 +236,12 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
 
 def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliveries: int) -> list[Argument]:
     """Names and values of the letter of an entry that is no message."""
-    told = {} if error.message is None else {"actor": error.message.actor_name, "message_id": error.message.message_id}
+    message, told = error.message, {}
+    if message is not None:
+        told = {"actor": message.actor_name, "message_id": message.message_id}
+        ordering_key = ordering_key_of(message.options)
+        if ordering_key is not None:
+            told["ordering_key"] = ordering_key
     return _facts(reason, error, entry_id=entry_id, deliveries=deliveries, **told)
 
 

@@ -106,6 +106,7 @@ class Deliveries:
         self._changed = threading.Condition(self._lock)
         # At how many held ones somebody wants to be woken. A wake-up costs more than all else that an ack does.
         self._awaited_held = NOBODY_WAITS
+        self._n_await_writing = 0
 
     def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Hold them; those that are. Entries held already are not: a group made again delivers everything again."""
@@ -135,7 +136,7 @@ class Deliveries:
                 for table in (self._settling, self._held):
                     if table.get(delivery.entry_id) is delivery:
                         del table[delivery.entry_id]
-            if len(self._held) <= self._awaited_held:
+            if len(self._held) <= self._awaited_held or self._n_await_writing:
                 self._changed.notify_all()
 
     def wait_for_room(self, prefetch: int, timeout_s: float, *, n_ahead: int = 0) -> int:
@@ -167,8 +168,12 @@ class Deliveries:
 
     def wait_until_written(self, delivery: Delivery, timeout_s: float) -> None:
         """Wait until Redis has confirmed how it ended, or for ``timeout_s``."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._settling.get(delivery.entry_id) is not delivery, timeout_s)
+        with self._lock:
+            self._n_await_writing += 1
+            try:
+                self._changed.wait_for(lambda: self._settling.get(delivery.entry_id) is not delivery, timeout_s)
+            finally:
+                self._n_await_writing -= 1
 
     def wake(self) -> None:
         """Have ``wait_for_room`` look again."""

@@ -28,7 +28,7 @@ SHORTEST_WAIT_S = 0.005
 SWEEP_PAGE = 500
 # How often the processes of this machine are looked at; that asks nothing of Redis.
 LOOK_AT_SIBLINGS_S = 0.5
-# A consumer without entries whose heartbeat is older than this has ended without saying so.
+# A consumer without entries whose heartbeat is older than this and a lease has ended without saying so.
 FORGET_CONSUMER_MS = 5 * 60 * 1000
 
 
@@ -165,7 +165,7 @@ class Janitor:
                     self._sweep_cursor,
                     SWEEP_PAGE,
                     settings.dead_letter_ttl_ms,
-                    FORGET_CONSUMER_MS,
+                    FORGET_CONSUMER_MS + settings.lease_ms,
                 ),
             )
             n_found += n

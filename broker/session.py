@@ -28,7 +28,7 @@ from .isolation import Isolation
 from .janitor import Janitor, Round
 from .keeper import Keeper
 from .keys import QueueKeys
-from .options import name_in_delayed, unique_key_of
+from .options import name_in_delayed, ordering_key_of, unique_key_of
 from .scripts import BURY, LEAVE, RETRY, START
 from .settings import BrokerSettings
 from .settler import Settler
@@ -183,14 +183,15 @@ class Session:
     def note_company(self, delivery: Delivery) -> None:
         """Have a crash charged to this one as to one of many: it does not run alone any more."""
         try:
-            self._start(delivery)
+            self._start(delivery, is_running=True)
         except (BrokerConnectionError, redis.RedisError) as error:
             self.logger.warning("cannot note that a suspect is not alone any more: %s", error)
 
-    def _start(self, delivery: Delivery) -> bool:
+    def _start(self, delivery: Delivery, *, is_running: bool = False) -> bool:
         keys = self._keys(delivery)
         script_keys = (keys.stream, keys.suspects, keys.counters)
-        return bool(self._fenced(START, keys, delivery, script_keys, (int(delivery.is_alone),)) == b"RUN")
+        args = (int(delivery.is_alone), int(is_running))
+        return bool(self._fenced(START, keys, delivery, script_keys, args) == b"RUN")
 
     def write_retry(self, delivery: Delivery) -> bool:
         """Write the retry of a message, and remove the entry it came from; whether this process still held it.
@@ -257,18 +258,27 @@ class Session:
         """Make an entry that is no message a dead letter."""
         reason = "oversize" if isinstance(error, Oversize) else reason_of(error)
         facts = facts_of_entry(reason, error, entry_id=entry_id, deliveries=deliveries)
+        message_id = ordering_key = ""
+        script_keys = [*keys.work, keys.dead, keys.suspects, keys.counters]
+        if error.message is not None and error.message.queue_name == keys.queue_name:
+            # what it held is held by nobody any more
+            message_id = error.message.message_id
+            ordering_key = ordering_key_of(error.message.options) or ""
+            unique_key = unique_key_of(error.message.options)
+            if unique_key is not None:
+                script_keys.append(keys.unique(unique_key))
         answer = self.connections.run_script(
             BURY,
-            (*keys.work, keys.dead, keys.suspects, keys.counters),
+            script_keys,
             (
                 self.settings.group,
                 self.consumer_name,
                 deliveries,
                 entry_id,
-                "",
+                message_id,
                 self.settings.dead_letter_ttl_ms,
                 self.settings.dead_letter_max,
-                "",
+                ordering_key,
                 *facts,
             ),
         )

@@ -19,9 +19,9 @@ for i = 4, 2 + 2 * n, 2 do
   if not pending.err and pending[1] and pending[1][2] == consumer and pending[1][4] == tonumber(ARGV[i + 1]) then
     n_held = n_held + 1
   end
-  if ARGV[i + 1] ~= '1' then
-    redis.call('HDEL', suspects, id)
-  end
+end
+if redis.call('EXISTS', suspects) == 1 then
+  redis.call('HDEL', suspects, unpack(ids))
 end
 
 redis.pcall('XACK', stream, group, unpack(ids))

@@ -69,31 +69,43 @@ class Settler:
         """Write what is waiting; how many that was.
 
         Raises:
-            BrokerConnectionError: Redis did not take it; it is still waiting.
+            BrokerConnectionError: Redis did not take all of it; the rest is still waiting.
         """
         by_queue: dict[Deliveries, tuple[QueueKeys, list[Delivery]]] = {}
         for keys, deliveries, delivery in self._taken():
             if deliveries not in by_queue:
                 by_queue[deliveries] = keys, []
             by_queue[deliveries][1].append(delivery)
-        n_written = 0
+        n_written, failure = 0, None
         try:
             for deliveries, (keys, of_queue) in by_queue.items():
-                while of_queue:
-                    chunk = of_queue[:ENTRIES_PER_CALL]
-                    args: list[Argument] = [self._group, self._consumer_name, len(chunk)]
-                    for delivery in chunk:
-                        args += (delivery.entry_id, delivery.deliveries)
-                    for delivery in chunk:
-                        if delivery.ordering_key is not None:
-                            args += (delivery.entry_id, delivery.ordering_key)
-                    self._connections.run_script(SETTLE, (*keys.work, keys.suspects, keys.counters), args)
-                    del of_queue[: len(chunk)]
-                    deliveries.forget(chunk)
-                    n_written += len(chunk)
+                try:
+                    n_written += self._write(keys, deliveries, of_queue)
+                except (BrokerConnectionError, redis.RedisError) as error:
+                    # of one node, or of one queue: the others' must not wait for it
+                    failure = failure or error
         finally:
             for deliveries, (keys, of_queue) in by_queue.items():
                 self._waiting.extendleft((keys, deliveries, delivery) for delivery in reversed(of_queue))
+        if failure is not None:
+            raise failure
+        return n_written
+
+    def _write(self, keys: QueueKeys, deliveries: Deliveries, of_queue: list[Delivery]) -> int:
+        """Write what is waiting of one queue; how many that was. What was written is taken out of ``of_queue``."""
+        n_written = 0
+        while of_queue:
+            chunk = of_queue[:ENTRIES_PER_CALL]
+            args: list[Argument] = [self._group, self._consumer_name, len(chunk)]
+            for delivery in chunk:
+                args += (delivery.entry_id, delivery.deliveries)
+            for delivery in chunk:
+                if delivery.ordering_key is not None:
+                    args += (delivery.entry_id, delivery.ordering_key)
+            self._connections.run_script(SETTLE, (*keys.work, keys.suspects, keys.counters), args)
+            del of_queue[: len(chunk)]
+            deliveries.forget(chunk)
+            n_written += len(chunk)
         return n_written
 
     def stop(self, *, timeout_s: float = 5.0) -> int:
@@ -141,5 +153,9 @@ class Settler:
             self._logger.warning(
                 "acknowledgements are not written; trying again", extra={"n": len(self._waiting), "error": str(error)}
             )
+            return False
+        except Exception:
+            # whatever it is, this thread is the only one that writes
+            self._logger.exception("acknowledgements are not written; trying again", extra={"n": len(self._waiting)})
             return False
         return True

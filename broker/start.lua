@@ -2,21 +2,25 @@
 -- does it hold a unique lock?
 --
 -- KEYS     1 stream  2 suspects  3 counters  4 unique key of the message (optional)
--- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process
+-- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process, 1: it runs already
 -- Returns  RUN, or LOST: another holds the entry now
 --
 -- Notes who runs an entry that was delivered before, so that a crash is charged to the message that ran, and not to
--- those that merely waited in the same process. Asked again of one that runs when it is not alone any more.
+-- those that merely waited in the same process. Asked again of one that runs when it is not alone any more: that it has
+-- ended meanwhile, or lost the entry, is refused to nobody then.
 
 local stream, suspects, counters, unique = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local is_running = ARGV[7] == '1'
 local company = ARGV[6] == '1' and '' or ' beside others'
 
 -- A full server lets a script finish whose first write needs no memory.
 redis.call('HDEL', suspects, '')
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
 if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~= deliveries then
-  redis.call('HINCRBY', counters, 'fenced', 1)
+  if not is_running then
+    redis.call('HINCRBY', counters, 'fenced', 1)
+  end
   return 'LOST'
 end
 if deliveries > 1 then

@@ -4,7 +4,7 @@
 -- KEYS     1 stream  2 consumers  3 dead  4 timer  5 suspects  6 counters
 -- ARGV     group, consumer of what is handed back, cursor ("-" at first), page, ms to keep dead letters,
 --          ms after which an idle consumer without entries is forgotten
--- Returns  {next cursor ("" = the pass is complete), orphans found}
+-- Returns  {next cursor ("" = the pass is complete), orphans found}; a page of orphans ends a call, too
 --
 -- Settled entries are removed, so every entry up to the last delivered one is pending or an orphan; between two
 -- neighbours in the pending list there is either nothing or orphans. No payload but an orphan's is ever read.
@@ -18,30 +18,34 @@ if not last_delivered then
   return {'', 0}
 end
 
-local n_orphans = 0
-local function adopt(from, to)
+local n_orphans, from = 0, cursor
+-- Whether all from here to there were adopted.
+local function adopt(to)
   while n_orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
     if not entry then
-      return
+      return true
     end
     redis.call('XCLAIM', stream, group, handed_back, 0, entry[1], 'FORCE', 'RETRYCOUNT', 1, 'JUSTID')
     n_orphans = n_orphans + 1
     from = '(' .. entry[1]
   end
+  return false
 end
 
 local pending = redis.call('XPENDING', stream, group, cursor, '+', page)
-local from = cursor
+local is_complete = #pending < page
 for _, one in ipairs(pending) do
-  adopt(from, '(' .. one[1])
+  if not adopt('(' .. one[1]) then
+    is_complete = false
+    break
+  end
   from = '(' .. one[1]
 end
-local next_cursor = from
-if #pending < page then
-  adopt(from, last_delivered)
-  next_cursor = ''
+if is_complete then
+  is_complete = adopt(last_delivered)
 end
+local next_cursor = is_complete and '' or from
 
 if n_orphans > 0 then
   redis.call('HINCRBY', counters, 'orphaned', n_orphans)
@@ -51,6 +55,10 @@ if next_cursor == '' then
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
+  if redis.call('XLEN', stream) == 0 then
+    -- of entries that were deleted by hand while they ran
+    redis.call('DEL', suspects)
+  end
   local holds = {}
   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     local name, n_pending, idle = consumer[2], consumer[4], consumer[6]

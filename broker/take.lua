@@ -15,6 +15,9 @@ local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]
 local lease, room, limit, believe_stale = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
 
+-- Removes so many ids without entry at a time; a queue whose entries were trimmed away may hold any number.
+local MOST_GHOSTS = 2000
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- A full server lets a script finish whose first write needs no memory.
@@ -44,7 +47,7 @@ local function charge(id, owner, deliveries)
 end
 
 local function take_from(owner, min_idle)
-  while #taken < room do
+  while #taken < room and n_ghosts < MOST_GHOSTS do
     local pending = redis.call('XPENDING', stream, group, 'IDLE', min_idle, '-', '+', room - #taken, owner)
     if #pending == 0 then
       return

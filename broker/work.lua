@@ -39,7 +39,8 @@ local function stand_in_line(key, due, payload)
   local last = redis.call('ZREVRANGEBYLEX', work.line, '(' .. key .. '\1', '[' .. key .. '\0', 'LIMIT', 0, 1)[1]
   local place = last and tonumber(string.sub(last, -16)) + 1 or 1
   local member = key .. '\0' .. string.format('%016d', place)
-  redis.call('HSET', work.in_line, member, due .. ' ' .. payload)
+  -- Lua would write a large number as 1.8e+18
+  redis.call('HSET', work.in_line, member, string.format('%.0f', due) .. ' ' .. payload)
   redis.call('ZADD', work.line, 0, member)
 end
 

@@ -121,3 +121,16 @@ def test_a_queue_without_stream_holds_nothing(scene: Scene) -> None:
     assert by_hand.astray().orphans == ()
     assert by_hand.rescue([PendingEntry("1-1", STRANGER, 1)]) == Rescued(0, 0)
     assert by_hand.retire(STRANGER) == Retired("retired")
+
+
+def test_orphans_are_seen_beyond_a_page_of_them(scene: Scene) -> None:
+    given_held_by_a_stranger(scene, *map(str, range(1_500)))
+    by_hand = scene.process("operator").by_hand(QUEUE)
+    first, *others, last = [entry.id for entry in by_hand.pending(1_500)]
+    for start in range(0, len(others), 500):
+        scene.client.xack(KEYS.stream, GROUP, *others[start : start + 500])
+
+    assert [orphan.id for orphan in by_hand.astray().orphans] == others
+
+    scene.client.xack(KEYS.stream, GROUP, first, last)
+    assert len(by_hand.astray().orphans) == 1_500

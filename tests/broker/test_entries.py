@@ -13,6 +13,9 @@ from broker import UndecodableEntry
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, message, received
 from tests.support import eventually
 
+# JSON can hold it and UTF-8 cannot: whatever is made of it cannot be sent to Redis.
+HALF_A_CHARACTER = "\ud800"
+
 
 def encoded(**fields: Any) -> bytes:
     return dramatiq.Message(
@@ -28,8 +31,27 @@ def encoded(**fields: Any) -> bytes:
         ({"message": b"{}"}, "undecodable"),
         ({"something": b"else"}, "undecodable"),
         ({"message": encoded(queue_name="another")}, "wrong-queue"),
+        *(
+            ({"message": encoded(**half)}, "undecodable")
+            for half in (
+                {"actor_name": HALF_A_CHARACTER},
+                {"message_id": HALF_A_CHARACTER},
+                {"options": {"unique_key": HALF_A_CHARACTER}},
+                {"options": {"ordering_key": HALF_A_CHARACTER}},
+            )
+        ),
     ],
-    ids=["bytes", "no object", "no message", "no field", "wrong queue"],
+    ids=[
+        "bytes",
+        "no object",
+        "no message",
+        "no field",
+        "wrong queue",
+        "half an actor",
+        "half an id",
+        "half a unique key",
+        "half an ordering key",
+    ],
 )
 def test_an_entry_that_is_no_message_of_the_queue_becomes_a_dead_letter(
     scene: Scene, fields: dict[str, bytes], reason: str
@@ -133,3 +155,34 @@ def test_the_traceback_of_a_dead_letter_is_kept_to_eight_kilobytes(scene: Scene)
     assert letter.traceback is not None
     assert 0 < len(letter.traceback.encode()) <= 8 * 1024
     assert len(letter.error.encode()) <= 4 * 1024
+
+
+def test_an_entry_of_more_fields_than_a_script_can_pass_on_becomes_a_letter_of_the_first(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    scene.client.xadd(KEYS.stream, {f"f{number}": "x" for number in range(5_000)})
+    scene.brokers["a"].enqueue(message("good"))
+
+    assert received(consumer, 1)[0].args == ("good",)
+
+    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert letter.fields == {f"f{number}".encode(): b"x" for number in range(2_000)}
+    ((_, stored),) = scene.client.xrange(KEYS.dead)
+    assert stored[b"left_out"] == b"3000"
+    assert scene.brokers["a"].dead_letters(QUEUE).requeue([letter.id]) == 1
+
+
+def test_a_message_that_is_too_large_to_run_frees_its_unique_key_and_its_place_in_line(scene: Scene) -> None:
+    producer = scene.process("producer")
+    large = message("x" * 2_000, unique_key="u", ordering_key="k")
+    producer.enqueue(large)
+    producer.enqueue(message("next", ordering_key="k"))
+    consumer = scene.consumer("a", max_message_bytes=1_000)
+
+    assert received(consumer, 1)[0].args == ("next",)
+
+    assert scene.state().locks == ()
+    letters = producer.dead_letters(QUEUE)
+    (letter,) = letters.list()
+    assert (letter.reason, letter.message_id) == ("oversize", large.message_id)
+    # put back while another of its key is at work, it waits its turn
+    assert letters.put_back([letter.id]) == ["in-line"]

@@ -202,3 +202,17 @@ def test_keys_keep_their_order_under_a_worker_whose_jobs_fail_at_random(
 
     assert ran == {key: list(range(30)) for key in keys}, f"seed {seed}"
     assert redis_client.keys("*ordered*") == []
+
+
+def test_a_delay_in_the_wrong_unit_harms_nobody_else(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(of_key("k", "one")[0])
+    one = next_of(consumer)
+    broker.enqueue(of_key("k", "in a billion years")[0], delay=10**18)
+    broker.enqueue(message("other"))
+
+    consumer.ack(one)
+    consumer.ack(next_of(consumer))
+
+    eventually(lambda: scene.state() == QueueState(delayed=("in a billion years",)))

@@ -296,3 +296,92 @@ def test_a_stopped_process_that_comes_back_learns_that_its_messages_are_gone(sta
 
     assert stage.state() == QueueState(pending={"one": ("b", 2)})
     assert taken.message_id == one.message_id
+
+
+def test_orphans_of_any_number_are_found_in_one_pass(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=2, timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message(str(number)) for number in range(3_000)])
+    held = received(consumer, 2)
+    consumer.close()
+    # what an operator does who wants to skip a backlog
+    scene.client.xgroup_setid(KEYS.stream, GROUP, "$")
+
+    assert swept(scene, "a").n_orphans == 2_998
+
+    assert broker.stats(QUEUE).in_flight == 3_000
+    assert {entry.holder for entry in broker.by_hand(QUEUE).pending(3_000)[2:]} == {"~handed-back"}
+    assert len(held) == 2
+
+
+def test_a_suspect_that_ended_before_its_company_was_noted_counts_as_refused_to_nobody(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    consumer.ack(one)
+    eventually(lambda: scene.state() == QueueState())
+
+    broker._session.note_company(one)
+
+    assert broker.counters(QUEUE)["fenced"] == 0
+    assert scene.charges() == {}
+
+
+def test_a_process_that_beats_less_often_than_consumers_are_forgotten_is_not_forgotten(scene: Scene) -> None:
+    scene.consumer("a", lease_ms=3_600_000)
+    name = scene.brokers["a"].consumer_name
+    half_a_lease_ago = scene.client.zscore(KEYS.consumers, name) - 1_800_000
+    scene.client.zadd(KEYS.consumers, {name: half_a_lease_ago})
+    other = scene.consumer("b", lease_ms=3_600_000)
+    scene.brokers["b"].enqueue(message("one"))
+    received(other, 1)
+
+    swept(scene, "b")
+
+    assert scene.client.zscore(KEYS.consumers, name) == half_a_lease_ago
+
+
+def test_what_was_noted_of_suspects_goes_with_them_whatever_an_operator_did(scene: Scene) -> None:
+    consumer = scene.consumer("0")
+    scene.brokers["0"].enqueue_many([message("one"), message("two")])
+    for delivery in received(consumer, 2):
+        scene.brokers["0"].emit_before("process_message", delivery)
+    scene.die("0")
+    consumer = scene.consumer("1", timeout=500)
+    broker = scene.brokers["1"]
+    _one, two = received(consumer, 2)
+    for delivery in (_one, two):
+        broker.emit_before("process_message", delivery)
+    consumer.close()
+    assert scene.charges().keys() == {"one", "two"}
+    scene.die("1")
+    # made again it delivers for the first time, and nobody can tell that it did before
+    scene.client.xgroup_destroy(KEYS.stream, GROUP)
+    consumer = scene.consumer("2")
+    broker = scene.brokers["2"]
+    one, two = sorted(received(consumer, 2), key=lambda delivery: str(delivery.args))
+
+    consumer.ack(one)
+    eventually(lambda: scene.charges().keys() == {"two"})
+    scene.client.xack(KEYS.stream, GROUP, two.entry_id)
+    scene.client.xdel(KEYS.stream, two.entry_id)
+    swept(scene, "2")
+
+    assert not scene.client.exists(KEYS.suspects)
+
+
+def test_any_number_of_ids_without_entry_is_removed_in_steps(scene: Scene) -> None:
+    producer = scene.process("producer")
+    producer.enqueue_many([message(str(number)) for number in range(5_000)])
+    scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
+    scene.client.xreadgroup(GROUP, "by-hand", {KEYS.stream: ">"}, count=5_000)
+    by_hand = producer.by_hand(QUEUE)
+    by_hand.rescue(by_hand.pending(5_000))
+    scene.client.xtrim(KEYS.stream, maxlen=0)
+    consumer = scene.consumer("a", timeout=100)
+
+    consumer._take(10)
+
+    assert producer.counters(QUEUE)["ghosts"] == 2_000
+    eventually(lambda: next(consumer) is None and producer.counters(QUEUE)["ghosts"] == 5_000, within_s=30)

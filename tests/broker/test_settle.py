@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import dramatiq
 import pytest
-from dramatiq.errors import BrokerConnectionError
+from dramatiq.errors import BrokerConnectionError, ConnectionFailed
+from dramatiq.middleware import TimeLimitExceeded
 
-from broker import LeaseLost, settler
+from broker import Delivery, LeaseLost, settler
+from broker.deliveries import Deliveries
+from broker.scripts import SETTLE, Script
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
 
@@ -316,3 +322,111 @@ def robbed(scene: Scene, by: str) -> None:
         name = scene.process("b").consumer_name
         ids = [one["message_id"] for one in scene.client.xpending_range(KEYS.stream, GROUP, "-", "+", 10)]
         scene.client.xclaim(KEYS.stream, GROUP, name, 0, ids, retrycount=1)
+
+
+def test_acknowledgements_of_one_queue_do_not_wait_for_those_of_another_whose_node_is_away(
+    stage: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = stage.consumer("a")
+    broker = stage.brokers["a"]
+    consumers = {QUEUE: consumer}
+    for queue in ("away-1", "away-2"):
+        broker.declare_queue(queue)
+        consumers[queue] = broker.consume(queue, timeout=2_000)
+        broker.enqueue(dramatiq.Message(queue, "work", ("one",), {}, {}))
+    broker.enqueue(message("one"))
+    done = {queue: received(one, 1)[0] for queue, one in consumers.items()}
+    connections = broker._session.connections
+    run_script = connections.run_script
+    is_away, n_tries, may_fail = True, 0, threading.Event()
+
+    def in_a_cluster(script: Script, keys: Sequence[str], args: Any) -> Any:
+        nonlocal n_tries
+        if script is SETTLE and keys[0].startswith("streams:away"):
+            n_tries += 1
+            if is_away:
+                may_fail.wait(30)
+                raise ConnectionFailed("its node is away")
+        return run_script(script, keys, args)
+
+    monkeypatch.setattr(connections, "run_script", in_a_cluster)
+    consumers["away-1"].ack(done["away-1"])
+    eventually(lambda: n_tries)
+    for queue in (QUEUE, "away-2"):
+        consumers[queue].ack(done[queue])
+    may_fail.set()
+
+    eventually(lambda: stage.state() == QueueState())
+    assert [broker.stats(queue).in_flight for queue in ("away-1", "away-2")] == [1, 1]
+    is_away = False
+    eventually(lambda: [broker.stats(queue).in_flight for queue in ("away-1", "away-2")] == [0, 0])
+    for queue in ("away-1", "away-2"):
+        consumers[queue].close()
+
+
+def test_an_error_that_nobody_thought_of_does_not_end_the_thread_that_writes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    failures = [ZeroDivisionError("a bug")]
+    run_script = broker._session.connections.run_script
+
+    def failing_once(script: Script, keys: Any, args: Any) -> Any:
+        if script is SETTLE and failures:
+            raise failures.pop()
+        return run_script(script, keys, args)
+
+    monkeypatch.setattr(broker._session.connections, "run_script", failing_once)
+
+    consumer.ack(one)
+
+    eventually(lambda: scene.state() == QueueState())
+    assert not failures
+
+
+@pytest.mark.parametrize("ends", ["ack", "nack"])
+def test_an_interrupt_that_comes_when_the_job_has_ended_is_no_reason_to_leave_it_unsettled(
+    scene: Scene, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    broker.emit_before("process_message", one)
+    interrupts = [TimeLimitExceeded()]
+    session = broker._session
+
+    def interrupted(do: Callable[..., Any]) -> Callable[..., Any]:
+        def once_before_it_is_done(*args: Any) -> Any:
+            if interrupts:
+                raise interrupts.pop()
+            return do(*args)
+
+        return once_before_it_is_done
+
+    monkeypatch.setattr(session.settler, "settle", interrupted(session.settler.settle))
+    monkeypatch.setattr(session, "bury_delivery", interrupted(session.bury_delivery))
+
+    getattr(consumer, ends)(one)
+
+    eventually(lambda: scene.state() == QueueState(dead=(("failed", "one"),) if ends == "nack" else ()))
+    assert not interrupts
+    assert len(consumer._queue.deliveries) == 0
+
+
+def test_who_waits_until_a_message_is_written_is_woken() -> None:
+    deliveries = Deliveries()
+    one = Delivery(message("one"), entry_id="1-1", queue=QUEUE, consumer_name="me", deliveries=2, charges=1)
+    deliveries.add([one])
+    deliveries.begin_settling(one)
+    waiting = threading.Thread(target=deliveries.wait_until_written, args=(one, 3_600.0), daemon=True)
+    waiting.start()
+    eventually(lambda: deliveries._n_await_writing)
+
+    deliveries.forget([one])
+
+    waiting.join(30)
+    assert not waiting.is_alive()
