@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from sploot_cluster.models import NOISE, ClusterCard, ClusterId, PetState, Standing
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, StandingVector
+from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, Rows, StandingVector
 
 if TYPE_CHECKING:
     # who only reads pets imports this module and needs no faiss
     from sploot_cluster.neighbours import Neighbours
-
-Rows = npt.NDArray[np.intp]
 
 TOP: Final = 3
 

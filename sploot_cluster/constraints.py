@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations
 from operator import or_
-from typing import Final, NewType, TypeAlias, assert_never
+from typing import Final, NewType, assert_never
 
 import numpy as np
-import numpy.typing as npt
 
 from sploot_cluster.models import (
     NOISE,
@@ -37,10 +36,9 @@ from sploot_cluster.models import (
     Split,
     Undo,
 )
-from sploot_cluster.vectors import SMALLEST_NORM, BoolVector, FloatMatrix, FloatVector, LabelVector
+from sploot_cluster.vectors import SMALLEST_NORM, BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 
 Atom = NewType("Atom", int)
-Rows: TypeAlias = npt.NDArray[np.intp]
 
 # Neighbours that a medium without constraints is tied to when its group is divided; a few more change nothing.
 _TIES: Final = 8
@@ -49,10 +47,14 @@ _BLOCK: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """These media are in one cluster, and never noise: what is left of a merge, or of the media that a split moved."""
+    """These media are in one cluster, and never noise: what is left of a merge, or of the media that a split moved.
+
+    ``clusters`` are the same media as they were when it was said: by merged cluster, or all that a split moved.
+    """
 
     revision: int
     media: tuple[MediaId, ...]
+    clusters: tuple[tuple[MediaId, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,12 @@ class Constraints:
             row = rows.get(medium)
             if row is not None:
                 atoms[row] = atom
+        clusters: dict[int, list[Rows]] = defaultdict(list)
+        for group in self.together:
+            for cluster in group.clusters:
+                there = np.array([rows[medium] for medium in cluster if medium in rows], dtype=np.intp)
+                if len(there):
+                    clusters[self.atoms[cluster[0]]].append(there)
         is_placed = np.zeros(len(self.sides) + 1, dtype=np.bool_)  # the last one answers for -1
         is_placed[list(self.placed)] = True
         dismissed = np.zeros(len(rows), dtype=np.bool_)
@@ -152,6 +160,7 @@ class Constraints:
             is_placed[atoms],
             self.sides,
             dismissed,
+            clusters=clusters,
             leaving={rows[medium]: bits for medium, bits in self.leaving.items() if medium in rows},
             barred=tuple((rows[m], barred.cluster) for barred in self.barred for m in barred.media if m in rows),
         )
@@ -166,6 +175,7 @@ class RowConstraints:
         placed: (n,) bool, whether a person put it somewhere.
         sides: by atom.
         dismissed: (n,) bool, whether a person dismissed it.
+        clusters: by placed atom, the rows of each cluster that people merged or split off, as far as it is in the atom.
         leaving: rows that exclusions took out and nobody placed -> the bits of these exclusions.
         barred: rows, and ids that lead to no cluster they may be in.
     """
@@ -174,6 +184,7 @@ class RowConstraints:
     placed: BoolVector
     sides: Sequence[Sides]
     dismissed: BoolVector
+    clusters: Mapping[int, Sequence[Rows]] = field(default_factory=dict)
     leaving: Mapping[int, int] = field(default_factory=dict)
     barred: Sequence[tuple[int, ClusterId]] = ()
 
@@ -215,12 +226,13 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
         match correction:
             case Merge(into=name, groups=groups):
                 said = f"the merge of revision {correction.revision} by {correction.by}"
+                cluster_of = {medium: cluster for cluster, some in groups.items() for medium in some}
                 # `into` first: where newer corrections divide the merged media, the rest gathers around it
                 order = sorted(groups, key=lambda cluster: (cluster != correction.into, cluster))
                 media = [medium for cluster in order for medium in groups[cluster]]
             case Split(created=name, moved=moved, remaining=remaining):
                 said = f"the split of revision {correction.revision} by {correction.by}"
-                media = list(moved)
+                media, cluster_of = list(moved), {}
                 n_crossed, is_void = atoms.part(moved, remaining, bit=1 << number)
                 if n_crossed:
                     overridden.append(
@@ -255,7 +267,11 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
         groups_left, n_gone = atoms.join(media)
         if n_gone:
             overridden.append(f"{said}: newer corrections take {n_gone} of its {len(media)} media out")
-        together.extend(Together(correction.revision, group) for group in groups_left)
+        for group in groups_left:
+            clusters: dict[ClusterId, list[MediaId]] = defaultdict(list)
+            for medium in group:
+                clusters[cluster_of.get(medium, name)].append(medium)
+            together.append(Together(correction.revision, group, tuple(map(tuple, clusters.values()))))
         if groups_left:
             named.append((max(groups_left, key=len)[0], name))
         if len(groups_left) > 1:
@@ -472,6 +488,7 @@ def enforce(
     *,
     counts: BoolVector,
     before: LabelVector | None = None,
+    fair_share: float = 1.0,
 ) -> LabelVector:
     """Labels like ``labels`` that obey every accepted constraint; the same ones if they do already.
 
@@ -485,10 +502,14 @@ def enforce(
         vectors: (n, dim) float32 of unit norm.
         rows: what to obey.
         counts: (n,) bool, which rows have a say in what a group is; absorbed ones have none.
-        before: (n,) int32 the clusters that ``labels`` are to replace. A group that was mostly an atom's cluster comes
-            along with it too: who joined a merged cluster since stays in it, also where density sees two looks and they
-            are more than those whom the merge named. Not where atoms that could be gathered into one group are in
-            conflict: dividing moves media, and the next recluster, with nothing new, would see another ``before``.
+        before: (n,) int32 the clusters that ``labels`` are to replace, without those who were merely absorbed. A group
+            that was mostly an atom's cluster comes along with it too, if it is a look that people meant: if it holds a
+            fair share of a cluster that they merged. So who joined a merged cluster since stays in it, also where
+            density sees two looks and they are more than those whom the merge named; and strangers do not come along
+            with a medium of theirs that was in the cluster by mistake. Not where atoms that could be gathered into one
+            group are in conflict: dividing moves media, and the next recluster, with nothing new, would see another
+            ``before``.
+        fair_share: of a cluster that people merged, in (0, 1].
 
     Returns:
         (n,) int32; new groups get numbers above all of ``labels``. A medium that ends alone without a person having put
@@ -499,13 +520,15 @@ def enforce(
     obeying = labels.copy()
     obeying[rows.dismissed] = NOISE
     if (rows.atoms >= 0).any():
-        _gather(obeying, rows, counts, before)
+        _gather(obeying, rows, counts, before, fair_share)
         _release(obeying, rows)
         _divide(obeying, vectors, rows, counts)
     return obeying
 
 
-def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector, before: LabelVector | None) -> None:
+def _gather(
+    labels: LabelVector, rows: RowConstraints, counts: BoolVector, before: LabelVector | None, fair_share: float
+) -> None:
     """Bring each placed atom into one group, in place."""
     placed = np.flatnonzero(rows.placed)
     size_of = _counted(labels[counts])
@@ -524,7 +547,18 @@ def _gather(labels: LabelVector, rows: RowConstraints, counts: BoolVector, befor
         if before is not None and votes.keys().isdisjoint(quarrelling) and (clusters := _counted(before[members])):
             cluster = max(clusters, key=lambda cluster: (clusters[cluster], -cluster))
             stayed = _counted(labels[counts & (before == cluster)])
-        following = [group for group, n in votes.items() if 2 * max(n, stayed.get(group, 0)) > size_of[group]]
+        following = [
+            group
+            for group, n in votes.items()
+            if 2 * n > size_of[group]
+            or (
+                2 * stayed.get(group, 0) > size_of[group]
+                and any(
+                    np.count_nonzero(labels[cluster] == group) >= fair_share * len(cluster)
+                    for cluster in rows.clusters.get(int(rows.atoms[members[0]]), ())
+                )
+            )
+        ]
         favourite = max(votes, key=lambda group: (votes[group], -group), default=NOISE)
         if 2 * votes.get(favourite, 0) > len(members):
             home = favourite

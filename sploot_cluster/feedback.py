@@ -15,7 +15,7 @@ from typing import assert_never
 import numpy as np
 
 from sploot_cluster.assignment import similarity_to
-from sploot_cluster.constraints import RowConstraints, Rows, enforce, in_force, resolve, taken_back
+from sploot_cluster.constraints import RowConstraints, enforce, in_force, resolve, taken_back
 from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
 from sploot_cluster.models import (
     NOISE,
@@ -36,7 +36,7 @@ from sploot_cluster.models import (
 )
 from sploot_cluster.regrouping import regroup
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import LabelVector, StandingVector
+from sploot_cluster.vectors import LabelVector, Rows, StandingVector
 
 
 def find_operation(ledger: Sequence[Correction], operation_id: str) -> Correction | None:

@@ -12,12 +12,12 @@ from typing import Final
 import numpy as np
 
 from sploot_cluster.assignment import Thresholds, reaches, similarity_to
-from sploot_cluster.constraints import FREE, RowConstraints, Rows, Sides, count_kept, enforce, resolve
+from sploot_cluster.constraints import FREE, RowConstraints, Sides, count_kept, enforce, resolve
 from sploot_cluster.density import Density
 from sploot_cluster.models import NOISE, Change, ClusterId, PetState, Reclustered, Standing
 from sploot_cluster.regrouping import regroup
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector
+from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, Rows
 
 NOBODY: Final = np.inf
 
@@ -44,7 +44,8 @@ def plan_recluster(
     groups[:n_seen] = density.labels
     dense = groups
     everybody = np.ones(state.n_media, dtype=np.bool_)
-    groups = enforce(dense, state.vectors, rows, counts=everybody, before=state.labels)
+    before = np.where(state.standings == Standing.ABSORBED, NOISE, state.labels).astype(np.int32)
+    groups = enforce(dense, state.vectors, rows, counts=everybody, before=before, fair_share=settings.overlap_ratio)
     given = _keep_curated(state, groups, rows, settings)
 
     standings = np.where(groups == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)

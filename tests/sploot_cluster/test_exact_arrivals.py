@@ -20,7 +20,7 @@ from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.spanning_tree import SpanningTree, spanning_tree
-from sploot_cluster.vectors import FloatMatrix, as_vectors
+from sploot_cluster.vectors import FloatMatrix, FloatVector, as_vector, as_vectors
 from tests.sploot_cluster.states import looks
 
 PET = PetId(7)
@@ -144,6 +144,34 @@ def test_look_alikes_of_a_merged_cluster_stay_in_it_until_the_merge_is_undone(n_
 
     assert sizes == {one: 80, of[MediaId("m80")]: n_merged}
     assert sorted(cluster.size for cluster in service.clusters(PET).clusters) == [n_merged, 40, 40]
+
+
+@pytest.mark.parametrize("exact_until", [0, 10_000])
+def test_strangers_do_not_follow_one_of_theirs_that_was_merged_by_mistake(exact_until: int) -> None:
+    """Density takes the first few of them for a part of the look next to them, and parts them once they are more."""
+    rng = np.random.default_rng(5)
+
+    def around(centre: FloatVector, n: int) -> FloatMatrix:
+        return as_vectors(centre + 0.6 * as_vectors(rng.normal(size=(n, 48))))
+
+    one, other, side = as_vectors(rng.normal(size=(3, 48)))
+    stranger = as_vector(0.85 * as_vector(one + other) + np.sqrt(1 - 0.85**2) * side)
+    service = ClusterService(MemoryPetStore(), settings=ClusterSettings(exact_until=exact_until))
+    arrive(service, np.concatenate([around(one, 20), around(other, 20), around(stranger, 1)]), range(41))
+    service.recluster(PET)
+    clusters = [cluster.id for cluster in service.clusters(PET).clusters]
+    service.merge(PET, clusters, operation_id="op-1", by="ada")
+
+    for day in range(8):
+        pictures = np.concatenate([around(one, 3), around(other, 3), around(stranger, 6)])
+        for number, vector in enumerate(pictures):
+            kind = "stranger" if number >= 6 else "known"
+            service.assign(PET, MediaId(f"{kind}-{day}-{number}"), model="clip@1", vector=vector)
+        service.recluster(PET)
+
+    merged = next(cluster for cluster in service.clusters(PET).clusters if MediaId("m0") in cluster.media)
+    assert MediaId("m40") in merged.media, "a person put it there"
+    assert [media for media in merged.media if media.startswith("stranger")] == []
 
 
 def test_another_worker_finds_the_tree_in_the_store_and_lets_it_grow(redis_url: str, count_builds: list[int]) -> None:
