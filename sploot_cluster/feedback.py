@@ -8,7 +8,7 @@ state is the same change.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
 
@@ -87,6 +87,7 @@ def plan_merge(
         at=at,
         into=target,
         groups={cluster: _media(state, rows) for cluster, rows in rows_of.items()},
+        aliases={old: now for old, now in state.aliases.items() if now in rows_of},
     )
     labels = np.where(np.isin(state.labels, merged), target, state.labels).astype(np.int32)
     plan = _Plan(labels, state.next_cluster, named=[(correction.groups[target][0], target)])
@@ -256,11 +257,13 @@ class _Plan:
         labels: (n,) the cluster of each row; rows of a cluster that must be divided still share a label.
         next_cluster: the next id to give out.
         named: media, and the id of the cluster that they end in; the first one wins.
+        returning: aliases, and the ids that they lead to again.
     """
 
     labels: LabelVector
     next_cluster: ClusterId
     named: Sequence[tuple[MediaId, ClusterId]] = ()
+    returning: Mapping[ClusterId, ClusterId] = field(default_factory=dict)
 
 
 def _correct(
@@ -278,6 +281,7 @@ def _correct(
         settings,
         given=_given(state, plan, groups),
         next_cluster=plan.next_cluster,
+        returning=plan.returning,
     )
     known = set(resolve(state.ledger).overridden)
     overridden = tuple(said for said in constraints.overridden if said not in known)
@@ -339,7 +343,7 @@ def _plan_back(state: PetState, correction: Said) -> _Plan:
 
 
 def _unmerged(state: PetState, merge: Merge) -> _Plan:
-    """Every merged cluster gets its media back; who came later goes with the one it resembles most."""
+    """Every merged cluster gets its media back, and its aliases; who came later goes with the one it resembles most."""
     now = state.aliases.get(merge.into, merge.into)
     is_merged = state.labels == now
     rows_of: dict[ClusterId, Rows] = {}
@@ -356,7 +360,8 @@ def _unmerged(state: PetState, merge: Merge) -> _Plan:
         likeness = [similarity_to(state.vectors[rows], state.vectors[later]) for rows in rows_of.values()]
         labels[later] = np.array(list(rows_of), dtype=np.int32)[np.argmax(likeness, axis=0)]
     named = [(state.media[int(rows[0])], cluster) for cluster, rows in rows_of.items()]
-    return _Plan(labels, state.next_cluster, named)
+    returning = {old: led for old, led in merge.aliases.items() if state.aliases.get(old) == now}
+    return _Plan(labels, state.next_cluster, named, returning)
 
 
 def _unsplit(state: PetState, split: Split) -> _Plan:

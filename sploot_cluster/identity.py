@@ -84,11 +84,16 @@ def match_ids(
     return Identities(ids, next_cluster)
 
 
-def aliases_after(state: PetState, labels: LabelVector) -> dict[ClusterId, ClusterId | None]:
+def aliases_after(
+    state: PetState, labels: LabelVector, returning: Mapping[ClusterId, ClusterId] | None = None
+) -> dict[ClusterId, ClusterId | None]:
     """The aliases to write when ``labels`` take the place of those of ``state``; None removes one.
 
     A living id that ends leads to the cluster that more than half of its media went to. Aliases lead straight to a
     living id, so that one look is enough; those of an id that ends without an heir end too.
+
+    Args:
+        returning: aliases, and the ids that they lead to again if these live.
     """
     living = set(np.unique(labels[labels != NOISE]).tolist())
     ended = state.clusters.keys() - living
@@ -97,6 +102,8 @@ def aliases_after(state: PetState, labels: LabelVector) -> dict[ClusterId, Clust
     for alias, target in state.aliases.items():
         if alias in living:
             aliases[alias] = None
+        elif returning and returning.get(alias) in living:
+            aliases[alias] = returning[alias]
         elif target not in living:
             aliases[alias] = heir_of.get(target)
     return aliases

@@ -27,8 +27,10 @@ def dumps(correction: Correction) -> str:
         "at": correction.at.isoformat(),
     }
     match correction:
-        case Merge(into=into, groups=groups):
+        case Merge(into=into, groups=groups, aliases=aliases):
             said |= {"kind": "merge", "into": into, "groups": _named(groups)}
+            if aliases:
+                said |= {"aliases": {str(old): now for old, now in aliases.items()}}
         case Split(source=source, created=created, moved=moved, remaining=remaining):
             said |= {"kind": "split", "source": source, "created": created}
             said |= {"moved": list(moved), "remaining": list(remaining)}
@@ -58,8 +60,9 @@ def loads(text: str | bytes, *, pet: PetId) -> Correction:
         at = datetime.fromisoformat(said["at"])
         match kind:
             case "merge":
-                into = ClusterId(said["into"])
-                return Merge(revision, operation_id, by, at, into=into, groups=_groups(said["groups"]))
+                into, led = ClusterId(said["into"]), said.get("aliases", {}).items()  # older releases wrote none
+                aliases = {ClusterId(int(old)): ClusterId(now) for old, now in led}
+                return Merge(revision, operation_id, by, at, into, _groups(said["groups"]), aliases)
             case "split":
                 source, created = ClusterId(said["source"]), ClusterId(said["created"])
                 moved, remaining = _media(said["moved"]), _media(said["remaining"])

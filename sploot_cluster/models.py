@@ -61,6 +61,7 @@ class Merge:
     at: datetime
     into: ClusterId
     groups: Mapping[ClusterId, tuple[MediaId, ...]]  # every merged cluster, ``into`` among them, as it was
+    aliases: Mapping[ClusterId, ClusterId] = field(default_factory=dict)  # older ids -> the one of these they led to
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ def regroup(
     *,
     given: Mapping[int, ClusterId] | None = None,
     next_cluster: ClusterId | None = None,
+    returning: Mapping[ClusterId, ClusterId] | None = None,
     thresholds: Thresholds | None = None,
 ) -> Regrouped:
     """Ids, thresholds and aliases for groups that take the place of the pet's clusters.
@@ -94,6 +95,7 @@ def regroup(
         rows: what to obey; media that a person took out of a cluster leave the group that inherits its id.
         given: group -> the id that it must have; see :func:`~sploot_cluster.identity.match_ids`.
         next_cluster: the next id to give out; the pet's own by default.
+        returning: aliases, and the ids that they lead to again; see :func:`~sploot_cluster.identity.aliases_after`.
         thresholds: those of ``state``, if somebody has them already.
     """
     standings = _let_count(groups, standings)
@@ -107,7 +109,7 @@ def regroup(
         settings,
         given=given,
     )
-    labels, aliases = _kept_out(state, identities.label(groups), rows)
+    labels, aliases = _kept_out(state, identities.label(groups), rows, returning)
     standings[labels != identities.label(groups)] = Standing.NOISE
     standings = _let_count(labels, standings)
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
@@ -132,12 +134,12 @@ def _let_count(groups: LabelVector, standings: StandingVector) -> StandingVector
 
 
 def _kept_out(
-    state: PetState, labels: LabelVector, rows: RowConstraints
+    state: PetState, labels: LabelVector, rows: RowConstraints, returning: Mapping[ClusterId, ClusterId] | None
 ) -> tuple[LabelVector, dict[ClusterId, ClusterId | None]]:
     """The labels without media in clusters that they are barred from, and the aliases that go with them."""
     labels = labels.copy()
     while True:
-        aliases = aliases_after(state, labels)
+        aliases = aliases_after(state, labels, returning)
         leads_to = {**state.aliases, **aliases}
         barred = [row for row, cluster in rows.barred if labels[row] == (leads_to.get(cluster) or cluster)]
         if not barred:

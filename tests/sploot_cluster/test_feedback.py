@@ -153,6 +153,17 @@ def test_an_undone_merge_gives_the_ids_back(service: ClusterService, store: Memo
     assert Standing.CORRECTED not in {how for cluster in after.clusters for how in cluster.standings}
 
 
+def test_an_undone_merge_gives_older_ids_back_too(service: ClusterService, store: MemoryPetStore) -> None:
+    service.merge(PET, [TWO, THREE], into=TWO, operation_id="1", by="ada")
+    merged = service.merge(PET, [ONE, TWO], into=ONE, operation_id="2", by="ada")
+    led_then = store.view(PET).aliases
+
+    service.undo(PET, merged.revision, operation_id="3", by="ada")
+
+    assert led_then == {TWO: ONE, THREE: ONE}
+    assert store.view(PET).aliases == {THREE: TWO}
+
+
 def test_who_came_to_a_merged_cluster_goes_with_its_like_when_the_merge_is_undone(
     service: ClusterService, store: MemoryPetStore
 ) -> None:

@@ -27,7 +27,13 @@ said = {
     "at": st.datetimes(timezones=zones),
 }
 corrections = st.one_of(
-    st.builds(Merge, **said, into=cluster, groups=st.dictionaries(cluster, several, max_size=3)),
+    st.builds(
+        Merge,
+        **said,
+        into=cluster,
+        groups=st.dictionaries(cluster, several, max_size=3),
+        aliases=st.dictionaries(cluster, cluster, max_size=3),
+    ),
     st.builds(Split, **said, source=cluster, created=cluster, moved=several, remaining=several),
     st.builds(Exclusion, **said, source=cluster, media=several, remaining=several),
     st.builds(Dismissal, **said, groups=st.dictionaries(st.just(ClusterId(-1)) | cluster, several, max_size=3)),
