@@ -48,7 +48,8 @@ and pets from 256 media on keep their tree: a medium of a pet of 500 takes 3.8 k
 ``overwritten``. A shadow takes the same again, 4 * dim and about 130 bytes a medium.
 
 ``sploot:pets`` lies in another slot and cannot be written by the script that commits. It is written before a pet's
-first commit: a crash between the two leaves an id that holds nothing, and never a pet that nobody finds.
+first commit: a crash between the two leaves an id that holds nothing, and never a pet that nobody finds. Whoever begins
+or deletes a pet looks afterwards whether it stands there as it should: two may do so at once.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
@@ -20,18 +20,16 @@ from sploot_cluster.past import KEPT, Overwritten, Past, load, overwritten_by
 from sploot_cluster.previews import Preview
 from sploot_cluster.rows import check, empty_state, follow
 from sploot_cluster.shadow import Shadow
-from sploot_cluster.store import CLAIM_MS
+from sploot_cluster.store import CLAIM_MS, HISTORY_KEPT
 from sploot_cluster.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
 from sploot_cluster.vectors import FloatVector
 from sploot_cluster.views import view_of
-
-MAX_HISTORY = 10_000
 
 
 @dataclass(slots=True)
 class _Pet:
     state: PetState
-    history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
+    history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=HISTORY_KEPT))
     arrived: list[int] = field(default_factory=list)
     overwritten: deque[Overwritten] = field(default_factory=deque)
     past_from: int = 0
@@ -194,8 +192,9 @@ class MemoryPetStore:
                 held.shadow,
             )
 
-    def replace(self, state: PetState, dump: PetDump, *, claimant: str | None = None) -> PetState:
-        pet = state.pet
+    def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
+        pet = after.state.pet
+        state = empty_state(pet) if before is None else before.state
         with self._lock:
             held = self._pets.get(pet) or _Pet(empty_state(pet))
             if held.state.version != state.version:
@@ -203,15 +202,19 @@ class MemoryPetStore:
                 if claimant and held.state.revision and (held.claimant is None or held.claimed_until_s < now_s):
                     held.claimant, held.claimed_until_s = claimant, now_s + CLAIM_MS / 1000
                 raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
+            if before is not None and _beside(before.shadow, before.quarantine) != _beside(
+                held.shadow, held.quarantine
+            ):
+                raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
             self._pets[pet] = _Pet(
-                dataclasses.replace(dump.state, version=f"{uuid4().hex}.{uuid4().hex}"),
-                history=deque(dump.history, maxlen=MAX_HISTORY),
-                arrived=dump.arrived.tolist(),
-                overwritten=deque(dump.overwritten),
-                past_from=dump.past_from,
-                quarantine=dict(dump.quarantine),
-                ingested=dump.ingested,
-                shadow=dump.shadow,
+                dataclasses.replace(after.state, version=f"{uuid4().hex}.{uuid4().hex}"),
+                history=deque(after.history, maxlen=HISTORY_KEPT),
+                arrived=after.arrived.tolist(),
+                overwritten=deque(after.overwritten),
+                past_from=after.past_from,
+                quarantine=dict(after.quarantine),
+                ingested=after.ingested,
+                shadow=after.shadow,
             )
             return self._pets[pet].state
 
@@ -253,6 +256,11 @@ class MemoryPetStore:
     def pets(self) -> Sequence[PetId]:
         with self._lock:
             return sorted(self._pets)
+
+
+def _beside(shadow: Shadow | None, quarantine: Mapping[MediaId, Quarantined]) -> tuple[datetime | None, int, int]:
+    begun_at, n_vectors = (None, 0) if shadow is None else (shadow.begun_at, len(shadow.vectors))
+    return begun_at, n_vectors, len(quarantine)
 
 
 def _tally(held: _Pet) -> Tally:

@@ -143,6 +143,8 @@ class RedisPetStore:
                     *_written(state, change),
                 ],
             )
+            if not state.revision and self._client.sadd(PETS, pet):
+                self._list(pet)  # else it stood there all the while
         match answer:
             case [b"OK", _, born]:
                 return follow(state, change, version=f"{born.decode()}.{new_commit}")
@@ -299,10 +301,12 @@ class RedisPetStore:
         except (ValueError, KeyError) as exc:
             raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
 
-    def replace(self, state: PetState, dump: PetDump, *, claimant: str | None = None) -> PetState:
-        pet, keys, born, commit = state.pet, PetKeys.of(state.pet), uuid4().hex, uuid4().hex
+    def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
+        pet, born, commit = after.state.pet, uuid4().hex, uuid4().hex
+        keys, state = PetKeys.of(pet), empty_state(pet) if before is None else before.state
         with _translated(f"replace pet {pet}"):
-            self._client.sadd(PETS, pet)
+            if before is None:
+                self._client.sadd(PETS, pet)
             answer = self._replace(
                 keys=keys.all(),
                 args=[
@@ -310,22 +314,37 @@ class RedisPetStore:
                     commit,
                     claimant or "",
                     CLAIM_MS,
-                    *_commands(keys, dump, born=born, commit=commit),
+                    *(keys.all().index(key) + 1 for key in (keys.shadow, keys.shadow_vectors, keys.quarantine)),
+                    *_beside(before),
+                    *_commands(keys, after, born=born, commit=commit),
                 ],
             )
+            if before is None and self._client.sadd(PETS, pet):
+                self._list(pet)
         if answer[0] != b"OK":
             raise RevisionConflict(pet=pet, expected=state.revision, current=answer[1])
-        return replace(dump.state, pet=pet, version=f"{born}.{commit}")
+        return replace(after.state, pet=pet, version=f"{born}.{commit}")
 
     def delete(self, pet: PetId) -> bool:
         keys = PetKeys.of(pet)
         with _translated(f"delete pet {pet}"):
             n_deleted = self._client.delete(*keys.all())
-            self._client.srem(PETS, pet)
-            if self._client.exists(keys.meta):
-                # somebody began it anew in between, and said so before us
-                self._client.sadd(PETS, pet)
+            self._list(pet)
         return n_deleted > 0
+
+    def _list(self, pet: PetId) -> None:
+        """Have the pet among all pets if it holds something, and not otherwise.
+
+        Whoever made a pet begin or end does so afterwards. The set lies in another slot, so that nobody can look at the
+        pet and write there in one step: who wrote looks again, whether it is still so.
+        """
+        meta, was_there = PetKeys.of(pet).meta, None
+        while (is_there := bool(self._client.exists(meta))) != was_there:
+            if is_there:
+                self._client.sadd(PETS, pet)
+            else:
+                self._client.srem(PETS, pet)
+            was_there = is_there
 
     def shadow(self, pet: PetId) -> Shadow | None:
         keys = PetKeys.of(pet)
@@ -468,6 +487,15 @@ def _dump_quarantined(why: Quarantined) -> str:
 def _load_quarantined(text: bytes) -> Quarantined:
     said = json.loads(text)
     return Quarantined(said["model"], said["dim"], datetime.fromisoformat(said["at"]))
+
+
+def _beside(before: PetDump | None) -> tuple[str, int, int]:
+    """What replace.lua shall find beside a pet: when its shadow was opened, and how many media are there."""
+    if before is None:
+        return "", 0, 0
+    shadow = before.shadow
+    begun_at, n_vectors = ("", 0) if shadow is None else (shadow.begun_at.isoformat(), shadow.n_vectors)
+    return begun_at, n_vectors, len(before.quarantine)
 
 
 def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterator[Any]:

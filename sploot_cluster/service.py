@@ -66,7 +66,7 @@ from sploot_cluster.previews import Preview, Previewed
 from sploot_cluster.rows import PetRows, empty_state
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.shadow import Shadow, Switch, cluster_of, in_shadow, plan_switch
-from sploot_cluster.store import CLAIM_MS, PetStore
+from sploot_cluster.store import CLAIM_MS, HISTORY_KEPT, PetStore
 from sploot_cluster.tally import PetTally, Quarantined, Totals
 from sploot_cluster.vectors import FloatVector, as_vector
 from sploot_cluster.why import Why, explain
@@ -157,8 +157,15 @@ class ClusterService:
                 beside = self._put_beside(memory.state, media, model, query)
                 if beside is not None:
                     return beside
+                refused = memory.state
                 why = Quarantined(model, len(query), self._clock())
-                if not self._store.quarantine(memory.state, media, why):
+                if not self._store.quarantine(refused, media, why):
+                    memory.state = self._store.load(pet, known=refused)
+                    if memory.state.born != refused.born:
+                        # another pet by now, perhaps of this very model: whoever tries again learns it
+                        raise RevisionConflict(
+                            pet=pet, expected=refused.revision, current=memory.state.revision
+                        ) from None
                     logger.warning("medium of another space not quarantined", extra={"pet_id": pet})
                 raise
             return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
@@ -373,8 +380,8 @@ class ClusterService:
         """What a recluster makes of ``state``; ``density`` is of its first media, those of ``seen``."""
         from sploot_cluster.recluster import plan_recluster
 
-        if state.media[: seen.n_media] != tuple(seen.media):
-            # deleted and begun anew, or a failover lost media: the density is of others
+        if state.born != seen.born or state.media[: seen.n_media] != tuple(seen.media):
+            # media deleted, another model, begun anew, or a failover lost media: the density is of others
             raise RevisionConflict(pet=state.pet, expected=seen.revision, current=state.revision)
         return plan_recluster(state, density, settings=self._settings, by=by)
 
@@ -391,9 +398,8 @@ class ClusterService:
         _check_operation(operation_id)
 
         def put_back(state: PetState) -> tuple[Change | None, Restored]:
-            done = next(
-                (entry for entry in self._store.history(pet) if entry.summary.get("operation_id") == operation_id), None
-            )
+            history = self._store.history(pet, limit=HISTORY_KEPT)
+            done = next((entry for entry in history if entry.summary.get("operation_id") == operation_id), None)
             if done:
                 return None, _restored_before(done)
             _check_page(state, expected_revision)
@@ -465,7 +471,7 @@ class ClusterService:
                 try:
                     with self._cache.open(pet) as memory:
                         tree = self._pruned(memory, before.state, there)
-                        memory.state = self._store.replace(before.state, after, claimant=claimant)
+                        memory.state = self._store.replace(before, after, claimant=claimant)
                         memory.n_kept = 0
                         if tree is not None:
                             memory.remember_tree(tree)
@@ -515,7 +521,7 @@ class ClusterService:
         """
         dump = dumps.load(file, pet=pet)
         try:
-            self._store.replace(empty_state(dump.state.pet), dump)
+            self._store.replace(None, dump)
         except RevisionConflict as there:
             raise PetExists(pet=there.pet, revision=there.current) from there
         return self._store.view(dump.state.pet)
@@ -570,9 +576,9 @@ class ClusterService:
             raise StalePreview(pet=pet, token=token, problem=problem)
         try:
             with self._cache.open(pet) as memory:
-                memory.state = self._store.replace(before.state, switch.dump)
+                memory.state = self._store.replace(before, switch.dump)
         except RevisionConflict as moved:
-            problem = f"the pet moved from revision {moved.expected} to {moved.current}"
+            problem = "the pet or its shadow changed since"
             raise StalePreview(pet=pet, token=token, problem=problem) from moved
         return switch.result
 
@@ -633,7 +639,9 @@ class ClusterService:
         if shadow is not None and shadow.model == model:
             if shadow.dim != len(vector):
                 raise DimensionMismatch(pet=state.pet, expected=shadow.dim, got=len(vector))
-            self._store.add_to_shadow(state.pet, model, media, vector)
+            if not self._store.add_to_shadow(state.pet, model, media, vector):
+                # ended, or made the pet's own, in between
+                raise RevisionConflict(pet=state.pet, expected=state.revision, current=self._store.revision(state.pet))
         elif not is_known:
             return None
         cluster = cluster_of(state, media)

@@ -20,6 +20,9 @@ from sploot_cluster.vectors import FloatVector
 # Long enough to plan a recluster of 50,000 media; short enough that a claimant who died is hardly noticed.
 CLAIM_MS: Final = 2_000
 
+# Entries of a pet's history that are kept, or a few more.
+HISTORY_KEPT: Final = 10_000
+
 
 class PetStore(Protocol):
     """Pets by id, each with a revision that grows by one with every commit. Safe to use from many threads.
@@ -117,16 +120,17 @@ class PetStore(Protocol):
         """
         ...
 
-    def replace(self, state: PetState, dump: PetDump, *, claimant: str | None = None) -> PetState:
-        """Put ``dump`` in the place of ``state``, in one atomic step; the state of it, under another ``born``.
+    def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
+        """Put ``after`` in the place of ``before``, in one atomic step; the state of it, under another ``born``.
 
         What is kept beside a pet and can be computed again, its tree and a preview, is gone afterwards.
 
         Args:
+            before: as :meth:`dump` told it; None for a pet that holds nothing.
             claimant: as of :meth:`commit`; the first lost race makes the claim.
 
         Raises:
-            RevisionConflict: the pet is not at ``state`` any more; nothing was written.
+            RevisionConflict: the pet, its shadow or its quarantine is not as ``before`` any more; nothing was written.
         """
         ...
 

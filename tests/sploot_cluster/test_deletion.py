@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,6 +247,43 @@ def test_a_worker_that_remembers_a_deleted_pet_does_not_bring_it_back(service: C
     take(other, 0, range(31, 32))
 
     assert list(store.load(PET).media) == [name(0, 31)]
+
+
+def test_a_pet_that_begins_while_it_is_deleted_is_among_all_pets(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = RedisPetStore(redis_client), RedisPetStore(redis_client)
+    commit = store._commit
+
+    def overtaken(*, keys: Sequence[str], args: Any) -> object:
+        other.delete(PET)
+        return commit(keys=keys, args=args)
+
+    monkeypatch.setattr(store, "_commit", overtaken)
+
+    take(ClusterService(store), 0, range(1))
+
+    assert store.pets() == [PET]
+
+
+def test_a_pet_that_is_deleted_while_media_of_it_are_leaves_nothing(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = RedisPetStore(redis_client), RedisPetStore(redis_client)
+    service = ClusterService(store)
+    take(service, 0, range(3))
+    replace = store.replace
+
+    def overtaken(*args: Any, **kwargs: Any) -> PetState:
+        other.delete(PET)
+        return replace(*args, **kwargs)
+
+    monkeypatch.setattr(store, "replace", overtaken)
+
+    with pytest.raises(UnknownPet):
+        service.delete_media(PET, [name(0, 0)], by="eve")
+
+    assert redis_client.keys("*") == []
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

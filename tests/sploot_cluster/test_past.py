@@ -244,6 +244,19 @@ def test_restoring_twice_with_one_operation_changes_once(service: ClusterService
     assert store.view(PET).revision == first.revision + 1
 
 
+def test_a_restoration_is_known_again_after_hundreds_of_corrections(service: ClusterService, store: PetStore) -> None:
+    """A message of a worker that was away for a day."""
+    before = store.view(PET).revision
+    first = service.restore(PET, before, operation_id="r", by="bob")
+    for number in range(60):
+        dismissed = service.dismiss(PET, [name(0, 0)], operation_id=f"d{number}", by="ada")
+        service.undo(PET, dismissed.revision, operation_id=f"u{number}", by="ada")
+
+    second = service.restore(PET, before, operation_id="r", by="bob")
+
+    assert (second.revision, second.is_duplicate) == (first.revision, True)
+
+
 def test_a_revision_that_is_not_there_cannot_be_restored(service: ClusterService, store: PetStore) -> None:
     with pytest.raises(UnknownRevision):
         service.restore(PET, 99, operation_id="1", by="bob")

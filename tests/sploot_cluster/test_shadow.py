@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import redis
 
 from sploot_cluster import ClusterService
-from sploot_cluster.errors import DimensionMismatch, InvalidInput, ModelMismatch, StalePreview, UnknownPet
+from sploot_cluster.errors import (
+    DimensionMismatch,
+    InvalidInput,
+    ModelMismatch,
+    RevisionConflict,
+    StalePreview,
+    UnknownPet,
+)
 from sploot_cluster.keys import PetKeys
 from sploot_cluster.models import ClusterId, MediaId, PetId
 from sploot_cluster.redis_store import RedisPetStore
@@ -185,6 +194,131 @@ def test_nothing_of_a_shadow_is_left_of_a_deleted_pet(redis_client: redis.Redis)
     service.delete_pet(PET)
 
     assert redis_client.keys("*") == []
+
+
+# -- while somebody else is at it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overtake(store: PetStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
+    """Have something happen right before the next call of a method of the store."""
+
+    def overtake(method: str, deed: Callable[[], object]) -> None:
+        call = getattr(store, method)
+
+        def overtaken(*args: object, **kwargs: object) -> object:
+            monkeypatch.setattr(store, method, call)
+            deed()
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(store, method, overtaken)
+
+    return overtake
+
+
+Overtake = Callable[[str, Callable[[], object]], None]
+
+
+def test_a_medium_that_comes_while_its_model_is_switched_to_is_not_lost(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    token = service.preview_switch(PET).token
+    overtake("replace", lambda: embed(ClusterService(store), 1, range(40, 41)))
+
+    with pytest.raises(StalePreview, match="the pet or its shadow changed"):
+        service.switch_model(PET, token, by="eve")
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+
+    assert name(1, 40) in store.load(PET).rows
+
+
+def test_a_medium_that_goes_beside_the_pet_while_others_are_deleted_is_not_lost(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    overtake("replace", lambda: embed(ClusterService(store), 1, range(40, 41)))
+
+    service.delete_media(PET, [name(0, 0)], by="eve")
+
+    shadow = store.dump(PET).shadow
+    assert shadow is not None
+    assert name(1, 40) in shadow.vectors
+    assert name(0, 0) not in shadow.vectors
+
+
+@pytest.mark.parametrize("is_opened", [True, False])
+def test_a_model_that_is_opened_or_ended_while_media_are_deleted_stays_so(
+    service: ClusterService, store: PetStore, overtake: Overtake, is_opened: bool
+) -> None:
+    if not is_opened:
+        service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    other = ClusterService(store)
+    overtake("replace", lambda: other.begin_model(PET, NEW, NEW_DIM, by="bob") if is_opened else other.end_model(PET))
+
+    service.delete_media(PET, [name(0, 0)], by="eve")
+
+    assert (service.shadow(PET) is not None) is is_opened
+
+
+def test_a_medium_that_is_quarantined_while_others_are_deleted_is_counted(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    def quarantine() -> None:
+        with pytest.raises(ModelMismatch):
+            ClusterService(store).assign(PET, MediaId("odd"), model="dino@1", vector=[1.0] * 16)
+
+    overtake("replace", quarantine)
+
+    service.delete_media(PET, [name(0, 0)], by="eve")
+
+    tally = service.tally(PET)
+    assert tally.quarantine.keys() == {"odd"}
+    assert tally.tally.ingested == 24
+
+
+def test_a_recluster_that_began_in_the_old_model_is_not_committed_in_the_new_one(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    other = ClusterService(store)
+    token = other.preview_switch(PET).token
+    overtake("load", lambda: overtake("load", lambda: other.switch_model(PET, token, by="eve")))
+
+    with pytest.raises(RevisionConflict):
+        service.recluster(PET)
+
+    assert [entry.kind for entry in store.history(PET, limit=1)] == ["switch"]
+
+
+def test_an_arrival_of_the_new_model_that_meets_the_switch_is_decided_again(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    other = ClusterService(store)
+    token = other.preview_switch(PET).token
+    overtake("shadow", lambda: other.switch_model(PET, token, by="eve"))
+
+    with pytest.raises(RevisionConflict):
+        embed(service, 1, range(40, 41))
+    embed(service, 1, range(40, 41))  # as the queue does
+
+    assert name(1, 40) in store.load(PET).rows
+    assert service.tally(PET).quarantine == {}
+
+
+def test_an_arrival_for_a_model_that_is_just_being_ended_is_not_taken_for_done(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    overtake("add_to_shadow", lambda: ClusterService(store).end_model(PET))
+
+    with pytest.raises(RevisionConflict):
+        embed(service, 1, range(40, 41))
+    with pytest.raises(ModelMismatch):
+        embed(service, 1, range(40, 41))
+
+    assert service.tally(PET).quarantine.keys() == {name(1, 40)}
 
 
 def _unit(vector: FloatVector) -> FloatVector:

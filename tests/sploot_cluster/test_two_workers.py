@@ -32,9 +32,9 @@ class OvertakenStore(RedisPetStore):
         self._let_overtake()
         return super().commit(state, change, claimant=claimant)
 
-    def replace(self, state: PetState, dump: PetDump, *, claimant: str | None = None) -> PetState:
+    def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
         self._let_overtake()
-        return super().replace(state, dump, claimant=claimant)
+        return super().replace(before, after, claimant=claimant)
 
     def _let_overtake(self) -> None:
         before, self.before = self.before, None
