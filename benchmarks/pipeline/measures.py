@@ -61,17 +61,20 @@ class Bench:
         """With ``backlog`` events waiting at first, and never fewer than some: rate and costs per event."""
         self._populate(album)
         self._send(self.client, album, backlog, traffic)
-        with _directory() as directory, self._workers(directory, n_processes):
+        with (
+            _directory() as directory,
+            self._workers(directory, n_processes),
+            self._feeder(album, traffic, keep_waiting=min(backlog, 2_000)),
+        ):
             # every process, with its engine loaded and its first pets seen
             _wait_for(
                 lambda: stamps.n_processes_at_work(directory) == n_processes, "not every worker committed an event"
             )
-            with self._feeder(album, traffic, keep_waiting=min(backlog, 2_000)):
-                if is_warm:
-                    n_seen = VISITS_TO_BE_WARM * album.n_pets * n_processes
-                    _wait_for(lambda: stamps.n_noted(directory) >= n_seen, f"did not do {n_seen} events that warm up")
-                time.sleep(self.effort.seconds / 5)
-                return self._observe(directory)
+            if is_warm:
+                n_seen = VISITS_TO_BE_WARM * album.n_pets * n_processes
+                _wait_for(lambda: stamps.n_noted(directory) >= n_seen, f"did not do {n_seen} events that warm up")
+            time.sleep(self.effort.seconds / 5)
+            return self._observe(directory)
 
     def latency(self, album: Album, *, n_processes: int, per_s: float, traffic: str) -> Values:
         """With ``per_s`` events a second and nothing waiting: ms from before XADD until the commit's answer."""

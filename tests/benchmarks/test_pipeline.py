@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.pipeline import stamps
 from benchmarks.pipeline.pets import Album, World
@@ -17,11 +18,12 @@ from benchmarks.records import Records
 from tasks.contracts import EmbeddingIngested
 
 
+@pytest.mark.timeout(300)  # several processes start
 def test_the_main_job_is_measured_with_real_workers_and_told_as_markdown_and_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.pipeline", "--smoke", "--results", str(tmp_path)]
     command += ["--only", "100 pets of 500, uniform, 2 processes, 2000 waiting"]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
 
     told = json.loads((tmp_path / "pipeline.json").read_text())
     assert told["failed"] == []

@@ -7,17 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.queue.contestants import CONTESTANTS, ENVIRONMENTS
 from benchmarks.queue.report import as_markdown, found_in, targets
 from benchmarks.records import Key, Records, Spread, number
 
 
+@pytest.mark.timeout(300)  # several processes start
 def test_the_queues_are_measured_side_by_side_and_told_as_markdown_and_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.queue", "--smoke", "--this-environment", "--rounds", "1"]
     # every process takes a second to start
     command += ["--only", "ours", "in-memory", "--measures", "drain-1", "latency", "--results", str(tmp_path)]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
 
     told = json.loads((tmp_path / "queue.json").read_text())
     assert told["failed"] == []

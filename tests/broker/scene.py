@@ -11,7 +11,7 @@ from typing import Any
 import dramatiq
 import redis
 
-from broker import Delivery, RedisStreamsBroker
+from broker import Delivery, RedisStreamsBroker, keeper
 from broker.consumer import StreamsConsumer
 from broker.keys import QueueKeys
 
@@ -138,6 +138,8 @@ class Scene:
                 consumer.close()
         for broker in self.brokers.values():
             broker.close()
+        while keeper._watching:  # the processes that a scene plays end with it, and those that wait for their death too
+            keeper._watching.pop().end()
 
 
 @contextmanager

@@ -210,6 +210,7 @@ def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
     taken: Any = next(consumer)
 
     assert (taken.message_id, taken.deliveries) == (message.message_id, 2)
+    consumer.ack(taken)
     consumer.close()
 
 
