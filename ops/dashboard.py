@@ -153,7 +153,8 @@ def _lines(thresholds: Thresholds, panel: Panel) -> list[dashboard.Threshold]:
     if not panel.signal:
         return [_step(None, "green")]
     signal = thresholds.signals[panel.signal]
-    if any(level.comparator == "<" for level in signal.levels.values()):
+    # tiles are coloured by where the value is; in a graph there are only lines
+    if panel.kind != "series" and any(level.comparator == "<" for level in signal.levels.values()):
         severity, value = signal.lines()[0]
         return [_step(None, COLOURS[severity]), _step(value, "green")]
     return [_step(None, "green"), *(_step(value, COLOURS[severity]) for severity, value in signal.lines())]

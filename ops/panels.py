@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from ops.thresholds import thresholds
+from tasks.metrics import OPERATIONS
 
 Kind = Literal["stat", "gauge", "series", "heatmap", "table"]
 
@@ -290,7 +291,7 @@ FEEDBACK: Final = Row(
                     "{{operation}} {{outcome}}",
                 ),
             ),
-            logs='actor=~"merge_clusters|split_cluster|undo_feedback"',
+            logs=f'actor=~"{"|".join(OPERATIONS)}"',
         ),
         *(
             Panel(
@@ -596,13 +597,19 @@ REDIS: Final = Row(
         Panel(
             id=70,
             title="Redis memory",
-            description="Used, and the most it may use; 0 is no limit. When it is full every write is refused.",
+            description="Used, and the most it may use; 0 is no limit. Full: every write is refused. The lines "
+            "between are those of the alerts.",
             width=8,
             unit="bytes",
             queries=(
                 ("max by (instance) (redis_memory_used_bytes)", "used {{instance}}"),
                 ("max by (instance) (redis_memory_max_bytes)", "limit {{instance}}"),
+                *(
+                    (f"{level:g} * max(redis_memory_max_bytes > 0)", severity)
+                    for severity, level in thresholds().signals["redis_memory"].lines()
+                ),
             ),
+            colours={"warning": "orange", "critical": "red"},
         ),
         Panel(
             id=71,

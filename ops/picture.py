@@ -56,7 +56,13 @@ COLOURS: Final = {
     "red": "#f2495c",
     "purple": "#b877d9",
 }
-PALETTE: Final = ("#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#b877d9", "#5794f2", "#e0b400", "#ca95e5", "#96d98d")
+PALETTE: Final = (
+    "#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#b877d9", "#f2495c",
+    "#37872d", "#a38a00", "#1f60c4", "#ffb27a", "#e8d4f7", "#6ed0e0",
+)  # fmt: skip
+# Where a person's clock has its marks, in seconds.
+CLOCK_STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600)
+MOST_STEPS: Final = 4
 WARM: Final = LinearSegmentedColormap.from_list("warm", [CARD, "#5b3413", "#b8651b", "#ff9830", "#ffe0b0"])
 
 Values = npt.NDArray[np.float64]
@@ -210,7 +216,7 @@ def _lines(ax: Axes, panel: dict[str, Any], series: Sequence[Series], per_line: 
         ax.axhline(step["value"], color=COLOURS[step["color"]], linewidth=1, linestyle=(0, (5, 4)), alpha=0.9)
     ax.set_ylim(0, top * 1.08)
     _time_axis(ax, series)
-    ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+    ax.yaxis.set_major_locator(_marks(top, unit))
     ax.yaxis.set_major_formatter(lambda value, _: human(value, unit))
     ax.grid(color=GRID, linewidth=0.7)
     for number, one in enumerate(series):
@@ -326,7 +332,15 @@ def _bare(ax: Axes) -> None:
 def _shown(series: Sequence[Series]) -> list[Series]:
     """Those with something to see; all where none has."""
     moving = [one for one in series if np.nanmax(np.abs(one.values), initial=0.0) > 0]
-    return (moving or list(series))[:10]
+    return (moving or list(series))[: len(PALETTE)]
+
+
+def _marks(top: float, unit: str) -> mpl.ticker.Locator:
+    """Where an axis that ends there is marked: on round numbers of its unit."""
+    if unit == "s" and top >= MOST_STEPS * CLOCK_STEPS_S[0]:
+        fitting = (step for step in CLOCK_STEPS_S if top / step <= MOST_STEPS)
+        return mpl.ticker.MultipleLocator(next(fitting, CLOCK_STEPS_S[-1]))
+    return mpl.ticker.MaxNLocator(MOST_STEPS, integer=unit == "short")
 
 
 def _per_line(width: float) -> int:

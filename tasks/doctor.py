@@ -441,7 +441,7 @@ def _models(patient: Patient) -> Iterator[Finding]:
             f"{MODELS} does not name: their new media are refused",
             f"add {model}={dim} to {MODELS}, or capture the pet and embed its media anew",
         )
-    elif len(by_model) > 1:
+    elif len(by_model) > 1 and not known:
         yield Finding(
             "models",
             "warning",

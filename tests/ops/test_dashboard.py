@@ -20,6 +20,7 @@ from ops.panels import ROWS
 from ops.picture import answers, draw
 from ops.servers import Prometheus
 from ops.thresholds import thresholds
+from tasks.metrics import OPERATIONS
 from tests.ops.tools import tool
 
 BOARD: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
@@ -75,7 +76,23 @@ def test_lines_are_where_the_alerts_are() -> None:
     assert lines["Pending jobs"] == [("orange", 100), ("red", 250)]
     assert lines["Stream lag"] == [("orange", 10), ("red", 30)]
     assert lines["Error budget burn rate"] == [("orange", 1), ("orange", 3), ("red", 6), ("red", 14.4)]
+    assert lines["Workers"] == [("red", 1)]
     assert lines["Added and done"] == []
+
+
+def test_the_memory_of_redis_has_the_lines_of_its_alerts() -> None:
+    (panel,) = [panel for panel in PANELS if panel["title"] == "Redis memory"]
+
+    told = {target["legendFormat"]: target["expr"] for target in panel["targets"]}
+
+    assert told["warning"] == "0.8 * max(redis_memory_max_bytes > 0)"
+    assert told["critical"] == "0.95 * max(redis_memory_max_bytes > 0)"
+
+
+def test_the_logs_of_corrections_are_those_of_every_kind() -> None:
+    (panel,) = [panel for row in ROWS for panel in row.panels if panel.title == "Feedback operations"]
+
+    assert [actor for actor in OPERATIONS if actor not in panel.logs] == []
 
 
 def test_legends_show_the_backend_as_the_runbook_calls_it() -> None:

@@ -234,8 +234,10 @@ def test_mixed_models_are_found(ward: Ward) -> None:
     mixed = {finding.check: finding for finding in ward.examine()}["models"]
     ward.settings["clustering"] = ClusterSettings(models={"clip@1": 512})
     stuck = {finding.check: finding for finding in ward.examine()}["models"]
+    ward.settings["clustering"] = ClusterSettings(models={"clip@1": 512, "dino@2": 768})
+    named = {finding.check: finding for finding in ward.examine()}["models"]
 
-    assert (mixed.level, stuck.level) == ("warning", "wrong")
+    assert (mixed.level, stuck.level, named.level) == ("warning", "wrong", "ok")
     assert "clip@1 of 512 (2 pets), dino@2 of 768 (1 pets)" in mixed.seen
     assert "such as 3" in stuck.seen
     assert "add dino@2=768 to SPLOOT_MODELS" in stuck.mend
