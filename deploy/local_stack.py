@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
 
-from tasks.demo.stack import Pod, Ports, answers
+from tasks.demo.stack import Pod, Pods, Ports, answers
 from tasks.embedded_redis import NoRedisServer, find_redis_server
 
 ROOT: Final = Path(__file__).parent.parent
@@ -79,13 +79,13 @@ class LocalStack:
             "SPLOOT_HTTP_PORT": str(ports["server"]),
             "PYTHONUNBUFFERED": "1",
         }
-        self._pods = [
+        redis, *others = [
             Pod(service.name, list(service.command), environ=environ, log=directory / f"{service.name}.log")
             for service in self.services
             if service.command is not None
         ]
-        self._stopping = threading.Event()
-        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+        # Redis last: the others still have something to say to it
+        self._pods = Pods(others, [redis], stop_within_s=DRAIN_S + 10)
 
     def address(self, name: str, path: str = "") -> str:
         return f"http://127.0.0.1:{self.ports[name]}{path}"
@@ -95,28 +95,13 @@ class LocalStack:
         return [service.name for service in self.services if service.health and not answers(service.health)]
 
     def __enter__(self) -> Self:
-        for pod in self._pods:
-            pod.start()
-        self._supervisor.start()
+        self._pods.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping.set()
-        self._supervisor.join()
-        # Redis last: the others still have something to say to it
-        redis, *others = self._pods
-        for group in (others, [redis]):
-            for pod in group:
-                pod.ask_to_stop()
-            for pod in group:
-                pod.wait(timeout_s=DRAIN_S + 10)
-
-    def _supervise(self) -> None:
-        while not self._stopping.wait(POLL_S):
-            for pod in self._pods:
-                pod.keep_up()
+        self._pods.__exit__(kind, error, trace)
 
     def _services(self) -> list[Service]:
         cli = [sys.executable, "-m", "tasks.cli"]

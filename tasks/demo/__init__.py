@@ -16,7 +16,7 @@ from rich.console import Console
 from sploot_cluster.keys import PETS
 from tasks.contracts import QUEUES, stream_of
 from tasks.demo.monitoring import NoMonitoring
-from tasks.demo.practice import SPEED, Practice
+from tasks.demo.practice import SPEED, NotBegun, Practice
 from tasks.demo.sample import albums
 from tasks.demo.stack import Stack
 from tasks.demo.story import Story
@@ -137,4 +137,10 @@ def _do(console: Console, practice: Practice, word: str) -> None:
         console.print(f"type one of: {', '.join(practice.exercises)}", markup=False)
         return
     console.print(f"{time.strftime('%H:%M:%S')} {word}: begins", markup=False)
-    practice.begin(word)
+    try:
+        practice.begin(word)
+    except NotBegun as why:
+        console.print(f"{word}: {why}", markup=False, soft_wrap=True)
+        return
+    if word == "mend":
+        console.print(f"{time.strftime('%H:%M:%S')} mend: done; the alerts end by themselves", markup=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from tasks.demo.stack import Pod, Ports, answers, until
+from tasks.demo.stack import Pod, Pods, Ports, answers, until
 
 # Beside the packages in the repository; not in the wheel.
 OPS: Final = Path(__file__).parents[2] / "ops"
@@ -116,7 +116,7 @@ class Monitoring:
                 "--cluster.listen-address=",
             ],
         }
-        self._pods = [
+        pods = [
             Pod(
                 name,
                 [str(program), *options[name], f"{storage[name]}={directory / f'{name}.data'}", "--log.level=warn"],
@@ -125,6 +125,8 @@ class Monitoring:
             )
             for name, program in zip(PACKAGES, programs, strict=True)
         ]
+        self._logs = [str(pod.log) for pod in pods]
+        self._pods = Pods(pods, stop_within_s=STOP_WITHIN_S)
 
     def watch(self, metrics: Sequence[str]) -> None:
         """Have these /metrics scraped from now on, and no others: pods that are gone are gone from the targets."""
@@ -135,21 +137,17 @@ class Monitoring:
         partial.replace(self._targets)
 
     def __enter__(self) -> Self:
-        for pod in self._pods:
-            pod.start()
+        self._pods.__enter__()
         addresses = [f"{self.prometheus}/-/ready", f"{self.alertmanager}/-/ready"]
         for _ in until(READY_WITHIN_S):
             if all(answers(address) for address in addresses):
                 return self
-        logs = ", ".join(str(pod.log) for pod in self._pods)
         self.__exit__(None, None, None)
+        logs = ", ".join(self._logs)
         raise NoMonitoring(f"Prometheus or Alertmanager is not ready after {READY_WITHIN_S:.0f} s; see {logs}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pod in self._pods:
-            pod.ask_to_stop()
-        for pod in self._pods:
-            pod.wait(timeout_s=STOP_WITHIN_S)
+        self._pods.__exit__(kind, error, trace)
         self._ports.close()

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 import redis
+from dramatiq.errors import BrokerError
 from rich.console import Console
 
 from broker import RedisStreamsBroker
@@ -33,8 +34,13 @@ from tasks.queue_ops import Operations
 SPEED: Final = 10  # ten minutes of the rules are one: long enough to read, short enough to wait for
 UPLOAD_EVERY_S: Final = 1.0
 N_POISONED: Final = 20
+TAKE_WITHIN_MS: Final = 15_000
 
 _CHANNELS: Final = {"slack": "Slack #sploot-media-alerts", "slack-oncall": "Slack @oncall", "pagerduty": "PagerDuty"}
+
+
+class NotBegun(Exception):
+    """Raised when an exercise cannot begin now; the text says why, and what to type."""
 
 
 class Practice:
@@ -86,11 +92,15 @@ class Practice:
 
         Raises:
             KeyError: there is no such exercise.
+            NotBegun: it cannot begin now.
         """
         _, act = self.exercises[name]
         if name != "mend":
             self._is_uploading.set()
-        act()
+        try:
+            act()
+        except (BrokerError, redis.RedisError) as error:
+            raise NotBegun(f"Redis does not do it: {error}; type it again when it is back") from error
 
     def mend(self) -> None:
         """Undo what exercises did, whatever a person has mended already."""
@@ -147,17 +157,18 @@ class Practice:
 
     def _hold(self) -> None:
         """A consumer of this process that takes a job, says that it lives, and never ends the job."""
-        broker = self._broken.enter_context(
-            closing(
-                RedisStreamsBroker(
-                    client=self._client, namespace=NAMESPACE, group=GROUP, lease_ms=self._lease_ms, middleware=[]
-                )
+        with contextlib.ExitStack() as holding:
+            broker = RedisStreamsBroker(
+                client=self._client, namespace=NAMESPACE, group=GROUP, lease_ms=self._lease_ms, middleware=[]
             )
-        )
-        broker.declare_queue(EMBEDDING_INGESTED)
-        consumer = broker.consume(EMBEDDING_INGESTED, timeout=60_000)
-        self._broken.callback(consumer.close)
-        next(consumer)  # an upload a second: one of the next ones
+            holding.callback(broker.close)
+            broker.declare_queue(EMBEDDING_INGESTED)
+            consumer = broker.consume(EMBEDDING_INGESTED, timeout=TAKE_WITHIN_MS)
+            holding.callback(consumer.close)
+            # an upload a second: one of the next ones
+            if next(consumer) is None:
+                raise NotBegun("no upload is delivered, because something else is broken; type mend first")
+            self._broken.push(holding.pop_all())
 
     def _surprise(self) -> None:
         random.choice([self._pause, self._crash, self._poison, self._hold])()  # noqa: S311  no secret
@@ -167,7 +178,8 @@ class Practice:
     def _upload(self) -> None:
         while not self._is_ending.wait(UPLOAD_EVERY_S):
             if self._is_uploading.is_set():
-                self._send()
+                with contextlib.suppress(BrokerError):  # Redis is away: a producer tries again
+                    self._send()
 
     def _send(self) -> None:
         row = self._n_sent % len(self._album.media_ids)

@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,7 @@ from tasks.embedded_redis import ends_with_parent
 
 POLL_S = 0.1
 DRAIN_TIMEOUT_MS = 20_000
+STOP_WITHIN_S = DRAIN_TIMEOUT_MS / 1000 + 5
 BOOT_TIMEOUT_MS = 60_000
 
 
@@ -34,27 +36,30 @@ class Pod:
         self.name, self.log = name, log
         self._command, self._environ = command, dict(environ)
         self._process: subprocess.Popen[bytes] | None = None
-        self._wanted = threading.Event()
+        self._is_wanted = False
+        self._lock = threading.Lock()  # what the supervisor sees ended may be stopped, or started, just then
         self.restarts = 0
 
     def start(self) -> None:
         """Start the command unless it runs; it is started again whenever it ends, until :meth:`ask_to_stop`."""
-        if self._process is None or self._process.poll() is not None:
-            self._spawn()
-        # last: the supervisor, which may look at any time, would start it as well
-        self._wanted.set()
+        with self._lock:
+            self._is_wanted = True
+            if self._process is None or self._process.poll() is not None:
+                self._spawn()
 
     def keep_up(self) -> None:
         """Start the command again if it ended by itself; called by the stack's supervisor."""
-        if self._wanted.is_set() and self._process is not None and self._process.poll() is not None:
-            self.restarts += 1
-            self._spawn()
+        with self._lock:
+            if self._is_wanted and self._process is not None and self._process.poll() is not None:
+                self.restarts += 1
+                self._spawn()
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM: a worker drains, the others end."""
-        self._wanted.clear()
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        with self._lock:
+            self._is_wanted = False
+            if self._process is not None and self._process.poll() is None:
+                self._process.terminate()
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit code after :meth:`ask_to_stop`; the command is killed when it takes too long."""
@@ -79,6 +84,50 @@ class Pod:
                 start_new_session=True,
                 preexec_fn=ends_with_parent(),
             )
+
+
+class Pods:
+    """Pods that begin together and are kept up until they end, one group after the other.
+
+    Args:
+        groups: in the order in which they end; the pods of one group end at once.
+        stop_within_s: for how long each of them may drain.
+    """
+
+    def __init__(self, *groups: Sequence[Pod], stop_within_s: float) -> None:
+        self._groups, self._stop_within_s = groups, stop_within_s
+        self._stopping = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+
+    def __enter__(self) -> Self:
+        for pod in self._each():
+            pod.start()
+        self._supervisor.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._supervisor.join()
+        for group in self._groups:
+            stop(group, self._stop_within_s)
+
+    def _supervise(self) -> None:
+        while not self._stopping.wait(POLL_S):
+            for pod in self._each():
+                pod.keep_up()
+
+    def _each(self) -> Iterator[Pod]:
+        return chain.from_iterable(self._groups)
+
+
+def stop(pods: Sequence[Pod], within_s: float) -> None:
+    """Let all of them drain and end; nothing starts them again by itself."""
+    for pod in pods:
+        pod.ask_to_stop()
+    for pod in pods:
+        pod.wait(timeout_s=within_s)
 
 
 class Stack:
@@ -115,9 +164,7 @@ class Stack:
         periodiq = str(Path(sys.executable).with_name("periodiq"))
         self.scheduler = self._pod("scheduler", [periodiq, "tasks.worker"], environ)
         self.server = self._pod("server", serve, environ)
-        self._pods = (*self.workers, self.scheduler, self.server)
-        self._stopping = threading.Event()
-        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+        self._pods = Pods((*self.workers, self.scheduler, self.server), stop_within_s=STOP_WITHIN_S)
 
     def _pod(self, name: str, command: list[str], environ: Mapping[str, str]) -> Pod:
         return Pod(name, command, environ=environ, log=self._directory / f"{name}.log")
@@ -128,10 +175,7 @@ class Stack:
 
     def stop_workers(self) -> None:
         """Let both worker pods drain and end, and keep them away until :meth:`start_workers`."""
-        for pod in self.workers:
-            pod.ask_to_stop()
-        for pod in self.workers:
-            pod.wait(timeout_s=DRAIN_TIMEOUT_MS / 1000 + 5)
+        stop(self.workers, STOP_WITHIN_S)
 
     def start_workers(self) -> None:
         """Start both worker pods again."""
@@ -139,26 +183,14 @@ class Stack:
             pod.start()
 
     def __enter__(self) -> Self:
-        for pod in self._pods:
-            pod.start()
-        self._supervisor.start()
+        self._pods.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping.set()
-        self._supervisor.join()
-        for pod in self._pods:
-            pod.ask_to_stop()
-        for pod in self._pods:
-            pod.wait(timeout_s=DRAIN_TIMEOUT_MS / 1000 + 5)
+        self._pods.__exit__(kind, error, trace)
         self._ports.close()
-
-    def _supervise(self) -> None:
-        while not self._stopping.wait(POLL_S):
-            for pod in self._pods:
-                pod.keep_up()
 
 
 def answers(address: str, *, timeout_s: float = 2.0) -> bool:

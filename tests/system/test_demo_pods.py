@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +53,31 @@ def test_a_pod_that_ended_by_itself_is_started_again_and_one_that_was_stopped_is
 
     pod.start()
     assert len(running(tmp_path)) == 1
+
+
+def test_a_pod_that_is_stopped_while_it_is_started_again_does_not_stay(
+    pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod.start()
+    (first,) = running(tmp_path)
+    first.kill()
+    eventually(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE)
+    begins, may_go_on, spawn = threading.Event(), threading.Event(), pod._spawn
+
+    def spawn_late() -> None:
+        begins.set()
+        may_go_on.wait(30)
+        spawn()
+
+    monkeypatch.setattr(pod, "_spawn", spawn_late)
+    supervisor, stopper = (threading.Thread(target=act) for act in (pod.keep_up, pod.ask_to_stop))
+    supervisor.start()
+    begins.wait(30)
+    stopper.start()
+    stopper.join(0.3)  # it waits, or has seen nothing to stop
+    may_go_on.set()
+    for thread in (supervisor, stopper):
+        thread.join()
+    pod.wait(timeout_s=10)
+
+    assert running(tmp_path) == []
