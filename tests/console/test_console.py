@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 import redis
@@ -11,10 +12,11 @@ from fastapi import FastAPI
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.api import create_app
 from sploot_cluster.models import MediaId
-from tasks.contracts import EMBEDDING_INGESTED, stream_of
+from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, stream_of
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import MODEL, PET, picture, take
 from tests.sploot_cluster.api.front import NotingQueue, client_of
@@ -91,6 +93,21 @@ def test_a_queue_is_paused_by_a_plan_and_resumed(page: Page, redis_client: redis
     page.sees("Who did what")
     page.sees("resume")
     assert page.complaints() == []
+
+
+def test_queues_that_are_well_are_told_apart_from_jobs_that_failed(
+    page: Page, redis_client: redis.Redis, redis_url: str, worker: None
+) -> None:
+    with closing(RedisStreamsBroker(redis_url, middleware=[])) as samples:
+        samples.declare_queue(CLUSTER_MAINTENANCE)
+        samples.consume(CLUSTER_MAINTENANCE, timeout=100)
+        page.open("queues")
+        page.sees("Nothing waits for long, and nothing is dead. How jobs end")
+
+        redis_client.xadd(stream_of(EMBEDDING_INGESTED), {"schema": "embedding.ingested/1", "pet_id": "42"})
+
+        page.sees("embedding.ingested: 1 dead, and nobody tries them again but you")
+        page.sees("Worth a look.")
 
 
 def test_a_dead_letter_tells_why_it_died_and_goes_back_to_work(

@@ -50,17 +50,18 @@ function figures(queue) {
 
 const deadLink = (queue) => (queue.dead ? h("a", { href: `#/dead/${queue.queue}` }, count(queue.dead)) : "0");
 
-/** One sentence for 3 a.m., and what it rests on. */
+/** One sentence for 3 a.m., and what it rests on: the queues as they are now, and not how jobs ended before. */
 function banner(queues) {
   const worries = queues.flatMap((queue) => {
     const nobody = !queue.consumers.some((consumer) => consumer.is_alive);
     return [
       queue.is_paused && ["warning", `${queue.queue} is paused`],
       nobody && ["critical", `no worker takes jobs of ${queue.queue}`],
+      queue.dead && !levelOf("dead", queue.dead) && ["warning", `${queue.queue}: ${count(queue.dead)} dead, and nobody tries them again but you`],
       ...figures(queue).map(([text, level], at) => level && [level, `${queue.queue}: ${HEADS[at]} ${text.textContent ?? text}`]),
     ].filter(Boolean);
   });
-  if (!worries.length) return h("p", { class: "banner" }, "All is well: nothing is beyond a threshold of the alerts.");
+  if (!worries.length) return h("p", { class: "banner" }, "Nothing waits for long, and nothing is dead. How jobs end and how long they take is on the dashboard and in the alerts.");
   const worst = worries.some(([level]) => level === "critical") ? "critical" : "warning";
   return h("div", { class: `banner is-${worst}` }, h("strong", {}, worst === "critical" ? "This needs somebody." : "Worth a look."), h("ul", {}, worries.map(([, text]) => h("li", {}, text))));
 }
