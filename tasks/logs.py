@@ -14,10 +14,11 @@ import re
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
@@ -68,7 +69,7 @@ def configure_logging(level: str) -> None:
     command begins, as ``sploot-cluster worker`` and ``scheduler`` do, their masters write JSON too; under the stock
     commands the few lines of the master itself are in Dramatiq's own format. ``ops/README.md`` says which.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines(sys.stderr)
     handler.setFormatter(_formatter())
     handler.addFilter(_prepared)
     root = logging.getLogger()
@@ -94,9 +95,34 @@ def without_payload(text: str) -> str:
     return _PAYLOAD.sub(lambda found: f"<{len(found[0])} characters>", text)
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """Writes lines; of one that cannot be written, in JSON too, what it was about."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
+        # the standard library would print plain text here, arguments and all
+        error, template = sys.exc_info()[0], record.msg
+        line = {
+            "level": "ERROR",
+            "logger": record.name,
+            "message": "a log line could not be written",
+            "service": SERVICE,
+            "of": without_payload(template) if isinstance(template, str) else type(template).__name__,
+            "at": f"{record.pathname}:{record.lineno}",
+            "error": error.__name__ if error is not None else None,
+            "timestamp": _time_of(record),
+        }
+        with suppress(OSError, ValueError):  # the stream itself may be the error
+            self.stream.write(json.dumps(line) + self.terminator)
+            self.flush()
+
+
+def _time_of(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, tz=UTC).isoformat()
+
+
 def _prepared(record: logging.LogRecord) -> bool:
     """Fill in what the record is about; False for one that is told better elsewhere. Does the same twice."""
-    if record.msg in _TOLD_BETTER:
+    if isinstance(record.msg, str) and record.msg in _TOLD_BETTER:
         return False
     about = _running.get()
     if isinstance(record.args, tuple):
@@ -137,7 +163,7 @@ def _formatter() -> logging.Formatter:
             for name, value in record.__dict__.items():
                 if name not in own and not name.startswith("_"):
                     line[name] = _told(value)
-            line["timestamp"] = datetime.fromtimestamp(record.created, tz=UTC).isoformat()
+            line["timestamp"] = _time_of(record)
             return encode(line)
 
         def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,37 @@ raise RuntimeError("the end")
     assert "ZeroDivisionError" in lines[3]["exc_info"]
 
 
+def test_a_line_that_cannot_be_written_is_told_in_json_and_stops_nobody() -> None:
+    talk = """
+import logging
+from tasks.logs import configure_logging
+configure_logging("INFO")
+log = logging.getLogger("x")
+class Bad:
+    def __str__(self): raise ValueError("no text")
+log.info({"a": 1, "many": list(range(1000))})
+log.info("a %d", b"secret")
+log.info("b %s", Bad())
+log.info("c", extra={"bad": Bad()})
+log.info(Bad())
+log.info("the end")
+"""
+    done = subprocess.run([sys.executable, "-c", talk], capture_output=True, text=True, check=True)
+
+    first, *lost, last = lines_of(done.stderr)
+    assert (first["a"], first["many"]) == (1, "<1000 values>")
+    assert {(line["level"], line["message"]) for line in lost} == {("ERROR", "a log line could not be written")}
+    assert [(line["of"], line["error"]) for line in lost] == [
+        ("a %d", "TypeError"),
+        ("b %s", "ValueError"),
+        ("c", "ValueError"),
+        ("Bad", "ValueError"),
+    ]
+    assert {line["at"] for line in lost} == {f"<string>:{number}" for number in (9, 10, 11, 12)}
+    assert "secret" not in done.stderr
+    assert last["message"] == "the end"
+
+
 SHIPPED = ("worker", "scheduler", "serve")  # what the chart, the compose file and the image run
 
 
