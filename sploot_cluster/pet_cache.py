@@ -25,13 +25,16 @@ from sploot_cluster.vectors import FloatVector
 if TYPE_CHECKING:
     from sploot_cluster.spanning_tree import SpanningTree
 
-# A pet of 50,000 media takes about 115 MB at 512 dimensions; this much holds a hundred pets of 2,000, or 450 of 500.
+# A pet of 50,000 media takes 115 MB at 512 dimensions as it is read, and up to 170 as it grows; this much holds 80 to
+# 115 pets of 2,000.
 LEAST_BYTES: Final = 512 * 1024 * 1024
 # Of the memory of all, for all processes together, where they are as many as cores.
 SHARE: Final = 1 / 4
 
 # An id of 36 characters as text, in the list and in the dictionary; measured with tracemalloc on Python 3.11.
 BYTES_PER_MEDIUM: Final = 250
+# What a pet takes besides, measured likewise: there are more pets of a few media than others.
+BYTES_PER_PET: Final = 2_500
 
 
 def bytes_to_remember(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -89,9 +92,10 @@ class PetMemory:
 
     @property
     def n_bytes(self) -> int:
-        """About what it takes: the vectors, the media, and the tree."""
+        """About what it takes: the vectors with the room that they grow into, the media, and the tree."""
         tree = 0 if self._tree is None else self._tree.n_bytes
-        return self.state.vectors.nbytes + self.state.n_media * BYTES_PER_MEDIUM + tree
+        vectors = PetRows.behind(self.state).vector_bytes
+        return BYTES_PER_PET + vectors + self.state.n_media * BYTES_PER_MEDIUM + tree
 
 
 class _Place:

@@ -43,6 +43,11 @@ class PetRows:
             return state.media.rows
         return cls(state.media, state.vectors)
 
+    @property
+    def vector_bytes(self) -> int:
+        """What the vectors take, with the room for those to come."""
+        return self._vectors.nbytes
+
     def media(self, n: int) -> MediaView:
         return MediaView(self, self._media, n)
 

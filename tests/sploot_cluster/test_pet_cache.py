@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
 import pytest
+import redis
 
+from sploot_cluster import ClusterService
 from sploot_cluster.models import MediaId, PetId
-from sploot_cluster.pet_cache import BYTES_PER_MEDIUM, LEAST_BYTES, PetCache, PetMemory, bytes_to_remember
+from sploot_cluster.pet_cache import (
+    BYTES_PER_MEDIUM,
+    BYTES_PER_PET,
+    LEAST_BYTES,
+    PetCache,
+    PetMemory,
+    bytes_to_remember,
+)
+from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.rows import PetRows
 from tests.support import eventually
 
 ONE_MEDIUM = 4 * 8 + BYTES_PER_MEDIUM
+ROOM = 10 * ONE_MEDIUM + 3 * BYTES_PER_PET
 
 
 def remember(memory: PetMemory, n: int) -> None:
@@ -40,37 +52,37 @@ def fill(cache: PetCache, pet: int, n: int) -> None:
 
 
 def test_a_pet_is_remembered_until_its_next_use() -> None:
-    cache = PetCache(max_bytes=10 * ONE_MEDIUM)
+    cache = PetCache(max_bytes=ROOM)
 
     fill(cache, 1, 4)
 
     assert remembered(cache, 1) == [4]
-    assert cache.n_bytes == 4 * ONE_MEDIUM
+    assert cache.n_bytes == 4 * ONE_MEDIUM + BYTES_PER_PET
 
 
 def test_what_was_unused_for_longest_is_forgotten_first() -> None:
-    cache = PetCache(max_bytes=10 * ONE_MEDIUM)
+    cache = PetCache(max_bytes=ROOM)
     for pet in (1, 2, 3):
         fill(cache, pet, 3)
     remembered(cache, 1)
 
     fill(cache, 4, 3)
 
-    assert cache.n_bytes == 9 * ONE_MEDIUM
+    assert cache.n_bytes == 9 * ONE_MEDIUM + 3 * BYTES_PER_PET
     assert remembered(cache, 1, 3, 4, 2) == [3, 3, 3, 0]
 
 
 def test_a_pet_larger_than_the_cache_is_remembered_only_while_it_is_open() -> None:
-    cache = PetCache(max_bytes=10 * ONE_MEDIUM)
+    cache = PetCache(max_bytes=ROOM)
 
-    fill(cache, 1, 11)
+    fill(cache, 1, 50)
 
     assert cache.n_bytes == 0
     assert remembered(cache, 1) == [0]
 
 
 def test_a_pet_that_is_open_is_not_forgotten() -> None:
-    cache = PetCache(max_bytes=10 * ONE_MEDIUM)
+    cache = PetCache(max_bytes=ROOM)
     with cache.open(PetId(1)) as memory:
         remember(memory, 9)
         fill(cache, 2, 9)
@@ -115,6 +127,33 @@ def test_a_use_that_fails_gives_the_pet_free() -> None:
     thread.start()
     assert eventually(lambda: done) == [0]
     thread.join()
+
+
+def test_many_pets_of_one_medium_take_no_more_than_they_may(redis_url: str) -> None:
+    """Their vectors have room to grow into, which takes eight times as much."""
+    with redis.Redis.from_url(redis_url) as client:
+        store, may = RedisPetStore(client), 1_000_000
+        service = ClusterService(store, cache_bytes=may)
+        service.assign(PetId(1_000), MediaId("m"), model="m@1", vector=np.ones(512))
+        tracemalloc.start()
+        try:
+            for pet in range(1, 200):
+                service.assign(PetId(pet), MediaId(f"{pet:036}"), model="m@1", vector=np.ones(512))
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert service._cache.n_bytes > may // 2
+    assert taken < 1.2 * may
+
+
+def test_pets_that_hold_nothing_are_forgotten_too() -> None:
+    cache = PetCache(max_bytes=ROOM)
+
+    for pet in range(1, 1_000):
+        remembered(cache, pet)
+
+    assert len(cache._places) < 20
 
 
 @pytest.mark.parametrize("limits", ["memory.max", "memory/memory.limit_in_bytes"])
