@@ -21,11 +21,23 @@ import numpy.typing as npt
 
 from sploot_cluster import ledger, past
 from sploot_cluster.errors import UnreadableExport
-from sploot_cluster.models import NOISE, ClusterCard, ClusterId, HistoryEntry, MediaId, PetId, PetState
+from sploot_cluster.models import (
+    NOISE,
+    ClusterCard,
+    ClusterId,
+    HistoryEntry,
+    MediaId,
+    Merge,
+    PetId,
+    PetState,
+    Split,
+    Standing,
+)
 from sploot_cluster.past import Overwritten
 from sploot_cluster.rows import PetRows
 from sploot_cluster.shadow import Shadow
 from sploot_cluster.tally import Quarantined
+from sploot_cluster.vectors import FloatMatrix
 
 FORMAT: Final = 1
 
@@ -202,3 +214,30 @@ def _problems(pet: PetDump) -> Iterator[str]:
         yield f"it ingested {pet.ingested} media, and has {n} and {len(pet.quarantine)} quarantined"
     if any(len(one.rows) and int(one.rows[-1]) >= n for one in pet.overwritten):
         yield "its past is about media that it does not have"
+    if (np.diff(pet.arrived.astype(np.int64)) < 0).any() or (n and int(pet.arrived[-1]) > state.revision):
+        yield "its media did not arrive one after the other"
+    spaces = [state.vectors] if pet.shadow is None else [state.vectors, np.array([*pet.shadow.vectors.values()])]
+    if not all(len(vectors) == 0 or _is_of_unit_norm(vectors) for vectors in spaces) or len(state.vectors) != n:
+        yield "its vectors are not of unit norm"
+    if not np.array_equal(state.labels == NOISE, np.isin(state.standings, (Standing.NOISE, Standing.DISMISSED))):
+        yield "its standings are not those of its labels"
+    if state.aliases.keys() & state.clusters.keys() or set(state.aliases.values()) - state.clusters.keys():
+        yield "its aliases do not lead to its clusters"
+    if state.next_cluster <= max(_ids_given_out(state), default=0):
+        yield f"its next id, {state.next_cluster}, was given out already"
+
+
+def _is_of_unit_norm(vectors: FloatMatrix) -> bool:
+    # NaN is no norm either
+    norms = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    return bool((np.abs(norms - 1) < 1e-3).all())
+
+
+def _ids_given_out(state: PetState) -> Iterator[ClusterId]:
+    yield from state.clusters
+    yield from state.aliases
+    for correction in state.ledger:
+        if isinstance(correction, Split):
+            yield correction.created
+        elif isinstance(correction, Merge):
+            yield from correction.groups

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -341,6 +342,18 @@ def _facts(change: Callable[[dict[str, object]], object]) -> Callable[[dict[str,
     return changed
 
 
+def _column(name: str, change: Callable[[bytes], bytes]) -> Callable[[dict[str, bytes]], None]:
+    """Another column, with its own checksum: as a program wrote it."""
+
+    def changed(parts: dict[str, bytes]) -> None:
+        facts = json.loads(parts["pet.json"])
+        parts[name] = change(parts[name])
+        facts["sha256"][name] = sha256(parts[name]).hexdigest()
+        parts["pet.json"] = json.dumps(facts).encode()
+
+    return changed
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -351,6 +364,14 @@ def _facts(change: Callable[[dict[str, object]], object]) -> Callable[[dict[str,
         (_facts(lambda facts: facts.update(clusters=[])), "labels are not those of its clusters"),
         (_facts(lambda facts: facts.update(ingested=3)), "ingested 3 media"),
         (_facts(lambda facts: facts.pop("ledger")), "KeyError"),
+        (_facts(lambda facts: facts.update(next_cluster=4)), "next id, 4, was given out already"),
+        (_facts(lambda facts: facts.update(aliases={"2": 9})), "aliases do not lead to its clusters"),
+        (_facts(lambda facts: facts.update(aliases={"1": 3})), "aliases do not lead to its clusters"),
+        (_column("standings.u8", lambda column: bytes(len(column))), "standings are not those of its labels"),
+        (_column("vectors.f32le", lambda column: bytes(len(column))), "vectors are not of unit norm"),
+        (_column("vectors.f32le", lambda column: b"\xff" * len(column)), "vectors are not of unit norm"),
+        (_column("arrived.u32le", lambda column: column[4:] + column[:4]), "one after the other"),
+        (_column("arrived.u32le", lambda column: column[:-4] + b"\xff\xff\0\0"), "one after the other"),
     ],
 )
 def test_a_file_that_was_changed_is_refused(
