@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from sploot_cluster import ClusterService, dumps
+from sploot_cluster.constraints import resolve
 from sploot_cluster.errors import ModelMismatch, PetExists, UnknownMedia, UnknownPet, UnreadableExport
 from sploot_cluster.keys import PETS, PetKeys
 from sploot_cluster.memory_store import MemoryPetStore
@@ -141,6 +142,9 @@ def test_what_people_said_about_the_others_still_holds(service: ClusterService, 
     assert demands(state.ledger).broken(places(state), state.aliases) == []
     assert reclustered.constraints_kept == reclustered.constraints
     assert len({places(state)[medium] for medium in names(2, range(2, 8))}) == 1
+    assert resolve(state.ledger).conflicts(name(2, 2), name(3, 1)), (
+        "it is merged with one, and was split from the other"
+    )
 
 
 def test_a_medium_that_comes_again_is_a_new_one(service: ClusterService, store: PetStore) -> None:
@@ -364,6 +368,8 @@ def _column(name: str, change: Callable[[bytes], bytes]) -> Callable[[dict[str, 
         (_facts(lambda facts: facts.update(clusters=[])), "labels are not those of its clusters"),
         (_facts(lambda facts: facts.update(ingested=3)), "ingested 3 media"),
         (_facts(lambda facts: facts.pop("ledger")), "KeyError"),
+        (_facts(lambda facts: facts["media"].__setitem__(0, facts["media"][1])), "a medium is in it twice"),  # type: ignore[index]
+        (_facts(lambda facts: facts["media"].__setitem__(0, "odd")), "a medium is in it twice"),  # type: ignore[index]
         (_facts(lambda facts: facts.update(next_cluster=4)), "next id, 4, was given out already"),
         (_facts(lambda facts: facts.update(aliases={"2": 9})), "aliases do not lead to its clusters"),
         (_facts(lambda facts: facts.update(aliases={"1": 3})), "aliases do not lead to its clusters"),

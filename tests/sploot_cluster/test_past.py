@@ -218,6 +218,24 @@ def test_a_pet_is_what_it_was_under_the_ids_of_then(service: ClusterService, sto
     assert [(entry.kind, entry.by) for entry in service.history(PET, limit=1)] == [("restore", "bob")]
 
 
+def test_media_of_a_cluster_that_is_younger_than_what_is_restored_are_noise(
+    service: ClusterService, store: PetStore
+) -> None:
+    before = store.load(PET)
+    take(service, 5, range(8))
+    take(service, 0, range(30, 31))
+    service.recluster(PET)
+    then = where(store.load(PET))
+
+    restored = service.restore(PET, before.revision, operation_id="1", by="bob")
+
+    now = where(store.load(PET))
+    assert NOISE not in {then[medium] for medium in names(5, range(8))}
+    assert {now[medium] for medium in names(5, range(8))} == {NOISE}
+    assert now[name(0, 30)] == now[name(0, 0)] == then[name(0, 0)]
+    assert (restored.n_later, restored.n_held) == (9, 0)
+
+
 def test_corrections_are_not_taken_back_by_restoring(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")

@@ -126,9 +126,19 @@ def test_two_who_preview_the_same_pet_see_the_same(service: ClusterService) -> N
     assert one.diff == other.diff == service.previewed(PET).diff
 
 
-def test_a_token_that_nobody_gave_out_is_refused(service: ClusterService) -> None:
-    with pytest.raises(StalePreview, match="it is too old, or another one was made since"):
-        service.apply(PET, "25-0123456789", by="bob")
+@pytest.mark.parametrize("is_one_waiting", [False, True])
+def test_a_token_that_nobody_gave_out_is_refused(
+    service: ClusterService, store: PetStore, is_one_waiting: bool
+) -> None:
+    if is_one_waiting:
+        service.preview(PET)
+    before = store.load(PET)
+
+    for use in (service.previewed, lambda pet, token: service.apply(pet, token, by="bob")):
+        with pytest.raises(StalePreview, match="it is too old, or another one was made since"):
+            use(PET, "25-0123456789")
+
+    assert store.load(PET).version == before.version
 
 
 def test_a_pet_without_media_has_no_preview(store: PetStore) -> None:

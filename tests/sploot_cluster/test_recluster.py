@@ -120,6 +120,28 @@ def test_a_curated_cluster_takes_in_what_density_finds_with_it_under_its_own_id(
     assert new.aliases == {2: 1}
 
 
+def test_who_was_merely_absorbed_into_a_merged_cluster_does_not_hold_others_there() -> None:
+    ledger = [merge(1, {1: media(*range(5)), 2: media(*range(5, 10))})]
+    standings = [Standing.CORRECTED] * 10 + [Standing.ABSORBED] * 10
+    state = pet_state([1] * 20, looks(5, 3, 12), standings=standings, aliases={2: 1}, ledger=ledger)
+
+    new = after(state, density(*[0] * 5, *[1] * 3, *[2] * 12))
+
+    assert new.labels.tolist() == [1] * 10 + [3] * 10
+
+
+def test_noise_that_people_keep_out_of_the_nearest_cluster_is_absorbed_into_the_next() -> None:
+    between = np.array([[0.9, 0.4, 0, 0, 0, 0, 0, 0]], dtype=np.float32)
+    vectors = np.vstack([looks(5, 5), between / np.linalg.norm(between)]).astype(np.float32)
+    said = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
+    state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=[said])
+    settings = ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000)
+
+    new = after(state, density(*[0] * 5, *[1] * 5, NOISE), settings)
+
+    assert (new.labels[10], new.standings[10]) == (2, Standing.ABSORBED)
+
+
 def test_media_that_came_while_density_was_computed_are_assigned_like_arrivals() -> None:
     state = pet_state([1] * 6 + [NOISE, NOISE], looks(6, 0, 1, spread=0.01)[[0, 1, 2, 3, 4, 5, 0, 6]])
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import numpy as np
 
 from sploot_cluster.assignment import threshold_of
 from sploot_cluster.constraints import RowConstraints, resolve
-from sploot_cluster.models import NOISE, PetState, Standing
+from sploot_cluster.models import NOISE, ClusterId, Exclusion, MediaId, PetState, Standing
 from sploot_cluster.regrouping import regroup
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.states import looks, pet_state
@@ -55,6 +57,21 @@ def test_absorbed_media_do_not_move_a_threshold() -> None:
 
     assert regrouped.clusters == {}
     assert regrouped.labels.tolist() == [1] * 6
+
+
+def test_who_was_taken_out_of_a_cluster_stays_out_of_the_one_that_its_id_leads_to() -> None:
+    """Also when those who remained are gone, so that nobody keeps the two apart."""
+    said = Exclusion(
+        9, "op-9", "ada", datetime(2026, 1, 31, tzinfo=UTC), ClusterId(1), (MediaId("m4"),), (MediaId("gone"),)
+    )
+    state = pet_state([2] * 4 + [NOISE], looks(5), aliases={1: 2}, ledger=[said])
+    standings = np.full(5, Standing.CORE, dtype=np.uint8)
+    rows = resolve(state.ledger).by_row(state.rows)
+
+    regrouped = regroup(state, np.zeros(5, dtype=np.int32), standings, rows, ClusterSettings())
+
+    assert regrouped.labels.tolist() == [2] * 4 + [NOISE]
+    assert regrouped.standings[4] == Standing.NOISE
 
 
 def test_media_left_in_a_cluster_count_although_they_had_only_been_absorbed() -> None:

@@ -102,6 +102,13 @@ def test_a_known_medium_changes_nothing_whatever_comes_with_it(
     assert service.clusters(PET) == three_subjects
 
 
+def test_a_medium_that_comes_again_changes_nothing(service: ClusterService, three_subjects: PetView) -> None:
+    (again,) = take(service, 1, range(1))
+
+    assert (again.is_duplicate, again.revision) == (True, three_subjects.revision)
+    assert service.clusters(PET) == three_subjects
+
+
 @pytest.mark.parametrize(
     ("pet", "media", "model", "vector", "field"),
     [

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from sploot_cluster import ClusterService
+from sploot_cluster.assignment import threshold_of
 from sploot_cluster.errors import (
     DimensionMismatch,
     InvalidInput,
@@ -117,6 +118,21 @@ def test_the_switch_does_what_its_preview_showed_and_keeps_every_correction(
     (entry,) = service.history(PET, limit=1)
     assert (entry.kind, entry.by, entry.summary["from"], entry.summary["to"]) == ("switch", "eve", MODEL, NEW)
     assert all(np.isfinite(card.threshold) for card in state.clusters.values())
+
+
+def test_thresholds_are_of_the_new_space_also_where_nothing_moves(service: ClusterService, store: PetStore) -> None:
+    service.delete_media(PET, [name(2, 0), name(2, 1)], by="eve")
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    for subject, numbers in ((0, range(8)), (1, range(8)), (2, range(2, 8))):
+        embed(service, subject, numbers)
+
+    result = service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+
+    state = store.load(PET)
+    assert result.n_moved == 0
+    assert {id_: card.threshold for id_, card in state.clusters.items()} == {
+        id_: threshold_of(state.vectors[state.labels == id_]) for id_ in (ONE, THREE)
+    }
 
 
 def test_a_switched_pet_takes_arrivals_of_the_new_model_and_can_be_switched_back(
