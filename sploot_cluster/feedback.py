@@ -312,19 +312,25 @@ def _given(state: PetState, plan: _Plan, groups: LabelVector) -> dict[int, Clust
 
 def _plan_again(state: PetState, correction: Said) -> _Plan:
     """A correction that is in force again: enforcing it joins and parts what it names; its cluster gets its id back."""
-    media: Sequence[MediaId]
     match correction:
         case Merge(into=cluster, groups=groups):
-            media = groups[cluster]
-        case Split(created=cluster, moved=media):
-            pass
+            return _Plan(state.labels, state.next_cluster, _first_of(state, groups[cluster], cluster))
+        case Split(created=created, moved=moved):
+            source = state.aliases.get(correction.source, correction.source)
+            labels = _without(state, moved, source, instead=created)
+            names = [*_first_of(state, moved, created), *_first_of(state, correction.remaining, source)]
+            return _Plan(labels, state.next_cluster, names)
         case Exclusion(source=source, media=taken_out):
             return _Plan(_without(state, taken_out, state.aliases.get(source, source)), state.next_cluster)
         case Dismissal():
             return _Plan(state.labels, state.next_cluster)
         case _:
             assert_never(correction)
-    return _Plan(state.labels, state.next_cluster, [(medium, cluster) for medium in media if medium in state.rows][:1])
+
+
+def _first_of(state: PetState, media: Sequence[MediaId], cluster: ClusterId) -> list[tuple[MediaId, ClusterId]]:
+    """The first of these media that the pet still has, by which a cluster gets its id; none if it has none."""
+    return [(medium, cluster) for medium in media if medium in state.rows][:1]
 
 
 def _plan_back(state: PetState, correction: Said) -> _Plan:
@@ -379,11 +385,13 @@ def _unsplit(state: PetState, split: Split) -> _Plan:
     return _Plan(labels, state.next_cluster, [(state.media[int(np.flatnonzero(labels == source)[0])], source)])
 
 
-def _without(state: PetState, media: Sequence[MediaId], cluster: ClusterId) -> LabelVector:
-    """The labels, with those of these media that are in a cluster as noise."""
+def _without(
+    state: PetState, media: Sequence[MediaId], cluster: ClusterId, *, instead: ClusterId = NOISE
+) -> LabelVector:
+    """The labels, with those of these media that are in a cluster as noise, or in another cluster."""
     labels = state.labels.copy()
     rows = np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
-    labels[rows[labels[rows] == cluster]] = NOISE
+    labels[rows[labels[rows] == cluster]] = instead
     return labels
 
 

@@ -197,14 +197,15 @@ def test_an_undo_takes_back_one_correction_and_no_other(service: ClusterService,
     assert members(store, 1) == names(0, range(12)) | names(1, range(12)) | names(2, range(12))
 
 
-@pytest.mark.parametrize("kind", ["merge", "split"])
+@pytest.mark.parametrize("kind", ["merge", "split", "split that leaves one"])
 def test_an_undo_that_is_undone_does_the_correction_again(
     service: ClusterService, store: MemoryPetStore, kind: str
 ) -> None:
     if kind == "merge":
         corrected = service.merge(PET, [ONE, TWO], into=TWO, operation_id="1", by="ada")
     else:
-        corrected = service.split(PET, ONE, sorted(names(0, range(5))), operation_id="1", by="ada")
+        moved = names(0, range(5 if kind == "split" else 11))
+        corrected = service.split(PET, ONE, sorted(moved), operation_id="1", by="ada")
     before = store.view(PET)
     undone = service.undo(PET, corrected.revision, operation_id="2", by="ada")
 
