@@ -80,6 +80,13 @@ chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4, and ask K
 test-redis: $(VENV)/deploy-installed ## users, TLS, sentinels through a failover, a cluster, locks, compose file: make test-redis
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/deploy $(ARGS)
 
+# redis >= 6.4, < 9 in setup.cfg is redis==6.4.* here
+OLDEST := sed -nE 's/^ +(dramatiq|redis) >= ([0-9.]+),.*/\1==\2.*/p' setup.cfg | sort -u
+.PHONY: test-oldest
+test-oldest: $(VENV)/installed ## the broker with the oldest Dramatiq and redis-py that may be installed: make test-oldest [ARGS=-x]
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/oldest $$($(OLDEST))
+	@PYTHONPATH=build/oldest $(BIN)/python -m pytest -n 2 --dist loadgroup tests/broker $(ARGS)
+
 .PHONY: chart-files
 chart-files: $(VENV)/installed ## copy rules and dashboard into the chart, after they were changed
 	@$(BIN)/python -m deploy.chart_files

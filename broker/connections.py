@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import socket
 import threading
 import time
 from collections import defaultdict, deque
@@ -275,14 +276,14 @@ class Connections:
         except IndexError:
             return self._connect(node)
         with translated(ConnectionFailed):
-            if time.monotonic() - since > PROBE_AFTER_IDLE_S and connection.is_connected:
+            if time.monotonic() - since > PROBE_AFTER_IDLE_S and _socket_of(connection) is not None:
                 try:
                     is_dirty = connection.can_read(0)
                 except (redis.ConnectionError, redis.TimeoutError, OSError):
                     is_dirty = True
                 if is_dirty:
                     connection.disconnect()
-        if not connection.is_connected:
+        if _socket_of(connection) is None:
             self._open(connection)
         return connection
 
@@ -356,8 +357,7 @@ class BlockingRead:
             selector = selectors.DefaultSelector()
             selector.register(self._wake_read, selectors.EVENT_READ)
             if self._connection is not None:
-                # redis-py has no public way to wait for several sources at once
-                sock = self._connection._get_socket()
+                sock = _socket_of(self._connection)
                 assert sock is not None
                 selector.register(sock, selectors.EVENT_READ)
             self._selector = selector
@@ -415,7 +415,7 @@ class BlockingRead:
         try:
             yield
         except redis.ResponseError:
-            if self._connection is not None and not self._connection.is_connected:
+            if self._connection is not None and _socket_of(self._connection) is None:
                 self.drop()
             raise
         except BaseException:
@@ -426,6 +426,12 @@ class BlockingRead:
 def _is_answer(error: BaseException) -> bool:
     told = error.__cause__ if isinstance(error, ConnectionClosed) else error
     return isinstance(told, redis.ResponseError | Redirected)
+
+
+def _socket_of(connection: Any) -> socket.socket | None:
+    """None where it is not connected. redis-py has no public way to it; nor, before 8.0, to whether there is one."""
+    found: socket.socket | None = connection._sock
+    return found
 
 
 def _node_at(connection: Any) -> Node:
