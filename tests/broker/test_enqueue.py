@@ -116,6 +116,26 @@ def test_a_unique_key_is_free_again_once_its_message_starts(scene: Scene) -> Non
     assert second.args == ("second",)
 
 
+@pytest.mark.parametrize("what_happens", ["it fails", "it starts late"])
+def test_a_message_does_not_free_the_unique_key_of_the_one_behind_it(scene: Scene, what_happens: str) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one", unique_key="k"))
+    (one,) = received(consumer, 1)
+    if what_happens == "it fails":
+        broker.emit_before("process_message", one)
+    else:
+        scene.client.delete(KEYS.unique("k"))  # as when its time is over
+    two = broker.enqueue(message("two", unique_key="k"))
+
+    if what_happens == "it fails":
+        consumer.nack(one)
+    else:
+        broker.emit_before("process_message", one)
+
+    assert broker.enqueue(message("three", unique_key="k")).message_id == two.message_id
+
+
 def test_a_full_queue_refuses_and_holds_what_it_held(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=2)
     broker.enqueue_many([message("one"), message("two")])

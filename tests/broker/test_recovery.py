@@ -230,6 +230,35 @@ def test_what_an_operator_claims_for_a_name_of_his_own_runs_again(scene: Scene) 
     assert labels(received(scene.consumer("b"), 1)) == ["one"]
 
 
+def test_what_an_operator_claims_is_his_for_a_lease(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    scene.brokers["a"].enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    scene.die("a")
+    scene.client.xclaim(KEYS.stream, GROUP, "rescue", 0, [one.entry_id])
+
+    assert next(scene.consumer("b", lease_ms=600_000, timeout=200)) is None
+
+    assert scene.state() == QueueState(pending={"one": ("rescue", 2)})
+
+
+def test_who_could_not_say_that_it_lives_does_not_judge_others_by_their_silence(scene: Scene) -> None:
+    dying = scene.consumer("a")
+    scene.brokers["a"].enqueue(message("one"))
+    received(dying, 1)
+    scene.die("a")
+    consumer = scene.consumer("b", timeout=200)
+    keeper = scene.brokers["b"]._session.keeper
+    # Redis was away until just now: everybody's heartbeat is old
+    keeper._late_at = time.monotonic() + 3_600
+
+    assert next(consumer) is None
+    assert scene.state() == QueueState(pending={"one": ("a", 1)})
+
+    keeper._late_at = float("-inf")
+    eventually(lambda: next(consumer) is not None)
+
+
 def test_a_group_that_is_gone_is_made_again_and_nothing_is_lost(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=500)
     broker = scene.brokers["a"]

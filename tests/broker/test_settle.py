@@ -108,6 +108,46 @@ def test_who_lost_an_entry_can_neither_reject_nor_retry_nor_return_it(scene: Sce
     assert broker.counters(QUEUE)["fenced"] == 2
 
 
+def test_who_was_delivered_an_entry_again_can_not_reject_retry_or_return_what_it_was_delivered_before(
+    scene: Scene,
+) -> None:
+    mine = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message("reject"), message("retry"), message("return")])
+    reject, retry, give_back = received(mine, 3)
+    ids = [one.entry_id for one in (reject, retry, give_back)]
+    scene.client.xclaim(KEYS.stream, GROUP, broker.consumer_name, 0, ids)
+    before = scene.state()
+    assert set(before.pending.values()) == {("a", 2)}
+
+    mine.nack(reject)
+    fail(broker, retry)
+    mine.ack(retry)
+    mine.requeue([give_back])
+
+    assert scene.state() == before
+    assert broker.counters(QUEUE)["fenced"] == 2
+
+
+def test_what_is_handed_back_is_taken_at_once_by_whoever_waits(scene: Scene) -> None:
+    # nobody would look around by itself for longer than the test waits
+    mine = scene.consumer("a", lease_ms=600_000)
+    other = scene.consumer("b", lease_ms=600_000, timeout=20_000)
+    scene.brokers["a"].enqueue(message("one"))
+    (one,) = received(mine, 1)
+    got: list[Delivery] = []
+    waiting = threading.Thread(target=lambda: got.extend(received(other, 1)))
+    waiting.start()
+    eventually(lambda: other._read.is_waiting)
+    janitor = next(iter(scene.brokers["b"]._session._queues.values())).janitor
+    eventually(lambda: janitor._timer.is_waiting)
+
+    mine.requeue([one])
+
+    waiting.join(30)
+    assert labels(got) == ["one"]
+
+
 def test_a_late_success_is_believed_and_counted(scene: Scene) -> None:
     mine = scene.consumer("a")
     broker = scene.brokers["a"]
