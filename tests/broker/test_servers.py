@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from redis.sentinel import Sentinel
 from broker import RedisStreamsBroker
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import KEYS, QUEUE, message
+from tests.sentinel import sentinel_of
 from tests.support import eventually
 from tests.system.events import free_port
 
@@ -119,31 +120,3 @@ def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
             worker.stop()
             broker.close()
             client.close()
-
-
-@contextmanager
-def sentinel_of(master_port: int, directory: Path) -> Iterator[int]:
-    """The port of a sentinel that needs nobody's agreement."""
-    directory.mkdir()
-    port = free_port()
-    config = directory / "sentinel.conf"
-    config.write_text(
-        f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
-        f"sentinel monitor mymaster 127.0.0.1 {master_port} 1\n"
-        "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
-    )
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(["redis-sentinel", str(config)], stdout=log, stderr=log)
-    try:
-        with redis.Redis(port=port) as client:
-            eventually(lambda: answers(client), within_s=20)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def answers(client: redis.Redis) -> bool:
-    with suppress(redis.ConnectionError):
-        return bool(client.ping())
-    return False

@@ -5,3 +5,6 @@ and the proof that the campaign's own tools notice what they are there to notice
 """
 
 QUEUE = "campaign"
+# Whoever works on both reads the other one only while nothing waits in this one.
+URGENT = "campaign-urgent"
+QUEUES = (QUEUE, URGENT)

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from tests.faults.campaign import run
 from tests.faults.nemeses import BY_NAME
-from tests.faults.stage import Stage
+from tests.faults.stage import Stage, WatchedStage
 
 FULL, SHORT = 105_000, 3_000
-IN_SHORT = ("wire", "kills", "operator", "crashes", "everything")
+IN_SHORT = ("wire", "kills", "operator", "crashes", "priorities", "everything", "failovers")
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser(prog="python -m tests.faults", description="Everything goes wrong; is it lost?")
     arguments.add_argument("nemeses", nargs="*", metavar="NEMESIS", help=f"of {', '.join(BY_NAME)}; all by default")
-    arguments.add_argument("--short", action="store_true", help=f"{SHORT} messages, under two minutes")
+    arguments.add_argument("--short", action="store_true", help=f"{SHORT} messages, a minute or so")
     arguments.add_argument("--messages", type=int, help=f"how many are confirmed in all; {FULL} by default")
     arguments.add_argument("--seed", type=int, default=random.randrange(2**32))
     arguments.add_argument("--logs", type=Path, help="keep the logs of workers and producers here")
@@ -33,8 +33,22 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = tuple(chosen.nemeses) or (IN_SHORT if chosen.short else tuple(BY_NAME))
     n_messages = chosen.messages or (SHORT if chosen.short else FULL)
-    with tempfile.TemporaryDirectory(prefix="faults-") as temporary, Stage(chosen.logs or Path(temporary)) as stage:
-        outcomes = run(stage, names, n_messages=n_messages, seed=chosen.seed, round_s=8 if chosen.short else 20)
+    print(f"seed {chosen.seed}: {n_messages} messages in {len(names)} rounds", flush=True)
+    outcomes = []
+    for kind in (Stage, WatchedStage):
+        here = [name for name in names if BY_NAME[name].stage is kind]
+        if not here:
+            continue
+        with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
+            directory = Path(temporary) if chosen.logs is None else chosen.logs / kind.__name__
+            with kind(directory) as stage:
+                outcomes += run(
+                    stage,
+                    here,
+                    n_messages=-(-n_messages // len(names)),
+                    seed=chosen.seed,
+                    round_s=5 if chosen.short else 20,
+                )
     n_confirmed = sum(outcome.verdict.fates.get("confirmed", 0) for outcome in outcomes)
     n_lost = sum(len(outcome.verdict.lost) + len(outcome.lost_meanwhile) for outcome in outcomes)
     n_again = sum(outcome.verdict.reruns for outcome in outcomes)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import redis
 
-from tests.faults.checker import Snapshot, Verdict, judge, lost_at_this_moment, snapshot
+from tests.faults import QUEUES
+from tests.faults.checker import Snapshot, Verdict, judge, key_of, lost_at_this_moment, snapshot
 from tests.faults.ledger import Entries
 from tests.faults.nemeses import BY_NAME, Nemesis
 from tests.faults.stage import Stage
@@ -72,21 +73,20 @@ def run_round(stage: Stage, nemesis: Nemesis, *, n_messages: int, seed: int, fir
         stage.heal()
     queue = drained(stage)
     verdict = judge(_without_stragglers(stage.ledger.read(), first_uid), queue)
-    stage.client.delete("{streams:campaign}:dead")
+    stage.client.delete(*(key_of(queue, "dead") for queue in QUEUES))
     return Outcome(
         nemesis.name, seed, verdict, tuple(sorted(lost)), queue.n_held, acts, round(time.monotonic() - began, 1)
     )
 
 
 def run(stage: Stage, names: Sequence[str], *, n_messages: int, seed: int, round_s: float) -> list[Outcome]:
-    """A round of each nemesis, the messages shared out evenly; told as it goes."""
-    print(f"seed {seed}: {n_messages} messages in {len(names)} rounds", flush=True)
+    """A round of each nemesis, with so many messages each; told as it goes."""
     outcomes = []
     for number, name in enumerate(names):
         outcome = run_round(
             stage,
             BY_NAME[name],
-            n_messages=-(-n_messages // len(names)),
+            n_messages=n_messages,
             seed=seed,
             first_uid=f"r{number}p",
             round_s=round_s,

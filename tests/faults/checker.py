@@ -13,18 +13,28 @@ from typing import Any
 
 import redis
 
-from tests.faults import QUEUE
+from tests.faults import QUEUE, QUEUES
 from tests.faults.ledger import Entries
 
-STREAM = f"streams:{QUEUE}"
 GROUP = "cluster-workers"
-DELAYED = f"{{{STREAM}}}:delayed"
-DELAYED_MESSAGES = f"{{{STREAM}}}:delayed:messages"
-AT_WORK = f"{{{STREAM}}}:ordered"
-LINE = f"{{{STREAM}}}:ordered:line"
-IN_LINE = f"{{{STREAM}}}:ordered:messages"
-LOCKS = f"{{{STREAM}}}:unique:*"
-DEAD = f"{{{STREAM}}}:dead"
+
+
+def stream_of(queue: str) -> str:
+    return f"streams:{queue}"
+
+
+def key_of(queue: str, what: str) -> str:
+    return f"{{{stream_of(queue)}}}:{what}"
+
+
+STREAM = stream_of(QUEUE)
+DELAYED = key_of(QUEUE, "delayed")
+DELAYED_MESSAGES = key_of(QUEUE, "delayed:messages")
+AT_WORK = key_of(QUEUE, "ordered")
+LINE = key_of(QUEUE, "ordered:line")
+IN_LINE = key_of(QUEUE, "ordered:messages")
+LOCKS = key_of(QUEUE, "unique:*")
+DEAD = key_of(QUEUE, "dead")
 
 # The only way in which a message of a kind may end; every other kind must be done.
 DEAD_REASONS = {"fails": "failed", "kills": "delivery-limit"}
@@ -34,7 +44,7 @@ MAY_SEEM_TO_KILL = {"long", "slow"}
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything the queue holds at one moment, by uid; a uid that is there twice counts 2.
+    """Everything the queues hold at one moment, by uid; a uid that is there twice counts 2.
 
     Attributes:
         stream: waiting and in flight.
@@ -63,18 +73,36 @@ class Snapshot:
 
 
 def snapshot(client: redis.Redis) -> Snapshot:
-    """Read in one transaction."""
+    """Every queue, each read in one transaction: no message goes from one to another."""
+    found = [_snapshot_of(client, queue) for queue in QUEUES]
+    dead: dict[str, list[str]] = {}
+    for one in found:
+        for uid, reasons in one.dead.items():
+            dead.setdefault(uid, []).extend(reasons)
+    return Snapshot(
+        stream=sum((one.stream for one in found), Counter()),
+        pending=sum(one.pending for one in found),
+        delayed=sum((one.delayed for one in found), Counter()),
+        dead=dead,
+        halves=tuple(name for one in found for name in one.halves),
+        in_line=sum((one.in_line for one in found), Counter()),
+        keys_at_work=sum(one.keys_at_work for one in found),
+        locks=sum(one.locks for one in found),
+    )
+
+
+def _snapshot_of(client: redis.Redis, queue: str) -> Snapshot:
     pipe = client.pipeline(transaction=True)
     for command in (
-        ("XRANGE", STREAM, "-", "+"),
-        ("XPENDING", STREAM, GROUP),
-        ("ZRANGE", DELAYED, 0, -1),
-        ("HGETALL", DELAYED_MESSAGES),
-        ("XRANGE", DEAD, "-", "+"),
-        ("ZRANGE", LINE, 0, -1),
-        ("HGETALL", IN_LINE),
-        ("HLEN", AT_WORK),
-        ("KEYS", LOCKS),
+        ("XRANGE", stream_of(queue), "-", "+"),
+        ("XPENDING", stream_of(queue), GROUP),
+        ("ZRANGE", key_of(queue, "delayed"), 0, -1),
+        ("HGETALL", key_of(queue, "delayed:messages")),
+        ("XRANGE", key_of(queue, "dead"), "-", "+"),
+        ("ZRANGE", key_of(queue, "ordered:line"), 0, -1),
+        ("HGETALL", key_of(queue, "ordered:messages")),
+        ("HLEN", key_of(queue, "ordered")),
+        ("KEYS", key_of(queue, "unique:*")),
     ):
         pipe.execute_command(*command)
     answers: list[Any] = pipe.execute(raise_on_error=False)

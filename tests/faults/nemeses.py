@@ -14,7 +14,7 @@ import psutil
 
 from tests.faults.checker import GROUP, STREAM
 from tests.faults.outage import READ, Where
-from tests.faults.stage import LEASE_MS, Stage
+from tests.faults.stage import LEASE_MS, Stage, WatchedStage
 
 Act = Callable[[Stage, random.Random], str]
 
@@ -57,12 +57,14 @@ class Nemesis:
         acts: one of them is done at a time, at random; each says what it did.
         pause_s: between two acts, at least and at most.
         kinds: what is enqueued meanwhile, by weight.
+        stage: what it is played on.
     """
 
     name: str
     acts: tuple[Act, ...]
     pause_s: tuple[float, float] = (0.05, 0.4)
     kinds: dict[str, int] = field(default_factory=lambda: dict(USUAL))
+    stage: type[Stage] = Stage
 
 
 def nothing(stage: Stage, rng: random.Random) -> str:
@@ -232,6 +234,15 @@ def die_between_retry_and_ack(stage: Stage, rng: random.Random) -> str:
     return "crashed Redis amid retries"
 
 
+def fail_over(stage: Stage, rng: random.Random) -> str:
+    """The master is lost, and its replica takes its place; what was not replicated yet had not been answered."""
+    assert isinstance(stage, WatchedStage)
+    stage.lose_master()
+    time.sleep(rng.choice((0.0, 1.0)))
+    stage.bring_back()
+    return "failed over"
+
+
 def _pending(stage: Stage, rng: random.Random) -> list[bytes]:
     found = stage.client.xpending_range(STREAM, GROUP, "-", "+", 200)
     return [one["message_id"] for one in rng.sample(found, k=min(len(found), rng.randrange(1, 20)))]
@@ -254,6 +265,13 @@ BY_NAME: Final = {
         Nemesis("memory", (fill_memory,), (0.3, 1.5)),
         Nemesis("reloads", (reload, reload, roll_out), (0.1, 2.0)),
         Nemesis("retries", (die_between_retry_and_ack,), (0.5, 2.0), {"fails-once": 6, "fails": 1, "quick": 3}),
+        Nemesis(
+            "priorities",
+            (cut_a_script, cut_a_script, cut_a_script, kill_a_process, reload),
+            (0.05, 0.5),
+            {**USUAL, "urgent": 500},
+        ),
+        Nemesis("failovers", (fail_over,), (0.5, 3.0), stage=WatchedStage),
         Nemesis("poison", (nothing,), kinds={**USUAL, "kills": 2}),
         Nemesis(
             "everything",

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from types import TracebackType
@@ -15,10 +15,14 @@ from typing import Any, Final, Self
 
 import psutil
 import redis
+from redis.sentinel import Sentinel
 
 from tasks.embedded_redis import EmbeddedRedis
+from tests.faults.address import MASTER
 from tests.faults.ledger import Ledger
 from tests.faults.outage import Outage
+from tests.sentinel import sentinel_of
+from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
 LEASE_MS: Final = 2_000
@@ -31,6 +35,8 @@ OPTIONS: Final = {
     # a long file would take a server that loads slowly too long
     "auto-aof-rewrite-percentage": "100",
     "auto-aof-rewrite-min-size": "1mb",
+    # a replica need not wait for others that may want the same copy
+    "repl-diskless-sync-delay": "0",
 }
 # microseconds per command, so that it answers LOADING for a second or two
 SLOW_LOADING: Final = {"key-load-delay": "50", "loading-process-events-interval-bytes": "1024"}
@@ -146,11 +152,14 @@ class Stage:
             "FAULTS_LEASE_MS": str(LEASE_MS),
             "PYTHONPATH": str(ROOT),
         }
+        self._start_pods()
+        return self
+
+    def _start_pods(self) -> None:
         n_pods, processes, threads = self._shape
         for number in range(n_pods):
             log = self.directory / f"pod-{number}.log"
             self.pods.append(Pod(log, self.environment, processes=processes, threads=threads).start())
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -210,6 +219,82 @@ class Stage:
             for path in paths
             for line in (self.directory / path).read_text(errors="replace").splitlines()[-n_lines:]
         )
+
+
+class WatchedStage(Stage):
+    """A stage whose server has a replica, and a sentinel that puts it in the server's place."""
+
+    def __init__(self, directory: Path, **shape: int) -> None:
+        super().__init__(directory, **shape)
+        self._replica = EmbeddedRedis(directory=_made(directory / "replica"), options=OPTIONS)
+        self._more = ExitStack()
+
+    def _start_pods(self) -> None:
+        self._more.enter_context(self._replica)
+        self._follow(self._replica, self.server)
+        directory = self.directory / "sentinel"
+        port = self._more.enter_context(sentinel_of(self.server.port, directory, name=MASTER))
+        self.environment["FAULTS_SENTINEL_PORT"] = str(port)
+        sentinel = Sentinel([("127.0.0.1", port)], socket_timeout=30)
+        self.client.close()
+        self.client = sentinel.master_for(MASTER, socket_timeout=30)
+        self._sentinel = sentinel.sentinels[0]
+        self._until_it_knows_a_replica()
+        super()._start_pods()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._more.close()
+
+    def lose_master(self) -> None:
+        """End the master as kill -9 does, once its replica has all that it has answered."""
+        master = self._master()
+        with redis.Redis(port=master.port, socket_timeout=30) as client:
+            # nobody is answered from now on, and what was answered is waited for
+            client.execute_command("CLIENT", "PAUSE", 30_000, "WRITE")
+            eventually(lambda: _is_replicated(client), within_s=30)
+            master.kill()
+        other = self._replica if master is self.server else self.server
+        eventually(lambda: self._master() is other, within_s=60)
+
+    def bring_back(self) -> None:
+        """Have the one that was lost follow the other one."""
+        master = self._master()
+        lost = self._replica if master is self.server else self.server
+        lost.start()
+        self._follow(lost, master)
+        self._until_it_knows_a_replica()
+
+    def heal(self) -> None:
+        self.bring_back()
+        super().heal()
+
+    def _master(self) -> EmbeddedRedis:
+        sentinel: Any = self._sentinel
+        _, port = sentinel.sentinel_get_master_addr_by_name(MASTER)
+        return self.server if port == self.server.port else self._replica
+
+    def _follow(self, server: EmbeddedRedis, master: EmbeddedRedis) -> None:
+        with redis.Redis(port=server.port, socket_timeout=30) as client:
+            if client.info("replication")["role"] == "master":
+                client.replicaof("127.0.0.1", str(master.port))
+            eventually(lambda: client.info("replication").get("master_link_status") == "up", within_s=30)
+
+    def _until_it_knows_a_replica(self) -> None:
+        """Until the sentinel would have somebody to put in the master's place."""
+        eventually(lambda: any(_may_follow(one) for one in self._sentinel.sentinel_slaves(MASTER)), within_s=60)
+
+
+def _may_follow(replica: Mapping[str, Any]) -> bool:
+    return replica["master-link-status"] == "ok" and not (replica["is_sdown"] or replica["is_disconnected"])
+
+
+def _is_replicated(client: Any) -> bool:
+    told = client.info("replication")
+    replica = told.get("slave0")
+    return replica is not None and replica["state"] == "online" and replica["offset"] == told["master_repl_offset"]
 
 
 def _made(directory: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from tests.faults import checker
+from tests.faults import QUEUES, checker
 from tests.faults.checker import Snapshot, Verdict, judge, lost_at_this_moment, snapshot
 from tests.faults.ledger import Entries, Fate
 
@@ -139,3 +139,15 @@ def test_a_snapshot_sees_every_place(redis_client: redis.Redis) -> None:
 
 def test_an_empty_server_has_an_empty_snapshot(redis_client: redis.Redis) -> None:
     assert snapshot(redis_client).n_held == 0
+
+
+def test_a_snapshot_sees_every_queue(redis_client: redis.Redis) -> None:
+    client: Any = redis_client
+    for queue in QUEUES:
+        client.xadd(checker.stream_of(queue), {"message": payload(queue)})
+        client.xadd(checker.key_of(queue, "dead"), {"reason": "failed", "entry:message": payload(f"dead of {queue}")})
+
+    seen = snapshot(client)
+
+    assert seen.stream == Counter(QUEUES)
+    assert seen.dead.keys() == {f"dead of {queue}" for queue in QUEUES}

@@ -11,14 +11,16 @@ import dramatiq
 from dramatiq.middleware import Callbacks, CurrentMessage, Pipelines, Retries, ShutdownNotifications, TimeLimit
 
 from broker import RedisStreamsBroker
-from tests.faults import QUEUE
+from tests.faults import QUEUE, URGENT
+from tests.faults.address import where_redis_is
 from tests.faults.ledger import Ledger
 
 lease_ms = int(os.environ["FAULTS_LEASE_MS"])
 ledger = Ledger(os.environ["FAULTS_LEDGER_URL"])
 broker = RedisStreamsBroker(
-    os.environ["FAULTS_BROKER_URL"],
+    **where_redis_is(os.environ),
     lease_ms=lease_ms,
+    queue_priorities={URGENT: -1},
     # shorter than an outage: what follows a finished job, as the next of a pipeline, cannot be enqueued then
     enqueue_timeout_ms=500,
     middleware=[
@@ -57,6 +59,12 @@ def job(uid: str, kind: str) -> None:
         case "long":
             time.sleep(lease_ms / 1000 * 2.5)
     ledger.ran(uid, line=message.options.get("ordering_key"))
+
+
+@dramatiq.actor(queue_name=URGENT, priority=-1)
+def urgent_job(uid: str, _: str) -> None:
+    """What goes before everything else."""
+    ledger.ran(uid)
 
 
 @dramatiq.actor(queue_name=QUEUE)
