@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from typing import Any
 
 import dramatiq
@@ -11,7 +12,8 @@ import pytest
 from dramatiq.errors import QueueNotFound
 
 from broker import MessageTooLarge, QueueFull, RedisStreamsBroker
-from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, label_of, message, received
+from broker.scripts import ENQUEUE
+from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
 from tests.support import eventually
 
 
@@ -57,6 +59,25 @@ def test_a_delayed_message_waits_outside_the_stream_until_it_is_due(scene: Scene
     broker.enqueue(message("now"), delay=1)
 
     assert {delivery.args[0] for delivery in received(consumer, 2)} == {"later", "now"}
+
+
+@pytest.mark.parametrize("by", ["enqueue", "retry"])
+def test_whoever_waits_for_what_is_due_later_is_woken_by_what_is_due_sooner(scene: Scene, by: str) -> None:
+    # nobody would look around by itself for longer than the test waits
+    consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("later"), delay=3_600_000)
+    broker.enqueue(message("tried again"))
+    (one,) = received(consumer, 1)
+    janitor = next(iter(broker._session._queues.values())).janitor
+    eventually(lambda: janitor._timer.is_waiting and janitor._next_round_at - time.monotonic() > 60)
+
+    if by == "retry":
+        fail(broker, one, delay=50)
+    else:
+        broker.enqueue(message("sooner"), delay=50)
+
+    assert labels(received(consumer, 1)) == ["tried again" if by == "retry" else "sooner"]
 
 
 def test_many_that_are_due_at_once_are_promoted_in_steps_and_in_order(scene: Scene) -> None:
@@ -145,6 +166,20 @@ def test_a_full_queue_refuses_and_holds_what_it_held(scene: Scene) -> None:
 
     assert (refused.value.queue_name, refused.value.limit) == (QUEUE, 2)
     assert scene.state() == QueueState(waiting=("one", "two"))
+
+
+def test_a_refusal_whose_answer_was_lost_is_no_success(scene: Scene) -> None:
+    broker = scene.process("a", max_queue_length=1)
+    broker.enqueue(message("one"))
+    call = broker._call(0, KEYS, [broker._outgoing(0, message("two"), None)])
+    connections = broker._session.connections
+    assert connections.run_script(ENQUEUE, *call)[0] == b"FULL"
+
+    # sent again, under the same enqueue id
+    assert connections.run_script(ENQUEUE, *call)[0] == b"FULL"
+    scene.client.xtrim(KEYS.stream, maxlen=0)
+    assert connections.run_script(ENQUEUE, *call)[0] == b"ADDED"
+    assert scene.state() == QueueState(waiting=("two",))
 
 
 def test_of_many_that_find_a_queue_full_none_overtakes_another(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from dramatiq.middleware import Retries
 
 from broker import RedisStreamsBroker
 from broker.consumer import StreamsConsumer
+from broker.deliveries import Deliveries
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
 
@@ -135,6 +136,26 @@ def test_order_holds_when_workers_die_and_messages_are_handed_back(scene: Scene)
     second.ack(again)
 
     assert labels([one, again, *received(second, 1)]) == ["one", "one", "two"]
+
+
+def test_who_is_done_late_lets_nobody_go_before_the_one_that_is_at_work(scene: Scene) -> None:
+    slow = scene.consumer("a", prefetch=1)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_key("k", "one", "two", "three"))
+    late = next_of(slow)
+    scene.die("a")
+    other = scene.consumer("b", timeout=200)
+    other.ack(next_of(other))
+    assert labels([next_of(other)]) == ["two"]
+
+    scene.process("a again")
+    broker = scene.brokers["a again"]
+    broker._session.settler.settle(KEYS, Deliveries(), late)
+    broker._session.settler.run_once()
+
+    assert next(other) is None
+    assert scene.state() == QueueState(pending={"two": ("b", 1)})
+    assert broker.stats(QUEUE).in_line == 1
 
 
 def test_a_key_whose_message_was_deleted_by_hand_goes_on(scene: Scene) -> None:

@@ -343,6 +343,69 @@ def test_orphans_of_any_number_are_found_in_one_pass(scene: Scene) -> None:
     assert len(held) == 2
 
 
+@pytest.mark.parametrize("when", ["another is added", "a janitor looks around"])
+def test_dead_letters_are_forgotten_when_their_time_is_over(scene: Scene, when: str) -> None:
+    consumer = scene.consumer("a", dead_letter_ttl_ms=3_600_000)
+    broker = scene.brokers["a"]
+    for number in range(1, 201):
+        scene.client.xadd(KEYS.dead, {"reason": "failed"}, id=f"{number}-1")
+    broker.enqueue(message("young"))
+    (young,) = received(consumer, 1)
+
+    if when == "another is added":
+        consumer.nack(young)
+    else:
+        swept(scene, "a")
+
+    # whole nodes of a hundred: that is cheap, and near enough
+    assert [letter.entry_id for letter in broker.dead_letters(QUEUE).list()] == (
+        [young.entry_id] if when == "another is added" else []
+    )
+
+
+def test_of_more_dead_letters_than_are_kept_the_oldest_go(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=500, dead_letter_max=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message(str(number)) for number in range(500)])
+    ids = []
+    for delivery in received(consumer, 500):
+        consumer.nack(delivery)
+        ids.append(delivery.entry_id)
+
+    kept = [letter.entry_id for letter in reversed(broker.dead_letters(QUEUE).list(1_000))]
+
+    assert 100 <= len(kept) < 300
+    assert kept == ids[-len(kept) :]
+
+
+def test_what_was_never_delivered_is_no_orphan(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=1)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    received(consumer, 1)
+    broker.enqueue_many([message("two"), message("three")])
+
+    assert swept(scene, "a").n_orphans == 0
+
+    assert scene.state() == QueueState(pending={"one": ("a", 1)}, waiting=("two", "three"))
+
+
+def test_orphans_are_taken_at_once_by_whoever_waits(scene: Scene) -> None:
+    # nobody would look around by itself for longer than the test waits
+    consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    consumer._queue.deliveries.forget([one])
+    swept(scene, "a")
+    consumer._queue.is_takeable = False
+    scene.client.xack(KEYS.stream, GROUP, one.entry_id)
+
+    assert swept(scene, "a").n_orphans == 1
+
+    assert labels(received(consumer, 1)) == ["one"]
+
+
 def test_a_suspect_that_ended_before_its_company_was_noted_counts_as_refused_to_nobody(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]

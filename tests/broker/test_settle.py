@@ -14,7 +14,7 @@ from dramatiq.middleware import TimeLimitExceeded
 
 from broker import Delivery, LeaseLost, settler
 from broker.deliveries import Deliveries
-from broker.scripts import SETTLE, Script
+from broker.scripts import BEAT, SETTLE, Script
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
 
@@ -229,6 +229,19 @@ def test_a_full_server_settles_everything_and_refuses_only_what_is_new(scene: Sc
         dead=(("failed", "dies"),),
     )
     eventually(lambda: scene.state() == then)
+
+
+def test_a_full_server_takes_the_heartbeat_of_a_keeper_process(scene: Scene) -> None:
+    scene.consumer("a")
+    broker = scene.brokers["a"]
+    name = broker.consumer_name
+    broker._session.keeper.stop()
+    scene.client.zadd(KEYS.consumers, {name: 5})
+
+    with full(scene):
+        broker._session.connections.run_script(BEAT, (KEYS.stream, KEYS.consumers), (GROUP, name, 2_000))
+
+    assert scene.client.zscore(KEYS.consumers, name) > 5
 
 
 def test_a_full_server_hands_the_messages_of_the_dead_to_others(scene: Scene) -> None:
