@@ -170,6 +170,7 @@ def test_jobs_are_counted_by_what_they_wait_for(
     assert of_stream(registry, "media_cluster_dead_letters") == 1
     assert of_stream(registry, "media_cluster_orphaned_jobs") == 0
     assert of_stream(registry, "media_cluster_entries_added_total") == 5
+    consumer.ack(second)
     consumer.close()
 
 
