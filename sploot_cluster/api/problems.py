@@ -308,11 +308,14 @@ def _invalid(_: Request, refused: InvalidInput) -> Response:
 
 
 def _queue_unavailable(request: Request, away: QueueUnavailable) -> Response:
-    logger.warning("job not enqueued", extra={"path": request.url.path, "problem": str(away)})
-    detail = (
-        "Redis did not answer, and it is not known whether the job was enqueued; send the same request again in "
-        f"{RETRY_AFTER_S} seconds. Nothing is done twice: media and corrections are known by their ids."
-    )
+    logger.warning("queue did not answer", extra={"path": request.url.path, "problem": str(away)})
+    if request.method == "GET":
+        detail = f"Redis did not answer; send the request again in {RETRY_AFTER_S} seconds"
+    else:
+        detail = (
+            "Redis did not answer, and it is not known whether the job was enqueued; send the same request again in "
+            f"{RETRY_AFTER_S} seconds. Nothing is done twice: media and corrections are known by their ids."
+        )
     return render(Refusal(QUEUE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_S)}))
 
 

@@ -273,7 +273,7 @@ class Operations:
     # -- act -----------------------------------------------------------------------------------------------------
 
     def act(self, plan: Plan, *, by: str, via: str, note: str = "") -> Done:
-        with _reaching_redis(), self._audit.writing(plan, by=by, via=via, note=note) as entry:
+        with _reaching_redis(acts=True), self._audit.writing(plan, by=by, via=via, note=note) as entry:
             done = entry.done = self._done(plan)
             return done
 
@@ -281,7 +281,7 @@ class Operations:
     def acting(self, plan: Plan, *, by: str, via: str, note: str = "") -> Iterator[list[Done]]:
         """For whoever acts on a plan in steps of its own: the one element to put into the list ends the audit."""
         result: list[Done] = []
-        with _reaching_redis(), self._audit.writing(plan, by=by, via=via, note=note) as entry:
+        with _reaching_redis(acts=True), self._audit.writing(plan, by=by, via=via, note=note) as entry:
             yield result
             (entry.done,) = result
 
@@ -510,11 +510,16 @@ def _order(entry_id: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _reaching_redis() -> Iterator[None]:
+def _reaching_redis(*, acts: bool = False) -> Iterator[None]:
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, BrokerConnectionError) as error:
-        raise QueueUnavailable(f"{error}; nobody knows how far it came, see the audit and plan again") from error
+        mend = (
+            "nobody knows how far it came, see the audit and plan again"
+            if acts
+            else "nothing was changed, try again when it is up"
+        )
+        raise QueueUnavailable(f"{error}; {mend}") from error
     except redis.OutOfMemoryError as error:
         raise QueueUnavailable(
             f"Redis is full: {error}; purge dead letters, which is done without an audit record then, or give it memory"

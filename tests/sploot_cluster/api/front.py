@@ -127,6 +127,7 @@ class NotingQueue:
         return self._note("ingest", pet_id=pet_id, media_id=media_id, vector=list(event.vector()))
 
     def job(self, job_id: str) -> JobStatus | None:
+        self.before()
         return self.jobs.get(job_id)
 
     def _note(self, what: str, **facts: Any) -> JobRef:

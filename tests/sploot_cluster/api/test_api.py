@@ -220,11 +220,15 @@ def test_a_queue_that_is_away_is_said_and_when_to_try_again(front: Front) -> Non
 
     front.queue.before = be_away
 
-    answer = front.http.post(API + "/clusters/recluster", json={"pet_id": 42})
+    asked = front.http.post(API + "/clusters/recluster", json={"pet_id": 42})
+    looked = front.http.get(API + "/jobs/7d1c")
 
-    assert answer.status_code == 503
-    assert answer.json()["type"] == "urn:sploot:problem:queue-unavailable"
-    assert int(answer.headers["Retry-After"]) > 0
+    for answer in (asked, looked):
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:sploot:problem:queue-unavailable"
+        assert int(answer.headers["Retry-After"]) > 0
+    assert "not known whether the job was enqueued" in asked.json()["detail"]
+    assert "enqueued" not in looked.json()["detail"]
 
 
 def test_a_mistake_of_ours_shows_nothing_of_the_inside(front: Front) -> None:

@@ -309,10 +309,12 @@ def test_a_full_redis_can_still_be_emptied(desk: Desk, full_redis: Callable[[], 
 def test_without_redis_nothing_is_planned(redis_client: redis.Redis) -> None:
     away = Desk(redis.Redis.from_url(f"redis://127.0.0.1:{free_port()}"))
 
-    with pytest.raises(QueueUnavailable):
+    with pytest.raises(QueueUnavailable, match="nothing was changed"):
         away.operations.plan_rescue("embedding", astray=True)
-    with pytest.raises(QueueUnavailable):
+    with pytest.raises(QueueUnavailable, match="nothing was changed"):
         away.operations.queues()
+    with pytest.raises(QueueUnavailable, match="nobody knows how far it came"):
+        away.operations.act(away.operations.plan_pause("embedding"), by="tester", via="test")
 
 
 @pytest.mark.parametrize(
