@@ -146,7 +146,7 @@ class Traces:
     Attributes:
         n_records: of jobs.
         n_dead_letters: of any queue.
-        n_waiting: events that have not been worked on yet, and would bring media back.
+        n_waiting: events and corrections that have not been worked on yet; they would bring media back, or name them.
     """
 
     n_records: int

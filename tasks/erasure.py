@@ -19,7 +19,7 @@ import redis
 from broker import RedisStreamsBroker
 from sploot_cluster.jobs import Traces
 from sploot_cluster.queues import LetterFilter
-from tasks.contracts import CLUSTER_EMBEDDING, QUEUES
+from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
 from tasks.jobs import RECORD_PREFIX
 from tasks.queue_ops.letters import select
 from tasks.queue_ops.pet_index import find_jobs
@@ -88,8 +88,10 @@ class Erasure:
     def _n_waiting(self, pet_id: int, media_ids: Collection[str] | None) -> int:
         jobs, _ = find_jobs(self.broker, self.client, pet_id)
         return sum(
+            # whatever medium it is about: one that is refused for naming what is gone becomes a dead letter
+            job.queue == CLUSTER_FEEDBACK
             # a flat event has no actor until it is delivered
-            job.actor in (None, CLUSTER_EMBEDDING) and (media_ids is None or job.media_id in media_ids)
+            or (job.actor in (None, CLUSTER_EMBEDDING) and (media_ids is None or job.media_id in media_ids))
             for job in jobs
         )
 

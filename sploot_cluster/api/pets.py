@@ -187,8 +187,8 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
         found = traces.find(pet_id, media) if traces is not None else None
         if found is not None and found.n_waiting:
             detail = (
-                f"{found.n_waiting} events about it wait and would bring it back; stop its producer, let them run "
-                "(GET …/queues shows them), and delete again"
+                f"{found.n_waiting} jobs about it wait, and would bring it back or name it; stop its producer, "
+                "let them run (GET …/queues shows them), and delete again"
             )
             raise Refusal(EVENTS_WAIT, detail)
         try:

@@ -324,7 +324,10 @@ def delete(
         )
         plan = f"{what}, {found.n_records} job records, {found.n_dead_letters} dead letters"
         if found.n_waiting:
-            fail(REFUSED, f"{found.n_waiting} events about it wait and would bring it back: let them run, then delete")
+            fail(
+                REFUSED,
+                f"{found.n_waiting} jobs about it wait, and would bring it back or name it: let them run, then delete",
+            )
         if not (there if named else counted.tally.ingested) and not (found.n_records or found.n_dead_letters):
             fail(FAILED, f"there is nothing to delete: {plan}")
         if not yes:

@@ -248,7 +248,7 @@ def test_what_events_would_bring_back_is_not_deleted(redis_url: str, service: Cl
 
     refused = cli("delete", "42", "--yes", redis_url=redis_url)
 
-    assert (refused.returncode, "1 events about it wait" in refused.stderr) == (4, True)
+    assert (refused.returncode, "1 jobs about it wait" in refused.stderr) == (4, True)
     assert service.clusters(PET).n_media == 3
 
 

@@ -104,6 +104,17 @@ def test_what_names_a_medium_is_removed_and_the_rest_stays(
     assert json.dumps(SECRET)[1:-1].encode() not in text
 
 
+@pytest.mark.parametrize("media", [None, ["a.jpg"], ["b.jpg"]])
+def test_corrections_that_wait_are_counted_whatever_they_name(
+    tasks: ClusterTasks, erasure: Erasure, media: list[str] | None
+) -> None:
+    """One that names what is gone by the time it runs becomes a dead letter with its name."""
+    tasks.dismiss(42, ["a.jpg"])
+    tasks.dismiss(43, ["a.jpg"])
+
+    assert erasure.find(42, media).n_waiting == 1
+
+
 def test_events_that_wait_are_counted_and_left(
     redis_client: redis.Redis, tasks: ClusterTasks, erasure: Erasure
 ) -> None:
