@@ -32,7 +32,12 @@ def is_dead_sibling(name: str) -> bool:
     namespace, _, started_at = parts[2].partition(".")
     if namespace != _namespace() or namespace == "0" or started_at in ("", "0"):
         return False
-    return _started_at(int(parts[1])) != started_at
+    pid = int(parts[1])
+    found = _started_at(pid)
+    if found is None:
+        # gone, or hidden from us, as another user's is by hidepid or systemd's ProtectProc
+        return not _exists(pid)
+    return found != started_at
 
 
 @cache
@@ -47,7 +52,7 @@ def _namespace() -> str:
 
 
 def _started_at(pid: int) -> str | None:
-    """When the process started, in ticks since boot; None for one that has ended."""
+    """When the process started, in ticks since boot; "" for one that has ended, None where that cannot be read."""
     try:
         stat = (_PROC / str(pid) / "stat").read_text()
     except OSError:
@@ -55,4 +60,14 @@ def _started_at(pid: int) -> str | None:
     # the name in parentheses may hold anything: count from the last one
     after_name = stat.rpartition(")")[2].split()
     state, started_at = after_name[0], after_name[19]
-    return None if state in "ZXx" else started_at
+    return "" if state in "ZXx" else started_at
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

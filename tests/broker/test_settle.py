@@ -10,7 +10,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.errors import BrokerConnectionError, ConnectionFailed
-from dramatiq.middleware import TimeLimitExceeded
+from dramatiq.middleware import Pipelines, TimeLimitExceeded
 
 from broker import Delivery, LeaseLost, settler
 from broker.deliveries import Deliveries
@@ -146,6 +146,28 @@ def test_what_is_handed_back_is_taken_at_once_by_whoever_waits(scene: Scene) -> 
 
     waiting.join(30)
     assert labels(got) == ["one"]
+
+
+def test_what_follows_a_message_that_runs_again_is_there_once(scene: Scene) -> None:
+    first, second = message("one"), message("two")
+    first = first.copy(options={"pipe_target": second.asdict()})
+
+    def finish(name: str) -> None:
+        consumer = scene.consumer(name, middleware=[Pipelines()], prefetch=1)
+        broker = scene.brokers[name]
+        dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
+        if name == "a":
+            broker.enqueue(first)
+        (one,) = received(consumer, 1)
+        assert one.message_id == first.message_id
+        broker.emit_before("process_message", one)
+        broker.emit_after("process_message", one, result=None)
+
+    finish("a")
+    scene.die("a")  # before it acknowledged
+    finish("b")
+
+    assert scene.state() == QueueState(pending={"one": ("b", 2)}, waiting=("two",))
 
 
 def test_a_late_success_is_believed_and_counted(scene: Scene) -> None:

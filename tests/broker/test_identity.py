@@ -1,0 +1,55 @@
+"""Whether a process of this machine still lives, told by its name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from broker import identity
+from broker.identity import consumer_name, is_dead_sibling
+from tests.support import eventually
+
+
+def name_of(pid: int) -> str:
+    host, _, birth, random = consumer_name().split(":")
+    return f"{host}:{pid}:{birth.partition('.')[0]}.{identity._started_at(pid)}:{random}"
+
+
+def test_a_process_that_ended_is_dead_also_while_nobody_has_reaped_it() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = name_of(process.pid)
+    assert not is_dead_sibling(name)
+
+    process.kill()
+    eventually(lambda: is_dead_sibling(name))
+
+    process.communicate()
+    assert is_dead_sibling(name)
+
+
+def test_a_process_whose_number_is_somebody_elses_now_is_dead() -> None:
+    host, pid, birth, random = consumer_name().split(":")
+
+    assert is_dead_sibling(f"{host}:{pid}:{birth.partition('.')[0]}.1:{random}")
+
+
+def test_a_process_that_is_hidden_from_us_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user's is where /proc is mounted with hidepid, or a unit has ProtectProc=invisible."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = name_of(process.pid)
+    monkeypatch.setattr(identity, "_PROC", tmp_path)
+
+    assert not is_dead_sibling(name)
+
+    process.communicate(b"\n")
+    assert is_dead_sibling(name)
+
+
+def test_of_others_nobody_can_tell() -> None:
+    on_another_machine = f"host:{os.getpid()}:0badcafe.7:ab"
+
+    assert not any(map(is_dead_sibling, ("rescue", "~handed-back", "host:1:0.7:ab", on_another_machine)))
