@@ -48,6 +48,8 @@ REMEMBER_EXTRA_MS = 10_000
 # for longer than a crash is likely to be noticed.
 REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 MESSAGES_PER_CALL = 200
+# A century. Redis refuses what its clock cannot count to, in the middle of the script that adds the messages.
+LONGEST_LOCK_MS = 100 * 365 * DAY_MS
 # How soon a full queue is asked again at first.
 FIRST_PAUSE_S = 0.01
 
@@ -503,7 +505,8 @@ class RedisStreamsBroker(Broker):
                 unique_for_ms = int(asked) if asked is not None else delay_ms + self.settings.unique_for_ms
             ordering_key = ordering_key_of(outgoing.message.options)
             name = name_in_delayed(ordering_key) if delay_ms else ""
-            args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, max(1, unique_for_ms))
+            lock_ms = min(max(1, unique_for_ms), LONGEST_LOCK_MS)
+            args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, lock_ms)
             args.append(ordering_key or "")
         return script_keys, args
 

@@ -14,7 +14,8 @@ import pytest
 import redis
 
 import broker
-from broker import RedisStreamsBroker
+from broker import BrokerSettings, RedisStreamsBroker
+from broker.read_ahead import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S
 from tests.faults.nemeses import BY_NAME
 from tests.support import eventually
 
@@ -141,3 +142,12 @@ def test_what_it_imports_is_public() -> None:
 
     assert names
     assert names <= set(broker.__all__)
+
+
+def test_the_figures_of_reading_ahead_are_those_of_the_code() -> None:
+    said, documented = (" ".join(str(text).split()) for text in (README, BrokerSettings.__doc__))
+    longest = f"{HAND_BACK_AFTER_S * 1_000:g} ms"
+
+    assert f"up to {MOST_AHEAD} messages wait for {longest} before they are handed back" in said
+    assert f"nothing is read ahead for {'a second' if NOTHING_AHEAD_FOR_S == 1 else NOTHING_AHEAD_FOR_S}" in said
+    assert f"up to {MOST_AHEAD} messages; what finds no place within {longest} goes back" in documented

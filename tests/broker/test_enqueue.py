@@ -157,6 +157,14 @@ def test_a_message_does_not_free_the_unique_key_of_the_one_behind_it(scene: Scen
     assert broker.enqueue(message("three", unique_key="k")).message_id == two.message_id
 
 
+def test_a_lock_for_longer_than_redis_can_count_is_one_for_very_long(scene: Scene) -> None:
+    broker = scene.process("a")
+
+    broker.enqueue_many([message("one"), message("two", unique_key="k", unique_for_ms=10**19)])
+
+    assert scene.state() == QueueState(waiting=("one", "two"), locks=("k",))
+
+
 def test_a_full_queue_refuses_and_holds_what_it_held(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=2)
     broker.enqueue_many([message("one"), message("two")])

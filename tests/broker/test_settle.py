@@ -360,6 +360,17 @@ def test_a_closed_consumer_still_takes_acknowledgements(scene: Scene) -> None:
     assert scene.state() == QueueState()
 
 
+def test_a_consumer_that_stops_reading_keeps_what_runs(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=2, timeout=100)
+    scene.brokers["a"].enqueue(message("one"))
+    received(consumer, 1)
+    eventually(lambda: next(consumer) is None and consumer._read.is_waiting)
+
+    consumer.close()
+
+    assert scene.state() == QueueState(pending={"one": ("a", 1)})
+
+
 def test_a_new_consumer_of_the_same_process_does_not_run_what_the_old_one_still_runs(scene: Scene) -> None:
     old = scene.consumer("a", prefetch=2)
     broker = scene.brokers["a"]
