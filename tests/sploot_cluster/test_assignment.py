@@ -72,9 +72,10 @@ def test_a_slack_widens_every_cluster() -> None:
 def test_a_cluster_that_is_hardly_among_the_neighbours_cannot_take_an_arrival() -> None:
     # three neighbours are looked at; of cluster 2 only one medium is among them, and its mean is not known
     settings = replace(SETTINGS, n_neighbours=3)
-    state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.9999, 2: -1.0})
+    state = pet_state([1] * 2 + [2] * 5, looks(3, 4), thresholds={1: 0.9999, 2: -1.0})
 
     assert decided(state, axis(0, lean=0.1), settings).cluster == NOISE
+    assert decided(state, axis(0, lean=0.1)).cluster == 2, "where all are looked at, it is known"
 
 
 def test_of_equally_similar_clusters_the_smallest_id_wins() -> None:

@@ -148,6 +148,17 @@ def test_what_people_said_about_the_others_still_holds(service: ClusterService, 
     )
 
 
+def test_what_a_recluster_had_seen_is_counted_without_what_was_deleted(
+    service: ClusterService, store: PetStore
+) -> None:
+    take(service, 0, range(20, 22))
+
+    service.delete_media(PET, [name(0, 1), name(1, 1), name(0, 20)], by="eve")
+
+    state = store.load(PET)
+    assert (state.n_media, state.n_at_recluster) == (23, 22)
+
+
 def test_a_medium_that_comes_again_is_a_new_one(service: ClusterService, store: PetStore) -> None:
     service.delete_media(PET, [name(0, 0), name(1, 0)], by="eve")
 

@@ -7,7 +7,7 @@ import pytest
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, StaleRevision, UnknownCluster, UnknownMedia, UnknownRevision
 from sploot_cluster.memory_store import MemoryPetStore
-from sploot_cluster.models import ClusterId, MediaId, PetState, Standing
+from sploot_cluster.models import Arrival, Change, ClusterId, MediaId, PetState, Standing
 from tests.sploot_cluster.albums import PET, grouped, name, names, take
 
 ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
@@ -185,6 +185,28 @@ def test_an_undone_split_returns_what_it_moved(service: ClusterService, store: M
 
     assert members(store, 1) == names(0, range(12))
     assert store.view(PET).aliases == {split.cluster: ONE}
+
+
+@pytest.mark.parametrize(("n_moved", "comes_along"), [(5, True), (1, False)])
+def test_who_came_to_a_split_off_cluster_returns_with_most_of_it(
+    service: ClusterService, store: MemoryPetStore, n_moved: int, comes_along: bool
+) -> None:
+    moved = sorted(names(0, range(n_moved)))
+    split = service.split(PET, ONE, moved, operation_id="1", by="ada")
+    assert split.cluster is not None
+    state, came = store.load(PET), [MediaId("x0"), MediaId("x1")]
+    arrivals = tuple(
+        Arrival(medium, state.vectors[state.rows[moved[0]]], split.cluster, Standing.ARRIVED) for medium in came
+    )
+    store.commit(
+        state,
+        Change("arrival", state.next_cluster, state.n_at_recluster, state.noise_arrivals, arrivals=arrivals),
+    )
+
+    service.undo(PET, split.revision, operation_id="2", by="ada")
+
+    assert set(moved) <= members(store, 1)
+    assert (set(came) <= members(store, 1)) is comes_along
 
 
 def test_an_undo_takes_back_one_correction_and_no_other(service: ClusterService, store: MemoryPetStore) -> None:

@@ -45,6 +45,14 @@ def test_at_one_distance_the_others_join_the_largest_the_smallest_first() -> Non
     assert components_after(tree)[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_distances_that_float32_cannot_tell_apart_are_one(order: int) -> None:
+    """Which of them is the larger is chance: what joins at both is joined as at one."""
+    edges = [(0, 1, 0.5), (1, 2, 0.6), (3, 4, 0.55), (2, 5, 1.0), (5, 3, 1.0 + order * 1e-8)]
+
+    assert components_after(tree_of(6, *edges))[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]
+
+
 def test_of_parts_of_one_size_the_one_with_the_smaller_name_is_first() -> None:
     tree = tree_of(3, (0, 1, 1.0), (1, 2, 1.0))
 

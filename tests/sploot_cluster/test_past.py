@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import redis
@@ -216,6 +218,28 @@ def test_a_pet_is_what_it_was_under_the_ids_of_then(service: ClusterService, sto
     assert (restored.n_held, restored.n_later, restored.restored) == (0, 4, before.revision)
     assert restored.revision == now.revision == service.history(PET)[0].revision
     assert [(entry.kind, entry.by) for entry in service.history(PET, limit=1)] == [("restore", "bob")]
+
+
+def test_what_is_committed_while_the_past_is_read_is_no_part_of_it(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisPetStore(redis_client)
+    service = grouped(store, 2, range(8))
+    before, read = store.load(PET), store._read
+
+    def read_and_be_overtaken(*args: Any, **kwargs: Any) -> PetState:
+        state = read(*args, **kwargs)
+        monkeypatch.setattr(store, "_read", read)
+        service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
+        return state
+
+    monkeypatch.setattr(store, "_read", read_and_be_overtaken)
+    past = store.past(PET)
+
+    assert past.state.revision == before.revision
+    assert past.at(before.revision).labels.tolist() == before.labels.tolist()
+    with pytest.raises(UnknownRevision):
+        past.at(before.revision + 1)
 
 
 def test_media_of_a_cluster_that_is_younger_than_what_is_restored_are_noise(

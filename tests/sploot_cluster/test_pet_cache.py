@@ -84,14 +84,23 @@ def test_a_pet_larger_than_the_cache_is_remembered_only_while_it_is_open() -> No
 def test_a_pet_that_is_open_is_not_forgotten() -> None:
     cache = PetCache(max_bytes=ROOM)
     with cache.open(PetId(1)) as memory:
-        remember(memory, 9)
-        fill(cache, 2, 9)
+        remember(memory, 12)
+        fill(cache, 2, 12)
         awaiting = Thread(target=remembered, args=(cache, 1))
         awaiting.start()
 
     awaiting.join()
 
-    assert remembered(cache, 1) == [9]
+    assert remembered(cache, 1) == [12]
+
+
+def test_a_pet_in_use_keeps_its_place_when_another_one_wants_it() -> None:
+    cache = PetCache(max_bytes=ROOM)
+    fill(cache, 1, 12)
+    with cache.open(PetId(1)):
+        fill(cache, 2, 12)
+
+    assert remembered(cache, 1, 2) == [12, 0]
 
 
 def test_threads_take_turns_at_a_pet_and_not_at_pets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -14,6 +15,7 @@ from sploot_cluster.errors import StalePreview, UnknownPet, UnreadablePet
 from sploot_cluster.keys import PetKeys
 from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import ClusterId, PetState
+from sploot_cluster.previews import Preview
 from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.store import PetStore
 from tests.sploot_cluster.albums import PET, grouped, name, take
@@ -144,6 +146,25 @@ def test_a_token_that_nobody_gave_out_is_refused(
 def test_a_pet_without_media_has_no_preview(store: PetStore) -> None:
     with pytest.raises(UnknownPet, match="pet 42 has no media"):
         ClusterService(store).preview(PET)
+
+
+def test_a_preview_of_a_pet_that_moved_on_is_not_kept(service: ClusterService, store: PetStore) -> None:
+    preview = service.preview(PET).preview
+    take(service, 0, range(20, 21))
+    later = service.preview(PET).preview
+
+    assert not store.keep_preview(preview)
+    kept = store.kept_preview(PET)
+    assert kept is not None
+    assert kept.token == later.token
+
+
+def test_a_token_names_the_very_state_and_not_its_revision_alone(service: ClusterService, store: PetStore) -> None:
+    preview, state = service.preview(PET).preview, store.load(PET)
+
+    of_another = Preview.of(replace(state, version="another.pet"), preview.change, preview.result, at=preview.made_at)
+
+    assert of_another.token != preview.token
 
 
 def test_a_preview_is_forgotten_after_a_quarter_of_an_hour() -> None:

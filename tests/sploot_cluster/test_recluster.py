@@ -130,6 +130,16 @@ def test_who_was_merely_absorbed_into_a_merged_cluster_does_not_hold_others_ther
     assert new.labels.tolist() == [1] * 10 + [3] * 10
 
 
+def test_who_is_sent_away_by_a_correction_goes_where_it_would_go_as_an_arrival() -> None:
+    vectors = np.vstack([looks(5, 5), looks(5, 5)[9:]]).astype(np.float32)
+    said = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
+    state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=[said])
+
+    new = after(state, density(*[0] * 5, *[1] * 5, 0))
+
+    assert (new.labels[10], new.standings[10]) == (2, Standing.ARRIVED)
+
+
 def test_noise_that_people_keep_out_of_the_nearest_cluster_is_absorbed_into_the_next() -> None:
     between = np.array([[0.9, 0.4, 0, 0, 0, 0, 0, 0]], dtype=np.float32)
     vectors = np.vstack([looks(5, 5), between / np.linalg.norm(between)]).astype(np.float32)

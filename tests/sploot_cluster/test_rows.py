@@ -33,6 +33,16 @@ def test_what_is_appended_shows_to_those_who_look_at_more() -> None:
     np.testing.assert_array_equal(rows.vectors(4), rows_of(4))
 
 
+def test_a_vector_that_may_become_the_next_takes_no_row_that_is_there() -> None:
+    rows = PetRows(media("a", "b"), rows_of(2))
+    rows.extended(2, media("c"), rows_of(1, first=2))
+
+    longer = rows.vectors_and(2, np.full(3, 9, dtype=np.float32))
+
+    np.testing.assert_array_equal(longer, np.vstack([rows_of(2), np.full((1, 3), 9)]))
+    np.testing.assert_array_equal(rows.vectors(3), rows_of(3))
+
+
 def test_what_is_there_already_is_not_appended_again() -> None:
     rows = PetRows(media("a", "b", "c"), rows_of(3))
 

@@ -173,6 +173,33 @@ def test_a_switch_of_what_changed_since_is_refused(service: ClusterService, stor
     assert store.load(PET).version == before.version
 
 
+def test_a_switch_is_bound_to_the_vectors_that_it_was_computed_on(service: ClusterService, store: PetStore) -> None:
+    begin(service)
+    token = service.preview_switch(PET).token
+    service.end_model(PET)
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    for subject in range(3):
+        for number in range(8):
+            vector = seen_by_new(subject, number) * np.float32(1 + 1e-3 * np.arange(NEW_DIM))
+            service.assign(PET, name(subject, number), model=NEW, vector=vector)
+
+    assert service.preview_switch(PET).token != token
+    with pytest.raises(StalePreview):
+        service.switch_model(PET, token, by="eve")
+
+
+def test_a_shadow_is_not_opened_beside_a_pet_that_was_begun_anew(service: ClusterService, store: PetStore) -> None:
+    before = store.load(PET)
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    shadow = service.shadow(PET)
+    service.delete_pet(PET)
+    take(service, 0, range(3))
+
+    assert shadow is not None
+    assert not store.begin_shadow(before, shadow)
+    assert service.shadow(PET) is None
+
+
 def test_a_model_that_is_ended_leaves_nothing(service: ClusterService, store: PetStore) -> None:
     begin(service)
 

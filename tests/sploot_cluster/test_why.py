@@ -48,6 +48,18 @@ def test_a_medium_among_its_like_names_them_and_its_lead_over_the_next_cluster(s
     assert why.demands == ()
 
 
+@pytest.mark.parametrize("nearest", [2, 3])
+def test_the_next_cluster_is_the_most_similar_of_all_others(nearest: int) -> None:
+    lean = np.zeros((1, 8), dtype=np.float32)
+    lean[0, 0], lean[0, nearest - 1] = 0.8, 0.6
+    state = pet_state([1] * 6 + [2] * 5 + [3] * 5, np.vstack([looks(5), lean, looks(5, 5, 5)[5:]]).astype(np.float32))
+
+    second = explain(state, MediaId("m5")).second
+
+    assert second is not None
+    assert second.cluster == nearest
+
+
 def test_absorbed_media_are_nobodys_nearest() -> None:
     standings = [Standing.CORE] * 3 + [Standing.ABSORBED] * 3
     state = pet_state([1] * 6, looks(6), standings=standings)
