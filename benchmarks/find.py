@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import redis
@@ -18,6 +20,8 @@ from broker import RedisStreamsBroker
 from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested, stream_of
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.queue_ops.pet_index import KeepPetIndex, PetIndex, find_jobs
+
+T = TypeVar("T")
 
 N_PETS = 5_000
 DIM = 512
@@ -51,6 +55,13 @@ def fill(client: redis.Redis, broker: RedisStreamsBroker, n: int) -> None:
         pipe.execute()
 
 
+def timed(ask: Callable[[], T]) -> tuple[T, float]:
+    """What was answered, and the seconds that it took."""
+    start = time.perf_counter()
+    answer = ask()
+    return answer, time.perf_counter() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.find", description=__doc__)
     parser.add_argument("jobs", type=int, nargs="?", default=100_000, help="how many wait")
@@ -58,37 +69,23 @@ def main() -> None:
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         broker = RedisStreamsBroker(client=client, middleware=[])
         fill(client, broker, n)
-        start = time.perf_counter()
-        found, n_indexed = find_jobs(broker, client, 42)
-        cold_s = time.perf_counter() - start
+        (found, n_indexed), cold_s = timed(lambda: find_jobs(broker, client, 42))
         print(f"redis-server {client.info()['redis_version']}, {n:,} jobs of {N_PETS:,} pets, {DIM} values each")
         print(f"without an index: {1000 * cold_s:7.1f} ms ({n_indexed:,} entries read, {len(found)} found)")
         kept = PetIndex(client, EMBEDDING_INGESTED)
         client.delete(*kept._keys[1:])
-        start = time.perf_counter()
-        rounds = KeepPetIndex(client)
-        rounds.run_once()
-        kept_s = time.perf_counter() - start
+        _, kept_s = timed(KeepPetIndex(client).run_once)
         fill(client, broker, GREW_BY)
-        start = time.perf_counter()
-        _, n_indexed = find_jobs(broker, client, 42)
-        first_s = time.perf_counter() - start
+        (_, n_indexed), first_s = timed(lambda: find_jobs(broker, client, 42))
         print(f"one process notes them in {kept_s:.1f} s; then {GREW_BY:,} more come, and the first question takes")
         print(f"                  {1000 * first_s:7.1f} ms ({n_indexed:,} entries read)")
-        times = []
-        for pet_id in range(1, 102):
-            start = time.perf_counter()
-            find_jobs(broker, client, pet_id)
-            times.append(time.perf_counter() - start)
+        times = [timed(partial(find_jobs, broker, client, pet_id))[1] for pet_id in range(1, 102)]
         print(f"with the index:   {1000 * statistics.median(times):7.1f} ms median, {1000 * max(times):.1f} ms at most")
         n += GREW_BY
         client.delete(*kept._keys[1:])
         calls = []
-        while True:
-            start = time.perf_counter()
-            if not kept.note(waited_ms=0):
-                break
-            calls.append(time.perf_counter() - start)
+        while (noted := timed(lambda: kept.note(waited_ms=0)))[0]:
+            calls.append(noted[1])
         each = 1e6 * sum(calls) / n
         print(f"keeping it:       {each:7.1f} µs a job that waits, {1000 * max(calls):.1f} ms the longest call")
         print(f"it holds:         {client.memory_usage(kept._keys[1]) / n:7.0f} bytes a job that waits")

@@ -230,7 +230,8 @@ def test_what_is_committed_while_the_past_is_read_is_no_part_of_it(
     def read_and_be_overtaken(*args: Any, **kwargs: Any) -> PetState:
         state = read(*args, **kwargs)
         monkeypatch.setattr(store, "_read", read)
-        service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
+        take(service, 0, range(20, 21))
+        service.dismiss(PET, [name(0, 0), name(0, 20)], operation_id="1", by="ada")
         return state
 
     monkeypatch.setattr(store, "_read", read_and_be_overtaken)
