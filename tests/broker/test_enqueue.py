@@ -12,8 +12,9 @@ import pytest
 from dramatiq.errors import QueueNotFound
 
 from broker import MessageTooLarge, QueueFull, RedisStreamsBroker
-from broker.scripts import ENQUEUE
-from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
+from broker.keys import HANDED_BACK
+from broker.scripts import ENQUEUE, TICK
+from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
 from tests.support import eventually
 
 
@@ -155,6 +156,29 @@ def test_a_message_does_not_free_the_unique_key_of_the_one_behind_it(scene: Scen
         broker.emit_before("process_message", one)
 
     assert broker.enqueue(message("three", unique_key="k")).message_id == two.message_id
+
+
+def test_what_is_flushed_holds_no_unique_key(scene: Scene) -> None:
+    broker = scene.process("a")
+    broker.enqueue(message("one", unique_key="k[1]*"))
+    broker.enqueue(message("two", unique_key="l"), delay=60_000)
+
+    broker.flush(QUEUE)
+
+    assert scene.state() == QueueState()
+
+
+def test_one_call_promotes_no_more_than_it_may(scene: Scene) -> None:
+    broker = scene.process("a")
+    broker.enqueue_many([message(str(number), delay=60_000) for number in range(30)])
+    for name in scene.client.zrange(KEYS.delayed, 0, -1):
+        scene.client.zadd(KEYS.delayed, {name: 1})
+    keys = (*KEYS.work, KEYS.consumers, KEYS.paused, KEYS.counters)
+
+    answer = broker._session.connections.run_script(TICK, keys, (GROUP, "me", HANDED_BACK, 2_000, 20))
+
+    assert answer[0] == 20
+    assert len(scene.state().delayed) == 10
 
 
 def test_a_lock_for_longer_than_redis_can_count_is_one_for_very_long(scene: Scene) -> None:

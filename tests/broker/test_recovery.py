@@ -259,6 +259,33 @@ def test_who_could_not_say_that_it_lives_does_not_judge_others_by_their_silence(
     eventually(lambda: next(consumer) is not None)
 
 
+def test_a_process_is_not_sure_of_its_lease_until_the_last_moment(scene: Scene) -> None:
+    scene.consumer("a", lease_ms=60_000)
+    keeper = scene.brokers["a"]._session.keeper
+    keeper.stop()
+
+    def is_sure_after(seconds: float) -> bool:
+        keeper._confirmed_at[QUEUE] = time.monotonic() - seconds
+        return keeper.is_sure_of(QUEUE)
+
+    # who is not asks before it begins a message, which takes its time
+    assert [is_sure_after(seconds) for seconds in (30, 55, 60, 3_600)] == [True, False, False, False]
+
+
+def test_after_an_outage_a_process_waits_with_its_judgement_until_others_can_have_said_that_they_live(
+    scene: Scene,
+) -> None:
+    scene.consumer("a", lease_ms=60_000)
+    keeper = scene.brokers["a"]._session.keeper
+    eventually(lambda: keeper.may_judge(QUEUE))
+    keeper._confirmed_at[QUEUE] = time.monotonic() - 40  # two beats were due since then
+
+    keeper.run_once()
+
+    assert keeper.is_sure_of(QUEUE)
+    assert not keeper.may_judge(QUEUE)
+
+
 def test_a_group_that_is_gone_is_made_again_and_nothing_is_lost(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=500)
     broker = scene.brokers["a"]
@@ -461,6 +488,25 @@ def test_what_was_noted_of_suspects_goes_with_them_whatever_an_operator_did(scen
     swept(scene, "2")
 
     assert not scene.client.exists(KEYS.suspects)
+
+
+def test_a_reply_that_was_lost_while_the_connection_lived_is_found(scene: Scene) -> None:
+    # nobody would look around by itself for longer than the test waits
+    consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    consumer.ack(received(consumer, 1)[0])
+    eventually(lambda: scene.state() == QueueState())
+    broker.enqueue(message("two"))
+    scene.client.xreadgroup(GROUP, broker.consumer_name, {KEYS.stream: ">"})
+    scene.age(broker.consumer_name, idle_ms=60_000)
+    janitor = next(iter(broker._session._queues.values())).janitor
+
+    janitor.run_once()
+    janitor.run_once()
+
+    assert labels(received(consumer, 1)) == ["two"]
+    assert broker.counters(QUEUE)["redelivered"] == 1
 
 
 def test_any_number_of_ids_without_entry_is_removed_in_steps(scene: Scene) -> None:

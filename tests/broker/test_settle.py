@@ -253,6 +253,20 @@ def test_a_full_server_settles_everything_and_refuses_only_what_is_new(scene: Sc
     eventually(lambda: scene.state() == then)
 
 
+def test_a_full_server_hands_on_what_ran_in_two_crashes(scene: Scene) -> None:
+    scene.process("producer").enqueue(message("one"))
+    for name in ("a", "b"):
+        (delivery,) = received(scene.consumer(name), 1)
+        scene.brokers[name].emit_before("process_message", delivery)
+        scene.die(name)
+    survivor = scene.consumer("c", timeout=5_000)
+
+    with full(scene):
+        (suspect,) = received(survivor, 1)
+
+    assert suspect.charges == 1
+
+
 def test_a_full_server_takes_the_heartbeat_of_a_keeper_process(scene: Scene) -> None:
     scene.consumer("a")
     broker = scene.brokers["a"]
