@@ -121,8 +121,6 @@ class Keeper:
             self._child.tell("rest")
         if self._thread is not None:
             self._thread.join(5.0)
-        if self._child is not None:
-            self._child.tell("rest")  # one that the thread started meanwhile
 
     def close(self, *, is_holding: bool) -> None:
         """Beat no more, and end the child, unless there is something that this process's death will set free."""
@@ -235,6 +233,8 @@ class Keeper:
             return
         with self._lock:
             self._child, self._told = child, set()
+        if self._is_stopping.is_set():
+            child.tell("rest")  # ``stop`` did not see it
 
     def _do_without(self, problem: str, *, for_good: bool = False) -> None:
         pause_s = RESTART_PAUSES_S[min(self._n_failures, len(RESTART_PAUSES_S) - 1)]

@@ -140,6 +140,8 @@ def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster,
         ran.add(number)
 
     keys = QueueKeys("streams", "red")
+    client = cluster.client()
+    impatient = RedisStreamsBroker(client=client, middleware=[], enqueue_timeout_ms=0)
     worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
     worker.start()
     try:
@@ -150,9 +152,11 @@ def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster,
                 sent += 1
             broker.enqueue_many([work.message(sent + n) for n in range(50)])
             sent += 50
+            impatient.enqueue(work.message(sent))
             target = cluster.move(keys.stream)
-            work.send(sent)
-            sent += 1
+            impatient.enqueue(work.message(sent + 1))  # by its old map, and at once
+            work.send(sent + 2)
+            sent += 3
             eventually(lambda: len(ran) == sent, within_s=30)  # noqa: B023
             (name,) = cluster.nodes[target].zrange(keys.consumers, 0, -1)
             before = cluster.nodes[target].zscore(keys.consumers, name)
@@ -160,6 +164,8 @@ def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster,
         broker.join("red", timeout=30_000)
     finally:
         worker.stop()
+        impatient.close()
+        client.close()
 
     assert ran == set(range(sent))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,6 +180,33 @@ def test_where_no_process_can_be_started_a_thread_beats_and_says_so(
 
     assert stage.brokers["a"]._session.keeper.child_pid is None
     assert [record.message for record in caplog.records if "no keeper process" in record.message]
+
+
+def test_a_stop_does_not_wait_for_a_keeper_process_that_is_just_being_started(
+    stage: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    start = keeper._start
+
+    def slowly(control: socket.socket) -> subprocess.Popen[bytes]:
+        begun.set()
+        may_go_on.wait(30)
+        return start(control)
+
+    monkeypatch.setattr(keeper, "_start", slowly)
+    stage.consumer("a", lease_ms=LONG_MS)
+    ours = stage.brokers["a"]._session.keeper
+    thread = ours._thread
+    assert thread is not None
+    assert begun.wait(30)
+
+    stopping = threading.Thread(target=ours.stop)
+    stopping.start()
+    eventually(ours._is_stopping.is_set)
+    may_go_on.set()
+    stopping.join(30)
+
+    assert not thread.is_alive()
 
 
 def test_a_forked_process_leaves_the_keeper_of_its_parent_alone(stage: Scene) -> None:

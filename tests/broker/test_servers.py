@@ -14,6 +14,7 @@ import redis
 from redis.sentinel import Sentinel
 
 from broker import RedisStreamsBroker
+from broker.connections import Connections
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import KEYS, QUEUE, message
 from tests.sentinel import sentinel_of
@@ -80,6 +81,21 @@ def test_a_server_whose_certificate_is_by_nobody_we_know_is_refused(encrypted: t
 
     with pytest.raises(dramatiq.errors.ConnectionFailed, match="certificate"):
         broker.enqueue(message("one"))
+
+
+def test_a_server_that_became_a_replica_is_left() -> None:
+    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
+        connections = Connections(redis.Redis.from_url(server.url))
+        connections.run("CLIENT", "SETNAME", "ours", key="k")
+        asked: Any = client
+        asked.replicaof("127.0.0.1", "1")
+
+        with pytest.raises(dramatiq.errors.ConnectionClosed, match="read only"):
+            connections.run("SET", "k", "v")
+
+        # who connects again asks the sentinel, or the name server, who the master is now
+        eventually(lambda: "ours" not in {one["name"] for one in asked.client_list()})
+        connections.close()
 
 
 def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:

@@ -374,6 +374,17 @@ def test_a_closed_consumer_still_takes_acknowledgements(scene: Scene) -> None:
     assert scene.state() == QueueState()
 
 
+def test_a_consumer_that_stops_reading_gives_back_what_was_on_its_way_to_it(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    eventually(lambda: next(consumer) is None and consumer._read.is_waiting)
+    scene.brokers["a"].enqueue(message("one"))
+    eventually(lambda: scene.state() == QueueState(pending={"one": ("a", 1)}))
+
+    consumer.close()
+
+    assert scene.state() == QueueState(pending={"one": ("nobody", 0)})
+
+
 def test_a_consumer_that_stops_reading_keeps_what_runs(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=2, timeout=100)
     scene.brokers["a"].enqueue(message("one"))
