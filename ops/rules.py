@@ -183,7 +183,7 @@ QUERIES: Final[Mapping[str, Query]] = {
     "redis_unseen": Query(
         "redis", "pods",
         f"count({WORKERS} == 1)"
-        " unless on () max(media_cluster_backlog_sample_timestamp_seconds)",
+        ' unless on () max(media_cluster_backlog_sample_timestamp_seconds{job="sploot-cluster"})',
         "{{ $value | humanize }} worker pods answer, and none of them can read the queues from Redis.",
         "Workers",
     ),

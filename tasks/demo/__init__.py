@@ -66,7 +66,9 @@ def run(
         write_summary(directory, sample, seen)
         console.print(render(sample, seen))
         console.print(f"Summary and maps: {directory}/summary.txt, {directory}/pet-*.png")
-        console.print(f"API: {stack.http}/openapi.json   metrics: {'  '.join(stack.metrics)}   Redis: {redis_url}")
+        console.print(
+            f"API: {stack.http}/openapi.json   metrics: {'  '.join(stack.metrics)}   Redis: {redis_url}", soft_wrap=True
+        )
         console.print(f"{'Done' if seen.is_good else 'FAILED'} after {time.monotonic() - start:.0f} s")
         if keep:
             environ = {
