@@ -57,6 +57,10 @@ WRONG_SERVER: Final = ("READONLY", "LOADING", "MASTERDOWN", "MOVED")
 # What a pool tells its connections for its own purposes: push notifications, which need the newer protocol.
 POOLS_OWN: Final = ("maint", "orig_", "oss_cluster_", "himport_")
 
+# What redis-py waits for an answer from 8.0 on. Before, and where a client was made without, it waited for ever for a
+# server that hangs, or whose machine is gone.
+TIMEOUT_S: Final = 5.0
+
 # A connection that lay idle longer may have been closed by the server or by something between.
 PROBE_AFTER_IDLE_S: Final = 1.0
 
@@ -92,6 +96,7 @@ class Connections:
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
             "retry_on_timeout": False,
+            "socket_timeout": pool.connection_kwargs.get("socket_timeout") or TIMEOUT_S,
             # one form of answers for every release of redis-py
             "protocol": 2,
         }
@@ -226,8 +231,7 @@ class Connections:
         where: dict[str, Any] = {} if node is None else {"host": node[0], "port": node[1]}
         connection_class, settings = self._template
         connection = connection_class(**{**settings, **where})
-        if connection.socket_timeout is not None:
-            connection.socket_timeout += extra_timeout_s
+        connection.socket_timeout = (connection.socket_timeout or TIMEOUT_S) + extra_timeout_s
         self._open(connection)
         return connection
 

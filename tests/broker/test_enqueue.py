@@ -9,13 +9,21 @@ from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq.errors import QueueNotFound
+import redis
+from dramatiq.errors import ConnectionClosed, ConnectionFailed, QueueNotFound
 
-from broker import MessageTooLarge, QueueFull, RedisStreamsBroker
+from broker import EnqueueUncertain, MessageTooLarge, QueueFull, RedisStreamsBroker
 from broker.keys import HANDED_BACK
 from broker.scripts import ENQUEUE, TICK
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
 from tests.support import eventually
+
+
+def refusal(text: str) -> ConnectionClosed:
+    """What an answer that is an error becomes."""
+    error = ConnectionClosed(text)
+    error.__cause__ = redis.ResponseError(text)
+    return error
 
 
 class Heard(dramatiq.Middleware):
@@ -156,6 +164,33 @@ def test_a_message_does_not_free_the_unique_key_of_the_one_behind_it(scene: Scen
         broker.emit_before("process_message", one)
 
     assert broker.enqueue(message("three", unique_key="k")).message_id == two.message_id
+
+
+@pytest.mark.parametrize(
+    ("happened", "is_uncertain"),
+    [
+        (ConnectionClosed("the answer was lost"), True),
+        (ConnectionFailed("nobody is there"), False),
+        (refusal("OOM command not allowed when used memory > 'maxmemory'."), False),
+    ],
+    ids=["answer lost", "not sent", "refused"],
+)
+def test_only_who_cannot_know_is_told_that_nobody_knows(
+    scene: Scene, happened: Exception, is_uncertain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = scene.process("a", enqueue_timeout_ms=0)
+    one = message("one")
+
+    def failing(*_: Any) -> None:
+        raise happened
+
+    monkeypatch.setattr(broker._session.connections, "run_script", failing)
+
+    with pytest.raises(type(happened)) as raised:
+        broker.enqueue(one)
+
+    uncertain = raised.value.message_ids if isinstance(raised.value, EnqueueUncertain) else None
+    assert uncertain == ((one.message_id,) if is_uncertain else None)
 
 
 def test_what_is_flushed_holds_no_unique_key(scene: Scene) -> None:

@@ -186,3 +186,13 @@ def test_a_message_that_is_too_large_to_run_frees_its_unique_key_and_its_place_i
     assert (letter.reason, letter.message_id) == ("oversize", large.message_id)
     # put back while another of its key is at work, it waits its turn
     assert letters.put_back([letter.id]) == ["in-line"]
+
+
+def test_a_time_that_somebody_wrote_into_an_entry_is_not_waited_for(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    scene.client.xadd(KEYS.stream, {"message": encoded(args=("one",), options={"eta": 99_999_999_999_999})})
+
+    (one,) = received(consumer, 1)
+
+    # a Worker that saw it would keep the message in its memory until then
+    assert "eta" not in one.options

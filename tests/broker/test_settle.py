@@ -198,6 +198,26 @@ def test_a_message_that_was_taken_over_while_it_waited_here_does_not_start(scene
     assert scene.state() == QueueState(pending={"one": ("b", 1)})
 
 
+def test_of_a_message_that_is_another_ones_now_no_middleware_hears_that_it_ended(scene: Scene) -> None:
+    heard: list[str] = []
+
+    class Heard(dramatiq.Middleware):
+        def after_skip_message(self, broker: Any, message: Any) -> None:
+            heard.append(message.args[0])
+
+    mine = scene.consumer("a", middleware=[Heard()])
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message("another's"), message("ours")])
+    others, ours = received(mine, 2)
+    others.is_lost = True
+
+    for delivery in (others, ours):
+        broker.emit_after("skip_message", delivery)
+
+    # Results would store that it failed, while it runs elsewhere
+    assert heard == ["ours"]
+
+
 def test_rejecting_what_is_gone_does_nothing(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
@@ -336,6 +356,28 @@ def test_acknowledgements_are_written_before_the_broker_is_closed(scene: Scene) 
     for delivery in received(consumer, 1_000):
         consumer.ack(delivery)
     consumer.close()
+    broker.close()
+
+    assert scene.state() == QueueState()
+
+
+def test_a_close_tries_again_to_write_what_could_not_be_written(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+    connections = broker._session.connections
+    run_script, failures = connections.run_script, [ConnectionFailed("away")] * 3
+
+    def failing(script: Script, keys: Any, args: Any) -> Any:
+        if script is SETTLE and failures:
+            raise failures.pop()
+        return run_script(script, keys, args)
+
+    monkeypatch.setattr(connections, "run_script", failing)
+    consumer.ack(one)
+    consumer.close()
+
     broker.close()
 
     assert scene.state() == QueueState()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
 from typing import Any
 
 import dramatiq
+import pytest
 import redis
+from dramatiq.errors import BrokerConnectionError
+from dramatiq.middleware import TimeLimitExceeded
 
 from broker import RedisStreamsBroker
 from broker.connections import Connections
@@ -138,6 +142,43 @@ def test_producers_that_fork_after_they_enqueued_do_not_share_a_connection(
     assert done.returncode == 0, done.stderr
     found = labels(redis_client)
     assert len(found) == len(set(found)) == 6 * 200
+
+
+def test_a_server_that_hangs_holds_nobody_up_for_ever_whatever_the_client_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.connections.TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        client = redis.Redis(port=hanging.getsockname()[1], socket_timeout=None)
+        broker = RedisStreamsBroker(client=client, middleware=[], enqueue_timeout_ms=0)
+        raised: list[BaseException] = []
+
+        def enqueue() -> None:
+            try:
+                broker.enqueue(message("one"))
+            except BrokerConnectionError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=enqueue, daemon=True)
+        thread.start()
+        thread.join(30)
+
+    assert raised
+
+
+def test_who_is_interrupted_before_the_answer_leaves_it_to_nobody(redis_url: str) -> None:
+    connections = Connections(redis.Redis.from_url(redis_url))
+
+    def interrupted() -> None:
+        with connections._borrowed(None) as connection:
+            connection.send_command("PING")
+            raise TimeLimitExceeded
+
+    with pytest.raises(TimeLimitExceeded):
+        interrupted()
+
+    assert connections.run("ECHO", "ours", key="k") == b"ours"
+    connections.close()
 
 
 def test_many_calls_of_a_script_that_is_flushed_between_them_are_all_answered(redis_url: str) -> None:
