@@ -357,14 +357,14 @@ def _of_queue(stats: QueueStats, n_orphans: int, n_ghosts: int) -> Iterator[Find
         yield Finding(
             queue,
             "wrong",
-            f"{n_orphans} orphans: delivered jobs in nobody's pending list, as XACK by hand leaves them",
+            f"{_n(n_orphans, 'orphan')}: delivered jobs in nobody's pending list, as XACK by hand leaves them",
             f"sploot-cluster queue rescue {queue} --astray --yes",
         )
     if n_ghosts:
         yield Finding(
             queue,
             "wrong",
-            f"{n_ghosts} ghosts: pending ids whose entry was deleted",
+            f"{_n(n_ghosts, 'ghost')}: pending ids whose entry was deleted",
             f"sploot-cluster queue rescue {queue} --astray --yes",
         )
     dead = [one for one in stats.consumers if not one.is_alive and one.pending and one.name != HANDED_BACK]
@@ -391,7 +391,7 @@ def _of_queue(stats: QueueStats, n_orphans: int, n_ghosts: int) -> Iterator[Find
         yield Finding(
             queue,
             "warning",
-            f"{stats.dead} dead letters wait for a person",
+            f"{_n(stats.dead, 'dead letter')} for a person to look at",
             f"sploot-cluster queue dead list {queue} --groups",
         )
 
@@ -429,7 +429,9 @@ def _models(patient: Patient) -> Iterator[Finding]:
                 by_model[kind] += 1
                 samples.setdefault(kind, pet)
     known = patient.settings.clustering.models
-    told = ", ".join(f"{model} of {dim} ({n} pets)" for (model, dim), n in by_model.most_common(5)) or "no pets yet"
+    told = (
+        ", ".join(f"{model} of {dim} ({_n(n, 'pet')})" for (model, dim), n in by_model.most_common(5)) or "no pets yet"
+    )
     strangers = [kind for kind in by_model if known and known.get(kind[0]) != kind[1]]
     if strangers:
         model, dim = strangers[0]
@@ -437,8 +439,8 @@ def _models(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "models",
             "wrong",
-            f"{by_model[strangers[0]]} pets, such as {pet}, have vectors of {model} with {dim} values, which "
-            f"{MODELS} does not name: their new media are refused",
+            f"{_n(by_model[strangers[0]], 'pet')}, such as {pet}, with vectors of {model} of {dim} values, which "
+            f"{MODELS} does not name: new media are refused",
             f"add {model}={dim} to {MODELS}, or capture the pet and embed its media anew",
         )
     elif len(by_model) > 1 and not known:
@@ -450,6 +452,10 @@ def _models(patient: Patient) -> Iterator[Finding]:
         )
     else:
         yield Finding("models", "ok", told)
+
+
+def _n(n: int, one: str) -> str:
+    return f"{n:,} {one}{'' if n == 1 else 's'}"
 
 
 def _first(found: Iterator[Any], limit: int) -> Iterator[Any]:

@@ -123,8 +123,8 @@ def given_a_dead_consumer(ward: Ward) -> None:
         (given_no_persistence, "persistence", "no append-only file"),
         (given_no_group, f"group of {EMBEDDING_INGESTED}", "and work waits"),
         (given_a_strange_group, f"group of {EMBEDDING_INGESTED}", "somebody-else"),
-        (given_orphans, EMBEDDING_INGESTED, "1 orphans"),
-        (given_ghosts, EMBEDDING_INGESTED, "1 ghosts"),
+        (given_orphans, EMBEDDING_INGESTED, "1 orphan:"),
+        (given_ghosts, EMBEDDING_INGESTED, "1 ghost:"),
         (given_a_dead_consumer, EMBEDDING_INGESTED, f"{STUCK} is dead and still holds 2"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -151,7 +151,7 @@ def test_work_that_nobody_takes_is_wrong_and_a_pause_is_said(ward: Ward) -> None
 
     assert found["no worker takes its jobs, and 1 wait"].mend == "sploot-cluster worker"
     assert found["it is paused"].mend == f"sploot-cluster queue resume {EMBEDDING_INGESTED} --yes"
-    assert "dead list" in found["1 dead letters wait for a person"].mend
+    assert "dead list" in found["1 dead letter for a person to look at"].mend
 
 
 def test_a_full_server_is_wrong_before_it_refuses(ward: Ward) -> None:
@@ -238,7 +238,7 @@ def test_mixed_models_are_found(ward: Ward) -> None:
     named = {finding.check: finding for finding in ward.examine()}["models"]
 
     assert (mixed.level, stuck.level, named.level) == ("warning", "wrong", "ok")
-    assert "clip@1 of 512 (2 pets), dino@2 of 768 (1 pets)" in mixed.seen
+    assert "clip@1 of 512 (2 pets), dino@2 of 768 (1 pet)" in mixed.seen
     assert "such as 3" in stuck.seen
     assert "add dino@2=768 to SPLOOT_MODELS" in stuck.mend
 
