@@ -193,10 +193,14 @@ def test_only_who_cannot_know_is_told_that_nobody_knows(
     assert uncertain == ((one.message_id,) if is_uncertain else None)
 
 
-def test_what_is_flushed_holds_no_unique_key(scene: Scene) -> None:
+def test_what_is_flushed_holds_no_unique_key_and_leaves_nothing_pending(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("one", unique_key="k[1]*"))
     broker.enqueue(message("two", unique_key="l"), delay=60_000)
+
+    consumer = scene.consumer("b")
+    broker.enqueue_many([message("three"), message("four")])
+    received(consumer, 3)
 
     broker.flush(QUEUE)
 

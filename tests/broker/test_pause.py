@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.broker.scene import QUEUE, QueueState, Scene, labels, message, received
+from tests.support import eventually
 
 
 def looked_around(scene: Scene, name: str) -> None:
@@ -38,3 +39,19 @@ def test_what_ran_when_the_queue_was_paused_ends_as_ever(scene: Scene) -> None:
     consumer.nack(one)
 
     assert scene.state() == QueueState(dead=(("failed", "one"),))
+
+
+def test_whoever_waits_hears_at_once_of_a_pause_and_of_its_end(scene: Scene) -> None:
+    # nobody would look around by itself for longer than the test waits
+    consumer = scene.consumer("a", lease_ms=600_000, timeout=100)
+    broker = scene.brokers["a"]
+    eventually(lambda: next(consumer) is None and consumer._read.is_waiting)
+
+    broker.pause(QUEUE)
+    eventually(lambda: next(consumer) is None and not consumer._read.is_waiting)
+    broker.enqueue(message("one"))
+    assert next(consumer) is None
+    assert scene.state() == QueueState(waiting=("one",)), "a read that waits at the server would have got it"
+
+    broker.resume(QUEUE)
+    assert labels(received(consumer, 1)) == ["one"]

@@ -10,7 +10,7 @@ import pytest
 
 from broker import DeliveryLimitReached, LeaseLost
 from broker.janitor import Round
-from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, labels, message, received
+from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
 
 
@@ -153,6 +153,27 @@ def test_a_crash_counts_a_quarter_for_a_suspect_that_could_not_be_alone(scene: S
     received(survivor, 2)
 
     assert scene.charges() == {"long": (1.25, "")}
+
+
+@pytest.mark.parametrize("what_happens", ["it is handed back", "it is tried again"])
+def test_a_suspect_stays_one_until_it_ends(scene: Scene, what_happens: str) -> None:
+    scene.process("producer").enqueue(message("one"))
+    for name in ("a", "b"):
+        (delivery,) = received(scene.consumer(name), 1)
+        scene.brokers[name].emit_before("process_message", delivery)
+        scene.die(name)
+    consumer = scene.consumer("c")
+    (suspect,) = received(consumer, 1)
+    assert suspect.charges == 1
+
+    if what_happens == "it is handed back":
+        consumer.requeue([suspect])
+        consumer.close()
+        (suspect,) = received(scene.consumer("d"), 1)
+        assert suspect.charges == 1
+    else:
+        fail(scene.brokers["c"], suspect)
+        assert scene.client.hlen(KEYS.suspects) == 0
 
 
 def test_a_suspect_that_is_done_lets_the_next_one_run(scene: Scene) -> None:

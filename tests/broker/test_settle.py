@@ -170,6 +170,22 @@ def test_what_follows_a_message_that_runs_again_is_there_once(scene: Scene) -> N
     assert scene.state() == QueueState(pending={"one": ("b", 2)}, waiting=("two",))
 
 
+def test_what_follows_a_finished_message_is_never_refused(scene: Scene) -> None:
+    first, second = message("one"), message("two")
+    consumer = scene.consumer("a", middleware=[Pipelines()], max_queue_length=1)
+    broker = scene.brokers["a"]
+    dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
+    broker.enqueue(first.copy(options={"pipe_target": second.asdict()}))
+    (one,) = received(consumer, 1)
+
+    broker.emit_before("process_message", one)
+    broker.emit_after("process_message", one, result=None)
+    consumer.ack(one)
+
+    # its room was the finished one's; refused, it would be lost
+    assert labels(received(consumer, 1)) == ["two"]
+
+
 def test_a_late_success_is_believed_and_counted(scene: Scene) -> None:
     mine = scene.consumer("a")
     broker = scene.brokers["a"]
