@@ -283,7 +283,8 @@ def _correct(
         next_cluster=plan.next_cluster,
         returning=plan.returning,
     )
-    known = set(resolve(state.ledger).overridden)
+    # a long ledger takes a while to resolve, and mostly nothing in it yields
+    known = resolve(state.ledger).overridden if constraints.overridden else ()
     overridden = tuple(said for said in constraints.overridden if said not in known)
     summary = {"n_moved": regrouped.n_moved, "overridden": list(overridden), **_told(correction)}
     change = regrouped.change(state, _kind(correction), by=correction.by, correction=correction, summary=summary)

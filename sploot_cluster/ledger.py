@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from sys import intern
 from typing import Any, Final, assert_never
 
 from sploot_cluster.errors import UnreadablePet
@@ -88,4 +89,5 @@ def _groups(named: Mapping[str, list[str]]) -> dict[ClusterId, tuple[MediaId, ..
 
 
 def _media(ids: list[str]) -> tuple[MediaId, ...]:
-    return tuple(MediaId(id_) for id_ in ids)
+    # interned: corrections of one cluster name the same media again and again
+    return tuple(MediaId(intern(id_)) for id_ in ids)

@@ -13,11 +13,21 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 import numpy as np
 
-from sploot_cluster.models import MediaId, PetId, PetState
+from sploot_cluster.models import (
+    Correction,
+    Dismissal,
+    Exclusion,
+    MediaId,
+    Merge,
+    PetId,
+    PetState,
+    Split,
+    Undo,
+)
 from sploot_cluster.rows import PetRows, empty_state
 from sploot_cluster.threads import n_cores
 from sploot_cluster.vectors import FloatVector
@@ -35,6 +45,7 @@ SHARE: Final = 1 / 4
 BYTES_PER_MEDIUM: Final = 250
 # What a pet takes besides, measured likewise: there are more pets of a few media than others.
 BYTES_PER_PET: Final = 2_500
+BYTES_PER_CORRECTION: Final = 1_000
 
 
 def bytes_to_remember(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -67,6 +78,8 @@ class PetMemory:
         self._tree: SpanningTree | None = None
         self._tree_rows: PetRows | None = None
         self._expected: tuple[SpanningTree, MediaId, FloatVector] | None = None
+        self._ledger: tuple[Correction, ...] = ()
+        self._ledger_bytes = 0
 
     def tree(self) -> SpanningTree | None:
         """The spanning tree of the first rows of ``state``, as far as anybody has told; None where nobody has."""
@@ -92,10 +105,28 @@ class PetMemory:
 
     @property
     def n_bytes(self) -> int:
-        """About what it takes: the vectors with the room that they grow into, the media, and the tree."""
+        """About what it takes: the vectors with the room that they grow into, the media, the ledger, and the tree."""
         tree = 0 if self._tree is None else self._tree.n_bytes
         vectors = PetRows.behind(self.state).vector_bytes
-        return BYTES_PER_PET + vectors + self.state.n_media * BYTES_PER_MEDIUM + tree
+        if self._ledger is not self.state.ledger:  # an arrival, or a load without corrections, leaves it as it is
+            self._ledger = self.state.ledger
+            self._ledger_bytes = sum(BYTES_PER_CORRECTION + 8 * _n_named(said) for said in self._ledger)
+        return BYTES_PER_PET + vectors + self.state.n_media * BYTES_PER_MEDIUM + self._ledger_bytes + tree
+
+
+def _n_named(said: Correction) -> int:
+    """How many media a correction names. Their names are those of the pet's media, so that each is a reference."""
+    match said:
+        case Merge() | Dismissal():
+            return sum(map(len, said.groups.values()))
+        case Split():
+            return len(said.moved) + len(said.remaining)
+        case Exclusion():
+            return len(said.media) + len(said.remaining)
+        case Undo():
+            return 0
+        case _:
+            assert_never(said)
 
 
 class _Place:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
+from sys import intern
 from typing import Any, Final, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
@@ -40,6 +41,7 @@ from sploot_cluster.models import (
     ChangeKind,
     ClusterCard,
     ClusterId,
+    Correction,
     HistoryEntry,
     KeptTree,
     MediaId,
@@ -588,7 +590,7 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
     if int(meta["format"]) != FORMAT:
         raise ValueError(f"it is stored in format {meta['format']}, this release knows {FORMAT}")
     version = f"{meta['born']}.{meta['commit']}"
-    media = [MediaId(id_.decode()) for id_ in told.media]
+    media = [MediaId(intern(id_.decode())) for id_ in told.media]  # corrections name them, too
     dim = int(meta["dim"]) if "dim" in meta else None
     vectors = np.empty((0, 0), dtype=np.float32)
     if vector_bytes is not None and dim is not None:
@@ -621,12 +623,19 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
         standings=standings,
         clusters=clusters,
         aliases=aliases,
-        ledger=(*known.ledger[: told.from_correction], *(ledger.loads(text, pet=pet) for text in told.ledger)),
+        ledger=_ledger(pet, known, told),
         next_cluster=ClusterId(int(meta["next_cluster"])),
         n_at_recluster=int(meta["n_at_recluster"]),
         noise_arrivals=int(meta["noise_arrivals"]),
         relabelled_at=int(meta.get("relabelled_at", 0)),
     )
+
+
+def _ledger(pet: PetId, known: PetState, told: _Told) -> tuple[Correction, ...]:
+    """What is known of the ledger and what was told of it; the very same where that is nothing."""
+    if not told.ledger and told.from_correction == len(known.ledger):
+        return known.ledger
+    return (*known.ledger[: told.from_correction], *(ledger.loads(text, pet=pet) for text in told.ledger))
 
 
 def _pairs(items: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:

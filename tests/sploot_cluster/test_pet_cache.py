@@ -23,6 +23,7 @@ from sploot_cluster.pet_cache import (
 )
 from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.rows import PetRows
+from tests.sploot_cluster.albums import PET, grouped, name
 from tests.support import eventually
 
 ONE_MEDIUM = 4 * 8 + BYTES_PER_MEDIUM
@@ -154,6 +155,24 @@ def test_many_pets_of_one_medium_take_no_more_than_they_may(redis_url: str) -> N
 
     assert service._cache.n_bytes > may // 2
     assert taken < 1.2 * may
+
+
+def test_what_many_corrections_of_one_cluster_take_is_counted(redis_url: str) -> None:
+    """Each names all media of the cluster."""
+    with redis.Redis.from_url(redis_url) as client:
+        service = grouped(RedisPetStore(client), 1, range(80))
+        (cluster,) = service.clusters(PET).clusters
+        for number, medium in enumerate(cluster.media[:60]):
+            service.exclude(PET, cluster.id, [medium], operation_id=str(number), by="ada")
+        stranger = ClusterService(RedisPetStore(client))
+        tracemalloc.start()
+        try:
+            stranger.why(PET, name(0, 0))
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert taken < 1.5 * stranger._cache.n_bytes < 300_000
 
 
 def test_pets_that_hold_nothing_are_forgotten_too() -> None:
