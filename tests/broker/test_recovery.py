@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from broker import DeliveryLimitReached, LeaseLost
+from broker import DeliveryLimitReached, LeaseLost, janitor
 from broker.janitor import Round
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
@@ -466,6 +466,47 @@ def test_a_suspect_that_ended_before_its_company_was_noted_counts_as_refused_to_
 
     assert broker.counters(QUEUE)["fenced"] == 0
     assert scene.charges() == {}
+
+
+def consumers(scene: Scene) -> set[bytes]:
+    return {one["name"] for one in scene.client.xinfo_consumers(KEYS.stream, GROUP)}
+
+
+def test_a_process_that_stops_takes_its_name_with_it(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    consumer.ack(received(consumer, 1)[0])
+    consumer.close()
+
+    broker.close()
+
+    assert consumers(scene) <= {b"~handed-back"}
+    assert scene.client.zcard(KEYS.consumers) == 0
+
+
+def test_who_holds_nothing_and_was_not_heard_of_for_long_is_forgotten(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = scene.consumer("a", lease_ms=60_000)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    received(consumer, 1)
+    for name in ("without a heartbeat", "of an old heartbeat", "dead just now"):
+        scene.client.xgroup_createconsumer(KEYS.stream, GROUP, name)
+    scene.client.zadd(KEYS.consumers, {"of an old heartbeat": 1, "of an old heartbeat, nowhere else": 1})
+    scene.client.zadd(KEYS.consumers, {"dead just now": 0})
+
+    # as five minutes later for whoever has no heartbeat
+    monkeypatch.setattr(janitor, "FORGET_CONSUMER_MS", -59_999)
+    eventually(lambda: not swept(scene, "a").n_orphans and b"without a heartbeat" not in consumers(scene))
+
+    assert b"dead just now" in consumers(scene), "an answer may have been on its way to it"
+    assert broker.consumer_name.encode() in consumers(scene)
+    monkeypatch.setattr(janitor, "FORGET_CONSUMER_MS", 0)
+    broker._session.keeper.run_once()
+    swept(scene, "a")
+    assert set(scene.client.zrange(KEYS.consumers, 0, -1)) == {b"dead just now", broker.consumer_name.encode()}
 
 
 def test_a_process_that_beats_less_often_than_consumers_are_forgotten_is_not_forgotten(scene: Scene) -> None:
