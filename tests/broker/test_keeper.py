@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import psutil
 import pytest
 import redis
 
-from broker import RedisStreamsBroker, keeper
+from broker import RedisStreamsBroker, identity, keeper
 from broker.scripts import BEAT, LEAVE
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.program import started
@@ -180,6 +181,26 @@ def test_where_no_process_can_be_started_a_thread_beats_and_says_so(
 
     assert stage.brokers["a"]._session.keeper.child_pid is None
     assert [record.message for record in caplog.records if "no keeper process" in record.message]
+
+
+def test_a_process_that_died_together_with_its_keeper_is_missed_by_its_siblings(stage: Scene) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    host, _, birth, random = identity.consumer_name().split(":")
+    name = f"{host}:{process.pid}:{birth.partition('.')[0]}.{identity._started_at(process.pid)}:{random}"
+    stage.process("producer").enqueue(message("one"))
+    stage.client.xgroup_create(KEYS.stream, GROUP, id="0")
+    stage.client.xreadgroup(GROUP, name, {KEYS.stream: ">"})
+    seconds, _ = stage.client.time()
+    stage.client.zadd(KEYS.consumers, {name: seconds * 1_000})
+    # nobody would look around by itself for longer than the test waits
+    sibling = stage.consumer("b", lease_ms=10 * LONG_MS, timeout=20_000)
+    janitor = next(iter(stage.brokers["b"]._session._queues.values())).janitor
+    eventually(lambda: janitor._others == (name,))
+
+    process.kill()
+    process.communicate()
+
+    assert labels(received(sibling, 1)) == ["one"]
 
 
 def test_a_stop_does_not_wait_for_a_keeper_process_that_is_just_being_started(
