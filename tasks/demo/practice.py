@@ -22,6 +22,7 @@ from dramatiq.errors import BrokerError
 from rich.console import Console
 
 from broker import RedisStreamsBroker
+from sploot_cluster.jobs import QueueUnavailable
 from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, stream_of
 from tasks.demo.monitoring import Monitoring, NoMonitoring
@@ -45,6 +46,11 @@ class NotBegun(Exception):
 
 class Practice:
     """The exercises of a stack that is up, with whom they tell; starts and ends with the block.
+
+    Attributes:
+        seen: what people were told.
+        monitoring: where alerts are looked at.
+        n_sent: events sent, or tried to send, so far.
 
     Raises:
         NoMonitoring: as ``Monitoring`` does.
@@ -72,7 +78,7 @@ class Practice:
         self._broken = contextlib.ExitStack()
         self._is_uploading, self._is_ending = threading.Event(), threading.Event()
         self._run = f"{time.time():.0f}"
-        self._n_sent = 0
+        self.n_sent = 0
         self._uploads = threading.Thread(target=self._upload, name="uploads", daemon=True)
 
     @property
@@ -99,7 +105,7 @@ class Practice:
             self._is_uploading.set()
         try:
             act()
-        except (BrokerError, redis.RedisError) as error:
+        except (BrokerError, redis.RedisError, QueueUnavailable) as error:
             raise NotBegun(f"Redis does not do it: {error}; type it again when it is back") from error
 
     def mend(self) -> None:
@@ -178,18 +184,18 @@ class Practice:
     def _upload(self) -> None:
         while not self._is_ending.wait(UPLOAD_EVERY_S):
             if self._is_uploading.is_set():
-                with contextlib.suppress(BrokerError):  # Redis is away: a producer tries again
+                with contextlib.suppress(QueueUnavailable):  # a producer tries again
                     self._send()
 
     def _send(self) -> None:
-        row = self._n_sent % len(self._album.media_ids)
+        row = self.n_sent % len(self._album.media_ids)
         vector = self._album.vectors[row]
         name = self._new_name()
         self._tasks.ingest(pet_id=self._album.pet_id, media_id=name, model=self._album.model, embedding=vector)
 
     def _new_name(self) -> str:
-        self._n_sent += 1
-        return f"practice-{self._run}-{self._n_sent}.png"
+        self.n_sent += 1
+        return f"practice-{self._run}-{self.n_sent}.png"
 
     def _operations(self) -> Operations:
         broker = RedisStreamsBroker(client=self._client, namespace=NAMESPACE, group=GROUP, middleware=[])

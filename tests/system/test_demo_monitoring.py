@@ -6,14 +6,15 @@ import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from rich.console import Console
 
 from tasks.demo.monitoring import OPS, Monitoring, NoMonitoring, faster, write_routes
-from tasks.demo.practice import Practice
+from tasks.demo.practice import NotBegun, Practice
 from tasks.demo.sample import albums
+from tests.support import eventually
 
 
 def test_windows_holds_and_timers_are_divided_and_nothing_else() -> None:
@@ -76,3 +77,38 @@ def test_a_demo_that_cannot_have_alerts_leaves_nothing_running_for_them(
         )
 
     assert set(threading.enumerate()) == before
+
+
+class NoAlerts:
+    """Stands for a Prometheus and an Alertmanager that nobody asks."""
+
+    def __init__(self, directory: Path, **_: object) -> None: ...
+
+    def watch(self, metrics: object) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_without_redis_an_exercise_says_so_and_uploads_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.demo.practice.Monitoring", NoAlerts)
+    monkeypatch.setattr("tasks.demo.practice.UPLOAD_EVERY_S", 0.01)
+    stack: Any = SimpleNamespace(metrics=())
+
+    with Practice(
+        stack,
+        albums=albums(share=0.05),
+        redis_url="redis://127.0.0.1:1/0",
+        lease_ms=3_000,
+        directory=tmp_path,
+        console=Console(),
+    ) as practice:
+        for exercise in ("pause", "poison", "hold"):
+            with pytest.raises(NotBegun, match="type it again when it is back"):
+                practice.begin(exercise)
+        tried = practice.n_sent
+        eventually(lambda: practice.n_sent >= tried + 2, within_s=60)
