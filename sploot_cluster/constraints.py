@@ -114,7 +114,6 @@ class Constraints:
         placed: the atoms that a person put somewhere; others were merely left behind by a split or an exclusion.
         leaving: media that exclusions took out and nobody placed -> the bits of these exclusions.
         together, apart, barred, nowhere: the accepted constraints, the newest first.
-        names: atom -> the id that the newest correction about it gave it.
         overridden: one sentence for each way in which an older correction yields to newer ones.
     """
 
@@ -126,7 +125,6 @@ class Constraints:
     apart: tuple[Apart, ...] = ()
     barred: tuple[Barred, ...] = ()
     nowhere: tuple[Nowhere, ...] = ()
-    names: Mapping[Atom, ClusterId] = field(default_factory=dict)
     overridden: tuple[str, ...] = ()
 
     def atom_of(self, medium: MediaId) -> Atom | None:
@@ -220,7 +218,6 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
     apart: list[Apart] = []
     barred: list[Barred] = []
     nowhere: list[Nowhere] = []
-    named: list[tuple[MediaId, ClusterId]] = []
     overridden: list[str] = []
     for number, correction in enumerate(in_force(ledger)):
         match correction:
@@ -272,12 +269,10 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
             for medium in group:
                 clusters[cluster_of.get(medium, name)].append(medium)
             together.append(Together(correction.revision, group, tuple(map(tuple, clusters.values()))))
-        if groups_left:
-            named.append((max(groups_left, key=len)[0], name))
         if len(groups_left) > 1:
             sizes = ", ".join(str(len(group)) for group in sorted(groups_left, key=len, reverse=True))
             overridden.append(f"{said}: newer corrections keep its {len(media) - n_gone} media in groups of {sizes}")
-    return atoms.freeze(together, apart, barred, nowhere, named, overridden)
+    return atoms.freeze(together, apart, barred, nowhere, overridden)
 
 
 class _Atoms:
@@ -353,7 +348,6 @@ class _Atoms:
         apart: Sequence[Apart],
         barred: Sequence[Barred],
         nowhere: Sequence[Nowhere],
-        named: Sequence[tuple[MediaId, ClusterId]],
         overridden: Sequence[str],
     ) -> Constraints:
         number_of: dict[int, Atom] = {}
@@ -365,9 +359,6 @@ class _Atoms:
                 number_of[root] = Atom(len(sides))
                 sides.append(self._forest.sides_of(root))
             atoms[medium] = number_of[root]
-        names: dict[Atom, ClusterId] = {}
-        for medium, name in named:
-            names.setdefault(atoms[medium], name)  # the newest came first
         placed = frozenset(atoms[group.media[0]] for group in together)
         free = [
             Barred(one.revision, media, one.cluster)
@@ -383,7 +374,6 @@ class _Atoms:
             apart=tuple(apart),
             barred=tuple(free),
             nowhere=tuple(nowhere),
-            names=names,
             overridden=tuple(overridden),
         )
 

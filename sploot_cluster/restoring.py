@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from sploot_cluster.constraints import count_kept, enforce, resolve
+from sploot_cluster.constraints import RowConstraints, count_kept, enforce, resolve
 from sploot_cluster.diff import Snapshot
 from sploot_cluster.feedback import standings_after
 from sploot_cluster.models import NOISE, Change, ClusterId, PetState, Restored, Standing
 from sploot_cluster.regrouping import regroup
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.vectors import LabelVector
 
 
 def plan_restore(
@@ -21,7 +22,8 @@ def plan_restore(
 ) -> tuple[Change, Restored]:
     """The labels of ``then``, with their ids, as far as corrections in force allow.
 
-    Media that came later stay in their cluster if its id lived then, and are noise otherwise.
+    Clusters that people made keep the id they have: whoever merged or split them since knows them by it. Media that
+    came later stay in their cluster if its id lived then, and are noise otherwise.
 
     Args:
         then: of the same pet; its media are the first ones of ``state``.
@@ -42,7 +44,7 @@ def plan_restore(
         standings_after(standings, groups, rows),
         rows,
         settings,
-        given={id_: ClusterId(id_) for id_ in np.intersect1d(lived, groups).tolist()},
+        given=_ids(state, groups, rows, lived),
     )
     told = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
     aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
@@ -67,3 +69,18 @@ def plan_restore(
         "constraints": f"{kept} of {total}",
     }
     return regrouped.change(state, "restore", by=by, summary=summary), restored
+
+
+def _ids(state: PetState, groups: LabelVector, rows: RowConstraints, lived: LabelVector) -> dict[int, ClusterId]:
+    """Group -> its id: of those with media that people placed, the one that most of these have; else that of then."""
+    placed = rows.placed & (groups != NOISE) & (state.labels != NOISE)
+    pairs, n = np.unique(np.stack([groups[placed], state.labels[placed]]), axis=1, return_counts=True)
+    given: dict[int, ClusterId] = {}
+    for at in np.argsort(-n, kind="stable").tolist():
+        group, cluster = int(pairs[0, at]), ClusterId(int(pairs[1, at]))
+        if group not in given and cluster not in given.values():
+            given[group] = cluster
+    for id_ in np.intersect1d(lived, groups).tolist():
+        if id_ not in given and id_ not in given.values():
+            given[id_] = ClusterId(id_)
+    return given

@@ -274,6 +274,22 @@ def test_corrections_are_not_taken_back_by_restoring(service: ClusterService, st
     assert (restored.n_held, restored.kept) == (9, "constraints kept 2 of 2")
 
 
+def test_clusters_that_people_made_since_keep_their_ids_when_older_labels_are_restored(
+    service: ClusterService, store: PetStore
+) -> None:
+    before = store.view(PET).revision
+    moved, remaining = names(0, range(5)), names(0, range(5, 8))
+    split = service.split(PET, ONE, sorted(moved), operation_id="1", by="ada")
+    merged = service.merge(PET, [TWO, ClusterId(3)], into=ClusterId(3), operation_id="2", by="ada")
+
+    service.restore(PET, before, operation_id="3", by="bob")
+
+    now = where(store.load(PET))
+    assert ({now[medium] for medium in moved}, {now[medium] for medium in remaining}) == ({split.cluster}, {ONE})
+    assert {now[medium] for medium in names(1, range(8)) | names(2, range(8))} == {merged.cluster}
+    assert store.view(PET).aliases == {TWO: 3}
+
+
 def test_restoring_twice_with_one_operation_changes_once(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
