@@ -104,14 +104,14 @@ def _check(message: dramatiq.Message[Any]) -> None:
     for name, kind in _KINDS:
         if not isinstance(getattr(message, name), kind):
             raise UndecodableEntry(name, f"is no {kind.__name__}", "send what dramatiq.Message.encode() makes")
-    told = {
-        "actor_name": message.actor_name,
-        "message_id": message.message_id,
-        "unique_key": unique_key_of(message.options),
-        "ordering_key": ordering_key_of(message.options),
-    }
-    for name, text in told.items():
+    options = message.options
+    for name, text in (
+        ("actor_name", message.actor_name),
+        ("message_id", message.message_id),
+        ("unique_key", unique_key_of(options)),
+        ("ordering_key", ordering_key_of(options)),
+    ):
         # JSON may hold half of a pair of surrogates, which no command to Redis can: nothing that became of it could be
         # written.
-        if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
+        if text is not None and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UndecodableEntry(name, "holds half a character", "send text that can be encoded as UTF-8")
