@@ -27,6 +27,10 @@ EQUIVALENT = {
     "MediaClusterWorkerDown: > -> >= at 25": "count() is never 0: where nothing is counted there is no sample",
     "MediaClusterRedisUnreachable: > -> >= at 26": "count() is never 0: where nothing is counted there is no sample",
     "media_cluster:redis_memory: 0 -> 1 at 71": "no Redis has a limit of one byte",
+    "media_cluster:stall:10m: sum -> max at 98": "the sum of increases is above 0 exactly where one of them is",
+    "media_cluster:redis_unseen: max -> min at 50": "only whether there is one counts",
+    "media_cluster:redis_memory: max -> min at 0": "an exporter tells of one Redis",
+    "media_cluster:redis_evictions:10m: max -> min at 6": "an exporter tells of one Redis",
 }
 
 
