@@ -7,6 +7,7 @@ import threading
 import dramatiq
 
 from broker import RedisStreamsBroker
+from tests.broker.scene import received
 from tests.support import eventually
 
 
@@ -42,6 +43,29 @@ def test_a_queue_waits_while_a_more_important_one_of_its_process_has_messages(re
     last_urgent = len(ran) - 1 - ran[::-1].index("urgent")
     assert ran[:last_urgent].count("rest") <= 8
     assert ran.count("rest") == 100
+
+
+def test_a_queue_is_not_read_while_a_read_of_a_more_important_one_brought_all_that_it_asked_for(
+    redis_url: str,
+) -> None:
+    broker = RedisStreamsBroker(redis_url, middleware=[], queue_priorities={"a": -1}, read_ahead_ms=0)
+    messages: list[dramatiq.Message[None]] = [dramatiq.Message(queue, "work", (), {}, {}) for queue in "aaaab"]
+    for queue in "ab":
+        broker.declare_queue(queue)
+    broker.enqueue_many(messages)
+    a, b = broker.consume("a", prefetch=2, timeout=100), broker.consume("b", timeout=100)
+
+    for _ in range(2):
+        held = received(a, 2)
+        assert next(b) is None
+        for delivery in held:
+            a.ack(delivery)
+    assert next(a) is None
+
+    assert received(b, 1)[0].queue_name == "b"
+    for one in (a, b):
+        one.close()
+    broker.close()
 
 
 def test_without_numbers_no_queue_waits_for_another(redis_url: str) -> None:
