@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from broker import DeliveryLimitReached, LeaseLost, janitor
+from broker import Delivery, DeliveryLimitReached, LeaseLost, janitor
 from broker.janitor import Round
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
@@ -176,7 +176,8 @@ def test_a_suspect_stays_one_until_it_ends(scene: Scene, what_happens: str) -> N
         assert scene.client.hlen(KEYS.suspects) == 0
 
 
-def test_a_suspect_that_is_done_lets_the_next_one_run(scene: Scene) -> None:
+@pytest.mark.parametrize("ends", ["ack", "nack"])
+def test_a_suspect_that_ended_lets_the_next_one_run(scene: Scene, ends: str) -> None:
     consumer = scene.consumer("0")
     scene.brokers["0"].enqueue_many([message("one"), message("two")])
     for number in range(2):
@@ -188,10 +189,38 @@ def test_a_suspect_that_is_done_lets_the_next_one_run(scene: Scene) -> None:
 
     for delivery in received(consumer, 2):
         broker.emit_before("process_message", delivery)
-        consumer.ack(delivery)
+        assert delivery.is_alone
+        getattr(consumer, ends)(delivery)
         assert delivery.args[0] not in scene.state().pending, "written before another suspect may run"
 
-    eventually(lambda: scene.state() == QueueState())
+    eventually(lambda: scene.state().pending == {})
+    assert not broker._session.isolation.is_held
+
+
+def test_a_suspect_holds_others_off_until_it_is_written_that_it_ended(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.process("producer").enqueue(message("one"))
+    for name in ("a", "b"):
+        (delivery,) = received(scene.consumer(name), 1)
+        scene.brokers[name].emit_before("process_message", delivery)
+        scene.die(name)
+    consumer = scene.consumer("c")
+    broker = scene.brokers["c"]
+    (suspect,) = received(consumer, 1)
+    broker.emit_before("process_message", suspect)
+    isolation, deliveries = broker._session.isolation, consumer._queue.deliveries
+    wait_until_written, was_held = deliveries.wait_until_written, []
+
+    def waiting(delivery: Delivery, timeout_s: float) -> None:
+        wait_until_written(delivery, timeout_s)
+        was_held.append(isolation.is_held)
+
+    monkeypatch.setattr(deliveries, "wait_until_written", waiting)
+    consumer.ack(suspect)
+
+    # or another one may kill the process, and have that charged to it
+    assert (was_held, isolation.is_held) == ([True], False)
 
 
 def test_a_message_that_kills_twenty_workers_takes_none_of_its_hundred_neighbours_with_it(stage: Scene) -> None:
