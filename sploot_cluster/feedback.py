@@ -7,7 +7,7 @@ state is the same change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
@@ -169,6 +169,7 @@ def plan_dismiss(
             ClusterId(cluster): _media(state, rows[state.labels[rows] == cluster])
             for cluster in np.unique(state.labels[rows]).tolist()
         },
+        aliases={old: now for old, now in state.aliases.items() if np.isin(_rows(state, now), rows).all()},
     )
     labels = state.labels.copy()
     labels[rows] = NOISE
@@ -341,10 +342,10 @@ def _plan_back(state: PetState, correction: Said) -> _Plan:
             return _unmerged(state, correction)
         case Split():
             return _unsplit(state, correction)
-        case Exclusion(source=source, media=media):
-            return _returned(state, {source: media})
-        case Dismissal(groups=groups):
-            return _returned(state, groups)
+        case Exclusion():
+            return _reincluded(state, correction)
+        case Dismissal(groups=groups, aliases=aliases):
+            return _returned(state, groups, ended=groups.keys() - state.clusters.keys() - {NOISE}, returning=aliases)
         case _:
             assert_never(correction)
 
@@ -386,6 +387,20 @@ def _unsplit(state: PetState, split: Split) -> _Plan:
     return _Plan(labels, state.next_cluster, [(state.media[int(np.flatnonzero(labels == source)[0])], source)])
 
 
+def _reincluded(state: PetState, exclusion: Exclusion) -> _Plan:
+    """Who was taken out returns: from the noise, and from clusters that are mostly theirs, made by older corrections."""
+    source = state.aliases.get(exclusion.source, exclusion.source)
+    if source not in state.clusters:
+        return _Plan(state.labels, state.next_cluster)
+    rows = np.array([state.rows[medium] for medium in exclusion.media if medium in state.rows], dtype=np.intp)
+    labels = state.labels.copy()
+    for cluster in np.unique(state.labels[rows]).tolist():
+        its = rows[state.labels[rows] == cluster]
+        if cluster == NOISE or 2 * len(its) > np.count_nonzero(state.labels == cluster):
+            labels[its] = source
+    return _Plan(labels, state.next_cluster, [(state.media[int(_rows(state, source)[0])], source)])
+
+
 def _without(
     state: PetState, media: Sequence[MediaId], cluster: ClusterId, *, instead: ClusterId = NOISE
 ) -> LabelVector:
@@ -396,15 +411,28 @@ def _without(
     return labels
 
 
-def _returned(state: PetState, groups: Mapping[ClusterId, Sequence[MediaId]]) -> _Plan:
-    """Media that are in no cluster go back to where they were, if that still lives and nobody bars them from it."""
-    labels = state.labels.copy()
+def _returned(
+    state: PetState,
+    groups: Mapping[ClusterId, Sequence[MediaId]],
+    *,
+    ended: Collection[ClusterId] = (),
+    returning: Mapping[ClusterId, ClusterId] | None = None,
+) -> _Plan:
+    """Media that are in no cluster go back to where they were, if that still lives and nobody bars them from it.
+
+    Args:
+        ended: clusters that live again by them, unless their id leads elsewhere by now.
+        returning: aliases, and the ids that they lead to again.
+    """
+    labels, named = state.labels.copy(), list[tuple[MediaId, ClusterId]]()
     for cluster, media in groups.items():
         now = state.aliases.get(cluster, cluster)
         rows = np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
-        if now in state.clusters:
-            labels[rows[labels[rows] == NOISE]] = now
-    return _Plan(labels, state.next_cluster)
+        rows = rows[labels[rows] == NOISE]
+        if len(rows) and (now in state.clusters or now in ended):
+            labels[rows] = now
+            named += [(state.media[int(rows[0])], now)] if now in ended else []
+    return _Plan(labels, state.next_cluster, named, returning or {})
 
 
 def _some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[MediaId]) -> tuple[Rows, Rows]:

@@ -106,7 +106,8 @@ def aliases_after(
             aliases[alias] = returning[alias]
         elif target not in living:
             aliases[alias] = heir_of.get(target)
-    return aliases
+    known = living | state.aliases.keys()
+    return aliases | {old: now for old, now in (returning or {}).items() if old not in known and now in living}
 
 
 def _cross_table(

@@ -29,16 +29,14 @@ def dumps(correction: Correction) -> str:
     }
     match correction:
         case Merge(into=into, groups=groups, aliases=aliases):
-            said |= {"kind": "merge", "into": into, "groups": _named(groups)}
-            if aliases:
-                said |= {"aliases": {str(old): now for old, now in aliases.items()}}
+            said |= {"kind": "merge", "into": into, "groups": _named(groups)} | _led(aliases)
         case Split(source=source, created=created, moved=moved, remaining=remaining):
             said |= {"kind": "split", "source": source, "created": created}
             said |= {"moved": list(moved), "remaining": list(remaining)}
         case Exclusion(source=source, media=media, remaining=remaining):
             said |= {"kind": "exclude", "source": source, "media": list(media), "remaining": list(remaining)}
-        case Dismissal(groups=groups):
-            said |= {"kind": "dismiss", "groups": _named(groups)}
+        case Dismissal(groups=groups, aliases=aliases):
+            said |= {"kind": "dismiss", "groups": _named(groups)} | _led(aliases)
         case Undo(undone=undone):
             said |= {"kind": "undo", "undone": undone}
         case _:
@@ -61,9 +59,8 @@ def loads(text: str | bytes, *, pet: PetId) -> Correction:
         at = datetime.fromisoformat(said["at"])
         match kind:
             case "merge":
-                into, led = ClusterId(said["into"]), said.get("aliases", {}).items()  # older releases wrote none
-                aliases = {ClusterId(int(old)): ClusterId(now) for old, now in led}
-                return Merge(revision, operation_id, by, at, into, _groups(said["groups"]), aliases)
+                into = ClusterId(said["into"])
+                return Merge(revision, operation_id, by, at, into, _groups(said["groups"]), _aliases(said))
             case "split":
                 source, created = ClusterId(said["source"]), ClusterId(said["created"])
                 moved, remaining = _media(said["moved"]), _media(said["remaining"])
@@ -72,7 +69,7 @@ def loads(text: str | bytes, *, pet: PetId) -> Correction:
                 source, media, remaining = ClusterId(said["source"]), _media(said["media"]), _media(said["remaining"])
                 return Exclusion(revision, operation_id, by, at, source, media, remaining)
             case "dismiss":
-                return Dismissal(revision, operation_id, by, at, groups=_groups(said["groups"]))
+                return Dismissal(revision, operation_id, by, at, _groups(said["groups"]), _aliases(said))
             case "undo":
                 return Undo(revision, operation_id, by, at, undone=int(said["undone"]))
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -82,6 +79,15 @@ def loads(text: str | bytes, *, pet: PetId) -> Correction:
 
 def _named(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[str, list[MediaId]]:
     return {str(id_): list(media) for id_, media in groups.items()}
+
+
+def _led(aliases: Mapping[ClusterId, ClusterId]) -> dict[str, object]:
+    return {"aliases": {str(old): now for old, now in aliases.items()}} if aliases else {}
+
+
+def _aliases(said: Mapping[str, Any]) -> dict[ClusterId, ClusterId]:
+    # older releases wrote none
+    return {ClusterId(int(old)): ClusterId(now) for old, now in said.get("aliases", {}).items()}
 
 
 def _groups(named: Mapping[str, list[str]]) -> dict[ClusterId, tuple[MediaId, ...]]:

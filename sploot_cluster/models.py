@@ -104,6 +104,7 @@ class Dismissal:
     by: str
     at: datetime
     groups: Mapping[ClusterId, tuple[MediaId, ...]]  # where they were, NOISE among the ids
+    aliases: Mapping[ClusterId, ClusterId] = field(default_factory=dict)  # older ids -> clusters that ended with it
 
     @property
     def media(self) -> tuple[MediaId, ...]:

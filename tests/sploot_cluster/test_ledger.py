@@ -36,7 +36,12 @@ corrections = st.one_of(
     ),
     st.builds(Split, **said, source=cluster, created=cluster, moved=several, remaining=several),
     st.builds(Exclusion, **said, source=cluster, media=several, remaining=several),
-    st.builds(Dismissal, **said, groups=st.dictionaries(st.just(ClusterId(-1)) | cluster, several, max_size=3)),
+    st.builds(
+        Dismissal,
+        **said,
+        groups=st.dictionaries(st.just(ClusterId(-1)) | cluster, several, max_size=3),
+        aliases=st.dictionaries(cluster, cluster, max_size=3),
+    ),
     st.builds(Undo, **said, undone=st.integers(1, 2**53)),
 )
 
