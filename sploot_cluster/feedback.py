@@ -388,7 +388,7 @@ def _unsplit(state: PetState, split: Split) -> _Plan:
 
 
 def _reincluded(state: PetState, exclusion: Exclusion) -> _Plan:
-    """Who was taken out returns: from the noise, and from clusters that are mostly theirs, made by older corrections."""
+    """Who was taken out returns: from the noise, and from clusters mostly theirs, which older corrections made."""
     source = state.aliases.get(exclusion.source, exclusion.source)
     if source not in state.clusters:
         return _Plan(state.labels, state.next_cluster)
