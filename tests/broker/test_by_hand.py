@@ -134,3 +134,20 @@ def test_orphans_are_seen_beyond_a_page_of_them(scene: Scene) -> None:
 
     scene.client.xack(KEYS.stream, GROUP, first, last)
     assert len(by_hand.astray().orphans) == 1_500
+
+
+def test_stats_count_what_is_astray_wherever_it_is(scene: Scene) -> None:
+    given_held_by_a_stranger(scene, "one", "two", "three", "four")
+    broker = scene.process("operator")
+    one, two, three, four = (entry.id for entry in broker.by_hand(QUEUE).pending())
+
+    counts = []
+    for orphan in (two, four, one):
+        scene.client.xack(KEYS.stream, GROUP, orphan)
+        stats = broker.stats(QUEUE)
+        counts.append((stats.orphaned, stats.in_flight, stats.waiting))
+    scene.client.xdel(KEYS.stream, three)
+
+    assert counts == [(1, 3, 1), (2, 2, 2), (3, 1, 3)]
+    stats = broker.stats(QUEUE)
+    assert (stats.orphaned, stats.in_flight, stats.waiting) == (3, 1, 3)
