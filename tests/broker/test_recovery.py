@@ -10,7 +10,8 @@ import pytest
 
 from broker import Delivery, DeliveryLimitReached, LeaseLost, janitor
 from broker.janitor import Round
-from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
+from broker.scripts import RESYNC
+from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
 from tests.support import eventually
 
 
@@ -598,6 +599,18 @@ def test_a_reply_that_was_lost_while_the_connection_lived_is_found(scene: Scene)
 
     assert labels(received(consumer, 1)) == ["two"]
     assert broker.counters(QUEUE)["redelivered"] == 1
+
+
+def test_one_call_takes_no_more_lost_replies_than_it_may(scene: Scene) -> None:
+    broker = scene.process("a")
+    broker.enqueue_many([message(str(number)) for number in range(30)])
+    scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
+    scene.client.xreadgroup(GROUP, "me", {KEYS.stream: ">"}, count=30)
+    held = [entry.id for entry in broker.by_hand(QUEUE).pending(3)]
+
+    found = broker._session.connections.run_script(RESYNC, (KEYS.stream, KEYS.counters), (GROUP, "me", 0, 10, *held))
+
+    assert [label_of({flat[0]: flat[1]}) for _, _, flat in found] == [str(number) for number in range(3, 13)]
 
 
 def test_any_number_of_ids_without_entry_is_removed_in_steps(scene: Scene) -> None:
