@@ -7,6 +7,7 @@ import random
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -14,7 +15,7 @@ from broker import RedisStreamsBroker
 from sploot_cluster.models import PetId
 from sploot_cluster.redis_store import RedisPetStore
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
-from tasks.demo.stack import BOOT_TIMEOUT_MS, Stack
+from tasks.demo.stack import Stack
 from tasks.embedded_redis import EmbeddedRedis
 from tests.support import eventually
 from tests.system.events import DIM, flat_event
@@ -23,7 +24,7 @@ N_PETS, N_MEDIA, N_KILLS = 4, 150, 3
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(360)
+@pytest.mark.timeout(240)
 def test_every_medium_is_in_the_store_exactly_once_however_often_workers_are_killed(tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -56,8 +57,7 @@ def test_every_medium_is_in_the_store_exactly_once_however_often_workers_are_kil
         assert broker.dead_letters(EMBEDDING_INGESTED).list() == []
         assert broker.counters(EMBEDDING_INGESTED)["recovered"] >= N_KILLS
         assert len(killed) == N_KILLS
-        # a master whose worker dies while it boots notices when its patience with that ends, and no sooner
-        eventually(lambda: sum(pod.restarts for pod in stack.workers) >= N_KILLS, within_s=60 + BOOT_TIMEOUT_MS / 1000)
+        eventually(lambda: sum(pod.restarts for pod in stack.workers) >= N_KILLS, within_s=60)
         broker.close()
 
 
@@ -66,7 +66,7 @@ def kill_one_that_holds_work(broker: RedisStreamsBroker, rng: random.Random, *, 
 
     def frozen_holder() -> int | None:
         holders = [c for c in broker.stats(EMBEDDING_INGESTED).consumers if c.is_alive and c.pending]
-        holders = [c for c in holders if int(c.name.split(":")[1]) not in but_not]
+        holders = [c for c in holders if (pid := int(c.name.split(":")[1])) not in but_not and has_booted(pid)]
         if not holders:
             return None
         chosen = rng.choice(holders)
@@ -84,3 +84,16 @@ def kill_one_that_holds_work(broker: RedisStreamsBroker, rng: random.Random, *, 
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     return pid
+
+
+def has_booted(pid: int) -> bool:
+    """Whether the master of a worker process has seen it boot, and has started what it starts after that.
+
+    A worker may hold events before. Its master does not notice then that it dies, until the minute has passed that it
+    gives a worker to boot.
+    """
+    try:
+        master = psutil.Process(pid).parent()
+        return master is not None and len(master.children()) > 1
+    except psutil.NoSuchProcess:
+        return False
