@@ -13,8 +13,21 @@ local stream, consumers, dead, timer, suspects, counters = KEYS[1], KEYS[2], KEY
 local group, handed_back, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local keep_ms, forget_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function forget_silent(from, holds)
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', consumers, from, '(' .. (now - forget_ms))) do
+    if not holds[name] then
+      redis.call('ZREM', consumers, name)
+    end
+  end
+end
+
 local last_delivered = last_delivered_id(stream, group)
 if not last_delivered then
+  -- but for those who were declared dead: after SETID 0 by hand they may hold entries
+  forget_silent('(0', {})
   return {'', 0}
 end
 
@@ -52,8 +65,6 @@ if n_orphans > 0 then
   redis.call('XADD', timer, 'MAXLEN', 1, '*', 'orphans', n_orphans)
 end
 if next_cursor == '' then
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
   redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
   if redis.call('XLEN', stream) == 0 then
     -- of entries that were deleted by hand while they ran
@@ -70,10 +81,6 @@ if next_cursor == '' then
       redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
     end
   end
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', consumers, '-inf', '(' .. (now - forget_ms))) do
-    if not holds[name] then
-      redis.call('ZREM', consumers, name)
-    end
-  end
+  forget_silent('-inf', holds)
 end
 return {next_cursor, n_orphans}

@@ -539,6 +539,28 @@ def test_who_holds_nothing_and_was_not_heard_of_for_long_is_forgotten(
     assert set(scene.client.zrange(KEYS.consumers, 0, -1)) == {b"dead just now", broker.consumer_name.encode()}
 
 
+@pytest.mark.parametrize("is_made", [True, False], ids=["group made", "group destroyed"])
+def test_who_was_not_heard_of_for_long_is_forgotten_where_nothing_was_ever_delivered(
+    scene: Scene, is_made: bool
+) -> None:
+    broker = scene.process("a")
+    broker._session.keeper.add(KEYS)
+    scene.client.zadd(KEYS.consumers, {"of an old heartbeat": 1})
+    if not is_made:
+        scene.client.xgroup_destroy(KEYS.stream, GROUP)
+    caretaker = janitor.Janitor(
+        broker._session.connections,
+        broker.settings,
+        KEYS,
+        consumer_name=broker.consumer_name,
+        on_round=lambda _: False,
+    )
+
+    caretaker._sweep()
+
+    assert scene.client.zrange(KEYS.consumers, 0, -1) == [broker.consumer_name.encode()]
+
+
 def test_a_process_that_beats_less_often_than_consumers_are_forgotten_is_not_forgotten(scene: Scene) -> None:
     scene.consumer("a", lease_ms=3_600_000)
     name = scene.brokers["a"].consumer_name
