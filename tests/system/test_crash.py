@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -43,7 +44,12 @@ def test_every_medium_is_in_the_store_exactly_once_however_often_workers_are_kil
         for number, event in enumerate(events):
             client.xadd(stream_of(EMBEDDING_INGESTED), event)
             if number in kill_after:
-                killed.add(kill_one_that_holds_work(broker, rng, but_not=killed))
+
+                def repeat(sent: int = number + 1) -> None:
+                    for again in rng.choices(events[:sent], k=50):
+                        client.xadd(stream_of(EMBEDDING_INGESTED), again)
+
+                killed.add(kill_one_that_holds_work(broker, rng, but_not=killed, repeat=repeat))
         for event in repeated:
             client.xadd(stream_of(EMBEDDING_INGESTED), event)
         eventually(lambda: client.xlen(stream_of(EMBEDDING_INGESTED)) == 0, within_s=120)
@@ -61,13 +67,19 @@ def test_every_medium_is_in_the_store_exactly_once_however_often_workers_are_kil
         broker.close()
 
 
-def kill_one_that_holds_work(broker: RedisStreamsBroker, rng: random.Random, *, but_not: set[int]) -> int:
-    """SIGKILL a worker process while it holds events: freeze it first, so that it cannot finish them meanwhile."""
+def kill_one_that_holds_work(
+    broker: RedisStreamsBroker, rng: random.Random, *, but_not: set[int], repeat: Callable[[], None]
+) -> int:
+    """SIGKILL a worker process while it holds events: freeze it first, so that it cannot finish them meanwhile.
+
+    ``repeat`` sends some again where nobody holds any.
+    """
 
     def frozen_holder() -> int | None:
         holders = [c for c in broker.stats(EMBEDDING_INGESTED).consumers if c.is_alive and c.pending]
         holders = [c for c in holders if (pid := int(c.name.split(":")[1])) not in but_not and has_booted(pid)]
         if not holders:
+            repeat()
             return None
         chosen = rng.choice(holders)
         pid = int(chosen.name.split(":")[1])
