@@ -230,8 +230,8 @@ class Connections:
     def _connect(self, node: Node | None, *, extra_timeout_s: float = 0.0) -> redis.Connection:
         where: dict[str, Any] = {} if node is None else {"host": node[0], "port": node[1]}
         connection_class, settings = self._template
+        where["socket_timeout"] = settings["socket_timeout"] + extra_timeout_s
         connection = connection_class(**{**settings, **where})
-        connection.socket_timeout = (connection.socket_timeout or TIMEOUT_S) + extra_timeout_s
         self._open(connection)
         return connection
 
