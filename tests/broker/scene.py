@@ -83,6 +83,13 @@ class Scene:
         session.settler._has_work.set()
         session.connections.close()
 
+    def die_running(self, *names: str) -> None:
+        """Have processes begin one after the other, and each die of the next message."""
+        for name in names:
+            (delivery,) = received(self.consumer(name), 1)
+            self.brokers[name].emit_before("process_message", delivery)
+            self.die(name)
+
     def age(self, consumer_name: str, *, idle_ms: int) -> None:
         """Have a consumer's entries been delivered so long ago."""
         for one in self.client.xpending_range(KEYS.stream, GROUP, "-", "+", 1_000, consumername=consumer_name):

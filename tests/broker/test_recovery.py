@@ -159,10 +159,7 @@ def test_a_crash_counts_a_quarter_for_a_suspect_that_could_not_be_alone(scene: S
 @pytest.mark.parametrize("what_happens", ["it is handed back", "it is tried again"])
 def test_a_suspect_stays_one_until_it_ends(scene: Scene, what_happens: str) -> None:
     scene.process("producer").enqueue(message("one"))
-    for name in ("a", "b"):
-        (delivery,) = received(scene.consumer(name), 1)
-        scene.brokers[name].emit_before("process_message", delivery)
-        scene.die(name)
+    scene.die_running("a", "b")
     consumer = scene.consumer("c")
     (suspect,) = received(consumer, 1)
     assert suspect.charges == 1
@@ -202,10 +199,7 @@ def test_a_suspect_holds_others_off_until_it_is_written_that_it_ended(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene.process("producer").enqueue(message("one"))
-    for name in ("a", "b"):
-        (delivery,) = received(scene.consumer(name), 1)
-        scene.brokers[name].emit_before("process_message", delivery)
-        scene.die(name)
+    scene.die_running("a", "b")
     consumer = scene.consumer("c")
     broker = scene.brokers["c"]
     (suspect,) = received(consumer, 1)

@@ -291,10 +291,7 @@ def test_a_full_server_settles_everything_and_refuses_only_what_is_new(scene: Sc
 
 def test_a_full_server_hands_on_what_ran_in_two_crashes(scene: Scene) -> None:
     scene.process("producer").enqueue(message("one"))
-    for name in ("a", "b"):
-        (delivery,) = received(scene.consumer(name), 1)
-        scene.brokers[name].emit_before("process_message", delivery)
-        scene.die(name)
+    scene.die_running("a", "b")
     survivor = scene.consumer("c", timeout=5_000)
 
     with full(scene):

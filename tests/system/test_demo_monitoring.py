@@ -64,19 +64,23 @@ def test_a_demo_that_cannot_have_alerts_leaves_nothing_running_for_them(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     before = set(threading.enumerate())
-    stack: Any = SimpleNamespace(metrics=())  # is not asked before there are alerts
 
     with pytest.raises(NoMonitoring):
-        Practice(
-            stack,
-            albums=albums(share=0.05),
-            redis_url="redis://127.0.0.1:1/0",
-            lease_ms=3_000,
-            directory=tmp_path,
-            console=Console(),
-        )
+        practice_without_redis(tmp_path)
 
     assert set(threading.enumerate()) == before
+
+
+def practice_without_redis(directory: Path) -> Practice:
+    stack: Any = SimpleNamespace(metrics=())  # asked for nothing else
+    return Practice(
+        stack,
+        albums=albums(share=0.05),
+        redis_url="redis://127.0.0.1:1/0",
+        lease_ms=3_000,
+        directory=directory,
+        console=Console(),
+    )
 
 
 class NoAlerts:
@@ -97,16 +101,8 @@ def test_without_redis_an_exercise_says_so_and_uploads_are_tried_again(
 ) -> None:
     monkeypatch.setattr("tasks.demo.practice.Monitoring", NoAlerts)
     monkeypatch.setattr("tasks.demo.practice.UPLOAD_EVERY_S", 0.01)
-    stack: Any = SimpleNamespace(metrics=())
 
-    with Practice(
-        stack,
-        albums=albums(share=0.05),
-        redis_url="redis://127.0.0.1:1/0",
-        lease_ms=3_000,
-        directory=tmp_path,
-        console=Console(),
-    ) as practice:
+    with practice_without_redis(tmp_path) as practice:
         for exercise in ("pause", "poison", "hold"):
             with pytest.raises(NotBegun, match="type it again when it is back"):
                 practice.begin(exercise)
