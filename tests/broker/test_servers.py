@@ -18,7 +18,7 @@ from broker import RedisStreamsBroker
 from broker.connections import Connections
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import KEYS, QUEUE, message
-from tests.sentinel import sentinel_of
+from tests.sentinel import alert, sentinel_of
 from tests.support import eventually
 from tests.system.events import free_port
 
@@ -133,10 +133,11 @@ def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
             eventually(lambda: on_master.wait(1, 1_000))
 
             master.kill()
-            for number in range(50, 100):
-                work.send(number)
+            with alert(port):
+                for number in range(50, 100):
+                    work.send(number)
 
-            eventually(lambda: ran == set(range(100)), within_s=60)
+                eventually(lambda: ran == set(range(100)), within_s=60)
             eventually(lambda: keeper_is_connected(broker, replica.port), within_s=30)
             assert on_replica.info("replication")["role"] == "master"
             assert on_replica.zcard(KEYS.consumers) >= 1

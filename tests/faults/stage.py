@@ -21,7 +21,7 @@ from tasks.embedded_redis import EmbeddedRedis
 from tests.faults.address import MASTER
 from tests.faults.ledger import Ledger
 from tests.faults.outage import Outage
-from tests.sentinel import sentinel_of
+from tests.sentinel import alert, sentinel_of
 from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -233,9 +233,9 @@ class WatchedStage(Stage):
         self._more.enter_context(self._replica)
         self._follow(self._replica, self.server)
         directory = self.directory / "sentinel"
-        port = self._more.enter_context(sentinel_of(self.server.port, directory, name=MASTER))
-        self.environment["FAULTS_SENTINEL_PORT"] = str(port)
-        sentinel = Sentinel([("127.0.0.1", port)], socket_timeout=30)
+        self._sentinel_port = self._more.enter_context(sentinel_of(self.server.port, directory, name=MASTER))
+        self.environment["FAULTS_SENTINEL_PORT"] = str(self._sentinel_port)
+        sentinel = Sentinel([("127.0.0.1", self._sentinel_port)], socket_timeout=30)
         self.client.close()
         self.client = sentinel.master_for(MASTER, socket_timeout=30)
         self._sentinel = sentinel.sentinels[0]
@@ -257,7 +257,8 @@ class WatchedStage(Stage):
             eventually(lambda: _is_replicated(client), within_s=30)
             master.kill()
         other = self._replica if master is self.server else self.server
-        eventually(lambda: self._master() is other, within_s=60)
+        with alert(self._sentinel_port, name=MASTER):
+            eventually(lambda: self._master() is other, within_s=60)
 
     def bring_back(self) -> None:
         """Have the one that was lost follow the other one."""
