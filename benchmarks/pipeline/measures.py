@@ -98,10 +98,10 @@ class Bench:
         cpu_before, before = _workers_cpu_s(), self._server_facts()
         n_before, began = stamps.n_noted(directory), time.monotonic()
         time.sleep(self.effort.seconds)
+        # on a busy machine the short time of a smoke test may pass without any
+        _wait_for(lambda: stamps.n_noted(directory) > n_before, "did not commit another event")
         seconds, n = time.monotonic() - began, stamps.n_noted(directory) - n_before
         cpu, after = _workers_cpu_s() - cpu_before, self._server_facts()
-        if not n:
-            raise Failed("no event was committed")
         waiting = int(self.client.xlen(STREAM))
         # the feeder's own: one XADD an event that was committed, on average
         return {
