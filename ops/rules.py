@@ -15,7 +15,10 @@ from ops.thresholds import Objective, Signal, Thresholds, Told
 Rule = dict[str, Any]
 
 WORKERS: Final = 'up{job="sploot-cluster"}'
-_UPLOADS: Final = 'media_cluster_entries_added_total{stream="streams:embedding.ingested"}'
+_IS_UPLOAD: Final = '{stream="streams:embedding.ingested"}'
+_UPLOADS: Final = f"media_cluster_entries_added_total{_IS_UPLOAD}"
+_UPLOAD_AGE: Final = f"media_cluster_oldest_job_age_seconds{_IS_UPLOAD}"
+_SUCCEEDED: Final = 'sum(increase(cluster_jobs_total{outcome="success"}[$window])) > 0'
 # Not what people wait for: reclusters have signals of their own, samples of the queues are nobody's work.
 _IS_RECLUSTER: Final = '{stream="streams:cluster.recluster"}'
 _IS_OTHER: Final = '{stream!~"streams:cluster[.](recluster|maintenance)"}'
@@ -67,11 +70,21 @@ QUERIES: Final[Mapping[str, Query]] = {
         "{{ $value | humanize }} reclusters in a row, of whichever pets, left more than 30 media in no cluster.",
         "Noise count",
     ),
+    # Somebody waits: what is tried again and again leaves the stream between its attempts. The age of a sample that
+    # nobody takes any more does not change.
     "stall": Query(
         "stall", "jobs",
-        f"max(increase({_UPLOADS}[$window]))"
-        ' unless sum(increase(cluster_jobs_total{outcome="success"}[$window])) > 0',
-        '{{ printf "%.0f" $value }} uploads have come in ten minutes, and not one job of any kind succeeded.',
+        f"max({_UPLOAD_AGE} and min_over_time({_UPLOAD_AGE}[$window]) > 0 and changes({_UPLOAD_AGE}[$window]) > 0)"
+        f" unless {_SUCCEEDED}",
+        "For ten minutes uploads have waited, and not one job of any kind succeeded. The oldest upload came "
+        "{{ $value | humanizeDuration }} ago.",
+        "Oldest job",
+    ),
+    "no_success": Query(
+        "success", "jobs",
+        f"max(increase({_UPLOADS}[$window])) unless {_SUCCEEDED}",
+        '{{ printf "%.0f" $value }} uploads have come in ten minutes, each repetition counted, and not one job of any '
+        "kind succeeded.",
         "Job throughput",
     ),
     "retries": Query(

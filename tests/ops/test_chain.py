@@ -153,7 +153,7 @@ def stall(pipeline: Pipeline, notes: Receivers) -> None:
 
     def uploaded_until_told() -> bool:
         pipeline.upload()
-        return bool(notes.fired())
+        return ("pagerduty", "MediaClusterStalled") in notes.fired()
 
     eventually(uploaded_until_told, within_s=60, every_s=0.3)
 
@@ -197,7 +197,14 @@ INCIDENTS: dict[str, tuple[Callable[[Pipeline, Receivers], None], set[tuple[str,
         },
     ),
     "noise": (make_noise, {("slack", "MediaClusterNoiseHigh")}),
-    "stall": (stall, {("slack", "MediaClusterStalled"), ("pagerduty", "MediaClusterStalled")}),
+    "stall": (
+        stall,
+        {
+            ("slack", "MediaClusterNothingSucceeds"),
+            ("slack", "MediaClusterStalled"),
+            ("pagerduty", "MediaClusterStalled"),
+        },
+    ),
     "lag": (hang, {("slack", "MediaClusterStreamLagHigh"), ("slack", "MediaClusterStreamLagCritical")}),
 }
 
