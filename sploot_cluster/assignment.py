@@ -191,6 +191,24 @@ def similarity_to(members: FloatMatrix, queries: FloatMatrix) -> FloatVector:
     return similarity
 
 
+def most_similar(clusters: Mapping[ClusterId, Rows], vectors: FloatMatrix, media: Rows) -> LabelVector:
+    """(m,) int32: the cluster that each of ``media`` is most similar to, of equals the first.
+
+    Args:
+        clusters: their members, at least one each; ``media`` and they are rows of ``vectors``.
+    """
+    likeness = [similarity_to(vectors[members], vectors[media]) for members in clusters.values()]
+    chosen: LabelVector = np.array(list(clusters), dtype=np.int32)[np.argmax(likeness, axis=0)]
+    return chosen
+
+
+def let_count(labels: LabelVector, standings: StandingVector) -> StandingVector:
+    """The standings, where absorbed media that are alone in their cluster count: somebody must."""
+    counts = standings != Standing.ABSORBED
+    is_alone = ~counts & (labels != NOISE) & ~np.isin(labels, labels[counts])
+    return np.where(is_alone, Standing.ARRIVED, standings).astype(np.uint8)
+
+
 def recluster_reason(state: PetState, settings: ClusterSettings) -> str | None:
     """Why the pet wants a recluster, in words for a log; None if it does not."""
     n_new = state.n_media - state.n_at_recluster

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from sploot_cluster.assignment import threshold_of
+from sploot_cluster.assignment import let_count, threshold_of
 from sploot_cluster.dumps import PetDump
 from sploot_cluster.models import (
     NOISE,
@@ -48,11 +48,12 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
     """
     state, gone = pet.state, set(media)
     keep: BoolVector = np.array([medium not in gone for medium in state.media], dtype=np.bool_)
-    labels, standings = state.labels[keep], _let_count(state.labels[keep], state.standings[keep])
+    labels, standings = state.labels[keep], let_count(state.labels[keep], state.standings[keep])
     rows = PetRows([medium for medium in state.media if medium not in gone], state.vectors[keep].copy())
     n, revision = int(np.count_nonzero(keep)), state.revision + 1
     clusters = _cards(state, keep, labels, standings, rows)
     entry = HistoryEntry(revision, "delete", at, by, {"n_deleted": state.n_media - n})
+    led = {old: now for old, now in state.aliases.items() if now not in clusters}
     quarantine = {medium: why for medium, why in pet.quarantine.items() if medium not in gone}
     return replace(
         pet,
@@ -65,14 +66,17 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
             labels=labels,
             standings=standings,
             clusters=clusters,
-            aliases={old: now for old, now in state.aliases.items() if now in clusters},
+            aliases={old: now for old, now in state.aliases.items() if old not in led},
             ledger=tuple(_unnamed(state.ledger, gone)),
             n_at_recluster=int(np.count_nonzero(keep[: state.n_at_recluster])),
             noise_arrivals=min(state.noise_arrivals, int(np.count_nonzero(labels == NOISE))),
             relabelled_at=revision,
         ),
         arrived=pet.arrived[keep],
-        overwritten=tuple(_moved_up(one, keep) for one in pet.overwritten),
+        overwritten=(
+            *(_moved_up(one, keep) for one in pet.overwritten),
+            *([_of_aliases(revision, led)] if led else []),
+        ),
         history=(*pet.history, entry),
         quarantine=quarantine,
         ingested=n + len(quarantine),
@@ -83,13 +87,6 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
 def _shadow_without(shadow: Shadow, gone: set[MediaId]) -> Shadow:
     vectors = {medium: vector for medium, vector in shadow.vectors.items() if medium not in gone}
     return replace(shadow, vectors=vectors, n_vectors=len(vectors))
-
-
-def _let_count(labels: LabelVector, standings: StandingVector) -> StandingVector:
-    """The standings, where absorbed media that are alone in their cluster count."""
-    counts = standings != Standing.ABSORBED
-    is_alone = ~counts & (labels != NOISE) & ~np.isin(labels, labels[counts])
-    return np.where(is_alone, Standing.ARRIVED, standings).astype(np.uint8)
 
 
 def _cards(
@@ -107,8 +104,14 @@ def _cards(
 def _moved_up(one: Overwritten, keep: BoolVector) -> Overwritten:
     stays = keep[one.rows]
     new_row = np.cumsum(keep) - 1
+    rows = new_row[one.rows[stays]].astype(np.uint32)
+    return replace(one, rows=rows, labels=one.labels[stays], standings=one.standings[stays])
+
+
+def _of_aliases(revision: int, led: Mapping[ClusterId, ClusterId]) -> Overwritten:
+    nothing = np.empty(0)
     return Overwritten(
-        one.revision, new_row[one.rows[stays]].astype(np.uint32), one.labels[stays], one.standings[stays]
+        revision, nothing.astype(np.uint32), nothing.astype(np.int32), nothing.astype(np.uint8), aliases=led
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,16 +17,18 @@ class Snapshot:
 
     Attributes:
         revision: None for a labelling that nobody has committed.
+        aliases: ids that led elsewhere at that revision, as of :class:`~sploot_cluster.models.PetState`.
     """
 
     revision: int | None
     media: Sequence[MediaId]
     labels: LabelVector
     standings: StandingVector
+    aliases: Mapping[ClusterId, ClusterId] = field(default_factory=dict)
 
     @classmethod
     def of(cls, state: PetState) -> Snapshot:
-        return cls(state.revision, state.media, state.labels, state.standings)
+        return cls(state.revision, state.media, state.labels, state.standings, state.aliases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,13 @@ def mostly(
         here, there: (n,) of the same media.
         counts: (n,) bool, which of them have a say.
     """
-    mostly: dict[ClusterId, ClusterId] = {}
-    for id_ in sorted(ids):
-        went, n = np.unique(there[(here == id_) & counts], return_counts=True)
-        if len(went) and went[n.argmax()] != NOISE and 2 * n.max() > n.sum():
-            mostly[id_] = ClusterId(int(went[n.argmax()]))
-    return mostly
+    most = {id_: most_of(there[(here == id_) & counts]) for id_ in sorted(ids)}
+    return {id_: went for id_, went in most.items() if went is not None}
+
+
+def most_of(labels: LabelVector) -> ClusterId | None:
+    """The cluster that more than half of these are; None where none is so, or most are noise."""
+    values, n = np.unique(labels, return_counts=True)
+    if not len(values) or values[n.argmax()] == NOISE or 2 * n.max() <= n.sum():
+        return None
+    return ClusterId(int(values[n.argmax()]))

@@ -14,7 +14,7 @@ from typing import assert_never
 
 import numpy as np
 
-from sploot_cluster.assignment import similarity_to
+from sploot_cluster.assignment import most_similar
 from sploot_cluster.constraints import RowConstraints, enforce, in_force, resolve, taken_back
 from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
 from sploot_cluster.models import (
@@ -365,8 +365,7 @@ def _unmerged(state: PetState, merge: Merge) -> _Plan:
         labels[rows], is_merged[rows] = cluster, False
     if rows_of and is_merged.any():
         later = np.flatnonzero(is_merged)
-        likeness = [similarity_to(state.vectors[rows], state.vectors[later]) for rows in rows_of.values()]
-        labels[later] = np.array(list(rows_of), dtype=np.int32)[np.argmax(likeness, axis=0)]
+        labels[later] = most_similar(rows_of, state.vectors, later)
     named = [(state.media[int(rows[0])], cluster) for cluster, rows in rows_of.items()]
     returning = {old: led for old, led in merge.aliases.items() if state.aliases.get(old) == now}
     return _Plan(labels, state.next_cluster, named, returning)

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from sploot_cluster.diff import mostly
+from sploot_cluster.diff import most_of, mostly
 from sploot_cluster.models import NOISE, ClusterCard, ClusterId, PetState, Standing
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import LabelVector, StandingVector
+from sploot_cluster.vectors import LabelVector, Rows, StandingVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,10 @@ def match_ids(
 
 
 def aliases_after(
-    state: PetState, labels: LabelVector, returning: Mapping[ClusterId, ClusterId] | None = None
+    state: PetState,
+    labels: LabelVector,
+    returning: Mapping[ClusterId, ClusterId] | None = None,
+    ended: Mapping[ClusterId, Rows] | None = None,
 ) -> dict[ClusterId, ClusterId | None]:
     """The aliases to write when ``labels`` take the place of those of ``state``; None removes one.
 
@@ -93,21 +96,31 @@ def aliases_after(
     living id, so that one look is enough; those of an id that ends without an heir end too.
 
     Args:
-        returning: aliases, and the ids that they lead to again if these live.
+        returning: aliases, and the ids that they lead to again if these live, or have an heir.
+        ended: ids that ended before, and the rows that they held last. Where these are again, the id leads there as if
+            it ended now.
     """
-    living = set(np.unique(labels[labels != NOISE]).tolist())
-    ended = state.clusters.keys() - living
-    heir_of = mostly(state.labels, labels, ended, counts=state.standings != Standing.ABSORBED)
-    aliases: dict[ClusterId, ClusterId | None] = dict(heir_of)
-    for alias, target in state.aliases.items():
-        if alias in living:
-            aliases[alias] = None
-        elif returning and returning.get(alias) in living:
-            aliases[alias] = returning[alias]
-        elif target not in living:
-            aliases[alias] = heir_of.get(target)
-    known = living | state.aliases.keys()
-    return aliases | {old: now for old, now in (returning or {}).items() if old not in known and now in living}
+    returning, ended = returning or {}, ended or {}
+    living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
+    ending = state.clusters.keys() - living
+    heir_of: dict[ClusterId, ClusterId | None] = dict.fromkeys(ending)
+    heir_of |= mostly(state.labels, labels, ending, counts=state.standings != Standing.ABSORBED)
+    heir_of |= {id_: most_of(labels[rows]) for id_, rows in ended.items() if id_ not in living}
+
+    def leads_to(alias: ClusterId) -> ClusterId | None:
+        if alias in heir_of:
+            return heir_of[alias]
+        for target in (returning.get(alias), state.aliases.get(alias)):
+            if target in living:
+                return target
+            if target in heir_of:
+                return heir_of[target]
+        return None
+
+    stored: dict[ClusterId, ClusterId | None] = {**state.aliases}
+    after = {alias: leads_to(alias) for alias in (stored.keys() | returning.keys() | heir_of.keys()) - living}
+    changed = {alias: after.get(alias) for alias in stored.keys() | after.keys()}
+    return {alias: now for alias, now in changed.items() if now != stored.get(alias)}
 
 
 def _cross_table(

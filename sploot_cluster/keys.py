@@ -30,7 +30,8 @@ never move.
     {pet:<id>}:ledger       list    corrections, oldest first, JSON (see ledger.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so
     {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it came; 0 = nobody knows
-    {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels and standings that it overwrote (past.py); 256
+    {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels, standings and aliases that it overwrote
+                                    (past.py); 256
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
                                     256 media on. It may be missing or behind: then a recluster takes longer
     {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at"}, JSON: its vector is of another space; 10,000

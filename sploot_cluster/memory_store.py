@@ -16,7 +16,7 @@ import numpy as np
 from sploot_cluster.dumps import PetDump
 from sploot_cluster.errors import NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
 from sploot_cluster.models import NOISE, Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView, Standing
-from sploot_cluster.past import KEPT, Overwritten, Past, load, overwritten_by
+from sploot_cluster.past import KEPT, Overwritten, Past, overwritten_by
 from sploot_cluster.previews import Preview
 from sploot_cluster.rows import check, empty_state, follow
 from sploot_cluster.shadow import Shadow
@@ -92,7 +92,7 @@ class MemoryPetStore:
             revision, was = state.revision + 1, overwritten_by(state, change)
             held.arrived += [revision] * len(change.arrivals)
             if was:
-                held.overwritten.append(load(revision, was))
+                held.overwritten.append(was)
                 if len(held.overwritten) > KEPT:
                     held.past_from = held.overwritten.popleft().revision
             held.state = follow(state, change, version=f"{state.born or uuid4().hex}.{uuid4().hex}")

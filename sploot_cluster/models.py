@@ -384,7 +384,7 @@ class Restored:
         restored: the revision that it was to be as; ``revision`` is the new one.
         n_moved: media whose cluster changed, noise included.
         n_held: media that are not where they were then, because corrections in force hold them elsewhere.
-        n_later: media that came since then: in their cluster if there was one of its id, else noise.
+        n_later: media that came since then: with those of then with whom they were just now, or noise.
         constraints_kept, constraints, kept, overridden: as of :class:`Reclustered`.
         is_duplicate: the operation was done already, and nothing was written.
     """

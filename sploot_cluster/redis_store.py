@@ -426,14 +426,16 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     was = overwritten_by(state, change)
     labels = b"".join(int(arrival.label).to_bytes(4, "little", signed=True) for arrival in arrivals)
     standings = bytes(arrival.standing for arrival in arrivals)
-    if relabelling is not None and was:
+    moves = was is not None and len(was.rows) > 0
+    if relabelling is not None and moves:
         labels = relabelling.labels.astype("<i4").tobytes() + labels
         standings = relabelling.standings.astype(np.uint8).tobytes() + standings
     yield from (FORMAT, change.model or "", change.dim or "")
     yield from (change.next_cluster, change.n_at_recluster, change.noise_arrivals)
     yield b"".join(arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals)
-    yield from (int(bool(was)), labels, standings)
-    yield from ((state.revision + 1).to_bytes(4, "little") * len(arrivals), was, KEPT)
+    yield from (int(moves), labels, standings)
+    arrived = (state.revision + 1).to_bytes(4, "little") * len(arrivals)
+    yield from (arrived, b"" if was is None else dump_overwritten(was), KEPT)
     yield from counts_after(state, change)
     yield ledger.dumps(change.correction) if change.correction is not None else ""
     yield from ("" if change.kind == "arrival" else change.kind, change.by, _json(change.summary))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sploot_cluster.assignment import Thresholds
+from sploot_cluster.assignment import Thresholds, let_count
 from sploot_cluster.constraints import RowConstraints
 from sploot_cluster.diff import mostly
 from sploot_cluster.identity import aliases_after, match_ids
@@ -26,7 +26,7 @@ from sploot_cluster.models import (
     Standing,
 )
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import LabelVector, StandingVector
+from sploot_cluster.vectors import LabelVector, Rows, StandingVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ def regroup(
     given: Mapping[int, ClusterId] | None = None,
     next_cluster: ClusterId | None = None,
     returning: Mapping[ClusterId, ClusterId] | None = None,
+    ended: Mapping[ClusterId, Rows] | None = None,
     thresholds: Thresholds | None = None,
 ) -> Regrouped:
     """Ids, thresholds and aliases for groups that take the place of the pet's clusters.
@@ -96,9 +97,10 @@ def regroup(
         given: group -> the id that it must have; see :func:`~sploot_cluster.identity.match_ids`.
         next_cluster: the next id to give out; the pet's own by default.
         returning: aliases, and the ids that they lead to again; see :func:`~sploot_cluster.identity.aliases_after`.
+        ended: ids that ended before, and the rows that they held last; see there.
         thresholds: those of ``state``, if somebody has them already.
     """
-    standings = _let_count(groups, standings)
+    standings = let_count(groups, standings)
     identities = match_ids(
         state.labels,
         state.standings,
@@ -109,9 +111,9 @@ def regroup(
         settings,
         given=given,
     )
-    labels, aliases = _kept_out(state, identities.label(groups), rows, returning)
+    labels, aliases = _kept_out(state, identities.label(groups), rows, returning or {}, ended or {})
     standings[labels != identities.label(groups)] = Standing.NOISE
-    standings = _let_count(labels, standings)
+    standings = let_count(labels, standings)
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
     return Regrouped(
         labels,
@@ -126,20 +128,17 @@ def regroup(
     )
 
 
-def _let_count(groups: LabelVector, standings: StandingVector) -> StandingVector:
-    """The standings, where absorbed media that are alone in their group count."""
-    counts = standings != Standing.ABSORBED
-    is_alone = ~counts & (groups != NOISE) & ~np.isin(groups, groups[counts])
-    return np.where(is_alone, Standing.ARRIVED, standings).astype(np.uint8)
-
-
 def _kept_out(
-    state: PetState, labels: LabelVector, rows: RowConstraints, returning: Mapping[ClusterId, ClusterId] | None
+    state: PetState,
+    labels: LabelVector,
+    rows: RowConstraints,
+    returning: Mapping[ClusterId, ClusterId],
+    ended: Mapping[ClusterId, Rows],
 ) -> tuple[LabelVector, dict[ClusterId, ClusterId | None]]:
     """The labels without media in clusters that they are barred from, and the aliases that go with them."""
     labels = labels.copy()
     while True:
-        aliases = aliases_after(state, labels, returning)
+        aliases = aliases_after(state, labels, returning, ended)
         leads_to = {**state.aliases, **aliases}
         barred = [row for row, cluster in rows.barred if labels[row] == (leads_to.get(cluster) or cluster)]
         if not barred:

@@ -406,7 +406,7 @@ class ClusterService:
             past = self._store.past(pet)
             if past.state.version != state.version:
                 raise RevisionConflict(pet=pet, expected=state.revision, current=past.state.revision)
-            return plan_restore(state, past.at(revision), settings=self._settings, operation_id=operation_id, by=by)
+            return plan_restore(state, past, revision, settings=self._settings, operation_id=operation_id, by=by)
 
         with self._cache.open(pet) as memory:
             return self._settle(memory, put_back)

@@ -22,7 +22,6 @@ import numpy as np
 from sploot_cluster.diff import Diff, Snapshot, compare
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.models import NOISE, ClusterId, HistoryEntry, MediaId, PetState, Reclustered, Standing
-from sploot_cluster.past import load as load_overwritten
 from sploot_cluster.past import overwritten_by
 from sploot_cluster.rows import PetRows, follow
 from sploot_cluster.settings import ClusterSettings
@@ -134,7 +133,7 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
         pet,
         state=switched,
         arrived=np.append(pet.arrived, np.full(n - n_old, switched.revision)).astype(np.uint32),
-        overwritten=(*pet.overwritten, *([load_overwritten(switched.revision, was)] if was else [])),
+        overwritten=(*pet.overwritten, *([was] if was else [])),
         history=(*pet.history, HistoryEntry(switched.revision, "switch", at, by, summary)),
         quarantine=quarantine,
         ingested=n + len(quarantine),

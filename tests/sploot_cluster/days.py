@@ -16,10 +16,10 @@ import numpy as np
 
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import ClusterId, Dismissal, Exclusion, MediaId, Merge, PetState, Split
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.albums import MODEL, PET, name, picture, take
+from tests.sploot_cluster.lineage import Witness
 from tests.sploot_cluster.oracle import demands
 
 STEPS = 70
@@ -31,14 +31,13 @@ class Day:
 
     def __init__(self, seed: int) -> None:
         self.seed, self.random = seed, Random(seed)
-        self.store = MemoryPetStore()
+        self.store = Witness()
         # some pets decide every arrival exactly, which moves media that were there
         self.service = ClusterService(
             self.store, settings=ClusterSettings(exact_until=self.random.choice([0, 0, 10_000]))
         )
         self.n_pictures = self.n_steps = 0
         self.ids_ever: set[int] = set()
-        self.seen: list[PetState] = []
 
     def go_on(self) -> str:
         """Let something happen, and raise AssertionError if a promise is broken after it; what happened."""
@@ -98,7 +97,7 @@ class Day:
         self.service.undo(PET, self.random.choice(revisions), operation_id=operation_id, by="ada")
 
     def restore(self, state: PetState, operation_id: str) -> None:
-        then = self.random.choice(self.seen) if self.seen else state
+        then = self.random.choice(self.store.seen) if self.store.seen else state
         restored = self.service.restore(PET, then.revision, operation_id=operation_id, by="ada")
         assert restored.constraints_kept == restored.constraints
         now = self.store.load(PET)
@@ -135,7 +134,6 @@ def check(day: Day, context: str) -> None:
     tally = day.store.tally(PET).tally
     assert tally.is_conserved, f"{context}: {tally}"
     assert tally.ingested - tally.quarantined == state.n_media, f"{context}: {tally}"
-    day.seen.append(state)
     if state.ledger and state.ledger[-1].revision == state.revision:
         match state.ledger[-1]:
             case Merge(into=into, groups=groups):
@@ -153,11 +151,12 @@ def check(day: Day, context: str) -> None:
 def check_past(day: Day) -> None:
     """Whether every revision that was seen can still be told, in all its media."""
     past = day.store.past(PET)
-    for state in day.seen:
+    for state in day.store.seen:
         then = past.at(state.revision)
         assert list(then.media) == list(state.media), f"seed {day.seed}, revision {state.revision}"
         assert np.array_equal(then.labels, state.labels), f"seed {day.seed}, revision {state.revision}"
         assert np.array_equal(then.standings, state.standings), f"seed {day.seed}, revision {state.revision}"
+        assert then.aliases == state.aliases, f"seed {day.seed}, revision {state.revision}"
 
 
 def main(n_events: int, seed: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -125,15 +126,19 @@ def test_what_cannot_be_read_of_the_past_says_so(redis_client: redis.Redis) -> N
         store.past(PET)
 
 
+CLUSTERS = st.integers(1, 2**31 - 1).map(ClusterId)
+
 overwritten = st.builds(
-    lambda rows, seed: past.Overwritten(
+    lambda rows, seed, aliases: past.Overwritten(
         7,
         np.array(sorted(rows), dtype=np.uint32),
         np.random.default_rng(seed).integers(-1, 2**31 - 1, size=len(rows), dtype=np.int32),
         np.random.default_rng(seed).integers(0, 255, size=len(rows), dtype=np.uint8),
+        aliases,
     ),
-    st.sets(st.integers(0, 2**32 - 1), min_size=1, max_size=50),
+    st.sets(st.integers(0, 2**32 - 1), max_size=50),
     st.integers(0, 2**32),
+    st.dictionaries(CLUSTERS, st.none() | CLUSTERS, max_size=5),
 )
 
 
@@ -144,9 +149,26 @@ def test_what_was_overwritten_comes_back_as_it_was(one: past.Overwritten) -> Non
     assert [column.tolist() for column in (again.rows, again.labels, again.standings)] == [
         column.tolist() for column in (one.rows, one.labels, one.standings)
     ]
+    assert again.aliases == one.aliases
 
 
-@pytest.mark.parametrize("stored", [b"", b"\x01no zlib", b"\x02"])
+@given(overwritten)
+def test_an_older_release_reads_all_that_it_knows_of_what_was_overwritten(one: past.Overwritten) -> None:
+    """Those of before aliases were kept decompress what follows the version, and no more."""
+    columns = zlib.decompress(past.dump(one)[1:])
+
+    n, rest = divmod(len(columns), 9)
+    assert (n, rest) == (len(one.rows), 0)
+    assert columns[4 * n : 8 * n] == one.labels.astype("<i4").tobytes()
+    assert columns[8 * n :] == one.standings.tobytes()
+
+
+PACKED = past.dump(
+    past.Overwritten(7, np.arange(3, dtype=np.uint32), np.ones(3, np.int32), np.ones(3, np.uint8), {ONE: TWO})
+)
+
+
+@pytest.mark.parametrize("stored", [b"", b"\x01no zlib", b"\x02", PACKED[:9], PACKED[:-1]])
 def test_other_bytes_are_refused(stored: bytes) -> None:
     with pytest.raises(ValueError, match="what revision 7 overwrote"):
         past.load(7, stored)

@@ -1,0 +1,103 @@
+"""What ids must mean after each commit, worked out from every state there was and not from what a store keeps of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.models import Change, ClusterId, MediaId, PetState, Standing
+
+
+class Witness(MemoryPetStore):
+    """A store that saw everything, and raises AssertionError at a commit after which an id means what it must not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[PetState] = []
+
+    def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
+        after = super().commit(state, change, claimant=claimant)
+        self.seen = self.seen or [state]
+        told = f"revision {after.revision}, {change.kind} {dict(change.summary)}"
+        if change.kind == "restore":
+            revision = change.summary["restored"]
+            then = next(state for state in self.seen if state.revision == revision)
+            check_restored(state, then, [one for one in self.seen if one.revision >= then.revision], after, told)
+        else:
+            check_went_on(state, after, told, may_return=change.kind == "undo")
+        self.seen.append(after)
+        return after
+
+
+def check_went_on(before: PetState, after: PetState, told: str, *, may_return: bool) -> None:
+    """After anything but a restore: ids that ended lead to where most of their media went, aliases follow them."""
+    held = members(before)
+    came = after.clusters.keys() - before.clusters.keys()
+    assert may_return or all(id_ >= before.next_cluster for id_ in came), f"{told}: {came} came back"
+    for id_ in (before.clusters.keys() | before.aliases.keys()) - after.clusters.keys():
+        target = before.aliases.get(id_, id_)
+        expected = target if target in after.clusters else heir(held[target], after)
+        now = after.aliases.get(id_)
+        # an undo gives back what led elsewhere before a merge
+        assert now == expected or (may_return and now in came), f"{told}: {id_} leads to {now}, not {expected}"
+
+
+def check_restored(before: PetState, then: PetState, since: Sequence[PetState], after: PetState, told: str) -> None:
+    """After a restore.
+
+    Args:
+        then: what was restored.
+        since: every state from then until before.
+    """
+    held: dict[ClusterId, set[MediaId]] = {}
+    for state in since:
+        held |= members(state)
+
+    def leads_to(id_: ClusterId) -> ClusterId | None:
+        return id_ if id_ in after.clusters else heir(held[id_], after)
+
+    for id_ in held.keys() | then.aliases.keys() | before.aliases.keys() | after.aliases.keys():
+        if id_ in after.clusters:
+            continue
+        if id_ in held:
+            expected = leads_to(id_)
+        else:
+            targets = [led[id_] for led in (then.aliases, before.aliases) if id_ in led]
+            expected = leads_to(targets[0]) if targets else None
+        now = after.aliases.get(id_)
+        assert now == expected, f"{told}: {id_} leads to {now}, not {expected}"
+
+    for id_, now_in in members(after).items():
+        if id_ >= before.next_cluster:
+            continue
+        meant = [members(then).get(id_, set()), held.get(id_, set())]
+        assert any(most_went_to(media, after) == id_ for media in meant) or (
+            id_ in before.clusters and now_in & held[id_]
+        ), f"{told}: {id_} means another group"
+    if then.ledger == before.ledger:
+        assert list(after.labels[: then.n_media]) == list(then.labels), told
+        assert then.aliases.items() - after.aliases.items() <= {(id_, then.aliases.get(id_)) for id_ in held}, told
+
+
+def members(state: PetState) -> Mapping[ClusterId, set[MediaId]]:
+    """Living id -> its media, without those absorbed."""
+    found: dict[ClusterId, set[MediaId]] = {id_: set() for id_ in state.clusters}
+    for medium, label, standing in zip(state.media, state.labels.tolist(), state.standings.tolist(), strict=True):
+        if label != -1 and standing != Standing.ABSORBED:
+            found[ClusterId(label)].add(medium)
+    return found
+
+
+def heir(media: set[MediaId], after: PetState) -> ClusterId | None:
+    """The cluster that has more than half of these media."""
+    went = Counter(int(after.labels[after.rows[medium]]) for medium in media)
+    most = max(went, key=lambda label: went[label], default=-1)
+    return ClusterId(most) if most != -1 and 2 * went[most] > went.total() else None
+
+
+def most_went_to(media: set[MediaId], after: PetState) -> ClusterId | None:
+    """The cluster that has more of these media than any other has, or as many."""
+    went = Counter(int(after.labels[after.rows[medium]]) for medium in media)
+    del went[-1]
+    return ClusterId(max(went, key=lambda label: went[label])) if went else None
