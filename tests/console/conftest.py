@@ -58,6 +58,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     browser.quit()
 
 
+# What reaches beyond the screen, or has to be pushed sideways to be read.
+TOO_WIDE = """
+const isHidden = (element) => element.closest("thead")?.clientWidth <= 1 || !element.getClientRects().length;
+const scrolls = (element) => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
+return [...document.querySelectorAll("body, body *")]
+  .filter((element) => !isHidden(element))
+  .filter((element) => element.getBoundingClientRect().right > innerWidth + 1
+    || (scrolls(element) && element.scrollWidth > element.clientWidth + 1))
+  .map((element) => `${element.tagName}.${element.className}: ${element.textContent.slice(0, 60)}`);
+"""
+
+
 @dataclass
 class Page:
     """What a person sees and does."""
@@ -102,6 +114,18 @@ class Page:
         assert element is not None
         return element
 
+    def too_wide(self) -> list[str]:
+        """What cannot be read without scrolling sideways."""
+        found: list[str] = self.browser.execute_script(TOO_WIDE)
+        return found
+
+    def names_of(self, selector: str) -> list[str]:
+        """What the page writes beside or above each of these cells."""
+        cells = self.browser.find_elements(By.CSS_SELECTOR, selector)
+        script = "return getComputedStyle(arguments[0], '::before').content"
+        told = [self.browser.execute_script(script, cell) for cell in cells]
+        return [name.strip('"') for name in told]
+
     def complaints(self) -> list[str]:
         """What the browser said of errors, a refused script among them; what was said before is told once."""
         entries: Any = self.browser.get_log("browser")  # type: ignore[no-untyped-call]
@@ -140,6 +164,15 @@ def page(browser: webdriver.Chrome, serve: Callable[..., str]) -> Page:
     page = Page(browser, serve())
     page.complaints()
     return page
+
+
+@pytest.fixture
+def phone(page: Page) -> Iterator[Page]:
+    """The page on a screen of 390 by 844."""
+    screen = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    yield page
+    page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.api import create_app
 from sploot_cluster.models import MediaId
-from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, stream_of
+from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, stream_of
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import MODEL, PET, picture, take
 from tests.sploot_cluster.api.front import NotingQueue, client_of
@@ -211,6 +211,67 @@ def test_what_a_producer_calls_a_medium_stays_text(page: Page, service: ClusterS
     page.sees(name)
     assert page.browser.find_elements(By.CSS_SELECTOR, "main img") == []
     assert page.complaints() == []
+
+
+def test_on_a_phone_queues_and_drills_are_read_without_scrolling_sideways(
+    phone: Page, redis_client: redis.Redis
+) -> None:
+    stream = stream_of(EMBEDDING_INGESTED)
+    redis_client.xgroup_create(stream, GROUP, "0", mkstream=True)
+    redis_client.xadd(stream, {"schema": "embedding.ingested/1"})
+    redis_client.xreadgroup(GROUP, "sploot-cluster-worker-6d5f7c9b8-x2x7q:17:81234567:9f3a2c1d", {stream: ">"})
+    phone.open("queues")
+    phone.sees("x2x7q:17:81234567")
+
+    phone.click("Pause…")
+    phone.sees("In Redis's words:")
+    assert phone.too_wide() == []
+    phone.click("Yes", within="//dialog")
+    phone.sees("Who did what")
+    phone.sees("embedding.ingested is paused; sploot-cluster queue resume")
+
+    assert phone.too_wide() == []
+    figures = ["undelivered", "in flight", "delayed", "orphaned", "dead", "oldest", "held for"]
+    assert phone.names_of("table:first-of-type tr:first-child td.number")[: len(figures)] == figures
+    # also to who hears it
+    assert phone.browser.find_element(By.CSS_SELECTOR, "table").aria_role == "table"
+    assert phone.browser.find_element(By.CSS_SELECTOR, "td").aria_role == "cell"
+
+
+def test_on_a_phone_a_dead_letter_is_read_without_scrolling_sideways(
+    phone: Page, redis_client: redis.Redis, worker: None
+) -> None:
+    redis_client.xadd(stream_of(EMBEDDING_INGESTED), {"schema": "embedding.ingested/1", "pet_id": "42"})
+    eventually(lambda: redis_client.xlen("{streams:embedding.ingested}:dead") == 1)
+    phone.open(f"dead/{EMBEDDING_INGESTED}")
+
+    phone.click("UndecodableEntry: event_id")
+    phone.sees('"schema": "embedding.ingested/1"')
+
+    assert phone.too_wide() == []
+    assert phone.names_of("tbody tr td")[:5] == ["died", "reason", "actor", "pet", "what happened"]
+
+
+def test_on_a_phone_a_pet_its_history_and_its_reasons_are_read_without_scrolling_sideways(
+    phone: Page, album: ClusterService
+) -> None:
+    ids = sorted(cluster.id for cluster in album.clusters(PET).clusters)
+    album.merge(PET, ids[:2], operation_id="m", by="somebody.of.the.labellers@labelling.sploot.example")
+    first = album.clusters(PET).clusters[0].media[0]
+    phone.open(f"pet/{PET}")
+    phone.sees("30 media in 2 clusters")
+    assert phone.too_wide() == []
+
+    phone.click(f"{first}, ")
+    phone.labelled(f"Why is {first} here?").click()
+    phone.sees("nearest")
+    assert phone.too_wide() == []
+    phone.click("Close", within="//dialog")
+
+    phone.open(f"pet/{PET}")
+    phone.click("Since then…")
+    phone.sees("Since revision")
+    assert phone.too_wide() == []
 
 
 def test_a_wrong_pet_is_answered_with_the_mend(page: Page, redis_client: redis.Redis) -> None:

@@ -14,18 +14,26 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-/** A table whose rows are lists of cells. */
-export function table(heads, rows, { empty, caption } = {}) {
+/** A table whose rows are lists of cells. On a phone each row is a card whose cells bear the names of their columns, unless
+ *  it is `narrow`; the roles stay where the browser no longer sees a table. */
+export function table(heads, rows, { empty, caption, narrow = false } = {}) {
   if (!rows.length && empty) return h("p", { class: "quiet" }, empty);
+  const names = heads.map((head) => head.text ?? head);
+  const cellOf = (content, at) => {
+    const cell = content instanceof HTMLTableCellElement ? content : h("td", {}, content);
+    cell.setAttribute("role", "cell");
+    if (names[at]) cell.dataset.head = names[at];
+    return cell;
+  };
   return h(
     "div",
-    { class: "scroll" },
+    { class: narrow ? "scroll" : "scroll cards" },
     h(
       "table",
-      {},
+      { role: "table" },
       caption && h("caption", {}, caption),
-      h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col", class: head.class }, head.text ?? head)))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => (cell instanceof HTMLTableCellElement ? cell : h("td", {}, cell)))))),
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, heads.map((head, at) => h("th", { scope: "col", role: "columnheader", class: head.class }, names[at])))),
+      h("tbody", { role: "rowgroup" }, rows.map((row) => h("tr", { role: "row" }, row.map(cellOf)))),
     ),
   );
 }

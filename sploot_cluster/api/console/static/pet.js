@@ -254,7 +254,7 @@ function difference(diff) {
   const moved = diff.moved.slice(0, 20).map((move) => [move.media_id, place(move.from), place(move.to)]);
   return [
     h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-    moved.length > 0 && table(["medium", "from", "to"], moved, { caption: moved.length < diff.n_moved ? `${moved.length} of ${count(diff.n_moved)}` : null }),
+    moved.length > 0 && table(["medium", "from", "to"], moved, { narrow: true, caption: moved.length < diff.n_moved ? `${moved.length} of ${count(diff.n_moved)}` : null }),
   ];
 }
 
@@ -309,7 +309,7 @@ async function why(data, medium) {
           ["similarity", told.similarity === null ? "–" : `${told.similarity.toFixed(3)}${told.threshold === null ? "" : `, and ${told.threshold.toFixed(3)} is needed`}`],
           ["second", told.second === null ? "–" : `cluster ${told.second.cluster_id} at ${told.second.similarity.toFixed(3)}${told.margin === null ? "" : `, ${told.margin.toFixed(3)} behind`}`],
         ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-        table(["nearest", "cluster", { text: "similarity", class: "number" }], told.nearest.map((near) => [near.media_id, near.cluster_id ?? "noise", h("td", { class: "number" }, near.similarity.toFixed(3))]), { empty: "Nothing is near." }),
+        table(["nearest", "cluster", { text: "similarity", class: "number" }], told.nearest.map((near) => [near.media_id, near.cluster_id ?? "noise", h("td", { class: "number" }, near.similarity.toFixed(3))]), { narrow: true, empty: "Nothing is near." }),
         told.corrections.length > 0 && table(["revision", "what people said", "by", "when"], told.corrections.map((said) => [said.revision, `${said.kind}: ${said.demand}`, said.by, when(said.at)])),
       ],
       action: "Close",
