@@ -7,7 +7,8 @@ state is the same change.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
@@ -90,7 +91,7 @@ def plan_merge(
         aliases={old: now for old, now in state.aliases.items() if now in rows_of},
     )
     labels = np.where(np.isin(state.labels, merged), target, state.labels).astype(np.int32)
-    plan = _Plan(labels, state.next_cluster, named=[(correction.groups[target][0], target)])
+    plan = _Plan(labels, state.next_cluster, named=[(rows_of[target], target)])
     return _correct(state, correction, plan, settings, cluster=target)
 
 
@@ -117,6 +118,7 @@ def plan_exclude(
     """
     source = _living(state, cluster, "cluster_id")
     taken_out, members = _some_of(state, source, media_ids)
+    remaining = np.setdiff1d(members, taken_out)
     correction = Exclusion(
         revision=state.revision + 1,
         operation_id=operation_id,
@@ -124,11 +126,11 @@ def plan_exclude(
         at=at,
         source=source,
         media=_media(state, taken_out),
-        remaining=_media(state, np.setdiff1d(members, taken_out)),
+        remaining=_media(state, remaining),
     )
     labels = state.labels.copy()
     labels[taken_out] = NOISE
-    plan = _Plan(labels, state.next_cluster, named=[(correction.remaining[0], source)])
+    plan = _Plan(labels, state.next_cluster, named=[(remaining, source)])
     return _correct(state, correction, plan, settings, cluster=None)
 
 
@@ -199,7 +201,7 @@ def plan_split(
     """
     source = _living(state, cluster, "cluster_id")
     moved, members = _some_of(state, source, media_ids)
-    created = state.next_cluster
+    remaining, created = np.setdiff1d(members, moved), state.next_cluster
     correction = Split(
         revision=state.revision + 1,
         operation_id=operation_id,
@@ -208,12 +210,11 @@ def plan_split(
         source=source,
         created=created,
         moved=_media(state, moved),
-        remaining=_media(state, np.setdiff1d(members, moved)),
+        remaining=_media(state, remaining),
     )
     labels = state.labels.copy()
     labels[moved] = created
-    names = [(correction.moved[0], created), (correction.remaining[0], source)]
-    plan = _Plan(labels, ClusterId(created + 1), names)
+    plan = _Plan(labels, ClusterId(created + 1), named=[(moved, created), (remaining, source)])
     return _correct(state, correction, plan, settings, cluster=created)
 
 
@@ -257,13 +258,13 @@ class _Plan:
     Attributes:
         labels: (n,) the cluster of each row; rows of a cluster that must be divided still share a label.
         next_cluster: the next id to give out.
-        named: media, and the id of the cluster that they end in; the first one wins.
+        named: rows, and the id of the cluster that most of them end in; of several for one, that of one that lives.
         returning: aliases, and the ids that they lead to again.
     """
 
     labels: LabelVector
     next_cluster: ClusterId
-    named: Sequence[tuple[MediaId, ClusterId]] = ()
+    named: Sequence[tuple[Rows, ClusterId]] = ()
     returning: Mapping[ClusterId, ClusterId] = field(default_factory=dict)
 
 
@@ -280,9 +281,10 @@ def _correct(
         standings_after(state.standings, groups, rows),
         rows,
         settings,
-        given=_given(state, plan, groups),
+        given=_given(state, plan, groups, takes_over=not isinstance(correction, Undo)),
         next_cluster=plan.next_cluster,
         returning=plan.returning,
+        ended={cluster: members for members, cluster in plan.named if cluster not in state.clusters},
     )
     # a long ledger takes a while to resolve, and mostly nothing in it yields
     known = resolve(state.ledger).overridden if constraints.overridden else ()
@@ -302,12 +304,24 @@ def standings_after(standings: StandingVector, groups: LabelVector, rows: RowCon
     return standings
 
 
-def _given(state: PetState, plan: _Plan, groups: LabelVector) -> dict[int, ClusterId]:
-    """Group -> the id that the plan says."""
+def _given(state: PetState, plan: _Plan, groups: LabelVector, *, takes_over: bool) -> dict[int, ClusterId]:
+    """Group -> the id that the plan says.
+
+    Args:
+        takes_over: also where more of the group is of another cluster than is meant. Who takes something back means
+            media that may be with others by now, and these keep the id that they have.
+    """
     given: dict[int, ClusterId] = {}
-    for medium, cluster in plan.named:
-        group = int(groups[state.rows[medium]])
-        if group != NOISE and group not in given and cluster not in given.values():
+    counts = (state.standings != Standing.ABSORBED) & (state.labels != NOISE)
+    for rows, cluster in sorted(plan.named, key=lambda name: name[1] not in state.clusters):
+        there, n = np.unique(groups[rows[groups[rows] != NOISE]], return_counts=True)
+        if not len(there):
+            continue
+        group = int(there[n.argmax()])
+        others = np.setdiff1d(np.flatnonzero((groups == group) & counts), rows)
+        of_others = Counter(state.labels[others].tolist())
+        is_theirs = all(of_others[other] <= n.max() for other in of_others.keys() - {cluster, *given.values()})
+        if (is_theirs or takes_over) and group not in given and cluster not in given.values():
             given[group] = cluster
     return given
 
@@ -316,11 +330,12 @@ def _plan_again(state: PetState, correction: Said) -> _Plan:
     """A correction that is in force again: enforcing it joins and parts what it names; its cluster gets its id back."""
     match correction:
         case Merge(into=cluster, groups=groups):
-            return _Plan(state.labels, state.next_cluster, _first_of(state, groups[cluster], cluster))
+            merged = [medium for media in groups.values() for medium in media]
+            return _Plan(state.labels, state.next_cluster, named=[(_there(state, merged), cluster)])
         case Split(created=created, moved=moved):
             source = state.aliases.get(correction.source, correction.source)
             labels = _without(state, moved, source, instead=created)
-            names = [*_first_of(state, moved, created), *_first_of(state, correction.remaining, source)]
+            names = [(_there(state, moved), created), (_there(state, correction.remaining), source)]
             return _Plan(labels, state.next_cluster, names)
         case Exclusion(source=source, media=taken_out):
             return _Plan(_without(state, taken_out, state.aliases.get(source, source)), state.next_cluster)
@@ -330,9 +345,9 @@ def _plan_again(state: PetState, correction: Said) -> _Plan:
             assert_never(correction)
 
 
-def _first_of(state: PetState, media: Sequence[MediaId], cluster: ClusterId) -> list[tuple[MediaId, ClusterId]]:
-    """The first of these media that the pet still has, by which a cluster gets its id; none if it has none."""
-    return [(medium, cluster) for medium in media if medium in state.rows][:1]
+def _there(state: PetState, media: Iterable[MediaId]) -> Rows:
+    """The rows of those of these media that the pet still has."""
+    return np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
 
 
 def _plan_back(state: PetState, correction: Said) -> _Plan:
@@ -356,7 +371,7 @@ def _unmerged(state: PetState, merge: Merge) -> _Plan:
     is_merged = state.labels == now
     rows_of: dict[ClusterId, Rows] = {}
     for cluster, media in merge.groups.items():
-        rows = np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
+        rows = _there(state, media)
         rows = rows[is_merged[rows]]
         if len(rows):
             rows_of[now if cluster == merge.into else cluster] = rows
@@ -366,7 +381,7 @@ def _unmerged(state: PetState, merge: Merge) -> _Plan:
     if rows_of and is_merged.any():
         later = np.flatnonzero(is_merged)
         labels[later] = most_similar(rows_of, state.vectors, later)
-    named = [(state.media[int(rows[0])], cluster) for cluster, rows in rows_of.items()]
+    named = [(rows, cluster) for cluster, rows in rows_of.items()]
     returning = {old: led for old, led in merge.aliases.items() if state.aliases.get(old) == now}
     return _Plan(labels, state.next_cluster, named, returning)
 
@@ -379,11 +394,11 @@ def _unsplit(state: PetState, split: Split) -> _Plan:
         return _Plan(state.labels, state.next_cluster)
     members = state.labels == created
     moved = np.zeros(state.n_media, dtype=np.bool_)
-    moved[[state.rows[medium] for medium in split.moved if medium in state.rows]] = True
+    moved[_there(state, split.moved)] = True
     moved &= members
     labels = state.labels.copy()
     labels[members if 2 * np.count_nonzero(moved) > np.count_nonzero(members) else moved] = source
-    return _Plan(labels, state.next_cluster, [(state.media[int(np.flatnonzero(labels == source)[0])], source)])
+    return _Plan(labels, state.next_cluster, [(np.flatnonzero(labels == source), source)])
 
 
 def _reincluded(state: PetState, exclusion: Exclusion) -> _Plan:
@@ -391,13 +406,13 @@ def _reincluded(state: PetState, exclusion: Exclusion) -> _Plan:
     source = state.aliases.get(exclusion.source, exclusion.source)
     if source not in state.clusters:
         return _Plan(state.labels, state.next_cluster)
-    rows = np.array([state.rows[medium] for medium in exclusion.media if medium in state.rows], dtype=np.intp)
+    rows = _there(state, exclusion.media)
     labels = state.labels.copy()
     for cluster in np.unique(state.labels[rows]).tolist():
         its = rows[state.labels[rows] == cluster]
         if cluster == NOISE or 2 * len(its) > np.count_nonzero(state.labels == cluster):
             labels[its] = source
-    return _Plan(labels, state.next_cluster, [(state.media[int(_rows(state, source)[0])], source)])
+    return _Plan(labels, state.next_cluster, [(np.flatnonzero(labels == source), source)])
 
 
 def _without(
@@ -405,7 +420,7 @@ def _without(
 ) -> LabelVector:
     """The labels, with those of these media that are in a cluster as noise, or in another cluster."""
     labels = state.labels.copy()
-    rows = np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
+    rows = _there(state, media)
     labels[rows[labels[rows] == cluster]] = instead
     return labels
 
@@ -423,14 +438,14 @@ def _returned(
         ended: clusters that live again by them, unless their id leads elsewhere by now.
         returning: aliases, and the ids that they lead to again.
     """
-    labels, named = state.labels.copy(), list[tuple[MediaId, ClusterId]]()
+    labels, named = state.labels.copy(), list[tuple[Rows, ClusterId]]()
     for cluster, media in groups.items():
         now = state.aliases.get(cluster, cluster)
-        rows = np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
+        rows = _there(state, media)
         rows = rows[labels[rows] == NOISE]
         if len(rows) and (now in state.clusters or now in ended):
             labels[rows] = now
-            named += [(state.media[int(rows[0])], now)] if now in ended else []
+            named += [(rows, now)] if now in ended else []
     return _Plan(labels, state.next_cluster, named, returning or {})
 
 

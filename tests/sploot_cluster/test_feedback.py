@@ -7,7 +7,7 @@ import pytest
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, StaleRevision, UnknownCluster, UnknownMedia, UnknownRevision
 from sploot_cluster.memory_store import MemoryPetStore
-from sploot_cluster.models import Arrival, Change, ClusterId, MediaId, PetState, Standing
+from sploot_cluster.models import Arrival, Change, ClusterId, MediaId, PetState, Relabelling, Standing
 from tests.sploot_cluster.albums import PET, grouped, name, names, take
 
 ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
@@ -425,3 +425,47 @@ def test_an_arrival_and_a_recluster_cannot_be_undone(service: ClusterService) ->
     for revision in (1, 37):
         with pytest.raises(UnknownRevision):
             service.undo(PET, revision, operation_id="1", by="ada")
+
+
+# -- ids of others -----------------------------------------------------------------------------------------------------
+
+
+def test_an_undone_dismissal_takes_no_id_from_the_cluster_that_its_media_go_to(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
+    service.merge(PET, [TWO, THREE], into=TWO, operation_id="1", by="ada")
+    split = service.split(PET, TWO, sorted(names(2, range(3))), operation_id="2", by="ada")
+    dismissed = service.dismiss(PET, sorted(names(2, range(3))), operation_id="3", by="ada")
+    service.undo(PET, split.revision, operation_id="4", by="ada")
+
+    service.undo(PET, dismissed.revision, operation_id="5", by="ada")
+
+    assert split.cluster == 4
+    assert members(store, TWO) == names(1, range(12)) | names(2, range(12))
+    assert store.view(PET).aliases == {THREE: TWO, split.cluster: TWO}
+
+
+def test_a_merge_that_is_done_again_takes_no_id_from_a_cluster_that_is_mostly_others(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
+    take(service, 2, range(20, 80))
+    split = service.split(PET, TWO, sorted(names(1, range(2))), operation_id="1", by="ada")
+    few = ClusterId(split.cluster or 0)
+    other = service.split(PET, ONE, sorted(names(0, range(2))), operation_id="2", by="ada")
+    merged = service.merge(PET, [few, ClusterId(other.cluster or 0)], into=few, operation_id="3", by="ada")
+    undone = service.undo(PET, merged.revision, operation_id="4", by="ada")
+    service.undo(PET, split.revision, operation_id="5", by="ada")
+    service.undo(PET, other.revision, operation_id="6", by="ada")
+    machine_merges(store, names(0, range(2)) | names(1, range(2)), into=THREE)
+
+    service.undo(PET, undone.revision, operation_id="7", by="ada")
+
+    assert members(store, THREE) >= names(2, range(12))
+
+
+def machine_merges(store: MemoryPetStore, media: set[MediaId], *, into: ClusterId) -> None:
+    state = store.load(PET)
+    labels = state.labels.copy()
+    labels[[state.rows[medium] for medium in media]] = into
+    relabelling = Relabelling(labels, state.standings)
+    store.commit(state, Change("recluster", state.next_cluster, 0, 0, relabelling=relabelling))
