@@ -25,6 +25,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,15 +97,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parsed(arguments)
     try:
         settings = Settings.from_env(os.environ)
-        client = connect(asked.redis_url or settings.redis_url, connect_timeout_s=5.0, answer_timeout_s=10.0)
-        source = connect(asked.source_url, connect_timeout_s=5.0, answer_timeout_s=10.0) if asked.source_url else client
         url = asked.redis_url or settings.redis_url
-        jobs = [job for job in jobs_of(asked, source, is_same=source is client) if is_wanted(job, asked)]
-        show_plan(asked, jobs, url)
-        refuse_production(url, settings.environment, allowed=asked.production)
-        if not asked.yes:
-            raise Refused("nothing was done; say --yes to do it")
-        return Replay(asked, client, jobs).run()
+        with ExitStack() as until_the_end:
+            client = until_the_end.enter_context(connect(url, connect_timeout_s=5.0, answer_timeout_s=10.0))
+            broker = until_the_end.enter_context(closing(broker_on(client)))
+            source = broker
+            if asked.source_url:
+                other = connect(asked.source_url, connect_timeout_s=5.0, answer_timeout_s=10.0)
+                source = until_the_end.enter_context(closing(broker_on(until_the_end.enter_context(other))))
+            jobs = [job for job in jobs_of(asked, source, is_same=source is broker) if is_wanted(job, asked)]
+            show_plan(asked, jobs, url)
+            refuse_production(url, settings.environment, allowed=asked.production)
+            if not asked.yes:
+                raise Refused("nothing was done; say --yes to do it")
+            return Replay(asked, client, broker, jobs).run()
     except Refused as refused:
         return fail(REFUSED, str(refused))
     except (InvalidInput, SettingInvalid, RedisUrlInvalid) as wrong:
@@ -113,6 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(
             UNREACHABLE, f"no answer from Redis: {error}; start it again when Redis is back, nothing is done twice"
         )
+
+
+def broker_on(client: redis.Redis) -> RedisStreamsBroker:
+    """What knows dead letters and orphans of this Redis; it starts nothing."""
+    return RedisStreamsBroker(client=client, namespace=NAMESPACE, group=GROUP, middleware=[])
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -154,16 +165,14 @@ def duration(text: str) -> timedelta:
 # -- what is there to put back -----------------------------------------------------------------------------------------
 
 
-def jobs_of(asked: argparse.Namespace, source: redis.Redis, *, is_same: bool) -> Iterator[Job]:
+def jobs_of(asked: argparse.Namespace, source: RedisStreamsBroker, *, is_same: bool) -> Iterator[Job]:
     """All that the source holds, oldest first."""
     if asked.capture is not None:
         yield from from_capture(read_capture(asked.capture))
-        return
-    broker = RedisStreamsBroker(client=source, namespace=NAMESPACE, group=GROUP, middleware=[])
-    if asked.dead is not None:
-        yield from from_letters(broker, queue_named(asked.dead), is_same=is_same)
+    elif asked.dead is not None:
+        yield from from_letters(source, queue_named(asked.dead), is_same=is_same)
     else:
-        yield from from_orphans(broker, queue_named(asked.orphans))
+        yield from from_orphans(source, queue_named(asked.orphans))
 
 
 def from_capture(capture: Capture) -> Iterator[Job]:
@@ -258,9 +267,10 @@ def refuse_production(url: str, environment: str, *, allowed: bool) -> None:
 class Replay:
     """Puts jobs back, one after the other."""
 
-    def __init__(self, asked: argparse.Namespace, client: redis.Redis, jobs: Sequence[Job]) -> None:
-        self._asked, self._client, self._jobs = asked, client, jobs
-        self._broker = RedisStreamsBroker(client=client, namespace=NAMESPACE, group=GROUP, middleware=[])
+    def __init__(
+        self, asked: argparse.Namespace, client: redis.Redis, broker: RedisStreamsBroker, jobs: Sequence[Job]
+    ) -> None:
+        self._asked, self._client, self._broker, self._jobs = asked, client, broker, jobs
         self._add_once = client.register_script(ADD_ONCE)
         self._is_interrupted = False
         self._counts: Counter[str] = Counter(enqueued=0, already=0)

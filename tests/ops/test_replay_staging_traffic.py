@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -90,6 +91,14 @@ def replay(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @pytest.fixture
 def desk(redis_client: redis.Redis) -> Desk:
     return Desk(redis_client)
+
+
+@pytest.fixture
+def collector_off() -> Iterator[None]:
+    """What nobody closes stays open."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +217,18 @@ def test_dead_letters_of_another_redis_are_copied_and_left_there(replay: Replay,
     assert names_in_stream(desk.client) == ["media-1", "media-2"]
 
 
+def test_it_leaves_no_connection_behind(
+    replay: Replay, redis_url: str, redis_client: redis.Redis, desk: Desk, collector_off: None
+) -> None:
+    desk.bury(1, pet_id=42)
+    before = {one["id"] for one in redis_client.client_list()}
+
+    replay("--dead", "embedding", "--rate", 0, "--yes", "--json")
+    replay("--dead", "embedding", "--rate", 0, "--source-url", redis_url, "--json")
+
+    eventually(lambda: {one["id"] for one in redis_client.client_list()} <= before)
+
+
 def test_orphans_go_back_to_work(replay: Replay, redis_url: str, desk: Desk) -> None:
     first, second, third = desk.add(1, 2, 3)
     desk.deliver()
@@ -255,7 +276,8 @@ def test_it_stops_in_order_when_it_is_asked_to(
     replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
-    arguments = ("--capture", capture, "--rate", 20, "--checkpoint", checkpoint, "--yes", "--json")
+    # at half a minute for all of them it is met in the middle on a loaded machine, too
+    arguments = ("--capture", capture, "--rate", 2, "--checkpoint", checkpoint, "--yes", "--json")
     process = subprocess.Popen(command(*arguments), env=environment(redis_url), stdout=subprocess.PIPE, text=True)
     eventually(lambda: desk.client.xlen(KEYS.stream) >= 3, within_s=60)
     process.terminate()
