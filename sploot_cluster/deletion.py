@@ -31,7 +31,7 @@ from sploot_cluster.models import (
     Standing,
     Undo,
 )
-from sploot_cluster.past import Overwritten
+from sploot_cluster.past import Overwritten, newest
 from sploot_cluster.rows import PetRows
 from sploot_cluster.shadow import Shadow
 from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
@@ -55,6 +55,8 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
     entry = HistoryEntry(revision, "delete", at, by, {"n_deleted": state.n_media - n})
     led = {old: now for old, now in state.aliases.items() if now not in clusters}
     quarantine = {medium: why for medium, why in pet.quarantine.items() if medium not in gone}
+    told = [_moved_up(one, keep) for one in pet.overwritten]
+    overwritten, past_from = newest([*told, *([_of_aliases(revision, led)] if led else [])], pet.past_from)
     return replace(
         pet,
         state=replace(
@@ -73,10 +75,8 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
             relabelled_at=revision,
         ),
         arrived=pet.arrived[keep],
-        overwritten=(
-            *(_moved_up(one, keep) for one in pet.overwritten),
-            *([_of_aliases(revision, led)] if led else []),
-        ),
+        overwritten=overwritten,
+        past_from=past_from,
         history=(*pet.history, entry),
         quarantine=quarantine,
         ingested=n + len(quarantine),

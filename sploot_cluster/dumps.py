@@ -223,7 +223,7 @@ def _problems(pet: PetDump) -> Iterator[str]:
         yield "its standings are not those of its labels"
     if state.aliases.keys() & state.clusters.keys() or set(state.aliases.values()) - state.clusters.keys():
         yield "its aliases do not lead to its clusters"
-    if state.next_cluster <= max(_ids_given_out(state), default=0):
+    if state.next_cluster <= max(_ids_given_out(pet), default=0):
         yield f"its next id, {state.next_cluster}, was given out already"
 
 
@@ -233,11 +233,14 @@ def _is_of_unit_norm(vectors: FloatMatrix) -> bool:
     return bool((np.abs(norms - 1) < 1e-3).all())
 
 
-def _ids_given_out(state: PetState) -> Iterator[ClusterId]:
-    yield from state.clusters
-    yield from state.aliases
-    for correction in state.ledger:
+def _ids_given_out(pet: PetDump) -> Iterator[ClusterId]:
+    yield from pet.state.clusters
+    yield from pet.state.aliases
+    for correction in pet.state.ledger:
         if isinstance(correction, Split):
             yield correction.created
         elif isinstance(correction, Merge):
             yield from correction.groups
+    for one in pet.overwritten:
+        yield ClusterId(int(one.labels.max(initial=0)))
+        yield from one.aliases

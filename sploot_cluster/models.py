@@ -41,8 +41,8 @@ class ClusterCard:
     Attributes:
         threshold: the lowest mean top-3 cosine similarity of a member to the other members, in [-1, 1];
             an arrival must reach it.
-        since: the pet's revision at which the id was given out.
-        split_from: the id in which most of its media were then; None for a cluster of media that were in none.
+        since: the pet's revision at which the id was given out; of one that ended and came back, when it did.
+        split_from: the id in which most of its media were just before; None for a cluster of media that were in none.
     """
 
     id: ClusterId

@@ -112,6 +112,16 @@ def overwritten_by(state: PetState, change: Change) -> Overwritten | None:
     return Overwritten(state.revision + 1, rows, state.labels[rows], state.standings[rows], aliases)
 
 
+def newest(overwritten: Sequence[Overwritten], past_from: int) -> tuple[tuple[Overwritten, ...], int]:
+    """As many as are kept, of these in the order of their revisions; and the oldest revision that they tell.
+
+    Args:
+        past_from: the oldest that all of them tell.
+    """
+    dropped = overwritten[: max(0, len(overwritten) - KEPT)]
+    return tuple(overwritten[len(dropped) :]), dropped[-1].revision if dropped else past_from
+
+
 def load(revision: int, stored: bytes) -> Overwritten:
     """What :func:`dump` wrote.
 

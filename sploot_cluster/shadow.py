@@ -22,7 +22,7 @@ import numpy as np
 from sploot_cluster.diff import Diff, Snapshot, compare
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.models import NOISE, ClusterId, HistoryEntry, MediaId, PetState, Reclustered, Standing
-from sploot_cluster.past import overwritten_by
+from sploot_cluster.past import newest, overwritten_by
 from sploot_cluster.rows import PetRows, follow
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.vectors import FloatVector
@@ -119,6 +119,7 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
     switched = follow(beside, change, version="")
     n_old, n = state.n_media, switched.n_media
     was = overwritten_by(beside, change)
+    overwritten, past_from = newest([*pet.overwritten, *([was] if was else [])], pet.past_from)
     old = Shadow(
         model=state.model or "",
         dim=state.dim or 0,
@@ -133,7 +134,8 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
         pet,
         state=switched,
         arrived=np.append(pet.arrived, np.full(n - n_old, switched.revision)).astype(np.uint32),
-        overwritten=(*pet.overwritten, *([was] if was else [])),
+        overwritten=overwritten,
+        past_from=past_from,
         history=(*pet.history, HistoryEntry(switched.revision, "switch", at, by, summary)),
         quarantine=quarantine,
         ingested=n + len(quarantine),

@@ -19,7 +19,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.models import ClusterId, Dismissal, Exclusion, MediaId, Merge, PetState, Split
 from sploot_cluster.settings import ClusterSettings
-from tests.sploot_cluster.albums import MODEL, PET, name, picture, take
+from tests.sploot_cluster.albums import DIM, MODEL, PET, name, picture
 from tests.sploot_cluster.lineage import Witness
 from tests.sploot_cluster.oracle import demands
 
@@ -28,35 +28,40 @@ EVENTS = 10_000
 
 
 class Day:
-    """One pet, and the next thing that happens to it."""
+    """One pet, and the next thing that happens to it.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        upheavals: media are deleted too, and models exchanged. Without them old seeds live the days that they were
+            found on.
+    """
+
+    def __init__(self, seed: int, *, upheavals: bool = False) -> None:
         self.seed, self.random = seed, Random(seed)
         self.store = Witness()
         # some pets decide every arrival exactly, which moves media that were there
         self.service = ClusterService(
             self.store, settings=ClusterSettings(exact_until=self.random.choice([0, 0, 10_000]))
         )
-        self.n_pictures = self.n_steps = 0
+        self.n_pictures = self.n_steps = self.n_switches = 0
         self.ids_ever: set[int] = set()
+        self.revisions: list[int] = []
+        self.deeds = {
+            self.arrive: 45,
+            self.mistake: 3,
+            self.merge: 13,
+            self.split: 10,
+            self.exclude: 10,
+            self.dismiss: 5,
+            self.undo: 12,
+            self.restore: 4,
+            self.recluster: 10,
+        }
+        if upheavals:
+            self.deeds |= {self.delete: 2, self.switch: 1}
 
     def go_on(self) -> str:
         """Let something happen, and raise AssertionError if a promise is broken after it; what happened."""
-        deed = self.random.choices(
-            (
-                self.arrive,
-                self.mistake,
-                self.merge,
-                self.split,
-                self.exclude,
-                self.dismiss,
-                self.undo,
-                self.restore,
-                self.recluster,
-                self.delete,
-            ),
-            weights=(45, 3, 13, 10, 10, 5, 12, 6, 10, 2),
-        )[0]
+        deed = self.random.choices([*self.deeds], weights=[*self.deeds.values()])[0]
         self.n_steps += 1
         told = deed.__name__
         try:
@@ -68,7 +73,8 @@ class Day:
 
     def arrive(self, state: PetState, operation_id: str) -> None:
         for _ in range(5):
-            take(self.service, self.random.randrange(4), range(self.n_pictures, self.n_pictures + 1))
+            subject, number = self.random.randrange(4), self.n_pictures
+            self._embed(name(subject, number))
             self.n_pictures += 1
 
     def mistake(self, state: PetState, operation_id: str) -> None:
@@ -99,7 +105,8 @@ class Day:
         self.service.undo(PET, self.random.choice(revisions), operation_id=operation_id, by="ada")
 
     def restore(self, state: PetState, operation_id: str) -> None:
-        then = self.random.choice(self.store.seen) if self.store.seen else state
+        revision = self.random.choice(self.revisions) if self.revisions else state.revision
+        then = next((one for one in self.store.seen if one.revision == revision), state)
         restored = self.service.restore(PET, then.revision, operation_id=operation_id, by="ada")
         assert restored.constraints_kept == restored.constraints
         now = self.store.load(PET)
@@ -119,6 +126,29 @@ class Day:
     def delete(self, state: PetState, operation_id: str) -> None:
         if state.n_media > 3:
             self.service.delete_media(PET, self.random.sample(list(state.media), 2), by="eve")
+
+    def switch(self, state: PetState, operation_id: str) -> None:
+        """Another model comes, and sees the same pictures a little differently; sometimes the old one comes back."""
+        if not state.n_media:
+            return
+        self.n_switches += 1
+        self.service.begin_model(PET, self._model(), DIM, by="eve")
+        for medium in state.media:
+            self._embed(medium)
+        switched = self.service.preview_switch(PET)
+        self.service.switch_model(PET, switched.token, by="eve")
+        if self.random.random() < 0.3:
+            self.n_switches -= 1
+            self.service.switch_model(PET, self.service.preview_switch(PET).token, by="eve")
+        self.service.end_model(PET)
+
+    def _model(self) -> str:
+        return MODEL if not self.n_switches else f"{MODEL}.{self.n_switches}"
+
+    def _embed(self, medium: MediaId) -> None:
+        subject, number = map(int, medium.removeprefix("s").split("-"))
+        vector = picture(subject, number + 100_000 * self.n_switches)
+        self.service.assign(PET, medium, model=self._model(), vector=vector)
 
     def _some(self, state: PetState) -> tuple[ClusterId, list[MediaId]]:
         cluster = self.random.choice(sorted(state.clusters) or [ClusterId(1)])
@@ -140,6 +170,7 @@ def check(day: Day, context: str) -> None:
     tally = day.store.tally(PET).tally
     assert tally.is_conserved, f"{context}: {tally}"
     assert tally.ingested - tally.quarantined == state.n_media, f"{context}: {tally}"
+    day.revisions.append(state.revision)
     if state.ledger and state.ledger[-1].revision == state.revision:
         match state.ledger[-1]:
             case Merge(into=into, groups=groups):
@@ -165,18 +196,20 @@ def check_past(day: Day) -> None:
         assert then.aliases == state.aliases, f"seed {day.seed}, revision {state.revision}"
 
 
-def main(n_events: int, seed: int) -> int:
-    print(f"days of {STEPS} events, until {n_events} have happened; seed {seed}", flush=True)
-    random, began, happened = Random(seed), time.perf_counter(), Counter[str]()
+def main(n_events: int, first: int) -> int:
+    print(f"days of {STEPS} events, until {n_events} have happened; seed {first}", flush=True)
+    random, began, happened = Random(first), time.perf_counter(), Counter[str]()
     while happened.total() < n_events:
-        day = Day(random.randrange(2**32))
+        seed, upheavals = random.randrange(2**32), random.random() < 0.5
+        day = Day(seed, upheavals=upheavals)
         try:
             for _ in range(min(STEPS, n_events - happened.total())):
                 happened[day.go_on()] += 1
             check_past(day)
         except AssertionError as broken:
             traceback.print_exc()
-            print(f"BROKEN after {happened.total()} events: {broken}; replay it with Day({day.seed})")
+            replay = f"replay it with Day({seed}, upheavals={upheavals})"
+            print(f"BROKEN after {happened.total()} events: {broken}; {replay}")
             return 1
     for told, n in sorted(happened.items()):
         print(f"  {told}: {n}")

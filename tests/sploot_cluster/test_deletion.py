@@ -7,6 +7,8 @@ import json
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -16,6 +18,7 @@ import redis
 
 from sploot_cluster import ClusterService, dumps
 from sploot_cluster.constraints import resolve
+from sploot_cluster.deletion import without
 from sploot_cluster.errors import ModelMismatch, PetExists, UnknownMedia, UnknownPet, UnreadableExport
 from sploot_cluster.keys import PETS, PetKeys
 from sploot_cluster.memory_store import MemoryPetStore
@@ -67,7 +70,8 @@ def told(store: PetStore, pet: PetId = PET) -> dict[str, object]:
         "arrived": dump.arrived.tolist(),
         "history": dump.history,
         "overwritten": [
-            (one.revision, one.rows.tolist(), one.labels.tolist(), one.standings.tolist()) for one in dump.overwritten
+            (one.revision, one.rows.tolist(), one.labels.tolist(), one.standings.tolist(), one.aliases)
+            for one in dump.overwritten
         ],
         "quarantine": dict(dump.quarantine),
     }
@@ -411,3 +415,31 @@ def test_a_file_that_was_changed_is_refused(
 def test_what_is_no_zip_is_refused() -> None:
     with pytest.raises(UnreadableExport, match="BadZipFile"):
         dumps.load(b"pet")
+
+
+@pytest.mark.parametrize("way", ["a cluster", "an alias"])
+def test_a_file_whose_past_knows_the_next_id_is_refused(service: ClusterService, way: str) -> None:
+    pet = dumps.load(service.export(PET))
+    next_id, one = pet.state.next_cluster, pet.overwritten[-1]
+    labels = np.full_like(one.labels, next_id) if way == "a cluster" else one.labels
+    aliases: dict[ClusterId, ClusterId | None] = {next_id: ClusterId(1)} if way == "an alias" else {}
+    file = dumps.dump(replace(pet, overwritten=(replace(one, labels=labels, aliases=aliases),)))
+
+    with pytest.raises(UnreadableExport, match=f"next id, {next_id}, was given out already"):
+        service.import_pet(file, pet=OTHER)
+
+
+def test_deletions_and_models_keep_no_more_of_the_past_than_other_commits(
+    service: ClusterService, store: PetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pet = store.dump(PET)
+    n_kept = len(pet.overwritten)
+    monkeypatch.setattr("sploot_cluster.past.KEPT", n_kept)
+    led = replace(pet, state=replace(pet.state, aliases={ClusterId(99): ClusterId(3)}))
+
+    after = without(led, names(2, range(8)), by="eve", at=datetime.now(UTC))
+
+    assert 3 not in after.state.clusters
+    assert len(after.overwritten) == n_kept
+    assert after.past_from == pet.overwritten[0].revision
+    assert after.overwritten[-1].aliases == {99: 3}

@@ -16,3 +16,13 @@ def test_nothing_that_people_said_is_ever_broken(seed: int) -> None:
     check_past(day)
 
     assert {"merge", "split", "exclude", "dismiss", "undo", "recluster"} & {*happened}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_broken_where_media_are_deleted_and_models_exchanged(seed: int) -> None:
+    day = Day(seed, upheavals=True)
+
+    happened = [day.go_on() for _ in range(STEPS)]
+    check_past(day)
+
+    assert {"delete", "switch"} & {*happened}
