@@ -79,7 +79,9 @@ class Cluster(BaseModel):
         description="How many of them came to it in which way: core, arrived, absorbed, corrected."
     )
     threshold: float = Field(description="The mean top-3 cosine similarity that an arrival must reach.")
-    since: int = Field(description="The revision at which the id was given out.")
+    since: int = Field(
+        description="The revision at which the id was given out; of one that ended and came back, when it did."
+    )
     split_from: int | None = Field(description="The cluster in which most of its media were then.")
     merged_from: Sequence[int] = Field(description="Ids that lead to it.")
 
