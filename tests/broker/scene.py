@@ -14,6 +14,7 @@ import redis
 
 from broker import Delivery, RedisStreamsBroker, keeper
 from broker.consumer import StreamsConsumer
+from broker.janitor import Round
 from broker.keys import QueueKeys
 
 QUEUE = "q"
@@ -190,6 +191,15 @@ def received(consumer: StreamsConsumer, n: int) -> list[Delivery]:
         assert isinstance(delivery, Delivery), f"only {len(got)} of {n} messages came"
         got.append(delivery)
     return got
+
+
+def swept(broker: RedisStreamsBroker) -> Round:
+    """One round of the process's janitor that looks for orphans too, and begins now."""
+    janitor = next(iter(broker._session._queues.values())).janitor
+    # its thread may be amid a round that looked before, and puts the next look off
+    with janitor._round:
+        janitor._next_sweep_at = 0.0
+        return janitor._run_once()
 
 
 def labels(deliveries: list[Delivery]) -> list[str]:

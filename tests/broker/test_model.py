@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from broker import Delivery, RedisStreamsBroker
 from broker.consumer import StreamsConsumer
-from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, message
+from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, message, swept
 from tests.support import eventually
 
 WHICH = st.integers(0, 99)
@@ -187,7 +187,7 @@ class Queue(RuleBasedStateMachine):
             case "TIME":
                 self.time_passes()
             case "SWEEP":
-                self.swept(self.a_process(which)[1])
+                swept(self.a_process(which)[1])
             case "XGROUP DELCONSUMER" if one:
                 self.scene.client.xgroup_delconsumer(KEYS.stream, GROUP, one["consumer"])
             case "XACK" if one:
@@ -213,12 +213,6 @@ class Queue(RuleBasedStateMachine):
         """Everything that is delayed falls due."""
         for name in self.scene.client.zrange(KEYS.delayed, 0, -1):
             self.scene.client.zadd(KEYS.delayed, {name: 1}, xx=True)
-
-    def swept(self, broker: RedisStreamsBroker) -> None:
-        """A janitor's round that looks for orphans."""
-        janitor = next(iter(broker._session._queues.values())).janitor
-        janitor._next_sweep_at = 0.0
-        janitor.run_once()
 
     @invariant()
     def every_message_is_in_exactly_one_place(self) -> None:
@@ -278,7 +272,7 @@ class Queue(RuleBasedStateMachine):
 
         def work() -> bool:
             self.time_passes()
-            self.swept(self.scene.brokers[name])
+            swept(self.scene.brokers[name])
             while (delivery := next(consumer)) is not None:
                 consumer.ack(delivery)
                 self.living.discard(delivery.args[0])

@@ -14,7 +14,7 @@ from dramatiq.middleware import Retries
 from broker import RedisStreamsBroker
 from broker.consumer import StreamsConsumer
 from broker.deliveries import Deliveries
-from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
+from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, labels, message, received, swept
 from tests.support import eventually
 
 
@@ -165,9 +165,7 @@ def test_a_key_whose_message_was_deleted_by_hand_goes_on(scene: Scene) -> None:
     one = next_of(consumer)
     scene.client.xdel(KEYS.stream, one.entry_id)
 
-    janitor = next(iter(broker._session._queues.values())).janitor
-    janitor._next_sweep_at = 0.0
-    janitor.run_once()
+    swept(broker)
 
     assert labels(received(consumer, 1)) == ["two"]
 

@@ -9,17 +9,9 @@ from contextlib import suppress
 import pytest
 
 from broker import Delivery, DeliveryLimitReached, LeaseLost, janitor
-from broker.janitor import Round
 from broker.scripts import RESYNC
-from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
+from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received, swept
 from tests.support import eventually
-
-
-def swept(scene: Scene, name: str) -> Round:
-    """One round of a process's janitor that looks for orphans too."""
-    janitor = next(iter(scene.brokers[name]._session._queues.values())).janitor
-    janitor._next_sweep_at = 0.0
-    return janitor.run_once()
 
 
 def test_entries_of_a_dead_process_are_delivered_to_another_and_count_a_delivery(scene: Scene) -> None:
@@ -260,7 +252,7 @@ def test_what_an_operator_acknowledges_by_hand_runs_again(scene: Scene, command:
     assert scene.state() == QueueState(lost=("one",))
 
     other = scene.consumer("b")
-    eventually(lambda: swept(scene, "b").n_orphans or scene.state().lost == ())
+    eventually(lambda: swept(scene.brokers["b"]).n_orphans or scene.state().lost == ())
 
     assert labels(received(other, 1)) == ["one"]
 
@@ -369,7 +361,7 @@ def test_pending_ids_whose_entry_is_gone_are_purged(scene: Scene) -> None:
     assert scene.state().ghosts == 1
 
     assert labels(received(scene.consumer("b"), 1)) == ["two"]
-    eventually(lambda: (swept(scene, "b"), scene.state().ghosts == 0)[1])
+    eventually(lambda: (swept(scene.brokers["b"]), scene.state().ghosts == 0)[1])
 
 
 def test_a_message_taken_over_keeps_its_id_and_its_options(scene: Scene) -> None:
@@ -408,7 +400,7 @@ def test_orphans_of_any_number_are_found_in_one_pass(scene: Scene) -> None:
     # what an operator does who wants to skip a backlog
     scene.client.xgroup_setid(KEYS.stream, GROUP, "$")
 
-    assert swept(scene, "a").n_orphans == 2_998
+    assert swept(scene.brokers["a"]).n_orphans == 2_998
 
     assert broker.stats(QUEUE).in_flight == 3_000
     assert {entry.holder for entry in broker.by_hand(QUEUE).pending(3_000)[2:]} == {"~handed-back"}
@@ -427,7 +419,7 @@ def test_dead_letters_are_forgotten_when_their_time_is_over(scene: Scene, when: 
     if when == "another is added":
         consumer.nack(young)
     else:
-        swept(scene, "a")
+        swept(scene.brokers["a"])
 
     # whole nodes of a hundred: that is cheap, and near enough
     assert [letter.entry_id for letter in broker.dead_letters(QUEUE).list()] == (
@@ -457,7 +449,7 @@ def test_what_was_never_delivered_is_no_orphan(scene: Scene) -> None:
     received(consumer, 1)
     broker.enqueue_many([message("two"), message("three")])
 
-    assert swept(scene, "a").n_orphans == 0
+    assert swept(scene.brokers["a"]).n_orphans == 0
 
     assert scene.state() == QueueState(pending={"one": ("a", 1)}, waiting=("two", "three"))
 
@@ -469,11 +461,11 @@ def test_orphans_are_taken_at_once_by_whoever_waits(scene: Scene) -> None:
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
     consumer._queue.deliveries.forget([one])
-    swept(scene, "a")
+    swept(scene.brokers["a"])
     consumer._queue.is_takeable = False
     scene.client.xack(KEYS.stream, GROUP, one.entry_id)
 
-    assert swept(scene, "a").n_orphans == 1
+    assert swept(scene.brokers["a"]).n_orphans == 1
 
     assert labels(received(consumer, 1)) == ["one"]
 
@@ -523,13 +515,13 @@ def test_who_holds_nothing_and_was_not_heard_of_for_long_is_forgotten(
 
     # as five minutes later for whoever has no heartbeat
     monkeypatch.setattr(janitor, "FORGET_CONSUMER_MS", -59_999)
-    eventually(lambda: not swept(scene, "a").n_orphans and b"without a heartbeat" not in consumers(scene))
+    eventually(lambda: not swept(scene.brokers["a"]).n_orphans and b"without a heartbeat" not in consumers(scene))
 
     assert b"dead just now" in consumers(scene), "an answer may have been on its way to it"
     assert broker.consumer_name.encode() in consumers(scene)
     monkeypatch.setattr(janitor, "FORGET_CONSUMER_MS", 0)
     broker._session.keeper.run_once()
-    swept(scene, "a")
+    swept(scene.brokers["a"])
     assert set(scene.client.zrange(KEYS.consumers, 0, -1)) == {b"dead just now", broker.consumer_name.encode()}
 
 
@@ -564,7 +556,7 @@ def test_a_process_that_beats_less_often_than_consumers_are_forgotten_is_not_for
     scene.brokers["b"].enqueue(message("one"))
     received(other, 1)
 
-    swept(scene, "b")
+    swept(scene.brokers["b"])
 
     assert scene.client.zscore(KEYS.consumers, name) == half_a_lease_ago
 
@@ -593,7 +585,7 @@ def test_what_was_noted_of_suspects_goes_with_them_whatever_an_operator_did(scen
     eventually(lambda: scene.charges().keys() == {"two"})
     scene.client.xack(KEYS.stream, GROUP, two.entry_id)
     scene.client.xdel(KEYS.stream, two.entry_id)
-    swept(scene, "2")
+    swept(scene.brokers["2"])
 
     assert not scene.client.exists(KEYS.suspects)
 
