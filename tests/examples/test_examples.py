@@ -1,0 +1,152 @@
+"""Every program of ``examples/`` runs as its README says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import redis
+from starlette.testclient import TestClient
+
+from sploot_cluster import ClusterService
+from sploot_cluster.models import MediaId, PetId
+from sploot_cluster.redis_store import RedisPetStore
+from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+from tasks.embedded_redis import EmbeddedRedis
+from tests.support import eventually, lacking
+from tests.system.events import free_port
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(options={"appendonly": "no"}) as server:
+        yield server
+
+
+def run(*command: str | Path, **environ: str) -> str:
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environ}, check=False, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@contextmanager
+def running(*command: str, log: Path, **environ: str) -> Iterator[None]:
+    with log.open("ab") as output:
+        script = Path(sys.executable).with_name(command[0])
+        process = subprocess.Popen(
+            [script, *command[1:]], cwd=ROOT, env={**os.environ, **environ}, stdout=output, stderr=output
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url) as answer:
+            return bool(answer.status == 200)
+    except (URLError, ConnectionError):
+        return False
+
+
+def test_readme_lists_every_example() -> None:
+    text = (EXAMPLES / "README.md").read_text()
+
+    programs = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".mjs")}
+
+    assert programs == {name for name in programs if f"({name})" in text}
+    assert len(programs) == 5
+
+
+def test_library_without_queue_keeps_a_merge_over_a_recluster() -> None:
+    printed = run(sys.executable, EXAMPLES / "library_without_queue.py").splitlines()
+
+    assert printed == [
+        "after the first recluster: cluster 1: 20, cluster 2: 20; 0 noise",
+        "after a merge and another recluster: cluster 1: 40; 0 noise",
+        "after the undo: cluster 1: 20, cluster 2: 20; 0 noise",
+    ]
+
+
+def test_producer_in_javascript_enqueues_an_exact_pet_id(server: EmbeddedRedis) -> None:
+    node = shutil.which("node")
+    if node is None:
+        lacking("node", "install Node.js 18 or newer")
+
+    run(node, EXAMPLES / "producer.mjs", "9007199254740993", "beach.jpg", REDIS_URL=server.url)
+
+    with redis.Redis.from_url(server.url) as client:
+        entries: Any = client.xrange(stream_of(EMBEDDING_INGESTED))
+    ((_, fields),) = entries
+    event = EmbeddingIngested.from_fields(fields)
+    assert (event.pet_id, event.media_id) == (2**53 + 1, "beach.jpg")
+    assert list(event.vector()) == pytest.approx([0.1, -0.25, 1.5, 3e-5])
+
+
+def test_upload_service_enqueues_and_reports_bad_input(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    from examples.upload_service import app
+
+    with TestClient(app) as http:
+        taken = http.post("/pets/42/photos", json={"media_id": "beach.jpg", "embedding": [0.1, 0.2, 0.3]})
+        refused = http.post("/pets/42/photos", json={"media_id": "beach.jpg", "embedding": [0.0, 0.0, 0.0]})
+
+    assert taken.status_code == 202
+    assert taken.json()["job_id"]
+    assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 1
+    assert refused.status_code == 422
+    assert "embedding" in refused.json()["detail"]
+
+
+@pytest.mark.slow
+def test_broker_alone_enqueues_and_runs(server: EmbeddedRedis, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+
+    printed = run(sys.executable, "-m", "examples.broker_alone", REDIS_URL=server.url)
+    with running("dramatiq", "examples.broker_alone", "--processes", "1", log=log, REDIS_URL=server.url):
+        eventually(lambda: log.read_text().count("hello, ") == 3, within_s=60)
+
+    assert printed == "3 messages wait\n"
+
+
+@pytest.mark.slow
+def test_labeller_merges_and_undoes_by_http(server: EmbeddedRedis, tmp_path: Path) -> None:
+    log, port = tmp_path / "processes.log", free_port()
+    environ = {"REDIS_URL": server.url, "WORKER_METRICS_PORT": str(free_port())}
+    with redis.Redis.from_url(server.url) as client:
+        service, random = ClusterService(RedisPetStore(client)), np.random.default_rng(7)
+        subjects = random.normal(size=(2, 64))
+        for number in range(20):
+            vector = subjects[number % 2] + 0.4 * random.normal(size=64)
+            service.assign(PetId(42), MediaId(f"{number}.jpg"), model="example@1", vector=vector)
+        service.recluster(PetId(42))
+
+    with (
+        running("sploot-cluster", "worker", "--processes", "1", log=log, **environ),
+        running("sploot-cluster", "serve", "--port", str(port), log=log, **environ),
+    ):
+        eventually(lambda: answers(f"http://127.0.0.1:{port}/readyz"), within_s=60)
+        printed = run(sys.executable, EXAMPLES / "labeller.py", f"http://127.0.0.1:{port}", "42").splitlines()
+
+    assert printed[:2] == ["cluster 1: 10 items", "cluster 2: 10 items"]
+    assert printed[2].startswith("merged [1, 2] at revision ")
+    assert printed[3].startswith("undone at revision ")
