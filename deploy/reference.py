@@ -1,0 +1,189 @@
+"""The reference pages of docs/reference, written from the code: ``make reference``.
+
+Each page is derived from what runs: HTTP from the OpenAPI document, the command line from its own help, settings and
+metrics from their declarations. ``--check`` reports pages that differ from the code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parents[1]
+PAGES: Final = ROOT / "docs" / "reference"
+WIDTH: Final = 110
+
+
+def pages() -> dict[str, str]:
+    """Return every page by its file name."""
+    writers: dict[str, Callable[[], Iterable[str]]] = {
+        "http.md": _http,
+        "command-line.md": _command_line,
+        "settings.md": _settings,
+        "metrics.md": _metrics,
+    }
+    head = "<!-- Written by `make reference`; change the code, not this page. -->"
+    return {name: "\n".join([head, *write()]).rstrip() + "\n" for name, write in writers.items()}
+
+
+def outdated(directory: Path = PAGES) -> list[str]:
+    """Return the names of the pages that differ from the code."""
+    written = pages()
+    return [name for name, text in written.items() if _text_of(directory / name) != text]
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _http() -> Iterator[str]:
+    from tasks.composition import build_app
+    from tasks.settings import Settings
+
+    document = build_app(Settings()).openapi()
+    schemas = document["components"]["schemas"]
+    yield from ["# HTTP", "", *_wrapped(document["info"]["description"].strip()), ""]
+    yield "The same as JSON, for code generators: `GET /openapi.json`."
+    by_tag: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            by_tag.setdefault(operation["tags"][0], []).append((method.upper(), path, operation))
+    for tag, operations in by_tag.items():
+        yield from ["", f"## {tag.capitalize()}"]
+        for method, path, operation in operations:
+            yield from ["", f"### {method} {path}", "", *_wrapped(f"{operation['summary']}.".replace("?.", "?"))]
+            if description := operation.get("description"):
+                yield from ["", *_wrapped(description)]
+            yield from _parameters(operation.get("parameters", ()))
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            if body is not None:
+                yield from _body(body, schemas)
+            yield from ["", f"Answers: {', '.join(sorted(operation['responses']))}."]
+
+
+def _parameters(parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield from _listed(
+        (f"`{one['name']}` ({one['in']})", one.get("description") or one["schema"].get("description", ""))
+        for one in parameters
+    )
+
+
+def _body(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
+    named = [schema, *schema.get("anyOf", ())]
+    for name in (one["$ref"].rpartition("/")[2] for one in named if "$ref" in one):
+        of_body = schemas[name]
+        required = set(of_body.get("required", ()))
+        yield from _listed(
+            (f"`{field}` ({_type(one)}{'' if field in required else ', optional'})", one.get("description", ""))
+            for field, one in of_body.get("properties", {}).items()
+        )
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_type(one) for one in schema["anyOf"] if one.get("type") != "null"))
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return str(schema.get("type", "any"))
+
+
+def _command_line() -> Iterator[str]:
+    os.environ.setdefault("COLUMNS", str(WIDTH))
+    import typer
+
+    from tasks.cli import app
+
+    root: Any = typer.main.get_command(app)
+    yield from ["# Command line", "", "`sploot-cluster`, or `python -m tasks.cli`.", ""]
+    yield "Exit codes: 0 done, 1 failed, 2 bad argument or setting, 3 Redis unreachable, 4 refused."
+    yield "Every listing takes `--json`. A command that changes much prints its plan and needs `--yes`."
+    for path, command in _commands(root, ("sploot-cluster",)):
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
+        usage = " ".join([*path, *(one.metavar or one.name.upper() for one in arguments)])
+        yield from ["", f"## {' '.join(path[1:])}", "", "```", usage, "```", "", *_wrapped(command.help or "")]
+        listed = [(f"`{one.metavar or one.name.upper()}`", getattr(one, "help", None) or "") for one in arguments]
+        listed += [(f"`{', '.join([*one.opts, *one.secondary_opts])}`", one.help or "") for one in options]
+        yield from _listed(listed)
+
+
+def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, one in command.commands.items():
+        if hasattr(one, "commands"):
+            yield from _commands(one, (*path, name))
+        else:
+            yield (*path, name), one
+
+
+def _settings() -> Iterator[str]:
+    from tasks.settings import Settings
+
+    yield from ["# Settings", "", "Environment variables of every process; `sploot-cluster config show` prints their"]
+    yield from ["values. A variable that is empty keeps its default.", ""]
+    for row in Settings().table():
+        default = f" (default `{row['default']}`{' ' * bool(row['unit'])}{row['unit']})" if row["default"] else ""
+        yield from _listed([(f"`{row['variable']}`{default}", row["meaning"])])[1:]
+
+
+def _metrics() -> Iterator[str]:
+    import redis
+    from prometheus_client import CollectorRegistry
+
+    from tasks.backlog import BacklogCollector
+    from tasks.media_totals import MediaCollector
+    from tasks.metrics import JobMetrics
+
+    registry = CollectorRegistry()
+    JobMetrics(registry)
+    client = redis.Redis()  # describing asks nothing of it
+    yield from ["# Metrics", "", "`GET /metrics` of a worker pod, port 9105 by default; the HTTP server answers the"]
+    yield "samples of the queues as well. `pet_id` is never a label: it is in the logs."
+    for title, families in (
+        ("Counted by workers", list(registry.collect())),
+        ("Sampled from the queues", list(BacklogCollector(client).describe())),
+        ("Sampled from the pets", list(MediaCollector(client).describe())),
+    ):
+        yield from ["", f"## {title}", *_listed((_name_of(family), family.documentation) for family in families)]
+
+
+def _name_of(family: Any) -> str:
+    labels = getattr(family, "_labelnames", None) or sorted({n for s in family.samples for n in s.labels} - {"le"})
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    return f"`{name}` ({family.type}{'; labels ' * bool(labels)}{', '.join(f'`{one}`' for one in labels)})"
+
+
+def _listed(items: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a Markdown list of names and what they mean, after an empty line; nothing for no items."""
+    lines = [fill(f"- {name}: {_sentence(text)}", WIDTH, subsequent_indent="  ") for name, text in items]
+    return ["", *lines] if lines else []
+
+
+def _sentence(text: str) -> str:
+    one_line = " ".join(text.split())
+    return one_line if not one_line or one_line.endswith((".", "?", "!")) else f"{one_line}."
+
+
+def _wrapped(text: str) -> list[str]:
+    return [fill(" ".join(part.split()), WIDTH) for part in text.split("\n\n") if part.strip()]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the pages, or with ``--check`` return 1 where one differs from the code."""
+    if list(arguments) == ["--check"]:
+        for name in outdated():
+            print(f"docs/reference/{name} differs from the code: make reference", file=sys.stderr)
+        return 1 if outdated() else 0
+    for name, text in pages().items():
+        PAGES.mkdir(exist_ok=True)
+        (PAGES / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
