@@ -1,8 +1,9 @@
-"""Where an arrival belongs, how far a cluster reaches, and when a pet wants a recluster.
+"""Assignment of arrivals to clusters, the thresholds of clusters, and the decision to request a recluster.
 
-A medium is as similar to a cluster as the mean of its three highest cosine similarities to members of it: three, so
-that one odd member does not draw in strangers, and not all, because a cluster may be long. It joins if the cluster
-reaches so far. Absorbed media are members that do not count: they keep the noise low, and need not fit.
+The similarity of an item to a cluster is the mean of its three highest cosine similarities to the cluster's members:
+three, so that a single odd member does not attract unrelated items, and not all, because a cluster may be elongated. An
+item joins if this similarity reaches the cluster's threshold. Absorbed items are members but are ignored in all
+comparisons: they were added to keep the noise low, and need not fit.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, Rows, StandingVector
 
 if TYPE_CHECKING:
-    # who only reads pets imports this module and needs no faiss
+    # processes that only read pets import this module and do not need faiss
     from sploot_cluster.neighbours import Neighbours
 
 TOP: Final = 3
 
-# Similarities of the same vectors differ by so much with the order of summation in float32.
+# The order of summation changes a float32 similarity of the same vectors by up to this much.
 ROUNDING: Final = 1e-5
 
-# Comparing with a member of an enum costs ten times as much, sixty-four times an arrival.
+# Comparing with an enum member takes ten times as long, and an arrival makes sixty-four comparisons.
 _ABSORBED: Final = int(Standing.ABSORBED)
 
-# Members whose spread is looked at: 2,048 × 50,000 × 512 are half a second on one core.
+# Members sampled to measure the spread: 2,048 × 50,000 × 512 take half a second on one core.
 _MOST_PROBES: Final = 2_048
 _BLOCK: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where an arrival belongs.
+    """The assignment of an arrival.
 
     Attributes:
         cluster: its cluster, or NOISE.
         standing: ARRIVED, or NOISE.
-        similarity: to that cluster, or to the nearest one when it is noise; None when no cluster is near.
+        similarity: similarity to that cluster, or to the nearest one for noise; None if no cluster is near.
     """
 
     cluster: ClusterId
@@ -57,22 +58,22 @@ def decide(
     clusters: Mapping[ClusterId, ClusterCard],
     settings: ClusterSettings,
 ) -> Decision:
-    """The most similar of the clusters that reach an arrival, or NOISE.
+    """Return the most similar cluster whose threshold an arrival reaches, or NOISE.
 
-    A cluster can take it only if three of its members are among the neighbours (all, if it has fewer): of others
-    the mean is not known, only that it is low.
+    A cluster is eligible only if three of its members (all of them, if it has fewer) are among the neighbours. For
+    other clusters the mean is unknown; it can only be low.
 
     Args:
-        neighbours: of one query, over the rows of ``labels``.
+        neighbours: the neighbours of one query among the rows of ``labels``.
         labels, standings: (n,) of the pet.
         clusters: the living clusters, with their thresholds.
 
-    O(n) for the sizes of small clusters, else O(k).
+    O(n) to count the members of small clusters, else O(k).
     """
     ids = neighbours.ids[0]
     if len(ids) and ids[-1] < 0:
         ids = ids[ids >= 0]
-    # sixty-four pairs: lists are faster than arrays
+    # for sixty-four pairs, lists are faster than arrays
     tops: dict[int, list[float]] = {}
     for label, standing, similarity in zip(
         labels.take(ids).tolist(), standings.take(ids).tolist(), neighbours.similarity[0].tolist(), strict=False
@@ -92,7 +93,7 @@ def decide(
         cluster = ClusterId(label)
         mean = sum(top) / len(top)
         nearest = mean if nearest is None else max(nearest, mean)
-        # ids ascend, and a later one must be better: of equals the smallest wins
+        # ids ascend and a later cluster must be strictly better, so ties go to the smallest id
         if (
             (best is None or mean > best[0])
             and reach(mean, clusters[cluster].threshold) <= settings.arrival_slack
@@ -105,31 +106,31 @@ def decide(
 
 
 def reach(similarity: float, threshold: float) -> float:
-    """How far a cluster would have to reach for a medium, as a multiple of how far it does: at most 1 is within.
+    """Return an item's distance to a cluster as a multiple of the cluster's threshold distance; ≤ 1 is within.
 
-    Both are turned into distances, 1 − similarity, so that it means the same at every level of similarity.
+    Similarities are converted to distances, 1 − similarity, so that a multiple means the same at every similarity.
     """
     far = np.float32(1) - np.float32(similarity) - np.float32(ROUNDING)
     return max(0.0, float(far / np.float32(max(1 - threshold, ROUNDING))))
 
 
 def reaches(similarity: FloatVector, threshold: float) -> FloatVector:
-    """(m,) :func:`reach` for each of m media."""
+    """Return (m,) :func:`reach` for each of m items."""
     far: FloatVector = np.maximum(0, 1 - similarity - np.float32(ROUNDING)) / np.float32(max(1 - threshold, ROUNDING))
     return far
 
 
 def threshold_of(vectors: FloatMatrix) -> float:
-    """The similarity that a cluster's own members reach: the lowest of a member to the others, in [-1, 1].
+    """Return a cluster's threshold: the lowest similarity of a member to the other members, in [-1, 1].
 
-    A member far below the rest does not count, or one stray medium would open the cluster to strangers: below the lower
-    quartile by more than 1.5 times the distance between the quartiles, which is Tukey's fence. For one member alone
-    it is 1: nothing is known to belong to it but its like.
+    Outliers are ignored, because a single stray item would otherwise open the cluster to unrelated ones: members below
+    the lower quartile by more than 1.5 times the interquartile range (Tukey's fence). The threshold of a single member
+    is 1, because only identical items are known to belong to it.
 
     Args:
         vectors: (n, d) float32 of unit norm, n ≥ 1: the members, without absorbed ones.
 
-    O(n² · d) up to 2,048 members, beyond that 2,048 evenly spread ones are compared with all.
+    O(n² · d) up to 2,048 members; beyond that, 2,048 evenly spaced members are compared with all.
     """
     if len(vectors) == 1:
         return 1.0
@@ -139,24 +140,25 @@ def threshold_of(vectors: FloatMatrix) -> float:
 
 
 class Thresholds:
-    """:func:`threshold_of` of groups of a pet, computed once for the same members.
+    """A cache of :func:`threshold_of` for groups of a pet's rows.
 
-    Where they are those of a cluster that nobody joined by its threshold since, the cluster's card tells.
+    The value is taken from the cluster's card if the group is exactly that cluster's counted members and none of them
+    joined by its threshold since.
     """
 
     def __init__(self, state: PetState) -> None:
         self._state = state
         self._counts = state.standings != Standing.ABSORBED
         self._sizes = Counter(state.labels[self._counts].tolist())
-        self._told: dict[bytes, float] = {}
+        self._thresholds: dict[bytes, float] = {}
 
     def of(self, members: Rows) -> float:
-        """Of the members that count: rows of the pet, ascending, at least one."""
+        """Return the threshold of counted members, given as ascending rows of the pet, at least one."""
         key = members.tobytes()
-        if key not in self._told:
+        if key not in self._thresholds:
             card = self._card(members)
-            self._told[key] = threshold_of(self._state.vectors[members]) if card is None else card.threshold
-        return self._told[key]
+            self._thresholds[key] = threshold_of(self._state.vectors[members]) if card is None else card.threshold
+        return self._thresholds[key]
 
     def _card(self, members: Rows) -> ClusterCard | None:
         state, label = self._state, ClusterId(int(self._state.labels[members[0]]))
@@ -170,7 +172,10 @@ class Thresholds:
 
 
 def own_similarity(vectors: FloatMatrix) -> FloatVector:
-    """(m,) float32: how similar members are to the others, mean top-3 each; m ≤ 2,048 evenly spread ones of n ≥ 2."""
+    """Return (m,) float32 mean top-3 similarities of members to the other members.
+
+    At most 2,048 evenly spaced members of n ≥ 2 are measured.
+    """
     n = len(vectors)
     probes = np.linspace(0, n - 1, num=min(n, _MOST_PROBES)).astype(np.intp)
     own = np.empty(len(probes), dtype=np.float32)
@@ -183,7 +188,7 @@ def own_similarity(vectors: FloatMatrix) -> FloatVector:
 
 
 def similarity_to(members: FloatMatrix, queries: FloatMatrix) -> FloatVector:
-    """(m,) float32: mean top-3 similarity of each of m ``queries`` to ``members``, of which there is at least one."""
+    """Return (m,) float32 mean top-3 similarities of m ``queries`` to ``members``, of which there is at least one."""
     similarity = np.empty(len(queries), dtype=np.float32)
     for start in range(0, len(queries), _BLOCK):
         block = queries[start : start + _BLOCK] @ members.T
@@ -192,10 +197,10 @@ def similarity_to(members: FloatMatrix, queries: FloatMatrix) -> FloatVector:
 
 
 def most_similar(clusters: Mapping[ClusterId, Rows], vectors: FloatMatrix, media: Rows) -> LabelVector:
-    """(m,) int32: the cluster that each of ``media`` is most similar to, of equals the first.
+    """Return (m,) int32: the cluster that each of ``media`` is most similar to; ties go to the first.
 
     Args:
-        clusters: their members, at least one each; ``media`` and they are rows of ``vectors``.
+        clusters: their members, at least one each; ``media`` and members are rows of ``vectors``.
     """
     likeness = [similarity_to(vectors[members], vectors[media]) for members in clusters.values()]
     chosen: LabelVector = np.array(list(clusters), dtype=np.int32)[np.argmax(likeness, axis=0)]
@@ -203,19 +208,19 @@ def most_similar(clusters: Mapping[ClusterId, Rows], vectors: FloatMatrix, media
 
 
 def let_count(labels: LabelVector, standings: StandingVector) -> StandingVector:
-    """The standings, where absorbed media that are alone in their cluster count: somebody must."""
+    """Return the standings, with absorbed items promoted to ARRIVED in clusters that have no counted member."""
     counts = standings != Standing.ABSORBED
     is_alone = ~counts & (labels != NOISE) & ~np.isin(labels, labels[counts])
     return np.where(is_alone, Standing.ARRIVED, standings).astype(np.uint8)
 
 
 def recluster_reason(state: PetState, settings: ClusterSettings) -> str | None:
-    """Why the pet wants a recluster, in words for a log; None if it does not."""
+    """Return why the pet needs a recluster, as text for a log; None if it does not."""
     n_new = state.n_media - state.n_at_recluster
     if n_new >= max(settings.growth_min, settings.growth_ratio * state.n_at_recluster):
-        return f"growth: {n_new} media since a recluster of {state.n_at_recluster}"
+        return f"growth: {n_new} new items since the last recluster, which covered {state.n_at_recluster}"
     if state.noise_arrivals >= max(settings.drift_min, settings.drift_ratio * n_new):
-        return f"drift: {state.noise_arrivals} of {n_new} media since the last recluster found no cluster"
+        return f"drift: {state.noise_arrivals} of {n_new} new items since the last recluster found no cluster"
     return None
 
 

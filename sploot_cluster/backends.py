@@ -1,8 +1,8 @@
-"""Who finds neighbours when a spanning tree is built: the processor, or a GPU where one is wanted and there.
+"""Choice of the backend that finds neighbours for a spanning tree: the CPU, or a GPU where configured and available.
 
-The step is the product of all with all and the nearest of each row. What follows is the same for both, and so is the
-result as far as float32 tells. Nothing that a GPU does may cost a recluster: whatever fails, the processor does it, and
-whoever handed in ``on_fallback`` hears of it. Without a GPU at hand only that way is tested (docs/gpu.md).
+Only the product of all vectors with all and the selection of each row's nearest run on a GPU. Every other step is the
+same for both backends, and so is the result within float32 precision. A GPU failure never fails a recluster: the CPU
+takes over, and ``on_fallback`` is called. Machines without a GPU test only this fallback (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from sploot_cluster.vectors import FloatMatrix
 
 logger = logging.getLogger(__name__)
 
-# Below it a GPU takes longer to be asked than a processor to answer.
+# Below this size, starting a GPU computation takes longer than computing on the CPU.
 GPU_FROM: Final = 2_000
 
-# Rows of one product on the GPU: 50,000 columns of them take 800 MB.
+# Rows per product on the GPU: with 50,000 columns they take 800 MB.
 _BLOCK: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A backend that was wanted, the one that was used instead, and why."""
+    """A backend that was wanted, the one that was used instead, and the reason."""
 
     wanted: Backend
     used: Backend
@@ -38,11 +38,11 @@ class Fallback:
 
 
 class GpuUnavailable(Exception):
-    """Raised when there is no GPU to compute on; the text says what is missing."""
+    """Raised when there is no usable GPU; the text names what is missing."""
 
 
 class TreeBuilder:
-    """Builds spanning trees on what is wanted, or on the processor. Safe to use from many threads."""
+    """A builder of spanning trees on the wanted backend, with fallback to the CPU. Thread-safe."""
 
     def __init__(
         self,
@@ -55,22 +55,22 @@ class TreeBuilder:
         """
         Args:
             wanted: ``hdbscan_cpu`` or ``hdbscan_gpu``.
-            threads: of the processor.
-            on_fallback: hears of each tree that was wanted on a GPU and was not built on one.
-            find_gpu: answers who finds neighbours on a GPU, or raises; :func:`gpu_nearest` by default.
+            threads: number of CPU threads.
+            on_fallback: called for each tree that should have been built on a GPU and was not.
+            find_gpu: returns the function that finds neighbours on a GPU, or raises; default: :func:`gpu_nearest`.
         """
         self._wanted, self._threads, self._on_fallback = wanted, threads, on_fallback
         self._find_gpu = find_gpu or gpu_nearest
 
     def __call__(self, vectors: FloatMatrix, min_samples: int) -> SpanningTree:
-        """As :func:`~sploot_cluster.spanning_tree.spanning_tree`."""
+        """Build a tree like :func:`~sploot_cluster.spanning_tree.spanning_tree`."""
         if self._wanted == "hdbscan_gpu" and len(vectors) >= GPU_FROM:
             try:
                 nearest = self._find_gpu()
                 return spanning_tree(
                     vectors, min_samples, threads=self._threads, nearest=nearest, backend="hdbscan_gpu"
                 )
-            except Exception as failed:  # drivers, memory, kernels: libraries raise what they like
+            except Exception as failed:  # GPU libraries raise exceptions of any type
                 self._fall_back(f"{type(failed).__name__}: {failed}")
         return spanning_tree(vectors, min_samples, threads=self._threads)
 
@@ -83,10 +83,10 @@ class TreeBuilder:
 
 
 def gpu_nearest() -> FindNearest:
-    """Who finds neighbours on the first GPU: cupy, else torch.
+    """Return a function that finds neighbours on the first GPU, with cupy or else torch.
 
     Raises:
-        GpuUnavailable: neither is installed, or there is no device.
+        GpuUnavailable: neither library is installed, or there is no device.
     """
     missing = []
     for find in (_with_cupy, _with_torch):
@@ -107,13 +107,13 @@ def _with_cupy() -> FindNearest:
 
     def nearest(vectors: FloatMatrix, chunks: Chunks, k: int) -> Nearest:
         n, (size, n_chunks) = len(vectors), chunks.rows.shape
-        there, columns = cupy.asarray(vectors), cupy.asarray(chunks.columns.reshape(size * n_chunks, -1)).T
+        on_gpu, columns = cupy.asarray(vectors), cupy.asarray(chunks.columns.reshape(size * n_chunks, -1)).T
         own, fillings = cupy.asarray(chunks.places), cupy.asarray(chunks.fillings)
         places, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
         most = np.empty((n, n_chunks), dtype=np.float32)
         for start in range(0, n, _BLOCK):
             block = slice(start, min(start + _BLOCK, n))
-            similarity = there[block] @ columns
+            similarity = on_gpu[block] @ columns
             similarity[cupy.arange(len(similarity)), own[block]] = NEVER
             similarity[:, fillings] = NEVER
             largest = cupy.argpartition(similarity, -k, axis=1)[:, -k:]
@@ -135,17 +135,17 @@ def _with_torch() -> FindNearest:
         n, (size, n_chunks) = len(vectors), chunks.rows.shape
         places, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
         most = np.empty((n, n_chunks), dtype=np.float32)
-        # TF32 would keep three digits
+        # TF32 would keep only three digits
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
-            # a copy: torch wants to own what it may write to
-            there = torch.from_numpy(np.array(vectors)).cuda()
+            # a copy, because torch expects a writable array
+            on_gpu = torch.from_numpy(np.array(vectors)).cuda()
             columns = torch.from_numpy(chunks.columns.reshape(size * n_chunks, -1)).cuda().T
             own, fillings = torch.from_numpy(chunks.places).cuda(), torch.from_numpy(chunks.fillings).cuda()
             for start in range(0, n, _BLOCK):
                 block = slice(start, min(start + _BLOCK, n))
-                similarity = there[block] @ columns
+                similarity = on_gpu[block] @ columns
                 similarity[torch.arange(len(similarity)).cuda(), own[block]] = float(NEVER)
                 similarity[:, fillings] = float(NEVER)
                 values, largest = torch.topk(similarity, k, dim=1)

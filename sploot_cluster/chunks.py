@@ -1,12 +1,12 @@
-"""Vectors in chunks of a few that are alike, and what one product of all with all tells about them.
+"""Vectors in small chunks of similar ones, and the nearest neighbours from one product of all vectors with all.
 
-A spanning tree asks twice: who is near, and later, is anybody outside my component nearer than what it knows? For the
-second question it is enough to remember how similar the most similar one of each chunk is: where chunks are made of
-vectors that are alike, nearly all of them are too far away, or lie within the component. So most of a second product
-is never computed.
+A spanning tree asks two questions: which vectors are near, and later, is any vector outside my component nearer than
+the best one known? For the second question it is enough to store the similarity to the most similar vector of each
+chunk: because the vectors of a chunk are similar, nearly all chunks are too far away or lie within the component. So
+most of a second product is never computed.
 
-The columns of a product lie such that the first of all chunks come first, then all second ones, and so on: the maxima
-of chunks are then maxima of whole rows of memory, ten times faster than those of neighbours in memory.
+The columns of a product are ordered so that the first vectors of all chunks come first, then all second ones, and so
+on. The maxima per chunk are then maxima over whole rows of memory, which is ten times faster than over adjacent values.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 from sploot_cluster.threads import spread
 from sploot_cluster.vectors import FloatMatrix, Rows
 
-# Below every similarity.
+# Less than any similarity.
 NEVER: Final = np.float32(-3)
 
-# Vectors of a chunk: fewer prove more, and more is to be remembered. Measured from 1,000 to 10,000 with 8, 16 and 32.
+# Vectors per chunk: smaller chunks rule out more but take more memory. Measured from 1,000 to 10,000 with 8, 16 and 32.
 _SIZE: Final = 8
-# One of so many is what the others are ordered by.
+# One vector in this many is a pivot by which the others are ordered.
 _OF_MANY: Final = 32
-# So that no more than 4 kB are remembered of a vector, however many there are.
+# Limits the stored maxima to 4 kB per vector, whatever n is.
 _MOST_CHUNKS: Final = 1_024
-# Values of one product: large enough for BLAS, which is a quarter faster with 1,024 rows than with 256; small enough
-# that two threads take 80 MB, whatever n is.
+# Values per product: large enough for BLAS, which is a quarter faster with 1,024 rows than with 256; small enough that
+# two threads take 80 MB, whatever n is.
 _BLOCK_VALUES: Final = 8 * 1024 * 1024
 _MOST_ROWS: Final = 1_024
 _FEW_ROWS: Final = 512
@@ -37,13 +37,13 @@ _FEW_ROWS: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """All of n vectors, in chunks of one size.
+    """All of n vectors, in chunks of equal size.
 
     Attributes:
-        rows: (size, n_chunks) which rows make up each chunk. The last chunk is filled up with its first row.
+        rows: (size, n_chunks) the rows of each chunk. The last chunk is padded with its first row.
         columns: (size, n_chunks, d) their vectors.
-        places: (n,) where in ``rows``, flattened, each row is.
-        fillings: places in ``rows``, flattened, that fill up the last chunk.
+        places: (n,) position of each row in ``rows``, flattened.
+        fillings: positions of the padding in ``rows``, flattened.
     """
 
     rows: Rows
@@ -53,7 +53,7 @@ class Chunks:
 
     @classmethod
     def of(cls, vectors: FloatMatrix) -> Chunks:
-        """Chunks of (n, d) ``vectors`` of unit norm. O(n² · d / size)."""
+        """Return the chunks of (n, d) ``vectors`` of unit norm. O(n² · d / size)."""
         n = len(vectors)
         size = max(_SIZE, -(-n // _MOST_CHUNKS))
         n_chunks = -(-n // size)
@@ -68,12 +68,12 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """What one product of all with all told.
+    """The results of one product of all vectors with all.
 
     Attributes:
-        rows: (n, k) the k most similar other rows of each row; the most similar first.
-        similarity: (n, k) float32, how similar those are.
-        most: (n, n_chunks) float32, how similar the most similar other row of each chunk is.
+        rows: (n, k) the k most similar other rows of each row, the most similar first.
+        similarity: (n, k) float32 similarities to ``rows``.
+        most: (n, n_chunks) float32 similarity to the most similar other row of each chunk.
     """
 
     rows: Rows
@@ -82,14 +82,14 @@ class Nearest:
 
     @classmethod
     def of(cls, chunks: Chunks, places: Rows, similarity: FloatMatrix, most: FloatMatrix) -> Nearest:
-        """From (n, k) places in ``chunks.rows``, flattened, and their similarity, in no order."""
+        """Build it from (n, k) positions in ``chunks.rows``, flattened, and their similarities, in any order."""
         rows = chunks.rows.ravel()[places]
         order = np.lexsort((rows, -similarity), axis=1)
         return cls(np.take_along_axis(rows, order, axis=1), np.take_along_axis(similarity, order, axis=1), most)
 
 
 def nearest_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, threads: int = 1) -> Nearest:
-    """The nearest others of each of (n, d) vectors of unit norm. k < n. O(n² · d)."""
+    """Return the k nearest other rows of each of (n, d) vectors of unit norm; k < n. O(n² · d)."""
     n, (size, n_chunks) = len(vectors), chunks.rows.shape
     places, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
     most = np.empty((n, n_chunks), dtype=np.float32)
@@ -110,13 +110,19 @@ def nearest_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, threads: int =
 
 
 def block_rows(n: int) -> int:
-    """Rows of one product of n vectors with all: an even number of blocks, so that two threads end together."""
+    """Return the rows per block of the product of n vectors with all.
+
+    The number of blocks is even, so that two threads finish at the same time.
+    """
     most = max(1, min(_MOST_ROWS, _BLOCK_VALUES // n))
     return n if n <= _FEW_ROWS else -(-n // (2 * -(-n // (2 * most))))
 
 
 def _alike(vectors: FloatMatrix) -> Rows:
-    """(n,) all rows, those next to each other that are alike: by the most similar one of a few, and so are these."""
+    """Return all (n,) rows, ordered so that similar ones are adjacent.
+
+    Rows are ordered by their most similar pivot; the pivots are ordered in the same way, recursively.
+    """
     n = len(vectors)
     if n <= _OF_MANY:
         return np.arange(n)
@@ -132,9 +138,9 @@ def _alike(vectors: FloatMatrix) -> Rows:
 
 
 def _largest(values: FloatMatrix, most: FloatMatrix, k: int) -> Rows:
-    """(m, k) the columns of the k largest values of each row, in no order.
+    """Return the (m, k) columns of the k largest values of each row, in any order.
 
-    They lie in the k chunks with the largest maxima, so that most values are only looked at once.
+    They lie in the k chunks with the largest maxima, so most values are read only once.
     """
     n, n_chunks = values.shape[1], most.shape[1]
     if n_chunks <= 2 * k:

@@ -1,15 +1,16 @@
-"""What people's corrections demand, and labels that obey.
+"""Must-link and cannot-link constraints from people's corrections, and labels that satisfy them.
 
-:func:`resolve` reads the ledger, the newest correction first. Merges, and the media that a split moved, are joined into
-*atoms* by union-find; each split leaves a bit for its side on every atom it names. Two atoms with opposite bits of one
-split are in *conflict*. An older correction never joins atoms in conflict: there it yields, and is reported.
+:func:`resolve` reads the ledger, newest correction first. Union-find joins the items of a merge, and the items that a
+split moved, into *atoms*; each split sets a bit for its side on every atom that it names. Two atoms with opposite bits
+of one split are in *conflict*. An older correction never joins atoms in conflict: it yields there, and this is
+reported.
 
-An exclusion leaves bits like a split and joins nothing: each medium that it takes out is free of what older corrections
-said of it together with those that remained. A dismissed medium is joined to nothing older.
+An exclusion sets bits like a split but joins nothing: each excluded item is released from older corrections that keep
+it with the items that remained. A dismissed item is not joined to anything by older corrections.
 
-:func:`enforce` then never cuts an atom and never lets two in conflict share a cluster, so that every accepted
+:func:`enforce` never divides an atom and never puts two atoms in conflict into one cluster. So every accepted
 constraint holds by construction, whatever the labels were before. An atom that a newer merge joined across a split
-carries both bits of it: it is in conflict with whoever carries either.
+carries both bits of the split: it is in conflict with every other atom that carries either.
 """
 
 from __future__ import annotations
@@ -40,16 +41,17 @@ from sploot_cluster.vectors import SMALLEST_NORM, BoolVector, FloatMatrix, Float
 
 Atom = NewType("Atom", int)
 
-# Neighbours that a medium without constraints is tied to when its group is divided; a few more change nothing.
+# Neighbours to which an unconstrained item is tied when its group is divided; a few more change nothing.
 _TIES: Final = 8
 _BLOCK: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """These media are in one cluster, and never noise: what is left of a merge, or of the media that a split moved.
+    """Items that share a cluster and are never noise: what remains in force of a merge or of the moved items of a
+    split.
 
-    ``clusters`` are the same media as they were when it was said: by merged cluster, or all that a split moved.
+    ``clusters`` holds the same items as they were grouped at that time: by merged cluster, or all that the split moved.
     """
 
     revision: int
@@ -59,7 +61,7 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """No medium of ``moved`` is in a cluster with one of ``remaining``, except where both are of one atom."""
+    """Two sets of items: none of ``moved`` shares a cluster with one of ``remaining``, except within one atom."""
 
     revision: int
     moved: tuple[MediaId, ...]
@@ -68,7 +70,7 @@ class Apart:
 
 @dataclass(frozen=True, slots=True)
 class Barred:
-    """None of these media, which nobody placed, is in the cluster that this id leads to: what an exclusion took out."""
+    """Excluded items that no correction placed: none may be in the cluster that ``cluster`` resolves to."""
 
     revision: int
     media: tuple[MediaId, ...]
@@ -77,7 +79,7 @@ class Barred:
 
 @dataclass(frozen=True, slots=True)
 class Nowhere:
-    """These media are in no cluster: what is left of a dismissal."""
+    """Items that are in no cluster: what remains in force of a dismissal."""
 
     revision: int
     media: tuple[MediaId, ...]
@@ -85,13 +87,13 @@ class Nowhere:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """The sides that an atom, or whatever holds atoms, has in splits: one bit per split."""
+    """The sides of splits that an atom, or a set of atoms, is on: one bit per split."""
 
     moved: int = 0
     remaining: int = 0
 
     def conflict(self, other: Sides) -> bool:
-        """Whether some split keeps the two apart."""
+        """Return whether some split keeps the two apart."""
         return bool(self.moved & other.remaining or self.remaining & other.moved)
 
     def __bool__(self) -> bool:
@@ -106,14 +108,14 @@ FREE: Final = Sides()
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What is in force of a ledger.
+    """The constraints in force, resolved from a ledger.
 
     Attributes:
-        atoms: every medium that a correction in force names -> its atom.
+        atoms: every item that a correction in force names -> its atom.
         sides: by atom; atoms count from 0.
-        placed: the atoms that a person put somewhere; others were merely left behind by a split or an exclusion.
-        leaving: media that exclusions took out and nobody placed -> the bits of these exclusions.
-        together, apart, barred, nowhere: the accepted constraints, the newest first.
+        placed: atoms that a person put somewhere; the others were only left behind by a split or an exclusion.
+        leaving: excluded items that no correction placed -> the bits of these exclusions.
+        together, apart, barred, nowhere: the accepted constraints, newest first.
         overridden: one sentence for each way in which an older correction yields to newer ones.
     """
 
@@ -128,16 +130,16 @@ class Constraints:
     overridden: tuple[str, ...] = ()
 
     def atom_of(self, medium: MediaId) -> Atom | None:
-        """The atom of a medium; None if no correction in force names it."""
+        """Return the atom of an item; None if no correction in force names it."""
         return self.atoms.get(medium)
 
     def conflicts(self, one: MediaId, other: MediaId) -> bool:
-        """Whether people keep two media apart."""
+        """Return whether corrections keep two items apart."""
         a, b = self.atoms.get(one), self.atoms.get(other)
         return a is not None and b is not None and a != b and self.sides[a].conflict(self.sides[b])
 
     def by_row(self, rows: Mapping[MediaId, int]) -> RowConstraints:
-        """The same for the rows of a pet; media that it does not have any more are left out."""
+        """Return the constraints by row of a pet; items that the pet no longer has are left out."""
         atoms = np.full(len(rows), -1, dtype=np.int32)
         for medium, atom in self.atoms.items():
             row = rows.get(medium)
@@ -146,10 +148,11 @@ class Constraints:
         clusters: dict[int, list[Rows]] = defaultdict(list)
         for group in self.together:
             for cluster in group.clusters:
-                there = np.array([rows[medium] for medium in cluster if medium in rows], dtype=np.intp)
-                if len(there):
-                    clusters[self.atoms[cluster[0]]].append(there)
-        is_placed = np.zeros(len(self.sides) + 1, dtype=np.bool_)  # the last one answers for -1
+                present = np.array([rows[medium] for medium in cluster if medium in rows], dtype=np.intp)
+                if len(present):
+                    clusters[self.atoms[cluster[0]]].append(present)
+        # index -1, for rows without an atom, is the last element: False
+        is_placed = np.zeros(len(self.sides) + 1, dtype=np.bool_)
         is_placed[list(self.placed)] = True
         dismissed = np.zeros(len(rows), dtype=np.bool_)
         dismissed[[rows[medium] for nowhere in self.nowhere for medium in nowhere.media if medium in rows]] = True
@@ -166,16 +169,16 @@ class Constraints:
 
 @dataclass(frozen=True, slots=True)
 class RowConstraints:
-    """Constraints of a pet's rows.
+    """The constraints of a pet's rows.
 
     Attributes:
         atoms: (n,) int32 atom of each row, -1 = none.
-        placed: (n,) bool, whether a person put it somewhere.
+        placed: (n,) bool, whether a person put the row somewhere.
         sides: by atom.
-        dismissed: (n,) bool, whether a person dismissed it.
-        clusters: by placed atom, the rows of each cluster that people merged or split off, as far as it is in the atom.
-        leaving: rows that exclusions took out and nobody placed -> the bits of these exclusions.
-        barred: rows, and ids that lead to no cluster they may be in.
+        dismissed: (n,) bool, whether a person dismissed the row.
+        clusters: placed atom -> for each cluster that people merged or split off, its rows in this atom.
+        leaving: excluded rows that no correction placed -> the bits of these exclusions.
+        barred: pairs of a row and an id; the row may not be in the cluster that the id resolves to.
     """
 
     atoms: LabelVector
@@ -187,13 +190,13 @@ class RowConstraints:
     barred: Sequence[tuple[int, ClusterId]] = ()
 
     def sides_of(self, rows: Rows) -> Sides:
-        """The sides of all atoms among ``rows``."""
+        """Return the combined sides of all atoms among ``rows``."""
         atoms = np.unique(self.atoms[rows]).tolist()
         return reduce(or_, (self.sides[atom] for atom in atoms if atom >= 0), FREE)
 
 
 def taken_back(ledger: Sequence[Correction]) -> set[int]:
-    """The revisions of the corrections that are undone. An undo that is undone takes nothing back."""
+    """Return the revisions of the corrections that are undone. An undo that is itself undone has no effect."""
     undone: set[int] = set()
     for correction in reversed(ledger):
         if isinstance(correction, Undo) and correction.revision not in undone:
@@ -202,7 +205,7 @@ def taken_back(ledger: Sequence[Correction]) -> set[int]:
 
 
 def in_force(ledger: Sequence[Correction]) -> list[Said]:
-    """The corrections that are not undone, the newest first; undos are not among them."""
+    """Return the corrections that are not undone, newest first, without undos."""
     undone = taken_back(ledger)
     return [
         correction
@@ -212,7 +215,7 @@ def in_force(ledger: Sequence[Correction]) -> list[Said]:
 
 
 def resolve(ledger: Sequence[Correction]) -> Constraints:
-    """The constraints that a ledger demands, the newest correction first. O(media named, over all corrections)."""
+    """Return the constraints that a ledger demands, newest correction first. O(items named, over all corrections)."""
     atoms = _Atoms()
     together: list[Together] = []
     apart: list[Apart] = []
@@ -222,19 +225,19 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
     for number, correction in enumerate(in_force(ledger)):
         match correction:
             case Merge(into=name, groups=groups):
-                said = f"the merge of revision {correction.revision} by {correction.by}"
-                cluster_of = {medium: cluster for cluster, some in groups.items() for medium in some}
-                # `into` first: where newer corrections divide the merged media, the rest gathers around it
+                subject = f"the merge at revision {correction.revision} by {correction.by}"
+                cluster_of = {medium: cluster for cluster, members in groups.items() for medium in members}
+                # `into` first: where newer corrections divide the merged items, the others join its group if possible
                 order = sorted(groups, key=lambda cluster: (cluster != correction.into, cluster))
                 media = [medium for cluster in order for medium in groups[cluster]]
             case Split(created=name, moved=moved, remaining=remaining):
-                said = f"the split of revision {correction.revision} by {correction.by}"
+                subject = f"the split at revision {correction.revision} by {correction.by}"
                 media, cluster_of = list(moved), {}
                 n_crossed, is_void = atoms.part(moved, remaining, bit=1 << number)
                 if n_crossed:
                     overridden.append(
-                        f"{said}: newer corrections keep {n_crossed} of its {len(moved)} moved media "
-                        "together with media that remained"
+                        f"{subject}: newer corrections keep {n_crossed} of its {len(moved)} moved items "
+                        "together with items that remained"
                     )
                 if not is_void:
                     apart.append(Apart(correction.revision, moved, remaining))
@@ -242,8 +245,8 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
                 n_crossed, is_void = atoms.part(taken_out, remaining, bit=1 << number, is_leaving=True)
                 if n_crossed:
                     overridden.append(
-                        f"the exclusion of revision {correction.revision} by {correction.by}: newer corrections keep "
-                        f"{n_crossed} of its {len(taken_out)} media together with media that remained"
+                        f"the exclusion at revision {correction.revision} by {correction.by}: newer corrections keep "
+                        f"{n_crossed} of its {len(taken_out)} items together with items that remained"
                     )
                 if not is_void:
                     apart.append(Apart(correction.revision, taken_out, remaining))
@@ -255,15 +258,15 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
                     nowhere.append(Nowhere(correction.revision, dismissed))
                 if len(dismissed) < len(correction.media):
                     overridden.append(
-                        f"the dismissal of revision {correction.revision} by {correction.by}: newer corrections keep "
-                        f"{len(correction.media) - len(dismissed)} of its {len(correction.media)} media in clusters"
+                        f"the dismissal at revision {correction.revision} by {correction.by}: newer corrections keep "
+                        f"{len(correction.media) - len(dismissed)} of its {len(correction.media)} items in clusters"
                     )
                 continue
             case _:
                 assert_never(correction)
         groups_left, n_gone = atoms.join(media)
         if n_gone:
-            overridden.append(f"{said}: newer corrections take {n_gone} of its {len(media)} media out")
+            overridden.append(f"{subject}: newer corrections remove {n_gone} of its {len(media)} items")
         for group in groups_left:
             clusters: dict[ClusterId, list[MediaId]] = defaultdict(list)
             for medium in group:
@@ -271,23 +274,25 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
             together.append(Together(correction.revision, group, tuple(map(tuple, clusters.values()))))
         if len(groups_left) > 1:
             sizes = ", ".join(str(len(group)) for group in sorted(groups_left, key=len, reverse=True))
-            overridden.append(f"{said}: newer corrections keep its {len(media) - n_gone} media in groups of {sizes}")
+            overridden.append(
+                f"{subject}: newer corrections divide its {len(media) - n_gone} items into groups of {sizes}"
+            )
     return atoms.freeze(together, apart, barred, nowhere, overridden)
 
 
 class _Atoms:
-    """Media being joined into atoms, the newest correction first."""
+    """Items being joined into atoms, newest correction first."""
 
     def __init__(self) -> None:
         self._node_of: dict[MediaId, int] = {}
-        self._said_of: dict[MediaId, Sides] = {}  # what splits say of the medium itself, not of its atom
-        self._leaving: dict[MediaId, int] = {}  # the exclusions that took it out
+        self._sides_of: dict[MediaId, Sides] = {}  # the sides that splits set on the item itself, not on its atom
+        self._leaving: dict[MediaId, int] = {}  # bits of the exclusions that removed the item
         self._placed: set[MediaId] = set()
         self._dismissed: set[MediaId] = set()
         self._forest = _Forest()
 
     def dismiss(self, media: Sequence[MediaId]) -> tuple[MediaId, ...]:
-        """Take media out of whatever is older; those for which no newer correction has a place."""
+        """Release items from older corrections; return those that no newer correction placed."""
         dismissed = tuple(medium for medium in media if medium not in self._placed)
         self._dismissed.update(dismissed)
         return dismissed
@@ -295,16 +300,17 @@ class _Atoms:
     def part(
         self, moved: Sequence[MediaId], remaining: Sequence[MediaId], *, bit: int, is_leaving: bool = False
     ) -> tuple[int, bool]:
-        """Put the two sides of a split on media; of an exclusion, if they are leaving.
+        """Set the two sides of a split, or of an exclusion (``is_leaving``), on items.
 
         Returns:
-            how many of the moved media have the other side in their atom already, and whether nothing is left to part.
+            how many of the moved items already share an atom with the other side, and whether nothing is left to
+            separate.
         """
         root_of = {medium: self._root(medium) for medium in (*moved, *remaining)}
         moved_roots, remaining_roots = {root_of[medium] for medium in moved}, {root_of[medium] for medium in remaining}
         for media, side in ((moved, Sides(moved=bit)), (remaining, Sides(remaining=bit))):
             for medium in media:
-                self._said_of[medium] = self._said_of.get(medium, FREE) | side
+                self._sides_of[medium] = self._sides_of.get(medium, FREE) | side
             for root in {root_of[medium] for medium in media}:
                 self._forest.put(root, side)
         crossed = moved_roots & remaining_roots
@@ -316,21 +322,24 @@ class _Atoms:
         return sum(root_of[medium] in crossed for medium in moved), is_void
 
     def join(self, media: Sequence[MediaId]) -> tuple[list[tuple[MediaId, ...]], int]:
-        """Join media as far as newer corrections allow; the groups that came of it, and how many are in none of them.
+        """Join items as far as newer corrections allow.
 
-        Those are dismissed, or an exclusion took them out from among others of these media.
+        Returns:
+            the resulting groups, and how many of the items are in none of them: those that are dismissed, or that an
+            exclusion separated from others of these items.
 
-        Media whose sides are in conflict are not joined. Nor are media that newer splits took out of these one after
-        the other: they left for different reasons, and nobody said that those who left belong together.
+        Items whose sides are in conflict are not joined. Nor are items that newer splits removed from this set one
+        after another: they left for different reasons, and no correction states that they belong together.
         """
-        said = reduce(or_, (self._said_of.get(medium, FREE) for medium in media), FREE)
-        crossed = said.moved & said.remaining
+        sides = reduce(or_, (self._sides_of.get(medium, FREE) for medium in media), FREE)
+        crossed = sides.moved & sides.remaining
         joined = [
             medium for medium in media if medium not in self._dismissed and not self._leaving.get(medium, 0) & crossed
         ]
-        cells: dict[int, dict[int, None]] = defaultdict(dict)  # the roots of those who left alike
+        # by the splits that removed the items: the roots of their atoms
+        cells: dict[int, dict[int, None]] = defaultdict(dict)
         for medium in joined:
-            cells[self._said_of.get(medium, FREE).moved & crossed][self._root(medium)] = None
+            cells[self._sides_of.get(medium, FREE).moved & crossed][self._root(medium)] = None
         for roots in cells.values():
             first_roots: list[int] = []
             for root in roots:
@@ -385,20 +394,20 @@ class _Atoms:
 
 
 class _Forest:
-    """Union-find over whole numbers from 0, each with sides; a union of two in conflict does not happen."""
+    """Union-find over integers from 0, each with sides; two elements in conflict are never united."""
 
     def __init__(self, sides: Iterable[Sides] = ()) -> None:
         self._sides = list(sides)
         self._parent = list(range(len(self._sides)))
 
     def add(self) -> int:
-        """Another number, on no side."""
+        """Add an element on no side and return it."""
         self._parent.append(len(self._parent))
         self._sides.append(FREE)
         return self._parent[-1]
 
     def find(self, node: int) -> int:
-        """The number that stands for all that are one with ``node``."""
+        """Return the representative of the set that contains ``node``."""
         parent = self._parent
         while parent[node] != node:
             parent[node] = parent[parent[node]]
@@ -406,7 +415,7 @@ class _Forest:
         return node
 
     def union(self, one: int, other: int) -> bool:
-        """Whether they are one now."""
+        """Unite two sets unless they are in conflict; return whether they are one set now."""
         a, b = self.find(one), self.find(other)
         if a == b:
             return True
@@ -417,9 +426,9 @@ class _Forest:
         return True
 
     def put(self, node: int, sides: Sides) -> None:
-        """Add sides to all that are one with ``node``."""
+        """Add sides to the set that contains ``node``."""
         root = self.find(node)
-        if sides:  # most media are on none
+        if sides:  # most items are on no side
             self._sides[root] |= sides
 
     def sides_of(self, node: int) -> Sides:
@@ -429,36 +438,36 @@ class _Forest:
 def count_kept(
     labels: Mapping[MediaId, int], constraints: Constraints, *, aliases: Mapping[ClusterId, ClusterId]
 ) -> tuple[int, int]:
-    """How many accepted constraints hold, of how many.
+    """Return how many accepted constraints hold, and how many there are.
 
-    One is counted for each :class:`Together`, :class:`Barred` and :class:`Nowhere` with a medium in ``labels``, and one
-    for each :class:`Apart` with a pair to part in ``labels``; media that are not there are ignored. An Apart holds only
-    if every pair of it is apart.
+    Each :class:`Together`, :class:`Barred` and :class:`Nowhere` with an item in ``labels`` counts as one, and so does
+    each :class:`Apart` with a pair to separate in ``labels``; items not in ``labels`` are ignored. An Apart holds only
+    if every pair of it is separated.
 
     Args:
-        labels: medium -> cluster id, or -1 for noise.
+        labels: item -> cluster id, or -1 for noise.
         aliases: ids that were merged away -> the id they became.
     """
-    kept = total = 0
+    n_kept = total = 0
     for group in constraints.together:
         clusters = {labels[medium] for medium in group.media if medium in labels}
         total += bool(clusters)
-        kept += len(clusters) == 1 and NOISE not in clusters
+        n_kept += len(clusters) == 1 and NOISE not in clusters
     for split in constraints.apart:
         moved, remaining = (_atoms_by_cluster(side, labels, constraints) for side in (split.moved, split.remaining))
         if moved and remaining and len(set().union(*moved.values(), *remaining.values())) > 1:
             total += 1
             shared = (moved.keys() & remaining.keys()) - {NOISE}
-            kept += all(len(moved[cluster] | remaining[cluster]) == 1 for cluster in shared)
+            n_kept += all(len(moved[cluster] | remaining[cluster]) == 1 for cluster in shared)
     for barred in constraints.barred:
         clusters = {labels[medium] for medium in barred.media if medium in labels}
         total += bool(clusters)
-        kept += bool(clusters) and aliases.get(barred.cluster, barred.cluster) not in clusters
+        n_kept += bool(clusters) and aliases.get(barred.cluster, barred.cluster) not in clusters
     for nowhere in constraints.nowhere:
         clusters = {labels[medium] for medium in nowhere.media if medium in labels}
         total += bool(clusters)
-        kept += clusters == {NOISE}
-    return kept, total
+        n_kept += clusters == {NOISE}
+    return n_kept, total
 
 
 def _atoms_by_cluster(
@@ -480,32 +489,33 @@ def enforce(
     before: LabelVector | None = None,
     fair_share: float = 1.0,
 ) -> LabelVector:
-    """Labels like ``labels`` that obey every accepted constraint; the same ones if they do already.
+    """Return labels like ``labels`` that satisfy every accepted constraint; equal ones if they already do.
 
-    Dismissed media are noise. An atom that lies in several groups, or in none, is gathered first. It goes to the group
-    that holds most of it; a group of which it is most comes along; where neither is so, it leaves the others in peace
-    and is a group of its own. Media that exclusions took out leave, alone, whom they must not be with. Then each group
-    with atoms in conflict is divided: media go with the side that they are tied to by similarity.
+    Dismissed items become noise. Then each placed atom that lies in several groups, or in noise, is gathered: it moves
+    to the group that holds more than half of it; a group of which it makes up more than half moves with it; if neither
+    applies, it becomes a group of its own and leaves the others unchanged. Then excluded items leave, one by one, the
+    groups that contain items they must not be with. Finally each group with atoms in conflict is divided: items follow
+    the side to which similarity ties them.
 
     Args:
         labels: (n,) int32 groups, -1 = noise. Not modified.
         vectors: (n, dim) float32 of unit norm.
-        rows: what to obey.
-        counts: (n,) bool, which rows have a say in what a group is; absorbed ones have none.
-        before: (n,) int32 the clusters that ``labels`` are to replace, without those who were merely absorbed. A group
-            that was mostly an atom's cluster comes along with it too, if it is a look that people meant: if it holds a
-            fair share of a cluster that they merged. So who joined a merged cluster since stays in it, also where
-            density sees two looks and they are more than those whom the merge named; and strangers do not come along
-            with a medium of theirs that was in the cluster by mistake. Not where atoms that could be gathered into one
-            group are in conflict: dividing moves media, and the next recluster, with nothing new, would see another
-            ``before``.
-        fair_share: of a cluster that people merged, in (0, 1].
+        rows: the constraints.
+        counts: (n,) bool, which rows determine what a group is; absorbed rows do not.
+        before: (n,) int32 clusters that ``labels`` replace, with absorbed rows as noise. If given, a group also moves
+            with an atom when most of the group was in the atom's cluster before and the group holds a fair share of a
+            cluster that people merged. So items that joined a merged cluster later stay in it, even where density finds
+            two groups and the later items outnumber the merged ones; and a foreign group is not pulled in because one
+            of its items was in the cluster by mistake. This rule does not apply to groups that could be gathered into
+            one with atoms in conflict: dividing that one moves items, so the next recluster, without new items, would
+            see a different ``before``.
+        fair_share: share of a cluster that people merged, in (0, 1].
 
     Returns:
-        (n,) int32; new groups get numbers above all of ``labels``. A medium that ends alone without a person having put
-        it there is noise.
+        (n,) int32; new groups get numbers above all of ``labels``. An item that ends up alone is noise, unless a person
+        put it there.
 
-    O(n) where nothing is violated; dividing a group of m with f media that no correction names is O(m · f · dim).
+    O(n) where nothing is violated; dividing a group of m items, f of them named by no correction, is O(m · f · dim).
     """
     obeying = labels.copy()
     obeying[rows.dismissed] = NOISE
@@ -519,7 +529,7 @@ def enforce(
 def _gather(
     labels: LabelVector, rows: RowConstraints, counts: BoolVector, before: LabelVector | None, fair_share: float
 ) -> None:
-    """Bring each placed atom into one group, in place."""
+    """Move each placed atom into one group, in place."""
     placed = np.flatnonzero(rows.placed)
     size_of = _counted(labels[counts])
     fresh = max(int(labels.max()), 0)
@@ -568,7 +578,7 @@ def _gather(
 
 
 def _quarrelling(labels: LabelVector, rows: RowConstraints) -> set[int]:
-    """Groups that could be gathered into one in which atoms are in conflict."""
+    """Return the groups that could be gathered into one that contains atoms in conflict."""
     sided = np.flatnonzero((rows.atoms >= 0) & (labels != NOISE))
     joined = _Forest([FREE] * (max(int(labels.max()), 0) + 1))
     for members in _split_by(rows.atoms[sided], sided):
@@ -577,16 +587,16 @@ def _quarrelling(labels: LabelVector, rows: RowConstraints) -> set[int]:
                 joined.union(int(labels[members[0]]), label)
     roots = np.array([joined.find(label) for label in labels[sided].tolist()], dtype=np.int32)
     found: set[int] = set()
-    for some in _split_by(roots, sided):
-        if _has_conflict(rows.sides[atom] for atom in np.unique(rows.atoms[some]).tolist()):
-            found.update(np.unique(labels[some]).tolist())
+    for gathered in _split_by(roots, sided):
+        if _has_conflict(rows.sides[atom] for atom in np.unique(rows.atoms[gathered]).tolist()):
+            found.update(np.unique(labels[gathered]).tolist())
     return found
 
 
 def _release(labels: LabelVector, rows: RowConstraints) -> None:
-    """Take media that exclusions took out from groups with whom they must not be, in place.
+    """Remove excluded items from groups that contain items they must not be with, in place.
 
-    They leave alone: who came to the group without anybody's word has not been excluded with them.
+    Other members stay: those that no correction names were not excluded.
     """
     left: set[int] = set()
     remaining_in: dict[int, int] = {}
@@ -606,19 +616,19 @@ def _release(labels: LabelVector, rows: RowConstraints) -> None:
 
 
 def _divide(labels: LabelVector, vectors: FloatMatrix, rows: RowConstraints, counts: BoolVector) -> None:
-    """Part the atoms in conflict of every group, in place."""
+    """Divide every group that contains atoms in conflict, in place."""
     sided = np.flatnonzero((rows.atoms >= 0) & (labels != NOISE))
     fresh = max(int(labels.max()), 0)
-    for some in _split_by(labels[sided], sided):
-        if not _has_conflict(rows.sides[atom] for atom in np.unique(rows.atoms[some]).tolist()):
+    for members in _split_by(labels[sided], sided):
+        if not _has_conflict(rows.sides[atom] for atom in np.unique(rows.atoms[members]).tolist()):
             continue
-        parts = _parts(np.flatnonzero(labels == labels[some[0]]), vectors, rows)
+        parts = _parts(np.flatnonzero(labels == labels[members[0]]), vectors, rows)
         parts.sort(key=lambda part: (-np.count_nonzero(counts[part]), part[0]))
         for number, part in enumerate(parts):
             is_nothing = len(part) == 1 or not counts[part].any()
             if is_nothing and not rows.placed[part].any():
                 labels[part] = NOISE
-            elif number:  # the largest keeps the label
+            elif number:  # the largest part keeps the label
                 labels[part] = fresh = fresh + 1
 
 
@@ -627,17 +637,18 @@ def _has_conflict(sides_of_atoms: Iterable[Sides]) -> bool:
     everything = reduce(or_, n_of, FREE)
     if not everything.moved & everything.remaining:
         return False
-    # an atom with both sides of a split is no conflict in itself, but with another like it
+    # an atom on both sides of a split is not in conflict with itself, only with another such atom
     return any(one.conflict(other) for one, other in combinations(n_of, 2)) or any(
         sides.conflict(sides) and n > 1 for sides, n in n_of.items()
     )
 
 
 def _parts(members: Rows, vectors: FloatMatrix, rows: RowConstraints) -> list[Rows]:
-    """The rows of one group in parts of which no two could be joined.
+    """Divide one group into parts of which no two could be joined.
 
-    Media on the same sides start as one node: nobody keeps them apart, and the group says that they belong together.
-    Those on no side are tied to their nearest neighbours; the strongest tie is drawn first, unless it joins a conflict.
+    Items on the same sides start as one node: no correction separates them, and they share a group. Items on no side
+    are tied to their nearest neighbours; the strongest ties are applied first, except those that would cause a
+    conflict.
     """
     nodes, sides = _nodes(members, rows)
     forest = _Forest(sides)
@@ -649,7 +660,7 @@ def _parts(members: Rows, vectors: FloatMatrix, rows: RowConstraints) -> list[Ro
     components = _split_by(roots[nodes], np.arange(len(members)))
     sides_of = [forest.sides_of(int(nodes[component[0]])) for component in components]
     centres = [vectors[members[component]].sum(axis=0) for component in components]
-    # those with sides first: what no tie led to a side goes to the part that it resembles
+    # components with sides first; one that no tie connects to a side then joins the part that it resembles most
     order = sorted(range(len(components)), key=lambda i: (not sides_of[i], -len(components[i]), components[i][0]))
     parts: list[_Part] = []
     for i in order:
@@ -666,7 +677,7 @@ def _parts(members: Rows, vectors: FloatMatrix, rows: RowConstraints) -> list[Ro
 
 @dataclass(slots=True)
 class _Part:
-    """A part of a group while it grows."""
+    """A part of a group under construction."""
 
     components: list[Rows]
     sides: Sides
@@ -677,7 +688,7 @@ class _Part:
 
 
 def _nodes(members: Rows, rows: RowConstraints) -> tuple[Rows, list[Sides]]:
-    """The node of each member, and the sides of each node."""
+    """Return the node of each member, and the sides of each node."""
     nodes = np.empty(len(members), dtype=np.intp)
     sides: list[Sides] = []
     node_of: dict[object, int] = {}
@@ -685,7 +696,7 @@ def _nodes(members: Rows, rows: RowConstraints) -> tuple[Rows, list[Sides]]:
         its_sides = rows.sides[atom] if atom >= 0 else FREE
         alike: object = its_sides
         if not its_sides or its_sides.conflict(its_sides):
-            # nothing says that media without sides belong together, and with both sides of a split two atoms conflict
+            # items without sides may not belong together, and two atoms on both sides of a split are in conflict
             alike = ("atom", atom) if atom >= 0 else ("row", row)
         if alike not in node_of:
             node_of[alike] = len(sides)
@@ -695,7 +706,10 @@ def _nodes(members: Rows, rows: RowConstraints) -> tuple[Rows, list[Sides]]:
 
 
 def _ties(vectors: FloatMatrix, free: Rows) -> list[tuple[int, int]]:
-    """Pairs of rows, the most similar first: each free row with its nearest ones. Equals by row, so that runs agree."""
+    """Return pairs of rows, most similar first: each free row with its nearest neighbours.
+
+    Ties in similarity are ordered by row, so that the result is deterministic.
+    """
     k = min(_TIES, len(vectors) - 1)
     ends: list[Rows] = []
     similarities: list[FloatVector] = []
@@ -714,13 +728,13 @@ def _ties(vectors: FloatMatrix, free: Rows) -> list[tuple[int, int]]:
 
 
 def _counted(labels: LabelVector) -> dict[int, int]:
-    """Group -> number of rows, without noise."""
+    """Return group -> number of rows, without noise."""
     groups, n = np.unique(labels[labels != NOISE], return_counts=True)
     return dict(zip(groups.tolist(), n.tolist(), strict=True))
 
 
 def _split_by(keys: LabelVector | Rows, values: Rows) -> list[Rows]:
-    """``values`` in groups of equal keys, by ascending key; each keeps its order."""
+    """Return ``values`` grouped by equal keys, in ascending order of keys; each group keeps its order."""
     if not len(values):
         return []
     order = np.argsort(keys, kind="stable")

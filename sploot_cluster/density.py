@@ -1,9 +1,9 @@
-"""Clusters from the density of vectors: HDBSCAN over Euclidean distances of unit vectors. The only module with hdbscan.
+"""Density clustering: HDBSCAN over Euclidean distances of unit vectors. The only module that imports hdbscan.
 
-The spanning tree and the hierarchy are our own, exact and many times faster; what becomes of them, the condensed tree
-and the choice of clusters, is hdbscan's (McInnes, Healy and Astels, 2017). Importing it takes a second and 100 MB,
-because hdbscan brings scikit-learn along: a worker does so when it boots, nobody else. The function that is used is
-hdbscan's own business, hence the pinned release, and a test that compares with ``hdbscan.HDBSCAN``.
+The spanning tree and the hierarchy are our own, exact and many times faster. The condensed tree and the choice of
+clusters are hdbscan's (McInnes, Healy and Astels, 2017). Importing this module takes a second and 100 MB, because
+hdbscan imports scikit-learn; only workers do so, when they boot. The hdbscan function used here is private, so the
+release is pinned and a test compares the results with ``hdbscan.HDBSCAN``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, Rows, 
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """What density says of n vectors.
+    """The density clustering of n vectors.
 
     Attributes:
-        labels: (n,) int32 groups from 0, the one with the first row first; -1 = noise.
+        labels: (n,) int32 groups from 0, numbered by their first row; -1 = noise.
         probabilities: (n,) float32 in [0, 1]: how deep in its group a row lies, 0 for noise.
-        backend: what computed it.
+        backend: the backend that computed it.
     """
 
     labels: LabelVector
@@ -46,24 +46,25 @@ def cluster_densely(
     names: Rows | None = None,
     settings: ClusterSettings | None = None,
 ) -> Density:
-    """The groups of dense regions among vectors; what lies between them is noise. The same input gives the same answer.
+    """Group the dense regions of a set of vectors; everything between them is noise. Deterministic.
 
-    With neither ``min_cluster_size`` nor ``min_samples`` it is what a recluster does; see :func:`density_of`. With
-    either it is HDBSCAN as in hdbscan and scikit-learn, and beyond that one look only.
+    With neither ``min_cluster_size`` nor ``min_samples``, this is what a recluster does; see :func:`density_of`. With
+    either, it is HDBSCAN as in hdbscan and scikit-learn, plus the fallback to a single cluster.
 
     Args:
         x: (n, d) real numbers, n ≥ 0; only directions count. Not modified.
-        min_cluster_size: the smallest group, from 2; by default what ``settings.recluster_parameters`` says for n.
-        min_samples: neighbours, without the point itself, that make a region dense, from 1; by default as above.
-        names: (n,) different integers that decide between what is equally near; the row numbers by default. Where they
-            go with the vectors, the order of rows has no say.
-        settings: the defaults of :class:`ClusterSettings` otherwise.
+        min_cluster_size: size of the smallest group, from 2; default: ``settings.recluster_parameters`` for n.
+        min_samples: number of neighbours, without the point itself, that make a region dense, from 1; default:
+            ``settings.recluster_parameters`` for n.
+        names: (n,) distinct integers that break ties; default: the row numbers. With names that follow the vectors, the
+            order of rows does not affect the result.
+        settings: default: :class:`ClusterSettings` with its defaults.
 
     Raises:
         InvalidInput: not a matrix of finite numbers, a row of zeros, or a parameter out of range.
 
-    Fewer vectors than the smallest group are noise. Vectors that are all the same are one group. O(n² · d) time and
-    O(n · d) memory; see ``spanning_tree``.
+    Fewer vectors than the smallest group are noise. Identical vectors form one group. O(n² · d) time and O(n · d)
+    memory; see ``spanning_tree``.
     """
     settings = settings or ClusterSettings()
     vectors = as_vectors(x, field="x")
@@ -72,9 +73,9 @@ def cluster_densely(
     size = default_size if min_cluster_size is None else min_cluster_size
     samples = default_samples if min_samples is None else min_samples
     if size < 2:
-        raise InvalidInput("min_cluster_size", f"{size} is below 2", "send a whole number from 2")
+        raise InvalidInput("min_cluster_size", f"expected at least 2, got {size}", "send a whole number from 2")
     if samples < 1:
-        raise InvalidInput("min_samples", f"{samples} is below 1", "send a whole number from 1")
+        raise InvalidInput("min_samples", f"expected at least 1, got {samples}", "send a whole number from 1")
     if n < 2:
         return all_noise(n)
     tree = spanning_tree(vectors, min(samples, n - 1), threads=settings.recluster_threads or n_cores())
@@ -88,19 +89,20 @@ def cluster_densely(
 def density_of(
     tree: SpanningTree, vectors: FloatMatrix, *, settings: ClusterSettings, names: Rows | None = None
 ) -> Density:
-    """The groups of a recluster, from a spanning tree that is there already. O(n · d).
+    """Return the groups that a recluster starts from, given a spanning tree. O(n · d).
 
-    They are HDBSCAN's, with three changes, each chosen by measurement (docs/quality.md):
+    The groups are HDBSCAN's, with three changes, each chosen by measurement (docs/quality.md):
 
-    - Stability counts ``1 / distance ** settings.sharpness``. In hundreds of dimensions distances are much alike, and
-      with 1 / distance a few groups that are far apart from each other are taken for one.
-    - Between the groups, where all would be noise, smaller ones are looked for, of ``settings.small_group`` media.
-    - A pet that is mostly noise may simply have one look: if its media are similar enough on median
-      (``settings.one_look_similarity``), they are one group, without those that fall off. hdbscan's own
-      ``allow_single_cluster`` is no help: with it two to six clear groups become one, and one look is 70 % noise.
+    - Stability counts ``1 / distance ** settings.sharpness``. In hundreds of dimensions all distances are similar, and
+      with 1 / distance a few groups that are far apart from each other are merged into one.
+    - Smaller groups, of at least ``settings.small_group`` items, are searched for in what would otherwise be noise.
+    - A pet that is mostly noise may simply have a single appearance: if the median similarity of its items is high
+      enough (``settings.one_look_similarity``), they form one group, without outliers. hdbscan's own
+      ``allow_single_cluster`` does not help: with it, two to six clear groups become one, and 70 % of a single
+      appearance is noise.
 
     Args:
-        tree: of all ``vectors``, for ``settings.recluster_parameters(n)``.
+        tree: the spanning tree of all ``vectors``, for ``settings.recluster_parameters(n)``.
         vectors: (n, d) float32 of unit norm, n ≥ 2. Not modified.
         names: as for ``cluster_densely``.
     """
@@ -120,7 +122,7 @@ def density_of(
 
 
 def _select(hierarchy: Linkage, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """(n,) the most stable groups of at least ``size``, -1 = noise, and how deep in them each row lies."""
+    """Return (n,) labels of the most stable groups of at least ``size``, -1 = noise, and each row's probability."""
     n = len(hierarchy) + 1
     if n < size:
         return np.full(n, -1, dtype=np.intp), np.zeros(n)
@@ -135,7 +137,7 @@ def _one_look_instead(
     size: int,
     settings: ClusterSettings,
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """One group of at least ``size`` where density found mostly noise and the vectors make up one look."""
+    """Return a single group instead if ``labels`` are mostly noise and at least ``size`` vectors look alike."""
     if 2 * np.count_nonzero(labels < 0) > len(labels):
         one_look = _one_look(vectors, settings.one_look_similarity)
         if np.count_nonzero(one_look) >= size:
@@ -144,20 +146,20 @@ def _one_look_instead(
 
 
 def all_noise(n: int) -> Density:
-    """Of n vectors that are too few for a cluster."""
+    """Return the result for n vectors that are too few for a cluster."""
     return Density(np.full(n, -1, dtype=np.int32), np.zeros(n, dtype=np.float32), "hdbscan_cpu")
 
 
 def _one_look(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
-    """Which of the vectors make up one look; none if they are not that similar."""
-    # float64: a sum of many float32 loses digits
+    """Return a mask of the vectors that form a single appearance; all False if they are not similar enough."""
+    # float64, because a float32 sum of many values loses digits
     centre = vectors.sum(axis=0, dtype=np.float64)
     length = float(np.linalg.norm(centre))
     if length == 0:
         return np.zeros(len(vectors), dtype=np.bool_)
     to_centre = vectors @ (centre / length)
     lower, median, upper = np.quantile(to_centre, [0.25, 0.5, 0.75])
-    # two media that are each c from the centre are about c² from each other
+    # two items whose similarity to the centre is c have a similarity of about c² to each other
     if median <= 0 or median**2 < similarity:
         return np.zeros(len(vectors), dtype=np.bool_)
     is_inside: npt.NDArray[np.bool_] = to_centre >= lower - 1.5 * (upper - lower)  # Tukey's fence
@@ -165,7 +167,7 @@ def _one_look(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
 
 
 def _in_order_of_rows(labels: npt.NDArray[np.intp]) -> LabelVector:
-    """The same groups, numbered by their first row, so that a label says nothing about hdbscan's tree."""
+    """Renumber the groups by their first row, so that labels do not depend on hdbscan's tree."""
     groups, first = np.unique(labels, return_index=True)
     ordered = [int(group) for group in groups[np.argsort(first)] if group >= 0]
     renumbered = np.full(len(labels), -1, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""What differs between two labellings of a pet: what a preview shows, and what happened between two revisions."""
+"""Comparison of two labellings of a pet, for previews and for what happened between two revisions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where the media of a pet were at a revision; row i of ``labels`` and ``standings`` belongs to ``media[i]``.
+    """The places of a pet's items at a revision; row i of ``labels`` and ``standings`` belongs to ``media[i]``.
 
     Attributes:
-        revision: None for a labelling that nobody has committed.
-        aliases: ids that led elsewhere at that revision, as of :class:`~sploot_cluster.models.PetState`.
+        revision: None for a labelling that is not committed.
+        aliases: as in :class:`~sploot_cluster.models.PetState`, at that revision.
     """
 
     revision: int | None
@@ -33,7 +33,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A medium that is in another cluster, or was none before; NOISE is in none, None is not there at all."""
+    """An item whose cluster changed, or that only one side has; NOISE is no cluster, None means absent."""
 
     media: MediaId
     before: ClusterId | None
@@ -42,15 +42,15 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What became of the media and the ids of one labelling in another one.
+    """The differences between two labellings.
 
     Attributes:
-        from_revision, to_revision: None for a labelling that nobody has committed.
-        n_same: media of both that are in a cluster of the same id, or noise in both.
-        moved: media of both whose cluster differs, noise included; and media of one alone.
-        merged: ids that ended -> the id in which more than half of their media are now.
-        split: ids that began -> the id in which more than half of their media were.
-        kept_ids, new_ids, ended_ids: ids of both, of the later one alone, of the earlier one alone; ascending.
+        from_revision, to_revision: None for a labelling that is not committed.
+        n_same: items of both that are in a cluster of the same id, or noise in both.
+        moved: items of both whose cluster differs, including noise; and items that only one labelling has.
+        merged: ids that ended -> the id in which more than half of their items are now.
+        split: ids that began -> the id in which more than half of their items were.
+        kept_ids, new_ids, ended_ids: ids in both, only in the later, only in the earlier labelling; ascending.
     """
 
     from_revision: int | None
@@ -65,27 +65,28 @@ class Diff:
 
     @property
     def n_moved(self) -> int:
-        """Media that went from one cluster to another."""
+        """The number of items that moved from one cluster to another."""
         return sum(move.before not in (None, NOISE) and move.after not in (None, NOISE) for move in self.moved)
 
     @property
     def n_new_noise(self) -> int:
-        """Media that fell out of a cluster."""
+        """The number of items that left a cluster and became noise."""
         return sum(move.before not in (None, NOISE) and move.after == NOISE for move in self.moved)
 
     @property
     def n_from_noise(self) -> int:
-        """Media that were noise and found a cluster."""
+        """The number of items that were noise and joined a cluster."""
         return sum(move.before == NOISE and move.after not in (None, NOISE) for move in self.moved)
 
     @property
     def n_arrived(self) -> int:
-        """Media of the later one alone."""
+        """The number of items that only the later labelling has."""
         return sum(move.before is None for move in self.moved)
 
 
 def compare(before: Snapshot, after: Snapshot) -> Diff:
-    """What differs; one of the two holds the first media of the other, because rows only arrive. O(n log n)."""
+    """Return the differences. Items of one labelling must be a prefix of the other's, as items are only appended. O(n
+    log n)."""
     n = min(len(before.labels), len(after.labels))
     old, new = before.labels[:n], after.labels[:n]
     old_ids, new_ids = _ids(before.labels), _ids(after.labels)
@@ -116,20 +117,20 @@ def _ids(labels: LabelVector) -> set[ClusterId]:
 
 
 def mostly(
-    here: LabelVector, there: LabelVector, ids: Iterable[ClusterId], *, counts: BoolVector
+    before: LabelVector, after: LabelVector, ids: Iterable[ClusterId], *, counts: BoolVector
 ) -> dict[ClusterId, ClusterId]:
-    """Each id of ``here`` -> the id of ``there`` that more than half of its media have; left out where none is so.
+    """Map each of ``ids`` to the id in ``after`` that more than half of its items have; omit ids without one.
 
     Args:
-        here, there: (n,) of the same media.
-        counts: (n,) bool, which of them have a say.
+        before, after: (n,) labels of the same items; ``ids`` are from ``before``.
+        counts: (n,) bool, which items count.
     """
-    most = {id_: most_of(there[(here == id_) & counts]) for id_ in sorted(ids)}
+    most = {id_: most_of(after[(before == id_) & counts]) for id_ in sorted(ids)}
     return {id_: went for id_, went in most.items() if went is not None}
 
 
 def most_of(labels: LabelVector) -> ClusterId | None:
-    """The cluster that more than half of these are; None where none is so, or most are noise."""
+    """Return the cluster of more than half of these labels; None if there is none, or most are noise."""
     values, n = np.unique(labels, return_counts=True)
     if not len(values) or values[n.argmax()] == NOISE or 2 * n.max() <= n.sum():
         return None

@@ -1,7 +1,7 @@
-"""An arrival that is decided together with everybody else's place: a recluster with one medium more.
+"""Exact arrivals: adding one item and deciding the places of all items together, as a recluster would.
 
-That is what a pet would look like if it were reclustered after every upload, at the price of deciding about all of
-its media each time; see docs/adr/0009-small-pets-are-decided-anew.md.
+The result is what the pet would look like if it were reclustered after every upload; the cost is deciding about all of
+its items each time. See docs/adr/0009-small-pets-are-decided-anew.md.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def plan_exact_arrival(
     model: str,
     settings: ClusterSettings,
 ) -> tuple[Change, Assigned]:
-    """The commit that appends ``media`` to ``state`` and puts all media where a recluster would.
+    """Return the commit that appends ``media`` to ``state`` and places all items as a recluster would.
 
     Args:
         vectors: (n + 1, d) those of ``state`` and, as the last row, that of ``media``.
-        density: of all of them.
+        density: the density of all of them.
     """
     n = state.n_media
     planned, reclustered = plan_recluster(_with(state, media, vectors), density, settings=settings, by="machine")
@@ -62,11 +62,11 @@ def plan_exact_arrival(
 
 
 def _with(state: PetState, media: MediaId, vectors: FloatMatrix) -> PetState:
-    """The pet as if ``media`` were in it already, without a cluster."""
+    """Return the pet with ``media`` appended to it as noise."""
     return replace(
         state,
         media=(*state.media, media),
-        # only looked up: the medium of a correction is never the one that arrives
+        # only used for lookups: a correction never names the item that is arriving
         rows=cast("Mapping[MediaId, int]", ChainMap({media: state.n_media}, state.rows)),  # type: ignore[arg-type]
         vectors=vectors,
         labels=np.append(state.labels, np.int32(NOISE)),
@@ -75,6 +75,6 @@ def _with(state: PetState, media: MediaId, vectors: FloatMatrix) -> PetState:
 
 
 def _similarity(vectors: FloatMatrix, members: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float | None:
-    """Mean top-3 similarity of the last row to the other ``members``."""
+    """Return the mean top-3 similarity of the last row to the other ``members``; None if there are none."""
     others = vectors[:-1][members[:-1]]
     return float(similarity_to(others, vectors[-1:])[0]) if len(others) else None

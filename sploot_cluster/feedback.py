@@ -1,8 +1,8 @@
-"""What people say about clusters: merge, split, exclude, dismiss, undo.
+"""Planning of corrections by people: merge, split, exclude, dismiss, undo.
 
-Each becomes an entry of the pet's ledger and is applied to the labels at once; :mod:`sploot_cluster.constraints` sees
-to it that it holds from then on. These are pure functions of a pet's state: the same correction decided on the same
-state is the same change.
+Each correction becomes an entry of the pet's ledger and is applied to the labels immediately;
+:mod:`sploot_cluster.constraints` enforces it from then on. All functions here are pure and deterministic: the same
+correction on the same state gives the same change.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from sploot_cluster.vectors import LabelVector, Rows, StandingVector
 
 
 def find_operation(ledger: Sequence[Correction], operation_id: str) -> Correction | None:
-    """The correction that was made by this operation; None if it is new."""
+    """Return the correction with this operation id; None if it is new."""
     return next((correction for correction in reversed(ledger) if correction.operation_id == operation_id), None)
 
 
@@ -55,11 +55,11 @@ def plan_merge(
     by: str,
     at: datetime,
 ) -> tuple[Change, Corrected]:
-    """The clusters become one, and their media stay together. Ids that were merged away lead to it.
+    """Merge clusters into one whose items stay together. Merged ids become aliases of it.
 
     Args:
-        cluster_ids: at least two different ones, or aliases of such.
-        into: which of them goes on; by default the one with most media, of equals the smallest id.
+        cluster_ids: at least two different clusters, by id or alias.
+        into: cluster whose id is kept; default: the one with most items, or the smallest id if equal.
 
     Raises:
         UnknownCluster: an id is neither a cluster nor an alias.
@@ -69,8 +69,8 @@ def plan_merge(
     if len(merged) < 2:
         raise InvalidInput(
             "cluster_ids",
-            f"{list(cluster_ids)} are not two different clusters of pet {state.pet}",
-            "send at least two different clusters",
+            f"expected at least two different clusters of pet {state.pet}, got {list(cluster_ids)}",
+            "send the ids of the clusters to merge",
         )
     rows_of = {cluster: _rows(state, cluster) for cluster in merged}
     target = (
@@ -79,7 +79,7 @@ def plan_merge(
         else _living(state, into, "into")
     )
     if target not in rows_of:
-        raise InvalidInput("into", f"cluster {into} is not one of those to merge", "choose one of cluster_ids")
+        raise InvalidInput("into", f"cluster {into} is not one of the clusters to merge", "choose one of cluster_ids")
 
     correction = Merge(
         revision=state.revision + 1,
@@ -105,16 +105,16 @@ def plan_exclude(
     by: str,
     at: datetime,
 ) -> tuple[Change, Corrected]:
-    """These media leave a cluster, and never come back to those that remain. For now they are noise.
+    """Exclude items from a cluster: they become noise for now, and never rejoin the items that remain.
 
     Args:
         cluster: its id, or an alias of it.
-        media_ids: some of its media, but not all; naming one twice is naming it once.
+        media_ids: some of its items, but not all; duplicates are ignored.
 
     Raises:
         UnknownCluster: the id is neither a cluster nor an alias.
-        UnknownMedia: media that are not in the cluster.
-        InvalidInput: no media, or all of the cluster's.
+        UnknownMedia: items that are not in the cluster.
+        InvalidInput: no items, or all of the cluster's.
     """
     source = _living(state, cluster, "cluster_id")
     taken_out, members = _some_of(state, source, media_ids)
@@ -143,25 +143,25 @@ def plan_dismiss(
     by: str,
     at: datetime,
 ) -> tuple[Change, Corrected]:
-    """These media are in no cluster from now on, whatever is computed later.
+    """Dismiss items: whatever is computed later, they stay in no cluster.
 
     Args:
-        media_ids: of any clusters, or noise; naming one twice, or one that is dismissed already, is no harm.
+        media_ids: items of any clusters, or noise; duplicates, and items already dismissed, are ignored.
 
     Raises:
-        UnknownMedia: media that the pet does not have.
-        InvalidInput: no media, or all of them are dismissed already.
+        UnknownMedia: items that the pet does not have.
+        InvalidInput: no items, or all of them are already dismissed.
     """
     named = list(dict.fromkeys(media_ids))
     unknown = tuple(medium for medium in named if medium not in state.rows)
     if unknown:
         raise UnknownMedia(pet=state.pet, media=unknown, where="any cluster or the noise")
     if not named:
-        raise InvalidInput("media_ids", "is empty", "name the media to dismiss")
+        raise InvalidInput("media_ids", "is empty", "send the ids of the items to dismiss")
     rows = np.sort(np.array([state.rows[medium] for medium in named], dtype=np.intp))
     rows = rows[state.standings[rows] != Standing.DISMISSED]
     if not len(rows):
-        raise InvalidInput("media_ids", "are dismissed already", "undo the dismissal to have them back")
+        raise InvalidInput("media_ids", "all items are already dismissed", "to restore them, undo the dismissal")
     correction = Dismissal(
         revision=state.revision + 1,
         operation_id=operation_id,
@@ -188,16 +188,16 @@ def plan_split(
     by: str,
     at: datetime,
 ) -> tuple[Change, Corrected]:
-    """These media of a cluster become another one; they stay together, and apart from those that remain.
+    """Split items off into a new cluster: they stay together, and apart from the items that remain.
 
     Args:
         cluster: its id, or an alias of it.
-        media_ids: some of its media, but not all; naming one twice is naming it once.
+        media_ids: some of its items, but not all; duplicates are ignored.
 
     Raises:
         UnknownCluster: the id is neither a cluster nor an alias.
-        UnknownMedia: media that are not in the cluster.
-        InvalidInput: no media, or all of the cluster's.
+        UnknownMedia: items that are not in the cluster.
+        InvalidInput: no items, or all of the cluster's.
     """
     source = _living(state, cluster, "cluster_id")
     moved, members = _some_of(state, source, media_ids)
@@ -221,14 +221,13 @@ def plan_split(
 def plan_undo(
     state: PetState, revision: int, *, settings: ClusterSettings, operation_id: str, by: str, at: datetime
 ) -> tuple[Change, Corrected]:
-    """The correction that made ``revision`` is taken back, as far as no other one still in force demands the same.
+    """Undo the correction that made ``revision``, as far as no other correction in force demands the same.
 
-    Media go back to where they came from, if they still are where the correction put them: a merge gives its old ids
-    back, a split returns what it moved, and so do an exclusion and a dismissal. Undoing an undo does the correction
-    again.
+    Items that are still where the correction put them return to where they came from: a merged cluster's old ids
+    return, and split-off, excluded and dismissed items go back. Undoing an undo applies the correction again.
 
     Raises:
-        UnknownRevision: it is not a correction, or is undone already.
+        UnknownRevision: it is not a correction, or is already undone.
     """
     undone = next((correction for correction in state.ledger if correction.revision == revision), None)
     if undone is None:
@@ -237,14 +236,14 @@ def plan_undo(
         raise UnknownRevision(pet=state.pet, revision=revision, problem="is undone already")
 
     correction = Undo(revision=state.revision + 1, operation_id=operation_id, by=by, at=at, undone=revision)
-    said = _what_it_is_about(state.ledger, undone)
-    is_in_force = said in in_force((*state.ledger, correction))
-    plan = _plan_again(state, said) if is_in_force else _plan_back(state, said)
+    subject = _what_it_is_about(state.ledger, undone)
+    is_in_force = subject in in_force((*state.ledger, correction))
+    plan = _plan_again(state, subject) if is_in_force else _plan_back(state, subject)
     return _correct(state, correction, plan, settings, cluster=None)
 
 
 def _what_it_is_about(ledger: Sequence[Correction], correction: Correction) -> Said:
-    """What stands at the end of a chain of undos."""
+    """Return the correction at the end of a chain of undos."""
     while isinstance(correction, Undo):
         undone = correction.undone
         correction = next(earlier for earlier in ledger if earlier.revision == undone)
@@ -253,13 +252,14 @@ def _what_it_is_about(ledger: Sequence[Correction], correction: Correction) -> S
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a correction wants, before constraints and ids are settled.
+    """The effect that a correction requests, before constraints and ids are resolved.
 
     Attributes:
         labels: (n,) the cluster of each row; rows of a cluster that must be divided still share a label.
-        next_cluster: the next id to give out.
-        named: rows, and the id of the cluster that most of them end in; of several for one, that of one that lives.
-        returning: aliases, and the ids that they lead to again.
+        next_cluster: the next unused id.
+        named: rows, and the id for the cluster that most of them end up in; of several ids for one cluster, a living
+            one wins.
+        returning: aliases -> the ids that they point to again.
     """
 
     labels: LabelVector
@@ -271,7 +271,7 @@ class _Plan:
 def _correct(
     state: PetState, correction: Correction, plan: _Plan, settings: ClusterSettings, *, cluster: ClusterId | None
 ) -> tuple[Change, Corrected]:
-    """The change that appends ``correction`` and brings the labels to what all corrections demand."""
+    """Return the change that appends ``correction`` and updates the labels to satisfy all corrections."""
     constraints = resolve((*state.ledger, correction))
     rows = constraints.by_row(state.rows)
     groups = enforce(plan.labels, state.vectors, rows, counts=(state.standings != Standing.ABSORBED) | rows.placed)
@@ -286,16 +286,19 @@ def _correct(
         returning=plan.returning,
         ended={cluster: members for members, cluster in plan.named if cluster not in state.clusters},
     )
-    # a long ledger takes a while to resolve, and mostly nothing in it yields
+    # resolving a long ledger takes a while, and usually no correction in it yields
     known = resolve(state.ledger).overridden if constraints.overridden else ()
-    overridden = tuple(said for said in constraints.overridden if said not in known)
+    overridden = tuple(sentence for sentence in constraints.overridden if sentence not in known)
     summary = {"n_moved": regrouped.n_moved, "overridden": list(overridden), **_told(correction)}
     change = regrouped.change(state, _kind(correction), by=correction.by, correction=correction, summary=summary)
     return change, Corrected(state.revision + 1, cluster, regrouped.n_moved, overridden, is_duplicate=False)
 
 
 def standings_after(standings: StandingVector, groups: LabelVector, rows: RowConstraints) -> StandingVector:
-    """CORRECTED is who a correction in force put there, and nobody else; the rest came as it came."""
+    """Return standings in which exactly the rows placed by a correction in force are CORRECTED.
+
+    Rows that no longer are CORRECTED, NOISE or DISMISSED become ARRIVED; all others keep their standing.
+    """
     standings = standings.copy()
     standings[np.isin(standings, (Standing.CORRECTED, Standing.NOISE, Standing.DISMISSED))] = Standing.ARRIVED
     standings[rows.placed] = Standing.CORRECTED
@@ -305,19 +308,19 @@ def standings_after(standings: StandingVector, groups: LabelVector, rows: RowCon
 
 
 def _given(state: PetState, plan: _Plan, groups: LabelVector, *, takes_over: bool) -> dict[int, ClusterId]:
-    """Group -> the id that the plan says.
+    """Return group -> the id that the plan requests.
 
     Args:
-        takes_over: also where more of the group is of another cluster than is meant. Who takes something back means
-            media that may be with others by now, and these keep the id that they have.
+        takes_over: also assign the id where another cluster has more items in the group than the plan names. An undo
+            must not do so: the items it names may be with others by now, and those keep their id.
     """
     given: dict[int, ClusterId] = {}
     counts = (state.standings != Standing.ABSORBED) & (state.labels != NOISE)
     for rows, cluster in sorted(plan.named, key=lambda name: name[1] not in state.clusters):
-        there, n = np.unique(groups[rows[groups[rows] != NOISE]], return_counts=True)
-        if not len(there):
+        candidates, n = np.unique(groups[rows[groups[rows] != NOISE]], return_counts=True)
+        if not len(candidates):
             continue
-        group = int(there[n.argmax()])
+        group = int(candidates[n.argmax()])
         others = np.setdiff1d(np.flatnonzero((groups == group) & counts), rows)
         of_others = Counter(state.labels[others].tolist())
         is_theirs = all(of_others[other] <= n.max() for other in of_others.keys() - {cluster, *given.values()})
@@ -327,7 +330,7 @@ def _given(state: PetState, plan: _Plan, groups: LabelVector, *, takes_over: boo
 
 
 def _plan_again(state: PetState, correction: Said) -> _Plan:
-    """A correction that is in force again: enforcing it joins and parts what it names; its cluster gets its id back."""
+    """Plan to reapply a correction: enforcing it joins and separates its items; here its cluster gets its id back."""
     match correction:
         case Merge(into=cluster, groups=groups):
             merged = [medium for media in groups.values() for medium in media]
@@ -346,12 +349,12 @@ def _plan_again(state: PetState, correction: Said) -> _Plan:
 
 
 def _there(state: PetState, media: Iterable[MediaId]) -> Rows:
-    """The rows of those of these media that the pet still has."""
+    """Return the rows of those of these items that the pet still has."""
     return np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
 
 
 def _plan_back(state: PetState, correction: Said) -> _Plan:
-    """Media where they were before a correction, as far as they are still where it put them."""
+    """Plan to return items to where they were before a correction, if they are still where it put them."""
     match correction:
         case Merge():
             return _unmerged(state, correction)
@@ -366,7 +369,7 @@ def _plan_back(state: PetState, correction: Said) -> _Plan:
 
 
 def _unmerged(state: PetState, merge: Merge) -> _Plan:
-    """Every merged cluster gets its media back, and its aliases; who came later goes with the one it resembles most."""
+    """Plan to give each merged cluster its items and aliases back; later items join the one they resemble most."""
     now = state.aliases.get(merge.into, merge.into)
     is_merged = state.labels == now
     rows_of: dict[ClusterId, Rows] = {}
@@ -387,7 +390,7 @@ def _unmerged(state: PetState, merge: Merge) -> _Plan:
 
 
 def _unsplit(state: PetState, split: Split) -> _Plan:
-    """What was moved returns to the source, and with it the whole cluster if that is most of it."""
+    """Plan to move split-off items back to the source, with their whole cluster if they are most of it."""
     created = state.aliases.get(split.created, split.created)
     source = state.aliases.get(split.source, split.source)
     if source not in state.clusters or created == source:
@@ -402,7 +405,10 @@ def _unsplit(state: PetState, split: Split) -> _Plan:
 
 
 def _reincluded(state: PetState, exclusion: Exclusion) -> _Plan:
-    """Who was taken out returns: from the noise, and from clusters mostly theirs, which older corrections made."""
+    """Plan to move excluded items back: from noise, and from clusters in which they are the majority.
+
+    Older corrections may have made such clusters.
+    """
     source = state.aliases.get(exclusion.source, exclusion.source)
     if source not in state.clusters:
         return _Plan(state.labels, state.next_cluster)
@@ -418,7 +424,7 @@ def _reincluded(state: PetState, exclusion: Exclusion) -> _Plan:
 def _without(
     state: PetState, media: Sequence[MediaId], cluster: ClusterId, *, instead: ClusterId = NOISE
 ) -> LabelVector:
-    """The labels, with those of these media that are in a cluster as noise, or in another cluster."""
+    """Return the labels with those of ``media`` that are in ``cluster`` moved to noise, or to another cluster."""
     labels = state.labels.copy()
     rows = _there(state, media)
     labels[rows[labels[rows] == cluster]] = instead
@@ -432,11 +438,11 @@ def _returned(
     ended: Collection[ClusterId] = (),
     returning: Mapping[ClusterId, ClusterId] | None = None,
 ) -> _Plan:
-    """Media that are in no cluster go back to where they were, if that still lives and nobody bars them from it.
+    """Plan to move items that are noise back to their former cluster, if it lives or lives again by them.
 
     Args:
-        ended: clusters that live again by them, unless their id leads elsewhere by now.
-        returning: aliases, and the ids that they lead to again.
+        ended: clusters that live again with these items, unless their id is an alias by now.
+        returning: aliases -> the ids that they point to again.
     """
     labels, named = state.labels.copy(), list[tuple[Rows, ClusterId]]()
     for cluster, media in groups.items():
@@ -450,25 +456,34 @@ def _returned(
 
 
 def _some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[MediaId]) -> tuple[Rows, Rows]:
-    """The rows of some media of a cluster that shall leave it, and of all that are in it."""
+    """Return the rows of the items that should leave a cluster, and the rows of all its items.
+
+    Raises:
+        UnknownMedia: items that are not in the cluster.
+        InvalidInput: no items, or all of the cluster's.
+    """
     named = list(dict.fromkeys(media_ids))
     members = _rows(state, cluster)
     elsewhere = [medium for medium in named if medium not in state.rows or state.labels[state.rows[medium]] != cluster]
     if elsewhere:
         raise UnknownMedia(pet=state.pet, media=tuple(elsewhere), where=f"cluster {cluster}")
     if not named:
-        raise InvalidInput("media_ids", "is empty", f"name the media that leave cluster {cluster}")
+        raise InvalidInput("media_ids", "is empty", f"send the ids of the items that should leave cluster {cluster}")
     if len(named) == len(members):
         raise InvalidInput(
             "media_ids",
-            f"are all {len(members)} media of cluster {cluster}",
-            "leave at least one medium in the cluster, or dismiss them",
+            f"expected some items of cluster {cluster}, got all {len(members)}",
+            "leave at least one item in the cluster, or dismiss the items",
         )
     return np.sort(np.array([state.rows[medium] for medium in named], dtype=np.intp)), members
 
 
 def _living(state: PetState, cluster: ClusterId, field_name: str) -> ClusterId:
-    """The cluster that an id leads to."""
+    """Return the living cluster that an id resolves to.
+
+    Raises:
+        UnknownCluster: it is neither a cluster nor an alias.
+    """
     now = state.aliases.get(cluster, cluster)
     if now not in state.clusters:
         has_ended = 1 <= cluster < state.next_cluster
@@ -501,7 +516,7 @@ def _kind(correction: Correction) -> ChangeKind:
 
 
 def _told(correction: Correction) -> dict[str, object]:
-    """What the history says of a correction; media are told by their number, the ledger has their names."""
+    """Return the summary of a correction for the history; items appear as counts, because the ledger has their ids."""
     match correction:
         case Merge(into=into, groups=groups):
             return {"into": into, "merged": sorted(groups)}

@@ -1,11 +1,11 @@
-"""From a spanning tree to the order in which an agglomerative hierarchy joins its components.
+"""Conversion of a spanning tree into a single-linkage hierarchy, with a defined order for edges of equal weight.
 
-Core distances make many edges equally heavy, and which of them a minimum spanning tree holds is chance. But what is
-connected at a distance is not: it is the same for every minimum spanning tree. So edges of one weight, as far as
-float32 can tell, are taken together. Each component that they make is its largest part, which the others join one
-after another, the smallest first. Any other order would make components that begin and end at the same distance, and a
-hierarchy takes those for clusters. Of parts of one size the one with the smaller name comes first, so that the order of
-rows has no say.
+Core distances give many edges the same weight, and which of them a minimum spanning tree contains is arbitrary.
+Connectivity at a distance is not: it is the same for every minimum spanning tree. So edges whose weights are equal
+within float32 precision are processed together. In each component that they form, the largest part absorbs the others
+one after another, the smallest first. Any other order would create components that begin and end at the same distance,
+which the hierarchy would take for clusters. Parts of equal size are ordered by their smallest name, so the order of
+rows does not matter.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from sploot_cluster.vectors import Rows
 
 Linkage = npt.NDArray[np.float64]
 
-# Half the squared distance of unit vectors is one minus their similarity, which float32 rounds to about a fifth of it.
+# Half the squared distance of unit vectors is 1 − similarity; float32 rounds similarities to about a fifth of this.
 _SAME: Final = 5e-7
 
 
 def linkage(tree: SpanningTree, names: Rows | None = None) -> Linkage:
-    """(n − 1, 4) as scipy and hdbscan write it: two components, their distance, and how many rows they have together.
+    """Return the (n − 1, 4) linkage matrix in the format of scipy and hdbscan: two components, distance, joint size.
 
     Rows are components 0 to n − 1; step i makes component n + i. Distances ascend.
 
     Args:
-        names: (n,) different numbers that decide between parts of one size; by default the rows themselves.
+        names: (n,) distinct numbers that order parts of equal size; default: the row numbers.
     """
     n = tree.n
     weights = tree.weights
@@ -45,7 +45,12 @@ def linkage(tree: SpanningTree, names: Rows | None = None) -> Linkage:
 
 
 def _join(edges: Rows, bounds: list[int], name: list[int]) -> list[tuple[int, int, int]]:
-    """Component, component, size of both; for the edges between two bounds in the order that is told above."""
+    """Return (component, component, joint size) per step, in the order that the module docstring defines.
+
+    Args:
+        bounds: positions in ``edges`` between which edges have equal weight.
+        name: names of the rows. Modified.
+    """
     n = len(name)
     parent, size, component = list(range(n)), [1] * n, list(range(n))
     steps: list[tuple[int, int, int]] = []

@@ -1,7 +1,7 @@
-"""Which cluster is which, before and after: ids that people can rely on.
+"""Stable cluster ids across regroupings.
 
-Groups inherit the ids of the clusters that they overlap with. Ids are never given out twice; one that ends because
-most of its media went elsewhere leads there as an alias. Absorbed media have no say: they come and go.
+A group inherits the id of the cluster that it overlaps with. Ids are never reused. An id whose items mostly went to one
+other cluster becomes an alias of that cluster. Absorbed items do not affect ids, because they come and go.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class Identities:
 
     Attributes:
         ids: group -> id.
-        next_cluster: the next id to give out.
+        next_cluster: the next unused id.
     """
 
     ids: Mapping[int, ClusterId]
     next_cluster: ClusterId
 
     def label(self, groups: LabelVector) -> LabelVector:
-        """(n,) int32: the ids in the place of their groups; noise stays noise."""
+        """Return (n,) int32 labels with each group replaced by its id; noise stays noise."""
         known = sorted(self.ids)
         ids = np.array([*(self.ids[group] for group in known), NOISE], dtype=np.int32)
-        return ids[_position(known, groups)]  # the last one answers for -1
+        return ids[_position(known, groups)]  # index -1 is the last element: NOISE
 
 
 def match_ids(
@@ -49,17 +49,16 @@ def match_ids(
     *,
     given: Mapping[int, ClusterId] | None = None,
 ) -> Identities:
-    """An id for every group: that of the cluster which it overlaps with most, or a new one.
+    """Return an id for every group: that of the old cluster with which it overlaps most, or a new one.
 
-    Which group inherits which id is decided for all of them at once, so that most media keep their id (an assignment
-    problem). Less than ``settings.overlap_ratio`` of the smaller side is no overlap. New ids go to the largest group
-    first.
+    All groups are matched at once so that as many items as possible keep their id (an assignment problem). An overlap
+    below ``settings.overlap_ratio`` of the smaller side is ignored. New ids are assigned to the largest group first.
 
     Args:
-        old_labels, old_standings: (n,) as they are stored.
-        groups, standings: (n,) as they shall become; groups are any numbers from 0, -1 = noise.
-        clusters: the living ones, whose ids can be inherited.
-        given: groups whose id is decided already, because a person gave it; each id once, all below ``next_cluster``.
+        old_labels, old_standings: (n,) as stored.
+        groups, standings: (n,) as planned; groups are any numbers from 0, -1 = noise.
+        clusters: the living clusters, whose ids can be inherited.
+        given: groups whose id a person has already decided; each id at most once, all below ``next_cluster``.
     """
     given = given or {}
     numbers, sizes = np.unique(groups[groups != NOISE], return_counts=True)
@@ -90,15 +89,15 @@ def aliases_after(
     returning: Mapping[ClusterId, ClusterId] | None = None,
     ended: Mapping[ClusterId, Rows] | None = None,
 ) -> dict[ClusterId, ClusterId | None]:
-    """The aliases to write when ``labels`` take the place of those of ``state``; None removes one.
+    """Return the aliases to write when ``labels`` replace those of ``state``; None removes an alias.
 
-    A living id that ends leads to the cluster that more than half of its media went to. Aliases lead straight to a
-    living id, so that one look is enough; those of an id that ends without an heir end too.
+    A living id that ends becomes an alias of the cluster that got more than half of its items. Aliases always point
+    directly to a living id, so one lookup is enough. When an id ends without a successor, its aliases end too.
 
     Args:
-        returning: aliases, and the ids that they lead to again if these live, or have an heir.
-        ended: ids that ended before, and the rows that they held last. Where these are again, the id leads there as if
-            it ended now.
+        returning: aliases -> the ids that they point to again, if these live or have a successor.
+        ended: ids that ended earlier -> the rows that they held last. Each such id points to where most of these rows
+            are now, as if it ended now.
     """
     returning, ended = returning or {}, ended or {}
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
@@ -126,7 +125,7 @@ def aliases_after(
 def _cross_table(
     old: LabelVector, new: LabelVector, rows: Sequence[ClusterId], columns: Sequence[int]
 ) -> npt.NDArray[np.int64]:
-    """(rows, columns) how many media have that label in ``old`` and that one in ``new``."""
+    """Return the (rows, columns) table of how many items have a given label in ``old`` and another in ``new``."""
     table = np.zeros((len(rows), len(columns)), dtype=np.int64)
     row_of, column_of = _position(rows, old), _position(columns, new)
     is_in = (row_of >= 0) & (column_of >= 0)
@@ -140,7 +139,7 @@ def _sizes(labels: LabelVector, groups: Sequence[int]) -> npt.NDArray[np.int64]:
 
 
 def _position(groups: Sequence[int], labels: LabelVector) -> npt.NDArray[np.intp]:
-    """Where each label stands in ``groups``, which ascend; -1 where it does not."""
+    """Return the index of each label in ``groups``, which ascend; -1 for labels not in it."""
     known = np.asarray(groups, dtype=np.int32)
     if not len(known):
         return np.full(len(labels), -1, dtype=np.intp)

@@ -1,8 +1,9 @@
-"""A pet's spanning tree beside the pet: found where it was left, brought up to date, left there again.
+"""Serialisation of a pet's spanning tree, which is stored next to the pet.
 
 The tree is a pure function of the vectors of the first n rows, and rows are only ever appended. So it takes no part in
-commits: whoever finds one that is behind lets it grow, and one that is missing, stale or unreadable costs a fresh
-build and nothing else. It says which rows it is of: a name made of the pet's first commit and of their media.
+commits: a reader that finds an outdated tree extends it, and a missing, stale or unreadable tree costs a fresh build
+and nothing else. The header identifies the rows that the tree covers by a hash of the pet's first commit and their
+media ids.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import numpy as np
 from sploot_cluster.models import KeptTree, MediaId, PetState
 from sploot_cluster.spanning_tree import SpanningTree
 
-# Smaller pets keep none: their tree takes less time to build than to fetch.
+# Trees of smaller pets are not stored: building one takes less time than fetching it.
 KEPT_FROM: Final = 256
 
 _FORMAT: Final = "spanning-tree/1"
 
 
 def dump(tree: SpanningTree, state: PetState) -> KeptTree:
-    """The tree of the first ``tree.n`` rows of ``state``, to be kept; 28 bytes a row, 12 more for each more sample."""
+    """Serialise the tree of the first ``tree.n`` rows of ``state``: 28 bytes per row, 12 more per additional sample."""
     header = {"format": _FORMAT, "rows": _name(state.born, state.media[: tree.n]), "shape": tree.neighbours.shape}
     columns = (
         tree.neighbours.astype("<i4"),
@@ -38,7 +39,7 @@ def dump(tree: SpanningTree, state: PetState) -> KeptTree:
 
 
 def load(kept: KeptTree, state: PetState, min_samples: int) -> SpanningTree | None:
-    """The tree that was kept, if it is of the first rows of ``state`` and of so many samples; else None."""
+    """Return the stored tree if it covers the first rows of ``state`` with ``min_samples`` samples; else None."""
     head, _, body = kept.body.partition(b"\n")
     try:
         header = json.loads(head)
@@ -62,10 +63,14 @@ def load(kept: KeptTree, state: PetState, min_samples: int) -> SpanningTree | No
 
 
 def _columns(body: bytes, n: int, k: int) -> SpanningTree:
-    """Raises ValueError for a body of another length."""
+    """Parse the columns of a stored tree.
+
+    Raises:
+        ValueError: the body has the wrong length.
+    """
     sizes = np.cumsum([0, 4 * n * k, 8 * n * k, 8 * (n - 1), 8 * (n - 1)]).tolist()
     if len(body) != sizes[-1]:
-        raise ValueError(f"{len(body)} bytes for {n} rows of {k} samples, not {sizes[-1]}")
+        raise ValueError(f"expected {sizes[-1]} bytes for {n} rows of {k} samples, got {len(body)}")
     neighbours, distances, edges, lengths = (body[start:end] for start, end in pairwise(sizes))
     return SpanningTree(
         np.frombuffer(neighbours, dtype="<i4").reshape(n, k).astype(np.intp),
@@ -76,5 +81,5 @@ def _columns(body: bytes, n: int, k: int) -> SpanningTree:
 
 
 def _name(born: str, media: Iterable[MediaId]) -> str:
-    # no id holds a zero byte that another could be told by: each is followed by one, and lengths are in n
+    # no id contains a zero byte, so joining with zero bytes is unambiguous; the number of ids is in the shape
     return blake2b("\0".join((born, *media)).encode(), digest_size=16).hexdigest()

@@ -1,9 +1,9 @@
 """Exact nearest neighbours by cosine similarity. The only module that imports faiss.
 
 faiss (measured with faiss-cpu 1.15) answers one query over 500 × 512 in 20 microseconds and over 10,000 × 512 in a
-millisecond, k hardly matters, and searching the vectors where they lie is as fast as an index that holds its own copy.
-Its OpenMP threads are set to one: workers are already as many as cores, and threads of several of them on the same
-cores wait for each other. OpenMP keeps that number per thread, so it is set where the search happens, not at import.
+millisecond; k hardly matters, and searching the caller's array is as fast as an index with its own copy. OpenMP is
+limited to one thread: there are already as many workers as cores, and their OpenMP threads would wait for each other.
+OpenMP stores this limit per thread, so it is set at each search, not at import.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sploot_cluster.vectors import FloatMatrix
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The media nearest to each of n queries, closest first.
+    """The items nearest to each of n queries, closest first.
 
     Attributes:
         ids: (n, k) int64 rows, -1 where there are fewer than k.
-        similarity: (n, k) float32 cosine similarity, -inf beside -1.
+        similarity: (n, k) float32 cosine similarity, -inf where ``ids`` is -1.
     """
 
     ids: npt.NDArray[np.int64]
@@ -31,20 +31,20 @@ class Neighbours:
 
 
 def nearest(vectors: FloatMatrix, queries: FloatMatrix, k: int) -> Neighbours:
-    """The k nearest vectors of each query, closest first. Exact, O(n · dim) per query; may be called from many threads.
+    """Return the k nearest vectors of each query, closest first. Exact, thread-safe, O(n · dim) per query.
 
     Args:
         vectors: (n, dim) float32 of unit norm, n ≥ 0. Neither copied nor modified.
         queries: (m, dim) float32 of unit norm. Not modified.
-        k: how many, from 1; fewer come back when there are fewer, and the rest is filled with -1.
+        k: number of neighbours, from 1; missing ones are filled with -1.
     """
     if not len(vectors):
-        # nothing has no dimension either, which faiss would want to agree
+        # an empty pet has no dimension yet, but faiss compares dimensions
         shape = len(queries), k
         return Neighbours(np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32))
     faiss.omp_set_num_threads(1)
     similarity, ids = faiss.knn(
         np.ascontiguousarray(queries), np.ascontiguousarray(vectors), k, faiss.METRIC_INNER_PRODUCT
     )
-    similarity[ids < 0] = -np.inf  # faiss fills with the lowest float, which can be taken for a similarity
+    similarity[ids < 0] = -np.inf  # faiss fills with the lowest float32, which could be mistaken for a similarity
     return Neighbours(ids, similarity)

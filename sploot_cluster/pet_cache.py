@@ -1,7 +1,7 @@
-"""What a process remembers of pets between two uses: their last state, and its spanning tree.
+"""Per-process cache of pets: the last state and spanning tree of each.
 
-It saves travel and never answers for the store: whoever opens a memory loads what is new into it first. Threads of one
-process take turns at a pet, because two of them deciding at once would only make one of the commits fail.
+It saves loading and is never authoritative: every user first loads newer commits into the cached state. Threads of one
+process take turns at a pet: of two that decide at once, one would fail to commit.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from sploot_cluster.vectors import FloatVector
 if TYPE_CHECKING:
     from sploot_cluster.spanning_tree import SpanningTree
 
-# A pet of 50,000 media takes 115 MB at 512 dimensions as it is read, and up to 170 as it grows; this much holds 80 to
-# 115 pets of 2,000.
+# A pet of 50,000 items takes 115 MB at 512 dimensions when loaded, and up to 170 MB as it grows; this limit holds 80 to
+# 115 pets of 2,000 items.
 LEAST_BYTES: Final = 512 * 1024 * 1024
-# Of the memory of all, for all processes together, where they are as many as cores.
+# Share of the machine's memory for all processes together, assuming as many processes as cores.
 SHARE: Final = 1 / 4
 
 # An id of 36 characters as text, in the list and in the dictionary; measured with tracemalloc on Python 3.11.
 BYTES_PER_MEDIUM: Final = 250
-# What a pet takes besides, measured likewise: there are more pets of a few media than others.
+# Fixed overhead per pet, measured in the same way; it matters because most pets are small.
 BYTES_PER_PET: Final = 2_500
 BYTES_PER_CORRECTION: Final = 1_000
 
 
 def bytes_to_remember(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """What one of as many processes as there are cores may remember: 512 MB, more where there is much memory.
+    """Return the cache limit per process, with one process per core: 512 MB, or more on machines with much memory.
 
     Args:
-        cgroup: where a container's limits stand.
+        cgroup: directory with the container's limits.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
@@ -62,12 +62,12 @@ def bytes_to_remember(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 class PetMemory:
-    """One pet as this process saw it last. Only the thread that opened it may touch it.
+    """One pet as this process last saw it. Only the thread that opened it may use it.
 
     Attributes:
-        state: the newest state seen; revision 0 of a pet that was never loaded.
-        n_kept: rows of the spanning tree that this process last had the store keep.
-        asked: when a recluster was last asked for, and how many media the recluster before it had seen.
+        state: the newest state seen; revision 0 if the pet was never loaded.
+        n_kept: rows of the spanning tree that this process last stored.
+        asked: when a recluster was last requested, and how many items the recluster before it had covered.
     """
 
     def __init__(self, pet: PetId) -> None:
@@ -82,7 +82,7 @@ class PetMemory:
         self._ledger_bytes = 0
 
     def tree(self) -> SpanningTree | None:
-        """The spanning tree of the first rows of ``state``, as far as anybody has told; None where nobody has."""
+        """Return the spanning tree of the first rows of ``state``, if one was remembered; else None."""
         state = self.state
         if self._tree_rows is not PetRows.behind(state):
             self._tree = self._expected = None
@@ -98,39 +98,40 @@ class PetMemory:
         self._tree, self._tree_rows, self._expected = tree, PetRows.behind(self.state), None
 
     def expect_tree(self, tree: SpanningTree, media: MediaId, vector: FloatVector) -> None:
-        """Remember the tree of all rows of ``state`` and one more, should that become the next."""
+        """Remember the tree of all rows of ``state`` plus one, to be used if that row is the next to be committed."""
         if self._tree_rows is not PetRows.behind(self.state):
             self._tree, self._tree_rows = None, PetRows.behind(self.state)
         self._expected = tree, media, vector
 
     @property
     def n_bytes(self) -> int:
-        """About what it takes: the vectors with the room that they grow into, the media, the ledger, and the tree."""
+        """The estimated size: vectors with the space reserved for growth, items, ledger and tree."""
         tree = 0 if self._tree is None else self._tree.n_bytes
         vectors = PetRows.behind(self.state).vector_bytes
-        if self._ledger is not self.state.ledger:  # an arrival, or a load without corrections, leaves it as it is
+        # an arrival, or a load without corrections, does not change the ledger
+        if self._ledger is not self.state.ledger:
             self._ledger = self.state.ledger
-            self._ledger_bytes = sum(BYTES_PER_CORRECTION + 8 * _n_named(said) for said in self._ledger)
+            self._ledger_bytes = sum(BYTES_PER_CORRECTION + 8 * _n_named(correction) for correction in self._ledger)
         return BYTES_PER_PET + vectors + self.state.n_media * BYTES_PER_MEDIUM + self._ledger_bytes + tree
 
 
-def _n_named(said: Correction) -> int:
-    """How many media a correction names. Their names are those of the pet's media, so that each is a reference."""
-    match said:
+def _n_named(correction: Correction) -> int:
+    """Return how many items a correction names. They are references to the ids that the pet already holds."""
+    match correction:
         case Merge() | Dismissal():
-            return sum(map(len, said.groups.values()))
+            return sum(map(len, correction.groups.values()))
         case Split():
-            return len(said.moved) + len(said.remaining)
+            return len(correction.moved) + len(correction.remaining)
         case Exclusion():
-            return len(said.media) + len(said.remaining)
+            return len(correction.media) + len(correction.remaining)
         case Undo():
             return 0
         case _:
-            assert_never(said)
+            assert_never(correction)
 
 
 class _Place:
-    """A memory with the lock of its turns, and how many threads hold or await it."""
+    """A memory with its lock, and the number of threads that hold or await it."""
 
     __slots__ = ("lock", "memory", "n_bytes", "n_threads")
 
@@ -139,10 +140,13 @@ class _Place:
 
 
 class PetCache:
-    """Memories of pets, up to a number of bytes; those unused for longest are forgotten first."""
+    """A cache of pets, limited by size; the least recently used are evicted first."""
 
     def __init__(self, max_bytes: int) -> None:
-        """``max_bytes``: a pet that is larger alone is remembered only while it is open."""
+        """
+        Args:
+            max_bytes: limit of the cache; a pet that exceeds it by itself is remembered only while it is open.
+        """
         self.max_bytes = max_bytes
         self._places: OrderedDict[PetId, _Place] = OrderedDict()
         self._n_bytes = 0
@@ -150,7 +154,7 @@ class PetCache:
 
     @contextmanager
     def open(self, pet: PetId) -> Iterator[PetMemory]:
-        """The memory of ``pet``, for this thread alone until the block ends."""
+        """Open the memory of ``pet`` for the exclusive use of this thread until the block ends."""
         place = self._enter(pet)
         try:
             with place.lock:
@@ -181,5 +185,5 @@ class PetCache:
                 self._n_bytes -= self._places.pop(pet).n_bytes
 
     def _unused_for_longest(self) -> PetId | None:
-        # one that is in use stays, or the next thread would get another lock for the same pet
+        # an entry in use is never evicted, or the next thread would get another lock for the same pet
         return next((pet for pet, place in self._places.items() if not place.n_threads), None)

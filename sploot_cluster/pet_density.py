@@ -1,7 +1,7 @@
-"""What density says of a pet, from the spanning tree that somebody has of it already.
+"""The density of a pet, computed from a stored spanning tree where possible.
 
-A tree is looked for in memory, then in the store, and brought up to date; only where there is none it is built anew.
-Both are matters of speed: a store that cannot tell is as good as one that has no tree.
+A tree is looked up in memory, then in the store, and extended to the newest rows; it is built from scratch only if
+neither has one. Stored trees only save time: if the store does not answer, the tree is treated as missing.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A kept tree that is so many rows behind, or such a share, is written anew: letting it grow by them takes longer than
-# fetching it, and writing it at every arrival would make the append-only file a thousand times larger than the pet.
+# A stored tree is rewritten once it is behind by this many rows and by this share: extending it by more takes longer
+# than fetching it, and writing it at every arrival would make the append-only file a thousand times larger than the
+# pet.
 _BEHIND: Final = 32
 _BEHIND_RATIO: Final = 1 / 32
 
 
 class PetDensity:
-    """Density of pets, with their trees kept in ``store``. Safe to use from many threads."""
+    """The density of pets, with their trees stored in ``store``. Thread-safe."""
 
     def __init__(
         self, store: PetStore, settings: ClusterSettings, *, on_fallback: Callable[[Fallback], None] = lambda _: None
@@ -47,16 +48,16 @@ class PetDensity:
         )
 
     def recall(self, memory: PetMemory, n: int) -> SpanningTree | None:
-        """The tree in ``memory`` of some first rows of its state that may grow to one of n."""
+        """Return the tree in ``memory`` if it covers first rows of its state and can be extended to n rows."""
         tree = memory.tree()
         return tree if tree is not None and tree.n <= n and tree.min_samples == self._samples(n) else None
 
     def tree_of(self, state: PetState, vectors: FloatMatrix, remembered: SpanningTree | None) -> SpanningTree | None:
-        """The tree of ``vectors``; None where they are too few for one cluster.
+        """Return the tree of ``vectors``; None where they are too few for a cluster.
 
         Args:
             vectors: (n, d) those of ``state``, and any after them.
-            remembered: one of the first rows of ``state``, if anybody has it.
+            remembered: a tree of the first rows of ``state``, if the caller has one.
 
         O(n · d) for each row that the best known tree lacks, O(n² · d) where none is known.
         """
@@ -69,8 +70,8 @@ class PetDensity:
         return grown(tree, vectors, build=self._build)
 
     def density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
-        """The density of ``media``, whose tree it is."""
-        # hdbscan takes a second to import: who only keeps trees, as a deletion does, goes without
+        """Return the density of ``media``, of which ``tree`` is the spanning tree."""
+        # importing hdbscan takes a second; callers that only keep trees, such as deletion, never import it
         from sploot_cluster.density import all_noise, density_of
 
         if tree is None:
@@ -78,9 +79,9 @@ class PetDensity:
         return density_of(tree, vectors, settings=self._settings, names=_names(media))
 
     def pruned(self, memory: PetMemory, state: PetState, gone: Iterable[MediaId]) -> SpanningTree | None:
-        """The tree that is known of the first rows of ``state``, without media that are about to go; None without one.
+        """Return the known tree of the first rows of ``state``, without items that are about to be deleted.
 
-        Small pets have none: their next recluster builds it in no time.
+        It is None if no tree is known, and for small pets, whose next recluster builds theirs quickly.
         """
         n = state.n_media
         if n < kept_tree.KEPT_FROM:
@@ -93,13 +94,13 @@ class PetDensity:
         return without(tree, state.vectors, np.array([row for row in rows if row < tree.n], dtype=np.intp))
 
     def keep(self, memory: PetMemory, state: PetState, tree: SpanningTree) -> None:
-        """Have the store keep the tree of the first rows of ``state`` if what lies there is far behind."""
+        """Store the tree of the first rows of ``state`` if the stored one is far behind."""
         if tree.n < kept_tree.KEPT_FROM or tree.n - memory.n_kept < max(_BEHIND, _BEHIND_RATIO * tree.n):
             return
         try:
             self._store.keep_tree(state.pet, kept_tree.dump(tree, state))
         except StoreUnavailable:
-            logger.warning("tree not kept", extra={"pet_id": state.pet}, exc_info=True)
+            logger.warning("could not store spanning tree", extra={"pet_id": state.pet}, exc_info=True)
         else:
             memory.n_kept = tree.n
 
@@ -112,13 +113,13 @@ class PetDensity:
         try:
             kept = self._store.kept_tree(state.pet)
         except StoreUnavailable:
-            logger.warning("kept tree not read", extra={"pet_id": state.pet}, exc_info=True)
+            logger.warning("could not read stored spanning tree", extra={"pet_id": state.pet}, exc_info=True)
             return None
         return None if kept is None else kept_tree.load(kept, state, samples)
 
 
 def _names(media: Sequence[MediaId]) -> Rows:
-    """Numbers in the order of the ids, which break ties: those of rows would depend on who came first."""
+    """Return each item's rank in the order of ids; used to break ties independently of the order of arrival."""
     ids = list(media)
     names = np.empty(len(ids), dtype=np.intp)
     names[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))

@@ -1,7 +1,7 @@
-"""From density to clusters: what people said is kept, the noise budget too, and ids stay where they were.
+"""Conversion of density groups into clusters: corrections are enforced, noise stays within its budget, ids are stable.
 
-A pure function of a pet's state and of what density said; cheap beside the density itself, so that it is decided again
-when somebody else was faster.
+It is a pure function of a pet's state and its density, and cheap compared with computing the density, so it is simply
+repeated when another writer commits first.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from sploot_cluster.regrouping import regroup
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.vectors import FloatMatrix, FloatVector, LabelVector, Rows
 
-NOBODY: Final = np.inf
+UNREACHABLE: Final = np.inf
 
 
 def plan_recluster(
     state: PetState, density: Density, *, settings: ClusterSettings, by: str
 ) -> tuple[Change, Reclustered]:
-    """The pet's clusters anew.
+    """Return the change that reclusters the pet, and its report.
 
-    1. Corrections are enforced on the groups of density; who joined a merged cluster since stays in it.
-    2. Curated clusters, those with media that a person placed, are joined to no other by machine: they keep their id.
-    3. Media that arrived while density was computed are assigned like any arrival; so are those that a correction
-       sends away from where density has them.
-    4. Noise beyond the budget is absorbed, the most similar first, as far as ``absorption_slack`` reaches.
+    1. Corrections are enforced on the density groups; items that joined a merged cluster later stay in it.
+    2. Curated clusters, those with items that a person placed, are never joined automatically and keep their id.
+    3. Items that arrived while density was computed are assigned like arrivals; so are those that a correction removes
+       from their density group.
+    4. Noise beyond the budget is absorbed, the most similar first, as far as ``absorption_slack`` allows.
     5. Groups inherit the ids of the clusters that they overlap with.
 
     Args:
-        state: the newest one; its first ``len(density.labels)`` media are those that density saw.
+        state: the newest one; ``density`` covers its first ``len(density.labels)`` items.
     """
     constraints = resolve(state.ledger)
     rows = constraints.by_row(state.rows)
@@ -43,9 +43,9 @@ def plan_recluster(
     groups: LabelVector = np.full(state.n_media, NOISE, dtype=np.int32)
     groups[:n_seen] = density.labels
     dense = groups
-    everybody = np.ones(state.n_media, dtype=np.bool_)
+    all_rows = np.ones(state.n_media, dtype=np.bool_)
     before = np.where(state.standings == Standing.ABSORBED, NOISE, state.labels).astype(np.int32)
-    groups = enforce(dense, state.vectors, rows, counts=everybody, before=before, fair_share=settings.overlap_ratio)
+    groups = enforce(dense, state.vectors, rows, counts=all_rows, before=before, fair_share=settings.overlap_ratio)
     given = _keep_curated(state, groups, rows, settings)
 
     standings = np.where(groups == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)
@@ -71,7 +71,7 @@ def plan_recluster(
     regrouped = regroup(state, groups, standings, rows, settings, given=given, thresholds=thresholds)
     labels = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
     aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
-    kept, total = count_kept(labels, constraints, aliases=aliases)
+    n_kept, total = count_kept(labels, constraints, aliases=aliases)
     reclustered = Reclustered(
         revision=state.revision + 1,
         backend=density.backend,
@@ -84,9 +84,9 @@ def plan_recluster(
         n_kept_ids=regrouped.n_kept_ids,
         n_new_ids=regrouped.n_new_ids,
         n_retired_ids=regrouped.n_retired_ids,
-        constraints_kept=kept,
+        constraints_kept=n_kept,
         constraints=total,
-        kept=f"constraints kept {kept} of {total}",
+        kept=f"constraints kept {n_kept} of {total}",
         overridden=constraints.overridden,
     )
     summary = {
@@ -96,7 +96,7 @@ def plan_recluster(
         "n_dismissed": reclustered.n_dismissed,
         "n_absorbed": reclustered.n_absorbed,
         "n_moved": reclustered.n_moved,
-        "constraints": f"{kept} of {total}",
+        "constraints": f"{n_kept} of {total}",
     }
     return regrouped.change(state, "recluster", by=by, summary=summary, is_recluster=True), reclustered
 
@@ -104,11 +104,12 @@ def plan_recluster(
 def _keep_curated(
     state: PetState, groups: LabelVector, rows: RowConstraints, settings: ClusterSettings
 ) -> dict[int, ClusterId]:
-    """Give curated clusters their ids, and part them, in place, from groups that are somebody else's.
+    """Reserve the ids of curated clusters, and separate them, in place, from groups that belong to others.
 
-    A group can hold media that people placed in several clusters, or few of them among many others. Those of one
-    cluster claim the group: with most placed media, if they are a fair share of it (``settings.overlap_ratio``) or
-    most of it was that cluster before. The others leave, together with whoever is in their cluster now.
+    A group can contain items that people placed in several clusters, or few placed items among many others. The cluster
+    with the most placed items claims the group, if they are a fair share of it (``settings.overlap_ratio``) or if most
+    of the group was that cluster before. The placed items of other clusters leave the group, together with the other
+    current members of their clusters.
 
     Returns:
         group -> id.
@@ -119,7 +120,7 @@ def _keep_curated(
         claims.setdefault(group, Counter())[cluster] += 1
 
     fresh = max(int(groups.max(initial=0)), 0)
-    held: list[tuple[int, ClusterId, int]] = []  # placed media, cluster, group
+    held: list[tuple[int, ClusterId, int]] = []  # number of placed items, cluster, group
     for group, n_placed in sorted(claims.items()):
         members = groups == group
         before = Counter(state.labels[members & (state.standings != Standing.ABSORBED)].tolist())
@@ -143,7 +144,7 @@ def _keep_curated(
 
 
 class _Reaches:
-    """How far groups would have to reach for media; see :func:`~sploot_cluster.assignment.reach`."""
+    """The reach that groups would need for given items; see :func:`~sploot_cluster.assignment.reach`."""
 
     def __init__(self, state: PetState, groups: LabelVector, rows: RowConstraints, thresholds: Thresholds) -> None:
         self._vectors, self._rows = state.vectors, rows
@@ -154,10 +155,10 @@ class _Reaches:
         self._sides: list[Sides] = [rows.sides_of(members) for members in self._members]
 
     def nearest(self, media: Rows) -> tuple[LabelVector, FloatVector]:
-        """The group that each of ``media`` would join as an arrival, and how far that one has to reach.
+        """Return the group that each of ``media`` would join as an arrival, and the reach it needs.
 
-        Among groups within reach it is the most similar one, else the one that must reach least; infinitely where
-        people forbid all.
+        That is the most similar group within reach, else the one that needs the least reach. The reach is infinite
+        where corrections forbid all groups.
         """
         similarity, far = self._measure(media)
         within = np.where(far <= 1, similarity, -np.inf).astype(np.float32)
@@ -165,19 +166,19 @@ class _Reaches:
         return self._numbers[chosen], np.take_along_axis(far, chosen[None], axis=0)[0]
 
     def most_similar(self, media: Rows) -> tuple[LabelVector, FloatVector, FloatVector]:
-        """The group that each of ``media`` is most similar to, how similar, and how far that one has to reach.
+        """Return the group that each of ``media`` is most similar to, the similarity, and the reach it needs.
 
-        Groups that people forbid are left out; infinitely far where they forbid all.
+        Groups that corrections forbid are left out; the reach is infinite where they forbid all.
         """
         similarity, far = self._measure(media)
-        chosen = np.where(far < NOBODY, similarity, -np.inf).argmax(axis=0)
+        chosen = np.where(far < UNREACHABLE, similarity, -np.inf).argmax(axis=0)
         chosen_similarity = np.take_along_axis(similarity, chosen[None], axis=0)[0]
         return self._numbers[chosen], chosen_similarity, np.take_along_axis(far, chosen[None], axis=0)[0]
 
     def _measure(self, media: Rows) -> tuple[FloatMatrix, FloatMatrix]:
-        """(groups, media) similarity and reach; one row of NOBODY where there is no group."""
+        """Return (groups, media) similarity and reach; one row of UNREACHABLE if there is no group."""
         shape = (max(1, len(self._groups)), len(media))
-        similarity, far = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, NOBODY, dtype=np.float32)
+        similarity, far = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, UNREACHABLE, dtype=np.float32)
         sides = [self._rows.sides[atom] if atom >= 0 else FREE for atom in self._rows.atoms[media].tolist()]
         for at, (members, threshold, its_sides) in enumerate(
             zip(self._members, self._thresholds, self._sides, strict=True)
@@ -185,13 +186,14 @@ class _Reaches:
             similarity[at] = similarity_to(self._vectors[members], self._vectors[media])
             far[at] = reaches(similarity[at], threshold)
             if its_sides:
-                far[at, [its_sides.conflict(its_own) for its_own in sides]] = NOBODY
+                far[at, [its_sides.conflict(its_own) for its_own in sides]] = UNREACHABLE
         return similarity, far
 
     def admit(self, media: Rows, groups: LabelVector, candidates: Rows) -> Rows:
-        """Those of ``candidates``, places in ``media`` and ``groups``, who may join their group one after the other.
+        """Return those of ``candidates``, positions in ``media`` and ``groups``, that may join their group one after
+        another.
 
-        Two may be kept apart from each other and from nobody who is in the group yet.
+        Two candidates may be kept apart from each other without being kept apart from any present member of the group.
         """
         admitted = []
         for candidate in candidates.tolist():

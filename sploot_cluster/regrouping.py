@@ -1,6 +1,6 @@
-"""From groups of rows to what a commit writes: ids, cards, aliases.
+"""Conversion of groups of rows into the data that a commit writes: ids, cards and aliases.
 
-Whoever decides about groups, a person or a recluster, ends here, so that both give ids and thresholds alike.
+Corrections and reclusters both end here, so ids and thresholds follow the same rules for both.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class Regrouped:
     """Groups that became clusters.
 
     Attributes:
-        labels, standings: (n,) of the pet from now on.
+        labels, standings: (n,) the pet's new values.
         clusters, aliases: cards and aliases to write; None removes one.
-        n_moved: media whose cluster changed, noise included.
-        n_kept_ids, n_new_ids, n_retired_ids: living ids before and after; an id that came back counts as new.
+        n_moved: items whose cluster changed, including to and from noise.
+        n_kept_ids, n_new_ids, n_retired_ids: living ids in both, only after, and only before; a restored id counts as
+            new.
     """
 
     labels: LabelVector
@@ -60,7 +61,7 @@ class Regrouped:
         correction: Correction | None = None,
         is_recluster: bool = False,
     ) -> Change:
-        """The commit of it on ``state``; a recluster starts the count of arrivals anew."""
+        """Return the change that commits it on ``state``; a recluster resets the count of arrivals."""
         return Change(
             kind,
             next_cluster=self.next_cluster,
@@ -88,17 +89,19 @@ def regroup(
     ended: Mapping[ClusterId, Rows] | None = None,
     thresholds: Thresholds | None = None,
 ) -> Regrouped:
-    """Ids, thresholds and aliases for groups that take the place of the pet's clusters.
+    """Compute ids, thresholds and aliases for groups that replace the pet's clusters.
 
     Args:
         groups: (n,) int32, any numbers from 0, -1 = noise.
-        standings: (n,) as they shall become. In a group of absorbed media alone they count from now on: somebody must.
-        rows: what to obey; media that a person took out of a cluster leave the group that inherits its id.
+        standings: (n,) as planned. In a group of absorbed items only, these items count from now on, because every
+            cluster needs a counted member.
+        rows: the constraints; items that a person excluded from a cluster leave the group that inherits its id.
         given: group -> the id that it must have; see :func:`~sploot_cluster.identity.match_ids`.
-        next_cluster: the next id to give out; the pet's own by default.
-        returning: aliases, and the ids that they lead to again; see :func:`~sploot_cluster.identity.aliases_after`.
-        ended: ids that ended before, and the rows that they held last; see there.
-        thresholds: those of ``state``, if somebody has them already.
+        next_cluster: the next unused id; default: the pet's own.
+        returning: aliases -> the ids that they point to again; see :func:`~sploot_cluster.identity.aliases_after`.
+        ended: ids that ended earlier -> the rows that they held last; see
+            :func:`~sploot_cluster.identity.aliases_after`.
+        thresholds: those of ``state``, if already available.
     """
     standings = let_count(groups, standings)
     identities = match_ids(
@@ -135,7 +138,7 @@ def _kept_out(
     returning: Mapping[ClusterId, ClusterId],
     ended: Mapping[ClusterId, Rows],
 ) -> tuple[LabelVector, dict[ClusterId, ClusterId | None]]:
-    """The labels without media in clusters that they are barred from, and the aliases that go with them."""
+    """Return the labels, with items removed from clusters that they are barred from, and the resulting aliases."""
     labels = labels.copy()
     while True:
         aliases = aliases_after(state, labels, returning, ended)
@@ -143,7 +146,7 @@ def _kept_out(
         barred = [row for row, cluster in rows.barred if labels[row] == (leads_to.get(cluster) or cluster)]
         if not barred:
             return labels, aliases
-        labels[barred] = NOISE  # who leaves may change where an alias leads
+        labels[barred] = NOISE  # a removal may change where an alias points, so check again
 
 
 def _cards(
@@ -153,7 +156,7 @@ def _cards(
     living: set[ClusterId],
     thresholds: Thresholds,
 ) -> dict[ClusterId, ClusterCard | None]:
-    """The cards to write: of clusters that are new, changed or gone. A threshold is what counting members reach."""
+    """Return the cards of new, changed and ended clusters; a threshold is computed from the counted members."""
     counts = standings != Standing.ABSORBED
     cards: dict[ClusterId, ClusterCard | None] = dict.fromkeys(state.clusters.keys() - living)
     split_from = mostly(labels, state.labels, living - state.clusters.keys(), counts=counts)

@@ -1,22 +1,23 @@
-"""A pet as it was: old labels as a new revision, and what people said since then still holds.
+"""Restoring a pet: the labels of an earlier revision become a new revision, within the corrections still in force.
 
-Restoring takes back what machines did, and what corrections moved besides; it takes back no correction. Media that a
-correction in force holds elsewhere stay there, and are counted. Who wants a correction gone undoes it. Media that came
-later stay with those of then with whom they are now.
+A restore reverts what machines did, and the side effects of corrections; it does not revert a correction itself. Items
+that a correction in force holds elsewhere stay there, and are counted. To remove a correction, undo it. Items that
+arrived after the restored revision join the restored cluster of the items they share a cluster with now.
 
-What an id means, it goes on meaning. The id of a group is, in this order,
+Ids keep their meaning. A group gets the first of these ids that applies:
 
-1. the one that it has now, if people made it since then: whoever merged or split it knows it by that one;
-2. that of the cluster of then of which more is here than in any other group: it is that cluster, back again. Not an id
-   that people merged into another since: it means what it was merged into;
-3. that of the living cluster, and else of one that ended since, of which more is here than in any other group;
-4. a new one, split from where its media just were.
+1. its current id, if people made the cluster after the restored revision: they know it by this id;
+2. the id of the restored cluster that has more of its items here than in any other group: that cluster is back. An id
+   that people have since merged into another is not reused; it means the merged cluster;
+3. the id of the living cluster, or else of one that ended since, that has more of its items here than in any other
+   group;
+4. a new id, recorded as split from the cluster where its items just were.
 
-For the second and third it must be enough, as in a recluster (``settings.overlap_ratio``). Where nobody said anything
-since, the second alone is at work, and all ids are those of then.
+For 2 and 3 the overlap must be sufficient, as in a recluster (``settings.overlap_ratio``). Without corrections since
+the restored revision only 2 applies, and all ids are those of that revision.
 
-An id that no group has leads to the cluster that has more than half of the media which it held last. One that ended
-before the revision that is restored leads to where the id is to which it led then.
+An id without a group becomes an alias of the cluster that has more than half of the items which the id held last. An id
+that was already an alias at the restored revision resolves to wherever the id is now that it pointed to then.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from sploot_cluster.vectors import BoolVector, LabelVector, Rows
 def plan_restore(
     state: PetState, past: Past, revision: int, *, settings: ClusterSettings, operation_id: str, by: str
 ) -> tuple[Change, Restored]:
-    """The labels of a revision, with their ids, as far as corrections in force allow.
+    """Return the change that restores the labels and ids of a revision, as far as corrections in force allow.
 
     Args:
         past: of ``state``.
 
     Raises:
-        UnknownRevision: it has not been, or is not kept any more.
+        UnknownRevision: the pet never had this revision, or it is no longer kept.
     """
     then, ended = past.at(revision), past.ended_since(revision)
     n_then, n_later = len(then.labels), state.n_media - len(then.labels)
@@ -58,29 +59,29 @@ def plan_restore(
     rows = constraints.by_row(state.rows)
     groups = enforce(labels, state.vectors, rows, counts=counts | rows.placed)
     standings = standings_after(standings, groups, rows)
-    said = tuple(correction for correction in state.ledger if correction.revision <= revision)
-    merged = _merged_since(state.ledger, said)
+    ledger_then = tuple(correction for correction in state.ledger if correction.revision <= revision)
+    merged = _merged_since(state.ledger, ledger_then)
     given: dict[int, ClusterId] = {}
     for meant in (
-        _made_since(state, constraints, resolve(said)),
+        _made_since(state, constraints, resolve(ledger_then)),
         {id_: members for id_, members in clusters.items() if id_ not in merged},
         _members(state.labels, counts=state.standings != Standing.ABSORBED),
         {id_: members for id_, members in ended.items() if id_ not in merged},
     ):
         _claim(given, meant, groups, settings, counts=standings != Standing.ABSORBED)
     regrouped = regroup(state, groups, standings, rows, settings, given=given, returning=then.aliases, ended=ended)
-    told = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
+    cluster_of = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
     aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
-    kept, total = count_kept(told, constraints, aliases=aliases)
+    n_kept, total = count_kept(cluster_of, constraints, aliases=aliases)
     restored = Restored(
         revision=state.revision + 1,
         restored=revision,
         n_moved=regrouped.n_moved,
         n_held=int(np.count_nonzero(regrouped.labels[:n_then] != then.labels)),
         n_later=n_later,
-        constraints_kept=kept,
+        constraints_kept=n_kept,
         constraints=total,
-        kept=f"constraints kept {kept} of {total}",
+        kept=f"constraints kept {n_kept} of {total}",
         overridden=constraints.overridden,
     )
     summary = {
@@ -89,13 +90,13 @@ def plan_restore(
         "n_moved": restored.n_moved,
         "n_held": restored.n_held,
         "n_later": restored.n_later,
-        "constraints": f"{kept} of {total}",
+        "constraints": f"{n_kept} of {total}",
     }
     return regrouped.change(state, "restore", by=by, summary=summary), restored
 
 
 def _members(labels: LabelVector, *, counts: BoolVector) -> dict[ClusterId, Rows]:
-    """Cluster -> those of its rows that count."""
+    """Return cluster -> those of its rows that count."""
     ids = np.unique(labels[labels != NOISE]).tolist()
     return {ClusterId(id_): np.flatnonzero((labels == id_) & counts) for id_ in ids}
 
@@ -109,10 +110,10 @@ def _bring_later(
     n_then: int,
     counts: BoolVector,
 ) -> None:
-    """Put media that came later, in place, where those are with whom they are now.
+    """Move items that arrived later, in place, to the restored cluster of the items they share a cluster with now.
 
-    Of several clusters of then that make up much of the one that they are in now, it is the one that they resemble
-    most. Where there is none, or they are in none now, they are noise.
+    If several restored clusters overlap sufficiently with an item's current cluster, the item joins the one it is most
+    similar to. If none does, or the item is noise now, it becomes noise.
     """
     for now, counting in _members(state.labels, counts=state.standings != Standing.ABSORBED).items():
         later = np.flatnonzero(state.labels[n_then:] == now) + n_then
@@ -129,7 +130,7 @@ def _bring_later(
 
 
 def _made_since(state: PetState, now: Constraints, then: Constraints) -> dict[ClusterId, Rows]:
-    """Clusters -> the rows in them that people placed since, or that a change of mind since made a cluster of."""
+    """Return cluster -> its rows in :class:`Together` constraints that are in force now and were not then."""
     before = set(then.together)
     media = {medium for group in now.together if group not in before for medium in group.media}
     rows = np.array(sorted(state.rows[medium] for medium in media if medium in state.rows), dtype=np.intp)
@@ -138,9 +139,9 @@ def _made_since(state: PetState, now: Constraints, then: Constraints) -> dict[Cl
     return _members(np.where(is_placed, state.labels, NOISE).astype(np.int32), counts=is_placed)
 
 
-def _merged_since(ledger: tuple[Correction, ...], said: tuple[Correction, ...]) -> set[ClusterId]:
-    """The ids of clusters that people merged, where that is in force and was not when they had said so much."""
-    before = {correction.revision for correction in in_force(said)}
+def _merged_since(ledger: tuple[Correction, ...], ledger_then: tuple[Correction, ...]) -> set[ClusterId]:
+    """Return the ids of clusters merged by merges that are in force now and were not in force in ``ledger_then``."""
+    before = {correction.revision for correction in in_force(ledger_then)}
     since = (correction for correction in in_force(ledger) if correction.revision not in before)
     return {id_ for correction in since if isinstance(correction, Merge) for id_ in correction.groups}
 
@@ -153,7 +154,7 @@ def _claim(
     *,
     counts: BoolVector,
 ) -> None:
-    """Give ids, in place, to the groups that have more of their media than any other, as far as these have none yet.
+    """Assign ids, in place, to groups without one; an id goes to the group that has most of the id's items.
 
     Args:
         meant: id -> the rows that counted in its cluster.
@@ -161,9 +162,9 @@ def _claim(
     """
     claims: list[tuple[int, ClusterId, int]] = []
     for id_, members in meant.items():
-        there, n = np.unique(groups[members[(groups[members] != NOISE) & counts[members]]], return_counts=True)
-        if len(there):
-            group, common = int(there[n.argmax()]), int(n.max())
+        candidates, n = np.unique(groups[members[(groups[members] != NOISE) & counts[members]]], return_counts=True)
+        if len(candidates):
+            group, common = int(candidates[n.argmax()]), int(n.max())
             if common >= settings.overlap_ratio * min(len(members), int(np.count_nonzero((groups == group) & counts))):
                 claims.append((-common, id_, group))
     for _, id_, group in sorted(claims):

@@ -1,7 +1,8 @@
-"""What the decisions about clusters depend on: one value, checked when it is made.
+"""Settings of all clustering decisions: one frozen value that validates itself.
 
-Every number says where it comes from. "Measured" means: on scikit-learn's digits, on real sentence embeddings and on
-synthetic pets of 30 to 3,000 media, with noise counted as clusters of one so that "all noise" is no success.
+Every number has a stated origin. "Measured" means: on scikit-learn's digits, on real sentence embeddings and on
+synthetic pets of 30 to 3,000 items, with each noise item counted as its own cluster so that "all noise" does not score
+well.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal, Self, get_args
 
-# Not SPLOOT_CLUSTER_: Kubernetes puts SPLOOT_CLUSTER_PORT, SPLOOT_CLUSTER_SERVICE_HOST and more of that kind into every
-# pod beside a service that is called sploot-cluster.
+# Not SPLOOT_CLUSTER_: Kubernetes sets SPLOOT_CLUSTER_PORT, SPLOOT_CLUSTER_SERVICE_HOST and similar variables in every
+# pod of a namespace that has a service called sploot-cluster.
 PREFIX: Final = "SPLOOT_CLUSTERING_"
 
 ReclusterBackend = Literal["hdbscan_cpu", "hdbscan_gpu"]
 
-# (min_cluster_size, min_samples) below so many media, and from there on. Measured; see docs/quality.md.
+# (min_cluster_size, min_samples) below this many items, and from there on. Measured; see docs/quality.md.
 _FEW: Final = 150
 _DENSITY_OF_FEW: Final = (6, 3)
 _DENSITY_OF_MANY: Final = (12, 2)
@@ -26,42 +27,48 @@ _DENSITY_OF_MANY: Final = (12, 2)
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """The numbers that decide. Each can be set by ``SPLOOT_CLUSTERING_<NAME>``; see :meth:`from_env`.
+    """The parameters of clustering. Each can be set by ``SPLOOT_CLUSTERING_<NAME>``; see :meth:`from_env`.
 
     Attributes:
-        n_neighbours: media that an arrival is compared with, 3 to 1,024. 64 leaves room for noise and for absorbed
-            media, which take places and do not count; it costs no more than 16, because the search is exact.
-        arrival_slack: how much farther than its threshold a cluster reaches for an arrival, as a factor on the distance
-            1 − similarity, from 0.1 to 10. 1: no farther than its own media lie apart.
-        growth_ratio: a pet that grew by this share since its last recluster asks for another, above 0. At 20 % an
-            arrival is on average as well placed as by reclustering every time; measured.
-        growth_min: and by at least so many media, from 1: a small pet would ask at every arrival.
-        drift_min: arrivals without a cluster since the last recluster that ask for another, from 1.
-        drift_ratio: and at least this share of all arrivals since then, in (0, 1]. Both measured: a new look of a pet
-            shows after ten pictures of it.
-        recluster_delay_ms: how long a recluster that was asked for waits for more arrivals, from 0. Ten seconds: an
-            album is uploaded in one go, and one recluster after it is enough.
-        sharpness: how much more dense regions count than large ones, as the power of the distance by which stability
-            is measured, from 1, which is HDBSCAN's own, to 16. Measured: docs/quality.md.
-        small_group: the smallest group that a recluster looks for between the others, from 2. Measured.
-        noise_floor: media without a cluster that a recluster leaves alone, from 0. 14 keeps a typical pet below the
-            15 that operators expect.
-        noise_ratio: or this share of the pet if that is more, in [0, 1].
-        absorption_slack: the farthest that noise beyond that budget is drawn in, as a factor like ``arrival_slack``,
-            from 1. The most similar is drawn in first, and what is farther stays noise whatever the budget; measured.
-        overlap_ratio: the least that a group has in common with the cluster whose id it inherits, as a share of the
-            smaller one, in (0, 1].
-        one_look_similarity: a pet in which density finds mostly noise is one cluster if its media are this similar on
-            median, a cosine in (0, 1]. Measured: .80 to .91 within one class of digits, .69 over all of them.
-        exact_until: media up to which every arrival is decided like a recluster, together with everybody else's place,
-            from 0; larger pets assign by the clusters' own spread and are reclustered when they grew or drifted.
-            docs/adr/0009 has what it costs and brings.
-        recluster_backend: what builds a spanning tree from nothing, ``hdbscan_cpu`` or ``hdbscan_gpu``; that one needs
-            cupy or torch and a GPU, and is done by the processor where either is missing. See docs/gpu.md.
-        recluster_threads: threads that compute a recluster, from 0; 0: as many as the process has cores. Arrivals take
+        n_neighbours: items that an arrival is compared with, 3 to 1,024. 64 leaves room for noise and absorbed items,
+            which occupy places but do not count; it costs no more than 16, because the search is exact.
+        arrival_slack: how much farther than its threshold a cluster may be to take an arrival, as a factor on the
+            distance 1 − similarity, from 0.1 to 10. 1: no farther than its own items are apart.
+        growth_ratio: a recluster is requested once a pet has grown by this share since its last recluster, above 0, and
+            by at least ``growth_min`` items. At 20 % an arrival is on average placed as well as by reclustering every
+            time; measured.
+        growth_min: least number of new items before growth requests a recluster, from 1; without it, a small pet would
+            request one at every arrival.
+        drift_min: least number of arrivals without a cluster since the last recluster before drift requests another,
+            from 1. Measured: a new appearance of a pet shows after ten pictures of it.
+        drift_ratio: least share of such arrivals among all arrivals since the last recluster before drift requests
+            another, in (0, 1]. Measured, together with ``drift_min``.
+        recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0. Ten seconds: an album is
+            uploaded in one go, and one recluster after it is enough.
+        sharpness: preference for dense regions over large ones, as the power of the distance in the stability of a
+            group, from 1, which is HDBSCAN's own, to 16. Measured: docs/quality.md.
+        small_group: size of the smallest group that a recluster searches for between larger ones, from 2. Measured.
+        noise_floor: number of items without a cluster that a recluster tolerates before it absorbs any, from 0. 14
+            keeps a typical pet below the 15 that operators expect.
+        noise_ratio: share of the pet's items without a cluster that a recluster tolerates, used if it is more than
+            ``noise_floor``, in [0, 1].
+        absorption_slack: how much farther than its threshold a cluster may be to absorb noise beyond the budget, as a
+            factor on the distance 1 − similarity, from 1. The most similar items are absorbed first; items that are
+            farther stay noise whatever the budget. Measured.
+        overlap_ratio: least overlap of a group with the cluster whose id it inherits, as a share of the smaller one, in
+            (0, 1].
+        one_look_similarity: a pet in which density finds mostly noise becomes one cluster if the median similarity of
+            its items is at least this, a cosine in (0, 1]. Measured: .80 to .91 within one class of digits, .69 over
+            all of them.
+        exact_until: size of a pet, in items, up to which every arrival is decided like a recluster, together with the
+            places of all other items, from 0. Larger pets assign arrivals by the spread of the clusters and are
+            reclustered after growth or drift. See docs/adr/0009 for costs and benefits.
+        recluster_backend: backend that builds a spanning tree from scratch, ``hdbscan_cpu`` or ``hdbscan_gpu``. The GPU
+            backend needs cupy or torch and a GPU, and falls back to the CPU if either is missing. See docs/gpu.md.
+        recluster_threads: threads that compute a recluster, from 0; 0: as many as the process has cores. Arrivals use
             one. See docs/threads.md.
-        commit_attempts: how often a change is decided anew when somebody else was faster, from 1.
-        models: known embedding models, ``name@version`` -> dimension of their vectors; empty: any model is taken.
+        commit_attempts: how many times a change is decided in total when other writers commit first, from 1.
+        models: known embedding models, ``name@version`` -> dimension of their vectors; empty: any model is accepted.
     """
 
     n_neighbours: int = 64
@@ -109,20 +116,21 @@ class ClusterSettings:
         _check("recluster_threads", self.recluster_threads, 0 <= self.recluster_threads <= 1_024, "from 0 to 1024")
         _check("commit_attempts", self.commit_attempts, self.commit_attempts >= 1, "from 1")
         if not isinstance(self.models, Mapping):
-            raise ValueError(f"models must be a mapping of name@version to dimension, is {self.models!r}")
+            raise ValueError(f"models must be a mapping of name@version to dimension, got {self.models!r}")
         for model, dim in self.models.items():
             _check("models", f"{model}={dim}", bool(model) and 2 <= dim <= 8_192, "name@version and 2 to 8192")
         object.__setattr__(self, "models", types.MappingProxyType(dict(self.models)))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Settings from ``SPLOOT_CLUSTERING_<NAME>``, for entry points; what is not set keeps its default.
+        """Return settings from ``SPLOOT_CLUSTERING_<NAME>`` variables, for entry points; unset ones keep their
+        defaults.
 
         Args:
-            environ: usually ``os.environ``. ``models`` reads as ``clip@1=512,dino@2=768``.
+            environ: usually ``os.environ``. The value of ``models`` has the form ``clip@1=512,dino@2=768``.
 
         Raises:
-            ValueError: a value that cannot be used, or a variable with the prefix that no setting has; it is named.
+            ValueError: an invalid value, or a variable with the prefix that is not a setting; the text names it.
         """
         names = {PREFIX + setting.name.upper(): setting.name for setting in fields(cls)}
         values: dict[str, object] = {}
@@ -130,30 +138,30 @@ class ClusterSettings:
             if not variable.startswith(PREFIX):
                 continue
             if variable not in names:
-                raise ValueError(f"{variable} is not a setting; there are: {', '.join(sorted(names))}")
+                raise ValueError(f"{variable} is not a setting; expected one of: {', '.join(sorted(names))}")
             read = _READERS[str(cls.__dataclass_fields__[names[variable]].type)]
             try:
                 value = read(text)
-                cls(**{names[variable]: value})  # type: ignore[arg-type]  # checked by the constructor, one by one
+                cls(**{names[variable]: value})  # type: ignore[arg-type]  # the constructor checks the value
             except ValueError as exc:
-                raise ValueError(f"{variable}={text!r} cannot be used: {exc}") from exc
+                raise ValueError(f"{variable}={text!r} is invalid: {exc}") from exc
             values[names[variable]] = value
-        return cls(**values)  # type: ignore[arg-type]  # each was accepted above
+        return cls(**values)  # type: ignore[arg-type]  # each value was checked above
 
     @staticmethod
     def recluster_parameters(n: int) -> tuple[int, int]:
-        """``(min_cluster_size, min_samples)`` of HDBSCAN for n media; the medium itself is no sample."""
+        """Return HDBSCAN's ``(min_cluster_size, min_samples)`` for n items; an item is not its own sample."""
         return _DENSITY_OF_FEW if n < _FEW else _DENSITY_OF_MANY
 
     def noise_budget(self, n: int) -> int:
-        """How many of n media may stay without a cluster before some are absorbed."""
+        """Return how many of n items may stay without a cluster before some are absorbed."""
         return max(self.noise_floor, int(self.noise_ratio * n))
 
 
 def _check(name: str, value: object, is_good: bool, good: str) -> None:
-    # comparisons with NaN are false, so that NaN is refused everywhere
+    # comparisons with NaN are false, so every check rejects it
     if not is_good:
-        raise ValueError(f"{name} must be {good}, is {value}")
+        raise ValueError(f"{name} must be {good}, got {value}")
 
 
 def _read_models(text: str) -> dict[str, int]:
@@ -161,7 +169,7 @@ def _read_models(text: str) -> dict[str, int]:
     for entry in filter(None, (part.strip() for part in text.split(","))):
         model, equals, dim = entry.rpartition("=")
         if not equals or not dim.strip().isdecimal():
-            raise ValueError(f"{entry!r} is not name@version=dimension")
+            raise ValueError(f"expected name@version=dimension, got {entry!r}")
         models[model.strip()] = int(dim)
     return models
 

@@ -1,10 +1,10 @@
-"""Lua scripts called the short way: on a connection that is kept, without redis-py's care around each call.
+"""Fast calls of Lua scripts on reused connections, bypassing redis-py's per-call overhead.
 
-redis-py spends more on a call's pool, retries and instrumentation than on sending it and reading the answer. So a call
-is made once on a connection that was used before; whatever comes of it but an answer, from a broken connection to a
-script that the server does not know, it is made again in redis-py's own way, with all of its care. These scripts must
-therefore be made for running twice. Clients of a Cluster, and pools whose users wait for each other's connections, know
-redis-py's own way alone.
+redis-py spends more time on a call's pool, retries and instrumentation than on sending it and reading the answer. So
+each call is first tried once on a connection from this module's own list. If it gets no answer, because of a broken
+connection or a script that the server does not know, it is repeated through redis-py, with all of its error handling.
+Scripts must therefore be safe to run twice. Cluster clients, and pools that block until a connection is free, always
+use redis-py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from redis.sentinel import SentinelConnectionPool
 
 _POOLS: Final = (redis.ConnectionPool, SentinelConnectionPool)
 
-# Of one pool, as far as that is less than half of what it may have: as many as threads call at once, with room.
+# Connections kept per pool, at most half of the pool's limit: enough for all threads that call at once.
 MOST_KEPT: Final = 16
 
 
 class ShortCalls:
-    """Calls of scripts on one client. Safe to use from many threads, and after a fork."""
+    """Fast script calls on one client. Thread-safe, and safe after a fork."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         self._client = client
@@ -40,11 +40,11 @@ class ShortCalls:
         return Script(self, self._client.register_script(text))
 
     def evalsha(self, sha: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """The answer of the script, if the first try brings one.
+        """Return the script's answer, if the first attempt gets one.
 
         Raises:
-            redis.RedisError: what the script answered; a ``ConnectionError``, ``TimeoutError`` or ``NoScriptError``
-                says nothing but that it must be called again in another way.
+            redis.RedisError: the script's own error. After a ``ConnectionError``, ``TimeoutError`` or ``NoScriptError``
+                the outcome is unknown: repeat the call through redis-py.
         """
         if self._pool is None:
             raise NoScriptError
@@ -59,12 +59,13 @@ class ShortCalls:
             is_answered = True
             return answer
         except redis.ResponseError as error:
-            # a master that was demoted says so for ever: connect anew, which asks the name server who it is now
+            # a demoted master keeps answering READONLY; reconnecting asks the name server for the current master
             is_answered = "READONLY" not in f"{type(error).__name__.upper()} {error}"
             raise
         finally:
             if not is_answered:
-                # a time limit between the call and its answer, too: the next caller would get that one
+                # also after an exception, such as a time limit, between the call and its answer: the next caller would
+                # read that answer
                 connection.disconnect()
             if len(self._kept) < self._most_kept:
                 self._kept.append(connection)
@@ -73,7 +74,7 @@ class ShortCalls:
 
 
 class Script:
-    """A script, called with its keys and arguments."""
+    """A script that is called with its keys and arguments."""
 
     def __init__(self, calls: ShortCalls, in_full: Any) -> None:
         self._calls, self._in_full = calls, in_full
@@ -85,14 +86,14 @@ class Script:
             return self._in_full(keys=keys, args=args)
 
 
-# By pool, the last used last: clients are shared, and stores come and go.
+# By pool, most recently used last. Global, because clients are shared while stores come and go.
 _kept: Final[WeakKeyDictionary[Any, deque[Any]]] = WeakKeyDictionary()
 
 
 def _leave_connections() -> None:
-    """They belong to the process that this one was forked from."""
-    for kept in list(_kept.values()):
-        kept.clear()
+    """Drop connections inherited over a fork; they belong to the parent process."""
+    for connections in list(_kept.values()):
+        connections.clear()
 
 
 os.register_at_fork(after_in_child=_leave_connections)

@@ -1,15 +1,15 @@
-"""The exact minimum spanning tree of mutual reachability, from matrix products.
+"""The exact minimum spanning tree of mutual reachability, computed with matrix products.
 
-HDBSCAN's hierarchy is the minimum spanning tree of a complete graph whose edge between two vectors weighs their
-distance, but no less than the core distance of either (Campello, Moulavi and Sander, 2013). Trees for space do not help
-in hundreds of dimensions; matrix products do. Borůvka's algorithm runs on a few nearest neighbours of each vector. A
-component's best edge counts only if no edge outside those lists can be better: everything that a vector does not list
-is farther than its last neighbour, its *horizon*. Vectors whose horizon is too near to tell are compared with others:
-with those of the few ``chunks`` whose most similar vector is near enough. What that finds, or rules out, is their
-horizon from then on, because components only grow.
+HDBSCAN's hierarchy is the minimum spanning tree of a complete graph in which an edge weighs the distance between its
+two vectors, but no less than the core distance of either (Campello, Moulavi and Sander, 2013). Space-partitioning trees
+do not help in hundreds of dimensions; matrix products do. Borůvka's algorithm runs on a short list of nearest
+neighbours per vector. A component's best listed edge is accepted only if no unlisted edge can be better: everything
+that a vector does not list is farther away than its last neighbour, the vector's *horizon*. Where the horizon is too
+near to decide, the vector is compared with more vectors: those of the few ``chunks`` whose most similar member is near
+enough. The result of that comparison becomes the vector's new horizon, which stays valid because components only grow.
 
-Similarities are float32, which is what decides between edges; lengths are computed anew in float64. What was computed
-once is grown and pruned in ``tree_changes``.
+Edges are compared by float32 similarity; their lengths are then recomputed in float64. ``tree_changes`` updates a tree
+when items come or go.
 """
 
 from __future__ import annotations
@@ -31,32 +31,33 @@ from sploot_cluster.vectors import BoolVector, FloatMatrix, FloatVector, Rows
 DoubleVector = npt.NDArray[np.float64]
 DoubleMatrix = npt.NDArray[np.float64]
 
-# As ``chunks.nearest_rows``, without threads.
+# The signature of ``chunks.nearest_rows``, without threads.
 FindNearest = Callable[[FloatMatrix, Chunks, int], Nearest]
 
-# Similarities of the same two vectors differ by less than this with the order of summation in float32.
+# The order of summation changes a float32 similarity of the same two vectors by less than this.
 ROUNDING: Final = np.float32(4e-6)
 
-# Twice as many decide more edges without a comparison with all, and cost what they save; measured from 200 to 10k.
+# Length of the neighbour lists. Doubling it decides more edges without a full comparison but costs what it saves;
+# measured from 200 to 10k.
 _NEIGHBOURS: Final = 16
-# Rows that are compared with the chunks that any of them needs.
+# Rows per block that are compared with the chunks that any of them needs.
 _ROWS: Final = 128
-# Rows whose distances to their nearest are computed by one thread at a time.
+# Rows per block when one thread computes exact distances to nearest neighbours.
 _MOST_ROWS: Final = 1_024
-# Pairs whose distance is computed at a time: what fits into a core's cache is a quarter faster than 512.
+# Pairs per block of distances: a block that fits into a core's cache is a quarter faster than 512.
 _PAIRS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
 class SpanningTree:
-    """A spanning tree of n ≥ 2 vectors, with what it takes to let it grow.
+    """A spanning tree of n ≥ 2 vectors, with the data needed to update it.
 
     Attributes:
         neighbours: (n, k) the nearest other rows of each row, nearest first; k is HDBSCAN's min_samples.
-        distances: (n, k) float64, how far those are; the last is the row's core distance.
+        distances: (n, k) float64 distances to ``neighbours``; the last is the row's core distance.
         edges: (n − 1, 2) rows, in no order.
         lengths: (n − 1,) float64 distances between the ends of the edges.
-        backend: what found the neighbours.
+        backend: the backend that found the neighbours.
     """
 
     neighbours: Rows
@@ -79,13 +80,13 @@ class SpanningTree:
 
     @property
     def core(self) -> DoubleVector:
-        """(n,) core distances."""
+        """The (n,) core distances."""
         core: DoubleVector = self.distances[:, -1]
         return core
 
     @property
     def weights(self) -> DoubleVector:
-        """(n − 1,) float64 mutual reachability distances of the edges."""
+        """The (n − 1,) float64 mutual reachability distances of the edges."""
         weights: DoubleVector = np.maximum(self.lengths, self.core[self.edges].max(axis=1, initial=0.0))
         return weights
 
@@ -98,20 +99,20 @@ def spanning_tree(
     nearest: FindNearest | None = None,
     backend: Backend = "hdbscan_cpu",
 ) -> SpanningTree:
-    """The minimum spanning tree of the mutual reachability graph.
+    """Return the minimum spanning tree of the mutual reachability graph.
 
-    Of edges whose weights differ by less than float32 tells, either may be in it; see ``density.cluster_densely`` for
-    why that does not matter where they are equal.
+    Of two edges whose weights differ by less than float32 can resolve, the tree may contain either; see ``hierarchy``
+    for why this does not matter where weights are equal.
 
     Args:
         vectors: (n, d) float32 of unit norm, n ≥ 2. Not modified.
-        min_samples: which neighbour's distance is a vector's core distance, not counting itself; 1 to n − 1.
-        threads: how many of them compute.
-        nearest: who finds neighbours, such as a GPU; these threads by default.
-        backend: what that one is called.
+        min_samples: rank of the neighbour whose distance is a vector's core distance, not counting itself; 1 to n − 1.
+        threads: number of threads that compute.
+        nearest: function that finds neighbours, such as one that uses a GPU; default: these threads.
+        backend: name of the backend that ``nearest`` uses.
 
-    O(n² · d) time: one product of all with all, and rarely more than a tenth of a second one. O(n · d) memory, three
-    times that of the vectors, beside 5 kB per vector and 40 MB per thread.
+    O(n² · d) time: one product of all vectors with all, and rarely more than a tenth of a second one. O(n · d) memory:
+    three times the vectors, plus 5 kB per vector and 40 MB per thread.
     """
     with quiet_blas():
         k = min(max(_NEIGHBOURS, min_samples + 1), len(vectors) - 1)
@@ -124,7 +125,7 @@ def spanning_tree(
 
 
 def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> DoubleVector:
-    """(m,) float64 Euclidean distances of pairs of rows; the same whichever of a pair comes first."""
+    """Return the (m,) float64 Euclidean distances of pairs of rows; symmetric to the last bit."""
     others = np.broadcast_to(others, rows.shape)
     distances = np.empty(len(rows))
     for start in range(0, len(rows), _PAIRS):
@@ -135,22 +136,22 @@ def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> D
 
 
 class _Boruvka:
-    """Borůvka's algorithm on similarities, where the best edge is the most similar one."""
+    """Borůvka's algorithm on similarities: the best edge is the most similar one."""
 
     def __init__(self, vectors: FloatMatrix, chunks: Chunks, nearest: Nearest, min_samples: int) -> None:
         n = len(vectors)
         self._vectors, self._chunks, self._nearest = vectors, chunks, nearest
         self._core = core = nearest.similarity[:, min_samples - 1].copy()
         self._reachability = np.minimum(np.minimum(nearest.similarity, core[:, None]), core[nearest.rows])
-        # what a row does not list and has not found weighs more than that
+        # every neighbour that a row neither lists nor has found is less similar than this
         self._horizon = nearest.similarity[:, -1].copy()
-        # what a comparison found; stale once both ends are in one component
+        # the result of a comparison; stale once both ends are in one component
         self._found, self._found_with = np.full(n, NEVER), np.zeros(n, dtype=np.intp)
         self._component: Rows = np.arange(n)
         self._n_components = n
 
     def run(self) -> Rows:
-        """(n − 1, 2) rows of the tree's edges, the smaller row first."""
+        """Return the tree's edges: (n − 1, 2) rows, the smaller row first."""
         edges = []
         while self._n_components > 1:
             best, best_with = self._best_known()
@@ -159,7 +160,7 @@ class _Boruvka:
         return np.concatenate(edges)
 
     def _best_known(self) -> tuple[FloatVector, Rows]:
-        """For each vector, the best known edge out of its component, and where it leads."""
+        """Return, for each vector, the best known edge out of its component and the row it leads to."""
         component, rows = self._component, np.arange(len(self._vectors))
         leaves = component[self._nearest.rows] != component[:, None]
         listed = np.where(leaves, self._reachability, NEVER)
@@ -174,16 +175,17 @@ class _Boruvka:
         return is_fresh
 
     def _reached(self, best: FloatVector) -> FloatVector:
-        """The best edge out of each component, of those that lead out from its rows."""
+        """Return the best of the ``best`` edges of each component's rows."""
         reached = np.full(self._n_components, NEVER)
         np.maximum.at(reached, self._component, best)
         return reached
 
     def _look_farther(self, best: FloatVector, best_with: Rows) -> None:
-        """Find the better edges that rows may hide from their component, in place.
+        """Find better edges that the neighbour lists miss; update ``best`` and ``best_with`` in place.
 
-        How similar the most similar vector of a chunk is, is known. Where no row of the component is in the chunk, the
-        component has an edge as good as that. Chunks where nobody is as similar as the best of these hide nothing.
+        The similarity to the most similar vector of each chunk is known. If the chunk contains no row of the component,
+        the component has an edge at least that good. A chunk whose most similar vector is worse than the best of these
+        edges cannot hold a better one.
         """
         component, chunks, most = self._component, self._chunks, self._nearest.most
         reached = self._reached(best)
@@ -191,7 +193,7 @@ class _Boruvka:
         unsure = np.flatnonzero((self._horizon >= reached[component]) & ~is_exact)
         if not len(unsure):
             return
-        # rows of one component are to be compared with the same chunks
+        # sorted by component, because rows of one component are compared with the same chunks
         unsure = unsure[np.argsort(component[unsure], kind="stable")]
         of_columns, core_of_columns = component[chunks.rows], self._core[chunks.rows]
         is_of_one = (of_columns == of_columns[0]).all(axis=0)
@@ -201,9 +203,9 @@ class _Boruvka:
 
         for start in range(0, len(unsure), _ROWS):
             rows = unsure[start : start + _ROWS]
-            there = np.minimum(most[rows], least_core)
-            np.putmask(there, holds[component[rows]], NEVER)
-            outside = np.minimum(there.max(axis=1), self._core[rows])
+            bound = np.minimum(most[rows], least_core)
+            np.putmask(bound, holds[component[rows]], NEVER)
+            outside = np.minimum(bound.max(axis=1), self._core[rows])
             np.maximum.at(reached, component[rows], outside - ROUNDING)
 
         for start in range(0, len(unsure), _ROWS):
@@ -229,10 +231,10 @@ class _Boruvka:
             best[rows[is_better]], best_with[rows[is_better]] = found[is_better], found_with[is_better]
 
     def _join(self, best: FloatVector, best_with: Rows) -> Rows:
-        """Join components along their best edges, and return those that made no circle: of equals some may.
+        """Join components along their best edges, and return the edges that did not close a cycle.
 
-        Each component has one best edge, also where several are equally good: two of them in one round could join
-        what a later and better one should.
+        Equally good edges can form cycles, so each component contributes one best edge only: with two in one round, the
+        second could connect what a better edge should connect later.
         """
         chosen = np.flatnonzero(best >= self._reached(best)[self._component])
         edges = np.sort(np.stack([chosen, best_with[chosen]], axis=1), axis=1)
@@ -246,23 +248,24 @@ class _Boruvka:
                 parent[component] = component = parent[parent[component]]
             return component
 
-        kept = []
+        accepted = []
         for at, (one, other) in enumerate(self._component[edges].tolist()):
             one, other = find(one), find(other)
             if one != other:
                 parent[max(one, other)] = min(one, other)
-                kept.append(at)
+                accepted.append(at)
         roots, becomes = np.unique([find(component) for component in parent], return_inverse=True)
         self._n_components, self._component = len(roots), becomes[self._component]
-        return edges[kept]
+        return edges[accepted]
 
 
 def forest(n: int, edges: Rows) -> Rows:
-    """The positions of the edges, which come by ascending weight, that make up the minimum spanning forest of n nodes.
+    """Return the positions of the edges that make up the minimum spanning forest of n nodes.
 
-    ``edges`` are different pairs of different nodes.
+    Args:
+        edges: distinct pairs of distinct nodes, by ascending weight.
     """
-    # ranks instead of weights: they differ, and none is zero
+    # ranks instead of weights: ranks are distinct, and none is zero
     rank = np.arange(1, len(edges) + 1, dtype=np.float64)
     tree = minimum_spanning_tree(csr_array((rank, (edges[:, 0], edges[:, 1])), shape=(n, n)))
     positions: Rows = np.sort(tree.data).astype(np.intp) - 1
@@ -270,7 +273,7 @@ def forest(n: int, edges: Rows) -> Rows:
 
 
 def joined(n: int, edges: Rows, component: Rows) -> tuple[int, Rows]:
-    """How many components n of them become by ``edges`` between them, and which one each row's becomes."""
+    """Return how many components remain after ``edges`` join n of them, and each row's new component."""
     ones = np.ones(len(edges), dtype=np.int8)
     n_joined, becomes = connected_components(
         csr_array((ones, (edges[:, 0], edges[:, 1])), shape=(n, n)), directed=False
@@ -279,24 +282,24 @@ def joined(n: int, edges: Rows, component: Rows) -> tuple[int, Rows]:
 
 
 def _nearest_exactly(vectors: FloatMatrix, found: Nearest, k: int, *, threads: int) -> tuple[Rows, DoubleMatrix]:
-    """(n, k) the nearest of those found and their float64 distances, which also decide between similar ones."""
+    """Return the (n, k) nearest of the rows found and their float64 distances; ties in float32 are resolved exactly."""
     n = len(vectors)
     nearest, distances = found.rows[:, :k].copy(), np.empty((n, k))
 
     def fill(start: int) -> None:
         block = slice(start, start + _MOST_ROWS)
-        rows, some = np.arange(n)[block], nearest[block]
-        far = distances_between(vectors, np.repeat(rows, k), some.ravel()).reshape(-1, k)
+        rows, candidates = np.arange(n)[block], nearest[block]
+        far = distances_between(vectors, np.repeat(rows, k), candidates.ravel()).reshape(-1, k)
         if k < found.rows.shape[1]:
             similarity = found.similarity[block]
             for at in np.flatnonzero(similarity[:, k - 1] - similarity[:, k] < 2 * ROUNDING).tolist():
                 close = found.rows[start + at, similarity[at] >= similarity[at, k - 1] - 2 * ROUNDING]
                 apart = distances_between(vectors, close, start + at)
                 chosen = np.lexsort((close, apart))[:k]
-                some[at], far[at] = close[chosen], apart[chosen]
-        order = np.lexsort((some, far), axis=1)
+                candidates[at], far[at] = close[chosen], apart[chosen]
+        order = np.lexsort((candidates, far), axis=1)
         nearest[block], distances[block] = (
-            np.take_along_axis(some, order, axis=1),
+            np.take_along_axis(candidates, order, axis=1),
             np.take_along_axis(far, order, axis=1),
         )
 

@@ -1,12 +1,14 @@
-"""How many threads native code gets: one place, for every process that computes.
+"""Thread counts of native code, defined in one place for every process that computes.
 
-Work is spread over threads of our own, each of which multiplies blocks of rows by itself. BLAS's own threads would wait
-for each other at every product, spinning: on two cores that others share, two of them took six times as long as one,
-and two threads of ours half as long. So BLAS and OpenMP run one thread each, and what matters is how many of ours.
+Work is spread over our own threads, each of which multiplies blocks of rows by itself. BLAS's own threads would spin
+while they wait for each other at every product: on two cores shared with other processes, two BLAS threads took six
+times as long as one, and two of our threads took half as long. So BLAS and OpenMP run one thread each, and only our own
+threads are configured.
 
-An arrival is worth no second thread; a recluster takes as many as there are cores, and two reclusters on the same cores
-share them without waiting for each other. No core type of OpenBLAS is set: all products are numpy's, whose OpenBLAS
-knows the cores by itself; faiss searches one query at a time, without BLAS. docs/threads.md has the measurements.
+An arrival is too small for a second thread. A recluster takes as many threads as there are cores, and two reclusters on
+the same cores share them without waiting for each other. OpenBLAS's core type is not set: all products are numpy's,
+whose OpenBLAS detects the CPU by itself, and faiss searches one query at a time, without BLAS. docs/threads.md has the
+measurements.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ NATIVE: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def one_thread_each(environ: MutableMapping[str, str]) -> None:
-    """Have BLAS and OpenMP run one thread each, unless ``environ`` says otherwise.
+    """Limit BLAS and OpenMP to one thread each, unless ``environ`` sets another number.
 
-    They read it when they are first imported: to be called by entry points, before numpy is.
+    Both libraries read these variables at first import, so entry points call this before they import numpy.
     """
     for variable in NATIVE:
         environ.setdefault(variable, "1")
 
 
 def n_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may keep busy: those it may run on, or the CPU limit of its container if that is less."""
+    """Return the number of cores that this process may use: its CPU affinity, or its container's CPU limit if lower."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
@@ -48,7 +50,10 @@ def n_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def spread(work: Callable[[int], T], starts: Sequence[int], *, threads: int) -> Iterator[T]:
-    """``work(start)`` of each start, in their order, on so many threads; in this one where one is enough."""
+    """Yield ``work(start)`` for each start, in order, computed by up to ``threads`` threads.
+
+    If one thread is enough, the calling thread does the work.
+    """
     with quiet_blas():
         if min(threads, len(starts)) <= 1:
             yield from map(work, starts)
@@ -62,16 +67,17 @@ def _blas() -> list[LibController]:
     from threadpoolctl import ThreadpoolController
 
     libraries: list[LibController] = ThreadpoolController().select(user_api="blas").lib_controllers
-    # OpenMP keeps its number per thread; that of faiss's OpenBLAS, the only one on OpenMP, multiplies nothing of ours
+    # OpenMP stores its limit per thread; only faiss's OpenBLAS uses OpenMP, and it computes no products here
     return [library for library in libraries if library.info().get("threading_layer") != "openmp"]
 
 
 @contextmanager
 def quiet_blas() -> Iterator[None]:
-    """BLAS with one thread, and afterwards with what it had before.
+    """Limit BLAS to one thread inside the block, and restore its previous setting afterwards.
 
-    Only in the main thread, as of a script: OpenBLAS 0.3.31 ignores what others set. A process that computes in other
-    threads calls :func:`one_thread_each` when it starts, as ours do.
+    This has an effect only in the main thread, such as in a script, because OpenBLAS 0.3.31 ignores the setting in
+    other threads. Processes that compute in other threads call :func:`one_thread_each` at start, as all of this project
+    do.
     """
     libraries = _blas() if current_thread() is main_thread() else []
     loud = [(library, n) for library in libraries if (n := library.get_num_threads()) != 1]

@@ -1,13 +1,14 @@
-"""A spanning tree that follows its pet: vectors come, vectors go, and it stays the one of a fresh build.
+"""Updates of a spanning tree when vectors are added or removed; the result equals a fresh build.
 
-**One comes.** Weights only fall, and only those of edges of vectors whose core distance shrinks: what they list within
-their old core distance. So the new tree lies within the old one, those lists, and the star of the new vector (Spira and
-Pan, 1975, for one more node). An edge of the star is left out early if another one and a lighter edge of the tree lead
-to the same vector.
+**Adding a vector.** Weights only fall, and only for edges of vectors whose core distance shrinks: edges to the
+neighbours within their old core distance. So the new tree is contained in the old tree, those lists and the new
+vector's edges, its *star* (Spira and Pan, 1975, for one more node). An edge of the star is dropped early if another
+star edge and a lighter tree edge lead to the same vector.
 
-**Some go.** Weights only grow, and only those of edges of vectors that listed one that went. What is left of the tree
-without these edges belongs to some minimum tree of the rest; its parts are joined by comparing all vectors but those of
-the largest part with all. Where that is half of them, a fresh build is cheaper.
+**Removing vectors.** Weights only grow, and only for edges of vectors that listed a removed one. The rest of the tree,
+without these edges, is contained in some minimum tree of the remaining vectors. Its parts are joined by comparing all
+vectors, except those of the largest part, with all. If more than half of the vectors would have to be compared, a fresh
+build is cheaper.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from sploot_cluster.spanning_tree import (
 )
 from sploot_cluster.vectors import BoolVector, FloatMatrix, FloatVector, Rows
 
-# A tree that misses a larger share of the rows is built anew: measured at 2,000 and 10,000, where one row costs what a
-# two-hundredth of a build does.
+# A tree that lacks a larger share of the rows is rebuilt: measured at 2,000 and 10,000, adding one row costs a
+# two-hundredth of a build.
 _FEW: Final = 0.01
 _SOME: Final = 64
 
-# (vectors, min_samples) -> their spanning tree, built anew.
+# (vectors, min_samples) -> their spanning tree, built from scratch.
 Build = Callable[[FloatMatrix, int], SpanningTree]
 
 _FAR: Final = np.float32(-3)
 
 
 def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_tree) -> SpanningTree:
-    """The tree of all ``vectors``, of which ``tree`` is that of the first ``tree.n``. O(n · d) for each one more.
+    """Return the tree of all ``vectors``, given the tree of the first ``tree.n``. O(n · d) per added vector.
 
     Args:
         vectors: (n, d) float32 of unit norm, n ≥ tree.n. Not modified.
-        build: what many new vectors end in.
+        build: used instead where many vectors are new.
     """
     n_new = len(vectors) - tree.n
     if n_new > max(_SOME, _FEW * len(vectors)):
@@ -58,12 +59,12 @@ def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_t
 def without(
     tree: SpanningTree, vectors: FloatMatrix, gone: Rows, *, build: Build = spanning_tree
 ) -> SpanningTree | None:
-    """The tree of the rows that stay, in their order and numbered anew; None if too few stay to make up one.
+    """Return the tree of the remaining rows, renumbered in their order; None if too few remain for a tree.
 
     Args:
         vectors: (n, d) float32 of unit norm, of all rows of ``tree``. Not modified.
         gone: the rows to leave out, in any order.
-        build: what many that go end in.
+        build: used instead where much of the tree would change.
     """
     stays: BoolVector = np.ones(tree.n, dtype=np.bool_)
     stays[gone] = False
@@ -102,7 +103,7 @@ def _with_one_more(tree: SpanningTree, vectors: FloatMatrix) -> SpanningTree:
     similarity = vectors[:new] @ vectors[new]
     nearest, near = _nearest_to(vectors, similarity, new, k)
 
-    # those whose core distance may shrink, by what float32 can tell, then exactly
+    # rows whose core distance may shrink: a float32 filter first, then exact distances
     close = np.flatnonzero(similarity >= _similarity(tree.core) - ROUNDING)
     apart = distances_between(vectors, close, new)
     shrinks = apart < tree.core[close]
@@ -131,11 +132,11 @@ def _with_one_more(tree: SpanningTree, vectors: FloatMatrix) -> SpanningTree:
 
 
 def _star(similarity: FloatVector, core: DoubleVector, edges: Rows, weights: DoubleVector) -> Rows:
-    """The rows that an edge from the new one, which is the last of ``core``, may lead to in a minimum tree."""
+    """Return the rows to which an edge from the new row, the last of ``core``, may be in a minimum tree."""
     core_similarity = _similarity(core)
     reachability = np.minimum(np.minimum(similarity, core_similarity[:-1]), core_similarity[-1])
     one, other = reachability[edges[:, 0]], reachability[edges[:, 1]]
-    # a detour over a neighbour in the tree beats the straight edge
+    # a detour over a tree neighbour is better than the direct edge
     limit = _similarity(weights) - ROUNDING
     is_left_out = np.zeros(len(similarity), dtype=np.bool_)
     is_left_out[edges[(one > other + ROUNDING) & (limit > other), 1]] = True
@@ -144,7 +145,10 @@ def _star(similarity: FloatVector, core: DoubleVector, edges: Rows, weights: Dou
 
 
 def _bridges(vectors: FloatMatrix, core: DoubleVector, n_parts: int, part: Rows) -> Rows:
-    """(n_parts − 1, 2) the edges that join parts to a minimum tree; all but the largest part are compared with all."""
+    """Return the (n_parts − 1, 2) edges that join the parts into a minimum tree.
+
+    All rows outside the largest part are compared with all rows.
+    """
     if n_parts == 1:
         return np.empty((0, 2), dtype=np.intp)
     order = np.argsort(part, kind="stable")
@@ -178,7 +182,7 @@ def _bridges(vectors: FloatMatrix, core: DoubleVector, n_parts: int, part: Rows)
 
 
 def _lightest(n: int, edges: Rows, weights: DoubleVector) -> Rows:
-    """The positions of edges that make up a minimum spanning tree of n nodes; an edge may come twice."""
+    """Return the positions of the edges that make up a minimum spanning tree of n nodes; edges may repeat."""
     order = np.argsort(weights, kind="stable")
     _, first = np.unique(edges[order, 0] * n + edges[order, 1], return_index=True)
     first.sort()
@@ -187,7 +191,11 @@ def _lightest(n: int, edges: Rows, weights: DoubleVector) -> Rows:
 
 
 def _nearest_to(vectors: FloatMatrix, similarity: FloatVector, row: int, k: int) -> tuple[Rows, DoubleVector]:
-    """(k,) the rows nearest to one of them, and their distances; ``similarity`` to the candidates, itself left out."""
+    """Return the (k,) rows nearest to ``row``, and their distances.
+
+    Args:
+        similarity: to each candidate, without ``row`` itself.
+    """
     close = np.arange(len(similarity))
     if k < len(similarity):
         close = np.flatnonzero(similarity >= np.partition(similarity, -k)[-k] - 2 * ROUNDING)
@@ -197,7 +205,7 @@ def _nearest_to(vectors: FloatMatrix, similarity: FloatVector, row: int, k: int)
 
 
 def _nearest_of(vectors: FloatMatrix, rows: Rows, k: int) -> tuple[Rows, DoubleVector]:
-    """(m, k) the nearest others of ``rows``, and their distances."""
+    """Return the (m, k) nearest other rows of ``rows``, and their distances."""
     nearest, near = np.empty((len(rows), k), dtype=np.intp), np.empty((len(rows), k))
     for at, row in enumerate(rows.tolist()):
         similarity = vectors @ vectors[row]
@@ -207,5 +215,5 @@ def _nearest_of(vectors: FloatMatrix, rows: Rows, k: int) -> tuple[Rows, DoubleV
 
 
 def _similarity(distances: DoubleVector) -> FloatVector:
-    """Cosine similarities of unit vectors at these Euclidean distances."""
+    """Return the cosine similarities of unit vectors at these Euclidean distances."""
     return (1 - distances**2 / 2).astype(np.float32)

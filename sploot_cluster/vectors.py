@@ -1,6 +1,6 @@
-"""The gate through which arrays enter: checked once, then trusted.
+"""Validation and normalisation of input arrays: checked once here, trusted everywhere else.
 
-Behind it a matrix is C-contiguous float32 with rows of unit norm, and nobody writes to an array he did not make.
+A validated matrix is C-contiguous float32 with rows of unit norm, and only its creator writes to it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ StandingVector = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.intp]
 BoolVector = npt.NDArray[np.bool_]
 
-# Below this length a direction is rounding noise: float32 keeps about 7 digits, and a normalised subnormal keeps fewer.
+# Below this norm the direction is rounding noise: float32 has about 7 digits, and a normalised subnormal has fewer.
 SMALLEST_NORM = 1e-12
 
 
 def as_vectors(x: npt.ArrayLike, *, field: str = "embedding") -> FloatMatrix:
-    """A checked copy of ``x`` with rows of unit norm.
+    """Return a validated copy of ``x`` with rows of unit norm.
 
     Args:
         x: (n, d) real numbers, n ≥ 0, d ≥ 1. Not modified.
-        field: the caller's name for it, used in errors.
+        field: the caller's name for ``x``, used in errors.
 
     Returns:
         (n, d) float32, C-contiguous, each row of Euclidean norm 1.
@@ -42,30 +42,28 @@ def as_vectors(x: npt.ArrayLike, *, field: str = "embedding") -> FloatMatrix:
     if array.dtype.kind not in "fiu":
         raise InvalidInput(field, f"dtype {array.dtype} is not numeric", "send real numbers")
     if array.ndim != 2 or array.shape[1] == 0:
-        raise InvalidInput(field, f"shape {array.shape} is not (n, d)", "send a matrix with one row per medium")
-    # float64 so that neither 1e38 squared overflows nor 1e-30 squared vanishes
+        raise InvalidInput(field, f"shape {array.shape} is not (n, d)", "send a matrix with one row per item")
+    # float64, so that 1e38 squared does not overflow and 1e-30 squared does not vanish
     wide = array.astype(np.float64)
     norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     finite = np.isfinite(norms)
     if not finite.all():
         row = int(np.argmin(finite))
-        raise InvalidInput(field, f"row {row} holds NaN or infinite values", "send finite numbers")
+        raise InvalidInput(field, f"row {row} contains NaN or infinite values", "send finite numbers")
     if norms.size and norms.min() <= SMALLEST_NORM:
         row = int(np.argmin(norms))
-        raise InvalidInput(
-            field, f"row {row} is a zero vector", "a zero vector has no direction; embed the medium again"
-        )
+        raise InvalidInput(field, f"row {row} is a zero vector", "a zero vector has no direction; embed the item again")
     wide /= norms[:, None]
     return np.ascontiguousarray(wide, dtype=np.float32)
 
 
 def as_vector(x: npt.ArrayLike, *, field: str = "embedding") -> FloatVector:
-    """One checked unit vector of ``x``: (d,) float32. Raises as :func:`as_vectors`."""
+    """Return ``x`` as a validated (d,) float32 unit vector. Raises the same errors as :func:`as_vectors`."""
     array = np.asarray(x)
     if array.ndim != 1:
         raise InvalidInput(field, f"shape {array.shape} is not (d,)", "send one list of numbers")
     if array.dtype.kind == "f" and len(array):
-        # what nearly every arrival is, without the machinery for many
+        # fast path for nearly every arrival, without the checks for matrices
         wide = array.astype(np.float64)
         norm = math.sqrt(float(np.einsum("i,i->", wide, wide)))
         if SMALLEST_NORM < norm < math.inf:

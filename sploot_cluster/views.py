@@ -1,4 +1,4 @@
-"""A pet as readers see it, from its columns."""
+"""Read-only views of pets, computed from their columns."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sploot_cluster.vectors import StandingVector
 
 
 def view_of(state: PetState) -> PetView:
-    """What readers see of ``state``; its vectors are not looked at. O(n log n)."""
-    # stable, so that the media of a cluster stay in the order of their arrival
+    """Return the view of ``state`` for readers, without reading its vectors. O(n log n)."""
+    # stable, so that the items of a cluster stay in order of arrival
     order = np.argsort(state.labels, kind="stable")
     labels, first = np.unique(state.labels[order], return_index=True)
     rows_of = dict(zip(labels.tolist(), np.split(order, first[1:]), strict=True)) if len(order) else {}
-    nobody = np.empty(0, dtype=order.dtype)
+    no_rows = np.empty(0, dtype=order.dtype)
 
     def media(rows: Sequence[int]) -> tuple[MediaId, ...]:
         return tuple(state.media[row] for row in rows)
@@ -26,7 +26,7 @@ def view_of(state: PetState) -> PetView:
         merged_into.setdefault(into, []).append(merged)
 
     def cluster(card: ClusterCard) -> ClusterView:
-        rows = rows_of.get(card.id, nobody)
+        rows = rows_of.get(card.id, no_rows)
         return ClusterView(
             card.id,
             media(rows.tolist()),
@@ -37,7 +37,7 @@ def view_of(state: PetState) -> PetView:
             tuple(sorted(merged_into.get(card.id, []))),
         )
 
-    nowhere = rows_of.get(NOISE, nobody)
+    nowhere = rows_of.get(NOISE, no_rows)
     is_dismissed = state.standings[nowhere] == Standing.DISMISSED
     clusters = sorted(map(cluster, state.clusters.values()), key=lambda view: (-view.size, view.id))
     return PetView(

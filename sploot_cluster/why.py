@@ -1,6 +1,6 @@
-"""Why a medium is where it is: the nearest accepted media, how its cluster compares with the next, what people said.
+"""Explanation of an item's place: the nearest accepted items, its own cluster against the next best, and corrections.
 
-Accepted media are those of clusters that were not merely absorbed. A pure function of a pet's state.
+Accepted items are those in a cluster that were not merely absorbed into it. A pure function of a pet's state.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ N_NEAREST: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """An accepted medium and its cosine similarity to the one that is asked about."""
+    """An accepted item and its cosine similarity to the item in question."""
 
     media: MediaId
     cluster: ClusterId
@@ -45,12 +45,12 @@ class Near:
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A cluster that the medium is not in.
+    """A cluster that the item is not in.
 
     Attributes:
-        similarity: mean top-3 cosine similarity of the medium to its accepted media.
-        threshold: what an arrival must reach.
-        is_forbidden: a correction in force keeps the medium out of it.
+        similarity: mean top-3 cosine similarity of the item to the cluster's accepted items.
+        threshold: similarity that an arrival must reach.
+        is_forbidden: whether a correction in force keeps the item out of it.
     """
 
     cluster: ClusterId
@@ -61,7 +61,7 @@ class Rival:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a correction in force demands of the medium, in words."""
+    """A correction in force, and in words what it demands of the item."""
 
     revision: int
     kind: ChangeKind
@@ -72,17 +72,17 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """Why a medium is where it is.
+    """The explanation of an item's place.
 
     Attributes:
-        cluster: NOISE for a medium in none.
+        cluster: NOISE for an item in no cluster.
         because: one sentence.
-        similarity, threshold: to its own cluster, as of :class:`Rival`; None for noise.
+        similarity, threshold: of its own cluster, as in :class:`Rival`; None for noise.
         second: the most similar of the other clusters; None if there is none.
-        margin: how much more similar its own cluster is than ``second``; below 0 for a medium that was put where it
-            would not have gone by itself; None unless there are both.
-        nearest: accepted media, the most similar first.
-        demands: of corrections in force, the newest first.
+        margin: similarity to its own cluster minus that to ``second``; below 0 for an item that was placed where it
+            would not have been assigned automatically; None unless there are both.
+        nearest: accepted items, the most similar first.
+        demands: of corrections in force, newest first.
     """
 
     media: MediaId
@@ -99,7 +99,7 @@ class Why:
 
 
 def explain(state: PetState, media: MediaId) -> Why:
-    """Why ``media`` is where it is. O(n · dim).
+    """Explain why ``media`` is where it is. O(n · dim).
 
     Raises:
         UnknownMedia: the pet does not have it.
@@ -157,30 +157,30 @@ def _because(
 ) -> str:
     match standing:
         case Standing.CORE:
-            return f"a recluster found it among its like in cluster {own}"
+            return f"clustered with similar items of cluster {own} in a recluster"
         case Standing.ARRIVED:
-            return f"when it came, or when a correction left it there, cluster {own} was the nearest that reached it"
+            return f"assigned on arrival or left by a correction: cluster {own} was the closest within its threshold"
         case Standing.ABSORBED:
-            return f"it was noise beyond the budget, and cluster {own} the nearest: low confidence"
+            return f"absorbed from noise beyond the budget; cluster {own} was the most similar (low confidence)"
         case Standing.CORRECTED | Standing.DISMISSED:
             kinds = ("dismiss",) if standing == Standing.DISMISSED else ("merge", "split")
-            said = next((demand for demand in demands if demand.kind in kinds), None)
-            return f"{said.by} said so at revision {said.revision}" if said else "a person said so"
+            deciding = next((demand for demand in demands if demand.kind in kinds), None)
+            return f"decided by {deciding.by} at revision {deciding.revision}" if deciding else "decided by a person"
         case Standing.NOISE:
             if second is None:
-                return "the pet has no cluster that it could be in"
-            told = f"the nearest cluster, {second.cluster}, is {second.similarity:.3f} similar"
+                return "the pet has no cluster that the item could join"
+            nearest = f"similarity to the nearest cluster, {second.cluster}, is {second.similarity:.3f}"
             if second.is_forbidden:
-                return f"{told}, and people keep it out of it"
+                return f"{nearest}, but a correction keeps the item out of it"
             if reach(second.similarity, second.threshold) > 1:
-                return f"{told} and asks for {second.threshold:.3f}"
-            return f"{told}, which would do: the next recluster decides"
+                return f"{nearest}, below its threshold of {second.threshold:.3f}"
+            return f"{nearest}, similar enough to join; the next recluster decides"
         case _:
             assert_never(standing)
 
 
 def _demands(ledger: Sequence[Correction], constraints: Constraints, media: MediaId) -> Iterator[Demand]:
-    """What holds of the corrections about a medium; what newer ones took back is left out."""
+    """Yield what the corrections in force demand of an item; what newer corrections overrode is left out."""
     placing = {group.revision: len(group.media) - 1 for group in constraints.together if media in group.media}
     parting = {one.revision for one in constraints.apart if media in one.moved or media in one.remaining}
     barring = {one.revision for one in constraints.barred if media in one.media}
@@ -196,18 +196,26 @@ def _demands(ledger: Sequence[Correction], constraints: Constraints, media: Medi
 def _told(correction: Said, media: MediaId, *, n_mates: int | None) -> tuple[ChangeKind, str]:
     match correction:
         case Merge(into=into):
-            return "merge", f"together with {n_mates} others, in the cluster that {into} leads to"
+            return (
+                "merge",
+                f"together with the other merged items ({n_mates}), in the cluster that id {into} resolves to",
+            )
         case Split(moved=moved, remaining=remaining):
             if media in moved:
                 return (
                     "split",
-                    f"apart from the {len(remaining)} that remained, together with {n_mates or 0} that moved",
+                    f"apart from the items that remained ({len(remaining)}), "
+                    f"together with the others that moved ({n_mates or 0})",
                 )
-            return "split", f"apart from the {len(moved)} that moved away"
+            return "split", f"apart from the items that moved away ({len(moved)})"
         case Exclusion(source=source, media=taken_out, remaining=remaining):
             if media in taken_out:
-                return "exclude", f"not in the cluster that {source} leads to, nor with the {len(remaining)} in it then"
-            return "exclude", f"apart from the {len(taken_out)} that were taken out"
+                return (
+                    "exclude",
+                    f"not in the cluster that id {source} resolves to, "
+                    f"nor with the items that remained in it ({len(remaining)})",
+                )
+            return "exclude", f"apart from the excluded items ({len(taken_out)})"
         case Dismissal():
             return "dismiss", "in no cluster"
         case _:

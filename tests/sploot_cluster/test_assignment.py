@@ -121,13 +121,13 @@ def test_a_threshold_of_many_members_is_about_that_of_all() -> None:
     ("n_media", "n_at_recluster", "noise_arrivals", "reason"),
     [
         (7, 0, 0, None),
-        (8, 0, 0, "growth: 8 media since a recluster of 0"),
+        (8, 0, 0, "growth: 8 new items since the last recluster, which covered 0"),
         (119, 100, 0, None),
-        (120, 100, 0, "growth: 20 media since a recluster of 100"),
+        (120, 100, 0, "growth: 20 new items since the last recluster, which covered 100"),
         (115, 100, 9, None),
-        (115, 100, 10, "drift: 10 of 15 media since the last recluster found no cluster"),
+        (115, 100, 10, "drift: 10 of 15 new items since the last recluster found no cluster"),
         (1_100, 1_000, 24, None),
-        (1_100, 1_000, 25, "drift: 25 of 100 media since the last recluster found no cluster"),
+        (1_100, 1_000, 25, "drift: 25 of 100 new items since the last recluster found no cluster"),
     ],
 )
 def test_a_pet_wants_a_recluster_when_it_grew_or_drifted(

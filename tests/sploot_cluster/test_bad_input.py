@@ -34,8 +34,8 @@ def with_row(row: int, value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
         (GOOD[0], r"x: shape \(8,\) is not \(n, d\)"),
         (GOOD[None], r"x: shape \(1, 20, 8\) is not \(n, d\)"),
         (np.empty((5, 0)), r"x: shape \(5, 0\) is not \(n, d\)"),
-        (with_row(3, np.nan), "x: row 3 holds NaN or infinite values"),
-        (with_row(4, np.inf), "x: row 4 holds NaN or infinite values"),
+        (with_row(3, np.nan), "x: row 3 contains NaN or infinite values"),
+        (with_row(4, np.inf), "x: row 4 contains NaN or infinite values"),
         (with_row(5, 0), "x: row 5 is a zero vector"),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_newer_split_divides_an_older_merge_and_says_so() -> None:
     assert constraints.conflicts(MediaId("c"), MediaId("a"))
     assert constraints.atom_of(MediaId("a")) == constraints.atom_of(MediaId("d"))
     assert constraints.overridden == (
-        "the merge of revision 1 by ada: newer corrections keep its 4 media in groups of 3, 1",
+        "the merge at revision 1 by ada: newer corrections divide its 4 items into groups of 3, 1",
     )
 
 
@@ -153,7 +153,7 @@ def test_a_newer_merge_reunites_what_a_split_had_parted() -> None:
 
     assert len(set(constraints.atoms.values())) == 1
     assert len(constraints.overridden) == 1
-    assert "the split of revision 1 by ada" in constraints.overridden[0]
+    assert "the split at revision 1 by ada" in constraints.overridden[0]
 
 
 def test_those_who_left_one_after_the_other_are_not_joined_by_the_merge_they_left() -> None:

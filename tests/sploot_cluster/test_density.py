@@ -107,9 +107,9 @@ def test_only_directions_count() -> None:
 
 
 def test_a_parameter_out_of_range_is_refused_by_name() -> None:
-    with pytest.raises(InvalidInput, match=r"^min_cluster_size: 1 "):
+    with pytest.raises(InvalidInput, match=r"^min_cluster_size: expected at least 2, got 1"):
         cluster_densely(looks(10), min_cluster_size=1)
-    with pytest.raises(InvalidInput, match=r"^min_samples: 0 "):
+    with pytest.raises(InvalidInput, match=r"^min_samples: expected at least 1, got 0"):
         cluster_densely(looks(10), min_samples=0)
 
 

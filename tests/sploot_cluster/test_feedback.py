@@ -123,7 +123,7 @@ def test_wrongly_merged_clusters_can_be_taken_apart_one_by_one(service: ClusterS
     assert {where(store, medium) for medium in names(0, range(12))} == {1}
     assert len({where(store, name(subject, 0)) for subject in range(3)}) == 3
     assert last.overridden == (
-        "the merge of revision 38 by ada: newer corrections keep its 36 media in groups of 12, 12, 12",
+        "the merge at revision 38 by ada: newer corrections divide its 36 items into groups of 12, 12, 12",
     )
 
 
@@ -135,7 +135,7 @@ def test_a_correction_reports_what_it_contradicts(service: ClusterService) -> No
 
     assert split.overridden == ()
     assert len(merged.overridden) == 1
-    assert f"the split of revision {split.revision} by ada" in merged.overridden[0]
+    assert f"the split at revision {split.revision} by ada" in merged.overridden[0]
 
 
 def test_an_undone_merge_gives_the_ids_back(service: ClusterService, store: MemoryPetStore) -> None:
@@ -292,7 +292,7 @@ def test_an_exclusion_takes_back_what_older_corrections_said_of_the_medium(
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="2", by="bob")
 
     assert excluded.overridden == (
-        f"the merge of revision {merged.revision} by ada: newer corrections take 1 of its 24 media out",
+        f"the merge at revision {merged.revision} by ada: newer corrections remove 1 of its 24 items",
     )
     assert standing(store.load(PET), name(0, 0)) == Standing.NOISE
 
@@ -392,7 +392,7 @@ def test_media_are_dismissed_once(service: ClusterService, store: MemoryPetStore
 
     assert both.n_moved == 1
     assert len(store.view(PET).dismissed) == 2
-    with pytest.raises(InvalidInput, match="dismissed already"):
+    with pytest.raises(InvalidInput, match="already dismissed"):
         service.dismiss(PET, [name(0, 0), name(0, 1)], operation_id="3", by="ada")
 
 

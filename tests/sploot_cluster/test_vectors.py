@@ -50,8 +50,8 @@ def test_only_the_direction_counts(scale: float) -> None:
         ([[1j]], "not numeric"),
         ([1.0, 2.0], "is not (n, d)"),
         (np.empty((2, 0)), "is not (n, d)"),
-        ([[1.0, 2.0], [np.nan, 1.0]], "row 1 holds NaN"),
-        ([[np.inf, 0.0]], "row 0 holds NaN or infinite"),
+        ([[1.0, 2.0], [np.nan, 1.0]], "row 1 contains NaN"),
+        ([[np.inf, 0.0]], "row 0 contains NaN or infinite"),
         ([[1.0, 2.0], [0.0, 0.0]], "row 1 is a zero vector"),
     ],
 )

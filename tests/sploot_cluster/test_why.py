@@ -80,13 +80,13 @@ def test_a_person_who_put_it_there_is_named_and_the_margin_tells_that_it_would_n
     why = service.why(PET, name(0, 0))
 
     assert (why.cluster, why.standing) == (merged.cluster, Standing.CORRECTED)
-    assert why.because == f"bob said so at revision {merged.revision}"
+    assert why.because == f"decided by bob at revision {merged.revision}"
     assert why.margin is not None
     assert why.margin < 0
     assert why.second is not None
     assert (why.second.cluster, why.second.is_forbidden) == (ONE, True)
     assert [(demand.kind, demand.by) for demand in why.demands] == [("merge", "bob"), ("split", "ada")]
-    assert why.demands[1].demand == "apart from the 11 that remained, together with 0 that moved"
+    assert why.demands[1].demand == "apart from the items that remained (11), together with the others that moved (0)"
 
 
 def test_noise_says_what_the_nearest_cluster_asks_for(service: ClusterService) -> None:
@@ -98,7 +98,7 @@ def test_noise_says_what_the_nearest_cluster_asks_for(service: ClusterService) -
     assert (why.cluster, why.similarity, why.margin) == (NOISE, None, None)
     assert why.second is not None
     assert why.second.similarity < why.second.threshold
-    assert why.because.endswith(f"asks for {why.second.threshold:.3f}")
+    assert why.because.endswith(f"below its threshold of {why.second.threshold:.3f}")
 
 
 def test_an_excluded_medium_says_who_keeps_it_out(service: ClusterService) -> None:
@@ -109,11 +109,11 @@ def test_an_excluded_medium_says_who_keeps_it_out(service: ClusterService) -> No
 
     assert why.second is not None
     assert (why.second.cluster, why.second.is_forbidden) == (ONE, True)
-    assert why.because.endswith("people keep it out of it")
+    assert why.because.endswith("a correction keeps the item out of it")
     assert [(one.revision, one.demand) for one in why.demands] == [
-        (excluded.revision, "not in the cluster that 1 leads to, nor with the 11 in it then")
+        (excluded.revision, "not in the cluster that id 1 resolves to, nor with the items that remained in it (11)")
     ]
-    assert [one.demand for one in other.demands] == ["apart from the 1 that were taken out"]
+    assert [one.demand for one in other.demands] == ["apart from the excluded items (1)"]
 
 
 def test_a_dismissed_medium_says_who_dismissed_it(service: ClusterService) -> None:
@@ -121,7 +121,7 @@ def test_a_dismissed_medium_says_who_dismissed_it(service: ClusterService) -> No
 
     why = service.why(PET, name(0, 0))
 
-    assert (why.standing, why.because) == (Standing.DISMISSED, f"ada said so at revision {dismissed.revision}")
+    assert (why.standing, why.because) == (Standing.DISMISSED, f"decided by ada at revision {dismissed.revision}")
     assert [one.demand for one in why.demands] == ["in no cluster"]
 
 
@@ -139,7 +139,7 @@ def test_the_first_medium_of_a_pet_has_nobody_to_be_with(store: MemoryPetStore) 
     why = service.why(PET, name(0, 0))
 
     assert (why.nearest, why.second) == ((), None)
-    assert why.because == "the pet has no cluster that it could be in"
+    assert why.because == "the pet has no cluster that the item could join"
 
 
 def test_a_medium_that_is_not_there_is_unknown(service: ClusterService) -> None:
