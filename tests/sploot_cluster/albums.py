@@ -1,4 +1,4 @@
-"""Pictures of a few subjects, as vectors: what the tests of the service ingest."""
+"""Vectors of pictures of a few subjects, and helpers to ingest them; shared by the tests of the service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODEL, DIM = "clip@1", 16
 
 
 def picture(subject: int, number: int) -> FloatVector:
-    """The vector of one picture: pictures of one subject are close, those of different subjects at right angles."""
+    """Return the vector of one picture: close to others of its subject, orthogonal to those of other subjects."""
     vector = np.random.default_rng([subject, number]).normal(scale=0.05, size=DIM)
     vector[subject] += 1.0
     return (vector / np.linalg.norm(vector)).astype(np.float32)
@@ -25,14 +25,14 @@ def name(subject: int, number: int) -> MediaId:
 
 
 def take(service: ClusterService, subject: int, numbers: range, *, pet: PetId = PET) -> list[Assigned]:
-    """Pictures of a subject arrive, one after the other."""
+    """Ingest pictures of a subject, one after the other."""
     return [
         service.assign(pet, name(subject, number), model=MODEL, vector=picture(subject, number)) for number in numbers
     ]
 
 
 def grouped(store: PetStore, n_subjects: int, numbers: range) -> ClusterService:
-    """A service whose pet has the same pictures of each of some subjects, in clusters 1, 2, … after a recluster."""
+    """Return a service with a pet that has the same pictures of each subject, in clusters 1, 2, … by a recluster."""
     service = ClusterService(store)
     for subject in range(n_subjects):
         take(service, subject, numbers)

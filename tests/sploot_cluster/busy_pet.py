@@ -1,6 +1,6 @@
 """A process that keeps changing one pet, as workers do: ``python -m tests.sploot_cluster.busy_pet URL WORKER N``.
 
-It prints what it was told when its N operations are done; without end for a test that kills it.
+It prints the service's answers after N operations; a test that kills it passes a large N.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tests.sploot_cluster.albums import MODEL, PET, name, picture
 
 
 @dataclass(slots=True)
-class Told:
-    """What the service answered to one worker: the revisions it made, and what is to be found afterwards."""
+class Answers:
+    """The answers that one worker got: the revisions that it made, and what must exist afterwards."""
 
     revisions: list[int] = field(default_factory=list)
     media: list[MediaId] = field(default_factory=list)
@@ -30,14 +30,14 @@ class Told:
 
 
 class Worker:
-    """One of several that work on the same pet. Half of what arrives is its own, the other half arrives everywhere."""
+    """One of several workers on the same pet. Half of its arrivals are its own; every worker sends the other half."""
 
     def __init__(self, service: ClusterService, worker: int) -> None:
         self.service, self.worker = service, worker
         self.random = Random(worker)
-        self.told = Told()
+        self.answers = Answers()
 
-    def work(self, operations: int) -> Told:
+    def work(self, operations: int) -> Answers:
         for number in range(operations):
             deed = self.random.choices(
                 (self.arrive, self.merge, self.split, self.exclude, self.dismiss, self.undo, self.recluster),
@@ -48,20 +48,20 @@ class Worker:
                 try:
                     deed(number, operation_id)
                 except RevisionConflict:
-                    continue  # as the queue does, with the same operation
+                    continue  # retried with the same operation id, as the queue does
                 except InvalidInput:
-                    pass  # it was decided on clusters that others have changed since
+                    pass  # the clusters that it was decided on have been changed by other workers
                 break
-        return self.told
+        return self.answers
 
     def arrive(self, number: int, operation_id: str) -> None:
         subject = self.random.randrange(4)
         picture_number = number * 2 if number % 2 else (number * 16 + self.worker) * 2 + 1
         medium = name(subject, picture_number)
         assigned = self.service.assign(PET, medium, model=MODEL, vector=picture(subject, picture_number))
-        self.told.media.append(medium)
+        self.answers.media.append(medium)
         if not assigned.is_duplicate:
-            self.told.revisions.append(assigned.revision)
+            self.answers.revisions.append(assigned.revision)
 
     def merge(self, number: int, operation_id: str) -> None:
         ids = [cluster.id for cluster in self.service.clusters(PET).clusters]
@@ -102,17 +102,17 @@ class Worker:
     def recluster(self, number: int, operation_id: str) -> None:
         reclustered = self.service.recluster(PET)
         if reclustered.n_media:
-            self.told.revisions.append(reclustered.revision)
-            self.told.constraints_lost += reclustered.constraints - reclustered.constraints_kept
+            self.answers.revisions.append(reclustered.revision)
+            self.answers.constraints_lost += reclustered.constraints - reclustered.constraints_kept
 
     def _note(self, operation_id: str, corrected: Corrected) -> None:
-        self.told.operations.append(operation_id)
+        self.answers.operations.append(operation_id)
         if not corrected.is_duplicate:
-            self.told.revisions.append(corrected.revision)
+            self.answers.revisions.append(corrected.revision)
 
 
 if __name__ == "__main__":
     url, worker, operations = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with redis.Redis.from_url(url) as client:
-        told = Worker(ClusterService(RedisPetStore(client)), worker).work(operations)
-    print(json.dumps(asdict(told)))
+        answers = Worker(ClusterService(RedisPetStore(client)), worker).work(operations)
+    print(json.dumps(asdict(answers)))

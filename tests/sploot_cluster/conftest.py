@@ -9,7 +9,7 @@ from sploot_cluster.store import PetStore
 
 @pytest.fixture(params=["redis", "memory"])
 def store(request: pytest.FixtureRequest) -> PetStore:
-    """An empty store, of each kind."""
+    """An empty store of each kind."""
     if request.param == "memory":
         return MemoryPetStore()
     return RedisPetStore(request.getfixturevalue("redis_client"))

@@ -1,8 +1,8 @@
-"""Random days of a pet: media come and go, people correct and change their minds, reclusters run, old revisions return.
+"""Simulated days of a pet: arrivals, deletions, corrections, undos, reclusters and restores in random order.
 
-``python -m tests.sploot_cluster.days [EVENTS] [SEED]`` lives through many days, until so many events have happened, and
-compares after every one: nothing said is lost (``oracle``), and no id means another group (``lineage``). It prints its
-seed first, and ends with 1 at a broken promise; ``make promises``.
+``python -m tests.sploot_cluster.days [EVENTS] [SEED]``, or ``make promises``, simulates days until EVENTS events have
+happened. After every event it checks that all corrections hold (``oracle``) and that no id changed its meaning
+(``lineage``). It prints its seed first, and exits with 1 if a promise is broken.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ EVENTS = 10_000
 
 
 class Day:
-    """One pet, and the next thing that happens to it.
+    """One pet, to which random events happen.
 
     Args:
-        upheavals: media are deleted too, and models exchanged. Without them old seeds live the days that they were
-            found on.
+        upheavals: items are deleted and models switched, too. Off by default, so that known seeds replay the same days.
     """
 
     def __init__(self, seed: int, *, upheavals: bool = False) -> None:
         self.seed, self.random = seed, Random(seed)
         self.store = Witness()
-        # some pets decide every arrival exactly, which moves media that were there
+        # some pets use exact arrivals, which move existing items
         self.service = ClusterService(
             self.store, settings=ClusterSettings(exact_until=self.random.choice([0, 0, 10_000]))
         )
@@ -60,16 +59,16 @@ class Day:
             self.deeds |= {self.delete: 2, self.switch: 1}
 
     def go_on(self) -> str:
-        """Let something happen, and raise AssertionError if a promise is broken after it; what happened."""
+        """Run one random event and return its name; raise AssertionError if a promise is broken after it."""
         deed = self.random.choices([*self.deeds], weights=[*self.deeds.values()])[0]
         self.n_steps += 1
-        told = deed.__name__
+        event = deed.__name__
         try:
             deed(self.store.load(PET), str(self.n_steps))
         except InvalidInput:
-            told += " refused"
-        check(self, f"seed {self.seed}, step {self.n_steps}: {told}")
-        return told
+            event += " refused"
+        check(self, f"seed {self.seed}, step {self.n_steps}: {event}")
+        return event
 
     def arrive(self, state: PetState, operation_id: str) -> None:
         for _ in range(5):
@@ -78,7 +77,7 @@ class Day:
             self.n_pictures += 1
 
     def mistake(self, state: PetState, operation_id: str) -> None:
-        """A producer sends the next picture in another model's space; it may come again as it should."""
+        """Send the next picture as a vector of another model; the correct one may follow."""
         if not state.n_media:
             return
         vector = picture(self.random.randrange(4), self.n_pictures)
@@ -89,16 +88,16 @@ class Day:
         self.service.merge(PET, ids, operation_id=operation_id, by="ada")
 
     def split(self, state: PetState, operation_id: str) -> None:
-        cluster, some = self._some(state)
-        self.service.split(PET, cluster, some, operation_id=operation_id, by="ada")
+        cluster, media = self._some(state)
+        self.service.split(PET, cluster, media, operation_id=operation_id, by="ada")
 
     def exclude(self, state: PetState, operation_id: str) -> None:
-        cluster, some = self._some(state)
-        self.service.exclude(PET, cluster, some[:3], operation_id=operation_id, by="ada")
+        cluster, media = self._some(state)
+        self.service.exclude(PET, cluster, media[:3], operation_id=operation_id, by="ada")
 
     def dismiss(self, state: PetState, operation_id: str) -> None:
-        some = self.random.sample(list(state.media), min(state.n_media, self.random.randrange(1, 4)))
-        self.service.dismiss(PET, some, operation_id=operation_id, by="ada")
+        media = self.random.sample(list(state.media), min(state.n_media, self.random.randrange(1, 4)))
+        self.service.dismiss(PET, media, operation_id=operation_id, by="ada")
 
     def undo(self, state: PetState, operation_id: str) -> None:
         revisions = [correction.revision for correction in state.ledger] or [1]
@@ -113,7 +112,7 @@ class Day:
         n_elsewhere = int(np.count_nonzero(now.labels[: then.n_media] != then.labels))
         assert restored.n_held == n_elsewhere
         if then.ledger == state.ledger:
-            assert n_elsewhere == 0, "nobody said anything since"
+            assert n_elsewhere == 0, "items are elsewhere without any correction since then"
 
     def recluster(self, state: PetState, operation_id: str) -> None:
         reclustered = self.service.recluster(PET)
@@ -128,7 +127,7 @@ class Day:
             self.service.delete_media(PET, self.random.sample(list(state.media), 2), by="eve")
 
     def switch(self, state: PetState, operation_id: str) -> None:
-        """Another model comes, and sees the same pictures a little differently; sometimes the old one comes back."""
+        """Switch to another model, which embeds the pictures slightly differently; sometimes switch back."""
         if not state.n_media:
             return
         self.n_switches += 1
@@ -157,10 +156,10 @@ class Day:
 
 
 def check(day: Day, context: str) -> None:
-    """Whether the pet keeps what was said, by the oracle, and its ids and columns fit together."""
+    """Assert that the pet obeys its corrections, by the oracle, and that its ids and columns are consistent."""
     state = day.store.load(PET)
-    told = dict(zip(state.media, state.labels.tolist(), strict=True))
-    assert demands(state.ledger).broken(told, state.aliases) == [], context
+    cluster_of = dict(zip(state.media, state.labels.tolist(), strict=True))
+    assert demands(state.ledger).broken(cluster_of, state.aliases) == [], context
     assert set(np.unique(state.labels).tolist()) - {-1} == set(state.clusters), context
     assert not state.aliases.keys() & state.clusters.keys(), context
     assert set(state.aliases.values()) <= state.clusters.keys(), context
@@ -174,19 +173,19 @@ def check(day: Day, context: str) -> None:
     if state.ledger and state.ledger[-1].revision == state.revision:
         match state.ledger[-1]:
             case Merge(into=into, groups=groups):
-                assert {told[medium] for media in groups.values() for medium in media} == {into}, context
+                assert {cluster_of[medium] for media in groups.values() for medium in media} == {into}, context
             case Split(source=source, created=created, moved=moved, remaining=remaining):
-                assert {told[medium] for medium in moved} == {created}, context
-                assert {told[medium] for medium in remaining} == {source}, context
+                assert {cluster_of[medium] for medium in moved} == {created}, context
+                assert {cluster_of[medium] for medium in remaining} == {source}, context
             case Exclusion(source=source, media=media, remaining=remaining):
-                assert source not in {told[medium] for medium in media}, context
-                assert {told[medium] for medium in remaining} == {source}, context
+                assert source not in {cluster_of[medium] for medium in media}, context
+                assert {cluster_of[medium] for medium in remaining} == {source}, context
             case Dismissal() as dismissal:
-                assert {told[medium] for medium in dismissal.media} == {-1}, context
+                assert {cluster_of[medium] for medium in dismissal.media} == {-1}, context
 
 
 def check_past(day: Day) -> None:
-    """Whether every revision that was seen can still be told, in all its media."""
+    """Assert that every revision that was seen can still be read, with all of its items."""
     past = day.store.past(PET)
     for state in day.store.seen:
         then = past.at(state.revision)
@@ -211,8 +210,8 @@ def main(n_events: int, first: int) -> int:
             replay = f"replay it with Day({seed}, upheavals={upheavals})"
             print(f"BROKEN after {happened.total()} events: {broken}; {replay}")
             return 1
-    for told, n in sorted(happened.items()):
-        print(f"  {told}: {n}")
+    for event, n in sorted(happened.items()):
+        print(f"  {event}: {n}")
     print(f"{happened.total()} events, 0 violations, {time.perf_counter() - began:.0f} s")
     return 0
 

@@ -1,4 +1,4 @@
-"""What ids must mean after each commit, worked out from every state there was and not from what a store keeps of it."""
+"""The required meaning of ids after each commit, derived from every earlier state instead of a store's history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sploot_cluster.models import Change, ClusterId, MediaId, PetState, Standing
 
 
 class Witness(MemoryPetStore):
-    """A store that saw everything, and raises AssertionError at a commit after which an id means what it must not."""
+    """A store that records every state, and raises AssertionError at a commit that changes the meaning of an id."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,13 +21,13 @@ class Witness(MemoryPetStore):
     def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
         after = super().commit(state, change, claimant=claimant)
         self.seen = self.seen or [state]
-        told = f"revision {after.revision}, {change.kind} {dict(change.summary)}"
+        context = f"revision {after.revision}, {change.kind} {dict(change.summary)}"
         if change.kind == "restore":
             revision = change.summary["restored"]
             then = next(state for state in self.seen if state.revision == revision)
-            check_restored(state, then, [one for one in self.seen if one.revision >= then.revision], after, told)
+            check_restored(state, then, [one for one in self.seen if one.revision >= then.revision], after, context)
         else:
-            check_went_on(state, after, told, undone=self.seen if change.kind == "undo" else None)
+            check_went_on(state, after, context, undone=self.seen if change.kind == "undo" else None)
         self.seen.append(after)
         return after
 
@@ -42,7 +42,7 @@ class Witness(MemoryPetStore):
 
 
 def without(state: PetState, now: PetState) -> PetState:
-    """What the state would have been without media that are there no more, by their first name."""
+    """Return the state as it would have been without the items that no longer exist."""
     keep = [row for row, medium in enumerate(state.media) if medium in now.rows]
     media = [state.media[row] for row in keep]
     labels = state.labels[keep]
@@ -57,36 +57,36 @@ def without(state: PetState, now: PetState) -> PetState:
     )
 
 
-def check_went_on(before: PetState, after: PetState, told: str, *, undone: Sequence[PetState] | None) -> None:
-    """After anything but a restore: ids that ended lead to where most of their media went, aliases follow them.
+def check_went_on(before: PetState, after: PetState, context: str, *, undone: Sequence[PetState] | None) -> None:
+    """Check ids after any change but a restore: an id that ended points to where most of its items went.
 
     Args:
-        undone: every state before, where a correction was taken back: ids may come back then, for media that they held
-            once, and take over no cluster of others.
+        undone: every earlier state, if a correction was undone: then ids may return for items that they once held, but
+            must not take over a cluster of other items.
     """
     held, now_in = members(before), members(after)
     came = {id_ for id_ in after.clusters.keys() - before.clusters.keys() if id_ < before.next_cluster}
-    assert not came or undone is not None, f"{told}: {came} came back"
+    assert not came or undone is not None, f"{context}: {came} returned"
     for id_ in came:
         meant = {medium for state in undone or () for medium in members(state).get(id_, set())}
-        assert now_in[id_] & meant, f"{told}: {id_} came back for others"
+        assert now_in[id_] & meant, f"{context}: {id_} returned for other items"
         for ended in before.clusters.keys() - after.clusters.keys():
             n_of_others = len(now_in[id_] & held[ended] - meant)
-            assert n_of_others <= len(now_in[id_] & meant), f"{told}: {id_} took over {ended}"
+            assert n_of_others <= len(now_in[id_] & meant), f"{context}: {id_} took over {ended}"
     for id_ in (before.clusters.keys() | before.aliases.keys()) - after.clusters.keys():
         target = before.aliases.get(id_, id_)
         expected = target if target in after.clusters else heir(held[target], after)
         now = after.aliases.get(id_)
-        # an undo gives back what led elsewhere before a merge, and says where ids are that it could not give back
-        assert now == expected or (undone is not None and id_ in before.aliases), f"{told}: {id_} leads to {now}"
+        # an undo restores aliases from before a merge, and updates the ids that it could not give back
+        assert now == expected or (undone is not None and id_ in before.aliases), f"{context}: {id_} points to {now}"
 
 
-def check_restored(before: PetState, then: PetState, since: Sequence[PetState], after: PetState, told: str) -> None:
-    """After a restore.
+def check_restored(before: PetState, then: PetState, since: Sequence[PetState], after: PetState, context: str) -> None:
+    """Check ids after a restore.
 
     Args:
-        then: what was restored.
-        since: every state from then until before.
+        then: the restored state.
+        since: every state from ``then`` to ``before``.
     """
     held: dict[ClusterId, set[MediaId]] = {}
     for state in since:
@@ -104,7 +104,7 @@ def check_restored(before: PetState, then: PetState, since: Sequence[PetState], 
             targets = [led[id_] for led in (then.aliases, before.aliases) if id_ in led]
             expected = leads_to(targets[0]) if targets else None
         now = after.aliases.get(id_)
-        assert now == expected, f"{told}: {id_} leads to {now}, not {expected}"
+        assert now == expected, f"{context}: {id_} points to {now}, not {expected}"
 
     for id_, now_in in members(after).items():
         if id_ >= before.next_cluster:
@@ -112,14 +112,14 @@ def check_restored(before: PetState, then: PetState, since: Sequence[PetState], 
         meant = [members(then).get(id_, set()), held.get(id_, set())]
         assert any(id_ in most_went_to(media, after) for media in meant) or (
             id_ in before.clusters and now_in & held[id_]
-        ), f"{told}: {id_} means another group"
+        ), f"{context}: {id_} means another group"
     if then.ledger == before.ledger:
-        assert list(after.labels[: then.n_media]) == list(then.labels), told
-        assert then.aliases.items() - after.aliases.items() <= {(id_, then.aliases.get(id_)) for id_ in held}, told
+        assert list(after.labels[: then.n_media]) == list(then.labels), context
+        assert then.aliases.items() - after.aliases.items() <= {(id_, then.aliases.get(id_)) for id_ in held}, context
 
 
 def members(state: PetState) -> Mapping[ClusterId, set[MediaId]]:
-    """Living id -> its media, without those absorbed."""
+    """Return living id -> its items, without absorbed ones."""
     found: dict[ClusterId, set[MediaId]] = {id_: set() for id_ in state.clusters}
     for medium, label, standing in zip(state.media, state.labels.tolist(), state.standings.tolist(), strict=True):
         if label != -1 and standing != Standing.ABSORBED:
@@ -128,14 +128,14 @@ def members(state: PetState) -> Mapping[ClusterId, set[MediaId]]:
 
 
 def heir(media: set[MediaId], after: PetState) -> ClusterId | None:
-    """The cluster that has more than half of these media."""
+    """Return the cluster that has more than half of these items; None if there is none."""
     went = Counter(int(after.labels[after.rows[medium]]) for medium in media)
     most = max(went, key=lambda label: went[label], default=-1)
     return ClusterId(most) if most != -1 and 2 * went[most] > went.total() else None
 
 
 def most_went_to(media: set[MediaId], after: PetState) -> set[int]:
-    """The clusters that have as many of these media as any has."""
+    """Return the clusters that have the most of these items; several if they are tied."""
     went = Counter(int(after.labels[after.rows[medium]]) for medium in media)
     del went[-1]
     return {label for label in went if went[label] == max(went.values())}

@@ -1,4 +1,4 @@
-"""What people's corrections demand, worked out pair by pair: slow, and written without a look at the real thing."""
+"""An oracle for the demands of corrections, worked out pair by pair: slow, and independent of the implementation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from sploot_cluster.models import ClusterId, Correction, Dismissal, Exclusion, M
 
 @dataclass
 class Demands:
-    """Attributes:
-    components: media that must share a cluster; those that nobody placed are alone.
-    placed: media that a person put somewhere.
-    cannot: pairs of media that must not share one.
-    dismissed: media that must be in none.
-    barred: media, and ids whose clusters they must not be in, unless somebody placed them.
-    yielding: revisions of corrections that newer ones contradict.
+    """The demands of a ledger.
+
+    Attributes:
+        components: item -> all items that must share its cluster; items that no correction placed are alone.
+        placed: items that a person put somewhere.
+        cannot: pairs of items that must not share a cluster.
+        dismissed: items that must be in no cluster.
+        barred: items, and ids whose clusters they must not be in, unless a correction placed them.
+        yielding: revisions of corrections that newer ones contradict.
     """
 
     components: dict[MediaId, set[MediaId]] = field(default_factory=dict)
@@ -33,7 +35,7 @@ class Demands:
     def broken(
         self, labels: Mapping[MediaId, int], aliases: Mapping[ClusterId, ClusterId]
     ) -> list[tuple[MediaId, MediaId]]:
-        """The pairs that labels treat otherwise; a pair of the same medium is one that is where it must not be."""
+        """Return the pairs that ``labels`` treat wrongly; an item paired with itself is where it must not be."""
         broken = []
         for medium in self.placed & labels.keys():
             if labels[medium] == -1:
@@ -54,7 +56,8 @@ def demands(ledger: Sequence[Correction]) -> Demands:
     undone: set[int] = set()
     result = Demands()
     newer_sides: list[tuple[set[MediaId], set[MediaId]]] = []  # of splits and exclusions
-    newer_exits: list[tuple[set[MediaId], set[MediaId]]] = []  # of exclusions: who really left, and who remained
+    # of exclusions: the items that really left, and those that remained
+    newer_exits: list[tuple[set[MediaId], set[MediaId]]] = []
     for correction in reversed(ledger):
         if correction.revision in undone:
             continue
@@ -88,9 +91,9 @@ def demands(ledger: Sequence[Correction]) -> Demands:
             first, *others = [correction.into, *sorted(correction.groups.keys() - {correction.into})]
             media = [medium for id_ in (first, *others) for medium in correction.groups[ClusterId(id_)]]
         gone = {*media} & result.dismissed
-        for exited, remained in newer_exits:
+        for left, remained in newer_exits:
             if remained & {*media}:
-                gone |= exited & {*media}
+                gone |= left & {*media}
         joined = [medium for medium in media if medium not in gone]
         for medium in joined:
             result.components.setdefault(medium, {medium})

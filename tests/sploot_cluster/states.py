@@ -1,4 +1,4 @@
-"""Pets as values, for decisions that need no store."""
+"""Pet states as values, for tests of decisions without a store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pet_state(
     aliases: Mapping[int, int] | None = None,
     ledger: Sequence[Correction] = (),
 ) -> PetState:
-    """A pet with media ``m0``, ``m1``, … in these clusters; core media by default, thresholds of .9."""
+    """Return a pet with items ``m0``, ``m1``, … in these clusters; by default CORE items and thresholds of .9."""
     media = tuple(MediaId(f"m{row}") for row in range(len(labels)))
     standing = standings or [Standing.NOISE if label == NOISE else Standing.CORE for label in labels]
     clusters = {
@@ -45,7 +45,7 @@ def pet_state(
 
 
 def looks(*counts: int, spread: float = 0.05, dim: int = 8, seed: int = 1) -> FloatMatrix:
-    """Unit vectors around one axis each: ``counts[i]`` of them around axis i, in this order."""
+    """Return unit vectors around one axis each: ``counts[i]`` of them around axis i, in this order."""
     rng = np.random.default_rng(seed)
     axes = np.repeat(np.arange(len(counts)), counts)
     x = rng.normal(scale=spread, size=(len(axes), dim))

@@ -1,4 +1,4 @@
-"""Where an arrival belongs, how far a cluster reaches, when a pet wants a recluster."""
+"""Assignment of arrivals, thresholds of clusters, and requests for a recluster."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def decided(state: PetState, vector: FloatVector, settings: ClusterSettings = SE
 
 
 def axis(number: int, lean: float = 0.0, dim: int = 8) -> FloatVector:
-    """The direction of one look, leaning towards the next one."""
+    """Return the direction of one axis, leaning towards the next."""
     vector = np.zeros(dim)
     vector[number], vector[number + 1] = 1, lean
     return as_vector(vector)
 
 
-def test_an_arrival_joins_the_most_similar_cluster_that_reaches_it() -> None:
+def test_arrival_joins_most_similar_cluster_within_threshold() -> None:
     state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.1, 2: 0.1})
 
     decision = decided(state, axis(1, lean=0.2))
@@ -39,7 +39,7 @@ def test_an_arrival_joins_the_most_similar_cluster_that_reaches_it() -> None:
     assert decision.similarity == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_what_no_cluster_reaches_is_noise_and_says_how_near_it_came() -> None:
+def test_arrival_beyond_every_threshold_is_noise_with_its_similarity() -> None:
     state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.99, 2: 0.99})
 
     decision = decided(state, axis(0, lean=0.5))
@@ -48,11 +48,11 @@ def test_what_no_cluster_reaches_is_noise_and_says_how_near_it_came() -> None:
     assert decision.similarity == pytest.approx(0.9, abs=0.05)
 
 
-def test_the_first_medium_of_a_pet_is_noise() -> None:
+def test_first_item_of_a_pet_is_noise() -> None:
     assert decided(pet_state([], looks()), axis(0)) == Decision(NOISE, Standing.NOISE, None)
 
 
-def test_noise_and_absorbed_media_attract_nobody() -> None:
+def test_noise_and_absorbed_items_do_not_attract_arrivals() -> None:
     standings = [Standing.CORE] * 3 + [Standing.ABSORBED] * 3 + [Standing.NOISE] * 3
     state = pet_state([1] * 6 + [NOISE] * 3, looks(3, 3, 3), standings=standings)
 
@@ -61,38 +61,38 @@ def test_noise_and_absorbed_media_attract_nobody() -> None:
     assert decided(state, axis(0)).cluster == 1
 
 
-def test_a_slack_widens_every_cluster() -> None:
+def test_arrival_slack_widens_every_cluster() -> None:
     state = pet_state([1] * 5, looks(5, spread=0.001), thresholds={1: 0.98})
-    query = axis(0, lean=0.23)  # a similarity of about .975: 1.27 times as far as the cluster reaches
+    query = axis(0, lean=0.23)  # a similarity of about .975: 1.27 times the threshold distance
 
     assert decided(state, query).cluster == NOISE
     assert decided(state, query, replace(SETTINGS, arrival_slack=1.4)).cluster == 1
 
 
-def test_a_cluster_that_is_hardly_among_the_neighbours_cannot_take_an_arrival() -> None:
-    # three neighbours are looked at; of cluster 2 only one medium is among them, and its mean is not known
+def test_cluster_with_too_few_neighbours_takes_no_arrival() -> None:
+    # of the three neighbours only one is in cluster 2, so the mean for cluster 2 is unknown
     settings = replace(SETTINGS, n_neighbours=3)
     state = pet_state([1] * 2 + [2] * 5, looks(3, 4), thresholds={1: 0.9999, 2: -1.0})
 
     assert decided(state, axis(0, lean=0.1), settings).cluster == NOISE
-    assert decided(state, axis(0, lean=0.1)).cluster == 2, "where all are looked at, it is known"
+    assert decided(state, axis(0, lean=0.1)).cluster == 2, "with all items as neighbours, the mean is known"
 
 
-def test_of_equally_similar_clusters_the_smallest_id_wins() -> None:
+def test_smallest_id_wins_among_equally_similar_clusters() -> None:
     vectors = looks(3, spread=0.0).repeat(2, axis=0)
     state = pet_state([2, 1] * 3, vectors)
 
     assert decided(state, axis(0)).cluster == 1
 
 
-def test_reach_is_one_at_the_threshold_and_grows_outwards() -> None:
+def test_reach_is_one_at_the_threshold_and_grows_with_distance() -> None:
     assert reach(0.9, 0.9) == pytest.approx(1, abs=1e-3)
     assert reach(0.8, 0.9) == pytest.approx(2, abs=1e-3)
     assert reach(1.0, 1.0) == 0
     assert reach(0.99, 1.0) > 100
 
 
-def test_a_stray_member_does_not_open_a_cluster_to_strangers() -> None:
+def test_threshold_ignores_a_stray_member() -> None:
     tight = looks(12, spread=0.02)
     stray = axis(0, lean=0.8)[None, :]
 
@@ -102,11 +102,11 @@ def test_a_stray_member_does_not_open_a_cluster_to_strangers() -> None:
     assert threshold > similarity_to(tight, stray)[0] + 0.1
 
 
-def test_of_one_member_nothing_is_known_but_itself() -> None:
+def test_threshold_of_a_single_member_is_one() -> None:
     assert threshold_of(looks(1)) == 1.0
 
 
-def test_a_threshold_of_many_members_is_about_that_of_all() -> None:
+def test_threshold_from_a_sample_is_close_to_that_of_all_members() -> None:
     vectors = looks(3_000, spread=0.1)
 
     sampled = threshold_of(vectors)
@@ -130,7 +130,7 @@ def test_a_threshold_of_many_members_is_about_that_of_all() -> None:
         (1_100, 1_000, 25, "drift: 25 of 100 new items since the last recluster found no cluster"),
     ],
 )
-def test_a_pet_wants_a_recluster_when_it_grew_or_drifted(
+def test_recluster_is_requested_after_growth_or_drift(
     n_media: int, n_at_recluster: int, noise_arrivals: int, reason: str | None
 ) -> None:
     state = replace(

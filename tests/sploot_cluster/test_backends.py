@@ -1,4 +1,4 @@
-"""A GPU that is wanted and not there, fails, or works: simulated at our own port, for there is none here."""
+"""Choice of the backend: a GPU that is missing, fails or works, simulated because test machines have none."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def failing_at_work(error: Exception) -> Callable[[], FindNearest]:
     ],
     ids=["not installed", "no device", "no memory", "lost"],
 )
-def test_whatever_fails_on_the_gpu_is_done_by_the_processor_and_told(
+def test_gpu_failure_falls_back_to_the_cpu_and_is_reported(
     find: Callable[[], FindNearest], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[Fallback] = []
@@ -65,7 +65,7 @@ def test_whatever_fails_on_the_gpu_is_done_by_the_processor_and_told(
     assert (record.__dict__["wanted"], record.__dict__["used"]) == ("hdbscan_gpu", "hdbscan_cpu")
 
 
-def test_a_gpu_that_works_gives_the_tree_of_the_processor_and_is_named() -> None:
+def test_working_gpu_builds_the_same_tree_as_the_cpu() -> None:
     asked: list[int] = []
 
     def nearest(vectors: FloatMatrix, chunks: Chunks, k: int) -> Nearest:
@@ -81,8 +81,8 @@ def test_a_gpu_that_works_gives_the_tree_of_the_processor_and_is_named() -> None
     np.testing.assert_array_equal(tree.edges, spanning_tree(VECTORS, 2).edges)
 
 
-def test_what_is_asked_of_cupy_gives_the_tree_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy in its place: cupy has its functions, and this is as near as a machine without a GPU gets."""
+def test_cupy_calls_build_the_same_tree_as_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy stands in for cupy, which has the same functions; without a GPU no closer test is possible."""
     cupy, cuda = ModuleType("cupy"), ModuleType("cuda")
     cuda.is_available = lambda: True  # type: ignore[attr-defined]
     cupy.__dict__.update({name: getattr(np, name) for name in ("arange", "argpartition", "asarray", "take_along_axis")})
@@ -98,20 +98,20 @@ def test_what_is_asked_of_cupy_gives_the_tree_of_the_processor(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("wanted", "n"), [("hdbscan_cpu", GPU_FROM), ("hdbscan_gpu", GPU_FROM - 1)])
-def test_who_wants_no_gpu_or_has_few_media_asks_for_none(wanted: str, n: int) -> None:
+def test_gpu_is_not_used_when_not_wanted_or_for_few_items(wanted: str, n: int) -> None:
     heard: list[Fallback] = []
     build = TreeBuilder(
         "hdbscan_gpu" if wanted == "hdbscan_gpu" else "hdbscan_cpu",
         threads=1,
         on_fallback=heard.append,
-        find_gpu=raising(AssertionError("asked for a GPU")),
+        find_gpu=raising(AssertionError("looked for a GPU")),
     )
 
     assert build(VECTORS[:n], 2).backend == "hdbscan_cpu"
     assert heard == []
 
 
-def test_without_cupy_and_torch_it_says_which_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_error_names_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setitem(sys.modules, "torch", None)
 
@@ -119,7 +119,7 @@ def test_without_cupy_and_torch_it_says_which_are_missing(monkeypatch: pytest.Mo
         gpu_nearest()
 
 
-def test_libraries_without_a_device_are_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_is_unavailable_when_libraries_find_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cupy", "torch"):
         library, cuda = ModuleType(name), ModuleType("cuda")
         cuda.is_available = lambda: False  # type: ignore[attr-defined]
@@ -130,7 +130,7 @@ def test_libraries_without_a_device_are_no_gpu(monkeypatch: pytest.MonkeyPatch) 
         gpu_nearest()
 
 
-def test_a_recluster_says_what_it_was_computed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recluster_reports_the_backend_that_computed_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sploot_cluster.backends.GPU_FROM", 10)
     monkeypatch.setattr("sploot_cluster.backends.gpu_nearest", raising(GpuUnavailable("there is none")))
     heard: list[Fallback] = []

@@ -1,4 +1,4 @@
-"""What comes to the library's door and is no matrix of vectors, or an odd one: an error that names it, or an answer."""
+"""Input of the library that is not a matrix of vectors, or an unusual one: a named error, or an answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def with_row(row: int, value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 @pytest.mark.parametrize(
-    ("x", "says"),
+    ("x", "message"),
     [
         (np.array([["a", "b"], ["c", "d"]]), "x: dtype <U1 is not numeric"),
         (GOOD.astype(complex), "x: dtype complex128 is not numeric"),
@@ -39,26 +39,26 @@ def with_row(row: int, value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
         (with_row(5, 0), "x: row 5 is a zero vector"),
     ],
 )
-def test_what_is_no_matrix_of_vectors_is_refused_by_name(x: Any, says: str) -> None:
-    with pytest.raises(InvalidInput, match=f"^{says}"):
+def test_input_that_is_not_a_matrix_of_vectors_is_rejected(x: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{message}"):
         cluster_densely(x)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32, np.uint8])
-def test_any_real_numbers_will_do(dtype: type[np.generic]) -> None:
+def test_any_real_dtype_is_accepted(dtype: type[np.generic]) -> None:
     x = np.round(GOOD * 100 + 100).astype(dtype)
 
     assert cluster_densely(x).labels.tolist() == cluster_densely(x.astype(np.float64)).labels.tolist()
 
 
-def test_strides_and_order_of_memory_do_not_matter() -> None:
+def test_memory_layout_does_not_affect_labels() -> None:
     wide = np.repeat(GOOD, 2, axis=1)
 
     for x in (np.asfortranarray(GOOD), wide[:, ::2], GOOD[::-1][::-1]):
         np.testing.assert_array_equal(cluster_densely(x).labels, cluster_densely(GOOD).labels)
 
 
-def test_read_only_vectors_are_taken_and_left_alone() -> None:
+def test_read_only_vectors_are_accepted_and_not_modified() -> None:
     x = GOOD.copy()
     x.flags.writeable = False
 
@@ -69,21 +69,21 @@ def test_read_only_vectors_are_taken_and_left_alone() -> None:
 
 @pytest.mark.parametrize("parameters", [{}, {"min_cluster_size": 2, "min_samples": 1}, {"min_samples": 50}])
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
-def test_a_handful_has_an_answer_of_its_length(n: int, parameters: dict[str, Any]) -> None:
+def test_few_vectors_get_one_label_each(n: int, parameters: dict[str, Any]) -> None:
     found = cluster_densely(GOOD[:n], **parameters)
 
     assert (len(found.labels), len(found.probabilities)) == (n, n)
     assert set(found.labels.tolist()) <= {-1, 0}
 
 
-def test_two_of_a_kind_are_noise_and_three_are_a_group() -> None:
+def test_two_copies_are_noise_and_three_are_a_group() -> None:
     assert cluster_densely(np.ones((2, 4))).labels.tolist() == [-1, -1]
     assert cluster_densely(np.ones((3, 4))).labels.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("parameters", [{}, {"min_cluster_size": 5, "min_samples": 3}])
 @pytest.mark.parametrize("n", [20, 700, 3_000])
-def test_the_same_thing_a_thousand_times_is_one_group(n: int, parameters: dict[str, Any]) -> None:
+def test_identical_vectors_are_one_group(n: int, parameters: dict[str, Any]) -> None:
     found = cluster_densely(np.ones((n, 16)), **parameters)
 
     assert set(found.labels.tolist()) == {0}
@@ -91,7 +91,7 @@ def test_the_same_thing_a_thousand_times_is_one_group(n: int, parameters: dict[s
 
 
 @pytest.mark.parametrize("parameters", [{}, {"min_cluster_size": 5, "min_samples": 3}])
-def test_copies_by_the_thousand_are_groups_of_their_own(parameters: dict[str, Any]) -> None:
+def test_thousands_of_copies_form_one_group_per_original(parameters: dict[str, Any]) -> None:
     rng = np.random.default_rng(3)
     kinds = rng.normal(size=(4, 32))
     of = rng.permutation(np.repeat(np.arange(4), [1_500, 700, 200, 20]))
@@ -103,7 +103,7 @@ def test_copies_by_the_thousand_are_groups_of_their_own(parameters: dict[str, An
     assert np.isfinite(found.probabilities).all()
 
 
-def test_copies_among_other_media_leave_those_where_they_were() -> None:
+def test_many_copies_of_one_item_stay_in_its_group() -> None:
     vectors = looks(60, 60, spread=0.2)
     often = np.concatenate([vectors, np.repeat(vectors[:1], 1_000, axis=0)])
 
@@ -113,7 +113,7 @@ def test_copies_among_other_media_leave_those_where_they_were() -> None:
     assert found.labels[0] == found.labels[120] >= 0
 
 
-def test_a_pet_of_copies_stays_one_cluster_while_more_arrive() -> None:
+def test_pet_of_copies_stays_one_cluster_as_more_arrive() -> None:
     service = ClusterService(MemoryPetStore(), settings=ClusterSettings(exact_until=1_000))
 
     for row in range(40):

@@ -1,4 +1,4 @@
-"""Chunks against a naive product of all with all."""
+"""Chunks against a naive product of all vectors with all."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def vectors(request: pytest.FixtureRequest) -> FloatMatrix:
 
 @pytest.fixture(params=[1_024, 7], ids=["of eight", "of more"])
 def chunks(request: pytest.FixtureRequest, vectors: FloatMatrix, monkeypatch: pytest.MonkeyPatch) -> Chunks:
-    """Those of ``vectors``; no more than so many, as of large sets."""
+    """The chunks of ``vectors``; also with fewer, larger chunks, as for large sets."""
     monkeypatch.setattr("sploot_cluster.chunks._MOST_CHUNKS", request.param)
     return Chunks.of(vectors)
 
 
-def test_every_row_is_in_one_chunk_and_the_last_one_is_filled_up(vectors: FloatMatrix, chunks: Chunks) -> None:
+def test_every_row_is_in_one_chunk_and_the_last_is_padded(vectors: FloatMatrix, chunks: Chunks) -> None:
     flat = chunks.rows.ravel()
 
     assert sorted(np.delete(flat, chunks.fillings).tolist()) == list(range(len(vectors)))
@@ -47,9 +47,7 @@ def test_every_row_is_in_one_chunk_and_the_last_one_is_filled_up(vectors: FloatM
 
 
 @pytest.mark.parametrize("k", [1, 3, 16])
-def test_the_nearest_and_the_nearest_of_each_chunk_are_those_of_all(
-    vectors: FloatMatrix, chunks: Chunks, k: int
-) -> None:
+def test_nearest_rows_and_chunk_maxima_match_a_full_comparison(vectors: FloatMatrix, chunks: Chunks, k: int) -> None:
     n, k = len(vectors), min(k, len(vectors) - 1)
     full = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
     np.fill_diagonal(full, -3)
@@ -63,7 +61,7 @@ def test_the_nearest_and_the_nearest_of_each_chunk_are_those_of_all(
     np.testing.assert_allclose(found.most, full[:, chunks.rows].max(axis=1), atol=4e-6)
 
 
-def test_what_is_alike_shares_chunks() -> None:
+def test_similar_vectors_share_chunks() -> None:
     vectors = looks(*[160] * 12, spread=0.05, dim=64)
     order = np.random.default_rng(1).permutation(len(vectors))
 
@@ -73,7 +71,7 @@ def test_what_is_alike_shares_chunks() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 200, 512, 513, 1_000, 5_000, 20_000, 100_000, 20_000_000])
-def test_blocks_are_of_bounded_memory_and_where_they_are_few_even_in_number(n: int) -> None:
+def test_blocks_are_bounded_in_size_and_even_in_number(n: int) -> None:
     size = block_rows(n)
 
     assert 1 <= size <= min(n, 1_024)

@@ -1,4 +1,4 @@
-"""Many workers on one pet: nothing is lost, nothing is there twice, and what people said holds."""
+"""Many workers on one pet: nothing is lost or duplicated, and corrections hold."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sploot_cluster.keys import PetKeys
 from sploot_cluster.models import NOISE, Correction, Dismissal, Exclusion, MediaId, Merge, PetState, Said, Split, Undo
 from sploot_cluster.redis_store import RedisPetStore
 from tests.sploot_cluster.albums import PET, name, names, take
-from tests.sploot_cluster.busy_pet import Told, Worker
+from tests.sploot_cluster.busy_pet import Answers, Worker
 from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
 
 
-# -- what must hold --------------------------------------------------------------------------------------------------
+# -- invariants ------------------------------------------------------------------------------------------------------
 
 
 def columns_agree(client: redis.Redis) -> bool:
-    """Rows, media, labels, standings and vectors of the pet are of one length, and name the same media."""
+    """Return whether the columns of the pet have one length and name the same items."""
     keys = PetKeys.of(PET)
     n, dim = (int(value or 0) for value in client.hmget(keys.meta, "n_media", "dim"))
     media = client.lrange(keys.media, 0, -1)
@@ -42,7 +42,7 @@ def columns_agree(client: redis.Redis) -> bool:
 
 
 def standing_alone(ledger: Sequence[Correction]) -> list[Said]:
-    """Corrections that were not taken back, and whose media no later one names: whatever else was said, these hold."""
+    """Return corrections in force whose items no later one names; these must hold whatever else happened."""
     alone: list[Said] = []
     taken_back: set[int] = set()
     named: set[MediaId] = set()
@@ -81,42 +81,42 @@ def holds(correction: Said, state: PetState) -> bool:
             return not (labels(correction.media) - {NOISE}) & labels(correction.remaining)
 
 
-def assert_nothing_was_lost(client: redis.Redis, told: Sequence[Told]) -> PetState:
+def assert_nothing_was_lost(client: redis.Redis, answers: Sequence[Answers]) -> PetState:
     state = RedisPetStore(client).load(PET)
-    revisions = sorted(revision for worker in told for revision in worker.revisions)
-    operations = sorted(operation for worker in told for operation in worker.operations)
+    revisions = sorted(revision for worker in answers for revision in worker.revisions)
+    operations = sorted(operation for worker in answers for operation in worker.operations)
 
     assert columns_agree(client)
     assert len(set(state.media)) == state.n_media
-    assert set(state.media) == {medium for worker in told for medium in worker.media}
+    assert set(state.media) == {medium for worker in answers for medium in worker.media}
     assert revisions == list(range(1, state.revision + 1))
     assert sorted(correction.operation_id for correction in state.ledger) == operations
     assert [correction.revision for correction in state.ledger] == sorted(
         correction.revision for correction in state.ledger
     )
     assert set(np.unique(state.labels)) - {-1} == set(state.clusters)
-    assert sum(worker.constraints_lost for worker in told) == 0
+    assert sum(worker.constraints_lost for worker in answers) == 0
     assert all(holds(correction, state) for correction in standing_alone(state.ledger))
     return state
 
 
-# -- threads, each with a memory of its own --------------------------------------------------------------------------
+# -- threads, each with its own memory ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_workers_on_one_pet_lose_nothing(redis_client: redis.Redis, seed: int) -> None:
+def test_threads_on_one_pet_lose_nothing(redis_client: redis.Redis, seed: int) -> None:
     store = RedisPetStore(redis_client)
     workers = [Worker(ClusterService(store), seed * 100 + number) for number in range(4)]
 
     with ThreadPoolExecutor(len(workers)) as pool:
-        told = list(pool.map(lambda worker: worker.work(60), workers))
+        answers = list(pool.map(lambda worker: worker.work(60), workers))
 
-    state = assert_nothing_was_lost(redis_client, told)
-    assert state.ledger, "a run without corrections shows little"
+    state = assert_nothing_was_lost(redis_client, answers)
+    assert state.ledger, "a run without corrections proves little"
     assert state.n_media > 60
 
 
-def test_a_recluster_of_a_busy_pet_ends(redis_client: redis.Redis) -> None:
+def test_recluster_of_a_busy_pet_finishes(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     for subject in range(3):
         take(ClusterService(store), subject, range(30))
@@ -145,7 +145,7 @@ def test_a_recluster_of_a_busy_pet_ends(redis_client: redis.Redis) -> None:
     ) == 0
 
 
-def test_the_same_album_sent_to_everybody_is_there_once(redis_client: redis.Redis) -> None:
+def test_album_sent_to_every_worker_is_ingested_once(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
 
     with ThreadPoolExecutor(4) as pool:
@@ -180,16 +180,16 @@ def busy_processes(url: str, operations: int, *, workers: Sequence[int]) -> Iter
             process.communicate()
 
 
-def test_processes_on_one_pet_lose_nothing(redis_client: redis.Redis, redis_url: str) -> None:
+def test_processes_on_one_pet_lose_nothing_in_redis(redis_client: redis.Redis, redis_url: str) -> None:
     with busy_processes(redis_url, 80, workers=(7, 8, 9)) as processes:
         outputs = [process.communicate(timeout=100)[0] for process in processes]
 
-    told = [Told(**json.loads(output)) for output in outputs]
-    state = assert_nothing_was_lost(redis_client, told)
+    answers = [Answers(**json.loads(output)) for output in outputs]
+    state = assert_nothing_was_lost(redis_client, answers)
     assert state.ledger
 
 
-def test_a_pet_is_whole_after_its_workers_were_killed(redis_client: redis.Redis, redis_url: str) -> None:
+def test_pet_is_consistent_after_its_workers_are_killed(redis_client: redis.Redis, redis_url: str) -> None:
     store = RedisPetStore(redis_client)
     for round_ in range(3):
         begun = store.view(PET).revision

@@ -1,4 +1,4 @@
-"""What corrections demand, against an oracle that works it out pair by pair; and labels that obey."""
+"""Demands of corrections, against an oracle that works them out pair by pair; and labels that satisfy them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def media(text: str) -> tuple[MediaId, ...]:
 
 
 def merge(revision: int, *groups: str) -> Merge:
-    """The first group is the one that the others go into."""
+    """Return a merge into the first group."""
     by_id = {ClusterId(number): media(group) for number, group in enumerate(groups, start=1)}
     return Merge(revision, f"op-{revision}", "ada", AT, into=ClusterId(1), groups=by_id)
 
@@ -48,13 +48,13 @@ def dismiss(revision: int, text: str) -> Dismissal:
 
 
 def labels_of(text: str) -> LabelVector:
-    """``"1 1 2 - …"``: a label per medium, ``-`` for noise."""
+    """Return the labels of ``"1 1 2 - …"``: one per item, ``-`` for noise."""
     return np.array([-1 if label == "-" else int(label) for label in text.split()], dtype=np.int32)
 
 
 @st.composite
 def ledgers(draw: st.DrawFn) -> list[Correction]:
-    """Any corrections at all, more contradictory than those that people can make."""
+    """Generate arbitrary corrections, more contradictory than people can make."""
     ledger: list[Correction] = []
     for revision in range(1, draw(st.integers(1, 7)) + 1):
         kind = draw(st.sampled_from(["merge", "split", "exclude", "dismiss", *(["undo"] if ledger else [])]))
@@ -76,7 +76,7 @@ def ledgers(draw: st.DrawFn) -> list[Correction]:
 
 
 @given(ledgers())
-def test_corrections_demand_what_an_independent_oracle_says(ledger: list[Correction]) -> None:
+def test_resolved_constraints_match_an_independent_oracle(ledger: list[Correction]) -> None:
     expected = demands(ledger)
 
     found = resolve(ledger)
@@ -95,42 +95,42 @@ def test_corrections_demand_what_an_independent_oracle_says(ledger: list[Correct
 
 
 @given(ledgers(), st.lists(st.integers(-1, 3), min_size=len(MEDIA), max_size=len(MEDIA)))
-def test_enforced_labels_break_nothing_and_are_not_enforced_again(ledger: list[Correction], labels: list[int]) -> None:
+def test_enforced_labels_satisfy_all_constraints_and_are_stable(ledger: list[Correction], labels: list[int]) -> None:
     before = np.array(labels, dtype=np.int32)
     constraints = resolve(ledger)
     rows = constraints.by_row(ROWS)
 
     after = enforce(before, VECTORS, rows, counts=ALL_COUNT)
 
-    told = dict(zip(MEDIA, after.tolist(), strict=True))
-    # which id a group inherits is decided after this, and whoever is barred from it leaves then
-    told = {medium: label if label == NOISE else label + 1_000 for medium, label in told.items()}
-    assert demands(ledger).broken(told, {}) == []
-    kept, total = count_kept(told, constraints, aliases={})
-    assert kept == total
+    labels_after = dict(zip(MEDIA, after.tolist(), strict=True))
+    # ids are inherited later, and barred items leave then; so these groups must not look like the old ids
+    labels_after = {medium: label if label == NOISE else label + 1_000 for medium, label in labels_after.items()}
+    assert demands(ledger).broken(labels_after, {}) == []
+    n_kept, total = count_kept(labels_after, constraints, aliases={})
+    assert n_kept == total
     assert np.array_equal(enforce(after, VECTORS, rows, counts=ALL_COUNT), after)
     assert before.tolist() == labels
 
 
 @given(ledgers(), st.lists(st.integers(-1, 3), min_size=len(MEDIA), max_size=len(MEDIA)))
-def test_the_count_of_constraints_misses_no_broken_pair(ledger: list[Correction], labels: list[int]) -> None:
-    told = dict(zip(MEDIA, labels, strict=True))
+def test_count_of_kept_constraints_reveals_every_broken_pair(ledger: list[Correction], labels: list[int]) -> None:
+    label_of = dict(zip(MEDIA, labels, strict=True))
 
     aliases = {ClusterId(0): ClusterId(2)}
 
-    kept, total = count_kept(told, resolve(ledger), aliases=aliases)
+    n_kept, total = count_kept(label_of, resolve(ledger), aliases=aliases)
 
-    assert (kept == total) == (demands(ledger).broken(told, aliases) == [])
+    assert (n_kept == total) == (demands(ledger).broken(label_of, aliases) == [])
 
 
-def test_labels_that_obey_stay_as_they_are() -> None:
+def test_labels_that_satisfy_constraints_are_unchanged() -> None:
     rows = resolve([merge(1, "ab", "c"), split(2, "d", "e")]).by_row(ROWS)
     labels = labels_of("5 5 5 7 8 8 - - 7 5")
 
     assert np.array_equal(enforce(labels, VECTORS, rows, counts=ALL_COUNT), labels)
 
 
-def test_nobody_corrected_means_nobody_is_named() -> None:
+def test_empty_ledger_names_no_items() -> None:
     constraints = resolve([])
 
     assert count_kept({MEDIA[0]: 1}, constraints, aliases={}) == (0, 0)
@@ -138,7 +138,7 @@ def test_nobody_corrected_means_nobody_is_named() -> None:
     assert constraints.by_row(ROWS).atoms.tolist() == [NOISE] * len(MEDIA)
 
 
-def test_a_newer_split_divides_an_older_merge_and_says_so() -> None:
+def test_newer_split_divides_older_merge_and_is_reported() -> None:
     constraints = resolve([merge(1, "ab", "cd"), split(2, "c", "abd")])
 
     assert constraints.conflicts(MediaId("c"), MediaId("a"))
@@ -148,7 +148,7 @@ def test_a_newer_split_divides_an_older_merge_and_says_so() -> None:
     )
 
 
-def test_a_newer_merge_reunites_what_a_split_had_parted() -> None:
+def test_newer_merge_reunites_items_of_an_older_split() -> None:
     constraints = resolve([split(1, "ab", "cd"), merge(2, "ab", "cd")])
 
     assert len(set(constraints.atoms.values())) == 1
@@ -156,21 +156,21 @@ def test_a_newer_merge_reunites_what_a_split_had_parted() -> None:
     assert "the split at revision 1 by ada" in constraints.overridden[0]
 
 
-def test_those_who_left_one_after_the_other_are_not_joined_by_the_merge_they_left() -> None:
-    # c left when a was elsewhere, so that no split names both
+def test_items_that_left_a_merge_one_by_one_are_not_joined_by_it() -> None:
+    # c left while a was elsewhere, so no split names both
     constraints = resolve([merge(1, "ab", "c"), split(2, "c", "b"), split(3, "a", "b")])
 
     assert constraints.atom_of(MediaId("a")) != constraints.atom_of(MediaId("c"))
 
 
-def test_an_undo_of_an_undo_is_the_correction_again() -> None:
+def test_undo_of_an_undo_reinstates_the_correction() -> None:
     ledger: list[Correction] = [merge(1, "ab", "cd"), undo(2, 1), undo(3, 2)]
 
     assert [correction.revision for correction in in_force(ledger)] == [1]
     assert in_force(ledger[:2]) == []
 
 
-def test_a_small_part_of_an_atom_comes_home_and_the_others_are_left_in_peace() -> None:
+def test_small_part_of_an_atom_returns_without_moving_other_items() -> None:
     rows = resolve([merge(1, "abc", "d")]).by_row(ROWS)
 
     after = enforce(labels_of("1 1 1 2 2 2 2 2 - -"), VECTORS, rows, counts=ALL_COUNT)
@@ -178,7 +178,7 @@ def test_a_small_part_of_an_atom_comes_home_and_the_others_are_left_in_peace() -
     assert after.tolist() == [1, 1, 1, 1, 2, 2, 2, 2, -1, -1]
 
 
-def test_media_that_nobody_named_go_with_the_side_they_resemble() -> None:
+def test_unnamed_items_follow_the_side_of_a_split_they_resemble() -> None:
     vectors = as_vectors(np.array([[1, 0], [0, 1], [0.9, 0.1], [0.1, 0.9]] + [[1.0, 1.0]] * 6))
     rows = resolve([split(1, "a", "b")]).by_row(ROWS)
 
@@ -188,7 +188,7 @@ def test_media_that_nobody_named_go_with_the_side_they_resemble() -> None:
     assert NOISE not in after[:4].tolist()
 
 
-def test_media_of_a_correction_that_are_gone_are_ignored() -> None:
+def test_deleted_items_of_a_correction_are_ignored() -> None:
     rows = resolve([merge(1, "az", "b")]).by_row(ROWS)
 
     after = enforce(labels_of("1 2 - - - - - - - -"), VECTORS, rows, counts=ALL_COUNT)

@@ -1,4 +1,4 @@
-"""Errors say who has to act, and survive the way between processes."""
+"""Errors end with a hint, and survive pickling between processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: type(refusal).__name__)
-def test_an_error_comes_out_of_a_pickle_as_it_went_in(refusal: ClusterError) -> None:
+def test_error_survives_pickling_unchanged(refusal: ClusterError) -> None:
     copy = pickle.loads(pickle.dumps(refusal))
 
     assert type(copy) is type(refusal)
@@ -36,13 +36,13 @@ def test_an_error_comes_out_of_a_pickle_as_it_went_in(refusal: ClusterError) -> 
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: type(refusal).__name__)
-def test_an_error_ends_with_what_to_do(refusal: ClusterError) -> None:
-    problem, _, mend = str(refusal).partition("; ")
+def test_error_message_ends_with_a_hint(refusal: ClusterError) -> None:
+    problem, _, hint = str(refusal).partition("; ")
 
     assert problem
-    assert mend
+    assert hint
 
 
-def test_a_claim_is_a_lost_race_to_whoever_retries() -> None:
+def test_pet_claimed_is_retried_like_a_revision_conflict() -> None:
     assert issubclass(PetClaimed, RevisionConflict)
     assert "claimed by another change for at most 1500 ms" in str(PetClaimed(pet=42, revision=4, for_ms=1_500))

@@ -1,4 +1,4 @@
-"""Arrivals that are decided like a recluster, and the tree that is kept for them."""
+"""Exact arrivals, and the spanning tree that is stored for them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def groups(service: ClusterService) -> set[frozenset[str]]:
 
 @pytest.fixture
 def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the trees that were built anew from here on."""
+    """The sizes of the trees that are built from scratch from here on."""
     built: list[int] = []
 
     def build(vectors: FloatMatrix, min_samples: int, *, threads: int = 1) -> SpanningTree:
@@ -57,7 +57,7 @@ def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return built
 
 
-def test_exact_arrivals_leave_what_a_recluster_would_make_of_them() -> None:
+def test_recluster_changes_nothing_after_exact_arrivals() -> None:
     vectors = album(220)
     service = ClusterService(MemoryPetStore(), settings=EXACT)
 
@@ -72,7 +72,7 @@ def test_exact_arrivals_leave_what_a_recluster_would_make_of_them() -> None:
     assert len(before) >= 4
 
 
-def test_an_exact_arrival_may_move_others() -> None:
+def test_exact_arrival_may_move_other_items() -> None:
     vectors = album(60)
     service = ClusterService(MemoryPetStore(), settings=EXACT)
 
@@ -87,17 +87,17 @@ def test_an_exact_arrival_may_move_others() -> None:
     assert service.history(PET) == []
 
 
-def test_a_tree_is_built_once_and_then_grows(count_builds: list[int]) -> None:
+def test_tree_is_built_once_and_then_extended(count_builds: list[int]) -> None:
     vectors = album(60)
     service = ClusterService(MemoryPetStore(), settings=EXACT)
 
     arrive(service, vectors, range(60))
     service.recluster(PET)
 
-    assert count_builds == [3, 4]  # three samples want four media
+    assert count_builds == [3, 4]  # three samples need four items
 
 
-def test_larger_pets_are_assigned_by_the_spread_of_their_clusters() -> None:
+def test_pets_above_exact_until_assign_arrivals_by_threshold() -> None:
     vectors = album(40)
     service = ClusterService(MemoryPetStore(), settings=replace(EXACT, exact_until=30))
 
@@ -110,7 +110,7 @@ def test_larger_pets_are_assigned_by_the_spread_of_their_clusters() -> None:
     assert backends == ["faiss"] * 4
 
 
-def test_corrections_hold_while_media_arrive_exactly() -> None:
+def test_corrections_hold_during_exact_arrivals() -> None:
     vectors = album(80)
     service = ClusterService(MemoryPetStore(), settings=EXACT)
     arrive(service, vectors, range(50))
@@ -125,8 +125,8 @@ def test_corrections_hold_while_media_arrive_exactly() -> None:
 
 @pytest.mark.parametrize("exact_until", [0, 10_000])
 @pytest.mark.parametrize("n_merged", [5, 8, 25])
-def test_look_alikes_of_a_merged_cluster_stay_in_it_until_the_merge_is_undone(n_merged: int, exact_until: int) -> None:
-    """Density sees two looks, and after a while those whom the merge named are few among each."""
+def test_later_items_stay_in_a_merged_cluster_until_undo(n_merged: int, exact_until: int) -> None:
+    """Density sees two groups, and after a while the merged items are a minority of each."""
     vectors = looks(40, 40, 40, spread=0.1, dim=32)
     first = [start + row for start in (0, 40, 80) for row in range(n_merged)]
     service = ClusterService(MemoryPetStore(), settings=ClusterSettings(exact_until=exact_until))
@@ -147,8 +147,8 @@ def test_look_alikes_of_a_merged_cluster_stay_in_it_until_the_merge_is_undone(n_
 
 
 @pytest.mark.parametrize("exact_until", [0, 10_000])
-def test_strangers_do_not_follow_one_of_theirs_that_was_merged_by_mistake(exact_until: int) -> None:
-    """Density takes the first few of them for a part of the look next to them, and parts them once they are more."""
+def test_foreign_group_does_not_follow_an_item_merged_by_mistake(exact_until: int) -> None:
+    """Density first puts the few foreign items into the neighbouring group, and separates them once there are more."""
     rng = np.random.default_rng(5)
 
     def around(centre: FloatVector, n: int) -> FloatMatrix:
@@ -170,11 +170,11 @@ def test_strangers_do_not_follow_one_of_theirs_that_was_merged_by_mistake(exact_
         service.recluster(PET)
 
     merged = next(cluster for cluster in service.clusters(PET).clusters if MediaId("m0") in cluster.media)
-    assert MediaId("m40") in merged.media, "a person put it there"
+    assert MediaId("m40") in merged.media, "the merge placed it there"
     assert [media for media in merged.media if media.startswith("stranger")] == []
 
 
-def test_another_worker_finds_the_tree_in_the_store_and_lets_it_grow(redis_url: str, count_builds: list[int]) -> None:
+def test_another_worker_extends_the_stored_tree(redis_url: str, count_builds: list[int]) -> None:
     vectors = album(330)
     with redis.Redis.from_url(redis_url) as client:
         arrive(ClusterService(RedisPetStore(client)), vectors, range(300))
@@ -193,7 +193,7 @@ def test_another_worker_finds_the_tree_in_the_store_and_lets_it_grow(redis_url: 
     np.testing.assert_array_equal(pairs, anew.labels[clustered][:, None] == anew.labels[clustered])
 
 
-def test_two_workers_on_one_pet_end_where_one_would(redis_url: str) -> None:
+def test_two_workers_on_one_pet_get_the_result_of_one(redis_url: str) -> None:
     vectors = album(180)
     with redis.Redis.from_url(redis_url) as client:
         workers = [
@@ -218,7 +218,7 @@ def test_two_workers_on_one_pet_end_where_one_would(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("knows", ["the same worker", "another worker"])
-def test_a_deletion_leaves_the_tree_of_those_that_stay(redis_url: str, count_builds: list[int], knows: str) -> None:
+def test_deletion_keeps_the_tree_of_the_remaining_items(redis_url: str, count_builds: list[int], knows: str) -> None:
     vectors = album(340)
     with redis.Redis.from_url(redis_url) as client:
         service = ClusterService(RedisPetStore(client))
@@ -238,7 +238,7 @@ def test_a_deletion_leaves_the_tree_of_those_that_stay(redis_url: str, count_bui
     np.testing.assert_array_equal(pairs, anew.labels[clustered][:, None] == anew.labels[clustered])
 
 
-def test_a_server_without_the_engine_deletes_and_a_worker_builds(
+def test_tree_is_rebuilt_after_deletion_by_a_server_without_engine(
     monkeypatch: pytest.MonkeyPatch, count_builds: list[int]
 ) -> None:
     vectors, store = album(300), MemoryPetStore()
@@ -253,9 +253,7 @@ def test_a_server_without_the_engine_deletes_and_a_worker_builds(
     assert count_builds == [300, 299]
 
 
-def test_any_arrivals_and_deletions_of_two_workers_leave_the_tree_of_a_fresh_build(
-    redis_url: str, count_builds: list[int]
-) -> None:
+def test_updated_tree_of_two_workers_matches_a_fresh_build(redis_url: str, count_builds: list[int]) -> None:
     for seed in range(2):
         rng, vectors = np.random.default_rng(seed), album(500, seed=seed)
         with redis.Redis.from_url(redis_url) as client:
@@ -299,9 +297,7 @@ def test_any_arrivals_and_deletions_of_two_workers_leave_the_tree_of_a_fresh_bui
     ],
     ids=["nonsense", "too short", "of another format", "not a number"],
 )
-def test_a_kept_tree_that_cannot_be_read_is_built_anew(
-    spoil: Callable[[KeptTree], KeptTree], count_builds: list[int]
-) -> None:
+def test_unreadable_stored_tree_is_rebuilt(spoil: Callable[[KeptTree], KeptTree], count_builds: list[int]) -> None:
     vectors, store = album(300), MemoryPetStore()
     arrive(ClusterService(store), vectors, range(300))
     ClusterService(store).recluster(PET)
@@ -315,7 +311,7 @@ def test_a_kept_tree_that_cannot_be_read_is_built_anew(
     assert reclustered.n_moved == 0
 
 
-def test_a_tree_of_other_media_is_not_used(count_builds: list[int]) -> None:
+def test_stored_tree_of_other_items_is_not_used(count_builds: list[int]) -> None:
     vectors, store, other = album(300), MemoryPetStore(), MemoryPetStore()
     for each, order in ((store, list(range(300))), (other, list(range(299, -1, -1)))):
         arrive(ClusterService(each), vectors, order)
@@ -329,7 +325,7 @@ def test_a_tree_of_other_media_is_not_used(count_builds: list[int]) -> None:
     assert count_builds == [300, 300, 300]
 
 
-def test_a_store_that_cannot_keep_trees_is_no_obstacle(caplog: pytest.LogCaptureFixture) -> None:
+def test_recluster_works_when_the_store_cannot_keep_trees(caplog: pytest.LogCaptureFixture) -> None:
     class Forgetful(MemoryPetStore):
         def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
             raise StoreUnavailable(doing="keep the tree", problem="away")

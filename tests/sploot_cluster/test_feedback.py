@@ -1,4 +1,4 @@
-"""What people say: what becomes of labels, ids, standings, and what is answered."""
+"""Corrections: their effect on labels, ids and standings, and their answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def members(store: MemoryPetStore, cluster: int) -> set[MediaId]:
     return set(next(view.media for view in store.view(PET).clusters if view.id == cluster))
 
 
-def test_a_merge_prefers_the_cluster_with_most_media(service: ClusterService, store: MemoryPetStore) -> None:
+def test_merge_keeps_the_id_of_the_largest_cluster(service: ClusterService, store: MemoryPetStore) -> None:
     service.split(PET, TWO, sorted(names(1, range(4))), operation_id="1", by="ada")
 
     merged = service.merge(PET, [TWO, THREE], operation_id="2", by="ada")
@@ -46,7 +46,7 @@ def test_a_merge_prefers_the_cluster_with_most_media(service: ClusterService, st
     assert members(store, 3) == names(1, range(4, 12)) | names(2, range(12))
 
 
-def test_merged_media_are_corrected_and_all_others_as_they_were(service: ClusterService, store: MemoryPetStore) -> None:
+def test_merge_changes_the_standing_of_merged_items_only(service: ClusterService, store: MemoryPetStore) -> None:
     service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
 
     state = store.load(PET)
@@ -54,7 +54,7 @@ def test_merged_media_are_corrected_and_all_others_as_they_were(service: Cluster
     assert {standing(state, medium) for medium in names(2, range(12))} == {Standing.CORE}
 
 
-def test_an_alias_is_as_good_as_an_id(service: ClusterService, store: MemoryPetStore) -> None:
+def test_merge_accepts_aliases(service: ClusterService, store: MemoryPetStore) -> None:
     service.merge(PET, [ONE, TWO], into=TWO, operation_id="1", by="ada")
 
     service.merge(PET, [ONE, THREE], into=ONE, operation_id="2", by="ada")
@@ -65,7 +65,7 @@ def test_an_alias_is_as_good_as_an_id(service: ClusterService, store: MemoryPetS
 
 
 @pytest.mark.parametrize(("cluster_ids", "into", "field"), [([1], None, "cluster_ids"), ([1, 1], None, "cluster_ids")])
-def test_a_merge_of_fewer_than_two_clusters_is_refused(
+def test_merge_of_fewer_than_two_clusters_is_rejected(
     service: ClusterService, cluster_ids: list[int], into: int | None, field: str
 ) -> None:
     with pytest.raises(InvalidInput) as refused:
@@ -74,14 +74,14 @@ def test_a_merge_of_fewer_than_two_clusters_is_refused(
     assert refused.value.field == field
 
 
-def test_a_merge_into_a_cluster_that_is_not_merged_is_refused(service: ClusterService) -> None:
+def test_merge_into_a_cluster_not_among_them_is_rejected(service: ClusterService) -> None:
     with pytest.raises(InvalidInput) as refused:
         service.merge(PET, [ONE, TWO], into=THREE, operation_id="1", by="ada")
 
     assert refused.value.field == "into"
 
 
-def test_an_unknown_cluster_is_refused_by_the_name_of_its_field(service: ClusterService) -> None:
+def test_unknown_cluster_error_names_the_field(service: ClusterService) -> None:
     with pytest.raises(UnknownCluster) as refused:
         service.merge(PET, [ONE, TWO], into=ClusterId(9), operation_id="1", by="ada")
 
@@ -93,7 +93,7 @@ def test_an_unknown_cluster_is_refused_by_the_name_of_its_field(service: Cluster
     [([], InvalidInput), (sorted(names(0, range(12))), InvalidInput), ([name(1, 0)], UnknownMedia)],
     ids=["nothing", "everything", "of another cluster"],
 )
-def test_a_split_that_makes_no_two_clusters_is_refused(
+def test_split_that_would_not_make_two_clusters_is_rejected(
     service: ClusterService, store: MemoryPetStore, moved: list[MediaId], error: type[InvalidInput]
 ) -> None:
     before = store.view(PET)
@@ -105,7 +105,7 @@ def test_a_split_that_makes_no_two_clusters_is_refused(
     assert store.view(PET) == before
 
 
-def test_a_split_makes_an_id_that_was_never_there(service: ClusterService, store: MemoryPetStore) -> None:
+def test_split_creates_a_new_id(service: ClusterService, store: MemoryPetStore) -> None:
     created = service.split(PET, ONE, [name(0, 0), name(0, 1), name(0, 0)], operation_id="1", by="ada").cluster
 
     assert created == 4
@@ -113,7 +113,7 @@ def test_a_split_makes_an_id_that_was_never_there(service: ClusterService, store
     assert store.load(PET).next_cluster == 5
 
 
-def test_wrongly_merged_clusters_can_be_taken_apart_one_by_one(service: ClusterService, store: MemoryPetStore) -> None:
+def test_wrongly_merged_clusters_can_be_split_one_by_one(service: ClusterService, store: MemoryPetStore) -> None:
     service.merge(PET, [ONE, TWO, THREE], into=ONE, operation_id="1", by="ada")
 
     service.split(PET, ONE, sorted(names(1, range(12))), operation_id="2", by="ada")
@@ -127,7 +127,7 @@ def test_wrongly_merged_clusters_can_be_taken_apart_one_by_one(service: ClusterS
     )
 
 
-def test_a_correction_reports_what_it_contradicts(service: ClusterService) -> None:
+def test_correction_reports_the_older_ones_it_overrides(service: ClusterService) -> None:
     split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     assert split.cluster is not None
 
@@ -138,7 +138,7 @@ def test_a_correction_reports_what_it_contradicts(service: ClusterService) -> No
     assert f"the split at revision {split.revision} by ada" in merged.overridden[0]
 
 
-def test_an_undone_merge_gives_the_ids_back(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undo_of_a_merge_restores_the_ids(service: ClusterService, store: MemoryPetStore) -> None:
     before = store.view(PET)
     merged = service.merge(PET, [ONE, TWO], into=TWO, operation_id="1", by="ada")
 
@@ -153,7 +153,7 @@ def test_an_undone_merge_gives_the_ids_back(service: ClusterService, store: Memo
     assert Standing.CORRECTED not in {how for cluster in after.clusters for how in cluster.standings}
 
 
-def test_an_undone_merge_gives_older_ids_back_too(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undo_of_a_merge_restores_older_aliases(service: ClusterService, store: MemoryPetStore) -> None:
     service.merge(PET, [TWO, THREE], into=TWO, operation_id="1", by="ada")
     merged = service.merge(PET, [ONE, TWO], into=ONE, operation_id="2", by="ada")
     led_then = store.view(PET).aliases
@@ -164,7 +164,7 @@ def test_an_undone_merge_gives_older_ids_back_too(service: ClusterService, store
     assert store.view(PET).aliases == {THREE: TWO}
 
 
-def test_who_came_to_a_merged_cluster_goes_with_its_like_when_the_merge_is_undone(
+def test_undo_of_a_merge_sends_later_items_to_the_most_similar_cluster(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     merged = service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
@@ -178,7 +178,7 @@ def test_who_came_to_a_merged_cluster_goes_with_its_like_when_the_merge_is_undon
     assert {where(store, medium) for medium in joined[1]} == {2}
 
 
-def test_an_undone_split_returns_what_it_moved(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undo_of_a_split_returns_moved_items(service: ClusterService, store: MemoryPetStore) -> None:
     split = service.split(PET, ONE, sorted(names(0, range(5))), operation_id="1", by="ada")
 
     service.undo(PET, split.revision, operation_id="2", by="ada")
@@ -188,7 +188,7 @@ def test_an_undone_split_returns_what_it_moved(service: ClusterService, store: M
 
 
 @pytest.mark.parametrize(("n_moved", "comes_along"), [(5, True), (1, False)])
-def test_who_came_to_a_split_off_cluster_returns_with_most_of_it(
+def test_undo_of_a_split_returns_later_arrivals_with_the_majority(
     service: ClusterService, store: MemoryPetStore, n_moved: int, comes_along: bool
 ) -> None:
     moved = sorted(names(0, range(n_moved)))
@@ -209,7 +209,7 @@ def test_who_came_to_a_split_off_cluster_returns_with_most_of_it(
     assert (set(came) <= members(store, 1)) is comes_along
 
 
-def test_an_undo_takes_back_one_correction_and_no_other(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undo_affects_one_correction_only(service: ClusterService, store: MemoryPetStore) -> None:
     first = service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
     service.merge(PET, [ONE, THREE], operation_id="2", by="ada")
 
@@ -220,9 +220,7 @@ def test_an_undo_takes_back_one_correction_and_no_other(service: ClusterService,
 
 
 @pytest.mark.parametrize("kind", ["merge", "split", "split that leaves one"])
-def test_an_undo_that_is_undone_does_the_correction_again(
-    service: ClusterService, store: MemoryPetStore, kind: str
-) -> None:
+def test_undo_of_an_undo_reapplies_the_correction(service: ClusterService, store: MemoryPetStore, kind: str) -> None:
     if kind == "merge":
         corrected = service.merge(PET, [ONE, TWO], into=TWO, operation_id="1", by="ada")
     else:
@@ -241,10 +239,10 @@ def test_an_undo_that_is_undone_does_the_correction_again(
         service.undo(PET, undone.revision, operation_id="4", by="ada")
 
 
-# -- not this one ----------------------------------------------------------------------------------------------------
+# -- exclusions -----------------------------------------------------------------------------------------------------
 
 
-def test_an_excluded_medium_leaves_and_never_comes_back(service: ClusterService, store: MemoryPetStore) -> None:
+def test_excluded_item_never_returns_to_its_cluster(service: ClusterService, store: MemoryPetStore) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 3)], operation_id="1", by="ada")
     at_once = where(store, name(0, 3))
     service.recluster(PET)
@@ -257,7 +255,7 @@ def test_an_excluded_medium_leaves_and_never_comes_back(service: ClusterService,
     assert again.kept == "constraints kept 2 of 2"
 
 
-def test_an_excluded_medium_may_go_elsewhere(service: ClusterService, store: MemoryPetStore) -> None:
+def test_excluded_item_may_join_another_cluster(service: ClusterService, store: MemoryPetStore) -> None:
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     service.exclude(PET, ONE, sorted(names(1, range(12))), operation_id="2", by="ada")
     take(service, 1, range(20, 40))
@@ -269,24 +267,22 @@ def test_an_excluded_medium_may_go_elsewhere(service: ClusterService, store: Mem
     assert elsewhere not in (-1, ONE)
 
 
-def test_an_excluded_medium_stays_out_although_the_cluster_is_of_others_now(
+def test_excluded_item_stays_out_after_all_members_were_replaced(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     take(service, 0, range(20, 60))
-    # nobody is left of those whom the medium was parted from
+    # none of the items that the excluded one is kept apart from are left
     service.dismiss(PET, sorted(names(0, range(1, 12))), operation_id="2", by="ada")
 
     reclustered = service.recluster(PET)
 
-    assert members(store, 1) == names(0, range(20, 60)), "the id went with those who came"
+    assert members(store, 1) == names(0, range(20, 60)), "the id stayed with the later items"
     assert where(store, name(0, 0)) == -1
     assert reclustered.kept == "constraints kept 3 of 3"
 
 
-def test_an_exclusion_takes_back_what_older_corrections_said_of_the_medium(
-    service: ClusterService, store: MemoryPetStore
-) -> None:
+def test_exclusion_overrides_older_corrections_of_the_item(service: ClusterService, store: MemoryPetStore) -> None:
     merged = service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
 
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="2", by="bob")
@@ -297,14 +293,13 @@ def test_an_exclusion_takes_back_what_older_corrections_said_of_the_medium(
     assert standing(store.load(PET), name(0, 0)) == Standing.NOISE
 
 
-def test_a_newer_merge_brings_an_excluded_medium_back_and_says_so(
-    service: ClusterService, store: MemoryPetStore
-) -> None:
+def test_reinstated_exclusion_removes_its_items_again(service: ClusterService, store: MemoryPetStore) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0), name(0, 1)], operation_id="1", by="ada")
     split = service.split(PET, TWO, [name(1, 0)], operation_id="2", by="ada")
     assert split.cluster is not None
     service.undo(PET, excluded.revision, operation_id="3", by="ada")
-    service.undo(PET, excluded.revision + 2, operation_id="4", by="ada")  # the exclusion holds again
+    # undoes the undo, so the exclusion is in force again
+    service.undo(PET, excluded.revision + 2, operation_id="4", by="ada")
 
     assert where(store, name(0, 0)) == where(store, name(0, 1)) == -1
 
@@ -314,7 +309,7 @@ def test_a_newer_merge_brings_an_excluded_medium_back_and_says_so(
     [([], InvalidInput), (sorted(names(0, range(12))), InvalidInput), ([name(1, 0)], UnknownMedia)],
     ids=["nothing", "everything", "of another cluster"],
 )
-def test_an_exclusion_that_leaves_nothing_to_be_kept_from_is_refused(
+def test_exclusion_of_nothing_or_of_all_items_is_rejected(
     service: ClusterService, store: MemoryPetStore, media: list[MediaId], error: type[InvalidInput]
 ) -> None:
     before = store.view(PET)
@@ -326,10 +321,10 @@ def test_an_exclusion_that_leaves_nothing_to_be_kept_from_is_refused(
     assert store.view(PET) == before
 
 
-# -- dismissed -------------------------------------------------------------------------------------------------------
+# -- dismissals -----------------------------------------------------------------------------------------------------
 
 
-def test_dismissed_media_are_noise_for_ever(service: ClusterService, store: MemoryPetStore) -> None:
+def test_dismissed_items_stay_noise_through_reclusters(service: ClusterService, store: MemoryPetStore) -> None:
     dismissed = [name(0, 0), name(1, 0)]
     service.dismiss(PET, dismissed, operation_id="1", by="ada")
 
@@ -344,7 +339,7 @@ def test_dismissed_media_are_noise_for_ever(service: ClusterService, store: Memo
     assert (reclustered.n_dismissed, reclustered.n_noise) == (2, view.n_noise)
 
 
-def test_dismissed_media_take_no_place_in_the_noise_budget(store: MemoryPetStore) -> None:
+def test_dismissed_items_do_not_use_the_noise_budget(store: MemoryPetStore) -> None:
     service = grouped(store, 3, range(20))
     service.dismiss(PET, sorted(names(0, range(18))), operation_id="1", by="ada")
 
@@ -353,9 +348,7 @@ def test_dismissed_media_take_no_place_in_the_noise_budget(store: MemoryPetStore
     assert (reclustered.n_dismissed, reclustered.n_noise, reclustered.n_absorbed) == (18, 0, 0)
 
 
-def test_an_undone_dismissal_brings_media_back_to_where_they_were(
-    service: ClusterService, store: MemoryPetStore
-) -> None:
+def test_undo_of_a_dismissal_returns_items_to_their_clusters(service: ClusterService, store: MemoryPetStore) -> None:
     before = store.view(PET)
     dismissed = service.dismiss(PET, [name(0, 0), name(1, 0)], operation_id="1", by="ada")
 
@@ -366,7 +359,7 @@ def test_an_undone_dismissal_brings_media_back_to_where_they_were(
     assert (after.dismissed, undone.n_moved) == ((), 2)
 
 
-def test_an_undone_dismissal_does_not_break_what_was_said_since(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undo_of_a_dismissal_respects_corrections_in_force(service: ClusterService, store: MemoryPetStore) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     dismissed = service.dismiss(PET, [name(0, 0)], operation_id="2", by="ada")
     service.undo(PET, dismissed.revision, operation_id="3", by="ada")
@@ -378,14 +371,14 @@ def test_an_undone_dismissal_does_not_break_what_was_said_since(service: Cluster
 
 
 @pytest.mark.parametrize("media", [[], [MediaId("nobody's")]])
-def test_a_dismissal_of_nothing_is_refused(service: ClusterService, media: list[MediaId]) -> None:
+def test_dismissal_without_known_items_is_rejected(service: ClusterService, media: list[MediaId]) -> None:
     with pytest.raises(InvalidInput) as refused:
         service.dismiss(PET, media, operation_id="1", by="ada")
 
     assert refused.value.field == "media_ids"
 
 
-def test_media_are_dismissed_once(service: ClusterService, store: MemoryPetStore) -> None:
+def test_items_already_dismissed_are_ignored_or_rejected(service: ClusterService, store: MemoryPetStore) -> None:
     service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
 
     both = service.dismiss(PET, [name(0, 0), name(0, 1)], operation_id="2", by="ada")
@@ -399,9 +392,7 @@ def test_media_are_dismissed_once(service: ClusterService, store: MemoryPetStore
 # -- stale pages -----------------------------------------------------------------------------------------------------
 
 
-def test_a_correction_from_a_page_that_is_not_true_any_more_is_refused(
-    service: ClusterService, store: MemoryPetStore
-) -> None:
+def test_correction_based_on_a_stale_revision_is_rejected(service: ClusterService, store: MemoryPetStore) -> None:
     seen = store.view(PET).revision
     merged = service.merge(PET, [ONE, TWO], operation_id="1", by="ada", expected_revision=seen)
 
@@ -412,7 +403,7 @@ def test_a_correction_from_a_page_that_is_not_true_any_more_is_refused(
     assert service.merge(PET, [ONE, TWO], operation_id="1", by="ada", expected_revision=seen).is_duplicate
 
 
-def test_arrivals_make_no_page_stale(service: ClusterService, store: MemoryPetStore) -> None:
+def test_arrivals_do_not_make_a_revision_stale(service: ClusterService, store: MemoryPetStore) -> None:
     seen = store.view(PET).revision
     take(service, 0, range(20, 23))
 
@@ -421,18 +412,16 @@ def test_arrivals_make_no_page_stale(service: ClusterService, store: MemoryPetSt
     assert corrected.n_moved == 1
 
 
-def test_an_arrival_and_a_recluster_cannot_be_undone(service: ClusterService) -> None:
+def test_arrivals_and_reclusters_cannot_be_undone(service: ClusterService) -> None:
     for revision in (1, 37):
         with pytest.raises(UnknownRevision):
             service.undo(PET, revision, operation_id="1", by="ada")
 
 
-# -- ids of others -----------------------------------------------------------------------------------------------------
+# -- ids of other clusters --------------------------------------------------------------------------------------------
 
 
-def test_an_undone_dismissal_takes_no_id_from_the_cluster_that_its_media_go_to(
-    service: ClusterService, store: MemoryPetStore
-) -> None:
+def test_undo_of_a_dismissal_keeps_the_id_of_the_joined_cluster(service: ClusterService, store: MemoryPetStore) -> None:
     service.merge(PET, [TWO, THREE], into=TWO, operation_id="1", by="ada")
     split = service.split(PET, TWO, sorted(names(2, range(3))), operation_id="2", by="ada")
     dismissed = service.dismiss(PET, sorted(names(2, range(3))), operation_id="3", by="ada")
@@ -445,7 +434,7 @@ def test_an_undone_dismissal_takes_no_id_from_the_cluster_that_its_media_go_to(
     assert store.view(PET).aliases == {THREE: TWO, split.cluster: TWO}
 
 
-def test_a_merge_that_is_done_again_takes_no_id_from_a_cluster_that_is_mostly_others(
+def test_reapplied_merge_keeps_the_id_of_a_mostly_foreign_cluster(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     take(service, 2, range(20, 80))

@@ -1,4 +1,4 @@
-"""The order in which components are joined, above all where distances are equal."""
+"""The order in which components are joined, especially at equal distances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sploot_cluster.vectors import FloatMatrix, as_vectors
 
 
 def tree_of(n: int, *edges: tuple[int, int, float]) -> SpanningTree:
-    """A tree whose cores are so small that only lengths count."""
+    """Return a tree with core distances so small that only edge lengths count."""
     return SpanningTree(
         np.zeros((n, 1), dtype=np.intp),
         np.zeros((n, 1)),
@@ -22,38 +22,38 @@ def tree_of(n: int, *edges: tuple[int, int, float]) -> SpanningTree:
 
 
 def components_after(tree: SpanningTree, names: list[int] | None = None) -> list[tuple[list[int], list[int]]]:
-    """Which rows are joined to which at each step."""
+    """Return which rows are joined to which at each step."""
     of = {row: [row] for row in range(tree.n)}
     steps = []
     for step, (one, other, _, size) in enumerate(linkage(tree, None if names is None else np.array(names)).tolist()):
-        kept, joins = of.pop(int(one)), of.pop(int(other))
-        steps.append((kept, joins))
-        of[tree.n + step] = sorted(kept + joins)
+        target, joins = of.pop(int(one)), of.pop(int(other))
+        steps.append((target, joins))
+        of[tree.n + step] = sorted(target + joins)
         assert len(of[tree.n + step]) == size
     return steps
 
 
-def test_distances_ascend() -> None:
+def test_linkage_distances_ascend() -> None:
     steps = linkage(tree_of(4, (0, 1, 3.0), (1, 2, 1.0), (2, 3, 2.0)))
 
     assert steps.tolist() == [[1, 2, 1, 2], [4, 3, 2, 3], [5, 0, 3, 4]]
 
 
-def test_at_one_distance_the_others_join_the_largest_the_smallest_first() -> None:
+def test_equal_distances_join_parts_to_the_largest_smallest_first() -> None:
     tree = tree_of(6, (0, 1, 1.0), (1, 2, 1.5), (3, 4, 1.2), (2, 5, 2.0), (5, 3, 2.0))
 
     assert components_after(tree)[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_distances_that_float32_cannot_tell_apart_are_one(order: int) -> None:
-    """Which of them is the larger is chance: what joins at both is joined as at one."""
+def test_distances_equal_within_float32_are_treated_as_equal(order: int) -> None:
+    """Which of them is larger is chance, so both are joined as if at one distance."""
     edges = [(0, 1, 0.5), (1, 2, 0.6), (3, 4, 0.55), (2, 5, 1.0), (5, 3, 1.0 + order * 1e-8)]
 
     assert components_after(tree_of(6, *edges))[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]
 
 
-def test_of_parts_of_one_size_the_one_with_the_smaller_name_is_first() -> None:
+def test_parts_of_equal_size_are_ordered_by_name() -> None:
     tree = tree_of(3, (0, 1, 1.0), (1, 2, 1.0))
 
     assert components_after(tree) == [([0], [1]), ([0, 1], [2])]
@@ -61,8 +61,8 @@ def test_of_parts_of_one_size_the_one_with_the_smaller_name_is_first() -> None:
 
 
 @pytest.mark.parametrize("min_samples", [1, 2, 4])
-def test_which_of_many_minimum_trees_it_is_does_not_matter(min_samples: int) -> None:
-    """Vectors of few values have many equal distances, and so many minimum trees."""
+def test_choice_of_minimum_tree_does_not_affect_groups(min_samples: int) -> None:
+    """Vectors with few distinct values have many equal distances, and so many minimum trees."""
     for seed in range(10):
         rng = np.random.default_rng(seed)
         vectors: FloatMatrix = as_vectors(rng.integers(0, 3, size=(120, 4)) + 1)
@@ -77,10 +77,10 @@ def test_which_of_many_minimum_trees_it_is_does_not_matter(min_samples: int) -> 
         np.testing.assert_array_equal(found.labels[order] < 0, other.labels < 0, err_msg=str(seed))
 
 
-def test_the_distances_are_those_of_the_tree() -> None:
+def test_linkage_distances_are_the_weights_of_the_tree() -> None:
     tree = spanning_tree(as_vectors(np.random.default_rng(1).normal(size=(50, 8))), 3)
 
     steps = linkage(tree)
 
-    assert len(np.unique(steps[:, 2])) < 49  # core distances are of several edges
+    assert len(np.unique(steps[:, 2])) < 49  # several edges share a core distance
     np.testing.assert_array_equal(np.sort(tree.weights), steps[:, 2])

@@ -1,4 +1,4 @@
-"""Exact neighbours."""
+"""Exact nearest neighbours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def vectors(n: int, *, seed: int = 3, dim: int = 24) -> FloatMatrix:
     return as_vectors(np.random.default_rng(seed).normal(size=(n, dim)))
 
 
-def test_the_nearest_are_those_of_a_full_comparison() -> None:
+def test_nearest_match_a_full_comparison() -> None:
     held, queries = vectors(500), vectors(20, seed=4)
 
     found = nearest(held, queries, 10)
@@ -27,7 +27,7 @@ def test_the_nearest_are_those_of_a_full_comparison() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 2])
-def test_where_there_are_fewer_the_rest_is_marked(n: int) -> None:
+def test_missing_neighbours_are_filled_with_minus_one(n: int) -> None:
     held = vectors(2)[:n] if n else np.empty((0, 0), dtype=np.float32)
 
     found = nearest(held, vectors(1, seed=4), 5)
@@ -37,14 +37,14 @@ def test_where_there_are_fewer_the_rest_is_marked(n: int) -> None:
     assert np.isfinite(found.similarity[0, :n]).all()
 
 
-def test_vectors_that_may_not_be_written_to_are_searched_where_they_lie() -> None:
+def test_read_only_vectors_can_be_searched() -> None:
     held = vectors(3)
     held.flags.writeable = False
 
     assert nearest(held, held[1:2], 1).ids.tolist() == [[1]]
 
 
-def test_many_threads_search_at_once() -> None:
+def test_threads_can_search_concurrently() -> None:
     held = vectors(300)
 
     with ThreadPoolExecutor(4) as pool:

@@ -1,4 +1,4 @@
-"""What a process remembers of pets: for one thread at a time, and not more than it may."""
+"""The cache of pets: used by one thread at a time, and limited in size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOM = 10 * ONE_MEDIUM + 3 * BYTES_PER_PET
 
 
 def remember(memory: PetMemory, n: int) -> None:
-    """Put n media of 8 dimensions into a memory."""
+    """Put n items of 8 dimensions into a memory."""
     rows = PetRows([MediaId(f"m{i}") for i in range(n)], np.ones((n, 8), dtype=np.float32))
     memory.state = replace(
         memory.state, media=rows.media(n), rows=rows.index(n), vectors=rows.vectors(n), revision=1, dim=8, model="m@1"
@@ -39,7 +39,7 @@ def remember(memory: PetMemory, n: int) -> None:
 
 
 def remembered(cache: PetCache, *pets: int) -> list[int]:
-    """How many media of each pet are remembered; asking forgets what was not."""
+    """Return how many items of each pet are remembered; opening a pet evicts others over the limit."""
     found = []
     for pet in pets:
         with cache.open(PetId(pet)) as memory:
@@ -52,7 +52,7 @@ def fill(cache: PetCache, pet: int, n: int) -> None:
         remember(memory, n)
 
 
-def test_a_pet_is_remembered_until_its_next_use() -> None:
+def test_pet_is_remembered_until_its_next_use() -> None:
     cache = PetCache(max_bytes=ROOM)
 
     fill(cache, 1, 4)
@@ -61,7 +61,7 @@ def test_a_pet_is_remembered_until_its_next_use() -> None:
     assert cache.n_bytes == 4 * ONE_MEDIUM + BYTES_PER_PET
 
 
-def test_what_was_unused_for_longest_is_forgotten_first() -> None:
+def test_least_recently_used_pet_is_evicted_first() -> None:
     cache = PetCache(max_bytes=ROOM)
     for pet in (1, 2, 3):
         fill(cache, pet, 3)
@@ -73,7 +73,7 @@ def test_what_was_unused_for_longest_is_forgotten_first() -> None:
     assert remembered(cache, 1, 3, 4, 2) == [3, 3, 3, 0]
 
 
-def test_a_pet_larger_than_the_cache_is_remembered_only_while_it_is_open() -> None:
+def test_pet_larger_than_the_cache_is_kept_only_while_open() -> None:
     cache = PetCache(max_bytes=ROOM)
 
     fill(cache, 1, 50)
@@ -82,7 +82,7 @@ def test_a_pet_larger_than_the_cache_is_remembered_only_while_it_is_open() -> No
     assert remembered(cache, 1) == [0]
 
 
-def test_a_pet_that_is_open_is_not_forgotten() -> None:
+def test_open_pet_is_not_evicted() -> None:
     cache = PetCache(max_bytes=ROOM)
     with cache.open(PetId(1)) as memory:
         remember(memory, 12)
@@ -95,7 +95,7 @@ def test_a_pet_that_is_open_is_not_forgotten() -> None:
     assert remembered(cache, 1) == [12]
 
 
-def test_a_pet_in_use_keeps_its_place_when_another_one_wants_it() -> None:
+def test_open_pet_is_not_evicted_for_another() -> None:
     cache = PetCache(max_bytes=ROOM)
     fill(cache, 1, 12)
     with cache.open(PetId(1)):
@@ -104,7 +104,7 @@ def test_a_pet_in_use_keeps_its_place_when_another_one_wants_it() -> None:
     assert remembered(cache, 1, 2) == [12, 0]
 
 
-def test_threads_take_turns_at_a_pet_and_not_at_pets() -> None:
+def test_threads_wait_for_the_same_pet_only() -> None:
     cache = PetCache(max_bytes=1_000)
     order: list[str] = []
     entered = Event()
@@ -126,7 +126,7 @@ def test_threads_take_turns_at_a_pet_and_not_at_pets() -> None:
     assert order == ["another pet", "first", "second"]
 
 
-def test_a_use_that_fails_gives_the_pet_free() -> None:
+def test_pet_is_released_when_its_use_fails() -> None:
     cache = PetCache(max_bytes=1_000)
 
     with pytest.raises(RuntimeError), cache.open(PetId(1)):
@@ -139,11 +139,11 @@ def test_a_use_that_fails_gives_the_pet_free() -> None:
     thread.join()
 
 
-def test_many_pets_of_one_medium_take_no_more_than_they_may(redis_url: str) -> None:
-    """Their vectors have room to grow into, which takes eight times as much."""
+def test_cache_of_single_item_pets_stays_within_its_limit(redis_url: str) -> None:
+    """Their vector buffers have room for growth, which takes eight times as much."""
     with redis.Redis.from_url(redis_url) as client:
-        store, may = RedisPetStore(client), 1_000_000
-        service = ClusterService(store, cache_bytes=may)
+        store, limit = RedisPetStore(client), 1_000_000
+        service = ClusterService(store, cache_bytes=limit)
         service.assign(PetId(1_000), MediaId("m"), model="m@1", vector=np.ones(512))
         tracemalloc.start()
         try:
@@ -153,12 +153,12 @@ def test_many_pets_of_one_medium_take_no_more_than_they_may(redis_url: str) -> N
         finally:
             tracemalloc.stop()
 
-    assert service._cache.n_bytes > may // 2
-    assert taken < 1.2 * may
+    assert service._cache.n_bytes > limit // 2
+    assert taken < 1.2 * limit
 
 
-def test_what_many_corrections_of_one_cluster_take_is_counted(redis_url: str) -> None:
-    """Each names all media of the cluster."""
+def test_cache_size_includes_the_corrections_of_a_pet(redis_url: str) -> None:
+    """Each correction names all items of the cluster."""
     with redis.Redis.from_url(redis_url) as client:
         service = grouped(RedisPetStore(client), 1, range(80))
         (cluster,) = service.clusters(PET).clusters
@@ -175,7 +175,7 @@ def test_what_many_corrections_of_one_cluster_take_is_counted(redis_url: str) ->
     assert taken < 1.5 * stranger._cache.n_bytes < 300_000
 
 
-def test_pets_that_hold_nothing_are_forgotten_too() -> None:
+def test_empty_pets_are_evicted_too() -> None:
     cache = PetCache(max_bytes=ROOM)
 
     for pet in range(1, 1_000):
@@ -185,16 +185,14 @@ def test_pets_that_hold_nothing_are_forgotten_too() -> None:
 
 
 @pytest.mark.parametrize("limits", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_processes_on_all_cores_of_a_small_container_remember_what_they_always_did(tmp_path: Path, limits: str) -> None:
+def test_cache_limit_in_a_small_container_is_the_minimum(tmp_path: Path, limits: str) -> None:
     (tmp_path / limits).parent.mkdir(exist_ok=True)
     (tmp_path / limits).write_text(f"{2 << 30}\n")
 
     assert bytes_to_remember(tmp_path) == LEAST_BYTES
 
 
-def test_processes_on_all_cores_of_a_machine_remember_a_quarter_of_its_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_limits_of_all_processes_are_a_quarter_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 64 << 18, "SC_PAGE_SIZE": 4096}.__getitem__)
     monkeypatch.setattr("sploot_cluster.pet_cache.n_cores", lambda _: 4)

@@ -1,4 +1,4 @@
-"""What people said holds on random days. ``make promises`` lives through 10,000 events of new ones."""
+"""Corrections hold on simulated days. ``make promises`` simulates 10,000 events of new days."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 from tests.sploot_cluster.days import STEPS, Day, check_past
 
 
-# On the last of them a second recluster, with nothing new, once moved media between clusters that splits had parted.
+# With the last seed, a second recluster without new items once moved items between clusters that splits had separated.
 @pytest.mark.parametrize("seed", [*range(12), 4044085121])
-def test_nothing_that_people_said_is_ever_broken(seed: int) -> None:
+def test_corrections_are_never_broken(seed: int) -> None:
     day = Day(seed)
 
     happened = [day.go_on() for _ in range(STEPS)]
@@ -19,7 +19,7 @@ def test_nothing_that_people_said_is_ever_broken(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_nothing_is_broken_where_media_are_deleted_and_models_exchanged(seed: int) -> None:
+def test_corrections_hold_through_deletions_and_model_switches(seed: int) -> None:
     day = Day(seed, upheavals=True)
 
     happened = [day.go_on() for _ in range(STEPS)]

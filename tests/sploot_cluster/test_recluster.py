@@ -1,4 +1,4 @@
-"""From density to clusters: budgets, corrections, late media, ids."""
+"""Conversion of density into clusters: noise budget, corrections, late items, ids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def media(*rows: int) -> tuple[MediaId, ...]:
 
 
 def merge(into: int, groups: dict[int, tuple[MediaId, ...]], revision: int = 900) -> Correction:
-    by_id = {ClusterId(id_): some for id_, some in groups.items()}
+    by_id = {ClusterId(id_): members for id_, members in groups.items()}
     return Merge(revision, f"op-{revision}", "ada", AT, into=ClusterId(into), groups=by_id)
 
 
@@ -39,7 +39,7 @@ def after(state: PetState, labels: Density, settings: ClusterSettings = SETTINGS
     return follow(state, change, version="next")
 
 
-def test_a_recluster_of_the_same_density_moves_nothing() -> None:
+def test_recluster_with_unchanged_density_moves_nothing() -> None:
     state = pet_state([1] * 5 + [2] * 5, looks(5, 5))
 
     change, reclustered = plan_recluster(state, density(*[0] * 5, *[1] * 5), settings=SETTINGS, by="machine")
@@ -50,7 +50,7 @@ def test_a_recluster_of_the_same_density_moves_nothing() -> None:
     assert (change.n_at_recluster, change.noise_arrivals) == (10, 0)
 
 
-def test_merged_media_stay_together_under_the_id_that_was_chosen_whatever_density_says() -> None:
+def test_merged_items_stay_together_under_the_chosen_id() -> None:
     ledger = [merge(2, {1: media(*range(5)), 2: media(*range(5, 10))})]
     state = pet_state([2] * 10 + [3] * 5, looks(5, 5, 5), ledger=ledger)
 
@@ -60,9 +60,9 @@ def test_merged_media_stay_together_under_the_id_that_was_chosen_whatever_densit
     assert set(new.standings[:10].tolist()) == {Standing.CORRECTED}
 
 
-def test_media_kept_apart_from_each_other_are_not_absorbed_into_the_same_cluster() -> None:
-    said = Exclusion(901, "op-901", "ada", AT, ClusterId(7), media(5), media(6))
-    state = pet_state([1] * 5 + [NOISE] * 2, looks(7), ledger=[said])
+def test_items_kept_apart_are_not_absorbed_into_one_cluster() -> None:
+    exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(7), media(5), media(6))
+    state = pet_state([1] * 5 + [NOISE] * 2, looks(7), ledger=[exclusion])
     settings = ClusterSettings(noise_floor=0, noise_ratio=0)
 
     change, reclustered = plan_recluster(state, density(*[0] * 5, -1, -1), settings=settings, by="machine")
@@ -72,7 +72,7 @@ def test_media_kept_apart_from_each_other_are_not_absorbed_into_the_same_cluster
     assert (reclustered.constraints_kept, reclustered.constraints) == (2, 2)
 
 
-def test_split_media_stay_apart_although_density_joins_them() -> None:
+def test_split_items_stay_apart_when_density_joins_them() -> None:
     ledger = [split(1, 2, media(0, 1), media(2, 3, 4, 5))]
     state = pet_state([2, 2, 1, 1, 1, 1], looks(6), ledger=ledger)
 
@@ -82,7 +82,7 @@ def test_split_media_stay_apart_although_density_joins_them() -> None:
     assert (reclustered.constraints_kept, reclustered.constraints) == (2, 2)
 
 
-def test_what_people_placed_is_never_noise() -> None:
+def test_placed_items_are_never_noise() -> None:
     state = pet_state([1, 1, 2], looks(3), ledger=[merge(1, {1: media(0), 5: media(1)})])
 
     new = after(state, density(NOISE, NOISE, NOISE))
@@ -90,8 +90,8 @@ def test_what_people_placed_is_never_noise() -> None:
     assert new.labels.tolist() == [1, 1, NOISE]
 
 
-def test_few_curated_media_leave_a_cluster_that_is_somebody_elses() -> None:
-    # density joins a merged pair and ten others
+def test_few_placed_items_leave_a_group_of_another_cluster() -> None:
+    # density joins a merged pair with ten others
     state = pet_state([1, 1] + [2] * 10, looks(12), ledger=[merge(1, {1: media(0), 5: media(1)})])
 
     new = after(state, density(*[0] * 12))
@@ -99,7 +99,7 @@ def test_few_curated_media_leave_a_cluster_that_is_somebody_elses() -> None:
     assert new.labels.tolist() == [1, 1] + [2] * 10
 
 
-def test_two_curated_clusters_are_not_joined_by_machine() -> None:
+def test_curated_clusters_are_not_joined_by_a_recluster() -> None:
     ledger = [
         merge(1, {1: media(0, 1, 2), 5: media(3)}),
         merge(2, {2: media(4, 5), 6: media(6)}, revision=902),
@@ -111,7 +111,7 @@ def test_two_curated_clusters_are_not_joined_by_machine() -> None:
     assert new.labels.tolist() == [1] * 4 + [2] * 3 + [1]
 
 
-def test_a_curated_cluster_takes_in_what_density_finds_with_it_under_its_own_id() -> None:
+def test_curated_cluster_takes_in_its_density_group_and_keeps_its_id() -> None:
     state = pet_state([1] * 4 + [2] * 5, looks(9), ledger=[merge(1, {1: media(0, 1), 5: media(2, 3)})])
 
     new = after(state, density(*[0] * 9))
@@ -120,7 +120,7 @@ def test_a_curated_cluster_takes_in_what_density_finds_with_it_under_its_own_id(
     assert new.aliases == {2: 1}
 
 
-def test_who_was_merely_absorbed_into_a_merged_cluster_does_not_hold_others_there() -> None:
+def test_absorbed_items_do_not_hold_others_in_a_merged_cluster() -> None:
     ledger = [merge(1, {1: media(*range(5)), 2: media(*range(5, 10))})]
     standings = [Standing.CORRECTED] * 10 + [Standing.ABSORBED] * 10
     state = pet_state([1] * 20, looks(5, 3, 12), standings=standings, aliases={2: 1}, ledger=ledger)
@@ -130,21 +130,21 @@ def test_who_was_merely_absorbed_into_a_merged_cluster_does_not_hold_others_ther
     assert new.labels.tolist() == [1] * 10 + [3] * 10
 
 
-def test_who_is_sent_away_by_a_correction_goes_where_it_would_go_as_an_arrival() -> None:
+def test_excluded_item_is_assigned_like_an_arrival() -> None:
     vectors = np.vstack([looks(5, 5), looks(5, 5)[9:]]).astype(np.float32)
-    said = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
-    state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=[said])
+    exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
+    state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=[exclusion])
 
     new = after(state, density(*[0] * 5, *[1] * 5, 0))
 
     assert (new.labels[10], new.standings[10]) == (2, Standing.ARRIVED)
 
 
-def test_noise_that_people_keep_out_of_the_nearest_cluster_is_absorbed_into_the_next() -> None:
+def test_noise_excluded_from_the_nearest_cluster_joins_the_next() -> None:
     between = np.array([[0.9, 0.4, 0, 0, 0, 0, 0, 0]], dtype=np.float32)
     vectors = np.vstack([looks(5, 5), between / np.linalg.norm(between)]).astype(np.float32)
-    said = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
-    state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=[said])
+    exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
+    state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=[exclusion])
     settings = ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000)
 
     new = after(state, density(*[0] * 5, *[1] * 5, NOISE), settings)
@@ -152,7 +152,7 @@ def test_noise_that_people_keep_out_of_the_nearest_cluster_is_absorbed_into_the_
     assert (new.labels[10], new.standings[10]) == (2, Standing.ABSORBED)
 
 
-def test_media_that_came_while_density_was_computed_are_assigned_like_arrivals() -> None:
+def test_items_newer_than_the_density_are_assigned_like_arrivals() -> None:
     state = pet_state([1] * 6 + [NOISE, NOISE], looks(6, 0, 1, spread=0.01)[[0, 1, 2, 3, 4, 5, 0, 6]])
 
     new = after(state, density(*[0] * 6))
@@ -162,7 +162,7 @@ def test_media_that_came_while_density_was_computed_are_assigned_like_arrivals()
     assert new.n_at_recluster == 8
 
 
-def test_noise_beyond_the_budget_is_absorbed_the_closest_first_and_no_farther_than_the_slack() -> None:
+def test_excess_noise_is_absorbed_closest_first_within_the_slack() -> None:
     core = looks(20, spread=0.05, dim=4)
     away = np.array([[1, 0.0, t, 0] for t in (0.14, 0.10, 0.12)] + [[0, 1, 0, 0]], dtype=np.float32)
     vectors = np.vstack([core, away / np.linalg.norm(away, axis=1, keepdims=True)]).astype(np.float32)
@@ -180,7 +180,7 @@ def test_noise_beyond_the_budget_is_absorbed_the_closest_first_and_no_farther_th
     assert absorbed(0, 10) == [20, 21, 22]
 
 
-def test_absorbed_media_change_neither_threshold_nor_id() -> None:
+def test_absorbed_items_change_neither_threshold_nor_id() -> None:
     core = looks(20, spread=0.05, dim=4)
     vectors = np.vstack([core, [[0.99, 0.1, 0.1, 0]]]).astype(np.float32)
     state = pet_state([1] * 20 + [NOISE], vectors)
@@ -194,7 +194,7 @@ def test_absorbed_media_change_neither_threshold_nor_id() -> None:
     assert with_it.clusters == without.clusters
 
 
-def test_noise_is_not_absorbed_against_a_split() -> None:
+def test_noise_is_not_absorbed_across_a_split() -> None:
     core = looks(20, spread=0.05, dim=4)
     vectors = np.vstack([core, core[:1]]).astype(np.float32)
     ledger = [split(2, 1, media(*range(20)), media(20))]

@@ -1,4 +1,4 @@
-"""What ids mean after older labels are restored: never another group, and old ones lead to where their media are."""
+"""Meaning of ids after a restore: an id never denotes another group, and old ids resolve to where their items are."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Machine = Callable[..., PetState]
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
-    """Clusters 1, 2, 3 of eight pictures each, at revision 25."""
+    """A service with clusters 1, 2, 3 of eight pictures each, at revision 25."""
     return grouped(store, 3, range(8))
 
 
 @pytest.fixture
 def machine(store: PetStore) -> Machine:
-    """A recluster that finds the groups that it is told, and leaves other media where they are."""
+    """A function that commits a recluster with the given groups, and leaves other items where they are."""
 
     def recluster(*found: Iterable[MediaId], noise: Iterable[MediaId] = ()) -> PetState:
         state = store.load(PET)
@@ -45,7 +45,7 @@ def machine(store: PetStore) -> Machine:
 
 
 def where(store: PetStore, media: Iterable[MediaId]) -> set[int]:
-    """The clusters of these media."""
+    """Return the clusters of these items."""
     state = store.load(PET)
     return {int(state.labels[state.rows[medium]]) for medium in media}
 
@@ -53,7 +53,7 @@ def where(store: PetStore, media: Iterable[MediaId]) -> set[int]:
 # -- ids ---------------------------------------------------------------------------------------------------------------
 
 
-def test_an_id_that_was_merged_away_does_not_come_back_for_the_media_of_another_cluster(
+def test_restore_does_not_give_a_merged_id_to_items_of_another_cluster(
     service: ClusterService, store: PetStore
 ) -> None:
     before = store.view(PET).revision
@@ -68,9 +68,7 @@ def test_an_id_that_was_merged_away_does_not_come_back_for_the_media_of_another_
     assert store.view(PET).aliases == {THREE: TWO}
 
 
-def test_an_id_that_was_dismissed_does_not_come_back_for_the_media_of_another_cluster(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_restore_does_not_give_a_dismissed_id_to_another_cluster(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     service.dismiss(PET, sorted(names(2, range(8))), operation_id="1", by="ada")
     service.split(PET, ONE, sorted(names(0, range(5))), operation_id="2", by="ada")
@@ -81,10 +79,10 @@ def test_an_id_that_was_dismissed_does_not_come_back_for_the_media_of_another_cl
     assert where(store, names(2, range(8))) == {NOISE}
 
 
-def test_an_id_that_a_person_merged_away_does_not_come_back_for_who_was_in_it_before(
+def test_restore_does_not_give_a_merged_id_to_its_earlier_members(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
-    """Whoever merged 1 into 2 meant what 1 was then, and finds it by either id."""
+    """The person who merged 1 into 2 meant the items of 1 at that time, and finds them by either id."""
     before = store.view(PET).revision
     meant, others = names(0, range(3)), names(0, range(3, 8))
     machine(noise=others)
@@ -98,7 +96,7 @@ def test_an_id_that_a_person_merged_away_does_not_come_back_for_who_was_in_it_be
     assert view.aliases == {ONE: TWO}
 
 
-def test_an_id_comes_back_for_who_was_left_in_it_by_a_person(
+def test_restore_returns_an_id_to_the_items_that_a_split_left_in_it(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -114,9 +112,7 @@ def test_an_id_comes_back_for_who_was_left_in_it_by_a_person(
     assert store.view(PET).aliases == {}
 
 
-def test_a_cluster_that_lost_its_id_to_a_machine_has_it_back(
-    service: ClusterService, store: PetStore, machine: Machine
-) -> None:
+def test_restore_returns_an_id_lost_in_a_recluster(service: ClusterService, store: PetStore, machine: Machine) -> None:
     before = store.load(PET)
     machine(names(0, range(8)) | names(1, range(8)))
     renamed = machine(names(0, range(8)))
@@ -129,10 +125,8 @@ def test_a_cluster_that_lost_its_id_to_a_machine_has_it_back(
     assert where(store, names(1, range(8))) == {TWO}
 
 
-def test_clusters_that_people_made_before_have_the_ids_that_they_had_then(
-    service: ClusterService, store: PetStore
-) -> None:
-    """Nobody said anything in between: what is restored is what was, to the id."""
+def test_restore_without_corrections_since_is_exact(service: ClusterService, store: PetStore) -> None:
+    """Without corrections in between, labels and ids are exactly those of the restored revision."""
     both = store.load(PET)
     first = service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     second = service.split(PET, ONE, sorted(names(1, range(8))), operation_id="2", by="ada")
@@ -147,7 +141,7 @@ def test_clusters_that_people_made_before_have_the_ids_that_they_had_then(
     assert now.aliases == apart.aliases
 
 
-def test_media_that_came_later_go_with_those_of_their_cluster_that_they_resemble(
+def test_restore_sends_later_items_to_the_most_similar_cluster(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -163,9 +157,7 @@ def test_media_that_came_later_go_with_those_of_their_cluster_that_they_resemble
     assert restored.n_later == 8
 
 
-def test_media_that_came_later_stay_in_a_cluster_that_people_made_since(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_restore_keeps_later_items_in_a_cluster_split_off_since(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     split = service.split(PET, ONE, sorted(names(0, range(5))), operation_id="1", by="ada")
     take(service, 0, range(20, 24))
@@ -180,7 +172,7 @@ def test_media_that_came_later_stay_in_a_cluster_that_people_made_since(
 # -- aliases -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_alias_that_a_machine_led_elsewhere_leads_again_to_where_it_led(
+def test_restore_reverts_an_alias_that_a_recluster_changed(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     machine(names(0, range(8)) | names(1, range(8)))
@@ -197,7 +189,7 @@ def test_an_alias_that_a_machine_led_elsewhere_leads_again_to_where_it_led(
     assert where(store, names(2, range(8))) == {THREE}
 
 
-def test_an_alias_leads_to_a_cluster_that_a_person_made_of_what_a_machine_had_merged(
+def test_restore_points_an_alias_to_the_split_that_has_its_items(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -210,7 +202,7 @@ def test_an_alias_leads_to_a_cluster_that_a_person_made_of_what_a_machine_had_me
     assert store.view(PET).aliases == {TWO: split.cluster}
 
 
-def test_an_id_younger_than_what_is_restored_leads_to_where_its_media_are(
+def test_restore_makes_a_newer_id_an_alias_of_where_its_items_are(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -227,7 +219,7 @@ def test_an_id_younger_than_what_is_restored_leads_to_where_its_media_are(
     assert {state.aliases[ClusterId(id_)] for id_ in younger} == {ONE}
 
 
-def test_an_id_that_ended_among_the_noise_leads_to_the_cluster_that_has_its_media_again(
+def test_restore_makes_an_id_that_became_noise_an_alias(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -240,9 +232,7 @@ def test_an_id_that_ended_among_the_noise_leads_to_the_cluster_that_has_its_medi
     assert store.view(PET).aliases == {FOUR: ONE}
 
 
-def test_aliases_of_a_cluster_whose_media_were_deleted_are_there_again_with_it(
-    service: ClusterService, store: PetStore, machine: Machine
-) -> None:
+def test_restore_after_deletion_brings_aliases_back(service: ClusterService, store: PetStore, machine: Machine) -> None:
     machine(names(0, range(8)) | names(1, range(8)))
     before = store.load(PET)
     machine(names(2, range(8)) | names(1, range(8)) | names(0, range(7)), names(0, range(7, 8)))
@@ -256,7 +246,7 @@ def test_aliases_of_a_cluster_whose_media_were_deleted_are_there_again_with_it(
 
 
 @pytest.mark.parametrize("way", ["kept", "exported"])
-def test_aliases_of_every_revision_are_told(
+def test_past_has_the_aliases_of_every_revision(
     service: ClusterService, store: PetStore, machine: Machine, way: str
 ) -> None:
     states = [store.load(PET)]

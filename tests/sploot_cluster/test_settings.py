@@ -1,4 +1,4 @@
-"""The numbers that decide, checked when they are set."""
+"""Clustering settings and their validation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from sploot_cluster.settings import PREFIX, ClusterSettings
 
 
-def test_what_is_not_set_keeps_its_default() -> None:
+def test_unset_settings_keep_their_defaults() -> None:
     assert ClusterSettings.from_env({"PATH": "/bin"}) == ClusterSettings()
 
 
-def test_every_number_can_be_set_by_its_name() -> None:
+def test_every_setting_can_be_set_by_its_variable() -> None:
     changed = {"n_neighbours": "5", "arrival_slack": "2", "growth_ratio": "0.5", "growth_min": "3", "drift_min": "4"}
     changed |= {"drift_ratio": "0.5", "recluster_delay_ms": "0", "noise_floor": "0", "noise_ratio": "0.5"}
     changed |= {"absorption_slack": "2", "overlap_ratio": "0.5", "one_look_similarity": "0.5"}
@@ -53,21 +53,21 @@ def test_every_number_can_be_set_by_its_name() -> None:
         ("MODELS", "=512"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_variable(name: str, text: str) -> None:
+def test_invalid_value_is_rejected_by_variable_name(name: str, text: str) -> None:
     with pytest.raises(ValueError, match=f"{PREFIX}{name}="):
         ClusterSettings.from_env({PREFIX + name: text})
 
 
-def test_a_misspelt_variable_is_refused() -> None:
+def test_misspelt_variable_is_rejected() -> None:
     with pytest.raises(ValueError, match=f"{PREFIX}NOISE_FLOR is not a setting"):
         ClusterSettings.from_env({PREFIX + "NOISE_FLOR": "3"})
 
 
 @pytest.mark.parametrize(("n", "pair"), [(1, (6, 3)), (149, (6, 3)), (150, (12, 2)), (50_000, (12, 2))])
-def test_larger_pets_want_larger_groups(n: int, pair: tuple[int, int]) -> None:
+def test_larger_pets_use_larger_groups(n: int, pair: tuple[int, int]) -> None:
     assert ClusterSettings.recluster_parameters(n) == pair
 
 
 @pytest.mark.parametrize(("n", "budget"), [(0, 14), (400, 14), (500, 15), (10_000, 300)])
-def test_the_noise_budget_is_a_floor_and_then_a_share(n: int, budget: int) -> None:
+def test_noise_budget_is_the_floor_or_a_share_of_the_pet(n: int, budget: int) -> None:
     assert ClusterSettings().noise_budget(n) == budget

@@ -1,4 +1,4 @@
-"""Scripts on a connection that is kept: whatever happens to it, every caller gets his own answer."""
+"""Script calls on kept connections: whatever happens to a connection, every caller gets its own answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def n_connections(client: redis.Redis) -> int:
     return len(client.client_list())
 
 
-def test_one_thread_needs_one_connection(redis_client: redis.Redis) -> None:
+def test_one_thread_uses_one_connection(redis_client: redis.Redis) -> None:
     echo = ShortCalls(redis_client).script(ECHO)
     redis_client.script_flush()
     assert echo(keys=(), args=("loads it",)) == b"loads it"
@@ -31,7 +31,7 @@ def test_one_thread_needs_one_connection(redis_client: redis.Redis) -> None:
     assert n_connections(redis_client) == before
 
 
-def test_stores_that_come_and_go_use_the_same_connection(redis_client: redis.Redis) -> None:
+def test_short_lived_stores_share_a_connection(redis_client: redis.Redis) -> None:
     ShortCalls(redis_client).script(ECHO)(keys=(), args=("loads it",))
     before = n_connections(redis_client)
 
@@ -41,7 +41,7 @@ def test_stores_that_come_and_go_use_the_same_connection(redis_client: redis.Red
     assert n_connections(redis_client) == before
 
 
-def test_a_pool_of_few_connections_has_them_for_others_too(redis_client: redis.Redis) -> None:
+def test_pool_of_one_connection_stays_usable_for_others(redis_client: redis.Redis) -> None:
     options = redis_client.connection_pool.connection_kwargs
     pool = redis.ConnectionPool(
         max_connections=1, connection_class=redis_client.connection_pool.connection_class, **options
@@ -54,7 +54,7 @@ def test_a_pool_of_few_connections_has_them_for_others_too(redis_client: redis.R
     pool.disconnect()
 
 
-def test_a_connection_that_the_server_closed_is_made_anew(redis_client: redis.Redis) -> None:
+def test_connection_closed_by_the_server_is_replaced(redis_client: redis.Redis) -> None:
     echo = ShortCalls(redis_client).script(ECHO)
     echo(keys=(), args=("one",))
     redis_client.client_kill_filter(_type="normal", skipme=False)
@@ -63,7 +63,7 @@ def test_a_connection_that_the_server_closed_is_made_anew(redis_client: redis.Re
     assert echo(keys=(), args=("three",)) == b"three"
 
 
-def test_a_server_that_forgot_the_script_is_told_it_again(redis_client: redis.Redis) -> None:
+def test_script_is_reloaded_after_a_script_flush(redis_client: redis.Redis) -> None:
     echo = ShortCalls(redis_client).script(ECHO)
     echo(keys=(), args=("one",))
     redis_client.script_flush()
@@ -71,7 +71,7 @@ def test_a_server_that_forgot_the_script_is_told_it_again(redis_client: redis.Re
     assert echo(keys=(), args=("two",)) == b"two"
 
 
-def test_what_a_script_answers_as_an_error_is_raised(redis_client: redis.Redis) -> None:
+def test_error_reply_of_a_script_is_raised(redis_client: redis.Redis) -> None:
     fails = ShortCalls(redis_client).script("return redis.error_reply('MINE no')")
 
     for _ in range(3):
@@ -79,7 +79,7 @@ def test_what_a_script_answers_as_an_error_is_raised(redis_client: redis.Redis) 
             fails(keys=())
 
 
-def test_a_server_that_was_demoted_is_left(redis_client: redis.Redis) -> None:
+def test_connection_to_a_demoted_server_is_replaced(redis_client: redis.Redis) -> None:
     calls = ShortCalls(redis_client)
     refuses, echo = calls.script("return redis.error_reply('READONLY no')"), calls.script(ECHO)
     echo(keys=(), args=("loads it",))
@@ -95,10 +95,10 @@ def test_a_server_that_was_demoted_is_left(redis_client: redis.Redis) -> None:
 
 
 class TimeIsUp(BaseException):
-    """As Dramatiq's, which is raised wherever a thread is."""
+    """An exception like Dramatiq's time limit, which can be raised at any point of a thread."""
 
 
-def test_who_was_interrupted_leaves_his_answer_to_nobody(
+def test_answer_of_an_interrupted_call_is_never_read_by_another(
     redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     echo = ShortCalls(redis_client).script(ECHO)
@@ -115,7 +115,7 @@ def test_who_was_interrupted_leaves_his_answer_to_nobody(
     assert echo(keys=(), args=("three",)) == b"three"
 
 
-def test_a_pool_whose_users_wait_for_each_other_is_not_left_without_a_connection(redis_client: redis.Redis) -> None:
+def test_blocking_pool_is_not_drained(redis_client: redis.Redis) -> None:
     options = redis_client.connection_pool.connection_kwargs
     pool = redis.BlockingConnectionPool(
         max_connections=1, timeout=1, connection_class=redis_client.connection_pool.connection_class, **options
@@ -128,7 +128,7 @@ def test_a_pool_whose_users_wait_for_each_other_is_not_left_without_a_connection
     pool.disconnect()
 
 
-def test_a_forked_process_has_connections_of_its_own(redis_url: str) -> None:
+def test_forked_process_opens_its_own_connections(redis_url: str) -> None:
     talk = """
 import os, sys
 import redis

@@ -1,4 +1,4 @@
-"""The spanning tree against a naive one over the whole matrix of distances."""
+"""The spanning tree against a naive one over the full distance matrix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def mutual_reachability(vectors: FloatMatrix, min_samples: int) -> npt.NDArray[n
 
 
 def lattice(n: int, seed: int) -> FloatMatrix:
-    """Vectors of few values, many of which are equally far from each other."""
+    """Return vectors with few distinct values, many of them equally far from each other."""
     return as_vectors(np.random.default_rng(seed).integers(1, 4, size=(n, 4)))
 
 
@@ -44,14 +44,14 @@ def scattered(n: int, dim: int, seed: int) -> FloatMatrix:
     ],
     ids=["two", "few", "scattered", "uneven", "far apart", "equally far", "equally far, many"],
 )
-def test_the_weights_are_those_of_a_naive_tree(vectors: FloatMatrix, min_samples: int) -> None:
+def test_weights_match_a_naive_tree(vectors: FloatMatrix, min_samples: int) -> None:
     samples = min(min_samples, len(vectors) - 1)
     full = mutual_reachability(vectors, samples)
 
     tree = spanning_tree(vectors, samples)
 
     np.fill_diagonal(full, 0)
-    # scipy takes a distance of zero for no edge
+    # scipy takes a distance of zero for a missing edge
     naive = np.sort(minimum_spanning_tree(full + (1 - np.eye(len(full)))).data) - 1
     assert tree.weights.sum() == pytest.approx(naive.sum(), rel=1e-6)
     np.testing.assert_allclose(np.sort(tree.weights), naive, rtol=1e-4, atol=1e-7)
@@ -61,7 +61,7 @@ def test_the_weights_are_those_of_a_naive_tree(vectors: FloatMatrix, min_samples
 @pytest.mark.parametrize(
     "vectors", [scattered(700, 32, 3), lattice(700, 10), np.repeat(scattered(9, 8, 4), 70, axis=0)]
 )
-def test_large_chunks_give_the_weights_of_small_ones(vectors: FloatMatrix, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_affect_weights(vectors: FloatMatrix, monkeypatch: pytest.MonkeyPatch) -> None:
     small = spanning_tree(vectors, 2)
 
     monkeypatch.setattr("sploot_cluster.chunks._MOST_CHUNKS", 9)
@@ -71,7 +71,7 @@ def test_large_chunks_give_the_weights_of_small_ones(vectors: FloatMatrix, monke
 
 
 @pytest.mark.parametrize("n_copies", [2, 40, 300])
-def test_copies_of_the_same_vectors_are_joined_at_no_cost(n_copies: int) -> None:
+def test_copies_of_a_vector_are_joined_at_distance_zero(n_copies: int) -> None:
     vectors = np.repeat(scattered(3, 8, 4), n_copies, axis=0)
 
     tree = spanning_tree(vectors, 1)
@@ -80,7 +80,7 @@ def test_copies_of_the_same_vectors_are_joined_at_no_cost(n_copies: int) -> None
 
 
 @pytest.mark.parametrize("vectors", [scattered(500, 16, 5), looks(100, 1, spread=0.0)], ids=["scattered", "copies"])
-def test_it_is_a_tree_over_all_vectors(vectors: FloatMatrix) -> None:
+def test_edges_form_a_tree_over_all_vectors(vectors: FloatMatrix) -> None:
     n, before = len(vectors), vectors.copy()
 
     tree = spanning_tree(vectors, 2)
@@ -97,7 +97,7 @@ def test_it_is_a_tree_over_all_vectors(vectors: FloatMatrix) -> None:
     [looks(80, 80, spread=0.2), np.repeat(scattered(40, 8, 6), 40, axis=0), looks(2_500, 500, spread=0.3, dim=8)],
     ids=["looks", "copies", "many"],
 )
-def test_the_same_vectors_give_the_same_tree_on_any_number_of_threads(vectors: FloatMatrix) -> None:
+def test_number_of_threads_does_not_affect_the_tree(vectors: FloatMatrix) -> None:
     one = spanning_tree(vectors, 2)
 
     for threads in (1, 2, 5):
@@ -106,7 +106,7 @@ def test_the_same_vectors_give_the_same_tree_on_any_number_of_threads(vectors: F
         np.testing.assert_array_equal(one.weights, other.weights)
 
 
-def test_neighbours_are_the_nearest_others_and_how_far_they_are() -> None:
+def test_neighbours_and_distances_match_a_full_comparison() -> None:
     vectors = scattered(150, 16, 7)
     full = np.linalg.norm(vectors[:, None].astype(np.float64) - vectors[None], axis=2)
 

@@ -1,4 +1,4 @@
-"""A spanning tree that follows its pet, against one built anew."""
+"""Updates of a spanning tree, compared with a tree that is built from scratch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Maker = Callable[[np.random.Generator, int], FloatMatrix]
 
 
 def album(rng: np.random.Generator, n: int) -> FloatMatrix:
-    """Looks of uneven size, strangers, and every tenth picture sent twice."""
+    """Return vectors of subjects of uneven size, unrelated pictures, and every tenth picture sent twice."""
     centres = rng.normal(size=(6, 24))
     x = centres[rng.choice(6, size=n, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05])] + rng.normal(scale=0.4, size=(n, 24))
     x[rng.random(n) < 0.1] = rng.normal(size=24)
@@ -47,7 +47,7 @@ def assert_as_built_anew(tree: SpanningTree, vectors: FloatMatrix, seed: int) ->
 
 @pytest.mark.parametrize("min_samples", [1, 2, 4])
 @pytest.mark.parametrize("make", [album, one_picture, scattered])
-def test_it_is_the_tree_of_a_fresh_build_after_any_arrivals_and_deletions(make: Maker, min_samples: int) -> None:
+def test_tree_after_arrivals_and_deletions_matches_a_fresh_build(make: Maker, min_samples: int) -> None:
     for seed in range(4):
         rng = np.random.default_rng(seed)
         pool, n = make(rng, 400), int(rng.integers(min_samples + 1, 120)) + 1
@@ -68,7 +68,7 @@ def test_it_is_the_tree_of_a_fresh_build_after_any_arrivals_and_deletions(make: 
         assert_as_built_anew(tree, vectors, seed)
 
 
-def test_a_tree_grows_from_two_vectors_one_by_one() -> None:
+def test_tree_grown_one_by_one_matches_a_fresh_build() -> None:
     pool = album(np.random.default_rng(3), 150)
     tree = spanning_tree(pool[:2], 1)
 
@@ -78,7 +78,7 @@ def test_a_tree_grows_from_two_vectors_one_by_one() -> None:
     assert_as_built_anew(tree, pool, 3)
 
 
-def test_many_new_vectors_at_once_are_built_anew() -> None:
+def test_many_new_vectors_at_once_trigger_a_rebuild() -> None:
     pool = album(np.random.default_rng(4), 300)
     built: list[int] = []
 
@@ -92,7 +92,7 @@ def test_many_new_vectors_at_once_are_built_anew() -> None:
     assert_as_built_anew(tree, pool, 4)
 
 
-def test_nothing_new_changes_nothing() -> None:
+def test_growing_by_nothing_returns_the_same_tree() -> None:
     pool = album(np.random.default_rng(5), 50)
     tree = spanning_tree(pool, 1)
 
@@ -100,14 +100,14 @@ def test_nothing_new_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("n_gone", [199, 198])
-def test_a_tree_that_lost_almost_all_is_none(n_gone: int) -> None:
+def test_tree_without_almost_all_rows_is_none(n_gone: int) -> None:
     pool = album(np.random.default_rng(6), 200)
     tree = spanning_tree(pool, 2)
 
     assert without(tree, pool, np.arange(n_gone)) is None
 
 
-def test_a_hub_and_half_of_the_others_may_go_at_once() -> None:
+def test_removing_a_hub_and_half_of_the_rows_matches_a_fresh_build() -> None:
     pool = album(np.random.default_rng(7), 200)
     tree = spanning_tree(pool, 1)
     hub = int(np.bincount(tree.edges.ravel()).argmax())
@@ -119,7 +119,7 @@ def test_a_hub_and_half_of_the_others_may_go_at_once() -> None:
     assert_as_built_anew(left, np.delete(pool, gone, axis=0), 7)
 
 
-def test_the_arrays_of_the_tree_before_are_left_alone() -> None:
+def test_changes_do_not_modify_the_original_tree() -> None:
     pool = album(np.random.default_rng(8), 120)
     tree = spanning_tree(pool[:100], 2)
     before = [array.copy() for array in (tree.neighbours, tree.distances, tree.edges, tree.lengths)]

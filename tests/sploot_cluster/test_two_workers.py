@@ -1,4 +1,4 @@
-"""Two workers on one pet in Redis, one overtaking the other right before its commit: no update of either is lost."""
+"""Two workers on one pet in Redis, one committing right before the other: no update of either is lost."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sploot_cluster.redis_store import RedisPetStore
 from tests.sploot_cluster.albums import PET, name, take
 from tests.sploot_cluster.oracle import demands
 
-DEEDS = ("arrive", "merge", "split", "exclude", "dismiss", "undo", "recluster", "restore", "delete", "apply")
-deeds = st.tuples(st.sampled_from(DEEDS), st.integers(0, 10_000))
+ACTIONS = ("arrive", "merge", "split", "exclude", "dismiss", "undo", "recluster", "restore", "delete", "apply")
+actions = st.tuples(st.sampled_from(ACTIONS), st.integers(0, 10_000))
 
 
 class OvertakenStore(RedisPetStore):
-    """Before it writes, somebody else does, once."""
+    """A store before whose next write another writer commits once."""
 
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(client)
@@ -43,7 +43,7 @@ class OvertakenStore(RedisPetStore):
 
 
 class Pair:
-    """Two workers with memories of their own, and what must be there after all that they were told is done."""
+    """Two workers with separate memories, and the items and operations that must exist after the answers they got."""
 
     def __init__(self, client: redis.Redis) -> None:
         client.flushall()
@@ -56,34 +56,34 @@ class Pair:
     def do(self, worker: ClusterService, deed: str, seed: int) -> None:
         self.n_deeds += 1
         operation_id, number = f"op-{self.n_deeds}", 100 + self.n_deeds
-        said: dict[str, Any] = {"operation_id": operation_id, "by": "ada"}
+        request: dict[str, Any] = {"operation_id": operation_id, "by": "ada"}
         state = self.slow.load(PET)
         clusters = sorted(state.clusters)
         cluster = clusters[seed % len(clusters)] if clusters else ClusterId(1)
         inside = [medium for medium in state.media if state.labels[state.rows[medium]] == cluster]
-        some = inside[seed % 3 : seed % 3 + 1 + seed % 2]
+        media = inside[seed % 3 : seed % 3 + 1 + seed % 2]
         revisions = [correction.revision for correction in state.ledger] or [1]
         act: dict[str, Callable[[], object]] = {
             "arrive": lambda: take(worker, seed % 3, range(number, number + 1)),
-            "merge": lambda: worker.merge(PET, clusters[:2], **said),
-            "split": lambda: worker.split(PET, cluster, some, **said),
-            "exclude": lambda: worker.exclude(PET, cluster, some, **said),
-            "dismiss": lambda: worker.dismiss(PET, some, **said),
-            "undo": lambda: worker.undo(PET, revisions[seed % len(revisions)], **said),
+            "merge": lambda: worker.merge(PET, clusters[:2], **request),
+            "split": lambda: worker.split(PET, cluster, media, **request),
+            "exclude": lambda: worker.exclude(PET, cluster, media, **request),
+            "dismiss": lambda: worker.dismiss(PET, media, **request),
+            "undo": lambda: worker.undo(PET, revisions[seed % len(revisions)], **request),
             "recluster": lambda: worker.recluster(PET),
-            "restore": lambda: worker.restore(PET, 1 + seed % state.revision, **said),
-            "delete": lambda: worker.delete_media(PET, some, by="eve"),
+            "restore": lambda: worker.restore(PET, 1 + seed % state.revision, **request),
+            "delete": lambda: worker.delete_media(PET, media, by="eve"),
             "apply": lambda: worker.apply(PET, worker.preview(PET).preview.token, by="bob"),
         }
         try:
             _as_the_queue_does(act[deed])
         except (InvalidInput, StalePreview):
-            return  # it was decided on what others have changed since
+            return  # the state that it was decided on has been changed by the other worker
         match deed:
             case "arrive":
                 self.media.add(name(seed % 3, number))
             case "delete":
-                self.media -= set(some)
+                self.media -= set(media)
             case "merge" | "split" | "exclude" | "dismiss" | "undo":
                 self.operations.add(operation_id)
 
@@ -98,8 +98,8 @@ def _as_the_queue_does(act: Callable[[], object]) -> None:
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(deeds, deeds), min_size=2, max_size=5))
-def test_what_overtakes_is_kept_and_what_is_overtaken_is_decided_again(
+@given(st.lists(st.tuples(actions, actions), min_size=2, max_size=5))
+def test_overtaken_change_is_decided_again_and_nothing_is_lost(
     redis_client: redis.Redis, days: list[tuple[tuple[str, int], tuple[str, int]]]
 ) -> None:
     pair = Pair(redis_client)
@@ -113,11 +113,11 @@ def test_what_overtakes_is_kept_and_what_is_overtaken_is_decided_again(
         pair.do(one, *mine)
 
         state = RedisPetStore(redis_client).load(PET)
-        told = dict(zip(state.media, state.labels.tolist(), strict=True))
+        cluster_of = dict(zip(state.media, state.labels.tolist(), strict=True))
         context = f"{mine} overtaken by {theirs}"
         assert set(state.media) == pair.media, context
         assert {correction.operation_id for correction in state.ledger} == pair.operations, context
-        assert demands(state.ledger).broken(told, state.aliases) == [], context
+        assert demands(state.ledger).broken(cluster_of, state.aliases) == [], context
         assert pair.slow.tally(PET).tally.is_conserved, context
         for worker in pair.workers:
             memory = worker.why(PET, state.media[0])

@@ -1,4 +1,4 @@
-"""The gate for arrays."""
+"""Validation and normalisation of input arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sploot_cluster.vectors import as_vector, as_vectors
         elements=st.floats(1e-6, 1e150) | st.floats(-1e150, -1e-6),
     )
 )
-def test_rows_come_out_with_unit_norm_and_their_own_direction(x: npt.NDArray[np.float64]) -> None:
+def test_rows_get_unit_norm_and_keep_their_direction(x: npt.NDArray[np.float64]) -> None:
     before = x.copy()
 
     vectors = as_vectors(x)
@@ -33,9 +33,9 @@ def test_rows_come_out_with_unit_norm_and_their_own_direction(x: npt.NDArray[np.
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1, 1e30, 1e150])
-def test_only_the_direction_counts(scale: float) -> None:
+def test_scale_does_not_affect_the_direction(scale: float) -> None:
     if scale < 1e-12:
-        # no direction is left of so small numbers in float32
+        # in float32, numbers this small have no direction left
         with pytest.raises(InvalidInput, match="zero vector"):
             as_vector(np.array([3, 4]) * scale)
     else:
@@ -55,7 +55,7 @@ def test_only_the_direction_counts(scale: float) -> None:
         ([[1.0, 2.0], [0.0, 0.0]], "row 1 is a zero vector"),
     ],
 )
-def test_what_is_no_matrix_of_directions_is_refused(x: npt.ArrayLike, problem: str) -> None:
+def test_invalid_matrix_is_rejected_with_problem_and_hint(x: npt.ArrayLike, problem: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         as_vectors(x, field="queries")
 
@@ -64,6 +64,6 @@ def test_what_is_no_matrix_of_directions_is_refused(x: npt.ArrayLike, problem: s
     assert refused.value.mend
 
 
-def test_one_vector_must_be_one() -> None:
+def test_as_vector_rejects_a_matrix() -> None:
     with pytest.raises(InvalidInput, match="is not \\(d,\\)"):
         as_vector([[1.0, 2.0]])

@@ -1,4 +1,4 @@
-"""Why a medium is where it is, and where ids come from and lead to."""
+"""Explanations of an item's place, and the lineage of ids."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def store() -> MemoryPetStore:
 
 @pytest.fixture
 def service(store: MemoryPetStore) -> ClusterService:
-    """Clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
+    """A service with clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
     return grouped(store, 3, range(12))
 
 
 # -- why -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_medium_among_its_like_names_them_and_its_lead_over_the_next_cluster(service: ClusterService) -> None:
+def test_why_lists_nearest_items_and_margin_over_the_next_cluster(service: ClusterService) -> None:
     why = service.why(PET, name(0, 3))
 
     similarity = {number: float(picture(0, 3) @ picture(0, number)) for number in range(12) if number != 3}
@@ -49,7 +49,7 @@ def test_a_medium_among_its_like_names_them_and_its_lead_over_the_next_cluster(s
 
 
 @pytest.mark.parametrize("nearest", [2, 3])
-def test_the_next_cluster_is_the_most_similar_of_all_others(nearest: int) -> None:
+def test_second_cluster_is_the_most_similar_of_all_others(nearest: int) -> None:
     lean = np.zeros((1, 8), dtype=np.float32)
     lean[0, 0], lean[0, nearest - 1] = 0.8, 0.6
     state = pet_state([1] * 6 + [2] * 5 + [3] * 5, np.vstack([looks(5), lean, looks(5, 5, 5)[5:]]).astype(np.float32))
@@ -60,7 +60,7 @@ def test_the_next_cluster_is_the_most_similar_of_all_others(nearest: int) -> Non
     assert second.cluster == nearest
 
 
-def test_absorbed_media_are_nobodys_nearest() -> None:
+def test_absorbed_items_are_never_listed_as_nearest() -> None:
     standings = [Standing.CORE] * 3 + [Standing.ABSORBED] * 3
     state = pet_state([1] * 6, looks(6), standings=standings)
 
@@ -70,7 +70,7 @@ def test_absorbed_media_are_nobodys_nearest() -> None:
     assert "low confidence" in why.because
 
 
-def test_a_person_who_put_it_there_is_named_and_the_margin_tells_that_it_would_not_have_gone(
+def test_why_names_the_person_and_a_negative_margin_after_a_merge(
     service: ClusterService,
 ) -> None:
     split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
@@ -89,7 +89,7 @@ def test_a_person_who_put_it_there_is_named_and_the_margin_tells_that_it_would_n
     assert why.demands[1].demand == "apart from the items that remained (11), together with the others that moved (0)"
 
 
-def test_noise_says_what_the_nearest_cluster_asks_for(service: ClusterService) -> None:
+def test_why_of_noise_states_the_threshold_of_the_nearest_cluster(service: ClusterService) -> None:
     odd = picture(0, 1) + picture(1, 1) + picture(5, 1)
     service.assign(PET, MediaId("odd"), model=MODEL, vector=odd)
 
@@ -101,7 +101,7 @@ def test_noise_says_what_the_nearest_cluster_asks_for(service: ClusterService) -
     assert why.because.endswith(f"below its threshold of {why.second.threshold:.3f}")
 
 
-def test_an_excluded_medium_says_who_keeps_it_out(service: ClusterService) -> None:
+def test_why_of_an_excluded_item_states_the_exclusion(service: ClusterService) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
 
     why = service.why(PET, name(0, 0))
@@ -116,7 +116,7 @@ def test_an_excluded_medium_says_who_keeps_it_out(service: ClusterService) -> No
     assert [one.demand for one in other.demands] == ["apart from the excluded items (1)"]
 
 
-def test_a_dismissed_medium_says_who_dismissed_it(service: ClusterService) -> None:
+def test_why_of_a_dismissed_item_names_the_person(service: ClusterService) -> None:
     dismissed = service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
 
     why = service.why(PET, name(0, 0))
@@ -125,14 +125,14 @@ def test_a_dismissed_medium_says_who_dismissed_it(service: ClusterService) -> No
     assert [one.demand for one in why.demands] == ["in no cluster"]
 
 
-def test_corrections_that_were_taken_back_demand_nothing(service: ClusterService) -> None:
+def test_undone_corrections_are_not_listed_as_demands(service: ClusterService) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     service.undo(PET, excluded.revision, operation_id="2", by="ada")
 
     assert service.why(PET, name(0, 0)).demands == ()
 
 
-def test_the_first_medium_of_a_pet_has_nobody_to_be_with(store: MemoryPetStore) -> None:
+def test_why_of_the_only_item_of_a_pet_lists_nothing_nearby(store: MemoryPetStore) -> None:
     service = ClusterService(store)
     take(service, 0, range(1))
 
@@ -142,15 +142,15 @@ def test_the_first_medium_of_a_pet_has_nobody_to_be_with(store: MemoryPetStore) 
     assert why.because == "the pet has no cluster that the item could join"
 
 
-def test_a_medium_that_is_not_there_is_unknown(service: ClusterService) -> None:
+def test_why_of_an_unknown_item_is_rejected(service: ClusterService) -> None:
     with pytest.raises(UnknownMedia):
         service.why(PET, MediaId("nobody's"))
 
 
-# -- ids and where they lead -----------------------------------------------------------------------------------------
+# -- lineage of ids --------------------------------------------------------------------------------------------------
 
 
-def test_merged_and_split_clusters_say_where_they_come_from(service: ClusterService, store: MemoryPetStore) -> None:
+def test_merged_and_split_clusters_list_their_origin(service: ClusterService, store: MemoryPetStore) -> None:
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     split = service.split(PET, THREE, [name(2, 0), name(2, 1)], operation_id="2", by="ada")
 
@@ -159,7 +159,7 @@ def test_merged_and_split_clusters_say_where_they_come_from(service: ClusterServ
     assert lineage == {ONE: (None, (TWO,)), THREE: (None, ()), split.cluster: (THREE, ())}
 
 
-def test_a_recluster_that_divides_a_cluster_says_so(store: MemoryPetStore) -> None:
+def test_cluster_divided_by_a_recluster_lists_its_origin(store: MemoryPetStore) -> None:
     service = ClusterService(store, settings=ClusterSettings(one_look_similarity=0.01))
     take(service, 0, range(12))
     service.recluster(PET)
@@ -172,7 +172,7 @@ def test_a_recluster_that_divides_a_cluster_says_so(store: MemoryPetStore) -> No
     assert all(cluster.split_from in (None, *merged) for cluster in views)
 
 
-def test_an_id_that_led_nowhere_says_that_it_ended(service: ClusterService) -> None:
+def test_unknown_cluster_error_distinguishes_ended_ids(service: ClusterService) -> None:
     service.dismiss(PET, sorted(names(0, range(12))), operation_id="1", by="ada")
 
     with pytest.raises(UnknownCluster, match="has no cluster 1 any more") as ended:
@@ -184,7 +184,7 @@ def test_an_id_that_led_nowhere_says_that_it_ended(service: ClusterService) -> N
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_nothing_new_changes_no_id_and_new_media_hardly_any(seed: int) -> None:
+def test_reclusters_keep_ids_and_most_places_as_items_arrive(seed: int) -> None:
     store, rng = MemoryPetStore(), np.random.default_rng(seed)
     service = ClusterService(store)
     centres = rng.normal(size=(12, DIM))
@@ -201,7 +201,7 @@ def test_nothing_new_changes_no_id_and_new_media_hardly_any(seed: int) -> None:
     service.recluster(PET)
 
     after = store.load(PET)
-    kept = np.mean(after.labels[: before.n_media] == before.labels)
+    share_kept = np.mean(after.labels[: before.n_media] == before.labels)
     assert (again.n_moved, again.n_new_ids, again.n_retired_ids) == (0, 0, 0), f"seed {seed}"
     assert before.next_cluster > len(before.clusters) > 1, f"seed {seed}"
-    assert kept > 0.9, f"seed {seed}: {kept:.3f} of the media kept their cluster when a tenth came"
+    assert share_kept > 0.9, f"seed {seed}: {share_kept:.3f} of the items kept their cluster when a tenth arrived"
