@@ -1,1 +1,1 @@
-"""Measured side by side with what a user would pick instead: ``make bench``. Never timed tests."""
+"""Benchmarks against the alternatives that a user would otherwise choose: ``make bench``. Never run as timed tests."""

@@ -1,4 +1,5 @@
-"""All parts, or one with its own options: ``make bench``, ``make bench ARGS='queue --rounds 3'``, ``ARGS=density``."""
+"""Run all benchmarks, or one with its options: ``make bench``, ``make bench ARGS='queue --rounds 3'``,
+``ARGS=density``."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import subprocess
 import sys
 from typing import Final
 
-# In this order; each is a module of this package and has a --help.
+# In this order; each is a module of this package and has --help.
 PARTS: Final = ("queue", "pipeline", "density", "arrivals", "quality", "remembered", "find", "capacity")
 
 
@@ -16,14 +17,14 @@ def main() -> int:
         print(f"{__doc__}\nparts: {', '.join(PARTS)}; each has a --help")
         return 0
     if asked and asked[0] not in PARTS:
-        print(f"no part is called {asked[0]!r}; there are {', '.join(PARTS)}", file=sys.stderr)
+        print(f"unknown part {asked[0]!r}; expected one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
     parts, rest = (asked[:1], asked[1:]) if asked else (PARTS, [])
     failed = [
         part for part in parts if subprocess.run([sys.executable, "-m", f"{__package__}.{part}", *rest]).returncode
     ]
     if failed:
-        print(f"did not end well: {', '.join(failed)}", file=sys.stderr)
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 

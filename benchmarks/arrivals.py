@@ -1,12 +1,13 @@
-"""What an arrival costs in pets of many sizes, on a real Redis. ``python -m benchmarks.arrivals [SIZE …]``.
+"""Cost of an arrival in pets of many sizes, on a real Redis. ``python -m benchmarks.arrivals [SIZE …]``.
 
-A pet is filled and reclustered, then media arrive one by one at a service in this process: load what is new, decide,
-commit. Two ways: ``assign`` by the spread of clusters (faiss), and ``exact``, which decides about everybody anew from
-the spanning tree that grows along. Then the recluster itself: from nothing, from the tree that another process kept in
-Redis, from the tree in memory; the first two in a process of its own each, whose peak memory beyond imports is printed
-too, the pet included. ``--workers 2`` has two processes write to pets of their own at the same time. CPU time
-is that of the process, without Redis: on a machine that does other work too it tells more than the time that passed.
-The vectors are those of ``benchmarks.density``, 512 values each; the server keeps an append-only file.
+A pet is filled and reclustered; then items arrive one by one at a service in this process, which loads what is new,
+decides and commits. There are two ways: ``assign`` by the thresholds of clusters (faiss), and ``exact``, which decides
+the places of all items again from a spanning tree that is extended. Then the recluster itself is measured: from
+scratch, from a tree that another process stored in Redis, and from the tree in memory. The first two run in a process
+of their own each, whose peak memory beyond imports, including the pet, is printed too. With ``--workers 2`` two
+processes write to separate pets at the same time. CPU time is that of the process, without Redis; on a machine that
+does other work too, it is more meaningful than wall time. The vectors are those of ``benchmarks.density``, 512 values
+each; the server keeps an append-only file.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from tasks.embedded_redis import EmbeddedRedis
 
 SIZES: Final = (200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 WAYS: Final = {"assign": ClusterSettings(exact_until=0), "exact": ClusterSettings(exact_until=1_000_000)}
-# Beyond it a single exact arrival takes a second.
+# Beyond this size a single exact arrival takes a second.
 MOST_EXACT: Final = 20_000
 MODEL: Final = "clip@1"
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """What arrivals of one way took in pets of one size."""
+    """The cost of arrivals of one way in pets of one size."""
 
     n_media: int
     way: str
@@ -62,10 +63,10 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Reclusters:
-    """Seconds that a recluster of one pet took, load and commit included; of the processor too, in the same order.
+    """The seconds that a recluster of one pet took, including load and commit, and its CPU seconds in the same order.
 
-    ``peak_mb`` is that of the process that began with nothing, and of the one that found a tree in Redis, beyond what
-    imports take.
+    ``peak_mb`` is the peak memory, beyond imports, of the process that started from scratch and of the one that found a
+    tree in Redis.
     """
 
     n_media: int
@@ -77,7 +78,7 @@ class Reclusters:
 
 
 def fill(store: RedisPetStore, pet: PetId, vectors: FloatMatrix) -> None:
-    """A pet of these vectors, without clusters."""
+    """Create a pet of these vectors, without clusters."""
     for start in range(0, len(vectors), 2_000):
         state = store.load(pet)
         block = vectors[start : start + 2_000]
@@ -103,7 +104,7 @@ def media_id(row: int) -> MediaId:
 
 
 def arrive(url: str, pet: PetId, way: str, vectors: FloatMatrix, first: int) -> tuple[list[float], float]:
-    """Seconds of each arrival, and of the processor for all of them, after three that warm up."""
+    """Return the seconds of each arrival, and the total CPU seconds, after three arrivals to warm up."""
     with redis.Redis.from_url(url) as client:
         service = ClusterService(RedisPetStore(client), settings=WAYS[way])
         took = []
@@ -143,10 +144,10 @@ def measure_arrivals(url: str, n: int, way: str, *, workers: int, n_arrivals: in
 
 
 def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float]], float]:
-    """Seconds of each recluster, and of the processor, and MB at the peak; for a process that did nothing yet."""
+    """Return wall and CPU seconds of each recluster, and the peak MB; to be run in a fresh process."""
     import sploot_cluster.density  # noqa: F401 (as a worker does when it boots)
 
-    # the peak so far is forgotten; ru_maxrss would remember that of the process that started this one
+    # reset the peak; ru_maxrss would include that of the parent process
     Path("/proc/self/clear_refs").write_text("5")
     before_mb = memory_mb("VmRSS")
     took = []
@@ -160,7 +161,7 @@ def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float
 
 
 def memory_mb(fact: str) -> float:
-    """Memory of this process: VmRSS now, VmHWM at its peak."""
+    """Return this process's memory: VmRSS now, VmHWM at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{fact}:")) / 1024
 
@@ -225,10 +226,12 @@ def report(arrivals: Sequence[Arrivals], reclusters: Sequence[Reclusters]) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES))
-    parser.add_argument("--arrivals", type=int, default=100, help="per pet and way")
-    parser.add_argument("--workers", type=int, default=1, help="processes with a pet of their own at the same time")
+    parser.add_argument("--arrivals", type=int, default=100, help="arrivals per pet and way")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that run at the same time, each on its own pet"
+    )
     parser.add_argument("--ways", nargs="*", choices=[*WAYS, "recluster"], default=[*WAYS, "recluster"])
-    parser.add_argument("--json", type=Path, help="write all figures to this file too")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
     arguments = parser.parse_args()
     arrivals: list[Arrivals] = []
     reclusters: list[Reclusters] = []

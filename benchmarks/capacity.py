@@ -1,6 +1,6 @@
-"""What things take: bytes of Redis per medium, message and dead letter, and memory of processes.
+"""Capacity figures: bytes of Redis per item, message and dead letter, and memory of processes.
 
-``make bench ARGS=capacity`` prints the tables of docs/capacity.md, measured on a server and processes of its own.
+``make bench ARGS=capacity`` prints the tables of docs/capacity.md, measured on its own server and processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ N_MESSAGES: Final = 5_000
 
 
 def used(client: redis.Redis) -> int:
-    """Bytes that Redis holds, without what it keeps for itself at the start."""
+    """Return the bytes that Redis uses, including its baseline."""
     info: Any = client.info("memory")
     return int(info["used_memory"])
 
@@ -44,7 +44,7 @@ def vectors(n: int, dim: int, *, n_looks: int = 8) -> Any:
 
 
 def per_message(client: redis.Redis, url: str) -> list[tuple[str, float]]:
-    """Bytes per waiting message, by how it was sent."""
+    """Return the bytes per waiting message, by how it was sent."""
     rows = []
     with ClusterTasks(url) as tasks:
         for dim in DIMENSIONS:
@@ -83,7 +83,7 @@ def per_message(client: redis.Redis, url: str) -> list[tuple[str, float]]:
 
 
 def per_medium(client: redis.Redis, *, n_media: int) -> list[tuple[str, float]]:
-    """Bytes per medium of a pet of this size that was reclustered, by dimension."""
+    """Return the bytes per item of a reclustered pet of this size, by dimension."""
     rows = []
     for dim in DIMENSIONS:
         client.flushall()
@@ -91,8 +91,8 @@ def per_medium(client: redis.Redis, *, n_media: int) -> list[tuple[str, float]]:
         for number, vector in enumerate(vectors(n_media, dim)):
             service.assign(PetId(1), MediaId(f"{number:036x}"), model="clip@1", vector=vector)
         service.recluster(PetId(1))
-        kept = sum(int(client.memory_usage(key, samples=0) or 0) for key in client.scan_iter("{pet:1}:*"))
-        rows.append((f"{n_media} media, {dim}-d", kept / n_media))
+        n_bytes = sum(int(client.memory_usage(key, samples=0) or 0) for key in client.scan_iter("{pet:1}:*"))
+        rows.append((f"{n_media} items, {dim}-d", n_bytes / n_media))
     return rows
 
 
@@ -104,7 +104,7 @@ def grown(client: redis.Redis, fill: Callable[[], None]) -> int:
 
 
 def of_processes(url: str) -> list[tuple[str, float]]:
-    """Resident megabytes of every kind of process, after it has worked."""
+    """Return the resident megabytes of each kind of process, after it has worked."""
     cli = [sys.executable, "-m", "tasks.cli"]
     commands = {
         "worker": [*cli, "worker", "--processes", "1", "--threads", "4"],
@@ -147,7 +147,7 @@ def _worked(client: redis.Redis, url: str, pid: int) -> list[tuple[str, float]]:
 
 
 def _family(pid: int) -> list[tuple[str, int]]:
-    """The processes of a command by what they are, with what each alone holds in memory."""
+    """Return the processes of a command by role, with the memory that each uses alone (USS)."""
     parent = psutil.Process(pid)
     children = sorted(parent.children(recursive=True), key=lambda child: -child.memory_full_info().uss)
     sizes = [("master", parent.memory_full_info().uss)]
@@ -158,7 +158,7 @@ def _until(look: Callable[[], bool], within_s: float = 300) -> None:
     deadline = time.monotonic() + within_s
     while not look():
         if time.monotonic() > deadline:
-            raise TimeoutError("the worker did not get there")
+            raise TimeoutError(f"the worker did not finish within {within_s:.0f} s")
         time.sleep(0.2)
 
 
@@ -170,12 +170,12 @@ def table(title: str, unit: str, rows: list[tuple[str, float]]) -> str:
 def main() -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--media", type=int, default=500, help="of the pet that is measured")
+    parser.add_argument("--media", type=int, default=500, help="items of the measured pet")
     given = parser.parse_args()
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         print(f"Redis {client.info('server')['redis_version']}, Python {sys.version.split()[0]}\n")
         print(table("a waiting message", "bytes of Redis", per_message(client, server.url)))
-        print(table("a medium that is stored", "bytes of Redis", per_medium(client, n_media=given.media)))
+        print(table("a stored item", "bytes of Redis", per_medium(client, n_media=given.media)))
         print(table("process", "MB of its own", of_processes(server.url)))
     return 0
 

@@ -1,10 +1,10 @@
-"""Density clusters, side by side: ours, hdbscan, scikit-learn. ``make bench`` or ``python -m benchmarks.density``.
+"""Density clustering: this engine, hdbscan and scikit-learn. ``make bench`` or ``python -m benchmarks.density``.
 
-Each round runs every engine once in a process of its own, in an order that turns with the round; what is printed are
-medians of the rounds, after one call that warms up, and the peak memory beyond what imports and data took. CPU time is
-of all threads: on a machine that does other work too it tells more. Then, for sizes that hdbscan can do exactly, how
-far ours agrees: the weight of the spanning tree, and labels by their ARI.
-The vectors are uneven cones with 8 % noise, 512 values each, the same for everybody.
+Each round runs every engine once in a process of its own, in an order that rotates with the round. The printed figures
+are medians of the rounds, after one call to warm up, and the peak memory beyond imports and data. CPU time is of all
+threads; on a machine that does other work too, it is more meaningful. For sizes that hdbscan can compute exactly, the
+agreement is measured too: the weight of the spanning tree, and the ARI of the labels. The vectors are uneven cones with
+8 % noise, 512 values each, the same for every engine.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sploot_cluster.vectors import FloatMatrix, as_vectors
 
 DIM: Final = 512
 MIN_CLUSTER_SIZE, MIN_SAMPLES = 5, 3
-# Beyond these an engine takes minutes, or more memory than a worker has.
+# Beyond these sizes an engine takes minutes, or more memory than a worker has.
 MOST: Final = {"ours": 100_000, "hdbscan": 5_000, "hdbscan generic": 10_000, "scikit-learn brute": 10_000}
 
 Labels = npt.NDArray[np.intp]
 
 
 def pictures(n: int, *, seed: int = 1) -> FloatMatrix:
-    """(n, 512) unit vectors of many uneven groups, and noise."""
+    """Return (n, 512) unit vectors of many uneven groups, and noise."""
     rng = np.random.default_rng(seed)
     weights = rng.lognormal(3.5, 1, size=max(3, n // 60))
     group = rng.choice(len(weights), size=n, p=weights / weights.sum())
@@ -49,7 +49,7 @@ def pictures(n: int, *, seed: int = 1) -> FloatMatrix:
 
 
 def engine(name: str) -> Callable[[FloatMatrix], Labels]:
-    """The engine of a name, imported."""
+    """Import an engine by name and return its function."""
     match name:
         case "ours":
             from sploot_cluster.density import cluster_densely
@@ -75,11 +75,11 @@ def engine(name: str) -> Callable[[FloatMatrix], Labels]:
                 .fit(x)
                 .labels_
             )
-    raise ValueError(f"no engine is called {name!r}")
+    raise ValueError(f"unknown engine {name!r}; expected one of {', '.join(MOST)}")
 
 
 def measure(name: str, n: int) -> dict[str, float]:
-    """One call of an engine after one that warmed up: seconds, MB beyond its imports, clusters found."""
+    """Measure one call of an engine after one to warm up: seconds, MB beyond its imports, clusters found."""
     warnings.simplefilter("ignore")
     run, x = engine(name), pictures(n)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -92,7 +92,7 @@ def measure(name: str, n: int) -> dict[str, float]:
 
 
 def agreement(n: int) -> dict[str, float]:
-    """How far ours is from hdbscan's exact tree: relative difference of the total weight, and ARI of the labels."""
+    """Compare with hdbscan's exact tree: relative difference of the total weight, and ARI of the labels."""
     import hdbscan
     from sklearn.metrics import adjusted_rand_score
 
@@ -128,8 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sizes", nargs="*", type=int, default=[200, 1_000, 5_000, 10_000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write all figures to this file too")
-    parser.add_argument("--measure", metavar="ENGINE", help="run one engine in this process, print JSON")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--measure", metavar="ENGINE", help="run one engine in this process and print JSON")
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.sizes[0])))

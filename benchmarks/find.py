@@ -1,7 +1,7 @@
-"""How long `queue find --pet` takes among 100,000 jobs: with the index that workers and servers keep, and without.
+"""Time of `queue find --pet` among 100,000 jobs, with and without the index that workers and servers keep.
 
-``make bench ARGS=find`` or ``python -m benchmarks.find [JOBS]``. Flat events and Dramatiq messages in turn, 512 values
-each, of 5,000 pets, on a redis-server of its own.
+``make bench ARGS=find`` or ``python -m benchmarks.find [JOBS]``. Flat events and Dramatiq messages alternate, with 512
+values each, of 5,000 pets, on its own redis-server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ T = TypeVar("T")
 N_PETS = 5_000
 DIM = 512
 BATCH = 500
-GREW_BY = 2_500  # 500 uploads a second, between two rounds: what has waited for two seconds is noted every three
+# 500 uploads a second between two rounds: jobs that have waited for two seconds are indexed every three
+GREW_BY = 2_500
 
 
 def fill(client: redis.Redis, broker: RedisStreamsBroker, n: int) -> None:
@@ -56,7 +57,7 @@ def fill(client: redis.Redis, broker: RedisStreamsBroker, n: int) -> None:
 
 
 def timed(ask: Callable[[], T]) -> tuple[T, float]:
-    """What was answered, and the seconds that it took."""
+    """Return the answer, and the seconds that it took."""
     start = time.perf_counter()
     answer = ask()
     return answer, time.perf_counter() - start
@@ -64,7 +65,7 @@ def timed(ask: Callable[[], T]) -> tuple[T, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.find", description=__doc__)
-    parser.add_argument("jobs", type=int, nargs="?", default=100_000, help="how many wait")
+    parser.add_argument("jobs", type=int, nargs="?", default=100_000, help="number of waiting jobs")
     n = parser.parse_args().jobs
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         broker = RedisStreamsBroker(client=client, middleware=[])
@@ -72,23 +73,23 @@ def main() -> None:
         (found, n_indexed), cold_s = timed(lambda: find_jobs(broker, client, 42))
         print(f"redis-server {client.info()['redis_version']}, {n:,} jobs of {N_PETS:,} pets, {DIM} values each")
         print(f"without an index: {1000 * cold_s:7.1f} ms ({n_indexed:,} entries read, {len(found)} found)")
-        kept = PetIndex(client, EMBEDDING_INGESTED)
-        client.delete(*kept._keys[1:])
-        _, kept_s = timed(KeepPetIndex(client).run_once)
+        index = PetIndex(client, EMBEDDING_INGESTED)
+        client.delete(*index._keys[1:])
+        _, index_s = timed(KeepPetIndex(client).run_once)
         fill(client, broker, GREW_BY)
         (_, n_indexed), first_s = timed(lambda: find_jobs(broker, client, 42))
-        print(f"one process notes them in {kept_s:.1f} s; then {GREW_BY:,} more come, and the first question takes")
+        print(f"one process indexes them in {index_s:.1f} s; then {GREW_BY:,} more arrive, and the first query takes")
         print(f"                  {1000 * first_s:7.1f} ms ({n_indexed:,} entries read)")
         times = [timed(partial(find_jobs, broker, client, pet_id))[1] for pet_id in range(1, 102)]
         print(f"with the index:   {1000 * statistics.median(times):7.1f} ms median, {1000 * max(times):.1f} ms at most")
         n += GREW_BY
-        client.delete(*kept._keys[1:])
+        client.delete(*index._keys[1:])
         calls = []
-        while (noted := timed(lambda: kept.note(waited_ms=0)))[0]:
+        while (noted := timed(lambda: index.note(waited_ms=0)))[0]:
             calls.append(noted[1])
         each = 1e6 * sum(calls) / n
-        print(f"keeping it:       {each:7.1f} µs a job that waits, {1000 * max(calls):.1f} ms the longest call")
-        print(f"it holds:         {client.memory_usage(kept._keys[1]) / n:7.0f} bytes a job that waits")
+        print(f"keeping it:       {each:7.1f} µs per waiting job, {1000 * max(calls):.1f} ms for the longest call")
+        print(f"its size:         {client.memory_usage(index._keys[1]) / n:7.0f} bytes per waiting job")
 
 
 if __name__ == "__main__":

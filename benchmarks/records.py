@@ -1,6 +1,6 @@
-"""What benchmarks measured: one JSON line per measurement, and the machine it was made on.
+"""Results of benchmarks: one JSON line per measurement, and the machine that they were made on.
 
-A run that was broken off goes on where it stopped (``--resume``): what stands in the file is not measured again.
+With ``--resume`` an interrupted run continues: measurements that are in the file are not repeated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Final
 import tasks.embedded_redis
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-# Environments and results: nothing of it is tracked.
+# Environments and results, untracked by git.
 CACHE: Final = Path(os.environ.get("BENCH_CACHE", ROOT / ".bench"))
 
 Key = Mapping[str, str | int]
@@ -51,14 +51,14 @@ class Records:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """As it was when the run began, and the highest load average seen since."""
+        """The machine at the start of the run, and the highest load average seen since."""
         lines = self._lines()
         facts: dict[str, Any] = dict(lines[0]["machine"])
         facts["highest load average"] = max([line["load"] for line in lines if "load" in line], default=None)
         return facts
 
     def _lines(self) -> list[dict[str, Any]]:
-        # a line that was cut off by the end of a run does not count
+        # skip a line that was cut off when a run ended
         lines = []
         for line in self.path.read_text().splitlines():
             try:
@@ -74,7 +74,7 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Some measurements of one thing."""
+    """The median and range of several measurements."""
 
     median: float
     lowest: float
@@ -85,13 +85,13 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, scale: float = 1.0) -> str:
-        """Median (lowest to highest), in as many digits as mean something."""
+        """Return the median (lowest to highest), with significant digits only."""
         median, *ends = (number(value * scale) for value in (self.median, self.lowest, self.highest))
         return median if self.lowest == self.highest else f"{median} ({ends[0]} to {ends[1]})"
 
 
 def number(value: float) -> str:
-    """About three digits."""
+    """Return the value with about three significant digits."""
     if value == 0:
         return "0"
     if abs(value) >= 1_000:
@@ -100,14 +100,14 @@ def number(value: float) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; numbers to the right."""
+    """Return a Markdown table with right-aligned numbers."""
     head = "| " + " | ".join(columns) + " |"
     rule = "|" + "|".join(["---"] + ["---:"] * (len(columns) - 1)) + "|"
     return "\n".join([head, rule, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a reader needs to judge figures."""
+    """Return the facts about machine and software that a reader needs to judge the figures."""
     cpu = (
         re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         if Path("/proc/cpuinfo").exists()
@@ -130,6 +130,6 @@ def machine_facts() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]  # the user's own git
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]  # git from the user's PATH
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"

@@ -1,8 +1,7 @@
-"""What an arrival costs where its pet is remembered, and where it is not: ``make bench ARGS=remembered``.
+"""Cost of an arrival whose pet is in the worker's cache, and of one whose pet is not: ``make bench ARGS=remembered``.
 
-One thread and the service alone, on a redis-server of its own: CPU of the process and of the server, bytes from Redis.
-Every pet gets an arrival in turn; those that are not remembered were forgotten after the one before. Nobody is asked
-for reclusters.
+One thread and the service alone, on its own redis-server: CPU of the process and of the server, and bytes from Redis.
+Every pet gets an arrival in turn; without a cache each pet is forgotten after its arrival. No reclusters are requested.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ROUNDS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one arrival, on average."""
+    """The average cost of one arrival."""
 
     worker_us: float
     redis_us: float
@@ -72,11 +71,11 @@ def main() -> None:
             world.populate(RedisPetStore(client), album)
             warm = measure(client, world, album, cache_bytes=1 << 31, rounds=rounds)
             cold = measure(client, world, album, cache_bytes=0, rounds=rounds)
-            rows += [[f"{number(size)} media, {what}", *_told(cost)] for what, cost in (("yes", warm), ("no", cold))]
+            rows += [[f"{number(size)} media, {what}", *_row_of(cost)] for what, cost in (("yes", warm), ("no", cold))]
     print(table(["remembered?", "worker CPU, µs", "Redis CPU, µs", "bytes from Redis"], rows))
 
 
-def _told(cost: Cost) -> list[str]:
+def _row_of(cost: Cost) -> list[str]:
     return [number(round(cost.worker_us)), number(round(cost.redis_us)), number(round(cost.bytes_out))]
 
 

@@ -15,20 +15,22 @@ from benchmarks.pipeline.report import as_json, as_markdown
 from benchmarks.records import CACHE, Key, Records, Values
 from tasks.embedded_redis import EmbeddedRedis
 
-# A rewrite of the append-only file in the middle of a measurement would be measured too.
+# A rewrite of the append-only file during a measurement would distort it.
 SERVER = {"auto-aof-rewrite-percentage": "0"}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--resume", action="store_true", help="go on with the run that was broken off")
-    parser.add_argument("--only", nargs="+", metavar="WORDS", help="measurements by a part of their name")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long each is measured")
-    parser.add_argument("--threads", type=int, default=8, help="worker threads per process, as the stock command has")
-    parser.add_argument("--smoke", action="store_true", help="seconds; shows only that it runs")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--only", nargs="+", metavar="WORDS", help="only measurements whose name contains one of these")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
+    parser.add_argument(
+        "--threads", type=int, default=8, help="worker threads per process; the default is the stock command's"
+    )
+    parser.add_argument("--smoke", action="store_true", help="run for seconds only, to check that everything works")
     parser.add_argument("--list", action="store_true", help="print the names of the measurements")
-    parser.add_argument("--report", action="store_true", help="print what the last run found, measure nothing")
+    parser.add_argument("--report", action="store_true", help="print the results of the last run without measuring")
     parser.add_argument("--results", type=Path, default=CACHE / "results")
     asked = parser.parse_args(arguments)
 
@@ -56,11 +58,11 @@ def _run(asked: argparse.Namespace, records: Records) -> None:
                     continue
                 values = _measure(bench, _tiny(one) if asked.smoke else one)
                 records.add(key, values)
-                told = ", ".join(
+                figures = ", ".join(
                     f"{fact} {value:,.4g}" if isinstance(value, float) else f"{fact} {value}"
                     for fact, value in values.items()
                 )
-                print(f"round {turn + 1} {one.name}: {told}", file=sys.stderr, flush=True)
+                print(f"round {turn + 1} {one.name}: {figures}", file=sys.stderr, flush=True)
 
 
 def _measure(bench: Bench, one: Measurement) -> Values:

@@ -1,4 +1,4 @@
-"""One measurement each: events per second with work waiting, and the way of an event at half that load."""
+"""Measurements of the main job: events per second with a backlog, and latency of events at half that load."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ from tasks.embedded_redis import ends_with_parent
 
 START_TIMEOUT_S: Final = 60.0
 
-# Pets that grew by more are made anew before the next measurement: what an arrival costs depends on their size.
+# Pets that grew by a larger share are recreated before the next measurement, because the cost of an arrival depends on
+# their size.
 MOST_GROWTH: Final = 0.1
-# At random, so many events for each pet and process leave one pet in four hundred that a process has not seen.
+# With this many random events per pet and process, a process has not yet seen one pet in four hundred.
 VISITS_TO_BE_WARM: Final = 6
-# Some thousand arrivals a second on a hundred pets would ask for more of them than any upload does; what a recluster
-# costs is measured by itself (benchmarks.density).
+# A thousand arrivals a second on a hundred pets would request more reclusters than any real upload; the cost of a
+# recluster is measured separately (benchmarks.density).
 NO_RECLUSTERS: Final = {"SPLOOT_CLUSTERING_GROWTH_RATIO": "1000", "SPLOOT_CLUSTERING_DRIFT_MIN": "1000000"}
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to measure."""
+    """The duration of a measurement, and worker threads."""
 
     seconds: float = 10.0
     threads: int = 8
 
 
 class Failed(Exception):
-    """Raised when the workers do not do what is measured."""
+    """Raised when the workers do not do the work to be measured."""
 
 
 class Bench:
-    """Measures on one server, with one album of pets at a time."""
+    """A measuring bench on one server, with one album of pets at a time."""
 
     def __init__(self, url: str, *, effort: Effort) -> None:
         self.url, self.effort = url, effort
@@ -58,7 +59,7 @@ class Bench:
         self._n_sent = 0
 
     def throughput(self, album: Album, *, n_processes: int, backlog: int, traffic: str, is_warm: bool) -> Values:
-        """With ``backlog`` events waiting at first, and never fewer than some: rate and costs per event."""
+        """Measure the rate, and the costs per event, while events wait at all times; ``backlog`` of them at first."""
         self._populate(album)
         self._send(self.client, album, backlog, traffic)
         with (
@@ -66,27 +67,27 @@ class Bench:
             self._workers(directory, n_processes),
             self._feeder(album, traffic, keep_waiting=min(backlog, 2_000)),
         ):
-            # every process, with its engine loaded and its first pets seen
+            # wait until every process has loaded its engine and seen its first pets
             _wait_for(
                 lambda: stamps.n_processes_at_work(directory) == n_processes, "not every worker committed an event"
             )
             if is_warm:
                 n_seen = VISITS_TO_BE_WARM * album.n_pets * n_processes
-                _wait_for(lambda: stamps.n_noted(directory) >= n_seen, f"did not do {n_seen} events that warm up")
+                _wait_for(lambda: stamps.n_noted(directory) >= n_seen, f"did not process {n_seen} events to warm up")
             time.sleep(self.effort.seconds / 5)
             return self._observe(directory)
 
     def latency(self, album: Album, *, n_processes: int, per_s: float, traffic: str) -> Values:
-        """With ``per_s`` events a second and nothing waiting: ms from before XADD until the commit's answer."""
+        """Measure ms from before XADD to the commit's answer, with ``per_s`` events a second and no backlog."""
         self._populate(album)
         with _directory() as directory, self._workers(directory, n_processes):
             warm_up = max(1, int(2 * per_s))
             self._send(self.client, album, warm_up, traffic, per_s=per_s)
-            _wait_for(lambda: stamps.n_noted(directory) >= warm_up, "did not do what warms up")
+            _wait_for(lambda: stamps.n_noted(directory) >= warm_up, "did not process the events to warm up")
             n = max(2, int(self.effort.seconds * per_s))
             began_ns = time.monotonic_ns()
             self._send(self.client, album, n, traffic, per_s=per_s)
-            _wait_for(lambda: stamps.n_noted(directory) >= warm_up + n, f"did not do {n} events at {per_s:.0f}/s")
+            _wait_for(lambda: stamps.n_noted(directory) >= warm_up + n, f"did not process {n} events at {per_s:.0f}/s")
             pairs = stamps.read(directory)
         pairs = pairs[pairs[:, 0] >= began_ns]
         ms = (pairs[:, 1] - pairs[:, 0]) / 1e6
@@ -98,12 +99,12 @@ class Bench:
         cpu_before, before = _workers_cpu_s(), self._server_facts()
         n_before, began = stamps.n_noted(directory), time.monotonic()
         time.sleep(self.effort.seconds)
-        # on a busy machine the short time of a smoke test may pass without any
+        # on a busy machine, the short duration of a smoke test may pass without an event
         _wait_for(lambda: stamps.n_noted(directory) > n_before, "did not commit another event")
         seconds, n = time.monotonic() - began, stamps.n_noted(directory) - n_before
         cpu, after = _workers_cpu_s() - cpu_before, self._server_facts()
         waiting = int(self.client.xlen(STREAM))
-        # the feeder's own: one XADD an event that was committed, on average
+        # excludes the feeder's commands: on average one XADD per committed event
         return {
             "n": n,
             "per_s": n / seconds,
@@ -118,7 +119,7 @@ class Bench:
 
     def _populate(self, album: Album) -> None:
         if self._album == album and self._n_sent < MOST_GROWTH * sum(album.sizes()):
-            # what an earlier measurement left in the queue
+            # left in the queue by an earlier measurement
             self.client.unlink(STREAM)
             return
         self.client.flushall()
@@ -130,7 +131,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _feeder(self, album: Album, traffic: str, *, keep_waiting: int) -> Iterator[None]:
-        """Adds events while fewer than ``keep_waiting`` wait."""
+        """Add events whenever fewer than ``keep_waiting`` wait."""
         ended = threading.Event()
         client = redis.Redis.from_url(self.url)
 
@@ -201,7 +202,7 @@ _masters: Final[list[int]] = []
 
 
 def _workers_cpu_s() -> float:
-    """User and system time of the masters' descendants, which live."""
+    """Return the user and system time of the masters' living descendants."""
     parents, times = {}, {}
     for directory in Path("/proc").iterdir():
         if directory.name.isdecimal():

@@ -1,7 +1,7 @@
-"""Pets that live already, and events that look like their media.
+"""Pets that already have items, and events that resemble them.
 
-All pets have the same groups, each pet its own slice of them: what an arrival costs depends on how many media a pet has
-and not on what they show. One event in twenty is noise.
+All pets share the same groups, and each has its own slice of them: the cost of an arrival depends on the number of a
+pet's items, not on their content. One event in twenty is noise.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ MEDIA_PER_GROUP: Final = 40
 MOST_MEDIA: Final = 2_000
 ALBUM: Final = 20
 NOISE_RATIO: Final = 0.05
-Event = dict[Any, Any]  # as redis-py takes it: names and values of several kinds
+Event = dict[Any, Any]  # redis-py's type: names and values of several kinds
 STREAM: Final = stream_of(EMBEDDING_INGESTED)
 
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """How many pets there are, and how large they are.
+    """The number and size of the pets.
 
     Attributes:
-        n_media: of every pet; None for 50 to 2,000, most of them small.
+        n_media: items of every pet; None for 50 to 2,000, most pets being small.
     """
 
     n_pets: int
@@ -54,7 +54,7 @@ class Album:
 
 
 class World:
-    """The groups that all pets' media and all events come from."""
+    """The groups from which all items and events are drawn."""
 
     def __init__(self) -> None:
         self._rng = np.random.default_rng(11)
@@ -64,7 +64,7 @@ class World:
         )
 
     def populate(self, store: RedisPetStore, album: Album) -> None:
-        """Write every pet in one commit, as a recluster would have left it."""
+        """Write every pet in one commit, as a recluster would leave it."""
         threshold = 0.55
         for number, size in enumerate(album.sizes(), start=1):
             labels = [1 + row // MEDIA_PER_GROUP for row in range(size)]
@@ -96,13 +96,13 @@ class World:
             )
 
     def events(self, album: Album, n: int, *, traffic: str) -> Iterator[Event]:
-        """Flat events. ``uniform``: each of any pet; ``albums``: twenty of one pet, fifty pets at a time."""
+        """Yield flat events. ``uniform``: each of a random pet; ``albums``: twenty per pet, fifty pets at a time."""
         sizes = album.sizes()
         pool = self._vectors(4_096)
         pets = self._pets(album, n, traffic)
         for number in range(n):
             pet = int(pets[number])
-            # of a group that the pet has
+            # a group that the pet has
             n_groups = max(1, sizes[pet - 1] // MEDIA_PER_GROUP)
             yield {
                 "schema": SCHEMA,
@@ -127,7 +127,7 @@ class World:
         return order[:n]
 
     def _vectors(self, n: int) -> list[list[bytes]]:
-        """Per group some events as bytes; a few of each are noise."""
+        """Return some events per group, as bytes; a few of each are noise."""
         per_group = max(8, n // len(self._centres))
         pool = []
         for centre in self._centres:
@@ -140,7 +140,7 @@ class World:
 
 
 def send(client: redis.Redis, events: Iterator[Event], *, per_s: float | None = None) -> int:
-    """XADD the events, as fast as it goes or so many a second; how many there were."""
+    """XADD the events, as fast as possible or ``per_s`` a second; return how many there were."""
     n, start = 0, time.monotonic()
     if per_s is not None:
         for event in events:

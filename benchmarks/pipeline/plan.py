@@ -1,4 +1,4 @@
-"""What is measured, in the order of the pets that it needs: making a gigabyte of them takes longer than measuring."""
+"""The measurements, ordered by the pets that they need: creating a gigabyte of pets takes longer than measuring."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Measurement:
     """One row of the tables.
 
     Attributes:
-        per_s: so many events a second with nothing waiting, and how long each takes; None: as many as it can.
-        is_warm: measured once each process has seen nearly every pet; else a few seconds after its start.
-        bound: what is wanted of it: events a second, or milliseconds at p95.
-        growth: which question it is part of.
+        per_s: events per second without a backlog, to measure latency; None: as many as possible, to measure the rate.
+        is_warm: measure once each process has seen nearly every pet; else a few seconds after its start.
+        bound: the target: events per second, or milliseconds at p95.
+        growth: the comparison that this measurement belongs to.
     """
 
     album: Album
@@ -40,7 +40,7 @@ class Measurement:
 _MIXED: Final = Album(n_pets=1_000, n_media=None)
 
 PLAN: Final[tuple[Measurement, ...]] = (
-    # what the product is for: many pets, most of them small
+    # the typical load: many pets, most of them small
     Measurement(album=_MIXED, n_processes=1),
     Measurement(album=_MIXED),
     Measurement(album=_MIXED, n_processes=1, traffic="albums"),
@@ -57,7 +57,7 @@ PLAN: Final[tuple[Measurement, ...]] = (
     Measurement(album=Album(1_000, 500), is_warm=True, bound=1_000, growth="pets"),
     Measurement(album=Album(1_000, 500), traffic="albums", bound=1_000),
     Measurement(album=Album(1_000, 500), traffic="albums", per_s=500, bound=50),
-    # media per pet
+    # items per pet
     Measurement(album=Album(100, 50), growth="media"),
     Measurement(album=Album(100, 2_000), growth="media"),
 )

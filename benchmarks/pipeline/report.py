@@ -1,4 +1,4 @@
-"""What a run of the pipeline part says, as Markdown and as JSON."""
+"""Report of a run of the pipeline benchmark, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def as_markdown(records: Records) -> str:
     parts = [
         "## Pipeline",
         ", ".join(f"{name} {value}" for name, value in records.machine.items()),
-        "Medians of the rounds, lowest and highest in brackets. Costs are per event, of all workers together; Redis' "
-        "CPU includes taking the events from the producer.",
+        "Medians of the rounds, lowest and highest in brackets. Costs are per event, for all workers together; Redis' "
+        "CPU includes receiving the events from the producer.",
         _table(found, _RATES, [one for one in PLAN if one.per_s is None]),
-        "From before XADD until the commit was answered, with nothing waiting:",
+        "From before XADD until the commit was answered, without a backlog:",
         _table(found, _WAYS, [one for one in PLAN if one.per_s is not None]),
         "Targets:",
         table(
@@ -68,12 +68,12 @@ def as_markdown(records: Records) -> str:
         ),
     ]
     if failures:
-        parts += ["Did not do what was measured:", "\n".join(failures)]
+        parts += ["Failed measurements:", "\n".join(failures)]
     return "\n\n".join(parts) + "\n"
 
 
 def targets(found: Found) -> list[tuple[str, str, str, bool]]:
-    """(what, wanted, found, whether it is met) for everything that was measured."""
+    """Return (target, wanted, found, whether it is met) for everything that was measured."""
     rows = []
     for one in PLAN:
         facts = found.get(one)
@@ -92,7 +92,7 @@ def targets(found: Found) -> list[tuple[str, str, str, bool]]:
         costs = [_cost(found[one]) for one in names if one in found]
         if len(costs) > 1:
             ratio = costs[-1] / costs[0]
-            # flat: within what a quiet machine differs by from run to run
+            # flat: within the differences between runs on a quiet machine
             rows.append((f"{what}: ratio of CPU", "≤ 1.2", number(ratio), ratio <= 1.2))
     return rows
 

@@ -1,7 +1,7 @@
-"""When events were sent and committed: pairs of nanoseconds in a file per worker process, read while it is written.
+"""Times at which events were sent and committed: pairs of nanoseconds in one file per worker process, read live.
 
-The time of sending travels in the media id, so that nothing about the event changes. ``time.monotonic_ns``, which all
-processes of a machine share.
+The time of sending travels in the media id, so that nothing else about the event changes. Times are
+``time.monotonic_ns``, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 DIRECTORY: Final = "BENCH_STAMPS"
-# Sparse on disk: what is not written takes no room.
+# The file is sparse: unwritten parts take no space.
 MOST: Final = 4_000_000
 
 
 def media_id(sent_ns: int, number: int) -> str:
-    """36 characters, as a UUID has."""
+    """Return an id of 36 characters, as long as a UUID."""
     return f"{sent_ns:020d}-{number:015d}"
 
 
@@ -37,29 +37,29 @@ class Stamps:
         self._lock = Lock()
 
     def note(self, media: str, committed_ns: int) -> None:
-        """An event was committed; media that came in another way have no stamp."""
+        """Record that an event was committed; items from other sources have no stamp."""
         sent, dash, _ = media.partition("-")
         if len(media) != 36 or not dash or not sent.isdecimal():
             return
         with self._lock:
             n = self._pairs[0] + 1
             self._pairs[2 * n], self._pairs[2 * n + 1] = int(sent), committed_ns
-            # the number last: whoever reads sees whole pairs
+            # update the number last, so that readers see complete pairs only
             self._pairs[0] = n
 
 
 def n_noted(directory: Path) -> int:
-    """How many were committed by all processes."""
+    """Return how many events all processes have committed."""
     return sum(int(np.memmap(path, dtype=np.int64, mode="r", shape=(1,))[0]) for path in directory.glob("*.stamps"))
 
 
 def n_processes_at_work(directory: Path) -> int:
-    """How many processes have committed something."""
+    """Return how many processes have committed an event."""
     return sum(bool(np.memmap(path, dtype=np.int64, mode="r", shape=(1,))[0]) for path in directory.glob("*.stamps"))
 
 
 def read(directory: Path) -> npt.NDArray[np.int64]:
-    """(n, 2): sent and committed of every event, in the order of the commits."""
+    """Return (n, 2) sent and committed times of every event, in order of commit."""
     parts = []
     for path in directory.glob("*.stamps"):
         words = np.memmap(path, dtype=np.int64, mode="r")

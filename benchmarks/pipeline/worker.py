@@ -1,4 +1,4 @@
-"""``dramatiq benchmarks.pipeline.worker``: tasks.worker whose store notes when each commit was answered."""
+"""``dramatiq benchmarks.pipeline.worker``: tasks.worker with a store that records when each commit was answered."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def _noting_commit(self: RedisPetStore, state: PetState, change: Change, *, clai
     return committed
 
 
-RedisPetStore.commit = _noting_commit  # type: ignore[method-assign]  # the one thing that differs from tasks.worker
+RedisPetStore.commit = _noting_commit  # type: ignore[method-assign]  # the only difference from tasks.worker
 broker = worker.broker

@@ -1,1 +1,2 @@
-"""How well clusters fit groups that are known: ours and others' on the same sets. ``python -m benchmarks.quality``."""
+"""Agreement of clusters with known groups, for this engine and others on the same sets: ``python -m
+benchmarks.quality``."""

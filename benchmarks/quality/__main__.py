@@ -1,8 +1,9 @@
-"""How well clusters fit known groups, side by side. ``python -m benchmarks.quality [--seeds 101 102 …] [--json FILE]``.
+"""Measure how well clusters fit known groups. ``python -m benchmarks.quality [--seeds 101 102 …] [--json FILE]``.
 
-ARI is the adjusted Rand index over all media, noise and outliers each a group of one, so that "all noise" scores 0 and
-an outlier in a group costs. Noise is media without a group, in the mean over sets; "outliers in" is the share of true
-outliers that ended in a group, and "of them absorbed" the share that did so at low confidence, to keep noise low.
+ARI is the adjusted Rand index over all items, with each noise item and each outlier as a group of its own, so that "all
+noise" scores 0 and an outlier in a group costs. Noise is the number of items without a group, averaged over sets;
+"outliers in" is the share of true outliers that ended up in a group, and "of them absorbed" the share that did so at
+low confidence, to keep noise low.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from benchmarks.quality.methods import METHODS
 from benchmarks.quality.sets import BANKING77, draw
 from benchmarks.records import machine_facts, table
 
-# Others than those that the defaults were chosen on, which were 1 to 4.
+# Not the seeds 1 to 4, on which the defaults were chosen.
 FRESH: tuple[int, ...] = (101, 102, 103, 104, 105)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One method on one set."""
+    """The result of one method on one set."""
 
     family: str
     name: str
@@ -83,7 +84,7 @@ def score_all(seeds: Iterable[int], banking77: Path) -> list[Score]:
 
 
 def singles(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The labels with every -1 a group of its own."""
+    """Return the labels with every -1 replaced by a group of its own."""
     alone = labels < 0
     apart = labels.copy()
     apart[alone] = 1_000_000 + np.arange(np.count_nonzero(alone))
@@ -91,7 +92,7 @@ def singles(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def n_right(truth: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], absorbed: npt.NDArray[np.bool_]) -> int:
-    """How many absorbed media are of the group that most of the others in their cluster are of."""
+    """Return how many absorbed items belong to the group that most of the others in their cluster belong to."""
     right = 0
     for label in np.unique(labels[absorbed]).tolist():
         sure = truth[(labels == label) & ~absorbed & (truth >= 0)]
@@ -111,26 +112,28 @@ def report(scores: Sequence[Score]) -> str:
         means = [mean(one.ari for one in by[family, method]) for family in families]
         rows.append([method, *(f"{value:.3f}" for value in means), f"{mean(means):.3f}"])
     parts.append(table(["method", *families, "mean"], rows))
-    parts.append("Media without a group, in the mean; in brackets the share of true outliers that ended in a group")
+    parts.append("Items without a group, on average; in brackets the share of true outliers that ended up in a group")
     rows = []
     for method in METHODS:
         cells = []
         for family in families:
-            some = by[family, method]
-            there, inside = sum(one.outliers for one in some), sum(one.outliers_in for one in some)
-            cells.append(f"{mean(one.noise for one in some):.1f}" + (f" ({inside / there:.0%})" if there else ""))
+            of_family = by[family, method]
+            outliers, inside = sum(one.outliers for one in of_family), sum(one.outliers_in for one in of_family)
+            share = f" ({inside / outliers:.0%})" if outliers else ""
+            cells.append(f"{mean(one.noise for one in of_family):.1f}{share}")
         rows.append([method, *cells])
     parts.append(table(["method", *families], rows))
-    parts.append("Absorbed media, in the mean; in brackets how many of them are right, and how many are true outliers")
+    parts.append("Absorbed items, on average; in brackets how many of them are right, and how many are true outliers")
     rows = []
     for method in list(METHODS)[:2]:
         cells = []
         for family in families:
-            some = by[family, method]
-            n = sum(one.absorbed for one in some)
-            right, outliers = sum(one.absorbed_right for one in some), sum(one.outliers_absorbed for one in some)
+            of_family = by[family, method]
+            n = sum(one.absorbed for one in of_family)
+            right = sum(one.absorbed_right for one in of_family)
+            outliers = sum(one.outliers_absorbed for one in of_family)
             shares = f" ({right / n:.0%}, {outliers / n:.0%})" if n else ""
-            cells.append(f"{mean(one.absorbed for one in some):.1f}{shares}")
+            cells.append(f"{mean(one.absorbed for one in of_family):.1f}{shares}")
         rows.append([method, *cells])
     parts.append(table(["method", *families], rows))
     return "\n\n".join(parts)
@@ -143,10 +146,8 @@ def mean(values: Iterable[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.quality", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(FRESH))
-    parser.add_argument("--json", type=Path, help="write every score to this file too")
-    parser.add_argument(
-        "--banking77", type=Path, default=BANKING77, help="npz of real sentences; left out where absent"
-    )
+    parser.add_argument("--json", type=Path, help="also write every score to this file")
+    parser.add_argument("--banking77", type=Path, default=BANKING77, help="npz of real sentences; skipped if absent")
     arguments = parser.parse_args()
     scores = score_all(arguments.seeds, arguments.banking77)
     print(report(scores))

@@ -1,4 +1,4 @@
-"""Ours, and what others do, on the same unit vectors. Each answers labels, -1 = noise."""
+"""Clustering methods, this engine's and others, on the same unit vectors. Each returns labels, -1 = noise."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a method made of a set.
+    """The result of a method on a set.
 
     Attributes:
         labels: (n,), -1 = noise.
-        absorbed: (n,) media in a group without being sure of it; only ours tells.
+        absorbed: (n,) items put into a group with low confidence; only this engine reports them.
     """
 
     labels: Labels
@@ -34,7 +34,7 @@ class Found:
 
 
 def recluster(vectors: FloatMatrix, settings: ClusterSettings) -> Found:
-    """A recluster of a new pet, without its queue and store."""
+    """Recluster a new pet, without queue and store."""
     rows = PetRows([MediaId(f"m{row:06d}") for row in range(len(vectors))], vectors)
     n, empty = len(vectors), empty_state(PetId(1))
     state = PetState(
@@ -64,7 +64,7 @@ def ours(vectors: FloatMatrix) -> Found:
 
 
 def before(vectors: FloatMatrix) -> Found:
-    """HDBSCAN's own stability and one granularity, with the parameters and the absorption that we had before."""
+    """Run the previous default: HDBSCAN's own stability and one granularity, with its parameters and absorption."""
     from sploot_cluster.assignment import similarity_to, threshold_of
 
     n = len(vectors)
@@ -100,7 +100,7 @@ def sklearn_default(vectors: FloatMatrix) -> Found:
 
 
 def average_linkage(vectors: FloatMatrix) -> Found:
-    """Cut at cosine similarity 0.5; media alone are noise."""
+    """Run average linkage, cut at cosine similarity 0.5; items alone in a group are noise."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
     apart = np.maximum(0, 1 - vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
@@ -110,21 +110,21 @@ def average_linkage(vectors: FloatMatrix) -> Found:
 
 
 def immich(vectors: FloatMatrix) -> Found:
-    """Immich's people: a face with 3 others within cosine distance 0.5, itself included, is one of a person."""
+    """Run Immich's people clustering: DBSCAN with cosine distance 0.5 and 3 faces, including the face itself."""
     from sklearn.cluster import DBSCAN
 
     return _plain(DBSCAN(eps=1.0, min_samples=3).fit(vectors))  # cosine distance 0.5 is Euclidean distance 1
 
 
 def photoprism(vectors: FloatMatrix) -> Found:
-    """PhotoPrism's people: DBSCAN with distance 0.64 and 4 faces."""
+    """Run PhotoPrism's people clustering: DBSCAN with distance 0.64 and 4 faces."""
     from sklearn.cluster import DBSCAN
 
     return _plain(DBSCAN(eps=0.64, min_samples=4).fit(vectors))
 
 
 def _plain(fitted: object) -> Found:
-    labels: Labels = np.asarray(fitted.labels_, dtype=np.int64)  # type: ignore[attr-defined]  # scikit-learn's manner
+    labels: Labels = np.asarray(fitted.labels_, dtype=np.int64)  # type: ignore[attr-defined]  # scikit-learn sets it in fit
     return Found(labels, np.zeros(len(labels), dtype=np.bool_))
 
 

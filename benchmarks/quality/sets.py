@@ -1,6 +1,6 @@
-"""Sets with known groups that quality is measured on: real pictures, real sentences, and made-up pets.
+"""Sets with known groups for measuring quality: real pictures, real sentences, and synthetic pets.
 
-A set is drawn from a seed. ``truth`` says which group a medium belongs to, -1 for an outlier, which belongs nowhere.
+A set is drawn from a seed. ``truth`` is the group of each item, -1 for an outlier, which belongs to no group.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sploot_cluster.vectors import FloatMatrix, as_vectors
 
 Truth = npt.NDArray[np.int64]
 
-# Real sentences by intent, 3,080 × 384; used where it is there. ``BENCH_BANKING77`` names another place.
+# Real sentences by intent, 3,080 × 384; used if present. ``--banking77`` sets another path.
 BANKING77: Final = Path(__file__).resolve().parents[3] / "shared" / "cluster" / "banking77_test.npz"
 
 PET_SIZES: Final = (60, 150, 300, 800)
@@ -26,10 +26,10 @@ MADE_UP_SIZES: Final = (30, 60, 150, 400, 1_000, 3_000)
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
-    """Vectors whose groups are known.
+    """Vectors with known groups.
 
     Attributes:
-        family: sets of one kind, which are averaged.
+        family: the kind of set; results are averaged per family.
         vectors: (n, d) float32 of unit norm.
         truth: (n,) group, -1 = outlier.
     """
@@ -41,7 +41,7 @@ class LabelledSet:
 
 
 def draw(seed: int, *, banking77: Path = BANKING77) -> Iterator[LabelledSet]:
-    """All sets of one seed. Whole sets do not depend on it."""
+    """Yield all sets of one seed. Whole data sets do not depend on it."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -63,7 +63,7 @@ def draw(seed: int, *, banking77: Path = BANKING77) -> Iterator[LabelledSet]:
 
 
 def _albums(seed: int) -> Iterator[LabelledSet]:
-    """The pets of the demo; their first medium by number is an outlier where one was planted."""
+    """Yield the pets of the demo; if outliers were planted, a pet's first item is one."""
     from tasks.demo.sample import albums
 
     for album in albums(seed=seed):
@@ -73,7 +73,7 @@ def _albums(seed: int) -> Iterator[LabelledSet]:
 def _pet(
     family: str, vectors: FloatMatrix, truth: Truth, n: int, rng: np.random.Generator, *, n_groups: int
 ) -> LabelledSet:
-    """Uneven groups of a real set, and 7 % outliers: single media of other groups."""
+    """Return uneven groups of a real set, and 7 % outliers: single items of other groups."""
     groups = rng.permutation(np.unique(truth))
     chosen, others = groups[:n_groups], groups[n_groups:]
     n_outliers = round(0.07 * n)
@@ -84,7 +84,7 @@ def _pet(
         members = rng.permutation(np.flatnonzero(truth == group))[:size]
         rows += members.tolist()
         labels += [group] * len(members)
-    # of each other group one medium at most, or two where there are few: they may not make a group of their own
+    # one item of each other group, or two if there are few groups, so that outliers do not form a group
     strangers = [rng.permutation(np.flatnonzero(truth == group))[:2] for group in others.tolist()]
     for medium in [int(one[0]) for one in strangers][:n_outliers] + [int(one[1]) for one in strangers][
         : max(0, n_outliers - len(strangers))
@@ -97,7 +97,7 @@ def _pet(
 
 
 def _made_up(n: int, rng: np.random.Generator, *, dim: int = 512) -> LabelledSet:
-    """Uneven, anisotropic groups in a cone, and 8 % outliers in it."""
+    """Return uneven, anisotropic groups in a cone, and 8 % outliers in it."""
     n_groups = max(2, round(n / rng.uniform(12, 60)))
     sizes = rng.lognormal(0, 0.9, size=n_groups)
     truth = rng.choice(n_groups, size=n, p=sizes / sizes.sum()).astype(np.int64)

@@ -1,7 +1,8 @@
-"""What exact arrivals bring while media stream in, and cost: ``python -m benchmarks.quality.streams [--seeds 101 …]``.
+"""Quality and cost of exact arrivals while items stream in: ``python -m benchmarks.quality.streams [--seeds 101 …]``.
 
-Pets of up to 400 media arrive one by one, in order, at a service with its store in memory. Reclusters that it asks for
-run at once. After each tenth of the media the clusters are compared with the known groups, noise as groups of one.
+Pets of up to 400 items arrive one by one, in order, at a service with its store in memory. Reclusters that it requests
+run at once. After each tenth of the items the clusters are compared with the known groups, with each noise item as a
+group of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PET: Final = PetId(1)
 
 @dataclass(slots=True)
 class _Asked:
-    """Notes that a recluster was asked for."""
+    """A record of requested reclusters."""
 
     asked: bool = False
     n: int = 0

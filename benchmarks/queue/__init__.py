@@ -1,15 +1,15 @@
-"""Queues side by side: this project's broker, those that a user would pick instead, and the ceilings.
+"""Queues side by side: this project's broker, the alternatives that a user might choose, and upper bounds.
 
-``make bench ARGS=queue`` or ``python -m benchmarks.queue``. Every contestant runs in the newest release that its pins
-name, in an environment of its own, on one redis-server that is emptied before each measurement. A round measures every
-contestant once, in an order that turns with the round; ratios are taken within a round, and what is printed are medians
-with the lowest and the highest.
+``make bench ARGS=queue`` or ``python -m benchmarks.queue``. Every contestant runs in its pinned release, in an
+environment of its own, on one redis-server that is emptied before each measurement. A round measures every contestant
+once, in an order that rotates with the round. Ratios are computed within a round; medians are printed, with the lowest
+and the highest value.
 
-    contestants.py   who takes part, in which version, with which settings
+    contestants.py   the contestants, with releases and settings
     environments.py  their virtual environments
-    adapters/        how each of them enqueues and works
-    tally.py jobs.py what jobs tell the harness, through shared memory
-    worker.py producer.py   the processes that are measured
-    measures.py      one measurement each
+    adapters/        how each contestant enqueues and works
+    tally.py jobs.py what jobs report to the harness, through shared memory
+    worker.py producer.py   the measured processes
+    measures.py      the measurements
     report.py        tables
 """

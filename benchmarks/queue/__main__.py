@@ -20,14 +20,16 @@ SERVER = {"appendonly": "no", "save": ""}
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.queue", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--resume", action="store_true", help="go on with the run that was broken off")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants by a part of their name")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only contestants whose name contains one of these")
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
-    parser.add_argument("--seconds", type=float, help="about how long one drain takes", default=3.0)
+    parser.add_argument("--seconds", type=float, help="approximate duration of one drain", default=3.0)
     parser.add_argument("--no-pin", action="store_true", help="let worker processes move between cores")
-    parser.add_argument("--this-environment", action="store_true", help="run everybody in this interpreter's")
-    parser.add_argument("--smoke", action="store_true", help="seconds; shows only that it runs")
-    parser.add_argument("--report", action="store_true", help="print what the last run found, measure nothing")
+    parser.add_argument(
+        "--this-environment", action="store_true", help="run every contestant in this interpreter's environment"
+    )
+    parser.add_argument("--smoke", action="store_true", help="run for seconds only, to check that everything works")
+    parser.add_argument("--report", action="store_true", help="print the results of the last run without measuring")
     parser.add_argument("--results", type=Path, default=CACHE / "results")
     asked = parser.parse_args(arguments)
 
@@ -60,11 +62,11 @@ def _run(asked: argparse.Namespace, records: Records) -> None:
                         continue
                     values = bench.measure(contestant, measure)
                     records.add(key, values)
-                    told = ", ".join(
+                    figures = ", ".join(
                         f"{fact} {value:.4g}" if isinstance(value, float) else f"{fact} {value}"
                         for fact, value in values.items()
                     )
-                    print(f"round {turn + 1} {measure:10} {contestant.name}: {told}", file=sys.stderr, flush=True)
+                    print(f"round {turn + 1} {measure:10} {contestant.name}: {figures}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

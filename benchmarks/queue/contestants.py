@@ -1,7 +1,7 @@
-"""Who takes part: in which release, with which settings, and in which measurements.
+"""The contestants: their releases, settings and measurements.
 
-Settings that are not named are the release's defaults. Everybody parses answers with hiredis where it can, and keeps
-no results. Whoever has threads has four.
+Settings that are not named are the release's defaults. Every contestant parses replies with hiredis where it can, and
+keeps no results. Contestants with threads use four.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ENVIRONMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "taskiq": ("taskiq==0.13.0", "taskiq-redis==1.2.4", "redis==8.1.0", "hiredis==3.5.0"),
     "streaq": ("streaq==7.2.0", "coredis==6.9.0", "hiredis==3.5.0"),
     "arq": ("arq==0.28.0", "redis==5.3.1", "hiredis==3.5.0"),
-    # saq imports typing_extensions and does not ask for it
+    # saq imports typing_extensions without declaring it
     "saq": ("saq==0.26.4", "redis==7.4.1", "hiredis==3.5.0", "typing-extensions==4.16.0"),
     "celery": ("celery==5.7.0", "kombu==5.7.0", "redis==8.1.0", "hiredis==3.5.0", "packaging==26.3"),
     "huey": ("huey==3.5.4", "redis==8.1.0", "hiredis==3.5.0"),
@@ -26,7 +26,7 @@ ENVIRONMENTS: Final[Mapping[str, tuple[str, ...]]] = {
 
 Measure = Literal["drain-1", "drain-2", "enqueue", "latency", "memory", "idle", "redelivery", "host-loss"]
 MEASURES: Final[tuple[Measure, ...]] = get_args(Measure)
-# They wait for leases to end, and say the same each time.
+# These wait for leases to end, and give the same result each time.
 ONCE: Final[frozenset[Measure]] = frozenset({"redelivery", "host-loss"})
 
 
@@ -36,8 +36,8 @@ class Contestant:
 
     Attributes:
         adapter: ``module:variant`` of benchmarks.queue.adapters.
-        environ: what its processes find in their environment besides.
-        drain_per_s: about what one process drains: how many jobs the first round enqueues for it.
+        environ: additional environment variables of its processes.
+        drain_per_s: approximate rate of one process; determines how many jobs the first round enqueues.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""A virtual environment for each group of contestants, made once, with the pins of contestants.py.
+"""One virtual environment per group of contestants, created once, with the pins of contestants.py.
 
-One for all would hold some of them back: arq needs an older redis-py than the others.
+A single environment would hold some of them back: arq needs an older redis-py than the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.records import CACHE
 
 
 def python_of(environment: str) -> Path:
-    """The interpreter of an environment, which is made where it is missing or has other pins."""
+    """Return the interpreter of an environment, which is created if missing or if its pins changed."""
     pins = ENVIRONMENTS[environment]
     directory = CACHE / "environments" / f"{environment}-py{sys.version_info.major}.{sys.version_info.minor}"
     python, stamp = directory / "bin" / "python", directory / "pins"

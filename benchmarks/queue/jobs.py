@@ -1,4 +1,4 @@
-"""The jobs: one that does nothing, one that tells how long it travelled, one that its worker dies with."""
+"""The jobs: one that does nothing, one that reports its latency, and one that is running when its worker is killed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Final
 
 from benchmarks.queue.tally import DIRECTORY, Tally
 
-# Longer than any measurement waits for a job to come back.
-FOR_EVER_S: Final = 3_600
+# Longer than any measurement waits for a job to be redelivered.
+HOLD_S: Final = 3_600
 
-# Made when a worker imports its jobs; a producer has none.
+# Created when a worker imports its jobs; a producer has none.
 _tally = Tally(Path(os.environ[DIRECTORY])) if DIRECTORY in os.environ else None
 
 
 def tally() -> Tally:
-    """This process's."""
+    """Return the tally of this process."""
     assert _tally is not None, f"{DIRECTORY} is not set"
     return _tally
 
@@ -32,10 +32,10 @@ def ping(sent_ns: int) -> None:
 
 
 def hold(number: int) -> None:
-    """Never ends in a worker that is going to be killed, and at once in every other."""
+    """Hang in a worker that is going to be killed, and return at once in every other."""
     tally().start(number)
     if tally().is_victim:
-        time.sleep(FOR_EVER_S)
+        time.sleep(HOLD_S)
 
 
 async def noop_async() -> None:
@@ -49,4 +49,4 @@ async def ping_async(sent_ns: int) -> None:
 async def hold_async(number: int) -> None:
     tally().start(number)
     if tally().is_victim:
-        await asyncio.sleep(FOR_EVER_S)
+        await asyncio.sleep(HOLD_S)

@@ -1,4 +1,4 @@
-"""One measurement each, on a server that was emptied before, with processes that end after it."""
+"""Measurements of queues, each on an emptied server, with processes that end with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BATCH: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to measure; ``SMOKE`` shows only that everything runs."""
+    """The duration and size of measurements; ``SMOKE`` only checks that everything runs."""
 
     drain_s: float = 3.0
     n_enqueued: int = 5_000
@@ -46,20 +46,20 @@ SMOKE: Final = Effort(
 
 
 class Bench:
-    """Measures contestants on one server."""
+    """A measuring bench for contestants on one server."""
 
     def __init__(self, url: str, *, effort: Effort, pin: bool, python_of: Callable[[str], Path]) -> None:
         """
         Args:
-            pin: keep each worker process on one core: threads of Python lose time by moving between cores.
-            python_of: the interpreter of an environment.
+            pin: keep each worker process on one core; Python threads lose time when they move between cores.
+            python_of: returns the interpreter of an environment.
         """
         self.url, self.effort, self.pin, self._python_of = url, effort, pin, python_of
         self.client = redis.Redis.from_url(url)
         self._rates: dict[str, float] = {}
 
     def measure(self, contestant: Contestant, measure: Measure) -> Values:
-        """What was measured; ``{"failed": why}`` when the contestant did not do it."""
+        """Return the measured values; ``{"failed": reason}`` if the contestant did not do the work."""
         self.client.flushall()
         self.client.config_resetstat()
         try:
@@ -132,14 +132,14 @@ class Bench:
         tallies.open_gate()
         with self._workers(contestant, tallies, 1):
             environ = {producer.PINGS: str(tallies.directory)}
-            # the first also waits for the worker to start
+            # the first ping also waits for the worker to start
             self._produce(contestant, "ping", 3, 0.01, environ=environ)
-            often = sorted(self._produce(contestant, "ping", self.effort.n_pings, 0.02, environ=environ))
-            seldom = self._produce(contestant, "ping", self.effort.n_slow_pings, 0.5, environ=environ)
+            frequent = sorted(self._produce(contestant, "ping", self.effort.n_pings, 0.02, environ=environ))
+            rare = self._produce(contestant, "ping", self.effort.n_slow_pings, 0.5, environ=environ)
         return {
-            "p50_ms": statistics.median(often),
-            "p99_ms": often[min(len(often) - 1, int(0.99 * len(often)))],
-            "apart_p50_ms": statistics.median(seldom),
+            "p50_ms": statistics.median(frequent),
+            "p99_ms": frequent[min(len(frequent) - 1, int(0.99 * len(frequent)))],
+            "apart_p50_ms": statistics.median(rare),
         }
 
     def _memory(self, contestant: Contestant) -> Values:
@@ -161,16 +161,16 @@ class Bench:
         }
 
     def _redelivery(self, contestant: Contestant, tallies: Tallies, *, stop_host: bool) -> Values:
-        """Seconds from the end of a worker until its jobs run again in another one."""
+        """Measure the seconds from the end of a worker until its jobs run again in another."""
         tallies.open_gate()
         with self._workers(contestant, tallies, 1, {tally.IS_VICTIM: "1"}) as (victim,):
             self._produce(contestant, "hold", THREADS)
-            _wait_for(lambda: bool(tallies.starts()), START_TIMEOUT_S, "the victim began no job")
+            _wait_for(lambda: bool(tallies.starts()), START_TIMEOUT_S, "the victim did not begin a job")
             time.sleep(0.5)
             held = {number for number, _, _ in tallies.starts()}
             victims = {pid for _, pid, _ in tallies.starts()}
             with self._workers(contestant, tallies, 1):
-                # what the victim has fetched ahead hides the first ones
+                # the victim may have prefetched the first ones
                 for _ in range(10):
                     if tallies.n_done:
                         break
@@ -208,14 +208,14 @@ class Bench:
             command, env=self._environ(contestant, environ or {}), cwd=ROOT, capture_output=True, text=True
         )
         if done.returncode:
-            raise Failed(f"{' '.join(map(str, verb))}: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
+            raise Failed(f"{' '.join(map(str, verb))}: {(done.stderr.strip() or 'no output').splitlines()[-1]}")
         return json.loads(done.stdout.splitlines()[-1])
 
     @contextlib.contextmanager
     def _workers(
         self, contestant: Contestant, tallies: Tallies, n: int, environ: Mapping[str, str] | None = None
     ) -> Iterator[list[subprocess.Popen[bytes]]]:
-        """Worker processes, each the leader of a group of its own; the groups are ended with the block."""
+        """Start worker processes, each the leader of its own process group; end the groups with the block."""
         cores = sorted(os.sched_getaffinity(0)) if self.pin else []
         python = self._python_of(contestant.environment)
         processes = []
@@ -256,21 +256,21 @@ class Bench:
         }
 
     def _used_memory(self) -> int:
-        # what ended a moment ago still has buffers
+        # clients that have just ended still have buffers
         time.sleep(min(0.3, self.effort.idle_s))
         info: Any = self.client.info("memory")
         return int(info["used_memory"])
 
     def _left_behind(self, n: int) -> Values:
-        """What the keys that are left weigh, per job that was done."""
+        """Return the memory of the remaining keys, per finished job."""
         keys: Any = self.client.keys()
         sizes: Any = [self.client.memory_usage(key, samples=0) for key in keys]
-        # a key that ended meanwhile weighs nothing
+        # a key that has expired since takes nothing
         n_bytes = sum(size or 0 for size in sizes)
         return {"left_bytes": n_bytes, "left_bytes_per_message": n_bytes / n, "left_keys": len(keys)}
 
     def _server_facts(self) -> dict[str, float]:
-        """Running sums: commands, those inside scripts included; requests; replies; seconds of CPU."""
+        """Return running totals: commands, including those in scripts; requests; replies; seconds of CPU."""
         info: Any = self.client.info("all")
         calls = {
             name.removeprefix("cmdstat_"): facts["calls"] for name, facts in info.items() if name.startswith("cmdstat_")
@@ -278,14 +278,14 @@ class Bench:
         return {
             "commands": sum(n for name, n in calls.items() if name != "info"),
             "requests": float(info["total_reads_processed"]),
-            # a client waits once for whatever it has sent together: one reply written is one round trip
+            # a client waits once for everything that it sends together: one reply written is one round trip
             "round_trips": float(info["total_writes_processed"]),
             "cpu_s": float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
         }
 
 
 class Failed(Exception):
-    """Raised when a contestant does not do what is measured."""
+    """Raised when a contestant does not do the work to be measured."""
 
 
 def _wait_for(is_so: Callable[[], bool], within_s: float, otherwise: str) -> None:
@@ -297,7 +297,7 @@ def _wait_for(is_so: Callable[[], bool], within_s: float, otherwise: str) -> Non
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the process to end, then make its group end."""
+    """Terminate the process, then kill its group."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -308,7 +308,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _cpu_s(pid: int) -> float:
-    """User and system time of a process and the children it has waited for."""
+    """Return the user and system time of a process and of the children it has waited for."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

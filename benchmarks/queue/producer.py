@@ -1,10 +1,10 @@
-"""One producer process of a contestant: ``python -m benchmarks.queue.producer MODULE:VARIANT VERB …`` prints JSON.
+"""A producer process of a contestant: ``python -m benchmarks.queue.producer MODULE:VARIANT VERB …`` prints JSON.
 
-send N             seconds, and seconds of CPU, for N jobs one by one
-batches N SIZE     the same for N jobs, SIZE at once; null where that is not offered
-ping N PAUSE       milliseconds from the call until the job began, N times with a pause between them
-fill N SIZE        N jobs, as fast as it goes
-hold N             numbered jobs
+send N             seconds, and CPU seconds, for N jobs one by one
+batches N SIZE     the same for N jobs in batches of SIZE; null if the contestant has no batches
+ping N PAUSE       milliseconds from the call until the job began, N times with a pause in between
+fill N SIZE        enqueue N jobs, as fast as possible
+hold N             enqueue N numbered jobs
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 from benchmarks.queue.adapters import Adapter, NotOffered, adapter_of
 from benchmarks.queue.tally import LATENCY_NS, N_PINGS, Tallies
 
-# The harness's directory, under another name than the workers': a producer has no tally of its own.
+# The harness's directory; the workers use another variable, because a producer has no tally of its own.
 PINGS: Final = "BENCH_PINGS"
 WARM_UP: Final = 50
 LONGEST_WAIT_S: Final = 20.0
@@ -65,7 +65,7 @@ def _pings(adapter: Adapter, n: int, pause_s: float) -> list[float]:
     tallies = Tallies(directory)
     latencies_ms = []
     for turn in range(n):
-        # not in step with anything that the contestant does every so often
+        # vary the pause, so that pings are not in step with the contestant's own intervals
         time.sleep(pause_s * (0.8 + 0.4 * (turn * 0.618 % 1)))
         before = sum(words[N_PINGS] for words in tallies.read())
         adapter.ping(time.monotonic_ns())

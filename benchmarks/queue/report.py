@@ -1,4 +1,4 @@
-"""What a run of the queue part says, as Markdown and as JSON."""
+"""Report of a run of the queue benchmark, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def found_in(records: Records) -> dict[tuple[str, str, str], dict[int, float]]:
 
 
 def as_json(records: Records) -> dict[str, Any]:
-    """Machine, pins, settings, every figure by round, and the targets."""
+    """Return machine, pins, settings, every figure by round, and the targets."""
     found = found_in(records)
     return {
         "machine": records.machine,
@@ -67,7 +67,7 @@ def as_markdown(records: Records) -> str:
         "Releases: " + "; ".join(", ".join(pins) for pins in ENVIRONMENTS.values()) + ".",
     ]
     if failures:
-        parts += ["Did not do what was measured:", "\n".join(failures)]
+        parts += ["Failed measurements:", "\n".join(failures)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -138,7 +138,7 @@ def _why_not(found: Found, name: str, measure: str) -> str:
 
 
 def targets(found: Found) -> list[tuple[str, str, str, bool]]:
-    """(what, wanted, found, whether it is met) for everything that was measured."""
+    """Return (target, wanted, found, whether it is met) for everything that was measured."""
 
     def ratio(ours: str, other: str, measure: str, fact: str, other_fact: str | None = None) -> Spread | None:
         mine = found.get((ours, measure, fact), {})

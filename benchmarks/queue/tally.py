@@ -1,7 +1,8 @@
-"""What jobs tell the harness: counts and times in shared memory, so that telling costs a job less than a microsecond.
+"""Reports from jobs to the harness: counts and times in shared memory, at less than a microsecond per job.
 
-Each worker process has a file of some int64 in a directory that the harness reads. Standard library only: it is
-imported in every contestant's environment. Times are ``time.monotonic_ns``, which all processes of a machine share.
+Each worker process has a file of a few int64 in a directory that the harness reads. Only the standard library is used,
+because this module is imported in every contestant's environment. Times are ``time.monotonic_ns``, which all processes
+of a machine share.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ COUNT, LAST_NS, N_PINGS, LATENCY_NS = range(4)
 
 
 class Tally:
-    """One worker process's part. Children share it with their parent: RQ forks for every job."""
+    """The tally of one worker process, shared with its children, because RQ forks for every job."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._name = str(os.getpid())
-        # a complete file appears at once: the harness may look at any time
+        # the file appears complete, because the harness may read it at any time
         hidden = directory / f".{self._name}"
         hidden.write_bytes(bytes(SIZE))
         with hidden.open("r+b") as file:
@@ -39,7 +40,8 @@ class Tally:
         self.is_victim = bool(os.environ.get(IS_VICTIM))
 
     def count(self, n: int = 1) -> None:
-        """``n`` jobs are done. The first waits for the gate, so that workers of unequal start begin together."""
+        """Count ``n`` finished jobs. The first waits for the gate, so that workers that start at different times begin
+        together."""
         with self._lock:
             self._words[COUNT] += n
             if not self._is_open:
@@ -49,35 +51,35 @@ class Tally:
             self._words[LAST_NS] = time.monotonic_ns()
 
     def ping(self, sent_ns: int) -> None:
-        """A job that was sent at ``sent_ns`` has begun."""
+        """Record that a job sent at ``sent_ns`` has begun."""
         self._words[LATENCY_NS] = time.monotonic_ns() - sent_ns
         self._words[N_PINGS] += 1
 
     def start(self, number: int) -> None:
-        """A job with a number has begun, perhaps again."""
+        """Record that a numbered job has begun, perhaps again."""
         with (self._directory / "starts").open("a") as file:
             file.write(f"{number} {self._name} {time.monotonic_ns()}\n")
 
 
 class Tallies:
-    """What the harness sees of all worker processes."""
+    """The harness's view of all worker processes."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def close_gate(self) -> None:
-        """To be called before a worker starts."""
+        """Close the gate; to be called before a worker starts."""
         (self.directory / "gate").write_bytes(b"\0")
 
     def open_gate(self) -> int:
-        """Let the jobs begin; when that was."""
+        """Let the jobs begin; return the time."""
         now = time.monotonic_ns()
         with (self.directory / "gate").open("r+b") as file:
             file.write(b"\1")
         return now
 
     def read(self) -> list[list[int]]:
-        """The words of every process."""
+        """Return the words of every process."""
         return [
             memoryview(path.read_bytes()).cast("q")[: LATENCY_NS + 1].tolist()
             for path in self.directory.glob("*.tally")
@@ -85,7 +87,7 @@ class Tallies:
 
     @property
     def n_at_work(self) -> int:
-        """Processes that have begun a job."""
+        """The number of processes that have begun a job."""
         return sum(words[COUNT] > 0 for words in self.read())
 
     @property
@@ -93,10 +95,10 @@ class Tallies:
         return sum(words[COUNT] for words in self.read())
 
     def starts(self) -> list[tuple[int, int, int]]:
-        """(number, process, time) of every start of a numbered job."""
+        """Return (number, process, time) of every start of a numbered job."""
         path = self.directory / "starts"
         if not path.exists():
             return []
-        # a line that is being written is not read yet
+        # skip a line that is still being written
         lines = path.read_text().rpartition("\n")[0].splitlines()
         return [(int(number), int(pid), int(ns)) for number, pid, ns in map(str.split, lines)]

@@ -1,4 +1,4 @@
-"""One worker process of a contestant: ``python -m benchmarks.queue.worker MODULE:VARIANT``, in its environment."""
+"""A worker process of a contestant: ``python -m benchmarks.queue.worker MODULE:VARIANT``, in its environment."""
 
 from __future__ import annotations
 

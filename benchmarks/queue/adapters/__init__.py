@@ -1,4 +1,4 @@
-"""How each contestant enqueues and works. One module per environment, imported in that environment only."""
+"""Adapters that enqueue and work for each contestant: one module per environment, imported only there."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ N_JOBS: Final = "BENCH_N_JOBS"
 
 
 class NotOffered(Exception):
-    """Raised when a contestant has no such thing, such as enqueueing in batches."""
+    """Raised when a contestant lacks a feature, such as enqueueing in batches."""
 
 
 class Adapter(ABC):
-    """One contestant. A process uses it either to produce or to work."""
+    """An adapter of one contestant. A process uses it either to produce or to work."""
 
     def __init__(self, variant: str, url: str, threads: int) -> None:
         """
         Args:
-            variant: which one of the environment's contestants, where it has several.
-            threads: worker threads, where the contestant has any; 4 in what is published.
+            variant: the contestant, if the environment has several.
+            threads: number of worker threads, if the contestant has any; 4 in the published results.
         """
         self.variant, self.url, self.threads = variant, url, threads
 
@@ -39,25 +39,25 @@ class Adapter(ABC):
         """Enqueue ``n`` jobs that do nothing, ``size`` at once.
 
         Raises:
-            NotOffered: the contestant has no way to do so.
+            NotOffered: the contestant has no batches.
         """
         raise NotOffered
 
     @abstractmethod
     def ping(self, sent_ns: int) -> None:
-        """Enqueue a job that tells how long it travelled."""
+        """Enqueue a job that reports its latency."""
 
     @abstractmethod
     def hold(self, number: int) -> None:
-        """Enqueue a job with a number, on which a victim dies."""
+        """Enqueue a numbered job, during which a victim is killed."""
 
     @abstractmethod
     def work(self) -> None:
-        """Run a worker until the process is told to end."""
+        """Run a worker until the process is terminated."""
 
 
 class AsyncAdapter(Adapter):
-    """For contestants of asyncio: producing runs on one loop."""
+    """A base for contestants on asyncio: producing runs on one loop."""
 
     def __init__(self, variant: str, url: str, threads: int) -> None:
         super().__init__(variant, url, threads)
@@ -76,7 +76,7 @@ class AsyncAdapter(Adapter):
 
 
 def adapter_of(contestant: str) -> Adapter:
-    """The adapter of ``module:variant``, from what the environment says."""
+    """Return the adapter of ``module:variant``, configured from the environment."""
     module, _, variant = contestant.partition(":")
     made: Adapter = importlib.import_module(f"{__name__}.{module}").adapter(
         variant, os.environ[URL], int(os.environ.get(THREADS, "4"))

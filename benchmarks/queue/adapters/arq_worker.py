@@ -1,4 +1,4 @@
-"""arq, which polls a sorted set."""
+"""Adapter for arq, which polls a sorted set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arq.worker import Worker, func
 from benchmarks.queue import jobs
 from benchmarks.queue.adapters import Adapter, AsyncAdapter
 
-# The defaults, ten jobs every half second, would be measured instead of arq.
+# With the defaults, ten jobs every half second, the limit would be measured instead of arq.
 MAX_JOBS, POLL_DELAY_S = 200, 0.05
 
 
@@ -40,7 +40,7 @@ class ArqAdapter(AsyncAdapter):
         self.run(send())
 
     def send_batches(self, n: int, size: int) -> None:
-        # there is no call for many
+        # arq has no batch call
         async def send() -> None:
             for start in range(0, n, size):
                 await asyncio.gather(*(self._pool.enqueue_job("noop") for _ in range(min(size, n - start))))

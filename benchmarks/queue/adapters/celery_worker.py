@@ -1,4 +1,4 @@
-"""Celery on Redis, acknowledging after the job, without results."""
+"""Adapter for Celery on Redis, acknowledging after the job, without results."""
 
 from __future__ import annotations
 

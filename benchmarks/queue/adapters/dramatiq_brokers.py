@@ -1,7 +1,7 @@
-"""Everything that runs under Dramatiq's own Worker: ours, RedisBroker, and what shows how fast it could be.
+"""Adapters for everything that runs under Dramatiq's own Worker: this broker, RedisBroker, and upper bounds.
 
-``ours``, ``redis``, ``bare`` (a broker of a few lines on Streams, which promises nothing), ``memory`` (no Redis).
-The middleware is Dramatiq's default for all of them.
+Variants: ``ours``, ``redis``, ``bare`` (a minimal broker on Streams, without guarantees), ``memory`` (no Redis) and
+``raw`` (redis-py alone). The middleware is Dramatiq's default for all that use its Worker.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class DramatiqAdapter(Adapter):
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         worker = dramatiq.Worker(self.broker, worker_threads=self.threads)
         worker.start()
-        # short naps: a signal does not end a longer one, and an idle worker should be idle
+        # short waits, because a signal does not end a longer one, and an idle worker should use no CPU
         while not ended.wait(0.2):
             pass
         worker.stop(timeout=5_000)
@@ -67,7 +67,7 @@ class DramatiqAdapter(Adapter):
 
 
 class BareBroker(Broker):
-    """Streams as plainly as they go: one read for many, one thread that acknowledges in batches. Promises nothing."""
+    """A minimal broker on Streams, without guarantees: one read for many, one thread that acknowledges in batches."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class _BareConsumer(Consumer):
         )
         for entry_id, fields in answer[0][1] if answer else ():
             proxy = MessageProxy(dramatiq.Message.decode(fields[b"message"]))
-            proxy.entry_id = entry_id  # type: ignore[attr-defined]  # a proxy takes what it is given
+            proxy.entry_id = entry_id  # type: ignore[attr-defined]  # MessageProxy accepts any attribute
             self._buffer.append(proxy)
         with self._changed:
             self._held += len(self._buffer)
@@ -152,7 +152,7 @@ class _BareConsumer(Consumer):
 
 
 class RawLoops(Adapter):
-    """redis-py and nothing else: the commands that any broker on Streams must send, in a loop of one thread."""
+    """redis-py alone: the commands that any broker on Streams must send, in a loop of one thread."""
 
     COUNT: Final = 100
 
@@ -215,7 +215,7 @@ def _broker(variant: str, url: str) -> Broker:
             return BareBroker(url)
         case "memory":
             return StubBroker()
-    raise ValueError(f"no broker is called {variant!r}")
+    raise ValueError(f"unknown broker {variant!r}; expected ours, redis, bare or memory")
 
 
 def adapter(variant: str, url: str, threads: int) -> Adapter:

@@ -1,4 +1,4 @@
-"""huey on a Redis list, which forgets a job when it hands it out."""
+"""Adapter for huey on a Redis list, which forgets a job when it hands it out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RQ: ``fork``, its Worker, which forks for every job, and ``simple``, which runs jobs in its own process."""
+"""Adapter for RQ: ``fork`` is its Worker, which forks for every job; ``simple`` runs jobs in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""saq on Redis."""
+"""Adapter for saq on Redis."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SaqAdapter(AsyncAdapter):
         self.run(send())
 
     def send_batches(self, n: int, size: int) -> None:
-        # there is no call for many that does not wait for the results
+        # saq has no batch call that does not wait for the results
         async def send() -> None:
             for start in range(0, n, size):
                 await asyncio.gather(*(self._queue.enqueue(self._job("noop")) for _ in range(min(size, n - start))))
@@ -57,7 +57,7 @@ class SaqAdapter(AsyncAdapter):
         self.run(self._enqueue(self._job("hold", number=number)))
 
     async def _enqueue(self, job: Job) -> None:
-        # a coroutine of our own: the queue is there only once ``run`` has opened it
+        # a coroutine of our own, because the queue exists only once ``run`` has opened it
         await self._queue.enqueue(job)
 
     def work(self) -> None:

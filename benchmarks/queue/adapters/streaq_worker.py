@@ -1,4 +1,4 @@
-"""streaq, whose jobs wait in streams."""
+"""Adapter for streaq, whose jobs wait in streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StreaqAdapter(AsyncAdapter):
     def __init__(self, variant: str, url: str, threads: int) -> None:
         super().__init__(variant, url, threads)
         self.worker = Worker(redis_url=url, concurrency=CONCURRENCY)
-        # results are kept for five minutes by default, which nobody would want of a no-op
+        # results are kept for five minutes by default, which is useless for a no-op
         task = self.worker.task
         self._noop = task(ttl=0)(jobs.noop_async)
         self._ping = task(ttl=0)(jobs.ping_async)

@@ -1,4 +1,4 @@
-"""taskiq on its Redis stream broker, acknowledging after the job."""
+"""Adapter for taskiq on its Redis stream broker, acknowledging after the job."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TaskiqAdapter(AsyncAdapter):
         self.run(send())
 
     def send_batches(self, n: int, size: int) -> None:
-        # there is no call for many; many at once on the pool's connections is what its users do
+        # taskiq has no batch call; its users send many at once on the pool's connections
         async def send() -> None:
             for start in range(0, n, size):
                 await asyncio.gather(*(self._noop.kiq() for _ in range(min(size, n - start))))
