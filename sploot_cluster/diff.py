@@ -33,7 +33,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """An item whose cluster changed, or that only one side has; NOISE is no cluster, None means absent."""
+    """An item whose cluster changed, or that only one side has; NOISE stands for none, None for absent."""
 
     media: MediaId
     before: ClusterId | None

@@ -233,7 +233,7 @@ def plan_undo(
     if undone is None:
         raise UnknownRevision(pet=state.pet, revision=revision)
     if revision in taken_back(state.ledger):
-        raise UnknownRevision(pet=state.pet, revision=revision, problem="is undone already")
+        raise UnknownRevision(pet=state.pet, revision=revision, problem="is already undone")
 
     correction = Undo(revision=state.revision + 1, operation_id=operation_id, by=by, at=at, undone=revision)
     subject = _what_it_is_about(state.ledger, undone)

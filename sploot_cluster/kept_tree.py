@@ -38,9 +38,9 @@ def dump(tree: SpanningTree, state: PetState) -> KeptTree:
     return KeptTree(state.born, tree.n, body)
 
 
-def load(kept: KeptTree, state: PetState, min_samples: int) -> SpanningTree | None:
+def load(stored: KeptTree, state: PetState, min_samples: int) -> SpanningTree | None:
     """Return the stored tree if it covers the first rows of ``state`` with ``min_samples`` samples; else None."""
-    head, _, body = kept.body.partition(b"\n")
+    head, _, body = stored.body.partition(b"\n")
     try:
         header = json.loads(head)
         n, k = header["shape"]

@@ -111,11 +111,11 @@ class PetDensity:
         if state.n_media < kept_tree.KEPT_FROM:
             return None
         try:
-            kept = self._store.kept_tree(state.pet)
+            stored = self._store.kept_tree(state.pet)
         except StoreUnavailable:
             logger.warning("could not read stored spanning tree", extra={"pet_id": state.pet}, exc_info=True)
             return None
-        return None if kept is None else kept_tree.load(kept, state, samples)
+        return None if stored is None else kept_tree.load(stored, state, samples)
 
 
 def _names(media: Sequence[MediaId]) -> Rows:

@@ -105,7 +105,9 @@ class ClusterSettings:
         _check("noise_ratio", self.noise_ratio, 0 <= self.noise_ratio <= 1, "from 0 to 1")
         _check("absorption_slack", self.absorption_slack, 1 <= self.absorption_slack < math.inf, "from 1")
         _check("overlap_ratio", self.overlap_ratio, 0 < self.overlap_ratio <= 1, "above 0 and at most 1")
-        _check("one_look_similarity", self.one_look_similarity, 0 < self.one_look_similarity <= 1, "in (0, 1]")
+        _check(
+            "one_look_similarity", self.one_look_similarity, 0 < self.one_look_similarity <= 1, "above 0 and at most 1"
+        )
         _check("exact_until", self.exact_until, self.exact_until >= 0, "from 0")
         _check(
             "recluster_backend",

@@ -40,9 +40,9 @@ def as_vectors(x: npt.ArrayLike, *, field: str = "embedding") -> FloatMatrix:
     """
     array: npt.NDArray[Any] = np.asarray(x)
     if array.dtype.kind not in "fiu":
-        raise InvalidInput(field, f"dtype {array.dtype} is not numeric", "send real numbers")
+        raise InvalidInput(field, f"expected a numeric dtype, got {array.dtype}", "send real numbers")
     if array.ndim != 2 or array.shape[1] == 0:
-        raise InvalidInput(field, f"shape {array.shape} is not (n, d)", "send a matrix with one row per item")
+        raise InvalidInput(field, f"expected shape (n, d), got {array.shape}", "send a matrix with one row per item")
     # float64, so that 1e38 squared does not overflow and 1e-30 squared does not vanish
     wide = array.astype(np.float64)
     norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
@@ -61,7 +61,7 @@ def as_vector(x: npt.ArrayLike, *, field: str = "embedding") -> FloatVector:
     """Return ``x`` as a validated (d,) float32 unit vector. Raises the same errors as :func:`as_vectors`."""
     array = np.asarray(x)
     if array.ndim != 1:
-        raise InvalidInput(field, f"shape {array.shape} is not (d,)", "send one list of numbers")
+        raise InvalidInput(field, f"expected shape (d,), got {array.shape}", "send one list of numbers")
     if array.dtype.kind == "f" and len(array):
         # fast path for nearly every arrival, without the checks for matrices
         wide = array.astype(np.float64)

@@ -290,10 +290,10 @@ def test_updated_tree_of_two_workers_matches_a_fresh_build(redis_url: str, count
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda kept: replace(kept, body=b"nonsense"),
-        lambda kept: replace(kept, body=kept.body[:-8]),
-        lambda kept: replace(kept, body=kept.body.replace(b"spanning-tree/1", b"spanning-tree/9")),
-        lambda kept: replace(kept, body=kept.body[: -8 * 299] + b"\xff" * 8 * 299),
+        lambda stored: replace(stored, body=b"nonsense"),
+        lambda stored: replace(stored, body=stored.body[:-8]),
+        lambda stored: replace(stored, body=stored.body.replace(b"spanning-tree/1", b"spanning-tree/9")),
+        lambda stored: replace(stored, body=stored.body[: -8 * 299] + b"\xff" * 8 * 299),
     ],
     ids=["nonsense", "too short", "of another format", "not a number"],
 )
@@ -301,9 +301,9 @@ def test_unreadable_stored_tree_is_rebuilt(spoil: Callable[[KeptTree], KeptTree]
     vectors, store = album(300), MemoryPetStore()
     arrive(ClusterService(store), vectors, range(300))
     ClusterService(store).recluster(PET)
-    kept = store.kept_tree(PET)
-    assert kept is not None
-    store.keep_tree(PET, spoil(kept))
+    stored = store.kept_tree(PET)
+    assert stored is not None
+    store.keep_tree(PET, spoil(stored))
 
     reclustered = ClusterService(store).recluster(PET)
 
@@ -316,9 +316,9 @@ def test_stored_tree_of_other_items_is_not_used(count_builds: list[int]) -> None
     for each, order in ((store, list(range(300))), (other, list(range(299, -1, -1)))):
         arrive(ClusterService(each), vectors, order)
         ClusterService(each).recluster(PET)
-    kept = other.kept_tree(PET)
-    assert kept is not None
-    store.keep_tree(PET, replace(kept, born=store.load(PET).born))
+    stored = other.kept_tree(PET)
+    assert stored is not None
+    store.keep_tree(PET, replace(stored, born=store.load(PET).born))
 
     ClusterService(store).recluster(PET)
 

@@ -45,11 +45,11 @@ def test_scale_does_not_affect_the_direction(scale: float) -> None:
 @pytest.mark.parametrize(
     ("x", "problem"),
     [
-        ([["a"]], "not numeric"),
-        ([[True]], "not numeric"),
-        ([[1j]], "not numeric"),
-        ([1.0, 2.0], "is not (n, d)"),
-        (np.empty((2, 0)), "is not (n, d)"),
+        ([["a"]], "numeric dtype"),
+        ([[True]], "numeric dtype"),
+        ([[1j]], "numeric dtype"),
+        ([1.0, 2.0], "expected shape (n, d)"),
+        (np.empty((2, 0)), "expected shape (n, d)"),
         ([[1.0, 2.0], [np.nan, 1.0]], "row 1 contains NaN"),
         ([[np.inf, 0.0]], "row 0 contains NaN or infinite"),
         ([[1.0, 2.0], [0.0, 0.0]], "row 1 is a zero vector"),
@@ -65,5 +65,5 @@ def test_invalid_matrix_is_rejected_with_problem_and_hint(x: npt.ArrayLike, prob
 
 
 def test_as_vector_rejects_a_matrix() -> None:
-    with pytest.raises(InvalidInput, match="is not \\(d,\\)"):
+    with pytest.raises(InvalidInput, match="expected shape \\(d,\\)"):
         as_vector([[1.0, 2.0]])
