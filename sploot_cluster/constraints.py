@@ -48,8 +48,7 @@ _BLOCK: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Items that share a cluster and are never noise: what remains in force of a merge or of the moved items of a
-    split.
+    """Items that share a cluster and are never noise: what is in force of a merge, or of a split's moved items.
 
     ``clusters`` holds the same items as they were grouped at that time: by merged cluster, or all that the split moved.
     """
