@@ -76,8 +76,7 @@ def quiet_blas() -> Iterator[None]:
     """Limit BLAS to one thread inside the block, and restore its previous setting afterwards.
 
     This has an effect only in the main thread, such as in a script, because OpenBLAS 0.3.31 ignores the setting in
-    other threads. Processes that compute in other threads call :func:`one_thread_each` at start, as all of this project
-    do.
+    other threads. Processes that compute in other threads call :func:`one_thread_each` at start, as ours do.
     """
     libraries = _blas() if current_thread() is main_thread() else []
     loud = [(library, n) for library in libraries if (n := library.get_num_threads()) != 1]
