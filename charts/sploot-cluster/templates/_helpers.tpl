@@ -10,7 +10,7 @@
 {{- .Values.namespace | default .Release.Namespace -}}
 {{- end -}}
 
-{{- /* What the runbook and every dashboard select: app=sploot-cluster. */ -}}
+{{- /* The runbook and every dashboard select app=sploot-cluster. */ -}}
 {{- define "sploot.selector" -}}
 app: sploot-cluster
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -57,7 +57,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{- /* The settings that all three processes share. */ -}}
+{{- /* Settings that worker, scheduler and server share. */ -}}
 {{- define "sploot.env" -}}
 {{- $v := .root.Values -}}
 - name: REDIS_URL_FILE
@@ -114,7 +114,7 @@ capabilities:
 {{- end -}}
 
 {{- define "sploot.volumes" -}}
-# What worker processes count lies here; in memory, because every job writes to it.
+# Metrics of the worker processes; kept in memory, because every job writes to it.
 - name: tmp
   emptyDir:
     medium: Memory
@@ -172,11 +172,11 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- /* What pods of all three have in common; what is special follows in their own templates. */ -}}
+{{- /* The part of the pod spec that worker, scheduler and server share. */ -}}
 {{- define "sploot.pod" -}}
 serviceAccountName: {{ include "sploot.serviceAccount" .root }}
 automountServiceAccountToken: false
-# No SPLOOT_CLUSTER_PORT and the like from services of that name.
+# Keep variables such as SPLOOT_CLUSTER_PORT, which Kubernetes derives from a Service of that name, out of the pod.
 enableServiceLinks: false
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets:
@@ -202,7 +202,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{- /* Streams that autoscaling looks at: maintenance gets a job every few seconds, whether there is work or not. */ -}}
+{{- /* Streams that autoscaling reads; not maintenance, which gets a job every few seconds even when idle. */ -}}
 {{- define "sploot.scaledQueues" -}}
 embedding.ingested cluster.feedback cluster.recluster
 {{- end -}}
