@@ -1,14 +1,14 @@
-# One image for worker, scheduler and server: the command says which (sploot-cluster worker | scheduler | serve).
+# One image for worker, scheduler and server; the command selects one (sploot-cluster worker | scheduler | serve).
 #
-# Build it with any Debian-like Python of 3.11 to 3.13 as PYTHON_IMAGE; it must bring venv. What goes in is what
-# requirements.lock names, by hash. `make image` builds it from nothing and runs a job in it; see docs/deployment.md.
+# PYTHON_IMAGE may be any Debian-like image with Python 3.11 to 3.13 and venv. The image contains the packages that
+# requirements.lock pins by hash. `make image` builds it from scratch and runs a job in it; see docs/deployment.md.
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
 SHELL ["/bin/sh", "-eux", "-c"]
 COPY requirements-build.lock requirements.lock ./
-# pip stays in an environment of its own, which does not go into the image
+# pip is installed in a separate environment, which is not copied into the image
 RUN python3 -m venv /opt/build \
     && /opt/build/bin/python -m pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements-build.lock \
     && python3 -m venv --without-pip /opt/sploot \
@@ -31,13 +31,13 @@ FROM ${PYTHON_IMAGE}
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="sploot-cluster" \
-      org.opencontainers.image.description="Groups every pet's media into clusters, and keeps people's corrections for ever" \
+      org.opencontainers.image.description="Groups the photos of each pet into clusters and keeps users' corrections permanently" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/sploot /opt/sploot
-# The root may be read-only; only /tmp must be writable, for what worker processes count. The bytecode of what they
-# import is in the image; compiling all of the libraries would add 35 MB that nobody reads.
+# The root file system may be read-only. Only /tmp must be writable, for the metrics of worker processes. Our own
+# modules are compiled at build time; compiling all libraries would add 35 MB of files that are never read.
 ENV PATH=/opt/sploot/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

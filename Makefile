@@ -7,122 +7,122 @@ ARGS   ?=
 .DEFAULT_GOAL := help
 
 .PHONY: help
-help: ## show what there is
+help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
 
 $(VENV)/installed: setup.cfg setup.py pyproject.toml
-	@echo "installing into $(VENV) (once; some 700 MB of numpy, faiss, hdbscan and friends)"
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; say make PYTHON=python3.12")'
+	@echo "installing into $(VENV) (once; about 700 MB: numpy, faiss, hdbscan and others)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is required; run make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 .PHONY: install
-install: $(VENV)/installed ## make .venv and install everything
+install: $(VENV)/installed ## create .venv and install everything
 
 $(VENV)/deploy-installed: $(VENV)/installed
-	@echo "installing what checks images and charts into $(VENV) (once; some 150 MB)"
+	@echo "installing the checks of images and charts into $(VENV) (once; about 150 MB)"
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
 	@touch $@
 
 .PHONY: demo
-demo: $(VENV)/installed ## the main job for real, on real pictures: make demo [ARGS=--keep]
+demo: $(VENV)/installed ## run the whole system on real pictures: make demo [ARGS=--keep]
 	@$(BIN)/sploot-cluster demo $(ARGS)
 
 .PHONY: test
-test: $(VENV)/installed ## the whole suite, on a real redis-server: make test [ARGS='-k merge']
+test: $(VENV)/installed ## run all tests on a real redis-server: make test [ARGS='-k merge']
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 .PHONY: test-faults
-test-faults: $(VENV)/installed ## everything goes wrong for minutes; is anything lost? make test-faults [ARGS=--short]
+test-faults: $(VENV)/installed ## inject faults for minutes and check that nothing is lost: make test-faults [ARGS=--short]
 	@$(BIN)/python -m tests.faults $(ARGS)
 
 .PHONY: broker-wheel
-broker-wheel: $(VENV)/installed ## build the broker as a distribution of its own into dist/
+broker-wheel: $(VENV)/installed ## build the broker as a separate distribution in dist/
 	@$(BIN)/python -m deploy.broker_distribution dist
 
 .PHONY: soak
-soak: $(VENV)/installed ## an hour of traffic with small faults; does anything grow? make soak [ARGS='--minutes 5']
+soak: $(VENV)/installed ## run an hour of traffic with small faults and check that nothing grows: make soak [ARGS='--minutes 5']
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 .PHONY: test-scale
-test-scale: $(VENV)/installed ## a million due messages, two hundred thousand pending, fifty queues: minutes, figures printed
+test-scale: $(VENV)/installed ## test a million due messages, 200,000 pending entries, fifty queues; takes minutes and prints figures
 	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker $(ARGS)
 
 .PHONY: test-servers
-test-servers: $(VENV)/installed ## newer Redis, Valkey and Redict, as Debian's archive has them, some 20 minutes: make test-servers [ARGS=tests/broker]
+test-servers: $(VENV)/installed ## test newer Redis, Valkey and Redict from Debian's archive, about 20 minutes: make test-servers [ARGS=tests/broker]
 	@$(BIN)/python -m tests.servers build/servers $(ARGS)
 
 .PHONY: check
-check: $(VENV)/installed ## ruff, mypy --strict, the walls between packages
+check: $(VENV)/installed ## run ruff, mypy --strict and the import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(VENV)/installed ## measure side by side, hours: make bench [ARGS='queue --rounds 3'] [ARGS=density]
+bench: $(VENV)/installed ## run the benchmarks, which takes hours: make bench [ARGS='queue --rounds 3'] [ARGS=density]
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: up-local
-up-local: $(VENV)/installed ## what docker-compose.local.yml starts, without Docker; Ctrl-C drains: make up-local [ARGS=--any-ports]
+up-local: $(VENV)/installed ## start the stack of docker-compose.local.yml without Docker; Ctrl-C drains: make up-local [ARGS=--any-ports]
 	@$(BIN)/python -m deploy.local_stack $(ARGS)
 
 .PHONY: test-upgrade
-test-upgrade: $(VENV)/installed ## workers of another commit beside ours, exchanged under load: make test-upgrade OLD=fa88d10
+test-upgrade: $(VENV)/installed ## replace workers of another commit by ours under load: make test-upgrade OLD=fa88d10
 	@SPLOOT_OLD=$(OLD) $(BIN)/python -m pytest -n 0 -q --deploy tests/deploy/test_upgrades.py
 
 .PHONY: chart
-chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4, and ask Kubernetes 1.27 to 1.37 and the operators
+chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4 and validate it against Kubernetes 1.27 to 1.37 and the operators
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/charts $(ARGS)
 
 .PHONY: test-redis
-test-redis: $(VENV)/deploy-installed ## users, TLS, sentinels through a failover, a cluster, locks, compose file: make test-redis
+test-redis: $(VENV)/deploy-installed ## test Redis users, TLS, sentinels with a failover, a cluster, lock files and the compose file
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/deploy $(ARGS)
 
-# redis >= 6.4, < 9 in setup.cfg is redis==6.4.* here
+# "redis >= 6.4, < 9" in setup.cfg becomes redis==6.4.* here
 OLDEST := sed -nE 's/^ +(dramatiq|redis) >= ([0-9.]+),.*/\1==\2.*/p' setup.cfg | sort -u
 .PHONY: test-oldest
-test-oldest: $(VENV)/installed ## the broker with the oldest Dramatiq and redis-py that may be installed: make test-oldest [ARGS=-x]
+test-oldest: $(VENV)/installed ## test the broker with the oldest supported Dramatiq and redis-py: make test-oldest [ARGS=-x]
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/oldest $$($(OLDEST))
 	@PYTHONPATH=build/oldest $(BIN)/python -m pytest -n 2 --dist loadgroup tests/broker $(ARGS)
 
 .PHONY: chart-files
-chart-files: $(VENV)/installed ## copy rules and dashboard into the chart, after they were changed
+chart-files: $(VENV)/installed ## copy rules and dashboard into the chart; run it after you changed them
 	@$(BIN)/python -m deploy.chart_files
 
 .PHONY: lock
-lock: $(VENV)/deploy-installed ## pin what the image installs, by hash: make lock [ARGS=--upgrade]
+lock: $(VENV)/deploy-installed ## pin the packages of the image by hash: make lock [ARGS=--upgrade]
 	@$(BIN)/python -m deploy.lock $(ARGS)
 
 .PHONY: image
-image: $(VENV)/deploy-installed ## build the image with buildah, and run jobs in it; needs root
+image: $(VENV)/deploy-installed ## build the image with buildah and run jobs in it; needs root
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/python -m deploy.image build/image
 	@test ! -d build/image || SPLOOT_IMAGE=build/image $(BIN)/python -m pytest -n 0 -q tests/image
 
 .PHONY: sbom
-sbom: $(VENV)/deploy-installed ## what the image consists of, as CycloneDX: build/sbom.cdx.json
+sbom: $(VENV)/deploy-installed ## write the bill of materials of the image (CycloneDX) to build/sbom.cdx.json
 	@mkdir -p build
 	@$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --of JSON -o build/sbom.cdx.json
 	@echo build/sbom.cdx.json
 
 .PHONY: licences
-licences: $(VENV)/deploy-installed ## list the licences of what the image installs: docs/licences.md
+licences: $(VENV)/deploy-installed ## list the licences of the packages in the image in docs/licences.md
 	@$(BIN)/python -m deploy.licences
 
 .PHONY: audit
-audit: sbom ## lock, licences, bill of materials, known vulnerabilities of what the image installs
+audit: sbom ## check lock files and licences, and look for known vulnerabilities in the image's packages
 	@$(BIN)/python -m deploy.lock --check
 	@$(BIN)/python -m deploy.licences --check
 	@$(BIN)/python -m deploy.audit || test $$? -eq 75
 
 .PHONY: promises
-promises: $(VENV)/installed ## 10,000 random events against the oracle of people's corrections, minutes: make promises [ARGS='20000 7']
+promises: $(VENV)/installed ## check 10,000 random events against the oracle of corrections, minutes: make promises [ARGS='20000 7']
 	@$(BIN)/python -m tests.sploot_cluster.days $(ARGS)
 
 .PHONY: ops-build
-ops-build: $(VENV)/installed ## write rules, dashboard and tables from ops/thresholds.yaml
+ops-build: $(VENV)/installed ## generate rules, dashboard and tables from ops/thresholds.yaml
 	@$(BIN)/python -m ops.build
 
 .PHONY: ops-picture
@@ -130,15 +130,15 @@ ops-picture: $(VENV)/installed ## draw the dashboard from a real Prometheus: mak
 	@$(BIN)/python -m ops.picture $(ARGS)
 
 .PHONY: ops-verify
-ops-verify: $(VENV)/installed ## see alerts fire and panels draw, on a real Prometheus, Alertmanager and Redis
+ops-verify: $(VENV)/installed ## test alerts and panels on a real Prometheus, Alertmanager and Redis
 	@$(BIN)/python -m ops.build --check
 	@$(BIN)/python -m pytest tests/ops --ops -n 4 --dist loadgroup $(ARGS)
 
 .PHONY: format
-format: $(VENV)/installed ## let ruff write the files as it likes them
+format: $(VENV)/installed ## fix and format all files with ruff
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 
 .PHONY: clean
-clean: ## remove what was built here, the environment included
+clean: ## remove everything that was built here, including .venv
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output
