@@ -1,1 +1,1 @@
-"""Tools that build, check and start what is deployed, each as ``python -m deploy.<name>``. Not in the distribution."""
+"""Tools that build, check and start the deployment, run as ``python -m deploy.<name>``; not in the distribution."""

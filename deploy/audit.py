@@ -1,8 +1,8 @@
-"""Ask whether anything that the image installs has a known vulnerability: ``python -m deploy.audit``.
+"""Check the packages of the image for known vulnerabilities: ``python -m deploy.audit``.
 
-pip-audit asks PyPI, and OSV where PyPI does not know. Exit code 0: asked, and nothing found. 1: something found; it is
-printed. 75: nobody could be asked from here, which is no answer, and said so; CI of a machine without that network
-shows the line and goes on.
+pip-audit queries PyPI, and then OSV if PyPI has no answer. Exit code 0: no vulnerabilities known. 1: vulnerabilities
+found; they are printed. 75: no service could be reached, so nothing was checked; CI without network access prints the
+line and continues.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ NOT_ASKED: Final = 75  # EX_TEMPFAIL of sysexits
 
 
 def asked(service: str) -> dict[str, Any] | None:
-    """What a service says of every package; None when it cannot be reached."""
+    """Return the report of a service about every package; None if the service cannot be reached."""
     pip_audit = str(Path(sys.executable).with_name("pip-audit"))
     command = [pip_audit, f"--vulnerability-service={service}", *OPTIONS, "--format=json"]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     try:
-        report: dict[str, Any] = json.loads(said.stdout)
+        report: dict[str, Any] = json.loads(finished.stdout)
     except ValueError:
         return None
     return report
 
 
 def verdict(report: dict[str, Any] | None) -> tuple[int, list[str]]:
-    """The exit code and what to print, for one service's report."""
+    """Return the exit code and the lines to print for the report of one service."""
     if report is None:
         return NOT_ASKED, ["the service cannot be reached"]
     skipped = [one["name"] for one in report["dependencies"] if "skip_reason" in one]
     if len(skipped) == len(report["dependencies"]):
-        return NOT_ASKED, [f"the service knows none of {len(skipped)} packages: it answers for another registry"]
+        return NOT_ASKED, [f"the service knows none of the {len(skipped)} packages: it serves another registry"]
     found = [
-        f"{one['name']} {one['version']}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'no release yet'}"
+        f"{one['name']} {one['version']}: {flaw['id']}, fixed in {', '.join(flaw['fix_versions']) or 'no release yet'}"
         for one in report["dependencies"]
         for flaw in one.get("vulns", ())
     ]
@@ -48,15 +48,15 @@ def verdict(report: dict[str, Any] | None) -> tuple[int, list[str]]:
 
 
 def main() -> int:
-    """Ask one service after the other until one answers."""
+    """Query one service after the other until one answers."""
     for service in ("pypi", "osv"):
         code, lines = verdict(asked(service))
         for line in lines:
             print(f"pip-audit ({service}): {line}")
         if code != NOT_ASKED:
-            print(f"pip-audit ({service}): {'vulnerable' if code else 'nothing known against what the image installs'}")
+            print(f"pip-audit ({service}): {'vulnerable' if code else 'no known vulnerabilities in the image'}")
             return code
-    print("pip-audit: NOT AUDITED, no vulnerability service answers from here")
+    print("pip-audit: NOT AUDITED, no vulnerability service can be reached from this machine")
     return NOT_ASKED
 
 

@@ -1,7 +1,8 @@
-"""What the chart holds of other parts of the project, because a chart reads no file outside itself.
+"""Generate the chart's files that come from other parts of the project: ``python -m deploy.chart_files [--check]``.
 
-``python -m deploy.chart_files`` writes it: copies of the rules, the dashboards and Alertmanager's routes, and the names
-of clustering settings in ``values.schema.json``. ``--check`` says what is not as it should be; ``make chart`` does.
+A chart cannot read files outside its folder. It therefore contains copies of the rules, the dashboards and
+Alertmanager's routes, and the names of clustering settings in ``values.schema.json``. ``--check`` lists stale files;
+the tests of the chart do so too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ROOT: Final = Path(__file__).parent.parent
 CHART: Final = ROOT / "charts" / "sploot-cluster"
 SCHEMA: Final = CHART / "values.schema.json"
 
-# folder of the chart -> where its files come from
+# folder of the chart -> source of its files
 COPIES: Final = {
     "files/alerts": "ops/alerts/*.yaml",
     "files/dashboards": "ops/dashboards/*.json",
@@ -29,7 +30,7 @@ TYPES: Final = {"int": {"type": "integer"}, "float": {"type": "number"}, "bool":
 
 
 def wanted() -> dict[Path, bytes]:
-    """Every file that is made here, and what it should hold."""
+    """Return every generated file with its expected content."""
     files = {
         CHART / folder / source.name: source.read_bytes()
         for folder, pattern in COPIES.items()
@@ -39,15 +40,15 @@ def wanted() -> dict[Path, bytes]:
 
 
 def stale() -> list[str]:
-    """What is missing, different, or left over."""
+    """Return the paths of files that are missing, different or left over."""
     made = wanted()
-    there = {path for folder in COPIES for path in (CHART / folder).glob("*") if path.is_file()}
+    present = {path for folder in COPIES for path in (CHART / folder).glob("*") if path.is_file()}
     differing = {path for path, content in made.items() if not path.is_file() or path.read_bytes() != content}
-    return sorted(str(path.relative_to(ROOT)) for path in differing | (there - set(made)))
+    return sorted(str(path.relative_to(ROOT)) for path in differing | (present - set(made)))
 
 
 def write() -> None:
-    """Make them all as they should be."""
+    """Write every generated file and delete left-over ones."""
     made = wanted()
     for folder in COPIES:
         (CHART / folder).mkdir(parents=True, exist_ok=True)
@@ -74,5 +75,5 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["--check"]:
         write()
     for problem in (left := stale()):
-        print(f"{problem} is not what it is made of: make chart-files", file=sys.stderr)
+        print(f"{problem} differs from its source: make chart-files", file=sys.stderr)
     sys.exit(1 if left else 0)

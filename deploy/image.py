@@ -1,8 +1,8 @@
-"""Build the image from nothing on a machine without a container engine: ``python -m deploy.image DIRECTORY``.
+"""Build the image from scratch on a machine without a container engine: ``python -m deploy.image DIRECTORY``.
 
-Debian's buildah builds the Dockerfile as it stands, on a base of debootstrap, because no image can be pulled here.
-What pip is told on this machine (registries, certificates, folders of wheels) is mounted while it builds and stays out
-of the image. DIRECTORY gets ``rootfs/``, the unpacked image, and ``config.json``, its OCI configuration.
+Debian's buildah builds the unchanged Dockerfile on a debootstrap base, for machines that cannot pull images. The pip
+configuration of this machine (registries, certificates, folders of wheels) is mounted during the build and does not
+end up in the image. DIRECTORY receives ``rootfs/``, the unpacked image, and ``config.json``, its OCI configuration.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ NEEDED: Final = ("buildah", "debootstrap")
 
 
 def main(directory: Path) -> int:
-    """Build into ``directory``; 0 when it is there."""
+    """Build the image into ``directory`` and return the exit code."""
     if missing := [tool for tool in NEEDED if shutil.which(tool) is None]:
-        print(f"image: SKIP, needs {' and '.join(missing)}: apt-get install {' '.join(missing)}", file=sys.stderr)
+        print(f"image: SKIP, {' and '.join(missing)} not found: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 1 if os.environ.get("REQUIRE_ALL_TOOLS") else 0
     if os.geteuid() != 0:
-        print("image: SKIP, debootstrap and chroot need root", file=sys.stderr)
+        print("image: SKIP, debootstrap and chroot require root: run as root", file=sys.stderr)
         return 1 if os.environ.get("REQUIRE_ALL_TOOLS") else 0
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    archive = _said([str(ROOT / "deploy" / "base_image.sh")]).strip()
-    # a storage of its own: nothing of this machine's other containers is touched
+    archive = _output_of([str(ROOT / "deploy" / "base_image.sh")]).strip()
+    # separate storage, so that other containers of this machine stay untouched
     with tempfile.TemporaryDirectory(prefix="sploot-buildah-") as storage:
         buildah = Buildah(Path(storage))
         buildah.import_base(Path(archive))
@@ -56,7 +56,7 @@ class Buildah:
         self._environ = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
 
     def import_base(self, archive: Path) -> None:
-        """Make the base image of an archive of a root file system."""
+        """Create the base image from an archive of a root file system."""
         container = self._run("from", "scratch").strip()
         self._run("add", "-q", container, str(archive), "/")
         self._run("commit", "-q", "--rm", container, BASE)
@@ -68,24 +68,24 @@ class Buildah:
         self._run("build", "--pull-never", "--layers=false", *arguments, *volumes, "--tag", NAME, str(ROOT))
 
     def unpack(self, directory: Path) -> None:
-        """Copy the image's files and configuration out."""
+        """Copy the files and the configuration of the image to ``directory``."""
         container = self._run("from", "--pull-never", NAME).strip()
         mounted = self._run("mount", container).strip()
-        _said(["cp", "-a", mounted, str(directory / "rootfs")])
+        _output_of(["cp", "-a", mounted, str(directory / "rootfs")])
         config = json.loads(self._run("inspect", "--type", "image", NAME))["OCIv1"]
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         self._run("umount", container)
 
     def _run(self, *arguments: str) -> str:
-        return _said(["buildah", *self._options, *arguments], environ=self._environ)
+        return _output_of(["buildah", *self._options, *arguments], environ=self._environ)
 
 
 def pip_mounts(settings: Mapping[str, str], directory: Path) -> list[str]:
-    """Volumes that make pip inside a build find what pip on this machine finds.
+    """Return volumes that give pip inside a build the same package sources as on this machine.
 
     Args:
-        settings: option -> value, as ``pip config list`` says.
-        directory: where the configuration for inside is written.
+        settings: option -> value, as listed by ``pip config list``.
+        directory: the configuration for the build is written here.
     """
     configuration = configparser.RawConfigParser()
     configuration["global"] = dict(settings)
@@ -97,26 +97,26 @@ def pip_mounts(settings: Mapping[str, str], directory: Path) -> list[str]:
         for word in value.split():
             path = Path(unquote(urlsplit(word).path) if word.startswith("file:") else word)
             if path.is_absolute() and path.exists():
-                # /opt/pypi/simple refers to ../files beside it
+                # /opt/pypi/simple refers to the neighbouring ../files
                 path = path.parent if word.startswith("file:") else path
                 mounts.append(f"{path}:{path}:ro")
     return mounts
 
 
 def _pip_settings() -> dict[str, str]:
-    listed = _said([sys.executable, "-m", "pip", "config", "list"])
-    told = re.findall(r"^(?:global|install|:env:)\.([a-z-]+)='(.*)'$", listed, flags=re.MULTILINE)
-    return {option: value.replace("\\n", " ") for option, value in told}
+    listed = _output_of([sys.executable, "-m", "pip", "config", "list"])
+    settings = re.findall(r"^(?:global|install|:env:)\.([a-z-]+)='(.*)'$", listed, flags=re.MULTILINE)
+    return {option: value.replace("\\n", " ") for option, value in settings}
 
 
 def _revision() -> str:
     try:
-        return _said(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).strip()
+        return _output_of(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).strip()
     except (OSError, RuntimeError):
         return "unknown"  # a copy without history
 
 
-def _said(command: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str:
+def _output_of(command: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str:
     ended = subprocess.run(list(command), env=environ, capture_output=True, text=True, cwd=ROOT, check=False)
     if ended.returncode != 0:
         last_words = "\n".join((ended.stdout + ended.stderr).splitlines()[-30:])
@@ -125,7 +125,7 @@ def _said(command: Sequence[str], *, environ: Mapping[str, str] | None = None) -
 
 
 def size_of(rootfs: Path) -> int:
-    """Bytes of all files, hard links counted once."""
+    """Return the size of all files in bytes, counting hard links once."""
     seen: set[tuple[int, int]] = set()
     total = 0
     for folder, _, names in os.walk(rootfs):

@@ -1,8 +1,8 @@
 """The local stack without Docker: ``python -m deploy.local_stack [--directory build/local] [--any-ports]``.
 
-The same processes as docker-compose.local.yml, from Debian's binaries and this environment: Redis, worker, scheduler,
-server, Prometheus, Alertmanager. Who ends is started again; Ctrl-C or SIGTERM lets all of them drain. A binary that is
-missing is named with the package that has it, and the rest starts; Grafana is in no package, and said to be missing.
+It runs the same processes as docker-compose.local.yml from Debian's binaries and this environment: Redis, worker,
+scheduler, server, Prometheus, Alertmanager. A process that ends is restarted; Ctrl-C or SIGTERM drains all of them. A
+missing binary is reported with its Debian package, and the rest starts. Grafana is always missing, as Debian has none.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Service:
 
     Attributes:
         command: None where the binary is missing.
-        health: what answers 200 once it is up; empty where it has no such address.
-        missing: what to say instead of starting it.
+        health: URL that answers 200 once the process is up; empty if it has none.
+        missing: message to print instead of starting the process.
     """
 
     name: str
@@ -60,13 +60,13 @@ class Service:
 
 
 class LocalStack:
-    """The processes and where they answer; starts with the block and drains at its end."""
+    """The processes and their addresses; starts with the block and drains at its end."""
 
     def __init__(self, directory: Path, ports: Mapping[str, int]) -> None:
         """
         Args:
-            directory: where data, logs and configurations with these ports go.
-            ports: of every name in ``PORTS``.
+            directory: folder for data, logs and configurations with these ports.
+            ports: a port for every name in ``PORTS``.
         """
         self._directory, self.ports = directory, ports
         directory.mkdir(parents=True, exist_ok=True)
@@ -84,14 +84,14 @@ class LocalStack:
             for service in self.services
             if service.command is not None
         ]
-        # Redis last: the others still have something to say to it
+        # Redis ends last, because the other processes write to it while they drain
         self._pods = Pods(others, [redis], stop_within_s=DRAIN_S + 10)
 
     def address(self, name: str, path: str = "") -> str:
         return f"http://127.0.0.1:{self.ports[name]}{path}"
 
     def silent(self) -> list[str]:
-        """Names of services that are to answer and do not yet."""
+        """Return the names of services that have a health URL and do not answer yet."""
         return [service.name for service in self.services if service.health and not answers(service.health)]
 
     def __enter__(self) -> Self:
@@ -116,7 +116,7 @@ class LocalStack:
             self._prometheus(),
             self._alertmanager(),
             self._exporter(),
-            Service("grafana", None, missing="no Debian package has it; see docker-compose.local.yml"),
+            Service("grafana", None, missing="no Debian package contains it; see docker-compose.local.yml"),
         ]
 
     def _prometheus(self) -> Service:
@@ -136,7 +136,7 @@ class LocalStack:
         return _service("redis-exporter", "prometheus-redis-exporter", options, self.address("exporter", "/metrics"))
 
     def _configured(self, name: str) -> Path:
-        """A copy of a configuration of ours, with the ports and the folders of this stack."""
+        """Return a copy of one of our configurations with the ports and folders of this stack."""
         text = (CONFIG / name).read_text()
         for service, port in PORTS.items():
             text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.ports[service]}")
@@ -157,20 +157,20 @@ class LocalStack:
 def _service(name: str, binary: str, options: Sequence[str], health: str) -> Service:
     found = shutil.which(binary)
     if found is None:
-        return Service(name, None, missing=f"{binary} is not here: apt-get install {PACKAGES[binary]}")
+        return Service(name, None, missing=f"{binary} not found: apt-get install {PACKAGES[binary]}")
     return Service(name, [found, *options], health)
 
 
 def main() -> int:
-    """Stay up until told to end."""
+    """Run the stack until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, default=ROOT / "build" / "local", help="for data and logs")
-    parser.add_argument("--any-ports", action="store_true", help="free ports rather than the usual ones")
+    parser.add_argument("--directory", type=Path, default=ROOT / "build" / "local", help="folder for data and logs")
+    parser.add_argument("--any-ports", action="store_true", help="use free ports instead of the usual ones")
     given = parser.parse_args()
-    told_to_end = threading.Event()
+    stopping = threading.Event()
 
     def end(signal_number: int, frame: FrameType | None) -> None:
-        told_to_end.set()
+        stopping.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
@@ -185,15 +185,15 @@ def main() -> int:
         if service.missing:
             print(f"{service.name:14} MISSING: {service.missing}", flush=True)
     with stack:
-        said: set[str] = set()
-        while not told_to_end.wait(POLL_S):
-            silent = set(stack.silent()) if len(said) < len(stack.services) else set()
+        reported: set[str] = set()
+        while not stopping.wait(POLL_S):
+            silent = set(stack.silent()) if len(reported) < len(stack.services) else set()
             for service in stack.services:
-                if service.command is not None and service.name not in silent | said:
-                    said.add(service.name)
+                if service.command is not None and service.name not in silent | reported:
+                    reported.add(service.name)
                     print(f"{service.name:14} {service.health or 'started'}", flush=True)
                 elif service.command is None:
-                    said.add(service.name)
+                    reported.add(service.name)
         print("draining", flush=True)
     ports.close()
     print("ended", flush=True)

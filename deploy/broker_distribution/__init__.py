@@ -1,8 +1,8 @@
 """The wheel of the broker alone: distribution ``dramatiq-durable-streams``, package ``dramatiq_durable_streams``.
 
-In this repository the package is called ``broker``, too common a word to be installed under. It imports nothing but
-Dramatiq, redis-py and itself by relative imports, so a copy under another name is the same package; only the imports
-that its README shows are renamed.
+In this repository the package is called ``broker``, a word too common to install under. It imports only Dramatiq,
+redis-py and, by relative imports, itself, so a copy under another name works unchanged. Only the absolute imports that
+its texts show are renamed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PACKAGE: Final = "dramatiq_durable_streams"
 
 
 def build(directory: Path) -> Path:
-    """Build the wheel into ``directory``, without asking any index; its path.
+    """Build the wheel into ``directory`` without using a package index, and return its path.
 
     Raises:
-        subprocess.CalledProcessError: setuptools could not build it; its output says why.
+        subprocess.CalledProcessError: setuptools could not build the wheel; its output contains the reason.
     """
     with tempfile.TemporaryDirectory(prefix="broker-wheel-") as temporary:
         source = Path(temporary)
@@ -47,5 +47,5 @@ def build(directory: Path) -> Path:
 
 
 def renamed(text: str) -> str:
-    """The text with its imports under the name that the distribution installs."""
+    """Return the text with imports of ``broker`` renamed to the installed package."""
     return re.sub(r"(\bfrom|\bimport|python -m) broker\b", rf"\1 {PACKAGE}", text)

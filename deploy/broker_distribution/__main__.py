@@ -1,4 +1,4 @@
-"""python -m deploy.broker_distribution DIRECTORY"""
+"""Build the broker's wheel: ``python -m deploy.broker_distribution DIRECTORY``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,4 @@ if __name__ == "__main__":
     try:
         print(build(Path(sys.argv[1] if len(sys.argv) > 1 else "dist")))
     except subprocess.CalledProcessError as error:
-        sys.exit(
-            f"{error.stdout}{error.stderr}\nthe wheel could not be built; pip install -e '.[dev]' brings setuptools"
-        )
+        sys.exit(f"{error.stdout}{error.stderr}\nthe wheel was not built; install setuptools: pip install -e '.[dev]'")

@@ -99,7 +99,7 @@ def test_an_audit_that_found_something_fails_and_says_what() -> None:
     code, lines = verdict(a_report(redis=[], numpy=[{"id": "PYSEC-1", "fix_versions": ["2.9"]}]))
 
     assert code == 1
-    assert lines == ["numpy 1: PYSEC-1, mended in 2.9"]
+    assert lines == ["numpy 1: PYSEC-1, fixed in 2.9"]
 
 
 def test_an_audit_without_findings_passes() -> None:
