@@ -1,4 +1,4 @@
-"""The harness of the pipeline runs, measures and prints. Nothing is asserted about how fast anything was."""
+"""The harness of the pipeline benchmark runs, measures and prints. No test asserts a speed."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tasks.contracts import EmbeddingIngested
 
 
 @pytest.mark.timeout(300)  # several processes start
-def test_the_main_job_is_measured_with_real_workers_and_told_as_markdown_and_json(tmp_path: Path) -> None:
+def test_pipeline_benchmark_reports_markdown_and_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.pipeline", "--smoke", "--results", str(tmp_path)]
     command += ["--only", "100 pets of 500, uniform, 2 processes, 2000 waiting"]
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
 
-    told = json.loads((tmp_path / "pipeline.json").read_text())
-    assert told["failed"] == []
-    (measured,) = told["measurements"].values()
+    results = json.loads((tmp_path / "pipeline.json").read_text())
+    assert results["failed"] == []
+    (measured,) = results["measurements"].values()
     assert measured["n"][0] > 0
     assert {"per_s", "commands", "bytes_in", "worker_cpu_us"} <= set(measured)
     assert (tmp_path / "pipeline.md").read_text() in done.stdout
 
 
-def test_events_are_of_the_contract_and_of_pets_that_exist() -> None:
+def test_benchmark_events_are_valid_and_name_existing_pets() -> None:
     album = Album(n_pets=5, n_media=None)
 
     events = list(World().events(album, 100, traffic="albums"))
@@ -47,7 +47,7 @@ def test_events_are_of_the_contract_and_of_pets_that_exist() -> None:
     assert all(50 <= size <= 2_000 for size in album.sizes())
 
 
-def test_stamps_of_all_processes_are_read_in_the_order_of_the_commits(tmp_path: Path) -> None:
+def test_stamps_are_read_in_commit_order(tmp_path: Path) -> None:
     mine = stamps.Stamps(tmp_path)
     mine.note(stamps.media_id(1_000, 1), 9_000)
     mine.note("beach.jpg", 9_500)
@@ -57,20 +57,20 @@ def test_stamps_of_all_processes_are_read_in_the_order_of_the_commits(tmp_path: 
     assert np.array_equal(stamps.read(tmp_path), [[2_000, 8_000], [1_000, 9_000]])
 
 
-def test_a_target_that_is_missed_says_so(tmp_path: Path) -> None:
+def test_missed_pipeline_target_is_reported(tmp_path: Path) -> None:
     records = Records(tmp_path / "pipeline.jsonl", resume=False)
     few, many = [one for one in PLAN if one.growth == "pets"][:2]
     for one, cost in ((few, 500.0), (many, 900.0)):
         values = {"per_s": 900.0, "worker_cpu_us": cost, "redis_cpu_us": 100.0}
         records.add({"measurement": one.name, "round": 0}, values)
 
-    told = targets(found_in(records))
+    rows = targets(found_in(records))
 
-    assert (f"{few.name}: events/s", "≥ 1,000", "900", False) in told
-    assert ("cost per event, most to fewest pets: ratio of CPU", "≤ 1.2", "1.67", False) in told
+    assert (f"{few.name}: events/s", "≥ 1,000", "900", False) in rows
+    assert ("cost per event, most to fewest pets: ratio of CPU", "≤ 1.2", "1.67", False) in rows
 
 
-def test_every_measurement_has_a_name_of_its_own() -> None:
+def test_measurement_names_are_unique() -> None:
     assert len({one.name for one in PLAN}) == len(PLAN)
 
 

@@ -1,4 +1,4 @@
-"""The harness of the queues runs, measures and prints. Nothing is asserted about how fast anything was."""
+"""The harness of the queue benchmark runs, measures and prints. No test asserts a speed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from benchmarks.records import Key, Records, Spread, number
 
 
 @pytest.mark.timeout(300)  # several processes start
-def test_the_queues_are_measured_side_by_side_and_told_as_markdown_and_json(tmp_path: Path) -> None:
+def test_queue_benchmark_reports_markdown_and_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.queue", "--smoke", "--this-environment", "--rounds", "1"]
     # every process takes a second to start
     command += ["--only", "ours", "in-memory", "--measures", "drain-1", "latency", "--results", str(tmp_path)]
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
 
-    told = json.loads((tmp_path / "queue.json").read_text())
-    assert told["failed"] == []
-    measured = {(one["contestant"], one["measure"], one["fact"]) for one in told["measurements"]}
+    results = json.loads((tmp_path / "queue.json").read_text())
+    assert results["failed"] == []
+    measured = {(one["contestant"], one["measure"], one["fact"]) for one in results["measurements"]}
     assert ("ours", "drain-1", "per_s") in measured
     assert ("ours", "latency", "p99_ms") in measured
     assert ("ceiling: Worker, in-memory broker", "drain-1", "worker_cpu_us") in measured
@@ -35,7 +35,7 @@ def test_the_queues_are_measured_side_by_side_and_told_as_markdown_and_json(tmp_
     assert all(row.count("|") == lines[lines.index(row) - 2].count("|") for row in rows)
 
 
-def test_a_run_that_was_broken_off_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_interrupted_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     records = Records(tmp_path / "queue.jsonl", resume=False)
     records.add({"contestant": "ours", "measure": "idle", "round": 0}, {"commands_per_s": 1.0})
     with records.path.open("a") as file:
@@ -47,7 +47,7 @@ def test_a_run_that_was_broken_off_goes_on_where_it_stopped(tmp_path: Path) -> N
     assert not resumed.has({"contestant": "ours", "measure": "idle", "round": 1})
 
 
-def test_a_new_run_keeps_the_one_before_it(tmp_path: Path) -> None:
+def test_new_run_keeps_the_previous_one(tmp_path: Path) -> None:
     Records(tmp_path / "queue.jsonl", resume=False).add({"contestant": "ours"}, {})
 
     again = Records(tmp_path / "queue.jsonl", resume=False)
@@ -56,7 +56,7 @@ def test_a_new_run_keeps_the_one_before_it(tmp_path: Path) -> None:
     assert (tmp_path / "queue.previous.jsonl").exists()
 
 
-def test_ratios_are_taken_within_a_round_and_a_target_that_is_missed_says_so(tmp_path: Path) -> None:
+def test_ratios_are_computed_per_round_and_missed_targets_reported(tmp_path: Path) -> None:
     records = Records(tmp_path / "queue.jsonl", resume=False)
     for turn, (ours, theirs) in enumerate([(9_000, 3_000), (5_000, 1_000), (8_000, 4_000)]):
         for name, per_s in (("ours", ours), ("Dramatiq RedisBroker", theirs)):
@@ -67,7 +67,7 @@ def test_ratios_are_taken_within_a_round_and_a_target_that_is_missed_says_so(tmp
     assert ("bytes left behind per message", "≤ 1", "0", True) in targets(found_in(records))
 
 
-def test_figures_have_as_many_digits_as_mean_something() -> None:
+def test_figures_are_rounded_to_significant_digits() -> None:
     assert Spread.of([3, 1, 2]).text() == "2 (1 to 3)"
     assert [number(value) for value in (0, 0.01234, 12.34, 999, 1_234.5, 123_456)] == [
         "0",
@@ -79,6 +79,6 @@ def test_figures_have_as_many_digits_as_mean_something() -> None:
     ]
 
 
-def test_every_contestant_is_pinned_to_a_release() -> None:
+def test_contestants_are_pinned_to_releases() -> None:
     assert {one.environment for one in CONTESTANTS} == set(ENVIRONMENTS)
     assert all("==" in pin for pins in ENVIRONMENTS.values() for pin in pins)

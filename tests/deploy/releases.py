@@ -1,9 +1,9 @@
-"""What a release leaves in Redis, kept for ever: a pet with corrections, and work of every kind that waits.
+"""Records of what a release leaves in Redis: a pet with corrections, and waiting work of every kind.
 
-    python -m tests.deploy.releases NAME      record it of this tree, into tests/deploy/fixtures/releases/NAME.json
-    python tests/deploy/releases.py NAME TREE   … of another tree: git archive REF | tar -x -C TREE
+    python -m tests.deploy.releases NAME        record this tree into tests/deploy/fixtures/releases/NAME.json
+    python tests/deploy/releases.py NAME TREE   record another tree: git archive REF | tar -x -C TREE
 
-Recorded once, when a release is made, and never again: later releases must run what this one left.
+A release is recorded once and never again, because later releases must run what it left.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ RELEASES = Path(__file__).parent / "fixtures" / "releases"
 PET = 7
 DIM = 16
 N_MEDIA = 60
-N_LOOKS = 4
+N_DIRECTIONS = 4
 ENCODINGS = ("f32le", "f16le", "base64-f32le", "json")
 
 
 def vector_of(number: int) -> Any:
-    """(DIM,) float32 near one of four looks; the same for ever."""
+    """Return a (DIM,) float32 vector near one of four directions; it never changes."""
     rng = np.random.default_rng(1_000 + number)
-    look = np.random.default_rng(number % N_LOOKS).normal(size=DIM)
-    return (look + 0.1 * rng.normal(size=DIM)).astype("<f4")
+    direction = np.random.default_rng(number % N_DIRECTIONS).normal(size=DIM)
+    return (direction + 0.1 * rng.normal(size=DIM)).astype("<f4")
 
 
 def encoded(number: int, encoding: str) -> bytes:
@@ -63,7 +63,7 @@ def flat_event(number: int, encoding: str = "f32le") -> dict[Any, Any]:
 
 
 def record(redis_url: str) -> dict[str, Any]:
-    """Make a pet, correct it, leave work of every kind behind, and say what is there."""
+    """Create a pet, correct it, leave work of every kind waiting, and return the record."""
     from sploot_cluster.models import PetId
     from tasks.client import ClusterTasks
     from tasks.composition import build_client, build_service, build_worker
@@ -102,7 +102,7 @@ def record(redis_url: str) -> dict[str, Any]:
         waiting.append(tasks.ingest(pet_id=PET, media_id="by-client", model="test@1", embedding=vector))
         for at, encoding in enumerate(ENCODINGS):
             client.xadd("streams:embedding.ingested", flat_event(N_MEDIA + at, encoding))
-    told = {
+    recorded = {
         "pet": PET,
         "revision": view.revision,
         "clusters": {str(cluster.id): list(cluster.media) for cluster in view.clusters},
@@ -112,17 +112,17 @@ def record(redis_url: str) -> dict[str, Any]:
         "redis": dump(client),
     }
     client.close()
-    return told
+    return recorded
 
 
 def dump(client: redis.Redis) -> dict[str, Any]:
-    """Every key with its type and its content, in a form of no version of Redis."""
+    """Return every key with its type and content, independent of the version of Redis."""
     keys: Any = client.keys("*")
     return {key.decode(): _content_of(client, key) for key in sorted(keys)}
 
 
 def load(client: redis.Redis, dumped: Mapping[str, Any]) -> None:
-    """Put back what :func:`dump` said. Groups begin anew: what was in flight waits again, as after a lost group."""
+    """Write what :func:`dump` returned. Groups are not restored, so in-flight entries wait again."""
     for key, (kind, content) in dumped.items():
         match kind:
             case "string":
@@ -137,7 +137,7 @@ def load(client: redis.Redis, dumped: Mapping[str, Any]) -> None:
                 client.zadd(key, {_raw(member): score for member, score in content})
             case "stream":
                 if not content:
-                    # it is there, and empty
+                    # create an empty stream
                     client.xdel(key, client.xadd(key, {"a": "b"}))
                 for entry, fields in content:
                     client.xadd(key, {_raw(name): _raw(value) for name, value in fields}, id=entry)
@@ -174,9 +174,9 @@ def _raw(text: str) -> bytes:
     return base64.b64decode(text)
 
 
-def _wait(look: Callable[[], bool]) -> None:
+def _wait(is_done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not look():
+    while not is_done():
         if time.monotonic() > deadline:
             raise AssertionError("not within 60 s")
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Redis servers with users, TLS, sentinels and a cluster; all on loopback, all ended with their block."""
+"""Redis servers with users and TLS, and processes that connect to them; all on loopback, ended with their block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.embedded_redis import EmbeddedRedis, find_redis_server
 from tests.support import eventually
 from tests.system.events import free_port
 
-# As long as they must be, and different.
+# Long enough to be accepted, and all different.
 TESTER = "tester-of-all-things"
 PASSWORDS: Mapping[str, str] = {user: f"correct-horse-of-{user}" for user in USERS}
 
@@ -26,7 +26,7 @@ PASSWORDS: Mapping[str, str] = {user: f"correct-horse-of-{user}" for user in USE
 def running(
     command: list[str], *, log: Path, environ: Mapping[str, str] | None = None, directory: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is told to end at the end of the block."""
+    """Run a process that receives SIGTERM at the end of the block."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=environ, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=directory
@@ -44,7 +44,7 @@ def running(
 
 
 def acl_file(directory: Path, *, for_redis_6: bool = False) -> Path:
-    """The users as they are, and one more who looks on for the test."""
+    """Write the shipped users, and one more with all rights through which the test observes."""
     path = directory / "users.acl"
     path.write_text(render(PASSWORDS, for_redis_6=for_redis_6) + f"user tester on >{TESTER} ~* &* +@all\n")
     return path
@@ -57,7 +57,7 @@ def client_of(server: EmbeddedRedis, user: str) -> redis.Redis:
 
 @contextmanager
 def tls_server(directory: Path, *options: str) -> Iterator[int]:
-    """The port of a server that speaks TLS alone, with the certificates of ``make_certificates`` and our users."""
+    """Run a server that accepts only TLS, with ``make_certificates`` and our users; yield its port."""
     port = free_port()
     log = directory / f"redis-{port}.log"
     command = [str(find_redis_server()), "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", ""]
@@ -69,7 +69,7 @@ def tls_server(directory: Path, *options: str) -> Iterator[int]:
 
 
 def make_certificates(directory: Path) -> None:
-    """A CA (ca.crt), a certificate of 127.0.0.1 by it (redis.crt, redis.key), and somebody else's CA (other.crt)."""
+    """Create a CA (ca.crt), its certificate for 127.0.0.1 (redis.crt, redis.key), and another CA (other.crt)."""
 
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
@@ -85,7 +85,7 @@ def make_certificates(directory: Path) -> None:
 
 
 def processes_environ(redis_url: str, **more: str) -> dict[str, str]:
-    """The environment of a worker or scheduler of a test."""
+    """Return the environment for a worker or scheduler of a test."""
     environ = {**os.environ, "REDIS_URL": redis_url, "WORKER_METRICS_PORT": str(free_port()), "SPLOOT_LEASE_MS": "2000"}
     return environ | more
 

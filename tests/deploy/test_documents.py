@@ -1,4 +1,4 @@
-"""What the documents of deployment say exists, exists."""
+"""Files, tests and make targets that the deployment documents name exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DOCUMENTS = ("SECURITY.md", "docs/deployment.md", "docs/upgrades.md", "docs/capa
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_file_that_is_named_exists(name: str) -> None:
+def test_files_named_in_documents_exist(name: str) -> None:
     text = (ROOT / name).read_text()
 
     links = [(ROOT / name).parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
@@ -21,7 +21,7 @@ def test_every_file_that_is_named_exists(name: str) -> None:
     assert [str(path) for path in links + paths if not path.exists()] == []
 
 
-def test_every_promise_names_a_test() -> None:
+def test_security_promises_name_a_test() -> None:
     promised = (ROOT / "SECURITY.md").read_text().partition("## What is promised")[2].partition("## What is not")[0]
     rows = [row for row in promised.splitlines() if row.startswith("| ")][1:]
 
@@ -30,7 +30,7 @@ def test_every_promise_names_a_test() -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_make_target_that_is_named_exists(name: str) -> None:
+def test_make_targets_named_in_documents_exist(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
     named = set(re.findall(r"`make ([a-z-]+)", (ROOT / name).read_text()))

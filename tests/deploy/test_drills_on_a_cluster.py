@@ -1,4 +1,4 @@
-"""The drills, the doctor and a capture on a Redis Cluster of three nodes."""
+"""Queue actions, the doctor and a capture on a Redis Cluster of three nodes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def url(cluster: list[int], monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Runs a command in this process; its exit code and what it printed."""
+    """A function that runs a command in this process and returns its exit code and output."""
 
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["sploot-cluster", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out + told.err
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
 
     return run
 
 
-def test_every_drill_works_and_the_doctor_looks_at_every_node(
+def test_queue_actions_doctor_and_capture_work_on_a_cluster(
     url: str, cli: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     client: Any = connect(url, connect_timeout_s=5, answer_timeout_s=5)
@@ -64,13 +64,13 @@ def test_every_drill_works_and_the_doctor_looks_at_every_node(
         ("queue", "audit"),
         ("capture", "--pet", 42, "-o", tmp_path / "pet.jsonl"),
     ):
-        code, told = cli(*command)
-        assert code == 0, f"{command}: {told}"
+        code, output = cli(*command)
+        assert code == 0, f"{command}: {output}"
     _, found = cli("queue", "find", "--pet", 42, "--json")
-    _, looked = cli("doctor", "--json")
+    _, findings = cli("doctor", "--json")
     client.close()
 
     assert len(json.loads(found)) == 5
-    evictions = [finding["seen"] for finding in json.loads(looked) if finding["check"] == "eviction"]
+    evictions = [finding["seen"] for finding in json.loads(findings) if finding["check"] == "eviction"]
     assert len(evictions) == 3
     assert all(seen.endswith(": noeviction") for seen in evictions)

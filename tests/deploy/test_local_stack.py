@@ -1,4 +1,4 @@
-"""The local stack: what docker-compose.local.yml says is sound, and the same processes really run, without Docker."""
+"""The local stack: docker-compose.local.yml is valid, and the same processes run without Docker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def compose() -> Mapping[str, Any]:
 
 def mounts() -> list[tuple[str, str]]:
     found = [mount for service in compose()["services"].values() for mount in service.get("volumes", ())]
-    # ${VAR:-default}: the default is what is there
+    # ${VAR:-default}: use the default
     parts = [re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", mount).split(":") for mount in found]
     return [(part[0], part[1]) for part in parts]
 
@@ -44,7 +44,7 @@ def mounts() -> list[tuple[str, str]]:
 
 
 @pytest.mark.deploy
-def test_it_is_what_the_compose_specification_says() -> None:
+def test_compose_file_matches_the_compose_schema() -> None:
     checker = Path(sys.executable).with_name("check-jsonschema")
     if not checker.exists():
         lacking("check-jsonschema", "pip install -e '.[deploy]'")
@@ -56,21 +56,21 @@ def test_it_is_what_the_compose_specification_says() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-def test_everything_that_is_mounted_exists() -> None:
+def test_compose_mounts_existing_files() -> None:
     paths = [source for source, _ in mounts() if source not in NAMED_VOLUMES]
 
     assert len(paths) >= 6
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_every_port_is_published_on_loopback_only() -> None:
+def test_compose_publishes_ports_on_loopback_only() -> None:
     published = [port for service in compose()["services"].values() for port in service.get("ports", ())]
 
     assert {"127.0.0.1:9105:9105", "127.0.0.1:8080:8080"} <= set(published)
     assert all(re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in published)
 
 
-def test_every_variable_is_documented_and_every_documented_one_is_used() -> None:
+def test_compose_variables_equal_documented_ones() -> None:
     text = COMPOSE.read_text()
     used = set(re.findall(r"\$\{([A-Z_]+)", text))
     documented = set(re.findall(r"^#   ([A-Z_]+)  ", text, flags=re.MULTILINE))
@@ -79,7 +79,7 @@ def test_every_variable_is_documented_and_every_documented_one_is_used() -> None
     assert used == documented
 
 
-def test_redis_forgets_nothing_and_evicts_nothing() -> None:
+def test_compose_redis_persists_and_never_evicts() -> None:
     service = compose()["services"]["redis"]
     configuration = (ROOT / "ops" / "config" / "redis" / "redis.conf").read_text().splitlines()
 
@@ -88,7 +88,7 @@ def test_redis_forgets_nothing_and_evicts_nothing() -> None:
     assert {"appendonly yes", "maxmemory-policy noeviction"} <= set(configuration)
 
 
-def test_our_processes_run_with_a_root_that_cannot_be_written_and_drain_before_they_are_killed() -> None:
+def test_compose_processes_are_read_only_and_drain_before_kill() -> None:
     for name in ("worker", "scheduler", "server"):
         service = compose()["services"][name]
         assert (service["read_only"], service["cap_drop"], service["tmpfs"]) == (True, ["ALL"], ["/tmp"])
@@ -97,14 +97,14 @@ def test_our_processes_run_with_a_root_that_cannot_be_written_and_drain_before_t
     assert int(worker["stop_grace_period"].rstrip("s")) * 1000 > int(option.partition("=")[2])
 
 
-def test_it_publishes_the_ports_that_the_stack_without_docker_uses() -> None:
+def test_compose_publishes_the_ports_of_the_local_stack() -> None:
     published = {int(port.rpartition(":")[2]) for port in compose()["services"]["pod"]["ports"]}
 
-    # the exporter is asked by Prometheus alone; Grafana is in Docker alone
+    # only Prometheus reads the exporter; Grafana runs only in Docker
     assert set(PORTS.values()) - {PORTS["exporter"]} == published - {3000}
 
 
-def test_prometheus_finds_everything_where_the_stack_puts_it() -> None:
+def test_prometheus_targets_match_the_ports_of_the_stack() -> None:
     text = (ROOT / "ops" / "config" / "prometheus.yaml").read_text()
 
     targets = set(re.findall(r"127\.0\.0\.1:(\d+)", text))
@@ -116,11 +116,11 @@ def test_prometheus_finds_everything_where_the_stack_puts_it() -> None:
 
 
 @pytest.mark.deploy
-def test_make_up_local_starts_it_all_and_metrics_are_scraped(tmp_path: Path) -> None:
+def test_local_stack_starts_runs_a_job_and_is_scraped(tmp_path: Path) -> None:
     for binary, package in {"prometheus": "prometheus", "prometheus-alertmanager": "prometheus-alertmanager"}.items():
         if shutil.which(binary) is None:
             lacking(binary, f"apt-get install {package}")
-    log = tmp_path / "said"
+    log = tmp_path / "stack.log"
     command = [sys.executable, "-m", "deploy.local_stack", "--directory", str(tmp_path / "local"), "--any-ports"]
     with log.open("wb") as output:
         stack = subprocess.Popen(command, stdout=output, stderr=output)

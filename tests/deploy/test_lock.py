@@ -1,4 +1,4 @@
-"""What is installed into the image is pinned by hash, fresh, and names no registry."""
+"""The lock files of the image pin every package by hash, are current, and name no registry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_every_line_of_a_lock_is_a_pin_with_hashes(name: str) -> None:
+def test_lock_file_pins_every_package_by_hash(name: str) -> None:
     requirements = re.split(r"\n(?=\S)", (ROOT / name).read_text().strip())
 
     assert len(requirements) >= 2
@@ -24,5 +24,5 @@ def test_every_line_of_a_lock_is_a_pin_with_hashes(name: str) -> None:
 
 
 @pytest.mark.deploy
-def test_the_locks_are_what_setup_cfg_asks_for() -> None:
+def test_lock_files_match_setup_cfg() -> None:
     assert stale() == [], "make lock"

@@ -1,4 +1,4 @@
-"""TLS with a CA of one's own: who has it comes in, nobody else; and the whole main job, as users with few rights."""
+"""TLS with a private CA: only clients that trust it connect, and least-privilege users can run everything."""
 
 from __future__ import annotations
 
@@ -55,42 +55,42 @@ def url_of(user: str, port: int, ca: Path, host: str = "127.0.0.1") -> str:
     return f"rediss://{user}:{password}@{host}:{port}/0?ssl_ca_certs={ca}"
 
 
-def test_who_has_the_ca_comes_in(port: int, certificates: Path) -> None:
+def test_tls_client_with_the_ca_connects(port: int, certificates: Path) -> None:
     with client_of(url_of("worker", port, certificates / "ca.crt")) as client:
         assert client.ping()
 
 
 def refusal_of(url: str) -> str:
-    """Why a client of this URL does not come in."""
+    """Return the error with which a client of this URL fails to connect."""
     client = client_of(url)
     with client, pytest.raises((redis.ConnectionError, redis.TimeoutError)) as refused:
         client.ping()
     return str(refused.value)
 
 
-def test_another_ca_is_refused_by_the_client(port: int, certificates: Path) -> None:
+def test_tls_client_refuses_server_of_another_ca(port: int, certificates: Path) -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in refusal_of(url_of("worker", port, certificates / "other.crt"))
 
 
-def test_the_machines_own_cas_are_not_enough(port: int) -> None:
+def test_tls_client_without_the_ca_refuses_server(port: int) -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in refusal_of(f"rediss://worker:{PASSWORDS['worker']}@127.0.0.1:{port}/0")
 
 
-def test_a_certificate_of_another_name_is_refused(certificates: Path) -> None:
-    # 127.0.0.2 is this machine too, and not in the certificate
+def test_tls_client_refuses_certificate_for_another_host(certificates: Path) -> None:
+    # 127.0.0.2 is this machine too, but the certificate does not contain it
     with tls_server(certificates, "--tls-auth-clients", "no", "--bind", "127.0.0.2") as port:
         refusal = refusal_of(url_of("worker", port, certificates / "ca.crt", host="127.0.0.2"))
 
     assert "CERTIFICATE_VERIFY_FAILED" in refusal
 
 
-def test_plain_text_is_refused(port: int) -> None:
+def test_tls_server_refuses_plain_text(port: int) -> None:
     refusal = refusal_of(f"redis://worker:{PASSWORDS['worker']}@127.0.0.1:{port}/0")
 
-    assert "refused" not in refusal  # somebody listens there
+    assert "refused" not in refusal  # the port is open
 
 
-def test_a_server_that_wants_certificates_of_its_clients_gets_them(certificates: Path) -> None:
+def test_tls_server_requires_and_accepts_client_certificates(certificates: Path) -> None:
     with tls_server(certificates, "--tls-auth-clients", "yes") as port:
         url = url_of("worker", port, certificates / "ca.crt")
         assert "refused" not in refusal_of(url)
@@ -101,7 +101,7 @@ def test_a_server_that_wants_certificates_of_its_clients_gets_them(certificates:
 
 
 @pytest.mark.deploy
-def test_users_with_few_rights_do_the_main_job_over_tls(port: int, certificates: Path, tmp_path: Path) -> None:
+def test_least_privilege_users_run_everything_over_tls(port: int, certificates: Path, tmp_path: Path) -> None:
     def url(user: str) -> str:
         return url_of(user, port, certificates / "ca.crt")
 
@@ -144,7 +144,7 @@ def test_users_with_few_rights_do_the_main_job_over_tls(port: int, certificates:
 
 
 def _asked(command: str, redis_url: str) -> subprocess.CompletedProcess[str]:
-    """What an operator's command said; doctor exits with 1 when it found something."""
+    """Run an operator's command; doctor exits with 1 when it found a problem."""
     environ = processes_environ(redis_url)
     words = [sys.executable, "-m", "tasks.cli", *command.split()]
     return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)
@@ -156,6 +156,6 @@ def _end_of(tasks: ClusterTasks, job_id: str) -> str | None:
 
 
 def _commands_of(log: list[dict[str, object]]) -> set[str]:
-    """What was denied, but for what redis-py asks and takes no for an answer to."""
+    """Return the denied commands, without the optional CLIENT commands of redis-py."""
     denied = {f"{entry.get('username')} {entry.get('object')}" for entry in log}
     return {what for what in denied if "client|" not in what and " client" not in what}

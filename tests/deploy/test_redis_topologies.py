@@ -1,4 +1,4 @@
-"""What is put together works on sentinels through a failover, and on a cluster of three nodes."""
+"""Worker and client work with sentinels through a failover, and on a cluster of three nodes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STREAM = stream_of(EMBEDDING_INGESTED)
 
 @contextmanager
 def at_work(settings: Settings) -> Iterator[dramatiq.Broker]:
-    """A worker in this process, with every actor declared."""
+    """Run a worker in this process, with every actor declared."""
     broker = build_worker(settings)
     worker = Worker(broker, worker_timeout=100, worker_threads=2)
     worker.start()
@@ -49,7 +49,7 @@ def server(directory: Path, *more: str, port: int | None = None) -> Iterator[tup
     port = port or free_port()
     folder = directory / str(port)
     folder.mkdir(exist_ok=True)
-    # a copy: after a failover Redis writes into its configuration
+    # a copy, because Redis rewrites its configuration after a failover
     own = folder / "redis.conf"
     own.write_text((CONFIG / "redis.conf").read_text())
     command = [str(find_redis_server()), str(own), "--port", str(port), "--dir", str(folder), *more]
@@ -60,7 +60,7 @@ def server(directory: Path, *more: str, port: int | None = None) -> Iterator[tup
 
 @contextmanager
 def sentinels(directory: Path, *, master: int) -> Iterator[list[int]]:
-    """Three of them, each with its copy of the file that we ship; only ports and waiting times are a test's."""
+    """Run three sentinels on copies of the file that we ship, with other ports and shorter timeouts."""
     ports = [free_port() for _ in range(3)]
     with ExitStack() as stack:
         for port in ports:
@@ -90,7 +90,7 @@ def _answers(client: redis.Redis) -> bool:
         return False
 
 
-def test_work_goes_on_after_a_failover_and_no_medium_is_lost(tmp_path: Path) -> None:
+def test_work_continues_after_a_failover_and_loses_no_item(tmp_path: Path) -> None:
     with (
         server(tmp_path) as (old, first),
         server(tmp_path, "--replicaof", "127.0.0.1", str(old)) as (new, _),
@@ -123,7 +123,7 @@ def test_work_goes_on_after_a_failover_and_no_medium_is_lost(tmp_path: Path) -> 
 
 
 def _took(client: redis.Redis, *, number: int) -> bool:
-    """Whether a producer got rid of an event; a medium that is sent twice changes nothing."""
+    """Return whether Redis accepted an event; an item that is sent twice changes nothing."""
     try:
         return bool(client.xadd(STREAM, event(7, number)))
     except redis.RedisError:
@@ -132,7 +132,7 @@ def _took(client: redis.Redis, *, number: int) -> bool:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[list[int]]:
-    """Three nodes with the files that we ship, and no replicas."""
+    """Three nodes without replicas, configured by the files that we ship."""
     more = [line.split() for line in (CONFIG / "cluster.conf").read_text().splitlines() if line[:1] not in ("", "#")]
     options = [word for name, *values in more for word in (f"--{name}", *values)]
     with ExitStack() as stack:
@@ -147,18 +147,18 @@ def cluster(tmp_path: Path) -> Iterator[list[int]]:
 
 
 def _port_for_a_node() -> int:
-    # a node's bus listens 10,000 above
+    # the cluster bus of a node listens on its port + 10,000
     while (port := free_port()) >= 55_000:
         pass
     return port
 
 
 def _is_whole(client: redis.Redis) -> bool:
-    told = client.execute_command("CLUSTER", "INFO")
-    return dict(told)["cluster_state"] == "ok" if not isinstance(told, bytes) else b"cluster_state:ok" in told
+    info = client.execute_command("CLUSTER", "INFO")
+    return dict(info)["cluster_state"] == "ok" if not isinstance(info, bytes) else b"cluster_state:ok" in info
 
 
-def test_the_main_job_runs_on_a_cluster_and_pets_spread_over_its_nodes(cluster: list[int]) -> None:
+def test_jobs_run_on_a_cluster_and_pets_spread_over_nodes(cluster: list[int]) -> None:
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in cluster)
     settings = Settings(redis_url=url, lease_ms=2_000)
     with at_work(settings), ClusterTasks(url) as tasks:

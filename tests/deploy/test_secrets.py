@@ -1,4 +1,4 @@
-"""No secret stands in anything that our commands and processes print, whatever goes wrong."""
+"""Commands and processes never print a secret, even when they fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import eventually
 
 pytestmark = pytest.mark.deploy
 
-# Each is one that nothing else can contain.
+# Strings that occur nowhere else.
 SECRETS = {
     "REDIS_URL": "hunter2-of-redis",
     "SPLOOT_API_TOKENS": "hunter2-of-the-api",
@@ -28,7 +28,7 @@ COMMANDS = ("config show", "config show --json", "queue status", "doctor", "clus
 
 
 class Slammer:
-    """Takes connections where Redis should be, and closes each at once."""
+    """A server in place of Redis that accepts connections and closes each at once."""
 
     def __init__(self) -> None:
         self.n_taken = 0
@@ -79,7 +79,7 @@ def shows_no_secret(said: str) -> None:
 
 @pytest.mark.parametrize("by_file", [False, True])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_shows_none(command: str, by_file: bool, tmp_path: Path, slammer: Slammer) -> None:
+def test_command_output_contains_no_secret(command: str, by_file: bool, tmp_path: Path, slammer: Slammer) -> None:
     environ = environ_with_secrets(tmp_path, slammer.port, by_file=by_file)
 
     asked = subprocess.run(
@@ -91,14 +91,14 @@ def test_a_command_shows_none(command: str, by_file: bool, tmp_path: Path, slamm
 
 
 @pytest.mark.parametrize("command", ["worker --processes 1 --threads 1", "scheduler", "serve"])
-def test_a_process_whose_redis_is_away_shows_none(command: str, tmp_path: Path, slammer: Slammer) -> None:
+def test_process_log_contains_no_secret_when_redis_is_away(command: str, tmp_path: Path, slammer: Slammer) -> None:
     log = tmp_path / "log"
     with log.open("wb") as output:
         words = [sys.executable, "-m", "tasks.cli", *command.split()]
         environ = environ_with_secrets(tmp_path, slammer.port, by_file=False)
         process = subprocess.Popen(words, env=environ, stdout=output, stderr=output)
         try:
-            # it has failed to speak to Redis more than once, or begun without it
+            # it failed to reach Redis more than once, or started without it
             eventually(
                 lambda: process.poll() is not None or slammer.n_taken > 1 or "running" in log.read_text(), within_s=90
             )
@@ -110,7 +110,7 @@ def test_a_process_whose_redis_is_away_shows_none(command: str, tmp_path: Path, 
     shows_no_secret(log.read_text())
 
 
-def test_a_wrong_value_of_a_secret_is_refused_without_it() -> None:
+def test_refusal_of_a_secret_does_not_show_its_value() -> None:
     for variable, value in {"REDIS_URL": "hunter2-and-no-url", "SPLOOT_API_TOKENS": "hunter2-alone"}.items():
         asked = subprocess.run(
             [sys.executable, "-m", "tasks.cli", "serve"],

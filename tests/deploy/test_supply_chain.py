@@ -1,4 +1,4 @@
-"""What comes in from outside: nothing that runs when it is read, nothing without a licence."""
+"""Dependencies and input data: no data is executed when it is read, every licence is known, audits are honest."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from tests.support import lacking
 
 ROOT = Path(__file__).parent.parent.parent
 
-# Modules that run what they read.
+# Modules that may execute the data they read.
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "jsonpickle"}
-# The keeper and its child talk over a socket pair that nobody else has; marshal makes values and no code of them.
+# The keeper and its parent use a private socket pair, and marshal creates values, not code.
 MARSHAL_MAY = {"broker/keeper.py", "broker/keeper_process.py"}
-
-
-# Errors must survive a process pool: what this test reads, it has just written.
+# Errors must survive a process pool; the test reads only what it has just written.
 TESTS_OF_PICKLING = {"tests/sploot_cluster/test_errors.py"}
 
 
@@ -52,7 +50,7 @@ def dangers(tree: ast.AST, name: str) -> Iterator[str]:
                 yield f"{name}:{node.lineno} encodes messages as pickles"
 
 
-def test_nothing_of_ours_runs_what_it_reads() -> None:
+def test_sources_never_execute_data_they_read() -> None:
     named = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sources()}
     found = [danger for name, tree in named.items() for danger in dangers(tree, name) if name not in TESTS_OF_PICKLING]
 
@@ -71,14 +69,14 @@ def test_nothing_of_ours_runs_what_it_reads() -> None:
         "yaml.load(text)",
     ],
 )
-def test_the_check_finds_what_it_looks_for(code: str) -> None:
+def test_danger_check_finds_each_kind(code: str) -> None:
     assert len(list(dangers(ast.parse(code), "somewhere.py"))) == 1
 
 
-def test_every_licence_is_listed_and_known() -> None:
+def test_licences_are_listed_known_and_allowed() -> None:
     listed = {one.name: one.licence for one in licensed()}
     if missing := [name for name, licence in listed.items() if licence == UNKNOWN]:
-        lacking(", ".join(missing), "pip install -e '.[deploy]': a package says its licence where it is installed")
+        lacking(", ".join(missing), "pip install -e '.[deploy]'; licences come from installed packages")
 
     assert page() == PAGE.read_text(), "make licences"
     assert listed["dramatiq"] == listed["periodiq"] == "LGPL-3.0-or-later"
@@ -89,18 +87,18 @@ def a_report(**flaws: list[dict[str, Any]]) -> dict[str, Any]:
     return {"dependencies": [{"name": name, "version": "1", "vulns": found} for name, found in flaws.items()]}
 
 
-def test_an_audit_that_asked_nobody_is_no_audit() -> None:
+def test_audit_without_a_service_reports_not_asked() -> None:
     unknown = {"dependencies": [{"name": "redis", "skip_reason": "not found"}]}
 
     assert verdict(None)[0] == verdict(unknown)[0] == NOT_ASKED
 
 
-def test_an_audit_that_found_something_fails_and_says_what() -> None:
+def test_audit_with_findings_fails_and_lists_them() -> None:
     code, lines = verdict(a_report(redis=[], numpy=[{"id": "PYSEC-1", "fix_versions": ["2.9"]}]))
 
     assert code == 1
     assert lines == ["numpy 1: PYSEC-1, fixed in 2.9"]
 
 
-def test_an_audit_without_findings_passes() -> None:
+def test_audit_without_findings_passes() -> None:
     assert verdict(a_report(redis=[], numpy=[])) == (0, [])

@@ -1,4 +1,4 @@
-"""A release runs what earlier ones left, and both run side by side while they are exchanged."""
+"""A version runs what earlier releases left, and two versions run side by side during an upgrade."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.support import eventually, lacking
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = sorted(RELEASES.glob("*.json"))
 
-# Where the tree of another release comes from, for the exchange: make test-upgrade OLD=REF
+# Commit of the old version for the upgrade test: make test-upgrade OLD=REF
 OLD = os.environ.get("SPLOOT_OLD", "")
 
 
 def left_by(path: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(path.read_text())
-    return told
+    recorded: dict[str, Any] = json.loads(path.read_text())
+    return recorded
 
 
 @contextmanager
@@ -50,36 +50,36 @@ def at_work(settings: Settings) -> Iterator[dramatiq.Broker]:
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-def test_a_pet_of_an_earlier_release_is_what_it_was(path: Path, redis_client: redis.Redis) -> None:
-    told = left_by(path)
+def test_pet_of_recorded_release_is_read_unchanged(path: Path, redis_client: redis.Redis) -> None:
+    recorded = left_by(path)
 
-    load(redis_client, told["redis"])
+    load(redis_client, recorded["redis"])
 
     view = build_service(Settings(), redis_client).clusters(PetId(PET))
-    assert view.revision == told["revision"]
-    assert {str(cluster.id): list(cluster.media) for cluster in view.clusters} == told["clusters"]
-    assert list(view.noise) == told["noise"]
+    assert view.revision == recorded["revision"]
+    assert {str(cluster.id): list(cluster.media) for cluster in view.clusters} == recorded["clusters"]
+    assert list(view.noise) == recorded["noise"]
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-def test_work_that_an_earlier_release_left_is_done(path: Path, redis_client: redis.Redis, redis_url: str) -> None:
-    told = left_by(path)
-    load(redis_client, told["redis"])
-    for at in range(10):  # and what its producers still send
+def test_work_left_by_recorded_release_is_done(path: Path, redis_client: redis.Redis, redis_url: str) -> None:
+    recorded = left_by(path)
+    load(redis_client, recorded["redis"])
+    for at in range(10):  # producers of that release still send
         redis_client.xadd("streams:embedding.ingested", flat_event(70 + at))
     settings = Settings(redis_url=redis_url)
 
     with at_work(settings), ClusterTasks(redis_url) as tasks:
-        for job in told["waiting"]:
+        for job in recorded["waiting"]:
             eventually(lambda job=job: _is_done(tasks, job), within_s=60)  # type: ignore[misc]
         eventually(lambda: not any(redis_client.xlen(stream_of(queue)) for queue in QUEUES), within_s=60)
 
     assert [redis_client.xlen(f"{{{stream_of(queue)}}}:dead") for queue in QUEUES] == [0] * len(QUEUES)
     view = build_service(settings, redis_client).clusters(PetId(PET))
-    media = {medium for cluster in view.clusters for medium in cluster.media} | set(view.noise)
-    before = {medium for cluster in told["clusters"].values() for medium in cluster} | set(told["noise"])
-    assert media == before | set(told["arriving"]) | {f"media-{70 + at}" for at in range(10)}
-    assert view.revision > told["revision"]
+    items = {item for cluster in view.clusters for item in cluster.media} | set(view.noise)
+    before = {item for items in recorded["clusters"].values() for item in items} | set(recorded["noise"])
+    assert items == before | set(recorded["arriving"]) | {f"media-{70 + at}" for at in range(10)}
+    assert view.revision > recorded["revision"]
 
 
 def _is_done(tasks: ClusterTasks, job_id: str) -> bool:
@@ -87,23 +87,23 @@ def _is_done(tasks: ClusterTasks, job_id: str) -> bool:
     return status is not None and status.state == "succeeded"
 
 
-def test_the_latest_release_is_recorded() -> None:
+def test_current_version_is_recorded() -> None:
     version = (ROOT / "setup.cfg").read_text().partition("version = ")[2].split()[0]
 
     assert (RELEASES / f"{version}.json").exists(), f"python -m tests.deploy.releases {version}"
 
 
-def test_what_is_recorded_comes_back_as_it_was(redis_client: redis.Redis) -> None:
-    # the tests above would else test less than they say
-    told = left_by(RECORDED[-1])["redis"]
+def test_recorded_release_survives_load_and_dump(redis_client: redis.Redis) -> None:
+    # otherwise the tests above would not test the whole record
+    recorded = left_by(RECORDED[-1])["redis"]
 
-    load(redis_client, told)
+    load(redis_client, recorded)
 
-    assert json.loads(json.dumps(dump(redis_client))) == told
+    assert json.loads(json.dumps(dump(redis_client))) == recorded
 
 
 @pytest.mark.deploy
-def test_two_releases_work_side_by_side_and_nothing_is_lost_while_they_are_exchanged(tmp_path: Path) -> None:
+def test_two_versions_work_side_by_side_during_an_upgrade(tmp_path: Path) -> None:
     old = _tree_of(OLD or "HEAD", tmp_path)
     environ_of_old = {"PYTHONPATH": str(old)}
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client, ExitStack() as stack:
@@ -115,7 +115,7 @@ def test_two_releases_work_side_by_side_and_nothing_is_lost_while_they_are_excha
             entered.enter_context(running(worker_command(), log=log, environ=environ, directory=tmp_path))
             return stack.enter_context(entered)
 
-        # the old alone, then both, then the new alone; producers of both all the while
+        # the old worker alone, then both, then the new one alone; producers of both versions throughout
         olds = worker("old", processes_environ(server.url, **environ_of_old))
         for number in range(40):
             client.xadd("streams:embedding.ingested", flat_event(number))
@@ -140,23 +140,23 @@ def test_two_releases_work_side_by_side_and_nothing_is_lost_while_they_are_excha
 
         view = build_service(settings, client).clusters(PetId(PET))
         together = {*clusters[0].media, *clusters[1].media}
-        assert any(together <= set(cluster.media) for cluster in view.clusters), "the correction did not hold"
+        assert any(together <= set(cluster.media) for cluster in view.clusters), "the correction was lost"
         assert [client.xlen(f"{{{stream_of(queue)}}}:dead") for queue in QUEUES] == [0] * len(QUEUES)
 
 
 def _tree_of(reference: str, directory: Path) -> Path:
-    """The files of another commit."""
+    """Extract the files of another commit."""
     tree = directory / "old"
     tree.mkdir()
     archived = subprocess.run(["git", "archive", reference], cwd=ROOT, capture_output=True, check=False)
     if archived.returncode:
-        lacking(f"the history that holds {reference}", "git fetch --unshallow")
+        lacking(f"the history with {reference}", "git fetch --unshallow")
     subprocess.run(["tar", "-x", "-C", str(tree)], input=archived.stdout, check=True)
     return tree
 
 
 def _send_by(tree: Path, redis_url: str, numbers: range) -> None:
-    """What the thin client of another tree sends."""
+    """Send items with the thin client of another tree."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tasks.client import ClusterTasks\n"

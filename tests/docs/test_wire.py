@@ -1,4 +1,4 @@
-"""The contract of the wire: what docs/wire says is what the code does."""
+"""The wire format: the code behaves as docs/wire describes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def named(cases: list[Case]) -> list[Any]:
 
 
 def entry_of(case: Case) -> dict[bytes, bytes]:
-    """The fields as Redis holds them."""
+    """Return the fields as Redis stores them."""
     return {
         name.encode(): value["utf8"].encode() if "utf8" in value else base64.b64decode(value["base64"])
         for name, value in case["fields"].items()
@@ -38,12 +38,12 @@ def entry_of(case: Case) -> dict[bytes, bytes]:
 
 
 def text_of(case: Case) -> dict[str, str]:
-    """The fields as the schema describes them."""
+    """Return the fields as the JSON Schema describes them."""
     return {name: value["utf8"] if "utf8" in value else value["base64"] for name, value in case["fields"].items()}
 
 
 @pytest.mark.parametrize("case", named(GOLDEN["valid"]))
-def test_a_golden_entry_means_what_it_says(case: Case) -> None:
+def test_golden_entry_decodes_to_recorded_values(case: Case) -> None:
     event = EmbeddingIngested.from_fields(entry_of(case))
 
     expected = {"occurred_at": None, "traceparent": None, **case["expect"]}
@@ -53,7 +53,7 @@ def test_a_golden_entry_means_what_it_says(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", named(GOLDEN["invalid"]))
-def test_a_bad_golden_entry_is_refused_by_the_field_that_is_to_blame(case: Case) -> None:
+def test_invalid_golden_entry_is_refused_by_field(case: Case) -> None:
     with pytest.raises(InvalidInput) as refused:
         EmbeddingIngested.from_fields(entry_of(case))
 
@@ -61,11 +61,11 @@ def test_a_bad_golden_entry_is_refused_by_the_field_that_is_to_blame(case: Case)
     assert refused.value.mend
 
 
-def test_golden_entries_show_every_encoding() -> None:
+def test_golden_entries_cover_every_encoding() -> None:
     assert {case["fields"]["encoding"]["utf8"] for case in GOLDEN["valid"]} == set(ENCODINGS)
 
 
-def test_the_schema_accepts_and_refuses_what_the_golden_entries_say() -> None:
+def test_schema_accepts_and_refuses_golden_entries_as_recorded() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     validator = jsonschema.Draft202012Validator(SCHEMA)
 
@@ -76,14 +76,14 @@ def test_the_schema_accepts_and_refuses_what_the_golden_entries_say() -> None:
     assert accepted == expected
 
 
-def test_asyncapi_names_the_streams_and_the_group_of_the_code() -> None:
+def test_asyncapi_lists_streams_and_group_of_the_code() -> None:
     channels = ASYNCAPI["channels"].values()
 
     assert {channel["address"] for channel in channels} == {stream_of(queue) for queue in QUEUES}
     assert {channel["x-redis-stream"]["group"] for channel in channels} == {GROUP}
 
 
-def test_every_reference_of_asyncapi_leads_somewhere() -> None:
+def test_asyncapi_references_resolve() -> None:
     references = re.findall(r"\$ref: '?([^'\s]+)'?", (WIRE / "asyncapi.yaml").read_text())
 
     assert references
@@ -96,7 +96,7 @@ def test_every_reference_of_asyncapi_leads_somewhere() -> None:
             assert (WIRE / reference).is_file(), reference
 
 
-def test_the_python_example_writes_a_good_event(redis_url: str, redis_client: redis.Redis) -> None:
+def test_readme_python_example_writes_valid_event(redis_url: str, redis_client: redis.Redis) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (WIRE / "README.md").read_text(), flags=re.DOTALL)
     assert "redis://127.0.0.1:6379/0" in example
 

@@ -1,4 +1,4 @@
-"""The image that ``make image`` has just built; without it these tests are not collected."""
+"""The image that ``make image`` built; these tests are not collected without it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.image.container import Image
 
-BUILT = "SPLOOT_IMAGE"  # the directory that deploy.image wrote
+BUILT = "SPLOOT_IMAGE"  # the output folder of deploy.image
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -1,7 +1,7 @@
-"""Runs the built image as Kubernetes would, without an engine.
+"""Run the built image as Kubernetes would, without a container engine.
 
-The command is process 1 of its own namespace, user 10001, on a root that cannot be written, with a /tmp in memory; the
-network is this machine's. What the image's configuration says (environment, entry point) is what is run.
+The command is process 1 of its own namespace, with user 10001, a read-only root, a /tmp in memory and the network of
+this machine. Environment and entry point come from the configuration of the image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# A mount of the rootfs on itself, made read-only; then what a runtime adds: /proc, a few devices, /tmp, resolv.conf.
+# Bind-mounts the rootfs read-only, with what a runtime adds: /proc, a few devices, /tmp.
 _INSIDE = """
 set -eu
 mount --make-rprivate /
@@ -32,7 +32,7 @@ exec chroot --userspec=10001:10001 {root} /usr/bin/env -i {environ} {command}
 
 
 class Image:
-    """What ``python -m deploy.image`` wrote."""
+    """The output of ``python -m deploy.image``."""
 
     def __init__(self, directory: Path) -> None:
         self.rootfs = directory / "rootfs"
@@ -46,7 +46,7 @@ class Image:
 
     @contextmanager
     def running(self, *arguments: str, environ: Mapping[str, str], log: Path) -> Iterator[Container]:
-        """A container of the image with these arguments to its entry point."""
+        """Run a container with these arguments to the entry point."""
         with log.open("wb") as output:
             process = subprocess.Popen(self._command(arguments, environ), stdout=output, stderr=output)
         container = Container(process, log)
@@ -58,12 +58,12 @@ class Image:
             process.wait(timeout=30)
 
     def run(self, *arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """What a container with these arguments said, once it has ended."""
+        """Run a container with these arguments to its end, and return its output."""
         command = self._command(arguments, environ or {})
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     def run_python(self, code: str) -> str:
-        """What Python inside printed."""
+        """Run code with the image's Python and return its output."""
         command = self._command(["-c", code], {}, entry_point=["/opt/sploot/bin/python"])
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
@@ -80,7 +80,7 @@ class Image:
 
 
 class Container:
-    """A running command; ``send`` signals its process 1."""
+    """A running command; ``send`` sends signals to its process 1."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self._process, self._log = process, log
@@ -91,7 +91,7 @@ class Container:
             os.kill(int(child), signal_number)
 
     def wait(self, timeout_s: float) -> int:
-        """Its exit code."""
+        """Wait for the end and return the exit code."""
         return self._process.wait(timeout=timeout_s)
 
     @property

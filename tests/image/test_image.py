@@ -1,4 +1,4 @@
-"""The image that was built: what is in it, what is not, and that it works and ends as Kubernetes wants it to."""
+"""The built image: its contents, and that its processes start, work and end as Kubernetes expects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def answers(address: str) -> bool:
         return False
 
 
-def test_it_is_small_and_runs_as_nobody_in_particular(image: Image) -> None:
+def test_image_is_small_and_runs_as_an_unprivileged_user(image: Image) -> None:
     size = size_of(image.rootfs)
     print(f"image: {size / 1e6:.0f} MB unpacked")
 
@@ -46,42 +46,40 @@ def test_it_is_small_and_runs_as_nobody_in_particular(image: Image) -> None:
     assert image.config["Entrypoint"] == ["sploot-cluster"]
 
 
-def test_it_holds_what_the_lock_names_and_nothing_else(image: Image) -> None:
+def test_image_contains_only_locked_packages(image: Image) -> None:
     locked = dict(re.findall(r"^([a-z0-9.-]+)==([^ ]+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE))
     code = "import importlib.metadata as m; [print(d.metadata['Name'].lower(), d.version) for d in m.distributions()]"
 
     installed = dict(line.split() for line in image.run_python(code).splitlines())
 
     assert installed.pop("sploot-cluster")
-    # several versions of one name are for several versions of Python
+    # a name may have several versions, for several versions of Python
     assert {name.replace("_", "-") for name in installed} <= set(locked)
     assert {"pip", "setuptools", "wheel"}.isdisjoint(installed)
 
 
-def test_nothing_of_the_machine_that_built_it_is_left_in_it(image: Image) -> None:
+def test_image_contains_nothing_of_the_build_machine(image: Image) -> None:
     assert not (image.rootfs / "etc" / "pip.conf").is_file() or not (image.rootfs / "etc" / "pip.conf").stat().st_size
-    told = str(image.about)
-    assert not re.search(r"(?i)pip_|proxy|token|password|extra-index", told)
+    configuration = str(image.about)
+    assert not re.search(r"(?i)pip_|proxy|token|password|extra-index", configuration)
     assert list(image.rootfs.glob("src*")) == []
 
 
-def test_a_setting_that_cannot_be_used_ends_it_with_the_documented_code(image: Image) -> None:
+def test_worker_exits_with_2_when_a_setting_is_invalid(image: Image) -> None:
     ended = image.run("worker", environ={"REDIS_URL": "http://nowhere"})
 
     assert ended.returncode == 2
     assert "REDIS_URL" in ended.stderr
 
 
-def test_the_server_refuses_to_be_reached_from_elsewhere_without_tokens(image: Image) -> None:
+def test_server_refuses_to_start_off_loopback_without_tokens(image: Image) -> None:
     ended = image.run("serve", environ={"SPLOOT_HTTP_HOST": "0.0.0.0"})
 
     assert ended.returncode == 4
     assert "SPLOOT_API_TOKENS" in ended.stderr
 
 
-def test_its_worker_does_the_main_job_and_drains_when_told_to_end(
-    image: Image, server: EmbeddedRedis, tmp_path: Path
-) -> None:
+def test_image_worker_runs_jobs_and_drains_on_sigterm(image: Image, server: EmbeddedRedis, tmp_path: Path) -> None:
     port = free_port()
     environ = {"REDIS_URL": server.url, "WORKER_METRICS_PORT": str(port)}
     stream = stream_of(EMBEDDING_INGESTED)
@@ -101,13 +99,13 @@ def test_its_worker_does_the_main_job_and_drains_when_told_to_end(
         worker.send(signal.SIGTERM)
 
         assert worker.wait(timeout_s=60) == 0, worker.said()
-        # what ran has ended, what had not begun went back: each medium is in the store, or still in the stream
+        # running jobs finished and others were handed back, so each item is in the store or in the stream
         assert client.llen("{pet:7}:media") + client.xlen(stream) == 800
         held = [entry for entry in client.xinfo_consumers(stream, GROUP) if entry["pending"]]
         assert [entry["name"] for entry in held] in ([], [b"~handed-back"])
 
 
-def test_its_scheduler_and_its_server_end_when_told_to(image: Image, server: EmbeddedRedis, tmp_path: Path) -> None:
+def test_image_scheduler_and_server_end_on_sigterm(image: Image, server: EmbeddedRedis, tmp_path: Path) -> None:
     port = free_port()
     environ = {"REDIS_URL": server.url, "SPLOOT_HTTP_PORT": str(port)}
     with (
@@ -117,7 +115,7 @@ def test_its_scheduler_and_its_server_end_when_told_to(image: Image, server: Emb
     ):
         eventually(lambda: answers(f"http://127.0.0.1:{port}/readyz") or not web.is_up, within_s=60)
         assert web.is_up, web.said()
-        # it sends at its start, unless that falls into the last seconds of a minute
+        # the scheduler sends at its start, except in the last seconds of a minute
         eventually(lambda: client.xlen(stream_of(CLUSTER_MAINTENANCE)) or not scheduler.is_up, within_s=90)
         assert scheduler.is_up, scheduler.said()
 
