@@ -1,7 +1,7 @@
 """A browser in front of the real application, with a real queue and a worker behind it.
 
-Needs chromium and chromedriver. Without them the tests are skipped with the reason; where ``REQUIRE_ALL_TOOLS`` is set,
-as in CI, they fail.
+The tests need chromium and chromedriver. Without them they are skipped with a reason, or fail where
+``REQUIRE_ALL_TOOLS`` is set, as in CI.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     browser.quit()
 
 
-# What reaches beyond the screen, or has to be pushed sideways to be read.
+# Finds elements that extend beyond the screen or have to be scrolled sideways.
 TOO_WIDE = """
 const isHidden = (element) => element.closest("thead")?.clientWidth <= 1 || !element.getClientRects().length;
 const scrolls = (element) => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
@@ -72,22 +72,22 @@ return [...document.querySelectorAll("body, body *")]
 
 @dataclass
 class Page:
-    """What a person sees and does."""
+    """The console as a user sees and operates it."""
 
     browser: webdriver.Chrome
     root: str
 
     def open(self, place: str) -> None:
-        # a new document, whatever was open before
+        # force a new document, even if only the fragment changes
         self.browser.get("about:blank")
         self.browser.get(f"{self.root}/#/{place}")
 
     def sees(self, text: str) -> None:
-        """Waits until the page shows the text."""
+        """Wait until the page shows the text."""
         eventually(lambda: self._has(text) or None, within_s=30)
 
     def click(self, text: str, *, within: str = "//body") -> None:
-        """Click the button or link whose text begins so, when it is there and can be clicked."""
+        """Wait for a clickable button or link whose text starts with ``text``, and click it."""
 
         def clicked() -> bool:
             for element in self.browser.find_elements(
@@ -115,19 +115,19 @@ class Page:
         return element
 
     def too_wide(self) -> list[str]:
-        """What cannot be read without scrolling sideways."""
+        """Return the elements that cannot be read without scrolling sideways."""
         found: list[str] = self.browser.execute_script(TOO_WIDE)
         return found
 
     def names_of(self, selector: str) -> list[str]:
-        """What the page writes beside or above each of these cells."""
+        """Return the name that the page shows next to or above each of these cells."""
         cells = self.browser.find_elements(By.CSS_SELECTOR, selector)
         script = "return getComputedStyle(arguments[0], '::before').content"
-        told = [self.browser.execute_script(script, cell) for cell in cells]
-        return [name.strip('"') for name in told]
+        names = [self.browser.execute_script(script, cell) for cell in cells]
+        return [name.strip('"') for name in names]
 
     def complaints(self) -> list[str]:
-        """What the browser said of errors, a refused script among them; what was said before is told once."""
+        """Return the errors that the browser logged since the last call, refused scripts included."""
         entries: Any = self.browser.get_log("browser")  # type: ignore[no-untyped-call]
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
 
@@ -140,7 +140,7 @@ class Page:
 
 @pytest.fixture
 def serve(redis_url: str) -> Iterator[Callable[..., str]]:
-    """Starts the real application on a free port; call it with settings, and it answers where."""
+    """A function that starts the real application with the given settings and returns its address."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(**settings: Any) -> str:
@@ -168,7 +168,7 @@ def page(browser: webdriver.Chrome, serve: Callable[..., str]) -> Page:
 
 @pytest.fixture
 def phone(page: Page) -> Iterator[Page]:
-    """The page on a screen of 390 by 844."""
+    """The page on a screen of 390 by 844 pixels."""
     screen = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     yield page
@@ -182,7 +182,7 @@ def service(redis_client: redis.Redis) -> ClusterService:
 
 @pytest.fixture
 def worker(redis_url: str, redis_client: redis.Redis, service: ClusterService) -> Iterator[None]:
-    """Runs corrections and reclusters in this process."""
+    """A worker in this process that runs corrections and reclusters."""
     broker = RedisStreamsBroker(
         redis_url,
         middleware=[TimeLimit(), Retries(), CurrentMessage(), TrackJobs(JobRecords(redis_client))],

@@ -1,4 +1,4 @@
-"""What people do in the console, in a real browser."""
+"""Actions of users in the console, in a real browser."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def album(service: ClusterService) -> ClusterService:
     return service
 
 
-def test_a_pet_is_shown_with_its_clusters_and_history_and_the_browser_has_no_complaints(
-    page: Page, album: ClusterService
-) -> None:
+def test_pet_page_shows_clusters_and_history(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
 
     page.sees("30 media in 3 clusters, 0 noise")
@@ -44,7 +42,7 @@ def test_a_pet_is_shown_with_its_clusters_and_history_and_the_browser_has_no_com
     assert page.complaints() == []
 
 
-def test_two_clusters_are_merged_and_the_merge_is_undone(page: Page, album: ClusterService, worker: None) -> None:
+def test_clusters_can_be_merged_and_the_merge_undone(page: Page, album: ClusterService, worker: None) -> None:
     first, second, _ = sorted(cluster.id for cluster in album.clusters(PET).clusters)
     page.open(f"pet/{PET}")
 
@@ -61,7 +59,7 @@ def test_two_clusters_are_merged_and_the_merge_is_undone(page: Page, album: Clus
     assert page.complaints() == []
 
 
-def test_media_are_split_off_a_cluster(page: Page, album: ClusterService, worker: None) -> None:
+def test_items_can_be_split_off_a_cluster(page: Page, album: ClusterService, worker: None) -> None:
     cluster = album.clusters(PET).clusters[0]
     page.open(f"pet/{PET}")
 
@@ -75,7 +73,7 @@ def test_media_are_split_off_a_cluster(page: Page, album: ClusterService, worker
     assert page.complaints() == []
 
 
-def test_a_queue_is_paused_by_a_plan_and_resumed(page: Page, redis_client: redis.Redis) -> None:
+def test_queue_can_be_paused_by_a_plan_and_resumed(page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
     page.sees("no worker takes jobs of embedding.ingested")
 
@@ -95,7 +93,7 @@ def test_a_queue_is_paused_by_a_plan_and_resumed(page: Page, redis_client: redis
     assert page.complaints() == []
 
 
-def test_queues_that_are_well_are_told_apart_from_jobs_that_failed(
+def test_queues_page_distinguishes_healthy_queues_from_failed_jobs(
     page: Page, redis_client: redis.Redis, redis_url: str, worker: None
 ) -> None:
     with closing(RedisStreamsBroker(redis_url, middleware=[])) as samples:
@@ -110,9 +108,7 @@ def test_queues_that_are_well_are_told_apart_from_jobs_that_failed(
         page.sees("Worth a look.")
 
 
-def test_a_dead_letter_tells_why_it_died_and_goes_back_to_work(
-    page: Page, redis_client: redis.Redis, worker: None
-) -> None:
+def test_dead_letter_shows_its_cause_and_can_be_requeued(page: Page, redis_client: redis.Redis, worker: None) -> None:
     redis_client.xadd(stream_of(EMBEDDING_INGESTED), {"schema": "embedding.ingested/1", "pet_id": "42"})
     eventually(lambda: redis_client.xlen("{streams:embedding.ingested}:dead") == 1)
     page.open("dead")
@@ -126,14 +122,12 @@ def test_a_dead_letter_tells_why_it_died_and_goes_back_to_work(
     page.click("Yes, 1 entry", within="//dialog")
 
     page.sees("back to work")
-    # as it was, so that it dies again
+    # the message is unchanged, so it fails again
     eventually(lambda: redis_client.xlen("{streams:embedding.ingested}:dead") == 1)
     assert page.complaints() == []
 
 
-def test_a_medium_is_taken_out_of_its_cluster_and_another_is_dismissed(
-    page: Page, album: ClusterService, worker: None
-) -> None:
+def test_item_can_be_excluded_and_another_dismissed(page: Page, album: ClusterService, worker: None) -> None:
     first, second, *_ = album.clusters(PET).clusters[0].media
     page.open(f"pet/{PET}")
 
@@ -154,7 +148,7 @@ def test_a_medium_is_taken_out_of_its_cluster_and_another_is_dismissed(
     assert page.complaints() == []
 
 
-def test_a_medium_tells_why_it_is_where_it_is(page: Page, album: ClusterService) -> None:
+def test_item_shows_why_it_is_in_its_cluster(page: Page, album: ClusterService) -> None:
     cluster = album.clusters(PET).clusters[0]
     page.open(f"pet/{PET}")
 
@@ -168,7 +162,7 @@ def test_a_medium_tells_why_it_is_where_it_is(page: Page, album: ClusterService)
     assert page.complaints() == []
 
 
-def test_an_older_revision_is_compared_and_restored(page: Page, album: ClusterService, worker: None) -> None:
+def test_older_revision_can_be_compared_and_restored(page: Page, album: ClusterService, worker: None) -> None:
     ids = sorted(cluster.id for cluster in album.clusters(PET).clusters)
     before = album.clusters(PET).revision
     album.merge(PET, ids[:2], operation_id="m", by="test")
@@ -180,13 +174,13 @@ def test_an_older_revision_is_compared_and_restored(page: Page, album: ClusterSe
     page.click("Restore", within="//dialog")
 
     eventually(lambda: album.clusters(PET).revision > before + 1)
-    # people's merge holds on: restoring undoes what machines did
+    # the user's merge still holds: restoring takes back no correction
     page.sees("30 media in 2 clusters")
     page.sees(f"restored {before}")
     assert page.complaints() == []
 
 
-def test_a_recluster_is_previewed_and_exactly_that_is_applied(page: Page, album: ClusterService, worker: None) -> None:
+def test_recluster_preview_is_applied_exactly(page: Page, album: ClusterService, worker: None) -> None:
     take(album, 3, range(10))
     revision = album.clusters(PET).revision
     page.open(f"pet/{PET}")
@@ -202,7 +196,7 @@ def test_a_recluster_is_previewed_and_exactly_that_is_applied(page: Page, album:
     assert page.complaints() == []
 
 
-def test_what_a_producer_calls_a_medium_stays_text(page: Page, service: ClusterService) -> None:
+def test_media_id_with_html_is_shown_as_text(page: Page, service: ClusterService) -> None:
     name = MediaId("<img src=x onerror=alert(1)>.jpg")
     service.assign(PET, name, model=MODEL, vector=picture(0, 0))
 
@@ -213,9 +207,7 @@ def test_what_a_producer_calls_a_medium_stays_text(page: Page, service: ClusterS
     assert page.complaints() == []
 
 
-def test_on_a_phone_queues_and_drills_are_read_without_scrolling_sideways(
-    phone: Page, redis_client: redis.Redis
-) -> None:
+def test_queues_and_plans_fit_a_phone_screen(phone: Page, redis_client: redis.Redis) -> None:
     stream = stream_of(EMBEDDING_INGESTED)
     redis_client.xgroup_create(stream, GROUP, "0", mkstream=True)
     redis_client.xadd(stream, {"schema": "embedding.ingested/1"})
@@ -233,14 +225,12 @@ def test_on_a_phone_queues_and_drills_are_read_without_scrolling_sideways(
     assert phone.too_wide() == []
     figures = ["undelivered", "in flight", "delayed", "orphaned", "dead", "oldest", "held for"]
     assert phone.names_of("table:first-of-type tr:first-child td.number")[: len(figures)] == figures
-    # also to who hears it
+    # a screen reader still sees a table
     assert phone.browser.find_element(By.CSS_SELECTOR, "table").aria_role == "table"
     assert phone.browser.find_element(By.CSS_SELECTOR, "td").aria_role == "cell"
 
 
-def test_on_a_phone_a_dead_letter_is_read_without_scrolling_sideways(
-    phone: Page, redis_client: redis.Redis, worker: None
-) -> None:
+def test_dead_letter_fits_a_phone_screen(phone: Page, redis_client: redis.Redis, worker: None) -> None:
     redis_client.xadd(stream_of(EMBEDDING_INGESTED), {"schema": "embedding.ingested/1", "pet_id": "42"})
     eventually(lambda: redis_client.xlen("{streams:embedding.ingested}:dead") == 1)
     phone.open(f"dead/{EMBEDDING_INGESTED}")
@@ -252,9 +242,7 @@ def test_on_a_phone_a_dead_letter_is_read_without_scrolling_sideways(
     assert phone.names_of("tbody tr td")[:5] == ["died", "reason", "actor", "pet", "what happened"]
 
 
-def test_on_a_phone_a_pet_its_history_and_its_reasons_are_read_without_scrolling_sideways(
-    phone: Page, album: ClusterService
-) -> None:
+def test_pet_history_and_reasons_fit_a_phone_screen(phone: Page, album: ClusterService) -> None:
     ids = sorted(cluster.id for cluster in album.clusters(PET).clusters)
     album.merge(PET, ids[:2], operation_id="m", by="somebody.of.the.labellers@labelling.sploot.example")
     first = album.clusters(PET).clusters[0].media[0]
@@ -274,13 +262,13 @@ def test_on_a_phone_a_pet_its_history_and_its_reasons_are_read_without_scrolling
     assert phone.too_wide() == []
 
 
-def test_a_wrong_pet_is_answered_with_the_mend(page: Page, redis_client: redis.Redis) -> None:
+def test_invalid_pet_id_is_answered_with_a_hint(page: Page, redis_client: redis.Redis) -> None:
     page.open("pet/Mochi")
 
     page.sees("in decimal digits")
 
 
-def test_a_server_with_tokens_asks_for_one(
+def test_console_asks_for_a_token_when_the_server_has_tokens(
     browser: webdriver.Chrome, serve: Callable[..., str], album: ClusterService
 ) -> None:
     secret = "a-secret-of-a-viewer"
@@ -294,7 +282,7 @@ def test_a_server_with_tokens_asks_for_one(
     page.sees("30 media in 3 clusters")
 
 
-def test_nothing_of_the_page_comes_from_elsewhere_wherever_it_is_mounted(service: ClusterService) -> None:
+def test_mounted_console_loads_files_only_from_its_own_server(service: ClusterService) -> None:
     outer = FastAPI()
     outer.mount("/media", create_app(service=service, jobs=NotingQueue()))
     http = client_of(outer)

@@ -1,4 +1,4 @@
-"""Flat events as a producer in another language writes them, and ports for real processes."""
+"""Flat events as producers in other languages write them, and free ports for real processes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 from sploot_cluster.vectors import FloatMatrix
 
 DIM = 16
-N_LOOKS = 4
+N_DIRECTIONS = 4
 
 
 @cache
 def vectors(*, pet_id: int, n: int) -> FloatMatrix:
-    """(n, DIM) float32 around a few directions; the same for the same arguments."""
+    """Return (n, DIM) float32 vectors around a few directions; deterministic for given arguments."""
     rng = np.random.default_rng(pet_id)
-    looks = rng.normal(size=(N_LOOKS, DIM))
-    drawn: FloatMatrix = (looks[np.arange(n) % N_LOOKS] + 0.15 * rng.normal(size=(n, DIM))).astype(np.float32)
+    directions = rng.normal(size=(N_DIRECTIONS, DIM))
+    drawn: FloatMatrix = (directions[np.arange(n) % N_DIRECTIONS] + 0.15 * rng.normal(size=(n, DIM))).astype(np.float32)
     drawn.flags.writeable = False
     return drawn
 
 
 def flat_event(*, pet_id: int, number: int) -> dict[bytes | str | int | float, bytes | str | int | float]:
-    """The event of the pet's medium with this number (below 1,000)."""
+    """Return the event of the pet's item with this number (below 1,000)."""
     return {
         "schema": "embedding.ingested/1",
         "event_id": f"event-{pet_id}-{number}",
@@ -38,7 +38,7 @@ def flat_event(*, pet_id: int, number: int) -> dict[bytes | str | int | float, b
 
 
 def free_port() -> int:
-    """A loopback port that was free just now."""
+    """Return a loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

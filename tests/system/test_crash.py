@@ -1,4 +1,4 @@
-"""kill -9 under load: at-least-once delivery, effects once."""
+"""Workers are killed with SIGKILL under load: delivery is at-least-once, effects happen once."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ N_PETS, N_MEDIA, N_KILLS = 4, 150, 3
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_every_medium_is_in_the_store_exactly_once_however_often_workers_are_killed(tmp_path: Path) -> None:
+def test_items_are_stored_exactly_once_when_workers_are_killed(tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
     events = [flat_event(pet_id=pet, number=number) for number in range(N_MEDIA) for pet in range(1, N_PETS + 1)]
-    repeated = rng.sample(events, len(events) // 10)  # producers repeat themselves too
+    repeated = rng.sample(events, len(events) // 10)  # producers send some events twice
 
     with (
         EmbeddedRedis(options={"appendonly": "no"}) as server,
@@ -70,9 +70,9 @@ def test_every_medium_is_in_the_store_exactly_once_however_often_workers_are_kil
 def kill_one_that_holds_work(
     broker: RedisStreamsBroker, rng: random.Random, *, but_not: set[int], repeat: Callable[[], None]
 ) -> int:
-    """SIGKILL a worker process while it holds events: freeze it first, so that it cannot finish them meanwhile.
+    """Kill a worker process that holds events, and return its pid.
 
-    ``repeat`` sends some again where nobody holds any.
+    The process is frozen first, so that it cannot finish them. If no process holds events, ``repeat`` sends more.
     """
 
     def frozen_holder() -> int | None:
@@ -99,10 +99,10 @@ def kill_one_that_holds_work(
 
 
 def has_booted(pid: int) -> bool:
-    """Whether the master of a worker process has seen it boot, and has started what it starts after that.
+    """Return whether the master has seen the worker process boot, and has started its other children since.
 
-    A worker may hold events before. Its master does not notice then that it dies, until the minute has passed that it
-    gives a worker to boot.
+    A worker may hold events earlier than that. If it dies then, its master notices only after the minute that it allows
+    for booting.
     """
     try:
         master = psutil.Process(pid).parent()

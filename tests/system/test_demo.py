@@ -1,4 +1,4 @@
-"""The demo's promises: kept when all is well, and seen to be broken when one is."""
+"""The demo: it succeeds when all promises hold, and fails when one is broken."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=120)
 
 
-def test_the_demo_keeps_what_it_promises(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_keeps_its_promises(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
 
     code = run(directory=tmp_path, share=0.25, console=quiet)
@@ -39,9 +39,7 @@ def test_the_demo_keeps_what_it_promises(tmp_path: Path, quiet: Console, monkeyp
     assert "From event to assignment" in (tmp_path / "summary.txt").read_text()
 
 
-def test_the_demo_fails_when_a_correction_does_not_survive(
-    tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_demo_fails_when_a_correction_is_lost(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         monkeypatch.setenv("REDIS_URL", server.url)
         store, tasks = RedisPetStore(client), ClusterTasks(client=client)
@@ -60,7 +58,7 @@ def test_the_demo_fails_when_a_correction_does_not_survive(
     assert broken == ["merges survived the recluster, under the id people chose"]
 
 
-def test_the_demo_refuses_a_redis_that_is_in_use(
+def test_demo_refuses_a_redis_that_contains_pets(
     redis_client: redis.Redis, redis_url: str, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", redis_url)

@@ -1,4 +1,4 @@
-"""The demo's alerts: the committed rules and routes, with nothing changed but how long things take."""
+"""The demo's alerts: the committed rules and routes, changed only in their durations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.demo.sample import albums
 from tests.support import eventually
 
 
-def test_windows_holds_and_timers_are_divided_and_nothing_else() -> None:
+def test_faster_divides_windows_holds_and_timers_only() -> None:
     text = "expr: sum(rate(x[5m])) * 60 > 30\nfor: 10m\n        for: 10m\n  group_interval: 1m\n  repeat_interval: 4h\n"
 
     assert faster(text, 10) == (
@@ -27,7 +27,7 @@ def test_windows_holds_and_timers_are_divided_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("rules", sorted((OPS / "alerts").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_duration_of_the_rules_is_found(rules: Path) -> None:
+def test_faster_finds_every_duration_of_the_rules(rules: Path) -> None:
     durations = r"(?m)\[\w+\]|^ +for: \w+$"
     before, after = rules.read_text(), faster(rules.read_text(), 10)
 
@@ -35,7 +35,7 @@ def test_every_duration_of_the_rules_is_found(rules: Path) -> None:
     assert re.sub(durations, "", before) == re.sub(durations, "", after)
 
 
-def test_a_warning_waits_for_the_critical_alert_that_silences_it(tmp_path: Path) -> None:
+def test_demo_routes_keep_a_group_wait_of_at_least_a_second(tmp_path: Path) -> None:
     text = write_routes(tmp_path, "http://127.0.0.1:1", 60).read_text()
 
     assert "group_wait: 1000ms" in text
@@ -43,25 +43,21 @@ def test_a_warning_waits_for_the_critical_alert_that_silences_it(tmp_path: Path)
     assert (tmp_path / "secrets" / "SLACK_WEBHOOK_URL").read_text() == "http://127.0.0.1:1/slack\n"
 
 
-def test_programs_that_are_missing_are_named_with_what_brings_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_programs_are_reported_with_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(NoMonitoring, match="apt-get install prometheus prometheus-alertmanager"):
         Monitoring(tmp_path, receivers_url="http://127.0.0.1:1", speed=10)
 
 
-def test_without_the_repository_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_monitoring_without_a_checkout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.demo.monitoring.OPS", tmp_path / "ops")
 
     with pytest.raises(NoMonitoring, match="checkout"):
         Monitoring(tmp_path, receivers_url="http://127.0.0.1:1", speed=10)
 
 
-def test_a_demo_that_cannot_have_alerts_leaves_nothing_running_for_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_practice_without_monitoring_leaves_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     before = set(threading.enumerate())
 
@@ -72,7 +68,7 @@ def test_a_demo_that_cannot_have_alerts_leaves_nothing_running_for_them(
 
 
 def practice_without_redis(directory: Path) -> Practice:
-    stack: Any = SimpleNamespace(metrics=())  # asked for nothing else
+    stack: Any = SimpleNamespace(metrics=())  # the only attribute that is used
     return Practice(
         stack,
         albums=albums(share=0.05),
@@ -84,7 +80,7 @@ def practice_without_redis(directory: Path) -> Practice:
 
 
 class NoAlerts:
-    """Stands for a Prometheus and an Alertmanager that nobody asks."""
+    """A stand-in for Prometheus and Alertmanager that does nothing."""
 
     def __init__(self, directory: Path, **_: object) -> None: ...
 
@@ -96,7 +92,7 @@ class NoAlerts:
     def __exit__(self, *_: object) -> None: ...
 
 
-def test_without_redis_an_exercise_says_so_and_uploads_are_tried_again(
+def test_exercise_is_refused_and_uploads_retry_when_redis_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.demo.practice.Monitoring", NoAlerts)

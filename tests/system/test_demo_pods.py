@@ -1,4 +1,4 @@
-"""The demo's pods: kept up while they are wanted, one process each."""
+"""The demo's pods: one process each, restarted until they are stopped."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
 
 
 def running(pod_directory: Path) -> list[psutil.Process]:
-    """Processes of the pod, known by the directory in their command."""
+    """Return the processes of the pod, identified by the directory in their command."""
     return [one for one in psutil.process_iter(["cmdline"]) if str(pod_directory) in (one.info["cmdline"] or [])]
 
 
-def test_a_pod_that_is_started_twice_runs_once(pod: Pod, tmp_path: Path) -> None:
+def test_pod_started_twice_runs_once(pod: Pod, tmp_path: Path) -> None:
     pod.start()
     pod.start()
 
     assert len(running(tmp_path)) == 1
 
 
-def test_a_pod_that_ended_by_itself_is_started_again_and_one_that_was_stopped_is_not(pod: Pod, tmp_path: Path) -> None:
+def test_pod_restarts_after_a_crash_but_not_after_a_stop(pod: Pod, tmp_path: Path) -> None:
     pod.start()
     (first,) = running(tmp_path)
     first.kill()
@@ -55,9 +55,7 @@ def test_a_pod_that_ended_by_itself_is_started_again_and_one_that_was_stopped_is
     assert len(running(tmp_path)) == 1
 
 
-def test_a_pod_that_is_stopped_while_it_is_started_again_does_not_stay(
-    pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pod_stopped_during_a_restart_ends(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pod.start()
     (first,) = running(tmp_path)
     first.kill()
@@ -74,7 +72,7 @@ def test_a_pod_that_is_stopped_while_it_is_started_again_does_not_stay(
     supervisor.start()
     begins.wait(30)
     stopper.start()
-    stopper.join(0.3)  # it waits, or has seen nothing to stop
+    stopper.join(0.3)  # it waits for the restart, or found nothing to stop
     may_go_on.set()
     for thread in (supervisor, stopper):
         thread.join()

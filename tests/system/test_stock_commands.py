@@ -1,4 +1,4 @@
-"""The commands an operator runs, as they are, on real processes."""
+"""The stock commands of Dramatiq and periodiq run our worker and scheduler."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def running(command: list[str], *, redis_url: str, log: Path) -> Iterator[subpro
             raise
 
 
-def test_the_stock_worker_assigns_while_the_runbooks_redis_commands_answer(
-    server: EmbeddedRedis, tmp_path: Path
-) -> None:
+def test_stock_worker_assigns_and_runbook_commands_answer(server: EmbeddedRedis, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     stream = stream_of(EMBEDDING_INGESTED)
     with (
@@ -76,15 +74,13 @@ def test_the_stock_worker_assigns_while_the_runbooks_redis_commands_answer(
     assert worker.returncode == 0, log.read_text()
 
 
-def test_the_stock_scheduler_sends_the_periodic_actors_and_a_worker_takes_the_sample(
-    server: EmbeddedRedis, tmp_path: Path
-) -> None:
+def test_stock_scheduler_triggers_the_backlog_sample(server: EmbeddedRedis, tmp_path: Path) -> None:
     with (
         redis.Redis.from_url(server.url) as client,
         running(["periodiq", "tasks.worker"], redis_url=server.url, log=tmp_path / "scheduler.log") as scheduler,
         running([*WORKER, "--processes", "1"], redis_url=server.url, log=tmp_path / "worker.log"),
     ):
-        # the scheduler sends at its start, unless that falls into the last seconds of a minute
+        # the scheduler sends at its start, except in the last seconds of a minute
         eventually(lambda: client.hgetall("sploot:backlog"), within_s=90)
 
         assert scheduler.poll() is None, (tmp_path / "scheduler.log").read_text()
