@@ -1,4 +1,4 @@
-"""python -m tests.faults [--short] [--seed N] [--messages N] [NEMESIS …]"""
+"""Run the fault campaign: ``python -m tests.faults [--short] [--seed N] [--messages N] [NEMESIS …]``."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ IN_SHORT = ("wire", "kills", "operator", "crashes", "priorities", "everything", 
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(prog="python -m tests.faults", description="Everything goes wrong; is it lost?")
-    arguments.add_argument("nemeses", nargs="*", metavar="NEMESIS", help=f"of {', '.join(BY_NAME)}; all by default")
-    arguments.add_argument("--short", action="store_true", help=f"{SHORT} messages, a minute or so")
-    arguments.add_argument("--messages", type=int, help=f"how many are confirmed in all; {FULL} by default")
+    arguments = argparse.ArgumentParser(prog="python -m tests.faults", description="Inject faults, lose nothing.")
+    arguments.add_argument("nemeses", nargs="*", metavar="NEMESIS", help=f"any of {', '.join(BY_NAME)}; default: all")
+    arguments.add_argument("--short", action="store_true", help=f"{SHORT} messages, about a minute")
+    arguments.add_argument("--messages", type=int, help=f"number of confirmed messages in total; default: {FULL}")
     arguments.add_argument("--seed", type=int, default=random.randrange(2**32))
-    arguments.add_argument("--logs", type=Path, help="keep the logs of workers and producers here")
+    arguments.add_argument("--logs", type=Path, help="folder in which to keep the logs of workers and producers")
     chosen = arguments.parse_args()
     unknown = set(chosen.nemeses) - BY_NAME.keys()
     if unknown:
-        arguments.error(f"no nemesis is called {', '.join(sorted(unknown))}; there are {', '.join(BY_NAME)}")
+        arguments.error(f"unknown nemesis {', '.join(sorted(unknown))}; expected one of {', '.join(BY_NAME)}")
 
-    # SIGTERM ends the pods too, which have sessions of their own
+    # exit cleanly on SIGTERM, so that the pods end too, which run in sessions of their own
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = tuple(chosen.nemeses) or (IN_SHORT if chosen.short else tuple(BY_NAME))
     n_messages = chosen.messages or (SHORT if chosen.short else FULL)
@@ -53,8 +53,8 @@ def main() -> int:
     n_lost = sum(len(outcome.verdict.lost) + len(outcome.lost_meanwhile) for outcome in outcomes)
     n_again = sum(outcome.verdict.reruns for outcome in outcomes)
     is_good = all(outcome.is_good for outcome in outcomes)
-    told = "good" if is_good else "BAD"
-    print(f"{n_confirmed} confirmed, {n_lost} lost, {n_again} ran again; seed {chosen.seed}: {told}")
+    result = "good" if is_good else "BAD"
+    print(f"{n_confirmed} confirmed, {n_lost} lost, {n_again} ran again; seed {chosen.seed}: {result}")
     return 0 if is_good else 1
 
 

@@ -1,4 +1,4 @@
-"""Where the campaign's server is, as its workers and producers are told."""
+"""The address of the campaign's server, as its workers and producers receive it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MASTER: Final = "campaign"
 
 
 def where_redis_is(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What a worker or a producer gives to its broker."""
+    """Return the broker arguments of a worker or a producer."""
     if (port := environment.get("FAULTS_SENTINEL_PORT")) is None:
         return {"url": environment["FAULTS_BROKER_URL"]}
-    # as in the url: shorter than redis-py's own
+    # as in the URL: shorter than redis-py's defaults
     timeouts = {"socket_timeout": 1.5, "socket_connect_timeout": 1.5}
     return {"client": Sentinel([("127.0.0.1", int(port))], **timeouts).master_for(MASTER, **timeouts)}

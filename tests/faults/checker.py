@@ -1,6 +1,6 @@
-"""Where every message is, told by raw Redis commands, and what of it breaks the promise.
+"""The place of every message, read by raw Redis commands, and every violation of the guarantees.
 
-Knows the keys by their documented names and nothing of the broker's code, so that it cannot share its mistakes.
+It uses only the documented names of keys and none of the broker's code, so that it cannot share the broker's mistakes.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ IN_LINE = key_of(QUEUE, "ordered:messages")
 LOCKS = key_of(QUEUE, "unique:*")
 DEAD = key_of(QUEUE, "dead")
 
-# The only way in which a message of a kind may end; every other kind must be done.
+# Kinds whose messages must become dead letters, with the reason; messages of every other kind must be done.
 DEAD_REASONS = {"fails": "failed", "kills": "delivery-limit"}
-# These run for so long that they may be running each time their process is killed, and cannot be told from a killer.
+# Jobs so long that they may be running at each kill of their process, and then look like the cause of the crashes.
 MAY_SEEM_TO_KILL = {"long", "slow"}
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything the queues hold at one moment, by uid; a uid that is there twice counts 2.
+    """Everything the queues hold at one moment, by uid; a uid that occurs twice counts 2.
 
     Attributes:
         stream: waiting and in flight.
-        pending: entries in somebody's pending list, ghosts included.
-        delayed: not due yet; both halves, name and message, must be there.
+        pending: entries in pending lists, ghosts included.
+        delayed: not due yet, with both halves: name and message.
         dead: uid -> reasons.
-        halves: names with a due time and no message, or a message and no due time; places in line likewise.
+        halves: names with a due time but no message, or a message but no due time; likewise for places in line.
         in_line: waiting for another message of their ordering key.
         keys_at_work: ordering keys that have a message at work.
         locks: unique keys whose message waits.
@@ -73,7 +73,7 @@ class Snapshot:
 
 
 def snapshot(client: redis.Redis) -> Snapshot:
-    """Every queue, each read in one transaction: no message goes from one to another."""
+    """Return a snapshot of every queue, each read in one transaction; messages never change queues."""
     found = [_snapshot_of(client, queue) for queue in QUEUES]
     dead: dict[str, list[str]] = {}
     for one in found:
@@ -129,16 +129,16 @@ def _snapshot_of(client: redis.Redis, queue: str) -> Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a look at ledger and queue together found.
+    """The result of comparing the ledger with the queues.
 
     Attributes:
-        lost: confirmed, and nowhere.
+        lost: confirmed, but in no place.
         doubled: in more than one of done, dead, delayed, stream, line; or more than once in one of the latter four.
-        conjured: refused, and yet there.
-        misplaced: ended otherwise than its kind must, as "uid: kind, where".
-        overtaken: was done after one of its ordering key that had been enqueued after it, as "uid: by uid".
-        endings: how many uids ended in which place; "never arrived" are uncertain ones.
-        reruns: runs beyond the first of a message: what at-least-once costs.
+        conjured: refused or never sent, but present.
+        misplaced: ended differently than its kind must, as "uid: kind, place".
+        overtaken: done after a message of its ordering key that was enqueued later, as "uid: by uid".
+        endings: number of uids by final place; only uncertain ones may be "never arrived".
+        reruns: runs beyond the first of a message, the cost of at-least-once delivery.
     """
 
     lost: tuple[str, ...] = ()
@@ -156,17 +156,17 @@ class Verdict:
 
 
 def lost_at_this_moment(before: Entries, queue: Snapshot, after: Entries) -> tuple[str, ...]:
-    """Messages that had been confirmed before the snapshot was taken, are not in it, and were not done after it.
+    """Return messages that were confirmed before the snapshot, are not in it, and were not done after it.
 
-    Holds at every moment, in the middle of every fault: a job writes its effect down before it is acknowledged.
+    There must be none at any moment, even during a fault: a job records its effect before it is acknowledged.
     """
-    there = queue.stream.keys() | queue.delayed.keys() | queue.in_line.keys() | queue.dead.keys()
+    held = queue.stream.keys() | queue.delayed.keys() | queue.in_line.keys() | queue.dead.keys()
     confirmed = {uid for uid, fate in before.fates.items() if fate == "confirmed"}
-    return tuple(sorted(confirmed - there - after.runs.keys()))
+    return tuple(sorted(confirmed - held - after.runs.keys()))
 
 
 def judge(ledger: Entries, queue: Snapshot) -> Verdict:
-    """The promise, after the faults have ended and the queue has had time to run dry."""
+    """Check the guarantees after the faults have ended and the queue had time to drain."""
     places: dict[str, list[str]] = {}
     for uid in ledger.runs:
         places.setdefault(uid, []).append("done")
@@ -214,9 +214,9 @@ def judge(ledger: Entries, queue: Snapshot) -> Verdict:
 
 
 def _overtaken(ledger: Entries) -> Iterator[tuple[str, str]]:
-    """Who was done for the first time after a younger one of its ordering key, and which one.
+    """Yield each uid that was first done after a younger uid of its ordering key, with that younger uid.
 
-    Who was not confirmed is left out: its enqueue may have reached the server when its producer had long gone on.
+    Unconfirmed messages are left out: their enqueue may have reached the server long after the producer continued.
     """
     for line in ledger.lines.values():
         youngest = None
@@ -234,7 +234,7 @@ def _number(uid: str) -> int:
 
 
 def _uid(payload: bytes | None) -> str:
-    """The uid of a message; one of its own for what is no message of the campaign."""
+    """Return the uid of a message, or a unique text for a payload that is not a message of the campaign."""
     try:
         message = json.loads(payload or b"")
         return str(message["kwargs"].get("uid") or message["args"][0])

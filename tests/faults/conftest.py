@@ -1,4 +1,4 @@
-"""A proxy before this process's server."""
+"""A fault-injecting proxy in front of the Redis server of this process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from tests.faults.outage import Outage
 
 @pytest.fixture
 def outage(redis_server: EmbeddedRedis, redis_client: redis.Redis) -> Iterator[Outage]:
-    """A proxy before the server, which has been emptied; ``redis_client`` goes past it."""
+    """A proxy in front of the emptied server; ``redis_client`` bypasses it."""
     with Outage(redis_server.url.removeprefix("unix://")) as outage:
         yield outage

@@ -1,4 +1,4 @@
-"""What producers and workers of the campaign write down, on a server of its own that nothing happens to."""
+"""The records of the campaign's producers and workers, on a separate server that suffers no faults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import redis
 
-# How an enqueue ended, as its producer saw it. ``uncertain``: it was told that nobody knows.
+# Result of an enqueue as its producer saw it. ``uncertain``: the broker could not determine the outcome.
 Fate = Literal["confirmed", "uncertain", "refused"]
 
 
@@ -17,10 +17,10 @@ class Entries:
     """Everything in the ledger.
 
     Attributes:
-        kinds: uid -> kind, of every message a producer tried to enqueue, written before it tried.
-        fates: uid -> how the enqueue ended; missing where the producer died in between.
-        runs: uid -> how often its job ran to its end.
-        lines: ordering key -> uids in the order in which their jobs ran to their ends, again and again included.
+        kinds: uid -> kind of every message that a producer tried to enqueue, written before the attempt.
+        fates: uid -> result of the enqueue; missing if the producer died in between.
+        runs: uid -> number of times its job ran to its end.
+        lines: ordering key -> uids in the order in which their jobs ended, repeated runs included.
     """
 
     kinds: Mapping[str, str]
@@ -30,7 +30,7 @@ class Entries:
 
 
 class Ledger:
-    """Thread-safe; its answers are never lost, because nobody touches its server."""
+    """The records. Thread-safe; no fault is injected into its server, so no record is lost."""
 
     def __init__(self, url: str) -> None:
         self._client: Any = redis.Redis.from_url(url, decode_responses=True)

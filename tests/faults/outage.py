@@ -1,7 +1,7 @@
 """A TCP proxy between a client and Redis that fails on command.
 
-It refuses, hangs, or cuts one connection at the worst moment: before a command reaches the server, or after the server
-has run it and before the answer is back. It aims by name: a script's, or a command's.
+It refuses connections, hangs, or cuts one connection at the worst moment: before a command reaches the server, or after
+the server has run it and before the answer arrives. The command is selected by its name or the name of a script.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ READ = "XREADGROUP"
 
 
 def marks() -> dict[str, bytes]:
-    """How each script and each command of interest shows in what a client sends.
+    """Return, by name, bytes that identify each script and command in the data that a client sends.
 
-    A script is called by its digest, and by its text where the server does not know it: its first line is its own.
+    A script is called by its digest, or sent as text if the server does not know it; its first line is unique.
     """
     found: dict[str, bytes] = {READ: b"XREADGROUP"}
     for path in sorted(Path(broker_package.__file__).parent.glob("*.lua")):
@@ -38,8 +38,8 @@ class Outage:
     """A proxy on a loopback port. Its methods may be called from any thread, ``start`` and ``stop`` twice.
 
     Attributes:
-        port: where it listens.
-        cuts: how many connections were cut, by (name, where).
+        port: the port it listens on.
+        cuts: number of connections that were cut, by (name, where).
     """
 
     def __init__(self, target: tuple[str, int] | str) -> None:
@@ -86,7 +86,7 @@ class Outage:
 
     def aim(self, name: str, where: Where, *, times: int = 1) -> None:
         """Cut the next ``times`` connections that send this script or command, before or after the server runs it."""
-        assert name in self._texts.values(), f"nothing is called {name!r}"
+        assert name in self._texts.values(), f"unknown script or command {name!r}"
         with self._lock:
             self._aims.setdefault(name, []).extend([where] * times)
 
@@ -95,12 +95,12 @@ class Outage:
             self._aims.clear()
 
     def cut_all(self) -> None:
-        """Cut every connection, whatever is under way."""
+        """Cut every connection, even during a command."""
         self._call(self._cut_all())
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Every connection is cut, and new ones are refused."""
+        """Cut every connection and refuse new ones during the block."""
         self._call(self._unlisten())
         try:
             yield
@@ -109,7 +109,7 @@ class Outage:
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Connections are accepted and kept, and nothing passes in either direction."""
+        """Accept and keep connections, but pass no data in either direction during the block."""
         self._call(self._set_flowing(False))
         try:
             yield
@@ -122,7 +122,7 @@ class Outage:
 
     async def _listen(self) -> None:
         if self._server is None:
-            # the same port as before: clients come back to where they were
+            # the same port as before, so that clients can reconnect
             self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, reuse_address=True)
             self.port = self._server.sockets[0].getsockname()[1]
 
@@ -174,9 +174,9 @@ class Outage:
                     one.cancel()
                 await asyncio.gather(*both, return_exceptions=True)
         except OSError:
-            pass  # the server is down: the client is cut, as it would be
+            pass  # the server is down, so the client loses its connection too
         except asyncio.CancelledError:
-            pass  # the proxy stops
+            pass  # the proxy is stopping
         finally:
             self._writers.discard(writer)
             self._tasks.discard(task)
@@ -226,7 +226,7 @@ class Outage:
 
 
 class _Conversation:
-    """One connection: whether its next answer must not arrive."""
+    """One connection, and whether to cut it at its next answer."""
 
     def __init__(self) -> None:
         self.cut_on_answer: str | None = None

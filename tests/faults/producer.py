@@ -1,6 +1,6 @@
-"""A producer of the campaign: enqueues until so many messages are confirmed, and writes down how each enqueue ended.
+"""A producer of the campaign: it enqueues until enough messages are confirmed, and records how each enqueue ended.
 
-python -m tests.faults.producer NAME N_CONFIRMED SEED FOR_S KIND=WEIGHT…
+Usage: ``python -m tests.faults.producer NAME N_CONFIRMED SEED FOR_S KIND=WEIGHT…``
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.faults.address import where_redis_is
 from tests.faults.ledger import Fate, Ledger
 
 MOST_AT_ONCE = 50
-# Ordering keys of each producer: those of one are enqueued by nobody else, so that their order is known.
+# Number of ordering keys of each producer; no other producer uses them, so that their order is known.
 N_LINES = 4
 
 
@@ -42,7 +42,7 @@ def messages_of(uid: str, kind: str, rng: random.Random) -> dramatiq.Message[Any
 
 
 def main(name: str, n_confirmed: int, seed: int, for_s: float, weights: dict[str, int]) -> None:
-    """Spreads the messages over ``for_s``; faults make it take longer."""
+    """Enqueue the messages, spread over ``for_s`` seconds; faults make it take longer."""
     began = time.monotonic()
     rng = random.Random(f"{seed}/{name}")
     ledger = Ledger(os.environ["FAULTS_LEDGER_URL"])
@@ -70,11 +70,11 @@ def main(name: str, n_confirmed: int, seed: int, for_s: float, weights: dict[str
         except EnqueueUncertain:
             fate = "uncertain"
         except (BrokerConnectionError, QueueFull):
-            # one queue may have taken its own when the other one's were refused
+            # one queue may have accepted its messages before the other refused its own
             fate = "refused" if len({message.queue_name for message in messages}) == 1 else "uncertain"
             time.sleep(0.1)
         ledger.did_enqueue(kinds, fate)
-        # else a calm second would hold all the messages of a round; after a fault it catches up in a burst
+        # otherwise one quiet second would take all messages of a round; after a fault it catches up in a burst
         time.sleep(max(0.0, began + n_done / n_confirmed * for_s - time.monotonic()))
     broker.close()
 

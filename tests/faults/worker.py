@@ -1,4 +1,4 @@
-"""What the campaign's workers run: ``dramatiq tests.faults.worker``."""
+"""The program of the campaign's workers: ``dramatiq tests.faults.worker``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ broker = RedisStreamsBroker(
     **where_redis_is(os.environ),
     lease_ms=lease_ms,
     queue_priorities={URGENT: -1},
-    # shorter than an outage: what follows a finished job, as the next of a pipeline, cannot be enqueued then
+    # shorter than an outage, so that follow-ups of a finished job cannot be enqueued during one
     enqueue_timeout_ms=500,
     middleware=[
         TimeLimit(),
@@ -36,12 +36,12 @@ dramatiq.set_broker(broker)
 
 
 class AlwaysFails(Exception):
-    """What some jobs are made for."""
+    """Raised by jobs that fail on purpose."""
 
 
 @dramatiq.actor(queue_name=QUEUE)
 def job(uid: str, kind: str) -> None:
-    """Do what the kind says, and write down that it was done."""
+    """Behave as the kind demands, and record the end of the job."""
     message = CurrentMessage.get_current_message()
     assert message is not None
     match kind:
@@ -63,11 +63,11 @@ def job(uid: str, kind: str) -> None:
 
 @dramatiq.actor(queue_name=URGENT, priority=-1)
 def urgent_job(uid: str, _: str) -> None:
-    """What goes before everything else."""
+    """A job of the more important queue."""
     ledger.ran(uid)
 
 
 @dramatiq.actor(queue_name=QUEUE)
 def follow(_: object, uid: str) -> None:
-    """The second stage of a pipeline."""
+    """Run the second stage of a pipeline."""
     ledger.ran(uid)
