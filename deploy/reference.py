@@ -141,7 +141,7 @@ def _metrics() -> Iterator[str]:
 
     registry = CollectorRegistry()
     JobMetrics(registry)
-    client = redis.Redis()  # describing asks nothing of it
+    client = redis.Redis()  # describe() sends no command
     yield from ["# Metrics", "", "`GET /metrics` of a worker pod, port 9105 by default; the HTTP server answers the"]
     yield "samples of the queues as well. `pet_id` is never a label: it is in the logs."
     for title, families in (

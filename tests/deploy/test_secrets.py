@@ -73,8 +73,8 @@ def environ_with_secrets(tmp_path: Path, port: int, *, by_file: bool) -> dict[st
     return given
 
 
-def shows_no_secret(said: str) -> None:
-    assert [secret for secret in SECRETS.values() if secret in said] == []
+def shows_no_secret(output: str) -> None:
+    assert [secret for secret in SECRETS.values() if secret in output] == []
 
 
 @pytest.mark.parametrize("by_file", [False, True])

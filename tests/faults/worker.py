@@ -63,7 +63,7 @@ def job(uid: str, kind: str) -> None:
 
 @dramatiq.actor(queue_name=URGENT, priority=-1)
 def urgent_job(uid: str, _: str) -> None:
-    """A job of the more important queue."""
+    """Run a job of the more important queue."""
     ledger.ran(uid)
 
 
