@@ -142,6 +142,9 @@ class MemoryPetStore:
     def revision(self, pet: PetId) -> int:
         return self.load(pet).revision
 
+    def moved_at(self, pet: PetId) -> int:
+        return self.load(pet).relabelled_at
+
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         with self._lock:
             held = self._pets.get(pet)

@@ -10,7 +10,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
+
+# A hundred years. Longer durations are typing errors, and calendars and Redis overflow on them.
+LONGEST_S: Final = 100 * 366 * 86_400
 
 Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "purge"]
 

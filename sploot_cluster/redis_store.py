@@ -201,6 +201,10 @@ class RedisPetStore:
         with _translated(f"read the revision of pet {pet}"):
             return int(cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "revision")) or 0)
 
+    def moved_at(self, pet: PetId) -> int:
+        with _translated(f"read when media of pet {pet} were last moved"):
+            return int(cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "relabelled_at")) or 0)
+
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         with _translated(f"read the history of pet {pet}"):
             entries = self._client.xrevrange(PetKeys.of(pet).history, count=limit)

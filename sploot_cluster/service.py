@@ -446,6 +446,13 @@ class ClusterService:
         """The pet's newest revision; 0 for a pet that has nothing."""
         return self._store.revision(pet)
 
+    def moved_at(self, pet: PetId) -> int:
+        """Return the revision at which a person, a recluster or a deletion last moved media that were there.
+
+        0 if none did. A correction with an ``expected_revision`` before it raises ``StaleRevision``.
+        """
+        return self._store.moved_at(pet)
+
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         """The newest reclusters and corrections, newest first."""
         return self._store.history(pet, limit=limit)

@@ -88,6 +88,10 @@ class PetStore(Protocol):
         """The pet's newest revision; 0 for a pet that has nothing."""
         ...
 
+    def moved_at(self, pet: PetId) -> int:
+        """Return the revision that last moved media that were there; 0 if none did. Arrivals move nothing."""
+        ...
+
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         """The newest revisions that were more than plain arrivals, newest first."""
         ...

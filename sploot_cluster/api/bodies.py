@@ -1,4 +1,4 @@
-"""What callers send. A field is of exactly its type: ``"42"``, ``4.2`` and ``true`` are no pet.
+"""What callers send. A field is of exactly its type: ``4.2`` and ``true`` are not pets; ``numbers`` defines ids.
 
 What a value must be beyond that (which models are known, what an embedding may hold) is checked by the queue, at the
 door that all producers pass.
@@ -6,6 +6,9 @@ door that all producers pass.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from pydantic import (
@@ -19,17 +22,44 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from sploot_cluster.api.problems import FieldProblem, InvalidFields, field_problems
+from sploot_cluster.api.numbers import IdInBody, Seconds
+from sploot_cluster.api.problems import FieldProblem, InvalidFields, field_problems, shown
 from sploot_cluster.queues import LetterFilter
 
-MAX_INT64: Final = 2**63 - 1
 MAX_CLUSTER_IDS: Final = 1_000
 MAX_MEDIA_IDS: Final = 10_000
 MAX_TEXT: Final = 256
 
-PetNumber = Annotated[int, Field(ge=1, le=MAX_INT64, description="The pet.", examples=[42])]
-ClusterNumber = Annotated[int, Field(ge=1, le=MAX_INT64, description="A cluster of the pet.", examples=[3])]
+PetNumber = Annotated[IdInBody, Field(description="The pet.", examples=[42, "9007199254740993"])]
+ClusterNumber = Annotated[IdInBody, Field(description="A cluster of the pet.", examples=[3])]
 MediaName = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, examples=["beach.jpg"])]
+
+
+class RepeatedNames(dict[str, Any]):
+    """A JSON object with names that came more than once; it holds the last value of each.
+
+    Attributes:
+        repeated: those names, in the order of their first appearance.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated = tuple(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+
+
+def parsed(body: bytes) -> Any:
+    """Return the JSON value of a body, whose objects are dicts, or :class:`RepeatedNames` to be refused by their field.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return json.loads(body, object_pairs_hook=_object)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    return names if len(names) == len(pairs) else RepeatedNames(pairs)
 
 
 def _leave_values(embedding: Any, _: object) -> Any:
@@ -47,11 +77,17 @@ class _Body(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_in_our_words(cls, given: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
+        if isinstance(given, RepeatedNames):
+            raise InvalidFields([_repeated(name) for name in given.repeated])
         try:
             return check(given)
         except ValidationError as refused:
             # not a ValueError, so that it leaves pydantic and FastAPI as it is
             raise InvalidFields(_told(refused, cls)) from None
+
+
+def _repeated(name: str) -> FieldProblem:
+    return FieldProblem(field=shown(name), problem="is there more than once", mend="send it once")
 
 
 def _told(refused: ValidationError, body: type[BaseModel]) -> list[FieldProblem]:
@@ -82,7 +118,7 @@ class Merge(_Body):
         list[ClusterNumber], Field(min_length=2, max_length=MAX_CLUSTER_IDS, description="At least two of the pet's.")
     ]
     into: Annotated[
-        int | None, Field(ge=1, le=MAX_INT64, description="Which of them the media end in; chosen for you if left out.")
+        IdInBody | None, Field(description="Which of them the media end in; chosen for you if left out.")
     ] = None
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "cluster_ids": [3, 7], "into": 3}]})
@@ -133,9 +169,7 @@ class Undo(_Body):
     """Take back the correction that made a revision. An undo can be undone too."""
 
     pet_id: PetNumber
-    revision: Annotated[
-        int, Field(ge=1, le=MAX_INT64, description="Of a correction in the pet's history.", examples=[17])
-    ]
+    revision: Annotated[IdInBody, Field(description="Of a correction in the pet's history.", examples=[17])]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
 
@@ -153,9 +187,7 @@ class Restore(_Body):
     """Make the pet what it was at a revision. Corrections are kept: undo those that shall not hold."""
 
     pet_id: PetNumber
-    revision: Annotated[
-        int, Field(ge=1, le=MAX_INT64, description="Any that the pet's history still knows.", examples=[17])
-    ]
+    revision: Annotated[IdInBody, Field(description="Any that the pet's history still knows.", examples=[17])]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
 
@@ -215,7 +247,7 @@ class Rescue(_Body):
     entry_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS, description="These entries of the stream.")] = []
     consumer: Annotated[str | None, Field(max_length=MAX_TEXT, description="All that this consumer holds.")] = None
     astray: Annotated[bool, Field(description="What was acknowledged or deleted by hand.")] = False
-    idle_s: Annotated[float | None, Field(ge=0, description="All that is held for at least so many seconds.")] = None
+    idle_s: Annotated[Seconds | None, Field(description="All that is held for at least this many seconds.")] = None
     even_if_alive: Annotated[bool, Field(description=_EVEN_IF_ALIVE)] = False
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"astray": True}]})
@@ -237,7 +269,7 @@ class Matching(_Body):
     actor: Annotated[str | None, Field(max_length=MAX_TEXT)] = None
     pet_id: PetNumber | None = None
     error: Annotated[str | None, Field(max_length=MAX_TEXT, description="A part of the error's text.")] = None
-    since_s: Annotated[float | None, Field(ge=0, description="Died no longer ago than that.")] = None
+    since_s: Annotated[Seconds | None, Field(description="Died no more than this many seconds ago.")] = None
 
 
 class Letters(_Body):

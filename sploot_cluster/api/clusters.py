@@ -11,7 +11,7 @@ from sploot_cluster.api.answers import Applied, JobAccepted, ReclusterPreview, R
 from sploot_cluster.api.bodies import Dismiss, Exclude, Merge, Recluster, Restore, Split, Undo
 from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, WRITES, CallerOf, Door
 from sploot_cluster.api.jobs import accepted, location_header
-from sploot_cluster.api.preconditions import IfMatch, Revisions, seen_revision
+from sploot_cluster.api.preconditions import ARRIVALS_HEADER, IfMatch, Revisions, expected_revision
 from sploot_cluster.api.problems import (
     PREVIEW_FAILED,
     STALE_PAGE,
@@ -96,10 +96,14 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
                 return accepted(job, request, response)
             time.sleep(PREVIEW_POLL_S)
 
-    def seen(pet_id: int, if_match: str | None) -> int | None:
-        return seen_revision(service, PetId(pet_id), if_match)
+    def seen(pet_id: int, if_match: str | None, response: Response) -> int | None:
+        return expected_revision(service, PetId(pet_id), if_match, response)
 
-    corrected = documented(STALE_PAGE)
+    enqueued = location_header()
+    corrected = {
+        **documented(STALE_PAGE),
+        202: {**enqueued, "headers": enqueued["headers"] | ARRIVALS_HEADER},
+    }
 
     @router.post(
         "/merge", operation_id="merge_clusters", status_code=202, summary="Make clusters one", responses=corrected
@@ -113,7 +117,7 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
             body.cluster_ids,
             body.into,
             requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match),
+            expected_revision=seen(body.pet_id, if_match, response),
         )
         return accepted(job, request, response)
 
@@ -133,7 +137,7 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
             body.cluster_id,
             body.media_ids,
             requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match),
+            expected_revision=seen(body.pet_id, if_match, response),
         )
         return accepted(job, request, response)
 
@@ -153,7 +157,7 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
             body.cluster_id,
             body.media_ids,
             requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match),
+            expected_revision=seen(body.pet_id, if_match, response),
         )
         return accepted(job, request, response)
 
@@ -169,7 +173,10 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
     ) -> JobAccepted:
         """No arrival and no recluster assigns or absorbs them, until it is undone."""
         job = jobs.dismiss(
-            body.pet_id, body.media_ids, requested_by=caller.name, expected_revision=seen(body.pet_id, if_match)
+            body.pet_id,
+            body.media_ids,
+            requested_by=caller.name,
+            expected_revision=seen(body.pet_id, if_match, response),
         )
         return accepted(job, request, response)
 
@@ -181,7 +188,10 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
     ) -> JobAccepted:
         """Any correction, an undo as well, however old; what came after it is kept."""
         job = jobs.undo(
-            body.pet_id, body.revision, requested_by=caller.name, expected_revision=seen(body.pet_id, if_match)
+            body.pet_id,
+            body.revision,
+            requested_by=caller.name,
+            expected_revision=seen(body.pet_id, if_match, response),
         )
         return accepted(job, request, response)
 
@@ -200,7 +210,7 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
             body.pet_id,
             body.revision,
             requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match),
+            expected_revision=seen(body.pet_id, if_match, response),
         )
         return accepted(job, request, response)
 

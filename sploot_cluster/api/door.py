@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from sploot_cluster.api import problems
+from sploot_cluster.api.bodies import parsed
 from sploot_cluster.api.idempotency import Answer, IdempotencyStore, KeyInProgress, KeyReused, Ticket
 from sploot_cluster.api.problems import Kind, Refusal
 from sploot_cluster.api.tokens import LOOPBACK, MAY_CALL, VARIABLE, Caller, Tokens
@@ -95,7 +96,7 @@ class Door:
             return await handle(request)
         _refuse_unless_json(request)
         body = await self._read(request)
-        request = Request(request.scope, _replay(body))
+        request = _JsonRequest(request.scope, _replay(body))
         key = request.headers.get("idempotency-key")
         if key is None:
             return await handle(request)
@@ -217,6 +218,13 @@ def _refuse_unless_json(request: Request) -> None:
         raise Refusal(problems.NOT_JSON, "send the body as 'Content-Type: application/json'")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refusal(problems.NOT_JSON, "send the body without Content-Encoding")
+
+
+class _JsonRequest(Request):
+    """A request whose body is read without losing anything: see ``bodies.parsed``."""
+
+    async def json(self) -> Any:
+        return parsed(await self.body())
 
 
 def _replay(body: bytes) -> Callable[[], Coroutine[Any, Any, Message]]:

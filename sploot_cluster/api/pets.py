@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Final, Protocol
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from sploot_cluster.api.answers import (
@@ -24,16 +22,15 @@ from sploot_cluster.api.answers import (
     PetModel,
     PetTallied,
 )
-from sploot_cluster.api.bodies import MAX_INT64, BeginModel
+from sploot_cluster.api.bodies import BeginModel
 from sploot_cluster.api.clusters import Previews
 from sploot_cluster.api.door import BEARER, READS, WRITES, CallerOf, Door
+from sploot_cluster.api.numbers import IdInAddress, RevisionInAddress
 from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, tagged
 from sploot_cluster.api.problems import (
     EVENTS_WAIT,
     NOT_FOUND,
     UNREADABLE_PET,
-    FieldProblem,
-    InvalidFields,
     Refusal,
     documented,
     shown,
@@ -47,8 +44,6 @@ from sploot_cluster.tally import PetTally
 from sploot_cluster.why import Why
 
 MAX_HISTORY: Final = 1_000
-
-_DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 
 
 class PetService(Previews, Protocol):
@@ -77,15 +72,7 @@ class PetService(Previews, Protocol):
     def why(self, pet: PetId, media: MediaId) -> Why: ...
 
 
-def _decimal(given: Any) -> int:
-    # int() takes " 42", "4_2" and digits of other scripts too; one pet has one address
-    if not _DECIMAL.fullmatch(given) or int(given) > MAX_INT64:
-        problem = FieldProblem(field="pet_id", problem="is not a pet", mend=f"send 1 to {MAX_INT64} in decimal digits")
-        raise InvalidFields([problem])
-    return int(given)
-
-
-PetInPath = Annotated[int, BeforeValidator(_decimal), Path(description="The pet.", ge=1, le=MAX_INT64, examples=[42])]
+PetInPath = Annotated[IdInAddress, Path(description="The pet.", examples=[42])]
 
 
 def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> APIRouter:
@@ -112,7 +99,7 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
         responses=documented(NOT_FOUND),
     )
     def get_cluster(
-        pet_id: PetInPath, cluster_id: Annotated[int, Path(ge=1, le=MAX_INT64)], if_none_match: IfNoneMatch = None
+        pet_id: PetInPath, cluster_id: Annotated[IdInAddress, Path()], if_none_match: IfNoneMatch = None
     ) -> Response:
         """An id that was merged away leads to the cluster that it became."""
         view = service.clusters(PetId(pet_id))
@@ -251,15 +238,15 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
     @router.get("/history/diff", operation_id="compare_revisions", summary="What differs between two revisions")
     def compare_revisions(
         pet_id: PetInPath,
-        from_revision: Annotated[int, Query(alias="from", description="The one.", ge=0, le=MAX_INT64)],
-        to_revision: Annotated[int, Query(alias="to", description="The other one.", ge=0, le=MAX_INT64)],
+        from_revision: Annotated[RevisionInAddress, Query(alias="from", description="The one.")],
+        to_revision: Annotated[RevisionInAddress, Query(alias="to", description="The other one.")],
         limit: Annotated[int, Query(description="How many moved media at most.", ge=1, le=MAX_MOVES)] = MAX_MOVES,
     ) -> PetDiff:
         """Which media moved, and what became of the ids."""
         return PetDiff.of(service.compare(PetId(pet_id), from_revision, to_revision), limit)
 
     @router.get("/history/{revision}", operation_id="get_revision", summary="A pet as it was")
-    def get_revision(pet_id: PetInPath, revision: Annotated[int, Path(ge=0, le=MAX_INT64)]) -> PetAt:
+    def get_revision(pet_id: PetInPath, revision: Annotated[RevisionInAddress, Path()]) -> PetAt:
         """Where every medium was at a revision."""
         return PetAt.of(PetId(pet_id), service.at(PetId(pet_id), revision))
 

@@ -1,7 +1,10 @@
 """What a caller has seen: ``If-None-Match`` of what is read, ``If-Match`` of what is corrected.
 
-The entity tag of a pet is its revision. A page that is older than the pet is told what happened since, and corrects
-nothing; what happens after that, before the correction runs, is looked at again when it does.
+The entity tag of a pet is its revision, and every arrival makes a new one. For reading, a tag is current only while it
+is the newest: ``If-None-Match`` compares whole revisions. For correcting, ``If-Match`` names the state that the caller
+looked at, and holds until a person, a recluster or a deletion moves media that were there: arrivals move none of them,
+so a correction of a pet that receives uploads goes through. The correction takes the caller's revision along and is
+checked once more, by the same rule, when it runs.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ IfNoneMatch = Annotated[str | None, Header(description="The ETag of what you hav
 IfMatch = Annotated[
     str | None,
     Header(
-        description="The ETag of the pet that you looked at. If the pet changed since, 412 says how; if media are "
-        "moved by a person or a recluster before the correction runs, it is refused then.",
+        description="The ETag of the pet that you looked at. Media that arrived since do not matter: the answer counts "
+        "them in `Arrivals-Since`. If a person, a recluster or a deletion moved media since, the answer is 412 and "
+        "lists the changes; if one does so before the correction runs, the job fails and changes nothing.",
         examples=['"17"'],
     ),
 ]
@@ -42,10 +46,22 @@ TAGGED: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
+ARRIVALS: Final = "Arrivals-Since"
+
+ARRIVALS_HEADER: Final[dict[str, Any]] = {
+    ARRIVALS: {
+        "description": "With If-Match: how many media arrived since that revision; the correction is not about them.",
+        "schema": {"type": "integer", "minimum": 0},
+    }
+}
+
+
 class Revisions(Protocol):
     """Where the revision of a pet is read, and what made it."""
 
     def revision(self, pet: PetId) -> int: ...
+
+    def moved_at(self, pet: PetId) -> int: ...
 
     def history(self, pet: PetId, *, limit: int = ...) -> Sequence[HistoryEntry]: ...
 
@@ -60,31 +76,47 @@ def tagged(revision: int, if_none_match: str | None, answer: Callable[[], BaseMo
     return Response(answer().model_dump_json(), headers=headers, media_type="application/json")
 
 
-def seen_revision(revisions: Revisions, pet: PetId, if_match: str | None) -> int | None:
-    """The revision that the caller looked at, if it says so and the pet is still there.
+def expected_revision(revisions: Revisions, pet: PetId, if_match: str | None, response: Response) -> int | None:
+    """Return the revision that the caller looked at, to be checked again when the correction runs.
+
+    None without If-Match. Counts in the answer's ``Arrivals-Since`` what arrived after that revision.
 
     Raises:
         Refusal: 412, with what changed since.
     """
     if if_match is None:
         return None
-    now = revisions.revision(pet)
+    # in this order: what is moved in between makes `now` larger, and the correction is checked again when it runs
+    moved_at, now = revisions.moved_at(pet), revisions.revision(pet)
     if if_match.strip() == "*" and now:
         return now
-    # a weak tag never matches: it names something alike, and a correction is about exactly this
-    seen = [tag for is_weak, tag in _ETAGS.findall(if_match) if not is_weak]
-    if str(now) in seen:
-        return now
-    if not _ETAGS.findall(if_match) and if_match.strip() != "*":
+    tags = _ETAGS.findall(if_match)
+    if not tags and if_match.strip() != "*":
         mend = 'send the ETag of the pet, such as "17", with its quotes'
-        raise InvalidFields([FieldProblem(field="If-Match", problem="is no entity tag", mend=mend)])
-    raise _stale(revisions, pet, now, [int(tag) for tag in seen if tag.isdecimal() and len(tag) < 20])
+        raise InvalidFields([FieldProblem(field="If-Match", problem="is not an entity tag", mend=mend)])
+    # a weak tag never matches: it names something alike, and a correction is about exactly this
+    seen = [int(tag) for is_weak, tag in tags if not is_weak and tag.isdecimal() and len(tag) < 20]
+    good = [revision for revision in seen if moved_at <= revision <= now]
+    if not good:
+        raise _stale(revisions, pet, now, seen)
+    looked_at = max(good)
+    changes = _since(revisions, pet, looked_at) if now > looked_at else ()
+    response.headers[ARRIVALS] = str(_n_arrivals(looked_at, now, changes))
+    return looked_at
+
+
+def _since(revisions: Revisions, pet: PetId, revision: int) -> Sequence[HistoryEntry]:
+    return [entry for entry in revisions.history(pet, limit=MAX_CHANGES) if entry.revision > revision]
+
+
+def _n_arrivals(revision: int, now: int, since: Sequence[HistoryEntry]) -> int:
+    return max(0, now - revision - len(since))
 
 
 def _stale(revisions: Revisions, pet: PetId, now: int, seen: Sequence[int]) -> Refusal:
     last_seen = max(seen, default=0)
-    since = [entry for entry in revisions.history(pet, limit=MAX_CHANGES) if entry.revision > last_seen]
-    n_arrived = max(0, now - last_seen - len(since))
+    since = _since(revisions, pet, last_seen)
+    n_arrived = _n_arrivals(last_seen, now, since)
     what = ", ".join(
         [*(f"{entry.kind} by {entry.by}" for entry in since[:3]), *([f"{n_arrived} arrivals"] * (n_arrived > 0))]
     )

@@ -93,7 +93,7 @@ STALE_PAGE: Final = Kind(
     "stale-page",
     412,
     "Stale page",
-    "The pet changed since the revision of If-Match; `current_revision`, `n_arrivals` and `changes` say how.",
+    "Media were moved since the revision of If-Match; `current_revision`, `n_arrivals` and `changes` report it.",
 )
 STALE_PREVIEW: Final = Kind(
     "stale-preview", 412, "Stale preview", "The pet moved since the preview, or the preview is gone; nothing changed."
@@ -194,6 +194,15 @@ def _field_problem(error: Mapping[str, Any], known: Collection[str]) -> FieldPro
             problem, mend = "is not a field", f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"
         case "int_type" | "int_parsing" | "int_from_float":
             problem, mend = f"is {given}, not a whole number", "send a whole number without quotes, such as 42"
+        case "int64_type":
+            problem, mend = f"is {given}, not a whole number", "send a whole number, such as 42, or its digits as text"
+        case "int64_text":
+            problem = "is text, but not the digits of a whole number"
+            mend = 'send decimal digits without sign, space or leading zero, such as "42"'
+        case "int64_range":
+            problem, mend = "is out of range", f"send {facts['lowest']} to {facts['highest']}"
+        case "float_type" | "float_parsing" | "finite_number":
+            problem, mend = "is not a number", "send a number in decimal digits, such as 1.5"
         case "string_type":
             problem, mend = f"is {given}, not text", "send text in quotes"
         case "list_type":

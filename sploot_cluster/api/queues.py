@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from sploot_cluster.api.bodies import Apply, Letters, Nothing, Rescue, RetireConsumer
 from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, READS, WRITES, CallerOf, Door
+from sploot_cluster.api.numbers import IdInAddress, Seconds
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
 from sploot_cluster.queues import (
     AuditRecord,
@@ -68,9 +69,9 @@ def queues_router(door: Door, operations: QueueOperations) -> APIRouter:
         limit: Limit = 50,
         reason: str | None = None,
         actor: str | None = None,
-        pet_id: int | None = None,
+        pet_id: IdInAddress | None = None,
         error: Annotated[str | None, Query(description="A part of the error's text.")] = None,
-        since_s: Annotated[float | None, Query(description="Died no longer ago than that.", ge=0)] = None,
+        since_s: Annotated[Seconds | None, Query(description="Died no more than this many seconds ago.")] = None,
     ) -> DeadLetters:
         """Without their fields and tracebacks."""
         wanted = LetterFilter(reason=reason, actor=actor, pet_id=pet_id, error=error, since_s=since_s)
