@@ -38,6 +38,7 @@ from dramatiq.errors import BrokerConnectionError
 
 from broker import PendingEntry, RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.queues import LONGEST_S
 from tasks.capture import Capture, event_fields, read_capture
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, SCHEMA, EmbeddingIngested, stream_of
 from tasks.queue_ops.entries import facts_of
@@ -158,8 +159,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def duration(text: str) -> timedelta:
     match = re.fullmatch(r"(\d+)(s|m|h|d)", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 30s, 15m, 2h or 7d")
-    return timedelta(seconds=int(match[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2]])
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 30s, 15m, 2h or 7d")
+    seconds = int(match[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2]]
+    if seconds > LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than a hundred years; write a shorter one, such as 7d")
+    return timedelta(seconds=seconds)
 
 
 # -- what is there to put back -----------------------------------------------------------------------------------------

@@ -197,8 +197,10 @@ def _field_problem(error: Mapping[str, Any], known: Collection[str]) -> FieldPro
         case "int64_type":
             problem, mend = f"is {given}, not a whole number", "send a whole number, such as 42, or its digits as text"
         case "int64_text":
-            problem = "is text, but not the digits of a whole number"
-            mend = 'send decimal digits without sign, space or leading zero, such as "42"'
+            problem = "is not a whole number in its one spelling"
+            mend = (
+                f"send {facts['lowest']} to {facts['highest']} in decimal digits, without sign, space or leading zero"
+            )
         case "int64_range":
             problem, mend = "is out of range", f"send {facts['lowest']} to {facts['highest']}"
         case "float_type" | "float_parsing" | "finite_number":

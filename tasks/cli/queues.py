@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.queues import Done, LetterFilter, LetterView, Plan
+from sploot_cluster.queues import LONGEST_S, Done, LetterFilter, LetterView, Plan
 from tasks.cli.shared import (
     FAILED,
     REFUSED,
@@ -28,6 +28,7 @@ from tasks.cli.shared import (
     settings_of_environment,
     table_of,
 )
+from tasks.contracts import MAX_INT64, QUEUES
 
 if TYPE_CHECKING:
     from tasks.queue_ops import Operations
@@ -42,20 +43,22 @@ app.add_typer(dead, name="dead")
 Queue = Annotated[str, typer.Argument(help="The queue, its stream, or a part of the name: embedding.", metavar="QUEUE")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without, the plan is shown and kept for an hour.")]
 Note = Annotated[str, typer.Option(help="Why, for the audit: a ticket, an incident.")]
-Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
+Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="How many at most.")]
 EvenIfAlive = Annotated[
     bool, typer.Option("--even-if-alive", help="Also what workers that live hold; it may run twice.")
 ]
 Reason = Annotated[str | None, typer.Option(help="Only with this reason, such as failed or undecodable.")]
 Actor = Annotated[str | None, typer.Option(help="Only of this actor.")]
-OfPet = Annotated[int | None, typer.Option("--pet", help="Only of this pet.")]
+OfPet = Annotated[int | None, typer.Option("--pet", min=1, max=MAX_INT64, help="Only of this pet.")]
 Error = Annotated[str | None, typer.Option(help="Only with this text in the error.")]
 Since = Annotated[str | None, typer.Option(help="Only those that died in the last 30s, 15m, 2h or 7d.")]
 WithCanary = Annotated[
     bool, typer.Option("--canary", help="One first; the rest at --rate only if it succeeded; stop when they die again.")
 ]
-Rate = Annotated[float, typer.Option(min=0.01, help="With --canary: so many a second.")]
-CanaryWait = Annotated[float, typer.Option(min=0.0, help="With --canary: seconds the first one may take.")]
+Rate = Annotated[float, typer.Option(min=0.01, max=1_000_000, help="With --canary: so many a second.")]
+CanaryWait = Annotated[
+    float, typer.Option(min=0.0, max=LONGEST_S, help="With --canary: seconds the first one may take.")
+]
 StopAfter = Annotated[int, typer.Option(min=1, help="With --canary: stop when so many died again.")]
 All = Annotated[bool, typer.Option("--all", help="Every letter of the queue.")]
 
@@ -152,7 +155,7 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
 
 @app.command("find")
 def queue_find(
-    pet: Annotated[int, typer.Option(min=1, help="The pet whose jobs are wanted.")],
+    pet: Annotated[int, typer.Option(min=1, max=MAX_INT64, help="The pet whose jobs are wanted.")],
     media: Annotated[str | None, typer.Option(help="Only of this medium.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -291,7 +294,6 @@ def dead_list(
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, the newest first."""
-    from tasks.contracts import QUEUES
     from tasks.queue_ops.letters import groups_of
 
     wanted, names = _filter(reason, actor, pet, error, since), [queue] if queue else QUEUES
@@ -502,8 +504,11 @@ def _seconds(option: str, text: str) -> float:
     """``90s``, ``15m``, ``2h``, ``7d`` as seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)?", text.strip())
     if match is None:
-        raise InvalidInput(option, f"{text!r} is no duration", "write 30s, 15m, 2h or 7d")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2] or "s"]
+        raise InvalidInput(option, f"{text!r} is not a duration", "write 30s, 15m, 2h or 7d")
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2] or "s"]
+    if seconds > LONGEST_S:
+        raise InvalidInput(option, f"{text!r} is longer than a hundred years", "write a shorter one, such as 7d")
+    return seconds
 
 
 def _when_of(entry_id: str) -> str:

@@ -1,5 +1,7 @@
 // The HTTP API, as every other caller uses it.
 
+import { read, write } from "./exact.js";
+
 const ROOT = document.documentElement.dataset.root;
 const API = `${ROOT}/api/v1/internal`;
 const TOKEN = "sploot-token";
@@ -27,19 +29,21 @@ async function call(method, path, body, headers = {}) {
   const response = await fetch(path.startsWith("/") ? `${ROOT}${path}` : `${API}/${path}`, {
     method,
     headers,
-    body: body === undefined ? undefined : JSON.stringify(body),
+    body: body === undefined ? undefined : write(body),
     cache: "no-store",
     signal: AbortSignal.timeout(15_000),
   });
   const text = await response.text();
   let answer = {};
   try {
-    answer = text ? JSON.parse(text) : {};
+    answer = text ? read(text) : {};
   } catch {
     answer = { detail: text.slice(0, 200) };
   }
   if (!response.ok) throw new Refused(response.status, answer);
-  return answer;
+  // of a correction: what the page does not show yet
+  const arrivals = response.headers.get("Arrivals-Since");
+  return arrivals === null ? answer : { ...answer, n_arrivals: Number(arrivals) };
 }
 
 /** A file of the console itself. */

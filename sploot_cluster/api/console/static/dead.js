@@ -1,7 +1,8 @@
 // Jobs that failed for good: why, and back to work with them.
 
 import { get } from "./api.js";
-import { count, duration, h, notice, shell, table, when } from "./dom.js";
+import { write } from "./exact.js";
+import { count, duration, h, notice, table, when } from "./dom.js";
 import { drill } from "./drills.js";
 
 const FILTERS = { reason: "reason", actor: "actor", pet_id: "pet", error: "error contains" };
@@ -23,10 +24,9 @@ export const dead = {
     const total = queues.find((queue) => queue.queue === chosen)?.dead ?? 0;
     const filter = Object.fromEntries([...query].filter(([name, value]) => name in FILTERS && value));
     const filtered = Object.keys(filter).length > 0;
-    const matching = { ...filter, ...(filter.pet_id ? { pet_id: Number(filter.pet_id) } : {}) };
     const options = Object.entries(filter).flatMap(([name, value]) => [name === "pet_id" ? "--pet" : `--${name}`, value]);
     const which = filtered ? "all that match" : "all";
-    const cli = (verb) => shell("queue", "dead", verb, chosen, ...(filtered ? options : ["--all"]));
+    const cli = (verb) => ["queue", "dead", verb, chosen, ...(filtered ? options : ["--all"])];
     return [
       h("h1", {}, "Dead letters"),
       filters(names, chosen, filter, queues),
@@ -34,8 +34,8 @@ export const dead = {
       h(
         "div",
         { class: "row" },
-        h("button", { type: "button", disabled: !letters.length, onclick: () => drill(chosen, "requeue", { matching }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
-        h("button", { type: "button", disabled: !letters.length, onclick: () => drill(chosen, "purge", { matching }, { title: `Remove ${which} of ${chosen} for ever`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
+        h("button", { type: "button", disabled: !letters.length, onclick: () => drill(chosen, "requeue", { matching: filter }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
+        h("button", { type: "button", disabled: !letters.length, onclick: () => drill(chosen, "purge", { matching: filter }, { title: `Remove ${which} of ${chosen} permanently`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
       ),
       table(["died", "reason", "actor", "pet", "what happened", ""], letters.map((letter) => row(letter, chosen, again)), { empty: "None. Nothing failed for good." }),
     ];
@@ -56,7 +56,7 @@ function filters(names, chosen, filter, queues) {
 function row(letter, queue, again) {
   const details = h("details", {}, h("summary", {}, letter.error.slice(0, 300)));
   details.addEventListener("toggle", () => details.open && open(details, letter, queue), { once: true });
-  const cli = shell("queue", "dead", "requeue", queue, letter.letter_id);
+  const cli = ["queue", "dead", "requeue", queue, letter.letter_id];
   return [
     when(letter.died_at),
     letter.reason,
@@ -78,7 +78,7 @@ async function open(details, letter, queue) {
         ["age", duration(Date.now() - new Date(whole.died_at))],
       ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
       whole.traceback && h("pre", {}, whole.traceback),
-      h("pre", {}, JSON.stringify(whole.fields, null, 2)),
+      h("pre", {}, write(whole.fields, 2)),
     );
   } catch (error) {
     notice(error.message, { kind: "bad" });

@@ -56,16 +56,23 @@ export function when(iso) {
   return h("time", { datetime: iso, title: iso }, at.toLocaleString("sv-SE"));
 }
 
-/** The command that does the same, to copy. */
+/** A command, to copy. */
 export function command(text) {
   const code = h("code", {}, text);
-  const button = h("button", { type: "button", class: "copy", title: "Copy", onclick: () => copy(text, button) }, "copy");
+  const button = h("button", { type: "button", class: "copy", title: "Copy", onclick: () => copy(code, button) }, "copy");
   return h("div", { class: "command" }, code, button);
 }
 
-async function copy(text, button) {
-  await navigator.clipboard.writeText(text);
-  button.textContent = "copied";
+async function copy(code, button) {
+  let isCopied = true;
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+  } catch {
+    // over plain http from another machine a browser has no clipboard, and without permission it refuses
+    getSelection().selectAllChildren(code);
+    isCopied = document.execCommand("copy");
+  }
+  button.textContent = isCopied ? "copied" : "press Ctrl+C";
   setTimeout(() => (button.textContent = "copy"), 1500);
 }
 
@@ -82,22 +89,49 @@ export function notice(text, { kind = "info", stay = false } = {}) {
   return element;
 }
 
-/** Ask before something changes; resolves to what the form says, or null. */
-export function ask({ title, body, action, danger = false, cli }) {
+/** Ask before something changes. Resolves to the values of the form, or to null, which is reported, too.
+ *
+ *  `cli` is the command that does exactly what the button does: text, or labelled commands made from the form's values.
+ *  Enter in a field says yes, except to what is `danger`, because there is no way back from it: that needs its button. */
+export async function ask({ title, body, action, danger = false, cli }) {
   const dialog = document.getElementById("dialog");
-  return new Promise((resolve) => {
-    const form = h(
-      "form",
-      { method: "dialog" },
-      h("h2", {}, title),
-      body,
-      cli && h("p", { class: "quiet" }, "On the command line:"),
-      cli && command(cli),
-      h("menu", {}, h("button", { value: "" }, "Cancel"), h("button", { value: "yes", class: danger ? "danger" : "main" }, action)),
-    );
-    dialog.replaceChildren(form);
-    dialog.onclose = () => resolve(dialog.returnValue === "yes" ? new FormData(form) : null);
-    dialog.returnValue = "";
-    dialog.showModal();
+  const hint = h("p", { class: "quiet", role: "status" });
+  const yes = h("button", { type: danger ? "button" : "submit", class: danger ? "danger" : "main", onclick: danger ? () => dialog.close("yes") : null }, action);
+  const cancel = h("button", { type: "button", onclick: () => dialog.close() }, "Cancel");
+  const commands = h("div", {});
+  const form = h("form", {}, h("h2", {}, title), body, commands, hint, h("menu", {}, cancel, yes));
+  const showCommands = () => commands.replaceChildren(...labelled(cli, new FormData(form)));
+  form.addEventListener("input", showCommands);
+  // the Enter that opened the dialog, held down, is not an answer
+  form.addEventListener("keydown", (event) => event.key === "Enter" && event.repeat && event.preventDefault());
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (danger) hint.textContent = `Enter does not do this. Press “${action}”.`;
+    else dialog.close("yes");
   });
+  showCommands();
+  const answer = await shown(dialog, form, form.elements.note ?? (danger ? cancel : yes));
+  if (answer === "yes") return new FormData(form);
+  notice(`${title}: cancelled, nothing was changed.`);
+  return null;
 }
+
+/** Show something that asks for nothing. */
+export function tell({ title, body, cli }) {
+  const dialog = document.getElementById("dialog");
+  const close = h("button", { type: "button", class: "main", onclick: () => dialog.close() }, "Close");
+  return shown(dialog, h("div", {}, h("h2", {}, title), body, labelled(cli), h("menu", {}, close)), close);
+}
+
+function shown(dialog, content, first) {
+  dialog.replaceChildren(content);
+  dialog.returnValue = "";
+  dialog.showModal();
+  first.focus();
+  return new Promise((resolve) => (dialog.onclose = () => resolve(dialog.returnValue)));
+}
+
+const labelled = (cli, values) =>
+  [typeof cli === "function" ? cli(values) : { "On the command line:": cli }]
+    .flatMap(Object.entries)
+    .flatMap(([label, text]) => [h("p", { class: "quiet" }, label), command(text)]);

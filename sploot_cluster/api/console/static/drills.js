@@ -1,9 +1,9 @@
 // What changes a queue: first the plan, word by word, then a yes, then exactly that.
 
 import { post } from "./api.js";
-import { ask, count, h, notice } from "./dom.js";
+import { ask, count, h, notice, shell } from "./dom.js";
 
-/** Plan, show, ask, apply. `cli` is the same on the command line. */
+/** Plan, show, ask, apply. `cli` holds the words of the same plan on the command line, without --note and --yes. */
 export async function drill(queue, action, body, { title, cli, danger = false, again }) {
   try {
     const plan = await post(`queues/${encodeURIComponent(queue)}/${action}`, body);
@@ -11,7 +11,7 @@ export async function drill(queue, action, body, { title, cli, danger = false, a
       title,
       danger,
       action: plan.entries.length ? `Yes, ${count(plan.entries.length)} ${plan.entries.length === 1 ? "entry" : "entries"}` : "Yes",
-      cli: `${cli} --yes`,
+      cli: (values) => commands(plan, cli, values.get("note").trim()),
       body: [
         h("p", {}, plan.effect),
         plan.warnings.map((warning) => h("p", { class: "banner is-warning" }, warning)),
@@ -21,10 +21,21 @@ export async function drill(queue, action, body, { title, cli, danger = false, a
       ],
     });
     if (!said) return;
-    const done = await post(`queues/plans/${encodeURIComponent(plan.plan_id)}/apply`, { note: String(said.get("note") ?? "") });
+    const done = await post(`queues/plans/${encodeURIComponent(plan.plan_id)}/apply`, { note: said.get("note").trim() });
     notice(done.because, { kind: done.is_complete ? "good" : "bad", stay: !done.is_complete });
     again();
   } catch (error) {
     notice(error.message, { kind: "bad", stay: true });
   }
+}
+
+/** A plan about entries names them, and one that is made later may name others: both commands are shown. */
+function commands(plan, words, note) {
+  const yes = [...(note ? ["--note", note] : []), "--yes"];
+  const afresh = shell(...words, ...yes);
+  if (!plan.entries.length) return { "On the command line:": afresh };
+  return {
+    "On the command line, exactly this plan, within an hour:": shell("queue", "apply", plan.plan_id, ...yes),
+    "A new plan, of what is there by then:": afresh,
+  };
 }

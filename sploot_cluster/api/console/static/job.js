@@ -1,6 +1,7 @@
 // What became of a job.
 
 import { follow, get } from "./api.js";
+import { write } from "./exact.js";
 import { h, notice, when } from "./dom.js";
 
 export const job = {
@@ -27,7 +28,7 @@ export const job = {
         fact("started", when(status.started_at)),
         fact("ended", when(status.finished_at)),
         status.due_at && fact("due", when(status.due_at)),
-        ...Object.entries(status.result ?? {}).map(([name, value]) => fact(name.replaceAll("_", " "), typeof value === "object" ? JSON.stringify(value) : String(value))),
+        ...Object.entries(status.result ?? {}).map(([name, value]) => fact(name.replaceAll("_", " "), typeof value === "object" ? write(value) : String(value))),
       ),
     ];
   },

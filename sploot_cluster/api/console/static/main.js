@@ -16,20 +16,33 @@ let timer = null;
 let loadedAt = null;
 let failing = false;
 
+/** A link that leads nowhere: what is wrong with it. */
+const broken = (problem) => ({
+  title: () => "Broken link",
+  every: null,
+  load: async () => null,
+  draw: () => [h("h1", {}, "Broken link"), h("p", { class: "banner is-critical" }, problem), h("p", {}, "Choose a place above, or correct the address.")],
+});
+
 function address() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const [name = "", ...rest] = path.split("/");
-  const place = PLACES[name] ? name : "queues";
-  return { place, rest: rest.map(decodeURIComponent), query: new URLSearchParams(query) };
+  const [name, ...rest] = path.split("/");
+  const visit = { name: name || "queues", rest: [], query: new URLSearchParams(query) };
+  if (!Object.hasOwn(PLACES, visit.name)) return { ...visit, place: broken(`There is no page “${name}”.`) };
+  try {
+    return { ...visit, place: PLACES[visit.name], rest: rest.map(decodeURIComponent) };
+  } catch {
+    return { ...visit, place: broken(`“${path}” is cut short or mistyped: every % in a link is followed by two hexadecimal digits, which are UTF-8 together.`) };
+  }
 }
 
 /** Load and draw the place that the address names. */
 async function show({ again = false } = {}) {
   clearTimeout(timer);
   const visit = (here = address());
-  const place = PLACES[visit.place];
+  const { place } = visit;
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.dataset.place === visit.place) link.setAttribute("aria-current", "page");
+    if (link.dataset.place === visit.name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   document.title = `${place.title(visit)} · sploot-cluster`;
@@ -74,7 +87,7 @@ function askForToken() {
 function tellFreshness() {
   if (loadedAt === null) return (freshness.textContent = failing ? "no answer" : "");
   const age = Math.round((Date.now() - loadedAt) / 1000);
-  const stale = failing || (PLACES[here.place].every && age > 20);
+  const stale = failing || (here.place.every && age > 20);
   freshness.textContent = stale ? `as of ${age} s ago${failing ? ", no answer since" : ""}` : "";
   freshness.classList.toggle("is-stale", Boolean(stale));
 }

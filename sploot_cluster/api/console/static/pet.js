@@ -1,14 +1,17 @@
 // One pet: its clusters, what people said of them, and what they may say next.
 
 import { get, post } from "./api.js";
-import { ask, count, h, notice, shell, table, when } from "./dom.js";
+import { ask, count, h, notice, shell, table, tell, when } from "./dom.js";
+import { byId } from "./exact.js";
 import { watch } from "./job.js";
 
 const WAYS = { core: "found by density", arrived: "assigned on arrival", absorbed: "absorbed, low confidence", corrected: "placed by a person" };
 const SHOWN = 200;
 
-// What is chosen outlives a reload of the same pet, and nothing else.
-let chosen = { pet: null, clusters: new Set(), media: new Map() };
+// What is chosen outlives a reload of the same pet, and nothing else. It is what one verb acts on: clusters, or media of one
+// place, `from`, which is a cluster or null for the noise. Exactly that is ticked.
+const nothing = (pet) => ({ pet, clusters: new Set(), from: undefined, media: new Set() });
+let chosen = nothing(null);
 
 export const pet = {
   title: ({ rest }) => (rest[0] ? `Pet ${rest[0]}` : "Pets"),
@@ -17,14 +20,15 @@ export const pet = {
     if (!id) return null;
     const base = `pets/${encodeURIComponent(id)}`;
     const [clusters, history] = await Promise.all([get(`${base}/clusters`), get(`${base}/history?limit=50`)]);
-    if (chosen.pet !== id) chosen = { pet: id, clusters: new Set(), media: new Map() };
-    return { id: Number(id), clusters, history };
+    if (chosen.pet !== id) chosen = nothing(id);
+    return { id, clusters, history };
   },
   draw(data, { rest }, again) {
     const id = h("input", { name: "pet", value: rest[0] ?? "", required: true, inputmode: "numeric", pattern: "[1-9][0-9]*", placeholder: "pet id", "aria-label": "Pet id" });
     const form = h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), (location.hash = `#/pet/${id.value.trim()}`)) }, id, h("button", { class: "main" }, "Look"));
     if (!data) return [h("h1", {}, "Pets"), form];
     const { clusters: view } = data;
+    keepWhatIsShown(view);
     return [
       h("h1", {}, `Pet ${data.id}`),
       form,
@@ -43,25 +47,48 @@ export const pet = {
 };
 
 function verbs(data, again) {
-  const merged = [...chosen.clusters].sort((a, b) => a - b);
-  const [from, media] = [...chosen.media].find(([, names]) => names.size) ?? [undefined, new Set()];
-  const none = from === undefined;
-  const names = [...media];
-  const some = none ? "choose media" : `${count(media.size)} ${media.size === 1 ? "medium" : "media"}`;
+  const { from, clusters } = chosen;
+  const merged = [...clusters].sort(byId);
+  const names = [...chosen.media];
+  const isInCluster = names.length > 0 && from !== null;
+  const some = names.length ? `${count(names.length)} ${names.length === 1 ? "medium" : "media"}` : "choose media";
   const verb = (text, can, act) => h("button", { type: "button", class: can ? "main" : null, disabled: !can, onclick: act }, text);
   return h(
     "div",
     { class: "row", id: "verbs" },
     h("button", { type: "button", onclick: () => recluster(data, again) }, "Recluster…"),
     verb(merged.length < 2 ? "Merge: choose clusters" : `Merge ${merged.length} clusters…`, merged.length > 1, () => merge(data, merged, again)),
-    verb(`Split off: ${some}…`, !none && from !== null, () => split(data, from, names, again)),
-    verb(`Not this cluster: ${some}…`, !none && from !== null, () => exclude(data, from, names, again)),
-    verb(`Dismiss: ${some}…`, !none, () => dismiss(data, names, again)),
-    (merged.length > 0 || !none) && h("button", { type: "button", onclick: () => (chooseNothing(), again()) }, "Choose nothing"),
+    verb(`Split off: ${some}…`, isInCluster, () => split(data, from, names, again)),
+    verb(`Not this cluster: ${some}…`, isInCluster, () => exclude(data, from, names, again)),
+    verb(`Dismiss: ${some}…`, names.length > 0, () => dismiss(data, names, again)),
+    (merged.length > 0 || names.length > 0) && h("button", { type: "button", onclick: () => (chooseNothing(), again()) }, "Choose nothing"),
   );
 }
 
-const chooseNothing = () => (chosen = { pet: chosen.pet, clusters: new Set(), media: new Map() });
+const chooseNothing = () => (chosen = nothing(chosen.pet));
+
+/** Begin another choice with the box that was just ticked, and untick those of the one before. */
+function chooseAnew(ticked) {
+  const n = chosen.clusters.size + chosen.media.size;
+  chooseNothing();
+  for (const box of document.querySelectorAll("#main input[type=checkbox]:checked")) {
+    if (box === ticked) continue;
+    box.checked = false;
+    box.closest(".cluster.is-chosen")?.classList.remove("is-chosen");
+  }
+  if (n) notice(`${count(n)} unticked: a correction is about clusters, or about media of one cluster.`);
+}
+
+/** Forget of the choice what the page does not show any more. */
+function keepWhatIsShown(view) {
+  const before = chosen.clusters.size + chosen.media.size;
+  const media = new Map([[null, view.noise], ...view.clusters.map((cluster) => [cluster.cluster_id, cluster.media_ids])]);
+  const shown = new Set(media.get(chosen.from)?.slice(0, SHOWN));
+  chosen.clusters = new Set([...chosen.clusters].filter((id) => media.has(id)));
+  chosen.media = new Set([...chosen.media].filter((medium) => shown.has(medium)));
+  const gone = before - chosen.clusters.size - chosen.media.size;
+  if (gone) notice(`${count(gone)} unticked: they are not where they were any more.`);
+}
 
 function redrawVerbs(data, again) {
   document.getElementById("verbs").replaceWith(verbs(data, again));
@@ -74,6 +101,7 @@ function clusterCard(cluster, data, again) {
     checked: chosen.clusters.has(id),
     "aria-label": `Choose cluster ${id}`,
     onchange: () => {
+      if (choose.checked && chosen.media.size) chooseAnew(choose);
       choose.checked ? chosen.clusters.add(id) : chosen.clusters.delete(id);
       card.classList.toggle("is-chosen", choose.checked);
       redrawVerbs(data, again);
@@ -85,7 +113,7 @@ function clusterCard(cluster, data, again) {
     h("header", {}, choose, h("strong", {}, id), h("span", { class: "quiet" }, `since revision ${cluster.since}`), h("span", { class: "size" }, `${count(cluster.size)} media`)),
     strip(cluster.standings, cluster.size),
     h("p", { class: "quiet" }, `an arrival must reach ${cluster.threshold.toFixed(3)}`, lineage(cluster)),
-    h("details", { open: (chosen.media.get(id)?.size ?? 0) > 0 }, h("summary", {}, cluster.media_ids.slice(0, 3).join(", ") + (cluster.size > 3 ? ", …" : "")), mediaList(cluster.media_ids, id, data, again)),
+    h("details", { open: chosen.from === id && chosen.media.size > 0 }, h("summary", {}, cluster.media_ids.slice(0, 3).join(", ") + (cluster.size > 3 ? ", …" : "")), mediaList(cluster.media_ids, id, data, again)),
   );
   return card;
 }
@@ -117,7 +145,6 @@ function strip(standings, size) {
 }
 
 function mediaList(media, cluster, data, again) {
-  const names = chosen.media.get(cluster) ?? new Set();
   return h(
     "ul",
     { class: cluster === null ? "media is-wide" : "media" },
@@ -128,12 +155,12 @@ function mediaList(media, cluster, data, again) {
         again &&
           h("input", {
             type: "checkbox",
-            checked: names.has(medium),
+            checked: chosen.from === cluster && chosen.media.has(medium),
             "aria-label": `Choose ${medium}`,
             onchange: ({ target }) => {
-              // what is said of media is said of one cluster's
-              if (!chosen.media.has(cluster)) chosen.media = new Map([[cluster, names]]);
-              target.checked ? names.add(medium) : names.delete(medium);
+              if (target.checked && (chosen.clusters.size || (chosen.media.size && chosen.from !== cluster))) chooseAnew(target);
+              if (target.checked) chosen.from = cluster;
+              target.checked ? chosen.media.add(medium) : chosen.media.delete(medium);
               redrawVerbs(data, again);
             },
           }),
@@ -167,10 +194,12 @@ function historyTable(data, again) {
 
 const UNDOABLE = new Set(["merge", "split", "exclude", "dismiss", "undo"]);
 
-/** Say something of what is shown; refused where the pet has changed since. */
+/** Correct what is shown; refused where media were moved since. */
 async function say(data, again, what, path, body) {
   try {
-    const status = await watch(await post(path, { pet_id: data.id, ...body }, { "If-Match": `"${data.clusters.revision}"` }), what);
+    const accepted = await post(path, { pet_id: data.id, ...body }, { "If-Match": `"${data.clusters.revision}"` });
+    if (accepted.n_arrivals) notice(`${what}: ${count(accepted.n_arrivals)} arrived since this page was loaded; the correction is not about them.`);
+    const status = await watch(accepted, what);
     if (status?.state === "succeeded") {
       chooseNothing();
       again();
@@ -183,15 +212,14 @@ async function say(data, again, what, path, body) {
 
 async function merge(data, ids, again) {
   const sizes = new Map(data.clusters.clusters.map((cluster) => [cluster.cluster_id, cluster.size]));
-  const known = ids.filter((id) => sizes.has(id));
-  const into = h("select", { name: "into" }, h("option", { value: "" }, "the largest"), known.map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} media)`)));
+  const into = h("select", { name: "into" }, h("option", { value: "" }, "the largest"), ids.map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} media)`)));
   const said = await ask({
-    title: `Merge clusters ${known.join(", ")}`,
-    body: [h("p", {}, "Their media stay together for ever, whatever a machine computes later. It can be undone."), h("label", { class: "row" }, "The one that goes on: ", into)],
+    title: `Merge clusters ${ids.join(", ")}`,
+    body: [h("p", {}, "Their media stay together permanently, whatever a machine computes later. It can be undone."), h("label", { class: "row" }, "The one that goes on: ", into)],
     action: "Merge",
-    cli: shell("merge", data.id, ...known),
+    cli: (values) => ({ "On the command line:": shell("merge", data.id, ...ids, ...(values.get("into") ? ["--into", values.get("into")] : [])) }),
   });
-  if (said) say(data, again, "merge", "clusters/merge", { cluster_ids: known, ...(said.get("into") ? { into: Number(said.get("into")) } : {}) });
+  if (said) say(data, again, "merge", "clusters/merge", { cluster_ids: ids, ...(said.get("into") ? { into: said.get("into") } : {}) });
 }
 
 async function split(data, cluster, media, again) {
@@ -300,7 +328,7 @@ async function recluster(data, again) {
 async function why(data, medium) {
   try {
     const told = await get(`pets/${data.id}/media/${encodeURIComponent(medium)}/why`);
-    await ask({
+    await tell({
       title: medium,
       body: [
         h("p", {}, told.because),
@@ -312,7 +340,6 @@ async function why(data, medium) {
         table(["nearest", "cluster", { text: "similarity", class: "number" }], told.nearest.map((near) => [near.media_id, near.cluster_id ?? "noise", h("td", { class: "number" }, near.similarity.toFixed(3))]), { narrow: true, empty: "Nothing is near." }),
         told.corrections.length > 0 && table(["revision", "what people said", "by", "when"], told.corrections.map((said) => [said.revision, `${said.kind}: ${said.demand}`, said.by, when(said.at)])),
       ],
-      action: "Close",
       cli: shell("why", data.id, medium),
     });
   } catch (error) {

@@ -1,7 +1,7 @@
 // What the queues hold, who works on them, and why work waits.
 
 import { get } from "./api.js";
-import { count, duration, h, number, shell, table, when } from "./dom.js";
+import { count, duration, h, number, table, when } from "./dom.js";
 import { drill } from "./drills.js";
 import { levelOf, thresholds } from "./thresholds.js";
 
@@ -70,7 +70,7 @@ function pauseButton(queue, again) {
   const action = queue.is_paused ? "resume" : "pause";
   return h(
     "button",
-    { type: "button", onclick: () => drill(queue.queue, action, {}, { title: `${queue.is_paused ? "Resume" : "Pause"} ${queue.queue}`, cli: shell("queue", action, queue.queue), again }) },
+    { type: "button", onclick: () => drill(queue.queue, action, {}, { title: `${queue.is_paused ? "Resume" : "Pause"} ${queue.queue}`, cli: ["queue", action, queue.queue], again }) },
     queue.is_paused ? "Resume…" : "Pause…",
   );
 }
@@ -101,7 +101,7 @@ function workers(queues, again) {
 }
 
 function button(text, queue, action, consumer, again) {
-  const cli = action === "rescue" ? shell("queue", "rescue", queue.queue, "--consumer", consumer.name) : shell("queue", action, queue.queue, consumer.name);
+  const cli = ["queue", action, queue.queue, ...(action === "rescue" ? ["--consumer"] : []), consumer.name];
   const body = { consumer: consumer.name };
   return h("button", { type: "button", onclick: () => drill(queue.queue, action, body, { title: `${text.replace("…", "")} ${consumer.name}`, cli, again }) }, text);
 }
