@@ -326,6 +326,7 @@ def test_production_is_refused_without_the_flag(
         (["--dead", "cluster"], "queue"),
         (["--capture", "/nowhere.jsonl"], "FILE"),
         (["--dead", "embedding", "--since", "soon"], "--since"),
+        (["--dead", "embedding", "--since", "99999999d"], "--since"),
         (["--orphans", "embedding", "--source-url", "redis://x"], "--source-url"),
     ],
 )

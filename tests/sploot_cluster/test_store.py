@@ -288,6 +288,19 @@ def test_history_tells_what_was_more_than_an_arrival_newest_first(store: PetStor
     assert list(store.history(PET, limit=1)) == [history[0]]
 
 
+def test_only_what_moves_media_that_were_there_counts_as_a_move(store: PetStore) -> None:
+    nobody = store.moved_at(PET)
+    state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b", "c", "d", "e"))
+    arrived = store.moved_at(PET)
+    state = store.commit(state, recluster(state, [1, 1, 2, 2, -1], c1=0.75, c2=0.1))
+    reclustered = store.moved_at(PET)
+    state = store.commit(state, arrival(state, "f"))
+    arrived_later = store.moved_at(PET)
+    store.commit(state, merge(state, into=1, loser=2))
+
+    assert (nobody, arrived, reclustered, arrived_later, store.moved_at(PET)) == (0, 0, 2, 2, 4)
+
+
 def test_pets_are_listed_in_order_and_do_not_mix(store: PetStore) -> None:
     for pet in (11, 2, 301):
         empty = store.load(PetId(pet))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -134,6 +135,68 @@ def test_what_cannot_be_meant_names_the_field(api: Caller, path: str, body: dict
 
     assert refused.status_code == 422
     assert field in {error["field"].rpartition(".")[2] for error in refused.json()["errors"]}
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("since_s=7e10", "since_s"),
+        ("since_s=inf", "since_s"),
+        ("since_s=nan", "since_s"),
+        ("since_s=-1", "since_s"),
+        ("since_s=soon", "since_s"),
+        ("limit=0", "limit"),
+        ("limit=1" + "0" * 5000, "limit"),
+        ("pet_id=0", "pet_id"),
+        ("pet_id=042", "pet_id"),
+        ("pet_id=9223372036854775808", "pet_id"),
+    ],
+)
+def test_a_number_in_a_query_beyond_its_range_is_named(api: Caller, query: str, field: str) -> None:
+    refused = api.get(f"/embedding/dead?{query}")
+
+    assert (refused.status_code, [error["field"] for error in refused.json()["errors"]]) == (422, [field])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/embedding/rescue", '{"idle_s": 1e16}', "idle_s"),
+        ("/embedding/rescue", '{"idle_s": 1e400}', "idle_s"),
+        ("/embedding/rescue", '{"idle_s": NaN}', "idle_s"),
+        ("/embedding/rescue", '{"idle_s": "60"}', "idle_s"),
+        ("/embedding/requeue", '{"matching": {"since_s": 7e10}}', "since_s"),
+        ("/embedding/purge", '{"matching": {"pet_id": "042"}}', "pet_id"),
+        ("/embedding/purge", '{"matching": {"pet_id": 1, "pet_id": 2}}', "pet_id"),
+    ],
+)
+def test_a_number_in_a_plan_beyond_its_range_is_named(api: Caller, path: str, body: str, field: str) -> None:
+    refused = api.http.post(
+        f"{QUEUES}{path}",
+        content=body,
+        headers={"Authorization": "Bearer operator-secret-0123456789", "Content-Type": "application/json"},
+    )
+
+    assert (refused.status_code, [error["field"] for error in refused.json()["errors"]]) == (422, [field])
+
+
+@pytest.mark.parametrize("since_s", ["0", "3600", "3153600000"])
+def test_dead_letters_of_any_time_within_a_century_are_listed(api: Caller, desk: Desk, since_s: str) -> None:
+    assert api.get(f"/embedding/dead?since_s={since_s}").status_code == 200
+
+
+@pytest.mark.parametrize("spelling", [int, str])
+def test_a_purge_of_one_pet_spares_the_pet_that_a_double_confuses_it_with(
+    api: Caller, desk: Desk, spelling: Callable[[int], object]
+) -> None:
+    pet = 2**53 + 1
+    (mine,), (other,) = desk.bury(1, pet_id=pet), desk.bury(2, pet_id=pet - 1)
+
+    listed = api.get(f"/embedding/dead?pet_id={pet}").json()["letters"]
+    plan = api.post("/embedding/purge", {"matching": {"pet_id": spelling(pet)}}).json()
+    api.post(f"/plans/{plan['plan_id']}/apply", {})
+
+    assert ([one["letter_id"] for one in listed], desk.letter_ids()) == ([mine], [other])
 
 
 def test_the_server_that_is_started_has_them(redis_url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -82,7 +82,7 @@ def test_a_medium_of_a_pet_that_the_rollout_has_not_reached_is_said_to_be_withhe
 @pytest.mark.parametrize(
     ("path", "change", "field"),
     [
-        ("/clusters/recluster", {"pet_id": "42"}, "pet_id"),
+        ("/clusters/recluster", {"pet_id": "042"}, "pet_id"),
         ("/clusters/recluster", {"pet_id": True}, "pet_id"),
         ("/clusters/recluster", {"pet_id": 4.0}, "pet_id"),
         ("/clusters/recluster", {"pet_id": 0}, "pet_id"),
@@ -91,7 +91,7 @@ def test_a_medium_of_a_pet_that_the_rollout_has_not_reached_is_said_to_be_withhe
         ("/clusters/recluster", {"pet": 42}, "pet"),
         ("/clusters/merge", {"cluster_ids": [3]}, "cluster_ids"),
         ("/clusters/merge", {"cluster_ids": [3, 3]}, "cluster_ids"),
-        ("/clusters/merge", {"cluster_ids": [3, "7"]}, "cluster_ids[1]"),
+        ("/clusters/merge", {"cluster_ids": [3, "x"]}, "cluster_ids[1]"),
         ("/clusters/merge", {"cluster_ids": list(range(1, 1_002))}, "cluster_ids"),
         ("/clusters/merge", {"into": 9}, "into"),
         ("/clusters/split", {"media_ids": []}, "media_ids"),
@@ -416,6 +416,85 @@ def test_a_stale_page_is_told_what_changed_and_corrects_nothing(front: Front, tw
         "pet 42 is at revision 16, you looked at 13; since then: merge by bob, 2 arrivals"
     )
     assert front.queue.asked == []
+
+
+@pytest.mark.parametrize("path", CORRECTIONS)
+def test_a_correction_of_a_pet_that_received_media_since_is_enqueued(
+    front: Front, two_subjects: str, path: str
+) -> None:
+    take(front.service, 0, range(20, 22))
+
+    answer = front.http.post(API + path, json=GOOD[path], headers={"If-Match": two_subjects})
+
+    assert (answer.status_code, answer.headers["Arrivals-Since"]) == (202, "2")
+    what, facts = NOTED[path]
+    # the revision that was looked at, so that a move in between is found when the correction runs
+    assert front.queue.asked == [(what, facts | {"expected_revision": 13})]
+
+
+def test_a_correction_of_the_pet_as_it_is_counts_no_arrivals(front: Front, two_subjects: str) -> None:
+    body = GOOD["/clusters/undo"]
+    looked = front.http.post(f"{API}/clusters/undo", json=body, headers={"If-Match": two_subjects})
+    careless = front.http.post(f"{API}/clusters/undo", json=body)
+
+    assert looked.headers["Arrivals-Since"] == "0"
+    assert "Arrivals-Since" not in careless.headers
+
+
+def _split(front: Front) -> None:
+    front.service.split(PET, ClusterId(1), [MediaId("s0-0")], operation_id="1", by="bob")
+
+
+def _dismiss(front: Front) -> None:
+    front.service.dismiss(PET, [MediaId("s0-0")], operation_id="1", by="bob")
+
+
+def _recluster(front: Front) -> None:
+    take(front.service, 2, range(6))
+    front.service.recluster(PET, by="machine")
+
+
+def _delete(front: Front) -> None:
+    front.service.delete_media(PET, [MediaId("s0-0")], by="bob")
+
+
+@pytest.mark.parametrize("move", [_split, _dismiss, _recluster, _delete])
+@pytest.mark.parametrize("n_arrivals", [0, 3])
+def test_a_correction_is_refused_when_media_were_moved_since(
+    front: Front, two_subjects: str, move: Callable[[Front], None], n_arrivals: int
+) -> None:
+    move(front)
+    take(front.service, 0, range(20, 20 + n_arrivals))
+
+    answer = front.http.post(f"{API}/clusters/merge", json=GOOD["/clusters/merge"], headers={"If-Match": two_subjects})
+
+    assert (answer.status_code, answer.json()["type"]) == (412, "urn:sploot:problem:stale-page")
+    assert front.queue.asked == []
+
+
+def test_a_correction_by_the_new_tag_goes_through_after_a_conflict(front: Front, two_subjects: str) -> None:
+    _split(front)
+    body = GOOD["/clusters/merge"]
+    refused = front.http.post(f"{API}/clusters/merge", json=body, headers={"If-Match": two_subjects})
+    take(front.service, 0, range(20, 21))
+
+    answer = front.http.post(f"{API}/clusters/merge", json=body, headers={"If-Match": refused.headers["ETag"]})
+
+    assert (refused.status_code, answer.status_code, answer.headers["Arrivals-Since"]) == (412, 202, "1")
+
+
+def test_a_tag_that_the_pet_has_not_reached_is_refused(front: Front, two_subjects: str) -> None:
+    answer = front.http.post(f"{API}/clusters/merge", json=GOOD["/clusters/merge"], headers={"If-Match": '"14"'})
+
+    assert (two_subjects, answer.status_code) == ('"13"', 412)
+
+
+def test_an_arrival_makes_a_new_tag_for_reading(front: Front, two_subjects: str) -> None:
+    take(front.service, 0, range(20, 21))
+
+    answer = front.http.get(f"{API}/pets/42/clusters", headers={"If-None-Match": two_subjects})
+
+    assert (answer.status_code, answer.headers["ETag"]) == (200, '"14"')
 
 
 @pytest.mark.parametrize(
