@@ -1,0 +1,237 @@
+"""Dialogs answer to the keyboard as people expect, show the command of what they do, and report how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import redis
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from sploot_cluster import ClusterService
+from tests.console.conftest import Page
+from tests.sploot_cluster.albums import PET, take
+from tests.support import eventually
+from tests.tasks.queue_ops.desk import Desk
+
+pytestmark = pytest.mark.slow
+
+PAUSED = "{streams:embedding.ingested}:paused"
+
+
+@pytest.fixture
+def album(service: ClusterService) -> ClusterService:
+    for subject in range(3):
+        take(service, subject, range(6))
+    service.recluster(PET, by="test")
+    return service
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+def focused(page: Page) -> WebElement:
+    return page.browser.switch_to.active_element
+
+
+def is_open(page: Page) -> bool:
+    return bool(page.browser.execute_script("return document.getElementById('dialog').open"))
+
+
+def press(page: Page, *keys: str) -> None:
+    focused(page).send_keys(*keys)
+
+
+def commands(page: Page) -> list[str]:
+    return [code.text for code in page.browser.find_elements(By.CSS_SELECTOR, "#dialog code")]
+
+
+# -- what changes a queue --------------------------------------------------------------------------------------------
+
+
+def test_enter_in_the_note_of_a_pause_pauses_and_keeps_the_note(page: Page, redis_client: redis.Redis) -> None:
+    page.open("queues")
+    page.click("Pause…")
+    page.sees("In Redis's words:")
+
+    assert focused(page).get_attribute("name") == "note"
+    press(page, "INC-7", Keys.ENTER)
+
+    eventually(lambda: redis_client.exists(PAUSED) == 1, within_s=30)
+    page.sees("embedding.ingested is paused")
+    page.sees("INC-7")
+    assert not is_open(page)
+
+
+def test_enter_in_the_note_of_a_purge_neither_purges_nor_closes(page: Page, desk: Desk) -> None:
+    letters = desk.bury(1, 2)
+    page.open("dead/embedding.ingested")
+    page.click("Purge all…")
+    page.sees("In Redis's words:")
+
+    press(page, "INC-7", Keys.ENTER)
+
+    page.sees("Enter does not do this. Press “Yes, 2 entries”.")
+    assert is_open(page)
+    assert desk.letter_ids() == letters
+    page.click("Yes, 2 entries", within="//dialog")
+    eventually(lambda: desk.letter_ids() == [], within_s=30)
+
+
+@pytest.mark.parametrize("way_out", ["Cancel", Keys.ESCAPE])
+def test_a_drill_that_is_cancelled_reports_that_nothing_was_done(
+    page: Page, redis_client: redis.Redis, way_out: str
+) -> None:
+    page.open("queues")
+    page.click("Pause…")
+    page.sees("In Redis's words:")
+    press(page, "INC-7")
+
+    if way_out == "Cancel":
+        page.click("Cancel", within="//dialog")
+    else:
+        press(page, way_out)
+
+    page.sees("Pause embedding.ingested: cancelled, nothing was changed.")
+    assert not is_open(page)
+    assert redis_client.exists(PAUSED) == 0
+
+
+def test_a_drill_shows_the_command_of_exactly_its_plan_with_the_note(page: Page, desk: Desk) -> None:
+    desk.bury(1, 2)
+    page.open("dead/embedding.ingested")
+    page.click("Requeue all…")
+    page.sees("In Redis's words:")
+
+    press(page, "INC 7")
+
+    exactly, afresh = commands(page)
+    assert exactly.startswith("sploot-cluster queue apply p-")
+    assert exactly.endswith(" --note 'INC 7' --yes")
+    assert afresh == "sploot-cluster queue dead requeue embedding.ingested --all --note 'INC 7' --yes"
+
+
+def test_the_command_of_a_plan_does_what_the_button_does(page: Page, desk: Desk) -> None:
+    desk.bury(1)
+    page.open("dead/embedding.ingested")
+    page.click("Requeue all…")
+    page.sees("In Redis's words:")
+    (later,) = desk.bury(2)
+
+    plan = desk.operations.take(commands(page)[0].split()[3])
+    desk.operations.act(plan, by="test", via="command line")
+
+    assert desk.letter_ids() == [later]
+
+
+# -- corrections -----------------------------------------------------------------------------------------------------
+
+
+def test_a_correction_begins_on_its_button_and_enter_confirms_it(
+    page: Page, album: ClusterService, worker: None
+) -> None:
+    page.open(f"pet/{PET}")
+    page.labelled("Choose cluster 1").click()
+    page.labelled("Choose cluster 2").click()
+    page.click("Merge 2 clusters")
+    page.sees("sploot-cluster merge")
+
+    assert focused(page).text == "Merge"
+    press(page, Keys.ENTER)
+
+    page.sees("18 media in 2 clusters")
+
+
+def test_a_correction_that_is_escaped_reports_it_and_keeps_the_choice(page: Page, album: ClusterService) -> None:
+    page.open(f"pet/{PET}")
+    page.labelled("Choose cluster 1").click()
+    page.labelled("Choose cluster 2").click()
+    page.click("Merge 2 clusters")
+    page.sees("sploot-cluster merge")
+
+    press(page, Keys.ESCAPE)
+
+    page.sees("Merge clusters 1, 2: cancelled, nothing was changed.")
+    page.sees("Merge 2 clusters…")
+
+
+def test_a_reason_is_closed_by_one_button_and_reports_nothing(page: Page, album: ClusterService) -> None:
+    page.open(f"pet/{PET}")
+    page.click("s0-0, ")
+    page.labelled("Why is s0-0 here?").click()
+    page.sees("nearest")
+
+    assert focused(page).text == "Close"
+    assert [button.text for button in page.browser.find_elements(By.CSS_SELECTOR, "#dialog menu button")] == ["Close"]
+    press(page, Keys.ENTER)
+
+    eventually(lambda: not is_open(page))
+    assert page.browser.find_elements(By.CSS_SELECTOR, ".notice") == []
+
+
+# -- copying, and links ----------------------------------------------------------------------------------------------
+
+
+def test_a_command_is_copied_where_a_browser_has_no_clipboard(page: Page, album: ClusterService) -> None:
+    page.open(f"pet/{PET}")
+    page.click("s0-0, ")
+    page.labelled("Why is s0-0 here?").click()
+    page.sees("nearest")
+    # as over plain http from another machine
+    page.browser.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.browser.execute_script(
+        "addEventListener('copy', () => (document.title = `copied ${getSelection()}`), { once: true })"
+    )
+
+    page.click("copy", within="//dialog")
+
+    page.sees("copied")
+    assert page.browser.title == f"copied sploot-cluster why {PET} s0-0"
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("pet/%", "“pet/%” is cut short or mistyped"),
+        ("job/%E0%A4%A", "“job/%E0%A4%A” is cut short or mistyped"),
+        ("dead/%ff", "“dead/%ff” is cut short or mistyped"),
+        ("nowhere", "There is no page “nowhere”."),
+        ("constructor", "There is no page “constructor”."),
+        ("__proto__/1", "There is no page “__proto__”."),
+    ],
+)
+def test_a_broken_link_is_shown_with_what_is_wrong(page: Page, place: str, problem: str) -> None:
+    page.open(place)
+
+    page.sees(problem)
+    assert page.complaints() == []
+    page.click("Pets")
+    page.labelled("Pet id")
+
+
+def test_a_link_that_breaks_replaces_what_was_shown(page: Page, album: ClusterService) -> None:
+    page.open(f"pet/{PET}")
+    page.sees("18 media")
+
+    page.browser.execute_script("location.hash = '#/pet/%'")
+    page.sees("Broken link")
+    assert "18 media" not in page.browser.find_element(By.TAG_NAME, "body").text
+
+    page.browser.execute_script(f"location.hash = '#/pet/{PET}'")
+    page.sees("18 media")
+
+
+def test_the_page_of_a_server_that_asks_for_a_token_shows_a_broken_link_too(
+    browser: webdriver.Chrome, serve: Callable[..., str]
+) -> None:
+    page = Page(browser, serve(api_tokens="ann:viewer:a-secret-of-a-viewer"))
+
+    page.open("pet/%")
+
+    page.sees("“pet/%” is cut short or mistyped")

@@ -1,0 +1,295 @@
+"""Ids beyond 2**53, which JavaScript rounds to the id of another pet: exact in every view, and for every verb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from selenium.webdriver.common.by import By
+
+from broker.keys import QueueKeys
+from sploot_cluster import ClusterService
+from sploot_cluster.models import ClusterId, MediaId, PetId
+from tasks.contracts import CLUSTER_FEEDBACK, MERGE_CLUSTERS, NAMESPACE
+from tests.console.conftest import Page
+from tests.sploot_cluster.albums import MODEL, picture, take
+from tests.support import eventually
+from tests.tasks.queue_ops.desk import Desk
+
+pytestmark = pytest.mark.slow
+
+MINE, NEIGHBOUR = PetId(2**53 + 1), PetId(2**53)
+assert float(MINE) == float(NEIGHBOUR)
+# as ids of 19 digits are, of which doubles hold one in 256
+LONG, LONG_NEIGHBOUR = PetId(1_800_000_000_000_000_001), PetId(1_800_000_000_000_000_000)
+assert float(LONG) == float(LONG_NEIGHBOUR)
+
+
+def fill(service: ClusterService, *pets: PetId) -> None:
+    """Give each pet three clusters of six media, at the same revision."""
+    for pet in pets:
+        for subject in range(3):
+            take(service, subject, range(6), pet=pet)
+        service.recluster(pet, by="test")
+
+
+@pytest.fixture
+def twins(service: ClusterService) -> ClusterService:
+    """Two pets that a double confuses, alike in everything."""
+    fill(service, MINE, NEIGHBOUR)
+    return service
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return [element.text for element in page.browser.find_elements(By.CSS_SELECTOR, selector)]
+
+
+def links(page: Page) -> list[str]:
+    found = page.browser.find_elements(By.CSS_SELECTOR, "main a")
+    return [str(link.get_attribute("href")).partition("#")[2] for link in found]
+
+
+def tick_media(page: Page, service: ClusterService, pet: PetId, n: int) -> list[MediaId]:
+    cluster = service.clusters(pet).clusters[0]
+    page.click(f"{cluster.media[0]}, ")
+    for medium in cluster.media[:n]:
+        page.labelled(f"Choose {medium}").click()
+    return list(cluster.media[:n])
+
+
+def merge(page: Page, service: ClusterService, pet: PetId) -> None:
+    page.labelled("Choose cluster 1").click()
+    page.labelled("Choose cluster 2").click()
+    page.click("Merge 2 clusters")
+    page.sees(f"sploot-cluster merge {pet} 1 2")
+    page.click("Merge", within="//dialog")
+
+
+def split(page: Page, service: ClusterService, pet: PetId) -> None:
+    first, second = tick_media(page, service, pet, 2)
+    page.click("Split off: 2 media")
+    page.sees(f"sploot-cluster split {pet} 1 --media {first} --media {second}")
+    page.click("Split", within="//dialog")
+
+
+def exclude(page: Page, service: ClusterService, pet: PetId) -> None:
+    (medium,) = tick_media(page, service, pet, 1)
+    page.click("Not this cluster: 1 medium")
+    page.sees(f"sploot-cluster exclude {pet} 1 --media {medium}")
+    page.click("Take out", within="//dialog")
+
+
+def dismiss(page: Page, service: ClusterService, pet: PetId) -> None:
+    (medium,) = tick_media(page, service, pet, 1)
+    page.click("Dismiss: 1 medium")
+    page.sees(f"sploot-cluster dismiss {pet} --media {medium}")
+    page.click("Dismiss", within="//dialog")
+
+
+def undo(page: Page, service: ClusterService, pet: PetId) -> None:
+    page.click("Undo…")
+    page.sees(f"sploot-cluster undo {pet} 20")
+    page.click("Undo", within="//dialog")
+
+
+def restore(page: Page, service: ClusterService, pet: PetId) -> None:
+    page.click("Since then…")
+    page.sees(f"sploot-cluster restore {pet} 19")
+    page.click("Restore", within="//dialog")
+
+
+def recluster(page: Page, service: ClusterService, pet: PetId) -> None:
+    page.click("Recluster…")
+    page.sees(f"Recluster pet {pet}")
+    page.sees(f"sploot-cluster recluster {pet} --apply ")
+    page.click("Apply", within="//dialog")
+
+
+Act = Callable[[Page, ClusterService, PetId], None]
+
+
+@pytest.mark.parametrize("act", [merge, split, exclude, dismiss, recluster])
+def test_a_correction_of_a_large_id_spares_its_neighbour(
+    page: Page, twins: ClusterService, worker: None, act: Act
+) -> None:
+    before = twins.clusters(NEIGHBOUR)
+    page.open(f"pet/{MINE}")
+    page.sees(f"Pet {MINE}")
+
+    act(page, twins, MINE)
+
+    eventually(lambda: twins.revision(MINE) > before.revision, within_s=30)
+    assert twins.clusters(NEIGHBOUR) == before
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize("act", [undo, restore])
+def test_taking_back_for_a_large_id_spares_its_neighbour(
+    page: Page, twins: ClusterService, worker: None, act: Act
+) -> None:
+    for pet in (MINE, NEIGHBOUR):
+        twins.merge(pet, [ClusterId(1), ClusterId(2)], operation_id="m", by="test")
+    before = twins.clusters(NEIGHBOUR)
+    page.open(f"pet/{MINE}")
+
+    act(page, twins, MINE)
+
+    eventually(lambda: twins.revision(MINE) > before.revision, within_s=30)
+    assert twins.clusters(NEIGHBOUR) == before
+    assert page.complaints() == []
+
+
+def test_a_merge_of_an_id_of_19_digits_spares_its_neighbour(page: Page, service: ClusterService, worker: None) -> None:
+    fill(service, LONG, LONG_NEIGHBOUR)
+    page.open(f"pet/{LONG}")
+
+    merge(page, service, LONG)
+
+    eventually(lambda: len(service.clusters(LONG).clusters) == 2, within_s=30)
+    assert len(service.clusters(LONG_NEIGHBOUR).clusters) == 3
+
+
+def test_every_view_shows_a_large_id_exactly(page: Page, twins: ClusterService, worker: None) -> None:
+    page.open("pet")
+    page.labelled("Pet id").send_keys(str(MINE))
+    page.click("Look")
+    page.sees(f"Pet {MINE}")
+    assert page.browser.title.startswith(f"Pet {MINE} ")
+
+    page.click("s0-0, ")
+    page.labelled("Why is s0-0 here?").click()
+    page.sees(f"sploot-cluster why {MINE} s0-0")
+    page.click("Close", within="//dialog")
+
+    merge(page, twins, MINE)
+    page.sees("merge: succeeded")
+    job = page.browser.find_element(By.CSS_SELECTOR, "#notices a").get_attribute("href")
+    assert job is not None
+    page.open(job.partition("#/")[2])
+    page.sees("succeeded")
+    page.sees(str(MINE))
+    assert links(page) == [f"/pet/{MINE}"]
+    assert str(NEIGHBOUR) not in " ".join(texts(page, "body"))
+
+    page.click(str(MINE))
+    page.sees("18 media in 2 clusters")
+    assert texts(page, "h1") == [f"Pet {MINE}"]
+
+
+@pytest.mark.parametrize(("pet", "neighbour"), [(MINE, NEIGHBOUR), (LONG, LONG_NEIGHBOUR)])
+def test_dead_letters_of_a_large_id_are_listed_with_their_pet(
+    page: Page, redis_client: redis.Redis, pet: PetId, neighbour: PetId
+) -> None:
+    desk = Desk(redis_client)
+    desk.bury(1, pet_id=pet)
+    desk.bury(2, pet_id=neighbour)
+
+    page.open("dead")
+    page.sees("2 in embedding.ingested")
+    assert links(page) == [f"/pet/{neighbour}", f"/pet/{pet}"]
+
+    page.labelled("pet").send_keys(str(pet))
+    page.click("Filter")
+    page.sees("1 of 2 match")
+    assert links(page) == [f"/pet/{pet}"]
+    page.click("ValueError: no")
+    page.sees(f'"pet_id": "{pet}"')
+    page.click(str(pet))
+    page.sees(f"Pet {pet}")
+
+
+@pytest.mark.parametrize("verb", ["Purge", "Requeue"])
+def test_letters_of_a_large_id_are_moved_without_those_of_its_neighbour(
+    page: Page, redis_client: redis.Redis, verb: str
+) -> None:
+    desk = Desk(redis_client)
+    desk.bury(1, pet_id=MINE)
+    (other,) = desk.bury(2, pet_id=NEIGHBOUR)
+    page.open(f"dead/embedding.ingested?pet_id={MINE}")
+    page.sees("1 of 2 match")
+
+    page.click(f"{verb} all that match…")
+    page.sees(f"sploot-cluster queue dead {verb.lower()} embedding.ingested --pet {MINE} --yes")
+    page.click("Yes, 1 entry", within="//dialog")
+
+    eventually(lambda: desk.letter_ids() == [other], within_s=30)
+    assert len(desk.entry_ids()) == (verb == "Requeue")
+    page.open("queues")
+    page.sees("Who did what")
+    page.sees(verb.lower())
+    assert page.complaints() == []
+
+
+def test_a_message_of_a_dead_letter_keeps_its_large_id_a_number(page: Page, redis_client: redis.Redis) -> None:
+    message: dramatiq.Message[Any] = dramatiq.Message(
+        CLUSTER_FEEDBACK, MERGE_CLUSTERS, (), {"pet_id": MINE, "cluster_ids": [1, MINE]}, {}
+    )
+    facts: Any = {
+        "reason": "failed",
+        "error": "ValueError: no",
+        "actor": MERGE_CLUSTERS,
+        "entry_id": "1-1",
+        "deliveries": 1,
+    }
+    redis_client.xadd(QueueKeys(NAMESPACE, CLUSTER_FEEDBACK).dead, {**facts, "entry:message": message.encode()})
+
+    page.open(f"dead/{CLUSTER_FEEDBACK}?pet_id={MINE}")
+    page.sees("1 of 1 match")
+    page.click("ValueError: no")
+
+    page.sees(f'"pet_id": {MINE}')
+    assert str(NEIGHBOUR) not in " ".join(texts(page, "main"))
+
+
+# -- the page's own reader and writer of JSON ------------------------------------------------------------------------
+
+READ_AND_WRITTEN = """
+const [root, texts, isOld, done] = arguments;
+const raw = JSON.rawJSON;
+if (isOld) delete JSON.rawJSON;
+import(`${root}/console/exact.js`).then(({ read, write }) => {
+  const written = texts.map((text) => write(read(text)));
+  if (isOld) JSON.rawJSON = raw;
+  done(written);
+});
+"""
+
+SAME_WRITTEN = [
+    '{"pet_id":9007199254740993}',
+    '{"pet_id":-9223372036854775808,"to":[9223372036854775807,9007199254740991]}',
+    '{"name":"9007199254740993","a \\\\\\" 9007199254740993":"x\\\\"}',
+    '{"similarity":0.12345678901234568,"n":1e+21}',
+    "[42,true,null]",
+]
+
+
+def test_json_is_read_and_written_without_rounding(page: Page) -> None:
+    page.open("pet")
+
+    written: Any = page.browser.execute_async_script(READ_AND_WRITTEN, page.root, SAME_WRITTEN, False)
+
+    assert written == SAME_WRITTEN
+
+
+def test_json_is_read_exactly_by_a_browser_that_hides_the_source_of_numbers(page: Page) -> None:
+    page.open("pet")
+
+    written: Any = page.browser.execute_async_script(READ_AND_WRITTEN, page.root, SAME_WRITTEN, True)
+
+    assert written[0] == '{"pet_id":"9007199254740993"}'
+    assert written[1] == '{"pet_id":"-9223372036854775808","to":["9223372036854775807",9007199254740991]}'
+    assert written[2:] == SAME_WRITTEN[2:]
+
+
+def test_a_medium_whose_name_is_digits_stays_text(page: Page, service: ClusterService) -> None:
+    digits = MediaId("9007199254740993")
+    service.assign(MINE, digits, model=MODEL, vector=picture(0, 0))
+    page.open(f"pet/{MINE}")
+
+    page.labelled(f"Choose {digits}").click()
+    page.click("Dismiss: 1 medium")
+
+    page.sees(f"sploot-cluster dismiss {MINE} --media {digits}")
