@@ -197,6 +197,7 @@ def test_dead_letters_of_a_large_id_are_listed_with_their_pet(
     assert links(page) == [f"/pet/{pet}"]
     page.click("ValueError: no")
     page.sees(f'"pet_id": "{pet}"')
+    assert "null" not in " ".join(texts(page, "main"))
     page.click(str(pet))
     page.sees(f"Pet {pet}")
 

@@ -77,7 +77,7 @@ async function open(details, letter, queue) {
         ["deliveries", whole.deliveries],
         ["age", duration(Date.now() - new Date(whole.died_at))],
       ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-      whole.traceback && h("pre", {}, whole.traceback),
+      ...(whole.traceback ? [h("pre", {}, whole.traceback)] : []),
       h("pre", {}, write(whole.fields, 2)),
     );
   } catch (error) {

@@ -101,7 +101,7 @@ export async function ask({ title, body, action, danger = false, cli }) {
   const commands = h("div", {});
   const form = h("form", {}, h("h2", {}, title), body, commands, hint, h("menu", {}, cancel, yes));
   const showCommands = () => commands.replaceChildren(...labelled(cli, new FormData(form)));
-  form.addEventListener("input", showCommands);
+  for (const event of ["input", "change"]) form.addEventListener(event, showCommands);
   // the Enter that opened the dialog, held down, is not an answer
   form.addEventListener("keydown", (event) => event.key === "Enter" && event.repeat && event.preventDefault());
   form.addEventListener("submit", (event) => {

@@ -51,7 +51,7 @@ function verbs(data, again) {
   const merged = [...clusters].sort(byId);
   const names = [...chosen.media];
   const isInCluster = names.length > 0 && from !== null;
-  const some = names.length ? `${count(names.length)} ${names.length === 1 ? "medium" : "media"}` : "choose media";
+  const some = names.length ? manyMedia(names.length) : "choose media";
   const verb = (text, can, act) => h("button", { type: "button", class: can ? "main" : null, disabled: !can, onclick: act }, text);
   return h(
     "div",
@@ -64,6 +64,8 @@ function verbs(data, again) {
     (merged.length > 0 || names.length > 0) && h("button", { type: "button", onclick: () => (chooseNothing(), again()) }, "Choose nothing"),
   );
 }
+
+const manyMedia = (n) => `${count(n)} ${n === 1 ? "medium" : "media"}`;
 
 const chooseNothing = () => (chosen = nothing(chosen.pet));
 
@@ -224,10 +226,10 @@ async function merge(data, ids, again) {
 
 async function split(data, cluster, media, again) {
   const said = await ask({
-    title: `Split ${media.length} media off cluster ${cluster}`,
-    body: [h("p", {}, "They become a cluster of their own and stay apart from the rest for ever. It can be undone."), h("ul", { class: "media" }, media.map((medium) => h("li", {}, medium)))],
+    title: `Split ${manyMedia(media.length)} off cluster ${cluster}`,
+    body: [h("p", {}, "They become a cluster of their own and stay apart from the rest permanently. It can be undone."), listed(media)],
     action: "Split",
-    cli: shell("split", data.id, cluster, ...media.flatMap((medium) => ["--media", medium])),
+    cli: shell("split", data.id, cluster, ...named(media)),
   });
   if (said) say(data, again, "split", "clusters/split", { cluster_id: cluster, media_ids: media });
 }
@@ -257,8 +259,8 @@ async function exclude(data, cluster, media, again) {
 
 async function dismiss(data, media, again) {
   const said = await ask({
-    title: `Dismiss ${media.length} media`,
-    body: [h("p", {}, "They belong to no cluster, for ever. It can be undone."), listed(media)],
+    title: `Dismiss ${manyMedia(media.length)}`,
+    body: [h("p", {}, "They belong to no cluster, permanently. It can be undone."), listed(media)],
     action: "Dismiss",
     cli: shell("dismiss", data.id, ...named(media)),
   });
