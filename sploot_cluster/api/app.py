@@ -41,6 +41,15 @@ Groups every pet's media into clusters, and keeps people's corrections for ever.
 Work is enqueued and answered 202 with a `Location` to ask what became of it; it may run more than once and takes effect
 once. Errors are `application/problem+json` (RFC 9457) and name the field and the mend. Send an `Idempotency-Key` with
 every POST that you may have to repeat.
+
+**Ids** of pets, clusters and revisions are whole numbers of 64 bits. A request takes each as a JSON number or as its
+decimal digits in text (`42` or `"42"`: no sign, space, leading zero or fraction). Answers hold JSON numbers, written
+exactly. JavaScript's `JSON.parse` rounds numbers beyond 2^53 to the id of *another* pet: keep ids as text, send them as
+text, and read answers with a parser that keeps large integers, such as `/console/exact.js` of this server.
+
+**`If-Match`** with the `ETag` of a pet makes a correction conditional on what its sender looked at. It holds while no
+person, recluster or deletion has moved media since; media that arrived since do not matter, and `Arrivals-Since` counts
+them. Otherwise the answer is 412 and lists the changes. For `If-None-Match`, every arrival is a new `ETag`.
 """
 
 _TAGS: Final = [
