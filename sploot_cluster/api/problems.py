@@ -197,7 +197,7 @@ def _field_problem(error: Mapping[str, Any], known: Collection[str]) -> FieldPro
         case "int64_type":
             problem, mend = f"is {given}, not a whole number", "send a whole number, such as 42, or its digits as text"
         case "int64_text":
-            problem = "is not a whole number in its one spelling"
+            problem = "is not a whole number"
             mend = (
                 f"send {facts['lowest']} to {facts['highest']} in decimal digits, without sign, space or leading zero"
             )

@@ -10,6 +10,7 @@ import typer
 
 from sploot_cluster.errors import InvalidInput
 from tasks.cli.shared import FAILED, AsJson, out, print_json, settings_of_environment
+from tasks.contracts import MAX_INT64
 
 app = typer.Typer()
 
@@ -19,7 +20,9 @@ MOVED_SHOWN = 20
 @app.command()
 def capture(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it must not exist yet.")],
-    pet: Annotated[int | None, typer.Option(min=1, help="A pet: its media, what was done to it, its jobs.")] = None,
+    pet: Annotated[
+        int | None, typer.Option(min=1, max=MAX_INT64, help="A pet: its media, what was done to it, its jobs.")
+    ] = None,
     letter: Annotated[
         tuple[str, str] | None, typer.Option(help="A dead letter, by its queue and its id.", metavar="QUEUE LETTER")
     ] = None,

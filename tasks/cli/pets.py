@@ -28,7 +28,7 @@ from tasks.cli.shared import (
     report,
     table_of,
 )
-from tasks.contracts import EmbeddingIngested, stream_of
+from tasks.contracts import MAX_INT64, EmbeddingIngested, stream_of
 
 if TYPE_CHECKING:
     from sploot_cluster.diff import Diff
@@ -370,7 +370,7 @@ def export_pet(
 @app.command(name="import")
 def import_pet(
     file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
-    pet: Annotated[int | None, typer.Option("--as", help="Another id than its own.")] = None,
+    pet: Annotated[int | None, typer.Option("--as", min=1, max=MAX_INT64, help="Another id than its own.")] = None,
 ) -> None:
     """Put the pet of a file into Redis, exactly as it was. Refused while it holds something."""
     from sploot_cluster.models import PetId
@@ -417,7 +417,7 @@ def why(
 @app.command()
 def history(
     pet: Pet,
-    limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many of the newest.")] = 20,
     diff: Annotated[
         tuple[int, int] | None, typer.Option(help="Show what differs between two revisions instead.", metavar="FROM TO")
     ] = None,

@@ -295,6 +295,7 @@ def test_every_setting_is_shown_and_no_secret(redis_url: str) -> None:
         (["merge", "42", "1"], {}, "cluster_ids"),
         (["recluster", "0"], {}, "pet_id"),
         (["recluster"], {}, "PET"),
+        (["history", "42", "--limit", "99999999999999999999"], {}, "--limit"),
         (["dance"], {}, "dance"),
         (["queue", "status"], {"SPLOOT_LEASE_MS": "soon"}, "SPLOOT_LEASE_MS"),
         (["worker", "--queue", "nothing"], {}, "--queue"),

@@ -226,6 +226,9 @@ def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:
         (["dead", "show", "embedding", "no-id"], "no-id"),
         (["retire-consumer", "embedding", "nobody"], "nobody"),
         (["find"], "--pet"),
+        (["find", "--pet", "9223372036854775808"], "--pet"),
+        (["dead", "list", "--pet", "9223372036854775808"], "--pet"),
+        (["audit", "--limit", "99999999999999999999"], "--limit"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
