@@ -17,9 +17,6 @@ from sploot_cluster.queues import LONGEST_S
 
 MAX_INT64: Final = 2**63 - 1
 
-# The largest whole number up to which a double holds every one.
-MAX_SAFE_INTEGER: Final = 2**53 - 1
-
 _DIGITS: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
@@ -45,13 +42,16 @@ def _schema(lowest: int) -> dict[str, Any]:
     return {"type": "integer", "format": "int64", "minimum": lowest, "maximum": MAX_INT64}
 
 
-def _schema_or_text(lowest: int) -> dict[str, Any]:
-    pattern = "^[1-9][0-9]{0,18}$" if lowest else "^(0|[1-9][0-9]{0,18})$"
-    return {"anyOf": [_schema(lowest), {"type": "string", "format": "int64", "pattern": pattern}]}
-
+_NUMBER_OR_TEXT: Final[dict[str, Any]] = {
+    "anyOf": [
+        # FastAPI writes the bounds of a body as doubles, of which 2**63 is one and the highest id is not
+        {"type": "integer", "format": "int64", "minimum": 1, "exclusiveMaximum": 2**63},
+        {"type": "string", "format": "int64", "pattern": "^[1-9][0-9]{0,18}$"},
+    ]
+}
 
 # In a body: a number, or text.
-IdInBody = Annotated[int, _at_least(1), WithJsonSchema(_schema_or_text(1))]
+IdInBody = Annotated[int, _at_least(1), WithJsonSchema(_NUMBER_OR_TEXT)]
 
 # In a path or a query, where everything is text.
 IdInAddress = Annotated[int, _at_least(1), WithJsonSchema(_schema(1))]

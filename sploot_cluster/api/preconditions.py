@@ -26,6 +26,8 @@ MAX_CHANGES: Final = 100
 
 _ETAGS: Final = re.compile(r'(W/)?"([^"]*)"')
 
+_REVISION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
+
 IfNoneMatch = Annotated[str | None, Header(description="The ETag of what you have; 304 if it is still that.")]
 IfMatch = Annotated[
     str | None,
@@ -50,7 +52,7 @@ ARRIVALS: Final = "Arrivals-Since"
 
 ARRIVALS_HEADER: Final[dict[str, Any]] = {
     ARRIVALS: {
-        "description": "With If-Match: how many media arrived since that revision; the correction is not about them.",
+        "description": "With If-Match: how many media arrived since that revision.",
         "schema": {"type": "integer", "minimum": 0},
     }
 }
@@ -95,7 +97,7 @@ def expected_revision(revisions: Revisions, pet: PetId, if_match: str | None, re
         mend = 'send the ETag of the pet, such as "17", with its quotes'
         raise InvalidFields([FieldProblem(field="If-Match", problem="is not an entity tag", mend=mend)])
     # a weak tag never matches: it names something alike, and a correction is about exactly this
-    seen = [int(tag) for is_weak, tag in tags if not is_weak and tag.isdecimal() and len(tag) < 20]
+    seen = [int(tag) for is_weak, tag in tags if not is_weak and _REVISION.fullmatch(tag)]
     good = [revision for revision in seen if moved_at <= revision <= now]
     if not good:
         raise _stale(revisions, pet, now, seen)

@@ -498,7 +498,7 @@ def test_an_arrival_makes_a_new_tag_for_reading(front: Front, two_subjects: str)
 
 
 @pytest.mark.parametrize(
-    ("if_match", "status"), [("*", 202), ('"1", "13"', 202), ('W/"13"', 412), ('"x"', 412), ("13", 422)]
+    ("if_match", "status"), [("*", 202), ('"1", "13"', 202), ('W/"13"', 412), ('"013"', 412), ('"x"', 412), ("13", 422)]
 )
 def test_entity_tags_are_read_as_the_standard_says(front: Front, two_subjects: str, if_match: str, status: int) -> None:
     answer = front.http.post(API + "/clusters/undo", json=GOOD["/clusters/undo"], headers={"If-Match": if_match})

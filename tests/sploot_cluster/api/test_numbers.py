@@ -98,6 +98,7 @@ def test_the_document_gives_the_bounds_of_ids_in_words_of_json_schema() -> None:
         "integer", "int64", 1, 2**63 - 1
     )  # fmt: skip
     assert [form["type"] for form in in_body] == ["integer", "string"]
+    assert (in_body[0]["minimum"], in_body[0]["exclusiveMaximum"]) == (1, 2**63)
     assert in_body[1]["pattern"] == "^[1-9][0-9]{0,18}$"
 
 

@@ -200,7 +200,7 @@ const UNDOABLE = new Set(["merge", "split", "exclude", "dismiss", "undo"]);
 async function say(data, again, what, path, body) {
   try {
     const accepted = await post(path, { pet_id: data.id, ...body }, { "If-Match": `"${data.clusters.revision}"` });
-    if (accepted.n_arrivals) notice(`${what}: ${count(accepted.n_arrivals)} arrived since this page was loaded; the correction is not about them.`);
+    if (accepted.n_arrivals) notice(`${what}: ${count(accepted.n_arrivals)} arrived since this page was loaded.`);
     const status = await watch(accepted, what);
     if (status?.state === "succeeded") {
       chooseNothing();
