@@ -14,6 +14,8 @@ from .entries import EntryDecoder
 from .errors import (
     DeliveryLimitReached,
     EnqueueUncertain,
+    InvalidMessage,
+    InvalidOption,
     LeaseLost,
     MessageTooLarge,
     QueueFull,
@@ -35,6 +37,8 @@ __all__ = [
     "DeliveryLimitReached",
     "EnqueueUncertain",
     "EntryDecoder",
+    "InvalidMessage",
+    "InvalidOption",
     "LeaseLost",
     "MessageTooLarge",
     "PendingEntry",

@@ -1,6 +1,6 @@
 -- Puts the next of ordering keys to work whose message at work is gone without having ended, as after XDEL by hand.
 --
--- KEYS     1–7 work
+-- KEYS     1–8 work
 -- ARGV     cursor ("0" at first), look at about so many keys
 -- Returns  {next cursor ("0" = the pass is complete), how many were advanced}
 
@@ -8,13 +8,7 @@ local cursor, found = unpack(redis.call('HSCAN', work.heads, ARGV[1], 'COUNT', A
 local n = 0
 for i = 1, #found, 2 do
   local key, where = found[i], found[i + 1]
-  local is_there
-  if string.find(where, '\0', 1, true) then
-    is_there = redis.call('ZSCORE', work.delayed, where)
-  else
-    is_there = redis.call('XRANGE', work.stream, where, where)[1]
-  end
-  if not is_there then
+  if not is_there(where) then
     next_in_line(key, where)
     n = n + 1
   end

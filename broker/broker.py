@@ -18,23 +18,32 @@ from secrets import token_hex
 from typing import Any, TypeVar
 
 import redis
-from dramatiq import Broker, Message, Middleware
+from dramatiq import Actor, Broker, Message, Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed, QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import Callbacks, MiddlewareError
+from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines
 
 from .by_hand import ByHand
 from .connections import Argument
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
-from .deliveries import Delivery, Follower
-from .entries import EntryDecoder
-from .errors import DeliveryLimitReached, EnqueueUncertain, LeaseLost, MessageTooLarge, QueueFull
+from .deliveries import Delivery, Follower, Unhandled, unhandled_failure
+from .entries import EntryDecoder, check_text, with_types
+from .errors import (
+    DeliveryLimitReached,
+    EnqueueUncertain,
+    InvalidMessage,
+    InvalidOption,
+    LeaseLost,
+    MessageTooLarge,
+    QueueFull,
+    UndecodableEntry,
+)
 from .keys import QueueKeys
 from .listeners import Listeners, Method
-from .options import name_in_delayed, ordering_key_of, unique_key_of
+from .options import check_options, delay_ms_of, is_part_of_composition, name_in_delayed, ordering_key_of, unique_key_of
 from .scripts import ENQUEUE, ENQUEUE_PLAIN, FLUSH, SIZE, STATS
-from .session import Session
+from .session import REMEMBER_FOLLOWERS_MS, Session
 from .settings import DAY_MS, BrokerSettings
 from .stats import QueueStats, stats_from
 
@@ -44,14 +53,12 @@ DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
 # A client that lost a reply repeats itself within enqueue_timeout_ms; twice that and some is remembered.
 REMEMBER_EXTRA_MS = 10_000
-# What a message enqueues when it is done is enqueued again when its worker dies before the acknowledgement. Remembered
-# for longer than a crash is likely to be noticed.
-REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 MESSAGES_PER_CALL = 200
-# A century. Redis refuses what its clock cannot count to, in the middle of the script that adds the messages.
-LONGEST_LOCK_MS = 100 * 365 * DAY_MS
 # How soon a full queue is asked again at first.
 FIRST_PAUSE_S = 0.01
+
+# What enqueues the message that follows a finished one: when it raises, that is lost.
+FOLLOWING = (Callbacks, Pipelines, GroupCallbacks)
 
 _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
 
@@ -128,6 +135,15 @@ class RedisStreamsBroker(Broker):
         self._session = Session(self._client, self.settings, self._tell, self._enqueue_followers)
         _brokers.add(self)
 
+    def declare_actor(self, actor: Actor[Any, Any]) -> None:
+        """Declare an actor, and its queue.
+
+        Raises:
+            InvalidOption: an option of it would raise in the middleware that decides how its messages end.
+        """
+        check_options(actor.options)
+        super().declare_actor(actor)
+
     def declare_queue(self, queue_name: str) -> None:
         """Declare a queue; nothing is asked of Redis. Declaring it twice does nothing."""
         if queue_name not in self.queues:
@@ -146,7 +162,8 @@ class RedisStreamsBroker(Broker):
 
         Returns:
             The message; or, where its option ``unique_key`` is that of a waiting message, one with that one's
-            ``message_id``: nothing was added then. The option ``unique_for_ms`` bounds how long the key is locked.
+            ``message_id``: nothing was added then. The option ``unique_for_ms`` bounds how long the key is locked. A
+            message of a pipeline or of a group with callbacks is added all the same: its like would not end either.
             Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued:
             a failed one that is tried again holds up those behind it, and so does a delayed one.
 
@@ -155,6 +172,7 @@ class RedisStreamsBroker(Broker):
             EnqueueUncertain: it was sent, and no answer came within ``enqueue_timeout_ms``.
             QueueFull: the queue holds ``max_queue_length`` messages, and did so for ``wait_when_full_ms``.
             MessageTooLarge: it has more than ``max_message_bytes``.
+            InvalidMessage: it could not be run: a field or an option has the wrong type.
         """
         if isinstance(message, Delivery) and message.is_being_retried:
             return self._retry(message, delay)
@@ -220,7 +238,8 @@ class RedisStreamsBroker(Broker):
     def counters(self, queue_name: str) -> Mapping[str, int]:
         """What happened in the queue since it exists; what never happened is missing from the mapping and reads as 0.
 
-        enqueued, coalesced (of a unique key), acked, late (acknowledged after another had taken it), retried, promoted
+        enqueued, coalesced (of a unique key), stale_locks (their message was
+        removed by hand), acked, late (acknowledged after another had taken it), retried, promoted
         (delayed ones that fell due), dead, requeued (dead letters), recovered (of dead consumers), handed_back,
         redelivered (reply was lost), rescued (by hand), orphaned, ghosts (pending without entry), fenced (refused to
         who lost the entry).
@@ -230,7 +249,7 @@ class RedisStreamsBroker(Broker):
 
     def dead_letters(self, queue_name: str) -> DeadLetters:
         """The dead letters of the queue: list, get, requeue, purge."""
-        return DeadLetters(self._session.connections, self._keys(queue_name))
+        return DeadLetters(self._session.connections, self._keys(queue_name), self.settings)
 
     def by_hand(self, queue_name: str) -> ByHand:
         """The entries of the queue for people: look, rescue, retire a consumer."""
@@ -264,6 +283,7 @@ class RedisStreamsBroker(Broker):
                 keys.delayed_messages,
                 keys.messages_in_line,
                 keys.ordered,
+                keys.holders,
                 keys.suspects,
             ),
             (self.settings.group,),
@@ -316,12 +336,16 @@ class RedisStreamsBroker(Broker):
             self._before_run(args[0])
         elif signal == "worker_shutdown":
             self._session.isolation.release()
+        # How a message ends was decided before: refused here, it would be neither acknowledged nor rejected.
+        is_refusable = signal not in ("ack", "nack")
         name = f"before_{signal}"
         for method in self._listeners.of(self.middleware, name):
             try:
                 method(self, *args, **kwargs)
             except MiddlewareError:
-                raise
+                if is_refusable:
+                    raise
+                self._log_failure_of(name, method)
             except Exception:
                 self._log_failure_of(name, method)
 
@@ -335,11 +359,46 @@ class RedisStreamsBroker(Broker):
             return
         self._following.delivery = delivery
         try:
-            self._tell(f"after_{signal}", *args, **kwargs)
+            failures = self._tell(f"after_{signal}", *args, **kwargs)
             if delivery.is_doomed:
                 self._call_back_of_failure(delivery)
+            if signal == "skip_message":
+                self._follow_with_coalesced(delivery)
+            elif kwargs.get("exception") is not None:
+                self._check_failure(delivery, failures)
+            else:
+                self._check_success(delivery, failures)
         finally:
             self._following.delivery = None
+
+    def _check_failure(self, delivery: Delivery, failures: Sequence[tuple[Method, Exception]]) -> None:
+        """Reject a message that failed, and that no middleware failed or tried again."""
+        if delivery.is_handled or delivery._exception is None:  # a middleware may take the exception away
+            return
+        delivery.unhandled = unhandled_failure(*(_named(method, error) for method, error in failures))
+        delivery.fail()
+
+    def _check_success(self, delivery: Delivery, failures: Sequence[tuple[Method, Exception]]) -> None:
+        """Keep a message from being acknowledged where the middleware raised that enqueues what follows it."""
+        for method, error in failures:
+            if isinstance(getattr(method, "__self__", None), FOLLOWING):
+                delivery.unhandled = Unhandled(
+                    f"it ran to its end, and what was to follow it was not enqueued: {_named(method, error)}",
+                    "correct what is to follow it, then requeue this dead letter; the job runs again",
+                )
+
+    def _follow_with_coalesced(self, skipped: Delivery) -> None:
+        """Enqueue what was coalesced onto a message that a middleware skipped, as when it was cancelled."""
+        if skipped.coalesced is None or skipped.failed:
+            return
+        try:
+            self._follow(skipped, Message.decode(skipped.coalesced), None)
+        except Exception as error:
+            self.logger.exception("what was coalesced onto a skipped message cannot be enqueued")
+            skipped.unhandled = Unhandled(
+                f"it was skipped, and what was coalesced onto it was not enqueued: {type(error).__name__}: {error}",
+                "correct the cause, then requeue this dead letter",
+            )
 
     def _call_back_of_failure(self, delivery: Delivery) -> None:
         """Have Dramatiq's callbacks told of a message that is not run any more: they hear only of those that ran."""
@@ -379,6 +438,8 @@ class RedisStreamsBroker(Broker):
 
     def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
         message: Message[Any] = delivery.copy()
+        # from here on it is tried again, also where a middleware or Redis refuses it now: see ``Consumer.ack``
+        delivery.retry_asked, delivery.retry_delay = True, delay
         self.emit_before("enqueue", message, delay)
         if self._session.begin_retry(delivery, message, delay):
             self.emit_after("enqueue", message, delay)
@@ -388,14 +449,34 @@ class RedisStreamsBroker(Broker):
         """Enqueue what follows a finished message: a pipeline's next, a callback.
 
         Dramatiq logs what escapes from here and acknowledges the finished message all the same, and what follows would
-        be lost. So a lost connection does not raise: the message waits, and ``Consumer.ack`` enqueues it first.
+        be lost. So a lost connection does not raise: the message waits, and ``Consumer.ack`` enqueues it first. What
+        cannot be enqueued becomes a dead letter.
+
+        Raises:
+            Exception: it can be no dead letter either, as when it cannot be encoded. The finished one becomes one.
         """
         try:
-            return self._enqueue([(message, delay)])[0]
+            followed = self._enqueue([(message, delay)])[0]
         except BrokerConnectionError as error:
             self.logger.warning("what follows a finished message waits for Redis: %s", error)
             finished.pending_followers.append(Follower(message, delay))
-            return message
+            followed = message
+        except Exception as error:
+            followed = self._condemn(finished, message, delay, error)
+        if message.message_id == finished.message_id:
+            finished.is_sent_again = True
+        return followed
+
+    def _condemn(self, finished: Delivery, message: Message[Any], delay: int | None, error: Exception) -> Message[Any]:
+        """Make what was to follow a finished message, and cannot be enqueued, a dead letter."""
+        if isinstance(message, MessageProxy):
+            message = message.copy()
+        try:
+            self._session.condemn(finished, message, error)
+        except (BrokerConnectionError, redis.RedisError) as unreachable:
+            self.logger.warning("what follows a finished message waits for Redis: %s", unreachable)
+            finished.pending_followers.append(Follower(message, delay))
+        return message
 
     def _enqueue_followers(self, finished: Delivery) -> None:
         """Enqueue what could not be when the message finished.
@@ -407,8 +488,13 @@ class RedisStreamsBroker(Broker):
         try:
             while finished.pending_followers:
                 follower = finished.pending_followers[0]
-                # under the same enqueue id as at first: it is there once, whatever became of the first attempt
-                self._enqueue([(follower.message, follower.delay)])
+                try:
+                    # under the same enqueue id as at first: it is there once, whatever became of the first attempt
+                    self._enqueue([(follower.message, follower.delay)])
+                except BrokerConnectionError:
+                    raise
+                except Exception as error:
+                    self._session.condemn(finished, follower.message, error)
                 del finished.pending_followers[0]
         finally:
             self._following.delivery = None
@@ -427,7 +513,7 @@ class RedisStreamsBroker(Broker):
             for start in range(0, len(of_queue), n_at_once)
         ]
         answers = self._send_where_room_is(chunks)
-        returned = [message for message, _ in messages]
+        returned = [outgoing.message for outgoing in all_outgoing]
         refused: dict[str, tuple[int, list[str]]] = {}
         for (keys, chunk), answer in zip(chunks, answers, strict=True):
             if answer[0] == b"FULL":
@@ -471,7 +557,17 @@ class RedisStreamsBroker(Broker):
     def _outgoing(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
         if isinstance(message, MessageProxy):
             message = message.copy()
-        self.emit_before("enqueue", message, delay)
+        try:
+            message = with_types(message)
+            self.emit_before("enqueue", message, delay)
+            check_text(message)
+            check_options(message.options)
+            if delay is not None:
+                check_options({"delay": delay})
+        except (UndecodableEntry, InvalidOption) as error:
+            raise InvalidMessage(
+                message_id=str(message.message_id), field=error.field, problem=error.problem, mend=error.mend
+            ) from error
         stored = message
         if "eta" in message.options:
             # a time on some producer's clock; ours is the server's, so what is left of it becomes the delay
@@ -496,19 +592,24 @@ class RedisStreamsBroker(Broker):
         max_length = 0 if following is not None else self.settings.max_queue_length or 0
         args: list[Argument] = [enqueue_id, remember_ms, max_length]
         for outgoing in chunk:
-            delay_ms = max(0, int(outgoing.delay or 0))
+            delay_ms = delay_ms_of(outgoing.delay)
             unique_key, lock, unique_for_ms = unique_key_of(outgoing.message.options), 0, 0
             if unique_key is not None:
                 script_keys.append(keys.unique(unique_key))
                 lock = len(script_keys)
-                asked = outgoing.message.options.get("unique_for_ms")
-                unique_for_ms = int(asked) if asked is not None else delay_ms + self.settings.unique_for_ms
+                unique_for_ms = self.settings.lock_ms(outgoing.message.options, delay_ms)
             ordering_key = ordering_key_of(outgoing.message.options)
             name = name_in_delayed(ordering_key) if delay_ms else ""
-            lock_ms = min(max(1, unique_for_ms), LONGEST_LOCK_MS)
-            args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, lock_ms)
-            args.append(ordering_key or "")
+            args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, unique_for_ms)
+            args += (ordering_key or "", int(not self._is_waited_for(outgoing.message, following)))
         return script_keys, args
+
+    def _is_waited_for(self, message: Message[Any], following: Delivery | None) -> bool:
+        """Whether a pipeline or a group would never end were it coalesced onto another message."""
+        if is_part_of_composition(message.options):
+            return True
+        target = None if following is None else following.options.get("pipe_target")
+        return target is not None and target.get("message_id") == message.message_id
 
     def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
         """Where a call is remembered, as what, and for how many ms."""
@@ -518,7 +619,7 @@ class RedisStreamsBroker(Broker):
             return recent, enqueue_id, 2 * self.settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
         # What follows a finished message, as the next of a pipeline, is enqueued again when the worker dies before the
         # acknowledgement: from the same entry, with the same message id. Another run is another entry.
-        enqueue_id = f"{following.entry_id}/{chunk[0].message.message_id}"
+        enqueue_id = following.name_of_follower(chunk[0].message)
         return keys.recent(enqueue_id), enqueue_id, REMEMBER_FOLLOWERS_MS
 
     def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
@@ -584,13 +685,20 @@ class RedisStreamsBroker(Broker):
             keys = self._keys_by_queue[queue_name] = QueueKeys(self.settings.namespace, queue_name)
         return keys
 
-    def _tell(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Call the method of that name of every middleware that has one, the last first; signals of ours as well."""
+    def _tell(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, Exception]]:
+        """Call the method of that name of every middleware that has one, the last first; signals of ours as well.
+
+        Returns:
+            the methods that raised, and what they raised.
+        """
+        failures: list[tuple[Method, Exception]] = []
         for method in reversed(self._listeners.of(self.middleware, signal)):
             try:
                 method(self, *args, **kwargs)
-            except Exception:
+            except Exception as error:
                 self._log_failure_of(signal, method)
+                failures.append((method, error))
+        return failures
 
     def _log_failure_of(self, name: str, method: Method) -> None:
         self.logger.critical(
@@ -624,6 +732,11 @@ class _Producer(threading.local):
         """Where a call is remembered, and as what. Each step of a round trip may fail alone: each has its own place."""
         self._n_calls += 1
         return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
+
+
+def _named(method: Method, error: Exception) -> str:
+    """The middleware whose method raised, and what it raised."""
+    return f"{type(getattr(method, '__self__', method)).__name__} raised {type(error).__name__}: {error}"
 
 
 class _Counters(dict[str, int]):

@@ -1,6 +1,6 @@
 -- Moves an entry to the dead letters, with the fields it came with.
 --
--- KEYS     1–7 work  8 dead  9 suspects  10 counters  11 unique key of the message (optional)
+-- KEYS     1–8 work  9 dead  10 suspects  11 counters  12 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id,
 --          ms to keep dead letters, how many to keep, ordering key ("" = none),
 --          then names and values of the letter's own fields
@@ -11,7 +11,7 @@
 -- A full server takes it: but for the reason nothing is added that was not there, and the first write needs no memory.
 
 local MOST_FIELDS = 2000
-local stream, dead, suspects, counters, unique = KEYS[1], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local stream, dead, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local keep_ms, keep_n, key = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 
@@ -45,8 +45,8 @@ redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, server_m
 redis.call('XACK', stream, group, id)
 redis.call('XDEL', stream, id)
 redis.call('HDEL', suspects, id)
-if unique and redis.call('GET', unique) == message_id then
-  redis.call('DEL', unique)
+if unique then
+  unlock(unique, message_id, id)
 end
 if key ~= '' then
   next_in_line(key, id)

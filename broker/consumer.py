@@ -19,8 +19,8 @@ from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.threading import Interrupt
 
 from .connections import BlockingRead
-from .deliveries import Delivery
-from .entries import decode, fields_of
+from .deliveries import Delivery, Unhandled
+from .entries import decode, fields_of, has_run, size_of
 from .errors import UndecodableEntry
 from .keys import HANDED_BACK
 from .read_ahead import ReadAhead
@@ -106,9 +106,10 @@ class StreamsConsumer(Consumer):
         if message.pending_retry is not None:
             self._session.write_retry(message)
         elif message.is_being_retried and not message.is_lost:
-            # Retries counted the failure, and its enqueue raised, or was interrupted by a time limit: Dramatiq swallows
-            # that and acknowledges.
-            self._session.begin_retry(message, message.copy(), LOST_RETRY_DELAY_MS)
+            self._write_lost_retry(message)
+        elif message.unhandled is not None or (message._exception is not None and not message.is_handled):
+            # It raised where Dramatiq's Worker itself does not expect it, and no middleware has heard of it.
+            self._bury_unhandled(message)
         if message.is_settled or message.is_lost:
             self._queue.deliveries.forget([message])
         else:
@@ -118,6 +119,29 @@ class StreamsConsumer(Consumer):
                 # before another one may kill this process, and have the crash charged to this one
                 self._queue.deliveries.wait_until_written(message, 1.0)
         self._session.isolation.leave(message)
+
+    def _write_lost_retry(self, message: Delivery) -> None:
+        """Write what Retries counted, and a middleware refused or a time limit interrupted: Dramatiq swallows that."""
+        delay = message.retry_delay if message.retry_asked else LOST_RETRY_DELAY_MS
+        try:
+            self._session.begin_retry(message, message.copy(), delay)
+        except BrokerConnectionError:
+            raise
+        except Exception as error:
+            message.unhandled = Unhandled(
+                f"its retry cannot be written: {type(error).__name__}: {error}",
+                "have the actor leave its arguments as they are, then requeue this dead letter",
+            )
+            self._bury_unhandled(message)
+
+    def _bury_unhandled(self, message: Delivery) -> None:
+        if message.is_settled or message.is_lost:
+            return
+        try:
+            self._session.bury_unhandled(message)
+            message.is_settled = True
+        except redis.RedisError as error:
+            raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def nack(self, message: MessageProxy) -> None:
         """Make it a dead letter.
@@ -326,8 +350,8 @@ class StreamsConsumer(Consumer):
                 entry_id, fields = raw_id.decode(), fields_of(flat)
                 try:
                     message = decode(entry_id, fields, queue_name=self._keys.queue_name, decoder=self._queue.decoder)
-                    n_bytes = sum(map(len, flat))
-                    if n_bytes > self._settings.max_message_bytes:
+                    n_bytes = size_of(flat)
+                    if n_bytes > self._settings.max_message_bytes and not has_run(message):
                         raise Oversize(n_bytes, self._settings.max_message_bytes, message)
                 except UndecodableEntry as error:
                     self._session.bury_entry(self._keys, entry_id, deliveries, fields, error)
@@ -393,4 +417,5 @@ class Oversize(UndecodableEntry):
 
     def __init__(self, n_bytes: int, limit: int, message: Message[Any]) -> None:
         problem = f"has {n_bytes} bytes of {limit} it may have"
-        super().__init__("entry", problem, "send a key instead of the data", message=message)
+        hint = "send a key instead of the data, or raise max_message_bytes of the workers and requeue this dead letter"
+        super().__init__("entry", problem, hint, message=message)

@@ -2,11 +2,13 @@
 
 A letter is an entry of the queue's dead stream, with these fields, those without value left out:
 
-    reason      one word: failed, skipped, delivery-limit, undecodable, wrong-queue, unknown-actor, oversize
+    reason      one word: failed, skipped, delivery-limit, undecodable, wrong-queue, unknown-actor, oversize;
+                unhandled: nothing failed, retried or skipped it, and it must not be acknowledged;
+                not-enqueued: it was to follow a finished message, and could not be enqueued
     error       for a failed actor "ExceptionClass: message"
     field, mend of the exception, where it has such attributes: what is to blame, and what to do about it
     traceback   its end, at most 8 KiB
-    actor, message_id, entry_id, deliveries, ordering_key
+    actor, message_id, entry_id, deliveries, ordering_key, unique_key
     entry:…     every field of the entry as it was; a requeue restores exactly these
     left_out    how many fields it had beyond 2,000, which are not kept
 """
@@ -21,17 +23,19 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypedDict, Unpack
 
+import dramatiq
 import redis
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import SkipMessage
 
 from .connections import Argument, Connections
 from .deliveries import Delivery
-from .entries import WrongQueue, fields_of
-from .errors import DeliveryLimitReached, UndecodableEntry
+from .entries import WrongQueue, fields_of, was_retried
+from .errors import DeliveryLimitReached, MessageTooLarge, UndecodableEntry
 from .keys import QueueKeys
-from .options import ordering_key_of
-from .scripts import REQUEUE
+from .options import ordering_key_of, unique_key_of
+from .scripts import LOOK_UP, REQUEUE
+from .settings import BrokerSettings
 
 MAX_TRACEBACK_BYTES = 8 * 1024
 MAX_ERROR_BYTES = 2 * 1024
@@ -91,9 +95,10 @@ class Wanted(TypedDict, total=False):
 class DeadLetters:
     """The dead letters of one queue."""
 
-    def __init__(self, connections: Connections, keys: QueueKeys) -> None:
+    def __init__(self, connections: Connections, keys: QueueKeys, settings: BrokerSettings) -> None:
         self._connections = connections
         self._keys = keys
+        self._settings = settings
 
     def __len__(self) -> int:
         return int(self._connections.run("XLEN", self._keys.dead))
@@ -150,7 +155,14 @@ class DeadLetters:
         return self._letter(letter_id, fields_of(found[0][1])) if found else None
 
     def requeue(self, letter_ids: Iterable[str]) -> int:
-        """Put letters back to work, at the end of the queue, as they were; how many there were."""
+        """Put letters back to work, at the end of the queue, as they were; how many there were.
+
+        A letter takes the lock of its unique key where no other message of it waits.
+
+        Raises:
+            MessageTooLarge: a letter has more than ``max_message_bytes``, so that workers would make it a dead letter
+                again. It stays one; the others were put back.
+        """
         return sum(entry_id is not None for entry_id in self.put_back(letter_ids))
 
     def put_back(self, letter_ids: Iterable[str]) -> Sequence[str | None]:
@@ -159,12 +171,39 @@ class DeadLetters:
         ``in-line`` stands for a letter that waits for another message of its ordering key.
         """
         ids = list(letter_ids)
-        keys = (*self._keys.work, self._keys.dead, self._keys.counters)
         entries: builtins.list[str | None] = []
+        refused: builtins.list[MessageTooLarge] = []
         for start in range(0, len(ids), PAGE):
-            answer = self._connections.run_script(REQUEUE, keys, ids[start : start + PAGE])
-            entries += [entry_id.decode() or None for entry_id in answer]
+            entries += self._put_back(ids[start : start + PAGE], refused)
+        if refused:
+            raise refused[0]
         return entries
+
+    def _put_back(self, ids: Sequence[str], refused: builtins.list[MessageTooLarge]) -> builtins.list[str | None]:
+        script_keys = [*self._keys.work, self._keys.dead, self._keys.counters]
+        args: builtins.list[Argument] = [self._settings.lock_ms({}, 0)]
+        for letter_id, (n_bytes, raw_key) in zip(
+            ids, self._connections.run_script(LOOK_UP, (self._keys.dead,), ids), strict=True
+        ):
+            if n_bytes > self._settings.max_message_bytes and (error := self._too_large(letter_id, n_bytes)):
+                refused.append(error)
+                continue
+            lock = 0
+            if raw_key:
+                script_keys.append(self._keys.unique(raw_key.decode()))
+                lock = len(script_keys)
+            args += (letter_id, lock)
+        answer = self._connections.run_script(REQUEUE, script_keys, args)
+        return [entry_id.decode() or None for entry_id in answer]
+
+    def _too_large(self, letter_id: str, n_bytes: int) -> MessageTooLarge | None:
+        """What refuses a letter that workers would not take; None for a retry, which they take at any size."""
+        letter = self.get(letter_id)
+        if letter is None or was_retried(letter.fields):
+            return None
+        return MessageTooLarge(
+            message_id=letter.message_id or letter_id, n_bytes=n_bytes, limit=self._settings.max_message_bytes
+        )
 
     def purge(self, letter_ids: Iterable[str]) -> int:
         """Remove letters for ever; how many there were."""
@@ -222,27 +261,40 @@ def _ms(moment: datetime) -> int:
 
 def facts_of_delivery(delivery: Delivery) -> list[Argument]:
     """Names and values of the letter of a message that failed here."""
-    exception = delivery._exception
-    return _facts(
-        _reason(exception),
+    exception, unhandled = delivery._exception, delivery.unhandled
+    facts = _facts(
+        _reason(exception) if unhandled is None else "unhandled",
         exception,
         entry_id=delivery.entry_id,
         deliveries=delivery.deliveries,
-        actor=delivery.actor_name,
-        message_id=delivery.message_id,
-        **({} if delivery.ordering_key is None else {"ordering_key": delivery.ordering_key}),
+        **_named(delivery),
     )
+    if unhandled is not None:
+        problem = unhandled.problem if exception is None else f"{_error(exception)}; {unhandled.problem}"
+        facts["error"] = _cut(problem, MAX_ERROR_BYTES)
+        facts["mend"] = unhandled.mend
+    return flat(facts)
+
+
+def facts_of_follower(error: Exception, message: dramatiq.Message[Any], *, entry_id: str) -> list[Argument]:
+    """Names and values of the letter of a message that was to follow that of an entry, and could not be enqueued."""
+    return flat(_facts("not-enqueued", error, entry_id=entry_id, deliveries=0, **_named(message)))
 
 
 def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliveries: int) -> list[Argument]:
     """Names and values of the letter of an entry that is no message."""
-    message, told = error.message, {}
-    if message is not None:
-        told = {"actor": message.actor_name, "message_id": message.message_id}
-        ordering_key = ordering_key_of(message.options)
-        if ordering_key is not None:
-            told["ordering_key"] = ordering_key
-    return _facts(reason, error, entry_id=entry_id, deliveries=deliveries, **told)
+    named = {} if error.message is None else _named(error.message)
+    return flat(_facts(reason, error, entry_id=entry_id, deliveries=deliveries, **named))
+
+
+def _named(message: dramatiq.Message[Any] | Delivery) -> dict[str, str]:
+    """Whose letter it is, and what a requeue has to know."""
+    keys = {"ordering_key": ordering_key_of(message.options), "unique_key": unique_key_of(message.options)}
+    return {
+        "actor": message.actor_name,
+        "message_id": message.message_id,
+        **{name: key for name, key in keys.items() if key is not None},
+    }
 
 
 def reason_of(error: UndecodableEntry) -> str:
@@ -263,11 +315,10 @@ def _reason(exception: BaseException | None) -> str:
 
 def _facts(
     reason: str, exception: BaseException | None, *, entry_id: str, deliveries: int, **more: str
-) -> list[Argument]:
-    error = "rejected without an exception" if exception is None else f"{type(exception).__name__}: {exception}"
+) -> dict[str, Argument]:
     facts: dict[str, Argument] = {
         "reason": reason,
-        "error": _cut(error, MAX_ERROR_BYTES),
+        "error": _cut(_error(exception), MAX_ERROR_BYTES),
         "entry_id": entry_id,
         "deliveries": deliveries,
         **more,
@@ -279,7 +330,15 @@ def _facts(
     if exception is not None and exception.__traceback__ is not None:
         told = "".join(traceback.format_exception(exception)).encode(errors="replace")
         facts["traceback"] = told[-MAX_TRACEBACK_BYTES:].decode(errors="ignore")
+    return facts
+
+
+def flat(facts: Mapping[str, Argument]) -> list[Argument]:
     return [part for pair in facts.items() for part in pair]
+
+
+def _error(exception: BaseException | None) -> str:
+    return "rejected without an exception" if exception is None else f"{type(exception).__name__}: {exception}"
 
 
 def _cut(text: str, n_bytes: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import dramatiq
 from dramatiq.broker import MessageProxy
 
-from .options import ordering_key_of
+from .options import ordering_key_of, unique_key_of
 
 # How long a read is put off to ask for more at once. Less than the round trip it saves, where jobs are short.
 GATHER_S = 0.001
@@ -25,8 +25,8 @@ NOBODY_WAITS = -1
 class PendingRetry:
     """A retry that Redis has not taken yet: the message must not be acknowledged before it has."""
 
-    message: dramatiq.Message[Any]
-    delay: int | None
+    payload: bytes
+    delay_ms: int
     name: str
 
 
@@ -36,6 +36,31 @@ class Follower:
 
     message: dramatiq.Message[Any]
     delay: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unhandled:
+    """Why a message that no middleware failed, retried or skipped is not acknowledged, but becomes a dead letter.
+
+    Attributes:
+        problem: what happened to it.
+        mend: what to do about it.
+    """
+
+    problem: str
+    mend: str
+
+
+def unhandled_failure(*raised: str) -> Unhandled:
+    """Return why a message is one that failed and that no middleware failed, tried again or skipped.
+
+    Args:
+        raised: which middleware raised what, where one did.
+    """
+    what = "; ".join(("it failed, and no middleware failed it or tried it again", *raised))
+    if raised:
+        return Unhandled(what, "correct what made the middleware raise, then requeue this dead letter")
+    return Unhandled(what, "add dramatiq.middleware.Retries to the broker, then requeue this dead letter")
 
 
 class Delivery(MessageProxy):
@@ -53,6 +78,11 @@ class Delivery(MessageProxy):
         ordering_key: None where it has none.
         is_alone: nothing else runs in this process, so that a crash is its doing; see ``Isolation``.
         is_lost: another process holds it now; whatever happens to it here changes nothing.
+        retry_asked: whether a middleware asked for another try, with the delay ``retry_delay``.
+        is_sent_again: whether a middleware enqueued it again as a message of its own, under the same id.
+        unhandled: why it must not be acknowledged, though no middleware failed it; see ``Unhandled``.
+        is_noted: whether Redis still has notes of it as the waiting message of its unique key.
+        coalesced: the newest message that was coalesced onto it; it follows when this one is skipped.
     """
 
     def __init__(
@@ -78,6 +108,12 @@ class Delivery(MessageProxy):
         self.is_settled = False
         self.pending_retry: PendingRetry | None = None
         self.pending_followers: list[Follower] = []
+        self.retry_asked = False
+        self.retry_delay: Any = None
+        self.is_sent_again = False
+        self.unhandled: Unhandled | None = None
+        self.is_noted = unique_key_of(message.options) is not None
+        self.coalesced: bytes | None = None
         self._retries_when_delivered = message.options.get("retries", 0)
         self.ordering_key = ordering_key_of(message.options)
 
@@ -89,6 +125,17 @@ class Delivery(MessageProxy):
     def is_being_retried(self) -> bool:
         """Whether the Retries middleware has counted a failure since the delivery."""
         return not self.is_settled and self._message.options.get("retries", 0) != self._retries_when_delivered
+
+    def name_of_follower(self, message: dramatiq.Message[Any]) -> str:
+        """Return what is the same when this message, run again, enqueues that one again."""
+        return f"{self.entry_id}/{message.message_id}"
+
+    @property
+    def is_handled(self) -> bool:
+        """Whether something was done about its failure: it is a failed one, is tried again, or was enqueued again."""
+        return (
+            self.failed or self.is_settled or self.is_sent_again or self.retry_asked or self.pending_retry is not None
+        )
 
 
 class Deliveries:

@@ -1,18 +1,20 @@
 -- Adds messages to one queue: all of them, or none. One that asks for nothing else goes by enqueue_plain.lua.
 --
--- KEYS     1–7 work  8 recent of this producer  9 counters  10… one per unique key
+-- KEYS     1–8 work  9 recent of this producer  10 counters  11… one per unique key
 -- ARGV     enqueue id, ms to remember it     a client that repeats itself after a lost reply is recognised by it:
 --                                            a producer repeats its last call and no other
 --          max_queue_length                  messages the stream and the line may hold; 0 = no limit
---          then seven per message: payload, name in delayed, delay in ms (0 = none), message id,
---          number of its unique key in KEYS (0 = none), ms after which the unique lock ends, ordering key ("" = none)
+--          then eight per message: payload, name in delayed, delay in ms (0 = none), message id,
+--          number of its unique key in KEYS (0 = none), ms after which the unique lock ends, ordering key ("" = none),
+--          1: it may be coalesced onto the waiting message of its unique key
 -- Returns  {"ADDED", id, …}       per message: its own id, or the id of the waiting message of its unique key
 --          {"FULL", length}       nothing was added
 --
+-- The lock of a message that is gone, as after XDEL by hand, is taken by the next.
 -- A repeated call answers as the first did, as far as locks still tell.
 
-local FIXED, PER_MESSAGE = 3, 7
-local stream, recent, counters = KEYS[1], KEYS[8], KEYS[9]
+local FIXED, PER_MESSAGE = 3, 8
+local stream, recent, counters = KEYS[1], KEYS[9], KEYS[10]
 local enqueue_id, remember_ms, max_length = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local n = (#ARGV - FIXED) / PER_MESSAGE
 
@@ -21,7 +23,7 @@ if redis.call('SET', recent, enqueue_id, 'PX', remember_ms, 'GET') == enqueue_id
   for i = 1, n do
     local at = FIXED + (i - 1) * PER_MESSAGE
     local lock = tonumber(ARGV[at + 5])
-    local holder = lock > 0 and redis.call('GET', KEYS[lock])
+    local holder = lock > 0 and ARGV[at + 8] == '1' and redis.call('GET', KEYS[lock])
     reply[#reply + 1] = holder or ARGV[at + 4]
   end
   return reply
@@ -35,26 +37,33 @@ if max_length > 0 then
   end
 end
 
-local n_added, n_coalesced = 0, 0
+local n_added, n_coalesced, n_stale = 0, 0, 0
 local now, earliest = nil, nil
 for i = 1, n do
   local at = FIXED + (i - 1) * PER_MESSAGE
   local payload, name, delay, id = ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4]
   local lock, key = tonumber(ARGV[at + 5]), ARGV[at + 7]
-  local holder = lock > 0 and redis.call('GET', KEYS[lock])
-  if holder then
+  local holder, is_stale = false, false
+  if lock > 0 then
+    holder, is_stale = holder_of(KEYS[lock])
+  end
+  if is_stale then
+    n_stale = n_stale + 1
+  end
+  if holder and ARGV[at + 8] == '1' then
     n_coalesced = n_coalesced + 1
-  else
-    if lock > 0 then
-      redis.call('SET', KEYS[lock], id, 'PX', ARGV[at + 6])
+    if holder ~= id then
+      redis.call('HSET', work.holders, '+' .. holder, payload)
     end
+    reply[#reply + 1] = holder
+  else
     if delay > 0 then
       now = now or server_ms()
     end
+    local where = name
     if key ~= '' and is_at_work(key) then
-      stand_in_line(key, delay > 0 and now + delay or 0, payload)
+      where = stand_in_line(key, delay > 0 and now + delay or 0, payload)
     else
-      local where = name
       if delay > 0 then
         redis.call('HSET', work.messages, name, payload)
         redis.call('ZADD', work.delayed, now + delay, name)
@@ -68,9 +77,13 @@ for i = 1, n do
         note_where(key, nil, where)
       end
     end
+    if lock > 0 and not holder then
+      redis.call('SET', KEYS[lock], id, 'PX', ARGV[at + 6])
+      hold(id, where)
+    end
     n_added = n_added + 1
+    reply[#reply + 1] = id
   end
-  reply[#reply + 1] = holder or id
 end
 
 if earliest and tonumber(redis.call('ZRANGE', work.delayed, 0, 0, 'WITHSCORES')[2]) >= earliest then
@@ -82,5 +95,8 @@ if n_added > 0 then
 end
 if n_coalesced > 0 then
   redis.call('HINCRBY', counters, 'coalesced', n_coalesced)
+end
+if n_stale > 0 then
+  redis.call('HINCRBY', counters, 'stale_locks', n_stale)
 end
 return reply

@@ -6,14 +6,16 @@ Nothing that stands in a stream may stop a consumer or a worker thread: what is 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
+from uuid import UUID
 
 import dramatiq
 from dramatiq.errors import DecodeError
 
-from .errors import UndecodableEntry
-from .options import ordering_key_of, unique_key_of
+from .errors import InvalidOption, UndecodableEntry
+from .options import check_options, ordering_key_of, shown, unique_key_of
 
 # From the entry's id and its fields to a message of the entry's queue. Raises UndecodableEntry.
 EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message[Any]]
@@ -52,6 +54,23 @@ def decode(
     return message
 
 
+def size_of(flat: Sequence[bytes]) -> int:
+    """What counts of an entry against ``max_message_bytes``: of a Dramatiq message the message, as at ``enqueue``."""
+    return len(flat[1]) if len(flat) == 2 and flat[0] == MESSAGE_FIELD else sum(map(len, flat))
+
+
+def was_retried(fields: Mapping[bytes, bytes]) -> bool:
+    """Whether an entry is a message that has run before: it was accepted then, whatever it weighs by now."""
+    try:
+        return has_run(dramatiq.Message.decode(fields[MESSAGE_FIELD]))
+    except (KeyError, DecodeError):
+        return False
+
+
+def has_run(message: dramatiq.Message[Any]) -> bool:
+    return bool(message.options.get("retries"))
+
+
 class WrongQueue(UndecodableEntry):
     """Raised when a message of one queue stands in the stream of another."""
 
@@ -61,13 +80,14 @@ class WrongQueue(UndecodableEntry):
 
 
 _KINDS: Final = (
-    ("queue_name", str),
-    ("actor_name", str),
-    ("kwargs", dict),
-    ("options", dict),
-    ("message_id", str),
-    ("message_timestamp", int),
+    ("queue_name", str, "a text"),
+    ("actor_name", str, "a text"),
+    ("kwargs", dict, "a mapping"),
+    ("options", dict, "a mapping"),
+    ("message_id", str, "a text"),
+    ("message_timestamp", int, "a number of milliseconds since 1970"),
 )
+AS_DRAMATIQ: Final = "send what dramatiq.Message.encode() makes of a message whose fields have Dramatiq's types"
 
 
 def _decode_message(payload: bytes) -> dramatiq.Message[Any]:
@@ -79,8 +99,7 @@ def _decode_message(payload: bytes) -> dramatiq.Message[Any]:
             f"is no Dramatiq message: {error.error}",
             "send the JSON that dramatiq.Message.encode() makes",
         ) from error
-    _check(message)
-    return message
+    return _checked(message)
 
 
 def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: EntryDecoder) -> dramatiq.Message[Any]:
@@ -95,23 +114,74 @@ def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: Entry
             str(getattr(error, "problem", f"cannot be decoded: {type(error).__name__}: {error}")),
             str(getattr(error, "mend", "see the traceback of this dead letter")),
         ) from error
-    _check(message)
+    return _checked(message)
+
+
+def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
+    """Return a message that a Worker can run, with its options.
+
+    Raises:
+        UndecodableEntry: it would break the Worker, or raise in the middleware that decides how it ends.
+    """
+    message = with_types(message)
+    check_text(message)
+    try:
+        check_options(message.options)
+    except InvalidOption as error:
+        # its lock and its place in line are given up with it
+        raise UndecodableEntry(error.field, error.problem, error.mend, message=message) from error
     return message
 
 
-def _check(message: dramatiq.Message[Any]) -> None:
-    """Raises UndecodableEntry for a message that would break the Worker."""
-    for name, kind in _KINDS:
+def with_types(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
+    """Return the message with fields of Dramatiq's types.
+
+    Its encoders take others: an id that is a number or a UUID becomes text, a timestamp that is a float a whole number.
+
+    Raises:
+        UndecodableEntry: a field is of a type that no Worker can use.
+    """
+    if all(type(getattr(message, name)) is kind for name, kind, _ in _KINDS):  # nearly always
+        return message
+    original, changed = message, dict[str, Any]()
+    message_id: Any = message.message_id
+    if isinstance(message_id, int | float | UUID):
+        changed["message_id"] = str(message_id)
+    if type(message.message_timestamp) is not int:
+        changed["message_timestamp"] = _milliseconds(message.message_timestamp)
+    if changed:
+        message = dataclasses.replace(message, **changed)
+    for name, kind, expected in _KINDS:
         if not isinstance(getattr(message, name), kind):
-            raise UndecodableEntry(name, f"is no {kind.__name__}", "send what dramatiq.Message.encode() makes")
+            found = getattr(original, name)
+            raise UndecodableEntry(name, f"expected {expected}, got {shown(found)}", AS_DRAMATIQ)
+    return message
+
+
+def _milliseconds(timestamp: object) -> int | None:
+    if isinstance(timestamp, bool) or not isinstance(timestamp, int | float | str):
+        return None
+    try:
+        return int(float(timestamp))
+    except (ValueError, OverflowError):  # no number, NaN, infinity
+        return None
+
+
+def check_text(message: dramatiq.Message[Any]) -> None:
+    """Check that the texts of a message can be sent to Redis.
+
+    Raises:
+        UndecodableEntry: JSON may hold half of a pair of surrogates, which no command to Redis can.
+    """
     options = message.options
+    if not options and (message.queue_name + message.actor_name + message.message_id).isascii():  # nearly always
+        return
     for name, text in (
+        ("queue_name", message.queue_name),
         ("actor_name", message.actor_name),
         ("message_id", message.message_id),
         ("unique_key", unique_key_of(options)),
         ("ordering_key", ordering_key_of(options)),
     ):
-        # JSON may hold half of a pair of surrogates, which no command to Redis can: nothing that became of it could be
-        # written.
         if text is not None and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UndecodableEntry(name, "holds half a character", "send text that can be encoded as UTF-8")

@@ -6,9 +6,12 @@
     │   └── ConnectionClosed            the connection broke, or the server cannot do it now
     │       └── EnqueueUncertain        a message was sent, and nobody knows whether it arrived
     ├── QueueFull                       ``max_queue_length`` is reached; it names what was not added
-    └── MessageTooLarge                 ``max_message_bytes`` is exceeded; nothing was added
+    ├── MessageTooLarge                 ``max_message_bytes`` is exceeded; nothing was added
+    └── InvalidMessage                  a field or an option has the wrong type; nothing was added
     ValueError
     ├── SettingsError                   a setting cannot be used
+    ├── InvalidOption                   an option of an actor or a message cannot be used
+    ├── InvalidMessage                  see above
     └── UndecodableEntry                an entry is no message; a decoder raises it too
     dramatiq.middleware.SkipMessage
     ├── DeliveryLimitReached            every process that ran this message died
@@ -68,12 +71,49 @@ class QueueFull(BrokerError):
 class MessageTooLarge(BrokerError):
     """Raised when the encoded form of a message exceeds ``max_message_bytes``."""
 
+    field = "message"
+    mend = "store the data elsewhere and send its key, or raise max_message_bytes of producers and workers"
+
     def __init__(self, *, message_id: str, n_bytes: int, limit: int) -> None:
         super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
-            f"message {message_id} has {n_bytes} bytes of {limit} it may have; "
-            "store the data elsewhere and send its key, or raise max_message_bytes"
+            f"message {message_id} has {n_bytes} bytes of {limit} it may have; {self.mend}"
         )
         self.message_id, self.n_bytes, self.limit = message_id, n_bytes, limit
+
+
+class InvalidOption(ValueError):
+    """Raised when an option of an actor or a message cannot be used.
+
+    Attributes:
+        field: the option.
+        problem: what was expected, and what was found.
+        mend: how to correct it.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        mend = f"correct the option {field}, or leave it out"
+        super().__init__(f"{field}: {problem}; {mend}")
+        self.field, self.problem, self.mend = field, problem, mend
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.field, self.problem))
+
+
+class InvalidMessage(BrokerError, ValueError):
+    """Raised when a message that is enqueued could not be run: a field or an option has the wrong type.
+
+    Attributes:
+        message_id: of the message; nothing was added.
+        field: the field or option that is to blame.
+        problem: what was expected, and what was found.
+        mend: how to correct it.
+    """
+
+    def __init__(self, *, message_id: str, field: str, problem: str, mend: str) -> None:
+        super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
+            f"message {message_id}: {field}: {problem}; {mend}"
+        )
+        self.message_id, self.field, self.problem, self.mend = message_id, field, problem, mend
 
 
 class UndecodableEntry(ValueError):

@@ -20,7 +20,7 @@ from dramatiq.logging import get_logger
 from .connections import BlockingRead, Connections
 from .identity import is_dead_sibling
 from .keys import HANDED_BACK, QueueKeys
-from .scripts import ADVANCE, LEAVE, SWEEP, TICK
+from .scripts import ADVANCE, FORGET, LEAVE, SWEEP, TICK
 from .settings import BrokerSettings
 
 # Due messages follow each other closely under load; one round takes all that fell due within so many seconds.
@@ -82,6 +82,7 @@ class Janitor:
         self._last_timer: bytes = b"0-0"
         self._sweep_cursor: str | bytes = "-"
         self._advance_cursor: str | bytes = "0"
+        self._forget_cursor: str | bytes = "0"
         self._next_sweep_at = 0.0
         self._next_round_at = 0.0
         self._others: tuple[str, ...] = ()
@@ -172,6 +173,7 @@ class Janitor:
             self._sweep_cursor = next_cursor or "-"
             if not next_cursor:
                 self._advance()
+                self._forget_holders()
                 self._next_sweep_at = time.monotonic() + settings.sweep_ms / 1000
                 break
         return n_found
@@ -183,6 +185,16 @@ class Janitor:
             self._advance_cursor = cursor
             if n:
                 self._logger.warning("ordering keys whose message was gone go on", extra={"n": n})
+            if cursor == b"0":
+                return
+
+    def _forget_holders(self) -> None:
+        """Look, in some pages of the waiting messages of unique keys, for those that were removed by hand."""
+        for _ in range(20):
+            cursor, n = self._connections.run_script(FORGET, self._keys.work, (self._forget_cursor, SWEEP_PAGE))
+            self._forget_cursor = cursor
+            if n:
+                self._logger.warning("waiting messages of unique keys are gone; the next ones run", extra={"n": n})
             if cursor == b"0":
                 return
 

@@ -10,6 +10,8 @@
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
     {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     clean stop, janitor
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             start of the job, time limit
+    {ns:q}:holders           hash    = id of such a message -> its place, @ place -> id,   start or end of the job
+                                     + id -> the newest message coalesced onto it
     {ns:q}:suspects          hash    entry -> crashes charged to it [who runs it, alone?]  when settled
     {ns:q}:recent:<who>      string  a producer thread's last enqueue id                   expires, 20 s by default
     {ns:q}:timer             stream  one entry; wakes janitors when there is news          never; one entry
@@ -87,6 +89,10 @@ class QueueKeys:
         return self._of("ordered:messages")
 
     @cached_property
+    def holders(self) -> str:
+        return self._of("holders")
+
+    @cached_property
     def work(self) -> tuple[str, ...]:
         """Where work stands: the first KEYS of the scripts that put messages to work."""
         return (
@@ -97,6 +103,7 @@ class QueueKeys:
             self.ordered,
             self.line,
             self.messages_in_line,
+            self.holders,
         )
 
     def recent(self, producer: str) -> str:

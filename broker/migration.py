@@ -1,14 +1,16 @@
 """From Dramatiq's RedisBroker to this one: what its queues still hold is moved, one message after the other.
 
-    python -m broker.migration OLD_URL NEW_URL
+    python -m broker.migration OLD_URL NEW_URL [--max-message-bytes N] [--namespace NAME] [--old-namespace NAME]
 
-Point producers at the new broker, stop the old workers, run this until it says that nothing is left. A message is added
-here before it is removed there: a crash in between adds it twice and loses none. What a worker that still lives has
-fetched is left to it and counted. Dead letters stay where they are; RedisBroker forgets them after seven days.
+Point producers at the new broker, stop the old workers, run this until it reports that nothing is left. A message is
+added here before it is removed there: a crash in between adds it twice and loses none. What a worker that still lives
+has fetched is left to it and counted. A message that the new broker refuses, as one that is too large, stays where it
+is and is named; the others move. Dead letters stay where they are; RedisBroker forgets them after seven days.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Iterator
@@ -17,12 +19,28 @@ from typing import Any
 
 import dramatiq
 import redis
+from dramatiq.errors import BrokerConnectionError
 
 from .broker import RedisStreamsBroker
+from .errors import QueueFull
+from .settings import BrokerSettings
 
 # RedisBroker's own default: who has not been heard of for so long is dead.
 HEARTBEAT_TIMEOUT_MS = 60_000
 MESSAGES_SUFFIX, DELAYED_SUFFIX, DEAD_SUFFIX = ".msgs", ".DQ", ".XQ"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that stays in the old queue.
+
+    Attributes:
+        message_id: RedisBroker's own id of it, as in the old queue's hash of messages.
+        error: why the new broker refused it, and what to do about it.
+    """
+
+    message_id: str
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +50,12 @@ class Drained:
     Attributes:
         moved: messages that are in the new broker now; delayed ones keep their time.
         left: messages that a living worker of the old broker has fetched. Stop it and drain again.
+        refused: messages that cannot be moved as they are; the others were moved past them.
     """
 
     moved: int
     left: int
+    refused: tuple[Refused, ...] = ()
 
 
 def drain(
@@ -54,38 +74,52 @@ def drain(
 
     Raises:
         BrokerConnectionError: one of the servers went away. Drain again.
+        QueueFull: ``broker`` has a ``max_queue_length``. Drain again when workers have made room.
     """
     client: Any = old
     drained: dict[str, Drained] = {}
     for queue_name in sorted(_queues(client, namespace)):
-        counts = [
+        waiting, delayed = (
             _drain_queue(client, broker, namespace, queue_name, suffix, heartbeat_timeout_ms)
             for suffix in ("", DELAYED_SUFFIX)
-        ]
-        drained[queue_name] = Drained(sum(moved for moved, _ in counts), sum(left for _, left in counts))
+        )
+        drained[queue_name] = Drained(
+            waiting.moved + delayed.moved, waiting.left + delayed.left, waiting.refused + delayed.refused
+        )
     return drained
 
 
 def _drain_queue(
     client: Any, broker: RedisStreamsBroker, namespace: str, queue_name: str, suffix: str, timeout_ms: int
-) -> tuple[int, int]:
+) -> Drained:
     waiting = f"{namespace}:{queue_name}{suffix}"
     messages = waiting + MESSAGES_SUFFIX
     kept = _fetched_by_the_living(client, namespace, queue_name + suffix, timeout_ms)
-    moved = 0
+    moved, refused = 0, []
     for message_id, payload in _in_order(client, waiting, messages):
         if message_id in kept:
             continue
-        old = dramatiq.Message.decode(payload)
-        options = {name: value for name, value in old.options.items() if name != "redis_message_id"}
-        # the broker turns an eta into a delay
-        broker.enqueue(replace(old, queue_name=queue_name, options=options))
+        try:
+            _move(broker, queue_name, payload)
+        except (BrokerConnectionError, QueueFull):
+            raise
+        except Exception as error:
+            # whatever it is, those behind it must not wait for it
+            refused.append(Refused(message_id.decode(errors="replace"), f"{type(error).__name__}: {error}"))
+            continue
         pipe = client.pipeline(transaction=True)
         pipe.lrem(waiting, 0, message_id)
         pipe.hdel(messages, message_id)
         pipe.execute()
         moved += 1
-    return moved, len(kept)
+    return Drained(moved, len(kept), tuple(refused))
+
+
+def _move(broker: RedisStreamsBroker, queue_name: str, payload: bytes) -> None:
+    old = dramatiq.Message.decode(payload)
+    options = {name: value for name, value in old.options.items() if name != "redis_message_id"}
+    # the broker turns an eta into a delay
+    broker.enqueue(replace(old, queue_name=queue_name, options=options))
 
 
 def _queues(client: Any, namespace: str) -> set[str]:
@@ -121,18 +155,49 @@ def _fetched_by_the_living(client: Any, namespace: str, queue_name: str, timeout
 
 
 def main() -> int:
-    if len(sys.argv) != 3:
-        print(__doc__)
-        return 2
-    broker = RedisStreamsBroker(sys.argv[2], middleware=[])
-    with redis.Redis.from_url(sys.argv[1]) as old:
-        drained = drain(old, broker)
+    given = _arguments()
+    broker = RedisStreamsBroker(
+        given.new_url, middleware=[], namespace=given.namespace, max_message_bytes=given.max_message_bytes
+    )
+    with redis.Redis.from_url(given.old_url) as old:
+        drained = drain(old, broker, namespace=given.old_namespace)
     broker.close()
     for queue_name, one in drained.items():
-        print(f"{queue_name}: {one.moved} moved, {one.left} left to workers that still live")
+        n_refused = f", {len(one.refused)} refused" if one.refused else ""
+        print(f"{queue_name}: {one.moved} moved, {one.left} left to workers that still live{n_refused}")
+        for message in one.refused:
+            print(f"{queue_name}: {message.message_id} stays in the old queue: {message.error}")
     n_left = sum(one.left for one in drained.values())
-    print("nothing is left" if not n_left else f"{n_left} are left: stop the old workers, and run this again")
-    return 1 if n_left else 0
+    n_refused_in_all = sum(len(one.refused) for one in drained.values())
+    if n_left:
+        print(f"{n_left} are left: stop the old workers, and run this again")
+    if n_refused_in_all:
+        print(f"{n_refused_in_all} were refused: correct what is named above, and run this again")
+    if not n_left and not n_refused_in_all:
+        print("nothing is left")
+    return 1 if n_left or n_refused_in_all else 0
+
+
+def _arguments() -> argparse.Namespace:
+    defaults = BrokerSettings()
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("old_url", help="of the server of RedisBroker's queues")
+    parser.add_argument("new_url", help="of the server that they move to; the same one will do")
+    parser.add_argument(
+        "--max-message-bytes",
+        type=int,
+        default=defaults.max_message_bytes,
+        help="what a message may weigh, as in the settings of the new workers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--namespace", default=defaults.namespace, help="of the new broker's keys (default: %(default)s)"
+    )
+    parser.add_argument("--old-namespace", default="dramatiq", help="of RedisBroker's keys (default: %(default)s)")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

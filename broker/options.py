@@ -1,29 +1,145 @@
-"""What a message's options ask of the broker.
+"""What a message's options ask of the broker and of Dramatiq's middleware, and which values they may have.
 
 unique_key, unique_for_ms   at most one message of the key waits
 ordering_key                one message of the key at a time, in the order in which they were enqueued
 delay                       for ``enqueue_many``: ms from now
+
+Dramatiq's middleware believes its options. One of another kind raises where the outcome of a message is decided, or
+ends the worker thread, so that they are checked before a message is added and before it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from secrets import token_hex
-from typing import Any
+from typing import Any, Final
+
+import dramatiq
+
+from .errors import InvalidOption
+
+# 285,000 years of milliseconds. Arithmetic with more, as for a back-off, leaves what a float can hold.
+LARGEST: Final = 2**53
 
 
 def unique_key_of(options: Mapping[str, Any]) -> str | None:
-    """The message's unique key, None where it has none."""
+    """Return the message's unique key, None where it has none."""
     unique_key = options.get("unique_key")
     return None if unique_key is None else str(unique_key)
 
 
 def ordering_key_of(options: Mapping[str, Any]) -> str | None:
-    """The message's ordering key, None where it has none. A zero byte, which ends it in Redis, is left out."""
+    """Return the message's ordering key, None where it has none. A zero byte, which ends it in Redis, is left out."""
     ordering_key = options.get("ordering_key")
     return None if ordering_key in (None, "") else str(ordering_key).replace("\0", "")
 
 
+def delay_ms_of(delay: float | None) -> int:
+    """Return a delay as whole milliseconds that Redis can count to."""
+    return min(max(0, int(delay or 0)), LARGEST)
+
+
 def name_in_delayed(ordering_key: str | None) -> str:
-    """A new name for a message that is put off; it tells the ordering key to whoever promotes it."""
+    """Return a new name for a message that is put off; it holds the ordering key for the script that promotes it."""
     return token_hex(8) if ordering_key is None else f"{ordering_key}\0{token_hex(8)}"
+
+
+def is_part_of_composition(options: Mapping[str, Any]) -> bool:
+    """Return whether something waits for this very message: the next of its pipeline, or its group's callbacks."""
+    return bool(options.get("pipe_target") or options.get("group_completion_uuid"))
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the options that this broker and Dramatiq's middleware read; others may hold anything.
+
+    Raises:
+        InvalidOption: one of them cannot be used.
+    """
+    for name, value in options.items():
+        kind = _KINDS.get(name)
+        if kind is not None and not kind[0](value):
+            raise InvalidOption(str(name), f"expected {kind[1]}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message names it."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_number(value: object) -> bool:
+    # the comparison is false for a NaN
+    return isinstance(value, int | float) and 0 <= value <= LARGEST
+
+
+def _is_limit(value: object) -> bool:
+    """Return whether it is a number, or no limit at all: None, 0, infinity."""
+    return not value or value == float("inf") or _is_number(value)
+
+
+def _is_count(value: object) -> bool:
+    """Return whether it is a number, or without limit: None, infinity."""
+    return value is None or value == float("inf") or _is_number(value)
+
+
+def _is_whole_number(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= LARGEST
+
+
+def _is_finite(value: object) -> bool:
+    # what is more than Redis can count to is cut
+    return value is None or (isinstance(value, int | float) and abs(value) < float("inf"))
+
+
+def _is_name(value: object) -> bool:
+    return not value or isinstance(value, str)
+
+
+def _is_exception_classes(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_exception_classes, value))
+    return not value or isinstance(value, type)
+
+
+def _is_message(value: object) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("options"), Mapping):
+        return False
+    try:
+        dramatiq.Message(**value)
+    except TypeError:  # a field is missing, is unknown, or cannot be iterated over
+        return False
+    return isinstance(value["args"], list | tuple)
+
+
+def _is_follower(value: object) -> bool:
+    return value is None or _is_message(value)
+
+
+def _are_followers(value: object) -> bool:
+    return not value or (isinstance(value, list | tuple) and all(map(_is_message, value)))
+
+
+_Kind = tuple[Callable[[object], bool], str]
+
+_NUMBER: Final[_Kind] = (_is_number, "a number of at least 0")
+_LIMIT: Final[_Kind] = (_is_limit, "a number of milliseconds, or None")
+_NAME: Final[_Kind] = (_is_name, "the name of an actor, or None")
+
+_KINDS: Final[Mapping[str, _Kind]] = {
+    "retries": _NUMBER,
+    "max_retries": (_is_count, "a number of at least 0, or None"),
+    "min_backoff": _NUMBER,
+    "max_backoff": _NUMBER,
+    "throws": (_is_exception_classes, "an exception class, or a tuple of them"),
+    "on_retry_exhausted": _NAME,
+    "on_success": _NAME,
+    "on_failure": _NAME,
+    "time_limit": _LIMIT,
+    "max_age": _LIMIT,
+    "result_ttl": (_is_whole_number, "a whole number of milliseconds"),
+    "pipe_target": (_is_follower, "a message, as Message.asdict() makes it"),
+    "group_completion_uuid": (_is_name, "a text"),
+    "group_completion_callbacks": (_are_followers, "a list of messages, as Message.asdict() makes them"),
+    "unique_for_ms": (_is_finite, "a number of milliseconds, or None"),
+    "delay": (_is_finite, "a number of milliseconds, or None"),
+}

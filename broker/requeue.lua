@@ -1,38 +1,47 @@
--- Puts dead letters back to work: each becomes the entry that it was, at the end of the stream, or of its key's line.
+-- Puts dead letters back to work: each becomes the entry that it was, at the end of the stream, or of its key's line. It
+-- takes the lock of its unique key where no other message of it waits.
 --
--- KEYS     1–7 work  8 dead  9 counters
--- ARGV     ids of letters
+-- KEYS     1–8 work  9 dead  10 counters  11… the unique key of each letter that has one
+-- ARGV     ms after which unique locks end, then per letter: its id, number of its unique key in KEYS (0 = none)
 -- Returns  per letter the id of its entry, "in-line" for one that waits for another of its ordering key, or "" where the
 --          letter is gone
 
-local stream, dead, counters = KEYS[1], KEYS[8], KEYS[9]
+local stream, dead, counters, lock_ms = KEYS[1], KEYS[9], KEYS[10], ARGV[1]
 
 local n, entries = 0, {}
-for _, id in ipairs(ARGV) do
+for i = 2, #ARGV, 2 do
+  local id, lock = ARGV[i], tonumber(ARGV[i + 1])
   local letter = redis.call('XRANGE', dead, id, id)[1]
   entries[#entries + 1] = ''
   if letter then
-    local entry, key, payload = {}, nil, nil
-    for i = 1, #letter[2], 2 do
-      if letter[2][i] == 'ordering_key' then
-        key = letter[2][i + 1]
-      elseif letter[2][i] == 'entry:message' then
-        payload = letter[2][i + 1]
+    local entry, key, message_id, payload = {}, nil, nil, nil
+    for j = 1, #letter[2], 2 do
+      local name, value = letter[2][j], letter[2][j + 1]
+      if name == 'ordering_key' then
+        key = value
+      elseif name == 'message_id' then
+        message_id = value
+      elseif name == 'entry:message' then
+        payload = value
       end
-      if string.sub(letter[2][i], 1, 6) == 'entry:' then
-        entry[#entry + 1] = string.sub(letter[2][i], 7)
-        entry[#entry + 1] = letter[2][i + 1]
+      if string.sub(name, 1, 6) == 'entry:' then
+        entry[#entry + 1] = string.sub(name, 7)
+        entry[#entry + 1] = value
       end
     end
+    local where
     if key and payload and is_at_work(key) then
-      stand_in_line(key, 0, payload)
+      where = stand_in_line(key, 0, payload)
       entries[#entries] = 'in-line'
     else
-      local entry_id = redis.call('XADD', stream, '*', unpack(entry))
+      where = redis.call('XADD', stream, '*', unpack(entry))
       if key then
-        note_where(key, nil, entry_id)
+        note_where(key, nil, where)
       end
-      entries[#entries] = entry_id
+      entries[#entries] = where
+    end
+    if lock > 0 and message_id then
+      take_lock(KEYS[lock], message_id, lock_ms, where)
     end
     redis.call('XDEL', dead, id)
     n = n + 1

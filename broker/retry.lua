@@ -1,15 +1,17 @@
 -- Puts a message that failed back to work, and removes the entry it came from, in one step.
 --
--- KEYS     1–7 work  8 suspects  9 counters
--- ARGV     group, consumer, delivery count, entry id, payload, name in delayed, delay in ms (0 = none),
---          ordering key ("" = none)
+-- KEYS     1–8 work  9 suspects  10 counters  11 unique key of the message (optional)
+-- ARGV     group, consumer, delivery count, entry id, message id, payload, name in delayed, delay in ms (0 = none),
+--          ordering key ("" = none), ms after which the unique lock ends
 -- Returns  RETRIED, or why nothing was written: FENCED (another holds it, or nobody) or GONE (the entry was removed)
 --
--- A full server takes it: nothing is added that was not there, and the first write needs no memory.
+-- The retry waits as any message does: it takes the lock of its unique key, unless another message that was sent meanwhile
+-- has it. A full server takes it: nothing is added that was not there, and the first write needs no memory.
 
-local stream, suspects, counters = KEYS[1], KEYS[8], KEYS[9]
+local stream, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11]
 local group, consumer, deliveries, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local payload, name, delay, key = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8]
+local message_id, payload, name, delay = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+local key, lock_ms = ARGV[9], ARGV[10]
 
 redis.call('ZREM', work.delayed, '')
 if not redis.call('XRANGE', stream, id, id)[1] then
@@ -35,5 +37,9 @@ end
 redis.call('XACK', stream, group, id)
 redis.call('XDEL', stream, id)
 redis.call('HDEL', suspects, id)
+if unique then
+  let_go(message_id, id)
+  take_lock(unique, message_id, lock_ms, where)
+end
 redis.call('HINCRBY', counters, 'retried', 1)
 return 'RETRIED'

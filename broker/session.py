@@ -13,23 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import redis
+from dramatiq import Message
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
 from .connections import Connections
 from .consumer import Oversize, StreamsConsumer
-from .dead_letters import facts_of_delivery, facts_of_entry, letter_from, reason_of, stored_from
-from .deliveries import Deliveries, Delivery, PendingRetry
-from .entries import EntryDecoder
+from .dead_letters import facts_of_delivery, facts_of_entry, facts_of_follower, letter_from, reason_of, stored_from
+from .deliveries import Deliveries, Delivery, PendingRetry, unhandled_failure
+from .entries import EntryDecoder, check_text, with_types
 from .errors import UndecodableEntry
 from .identity import consumer_name
 from .isolation import Isolation
 from .janitor import Janitor, Round
 from .keeper import Keeper
 from .keys import QueueKeys
-from .options import name_in_delayed, ordering_key_of, unique_key_of
-from .scripts import BURY, LEAVE, RETRY, START
+from .options import delay_ms_of, name_in_delayed, ordering_key_of, unique_key_of
+from .scripts import BURY, CONDEMN, LEAVE, RETRY, START
 from .settings import BrokerSettings
 from .settler import Settler
 
@@ -37,7 +38,12 @@ from .settler import Settler
 class Emit(Protocol):
     """Tells middleware of a signal, by the name of the method."""
 
-    def __call__(self, signal: str, *args: Any) -> None: ...
+    def __call__(self, signal: str, *args: Any) -> object: ...
+
+
+# What a message enqueues when it is done is enqueued again when its worker dies before the acknowledgement. Remembered
+# for longer than a crash is likely to be noticed.
+REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 
 
 class ConsumedQueue:
@@ -111,6 +117,14 @@ class ConsumedQueue:
         if has_news and consumer is not None:
             consumer.wake()
         return self._n_unheld_rounds > 0
+
+
+def _fields_of(delivery: Delivery) -> dict[bytes, bytes]:
+    """The fields of its entry; none where its actor changed its arguments to something that cannot be encoded."""
+    try:
+        return {b"message": delivery._message.encode()}
+    except Exception:
+        return {}
 
 
 class Session:
@@ -189,9 +203,13 @@ class Session:
 
     def _start(self, delivery: Delivery, *, is_running: bool = False) -> bool:
         keys = self._keys(delivery)
-        script_keys = (keys.stream, keys.suspects, keys.counters)
+        script_keys = (keys.stream, keys.suspects, keys.counters, keys.holders)
         args = (int(delivery.is_alone), int(is_running))
-        return bool(self._fenced(START, keys, delivery, script_keys, args) == b"RUN")
+        answer, *coalesced = self._fenced(START, keys, delivery, script_keys, args)
+        if answer == b"RUN":
+            delivery.coalesced = coalesced[0] if coalesced else None
+            delivery.is_noted = bool(coalesced)
+        return bool(answer == b"RUN")
 
     def write_retry(self, delivery: Delivery) -> bool:
         """Write the retry of a message, and remove the entry it came from; whether this process still held it.
@@ -202,18 +220,17 @@ class Session:
         pending, keys = delivery.pending_retry, self._keys(delivery)
         assert pending is not None
         try:
-            answer = self.connections.run_script(
+            answer = self._fenced(
                 RETRY,
+                keys,
+                delivery,
                 (*keys.work, keys.suspects, keys.counters),
                 (
-                    self.settings.group,
-                    delivery.consumer_name,
-                    delivery.deliveries,
-                    delivery.entry_id,
-                    pending.message.encode(),
+                    pending.payload,
                     pending.name,
-                    max(0, int(pending.delay or 0)),
+                    pending.delay_ms,
                     delivery.ordering_key or "",
+                    self.settings.lock_ms(delivery.options, pending.delay_ms),
                 ),
             )
         except redis.RedisError as error:
@@ -228,11 +245,19 @@ class Session:
     def begin_retry(self, delivery: Delivery, message: Any, delay: int | None) -> bool:
         """Write the retry of a message that failed; from now on it cannot be acknowledged before that is written.
 
+        It is written whatever it weighs: the message was accepted, and nobody is left to answer for it.
+
         Raises:
             BrokerConnectionError: Redis did not take it. ``Consumer.ack`` tries again.
+            Exception: it cannot be encoded, or its delay is no number.
         """
-        name = name_in_delayed(delivery.ordering_key)
-        delivery.pending_retry = PendingRetry(message, delay, name)
+        delay_ms = delay_ms_of(delay)
+        payload = message.encode()
+        if len(payload) > self.settings.max_message_bytes:
+            # Retries adds the traceback, of any length; a dead letter has its own
+            message.options.pop("traceback", None)
+            payload = message.encode()
+        delivery.pending_retry = PendingRetry(payload, delay_ms, name_in_delayed(delivery.ordering_key))
         return self.write_retry(delivery)
 
     def bury_delivery(self, delivery: Delivery) -> None:
@@ -248,7 +273,7 @@ class Session:
         )
         if answer[0] == b"BURIED":
             # the entry's own fields stay at the server; the message stands for them here
-            stored = stored_from(facts, {b"message": delivery._message.encode()})
+            stored = stored_from(facts, _fields_of(delivery))
             letter = letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
             self.emit("after_dead_letter", letter)
 
@@ -290,11 +315,59 @@ class Session:
             letter = letter_from(answer[1].decode(), stored_from(facts, fields), queue_name=keys.queue_name)
             self.emit("after_dead_letter", letter)
             if error.message is not None:
-                # the Worker never sees it, and somebody may wait for its result
-                refused = MessageProxy(error.message)
-                refused.fail()
-                refused.stuff_exception(error)
-                self.emit("after_nack", refused)
+                self._tell_of_refusal(error.message, error)
+
+    def condemn(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
+        """Make a message a dead letter of its queue that was to follow a finished one, and cannot be enqueued.
+
+        Done again, as when the finished one runs again, it does nothing.
+
+        Raises:
+            BrokerConnectionError: Redis did not answer.
+            redis.RedisError: Redis did not take it.
+            Exception: it cannot be encoded.
+        """
+        message = with_types(message)
+        check_text(message)
+        fields = {b"message": message.encode()}
+        keys = QueueKeys(self.settings.namespace, message.queue_name)
+        facts = facts_of_follower(error, message, entry_id=finished.entry_id)
+        stored = stored_from(facts, fields)
+        follower_id = finished.name_of_follower(message)
+        letter_id = self.connections.run_script(
+            CONDEMN,
+            (keys.dead, keys.recent(follower_id), keys.counters),
+            (
+                follower_id,
+                REMEMBER_FOLLOWERS_MS,
+                self.settings.dead_letter_ttl_ms,
+                self.settings.dead_letter_max,
+                *(part for pair in stored.items() for part in pair),
+            ),
+        )
+        self.logger.error(
+            "what follows a finished message cannot be enqueued; it is a dead letter now",
+            extra={"queue": keys.queue_name, "message_id": message.message_id, "error": str(error)},
+        )
+        if letter_id:
+            self.emit("after_dead_letter", letter_from(letter_id.decode(), stored, queue_name=keys.queue_name))
+            self._tell_of_refusal(message, error)
+
+    def bury_unhandled(self, delivery: Delivery) -> None:
+        """Make a dead letter of a message that the Worker acknowledges, and that nothing failed, retried or skipped."""
+        if delivery.unhandled is None:
+            delivery.unhandled = unhandled_failure()
+        self.bury_delivery(delivery)
+        if delivery._exception is not None:
+            delivery.fail()
+            self.emit("after_nack", delivery)
+
+    def _tell_of_refusal(self, message: Message[Any], error: Exception) -> None:
+        """Tell middleware of a message that the Worker never sees: somebody may wait for its result."""
+        refused = MessageProxy(message)
+        refused.fail()
+        refused.stuff_exception(error)
+        self.emit("after_nack", refused)
 
     def stop(self) -> None:
         """Write what is to be written, stop every thread, say goodbye. May be called twice."""

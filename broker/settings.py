@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import SettingsError
 
 DAY_MS = 24 * 60 * 60 * 1000
+# A century. Redis refuses what its clock cannot count to, in the middle of the script that adds the messages.
+LONGEST_LOCK_MS = 100 * 365 * DAY_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,11 @@ class BrokerSettings:
             value = getattr(self, name)
             if not value or any(letter in value for letter in "{} \n"):
                 raise SettingsError(name, f"is {value!r}", "must be a word without spaces and braces")
+
+    def lock_ms(self, options: Mapping[str, Any], delay_ms: int) -> int:
+        """Return for how long a message that has these options and waits from now on holds its unique key at most."""
+        asked = options.get("unique_for_ms")
+        return min(max(1, delay_ms + self.unique_for_ms if asked is None else int(asked)), LONGEST_LOCK_MS)
 
     @property
     def beat_ms(self) -> int:

@@ -1,18 +1,19 @@
 -- Acknowledges messages that are done, and removes their entries.
 --
--- KEYS     1–7 work  8 suspects  9 counters
--- ARGV     group, consumer, number of entries, then per entry: id, delivery count,
---          then per entry that has an ordering key: id, ordering key
+-- KEYS     1–8 work  9 suspects  10 counters  11… the unique key of each message that never started
+-- ARGV     group, consumer, number of entries, number of those that have an ordering key, then per entry: id, delivery
+--          count, then per entry that has an ordering key: id, ordering key, then per unique key: message id, entry id
 -- Returns  {acked, late, gone}   late: done here, though somebody else held it meanwhile; gone: removed already
 --
 -- Success is believed whoever holds the entry now: the job is done. A full server lets a script finish whose first write
 -- needs no memory: it must be able to acknowledge.
 
-local stream, suspects, counters = KEYS[1], KEYS[8], KEYS[9]
-local group, consumer, n = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local FIXED = 4
+local stream, suspects, counters = KEYS[1], KEYS[9], KEYS[10]
+local group, consumer, n, n_ordered = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local ids, n_held = {}, 0
-for i = 4, 2 + 2 * n, 2 do
+for i = FIXED + 1, FIXED + 2 * n, 2 do
   local id = ARGV[i]
   ids[#ids + 1] = id
   local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
@@ -28,8 +29,12 @@ redis.pcall('XACK', stream, group, unpack(ids))
 local n_removed = redis.call('XDEL', stream, unpack(ids))
 local n_late = math.max(0, n_removed - n_held)
 
-for i = 4 + 2 * n, #ARGV, 2 do
+for i = FIXED + 2 * n + 1, FIXED + 2 * (n + n_ordered), 2 do
   next_in_line(ARGV[i + 1], ARGV[i])
+end
+for i = 11, #KEYS do
+  local at = FIXED + 2 * (n + n_ordered + i - 11)
+  unlock(KEYS[i], ARGV[at + 1], ARGV[at + 2])
 end
 
 redis.call('HINCRBY', counters, 'acked', n_removed)

@@ -21,6 +21,7 @@ from dramatiq.logging import get_logger
 from .connections import Argument, Connections
 from .deliveries import Deliveries, Delivery
 from .keys import QueueKeys
+from .options import unique_key_of
 from .scripts import SETTLE
 
 # Lua's unpack() ends at some 8,000 values; 500 entries are about a millisecond of the server.
@@ -96,13 +97,19 @@ class Settler:
         n_written = 0
         while of_queue:
             chunk = of_queue[:ENTRIES_PER_CALL]
-            args: list[Argument] = [self._group, self._consumer_name, len(chunk)]
+            script_keys = [*keys.work, keys.suspects, keys.counters]
+            ordered = [delivery for delivery in chunk if delivery.ordering_key is not None]
+            args: list[Argument] = [self._group, self._consumer_name, len(chunk), len(ordered)]
             for delivery in chunk:
                 args += (delivery.entry_id, delivery.deliveries)
+            for delivery in ordered:
+                args += (delivery.entry_id, delivery.ordering_key or "")
             for delivery in chunk:
-                if delivery.ordering_key is not None:
-                    args += (delivery.entry_id, delivery.ordering_key)
-            self._connections.run_script(SETTLE, (*keys.work, keys.suspects, keys.counters), args)
+                unique_key = unique_key_of(delivery.options) if delivery.is_noted else None
+                if unique_key is not None:
+                    script_keys.append(keys.unique(unique_key))
+                    args += (delivery.message_id, delivery.entry_id)
+            self._connections.run_script(SETTLE, script_keys, args)
             del of_queue[: len(chunk)]
             deliveries.forget(chunk)
             n_written += len(chunk)

@@ -1,15 +1,16 @@
 -- Asked before a message runs, where there is something to ask: was it delivered before, may the lease have lapsed,
 -- does it hold a unique lock?
 --
--- KEYS     1 stream  2 suspects  3 counters  4 unique key of the message (optional)
+-- KEYS     1 stream  2 suspects  3 counters  4 holders  5 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process, 1: it runs already
--- Returns  RUN, or LOST: another holds the entry now
+-- Returns  {RUN}, {RUN, the newest message that was coalesced onto it}, or {LOST}: another holds the entry now
 --
+-- What was coalesced onto it stays until the message has ended: one that is skipped, and not run, is followed by it.
 -- Notes who runs an entry that was delivered before, so that a crash is charged to the message that ran, and not to
 -- those that merely waited in the same process. Asked again of one that runs when it is not alone any more: that it has
 -- ended meanwhile, or lost the entry, is refused to nobody then.
 
-local stream, suspects, counters, unique = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local stream, suspects, counters, holders, unique = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local is_running = ARGV[7] == '1'
 local company = ARGV[6] == '1' and '' or ' beside others'
@@ -21,13 +22,20 @@ if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~
   if not is_running then
     redis.call('HINCRBY', counters, 'fenced', 1)
   end
-  return 'LOST'
+  return {'LOST'}
 end
 if deliveries > 1 then
   local charges = string.match(redis.call('HGET', suspects, id) or '0', '^%S+')
   redis.call('HSET', suspects, id, charges .. ' ' .. deliveries .. ' ' .. consumer .. company)
 end
-if unique and redis.call('GET', unique) == message_id then
-  redis.call('DEL', unique)
+if unique then
+  if redis.call('GET', unique) == message_id then
+    redis.call('DEL', unique)
+  end
+  local coalesced = redis.call('HGET', holders, '+' .. message_id)
+  if coalesced then
+    return {'RUN', coalesced}
+  end
+  redis.call('HDEL', holders, '=' .. message_id, '@' .. id)
 end
-return 'RUN'
+return {'RUN'}

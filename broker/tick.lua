@@ -1,19 +1,19 @@
 -- One round of the janitor: moves due messages to the stream, and looks whether there is anything to take over.
 --
--- KEYS     1–7 work  8 consumers  9 paused  10 counters
+-- KEYS     1–8 work  9 consumers  10 paused  11 counters
 -- ARGV     group, consumer, consumer of what was handed back, lease in ms, promote at most so many
 -- Returns  {promoted, ms until the next is due (-1 = none is delayed), last id of the timer, is anything takeable,
 --           entries this consumer owns, is the queue paused, ms until the first of the others' leases would lapse
 --           (-1 = there are none; 0 = one has lapsed), the others…}
 
 local stream, delayed, messages, timer = work.stream, work.delayed, work.messages, work.timer
-local consumers, paused, counters = KEYS[8], KEYS[9], KEYS[10]
+local consumers, paused, counters = KEYS[9], KEYS[10], KEYS[11]
 local group, me, handed_back, lease, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 
 local now = server_ms()
 
 local names = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, limit)
-local n_promoted = 0
+local n_promoted, are_held = 0, redis.call('EXISTS', work.holders) == 1
 for _, name in ipairs(names) do
   local payload = redis.call('HGET', messages, name)
   -- First, because a full server lets a script finish whose first write needs no memory: it promotes too.
@@ -24,6 +24,9 @@ for _, name in ipairs(names) do
     local zero = string.find(name, '\0', 1, true)
     if zero then
       note_where(string.sub(name, 1, zero - 1), name, id)
+    end
+    if are_held then
+      move_holder(name, id)
     end
   end
   n_promoted = n_promoted + 1

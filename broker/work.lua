@@ -1,18 +1,83 @@
--- Where work stands, and the order among messages of one ordering key. Included at the top of scripts whose first seven
--- KEYS are those of keys.py's ``work``.
+-- Where work stands, the order among messages of one ordering key, and which message a unique key stands for. Included at
+-- the top of scripts whose first eight KEYS are those of keys.py's ``work``.
 --
 -- One message of an ordering key is at work: in the stream, in flight or delayed, a retry included. The others stand in
 -- line until it is done or dead. The line is one sorted set of equal scores, so that Redis keeps it in the order of its
 -- members: ordering key, a zero byte, place. An ordered message's name in delayed is ordering key, a zero byte, anything.
+--
+-- The lock of a unique key holds the id of the message that took it. The hash of holders has two fields for that message,
+-- '=' and its id -> its place (entry, name in delayed or member of the line), '@' and its place -> its id, so that the
+-- place follows the message wherever it goes, and a lock whose message is gone is seen in one look. Its third field, '+'
+-- and its id, is the newest message that was coalesced onto it.
 
 local work = {
   stream = KEYS[1], delayed = KEYS[2], messages = KEYS[3], timer = KEYS[4],
-  heads = KEYS[5], line = KEYS[6], in_line = KEYS[7],
+  heads = KEYS[5], line = KEYS[6], in_line = KEYS[7], holders = KEYS[8],
 }
 
 local function server_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Notes where the message waits that took the lock of a unique key.
+local function hold(id, where)
+  redis.call('HSET', work.holders, '=' .. id, where, '@' .. where, id)
+end
+
+-- Forgets it, and what was coalesced onto it.
+local function let_go(id, where)
+  redis.call('HDEL', work.holders, '=' .. id, '@' .. where, '+' .. id)
+end
+
+-- Notes that what waited there waits here now.
+local function move_holder(before, now)
+  local id = redis.call('HGET', work.holders, '@' .. before)
+  if id then
+    redis.call('HDEL', work.holders, '@' .. before)
+    hold(id, now)
+  end
+end
+
+-- Whether there is a message at this place.
+local function is_there(where)
+  if string.find(where, '^%d+%-%d+$') then
+    return redis.call('XRANGE', work.stream, where, where)[1] ~= nil
+  end
+  return redis.call('ZSCORE', work.delayed, where) and redis.call('HEXISTS', work.messages, where) == 1
+    or redis.call('ZSCORE', work.line, where)
+end
+
+-- The message that holds a lock, false where none does; and whether the lock was stale: its message was removed by hand.
+local function holder_of(lock)
+  local id = redis.call('GET', lock)
+  if not id then
+    return false, false
+  end
+  local where = redis.call('HGET', work.holders, '=' .. id)
+  if where and is_there(where) then
+    return id, false
+  end
+  let_go(id, where or '')
+  return false, true
+end
+
+-- Takes a lock for a message that waits there, unless another one that waits has it.
+local function take_lock(lock, id, ms, where)
+  local holder, is_stale = holder_of(lock)
+  if not holder or holder == id then
+    redis.call('SET', lock, id, 'PX', ms)
+    hold(id, where)
+  end
+  return is_stale
+end
+
+-- Frees the lock of a message that waits no more; that of another one of its key stays.
+local function unlock(lock, id, where)
+  if redis.call('GET', lock) == id then
+    redis.call('DEL', lock)
+  end
+  let_go(id, where)
 end
 
 -- Puts a message off; whoever waits for the first of the delayed is woken when this one is earlier.
@@ -42,6 +107,7 @@ local function stand_in_line(key, due, payload)
   -- Lua would write a large number as 1.8e+18
   redis.call('HSET', work.in_line, member, string.format('%.0f', due) .. ' ' .. payload)
   redis.call('ZADD', work.line, 0, member)
+  return member
 end
 
 -- Puts the next of a key to work when its message at work was there and is gone.
@@ -59,7 +125,9 @@ local function next_in_line(key, gone)
     put_off(member, due, payload)
     redis.call('HSET', work.heads, key, member)
   else
-    redis.call('HSET', work.heads, key, redis.call('XADD', work.stream, '*', 'message', payload))
+    local id = redis.call('XADD', work.stream, '*', 'message', payload)
+    redis.call('HSET', work.heads, key, id)
+    move_holder(member, id)
   end
   redis.call('ZREM', work.line, member)
   redis.call('HDEL', work.in_line, member)

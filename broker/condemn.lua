@@ -1,0 +1,20 @@
+-- Adds a dead letter of a message that has no entry: it was to follow a finished one, and could not be enqueued.
+--
+-- KEYS     1 dead  2 recent of what follows  3 counters
+-- ARGV     enqueue id, ms to remember it, ms to keep dead letters, how many to keep, then names and values of the letter's
+--          fields
+-- Returns  id of the letter, or "" where this message of the same finished one was enqueued or condemned before
+
+local dead, recent, counters = KEYS[1], KEYS[2], KEYS[3]
+local enqueue_id, remember_ms, keep_ms, keep_n = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+
+if redis.call('SET', recent, enqueue_id, 'PX', remember_ms, 'GET') == enqueue_id then
+  return ''
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local id = redis.call('XADD', dead, '*', unpack(ARGV, 5))
+redis.call('XTRIM', dead, 'MAXLEN', '~', keep_n)
+redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
+redis.call('HINCRBY', counters, 'dead', 1)
+return id

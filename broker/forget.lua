@@ -1,0 +1,17 @@
+-- Forgets holders of unique keys whose message is gone without having ended, as after XDEL by hand. Their locks are taken
+-- by the next message of their key, or end.
+--
+-- KEYS     1–8 work
+-- ARGV     cursor ("0" at first), look at about so many fields
+-- Returns  {next cursor ("0" = the pass is complete), how many holders were forgotten}
+
+local cursor, found = unpack(redis.call('HSCAN', work.holders, ARGV[1], 'COUNT', ARGV[2]))
+local n = 0
+for i = 1, #found, 2 do
+  local field, where = found[i], found[i + 1]
+  if string.sub(field, 1, 1) == '=' and not is_there(where) then
+    let_go(string.sub(field, 2), where)
+    n = n + 1
+  end
+end
+return {cursor, n}

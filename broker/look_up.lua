@@ -1,0 +1,30 @@
+-- Tells what has to be known of dead letters before they are put back to work. Writes nothing.
+--
+-- KEYS     1 dead
+-- ARGV     ids of letters
+-- Returns  per letter {bytes of its entry, its unique key ("" = none)}; {-1, ""} where the letter is gone
+--
+-- Of a Dramatiq message the entry's one value counts, as when it was enqueued; of any other entry its fields do.
+
+local found = {}
+for i, id in ipairs(ARGV) do
+  local letter = redis.call('XRANGE', KEYS[1], id, id)[1]
+  found[i] = {-1, ''}
+  if letter then
+    local n_bytes, n_fields, message, unique_key = 0, 0, nil, ''
+    for j = 1, #letter[2], 2 do
+      local name, value = letter[2][j], letter[2][j + 1]
+      if name == 'unique_key' then
+        unique_key = value
+      elseif string.sub(name, 1, 6) == 'entry:' then
+        n_fields = n_fields + 1
+        n_bytes = n_bytes + #name - 6 + #value
+        if name == 'entry:message' then
+          message = value
+        end
+      end
+    end
+    found[i] = {message and n_fields == 1 and #message or n_bytes, unique_key}
+  end
+end
+return found
