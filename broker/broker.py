@@ -22,6 +22,7 @@ from dramatiq import Actor, Broker, Message, Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines
+from dramatiq.threading import Interrupt
 
 from .by_hand import ByHand
 from .connections import Argument
@@ -371,14 +372,16 @@ class RedisStreamsBroker(Broker):
         finally:
             self._following.delivery = None
 
-    def _check_failure(self, delivery: Delivery, failures: Sequence[tuple[Method, Exception]]) -> None:
+    def _check_failure(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
         """Reject a message that failed, and that no middleware failed or tried again."""
         if delivery.is_handled or delivery._exception is None:  # a middleware may take the exception away
             return
+        if delivery.is_being_retried and any(isinstance(error, Interrupt) for _, error in failures):
+            return  # between counting and enqueueing it: ``Consumer.ack`` does the rest
         delivery.unhandled = unhandled_failure(*(_named(method, error) for method, error in failures))
         delivery.fail()
 
-    def _check_success(self, delivery: Delivery, failures: Sequence[tuple[Method, Exception]]) -> None:
+    def _check_success(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
         """Keep a message from being acknowledged where the middleware raised that enqueues what follows it."""
         for method, error in failures:
             if isinstance(getattr(method, "__self__", None), FOLLOWING):
@@ -609,7 +612,7 @@ class RedisStreamsBroker(Broker):
         if is_part_of_composition(message.options):
             return True
         target = None if following is None else following.options.get("pipe_target")
-        return target is not None and target.get("message_id") == message.message_id
+        return target is not None and str(target.get("message_id")) == message.message_id
 
     def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
         """Where a call is remembered, as what, and for how many ms."""
@@ -685,17 +688,18 @@ class RedisStreamsBroker(Broker):
             keys = self._keys_by_queue[queue_name] = QueueKeys(self.settings.namespace, queue_name)
         return keys
 
-    def _tell(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, Exception]]:
+    def _tell(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
         """Call the method of that name of every middleware that has one, the last first; signals of ours as well.
 
         Returns:
             the methods that raised, and what they raised.
         """
-        failures: list[tuple[Method, Exception]] = []
+        failures: list[tuple[Method, BaseException]] = []
         for method in reversed(self._listeners.of(self.middleware, signal)):
             try:
                 method(self, *args, **kwargs)
-            except Exception as error:
+            except (Exception, Interrupt) as error:
+                # An interrupt was meant for the job, which has ended. It would keep the others from hearing of that.
                 self._log_failure_of(signal, method)
                 failures.append((method, error))
         return failures
@@ -734,7 +738,7 @@ class _Producer(threading.local):
         return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
 
 
-def _named(method: Method, error: Exception) -> str:
+def _named(method: Method, error: BaseException) -> str:
     """The middleware whose method raised, and what it raised."""
     return f"{type(getattr(method, '__self__', method)).__name__} raised {type(error).__name__}: {error}"
 

@@ -132,7 +132,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
 def test_every_key_is_named() -> None:
     table = re.findall(r"\{ns:q\}:([\w:]+)", (Path(broker.__file__).with_name("keys.py")).read_text())
 
-    assert len(table) == 13
+    assert len(table) == 14
     for name in table:
         assert f":{name.partition(':<')[0]}" in README, name
 

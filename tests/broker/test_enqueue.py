@@ -6,13 +6,14 @@ import dataclasses
 import threading
 import time
 from typing import Any
+from uuid import UUID
 
 import dramatiq
 import pytest
 import redis
 from dramatiq.errors import ConnectionClosed, ConnectionFailed, QueueNotFound
 
-from broker import EnqueueUncertain, MessageTooLarge, QueueFull, RedisStreamsBroker
+from broker import EnqueueUncertain, InvalidMessage, MessageTooLarge, QueueFull, RedisStreamsBroker
 from broker.keys import HANDED_BACK
 from broker.scripts import ENQUEUE, TICK
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
@@ -46,6 +47,47 @@ def test_an_entry_is_dramatiqs_own_json_in_one_field(scene: Scene) -> None:
 
     assert list(fields) == [b"message"]
     assert dramatiq.Message.decode(fields[b"message"]) == sent
+
+
+def test_field_of_a_type_that_dramatiq_takes_is_converted_before_it_is_sent(scene: Scene) -> None:
+    heard = Heard()
+    broker = scene.process("a", middleware=[heard])
+    number, uuid = message("number"), message("uuid")
+    object.__setattr__(number, "message_id", 42)
+    object.__setattr__(number, "message_timestamp", 1_700_000_000_000.5)
+    object.__setattr__(uuid, "message_id", UUID(int=7))
+
+    sent = broker.enqueue_many([number, uuid])
+
+    assert [one.message_id for one in sent] == ["42", str(UUID(int=7))]
+    assert sent[0].message_timestamp == 1_700_000_000_000
+    stored = [dramatiq.Message.decode(fields[b"message"]) for _, fields in scene.client.xrange(KEYS.stream)]
+    assert stored == sent
+
+
+@pytest.mark.parametrize("half", ["actor_name", "message_id", "unique_key", "ordering_key"])
+def test_producer_of_half_a_character_is_refused(scene: Scene, half: str) -> None:
+    sent = message("one")
+    if half.endswith("_key"):
+        sent.options[half] = "\ud800"
+    else:
+        object.__setattr__(sent, half, "\ud800")
+
+    with pytest.raises(InvalidMessage) as refused:
+        scene.process("a").enqueue(sent)
+
+    assert refused.value.field == half
+
+
+@pytest.mark.parametrize("delay", ["soon", [1], float("nan"), float("inf")])
+def test_delay_that_is_no_number_is_refused(scene: Scene, delay: Any) -> None:
+    broker = scene.process("a")
+
+    with pytest.raises(InvalidMessage) as refused:
+        broker.enqueue(message("one"), delay=delay)
+
+    assert refused.value.field == "delay"
+    assert scene.state() == QueueState()
 
 
 def test_messages_come_out_in_the_order_in_which_they_went_in(scene: Scene) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import dramatiq
 import pytest
 
-from broker import UndecodableEntry
+from broker import InvalidMessage, UndecodableEntry
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, message, received
 from tests.support import eventually
 
@@ -68,6 +68,62 @@ def test_an_entry_that_is_no_message_of_the_queue_becomes_a_dead_letter(
     assert letter.reason == reason
     assert letter.error
     assert letter.fields == {name.encode(): value for name, value in fields.items()}
+
+
+@pytest.mark.parametrize(
+    ("field", "sent", "came"),
+    [
+        ("message_timestamp", 1_700_000_000_000.7, 1_700_000_000_000),
+        ("message_timestamp", "1700000000000", 1_700_000_000_000),
+        ("message_id", 42, "42"),
+        ("message_id", 4.5, "4.5"),
+    ],
+)
+def test_field_of_a_type_that_dramatiq_takes_is_converted(scene: Scene, field: str, sent: Any, came: object) -> None:
+    consumer = scene.consumer("a")
+    scene.client.xadd(KEYS.stream, {"message": encoded(**{field: sent})})
+
+    (one,) = received(consumer, 1)
+
+    assert getattr(one, field) == came
+    assert isinstance(one.enqueued_at_ms, int)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("message_timestamp", None),
+        ("message_timestamp", True),
+        ("message_timestamp", "yesterday"),
+        ("message_timestamp", float("nan")),
+        ("message_timestamp", float("inf")),
+        ("message_timestamp", [1]),
+        ("message_id", None),
+        ("message_id", [1]),
+        ("message_id", {"a": 1}),
+        ("actor_name", 7),
+        ("queue_name", None),
+        ("kwargs", [1]),
+        ("kwargs", None),
+        ("options", [1]),
+        ("options", None),
+    ],
+)
+def test_field_that_no_worker_can_use_is_refused_on_either_side(scene: Scene, field: str, value: Any) -> None:
+    consumer = scene.consumer("a")
+    strange = message("strange").copy()
+    object.__setattr__(strange, field, value)
+
+    with pytest.raises(InvalidMessage) as refused:
+        scene.brokers["a"].enqueue(strange)
+    scene.client.xadd(KEYS.stream, {"message": strange.encode()})
+    scene.brokers["a"].enqueue(message("good"))
+
+    assert received(consumer, 1)[0].args == ("good",)
+    assert refused.value.field == field
+    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert (letter.reason, letter.field) == ("undecodable", field)
+    assert letter.error.startswith(f"UndecodableEntry: {field}: expected ")
 
 
 def test_a_decoder_makes_messages_of_foreign_entries_or_names_what_is_wrong(scene: Scene) -> None:

@@ -112,3 +112,68 @@ def test_messages_of_an_old_pipeline_go_on_here(old: RedisBroker, redis_url: str
             broker.join("default", timeout=30_000)
 
     assert ran == Counter(["first", "second"])
+
+
+def test_message_that_cannot_be_moved_stays_and_the_others_move(
+    old: RedisBroker, redis_url: str, redis_client: redis.Redis
+) -> None:
+    work = actor_on(old, Counter())
+    work.send("first")
+    large = work.send("x" * 20_000)
+    work.send("second")
+    strange = work.send_with_options(args=("strange",), time_limit="1 min")
+    damaged = work.send("damaged")
+    work.send("last")
+    work.send_with_options(args=("x" * 20_000,), delay=3_600_000)
+    for internal_id, payload in redis_client.hgetall("dramatiq:default.msgs").items():  # type: ignore[union-attr]
+        if dramatiq.Message.decode(payload).message_id == damaged.message_id:
+            redis_client.hset("dramatiq:default.msgs", internal_id, b"{no message")
+
+    with broker_on(redis_url, max_message_bytes=10_000) as broker:
+        drained = drain(redis_client, broker)["default"]
+
+        assert (drained.moved, drained.left, len(drained.refused)) == (3, 0, 4)
+        errors = [one.error for one in drained.refused]
+        assert large.message_id in errors[0]
+        assert strange.message_id in errors[1]
+        assert "DecodeError" in errors[2]
+        entries: Any = redis_client.xrange("streams:default")
+        moved = [dramatiq.Message.decode(fields[b"message"]).args[0] for _, fields in entries]
+        assert moved == ["first", "second", "last"]
+        assert redis_client.llen("dramatiq:default") == 3
+        assert drain(redis_client, broker)["default"] == Drained(moved=0, left=0, refused=drained.refused)
+
+
+def test_command_names_what_stays_and_moves_it_with_a_higher_limit(
+    old: RedisBroker, redis_url: str, redis_client: redis.Redis
+) -> None:
+    work = actor_on(old, Counter())
+    large = work.send("x" * 20_000)
+    work.send("small")
+    command = [sys.executable, "-m", "broker.migration", redis_url, redis_url, "--namespace", "new"]
+
+    refused = subprocess.run([*command, "--max-message-bytes", "10000"], capture_output=True, text=True)
+    moved = subprocess.run([*command, "--max-message-bytes", "30000"], capture_output=True, text=True)
+
+    assert refused.returncode == 1
+    assert "default: 1 moved, 0 left to workers that still live, 1 refused\n" in refused.stdout
+    assert large.message_id in refused.stdout
+    assert "nothing is left" not in refused.stdout
+    assert (moved.returncode, moved.stdout) == (
+        0,
+        "default: 1 moved, 0 left to workers that still live\nnothing is left\n",
+    )
+    assert redis_client.xlen("new:default") == 2
+
+
+def test_command_reads_queues_of_another_namespace(redis_url: str, redis_client: redis.Redis) -> None:
+    old = RedisBroker(url=redis_url, middleware=[], namespace="ours")
+    actor_on(old, Counter()).send("one")
+    command = [sys.executable, "-m", "broker.migration", redis_url, redis_url, "--old-namespace", "ours"]
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert redis_client.xlen("streams:default") == 1
+    old.client.close()
+    old.close()

@@ -1,0 +1,315 @@
+"""What follows a message is not lost: its retry, the next of its pipeline, its callbacks, a requeued dead letter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.errors import ConnectionClosed
+from dramatiq.middleware import Callbacks, GroupCallbacks, Middleware, MiddlewareError, Pipelines
+from dramatiq.rate_limits.backends import StubBackend
+from dramatiq.results import ResultFailure, Results
+from dramatiq.results.backends import StubBackend as StubResults
+
+from broker import DeadLetter, MessageTooLarge, RedisStreamsBroker
+from broker.scripts import CONDEMN, ENQUEUE_PLAIN
+from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, message, received
+from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
+from tests.support import eventually
+
+LIMIT = 10_000
+
+
+def ended(broker: RedisStreamsBroker) -> list[DeadLetter]:
+    """The dead letters once nothing of the queue is left."""
+    with working(broker, threads=1):
+        broker.join("default", timeout=30_000)
+    return broker.dead_letters("default").list()
+
+
+def of_size(n_bytes: int, **options: Any) -> dramatiq.Message[Any]:
+    """A message whose encoded form has exactly so many bytes."""
+    sent = message("", **options)
+    return sent.copy(args=("x" * (n_bytes - len(sent.encode())),))
+
+
+@pytest.mark.parametrize("spare", [0, 1, 7, 100, 300])
+def test_message_that_just_fits_is_tried_again(scene: Scene, spare: int) -> None:
+    consumer = scene.consumer("a", max_message_bytes=LIMIT)
+    broker = scene.brokers["a"]
+    sent = of_size(LIMIT - spare)
+    broker.enqueue(sent)
+    (one,) = received(consumer, 1)
+
+    one.options["traceback"] = "a line\n" * 2_000
+    fail(broker, one, delay=0)
+    consumer.ack(one)
+    (again,) = received(consumer, 1)
+
+    assert again.args == sent.args
+    assert again.options["retries"] == 1
+    assert "traceback" not in again.options
+    assert broker.dead_letters(QUEUE).list() == []
+
+
+def test_retry_that_fits_keeps_its_traceback(scene: Scene) -> None:
+    consumer = scene.consumer("a", max_message_bytes=LIMIT)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    (one,) = received(consumer, 1)
+
+    one.options["traceback"] = "a line"
+    fail(broker, one, delay=0)
+    consumer.ack(one)
+
+    assert received(consumer, 1)[0].options["traceback"] == "a line"
+
+
+def test_message_whose_actor_made_it_larger_is_tried_again(redis_url: str) -> None:
+    sizes: list[int] = []
+    with broker_on(redis_url, quick_retries(), max_message_bytes=LIMIT) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(things: list[str]) -> None:
+            sizes.append(len(things))
+            things.append("x" * LIMIT)
+            if len(sizes) < 3:
+                raise ValueError("not yet")
+
+        work.send([])
+
+        assert ended(broker) == []
+    assert sizes == [0, 1, 2]
+
+
+def test_follower_that_is_too_large_is_a_dead_letter_that_can_be_requeued(redis_url: str) -> None:
+    stored: list[int] = []
+
+    def declared(broker: RedisStreamsBroker) -> tuple[Any, Any]:
+        @dramatiq.actor(broker=broker)
+        def fetch() -> str:
+            return "x" * LIMIT
+
+        @dramatiq.actor(broker=broker)
+        def store(text: str) -> None:
+            stored.append(len(text))
+
+        return fetch, store
+
+    with broker_on(redis_url, Pipelines(), max_message_bytes=LIMIT) as broker:
+        fetch, store = declared(broker)
+        pipeline = dramatiq.pipeline([fetch.message(), store.message()], broker=broker).run()
+
+        (letter,) = ended(broker)
+
+        assert (letter.reason, letter.actor_name) == ("not-enqueued", "store")
+        assert letter.message_id == pipeline.messages[1].message_id
+        assert "MessageTooLarge" in letter.error
+        assert broker.counters("default") == {"enqueued": 1, "acked": 1, "dead": 1}
+        with pytest.raises(MessageTooLarge, match="raise max_message_bytes"):
+            broker.dead_letters("default").requeue([letter.id])
+        assert broker.dead_letters("default").list() == [letter]
+
+    with broker_on(redis_url, Pipelines(), max_message_bytes=3 * LIMIT) as broker:
+        declared(broker)
+        assert broker.dead_letters("default").requeue([letter.id]) == 1
+        assert ended(broker) == []
+    assert stored == [LIMIT]
+
+
+def test_requeue_leaves_what_is_too_large_and_puts_the_others_back(scene: Scene) -> None:
+    large, small = of_size(3 * LIMIT), message("small")
+    scene.process("producer").enqueue_many([large, small])
+    consumer = scene.consumer("a", max_message_bytes=LIMIT)
+    (one,) = received(consumer, 1)
+    one.stuff_exception(ValueError("dies"))
+    consumer.nack(one)
+    letters = scene.brokers["a"].dead_letters(QUEUE)
+    assert {letter.reason for letter in letters.list()} == {"oversize", "failed"}
+
+    with pytest.raises(MessageTooLarge) as refused:
+        letters.requeue([letter.id for letter in letters.list()])
+
+    assert refused.value.message_id == large.message_id
+    assert scene.state().waiting == ("small",)
+    assert [letter.reason for letter in letters.list()] == ["oversize"]
+
+
+def test_dead_letter_of_a_retry_that_outgrew_the_limit_can_be_requeued(scene: Scene) -> None:
+    consumer = scene.consumer("a", max_message_bytes=LIMIT)
+    broker = scene.brokers["a"]
+    broker.enqueue(of_size(LIMIT))
+    (one,) = received(consumer, 1)
+    fail(broker, one, delay=0)
+    consumer.ack(one)
+    (one,) = received(consumer, 1)
+    one.stuff_exception(ValueError("dies"))
+    consumer.nack(one)
+
+    assert broker.dead_letters(QUEUE).requeue_where(reason="failed") == 1
+
+    assert received(consumer, 1)[0].message_id == one.message_id
+
+
+class Refusing(Middleware):
+    """Refuses to enqueue what an actor of this name is to run."""
+
+    def __init__(self, actor_name: str) -> None:
+        self._actor_name = actor_name
+
+    def before_enqueue(self, broker: Any, message: Any, delay: int | None) -> None:
+        if message.actor_name == self._actor_name:
+            raise MiddlewareError("over the quota")
+
+
+def test_follower_that_a_middleware_refuses_is_a_dead_letter(redis_url: str) -> None:
+    backend = StubResults()
+    with broker_on(redis_url, Pipelines(), Refusing("second"), Results(backend=backend)) as broker:
+        first = dramatiq.actor(broker=broker, actor_name="first")(lambda: None)
+        second = dramatiq.actor(broker=broker, actor_name="second", store_results=True)(lambda *_: None)
+        pipeline = dramatiq.pipeline([first.message(), second.message()], broker=broker).run()
+
+        (letter,) = ended(broker)
+
+        assert (letter.reason, letter.actor_name) == ("not-enqueued", "second")
+        assert "over the quota" in letter.error
+        with pytest.raises(ResultFailure, match="over the quota"):
+            pipeline.messages[1].get_result(backend=backend)
+
+
+def test_follower_with_a_strange_option_is_a_dead_letter_that_names_it(redis_url: str) -> None:
+    with broker_on(redis_url, Pipelines()) as broker:
+        work = dramatiq.actor(broker=broker, actor_name="work")(lambda *_: None)
+        strange = work.message().copy(options={"max_retries": "x"})
+        broker.enqueue(work.message().copy(options={"pipe_target": strange.asdict()}))
+
+        (letter,) = ended(broker)
+
+        assert (letter.reason, letter.field, letter.message_id) == ("not-enqueued", "max_retries", strange.message_id)
+
+
+def test_result_that_cannot_be_handed_on_makes_its_message_a_dead_letter(redis_url: str) -> None:
+    """The next of the pipeline cannot be encoded, so that it can be no dead letter either."""
+    results: list[Any] = []
+
+    with broker_on(redis_url, Pipelines()) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def fetch() -> Any:
+            return "corrected" if results else {1, 2}
+
+        @dramatiq.actor(broker=broker)
+        def store(*handed_on: Any) -> None:
+            results.extend(handed_on)
+
+        dramatiq.pipeline([fetch.message(), store.message()], broker=broker).run()
+
+        (letter,) = ended(broker)
+        assert (letter.reason, letter.actor_name) == ("unhandled", "fetch")
+        assert "what was to follow it was not enqueued: Pipelines raised TypeError" in letter.error
+
+        results.append("the cause is corrected")
+        assert broker.dead_letters("default").requeue([letter.id]) == 1
+        assert ended(broker) == []
+    assert results[1:] == ["corrected"]
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_callback_of_an_actor_that_nobody_declared_loses_nothing(redis_url: str, succeeds: bool) -> None:
+    with broker_on(redis_url, Callbacks(), quick_retries(0)) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            if not succeeds:
+                raise ValueError("always")
+
+        work.send_with_options(on_success="nobody", on_failure="nobody")
+
+        (letter,) = ended(broker)
+
+        if succeeds:
+            assert letter.reason == "unhandled"
+            assert "Callbacks raised ActorNotFound: nobody" in letter.error
+        else:
+            assert letter.reason == "failed"
+
+
+def test_completion_callback_that_is_too_large_is_a_dead_letter(redis_url: str) -> None:
+    with broker_on(redis_url, GroupCallbacks(StubBackend()), Refusing("completed")) as broker:
+        work = dramatiq.actor(broker=broker, actor_name="work")(lambda: None)
+        completed = dramatiq.actor(broker=broker, actor_name="completed")(lambda: None)
+        group = dramatiq.group([work.message(), work.message()], broker=broker)
+        group.add_completion_callback(completed.message())
+        group.run()
+
+        (letter,) = ended(broker)
+
+        assert (letter.reason, letter.actor_name) == ("not-enqueued", "completed")
+
+
+def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
+    """A message that ran to its end in a process; what follows it was tried to be enqueued."""
+    consumer = scene.consumer(name, middleware=[Pipelines()], prefetch=1, max_message_bytes=LIMIT)
+    broker = scene.brokers[name]
+    dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
+    if name == "a":
+        broker.enqueue(message("one").copy(options={"pipe_target": follower.asdict()}))
+    (one,) = received(consumer, 1)
+    broker.emit_before("process_message", one)
+    broker.emit_after("process_message", one, result="x" * LIMIT)
+    return consumer, one
+
+
+def test_follower_of_a_message_that_runs_again_is_one_dead_letter(scene: Scene) -> None:
+    follower = message("two")
+    finished(scene, "a", follower)
+    scene.die("a")  # before it acknowledged
+
+    consumer, one = finished(scene, "b", follower)
+    consumer.ack(one)
+
+    eventually(lambda: not scene.state().pending)
+    assert scene.state() == QueueState(dead=(("not-enqueued", "two"),))
+
+
+def test_follower_is_a_dead_letter_before_its_message_is_acknowledged(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = scene.consumer("a", middleware=[Pipelines()], max_message_bytes=LIMIT)
+    broker = scene.brokers["a"]
+    dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
+    broker.enqueue(message("one").copy(options={"pipe_target": message("two").asdict()}))
+    (one,) = received(consumer, 1)
+    connections = broker._session.connections
+    run_script = connections.run_script
+
+    def away(script: Any, *args: Any) -> Any:
+        if script in (CONDEMN, ENQUEUE_PLAIN):
+            raise ConnectionClosed("away")
+        return run_script(script, *args)
+
+    monkeypatch.setattr(connections, "run_script", away)
+    broker.emit_after("process_message", one, result="x" * LIMIT)
+    with pytest.raises(ConnectionClosed):
+        consumer.ack(one)
+    assert scene.state().pending == {"one": ("a", 1)}
+
+    monkeypatch.undo()
+    consumer.ack(one)
+
+    eventually(lambda: scene.state() == QueueState(dead=(("not-enqueued", "two"),)))
+
+
+def test_entry_that_another_program_wrote_is_refused_beyond_the_limit(scene: Scene) -> None:
+    consumer = scene.consumer("a", max_message_bytes=LIMIT)
+    scene.client.xadd(KEYS.stream, {"message": of_size(LIMIT + 1).encode()})
+    scene.client.xadd(KEYS.stream, {"message": of_size(LIMIT).encode()})
+
+    (one,) = received(consumer, 1)
+
+    assert len(one._message.encode()) == LIMIT
+    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert letter.reason == "oversize"
+    assert letter.mend is not None
+    assert "max_message_bytes" in letter.mend

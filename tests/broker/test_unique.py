@@ -1,0 +1,367 @@
+"""A unique key stands for a message that waits; it outlives neither its message's removal nor its being skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.middleware import GroupCallbacks, Middleware, Pipelines, SkipMessage
+from dramatiq.rate_limits.backends import StubBackend
+
+from broker.consumer import StreamsConsumer
+from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, message, received, swept
+from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
+from tests.broker.test_settle import full
+from tests.support import eventually
+
+
+def entry_id(scene: Scene) -> bytes:
+    ((found, _),) = scene.client.xrange(KEYS.stream)
+    assert isinstance(found, bytes)
+    return found
+
+
+def removed_by(scene: Scene, command: str) -> None:
+    match command:
+        case "XDEL":
+            scene.client.xdel(KEYS.stream, entry_id(scene))
+        case "XTRIM":
+            scene.client.xtrim(KEYS.stream, maxlen=0)
+        case "DEL":
+            scene.client.delete(KEYS.stream)
+        case "ZREM":
+            scene.client.zremrangebyrank(KEYS.delayed, 0, -1)
+        case "HDEL":
+            scene.client.delete(KEYS.delayed_messages)
+        case "ZREM line":
+            scene.client.zremrangebyrank(KEYS.line, 0, -1)
+
+
+@pytest.mark.parametrize(
+    ("command", "delay", "ordering_key"),
+    [
+        ("XDEL", None, None),
+        ("XTRIM", None, None),
+        ("DEL", None, None),
+        ("ZREM", 60_000, None),
+        ("HDEL", 60_000, None),
+        ("ZREM", 60_000, "k"),
+        ("XDEL", None, "k"),
+    ],
+)
+def test_lock_of_a_message_removed_by_hand_is_taken_by_the_next(
+    scene: Scene, command: str, delay: int | None, ordering_key: str | None
+) -> None:
+    broker = scene.process("a")
+    options = {} if ordering_key is None else {"ordering_key": ordering_key}
+    first = broker.enqueue(message("first", unique_key="u", **options), delay=delay)
+
+    removed_by(scene, command)
+    second = broker.enqueue(message("second", unique_key="u"))
+    third = broker.enqueue(message("third", unique_key="u"))
+
+    assert second.message_id != first.message_id
+    assert third.message_id == second.message_id
+    assert scene.state().waiting == ("second",)
+    assert broker.counters(QUEUE)["stale_locks"] == 1
+
+
+def test_lock_of_a_message_removed_from_its_line_is_taken_by_the_next(scene: Scene) -> None:
+    broker = scene.process("a")
+    broker.enqueue(message("at work", ordering_key="k"))
+    first = broker.enqueue(message("first", unique_key="u", ordering_key="k"))
+    assert broker.enqueue(message("coalesced", unique_key="u")).message_id == first.message_id
+
+    removed_by(scene, "ZREM line")
+
+    assert broker.enqueue(message("second", unique_key="u")).message_id != first.message_id
+
+
+def promoted(scene: Scene, consumer: StreamsConsumer) -> None:
+    for name in scene.client.zrange(KEYS.delayed, 0, -1):
+        scene.client.zadd(KEYS.delayed, {name: 1})
+    swept(scene.brokers["a"])
+
+
+def handed_back(scene: Scene, consumer: StreamsConsumer) -> None:
+    (one,) = received(consumer, 1)
+    consumer.requeue([one])
+
+
+def retried(scene: Scene, consumer: StreamsConsumer) -> None:
+    (one,) = received(consumer, 1)
+    scene.brokers["a"].emit_before("process_message", one)
+    fail(scene.brokers["a"], one)
+
+
+def requeued(scene: Scene, consumer: StreamsConsumer) -> None:
+    (one,) = received(consumer, 1)
+    scene.brokers["a"].emit_before("process_message", one)
+    one.stuff_exception(ValueError("dies"))
+    consumer.nack(one)
+    assert scene.brokers["a"].dead_letters(QUEUE).requeue_where(message_id=one.message_id) == 1
+
+
+def taken_over(scene: Scene, consumer: StreamsConsumer) -> None:
+    received(consumer, 1)
+    scene.client.xclaim(KEYS.stream, GROUP, "somebody", 0, [entry_id(scene)], idle=60_000)
+
+
+@pytest.mark.parametrize(
+    ("moved", "delay"),
+    [(promoted, 60_000), (handed_back, None), (retried, None), (requeued, None), (taken_over, None)],
+)
+def test_message_keeps_its_lock_wherever_it_moves(
+    scene: Scene, moved: Callable[[Scene, StreamsConsumer], None], delay: int | None
+) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    first = broker.enqueue(message("first", unique_key="u"), delay=delay)
+
+    moved(scene, consumer)
+
+    assert broker.enqueue(message("second", unique_key="u")).message_id == first.message_id
+    assert broker.counters(QUEUE)["stale_locks"] == 0
+
+    for command in ("XTRIM", "ZREM"):
+        removed_by(scene, command)
+    assert broker.enqueue(message("third", unique_key="u")).message_id != first.message_id
+    assert scene.state().locks == ("u",)
+
+
+def test_message_keeps_its_lock_when_its_turn_in_line_comes(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("at work", ordering_key="k"))
+    first = broker.enqueue(message("first", unique_key="u", ordering_key="k"))
+    (at_work,) = received(consumer, 1)
+    consumer.ack(at_work)
+    eventually(lambda: not scene.client.exists(KEYS.line))
+
+    assert broker.enqueue(message("second", unique_key="u")).message_id == first.message_id
+    removed_by(scene, "XTRIM")
+    assert broker.enqueue(message("third", unique_key="u")).message_id != first.message_id
+
+
+def test_retry_leaves_the_lock_to_a_message_sent_while_it_ran(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("first", unique_key="u"))
+    (first,) = received(consumer, 1)
+    broker.emit_before("process_message", first)
+    second = broker.enqueue(message("second", unique_key="u"))
+
+    fail(broker, first)
+    consumer.ack(first)
+
+    assert scene.state() == QueueState(waiting=("second",), delayed=("first",), locks=("u",))
+    assert broker.enqueue(message("third", unique_key="u")).message_id == second.message_id
+
+
+def test_of_dead_letters_of_one_key_that_are_requeued_one_takes_the_lock(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    ids = []
+    for label in ("one", "two"):
+        broker.enqueue(message(label, unique_key="u"))
+        (delivery,) = received(consumer, 1)
+        broker.emit_before("process_message", delivery)
+        delivery.stuff_exception(ValueError("dies"))
+        consumer.nack(delivery)
+        ids.append(delivery.message_id)
+    assert scene.state().locks == ()
+
+    assert broker.dead_letters(QUEUE).requeue_where(reason="failed") == 2
+
+    assert broker.enqueue(message("three", unique_key="u")).message_id in ids
+    assert sorted(scene.state().waiting) == ["one", "two"]
+
+
+def test_message_that_ended_leaves_nothing_of_its_unique_key(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("done", unique_key="u"))
+    broker.enqueue(message("coalesced", unique_key="u"))
+    broker.enqueue(message("dies", unique_key="v"))
+    broker.enqueue(message("never started", unique_key="w"))
+    done, dies, never_started = received(consumer, 3)
+    for one in (done, dies):
+        broker.emit_before("process_message", one)
+
+    consumer.ack(done)
+    consumer.nack(dies)
+    consumer.ack(never_started)
+
+    eventually(lambda: not scene.client.exists(KEYS.stream) or scene.client.xlen(KEYS.stream) == 0)
+    assert scene.state().locks == ()
+    assert scene.client.hgetall(KEYS.holders) == {}
+
+
+def test_janitor_forgets_messages_of_unique_keys_that_were_removed_by_hand(scene: Scene) -> None:
+    scene.consumer("a", prefetch=0)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message(str(n), unique_key=str(n)) for n in range(1_200)])
+    broker.enqueue(message("coalesced", unique_key="7"))
+    removed_by(scene, "XTRIM")
+    kept = broker.enqueue(message("kept", unique_key="kept"))
+
+    swept(broker)
+
+    assert scene.client.hlen(KEYS.holders) == 2
+    assert broker.enqueue(message("again", unique_key="kept")).message_id == kept.message_id
+
+
+def test_what_is_flushed_leaves_no_note_of_its_unique_keys(scene: Scene) -> None:
+    broker = scene.process("a")
+    broker.enqueue(message("one", unique_key="u"))
+
+    broker.flush(QUEUE)
+
+    assert scene.client.exists(KEYS.holders) == 0
+
+
+class Cancelled(Middleware):
+    """Skips what was cancelled, as dramatiq-abort does."""
+
+    def __init__(self, *labels: str) -> None:
+        self._labels = labels
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if message.args[0] in self._labels:
+            raise SkipMessage("cancelled")
+
+
+def test_what_was_coalesced_onto_a_cancelled_message_runs_in_its_place(redis_url: str) -> None:
+    ran: list[str] = []
+    with broker_on(redis_url, Cancelled("cancelled")) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(label: str) -> None:
+            ran.append(label)
+
+        for label in ("cancelled", "second", "newest"):
+            work.send_with_options(args=(label,), unique_key="u", delay=100)
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+        assert broker.counters("default")["coalesced"] == 2
+    assert ran == ["newest"]
+
+
+def test_what_was_coalesced_onto_a_message_that_runs_does_not_run(redis_url: str) -> None:
+    ran: list[str] = []
+    with broker_on(redis_url, Cancelled()) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(label: str) -> None:
+            ran.append(label)
+
+        for label in ("first", "second"):
+            work.send_with_options(args=(label,), unique_key="u")
+        with working(broker):
+            broker.join("default", timeout=30_000)
+    assert ran == ["first"]
+
+
+def test_what_was_coalesced_onto_a_cancelled_message_survives_a_crash(scene: Scene) -> None:
+    producer = scene.process("producer")
+    producer.enqueue(message("cancelled", unique_key="u"))
+    producer.enqueue(message("second", unique_key="u"))
+    for name in ("a", "b"):
+        consumer = scene.consumer(name, middleware=[Cancelled("cancelled")])
+        broker = scene.brokers[name]
+        (one,) = received(consumer, 1)
+        with pytest.raises(SkipMessage):
+            broker.emit_before("process_message", one)
+        if name == "a":
+            scene.die("a")
+
+    broker.emit_after("skip_message", one)
+    consumer.ack(one)
+
+    (second,) = received(consumer, 1)
+    assert second.args == ("second",)
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_stage_of_a_pipeline_is_not_coalesced(redis_url: str, which: str) -> None:
+    """Either stage shares its key with a message that waits already."""
+    ran: list[str] = []
+    with broker_on(redis_url, Pipelines()) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(label: str) -> None:
+            ran.append(label)
+
+        work.send_with_options(args=("waits",), unique_key="u", delay=1_000)
+        stages = [
+            work.message_with_options(args=(label,), pipe_ignore=True, unique_key="u" if label == which else None)
+            for label in ("first", "second")
+        ]
+        dramatiq.pipeline(stages, broker=broker).run()
+        with working(broker):
+            broker.join("default", timeout=30_000)
+    assert ran == ["first", "second", "waits"]
+
+
+def test_member_of_a_group_with_callbacks_is_not_coalesced(redis_url: str) -> None:
+    ran: list[str] = []
+    with broker_on(redis_url, GroupCallbacks(StubBackend())) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(label: str) -> None:
+            ran.append(label)
+
+        work.send_with_options(args=("waits",), unique_key="u")
+        group = dramatiq.group(
+            [work.message_with_options(args=(f"member {n}",), unique_key="u") for n in range(3)], broker=broker
+        )
+        group.add_completion_callback(work.message("completed"))
+        group.run()
+        with working(broker, threads=1):
+            broker.join("default", timeout=30_000)
+    assert ran == ["waits", "member 0", "member 1", "member 2", "completed"]
+
+
+def test_stage_of_a_pipeline_that_found_its_key_free_holds_it(scene: Scene) -> None:
+    broker = scene.process("a")
+    stage = message("stage", unique_key="u").copy(options={"pipe_target": message("next").asdict()})
+    broker.enqueue(stage)
+    broker.enqueue(stage.copy(message_id="another"))
+
+    assert broker.enqueue(message("other", unique_key="u")).message_id == stage.message_id
+    assert scene.state().waiting == ("stage", "stage")
+
+
+def test_lock_survives_a_retry_under_a_worker(redis_url: str) -> None:
+    ran: list[str] = []
+    with broker_on(redis_url, quick_retries(1)) as broker:
+
+        @dramatiq.actor(broker=broker, min_backoff=60_000, max_backoff=60_000)
+        def work(label: str) -> None:
+            ran.append(label)
+            raise ValueError("always")
+
+        first = work.send_with_options(args=("first",), unique_key="u")
+        with working(broker):
+            eventually(lambda: broker.stats("default").delayed == 1)
+
+        assert work.send_with_options(args=("second",), unique_key="u").message_id == first.message_id
+        assert broker.stats("default").delayed == 1
+    assert ran == ["first"]
+
+
+def test_full_server_takes_the_retry_of_a_unique_key(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue(message("first", unique_key="u"))
+    (first,) = received(consumer, 1)
+
+    with full(scene):
+        broker.emit_before("process_message", first)
+        fail(broker, first)
+        consumer.ack(first)
+
+    assert scene.state() == QueueState(delayed=("first",), locks=("u",))
