@@ -125,7 +125,8 @@ def test_message_that_cannot_be_moved_stays_and_the_others_move(
     damaged = work.send("damaged")
     work.send("last")
     work.send_with_options(args=("x" * 20_000,), delay=3_600_000)
-    for internal_id, payload in redis_client.hgetall("dramatiq:default.msgs").items():  # type: ignore[union-attr]
+    messages: Any = redis_client.hgetall("dramatiq:default.msgs")
+    for internal_id, payload in messages.items():
         if dramatiq.Message.decode(payload).message_id == damaged.message_id:
             redis_client.hset("dramatiq:default.msgs", internal_id, b"{no message")
 
