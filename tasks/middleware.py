@@ -24,7 +24,7 @@ from tasks.trace_context import current_traceparent, trace_id_of, traceparent_of
 logger = logging.getLogger("sploot-cluster.queue")
 
 # Of a message that no actor ever saw, so that no attempt was counted.
-NEVER_RAN: Final = frozenset({"undecodable", "wrong-queue", "unknown-actor", "oversize"})
+NEVER_RAN: Final = frozenset({"undecodable", "wrong-queue", "unknown-actor", "oversize", "not-enqueued"})
 
 
 class NoiseNotes(Protocol):

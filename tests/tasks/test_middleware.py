@@ -241,7 +241,14 @@ def test_an_outcome_is_one_word(exception: BaseException | None, outcome: str) -
 
 @pytest.mark.parametrize(
     ("reason", "counted"),
-    [("undecodable", "invalid"), ("oversize", "invalid"), ("delivery-limit", "error"), ("failed", None)],
+    [
+        ("undecodable", "invalid"),
+        ("oversize", "invalid"),
+        ("not-enqueued", "invalid"),
+        ("unhandled", None),
+        ("delivery-limit", "error"),
+        ("failed", None),
+    ],
 )
 def test_a_dead_letter_counts_where_no_attempt_did(pool: Pool, reason: str, counted: str | None) -> None:
     letter = DeadLetter(
