@@ -12,6 +12,7 @@ from .dead_letters import DeadLetter, DeadLetters
 from .deliveries import Delivery
 from .entries import EntryDecoder
 from .errors import (
+    DeadLetterTooLarge,
     DeliveryLimitReached,
     EnqueueUncertain,
     InvalidMessage,
@@ -32,6 +33,7 @@ __all__ = [
     "ByHand",
     "ConsumerStats",
     "DeadLetter",
+    "DeadLetterTooLarge",
     "DeadLetters",
     "Delivery",
     "DeliveryLimitReached",

@@ -31,7 +31,7 @@ from dramatiq.middleware import SkipMessage
 from .connections import Argument, Connections
 from .deliveries import Delivery
 from .entries import WrongQueue, fields_of, was_retried
-from .errors import DeliveryLimitReached, MessageTooLarge, UndecodableEntry
+from .errors import DeadLetterTooLarge, DeliveryLimitReached, UndecodableEntry
 from .keys import QueueKeys
 from .options import ordering_key_of, unique_key_of
 from .scripts import LOOK_UP, REQUEUE
@@ -133,17 +133,18 @@ class DeadLetters:
             end = f"({found[-1][0].decode()}"
 
     def requeue_where(self, **wanted: Unpack[Wanted]) -> int:
-        """Put every letter that is wanted back to work; how many there were. Those that fail again stay dead."""
-        return self._for_each_page(self.requeue, wanted)
+        """Put every letter that is wanted back to work; how many there were. Those that fail again stay dead.
+
+        Raises:
+            DeadLetterTooLarge: as ``requeue`` does, when the others were put back.
+        """
+        return self.requeue(letter.id for letter in self.find(**wanted))
 
     def purge_where(self, **wanted: Unpack[Wanted]) -> int:
         """Remove every letter that is wanted for ever; how many there were."""
-        return self._for_each_page(self.purge, wanted)
-
-    def _for_each_page(self, act: Callable[[Iterable[str]], int], wanted: Wanted) -> int:
         letters, n = self.find(**wanted), 0
         while ids := [letter.id for letter in islice(letters, PAGE)]:
-            n += act(ids)
+            n += self.purge(ids)
         return n
 
     def get(self, letter_id: str) -> DeadLetter | None:
@@ -160,8 +161,8 @@ class DeadLetters:
         A letter takes the lock of its unique key where no other message of it waits.
 
         Raises:
-            MessageTooLarge: a letter has more than ``max_message_bytes``, so that workers would make it a dead letter
-                again. It stays one; the others were put back.
+            DeadLetterTooLarge: a letter has more than ``max_message_bytes``, and workers would not take it. It stays;
+                the others were put back.
         """
         return sum(entry_id is not None for entry_id in self.put_back(letter_ids))
 
@@ -172,38 +173,44 @@ class DeadLetters:
         """
         ids = list(letter_ids)
         entries: builtins.list[str | None] = []
-        refused: builtins.list[MessageTooLarge] = []
+        too_large: dict[str, int] = {}
         for start in range(0, len(ids), PAGE):
-            entries += self._put_back(ids[start : start + PAGE], refused)
-        if refused:
-            raise refused[0]
+            page = ids[start : start + PAGE]
+            found = self._connections.run_script(LOOK_UP, (self._keys.dead,), page)
+            fitting = []
+            for letter_id, (n_bytes, unique_key) in zip(page, found, strict=True):
+                if n_bytes > self._settings.max_message_bytes and self._would_be_refused(letter_id):
+                    too_large[letter_id] = n_bytes
+                else:
+                    fitting.append((letter_id, unique_key.decode()))
+            entries += self._put_back(fitting)
+        if too_large:
+            letter_id, n_bytes = next(iter(too_large.items()))
+            letter = self.get(letter_id)
+            raise DeadLetterTooLarge(
+                message_id=(letter and letter.message_id) or letter_id,
+                n_bytes=n_bytes,
+                limit=self._settings.max_message_bytes,
+                letter_ids=tuple(too_large),
+                entry_ids=tuple(entries),
+            )
         return entries
 
-    def _put_back(self, ids: Sequence[str], refused: builtins.list[MessageTooLarge]) -> builtins.list[str | None]:
+    def _put_back(self, letters: Sequence[tuple[str, str]]) -> Iterator[str | None]:
+        """Put letters back whose id and unique key, "" for none, these are."""
         script_keys = [*self._keys.work, self._keys.dead, self._keys.counters]
         args: builtins.list[Argument] = [self._settings.lock_ms({}, 0)]
-        for letter_id, (n_bytes, raw_key) in zip(
-            ids, self._connections.run_script(LOOK_UP, (self._keys.dead,), ids), strict=True
-        ):
-            if n_bytes > self._settings.max_message_bytes and (error := self._too_large(letter_id, n_bytes)):
-                refused.append(error)
-                continue
-            lock = 0
-            if raw_key:
-                script_keys.append(self._keys.unique(raw_key.decode()))
-                lock = len(script_keys)
-            args += (letter_id, lock)
-        answer = self._connections.run_script(REQUEUE, script_keys, args)
-        return [entry_id.decode() or None for entry_id in answer]
+        for letter_id, unique_key in letters:
+            if unique_key:
+                script_keys.append(self._keys.unique(unique_key))
+            args += (letter_id, len(script_keys) if unique_key else 0)
+        for entry_id in self._connections.run_script(REQUEUE, script_keys, args):
+            yield entry_id.decode() or None
 
-    def _too_large(self, letter_id: str, n_bytes: int) -> MessageTooLarge | None:
-        """What refuses a letter that workers would not take; None for a retry, which they take at any size."""
+    def _would_be_refused(self, letter_id: str) -> bool:
+        """Whether workers do not take a letter that is too large: they take a retry of any size."""
         letter = self.get(letter_id)
-        if letter is None or was_retried(letter.fields):
-            return None
-        return MessageTooLarge(
-            message_id=letter.message_id or letter_id, n_bytes=n_bytes, limit=self._settings.max_message_bytes
-        )
+        return letter is not None and not was_retried(letter.fields)
 
     def purge(self, letter_ids: Iterable[str]) -> int:
         """Remove letters for ever; how many there were."""

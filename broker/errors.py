@@ -7,6 +7,7 @@
     │       └── EnqueueUncertain        a message was sent, and nobody knows whether it arrived
     ├── QueueFull                       ``max_queue_length`` is reached; it names what was not added
     ├── MessageTooLarge                 ``max_message_bytes`` is exceeded; nothing was added
+    │   └── DeadLetterTooLarge          a dead letter stays one: workers would not take it
     └── InvalidMessage                  a field or an option has the wrong type; nothing was added
     ValueError
     ├── SettingsError                   a setting cannot be used
@@ -79,6 +80,32 @@ class MessageTooLarge(BrokerError):
             f"message {message_id} has {n_bytes} bytes of {limit} it may have; {self.mend}"
         )
         self.message_id, self.n_bytes, self.limit = message_id, n_bytes, limit
+
+
+class DeadLetterTooLarge(MessageTooLarge):
+    """Raised when a dead letter that is to be requeued exceeds ``max_message_bytes``: workers would not take it.
+
+    Attributes:
+        letter_ids: of the dead letters that stay; ``message_id`` is that of the first.
+        entry_ids: of the others, which were put back: as ``DeadLetters.put_back`` returns them.
+    """
+
+    def __init__(
+        self,
+        *,
+        message_id: str,
+        n_bytes: int,
+        limit: int,
+        letter_ids: tuple[str, ...],
+        entry_ids: tuple[str | None, ...],
+    ) -> None:
+        super().__init__(message_id=message_id, n_bytes=n_bytes, limit=limit)
+        self.letter_ids, self.entry_ids = letter_ids, entry_ids
+
+    @property
+    def n_requeued(self) -> int:
+        """How many dead letters were put back all the same."""
+        return sum(entry_id is not None for entry_id in self.entry_ids)
 
 
 class InvalidOption(ValueError):

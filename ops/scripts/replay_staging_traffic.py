@@ -36,7 +36,7 @@ from urllib.parse import urlsplit
 import redis
 from dramatiq.errors import BrokerConnectionError
 
-from broker import PendingEntry, RedisStreamsBroker
+from broker import DeadLetterTooLarge, PendingEntry, RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.queues import LONGEST_S
 from tasks.capture import Capture, event_fields, read_capture
@@ -287,7 +287,11 @@ class Replay:
             self._wait_for_room(job.queue)
             if self._is_interrupted:
                 break
-            self._counts["enqueued" if self._put_back(job) else "already"] += 1
+            try:
+                self._counts["enqueued" if self._put_back(job) else "already"] += 1
+            except DeadLetterTooLarge as refused:
+                self._counts["refused"] += 1
+                print(f"{job.letter_id} stays a dead letter: {refused}", file=sys.stderr)
             if place % CHECKPOINT_EVERY == 0:
                 self._note(start + place)
             if self._asked.rate:
@@ -345,6 +349,7 @@ class Replay:
             print(
                 f"{told['enqueued']} enqueued, {told['already']} were there already"
                 + (f", {skipped} done before by the checkpoint" if skipped else "")
+                + (f", {self._counts['refused']} refused" if self._counts["refused"] else "")
                 + (f", {left} left" if left else "")
             )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from broker import DeadLetter, RedisStreamsBroker
+from broker import DeadLetter, DeadLetterTooLarge, RedisStreamsBroker
 from sploot_cluster.queues import Plan
 from tasks.queue_ops.letters import message_id_of
 
@@ -76,7 +76,10 @@ class Canary:
         first, rest = found[0], found[1:]
         watch = _Watch(self._broker, plan.queue)
         watch.expect([first])
-        (entry_id,) = letters.put_back([first.id])
+        try:
+            (entry_id,) = letters.put_back([first.id])
+        except DeadLetterTooLarge as refused:
+            return Requeued(0, 0, len(found), False, f"the first one stays a dead letter: {refused}; stopped")
         if entry_id is None:
             return Requeued(0, 0, len(rest), False, f"{first.id} was taken by somebody else meanwhile; plan again")
         self._on_step(1, 0)
@@ -92,20 +95,27 @@ class Canary:
     def _rest(self, plan: Plan, rest: Sequence[DeadLetter], watch: _Watch) -> Requeued:
         letters = self._broker.dead_letters(plan.queue)
         n_requeued, started_at = 1, self._clock()
+        n_left, why_left = 0, ""
         watch.expect(rest)
         for number, letter in enumerate(rest):
             # before the next one and not after it: who waited for a step has seen what became of those before
             n_died = watch.n_died()
             if n_died >= self._stop_after:
                 why = f"{n_died} died again, the last of: {watch.last_error}; stopped"
-                return Requeued(n_requeued, n_died, len(rest) - number, False, why)
-            n_requeued += letters.requeue([letter.id])
+                return Requeued(n_requeued, n_died, n_left + len(rest) - number, False, why)
+            try:
+                n_requeued += letters.requeue([letter.id])
+            except DeadLetterTooLarge as refused:
+                n_left, why_left = n_left + 1, str(refused)
             self._on_step(n_requeued, n_died)
             self._sleep(max(0.0, started_at + (number + 1) / self._per_s - self._clock()))
         n_died = self._settled(watch)
         if n_died:
             why = f"{n_died} of {n_requeued} died again: {watch.last_error}"
-            return Requeued(n_requeued, n_died, 0, False, why)
+            return Requeued(n_requeued, n_died, n_left, False, why)
+        if n_left:
+            why = f"{n_requeued} put back to work, {n_left} stay dead letters: {why_left}"
+            return Requeued(n_requeued, 0, n_left, False, why)
         return Requeued(n_requeued, 0, 0, True, f"{n_requeued} put back to work, none died again")
 
     def _fate_of(self, letter: DeadLetter, entry_id: str, watch: _Watch) -> Fate:

@@ -11,7 +11,7 @@ from typing import Final, assert_never
 import redis
 from dramatiq.errors import BrokerConnectionError
 
-from broker import ByHand, DeadLetter, PendingEntry, QueueStats, RedisStreamsBroker
+from broker import ByHand, DeadLetter, DeadLetterTooLarge, PendingEntry, QueueStats, RedisStreamsBroker
 from broker.keys import HANDED_BACK, QueueKeys
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import QueueUnavailable
@@ -310,7 +310,12 @@ class Operations:
                 self._broker.resume(plan.queue)
                 return _ended(plan, 0, f"{plan.queue} is delivered again")
             case "requeue":
-                n = self._broker.dead_letters(plan.queue).requeue([entry.id for entry in plan.entries])
+                try:
+                    n = self._broker.dead_letters(plan.queue).requeue([entry.id for entry in plan.entries])
+                except DeadLetterTooLarge as refused:
+                    n, n_refused = refused.n_requeued, len(refused.letter_ids)
+                    because = f"{n} of {len(plan.entries)} put back to work; {n_refused} stay dead letters: {refused}"
+                    return _ended(plan, n, because, is_complete=False)
                 return _ended(plan, n, f"{n} of {len(plan.entries)} put back to work" + _gone(plan, n))
             case "purge":
                 n = self._broker.dead_letters(plan.queue).purge([entry.id for entry in plan.entries])

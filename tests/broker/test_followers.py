@@ -12,7 +12,7 @@ from dramatiq.rate_limits.backends import StubBackend
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import StubBackend as StubResults
 
-from broker import DeadLetter, MessageTooLarge, RedisStreamsBroker
+from broker import DeadLetter, DeadLetterTooLarge, MessageTooLarge, RedisStreamsBroker
 from broker.scripts import CONDEMN, ENQUEUE_PLAIN
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, message, received
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
@@ -128,10 +128,11 @@ def test_requeue_leaves_what_is_too_large_and_puts_the_others_back(scene: Scene)
     letters = scene.brokers["a"].dead_letters(QUEUE)
     assert {letter.reason for letter in letters.list()} == {"oversize", "failed"}
 
-    with pytest.raises(MessageTooLarge) as refused:
-        letters.requeue([letter.id for letter in letters.list()])
+    with pytest.raises(DeadLetterTooLarge) as refused:
+        letters.requeue_where(where=lambda letter: True)
 
     assert refused.value.message_id == large.message_id
+    assert refused.value.n_requeued == 1
     assert scene.state().waiting == ("small",)
     assert [letter.reason for letter in letters.list()] == ["oversize"]
 

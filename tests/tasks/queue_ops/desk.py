@@ -57,6 +57,11 @@ class Desk:
             ids.append(self.client.xadd(KEYS.dead, facts | fields).decode())
         return ids
 
+    def bury_too_large(self) -> str:
+        """A dead letter of more than a message may weigh; its id."""
+        facts = {"reason": "oversize", "error": "MessageTooLarge", "entry_id": "1-1", "deliveries": 1}
+        return str(self.client.xadd(KEYS.dead, {**facts, "entry:message": b"x" * ((1 << 20) + 1)}).decode())
+
     def letter_ids(self) -> list[str]:
         return [letter_id.decode() for letter_id, _ in self.client.xrange(KEYS.dead)]
 

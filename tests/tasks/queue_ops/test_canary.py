@@ -76,3 +76,22 @@ def test_letters_that_are_gone_are_no_failure(desk: Desk) -> None:
     desk.broker.dead_letters("embedding.ingested").purge_all()
 
     assert Canary(desk.broker).requeue(plan) == Requeued(0, 0, 0, True, "all of them were gone already")
+
+
+@pytest.mark.parametrize(("is_first", "n_requeued", "n_left"), [(True, 0, 4), (False, 3, 1)])
+def test_dead_letter_that_is_too_large_is_left(
+    desk: Desk, redis_client: redis.Redis, is_first: bool, n_requeued: int, n_left: int
+) -> None:
+    if is_first:
+        large = desk.bury_too_large()
+    desk.bury(1)
+    if not is_first:
+        large = desk.bury_too_large()
+    desk.bury(2, 3)
+
+    with worker_that_refuses(redis_client):
+        done = careful(desk)
+
+    assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (n_requeued, 0, n_left, False)
+    assert "max_message_bytes" in done.because
+    assert large in desk.letter_ids()

@@ -217,6 +217,18 @@ def test_a_requeue_touches_no_letter_that_came_after_its_plan(desk: Desk) -> Non
     assert len(desk.entry_ids()) == 1
 
 
+def test_requeue_leaves_a_dead_letter_that_is_too_large_and_names_the_limit(desk: Desk) -> None:
+    large = desk.bury_too_large()
+    desk.bury(1, 2)
+
+    done = desk.operations.act(desk.operations.plan_requeue("embedding", matching=LetterFilter()), by="ada", via="test")
+
+    assert (done.n_done, done.is_complete) == (2, False)
+    assert "max_message_bytes" in done.because
+    assert desk.letter_ids() == [large]
+    assert len(desk.entry_ids()) == 2
+
+
 def test_a_purge_removes_what_it_showed(desk: Desk) -> None:
     first, second = desk.bury(1, 2)
 
