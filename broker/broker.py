@@ -337,8 +337,8 @@ class RedisStreamsBroker(Broker):
             self._before_run(args[0])
         elif signal == "worker_shutdown":
             self._session.isolation.release()
-        # How a message ends was decided before: refused here, it would be neither acknowledged nor rejected.
-        is_refusable = signal not in ("ack", "nack")
+        # How a delivery ends was decided before: refused here, it would be neither acknowledged nor rejected.
+        is_refusable = signal not in ("ack", "nack") or not isinstance(args[0], Delivery)
         name = f"before_{signal}"
         for method in self._listeners.of(self.middleware, name):
             try:
