@@ -28,7 +28,7 @@ from .by_hand import ByHand
 from .connections import Argument
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
-from .deliveries import Delivery, Follower, Unhandled, unhandled_failure
+from .deliveries import Delivery, Follower, not_followed, unhandled_failure
 from .entries import EntryDecoder, check_text, with_types
 from .errors import (
     DeliveryLimitReached,
@@ -385,23 +385,17 @@ class RedisStreamsBroker(Broker):
         """Keep a message from being acknowledged where the middleware raised that enqueues what follows it."""
         for method, error in failures:
             if isinstance(getattr(method, "__self__", None), FOLLOWING):
-                delivery.unhandled = Unhandled(
-                    f"it ran to its end, and what was to follow it was not enqueued: {_named(method, error)}",
-                    "correct what is to follow it, then requeue this dead letter; the job runs again",
-                )
+                delivery.unhandled = not_followed(_named(method, error))
 
     def _follow_with_coalesced(self, skipped: Delivery) -> None:
-        """Enqueue what was coalesced onto a message that a middleware skipped, as when it was cancelled."""
-        if skipped.coalesced is None or skipped.failed:
+        """Enqueue what was coalesced onto a message that a middleware skipped: it was cancelled, or is too old."""
+        if skipped.coalesced is None:
             return
         try:
             self._follow(skipped, Message.decode(skipped.coalesced), None)
         except Exception as error:
             self.logger.exception("what was coalesced onto a skipped message cannot be enqueued")
-            skipped.unhandled = Unhandled(
-                f"it was skipped, and what was coalesced onto it was not enqueued: {type(error).__name__}: {error}",
-                "correct the cause, then requeue this dead letter",
-            )
+            skipped.unhandled = not_followed(f"{type(error).__name__}: {error}")
 
     def _call_back_of_failure(self, delivery: Delivery) -> None:
         """Have Dramatiq's callbacks told of a message that is not run any more: they hear only of those that ran."""
@@ -465,7 +459,12 @@ class RedisStreamsBroker(Broker):
             finished.pending_followers.append(Follower(message, delay))
             followed = message
         except Exception as error:
-            followed = self._condemn(finished, message, delay, error)
+            try:
+                followed = self._condemn(finished, message, delay, error)
+            except Exception:
+                if finished._exception is None:
+                    finished.unhandled = not_followed(f"{type(error).__name__}: {error}")
+                raise
         if message.message_id == finished.message_id:
             finished.is_sent_again = True
         return followed

@@ -345,7 +345,12 @@ def flat(facts: Mapping[str, Argument]) -> list[Argument]:
 
 
 def _error(exception: BaseException | None) -> str:
-    return "rejected without an exception" if exception is None else f"{type(exception).__name__}: {exception}"
+    if exception is None:
+        return "rejected without an exception"
+    try:
+        return f"{type(exception).__name__}: {exception}"
+    except Exception:  # an exception of users may raise when it is asked what it says
+        return type(exception).__name__
 
 
 def _cut(text: str, n_bytes: int) -> str:

@@ -63,6 +63,14 @@ def unhandled_failure(*raised: str) -> Unhandled:
     return Unhandled(what, "add dramatiq.middleware.Retries to the broker, then requeue this dead letter")
 
 
+def not_followed(problem: str) -> Unhandled:
+    """Return why a message is one that ended, and that was not followed by what its end asked for."""
+    return Unhandled(
+        f"it ended, and what was to follow it was not enqueued: {problem}",
+        "correct what is to follow it, then requeue this dead letter; the job runs again",
+    )
+
+
 class Delivery(MessageProxy):
     """A message as this process received it.
 

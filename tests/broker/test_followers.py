@@ -216,6 +216,22 @@ def test_result_that_cannot_be_handed_on_makes_its_message_a_dead_letter(redis_u
     assert results[1:] == ["corrected"]
 
 
+def test_follower_of_a_foreign_middleware_that_cannot_be_encoded_loses_nothing(redis_url: str) -> None:
+    class Following(Middleware):
+        def after_process_message(
+            self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+        ) -> None:
+            broker.enqueue(message.copy(message_id="another", args=(object(),)))
+
+    with broker_on(redis_url, Following()) as broker:
+        sent = dramatiq.actor(broker=broker, actor_name="work")(lambda *_: None).send()
+
+        (letter,) = ended(broker)
+
+        assert (letter.reason, letter.message_id) == ("unhandled", sent.message_id)
+        assert "TypeError" in letter.error
+
+
 @pytest.mark.parametrize("succeeds", [True, False])
 def test_callback_of_an_actor_that_nobody_declared_loses_nothing(redis_url: str, succeeds: bool) -> None:
     with broker_on(redis_url, Callbacks(), quick_retries(0)) as broker:

@@ -285,6 +285,24 @@ def test_skipped_message_is_acknowledged(redis_url: str) -> None:
         assert broker.counters("default")["acked"] == 1
 
 
+def test_failure_whose_exception_has_no_text_becomes_a_dead_letter(redis_url: str) -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    with broker_on(redis_url, quick_retries(0)) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            raise Silent
+
+        work.send()
+
+        (letter,) = ended(broker)
+
+        assert (letter.reason, letter.error) == ("failed", "Silent")
+
+
 STRANGE: list[tuple[str, Any]] = [
     ("retries", "x"),
     ("retries", None),

@@ -7,7 +7,7 @@ from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq.middleware import GroupCallbacks, Middleware, Pipelines, SkipMessage
+from dramatiq.middleware import AgeLimit, GroupCallbacks, Middleware, Pipelines, SkipMessage
 from dramatiq.rate_limits.backends import StubBackend
 
 from broker.consumer import StreamsConsumer
@@ -248,6 +248,24 @@ def test_what_was_coalesced_onto_a_cancelled_message_runs_in_its_place(redis_url
 
         assert broker.counters("default")["coalesced"] == 2
     assert ran == ["newest"]
+
+
+def test_what_was_coalesced_onto_a_message_that_is_too_old_runs(redis_url: str) -> None:
+    ran: list[str] = []
+    with broker_on(redis_url, AgeLimit(max_age=60_000)) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(label: str) -> None:
+            ran.append(label)
+
+        old = work.message_with_options(args=("old",), unique_key="u")
+        broker.enqueue(old.copy(message_timestamp=old.message_timestamp - 3_600_000))
+        work.send_with_options(args=("young",), unique_key="u")
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+        assert [letter.message_id for letter in broker.dead_letters("default").list()] == [old.message_id]
+    assert ran == ["young"]
 
 
 def test_what_was_coalesced_onto_a_message_that_runs_does_not_run(redis_url: str) -> None:
