@@ -239,11 +239,10 @@ class RedisStreamsBroker(Broker):
     def counters(self, queue_name: str) -> Mapping[str, int]:
         """What happened in the queue since it exists; what never happened is missing from the mapping and reads as 0.
 
-        enqueued, coalesced (of a unique key), stale_locks (their message was
-        removed by hand), acked, late (acknowledged after another had taken it), retried, promoted
-        (delayed ones that fell due), dead, requeued (dead letters), recovered (of dead consumers), handed_back,
-        redelivered (reply was lost), rescued (by hand), orphaned, ghosts (pending without entry), fenced (refused to
-        who lost the entry).
+        enqueued, coalesced (of a unique key), stale_locks (of a unique key whose message was removed by hand), acked,
+        late (acknowledged after another had taken it), retried, promoted (delayed ones that fell due), dead, requeued
+        (dead letters), recovered (of dead consumers), handed_back, redelivered (reply was lost), rescued (by hand),
+        orphaned, ghosts (pending without entry), fenced (refused to who lost the entry).
         """
         flat = self._session.connections.run("HGETALL", self._keys(queue_name).counters)
         return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
@@ -480,6 +479,14 @@ class RedisStreamsBroker(Broker):
             finished.pending_followers.append(Follower(message, delay))
         return message
 
+    def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
+        try:
+            self._session.condemn(finished, message, error)
+        except (BrokerConnectionError, redis.RedisError):
+            raise
+        except Exception:
+            finished.unhandled = not_followed(f"{type(error).__name__}: {error}")
+
     def _enqueue_followers(self, finished: Delivery) -> None:
         """Enqueue what could not be when the message finished.
 
@@ -496,7 +503,7 @@ class RedisStreamsBroker(Broker):
                 except BrokerConnectionError:
                     raise
                 except Exception as error:
-                    self._session.condemn(finished, follower.message, error)
+                    self._condemn_at_last(finished, follower.message, error)
                 del finished.pending_followers[0]
         finally:
             self._following.delivery = None

@@ -28,6 +28,7 @@ class PendingRetry:
     payload: bytes
     delay_ms: int
     name: str
+    lock_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,7 +230,7 @@ class Session:
                     pending.name,
                     pending.delay_ms,
                     delivery.ordering_key or "",
-                    self.settings.lock_ms(delivery.options, pending.delay_ms),
+                    pending.lock_ms,
                 ),
             )
         except redis.RedisError as error:
@@ -257,7 +257,8 @@ class Session:
             # Retries adds the traceback, of any length; a dead letter has its own
             message.options.pop("traceback", None)
             payload = message.encode()
-        delivery.pending_retry = PendingRetry(payload, delay_ms, name_in_delayed(delivery.ordering_key))
+        lock_ms = self.settings.lock_ms(message.options, delay_ms)
+        delivery.pending_retry = PendingRetry(payload, delay_ms, name_in_delayed(delivery.ordering_key), lock_ms)
         return self.write_retry(delivery)
 
     def bury_delivery(self, delivery: Delivery) -> None:
