@@ -164,7 +164,7 @@ class RedisStreamsBroker(Broker):
         Returns:
             The message; or, where its option ``unique_key`` is that of a waiting message, one with that one's
             ``message_id``: nothing was added then. The option ``unique_for_ms`` bounds how long the key is locked. A
-            message of a pipeline or of a group with callbacks is added all the same: its like would not end either.
+            message of a pipeline or of a group with callbacks is added in any case: these would never end otherwise.
             Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued:
             a failed one that is tried again holds up those behind it, and so does a delayed one.
 
@@ -480,6 +480,7 @@ class RedisStreamsBroker(Broker):
         return message
 
     def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
+        """Make it a dead letter, or the finished message where it cannot be encoded."""
         try:
             self._session.condemn(finished, message, error)
         except (BrokerConnectionError, redis.RedisError):
@@ -614,7 +615,7 @@ class RedisStreamsBroker(Broker):
         return script_keys, args
 
     def _is_waited_for(self, message: Message[Any], following: Delivery | None) -> bool:
-        """Whether a pipeline or a group would never end were it coalesced onto another message."""
+        """Return whether a pipeline or a group would never end were it coalesced onto another message."""
         if is_part_of_composition(message.options):
             return True
         target = None if following is None else following.options.get("pipe_target")
@@ -745,7 +746,7 @@ class _Producer(threading.local):
 
 
 def _named(method: Method, error: BaseException) -> str:
-    """The middleware whose method raised, and what it raised."""
+    """Return the name of the middleware whose method raised, and what it raised."""
     return f"{type(getattr(method, '__self__', method)).__name__} raised {type(error).__name__}: {error}"
 
 

@@ -156,12 +156,12 @@ class DeadLetters:
         return self._letter(letter_id, fields_of(found[0][1])) if found else None
 
     def requeue(self, letter_ids: Iterable[str]) -> int:
-        """Put letters back to work, at the end of the queue, as they were; how many there were.
+        """Put dead letters back to work, at the end of the queue, as they were; return how many there were.
 
-        A letter takes the lock of its unique key where no other message of it waits.
+        A dead letter takes the lock of its unique key where no other message of that key waits.
 
         Raises:
-            DeadLetterTooLarge: a letter has more than ``max_message_bytes``, and workers would not take it. It stays;
+            DeadLetterTooLarge: one has more than ``max_message_bytes``, and workers would not take it. It stays;
                 the others were put back.
         """
         return sum(entry_id is not None for entry_id in self.put_back(letter_ids))
@@ -197,7 +197,7 @@ class DeadLetters:
         return entries
 
     def _put_back(self, letters: Sequence[tuple[str, str]]) -> Iterator[str | None]:
-        """Put letters back whose id and unique key, "" for none, these are."""
+        """Put dead letters back, given by their ids and unique keys, "" for none; yield the ids of their entries."""
         script_keys = [*self._keys.work, self._keys.dead, self._keys.counters]
         args: builtins.list[Argument] = [self._settings.lock_ms({}, 0)]
         for letter_id, unique_key in letters:
@@ -208,7 +208,7 @@ class DeadLetters:
             yield entry_id.decode() or None
 
     def _would_be_refused(self, letter_id: str) -> bool:
-        """Whether workers do not take a letter that is too large: they take a retry of any size."""
+        """Return whether workers refuse a dead letter that is too large: they take a retry of any size."""
         letter = self.get(letter_id)
         return letter is not None and not was_retried(letter.fields)
 
@@ -284,7 +284,7 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
 
 
 def facts_of_follower(error: Exception, message: dramatiq.Message[Any], *, entry_id: str) -> list[Argument]:
-    """Names and values of the letter of a message that was to follow that of an entry, and could not be enqueued."""
+    """Return names and values of the dead letter of a message that could not follow the one of an entry."""
     return flat(_facts("not-enqueued", error, entry_id=entry_id, deliveries=0, **_named(message)))
 
 
@@ -295,7 +295,7 @@ def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliv
 
 
 def _named(message: dramatiq.Message[Any] | Delivery) -> dict[str, str]:
-    """Whose letter it is, and what a requeue has to know."""
+    """Return the message's actor, its id, and the keys that a requeue needs."""
     keys = {"ordering_key": ordering_key_of(message.options), "unique_key": unique_key_of(message.options)}
     return {
         "actor": message.actor_name,
@@ -349,7 +349,7 @@ def _error(exception: BaseException | None) -> str:
         return "rejected without an exception"
     try:
         return f"{type(exception).__name__}: {exception}"
-    except Exception:  # an exception of users may raise when it is asked what it says
+    except Exception:  # the text of a user's exception may raise in turn
         return type(exception).__name__
 
 

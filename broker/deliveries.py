@@ -141,7 +141,7 @@ class Delivery(MessageProxy):
 
     @property
     def is_handled(self) -> bool:
-        """Whether something was done about its failure: it is a failed one, is tried again, or was enqueued again."""
+        """Whether its failure was acted upon: it was failed, is tried again, or was enqueued again."""
         return (
             self.failed or self.is_settled or self.is_sent_again or self.retry_asked or self.pending_retry is not None
         )

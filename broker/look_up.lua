@@ -1,8 +1,8 @@
--- Tells what has to be known of dead letters before they are put back to work. Writes nothing.
+-- Reads what a requeue needs of dead letters: their size and their unique key. Writes nothing.
 --
 -- KEYS     1 dead
--- ARGV     ids of letters
--- Returns  per letter {bytes of its entry, its unique key ("" = none)}; {-1, ""} where the letter is gone
+-- ARGV     ids of dead letters
+-- Returns  per dead letter {bytes of its entry, its unique key ("" = none)}; {-1, ""} where it is gone
 --
 -- Of a Dramatiq message the entry's one value counts, as when it was enqueued; of any other entry its fields do.
 

@@ -1,8 +1,8 @@
 -- Puts dead letters back to work: each becomes the entry that it was, at the end of the stream, or of its key's line. It
 -- takes the lock of its unique key where no other message of it waits.
 --
--- KEYS     1–8 work  9 dead  10 counters  11… the unique key of each letter that has one
--- ARGV     ms after which unique locks end, then per letter: its id, number of its unique key in KEYS (0 = none)
+-- KEYS     1–8 work  9 dead  10 counters  11… the unique key of each dead letter that has one
+-- ARGV     ms after which unique locks end, then per dead letter: its id, number of its unique key in KEYS (0 = none)
 -- Returns  per letter the id of its entry, "in-line" for one that waits for another of its ordering key, or "" where the
 --          letter is gone
 

@@ -120,7 +120,7 @@ class ConsumedQueue:
 
 
 def _fields_of(delivery: Delivery) -> dict[bytes, bytes]:
-    """The fields of its entry; none where its actor changed its arguments to something that cannot be encoded."""
+    """Return the fields of its entry; none where its actor made its arguments something that cannot be encoded."""
     try:
         return {b"message": delivery._message.encode()}
     except Exception:
@@ -245,7 +245,7 @@ class Session:
     def begin_retry(self, delivery: Delivery, message: Any, delay: int | None) -> bool:
         """Write the retry of a message that failed; from now on it cannot be acknowledged before that is written.
 
-        It is written whatever it weighs: the message was accepted, and nobody is left to answer for it.
+        It is written whatever it weighs: the message was accepted, and no producer is left to get an error.
 
         Raises:
             BrokerConnectionError: Redis did not take it. ``Consumer.ack`` tries again.
@@ -316,7 +316,7 @@ class Session:
             letter = letter_from(answer[1].decode(), stored_from(facts, fields), queue_name=keys.queue_name)
             self.emit("after_dead_letter", letter)
             if error.message is not None:
-                self._tell_of_refusal(error.message, error)
+                self._report_refusal(error.message, error)
 
     def condemn(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
         """Make a message a dead letter of its queue that was to follow a finished one, and cannot be enqueued.
@@ -352,7 +352,7 @@ class Session:
         )
         if letter_id:
             self.emit("after_dead_letter", letter_from(letter_id.decode(), stored, queue_name=keys.queue_name))
-            self._tell_of_refusal(message, error)
+            self._report_refusal(message, error)
 
     def bury_unhandled(self, delivery: Delivery) -> None:
         """Make a dead letter of a message that the Worker acknowledges, and that nothing failed, retried or skipped."""
@@ -363,8 +363,8 @@ class Session:
             delivery.fail()
             self.emit("after_nack", delivery)
 
-    def _tell_of_refusal(self, message: Message[Any], error: Exception) -> None:
-        """Tell middleware of a message that the Worker never sees: somebody may wait for its result."""
+    def _report_refusal(self, message: Message[Any], error: Exception) -> None:
+        """Emit ``after_nack`` for a message that the Worker never sees: a caller may wait for its result."""
         refused = MessageProxy(message)
         refused.fail()
         refused.stuff_exception(error)
