@@ -28,7 +28,7 @@ from .connections import Argument
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
 from .deliveries import Delivery, Follower
-from .entries import EntryDecoder
+from .entries import EntryDecoder, MessageCheck
 from .errors import DeliveryLimitReached, EnqueueUncertain, LeaseLost, MessageTooLarge, QueueFull
 from .keys import QueueKeys
 from .listeners import Listeners, Method
@@ -67,6 +67,8 @@ class RedisStreamsBroker(Broker):
             False.
         middleware: as for every broker: None for Dramatiq's defaults; a producer may pass ``[]``.
         decoders: per queue, for entries that are not one field ``message``.
+        checks: per queue, called with each Dramatiq message that was read; raises ``UndecodableEntry`` to refuse it.
+            For a queue whose writers are trusted with less than Dramatiq's options can do.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
 
     Raises:
@@ -90,6 +92,7 @@ class RedisStreamsBroker(Broker):
         wait_when_full_ms: int = 0,
         queue_priorities: Mapping[str, int] | None = None,
         decoders: Mapping[str, EntryDecoder] | None = None,
+        checks: Mapping[str, MessageCheck] | None = None,
         dead_letter_ttl_ms: int = 7 * DAY_MS,
         dead_letter_max: int = 100_000,
         unique_for_ms: int = DAY_MS,
@@ -119,6 +122,7 @@ class RedisStreamsBroker(Broker):
             client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
         )
         self._decoders = dict(decoders or {})
+        self._checks = dict(checks or {})
         self._following = threading.local()
         self._producer = _Producer()
         self._keys_by_queue: dict[str, QueueKeys] = {}
@@ -191,7 +195,11 @@ class RedisStreamsBroker(Broker):
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
         return self._session.consume(
-            self._keys(queue_name), self._decoders.get(queue_name), prefetch=prefetch, timeout_ms=timeout
+            self._keys(queue_name),
+            self._decoders.get(queue_name),
+            self._checks.get(queue_name),
+            prefetch=prefetch,
+            timeout_ms=timeout,
         )
 
     @property
@@ -235,7 +243,8 @@ class RedisStreamsBroker(Broker):
     def by_hand(self, queue_name: str) -> ByHand:
         """The entries of the queue for people: look, rescue, retire a consumer."""
         keys = self._keys(queue_name)
-        return ByHand(self._session.connections, self.settings, keys, self._decoders.get(queue_name))
+        decoder, check = self._decoders.get(queue_name), self._checks.get(queue_name)
+        return ByHand(self._session.connections, self.settings, keys, decoder, check)
 
     def pause(self, queue_name: str) -> None:
         """Deliver nothing more of the queue, in any process, until ``resume``; restarts do not end it.

@@ -15,7 +15,7 @@ import dramatiq
 import redis
 
 from .connections import Argument, Connections
-from .entries import EntryDecoder, decode, fields_of
+from .entries import EntryDecoder, MessageCheck, decode, fields_of
 from .keys import HANDED_BACK, QueueKeys
 from .scripts import ASTRAY, RESCUE, RETIRE
 from .settings import BrokerSettings
@@ -77,11 +77,17 @@ class ByHand:
     """The entries of one queue, for people. Methods raise ``BrokerConnectionError`` when Redis does not answer."""
 
     def __init__(
-        self, connections: Connections, settings: BrokerSettings, keys: QueueKeys, decoder: EntryDecoder | None
+        self,
+        connections: Connections,
+        settings: BrokerSettings,
+        keys: QueueKeys,
+        decoder: EntryDecoder | None,
+        check: MessageCheck | None,
     ) -> None:
         self._connections = connections
         self._settings = settings
         self._decoder = decoder
+        self._check = check
         self.keys = keys
         self.group = settings.group
 
@@ -154,7 +160,7 @@ class ByHand:
         Raises:
             UndecodableEntry: it is none.
         """
-        return decode(entry_id, fields, queue_name=self.keys.queue_name, decoder=self._decoder)
+        return decode(entry_id, fields, queue_name=self.keys.queue_name, decoder=self._decoder, check=self._check)
 
     def groups(self) -> list[str]:
         """The names of the stream's groups; none where there is no stream."""

@@ -325,7 +325,13 @@ class StreamsConsumer(Consumer):
                     continue
                 entry_id, fields = raw_id.decode(), fields_of(flat)
                 try:
-                    message = decode(entry_id, fields, queue_name=self._keys.queue_name, decoder=self._queue.decoder)
+                    message = decode(
+                        entry_id,
+                        fields,
+                        queue_name=self._keys.queue_name,
+                        decoder=self._queue.decoder,
+                        check=self._queue.check,
+                    )
                     n_bytes = sum(map(len, flat))
                     if n_bytes > self._settings.max_message_bytes:
                         raise Oversize(n_bytes, self._settings.max_message_bytes, message)

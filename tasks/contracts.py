@@ -447,6 +447,26 @@ class EmbeddingIngested:
         return kwargs
 
 
+# Every actor and its queue. A message that names another one is refused: the right to write to one queue is not the
+# right to have done what belongs to another.
+QUEUE_OF: Final[Mapping[str, str]] = {
+    **{
+        contract.actor_name: contract.queue_name
+        for contract in (
+            MergeClusters,
+            SplitCluster,
+            ExcludeMedia,
+            DismissMedia,
+            UndoFeedback,
+            RestoreRevision,
+            ReclusterPet,
+            PreviewRecluster,
+            EmbeddingIngested,
+        )
+    },
+    **dict.fromkeys((EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, EXPORT_MEDIA_TOTALS), CLUSTER_MAINTENANCE),
+}
+
 _REQUIRED: Final = ("schema", "event_id", "pet_id", "media_id", "model", "dim", "encoding", "embedding")
 _EVENT_FIELDS: Final = (*_REQUIRED, "occurred_at", "traceparent")
 
