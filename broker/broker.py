@@ -229,7 +229,8 @@ class RedisStreamsBroker(Broker):
         """What happened in the queue since it exists; what never happened is missing from the mapping and reads as 0.
 
         enqueued, coalesced (of a unique key), acked, late (acknowledged after another had taken it), retried, promoted
-        (delayed ones that fell due), dead, requeued (dead letters), recovered (of dead consumers), handed_back,
+        (delayed ones that fell due), dead, removed (entries that this broker took out of the stream, however they
+        ended), requeued (dead letters), recovered (of dead consumers), handed_back,
         redelivered (reply was lost), rescued (by hand), orphaned, ghosts (pending without entry), fenced (refused to
         who lost the entry).
         """
@@ -268,6 +269,7 @@ class RedisStreamsBroker(Broker):
             FLUSH,
             (
                 keys.stream,
+                keys.counters,
                 keys.delayed,
                 keys.line,
                 keys.delayed_messages,

@@ -19,6 +19,7 @@ from .entries import EntryDecoder, MessageCheck, decode, fields_of
 from .keys import HANDED_BACK, QueueKeys
 from .scripts import ASTRAY, RESCUE, RETIRE
 from .settings import BrokerSettings
+from .stats import LAST_ID
 
 PAGE = 500
 
@@ -111,6 +112,8 @@ class ByHand:
                 PendingEntry(entry_id.decode(), holder.decode(errors="replace"), int(deliveries), int(idle))
                 for entry_id, holder, idle, deliveries in page
             ]
+            if found[-1].id == LAST_ID:
+                break
             start = f"({found[-1].id}"
         return found
 
@@ -124,9 +127,10 @@ class ByHand:
 
     def waiting(self, limit: int = 10) -> list[tuple[str, Mapping[bytes, bytes]]]:
         """Entries that were never delivered, the next one first."""
-        found = self._connections.run(
-            "XRANGE", self.keys.stream, f"({self.last_delivered_id()}", "+", "COUNT", max(1, limit)
-        )
+        last_delivered = self.last_delivered_id()
+        if last_delivered == LAST_ID:
+            return []
+        found = self._connections.run("XRANGE", self.keys.stream, f"({last_delivered}", "+", "COUNT", max(1, limit))
         return [(entry_id.decode(), fields_of(flat)) for entry_id, flat in found]
 
     def delayed(self) -> Iterator[bytes]:

@@ -201,7 +201,7 @@ def letter_from(letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: st
         message_id=text(b"message_id"),
         entry_id=text(b"entry_id") or "",
         deliveries=int(text(b"deliveries") or 0),
-        died_at=datetime.fromtimestamp(int(letter_id.partition("-")[0]) / 1000, tz=UTC),
+        died_at=_moment(int(letter_id.partition("-")[0])),
         fields={
             name.removeprefix(ENTRY_PREFIX): value for name, value in stored.items() if name.startswith(ENTRY_PREFIX)
         },
@@ -214,6 +214,13 @@ def _is_wanted(letter: DeadLetter, wanted: Wanted) -> bool:
     return all(value is None or getattr(letter, name) == value for name, value in asked) and (
         where is None or where(letter)
     )
+
+
+def _moment(ms: int) -> datetime:
+    try:
+        return datetime.fromtimestamp(ms / 1000, tz=UTC)
+    except (ValueError, OverflowError, OSError):  # an id that was chosen by hand
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _ms(moment: datetime) -> int:

@@ -33,7 +33,7 @@ if key ~= '' then
   note_where(key, id, where)
 end
 redis.call('XACK', stream, group, id)
-redis.call('XDEL', stream, id)
+redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))
 redis.call('HDEL', suspects, id)
 redis.call('HINCRBY', counters, 'retried', 1)
 return 'RETRIED'

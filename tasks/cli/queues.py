@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -512,8 +512,10 @@ def _seconds(option: str, text: str) -> float:
 
 
 def _when_of(entry_id: str) -> str:
-    at = datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, tz=UTC)
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+    from tasks.queue_ops.entries import added_at
+
+    at = added_at(entry_id)
+    return "-" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def _age(seconds: float | None) -> str:

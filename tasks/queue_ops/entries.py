@@ -6,12 +6,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 LONGEST_VALUE: Final = 200
 
 # What no listing, log or error report may hold.
 EMBEDDING: Final = "embedding"
+
+# By how much the clocks of Redis and of this machine may differ.
+_SKEW: Final = timedelta(minutes=1)
 
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 
@@ -58,6 +62,15 @@ def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
         pet_id=_pet(text[b"pet_id"]),
         media_id=_text(text[b"media_id"]),
     )
+
+
+def added_at(entry_id: str) -> datetime | None:
+    """Return when an entry was added, by its id; None where the id is ahead of the clock and shows nothing."""
+    try:
+        at = datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, tz=UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return at if at <= datetime.now(UTC) + _SKEW else None
 
 
 def without_embedding(fields: Mapping[bytes, bytes]) -> dict[str, Any]:

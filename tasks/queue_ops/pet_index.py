@@ -7,6 +7,7 @@ more (:class:`KeepPetIndex`), and whoever asks catches up on the rest first. Wha
     key                     type  holds                                                  ends
     {ns:q}:pets             zset  entry id, scored by pet                                entry by entry, with the work
     {ns:q}:pets:progress    hash  up_to: the last entry noted; rank: where forgetting is  with the work
+                                  seen, seen_at, ripe: see pet_index.lua
 
 Pet ids above 2^53 share a score with their neighbours; every answer is checked against the entry itself, which also
 passes over what has ended meanwhile. Measured in ``benchmarks/find.py``.
@@ -18,7 +19,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.resources import files
 from typing import Any, Final, cast
 
@@ -29,7 +30,7 @@ from dramatiq.broker import Broker
 from broker import ByHand, RedisStreamsBroker
 from broker.keys import QueueKeys
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, NAMESPACE
-from tasks.queue_ops.entries import EntryFacts, facts_of
+from tasks.queue_ops.entries import EntryFacts, added_at, facts_of
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -195,7 +196,7 @@ def _job(queue: str, by_hand: ByHand, entry_id: str, facts: EntryFacts, pending:
         # a flat event does not name its actor; its queue has only one
         actor=facts.actor or (CLUSTER_EMBEDDING if facts.form == "event" else None),
         media_id=facts.media_id,
-        added_at=datetime.fromtimestamp(_order(entry_id)[0] / 1000, tz=UTC),
+        added_at=added_at(entry_id),
         holder=None if held is None or held.is_handed_back else held.holder,
         deliveries=0 if held is None else held.deliveries,
     )
