@@ -151,16 +151,16 @@ QUERIES: Final[Mapping[str, Query]] = {
     "ids_ahead": Query(
         "ids", "backlog",
         "max by (stream) (media_cluster_ids_ahead_seconds)",
-        "The last entry id of {{ $labels.stream }} is ahead of the clock by {{ $value | humanizeDuration }}. A producer "
-        "chose it, or the server's clock was ahead. Jobs run as before; their ages are counted from when they were "
-        "first seen.",
+        "The last entry id of {{ $labels.stream }} is ahead of the clock by {{ $value | humanizeDuration }}. A "
+        "producer chose it, or the server's clock was ahead. Jobs run as before; their ages are counted from when "
+        "they were first seen.",
         "Oldest job",
     ),
     "exhausted": Query(
         "ids", "backlog",
         "max by (stream) (media_cluster_stream_exhausted)",
-        "{{ $labels.stream }} has no more entry ids to give, because a producer used the greatest: every XADD fails, of "
-        "workers and clients too.",
+        "{{ $labels.stream }} has no more entry ids to give, because a producer used the greatest: every XADD fails, "
+        "of workers and clients too.",
         "Added and done",
     ),
     "vanished": Query(
