@@ -22,6 +22,10 @@ MessageCheck = Callable[[dramatiq.Message[Any]], None]
 
 MESSAGE_FIELD = b"message"
 
+# Of a larger entry people are shown the head, and a page of entries ends at so many bytes.
+LONGEST_SHOWN = 1 << 20
+PAGE_BYTES = 4 << 20
+
 
 def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """An entry's fields, from Redis' flat list of names and values."""

@@ -41,7 +41,7 @@ def capture(
         broker = build_broker(settings, client, middleware=[])
         if letter is not None:
             queue, letter_id = queue_named(letter[0]), letter[1]
-            found = broker.dead_letters(queue).get(letter_id)
+            found = broker.dead_letters(queue).get(letter_id, is_whole=True)
             if found is None:
                 mend = "see sploot-cluster queue dead list"
                 raise InvalidInput("--letter", f"{letter_id} is no dead letter of {queue}", mend)

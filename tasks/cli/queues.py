@@ -287,7 +287,7 @@ def dead_list(
     wanted, names = _filter(reason, actor, pet, error, since), [queue] if queue else QUEUES
     with _operations() as operations:
         if groups:
-            found = [letter for name in names for letter in operations.letters(name, wanted, limit=MOST_GROUPED)]
+            found = (letter for name in names for letter in operations.letters(name, wanted, limit=MOST_GROUPED))
             _show_groups([asdict(group) for group in groups_of(found)], as_json=as_json)
             return
         views = [view for name in names for view in operations.dead_letters(name, wanted, limit=limit)]

@@ -17,6 +17,8 @@ EMBEDDING: Final = "embedding"
 # By how much the clocks of Redis and of this machine may differ.
 _SKEW: Final = timedelta(minutes=1)
 
+# Within JSON the quote of a key has no backslash before it: no value can look like this key.
+_PET_IN_JSON: Final = re.compile(rb'(?<!\\)"pet_id":\s*(\d{1,19})')
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 
 
@@ -52,7 +54,11 @@ def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
             pet_id=_pet(kwargs.get("pet_id")),
             media_id=_text(kwargs.get("media_id")),
         )
-    if b"message" in fields or b"pet_id" not in fields:
+    if b"message" in fields:
+        # of a large one only the head was read; its pet stands before its embedding
+        pet = _PET_IN_JSON.search(fields[b"message"])
+        return EntryFacts("unreadable", n_bytes, pet_id=None if pet is None else _pet(pet[1].decode()))
+    if b"pet_id" not in fields:
         return EntryFacts("unreadable", n_bytes)
     text = {name: fields.get(name, b"").decode(errors="replace") for name in (b"event_id", b"pet_id", b"media_id")}
     return EntryFacts(
