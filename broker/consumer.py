@@ -437,4 +437,6 @@ class Oversize(UndecodableEntry):
 
     def __init__(self, n_bytes: int, limit: int, message: Message[Any] | None) -> None:
         problem = f"has {n_bytes} bytes of {limit} it may have"
+        if n_bytes <= limit:  # what else makes one too large
+            problem = f"has more than {MOST_PARTS // 2} fields"
         super().__init__("entry", problem, "send a key instead of the data", message=message)

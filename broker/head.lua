@@ -1,7 +1,7 @@
 -- Of an entry that is too large, the head: no caller is sent more than it can hold. Included at the top of scripts that
 -- return entries.
 
-local HEAD, MOST_PARTS = 4096, 4000 -- bytes of a string, names and values of an entry
+local HEAD, MOST_PARTS = 4096, 4100 -- bytes of a string, names and values of an entry; a dead letter has some of its own
 
 -- The fields of an entry, how many bytes they have, and 0; of one longer than allowed their heads, how many bytes these
 -- have, and how many bytes it has.

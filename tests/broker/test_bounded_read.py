@@ -198,3 +198,16 @@ def test_a_process_grows_by_little_for_entries_of_many_megabytes(stage: Scene) -
 
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 30  # MB, where all six have 192
+
+
+def test_an_entry_of_very_many_fields_is_a_dead_letter_that_counts_them(scene: Scene) -> None:
+    scene.client.xadd(KEYS.stream, {f"f{number}": "x" for number in range(3_000)})
+    scene.client.xadd(KEYS.stream, {"label": "good"})
+
+    (good,) = received(bounded(scene, max_read_bytes=1 << 20), 1)
+
+    assert good.args == ("good",)
+    letters = scene.brokers["a"].dead_letters(QUEUE)
+    (letter,) = eventually(letters.list)
+    assert (letter.reason, letter.field) == ("oversize", "entry")
+    assert f"has more than {MOST_PARTS // 2} fields" in letter.error
