@@ -10,7 +10,7 @@ from .broker import RedisStreamsBroker
 from .by_hand import Astray, ByHand, PendingEntry, Rescued, Retired
 from .dead_letters import DeadLetter, DeadLetters
 from .deliveries import Delivery
-from .entries import EntryDecoder
+from .entries import EntryDecoder, MessageCheck
 from .errors import (
     DeadLetterTooLarge,
     DeliveryLimitReached,
@@ -42,6 +42,7 @@ __all__ = [
     "InvalidMessage",
     "InvalidOption",
     "LeaseLost",
+    "MessageCheck",
     "MessageTooLarge",
     "PendingEntry",
     "QueueFull",

@@ -16,15 +16,15 @@ end
 local orphans, ghosts, from = {}, {}, cursor
 -- Whether all from here to there were looked at: a page of orphans ends a call.
 local function look(to)
-  while #orphans < page do
+  while from and #orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
     if not entry then
       return true
     end
     orphans[#orphans + 1] = entry[1]
-    from = '(' .. entry[1]
+    from = behind(entry[1])
   end
-  return false
+  return not from
 end
 
 local pending = redis.call('XPENDING', stream, group, cursor, '+', page)
@@ -34,7 +34,7 @@ for _, one in ipairs(pending) do
     is_complete = false
     break
   end
-  from = '(' .. one[1]
+  from = behind(one[1])
   if #redis.call('XRANGE', stream, one[1], one[1]) == 0 then
     ghosts[#ghosts + 1] = one[1]
     ghosts[#ghosts + 1] = one[2]
@@ -44,4 +44,4 @@ end
 if is_complete then
   is_complete = look(last_delivered)
 end
-return {is_complete and '' or from, orphans, ghosts}
+return {is_complete and '' or from or '', orphans, ghosts}

@@ -29,7 +29,7 @@ from .connections import Argument
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
 from .deliveries import Delivery, Follower, not_followed, unhandled_failure
-from .entries import EntryDecoder, check_text, with_types
+from .entries import EntryDecoder, MessageCheck, check_text, with_types
 from .errors import (
     DeliveryLimitReached,
     EnqueueUncertain,
@@ -75,6 +75,8 @@ class RedisStreamsBroker(Broker):
             False.
         middleware: as for every broker: None for Dramatiq's defaults; a producer may pass ``[]``.
         decoders: per queue, for entries that are not one field ``message``.
+        checks: per queue, called with each Dramatiq message that was read; raises ``UndecodableEntry`` to refuse it.
+            For a queue whose writers are trusted with less than Dramatiq's options can do.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
 
     Raises:
@@ -94,10 +96,12 @@ class RedisStreamsBroker(Broker):
         lease_ms: int = 30_000,
         max_deliveries: int = 5,
         max_message_bytes: int = 1 << 20,
+        max_read_bytes: int = 16 << 20,
         max_queue_length: int | None = None,
         wait_when_full_ms: int = 0,
         queue_priorities: Mapping[str, int] | None = None,
         decoders: Mapping[str, EntryDecoder] | None = None,
+        checks: Mapping[str, MessageCheck] | None = None,
         dead_letter_ttl_ms: int = 7 * DAY_MS,
         dead_letter_max: int = 100_000,
         unique_for_ms: int = DAY_MS,
@@ -113,6 +117,7 @@ class RedisStreamsBroker(Broker):
             lease_ms=lease_ms,
             max_deliveries=max_deliveries,
             max_message_bytes=max_message_bytes,
+            max_read_bytes=max_read_bytes,
             max_queue_length=max_queue_length,
             wait_when_full_ms=wait_when_full_ms,
             queue_priorities=dict(queue_priorities or {}),
@@ -127,6 +132,7 @@ class RedisStreamsBroker(Broker):
             client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
         )
         self._decoders = dict(decoders or {})
+        self._checks = dict(checks or {})
         self._following = threading.local()
         self._producer = _Producer()
         self._keys_by_queue: dict[str, QueueKeys] = {}
@@ -210,7 +216,11 @@ class RedisStreamsBroker(Broker):
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
         return self._session.consume(
-            self._keys(queue_name), self._decoders.get(queue_name), prefetch=prefetch, timeout_ms=timeout
+            self._keys(queue_name),
+            self._decoders.get(queue_name),
+            self._checks.get(queue_name),
+            prefetch=prefetch,
+            timeout_ms=timeout,
         )
 
     @property
@@ -240,9 +250,10 @@ class RedisStreamsBroker(Broker):
         """What happened in the queue since it exists; what never happened is missing from the mapping and reads as 0.
 
         enqueued, coalesced (of a unique key), stale_locks (of a unique key whose message was removed by hand), acked,
-        late (acknowledged after another had taken it), retried, promoted (delayed ones that fell due), dead, requeued
-        (dead letters), recovered (of dead consumers), handed_back, redelivered (reply was lost), rescued (by hand),
-        orphaned, ghosts (pending without entry), fenced (refused to who lost the entry).
+        late (acknowledged after another had taken it), retried, promoted (delayed ones that fell due), dead, removed
+        (entries that this broker took out of the stream, however they ended), requeued (dead letters), recovered (of
+        dead consumers), handed_back, redelivered (reply was lost), rescued (by hand), orphaned, ghosts (pending without
+        entry), fenced (refused to who lost the entry).
         """
         flat = self._session.connections.run("HGETALL", self._keys(queue_name).counters)
         return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
@@ -254,7 +265,8 @@ class RedisStreamsBroker(Broker):
     def by_hand(self, queue_name: str) -> ByHand:
         """The entries of the queue for people: look, rescue, retire a consumer."""
         keys = self._keys(queue_name)
-        return ByHand(self._session.connections, self.settings, keys, self._decoders.get(queue_name))
+        decoder, check = self._decoders.get(queue_name), self._checks.get(queue_name)
+        return ByHand(self._session.connections, self.settings, keys, decoder, check)
 
     def pause(self, queue_name: str) -> None:
         """Deliver nothing more of the queue, in any process, until ``resume``; restarts do not end it.
@@ -278,6 +290,7 @@ class RedisStreamsBroker(Broker):
             FLUSH,
             (
                 keys.stream,
+                keys.counters,
                 keys.delayed,
                 keys.line,
                 keys.delayed_messages,

@@ -43,7 +43,7 @@ redis.call('XTRIM', dead, 'MAXLEN', '~', keep_n)
 redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, server_ms() - keep_ms)))
 
 redis.call('XACK', stream, group, id)
-redis.call('XDEL', stream, id)
+redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))
 redis.call('HDEL', suspects, id)
 if unique then
   unlock(unique, message_id, id)

@@ -15,10 +15,11 @@ import dramatiq
 import redis
 
 from .connections import Argument, Connections
-from .entries import EntryDecoder, decode, fields_of
+from .entries import LONGEST_SHOWN, PAGE_BYTES, EntryDecoder, MessageCheck, decode, fields_of
 from .keys import HANDED_BACK, QueueKeys
-from .scripts import ASTRAY, RESCUE, RETIRE
+from .scripts import ASTRAY, HEADS, RESCUE, RETIRE
 from .settings import BrokerSettings
+from .stats import LAST_ID
 
 PAGE = 500
 
@@ -77,11 +78,17 @@ class ByHand:
     """The entries of one queue, for people. Methods raise ``BrokerConnectionError`` when Redis does not answer."""
 
     def __init__(
-        self, connections: Connections, settings: BrokerSettings, keys: QueueKeys, decoder: EntryDecoder | None
+        self,
+        connections: Connections,
+        settings: BrokerSettings,
+        keys: QueueKeys,
+        decoder: EntryDecoder | None,
+        check: MessageCheck | None,
     ) -> None:
         self._connections = connections
         self._settings = settings
         self._decoder = decoder
+        self._check = check
         self.keys = keys
         self.group = settings.group
 
@@ -105,6 +112,8 @@ class ByHand:
                 PendingEntry(entry_id.decode(), holder.decode(errors="replace"), int(deliveries), int(idle))
                 for entry_id, holder, idle, deliveries in page
             ]
+            if found[-1].id == LAST_ID:
+                break
             start = f"({found[-1].id}"
         return found
 
@@ -117,11 +126,22 @@ class ByHand:
         return None
 
     def waiting(self, limit: int = 10) -> list[tuple[str, Mapping[bytes, bytes]]]:
-        """Entries that were never delivered, the next one first."""
-        found = self._connections.run(
-            "XRANGE", self.keys.stream, f"({self.last_delivered_id()}", "+", "COUNT", max(1, limit)
-        )
-        return [(entry_id.decode(), fields_of(flat)) for entry_id, flat in found]
+        """Entries that were never delivered, the next one first; some megabytes at most, of a large entry the head."""
+        last_delivered = self.last_delivered_id()
+        if last_delivered == LAST_ID:
+            return []
+        args = ("XRANGE", f"({last_delivered}", "+", max(1, limit), LONGEST_SHOWN, PAGE_BYTES)
+        found = self._connections.run_script(HEADS, (self.keys.stream,), args)
+        return [(entry_id.decode(), fields_of(flat)) for entry_id, flat, _ in found]
+
+    def entries(self, entry_ids: Sequence[str]) -> list[Mapping[bytes, bytes] | None]:
+        """The fields of entries, in one round trip; of a large one the head, None for one that is not in the stream.
+
+        Each may have a quarter of a megabyte: ask for some hundred at a time.
+        """
+        calls = [((self.keys.stream,), ("XRANGE", one, one, 1, LONGEST_SHOWN // 4, 1)) for one in entry_ids]
+        answers = self._connections.run_scripts(HEADS, calls) if calls else []
+        return [fields_of(found[0][1]) if found else None for found in answers]
 
     def delayed(self) -> Iterator[bytes]:
         """The encoded messages that are not due yet, retries among them, in no order."""
@@ -141,9 +161,10 @@ class ByHand:
                 return
 
     def entry(self, entry_id: str) -> Mapping[bytes, bytes] | None:
-        """The fields of an entry; None when it is not in the stream."""
+        """The fields of an entry, of a large one the head; None when it is not in the stream."""
         try:
-            found = self._connections.run("XRANGE", self.keys.stream, entry_id, entry_id)
+            args = ("XRANGE", entry_id, entry_id, 1, LONGEST_SHOWN, 1)
+            found = self._connections.run_script(HEADS, (self.keys.stream,), args)
         except redis.ResponseError:  # not the form of an id
             return None
         return fields_of(found[0][1]) if found else None
@@ -154,7 +175,7 @@ class ByHand:
         Raises:
             UndecodableEntry: it is none.
         """
-        return decode(entry_id, fields, queue_name=self.keys.queue_name, decoder=self._decoder)
+        return decode(entry_id, fields, queue_name=self.keys.queue_name, decoder=self._decoder, check=self._check)
 
     def groups(self) -> list[str]:
         """The names of the stream's groups; none where there is no stream."""

@@ -28,6 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from .addresses import Address, address_of
+from .bounded_read import BoundedReader, Bounds
 from .cluster import Node, Slots, redirected
 from .errors import SettingsError
 from .scripts import Script
@@ -244,14 +245,14 @@ class Connections:
                 self._slots.read_again()
             raise
 
-    def answer(self, connection: redis.Connection) -> Any:
-        """The answer to what was sent.
+    def answer(self, connection: redis.Connection, reader: BoundedReader | None = None) -> Any:
+        """The answer to what was sent; through ``reader`` where one reads from the connection's socket.
 
         Raises:
             Redirected: another node of the cluster has the slot; nothing was done.
         """
         try:
-            return connection.read_response()
+            return connection.read_response() if reader is None else reader.read()
         except redis.exceptions.MovedError as error:
             if self._slots is None:
                 connection.disconnect()
@@ -326,8 +327,14 @@ class BlockingRead:
     and another thread can wake it. That is what makes an idle queue cheap.
     """
 
-    def __init__(self, connections: Connections, key: str, *, block_ms: int) -> None:
+    def __init__(self, connections: Connections, key: str, *, block_ms: int, bounds: Bounds | None = None) -> None:
+        """
+        Args:
+            bounds: how much of an answer is kept; None keeps all of it.
+        """
         self._connections = connections
+        self._bounds = bounds
+        self._reader: BoundedReader | None = None
         self._key = key
         self._block_ms = block_ms
         self._connection: redis.Connection | None = None
@@ -343,6 +350,9 @@ class BlockingRead:
         """Send the command. Connects where necessary."""
         if self._connection is None:
             self._connection = self._connections.connect(self._key, extra_timeout_s=self._block_ms / 1000)
+            sock = _socket_of(self._connection)
+            if self._bounds is not None and sock is not None:
+                self._reader = BoundedReader(sock, self._bounds)
         with translated(ConnectionClosed), self._dropped_on_error():
             self._connection.send_command(*command)
             self.is_waiting = True
@@ -381,7 +391,7 @@ class BlockingRead:
         self._overdue_at = float("inf")
         with translated(ConnectionClosed), self._dropped_on_error():
             try:
-                return self._connections.answer(self._connection)
+                return self._connections.answer(self._connection, self._reader)
             except Redirected:
                 pass
         # Nothing was delivered; who asks again asks the node that has the slot now, or soon will.
@@ -403,7 +413,7 @@ class BlockingRead:
             self._selector = None
         if self._connection is not None:
             self._connection.disconnect()
-            self._connection = None
+            self._connection = self._reader = None
 
     def close(self) -> None:
         self.drop()

@@ -18,6 +18,7 @@ from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.threading import Interrupt
 
+from .bounded_read import MOST_PARTS, Bounds, CutFields
 from .connections import BlockingRead
 from .deliveries import Delivery, Unhandled
 from .entries import decode, fields_of, has_run, size_of
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # An entry that this consumer owns, does not hold and has had for so long is no reply on its way: it was lost.
 LOST_AFTER_MS = 5_000
+
+NO_LIMIT = 1 << 20
 
 # Of a retry that never reached the broker: the shortest back-off of Dramatiq's Retries.
 LOST_RETRY_DELAY_MS = 15_000
@@ -58,7 +61,16 @@ class StreamsConsumer(Consumer):
         self._n_places = 0
         self._n_given = 0
         self._read_ahead = ReadAhead(self._settings.read_ahead_ms)
-        self._read = BlockingRead(self._session.connections, queue.keys.stream, block_ms=self._settings.idle_read_ms)
+        is_bounded = queue.decoder is not None or queue.check is not None
+        self._bounds = Bounds(2 * self._settings.max_message_bytes, self._settings.max_read_bytes)
+        self._read = BlockingRead(
+            self._session.connections,
+            queue.keys.stream,
+            block_ms=self._settings.idle_read_ms,
+            bounds=self._bounds if is_bounded else None,
+        )
+        # after a read that was cut: one entry at a time, then two, four, …, so that the server answers with less too
+        self._most_asked = NO_LIMIT
         self._n_asked = 0
         self._is_resynced = False
         self._is_closed = False
@@ -255,7 +267,8 @@ class StreamsConsumer(Consumer):
 
     def _read_new(self, room: int, timeout_s: float) -> None:
         if not self._read.is_waiting:
-            self._n_asked = room + self._read_ahead.expect(self._n_finished)
+            self._n_asked = min(room + self._read_ahead.expect(self._n_finished), self._most_asked)
+            self._most_asked = min(2 * self._most_asked, NO_LIMIT)
             self._read.send(
                 "XREADGROUP",
                 "GROUP",
@@ -307,15 +320,18 @@ class StreamsConsumer(Consumer):
                 room,
                 self._settings.max_deliveries,
                 int(self._session.keeper.may_judge(self._keys.queue_name)),
+                self._bounds.longest,
+                self._bounds.budget,
             ),
         )
-        if len(found) < room:
+        # fewer than there was room for: they are all, unless their size ended the call
+        if len(found) < room and sum(sum(map(len, flat)) for _, _, flat, *_ in found) < self._bounds.budget:
             self._queue.is_takeable = False
         self._accept(
-            (entry_id, deliveries, flat, charges, bool(doomed))
-            for entry_id, deliveries, flat, charges, doomed, _ in found
+            (entry_id, deliveries, CutFields(flat, n_bytes) if n_bytes else flat, charges, bool(doomed))
+            for entry_id, deliveries, flat, charges, doomed, _, n_bytes in found
         )
-        recovered = [entry_id.decode() for entry_id, *_, is_recovered in found if is_recovered]
+        recovered = [entry_id.decode() for entry_id, *_, is_recovered, _ in found if is_recovered]
         if recovered:
             self._queue.logger.info("entries of dead consumers taken over", extra={"n": len(recovered)})
             self._session.emit("after_recover", self._keys.queue_name, recovered)
@@ -325,7 +341,10 @@ class StreamsConsumer(Consumer):
         found = self._lost_entries(min_idle_ms)
         if found:
             self._queue.logger.info("entries whose reply was lost taken", extra={"n": len(found)})
-        self._accept((entry_id, deliveries, flat, 0, False) for entry_id, deliveries, flat in found)
+        self._accept(
+            (entry_id, deliveries, CutFields(flat, n_bytes) if n_bytes else flat, 0, False)
+            for entry_id, deliveries, flat, n_bytes in found
+        )
 
     def _lost_entries(self, min_idle_ms: int) -> Any:
         return self._session.connections.run_script(
@@ -336,6 +355,8 @@ class StreamsConsumer(Consumer):
                 self._session.consumer_name,
                 min_idle_ms,
                 self._prefetch + self._read_ahead.most,
+                self._bounds.longest,
+                self._bounds.budget,
                 *self._queue.deliveries.ids(),
             ),
         )
@@ -343,13 +364,28 @@ class StreamsConsumer(Consumer):
     def _accept(self, entries: Iterable[tuple[bytes, int, list[bytes] | None, int, bool]]) -> None:
         """Decode entries into the buffer; what is no message becomes a dead letter."""
         accepted: list[Delivery] = []
+        uncounted: list[Any] = []
         try:
             for raw_id, deliveries, flat, charges, is_doomed in entries:
                 if flat is None:  # removed before it was delivered
                     continue
-                entry_id, fields = raw_id.decode(), fields_of(flat)
+                entry_id = raw_id.decode()
+                if isinstance(flat, CutFields):
+                    self._most_asked = 1
+                    if self._is_only_short_of_room(flat):
+                        uncounted += [entry_id, deliveries]
+                        continue
+                fields = fields_of(flat)
                 try:
-                    message = decode(entry_id, fields, queue_name=self._keys.queue_name, decoder=self._queue.decoder)
+                    if isinstance(flat, CutFields):
+                        raise Oversize(flat.n_bytes, self._settings.max_message_bytes, None)
+                    message = decode(
+                        entry_id,
+                        fields,
+                        queue_name=self._keys.queue_name,
+                        decoder=self._queue.decoder,
+                        check=self._queue.check,
+                    )
                     n_bytes = size_of(flat)
                     if n_bytes > self._settings.max_message_bytes and not has_run(message):
                         raise Oversize(n_bytes, self._settings.max_message_bytes, message)
@@ -370,9 +406,17 @@ class StreamsConsumer(Consumer):
         finally:
             # also when a dead letter could not be written: those before it are here
             self._buffer.extend(self._queue.deliveries.add(accepted))
+            if uncounted:
+                # what was read with too much else; the next one takes them
+                self._run_hand_back(uncounted)
+                self._queue.is_takeable = True
             if accepted:
                 self._n_places = self._prefetch - self._n_at_worker
                 self._read_ahead.filled(self._n_finished)
+
+    def _is_only_short_of_room(self, flat: CutFields) -> bool:
+        """Whether an entry was cut for what came before it in the same answer: alone it would be whole."""
+        return flat.n_bytes <= min(self._bounds.longest, self._bounds.budget) and len(flat) < MOST_PARTS
 
     def _give_back(self, n: int) -> None:
         """Give back so many of what the Worker does not have, the newest ones: others may take them at once."""
@@ -390,7 +434,7 @@ class StreamsConsumer(Consumer):
     def _give_back_lost(self) -> None:
         lost = self._lost_entries(0)
         if lost:
-            args = [part for entry_id, deliveries, _ in lost for part in (entry_id, deliveries)]
+            args = [part for entry_id, deliveries, *_ in lost for part in (entry_id, deliveries)]
             self._run_hand_back(args)
 
     def _hand_back(self, deliveries: list[Delivery]) -> None:
@@ -415,7 +459,9 @@ class StreamsConsumer(Consumer):
 class Oversize(UndecodableEntry):
     """Raised when an entry is larger than ``max_message_bytes``."""
 
-    def __init__(self, n_bytes: int, limit: int, message: Message[Any]) -> None:
+    def __init__(self, n_bytes: int, limit: int, message: Message[Any] | None) -> None:
         problem = f"has {n_bytes} bytes of {limit} it may have"
+        if n_bytes <= limit:  # what else makes one too large
+            problem = f"has more than {MOST_PARTS // 2} fields"
         hint = "send a key instead of the data, or raise max_message_bytes of the workers and requeue this dead letter"
         super().__init__("entry", problem, hint, message=message)

@@ -30,11 +30,11 @@ from dramatiq.middleware import SkipMessage
 
 from .connections import Argument, Connections
 from .deliveries import Delivery
-from .entries import WrongQueue, fields_of, was_retried
+from .entries import LONGEST_SHOWN, PAGE_BYTES, WrongQueue, fields_of, was_retried
 from .errors import DeadLetterTooLarge, DeliveryLimitReached, UndecodableEntry
 from .keys import QueueKeys
 from .options import ordering_key_of, unique_key_of
-from .scripts import LOOK_UP, REQUEUE
+from .scripts import HEADS, LOOK_UP, REQUEUE
 from .settings import BrokerSettings
 
 MAX_TRACEBACK_BYTES = 8 * 1024
@@ -58,6 +58,7 @@ class DeadLetter:
         deliveries: how often that entry was delivered.
         died_at: on the server's clock, UTC.
         fields: the entry's own fields.
+        n_bytes_cut: how many bytes the letter has, where only the head of each field was read; else 0.
     """
 
     id: str
@@ -73,6 +74,7 @@ class DeadLetter:
     deliveries: int
     died_at: datetime
     fields: Mapping[bytes, bytes]
+    n_bytes_cut: int = 0
 
 
 class Wanted(TypedDict, total=False):
@@ -116,7 +118,9 @@ class DeadLetters:
         return [*islice(self.find(before=before, page=page, **wanted), limit)]
 
     def find(self, *, before: str | None = None, page: int = PAGE, **wanted: Unpack[Wanted]) -> Iterator[DeadLetter]:
-        """Every letter that is wanted, the newest first; read ``page`` at a time, while it is asked for.
+        """Every letter that is wanted, the newest first; read by ``page`` or some megabytes, while it is asked for.
+
+        Of a letter of more than a megabyte only the head is read.
 
         Letters that come meanwhile are not seen. Without a date every letter is read, wanted or not.
         """
@@ -125,9 +129,9 @@ class DeadLetters:
         start = "-" if died_after is None else str(_ms(died_after))
         if before is not None:
             end = f"({before}"
-        while found := self._connections.run("XREVRANGE", self._keys.dead, end, start, "COUNT", page):
-            for letter_id, flat in found:
-                letter = self._letter(letter_id.decode(), fields_of(flat))
+        while found := self._heads("XREVRANGE", end, start, page):
+            for letter_id, flat, n_bytes_cut in found:
+                letter = self._letter(letter_id.decode(), fields_of(flat), n_bytes_cut)
                 if _is_wanted(letter, wanted):
                     yield letter
             end = f"({found[-1][0].decode()}"
@@ -147,13 +151,22 @@ class DeadLetters:
             n += self.purge(ids)
         return n
 
-    def get(self, letter_id: str) -> DeadLetter | None:
-        """The letter of this id; None when there is none."""
+    def get(self, letter_id: str, *, is_whole: bool = False) -> DeadLetter | None:
+        """Return the letter of this id; None when there is none.
+
+        Args:
+            is_whole: read all of it, however large it is; else only the head of one of more than a megabyte.
+        """
         try:
-            found = self._connections.run("XRANGE", self._keys.dead, letter_id, letter_id)
+            found = self._heads("XRANGE", letter_id, letter_id, 1, longest=1 << 62 if is_whole else LONGEST_SHOWN)
         except redis.ResponseError:  # not the form of an id
             return None
-        return self._letter(letter_id, fields_of(found[0][1])) if found else None
+        return self._letter(letter_id, fields_of(found[0][1]), found[0][2]) if found else None
+
+    def _heads(self, command: str, start: str, end: str, count: int, *, longest: int = LONGEST_SHOWN) -> Any:
+        return self._connections.run_script(
+            HEADS, (self._keys.dead,), (command, start, end, count, longest, PAGE_BYTES)
+        )
 
     def requeue(self, letter_ids: Iterable[str]) -> int:
         """Put dead letters back to work, at the end of the queue, as they were; return how many there were.
@@ -224,11 +237,11 @@ class DeadLetters:
         """Remove every letter for ever; how many there were."""
         return int(self._connections.run("XTRIM", self._keys.dead, "MAXLEN", 0))
 
-    def _letter(self, letter_id: str, stored: Mapping[bytes, bytes]) -> DeadLetter:
-        return letter_from(letter_id, stored, queue_name=self._keys.queue_name)
+    def _letter(self, letter_id: str, stored: Mapping[bytes, bytes], n_bytes_cut: int) -> DeadLetter:
+        return letter_from(letter_id, stored, queue_name=self._keys.queue_name, n_bytes_cut=n_bytes_cut)
 
 
-def letter_from(letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: str) -> DeadLetter:
+def letter_from(letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: str, n_bytes_cut: int = 0) -> DeadLetter:
     """A letter from the fields it was stored with."""
 
     def text(name: bytes) -> str | None:
@@ -247,10 +260,11 @@ def letter_from(letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: st
         message_id=text(b"message_id"),
         entry_id=text(b"entry_id") or "",
         deliveries=int(text(b"deliveries") or 0),
-        died_at=datetime.fromtimestamp(int(letter_id.partition("-")[0]) / 1000, tz=UTC),
+        died_at=_moment(int(letter_id.partition("-")[0])),
         fields={
             name.removeprefix(ENTRY_PREFIX): value for name, value in stored.items() if name.startswith(ENTRY_PREFIX)
         },
+        n_bytes_cut=n_bytes_cut,
     )
 
 
@@ -260,6 +274,13 @@ def _is_wanted(letter: DeadLetter, wanted: Wanted) -> bool:
     return all(value is None or getattr(letter, name) == value for name, value in asked) and (
         where is None or where(letter)
     )
+
+
+def _moment(ms: int) -> datetime:
+    try:
+        return datetime.fromtimestamp(ms / 1000, tz=UTC)
+    except (ValueError, OverflowError, OSError):  # an id that was chosen by hand
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _ms(moment: datetime) -> int:

@@ -19,8 +19,14 @@ from .options import check_options, ordering_key_of, shown, unique_key_of
 
 # From the entry's id and its fields to a message of the entry's queue. Raises UndecodableEntry.
 EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message[Any]]
+# What a queue demands of Dramatiq messages beyond their form. Raises UndecodableEntry.
+MessageCheck = Callable[[dramatiq.Message[Any]], None]
 
 MESSAGE_FIELD = b"message"
+
+# Of a larger entry people are shown the head, and a page of entries ends at so many bytes.
+LONGEST_SHOWN = 1 << 20
+PAGE_BYTES = 4 << 20
 
 
 def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -31,13 +37,22 @@ def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
 
 
 def decode(
-    entry_id: str, fields: Mapping[bytes, bytes], *, queue_name: str, decoder: EntryDecoder | None
+    entry_id: str,
+    fields: Mapping[bytes, bytes],
+    *,
+    queue_name: str,
+    decoder: EntryDecoder | None,
+    check: MessageCheck | None = None,
 ) -> dramatiq.Message[Any]:
-    """The message that an entry is.
+    """Return the message of an entry.
+
+    Args:
+        check: is called with a Dramatiq message of this queue; what ``decoder`` makes has been checked by it.
 
     Raises:
-        UndecodableEntry: it is none. Its ``field`` is ``queue_name`` when it is one of another queue.
+        UndecodableEntry: the entry is not a message. Its ``field`` is ``queue_name`` when it is one of another queue.
     """
+    is_foreign = False
     if MESSAGE_FIELD in fields and (decoder is None or len(fields) == 1):
         message = _decode_message(fields[MESSAGE_FIELD])
     elif decoder is None:
@@ -45,10 +60,12 @@ def decode(
             "message", "is missing", "enqueue through a Dramatiq broker, or give this queue a decoder for its form"
         )
     else:
-        message = _decode_foreign(entry_id, fields, decoder)
+        message, is_foreign = _decode_foreign(entry_id, fields, decoder), True
     if message.queue_name != queue_name:
         # The Worker looks for the queue's consumer by this name, and its thread would die of finding none.
         raise WrongQueue(message, queue_name)
+    if check is not None and not is_foreign:
+        check(message)
     # A time to wait for is the broker's business; left in, the Worker would keep the message in its memory.
     message.options.pop("eta", None)
     return message

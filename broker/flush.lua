@@ -1,14 +1,14 @@
 -- Drops what a queue holds: waiting, in flight, delayed and in line. The group and its consumers stay.
 --
--- KEYS     1 stream  2 delayed  3 ordered:line  4… other keys that go with them
+-- KEYS     1 stream  2 counters  3 delayed  4 ordered:line  5… other keys that go with them
 -- ARGV     group
 -- Returns  how many messages were dropped
 
 local stream, group = KEYS[1], ARGV[1]
 
-local n = redis.call('XLEN', stream) + redis.call('ZCARD', KEYS[2]) + redis.call('ZCARD', KEYS[3])
-redis.call('DEL', unpack(KEYS, 2))
-redis.call('XTRIM', stream, 'MAXLEN', 0)
+local n = redis.call('XLEN', stream) + redis.call('ZCARD', KEYS[3]) + redis.call('ZCARD', KEYS[4])
+redis.call('DEL', unpack(KEYS, 3))
+redis.call('HINCRBY', KEYS[2], 'removed', redis.call('XTRIM', stream, 'MAXLEN', 0))
 while true do
   local pending = redis.pcall('XPENDING', stream, group, '-', '+', 500)
   if pending.err or #pending == 0 then

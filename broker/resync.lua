@@ -1,30 +1,35 @@
 -- Gives the caller the entries that it owns and does not hold: their reply was lost on the way.
 --
 -- KEYS     1 stream  2 counters
--- ARGV     group, consumer, idle for at least so many ms, at most so many, then the ids it holds
--- Returns  a list of {id, delivery count, fields}
+-- ARGV     group, consumer, idle for at least so many ms, at most so many,
+--          the longest entry in bytes (of a longer one the head is returned), about how many bytes at most,
+--          then the ids it holds
+-- Returns  a list of {id, delivery count, fields, bytes of an entry that was cut or 0}
 --
 -- Nothing is charged and idle times stay: to the server these entries were delivered once.
 
 local stream, counters = KEYS[1], KEYS[2]
 local group, me, min_idle, room = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local longest, budget, n_bytes = tonumber(ARGV[5]), tonumber(ARGV[6]), 0
 local held = {}
-for i = 5, #ARGV do
+for i = 7, #ARGV do
   held[ARGV[i]] = true
 end
 
 local found, from = {}, '-'
-while #found < room do
+while #found < room and n_bytes < budget do
   local pending = redis.pcall('XPENDING', stream, group, 'IDLE', min_idle, from, '+', 500, me)
   if pending.err or #pending == 0 then
     break
   end
   for _, one in ipairs(pending) do
     local id = one[1]
-    if not held[id] and #found < room then
+    if not held[id] and #found < room and n_bytes < budget then
       local entry = redis.call('XRANGE', stream, id, id)[1]
       if entry then
-        found[#found + 1] = {id, one[4], entry[2]}
+        local fields, kept, cut = head_of(entry[2], longest)
+        n_bytes = n_bytes + kept
+        found[#found + 1] = {id, one[4], fields, cut}
       else
         redis.call('XACK', stream, group, id)
       end

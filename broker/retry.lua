@@ -35,7 +35,7 @@ if key ~= '' then
   note_where(key, id, where)
 end
 redis.call('XACK', stream, group, id)
-redis.call('XDEL', stream, id)
+redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))
 redis.call('HDEL', suspects, id)
 if unique then
   let_go(message_id, id)

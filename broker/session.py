@@ -22,7 +22,7 @@ from .connections import Connections
 from .consumer import Oversize, StreamsConsumer
 from .dead_letters import facts_of_delivery, facts_of_entry, facts_of_follower, letter_from, reason_of, stored_from
 from .deliveries import Deliveries, Delivery, PendingRetry, unhandled_failure
-from .entries import EntryDecoder, check_text, with_types
+from .entries import EntryDecoder, MessageCheck, check_text, with_types
 from .errors import UndecodableEntry
 from .identity import consumer_name
 from .isolation import Isolation
@@ -49,10 +49,13 @@ REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 class ConsumedQueue:
     """A queue that this process consumes: what is held of it, and what the janitor saw last."""
 
-    def __init__(self, session: Session, keys: QueueKeys, decoder: EntryDecoder | None) -> None:
+    def __init__(
+        self, session: Session, keys: QueueKeys, decoder: EntryDecoder | None, check: MessageCheck | None
+    ) -> None:
         self.session = session
         self.keys = keys
         self.decoder = decoder
+        self.check = check
         self.logger: logging.Logger = get_logger(__name__, f"Consumer({keys.queue_name})")
         self.deliveries = Deliveries()
         self.is_paused = False
@@ -151,7 +154,13 @@ class Session:
         self.moved_at: dict[str, float] = {}
 
     def consume(
-        self, keys: QueueKeys, decoder: EntryDecoder | None, *, prefetch: int, timeout_ms: int
+        self,
+        keys: QueueKeys,
+        decoder: EntryDecoder | None,
+        check: MessageCheck | None,
+        *,
+        prefetch: int,
+        timeout_ms: int,
     ) -> StreamsConsumer:
         """A consumer of the queue. The first one of a queue starts its heartbeat and its janitor.
 
@@ -167,7 +176,7 @@ class Session:
         with self._lock:
             queue = self._queues.get(keys.queue_name)
             if queue is None:
-                queue = self._queues[keys.queue_name] = ConsumedQueue(self, keys, decoder)
+                queue = self._queues[keys.queue_name] = ConsumedQueue(self, keys, decoder, check)
                 queue.janitor.start()
         return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
 

@@ -25,6 +25,9 @@ class BrokerSettings:
         max_deliveries: a message whose worker process died so often becomes a dead letter; at least 2, because the
             first crash of a process cannot be told from that of its neighbours.
         max_message_bytes: what an encoded message may weigh.
+        max_read_bytes: what a consumer keeps of one read of a queue that has a decoder or a check, whose entries may be
+            of any size; of an entry above twice ``max_message_bytes`` it keeps the head, and what else finds no room is
+            given back. Other queues have no bound: their writers are trusted to keep to ``max_message_bytes``.
         max_queue_length: how many messages a queue may hold before ``enqueue`` raises ``QueueFull``; None = no limit.
             Those in flight and in line count, delayed ones do not. Retries, delayed messages that fall due and what
             follows a finished message are never refused.
@@ -55,6 +58,7 @@ class BrokerSettings:
     lease_ms: int = 30_000
     max_deliveries: int = 5
     max_message_bytes: int = 1 << 20
+    max_read_bytes: int = 16 << 20
     max_queue_length: int | None = None
     queue_priorities: Mapping[str, int] = field(default_factory=dict)
     wait_when_full_ms: int = 0
@@ -74,6 +78,7 @@ class BrokerSettings:
             "lease_ms": 2_000,
             "max_deliveries": 2,
             "max_message_bytes": 1,
+            "max_read_bytes": 1,
             "max_queue_length": 1,
             "wait_when_full_ms": 0,
             "dead_letter_ttl_ms": 1,

@@ -38,6 +38,7 @@ for i = 11, #KEYS do
 end
 
 redis.call('HINCRBY', counters, 'acked', n_removed)
+redis.call('HINCRBY', counters, 'removed', n_removed)
 if n_late > 0 then
   redis.call('HINCRBY', counters, 'late', n_late)
 end

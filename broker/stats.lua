@@ -3,8 +3,10 @@
 -- KEYS     1 stream  2 delayed  3 dead  4 consumers  5 paused  6 counters  7 ordered:line
 -- ARGV     group, lease in ms, look for orphans and ghosts (pending without entry) among at most so many pending ids
 -- Returns  {length, in flight, idle ms of the oldest pending (-1 = none), delayed, orphans, dead,
---           age in ms of the oldest entry (-1 = none), entries added, ms until the next is due (-1 = none), is paused,
+--           age in ms of the oldest entry (-1 = none, or its id is ahead of the clock), entries added, ms until the next is due (-1 = none), is paused,
 --           in line behind another of their ordering key, ghosts,
+--           the clock in ms, id of the oldest entry ("" = none), the last id that the stream gave,
+--           entries that were removed by none of our scripts (on Redis 6.2: ghosts that were found),
 --           name, pending, heartbeat age in ms (-1 = none), … per consumer}
 
 local stream, delayed, dead, consumers, paused, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -15,14 +17,19 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local length = redis.call('XLEN', stream)
 local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-local oldest_age = first and math.max(0, now - tonumber(string.match(first[1], '^%d+'))) or -1
+local oldest_age = first and math.max(-1, now - tonumber(string.match(first[1], '^%d+'))) or -1
 
 local added = tonumber(redis.call('HGET', counters, 'enqueued') or 0)
+local gone = tonumber(redis.call('HGET', counters, 'ghosts') or 0)
+local last_id = '0-0'
 local facts = redis.pcall('XINFO', 'STREAM', stream)
 if not facts.err then
   for i = 1, #facts, 2 do
     if facts[i] == 'entries-added' then -- from Redis 7.0 on; before, our own count has to do
       added = facts[i + 1]
+      gone = added - length - tonumber(redis.call('HGET', counters, 'removed') or 0)
+    elseif facts[i] == 'last-generated-id' then
+      last_id = facts[i + 1]
     end
   end
 end
@@ -37,7 +44,8 @@ if not summary.err then
     local found = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
     while found and orphans < page do
       orphans = orphans + 1
-      found = redis.call('XRANGE', stream, '(' .. found[1], to, 'COUNT', 1)[1]
+      local rest = behind(found[1])
+      found = rest and redis.call('XRANGE', stream, rest, to, 'COUNT', 1)[1]
     end
   end
   local pending = redis.call('XPENDING', stream, group, '-', '+', page)
@@ -47,12 +55,12 @@ if not summary.err then
       oldest_idle = one[3]
     end
     count(from, '(' .. one[1])
-    from = '(' .. one[1]
+    from = behind(one[1])
     if not redis.call('XRANGE', stream, one[1], one[1])[1] then
       ghosts = ghosts + 1
     end
   end
-  if #pending < page and last_delivered then
+  if #pending < page and last_delivered and from then
     count(from, last_delivered)
   end
 end
@@ -61,7 +69,7 @@ local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
 local reply = {
   length, in_flight, oldest_idle, redis.call('ZCARD', delayed), orphans, redis.call('XLEN', dead), oldest_age, added,
   next_due and math.max(0, tonumber(next_due) - now) or -1, redis.call('EXISTS', paused),
-  redis.call('ZCARD', KEYS[7]), ghosts,
+  redis.call('ZCARD', KEYS[7]), ghosts, now, first and first[1] or '', last_id, gone,
 }
 
 local seen = {}

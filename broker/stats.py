@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from .keys import HANDED_BACK
 
+# The greatest id of a stream. A stream whose last id it is takes no more entries.
+LAST_ID = f"{2**64 - 1}-{2**64 - 1}"
+
 
 @dataclass(frozen=True, slots=True)
 class ConsumerStats:
@@ -40,12 +43,19 @@ class QueueStats:
         orphaned: delivered entries in nobody's pending list; the janitors put them back to work. Counted among the
             first 1,000 pending entries.
         dead: dead letters.
-        oldest_age_ms: since the oldest entry was added, in flight or not; None for an empty stream.
+        oldest_age_ms: since the oldest entry was added, in flight or not; None for an empty stream, and where its id is
+            ahead of the clock: a producer chose the id, or the server's clock was ahead, and nothing shows its age.
         entries_added: entries ever added to the stream, promoted and retried ones included; on Redis 6.2 messages
             enqueued through this broker.
         next_due_ms: in how many ms the next delayed message is due, 0 when it is overdue; None without one.
         paused: whether delivery is paused.
         consumers: with entries or a heartbeat.
+        clock_ms: the server's clock at that moment.
+        first_id: of the oldest entry; None for an empty stream.
+        last_id: the last id that the stream gave, whether or not its entry is still there.
+        removed_by_others: entries that left the stream and that this broker did not remove, as XTRIM, XDEL or an XADD
+            with MAXLEN do; below 0 where the stream was made again and the counters were not. On Redis 6.2, which does
+            not count what is added: those of them that were in flight, as far as janitors have found them.
     """
 
     queue_name: str
@@ -62,16 +72,36 @@ class QueueStats:
     next_due_ms: int | None
     paused: bool
     consumers: tuple[ConsumerStats, ...]
+    clock_ms: int
+    first_id: str | None
+    last_id: str
+    removed_by_others: int
+
+    @property
+    def ids_ahead_ms(self) -> int:
+        """How far the last id is ahead of the clock; 0 where it is not. Every later id is at least as far ahead."""
+        return max(0, int(self.last_id.partition("-")[0]) - self.clock_ms)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the stream has no more ids to give: every XADD to it fails."""
+        return self.last_id == LAST_ID
+
+
+N_FACTS = 16  # of the queue, before those of its consumers
 
 
 def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int) -> QueueStats:
     """From the answer of stats.lua."""
     numbers = [int(value) for value in answer[:12]]
+    clock_ms, first_id, last_id, removed_by_others = answer[12:N_FACTS]
+    assert isinstance(first_id, bytes)
+    assert isinstance(last_id, bytes)
     length, in_flight, oldest_idle, delayed, orphaned, dead, oldest_age, added, next_due, paused, in_line, ghosts = (
         numbers
     )
     consumers = []
-    for name, pending, age in zip(answer[12::3], answer[13::3], answer[14::3], strict=True):
+    for name, pending, age in zip(*(answer[at::3] for at in range(N_FACTS, N_FACTS + 3)), strict=True):
         assert isinstance(name, bytes)
         age_ms = None if int(age) < 0 else int(age)
         text = name.decode(errors="replace")
@@ -96,4 +126,8 @@ def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int)
         next_due_ms=None if next_due < 0 else next_due,
         paused=bool(paused),
         consumers=tuple(consumers),
+        clock_ms=int(clock_ms),
+        first_id=first_id.decode() or None,
+        last_id=last_id.decode(),
+        removed_by_others=int(removed_by_others),
     )

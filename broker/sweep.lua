@@ -34,16 +34,16 @@ end
 local n_orphans, from = 0, cursor
 -- Whether all from here to there were adopted.
 local function adopt(to)
-  while n_orphans < page do
+  while from and n_orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
     if not entry then
       return true
     end
     redis.call('XCLAIM', stream, group, handed_back, 0, entry[1], 'FORCE', 'RETRYCOUNT', 1, 'JUSTID')
     n_orphans = n_orphans + 1
-    from = '(' .. entry[1]
+    from = behind(entry[1])
   end
-  return false
+  return not from
 end
 
 local pending = redis.call('XPENDING', stream, group, cursor, '+', page)
@@ -53,12 +53,12 @@ for _, one in ipairs(pending) do
     is_complete = false
     break
   end
-  from = '(' .. one[1]
+  from = behind(one[1])
 end
 if is_complete then
   is_complete = adopt(last_delivered)
 end
-local next_cursor = is_complete and '' or from
+local next_cursor = is_complete and '' or from or ''
 
 if n_orphans > 0 then
   redis.call('HINCRBY', counters, 'orphaned', n_orphans)

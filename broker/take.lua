@@ -2,8 +2,10 @@
 --
 -- KEYS     1 stream  2 consumers  3 suspects  4 counters
 -- ARGV     group, consumer, consumer of what was handed back, lease in ms, at most so many, delivery limit,
---          1: believe stale heartbeats; 0: only who was declared dead
--- Returns  a list of {id, delivery count, fields, charges, is_doomed, is_recovered}; is_doomed: it reached the delivery limit
+--          1: believe stale heartbeats; 0: only who was declared dead,
+--          the longest entry in bytes (of a longer one the head is returned), about how many bytes at most
+-- Returns  a list of {id, delivery count, fields, charges, is_doomed, is_recovered, bytes of an entry that was cut or 0};
+--          is_doomed: it reached the delivery limit
 --
 -- A consumer is dead when it was declared so (heartbeat 0), or has no heartbeat younger than the lease. In the latter case
 -- its entries must have been idle for a lease too, so that an entry claimed by hand comes back after one. Pending ids whose entry is gone are removed (Redis 6.2 keeps them).
@@ -27,7 +29,8 @@ if listed.err then
   return {}
 end
 
-local taken, n_recovered, n_ghosts = {}, 0, 0
+local longest, budget = tonumber(ARGV[8]), tonumber(ARGV[9])
+local taken, n_recovered, n_ghosts, n_bytes = {}, 0, 0, 0
 
 local function charge(id, owner, deliveries)
   local noted = redis.call('HGET', suspects, id)
@@ -47,12 +50,15 @@ local function charge(id, owner, deliveries)
 end
 
 local function take_from(owner, min_idle)
-  while #taken < room and n_ghosts < MOST_GHOSTS do
+  while #taken < room and n_ghosts < MOST_GHOSTS and n_bytes < budget do
     local pending = redis.call('XPENDING', stream, group, 'IDLE', min_idle, '-', '+', room - #taken, owner)
     if #pending == 0 then
       return
     end
     for _, found in ipairs(pending) do
+      if n_bytes >= budget then
+        return
+      end
       local id, deliveries = found[1], found[4]
       local entry = redis.call('XRANGE', stream, id, id)[1]
       if not entry then
@@ -65,7 +71,9 @@ local function take_from(owner, min_idle)
           or tonumber(string.match(redis.call('HGET', suspects, id) or '0', '^%S+'))
         local is_doomed = charges >= 1 and charges + 1 >= limit
         redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', deliveries + 1, 'JUSTID')
-        taken[#taken + 1] = {id, deliveries + 1, entry[2], charges, is_doomed and 1 or 0, is_recovered and 1 or 0}
+        local fields, kept, cut = head_of(entry[2], longest)
+        n_bytes = n_bytes + kept
+        taken[#taken + 1] = {id, deliveries + 1, fields, charges, is_doomed and 1 or 0, is_recovered and 1 or 0, cut}
         if is_recovered then
           n_recovered = n_recovered + 1
         end

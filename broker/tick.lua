@@ -19,7 +19,11 @@ for _, name in ipairs(names) do
   -- First, because a full server lets a script finish whose first write needs no memory: it promotes too.
   redis.call('ZREM', delayed, name)
   if payload then
-    local id = redis.call('XADD', stream, '*', 'message', payload)
+    local id = redis.pcall('XADD', stream, '*', 'message', payload)
+    if type(id) == 'table' then -- a stream that has no more ids to give; the message stays delayed, and is tried again
+      redis.call('ZADD', delayed, now + 1000, name)
+      break
+    end
     redis.call('HDEL', messages, name)
     local zero = string.find(name, '\0', 1, true)
     if zero then

@@ -1,8 +1,8 @@
 """Render the users of Redis: ``python -m deploy.redis_users --passwords FOLDER [--redis-6] > users.acl``.
 
 FOLDER contains one file per user, named after the user, with the password. The output contains SHA-256 hashes, never a
-password. ``--redis-6`` renders for Redis 6.2, which supports neither read-only keys nor selectors: there, the commands
-of an operator may write pets too.
+password. ``--redis-6`` renders for Redis 6.2, which supports neither read-only keys nor selectors: there, an operator
+may write pets, and a client may delete streams, pause queues and read dead letters.
 """
 
 from __future__ import annotations
@@ -47,8 +47,18 @@ def render(passwords: Mapping[str, str], *, for_redis_6: bool = False) -> str:
     text = "\n".join(re.sub(r"(?<= )\{([a-z]+)\}", hashed, line) for line in lines) + "\n"
     if for_redis_6:
         text = re.sub(r" \+latency\|histogram| \+slowlog\|len", "", text.replace("%R~", "~"))
-        text = re.sub(r" resetchannels(.*) \((~[^ ]+) [^)]*\)", r" resetchannels \2\1", text)
+        text = "\n".join(map(_without_brackets, text.splitlines())) + "\n"
     return text
+
+
+def _without_brackets(line: str) -> str:
+    """Return the line with what its brackets grant for some keys granted for all of them."""
+    words = [word.strip("()") for word in line.split()]
+    keys = [word for word in words if word.startswith("~")]
+    others = [word for word in words if not word.startswith("~")]
+    at = others.index("resetchannels") + 1
+    # each once
+    return " ".join(dict.fromkeys([*others[:at], *keys, *others[at:]]))
 
 
 def main() -> int:

@@ -148,6 +148,28 @@ QUERIES: Final[Mapping[str, Query]] = {
         "put such jobs back to work within seconds: none of them takes this stream.",
         "Backlog by state",
     ),
+    "ids_ahead": Query(
+        "ids", "backlog",
+        "max by (stream) (media_cluster_ids_ahead_seconds)",
+        "The last entry id of {{ $labels.stream }} is ahead of the clock by {{ $value | humanizeDuration }}. A "
+        "producer chose it, or the server's clock was ahead. Jobs run as before; their ages are counted from when "
+        "they were first seen.",
+        "Oldest job",
+    ),
+    "exhausted": Query(
+        "ids", "backlog",
+        "max by (stream) (media_cluster_stream_exhausted)",
+        "{{ $labels.stream }} has no more entry ids to give, because a producer used the greatest: every XADD fails, "
+        "of workers and clients too.",
+        "Added and done",
+    ),
+    "vanished": Query(
+        "vanished", "backlog",
+        "round(max by (stream) (increase(media_cluster_entries_vanished_total[$window])))",
+        "{{ $value | humanize }} jobs of {{ $labels.stream }} were removed in half an hour and no worker settled them: "
+        "an XADD with MAXLEN or MINID, an XTRIM, or an XDEL by hand. They are lost unless their producers send again.",
+        "Added and done",
+    ),
     "dead_new": Query(
         "dead", "backlog",
         "max by (stream) (media_cluster_dead_letters)"

@@ -8,6 +8,8 @@ Redis with its time, and every pod answers with the same numbers; ``periodic.py`
                          pending_at_ms            when the counts were sampled (server's clock)
                          lag_at_ms                when the times were sampled (server's clock)
                          ticked_at_ms             what the scheduler sent last is of this time (its own clock)
+                         <queue>:vanished_at_ms   when entries were last missing (server's clock)
+    sploot:backlog:ids hash <queue> -> JSON        where ids are ahead of the clock: what the last id was, and when
     sploot:noise   hash  last_count               noise of the last recluster of any pet
                          high_streak              reclusters in a row, up to the last one, above HIGH_NOISE
                          at_ms                    when that was (server's clock)
@@ -17,6 +19,7 @@ Neither ends by itself: an old sample is told with its time, and overwritten.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,14 +30,18 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from broker import RedisStreamsBroker
+from broker import QueueStats, RedisStreamsBroker
 from tasks.contracts import GROUP, QUEUES, stream_of
 
 logger = logging.getLogger("sploot-cluster.queue")
 
 BACKLOG: Final = "sploot:backlog"
 NOISE: Final = "sploot:noise"
+SEEN_IDS: Final = "sploot:backlog:ids"
 TICKED_AT: Final = "ticked_at_ms"
+
+SAMPLE_EVERY_MS: Final = 10_000
+MOST_SEEN_IDS: Final = 500  # of a queue: more than an hour of samples, and then every second one is dropped
 
 HIGH_NOISE: Final = 30  # media that a recluster may leave in no cluster before on-call wants to know
 
@@ -64,6 +71,7 @@ class BacklogSampler:
         sample = {"pending_at_ms": self._now_ms()}
         for queue in QUEUES:
             stats = self._broker.stats(queue)
+            sample |= self._ids_of(queue, stats)
             sample[f"{queue}:pending"] = stats.in_flight
             sample[f"{queue}:undelivered"] = stats.undelivered
             sample[f"{queue}:in_line"] = stats.in_line
@@ -79,8 +87,41 @@ class BacklogSampler:
         for queue in QUEUES:
             stats = self._broker.stats(queue)
             sample[f"{queue}:oldest_pending_ms"] = stats.oldest_pending_idle_ms or 0
-            sample[f"{queue}:oldest_age_ms"] = stats.oldest_age_ms or 0
+            sample[f"{queue}:oldest_age_ms"] = self._oldest_age_ms(queue, stats)
         self._write(sample)
+
+    def _ids_of(self, queue: str, stats: QueueStats) -> dict[str, int]:
+        """What the stream's ids and counts show of writers that go beyond ``XADD key *``."""
+        stored = self._client.hmget(BACKLOG, [f"{queue}:removed_by_others", f"{queue}:vanished"])
+        before, vanished = (int(value or 0) for value in cast("list[bytes | None]", stored))
+        # below what was there before: the stream was made again
+        n_new = max(0, stats.removed_by_others - before)
+        facts = {
+            f"{queue}:ids_ahead_ms": stats.ids_ahead_ms,
+            f"{queue}:exhausted": int(stats.is_exhausted),
+            f"{queue}:removed_by_others": stats.removed_by_others,
+            f"{queue}:vanished": vanished + n_new,
+        }
+        return facts | ({f"{queue}:vanished_at_ms": stats.clock_ms} if n_new else {})
+
+    def _oldest_age_ms(self, queue: str, stats: QueueStats) -> int:
+        """How long ago the oldest job was added; 0 when there is none.
+
+        Where its id is ahead of the clock, since a sample first saw an id as great as its own, and the ten seconds
+        before: an entry that nobody takes grows old here, whatever its id claims.
+        """
+        if stats.first_id is None or stats.oldest_age_ms is not None:
+            self._client.hdel(SEEN_IDS, queue)
+            return stats.oldest_age_ms or 0
+        stored = cast("bytes | None", self._client.hget(SEEN_IDS, queue))
+        seen = [(int(at_ms), str(last_id)) for at_ms, last_id in json.loads(stored or b"[]")]
+        seen = [(at_ms, last_id) for at_ms, last_id in seen if _order(last_id) >= _order(stats.first_id)]
+        if not seen or seen[-1][1] != stats.last_id:
+            seen.append((stats.clock_ms, stats.last_id))
+        if len(seen) > MOST_SEEN_IDS:
+            seen = [seen[0], *seen[2::2]]
+        self._client.hset(SEEN_IDS, queue, json.dumps(seen))
+        return max(0, stats.clock_ms - seen[0][0]) + SAMPLE_EVERY_MS
 
     def _now_ms(self) -> int:
         # before the queues are read: a sample that took long is as old as its first number
@@ -89,6 +130,11 @@ class BacklogSampler:
 
     def _write(self, sample: Mapping[str, int]) -> None:
         self._client.hset(BACKLOG, items=[part for pair in sample.items() for part in pair])
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number)
 
 
 class NoiseWatch:
@@ -228,7 +274,7 @@ _OF_STREAMS: Final = (
     _Row(
         "media_cluster_oldest_job_age_seconds",
         "Time since the oldest job of the stream was added, taken or not: how far behind the workers are; 0 when the "
-        "stream is empty.",
+        "stream is empty. Where its entry id is ahead of the clock, since a sample first saw it.",
         "oldest_age_ms",
         ("stream",),
         _MS_PER_S,
@@ -238,6 +284,27 @@ _OF_STREAMS: Final = (
         "Jobs ever added to the stream, retries that fell due included. No increase: nobody uploads, or producers do "
         "not reach Redis.",
         "added",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_ids_ahead_seconds",
+        "How far the last entry id of the stream is ahead of the clock of Redis; 0 when it is not. A producer chose an "
+        "id of its own, or the server's clock was ahead: every later id is at least as far ahead.",
+        "ids_ahead_ms",
+        ("stream",),
+        _MS_PER_S,
+    ),
+    _Row(
+        "media_cluster_stream_exhausted",
+        "1 when the stream has no more ids to give, because a producer used the greatest: nobody can add a job.",
+        "exhausted",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_entries_vanished_total",
+        "Jobs that left the stream and that no worker settled: removed by XADD with MAXLEN, XTRIM or XDEL. Exact from "
+        "Redis 7.0 on; on 6.2 those that workers held, as far as they have noticed.",
+        "vanished",
         ("stream",),
     ),
 )

@@ -38,7 +38,7 @@ from tasks.contracts import (
     SplitCluster,
     UndoFeedback,
 )
-from tasks.jobs import JobRecords, status_of
+from tasks.jobs import JobOwner, JobRecords, status_of
 from tasks.redis_urls import connect
 from tasks.rollout import EVERYBODY, is_rolled_out
 from tasks.trace_context import TRACEPARENT, current_traceparent
@@ -261,12 +261,12 @@ class ClusterTasks:
         now = datetime.now(UTC)
         with self._reaching_redis():
             # before it is enqueued: a worker may start it before this call returns
+            owner = JobOwner(message.queue_name, message.actor_name, task.pet_id)
             self._records.write(
                 message.message_id,
                 state="delayed" if delay_ms else "queued",
-                queue=message.queue_name,
-                actor=message.actor_name,
-                pet_id=task.pet_id,
+                owner=owner,
+                **owner._asdict(),
                 enqueued_at=now,
                 due_at=now + timedelta(milliseconds=delay_ms) if delay_ms else None,
             )

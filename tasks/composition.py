@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Final
 import redis
 from dramatiq.middleware import (
     AgeLimit,
-    Callbacks,
     CurrentMessage,
     Middleware,
-    Pipelines,
     Retries,
     ShutdownNotifications,
     TimeLimit,
@@ -28,7 +26,7 @@ from tasks.contracts import GROUP, NAMESPACE
 from tasks.redis_urls import connect
 from tasks.settings import Settings
 from tasks.trace_context import TakeTraceparent
-from tasks.wire import DECODERS
+from tasks.wire import CHECKS, DECODERS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -73,6 +71,7 @@ def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Mi
         lease_ms=settings.lease_ms,
         max_deliveries=settings.max_deliveries,
         decoders=DECODERS,
+        checks=CHECKS,
         middleware=middleware,
     )
 
@@ -119,12 +118,11 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
         middleware=[
             NameJobs(),
             *tracing_middleware(settings),
-            # Dramatiq's own, in Dramatiq's order
+            # Dramatiq's own, in Dramatiq's order; Pipelines and Callbacks are left out, because a message could name
+            # there what a worker enqueues with its own rights
             AgeLimit(),
             TimeLimit(),
             ShutdownNotifications(),
-            Callbacks(),
-            Pipelines(),
             Retries(),
             CurrentMessage(),
             # a minute's slot that was missed is not made up for

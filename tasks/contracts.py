@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, cast
 from uuid import uuid4
 
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.printable import UNPRINTABLE
 from tasks.encodings import ENCODINGS, MAX_DIM, MIN_DIM, Encoding, check_values, to_base64, to_f32le, values_of
 from tasks.trace_context import FORM_OF_TRACEPARENT
 
@@ -64,8 +65,6 @@ MAX_MEDIA_IDS: Final = 10_000
 UNKNOWN_REQUESTER: Final = "unknown"
 MACHINE: Final = "machine"
 
-# Not str.isprintable(): that refuses the joiners inside emoji and every character newer than this Python.
-_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DECIMAL: Final = re.compile(rb"(0|[1-9][0-9]{0,18})")
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:+-]*@[A-Za-z0-9][A-Za-z0-9._/:+-]*")
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -447,6 +446,26 @@ class EmbeddingIngested:
         return kwargs
 
 
+# Every actor and its queue. A message that names another one is refused: the right to write to one queue is not the
+# right to have done what belongs to another.
+QUEUE_OF: Final[Mapping[str, str]] = {
+    **{
+        contract.actor_name: contract.queue_name
+        for contract in (
+            MergeClusters,
+            SplitCluster,
+            ExcludeMedia,
+            DismissMedia,
+            UndoFeedback,
+            RestoreRevision,
+            ReclusterPet,
+            PreviewRecluster,
+            EmbeddingIngested,
+        )
+    },
+    **dict.fromkeys((EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, EXPORT_MEDIA_TOTALS), CLUSTER_MAINTENANCE),
+}
+
 _REQUIRED: Final = ("schema", "event_id", "pet_id", "media_id", "model", "dim", "encoding", "embedding")
 _EVENT_FIELDS: Final = (*_REQUIRED, "occurred_at", "traceparent")
 
@@ -516,8 +535,12 @@ def _text(name: str, value: object, *, shortest: int = 1) -> str:
         raise InvalidInput(name, f"is {_kind(value)}, not text", f"send {shortest} to {MAX_TEXT} characters")
     if not shortest <= len(value) <= MAX_TEXT:
         raise InvalidInput(name, f"has {len(value)} characters", f"send {shortest} to {MAX_TEXT}")
-    if found := _UNPRINTABLE.search(value):
-        raise InvalidInput(name, f"holds U+{ord(found[0]):04X}, which cannot be printed", "send printable text")
+    if found := UNPRINTABLE.search(value):
+        raise InvalidInput(
+            name,
+            f"holds U+{ord(found[0]):04X}, which cannot be printed",
+            "send printable text",
+        )
     return value
 
 
@@ -577,7 +600,7 @@ def _utf8(name: str, value: bytes) -> str:
 
 def _shown(value: object, *, quoted: bool = True) -> str:
     """A value for an error's text: short, and on one line."""
-    text = _UNPRINTABLE.sub("?", str(value))
+    text = UNPRINTABLE.sub("?", str(value))
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return repr(text) if quoted else text
 

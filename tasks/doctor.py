@@ -43,10 +43,14 @@ NEEDED: Final = ("XAUTOCLAIM", "GETDEL", "XADD")
 
 SKEW_WARNING_S, SKEW_WRONG_S = 1.0, 30.0
 SAMPLE_OLD_S: Final = 60.0
+AHEAD_WRONG_MS: Final = 60_000  # entry ids; what two clocks differ by is less
+VANISHED_SHOWN_MS: Final = 24 * 60 * 60 * 1000
 FULL_WARNING, FULL_WRONG = 0.8, 0.95
 MOST_PETS: Final = 20_000
 MOST_DEAD_LISTED: Final = 5
 REDIS_CLI: Final = 'redis-cli -u "$REDIS_URL"'
+# Workers make the stream again, with ids of the clock.
+DELETE_IF_EMPTY: Final = "if redis.call('XLEN',KEYS[1])==0 then return redis.call('DEL',KEYS[1]) end return 'not empty'"
 
 # What Kubernetes puts into every pod beside a service, whatever it is called.
 _OF_KUBERNETES: Final = re.compile(r".*_SERVICE_(HOST|PORT(_.*)?)=.*|.*_PORT_\d+_(TCP|UDP).*=.*|.*_PORT=(tcp|udp)://.*")
@@ -347,8 +351,50 @@ def _queues(patient: Patient) -> Iterator[Finding]:
         except BrokerConnectionError as error:
             yield Finding(queue, "unknown", str(error), "sploot-cluster doctor")
             continue
-        problems = list(_of_queue(stats, len(astray.orphans), len(astray.ghosts)))
+        problems = [*_of_ids(patient, stats), *_of_queue(stats, len(astray.orphans), len(astray.ghosts))]
         yield from problems or [Finding(queue, "ok", f"{stats.undelivered} wait, {stats.in_flight} are worked on")]
+
+
+def _of_ids(patient: Patient, stats: QueueStats) -> Iterator[Finding]:
+    """What a writer did who went beyond ``XADD key *``: ids of the future, entries that were removed."""
+    queue, stream = stats.queue_name, stream_of(stats.queue_name)
+    again = (
+        f"name the producer and take its XADD away; let workers empty {stream}, then "
+        f'{REDIS_CLI} EVAL "{DELETE_IF_EMPTY}" 1 {stream}'
+    )
+    if stats.is_exhausted:
+        yield Finding(
+            queue, "wrong", f"{stream} has no more ids to give: every XADD fails, of workers and clients too", again
+        )
+    elif stats.ids_ahead_ms >= AHEAD_WRONG_MS:
+        yield Finding(
+            queue,
+            "wrong",
+            f"the last id of {stream}, {stats.last_id}, is ahead of the clock by {_long(stats.ids_ahead_ms)}: a "
+            "producer chose it, or the server's clock was ahead, and the ages of its jobs are unknown",
+            again,
+        )
+    stored = patient.client.hmget(
+        BACKLOG, [f"{queue}:removed_by_others", f"{queue}:vanished", f"{queue}:vanished_at_ms"]
+    )
+    sampled, vanished, at_ms = (int(value or 0) for value in stored)
+    n_gone = max(0, stats.removed_by_others - sampled)
+    if at_ms and stats.clock_ms - at_ms < VANISHED_SHOWN_MS:
+        n_gone += vanished
+    if n_gone:
+        yield Finding(
+            queue,
+            "wrong",
+            f"{_n(n_gone, 'entry', 'entries')} left {stream} that no worker settled: an XADD with MAXLEN or MINID, an "
+            "XTRIM or an XDEL",
+            "find who may write there, have the producers of that time send again: "
+            "ops/runbook.md#mediaclusterentriesvanished",
+        )
+
+
+def _long(ms: int) -> str:
+    days = ms / 86_400_000
+    return f"{days / 365:,.0f} years" if days > 730 else f"{days:,.0f} days" if days > 2 else f"{ms / 1000:,.0f} s"
 
 
 def _of_queue(stats: QueueStats, n_orphans: int, n_ghosts: int) -> Iterator[Finding]:
@@ -454,8 +500,8 @@ def _models(patient: Patient) -> Iterator[Finding]:
         yield Finding("models", "ok", told)
 
 
-def _n(n: int, one: str) -> str:
-    return f"{n:,} {one}{'' if n == 1 else 's'}"
+def _n(n: int, one: str, many: str | None = None) -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def _first(found: Iterator[Any], limit: int) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, Protocol, assert_never, cast
+from typing import Any, Final, Literal, NamedTuple, Protocol, assert_never, cast
 
 import dramatiq
 import redis
@@ -28,18 +28,27 @@ RECORD_PREFIX: Final = "sploot:job:"
 RECORD_TTL_S: Final = 24 * 60 * 60
 LONGEST_ERROR: Final = 500  # characters of an error that a record keeps
 
-# KEYS 1 record; ARGV seconds to keep it, how (new, start, or known: only if there is one), then names and values.
+# KEYS 1 record; ARGV seconds to keep it, how (new, change, or start and known: only if there is one), queue, actor and
+# pet of the job ("" and "" and "" = not known), then names and values.
 # A success stays a success: the message may be delivered again, or to two workers at once, and the job is done all the
-# same. A new job of an id that was used before begins anew.
+# same. A new job of an id that was used before begins anew. A record is its job's: a message with the id of another
+# job, as somebody may send who knows the id, changes nothing of it.
 _WRITE: Final = """
-local known = redis.call('HGET', KEYS[1], 'state')
-if ARGV[2] == 'new' then
+local found = redis.call('HMGET', KEYS[1], 'state', 'queue', 'actor', 'pet_id')
+local how, owner = ARGV[2], {ARGV[3], ARGV[4], ARGV[5]}
+if how == 'new' then
   redis.call('DEL', KEYS[1])
-elseif known == 'succeeded' or (ARGV[2] == 'known' and not known) then
+elseif found[1] == 'succeeded' or (how ~= 'change' and not found[1]) then
   return 0
+elseif found[1] and owner[1] ~= '' then
+  for i = 1, 3 do
+    if owner[i] ~= (found[i + 1] or '') then
+      return 0
+    end
+  end
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 3))
-if ARGV[2] == 'start' then
+redis.call('HSET', KEYS[1], unpack(ARGV, 6))
+if how == 'start' then
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
@@ -47,6 +56,15 @@ return 1
 """
 
 How = Literal["new", "start", "change", "known"]
+
+
+class JobOwner(NamedTuple):
+    """The job that a record belongs to, beside its id."""
+
+    queue: str
+    actor: str
+    pet_id: int | None
+
 
 _answer: ContextVar[Callable[[], Mapping[str, object]] | None] = ContextVar("answer", default=None)
 
@@ -87,17 +105,21 @@ class JobRecords:
         self._client = client
         self._script = client.register_script(_WRITE)
 
-    def write(self, job_id: str, *, state: JobState, how: How = "change", **facts: object) -> None:
+    def write(
+        self, job_id: str, *, state: JobState, how: How = "change", owner: JobOwner | None = None, **facts: object
+    ) -> None:
         """Note the state, and facts named as attributes of :class:`JobRecord`; None is passed over.
 
         Args:
-            how: ``new`` forgets what was known, ``start`` counts an attempt, ``known`` makes no new record.
+            how: ``new`` forgets what was known, ``start`` counts an attempt; that and ``known`` make no new record.
+            owner: the job that reports; a record of another job stays as it is. None: the caller knows whose it is.
         """
+        whose = ("", "", "") if owner is None else (owner.queue, owner.actor, "" if owner[2] is None else owner[2])
         pairs: list[str | int] = ["state", state]
         for name, value in facts.items():
             if value is not None:
                 pairs += [name, _stored(value)]
-        self._script(keys=[_key(job_id)], args=[RECORD_TTL_S, how, *pairs])
+        self._script(keys=[_key(job_id)], args=[RECORD_TTL_S, how, *whose, *pairs])
 
     def find(self, job_id: str) -> JobRecord | None:
         stored = cast(dict[bytes, bytes], self._client.hgetall(_key(job_id)))
@@ -147,7 +169,7 @@ class TrackJobs(dramatiq.Middleware):
         if message.options.get("retries"):
             # before it is enqueued, and so before anybody can start it: the record never goes back in time
             error = _last_line(message.options.get("traceback"))
-            self._write(message, state="retrying", due_at=due or now, error=error)
+            self._write(message, state="retrying", how="known", due_at=due or now, error=error)
         else:
             self._write(message, state="delayed" if due else "queued", how="new", enqueued_at=now, due_at=due)
 
@@ -162,31 +184,33 @@ class TrackJobs(dramatiq.Middleware):
     ) -> None:
         if _is_tracked(message) and exception is None:
             told = _answer.get()
-            self._write(message, state="succeeded", finished_at=self._clock(), result=told and told())
+            self._write(message, state="succeeded", how="known", finished_at=self._clock(), result=told and told())
         _answer.set(None)
 
     def after_dead_letter(self, broker: Broker, letter: DeadLetter) -> None:
         """However a job died: by failing for good, by killing its workers, or because no worker knows its actor."""
         if letter.message_id is None:
             return
+        from tasks.queue_ops.entries import facts_of
+
+        owner = JobOwner(letter.queue_name, letter.actor_name or "", facts_of(letter.fields).pet_id)
         try:
             self._records.write(
-                letter.message_id, state="dead", how="known", finished_at=letter.died_at, error=letter.error
+                letter.message_id,
+                state="dead",
+                how="known",
+                owner=owner,
+                finished_at=letter.died_at,
+                error=letter.error,
             )
         except redis.RedisError:
             logger.warning("job record not written", extra={"message_id": letter.message_id}, exc_info=True)
 
     def _write(self, message: dramatiq.Message[Any] | MessageProxy, *, state: JobState, **facts: Any) -> None:
         pet_id = message.kwargs.get("pet_id")
+        owner = JobOwner(message.queue_name, message.actor_name, pet_id if type(pet_id) is int else None)
         try:
-            self._records.write(
-                message.message_id,
-                state=state,
-                queue=message.queue_name,
-                actor=message.actor_name,
-                pet_id=pet_id if type(pet_id) is int else None,
-                **facts,
-            )
+            self._records.write(message.message_id, state=state, owner=owner, **owner._asdict(), **facts)
         except redis.RedisError:
             logger.warning("job record not written", extra={"message_id": message.message_id}, exc_info=True)
 

@@ -112,7 +112,7 @@ class RecordJobs(dramatiq.Middleware):
         duration_s: float,
         exception: BaseException | None,
     ) -> None:
-        age_ms = 1000 * self._clock() - message.message_timestamp
+        age_ms = self._age_ms(message)
         told = {
             "pet_id": facts.pet_id or pet_id_of(message),
             "message_id": message.message_id,
@@ -121,8 +121,8 @@ class RecordJobs(dramatiq.Middleware):
             "backend_used": facts.backend,
             "outcome": outcome,
             "duration_ms": round(1000 * duration_s, 1),
-            "queue_ms": round(max(0.0, age_ms - 1000 * duration_s), 1),
-            "age_ms": round(age_ms, 1),
+            "queue_ms": None if age_ms is None else round(max(0.0, age_ms - 1000 * duration_s), 1),
+            "age_ms": None if age_ms is None else round(age_ms, 1),
             "trace_id": trace_id_of(traceparent_of(message.kwargs, message.options) or current_traceparent()),
         }
         if exception is None:
@@ -131,6 +131,12 @@ class RecordJobs(dramatiq.Middleware):
         else:
             told["error"] = f"{type(exception).__name__}: {exception}"
             logger.warning("job failed", extra=told, exc_info=exception if outcome == "error" else None)
+
+    def _age_ms(self, message: MessageProxy) -> float | None:
+        """Since the job was enqueued; None where its entry or its sender claims a time that is yet to come."""
+        now_ms = 1000 * self._clock()
+        added_ms = int(getattr(message, "entry_id", "0").partition("-")[0])
+        return None if max(added_ms, message.message_timestamp) > now_ms else now_ms - message.message_timestamp
 
     def _note_noise(self, n_noise: int) -> None:
         try:

@@ -83,7 +83,7 @@ class Settings:
     http_port: int = _setting("SPLOOT_HTTP_PORT", "its port; 0 takes a free one", default=8080)
     api_tokens: str = _setting(
         "SPLOOT_API_TOKENS",
-        "name:role:secret, comma-separated; roles producer, operator, viewer; needed off loopback",
+        "name:role:secret, comma-separated; roles uploader, viewer, labeller, producer, operator; needed off loopback",
         default="",
         is_secret=True,
     )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Where a message carries the context of whoever sent it; a flat event has a field of that name.
 TRACEPARENT: Final = "traceparent"
+# The attempt before, in the options of a retry.
+RETRIED_FROM: Final = "retried_from"
 
 _TRACE_IDS: Final = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 # W3C Trace Context: version ff and ids of zeros are invalid; versions after 00 may carry more at the end.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
@@ -18,14 +18,11 @@ from dramatiq.broker import Broker, MessageProxy
 from tasks.contracts import GROUP, stream_of
 from tasks.logs import SERVICE, pet_id_of
 from tasks.settings import SettingInvalid, Settings
-from tasks.trace_context import TRACEPARENT, current_traceparent, traceparent_of
+from tasks.trace_context import RETRIED_FROM, TRACEPARENT, current_traceparent, traceparent_of
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, Span, TracerProvider
-
-# The attempt before, in the options of a retry.
-RETRIED_FROM: Final = "retried_from"
 
 
 def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:

@@ -115,7 +115,7 @@ class Door:
             )
         if caller.role not in MAY_CALL[operation]:
             roles = " or ".join(sorted(MAY_CALL[operation]))
-            detail = f"{caller.name} is a {caller.role}; {operation} needs a token of role {roles}"
+            detail = f"{caller.name} has role {caller.role}; {operation} needs a token of role {roles}"
             raise Refusal(problems.FORBIDDEN, detail)
         return caller
 

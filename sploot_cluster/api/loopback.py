@@ -19,7 +19,8 @@ from sploot_cluster.api.tokens import VARIABLE, Tokens
 from sploot_cluster.errors import InvalidInput
 
 _HOST: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::\d*)?")
-_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+# What proxies add; whatever begins with x-forwarded- counts too.
+_FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"})
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _MEND: Final = f"set {VARIABLE}=name:role:secret and send 'Authorization: Bearer <secret>'"
 
@@ -66,7 +67,7 @@ def _why_not(scope: Scope) -> Refusal | None:
     peer = scope.get("client")
     if peer is not None and not is_loopback(peer[0]):
         return Refusal(NOT_LOOPBACK, f"no tokens are configured, so that only this machine is served; {_MEND}")
-    if any(name in headers for name in _FORWARDED):
+    if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
         return Refusal(NOT_LOOPBACK, f"the request came through a proxy, and no tokens are configured; {_MEND}")
     host = headers.get("host", "")
     if host and not _is_loopback_authority(host):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,6 +23,7 @@ from starlette.responses import Response
 
 from sploot_cluster.errors import InvalidInput, StoreUnavailable, UnreadablePet
 from sploot_cluster.jobs import QueueUnavailable
+from sploot_cluster.printable import UNPRINTABLE
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 5
 
 MAX_ERRORS: Final = 100
-
-_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class FieldProblem(BaseModel):
@@ -239,7 +237,7 @@ def _field(place: Sequence[str | int]) -> str:
 
 def shown(text: str) -> str:
     """Text that a caller made up, for an answer: short, and on one line."""
-    text = _UNPRINTABLE.sub("?", text)
+    text = UNPRINTABLE.sub("?", text)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

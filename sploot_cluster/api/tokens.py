@@ -27,41 +27,44 @@ _SECRET: Final = re.compile(r"[!-~]*")  # what a header can carry: visible ASCII
 class Role(StrEnum):
     """What a caller is."""
 
+    UPLOADER = "uploader"  # a service that is trusted with nothing else: hands in items, and reads nothing
     VIEWER = "viewer"  # looks at pets and jobs
-    PRODUCER = "producer"  # a service: enqueues, and looks
+    LABELLER = "labeller"  # a person who corrects clusters, and looks
+    PRODUCER = "producer"  # a service: hands in items, corrects, and looks
     OPERATOR = "operator"  # a person on call: everything
 
 
-_ANYONE: Final = frozenset(Role)
-_WRITERS: Final = frozenset({Role.PRODUCER, Role.OPERATOR})
+_UPLOADERS: Final = frozenset({Role.UPLOADER, Role.PRODUCER, Role.OPERATOR})
+_LABELLERS: Final = frozenset({Role.LABELLER, Role.PRODUCER, Role.OPERATOR})
+_READERS: Final = frozenset(Role) - {Role.UPLOADER}
 _OPERATORS: Final = frozenset({Role.OPERATOR})
 
 # Operation id -> who may call it. What is not named here needs no token: health, readiness, metrics and the OpenAPI
 # document tell nothing of pets, and probes and scrapers have no secrets.
 MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
-    "recluster": _WRITERS,
-    "merge_clusters": _WRITERS,
-    "split_cluster": _WRITERS,
-    "exclude_media": _WRITERS,
-    "dismiss_media": _WRITERS,
-    "undo_feedback": _WRITERS,
-    "restore_revision": _WRITERS,
-    "ingest_embeddings": _WRITERS,
-    "get_clusters": _ANYONE,
-    "get_cluster": _ANYONE,
-    "get_why": _ANYONE,
-    "get_tally": _ANYONE,
-    "get_history": _ANYONE,
-    "get_revision": _ANYONE,
-    "compare_revisions": _ANYONE,
-    "get_model": _ANYONE,
-    "begin_model": frozenset({Role.OPERATOR}),
-    "end_model": frozenset({Role.OPERATOR}),
+    "recluster": _LABELLERS,
+    "merge_clusters": _LABELLERS,
+    "split_cluster": _LABELLERS,
+    "exclude_media": _LABELLERS,
+    "dismiss_media": _LABELLERS,
+    "undo_feedback": _LABELLERS,
+    "restore_revision": _LABELLERS,
+    "ingest_embeddings": _UPLOADERS,
+    "get_clusters": _READERS,
+    "get_cluster": _READERS,
+    "get_why": _READERS,
+    "get_tally": _READERS,
+    "get_history": _READERS,
+    "get_revision": _READERS,
+    "compare_revisions": _READERS,
+    "get_model": _READERS,
+    "begin_model": _OPERATORS,
+    "end_model": _OPERATORS,
     "delete_pet": _OPERATORS,
     "delete_medium": _OPERATORS,
     "export_pet": _OPERATORS,
-    "get_job": _ANYONE,
-    "get_queues": _ANYONE,
+    "get_job": _READERS,
+    "get_queues": _READERS,
     "get_audit": _OPERATORS,
     "list_dead_letters": _OPERATORS,
     "get_dead_letter": _OPERATORS,

@@ -37,6 +37,7 @@ from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePr
 from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
 from tasks.cli import captures, config, doctor, models, pets, processes, queues
+from tasks.cli.screen import show_uncaught
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, fail, shown_url
 from tasks.settings import SettingInvalid
 
@@ -57,7 +58,9 @@ app.add_typer(doctor.app)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line."""
+    if sys.excepthook is sys.__excepthook__:  # the processes have one of their own
+        sys.excepthook = show_uncaught
     try:
         app()
     except (SettingInvalid, InvalidInput) as refused:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from sploot_cluster.errors import InvalidInput
-from tasks.cli.shared import FAILED, AsJson, out, print_json, settings_of_environment
+from tasks.cli.screen import out, print_json
+from tasks.cli.shared import FAILED, AsJson, settings_of_environment
 from tasks.contracts import MAX_INT64
 
 app = typer.Typer()
@@ -40,7 +41,7 @@ def capture(
         broker = build_broker(settings, client, middleware=[])
         if letter is not None:
             queue, letter_id = queue_named(letter[0]), letter[1]
-            found = broker.dead_letters(queue).get(letter_id)
+            found = broker.dead_letters(queue).get(letter_id, is_whole=True)
             if found is None:
                 mend = "see sploot-cluster queue dead list"
                 raise InvalidInput("--letter", f"{letter_id} is no dead letter of {queue}", mend)
@@ -99,8 +100,8 @@ def _show(done: object, *, has_pet: bool) -> None:
         out.print(f"{done.n_media} media, {done.n_clusters} clusters, {done.n_noise} noise")
         out.print(f"labels {done.labels}, {same}")
     for medium, then, now in done.moved[:MOVED_SHOWN]:
-        out.print(f"  {medium}: {then} then, {now} now", markup=False, soft_wrap=True)
+        out.print(f"  {medium}: {then} then, {now} now", soft_wrap=True)
     if len(done.moved) > MOVED_SHOWN:
         out.print(f"  and {len(done.moved) - MOVED_SHOWN} more")
     for text in (*done.differences, *done.verdicts):
-        out.print(text, markup=False, soft_wrap=True)
+        out.print(text, soft_wrap=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from tasks.cli.shared import AsJson, out, print_json, settings_of_environment, table_of
+from tasks.cli.screen import out, print_json, table_of
+from tasks.cli.shared import AsJson, settings_of_environment
 
 app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 

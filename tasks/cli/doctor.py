@@ -6,13 +6,19 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
-from tasks.cli.shared import FAILED, UNREACHABLE, AsJson, out, print_json, settings_of_environment, table_of
+from tasks.cli.screen import out, print_json, shown, table_of
+from tasks.cli.shared import FAILED, UNREACHABLE, AsJson, settings_of_environment
 
 app = typer.Typer()
 
-_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]mind[/]", "wrong": "[red]WRONG[/]", "unknown": "?"}
+_MARKS = {
+    "ok": Text("ok", "green"),
+    "warning": Text("mind", "yellow"),
+    "wrong": Text("WRONG", "red"),
+    "unknown": Text("?"),
+}
 
 
 @app.command("doctor")
@@ -34,8 +40,8 @@ def doctor(
     else:
         table = table_of("", "what", "seen")
         for finding in found:
-            mend = f"\n→ {finding.mend}" if finding.mend and finding.level != "ok" else ""
-            table.add_row(_MARKS[finding.level], escape(finding.check), escape(finding.seen + mend))
+            mend = f"\n→ {shown(finding.mend)}" if finding.mend and finding.level != "ok" else ""
+            table.add_row(_MARKS[finding.level], finding.check, Text(shown(finding.seen) + mend))
         out.print(table)
     if is_unreachable(found):
         raise typer.Exit(UNREACHABLE)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sploot_cluster.errors import InvalidInput
-from tasks.cli.shared import err
+from tasks.cli.screen import err
 from tasks.contracts import SCHEMA, EmbeddingIngested
 
 

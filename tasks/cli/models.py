@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tasks.cli.pets import print_diff
-from tasks.cli.shared import FAILED, REFUSED, AsJson, By, Pet, fail, open_service, out, print_json
+from tasks.cli.screen import out, print_json
+from tasks.cli.shared import FAILED, REFUSED, AsJson, By, Pet, fail, open_service
 
 app = typer.Typer(help="Run a new embedding model beside a pet's own, and switch to it.", no_args_is_help=True)
 

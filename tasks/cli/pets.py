@@ -10,6 +10,7 @@ import typer
 
 from sploot_cluster.errors import InvalidInput
 from tasks.cli.media_files import event_of, progress_of, records_of
+from tasks.cli.screen import err, out, print_json, table_of
 from tasks.cli.shared import (
     FAILED,
     REFUSED,
@@ -18,15 +19,11 @@ from tasks.cli.shared import (
     Pet,
     Wait,
     ended,
-    err,
     fail,
     open_erasure,
     open_service,
     open_tasks,
-    out,
-    print_json,
     report,
-    table_of,
 )
 from tasks.contracts import MAX_INT64, EmbeddingIngested, stream_of
 
@@ -65,7 +62,7 @@ def ingest(
                 events.append(event_of(record))
             except InvalidInput as refused:
                 n_bad += 1
-                err.print(f"entry {number}: {refused}", markup=False)
+                err.print(f"entry {number}: {refused}")
             if len(events) == EVENTS_PER_BATCH:
                 send(events)
                 events = []
@@ -364,7 +361,7 @@ def export_pet(
         target.write_bytes(content)
     except OSError as error:
         raise InvalidInput("FILE", f"{target}: {error.strerror}", "name a file that can be written") from error
-    out.print(f"pet {pet} written to {target}: {len(content):,} bytes", markup=False)
+    out.print(f"pet {pet} written to {target}: {len(content):,} bytes")
 
 
 @app.command(name="import")
@@ -399,7 +396,7 @@ def why(
         print_json(asdict(told) | {"standing": told.standing.name.lower()})
         return
     place = "in no cluster" if told.cluster == NOISE else f"in cluster {told.cluster}"
-    out.print(f"{media} is {place}, {told.standing.name.lower()}: {told.because}", markup=False, soft_wrap=True)
+    out.print(f"{media} is {place}, {told.standing.name.lower()}: {told.because}", soft_wrap=True)
     if told.similarity is not None:
         out.print(f"its cluster is {told.similarity:.3f} similar and asks arrivals for {told.threshold:.3f}")
     if told.second is not None:
@@ -407,7 +404,7 @@ def why(
         forbidden = ", which people forbid" if told.second.is_forbidden else ""
         out.print(f"the next is cluster {told.second.cluster} with {told.second.similarity:.3f}{margin}{forbidden}")
     for demand in told.demands:
-        out.print(f"{demand.kind} of revision {demand.revision} by {demand.by}: {demand.demand}", markup=False)
+        out.print(f"{demand.kind} of revision {demand.revision} by {demand.by}: {demand.demand}")
     table = table_of("nearest media", "cluster", "similarity")
     for near in told.nearest:
         table.add_row(near.media, str(near.cluster), f"{near.similarity:.3f}")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
 import typer
+from rich.console import Console
 
 from sploot_cluster.errors import InvalidInput
-from tasks.cli.shared import REFUSED, USAGE, become, out, settings_of_environment
+from tasks.cli.shared import REFUSED, USAGE, become, settings_of_environment
 from tasks.contracts import QUEUES
 from tasks.logs import SERVICE, configure_logging
 from tasks.settings import SettingInvalid
@@ -119,4 +120,4 @@ def demo(
     """The main job on real pictures and real processes; fails unless everything it promises was seen."""
     from tasks.demo import run
 
-    raise typer.Exit(run(keep=keep, directory=directory, console=out))
+    raise typer.Exit(run(keep=keep, directory=directory, console=Console(highlight=False)))

@@ -7,27 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.markup import escape
 
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.queues import LONGEST_S, Done, LetterFilter, LetterView, Plan
-from tasks.cli.shared import (
-    FAILED,
-    REFUSED,
-    AsJson,
-    By,
-    duration_text,
-    err,
-    out,
-    print_json,
-    print_table,
-    settings_of_environment,
-    table_of,
-)
+from tasks.cli.screen import err, out, print_block, print_json, print_table, table_of
+from tasks.cli.shared import FAILED, REFUSED, AsJson, By, duration_text, settings_of_environment
 from tasks.contracts import MAX_INT64, QUEUES
 
 if TYPE_CHECKING:
@@ -82,7 +70,7 @@ def queue_status(as_json: AsJson = False) -> None:
     print_table(table)
     for queue in queues:
         if any((queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned)):
-            out.print(f"{queue.queue}: {queue.because}", markup=False, soft_wrap=True)
+            out.print(f"{queue.queue}: {queue.because}", soft_wrap=True)
     consumers = [(queue.queue, one) for queue in queues for one in queue.consumers]
     if consumers:
         table = table_of("consumer", "queue", "holds", "heartbeat", "lives")
@@ -299,7 +287,7 @@ def dead_list(
     wanted, names = _filter(reason, actor, pet, error, since), [queue] if queue else QUEUES
     with _operations() as operations:
         if groups:
-            found = [letter for name in names for letter in operations.letters(name, wanted, limit=MOST_GROUPED)]
+            found = (letter for name in names for letter in operations.letters(name, wanted, limit=MOST_GROUPED))
             _show_groups([asdict(group) for group in groups_of(found)], as_json=as_json)
             return
         views = [view for name in names for view in operations.dead_letters(name, wanted, limit=limit)]
@@ -331,11 +319,11 @@ def dead_show(
         return
     for name, value in _listed(view).items():
         if value not in (None, ""):
-            out.print(f"{name:<12} {value}", markup=False, soft_wrap=True)
+            out.print(f"{name:<12} {value}", soft_wrap=True)
     for name, value in view.fields.items():
-        out.print(f"  {name:<12} {value}", markup=False, soft_wrap=True)
+        out.print(f"  {name:<12} {value}", soft_wrap=True)
     if view.traceback:
-        out.print(view.traceback, markup=False, soft_wrap=True)
+        print_block(view.traceback)
 
 
 @dead.command("requeue")
@@ -427,7 +415,6 @@ def _drill(
         err.print(
             "Nothing was done. To do exactly this within an hour: "
             f"sploot-cluster queue apply {plan.plan_id} --yes" + (" --canary" if act is not None else ""),
-            markup=False,
             soft_wrap=True,
         )
         raise typer.Exit(REFUSED)
@@ -458,11 +445,11 @@ def _with_canary(
 
 
 def _show(plan: Plan) -> None:
-    out.print(f"Plan {plan.plan_id}: {plan.effect}.", markup=False, soft_wrap=True)
+    out.print(f"Plan {plan.plan_id}: {plan.effect}.", soft_wrap=True)
     for command in plan.commands:
-        out.print(f"  {command}", markup=False, soft_wrap=True)
+        out.print(f"  {command}", soft_wrap=True)
     for warning in plan.warnings:
-        out.print(f"Mind: {warning}.", markup=False, soft_wrap=True)
+        out.print(f"Mind: {warning}.", soft_wrap=True)
 
 
 def _filter(
@@ -512,8 +499,10 @@ def _seconds(option: str, text: str) -> float:
 
 
 def _when_of(entry_id: str) -> str:
-    at = datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, tz=UTC)
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+    from tasks.queue_ops.entries import added_at
+
+    at = added_at(entry_id)
+    return "-" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def _age(seconds: float | None) -> str:
@@ -521,6 +510,6 @@ def _age(seconds: float | None) -> str:
 
 
 def _text(value: object) -> str:
-    """A value for a cell, on which rich must see no markup."""
+    """A value for a cell."""
     text = "-" if value is None else str(value)
-    return escape(text if len(text) <= 120 else f"{text[:119]}…")
+    return text if len(text) <= 120 else f"{text[:119]}…"

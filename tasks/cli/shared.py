@@ -1,23 +1,20 @@
-"""What the commands share: consoles, exit codes, common options, the way to Redis, and how things are printed."""
+"""What the commands share: exit codes, common options, the way to Redis, and how jobs are reported."""
 
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
+from tasks.cli.screen import err, out, print_json
 from tasks.settings import Settings, masked
 
 if TYPE_CHECKING:
@@ -28,10 +25,6 @@ if TYPE_CHECKING:
 FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
 
 POLL_S: Final = 0.2
-
-out = Console(highlight=False)
-_WIDE: Final = Console(highlight=False, width=1_000)
-err = Console(stderr=True, highlight=False)
 
 Pet = Annotated[int, typer.Argument(help="The pet's id.", metavar="PET")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -61,7 +54,7 @@ def become(command: Sequence[str]) -> NoReturn:
 
 
 def fail(code: int, message: str) -> NoReturn:
-    err.print(f"sploot-cluster: {message}", markup=False, soft_wrap=True)
+    err.print(f"sploot-cluster: {message}", soft_wrap=True)
     raise SystemExit(code)
 
 
@@ -101,9 +94,9 @@ def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: b
         waiting = "waits already" if job.coalesced else "enqueued"
         out.print(f"job {job.job_id} {waiting} in queue {job.queue}, position {job.position}")
     else:
-        out.print(f"job {job.job_id} {status.state}: {status.because}", markup=False, soft_wrap=True)
+        out.print(f"job {job.job_id} {status.state}: {status.because}", soft_wrap=True)
         for name, value in (status.result or {}).items():
-            out.print(f"  {name}: {value}", markup=False)
+            out.print(f"  {name}: {value}")
     if status is not None and status.state != "succeeded":
         raise typer.Exit(FAILED)
 
@@ -120,27 +113,8 @@ def ended(tasks: ClusterTasks, job: JobRef, wait_s: float) -> JobStatus:
         time.sleep(POLL_S)
 
 
-def table_of(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def print_table(table: Table) -> None:
-    """Print a table as wide as what it holds: an id that was folded into its column cannot be copied."""
-    _WIDE.print(table)
-
-
 def duration_text(ms: int | None) -> str:
     if ms is None:
         return "-"
     seconds = ms / 1000
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def print_json(value: object) -> None:
-    def simple(item: object) -> object:
-        return item.isoformat() if isinstance(item, datetime) else str(item)
-
-    print(json.dumps(value, default=simple, indent=2, ensure_ascii=False))

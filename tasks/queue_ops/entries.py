@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 LONGEST_VALUE: Final = 200
@@ -13,6 +14,11 @@ LONGEST_VALUE: Final = 200
 # What no listing, log or error report may hold.
 EMBEDDING: Final = "embedding"
 
+# By how much the clocks of Redis and of this machine may differ.
+_SKEW: Final = timedelta(minutes=1)
+
+# Within JSON the quote of a key has no backslash before it: no value can look like this key.
+_PET_IN_JSON: Final = re.compile(rb'(?<!\\)"pet_id":\s*(\d{1,19})')
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 
 
@@ -48,7 +54,11 @@ def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
             pet_id=_pet(kwargs.get("pet_id")),
             media_id=_text(kwargs.get("media_id")),
         )
-    if b"message" in fields or b"pet_id" not in fields:
+    if b"message" in fields:
+        # of a large one only the head was read; its pet stands before its embedding
+        pet = _PET_IN_JSON.search(fields[b"message"])
+        return EntryFacts("unreadable", n_bytes, pet_id=None if pet is None else _pet(pet[1].decode()))
+    if b"pet_id" not in fields:
         return EntryFacts("unreadable", n_bytes)
     text = {name: fields.get(name, b"").decode(errors="replace") for name in (b"event_id", b"pet_id", b"media_id")}
     return EntryFacts(
@@ -58,6 +68,15 @@ def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
         pet_id=_pet(text[b"pet_id"]),
         media_id=_text(text[b"media_id"]),
     )
+
+
+def added_at(entry_id: str) -> datetime | None:
+    """Return when an entry was added, by its id; None where the id is ahead of the clock and shows nothing."""
+    try:
+        at = datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, tz=UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return at if at <= datetime.now(UTC) + _SKEW else None
 
 
 def without_embedding(fields: Mapping[bytes, bytes]) -> dict[str, Any]:

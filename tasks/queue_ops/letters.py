@@ -7,13 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Final
 
 from broker import DeadLetter, DeadLetters
 from sploot_cluster.queues import LetterFilter, LetterView
 from tasks.queue_ops.entries import facts_of, without_embedding
-
-PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +27,18 @@ class LetterGroup:
     sample_id: str
 
 
-def select(letters: DeadLetters, wanted: LetterFilter, *, now: datetime, limit: int) -> list[DeadLetter]:
-    """The letters that match, newest first. Reads until it has found enough."""
-    return list(islice(_matching(letters, wanted, now), limit))
+def select(letters: DeadLetters, wanted: LetterFilter, *, now: datetime, limit: int) -> Iterator[DeadLetter]:
+    """Yield the letters that match, newest first. Reads until it has found enough, some megabytes at a time."""
+    return islice(_matching(letters, wanted, now), limit)
 
 
 def groups_of(letters: Iterable[DeadLetter]) -> Sequence[LetterGroup]:
     """The largest first."""
-    by_kind: dict[tuple[str, str | None, str, str | None], list[DeadLetter]] = {}
+    # ids and times alone: a queue keeps 100,000 letters, embeddings and all
+    by_kind: dict[tuple[str, str | None, str, str | None], list[tuple[str, datetime]]] = {}
     for letter in letters:
         key = letter.reason, letter.actor_name, kind_of_error(letter), letter.field
-        by_kind.setdefault(key, []).append(letter)
+        by_kind.setdefault(key, []).append((letter.id, letter.died_at))
     sizes = Counter({key: len(found) for key, found in by_kind.items()})
     return [
         LetterGroup(
@@ -49,9 +47,9 @@ def groups_of(letters: Iterable[DeadLetter]) -> Sequence[LetterGroup]:
             actor=key[1],
             error=key[2],
             field=key[3],
-            newest=max(letter.died_at for letter in by_kind[key]),
-            oldest=min(letter.died_at for letter in by_kind[key]),
-            sample_id=by_kind[key][0].id,
+            newest=max(died_at for _, died_at in by_kind[key]),
+            oldest=min(died_at for _, died_at in by_kind[key]),
+            sample_id=by_kind[key][0][0],
         )
         for key, n in sizes.most_common()
     ]
@@ -93,14 +91,11 @@ def message_id_of(letter: DeadLetter) -> str | None:
 
 def _matching(letters: DeadLetters, wanted: LetterFilter, now: datetime) -> Iterator[DeadLetter]:
     since = None if wanted.since_s is None else now - timedelta(seconds=wanted.since_s)
-    before: str | None = None
-    while page := letters.list(PAGE, before=before):
-        for letter in page:
-            if since is not None and letter.died_at < since:
-                return
-            if _is_wanted(letter, wanted):
-                yield letter
-        before = page[-1].id
+    for letter in letters.find():
+        if since is not None and letter.died_at < since:
+            return
+        if _is_wanted(letter, wanted):
+            yield letter
 
 
 def _is_wanted(letter: DeadLetter, wanted: LetterFilter) -> bool:

@@ -71,10 +71,10 @@ class Operations:
         with _reaching_redis():
             return find_jobs(self._broker, self._client, pet_id)
 
-    def letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> list[DeadLetter]:
-        """The dead letters that match, newest first, embeddings and all."""
+    def letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> Iterator[DeadLetter]:
+        """Yield the dead letters that match, newest first, embeddings and all."""
         with _reaching_redis():
-            return select(self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit)
+            yield from select(self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit)
 
     def dead_letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> Sequence[LetterView]:
         return [view_of(letter) for letter in self.letters(queue, wanted, limit=limit)]
@@ -230,9 +230,8 @@ class Operations:
     def plan_requeue(self, queue: str, *, letter_ids: Sequence[str] = (), matching: LetterFilter | None = None) -> Plan:
         """Put dead letters back to work, oldest first: these, or all that match."""
         queue = queue_named(queue)
-        letters = self._chosen(queue, letter_ids, matching)
+        ids = self._chosen(queue, letter_ids, matching)
         keys = QueueKeys(NAMESPACE, queue)
-        ids = [letter.id for letter in letters]
         commands = []
         if ids:
             commands = [
@@ -250,9 +249,8 @@ class Operations:
     def plan_purge(self, queue: str, *, letter_ids: Sequence[str] = (), matching: LetterFilter | None = None) -> Plan:
         """Remove dead letters for ever: these, or all that match."""
         queue = queue_named(queue)
-        letters = self._chosen(queue, letter_ids, matching)
+        ids = self._chosen(queue, letter_ids, matching)
         keys = QueueKeys(NAMESPACE, queue)
-        ids = [letter.id for letter in letters]
         return self._plan(
             "purge",
             queue,
@@ -395,12 +393,12 @@ class Operations:
             seen.append(entry)
         return seen
 
-    def _chosen(self, queue: str, letter_ids: Sequence[str], matching: LetterFilter | None) -> Sequence[DeadLetter]:
-        """The letters, oldest first."""
+    def _chosen(self, queue: str, letter_ids: Sequence[str], matching: LetterFilter | None) -> Sequence[str]:
+        """The ids of the letters, oldest first."""
         if bool(letter_ids) == (matching is not None):
             raise InvalidInput("letter_ids", "say which letters in exactly one way", "send their ids, or a filter")
         if matching is not None:
-            return self.letters(queue, matching, limit=MOST_ENTRIES)[::-1]
+            return [letter.id for letter in self.letters(queue, matching, limit=MOST_ENTRIES)][::-1]
         found = []
         with _reaching_redis():
             letters = self._broker.dead_letters(queue)
@@ -410,8 +408,8 @@ class Operations:
                     raise InvalidInput(
                         "letter_ids", f"{letter_id} is no dead letter of {queue}", "see sploot-cluster queue dead list"
                     )
-                found.append(letter)
-        return sorted(found, key=lambda letter: _order(letter.id))
+                found.append(letter.id)
+        return sorted(found, key=_order)
 
     def _plan(
         self,

@@ -1,6 +1,7 @@
 -- Notes for some entries that wait which pet each is about, and forgets some that wait no more.
 --
--- KEYS     1 stream  2 index: zset entry id, scored by pet  3 hash: up_to (entry id), rank (where forgetting goes on)
+-- KEYS     1 stream  2 index: zset entry id, scored by pet  3 hash: up_to (entry id), rank (where forgetting goes on),
+--          seen (the last entry at the time seen_at), ripe (the last entry that has waited long enough)
 -- ARGV     look at so many entries at most, only at those that have waited for so many ms
 -- Returns  {looked at, forgotten}; fewer looked at than asked for: all that wait long enough are noted
 --
@@ -16,10 +17,39 @@ if not first then
   return {0, 0}
 end
 
+-- Exactly, which the numbers of Lua are not for every id.
+local function is_less(one, other)
+  local ms, number = string.match(one, '^(%d+)-(%d+)$')
+  local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
+  local function less(a, b)
+    return #a < #b or (#a == #b and a < b)
+  end
+  return less(ms, other_ms) or (ms == other_ms and less(number, other_number))
+end
+
 local time = redis.call('TIME')
-local newest = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000) - waited)
-local up_to = redis.call('HGET', progress, 'up_to')
-local entries = redis.call('XRANGE', stream, up_to and '(' .. up_to or '-', newest, 'COUNT', n)
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1][1]
+local up_to, seen, seen_at, ripe = unpack(redis.call('HMGET', progress, 'up_to', 'seen', 'seen_at', 'ripe'))
+if up_to and is_less(last, up_to) then -- the stream was made again, and its ids begin earlier
+  up_to, seen, ripe = nil, nil, nil
+end
+
+-- Up to where all have waited long enough: by their ids, or, where these are ahead of the clock, as a producer can choose
+-- them, by what was the last entry that long ago.
+local to = waited == 0 and '+' or string.format('%.0f', now - waited)
+if waited > 0 and is_less(to .. '-0', last) and tonumber(string.match(last, '^%d+')) > now then
+  local since = seen and now - tonumber(seen_at) or -1
+  if since < 0 or since >= waited then
+    ripe = since >= waited and seen or ripe
+    redis.call('HSET', progress, 'seen', last, 'seen_at', string.format('%.0f', now), 'ripe', ripe or '0-0')
+  end
+  if ripe and is_less(to .. '-0', ripe) then
+    to = ripe
+  end
+end
+local is_end = up_to == '18446744073709551615-18446744073709551615'
+local entries = is_end and {} or redis.call('XRANGE', stream, up_to and '(' .. up_to or '-', to, 'COUNT', n)
 
 local notes = {}
 for _, entry in ipairs(entries) do
@@ -49,18 +79,12 @@ end
 
 -- Two are looked at for each that was noted, so that the index cannot grow beyond the work that waits. Those before the
 -- first entry of the stream have ended; a gap in the middle is found when somebody asks.
-local function order(id)
-  local ms, number = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(number)
-end
-local first_ms, first_number = order(first[1])
 local rank = tonumber(redis.call('HGET', progress, 'rank') or 0)
 local n_looks = 2 * math.max(#entries, 100)
 local looked = redis.call('ZRANGE', index, rank, rank + n_looks - 1)
 local ended = {}
 for _, id in ipairs(looked) do
-  local ms, number = order(id)
-  if ms < first_ms or (ms == first_ms and number < first_number) then
+  if is_less(id, first[1]) then
     ended[#ended + 1] = id
   end
 end

@@ -7,6 +7,7 @@ more (:class:`KeepPetIndex`), and whoever asks catches up on the rest first. Wha
     key                     type  holds                                                  ends
     {ns:q}:pets             zset  entry id, scored by pet                                entry by entry, with the work
     {ns:q}:pets:progress    hash  up_to: the last entry noted; rank: where forgetting is  with the work
+                                  seen, seen_at, ripe: see pet_index.lua
 
 Pet ids above 2^53 share a score with their neighbours; every answer is checked against the entry itself, which also
 passes over what has ended meanwhile. Measured in ``benchmarks/find.py``.
@@ -18,7 +19,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.resources import files
 from typing import Any, Final, cast
 
@@ -29,7 +30,7 @@ from dramatiq.broker import Broker
 from broker import ByHand, RedisStreamsBroker
 from broker.keys import QueueKeys
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, NAMESPACE
-from tasks.queue_ops.entries import EntryFacts, facts_of
+from tasks.queue_ops.entries import EntryFacts, added_at, facts_of
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -38,6 +39,7 @@ INDEXED: Final = (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER)
 WAITED_MS: Final = 2_000
 PAGE: Final = 200  # entries a call: one to two milliseconds of the server
 CATCH_UP_PAGE: Final = 1_000
+READ_PAGE: Final = 100  # entries of which all is read at once
 # A backlog of 100,000 is noted within half a minute by one process, for at most a twentieth of the server's time.
 ROUND_S: Final = 3.0
 PAUSE_S: Final = 0.04
@@ -113,17 +115,15 @@ def find_jobs(
         n_indexed += index.catch_up()
         pending = {entry.id: entry for entry in by_hand.pending(10_000)}
         candidates = index.entries_of(pet_id)
-        fields = _fields_of(client, by_hand, candidates[:limit])
-        index.forget([entry_id for entry_id, entry in zip(candidates, fields, strict=False) if entry is None])
-        for entry_id, entry in zip(candidates, fields, strict=False):
-            facts = facts_of(entry or {})
-            if facts.pet_id == pet_id:
+        known = _facts_of(by_hand, candidates[:limit])
+        index.forget([entry_id for entry_id, facts in zip(candidates, known, strict=False) if facts is None])
+        for entry_id, facts in zip(candidates, known, strict=False):
+            if facts is not None and facts.pet_id == pet_id:
                 found.append(_job(queue, by_hand, entry_id, facts, pending))
         # what was delivered at once was never indexed
         unknown = [entry_id for entry_id in pending if entry_id not in set(candidates)]
-        for entry_id, entry in zip(unknown, _fields_of(client, by_hand, unknown), strict=True):
-            facts = facts_of(entry or {})
-            if facts.pet_id == pet_id:
+        for entry_id, facts in zip(unknown, _facts_of(by_hand, unknown), strict=True):
+            if facts is not None and facts.pet_id == pet_id:
                 found.append(_job(queue, by_hand, entry_id, facts, pending))
         for state, messages in (("delayed", by_hand.delayed()), ("in line", by_hand.in_line())):
             for message in messages:
@@ -176,13 +176,13 @@ class KeepPetIndex(dramatiq.Middleware):
                 logger.debug("waiting work not indexed", extra={"error": str(error)})
 
 
-def _fields_of(client: redis.Redis, by_hand: ByHand, entry_ids: Sequence[str]) -> list[dict[bytes, bytes] | None]:
-    """The fields of entries, in one round trip; None for one that has ended."""
-    pipe = client.pipeline(transaction=False)
-    for entry_id in entry_ids:
-        pipe.xrange(by_hand.keys.stream, entry_id, entry_id)
-    answers: list[Any] = pipe.execute() if entry_ids else []
-    return [answer[0][1] if answer else None for answer in answers]
+def _facts_of(by_hand: ByHand, entry_ids: Sequence[str]) -> list[EntryFacts | None]:
+    """What entries say of themselves; None for one that has ended."""
+    found: list[EntryFacts | None] = []
+    for start in range(0, len(entry_ids), READ_PAGE):
+        page = by_hand.entries(entry_ids[start : start + READ_PAGE])
+        found += [None if fields is None else facts_of(fields) for fields in page]
+    return found
 
 
 def _job(queue: str, by_hand: ByHand, entry_id: str, facts: EntryFacts, pending: dict[str, Any]) -> FoundJob:
@@ -195,7 +195,7 @@ def _job(queue: str, by_hand: ByHand, entry_id: str, facts: EntryFacts, pending:
         # a flat event does not name its actor; its queue has only one
         actor=facts.actor or (CLUSTER_EMBEDDING if facts.form == "event" else None),
         media_id=facts.media_id,
-        added_at=datetime.fromtimestamp(_order(entry_id)[0] / 1000, tz=UTC),
+        added_at=added_at(entry_id),
         holder=None if held is None or held.is_handed_back else held.holder,
         deliveries=0 if held is None else held.deliveries,
     )

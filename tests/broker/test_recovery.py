@@ -616,9 +616,10 @@ def test_one_call_takes_no_more_lost_replies_than_it_may(scene: Scene) -> None:
     scene.client.xreadgroup(GROUP, "me", {KEYS.stream: ">"}, count=30)
     held = [entry.id for entry in broker.by_hand(QUEUE).pending(3)]
 
-    found = broker._session.connections.run_script(RESYNC, (KEYS.stream, KEYS.counters), (GROUP, "me", 0, 10, *held))
+    args: list[str | int] = [GROUP, "me", 0, 10, 1 << 20, 1 << 20, *held]
+    found = broker._session.connections.run_script(RESYNC, (KEYS.stream, KEYS.counters), args)
 
-    assert [label_of({flat[0]: flat[1]}) for _, _, flat in found] == [str(number) for number in range(3, 13)]
+    assert [label_of({flat[0]: flat[1]}) for _, _, flat, _ in found] == [str(number) for number in range(3, 13)]
 
 
 def test_any_number_of_ids_without_entry_is_removed_in_steps(scene: Scene) -> None:

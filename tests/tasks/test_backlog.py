@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
@@ -19,7 +20,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker import RedisStreamsBroker
-from tasks.backlog import BACKLOG, NOISE, BacklogCollector, BacklogSampler, NoiseWatch
+from broker.stats import LAST_ID
+from tasks.backlog import BACKLOG, NOISE, SEEN_IDS, BacklogCollector, BacklogSampler, NoiseWatch
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tests.support import eventually
 from tests.tasks.backlog_walk import Walk
@@ -36,6 +38,9 @@ OF_STREAMS = (
     "media_cluster_dead_letters",
     "media_cluster_oldest_job_age_seconds",
     "media_cluster_entries_added_total",
+    "media_cluster_ids_ahead_seconds",
+    "media_cluster_stream_exhausted",
+    "media_cluster_entries_vanished_total",
 )
 TICKED_AT = "media_cluster_scheduler_tick_timestamp_seconds"
 # what the walk compares: metric -> fact
@@ -140,8 +145,13 @@ def test_every_series_exists_before_the_first_sample_and_is_zero(registry: Colle
 def test_what_only_counts_up_is_a_counter_and_all_else_a_gauge(registry: CollectorRegistry) -> None:
     kinds = {family.name: family.type for family in registry.collect()}
 
-    assert {name for name, kind in kinds.items() if kind == "counter"} == {"media_cluster_entries_added"}
-    assert {name for name, kind in kinds.items() if kind == "gauge"} == {*OF_GROUPS, *OF_STREAMS[:-1], *SINGLE}
+    assert {name for name, kind in kinds.items() if kind == "counter"} == {
+        "media_cluster_entries_added",
+        "media_cluster_entries_vanished",
+    }
+    assert {name for name, kind in kinds.items() if kind == "gauge"} == {
+        name for name in (*OF_GROUPS, *OF_STREAMS, *SINGLE) if not name.endswith("_total")
+    }
 
 
 def test_every_metric_says_what_it_means(registry: CollectorRegistry) -> None:
@@ -342,3 +352,101 @@ def test_workers_that_finish_together_are_all_counted(redis_client: redis.Redis)
         streaks = list(pool.map(lambda _: NoiseWatch(redis_client).note(31), range(100)))
 
     assert sorted(streaks) == list(range(1, 101))
+
+
+# -- ids that producers choose -----------------------------------------------------------------------------------------
+
+
+def ahead(client: Any, hours: int = 1) -> str:
+    return f"{1000 * (client.time()[0] + 3_600 * hours)}-0"
+
+
+@pytest.mark.parametrize("id_of", [ahead, lambda _: LAST_ID], ids=["an hour ahead", "the greatest"])
+def test_an_entry_with_an_id_of_the_future_grows_old_from_when_it_was_seen(
+    broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any, id_of: Any
+) -> None:
+    redis_client.xadd(FEEDBACK, {"a": "b"}, id=id_of(redis_client))
+    assert broker.stats(CLUSTER_FEEDBACK).oldest_age_ms is None
+
+    sampler.sample_lag()
+    first = of_stream(registry, "media_cluster_oldest_job_age_seconds")
+    (seen,) = [json.loads(stored) for stored in redis_client.hvals(SEEN_IDS)]
+    # as a quarter of an hour later
+    redis_client.hset(SEEN_IDS, CLUSTER_FEEDBACK, json.dumps([[at - 900_000, last] for at, last in seen]))
+    sampler.sample_lag()
+    later = of_stream(registry, "media_cluster_oldest_job_age_seconds")
+
+    assert first is not None
+    assert later is not None
+    assert 0 < first < 60
+    assert 900 < later < 960
+
+
+def test_work_behind_an_id_of_the_future_has_the_age_at_which_it_was_seen(
+    broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
+) -> None:
+    odd = redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))
+    sampler.sample_lag()
+    send(broker)  # gets an id of the future as well
+    sampler.sample_lag()
+    seen = json.loads(redis_client.hget(SEEN_IDS, CLUSTER_FEEDBACK))
+    assert len(seen) == 2
+    redis_client.hset(
+        SEEN_IDS, CLUSTER_FEEDBACK, json.dumps([[seen[0][0] - 900_000, seen[0][1]], [seen[1][0] - 300_000, seen[1][1]]])
+    )
+
+    redis_client.xdel(FEEDBACK, odd)
+    sampler.sample_lag()
+
+    age = of_stream(registry, "media_cluster_oldest_job_age_seconds")
+    assert age is not None
+    assert 300 < age < 360
+    redis_client.delete(FEEDBACK)
+    sampler.sample_lag()
+    assert of_stream(registry, "media_cluster_oldest_job_age_seconds") == 0
+    assert not redis_client.exists(SEEN_IDS)
+
+
+def test_ids_ahead_and_an_exhausted_stream_are_gauges(
+    sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
+) -> None:
+    redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))
+    sampler.sample_pending()
+    n_ahead, is_exhausted = (
+        of_stream(registry, f"media_cluster_{name}") for name in ("ids_ahead_seconds", "stream_exhausted")
+    )
+    redis_client.xadd(FEEDBACK, {"a": "b"}, id=LAST_ID)
+    sampler.sample_pending()
+
+    assert n_ahead is not None
+    assert 3_500 < n_ahead <= 3_600
+    assert is_exhausted == 0
+    assert of_stream(registry, "media_cluster_stream_exhausted") == 1
+
+
+def test_only_entries_that_nobody_settled_count_as_vanished(
+    broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
+) -> None:
+    vanished = "media_cluster_entries_vanished_total"
+    consumer = broker.consume(CLUSTER_FEEDBACK, prefetch=4, timeout=5_000)
+    send(broker, 4)
+    done, failed, again, _ = (next(consumer) for _ in range(4))
+    assert done is not None
+    assert failed is not None
+    assert again is not None
+    consumer.ack(done)
+    consumer.nack(failed)
+    eventually(lambda: redis_client.xlen(FEEDBACK) == 2)
+    sampler.sample_pending()
+    assert of_stream(registry, vanished) == 0
+
+    send(broker, 3)
+    redis_client.xtrim(FEEDBACK, maxlen=1, approximate=False)
+    sampler.sample_pending()
+    assert of_stream(registry, vanished) == 4
+
+    send(broker, 2)
+    broker.flush(CLUSTER_FEEDBACK)
+    sampler.sample_pending()
+    assert of_stream(registry, vanished) == 4
+    consumer.close()

@@ -14,7 +14,7 @@ import redis
 
 from tasks.cli import main
 from tests.support import eventually
-from tests.system.events import free_port
+from tests.system.events import flat_event, free_port
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
 
 
@@ -256,3 +256,17 @@ def test_a_rescued_job_runs(cli: Cli, desk: Desk, redis_client: redis.Redis) -> 
 
     with worker_that_refuses(redis_client) as ran:
         eventually(lambda: sorted(ran) == ["media-1", "media-2"])
+
+
+@pytest.mark.parametrize("odd_id", ["1794203586547828000-0", f"{2**64 - 1}-{2**64 - 1}"])
+def test_entries_with_ids_of_the_future_are_shown_and_their_time_is_unknown(desk: Desk, cli: Cli, odd_id: str) -> None:
+    desk.client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id=odd_id)
+
+    peeked, found, told = cli("peek", "embedding"), cli("find", "--pet", "42"), cli("status", "--json")
+
+    assert (peeked.code, found.code, told.code) == (0, 0, 0)
+    for shown in (peeked, found):
+        (line,) = [line for line in shown.out.splitlines() if odd_id in line]
+        assert re.search(rf"{odd_id}\s+-\s", line)
+    (queue,) = [queue for queue in told.json if queue["queue"] == "embedding.ingested"]
+    assert queue["oldest_age_s"] is None

@@ -348,3 +348,34 @@ def test_repeated_ids_count_once() -> None:
 
 def test_streams_are_named_as_in_the_runbook() -> None:
     assert stream_of("embedding.ingested") == "streams:embedding.ingested"
+
+
+@pytest.mark.parametrize(
+    "media_id",
+    [
+        "\u202egpj.exe",
+        "a\u200bb",
+        "a\u200db",
+        "\u200dcat",
+        "cat\u200d",
+        "a\ufeffb",
+        "a\u2066b",
+        "a\u00adb",
+        "a\U000e0041b",
+    ],
+)
+@pytest.mark.parametrize("name", ["media_id", "event_id"])
+def test_an_id_with_a_character_that_hides_or_turns_is_refused(name: str, media_id: str) -> None:
+    fields = {"pet_id": 7, "media_id": "m", "model": "clip@1", "embedding": [1.0, 0.0]} | {name: media_id}
+
+    with pytest.raises(InvalidInput) as refused:
+        EmbeddingIngested.of(**fields)
+
+    assert (refused.value.field, refused.value.mend) == (name, "send printable text")
+
+
+@pytest.mark.parametrize("media_id", ["Bärli am Strand.jpg", "👩‍👩‍👧‍👦.png", "🏳️‍🌈", "می‌خواهم", "क्‍ष", "写真 1"])
+def test_an_id_of_any_script_and_of_joined_emoji_is_accepted(media_id: str) -> None:
+    event = EmbeddingIngested.of(pet_id=7, media_id=media_id, model="clip@1", embedding=[1.0, 0.0])
+
+    assert event.media_id == media_id

@@ -15,7 +15,9 @@ import pytest
 import redis
 
 from broker import RedisStreamsBroker
+from broker.stats import LAST_ID
 from sploot_cluster.settings import ClusterSettings
+from tasks.backlog import BACKLOG, BacklogSampler
 from tasks.cli import main
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.doctor import Finding, Patient, examine, known_variables
@@ -56,6 +58,12 @@ class Ward:
                 [sys.executable, "-m", "tasks.cli", *words[1:]], env=environ, capture_output=True, text=True
             )
             assert done.returncode == 0, done.stderr + done.stdout
+
+
+def command_of(finding: Finding) -> list[str]:
+    """The Redis command at the end of a hint."""
+    words = shlex.split(finding.mend[finding.mend.index("redis-cli") :])
+    return words[3:]
 
 
 @pytest.fixture
@@ -136,6 +144,40 @@ def test_the_command_that_it_names_mends_it(ward: Ward, given: Any, check: str, 
     ward.mend(found)
 
     assert not any(finding.check == check and seen in finding.seen for finding in ward.wrong())
+
+
+def test_ids_of_the_future_are_found_and_the_fix_ends_it_once_workers_are_done(ward: Ward) -> None:
+    ward.client.xgroup_create(STREAM, GROUP, mkstream=True)
+    for entry_id, seen in (
+        (f"{ward.client.time()[0] * 1_000_000}-0", "is ahead of the clock by"),
+        (LAST_ID, "has no more ids to give"),
+    ):
+        ward.client.xadd(STREAM, {"a": "b"}, id=entry_id)
+
+        found = next(finding for finding in ward.wrong() if seen in finding.seen)
+        assert ward.client.execute_command(*command_of(found)) == b"not empty"
+        assert ward.client.xlen(STREAM) == 1
+        ward.client.xdel(STREAM, entry_id)
+
+    assert ward.client.execute_command(*command_of(found)) == 1
+    assert not any(seen in finding.seen for finding in ward.wrong())
+
+
+@pytest.mark.parametrize("how", ["MAXLEN 0", "MINID 18446744073709551615"])
+def test_jobs_that_a_producer_trimmed_away_are_counted(ward: Ward, how: str) -> None:
+    ward.desk.add(*range(1, 6))
+    ward.desk.deliver()
+    sampler = BacklogSampler(ward.desk.broker, ward.client)
+    sampler.sample_pending()
+
+    ward.client.execute_command("XADD", STREAM, *how.split(), "*", "a", "b")
+
+    n_gone = 6 - ward.client.xlen(STREAM)
+    for _ in range(2):  # before and after the next sample
+        (found,) = [finding for finding in ward.wrong() if "that no worker settled" in finding.seen]
+        assert found.seen.startswith(f"{n_gone} entries left {STREAM}")
+        sampler.sample_pending()
+    assert ward.client.hget(BACKLOG, f"{EMBEDDING_INGESTED}:vanished") == str(n_gone).encode()
 
 
 # -- what a person must mend ------------------------------------------------------------------------------------------

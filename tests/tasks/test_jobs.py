@@ -19,7 +19,7 @@ from broker import RedisStreamsBroker
 from sploot_cluster.jobs import JobState, JobStatus
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, UNDO_FEEDBACK
-from tasks.jobs import JobRecords, TrackJobs, answer
+from tasks.jobs import How, JobOwner, JobRecords, TrackJobs, answer
 from tests.support import eventually
 
 
@@ -222,3 +222,53 @@ def test_a_record_that_cannot_be_written_stops_no_job(redis_client: redis.Redis)
     broker.join("q", timeout=10_000)
     worker.stop()
     broker.close()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        JobOwner("embedding.ingested", "cluster_embedding", 42),
+        JobOwner(CLUSTER_FEEDBACK, "merge_clusters", 42),
+        JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, 43),
+        JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, None),
+    ],
+)
+@pytest.mark.parametrize("how", ["start", "known", "change"])
+def test_a_record_stays_as_it_is_for_a_job_of_another_queue_actor_or_pet(
+    records: JobRecords, tasks: ClusterTasks, forged: JobOwner, how: How
+) -> None:
+    job = tasks.undo(42, 17)
+    before = records.find(job.job_id)
+
+    records.write(job.job_id, state="succeeded", how=how, owner=forged, **forged._asdict())
+
+    assert records.find(job.job_id) == before
+    assert before is not None
+    assert before.state == "queued"
+
+
+def test_a_message_with_the_id_of_another_job_changes_nothing_of_its_record(
+    tasks: ClusterTasks, redis_client: redis.Redis
+) -> None:
+    job = tasks.merge(42, [3, 7])
+    ran = threading.Event()
+
+    with working(redis_client, lambda **_: ran.set()) as broker:
+        reaches(tasks, job.job_id, "dead")  # this worker has no such actor
+        forged = broker.get_actor(UNDO_FEEDBACK).message_with_options(kwargs={"pet_id": 42}, tracked=True)
+        forged = forged.copy(message_id=job.job_id)
+        redis_client.xadd("streams:cluster.feedback", {"message": forged.encode()})
+        eventually(ran.is_set)
+        broker.join(CLUSTER_FEEDBACK, timeout=10_000)
+        told = status(tasks, job.job_id)
+
+    assert (told.state, told.actor) == ("dead", "merge_clusters")
+
+
+def test_a_job_without_a_record_makes_none(records: JobRecords) -> None:
+    owner = JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, 42)
+
+    for how in ("start", "known"):
+        records.write("nobody-s", state="running", how=how, owner=owner, **owner._asdict())
+
+    assert records.find("nobody-s") is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -100,6 +101,23 @@ def test_a_job_is_counted_timed_and_told_in_one_line(pool: Pool, logged: pytest.
     assert 0 <= line["queue_ms"] <= line["age_ms"]
     assert pool.jobs("success", "faiss") == 1
     assert pool.count("cluster_job_duration_seconds_count", backend="faiss") == 1
+
+
+@pytest.mark.parametrize("claimed", ["entry", "timestamp"])
+def test_the_age_of_a_job_with_a_time_of_the_future_is_unknown(
+    pool: Pool, logged: pytest.LogCaptureFixture, redis_client: redis.Redis, claimed: str
+) -> None:
+    actor = dramatiq.actor(actor_name=MERGE_CLUSTERS, broker=pool.broker)(lambda: None)
+    ahead_ms = 1000 * int(time.time()) + 3_600_000
+    message = actor.message() if claimed == "entry" else actor.message().copy(message_timestamp=ahead_ms)
+    redis_client.xadd(
+        "streams:default", {"message": message.encode()}, id=f"{ahead_ms}-0" if claimed == "entry" else "*"
+    )
+    pool.worker.start()
+
+    (line,) = eventually(lambda: lines(logged, "job done")) or []
+
+    assert (line["age_ms"], line["queue_ms"]) == (None, None)
 
 
 def test_every_failed_attempt_is_counted_once_and_every_retry(pool: Pool, logged: pytest.LogCaptureFixture) -> None:

@@ -1,17 +1,34 @@
-"""Flat events of other languages: what becomes a message, and what a dead letter says."""
+"""What may stand in the streams of work: flat events of other languages, and Dramatiq messages."""
 
 from __future__ import annotations
 
 import base64
 import json
 import struct
+import time
+from typing import Any
 
 import dramatiq
 import pytest
+import redis
+from dramatiq.middleware import Callbacks, CurrentMessage, Pipelines, Retries
 
-from broker import UndecodableEntry
-from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested
-from tasks.wire import DECODERS, decode_embedding
+from broker import RedisStreamsBroker, UndecodableEntry
+from tasks.client import ClusterTasks
+from tasks.composition import build_worker
+from tasks.contracts import (
+    CLUSTER_EMBEDDING,
+    CLUSTER_FEEDBACK,
+    DISMISS_MEDIA,
+    EMBEDDING_INGESTED,
+    QUEUE_OF,
+    QUEUES,
+    EmbeddingIngested,
+    stream_of,
+)
+from tasks.settings import Settings
+from tasks.wire import CHECKS, DECODERS, decode_embedding
+from tests.support import eventually
 
 FIELDS = {
     b"schema": b"embedding.ingested/1",
@@ -70,3 +87,154 @@ def test_an_entry_of_somebody_else_is_told_what_is_missing() -> None:
         decode_embedding("1-0", {b"hello": b"world"})
 
     assert (refused.value.field, refused.value.problem) == ("schema", "is missing")
+
+
+def test_an_entry_id_ahead_of_the_clock_gives_no_time_of_the_future() -> None:
+    before = int(1000 * time.time())
+
+    for entry_id in (f"{before * 1000}-0", "18446744073709551615-18446744073709551615"):
+        message = decode_embedding(entry_id, FIELDS)
+
+        assert before <= message.message_timestamp <= int(1000 * time.time())
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+def sent(actor: str = CLUSTER_EMBEDDING, queue: str = EMBEDDING_INGESTED, **options: Any) -> dramatiq.Message[Any]:
+    return dramatiq.Message(queue_name=queue, actor_name=actor, args=(), kwargs={"pet_id": 7}, options=options)
+
+
+@pytest.mark.parametrize(("actor", "queue"), QUEUE_OF.items())
+def test_an_actor_is_accepted_in_its_own_queue_alone(actor: str, queue: str) -> None:
+    CHECKS[queue](sent(actor, queue))
+
+    for other in set(QUEUES) - {queue}:
+        with pytest.raises(UndecodableEntry) as refused:
+            CHECKS[other](sent(actor, other))
+        assert (refused.value.field, refused.value.mend) == ("actor_name", f"enqueue it on {queue}")
+
+
+def test_every_actor_of_a_worker_is_known_by_its_queue() -> None:
+    broker = build_worker(Settings())
+
+    assert {name: actor.queue_name for name, actor in broker.actors.items()} == QUEUE_OF
+    assert not any(isinstance(one, Pipelines | Callbacks) for one in broker.middleware)
+    broker.close()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"pipe_target": {"queue_name": "cluster.feedback", "actor_name": "dismiss_media"}},
+        {"pipe_ignore": True},
+        {"group_completion_uuid": "g", "group_completion_callbacks": [{}]},
+        {"on_success": "dismiss_media"},
+        {"on_failure": "dismiss_media"},
+        {"on_retry_exhausted": "dismiss_media"},
+        {"unique_key": "recluster:7"},
+        {"unique_for_ms": 10**15},
+        {"ordering_key": "7"},
+        {"max_retries": 10**9},
+        {"min_backoff": 1},
+        {"throws": "x"},
+        {"time_limit": 10**9},
+        {"max_age": 1},
+        {"delay": 10**12},
+        {"eta": 10**20},
+        {"scheduled_at": "2026-01-01T00:00:00Z"},
+        {"\ud800" * 10_000: 1},
+    ],
+    ids=lambda option: next(iter(option))[:20],
+)
+def test_an_option_beyond_those_of_clients_and_retries_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(UndecodableEntry) as refused:
+        CHECKS[EMBEDDING_INGESTED](sent(**option))
+
+    assert refused.value.field.startswith("options.")
+    assert len(str(refused.value)) < 400
+    assert "leave it out" in refused.value.mend
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("retries", -(10**9)),
+        ("retries", "x"),
+        ("retries", True),
+        ("retries", 1.5),
+        ("retries", 10**9),
+        ("traceback", 5),
+        ("requeue_timestamp", "x"),
+        ("requeue_timestamp", 10**300),
+        ("tracked", [1]),
+        ("tracked", "yes"),
+        ("traceparent", 5),
+        ("traceparent", "x" * 1_000),
+        ("retried_from", {"a": 1}),
+    ],
+)
+def test_an_option_with_a_value_that_no_retry_has_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(UndecodableEntry) as refused:
+        CHECKS[EMBEDDING_INGESTED](sent(**{name: value}))
+
+    assert refused.value.field == f"options.{name}"
+    assert refused.value.mend.startswith("send ")
+
+
+def test_what_a_client_sends_and_a_worker_repeats_is_accepted(redis_client: redis.Redis) -> None:
+    """The product's own middleware, on a media item that fails once."""
+    attempts: list[dict[str, Any]] = []
+
+    def fail_once(**_: Any) -> None:
+        message = CurrentMessage.get_current_message()
+        assert message is not None
+        attempts.append(dict(message.options))
+        if len(attempts) == 1:
+            raise RuntimeError("not yet")
+
+    broker = RedisStreamsBroker(
+        client=redis_client, middleware=[Retries(), CurrentMessage()], decoders=DECODERS, checks=CHECKS
+    )
+    dramatiq.actor(actor_name=CLUSTER_EMBEDDING, queue_name=EMBEDDING_INGESTED, broker=broker, min_backoff=1)(fail_once)
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
+    worker.start()
+    try:
+        with ClusterTasks(client=redis_client) as tasks:
+            tasks.ingest(pet_id=7, media_id="m", model="clip@1", embedding=[1.0, 0.0])
+        eventually(lambda: len(attempts) == 2)
+        assert broker.dead_letters(EMBEDDING_INGESTED).list() == []
+    finally:
+        worker.stop()
+        broker.close()
+
+    assert attempts[0] == {"tracked": True}
+    assert {"tracked", "retries", "traceback", "requeue_timestamp"} == set(attempts[1])
+
+
+def test_a_worker_makes_a_forged_message_a_dead_letter_that_names_the_option(redis_client: redis.Redis) -> None:
+    ran: list[str] = []
+    broker = RedisStreamsBroker(client=redis_client, middleware=[], decoders=DECODERS, checks=CHECKS)
+    for actor, queue in ((CLUSTER_EMBEDDING, EMBEDDING_INGESTED), (DISMISS_MEDIA, CLUSTER_FEEDBACK)):
+        dramatiq.actor(actor_name=actor, queue_name=queue, broker=broker)(lambda **_: ran.append("ran"))
+    forged = (
+        sent(pipe_target=sent(DISMISS_MEDIA, CLUSTER_FEEDBACK).asdict()),
+        sent(DISMISS_MEDIA),
+    )
+    for message in forged:
+        redis_client.xadd(stream_of(EMBEDDING_INGESTED), {"message": message.encode()})
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
+    worker.start()
+    try:
+        eventually(lambda: len(broker.dead_letters(EMBEDDING_INGESTED)) == 2)
+    finally:
+        worker.stop()
+    letters = broker.dead_letters(EMBEDDING_INGESTED).list()
+    broker.close()
+
+    assert {(letter.reason, letter.field) for letter in letters} == {
+        ("undecodable", "options.pipe_target"),
+        ("undecodable", "actor_name"),
+    }
+    assert all(letter.mend for letter in letters)
+    assert ran == []

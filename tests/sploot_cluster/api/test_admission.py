@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from sploot_cluster.api import IdempotencyStore, MemoryIdempotencyStore, RedisIdempotencyStore, Tokens, check_bind
+from sploot_cluster.api import IdempotencyStore, MemoryIdempotencyStore, RedisIdempotencyStore, Role, Tokens, check_bind
+from sploot_cluster.api.tokens import MAY_CALL
 from sploot_cluster.errors import InvalidInput
 from tests.sploot_cluster.api.front import API, Front, client_of
 
-SECRETS = {role: f"{role}-0123456789abcdef" for role in ("viewer", "producer", "operator")}
+SECRETS = {str(role): f"{role}-0123456789abcdef" for role in Role}
 TOKENS = Tokens.parse(",".join(f"{role}-1:{role}:{secret}" for role, secret in SECRETS.items()))
 RECLUSTER = f"{API}/clusters/recluster"
 
@@ -35,9 +37,12 @@ def bearer(secret: str) -> dict[str, str]:
         ("127.0.0.1", "evil.example:8080", {}, 403),
         ("127.0.0.1", "127.0.0.1:8080", {"Origin": "https://evil.example"}, 403),
         ("127.0.0.1", "127.0.0.1:8080", {"Sec-Fetch-Site": "cross-site"}, 403),
-        ("127.0.0.1", "127.0.0.1:8080", {"X-Forwarded-For": "127.0.0.1"}, 403),
+        *(
+            ("127.0.0.1", "127.0.0.1:8080", {name: "127.0.0.1"}, 403)
+            for name in ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Prefix", "Via", "Forwarded", "X-Real-IP")
+        ),
     ],
-    ids=["here", "IPv6", "own page", "elsewhere", "DNS rebinding", "other page", "other site", "proxy"],
+    ids=["here", "IPv6", "own page", "elsewhere", "DNS rebinding", "other page", "other site", *map(str, range(6))],
 )
 def test_without_tokens_only_programs_of_this_machine_come_in(
     peer: str, host: str, headers: dict[str, str], status: int
@@ -68,7 +73,14 @@ def test_this_machine_is_served_without_tokens(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "writes", "reads"), [("viewer", 403, 200), ("producer", 202, 200), ("operator", 202, 200)]
+    ("role", "writes", "reads"),
+    [
+        ("uploader", 403, 403),
+        ("viewer", 403, 200),
+        ("labeller", 202, 200),
+        ("producer", 202, 200),
+        ("operator", 202, 200),
+    ],
 )
 def test_a_role_says_what_its_token_may_do(role: str, writes: int, reads: int) -> None:
     front = Front(tokens=TOKENS)
@@ -79,6 +91,51 @@ def test_a_role_says_what_its_token_may_do(role: str, writes: int, reads: int) -
 
     assert (written.status_code, read.status_code) == (writes, reads)
     assert [facts["by"] for _, facts in front.queue.asked] == ([f"{role}-1"] if writes == 202 else [])
+
+
+READ_ONLY = {
+    "get_clusters", "get_cluster", "get_why", "get_tally", "get_history", "get_revision", "compare_revisions",
+    "get_model", "get_job", "get_queues",
+}  # fmt: skip
+CORRECTIONS = {
+    "recluster", "merge_clusters", "split_cluster", "exclude_media", "dismiss_media", "undo_feedback",
+    "restore_revision",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("role", "may_call"),
+    [
+        (Role.UPLOADER, {"ingest_embeddings"}),
+        (Role.VIEWER, READ_ONLY),
+        (Role.LABELLER, READ_ONLY | CORRECTIONS),
+        (Role.PRODUCER, READ_ONLY | CORRECTIONS | {"ingest_embeddings"}),
+        (Role.OPERATOR, set(MAY_CALL)),
+    ],
+)
+def test_a_role_may_call_its_operations_and_no_others(role: Role, may_call: set[str]) -> None:
+    assert {operation for operation, roles in MAY_CALL.items() if role in roles} == may_call
+
+
+def test_an_uploader_hands_in_items_and_is_refused_everything_else() -> None:
+    front = Front(tokens=TOKENS)
+    http = client_of(front.app, peer="10.0.0.7", host="cluster.internal")
+    headers = bearer(SECRETS["uploader"])
+    item = {"pet_id": 42, "media_id": "m", "model": "clip@1", "embedding": [1.0, 0.5]}
+
+    assert http.post(f"{API}/embeddings", json=item, headers=headers).status_code == 202
+
+    schema = front.app.openapi()
+    tried = 0
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            if operation["operationId"] in MAY_CALL and operation["operationId"] != "ingest_embeddings":
+                given = re.sub(r"{[^}]*}", "1", path)
+                answer = http.request(method, given, json={} if method == "post" else None, headers=headers)
+                assert answer.status_code == 403, (method, path)
+                assert "uploader-1 has role uploader" in answer.json()["detail"]
+                tried += 1
+    assert tried > 20
 
 
 @pytest.mark.parametrize(

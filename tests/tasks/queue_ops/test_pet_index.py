@@ -11,11 +11,12 @@ import dramatiq
 import pytest
 import redis
 
+from broker.stats import LAST_ID
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED
 from tasks.queue_ops.pet_index import KeepPetIndex, PetIndex
 from tests.support import eventually
-from tests.system.events import free_port
+from tests.system.events import flat_event, free_port
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
 
 PETS = "{streams:embedding.ingested}:pets"
@@ -149,3 +150,46 @@ def test_the_index_does_not_grow_while_work_passes_through(desk: Desk, redis_cli
 
     assert redis_client.xlen(KEYS.stream) == 100
     assert redis_client.zcard(PETS) <= 400
+
+
+@pytest.mark.parametrize(
+    "odd_id", ["1794203586547828000-0", f"{2**64 - 1}-7", f"{2**64 - 1}-{2**64 - 1}"], ids=["µs", "ms", "the greatest"]
+)
+def test_work_is_found_behind_an_id_of_the_future(desk: Desk, redis_client: Any, odd_id: str) -> None:
+    desk.add(1, pet_id=42)
+    redis_client.xadd(KEYS.stream, flat_event(pet_id=42, number=2), id=odd_id)
+    n = 2
+    if odd_id != LAST_ID:
+        desk.add(3, 4, pet_id=42)
+        n = 4
+
+    for _ in range(2):
+        found, _ = desk.operations.find(42)
+        assert [job.media_id for job in found] == [f"media-{number}" for number in range(1, n + 1)]
+        assert [job.added_at is None for job in found] == [False] + [True] * (n - 1)
+
+
+def test_waiting_work_with_ids_of_the_future_is_noted_once_it_has_waited(desk: Desk, redis_client: Any) -> None:
+    redis_client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id="1794203586547828000-0")
+    desk.add(2, pet_id=42)
+    index = PetIndex(redis_client, EMBEDDING_INGESTED)
+
+    index.note(waited_ms=60_000)  # sees how far the stream reaches
+    desk.add(3, pet_id=42)
+    assert redis_client.zcard(PETS) == 0
+    seen_at = int(redis_client.hget(f"{PETS}:progress", "seen_at"))
+    redis_client.hset(f"{PETS}:progress", "seen_at", seen_at - 60_000)
+    index.note(waited_ms=60_000)
+
+    assert redis_client.zcard(PETS) == 2
+
+
+def test_a_stream_that_was_made_again_is_read_from_its_beginning(desk: Desk, redis_client: Any) -> None:
+    redis_client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id=LAST_ID)
+    assert len(desk.operations.find(42)[0]) == 1
+    redis_client.delete(KEYS.stream)
+    desk.add(2, pet_id=42)
+
+    found, _ = desk.operations.find(42)
+
+    assert [job.media_id for job in found] == ["media-2"]

@@ -1,0 +1,24 @@
+-- Entries of a stream for people to look at: a page that is bounded in bytes, of large entries the head. Writes nothing.
+--
+-- KEYS     1 stream
+-- ARGV     XRANGE or XREVRANGE, start, end, at most so many, the longest entry in bytes, about how many bytes at most
+-- Returns  a list of {id, fields, bytes of an entry that was cut or 0}; it is empty where there are no more
+
+local command, start, stop = ARGV[1], ARGV[2], ARGV[3]
+local count, longest, budget = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local found, n_bytes = {}, 0
+while start and #found < count and n_bytes < budget do
+  local entry = redis.call(command, KEYS[1], start, stop, 'COUNT', 1)[1]
+  if not entry then
+    break
+  end
+  local fields, kept, cut = head_of(entry[2], longest)
+  found[#found + 1] = {entry[1], fields, cut}
+  n_bytes = n_bytes + kept
+  start = behind(entry[1])
+  if command == 'XREVRANGE' then
+    start = '(' .. entry[1]
+  end
+end
+return found

@@ -1,0 +1,97 @@
+"""The printing end of the command line: no text of others reaches a terminal as anything but text.
+
+Names of queues, actors and media items, errors and tracebacks come from producers. On a terminal a control sequence in
+one of them could set the title, write the clipboard or forge a row; a bidi control could turn an id around. Every
+command prints through :data:`out`, :data:`err`, :func:`table_of` and :func:`print_json`, which show such characters as
+escapes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+import unicodedata
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Control, format, surrogate, line separator, paragraph separator.
+_HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+def shown(value: object) -> str:
+    """Return the text of a value with every character that a terminal would act on as an escape, such as ``\\x1b``."""
+    text = str(value)
+    if text.isprintable():  # what it refuses beyond ours, as spaces of other widths, is looked at one by one
+        return text
+    return "".join(_escape(character) if _is_hidden(character) else character for character in text)
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in _HIDDEN
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+class Screen(Console):
+    """A console that takes text as text: no markup, one line each."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does; of strings, what a terminal would act on is shown as escapes."""
+        options.setdefault("markup", False)
+        super().print(*(shown(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+class _Rows(Table):
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(Text(shown(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+out: Final = Screen(highlight=False)
+err: Final = Screen(stderr=True, highlight=False)
+_wide: Final = Screen(highlight=False, width=1_000)
+
+
+def table_of(*columns: str) -> Table:
+    """Return a table; strings in its cells are text, as on a :class:`Screen`."""
+    table = _Rows(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(Text(shown(column)), overflow="fold")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as what it holds: an id that was folded into its column cannot be copied."""
+    _wide.print(table)
+
+
+def print_block(text: str, screen: Screen = out) -> None:
+    """Print text of several lines, such as a traceback, each behind a mark: none can pass for a line of the command."""
+    for line in text.rstrip("\n").split("\n"):
+        screen.print(f"  | {line}", soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """Print JSON. Characters that a terminal would act on are escapes of JSON, so that programs read what was there."""
+
+    def simple(item: object) -> object:
+        return item.isoformat() if isinstance(item, datetime) else str(item)
+
+    text = json.dumps(value, default=simple, indent=2, ensure_ascii=False)
+    print(re.sub(r"[^\n -~]", lambda found: _in_json(found[0]), text))
+
+
+def _in_json(character: str) -> str:
+    return json.dumps(character)[1:-1] if _is_hidden(character) else character
+
+
+def show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error that nothing caught, in place of ``sys.excepthook``."""
+    print_block("".join(traceback.format_exception(kind, error, trace)), err)

@@ -1,0 +1,213 @@
+"""Entries of any size: what a process holds of them is bounded, and none is lost."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+
+from broker import UndecodableEntry
+from broker.bounded_read import HEAD, MOST_PARTS, BoundedReader, Bounds, CutFields
+from tests.broker.scene import KEYS, QUEUE, Scene, message, received
+from tests.support import eventually
+
+
+def encoded(value: Any) -> bytes:
+    """As Redis writes it."""
+    if isinstance(value, list):
+        return b"*%d\r\n" % len(value) + b"".join(map(encoded, value))
+    return b"$%d\r\n%s\r\n" % (len(value), value)
+
+
+def read(answer: bytes, bounds: Bounds) -> Any:
+    near, far = socket.socketpair()
+    with near, far:
+        writer = threading.Thread(target=lambda: far.sendall(answer), daemon=True)
+        writer.start()
+        reader = BoundedReader(near, bounds)
+        try:
+            return reader.read()
+        finally:
+            writer.join(10)
+
+
+def entries(*fields: list[bytes]) -> list[Any]:
+    return [[b"streams:q", [[b"%d-0" % number, list(parts)] for number, parts in enumerate(fields, start=1)]]]
+
+
+@pytest.mark.parametrize("payload", [b"", b"x" * 1_000, b"\r\n$5\r\n*1\r\n" * 9_000], ids=len)
+def test_an_answer_within_the_bounds_is_whole(payload: bytes) -> None:
+    answer = entries([b"message", payload], [b"a", b"1", payload, b"2"])
+
+    assert read(encoded(answer), Bounds(1 << 20, 1 << 20)) == answer
+    assert not any(isinstance(fields, CutFields) for _, fields in answer[0][1])
+
+
+def test_nothing_is_an_answer_too() -> None:
+    assert read(b"*-1\r\n", Bounds(10, 10)) is None
+
+
+def test_of_a_string_that_is_too_long_the_head_is_kept_and_the_rest_is_whole() -> None:
+    large = b"y" * 300_000
+    answer = read(encoded(entries([b"a", b"1"], [b"large", large], [b"b", b"2"])), Bounds(100_000, 1 << 20))
+
+    first, cut, last = (fields for _, fields in answer[0][1])
+    assert (first, last) == ([b"a", b"1"], [b"b", b"2"])
+    assert cut == [b"large", large[:HEAD]]
+    assert isinstance(cut, CutFields)
+    assert cut.n_bytes == 300_005
+
+
+def test_all_strings_together_stay_within_the_budget() -> None:
+    parts = [b"m", b"z" * 10_000]
+    answer = read(encoded(entries(*[parts] * 50)), Bounds(20_000, 100_000))
+
+    fields = [fields for _, fields in answer[0][1]]
+    assert len(fields) == 50
+    assert sum(len(part) for one in fields for part in one) <= 100_000
+    assert [entry_id for entry_id, _ in answer[0][1]] == [b"%d-0" % number for number in range(1, 51)]
+    assert fields[0] == parts
+    assert all(isinstance(one, CutFields) and one.n_bytes == 10_001 for one in fields[10:])
+
+
+def test_of_very_many_fields_the_first_are_kept() -> None:
+    answer = read(encoded(entries([b"n"] * 20_000, [b"a", b"1"])), Bounds(1 << 20, 1 << 20))
+
+    many, last = (fields for _, fields in answer[0][1])
+    assert (len(many), many.n_bytes, last) == (MOST_PARTS, 20_000, [b"a", b"1"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (b"-NOGROUP No such key\r\n", redis.ResponseError),
+        (b"-MOVED 7 127.0.0.1:1\r\n", redis.exceptions.MovedError),
+        (b"-ASK 7 127.0.0.1:1\r\n", redis.exceptions.AskError),
+        (b"!boom\r\n", redis.InvalidResponse),
+    ],
+)
+def test_an_error_is_raised(answer: bytes, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        read(answer, Bounds(10, 10))
+
+
+def test_a_connection_that_is_closed_is_an_error() -> None:
+    near, far = socket.socketpair()
+    far.sendall(b"*2\r\n$3\r\nab")
+    far.close()
+
+    with near, pytest.raises(redis.ConnectionError):
+        BoundedReader(near, Bounds(10, 10)).read()
+
+
+# -- on a queue --------------------------------------------------------------------------------------------------------
+
+LIMIT = 20_000
+
+
+def decode(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
+    if b"label" not in fields:
+        raise UndecodableEntry("label", "is missing", "send it")
+    return message(fields[b"label"].decode())
+
+
+def bounded(scene: Scene, name: str = "a", **settings: Any) -> Any:
+    return scene.consumer(name, decoders={QUEUE: decode}, max_message_bytes=LIMIT, **settings)
+
+
+def test_an_entry_that_is_too_large_is_a_dead_letter_with_all_of_its_fields(scene: Scene) -> None:
+    large = b"x" * (10 * LIMIT)
+    for fields in ({"label": "first"}, {"label": "large", "data": large}, {"label": "last"}):
+        scene.client.xadd(KEYS.stream, fields)
+
+    got = received(bounded(scene), 2)
+
+    assert [delivery.args[0] for delivery in got] == ["first", "last"]
+    eventually(lambda: scene.client.xlen(KEYS.dead) == 1)
+    ((_, letter),) = scene.client.xrange(KEYS.dead)
+    assert letter[b"reason"] == b"oversize"
+    assert b"may have" in letter[b"error"]
+    assert letter[b"entry:data"] == large
+
+
+def test_what_is_too_much_at_once_comes_one_after_the_other(scene: Scene) -> None:
+    labels = [f"m{number}" for number in range(12)]
+    for label in labels:
+        scene.client.xadd(KEYS.stream, {"label": label, "data": b"x" * 15_000})
+    consumer = bounded(scene, prefetch=12, max_read_bytes=40_000)
+
+    got = received(consumer, 12)
+
+    assert sorted(delivery.args[0] for delivery in got) == sorted(labels)
+    assert all(len(delivery.args) == 1 and delivery.deliveries <= 2 for delivery in got)
+    assert scene.client.xlen(KEYS.dead) == 0
+
+
+def test_large_entries_of_a_dead_process_are_taken_and_become_dead_letters(scene: Scene) -> None:
+    first = bounded(scene, "first")
+    scene.client.xadd(KEYS.stream, {"label": "small"})
+    received(first, 1)
+    dead = scene.brokers["first"].consumer_name
+    scene.die("first")
+    ((entry_id, _),) = scene.client.xrange(KEYS.stream)
+    # an entry of the same process whose reply never came
+    large = scene.client.xadd(KEYS.stream, {"label": "large", "data": b"x" * (10 * LIMIT)})
+    scene.client.xgroup_setid(KEYS.stream, "cluster-workers", entry_id)
+    scene.client.xreadgroup("cluster-workers", dead, {KEYS.stream: ">"}, count=1)
+    scene.age(dead, idle_ms=60_000)
+
+    (taken,) = received(bounded(scene, "second"), 1)
+
+    assert taken.args == ("small",)
+    eventually(lambda: scene.client.xlen(KEYS.dead) == 1)
+    ((_, letter),) = scene.client.xrange(KEYS.dead)
+    assert (letter[b"reason"], letter[b"entry_id"]) == (b"oversize", large)
+
+
+READER = """
+import resource, sys
+from broker import RedisStreamsBroker, UndecodableEntry
+def decode(entry_id, fields):
+    raise UndecodableEntry("a", "is not read", "leave it")
+broker = RedisStreamsBroker(sys.argv[1], middleware=[], decoders={"q": decode}, keeper_process=False)
+broker.declare_queue("q")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+consumer = broker.consume("q", prefetch=8, timeout=500)
+while broker.stats("q").dead < int(sys.argv[2]):
+    next(consumer)
+consumer.close()
+broker.close()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_process_grows_by_little_for_entries_of_many_megabytes(stage: Scene) -> None:
+    for _ in range(6):
+        stage.client.xadd(KEYS.stream, {"a": "1", "data": b"x" * (32 << 20)})
+
+    done = subprocess.run(
+        [sys.executable, "-c", READER, stage.url, "6"], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 30  # MB, where all six have 192
+
+
+def test_an_entry_of_very_many_fields_is_a_dead_letter_that_counts_them(scene: Scene) -> None:
+    scene.client.xadd(KEYS.stream, {f"f{number}": "x" for number in range(3_000)})
+    scene.client.xadd(KEYS.stream, {"label": "good"})
+
+    (good,) = received(bounded(scene, max_read_bytes=1 << 20), 1)
+
+    assert good.args == ("good",)
+    letters = scene.brokers["a"].dead_letters(QUEUE)
+    (letter,) = eventually(letters.list)
+    assert (letter.reason, letter.field) == ("oversize", "entry")
+    assert f"has more than {MOST_PARTS // 2} fields" in letter.error

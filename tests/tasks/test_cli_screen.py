@@ -1,0 +1,182 @@
+"""No text of a producer reaches the terminal as anything but text, whichever command prints it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+
+from sploot_cluster.printable import UNPRINTABLE
+from tasks.cli import main
+from tasks.cli.screen import err, out, print_block, print_json, print_table, show_uncaught, shown, table_of
+from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
+
+# Sets the title, colours, goes back, turns around, separates lines, is no text at all, and looks like rich's markup.
+HOSTILE = "\x1b]0;pwned\x07\x1b[31mRED\r\nFORGED LINE\x9b31m\u202e\u2028\u200b\ud800\U000e0041[bold red]x[/]"
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def is_clean(text: str) -> bool:
+    return not any(unicodedata.category(character) in HIDDEN for character in text.replace("\n", ""))
+
+
+def test_shown_is_text_and_nothing_else() -> None:
+    told = shown(HOSTILE)
+
+    assert is_clean(told)
+    assert "\n" not in told
+    assert told.startswith(
+        "\\x1b]0;pwned\\x07\\x1b[31mRED\\r\\nFORGED LINE\\x9b31m\\u202e\\u2028\\u200b\\ud800\\U000e0041["
+    )
+    assert shown("Bärli 😀 写真 a\u00a0b") == "Bärli 😀 写真 a\u00a0b"
+
+
+def test_every_way_to_print_shows_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    out.print(HOSTILE, soft_wrap=True)
+    err.print(HOSTILE, soft_wrap=True)
+    print_block(f"first\n{HOSTILE}")
+    table = table_of("column", HOSTILE)
+    table.add_row(HOSTILE, HOSTILE)
+    print_table(table)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError as error:
+        show_uncaught(type(error), error, error.__traceback__)
+
+    told = capsys.readouterr()
+    assert is_clean(told.out)
+    assert is_clean(told.err)
+    assert not any(line.startswith("FORGED LINE") for line in (told.out + told.err).splitlines())
+    assert "[bold red]x[/]" in told.out
+
+
+def test_json_holds_what_was_there_and_prints_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({HOSTILE: [HOSTILE, "Bärli 😀"]})
+
+    told = capsys.readouterr().out
+    assert is_clean(told)
+    assert "Bärli 😀" in told
+    assert json.loads(told) == {HOSTILE: [HOSTILE, "Bärli 😀"]}
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def cli(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process; all that it printed."""
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["sploot-cluster", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main()
+        told = capsys.readouterr()
+        return told.out + told.err
+
+    return run
+
+
+def hostile_message(**fields: Any) -> bytes:
+    given: dict[str, Any] = {
+        "queue_name": EMBEDDING_INGESTED,
+        "actor_name": CLUSTER_EMBEDDING,
+        "args": (),
+        "kwargs": {"pet_id": 7, "media_id": HOSTILE, HOSTILE: HOSTILE},
+        "options": {HOSTILE: HOSTILE},
+    }
+    return dramatiq.Message(**given | fields).encode()
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    """Hostile work that waits, that a worker holds, that is delayed and that is dead; a hostile consumer and group."""
+    desk = Desk(redis_client)
+    raw = HOSTILE.encode("utf-8", "surrogatepass")
+    entries: list[dict[bytes, bytes]] = [
+        {b"message": hostile_message()},
+        {b"message": hostile_message(actor_name=HOSTILE, message_id=HOSTILE)},
+        {b"pet_id": b"7", b"media_id": raw, b"event_id": raw, raw: raw},
+        {b"message": raw},
+    ]
+    for entry in entries:
+        desk.client.xadd(KEYS.stream, entry)
+    desk.deliver(HOSTILE.encode("utf-8", "replace").decode())
+    desk.client.xgroup_create(KEYS.stream, raw, id="0")
+    for entry in entries:
+        desk.client.xadd(KEYS.stream, entry)
+        facts = {b"reason": raw, b"error": raw, b"actor": raw, b"field": raw, b"mend": raw, b"traceback": raw}
+        facts |= {b"message_id": raw, b"entry_id": b"1-1", b"deliveries": b"1"}
+        desk.client.xadd(KEYS.dead, facts | {b"entry:" + name: value for name, value in entry.items()})
+    desk.client.hset(KEYS.delayed_messages, "a", hostile_message())
+    desk.client.zadd(KEYS.delayed, {"a": 10**15})
+    return desk
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "queue status",
+        "queue pending embedding",
+        "queue peek embedding",
+        "queue find --pet 7",
+        "queue dead list embedding",
+        "queue dead list --groups",
+        "queue dead show embedding {letter}",
+        "queue dead requeue embedding {letter}",
+        "queue dead purge embedding --all",
+        "queue rescue embedding --idle 0s --note {hostile}",
+        "queue retire-consumer embedding {hostile}",
+        "queue pause embedding --by {hostile} --note {hostile} --yes",
+        "queue dead show embedding {hostile}",
+        "queue peek {hostile}",
+        "doctor",
+        "job {hostile}",
+        "why 7 {hostile}",
+        "merge 7 1 2 --by {hostile}",
+        "split 7 1 --media {hostile}",
+        "capture --letter embedding {letter} -o {file}",
+        "delete 7 --media {hostile}",
+    ],
+)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_command_prints_what_a_producer_wrote_as_text(
+    desk: Desk, cli: Run, tmp_path: Any, command: str, form: str
+) -> None:
+    letter = desk.letter_ids()[2]
+    # what a person can type or paste is UTF-8
+    given = {"letter": letter, "hostile": HOSTILE.replace("\ud800", ""), "file": str(tmp_path / "letter.jsonl")}
+    words = [word.format(**given) for word in command.split()]
+
+    told = cli(*words, *(["--json"] if form == "json" else []))
+
+    assert is_clean(told)
+    assert not any(line.strip().startswith("FORGED") for line in told.splitlines())
+
+
+def test_an_audit_shows_notes_of_others_as_text(desk: Desk, cli: Run) -> None:
+    cli("queue", "pause", "embedding", "--by", "me", "--note", "a\x1b[31mb", "--yes")
+
+    told = cli("queue", "audit")
+
+    assert is_clean(told)
+    assert "a\\x1b[31mb" in told
+    assert STUCK not in told
+
+
+def test_every_format_character_is_refused_between_letters() -> None:
+    joiners = {0x200C, 0x200D}
+    formats = {n for n in range(sys.maxunicode + 1) if unicodedata.category(chr(n)) == "Cf"}
+
+    refused = {n for n in formats - joiners if UNPRINTABLE.search(f"a{chr(n)}b")}
+
+    assert refused == formats - joiners

@@ -1,0 +1,93 @@
+"""Looking at queues with entries of many megabytes ships their heads, and finds what they are about."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import redis
+
+from broker.entries import LONGEST_SHOWN, PAGE_BYTES
+from sploot_cluster.queues import LetterFilter
+from tasks.contracts import EMBEDDING_INGESTED
+from tests.tasks.queue_ops.desk import KEYS, Desk
+
+LARGE = b"x" * (24 << 20)
+HOW_MANY = 5
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    """Large entries that wait and large dead letters, each with some small ones around."""
+    desk = Desk(redis_client)
+    desk.add(1)
+    desk.bury(1)
+    for number in range(HOW_MANY):
+        event = {"schema": "embedding.ingested/1", "pet_id": "7", "media_id": f"large-{number}", "embedding": LARGE}
+        desk.client.xadd(KEYS.stream, event)
+        facts = {"reason": "oversize", "error": "Oversize: entry", "entry_id": "1-1", "deliveries": 1}
+        desk.client.xadd(KEYS.dead, facts | {f"entry:{name}": value for name, value in event.items()})
+    desk.bury(2)
+    return desk
+
+
+LOOK = """
+import resource, sys
+from tasks.cli import main
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sys.argv = ["sploot-cluster", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as ended:
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    print(grown, file=sys.stderr)
+    raise
+"""
+
+
+@pytest.mark.parametrize(
+    "command", ["dead list embedding", "dead list embedding --groups", "peek embedding", "find --pet 7"]
+)
+def test_a_listing_grows_by_little_for_entries_of_many_megabytes(desk: Desk, redis_url: str, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, "queue", *command.split()],
+        env={"REDIS_URL": redis_url, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
+    # MB: of the imports and some pages; the entries have 120
+    assert int(done.stderr.split()[-1]) < 80
+    assert ("large-3" in done.stdout) or "dead" in command
+
+
+def test_large_letters_are_listed_with_their_pet_and_put_back_whole(desk: Desk) -> None:
+    found = list(desk.operations.letters(EMBEDDING_INGESTED, LetterFilter(pet_id=7, reason="oversize"), limit=100))
+
+    assert len(found) == HOW_MANY
+    assert all(letter.n_bytes_cut > len(LARGE) and len(letter.fields[b"embedding"]) < 10_000 for letter in found)
+    whole = desk.broker.dead_letters(EMBEDDING_INGESTED).get(found[0].id, is_whole=True)
+    assert whole is not None
+    assert (whole.n_bytes_cut, whole.fields[b"embedding"]) == (0, LARGE)
+
+    assert desk.broker.dead_letters(EMBEDDING_INGESTED).requeue([found[0].id]) == 1
+    ((_, fields),) = desk.client.xrevrange(KEYS.stream, count=1)
+    assert fields[b"embedding"] == LARGE
+
+
+def test_a_page_of_letters_ends_at_some_megabytes_and_the_next_goes_on(desk: Desk, redis_client: Any) -> None:
+    ids = []
+    for number in range(12):
+        facts = {"reason": "failed", "error": "E: x", "entry_id": "1-1", "deliveries": 1}
+        event = {"entry:pet_id": "9", "entry:data": b"y" * (LONGEST_SHOWN - 1_000), "entry:number": str(number)}
+        ids.append(redis_client.xadd(KEYS.dead, facts | event).decode())
+    assert 12 * (LONGEST_SHOWN - 1_000) > 2 * PAGE_BYTES
+
+    found = list(desk.operations.letters(EMBEDDING_INGESTED, LetterFilter(pet_id=9), limit=100))
+
+    assert [letter.id for letter in found] == ids[::-1]
+    assert all(letter.n_bytes_cut == 0 for letter in found)
