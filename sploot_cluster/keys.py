@@ -55,8 +55,7 @@ or deletes a pet looks afterwards whether it stands there as it should: two may 
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from sploot_cluster.models import PetId
 
@@ -65,9 +64,8 @@ PETS: Final = "sploot:pets"
 FORMAT: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class PetKeys:
-    """The keys of one pet."""
+class PetKeys(NamedTuple):
+    """The keys of one pet, in the order in which scripts take them."""
 
     meta: str
     media: str
@@ -89,27 +87,8 @@ class PetKeys:
 
     @classmethod
     def of(cls, pet: PetId) -> Self:
-        tag = f"{{pet:{pet}}}"
-        return cls(
-            meta=f"{tag}:meta",
-            media=f"{tag}:media",
-            rows=f"{tag}:rows",
-            vectors=f"{tag}:vectors",
-            labels=f"{tag}:labels",
-            standings=f"{tag}:standings",
-            clusters=f"{tag}:clusters",
-            aliases=f"{tag}:aliases",
-            ledger=f"{tag}:ledger",
-            history=f"{tag}:history",
-            arrived=f"{tag}:arrived",
-            overwritten=f"{tag}:overwritten",
-            quarantine=f"{tag}:quarantine",
-            preview=f"{tag}:preview",
-            shadow=f"{tag}:shadow",
-            shadow_vectors=f"{tag}:shadow:vectors",
-            tree=f"{tag}:tree",
-        )
+        tag = f"{{pet:{pet}}}:"
+        return cls._make([tag + name for name in _NAMES])
 
-    def all(self) -> tuple[str, ...]:
-        """Every key of the pet, ``meta`` first."""
-        return astuple(self)
+
+_NAMES: Final = tuple(name.replace("_", ":") for name in PetKeys._fields)

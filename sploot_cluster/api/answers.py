@@ -154,6 +154,7 @@ class PetTallied(BaseModel):
     noise: int
     quarantined: int
     dismissed: int
+    overflowed: int = Field(description="Arrivals that found the quarantine full; no part of ingested.")
     is_conserved: bool = Field(description="ingested = clustered + noise + quarantined + dismissed")
     quarantine: list[QuarantinedMedium] = Field(
         description="Media whose vectors are of another model or dimension than the pet's."
@@ -169,6 +170,7 @@ class PetTallied(BaseModel):
             noise=tally.noise,
             quarantined=tally.quarantined,
             dismissed=tally.dismissed,
+            overflowed=tally.overflowed,
             is_conserved=tally.is_conserved,
             quarantine=[
                 QuarantinedMedium(media_id=medium, model=why.model, dim=why.dim, at=why.at)
@@ -203,13 +205,19 @@ class ModelBeside(BaseModel):
     model: str
     dim: int
     n_vectors: int = Field(description="Media that have a vector of it.")
+    n_only_here: int = Field(description="Those of them that the pet's own model has no vector of; quarantined.")
     begun_at: datetime
     by: str
 
     @classmethod
-    def of(cls, shadow: Shadow) -> Self:
+    def of(cls, shadow: Shadow, n_only_here: int = 0) -> Self:
         return cls(
-            model=shadow.model, dim=shadow.dim, n_vectors=shadow.n_vectors, begun_at=shadow.begun_at, by=shadow.by
+            model=shadow.model,
+            dim=shadow.dim,
+            n_vectors=shadow.n_vectors,
+            n_only_here=n_only_here,
+            begun_at=shadow.begun_at,
+            by=shadow.by,
         )
 
 
@@ -253,8 +261,8 @@ class MediumWhy(BaseModel):
     pet_id: int
     media_id: str
     revision: int
-    cluster_id: int | None = Field(description="null for noise.")
-    standing: str = Field(description="noise, core, arrived, absorbed, corrected or dismissed.")
+    cluster_id: int | None = Field(description="null for noise, and for a medium that is quarantined.")
+    standing: str = Field(description="noise, core, arrived, absorbed, corrected, dismissed or quarantined.")
     because: str = Field(description="One sentence.")
     similarity: float | None = Field(description="Mean top-3 cosine similarity to its own cluster.")
     threshold: float | None = Field(description="What an arrival must reach there.")
@@ -271,7 +279,7 @@ class MediumWhy(BaseModel):
             media_id=why.media,
             revision=why.revision,
             cluster_id=None if why.cluster == NOISE else why.cluster,
-            standing=why.standing.name.lower(),
+            standing="quarantined" if why.standing is None else why.standing.name.lower(),
             because=why.because,
             similarity=why.similarity,
             threshold=why.threshold,

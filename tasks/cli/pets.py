@@ -396,7 +396,11 @@ def why(
     with open_service() as service:
         told = service.why(PetId(pet), MediaId(media))
     if as_json:
-        print_json(asdict(told) | {"standing": told.standing.name.lower()})
+        standing = "quarantined" if told.standing is None else told.standing.name.lower()
+        print_json(asdict(told) | {"standing": standing})
+        return
+    if told.standing is None:
+        out.print(f"{media} is in no cluster: {told.because}", markup=False, soft_wrap=True)
         return
     place = "in no cluster" if told.cluster == NOISE else f"in cluster {told.cluster}"
     out.print(f"{media} is {place}, {told.standing.name.lower()}: {told.because}", markup=False, soft_wrap=True)

@@ -514,7 +514,7 @@ def test_rows_media_labels_and_vectors_agree_in_redis(redis_client: redis.Redis)
     assert redis_client.strlen(keys.labels) == 6 * 4
     assert redis_client.strlen(keys.standings) == 6
     assert redis_client.hget(keys.meta, "n_media") == b"6"
-    assert set(redis_client.keys("*")) <= {key.encode() for key in (PETS, *astuple(keys))}
+    assert set(redis_client.keys("*")) <= {key.encode() for key in (PETS, *keys)}
 
 
 def test_a_commit_whose_reply_was_lost_is_known_again(
