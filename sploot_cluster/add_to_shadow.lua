@@ -6,12 +6,12 @@
 -- Returns  1 when it is there now, 0 when the pet is another one by now, or no space is open for this model,
 --          {"DAMAGED", key, expected, found} when the pet is not whole
 
-local stored, damaged = look()
+local damaged, born = look()
 if damaged then
   return damaged
 end
-local born, model, medium, vector, facts = unpack(ARGV)
-if stored.born ~= born or redis.call('HGET', KEYS[15], 'model') ~= model then
+local expected, model, medium, vector, facts = unpack(ARGV)
+if born ~= expected or redis.call('HGET', KEYS[15], 'model') ~= model then
   return 0
 end
 redis.call('HINCRBY', KEYS[1], 'n_shadow', redis.call('HSETNX', KEYS[16], medium, vector))

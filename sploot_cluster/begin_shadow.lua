@@ -5,11 +5,11 @@
 -- Returns  1 when it is open, 0 when the pet is another one by now, or has a shadow already,
 --          {"DAMAGED", key, expected, found} when the pet is not whole
 
-local stored, damaged = look()
+local damaged, born, _, _, _, _, _, _, n_shadow = look()
 if damaged then
   return damaged
 end
-if stored.born ~= ARGV[1] or stored.n_shadow then
+if born ~= ARGV[1] or n_shadow then
   return 0
 end
 redis.call('HSET', KEYS[15], unpack(ARGV, 2))

@@ -47,14 +47,14 @@ local function call_with_list(command, key)
 end
 
 local meta = KEYS[1]
-local born, commit, expected = take(), take(), tonumber(take())
+local decided_born, decided_commit, expected = take(), take(), tonumber(take())
 local new_born, new_commit = take(), take()
 local claimant, claim_ms = take(), tonumber(take())
 
-local stored, damaged = look()
-local revision = tonumber(stored.revision or '0')
-if stored.commit == new_commit then
-  return {'OK', revision, stored.born}
+local damaged, born, commit, revision, n_media, ingested, n_quarantined, n_overwritten, _, _, claim, claim_until_ms = look()
+revision = tonumber(revision or '0')
+if commit == new_commit then
+  return {'OK', revision, born}
 end
 if damaged then
   return damaged
@@ -65,11 +65,11 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 local claimed_for_ms = 0
-if stored.claim and stored.claim ~= claimant then
-  claimed_for_ms = tonumber(stored.claim_until_ms) - now_ms()
+if claim and claim ~= claimant then
+  claimed_for_ms = tonumber(claim_until_ms) - now_ms()
 end
-if (stored.born or '') ~= born or (stored.commit or '') ~= commit then
-  if claimant ~= '' and claimed_for_ms <= 0 and stored.born then
+if (born or '') ~= decided_born or (commit or '') ~= decided_commit then
+  if claimant ~= '' and claimed_for_ms <= 0 and born then
     redis.call('HSET', meta, 'claim', claimant, 'claim_until_ms', string.format('%.0f', now_ms() + claim_ms))
   end
   return {'CONFLICT', revision}
@@ -85,8 +85,7 @@ local arrived, was, kept = take(), take(), tonumber(take())
 local n_clustered, n_noise, n_dismissed = tonumber(take()), tonumber(take()), tonumber(take())
 local correction, kind, by, summary = take(), take(), take(), take()
 
-local n_media, n_quarantined = tonumber(stored.n_media or '0'), tonumber(stored.n_quarantined or '0')
-local ingested = tonumber(stored.ingested or '0')
+n_media, ingested, n_quarantined = tonumber(n_media or '0'), tonumber(ingested or '0'), tonumber(n_quarantined or '0')
 local n_arriving, back = tonumber(ARGV[taken + 1]), {}
 if n_quarantined > 0 then
   for i = 1, n_arriving do
@@ -103,7 +102,7 @@ end
 revision = expected + 1
 if expected == 0 then
   redis.call('HSET', meta, 'format', format, 'n_clusters', 0, 'n_aliases', 0, 'n_corrections', 0, 'n_history', 0,
-    'n_overwritten', 0)
+    'n_overwritten', 0, 'n_overflowed', 0, 'relabelled_at', 0, 'recarded_at', 0, 'past_from', 0)
 end
 if vectors ~= '' then
   local answer = redis.pcall('APPEND', KEYS[4], vectors)
@@ -124,7 +123,7 @@ redis.call('HSET', meta, 'born', born, 'commit', new_commit, 'revision', revisio
 for _, medium in ipairs(back) do
   redis.call('HDEL', KEYS[13], medium)
 end
-if stored.claim then
+if claim then
   redis.call('HDEL', meta, 'claim', 'claim_until_ms')
 end
 if model ~= '' then
@@ -132,7 +131,7 @@ if model ~= '' then
 end
 if was ~= '' then
   redis.call('XADD', KEYS[12], revision .. '-0', 'was', was)
-  local n_overwritten = stored.n_overwritten or 0
+  n_overwritten = tonumber(n_overwritten or '0')
   if n_overwritten + 1 > kept then
     local oldest = redis.call('XRANGE', KEYS[12], '-', '+', 'COUNT', 1)[1][1]
     redis.call('XDEL', KEYS[12], oldest)

@@ -5,8 +5,8 @@
 --          meta, media, vectors, labels, standings, clusters, aliases, ledger, arrived, overwritten, history, quarantine,
 --          shadow, shadow_vectors; hashes as field, value, …, strings whole
 
-local stored, damaged = look()
-if damaged or not stored.commit then
+local damaged, born = look()
+if damaged or not born then
   return damaged or {}
 end
 return {

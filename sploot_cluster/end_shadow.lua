@@ -3,11 +3,11 @@
 -- KEYS     all of the pet
 -- Returns  1 when it was open, 0 when none was, {"DAMAGED", key, expected, found} when the pet is not whole
 
-local stored, damaged = look()
+local damaged, _, _, _, _, _, _, _, n_shadow = look()
 if damaged then
   return damaged
 end
-if not stored.n_shadow then
+if not n_shadow then
   return 0
 end
 redis.call('HDEL', KEYS[1], 'n_shadow')

@@ -22,36 +22,40 @@
 -- The known state counts only if it is an ancestor of what is stored. A later revision with the same last medium in the
 -- same row is taken for one: that fails after a failover that lost writes, and for a pet deleted and begun anew.
 
-local stored, damaged = look()
+local damaged, born, commit = look()
 if damaged then
   return damaged
 end
-if not stored.commit then
+if not born then
   return {}
 end
-if stored.born == ARGV[1] and stored.commit == ARGV[2] then
+if born == ARGV[1] and commit == ARGV[2] then
   return 1
 end
 local known_revision, known_rows, known_corrections = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
-local revision = tonumber(stored.revision)
-local is_ancestor = stored.born == ARGV[1] and revision > known_revision
+local meta, field = redis.call('HGETALL', KEYS[1]), {}
+for i = 1, #meta, 2 do
+  field[meta[i]] = meta[i + 1]
+end
+local revision = tonumber(field.revision)
+local is_ancestor = born == ARGV[1] and revision > known_revision
   and (known_rows == 0 or redis.call('LINDEX', KEYS[2], known_rows - 1) == ARGV[6])
 if not is_ancestor then
   known_revision, known_rows, known_corrections = 0, 0, 0
 end
 
 local labels_from = known_rows
-if tonumber(stored.relabelled_at or '0') > known_revision then
+if tonumber(field.relabelled_at) > known_revision then
   labels_from = 0
 end
 local clusters, aliases = false, false
-if not is_ancestor or tonumber(stored.recarded_at or '0') > known_revision then
+if not is_ancestor or tonumber(field.recarded_at) > known_revision then
   clusters, aliases = redis.call('HGETALL', KEYS[7]), redis.call('HGETALL', KEYS[8])
 end
 local vectors, rest_from, rest_to, max_vector_bytes = '', 0, 0, tonumber(ARGV[7])
 if max_vector_bytes > 0 then
-  local from = known_rows * tonumber(stored.dim or '0') * 4
+  local from = known_rows * tonumber(field.dim or '0') * 4
   rest_from, rest_to = from, redis.call('STRLEN', KEYS[4])
   if rest_to - from <= max_vector_bytes then
     vectors = redis.call('GETRANGE', KEYS[4], from, rest_to - 1)
@@ -59,7 +63,7 @@ if max_vector_bytes > 0 then
   end
 end
 return {
-  redis.call('HGETALL', KEYS[1]),
+  meta,
   known_rows,
   redis.call('LRANGE', KEYS[2], known_rows, -1),
   vectors,

@@ -6,16 +6,16 @@
 -- Returns  1 when it is taken down, 0 when the pet is another one by now, has the medium, or has taken down too many,
 --          {"DAMAGED", key, expected, found} when the pet is not whole
 
-local stored, damaged = look()
+local damaged, born, _, _, _, _, n_quarantined = look()
 if damaged then
   return damaged
 end
 local meta, medium = KEYS[1], ARGV[2]
-if stored.born ~= ARGV[1] or redis.call('HEXISTS', KEYS[3], medium) == 1 then
+if born ~= ARGV[1] or redis.call('HEXISTS', KEYS[3], medium) == 1 then
   return 0
 end
 if redis.call('HEXISTS', KEYS[13], medium) == 0 then
-  if tonumber(stored.n_quarantined) >= tonumber(ARGV[4]) then
+  if tonumber(n_quarantined) >= tonumber(ARGV[4]) then
     redis.call('HINCRBY', meta, 'n_overflowed', 1)
     return 0
   end

@@ -284,11 +284,11 @@ class RedisPetStore:
                 state,
                 _arrived(arrived, state.n_media),
                 tuple(load_overwritten(_revision(id_), was) for id_, (_, was) in overwritten),
-                past_from=int(facts.get(b"past_from", 0)),
+                past_from=int(facts[b"past_from"]),
                 history=tuple(_entry(id_, dict(_pairs(fields))) for id_, fields in history),
                 quarantine={MediaId(medium.decode()): _load_quarantined(why) for medium, why in _pairs(quarantine)},
                 ingested=int(facts[b"ingested"]),
-                overflowed=int(facts.get(b"n_overflowed", 0)),
+                overflowed=int(facts[b"n_overflowed"]),
                 shadow=_load_shadow(dict(_pairs(shadow)), dict(_pairs(shadow_vectors))),
             )
 
@@ -509,7 +509,7 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
         "noise_arrivals": state.noise_arrivals,
         "relabelled_at": state.relabelled_at,
         "recarded_at": state.revision,
-        "past_from": dump.past_from or None,
+        "past_from": dump.past_from,
         "ingested": dump.ingested,
         "n_clustered": clustered,
         "n_noise": state.n_media - clustered - dismissed,
@@ -520,7 +520,7 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
         "n_history": len(dump.history),
         "n_overwritten": len(dump.overwritten),
         "n_quarantined": len(dump.quarantine),
-        "n_overflowed": dump.overflowed or None,
+        "n_overflowed": dump.overflowed,
         "n_shadow": None if dump.shadow is None else len(dump.shadow.vectors),
     }
 
@@ -618,7 +618,7 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
         next_cluster=ClusterId(int(meta["next_cluster"])),
         n_at_recluster=int(meta["n_at_recluster"]),
         noise_arrivals=int(meta["noise_arrivals"]),
-        relabelled_at=int(meta.get("relabelled_at", 0)),
+        relabelled_at=int(meta["relabelled_at"]),
     )
 
 

@@ -13,24 +13,24 @@
 
 local meta = KEYS[1]
 local claimant, claim_ms = ARGV[4], tonumber(ARGV[5])
-local stored, damaged = look()
-if stored.commit == ARGV[3] then
-  return {'OK', tonumber(stored.revision)}
+local damaged, born, commit, revision, _, _, n_quarantined, _, n_shadow, _, claim, claim_until_ms = look()
+if commit == ARGV[3] then
+  return {'OK', tonumber(revision)}
 end
 if damaged then
   return damaged
 end
-if (stored.born or '') ~= ARGV[1] or (stored.commit or '') ~= ARGV[2] then
+if (born or '') ~= ARGV[1] or (commit or '') ~= ARGV[2] then
   local time = redis.call('TIME')
   local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-  if claimant ~= '' and stored.born and (not stored.claim or tonumber(stored.claim_until_ms) < now_ms) then
+  if claimant ~= '' and born and (not claim or tonumber(claim_until_ms) < now_ms) then
     redis.call('HSET', meta, 'claim', claimant, 'claim_until_ms', string.format('%.0f', now_ms + claim_ms))
   end
-  return {'CONFLICT', tonumber(stored.revision or '0')}
+  return {'CONFLICT', tonumber(revision or '0')}
 end
-if stored.born and ((redis.call('HGET', KEYS[15], 'begun_at') or '') ~= ARGV[6]
-    or (stored.n_shadow or '0') ~= ARGV[7] or stored.n_quarantined ~= ARGV[8]) then
-  return {'CONFLICT', tonumber(stored.revision)}
+if born and ((redis.call('HGET', KEYS[15], 'begun_at') or '') ~= ARGV[6]
+    or (n_shadow or '0') ~= ARGV[7] or n_quarantined ~= ARGV[8]) then
+  return {'CONFLICT', tonumber(revision)}
 end
 -- the first write is one that a server without memory refuses, before anything is gone
 redis.call('HSET', meta, 'commit', ARGV[2])
