@@ -24,6 +24,8 @@ Only the standard library is imported here, so that the thin client and the mess
 
 from __future__ import annotations
 
+import json
+
 
 class ClusterError(Exception):
     """Root of everything this package raises on purpose."""
@@ -104,7 +106,9 @@ class UnknownMedia(InvalidInput):
     """Raised when media named in a correction are not where the caller says they are."""
 
     def __init__(self, *, pet: int, media: tuple[str, ...], where: str) -> None:
-        shown = ", ".join(media[:5]) + (f" and {len(media) - 5} more" if len(media) > 5 else "")
+        # as JSON strings, so that each name can be read back out of the text of an error, whatever it holds
+        shown = ", ".join(json.dumps(medium, ensure_ascii=False) for medium in media[:5])
+        shown += f" and {len(media) - 5} more" if len(media) > 5 else ""
         super().__init__(
             "media_ids",
             f"{shown} not in {where} of pet {pet}",

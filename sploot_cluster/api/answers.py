@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from sploot_cluster.api.problems import FieldProblem
 from sploot_cluster.diff import Diff, Snapshot
-from sploot_cluster.jobs import JobRef, JobState, JobStatus, Traces
+from sploot_cluster.jobs import JobRef, JobState, JobStatus, LetterRef, Traces
 from sploot_cluster.models import (
     NOISE,
     ChangeKind,
@@ -179,6 +179,17 @@ class PetTallied(BaseModel):
         )
 
 
+class LetterPlace(BaseModel):
+    """Where a dead letter is, or was."""
+
+    queue: str
+    letter_id: str
+
+    @classmethod
+    def of(cls, letter: LetterRef) -> Self:
+        return cls(queue=letter.queue, letter_id=letter.letter_id)
+
+
 class Erased(BaseModel):
     """What was deleted of a pet, for good."""
 
@@ -187,6 +198,11 @@ class Erased(BaseModel):
     n_corrections: int = Field(description="That named one of them; all of a pet that was deleted.")
     n_records: int = Field(description="Records of jobs.")
     n_dead_letters: int
+    records: Sequence[str] = Field(description="The ids of these jobs.")
+    dead_letters: list[LetterPlace] = Field(description="Those that went.")
+    unreadable: list[LetterPlace] = Field(
+        description="Dead letters of which cannot be read what they are about. They are still there."
+    )
     revision: int = Field(description="The pet's now; 0 when the whole pet is gone.")
 
     @classmethod
@@ -197,6 +213,9 @@ class Erased(BaseModel):
             n_corrections=deleted.n_corrections,
             n_records=traces.n_records if traces else 0,
             n_dead_letters=traces.n_dead_letters if traces else 0,
+            records=traces.records if traces else (),
+            dead_letters=[LetterPlace.of(letter) for letter in traces.dead_letters] if traces else [],
+            unreadable=[LetterPlace.of(letter) for letter in traces.unreadable] if traces else [],
             revision=deleted.revision,
         )
 

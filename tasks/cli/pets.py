@@ -32,12 +32,14 @@ from tasks.contracts import MAX_INT64, EmbeddingIngested, stream_of
 
 if TYPE_CHECKING:
     from sploot_cluster.diff import Diff
+    from sploot_cluster.jobs import Traces
     from tasks.client import ClusterTasks
 
 app = typer.Typer()
 
 EVENTS_PER_BATCH: Final = 500
 MOVES_SHOWN: Final = 50
+TRACES_SHOWN: Final = 20
 PREVIEW_WAIT_S: Final = 60.0
 
 
@@ -332,6 +334,7 @@ def delete(
             fail(FAILED, f"there is nothing to delete: {plan}")
         if not yes:
             out.print(f"would delete for good: {plan}", soft_wrap=True)
+            _print_traces(found)
             fail(
                 REFUSED, "nothing was done; say --yes to do it. There is no undo, `sploot-cluster export` keeps a copy"
             )
@@ -348,6 +351,25 @@ def delete(
         f"deleted: {deleted.n_media} media, {deleted.n_corrections} corrections that named them, "
         f"{erased.n_records} job records, {erased.n_dead_letters} dead letters"
     )
+    _print_traces(erased)
+
+
+def _print_traces(traces: Traces) -> None:
+    """Which job records and dead letters a deletion takes, and which it leaves because they cannot be read."""
+    lines = [f"job record {job_id}" for job_id in traces.records]
+    lines += [f"dead letter {letter.letter_id} of {letter.queue}" for letter in traces.dead_letters]
+    for line in lines[:TRACES_SHOWN]:
+        out.print(f"  {line}", markup=False, soft_wrap=True)
+    if len(lines) > TRACES_SHOWN:
+        out.print(f"  and {len(lines) - TRACES_SHOWN} more; --json lists them all after a deletion")
+    if traces.unreadable:
+        first = traces.unreadable[0]
+        out.print(
+            f"{len(traces.unreadable)} dead letters cannot be read, and are left: they may be about anything; "
+            f"sploot-cluster queue dead show {first.queue} {first.letter_id} shows the first",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @app.command(name="export")
