@@ -116,7 +116,8 @@ def event(media_id: str, encoding: str = "f32le", **changes: Any) -> dict[Any, A
 
 
 def message(actor: str, queue: str, **kwargs: Any) -> dict[Any, Any]:
-    sent = dramatiq.Message(queue_name=queue, actor_name=actor, args=(), kwargs={"pet_id": 7, **kwargs}, options={})
+    kwargs = {"pet_id": 7, **kwargs}
+    sent = dramatiq.Message[Any](queue_name=queue, actor_name=actor, args=(), kwargs=kwargs, options={})
     return {"message": sent.encode()}
 
 
