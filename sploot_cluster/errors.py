@@ -279,7 +279,7 @@ class UnreadablePet(ClusterError):
     @classmethod
     def of_key(cls, *, pet: int, key: str, expected: str, found: str) -> UnreadablePet:
         """The error for a key whose length or value is not what the pet's other keys ask for."""
-        problem = f"expected {expected} in {key}, found {found}"
+        problem = f"{key}: expected {expected}, found {found}"
         return cls(pet=pet, problem=problem, key=key, expected=expected, found=found)
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -601,6 +601,8 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
     if told.clusters is not None and told.aliases is not None:
         clusters = {ClusterId(int(id_)): _load_card(ClusterId(int(id_)), card) for id_, card in _pairs(told.clusters)}
         aliases = {ClusterId(int(id_)): ClusterId(int(into)) for id_, into in _pairs(told.aliases)}
+    if not told.from_row and (unknown := set(np.unique(labels).tolist()) - {NOISE} - clusters.keys()):
+        raise ValueError(f"labels name cluster {min(unknown)}, which has no card")
     return PetState(
         pet=pet,
         revision=int(meta["revision"]),

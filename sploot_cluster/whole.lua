@@ -13,7 +13,7 @@ local function damage_of(meta)
     .. 'n_overwritten relabelled_at recarded_at past_from'
   if not next(meta) then
     local n_others = call('EXISTS', unpack(KEYS, 2))
-    return {'DAMAGED', KEYS[1], 'a hash, as ' .. n_others .. ' other keys of the pet exist', 'nothing'}
+    return {'DAMAGED', KEYS[1], 'a hash next to ' .. n_others .. ' other keys of the pet', 'nothing'}
   end
   local names = meta.n_media == '0' and always or always .. ' model dim'
   for name in names:gmatch('%S+') do
@@ -24,6 +24,9 @@ local function damage_of(meta)
     if name ~= 'born' and name ~= 'commit' and name ~= 'model' and not tonumber(meta[name]) then
       return {'DAMAGED', KEYS[1] .. ' ' .. name, 'a number', meta[name]}
     end
+  end
+  if not meta.n_shadow and call('EXISTS', KEYS[15], KEYS[16]) > 0 then
+    return {'DAMAGED', KEYS[1] .. ' n_shadow', 'a value, as a shadow exists', 'nothing'}
   end
   for _, of in ipairs({
     {2, 'LLEN', 'items', meta.n_media}, {3, 'HLEN', 'fields', meta.n_media},

@@ -132,7 +132,7 @@ def test_a_commit_on_columns_of_different_lengths_is_refused(redis_client: redis
     state = store.load(PET)
     redis_client.append(PetKeys.of(PET).labels, b"\xff\xff\xff\xff")
 
-    with pytest.raises(UnreadablePet, match=r"expected 32 bytes in \{pet:42\}:labels, found 36 bytes"):
+    with pytest.raises(UnreadablePet, match=r"\{pet:42\}:labels: expected 32 bytes, found 36 bytes"):
         store.commit(state, nothing_new(8, state.labels))
 
     assert redis_client.hget(PetKeys.of(PET).meta, "revision") == b"8"
