@@ -198,7 +198,7 @@ def test_days_with_deletions_break_no_promise(seed: int) -> None:
         day.go_on()
         state = day.store.load(PET)
         if state.n_media > 3 and day.random.random() < 0.15:
-            day.service.delete_media(PET, day.random.sample(list(state.media), 2), by="eve")
+            day.delete(state, "")
             check(day, f"seed {seed}, step {day.n_steps}: deletion")
     check_past(day)
 
