@@ -21,7 +21,7 @@ never move.
                                     n_clustered, n_noise, n_dismissed   where those with a row are; counted per commit
                                     n_overflowed     arrivals that found the quarantine full
                                     n_clusters, n_aliases, n_corrections, n_history, n_overwritten, n_quarantined
-                                                     how many items are in the key of that name; ledger holds corrections
+                                                     how many are in the key of that name; corrections in ledger
                                     n_shadow         how many are in shadow:vectors; absent while no shadow is open
                                     claim, claim_until_ms   who has the right of way, and until when (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
@@ -38,8 +38,8 @@ never move.
                                     (past.py); 256
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
                                     256 media on. It may be missing or behind: then a recluster takes longer
-    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at"}, JSON: its vector is of another space; 10,000, and
-                                    besides them all that only shadow:vectors has
+    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at"}, JSON: its vector is of another space; 10,000,
+                                    and besides them all that only shadow:vectors has
     {pet:<id>}:shadow       hash    model, dim, by, begun_at, was_own: a second space, open beside the pet's own
                                     (shadow.py)
     {pet:<id>}:shadow:vectors  hash  media id -> float32 little-endian, unit norm, of that model
