@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import random
 import re
 import socket
 import time
@@ -461,10 +462,11 @@ def _models(patient: Patient) -> Iterator[Finding]:
 
 def _pets(patient: Patient) -> Iterator[Finding]:
     """Whether pets can be read and their items add up: of a random sample, so that repeated runs see them all."""
-    n_pets = patient.client.scard(PETS)
-    sample = sorted(PetId(int(pet)) for pet in patient.client.srandmember(PETS, SAMPLE_OF_PETS) or [])
+    store = RedisPetStore(patient.client)
     try:
-        totals = RedisPetStore(patient.client).totals(sample)
+        pets = store.pets()
+        sample = random.sample(pets, min(len(pets), SAMPLE_OF_PETS))
+        totals = store.totals(sorted(sample))
     except StoreUnavailable as error:
         if isinstance(error.__cause__, redis.RedisError):
             raise error.__cause__ from error
@@ -479,6 +481,7 @@ def _pets(patient: Patient) -> Iterator[Finding]:
         seen = f"{_n(n_more, 'pet')} more cannot be read or do not add up"
         yield Finding("pets", "wrong", seen, "sploot-cluster tally")
     if not totals.unconserved:
+        n_pets = len(pets)
         is_sample = n_pets > len(sample)
         seen = f"{len(sample):,} of {_n(n_pets, 'pet')} are whole, others at the next run" if is_sample else ""
         yield Finding("pets", "ok", seen or (f"all {_n(n_pets, 'pet')} are whole" if n_pets else "no pets yet"))
