@@ -246,8 +246,8 @@ class RedisPetStore:
         pipe = self._client.pipeline(transaction=False)
         for keys in map(PetKeys.of, pets):
             if isinstance(self._client, redis.RedisCluster):
-                # its pipelines refuse EVALSHA
-                pipe.eval(cast("str", self._check.script), len(keys), *keys)
+                # its pipelines refuse EVALSHA, and EVAL under its own name
+                pipe.execute_command("EVAL", self._check.script, len(keys), *keys)
             else:
                 self._check(keys=keys, client=pipe)
         return cast("list[Any]", pipe.execute())
