@@ -56,7 +56,7 @@ class ShortCalls:
         try:
             packed = connection.pack_command("EVALSHA", sha, len(keys), *keys, *args)
             if then:
-                packed = [*packed, *connection.pack_command(*then)]
+                packed = [b"".join((*packed, *connection.pack_command(*then)))]  # each item is a system call
             connection.send_packed_command(packed)
             try:
                 answer = connection.read_response()
