@@ -1,11 +1,23 @@
--- Puts a vector of another model into the space that is open for it; a medium that is there stays as it is.
+-- Puts a vector of another model into the space that is open for it; a medium that is there stays as it is. One that the
+-- pet does not have is quarantined too, so that it is counted and can be found while only that space has it.
 --
--- KEYS     1 shadow  2 shadow_vectors
--- ARGV     model, medium, vector
--- Returns  1 when it is there now, 0 when no space is open for this model
+-- KEYS     all of the pet
+-- ARGV     born, model, medium, vector, facts of the quarantine (JSON)
+-- Returns  1 when it is there now, 0 when the pet is another one by now, or no space is open for this model,
+--          {"DAMAGED", key, expected, found} when the pet is not whole
 
-if redis.call('HGET', KEYS[1], 'model') ~= ARGV[1] then
+local damaged, born = look()
+if damaged then
+  return damaged
+end
+local expected, model, medium, vector, facts = unpack(ARGV)
+if born ~= expected or redis.call('HGET', KEYS[15], 'model') ~= model then
   return 0
 end
-redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3])
+redis.call('HINCRBY', KEYS[1], 'n_shadow', redis.call('HSETNX', KEYS[16], medium, vector))
+-- however many there are: each has a vector beside the pet, so its name is the smaller part
+if redis.call('HEXISTS', KEYS[3], medium) == 0 and redis.call('HSET', KEYS[13], medium, facts) == 1 then
+  redis.call('HINCRBY', KEYS[1], 'ingested', 1)
+  redis.call('HINCRBY', KEYS[1], 'n_quarantined', 1)
+end
 return 1

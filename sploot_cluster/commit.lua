@@ -1,7 +1,6 @@
 -- Writes one change of a pet, or nothing.
 --
--- KEYS     1 meta  2 media  3 rows  4 vectors  5 labels  6 standings  7 clusters  8 aliases  9 ledger  10 history
---          11 arrived  12 overwritten  13 quarantine
+-- KEYS     all of the pet
 -- ARGV     born, commit, revision   the state the change was decided on; "", "", 0 for a pet that has nothing
 --          new_born, new_commit     names for the pet, "" unless this is its first commit, and for this commit
 --          claimant, claim_ms       who gets the right of way after a conflict ("" = nobody), and for how long
@@ -21,7 +20,7 @@
 --          {"CLAIMED", revision, ms}   it is, but somebody else has the right of way for so long
 --          {"TOO_LARGE", revision}     the vectors would exceed what one value can hold
 --          {"UNCONSERVED", revision, ingested, n_quarantined}   media would be lost, or are: the tally would not hold
---          {"UNEVEN", revision, n_media, media, labels, standings}   the columns are not of one length
+--          {"DAMAGED", key, expected, found}   what is stored is not whole; what it was decided on may have been
 --
 -- All or nothing: the first write is one that a server without memory refuses, and the vectors, which alone can grow too
 -- long, are written before all others. (Those of a first commit cannot: they came in one argument, of the same limit.)
@@ -48,14 +47,17 @@ local function call_with_list(command, key)
 end
 
 local meta = KEYS[1]
-local born, commit, expected = take(), take(), tonumber(take())
+local decided_born, decided_commit, expected = take(), take(), tonumber(take())
 local new_born, new_commit = take(), take()
 local claimant, claim_ms = take(), tonumber(take())
 
-local stored = redis.call('HMGET', meta, 'born', 'commit', 'revision', 'claim', 'claim_until_ms', 'n_media', 'ingested')
-local revision = tonumber(stored[3] or '0')
-if stored[2] == new_commit then
-  return {'OK', revision, stored[1]}
+local damaged, born, commit, revision, n_media, ingested, n_quarantined, n_overwritten, _, _, claim, claim_until_ms = look()
+revision = tonumber(revision or '0')
+if commit == new_commit then
+  return {'OK', revision, born}
+end
+if damaged then
+  return damaged
 end
 
 local function now_ms()
@@ -63,11 +65,11 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 local claimed_for_ms = 0
-if stored[4] and stored[4] ~= claimant then
-  claimed_for_ms = tonumber(stored[5]) - now_ms()
+if claim and claim ~= claimant then
+  claimed_for_ms = tonumber(claim_until_ms) - now_ms()
 end
-if (stored[1] or '') ~= born or (stored[2] or '') ~= commit then
-  if claimant ~= '' and claimed_for_ms <= 0 and stored[1] then
+if (born or '') ~= decided_born or (commit or '') ~= decided_commit then
+  if claimant ~= '' and claimed_for_ms <= 0 and born then
     redis.call('HSET', meta, 'claim', claimant, 'claim_until_ms', string.format('%.0f', now_ms() + claim_ms))
   end
   return {'CONFLICT', revision}
@@ -83,18 +85,9 @@ local arrived, was, kept = take(), take(), tonumber(take())
 local n_clustered, n_noise, n_dismissed = tonumber(take()), tonumber(take()), tonumber(take())
 local correction, kind, by, summary = take(), take(), take(), take()
 
-local n_media, n_quarantined, ingested = 0, 0, 0
+n_media, ingested, n_quarantined = tonumber(n_media or '0'), tonumber(ingested or '0'), tonumber(n_quarantined or '0')
 local n_arriving, back = tonumber(ARGV[taken + 1]), {}
-if expected > 0 then
-  n_media = tonumber(stored[6])
-  n_quarantined = redis.call('HLEN', KEYS[13])
-  ingested = tonumber(stored[7] or n_media + n_quarantined)
-  local lengths = {redis.call('LLEN', KEYS[2]), redis.call('STRLEN', KEYS[5]) / 4, redis.call('STRLEN', KEYS[6])}
-  for _, length in ipairs(lengths) do
-    if length ~= n_media then
-      return {'UNEVEN', expected, n_media, unpack(lengths)}
-    end
-  end
+if n_quarantined > 0 then
   for i = 1, n_arriving do
     if redis.call('HEXISTS', KEYS[13], ARGV[taken + 1 + i]) == 1 then
       back[#back + 1] = ARGV[taken + 1 + i]
@@ -108,9 +101,8 @@ end
 
 revision = expected + 1
 if expected == 0 then
-  redis.call('HSET', meta, 'format', format)
-  -- what somebody left behind who deleted a pet by hand
-  redis.call('DEL', unpack(KEYS, 2))
+  redis.call('HSET', meta, 'format', format, 'n_clusters', 0, 'n_aliases', 0, 'n_corrections', 0, 'n_history', 0,
+    'n_overwritten', 0, 'n_overflowed', 0, 'relabelled_at', 0, 'recarded_at', 0, 'past_from', 0)
 end
 if vectors ~= '' then
   local answer = redis.pcall('APPEND', KEYS[4], vectors)
@@ -127,32 +119,29 @@ if expected == 0 then
 end
 redis.call('HSET', meta, 'born', born, 'commit', new_commit, 'revision', revision, 'n_media', n_media + n_arriving,
   'next_cluster', next_cluster, 'n_at_recluster', n_at_recluster, 'noise_arrivals', noise_arrivals,
-  'ingested', ingested, 'n_clustered', n_clustered, 'n_noise', n_noise, 'n_dismissed', n_dismissed)
+  'ingested', ingested, 'n_quarantined', n_quarantined, 'n_clustered', n_clustered, 'n_noise', n_noise, 'n_dismissed', n_dismissed)
 for _, medium in ipairs(back) do
   redis.call('HDEL', KEYS[13], medium)
 end
-if stored[4] then
+if claim then
   redis.call('HDEL', meta, 'claim', 'claim_until_ms')
 end
 if model ~= '' then
   redis.call('HSET', meta, 'model', model, 'dim', dim)
 end
 if was ~= '' then
-  local relabelled_at = redis.call('HGET', meta, 'relabelled_at')
-  if relabelled_at and redis.call('XLEN', KEYS[12]) == 0 and not redis.call('HGET', meta, 'past_from') then
-    -- of a release that kept nothing
-    redis.call('HSET', meta, 'past_from', relabelled_at)
-  end
   redis.call('XADD', KEYS[12], revision .. '-0', 'was', was)
-  if redis.call('XLEN', KEYS[12]) > kept then
+  n_overwritten = tonumber(n_overwritten or '0')
+  if n_overwritten + 1 > kept then
     local oldest = redis.call('XRANGE', KEYS[12], '-', '+', 'COUNT', 1)[1][1]
     redis.call('XDEL', KEYS[12], oldest)
     redis.call('HSET', meta, 'past_from', string.match(oldest, '%d+'))
+  else
+    redis.call('HSET', meta, 'n_overwritten', n_overwritten + 1)
   end
 end
 if arrived ~= '' then
-  -- what is missing of a pet that was begun before this was kept becomes 0
-  redis.call('SETRANGE', KEYS[11], 4 * n_media, arrived)
+  redis.call('APPEND', KEYS[11], arrived)
 end
 if relabels then
   redis.call('SET', KEYS[5], labels)
@@ -163,11 +152,12 @@ elseif labels ~= '' then
   redis.call('APPEND', KEYS[6], standings)
 end
 if correction ~= '' then
-  redis.call('RPUSH', KEYS[9], correction)
+  redis.call('HSET', meta, 'n_corrections', redis.call('RPUSH', KEYS[9], correction))
 end
 if kind ~= '' then
   redis.call('XADD', KEYS[10], 'MAXLEN', '~', HISTORY_LENGTH, revision .. '-0',
     'kind', kind, 'by', by, 'at_ms', string.format('%.0f', now_ms()), 'summary', summary)
+  redis.call('HSET', meta, 'n_history', redis.call('XLEN', KEYS[10]))
 end
 
 local first = taken + 2
@@ -179,6 +169,7 @@ end
 local n_cards = call_with_list('HSET', KEYS[7]) + call_with_list('HDEL', KEYS[7])
   + call_with_list('HSET', KEYS[8]) + call_with_list('HDEL', KEYS[8])
 if n_cards > 0 then
-  redis.call('HSET', meta, 'recarded_at', revision)
+  redis.call('HSET', meta, 'recarded_at', revision, 'n_clusters', redis.call('HLEN', KEYS[7]),
+    'n_aliases', redis.call('HLEN', KEYS[8]))
 end
 return {'OK', revision, born}

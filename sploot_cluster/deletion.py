@@ -6,16 +6,15 @@ of it: two media that people joined through a third one stay joined when that on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 from uuid import uuid4
 
 import numpy as np
 
 from sploot_cluster.assignment import let_count, threshold_of
-from sploot_cluster.dumps import PetDump
 from sploot_cluster.models import (
     NOISE,
     ClusterCard,
@@ -33,35 +32,57 @@ from sploot_cluster.models import (
 )
 from sploot_cluster.past import Overwritten, newest
 from sploot_cluster.rows import PetRows
-from sploot_cluster.shadow import Shadow
 from sploot_cluster.vectors import BoolVector, LabelVector, StandingVector
+
+if TYPE_CHECKING:
+    from sploot_cluster.dumps import PetDump
+    from sploot_cluster.shadow import Shadow
 
 # No producer's name begins like this: it cannot be printed.
 STAND_IN: Final = "\x7fdeleted-"
 
 
 def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) -> PetDump:
-    """The pet after these media are deleted, one revision later; those it does not have are no harm.
+    """The pet after these media are deleted, one revision later; those it does not have are no harm."""
+    gone, revision = set(media), pet.state.revision + 1
+    left, led = leave_out(pet, gone)
+    entry = HistoryEntry(revision, "delete", at, by, {"n_deleted": pet.state.n_media - left.state.n_media})
+    quarantine = {medium: why for medium, why in pet.quarantine.items() if medium not in gone}
+    overwritten, past_from = newest([*left.overwritten, *([of_aliases(revision, led)] if led else [])], pet.past_from)
+    return replace(
+        left,
+        state=replace(
+            left.state,
+            revision=revision,
+            ledger=tuple(_unnamed(pet.state.ledger, gone)),
+            relabelled_at=revision,
+        ),
+        overwritten=overwritten,
+        past_from=past_from,
+        history=(*pet.history, entry),
+        quarantine=quarantine,
+        ingested=left.state.n_media + len(quarantine),
+        shadow=None if pet.shadow is None else _shadow_without(pet.shadow, gone),
+    )
+
+
+def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[ClusterId, ClusterId]]:
+    """The pet without the rows of these media, now and in its past, and the aliases that lead nowhere without them.
 
     Rows keep their order and move up. Clusters that lost counting media get another threshold, empty ones end, and so
-    does every alias that leads to one.
+    does every alias that leads to one. What is counted, and what stands beside the rows, is the caller's to change.
     """
-    state, gone = pet.state, set(media)
+    state = pet.state
     keep: BoolVector = np.array([medium not in gone for medium in state.media], dtype=np.bool_)
     labels, standings = state.labels[keep], let_count(state.labels[keep], state.standings[keep])
     rows = PetRows([medium for medium in state.media if medium not in gone], state.vectors[keep].copy())
-    n, revision = int(np.count_nonzero(keep)), state.revision + 1
+    n = int(np.count_nonzero(keep))
     clusters = _cards(state, keep, labels, standings, rows)
-    entry = HistoryEntry(revision, "delete", at, by, {"n_deleted": state.n_media - n})
     led = {old: now for old, now in state.aliases.items() if now not in clusters}
-    quarantine = {medium: why for medium, why in pet.quarantine.items() if medium not in gone}
-    told = [_moved_up(one, keep) for one in pet.overwritten]
-    overwritten, past_from = newest([*told, *([_of_aliases(revision, led)] if led else [])], pet.past_from)
-    return replace(
+    left = replace(
         pet,
         state=replace(
             state,
-            revision=revision,
             media=rows.media(n),
             rows=rows.index(n),
             vectors=rows.vectors(n),
@@ -69,19 +90,13 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
             standings=standings,
             clusters=clusters,
             aliases={old: now for old, now in state.aliases.items() if old not in led},
-            ledger=tuple(_unnamed(state.ledger, gone)),
             n_at_recluster=int(np.count_nonzero(keep[: state.n_at_recluster])),
             noise_arrivals=min(state.noise_arrivals, int(np.count_nonzero(labels == NOISE))),
-            relabelled_at=revision,
         ),
         arrived=pet.arrived[keep],
-        overwritten=overwritten,
-        past_from=past_from,
-        history=(*pet.history, entry),
-        quarantine=quarantine,
-        ingested=n + len(quarantine),
-        shadow=None if pet.shadow is None else _shadow_without(pet.shadow, gone),
+        overwritten=tuple(_moved_up(one, keep) for one in pet.overwritten),
     )
+    return left, led
 
 
 def _shadow_without(shadow: Shadow, gone: set[MediaId]) -> Shadow:
@@ -108,7 +123,8 @@ def _moved_up(one: Overwritten, keep: BoolVector) -> Overwritten:
     return replace(one, rows=rows, labels=one.labels[stays], standings=one.standings[stays])
 
 
-def _of_aliases(revision: int, led: Mapping[ClusterId, ClusterId]) -> Overwritten:
+def of_aliases(revision: int, led: Mapping[ClusterId, ClusterId]) -> Overwritten:
+    """What a commit overwrites that moves no medium: aliases, and where they led before."""
     nothing = np.empty(0)
     return Overwritten(
         revision, nothing.astype(np.uint32), nothing.astype(np.int32), nothing.astype(np.uint8), aliases=led

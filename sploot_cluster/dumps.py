@@ -53,7 +53,7 @@ class PetDump:
         state: with its vectors.
         arrived, overwritten, past_from: as of ``past.Past``, but the oldest first.
         history: the oldest first.
-        ingested: as of ``tally.Tally``.
+        ingested, overflowed: as of ``tally.Tally``.
         shadow: with its vectors, if one is open.
     """
 
@@ -65,6 +65,7 @@ class PetDump:
     quarantine: Mapping[MediaId, Quarantined]
     ingested: int
     shadow: Shadow | None = None
+    overflowed: int = 0
 
 
 def dump(pet: PetDump) -> bytes:
@@ -98,6 +99,7 @@ def dump(pet: PetDump) -> bytes:
             medium: asdict(why) | {"at": why.at.isoformat()} for medium, why in sorted(pet.quarantine.items())
         },
         "ingested": pet.ingested,
+        "overflowed": pet.overflowed,
         "shadow": None
         if pet.shadow is None
         else {
@@ -105,6 +107,7 @@ def dump(pet: PetDump) -> bytes:
             "dim": pet.shadow.dim,
             "begun_at": pet.shadow.begun_at.isoformat(),
             "by": pet.shadow.by,
+            "was_own": pet.shadow.was_own,
             "media": sorted(pet.shadow.vectors),
         },
         "sha256": {name: sha256(column).hexdigest() for name, column in columns.items()},
@@ -127,7 +130,7 @@ def _shadow(said: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Sha
     rows = vectors.reshape(len(said["media"]), said["dim"])
     by_medium = {MediaId(medium): row for medium, row in zip(said["media"], rows, strict=True)}
     begun_at = datetime.fromisoformat(said["begun_at"])
-    return Shadow(said["model"], said["dim"], begun_at, said["by"], by_medium, len(by_medium))
+    return Shadow(said["model"], said["dim"], begun_at, said["by"], by_medium, len(by_medium), said["was_own"])
 
 
 def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
@@ -197,6 +200,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) ->
             for medium, why in facts["quarantine"].items()
         },
         ingested=facts["ingested"],
+        overflowed=facts["overflowed"],
         shadow=_shadow(facts["shadow"], columns),
     )
 
@@ -210,6 +214,8 @@ def _problems(pet: PetDump) -> Iterator[str]:
         yield "a medium is in it twice"
     if set(np.unique(state.labels).tolist()) - {NOISE} != set(state.clusters):
         yield "its labels are not those of its clusters"
+    if pet.shadow is not None and pet.shadow.vectors.keys() - set(state.media) - pet.quarantine.keys():
+        yield "media that only its second model has are not in its quarantine"
     if pet.ingested != n + len(pet.quarantine):
         yield f"it ingested {pet.ingested} media, and has {n} and {len(pet.quarantine)} quarantined"
     if any(len(one.rows) and int(one.rows[-1]) >= n for one in pet.overwritten):

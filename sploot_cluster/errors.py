@@ -24,6 +24,8 @@ Only the standard library is imported here, so that the thin client and the mess
 
 from __future__ import annotations
 
+import json
+
 
 class ClusterError(Exception):
     """Root of everything this package raises on purpose."""
@@ -104,7 +106,9 @@ class UnknownMedia(InvalidInput):
     """Raised when media named in a correction are not where the caller says they are."""
 
     def __init__(self, *, pet: int, media: tuple[str, ...], where: str) -> None:
-        shown = ", ".join(media[:5]) + (f" and {len(media) - 5} more" if len(media) > 5 else "")
+        # as JSON strings, so that each name can be read back out of the text of an error, whatever it holds
+        shown = ", ".join(json.dumps(medium, ensure_ascii=False) for medium in media[:5])
+        shown += f" and {len(media) - 5} more" if len(media) > 5 else ""
         super().__init__(
             "media_ids",
             f"{shown} not in {where} of pet {pet}",
@@ -253,19 +257,33 @@ class NotConserved(ClusterError):
 class UnreadablePet(ClusterError):
     """Raised when what is stored of a pet does not fit together, or is of a form that this release does not know.
 
+    Nothing was written. Nothing is, until its keys fit together again or the pet is deleted.
+
     Attributes:
         problem: what does not fit.
+        key: the key that is damaged, with the field of a hash after a space; None where it is not known.
+        expected, found: how long that key should be, and how long it is.
+        hint: how to get the pet back.
     """
 
-    def __init__(self, *, pet: int, problem: str) -> None:
-        super().__init__(
-            f"pet {pet} cannot be read: {problem}; run the release that wrote it, "
-            f"or restore its keys {{pet:{pet}}}:* from a backup"
+    def __init__(
+        self, *, pet: int, problem: str, key: str | None = None, expected: str | None = None, found: str | None = None
+    ) -> None:
+        self.pet, self.problem, self.key, self.expected, self.found = pet, problem, key, expected, found
+        self.hint = (
+            f"nothing was written. Run the release that wrote it, or restore its keys {{pet:{pet}}}:* from a backup "
+            "(ops/runbook.md, A pet that cannot be read)"
         )
-        self.pet, self.problem = pet, problem
+        super().__init__(f"pet {pet} cannot be read: {problem}; {self.hint}")
+
+    @classmethod
+    def of_key(cls, *, pet: int, key: str, expected: str, found: str) -> UnreadablePet:
+        """The error for a key whose length or value is not what the pet's other keys ask for."""
+        problem = f"{key}: expected {expected}, found {found}"
+        return cls(pet=pet, problem=problem, key=key, expected=expected, found=found)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_unreadable, (self.pet, self.problem))
+        return (_unreadable, (self.pet, self.problem, self.key, self.expected, self.found))
 
 
 def _pet_exists(pet: int, revision: int) -> PetExists:
@@ -296,5 +314,5 @@ def _not_conserved(pet: int, problem: str) -> NotConserved:
     return NotConserved(pet=pet, problem=problem)
 
 
-def _unreadable(pet: int, problem: str) -> UnreadablePet:
-    return UnreadablePet(pet=pet, problem=problem)
+def _unreadable(pet: int, problem: str, key: str | None, expected: str | None, found: str | None) -> UnreadablePet:
+    return UnreadablePet(pet=pet, problem=problem, key=key, expected=expected, found=found)

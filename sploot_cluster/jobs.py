@@ -140,6 +140,14 @@ class JobQueue(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class LetterRef:
+    """Where a dead letter is."""
+
+    queue: str
+    letter_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Traces:
     """What travelled about a pet or some of its media, besides the pet itself.
 
@@ -147,11 +155,17 @@ class Traces:
         n_records: of jobs.
         n_dead_letters: of any queue.
         n_waiting: events and corrections that have not been worked on yet; they would bring media back, or name them.
+        records: the ids of these jobs.
+        dead_letters: queue and id of each of these.
+        unreadable: dead letters of which cannot be read what they are about; they are left alone.
     """
 
     n_records: int
     n_dead_letters: int
     n_waiting: int
+    records: tuple[str, ...] = ()
+    dead_letters: tuple[LetterRef, ...] = ()
+    unreadable: tuple[LetterRef, ...] = ()
 
 
 class JobTraces(Protocol):

@@ -14,11 +14,15 @@ never move.
                                     next_cluster     the next cluster id to give out
                                     n_at_recluster   media the last recluster saw
                                     noise_arrivals   arrivals since then that found no cluster
-                                    relabelled_at    revision that last rewrote labels of rows that existed
-                                    past_from        the oldest revision that can be told; absent while all can
-                                    recarded_at      revision that last wrote clusters or aliases
+                                    relabelled_at    revision that last rewrote labels of rows that existed; or 0
+                                    past_from        the oldest revision that can be told; 0 while all can
+                                    recarded_at      revision that last wrote clusters or aliases; or 0
                                     ingested         media that came, one by one (tally.py)
                                     n_clustered, n_noise, n_dismissed   where those with a row are; counted per commit
+                                    n_overflowed     arrivals that found the quarantine full
+                                    n_clusters, n_aliases, n_corrections, n_history, n_overwritten, n_quarantined
+                                                     how many are in the key of that name; corrections in ledger
+                                    n_shadow         how many are in shadow:vectors; absent while no shadow is open
                                     claim, claim_until_ms   who has the right of way, and until when (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
     {pet:<id>}:rows         hash    media id -> row, for whoever looks for one medium
@@ -29,13 +33,15 @@ never move.
     {pet:<id>}:aliases      hash    merged id -> the id it became
     {pet:<id>}:ledger       list    corrections, oldest first, JSON (see ledger.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so
-    {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it came; 0 = nobody knows
+    {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it came
     {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels, standings and aliases that it overwrote
                                     (past.py); 256
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
                                     256 media on. It may be missing or behind: then a recluster takes longer
-    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at"}, JSON: its vector is of another space; 10,000
-    {pet:<id>}:shadow       hash    model, dim, by, begun_at: a second space, open beside the pet's own (shadow.py)
+    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at"}, JSON: its vector is of another space; 10,000,
+                                    and besides them all that only shadow:vectors has
+    {pet:<id>}:shadow       hash    model, dim, by, begun_at, was_own: a second space, open beside the pet's own
+                                    (shadow.py)
     {pet:<id>}:shadow:vectors  hash  media id -> float32 little-endian, unit norm, of that model
     {pet:<id>}:preview      string  a recluster that waits to be applied (previews.py); ends after 15 minutes
     sploot:pets             set     ids of pets that hold something, decimal
@@ -48,15 +54,20 @@ and pets from 256 media on keep their tree: a medium of a pet of 500 takes 3.8 k
 ``vectors`` reach the 512 MB of one value at 262,144 media. A recluster that moves half of 50,000 media leaves 13 kB in
 ``overwritten``. A shadow takes the same again, 4 * dim and about 130 bytes a medium.
 
+The lengths of all keys follow from ``meta``. Every script that reads or writes a pet compares them first (whole.lua,
+O(1)), and refuses a pet of which a key is missing or cut: ``UnreadablePet``. ``tree`` and ``preview`` can be computed
+again, and are not compared.
+
 ``sploot:pets`` lies in another slot and cannot be written by the script that commits. It is written before a pet's
-first commit: a crash between the two leaves an id that holds nothing, and never a pet that nobody finds. Whoever begins
-or deletes a pet looks afterwards whether it stands there as it should: two may do so at once.
+first commit: a crash between the two leaves an id that holds nothing, and never a pet that nobody finds. A commit adds
+the pet again in its own round trip, so that a list that was lost comes back with the arrivals; on a Cluster, where that
+takes a round trip more, one commit of 16 does. A process that begins or deletes a pet, or finds it unlisted, looks
+afterwards whether it stands there as it should: two may do so at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from sploot_cluster.models import PetId
 
@@ -65,9 +76,8 @@ PETS: Final = "sploot:pets"
 FORMAT: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class PetKeys:
-    """The keys of one pet."""
+class PetKeys(NamedTuple):
+    """The keys of one pet, in the order in which scripts take them."""
 
     meta: str
     media: str
@@ -89,27 +99,8 @@ class PetKeys:
 
     @classmethod
     def of(cls, pet: PetId) -> Self:
-        tag = f"{{pet:{pet}}}"
-        return cls(
-            meta=f"{tag}:meta",
-            media=f"{tag}:media",
-            rows=f"{tag}:rows",
-            vectors=f"{tag}:vectors",
-            labels=f"{tag}:labels",
-            standings=f"{tag}:standings",
-            clusters=f"{tag}:clusters",
-            aliases=f"{tag}:aliases",
-            ledger=f"{tag}:ledger",
-            history=f"{tag}:history",
-            arrived=f"{tag}:arrived",
-            overwritten=f"{tag}:overwritten",
-            quarantine=f"{tag}:quarantine",
-            preview=f"{tag}:preview",
-            shadow=f"{tag}:shadow",
-            shadow_vectors=f"{tag}:shadow:vectors",
-            tree=f"{tag}:tree",
-        )
+        tag = f"{{pet:{pet}}}:"
+        return cls._make([tag + name for name in _NAMES])
 
-    def all(self) -> tuple[str, ...]:
-        """Every key of the pet, ``meta`` first."""
-        return astuple(self)
+
+_NAMES: Final = tuple(name.replace("_", ":") for name in PetKeys._fields)

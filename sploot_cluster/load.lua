@@ -1,9 +1,10 @@
 -- Reads a pet at one moment: all of it, or what is new to a reader who knows an earlier state.
 --
--- KEYS     1 meta  2 media  3 vectors  4 labels  5 standings  6 clusters  7 aliases  8 ledger
+-- KEYS     all of the pet
 -- ARGV     born, commit, revision, n_media, n_corrections, last_medium   of the known state; "", "", 0, 0, 0, "" = none
 --          max_vector_bytes   the most to answer of the vectors; 0 = none, and no rest
--- Returns  1 when the known state is the newest, {} for a pet that has nothing, else
+-- Returns  1 when the known state is the newest, {} for a pet that has nothing,
+--          {"DAMAGED", key, expected, found} for one that is not whole, known or not, else
 --          1 meta           field, value, …
 --          2 from_row       media and vectors begin at this row
 --          3 media
@@ -21,41 +22,43 @@
 -- The known state counts only if it is an ancestor of what is stored. A later revision with the same last medium in the
 -- same row is taken for one: that fails after a failover that lost writes, and for a pet deleted and begun anew.
 
-local version = redis.call('HMGET', KEYS[1], 'born', 'commit')
-if version[1] == ARGV[1] and version[2] == ARGV[2] then
+local damaged, born, commit = look()
+if damaged then
+  return damaged
+end
+if not born then
+  return {}
+end
+if born == ARGV[1] and commit == ARGV[2] then
   return 1
 end
 local known_revision, known_rows, known_corrections = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
-local meta = redis.call('HGETALL', KEYS[1])
-if #meta == 0 then
-  return {}
-end
-local field = {}
+local meta, field = redis.call('HGETALL', KEYS[1]), {}
 for i = 1, #meta, 2 do
   field[meta[i]] = meta[i + 1]
 end
 local revision = tonumber(field.revision)
-local is_ancestor = field.born == ARGV[1] and revision > known_revision
+local is_ancestor = born == ARGV[1] and revision > known_revision
   and (known_rows == 0 or redis.call('LINDEX', KEYS[2], known_rows - 1) == ARGV[6])
 if not is_ancestor then
   known_revision, known_rows, known_corrections = 0, 0, 0
 end
 
 local labels_from = known_rows
-if tonumber(field.relabelled_at or '0') > known_revision then
+if tonumber(field.relabelled_at) > known_revision then
   labels_from = 0
 end
 local clusters, aliases = false, false
-if not is_ancestor or tonumber(field.recarded_at or '0') > known_revision then
-  clusters, aliases = redis.call('HGETALL', KEYS[6]), redis.call('HGETALL', KEYS[7])
+if not is_ancestor or tonumber(field.recarded_at) > known_revision then
+  clusters, aliases = redis.call('HGETALL', KEYS[7]), redis.call('HGETALL', KEYS[8])
 end
 local vectors, rest_from, rest_to, max_vector_bytes = '', 0, 0, tonumber(ARGV[7])
 if max_vector_bytes > 0 then
   local from = known_rows * tonumber(field.dim or '0') * 4
-  rest_from, rest_to = from, redis.call('STRLEN', KEYS[3])
+  rest_from, rest_to = from, redis.call('STRLEN', KEYS[4])
   if rest_to - from <= max_vector_bytes then
-    vectors = redis.call('GETRANGE', KEYS[3], from, rest_to - 1)
+    vectors = redis.call('GETRANGE', KEYS[4], from, rest_to - 1)
     rest_from = rest_to
   end
 end
@@ -67,10 +70,10 @@ return {
   rest_from,
   rest_to,
   labels_from,
-  redis.call('GETRANGE', KEYS[4], labels_from * 4, -1),
-  redis.call('GETRANGE', KEYS[5], labels_from, -1),
+  redis.call('GETRANGE', KEYS[5], labels_from * 4, -1),
+  redis.call('GETRANGE', KEYS[6], labels_from, -1),
   clusters,
   aliases,
   known_corrections,
-  redis.call('LRANGE', KEYS[8], known_corrections, -1),
+  redis.call('LRANGE', KEYS[9], known_corrections, -1),
 }

@@ -39,6 +39,7 @@ class _Pet:
     preview: Preview | None = None
     quarantine: dict[MediaId, Quarantined] = field(default_factory=dict)
     ingested: int = 0
+    overflowed: int = 0
     shadow: Shadow | None = None
 
 
@@ -157,6 +158,7 @@ class MemoryPetStore:
                 return False
             if media not in held.quarantine:
                 if len(held.quarantine) >= MAX_QUARANTINED:
+                    held.overflowed += 1
                     return False
                 held.ingested += 1
             held.quarantine[media] = why
@@ -167,9 +169,9 @@ class MemoryPetStore:
             held = self._pets.get(pet) or _Pet(empty_state(pet))
             return PetTally(_tally(held), dict(held.quarantine))
 
-    def totals(self) -> Totals:
+    def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
         with self._lock:
-            tallies = {pet: _tally(held) for pet, held in sorted(self._pets.items())}
+            tallies = {pet: _tally(held) for pet, held in sorted(self._pets.items()) if pets is None or pet in pets}
         unconserved = tuple(pet for pet, tally in tallies.items() if not tally.is_conserved)
         return Totals(sum(tallies.values(), start=Tally()), len(tallies), unconserved)
 
@@ -193,6 +195,7 @@ class MemoryPetStore:
                 dict(held.quarantine),
                 held.ingested,
                 held.shadow,
+                held.overflowed,
             )
 
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
@@ -217,6 +220,7 @@ class MemoryPetStore:
                 past_from=after.past_from,
                 quarantine=dict(after.quarantine),
                 ingested=after.ingested,
+                overflowed=after.overflowed,
                 shadow=after.shadow,
             )
             return self._pets[pet].state
@@ -239,13 +243,21 @@ class MemoryPetStore:
             held.shadow = shadow
             return True
 
-    def add_to_shadow(self, pet: PetId, model: str, media: MediaId, vector: FloatVector) -> bool:
+    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
         with self._lock:
             held = self._pets.get(pet)
-            if held is None or held.shadow is None or held.shadow.model != model:
+            return sorted(held.shadow.vectors.keys() - held.state.rows.keys()) if held and held.shadow else []
+
+    def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
+        with self._lock:
+            held = self._pets.get(state.pet)
+            if held is None or held.state.born != state.born or held.shadow is None or held.shadow.model != why.model:
                 return False
             vectors = {media: vector, **held.shadow.vectors}
             held.shadow = dataclasses.replace(held.shadow, vectors=vectors, n_vectors=len(vectors))
+            if media not in held.state.rows:
+                held.ingested += media not in held.quarantine
+                held.quarantine[media] = why
             return True
 
     def end_shadow(self, pet: PetId) -> bool:
@@ -271,4 +283,4 @@ def _tally(held: _Pet) -> Tally:
     clustered = int(np.count_nonzero(state.labels != NOISE))
     dismissed = int(np.count_nonzero(state.standings == Standing.DISMISSED))
     noise = state.n_media - clustered - dismissed
-    return Tally(held.ingested, clustered, noise, len(held.quarantine), dismissed)
+    return Tally(held.ingested, clustered, noise, len(held.quarantine), dismissed, held.overflowed)

@@ -72,10 +72,11 @@ BYTES_FROM_SCRIPT: Final = 64 * 1024
 # What load.lua answers to a reader who knows the newest state.
 IS_NEWEST: Final = 1
 
+# A Cluster cannot list a pet in the round trip of its commit: there, one commit of so many does.
+LISTED_EVERY: Final = 16
+
 # Pets whose counts one round trip reads: a millisecond of the server's only thread.
 TALLIES_PER_TRIP: Final = 500
-
-_TALLY: Final = ["n_media", "ingested", "n_clustered", "n_noise", "n_dismissed"]
 
 
 class RedisPetStore:
@@ -95,17 +96,22 @@ class RedisPetStore:
         def script(name: str) -> str:
             return scripts.joinpath(f"{name}.lua").read_text(encoding="utf-8")
 
+        def careful(name: str) -> str:
+            return script("whole") + script(name)
+
         # every arrival calls these two
         calls = ShortCalls(client)
-        self._load = calls.script(script("load"))
-        self._commit = calls.script(script("commit"))
+        self._load = calls.script(careful("load"))
+        self._commit = calls.script(careful("commit"))
+        self._check = client.register_script(careful("check"))
         self._keep = client.register_script(script("keep"))
         self._keep_preview = client.register_script(script("keep_preview"))
-        self._quarantine = client.register_script(script("quarantine"))
-        self._dump = client.register_script(script("dump"))
-        self._begin_shadow = client.register_script(script("begin_shadow"))
-        self._add_to_shadow = client.register_script(script("add_to_shadow"))
-        self._replace = client.register_script(script("replace"))
+        self._quarantine = client.register_script(careful("quarantine"))
+        self._dump = client.register_script(careful("dump"))
+        self._begin_shadow = client.register_script(careful("begin_shadow"))
+        self._add_to_shadow = client.register_script(careful("add_to_shadow"))
+        self._end_shadow = client.register_script(careful("end_shadow"))
+        self._replace = client.register_script(careful("replace"))
         self._release = client.register_script(script("release"))
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
@@ -119,22 +125,12 @@ class RedisPetStore:
             if not state.revision:
                 new_born = uuid4().hex
                 self._client.sadd(PETS, pet)
-            answer = self._commit(
-                keys=[
-                    keys.meta,
-                    keys.media,
-                    keys.rows,
-                    keys.vectors,
-                    keys.labels,
-                    keys.standings,
-                    keys.clusters,
-                    keys.aliases,
-                    keys.ledger,
-                    keys.history,
-                    keys.arrived,
-                    keys.overwritten,
-                    keys.quarantine,
-                ],
+            answer, n_listed = self._commit.and_then(
+                "SADD",
+                PETS,
+                pet,
+                if_short=state.revision % LISTED_EVERY > 0,
+                keys=keys,
                 args=[
                     *_names(state.version),
                     state.revision,
@@ -145,9 +141,9 @@ class RedisPetStore:
                     *_written(state, change),
                 ],
             )
-            if not state.revision and self._client.sadd(PETS, pet):
+            if n_listed:
                 self._list(pet)  # else it stood there all the while
-        match answer:
+        match _whole(pet, answer):
             case [b"OK", _, born]:
                 return follow(state, change, version=f"{born.decode()}.{new_commit}")
             case [b"CLAIMED", revision, for_ms]:
@@ -155,11 +151,6 @@ class RedisPetStore:
             case [b"UNCONSERVED", _, ingested, quarantined]:
                 clustered, noise, dismissed = counts_after(state, change)
                 raise NotConserved(pet=pet, problem=str(Tally(ingested, clustered, noise, quarantined, dismissed)))
-            case [b"UNEVEN", _, n_media, n_named, n_labels, n_standings]:
-                raise NotConserved(
-                    pet=pet,
-                    problem=f"{n_media} media by count, {n_named} by name, {n_labels} labels, {n_standings} standings",
-                )
             case [b"TOO_LARGE", _]:
                 raise PetTooLarge(pet=pet, n_media=state.n_media)
             case [_, revision]:
@@ -199,7 +190,11 @@ class RedisPetStore:
 
     def revision(self, pet: PetId) -> int:
         with _translated(f"read the revision of pet {pet}"):
-            return int(cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "revision")) or 0)
+            stored = cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "revision"))
+            if stored is None:
+                _whole(pet, self._check(keys=PetKeys.of(pet)))
+        with _readable(pet):
+            return int(stored or 0)
 
     def moved_at(self, pet: PetId) -> int:
         with _translated(f"read when media of pet {pet} were last moved"):
@@ -207,44 +202,55 @@ class RedisPetStore:
 
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
         with _translated(f"read the history of pet {pet}"):
+            _whole(pet, self._check(keys=PetKeys.of(pet)))
             entries = self._client.xrevrange(PetKeys.of(pet).history, count=limit)
-        return [_entry(id_, fields) for id_, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)]
+        with _readable(pet):
+            return [_entry(id_, fields) for id_, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)]
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
-        keys, (born, _) = PetKeys.of(state.pet), _names(state.version)
-        with _translated(f"quarantine a medium of pet {state.pet}"):
-            return bool(
-                self._quarantine(
-                    keys=[keys.meta, keys.rows, keys.quarantine],
-                    args=[born, media, _dump_quarantined(why), MAX_QUARANTINED],
-                )
-            )
+        pet, (born, _) = state.pet, _names(state.version)
+        with _translated(f"quarantine a medium of pet {pet}"):
+            answer = self._quarantine(keys=PetKeys.of(pet), args=[born, media, _dump_quarantined(why), MAX_QUARANTINED])
+        return bool(_whole(pet, answer))
 
     def tally(self, pet: PetId) -> PetTally:
         keys = PetKeys.of(pet)
         with _translated(f"count the media of pet {pet}"):
-            meta = self._client.hmget(keys.meta, _TALLY)
+            tally = _tally(_whole(pet, self._check(keys=keys)))
             stored = cast("dict[bytes, bytes]", self._client.hgetall(keys.quarantine))
-        quarantine = {MediaId(medium.decode()): _load_quarantined(facts) for medium, facts in stored.items()}
-        return PetTally(_tally(cast("list[bytes | None]", meta), len(quarantine)), quarantine)
+        with _readable(pet):
+            quarantine = {MediaId(medium.decode()): _load_quarantined(facts) for medium, facts in stored.items()}
+        return PetTally(tally, quarantine)
 
-    def totals(self) -> Totals:
-        tally, pets, unconserved = Tally(), self.pets(), []
+    def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
+        tally, unconserved, damaged = Tally(), [], []
+        pets = self.pets() if pets is None else pets
         for start in range(0, len(pets), TALLIES_PER_TRIP):
             some = pets[start : start + TALLIES_PER_TRIP]
             with _translated("count the media of all pets"):
-                pipe = self._client.pipeline(transaction=False)
-                for keys in map(PetKeys.of, some):
-                    pipe.hmget(keys.meta, _TALLY)
-                    pipe.hlen(keys.quarantine)
-                    pipe.strlen(keys.standings)
-                answers = pipe.execute()
-            for pet, meta, n_quarantined, n_rows in zip(some, answers[::3], answers[1::3], answers[2::3], strict=True):
-                of_pet = _tally(meta, n_quarantined)
+                answers = self._check_all(some)
+            for pet, answer in zip(some, answers, strict=True):
+                try:
+                    of_pet = _tally(_whole(pet, answer))
+                except UnreadablePet as problem:
+                    damaged.append(problem)
+                    continue
                 tally += of_pet
-                if not of_pet.is_conserved or n_rows != of_pet.ingested - n_quarantined:
+                if not of_pet.is_conserved:
                     unconserved.append(pet)
-        return Totals(tally, len(pets), tuple(unconserved))
+        unreadable = (problem.pet for problem in damaged)
+        return Totals(tally, len(pets), tuple(sorted([*unconserved, *map(PetId, unreadable)])), tuple(damaged))
+
+    def _check_all(self, pets: Sequence[PetId]) -> list[Any]:
+        """What check.lua answers for each of them, in one round trip to each server."""
+        pipe = self._client.pipeline(transaction=False)
+        for keys in map(PetKeys.of, pets):
+            if isinstance(self._client, redis.RedisCluster):
+                # its pipelines refuse EVALSHA, and EVAL under its own name
+                pipe.execute_command("EVAL", self._check.script, len(keys), *keys)
+            else:
+                self._check(keys=keys, client=pipe)
+        return cast("list[Any]", pipe.execute())
 
     def past(self, pet: PetId) -> Past:
         keys = PetKeys.of(pet)
@@ -257,55 +263,34 @@ class RedisPetStore:
             if (born or b"").decode() == _names(state.version)[0]:
                 break  # else rows were deleted in between, and what was read is of others
         column = _arrived(arrived, state.n_media)
-        try:
+        with _readable(pet):
             overwritten = [load_overwritten(_revision(id_), fields[b"was"]) for id_, fields in entries]
-        except (ValueError, KeyError) as exc:
-            raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
         # what was committed after the state was read is no part of its past
         told = [one for one in overwritten if one.revision <= state.revision]
         return Past(state, column, told, since=int(since or 0))
 
     def dump(self, pet: PetId) -> PetDump:
-        keys = PetKeys.of(pet)
         with _translated(f"read all of pet {pet}"):
-            answer = self._dump(
-                keys=[
-                    keys.meta,
-                    keys.media,
-                    keys.vectors,
-                    keys.labels,
-                    keys.standings,
-                    keys.clusters,
-                    keys.aliases,
-                    keys.ledger,
-                    keys.arrived,
-                    keys.overwritten,
-                    keys.history,
-                    keys.quarantine,
-                    keys.shadow,
-                    keys.shadow_vectors,
-                ]
-            )
+            answer = _whole(pet, self._dump(keys=PetKeys.of(pet)))
         if not answer:
             raise UnknownPet(pet=pet)
         meta, media, vectors, labels, standings, clusters, aliases, said = answer[:8]
         arrived, overwritten, history, quarantine, shadow, shadow_vectors = answer[8:]
         told = _Told(meta, 0, media, b"", 0, 0, 0, labels, standings, clusters, aliases, 0, said)
         facts = dict(_pairs(meta))
-        try:
+        with _readable(pet):
             state = _state(pet, empty_state(pet), told, vectors)
             return PetDump(
                 state,
                 _arrived(arrived, state.n_media),
                 tuple(load_overwritten(_revision(id_), was) for id_, (_, was) in overwritten),
-                past_from=int(facts.get(b"past_from", 0)),
+                past_from=int(facts[b"past_from"]),
                 history=tuple(_entry(id_, dict(_pairs(fields))) for id_, fields in history),
                 quarantine={MediaId(medium.decode()): _load_quarantined(why) for medium, why in _pairs(quarantine)},
-                ingested=int(facts.get(b"ingested", state.n_media + len(quarantine) // 2)),
+                ingested=int(facts[b"ingested"]),
+                overflowed=int(facts[b"n_overflowed"]),
                 shadow=_load_shadow(dict(_pairs(shadow)), dict(_pairs(shadow_vectors))),
             )
-        except (ValueError, KeyError) as exc:
-            raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
 
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
         pet, born, commit = after.state.pet, uuid4().hex, uuid4().hex
@@ -314,27 +299,26 @@ class RedisPetStore:
             if before is None:
                 self._client.sadd(PETS, pet)
             answer = self._replace(
-                keys=keys.all(),
+                keys=keys,
                 args=[
                     *_names(state.version),
                     commit,
                     claimant or "",
                     CLAIM_MS,
-                    *(keys.all().index(key) + 1 for key in (keys.shadow, keys.shadow_vectors, keys.quarantine)),
                     *_beside(before),
                     *_commands(keys, after, born=born, commit=commit),
                 ],
             )
-            if before is None and self._client.sadd(PETS, pet):
+            if self._client.sadd(PETS, pet):
                 self._list(pet)
-        if answer[0] != b"OK":
+        if _whole(pet, answer)[0] != b"OK":
             raise RevisionConflict(pet=pet, expected=state.revision, current=answer[1])
         return replace(after.state, pet=pet, version=f"{born}.{commit}")
 
     def delete(self, pet: PetId) -> bool:
         keys = PetKeys.of(pet)
         with _translated(f"delete pet {pet}"):
-            n_deleted = self._client.delete(*keys.all())
+            n_deleted = self._client.delete(*keys)
             self._list(pet)
         return n_deleted > 0
 
@@ -357,23 +341,39 @@ class RedisPetStore:
         with _translated(f"read the shadow of pet {pet}"):
             facts = cast("dict[bytes, bytes]", self._client.hgetall(keys.shadow))
             n_vectors = self._client.hlen(keys.shadow_vectors) if facts else 0
-        shadow = _load_shadow(facts, {})
+            if not facts:
+                _whole(pet, self._check(keys=keys))
+        with _readable(pet):
+            shadow = _load_shadow(facts, {})
         return None if shadow is None else replace(shadow, n_vectors=n_vectors)
 
-    def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
-        keys, (born, _) = PetKeys.of(state.pet), _names(state.version)
-        with _translated(f"open a shadow of pet {state.pet}"):
-            return bool(self._begin_shadow(keys=[keys.meta, keys.shadow], args=[born, *_dump_shadow(shadow)]))
+    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
+        keys = PetKeys.of(pet)
+        with _translated(f"list what only the shadow of pet {pet} has"):
+            _whole(pet, self._check(keys=keys))
+            there = set(cast("list[bytes]", self._client.lrange(keys.media, 0, -1)))
+            beside = cast("list[bytes]", self._client.hkeys(keys.shadow_vectors))
+        return sorted(MediaId(medium.decode()) for medium in beside if medium not in there)
 
-    def add_to_shadow(self, pet: PetId, model: str, media: MediaId, vector: FloatVector) -> bool:
-        keys, content = PetKeys.of(pet), vector.astype("<f4", copy=False).tobytes()
+    def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
+        pet, (born, _) = state.pet, _names(state.version)
+        with _translated(f"open a shadow of pet {pet}"):
+            answer = self._begin_shadow(keys=PetKeys.of(pet), args=[born, *_dump_shadow(shadow)])
+        return bool(_whole(pet, answer))
+
+    def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
+        pet, (born, _) = state.pet, _names(state.version)
+        content = vector.astype("<f4", copy=False).tobytes()
         with _translated(f"put a medium into the shadow of pet {pet}"):
-            return bool(self._add_to_shadow(keys=[keys.shadow, keys.shadow_vectors], args=[model, media, content]))
+            answer = self._add_to_shadow(
+                keys=PetKeys.of(pet), args=[born, why.model, media, content, _dump_quarantined(why)]
+            )
+        return bool(_whole(pet, answer))
 
     def end_shadow(self, pet: PetId) -> bool:
-        keys = PetKeys.of(pet)
         with _translated(f"close the shadow of pet {pet}"):
-            return bool(self._client.delete(keys.shadow, keys.shadow_vectors))
+            answer = self._end_shadow(keys=PetKeys.of(pet))
+        return bool(_whole(pet, answer))
 
     def pets(self) -> Sequence[PetId]:
         with _translated("list the pets"):
@@ -383,16 +383,7 @@ class RedisPetStore:
         keys = PetKeys.of(pet)
         with _translated(f"load pet {pet}"):
             answer = self._load(
-                keys=[
-                    keys.meta,
-                    keys.media,
-                    keys.vectors,
-                    keys.labels,
-                    keys.standings,
-                    keys.clusters,
-                    keys.aliases,
-                    keys.ledger,
-                ],
+                keys=keys,
                 args=[
                     *_names(known.version),
                     known.revision,
@@ -404,14 +395,12 @@ class RedisPetStore:
             )
             if answer == IS_NEWEST:
                 return known
-            if not answer:
+            if not _whole(pet, answer):
                 return empty_state(pet)
             told = _Told(*answer)
             vectors = told.vectors + b"".join(self._ranges(keys.vectors, told.rest_from, told.rest_to))
-        try:
+        with _readable(pet):
             return _state(pet, known, told, vectors if with_vectors else None)
-        except (ValueError, KeyError) as exc:
-            raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
 
     def _ranges(self, key: str, start: int, end: int) -> Iterator[bytes]:
         for at in range(start, end, CHUNK_BYTES):
@@ -455,26 +444,20 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
 
 
 def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:
-    """The revisions at which n rows came, as far as they were kept."""
-    column = np.zeros(n, dtype=np.uint32)
-    known = np.frombuffer(stored[: 4 * n], dtype="<u4")
-    column[: len(known)] = known
-    return column
+    """The revisions at which the first n rows came; others may have come since the pet was read."""
+    return np.frombuffer(stored, dtype="<u4", count=n).astype(np.uint32)
 
 
-def _tally(meta: Sequence[bytes | None], n_quarantined: int) -> Tally:
-    """The tally that ``_TALLY`` of a pet's meta tells; pets of an older release have not counted yet."""
-    n_media, ingested, clustered, noise, dismissed = (None if value is None else int(value) for value in meta)
-    n_media = n_media or 0
-    if ingested is None or clustered is None or noise is None or dismissed is None:
-        return Tally(n_media + n_quarantined, 0, n_media, n_quarantined, 0)
-    return Tally(ingested, clustered, noise, n_quarantined, dismissed)
+def _tally(counts: Sequence[bytes]) -> Tally:
+    """The tally of what check.lua answers for a pet that is whole."""
+    return Tally(*map(int, counts))
 
 
 def _dump_shadow(shadow: Shadow) -> tuple[str | int, ...]:
     """Fields and values of the hash."""
     at = shadow.begun_at.isoformat()
-    return ("model", shadow.model, "dim", shadow.dim, "begun_at", at, "by", shadow.by)
+    was_own = int(shadow.was_own)
+    return ("model", shadow.model, "dim", shadow.dim, "begun_at", at, "by", shadow.by, "was_own", was_own)
 
 
 def _load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) -> Shadow | None:
@@ -485,7 +468,8 @@ def _load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) -
     }
     at = datetime.fromisoformat(facts[b"begun_at"].decode())
     model, by = facts[b"model"].decode(), facts[b"by"].decode()
-    return Shadow(model, int(facts[b"dim"]), at, by, by_medium, len(by_medium))
+    was_own = facts[b"was_own"] == b"1"
+    return Shadow(model, int(facts[b"dim"]), at, by, by_medium, len(by_medium), was_own)
 
 
 def _dump_quarantined(why: Quarantined) -> str:
@@ -508,7 +492,7 @@ def _beside(before: PetDump | None) -> tuple[str, int, int]:
 
 def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterator[Any]:
     """What replace.lua shall write, as it wants it."""
-    number = {key: at for at, key in enumerate(keys.all(), start=1)}
+    number = {key: at for at, key in enumerate(keys, start=1)}
     state = dump.state
     clustered = int(np.count_nonzero(state.labels != NOISE))
     dismissed = int(np.count_nonzero(state.standings == Standing.DISMISSED))
@@ -525,11 +509,19 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
         "noise_arrivals": state.noise_arrivals,
         "relabelled_at": state.relabelled_at,
         "recarded_at": state.revision,
-        "past_from": dump.past_from or None,
+        "past_from": dump.past_from,
         "ingested": dump.ingested,
         "n_clustered": clustered,
         "n_noise": state.n_media - clustered - dismissed,
         "n_dismissed": dismissed,
+        "n_clusters": len(state.clusters),
+        "n_aliases": len(state.aliases),
+        "n_corrections": len(state.ledger),
+        "n_history": len(dump.history),
+        "n_overwritten": len(dump.overwritten),
+        "n_quarantined": len(dump.quarantine),
+        "n_overflowed": dump.overflowed,
+        "n_shadow": None if dump.shadow is None else len(dump.shadow.vectors),
     }
 
     def command(name: str, key: str, *arguments: Any) -> Iterator[Any]:
@@ -593,8 +585,6 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
         ValueError, KeyError: the columns do not fit together.
     """
     meta = {name.decode(): value.decode() for name, value in _pairs(told.meta)}
-    if int(meta["format"]) != FORMAT:
-        raise ValueError(f"it is stored in format {meta['format']}, this release knows {FORMAT}")
     version = f"{meta['born']}.{meta['commit']}"
     media = [MediaId(intern(id_.decode())) for id_ in told.media]  # corrections name them, too
     dim = int(meta["dim"]) if "dim" in meta else None
@@ -607,15 +597,12 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
     standings: StandingVector = _column(
         known.standings[: told.labels_from], np.frombuffer(told.standings, dtype=np.uint8)
     )
-    if not n == int(meta["n_media"]) == len(labels) == len(standings):
-        raise ValueError(
-            f"{meta['n_media']} media by count, {n} by name, {len(labels)} labels, {len(standings)} standings"
-        )
-
     clusters, aliases = known.clusters, known.aliases
     if told.clusters is not None and told.aliases is not None:
         clusters = {ClusterId(int(id_)): _load_card(ClusterId(int(id_)), card) for id_, card in _pairs(told.clusters)}
         aliases = {ClusterId(int(id_)): ClusterId(int(into)) for id_, into in _pairs(told.aliases)}
+    if not told.from_row and (unknown := set(np.unique(labels).tolist()) - {NOISE} - clusters.keys()):
+        raise ValueError(f"labels name cluster {min(unknown)}, which has no card")
     return PetState(
         pet=pet,
         revision=int(meta["revision"]),
@@ -633,7 +620,7 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
         next_cluster=ClusterId(int(meta["next_cluster"])),
         n_at_recluster=int(meta["n_at_recluster"]),
         noise_arrivals=int(meta["noise_arrivals"]),
-        relabelled_at=int(meta.get("relabelled_at", 0)),
+        relabelled_at=int(meta["relabelled_at"]),
     )
 
 
@@ -679,6 +666,29 @@ def _entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
 def _revision(id_: bytes) -> int:
     """The revision that is the id of a stream's entry."""
     return int(id_.partition(b"-")[0])
+
+
+def _whole(pet: PetId, answer: Any) -> Any:
+    """What a script answered.
+
+    Raises:
+        UnreadablePet: it answered that the pet is damaged (whole.lua).
+    """
+    match answer:
+        case [b"DAMAGED", key, expected, found]:
+            raise UnreadablePet.of_key(
+                pet=pet, key=key.decode(), expected=expected.decode(), found=found.decode(errors="replace")
+            )
+    return answer
+
+
+@contextmanager
+def _readable(pet: PetId) -> Iterator[None]:
+    """Have what cannot be read raise UnreadablePet."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as exc:
+        raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
 
 
 def _json(value: object) -> str:

@@ -37,6 +37,7 @@ from sploot_cluster.errors import (
     StaleRevision,
     UnknownMedia,
     UnknownPet,
+    UnreadablePet,
 )
 from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.models import (
@@ -69,7 +70,7 @@ from sploot_cluster.shadow import Shadow, Switch, cluster_of, in_shadow, plan_sw
 from sploot_cluster.store import CLAIM_MS, HISTORY_KEPT, PetStore
 from sploot_cluster.tally import PetTally, Quarantined, Totals
 from sploot_cluster.vectors import FloatVector, as_vector
-from sploot_cluster.why import Why, explain
+from sploot_cluster.why import Why, explain, explain_quarantine
 
 if TYPE_CHECKING:
     from sploot_cluster.backends import Fallback
@@ -153,21 +154,9 @@ class ClusterService:
                     lambda state: self._arrive(state, memory, media, model, query),
                     claims_after=ARRIVAL_CLAIMS_AFTER,
                 )
-            except (ModelMismatch, DimensionMismatch):
-                beside = self._put_beside(memory.state, media, model, query)
-                if beside is not None:
-                    return beside
-                refused = memory.state
+            except (ModelMismatch, DimensionMismatch) as mismatch:
                 why = Quarantined(model, len(query), self._clock())
-                if not self._store.quarantine(refused, media, why):
-                    memory.state = self._store.load(pet, known=refused)
-                    if memory.state.born != refused.born:
-                        # another pet by now, perhaps of this very model: whoever tries again learns it
-                        raise RevisionConflict(
-                            pet=pet, expected=refused.revision, current=memory.state.revision
-                        ) from None
-                    logger.warning("medium of another space not quarantined", extra={"pet_id": pet})
-                raise
+                return self._put_elsewhere(memory, media, query, why, mismatch)
             return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
 
     def merge(
@@ -429,13 +418,15 @@ class ClusterService:
         return self._store.past(pet).at(revision)
 
     def why(self, pet: PetId, media: MediaId) -> Why:
-        """Why a medium is where it is. Loads the pet's vectors; O(n · dim).
+        """Why an item is where it is, the quarantine included. Loads the pet's vectors; O(n · dim).
 
         Raises:
-            UnknownMedia: the pet does not have it.
+            UnknownMedia: it never came, or was deleted.
         """
         with self._cache.open(pet) as memory:
             state = memory.state = self._store.load(pet, known=memory.state)
+        if media not in state.rows and (quarantined := self._store.tally(pet).quarantine.get(media)):
+            return explain_quarantine(state, media, quarantined, self._store.shadow(pet))
         return explain(state, media)
 
     def clusters(self, pet: PetId) -> PetView:
@@ -499,17 +490,22 @@ class ClusterService:
         return media in self._store.past(pet).state.rows or media in self._store.tally(pet).quarantine
 
     def delete_pet(self, pet: PetId) -> Deleted:
-        """Have the whole pet gone, with its corrections and history.
+        """Delete the whole pet, with its corrections and history; also one that cannot be read, and is counted as 0.
 
         Raises:
             UnknownPet: it holds nothing.
         """
-        state, tally = self._store.past(pet).state, self._store.tally(pet).tally
+        try:
+            deleted = Deleted(
+                self._store.tally(pet).tally.ingested, len(self._store.past(pet).state.ledger), revision=0
+            )
+        except UnreadablePet:
+            deleted = Deleted(0, 0, revision=0)
         with self._cache.open(pet) as memory:
             if not self._store.delete(pet):
                 raise UnknownPet(pet=pet)
             memory.state = empty_state(pet)
-        return Deleted(tally.ingested, len(state.ledger), revision=0)
+        return deleted
 
     def export(self, pet: PetId) -> bytes:
         """The pet as one file, with everything that is kept of it; see ``dumps``.
@@ -557,8 +553,15 @@ class ClusterService:
         """The space that is open beside the pet's own, without its vectors."""
         return self._store.shadow(pet)
 
+    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
+        """The items that only the space beside the pet's own has a vector of; they are quarantined. O(n)."""
+        return self._store.only_in_shadow(pet)
+
     def end_model(self, pet: PetId) -> bool:
-        """Close the space beside the pet's own, with all that is in it; False if none was open."""
+        """Close the space beside the pet's own, with its vectors; False if none was open.
+
+        Items that only it had stay quarantined, until they are ingested again in the pet's model.
+        """
         return self._store.end_shadow(pet)
 
     def preview_switch(self, pet: PetId) -> Switch:
@@ -566,7 +569,7 @@ class ClusterService:
 
         Raises:
             UnknownPet: it holds nothing.
-            InvalidInput: no space is open, or media have no vector in it.
+            InvalidInput: no space is open, or items have no vector in it and it is not the way back.
         """
         return self._plan_switch(self._store.dump(pet), by="machine")
 
@@ -599,9 +602,9 @@ class ClusterService:
         """Where the pet's media are counted, and what is quarantined."""
         return self._store.tally(pet)
 
-    def totals(self) -> Totals:
-        """Where the media of all pets are counted; a round trip per 500 pets."""
-        return self._store.totals()
+    def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
+        """Where the media of all pets, or of some, are counted; a round trip per 500 pets."""
+        return self._store.totals(pets)
 
     def pets(self) -> Sequence[PetId]:
         """Every pet that has media, ascending."""
@@ -636,23 +639,40 @@ class ClusterService:
                 self._densities.keep(memory, seen, tree)
         return seen, density
 
-    def _put_beside(self, state: PetState, media: MediaId, model: str, vector: FloatVector) -> Assigned | None:
-        """What an arrival in another model than the pet's is answered; None for one that is for nobody.
+    def _put_elsewhere(
+        self,
+        memory: PetMemory,
+        media: MediaId,
+        vector: FloatVector,
+        why: Quarantined,
+        mismatch: ModelMismatch | DimensionMismatch,
+    ) -> Assigned:
+        """Put an arrival in another space than the pet's beside it, if a space is open for its model.
 
-        It is for the space that is open for its model. A medium that the pet has already stays where it is.
+        An item that the pet has already stays where it is. Any other is quarantined.
+
+        Raises:
+            ModelMismatch, DimensionMismatch: ``mismatch``, or that with the open space of its model.
+            RevisionConflict: the pet is another one by now, or the space was ended or made the pet's own.
         """
-        shadow = self._store.shadow(state.pet)
-        is_known = media in state.rows
-        if shadow is not None and shadow.model == model:
-            if shadow.dim != len(vector):
-                raise DimensionMismatch(pet=state.pet, expected=shadow.dim, got=len(vector))
-            if not self._store.add_to_shadow(state.pet, model, media, vector):
-                # ended, or made the pet's own, in between
+        state, shadow = memory.state, self._store.shadow(memory.pet)
+        is_known, is_for_shadow = media in state.rows, shadow is not None and shadow.model == why.model
+        if shadow is not None and is_for_shadow and shadow.dim != why.dim:
+            mismatch = DimensionMismatch(pet=state.pet, expected=shadow.dim, got=why.dim)
+        elif is_for_shadow:
+            if not self._store.add_to_shadow(state, media, vector, why):
                 raise RevisionConflict(pet=state.pet, expected=state.revision, current=self._store.revision(state.pet))
-        elif not is_known:
-            return None
-        cluster = cluster_of(state, media)
-        return Assigned(media, cluster, None, backend="faiss", is_duplicate=is_known, revision=state.revision)
+            return Assigned(media, cluster_of(state, media), None, "faiss", is_known, state.revision)
+        elif is_known:
+            return Assigned(media, cluster_of(state, media), None, "faiss", is_known, state.revision)
+        if not self._store.quarantine(state, media, why):
+            memory.state = self._store.load(state.pet, known=state)
+            if memory.state.born != state.born:
+                # another pet by now, perhaps of this very model: trying again shows it
+                raise RevisionConflict(pet=state.pet, expected=state.revision, current=memory.state.revision)
+            if media not in memory.state.rows:
+                logger.warning("quarantine is full", extra={"pet_id": state.pet, "media_id": media})
+        raise mismatch
 
     def _arrive(
         self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector

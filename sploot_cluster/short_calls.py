@@ -29,7 +29,7 @@ class ShortCalls:
     """Fast script calls on one client. Thread-safe, and safe after a fork."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
-        self._client = client
+        self.client = client
         pool: Any = client.connection_pool if isinstance(client, redis.Redis) else None
         self._pool = pool if type(pool) in _POOLS else None
         if self._pool is not None:
@@ -37,10 +37,10 @@ class ShortCalls:
             self._most_kept = min(MOST_KEPT, self._pool.max_connections // 2)
 
     def script(self, text: str) -> Script:
-        return Script(self, self._client.register_script(text))
+        return Script(self, self.client.register_script(text))
 
-    def evalsha(self, sha: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Return the script's answer, if the first attempt gets one.
+    def evalsha(self, sha: str, keys: Sequence[str], args: Sequence[Any], then: Sequence[Any] = ()) -> tuple[Any, Any]:
+        """Return the answers of the script and of the command ``then``, if the first attempt gets them.
 
         Raises:
             redis.RedisError: the script's own error. After a ``ConnectionError``, ``TimeoutError`` or ``NoScriptError``
@@ -54,10 +54,19 @@ class ShortCalls:
             connection = self._pool.get_connection()
         is_answered = False
         try:
-            connection.send_command("EVALSHA", sha, len(keys), *keys, *args)
-            answer = connection.read_response()
+            packed = connection.pack_command("EVALSHA", sha, len(keys), *keys, *args)
+            if then:
+                packed = [b"".join((*packed, *connection.pack_command(*then)))]  # each item is a system call
+            connection.send_packed_command(packed)
+            try:
+                answer = connection.read_response()
+            except redis.ResponseError:
+                if then:
+                    connection.read_response()
+                raise
+            after = connection.read_response() if then else None
             is_answered = True
-            return answer
+            return answer, after
         except redis.ResponseError as error:
             # a demoted master keeps answering READONLY; reconnecting asks the name server for the current master
             is_answered = "READONLY" not in f"{type(error).__name__.upper()} {error}"
@@ -81,9 +90,23 @@ class Script:
 
     def __call__(self, *, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
         try:
-            return self._calls.evalsha(self._in_full.sha, keys, args)
+            return self._calls.evalsha(self._in_full.sha, keys, args)[0]
         except (redis.ConnectionError, redis.TimeoutError, NoScriptError):
             return self._in_full(keys=keys, args=args)
+
+    def and_then(self, *command: Any, if_short: bool, keys: Sequence[str], args: Sequence[Any] = ()) -> tuple[Any, Any]:
+        """Return the answers of the script and of a command that follows it in the same round trip.
+
+        Args:
+            command: a command that may be repeated; its key may lie in any slot.
+            if_short: send it only where it takes no round trip of its own; its answer is None otherwise.
+        """
+        try:
+            return self._calls.evalsha(self._in_full.sha, keys, args, command)
+        except (redis.ConnectionError, redis.TimeoutError, NoScriptError):
+            answer = self._in_full(keys=keys, args=args)
+            client: Any = self._calls.client
+            return answer, None if if_short else client.execute_command(*command)
 
 
 # By pool, most recently used last. Global, because clients are shared while stores come and go.

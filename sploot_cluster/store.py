@@ -27,7 +27,8 @@ HISTORY_KEPT: Final = 10_000
 class PetStore(Protocol):
     """Pets by id, each with a revision that grows by one with every commit. Safe to use from many threads.
 
-    What Redis cannot do now raises ``StoreUnavailable``; what it holds and we cannot read raises ``UnreadablePet``.
+    What Redis cannot do now raises ``StoreUnavailable``. A pet whose keys do not fit together raises ``UnreadablePet``
+    at every call that reads or writes it, and nothing of it is written; only :meth:`delete` takes it.
     """
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
@@ -100,7 +101,8 @@ class PetStore(Protocol):
         """Take down a medium whose vector is of another space than the pet's, until one of its own comes.
 
         Returns:
-            False if the pet is another one by now, has the medium, or has taken down ``tally.MAX_QUARANTINED``.
+            False if the pet is another one by now, has the item, or has taken down ``tally.MAX_QUARANTINED``; the last
+            is counted as overflowed.
         """
         ...
 
@@ -108,8 +110,8 @@ class PetStore(Protocol):
         """Where the pet's media are counted."""
         ...
 
-    def totals(self) -> Totals:
-        """The tally of all pets; a round trip per 500 of them."""
+    def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
+        """The tally of all pets, or of some; a round trip per 500 of them. Damaged pets are part of the answer."""
         ...
 
     def past(self, pet: PetId) -> Past:
@@ -150,12 +152,25 @@ class PetStore(Protocol):
         """Open a space beside the pet's own; False if the pet is another one by now, or has one open."""
         ...
 
-    def add_to_shadow(self, pet: PetId, model: str, media: MediaId, vector: FloatVector) -> bool:
-        """Put a vector into the space that is open for ``model``; False if there is none. Again changes nothing."""
+    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
+        """The items that have a vector in the space beside the pet's own and none in its own, ascending. O(n)."""
+        ...
+
+    def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
+        """Put a vector of ``why.model`` into the space that is open for it. Again changes nothing.
+
+        An item without a vector in the pet's own space is quarantined as well, however many are.
+
+        Returns:
+            False if the pet is another one by now, or no space is open for this model.
+        """
         ...
 
     def end_shadow(self, pet: PetId) -> bool:
-        """Close the space beside the pet's own, with all that is in it; False if none was open."""
+        """Close the space beside the pet's own, with its vectors; False if none was open.
+
+        Items that only it had stay quarantined.
+        """
         ...
 
     def pets(self) -> Sequence[PetId]:

@@ -1,9 +1,13 @@
-"""Where every medium of a pet is counted, once: ingested = clustered + noise + quarantined + dismissed.
+"""Where every media item of a pet is counted, once: ingested = clustered + noise + quarantined + dismissed.
 
-*Ingested* counts, one by one, the media that came: those with a row, and those whose vector is of another model or
-dimension than the pet's, which are *quarantined*, by their names, until a vector of the pet's space comes for them.
-The other three are counted anew from the labels at every commit. So the two sides agree only if nothing was lost; a
-commit after which they would not is refused.
+*Ingested* counts, one by one, the items that came: those with a row, and those whose vectors are all of another model
+or dimension than the pet's. The latter are *quarantined*, by their names, until a vector of the pet's space comes for
+them or the pet is switched to the model that has one. The other three are counted from the labels at every commit. So
+the two sides agree only if nothing was lost; a commit after which they would not is refused.
+
+The quarantine names ``MAX_QUARANTINED`` items, and besides them all that a second model alone has. An arrival that
+finds it full is counted as *overflowed*, outside of the equation: it is not known whether it is the first of its item.
+Its event is a dead letter.
 
 An event that is refused at the door, for a field that nobody could use, never was a medium: it is a dead letter.
 """
@@ -17,6 +21,7 @@ from typing import Final
 
 import numpy as np
 
+from sploot_cluster.errors import UnreadablePet
 from sploot_cluster.models import NOISE, Change, MediaId, PetId, PetState, Standing
 
 # A producer that was given the wrong model fills this within minutes; more names tell nothing new.
@@ -34,13 +39,18 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many media are where, of one pet or of many."""
+    """How many items are where, of one pet or of many.
+
+    Attributes:
+        overflowed: arrivals that could not be quarantined, because the quarantine was full; no part of ``ingested``.
+    """
 
     ingested: int = 0
     clustered: int = 0
     noise: int = 0
     quarantined: int = 0
     dismissed: int = 0
+    overflowed: int = 0
 
     @property
     def is_conserved(self) -> bool:
@@ -53,12 +63,14 @@ class Tally:
             self.noise + other.noise,
             self.quarantined + other.quarantined,
             self.dismissed + other.dismissed,
+            self.overflowed + other.overflowed,
         )
 
     def __str__(self) -> str:
         return (
             f"ingested {self.ingested} {'=' if self.is_conserved else '≠'} clustered {self.clustered} + "
             f"noise {self.noise} + quarantined {self.quarantined} + dismissed {self.dismissed}"
+            + (f"; {self.overflowed} arrivals found the quarantine full" if self.overflowed else "")
         )
 
 
@@ -75,12 +87,15 @@ class Totals:
     """The tally of all pets.
 
     Attributes:
-        unconserved: pets whose tally is not conserved, or whose columns do not fit together.
+        tally: of the pets that can be read.
+        unconserved: pets whose tally is not conserved, and those that cannot be read; ascending.
+        unreadable: what is damaged of the latter.
     """
 
     tally: Tally
     n_pets: int
     unconserved: tuple[PetId, ...]
+    unreadable: tuple[UnreadablePet, ...] = ()
 
 
 def counts_after(state: PetState, change: Change) -> tuple[int, int, int]:

@@ -30,6 +30,8 @@ from sploot_cluster.models import (
     Standing,
     Undo,
 )
+from sploot_cluster.shadow import Shadow
+from sploot_cluster.tally import Quarantined
 
 N_NEAREST: Final = 5
 
@@ -76,6 +78,7 @@ class Why:
 
     Attributes:
         cluster: NOISE for an item in no cluster.
+        standing: None for a quarantined item, of which the pet has no vector to compare.
         because: one sentence.
         similarity, threshold: of its own cluster, as in :class:`Rival`; None for noise.
         second: the most similar of the other clusters; None if there is none.
@@ -88,7 +91,7 @@ class Why:
     media: MediaId
     revision: int
     cluster: ClusterId
-    standing: Standing
+    standing: Standing | None
     because: str
     similarity: float | None
     threshold: float | None
@@ -149,6 +152,32 @@ def explain(state: PetState, media: MediaId) -> Why:
         margin=None if own_similarity is None or second is None else own_similarity - second.similarity,
         nearest=tuple(nearest),
         demands=demands,
+    )
+
+
+def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow: Shadow | None) -> Why:
+    """Why ``media``, which has no row, is quarantined.
+
+    Args:
+        shadow: the space that is open beside the pet's own.
+    """
+    space = f"{why.model!r} with {why.dim} values, and the pet's are of {state.model!r} with {state.dim}"
+    if shadow is not None and (shadow.model, shadow.dim) == (why.model, why.dim):
+        ends = "a switch to that model takes it in"
+    else:
+        ends = f"it leaves when it is ingested as {state.model!r}"
+    return Why(
+        media,
+        state.revision,
+        NOISE,
+        standing=None,
+        because=f"it is quarantined: its vector is of {space}; {ends}",
+        similarity=None,
+        threshold=None,
+        second=None,
+        margin=None,
+        nearest=(),
+        demands=tuple(_demands(state.ledger, resolve(state.ledger), media)),
     )
 
 

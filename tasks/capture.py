@@ -10,9 +10,11 @@ that have not ended and its dead letters, as they stand in their streams.
     {"job": "waiting", "queue": "embedding.ingested", "entry_id": "…", "fields": {"<name>": "<base64>"}}
     {"letter": "…", "queue": "…", "reason": "…", "error": "…", "fields": {"<name>": "<base64>"}}
 
-:func:`replay` does the same again in memory, in the same order and with the same clock: the same labels come out, on
-every machine. They can differ where a recluster ran while media arrived, because that looked at fewer of them; it says
-which. Embeddings can be left out, and then a capture can only be looked at.
+:func:`replay` does the same again in memory, in the same order, at the same revisions and with the same clock: the same
+labels come out, on every machine. They can differ where a recluster ran while media arrived, because that looked at
+fewer of them; it lists which. What is gone by design cannot be done again, and is listed by its revision: arrivals and
+deletions of items that were deleted since, and a switch, because vectors of the former model are not in a capture. All
+that is left is replayed. Embeddings can be left out, and then a capture can only be looked at.
 """
 
 from __future__ import annotations
@@ -23,20 +25,21 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, assert_never, cast, get_args
 
 import redis
 
 from broker import DeadLetter, RedisStreamsBroker
 from sploot_cluster import ledger
-from sploot_cluster.errors import ClusterError, InvalidInput
+from sploot_cluster.deletion import STAND_IN
+from sploot_cluster.errors import ClusterError, InvalidInput, UnknownPet
 from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.models import (
-    ClusterId,
+    ChangeKind,
     Correction,
     Dismissal,
     Exclusion,
@@ -295,6 +298,9 @@ def read_capture(file: Path) -> Capture:
         raise InvalidInput("FILE", f"{file} is no capture of form {FORMAT}", mend)
     header, *rest = read
     for line in rest:
+        if "done" in line and line["done"] not in get_args(ChangeKind):
+            mend = "replay it with the release that captured it"
+            raise InvalidInput("FILE", f"{file} holds a change of the unknown kind {line['done']!r}", mend)
         if "fields" in line:
             line["fields"] = _bytes_of(line["fields"])
     return Capture(
@@ -367,9 +373,14 @@ def replay(capture: Capture, settings: ClusterSettings) -> Replayed:
     if capture.is_redacted and capture.media:
         raise InvalidInput("FILE", "its embeddings were left out", "capture the pet again without --redact")
     pet = PetId(int(capture.header.get("pet_id") or 1))
-    service, clock, state_of = _in_memory(settings)
+    service, clock, store = _in_memory(settings)
     differences: list[str] = []
     for line in capture.story:
+        revision, now = int(line["revision"]), store.load(pet).revision
+        if now + 1 < revision:
+            gone = f"revision {now + 1}" if now + 2 == revision else f"revisions {now + 1} to {revision - 1}"
+            differences.append(f"{gone} cannot be replayed: what arrived there was deleted since")
+            _move_to(store, pet, revision - 1)
         try:
             if "medium" in line:
                 embedding = _vector(line["embedding"])
@@ -377,12 +388,13 @@ def replay(capture: Capture, settings: ClusterSettings) -> Replayed:
                 service.assign(pet, MediaId(line["medium"]), model=model, vector=embedding)
             else:
                 clock.now = datetime.fromisoformat(line["at"])
-                _do(service, pet, line)
+                differences += [f"revision {revision}: {problem}" for problem in _do(service, pet, line)]
         except ClusterError as error:
-            differences.append(f"revision {line['revision']}: {line.get('done', 'arrival')} was refused: {error}")
-        if (revision := state_of(pet).revision) != line["revision"] and not differences:
-            differences.append(f"revision {line['revision']} became {revision}: what came before it is not all here")
-    state = state_of(pet)
+            differences.append(f"revision {revision}: {line.get('done', 'arrival')} was refused: {error}")
+        if store.load(pet).revision != revision:
+            # refused, left out, or one of several items that joined the pet at a switch
+            _move_to(store, pet, revision)
+    state = store.load(pet)
     labels = dict(zip(state.media, state.labels.tolist(), strict=True))
     moved = [
         (line["medium"], line["label"], labels.get(MediaId(line["medium"]), -1))
@@ -416,38 +428,84 @@ class _Nobody(ReclusterRequests):
         pass
 
 
-def _in_memory(settings: ClusterSettings) -> tuple[ClusterService, _Clock, Any]:
+def _in_memory(settings: ClusterSettings) -> tuple[ClusterService, _Clock, PetStore]:
     from sploot_cluster import ClusterService
     from sploot_cluster.memory_store import MemoryPetStore
 
     clock = _Clock()
     store = MemoryPetStore(clock=clock)
-    return ClusterService(store, settings=settings, reclusters=_Nobody(), clock=clock), clock, store.load
+    return ClusterService(store, settings=settings, reclusters=_Nobody(), clock=clock), clock, store
 
 
-def _do(service: ClusterService, pet: PetId, line: Line) -> None:
-    """What was done at a revision, again."""
-    by = str(line["by"])
-    if line["done"] == "recluster":
-        service.recluster(pet, by=by)
+def _move_to(store: PetStore, pet: PetId, revision: int) -> None:
+    """Give the pet this revision as it is, so that those that follow are what corrections and restores call them."""
+    import numpy as np
+
+    from sploot_cluster.dumps import PetDump
+
+    try:
+        before = store.dump(pet)
+    except UnknownPet:
+        nothing = PetDump(store.load(pet), np.empty(0, dtype=np.uint32), (), 0, (), {}, 0)
+        store.replace(None, replace(nothing, state=replace(nothing.state, revision=revision)))
         return
-    if line["done"] == "restore":
-        summary = line["summary"]
-        service.restore(pet, int(summary["restored"]), operation_id=str(summary["operation_id"]), by=by)
-        return
-    correction: Correction = ledger.loads(json.dumps(line["correction"]), pet=pet)
+    at_most = tuple(replace(one, revision=min(one.revision, revision)) for one in before.overwritten)
+    state = replace(before.state, revision=revision, relabelled_at=min(before.state.relabelled_at, revision))
+    store.replace(
+        before, replace(before, state=state, arrived=np.minimum(before.arrived, revision), overwritten=at_most)
+    )
+
+
+def _do(service: ClusterService, pet: PetId, line: Line) -> Iterator[str]:
+    """Do again what was done at a revision; what of it cannot be."""
+    kind, by, summary = cast("ChangeKind", line["done"]), str(line["by"]), line["summary"]
+    match kind:
+        case "arrival":
+            pass  # its item has a line of its own
+        case "recluster":
+            service.recluster(pet, by=by)
+        case "restore":
+            service.restore(pet, int(summary["restored"]), operation_id=str(summary["operation_id"]), by=by)
+        case "merge" | "split" | "exclude" | "dismiss" | "undo":
+            yield from _correct(service, pet, ledger.loads(json.dumps(line["correction"]), pet=pet), by)
+        case "delete":
+            yield f"the deletion of {summary['n_deleted']} items cannot be replayed: nothing is left of them"
+        case "switch":
+            yield (
+                f"the switch from {summary['from']} to {summary['to']} cannot be replayed: "
+                f"vectors of {summary['from']} are not captured, and all is replayed with those of {summary['to']}"
+            )
+        case _:
+            assert_never(kind)
+
+
+def _correct(service: ClusterService, pet: PetId, correction: Correction, by: str) -> Iterator[str]:
+    """Make a correction again, about the items that are left of it; what of it cannot be."""
     operation_id = correction.operation_id
+
+    def left(media: Sequence[MediaId]) -> list[MediaId]:
+        return [medium for medium in media if not medium.startswith(STAND_IN)]
+
     match correction:
         case Merge(into=into, groups=groups):
             service.merge(pet, list(groups), into=into, operation_id=operation_id, by=by)
-        case Split(source=source, moved=moved):
-            service.split(pet, source, list(moved), operation_id=operation_id, by=by)
-        case Exclusion(source=source, media=media):
-            service.exclude(pet, ClusterId(source), list(media), operation_id=operation_id, by=by)
-        case Dismissal():
-            service.dismiss(pet, list(correction.media), operation_id=operation_id, by=by)
+            return
         case Undo(undone=undone):
             service.undo(pet, undone, operation_id=operation_id, by=by)
+            return
+        case Split(source=source, moved=named):
+            if left(named):
+                service.split(pet, source, left(named), operation_id=operation_id, by=by)
+        case Exclusion(source=source, media=named):
+            if left(named):
+                service.exclude(pet, source, left(named), operation_id=operation_id, by=by)
+        case Dismissal(media=named):
+            if left(named):
+                service.dismiss(pet, left(named), operation_id=operation_id, by=by)
+        case _:
+            assert_never(correction)
+    if n_gone := len(named) - len(left(named)):
+        yield f"{n_gone} of the {len(named)} items that it names cannot be replayed: they were deleted since"
 
 
 def _vector(text: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import random
 import re
 import socket
 import time
@@ -26,8 +27,10 @@ from redis.cluster import RedisCluster
 
 from broker import QueueStats, RedisStreamsBroker
 from broker.keys import HANDED_BACK
+from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.keys import PETS, PetKeys
 from sploot_cluster.models import PetId
+from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.settings import PREFIX as CLUSTERING
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.threads import NATIVE, n_cores
@@ -47,7 +50,10 @@ AHEAD_WRONG_MS: Final = 60_000  # entry ids; what two clocks differ by is less
 VANISHED_SHOWN_MS: Final = 24 * 60 * 60 * 1000
 FULL_WARNING, FULL_WRONG = 0.8, 0.95
 MOST_PETS: Final = 20_000
+# Looked at in one round trip; other ones at the next run.
+SAMPLE_OF_PETS: Final = 500
 MOST_DEAD_LISTED: Final = 5
+MOST_BROKEN_LISTED: Final = 5
 REDIS_CLI: Final = 'redis-cli -u "$REDIS_URL"'
 # Workers make the stream again, with ids of the clock.
 DELETE_IF_EMPTY: Final = "if redis.call('XLEN',KEYS[1])==0 then return redis.call('DEL',KEYS[1]) end return 'not empty'"
@@ -105,7 +111,7 @@ def examine(patient: Patient) -> list[Finding]:
     for where, node in _nodes(patient):
         for check in (_server, _memory, _persistence, _clock):
             found += [replace(finding, seen=where + finding.seen) for finding in _permitted(check, node)]
-    for check in (_groups, _queues, _samples, _models):
+    for check in (_groups, _queues, _samples, _models, _pets):
         found += _permitted(check, patient)
     return found
 
@@ -498,6 +504,33 @@ def _models(patient: Patient) -> Iterator[Finding]:
         )
     else:
         yield Finding("models", "ok", told)
+
+
+def _pets(patient: Patient) -> Iterator[Finding]:
+    """Whether pets can be read and their items add up: of a random sample, so that repeated runs see them all."""
+    store = RedisPetStore(patient.client)
+    try:
+        pets = store.pets()
+        sample = random.sample(pets, min(len(pets), SAMPLE_OF_PETS))
+        totals = store.totals(sorted(sample))
+    except StoreUnavailable as error:
+        if isinstance(error.__cause__, redis.RedisError):
+            raise error.__cause__ from error
+        raise
+    damaged = {PetId(error.pet): error for error in totals.unreadable}
+    for pet in totals.unconserved[:MOST_BROKEN_LISTED]:
+        if pet in damaged:
+            yield Finding("pets", "wrong", f"pet {pet} cannot be read: {damaged[pet].problem}", damaged[pet].hint)
+        else:
+            yield Finding("pets", "wrong", f"pet {pet} does not add up", f"sploot-cluster tally {pet}")
+    if (n_more := len(totals.unconserved) - MOST_BROKEN_LISTED) > 0:
+        seen = f"{_n(n_more, 'pet')} more cannot be read or do not add up"
+        yield Finding("pets", "wrong", seen, "sploot-cluster tally")
+    if not totals.unconserved:
+        n_pets = len(pets)
+        is_sample = n_pets > len(sample)
+        seen = f"{len(sample):,} of {_n(n_pets, 'pet')} are whole, others at the next run" if is_sample else ""
+        yield Finding("pets", "ok", seen or (f"all {_n(n_pets, 'pet')} are whole" if n_pets else "no pets yet"))
 
 
 def _n(n: int, one: str, many: str | None = None) -> str:

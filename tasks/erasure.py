@@ -1,7 +1,10 @@
-"""What the queues and the job records still say of a pet or a medium, and its removal.
+"""What the queues and the job records hold of a pet or a media item, and its removal.
 
 The pet itself is ``ClusterService``'s; here is what travelled: records of jobs, dead letters, and events that wait. An
-event that waits would bring the medium back, so an erasure is refused while there is one: let it run, then erase.
+event that waits would bring the item back, so an erasure is refused while there is one: let it run, then erase.
+
+A dead letter is the only copy of what failed. It goes only if its fields, or the list of names in its error, hold an
+item of this pet with exactly this id. One that cannot be read may be about anything: it is reported, and left.
 
 What is outside of Redis is outside of this too: logs, backups, captures and exports that somebody made.
 """
@@ -9,23 +12,22 @@ What is outside of Redis is outside of this too: logs, backups, captures and exp
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final, cast
 
 import redis
 
 from broker import RedisStreamsBroker
-from sploot_cluster.jobs import Traces
-from sploot_cluster.queues import LetterFilter
+from sploot_cluster.errors import UnknownMedia
+from sploot_cluster.jobs import LetterRef, Traces
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
 from tasks.jobs import RECORD_PREFIX
-from tasks.queue_ops.letters import select
+from tasks.queue_ops.entries import is_unclear, media_of
+from tasks.queue_ops.letters import pet_of
 from tasks.queue_ops.pet_index import find_jobs
 
 PAGE: Final = 500
-MAX_LETTERS: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +42,28 @@ class Erasure:
         self.broker.close()
 
     def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """How much there is of a pet, or of some of its media."""
+        """What there is of a pet, or of some of its media items."""
+        records = list(self._records(pet_id, media_ids))
+        letters, unreadable = self._letters(pet_id, media_ids)
         return Traces(
-            n_records=sum(1 for _ in self._records(pet_id, media_ids)),
-            n_dead_letters=sum(len(ids) for ids in self._letters(pet_id, media_ids).values()),
+            n_records=len(records),
+            n_dead_letters=len(letters),
             n_waiting=self._n_waiting(pet_id, media_ids),
+            records=tuple(key.decode().removeprefix(RECORD_PREFIX) for key in records),
+            dead_letters=tuple(letters),
+            unreadable=tuple(unreadable),
         )
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """Remove it; what waits is counted and left."""
-        records = list(self._records(pet_id, media_ids))
-        for start in range(0, len(records), PAGE):
-            self.client.delete(*records[start : start + PAGE])
-        n_letters = 0
-        for queue, ids in self._letters(pet_id, media_ids).items():
-            n_letters += self.broker.dead_letters(queue).purge(ids)
-        return Traces(len(records), n_letters, self._n_waiting(pet_id, media_ids))
+        """Remove it, and answer what went; what waits is counted and left."""
+        found = self.find(pet_id, media_ids)
+        for start in range(0, len(found.records), PAGE):
+            self.client.delete(*(RECORD_PREFIX + job_id for job_id in found.records[start : start + PAGE]))
+        for queue in QUEUES:
+            ids = [letter.letter_id for letter in found.dead_letters if letter.queue == queue]
+            if ids:
+                self.broker.dead_letters(queue).purge(ids)
+        return found
 
     def _records(self, pet_id: int, media_ids: Collection[str] | None) -> Iterator[bytes]:
         page: list[bytes] = []
@@ -69,21 +77,28 @@ class Erasure:
     def _of_pet(self, keys: list[bytes], pet_id: int, media_ids: Collection[str] | None) -> Iterator[bytes]:
         pipe = self.client.pipeline(transaction=False)
         for key in keys:
-            pipe.hgetall(key)
-        for key, record in zip(keys, cast("list[dict[bytes, bytes]]", pipe.execute()), strict=True):
-            text = b" ".join((key, *record.values()))
-            if record.get(b"pet_id") == str(pet_id).encode() and _names(text, media_ids):
+            pipe.hmget(key, ["pet_id", "result", "error"])
+        answers = cast("list[tuple[bytes | None, bytes | None, bytes | None]]", pipe.execute())
+        for key, (pet, result, error) in zip(keys, answers, strict=True):
+            named = _media_of_result(result) | media_of_error((error or b"").decode(errors="replace"))
+            if pet == str(pet_id).encode() and (media_ids is None or not named.isdisjoint(media_ids)):
                 yield key
 
-    def _letters(self, pet_id: int, media_ids: Collection[str] | None) -> Mapping[str, list[str]]:
-        found: dict[str, list[str]] = {}
+    def _letters(self, pet_id: int, media_ids: Collection[str] | None) -> tuple[list[LetterRef], list[LetterRef]]:
+        """The dead letters about it, and those that may be about anything."""
+        found: list[LetterRef] = []
+        unreadable: list[LetterRef] = []
         for queue in QUEUES:
-            letters = self.broker.dead_letters(queue)
-            for letter in select(letters, LetterFilter(pet_id=pet_id), now=datetime.now(UTC), limit=MAX_LETTERS):
-                text = b" ".join((*letter.fields.values(), letter.error.encode()))
-                if _names(text, media_ids):
-                    found.setdefault(queue, []).append(letter.id)
-        return found
+            before: str | None = None
+            while page := self.broker.dead_letters(queue).list(PAGE, before=before):
+                for letter in page:
+                    named = media_of(letter.fields) | media_of_error(letter.error)
+                    if is_unclear(letter.fields):
+                        unreadable.append(LetterRef(queue, letter.id))
+                    elif pet_of(letter) == pet_id and (media_ids is None or not named.isdisjoint(media_ids)):
+                        found.append(LetterRef(queue, letter.id))
+                before = page[-1].id
+        return found, unreadable
 
     def _n_waiting(self, pet_id: int, media_ids: Collection[str] | None) -> int:
         jobs, _ = find_jobs(self.broker, self.client, pet_id)
@@ -96,8 +111,31 @@ class Erasure:
         )
 
 
-def _names(text: bytes, media_ids: Collection[str] | None) -> bool:
-    """Whether a text is about one of the media: as it is, or as JSON writes it."""
-    if media_ids is None:
-        return True
-    return any(form in text for medium in media_ids for form in (medium.encode(), json.dumps(medium)[1:-1].encode()))
+def _media_of_result(result: bytes | None) -> frozenset[str]:
+    """The items that what a job answered is about."""
+    try:
+        answered = json.loads(result or b"null")
+    except ValueError:
+        return frozenset()
+    if not isinstance(answered, dict):
+        return frozenset()
+    values = [answered.get(name) for name in ("media", "media_id", "media_ids")]
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return frozenset(item for item in items if isinstance(item, str))
+
+
+def media_of_error(error: str) -> frozenset[str]:
+    """The items that the text of an :class:`UnknownMedia` names: its list of JSON strings, and nothing else of it.
+
+    Other errors quote models and fields, which may be spelled like an item. A name that was cut off is not one.
+    """
+    _, found, rest = error.partition(f"{UnknownMedia.__name__}: media_ids: ")
+    names, decoder = set(), json.JSONDecoder()
+    while found and rest.startswith('"'):
+        try:
+            name, end = decoder.raw_decode(rest)
+        except ValueError:
+            break
+        names.add(name)
+        rest = rest[end:].removeprefix(", ")
+    return frozenset(names)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from sploot_cluster.api.problems import FieldProblem
 from sploot_cluster.diff import Diff, Snapshot
-from sploot_cluster.jobs import JobRef, JobState, JobStatus, Traces
+from sploot_cluster.jobs import JobRef, JobState, JobStatus, LetterRef, Traces
 from sploot_cluster.models import (
     NOISE,
     ChangeKind,
@@ -154,6 +154,7 @@ class PetTallied(BaseModel):
     noise: int
     quarantined: int
     dismissed: int
+    overflowed: int = Field(description="Arrivals that found the quarantine full; no part of ingested.")
     is_conserved: bool = Field(description="ingested = clustered + noise + quarantined + dismissed")
     quarantine: list[QuarantinedMedium] = Field(
         description="Media whose vectors are of another model or dimension than the pet's."
@@ -169,12 +170,24 @@ class PetTallied(BaseModel):
             noise=tally.noise,
             quarantined=tally.quarantined,
             dismissed=tally.dismissed,
+            overflowed=tally.overflowed,
             is_conserved=tally.is_conserved,
             quarantine=[
                 QuarantinedMedium(media_id=medium, model=why.model, dim=why.dim, at=why.at)
                 for medium, why in sorted(counted.quarantine.items())
             ],
         )
+
+
+class LetterPlace(BaseModel):
+    """Where a dead letter is, or was."""
+
+    queue: str
+    letter_id: str
+
+    @classmethod
+    def of(cls, letter: LetterRef) -> Self:
+        return cls(queue=letter.queue, letter_id=letter.letter_id)
 
 
 class Erased(BaseModel):
@@ -185,6 +198,11 @@ class Erased(BaseModel):
     n_corrections: int = Field(description="That named one of them; all of a pet that was deleted.")
     n_records: int = Field(description="Records of jobs.")
     n_dead_letters: int
+    records: Sequence[str] = Field(description="The ids of these jobs.")
+    dead_letters: list[LetterPlace] = Field(description="Those that went.")
+    unreadable: list[LetterPlace] = Field(
+        description="Dead letters of which cannot be read what they are about. They are still there."
+    )
     revision: int = Field(description="The pet's now; 0 when the whole pet is gone.")
 
     @classmethod
@@ -195,6 +213,9 @@ class Erased(BaseModel):
             n_corrections=deleted.n_corrections,
             n_records=traces.n_records if traces else 0,
             n_dead_letters=traces.n_dead_letters if traces else 0,
+            records=traces.records if traces else (),
+            dead_letters=[LetterPlace.of(letter) for letter in traces.dead_letters] if traces else [],
+            unreadable=[LetterPlace.of(letter) for letter in traces.unreadable] if traces else [],
             revision=deleted.revision,
         )
 
@@ -203,13 +224,19 @@ class ModelBeside(BaseModel):
     model: str
     dim: int
     n_vectors: int = Field(description="Media that have a vector of it.")
+    n_only_here: int = Field(description="Those of them that the pet's own model has no vector of; quarantined.")
     begun_at: datetime
     by: str
 
     @classmethod
-    def of(cls, shadow: Shadow) -> Self:
+    def of(cls, shadow: Shadow, n_only_here: int = 0) -> Self:
         return cls(
-            model=shadow.model, dim=shadow.dim, n_vectors=shadow.n_vectors, begun_at=shadow.begun_at, by=shadow.by
+            model=shadow.model,
+            dim=shadow.dim,
+            n_vectors=shadow.n_vectors,
+            n_only_here=n_only_here,
+            begun_at=shadow.begun_at,
+            by=shadow.by,
         )
 
 
@@ -253,8 +280,8 @@ class MediumWhy(BaseModel):
     pet_id: int
     media_id: str
     revision: int
-    cluster_id: int | None = Field(description="null for noise.")
-    standing: str = Field(description="noise, core, arrived, absorbed, corrected or dismissed.")
+    cluster_id: int | None = Field(description="null for noise, and for a medium that is quarantined.")
+    standing: str = Field(description="noise, core, arrived, absorbed, corrected, dismissed or quarantined.")
     because: str = Field(description="One sentence.")
     similarity: float | None = Field(description="Mean top-3 cosine similarity to its own cluster.")
     threshold: float | None = Field(description="What an arrival must reach there.")
@@ -271,7 +298,7 @@ class MediumWhy(BaseModel):
             media_id=why.media,
             revision=why.revision,
             cluster_id=None if why.cluster == NOISE else why.cluster,
-            standing=why.standing.name.lower(),
+            standing="quarantined" if why.standing is None else why.standing.name.lower(),
             because=why.because,
             similarity=why.similarity,
             threshold=why.threshold,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Final, Protocol
 
 from fastapi import APIRouter, Path, Query
@@ -64,6 +64,8 @@ class PetService(Previews, Protocol):
     def export(self, pet: PetId) -> bytes: ...
 
     def shadow(self, pet: PetId) -> Shadow | None: ...
+
+    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]: ...
 
     def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> Shadow: ...
 
@@ -142,7 +144,9 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
             model=view.model,
             dim=view.dim,
             n_media=view.n_media,
-            beside=None if shadow is None else ModelBeside.of(shadow),
+            beside=None
+            if shadow is None
+            else ModelBeside.of(shadow, n_only_here=len(service.only_in_shadow(PetId(pet_id)))),
         )
 
     @router.post(
@@ -164,7 +168,7 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
         responses=documented(NOT_FOUND),
     )
     def end_model(pet_id: PetInPath) -> None:
-        """With all of its vectors. There is no undo."""
+        """With all of its vectors. Media that only it has stay quarantined. There is no undo."""
         if not service.end_model(PetId(pet_id)):
             raise Refusal(NOT_FOUND, f"no other model runs beside pet {pet_id}")
 

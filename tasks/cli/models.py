@@ -21,9 +21,13 @@ def status(pet: Pet, as_json: AsJson = False) -> None:
 
     with open_service() as service:
         view, shadow = service.clusters(PetId(pet)), service.shadow(PetId(pet))
+        n_only_here = len(service.only_in_shadow(PetId(pet)))
     if as_json:
         beside = (
-            None if shadow is None else {name: value for name, value in asdict(shadow).items() if name != "vectors"}
+            None
+            if shadow is None
+            else {name: value for name, value in asdict(shadow).items() if name != "vectors"}
+            | {"n_only_here": n_only_here}
         )
         print_json({"pet_id": pet, "model": view.model, "dim": view.dim, "n_media": view.n_media, "beside": beside})
         return
@@ -35,6 +39,9 @@ def status(pet: Pet, as_json: AsJson = False) -> None:
             f"beside it {shadow.n_vectors} media in {shadow.model} of {shadow.dim} values, "
             f"since {shadow.begun_at:%Y-%m-%d %H:%M} UTC by {shadow.by}"
         )
+        out.print(f"{view.n_media - shadow.n_vectors + n_only_here} of the {view.n_media} have no vector in it yet")
+        if n_only_here:
+            out.print(f"{n_only_here} items are in it alone; they are quarantined until the pet is switched")
 
 
 @app.command()
@@ -60,10 +67,30 @@ def preview(pet: Pet, as_json: AsJson = False) -> None:
     with open_service() as service:
         switch = service.preview_switch(PetId(pet))
     if as_json:
-        print_json({"token": switch.token, "result": asdict(switch.result), "diff": asdict(switch.diff)})
+        print_json(
+            {
+                "token": switch.token,
+                "result": asdict(switch.result),
+                "diff": asdict(switch.diff),
+                "joining": switch.joining,
+                "left_out": switch.left_out,
+            }
+        )
         return
     out.print(f"the switch would make {switch.result.n_clusters} clusters; {switch.result.kept}")
     print_diff(switch.diff, as_json=False)
+    if switch.joining:
+        out.print(
+            f"{len(switch.joining)} items join the pet; a switch back would quarantine them again, "
+            "as the model that it has now has no vector of them",
+            soft_wrap=True,
+        )
+    if switch.left_out:
+        out.print(
+            f"{len(switch.left_out)} items would be quarantined, as {switch.dump.state.model} has no vector of them; "
+            "ingest them in it to take them in",
+            soft_wrap=True,
+        )
     out.print(f"while nothing else changes: sploot-cluster model switch {pet} --apply {switch.token}", soft_wrap=True)
 
 
@@ -95,8 +122,10 @@ def end(pet: Pet, yes: Annotated[bool, typer.Option("--yes", help="Do it. There 
         if shadow is None:
             fail(FAILED, f"no other model runs beside pet {pet}")
         told = f"{shadow.n_vectors} vectors of {shadow.model}"
+        if n_only_here := len(service.only_in_shadow(PetId(pet))):
+            told += f"; {n_only_here} items have no other vector, and stay quarantined until they are ingested again"
         if not yes:
-            out.print(f"would forget {told}")
+            out.print(f"would forget {told}", soft_wrap=True)
             fail(REFUSED, "nothing was done, --yes does it. There is no undo")
         service.end_model(PetId(pet))
-    out.print(f"forgotten: {told}")
+    out.print(f"forgotten: {told}", soft_wrap=True)

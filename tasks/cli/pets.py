@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import InvalidInput, UnreadablePet
 from tasks.cli.media_files import event_of, progress_of, records_of
 from tasks.cli.screen import err, out, print_json, table_of
 from tasks.cli.shared import (
@@ -28,13 +28,17 @@ from tasks.cli.shared import (
 from tasks.contracts import MAX_INT64, EmbeddingIngested, stream_of
 
 if TYPE_CHECKING:
+    from sploot_cluster import ClusterService
     from sploot_cluster.diff import Diff
+    from sploot_cluster.jobs import Traces
+    from sploot_cluster.models import PetId
     from tasks.client import ClusterTasks
 
 app = typer.Typer()
 
 EVENTS_PER_BATCH: Final = 500
 MOVES_SHOWN: Final = 50
+TRACES_SHOWN: Final = 20
 PREVIEW_WAIT_S: Final = 60.0
 
 
@@ -274,11 +278,17 @@ def tally(
         if pet is None:
             totals = service.totals()
             if as_json:
-                print_json(asdict(totals))
+                unreadable = [
+                    {"pet": error.pet, "key": error.key, "expected": error.expected, "found": error.found}
+                    for error in totals.unreadable
+                ]
+                print_json(asdict(replace(totals, unreadable=())) | {"unreadable": unreadable})
             else:
                 out.print(f"{totals.n_pets} pets: {totals.tally}")
+                damaged = {error.pet: error for error in totals.unreadable}
                 for broken in totals.unconserved:
-                    out.print(f"pet {broken} does not add up")
+                    what = f"cannot be read: {damaged[broken].problem}" if broken in damaged else "does not add up"
+                    out.print(f"pet {broken} {what}", markup=False, soft_wrap=True)
             is_conserved = not totals.unconserved
         else:
             counted = service.tally(PetId(pet))
@@ -311,31 +321,29 @@ def delete(
 
     named = list(dict.fromkeys(media or []))
     with open_service() as service, open_erasure() as erasure:
-        counted, ledger = service.tally(PetId(pet)), service.history(PetId(pet), limit=100_000)
         there = [medium for medium in named if service.has_medium(PetId(pet), MediaId(medium))]
         found = erasure.find(pet, named or None)
-        what = (
-            f"{len(there)} of {len(named)} media of pet {pet}"
-            if named
-            else (f"pet {pet} with {counted.tally.ingested} media and {len(ledger)} entries of its history")
-        )
+        what, has_something = _whole_pet(service, PetId(pet))
+        if named:
+            what, has_something = f"{len(there)} of {len(named)} media of pet {pet}", bool(there)
         plan = f"{what}, {found.n_records} job records, {found.n_dead_letters} dead letters"
         if found.n_waiting:
             fail(
                 REFUSED,
                 f"{found.n_waiting} jobs about it wait, and would bring it back or name it: let them run, then delete",
             )
-        if not (there if named else counted.tally.ingested) and not (found.n_records or found.n_dead_letters):
+        if not has_something and not (found.n_records or found.n_dead_letters):
             fail(FAILED, f"there is nothing to delete: {plan}")
         if not yes:
             out.print(f"would delete for good: {plan}", soft_wrap=True)
+            _print_traces(found)
             fail(
                 REFUSED, "nothing was done; say --yes to do it. There is no undo, `sploot-cluster export` keeps a copy"
             )
         deleted = Deleted(0, 0, 0)
-        if named and there:
+        if there:
             deleted = service.delete_media(PetId(pet), [MediaId(medium) for medium in there], by=by)
-        elif not named and counted.tally.ingested:
+        elif not named and has_something:
             deleted = service.delete_pet(PetId(pet))
         erased = erasure.erase(pet, named or None)
     if as_json:
@@ -345,6 +353,34 @@ def delete(
         f"deleted: {deleted.n_media} media, {deleted.n_corrections} corrections that named them, "
         f"{erased.n_records} job records, {erased.n_dead_letters} dead letters"
     )
+    _print_traces(erased)
+
+
+def _whole_pet(service: ClusterService, pet: PetId) -> tuple[str, bool]:
+    """What a deletion of the pet would take, and whether there is anything."""
+    try:
+        n_media, n_entries = service.tally(pet).tally.ingested, len(service.history(pet, limit=100_000))
+    except UnreadablePet as damaged:
+        return f"pet {pet} with all that is left of it ({damaged.problem})", True
+    return f"pet {pet} with {n_media} media and {n_entries} entries of its history", n_media > 0
+
+
+def _print_traces(traces: Traces) -> None:
+    """Which job records and dead letters a deletion takes, and which it leaves because they cannot be read."""
+    lines = [f"job record {job_id}" for job_id in traces.records]
+    lines += [f"dead letter {letter.letter_id} of {letter.queue}" for letter in traces.dead_letters]
+    for line in lines[:TRACES_SHOWN]:
+        out.print(f"  {line}", markup=False, soft_wrap=True)
+    if len(lines) > TRACES_SHOWN:
+        out.print(f"  and {len(lines) - TRACES_SHOWN} more; --json lists them all after a deletion")
+    if traces.unreadable:
+        first = traces.unreadable[0]
+        out.print(
+            f"{len(traces.unreadable)} dead letters cannot be read, and are left: they may be about anything; "
+            f"sploot-cluster queue dead show {first.queue} {first.letter_id} shows the first",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @app.command(name="export")
@@ -393,7 +429,11 @@ def why(
     with open_service() as service:
         told = service.why(PetId(pet), MediaId(media))
     if as_json:
-        print_json(asdict(told) | {"standing": told.standing.name.lower()})
+        standing = "quarantined" if told.standing is None else told.standing.name.lower()
+        print_json(asdict(told) | {"standing": standing})
+        return
+    if told.standing is None:
+        out.print(f"{media} is in no cluster: {told.because}", markup=False, soft_wrap=True)
         return
     place = "in no cluster" if told.cluster == NOISE else f"in cluster {told.cluster}"
     out.print(f"{media} is {place}, {told.standing.name.lower()}: {told.because}", soft_wrap=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 LONGEST_VALUE: Final = 200
+# An id that is longer is not one: contracts.MAX_TEXT.
+LONGEST_ID: Final = 256
 
 # What no listing, log or error report may hold.
 EMBEDDING: Final = "embedding"
@@ -79,6 +81,34 @@ def added_at(entry_id: str) -> datetime | None:
     return at if at <= datetime.now(UTC) + _SKEW else None
 
 
+def media_of(fields: Mapping[bytes, bytes]) -> frozenset[str]:
+    """The media items that an entry names, whole and exact: of an event the one, of a correction all."""
+    message = _message(fields)
+    if message is None:
+        try:
+            return frozenset(_names([fields.get(b"media_id", b"").decode()]))
+        except UnicodeDecodeError:
+            return frozenset()
+    kwargs = message.get("kwargs")
+    if not isinstance(kwargs, dict):
+        return frozenset()
+    several = kwargs.get("media_ids")
+    return frozenset(_names([kwargs.get("media_id"), *(several if isinstance(several, list) else ())]))
+
+
+def is_unclear(fields: Mapping[bytes, bytes]) -> bool:
+    """Whether an entry may be about any pet: it cannot be read, or what it has for a pet cannot."""
+    facts = facts_of(fields)
+    if facts.pet_id is not None or facts.form != "message":
+        return facts.pet_id is None
+    kwargs = (_message(fields) or {}).get("kwargs")
+    return isinstance(kwargs, dict) and "pet_id" in kwargs
+
+
+def _names(values: Iterable[object]) -> Iterator[str]:
+    return (value for value in values if isinstance(value, str) and value)
+
+
 def without_embedding(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     """The fields as JSON values, embeddings replaced by their size, long values cut."""
     told: dict[str, Any] = {}
@@ -124,12 +154,12 @@ def _size(embedding: object) -> str:
             return f"<{type(embedding).__name__}>"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… <{len(text)} characters>"
+def _cut(text: str, longest: int = LONGEST_VALUE) -> str:
+    return text if len(text) <= longest else f"{text[:LONGEST_VALUE]}… <{len(text)} characters>"
 
 
 def _text(value: object) -> str | None:
-    return _cut(value) if isinstance(value, str) and value else None
+    return _cut(value, LONGEST_ID) if isinstance(value, str) and value else None
 
 
 def _pet(value: object) -> int | None:

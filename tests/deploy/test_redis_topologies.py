@@ -14,6 +14,7 @@ import pytest
 import redis
 from dramatiq import Worker
 
+from sploot_cluster.redis_store import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.composition import build_client, build_worker
 from tasks.contracts import CLUSTER_RECLUSTER, EMBEDDING_INGESTED, stream_of
@@ -174,6 +175,11 @@ def test_jobs_run_on_a_cluster_and_pets_spread_over_nodes(cluster: list[int]) ->
         holding = [port for port in cluster if _pets_on(port)]
         assert len(holding) > 1
         eventually(lambda: client.xlen(stream_of(CLUSTER_RECLUSTER)) == 0, within_s=60)
+        store = RedisPetStore(client)
+        totals = store.totals()
+        assert (totals.n_pets, totals.tally.ingested, totals.unconserved) == (6, 60, ())
+        client.delete("{pet:3}:vectors")
+        assert [error.key for error in store.totals().unreadable] == ["{pet:3}:vectors"]
         client.close()
 
 

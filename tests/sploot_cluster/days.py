@@ -32,11 +32,13 @@ class Day:
 
     Args:
         upheavals: items are deleted and models switched, too. Off by default, so that known seeds replay the same days.
+        store: where the pet is.
     """
 
-    def __init__(self, seed: int, *, upheavals: bool = False) -> None:
+    def __init__(self, seed: int, *, upheavals: bool = False, store: Witness | None = None) -> None:
         self.seed, self.random = seed, Random(seed)
-        self.store = Witness()
+        self.store = store or Witness()
+        self.sent: set[MediaId] = set()  # and not deleted since
         # some pets use exact arrivals, which move existing items
         self.service = ClusterService(
             self.store, settings=ClusterSettings(exact_until=self.random.choice([0, 0, 10_000]))
@@ -81,7 +83,9 @@ class Day:
         if not state.n_media:
             return
         vector = picture(self.random.randrange(4), self.n_pictures)
-        self.service.assign(PET, name(self.random.randrange(4), self.n_pictures), model=f"not-{MODEL}", vector=vector)
+        medium = name(self.random.randrange(4), self.n_pictures)
+        self.sent.add(medium)
+        self.service.assign(PET, medium, model=f"not-{MODEL}", vector=vector)
 
     def merge(self, state: PetState, operation_id: str) -> None:
         ids = self.random.sample(sorted(state.clusters), min(len(state.clusters), self.random.choice([2, 2, 3])))
@@ -124,16 +128,28 @@ class Day:
 
     def delete(self, state: PetState, operation_id: str) -> None:
         if state.n_media > 3:
-            self.service.delete_media(PET, self.random.sample(list(state.media), 2), by="eve")
+            gone = self.random.sample(list(state.media), 2)
+            self.sent -= set(gone)
+            self.service.delete_media(PET, gone, by="eve")
 
     def switch(self, state: PetState, operation_id: str) -> None:
-        """Switch to another model, which embeds the pictures slightly differently; sometimes switch back."""
+        """Switch to another model, which embeds the pictures slightly differently and has seen more of them.
+
+        Sometimes end it instead, and sometimes switch back.
+        """
         if not state.n_media:
             return
         self.n_switches += 1
         self.service.begin_model(PET, self._model(), DIM, by="eve")
         for medium in state.media:
             self._embed(medium)
+        for _ in range(self.random.randrange(3)):
+            self._embed(name(self.random.randrange(4), self.n_pictures))
+            self.n_pictures += 1
+        if self.random.random() < 0.2:
+            self.service.end_model(PET)
+            self.n_switches -= 1
+            return
         switched = self.service.preview_switch(PET)
         self.service.switch_model(PET, switched.token, by="eve")
         if self.random.random() < 0.3:
@@ -145,6 +161,7 @@ class Day:
         return MODEL if not self.n_switches else f"{MODEL}.{self.n_switches}"
 
     def _embed(self, medium: MediaId) -> None:
+        self.sent.add(medium)
         subject, number = map(int, medium.removeprefix("s").split("-"))
         vector = picture(subject, number + 100_000 * self.n_switches)
         self.service.assign(PET, medium, model=self._model(), vector=vector)
@@ -169,6 +186,8 @@ def check(day: Day, context: str) -> None:
     tally = day.store.tally(PET).tally
     assert tally.is_conserved, f"{context}: {tally}"
     assert tally.ingested - tally.quarantined == state.n_media, f"{context}: {tally}"
+    assert tally.ingested == len(day.sent), f"{context}: {tally}, {len(day.sent)} were sent"
+    assert state.rows.keys() | day.store.tally(PET).quarantine.keys() == day.sent, context
     day.revisions.append(state.revision)
     if state.ledger and state.ledger[-1].revision == state.revision:
         match state.ledger[-1]:

@@ -12,7 +12,11 @@ from sploot_cluster.models import Change, ClusterId, MediaId, PetState, Standing
 
 
 class Witness(MemoryPetStore):
-    """A store that records every state, and raises AssertionError at a commit that changes the meaning of an id."""
+    """A store that records every state, and raises AssertionError at a commit that changes the meaning of an id.
+
+    Attributes:
+        seen: every state, without items that were deleted or left out since.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,10 +37,11 @@ class Witness(MemoryPetStore):
 
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
         state = super().replace(before, after, claimant=claimant)
-        if before is not None and state.n_media < before.state.n_media:
-            self.seen = [without(one, state) for one in self.seen]
-        elif before is not None:
-            check_went_on(before.state, state, f"revision {state.revision}, another model", undone=None)
+        assert before is not None
+        is_switch = state.model != before.state.model
+        self.seen = [without(one, state) for one in self.seen]
+        if is_switch:
+            check_went_on(self.seen[-1], state, f"revision {state.revision}, another model", undone=None)
         self.seen.append(state)
         return state
 
@@ -75,7 +80,7 @@ def check_went_on(before: PetState, after: PetState, context: str, *, undone: Se
             assert n_of_others <= len(now_in[id_] & meant), f"{context}: {id_} took over {ended}"
     for id_ in (before.clusters.keys() | before.aliases.keys()) - after.clusters.keys():
         target = before.aliases.get(id_, id_)
-        expected = target if target in after.clusters else heir(held[target], after)
+        expected = target if target in after.clusters else heir(held.get(target, set()), after)
         now = after.aliases.get(id_)
         # an undo restores aliases from before a merge, and updates the ids that it could not give back
         assert now == expected or (undone is not None and id_ in before.aliases), f"{context}: {id_} points to {now}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -198,7 +198,7 @@ def test_days_with_deletions_break_no_promise(seed: int) -> None:
         day.go_on()
         state = day.store.load(PET)
         if state.n_media > 3 and day.random.random() < 0.15:
-            day.service.delete_media(PET, day.random.sample(list(state.media), 2), by="eve")
+            day.delete(state, "")
             check(day, f"seed {seed}, step {day.n_steps}: deletion")
     check_past(day)
 
@@ -273,13 +273,13 @@ def test_a_pet_that_begins_while_it_is_deleted_is_among_all_pets(
     redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = RedisPetStore(redis_client), RedisPetStore(redis_client)
-    commit = store._commit
+    commit = store._commit.and_then
 
-    def overtaken(*, keys: Sequence[str], args: Any) -> object:
+    def overtaken(*command: Any, **kwargs: Any) -> object:
         other.delete(PET)
-        return commit(keys=keys, args=args)
+        return commit(*command, **kwargs)
 
-    monkeypatch.setattr(store, "_commit", overtaken)
+    monkeypatch.setattr(store._commit, "and_then", overtaken)
 
     take(ClusterService(store), 0, range(1))
 

@@ -94,26 +94,6 @@ def test_only_so_many_revisions_are_kept_and_the_rest_is_refused(
     assert refused.value.field == "revision"
 
 
-def test_a_pet_of_a_release_that_kept_nothing_can_be_told_from_its_last_relabelling(redis_client: redis.Redis) -> None:
-    store = RedisPetStore(redis_client)
-    service, keys = ClusterService(store), PetKeys.of(PET)
-    for subject in range(3):
-        take(service, subject, range(8))
-    service.recluster(PET)
-    take(service, 0, range(10, 11))
-    redis_client.delete(keys.arrived, keys.overwritten)
-    before = store.load(PET)
-
-    take(service, 0, range(20, 21))
-    service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
-
-    told = store.past(PET)
-    assert (told.since, told.at(told.since).revision) == (25, 25)
-    assert where(told.at(27)).items() >= where(before).items()
-    with pytest.raises(UnknownRevision):
-        told.at(24)
-
-
 def test_what_cannot_be_read_of_the_past_says_so(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     for subject in range(2):

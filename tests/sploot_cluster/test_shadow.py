@@ -239,6 +239,138 @@ def test_nothing_of_a_shadow_is_left_of_a_deleted_pet(redis_client: redis.Redis)
     assert redis_client.keys("*") == []
 
 
+# -- items that only one of the two models has -----------------------------------------------------------------------
+
+
+def where(store: PetStore) -> dict[MediaId, int]:
+    state = store.load(PET)
+    return dict(zip(state.media, state.labels.tolist(), strict=True))
+
+
+def test_items_of_the_second_model_alone_are_quarantined_until_the_switch(
+    service: ClusterService, store: PetStore
+) -> None:
+    begin(service)
+    embed(service, 1, range(8, 10))
+    embed(service, 1, range(8, 10))  # again, as events do
+    new = names(1, range(8, 10))
+
+    before, why = service.tally(PET), service.why(PET, name(1, 8))
+    preview = service.preview_switch(PET)
+    service.switch_model(PET, preview.token, by="eve")
+
+    assert before.tally.is_conserved
+    assert (before.tally.ingested, before.tally.quarantined) == (26, 2)
+    assert set(before.quarantine) == set(preview.joining) == set(preview.dump.state.media[24:]) == new
+    assert (why.standing, why.cluster) == (None, -1)
+    assert "it is quarantined: its vector is of 'clip@2' with 24 values" in why.because
+    assert "a switch to that model takes it in" in why.because
+    assert (service.tally(PET).tally.ingested, service.tally(PET).quarantine) == (26, {})
+    assert {where(store)[medium] for medium in new} == {ONE}
+
+
+def test_items_of_the_second_model_alone_stay_quarantined_when_it_is_ended(
+    service: ClusterService, store: PetStore
+) -> None:
+    begin(service)
+    embed(service, 1, range(8, 10))
+
+    only_there = service.only_in_shadow(PET)
+    service.end_model(PET)
+    ended, why = service.tally(PET), service.why(PET, name(1, 8))
+    take(service, 1, range(8, 10))
+
+    assert set(only_there) == set(ended.quarantine) == names(1, range(8, 10))
+    assert (ended.tally.ingested, ended.tally.is_conserved) == (26, True)
+    assert "it leaves when it is ingested as 'clip@1'" in why.because
+    assert service.only_in_shadow(PET) == []
+    assert (service.tally(PET).tally.ingested, service.tally(PET).tally.quarantined) == (26, 0)
+
+
+def test_item_of_the_second_model_alone_leaves_the_quarantine_when_the_first_sees_it(
+    service: ClusterService, store: PetStore
+) -> None:
+    begin(service)
+    embed(service, 1, range(8, 9))
+    take(service, 1, range(8, 9))
+
+    assert (service.tally(PET).tally.ingested, service.tally(PET).quarantine) == (25, {})
+    assert service.only_in_shadow(PET) == []
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+    assert store.load(PET).n_media == 25
+
+
+def test_items_of_the_second_model_alone_are_counted_beyond_a_full_quarantine(
+    service: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("redis_store", "memory_store"):
+        monkeypatch.setattr(f"sploot_cluster.{module}.MAX_QUARANTINED", 1)
+    begin(service)
+
+    embed(service, 1, range(8, 12))
+    with pytest.raises(ModelMismatch):
+        service.assign(PET, MediaId("x"), model="dino@1", vector=[1.0] * NEW_DIM)
+
+    tally = service.tally(PET).tally
+    assert (tally.ingested, tally.quarantined, tally.overflowed) == (28, 4, 1)
+
+
+def test_vector_of_another_length_than_the_second_models_is_quarantined(service: ClusterService) -> None:
+    begin(service)
+
+    with pytest.raises(DimensionMismatch, match="24-dimensional"):
+        service.assign(PET, MediaId("x"), model=NEW, vector=[1.0] * 8)
+
+    why = service.tally(PET).quarantine[MediaId("x")]
+    assert (why.model, why.dim) == (NEW, 8)
+    assert "it leaves when it is ingested as" in service.why(PET, MediaId("x")).because
+
+
+def test_switch_back_quarantines_what_the_former_model_never_saw(service: ClusterService, store: PetStore) -> None:
+    """Whatever came and was said in between; a switch forth takes it in again, with what was said of it."""
+    at_first = where(store)
+    begin(service)
+    embed(service, 1, range(8, 10))
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+    embed(service, 2, range(30, 33))
+    service.dismiss(PET, [name(2, 30)], operation_id="2", by="ada")
+    new = names(1, range(8, 10)) | names(2, range(30, 33))
+    in_new = where(store)
+
+    back = service.preview_switch(PET)
+    service.switch_model(PET, back.token, by="eve")
+
+    counted = service.tally(PET)
+    assert set(back.left_out) == set(counted.quarantine) == set(service.only_in_shadow(PET)) == new
+    assert {move.media for move in back.diff.moved if move.after is None} == new
+    assert (counted.tally.ingested, counted.tally.is_conserved) == (29, True)
+    assert where(store) == at_first
+    (entry,) = service.history(PET, limit=1)
+    assert (entry.summary["n_left_out"], entry.summary["n_joined"], entry.summary["constraints"]) == (5, 0, "1 of 1")
+    for revision in range(store.load(PET).revision + 1):
+        assert set(service.at(PET, revision).media) <= set(at_first)
+    assert store.load(PET).ledger[-1].operation_id == "2"
+
+    forth = service.preview_switch(PET)
+    service.switch_model(PET, forth.token, by="eve")
+
+    assert set(forth.joining) == new
+    assert where(store)[name(2, 30)] == -1
+    assert where(store) == in_new
+    assert forth.result.kept == "constraints kept 2 of 2"
+    assert service.tally(PET).quarantine == {}
+
+
+def test_former_model_that_has_no_vector_is_no_way_back(service: ClusterService) -> None:
+    begin(service)
+    embed(service, 1, range(8, 9))
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+    service.delete_media(PET, [*names(0, range(8)), *names(1, range(8)), *names(2, range(8))], by="eve")
+
+    with pytest.raises(InvalidInput, match="no item of pet 42 has a vector of clip@1"):
+        service.preview_switch(PET)
+
+
 # -- while somebody else is at it ------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from sploot_cluster import ClusterService
-from sploot_cluster.errors import DimensionMismatch, ModelMismatch, NotConserved
+from sploot_cluster.errors import DimensionMismatch, ModelMismatch, NotConserved, UnreadablePet
 from sploot_cluster.keys import PetKeys
 from sploot_cluster.memory_store import MemoryPetStore
 from sploot_cluster.models import Change, ClusterId, PetId, Relabelling, Standing
@@ -89,7 +89,8 @@ def test_only_so_many_are_taken_down(service: ClusterService, monkeypatch: pytes
         with pytest.raises(ModelMismatch):
             send(service, number, model="clip@2")
 
-    assert service.tally(PET).tally == Tally(18, clustered=16, quarantined=2)
+    assert service.tally(PET).tally == Tally(18, clustered=16, quarantined=2, overflowed=2)
+    assert str(service.tally(PET).tally).endswith("; 2 arrivals found the quarantine full")
 
 
 def test_the_pets_that_do_not_add_up_are_named(redis_client: redis.Redis) -> None:
@@ -102,7 +103,9 @@ def test_the_pets_that_do_not_add_up_are_named(redis_client: redis.Redis) -> Non
     totals = service.totals()
 
     assert (totals.n_pets, totals.unconserved) == (3, (7, 9))
-    assert (totals.tally.ingested, totals.tally.noise) == (10, 9)
+    assert [(damaged.pet, damaged.key) for damaged in totals.unreadable] == [(9, "{pet:9}:standings")]
+    assert (totals.tally.ingested, totals.tally.noise) == (7, 6)
+    assert service.totals([PET]).unconserved == ()
 
 
 def test_a_commit_that_would_lose_a_medium_is_refused_loudly_and_changes_nothing(
@@ -129,21 +132,7 @@ def test_a_commit_on_columns_of_different_lengths_is_refused(redis_client: redis
     state = store.load(PET)
     redis_client.append(PetKeys.of(PET).labels, b"\xff\xff\xff\xff")
 
-    with pytest.raises(NotConserved, match="8 media by count, 8 by name, 9 labels, 8 standings"):
+    with pytest.raises(UnreadablePet, match=r"\{pet:42\}:labels: expected 32 bytes, found 36 bytes"):
         store.commit(state, nothing_new(8, state.labels))
 
     assert redis_client.hget(PetKeys.of(PET).meta, "revision") == b"8"
-
-
-def test_a_pet_of_a_release_that_did_not_count_is_counted_from_the_next_commit_on(redis_client: redis.Redis) -> None:
-    store = RedisPetStore(redis_client)
-    take(ClusterService(store), 0, range(8))
-    redis_client.hdel(PetKeys.of(PET).meta, "ingested", "n_clustered", "n_noise", "n_dismissed")
-    before = store.tally(PET).tally
-    with pytest.raises(ModelMismatch):
-        send(ClusterService(store), 0, model="clip@2")
-
-    take(ClusterService(store), 0, range(8, 9))
-
-    assert before.is_conserved
-    assert store.tally(PET).tally == Tally(10, noise=9, quarantined=1)

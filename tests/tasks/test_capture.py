@@ -49,10 +49,10 @@ class Album:
         looks = np.random.default_rng(5).normal(size=(4, DIM))
         self._looks = looks / np.linalg.norm(looks, axis=1)[:, None]
 
-    def take(self, number: int) -> None:
+    def take(self, number: int, *, model: str = "test@1") -> None:
         rng = np.random.default_rng(number)
         vector = self._looks[number % 4] + 0.15 * rng.normal(size=DIM)
-        self.service.assign(PET, MediaId(f"m{number}"), model="test@1", vector=vector)
+        self.service.assign(PET, MediaId(f"m{number}"), model=model, vector=vector)
 
     def captured(self, file: Path, *, redact: bool = False) -> Capture:
         lines = capture_pet(
@@ -117,6 +117,97 @@ def test_a_replay_gives_the_same_labels_whatever_was_done_to_the_pet(album: Albu
     assert once.is_same
     assert once == again
     assert {line["done"] for line in capture.story if "done" in line} >= {"recluster"}
+
+
+def test_replay_reports_deleted_items_by_revision_and_does_the_rest(album: Album, tmp_path: Path) -> None:
+    for number in range(24):
+        album.take(number)
+    album.service.recluster(PET, by="ada")  # 25
+    album.service.dismiss(PET, [MediaId("m3"), MediaId("m8")], operation_id="1", by="ada")  # 26
+    album.service.dismiss(PET, [MediaId("m9")], operation_id="2", by="ada")  # 27
+    album.service.delete_media(PET, [MediaId("m3"), MediaId("m4")], by="eve")  # 28
+    album.service.undo(PET, 27, operation_id="3", by="ada")  # 29
+    album.service.restore(PET, 26, operation_id="4", by="ada")  # 30
+    album.take(30)
+
+    capture = album.captured(tmp_path / "pet.jsonl")
+    done = replay(capture, settings_of(capture, {}))
+
+    assert done.differences == (
+        "revisions 4 to 5 cannot be replayed: what arrived there was deleted since",
+        "revision 26: 1 of the 2 items that it names cannot be replayed: they were deleted since",
+        "revision 28: the deletion of 2 items cannot be replayed: nothing is left of them",
+    )
+    assert done.n_media == 23
+    then = {line["medium"]: line["label"] for line in capture.media}
+    elsewhere = {medium for medium, _, _ in done.moved}
+    assert then["m8"] == -1, "dismissed, and so it is again"
+    assert elsewhere.isdisjoint({"m8", "m9"})
+
+
+def test_replay_reports_a_switch_by_revision_and_does_the_rest(album: Album, tmp_path: Path) -> None:
+    for number in range(24):
+        album.take(number)
+    album.service.recluster(PET, by="ada")
+    album.service.begin_model(PET, "test@2", DIM, by="eve")
+    for number in range(27):  # three that the first model has never seen
+        album.take(number, model="test@2")
+    album.service.switch_model(PET, album.service.preview_switch(PET).token, by="eve")  # 26
+    album.service.dismiss(PET, [MediaId("m9")], operation_id="1", by="ada")  # 27
+    album.service.undo(PET, 27, operation_id="2", by="ada")
+    album.service.recluster(PET, by="ada")
+
+    capture = album.captured(tmp_path / "pet.jsonl")
+    done = replay(capture, settings_of(capture, {}))
+
+    assert done.differences == (
+        "revision 26: the switch from test@1 to test@2 cannot be replayed: "
+        "vectors of test@1 are not captured, and all is replayed with those of test@2",
+    )
+    assert done.n_media == 27
+    assert done.is_same
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_replay_never_fails_whatever_was_deleted_or_switched(album: Album, tmp_path: Path, seed: int) -> None:
+    rng = Random(seed)
+    print(f"seed {seed}")
+    model = "test@1"
+    for number in range(45):
+        album.take(number, model=model)
+        if number > 12 and rng.random() < 0.5:
+            album.correct_somehow(rng, number)
+        if number > 12 and rng.random() < 0.15:
+            album.service.recluster(PET, by="ada")
+        if number > 12 and rng.random() < 0.1:
+            album.service.delete_media(PET, rng.sample(list(album.store.load(PET).media), 2), by="eve")
+        if number == 30:
+            model = "test@2"
+            album.service.begin_model(PET, model, DIM, by="eve")
+            for medium in album.store.load(PET).media:
+                album.take(int(medium.removeprefix("m")), model=model)
+            album.service.switch_model(PET, album.service.preview_switch(PET).token, by="eve")
+
+    capture = album.captured(tmp_path / "pet.jsonl")
+    once, again = replay(capture, settings_of(capture, {})), replay(capture, settings_of(capture, {}))
+
+    assert once == again
+    assert once.n_media == len(capture.media)
+    deleted = [line["revision"] for line in capture.story if line.get("done") in ("delete", "switch")]
+    assert [any(text.startswith(f"revision {at}: the ") for text in once.differences) for at in deleted] == [
+        True for _ in deleted
+    ]
+
+
+def test_capture_with_an_unknown_kind_of_change_is_refused(album: Album, tmp_path: Path) -> None:
+    album.take(1)
+    album.service.dismiss(PET, [MediaId("m1")], operation_id="1", by="ada")
+    file = tmp_path / "pet.jsonl"
+    album.captured(file)
+    file.write_text(file.read_text().replace('"done":"dismiss"', '"done":"praise"'))
+
+    with pytest.raises(InvalidInput, match="a change of the unknown kind 'praise'"):
+        read_capture(file)
 
 
 def test_what_if_tells_which_media_would_be_elsewhere(album: Album, tmp_path: Path) -> None:

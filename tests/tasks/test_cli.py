@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dramatiq
 import numpy as np
@@ -215,6 +216,61 @@ def test_a_pet_is_exported_deleted_and_imported(
     assert (nothing.returncode, left) == (1, [])
     assert "pet 42 is here, at revision 13: 12 media, 2 clusters" in imported.stdout
     assert "pet 42: ingested 12 = clustered 12 + noise 0 + quarantined 0 + dismissed 0" in tally.stdout
+
+
+def test_deletion_of_a_medium_names_the_dead_letters_that_go(
+    redis_client: redis.Redis, redis_url: str, service: ClusterService
+) -> None:
+    take(service, 0, range(3))
+    letters = {}
+    for medium in (name(0, 1), f"{name(0, 1)}0"):
+        entry: dict[Any, Any] = {"entry:pet_id": str(PET), "entry:media_id": medium, "reason": "failed", "error": "x"}
+        entry |= {"died_at": "2026-11-24T03:00:00+00:00", "entry_id": "1-0", "deliveries": 1}
+        stored = redis_client.xadd(f"{{{stream_of(EMBEDDING_INGESTED)}}}:dead", entry)
+        assert isinstance(stored, bytes)
+        letters[medium] = stored.decode()
+
+    planned = cli("delete", str(PET), "--media", name(0, 1), "--by", "eve", redis_url=redis_url)
+    done = cli("delete", str(PET), "--media", name(0, 1), "--by", "eve", "--yes", redis_url=redis_url)
+
+    for told in (planned, done):
+        assert f"dead letter {letters[name(0, 1)]} of embedding.ingested" in told.stdout
+        assert letters[f"{name(0, 1)}0"] not in told.stdout
+    assert redis_client.xlen(f"{{{stream_of(EMBEDDING_INGESTED)}}}:dead") == 1
+
+
+def test_damaged_pet_is_named_by_tally_and_can_be_deleted(
+    redis_client: redis.Redis, redis_url: str, service: ClusterService
+) -> None:
+    take(service, 0, range(3))
+    redis_client.delete(f"{{pet:{PET}}}:meta")
+
+    told = cli("tally", redis_url=redis_url)
+    planned = cli("delete", str(PET), "--by", "eve", redis_url=redis_url)
+    done = cli("delete", str(PET), "--by", "eve", "--yes", redis_url=redis_url)
+
+    assert told.returncode == 1
+    assert f"pet {PET} cannot be read: {{pet:{PET}}}:meta: expected a hash next to" in told.stdout
+    assert f"pet {PET} with all that is left of it ({{pet:{PET}}}:meta" in planned.stdout
+    assert (done.returncode, redis_client.keys("*")) == (0, [])
+
+
+def test_items_that_only_a_second_model_has_are_named(redis_url: str, service: ClusterService) -> None:
+    take(service, 0, range(3))
+    service.begin_model(PET, "clip@2", 16, by="eve")
+    for number in range(1, 5):
+        service.assign(PET, name(0, number), model="clip@2", vector=picture(0, number))
+
+    status = cli("model", "status", str(PET), redis_url=redis_url)
+    status_json = json.loads(cli("model", "status", str(PET), "--json", redis_url=redis_url).stdout)
+    why = cli("why", str(PET), name(0, 4), redis_url=redis_url)
+    planned = cli("model", "end", str(PET), redis_url=redis_url)
+
+    assert "1 of the 3 have no vector in it yet" in status.stdout
+    assert "2 items are in it alone" in status.stdout
+    assert (status_json["beside"]["n_vectors"], status_json["beside"]["n_only_here"]) == (4, 2)
+    assert "it is quarantined: its vector is of 'clip@2' with 16 values" in why.stdout
+    assert "would forget 4 vectors of clip@2; 2 items have no other vector, and stay quarantined" in planned.stdout
 
 
 def test_a_pet_is_switched_to_another_model(redis_url: str, service: ClusterService) -> None:

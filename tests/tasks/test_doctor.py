@@ -16,6 +16,9 @@ import redis
 
 from broker import RedisStreamsBroker
 from broker.stats import LAST_ID
+from sploot_cluster import ClusterService
+from sploot_cluster.models import PetId
+from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.settings import ClusterSettings
 from tasks.backlog import BACKLOG, BacklogSampler
 from tasks.cli import main
@@ -23,6 +26,8 @@ from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.doctor import Finding, Patient, examine, known_variables
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.settings import Settings
+from tests.sploot_cluster.albums import take
+from tests.support import eventually
 from tests.system.events import free_port
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
 
@@ -285,6 +290,46 @@ def test_mixed_models_are_found(ward: Ward) -> None:
     assert "clip@1 of 512 (2 pets), dino@2 of 768 (1 pet)" in mixed.seen
     assert "such as 3" in stuck.seen
     assert "add dino@2=768 to SPLOOT_MODELS" in stuck.mend
+
+
+def test_damaged_pets_are_reported_with_what_does_not_fit(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pets() -> list[Finding]:
+        return [finding for finding in ward.examine() if finding.check == "pets"]
+
+    none = pets()
+    service = ClusterService(RedisPetStore(ward.client))
+    for pet in range(1, 5):
+        take(service, 0, range(3), pet=PetId(pet))
+    whole = pets()
+    ward.client.delete("{pet:2}:vectors")
+    ward.client.hincrby("{pet:4}:meta", "ingested", 1)
+    broken = pets()
+    monkeypatch.setattr("tasks.doctor.SAMPLE_OF_PETS", 2)
+    monkeypatch.setattr("tasks.doctor.MOST_BROKEN_LISTED", 1)
+    seen: set[str] = set()
+
+    def look() -> bool:
+        seen.update(finding.seen for finding in pets())
+        return len(seen) >= 4
+
+    eventually(look, within_s=30)
+
+    assert [(finding.level, finding.seen) for finding in none + whole] == [
+        ("ok", "no pets yet"),
+        ("ok", "all 4 pets are whole"),
+    ]
+    assert [(finding.level, finding.seen) for finding in broken] == [
+        ("wrong", "pet 2 cannot be read: {pet:2}:vectors: expected 192 bytes, found 0 bytes"),
+        ("wrong", "pet 4 does not add up"),
+    ]
+    assert "runbook" in broken[0].mend
+    assert broken[1].mend == "sploot-cluster tally 4"
+    assert seen >= {
+        "2 of 4 pets are whole, others at the next run",
+        "1 pet more cannot be read or do not add up",
+        broken[0].seen,
+        broken[1].seen,
+    }
 
 
 def test_a_user_who_may_not_look_is_told_which_may(ward: Ward) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +15,13 @@ from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
-from sploot_cluster.jobs import Traces
+from sploot_cluster.errors import UnknownMedia
+from sploot_cluster.jobs import LetterRef, Traces
+from sploot_cluster.models import MediaId
 from sploot_cluster.redis_store import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, SPLIT_CLUSTER, stream_of
 from tasks.erasure import Erasure
 from tasks.jobs import JobRecords, TrackJobs
 from tasks.wire import DECODERS
@@ -68,6 +72,61 @@ def run_all(client: redis.Redis) -> None:
     broker.close()
 
 
+def counts(traces: Traces) -> tuple[int, int, int]:
+    return traces.n_records, traces.n_dead_letters, traces.n_waiting
+
+
+def bury(client: redis.Redis, queue: str, entry: dict[Any, Any], *, error: str = "OSError: disk full") -> LetterRef:
+    """A dead letter of an entry, as the broker keeps it."""
+    fields: dict[Any, Any] = {
+        "reason": "failed",
+        "error": error,
+        "entry_id": "1-0",
+        "deliveries": 1,
+        "died_at": "2026-11-24T03:00:00+00:00",
+    }
+    for name, value in entry.items():
+        fields[b"entry:" + (name if isinstance(name, bytes) else name.encode())] = value
+    letter_id = client.xadd(f"{{{stream_of(queue)}}}:dead", fields)
+    assert isinstance(letter_id, bytes)
+    return LetterRef(queue, letter_id.decode())
+
+
+def event(media_id: str, encoding: str = "f32le", **changes: Any) -> dict[Any, Any]:
+    """A flat event whose embedding holds ``AACAPwAAAAAAAAAA`` where it is base64."""
+    values = [1.0, 0.0, 0.0]
+    packed = struct.pack("<3f", *values)
+    embedding: dict[str, Any] = {
+        "f32le": packed,
+        "f16le": struct.pack("<3e", *values),
+        "base64-f32le": base64.b64encode(packed),
+        "json": json.dumps(values),
+    }
+    fields: dict[Any, Any] = {
+        "schema": "embedding.ingested/1",
+        "event_id": f"e-{media_id}",
+        "pet_id": "7",
+        "media_id": media_id,
+        "model": "t@1",
+        "dim": "3",
+        "encoding": encoding,
+        "embedding": embedding[encoding],
+    }
+    return fields | changes
+
+
+def message(actor: str, queue: str, **kwargs: Any) -> dict[Any, Any]:
+    kwargs = {"pet_id": 7, **kwargs}
+    sent = dramatiq.Message[Any](queue_name=queue, actor_name=actor, args=(), kwargs=kwargs, options={})
+    return {"message": sent.encode()}
+
+
+NAMES = [
+    *("m1", "m10", "A", "AA", "1", "7", "t@1", "e-m10", " "),
+    *('q"uo', "back\\slash", "strand é.jpg", "\U0001f408", "f" * 256),
+]
+
+
 @pytest.fixture
 def traffic(redis_client: redis.Redis, tasks: ClusterTasks) -> None:
     """Two pets; of pet 42 a medium, a bad flat event, a correction that was refused, and one that was not."""
@@ -84,9 +143,9 @@ def test_all_of_a_pet_is_found_and_removed(redis_client: redis.Redis, erasure: E
     found = erasure.find(42)
     erased = erasure.erase(42)
 
-    assert found == erased == Traces(n_records=3, n_dead_letters=3, n_waiting=0)
+    assert found == erased
+    assert counts(found) == counts(erasure.find(43)) == (3, 3, 0)
     assert erasure.find(42) == Traces(0, 0, 0)
-    assert erasure.find(43) == found
 
 
 def test_what_names_a_medium_is_removed_and_the_rest_stays(
@@ -95,9 +154,9 @@ def test_what_names_a_medium_is_removed_and_the_rest_stays(
     erased = erasure.erase(42, [SECRET])
 
     # the record of the split, which was refused for its cluster, names no medium
-    assert erased == Traces(n_records=1, n_dead_letters=2, n_waiting=0)
-    assert erasure.find(42) == Traces(n_records=2, n_dead_letters=1, n_waiting=0)
-    assert erasure.find(43) == Traces(n_records=3, n_dead_letters=3, n_waiting=0)
+    assert counts(erased) == (1, 2, 0)
+    assert counts(erasure.find(42)) == (2, 1, 0)
+    assert counts(erasure.find(43)) == (3, 3, 0)
     records = [redis_client.hgetall(key) for key in redis_client.keys("sploot:job:*")]
     text = b" ".join(bytes(v) for record in records if record[b"pet_id"] == b"42" for v in record.values())  # type: ignore[arg-type]  # answers are bytes
     assert SECRET.encode() not in text
@@ -127,3 +186,76 @@ def test_events_that_wait_are_counted_and_left(
     assert erasure.find(42, ["a.jpg"]).n_waiting == 1
     assert erasure.erase(42, ["b.jpg"]).n_waiting == 1
     assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 3
+
+
+@pytest.mark.parametrize("encoding", ["f32le", "f16le", "base64-f32le", "json"])
+def test_deletion_takes_the_events_of_exactly_these_items(
+    redis_client: redis.Redis, erasure: Erasure, encoding: str
+) -> None:
+    letters = {media: bury(redis_client, EMBEDDING_INGESTED, event(media, encoding)) for media in NAMES}
+    bury(redis_client, EMBEDDING_INGESTED, event("m1", encoding, pet_id="77"))
+
+    for media in NAMES:
+        found = erasure.find(7, [media])
+        assert found.dead_letters == (letters.pop(media),)
+        assert erasure.erase(7, [media]) == found
+        assert set(erasure.find(7).dead_letters) == set(letters.values())
+    assert counts(erasure.find(77)) == (0, 1, 0)
+
+
+def test_deletion_takes_the_messages_of_exactly_these_items(redis_client: redis.Redis, erasure: Erasure) -> None:
+    ingests = {
+        media: bury(redis_client, EMBEDDING_INGESTED, message("cluster_embedding", EMBEDDING_INGESTED, media_id=media))
+        for media in NAMES
+    }
+    splits = {
+        media: bury(redis_client, CLUSTER_FEEDBACK, message(SPLIT_CLUSTER, CLUSTER_FEEDBACK, media_ids=["x", media]))
+        for media in NAMES
+    }
+
+    for media in NAMES:
+        assert set(erasure.erase(7, [media]).dead_letters) == {ingests.pop(media), splits.pop(media)}
+    assert erasure.find(7) == Traces(0, 0, 0)
+
+
+def test_deletion_takes_the_records_that_name_exactly_these_items(redis_client: redis.Redis, erasure: Erasure) -> None:
+    record: dict[Any, Any] = {"state": "dead", "queue": CLUSTER_FEEDBACK, "actor": SPLIT_CLUSTER, "pet_id": 7}
+    for at, media in enumerate(NAMES):
+        error = UnknownMedia(pet=7, media=("x", MediaId(media)), where="cluster 3")
+        redis_client.hset(f"sploot:job:error-{at}", mapping=record | {"error": f"UnknownMedia: {error}"})
+        redis_client.hset(f"sploot:job:result-{at}", mapping=record | {"result": json.dumps({"media": media})})
+        redis_client.hset(f"sploot:job:other-{at}", mapping=record | {"error": f"ModelMismatch: model: got {media!r}"})
+
+    for at, media in enumerate(NAMES):
+        assert set(erasure.erase(7, [media]).records) == {f"error-{at}", f"result-{at}"}
+    assert {job_id.partition("-")[0] for job_id in erasure.find(7).records} == {"other"}
+
+
+def test_deletion_reports_and_leaves_what_cannot_be_read(redis_client: redis.Redis, erasure: Erasure) -> None:
+    unclear = [
+        bury(redis_client, EMBEDDING_INGESTED, entry)
+        for entry in (
+            {"message": '{"kwargs": {"pet_id": 7, "media_id": "m1"'},
+            {"media_id": "m1"},
+            event("m1", pet_id="seven"),
+            message("cluster_embedding", EMBEDDING_INGESTED, media_id="m1"),
+        )
+    ]
+    readable = unclear.pop()
+    unclear.append(bury(redis_client, EMBEDDING_INGESTED, {"message": '{"kwargs": {"pet_id": [7], "media_id": "m1"}}'}))
+    for entry in (event("m1") | {"media_id": b"m1\xff"}, event("")):
+        bury(redis_client, EMBEDDING_INGESTED, entry)
+    bury(redis_client, CLUSTER_FEEDBACK, {"message": '{"kwargs": {}}'})
+
+    erased = erasure.erase(7, ["m1", "m1\ufffd"])
+
+    assert erased.dead_letters == (readable,)
+    assert set(erased.unreadable) == set(erasure.find(7).unreadable) == set(unclear)
+    assert counts(erasure.find(7)) == (0, 2, 0)
+
+
+def test_deletion_waits_for_an_event_with_the_longest_id(redis_client: redis.Redis, erasure: Erasure) -> None:
+    flat(redis_client, 7, "f" * 256)
+
+    assert erasure.find(7, ["f" * 256]).n_waiting == 1
+    assert erasure.find(7, ["f" * 255]).n_waiting == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sploot_cluster.api import ReadinessCheck, ReadinessReport, Tokens
 from sploot_cluster.errors import ModelMismatch, StoreUnavailable, UnreadablePet
-from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable, Traces
+from sploot_cluster.jobs import JobRef, JobStatus, LetterRef, QueueUnavailable, Traces
 from sploot_cluster.models import ClusterId, MediaId
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, client_of
@@ -703,7 +703,10 @@ class Travelled:
         self.n_waiting, self.erased = n_waiting, list[tuple[int, list[str] | None]]()
 
     def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        return Traces(1, 2, self.n_waiting) if pet_id == 42 else Traces(0, 0, 0)
+        if pet_id != 42:
+            return Traces(0, 0, 0)
+        letters = LetterRef("embedding.ingested", "1-0"), LetterRef("cluster.feedback", "2-0")
+        return Traces(1, 2, self.n_waiting, ("j1",), letters, (LetterRef("embedding.ingested", "3-0"),))
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
         self.erased.append((pet_id, None if media_ids is None else list(media_ids)))
@@ -724,6 +727,12 @@ def test_a_medium_is_deleted_for_good() -> None:
         "n_corrections": 0,
         "n_records": 1,
         "n_dead_letters": 2,
+        "records": ["j1"],
+        "dead_letters": [
+            {"queue": "embedding.ingested", "letter_id": "1-0"},
+            {"queue": "cluster.feedback", "letter_id": "2-0"},
+        ],
+        "unreadable": [{"queue": "embedding.ingested", "letter_id": "3-0"}],
         "revision": 5,
     }
     assert travelled.erased == [(42, ["s0-1"])]
