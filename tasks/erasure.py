@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, cast
 
 import redis
+from dramatiq.errors import BrokerConnectionError
 
 from broker import RedisStreamsBroker
-from sploot_cluster.jobs import Traces
+from sploot_cluster.jobs import QueueUnavailable, Traces
 from sploot_cluster.queues import LetterFilter
+from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
 from tasks.jobs import RECORD_PREFIX
 from tasks.queue_ops.letters import select
@@ -40,22 +43,32 @@ class Erasure:
         self.broker.close()
 
     def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """How much there is of a pet, or of some of its media."""
-        return Traces(
-            n_records=sum(1 for _ in self._records(pet_id, media_ids)),
-            n_dead_letters=sum(len(ids) for ids in self._letters(pet_id, media_ids).values()),
-            n_waiting=self._n_waiting(pet_id, media_ids),
-        )
+        """Return how much there is of a pet, or of some of its media.
+
+        Raises:
+            QueueUnavailable: Redis did not answer, or refused.
+        """
+        with _reaching_redis("nothing was removed"):
+            return Traces(
+                n_records=sum(1 for _ in self._records(pet_id, media_ids)),
+                n_dead_letters=sum(len(ids) for ids in self._letters(pet_id, media_ids).values()),
+                n_waiting=self._n_waiting(pet_id, media_ids),
+            )
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """Remove it; what waits is counted and left."""
-        records = list(self._records(pet_id, media_ids))
-        for start in range(0, len(records), PAGE):
-            self.client.delete(*records[start : start + PAGE])
-        n_letters = 0
-        for queue, ids in self._letters(pet_id, media_ids).items():
-            n_letters += self.broker.dead_letters(queue).purge(ids)
-        return Traces(len(records), n_letters, self._n_waiting(pet_id, media_ids))
+        """Remove it; what waits is counted and left.
+
+        Raises:
+            QueueUnavailable: Redis did not answer, or refused; erase again, which goes on where this ended.
+        """
+        with _reaching_redis("some may have been removed, erasing again is safe"):
+            records = list(self._records(pet_id, media_ids))
+            for start in range(0, len(records), PAGE):
+                self.client.delete(*records[start : start + PAGE])
+            n_letters = 0
+            for queue, ids in self._letters(pet_id, media_ids).items():
+                n_letters += self.broker.dead_letters(queue).purge(ids)
+            return Traces(len(records), n_letters, self._n_waiting(pet_id, media_ids))
 
     def _records(self, pet_id: int, media_ids: Collection[str] | None) -> Iterator[bytes]:
         page: list[bytes] = []
@@ -94,6 +107,14 @@ class Erasure:
             or (job.actor in (None, CLUSTER_EMBEDDING) and (media_ids is None or job.media_id in media_ids))
             for job in jobs
         )
+
+
+@contextmanager
+def _reaching_redis(outcome: str) -> Iterator[None]:
+    try:
+        yield
+    except (*REDIS_ERRORS, BrokerConnectionError) as error:
+        raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error
 
 
 def _names(text: bytes, media_ids: Collection[str] | None) -> bool:

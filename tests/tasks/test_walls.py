@@ -46,6 +46,7 @@ def test_the_thin_client_brings_no_engine() -> None:
         "sploot_cluster",
         "sploot_cluster.errors",
         "sploot_cluster.jobs",
+        "sploot_cluster.refusals",
     }
 
 
