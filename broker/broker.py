@@ -43,7 +43,7 @@ from .errors import (
 from .keys import QueueKeys
 from .listeners import Listeners, Method
 from .options import check_options, delay_ms_of, is_part_of_composition, name_in_delayed, ordering_key_of, unique_key_of
-from .scripts import ENQUEUE, ENQUEUE_PLAIN, FLUSH, SIZE, STATS
+from .scripts import ENQUEUE, ENQUEUE_PLAIN, FLUSH, PAUSE, SIZE, STATS
 from .session import REMEMBER_FOLLOWERS_MS, Session
 from .settings import DAY_MS, BrokerSettings
 from .stats import QueueStats, stats_from
@@ -271,17 +271,16 @@ class RedisStreamsBroker(Broker):
     def pause(self, queue_name: str) -> None:
         """Deliver nothing more of the queue, in any process, until ``resume``; restarts do not end it.
 
-        Works within a second or so. What is running goes on; what waits in a process's Worker already is run.
+        Works within a second or so, also on a server that is full. What is running goes on; what waits in a process's
+        Worker already is run.
         """
         keys = self._keys(queue_name)
-        self._session.connections.run("SET", keys.paused, "1")
-        self._session.connections.run("XADD", keys.timer, "MAXLEN", 1, "*", "paused", 1)
+        self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (1,))
 
     def resume(self, queue_name: str) -> None:
-        """End a pause."""
+        """End a pause, also on a server that is full."""
         keys = self._keys(queue_name)
-        self._session.connections.run("DEL", keys.paused)
-        self._session.connections.run("XADD", keys.timer, "MAXLEN", 1, "*", "paused", 0)
+        self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (0,))
 
     def flush(self, queue_name: str) -> None:
         """Drop what the queue holds: waiting, in flight, delayed. Dead letters stay. Running jobs run to their end."""

@@ -599,7 +599,7 @@ REDIS: Final = Row(
             title="Redis memory",
             description="Used, and the most it may use; 0 is no limit. Full: every write is refused. The lines "
             "between are those of the alerts.",
-            width=8,
+            width=6,
             unit="bytes",
             queries=(
                 ("max by (instance) (redis_memory_used_bytes)", "used {{instance}}"),
@@ -616,7 +616,7 @@ REDIS: Final = Row(
             title="Redis keys and evictions",
             description="Keys of all databases. Evicted: Redis threw away queues or pets; maxmemory-policy must be "
             "noeviction.",
-            width=8,
+            width=6,
             queries=(
                 ("sum by (instance) (redis_db_keys)", "keys {{instance}}"),
                 ("sum by (instance) (increase(redis_evicted_keys_total[$__rate_interval]))", "evicted {{instance}}"),
@@ -626,11 +626,19 @@ REDIS: Final = Row(
             id=72,
             title="Redis clients",
             description="Connected, and blocked: every consumer that waits for work is one of the latter.",
-            width=8,
+            width=6,
             queries=(
                 ("sum by (instance) (redis_connected_clients)", "connected {{instance}}"),
                 ("sum by (instance) (redis_blocked_clients)", "blocked {{instance}}"),
             ),
+        ),
+        Panel(
+            id=73,
+            title="Redis takes writes",
+            description="1 where Redis took a write of this process in the scrape, 0 where it refused: it or its disk "
+            "is full, its replicas are gone, or it is a replica itself. No sample: it did not answer.",
+            width=6,
+            queries=(("min by (job, instance) (media_cluster_redis_writable)", "{{job}} {{instance}}"),),
         ),
     ),
 )

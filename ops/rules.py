@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ops.thresholds import Objective, Signal, Thresholds, Told
+from ops.thresholds import Objective, Signal, Thresholds, Told, seconds
 
 Rule = dict[str, Any]
 
@@ -33,6 +33,7 @@ class Query:
         promql: with ``$window`` where the signal has one.
         description: what on-call reads; Prometheus's template language.
         panel: the title of the panel to look at.
+        before: what is recorded before the signal, because its PromQL asks for it; name and PromQL of each.
     """
 
     family: str
@@ -40,16 +41,65 @@ class Query:
     promql: str
     description: str
     panel: str
+    before: tuple[tuple[str, str], ...] = ()
 
+
+_STARTED: Final = "cluster_worker_start_time_seconds"
+
+
+def _watched_since(signal: str) -> str:
+    """The name under which Prometheus keeps since when it has looked at a signal without a gap of five minutes."""
+    return f"media_cluster:{signal}:watched_since"
+
+
+def _new(signal: str, counter: str, *, started: str) -> tuple[tuple[str, str], ...]:
+    """Return what is recorded before a signal on a counter of rare events: the values that new series began with.
+
+    ``increase`` takes the first value of a series for where it began, and so misses what a process counted before its
+    first scrape. That value counts too where the series began within the window: it was not there in the hour before,
+    its process is no older, and Prometheus had watched for half a minute when it came, so that neither a restart of
+    Prometheus nor a gap in its scrapes makes old values new. A process that was started again at the same address has a
+    series of the same name: all that it counts is new, of which ``increase`` sees what exceeds the old value.
+
+    Args:
+        started: a series with the time at which the process at (job, instance) began to count.
+    """
+    first_seen = f"min_over_time(timestamp({counter})[$window:15s])"
+    new = (
+        f"{counter} unless present_over_time({counter}[1h:1m] offset $window)"
+        f" unless on (job, instance) ({started} < time() - $seconds)"
+        f" unless ({first_seen} <= on () group_left () ({_watched_since(signal)} + 30))"
+    )
+    if started == _STARTED:
+        # not of Redis: its exporter takes the start from an uptime in whole seconds, which moves
+        restarted = f"{counter} and on (job, instance) ({started} != {started} offset $window)"
+        new = f"(({restarted}) > increase({counter}[$window])) or ({new})"
+    return _watching(signal), (_new_of(signal), new)
+
+
+def _watching(signal: str) -> tuple[str, str]:
+    return _watched_since(signal), f"{_watched_since(signal)} or vector(time())"
+
+
+def _new_of(signal: str) -> str:
+    return f"media_cluster:{signal}:new"
+
+
+_FAILED: Final = 'cluster_jobs_total{outcome!="success"}'
+_CORRECTION_FAILED: Final = 'cluster_feedback_operations_total{outcome!="success"}'
+_FELL_BACK: Final = "cluster_backend_fallbacks_total"
+_EVICTED: Final = "redis_evicted_keys_total"
+_DEAD: Final = "media_cluster_dead_letters"
 
 # fmt: off
 QUERIES: Final[Mapping[str, Query]] = {
     "failures": Query(
         "failures", "jobs",
-        'sum(rate(cluster_jobs_total{outcome!="success"}[$window])) * 60',
+        f"sum({_new_of('failures')} / $minutes or rate({_FAILED}[$window]) * 60)",
         "{{ $value | humanize }} attempts a minute fail. Errors are tried again; invalid ones became dead letters at "
         "once. The logs name pet_id, message_id and error of each.",
         "Job throughput",
+        _new("failures", _FAILED, started=_STARTED),
     ),
     "latency": Query(
         "latency", "jobs",
@@ -59,10 +109,11 @@ QUERIES: Final[Mapping[str, Query]] = {
     ),
     "feedback": Query(
         "feedback", "jobs",
-        'round(sum(increase(cluster_feedback_operations_total{outcome!="success"}[$window])))',
+        f"round(sum({_new_of('feedback')} or increase({_CORRECTION_FAILED}[$window])))",
         "{{ $value | humanize }} attempts to apply a merge, a split or an undo have failed in ten minutes. People were "
         "told that their correction is on its way.",
         "Feedback operations",
+        _new("feedback", _CORRECTION_FAILED, started=_STARTED),
     ),
     "noise": Query(
         "noise", "jobs",
@@ -95,9 +146,10 @@ QUERIES: Final[Mapping[str, Query]] = {
     ),
     "fallbacks": Query(
         "backend", "jobs",
-        "round(sum by (wanted, used) (increase(cluster_backend_fallbacks_total[$window])))",
+        f"round(sum by (wanted, used) ({_new_of('fallbacks')} or increase({_FELL_BACK}[$window])))",
         "{{ $value | humanize }} jobs wanted {{ $labels.wanted }} and ran on {{ $labels.used }}: right, but slower.",
         "Backend fallbacks",
+        _new("fallbacks", _FELL_BACK, started=_STARTED),
     ),
     "pending": Query(
         "pending", "backlog",
@@ -172,11 +224,16 @@ QUERIES: Final[Mapping[str, Query]] = {
     ),
     "dead_new": Query(
         "dead", "backlog",
-        "max by (stream) (media_cluster_dead_letters)"
-        " - min by (stream) (min_over_time(media_cluster_dead_letters[$window]))",
+        # A stream that nobody told of before began with none. After a gap, what was there before the gap is not new.
+        f"(max by (stream) ({_DEAD}) unless on (stream) present_over_time({_DEAD}[1h:1m] offset $window)"
+        f" unless on (stream) (min by (stream) (min_over_time(timestamp({_DEAD})[$window:15s]))"
+        f" <= on () group_left () ({_watched_since('dead_new')} + 30)))"
+        f" or (max by (stream) ({_DEAD}) - min by (stream) (min_over_time({_DEAD}[$window]) or"
+        f' label_replace(max by (stream) (last_over_time({_DEAD}[1h:1m] offset $window)), "when", "before", "", "")))',
         "{{ $value | humanize }} jobs of {{ $labels.stream }} have become dead letters in half an hour. Each tells its "
         "reason; what failed for a reason that has passed can be sent again.",
         "Dead letters",
+        (_watching("dead_new"),),
     ),
     "dead": Query(
         "dead-stock", "backlog",
@@ -222,6 +279,16 @@ QUERIES: Final[Mapping[str, Query]] = {
         "{{ $value | humanize }} worker pods answer, and none of them can read the queues from Redis.",
         "Workers",
     ),
+    "redis_refuses": Query(
+        "redis", "pods",
+        # where Redis refuses reads too, that it cannot be read is the alert
+        "count(media_cluster_redis_writable == 0"
+        " and on (job, instance) media_cluster_backlog_sample_timestamp_seconds)",
+        "{{ $value | humanize }} processes asked Redis to take a write, and it refused: it or its disk is full, its "
+        "replicas are gone, or it is a replica itself. No job is enqueued or finished; sploot-cluster doctor names "
+        "the cause.",
+        "Redis takes writes",
+    ),
     "redis_memory": Query(
         "redis-memory", "pods",
         "max by (instance) (redis_memory_used_bytes / (redis_memory_max_bytes > 0))",
@@ -231,9 +298,10 @@ QUERIES: Final[Mapping[str, Query]] = {
     ),
     "redis_evictions": Query(
         "redis-evictions", "pods",
-        "round(max by (instance) (increase(redis_evicted_keys_total[$window])))",
+        f"round(max by (instance) ({_new_of('redis_evictions')} or increase({_EVICTED}[$window])))",
         "Redis at {{ $labels.instance }} has evicted {{ $value | humanize }} keys: queues or pets are lost.",
         "Redis keys and evictions",
+        _new("redis_evictions", _EVICTED, started="redis_start_time_seconds"),
     ),
 }
 # fmt: on
@@ -265,11 +333,22 @@ def recorded_as(signal: Signal) -> str:
 
 def promql_of(signal: Signal) -> str:
     """How a signal is measured."""
-    return QUERIES[signal.name].promql.replace("$window", signal.window)
+    return _over(signal, QUERIES[signal.name].promql)
+
+
+def _over(signal: Signal, promql: str) -> str:
+    """The PromQL with the signal's window in it."""
+    if not signal.window:
+        return promql
+    length_s = seconds(signal.window)
+    for word, value in {"$window": signal.window, "$seconds": f"{length_s}", "$minutes": f"{length_s // 60}"}.items():
+        promql = promql.replace(word, value)
+    return promql
 
 
 def _rules_of(thresholds: Thresholds, signal: Signal, query: Query, panel_url: Callable[[str], str]) -> list[Rule]:
-    rules: list[Rule] = [{"record": recorded_as(signal), "expr": promql_of(signal)}]
+    rules: list[Rule] = [{"record": name, "expr": _over(signal, promql)} for name, promql in query.before]
+    rules.append({"record": recorded_as(signal), "expr": promql_of(signal)})
     for name, level in signal.levels.items():
         rule = _alert(thresholds, name, level, query.family, f"{recorded_as(signal)} {level.condition}", level.hold)
         rule["annotations"] |= {"description": query.description, "dashboard_url": panel_url(query.panel)}

@@ -25,6 +25,10 @@ Only the standard library is imported here, so that the thin client and the mess
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sploot_cluster.refusals import RedisRefusal
 
 
 class ClusterError(Exception):
@@ -210,17 +214,18 @@ class StoreUnavailable(ClusterError):
     Attributes:
         doing: what was asked of the store, e.g. ``commit pet 42``.
         problem: what Redis or the connection said.
+        refusal: why Redis refused, and how to fix it; None where it did not answer.
     """
 
-    def __init__(self, *, doing: str, problem: str) -> None:
-        super().__init__(
-            f"could not {doing}: {problem}; check that Redis is up, has memory left and takes writes "
-            "(redis-cli INFO), then try again"
-        )
-        self.doing, self.problem = doing, problem
+    def __init__(self, *, doing: str, problem: str, refusal: RedisRefusal | None = None) -> None:
+        hint = "check that Redis is up, has memory left and takes writes (redis-cli INFO)"
+        if refusal is not None:
+            problem, hint = f"{refusal.problem} ({problem})", refusal.hint
+        super().__init__(f"could not {doing}: {problem}; {hint}, then try again")
+        self.doing, self.problem, self.refusal = doing, problem, refusal
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_unavailable, (self.doing, self.problem))
+        return (_unavailable, (self.args[0], self.doing, self.problem, self.refusal))
 
 
 class PetTooLarge(ClusterError):
@@ -306,8 +311,10 @@ def _claimed(pet: int, revision: int, for_ms: int) -> PetClaimed:
     return PetClaimed(pet=pet, revision=revision, for_ms=for_ms)
 
 
-def _unavailable(doing: str, problem: str) -> StoreUnavailable:
-    return StoreUnavailable(doing=doing, problem=problem)
+def _unavailable(text: str, doing: str, problem: str, refusal: RedisRefusal | None) -> StoreUnavailable:
+    error = StoreUnavailable(doing=doing, problem=problem)
+    error.args, error.refusal = (text,), refusal
+    return error
 
 
 def _not_conserved(pet: int, problem: str) -> NotConserved:

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from sploot_cluster.refusals import RedisRefusal
 
 JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead"]
 
@@ -179,4 +182,12 @@ class JobTraces(Protocol):
 
 
 class QueueUnavailable(Exception):
-    """Raised when a job could not be enqueued because Redis did not answer; nothing is known to be enqueued."""
+    """Raised when a queue could not be used because Redis did not answer, or refused; calling again is safe.
+
+    Attributes:
+        refusal: why Redis refused, and how to fix it; None where it did not answer.
+    """
+
+    def __init__(self, problem: str, *, refusal: RedisRefusal | None = None) -> None:
+        super().__init__(problem)
+        self.refusal = refusal

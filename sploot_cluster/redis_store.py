@@ -54,6 +54,7 @@ from sploot_cluster.past import KEPT, Past, overwritten_by
 from sploot_cluster.past import dump as dump_overwritten
 from sploot_cluster.past import load as load_overwritten
 from sploot_cluster.previews import Preview
+from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.rows import PetRows, check, empty_state, follow
 from sploot_cluster.shadow import Shadow
 from sploot_cluster.short_calls import ShortCalls
@@ -699,5 +700,5 @@ def _json(value: object) -> str:
 def _translated(doing: str) -> Iterator[None]:
     try:
         yield
-    except redis.RedisError as exc:
-        raise StoreUnavailable(doing=doing, problem=f"{type(exc).__name__}: {exc}") from exc
+    except REDIS_ERRORS as exc:
+        raise StoreUnavailable(doing=doing, problem=f"{type(exc).__name__}: {exc}", refusal=refusal_of(exc)) from exc

@@ -22,6 +22,7 @@ from redis.retry import Retry
 from broker import EnqueueUncertain, MessageTooLarge, QueueStats, RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
+from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.contracts import (
     GROUP,
     MACHINE,
@@ -56,8 +57,9 @@ class ClusterTasks:
     """Enqueues work and tells what became of it; implements ``sploot_cluster.jobs.JobQueue`` and ``ReclusterRequests``.
 
     Every method raises ``InvalidInput`` for a field that cannot be used, before anything is sent, and
-    ``QueueUnavailable`` when Redis does not answer. ``requested_by`` goes into the pet's history. A correction with
-    ``expected_revision`` is refused if media were moved since that revision of the pet, by a person or a recluster.
+    ``QueueUnavailable`` when Redis does not answer, or refuses: its ``refusal`` names the cause, such as a full server
+    or a replica that takes no writes, and how to fix it. ``requested_by`` goes into the pet's history. A correction
+    with ``expected_revision`` is refused if media were moved since that revision, by a person or a recluster.
     """
 
     def __init__(
@@ -214,7 +216,7 @@ class ClusterTasks:
                 raise InvalidInput(refused.field, f"event {at}: {refused.problem}", refused.mend) from None
         is_in = [is_rolled_out(event.pet_id, self._rollout_percent) for event in checked]
         messages = [_message(event, job_id=event.event_id) for event, sent in zip(checked, is_in, strict=True) if sent]
-        with self._reaching_redis():
+        with self._reaching_redis("some may have been enqueued, sending all again is safe"):
             for start in range(0, len(messages), BATCH):
                 self._broker.enqueue_many(messages[start : start + BATCH])
         return [
@@ -229,7 +231,7 @@ class ClusterTasks:
 
     def job(self, job_id: str) -> JobStatus | None:
         """What is known of a job, with one reason why it waits; None when it was never tracked, or ended a day ago."""
-        with self._reaching_redis():
+        with self._reaching_redis("the job was not looked up"):
             record = self._records.find(job_id)
             return status_of(record, self._stats, now=datetime.now(UTC)) if record else None
 
@@ -285,17 +287,18 @@ class ClusterTasks:
             return self._broker.stats(queue_name)
 
     @contextmanager
-    def _reaching_redis(self) -> Iterator[None]:
+    def _reaching_redis(self, outcome: str = "nothing was enqueued") -> Iterator[None]:
         try:
             yield
         except MessageTooLarge as refused:
             raise InvalidInput("message", str(refused), "send fewer ids at a time") from refused
         except EnqueueUncertain as error:
             raise QueueUnavailable(
-                f"{error.problem}; nobody knows whether the job was enqueued, calling again is safe"
+                f"{error.problem}; nobody knows whether the job was enqueued, calling again is safe",
+                refusal=refusal_of(error),
             ) from error
-        except (redis.ConnectionError, redis.TimeoutError, BrokerConnectionError) as error:
-            raise QueueUnavailable(f"{error}; nothing was enqueued, check that Redis is up and call again") from error
+        except (*REDIS_ERRORS, BrokerConnectionError) as error:
+            raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error
 
 
 def _event(fields: Mapping[str, Any]) -> EmbeddingIngested:

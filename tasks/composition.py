@@ -156,7 +156,7 @@ def build_app(settings: Settings) -> FastAPI:
         Tokens,
         create_app,
     )
-    from tasks.exposition import expose, why_not_ready
+    from tasks.exposition import expose, find_unready
 
     to_close = ExitStack()
     client = to_close.enter_context(build_client(settings))
@@ -165,8 +165,9 @@ def build_app(settings: Settings) -> FastAPI:
     exposition = expose(client, settings, with_jobs=False)
 
     def ready() -> ReadinessReport:
-        mend = "check that the Redis at REDIS_URL is up and takes connections"
-        return ReadinessReport([ReadinessCheck("redis", why_not_ready(client), mend)])
+        unready = find_unready(client)
+        check = ReadinessCheck("redis") if unready is None else ReadinessCheck("redis", unready.problem, unready.hint)
+        return ReadinessReport([check])
 
     app = create_app(
         service=build_service(settings, client),

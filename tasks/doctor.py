@@ -1,8 +1,8 @@
 """What is wrong with an installation, each with the command that mends it.
 
-A check looks, changes nothing, and answers with findings: ``ok``, ``warning`` (somebody should know), ``wrong`` (work
-is lost, stuck or refused), ``unknown`` (Redis did not let us look). Checks that need Redis ask it through INFO and the
-commands that the drills use too, so that the user ``operator`` may run them.
+A check looks, changes nothing but a key that ends by itself, and answers with findings: ``ok``, ``warning`` (somebody
+should know), ``wrong`` (work is lost, stuck or refused), ``unknown`` (Redis did not let us look). Checks that need
+Redis ask it through INFO and the commands that the drills use too, so that the user ``operator`` may run them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.keys import PETS, PetKeys
 from sploot_cluster.models import PetId
 from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.settings import PREFIX as CLUSTERING
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.threads import NATIVE, n_cores
 from tasks.backlog import BACKLOG
 from tasks.contracts import CLUSTER_MAINTENANCE, GROUP, QUEUES, stream_of
+from tasks.redis_probe import probe_writes
 from tasks.settings import FROM_FILE, MODELS, Settings
 
 Level = Literal["ok", "warning", "wrong", "unknown"]
@@ -108,21 +110,34 @@ def examine(patient: Patient) -> list[Finding]:
     found += answers
     if any(finding.level == "wrong" for finding in answers):
         return found
+    writes = _writes(patient)
+    found.append(writes)
     for where, node in _nodes(patient):
         for check in (_server, _memory, _persistence, _clock):
             found += [replace(finding, seen=where + finding.seen) for finding in _permitted(check, node)]
     for check in (_groups, _queues, _samples, _models, _pets):
-        found += _permitted(check, patient)
+        of_queues = _permitted(check, patient)
+        if writes.level == "wrong":
+            # workers cannot say that they live, nor the scheduler that it ticks: starting them mends nothing
+            of_queues = [
+                replace(finding, mend=f"first make Redis take writes, see {writes.check}") if finding.mend else finding
+                for finding in of_queues
+            ]
+        found += of_queues
     return found
 
 
 def _permitted(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> list[Finding]:
-    """What a check finds, or that it may not look."""
+    """What a check finds, or that it may not look, or that Redis refuses to answer it."""
+    name = check.__name__.strip("_")
     try:
         return list(check(patient))
     except redis.exceptions.NoPermissionError as refused:
-        name = check.__name__.strip("_")
         return [Finding(name, "unknown", f"this Redis user may not look: {refused}", "use the user operator")]
+    except (*REDIS_ERRORS, BrokerConnectionError) as error:
+        if (refusal := refusal_of(error)) is None:
+            raise
+        return [Finding(name, "unknown", f"{refusal.problem}: {error}", refusal.hint)]
 
 
 def _nodes(patient: Patient) -> Iterator[tuple[str, Patient]]:
@@ -239,9 +254,24 @@ def _reachability(patient: Patient) -> list[Finding]:
         patient.client.ping()
     except redis.AuthenticationError as error:
         return [Finding("redis", "wrong", f"it refuses us: {error}", "check user and password in REDIS_URL")]
-    except (redis.RedisError, OSError) as error:
-        return [Finding("redis", "wrong", f"it does not answer: {error}", "start it, or correct REDIS_URL")]
+    except (*REDIS_ERRORS, OSError) as error:
+        # a server that may not write refuses PING too, which is an answer
+        if refusal_of(error) is None:
+            return [Finding("redis", "wrong", f"it does not answer: {error}", "start it, or correct REDIS_URL")]
     return [Finding("redis", "ok", f"answers in {1000 * (time.perf_counter() - start):.1f} ms")]
+
+
+def _writes(patient: Patient) -> Finding:
+    try:
+        probe_writes(patient.client)
+    except redis.exceptions.NoPermissionError as refused:
+        return Finding("writes", "unknown", f"this Redis user may not write: {refused}", "use the user operator")
+    except REDIS_ERRORS as error:
+        refusal = refusal_of(error)
+        if refusal is None:
+            return Finding("writes", "wrong", f"Redis does not take them: {error}", "look into the log of Redis")
+        return Finding("writes", "wrong", f"{refusal.problem} ({refusal.code})", refusal.hint)
+    return Finding("writes", "ok", "Redis takes them")
 
 
 def _server(patient: Patient) -> Iterator[Finding]:

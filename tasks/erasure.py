@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, cast
 
 import redis
+from dramatiq.errors import BrokerConnectionError
 
 from broker import RedisStreamsBroker
 from sploot_cluster.errors import UnknownMedia
-from sploot_cluster.jobs import LetterRef, Traces
+from sploot_cluster.jobs import LetterRef, QueueUnavailable, Traces
+from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
 from tasks.jobs import RECORD_PREFIX
 from tasks.queue_ops.entries import is_unclear, media_of
@@ -42,7 +45,31 @@ class Erasure:
         self.broker.close()
 
     def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """What there is of a pet, or of some of its media items."""
+        """What there is of a pet, or of some of its media items.
+
+        Raises:
+            QueueUnavailable: Redis did not answer, or refused.
+        """
+        with _reaching_redis("nothing was removed"):
+            return self._found(pet_id, media_ids)
+
+    def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
+        """Remove it, and answer what went; what waits is counted and left.
+
+        Raises:
+            QueueUnavailable: Redis did not answer, or refused; erase again, which goes on where this ended.
+        """
+        with _reaching_redis("some may have been removed, erasing again is safe"):
+            found = self._found(pet_id, media_ids)
+            for start in range(0, len(found.records), PAGE):
+                self.client.delete(*(RECORD_PREFIX + job_id for job_id in found.records[start : start + PAGE]))
+            for queue in QUEUES:
+                ids = [letter.letter_id for letter in found.dead_letters if letter.queue == queue]
+                if ids:
+                    self.broker.dead_letters(queue).purge(ids)
+            return found
+
+    def _found(self, pet_id: int, media_ids: Collection[str] | None) -> Traces:
         records = list(self._records(pet_id, media_ids))
         letters, unreadable = self._letters(pet_id, media_ids)
         return Traces(
@@ -53,17 +80,6 @@ class Erasure:
             dead_letters=tuple(letters),
             unreadable=tuple(unreadable),
         )
-
-    def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """Remove it, and answer what went; what waits is counted and left."""
-        found = self.find(pet_id, media_ids)
-        for start in range(0, len(found.records), PAGE):
-            self.client.delete(*(RECORD_PREFIX + job_id for job_id in found.records[start : start + PAGE]))
-        for queue in QUEUES:
-            ids = [letter.letter_id for letter in found.dead_letters if letter.queue == queue]
-            if ids:
-                self.broker.dead_letters(queue).purge(ids)
-        return found
 
     def _records(self, pet_id: int, media_ids: Collection[str] | None) -> Iterator[bytes]:
         page: list[bytes] = []
@@ -139,3 +155,11 @@ def media_of_error(error: str) -> frozenset[str]:
         names.add(name)
         rest = rest[end:].removeprefix(", ")
     return frozenset(names)
+
+
+@contextmanager
+def _reaching_redis(outcome: str) -> Iterator[None]:
+    try:
+        yield
+    except (*REDIS_ERRORS, BrokerConnectionError) as error:
+        raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error

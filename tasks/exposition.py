@@ -2,19 +2,23 @@
 
 Dramatiq's master starts it with the function that :class:`~tasks.middleware.ExposeMetrics` names. ``/metrics`` adds up
 the values of all worker processes and reads the samples of the queues from Redis. ``/healthz`` says whether every
-worker process moves, and asks Redis nothing; ``/readyz`` says whether Redis answers and every queue has its group. A
-port that is taken is tried again for ever, and jobs go on meanwhile.
+worker process moves, and asks Redis nothing; ``/readyz`` says whether Redis takes writes and every queue has its group.
+A port that is taken is tried again for ever, and jobs go on meanwhile.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -23,10 +27,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from tasks.contracts import GROUP, stream_of
 from tasks.logs import configure_logging
-from tasks.metrics import VARIABLE, forget_the_dead, share_values
+from tasks.metrics import VARIABLE, forget_the_dead, is_running, share_values
 from tasks.pulse import Pulse, pulses, why_not_alive
+from tasks.redis_probe import probe_writes
 from tasks.redis_urls import connect
 from tasks.settings import Settings
 
@@ -36,15 +42,19 @@ logger = logging.getLogger("sploot-cluster.queue")
 REDIS_TIMEOUT_S: Final = 0.8
 RETRY_S: Final = 5.0
 POLL_S: Final = 1.0
+DRAIN_POLL_S: Final = 0.1
+# Prometheus comes every 15 s; with the 30 s of a drain that is within the minute that Kubernetes gives.
+LAST_SCRAPE_S: Final = 17.0
 
 Exposition = Callable[[str], tuple[bytes, str]]
 
 
 def serve_metrics() -> int:
-    """Answer until the master wants to stop, or is gone; what Dramatiq runs in a process of its own.
+    """Answer until the workers have ended, or the master is gone; what Dramatiq runs in a process of its own.
 
-    SIGTERM and SIGHUP end it at once, as Dramatiq has set them up: workers may drain for longer, but a master waits for
-    this process too, and after a reload the next one wants the port.
+    The master sends the signal that stops its workers here too. They drain for up to half a minute then, and what
+    fails meanwhile must be scraped: this process stays for as long as one of them runs, and for the next scrape after
+    that if it would see anything new. The master waits for it, except when it reloads: the next wants the port then.
     """
     values = share_values()
     settings = Settings.from_env(os.environ)
@@ -52,12 +62,30 @@ def serve_metrics() -> int:
     master = os.getppid()
     client = _client(settings)
     pod = _Pod(client, settings, expose(client, settings, with_jobs=True), values)
-    with _listen(pod) as server:
+    stopping, is_reloading = threading.Event(), threading.Event()
+
+    def stop(number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            is_reloading.set()
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
+    server = _listen(pod, stopping)
+    if server is None:
+        return 0
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         thread.start()
         try:
-            while os.getppid() == master:
-                time.sleep(POLL_S)
+            while os.getppid() == master and not stopping.wait(POLL_S):
+                pass
+            pod.is_draining = True
+            while os.getppid() == master and pod.has_workers():
+                time.sleep(DRAIN_POLL_S)
+            deadline = time.monotonic() + LAST_SCRAPE_S
+            while os.getppid() == master and not is_reloading.is_set() and pod.awaits_scrape(until=deadline):
+                time.sleep(DRAIN_POLL_S)
         finally:
             server.shutdown()
             if values is not None:
@@ -86,12 +114,38 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
             meaning = "Media of so many percent of all pets are taken from producers, as this process was told."
             yield GaugeMetricFamily("cluster_ingest_rollout_percent", meaning, value=settings.ingest_rollout_percent)
 
+    started_at = time.time()
+
+    class Started(Collector):
+        def collect(self) -> Iterator[Metric]:
+            meaning = "When the counters of this pod began at 0, on its own clock."
+            yield GaugeMetricFamily("cluster_worker_start_time_seconds", meaning, value=started_at)
+
+    class Writable(Collector):
+        # looked at in every scrape; missing where Redis does not answer at all
+        def collect(self) -> Iterator[Metric]:
+            try:
+                probe_writes(client)
+            except REDIS_ERRORS as error:
+                if refusal_of(error) is None:
+                    return
+                takes_writes = 0
+            else:
+                takes_writes = 1
+            meaning = (
+                "1 where Redis took a write of this process during the scrape, 0 where it refused: it or its disk is "
+                "full, its replicas are gone, or it is a replica itself. No job can be enqueued or finished then."
+            )
+            yield GaugeMetricFamily("media_cluster_redis_writable", meaning, value=takes_writes)
+
     def exposition(accept: str) -> tuple[bytes, str]:
         registry = CollectorRegistry()
         registry.register(BacklogCollector(client))
         registry.register(MediaCollector(client))
+        registry.register(Writable())
         registry.register(Rollout())
         if with_jobs:
+            registry.register(Started())
             forget_the_dead(Path(os.environ[VARIABLE]))
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
         encode, media_type = choose_encoder(accept)
@@ -100,19 +154,41 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
     return exposition
 
 
+@dataclass(frozen=True, slots=True)
+class Unready:
+    """Why jobs cannot run now.
+
+    Attributes:
+        hint: how to fix it.
+    """
+
+    problem: str
+    hint: str
+
+
 def why_not_ready(client: redis.Redis, queues: Iterable[str] = ()) -> str | None:
-    """Why jobs cannot run now; None when they can.
+    """Return why jobs cannot run now, and how to fix it, as one sentence; None when they can."""
+    unready = find_unready(client, queues)
+    return None if unready is None else f"{unready.problem}; {unready.hint}"
+
+
+def find_unready(client: redis.Redis, queues: Iterable[str] = ()) -> Unready | None:
+    """Return why jobs cannot run now, or None when they can: Redis takes writes, and queues have their groups.
 
     Args:
         queues: that must have a group, which their first consumer makes.
     """
     try:
-        client.ping()
+        probe_writes(client)
         for queue in queues:
             if not _has_group(client, stream_of(queue)):
-                return f"{stream_of(queue)} has no group {GROUP}; workers make it when they begin"
-    except redis.RedisError as error:
-        return f"Redis does not answer: {error}"
+                return Unready(f"{stream_of(queue)} has no group {GROUP}", "workers make it when they begin")
+    except REDIS_ERRORS as error:
+        if (refusal := refusal_of(error)) is not None:
+            return Unready(refusal.problem, refusal.hint)
+        return Unready(
+            f"Redis does not answer: {error}", "check that the Redis at REDIS_URL is up and takes connections"
+        )
     return None
 
 
@@ -131,8 +207,40 @@ class _Pod:
         self.client, self.settings, self.exposition = client, settings, exposition
         self._shared = shared
         self._began_at = time.monotonic()
+        self._scraped_at: tuple[float, ...] = ()
+        self._scraped = self._counted()
+        self.is_draining = False
+
+    def scrape(self, accept: str) -> tuple[bytes, str]:
+        # before they are added up: what is counted in between is new to the next one
+        self._scraped = self._counted()
+        self._scraped_at = (*self._scraped_at[-1:], time.monotonic())
+        return self.exposition(accept)
+
+    def has_workers(self) -> bool:
+        """Whether a worker process runs that has booted and not ended its drain."""
+        return any(is_running(pulse.pid) for pulse in self._pulses())
+
+    def awaits_scrape(self, *, until: float) -> bool:
+        """Whether somebody scrapes again and again, is due before ``until``, and has not seen the last counts yet."""
+        if len(self._scraped_at) < 2 or self._counted() == self._scraped:
+            return False
+        before, last = self._scraped_at
+        # late by half its interval, it does not come any more
+        return time.monotonic() < min(until, last + 1.5 * (last - before))
+
+    def _counted(self) -> dict[str, bytes]:
+        """What the counters of all processes hold, in no form that matters."""
+        files = sorted(self._shared.glob("counter_*.db")) if self._shared is not None else []
+        counted = {}
+        for file in files:
+            with suppress(OSError):
+                counted[file.name] = hashlib.blake2b(file.read_bytes()).digest()
+        return counted
 
     def why_not_alive(self) -> str | None:
+        if self.is_draining:
+            return None
         now = time.monotonic()
         return why_not_alive(
             self._pulses(), hung_after_s=self.settings.hung_after_s, up_for_s=now - self._began_at, now_s=now
@@ -163,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/metrics":
-                body, media_type = self.server.pod.exposition(self.headers.get("Accept", ""))
+                body, media_type = self.server.pod.scrape(self.headers.get("Accept", ""))
                 self._answer(200, body, media_type)
             case "/healthz":
                 self._verdict(self.server.pod.why_not_alive())
@@ -198,9 +306,10 @@ def _client(settings: Settings) -> redis.Redis:
     )
 
 
-def _listen(pod: _Pod) -> _Server:
+def _listen(pod: _Pod, stopping: threading.Event) -> _Server | None:
+    """The server, as soon as its port is free; None if the master stops before."""
     address = pod.settings.metrics_host, pod.settings.metrics_port
-    while True:
+    while not stopping.is_set():
         try:
             server = _Server(address, pod)
         except OSError as error:
@@ -209,7 +318,8 @@ def _listen(pod: _Pod) -> _Server:
                 error,
                 extra={"host": address[0], "port": address[1], "retry_s": RETRY_S},
             )
-            time.sleep(RETRY_S)
+            stopping.wait(RETRY_S)
         else:
             logger.info("metrics are served", extra={"host": address[0], "port": server.server_address[1]})
             return server
+    return None

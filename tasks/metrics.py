@@ -80,7 +80,7 @@ def share_values() -> Path | None:
 def forget_the_dead(directory: Path) -> None:
     """Remove the gauges of processes that are gone: a killed one cannot take back what it had at work."""
     for values in directory.glob("gauge_live*_*.db"):
-        if not _is_running(int(values.stem.rpartition("_")[2])):
+        if not is_running(int(values.stem.rpartition("_")[2])):
             values.unlink(missing_ok=True)
 
 
@@ -163,7 +163,7 @@ def _born(pid: int) -> str:
         return ""
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Whether a process runs; one that ended and that nobody has waited for does not."""
     try:
         os.kill(pid, 0)

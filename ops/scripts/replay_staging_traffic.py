@@ -39,6 +39,7 @@ from dramatiq.errors import BrokerConnectionError
 from broker import DeadLetterTooLarge, PendingEntry, RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.queues import LONGEST_S
+from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.capture import Capture, event_fields, read_capture
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, SCHEMA, EmbeddingIngested, stream_of
 from tasks.queue_ops.entries import facts_of
@@ -116,10 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(REFUSED, str(refused))
     except (InvalidInput, SettingInvalid, RedisUrlInvalid) as wrong:
         return fail(USAGE, str(wrong))
-    except (redis.ConnectionError, redis.TimeoutError, BrokerConnectionError) as error:
-        return fail(
-            UNREACHABLE, f"no answer from Redis: {error}; start it again when Redis is back, nothing is done twice"
-        )
+    except (*REDIS_ERRORS, BrokerConnectionError) as error:
+        what = "no answer from Redis" if refusal_of(error) is None else "Redis refuses"
+        hint = "start it again when Redis is back, nothing is done twice"
+        return fail(UNREACHABLE, f"{what}: {explained(error, outcome='the replay ended', hint=hint)}")
 
 
 def broker_on(client: redis.Redis) -> RedisStreamsBroker:

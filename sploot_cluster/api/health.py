@@ -9,7 +9,15 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from sploot_cluster.api.answers import Alive, Ready
-from sploot_cluster.api.problems import INTERNAL, NOT_LOOPBACK, NOT_READY, FieldProblem, Refusal, documented
+from sploot_cluster.api.problems import (
+    INTERNAL,
+    NOT_LOOPBACK,
+    NOT_READY,
+    RETRY_AFTER_S,
+    FieldProblem,
+    Refusal,
+    documented,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +74,8 @@ def health_router(
             errors = [
                 FieldProblem(field=check.name, problem=check.problem or "", mend=check.mend) for check in report.failing
             ]
-            detail = "; ".join(f"{check.name} {check.problem}" for check in report.failing)
-            raise Refusal(NOT_READY, detail, errors=errors)
+            detail = "; ".join(f"{check.name}: {check.problem}" for check in report.failing)
+            raise Refusal(NOT_READY, detail, errors=errors, headers={"Retry-After": str(RETRY_AFTER_S)})
         return Ready(checks=[check.name for check in report.checks])
 
     if metrics is not None:

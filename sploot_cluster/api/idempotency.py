@@ -26,6 +26,7 @@ from uuid import uuid4
 import redis
 
 from sploot_cluster.errors import StoreUnavailable
+from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 
 PREFIX: Final = "sploot:idempotency:"
 
@@ -94,6 +95,18 @@ class IdempotencyStore(Protocol):
 class RedisIdempotencyStore:
     """The :class:`IdempotencyStore` that all servers on one Redis share."""
 
+    # KEYS[1] a key; ARGV: what its owner writes, milliseconds to hold it. Returns what somebody else wrote, or nil.
+    # The first write needs no memory, so that a full server lets pass what follows: what frees memory comes with a key.
+    _BEGIN: Final = """
+    local held = redis.call('GET', KEYS[1])
+    if held then
+      return held
+    end
+    redis.call('DEL', KEYS[1])
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+    return false
+    """
+
     # KEYS[1] a key; ARGV: what its owner wrote, the answer, milliseconds to keep it.
     # Returns 1; 0 if somebody else holds the key. A key that ended meanwhile is nobody's.
     _FINISH: Final = """
@@ -101,6 +114,7 @@ class RedisIdempotencyStore:
     if held and held ~= ARGV[1] then
       return 0
     end
+    redis.call('DEL', KEYS[1])
     redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
     return 1
     """
@@ -116,7 +130,8 @@ class RedisIdempotencyStore:
     def __init__(
         self, client: redis.Redis | redis.RedisCluster, *, keep_s: float = KEEP_S, in_progress_s: float = IN_PROGRESS_S
     ) -> None:
-        self._client, self._keep_s, self._in_progress_s = client, keep_s, in_progress_s
+        self._keep_s, self._in_progress_s = keep_s, in_progress_s
+        self._begin = client.register_script(self._BEGIN)
         self._finish = client.register_script(self._FINISH)
         self._release = client.register_script(self._RELEASE)
 
@@ -124,17 +139,14 @@ class RedisIdempotencyStore:
         ticket = Ticket(key, fingerprint, owner=uuid4().hex)
         name, mine = PREFIX + key, _written(ticket)
         with _translated("begin an idempotency key"):
-            held = None
-            # a key may end between the two commands; then it can be begun
-            while held is None:
-                if self._client.set(name, mine, nx=True, px=_ms(self._in_progress_s)):
-                    return ticket
-                held = self._client.get(name)
+            held = self._begin(keys=[name], args=[mine, _ms(self._in_progress_s)])
+        if held is None:
+            return ticket
         record = json.loads(held)
         if record["fingerprint"] != fingerprint:
             raise KeyReused
         if "answer" not in record:
-            # a reply that was lost: redis-py sent the SET again, and it found its own
+            # a reply that was lost: redis-py sent the script again, and it found its own
             if record["owner"] == ticket.owner:
                 return ticket
             raise KeyInProgress
@@ -220,5 +232,5 @@ def _ms(seconds: float) -> int:
 def _translated(doing: str) -> Iterator[None]:
     try:
         yield
-    except redis.RedisError as problem:
-        raise StoreUnavailable(doing=doing, problem=str(problem)) from problem
+    except REDIS_ERRORS as error:
+        raise StoreUnavailable(doing=doing, problem=str(error), refusal=refusal_of(error)) from error

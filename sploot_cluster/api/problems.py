@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 from uuid import uuid4
 
+import redis
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
@@ -24,6 +25,7 @@ from starlette.responses import Response
 from sploot_cluster.errors import InvalidInput, StoreUnavailable, UnreadablePet
 from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.printable import UNPRINTABLE
+from sploot_cluster.refusals import REDIS_ERRORS, RedisRefusal, refusal_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +113,11 @@ PREVIEW_FAILED: Final = Kind(
 )
 NOT_READY: Final = Kind("not-ready", 503, "Not ready", "Something this server needs is away.")
 QUEUE_UNAVAILABLE: Final = Kind(
-    "queue-unavailable", 503, "Queue unavailable", "Redis did not take the job; try again, with the same key."
+    "queue-unavailable", 503, "Queue unavailable", "Redis did not answer, or refused; try again, with the same key."
 )
-STORE_UNAVAILABLE: Final = Kind("store-unavailable", 503, "Store unavailable", "Redis did not answer; try again.")
+STORE_UNAVAILABLE: Final = Kind(
+    "store-unavailable", 503, "Store unavailable", "Redis did not answer, or refused; try again."
+)
 
 # What starlette and FastAPI answer by themselves.
 _BY_STATUS: Final = {
@@ -299,6 +303,7 @@ def install(app: FastAPI) -> None:
         InvalidInput: _invalid,
         QueueUnavailable: _queue_unavailable,
         StoreUnavailable: _store_unavailable,
+        **dict.fromkeys(REDIS_ERRORS, _redis_error),
         UnreadablePet: _unreadable,
         RequestValidationError: _unusable_request,
         HTTPException: _http,
@@ -317,23 +322,41 @@ def _invalid(_: Request, refused: InvalidInput) -> Response:
 
 
 def _queue_unavailable(request: Request, away: QueueUnavailable) -> Response:
-    logger.warning("queue did not answer", extra={"path": request.url.path, "problem": str(away)})
     if request.method == "GET":
-        detail = f"Redis did not answer; send the request again in {RETRY_AFTER_S} seconds"
+        outcome = "nothing could be read"
     else:
-        detail = (
-            "Redis did not answer, and it is not known whether the job was enqueued; send the same request again in "
-            f"{RETRY_AFTER_S} seconds. Nothing is done twice: media and corrections are known by their ids."
+        outcome = (
+            "it is not known whether the job was enqueued, and nothing is done twice: media and corrections are known "
+            "by their ids"
         )
-    return render(Refusal(QUEUE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_S)}))
+    return _unavailable(QUEUE_UNAVAILABLE, request, str(away), away.refusal, outcome)
 
 
 def _store_unavailable(request: Request, away: StoreUnavailable) -> Response:
-    logger.warning("store did not answer", extra={"path": request.url.path, "problem": away.problem})
-    detail = (
-        f"could not {away.doing}: Redis did not answer, or refused; send the request again in {RETRY_AFTER_S} seconds"
-    )
-    return render(Refusal(STORE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_S)}))
+    return _unavailable(STORE_UNAVAILABLE, request, away.problem, away.refusal, f"could not {away.doing}")
+
+
+def _redis_error(request: Request, error: Exception) -> Response:
+    """An error that nothing translated on its way: of an outage, or of a mistake of ours."""
+    refusal = refusal_of(error)
+    if refusal is None and not isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return _internal(request, error)
+    return _unavailable(STORE_UNAVAILABLE, request, str(error), refusal, "the request was not finished")
+
+
+def _unavailable(kind: Kind, request: Request, problem: str, refusal: RedisRefusal | None, outcome: str) -> Response:
+    """The answer while Redis is away, or refuses: what is wrong with it, what came of the request, how to fix it."""
+    code = None if refusal is None else refusal.code
+    logger.warning(kind.title, extra={"path": request.url.path, "problem": problem, "refusal": code})
+    again = f"send the same request again in {RETRY_AFTER_S} seconds"
+    if refusal is None:
+        seen, hint = "Redis did not answer", "check that the Redis at REDIS_URL is up and takes connections"
+        detail = f"{seen}; {outcome}; {again}"
+    else:
+        seen, hint = refusal.problem, refusal.hint
+        detail = f"{seen}; {outcome}; {hint}, then {again}"
+    errors = [FieldProblem(field="redis", problem=seen, mend=hint)]
+    return render(Refusal(kind, detail, errors=errors, headers={"Retry-After": str(RETRY_AFTER_S)}))
 
 
 def _unreadable(request: Request, damaged: UnreadablePet) -> Response:

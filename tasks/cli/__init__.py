@@ -1,7 +1,7 @@
 """The command line: ``sploot-cluster``, or ``python -m tasks.cli``.
 
 Commands parse, call what the services and the HTTP API call too, and print. Exit codes: 0 done, 1 failed, 2 usage (a
-bad argument or setting), 3 Redis unreachable, 4 refused.
+bad argument or setting), 3 Redis unreachable or refusing, 4 refused.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from dramatiq.errors import BrokerConnectionError
 from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePreview, StoreUnavailable
 from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
+from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli import captures, config, doctor, models, pets, processes, queues
 from tasks.cli.screen import show_uncaught
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, fail, shown_url
@@ -65,17 +66,22 @@ def main() -> None:
         app()
     except (SettingInvalid, InvalidInput) as refused:
         fail(USAGE, str(refused))
-    except (
-        BrokerConnectionError,
-        QueueUnavailable,
-        StoreUnavailable,
-        redis.ConnectionError,
-        redis.TimeoutError,
-    ) as error:
-        fail(UNREACHABLE, f"no answer from Redis at {shown_url()}: {error}")
+    except (QueueUnavailable, StoreUnavailable, BrokerConnectionError, *REDIS_ERRORS) as error:
+        fail(*_of_redis(error))
     except (StalePreview, PetExists) as refused:
         fail(REFUSED, str(refused))
     except (ClusterError, PlanUnknown) as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:
         fail(130, "interrupted")
+
+
+def _of_redis(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the one line for an error of Redis, or for an answer that nobody expected."""
+    is_translated = isinstance(error, QueueUnavailable | StoreUnavailable)
+    text = " ".join((str(error) if is_translated else explained(error, hint="")).split())
+    if refusal_of(error) is not None:
+        return UNREACHABLE, f"Redis at {shown_url()} refuses: {text}"
+    if isinstance(error, redis.ResponseError):
+        return FAILED, f"Redis at {shown_url()} answered with an error: {text}"
+    return UNREACHABLE, f"no answer from Redis at {shown_url()}: {text}"

@@ -42,7 +42,8 @@ def faster(text: str, speed: int) -> str:
         least_ms = _LEAST_GROUP_WAIT_MS if "group_wait" in found[1] else 1
         return found[1] + divided(found[2], least_ms=least_ms)
 
-    text = re.sub(r"\[(\d+[smhd])\]", lambda found: f"[{divided(found[1])}]", text)
+    text = re.sub(r"(?<=[\[:])(\d+[smhd])(?=[\]:])", lambda found: divided(found[1]), text)
+    text = re.sub(r"(?<= offset )(\d+[smhd])\b", lambda found: divided(found[1]), text)
     return re.sub(_TIMERS, timer, text)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, cast
@@ -18,12 +18,14 @@ from typing import Any, Final, cast
 import redis
 
 from sploot_cluster.queues import Action, AuditRecord, Done, Plan
+from sploot_cluster.refusals import REDIS_ERRORS
 
 logger = logging.getLogger("sploot-cluster.queue")
 
 AUDIT: Final = "sploot:audit"
 KEPT: Final = 10_000
 SHOWN_IDS: Final = 100
+POSSIBLE_WHEN_FULL: Final[frozenset[Action]] = frozenset({"purge", "pause", "resume"})
 
 
 @dataclass
@@ -56,14 +58,16 @@ class AuditLog:
         try:
             self._add(facts | {"state": "begun"})
         except redis.OutOfMemoryError:
-            # what frees memory must be possible when there is none left
-            if plan.action != "purge":
+            # what frees memory, or lets no more come, must be possible when there is none left
+            if plan.action not in POSSIBLE_WHEN_FULL:
                 raise
         entry = Entry()
         try:
             yield entry
         except BaseException as error:
-            self._add(facts | {"state": "failed", "result": f"{type(error).__name__}: {error}"[:500]})
+            # what failed is to be raised, not that it could not be written down
+            with suppress(*REDIS_ERRORS):
+                self._add(facts | {"state": "failed", "result": f"{type(error).__name__}: {error}"[:500]})
             raise
         done = entry.done
         assert done is not None

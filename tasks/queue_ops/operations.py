@@ -26,6 +26,7 @@ from sploot_cluster.queues import (
     PlannedEntry,
     QueueStatus,
 )
+from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.contracts import NAMESPACE, QUEUES, stream_of
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import Canary
@@ -516,14 +517,6 @@ def _order(entry_id: str) -> tuple[int, int]:
 def _reaching_redis(*, acts: bool = False) -> Iterator[None]:
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, BrokerConnectionError) as error:
-        mend = (
-            "nobody knows how far it came, see the audit and plan again"
-            if acts
-            else "nothing was changed, try again when it is up"
-        )
-        raise QueueUnavailable(f"{error}; {mend}") from error
-    except redis.OutOfMemoryError as error:
-        raise QueueUnavailable(
-            f"Redis is full: {error}; purge dead letters, which is done without an audit record then, or give it memory"
-        ) from error
+    except (*REDIS_ERRORS, BrokerConnectionError) as error:
+        outcome = "nobody knows how far it came, see the audit and plan again" if acts else "nothing was changed"
+        raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error

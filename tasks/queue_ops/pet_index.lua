@@ -35,6 +35,9 @@ if up_to and is_less(last, up_to) then -- the stream was made again, and its ids
   up_to, seen, ripe = nil, nil, nil
 end
 
+-- A first write that needs no memory: a full server lets pass what follows, and a pet can be deleted, which frees some.
+redis.call('ZREM', index, '')
+
 -- Up to where all have waited long enough: by their ids, or, where these are ahead of the clock, as a producer can choose
 -- them, by what was the last entry that long ago.
 local to = waited == 0 and '+' or string.format('%.0f', now - waited)

@@ -18,6 +18,13 @@ from sploot_cluster.queues import Plan, PlannedEntry, PlanUnknown
 
 KEEP_S: Final = 60 * 60
 
+# KEYS 1 plan; ARGV the plan, seconds to keep it. The first write needs no memory, so that a full server lets pass what
+# follows: a plan to remove dead letters must be possible then.
+_KEEP: Final = """
+redis.call('DEL', KEYS[1])
+return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+"""
+
 # One step, so that two people who apply one plan do not both act. GETDEL is Redis 6.2.
 _TAKE: Final = "GETDEL"
 
@@ -31,13 +38,14 @@ class Plans:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
+        self._keep = client.register_script(_KEEP)
 
     def keep(self, plan: Plan) -> None:
         stored = asdict(plan) | {
             "made_at": plan.made_at.isoformat(),
             "entries": [[entry.id, entry.holder, entry.deliveries] for entry in plan.entries],
         }
-        self._client.set(_key(plan.plan_id), json.dumps(stored), ex=KEEP_S)
+        self._keep(keys=[_key(plan.plan_id)], args=[json.dumps(stored), KEEP_S])
 
     def take(self, plan_id: str) -> Plan:
         """Raises PlanUnknown."""

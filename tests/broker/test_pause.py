@@ -55,3 +55,19 @@ def test_whoever_waits_hears_at_once_of_a_pause_and_of_its_end(scene: Scene) -> 
 
     broker.resume(QUEUE)
     assert labels(received(consumer, 1)) == ["one"]
+
+
+def test_full_server_can_be_paused_and_resumed(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one"))
+    scene.client.config_set("maxmemory", "1")
+    try:
+        broker.pause(QUEUE)
+        assert broker.stats(QUEUE).paused
+        broker.resume(QUEUE)
+        assert not broker.stats(QUEUE).paused
+    finally:
+        scene.client.config_set("maxmemory", "0")
+
+    assert labels(received(consumer, 1)) == ["one"]

@@ -36,6 +36,9 @@ KEDA_COUNTS = (
     "if kind == 'zset' then return redis.call('zcard', KEYS[1]) end return redis.call('llen', KEYS[1])"
 )
 
+# What /readyz, /metrics and the doctor write.
+PROBE = f"SET sploot:probe:{{{STREAM}}} 1 PX 60000"
+
 # The raw commands of the seed's runbook, on the names that it uses.
 RUNBOOK = (
     f"XPENDING {STREAM} {GROUP}",
@@ -80,6 +83,7 @@ ALLOWED = {
         "HSET {pet:1}:meta revision 1",
         "SADD sploot:pets 1",
         "HSET sploot:backlog a 1",
+        PROBE,
         f"XGROUP DELCONSUMER {STREAM} {GROUP} gone",
     ),
     "scheduler": (f"XADD {STREAM} * message m", f"ZADD {DELAYED} 1 m", "SET sploot:scheduler me"),
@@ -88,6 +92,7 @@ ALLOWED = {
         "HGETALL {pet:1}:meta",
         "DEL {pet:1}:preview",
         "SET sploot:idempotency:1 a",
+        PROBE,
         f"XADD {STREAM} * message m",
         f"XREVRANGE {DEAD} + - COUNT 10",
         *RUNBOOK,
@@ -104,6 +109,7 @@ ALLOWED = {
         "HGETALL {pet:1}:meta",
         f"EVAL {BY_SCRIPT!r} 1 {{pet:1}}:meta HGETALL {{pet:1}}:meta",
         "XADD sploot:audit * who me",
+        PROBE,
     ),
     "keda": ("PING", f"XLEN {STREAM}", f"ZCARD {DELAYED}", f"TYPE {DELAYED}"),
 }

@@ -19,7 +19,7 @@ import redis
 from prometheus_client import CollectorRegistry, start_http_server
 
 from broker import RedisStreamsBroker
-from ops.servers import Prometheus, alertmanager, prometheus
+from ops.servers import Prometheus, alertmanager, free_port, prometheus
 from tasks.backlog import BACKLOG, TICKED_AT, BacklogCollector, BacklogSampler, NoiseWatch
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tasks.demo.monitoring import write_routes, write_rules
@@ -27,7 +27,9 @@ from tasks.demo.receivers import Receivers, receivers
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.metrics import JobMetrics
 from tests.ops.tools import tool
+from tests.refusing import REFUSING
 from tests.support import eventually
+from tests.tasks.test_exposition import get, pod
 
 pytestmark = pytest.mark.ops
 
@@ -227,6 +229,29 @@ def test_an_incident_reaches_exactly_its_receivers_and_is_told_to_be_over(incide
         severities = {one.body["payload"]["severity"] for one in notes.seen if "payload" in one.body}
         assert severities <= {"error", "critical"}
         assert ("critical" in severities) == (incident == "feedback")
+
+
+def test_redis_that_refuses_writes_pages_from_a_real_pod_and_is_over(tmp_path: Path) -> None:
+    page, port = ("pagerduty", "MediaClusterRedisRefusesWrites"), free_port()
+    tool("prometheus")
+    tool("prometheus-alertmanager")
+    with (
+        EmbeddedRedis(directory=tmp_path, unix_socket=True, options={"appendonly": "no"}) as server,
+        redis.Redis.from_url(server.url) as client,
+        pod(server.url, tmp_path, port),
+        receivers() as notes,
+        alertmanager(tmp_path, write_routes(tmp_path, notes.url, MINUTES_ARE_SECONDS)) as pager,
+        prometheus(tmp_path, _config(tmp_path, f"127.0.0.1:{port}", pager)) as monitoring,
+    ):
+        eventually(lambda: get(port, "/readyz")[0] == 200, within_s=60)
+        eventually(lambda: monitoring.query("media_cluster_redis_writable == 1"), within_s=60)
+
+        with REFUSING["NOREPLICAS"](server, client):
+            eventually(lambda: page in notes.fired(), within_s=60)
+            assert get(port, "/readyz")[0] == 503
+            assert get(port, "/healthz")[0] == 200
+
+        eventually(lambda: page in notes.over(), within_s=60)
 
 
 def told_by(monitoring: Prometheus) -> list[str]:

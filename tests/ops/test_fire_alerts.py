@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ops.servers import alertmanager, get_json
+from ops.thresholds import thresholds
 from tasks.demo.monitoring import write_routes
 from tasks.demo.receivers import Receivers, receivers
 from tests.ops.test_chain import MINUTES_ARE_SECONDS
@@ -72,3 +77,149 @@ def test_verifying_notices_that_notifications_do_not_get_out(tmp_path: Path) -> 
 
     assert verified.returncode == 1
     assert "attempts to notify failed" in verified.stderr
+
+
+# -- a test of an alert while the alert itself is there ----------------------------------------------------------------
+
+NO_WORKERS = "MediaClusterNoWorkers"
+PAGER = ("pagerduty", NO_WORKERS)
+
+
+def post(url: str, *, environment: str, is_over: bool = False, alert: str = NO_WORKERS, **labels: str) -> None:
+    """Report an alert as Prometheus does, until it is over."""
+    now = datetime.now(UTC)
+    told = thresholds().alerts[alert]
+    body = {
+        "labels": {
+            "alertname": alert,
+            "service": "sploot-cluster",
+            "family": "workers",
+            **told.labels,
+            "environment": environment,
+            **labels,
+        },
+        "annotations": {"summary": told.summary, "description": f"real, in {environment}"},
+        "startsAt": (now - timedelta(seconds=1)).isoformat(),
+        "endsAt": (now if is_over else now + timedelta(hours=1)).isoformat(),
+    }
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/api/v2/alerts", json.dumps([body]).encode(), headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+
+
+def smoke(url: str, *more: str) -> None:
+    fired = call("fire-alerts.sh", "--alert", NO_WORKERS, *more, ALERTMANAGER_URL=url)
+    assert fired.returncode == 0, fired.stderr
+
+
+def pages(notes: Receivers) -> dict[str, list[tuple[str, str]]]:
+    """Each incident of PagerDuty by its key: what it was sent, as (action, environment and kind)."""
+    incidents: dict[str, list[tuple[str, str]]] = {}
+    kinds: dict[str, str] = {}
+    for one in notes.seen:
+        if one.receiver == "pagerduty":
+            body, key = one.body, one.body["dedup_key"]
+            if "payload" in body:
+                text = json.dumps(body["payload"])
+                kind = "test" if "[TEST by" in text else "real"
+                assert ("Nothing is wrong" in text) == (kind == "test")
+                kinds[key] = f"{body['payload']['custom_details']['environment']} {kind}"
+            incidents.setdefault(key, []).append((body["event_action"], kinds[key]))
+    return incidents
+
+
+def kinds_of(notes: Receivers) -> set[str]:
+    return {kind for sent in pages(notes).values() for _, kind in sent}
+
+
+def resolved(notes: Receivers) -> set[str]:
+    return {kind for sent in pages(notes).values() for action, kind in sent if action == "resolve"}
+
+
+def assert_every_incident_is_of_one_kind(notes: Receivers) -> None:
+    for sent in pages(notes).values():
+        assert len({kind for _, kind in sent}) == 1, sent
+
+
+@pytest.mark.parametrize("real_first", [True, False], ids=["real first", "test first"])
+def test_smoke_test_during_an_incident_is_a_page_of_its_own(served: tuple[str, Receivers], real_first: bool) -> None:
+    url, notes = served
+    seen: set[str] = set()
+    for is_real in (real_first, not real_first):
+        if is_real:
+            post(url, environment="staging")
+        else:
+            smoke(url)
+        seen.add("staging real" if is_real else "staging test")
+        eventually(lambda: kinds_of(notes) == seen, within_s=30)
+
+    smoke(url, "--resolve")
+    eventually(lambda: "staging test" in resolved(notes), within_s=30)
+    assert "staging real" not in resolved(notes)
+    post(url, environment="staging", is_over=True)
+    eventually(lambda: "staging real" in resolved(notes), within_s=30)
+
+    assert len(pages(notes)) == 2
+    assert_every_incident_is_of_one_kind(notes)
+    titles = [one.body["attachments"][0]["title"] for one in notes.seen if one.receiver == "slack"]
+    assert {"[TEST by" in title for title in titles} == {True, False}
+
+
+def test_real_alert_that_ends_first_is_over_while_the_test_goes_on(served: tuple[str, Receivers]) -> None:
+    url, notes = served
+    post(url, environment="staging")
+    smoke(url)
+    eventually(lambda: kinds_of(notes) == {"staging real", "staging test"}, within_s=30)
+
+    post(url, environment="staging", is_over=True)
+
+    eventually(lambda: resolved(notes) == {"staging real"}, within_s=30)
+    assert_every_incident_is_of_one_kind(notes)
+
+
+def test_one_alert_of_two_environments_is_two_pages_that_name_theirs(served: tuple[str, Receivers]) -> None:
+    url, notes = served
+
+    for environment in ("staging", "production"):
+        post(url, environment=environment)
+    eventually(lambda: kinds_of(notes) == {"staging real", "production real"}, within_s=30)
+    post(url, environment="staging", is_over=True)
+    eventually(lambda: resolved(notes) == {"staging real"}, within_s=30)
+
+    assert len(pages(notes)) == 2
+    summaries = {one.body["payload"]["summary"] for one in notes.seen if "payload" in one.body}
+    assert any(summary.startswith("[staging] ") for summary in summaries)
+    assert any(summary.startswith("[production] ") for summary in summaries)
+    slacks = [one.body["attachments"][0] for one in notes.seen if one.receiver == "slack"]
+    shown = {field["value"].strip() for one in slacks for field in one["fields"] if field["title"] == "Environment"}
+    assert shown == {"staging", "production"}
+    assert {"[staging]" in one["title"] for one in slacks} == {True, False}
+
+
+@pytest.mark.parametrize("apart", [{"synthetic": "true"}, {"environment": "production"}, {"namespace": "other"}])
+def test_critical_alert_inhibits_no_warning_of_another_kind(
+    served: tuple[str, Receivers], apart: dict[str, str]
+) -> None:
+    url, notes = served
+    labels: dict[str, Any] = {"environment": "staging", **apart}
+    post(url, **labels)
+    eventually(lambda: PAGER in notes.fired(), within_s=30)
+
+    post(url, environment="staging", alert="MediaClusterWorkerDown")
+    post(url, environment="staging", alert="MediaClusterSampleOld", family="sample")
+
+    eventually(lambda: {("slack", "MediaClusterWorkerDown"), ("slack", "MediaClusterSampleOld")} <= notes.fired())
+
+
+def test_missing_workers_inhibit_the_old_sample_that_they_cause(served: tuple[str, Receivers]) -> None:
+    url, notes = served
+    post(url, environment="staging")
+    eventually(lambda: PAGER in notes.fired(), within_s=30)
+
+    post(url, environment="staging", alert="MediaClusterSampleOld", family="sample")
+    post(url, environment="production", alert="MediaClusterSampleOld", family="sample")
+
+    eventually(lambda: ("slack", "MediaClusterSampleOld") in notes.fired(), within_s=30)
+    slacks = [one.body["attachments"][0]["title"] for one in notes.seen if one.alert == "MediaClusterSampleOld"]
+    assert [title for title in slacks if "[staging]" in title] == []

@@ -26,6 +26,7 @@ MUTANTS = [mutant for name, rules in RULES.items() for mutant in mutants_of(name
 EQUIVALENT = {
     "MediaClusterWorkerDown: > -> >= at 25": "count() is never 0: where nothing is counted there is no sample",
     "MediaClusterRedisUnreachable: > -> >= at 26": "count() is never 0: where nothing is counted there is no sample",
+    "MediaClusterRedisRefusesWrites: > -> >= at 27": "count() is never 0: where nothing is counted there is no sample",
     "media_cluster:redis_memory: 0 -> 1 at 71": "no Redis has a limit of one byte",
     "MediaClusterStalled: > -> >= at 23": "what has been older than 0 all the while is older than 0",
     "media_cluster:stall:10m: max -> min at 0": "only whether there is one counts",

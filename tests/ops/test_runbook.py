@@ -48,8 +48,11 @@ from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
 TEXT: Final = RUNBOOK.read_text(encoding="utf-8")
 PET: Final = 42
 
-# Of each alert, in this order.
-PARTS: Final = ("Means", "Felt by", "Look", "Do", "Ends")
+# Of each alert, in this order; in one of these wordings.
+PARTS: Final = (
+    ("Means", "Felt by", "Look", "Do", "Ends"),
+    ("Meaning", "Impact", "Check first", "Fix", "Resolves when"),
+)
 
 DRILL: Final = re.compile(r"sploot-cluster queue (rescue|retire-consumer|pause|resume|apply|dead (requeue|purge)) ")
 
@@ -154,7 +157,7 @@ def test_every_alert_has_its_heading_and_every_heading_its_alert() -> None:
 def test_an_alert_says_what_it_means_who_feels_it_where_to_look_what_to_do_and_how_it_ends(alert: str) -> None:
     section = sections()[alert]
 
-    assert tuple(re.findall(r"^- \*\*(.+?):\*\*", section, flags=re.MULTILINE)) == PARTS
+    assert tuple(re.findall(r"^- \*\*(.+?):\*\*", section, flags=re.MULTILINE)) in PARTS
     assert "```bash" in section, "nothing to type"
 
 

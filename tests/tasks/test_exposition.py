@@ -107,6 +107,74 @@ def test_a_pod_tells_of_all_its_processes_and_forgets_none_that_was_killed(tmp_p
     assert list(tmp_path.glob("sploot-cluster-metrics-*")) == []
 
 
+# A job that begins as a correction, and fails after the pod was told to stop.
+SLOW_MODULE = """
+import time
+import dramatiq
+from tasks.worker import broker
+
+@dramatiq.actor(queue_name="cluster.feedback", actor_name="merge_clusters", max_retries=0)
+def merge_clusters(**_):
+    open("begun", "w").close()
+    time.sleep(3)
+    raise ValueError("failed while the pod drained")
+"""
+
+
+def failed_corrections(port: int) -> float:
+    """Over all outcomes that are no success; -1 when nobody answers."""
+    status, text = get(port, "/metrics")
+    if status != 200:
+        return -1
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    found = families["cluster_feedback_operations"].samples
+    return sum(sample.value for sample in found if sample.labels["outcome"] != "success")
+
+
+def test_correction_that_fails_while_its_pod_drains_is_scraped(tmp_path: Path) -> None:
+    port = free_port()
+    # the stock actor is replaced before a worker of this module begins
+    (tmp_path / "slow_pod.py").write_text(
+        SLOW_MODULE.replace("@dramatiq.actor", 'broker.actors.pop("merge_clusters")\n\n@dramatiq.actor')
+    )
+    with EmbeddedRedis(options={"appendonly": "no"}) as server, ClusterTasks(server.url) as tasks:
+        environ = {**os.environ, "REDIS_URL": server.url, "WORKER_METRICS_PORT": str(port), "TMPDIR": str(tmp_path)}
+        environ["PYTHONPATH"] = f"{tmp_path}:{Path(__file__).parents[2]}"
+        command = [str(Path(sys.executable).with_name("dramatiq")), "slow_pod", "--processes", "1", "--threads", "2"]
+        with (tmp_path / "pod.log").open("wb") as log:
+            master = subprocess.Popen(command, env=environ, stdout=log, stderr=log, cwd=tmp_path)
+        try:
+            eventually(lambda: failed_corrections(port) == 0, within_s=60)
+            tasks.merge(1, [1, 2])
+            eventually(lambda: (tmp_path / "begun").exists(), within_s=30)
+
+            master.terminate()
+            seen: list[float] = []
+
+            def is_over() -> bool:
+                seen.append(failed_corrections(port))
+                return seen[-1] < 0
+
+            eventually(is_over, within_s=60, every_s=0.5)
+            assert master.wait(timeout=60) == 0
+        finally:
+            master.kill()
+            master.wait(timeout=30)
+
+    assert max(seen) == 1, seen
+    assert list(tmp_path.glob("sploot-cluster-metrics-*")) == []
+
+
+def test_pod_that_nobody_scrapes_ends_with_its_workers(tmp_path: Path) -> None:
+    port = free_port()
+    with EmbeddedRedis(options={"appendonly": "no"}) as server, pod(server.url, tmp_path, port) as master:
+        eventually(lambda: get(port, "/healthz")[0] == 200, within_s=60)
+        master.terminate()
+
+        assert master.wait(timeout=30) == 0
+        assert get(port, "/healthz")[0] == 0
+
+
 def test_a_taken_port_stops_no_job_and_is_tried_again(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, EmbeddedRedis(options={"appendonly": "no"}) as server:
         port = taken.getsockname()[1]

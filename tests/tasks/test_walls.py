@@ -47,6 +47,7 @@ def test_the_thin_client_brings_no_engine() -> None:
         "sploot_cluster.errors",
         "sploot_cluster.jobs",
         "sploot_cluster.printable",
+        "sploot_cluster.refusals",
     }
 
 

@@ -1,0 +1,159 @@
+"""Answers by which Redis refuses work, and what an operator does about each: the one table of them.
+
+An outage passes, or ends when Redis is repaired; a fault of the configuration ends when somebody corrects it. Both are
+no mistake of the caller, who may send the same call again. Where redis-py's errors are translated, ``refusal_of`` finds
+the row, and ``explained`` writes the sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import redis
+from redis.exceptions import RedisClusterException
+
+# RedisClusterException, of a cluster without a node that answers, is no RedisError.
+REDIS_ERRORS: Final = (redis.RedisError, RedisClusterException)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisRefusal:
+    """An answer of Redis that says "not now", or "not for you".
+
+    Attributes:
+        code: the word with which Redis begins it.
+        problem: what is wrong with Redis, as a sentence without its end.
+        hint: how to fix it.
+        is_outage: whether it is a state of the server; else the settings of this process are to blame.
+    """
+
+    code: str
+    problem: str
+    hint: str
+    is_outage: bool = True
+
+
+REFUSALS: Final = (
+    RedisRefusal(
+        "OOM",
+        "Redis is full: it has reached its maxmemory and refuses writes",
+        "raise maxmemory, or free memory: sploot-cluster queue dead purge QUEUE --all --yes",
+    ),
+    RedisRefusal(
+        "MISCONF",
+        "Redis cannot write to its disk and refuses writes",
+        "make room on the disk of Redis and let it write to its directory; "
+        "redis-cli INFO persistence shows what failed",
+    ),
+    RedisRefusal(
+        "NOREPLICAS",
+        "Redis refuses writes because fewer replicas are connected than min-replicas-to-write asks for",
+        "bring the replicas back (redis-cli INFO replication), or lower min-replicas-to-write until they are",
+    ),
+    RedisRefusal(
+        "READONLY",
+        "this Redis is a replica and takes no writes",
+        "set REDIS_URL to the primary, or to redis+sentinel://… which follows a failover; "
+        "promote the replica with REPLICAOF NO ONE if the primary is lost",
+    ),
+    RedisRefusal(
+        "MASTERDOWN",
+        "this Redis is a replica that has lost its primary",
+        "bring the primary back, or promote the replica with REPLICAOF NO ONE",
+    ),
+    RedisRefusal(
+        "CLUSTERDOWN",
+        "the Redis Cluster does not serve: a slot has no node that answers",
+        "bring the missing node back; redis-cli --cluster check names it",
+    ),
+    RedisRefusal(
+        "LOADING",
+        "Redis has started and is loading its data",
+        "wait until it is loaded; redis-cli INFO persistence shows loading_eta_seconds",
+    ),
+    RedisRefusal(
+        "TRYAGAIN",
+        "the Redis Cluster is moving a slot between two nodes",
+        "wait until the slot is moved; redis-cli --cluster check shows open slots",
+    ),
+    RedisRefusal(
+        "BUSY",
+        "Redis is busy with a script",
+        "wait, or end the script with redis-cli SCRIPT KILL",
+    ),
+    RedisRefusal(
+        "MAXCLIENTS",
+        "Redis has as many connections as its maxclients allows",
+        "raise maxclients, or end what holds the connections; redis-cli CLIENT LIST shows them",
+    ),
+    RedisRefusal(
+        "NOPERM",
+        "the Redis user of this process may not do this",
+        "load the users of this release (python -m deploy.redis_users), "
+        "and give each process its own user in REDIS_URL",
+        is_outage=False,
+    ),
+    RedisRefusal(
+        "NOAUTH",
+        "Redis does not accept the user and password of this process",
+        "correct user and password in REDIS_URL",
+        is_outage=False,
+    ),
+)
+
+_BY_CODE: Final = {refusal.code: refusal for refusal in REFUSALS}
+
+# redis-py takes the first word off the text where it has a class for it.
+_BY_CLASS: Final = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "MasterDownError": "MASTERDOWN",
+    "ClusterDownError": "CLUSTERDOWN",
+    "BusyLoadingError": "LOADING",
+    "TryAgainError": "TRYAGAIN",
+    "NoPermissionError": "NOPERM",
+    "AuthenticationError": "NOAUTH",
+}
+# What is left within an error of a script, "… @user_script:4: -OOM command not allowed …", and answers without a word.
+_WORD: Final = re.compile(rf"(?:^|[^A-Za-z0-9])({'|'.join(_BY_CODE)})(?= )")
+_PHRASES: Final = {
+    "max number of clients reached": "MAXCLIENTS",
+    "ACL failure in script": "NOPERM",
+    "The user executing the script can't": "NOPERM",
+    "WRONGPASS": "NOAUTH",
+}
+
+
+def refusal_of(error: BaseException | None) -> RedisRefusal | None:
+    """Return the refusal that an error tells of, or that it was raised from; None where Redis refused nothing."""
+    while error is not None:
+        if isinstance(error, REDIS_ERRORS) and (code := _code_of(error)) is not None:
+            return _BY_CODE[code]
+        error = error.__cause__
+    return None
+
+
+def explained(error: BaseException, *, outcome: str = "", hint: str = "check that Redis is up and call again") -> str:
+    """Return what an error of Redis means, in one sentence: what is wrong, what came of the call, how to fix it.
+
+    Args:
+        outcome: what became of the call, such as ``nothing was enqueued``.
+        hint: what to do where Redis did not answer, or answered with an error that is in no row of the table.
+    """
+    refusal = refusal_of(error)
+    answer = str(error).removesuffix(".")
+    if refusal is None:
+        return "; ".join(part for part in (answer, outcome, hint) if part)
+    return "; ".join(part for part in (f"{refusal.problem} ({answer})", outcome, refusal.hint) if part)
+
+
+def _code_of(error: BaseException) -> str | None:
+    for kind in type(error).__mro__:
+        if kind.__name__ in _BY_CLASS:
+            return _BY_CLASS[kind.__name__]
+    text = str(error)
+    if found := _WORD.search(text):
+        return found[1]
+    return next((code for phrase, code in _PHRASES.items() if phrase in text), None)
