@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from secrets import token_hex
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import redis
 from dramatiq import Actor, Broker, Message, Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed, QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines
+from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines, TimeLimit
 from dramatiq.threading import Interrupt
 
+from . import master
 from .by_hand import ByHand
 from .connections import Argument
 from .consumer import StreamsConsumer
@@ -43,6 +46,7 @@ from .errors import (
 from .keys import QueueKeys
 from .listeners import Listeners, Method
 from .options import check_options, delay_ms_of, is_part_of_composition, name_in_delayed, ordering_key_of, unique_key_of
+from .progress import FOREVER, Limits
 from .scripts import ENQUEUE, ENQUEUE_PLAIN, FLUSH, PAUSE, SIZE, STATS
 from .session import REMEMBER_FOLLOWERS_MS, Session
 from .settings import DAY_MS, BrokerSettings
@@ -107,6 +111,8 @@ class RedisStreamsBroker(Broker):
         unique_for_ms: int = DAY_MS,
         enqueue_timeout_ms: int = 5_000,
         keeper_process: bool = True,
+        master_grace_ms: int | None = 30_000,
+        overrun_ms: int | None = 60_000,
         read_ahead_ms: int = 15,
     ) -> None:
         if client is not None and url is not None:
@@ -126,6 +132,8 @@ class RedisStreamsBroker(Broker):
             unique_for_ms=unique_for_ms,
             enqueue_timeout_ms=enqueue_timeout_ms,
             keeper_process=keeper_process,
+            master_grace_ms=master_grace_ms,
+            overrun_ms=overrun_ms,
             read_ahead_ms=read_ahead_ms,
         )
         self._client: redis.Redis | redis.RedisCluster = (
@@ -139,7 +147,7 @@ class RedisStreamsBroker(Broker):
         self._listeners = Listeners()
         super().__init__(middleware=middleware)
         self.queues = set()
-        self._session = Session(self._client, self.settings, self._tell, self._enqueue_followers)
+        self._session = self._new_session()
         _brokers.add(self)
 
     def declare_actor(self, actor: Actor[Any, Any]) -> None:
@@ -337,7 +345,7 @@ class RedisStreamsBroker(Broker):
         """Write what is to be written and stop every thread. Closing twice does nothing."""
         self._session.stop()
         # what is used after that, as by the next Worker of a test, begins under a new name
-        self._session = Session(self._client, self.settings, self._tell, self._enqueue_followers)
+        self._session = self._new_session()
 
     # Dramatiq offers no place in the middleware list that is certain to be the first before and the last after
     # whatever users add later; the broker's own part in a message's life therefore stands here. To call every
@@ -348,6 +356,8 @@ class RedisStreamsBroker(Broker):
             self._before_run(args[0])
         elif signal == "worker_shutdown":
             self._session.isolation.release()
+            if (ours := master.of_this_process()) is not None:
+                ours.is_draining = True
         # How a delivery ends was decided before: refused here, it would be neither acknowledged nor rejected.
         is_refusable = signal not in ("ack", "nack") or not isinstance(args[0], Delivery)
         name = f"before_{signal}"
@@ -362,10 +372,14 @@ class RedisStreamsBroker(Broker):
                 self._log_failure_of(name, method)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if signal == "process_boot":  # which only Dramatiq's command emits, in its worker processes
+            master.begin_watch(self.settings.master_grace_ms)
         delivery = args[0] if signal in ("process_message", "skip_message") else None
         if not isinstance(delivery, Delivery):
             self._tell(f"after_{signal}", *args, **kwargs)
             return
+        if delivery.pid != os.getpid():
+            _end_child_of_job(kwargs.get("exception"))
         if delivery.is_lost:
             # It was neither run nor skipped: it is another's. Results would store an answer for it.
             return
@@ -443,6 +457,7 @@ class RedisStreamsBroker(Broker):
         if not may_run:
             delivery.is_lost = True
             raise LeaseLost(message_id=delivery.message_id, entry_id=delivery.entry_id)
+        delivery.begun_at = time.monotonic()
 
     def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
         message: Message[Any] = delivery.copy()
@@ -707,6 +722,26 @@ class RedisStreamsBroker(Broker):
             keys = self._keys_by_queue[queue_name] = QueueKeys(self.settings.namespace, queue_name)
         return keys
 
+    def _new_session(self) -> Session:
+        limits = Limits(of=self._time_limit_s, longest=self._longest_time_limit_s)
+        return Session(self._client, self.settings, self._tell, self._enqueue_followers, limits)
+
+    def _time_limit_s(self, delivery: Delivery) -> float:
+        """The time limit of a message, as Dramatiq's middleware reads it; infinite where there is none."""
+        actor = self.actors.get(delivery.actor_name)
+        for middleware in self.middleware:
+            if isinstance(middleware, TimeLimit):
+                of_actor = middleware.time_limit if actor is None else actor.options.get("time_limit")
+                return _seconds(delivery.options.get("time_limit") or of_actor or middleware.time_limit)
+        return FOREVER
+
+    def _longest_time_limit_s(self) -> float:
+        for middleware in self.middleware:
+            if isinstance(middleware, TimeLimit):
+                limits = (actor.options.get("time_limit") for actor in list(self.actors.values()))
+                return max(_seconds(limit or middleware.time_limit) for limit in (None, *limits))
+        return FOREVER
+
     def _tell(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
         """Call the method of that name of every middleware that has one, the last first; signals of ours as well.
 
@@ -733,7 +768,7 @@ class RedisStreamsBroker(Broker):
         self._following = threading.local()
         self._producer = _Producer()
         self._session.abandon()
-        self._session = Session(self._client, self.settings, self._tell, self._enqueue_followers)
+        self._session = self._new_session()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -769,9 +804,27 @@ class _Counters(dict[str, int]):
         return 0
 
 
+def _seconds(limit_ms: object) -> float:
+    return limit_ms / 1000 if isinstance(limit_ms, int | float) else FOREVER
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether the server answered, and did nothing: memory, disk, a failover."""
     return isinstance(error.__cause__, redis.ResponseError)
+
+
+def _end_child_of_job(error: BaseException | None) -> NoReturn:
+    """End a process that a job forked and that has left the job, as by ``sys.exit``.
+
+    It stands in a copy of the worker's loop: what it would write now, and run next, is its parent's.
+    """
+    code = 0 if error is None else 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code & 0xFF)
 
 
 def _literally(text: str) -> str:

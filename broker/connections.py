@@ -87,6 +87,7 @@ class Connections:
         # A pool of Sentinel is asked for the master's address by the connections; it must outlive them.
         self._pool: Any = client.connection_pool if isinstance(client, redis.Redis) else None
         self._idle: defaultdict[Node | None, deque[tuple[redis.Connection, float]]] = defaultdict(deque)
+        self._silent: set[Node | None] = set()
 
     @cached_property
     def _template(self) -> tuple[type[redis.Connection], dict[str, Any]]:
@@ -176,6 +177,27 @@ class Connections:
             except ConnectionFailed:  # no node has its slot just now
                 by_node[key].append(key)
         return list(by_node.values())
+
+    def is_silent(self, key: str) -> bool:
+        """Whether the server that has ``key`` let the last question to it wait in vain.
+
+        For courtesies at the end of a process: the first one that is not answered has waited for all of them.
+        """
+        if not self._silent:
+            return False
+        try:
+            return self._node_of(key) in self._silent
+        except ConnectionFailed:
+            return True
+
+    def note_answer(self, node: Node | None) -> None:
+        """The server answered."""
+        if self._silent:
+            self._silent.discard(node)
+
+    def note_silence(self, node: Node | None) -> None:
+        """The server did not answer in time."""
+        self._silent.add(node)
 
     def close(self) -> None:
         """Close what is idle. What is borrowed is closed when it comes back to nobody."""
@@ -302,13 +324,22 @@ class Borrowed:
         self._connections, self._node = connections, node
 
     def __enter__(self) -> redis.Connection:
-        self._connection = self._connections.take(self._node)
+        try:
+            self._connection = self._connections.take(self._node)
+        except ConnectionFailed as error:
+            if _is_silence(error):
+                self._connections.note_silence(self._node)
+            raise
         return self._connection
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not _is_answer(error):
             # Whatever raised, a time limit between the command and its answer too: the next user would get that.
             self._connection.disconnect()
+            if _is_silence(error):
+                self._connections.note_silence(self._node)
+        else:
+            self._connections.note_answer(self._node)
         self._connections.give_back(self._node, self._connection)
 
 
@@ -440,6 +471,10 @@ class BlockingRead:
 def _is_answer(error: BaseException) -> bool:
     told = error.__cause__ if isinstance(error, ConnectionClosed) else error
     return isinstance(told, redis.ResponseError | Redirected)
+
+
+def _is_silence(error: BaseException) -> bool:
+    return isinstance(error.__cause__ or error, redis.TimeoutError | TimeoutError)
 
 
 def _socket_of(connection: Any) -> socket.socket | None:

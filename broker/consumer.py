@@ -107,6 +107,7 @@ class StreamsConsumer(Consumer):
             BrokerConnectionError: these could not be written. The Worker asks again.
         """
         assert isinstance(message, Delivery)
+        message.is_ended = True
         try:
             self._ack(message)
         except Interrupt:
@@ -162,6 +163,7 @@ class StreamsConsumer(Consumer):
             BrokerConnectionError: it could not be written. The Worker asks again.
         """
         assert isinstance(message, Delivery)
+        message.is_ended = True
         try:
             self._nack(message)
         except Interrupt:
@@ -187,7 +189,13 @@ class StreamsConsumer(Consumer):
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Give messages back that were not started: at once, in their place, without counting the delivery."""
-        self._hand_back([message for message in messages if isinstance(message, Delivery)])
+        returned = [message for message in messages if isinstance(message, Delivery)]
+        try:
+            self._refuse_silence()
+        except ConnectionClosed:
+            self._queue.deliveries.forget(returned)
+            raise
+        self._hand_back(returned)
 
     def close(self) -> None:
         """Stop reading, and give back what was not handed to the Worker. What the Worker has stays held."""
@@ -200,12 +208,21 @@ class StreamsConsumer(Consumer):
         unstarted = list(self._buffer)
         self._buffer.clear()
         try:
+            self._refuse_silence()
             self._hand_back(unstarted)
             if was_reading:
                 # what the server may have sent into the connection that was just closed
                 self._give_back_lost()
         except (BrokerConnectionError, redis.RedisError) as error:
             self._queue.logger.warning("could not hand entries back; they follow later", extra={"error": str(error)})
+
+    def _refuse_silence(self) -> None:
+        """Raise where the server is known not to answer: a stop must not wait for it once per queue.
+
+        What is not handed back is in our pending list; it runs again when the lease ends, or this process does.
+        """
+        if self._session.connections.is_silent(self._keys.stream):
+            raise ConnectionClosed("Redis does not answer")
 
     def wake(self) -> None:
         """Have ``__next__`` look around: there is something to take, or the queue was paused."""
@@ -228,7 +245,7 @@ class StreamsConsumer(Consumer):
     def _wait_for_place(self, timeout_s: float) -> None:
         """Wait until the Worker may have more of what was read, or give it back: it must not wait behind a long job."""
         left_s = self._read_ahead.left_s()
-        if self._queue.is_paused or self._queue.must_yield():
+        if self._queue.must_rest or self._queue.must_yield():
             self._give_back(len(self._buffer))
         elif left_s <= 0:
             self._read_ahead.stalled()
@@ -240,10 +257,10 @@ class StreamsConsumer(Consumer):
 
     def _fill(self, timeout_s: float) -> None:
         """Get something into the buffer, or wait."""
-        if self._queue.is_paused:
+        if self._queue.must_rest:
             self._queue.has_backlog = False
             self._stop_reading()
-            self._queue.wait_for_resume(timeout_s)
+            self._queue.rest(timeout_s)
             return
         if not self._is_resynced:
             self._resync(min_idle_ms=0)

@@ -6,6 +6,7 @@ messages of the old one still run.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -92,6 +93,9 @@ class Delivery(MessageProxy):
         unhandled: why it must not be acknowledged, though no middleware failed it; see ``Unhandled``.
         is_noted: whether Redis still has notes of it as the waiting message of its unique key.
         coalesced: the newest message that was coalesced onto it; it follows when this one is skipped.
+        pid: of the process that received it; a job may fork.
+        begun_at: when it began to run, on the monotonic clock; None before.
+        is_ended: it has run, and how it ended is being written.
     """
 
     def __init__(
@@ -114,6 +118,9 @@ class Delivery(MessageProxy):
         self.is_doomed = is_doomed
         self.is_alone = False
         self.is_lost = False
+        self.pid = os.getpid()
+        self.begun_at: float | None = None
+        self.is_ended = False
         self.is_settled = False
         self.pending_retry: PendingRetry | None = None
         self.pending_followers: list[Follower] = []

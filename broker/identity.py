@@ -40,6 +40,20 @@ def is_dead_sibling(name: str) -> bool:
     return found != started_at
 
 
+class OtherProcess:
+    """A process of this machine, known by its number and its birth: numbers are used again."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._started_at = _started_at(pid)
+
+    def has_ended(self) -> bool:
+        found = _started_at(self.pid)
+        if found is None:
+            return not _exists(self.pid)
+        return found == "" or found != self._started_at
+
+
 @cache
 def _namespace() -> str:
     """This boot of this machine and this process namespace, as one short word; 0 where there is no /proc."""

@@ -35,6 +35,10 @@ class Isolation:
         """Whether nobody else may begin."""
         return self._holder is not None
 
+    def running(self) -> list[Delivery]:
+        """The messages that run now, and those whose end is being written."""
+        return list(self._running.values())
+
     @property
     def n_waiting(self) -> int:
         """How many are held off now."""

@@ -140,11 +140,16 @@ class Janitor:
         self._next_round_at = time.monotonic() + wait_s
         return done
 
-    def stop(self) -> None:
+    def begin_stop(self) -> None:
+        """Have the thread end after its round. Does not wait."""
         self._is_stopping.set()
         self._timer.wake()
+
+    def stop(self, *, timeout_s: float = 5.0) -> None:
+        """Have the thread end, and wait for that for ``timeout_s`` at most."""
+        self.begin_stop()
         if self._thread is not None:
-            self._thread.join(5.0)
+            self._thread.join(timeout_s)
 
     def _declare_dead(self, name: str) -> None:
         """Say of a process of this machine, whose keeper did not, that it is dead."""

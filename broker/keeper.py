@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -26,8 +27,10 @@ import redis
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.logging import get_logger
 
+from . import master
 from .connections import Connections
 from .keys import QueueKeys
+from .progress import Judgement
 from .scripts import BEAT, LEAVE
 from .settings import BrokerSettings
 
@@ -36,14 +39,34 @@ PROGRAM: Final = Path(__file__).with_name("keeper_process.py")
 ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "OPENSSL_MODULES")
 MOST_BYTES: Final = 1 << 16
 CAN_HAVE_CHILD: Final = sys.platform.startswith("linux") and Path("/proc/self/stat").exists() and PROGRAM.exists()
+# A child that waits for Redis hears that it should end only then.
+CHILD_ENDS_S: Final = 2.0
+# How often a process that is stuck is judged again.
+LOOK_AGAIN_S: Final = 0.5
 # A child that ends is started again, this much later each time.
 RESTART_PAUSES_S: Final = (0.0, 1.0, 10.0, 60.0)
 
 
 class Keeper:
-    """Beats for all queues of a process. ``start`` and ``stop`` may be called twice."""
+    """Beats for all queues of a process. ``start`` and ``stop`` may be called twice.
 
-    def __init__(self, connections: Connections, settings: BrokerSettings, *, consumer_name: str) -> None:
+    Args:
+        judge: whether the process moves; there is no beat while it does not. None: it always does.
+        on_judgement: is called whenever that changes.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        settings: BrokerSettings,
+        *,
+        consumer_name: str,
+        judge: Callable[[], Judgement] | None = None,
+        on_judgement: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        self._judge = judge
+        self._on_judgement = on_judgement
+        self._moves = True
         self._connections = connections
         self._settings = settings
         self._sure_for_s = settings.lease_ms / 1000 * 0.8
@@ -114,17 +137,17 @@ class Keeper:
         since_late_s = time.monotonic() - self._late_at
         return self.is_sure_of(queue_name) and since_late_s > self._settings.beat_ms / 1000 + 1
 
-    def stop(self) -> None:
+    def stop(self, *, timeout_s: float = 5.0) -> None:
         """Beat no more. The child stays, to tell of this process's death, until ``close``."""
         self._is_stopping.set()
         if self._child is not None:
             self._child.tell("rest")
         if self._thread is not None:
-            self._thread.join(5.0)
+            self._thread.join(timeout_s)
 
-    def close(self, *, is_holding: bool) -> None:
+    def close(self, *, is_holding: bool, timeout_s: float = 5.0) -> None:
         """Beat no more, and end the child, unless there is something that this process's death will set free."""
-        self.stop()
+        self.stop(timeout_s=timeout_s)
         if is_holding:
             with suppress(BrokerConnectionError, redis.RedisError):
                 self._tell_of_new_queues()
@@ -132,7 +155,7 @@ class Keeper:
         if child is not None and is_holding:
             _watching.append(child)
         elif child is not None:
-            child.end()
+            child.end(min(timeout_s, CHILD_ENDS_S))
 
     def abandon(self) -> None:
         """Forget the child, in a process that was forked: it is another one's."""
@@ -161,9 +184,12 @@ class Keeper:
     def _loop(self) -> None:
         while not self._is_stopping.is_set():
             try:
-                has_heard = self._listen(0.0 if self._lost else self._until_late_s())
+                moves = self._look_for_moves()
+                has_heard = self._listen((0.0 if self._lost else self._until_late_s()) if moves else LOOK_AGAIN_S)
                 if self._is_stopping.is_set():
                     return
+                if not moves:
+                    continue
                 if self._lost and not has_heard:
                     self._find_again()
                 elif self._until_late_s() <= 0:
@@ -174,6 +200,23 @@ class Keeper:
             except Exception:
                 self._logger.exception("the keeper failed; going on")
                 self._is_stopping.wait(min(0.5, self._settings.beat_ms / 1000))
+
+    def _look_for_moves(self) -> bool:
+        """Whether this process moves, which the child is told: it beats no longer than that is known."""
+        if self._judge is None:
+            return True
+        judged = self._judge()
+        moves = judged.stuck is None
+        if self._child is not None:
+            self._child.tell("moves", judged.moves_until)
+        if moves != self._moves:
+            self._moves = moves
+            if moves:
+                self._logger.warning("this process moves again; it takes messages")
+            else:
+                self._logger.error("this process is stuck; others take over what it holds: %s", judged.stuck)
+            self._on_judgement(moves)
+        return moves
 
     def _until_late_s(self) -> float:
         """Until this thread has to beat itself: some time after the last one, or one beat without a child."""
@@ -227,6 +270,7 @@ class Keeper:
                 self._settings.group,
                 self._consumer_name,
                 self._settings.lease_ms,
+                *((ours.pid, ours.grace_s) if (ours := master.of_this_process()) is not None else (0, 0.0)),
             )
         except (OSError, ValueError) as error:
             self._do_without(f"{type(error).__name__}: {error}")
@@ -289,11 +333,11 @@ class _Child:
         message: tuple[Any, ...] = marshal.loads(told) if told else ()  # noqa: S302  # of our own child
         return message
 
-    def end(self) -> int:
-        """End it, and return its exit status."""
+    def end(self, timeout_s: float = CHILD_ENDS_S) -> int:
+        """End it, by force after ``timeout_s``, and return its exit status."""
         self.tell("stop")
         try:
-            status = self.process.wait(2.0)
+            status = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()

@@ -1,15 +1,19 @@
 """A process that writes the heartbeats of its parent, outside the parent's interpreter lock.
 
 Run as a script, never imported: it knows the standard library alone, so that it costs some 4 MB. It beats while the
-parent lives and is not stopped. When the parent dies it says so in Redis, and others take over at once. What it beats
-for, where, and as whom it hears through the socket that is its standard input, as marshalled tuples:
+parent lives, is not stopped, and moves. When the parent dies it says so in Redis, and others take over at once. When
+the parent's master has ended, it kills the parent after a grace. What it beats for, where, and as whom it hears through
+the socket that is its standard input, as marshalled tuples:
 
-    from the parent  (pid, beat_s, [beat.lua, leave.lua], group, consumer, lease_ms), the first one
+    from the parent  (pid, beat_s, [beat.lua, leave.lua], group, consumer, lease_ms, master's pid or 0, grace_s),
+                     the first one
+                     ("moves", until): beat until then, on the monotonic clock, unless there is another word
                      ("queue", name, [stream, consumers, timer], address), also for a new address
                      ("rest",)  beat no more; say so when the parent dies
                      ("stop",)  end, and say nothing
     to the parent    ("resting",)
                      ("beat", name, sent_at, was the lease in time)
+                     ("silent", name): a beat was due, and none was written: the parent is stopped, or does not move
                      ("lost", name, problem): no beat could be written; where is the server now?
 """
 
@@ -34,6 +38,7 @@ LOOK_EVERY_S = 0.25
 # The parent's sockets close a moment before it counts as dead.
 DYING_S = 2.0
 LONGEST_WAIT_S = 3600.0
+LATER = float("inf")
 
 
 class Refused(Exception):
@@ -146,18 +151,61 @@ class Parent:
             return True
         if self.pidfd is not None:
             return bool(select.select([self.pidfd], [], [], 0)[0])
-        return os.getppid() != self.pid or self._state() in "ZXx"
+        return os.getppid() != self.pid or state_of(self.pid) in "ZXx"
 
     def is_stopped(self) -> bool:
         """Whether it is stopped, by SIGSTOP or a debugger: what it holds must become free."""
-        return self._state() in "Tt"
+        return state_of(self.pid) in "Tt"
 
-    def _state(self) -> str:
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib costs memory
-                return file.read().rpartition(b")")[2].split()[0].decode()
-        except OSError:
-            return "X"
+    def kill(self) -> None:
+        """End it whatever it does. Its pid is still its own: it is our parent, and not dead."""
+        if not self.is_dead():
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def state_of(pid: int) -> str:
+    """The state of a process, as /proc names it; X where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib costs memory
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        return "X"
+
+
+class Master:
+    """The process that started the parent; ``pid`` 0: there is none to watch."""
+
+    def __init__(self, pid: int, grace_s: float) -> None:
+        self._pid, self._grace_s = pid, grace_s
+        self.pidfd: int | None = None
+        self._kill_at = LATER
+        if pid:
+            try:
+                self.pidfd = os.pidfd_open(pid)
+            except (AttributeError, OSError):
+                self.pidfd = None
+
+    def look(self) -> None:
+        """Begin the grace where it has ended."""
+        if self._pid and self._kill_at == LATER and self._has_ended():
+            self._kill_at = time.monotonic() + self._grace_s
+            if self.pidfd is not None:
+                os.close(self.pidfd)
+                self.pidfd = None
+
+    def wait_s(self) -> float:
+        """Until it must be looked at again, unless its pidfd can be waited for."""
+        if self._kill_at != LATER:
+            return max(0.0, self._kill_at - time.monotonic())
+        return LOOK_EVERY_S if self._pid and self.pidfd is None else LONGEST_WAIT_S
+
+    def is_grace_over(self) -> bool:
+        return time.monotonic() >= self._kill_at
+
+    def _has_ended(self) -> bool:
+        if self.pidfd is not None:
+            return bool(select.select([self.pidfd], [], [], 0)[0])
+        return state_of(self._pid) in "ZXx"
 
 
 class KeeperProcess:
@@ -166,8 +214,10 @@ class KeeperProcess:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         told = _decoded(self._received())
-        pid, self._beat_s, self._scripts, self._group, self._consumer, self._lease_ms = told
+        pid, self._beat_s, self._scripts, self._group, self._consumer, self._lease_ms, master_pid, grace_s = told
         self._parent = Parent(pid)
+        self._master = Master(master_pid, grace_s)
+        self._moves_until = LATER
         self._links: dict[bytes, Link] = {}
         self._queues: dict[str, tuple[list[str], Link]] = {}
         self._due: dict[str, float] = {}
@@ -183,7 +233,11 @@ class KeeperProcess:
             if self._parent.is_dead():
                 self._tell_of_death()
                 return
-            if not self._is_resting:
+            self._master.look()
+            if self._master.is_grace_over():
+                self._parent.kill()
+                time.sleep(LOOK_EVERY_S)
+            elif not self._is_resting:
                 self._beat_where_due()
 
     def _heard(self) -> list[tuple[Any, ...] | None]:
@@ -192,7 +246,10 @@ class KeeperProcess:
         wait_s = LONGEST_WAIT_S
         if not self._is_resting:
             wait_s = max(0.0, min(self._due.values(), default=now + wait_s) - now)
+        wait_s = min(wait_s, self._master.wait_s())
         sources: list[Any] = [self._control]
+        if self._master.pidfd is not None:
+            sources.append(self._master.pidfd)
         if self._parent.pidfd is None:
             wait_s = min(wait_s, LOOK_EVERY_S)
         else:
@@ -230,6 +287,8 @@ class KeeperProcess:
             link = self._links.setdefault(marshal.dumps(address), Link(address, self._beat_s))
             self._queues[name] = (keys, link)
             self._due.setdefault(name, time.monotonic() + self._beat_s)
+        elif kind == "moves":
+            self._moves_until = message[1]
         elif kind == "rest":
             self._is_resting = True
             self._say("resting")
@@ -239,7 +298,9 @@ class KeeperProcess:
         broken: set[Link] = set()
         for name in [name for name, at in self._due.items() if at <= time.monotonic()]:
             self._due[name] = time.monotonic() + self._beat_s
-            if self._parent.is_stopped():
+            if self._parent.is_stopped() or time.monotonic() > self._moves_until:
+                # a parent that does not move may still say that it does, which it says after a word of ours
+                self._say("silent", name)
                 continue
             sent_at = time.monotonic()
             _, link = self._queues[name]

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import redis
 from dramatiq import Message
@@ -30,9 +30,14 @@ from .janitor import Janitor, Round
 from .keeper import Keeper
 from .keys import QueueKeys
 from .options import delay_ms_of, name_in_delayed, ordering_key_of, unique_key_of
+from .progress import Judgement, Limits, judge
 from .scripts import BURY, CONDEMN, LEAVE, RETRY, START
 from .settings import BrokerSettings
 from .settler import Settler
+
+# How long the end of a process may wait for Redis, and for threads that may wait for it where it does not answer.
+STOP_S: Final = 5.0
+SILENT_STOP_S: Final = 1.0
 
 
 class Emit(Protocol):
@@ -90,8 +95,20 @@ class ConsumedQueue:
         """Whether a more important queue of this process has messages waiting in Redis."""
         return self.session.has_more_important_work(self.keys.queue_name)
 
-    def wait_for_resume(self, timeout_s: float) -> None:
-        self._resumed.wait(timeout_s)
+    @property
+    def must_rest(self) -> bool:
+        """Whether nothing may be read: the queue is paused, or this process is stuck."""
+        return self.is_paused or not self.session.moves.is_set()
+
+    def rest(self, timeout_s: float) -> None:
+        """Wait for the end of what keeps the consumer from reading."""
+        (self._resumed if self.is_paused else self.session.moves).wait(timeout_s)
+
+    def wake(self) -> None:
+        """Have the consumer look around."""
+        consumer = self._consumer
+        if consumer is not None:
+            consumer.wake()
 
     def _after_round(self, done: Round) -> bool:
         """Tell the consumer what the janitor saw; whether it should look again soon."""
@@ -116,9 +133,8 @@ class ConsumedQueue:
         if done.n_orphans:
             self.logger.warning("orphaned entries handed back to work", extra={"n": done.n_orphans})
             self.session.emit("after_orphans", self.keys.queue_name, done.n_orphans)
-        consumer = self._consumer
-        if has_news and consumer is not None:
-            consumer.wake()
+        if has_news:
+            self.wake()
         return self._n_unheld_rounds > 0
 
 
@@ -139,19 +155,29 @@ class Session:
         settings: BrokerSettings,
         emit: Emit,
         enqueue_followers: Callable[[Delivery], None],
+        limits: Limits,
     ) -> None:
         self.settings = settings
+        self._limits = limits
         self.emit = emit
         self.enqueue_followers = enqueue_followers
         self.logger: logging.Logger = get_logger(__name__, type(self))
         self.consumer_name = consumer_name()
         self.connections = Connections(client)
         self.settler = Settler(self.connections, group=settings.group, consumer_name=self.consumer_name)
-        self.keeper = Keeper(self.connections, settings, consumer_name=self.consumer_name)
+        self.keeper = Keeper(
+            self.connections,
+            settings,
+            consumer_name=self.consumer_name,
+            judge=self.judge if settings.overrun_ms is not None else None,
+            on_judgement=self._be_moving,
+        )
         self.isolation = Isolation(patience_s=settings.lease_ms / 1000)
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
         self.moved_at: dict[str, float] = {}
+        self.moves = threading.Event()  # cleared while this process is stuck
+        self.moves.set()
 
     def consume(
         self,
@@ -179,6 +205,25 @@ class Session:
                 queue = self._queues[keys.queue_name] = ConsumedQueue(self, keys, decoder, check)
                 queue.janitor.start()
         return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
+
+    def judge(self) -> Judgement:
+        """Judge whether this process still finishes what it holds."""
+        holding = [name for name, queue in list(self._queues.items()) if queue.deliveries.n_held]
+        return judge(
+            self.isolation.running(),
+            {name: self.moved_at[name] for name in holding},
+            self._limits,
+            overrun_s=(self.settings.overrun_ms or 0) / 1000,
+            now=time.monotonic(),
+        )
+
+    def _be_moving(self, moves: bool) -> None:
+        if moves:
+            self.moves.set()
+        else:
+            self.moves.clear()
+        for queue in list(self._queues.values()):
+            queue.wake()
 
     def has_more_important_work(self, queue_name: str) -> bool:
         """Whether a queue of a lower number than this one's has messages waiting in Redis."""
@@ -380,17 +425,26 @@ class Session:
         self.emit("after_nack", refused)
 
     def stop(self) -> None:
-        """Write what is to be written, stop every thread, say goodbye. May be called twice."""
+        """Write what is to be written, stop every thread, say goodbye. May be called twice.
+
+        All of that has one deadline, however many queues there are. Where Redis does not answer, only threads are
+        waited for, and shortly: one of them may wait for it, and ends with this process.
+        """
         with self._lock:
             queues, self._queues = list(self._queues.values()), {}
+        is_silent = any(self.connections.is_silent(queue.keys.stream) for queue in queues)
+        deadline = time.monotonic() + (SILENT_STOP_S if is_silent else STOP_S)
         for queue in queues:
-            queue.janitor.stop()
-        n_unwritten = self.settler.stop()
+            queue.janitor.begin_stop()
+        for queue in queues:
+            queue.janitor.stop(timeout_s=_left_s(deadline))
+        n_unwritten = self.settler.stop(timeout_s=_left_s(deadline))
         if n_unwritten:
             self.logger.error("acknowledgements were not written; these jobs run again", extra={"n": n_unwritten})
-        self.keeper.stop()
+        self.keeper.stop(timeout_s=_left_s(deadline))
         # True for worker threads that outlived the shutdown: they will be gone with this process
-        self.keeper.close(is_holding=self._leave(queues))
+        is_holding = self._leave(queues)
+        self.keeper.close(is_holding=is_holding, timeout_s=_left_s(deadline))
         self.connections.close()
 
     def abandon(self) -> None:
@@ -399,16 +453,20 @@ class Session:
 
     def _leave(self, queues: Sequence[ConsumedQueue]) -> bool:
         """Take this consumer out of the queues; whether it still holds entries, or may."""
-        if not queues:
-            return False
-        all_keys = [queue.keys for queue in queues]
+        by_stream = {queue.keys.stream: queue for queue in queues}
         args = (self.settings.group, self.consumer_name, 0)
-        calls = [((keys.stream, keys.consumers, keys.timer), args) for keys in all_keys]
-        try:
-            return any(self.connections.run_scripts(LEAVE, calls))
-        except (BrokerConnectionError, redis.RedisError) as error:
-            self.logger.warning("could not say goodbye; the lease will end", extra={"error": str(error)})
-            return any(len(queue.deliveries) for queue in queues)
+        is_holding = False
+        for streams in self.connections.together(list(by_stream)):
+            all_keys = [by_stream[stream].keys for stream in streams]
+            calls = [((keys.stream, keys.consumers, keys.timer), args) for keys in all_keys]
+            try:
+                if self.connections.is_silent(streams[0]):
+                    raise ConnectionClosed("Redis does not answer")
+                is_holding = any(self.connections.run_scripts(LEAVE, calls)) or is_holding
+            except (BrokerConnectionError, redis.RedisError) as error:
+                self.logger.warning("could not say goodbye; the lease will end", extra={"error": str(error)})
+                is_holding = is_holding or any(len(by_stream[stream].deliveries) for stream in streams)
+        return is_holding
 
     def _keys(self, delivery: Delivery) -> QueueKeys:
         return QueueKeys(self.settings.namespace, delivery.queue)
@@ -430,3 +488,7 @@ class Session:
                 *args,
             ),
         )
+
+
+def _left_s(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

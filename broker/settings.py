@@ -42,6 +42,11 @@ class BrokerSettings:
         enqueue_timeout_ms: how long ``enqueue`` tries again after a lost connection before it raises.
         keeper_process: whether a child process of some 4 MB writes the heartbeats, outside the interpreter lock; else a
             thread does.
+        master_grace_ms: a worker process of Dramatiq's command whose master has ended drains, and is killed after so
+            long; None = it may outlive its master. Workers that were started in any other way have no master.
+        overrun_ms: a process all of whose running messages are beyond their time limits by so much is stuck: it reads
+            nothing more, and its heartbeat ends, until one of them ends; None = no process is ever judged. Messages
+            without a time limit never are.
         read_ahead_ms: where jobs are short, a consumer reads ahead what its Worker will need within so many ms, up to
             128 messages; what finds no place within 50 ms goes back. 0 = nothing is read ahead. The default saves nine
             in ten of the reads of no-ops, and is less than a person, or a timeout, would notice.
@@ -67,6 +72,8 @@ class BrokerSettings:
     unique_for_ms: int = DAY_MS
     enqueue_timeout_ms: int = 5_000
     keeper_process: bool = True
+    master_grace_ms: int | None = 30_000
+    overrun_ms: int | None = 60_000
     read_ahead_ms: int = 15
     idle_read_ms: int = 20_000
     tick_ms: int = 1_500
@@ -85,6 +92,8 @@ class BrokerSettings:
             "dead_letter_max": 1,
             "unique_for_ms": 1,
             "enqueue_timeout_ms": 0,
+            "master_grace_ms": 0,
+            "overrun_ms": 0,
             "read_ahead_ms": 0,
             "idle_read_ms": 1,
             "tick_ms": 1,

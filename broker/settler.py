@@ -80,6 +80,9 @@ class Settler:
         n_written, failure = 0, None
         try:
             for deliveries, (keys, of_queue) in by_queue.items():
+                # one queue has waited for all of a server that is silent
+                if failure is not None and self._connections.is_silent(keys.stream):
+                    continue
                 try:
                     n_written += self._write(keys, deliveries, of_queue)
                 except (BrokerConnectionError, redis.RedisError) as error:
@@ -124,10 +127,16 @@ class Settler:
         if self._thread is not None:
             self._thread.join(timeout_s)
         pause_s = FIRST_PAUSE_S
-        while self._waiting and not self._try_once() and time.monotonic() + pause_s < deadline:
+        while self._waiting and not self._is_in_vain():
+            if self._try_once() or time.monotonic() + pause_s >= deadline:
+                break
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return len(self._waiting)
+
+    def _is_in_vain(self) -> bool:
+        """Whether no server that is to write something answers."""
+        return all(self._connections.is_silent(keys.stream) for keys, _, _ in list(self._waiting))
 
     def _taken(self) -> Iterator[tuple[QueueKeys, Deliveries, Delivery]]:
         """What is waiting now; what comes meanwhile is left for the next time."""

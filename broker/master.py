@@ -1,0 +1,103 @@
+"""The master of a worker process, which Dramatiq's command starts: workers must not outlive it.
+
+A master that is killed takes its worker processes with it only where a container or a control group does so. Elsewhere
+they would go on unseen by any supervisor, next to the workers of the next master. So each of them watches its master:
+when that has ended, the worker drains as after SIGTERM and is killed after ``master_grace_ms``. The keeper process
+watches, too, because this process may be stopped, or hold the interpreter lock.
+
+Only processes that Dramatiq's command started have a master. A Worker in a web server, a script or a test has none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Final
+
+from dramatiq.logging import get_logger
+
+from .identity import OtherProcess
+
+LOOK_EVERY_S: Final = 0.5
+
+
+class Master:
+    """The watch of one process over its master.
+
+    Attributes:
+        pid: of the master.
+        grace_s: how long jobs may go on once the master has ended.
+        is_draining: whether the worker shuts down already, so that another signal would end it at once.
+    """
+
+    def __init__(self, pid: int, *, grace_s: float) -> None:
+        self.pid, self.grace_s = pid, grace_s
+        self.is_draining = False
+        self._watched_by = os.getpid()
+        self._process = OtherProcess(pid)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process is the one that the master started, and not a fork of it."""
+        return os.getpid() == self._watched_by
+
+    def watch(self) -> None:
+        """Wait until the master has ended, then end this process."""
+        while not self._process.has_ended():
+            time.sleep(LOOK_EVERY_S)
+        if not self.is_draining:
+            os.kill(os.getpid(), signal.SIGTERM)
+        # A log that nobody reads must not keep this thread from the end.
+        threading.Thread(target=self._report, name="broker-master-report", daemon=True).start()
+        time.sleep(self.grace_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _report(self) -> None:
+        get_logger(__name__, type(self)).critical(
+            "The master process %d has ended; this worker drains, and is killed in %.0f s.", self.pid, self.grace_s
+        )
+
+
+_master: Master | None = None
+
+
+def of_this_process() -> Master | None:
+    """The master that is watched; None for a process that has none, or may outlive it."""
+    return _master if _master is not None and _master.is_ours else None
+
+
+def begin_watch(grace_ms: int | None) -> None:
+    """Watch the master of this process, if it has one. To be called when Dramatiq's command boots a worker process.
+
+    Args:
+        grace_ms: how long jobs may go on once it has ended; None leaves the process alone.
+    """
+    global _master
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None:
+        return
+    _close_inherited_pipes()
+    if grace_ms is None or of_this_process() is not None:
+        return
+    _master = Master(parent.pid, grace_s=grace_ms / 1000)
+    threading.Thread(target=_master.watch, name="broker-master-watch", daemon=True).start()
+
+
+def _close_inherited_pipes() -> None:
+    """Close the reading ends of the workers' log pipes, which a fork inherits from its master.
+
+    While a worker holds them, a pipe whose master is gone looks as if somebody read it: whoever writes to it waits, and
+    gets no EPIPE. Nothing names these ends but the variables of Dramatiq's ``main``, below which a fork runs.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "dramatiq.cli" and frame.f_code.co_name == "main":
+            for pipe in (frame.f_locals.get("read_pipe"), *frame.f_locals.get("worker_pipes", ())):
+                if isinstance(pipe, Connection) and not pipe.closed:
+                    pipe.close()
+        frame = frame.f_back
