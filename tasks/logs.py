@@ -18,10 +18,13 @@ from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
+from dramatiq.compat import StreamablePipe
+
+from tasks.log_stream import LogStream, stream_over
 
 SERVICE: Final = "sploot-cluster"
 
@@ -68,8 +71,12 @@ def configure_logging(level: str) -> None:
     replaced; its pipe is kept, so that lines of several processes do not mix. Called before Dramatiq's or periodiq's
     command begins, as ``sploot-cluster worker`` and ``scheduler`` do, their masters write JSON too; under the stock
     commands the few lines of the master itself are in Dramatiq's own format. ``ops/README.md`` says which.
+    A reader that is slow, stopped or gone keeps no thread waiting: see ``log_stream``.
     """
-    handler = _Lines(sys.stderr)
+    stream = sys.stderr = stream_over(sys.stderr, report=_report_of_dropped, count=_count_dropped)
+    if isinstance(sys.stdout, StreamablePipe):  # that of a worker process, for what a job prints
+        sys.stdout = stream
+    handler = _Lines(stream)
     handler.setFormatter(_formatter())
     handler.addFilter(_prepared)
     root = logging.getLogger()
@@ -95,7 +102,7 @@ def without_payload(text: str) -> str:
     return _PAYLOAD.sub(lambda found: f"<{len(found[0])} characters>", text)
 
 
-class _Lines(logging.StreamHandler[TextIO]):
+class _Lines(logging.StreamHandler[LogStream]):
     """Writes lines; of one that cannot be written, in JSON too, what it was about."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
@@ -114,6 +121,24 @@ class _Lines(logging.StreamHandler[TextIO]):
         with suppress(OSError, ValueError):  # the stream itself may be the error
             self.stream.write(json.dumps(line) + self.terminator)
             self.flush()
+
+
+def _report_of_dropped(n: int) -> str:
+    line = {
+        "level": "WARNING",
+        "logger": f"{SERVICE}.queue",
+        "message": "log lines were dropped, because their reader had stopped",
+        "service": SERVICE,
+        "n": n,
+        "timestamp": datetime.now(UTC).isoformat(),
+    }
+    return json.dumps(line) + "\n"
+
+
+def _count_dropped(n: int) -> None:
+    from tasks.metrics import count_dropped_log_lines
+
+    count_dropped_log_lines(n)
 
 
 def _time_of(record: logging.LogRecord) -> str:

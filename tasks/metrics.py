@@ -71,7 +71,7 @@ def share_values() -> Path | None:
         pid, _, born = left.name.removeprefix(PREFIX).partition("-")
         if not pid.isdecimal() or _born(int(pid)) != born:
             shutil.rmtree(left, ignore_errors=True)
-    directory = Path(tempfile.gettempdir(), f"{PREFIX}{master.pid}-{_born(master.pid)}")
+    directory = _directory_of(master.pid)
     directory.mkdir(mode=0o700, exist_ok=True)
     os.environ[VARIABLE] = str(directory)
     return directory
@@ -131,6 +131,11 @@ class JobMetrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self.log_lines_dropped = Counter(
+            "cluster_log_lines_dropped_total",
+            "Log lines that were dropped because their reader had stopped reading.",
+            registry=registry,
+        )
         for backend in BACKENDS:
             self.durations.labels(backend)
         for outcome, backend in product(OUTCOMES, BACKENDS):
@@ -153,6 +158,18 @@ def job_metrics() -> JobMetrics:
 def count_fallback(fallback: Fallback) -> None:
     """Count a backend that was wanted and not used, in this process."""
     job_metrics().fallbacks.labels(fallback.wanted, fallback.used).inc()
+
+
+def count_dropped_log_lines(n: int) -> None:
+    """Count log lines that this process dropped; a master, which counts nothing else, among its workers."""
+    of_master = _directory_of(os.getpid())
+    if VARIABLE not in os.environ and of_master.is_dir():
+        os.environ[VARIABLE] = str(of_master)
+    job_metrics().log_lines_dropped.inc(n)
+
+
+def _directory_of(master: int) -> Path:
+    return Path(tempfile.gettempdir(), f"{PREFIX}{master}-{_born(master)}")
 
 
 def _born(pid: int) -> str:

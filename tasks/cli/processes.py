@@ -24,8 +24,12 @@ app = typer.Typer()
 # Before the commands begin, so that what their masters say is JSON too; the log level is the first argument.
 _LOGGING: Final = "import sys; from tasks.logs import configure_logging; configure_logging(sys.argv.pop(1)); "
 # What the master has imported, its children have. Without it, the process that answers scrapes would serve seconds
-# after the first jobs ran.
-DRAMATIQ: Final = _LOGGING + "import broker, tasks.exposition; from dramatiq import cli; sys.exit(cli.main())"
+# after the first jobs ran. Dramatiq's master answers SIGHUP by executing sys.argv again: that must be the command by
+# which this program began.
+DRAMATIQ: Final = (
+    _LOGGING + "import broker, tasks.exposition; from dramatiq import cli; "
+    "arguments = cli.make_argument_parser().parse_args(); sys.argv = sys.orig_argv; sys.exit(cli.main(arguments))"
+)
 # periodiq has no answer to SIGTERM: as process 1 of a container it would not end, elsewhere it ends as if killed.
 PERIODIQ: Final = (
     _LOGGING + "import signal, periodiq; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); periodiq.entrypoint()"

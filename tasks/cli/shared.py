@@ -15,6 +15,7 @@ import typer
 
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
 from tasks.cli.screen import err, out, print_json
+from tasks.log_stream import drain_all
 from tasks.settings import Settings, masked
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def _login() -> str:
 def become(command: Sequence[str]) -> NoReturn:
     # exec, so that signals reach the command itself
     sys.stdout.flush()
+    drain_all()
     os.execv(command[0], list(command))  # noqa: S606  no shell is wanted
 
 

@@ -1,0 +1,232 @@
+"""A stream of log lines that keeps nobody waiting: who reads it may be slow, stopped or gone.
+
+A worker's log goes through a pipe to its master, whose own goes to a collector. When one of them stops reading, a write
+waits, and so does every thread that logs. Here a line is written at once where the reader has room for it. Else it
+waits in memory, up to :data:`MOST_WAITING` bytes, for a thread that writes; and what finds no room there is dropped and
+counted. Lines keep their order and stay whole. Once the reader is back, one line states how many are missing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import stat
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
+from typing import Any, Final
+
+from dramatiq.compat import StreamablePipe
+
+# Some 10,000 lines: a minute of a busy process, and no memory to speak of.
+MOST_WAITING: Final = 4 * 1024 * 1024
+# A pipe that reports room takes so much at once (PIPE_BUF on Linux), the length that multiprocessing adds included.
+AT_ONCE: Final = 4096 - 4
+# How long a process that ends waits for its reader.
+FLUSH_S: Final = 2.0
+
+Send = Callable[[bytes], None]
+
+_streams: weakref.WeakSet[LogStream] = weakref.WeakSet()
+
+
+class LogStream(io.TextIOBase):
+    """Stands in for ``sys.stderr``. Safe to use from many threads, signal handlers and forked processes.
+
+    Args:
+        under: the stream that the lines go to.
+        report: makes the line about so many that were dropped.
+        count: is told of each line that was dropped; what it raises is swallowed.
+    """
+
+    def __init__(self, under: Any, *, report: Callable[[int], str], count: Callable[[int], None]) -> None:
+        self._under, self._report, self._count = under, report, count
+        self._send, self._fd = _way_to(under)
+        self._most_at_once = 0.0 if self._fd is None else _most_at_once(self._fd)
+        self._begin_anew()
+        _streams.add(self)
+        # Unlike those of atexit, these are called in the processes that Dramatiq's master starts, too.
+        Finalize(None, self.drain, exitpriority=10)
+
+    def _begin_anew(self) -> None:
+        # reentrant: a signal handler that logs may interrupt a write of the same thread
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        # each with the number of dropped ones that it reports
+        self._waiting: deque[tuple[bytes, int]] = deque()
+        self._n_bytes = 0
+        self._n_dropped = 0
+        self._is_writing = False
+        self._partial = ""
+        self._thread: threading.Thread | None = None
+
+    def write(self, text: str) -> int:
+        """Write text; what follows the last line's end waits for the rest of its line."""
+        with self._lock:
+            lines = self._partial + text
+            whole, end, self._partial = lines.rpartition("\n")
+            if not end:
+                return len(text)
+            n_dropped = self._put((whole + end).encode("utf-8", errors="backslashreplace"))
+        if n_dropped:
+            with suppress(Exception):
+                self._count(n_dropped)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: every line is on its way. ``drain`` waits."""
+
+    def drain(self, timeout_s: float = FLUSH_S) -> bool:
+        """Wait until every line is written, for ``timeout_s`` at most; whether it is."""
+        with self._lock:
+            if self._partial:
+                partial, self._partial = self._partial + "\n", ""
+                self._put(partial.encode("utf-8", errors="backslashreplace"))
+            return self._changed.wait_for(lambda: not (self._waiting or self._is_writing), timeout_s)
+
+    def fileno(self) -> int:
+        return int(self._under.fileno())
+
+    def isatty(self) -> bool:
+        return bool(self._under.isatty())
+
+    def writable(self) -> bool:
+        return True
+
+    def _put(self, line: bytes) -> int:
+        """Send it, have it wait, or drop it; how many lines were dropped. Needs the lock."""
+        if not (self._waiting or self._is_writing) and self._has_room_for(line):
+            try:
+                self._send(line)
+            except (OSError, ValueError):  # nobody reads any more
+                return self._drop(line)
+            return 0
+        if self._waiting and self._n_bytes + len(line) > MOST_WAITING:
+            return self._drop(line)
+        self._report_dropped()
+        self._wait(line)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="log-stream", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+        return 0
+
+    def _report_dropped(self) -> None:
+        if self._n_dropped:
+            n, self._n_dropped = self._n_dropped, 0
+            self._wait(self._report(n).encode(), n)
+
+    def _wait(self, line: bytes, n_reported: int = 0) -> None:
+        self._waiting.append((line, n_reported))
+        self._n_bytes += len(line)
+
+    def _drop(self, line: bytes) -> int:
+        n = line.count(b"\n")
+        self._n_dropped += n
+        return n
+
+    def _has_room_for(self, line: bytes) -> bool:
+        if self._fd is None:
+            return True  # in memory, as in tests
+        if self._n_dropped or len(line) > self._most_at_once:
+            return False
+        try:
+            poll = select.poll()
+            poll.register(self._fd, select.POLLOUT)
+            return any(event & (select.POLLOUT | select.POLLERR) for _, event in poll.poll(0))
+        except (OSError, ValueError):
+            return True  # closed: the write says so
+
+    def _loop(self) -> None:
+        while True:
+            with self._lock:
+                self._changed.wait_for(lambda: self._waiting)
+                line, n_reported = self._waiting.popleft()
+                self._n_bytes -= len(line)
+                self._is_writing = True
+            is_sent = self._try_to_send(line)
+            with self._lock:
+                self._is_writing = False
+                n_dropped = 0
+                if is_sent and not self._waiting:
+                    # nobody may log any more, and the number must be known all the same
+                    self._report_dropped()
+                elif not is_sent and n_reported:
+                    self._n_dropped += n_reported
+                elif not is_sent:
+                    n_dropped = self._drop(line)
+                self._changed.notify_all()
+            if n_dropped:
+                with suppress(Exception):
+                    self._count(n_dropped)
+
+    def _try_to_send(self, line: bytes) -> bool:
+        try:
+            self._send(line)
+        except (OSError, ValueError):
+            time.sleep(0.01)
+            return False
+        return True
+
+
+def stream_over(under: Any, *, report: Callable[[int], str], count: Callable[[int], None]) -> LogStream:
+    """A stream over this one, which is returned itself where it is one already."""
+    return under if isinstance(under, LogStream) else LogStream(under, report=report, count=count)
+
+
+def _way_to(under: Any) -> tuple[Send, int | None]:
+    """How bytes are sent to a stream, and its descriptor; None for one in memory."""
+    if isinstance(under, StreamablePipe):
+        # a descriptor of our own: Dramatiq closes its pipe before the last lines of a process
+        pipe = Connection(os.dup(under.fileno()), readable=False)
+        return pipe.send_bytes, pipe.fileno()
+    try:
+        with suppress(OSError, ValueError):
+            under.flush()
+        fd = under.fileno()
+    except (OSError, ValueError, AttributeError):
+
+        def send_text(line: bytes) -> None:
+            under.write(line.decode())
+            under.flush()
+
+        return send_text, None
+
+    def send(line: bytes) -> None:
+        left = memoryview(line)
+        while left:
+            left = left[os.write(fd, left) :]
+
+    return send, fd
+
+
+def _most_at_once(fd: int) -> float:
+    """How long a line may be that does not wait where there is room for anything; 0 for a terminal, which may wait."""
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return 0
+    if not hasattr(select, "poll"):
+        return 0
+    return float("inf") if stat.S_ISREG(mode) else AT_ONCE if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else 0
+
+
+def _begin_anew_in_child() -> None:
+    for stream in list(_streams):
+        stream._begin_anew()
+
+
+def drain_all() -> None:
+    """Wait shortly until every line of this process is written: before another program takes its place."""
+    for stream in list(_streams):
+        stream.drain()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_in_child)
