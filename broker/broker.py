@@ -355,6 +355,7 @@ class RedisStreamsBroker(Broker):
         if signal == "process_message" and isinstance(args[0], Delivery):
             self._before_run(args[0])
         elif signal == "worker_shutdown":
+            self._session.is_draining = True
             self._session.isolation.release()
             if (ours := master.of_this_process()) is not None:
                 ours.is_draining = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -107,12 +107,22 @@ class StreamsConsumer(Consumer):
             BrokerConnectionError: these could not be written. The Worker asks again.
         """
         assert isinstance(message, Delivery)
+        self._end(self._ack, message)
+
+    def _end(self, write: Callable[[Delivery], None], message: Delivery) -> None:
         message.is_ended = True
         try:
-            self._ack(message)
-        except Interrupt:
-            # A time limit, or a shutdown, that was meant for the job, which has ended. It would end the worker thread.
-            self._ack(message)
+            try:
+                write(message)
+            except Interrupt:
+                # A time limit, or a shutdown, that was meant for the job, which has ended. It would end the worker
+                # thread.
+                write(message)
+        except BrokerConnectionError as error:
+            if not self._session.is_draining or not self._session.connections.is_silent(self._keys.stream):
+                raise
+            # The Worker would ask again until its shutdown is given up. It stays held, so that it runs again at once.
+            self._queue.logger.warning("how a job ended was not written; it runs again", extra={"error": str(error)})
 
     def _ack(self, message: Delivery) -> None:
         self._enqueue_followers(message)
@@ -163,11 +173,7 @@ class StreamsConsumer(Consumer):
             BrokerConnectionError: it could not be written. The Worker asks again.
         """
         assert isinstance(message, Delivery)
-        message.is_ended = True
-        try:
-            self._nack(message)
-        except Interrupt:
-            self._nack(message)
+        self._end(self._nack, message)
 
     def _nack(self, message: Delivery) -> None:
         self._enqueue_followers(message)

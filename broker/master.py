@@ -11,12 +11,10 @@ Only processes that Dramatiq's command started have a master. A Worker in a web 
 from __future__ import annotations
 
 import inspect
-import multiprocessing
 import os
 import signal
 import threading
 import time
-from multiprocessing.connection import Connection
 from typing import Final
 
 from dramatiq.logging import get_logger
@@ -78,6 +76,8 @@ def begin_watch(grace_ms: int | None) -> None:
         grace_ms: how long jobs may go on once it has ended; None leaves the process alone.
     """
     global _master
+    import multiprocessing  # loaded there already, and by no other process that this module is imported in
+
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None:
         return
@@ -94,6 +94,8 @@ def _close_inherited_pipes() -> None:
     While a worker holds them, a pipe whose master is gone looks as if somebody read it: whoever writes to it waits, and
     gets no EPIPE. Nothing names these ends but the variables of Dramatiq's ``main``, below which a fork runs.
     """
+    from multiprocessing.connection import Connection
+
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "dramatiq.cli" and frame.f_code.co_name == "main":

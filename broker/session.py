@@ -176,6 +176,7 @@ class Session:
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
         self.moved_at: dict[str, float] = {}
+        self.is_draining = False  # the Worker shuts down: it begins no more jobs
         self.moves = threading.Event()  # cleared while this process is stuck
         self.moves.set()
 

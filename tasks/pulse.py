@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
@@ -68,10 +68,13 @@ class KeepPulse(dramatiq.Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         self._running[threading.get_ident()] = message, self._clock()
 
-    def after_process_message(self, broker: Broker, message: MessageProxy, **_: object) -> None:
+    # Not when the job has returned: what the other middleware does after it, such as to log, may hang as well. Nor when
+    # Redis has taken the result: an outage must restart nobody.
+
+    def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         self._running.pop(threading.get_ident(), None)
 
-    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+    def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._running.pop(threading.get_ident(), None)
 
     def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
@@ -115,7 +118,7 @@ class KeepPulse(dramatiq.Middleware):
         if any(not thread.is_alive() for thread in worker.workers):
             return "a worker thread has ended"
         for message, since in list(self._running.values()):
-            limit_s = _limit_ms(message) / 1000
+            limit_s = limit_ms(message) / 1000
             if now - since > limit_s + LIMIT_GRACE_S:
                 return (
                     f"{message.actor_name} {message.message_id} runs for {now - since:.0f} s, "
@@ -153,7 +156,8 @@ def why_not_alive(said: Sequence[Pulse], *, hung_after_s: float, up_for_s: float
     return None
 
 
-def _limit_ms(message: MessageProxy) -> float:
+def limit_ms(message: dramatiq.Message[Any] | MessageProxy) -> float:
+    """The time limit of a message, by its options and its actor's policy."""
     limit: object = message.options.get("time_limit")
     if isinstance(limit, int | float):
         return float(limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -29,7 +30,13 @@ class Forking(Middleware):
         return [say_hello]
 
 
-broker = RedisStreamsBroker(URL, lease_ms=2_000, middleware=[Retries(min_backoff=1, max_backoff=10), Forking()])
+grace = os.environ.get("MASTER_GRACE_MS", "30000")
+broker = RedisStreamsBroker(
+    URL,
+    lease_ms=2_000,
+    master_grace_ms=int(grace) if grace else None,
+    middleware=[Retries(min_backoff=1, max_backoff=10), Forking()],
+)
 dramatiq.set_broker(broker)
 
 
@@ -45,6 +52,21 @@ def fail_once(n: int) -> None:
     if client.sadd("failed", n):
         raise ValueError("once")
     client.rpush("ran", n)
+
+
+@dramatiq.actor
+def write_without_master(n: int) -> None:
+    """Write to the log once the master is gone, much more than a pipe holds, and note how that ended."""
+    master = os.getppid()
+    client.rpush("began", n)
+    while os.getppid() == master:
+        time.sleep(0.01)
+    try:
+        for _ in range(100):
+            sys.stderr.write("x" * 10_000)
+        client.rpush("wrote", "everything")
+    except OSError as error:
+        client.rpush("wrote", type(error).__name__)
 
 
 @dramatiq.actor

@@ -34,6 +34,7 @@ def test_names_types_and_labels_are_those_of_the_contract(registry: CollectorReg
         "cluster_feedback_operations": "counter",
         "cluster_job_retries": "counter",
         "cluster_backend_fallbacks": "counter",
+        "cluster_log_lines_dropped": "counter",
         "cluster_jobs_in_progress": "gauge",
         "cluster_worker_threads": "gauge",
     }
@@ -44,6 +45,7 @@ def test_names_types_and_labels_are_those_of_the_contract(registry: CollectorReg
         "cluster_feedback_operations": {"operation", "outcome"},
         "cluster_job_retries": {"actor"},
         "cluster_backend_fallbacks": {"wanted", "used"},
+        "cluster_log_lines_dropped": set(),
         "cluster_jobs_in_progress": set(),
         "cluster_worker_threads": set(),
     }

@@ -1,0 +1,178 @@
+"""Worker processes of Dramatiq's command end with the master that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+
+from broker import RedisStreamsBroker
+from tests.broker.test_dramatiq_command import STREAM, command, message
+from tests.support import eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parents[2]
+GRACE = "MASTER_GRACE_MS"
+
+
+@pytest.fixture
+def client(redis_client: redis.Redis) -> Any:
+    return redis_client
+
+
+@pytest.fixture
+def producer(redis_url: str) -> Iterator[RedisStreamsBroker]:
+    broker = RedisStreamsBroker(redis_url, middleware=[])
+    yield broker
+    broker.close()
+
+
+def workers_of(master: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The worker processes and their keepers, without what middleware forks and what spawning needs."""
+    with redis.Redis.from_url(os.environ["TEST_URL"]) as client:
+        forked = {int(pid) for pid in client.lrange("forked", 0, -1)}
+    return [
+        one
+        for one in psutil.Process(master.pid).children(recursive=True)
+        if one.pid not in forked and "resource_tracker" not in " ".join(one.cmdline())
+    ]
+
+
+def have_ended(processes: list[psutil.Process]) -> bool:
+    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
+@pytest.fixture(autouse=True)
+def url_for_helpers(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_URL", redis_url)
+
+
+@pytest.mark.parametrize("options", [(), ("--use-spawn",)], ids=["fork", "spawn"])
+def test_killed_master_takes_its_workers_and_their_jobs_run_elsewhere(
+    redis_url: str, client: Any, producer: RedisStreamsBroker, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(GRACE, "500")
+    producer.enqueue(message("work", 1, 5))
+    with command(redis_url, "--threads", "1", "--processes", "2", *options) as master:
+        eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
+        workers = workers_of(master)
+        master.kill()
+        master.wait()
+
+        eventually(lambda: have_ended(workers), within_s=60)
+
+        assert len(workers) >= 4
+    assert client.llen("ran") == 0
+    with command(redis_url, "--threads", "1"):
+        eventually(lambda: client.lrange("ran", 0, -1) == [b"1"], within_s=60)
+
+
+def test_job_that_ends_within_the_grace_runs_once(
+    redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(GRACE, "60000")
+    producer.enqueue_many([message("work", 1, 2), message("work", 2)])
+    with command(redis_url, "--threads", "1") as master:
+        eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
+        workers = workers_of(master)
+        master.kill()
+        master.wait()
+
+        eventually(lambda: have_ended(workers), within_s=60)
+
+    # the second one was given back, or had begun before the master was missed
+    assert client.lrange("ran", 0, -1) in ([b"1"], [b"1", b"2"])
+    assert client.xlen(STREAM) == 2 - client.llen("ran")
+    assert producer.counters("default")["recovered"] == 0
+
+
+def test_worker_that_is_stopped_is_killed_without_its_master(
+    redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(GRACE, "500")
+    producer.enqueue(message("work", 1, 60))
+    with command(redis_url, "--threads", "1") as master:
+        eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
+        workers = workers_of(master)
+        (worker,) = psutil.Process(master.pid).children()[:1]
+        worker.send_signal(signal.SIGSTOP)
+        master.kill()
+        master.wait()
+
+        eventually(lambda: have_ended(workers), within_s=60)
+
+
+def test_writing_to_the_log_of_a_killed_master_fails_at_once(
+    redis_url: str, client: Any, producer: RedisStreamsBroker
+) -> None:
+    producer.enqueue(message("write_without_master", 1))
+    with command(redis_url, "--threads", "1", "--processes", "3") as master:
+        eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
+        for pid in client.lrange("forked", 0, -1):
+            os.kill(int(pid), signal.SIGKILL)  # a process of another's code, which keeps what it inherited
+        master.kill()
+        master.wait()
+
+        assert eventually(lambda: client.lrange("wrote", 0, -1), within_s=30) == [b"BrokenPipeError"]
+
+
+def test_workers_outlive_their_master_where_the_setting_is_none(
+    redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(GRACE, "")
+    with command(redis_url, "--threads", "1") as master:
+        eventually(lambda: client.llen("forked"), within_s=60)
+        workers = workers_of(master)
+        master.kill()
+        master.wait()
+        producer.enqueue(message("work", 1, 2))
+
+        eventually(lambda: client.lrange("ran", 0, -1) == [b"1"], within_s=60)
+
+        assert not have_ended(workers)
+
+
+OWN_WORKER = """
+import multiprocessing, os, time
+
+def work():
+    import dramatiq
+    from tests.broker.commanded import broker
+    worker = dramatiq.Worker(broker, worker_threads=1)
+    worker.start()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    print(child.pid, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_worker_that_no_command_started_outlives_its_parent(
+    redis_url: str, client: Any, producer: RedisStreamsBroker
+) -> None:
+    environ = {**os.environ, "BROKER_URL": redis_url, "PYTHONPATH": str(ROOT), GRACE: "0"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", OWN_WORKER], env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    try:
+        parent.wait(30)
+        producer.enqueue(message("work", 1, 2))
+
+        eventually(lambda: client.lrange("ran", 0, -1) == [b"1"], within_s=60)
+    finally:
+        child.kill()
+        parent.stdout.close()

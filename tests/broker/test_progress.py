@@ -1,0 +1,113 @@
+"""A process that finishes nothing loses what it holds, and one that works long does not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.middleware import TimeLimit
+
+from broker import RedisStreamsBroker
+from broker.deliveries import Delivery
+from broker.progress import FOREVER, Limits, judge
+from tests.broker.scene import QUEUE, Scene, labels, message, received
+from tests.support import eventually
+
+LIMIT_S, OVERRUN_S, NOW = 10.0, 5.0, 1_000.0
+
+
+def running(label: str, *, for_s: float | None, limit_s: float = LIMIT_S, **facts: Any) -> Delivery:
+    """A message that has run for so long; None: it has not begun."""
+    delivery = Delivery(message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1)
+    delivery.begun_at = None if for_s is None else NOW - for_s
+    for name, value in facts.items():
+        setattr(delivery, name, value)
+    return delivery
+
+
+def is_stuck(*deliveries: Delivery, stalled_s: float = 0.0, longest_s: float = LIMIT_S) -> bool:
+    limits = Limits(of=lambda delivery: float(delivery.options["limit_s"]), longest=lambda: longest_s)
+    judged = judge(deliveries, {QUEUE: NOW - stalled_s}, limits, overrun_s=OVERRUN_S, now=NOW)
+    assert (judged.stuck is None) == (judged.moves_until > NOW)
+    return judged.stuck is not None
+
+
+TOO_LONG = LIMIT_S + OVERRUN_S + 1
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "expected"),
+    [
+        pytest.param([], False, id="nothing-runs"),
+        pytest.param([running("a", for_s=LIMIT_S + 1)], False, id="within-the-grace"),
+        pytest.param([running("a", for_s=TOO_LONG)], True, id="beyond-it"),
+        pytest.param([running("a", for_s=TOO_LONG), running("b", for_s=1)], False, id="another-is-within-its-limit"),
+        pytest.param([running("a", for_s=TOO_LONG, limit_s=60)], False, id="of-a-long-limit"),
+        pytest.param([running("a", for_s=1e9, limit_s=FOREVER)], False, id="of-no-limit"),
+        pytest.param([running("a", for_s=TOO_LONG, is_ended=True)], False, id="ended-and-waits-for-Redis"),
+        pytest.param([running("a", for_s=TOO_LONG, is_lost=True)], False, id="of-another-process-now"),
+        pytest.param([running("a", for_s=None)], False, id="held-off-before-it-begins"),
+    ],
+)
+def test_process_is_stuck_when_all_that_runs_is_beyond_its_limit(deliveries: list[Delivery], expected: bool) -> None:
+    assert is_stuck(*deliveries) is expected
+
+
+def test_process_is_stuck_when_its_consumer_holds_messages_and_hangs() -> None:
+    assert is_stuck(stalled_s=TOO_LONG)
+    assert not is_stuck(stalled_s=LIMIT_S)
+    assert not is_stuck(stalled_s=1e9, longest_s=FOREVER)
+    assert not is_stuck(running("a", for_s=1), stalled_s=TOO_LONG), "a running message shows when it is overdue"
+
+
+class Hang:
+    """An actor that runs until it is let go, whatever its time limit."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+        self.began: list[str] = []
+
+    def __call__(self, label: str) -> None:
+        self.began.append(label)
+        assert self.goes_on.wait(60)
+
+
+@contextmanager
+def hanging(scene: Scene, middleware: list[dramatiq.Middleware]) -> Iterator[tuple[RedisStreamsBroker, Hang]]:
+    hang = Hang()
+    broker = scene.process("hanging", middleware=middleware, overrun_ms=0)
+    dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(hang)
+    broker.enqueue_many([message(label) for label in "ab"])
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    try:
+        eventually(lambda: hang.began)
+        yield broker, hang
+    finally:
+        hang.goes_on.set()
+        worker.stop()
+
+
+def test_messages_of_a_process_that_hangs_run_elsewhere_until_it_moves(stage: Scene) -> None:
+    with hanging(stage, [TimeLimit(time_limit=100)]) as (broker, hang):
+        other = stage.consumer("other", timeout=20_000)
+
+        taken = received(other, 2)
+
+        assert sorted(labels(taken)) == ["a", "b"]
+        assert {one.is_alive for one in broker.stats(QUEUE).consumers if one.name == broker.consumer_name} == {False}
+        for delivery in taken:
+            other.ack(delivery)
+        other.close()
+        hang.goes_on.set()
+        broker.enqueue(message("c"))
+        eventually(lambda: "c" in hang.began)
+
+
+def test_messages_without_a_time_limit_are_never_taken_from_a_process_that_lives(stage: Scene) -> None:
+    with hanging(stage, []):
+        assert next(stage.consumer("robber", timeout=5_500)) is None
