@@ -537,6 +537,22 @@ WORKERS: Final = Row(
             ),
             signal="sample_age",
         ),
+        Panel(
+            id=63,
+            title="Overdue jobs",
+            description="Jobs that living workers hold a minute beyond their time limit, or longer: their threads hang. "
+            "sploot-cluster queue status shows which workers.",
+            queries=((_of_streams("media_cluster_overdue_jobs"), "{{stream}}"),),
+            signal="overdue",
+        ),
+        Panel(
+            id=64,
+            title="Dropped log lines",
+            description="Log lines that workers dropped because the reader of their log was slow or had stopped. Jobs "
+            "go on meanwhile.",
+            queries=(('sum(increase(cluster_log_lines_dropped_total{job=~"$job"}[$__rate_interval]))', "lines"),),
+            signal="log_drops",
+        ),
     ),
 )
 

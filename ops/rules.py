@@ -222,6 +222,13 @@ QUERIES: Final[Mapping[str, Query]] = {
         "an XADD with MAXLEN or MINID, an XTRIM, or an XDEL by hand. They are lost unless their producers send again.",
         "Added and done",
     ),
+    "overdue": Query(
+        "overdue", "backlog",
+        "max by (stream) (media_cluster_overdue_jobs)",
+        "Living workers hold {{ $value | humanize }} jobs of {{ $labels.stream }} beyond their time limit. Their "
+        "threads hang, and no lease ends for what they hold.",
+        "Overdue jobs",
+    ),
     "dead_new": Query(
         "dead", "backlog",
         # A stream that nobody told of before began with none. After a gap, what was there before the gap is not new.
@@ -264,6 +271,13 @@ QUERIES: Final[Mapping[str, Query]] = {
         f"count({WORKERS} == 1) or vector(0)",
         "No worker pod answers a scrape: nothing says that any job runs.",
         "Workers",
+    ),
+    "log_drops": Query(
+        "logs", "pods",
+        "round(sum(increase(cluster_log_lines_dropped_total[$window])))",
+        "Workers dropped {{ $value | humanize }} log lines in ten minutes: the reader of their log is slow or stopped. "
+        "Jobs go on.",
+        "Dropped log lines",
     ),
     "unconserved": Query(
         "conservation",

@@ -45,6 +45,7 @@ class QueueStatus:
         delayed: jobs that are not due, retries included.
         orphaned: delivered jobs in nobody's pending list.
         dead: dead letters.
+        overdue: jobs that living workers hold beyond their time limits.
         oldest_age_s: since the oldest job was added; None when there is none.
         oldest_pending_s: idle time of the oldest pending job; None when there is none.
     """
@@ -60,6 +61,7 @@ class QueueStatus:
     delayed: int
     orphaned: int
     dead: int
+    overdue: int
     oldest_age_s: float | None
     oldest_pending_s: float | None
     consumers: Sequence[ConsumerStatus]

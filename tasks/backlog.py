@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 
 from broker import QueueStats, RedisStreamsBroker
 from tasks.contracts import GROUP, QUEUES, stream_of
+from tasks.queue_ops.overdue import overdue_jobs
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -67,7 +68,7 @@ class BacklogSampler:
         self._client = client
 
     def sample_pending(self) -> None:
-        """Count the jobs of every queue: pending, undelivered, in line, delayed, orphaned, dead, ever added."""
+        """Count the jobs of every queue, by what they wait for or how they ended, and how many were ever added."""
         sample = {"pending_at_ms": self._now_ms()}
         for queue in QUEUES:
             stats = self._broker.stats(queue)
@@ -78,6 +79,7 @@ class BacklogSampler:
             sample[f"{queue}:delayed"] = stats.delayed
             sample[f"{queue}:orphaned"] = stats.orphaned
             sample[f"{queue}:dead"] = stats.dead
+            sample[f"{queue}:overdue"] = len(overdue_jobs(self._broker, stats))
             sample[f"{queue}:added"] = stats.entries_added
         self._write(sample)
 
@@ -262,6 +264,13 @@ _OF_STREAMS: Final = (
         "Delivered jobs in nobody's pending list, as XACK or XGROUP DELCONSUMER by hand leaves them. Workers put "
         "them back to work within seconds; if they stay, no worker takes jobs of this stream.",
         "orphaned",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_overdue_jobs",
+        "Jobs that living workers hold a minute beyond their time limit or longer: their threads hang, or the jobs "
+        "wait in their process behind longer ones. sploot-cluster queue status shows the workers.",
+        "overdue",
         ("stream",),
     ),
     _Row(

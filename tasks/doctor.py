@@ -37,6 +37,7 @@ from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.threads import NATIVE, n_cores
 from tasks.backlog import BACKLOG
 from tasks.contracts import CLUSTER_MAINTENANCE, GROUP, QUEUES, stream_of
+from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.redis_probe import probe_writes
 from tasks.settings import FROM_FILE, MODELS, Settings
 
@@ -384,10 +385,15 @@ def _queues(patient: Patient) -> Iterator[Finding]:
         try:
             stats = patient.broker.stats(queue)
             astray = patient.broker.by_hand(queue).astray()
+            overdue = overdue_jobs(patient.broker, stats)
         except BrokerConnectionError as error:
             yield Finding(queue, "unknown", str(error), "sploot-cluster doctor")
             continue
-        problems = [*_of_ids(patient, stats), *_of_queue(stats, len(astray.orphans), len(astray.ghosts))]
+        problems = [
+            *_of_overdue(queue, overdue),
+            *_of_ids(patient, stats),
+            *_of_queue(stats, len(astray.orphans), len(astray.ghosts)),
+        ]
         yield from problems or [Finding(queue, "ok", f"{stats.undelivered} wait, {stats.in_flight} are worked on")]
 
 
@@ -431,6 +437,14 @@ def _of_ids(patient: Patient, stats: QueueStats) -> Iterator[Finding]:
 def _long(ms: int) -> str:
     days = ms / 86_400_000
     return f"{days / 365:,.0f} years" if days > 730 else f"{days:,.0f} days" if days > 2 else f"{ms / 1000:,.0f} s"
+
+
+def _of_overdue(queue: str, jobs: Sequence[OverdueJob]) -> Iterator[Finding]:
+    if jobs:
+        level: Level = "wrong" if jobs[0].is_certain else "warning"
+        yield Finding(
+            queue, level, effect_of(jobs), f"end that process, or {command_that_frees(queue, jobs[:MOST_DEAD_LISTED])}"
+        )
 
 
 def _of_queue(stats: QueueStats, n_orphans: int, n_ghosts: int) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from dramatiq.broker import Broker, MessageProxy
 
 from broker import DeadLetter, QueueStats
 from sploot_cluster.jobs import JobState, JobStatus
+from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, limit_of_actor_ms
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -250,7 +251,7 @@ def _state_and_reason(record: JobRecord, stats: Stats, now: datetime) -> tuple[J
         case "running":
             queue = stats(record.queue)
             if any(consumer.name == record.worker and consumer.is_alive for consumer in queue.consumers):
-                return "running", f"attempt {record.attempts} runs at {record.worker}"
+                return "running", f"attempt {record.attempts} {_how_it_runs(record, now)}"
             return "queued", f"its worker {record.worker} ended without a word; {_why_it_waits(queue)}"
         case "retrying":
             if record.due_at is not None and record.due_at > now:
@@ -264,13 +265,32 @@ def _state_and_reason(record: JobRecord, stats: Stats, now: datetime) -> tuple[J
             assert_never(record.state)
 
 
+def _how_it_runs(record: JobRecord, now: datetime) -> str:
+    """Where it runs, and what to do about it where it does so for longer than it may."""
+    limit_s = limit_of_actor_ms(record.actor) / 1000
+    runs_s = (now - record.started_at).total_seconds() if record.started_at is not None else 0.0
+    if runs_s <= limit_s + LIMIT_GRACE_S:
+        return f"runs at {record.worker}"
+    return (
+        f"has run for {runs_s:.0f} s at {record.worker}, and its time limit is {limit_s:.0f} s: it hangs; end that "
+        f"process, or sploot-cluster queue rescue {record.queue} --consumer {record.worker} --even-if-alive"
+    )
+
+
 def _why_it_waits(queue: QueueStats) -> str:
     """One sentence, the most telling reason first."""
     if queue.paused:
         return f"queue {queue.queue_name} is paused; resume it"
     if not any(consumer.is_alive for consumer in queue.consumers):
         return f"no worker takes jobs of queue {queue.queue_name}; start one: sploot-cluster worker"
-    return f"{queue.undelivered} jobs wait in queue {queue.queue_name}, {queue.in_flight} are with workers"
+    waits = f"{queue.undelivered} jobs wait in queue {queue.queue_name}, {queue.in_flight} are with workers"
+    held_s = (queue.oldest_pending_idle_ms or 0) / 1000
+    if held_s > LONGEST_LIMIT_MS / 1000 + LIMIT_GRACE_S:
+        waits += (
+            f"; the oldest has been with one for {held_s:.0f} s, longer than any time limit: sploot-cluster queue "
+            f"status shows which"
+        )
+    return waits
 
 
 def _is_tracked(message: dramatiq.Message[Any] | MessageProxy) -> bool:

@@ -15,20 +15,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
 
 from broker import RedisStreamsBroker
-from tasks.retry_policy import POLICIES
+from tasks.retry_policy import LIMIT_GRACE_S, limit_ms
 
 PREFIX: Final = "pulse-"
 EVERY_S: Final = 1.0
-
-# How much longer than its limit a job may run: the limit is told to a thread that may be in native code.
-LIMIT_GRACE_S: Final = 60.0
-LONGEST_LIMIT_MS: Final = max(policy.time_limit_ms for policy in POLICIES.values())
 
 # How long a pod may take until its first process has booted: loading the engine takes seconds, a cold disk a minute.
 BOOT_S: Final = 120.0
@@ -154,12 +150,3 @@ def why_not_alive(said: Sequence[Pulse], *, hung_after_s: float, up_for_s: float
         if pulse.stuck is not None:
             return f"worker process {pulse.pid}: {pulse.stuck}"
     return None
-
-
-def limit_ms(message: dramatiq.Message[Any] | MessageProxy) -> float:
-    """The time limit of a message, by its options and its actor's policy."""
-    limit: object = message.options.get("time_limit")
-    if isinstance(limit, int | float):
-        return float(limit)
-    policy = POLICIES.get(message.actor_name)
-    return float(policy.time_limit_ms if policy is not None else LONGEST_LIMIT_MS)

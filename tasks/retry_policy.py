@@ -35,6 +35,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import dramatiq
+from dramatiq.broker import MessageProxy
+
 from sploot_cluster.errors import InvalidInput, PetTooLarge
 from tasks.contracts import (
     CLUSTER_EMBEDDING,
@@ -99,3 +102,21 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     EXPORT_STREAM_LAG: _SAMPLE,
     EXPORT_MEDIA_TOTALS: RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=MINUTE_MS),
 }
+
+# How much longer than its limit a job may run: the limit is told to a thread that may be in native code.
+LIMIT_GRACE_S: Final = 60.0
+LONGEST_LIMIT_MS: Final = max(policy.time_limit_ms for policy in POLICIES.values())
+
+
+def limit_ms(message: dramatiq.Message[Any] | MessageProxy) -> float:
+    """Return the time limit of a message, by its options and its actor's policy."""
+    limit: object = message.options.get("time_limit")
+    if isinstance(limit, int | float):
+        return float(limit)
+    return limit_of_actor_ms(message.actor_name)
+
+
+def limit_of_actor_ms(actor: str) -> float:
+    """Return the time limit of an actor's messages; of an unknown one, the longest that any has."""
+    policy = POLICIES.get(actor)
+    return float(policy.time_limit_ms if policy is not None else LONGEST_LIMIT_MS)

@@ -62,9 +62,11 @@ def queue_status(as_json: AsJson = False) -> None:
     if as_json:
         print_json([asdict(queue) for queue in queues])
         return
-    table = table_of("queue", "undelivered", "in flight", "delayed", "orphaned", "dead", "oldest", "held for")
+    table = table_of(
+        "queue", "undelivered", "in flight", "delayed", "orphaned", "dead", "overdue", "oldest", "held for"
+    )
     for queue in queues:
-        numbers = (queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned, queue.dead)
+        numbers = (queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned, queue.dead, queue.overdue)
         ages = (queue.oldest_age_s, queue.oldest_pending_s)
         table.add_row(queue.queue, *map(str, numbers), *(_age(age) for age in ages))
     print_table(table)

@@ -31,6 +31,7 @@ from tasks.contracts import NAMESPACE, QUEUES, stream_of
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import Canary
 from tasks.queue_ops.letters import select, view_of
+from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
 
@@ -128,7 +129,9 @@ class Operations:
                     )
             else:
                 seen = by_hand.pending(MOST_ENTRIES, consumer=consumer, idle_ms=int(1000 * (idle_s or 0)))
-            alive = self._alive(queue)
+            stats = self._broker.stats(queue)
+            alive = {one.name for one in stats.consumers if one.is_alive}
+            overdue = overdue_jobs(self._broker, stats)
         seen = [entry for entry in seen if not entry.is_handed_back]
         # nobody runs a ghost, whoever has its id
         of_the_living = [entry for entry in seen if entry.holder in alive and entry.id not in ghosts]
@@ -144,6 +147,8 @@ class Operations:
             )
             left_out = {entry.id for entry in of_the_living}
             seen = [entry for entry in seen if entry.id not in left_out]
+        if hanging := [job for job in overdue if any(entry.id == job.entry_id for entry in of_the_living)]:
+            warnings.append(effect_of(hanging))
         if len(seen) == MOST_ENTRIES:
             warnings.append(f"these are the first {MOST_ENTRIES:,}; plan again for the rest")
         keys = QueueKeys(NAMESPACE, queue)
@@ -346,11 +351,12 @@ class Operations:
 
     def _status(self, queue: str) -> QueueStatus:
         stats = self._broker.stats(queue)
+        overdue = overdue_jobs(self._broker, stats)
         return QueueStatus(
             queue=queue,
             stream=stream_of(queue),
             group=self._broker.settings.group,
-            because=_why(stats),
+            because=_why(stats, overdue),
             is_paused=stats.paused,
             undelivered=stats.undelivered,
             in_flight=stats.in_flight,
@@ -358,6 +364,7 @@ class Operations:
             delayed=stats.delayed,
             orphaned=stats.orphaned,
             dead=stats.dead,
+            overdue=len(overdue),
             oldest_age_s=_seconds(stats.oldest_age_ms),
             oldest_pending_s=_seconds(stats.oldest_pending_idle_ms),
             consumers=[
@@ -457,8 +464,10 @@ def queue_named(text: str) -> str:
     raise InvalidInput("queue", f"{text!r} names {len(found)} queues", f"choose of {', '.join(found or QUEUES)}")
 
 
-def _why(stats: QueueStats) -> str:
+def _why(stats: QueueStats, overdue: Sequence[OverdueJob]) -> str:
     """One sentence, the most telling reason first."""
+    if overdue:
+        return f"{effect_of(overdue)}; {command_that_frees(stats.queue_name, overdue[:SHOWN_IDS])}"
     n_alive = sum(one.is_alive for one in stats.consumers)
     if stats.paused:
         return f"it is paused; sploot-cluster queue resume {stats.queue_name}"

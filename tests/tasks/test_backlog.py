@@ -35,6 +35,7 @@ OF_STREAMS = (
     "media_cluster_in_line_jobs",
     "media_cluster_delayed_jobs",
     "media_cluster_orphaned_jobs",
+    "media_cluster_overdue_jobs",
     "media_cluster_dead_letters",
     "media_cluster_oldest_job_age_seconds",
     "media_cluster_entries_added_total",

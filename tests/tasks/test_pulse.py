@@ -24,7 +24,8 @@ from broker import RedisStreamsBroker
 from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.exposition import why_not_ready
-from tasks.pulse import BOOT_S, LIMIT_GRACE_S, KeepPulse, Pulse, pulses, why_not_alive
+from tasks.pulse import BOOT_S, KeepPulse, Pulse, pulses, why_not_alive
+from tasks.retry_policy import LIMIT_GRACE_S
 from tests.support import eventually
 from tests.system.events import free_port
 
