@@ -14,7 +14,7 @@ from tests.faults.nemeses import BY_NAME
 from tests.faults.stage import Stage, WatchedStage
 
 FULL, SHORT = 105_000, 3_000
-IN_SHORT = ("wire", "kills", "operator", "crashes", "priorities", "everything", "failovers")
+IN_SHORT = ("wire", "kills", "masters", "logs", "operator", "crashes", "priorities", "everything", "failovers")
 
 
 def main() -> int:

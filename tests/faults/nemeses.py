@@ -105,6 +105,19 @@ def kill_a_process(stage: Stage, rng: random.Random) -> str:
     return "killed a process"
 
 
+def kill_a_master(stage: Stage, rng: random.Random) -> str:
+    """Alone, as the kernel does when memory runs out: its workers must not go on unseen."""
+    rng.choice(stage.pods).lose_master()
+    return "killed a master"
+
+
+def block_the_log(stage: Stage, rng: random.Random) -> str:
+    """Longer than the lease: whoever reads the log of a pod stalls."""
+    with rng.choice(stage.pods).blocking_its_log():
+        time.sleep(LEASE_MS / 1000 * rng.uniform(1.0, 2.5))
+    return "blocked a log"
+
+
 def lose_a_machine(stage: Stage, rng: random.Random) -> str:
     rng.choice(stage.pods).signal_all(signal.SIGKILL)
     return "killed a pod"
@@ -257,6 +270,8 @@ BY_NAME: Final = {
         Nemesis("wire", (cut_a_script, cut_a_script, cut_a_script, cut_everything), (0.01, 0.1)),
         Nemesis("outages", (refuse, hang), (0.2, 1.5)),
         Nemesis("kills", (kill_a_process, kill_a_process, lose_a_machine), (0.2, 2.0)),
+        Nemesis("masters", (kill_a_master,), (0.5, 2.5)),
+        Nemesis("logs", (block_the_log,), (0.0, 0.2)),
         Nemesis("freezes", (freeze, freeze, freeze_a_pod), (0.1, 1.0)),
         Nemesis("operator", OPERATOR),
         Nemesis("server", SERVER, (0.1, 0.6)),
@@ -282,6 +297,8 @@ BY_NAME: Final = {
                 refuse,
                 hang,
                 kill_a_process,
+                kill_a_master,
+                block_the_log,
                 lose_a_machine,
                 freeze,
                 crash_server,

@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 import psutil
 import redis
@@ -59,6 +59,9 @@ class Pod:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._is_ending = threading.Event()
+        self._leaves_orphans = False
+        self._may_read = threading.Event()
+        self._may_read.set()
         self._watcher = threading.Thread(target=self._watch, name="pod", daemon=True)
         self.restarts = -1
 
@@ -92,6 +95,20 @@ class Pod:
             with suppress(psutil.NoSuchProcess):
                 master.send_signal(number)
 
+    def lose_master(self) -> None:
+        """Kill the master alone; what it leaves behind goes on beside the next one."""
+        self._leaves_orphans = True
+        self.signal(SIGKILL)
+
+    @contextmanager
+    def blocking_its_log(self) -> Iterator[None]:
+        """Have nobody read what the pod writes."""
+        self._may_read.clear()
+        try:
+            yield
+        finally:
+            self._may_read.set()
+
     def signal_all(self, number: Signals) -> None:
         """Send a signal to every process of the pod; SIGKILL simulates the loss of a machine."""
         with self._lock:
@@ -110,20 +127,31 @@ class Pod:
 
     def _watch(self) -> None:
         while not self._is_ending.is_set():
-            # end the processes of a killed master, which would otherwise act as a second pod
-            self.signal_all(SIGKILL)
-            with self._log.open("ab") as output, self._lock:
+            # what a machine or a container that is lost takes with it
+            if not self._leaves_orphans:
+                self.signal_all(SIGKILL)
+            self._leaves_orphans = False
+            with self._lock:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "dramatiq", "tests.faults.worker", *self._arguments],
                     cwd=ROOT,
                     env={**os.environ, **self._environment},
-                    stdout=output,
-                    stderr=output,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )
+            threading.Thread(target=self._read, args=(self._process.stdout,), name="pod-log", daemon=True).start()
             self.restarts += 1
             self._process.wait()
+
+    def _read(self, output: IO[bytes]) -> None:
+        """Copy what the pod writes, until the last of its processes has ended."""
+        with self._log.open("ab") as log, output:
+            while some := output.read1(65536):  # type: ignore[attr-defined]  # of a buffered reader
+                log.write(some)
+                log.flush()
+                self._may_read.wait()
 
 
 class Stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -11,15 +12,19 @@ import dramatiq
 from dramatiq.middleware import Callbacks, CurrentMessage, Pipelines, Retries, ShutdownNotifications, TimeLimit
 
 from broker import RedisStreamsBroker
+from tasks.logs import configure_logging
 from tests.faults import QUEUE, URGENT
 from tests.faults.address import where_redis_is
 from tests.faults.ledger import Ledger
 
+configure_logging("INFO")
+logger = logging.getLogger("faults")
 lease_ms = int(os.environ["FAULTS_LEASE_MS"])
 ledger = Ledger(os.environ["FAULTS_LEDGER_URL"])
 broker = RedisStreamsBroker(
     **where_redis_is(os.environ),
     lease_ms=lease_ms,
+    master_grace_ms=1_000,
     queue_priorities={URGENT: -1},
     # shorter than an outage, so that follow-ups of a finished job cannot be enqueued during one
     enqueue_timeout_ms=500,
@@ -54,6 +59,9 @@ def job(uid: str, kind: str) -> None:
             time.sleep(60)
         case "ordered":
             time.sleep(random.uniform(0, 0.02))
+        case "talks":
+            for _ in range(20):
+                logger.info("a long line, so that a log which nobody reads is full soon", extra={"more": "-" * 2_000})
         case "slow":
             time.sleep(0.2)
         case "long":

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -72,6 +74,60 @@ def test_stock_worker_assigns_and_runbook_commands_answer(server: EmbeddedRedis,
         assert worker.poll() is None, log.read_text()
 
     assert worker.returncode == 0, log.read_text()
+
+
+@pytest.mark.parametrize("command", [WORKER, ["sploot-cluster", "worker", "--threads", "2"]], ids=["stock", "ours"])
+def test_worker_reloads_at_sighup_and_serves_jobs_afterwards(
+    server: EmbeddedRedis, tmp_path: Path, command: list[str]
+) -> None:
+    log = tmp_path / "worker.log"
+    stream = stream_of(EMBEDDING_INGESTED)
+    with (
+        redis.Redis.from_url(server.url) as client,
+        running([*command, "--processes", "1"], redis_url=server.url, log=log) as worker,
+    ):
+        for number in range(3):
+            client.xadd(stream, flat_event(pet_id=7, number=number))
+            eventually(partial(_has_done, client, number + 1), within_s=60)
+            eventually(partial(_has_begun, log, number + 1), within_s=60)
+            assert worker.poll() is None, log.read_text()
+            if number < 2:
+                worker.send_signal(signal.SIGHUP)
+
+    assert worker.returncode == 0, log.read_text()
+
+
+def test_worker_goes_on_and_stops_while_nobody_reads_its_log(server: EmbeddedRedis) -> None:
+    stream, n = stream_of(EMBEDDING_INGESTED), 400
+    environ = {**os.environ, "REDIS_URL": server.url, "WORKER_METRICS_PORT": str(free_port())}
+    environ |= {"SPLOOT_LOG_LEVEL": "DEBUG", "SPLOOT_LEASE_MS": "2000"}
+    command = [str(Path(sys.executable).with_name("sploot-cluster")), "worker", "--processes", "1", "--threads", "2"]
+    with redis.Redis.from_url(server.url) as client:
+        worker = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert worker.stdout is not None
+        try:
+            # a pipe holds the lines of some fifty
+            for number in range(n):
+                client.xadd(stream, flat_event(pet_id=7, number=number))
+            eventually(partial(_has_done, client, n), within_s=90)
+
+            worker.send_signal(signal.SIGTERM)
+
+            assert worker.wait(timeout=60) == 0
+        finally:
+            worker.kill()
+            worker.wait()
+            worker.stdout.close()
+
+
+def _has_done(client: Any, n: int) -> bool:
+    return bool(client.xlen(stream_of(EMBEDDING_INGESTED)) == 0 and client.llen("{pet:7}:media") == n)
+
+
+def _has_begun(log: Path, times: int) -> bool:
+    """Whether the worker process and the one beside it have begun so often: a signal before that is lost."""
+    text = log.read_text()
+    return text.count("is ready for action") >= 2 * times and text.count("metrics are served") >= times
 
 
 def test_stock_scheduler_triggers_the_backlog_sample(server: EmbeddedRedis, tmp_path: Path) -> None:

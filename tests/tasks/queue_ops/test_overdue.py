@@ -1,0 +1,130 @@
+"""Jobs that a living worker holds beyond their time limit are reported wherever a person looks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+
+from sploot_cluster.queues import QueueStatus
+from tasks.backlog import BACKLOG, BacklogSampler
+from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP
+from tasks.doctor import Finding, Patient, examine
+from tasks.jobs import JobRecord, status_of
+from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, POLICIES
+from tasks.settings import Settings
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
+
+LIMIT_S = POLICIES[CLUSTER_EMBEDDING].time_limit_ms / 1000
+WITHIN_S = LIMIT_S + LIMIT_GRACE_S - 20
+BEYOND_S = LIMIT_S + LIMIT_GRACE_S + 60
+CERTAIN_S = LONGEST_LIMIT_MS / 1000 + BEYOND_S
+ALIVE = "alive"
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+def hold(desk: Desk, consumer: str, *, for_s: float) -> str:
+    """Have a consumer hold a job that was delivered so long ago; its id."""
+    (entry_id,) = desk.add(1)
+    desk.deliver(consumer)
+    desk.client.xclaim(KEYS.stream, GROUP, consumer, 0, [entry_id], idle=int(1000 * for_s), retrycount=1, justid=True)
+    return entry_id
+
+
+def live(desk: Desk) -> None:
+    desk.client.zadd(KEYS.consumers, {ALIVE: desk.client.time()[0] * 1_000 + 60_000})
+
+
+def status(desk: Desk) -> QueueStatus:
+    (found,) = [one for one in desk.operations.queues() if one.queue == EMBEDDING_INGESTED]
+    return found
+
+
+def findings(desk: Desk, url: str) -> list[Finding]:
+    patient = Patient(Settings(redis_url=url), os.environ, desk.client, desk.broker)
+    return [one for one in examine(patient) if one.check == EMBEDDING_INGESTED and "time limit" in one.seen]
+
+
+@pytest.mark.parametrize(("held_s", "level"), [(WITHIN_S, None), (BEYOND_S, "warning"), (CERTAIN_S, "wrong")])
+def test_doctor_reports_overdue_jobs_of_the_living(
+    desk: Desk, redis_url: str, held_s: float, level: str | None
+) -> None:
+    entry_id = hold(desk, ALIVE, for_s=held_s)
+    live(desk)
+
+    found = findings(desk, redis_url)
+
+    assert [one.level for one in found] == ([] if level is None else [level])
+    assert all(ALIVE in one.seen and entry_id in one.mend for one in found)
+    assert status(desk).overdue == len(found)
+
+
+def test_status_names_holder_and_command_that_frees_overdue_jobs(desk: Desk) -> None:
+    entry_id = hold(desk, ALIVE, for_s=CERTAIN_S)
+    live(desk)
+
+    because = status(desk).because
+
+    assert "1 held beyond its time limit" in because
+    assert (
+        f"by {ALIVE}: it hangs; sploot-cluster queue rescue {EMBEDDING_INGESTED} {entry_id} --even-if-alive" in because
+    )
+
+
+def test_jobs_of_the_dead_are_not_overdue_because_others_take_them(desk: Desk) -> None:
+    hold(desk, STUCK, for_s=CERTAIN_S)
+    live(desk)
+
+    assert status(desk).overdue == 0
+
+
+def test_plan_of_a_rescue_states_that_what_it_leaves_out_hangs(desk: Desk) -> None:
+    hold(desk, ALIVE, for_s=CERTAIN_S)
+    live(desk)
+
+    careful = desk.operations.plan_rescue(EMBEDDING_INGESTED, idle_s=60)
+
+    assert careful.entries == ()
+    assert "--even-if-alive" in careful.warnings[0]
+    assert "held beyond its time limit" in careful.warnings[1]
+
+
+def test_sample_counts_overdue_jobs(desk: Desk) -> None:
+    hold(desk, ALIVE, for_s=BEYOND_S)
+    live(desk)
+
+    BacklogSampler(desk.broker, desk.client).sample_pending()
+
+    assert desk.client.hget(BACKLOG, f"{EMBEDDING_INGESTED}:overdue") == b"1"
+
+
+def test_status_of_a_job_states_that_it_runs_beyond_its_limit(desk: Desk) -> None:
+    hold(desk, ALIVE, for_s=BEYOND_S)
+    live(desk)
+    now = datetime.now(UTC)
+    record = JobRecord("j", "running", EMBEDDING_INGESTED, CLUSTER_EMBEDDING, attempts=1, worker=ALIVE)
+
+    def because(runs_s: float) -> str:
+        begun = replace(record, started_at=now - timedelta(seconds=runs_s))
+        return status_of(begun, desk.broker.stats, now=now).because
+
+    assert because(WITHIN_S) == f"attempt 1 runs at {ALIVE}"
+    assert f"at {ALIVE}, and its time limit is {LIMIT_S:.0f} s: it hangs" in because(BEYOND_S)
+    assert f"rescue {EMBEDDING_INGESTED} --consumer {ALIVE} --even-if-alive" in because(BEYOND_S)
+
+
+def test_status_of_a_waiting_job_states_that_a_worker_holds_one_for_too_long(desk: Desk) -> None:
+    hold(desk, ALIVE, for_s=CERTAIN_S)
+    live(desk)
+    record = JobRecord("j", "queued", EMBEDDING_INGESTED, CLUSTER_EMBEDDING)
+
+    told = status_of(record, desk.broker.stats, now=datetime.now(UTC))
+
+    assert "longer than any time limit" in told.because
