@@ -271,7 +271,7 @@ BY_NAME: Final = {
         Nemesis("outages", (refuse, hang), (0.2, 1.5)),
         Nemesis("kills", (kill_a_process, kill_a_process, lose_a_machine), (0.2, 2.0)),
         Nemesis("masters", (kill_a_master,), (0.5, 2.5)),
-        Nemesis("logs", (block_the_log,), (0.0, 0.2)),
+        Nemesis("logs", (block_the_log,), (0.0, 0.2), {**USUAL, "talks": 200}),
         Nemesis("freezes", (freeze, freeze, freeze_a_pod), (0.1, 1.0)),
         Nemesis("operator", OPERATOR),
         Nemesis("server", SERVER, (0.1, 0.6)),
