@@ -190,3 +190,45 @@ def test_many_calls_of_a_script_that_is_flushed_between_them_are_all_answered(re
 
     assert answers == [b"k0", b"k1", b"k2"]
     connections.close()
+
+
+LEAVES_ITS_JOB = """
+import os, sys, time
+import dramatiq
+from dramatiq.middleware import Retries
+from broker import RedisStreamsBroker
+
+broker = RedisStreamsBroker(sys.argv[1], middleware=[Retries(max_retries=0)])
+leave = {"exit": lambda: sys.exit(3), "raise": lambda: 1 / 0, "return": lambda: None}[sys.argv[2]]
+
+@dramatiq.actor(broker=broker, queue_name="q", actor_name="work")
+def work(label):
+    pid = os.fork()
+    if pid == 0:
+        return leave()
+    _, status = os.waitpid(pid, 0)
+    print(label, os.waitstatus_to_exitcode(status), flush=True)
+
+worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+worker.start()
+broker.join("q", timeout=60_000)
+worker.stop()
+broker.close()
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("exit", 3), ("raise", 1), ("return", 0)])
+def test_child_of_a_job_that_leaves_it_writes_nothing_about_its_message(
+    redis_client: redis.Redis, redis_url: str, how: str, status: int
+) -> None:
+    broker = RedisStreamsBroker(redis_url, middleware=[])
+    broker.enqueue_many([message("a"), message("b")])
+
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_ITS_JOB, redis_url, how], capture_output=True, text=True, check=True, timeout=90
+    )
+
+    assert done.stdout.splitlines() == [f"a {status}", f"b {status}"]
+    counters = broker.counters("q")
+    assert (counters["acked"], counters["dead"], counters["fenced"]) == (2, 0, 0)
+    broker.close()

@@ -208,3 +208,33 @@ def test_a_process_without_a_master_shares_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)
 
     assert share_values() is None
+
+
+COUNT_AS_MASTER = """
+import multiprocessing, os, sys, tempfile
+tempfile.tempdir = sys.argv[1]
+
+def work():
+    from tasks.metrics import count_dropped_log_lines, share_values
+    share_values()
+    count_dropped_log_lines(3)
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join()
+from tasks.metrics import count_dropped_log_lines
+count_dropped_log_lines(4)
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(registry.get_sample_value("cluster_log_lines_dropped_total"))
+"""
+
+
+def test_dropped_log_lines_of_a_master_count_with_those_of_its_workers(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_AS_MASTER, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "7.0\n"
