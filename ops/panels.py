@@ -540,8 +540,8 @@ WORKERS: Final = Row(
         Panel(
             id=63,
             title="Overdue jobs",
-            description="Jobs that living workers hold a minute beyond their time limit, or longer: their threads hang. "
-            "sploot-cluster queue status shows which workers.",
+            description="Jobs that living workers hold for a minute or more beyond their time limit: their threads "
+            "hang. sploot-cluster queue status shows which workers.",
             queries=((_of_streams("media_cluster_overdue_jobs"), "{{stream}}"),),
             signal="overdue",
         ),
