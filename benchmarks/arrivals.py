@@ -33,11 +33,11 @@ import redis
 
 from benchmarks.density import pictures
 from benchmarks.records import machine_facts, number, table
-from sploot_cluster.models import NOISE, Arrival, Change, MediaId, PetId, Standing
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import NOISE, Arrival, Change, MediaId, PetId, Standing
+from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import FloatMatrix
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.embedded_redis import EmbeddedRedis
 
 SIZES: Final = (200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import redis
 
-from sploot_cluster.models import MediaId, PetId
+from sploot_cluster.pet.models import MediaId, PetId
 from tasks.client import ClusterTasks
 from tasks.composition import build_service
 from tasks.contracts import EMBEDDING_INGESTED, stream_of

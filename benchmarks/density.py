@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.records import machine_facts, number, table
-from sploot_cluster.vectors import FloatMatrix, as_vectors
+from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
 DIM: Final = 512
 MIN_CLUSTER_SIZE, MIN_SAMPLES = 5, 3
@@ -97,7 +97,7 @@ def agreement(n: int) -> dict[str, float]:
     from sklearn.metrics import adjusted_rand_score
 
     from sploot_cluster.density import cluster_densely
-    from sploot_cluster.spanning_tree import spanning_tree
+    from sploot_cluster.engine.spanning_tree import spanning_tree
 
     warnings.simplefilter("ignore")
     x = pictures(n)

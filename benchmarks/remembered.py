@@ -18,8 +18,8 @@ import redis
 from benchmarks.pipeline.pets import MODEL, Album, World
 from benchmarks.records import number, table
 from sploot_cluster import ClusterService
-from sploot_cluster.models import MediaId, PetId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import MediaId, PetId
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.embedded_redis import EmbeddedRedis
 
 SIZES: Final = (50, 500, 2_000)

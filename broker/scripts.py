@@ -1,6 +1,6 @@
 """The Lua scripts of this package: what must happen together happens in one of them.
 
-Each ``*.lua`` beside this file opens with its KEYS, ARGV and answers; what several share, as ``work.lua``, stands
+Each ``lua/*.lua`` opens with its KEYS, ARGV and answers; what several share, as ``work.lua``, stands
 before them. All keys come in through KEYS and share a slot.
 They need Redis 6.2 and nothing newer.
 """
@@ -28,7 +28,7 @@ def _load(name: str, *shared: str) -> Script:
 
 
 def _text(name: str) -> str:
-    return files(__package__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    return files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
 
 
 ENQUEUE = _load("enqueue", "work")

@@ -135,9 +135,9 @@ def _metrics() -> Iterator[str]:
     import redis
     from prometheus_client import CollectorRegistry
 
-    from tasks.backlog import BacklogCollector
-    from tasks.media_totals import MediaCollector
-    from tasks.metrics import JobMetrics
+    from tasks.observe.backlog import BacklogCollector
+    from tasks.observe.media_totals import MediaCollector
+    from tasks.observe.metrics import JobMetrics
 
     registry = CollectorRegistry()
     JobMetrics(registry)

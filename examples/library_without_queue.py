@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from sploot_cluster import ClusterService
-from sploot_cluster.memory_store import MemoryPetStore
-from sploot_cluster.models import MediaId, PetId
+from sploot_cluster.pet.models import MediaId, PetId
+from sploot_cluster.store.memory import MemoryPetStore
 
 PET = PetId(42)
 

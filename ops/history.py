@@ -23,10 +23,10 @@ import redis
 from prometheus_client import CollectorRegistry, Metric
 
 from ops.servers import Prometheus, ServerProblem, prometheus
-from tasks.backlog import BACKLOG, NOISE, TICKED_AT, BacklogCollector
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_MAINTENANCE, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, QUEUES
 from tasks.embedded_redis import EmbeddedRedis
-from tasks.metrics import JobMetrics
+from tasks.observe.backlog import BACKLOG, NOISE, TICKED_AT, BacklogCollector
+from tasks.observe.metrics import JobMetrics
 
 STEP_S: Final = 15
 LENGTH_S: Final = 3 * 3_600

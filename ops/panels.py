@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from ops.thresholds import thresholds
-from tasks.metrics import OPERATIONS
+from tasks.observe.metrics import OPERATIONS
 
 Kind = Literal["stat", "gauge", "series", "heatmap", "table"]
 

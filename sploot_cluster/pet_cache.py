@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 import numpy as np
 
-from sploot_cluster.models import (
+from sploot_cluster.pet.models import (
     Correction,
     Dismissal,
     Exclusion,
@@ -28,12 +28,12 @@ from sploot_cluster.models import (
     Split,
     Undo,
 )
-from sploot_cluster.rows import PetRows, empty_state
+from sploot_cluster.pet.rows import PetRows, empty_state
+from sploot_cluster.pet.vectors import FloatVector
 from sploot_cluster.threads import n_cores
-from sploot_cluster.vectors import FloatVector
 
 if TYPE_CHECKING:
-    from sploot_cluster.spanning_tree import SpanningTree
+    from sploot_cluster.engine.spanning_tree import SpanningTree
 
 # A pet of 50,000 items takes 115 MB at 512 dimensions when loaded, and up to 170 MB as it grows; this limit holds 80 to
 # 115 pets of 2,000 items.

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sploot_cluster import kept_tree
-from sploot_cluster.backends import Fallback, TreeBuilder
+from sploot_cluster.engine import kept_tree
+from sploot_cluster.engine.backends import Fallback, TreeBuilder
+from sploot_cluster.engine.spanning_tree import SpanningTree
+from sploot_cluster.engine.tree_changes import grown, without
 from sploot_cluster.errors import StoreUnavailable
-from sploot_cluster.models import MediaId, PetState
+from sploot_cluster.pet.models import MediaId, PetState
+from sploot_cluster.pet.vectors import FloatMatrix, Rows
 from sploot_cluster.pet_cache import PetMemory
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.spanning_tree import SpanningTree
-from sploot_cluster.store import PetStore
+from sploot_cluster.store.port import PetStore
 from sploot_cluster.threads import n_cores
-from sploot_cluster.tree_changes import grown, without
-from sploot_cluster.vectors import FloatMatrix, Rows
 
 if TYPE_CHECKING:
-    from sploot_cluster.density import Density
+    from sploot_cluster.engine.selection import Density
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class PetDensity:
     def density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
         """Return the density of ``media``, of which ``tree`` is the spanning tree."""
         # importing hdbscan takes a second; callers that only keep trees, such as deletion, never import it
-        from sploot_cluster.density import all_noise, density_of
+        from sploot_cluster.engine.selection import all_noise, density_of
 
         if tree is None:
             return all_noise(len(media))

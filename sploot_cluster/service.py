@@ -23,9 +23,9 @@ from uuid import uuid4
 
 import numpy.typing as npt
 
-from sploot_cluster import dumps
-from sploot_cluster.assignment import decide, recluster_reason
-from sploot_cluster.diff import Diff, Snapshot, compare
+from sploot_cluster.decide.assignment import decide, recluster_reason
+from sploot_cluster.decide.model_switch import Switch, cluster_of, in_shadow, plan_switch
+from sploot_cluster.decide.why import Why, explain, explain_quarantine
 from sploot_cluster.errors import (
     DimensionMismatch,
     InvalidInput,
@@ -40,7 +40,8 @@ from sploot_cluster.errors import (
     UnreadablePet,
 )
 from sploot_cluster.jobs import ReclusterRequests
-from sploot_cluster.models import (
+from sploot_cluster.pet.diff import Diff, Snapshot, compare
+from sploot_cluster.pet.models import (
     NOISE,
     Arrival,
     Assigned,
@@ -62,22 +63,22 @@ from sploot_cluster.models import (
     Split,
     Undo,
 )
+from sploot_cluster.pet.previews import Preview, Previewed
+from sploot_cluster.pet.rows import PetRows, empty_state
+from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.tally import PetTally, Quarantined, Totals
+from sploot_cluster.pet.vectors import FloatVector, as_vector
 from sploot_cluster.pet_cache import PetCache, PetMemory, bytes_to_remember
-from sploot_cluster.previews import Preview, Previewed
-from sploot_cluster.rows import PetRows, empty_state
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.shadow import Shadow, Switch, cluster_of, in_shadow, plan_switch
-from sploot_cluster.store import CLAIM_MS, HISTORY_KEPT, PetStore
-from sploot_cluster.tally import PetTally, Quarantined, Totals
-from sploot_cluster.vectors import FloatVector, as_vector
-from sploot_cluster.why import Why, explain, explain_quarantine
+from sploot_cluster.store import export_file as dumps
+from sploot_cluster.store.port import CLAIM_MS, HISTORY_KEPT, PetStore
 
 if TYPE_CHECKING:
-    from sploot_cluster.backends import Fallback
-    from sploot_cluster.density import Density
-    from sploot_cluster.dumps import PetDump
+    from sploot_cluster.engine.backends import Fallback
+    from sploot_cluster.engine.selection import Density
+    from sploot_cluster.engine.spanning_tree import SpanningTree
+    from sploot_cluster.pet.whole import PetDump
     from sploot_cluster.pet_density import PetDensity
-    from sploot_cluster.spanning_tree import SpanningTree
 
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ class ClusterService:
             UnknownCluster: one of the ids is neither a cluster nor an alias.
             InvalidInput: fewer than two clusters, or ``into`` is not among them.
         """
-        from sploot_cluster import feedback
+        from sploot_cluster.decide import feedback
 
         at = self._clock()
         return self._correct(
@@ -204,7 +205,7 @@ class ClusterService:
             UnknownMedia: media that are not in it.
             InvalidInput: no media, or all of the cluster's.
         """
-        from sploot_cluster import feedback
+        from sploot_cluster.decide import feedback
 
         at = self._clock()
         return self._correct(
@@ -233,7 +234,7 @@ class ClusterService:
             UnknownMedia: media that are not in it.
             InvalidInput: no media, or all of the cluster's.
         """
-        from sploot_cluster import feedback
+        from sploot_cluster.decide import feedback
 
         at = self._clock()
         return self._correct(
@@ -260,7 +261,7 @@ class ClusterService:
             UnknownMedia: media that the pet does not have.
             InvalidInput: no media, or all of them are dismissed already.
         """
-        from sploot_cluster import feedback
+        from sploot_cluster.decide import feedback
 
         at = self._clock()
         return self._correct(
@@ -280,7 +281,7 @@ class ClusterService:
         Raises:
             UnknownRevision: it is not a correction, or taken back already.
         """
-        from sploot_cluster import feedback
+        from sploot_cluster.decide import feedback
 
         at = self._clock()
         return self._correct(
@@ -367,7 +368,7 @@ class ClusterService:
 
     def _regroup(self, state: PetState, seen: PetState, density: Density, by: str) -> tuple[Change, Reclustered]:
         """What a recluster makes of ``state``; ``density`` is of its first media, those of ``seen``."""
-        from sploot_cluster.recluster import plan_recluster
+        from sploot_cluster.decide.recluster import plan_recluster
 
         if state.born != seen.born or state.media[: seen.n_media] != tuple(seen.media):
             # media deleted, another model, begun anew, or a failover lost media: the density is of others
@@ -382,7 +383,7 @@ class ClusterService:
         Raises:
             UnknownRevision: it has not been, or is not kept any more.
         """
-        from sploot_cluster.restoring import plan_restore
+        from sploot_cluster.decide.restoring import plan_restore
 
         _check_operation(operation_id)
 
@@ -455,7 +456,7 @@ class ClusterService:
             UnknownMedia: none of them is there.
             RevisionConflict: the pet changed all the while.
         """
-        from sploot_cluster.deletion import without
+        from sploot_cluster.decide.deletion import without
 
         claimant = uuid4().hex
         with ExitStack() as claims:
@@ -508,7 +509,7 @@ class ClusterService:
         return deleted
 
     def export(self, pet: PetId) -> bytes:
-        """The pet as one file, with everything that is kept of it; see ``dumps``.
+        """The pet as one file, with everything that is kept of it; see ``store.export_file``.
 
         Raises:
             UnknownPet: it holds nothing.
@@ -684,7 +685,7 @@ class ClusterService:
         if state.n_media < self._settings.exact_until:
             return self._arrive_exactly(state, memory, media, model, vector)
         # faiss is loaded by whoever assigns, not by whoever only reads
-        from sploot_cluster.neighbours import nearest
+        from sploot_cluster.engine.neighbours import nearest
 
         neighbours = nearest(state.vectors, vector[None, :], self._settings.n_neighbours)
         decision = decide(neighbours, state.labels, state.standings, state.clusters, self._settings)
@@ -711,7 +712,7 @@ class ClusterService:
         self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
     ) -> tuple[Change, Assigned]:
         """As :meth:`_arrive`, deciding about everybody else too."""
-        from sploot_cluster.exact_arrival import plan_exact_arrival
+        from sploot_cluster.decide.exact_arrival import plan_exact_arrival
 
         vectors = PetRows.behind(state).vectors_and(state.n_media, vector)
         remembered = self._densities.recall(memory, len(vectors))
@@ -752,7 +753,7 @@ class ClusterService:
         plan: Callable[[PetState], tuple[Change, Corrected]],
     ) -> Corrected:
         """Commit what ``plan`` says, unless the operation is in the ledger already."""
-        from sploot_cluster import feedback
+        from sploot_cluster.decide import feedback
 
         _check_operation(operation_id)
 

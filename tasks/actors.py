@@ -13,7 +13,7 @@ import dramatiq
 from dramatiq.middleware import CurrentMessage
 
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.models import Assigned, ClusterId, Corrected, MediaId, PetId, Reclustered, Restored
+from sploot_cluster.pet.models import Assigned, ClusterId, Corrected, MediaId, PetId, Reclustered, Restored
 from sploot_cluster.service import ClusterService
 from tasks.contracts import (
     Contract,
@@ -27,8 +27,8 @@ from tasks.contracts import (
     SplitCluster,
     UndoFeedback,
 )
-from tasks.job_facts import current_job
-from tasks.jobs import answer
+from tasks.job_records import answer
+from tasks.observe.job_facts import current_job
 from tasks.retry_policy import POLICIES
 from tasks.wire import CheckedArguments
 

@@ -34,11 +34,10 @@ from typing import TYPE_CHECKING, Any, Final, assert_never, cast, get_args
 import redis
 
 from broker import DeadLetter, RedisStreamsBroker
-from sploot_cluster import ledger
-from sploot_cluster.deletion import STAND_IN
+from sploot_cluster.decide.deletion import STAND_IN
 from sploot_cluster.errors import ClusterError, InvalidInput, UnknownPet
 from sploot_cluster.jobs import ReclusterRequests
-from sploot_cluster.models import (
+from sploot_cluster.pet.models import (
     ChangeKind,
     Correction,
     Dismissal,
@@ -52,16 +51,17 @@ from sploot_cluster.models import (
     Undo,
 )
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store import ledger_json as ledger
 from tasks.contracts import EMBEDDING_INGESTED, QUEUES
 from tasks.encodings import to_base64
-from tasks.logs import without_payload
+from tasks.observe.logs import without_payload
 from tasks.queue_ops.entries import EMBEDDING, facts_of, without_embedding
 from tasks.queue_ops.letters import pet_of, view_of
 from tasks.queue_ops.pet_index import find_jobs
 
 if TYPE_CHECKING:
     from sploot_cluster import ClusterService
-    from sploot_cluster.store import PetStore
+    from sploot_cluster.store.port import PetStore
 
 FORMAT: Final = 1
 MOST_LETTERS: Final = 100
@@ -430,7 +430,7 @@ class _Nobody(ReclusterRequests):
 
 def _in_memory(settings: ClusterSettings) -> tuple[ClusterService, _Clock, PetStore]:
     from sploot_cluster import ClusterService
-    from sploot_cluster.memory_store import MemoryPetStore
+    from sploot_cluster.store.memory import MemoryPetStore
 
     clock = _Clock()
     store = MemoryPetStore(clock=clock)
@@ -441,7 +441,7 @@ def _move_to(store: PetStore, pet: PetId, revision: int) -> None:
     """Give the pet this revision as it is, so that those that follow are what corrections and restores call them."""
     import numpy as np
 
-    from sploot_cluster.dumps import PetDump
+    from sploot_cluster.pet.whole import PetDump
 
     try:
         before = store.dump(pet)

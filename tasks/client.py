@@ -39,7 +39,7 @@ from tasks.contracts import (
     SplitCluster,
     UndoFeedback,
 )
-from tasks.jobs import JobOwner, JobRecords, status_of
+from tasks.job_records import JobOwner, JobRecords, status_of
 from tasks.redis_urls import connect
 from tasks.rollout import EVERYBODY, is_rolled_out
 from tasks.trace_context import TRACEPARENT, current_traceparent

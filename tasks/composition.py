@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from sploot_cluster import ClusterService
-    from sploot_cluster.backends import Fallback
+    from sploot_cluster.engine.backends import Fallback
     from tasks.erasure import Erasure
     from tasks.queue_ops import Operations
 
@@ -50,8 +50,8 @@ def build_service(
     settings: Settings, client: redis.Redis, *, on_fallback: Callable[[Fallback], None] = lambda _: None
 ) -> ClusterService:
     """The use cases on Redis, which ask for reclusters through the queue; ``on_fallback`` as in ``ClusterService``."""
-    from sploot_cluster.redis_store import RedisPetStore
     from sploot_cluster.service import ClusterService
+    from sploot_cluster.store.redis import RedisPetStore
 
     return ClusterService(
         RedisPetStore(client),
@@ -99,17 +99,17 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     from periodiq import PeriodiqMiddleware
 
     from tasks.actors import declare_actors
-    from tasks.backlog import BacklogSampler, NoiseWatch
-    from tasks.error_reports import ReportDeadJobs
-    from tasks.jobs import JobRecords, TrackJobs
-    from tasks.logs import NameJobs
-    from tasks.media_totals import MediaSampler, declare_media_actor
-    from tasks.metrics import count_fallback
-    from tasks.middleware import ExposeMetrics, LoadEngine, RecordJobs
-    from tasks.periodic import declare_periodic_actors
-    from tasks.pulse import KeepPulse
+    from tasks.job_records import JobRecords, TrackJobs
+    from tasks.observe.backlog import BacklogSampler, NoiseWatch
+    from tasks.observe.error_reports import ReportDeadJobs
+    from tasks.observe.job_log import ExposeMetrics, LoadEngine, RecordJobs
+    from tasks.observe.logs import NameJobs
+    from tasks.observe.media_totals import MediaSampler, declare_media_actor
+    from tasks.observe.metrics import count_fallback
+    from tasks.observe.periodic import declare_periodic_actors
+    from tasks.observe.pulse import KeepPulse
+    from tasks.observe.tracing import tracing_middleware
     from tasks.queue_ops.pet_index import KeepPetIndex
-    from tasks.tracing import tracing_middleware
 
     client = build_client(settings)
     broker = build_broker(
@@ -156,7 +156,7 @@ def build_app(settings: Settings) -> FastAPI:
         Tokens,
         create_app,
     )
-    from tasks.exposition import expose, find_unready
+    from tasks.observe.exposition import expose, find_unready
 
     to_close = ExitStack()
     client = to_close.enter_context(build_client(settings))

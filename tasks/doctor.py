@@ -28,17 +28,17 @@ from redis.cluster import RedisCluster
 from broker import QueueStats, RedisStreamsBroker
 from broker.keys import HANDED_BACK
 from sploot_cluster.errors import StoreUnavailable
-from sploot_cluster.keys import PETS, PetKeys
-from sploot_cluster.models import PetId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import PetId
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.settings import PREFIX as CLUSTERING
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.keys import PETS, PetKeys
+from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.threads import NATIVE, n_cores
-from tasks.backlog import BACKLOG
 from tasks.contracts import CLUSTER_MAINTENANCE, GROUP, QUEUES, stream_of
+from tasks.observe.backlog import BACKLOG
+from tasks.observe.redis_probe import probe_writes
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
-from tasks.redis_probe import probe_writes
 from tasks.settings import FROM_FILE, MODELS, Settings
 
 Level = Literal["ok", "warning", "wrong", "unknown"]

@@ -25,7 +25,7 @@ ENCODINGS: Final[tuple[Encoding, ...]] = get_args(Encoding)
 
 MIN_DIM, MAX_DIM = 2, 8192
 MAX_BYTES: Final = 32 * MAX_DIM  # of the longest form: a double takes up to 26 bytes of JSON text
-SMALLEST_NORM: Final = 1e-12  # as sploot_cluster.vectors, which a producer cannot import
+SMALLEST_NORM: Final = 1e-12  # as sploot_cluster.pet.vectors, which a producer cannot import
 
 _FLOAT_MEND: Final = "send finite numbers"
 _JSON_MEND: Final = "send a list of numbers, such as [0.1, 0.2]"

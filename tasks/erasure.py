@@ -25,7 +25,7 @@ from sploot_cluster.errors import UnknownMedia
 from sploot_cluster.jobs import LetterRef, QueueUnavailable, Traces
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
-from tasks.jobs import RECORD_PREFIX
+from tasks.job_records import RECORD_PREFIX
 from tasks.queue_ops.entries import is_unclear, media_of
 from tasks.queue_ops.letters import pet_of
 from tasks.queue_ops.pet_index import find_jobs

@@ -15,9 +15,9 @@ one_thread_each(os.environ)
 import dramatiq
 
 from tasks.composition import build_worker
-from tasks.error_reports import configure_error_reports
-from tasks.logs import configure_logging
-from tasks.metrics import share_values
+from tasks.observe.error_reports import configure_error_reports
+from tasks.observe.logs import configure_logging
+from tasks.observe.metrics import share_values
 from tasks.settings import Settings
 
 settings = Settings.from_env(os.environ)

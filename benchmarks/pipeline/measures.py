@@ -21,7 +21,7 @@ import redis
 from benchmarks.pipeline import stamps
 from benchmarks.pipeline.pets import STREAM, Album, World, send
 from benchmarks.records import ROOT, Values
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.embedded_redis import ends_with_parent
 
 START_TIMEOUT_S: Final = 60.0

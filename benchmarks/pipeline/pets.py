@@ -15,10 +15,10 @@ import numpy as np
 import redis
 
 from benchmarks.pipeline.stamps import media_id
-from sploot_cluster.models import Arrival, Change, ClusterCard, ClusterId, MediaId, PetId, Standing
-from sploot_cluster.redis_store import RedisPetStore
-from sploot_cluster.rows import empty_state
-from sploot_cluster.vectors import FloatMatrix, as_vectors
+from sploot_cluster.pet.models import Arrival, Change, ClusterCard, ClusterId, MediaId, PetId, Standing
+from sploot_cluster.pet.rows import empty_state
+from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.contracts import EMBEDDING_INGESTED, SCHEMA, stream_of
 
 DIM: Final = 512

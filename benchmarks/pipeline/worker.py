@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from benchmarks.pipeline.stamps import DIRECTORY, Stamps
-from sploot_cluster.models import Change, PetState
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import Change, PetState
+from sploot_cluster.store.redis import RedisPetStore
 from tasks import worker
 
 _stamps = Stamps(Path(os.environ[DIRECTORY]))

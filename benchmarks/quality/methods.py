@@ -10,12 +10,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sploot_cluster.decide.recluster import plan_recluster
 from sploot_cluster.density import cluster_densely
-from sploot_cluster.models import NOISE, MediaId, PetId, PetState, Standing
-from sploot_cluster.recluster import plan_recluster
-from sploot_cluster.rows import PetRows, empty_state
+from sploot_cluster.pet.models import NOISE, MediaId, PetId, PetState, Standing
+from sploot_cluster.pet.rows import PetRows, empty_state
+from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.settings import ClusterSettings
-from sploot_cluster.vectors import FloatMatrix
 
 Labels = npt.NDArray[np.int64]
 
@@ -65,7 +65,7 @@ def ours(vectors: FloatMatrix) -> Found:
 
 def before(vectors: FloatMatrix) -> Found:
     """Run the previous default: HDBSCAN's own stability and one granularity, with its parameters and absorption."""
-    from sploot_cluster.assignment import similarity_to, threshold_of
+    from sploot_cluster.decide.assignment import similarity_to, threshold_of
 
     n = len(vectors)
     size, samples = (3, 2) if n < 150 else (5, 1) if n < 1_000 else (8, 1)

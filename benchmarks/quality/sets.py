@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.vectors import FloatMatrix, as_vectors
+from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
 Truth = npt.NDArray[np.int64]
 

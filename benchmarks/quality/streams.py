@@ -26,10 +26,10 @@ from sklearn.metrics import adjusted_rand_score
 from benchmarks.quality.__main__ import FRESH, mean, singles
 from benchmarks.quality.sets import BANKING77, LabelledSet, draw
 from benchmarks.records import number, table
-from sploot_cluster.memory_store import MemoryPetStore
-from sploot_cluster.models import MediaId, PetId
+from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.memory import MemoryPetStore
 
 UNTIL: Final = (0, 16, 32, 64, 128, 400)
 LARGEST: Final = 400

@@ -6,10 +6,10 @@ It parses, calls what was handed in, and renders. Looking goes to a ``PetService
 """
 
 from sploot_cluster.api.app import create_app
-from sploot_cluster.api.health import ReadinessCheck, ReadinessReport
 from sploot_cluster.api.idempotency import IdempotencyStore, MemoryIdempotencyStore, RedisIdempotencyStore
 from sploot_cluster.api.loopback import check_bind
-from sploot_cluster.api.pets import PetService
+from sploot_cluster.api.routes.health import ReadinessCheck, ReadinessReport
+from sploot_cluster.api.routes.pets import PetService
 from sploot_cluster.api.server import serve
 from sploot_cluster.api.tokens import Role, Token, Tokens
 

@@ -9,9 +9,10 @@ from typing import Any, Final, Self
 from pydantic import BaseModel, Field
 
 from sploot_cluster.api.problems import FieldProblem
-from sploot_cluster.diff import Diff, Snapshot
+from sploot_cluster.decide.why import Why
 from sploot_cluster.jobs import JobRef, JobState, JobStatus, LetterRef, Traces
-from sploot_cluster.models import (
+from sploot_cluster.pet.diff import Diff, Snapshot
+from sploot_cluster.pet.models import (
     NOISE,
     ChangeKind,
     ClusterView,
@@ -22,10 +23,9 @@ from sploot_cluster.models import (
     Reclustered,
     Standing,
 )
-from sploot_cluster.previews import Previewed
-from sploot_cluster.shadow import Shadow
-from sploot_cluster.tally import PetTally
-from sploot_cluster.why import Why
+from sploot_cluster.pet.previews import Previewed
+from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.tally import PetTally
 
 # Of what differs between two revisions; a page that shows more helps nobody.
 MAX_MOVES: Final = 1_000

@@ -11,16 +11,16 @@ from fastapi import APIRouter, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from sploot_cluster.api import problems
-from sploot_cluster.api.clusters import clusters_router
 from sploot_cluster.api.console import console_router
 from sploot_cluster.api.door import Door
-from sploot_cluster.api.embeddings import embeddings_router
-from sploot_cluster.api.health import ReadinessReport, health_router
 from sploot_cluster.api.idempotency import IdempotencyStore, MemoryIdempotencyStore
-from sploot_cluster.api.jobs import PREFIX, jobs_router
 from sploot_cluster.api.loopback import LoopbackGuard
-from sploot_cluster.api.pets import PetService, pets_router
-from sploot_cluster.api.queues import queues_router
+from sploot_cluster.api.routes.clusters import clusters_router
+from sploot_cluster.api.routes.embeddings import embeddings_router
+from sploot_cluster.api.routes.health import ReadinessReport, health_router
+from sploot_cluster.api.routes.jobs import PREFIX, jobs_router
+from sploot_cluster.api.routes.pets import PetService, pets_router
+from sploot_cluster.api.routes.queues import queues_router
 from sploot_cluster.api.tokens import Tokens
 from sploot_cluster.jobs import JobQueue, JobTraces
 from sploot_cluster.queues import QueueOperations

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from sploot_cluster.api.answers import HistoryLine
 from sploot_cluster.api.problems import STALE_PAGE, FieldProblem, InvalidFields, Refusal
-from sploot_cluster.models import HistoryEntry, PetId
+from sploot_cluster.pet.models import HistoryEntry, PetId
 
 # A page that is older than so many corrections and reclusters is told of the newest.
 MAX_CHANGES: Final = 100

@@ -16,7 +16,7 @@ one_thread_each(os.environ)
 
 # What a process says is for machines from the first line on, also what importing the rest warns of or fails with.
 if sys.argv[1:2] and sys.argv[1] in {"worker", "scheduler", "serve"}:
-    from tasks.logs import configure_logging
+    from tasks.observe.logs import configure_logging
 
     configure_logging("INFO")
 

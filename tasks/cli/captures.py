@@ -47,7 +47,7 @@ def capture(
                 raise InvalidInput("--letter", f"{letter_id} is no dead letter of {queue}", mend)
             lines = capture_letter(found, settings=settings.clustering, redact=redact)
         else:
-            from sploot_cluster.redis_store import RedisPetStore
+            from sploot_cluster.store.redis import RedisPetStore
 
             assert pet is not None
             lines = capture_pet(

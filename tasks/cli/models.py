@@ -17,7 +17,7 @@ app = typer.Typer(help="Run a new embedding model beside a pet's own, and switch
 @app.command()
 def status(pet: Pet, as_json: AsJson = False) -> None:
     """Show the pet's model, and the one beside it."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         view, shadow = service.clusters(PetId(pet)), service.shadow(PetId(pet))
@@ -52,7 +52,7 @@ def begin(
     by: By,
 ) -> None:
     """Keep what producers send in another model beside the pet, until it is switched or ended."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         service.begin_model(PetId(pet), model, dim, by=by)
@@ -62,7 +62,7 @@ def begin(
 @app.command()
 def preview(pet: Pet, as_json: AsJson = False) -> None:
     """Show what the pet would be in the model beside its own, and a token for it. Computed here, with the engine."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         switch = service.preview_switch(PetId(pet))
@@ -102,7 +102,7 @@ def switch(
     as_json: AsJson = False,
 ) -> None:
     """Switch the pet to the model beside its own. The old one is beside it then: switching back is switching again."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         result = service.switch_model(PetId(pet), apply, by=by)
@@ -115,7 +115,7 @@ def switch(
 @app.command()
 def end(pet: Pet, yes: Annotated[bool, typer.Option("--yes", help="Do it. There is no undo.")] = False) -> None:
     """Forget the model beside the pet's own, with all of its vectors. Without --yes only the plan."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         shadow = service.shadow(PetId(pet))

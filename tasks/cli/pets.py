@@ -29,9 +29,9 @@ from tasks.contracts import MAX_INT64, EmbeddingIngested, stream_of
 
 if TYPE_CHECKING:
     from sploot_cluster import ClusterService
-    from sploot_cluster.diff import Diff
     from sploot_cluster.jobs import Traces
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.diff import Diff
+    from sploot_cluster.pet.models import PetId
     from tasks.client import ClusterTasks
 
 app = typer.Typer()
@@ -103,7 +103,7 @@ def recluster(
 
 
 def show_preview(tasks: ClusterTasks, pet: int, by: str, wait_s: float, *, as_json: bool) -> None:
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     status = ended(tasks, tasks.preview(pet, requested_by=by), wait_s)
     if status.state != "succeeded":
@@ -129,7 +129,7 @@ def show_preview(tasks: ClusterTasks, pet: int, by: str, wait_s: float, *, as_js
 
 
 def apply_preview(pet: int, token: str, by: str, *, as_json: bool) -> None:
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         result = service.apply(PetId(pet), token, by=by)
@@ -223,7 +223,7 @@ def restore(
 @app.command()
 def clusters(pet: Pet, as_json: AsJson = False) -> None:
     """Show the pet's clusters."""
-    from sploot_cluster.models import PetId, Standing
+    from sploot_cluster.pet.models import PetId, Standing
 
     with open_service() as service:
         view = service.clusters(PetId(pet))
@@ -272,7 +272,7 @@ def tally(
     as_json: AsJson = False,
 ) -> None:
     """Show where every medium that came is counted. Ends with 1 where they do not add up."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         if pet is None:
@@ -317,7 +317,7 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a pet, or media of it, for good: nothing in Redis names them afterwards. Without --yes only the plan."""
-    from sploot_cluster.models import Deleted, MediaId, PetId
+    from sploot_cluster.pet.models import Deleted, MediaId, PetId
 
     named = list(dict.fromkeys(media or []))
     with open_service() as service, open_erasure() as erasure:
@@ -388,7 +388,7 @@ def export_pet(
     pet: Pet, file: Annotated[Path | None, typer.Argument(help="Where to; pet-<id>.zip otherwise.")] = None
 ) -> None:
     """Write a pet with everything that is kept of it into one file."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         content = service.export(PetId(pet))
@@ -406,7 +406,7 @@ def import_pet(
     pet: Annotated[int | None, typer.Option("--as", min=1, max=MAX_INT64, help="Another id than its own.")] = None,
 ) -> None:
     """Put the pet of a file into Redis, exactly as it was. Refused while it holds something."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     try:
         content = file.read_bytes()
@@ -424,7 +424,7 @@ def why(
     pet: Pet, media: Annotated[str, typer.Argument(help="The medium.", metavar="MEDIA")], as_json: AsJson = False
 ) -> None:
     """Show why a medium is where it is: its nearest media, the next cluster, and what people said."""
-    from sploot_cluster.models import NOISE, MediaId, PetId
+    from sploot_cluster.pet.models import NOISE, MediaId, PetId
 
     with open_service() as service:
         told = service.why(PetId(pet), MediaId(media))
@@ -461,7 +461,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Show the newest reclusters and corrections; `undo` and `restore` take a revision."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         if diff is not None:

@@ -16,18 +16,18 @@ from rich.console import Console
 from sploot_cluster.errors import InvalidInput
 from tasks.cli.shared import REFUSED, USAGE, become, settings_of_environment
 from tasks.contracts import QUEUES
-from tasks.logs import SERVICE, configure_logging
+from tasks.observe.logs import SERVICE, configure_logging
 from tasks.settings import SettingInvalid
 
 app = typer.Typer()
 
 # Before the commands begin, so that what their masters say is JSON too; the log level is the first argument.
-_LOGGING: Final = "import sys; from tasks.logs import configure_logging; configure_logging(sys.argv.pop(1)); "
+_LOGGING: Final = "import sys; from tasks.observe.logs import configure_logging; configure_logging(sys.argv.pop(1)); "
 # What the master has imported, its children have. Without it, the process that answers scrapes would serve seconds
 # after the first jobs ran. Dramatiq's master answers SIGHUP by executing sys.argv again: that must be the command by
 # which this program began.
 DRAMATIQ: Final = (
-    _LOGGING + "import broker, tasks.exposition; from dramatiq import cli; "
+    _LOGGING + "import broker, tasks.observe.exposition; from dramatiq import cli; "
     "arguments = cli.make_argument_parser().parse_args(); sys.argv = sys.orig_argv; sys.exit(cli.main(arguments))"
 )
 # periodiq has no answer to SIGTERM: as process 1 of a container it would not end, elsewhere it ends as if killed.
@@ -92,7 +92,7 @@ def serve(
     from sploot_cluster.api import Tokens, check_bind
     from sploot_cluster.api import serve as serve_app
     from tasks.composition import build_app, build_client
-    from tasks.error_reports import configure_error_reports
+    from tasks.observe.error_reports import configure_error_reports
     from tasks.queue_ops.pet_index import KeepPetIndex
 
     settings = settings_of_environment()

@@ -15,7 +15,7 @@ import typer
 
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
 from tasks.cli.screen import err, out, print_json
-from tasks.log_stream import drain_all
+from tasks.observe.log_stream import drain_all
 from tasks.settings import Settings, masked
 
 if TYPE_CHECKING:

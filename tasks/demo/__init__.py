@@ -13,7 +13,7 @@ from pathlib import Path
 import redis
 from rich.console import Console
 
-from sploot_cluster.keys import PETS
+from sploot_cluster.store.keys import PETS
 from tasks.contracts import QUEUES, stream_of
 from tasks.demo.monitoring import NoMonitoring
 from tasks.demo.practice import SPEED, NotBegun, Practice

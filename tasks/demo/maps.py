@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.vectors import FloatMatrix
+from sploot_cluster.pet.vectors import FloatMatrix
 
 mpl.use("Agg")
 # Imported after the backend is chosen, so that no display is looked for.

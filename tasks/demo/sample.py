@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_digits
 
-from sploot_cluster.vectors import FloatMatrix, as_vectors
+from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
 DIGITS_MODEL: Final = "digits@1"
 SYNTHETIC_MODEL: Final = "synthetic@1"

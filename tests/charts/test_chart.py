@@ -17,7 +17,7 @@ import yaml
 
 from deploy.chart_files import COPIES, stale
 from tasks.contracts import QUEUES
-from tasks.periodic import BEAT
+from tasks.observe.periodic import BEAT
 from tasks.rollout import EVERYBODY
 from tasks.settings import FROM_FILE, Settings
 from tests.charts.rendering import (

@@ -25,10 +25,10 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.composition import build_app
-from tasks.jobs import JobRecords, TrackJobs
+from tasks.job_records import JobRecords, TrackJobs
 from tasks.settings import Settings
 from tasks.wire import DECODERS
 from tests.support import eventually

@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.api import create_app
-from sploot_cluster.models import MediaId
+from sploot_cluster.pet.models import MediaId
 from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, stream_of
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import MODEL, PET, picture, take

@@ -11,7 +11,7 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from sploot_cluster import ClusterService
-from sploot_cluster.models import ClusterId, MediaId
+from sploot_cluster.pet.models import ClusterId, MediaId
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import MODEL, PET, name, picture, take
 from tests.support import eventually

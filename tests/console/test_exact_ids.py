@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 
 from broker.keys import QueueKeys
 from sploot_cluster import ClusterService
-from sploot_cluster.models import ClusterId, MediaId, PetId
+from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from tasks.contracts import CLUSTER_FEEDBACK, MERGE_CLUSTERS, NAMESPACE
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import MODEL, picture, take

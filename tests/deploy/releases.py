@@ -64,7 +64,7 @@ def flat_event(number: int, encoding: str = "f32le") -> dict[Any, Any]:
 
 def record(redis_url: str) -> dict[str, Any]:
     """Create a pet, correct it, leave work of every kind waiting, and return the record."""
-    from sploot_cluster.models import PetId
+    from sploot_cluster.pet.models import PetId
     from tasks.client import ClusterTasks
     from tasks.composition import build_client, build_service, build_worker
     from tasks.settings import Settings

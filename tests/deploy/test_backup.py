@@ -7,7 +7,7 @@ from pathlib import Path
 
 import redis
 
-from sploot_cluster.models import PetId
+from sploot_cluster.pet.models import PetId
 from tasks.composition import build_service
 from tasks.contracts import QUEUES, stream_of
 from tasks.embedded_redis import EmbeddedRedis

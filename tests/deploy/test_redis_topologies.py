@@ -14,7 +14,7 @@ import pytest
 import redis
 from dramatiq import Worker
 
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.composition import build_client, build_worker
 from tasks.contracts import CLUSTER_RECLUSTER, EMBEDDING_INGESTED, stream_of

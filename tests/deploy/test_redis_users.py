@@ -339,7 +339,7 @@ def test_the_server_may_call_whatever_our_scripts_call_on_pets() -> None:
 
 
 def test_a_client_may_call_whatever_enqueueing_and_asking_call() -> None:
-    called = commands_of_scripts("broker/enqueue*.lua", "broker/stats.lua", "tasks/jobs.py")
+    called = commands_of_scripts("broker/enqueue*.lua", "broker/lua/stats.lua", "tasks/job_records.py")
 
     assert called - granted_to("client") == set()
 

@@ -15,7 +15,7 @@ import dramatiq
 import pytest
 import redis
 
-from sploot_cluster.models import PetId
+from sploot_cluster.pet.models import PetId
 from tasks.client import ClusterTasks
 from tasks.composition import build_service, build_worker
 from tasks.contracts import QUEUES, stream_of

@@ -12,7 +12,7 @@ import dramatiq
 from dramatiq.middleware import Callbacks, CurrentMessage, Pipelines, Retries, ShutdownNotifications, TimeLimit
 
 from broker import RedisStreamsBroker
-from tasks.logs import configure_logging
+from tasks.observe.logs import configure_logging
 from tests.faults import QUEUE, URGENT
 from tests.faults.address import where_redis_is
 from tests.faults.ledger import Ledger

@@ -9,7 +9,7 @@ import redis
 
 from broker import RedisStreamsBroker
 from tasks.contracts import GROUP, QUEUES
-from tests.tasks.test_backlog import check_walk
+from tests.tasks.observe.test_backlog import check_walk
 
 pytestmark = pytest.mark.ops
 

@@ -20,16 +20,16 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from broker import RedisStreamsBroker
 from ops.servers import Prometheus, alertmanager, free_port, prometheus
-from tasks.backlog import BACKLOG, TICKED_AT, BacklogCollector, BacklogSampler, NoiseWatch
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tasks.demo.monitoring import write_routes, write_rules
 from tasks.demo.receivers import Receivers, receivers
 from tasks.embedded_redis import EmbeddedRedis
-from tasks.metrics import JobMetrics
+from tasks.observe.backlog import BACKLOG, TICKED_AT, BacklogCollector, BacklogSampler, NoiseWatch
+from tasks.observe.metrics import JobMetrics
 from tests.ops.tools import tool
 from tests.refusing import REFUSING
 from tests.support import eventually
-from tests.tasks.test_exposition import get, pod
+from tests.tasks.observe.test_exposition import get, pod
 
 pytestmark = pytest.mark.ops
 

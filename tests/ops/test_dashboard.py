@@ -20,7 +20,7 @@ from ops.panels import ROWS
 from ops.picture import answers, draw
 from ops.servers import Prometheus
 from ops.thresholds import thresholds
-from tasks.metrics import OPERATIONS
+from tasks.observe.metrics import OPERATIONS
 from tests.ops.tools import tool
 
 BOARD: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from ops.servers import free_port
 from tasks.embedded_redis import EmbeddedRedis
 from tests.ops.tools import OPS, tool
 from tests.support import eventually
-from tests.tasks.test_exposition import get, pod
+from tests.tasks.observe.test_exposition import get, pod
 
 pytestmark = pytest.mark.ops
 

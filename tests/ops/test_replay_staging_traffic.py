@@ -20,9 +20,9 @@ import redis
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
-from sploot_cluster.models import MediaId, PetId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.capture import capture_pet, write_capture
 from tasks.contracts import GROUP
 from tasks.embedded_redis import EmbeddedRedis

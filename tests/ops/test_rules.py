@@ -14,8 +14,8 @@ from ops.panels import ROWS
 from ops.rules import QUERIES
 from ops.tables import with_table
 from ops.thresholds import FILE, ThresholdInvalid, Thresholds, thresholds
-from tasks.backlog import HIGH_NOISE
-from tasks.metrics import DURATION_BUCKETS_S
+from tasks.observe.backlog import HIGH_NOISE
+from tasks.observe.metrics import DURATION_BUCKETS_S
 from tests.ops.tools import OPS
 
 COMMITTED = {path: yaml.safe_load(path.read_text()) for path in sorted((OPS / "alerts").glob("*.yaml"))}

@@ -33,8 +33,8 @@ from ops.panels import ROWS
 from ops.quick_links import LOGS, links, with_links
 from ops.thresholds import thresholds
 from sploot_cluster import ClusterService
-from sploot_cluster.models import MediaId, PetId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import MediaId, PetId
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, GROUP
 from tasks.embedded_redis import EmbeddedRedis, find_redis_server

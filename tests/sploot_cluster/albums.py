@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from sploot_cluster import ClusterService
-from sploot_cluster.models import Assigned, MediaId, PetId
-from sploot_cluster.store import PetStore
-from sploot_cluster.vectors import FloatVector
+from sploot_cluster.pet.models import Assigned, MediaId, PetId
+from sploot_cluster.pet.vectors import FloatVector
+from sploot_cluster.store.port import PetStore
 
 PET = PetId(42)
 MODEL, DIM = "clip@1", 16

@@ -14,8 +14,8 @@ import redis
 
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, RevisionConflict
-from sploot_cluster.models import ClusterId, Corrected, MediaId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import ClusterId, Corrected, MediaId
+from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import MODEL, PET, name, picture
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from sploot_cluster.memory_store import MemoryPetStore
-from sploot_cluster.redis_store import RedisPetStore
-from sploot_cluster.store import PetStore
+from sploot_cluster.store.memory import MemoryPetStore
+from sploot_cluster.store.port import PetStore
+from sploot_cluster.store.redis import RedisPetStore
 
 
 @pytest.fixture(params=["redis", "memory"])

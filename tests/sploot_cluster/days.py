@@ -17,7 +17,7 @@ import numpy as np
 
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.models import ClusterId, Dismissal, Exclusion, MediaId, Merge, PetState, Split
+from sploot_cluster.pet.models import ClusterId, Dismissal, Exclusion, MediaId, Merge, PetState, Split
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.albums import DIM, MODEL, PET, name, picture
 from tests.sploot_cluster.lineage import Witness

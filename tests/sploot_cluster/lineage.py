@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sploot_cluster.dumps import PetDump
-from sploot_cluster.memory_store import MemoryPetStore
-from sploot_cluster.models import Change, ClusterId, MediaId, PetState, Standing
+from sploot_cluster.pet.models import Change, ClusterId, MediaId, PetState, Standing
+from sploot_cluster.pet.whole import PetDump
+from sploot_cluster.store.memory import MemoryPetStore
 
 
 class Witness(MemoryPetStore):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from sploot_cluster.models import ClusterId, Correction, Dismissal, Exclusion, MediaId, Split, Undo
+from sploot_cluster.pet.models import ClusterId, Correction, Dismissal, Exclusion, MediaId, Split, Undo
 
 
 @dataclass

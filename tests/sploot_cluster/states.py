@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sploot_cluster.models import NOISE, ClusterCard, ClusterId, Correction, MediaId, PetId, PetState, Standing
-from sploot_cluster.vectors import FloatMatrix
+from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, Correction, MediaId, PetId, PetState, Standing
+from sploot_cluster.pet.vectors import FloatMatrix
 
 
 def pet_state(

@@ -9,10 +9,10 @@ import pytest
 
 from sploot_cluster.density import cluster_densely
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.memory_store import MemoryPetStore
-from sploot_cluster.models import MediaId, PetId
+from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.memory import MemoryPetStore
 from tests.sploot_cluster.states import looks
 
 GOOD = looks(10, 10)

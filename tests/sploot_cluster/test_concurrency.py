@@ -18,9 +18,20 @@ import pytest
 import redis
 
 from sploot_cluster import ClusterService
-from sploot_cluster.keys import PetKeys
-from sploot_cluster.models import NOISE, Correction, Dismissal, Exclusion, MediaId, Merge, PetState, Said, Split, Undo
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import (
+    NOISE,
+    Correction,
+    Dismissal,
+    Exclusion,
+    MediaId,
+    Merge,
+    PetState,
+    Said,
+    Split,
+    Undo,
+)
+from sploot_cluster.store.keys import PetKeys
+from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import PET, name, names, take
 from tests.sploot_cluster.busy_pet import Answers, Worker
 from tests.support import eventually

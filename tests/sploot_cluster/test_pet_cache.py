@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from sploot_cluster import ClusterService
-from sploot_cluster.models import MediaId, PetId
+from sploot_cluster.pet.models import MediaId, PetId
+from sploot_cluster.pet.rows import PetRows
 from sploot_cluster.pet_cache import (
     BYTES_PER_MEDIUM,
     BYTES_PER_PET,
@@ -21,8 +22,7 @@ from sploot_cluster.pet_cache import (
     PetMemory,
     bytes_to_remember,
 )
-from sploot_cluster.redis_store import RedisPetStore
-from sploot_cluster.rows import PetRows
+from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import PET, grouped, name
 from tests.support import eventually
 

@@ -23,10 +23,10 @@ from sploot_cluster.errors import (
     UnknownMedia,
     UnknownRevision,
 )
-from sploot_cluster.memory_store import MemoryPetStore
-from sploot_cluster.models import NOISE, Change, ClusterId, MediaId, PetId, PetState, PetView, Standing
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import NOISE, Change, ClusterId, MediaId, PetId, PetState, PetView, Standing
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.memory import MemoryPetStore
+from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import DIM, MODEL, PET, name, names, picture, take
 
 NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
@@ -446,7 +446,7 @@ def test_reading_loads_no_engine(redis_url: str) -> None:
     program = """
 import sys, redis
 from sploot_cluster import ClusterService
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.store.redis import RedisPetStore
 service = ClusterService(RedisPetStore(redis.Redis.from_url(sys.argv[1])))
 service.clusters(42), service.history(42), service.pets()
 print(sorted({"faiss", "hdbscan", "sklearn", "scipy"} & set(sys.modules)))

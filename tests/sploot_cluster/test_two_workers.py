@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sploot_cluster import ClusterService
-from sploot_cluster.dumps import PetDump
 from sploot_cluster.errors import InvalidInput, RevisionConflict, StalePreview
-from sploot_cluster.models import Change, ClusterId, MediaId, PetState
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import Change, ClusterId, MediaId, PetState
+from sploot_cluster.pet.whole import PetDump
+from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import PET, name, take
 from tests.sploot_cluster.oracle import demands
 

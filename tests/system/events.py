@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from sploot_cluster.vectors import FloatMatrix
+from sploot_cluster.pet.vectors import FloatMatrix
 
 DIM = 16
 N_DIRECTIONS = 4

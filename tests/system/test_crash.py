@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from broker import RedisStreamsBroker
-from sploot_cluster.models import PetId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import PetId
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tasks.demo.stack import Stack
 from tasks.embedded_redis import EmbeddedRedis

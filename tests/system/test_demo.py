@@ -10,8 +10,8 @@ import pytest
 import redis
 from rich.console import Console
 
-from sploot_cluster.models import Merge
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import Merge
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.demo import run
 from tasks.embedded_redis import EmbeddedRedis

@@ -16,10 +16,9 @@ from periodiq import PeriodiqMiddleware
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
-from sploot_cluster.memory_store import MemoryPetStore
-from sploot_cluster.models import PetView
+from sploot_cluster.pet.models import PetView
+from sploot_cluster.store.memory import MemoryPetStore
 from tasks.actors import declare_actors
-from tasks.backlog import BacklogSampler
 from tasks.contracts import (
     CLUSTER_EMBEDDING,
     CLUSTER_FEEDBACK,
@@ -36,8 +35,9 @@ from tasks.contracts import (
     UNDO_FEEDBACK,
     EmbeddingIngested,
 )
-from tasks.media_totals import MediaSampler, declare_media_actor
-from tasks.periodic import declare_periodic_actors
+from tasks.observe.backlog import BacklogSampler
+from tasks.observe.media_totals import MediaSampler, declare_media_actor
+from tasks.observe.periodic import declare_periodic_actors
 from tasks.retry_policy import POLICIES
 from tasks.wire import decode_embedding
 from tests.sploot_cluster.albums import MODEL, PET, name, names, picture, take

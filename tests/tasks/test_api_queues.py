@@ -10,7 +10,7 @@ import redis
 
 from sploot_cluster import ClusterService
 from sploot_cluster.api import Role, Token, Tokens, create_app
-from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.store.memory import MemoryPetStore
 from tasks.client import ClusterTasks
 from tasks.composition import build_app
 from tasks.settings import Settings

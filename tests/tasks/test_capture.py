@@ -17,9 +17,9 @@ import redis
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import ClusterError, InvalidInput
-from sploot_cluster.models import ClusterId, MediaId, PetId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.capture import (
     Capture,
     capture_letter,

@@ -22,10 +22,10 @@ from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, QUEUES, stream_of
-from tasks.jobs import JobRecords, TrackJobs
+from tasks.job_records import JobRecords, TrackJobs
 from tasks.wire import DECODERS
 from tests.sploot_cluster.albums import PET, name, picture, take
 from tests.support import eventually

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.vectors import as_vector
+from sploot_cluster.pet.vectors import as_vector
 from tasks.contracts import (
     MAX_INT64,
     EmbeddingIngested,

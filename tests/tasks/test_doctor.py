@@ -17,14 +17,14 @@ import redis
 from broker import RedisStreamsBroker
 from broker.stats import LAST_ID
 from sploot_cluster import ClusterService
-from sploot_cluster.models import PetId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import PetId
 from sploot_cluster.settings import ClusterSettings
-from tasks.backlog import BACKLOG, BacklogSampler
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.cli import main
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.doctor import Finding, Patient, examine, known_variables
 from tasks.embedded_redis import EmbeddedRedis
+from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.settings import Settings
 from tests.sploot_cluster.albums import take
 from tests.support import eventually

@@ -17,13 +17,13 @@ from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import UnknownMedia
 from sploot_cluster.jobs import LetterRef, Traces
-from sploot_cluster.models import MediaId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import MediaId
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, SPLIT_CLUSTER, stream_of
 from tasks.erasure import Erasure
-from tasks.jobs import JobRecords, TrackJobs
+from tasks.job_records import JobRecords, TrackJobs
 from tasks.wire import DECODERS
 
 SECRET = "strand é.jpg"

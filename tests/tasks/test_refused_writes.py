@@ -14,15 +14,15 @@ import redis
 from starlette.testclient import TestClient
 
 from sploot_cluster import ClusterService
-from sploot_cluster.redis_store import RedisPetStore
 from sploot_cluster.refusals import REFUSALS, refusal_of
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.cli import main
 from tasks.client import ClusterTasks, QueueUnavailable
 from tasks.composition import build_app, build_broker, build_erasure, build_operations
 from tasks.contracts import EMBEDDING_INGESTED
 from tasks.doctor import Finding, examine, patient_of
 from tasks.embedded_redis import EmbeddedRedis
-from tasks.exposition import expose, why_not_ready
+from tasks.observe.exposition import expose, why_not_ready
 from tasks.settings import Settings
 from tests.refusing import REFUSING
 from tests.sploot_cluster.albums import PET, name, take

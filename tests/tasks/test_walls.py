@@ -81,7 +81,7 @@ for module in pkgutil.walk_packages(sploot_cluster.__path__, "sploot_cluster."):
 
     modules = modules_after(everything)
 
-    assert {"sploot_cluster.service", "sploot_cluster.density", "sploot_cluster.redis_store"} <= modules
+    assert {"sploot_cluster.service", "sploot_cluster.density", "sploot_cluster.store.redis"} <= modules
     assert packages_of(modules) & {"dramatiq", "broker", "tasks", "periodiq"} == set()
 
 
@@ -117,7 +117,11 @@ def test_import_linter_finds_every_wall_whole() -> None:
     [
         ("broker/settings.py", "import sploot_cluster.errors", "broker imports only dramatiq and redis"),
         ("broker/settings.py", "import prometheus_client", "broker imports only dramatiq and redis"),
-        ("sploot_cluster/models.py", "import dramatiq", "sploot_cluster imports neither dramatiq, broker nor tasks"),
+        (
+            "sploot_cluster/pet/models.py",
+            "import dramatiq",
+            "sploot_cluster imports neither dramatiq, broker nor tasks",
+        ),
         (
             "sploot_cluster/service.py",
             "import tasks.client",
@@ -126,7 +130,7 @@ def test_import_linter_finds_every_wall_whole() -> None:
         ("tasks/contracts.py", "import numpy", "the thin client and the contracts never reach the engine"),
         (
             "tasks/encodings.py",
-            "import sploot_cluster.vectors",
+            "import sploot_cluster.pet.vectors",
             "the thin client and the contracts never reach the engine",
         ),
     ],

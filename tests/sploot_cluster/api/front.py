@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from sploot_cluster import ClusterService
 from sploot_cluster.api import create_app
 from sploot_cluster.jobs import JobRef, JobStatus
-from sploot_cluster.memory_store import MemoryPetStore
+from sploot_cluster.store.memory import MemoryPetStore
 from tasks.contracts import (
     DismissMedia,
     EmbeddingIngested,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sploot_cluster.api import ReadinessCheck, ReadinessReport, Tokens
 from sploot_cluster.errors import ModelMismatch, StoreUnavailable, UnreadablePet
 from sploot_cluster.jobs import JobRef, JobStatus, LetterRef, QueueUnavailable, Traces
-from sploot_cluster.models import ClusterId, MediaId
+from sploot_cluster.pet.models import ClusterId, MediaId
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, client_of
 

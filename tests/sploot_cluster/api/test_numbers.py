@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sploot_cluster.models import PetId
+from sploot_cluster.pet.models import PetId
 from tests.sploot_cluster.albums import take
 from tests.sploot_cluster.api.front import API, Front
 

@@ -11,8 +11,8 @@ import redis
 
 from deploy.redis_users import USERS, render
 from sploot_cluster import ClusterService
-from sploot_cluster.models import MediaId, PetId
-from sploot_cluster.redis_store import RedisPetStore
+from sploot_cluster.pet.models import MediaId, PetId
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.cli import main
 from tasks.embedded_redis import EmbeddedRedis
 from tests.system.events import free_port, vectors

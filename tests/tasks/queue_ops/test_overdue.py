@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from sploot_cluster.queues import QueueStatus
-from tasks.backlog import BACKLOG, BacklogSampler
 from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP
 from tasks.doctor import Finding, Patient, examine
-from tasks.jobs import JobRecord, status_of
+from tasks.job_records import JobRecord, status_of
+from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, POLICIES
 from tasks.settings import Settings
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk

@@ -1,0 +1,217 @@
+"""Asking for work on a pet's clusters: a recluster, or a correction."""
+
+from __future__ import annotations
+
+import time
+from typing import Final, Protocol
+
+from fastapi import APIRouter, Request, Response
+
+from sploot_cluster.api.answers import Applied, JobAccepted, ReclusterPreview, ReclusterResult
+from sploot_cluster.api.bodies import Dismiss, Exclude, Merge, Recluster, Restore, Split, Undo
+from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, WRITES, CallerOf, Door
+from sploot_cluster.api.preconditions import ARRIVALS_HEADER, IfMatch, Revisions, expected_revision
+from sploot_cluster.api.problems import (
+    PREVIEW_FAILED,
+    STALE_PAGE,
+    STALE_PREVIEW,
+    FieldProblem,
+    InvalidFields,
+    Refusal,
+    documented,
+)
+from sploot_cluster.api.routes.jobs import accepted, location_header
+from sploot_cluster.api.tokens import Caller
+from sploot_cluster.errors import StalePreview
+from sploot_cluster.jobs import JobQueue
+from sploot_cluster.pet.models import PetId, Reclustered
+from sploot_cluster.pet.previews import Previewed
+
+PREVIEW_POLL_S: Final = 0.05
+
+
+class Previews(Revisions, Protocol):
+    """Where previews wait and are applied."""
+
+    def previewed(self, pet: PetId, token: str | None = ...) -> Previewed: ...
+
+    def apply(self, pet: PetId, token: str, *, by: str) -> Reclustered: ...
+
+
+def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wait_s: float) -> APIRouter:
+    """The routes under ``/clusters``; ``preview_wait_s`` is how long a preview is waited for."""
+    router = APIRouter(
+        prefix="/clusters",
+        tags=["clusters"],
+        route_class=door.route_class(),
+        dependencies=[BEARER, IDEMPOTENCY_KEY],
+        responses={**documented(*WRITES), 202: location_header()},
+    )
+
+    @router.post(
+        "/recluster",
+        operation_id="recluster",
+        status_code=202,
+        summary="Find a pet's clusters anew, or see what that would do",
+        responses={
+            200: {"description": "A preview, or one that was applied.", "model": ReclusterPreview | Applied},
+            **documented(STALE_PREVIEW, PREVIEW_FAILED),
+        },
+    )
+    def recluster(
+        body: Recluster, caller: CallerOf, request: Request, response: Response
+    ) -> JobAccepted | ReclusterPreview | Applied:
+        """At most one recluster waits per pet: while one does, its job is answered, with `coalesced`.
+
+        A preview is computed by a worker, and answered when it is done; after some seconds its job is answered
+        instead, and asking again is right. Applying writes at once exactly what the preview showed, or nothing.
+        """
+        if body.preview and body.apply is not None:
+            both = FieldProblem(field="apply", problem="comes with preview", mend="send one of the two")
+            raise InvalidFields([both])
+        try:
+            if body.apply is not None:
+                result = service.apply(PetId(body.pet_id), body.apply, by=caller.name)
+                response.status_code = 200
+                return Applied(pet_id=body.pet_id, result=ReclusterResult.of(result))
+            if body.preview:
+                return _previewed(body.pet_id, caller, request, response)
+        except StalePreview as stale:
+            raise Refusal(STALE_PREVIEW, str(stale)) from None
+        job = jobs.recluster(body.pet_id, requested_by=caller.name, reason=body.reason)
+        return accepted(job, request, response)
+
+    def _previewed(pet_id: int, caller: Caller, request: Request, response: Response) -> JobAccepted | ReclusterPreview:
+        job = jobs.preview(pet_id, requested_by=caller.name)
+        ends_at = time.monotonic() + preview_wait_s
+        while True:
+            status = jobs.job(job.job_id)
+            if status is not None and status.state == "succeeded":
+                token = str((status.result or {})["token"])
+                response.status_code, response.headers["Cache-Control"] = 200, "no-store"
+                return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
+            if status is not None and status.state == "dead":
+                raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.because}")
+            if time.monotonic() > ends_at:
+                return accepted(job, request, response)
+            time.sleep(PREVIEW_POLL_S)
+
+    def seen(pet_id: int, if_match: str | None, response: Response) -> int | None:
+        return expected_revision(service, PetId(pet_id), if_match, response)
+
+    enqueued = location_header()
+    corrected = {
+        **documented(STALE_PAGE),
+        202: {**enqueued, "headers": enqueued["headers"] | ARRIVALS_HEADER},
+    }
+
+    @router.post(
+        "/merge", operation_id="merge_clusters", status_code=202, summary="Make clusters one", responses=corrected
+    )
+    def merge(
+        body: Merge, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
+    ) -> JobAccepted:
+        """The media stay together whatever is computed later, until it is undone. Old ids lead to the new cluster."""
+        job = jobs.merge(
+            body.pet_id,
+            body.cluster_ids,
+            body.into,
+            requested_by=caller.name,
+            expected_revision=seen(body.pet_id, if_match, response),
+        )
+        return accepted(job, request, response)
+
+    @router.post(
+        "/split",
+        operation_id="split_cluster",
+        status_code=202,
+        summary="Make media another cluster",
+        responses=corrected,
+    )
+    def split(
+        body: Split, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
+    ) -> JobAccepted:
+        """The media stay together, and apart from those they leave, whatever is computed later, until it is undone."""
+        job = jobs.split(
+            body.pet_id,
+            body.cluster_id,
+            body.media_ids,
+            requested_by=caller.name,
+            expected_revision=seen(body.pet_id, if_match, response),
+        )
+        return accepted(job, request, response)
+
+    @router.post(
+        "/exclude",
+        operation_id="exclude_media",
+        status_code=202,
+        summary="Not these in this cluster",
+        responses=corrected,
+    )
+    def exclude(
+        body: Exclude, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
+    ) -> JobAccepted:
+        """The media leave the cluster and never come back to those that remain; a recluster may find them another."""
+        job = jobs.exclude(
+            body.pet_id,
+            body.cluster_id,
+            body.media_ids,
+            requested_by=caller.name,
+            expected_revision=seen(body.pet_id, if_match, response),
+        )
+        return accepted(job, request, response)
+
+    @router.post(
+        "/dismiss",
+        operation_id="dismiss_media",
+        status_code=202,
+        summary="Have media in no cluster for ever",
+        responses=corrected,
+    )
+    def dismiss(
+        body: Dismiss, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
+    ) -> JobAccepted:
+        """No arrival and no recluster assigns or absorbs them, until it is undone."""
+        job = jobs.dismiss(
+            body.pet_id,
+            body.media_ids,
+            requested_by=caller.name,
+            expected_revision=seen(body.pet_id, if_match, response),
+        )
+        return accepted(job, request, response)
+
+    @router.post(
+        "/undo", operation_id="undo_feedback", status_code=202, summary="Take back a correction", responses=corrected
+    )
+    def undo(
+        body: Undo, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
+    ) -> JobAccepted:
+        """Any correction, an undo as well, however old; what came after it is kept."""
+        job = jobs.undo(
+            body.pet_id,
+            body.revision,
+            requested_by=caller.name,
+            expected_revision=seen(body.pet_id, if_match, response),
+        )
+        return accepted(job, request, response)
+
+    @router.post(
+        "/restore",
+        operation_id="restore_revision",
+        status_code=202,
+        summary="Make a pet what it was",
+        responses=corrected,
+    )
+    def restore(
+        body: Restore, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
+    ) -> JobAccepted:
+        """The labels of an older revision, as a new one. Corrections still hold; media that came since stay."""
+        job = jobs.restore(
+            body.pet_id,
+            body.revision,
+            requested_by=caller.name,
+            expected_revision=seen(body.pet_id, if_match, response),
+        )
+        return accepted(job, request, response)
+
+    return router

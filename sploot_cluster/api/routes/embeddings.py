@@ -1,0 +1,90 @@
+"""Embeddings by HTTP, one or many, for producers that cannot write to Redis.
+
+One object is answered as every job is. Of a list each entry is taken or refused by itself: 202 when all are taken, 207
+when some are, 422 when none is. If Redis goes away on the way, the whole list is answered 503, and sending it again is
+right: media that were taken are known by their ids.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request, Response
+
+from sploot_cluster.api.answers import EmbeddingAccepted, EmbeddingOutcome, EmbeddingOutcomes
+from sploot_cluster.api.bodies import Embedding, Embeddings
+from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, WRITES, Door
+from sploot_cluster.api.problems import FieldProblem, InvalidFields, documented, field_problem
+from sploot_cluster.api.routes.jobs import accepted, location_header
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.jobs import JobQueue, JobRef
+
+
+def embeddings_router(door: Door, jobs: JobQueue, *, max_batch: int) -> APIRouter:
+    """The route ``/embeddings``; ``max_batch`` is the longest list it takes."""
+    router = APIRouter(tags=["embeddings"], route_class=door.route_class(), dependencies=[BEARER, IDEMPOTENCY_KEY])
+
+    @router.post(
+        "/embeddings",
+        operation_id="ingest_embeddings",
+        status_code=202,
+        summary="Have embeddings assigned to clusters",
+        responses={
+            **documented(*WRITES),
+            202: {**location_header(), "description": "All are enqueued; one object is answered as a job is."},
+            207: {"description": "Some entries of the list were refused.", "model": EmbeddingOutcomes},
+        },
+    )
+    def ingest_embeddings(
+        body: Annotated[Embeddings, Body()], request: Request, response: Response
+    ) -> EmbeddingAccepted | EmbeddingOutcomes:
+        """One object, or a list of them. Entries that cannot be used are refused by themselves; the others run."""
+        given: Any = body
+        if not isinstance(given, list):
+            job = _enqueue(jobs, given)
+            if not job.withheld:
+                accepted(job, request, response)
+            return EmbeddingAccepted.of(job)
+        if not 1 <= len(given) <= max_batch:
+            problem = FieldProblem(
+                field="body", problem=f"has {len(given)} entries", mend=f"send 1 to {max_batch} at a time"
+            )
+            raise InvalidFields([problem])
+        outcomes = [_outcome(jobs, index, entry) for index, entry in enumerate(given)]
+        errors = [error for outcome in outcomes for error in outcome.errors]
+        n_refused = sum(outcome.job is None for outcome in outcomes)
+        if n_refused == len(outcomes):
+            raise InvalidFields(errors)
+        if n_refused:
+            response.status_code = 207
+        return EmbeddingOutcomes(accepted=len(outcomes) - n_refused, refused=n_refused, items=outcomes)
+
+    return router
+
+
+def _outcome(jobs: JobQueue, index: int, entry: object) -> EmbeddingOutcome:
+    try:
+        return EmbeddingOutcome(index=index, job=EmbeddingAccepted.of(_enqueue(jobs, entry)))
+    except InvalidFields as refusal:
+        errors = list(refusal.errors)
+    except InvalidInput as refused:
+        errors = [field_problem(refused)]
+    placed = [error.model_copy(update={"field": _placed(index, error.field)}) for error in errors]
+    return EmbeddingOutcome(index=index, errors=placed)
+
+
+def _placed(index: int, field: str) -> str:
+    return f"[{index}]" if field == "body" else f"[{index}].{field}"
+
+
+def _enqueue(jobs: JobQueue, entry: object) -> JobRef:
+    embedding = Embedding.model_validate(entry)
+    return jobs.ingest(
+        pet_id=embedding.pet_id,
+        media_id=embedding.media_id,
+        model=embedding.model,
+        embedding=embedding.embedding,
+        encoding=embedding.encoding,
+        event_id=embedding.event_id,
+        occurred_at=embedding.occurred_at,
+    )

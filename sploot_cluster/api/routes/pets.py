@@ -1,0 +1,257 @@
+"""Looking at a pet: its clusters, its history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Annotated, Final, Protocol
+
+from fastapi import APIRouter, Path, Query
+from starlette.responses import Response
+
+from sploot_cluster.api.answers import (
+    MAX_MOVES,
+    Cluster,
+    Erased,
+    MediumWhy,
+    ModelBeside,
+    PetAt,
+    PetCluster,
+    PetClusters,
+    PetDiff,
+    PetHistory,
+    PetModel,
+    PetTallied,
+)
+from sploot_cluster.api.bodies import BeginModel
+from sploot_cluster.api.door import BEARER, READS, WRITES, CallerOf, Door
+from sploot_cluster.api.numbers import IdInAddress, RevisionInAddress
+from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, tagged
+from sploot_cluster.api.problems import (
+    EVENTS_WAIT,
+    NOT_FOUND,
+    UNREADABLE_PET,
+    Refusal,
+    documented,
+    shown,
+)
+from sploot_cluster.api.routes.clusters import Previews
+from sploot_cluster.decide.why import Why
+from sploot_cluster.errors import UnknownMedia, UnknownPet
+from sploot_cluster.jobs import JobTraces
+from sploot_cluster.pet.diff import Diff, Snapshot
+from sploot_cluster.pet.models import ClusterId, Deleted, MediaId, PetId, PetView
+from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.tally import PetTally
+
+MAX_HISTORY: Final = 1_000
+
+
+class PetService(Previews, Protocol):
+    """What is asked of the service. ``ClusterService`` is one."""
+
+    def clusters(self, pet: PetId) -> PetView: ...
+
+    def at(self, pet: PetId, revision: int) -> Snapshot: ...
+
+    def compare(self, pet: PetId, from_revision: int, to_revision: int) -> Diff: ...
+
+    def tally(self, pet: PetId) -> PetTally: ...
+
+    def delete_pet(self, pet: PetId) -> Deleted: ...
+
+    def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted: ...
+
+    def export(self, pet: PetId) -> bytes: ...
+
+    def shadow(self, pet: PetId) -> Shadow | None: ...
+
+    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]: ...
+
+    def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> Shadow: ...
+
+    def end_model(self, pet: PetId) -> bool: ...
+
+    def why(self, pet: PetId, media: MediaId) -> Why: ...
+
+
+PetInPath = Annotated[IdInAddress, Path(description="The pet.", examples=[42])]
+
+
+def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> APIRouter:
+    """The routes under ``/pets``; ``traces`` is what queues still say of what is deleted."""
+    router = APIRouter(
+        prefix="/pets/{pet_id}",
+        tags=["pets"],
+        route_class=door.route_class(),
+        dependencies=[BEARER],
+        responses={**documented(*READS, UNREADABLE_PET), **TAGGED},
+    )
+
+    @router.get("/clusters", operation_id="get_clusters", summary="A pet's clusters", response_model=PetClusters)
+    def get_clusters(pet_id: PetInPath, if_none_match: IfNoneMatch = None) -> Response:
+        """As they are now. A pet that has nothing yet is answered with revision 0."""
+        view = service.clusters(PetId(pet_id))
+        return tagged(view.revision, if_none_match, lambda: PetClusters.of(view))
+
+    @router.get(
+        "/clusters/{cluster_id}",
+        operation_id="get_cluster",
+        summary="One cluster, by any id it ever had",
+        response_model=PetCluster,
+        responses=documented(NOT_FOUND),
+    )
+    def get_cluster(
+        pet_id: PetInPath, cluster_id: Annotated[IdInAddress, Path()], if_none_match: IfNoneMatch = None
+    ) -> Response:
+        """An id that was merged away leads to the cluster that it became."""
+        view = service.clusters(PetId(pet_id))
+        now = view.aliases.get(ClusterId(cluster_id), ClusterId(cluster_id))
+        found = next((cluster for cluster in view.clusters if cluster.id == now), None)
+        if found is None:
+            detail = f"pet {pet_id} has no cluster {cluster_id}, and none that it became; GET …/pets/{pet_id}/clusters"
+            raise Refusal(NOT_FOUND, detail)
+        answer = PetCluster(pet_id=pet_id, revision=view.revision, asked_id=cluster_id, cluster=Cluster.of(found))
+        return tagged(view.revision, if_none_match, lambda: answer)
+
+    @router.get("/tally", operation_id="get_tally", summary="Where a pet's media are counted")
+    def get_tally(pet_id: PetInPath) -> PetTallied:
+        """Every medium that came is counted once: ingested = clustered + noise + quarantined + dismissed."""
+        return PetTallied.of(PetId(pet_id), service.tally(PetId(pet_id)))
+
+    # the whole rest, because a medium's name may hold slashes
+    @router.get(
+        "/media/{media_id:path}/why",
+        operation_id="get_why",
+        summary="Why a medium is where it is",
+        response_model=MediumWhy,
+        responses=documented(NOT_FOUND),
+    )
+    def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
+        """Its nearest accepted media, how its cluster compares with the next one, and what people said about it."""
+        try:
+            why = service.why(PetId(pet_id), MediaId(media_id))
+        except UnknownMedia:
+            raise Refusal(NOT_FOUND, f"pet {pet_id} has no medium {shown(media_id)}") from None
+        return tagged(why.revision, if_none_match, lambda: MediumWhy.of(PetId(pet_id), why))
+
+    @router.get("/model", operation_id="get_model", summary="A pet's embedding model, and the one beside it")
+    def get_model(pet_id: PetInPath) -> PetModel:
+        """Vectors of two models never mix; what a switch would change is shown by `sploot-cluster model preview`."""
+        view, shadow = service.clusters(PetId(pet_id)), service.shadow(PetId(pet_id))
+        return PetModel(
+            pet_id=pet_id,
+            revision=view.revision,
+            model=view.model,
+            dim=view.dim,
+            n_media=view.n_media,
+            beside=None
+            if shadow is None
+            else ModelBeside.of(shadow, n_only_here=len(service.only_in_shadow(PetId(pet_id)))),
+        )
+
+    @router.post(
+        "/model",
+        operation_id="begin_model",
+        status_code=201,
+        summary="Run another embedding model beside a pet's own",
+        responses=documented(*WRITES),
+    )
+    def begin_model(pet_id: PetInPath, body: BeginModel, caller: CallerOf) -> ModelBeside:
+        """What producers send in it from now on is kept beside the pet, until it is switched or ended."""
+        return ModelBeside.of(service.begin_model(PetId(pet_id), body.model, body.dim, by=caller.name))
+
+    @router.delete(
+        "/model",
+        operation_id="end_model",
+        status_code=204,
+        summary="Forget the model beside a pet's own",
+        responses=documented(NOT_FOUND),
+    )
+    def end_model(pet_id: PetInPath) -> None:
+        """With all of its vectors. Media that only it has stay quarantined. There is no undo."""
+        if not service.end_model(PetId(pet_id)):
+            raise Refusal(NOT_FOUND, f"no other model runs beside pet {pet_id}")
+
+    def erased(pet_id: int, media_id: str | None, delete: Callable[[], Deleted]) -> Erased:
+        """Delete, and then what travelled about it."""
+        media = None if media_id is None else [media_id]
+        found = traces.find(pet_id, media) if traces is not None else None
+        if found is not None and found.n_waiting:
+            detail = (
+                f"{found.n_waiting} jobs about it wait, and would bring it back or name it; stop its producer, "
+                "let them run (GET …/queues shows them), and delete again"
+            )
+            raise Refusal(EVENTS_WAIT, detail)
+        try:
+            deleted = delete()
+        except (UnknownPet, UnknownMedia):
+            if found is None or not (found.n_records or found.n_dead_letters):
+                what = f"pet {pet_id} holds nothing" if media_id is None else f"pet {pet_id} has no {shown(media_id)}"
+                raise Refusal(NOT_FOUND, what) from None
+            deleted = Deleted(0, 0, service.revision(PetId(pet_id)))
+        return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else None)
+
+    @router.delete(
+        "",
+        operation_id="delete_pet",
+        summary="Delete a pet for good",
+        responses=documented(NOT_FOUND, EVENTS_WAIT),
+    )
+    def delete_pet(pet_id: PetInPath) -> Erased:
+        """With its corrections, its history, the records of its jobs and its dead letters. There is no undo."""
+        return erased(pet_id, None, lambda: service.delete_pet(PetId(pet_id)))
+
+    @router.delete(
+        "/media/{media_id:path}",
+        operation_id="delete_medium",
+        summary="Delete a medium for good",
+        responses=documented(NOT_FOUND, EVENTS_WAIT),
+    )
+    def delete_medium(pet_id: PetInPath, media_id: str, caller: CallerOf) -> Erased:
+        """Nothing names it any more: corrections keep their meaning for the others. There is no undo."""
+        media = [MediaId(media_id)]
+        return erased(pet_id, media_id, lambda: service.delete_media(PetId(pet_id), media, by=caller.name))
+
+    @router.get(
+        "/export",
+        operation_id="export_pet",
+        summary="A pet as one file",
+        response_class=Response,
+        responses={200: {"description": "The file.", "content": {"application/zip": {}}}, **documented(NOT_FOUND)},
+    )
+    def export_pet(pet_id: PetInPath) -> Response:
+        """With everything that is kept of it, for `sploot-cluster import`."""
+        try:
+            file = service.export(PetId(pet_id))
+        except UnknownPet:
+            raise Refusal(NOT_FOUND, f"pet {pet_id} holds nothing") from None
+        headers = {"Content-Disposition": f'attachment; filename="pet-{pet_id}.zip"', "Cache-Control": "no-store"}
+        return Response(file, headers=headers, media_type="application/zip")
+
+    @router.get("/history", operation_id="get_history", summary="A pet's history", response_model=PetHistory)
+    def get_history(
+        pet_id: PetInPath,
+        limit: Annotated[int, Query(description="How many entries at most.", ge=1, le=MAX_HISTORY)] = 100,
+        if_none_match: IfNoneMatch = None,
+    ) -> Response:
+        """Reclusters and corrections, the newest first; its ETag is the revision of the newest."""
+        entries = service.history(PetId(pet_id), limit=limit)
+        revision = entries[0].revision if entries else 0
+        return tagged(revision, if_none_match, lambda: PetHistory.of(PetId(pet_id), entries))
+
+    @router.get("/history/diff", operation_id="compare_revisions", summary="What differs between two revisions")
+    def compare_revisions(
+        pet_id: PetInPath,
+        from_revision: Annotated[RevisionInAddress, Query(alias="from", description="The one.")],
+        to_revision: Annotated[RevisionInAddress, Query(alias="to", description="The other one.")],
+        limit: Annotated[int, Query(description="How many moved media at most.", ge=1, le=MAX_MOVES)] = MAX_MOVES,
+    ) -> PetDiff:
+        """Which media moved, and what became of the ids."""
+        return PetDiff.of(service.compare(PetId(pet_id), from_revision, to_revision), limit)
+
+    @router.get("/history/{revision}", operation_id="get_revision", summary="A pet as it was")
+    def get_revision(pet_id: PetInPath, revision: Annotated[RevisionInAddress, Path()]) -> PetAt:
+        """Where every medium was at a revision."""
+        return PetAt.of(PetId(pet_id), service.at(PetId(pet_id), revision))
+
+    return router

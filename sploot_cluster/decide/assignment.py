@@ -1,0 +1,233 @@
+"""Assignment of arrivals to clusters, the thresholds of clusters, and the decision to request a recluster.
+
+The similarity of an item to a cluster is the mean of its three highest cosine similarities to the cluster's members:
+three, so that a single odd member does not attract unrelated items, and not all, because a cluster may be elongated. An
+item joins if this similarity reaches the cluster's threshold. Absorbed items are members but are ignored in all
+comparisons: they were added to keep the noise low, and need not fit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, PetState, Standing
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, Rows, StandingVector
+from sploot_cluster.settings import ClusterSettings
+
+if TYPE_CHECKING:
+    # processes that only read pets import this module and do not need faiss
+    from sploot_cluster.engine.neighbours import Neighbours
+
+TOP: Final = 3
+
+# The order of summation changes a float32 similarity of the same vectors by up to this much.
+ROUNDING: Final = 1e-5
+
+# Comparing with an enum member takes ten times as long, and an arrival makes sixty-four comparisons.
+_ABSORBED: Final = int(Standing.ABSORBED)
+
+# Members sampled to measure the spread: 2,048 × 50,000 × 512 take half a second on one core.
+_MOST_PROBES: Final = 2_048
+_BLOCK: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The assignment of an arrival.
+
+    Attributes:
+        cluster: its cluster, or NOISE.
+        standing: ARRIVED, or NOISE.
+        similarity: similarity to that cluster, or to the nearest one for noise; None if no cluster is near.
+    """
+
+    cluster: ClusterId
+    standing: Standing
+    similarity: float | None
+
+
+def decide(
+    neighbours: Neighbours,
+    labels: LabelVector,
+    standings: StandingVector,
+    clusters: Mapping[ClusterId, ClusterCard],
+    settings: ClusterSettings,
+) -> Decision:
+    """Return the most similar cluster whose threshold an arrival reaches, or NOISE.
+
+    A cluster is eligible only if three of its members (all of them, if it has fewer) are among the neighbours. For
+    other clusters the mean is unknown; it can only be low.
+
+    Args:
+        neighbours: the neighbours of one query among the rows of ``labels``.
+        labels, standings: (n,) of the pet.
+        clusters: the living clusters, with their thresholds.
+
+    O(n) to count the members of small clusters, else O(k).
+    """
+    ids = neighbours.ids[0]
+    if len(ids) and ids[-1] < 0:
+        ids = ids[ids >= 0]
+    # for sixty-four pairs, lists are faster than arrays
+    tops: dict[int, list[float]] = {}
+    for label, standing, similarity in zip(
+        labels.take(ids).tolist(), standings.take(ids).tolist(), neighbours.similarity[0].tolist(), strict=False
+    ):
+        if standing == _ABSORBED:
+            continue
+        top = tops.get(label)
+        if top is None:
+            tops[label] = [similarity]
+        elif len(top) < TOP:  # closest first
+            top.append(similarity)
+    tops.pop(NOISE, None)
+
+    nearest: float | None = None
+    best: tuple[float, ClusterId] | None = None
+    for label, top in sorted(tops.items()):
+        cluster = ClusterId(label)
+        mean = sum(top) / len(top)
+        nearest = mean if nearest is None else max(nearest, mean)
+        # ids ascend and a later cluster must be strictly better, so ties go to the smallest id
+        if (
+            (best is None or mean > best[0])
+            and reach(mean, clusters[cluster].threshold) <= settings.arrival_slack
+            and (len(top) == TOP or len(top) == _count(labels, standings, cluster))
+        ):
+            best = mean, cluster
+    if best is None:
+        return Decision(NOISE, Standing.NOISE, nearest)
+    return Decision(best[1], Standing.ARRIVED, best[0])
+
+
+def reach(similarity: float, threshold: float) -> float:
+    """Return an item's distance to a cluster as a multiple of the cluster's threshold distance; ≤ 1 is within.
+
+    Similarities are converted to distances, 1 − similarity, so that a multiple means the same at every similarity.
+    """
+    far = np.float32(1) - np.float32(similarity) - np.float32(ROUNDING)
+    return max(0.0, float(far / np.float32(max(1 - threshold, ROUNDING))))
+
+
+def reaches(similarity: FloatVector, threshold: float) -> FloatVector:
+    """Return (m,) :func:`reach` for each of m items."""
+    far: FloatVector = np.maximum(0, 1 - similarity - np.float32(ROUNDING)) / np.float32(max(1 - threshold, ROUNDING))
+    return far
+
+
+def threshold_of(vectors: FloatMatrix) -> float:
+    """Return a cluster's threshold: the lowest similarity of a member to the other members, in [-1, 1].
+
+    Outliers are ignored, because a single stray item would otherwise open the cluster to unrelated ones: members below
+    the lower quartile by more than 1.5 times the interquartile range (Tukey's fence). The threshold of a single member
+    is 1, because only identical items are known to belong to it.
+
+    Args:
+        vectors: (n, d) float32 of unit norm, n ≥ 1: the members, without absorbed ones.
+
+    O(n² · d) up to 2,048 members; beyond that, 2,048 evenly spaced members are compared with all.
+    """
+    if len(vectors) == 1:
+        return 1.0
+    own = own_similarity(vectors)
+    lower, upper = np.quantile(own, [0.25, 0.75])
+    return float(np.clip(own[own >= lower - 1.5 * (upper - lower)].min(), -1, 1))
+
+
+class Thresholds:
+    """A cache of :func:`threshold_of` for groups of a pet's rows.
+
+    The value is taken from the cluster's card if the group is exactly that cluster's counted members and none of them
+    joined by its threshold since.
+    """
+
+    def __init__(self, state: PetState) -> None:
+        self._state = state
+        self._counts = state.standings != Standing.ABSORBED
+        self._sizes = Counter(state.labels[self._counts].tolist())
+        self._thresholds: dict[bytes, float] = {}
+
+    def of(self, members: Rows) -> float:
+        """Return the threshold of counted members, given as ascending rows of the pet, at least one."""
+        key = members.tobytes()
+        if key not in self._thresholds:
+            card = self._card(members)
+            self._thresholds[key] = threshold_of(self._state.vectors[members]) if card is None else card.threshold
+        return self._thresholds[key]
+
+    def _card(self, members: Rows) -> ClusterCard | None:
+        state, label = self._state, ClusterId(int(self._state.labels[members[0]]))
+        is_as_before = (
+            self._sizes[label] == len(members)
+            and self._counts[members].all()
+            and (state.labels[members] == label).all()
+            and (state.standings[members] != Standing.ARRIVED).all()
+        )
+        return state.clusters.get(label) if is_as_before else None
+
+
+def own_similarity(vectors: FloatMatrix) -> FloatVector:
+    """Return (m,) float32 mean top-3 similarities of members to the other members.
+
+    At most 2,048 evenly spaced members of n ≥ 2 are measured.
+    """
+    n = len(vectors)
+    probes = np.linspace(0, n - 1, num=min(n, _MOST_PROBES)).astype(np.intp)
+    own = np.empty(len(probes), dtype=np.float32)
+    for start in range(0, len(probes), _BLOCK):
+        rows = probes[start : start + _BLOCK]
+        similarity = vectors[rows] @ vectors.T
+        similarity[np.arange(len(rows)), rows] = -np.inf
+        own[start : start + _BLOCK] = _mean_top(similarity, min(TOP, n - 1))
+    return own
+
+
+def similarity_to(members: FloatMatrix, queries: FloatMatrix) -> FloatVector:
+    """Return (m,) float32 mean top-3 similarities of m ``queries`` to ``members``, of which there is at least one."""
+    similarity = np.empty(len(queries), dtype=np.float32)
+    for start in range(0, len(queries), _BLOCK):
+        block = queries[start : start + _BLOCK] @ members.T
+        similarity[start : start + _BLOCK] = _mean_top(block, min(TOP, len(members)))
+    return similarity
+
+
+def most_similar(clusters: Mapping[ClusterId, Rows], vectors: FloatMatrix, media: Rows) -> LabelVector:
+    """Return (m,) int32: the cluster that each of ``media`` is most similar to; ties go to the first.
+
+    Args:
+        clusters: their members, at least one each; ``media`` and members are rows of ``vectors``.
+    """
+    likeness = [similarity_to(vectors[members], vectors[media]) for members in clusters.values()]
+    chosen: LabelVector = np.array(list(clusters), dtype=np.int32)[np.argmax(likeness, axis=0)]
+    return chosen
+
+
+def let_count(labels: LabelVector, standings: StandingVector) -> StandingVector:
+    """Return the standings, with absorbed items promoted to ARRIVED in clusters that have no counted member."""
+    counts = standings != Standing.ABSORBED
+    is_alone = ~counts & (labels != NOISE) & ~np.isin(labels, labels[counts])
+    return np.where(is_alone, Standing.ARRIVED, standings).astype(np.uint8)
+
+
+def recluster_reason(state: PetState, settings: ClusterSettings) -> str | None:
+    """Return why the pet needs a recluster, as text for a log; None if it does not."""
+    n_new = state.n_media - state.n_at_recluster
+    if n_new >= max(settings.growth_min, settings.growth_ratio * state.n_at_recluster):
+        return f"growth: {n_new} new items since the last recluster, which covered {state.n_at_recluster}"
+    if state.noise_arrivals >= max(settings.drift_min, settings.drift_ratio * n_new):
+        return f"drift: {state.noise_arrivals} of {n_new} new items since the last recluster found no cluster"
+    return None
+
+
+def _count(labels: LabelVector, standings: StandingVector, cluster: ClusterId) -> int:
+    return int(np.count_nonzero((labels == cluster) & (standings != Standing.ABSORBED)))
+
+
+def _mean_top(similarity: FloatMatrix, k: int) -> FloatVector:
+    mean: FloatVector = np.partition(similarity, -k, axis=1)[:, -k:].mean(axis=1)
+    return mean

@@ -1,0 +1,147 @@
+"""Stable cluster ids across regroupings.
+
+A group inherits the id of the cluster that it overlaps with. Ids are never reused. An id whose items mostly went to one
+other cluster becomes an alias of that cluster. Absorbed items do not affect ids, because they come and go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from sploot_cluster.pet.diff import most_of, mostly
+from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, PetState, Standing
+from sploot_cluster.pet.vectors import LabelVector, Rows, StandingVector
+from sploot_cluster.settings import ClusterSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """The ids of groups.
+
+    Attributes:
+        ids: group -> id.
+        next_cluster: the next unused id.
+    """
+
+    ids: Mapping[int, ClusterId]
+    next_cluster: ClusterId
+
+    def label(self, groups: LabelVector) -> LabelVector:
+        """Return (n,) int32 labels with each group replaced by its id; noise stays noise."""
+        known = sorted(self.ids)
+        ids = np.array([*(self.ids[group] for group in known), NOISE], dtype=np.int32)
+        return ids[_position(known, groups)]  # index -1 is the last element: NOISE
+
+
+def match_ids(
+    old_labels: LabelVector,
+    old_standings: StandingVector,
+    groups: LabelVector,
+    standings: StandingVector,
+    clusters: Mapping[ClusterId, ClusterCard],
+    next_cluster: ClusterId,
+    settings: ClusterSettings,
+    *,
+    given: Mapping[int, ClusterId] | None = None,
+) -> Identities:
+    """Return an id for every group: that of the old cluster with which it overlaps most, or a new one.
+
+    All groups are matched at once so that as many items as possible keep their id (an assignment problem). An overlap
+    below ``settings.overlap_ratio`` of the smaller side is ignored. New ids are assigned to the largest group first.
+
+    Args:
+        old_labels, old_standings: (n,) as stored.
+        groups, standings: (n,) as planned; groups are any numbers from 0, -1 = noise.
+        clusters: the living clusters, whose ids can be inherited.
+        given: groups whose id a person has already decided; each id at most once, all below ``next_cluster``.
+    """
+    given = given or {}
+    numbers, sizes = np.unique(groups[groups != NOISE], return_counts=True)
+    ids = {group: given[group] for group in numbers.tolist() if group in given}
+    heirs = [group for group in numbers.tolist() if group not in ids]
+    legacies = sorted(clusters.keys() - ids.values())
+
+    old_counts, new_counts = old_standings != Standing.ABSORBED, standings != Standing.ABSORBED
+    both = old_counts & new_counts
+    overlap = _cross_table(old_labels[both], groups[both], legacies, heirs)
+    old_sizes = _sizes(old_labels[old_counts], legacies)
+    new_sizes = _sizes(groups[new_counts], heirs)
+    overlap[overlap < settings.overlap_ratio * np.minimum.outer(old_sizes, new_sizes)] = 0
+    for old, new in zip(*linear_sum_assignment(overlap, maximize=True), strict=True):
+        if overlap[old, new]:
+            ids[heirs[new]] = legacies[old]
+
+    for group in numbers[np.lexsort((numbers, -sizes))].tolist():
+        if group not in ids:
+            ids[group] = next_cluster
+            next_cluster = ClusterId(next_cluster + 1)
+    return Identities(ids, next_cluster)
+
+
+def aliases_after(
+    state: PetState,
+    labels: LabelVector,
+    returning: Mapping[ClusterId, ClusterId] | None = None,
+    ended: Mapping[ClusterId, Rows] | None = None,
+) -> dict[ClusterId, ClusterId | None]:
+    """Return the aliases to write when ``labels`` replace those of ``state``; None removes an alias.
+
+    A living id that ends becomes an alias of the cluster that got more than half of its items. Aliases always point
+    directly to a living id, so one lookup is enough. When an id ends without a successor, its aliases end too.
+
+    Args:
+        returning: aliases -> the ids that they point to again, if these live or have a successor.
+        ended: ids that ended earlier -> the rows that they held last. Each such id points to where most of these rows
+            are now, as if it ended now.
+    """
+    returning, ended = returning or {}, ended or {}
+    living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
+    ending = state.clusters.keys() - living
+    heir_of: dict[ClusterId, ClusterId | None] = dict.fromkeys(ending)
+    heir_of |= mostly(state.labels, labels, ending, counts=state.standings != Standing.ABSORBED)
+    heir_of |= {id_: most_of(labels[rows]) for id_, rows in ended.items() if id_ not in living}
+
+    def leads_to(alias: ClusterId) -> ClusterId | None:
+        if alias in heir_of:
+            return heir_of[alias]
+        for target in (returning.get(alias), state.aliases.get(alias)):
+            if target in living:
+                return target
+            if target in heir_of:
+                return heir_of[target]
+        return None
+
+    stored: dict[ClusterId, ClusterId | None] = {**state.aliases}
+    after = {alias: leads_to(alias) for alias in (stored.keys() | returning.keys() | heir_of.keys()) - living}
+    changed = {alias: after.get(alias) for alias in stored.keys() | after.keys()}
+    return {alias: now for alias, now in changed.items() if now != stored.get(alias)}
+
+
+def _cross_table(
+    old: LabelVector, new: LabelVector, rows: Sequence[ClusterId], columns: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """Return the (rows, columns) table of how many items have a given label in ``old`` and another in ``new``."""
+    table = np.zeros((len(rows), len(columns)), dtype=np.int64)
+    row_of, column_of = _position(rows, old), _position(columns, new)
+    is_in = (row_of >= 0) & (column_of >= 0)
+    np.add.at(table, (row_of[is_in], column_of[is_in]), 1)
+    return table
+
+
+def _sizes(labels: LabelVector, groups: Sequence[int]) -> npt.NDArray[np.int64]:
+    where = _position(groups, labels)
+    return np.bincount(where[where >= 0], minlength=len(groups)).astype(np.int64)
+
+
+def _position(groups: Sequence[int], labels: LabelVector) -> npt.NDArray[np.intp]:
+    """Return the index of each label in ``groups``, which ascend; -1 for labels not in it."""
+    known = np.asarray(groups, dtype=np.int32)
+    if not len(known):
+        return np.full(len(labels), -1, dtype=np.intp)
+    position = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+    return np.where(known[position] == labels, position, -1)

@@ -1,0 +1,80 @@
+"""Exact arrivals: adding one item and deciding the places of all items together, as a recluster would.
+
+The result is what the pet would look like if it were reclustered after every upload; the cost is deciding about all of
+its items each time. See docs/adr/0009-small-pets-are-decided-anew.md.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from sploot_cluster.decide.assignment import similarity_to
+from sploot_cluster.decide.recluster import plan_recluster
+from sploot_cluster.engine.selection import Density
+from sploot_cluster.pet.models import NOISE, Arrival, Assigned, Change, ClusterId, MediaId, PetState, Standing
+from sploot_cluster.pet.vectors import FloatMatrix
+from sploot_cluster.settings import ClusterSettings
+
+
+def plan_exact_arrival(
+    state: PetState,
+    media: MediaId,
+    vectors: FloatMatrix,
+    density: Density,
+    *,
+    model: str,
+    settings: ClusterSettings,
+) -> tuple[Change, Assigned]:
+    """Return the commit that appends ``media`` to ``state`` and places all items as a recluster would.
+
+    Args:
+        vectors: (n + 1, d) those of ``state`` and, as the last row, that of ``media``.
+        density: the density of all of them.
+    """
+    n = state.n_media
+    planned, reclustered = plan_recluster(_with(state, media, vectors), density, settings=settings, by="machine")
+    assert planned.relabelling is not None
+    labels, standings = planned.relabelling.labels, planned.relabelling.standings
+    label, standing = ClusterId(int(labels[n])), Standing(int(standings[n]))
+    stays = np.array_equal(labels[:n], state.labels) and np.array_equal(standings[:n], state.standings)
+    change = replace(
+        planned,
+        kind="arrival",
+        model=None if state.model else model,
+        dim=None if state.dim else vectors.shape[1],
+        arrivals=(Arrival(media, vectors[n], label, standing),),
+        relabelling=None if stays else replace(planned.relabelling, labels=labels[:n], standings=standings[:n]),
+        summary={},
+    )
+    return change, Assigned(
+        media,
+        label,
+        _similarity(vectors, labels == label) if label != NOISE else None,
+        backend=reclustered.backend,
+        is_duplicate=False,
+        revision=state.revision + 1,
+    )
+
+
+def _with(state: PetState, media: MediaId, vectors: FloatMatrix) -> PetState:
+    """Return the pet with ``media`` appended to it as noise."""
+    return replace(
+        state,
+        media=(*state.media, media),
+        # only used for lookups: a correction never names the item that is arriving
+        rows=cast("Mapping[MediaId, int]", ChainMap({media: state.n_media}, state.rows)),  # type: ignore[arg-type]
+        vectors=vectors,
+        labels=np.append(state.labels, np.int32(NOISE)),
+        standings=np.append(state.standings, np.uint8(Standing.NOISE)),
+    )
+
+
+def _similarity(vectors: FloatMatrix, members: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float | None:
+    """Return the mean top-3 similarity of the last row to the other ``members``; None if there are none."""
+    others = vectors[:-1][members[:-1]]
+    return float(similarity_to(others, vectors[-1:])[0]) if len(others) else None

@@ -1,0 +1,187 @@
+"""A new embedding model beside the old one: a second space of the same pet, and the switch to it.
+
+Vectors of two models are never compared. While a *shadow* is open, what producers send in the new model goes there and
+nowhere else; the pet lives on in the old one. Items that only the shadow has are quarantined, so that they are counted;
+the switch takes them in, and they stay quarantined if the shadow is ended. When every item of the pet has a vector in
+the shadow, what the pet would look like in it can be computed, under the old ids and with every correction, and then be
+made so in one step.
+
+The old space becomes the shadow then, and switching back is switching again, until the shadow is ended. The way back is
+open whatever came since: items that the former space has no vector of leave the clusters for the quarantine, and stand
+beside the pet with their vectors. Corrections that name them stay in the ledger and hold again when they come back.
+
+What the switch will make is not kept with its preview but computed again and compared by the token: the new vectors are
+most of it, and whoever switches has the engine at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sploot_cluster.decide.deletion import leave_out, of_aliases
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.pet.diff import Diff, Move, Snapshot, compare
+from sploot_cluster.pet.models import NOISE, ClusterId, HistoryEntry, MediaId, PetState, Reclustered, Standing
+from sploot_cluster.pet.past import newest, overwritten_by
+from sploot_cluster.pet.rows import PetRows, follow
+from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.tally import Quarantined
+from sploot_cluster.settings import ClusterSettings
+
+if TYPE_CHECKING:
+    from sploot_cluster.engine.selection import Density
+    from sploot_cluster.pet.whole import PetDump
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What a pet would be in its shadow's space.
+
+    Attributes:
+        token: names the pet, the shadow and what becomes of both.
+        dump: the pet after the switch.
+        diff: items that only the shadow has are arrivals; those left out leave.
+        result: as of a recluster.
+        joining: items that only the shadow has: the pet takes them in, and a switch back would leave them out.
+        left_out: items that the shadow, as the way back, has no vector of: they would be quarantined.
+    """
+
+    token: str
+    dump: PetDump
+    diff: Diff
+    result: Reclustered
+    joining: tuple[MediaId, ...]
+    left_out: tuple[MediaId, ...]
+
+
+def in_shadow(pet: PetDump) -> PetState:
+    """The pet in its shadow's space, before it is clustered there: its items, then those that only the shadow has.
+
+    Raises:
+        InvalidInput: no shadow is open; items have no vector in it, and it is not the way back; or it has no vector.
+    """
+    return _placed(leave_out(pet, _missing(pet))[0])
+
+
+def _missing(pet: PetDump) -> list[MediaId]:
+    """The items that have no vector in the shadow's space, where it is the way back."""
+    state, shadow = pet.state, pet.shadow
+    if shadow is None:
+        raise InvalidInput("pet_id", f"pet {state.pet} has no second model beside {state.model}", "begin one first")
+    missing = [medium for medium in state.media if medium not in shadow.vectors]
+    if missing and not shadow.was_own:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise InvalidInput(
+            "model",
+            f"{len(missing)} of {state.n_media} media of pet {state.pet} have no vector of {shadow.model}: {shown}",
+            "embed them with it and ingest them, or delete them",
+        )
+    if not shadow.vectors:
+        problem = f"no item of pet {state.pet} has a vector of {shadow.model}"
+        raise InvalidInput("model", problem, "embed them with it and ingest them")
+    return missing
+
+
+def _placed(pet: PetDump) -> PetState:
+    """The pet, all of whose items have a vector in the shadow, with these vectors and those of other items."""
+    state, shadow = pet.state, pet.shadow
+    assert shadow is not None
+    new = sorted(shadow.vectors.keys() - state.rows.keys())
+    media = [*state.media, *new]
+    rows = PetRows(media, np.stack([shadow.vectors[medium] for medium in media]).astype(np.float32))
+    n = len(media)
+    return replace(
+        state,
+        model=shadow.model,
+        dim=shadow.dim,
+        media=rows.media(n),
+        rows=rows.index(n),
+        vectors=rows.vectors(n),
+        labels=np.append(state.labels, np.full(len(new), NOISE)).astype(np.int32),
+        standings=np.append(state.standings, np.full(len(new), Standing.NOISE)).astype(np.uint8),
+    )
+
+
+def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by: str, at: datetime) -> Switch:
+    """What the pet becomes in its shadow's space; ``density`` is of the vectors of :func:`in_shadow`.
+
+    Raises:
+        InvalidInput: as :func:`in_shadow`.
+    """
+    from sploot_cluster.decide.recluster import plan_recluster
+
+    state, shadow, left_out = pet.state, pet.shadow, _missing(pet)
+    assert shadow is not None
+    left, led = leave_out(pet, left_out)
+    beside = _placed(left)
+    # thresholds of the old space mean nothing in the new one
+    bare = replace(beside, clusters={id_: replace(card, threshold=np.inf) for id_, card in beside.clusters.items()})
+    is_settled = np.isin(beside.standings, (Standing.CORE, Standing.CORRECTED))
+    unsettled = replace(bare, standings=np.where(is_settled, Standing.ARRIVED, beside.standings).astype(np.uint8))
+    change, result = plan_recluster(unsettled, density, settings=settings, by=by)
+    switched = follow(beside, change, version="")
+    n_old, n = left.state.n_media, switched.n_media
+    was = overwritten_by(beside, change)
+    if led:
+        was = replace(was or of_aliases(switched.revision, {}), aliases={**(was.aliases if was else {}), **led})
+    overwritten, past_from = newest([*left.overwritten, *([was] if was else [])], pet.past_from)
+    old = Shadow(
+        model=state.model or "",
+        dim=state.dim or 0,
+        begun_at=at,
+        by=by,
+        vectors=dict(zip(state.media, state.vectors, strict=True)),
+        n_vectors=state.n_media,
+        was_own=True,
+    )
+    quarantine = {medium: why for medium, why in pet.quarantine.items() if medium not in switched.rows}
+    quarantine |= {medium: Quarantined(old.model, old.dim, at) for medium in left_out}
+    summary = {
+        "from": state.model,
+        "to": shadow.model,
+        "n_moved": result.n_moved,
+        "n_joined": n - n_old,
+        "n_left_out": len(left_out),
+        "constraints": f"{result.constraints_kept} of {result.constraints}",
+    }
+    after = replace(
+        left,
+        state=replace(switched, relabelled_at=switched.revision) if left_out else switched,
+        arrived=np.append(left.arrived, np.full(n - n_old, switched.revision)).astype(np.uint32),
+        overwritten=overwritten,
+        past_from=past_from,
+        history=(*pet.history, HistoryEntry(switched.revision, "switch", at, by, summary)),
+        quarantine=quarantine,
+        ingested=n + len(quarantine),
+        shadow=old,
+    )
+    diff = compare(Snapshot.of(left.state), replace(Snapshot.of(switched), revision=None))
+    leaving = (Move(medium, ClusterId(int(state.labels[state.rows[medium]])), None) for medium in left_out)
+    return Switch(
+        _token(pet, switched),
+        after,
+        replace(diff, moved=(*diff.moved, *leaving)),
+        result,
+        joining=tuple(switched.media[n_old:]),
+        left_out=tuple(left_out),
+    )
+
+
+def _token(pet: PetDump, switched: PetState) -> str:
+    content = sha256(f"{pet.state.version} {switched.model}".encode())
+    for medium in switched.media:
+        content.update(medium.encode() + b"\0")
+    content.update(switched.labels.astype("<i4").tobytes() + switched.standings.tobytes())
+    content.update(np.ascontiguousarray(switched.vectors).tobytes())
+    return f"{pet.state.revision}-{content.hexdigest()[:20]}"
+
+
+def cluster_of(state: PetState, media: MediaId) -> ClusterId:
+    """Where a medium is in the pet's own space; NOISE for one that only the shadow has."""
+    row = state.rows.get(media)
+    return NOISE if row is None else ClusterId(int(state.labels[row]))

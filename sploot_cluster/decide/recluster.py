@@ -1,0 +1,205 @@
+"""Conversion of density groups into clusters: corrections are enforced, noise stays within its budget, ids are stable.
+
+It is a pure function of a pet's state and its density, and cheap compared with computing the density, so it is simply
+repeated when another writer commits first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+import numpy as np
+
+from sploot_cluster.decide.assignment import Thresholds, reaches, similarity_to
+from sploot_cluster.decide.constraints import FREE, RowConstraints, Sides, count_kept, enforce, resolve
+from sploot_cluster.decide.regrouping import regroup
+from sploot_cluster.engine.selection import Density
+from sploot_cluster.pet.models import NOISE, Change, ClusterId, PetState, Reclustered, Standing
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, Rows
+from sploot_cluster.settings import ClusterSettings
+
+UNREACHABLE: Final = np.inf
+
+
+def plan_recluster(
+    state: PetState, density: Density, *, settings: ClusterSettings, by: str
+) -> tuple[Change, Reclustered]:
+    """Return the change that reclusters the pet, and its report.
+
+    1. Corrections are enforced on the density groups; items that joined a merged cluster later stay in it.
+    2. Curated clusters, those with items that a person placed, are never joined automatically and keep their id.
+    3. Items that arrived while density was computed are assigned like arrivals; so are those that a correction removes
+       from their density group.
+    4. Noise beyond the budget is absorbed, the most similar first, as far as ``absorption_slack`` allows.
+    5. Groups inherit the ids of the clusters that they overlap with.
+
+    Args:
+        state: the newest one; ``density`` covers its first ``len(density.labels)`` items.
+    """
+    constraints = resolve(state.ledger)
+    rows = constraints.by_row(state.rows)
+    n_seen = len(density.labels)
+    groups: LabelVector = np.full(state.n_media, NOISE, dtype=np.int32)
+    groups[:n_seen] = density.labels
+    dense = groups
+    all_rows = np.ones(state.n_media, dtype=np.bool_)
+    before = np.where(state.standings == Standing.ABSORBED, NOISE, state.labels).astype(np.int32)
+    groups = enforce(dense, state.vectors, rows, counts=all_rows, before=before, fair_share=settings.overlap_ratio)
+    given = _keep_curated(state, groups, rows, settings)
+
+    standings = np.where(groups == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)
+    standings[rows.placed] = Standing.CORRECTED
+    standings[rows.dismissed] = Standing.DISMISSED
+    thresholds = Thresholds(state)
+    reaches = _Reaches(state, groups, rows, thresholds)
+    is_late = (np.arange(state.n_media) >= n_seen) | (dense != NOISE)
+    late = np.flatnonzero((groups == NOISE) & is_late & ~rows.dismissed)
+    late_groups, late_reach = reaches.nearest(late)
+    joins = reaches.admit(late, late_groups, np.flatnonzero(late_reach <= settings.arrival_slack))
+    groups[late[joins]], standings[late[joins]] = late_groups[joins], Standing.ARRIVED
+
+    noise = np.flatnonzero((groups == NOISE) & ~rows.dismissed)
+    excess = len(noise) - settings.noise_budget(state.n_media)
+    if excess > 0:
+        noise_groups, noise_similarity, noise_reach = reaches.most_similar(noise)
+        within = np.flatnonzero(noise_reach <= settings.absorption_slack)
+        closest = within[np.argsort(-noise_similarity[within], kind="stable")][:excess]
+        absorbed = reaches.admit(noise, noise_groups, closest)
+        groups[noise[absorbed]], standings[noise[absorbed]] = noise_groups[absorbed], Standing.ABSORBED
+
+    regrouped = regroup(state, groups, standings, rows, settings, given=given, thresholds=thresholds)
+    labels = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
+    aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
+    n_kept, total = count_kept(labels, constraints, aliases=aliases)
+    reclustered = Reclustered(
+        revision=state.revision + 1,
+        backend=density.backend,
+        n_media=state.n_media,
+        n_clusters=len(set(labels.values()) - {NOISE}),
+        n_noise=int(np.count_nonzero(regrouped.standings == Standing.NOISE)),
+        n_dismissed=int(np.count_nonzero(rows.dismissed)),
+        n_absorbed=int(np.count_nonzero(regrouped.standings == Standing.ABSORBED)),
+        n_moved=regrouped.n_moved,
+        n_kept_ids=regrouped.n_kept_ids,
+        n_new_ids=regrouped.n_new_ids,
+        n_retired_ids=regrouped.n_retired_ids,
+        constraints_kept=n_kept,
+        constraints=total,
+        kept=f"constraints kept {n_kept} of {total}",
+        overridden=constraints.overridden,
+    )
+    summary = {
+        "n_media": reclustered.n_media,
+        "n_clusters": reclustered.n_clusters,
+        "n_noise": reclustered.n_noise,
+        "n_dismissed": reclustered.n_dismissed,
+        "n_absorbed": reclustered.n_absorbed,
+        "n_moved": reclustered.n_moved,
+        "constraints": f"{n_kept} of {total}",
+    }
+    return regrouped.change(state, "recluster", by=by, summary=summary, is_recluster=True), reclustered
+
+
+def _keep_curated(
+    state: PetState, groups: LabelVector, rows: RowConstraints, settings: ClusterSettings
+) -> dict[int, ClusterId]:
+    """Reserve the ids of curated clusters, and separate them, in place, from groups that belong to others.
+
+    A group can contain items that people placed in several clusters, or few placed items among many others. The cluster
+    with the most placed items claims the group, if they are a fair share of it (``settings.overlap_ratio``) or if most
+    of the group was that cluster before. The placed items of other clusters leave the group, together with the other
+    current members of their clusters.
+
+    Returns:
+        group -> id.
+    """
+    placed = np.flatnonzero(rows.placed & (state.labels != NOISE))
+    claims: dict[int, Counter[int]] = {}
+    for group, cluster in zip(groups[placed].tolist(), state.labels[placed].tolist(), strict=True):
+        claims.setdefault(group, Counter())[cluster] += 1
+
+    fresh = max(int(groups.max(initial=0)), 0)
+    held: list[tuple[int, ClusterId, int]] = []  # number of placed items, cluster, group
+    for group, n_placed in sorted(claims.items()):
+        members = groups == group
+        before = Counter(state.labels[members & (state.standings != Standing.ABSORBED)].tolist())
+        before.pop(NOISE, None)
+        ranked = sorted(n_placed, key=lambda cluster: (-n_placed[cluster], cluster))
+        for rank, cluster in enumerate(ranked):
+            is_fair = n_placed[cluster] >= settings.overlap_ratio * np.count_nonzero(members)
+            was_most = 2 * before[cluster] > before.total()
+            target = group
+            if rank > 0 or not (is_fair or was_most):
+                target = fresh = fresh + 1
+                leaving = members & (state.labels == cluster) & (state.standings != Standing.ABSORBED)
+                groups[leaving] = target
+            held.append((n_placed[cluster], ClusterId(cluster), target))
+
+    given: dict[int, ClusterId] = {}
+    for _, cluster, group in sorted(held, key=lambda claim: (-claim[0], claim[1], claim[2])):
+        if cluster not in given.values():
+            given[group] = cluster
+    return given
+
+
+class _Reaches:
+    """The reach that groups would need for given items; see :func:`~sploot_cluster.decide.assignment.reach`."""
+
+    def __init__(self, state: PetState, groups: LabelVector, rows: RowConstraints, thresholds: Thresholds) -> None:
+        self._vectors, self._rows = state.vectors, rows
+        self._members: list[Rows] = [np.flatnonzero(groups == group) for group in np.unique(groups[groups != NOISE])]
+        self._groups = [int(groups[members[0]]) for members in self._members]
+        self._numbers = np.array(self._groups or [NOISE], dtype=np.int32)
+        self._thresholds = [thresholds.of(members) for members in self._members]
+        self._sides: list[Sides] = [rows.sides_of(members) for members in self._members]
+
+    def nearest(self, media: Rows) -> tuple[LabelVector, FloatVector]:
+        """Return the group that each of ``media`` would join as an arrival, and the reach it needs.
+
+        That is the most similar group within reach, else the one that needs the least reach. The reach is infinite
+        where corrections forbid all groups.
+        """
+        similarity, far = self._measure(media)
+        within = np.where(far <= 1, similarity, -np.inf).astype(np.float32)
+        chosen = np.where(within.max(axis=0) > -np.inf, within.argmax(axis=0), far.argmin(axis=0))
+        return self._numbers[chosen], np.take_along_axis(far, chosen[None], axis=0)[0]
+
+    def most_similar(self, media: Rows) -> tuple[LabelVector, FloatVector, FloatVector]:
+        """Return the group that each of ``media`` is most similar to, the similarity, and the reach it needs.
+
+        Groups that corrections forbid are left out; the reach is infinite where they forbid all.
+        """
+        similarity, far = self._measure(media)
+        chosen = np.where(far < UNREACHABLE, similarity, -np.inf).argmax(axis=0)
+        chosen_similarity = np.take_along_axis(similarity, chosen[None], axis=0)[0]
+        return self._numbers[chosen], chosen_similarity, np.take_along_axis(far, chosen[None], axis=0)[0]
+
+    def _measure(self, media: Rows) -> tuple[FloatMatrix, FloatMatrix]:
+        """Return (groups, media) similarity and reach; one row of UNREACHABLE if there is no group."""
+        shape = (max(1, len(self._groups)), len(media))
+        similarity, far = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, UNREACHABLE, dtype=np.float32)
+        sides = [self._rows.sides[atom] if atom >= 0 else FREE for atom in self._rows.atoms[media].tolist()]
+        for at, (members, threshold, its_sides) in enumerate(
+            zip(self._members, self._thresholds, self._sides, strict=True)
+        ):
+            similarity[at] = similarity_to(self._vectors[members], self._vectors[media])
+            far[at] = reaches(similarity[at], threshold)
+            if its_sides:
+                far[at, [its_sides.conflict(its_own) for its_own in sides]] = UNREACHABLE
+        return similarity, far
+
+    def admit(self, media: Rows, groups: LabelVector, candidates: Rows) -> Rows:
+        """Return those of ``candidates``, positions in ``media`` and ``groups``, that may join their group one after
+        another.
+
+        Two candidates may be kept apart from each other without being kept apart from any present member of the group.
+        """
+        admitted = []
+        for candidate in candidates.tolist():
+            atom = int(self._rows.atoms[media[candidate]])
+            sides, at = self._rows.sides[atom] if atom >= 0 else FREE, self._groups.index(int(groups[candidate]))
+            if not self._sides[at].conflict(sides):
+                self._sides[at] |= sides
+                admitted.append(candidate)
+        return np.array(admitted, dtype=np.intp)

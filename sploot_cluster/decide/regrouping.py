@@ -1,0 +1,169 @@
+"""Conversion of groups of rows into the data that a commit writes: ids, cards and aliases.
+
+Corrections and reclusters both end here, so ids and thresholds follow the same rules for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sploot_cluster.decide.assignment import Thresholds, let_count
+from sploot_cluster.decide.cluster_ids import aliases_after, match_ids
+from sploot_cluster.decide.constraints import RowConstraints
+from sploot_cluster.pet.diff import mostly
+from sploot_cluster.pet.models import (
+    NOISE,
+    Change,
+    ChangeKind,
+    ClusterCard,
+    ClusterId,
+    Correction,
+    PetState,
+    Relabelling,
+    Standing,
+)
+from sploot_cluster.pet.vectors import LabelVector, Rows, StandingVector
+from sploot_cluster.settings import ClusterSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Regrouped:
+    """Groups that became clusters.
+
+    Attributes:
+        labels, standings: (n,) the pet's new values.
+        clusters, aliases: cards and aliases to write; None removes one.
+        n_moved: items whose cluster changed, including to and from noise.
+        n_kept_ids, n_new_ids, n_retired_ids: living ids in both, only after, and only before; a restored id counts as
+            new.
+    """
+
+    labels: LabelVector
+    standings: StandingVector
+    clusters: Mapping[ClusterId, ClusterCard | None]
+    aliases: Mapping[ClusterId, ClusterId | None]
+    next_cluster: ClusterId
+    n_moved: int
+    n_kept_ids: int
+    n_new_ids: int
+    n_retired_ids: int
+
+    def change(
+        self,
+        state: PetState,
+        kind: ChangeKind,
+        *,
+        by: str,
+        summary: Mapping[str, object],
+        correction: Correction | None = None,
+        is_recluster: bool = False,
+    ) -> Change:
+        """Return the change that commits it on ``state``; a recluster resets the count of arrivals."""
+        return Change(
+            kind,
+            next_cluster=self.next_cluster,
+            n_at_recluster=state.n_media if is_recluster else state.n_at_recluster,
+            noise_arrivals=0 if is_recluster else state.noise_arrivals,
+            relabelling=Relabelling(self.labels, self.standings),
+            clusters=self.clusters,
+            aliases=self.aliases,
+            correction=correction,
+            by=by,
+            summary=summary,
+        )
+
+
+def regroup(
+    state: PetState,
+    groups: LabelVector,
+    standings: StandingVector,
+    rows: RowConstraints,
+    settings: ClusterSettings,
+    *,
+    given: Mapping[int, ClusterId] | None = None,
+    next_cluster: ClusterId | None = None,
+    returning: Mapping[ClusterId, ClusterId] | None = None,
+    ended: Mapping[ClusterId, Rows] | None = None,
+    thresholds: Thresholds | None = None,
+) -> Regrouped:
+    """Compute ids, thresholds and aliases for groups that replace the pet's clusters.
+
+    Args:
+        groups: (n,) int32, any numbers from 0, -1 = noise.
+        standings: (n,) as planned. In a group of absorbed items only, these items count from now on, because every
+            cluster needs a counted member.
+        rows: the constraints; items that a person excluded from a cluster leave the group that inherits its id.
+        given: group -> the id that it must have; see :func:`~sploot_cluster.decide.cluster_ids.match_ids`.
+        next_cluster: the next unused id; default: the pet's own.
+        returning: aliases -> the ids that they point to again; see
+            :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
+        ended: ids that ended earlier -> the rows that they held last; see
+            :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
+        thresholds: those of ``state``, if already available.
+    """
+    standings = let_count(groups, standings)
+    identities = match_ids(
+        state.labels,
+        state.standings,
+        groups,
+        standings,
+        state.clusters,
+        state.next_cluster if next_cluster is None else next_cluster,
+        settings,
+        given=given,
+    )
+    labels, aliases = _kept_out(state, identities.label(groups), rows, returning or {}, ended or {})
+    standings[labels != identities.label(groups)] = Standing.NOISE
+    standings = let_count(labels, standings)
+    living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
+    return Regrouped(
+        labels,
+        standings,
+        clusters=_cards(state, labels, standings, living, thresholds or Thresholds(state)),
+        aliases=aliases,
+        next_cluster=identities.next_cluster,
+        n_moved=int(np.count_nonzero(labels != state.labels)),
+        n_kept_ids=len(living & state.clusters.keys()),
+        n_new_ids=len(living - state.clusters.keys()),
+        n_retired_ids=len(state.clusters.keys() - living),
+    )
+
+
+def _kept_out(
+    state: PetState,
+    labels: LabelVector,
+    rows: RowConstraints,
+    returning: Mapping[ClusterId, ClusterId],
+    ended: Mapping[ClusterId, Rows],
+) -> tuple[LabelVector, dict[ClusterId, ClusterId | None]]:
+    """Return the labels, with items removed from clusters that they are barred from, and the resulting aliases."""
+    labels = labels.copy()
+    while True:
+        aliases = aliases_after(state, labels, returning, ended)
+        leads_to = {**state.aliases, **aliases}
+        barred = [row for row, cluster in rows.barred if labels[row] == (leads_to.get(cluster) or cluster)]
+        if not barred:
+            return labels, aliases
+        labels[barred] = NOISE  # a removal may change where an alias points, so check again
+
+
+def _cards(
+    state: PetState,
+    labels: LabelVector,
+    standings: StandingVector,
+    living: set[ClusterId],
+    thresholds: Thresholds,
+) -> dict[ClusterId, ClusterCard | None]:
+    """Return the cards of new, changed and ended clusters; a threshold is computed from the counted members."""
+    counts = standings != Standing.ABSORBED
+    cards: dict[ClusterId, ClusterCard | None] = dict.fromkeys(state.clusters.keys() - living)
+    split_from = mostly(labels, state.labels, living - state.clusters.keys(), counts=counts)
+    for cluster in sorted(living):
+        before = state.clusters.get(cluster) or ClusterCard(cluster, 0, state.revision + 1, split_from.get(cluster))
+        card = replace(before, threshold=thresholds.of(np.flatnonzero((labels == cluster) & counts)))
+        if card != state.clusters.get(cluster):
+            cards[cluster] = card
+    return cards

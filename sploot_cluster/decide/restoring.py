@@ -1,0 +1,172 @@
+"""Restoring a pet: the labels of an earlier revision become a new revision, within the corrections still in force.
+
+A restore reverts what machines did, and the side effects of corrections; it does not revert a correction itself. Items
+that a correction in force holds elsewhere stay there, and are counted. To remove a correction, undo it. Items that
+arrived after the restored revision join the restored cluster of the items they share a cluster with now.
+
+Ids keep their meaning. A group gets the first of these ids that applies:
+
+1. its current id, if people made the cluster after the restored revision: they know it by this id;
+2. the id of the restored cluster that has more of its items here than in any other group: that cluster is back. An id
+   that people have since merged into another is not reused; it means the merged cluster;
+3. the id of the living cluster, or else of one that ended since, that has more of its items here than in any other
+   group;
+4. a new id, recorded as split from the cluster where its items just were.
+
+For 2 and 3 the overlap must be sufficient, as in a recluster (``settings.overlap_ratio``). Without corrections since
+the restored revision only 2 applies, and all ids are those of that revision.
+
+An id without a group becomes an alias of the cluster that has more than half of the items which the id held last. An id
+that was already an alias at the restored revision resolves to wherever the id is now that it pointed to then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sploot_cluster.decide.assignment import let_count, most_similar
+from sploot_cluster.decide.constraints import Constraints, count_kept, enforce, in_force, resolve
+from sploot_cluster.decide.feedback import standings_after
+from sploot_cluster.decide.regrouping import regroup
+from sploot_cluster.pet.models import NOISE, Change, ClusterId, Correction, Merge, PetState, Restored, Standing
+from sploot_cluster.pet.past import Past
+from sploot_cluster.pet.vectors import BoolVector, LabelVector, Rows
+from sploot_cluster.settings import ClusterSettings
+
+
+def plan_restore(
+    state: PetState, past: Past, revision: int, *, settings: ClusterSettings, operation_id: str, by: str
+) -> tuple[Change, Restored]:
+    """Return the change that restores the labels and ids of a revision, as far as corrections in force allow.
+
+    Args:
+        past: of ``state``.
+
+    Raises:
+        UnknownRevision: the pet never had this revision, or it is no longer kept.
+    """
+    then, ended = past.at(revision), past.ended_since(revision)
+    n_then, n_later = len(then.labels), state.n_media - len(then.labels)
+    labels = np.append(then.labels, np.full(n_later, NOISE, dtype=np.int32))
+    standings = np.append(let_count(then.labels, then.standings), state.standings[n_then:])
+    counts = standings != Standing.ABSORBED
+    clusters = _members(labels, counts=counts)
+    _bring_later(labels, state, clusters, settings, n_then=n_then, counts=counts)
+
+    constraints = resolve(state.ledger)
+    rows = constraints.by_row(state.rows)
+    groups = enforce(labels, state.vectors, rows, counts=counts | rows.placed)
+    standings = standings_after(standings, groups, rows)
+    ledger_then = tuple(correction for correction in state.ledger if correction.revision <= revision)
+    merged = _merged_since(state.ledger, ledger_then)
+    given: dict[int, ClusterId] = {}
+    for meant in (
+        _made_since(state, constraints, resolve(ledger_then)),
+        {id_: members for id_, members in clusters.items() if id_ not in merged},
+        _members(state.labels, counts=state.standings != Standing.ABSORBED),
+        {id_: members for id_, members in ended.items() if id_ not in merged},
+    ):
+        _claim(given, meant, groups, settings, counts=standings != Standing.ABSORBED)
+    regrouped = regroup(state, groups, standings, rows, settings, given=given, returning=then.aliases, ended=ended)
+    cluster_of = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
+    aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
+    n_kept, total = count_kept(cluster_of, constraints, aliases=aliases)
+    restored = Restored(
+        revision=state.revision + 1,
+        restored=revision,
+        n_moved=regrouped.n_moved,
+        n_held=int(np.count_nonzero(regrouped.labels[:n_then] != then.labels)),
+        n_later=n_later,
+        constraints_kept=n_kept,
+        constraints=total,
+        kept=f"constraints kept {n_kept} of {total}",
+        overridden=constraints.overridden,
+    )
+    summary = {
+        "restored": revision,
+        "operation_id": operation_id,
+        "n_moved": restored.n_moved,
+        "n_held": restored.n_held,
+        "n_later": restored.n_later,
+        "constraints": f"{n_kept} of {total}",
+    }
+    return regrouped.change(state, "restore", by=by, summary=summary), restored
+
+
+def _members(labels: LabelVector, *, counts: BoolVector) -> dict[ClusterId, Rows]:
+    """Return cluster -> those of its rows that count."""
+    ids = np.unique(labels[labels != NOISE]).tolist()
+    return {ClusterId(id_): np.flatnonzero((labels == id_) & counts) for id_ in ids}
+
+
+def _bring_later(
+    labels: LabelVector,
+    state: PetState,
+    clusters: Mapping[ClusterId, Rows],
+    settings: ClusterSettings,
+    *,
+    n_then: int,
+    counts: BoolVector,
+) -> None:
+    """Move items that arrived later, in place, to the restored cluster of the items they share a cluster with now.
+
+    If several restored clusters overlap sufficiently with an item's current cluster, the item joins the one it is most
+    similar to. If none does, or the item is noise now, it becomes noise.
+    """
+    for now, counting in _members(state.labels, counts=state.standings != Standing.ABSORBED).items():
+        later = np.flatnonzero(state.labels[n_then:] == now) + n_then
+        if not len(later):
+            continue
+        were, n = np.unique(labels[counting[counts[counting]]], return_counts=True)
+        homes = {
+            ClusterId(id_): clusters[ClusterId(id_)]
+            for id_, common in zip(were.tolist(), n.tolist(), strict=True)
+            if id_ != NOISE and common >= settings.overlap_ratio * min(len(clusters[ClusterId(id_)]), len(counting))
+        }
+        if homes:
+            labels[later] = most_similar(homes, state.vectors, later) if len(homes) > 1 else next(iter(homes))
+
+
+def _made_since(state: PetState, now: Constraints, then: Constraints) -> dict[ClusterId, Rows]:
+    """Return cluster -> its rows in :class:`Together` constraints that are in force now and were not then."""
+    before = set(then.together)
+    media = {medium for group in now.together if group not in before for medium in group.media}
+    rows = np.array(sorted(state.rows[medium] for medium in media if medium in state.rows), dtype=np.intp)
+    is_placed = np.zeros(state.n_media, dtype=np.bool_)
+    is_placed[rows] = True
+    return _members(np.where(is_placed, state.labels, NOISE).astype(np.int32), counts=is_placed)
+
+
+def _merged_since(ledger: tuple[Correction, ...], ledger_then: tuple[Correction, ...]) -> set[ClusterId]:
+    """Return the ids of clusters merged by merges that are in force now and were not in force in ``ledger_then``."""
+    before = {correction.revision for correction in in_force(ledger_then)}
+    since = (correction for correction in in_force(ledger) if correction.revision not in before)
+    return {id_ for correction in since if isinstance(correction, Merge) for id_ in correction.groups}
+
+
+def _claim(
+    given: dict[int, ClusterId],
+    meant: Mapping[ClusterId, Rows],
+    groups: LabelVector,
+    settings: ClusterSettings,
+    *,
+    counts: BoolVector,
+) -> None:
+    """Assign ids, in place, to groups without one; an id goes to the group that has most of the id's items.
+
+    Args:
+        meant: id -> the rows that counted in its cluster.
+        counts: (n,) bool, which rows count in ``groups``.
+    """
+    claims: list[tuple[int, ClusterId, int]] = []
+    for id_, members in meant.items():
+        candidates, n = np.unique(groups[members[(groups[members] != NOISE) & counts[members]]], return_counts=True)
+        if len(candidates):
+            group, common = int(candidates[n.argmax()]), int(n.max())
+            if common >= settings.overlap_ratio * min(len(members), int(np.count_nonzero((groups == group) & counts))):
+                claims.append((-common, id_, group))
+    for _, id_, group in sorted(claims):
+        if group not in given and id_ not in given.values():
+            given[group] = id_

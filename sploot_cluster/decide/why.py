@@ -1,0 +1,251 @@
+"""Explanation of an item's place: the nearest accepted items, its own cluster against the next best, and corrections.
+
+Accepted items are those in a cluster that were not merely absorbed into it. A pure function of a pet's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, assert_never
+
+import numpy as np
+
+from sploot_cluster.decide.assignment import reach, similarity_to
+from sploot_cluster.decide.constraints import Constraints, resolve
+from sploot_cluster.errors import UnknownMedia
+from sploot_cluster.pet.models import (
+    NOISE,
+    ChangeKind,
+    ClusterId,
+    Correction,
+    Dismissal,
+    Exclusion,
+    MediaId,
+    Merge,
+    PetState,
+    Said,
+    Split,
+    Standing,
+    Undo,
+)
+from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.tally import Quarantined
+
+N_NEAREST: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """An accepted item and its cosine similarity to the item in question."""
+
+    media: MediaId
+    cluster: ClusterId
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A cluster that the item is not in.
+
+    Attributes:
+        similarity: mean top-3 cosine similarity of the item to the cluster's accepted items.
+        threshold: similarity that an arrival must reach.
+        is_forbidden: whether a correction in force keeps the item out of it.
+    """
+
+    cluster: ClusterId
+    similarity: float
+    threshold: float
+    is_forbidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A correction in force, and in words what it demands of the item."""
+
+    revision: int
+    kind: ChangeKind
+    by: str
+    at: datetime
+    demand: str
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """The explanation of an item's place.
+
+    Attributes:
+        cluster: NOISE for an item in no cluster.
+        standing: None for a quarantined item, of which the pet has no vector to compare.
+        because: one sentence.
+        similarity, threshold: of its own cluster, as in :class:`Rival`; None for noise.
+        second: the most similar of the other clusters; None if there is none.
+        margin: similarity to its own cluster minus that to ``second``; below 0 for an item that was placed where it
+            would not have been assigned automatically; None unless there are both.
+        nearest: accepted items, the most similar first.
+        demands: of corrections in force, newest first.
+    """
+
+    media: MediaId
+    revision: int
+    cluster: ClusterId
+    standing: Standing | None
+    because: str
+    similarity: float | None
+    threshold: float | None
+    second: Rival | None
+    margin: float | None
+    nearest: Sequence[Near]
+    demands: Sequence[Demand]
+
+
+def explain(state: PetState, media: MediaId) -> Why:
+    """Explain why ``media`` is where it is. O(n · dim).
+
+    Raises:
+        UnknownMedia: the pet does not have it.
+    """
+    row = state.rows.get(media)
+    if row is None:
+        raise UnknownMedia(pet=state.pet, media=(media,), where="any cluster or the noise")
+    constraints = resolve(state.ledger)
+    rows = constraints.by_row(state.rows)
+    own, standing = ClusterId(int(state.labels[row])), Standing(int(state.standings[row]))
+
+    vector = state.vectors[row]
+    is_accepted = (state.labels != NOISE) & (state.standings != Standing.ABSORBED)
+    is_accepted[row] = False
+    accepted = np.flatnonzero(is_accepted)
+    similarity = state.vectors[accepted] @ vector
+    nearest = [
+        Near(state.media[int(accepted[at])], ClusterId(int(state.labels[accepted[at]])), float(similarity[at]))
+        for at in np.argsort(-similarity, kind="stable")[:N_NEAREST].tolist()
+    ]
+
+    sides = rows.sides[rows.atoms[row]] if rows.atoms[row] >= 0 else None
+    barred = {state.aliases.get(cluster, cluster) for at, cluster in rows.barred if at == row}
+    own_similarity: float | None = None
+    second: Rival | None = None
+    for cluster, card in sorted(state.clusters.items()):
+        members = accepted[state.labels[accepted] == cluster]
+        if not len(members):
+            continue
+        likeness = float(similarity_to(state.vectors[members], vector[None, :])[0])
+        if cluster == own:
+            own_similarity = likeness
+        elif second is None or likeness > second.similarity:
+            in_cluster = np.flatnonzero(state.labels == cluster)
+            is_forbidden = cluster in barred or (sides is not None and rows.sides_of(in_cluster).conflict(sides))
+            second = Rival(cluster, likeness, card.threshold, is_forbidden or bool(rows.dismissed[row]))
+    demands = tuple(_demands(state.ledger, constraints, media))
+    return Why(
+        media,
+        state.revision,
+        own,
+        standing,
+        because=_because(own, standing, own_similarity, second, demands),
+        similarity=own_similarity,
+        threshold=state.clusters[own].threshold if own in state.clusters else None,
+        second=second,
+        margin=None if own_similarity is None or second is None else own_similarity - second.similarity,
+        nearest=tuple(nearest),
+        demands=demands,
+    )
+
+
+def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow: Shadow | None) -> Why:
+    """Why ``media``, which has no row, is quarantined.
+
+    Args:
+        shadow: the space that is open beside the pet's own.
+    """
+    space = f"{why.model!r} with {why.dim} values, and the pet's are of {state.model!r} with {state.dim}"
+    if shadow is not None and (shadow.model, shadow.dim) == (why.model, why.dim):
+        ends = "a switch to that model takes it in"
+    else:
+        ends = f"it leaves when it is ingested as {state.model!r}"
+    return Why(
+        media,
+        state.revision,
+        NOISE,
+        standing=None,
+        because=f"it is quarantined: its vector is of {space}; {ends}",
+        similarity=None,
+        threshold=None,
+        second=None,
+        margin=None,
+        nearest=(),
+        demands=tuple(_demands(state.ledger, resolve(state.ledger), media)),
+    )
+
+
+def _because(
+    own: ClusterId, standing: Standing, similarity: float | None, second: Rival | None, demands: Sequence[Demand]
+) -> str:
+    match standing:
+        case Standing.CORE:
+            return f"clustered with similar items of cluster {own} in a recluster"
+        case Standing.ARRIVED:
+            return f"assigned on arrival or left by a correction: cluster {own} was the closest within its threshold"
+        case Standing.ABSORBED:
+            return f"absorbed from noise beyond the budget; cluster {own} was the most similar (low confidence)"
+        case Standing.CORRECTED | Standing.DISMISSED:
+            kinds = ("dismiss",) if standing == Standing.DISMISSED else ("merge", "split")
+            deciding = next((demand for demand in demands if demand.kind in kinds), None)
+            return f"decided by {deciding.by} at revision {deciding.revision}" if deciding else "decided by a person"
+        case Standing.NOISE:
+            if second is None:
+                return "the pet has no cluster that the item could join"
+            nearest = f"similarity to the nearest cluster, {second.cluster}, is {second.similarity:.3f}"
+            if second.is_forbidden:
+                return f"{nearest}, but a correction keeps the item out of it"
+            if reach(second.similarity, second.threshold) > 1:
+                return f"{nearest}, below its threshold of {second.threshold:.3f}"
+            return f"{nearest}, similar enough to join; the next recluster decides"
+        case _:
+            assert_never(standing)
+
+
+def _demands(ledger: Sequence[Correction], constraints: Constraints, media: MediaId) -> Iterator[Demand]:
+    """Yield what the corrections in force demand of an item; what newer corrections overrode is left out."""
+    placing = {group.revision: len(group.media) - 1 for group in constraints.together if media in group.media}
+    parting = {one.revision for one in constraints.apart if media in one.moved or media in one.remaining}
+    barring = {one.revision for one in constraints.barred if media in one.media}
+    nowhere = {one.revision for one in constraints.nowhere if media in one.media}
+    revisions = placing.keys() | parting | barring | nowhere
+    for correction in reversed(ledger):
+        if isinstance(correction, Undo) or correction.revision not in revisions:
+            continue
+        kind, demand = _told(correction, media, n_mates=placing.get(correction.revision))
+        yield Demand(correction.revision, kind, correction.by, correction.at, demand)
+
+
+def _told(correction: Said, media: MediaId, *, n_mates: int | None) -> tuple[ChangeKind, str]:
+    match correction:
+        case Merge(into=into):
+            return (
+                "merge",
+                f"together with the other merged items ({n_mates}), in the cluster that id {into} resolves to",
+            )
+        case Split(moved=moved, remaining=remaining):
+            if media in moved:
+                return (
+                    "split",
+                    f"apart from the items that remained ({len(remaining)}), "
+                    f"together with the others that moved ({n_mates or 0})",
+                )
+            return "split", f"apart from the items that moved away ({len(moved)})"
+        case Exclusion(source=source, media=taken_out, remaining=remaining):
+            if media in taken_out:
+                return (
+                    "exclude",
+                    f"not in the cluster that id {source} resolves to, "
+                    f"nor with the items that remained in it ({len(remaining)})",
+                )
+            return "exclude", f"apart from the excluded items ({len(taken_out)})"
+        case Dismissal():
+            return "dismiss", "in no cluster"
+        case _:
+            assert_never(correction)

@@ -1,0 +1,1 @@
+"""The numbers: neighbours, spanning trees, hierarchies and the selection of clusters."""

@@ -1,0 +1,272 @@
+"""The rows of a pet, in memory: appended to, never changed, shared by successive states.
+
+A pet of 50,000 items holds 100 MB of vectors, and every arrival makes a new
+:class:`~sploot_cluster.pet.models.PetState`. So states do not own rows; they share the first n of a
+:class:`PetRows`, and an arrival costs O(dim). Labels and standings are five bytes per item and are copied.
+
+:func:`follow` is what a commit means, told once for all stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from threading import Lock
+from typing import TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from sploot_cluster.pet.models import Change, ClusterId, MediaId, PetId, PetState
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector
+
+K = TypeVar("K")
+V = TypeVar("V")
+T = TypeVar("T", bound=np.generic)
+
+
+class PetRows:
+    """Media and their vectors by row. Row r, once there, stays as it is; safe to read and extend from many threads."""
+
+    def __init__(self, media: Sequence[MediaId] = (), vectors: FloatMatrix | None = None) -> None:
+        """Starts with these rows; ``vectors`` is kept, not copied, and never written to."""
+        self._media = list(media)
+        self._row_of = {medium: row for row, medium in enumerate(self._media)}
+        self._vectors = vectors if vectors is not None else np.empty((0, 0), dtype=np.float32)
+        self._lock = Lock()
+
+    @classmethod
+    def behind(cls, state: PetState) -> PetRows:
+        """The rows that ``state`` looks at; new ones for a state that somebody made by hand."""
+        if isinstance(state.media, MediaView):
+            return state.media.rows
+        return cls(state.media, state.vectors)
+
+    @property
+    def vector_bytes(self) -> int:
+        """What the vectors take, with the room for those to come."""
+        return self._vectors.nbytes
+
+    def media(self, n: int) -> MediaView:
+        return MediaView(self, self._media, n)
+
+    def index(self, n: int) -> RowIndex:
+        return RowIndex(self._media, self._row_of, n)
+
+    def vectors(self, n: int) -> FloatMatrix:
+        """(n, dim), read-only; the (0, 0) of a pet that has none."""
+        first: FloatMatrix = self._vectors[:n]
+        first.flags.writeable = False
+        return first
+
+    def vectors_and(self, n: int, vector: FloatVector) -> FloatMatrix:
+        """(n + 1, dim), read-only: the first n rows and a vector that may become the next, until rows are appended."""
+        with self._lock:
+            if len(self._media) != n:
+                return np.concatenate([self._vectors[:n], vector[None]])
+            self._make_room(n + 1, len(vector))
+            self._vectors[n] = vector
+            first: FloatMatrix = self._vectors[: n + 1]
+        first.flags.writeable = False
+        return first
+
+    def extended(self, n: int, media: Sequence[MediaId], vectors: FloatMatrix) -> PetRows:
+        """Rows whose first n are these and whose next are ``media``: these very ones, unless they go on otherwise.
+
+        They do when two states followed the same one and only one of them was committed, or when a failover of Redis
+        lost the rows that somebody remembers.
+        """
+        with self._lock:
+            there = min(len(self._media) - n, len(media))
+            if self._media[n : n + there] == list(media[:there]):
+                self._append(media[there:], vectors[there:])
+                return self
+        branch = PetRows(self._media[:n], self._vectors[:n])
+        branch._append(media, vectors)
+        return branch
+
+    def _append(self, media: Sequence[MediaId], vectors: FloatMatrix) -> None:
+        if not media:
+            return
+        n, m = len(self._media), len(self._media) + len(media)
+        self._make_room(m, vectors.shape[1])
+        self._vectors[n:m] = vectors
+        # the vectors first: whoever sees a medium finds its vector
+        self._media.extend(media)
+        self._row_of.update(zip(media, range(n, m), strict=True))
+
+    def _make_room(self, m: int, dim: int) -> None:
+        if m <= len(self._vectors) and self._vectors.flags.writeable:
+            return
+        # half as much again, so that n appends copy O(n) rows in total; states keep looking at the old memory
+        grown = np.empty((m + m // 2 + 8, dim), dtype=np.float32)
+        if n := len(self._media):
+            grown[:n] = self._vectors[:n]
+        self._vectors = grown
+
+
+class MediaView(Sequence[MediaId]):
+    """The first n media of :class:`PetRows`, in row order."""
+
+    __slots__ = ("_media", "_n", "rows")
+
+    def __init__(self, rows: PetRows, media: list[MediaId], n: int) -> None:
+        self.rows, self._media, self._n = rows, media, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __iter__(self) -> Iterator[MediaId]:
+        return islice(self._media, self._n)
+
+    @overload
+    def __getitem__(self, at: int) -> MediaId: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[MediaId, ...]: ...
+    def __getitem__(self, at: int | slice) -> MediaId | tuple[MediaId, ...]:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(self._n)
+            return tuple(self._media[row] for row in range(start, stop, step))
+        return self._media[range(self._n)[at]]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (MediaView, list, tuple)):
+            return tuple(self) == tuple(other)
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # equal to lists, which have no hash either
+
+    def __repr__(self) -> str:
+        return f"MediaView({list(self)!r})"
+
+
+class RowIndex(Mapping[MediaId, int]):
+    """Medium -> row for the first n media of :class:`PetRows`."""
+
+    __slots__ = ("_media", "_n", "_row_of")
+
+    def __init__(self, media: list[MediaId], row_of: dict[MediaId, int], n: int) -> None:
+        self._media, self._row_of, self._n = media, row_of, n
+
+    def __getitem__(self, medium: MediaId) -> int:
+        row = self._row_of[medium]
+        if row >= self._n:
+            raise KeyError(medium)
+        return row
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __iter__(self) -> Iterator[MediaId]:
+        # the list, because a dictionary cannot be walked while another thread adds to it
+        return islice(self._media, self._n)
+
+
+def empty_state(pet: PetId) -> PetState:
+    """A pet that has nothing, at revision 0."""
+    rows = PetRows()
+    return PetState(
+        pet=pet,
+        revision=0,
+        model=None,
+        dim=None,
+        media=rows.media(0),
+        rows=rows.index(0),
+        vectors=rows.vectors(0),
+        labels=np.empty(0, dtype=np.int32),
+        standings=np.empty(0, dtype=np.uint8),
+        clusters={},
+        aliases={},
+        ledger=(),
+        next_cluster=ClusterId(1),
+    )
+
+
+def follow(state: PetState, change: Change, *, version: str) -> PetState:
+    """The state after ``change`` was committed on ``state``; ``version`` is the store's name for it.
+
+    O(dim) per arrival and O(n) bytes of labels; ``state`` stays what it was.
+    """
+    arrivals = change.arrivals
+    labels = state.labels if change.relabelling is None else change.relabelling.labels
+    standings = state.standings if change.relabelling is None else change.relabelling.standings
+    media, index, vectors = state.media, state.rows, state.vectors
+    if arrivals:
+        rows = PetRows.behind(state).extended(
+            state.n_media,
+            [arrival.media for arrival in arrivals],
+            arrivals[0].vector[None] if len(arrivals) == 1 else np.stack([arrival.vector for arrival in arrivals]),
+        )
+        n = state.n_media + len(arrivals)
+        media, index, vectors = rows.media(n), rows.index(n), rows.vectors(n)
+    moves = labels is not state.labels and not (
+        np.array_equal(labels, state.labels) and np.array_equal(standings, state.standings)
+    )
+    labels = _appended(labels, np.int32, [arrival.label for arrival in arrivals])
+    standings = _appended(standings, np.uint8, [arrival.standing for arrival in arrivals])
+    return replace(
+        state,
+        revision=state.revision + 1,
+        version=version,
+        model=change.model or state.model,
+        dim=change.dim or state.dim,
+        media=media,
+        rows=index,
+        vectors=vectors,
+        labels=labels,
+        standings=standings,
+        clusters=_merged(state.clusters, change.clusters),
+        aliases=_merged(state.aliases, change.aliases),
+        ledger=state.ledger if change.correction is None else (*state.ledger, change.correction),
+        next_cluster=change.next_cluster,
+        n_at_recluster=change.n_at_recluster,
+        noise_arrivals=change.noise_arrivals,
+        relabelled_at=state.revision + 1 if moves else state.relabelled_at,
+    )
+
+
+def check(state: PetState, change: Change) -> None:
+    """Refuse a change that does not fit the state it was decided on, before anything is written.
+
+    Raises:
+        ValueError: a mistake of whoever decided; no input of a user leads here.
+    """
+    dim = change.dim or state.dim
+    if (change.dim is None) != (change.model is None) or (
+        change.dim is not None and state.dim not in (None, change.dim)
+    ):
+        raise ValueError(f"model {change.model!r} and dim {change.dim} do not fit {state.model!r} and {state.dim}")
+    if change.arrivals:
+        media = [arrival.media for arrival in change.arrivals]
+        if len(set(media)) < len(media) or any(medium in state.rows for medium in media):
+            raise ValueError(f"one of {len(media)} arrivals is in pet {state.pet} already, or arrives twice")
+        if dim is None or any(arrival.vector.shape != (dim,) for arrival in change.arrivals):
+            raise ValueError(f"a vector of an arrival does not have shape ({dim},)")
+    if change.relabelling is not None:
+        lengths = len(change.relabelling.labels), len(change.relabelling.standings)
+        if lengths != (state.n_media, state.n_media):
+            raise ValueError(f"relabelling of {lengths} rows for {state.n_media} media")
+    if change.correction is not None and change.correction.revision != state.revision + 1:
+        raise ValueError(f"correction says revision {change.correction.revision}, it makes {state.revision + 1}")
+
+
+def _appended(column: npt.NDArray[T], dtype: type[T], items: Sequence[int]) -> npt.NDArray[T]:
+    """A read-only column of one more row for each item."""
+    n = len(column)
+    longer = np.empty(n + len(items), dtype=dtype)
+    longer[:n], longer[n:] = column, items
+    longer.flags.writeable = False
+    return longer
+
+
+def _merged(stored: Mapping[K, V], written: Mapping[K, V | None]) -> Mapping[K, V]:
+    if not written:
+        return stored
+    merged = dict(stored)
+    for key, value in written.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    return merged

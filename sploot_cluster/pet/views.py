@@ -1,0 +1,58 @@
+"""Read-only views of pets, computed from their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, ClusterView, MediaId, PetState, PetView, Standing
+from sploot_cluster.pet.vectors import StandingVector
+
+
+def view_of(state: PetState) -> PetView:
+    """Return the view of ``state`` for readers, without reading its vectors. O(n log n)."""
+    # stable, so that the items of a cluster stay in order of arrival
+    order = np.argsort(state.labels, kind="stable")
+    labels, first = np.unique(state.labels[order], return_index=True)
+    rows_of = dict(zip(labels.tolist(), np.split(order, first[1:]), strict=True)) if len(order) else {}
+    no_rows = np.empty(0, dtype=order.dtype)
+
+    def media(rows: Sequence[int]) -> tuple[MediaId, ...]:
+        return tuple(state.media[row] for row in rows)
+
+    merged_into: dict[ClusterId, list[ClusterId]] = {}
+    for merged, into in state.aliases.items():
+        merged_into.setdefault(into, []).append(merged)
+
+    def cluster(card: ClusterCard) -> ClusterView:
+        rows = rows_of.get(card.id, no_rows)
+        return ClusterView(
+            card.id,
+            media(rows.tolist()),
+            _count(state.standings[rows]),
+            card.threshold,
+            card.since,
+            card.split_from,
+            tuple(sorted(merged_into.get(card.id, []))),
+        )
+
+    nowhere = rows_of.get(NOISE, no_rows)
+    is_dismissed = state.standings[nowhere] == Standing.DISMISSED
+    clusters = sorted(map(cluster, state.clusters.values()), key=lambda view: (-view.size, view.id))
+    return PetView(
+        pet=state.pet,
+        revision=state.revision,
+        model=state.model,
+        dim=state.dim,
+        n_media=state.n_media,
+        clusters=tuple(clusters),
+        noise=media(nowhere[~is_dismissed].tolist()),
+        dismissed=media(nowhere[is_dismissed].tolist()),
+        aliases=dict(state.aliases),
+    )
+
+
+def _count(standings: StandingVector) -> dict[Standing, int]:
+    values, counts = np.unique(standings, return_counts=True)
+    return {Standing(value): count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}

@@ -1,0 +1,229 @@
+"""All of a pet as one value, and as one file.
+
+The file is a zip of ``pet.json`` and the columns as they lie in Redis, little-endian, each with its checksum: any
+language reads it, nothing in it is executed, and the same pet makes the same bytes. What can be computed again, the
+kept tree and a waiting preview, is no part of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+
+from sploot_cluster.errors import UnreadableExport
+from sploot_cluster.pet import past
+from sploot_cluster.pet.models import (
+    NOISE,
+    ClusterCard,
+    ClusterId,
+    HistoryEntry,
+    MediaId,
+    Merge,
+    PetId,
+    PetState,
+    Split,
+    Standing,
+)
+from sploot_cluster.pet.rows import PetRows
+from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.tally import Quarantined
+from sploot_cluster.pet.vectors import FloatMatrix
+from sploot_cluster.pet.whole import PetDump
+from sploot_cluster.store import ledger_json as ledger
+
+FORMAT: Final = 1
+
+_FACTS: Final = "pet.json"
+_OLDEST: Final = (1980, 1, 1, 0, 0, 0)  # what a zip can say; the same pet makes the same bytes
+
+
+def dump(pet: PetDump) -> bytes:
+    """The pet as a file for :func:`load`."""
+    state = pet.state
+    columns = {
+        "vectors.f32le": state.vectors.astype("<f4", copy=False).tobytes(),
+        "labels.i32le": state.labels.astype("<i4", copy=False).tobytes(),
+        "standings.u8": state.standings.tobytes(),
+        "arrived.u32le": pet.arrived.astype("<u4", copy=False).tobytes(),
+        **({} if pet.shadow is None else {"shadow.f32le": _stacked(pet.shadow)}),
+        **{f"overwritten/{one.revision}": past.dump(one) for one in pet.overwritten},
+    }
+    facts = {
+        "format": FORMAT,
+        "pet_id": state.pet,
+        "revision": state.revision,
+        "model": state.model,
+        "dim": state.dim,
+        "media": list(state.media),
+        "clusters": [asdict(card) for _, card in sorted(state.clusters.items())],
+        "aliases": {str(old): now for old, now in sorted(state.aliases.items())},
+        "ledger": [json.loads(ledger.dumps(correction)) for correction in state.ledger],
+        "next_cluster": state.next_cluster,
+        "n_at_recluster": state.n_at_recluster,
+        "noise_arrivals": state.noise_arrivals,
+        "relabelled_at": state.relabelled_at,
+        "past_from": pet.past_from,
+        "history": [asdict(entry) | {"at": entry.at.isoformat()} for entry in pet.history],
+        "quarantine": {
+            medium: asdict(why) | {"at": why.at.isoformat()} for medium, why in sorted(pet.quarantine.items())
+        },
+        "ingested": pet.ingested,
+        "overflowed": pet.overflowed,
+        "shadow": None
+        if pet.shadow is None
+        else {
+            "model": pet.shadow.model,
+            "dim": pet.shadow.dim,
+            "begun_at": pet.shadow.begun_at.isoformat(),
+            "by": pet.shadow.by,
+            "was_own": pet.shadow.was_own,
+            "media": sorted(pet.shadow.vectors),
+        },
+        "sha256": {name: sha256(column).hexdigest() for name, column in columns.items()},
+    }
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in {_FACTS: json.dumps(facts, ensure_ascii=False, indent=1).encode(), **columns}.items():
+            packed.writestr(zipfile.ZipInfo(name, _OLDEST), content, zipfile.ZIP_DEFLATED)
+    return file.getvalue()
+
+
+def _stacked(shadow: Shadow) -> bytes:
+    return b"".join(shadow.vectors[medium].astype("<f4", copy=False).tobytes() for medium in sorted(shadow.vectors))
+
+
+def _shadow(said: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Shadow | None:
+    if said is None:
+        return None
+    vectors = np.frombuffer(columns["shadow.f32le"], dtype="<f4").astype(np.float32)
+    rows = vectors.reshape(len(said["media"]), said["dim"])
+    by_medium = {MediaId(medium): row for medium, row in zip(said["media"], rows, strict=True)}
+    begun_at = datetime.fromisoformat(said["begun_at"])
+    return Shadow(said["model"], said["dim"], begun_at, said["by"], by_medium, len(by_medium), said["was_own"])
+
+
+def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
+    """The pet of a file, under its own id or another one.
+
+    Raises:
+        UnreadableExport: no such file, of another format, damaged, or its parts do not fit together.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(file)) as packed:
+            facts: dict[str, Any] = json.loads(packed.read(_FACTS))
+            if facts["format"] != FORMAT:
+                raise UnreadableExport(f"it is of format {facts['format']!r}, this release knows {FORMAT}")
+            columns = {name: packed.read(name) for name in facts["sha256"]}
+        for name, column in columns.items():
+            if sha256(column).hexdigest() != facts["sha256"][name]:
+                raise UnreadableExport(f"{name} is not what its checksum says")
+        read = _read(facts, columns, pet or PetId(facts["pet_id"]))
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as exc:
+        raise UnreadableExport(f"{type(exc).__name__}: {exc}") from exc
+    for problem in _problems(read):
+        raise UnreadableExport(problem)
+    return read
+
+
+def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) -> PetDump:
+    media = [MediaId(medium) for medium in facts["media"]]
+    n, dim = len(media), facts["dim"]
+    vectors = np.frombuffer(columns["vectors.f32le"], dtype="<f4").astype(np.float32)
+    rows = PetRows(media, vectors.reshape(n, dim) if dim is not None else np.empty((0, 0), dtype=np.float32))
+    cards = [
+        ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card.get("split_from"))
+        for card in facts["clusters"]
+    ]
+    overwritten = [
+        past.load(int(name.removeprefix("overwritten/")), column)
+        for name, column in columns.items()
+        if name.startswith("overwritten/")
+    ]
+    return PetDump(
+        PetState(
+            pet=pet,
+            revision=facts["revision"],
+            model=facts["model"],
+            dim=dim,
+            media=rows.media(n),
+            rows=rows.index(n),
+            vectors=rows.vectors(n),
+            labels=np.frombuffer(columns["labels.i32le"], dtype="<i4").astype(np.int32),
+            standings=np.frombuffer(columns["standings.u8"], dtype=np.uint8).copy(),
+            clusters={card.id: card for card in cards},
+            aliases={ClusterId(int(old)): ClusterId(now) for old, now in facts["aliases"].items()},
+            ledger=tuple(ledger.loads(json.dumps(said), pet=pet) for said in facts["ledger"]),
+            next_cluster=ClusterId(facts["next_cluster"]),
+            n_at_recluster=facts["n_at_recluster"],
+            noise_arrivals=facts["noise_arrivals"],
+            relabelled_at=facts["relabelled_at"],
+        ),
+        arrived=np.frombuffer(columns["arrived.u32le"], dtype="<u4").astype(np.uint32),
+        overwritten=tuple(sorted(overwritten, key=lambda one: one.revision)),
+        past_from=facts["past_from"],
+        history=tuple(
+            HistoryEntry(**{**entry, "at": datetime.fromisoformat(entry["at"])}) for entry in facts["history"]
+        ),
+        quarantine={
+            MediaId(medium): Quarantined(why["model"], why["dim"], datetime.fromisoformat(why["at"]))
+            for medium, why in facts["quarantine"].items()
+        },
+        ingested=facts["ingested"],
+        overflowed=facts["overflowed"],
+        shadow=_shadow(facts["shadow"], columns),
+    )
+
+
+def _problems(pet: PetDump) -> Iterator[str]:
+    state = pet.state
+    n, lengths = state.n_media, (len(state.labels), len(state.standings), len(pet.arrived))
+    if lengths != (n, n, n):
+        yield f"it has {n} media, and {lengths} labels, standings and arrivals"
+    if len(set(state.media)) != n or set(state.media) & pet.quarantine.keys():
+        yield "a medium is in it twice"
+    if set(np.unique(state.labels).tolist()) - {NOISE} != set(state.clusters):
+        yield "its labels are not those of its clusters"
+    if pet.shadow is not None and pet.shadow.vectors.keys() - set(state.media) - pet.quarantine.keys():
+        yield "media that only its second model has are not in its quarantine"
+    if pet.ingested != n + len(pet.quarantine):
+        yield f"it ingested {pet.ingested} media, and has {n} and {len(pet.quarantine)} quarantined"
+    if any(len(one.rows) and int(one.rows[-1]) >= n for one in pet.overwritten):
+        yield "its past is about media that it does not have"
+    if (np.diff(pet.arrived.astype(np.int64)) < 0).any() or (n and int(pet.arrived[-1]) > state.revision):
+        yield "its media did not arrive one after the other"
+    spaces = [state.vectors] if pet.shadow is None else [state.vectors, np.array([*pet.shadow.vectors.values()])]
+    if not all(len(vectors) == 0 or _is_of_unit_norm(vectors) for vectors in spaces) or len(state.vectors) != n:
+        yield "its vectors are not of unit norm"
+    if not np.array_equal(state.labels == NOISE, np.isin(state.standings, (Standing.NOISE, Standing.DISMISSED))):
+        yield "its standings are not those of its labels"
+    if state.aliases.keys() & state.clusters.keys() or set(state.aliases.values()) - state.clusters.keys():
+        yield "its aliases do not lead to its clusters"
+    if state.next_cluster <= max(_ids_given_out(pet), default=0):
+        yield f"its next id, {state.next_cluster}, was given out already"
+
+
+def _is_of_unit_norm(vectors: FloatMatrix) -> bool:
+    # NaN is no norm either
+    norms = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    return bool((np.abs(norms - 1) < 1e-3).all())
+
+
+def _ids_given_out(pet: PetDump) -> Iterator[ClusterId]:
+    yield from pet.state.clusters
+    yield from pet.state.aliases
+    for correction in pet.state.ledger:
+        if isinstance(correction, Split):
+            yield correction.created
+        elif isinstance(correction, Merge):
+            yield from correction.groups
+    for one in pet.overwritten:
+        yield ClusterId(int(one.labels.max(initial=0)))
+        yield from one.aliases

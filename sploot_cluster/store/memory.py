@@ -1,0 +1,286 @@
+"""Pets in a dictionary: for tests, and for whoever uses the service as a library without Redis."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from threading import Lock
+from uuid import uuid4
+
+import numpy as np
+
+from sploot_cluster.errors import NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
+from sploot_cluster.pet.models import NOISE, Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView, Standing
+from sploot_cluster.pet.past import KEPT, Overwritten, Past, overwritten_by
+from sploot_cluster.pet.previews import Preview
+from sploot_cluster.pet.rows import check, empty_state, follow
+from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
+from sploot_cluster.pet.vectors import FloatVector
+from sploot_cluster.pet.views import view_of
+from sploot_cluster.pet.whole import PetDump
+from sploot_cluster.store.port import CLAIM_MS, HISTORY_KEPT
+
+
+@dataclass(slots=True)
+class _Pet:
+    state: PetState
+    history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=HISTORY_KEPT))
+    arrived: list[int] = field(default_factory=list)
+    overwritten: deque[Overwritten] = field(default_factory=deque)
+    past_from: int = 0
+    claimant: str | None = None
+    claimed_until_s: float = 0.0
+    tree: KeptTree | None = None
+    preview: Preview | None = None
+    quarantine: dict[MediaId, Quarantined] = field(default_factory=dict)
+    ingested: int = 0
+    overflowed: int = 0
+    shadow: Shadow | None = None
+
+
+class MemoryPetStore:
+    """The :class:`~sploot_cluster.store.port.PetStore` of one process. What it holds ends with it."""
+
+    def __init__(
+        self,
+        *,
+        max_vector_bytes: int = 512 * 1024 * 1024,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """``max_vector_bytes`` is the limit of one pet, by default that of a Redis value; ``clock`` stamps history."""
+        self._max_vector_bytes, self._clock = max_vector_bytes, clock
+        self._pets: dict[PetId, _Pet] = {}
+        self._lock = Lock()
+
+    def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
+        with self._lock:
+            held = self._pets.get(pet)
+            return held.state if held else empty_state(pet)
+
+    def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
+        check(state, change)
+        pet = state.pet
+        with self._lock:
+            held = self._pets.get(pet) or _Pet(empty_state(pet))
+            now_s = time.monotonic()
+            is_claimed = held.claimant not in (None, claimant) and now_s < held.claimed_until_s
+            if held.state.version != state.version:
+                if claimant and held.state.revision and not is_claimed:
+                    held.claimant, held.claimed_until_s = claimant, now_s + CLAIM_MS / 1000
+                raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
+            if is_claimed:
+                left_ms = round((held.claimed_until_s - now_s) * 1000)
+                raise PetClaimed(pet=pet, revision=held.state.revision, for_ms=left_ms)
+            if (
+                sum(arrival.vector.nbytes for arrival in change.arrivals) + state.vectors.nbytes
+                > self._max_vector_bytes
+            ):
+                raise PetTooLarge(pet=pet, n_media=state.n_media)
+            back = [arrival.media for arrival in change.arrivals if arrival.media in held.quarantine]
+            ingested = held.ingested + len(change.arrivals) - len(back)
+            clustered, noise, dismissed = counts_after(state, change)
+            tally = Tally(ingested, clustered, noise, len(held.quarantine) - len(back), dismissed)
+            if not tally.is_conserved:
+                raise NotConserved(pet=pet, problem=str(tally))
+            held.ingested = ingested
+            for medium in back:
+                del held.quarantine[medium]
+            revision, was = state.revision + 1, overwritten_by(state, change)
+            held.arrived += [revision] * len(change.arrivals)
+            if was:
+                held.overwritten.append(was)
+                if len(held.overwritten) > KEPT:
+                    held.past_from = held.overwritten.popleft().revision
+            held.state = follow(state, change, version=f"{state.born or uuid4().hex}.{uuid4().hex}")
+            held.claimant = None
+            if change.kind != "arrival":
+                entry = HistoryEntry(held.state.revision, change.kind, self._clock(), change.by, dict(change.summary))
+                held.history.append(entry)
+            self._pets[pet] = held
+            return held.state
+
+    def release(self, pet: PetId, claimant: str) -> None:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held and held.claimant == claimant:
+                held.claimant = None
+
+    def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held is None or held.state.born != tree.born:
+                return
+            if held.tree is None or held.tree.born != tree.born or held.tree.n <= tree.n:
+                held.tree = tree
+
+    def kept_tree(self, pet: PetId) -> KeptTree | None:
+        with self._lock:
+            held = self._pets.get(pet)
+            return held.tree if held else None
+
+    def keep_preview(self, preview: Preview) -> bool:
+        with self._lock:
+            held = self._pets.get(preview.pet)
+            if held is None or held.state.version != preview.state_version:
+                return False
+            held.preview = preview
+            return True
+
+    def kept_preview(self, pet: PetId) -> Preview | None:
+        with self._lock:
+            held = self._pets.get(pet)
+            is_there = held is not None and held.preview is not None and self._clock() < held.preview.expires_at
+            return held.preview if held and is_there else None
+
+    def view(self, pet: PetId) -> PetView:
+        return view_of(self.load(pet))
+
+    def revision(self, pet: PetId) -> int:
+        return self.load(pet).revision
+
+    def moved_at(self, pet: PetId) -> int:
+        return self.load(pet).relabelled_at
+
+    def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
+        with self._lock:
+            held = self._pets.get(pet)
+            return list(held.history)[: -limit - 1 : -1] if held else []
+
+    def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
+        with self._lock:
+            held = self._pets.get(state.pet)
+            if held is None or held.state.born != state.born or media in held.state.rows:
+                return False
+            if media not in held.quarantine:
+                if len(held.quarantine) >= MAX_QUARANTINED:
+                    held.overflowed += 1
+                    return False
+                held.ingested += 1
+            held.quarantine[media] = why
+            return True
+
+    def tally(self, pet: PetId) -> PetTally:
+        with self._lock:
+            held = self._pets.get(pet) or _Pet(empty_state(pet))
+            return PetTally(_tally(held), dict(held.quarantine))
+
+    def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
+        with self._lock:
+            tallies = {pet: _tally(held) for pet, held in sorted(self._pets.items()) if pets is None or pet in pets}
+        unconserved = tuple(pet for pet, tally in tallies.items() if not tally.is_conserved)
+        return Totals(sum(tallies.values(), start=Tally()), len(tallies), unconserved)
+
+    def past(self, pet: PetId) -> Past:
+        with self._lock:
+            held = self._pets.get(pet) or _Pet(empty_state(pet))
+            arrived = np.array(held.arrived, dtype=np.uint32)
+            return Past(held.state, arrived, list(reversed(held.overwritten)), held.past_from)
+
+    def dump(self, pet: PetId) -> PetDump:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held is None:
+                raise UnknownPet(pet=pet)
+            return PetDump(
+                held.state,
+                np.array(held.arrived, dtype=np.uint32),
+                tuple(held.overwritten),
+                held.past_from,
+                tuple(held.history),
+                dict(held.quarantine),
+                held.ingested,
+                held.shadow,
+                held.overflowed,
+            )
+
+    def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
+        pet = after.state.pet
+        state = empty_state(pet) if before is None else before.state
+        with self._lock:
+            held = self._pets.get(pet) or _Pet(empty_state(pet))
+            if held.state.version != state.version:
+                now_s = time.monotonic()
+                if claimant and held.state.revision and (held.claimant is None or held.claimed_until_s < now_s):
+                    held.claimant, held.claimed_until_s = claimant, now_s + CLAIM_MS / 1000
+                raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
+            if before is not None and _beside(before.shadow, before.quarantine) != _beside(
+                held.shadow, held.quarantine
+            ):
+                raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
+            self._pets[pet] = _Pet(
+                dataclasses.replace(after.state, version=f"{uuid4().hex}.{uuid4().hex}"),
+                history=deque(after.history, maxlen=HISTORY_KEPT),
+                arrived=after.arrived.tolist(),
+                overwritten=deque(after.overwritten),
+                past_from=after.past_from,
+                quarantine=dict(after.quarantine),
+                ingested=after.ingested,
+                overflowed=after.overflowed,
+                shadow=after.shadow,
+            )
+            return self._pets[pet].state
+
+    def delete(self, pet: PetId) -> bool:
+        with self._lock:
+            return self._pets.pop(pet, None) is not None
+
+    def shadow(self, pet: PetId) -> Shadow | None:
+        with self._lock:
+            held = self._pets.get(pet)
+            shadow = held.shadow if held else None
+            return None if shadow is None else dataclasses.replace(shadow, vectors={})
+
+    def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
+        with self._lock:
+            held = self._pets.get(state.pet)
+            if held is None or held.state.born != state.born or held.shadow is not None:
+                return False
+            held.shadow = shadow
+            return True
+
+    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
+        with self._lock:
+            held = self._pets.get(pet)
+            return sorted(held.shadow.vectors.keys() - held.state.rows.keys()) if held and held.shadow else []
+
+    def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
+        with self._lock:
+            held = self._pets.get(state.pet)
+            if held is None or held.state.born != state.born or held.shadow is None or held.shadow.model != why.model:
+                return False
+            vectors = {media: vector, **held.shadow.vectors}
+            held.shadow = dataclasses.replace(held.shadow, vectors=vectors, n_vectors=len(vectors))
+            if media not in held.state.rows:
+                held.ingested += media not in held.quarantine
+                held.quarantine[media] = why
+            return True
+
+    def end_shadow(self, pet: PetId) -> bool:
+        with self._lock:
+            held = self._pets.get(pet)
+            if held is None or held.shadow is None:
+                return False
+            held.shadow = None
+            return True
+
+    def pets(self) -> Sequence[PetId]:
+        with self._lock:
+            return sorted(self._pets)
+
+
+def _beside(shadow: Shadow | None, quarantine: Mapping[MediaId, Quarantined]) -> tuple[datetime | None, int, int]:
+    begun_at, n_vectors = (None, 0) if shadow is None else (shadow.begun_at, len(shadow.vectors))
+    return begun_at, n_vectors, len(quarantine)
+
+
+def _tally(held: _Pet) -> Tally:
+    state = held.state
+    clustered = int(np.count_nonzero(state.labels != NOISE))
+    dismissed = int(np.count_nonzero(state.standings == Standing.DISMISSED))
+    noise = state.n_media - clustered - dismissed
+    return Tally(held.ingested, clustered, noise, len(held.quarantine), dismissed, held.overflowed)

@@ -1,0 +1,705 @@
+"""Pets in Redis: one round trip to load what is new, one to commit. ``keys.py`` documents what lies where.
+
+A load is a consistent snapshot, because a script makes it. A commit writes everything or nothing, because a script
+does, and first compares the state it was decided on. The client may send a commit twice when a reply was lost: every
+commit has a random name, by which the script knows it again.
+
+redis-py's errors become ``StoreUnavailable`` here and nowhere else. Works from Redis 6.2 on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+from sys import intern
+from typing import Any, Final, NamedTuple, TypeVar, cast
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import redis
+
+from sploot_cluster.errors import (
+    NotConserved,
+    PetClaimed,
+    PetTooLarge,
+    RevisionConflict,
+    StoreUnavailable,
+    UnknownPet,
+    UnreadablePet,
+)
+from sploot_cluster.pet import previews
+from sploot_cluster.pet.models import (
+    NOISE,
+    Change,
+    ChangeKind,
+    ClusterCard,
+    ClusterId,
+    Correction,
+    HistoryEntry,
+    KeptTree,
+    MediaId,
+    PetId,
+    PetState,
+    PetView,
+    Standing,
+)
+from sploot_cluster.pet.past import KEPT, Past, overwritten_by
+from sploot_cluster.pet.past import dump as dump_overwritten
+from sploot_cluster.pet.past import load as load_overwritten
+from sploot_cluster.pet.previews import Preview
+from sploot_cluster.pet.rows import PetRows, check, empty_state, follow
+from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
+from sploot_cluster.pet.vectors import FloatVector, LabelVector, StandingVector
+from sploot_cluster.pet.views import view_of
+from sploot_cluster.pet.whole import PetDump
+from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
+from sploot_cluster.store import ledger_json as ledger
+from sploot_cluster.store.keys import FORMAT, PETS, PetKeys
+from sploot_cluster.store.port import CLAIM_MS
+from sploot_cluster.store.short_calls import ShortCalls
+
+T = TypeVar("T", bound=np.generic)
+
+# What one command reads of a pet's vectors: about 5 ms of the server's only thread, and all of a pet of 2,000 x 512.
+CHUNK_BYTES: Final = 4 * 1024 * 1024
+# What comes with the rest, in one round trip: more than a few arrivals is cheaper to read beside the script.
+BYTES_FROM_SCRIPT: Final = 64 * 1024
+
+# What load.lua answers to a reader who knows the newest state.
+IS_NEWEST: Final = 1
+
+# A Cluster cannot list a pet in the round trip of its commit: there, one commit of so many does.
+LISTED_EVERY: Final = 16
+
+# Pets whose counts one round trip reads: a millisecond of the server's only thread.
+TALLIES_PER_TRIP: Final = 500
+
+
+class RedisPetStore:
+    """The :class:`~sploot_cluster.store.port.PetStore` on a Redis server, Sentinel or Cluster."""
+
+    def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
+        """``client`` must answer in bytes: vectors are no text.
+
+        Raises:
+            ValueError: the client has ``decode_responses=True``.
+        """
+        if client.get_encoder().decode_responses:
+            raise ValueError("the client decodes answers to text; make it with decode_responses=False")
+        self._client = client
+        scripts = files(__package__)
+
+        def script(name: str) -> str:
+            return scripts.joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+        def careful(name: str) -> str:
+            return script("whole") + script(name)
+
+        # every arrival calls these two
+        calls = ShortCalls(client)
+        self._load = calls.script(careful("load"))
+        self._commit = calls.script(careful("commit"))
+        self._check = client.register_script(careful("check"))
+        self._keep = client.register_script(script("keep"))
+        self._keep_preview = client.register_script(script("keep_preview"))
+        self._quarantine = client.register_script(careful("quarantine"))
+        self._dump = client.register_script(careful("dump"))
+        self._begin_shadow = client.register_script(careful("begin_shadow"))
+        self._add_to_shadow = client.register_script(careful("add_to_shadow"))
+        self._end_shadow = client.register_script(careful("end_shadow"))
+        self._replace = client.register_script(careful("replace"))
+        self._release = client.register_script(script("release"))
+
+    def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
+        return self._read(pet, known or empty_state(pet), with_vectors=True)
+
+    def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
+        check(state, change)
+        pet, keys = state.pet, PetKeys.of(state.pet)
+        new_born, new_commit = "", uuid4().hex
+        with _translated(f"commit a change of pet {pet}"):
+            if not state.revision:
+                new_born = uuid4().hex
+                self._client.sadd(PETS, pet)
+            answer, n_listed = self._commit.and_then(
+                "SADD",
+                PETS,
+                pet,
+                if_short=state.revision % LISTED_EVERY > 0,
+                keys=keys,
+                args=[
+                    *_names(state.version),
+                    state.revision,
+                    new_born,
+                    new_commit,
+                    claimant or "",
+                    CLAIM_MS,
+                    *_written(state, change),
+                ],
+            )
+            if n_listed:
+                self._list(pet)  # else it stood there all the while
+        match _whole(pet, answer):
+            case [b"OK", _, born]:
+                return follow(state, change, version=f"{born.decode()}.{new_commit}")
+            case [b"CLAIMED", revision, for_ms]:
+                raise PetClaimed(pet=pet, revision=revision, for_ms=for_ms)
+            case [b"UNCONSERVED", _, ingested, quarantined]:
+                clustered, noise, dismissed = counts_after(state, change)
+                raise NotConserved(pet=pet, problem=str(Tally(ingested, clustered, noise, quarantined, dismissed)))
+            case [b"TOO_LARGE", _]:
+                raise PetTooLarge(pet=pet, n_media=state.n_media)
+            case [_, revision]:
+                raise RevisionConflict(pet=pet, expected=state.revision, current=revision)
+        raise AssertionError(f"commit.lua answered {answer!r}")
+
+    def release(self, pet: PetId, claimant: str) -> None:
+        with _translated(f"release pet {pet}"):
+            self._release(keys=[PetKeys.of(pet).meta], args=[claimant])
+
+    def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
+        keys = PetKeys.of(pet)
+        with _translated(f"keep the tree of pet {pet}"):
+            self._keep(keys=[keys.meta, keys.tree], args=[tree.born, tree.n, tree.body])
+
+    def kept_tree(self, pet: PetId) -> KeptTree | None:
+        with _translated(f"read the tree of pet {pet}"):
+            born, n, body = cast("list[bytes | None]", self._client.hmget(PetKeys.of(pet).tree, ["born", "n", "body"]))
+        return None if born is None or n is None or body is None else KeptTree(born.decode(), int(n), body)
+
+    def keep_preview(self, preview: Preview) -> bool:
+        keys = PetKeys.of(preview.pet)
+        _, commit = _names(preview.state_version)
+        for_ms = previews.KEPT_FOR // timedelta(milliseconds=1)
+        with _translated(f"keep a preview of pet {preview.pet}"):
+            return bool(
+                self._keep_preview(keys=[keys.meta, keys.preview], args=[commit, previews.dump(preview), for_ms])
+            )
+
+    def kept_preview(self, pet: PetId) -> Preview | None:
+        with _translated(f"read the preview of pet {pet}"):
+            stored = cast("bytes | None", self._client.get(PetKeys.of(pet).preview))
+        return None if stored is None else previews.load(stored, pet=pet)
+
+    def view(self, pet: PetId) -> PetView:
+        return view_of(self._read(pet, empty_state(pet), with_vectors=False))
+
+    def revision(self, pet: PetId) -> int:
+        with _translated(f"read the revision of pet {pet}"):
+            stored = cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "revision"))
+            if stored is None:
+                _whole(pet, self._check(keys=PetKeys.of(pet)))
+        with _readable(pet):
+            return int(stored or 0)
+
+    def moved_at(self, pet: PetId) -> int:
+        with _translated(f"read when media of pet {pet} were last moved"):
+            return int(cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "relabelled_at")) or 0)
+
+    def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
+        with _translated(f"read the history of pet {pet}"):
+            _whole(pet, self._check(keys=PetKeys.of(pet)))
+            entries = self._client.xrevrange(PetKeys.of(pet).history, count=limit)
+        with _readable(pet):
+            return [_entry(id_, fields) for id_, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)]
+
+    def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
+        pet, (born, _) = state.pet, _names(state.version)
+        with _translated(f"quarantine a medium of pet {pet}"):
+            answer = self._quarantine(keys=PetKeys.of(pet), args=[born, media, _dump_quarantined(why), MAX_QUARANTINED])
+        return bool(_whole(pet, answer))
+
+    def tally(self, pet: PetId) -> PetTally:
+        keys = PetKeys.of(pet)
+        with _translated(f"count the media of pet {pet}"):
+            tally = _tally(_whole(pet, self._check(keys=keys)))
+            stored = cast("dict[bytes, bytes]", self._client.hgetall(keys.quarantine))
+        with _readable(pet):
+            quarantine = {MediaId(medium.decode()): _load_quarantined(facts) for medium, facts in stored.items()}
+        return PetTally(tally, quarantine)
+
+    def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
+        tally, unconserved, damaged = Tally(), [], []
+        pets = self.pets() if pets is None else pets
+        for start in range(0, len(pets), TALLIES_PER_TRIP):
+            some = pets[start : start + TALLIES_PER_TRIP]
+            with _translated("count the media of all pets"):
+                answers = self._check_all(some)
+            for pet, answer in zip(some, answers, strict=True):
+                try:
+                    of_pet = _tally(_whole(pet, answer))
+                except UnreadablePet as problem:
+                    damaged.append(problem)
+                    continue
+                tally += of_pet
+                if not of_pet.is_conserved:
+                    unconserved.append(pet)
+        unreadable = (problem.pet for problem in damaged)
+        return Totals(tally, len(pets), tuple(sorted([*unconserved, *map(PetId, unreadable)])), tuple(damaged))
+
+    def _check_all(self, pets: Sequence[PetId]) -> list[Any]:
+        """What check.lua answers for each of them, in one round trip to each server."""
+        pipe = self._client.pipeline(transaction=False)
+        for keys in map(PetKeys.of, pets):
+            if isinstance(self._client, redis.RedisCluster):
+                # its pipelines refuse EVALSHA, and EVAL under its own name
+                pipe.execute_command("EVAL", self._check.script, len(keys), *keys)
+            else:
+                self._check(keys=keys, client=pipe)
+        return cast("list[Any]", pipe.execute())
+
+    def past(self, pet: PetId) -> Past:
+        keys = PetKeys.of(pet)
+        while True:
+            state = self._read(pet, empty_state(pet), with_vectors=False)
+            with _translated(f"read the past of pet {pet}"):
+                arrived = cast("bytes | None", self._client.get(keys.arrived)) or b""
+                entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrevrange(keys.overwritten))
+                born, since = cast("list[bytes | None]", self._client.hmget(keys.meta, "born", "past_from"))
+            if (born or b"").decode() == _names(state.version)[0]:
+                break  # else rows were deleted in between, and what was read is of others
+        column = _arrived(arrived, state.n_media)
+        with _readable(pet):
+            overwritten = [load_overwritten(_revision(id_), fields[b"was"]) for id_, fields in entries]
+        # what was committed after the state was read is no part of its past
+        told = [one for one in overwritten if one.revision <= state.revision]
+        return Past(state, column, told, since=int(since or 0))
+
+    def dump(self, pet: PetId) -> PetDump:
+        with _translated(f"read all of pet {pet}"):
+            answer = _whole(pet, self._dump(keys=PetKeys.of(pet)))
+        if not answer:
+            raise UnknownPet(pet=pet)
+        meta, media, vectors, labels, standings, clusters, aliases, said = answer[:8]
+        arrived, overwritten, history, quarantine, shadow, shadow_vectors = answer[8:]
+        told = _Told(meta, 0, media, b"", 0, 0, 0, labels, standings, clusters, aliases, 0, said)
+        facts = dict(_pairs(meta))
+        with _readable(pet):
+            state = _state(pet, empty_state(pet), told, vectors)
+            return PetDump(
+                state,
+                _arrived(arrived, state.n_media),
+                tuple(load_overwritten(_revision(id_), was) for id_, (_, was) in overwritten),
+                past_from=int(facts[b"past_from"]),
+                history=tuple(_entry(id_, dict(_pairs(fields))) for id_, fields in history),
+                quarantine={MediaId(medium.decode()): _load_quarantined(why) for medium, why in _pairs(quarantine)},
+                ingested=int(facts[b"ingested"]),
+                overflowed=int(facts[b"n_overflowed"]),
+                shadow=_load_shadow(dict(_pairs(shadow)), dict(_pairs(shadow_vectors))),
+            )
+
+    def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
+        pet, born, commit = after.state.pet, uuid4().hex, uuid4().hex
+        keys, state = PetKeys.of(pet), empty_state(pet) if before is None else before.state
+        with _translated(f"replace pet {pet}"):
+            if before is None:
+                self._client.sadd(PETS, pet)
+            answer = self._replace(
+                keys=keys,
+                args=[
+                    *_names(state.version),
+                    commit,
+                    claimant or "",
+                    CLAIM_MS,
+                    *_beside(before),
+                    *_commands(keys, after, born=born, commit=commit),
+                ],
+            )
+            if self._client.sadd(PETS, pet):
+                self._list(pet)
+        if _whole(pet, answer)[0] != b"OK":
+            raise RevisionConflict(pet=pet, expected=state.revision, current=answer[1])
+        return replace(after.state, pet=pet, version=f"{born}.{commit}")
+
+    def delete(self, pet: PetId) -> bool:
+        keys = PetKeys.of(pet)
+        with _translated(f"delete pet {pet}"):
+            n_deleted = self._client.delete(*keys)
+            self._list(pet)
+        return n_deleted > 0
+
+    def _list(self, pet: PetId) -> None:
+        """Have the pet among all pets if it holds something, and not otherwise.
+
+        Whoever made a pet begin or end does so afterwards. The set lies in another slot, so that nobody can look at the
+        pet and write there in one step: who wrote looks again, whether it is still so.
+        """
+        meta, was_there = PetKeys.of(pet).meta, None
+        while (is_there := bool(self._client.exists(meta))) != was_there:
+            if is_there:
+                self._client.sadd(PETS, pet)
+            else:
+                self._client.srem(PETS, pet)
+            was_there = is_there
+
+    def shadow(self, pet: PetId) -> Shadow | None:
+        keys = PetKeys.of(pet)
+        with _translated(f"read the shadow of pet {pet}"):
+            facts = cast("dict[bytes, bytes]", self._client.hgetall(keys.shadow))
+            n_vectors = self._client.hlen(keys.shadow_vectors) if facts else 0
+            if not facts:
+                _whole(pet, self._check(keys=keys))
+        with _readable(pet):
+            shadow = _load_shadow(facts, {})
+        return None if shadow is None else replace(shadow, n_vectors=n_vectors)
+
+    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
+        keys = PetKeys.of(pet)
+        with _translated(f"list what only the shadow of pet {pet} has"):
+            _whole(pet, self._check(keys=keys))
+            there = set(cast("list[bytes]", self._client.lrange(keys.media, 0, -1)))
+            beside = cast("list[bytes]", self._client.hkeys(keys.shadow_vectors))
+        return sorted(MediaId(medium.decode()) for medium in beside if medium not in there)
+
+    def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
+        pet, (born, _) = state.pet, _names(state.version)
+        with _translated(f"open a shadow of pet {pet}"):
+            answer = self._begin_shadow(keys=PetKeys.of(pet), args=[born, *_dump_shadow(shadow)])
+        return bool(_whole(pet, answer))
+
+    def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
+        pet, (born, _) = state.pet, _names(state.version)
+        content = vector.astype("<f4", copy=False).tobytes()
+        with _translated(f"put a medium into the shadow of pet {pet}"):
+            answer = self._add_to_shadow(
+                keys=PetKeys.of(pet), args=[born, why.model, media, content, _dump_quarantined(why)]
+            )
+        return bool(_whole(pet, answer))
+
+    def end_shadow(self, pet: PetId) -> bool:
+        with _translated(f"close the shadow of pet {pet}"):
+            answer = self._end_shadow(keys=PetKeys.of(pet))
+        return bool(_whole(pet, answer))
+
+    def pets(self) -> Sequence[PetId]:
+        with _translated("list the pets"):
+            return sorted(PetId(int(id_)) for id_ in cast("set[bytes]", self._client.smembers(PETS)))
+
+    def _read(self, pet: PetId, known: PetState, *, with_vectors: bool) -> PetState:
+        keys = PetKeys.of(pet)
+        with _translated(f"load pet {pet}"):
+            answer = self._load(
+                keys=keys,
+                args=[
+                    *_names(known.version),
+                    known.revision,
+                    known.n_media,
+                    len(known.ledger),
+                    known.media[-1] if known.n_media else "",
+                    BYTES_FROM_SCRIPT if with_vectors else 0,
+                ],
+            )
+            if answer == IS_NEWEST:
+                return known
+            if not _whole(pet, answer):
+                return empty_state(pet)
+            told = _Told(*answer)
+            vectors = told.vectors + b"".join(self._ranges(keys.vectors, told.rest_from, told.rest_to))
+        with _readable(pet):
+            return _state(pet, known, told, vectors if with_vectors else None)
+
+    def _ranges(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        for at in range(start, end, CHUNK_BYTES):
+            yield cast("bytes", self._client.getrange(key, at, min(at + CHUNK_BYTES, end) - 1))
+
+
+def _names(version: str) -> tuple[str, str]:
+    """``version`` as load.lua and commit.lua know it: the name of the pet's first commit, and of its last."""
+    born, _, commit = version.partition(".")
+    return born, commit
+
+
+def _written(state: PetState, change: Change) -> Iterator[Any]:
+    """The part of commit.lua's ARGV that says what to write."""
+    arrivals, relabelling = change.arrivals, change.relabelling
+    was = overwritten_by(state, change)
+    labels = b"".join(int(arrival.label).to_bytes(4, "little", signed=True) for arrival in arrivals)
+    standings = bytes(arrival.standing for arrival in arrivals)
+    moves = was is not None and len(was.rows) > 0
+    if relabelling is not None and moves:
+        labels = relabelling.labels.astype("<i4").tobytes() + labels
+        standings = relabelling.standings.astype(np.uint8).tobytes() + standings
+    yield from (FORMAT, change.model or "", change.dim or "")
+    yield from (change.next_cluster, change.n_at_recluster, change.noise_arrivals)
+    yield b"".join(arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals)
+    yield from (int(moves), labels, standings)
+    arrived = (state.revision + 1).to_bytes(4, "little") * len(arrivals)
+    yield from (arrived, b"" if was is None else dump_overwritten(was), KEPT)
+    yield from counts_after(state, change)
+    yield ledger.dumps(change.correction) if change.correction is not None else ""
+    yield from ("" if change.kind == "arrival" else change.kind, change.by, _json(change.summary))
+    for items in (
+        [arrival.media for arrival in arrivals],
+        [item for id_, card in change.clusters.items() if card is not None for item in (id_, _dump_card(card))],
+        [id_ for id_, card in change.clusters.items() if card is None],
+        [item for id_, into in change.aliases.items() if into is not None for item in (id_, into)],
+        [id_ for id_, into in change.aliases.items() if into is None],
+    ):
+        yield len(items)
+        yield from items
+
+
+def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:
+    """The revisions at which the first n rows came; others may have come since the pet was read."""
+    return np.frombuffer(stored, dtype="<u4", count=n).astype(np.uint32)
+
+
+def _tally(counts: Sequence[bytes]) -> Tally:
+    """The tally of what check.lua answers for a pet that is whole."""
+    return Tally(*map(int, counts))
+
+
+def _dump_shadow(shadow: Shadow) -> tuple[str | int, ...]:
+    """Fields and values of the hash."""
+    at = shadow.begun_at.isoformat()
+    was_own = int(shadow.was_own)
+    return ("model", shadow.model, "dim", shadow.dim, "begun_at", at, "by", shadow.by, "was_own", was_own)
+
+
+def _load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) -> Shadow | None:
+    if not facts:
+        return None
+    by_medium = {
+        MediaId(medium.decode()): np.frombuffer(row, dtype="<f4").astype(np.float32) for medium, row in vectors.items()
+    }
+    at = datetime.fromisoformat(facts[b"begun_at"].decode())
+    model, by = facts[b"model"].decode(), facts[b"by"].decode()
+    was_own = facts[b"was_own"] == b"1"
+    return Shadow(model, int(facts[b"dim"]), at, by, by_medium, len(by_medium), was_own)
+
+
+def _dump_quarantined(why: Quarantined) -> str:
+    return _json({"model": why.model, "dim": why.dim, "at": why.at.isoformat()})
+
+
+def _load_quarantined(text: bytes) -> Quarantined:
+    said = json.loads(text)
+    return Quarantined(said["model"], said["dim"], datetime.fromisoformat(said["at"]))
+
+
+def _beside(before: PetDump | None) -> tuple[str, int, int]:
+    """What replace.lua shall find beside a pet: when its shadow was opened, and how many media are there."""
+    if before is None:
+        return "", 0, 0
+    shadow = before.shadow
+    begun_at, n_vectors = ("", 0) if shadow is None else (shadow.begun_at.isoformat(), shadow.n_vectors)
+    return begun_at, n_vectors, len(before.quarantine)
+
+
+def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterator[Any]:
+    """What replace.lua shall write, as it wants it."""
+    number = {key: at for at, key in enumerate(keys, start=1)}
+    state = dump.state
+    clustered = int(np.count_nonzero(state.labels != NOISE))
+    dismissed = int(np.count_nonzero(state.standings == Standing.DISMISSED))
+    meta = {
+        "format": FORMAT,
+        "born": born,
+        "commit": commit,
+        "revision": state.revision,
+        "model": state.model,
+        "dim": state.dim,
+        "n_media": state.n_media,
+        "next_cluster": state.next_cluster,
+        "n_at_recluster": state.n_at_recluster,
+        "noise_arrivals": state.noise_arrivals,
+        "relabelled_at": state.relabelled_at,
+        "recarded_at": state.revision,
+        "past_from": dump.past_from,
+        "ingested": dump.ingested,
+        "n_clustered": clustered,
+        "n_noise": state.n_media - clustered - dismissed,
+        "n_dismissed": dismissed,
+        "n_clusters": len(state.clusters),
+        "n_aliases": len(state.aliases),
+        "n_corrections": len(state.ledger),
+        "n_history": len(dump.history),
+        "n_overwritten": len(dump.overwritten),
+        "n_quarantined": len(dump.quarantine),
+        "n_overflowed": dump.overflowed,
+        "n_shadow": None if dump.shadow is None else len(dump.shadow.vectors),
+    }
+
+    def command(name: str, key: str, *arguments: Any) -> Iterator[Any]:
+        # as many as Lua's stack holds, in pairs
+        for start in range(0, len(arguments), 5_000):
+            some = arguments[start : start + 5_000]
+            yield from (len(some), name, number[key], *some)
+
+    yield from command("HSET", keys.meta, *(item for pair in meta.items() if pair[1] is not None for item in pair))
+    yield from command("RPUSH", keys.media, *state.media)
+    yield from command("HSET", keys.rows, *(item for row, medium in enumerate(state.media) for item in (medium, row)))
+    if state.n_media:
+        yield from command("SET", keys.vectors, state.vectors.astype("<f4", copy=False).tobytes())
+        yield from command("SET", keys.labels, state.labels.astype("<i4", copy=False).tobytes())
+        yield from command("SET", keys.standings, state.standings.tobytes())
+        yield from command("SET", keys.arrived, dump.arrived.astype("<u4", copy=False).tobytes())
+    yield from command(
+        "HSET", keys.clusters, *(item for id_, card in state.clusters.items() for item in (id_, _dump_card(card)))
+    )
+    yield from command("HSET", keys.aliases, *(item for pair in state.aliases.items() for item in pair))
+    yield from command("RPUSH", keys.ledger, *(ledger.dumps(correction) for correction in state.ledger))
+    for entry in dump.history:
+        at_ms = round(entry.at.timestamp() * 1000)
+        facts = ("kind", entry.kind, "by", entry.by, "at_ms", at_ms, "summary", _json(entry.summary))
+        yield from command("XADD", keys.history, f"{entry.revision}-0", *facts)
+    for one in dump.overwritten:
+        yield from command("XADD", keys.overwritten, f"{one.revision}-0", "was", dump_overwritten(one))
+    if dump.shadow is not None:
+        vectors = dump.shadow.vectors.items()
+        yield from command("HSET", keys.shadow, *_dump_shadow(dump.shadow))
+        rows = (item for medium, row in vectors for item in (medium, row.astype("<f4").tobytes()))
+        yield from command("HSET", keys.shadow_vectors, *rows)
+    quarantine = dump.quarantine.items()
+    yield from command(
+        "HSET", keys.quarantine, *(item for medium, why in quarantine for item in (medium, _dump_quarantined(why)))
+    )
+
+
+class _Told(NamedTuple):
+    """What load.lua answers; its header says what each item is."""
+
+    meta: list[bytes]
+    from_row: int
+    media: list[bytes]
+    vectors: bytes
+    rest_from: int
+    rest_to: int
+    labels_from: int
+    labels: bytes
+    standings: bytes
+    clusters: list[bytes] | None
+    aliases: list[bytes] | None
+    from_correction: int
+    ledger: list[bytes]
+
+
+def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None) -> PetState:
+    """The state that was told, on the memory of ``known`` as far as it is an ancestor.
+
+    Raises:
+        ValueError, KeyError: the columns do not fit together.
+    """
+    meta = {name.decode(): value.decode() for name, value in _pairs(told.meta)}
+    version = f"{meta['born']}.{meta['commit']}"
+    media = [MediaId(intern(id_.decode())) for id_ in told.media]  # corrections name them, too
+    dim = int(meta["dim"]) if "dim" in meta else None
+    vectors = np.empty((0, 0), dtype=np.float32)
+    if vector_bytes is not None and dim is not None:
+        vectors = np.frombuffer(vector_bytes, dtype="<f4").astype(np.float32, copy=False).reshape(len(media), dim)
+    rows = PetRows.behind(known).extended(told.from_row, media, vectors) if told.from_row else PetRows(media, vectors)
+    n = told.from_row + len(media)
+    labels: LabelVector = _column(known.labels[: told.labels_from], np.frombuffer(told.labels, dtype="<i4"))
+    standings: StandingVector = _column(
+        known.standings[: told.labels_from], np.frombuffer(told.standings, dtype=np.uint8)
+    )
+    clusters, aliases = known.clusters, known.aliases
+    if told.clusters is not None and told.aliases is not None:
+        clusters = {ClusterId(int(id_)): _load_card(ClusterId(int(id_)), card) for id_, card in _pairs(told.clusters)}
+        aliases = {ClusterId(int(id_)): ClusterId(int(into)) for id_, into in _pairs(told.aliases)}
+    if not told.from_row and (unknown := set(np.unique(labels).tolist()) - {NOISE} - clusters.keys()):
+        raise ValueError(f"labels name cluster {min(unknown)}, which has no card")
+    return PetState(
+        pet=pet,
+        revision=int(meta["revision"]),
+        version=version,
+        model=meta.get("model"),
+        dim=dim,
+        media=rows.media(n),
+        rows=rows.index(n),
+        vectors=rows.vectors(n),
+        labels=labels,
+        standings=standings,
+        clusters=clusters,
+        aliases=aliases,
+        ledger=_ledger(pet, known, told),
+        next_cluster=ClusterId(int(meta["next_cluster"])),
+        n_at_recluster=int(meta["n_at_recluster"]),
+        noise_arrivals=int(meta["noise_arrivals"]),
+        relabelled_at=int(meta["relabelled_at"]),
+    )
+
+
+def _ledger(pet: PetId, known: PetState, told: _Told) -> tuple[Correction, ...]:
+    """What is known of the ledger and what was told of it; the very same where that is nothing."""
+    if not told.ledger and told.from_correction == len(known.ledger):
+        return known.ledger
+    return (*known.ledger[: told.from_correction], *(ledger.loads(text, pet=pet) for text in told.ledger))
+
+
+def _pairs(items: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """(field, value) of a hash as a script returns it."""
+    return zip(items[::2], items[1::2], strict=True)
+
+
+def _column(known: npt.NDArray[T], new: npt.NDArray[Any]) -> npt.NDArray[T]:
+    column = np.concatenate([known, new.astype(known.dtype, copy=False)])
+    column.flags.writeable = False
+    return column
+
+
+def _dump_card(card: ClusterCard) -> str:
+    said: dict[str, object] = {"threshold": card.threshold, "since": card.since}
+    return _json(said if card.split_from is None else said | {"split_from": card.split_from})
+
+
+def _load_card(id_: ClusterId, text: bytes) -> ClusterCard:
+    said = json.loads(text)
+    split_from = ClusterId(int(said["split_from"])) if "split_from" in said else None
+    return ClusterCard(id_, threshold=float(said["threshold"]), since=int(said["since"]), split_from=split_from)
+
+
+def _entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
+    return HistoryEntry(
+        revision=_revision(id_),
+        kind=cast("ChangeKind", fields[b"kind"].decode()),
+        at=datetime.fromtimestamp(int(fields[b"at_ms"]) / 1000, UTC),
+        by=fields[b"by"].decode(),
+        summary=json.loads(fields[b"summary"]),
+    )
+
+
+def _revision(id_: bytes) -> int:
+    """The revision that is the id of a stream's entry."""
+    return int(id_.partition(b"-")[0])
+
+
+def _whole(pet: PetId, answer: Any) -> Any:
+    """What a script answered.
+
+    Raises:
+        UnreadablePet: it answered that the pet is damaged (whole.lua).
+    """
+    match answer:
+        case [b"DAMAGED", key, expected, found]:
+            raise UnreadablePet.of_key(
+                pet=pet, key=key.decode(), expected=expected.decode(), found=found.decode(errors="replace")
+            )
+    return answer
+
+
+@contextmanager
+def _readable(pet: PetId) -> Iterator[None]:
+    """Have what cannot be read raise UnreadablePet."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as exc:
+        raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except REDIS_ERRORS as exc:
+        raise StoreUnavailable(doing=doing, problem=f"{type(exc).__name__}: {exc}", refusal=refusal_of(exc)) from exc

@@ -1,0 +1,1 @@
+"""What is measured, logged, traced and reported about jobs, and how it is exposed."""

@@ -1,0 +1,155 @@
+"""Error reports to Sentry: one for every job that failed for good, and never what it carried.
+
+Attempts that will be tried again are no report: they are in the metrics and the log. Reports are grouped by actor and
+kind of error. No argument of a job, no local variable and no text that looks like an embedding leaves this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, cast
+
+import dramatiq
+from dramatiq.broker import Broker, MessageProxy
+
+from broker import DeadLetter
+from tasks.observe.logs import without_payload
+from tasks.queue_ops.letters import kind_of_error, message_id_of, pet_of
+from tasks.settings import SettingInvalid, Settings
+
+if TYPE_CHECKING:
+    from sentry_sdk.transport import Transport
+    from sentry_sdk.types import Event, Hint
+
+FLUSH_S = 2.0
+
+
+def configure_error_reports(
+    settings: Settings, *, with_logged_errors: bool = False, transport: type[Transport] | Transport | None = None
+) -> bool:
+    """Begin to report, if ``SENTRY_DSN`` is set; whether it is. Before the broker is made.
+
+    Args:
+        with_logged_errors: also what is logged as an error, for processes that run no jobs.
+        transport: where reports go instead of the DSN's address, for tests.
+
+    Raises:
+        SettingInvalid: it is set, and sentry-sdk is not installed.
+    """
+    if not settings.sentry_dsn:
+        return False
+    try:
+        import sentry_sdk
+        from sentry_sdk.integrations.logging import LoggingIntegration
+    except ImportError:
+        raise SettingInvalid(
+            "SENTRY_DSN", "needs sentry-sdk", "pip install 'sploot-cluster[worker]', or unset it"
+        ) from None
+    sentry_sdk.init(
+        dsn=settings.sentry_dsn,
+        environment=settings.environment,
+        release=_release(),
+        transport=transport,
+        include_local_variables=False,
+        max_request_body_size="never",
+        # what it would find by itself (redis, fastapi) tells commands and bodies
+        auto_enabling_integrations=False,
+        integrations=[
+            LoggingIntegration(level=None, event_level=logging.ERROR if with_logged_errors else None),
+        ],
+        before_send=_scrubbed,
+    )
+    return True
+
+
+class ReportDeadJobs(dramatiq.Middleware):
+    """Reports every job that became a dead letter. Does nothing where nothing is configured."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        self._local.failed = None if exception is None else (message.message_id, exception)
+
+    def after_ack(self, broker: Broker, message: MessageProxy) -> None:
+        # a traceback holds the frames of a job, and with them its vectors
+        self._local.failed = None
+
+    def after_nack(self, broker: Broker, message: MessageProxy) -> None:
+        self._local.failed = None
+
+    def after_dead_letter(self, broker: Broker, letter: DeadLetter) -> None:
+        import sentry_sdk
+
+        client = sentry_sdk.get_client()
+        if not client.is_active():
+            return
+        message_id, exception = getattr(self._local, "failed", None) or (None, None)
+        if message_id != letter.message_id:
+            exception = None  # it died of something else than the last run of this thread
+        event, hint = _event(letter, exception, client.options)
+        sentry_sdk.capture_event(event, hint)
+
+    def after_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        import sentry_sdk
+
+        sentry_sdk.flush(timeout=FLUSH_S)
+
+
+def _event(letter: DeadLetter, exception: BaseException | None, options: Mapping[str, Any]) -> tuple[Event, Hint]:
+    from sentry_sdk.utils import event_from_exception
+
+    event: Event
+    hint: Hint
+    if exception is not None:
+        event, hint = event_from_exception(
+            exception, client_options=dict(options), mechanism={"type": "dramatiq", "handled": False}
+        )
+    else:
+        event, hint = {"level": "error", "message": f"{letter.reason}: {letter.error}"}, {}
+    about = letter.actor_name or letter.queue_name
+    event["fingerprint"] = [about, kind_of_error(letter), *([letter.field] if letter.field else [])]
+    event["transaction"] = about
+    event["tags"] = {"actor": letter.actor_name or "none", "queue": letter.queue_name, "reason": letter.reason}
+    event["contexts"] = {
+        "job": {
+            "pet_id": pet_of(letter),
+            "message_id": message_id_of(letter),
+            "letter_id": letter.id,
+            "entry_id": letter.entry_id,
+            "deliveries": letter.deliveries,
+            "field": letter.field,
+            "mend": letter.mend,
+            "show": f"sploot-cluster queue dead show {letter.queue_name} {letter.id}",
+        }
+    }
+    return event, hint
+
+
+def _scrubbed(event: Event, hint: Hint) -> Event:
+    """The event without anything that may be an embedding."""
+    return cast("Event", _without_payload(event))
+
+
+def _without_payload(value: Any) -> Any:
+    match value:
+        case str():
+            return without_payload(value)
+        case Mapping():
+            return {name: _without_payload(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_without_payload(item) for item in value]
+        case _:
+            return value
+
+
+def _release() -> str:
+    try:
+        return f"sploot-cluster@{version('sploot-cluster')}"
+    except PackageNotFoundError:
+        return "sploot-cluster@checkout"

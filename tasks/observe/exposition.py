@@ -1,0 +1,325 @@
+"""The process next to the workers that answers scrapers and probes, whatever the workers are busy with.
+
+Dramatiq's master starts it with the function that :class:`~tasks.observe.job_log.ExposeMetrics` names.
+``/metrics`` adds up the values of all worker processes and reads the samples of the queues from Redis. ``/healthz``
+reports whether every worker process moves, and asks Redis nothing; ``/readyz`` reports whether Redis takes writes and
+every queue has its group. A port that is taken is tried again until it is free; jobs go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
+from tasks.contracts import GROUP, stream_of
+from tasks.observe.logs import configure_logging
+from tasks.observe.metrics import VARIABLE, forget_the_dead, is_running, share_values
+from tasks.observe.pulse import Pulse, pulses, why_not_alive
+from tasks.observe.redis_probe import probe_writes
+from tasks.redis_urls import connect
+from tasks.settings import Settings
+
+logger = logging.getLogger("sploot-cluster.queue")
+
+# A scrape is given up after ten seconds, a probe after one; what is late is of no use to either.
+REDIS_TIMEOUT_S: Final = 0.8
+RETRY_S: Final = 5.0
+POLL_S: Final = 1.0
+DRAIN_POLL_S: Final = 0.1
+# Prometheus comes every 15 s; with the 30 s of a drain that is within the minute that Kubernetes gives.
+LAST_SCRAPE_S: Final = 17.0
+
+Exposition = Callable[[str], tuple[bytes, str]]
+
+
+def serve_metrics() -> int:
+    """Answer until the workers have ended, or the master is gone; what Dramatiq runs in a process of its own.
+
+    The master sends the signal that stops its workers here too. They drain for up to half a minute then, and what
+    fails meanwhile must be scraped: this process stays for as long as one of them runs, and for the next scrape after
+    that if it would see anything new. The master waits for it, except when it reloads: the next wants the port then.
+    """
+    values = share_values()
+    settings = Settings.from_env(os.environ)
+    configure_logging(settings.log_level)
+    master = os.getppid()
+    client = _client(settings)
+    pod = _Pod(client, settings, expose(client, settings, with_jobs=True), values)
+    stopping, is_reloading = threading.Event(), threading.Event()
+
+    def stop(number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            is_reloading.set()
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
+    server = _listen(pod, stopping)
+    if server is None:
+        return 0
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
+        thread.start()
+        try:
+            while os.getppid() == master and not stopping.wait(POLL_S):
+                pass
+            pod.is_draining = True
+            while os.getppid() == master and pod.has_workers():
+                time.sleep(DRAIN_POLL_S)
+            deadline = time.monotonic() + LAST_SCRAPE_S
+            while os.getppid() == master and not is_reloading.is_set() and pod.awaits_scrape(until=deadline):
+                time.sleep(DRAIN_POLL_S)
+        finally:
+            server.shutdown()
+            if values is not None:
+                shutil.rmtree(values, ignore_errors=True)
+    return 0
+
+
+def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Exposition:
+    """Makes ``/metrics``: the body and its media type, for what a scraper's ``Accept`` header says.
+
+    Args:
+        with_jobs: whether to add up what the workers of this master counted; other processes have only the samples.
+    """
+    from prometheus_client import CollectorRegistry, Metric
+    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.multiprocess import MultiProcessCollector
+    from prometheus_client.registry import Collector
+
+    from tasks.observe.backlog import BacklogCollector
+    from tasks.observe.media_totals import MediaCollector
+
+    class Rollout(Collector):
+        # no Gauge: among several processes its value would be written to a file, and outlive this one
+        def collect(self) -> Iterator[Metric]:
+            meaning = "Media of so many percent of all pets are taken from producers, as this process was told."
+            yield GaugeMetricFamily("cluster_ingest_rollout_percent", meaning, value=settings.ingest_rollout_percent)
+
+    started_at = time.time()
+
+    class Started(Collector):
+        def collect(self) -> Iterator[Metric]:
+            meaning = "When the counters of this pod began at 0, on its own clock."
+            yield GaugeMetricFamily("cluster_worker_start_time_seconds", meaning, value=started_at)
+
+    class Writable(Collector):
+        # looked at in every scrape; missing where Redis does not answer at all
+        def collect(self) -> Iterator[Metric]:
+            try:
+                probe_writes(client)
+            except REDIS_ERRORS as error:
+                if refusal_of(error) is None:
+                    return
+                takes_writes = 0
+            else:
+                takes_writes = 1
+            meaning = (
+                "1 where Redis took a write of this process during the scrape, 0 where it refused: it or its disk is "
+                "full, its replicas are gone, or it is a replica itself. No job can be enqueued or finished then."
+            )
+            yield GaugeMetricFamily("media_cluster_redis_writable", meaning, value=takes_writes)
+
+    def exposition(accept: str) -> tuple[bytes, str]:
+        registry = CollectorRegistry()
+        registry.register(BacklogCollector(client))
+        registry.register(MediaCollector(client))
+        registry.register(Writable())
+        registry.register(Rollout())
+        if with_jobs:
+            registry.register(Started())
+            forget_the_dead(Path(os.environ[VARIABLE]))
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
+        encode, media_type = choose_encoder(accept)
+        return encode(registry), media_type
+
+    return exposition
+
+
+@dataclass(frozen=True, slots=True)
+class Unready:
+    """Why jobs cannot run now.
+
+    Attributes:
+        hint: how to fix it.
+    """
+
+    problem: str
+    hint: str
+
+
+def why_not_ready(client: redis.Redis, queues: Iterable[str] = ()) -> str | None:
+    """Return why jobs cannot run now, and how to fix it, as one sentence; None when they can."""
+    unready = find_unready(client, queues)
+    return None if unready is None else f"{unready.problem}; {unready.hint}"
+
+
+def find_unready(client: redis.Redis, queues: Iterable[str] = ()) -> Unready | None:
+    """Return why jobs cannot run now, or None when they can: Redis takes writes, and queues have their groups.
+
+    Args:
+        queues: that must have a group, which their first consumer makes.
+    """
+    try:
+        probe_writes(client)
+        for queue in queues:
+            if not _has_group(client, stream_of(queue)):
+                return Unready(f"{stream_of(queue)} has no group {GROUP}", "workers make it when they begin")
+    except REDIS_ERRORS as error:
+        if (refusal := refusal_of(error)) is not None:
+            return Unready(refusal.problem, refusal.hint)
+        return Unready(
+            f"Redis does not answer: {error}", "check that the Redis at REDIS_URL is up and takes connections"
+        )
+    return None
+
+
+def _has_group(client: redis.Redis, stream: str) -> bool:
+    try:
+        groups: list[dict[str, Any]] = client.xinfo_groups(stream)
+    except redis.ResponseError:  # no such key
+        return False
+    return any(group["name"] in (GROUP, GROUP.encode()) for group in groups)
+
+
+class _Pod:
+    """What is asked of one master and its processes."""
+
+    def __init__(self, client: redis.Redis, settings: Settings, exposition: Exposition, shared: Path | None) -> None:
+        self.client, self.settings, self.exposition = client, settings, exposition
+        self._shared = shared
+        self._began_at = time.monotonic()
+        self._scraped_at: tuple[float, ...] = ()
+        self._scraped = self._counted()
+        self.is_draining = False
+
+    def scrape(self, accept: str) -> tuple[bytes, str]:
+        # before they are added up: what is counted in between is new to the next one
+        self._scraped = self._counted()
+        self._scraped_at = (*self._scraped_at[-1:], time.monotonic())
+        return self.exposition(accept)
+
+    def has_workers(self) -> bool:
+        """Whether a worker process runs that has booted and not ended its drain."""
+        return any(is_running(pulse.pid) for pulse in self._pulses())
+
+    def awaits_scrape(self, *, until: float) -> bool:
+        """Whether somebody scrapes again and again, is due before ``until``, and has not seen the last counts yet."""
+        if len(self._scraped_at) < 2 or self._counted() == self._scraped:
+            return False
+        before, last = self._scraped_at
+        # late by half its interval, it does not come any more
+        return time.monotonic() < min(until, last + 1.5 * (last - before))
+
+    def _counted(self) -> dict[str, bytes]:
+        """What the counters of all processes hold, in no form that matters."""
+        files = sorted(self._shared.glob("counter_*.db")) if self._shared is not None else []
+        counted = {}
+        for file in files:
+            with suppress(OSError):
+                counted[file.name] = hashlib.blake2b(file.read_bytes()).digest()
+        return counted
+
+    def why_not_alive(self) -> str | None:
+        if self.is_draining:
+            return None
+        now = time.monotonic()
+        return why_not_alive(
+            self._pulses(), hung_after_s=self.settings.hung_after_s, up_for_s=now - self._began_at, now_s=now
+        )
+
+    def why_not_ready(self) -> str | None:
+        said = self._pulses()
+        if not said:
+            return "no worker process has booted yet"
+        return why_not_ready(self.client, sorted({queue for pulse in said for queue in pulse.queues}))
+
+    def _pulses(self) -> list[Pulse]:
+        return pulses(self._shared) if self._shared is not None else []
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], pod: _Pod) -> None:
+        self.pod = pod
+        super().__init__(address, _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 10  # of a client that connects and says nothing
+
+    def do_GET(self) -> None:
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                body, media_type = self.server.pod.scrape(self.headers.get("Accept", ""))
+                self._answer(200, body, media_type)
+            case "/healthz":
+                self._verdict(self.server.pod.why_not_alive())
+            case "/readyz":
+                self._verdict(self.server.pod.why_not_ready())
+            case _:
+                self._json(404, {"status": "not found; there are /metrics, /healthz and /readyz"})
+
+    def _verdict(self, problem: str | None) -> None:
+        self._json(503 if problem else 200, {"status": problem or "ok"})
+
+    def _json(self, status: int, body: Mapping[str, str]) -> None:
+        self._answer(status, json.dumps(body).encode(), "application/json")
+
+    def _answer(self, status: int, body: bytes, media_type: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is http.server's
+        logger.debug("scraped", extra={"request": format % args})
+
+
+def _client(settings: Settings) -> redis.Redis:
+    return connect(
+        settings.redis_url,
+        connect_timeout_s=REDIS_TIMEOUT_S,
+        answer_timeout_s=REDIS_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def _listen(pod: _Pod, stopping: threading.Event) -> _Server | None:
+    """The server, as soon as its port is free; None if the master stops before."""
+    address = pod.settings.metrics_host, pod.settings.metrics_port
+    while not stopping.is_set():
+        try:
+            server = _Server(address, pod)
+        except OSError as error:
+            logger.error(
+                "metrics address cannot be used: %s; set WORKER_METRICS_PORT to a free port, jobs go on meanwhile",
+                error,
+                extra={"host": address[0], "port": address[1], "retry_s": RETRY_S},
+            )
+            stopping.wait(RETRY_S)
+        else:
+            logger.info("metrics are served", extra={"host": address[0], "port": server.server_address[1]})
+            return server
+    return None

@@ -1,0 +1,174 @@
+"""What is told of every job: its counters, and the one log line that ends each attempt."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import dramatiq
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.middleware import TimeLimitExceeded
+
+from broker import DeadLetter
+from sploot_cluster.errors import InvalidInput
+from tasks.contracts import RECLUSTER_PET
+from tasks.observe.exposition import serve_metrics
+from tasks.observe.job_facts import NO_BACKEND, JobFacts, close_job, open_job
+from tasks.observe.logs import pet_id_of
+from tasks.observe.metrics import OPERATIONS, UNCOUNTED_QUEUES, JobMetrics, Outcome, job_metrics
+from tasks.queue_ops.letters import message_id_of, pet_of
+from tasks.trace_context import current_traceparent, trace_id_of, traceparent_of
+
+logger = logging.getLogger("sploot-cluster.queue")
+
+# Of a message that no actor ever saw, so that no attempt was counted.
+NEVER_RAN: Final = frozenset({"undecodable", "wrong-queue", "unknown-actor", "oversize", "not-enqueued"})
+
+
+class NoiseNotes(Protocol):
+    """Where the noise of reclusters is noted, such as ``NoiseWatch``."""
+
+    def note(self, n_noise: int) -> object: ...
+
+
+class RecordJobs(dramatiq.Middleware):
+    """Counts every attempt and writes its log line. Nothing that fails in here touches the job.
+
+    Args:
+        metrics: where to count; those of this process by default.
+        clock: seconds since the epoch, for how long a job waited.
+    """
+
+    def __init__(
+        self, *, noise: NoiseNotes, metrics: JobMetrics | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._noise, self._clock = noise, clock
+        self._metrics = metrics or job_metrics()
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        # counted now: once it failed, the Retries middleware may have counted it before us
+        open_job(message.options.get("retries", 0) + 1)
+        self._metrics.in_progress.inc()
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        facts = close_job()
+        if facts is None:
+            return
+        self._metrics.in_progress.dec()
+        duration_s = time.perf_counter() - facts.started_s
+        outcome = outcome_of(exception)
+        self._log(message, facts, outcome, duration_s, exception)
+        if message.queue_name in UNCOUNTED_QUEUES:
+            return
+        self._metrics.jobs.labels(outcome, facts.backend).inc()
+        self._metrics.durations.labels(facts.backend).observe(duration_s)
+        if operation := OPERATIONS.get(message.actor_name):
+            self._metrics.feedback.labels(operation, outcome).inc()
+        if message.actor_name == RECLUSTER_PET and facts.noise_count is not None:
+            self._note_noise(facts.noise_count)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        if close_job() is not None:
+            self._metrics.in_progress.dec()
+
+    def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        self._metrics.threads.set(worker.worker_threads)
+
+    def after_enqueue(self, broker: Broker, message: dramatiq.Message[Any], delay: int | None) -> None:
+        if message.options.get("retries"):
+            self._metrics.retries.labels(message.actor_name).inc()
+
+    def after_dead_letter(self, broker: Broker, letter: DeadLetter) -> None:
+        """A message that no actor saw is an invalid job; one whose workers died each time is an error."""
+        if letter.reason in NEVER_RAN:
+            self._metrics.jobs.labels("invalid", NO_BACKEND).inc()
+        elif letter.reason == "delivery-limit":
+            self._metrics.jobs.labels("error", NO_BACKEND).inc()
+        logger.warning(
+            "dead letter",
+            extra={
+                "queue": letter.queue_name,
+                "letter_id": letter.id,
+                "reason": letter.reason,
+                "actor": letter.actor_name,
+                "pet_id": pet_of(letter),
+                "message_id": message_id_of(letter),
+                "field": letter.field,
+                "error": letter.error,
+                "mend": letter.mend,
+                "deliveries": letter.deliveries,
+            },
+        )
+
+    def _log(
+        self,
+        message: MessageProxy,
+        facts: JobFacts,
+        outcome: Outcome,
+        duration_s: float,
+        exception: BaseException | None,
+    ) -> None:
+        age_ms = self._age_ms(message)
+        told = {
+            "pet_id": facts.pet_id or pet_id_of(message),
+            "message_id": message.message_id,
+            "actor": message.actor_name,
+            "attempt": facts.attempt,
+            "backend_used": facts.backend,
+            "outcome": outcome,
+            "duration_ms": round(1000 * duration_s, 1),
+            "queue_ms": None if age_ms is None else round(max(0.0, age_ms - 1000 * duration_s), 1),
+            "age_ms": None if age_ms is None else round(age_ms, 1),
+            "trace_id": trace_id_of(traceparent_of(message.kwargs, message.options) or current_traceparent()),
+        }
+        if exception is None:
+            level = logging.DEBUG if message.queue_name in UNCOUNTED_QUEUES else logging.INFO
+            logger.log(level, "job done", extra=told)
+        else:
+            told["error"] = f"{type(exception).__name__}: {exception}"
+            logger.warning("job failed", extra=told, exc_info=exception if outcome == "error" else None)
+
+    def _age_ms(self, message: MessageProxy) -> float | None:
+        """Since the job was enqueued; None where its entry or its sender claims a time that is yet to come."""
+        now_ms = 1000 * self._clock()
+        added_ms = int(getattr(message, "entry_id", "0").partition("-")[0])
+        return None if max(added_ms, message.message_timestamp) > now_ms else now_ms - message.message_timestamp
+
+    def _note_noise(self, n_noise: int) -> None:
+        try:
+            self._noise.note(n_noise)
+        except Exception:
+            logger.warning("noise of a recluster not noted", exc_info=True)
+
+
+class ExposeMetrics(dramatiq.Middleware):
+    """Has the master of the workers start a process that answers ``/metrics``, ``/healthz`` and ``/readyz``."""
+
+    @property
+    def forks(self) -> list[Callable[[], int]]:
+        return [serve_metrics]
+
+
+class LoadEngine(dramatiq.Middleware):
+    """Loads what computes when a worker process boots, so that no job waits a second for it."""
+
+    def after_process_boot(self, broker: Broker) -> None:
+        import sploot_cluster.density
+        import sploot_cluster.engine.neighbours  # noqa: F401
+
+
+def outcome_of(exception: BaseException | None) -> Outcome:
+    """How an attempt ended, in one word."""
+    match exception:
+        case None:
+            return "success"
+        case InvalidInput():
+            return "invalid"
+        case TimeLimitExceeded():
+            return "timeout"
+        case _:
+            return "error"

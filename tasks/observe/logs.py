@@ -1,0 +1,242 @@
+"""Logs as events: one JSON object a line, the same under Dramatiq's own command and everybody else's.
+
+Whoever logs about a job names it by what Dramatiq hands them: a message, or nothing at all where the thread runs one.
+What a line must have then (``pet_id``, ``message_id``, ``actor``) is put in here, and what no line may have, the values
+of an embedding, is taken out here, whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final
+
+import dramatiq
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.compat import StreamablePipe
+
+from tasks.observe.log_stream import LogStream, stream_over
+
+SERVICE: Final = "sploot-cluster"
+
+# What they say at INFO is about themselves, or about every sample of the queues; their warnings stay.
+_CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
+
+# The broker's own words about what RecordJobs tells with pet and message id: one line a dead letter is enough.
+_TOLD_BETTER: Final = frozenset({"an entry is no message; it is a dead letter now"})
+
+_SHORTEST_PAYLOAD: Final = 80  # characters: base64 of 15 values; nobody embeds in fewer
+# base64 of a vector, its bytes and its numbers as Python prints them
+_NUMBER: Final = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
+_PAYLOAD: Final = re.compile(
+    rf"[A-Za-z0-9+/]{{{_SHORTEST_PAYLOAD},}}={{0,2}}"
+    rf"|b'(?:\\.|[^'\\]){{{_SHORTEST_PAYLOAD},}}'"
+    rf"|b\"(?:\\.|[^\"\\]){{{_SHORTEST_PAYLOAD},}}\""
+    rf"|(?:{_NUMBER},?\s+){{7,}}{_NUMBER}"
+)
+
+Message = dramatiq.Message[Any] | MessageProxy
+
+_running: ContextVar[Message | None] = ContextVar("running message", default=None)
+
+
+class NameJobs(dramatiq.Middleware):
+    """Tells the log which message a thread runs. The first of all middleware: what the others say is about it too."""
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        _running.set(message)
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        _running.set(None)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        _running.set(None)
+
+
+def configure_logging(level: str) -> None:
+    """Let every logger of this process write JSON lines to standard error. Calling it again changes nothing.
+
+    Dramatiq gives each of its processes a pipe as standard error and writes its own format there. Its handler is
+    replaced; its pipe is kept, so that lines of several processes do not mix. Called before Dramatiq's or periodiq's
+    command begins, as ``sploot-cluster worker`` and ``scheduler`` do, their masters write JSON too; under the stock
+    commands the few lines of the master itself are in Dramatiq's own format. ``ops/README.md`` says which.
+    A reader that is slow, stopped or gone keeps no thread waiting: see ``log_stream``.
+    """
+    stream = sys.stderr = stream_over(sys.stderr, report=_report_of_dropped, count=_count_dropped)
+    if isinstance(sys.stdout, StreamablePipe):  # that of a worker process, for what a job prints
+        sys.stdout = stream
+    handler = _Lines(stream)
+    handler.setFormatter(_formatter())
+    handler.addFilter(_prepared)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_of_thread
+
+
+def pet_id_of(message: Message) -> int | None:
+    """The pet that a message is about, where it says so in a usable way."""
+    pet_id = message.kwargs.get("pet_id")
+    return pet_id if type(pet_id) is int else None
+
+
+def without_payload(text: str) -> str:
+    """The text with everything that may be an embedding replaced by its length."""
+    if len(text) < _SHORTEST_PAYLOAD:
+        return text
+    return _PAYLOAD.sub(lambda found: f"<{len(found[0])} characters>", text)
+
+
+class _Lines(logging.StreamHandler[LogStream]):
+    """Writes lines; of one that cannot be written, in JSON too, what it was about."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
+        # the standard library would print plain text here, arguments and all
+        error, template = sys.exc_info()[0], record.msg
+        line = {
+            "level": "ERROR",
+            "logger": record.name,
+            "message": "a log line could not be written",
+            "service": SERVICE,
+            "of": without_payload(template) if isinstance(template, str) else type(template).__name__,
+            "at": f"{record.pathname}:{record.lineno}",
+            "error": error.__name__ if error is not None else None,
+            "timestamp": _time_of(record),
+        }
+        with suppress(OSError, ValueError):  # the stream itself may be the error
+            self.stream.write(json.dumps(line) + self.terminator)
+            self.flush()
+
+
+def _report_of_dropped(n: int) -> str:
+    line = {
+        "level": "WARNING",
+        "logger": f"{SERVICE}.queue",
+        "message": "log lines were dropped, because their reader had stopped",
+        "service": SERVICE,
+        "n": n,
+        "timestamp": datetime.now(UTC).isoformat(),
+    }
+    return json.dumps(line) + "\n"
+
+
+def _count_dropped(n: int) -> None:
+    from tasks.observe.metrics import count_dropped_log_lines
+
+    count_dropped_log_lines(n)
+
+
+def _time_of(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, tz=UTC).isoformat()
+
+
+def _prepared(record: logging.LogRecord) -> bool:
+    """Fill in what the record is about; False for one that is told better elsewhere. Does the same twice."""
+    if isinstance(record.msg, str) and record.msg in _TOLD_BETTER:
+        return False
+    about = _running.get()
+    if isinstance(record.args, tuple):
+        named: list[object] = []
+        for argument in record.args:
+            if isinstance(argument, dramatiq.Message | MessageProxy):
+                about = argument
+                # str() of a message holds all of its arguments
+                named.append(f"{argument.actor_name}({argument.message_id})")
+            else:
+                named.append(argument)
+        record.args = tuple(named)
+    if about is not None:
+        facts = {"pet_id": pet_id_of(about), "message_id": about.message_id, "actor": about.actor_name}
+        for name, value in facts.items():
+            if getattr(record, name, None) is None:
+                setattr(record, name, value)
+    return True
+
+
+def _formatter() -> logging.Formatter:
+    from pythonjsonlogger.core import RESERVED_ATTRS
+    from pythonjsonlogger.json import JsonFormatter
+
+    own = frozenset(RESERVED_ATTRS)
+    # whatever else JSON does not know is text by then
+    encode = json.JSONEncoder(default=datetime.isoformat).encode
+
+    class Line(JsonFormatter):
+        """One line; most are of facts alone, and take half the time without the library's options."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            if record.exc_info or record.exc_text or record.stack_info or not isinstance(record.msg, str):
+                return super().format(record)
+            line: dict[str, Any] = {"level": record.levelname, "logger": record.name}
+            line["message"] = _told(record.getMessage())
+            line["service"] = SERVICE
+            for name, value in record.__dict__.items():
+                if name not in own and not name.startswith("_"):
+                    line[name] = _told(value)
+            line["timestamp"] = _time_of(record)
+            return encode(line)
+
+        def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+            return {name: _told(value) for name, value in super().process_log_record(log_data).items()}
+
+    return Line(
+        "{levelname}{name}{message}",
+        style="{",
+        rename_fields={"levelname": "level", "name": "logger"},
+        static_fields={"service": SERVICE},
+        timestamp=True,
+    )
+
+
+def _told(value: Any) -> Any:
+    """A value as JSON can hold it, and as a log may."""
+    if type(value) is int or value is None:
+        return value
+    match value:
+        case str():
+            return without_payload(value)
+        case bytes() | bytearray() | memoryview():
+            return f"<{len(value)} bytes>"
+        case float():
+            # JSON knows neither NaN nor infinity
+            return value if math.isfinite(value) else str(value)
+        case Mapping():
+            return {str(name): _told(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_told(item) for item in value] if len(value) < _SHORTEST_PAYLOAD else f"<{len(value)} values>"
+        case None | int() | datetime():
+            return value
+        case _:
+            return without_payload(str(value))
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    logging.getLogger(SERVICE).critical("uncaught error; the process ends", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_of_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and args.exc_type is not SystemExit:
+        name = args.thread.name if args.thread is not None else "?"
+        logging.getLogger(SERVICE).critical(
+            "uncaught error; the thread ends",
+            extra={"thread_name": name},
+            exc_info=(args.exc_type, args.exc_value, args.exc_traceback),
+        )

@@ -1,0 +1,160 @@
+"""Spans of jobs, linked across the streams to whoever sent them. Needs the extra [otel].
+
+A message carries its sender's W3C ``traceparent``, in its options or as a field of a flat event. The first run of a
+job is a child of that context, so that an upload and its assignment are one trace. A run that follows a failure or a
+dead worker is a trace of its own, linked to the sender and to the attempt before: it may happen hours later. Names and
+attributes follow OpenTelemetry's conventions for messaging, which are still in development.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import dramatiq
+from dramatiq.broker import Broker, MessageProxy
+
+from tasks.contracts import GROUP, stream_of
+from tasks.observe.logs import SERVICE, pet_id_of
+from tasks.settings import SettingInvalid, Settings
+from tasks.trace_context import RETRIED_FROM, TRACEPARENT, current_traceparent, traceparent_of
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, Span, TracerProvider
+
+
+def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:
+    """What a worker's broker needs to trace its jobs; nothing unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set.
+
+    Raises:
+        SettingInvalid: it is set, and the extra [otel] is not installed.
+    """
+    if not settings.otlp_endpoint:
+        return []
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as missing:
+        mend = "pip install 'sploot-cluster[otel]', or unset it"
+        raise SettingInvalid("OTEL_EXPORTER_OTLP_ENDPOINT", f"needs {missing.name}", mend) from None
+    resource = Resource.create(
+        {"service.name": SERVICE, "deployment.environment.name": settings.environment, "process.pid": os.getpid()}
+    )
+    provider = TracerProvider(resource=resource)
+    # the exporter reads the endpoint, and every other OTEL_* variable, by itself
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return [TraceJobs(provider)]
+
+
+class TraceJobs(dramatiq.Middleware):
+    """A span for every message that is sent here, and for every run of one. After ``NameJobs``, before all others.
+
+    Args:
+        provider: where spans go.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("sploot-cluster")
+        self._local = threading.local()
+
+    def before_enqueue(self, broker: Broker, message: dramatiq.Message[Any], delay: int | None) -> None:
+        if message.options.get("retries"):
+            # still within the run that failed; the sender's context stays
+            if (failed := current_traceparent()) is not None:
+                message.options[RETRIED_FROM] = failed
+            return
+        from opentelemetry.trace import SpanKind
+
+        attributes = self._attributes(message, operation="send")
+        with self._tracer.start_as_current_span(
+            f"send {message.queue_name}", kind=SpanKind.PRODUCER, attributes=attributes
+        ):
+            message.options[TRACEPARENT] = current_traceparent()
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        from opentelemetry.context import Context, attach
+        from opentelemetry.trace import SpanKind, set_span_in_context
+
+        sender = traceparent_of(message.kwargs, message.options)
+        attempt, deliveries = message.options.get("retries", 0) + 1, getattr(message, "deliveries", 1)
+        is_first = attempt == 1 and deliveries == 1
+        links = [link for one in (sender, message.options.get(RETRIED_FROM)) if (link := _link(one)) is not None]
+        attributes = self._attributes(message, operation="process") | {
+            "messaging.consumer.group.name": GROUP,
+            "sploot.attempt": attempt,
+            "sploot.deliveries": deliveries,
+        }
+        if (pet_id := pet_id_of(message)) is not None:
+            attributes["sploot.pet_id"] = pet_id
+        span = self._tracer.start_span(
+            f"process {message.queue_name}",
+            kind=SpanKind.CONSUMER,
+            context=_context(sender) if is_first else Context(),
+            links=[] if is_first else links,
+            attributes=attributes,
+        )
+        self._local.span = span, attach(set_span_in_context(span))
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        self._end(exception)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        if (open_span := getattr(self._local, "span", None)) is not None:
+            open_span[0].set_attribute("sploot.skipped", True)
+        self._end(None)
+
+    def after_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        if (flush := getattr(self._provider, "force_flush", None)) is not None:
+            flush()
+
+    def _end(self, exception: BaseException | None) -> None:
+        from opentelemetry.context import detach
+        from opentelemetry.trace import Status, StatusCode
+
+        open_span: tuple[Span, Any] | None = getattr(self._local, "span", None)
+        if open_span is None:
+            return
+        self._local.span = None
+        span, token = open_span
+        if exception is not None:
+            # the class alone: a text may hold anything
+            span.set_attribute("error.type", type(exception).__qualname__)
+            span.set_status(Status(StatusCode.ERROR, type(exception).__qualname__))
+        span.end()
+        detach(token)
+
+    @staticmethod
+    def _attributes(message: dramatiq.Message[Any] | MessageProxy, *, operation: str) -> dict[str, str | int]:
+        return {
+            "messaging.system": "redis",
+            "messaging.destination.name": stream_of(message.queue_name),
+            "messaging.operation.name": operation,
+            "messaging.operation.type": operation,
+            "messaging.message.id": message.message_id,
+            "sploot.actor": message.actor_name,
+        }
+
+
+def _context(traceparent: str | None) -> Context:
+    """The context of a traceparent; an empty one for what is none."""
+    from opentelemetry.context import Context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier = {TRACEPARENT: traceparent} if traceparent else {}
+    return TraceContextTextMapPropagator().extract(carrier, context=Context())
+
+
+def _link(traceparent: object) -> Link | None:
+    from opentelemetry.trace import Link, get_current_span
+
+    if not isinstance(traceparent, str):
+        return None
+    context = get_current_span(_context(traceparent)).get_span_context()
+    return Link(context) if context.is_valid else None

@@ -1,0 +1,47 @@
+"""The map in ARCHITECTURE.md is the tree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAP = re.search(r"### Rooms\n.*?```\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.DOTALL)
+PACKAGES = ("broker", "tasks", "sploot_cluster")
+NOT_LISTED = {"__init__", "__main__"}
+MOST_MODULES = {"broker": 32, "tasks": 21}  # elsewhere 16: beyond, a newcomer does not read a list
+
+
+def mapped() -> dict[str, set[str]]:
+    """Return the modules that the map lists, by folder."""
+    assert MAP is not None
+    rooms: dict[str, set[str]] = {}
+    room = ""
+    for line in MAP[1].splitlines():
+        if line.startswith(" "):
+            rooms[room] |= {name for name in line.split() if not name.endswith("/")}
+        else:
+            room = line.split("/  ")[0].strip("/")
+            rooms[room] = set()
+    return {room: modules for room, modules in rooms.items() if room.split("/")[0] in PACKAGES}
+
+
+def in_tree() -> dict[str, set[str]]:
+    """Return the modules of every folder of the packages that has some."""
+    rooms: dict[str, set[str]] = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            if path.stem not in NOT_LISTED:
+                rooms.setdefault(str(path.parent.relative_to(ROOT)), set()).add(path.stem)
+    return rooms
+
+
+def test_map_lists_every_module_of_every_folder() -> None:
+    assert mapped() == in_tree()
+
+
+@pytest.mark.parametrize("room", sorted(in_tree()))
+def test_folder_is_short_enough_to_read(room: str) -> None:
+    assert len(in_tree()[room]) <= MOST_MODULES.get(room, 16)

@@ -1,0 +1,140 @@
+"""Assignment of arrivals, thresholds of clusters, and requests for a recluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sploot_cluster.decide.assignment import Decision, decide, reach, recluster_reason, similarity_to, threshold_of
+from sploot_cluster.engine.neighbours import nearest
+from sploot_cluster.pet.models import NOISE, PetState, Standing
+from sploot_cluster.pet.vectors import FloatVector, as_vector
+from sploot_cluster.settings import ClusterSettings
+from tests.sploot_cluster.states import looks, pet_state
+
+SETTINGS = ClusterSettings()
+
+
+def decided(state: PetState, vector: FloatVector, settings: ClusterSettings = SETTINGS) -> Decision:
+    neighbours = nearest(state.vectors, vector[None, :], settings.n_neighbours)
+    return decide(neighbours, state.labels, state.standings, state.clusters, settings)
+
+
+def axis(number: int, lean: float = 0.0, dim: int = 8) -> FloatVector:
+    """Return the direction of one axis, leaning towards the next."""
+    vector = np.zeros(dim)
+    vector[number], vector[number + 1] = 1, lean
+    return as_vector(vector)
+
+
+def test_arrival_joins_most_similar_cluster_within_threshold() -> None:
+    state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.1, 2: 0.1})
+
+    decision = decided(state, axis(1, lean=0.2))
+
+    assert (decision.cluster, decision.standing) == (2, Standing.ARRIVED)
+    expected = similarity_to(state.vectors[5:], axis(1, lean=0.2)[None, :])[0]
+    assert decision.similarity == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_arrival_beyond_every_threshold_is_noise_with_its_similarity() -> None:
+    state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.99, 2: 0.99})
+
+    decision = decided(state, axis(0, lean=0.5))
+
+    assert (decision.cluster, decision.standing) == (NOISE, Standing.NOISE)
+    assert decision.similarity == pytest.approx(0.9, abs=0.05)
+
+
+def test_first_item_of_a_pet_is_noise() -> None:
+    assert decided(pet_state([], looks()), axis(0)) == Decision(NOISE, Standing.NOISE, None)
+
+
+def test_noise_and_absorbed_items_do_not_attract_arrivals() -> None:
+    standings = [Standing.CORE] * 3 + [Standing.ABSORBED] * 3 + [Standing.NOISE] * 3
+    state = pet_state([1] * 6 + [NOISE] * 3, looks(3, 3, 3), standings=standings)
+
+    assert decided(state, axis(1)).cluster == NOISE
+    assert decided(state, axis(2)).cluster == NOISE
+    assert decided(state, axis(0)).cluster == 1
+
+
+def test_arrival_slack_widens_every_cluster() -> None:
+    state = pet_state([1] * 5, looks(5, spread=0.001), thresholds={1: 0.98})
+    query = axis(0, lean=0.23)  # a similarity of about .975: 1.27 times the threshold distance
+
+    assert decided(state, query).cluster == NOISE
+    assert decided(state, query, replace(SETTINGS, arrival_slack=1.4)).cluster == 1
+
+
+def test_cluster_with_too_few_neighbours_takes_no_arrival() -> None:
+    # of the three neighbours only one is in cluster 2, so the mean for cluster 2 is unknown
+    settings = replace(SETTINGS, n_neighbours=3)
+    state = pet_state([1] * 2 + [2] * 5, looks(3, 4), thresholds={1: 0.9999, 2: -1.0})
+
+    assert decided(state, axis(0, lean=0.1), settings).cluster == NOISE
+    assert decided(state, axis(0, lean=0.1)).cluster == 2, "with all items as neighbours, the mean is known"
+
+
+def test_smallest_id_wins_among_equally_similar_clusters() -> None:
+    vectors = looks(3, spread=0.0).repeat(2, axis=0)
+    state = pet_state([2, 1] * 3, vectors)
+
+    assert decided(state, axis(0)).cluster == 1
+
+
+def test_reach_is_one_at_the_threshold_and_grows_with_distance() -> None:
+    assert reach(0.9, 0.9) == pytest.approx(1, abs=1e-3)
+    assert reach(0.8, 0.9) == pytest.approx(2, abs=1e-3)
+    assert reach(1.0, 1.0) == 0
+    assert reach(0.99, 1.0) > 100
+
+
+def test_threshold_ignores_a_stray_member() -> None:
+    tight = looks(12, spread=0.02)
+    stray = axis(0, lean=0.8)[None, :]
+
+    threshold = threshold_of(np.vstack([tight, stray]))
+
+    assert threshold == pytest.approx(threshold_of(tight), abs=0.01)
+    assert threshold > similarity_to(tight, stray)[0] + 0.1
+
+
+def test_threshold_of_a_single_member_is_one() -> None:
+    assert threshold_of(looks(1)) == 1.0
+
+
+def test_threshold_from_a_sample_is_close_to_that_of_all_members() -> None:
+    vectors = looks(3_000, spread=0.1)
+
+    sampled = threshold_of(vectors)
+
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -np.inf)
+    own = np.partition(similarity, -3, axis=1)[:, -3:].mean(axis=1)
+    assert own.min() - 1e-5 <= sampled <= float(np.median(own))
+
+
+@pytest.mark.parametrize(
+    ("n_media", "n_at_recluster", "noise_arrivals", "reason"),
+    [
+        (7, 0, 0, None),
+        (8, 0, 0, "growth: 8 new items since the last recluster, which covered 0"),
+        (119, 100, 0, None),
+        (120, 100, 0, "growth: 20 new items since the last recluster, which covered 100"),
+        (115, 100, 9, None),
+        (115, 100, 10, "drift: 10 of 15 new items since the last recluster found no cluster"),
+        (1_100, 1_000, 24, None),
+        (1_100, 1_000, 25, "drift: 25 of 100 new items since the last recluster found no cluster"),
+    ],
+)
+def test_recluster_is_requested_after_growth_or_drift(
+    n_media: int, n_at_recluster: int, noise_arrivals: int, reason: str | None
+) -> None:
+    state = replace(
+        pet_state([1] * n_media, looks(n_media, dim=2)), n_at_recluster=n_at_recluster, noise_arrivals=noise_arrivals
+    )
+
+    assert recluster_reason(state, SETTINGS) == reason

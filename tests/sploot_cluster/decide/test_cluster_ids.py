@@ -1,0 +1,131 @@
+"""Inheritance of ids by groups, and the aliases of ids that ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sploot_cluster.decide.cluster_ids import Identities, aliases_after, match_ids
+from sploot_cluster.pet.models import NOISE, ClusterId, Standing
+from sploot_cluster.settings import ClusterSettings
+from tests.sploot_cluster.states import looks, pet_state
+
+
+def matched(
+    old: list[int],
+    groups: list[int],
+    *,
+    given_ids: Mapping[int, int] | None = None,
+    old_standings: list[Standing] | None = None,
+) -> Identities:
+    state = pet_state(old, looks(len(old)), standings=old_standings)
+    standings = np.where(np.array(groups) == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)
+    return match_ids(
+        state.labels,
+        state.standings,
+        np.array(groups, dtype=np.int32),
+        standings,
+        state.clusters,
+        state.next_cluster,
+        ClusterSettings(),
+        given={group: ClusterId(id_) for group, id_ in (given_ids or {}).items()},
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "groups", "ids"),
+    [
+        ([1, 1, 2, 2], [0, 0, 1, 1], {0: 1, 1: 2}),
+        ([1, 1, 2, 2], [1, 1, 0, 0], {1: 1, 0: 2}),
+        # two of three stay: they keep the id, and the one that left gets a new id
+        ([7, 7, 7, 2], [0, 0, 1, 2], {0: 7, 1: 8, 2: 2}),
+        # joined: the larger cluster's id
+        ([1, 1, 1, 2, 2], [0, 0, 0, 0, 0], {0: 1}),
+        # divided in half: one half inherits the id, the other gets a new one
+        ([3, 3, 3, 3], [0, 0, 1, 1], {0: 3, 1: 4}),
+        # as many items as possible keep their id: 2 + 2, although group 0 alone overlaps more with 1, by 3
+        ([1, 1, 1, 2, 2, 1, 1], [0, 0, 0, 0, 0, 1, 1], {0: 2, 1: 1}),
+        # no overlap with any cluster: new ids, the largest group first
+        ([NOISE, NOISE, NOISE, 1], [5, 6, 6, NOISE], {6: 2, 5: 3}),
+    ],
+)
+def test_groups_inherit_ids_by_overlap(old: list[int], groups: list[int], ids: dict[int, int]) -> None:
+    assert matched(old, groups).ids == ids
+
+
+def test_small_overlap_does_not_pass_on_the_id() -> None:
+    # one item of ten on either side: 10 %
+    old = [1] * 10 + [NOISE] * 9
+    groups = [NOISE] * 9 + [0] * 10
+
+    assert matched(old, groups).ids == {0: 2}
+
+
+def test_absorbed_items_do_not_affect_ids() -> None:
+    old_standings = [Standing.CORE, Standing.CORE, Standing.ABSORBED, Standing.ABSORBED, Standing.ABSORBED]
+
+    ids = matched([1, 1, 1, 1, 1], [0, 0, 1, 1, 1], old_standings=old_standings).ids
+
+    assert ids == {0: 1, 1: 2}
+
+
+def test_id_given_by_a_person_takes_precedence_over_overlap() -> None:
+    assert matched([1, 1, 1, 2], [0, 0, 0, 1], given_ids={1: 1}).ids == {1: 1, 0: 3}
+
+
+def test_labels_become_the_ids_of_their_groups() -> None:
+    identities = Identities({4: ClusterId(1), 0: ClusterId(9)}, ClusterId(10))
+
+    assert identities.label(np.array([0, 4, NOISE, 0], dtype=np.int32)).tolist() == [9, 1, -1, 9]
+
+
+@given(st.lists(st.tuples(st.integers(-1, 5), st.integers(-1, 5)), min_size=1, max_size=60))
+def test_ids_are_unique_and_never_reused(pairs: list[tuple[int, int]]) -> None:
+    old = [label if label > 0 else NOISE for label, _ in pairs]
+    groups = [group for _, group in pairs]
+
+    identities = matched(old, groups)
+
+    ids = list(identities.ids.values())
+    assert len(set(ids)) == len(ids)
+    assert set(identities.ids) == set(groups) - {NOISE}
+    first_new = max([0, *old]) + 1
+    assert all(id_ in old or id_ >= first_new for id_ in ids)
+    assert identities.next_cluster == max([first_new - 1, *ids]) + 1
+
+
+@given(st.lists(st.integers(-1, 6), min_size=1, max_size=60))
+def test_unchanged_groups_keep_their_ids(labels: list[int]) -> None:
+    old = [label if label > 0 else NOISE for label in labels]
+
+    identities = matched(old, old)
+
+    assert identities.label(np.array(old, dtype=np.int32)).tolist() == old
+
+
+def test_ended_id_becomes_an_alias_of_where_most_items_went() -> None:
+    state = pet_state([1, 1, 1, 2, 2], looks(5))
+
+    assert aliases_after(state, np.array([2, 2, -1, 2, 2], dtype=np.int32)) == {1: 2}
+
+
+def test_ended_id_of_scattered_items_gets_no_alias() -> None:
+    state = pet_state([1, 1, 2, 3], looks(4))
+
+    assert aliases_after(state, np.array([2, 3, 2, 3], dtype=np.int32)) == {}
+
+
+def test_aliases_point_directly_to_a_living_id() -> None:
+    state = pet_state([1, 1, 2, 2], looks(4), aliases={3: 1, 4: 2})
+
+    assert aliases_after(state, np.array([2, 2, 2, 2], dtype=np.int32)) == {1: 2, 3: 2}
+
+
+def test_aliases_end_with_their_target_or_when_the_id_returns() -> None:
+    state = pet_state([1, 1, 2], looks(3), aliases={3: 1, 4: 2})
+
+    assert aliases_after(state, np.array([-1, -1, 4], dtype=np.int32)) == {3: None, 4: None, 2: 4}

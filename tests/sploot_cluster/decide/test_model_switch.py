@@ -1,0 +1,500 @@
+"""A new model beside the old one: vectors never mix, the switch is looked at first, and the ledger goes along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import redis
+
+from sploot_cluster import ClusterService
+from sploot_cluster.decide.assignment import threshold_of
+from sploot_cluster.errors import (
+    DimensionMismatch,
+    InvalidInput,
+    ModelMismatch,
+    RevisionConflict,
+    StalePreview,
+    UnknownPet,
+)
+from sploot_cluster.pet.models import ClusterId, MediaId, PetId
+from sploot_cluster.pet.vectors import FloatVector
+from sploot_cluster.store.keys import PetKeys
+from sploot_cluster.store.port import PetStore
+from sploot_cluster.store.redis import RedisPetStore
+from tests.sploot_cluster.albums import MODEL, PET, grouped, name, names, take
+
+ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
+NEW, NEW_DIM = "clip@2", 24
+
+
+@pytest.fixture
+def service(store: PetStore) -> ClusterService:
+    """Clusters 1, 2, 3 of eight pictures each, two of them merged."""
+    service = grouped(store, 3, range(8))
+    service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
+    return service
+
+
+def seen_by_new(subject: int, number: int) -> FloatVector:
+    """The new model sees a picture elsewhere, and the first two of subject 2 as of subject 0."""
+    rng = np.random.default_rng([99, subject, number])
+    vector = rng.normal(scale=0.05, size=NEW_DIM)
+    vector[20 - (0 if subject == 2 and number < 2 else subject)] += 1.0
+    return vector.astype(np.float32)
+
+
+def embed(service: ClusterService, subject: int, numbers: range) -> None:
+    for number in numbers:
+        service.assign(PET, name(subject, number), model=NEW, vector=seen_by_new(subject, number))
+
+
+def begin(service: ClusterService) -> None:
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    for subject in range(3):
+        embed(service, subject, range(8))
+
+
+def test_vectors_of_another_model_go_beside_and_nowhere_else(service: ClusterService, store: PetStore) -> None:
+    before = store.load(PET)
+
+    begin(service)
+    embed(service, 0, range(3))  # again, as events do
+
+    after, shadow = store.load(PET), service.shadow(PET)
+    assert after.version == before.version
+    assert after.dim == 16
+    assert shadow is not None
+    assert (shadow.model, shadow.dim, shadow.by, shadow.n_vectors) == (NEW, NEW_DIM, "eve", 24)
+    assert service.tally(PET).quarantine == {}
+
+
+def test_the_pet_lives_on_in_its_own_model_meanwhile(service: ClusterService) -> None:
+    begin(service)
+
+    (late,) = take(service, 2, range(20, 21))
+    service.recluster(PET)
+
+    assert not late.is_duplicate
+    assert service.clusters(PET).model == MODEL
+
+
+def test_a_third_model_and_another_length_are_refused(service: ClusterService) -> None:
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+
+    with pytest.raises(ModelMismatch):
+        service.assign(PET, MediaId("x"), model="dino@1", vector=[1.0] * NEW_DIM)
+    with pytest.raises(DimensionMismatch, match="24-dimensional"):
+        service.assign(PET, MediaId("x"), model=NEW, vector=[1.0] * 8)
+    for model in (MODEL, "dino@1"):
+        with pytest.raises(InvalidInput):
+            service.begin_model(PET, model, 16, by="eve")
+    with pytest.raises(UnknownPet):
+        service.begin_model(PetId(7), NEW, NEW_DIM, by="eve")
+
+
+def test_the_switch_does_what_its_preview_showed_and_keeps_every_correction(
+    service: ClusterService, store: PetStore
+) -> None:
+    begin(service)
+    embed(service, 1, range(8, 10))  # media that only the new model has seen
+    before = store.load(PET)
+    preview = service.preview_switch(PET)
+
+    result = service.switch_model(PET, preview.token, by="eve")
+
+    state = store.load(PET)
+    where = dict(zip(state.media, state.labels.tolist(), strict=True))
+    assert (state.model, state.dim, state.n_media, state.revision) == (NEW, NEW_DIM, 26, before.revision + 1)
+    assert np.allclose(state.vectors[state.rows[name(2, 5)]], _unit(seen_by_new(2, 5)), atol=1e-6)
+    assert {where[medium] for medium in names(0, range(8)) | names(1, range(8))} == {ONE}
+    assert {where[medium] for medium in names(2, range(2, 8))} == {THREE}, "ids are kept"
+    assert where[name(2, 0)] == ONE, "the new model sees it otherwise, and nobody said anything about it"
+    assert (result.kept, state.ledger) == ("constraints kept 1 of 1", before.ledger)
+    assert (preview.diff.n_arrived, preview.diff.n_moved) == (2, 2)
+    assert service.compare(PET, before.revision, state.revision).moved == preview.diff.moved
+    assert service.tally(PET).tally.is_conserved
+    (entry,) = service.history(PET, limit=1)
+    assert (entry.kind, entry.by, entry.summary["from"], entry.summary["to"]) == ("switch", "eve", MODEL, NEW)
+    assert all(np.isfinite(card.threshold) for card in state.clusters.values())
+
+
+def test_thresholds_are_of_the_new_space_also_where_nothing_moves(service: ClusterService, store: PetStore) -> None:
+    service.delete_media(PET, [name(2, 0), name(2, 1)], by="eve")
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    for subject, numbers in ((0, range(8)), (1, range(8)), (2, range(2, 8))):
+        embed(service, subject, numbers)
+
+    result = service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+
+    state = store.load(PET)
+    assert result.n_moved == 0
+    assert {id_: card.threshold for id_, card in state.clusters.items()} == {
+        id_: threshold_of(state.vectors[state.labels == id_]) for id_ in (ONE, THREE)
+    }
+
+
+def test_a_switched_pet_takes_arrivals_of_the_new_model_and_can_be_switched_back(
+    service: ClusterService, store: PetStore
+) -> None:
+    before = store.load(PET)
+    begin(service)
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+
+    embed(service, 2, range(30, 31))
+    take(service, 2, range(30, 31))
+    back = service.preview_switch(PET)
+    service.switch_model(PET, back.token, by="eve")
+
+    state = store.load(PET)
+    assert (state.model, state.n_media) == (MODEL, 25)
+    assert state.labels[: before.n_media].tolist() == before.labels.tolist()
+    assert np.array_equal(state.vectors[: before.n_media], before.vectors)
+
+
+def test_a_pet_is_not_switched_while_media_are_missing(service: ClusterService) -> None:
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    embed(service, 0, range(8))
+
+    with pytest.raises(InvalidInput, match="16 of 24 media of pet 42 have no vector of clip@2: s1-0"):
+        service.preview_switch(PET)
+
+
+def test_a_switch_of_what_changed_since_is_refused(service: ClusterService, store: PetStore) -> None:
+    begin(service)
+    token = service.preview_switch(PET).token
+    embed(service, 0, range(40, 41))
+    before = store.load(PET)
+
+    with pytest.raises(StalePreview):
+        service.switch_model(PET, token, by="eve")
+
+    assert store.load(PET).version == before.version
+
+
+def test_a_switch_is_bound_to_the_vectors_that_it_was_computed_on(service: ClusterService, store: PetStore) -> None:
+    begin(service)
+    token = service.preview_switch(PET).token
+    service.end_model(PET)
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    for subject in range(3):
+        for number in range(8):
+            vector = seen_by_new(subject, number) * np.float32(1 + 1e-3 * np.arange(NEW_DIM))
+            service.assign(PET, name(subject, number), model=NEW, vector=vector)
+
+    assert service.preview_switch(PET).token != token
+    with pytest.raises(StalePreview):
+        service.switch_model(PET, token, by="eve")
+
+
+def test_a_shadow_is_not_opened_beside_a_pet_that_was_begun_anew(service: ClusterService, store: PetStore) -> None:
+    before = store.load(PET)
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    shadow = service.shadow(PET)
+    service.delete_pet(PET)
+    take(service, 0, range(3))
+
+    assert shadow is not None
+    assert not store.begin_shadow(before, shadow)
+    assert service.shadow(PET) is None
+
+
+def test_a_model_that_is_ended_leaves_nothing(service: ClusterService, store: PetStore) -> None:
+    begin(service)
+
+    assert service.end_model(PET)
+    assert not service.end_model(PET)
+    assert service.shadow(PET) is None
+    with pytest.raises(InvalidInput, match="no second model"):
+        service.preview_switch(PET)
+    if isinstance(store, RedisPetStore):
+        keys = PetKeys.of(PET)
+        assert not store._client.exists(keys.shadow, keys.shadow_vectors)
+
+
+def test_the_shadow_goes_along_with_deletions_and_files(service: ClusterService, store: PetStore) -> None:
+    begin(service)
+    service.delete_media(PET, [name(0, 0)], by="eve")
+    file = service.export(PET)
+    service.delete_pet(PET)
+    gone = service.shadow(PET)
+    service.import_pet(file)
+
+    dump = store.dump(PET)
+    assert gone is None
+    assert dump.shadow is not None
+    assert dump.shadow.vectors.keys() == set(dump.state.media)
+    assert service.export(PET) == file
+
+
+def test_nothing_of_a_shadow_is_left_of_a_deleted_pet(redis_client: redis.Redis) -> None:
+    service = ClusterService(RedisPetStore(redis_client))
+    take(service, 0, range(8))
+    service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    embed(service, 0, range(8))
+
+    service.delete_pet(PET)
+
+    assert redis_client.keys("*") == []
+
+
+# -- items that only one of the two models has -----------------------------------------------------------------------
+
+
+def where(store: PetStore) -> dict[MediaId, int]:
+    state = store.load(PET)
+    return dict(zip(state.media, state.labels.tolist(), strict=True))
+
+
+def test_items_of_the_second_model_alone_are_quarantined_until_the_switch(
+    service: ClusterService, store: PetStore
+) -> None:
+    begin(service)
+    embed(service, 1, range(8, 10))
+    embed(service, 1, range(8, 10))  # again, as events do
+    new = names(1, range(8, 10))
+
+    before, why = service.tally(PET), service.why(PET, name(1, 8))
+    preview = service.preview_switch(PET)
+    service.switch_model(PET, preview.token, by="eve")
+
+    assert before.tally.is_conserved
+    assert (before.tally.ingested, before.tally.quarantined) == (26, 2)
+    assert set(before.quarantine) == set(preview.joining) == set(preview.dump.state.media[24:]) == new
+    assert (why.standing, why.cluster) == (None, -1)
+    assert "it is quarantined: its vector is of 'clip@2' with 24 values" in why.because
+    assert "a switch to that model takes it in" in why.because
+    assert (service.tally(PET).tally.ingested, service.tally(PET).quarantine) == (26, {})
+    assert {where(store)[medium] for medium in new} == {ONE}
+
+
+def test_items_of_the_second_model_alone_stay_quarantined_when_it_is_ended(
+    service: ClusterService, store: PetStore
+) -> None:
+    begin(service)
+    embed(service, 1, range(8, 10))
+
+    only_there = service.only_in_shadow(PET)
+    service.end_model(PET)
+    ended, why = service.tally(PET), service.why(PET, name(1, 8))
+    take(service, 1, range(8, 10))
+
+    assert set(only_there) == set(ended.quarantine) == names(1, range(8, 10))
+    assert (ended.tally.ingested, ended.tally.is_conserved) == (26, True)
+    assert "it leaves when it is ingested as 'clip@1'" in why.because
+    assert service.only_in_shadow(PET) == []
+    assert (service.tally(PET).tally.ingested, service.tally(PET).tally.quarantined) == (26, 0)
+
+
+def test_item_of_the_second_model_alone_leaves_the_quarantine_when_the_first_sees_it(
+    service: ClusterService, store: PetStore
+) -> None:
+    begin(service)
+    embed(service, 1, range(8, 9))
+    take(service, 1, range(8, 9))
+
+    assert (service.tally(PET).tally.ingested, service.tally(PET).quarantine) == (25, {})
+    assert service.only_in_shadow(PET) == []
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+    assert store.load(PET).n_media == 25
+
+
+def test_items_of_the_second_model_alone_are_counted_beyond_a_full_quarantine(
+    service: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("redis_store", "memory_store"):
+        monkeypatch.setattr(f"sploot_cluster.{module}.MAX_QUARANTINED", 1)
+    begin(service)
+
+    embed(service, 1, range(8, 12))
+    with pytest.raises(ModelMismatch):
+        service.assign(PET, MediaId("x"), model="dino@1", vector=[1.0] * NEW_DIM)
+
+    tally = service.tally(PET).tally
+    assert (tally.ingested, tally.quarantined, tally.overflowed) == (28, 4, 1)
+
+
+def test_vector_of_another_length_than_the_second_models_is_quarantined(service: ClusterService) -> None:
+    begin(service)
+
+    with pytest.raises(DimensionMismatch, match="24-dimensional"):
+        service.assign(PET, MediaId("x"), model=NEW, vector=[1.0] * 8)
+
+    why = service.tally(PET).quarantine[MediaId("x")]
+    assert (why.model, why.dim) == (NEW, 8)
+    assert "it leaves when it is ingested as" in service.why(PET, MediaId("x")).because
+
+
+def test_switch_back_quarantines_what_the_former_model_never_saw(service: ClusterService, store: PetStore) -> None:
+    """Whatever came and was said in between; a switch forth takes it in again, with what was said of it."""
+    at_first = where(store)
+    begin(service)
+    embed(service, 1, range(8, 10))
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+    embed(service, 2, range(30, 33))
+    service.dismiss(PET, [name(2, 30)], operation_id="2", by="ada")
+    new = names(1, range(8, 10)) | names(2, range(30, 33))
+    in_new = where(store)
+
+    back = service.preview_switch(PET)
+    service.switch_model(PET, back.token, by="eve")
+
+    counted = service.tally(PET)
+    assert set(back.left_out) == set(counted.quarantine) == set(service.only_in_shadow(PET)) == new
+    assert {move.media for move in back.diff.moved if move.after is None} == new
+    assert (counted.tally.ingested, counted.tally.is_conserved) == (29, True)
+    assert where(store) == at_first
+    (entry,) = service.history(PET, limit=1)
+    assert (entry.summary["n_left_out"], entry.summary["n_joined"], entry.summary["constraints"]) == (5, 0, "1 of 1")
+    for revision in range(store.load(PET).revision + 1):
+        assert set(service.at(PET, revision).media) <= set(at_first)
+    assert store.load(PET).ledger[-1].operation_id == "2"
+
+    forth = service.preview_switch(PET)
+    service.switch_model(PET, forth.token, by="eve")
+
+    assert set(forth.joining) == new
+    assert where(store)[name(2, 30)] == -1
+    assert where(store) == in_new
+    assert forth.result.kept == "constraints kept 2 of 2"
+    assert service.tally(PET).quarantine == {}
+
+
+def test_former_model_that_has_no_vector_is_no_way_back(service: ClusterService) -> None:
+    begin(service)
+    embed(service, 1, range(8, 9))
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+    service.delete_media(PET, [*names(0, range(8)), *names(1, range(8)), *names(2, range(8))], by="eve")
+
+    with pytest.raises(InvalidInput, match="no item of pet 42 has a vector of clip@1"):
+        service.preview_switch(PET)
+
+
+# -- while somebody else is at it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overtake(store: PetStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
+    """Have something happen right before the next call of a method of the store."""
+
+    def overtake(method: str, deed: Callable[[], object]) -> None:
+        call = getattr(store, method)
+
+        def overtaken(*args: object, **kwargs: object) -> object:
+            monkeypatch.setattr(store, method, call)
+            deed()
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(store, method, overtaken)
+
+    return overtake
+
+
+Overtake = Callable[[str, Callable[[], object]], None]
+
+
+def test_a_medium_that_comes_while_its_model_is_switched_to_is_not_lost(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    token = service.preview_switch(PET).token
+    overtake("replace", lambda: embed(ClusterService(store), 1, range(40, 41)))
+
+    with pytest.raises(StalePreview, match="the pet or its shadow changed"):
+        service.switch_model(PET, token, by="eve")
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")
+
+    assert name(1, 40) in store.load(PET).rows
+
+
+def test_a_medium_that_goes_beside_the_pet_while_others_are_deleted_is_not_lost(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    overtake("replace", lambda: embed(ClusterService(store), 1, range(40, 41)))
+
+    service.delete_media(PET, [name(0, 0)], by="eve")
+
+    shadow = store.dump(PET).shadow
+    assert shadow is not None
+    assert name(1, 40) in shadow.vectors
+    assert name(0, 0) not in shadow.vectors
+
+
+@pytest.mark.parametrize("is_opened", [True, False])
+def test_a_model_that_is_opened_or_ended_while_media_are_deleted_stays_so(
+    service: ClusterService, store: PetStore, overtake: Overtake, is_opened: bool
+) -> None:
+    if not is_opened:
+        service.begin_model(PET, NEW, NEW_DIM, by="eve")
+    other = ClusterService(store)
+    overtake("replace", lambda: other.begin_model(PET, NEW, NEW_DIM, by="bob") if is_opened else other.end_model(PET))
+
+    service.delete_media(PET, [name(0, 0)], by="eve")
+
+    assert (service.shadow(PET) is not None) is is_opened
+
+
+def test_a_medium_that_is_quarantined_while_others_are_deleted_is_counted(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    def quarantine() -> None:
+        with pytest.raises(ModelMismatch):
+            ClusterService(store).assign(PET, MediaId("odd"), model="dino@1", vector=[1.0] * 16)
+
+    overtake("replace", quarantine)
+
+    service.delete_media(PET, [name(0, 0)], by="eve")
+
+    tally = service.tally(PET)
+    assert tally.quarantine.keys() == {"odd"}
+    assert tally.tally.ingested == 24
+
+
+def test_a_recluster_that_began_in_the_old_model_is_not_committed_in_the_new_one(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    other = ClusterService(store)
+    token = other.preview_switch(PET).token
+    overtake("load", lambda: overtake("load", lambda: other.switch_model(PET, token, by="eve")))
+
+    with pytest.raises(RevisionConflict):
+        service.recluster(PET)
+
+    assert [entry.kind for entry in store.history(PET, limit=1)] == ["switch"]
+
+
+def test_an_arrival_of_the_new_model_that_meets_the_switch_is_decided_again(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    other = ClusterService(store)
+    token = other.preview_switch(PET).token
+    overtake("shadow", lambda: other.switch_model(PET, token, by="eve"))
+
+    with pytest.raises(RevisionConflict):
+        embed(service, 1, range(40, 41))
+    embed(service, 1, range(40, 41))  # as the queue does
+
+    assert name(1, 40) in store.load(PET).rows
+    assert service.tally(PET).quarantine == {}
+
+
+def test_an_arrival_for_a_model_that_is_just_being_ended_is_not_taken_for_done(
+    service: ClusterService, store: PetStore, overtake: Overtake
+) -> None:
+    begin(service)
+    overtake("add_to_shadow", lambda: ClusterService(store).end_model(PET))
+
+    with pytest.raises(RevisionConflict):
+        embed(service, 1, range(40, 41))
+    with pytest.raises(ModelMismatch):
+        embed(service, 1, range(40, 41))
+
+    assert service.tally(PET).quarantine.keys() == {name(1, 40)}
+
+
+def _unit(vector: FloatVector) -> FloatVector:
+    return (vector / np.linalg.norm(vector)).astype(np.float32)

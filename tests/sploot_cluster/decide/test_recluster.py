@@ -1,0 +1,205 @@
+"""Conversion of density into clusters: noise budget, corrections, late items, ids."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+
+from sploot_cluster.decide.recluster import plan_recluster
+from sploot_cluster.engine.selection import Density
+from sploot_cluster.pet.models import NOISE, ClusterId, Correction, Exclusion, MediaId, Merge, PetState, Split, Standing
+from sploot_cluster.pet.rows import follow
+from sploot_cluster.settings import ClusterSettings
+from tests.sploot_cluster.states import looks, pet_state
+
+AT = datetime(2026, 1, 31, tzinfo=UTC)
+SETTINGS = ClusterSettings()
+
+
+def density(*labels: int) -> Density:
+    return Density(np.array(labels, dtype=np.int32), np.ones(len(labels), dtype=np.float32), "hdbscan_cpu")
+
+
+def media(*rows: int) -> tuple[MediaId, ...]:
+    return tuple(MediaId(f"m{row}") for row in rows)
+
+
+def merge(into: int, groups: dict[int, tuple[MediaId, ...]], revision: int = 900) -> Correction:
+    by_id = {ClusterId(id_): members for id_, members in groups.items()}
+    return Merge(revision, f"op-{revision}", "ada", AT, into=ClusterId(into), groups=by_id)
+
+
+def split(source: int, created: int, moved: tuple[MediaId, ...], remaining: tuple[MediaId, ...]) -> Correction:
+    return Split(901, "op-901", "ada", AT, ClusterId(source), ClusterId(created), moved, remaining)
+
+
+def after(state: PetState, labels: Density, settings: ClusterSettings = SETTINGS) -> PetState:
+    change, _ = plan_recluster(state, labels, settings=settings, by="machine")
+    return follow(state, change, version="next")
+
+
+def test_recluster_with_unchanged_density_moves_nothing() -> None:
+    state = pet_state([1] * 5 + [2] * 5, looks(5, 5))
+
+    change, reclustered = plan_recluster(state, density(*[0] * 5, *[1] * 5), settings=SETTINGS, by="machine")
+
+    assert reclustered.n_moved == 0
+    assert (reclustered.n_clusters, reclustered.n_kept_ids, reclustered.n_noise) == (2, 2, 0)
+    assert change.clusters == {}
+    assert (change.n_at_recluster, change.noise_arrivals) == (10, 0)
+
+
+def test_merged_items_stay_together_under_the_chosen_id() -> None:
+    ledger = [merge(2, {1: media(*range(5)), 2: media(*range(5, 10))})]
+    state = pet_state([2] * 10 + [3] * 5, looks(5, 5, 5), ledger=ledger)
+
+    new = after(state, density(*[0] * 5, *[1] * 5, *[2] * 5))
+
+    assert new.labels.tolist() == [2] * 10 + [3] * 5
+    assert set(new.standings[:10].tolist()) == {Standing.CORRECTED}
+
+
+def test_items_kept_apart_are_not_absorbed_into_one_cluster() -> None:
+    exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(7), media(5), media(6))
+    state = pet_state([1] * 5 + [NOISE] * 2, looks(7), ledger=[exclusion])
+    settings = ClusterSettings(noise_floor=0, noise_ratio=0)
+
+    change, reclustered = plan_recluster(state, density(*[0] * 5, -1, -1), settings=settings, by="machine")
+
+    labels = follow(state, change, version="next").labels.tolist()
+    assert sorted(labels[5:]) == [NOISE, 1]
+    assert (reclustered.constraints_kept, reclustered.constraints) == (2, 2)
+
+
+def test_split_items_stay_apart_when_density_joins_them() -> None:
+    ledger = [split(1, 2, media(0, 1), media(2, 3, 4, 5))]
+    state = pet_state([2, 2, 1, 1, 1, 1], looks(6), ledger=ledger)
+
+    change, reclustered = plan_recluster(state, density(0, 0, 0, 0, 0, 0), settings=SETTINGS, by="machine")
+
+    assert follow(state, change, version="next").labels.tolist() == [2, 2, 1, 1, 1, 1]
+    assert (reclustered.constraints_kept, reclustered.constraints) == (2, 2)
+
+
+def test_placed_items_are_never_noise() -> None:
+    state = pet_state([1, 1, 2], looks(3), ledger=[merge(1, {1: media(0), 5: media(1)})])
+
+    new = after(state, density(NOISE, NOISE, NOISE))
+
+    assert new.labels.tolist() == [1, 1, NOISE]
+
+
+def test_few_placed_items_leave_a_group_of_another_cluster() -> None:
+    # density joins a merged pair with ten others
+    state = pet_state([1, 1] + [2] * 10, looks(12), ledger=[merge(1, {1: media(0), 5: media(1)})])
+
+    new = after(state, density(*[0] * 12))
+
+    assert new.labels.tolist() == [1, 1] + [2] * 10
+
+
+def test_curated_clusters_are_not_joined_by_a_recluster() -> None:
+    ledger = [
+        merge(1, {1: media(0, 1, 2), 5: media(3)}),
+        merge(2, {2: media(4, 5), 6: media(6)}, revision=902),
+    ]
+    state = pet_state([1] * 4 + [2] * 3 + [NOISE], looks(8), ledger=ledger)
+
+    new = after(state, density(*[0] * 8))
+
+    assert new.labels.tolist() == [1] * 4 + [2] * 3 + [1]
+
+
+def test_curated_cluster_takes_in_its_density_group_and_keeps_its_id() -> None:
+    state = pet_state([1] * 4 + [2] * 5, looks(9), ledger=[merge(1, {1: media(0, 1), 5: media(2, 3)})])
+
+    new = after(state, density(*[0] * 9))
+
+    assert new.labels.tolist() == [1] * 9
+    assert new.aliases == {2: 1}
+
+
+def test_absorbed_items_do_not_hold_others_in_a_merged_cluster() -> None:
+    ledger = [merge(1, {1: media(*range(5)), 2: media(*range(5, 10))})]
+    standings = [Standing.CORRECTED] * 10 + [Standing.ABSORBED] * 10
+    state = pet_state([1] * 20, looks(5, 3, 12), standings=standings, aliases={2: 1}, ledger=ledger)
+
+    new = after(state, density(*[0] * 5, *[1] * 3, *[2] * 12))
+
+    assert new.labels.tolist() == [1] * 10 + [3] * 10
+
+
+def test_excluded_item_is_assigned_like_an_arrival() -> None:
+    vectors = np.vstack([looks(5, 5), looks(5, 5)[9:]]).astype(np.float32)
+    exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
+    state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=[exclusion])
+
+    new = after(state, density(*[0] * 5, *[1] * 5, 0))
+
+    assert (new.labels[10], new.standings[10]) == (2, Standing.ARRIVED)
+
+
+def test_noise_excluded_from_the_nearest_cluster_joins_the_next() -> None:
+    between = np.array([[0.9, 0.4, 0, 0, 0, 0, 0, 0]], dtype=np.float32)
+    vectors = np.vstack([looks(5, 5), between / np.linalg.norm(between)]).astype(np.float32)
+    exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
+    state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=[exclusion])
+    settings = ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000)
+
+    new = after(state, density(*[0] * 5, *[1] * 5, NOISE), settings)
+
+    assert (new.labels[10], new.standings[10]) == (2, Standing.ABSORBED)
+
+
+def test_items_newer_than_the_density_are_assigned_like_arrivals() -> None:
+    state = pet_state([1] * 6 + [NOISE, NOISE], looks(6, 0, 1, spread=0.01)[[0, 1, 2, 3, 4, 5, 0, 6]])
+
+    new = after(state, density(*[0] * 6))
+
+    assert new.labels.tolist() == [1] * 6 + [1, NOISE]
+    assert new.standings[6] == Standing.ARRIVED
+    assert new.n_at_recluster == 8
+
+
+def test_excess_noise_is_absorbed_closest_first_within_the_slack() -> None:
+    core = looks(20, spread=0.05, dim=4)
+    away = np.array([[1, 0.0, t, 0] for t in (0.14, 0.10, 0.12)] + [[0, 1, 0, 0]], dtype=np.float32)
+    vectors = np.vstack([core, away / np.linalg.norm(away, axis=1, keepdims=True)]).astype(np.float32)
+    state = pet_state([NOISE] * 24, vectors)
+    labels = density(*[0] * 20, *[NOISE] * 4)
+
+    def absorbed(noise_floor: int, slack: float) -> list[int]:
+        settings = ClusterSettings(noise_floor=noise_floor, noise_ratio=0, absorption_slack=slack)
+        return np.flatnonzero(after(state, labels, settings).standings == Standing.ABSORBED).tolist()
+
+    assert absorbed(4, 1_000) == []
+    assert absorbed(3, 1_000) == [21]
+    assert absorbed(2, 1_000) == [21, 22]
+    assert absorbed(0, 1_000) == [20, 21, 22, 23]
+    assert absorbed(0, 10) == [20, 21, 22]
+
+
+def test_absorbed_items_change_neither_threshold_nor_id() -> None:
+    core = looks(20, spread=0.05, dim=4)
+    vectors = np.vstack([core, [[0.99, 0.1, 0.1, 0]]]).astype(np.float32)
+    state = pet_state([1] * 20 + [NOISE], vectors)
+    without = after(state, density(*[0] * 20, NOISE), ClusterSettings(noise_floor=1))
+
+    with_it = after(
+        without, density(*[0] * 20, NOISE), ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000)
+    )
+
+    assert with_it.labels[20] == 1
+    assert with_it.clusters == without.clusters
+
+
+def test_noise_is_not_absorbed_across_a_split() -> None:
+    core = looks(20, spread=0.05, dim=4)
+    vectors = np.vstack([core, core[:1]]).astype(np.float32)
+    ledger = [split(2, 1, media(*range(20)), media(20))]
+    state = pet_state([1] * 20 + [NOISE], vectors, ledger=ledger)
+
+    new = after(state, density(*[0] * 20, NOISE), ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000))
+
+    assert new.labels[20] == NOISE

@@ -1,0 +1,147 @@
+"""Density clustering of real pictures, and of shapes that are easy to get wrong."""
+
+from __future__ import annotations
+
+import hdbscan
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.metrics import adjusted_rand_score
+
+from sploot_cluster.density import cluster_densely
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.pet.vectors import as_vectors
+from sploot_cluster.settings import ClusterSettings
+from tasks.demo.sample import albums
+from tests.sploot_cluster.states import looks
+
+
+def test_groups_are_numbered_by_their_first_row() -> None:
+    vectors = looks(20, 30, 25)[::-1]
+
+    found = cluster_densely(vectors)
+
+    assert found.labels.tolist() == [0] * 25 + [1] * 30 + [2] * 20
+    assert found.labels.dtype == np.int32
+    assert found.probabilities.dtype == np.float32
+    assert ((found.probabilities >= 0) & (found.probabilities <= 1)).all()
+    assert found.backend == "hdbscan_cpu"
+
+
+def test_pictures_of_four_digits_are_separated() -> None:
+    digits = load_digits()
+    is_chosen = np.isin(digits.target, [0, 1, 4, 6])
+
+    found = cluster_densely(digits.data[is_chosen])
+
+    clustered = found.labels >= 0
+    assert adjusted_rand_score(digits.target[is_chosen][clustered], found.labels[clustered]) > 0.8
+    assert clustered.mean() > 0.5
+
+
+@pytest.mark.parametrize(("n", "size", "samples"), [(200, 3, 2), (400, 5, 1), (1_000, 5, 3), (1_797, 8, 1)])
+def test_groups_match_hdbscan(n: int, size: int, samples: int) -> None:
+    vectors = as_vectors(load_digits().data[:n])
+
+    ours = cluster_densely(vectors, min_cluster_size=size, min_samples=samples)
+
+    theirs = hdbscan.HDBSCAN(
+        min_cluster_size=size, min_samples=samples, algorithm="generic", approx_min_span_tree=False
+    ).fit(vectors.astype(np.float64))
+    assert len(set(theirs.labels_.tolist())) > 5
+    # they differ in ties only: at 200 hdbscan agrees with itself, on reordered rows, by .95 to 1
+    assert adjusted_rand_score(theirs.labels_, ours.labels) > (0.99 if n >= 400 else 0.95)
+    assert ours.probabilities.mean() == pytest.approx(theirs.probabilities_.mean(), abs=0.02)
+
+
+def test_row_order_does_not_affect_groups() -> None:
+    vectors = as_vectors(load_digits().data[:200])
+    found = cluster_densely(vectors)
+
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(200)
+        assert adjusted_rand_score(found.labels[order], cluster_densely(vectors[order]).labels) == 1.0, seed
+
+
+def test_same_input_gives_same_result() -> None:
+    vectors = looks(40, 40, spread=0.3)
+
+    first, second = cluster_densely(vectors), cluster_densely(vectors)
+
+    np.testing.assert_array_equal(first.labels, second.labels)
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+
+
+def test_pet_with_one_appearance_is_one_group_without_an_outlier() -> None:
+    found = cluster_densely(looks(25, 1, spread=0.1))
+
+    assert found.labels[25] == -1
+    assert set(found.labels[:25].tolist()) <= {0, -1}
+    assert np.count_nonzero(found.labels == 0) >= 22
+
+
+def test_unrelated_vectors_are_noise() -> None:
+    vectors = np.random.default_rng(5).normal(size=(40, 256))
+
+    assert set(cluster_densely(vectors).labels.tolist()) == {-1}
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_too_few_vectors_are_noise(n: int) -> None:
+    found = cluster_densely(looks(n) if n else np.empty((0, 8), dtype=np.float32))
+
+    assert found.labels.tolist() == [-1] * n
+    assert found.probabilities.tolist() == [0] * n
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 50, 200])
+def test_n_identical_vectors_are_one_group(n: int) -> None:
+    assert cluster_densely(np.ones((n, 4))).labels.tolist() == [0] * n
+
+
+def test_vector_lengths_do_not_affect_groups() -> None:
+    vectors = looks(20, 30)
+    lengths = np.random.default_rng(2).uniform(0.1, 50, size=(50, 1))
+
+    np.testing.assert_array_equal(cluster_densely(vectors * lengths).labels, cluster_densely(vectors).labels)
+
+
+def test_parameter_out_of_range_is_rejected_by_name() -> None:
+    with pytest.raises(InvalidInput, match=r"^min_cluster_size: expected at least 2, got 1"):
+        cluster_densely(looks(10), min_cluster_size=1)
+    with pytest.raises(InvalidInput, match=r"^min_samples: expected at least 1, got 0"):
+        cluster_densely(looks(10), min_samples=0)
+
+
+def test_recluster_separates_groups_that_plain_stability_merges() -> None:
+    """A demo album of five digits that plain stability, which favours large groups, merges into one."""
+    ziggy = next(album for album in albums() if album.name == "Ziggy")
+    plain = cluster_densely(ziggy.vectors, min_cluster_size=12, min_samples=2)
+
+    found = cluster_densely(ziggy.vectors)
+
+    assert np.bincount(plain.labels[plain.labels >= 0]).max() > 400
+    assert np.bincount(found.labels[found.labels >= 0]).max() < 200
+    clustered = found.labels >= 0
+    assert adjusted_rand_score(ziggy.truth[clustered], found.labels[clustered]) > 0.7
+
+
+def test_small_groups_are_found_without_changing_large_ones() -> None:
+    vectors = looks(80, 80, 4, 3, spread=0.05)
+
+    found = cluster_densely(vectors)
+    without = cluster_densely(vectors, settings=ClusterSettings(small_group=5))
+
+    assert found.labels.tolist() == [0] * 80 + [1] * 80 + [2] * 4 + [3] * 3
+    assert without.labels.tolist() == [0] * 80 + [1] * 80 + [-1] * 7
+
+
+def test_no_group_is_smaller_than_min_cluster_size() -> None:
+    vectors = looks(20, 6, 20)
+
+    assert len(set(cluster_densely(vectors, min_cluster_size=4, min_samples=2).labels.tolist()) - {-1}) == 3
+    found = cluster_densely(vectors, min_cluster_size=10, min_samples=2)
+
+    groups, sizes = np.unique(found.labels[found.labels >= 0], return_counts=True)
+    assert groups.tolist() == [0, 1]
+    assert sizes.min() >= 10

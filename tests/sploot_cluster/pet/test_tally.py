@@ -1,0 +1,138 @@
+"""Every medium that came is counted once, and a commit after which that is not so is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import redis
+
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import DimensionMismatch, ModelMismatch, NotConserved, UnreadablePet
+from sploot_cluster.pet.models import Change, ClusterId, PetId, Relabelling, Standing
+from sploot_cluster.pet.tally import Tally
+from sploot_cluster.pet.vectors import LabelVector
+from sploot_cluster.store.keys import PetKeys
+from sploot_cluster.store.memory import MemoryPetStore
+from sploot_cluster.store.port import PetStore
+from sploot_cluster.store.redis import RedisPetStore
+from tests.sploot_cluster.albums import MODEL, PET, grouped, name, picture, take
+
+ONE = ClusterId(1)
+
+
+@pytest.fixture
+def service(store: PetStore) -> ClusterService:
+    """Clusters 1 and 2 of eight pictures each."""
+    return grouped(store, 2, range(8))
+
+
+def send(service: ClusterService, number: int, *, model: str = MODEL, dim: int = 16) -> None:
+    service.assign(PET, name(3, number), model=model, vector=picture(3, number)[:dim])
+
+
+def nothing_new(n: int, labels: LabelVector) -> Change:
+    """A recluster that leaves every medium where it is."""
+    standings = np.where(labels < 0, Standing.NOISE, Standing.ARRIVED).astype(np.uint8)
+    return Change(
+        "recluster",
+        next_cluster=ClusterId(9),
+        n_at_recluster=n,
+        noise_arrivals=0,
+        relabelling=Relabelling(labels, standings),
+    )
+
+
+def test_media_are_counted_where_they_are(service: ClusterService) -> None:
+    service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
+    service.exclude(PET, ONE, [name(0, 1)], operation_id="2", by="ada")
+    with pytest.raises(ModelMismatch):
+        send(service, 0, model="clip@2")
+
+    tally = service.tally(PET).tally
+
+    assert tally == Tally(ingested=17, clustered=14, noise=1, quarantined=1, dismissed=1)
+    assert tally.is_conserved
+    assert str(tally) == "ingested 17 = clustered 14 + noise 1 + quarantined 1 + dismissed 1"
+
+
+def test_a_medium_of_another_space_is_taken_down_until_it_comes_as_it_should(service: ClusterService) -> None:
+    with pytest.raises(ModelMismatch):
+        send(service, 0, model="clip@2")
+    for number in range(2):
+        with pytest.raises(DimensionMismatch):
+            send(service, number, dim=8)
+    taken_down = service.tally(PET)
+    send(service, 0)
+    afterwards = service.tally(PET)
+
+    assert {medium: (why.model, why.dim) for medium, why in taken_down.quarantine.items()} == {
+        name(3, 0): (MODEL, 8),
+        name(3, 1): (MODEL, 8),
+    }
+    assert (taken_down.tally.ingested, taken_down.tally.quarantined) == (18, 2)
+    assert (afterwards.tally.ingested, afterwards.tally.quarantined, afterwards.tally.noise) == (18, 1, 1)
+
+
+def test_a_medium_that_is_there_is_not_quarantined_by_what_comes_late(service: ClusterService) -> None:
+    service.assign(PET, name(0, 0), model="clip@2", vector=picture(0, 0))
+
+    assert service.tally(PET).quarantine == {}
+
+
+def test_only_so_many_are_taken_down(service: ClusterService, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("store.redis", "store.memory"):
+        monkeypatch.setattr(f"sploot_cluster.{module}.MAX_QUARANTINED", 2)
+
+    for number in range(4):
+        with pytest.raises(ModelMismatch):
+            send(service, number, model="clip@2")
+
+    assert service.tally(PET).tally == Tally(18, clustered=16, quarantined=2, overflowed=2)
+    assert str(service.tally(PET).tally).endswith("; 2 arrivals found the quarantine full")
+
+
+def test_the_pets_that_do_not_add_up_are_named(redis_client: redis.Redis) -> None:
+    service = ClusterService(RedisPetStore(redis_client))
+    for pet in (PET, PetId(7), PetId(9)):
+        take(service, 0, range(3), pet=pet)
+    redis_client.hincrby(PetKeys.of(PetId(7)).meta, "ingested", 1)
+    redis_client.append(PetKeys.of(PetId(9)).standings, b"\0")
+
+    totals = service.totals()
+
+    assert (totals.n_pets, totals.unconserved) == (3, (7, 9))
+    assert [(damaged.pet, damaged.key) for damaged in totals.unreadable] == [(9, "{pet:9}:standings")]
+    assert (totals.tally.ingested, totals.tally.noise) == (7, 6)
+    assert service.totals([PET]).unconserved == ()
+
+
+def test_a_commit_that_would_lose_a_medium_is_refused_loudly_and_changes_nothing(
+    service: ClusterService, store: PetStore
+) -> None:
+    state = store.load(PET)
+    change = replace(nothing_new(state.n_media, state.labels), next_cluster=state.next_cluster)
+    if isinstance(store, MemoryPetStore):
+        store._pets[PET].ingested += 1
+    else:
+        assert isinstance(store, RedisPetStore)
+        store._client.hincrby(PetKeys.of(PET).meta, "ingested", 1)
+
+    with pytest.raises(NotConserved, match="ingested 17 ≠ clustered 16") as refused:
+        store.commit(state, change)
+
+    assert "nothing was written" in str(refused.value)
+    assert store.load(PET).version == state.version
+
+
+def test_a_commit_on_columns_of_different_lengths_is_refused(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    take(ClusterService(store), 0, range(8))
+    state = store.load(PET)
+    redis_client.append(PetKeys.of(PET).labels, b"\xff\xff\xff\xff")
+
+    with pytest.raises(UnreadablePet, match=r"\{pet:42\}:labels: expected 32 bytes, found 36 bytes"):
+        store.commit(state, nothing_new(8, state.labels))
+
+    assert redis_client.hget(PetKeys.of(PET).meta, "revision") == b"8"

@@ -1,0 +1,90 @@
+"""Corrections keep their meaning as text, and what cannot be read is refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sploot_cluster.errors import UnreadablePet
+from sploot_cluster.pet.models import ClusterId, Correction, Dismissal, Exclusion, MediaId, Merge, PetId, Split, Undo
+from sploot_cluster.store import ledger_json as ledger
+
+PET = PetId(42)
+NOW = datetime(2026, 11, 24, 3, 0, 0, 123456, tzinfo=UTC)
+
+media = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).map(MediaId)
+several = st.lists(media, max_size=4).map(tuple)
+cluster = st.integers(1, 2**53).map(ClusterId)
+zones = st.integers(-12, 14).map(lambda hours: timezone(timedelta(hours=hours)))
+said = {
+    "revision": st.integers(1, 2**53),
+    "operation_id": st.text(st.characters(codec="utf-8"), max_size=20),
+    "by": st.text(st.characters(codec="utf-8"), max_size=20),
+    "at": st.datetimes(timezones=zones),
+}
+corrections = st.one_of(
+    st.builds(
+        Merge,
+        **said,
+        into=cluster,
+        groups=st.dictionaries(cluster, several, max_size=3),
+        aliases=st.dictionaries(cluster, cluster, max_size=3),
+    ),
+    st.builds(Split, **said, source=cluster, created=cluster, moved=several, remaining=several),
+    st.builds(Exclusion, **said, source=cluster, media=several, remaining=several),
+    st.builds(
+        Dismissal,
+        **said,
+        groups=st.dictionaries(st.just(ClusterId(-1)) | cluster, several, max_size=3),
+        aliases=st.dictionaries(cluster, cluster, max_size=3),
+    ),
+    st.builds(Undo, **said, undone=st.integers(1, 2**53)),
+)
+
+
+@given(corrections)
+def test_every_correction_comes_back_as_it_was_said(correction: Correction) -> None:
+    assert ledger.loads(ledger.dumps(correction).encode(), pet=PET) == correction
+
+
+def test_the_text_is_a_form_that_others_can_read() -> None:
+    merge = Merge(7, "op-1", "ada", NOW, ClusterId(1), {ClusterId(1): (MediaId("a"),), ClusterId(3): (MediaId("é"),)})
+
+    assert json.loads(ledger.dumps(merge)) == {
+        "v": 1,
+        "kind": "merge",
+        "revision": 7,
+        "operation_id": "op-1",
+        "by": "ada",
+        "at": "2026-11-24T03:00:00.123456+00:00",
+        "into": 1,
+        "groups": {"1": ["a"], "3": ["é"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"v": 2}, "version 2, this release knows 1"),
+        ({"kind": "forget"}, "unknown kind 'forget'"),
+        ({"undone": None}, "cannot be read"),
+        ({"at": "yesterday"}, "yesterday"),
+    ],
+)
+def test_what_this_release_does_not_know_is_refused(change: dict[str, object], complaint: str) -> None:
+    text = json.dumps(json.loads(ledger.dumps(Undo(7, "op-1", "ada", NOW, undone=5))) | change)
+
+    with pytest.raises(UnreadablePet, match=complaint) as refused:
+        ledger.loads(text, pet=PET)
+
+    assert refused.value.pet == PET
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"v":1}', b"\xff"])
+def test_what_is_no_correction_is_refused(text: str | bytes) -> None:
+    with pytest.raises(UnreadablePet, match="pet 42 cannot be read"):
+        ledger.loads(text, pet=PET)

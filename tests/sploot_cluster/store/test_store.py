@@ -1,0 +1,675 @@
+"""The contract of a store, which every store passes; below it what only Redis has to answer for."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection
+from redis.retry import Retry
+
+from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict, StoreUnavailable, UnreadablePet
+from sploot_cluster.pet.models import (
+    NOISE,
+    Arrival,
+    Change,
+    ClusterCard,
+    ClusterId,
+    KeptTree,
+    MediaId,
+    Merge,
+    PetId,
+    PetState,
+    Relabelling,
+    Standing,
+)
+from sploot_cluster.store.keys import PETS, PetKeys
+from sploot_cluster.store.memory import MemoryPetStore
+from sploot_cluster.store.port import PetStore
+from sploot_cluster.store.redis import CHUNK_BYTES, RedisPetStore
+from tasks.embedded_redis import EmbeddedRedis
+from tests.support import eventually
+
+PET = PetId(42)
+MODEL, DIM = "clip@1", 4
+NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
+
+
+# -- what to write ---------------------------------------------------------------------------------------------------
+
+
+def arrival(state: PetState, *names: str, label: int = NOISE, dim: int = DIM) -> Change:
+    """Media arrive at ``state``; the vector of each is told by its name."""
+    media = tuple(
+        Arrival(MediaId(name), vector(name, dim), ClusterId(label), Standing.ARRIVED if label > 0 else Standing.NOISE)
+        for name in names
+    )
+    first = state.n_media == 0
+    return Change(
+        "arrival",
+        next_cluster=state.next_cluster,
+        n_at_recluster=state.n_at_recluster,
+        noise_arrivals=state.noise_arrivals + len(names),
+        model=MODEL if first else None,
+        dim=dim if first else None,
+        arrivals=media,
+    )
+
+
+def vector(name: str, dim: int = DIM) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    values = np.random.default_rng(list(name.encode())).normal(size=dim)
+    return (values / np.linalg.norm(values)).astype(np.float32)
+
+
+def recluster(state: PetState, labels: Sequence[int], **cards: float) -> Change:
+    """All media get these labels and core standing; ``cards`` are thresholds by cluster, e.g. ``c1=0.5``."""
+    return Change(
+        "recluster",
+        next_cluster=ClusterId(max([state.next_cluster, *(label + 1 for label in labels)])),
+        n_at_recluster=state.n_media,
+        noise_arrivals=0,
+        relabelling=Relabelling(np.array(labels, dtype=np.int32), np.full(len(labels), Standing.CORE, dtype=np.uint8)),
+        clusters={
+            ClusterId(int(name[1:])): ClusterCard(ClusterId(int(name[1:])), threshold, since=state.revision + 1)
+            for name, threshold in cards.items()
+        },
+        summary={"clusters": len(cards)},
+    )
+
+
+def merge(state: PetState, into: int, loser: int) -> Change:
+    labels = np.where(state.labels == loser, into, state.labels).astype(np.int32)
+    groups = {ClusterId(id_): tuple(np.array(state.media)[state.labels == id_].tolist()) for id_ in (into, loser)}
+    return Change(
+        "merge",
+        next_cluster=state.next_cluster,
+        n_at_recluster=state.n_at_recluster,
+        noise_arrivals=state.noise_arrivals,
+        relabelling=Relabelling(labels, state.standings),
+        clusters={ClusterId(loser): None},
+        aliases={ClusterId(loser): ClusterId(into)},
+        correction=Merge(state.revision + 1, f"op-{state.revision}", "ada", NOW, ClusterId(into), groups),
+        by="ada",
+        summary={"into": into, "names": ["é", "日"]},
+    )
+
+
+def with_clusters(store: PetStore) -> PetState:
+    """A pet of four media in two clusters and one that is noise."""
+    state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b", "c", "d", "e"))
+    return store.commit(state, recluster(state, [1, 1, 2, 2, -1], c1=0.75, c2=0.1))
+
+
+def told(state: PetState) -> dict[str, object]:
+    """Everything a state says, in values that compare."""
+    return {
+        name: getattr(state, name)
+        for name in (
+            "revision",
+            "version",
+            "model",
+            "dim",
+            "ledger",
+            "next_cluster",
+            "n_at_recluster",
+            "noise_arrivals",
+        )
+    } | {
+        "media": tuple(state.media),
+        "rows": dict(state.rows),
+        "vectors": state.vectors.tolist(),
+        "labels": state.labels.tolist(),
+        "standings": state.standings.tolist(),
+        "clusters": dict(state.clusters),
+        "aliases": dict(state.aliases),
+    }
+
+
+# -- the contract ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pet_that_nobody_wrote_is_empty_at_revision_0(store: PetStore) -> None:
+    state = store.load(PET)
+
+    assert (state.revision, state.n_media, state.model, state.dim) == (0, 0, None, None)
+    assert state.vectors.shape == (0, 0)
+    assert state.next_cluster == 1
+    assert list(store.pets()) == []
+    assert list(store.history(PET)) == []
+    assert store.view(PET).clusters == ()
+
+
+def test_what_commit_answers_is_what_a_stranger_loads(store: PetStore) -> None:
+    state = with_clusters(store)
+    state = store.commit(state, merge(state, into=1, loser=2))
+    state = store.commit(state, arrival(state, "f", label=1))
+
+    loaded = store.load(PET)
+
+    assert told(loaded) == told(state)
+    assert loaded.labels.tolist() == [1, 1, 1, 1, -1, 1]
+    assert loaded.standings.tolist() == [Standing.CORE] * 5 + [Standing.ARRIVED]
+    np.testing.assert_array_equal(loaded.vectors, [vector(name) for name in "abcdef"])
+    assert [column.dtype.str for column in (loaded.vectors, loaded.labels, loaded.standings)] == ["<f4", "<i4", "|u1"]
+    assert loaded.clusters == {1: ClusterCard(ClusterId(1), 0.75, since=2)}
+    assert loaded.aliases == {2: 1}
+    assert [correction.operation_id for correction in loaded.ledger] == ["op-2"]
+    assert store.pets() == [PET]
+
+
+def test_a_reader_who_knows_an_old_state_catches_up(store: PetStore) -> None:
+    known = [store.load(PET)]
+    state = store.commit(known[0], arrival(known[0], "a", "b"))
+    changes: list[Callable[[PetState], Change]] = [
+        lambda state: arrival(state, "c"),
+        lambda state: recluster(state, [1, 1, 2], c1=0.5, c2=0.5),
+        lambda state: arrival(state, "d", "e", label=2),
+        lambda state: merge(state, into=1, loser=2),
+        lambda state: arrival(state, "f"),
+    ]
+    for change in changes:
+        known.append(state)
+        state = store.commit(state, change(state))
+
+    caught_up = [store.load(PET, known=old) for old in known]
+
+    assert len(caught_up) == 6
+    for loaded in caught_up:
+        assert told(loaded) == told(state)
+
+
+def test_catching_up_with_nothing_new_answers_the_state_itself(store: PetStore) -> None:
+    state = with_clusters(store)
+
+    assert store.load(PET, known=state) is state
+
+
+def test_a_state_stays_as_it_was_when_others_follow(store: PetStore) -> None:
+    before = with_clusters(store)
+    as_it_was = told(before)
+
+    after = store.commit(before, arrival(before, "f", "g", label=1))
+    store.commit(after, recluster(after, [3] * 7, c3=0.5))
+
+    assert told(before) == as_it_was
+    assert after.n_media == 7
+    assert MediaId("f") not in before.rows
+    with pytest.raises(ValueError, match="read-only"):
+        after.vectors[0, 0] = 1.0
+    with pytest.raises(ValueError, match="read-only"):
+        after.labels[0] = 1
+
+
+def test_a_stale_state_changes_nothing(store: PetStore) -> None:
+    stale = with_clusters(store)
+    newest = store.commit(stale, arrival(stale, "f"))
+    history = list(store.history(PET))
+
+    for change in (arrival(stale, "g"), recluster(stale, [7] * 5, c7=0.5), merge(stale, into=1, loser=2)):
+        with pytest.raises(RevisionConflict) as conflict:
+            store.commit(stale, change)
+        assert (conflict.value.expected, conflict.value.current) == (2, 3)
+
+    assert told(store.load(PET)) == told(newest)
+    assert list(store.history(PET)) == history
+
+
+def test_two_first_arrivals_cannot_both_win(store: PetStore) -> None:
+    empty = store.load(PET)
+    store.commit(empty, arrival(empty, "a"))
+
+    with pytest.raises(RevisionConflict):
+        store.commit(empty, arrival(empty, "b"))
+
+    assert list(store.load(PET).media) == ["a"]
+
+
+def test_relabelling_and_arrivals_can_come_together(store: PetStore) -> None:
+    state = with_clusters(store)
+    change = replace(recluster(state, [2, 2, 2, 2, 2], c2=0.3), arrivals=arrival(state, "f", label=2).arrivals)
+
+    state = store.commit(state, change)
+
+    assert state.labels.tolist() == [2] * 6
+    assert state.standings.tolist() == [Standing.CORE] * 5 + [Standing.ARRIVED]
+    assert told(store.load(PET)) == told(state)
+
+
+def test_cards_and_aliases_can_be_taken_back(store: PetStore) -> None:
+    state = with_clusters(store)
+    state = store.commit(state, merge(state, into=1, loser=2))
+    back = replace(
+        recluster(state, [1, 1, 2, 2, -1], c1=0.9, c2=-0.25),
+        aliases={ClusterId(2): None},
+    )
+
+    state = store.commit(state, back)
+
+    assert state.aliases == {}
+    assert {id_: card.threshold for id_, card in state.clusters.items()} == {1: 0.9, 2: -0.25}
+    assert told(store.load(PET)) == told(state)
+
+
+def test_thousands_of_media_and_clusters_fit_one_commit(store: PetStore) -> None:
+    n = 12_000
+    empty = store.load(PET)
+    state = store.commit(empty, arrival(empty, *(f"m{i}" for i in range(n)), dim=2))
+    change = recluster(state, list(range(1, n + 1)), **{f"c{i}": 0.5 for i in range(1, n + 1)})
+    state = store.commit(state, change)
+
+    loaded = store.load(PET)
+
+    assert loaded.n_media == len(loaded.rows) == len(loaded.clusters) == n
+    assert told(loaded) == told(state)
+
+
+def test_history_tells_what_was_more_than_an_arrival_newest_first(store: PetStore) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    state = with_clusters(store)
+    state = store.commit(state, arrival(state, "f"))
+    store.commit(state, merge(state, into=1, loser=2))
+
+    history = store.history(PET)
+
+    assert [(entry.revision, entry.kind, entry.by) for entry in history] == [
+        (4, "merge", "ada"),
+        (2, "recluster", "machine"),
+    ]
+    assert history[0].summary == {"into": 1, "names": ["é", "日"]}
+    assert before <= history[1].at <= history[0].at <= datetime.now(UTC) + timedelta(seconds=1)
+    assert list(store.history(PET, limit=1)) == [history[0]]
+
+
+def test_only_what_moves_media_that_were_there_counts_as_a_move(store: PetStore) -> None:
+    nobody = store.moved_at(PET)
+    state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b", "c", "d", "e"))
+    arrived = store.moved_at(PET)
+    state = store.commit(state, recluster(state, [1, 1, 2, 2, -1], c1=0.75, c2=0.1))
+    reclustered = store.moved_at(PET)
+    state = store.commit(state, arrival(state, "f"))
+    arrived_later = store.moved_at(PET)
+    store.commit(state, merge(state, into=1, loser=2))
+
+    assert (nobody, arrived, reclustered, arrived_later, store.moved_at(PET)) == (0, 0, 2, 2, 4)
+
+
+def test_pets_are_listed_in_order_and_do_not_mix(store: PetStore) -> None:
+    for pet in (11, 2, 301):
+        empty = store.load(PetId(pet))
+        store.commit(empty, arrival(empty, f"of-{pet}"))
+
+    assert list(store.pets()) == [2, 11, 301]
+    assert list(store.load(PetId(2)).media) == ["of-2"]
+
+
+def test_media_ids_may_be_any_text(store: PetStore) -> None:
+    names = ("日本語", "a b\n\x00c", "{pet:1}", "-1", "ü" * 256)
+    empty = store.load(PET)
+    state = store.commit(empty, arrival(empty, *names))
+
+    assert tuple(store.load(PET).media) == names
+    assert [state.rows[MediaId(name)] for name in names] == [0, 1, 2, 3, 4]
+
+
+def test_a_view_is_sorted_by_size_and_counts_standings(store: PetStore) -> None:
+    state = with_clusters(store)
+    store.commit(state, arrival(state, "f", label=2))
+
+    view = store.view(PET)
+
+    assert (view.revision, view.model, view.dim, view.n_media, view.n_noise) == (3, MODEL, DIM, 6, 1)
+    assert [(cluster.id, cluster.size, cluster.media) for cluster in view.clusters] == [
+        (2, 3, ("c", "d", "f")),
+        (1, 2, ("a", "b")),
+    ]
+    assert view.clusters[0].standings == {Standing.CORE: 2, Standing.ARRIVED: 1}
+    assert (view.clusters[1].threshold, view.clusters[1].since) == (0.75, 2)
+    assert view.noise == ("e",)
+    assert view.aliases == {}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda state: arrival(state, "a"), "already"),
+        (lambda state: arrival(state, "x", "x"), "arrives twice"),
+        (lambda state: arrival(state, "x", dim=5), "shape"),
+        (lambda state: recluster(state, [1, 1]), "relabelling"),
+        (lambda state: replace(arrival(state, "x"), model="clip@1", dim=5), "do not fit"),
+        (lambda state: merge(replace(state, revision=7), into=1, loser=2), "revision"),
+    ],
+)
+def test_a_change_that_does_not_fit_its_state_is_refused(
+    store: PetStore, spoil: Callable[[PetState], Change], complaint: str
+) -> None:
+    state = with_clusters(store)
+
+    with pytest.raises(ValueError, match=complaint):
+        store.commit(state, spoil(state))
+
+    assert told(store.load(PET)) == told(state)
+
+
+def test_who_lost_the_race_gets_the_right_of_way(store: PetStore) -> None:
+    loser = with_clusters(store)
+    winner = store.commit(loser, arrival(loser, "f"))
+    with pytest.raises(RevisionConflict) as conflict:
+        store.commit(loser, recluster(loser, [1] * 5, c1=0.5), claimant="ada")
+    assert not isinstance(conflict.value, PetClaimed)
+
+    with pytest.raises(PetClaimed) as claimed:
+        store.commit(winner, arrival(winner, "g"))
+    with pytest.raises(PetClaimed):
+        store.commit(winner, arrival(winner, "g"), claimant="bob")
+    state = store.commit(store.load(PET), recluster(winner, [1] * 6, c1=0.5), claimant="ada")
+
+    assert 0 < claimed.value.for_ms <= 2_000
+    assert store.commit(state, arrival(state, "g")).revision == 5
+
+
+def test_a_claim_ends_when_its_claimant_says_so(store: PetStore) -> None:
+    loser = with_clusters(store)
+    newest = store.commit(loser, arrival(loser, "f"))
+    with pytest.raises(RevisionConflict):
+        store.commit(loser, arrival(loser, "g"), claimant="ada")
+
+    store.release(PET, "bob")
+    with pytest.raises(PetClaimed):
+        store.commit(newest, arrival(newest, "g"))
+    store.release(PET, "ada")
+
+    assert store.commit(newest, arrival(newest, "g")).revision == 4
+
+
+def test_a_first_claim_holds_against_a_second(store: PetStore) -> None:
+    loser = with_clusters(store)
+    newest = store.commit(loser, arrival(loser, "f"))
+    for name in ("ada", "bob"):
+        with pytest.raises(RevisionConflict):
+            store.commit(loser, arrival(loser, "g"), claimant=name)
+
+    with pytest.raises(PetClaimed):
+        store.commit(newest, arrival(newest, "g"), claimant="bob")
+
+    assert store.commit(newest, arrival(newest, "g"), claimant="ada").revision == 4
+
+
+def test_a_pet_that_fills_its_value_takes_no_more(redis_client: redis.Redis, request: pytest.FixtureRequest) -> None:
+    # the smallest limit that Redis accepts; both stores are told the same one
+    limit = 1024 * 1024
+    request.addfinalizer(lambda: redis_client.config_set("proto-max-bulk-len", 512 * 1024 * 1024))
+    redis_client.config_set("proto-max-bulk-len", limit)
+    dim = 1024
+    fits = [f"m{i}" for i in range(limit // (4 * dim))]
+
+    for store in (RedisPetStore(redis_client), MemoryPetStore(max_vector_bytes=limit)):
+        state = store.load(PET)
+        for names in (fits[:128], fits[128:]):
+            state = store.commit(state, arrival(state, *names, dim=dim))
+        with pytest.raises(PetTooLarge) as refused:
+            store.commit(state, arrival(state, "one more", dim=dim))
+
+        assert refused.value.n_media == 256
+        assert told(store.load(PET)) == told(state)
+
+
+def test_a_tree_is_kept_beside_the_pet_it_is_of(store: PetStore) -> None:
+    state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b"))
+    assert store.kept_tree(PET) is None
+    tree = KeptTree(state.born, 2, b"\x00\xff tree")
+
+    store.keep_tree(PET, tree)
+
+    assert store.kept_tree(PET) == tree
+    assert store.load(PET).version == state.version
+    assert store.commit(state, arrival(state, "c")).born == state.born
+
+
+def test_a_smaller_tree_does_not_take_the_place_of_a_larger_one(store: PetStore) -> None:
+    state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b", "c"))
+    store.keep_tree(PET, KeptTree(state.born, 3, b"three"))
+
+    store.keep_tree(PET, KeptTree(state.born, 2, b"two"))
+
+    assert store.kept_tree(PET) == KeptTree(state.born, 3, b"three")
+
+
+def test_a_tree_of_a_pet_that_is_another_one_by_now_is_not_kept(store: PetStore) -> None:
+    store.keep_tree(PET, KeptTree("nobody", 2, b"of a pet that has nothing"))
+    store.commit(store.load(PET), arrival(store.load(PET), "a", "b"))
+
+    store.keep_tree(PET, KeptTree("somebody", 2, b"of the one before"))
+
+    assert store.kept_tree(PET) is None
+
+
+# -- Redis alone -----------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_new_travels(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    empty = store.load(PET)
+    known = store.commit(empty, arrival(empty, *(f"m{i}" for i in range(500)), dim=256))
+    store.commit(known, arrival(known, "new", dim=256))
+
+    def sent_by_server() -> int:
+        return int(redis_client.info("stats")["total_net_output_bytes"])
+
+    idle = -sent_by_server() + sent_by_server()
+    before = sent_by_server()
+    state = store.load(PET, known=known)
+    tail = sent_by_server() - before - idle
+    before = sent_by_server()
+    store.load(PET)
+    whole = sent_by_server() - before - idle
+
+    assert state.n_media == 501
+    assert tail < 4 * 256 + 2_000
+    assert whole > 500 * 4 * 256
+
+
+def test_a_large_pet_is_read_in_pieces_that_fit_together(redis_client: redis.Redis) -> None:
+    store, dim = RedisPetStore(redis_client), 2048
+    empty = store.load(PET)
+    n = 2 * CHUNK_BYTES // (4 * dim) + 7
+    state = store.commit(empty, arrival(empty, *(f"m{i}" for i in range(n)), dim=dim))
+
+    loaded = store.load(PET)
+
+    np.testing.assert_array_equal(loaded.vectors, state.vectors)
+    assert loaded.media == state.media
+
+
+def test_a_load_and_a_commit_are_one_script_each(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    state = with_clusters(store)
+
+    def scripts() -> int:
+        return int(redis_client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+    before = scripts()
+    state = store.load(PET, known=state)
+    store.commit(state, arrival(state, "f"))
+
+    assert scripts() - before == 2
+
+
+def test_rows_media_labels_and_vectors_agree_in_redis(redis_client: redis.Redis) -> None:
+    store, keys = RedisPetStore(redis_client), PetKeys.of(PET)
+    state = with_clusters(store)
+    store.commit(state, arrival(state, "f"))
+
+    assert redis_client.hgetall(keys.rows) == {name.encode(): str(row).encode() for row, name in enumerate("abcdef")}
+    assert redis_client.lrange(keys.media, 0, -1) == [name.encode() for name in "abcdef"]
+    assert redis_client.strlen(keys.vectors) == 6 * DIM * 4
+    assert redis_client.strlen(keys.labels) == 6 * 4
+    assert redis_client.strlen(keys.standings) == 6
+    assert redis_client.hget(keys.meta, "n_media") == b"6"
+    assert set(redis_client.keys("*")) <= {key.encode() for key in (PETS, *keys)}
+
+
+def test_a_commit_whose_reply_was_lost_is_known_again(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisPetStore(redis_client)
+    state = with_clusters(store)
+    answers = lose_one_answer(monkeypatch)
+
+    after = store.commit(state, arrival(state, "f"))
+    monkeypatch.undo()
+
+    assert [answer[:2] for answer in answers] == [[b"OK", 3]]
+    assert after.revision == 3
+    assert told(store.load(PET)) == told(after)
+
+
+def test_a_load_whose_reply_was_lost_is_made_again(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RedisPetStore(redis_client)
+    state = with_clusters(store)
+    answers = lose_one_answer(monkeypatch)
+
+    again = store.load(PET)
+
+    assert len(answers) == 1
+    assert told(again) == told(state)
+
+
+def lose_one_answer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """From now on one answer is taken off the wire, and the connection breaks; what it was is in the list then."""
+    read, lost = AbstractConnection.read_response, list[Any]()
+
+    def read_or_lose(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = read(self, *args, **kwargs)
+        if not lost:
+            lost.append(answer)
+            self.disconnect()
+            raise redis.ConnectionError("cut")
+        return answer
+
+    monkeypatch.setattr(AbstractConnection, "read_response", read_or_lose)
+    return lost
+
+
+def test_a_pet_begun_anew_is_not_taken_for_the_one_known(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    known = with_clusters(store)
+    redis_client.flushdb()
+    for names in (("a", "b", "c", "d", "e"), ("f",), ("g",)):
+        state = store.load(PET)
+        store.commit(state, arrival(state, *names))
+
+    with pytest.raises(RevisionConflict):
+        store.commit(known, arrival(known, "h"))
+
+    assert told(store.load(PET, known=known)) == told(store.load(PET))
+
+
+def test_writes_that_a_failover_lost_are_forgotten(redis_client: redis.Redis) -> None:
+    store, keys = RedisPetStore(redis_client), PetKeys.of(PET)
+    before = with_clusters(store)
+    backup = {key: redis_client.dump(key) or b"" for key in redis_client.keys("{pet:42}:*")}
+    lost = store.commit(before, arrival(before, "lost"))
+    # the replica that took over had not seen the last commit, and others went on from there
+    for key, value in backup.items():
+        redis_client.restore(key, 0, value, replace=True)
+
+    caught_up = store.load(PET, known=lost)
+    truth = store.commit(before, arrival(before, "kept"))
+    with pytest.raises(RevisionConflict):
+        store.commit(lost, arrival(lost, "x"))
+    caught_up_later = store.load(PET, known=lost)
+    truth_later = store.commit(truth, arrival(truth, "another"))
+
+    assert told(caught_up) == told(before)
+    assert told(caught_up_later) == told(truth)
+    assert told(store.load(PET, known=lost)) == told(truth_later)
+    assert redis_client.llen(keys.media) == 7
+
+
+def test_a_pet_lives_in_one_slot_of_a_cluster(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
+    with redis.Redis.from_url(redis_server.url) as client:
+        if int(client.info("server")["redis_version"].partition(".")[0]) < 7:
+            pytest.skip("before 7.0 the port of a cluster's bus cannot be chosen")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        bus = {"cluster-enabled": "yes", "cluster-port": str(free.getsockname()[1])}
+    with EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"} | bus) as node:
+        with redis.Redis.from_url(node.url) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            eventually(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+        with redis.RedisCluster(host="127.0.0.1", port=node.port) as cluster:
+            store = RedisPetStore(cluster)
+            known = with_clusters(store)
+            state = store.commit(known, merge(known, into=1, loser=2))
+            store.release(PET, "nobody")
+
+            assert told(store.load(PET, known=known)) == told(store.load(PET)) == told(state)
+            assert [entry.kind for entry in store.history(PET)] == ["merge", "recluster"]
+            assert store.pets() == [PET]
+
+
+def test_a_client_that_decodes_is_refused_with_the_mend(redis_url: str) -> None:
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+
+    with pytest.raises(ValueError, match="decode_responses=False"):
+        RedisPetStore(client)
+
+
+def test_a_redis_that_is_away_is_told_in_our_words() -> None:
+    with redis.Redis(port=1, retry=Retry(NoBackoff(), 0)) as client:
+        store = RedisPetStore(client)
+
+        with pytest.raises(StoreUnavailable, match="load pet 42") as refused:
+            store.load(PET)
+
+    assert isinstance(refused.value.__cause__, redis.ConnectionError)
+
+
+def test_a_server_without_memory_writes_nothing(redis_client: redis.Redis, request: pytest.FixtureRequest) -> None:
+    store = RedisPetStore(redis_client)
+    state = with_clusters(store)
+    request.addfinalizer(lambda: redis_client.config_set("maxmemory", 0))
+    redis_client.config_set("maxmemory", 1)
+
+    with pytest.raises(StoreUnavailable, match="memory"):
+        store.commit(state, arrival(state, "f"))
+    with pytest.raises(StoreUnavailable, match="memory"):
+        store.commit(state, recluster(state, [1] * 5, c1=0.5))
+
+    assert told(store.load(PET)) == told(state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda client, keys: client.delete(keys.labels),
+        lambda client, keys: client.append(keys.vectors, b"123"),
+        lambda client, keys: client.hset(keys.meta, "format", 2),
+        lambda client, keys: client.lpop(keys.media),
+    ],
+)
+def test_a_damaged_pet_is_refused_with_what_does_not_fit(
+    redis_client: redis.Redis, damage: Callable[[redis.Redis, PetKeys], object]
+) -> None:
+    store = RedisPetStore(redis_client)
+    with_clusters(store)
+    damage(redis_client, PetKeys.of(PET))
+
+    with pytest.raises(UnreadablePet, match="pet 42 cannot be read"):
+        store.load(PET)
+
+
+def test_scripts_are_loaded_again_after_the_server_forgot_them(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    state = with_clusters(store)
+    redis_client.script_flush()
+
+    assert store.commit(state, arrival(state, "f")).revision == 3

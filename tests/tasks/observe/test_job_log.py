@@ -1,0 +1,301 @@
+"""What is counted and logged of a job, on a real queue with a real worker, and on jobs that never ran."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.middleware import Retries, TimeLimit, TimeLimitExceeded
+from prometheus_client import CollectorRegistry
+
+from broker import DeadLetter, RedisStreamsBroker
+from sploot_cluster.errors import DimensionMismatch, InvalidInput
+from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, MERGE_CLUSTERS, RECLUSTER_PET
+from tasks.observe.job_facts import current_job
+from tasks.observe.job_log import LoadEngine, RecordJobs, outcome_of
+from tasks.observe.metrics import JobMetrics
+from tasks.wire import DECODERS
+from tests.support import eventually
+
+
+class Noise:
+    """Where reclusters note their noise; on demand it fails, as Redis may."""
+
+    def __init__(self) -> None:
+        self.noted: list[int] = []
+        self.is_broken = False
+
+    def note(self, n_noise: int) -> None:
+        if self.is_broken:
+            raise redis.ConnectionError("away")
+        self.noted.append(n_noise)
+
+
+class Pool:
+    """A queue with its worker and what was told of the jobs."""
+
+    def __init__(self, url: str) -> None:
+        self.noise, self.registry = Noise(), CollectorRegistry()
+        record = RecordJobs(noise=self.noise, metrics=JobMetrics(self.registry))
+        self.broker = RedisStreamsBroker(
+            url, group=GROUP, decoders=DECODERS, middleware=[TimeLimit(), Retries(), record], lease_ms=2_000
+        )
+        self.worker = dramatiq.Worker(self.broker, worker_timeout=50, worker_threads=2)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def jobs(self, outcome: str, backend: str = "none") -> float:
+        return self.count("cluster_jobs_total", outcome=outcome, backend=backend)
+
+
+@pytest.fixture
+def pool(redis_url: str) -> Iterator[Pool]:
+    pool = Pool(redis_url)
+    yield pool
+    pool.worker.stop()
+    pool.broker.close()
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG, logger="sploot-cluster.queue")
+    return caplog
+
+
+def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[dict[str, Any]]:
+    return [vars(record) for record in caplog.records if record.message == text]
+
+
+def test_a_job_is_counted_timed_and_told_in_one_line(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+    @dramatiq.actor(actor_name="cluster_embedding", queue_name=EMBEDDING_INGESTED, broker=pool.broker)
+    def assign(pet_id: int, traceparent: str) -> None:
+        current_job().pet_id, current_job().backend = pet_id, "faiss"
+
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    message = assign.send(pet_id=42, traceparent=f"00-{trace_id}-b7ad6b7169203331-01")
+    pool.worker.start()
+    pool.broker.join(EMBEDDING_INGESTED, timeout=20_000)
+    eventually(lambda: lines(logged, "job done"))
+
+    (line,) = lines(logged, "job done")
+    assert (line["name"], line["levelname"]) == ("sploot-cluster.queue", "INFO")
+    assert {name: line[name] for name in ("pet_id", "message_id", "actor", "attempt", "outcome", "trace_id")} == {
+        "pet_id": 42,
+        "message_id": message.message_id,
+        "actor": "cluster_embedding",
+        "attempt": 1,
+        "outcome": "success",
+        "trace_id": trace_id,
+    }
+    assert line["backend_used"] == "faiss"
+    assert 0 <= line["duration_ms"] <= line["age_ms"] + 1
+    assert 0 <= line["queue_ms"] <= line["age_ms"]
+    assert pool.jobs("success", "faiss") == 1
+    assert pool.count("cluster_job_duration_seconds_count", backend="faiss") == 1
+
+
+@pytest.mark.parametrize("claimed", ["entry", "timestamp"])
+def test_the_age_of_a_job_with_a_time_of_the_future_is_unknown(
+    pool: Pool, logged: pytest.LogCaptureFixture, redis_client: redis.Redis, claimed: str
+) -> None:
+    actor = dramatiq.actor(actor_name=MERGE_CLUSTERS, broker=pool.broker)(lambda: None)
+    ahead_ms = 1000 * int(time.time()) + 3_600_000
+    message = actor.message() if claimed == "entry" else actor.message().copy(message_timestamp=ahead_ms)
+    redis_client.xadd(
+        "streams:default", {"message": message.encode()}, id=f"{ahead_ms}-0" if claimed == "entry" else "*"
+    )
+    pool.worker.start()
+
+    (line,) = eventually(lambda: lines(logged, "job done")) or []
+
+    assert (line["age_ms"], line["queue_ms"]) == (None, None)
+
+
+def test_every_failed_attempt_is_counted_once_and_every_retry(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+    @dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker, max_retries=2, min_backoff=1, max_backoff=2)
+    def fail() -> None:
+        raise RuntimeError("no luck")
+
+    fail.send()
+    pool.worker.start()
+    eventually(lambda: pool.jobs("error") == 3)
+
+    assert pool.count("cluster_job_retries_total", actor=RECLUSTER_PET) == 2
+    failed = eventually(lambda: found if len(found := lines(logged, "job failed")) == 3 else None)
+    assert failed is not None
+    assert [line["attempt"] for line in failed] == [1, 2, 3]
+    assert {line["error"] for line in failed} == {"RuntimeError: no luck"}
+    assert all(line["exc_info"] for line in failed)
+    assert eventually(lambda: lines(logged, "dead letter"))[0]["reason"] == "failed"
+    assert pool.jobs("invalid") == 0
+
+
+def test_a_bad_field_is_an_invalid_job_without_a_traceback(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+    @dramatiq.actor(actor_name=MERGE_CLUSTERS, broker=pool.broker, throws=(InvalidInput,))
+    def refuse() -> None:
+        raise InvalidInput("cluster_ids", "is empty", "send two")
+
+    refuse.send()
+    pool.worker.start()
+    eventually(lambda: pool.jobs("invalid") == 1)
+
+    assert pool.count("cluster_feedback_operations_total", operation="merge", outcome="invalid") == 1
+    (line,) = lines(logged, "job failed")
+    assert line["exc_info"] is None
+    letter = eventually(lambda: lines(logged, "dead letter"))[0]
+    assert (letter["field"], letter["mend"]) == ("cluster_ids", "send two")
+    assert pool.jobs("invalid") == 1
+
+
+def test_an_event_that_cannot_be_read_is_an_invalid_job(
+    pool: Pool, redis_client: redis.Redis, logged: pytest.LogCaptureFixture
+) -> None:
+    @dramatiq.actor(actor_name="cluster_embedding", queue_name=EMBEDDING_INGESTED, broker=pool.broker)
+    def assign(**_: object) -> None:
+        raise AssertionError("it must not run")
+
+    redis_client.xadd("streams:embedding.ingested", {"schema": "embedding.ingested/1", "pet_id": "cat"})
+    redis_client.xadd("streams:embedding.ingested", {"message": b"\xff\xfe"})
+    pool.worker.start()
+
+    eventually(lambda: pool.jobs("invalid") == 2)
+    assert {line["reason"] for line in lines(logged, "dead letter")} == {"undecodable"}
+
+
+def test_a_recluster_tells_its_noise_and_a_watch_that_fails_fails_no_job(
+    pool: Pool, logged: pytest.LogCaptureFixture
+) -> None:
+    @dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker)
+    def regroup(n_noise: int) -> None:
+        current_job().noise_count = n_noise
+
+    pool.worker.start()
+    regroup.send(31)
+    eventually(lambda: pool.noise.noted == [31])
+    pool.noise.is_broken = True
+    regroup.send(7)
+    eventually(lambda: pool.jobs("success") == 2)
+
+    eventually(lambda: lines(logged, "noise of a recluster not noted"))
+    assert pool.noise.noted == [31]
+
+
+def test_what_runs_now_is_told_and_nothing_afterwards(pool: Pool) -> None:
+    is_running, may_end = threading.Event(), threading.Event()
+
+    @dramatiq.actor(actor_name="slow", broker=pool.broker)
+    def slow() -> None:
+        is_running.set()
+        may_end.wait(30)
+
+    @dramatiq.actor(actor_name="bad", broker=pool.broker, max_retries=0)
+    def bad() -> None:
+        raise RuntimeError("no luck")
+
+    slow.send()
+    bad.send()
+    pool.worker.start()
+
+    assert is_running.wait(20)
+    eventually(lambda: pool.jobs("error") == 1)
+    assert eventually(lambda: pool.count("cluster_jobs_in_progress")) == 1
+    assert pool.count("cluster_worker_threads") == 2
+    may_end.set()
+    eventually(lambda: pool.count("cluster_jobs_in_progress") == 0)
+
+
+def test_samples_of_the_queues_are_no_jobs_of_pets(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+    @dramatiq.actor(actor_name="export_stream_lag", queue_name=CLUSTER_MAINTENANCE, broker=pool.broker)
+    def sample() -> None: ...
+
+    sample.send()
+    pool.worker.start()
+
+    (line,) = eventually(lambda: lines(logged, "job done"))
+    assert line["levelname"] == "DEBUG"
+    assert pool.jobs("success") == 0
+
+
+def test_one_job_leaves_the_next_nothing(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+    @dramatiq.actor(actor_name="first", broker=pool.broker)
+    def first() -> None:
+        current_job().pet_id, current_job().backend = 1, "faiss"
+
+    @dramatiq.actor(actor_name="second", broker=pool.broker)
+    def second() -> None: ...
+
+    pool.worker.start()
+    for _ in range(5):
+        first.send()
+        second.send()
+    eventually(lambda: len(lines(logged, "job done")) == 10)
+
+    told = {(line["actor"], line["pet_id"], line["backend_used"]) for line in lines(logged, "job done")}
+    assert told == {("first", 1, "faiss"), ("second", None, "none")}
+
+
+@pytest.mark.parametrize(
+    ("exception", "outcome"),
+    [
+        (None, "success"),
+        (DimensionMismatch(pet=1, expected=2, got=3), "invalid"),
+        (TimeLimitExceeded(), "timeout"),
+        (KeyError("x"), "error"),
+        (SystemExit(1), "error"),
+    ],
+)
+def test_an_outcome_is_one_word(exception: BaseException | None, outcome: str) -> None:
+    assert outcome_of(exception) == outcome
+
+
+@pytest.mark.parametrize(
+    ("reason", "counted"),
+    [
+        ("undecodable", "invalid"),
+        ("oversize", "invalid"),
+        ("not-enqueued", "invalid"),
+        ("unhandled", None),
+        ("delivery-limit", "error"),
+        ("failed", None),
+    ],
+)
+def test_a_dead_letter_counts_where_no_attempt_did(pool: Pool, reason: str, counted: str | None) -> None:
+    letter = DeadLetter(
+        id="1-0",
+        queue_name="q",
+        reason=reason,
+        error="E: e",
+        field=None,
+        mend=None,
+        traceback=None,
+        actor_name=None,
+        message_id=None,
+        entry_id="1-0",
+        deliveries=1,
+        died_at=datetime.now(UTC),
+        fields={},
+    )
+
+    pool.broker.middleware[-1].after_dead_letter(pool.broker, letter)  # type: ignore[attr-defined]  # ours is last
+
+    assert {outcome: pool.jobs(outcome) for outcome in ("success", "invalid", "error", "timeout")} == {
+        "success": 0,
+        "invalid": float(counted == "invalid"),
+        "error": float(counted == "error"),
+        "timeout": 0,
+    }
+
+
+def test_booting_loads_the_engine() -> None:
+    LoadEngine().after_process_boot(RedisStreamsBroker("redis://127.0.0.1:1", middleware=[]))
+
+    assert {"faiss", "hdbscan"} <= sys.modules.keys()

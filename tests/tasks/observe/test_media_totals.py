@@ -1,0 +1,92 @@
+"""Where the media of all pets are, as metrics: sampled by one actor, told alike by every pod."""
+
+from __future__ import annotations
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
+from periodiq import PeriodiqMiddleware
+from prometheus_client import CollectorRegistry
+
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import ModelMismatch
+from sploot_cluster.pet.models import PetId
+from sploot_cluster.store.keys import PetKeys
+from sploot_cluster.store.redis import RedisPetStore
+from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_MEDIA_TOTALS
+from tasks.observe.media_totals import MediaCollector, MediaSampler, declare_media_actor
+from tests.sploot_cluster.albums import PET, name, picture, take
+from tests.system.events import free_port
+
+
+@pytest.fixture
+def registry(redis_client: redis.Redis) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(MediaCollector(redis_client))
+    return registry
+
+
+def told(registry: CollectorRegistry) -> dict[str, float | None]:
+    places = {
+        place: registry.get_sample_value("cluster_media", {"outcome": place})
+        for place in ("clustered", "noise", "quarantined", "dismissed")
+    }
+    singles = ("cluster_media_ingested", "cluster_pets", "cluster_pets_unconserved")
+    return places | {single: registry.get_sample_value(single) for single in singles}
+
+
+def test_every_series_is_there_before_anything_was_sampled(registry: CollectorRegistry) -> None:
+    assert set(told(registry).values()) == {0}
+    assert registry.get_sample_value("cluster_media_sample_timestamp_seconds") == 0
+
+
+def test_media_are_told_by_where_they_are(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
+    service = ClusterService(RedisPetStore(redis_client))
+    for subject in range(2):
+        take(service, subject, range(8))
+    service.recluster(PET)
+    service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
+    take(service, 0, range(3), pet=PetId(7))
+    with pytest.raises(ModelMismatch):
+        service.assign(PET, name(3, 0), model="clip@2", vector=picture(3, 0))
+    broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit(), PeriodiqMiddleware()])
+    declare_media_actor(broker, MediaSampler(service, redis_client), redis_client)
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
+    worker.start()
+
+    broker.get_actor(EXPORT_MEDIA_TOTALS).send()
+    broker.join(CLUSTER_MAINTENANCE, timeout=20_000)
+    worker.stop()
+
+    assert told(registry) == {
+        "clustered": 15,
+        "noise": 3,
+        "quarantined": 1,
+        "dismissed": 1,
+        "cluster_media_ingested": 20,
+        "cluster_pets": 2,
+        "cluster_pets_unconserved": 0,
+    }
+    at = registry.get_sample_value("cluster_media_sample_timestamp_seconds")
+    assert at is not None
+    assert redis_client.time()[0] - 60 < at
+
+
+def test_a_pet_that_does_not_add_up_is_counted(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
+    service = ClusterService(RedisPetStore(redis_client))
+    take(service, 0, range(3))
+    redis_client.hincrby(PetKeys.of(PET).meta, "ingested", 1)
+
+    MediaSampler(service, redis_client).sample()
+
+    assert told(registry)["cluster_pets_unconserved"] == 1
+
+
+def test_a_scrape_without_redis_tells_nothing_instead_of_yesterday() -> None:
+    registry = CollectorRegistry()
+    with redis.Redis(port=free_port(), socket_connect_timeout=0.2) as nobody:
+        registry.register(MediaCollector(nobody))
+
+        assert registry.get_sample_value("cluster_media_ingested") is None

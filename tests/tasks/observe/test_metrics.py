@@ -1,0 +1,240 @@
+"""The names that dashboards and alerts rely on, and that every child of a metric is there from the start."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tasks.observe.metrics import BACKENDS, OUTCOMES, JobMetrics, share_values
+from tasks.retry_policy import POLICIES
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    JobMetrics(registry)
+    return registry
+
+
+def test_names_types_and_labels_are_those_of_the_contract(registry: CollectorRegistry) -> None:
+    families = {family.name: family for family in registry.collect()}
+
+    assert {name: family.type for name, family in families.items()} == {
+        "cluster_jobs": "counter",
+        "cluster_job_duration_seconds": "histogram",
+        "cluster_feedback_operations": "counter",
+        "cluster_job_retries": "counter",
+        "cluster_backend_fallbacks": "counter",
+        "cluster_log_lines_dropped": "counter",
+        "cluster_jobs_in_progress": "gauge",
+        "cluster_worker_threads": "gauge",
+    }
+    labels = {name: set(family.samples[0].labels) - {"le"} for name, family in families.items()}
+    assert labels == {
+        "cluster_jobs": {"outcome", "backend"},
+        "cluster_job_duration_seconds": {"backend"},
+        "cluster_feedback_operations": {"operation", "outcome"},
+        "cluster_job_retries": {"actor"},
+        "cluster_backend_fallbacks": {"wanted", "used"},
+        "cluster_log_lines_dropped": set(),
+        "cluster_jobs_in_progress": set(),
+        "cluster_worker_threads": set(),
+    }
+    assert all(family.documentation for family in families.values())
+
+
+def test_every_child_that_can_be_counted_is_there_with_zero(registry: CollectorRegistry) -> None:
+    for backend in BACKENDS:
+        assert registry.get_sample_value("cluster_job_duration_seconds_count", {"backend": backend}) == 0
+        for outcome in OUTCOMES:
+            assert registry.get_sample_value("cluster_jobs_total", {"outcome": outcome, "backend": backend}) == 0
+    for operation in ("merge", "split", "exclude", "dismiss", "undo", "restore"):
+        for outcome in OUTCOMES:
+            labels = {"operation": operation, "outcome": outcome}
+            assert registry.get_sample_value("cluster_feedback_operations_total", labels) == 0
+    for actor in POLICIES:
+        assert registry.get_sample_value("cluster_job_retries_total", {"actor": actor}) == 0
+
+
+def test_alerts_find_their_bucket_edges(registry: CollectorRegistry) -> None:
+    for edge in ("3.0", "5.0", "8.0"):
+        labels = {"backend": "faiss", "le": edge}
+        assert registry.get_sample_value("cluster_job_duration_seconds_bucket", labels) == 0
+
+
+@pytest.mark.parametrize("edge", [3, 5, 8])
+def test_whether_the_p95_is_above_an_edge_is_decided_exactly(edge: float) -> None:
+    # what histogram_quantile does: above an edge is whoever has fewer than 95 % at or below it
+    rng = np.random.default_rng(95)
+
+    for _ in range(300):
+        durations = rng.lognormal(math.log(edge * rng.uniform(0.2, 0.6)), 0.6, size=int(rng.integers(20, 400)))
+        registry = CollectorRegistry()
+        metrics = JobMetrics(registry)
+        for duration in durations:
+            metrics.durations.labels("faiss").observe(float(duration))
+        labels = {"backend": "faiss", "le": f"{edge:.1f}"}
+        below = registry.get_sample_value("cluster_job_duration_seconds_bucket", labels) or 0.0
+        rank = math.ceil(0.95 * len(durations))
+
+        assert (below < 0.95 * len(durations)) == (np.sort(durations)[rank - 1] > edge)
+
+
+def test_no_time_of_creation_is_told(registry: CollectorRegistry) -> None:
+    samples = [
+        sample.name
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    ]
+
+    assert samples
+    assert [name for name in samples if name.endswith("_created")] == []
+
+
+_COUNT = """
+import multiprocessing, os, sys
+from tasks.observe.metrics import share_values
+
+def count(n):
+    share_values()
+    from tasks.observe.metrics import job_metrics
+    job_metrics().jobs.labels("success", "faiss").inc(n)
+    os._exit(0)  # as one that is killed: nothing is tidied up
+
+def tell():
+    share_values()
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    print(registry.get_sample_value("cluster_jobs_total", {"outcome": "success", "backend": "faiss"}), flush=True)
+
+if __name__ == "__main__":
+    for n in (1, 20, 300):
+        process = multiprocessing.Process(target=count, args=(n,))
+        process.start()
+        process.join()
+        teller = multiprocessing.Process(target=tell)
+        teller.start()
+        teller.join()
+"""
+
+
+def lines_of_a_master(code: str, tmp_path: Path) -> list[str]:
+    script = tmp_path / "master.py"
+    script.write_text(code)
+    environ = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run([sys.executable, script], env=environ, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def counts_of_a_master(tmp_path: Path) -> list[str]:
+    return lines_of_a_master(_COUNT, tmp_path)
+
+
+def test_processes_of_one_master_add_up_and_the_dead_stay_counted(tmp_path: Path) -> None:
+    assert counts_of_a_master(tmp_path) == ["1.0", "21.0", "321.0"]
+
+
+def test_a_master_begins_at_zero_and_removes_what_ended_masters_left(tmp_path: Path) -> None:
+    counts_of_a_master(tmp_path)
+    (left,) = tmp_path.glob("sploot-cluster-metrics-*")
+
+    again = counts_of_a_master(tmp_path)
+
+    assert again == ["1.0", "21.0", "321.0"]
+    assert not left.exists()
+
+
+_AT_WORK = """
+import multiprocessing, os, signal, sys
+from tasks.observe.metrics import share_values
+
+def work(ready):
+    share_values()
+    from tasks.observe.metrics import job_metrics
+    job_metrics().in_progress.inc(3)
+    job_metrics().threads.set(4)
+    ready.set()
+    signal.pause()
+
+def tell():
+    directory = share_values()
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+    from tasks.observe.metrics import forget_the_dead
+    forget_the_dead(directory)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    print(*(registry.get_sample_value(name) for name in ("cluster_jobs_in_progress", "cluster_worker_threads")))
+
+def told():
+    teller = multiprocessing.Process(target=tell)
+    teller.start()
+    teller.join()
+
+if __name__ == "__main__":
+    workers = []
+    for _ in range(2):
+        ready = multiprocessing.Event()
+        workers.append(multiprocessing.Process(target=work, args=(ready,)))
+        workers[-1].start()
+        ready.wait()
+    told()
+    os.kill(workers[0].pid, signal.SIGKILL)
+    os.waitid(os.P_PID, workers[0].pid, os.WEXITED | os.WNOWAIT)  # nobody has waited for it: it is a zombie
+    told()
+    workers[0].join()
+    told()
+    workers[1].terminate()
+    workers[1].join()
+"""
+
+
+def test_what_a_killed_process_had_at_work_does_not_linger(tmp_path: Path) -> None:
+    assert lines_of_a_master(_AT_WORK, tmp_path) == ["6.0 8.0", "3.0 4.0", "3.0 4.0"]
+
+
+def test_a_process_without_a_master_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)
+
+    assert share_values() is None
+
+
+COUNT_AS_MASTER = """
+import multiprocessing, os, sys, tempfile
+tempfile.tempdir = sys.argv[1]
+
+def work():
+    from tasks.observe.metrics import count_dropped_log_lines, share_values
+    share_values()
+    count_dropped_log_lines(3)
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join()
+from tasks.observe.metrics import count_dropped_log_lines
+count_dropped_log_lines(4)
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(registry.get_sample_value("cluster_log_lines_dropped_total"))
+"""
+
+
+def test_dropped_log_lines_of_a_master_count_with_those_of_its_workers(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_AS_MASTER, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "7.0\n"

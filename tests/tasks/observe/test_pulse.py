@@ -1,0 +1,222 @@
+"""Alive means that the threads of every worker process move, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+
+from broker import RedisStreamsBroker
+from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
+from tasks.embedded_redis import EmbeddedRedis
+from tasks.observe.exposition import why_not_ready
+from tasks.observe.pulse import BOOT_S, KeepPulse, Pulse, pulses, why_not_alive
+from tasks.retry_policy import LIMIT_GRACE_S
+from tests.support import eventually
+from tests.system.events import free_port
+
+HUNG_AFTER_S = 60.0
+
+
+def verdict(*said: Pulse, up_for_s: float = 1_000.0, now_s: float = 500.0) -> str | None:
+    return why_not_alive(said, hung_after_s=HUNG_AFTER_S, up_for_s=up_for_s, now_s=now_s)
+
+
+def test_a_pod_lives_while_each_of_its_processes_said_so_lately() -> None:
+    fresh, old = Pulse(1, 499.0, ["q"]), Pulse(2, 500.0 - HUNG_AFTER_S - 1, ["q"])
+
+    assert verdict(fresh, fresh) is None
+    assert verdict(fresh, old) == "worker process 2 has not moved for 61 s"
+
+
+def test_a_process_that_knows_of_a_thread_that_hangs_is_believed() -> None:
+    said = Pulse(3, 499.0, ["q"], stuck="a worker thread has ended")
+
+    assert verdict(said) == "worker process 3: a worker thread has ended"
+
+
+def test_a_pod_may_take_its_time_to_boot_and_not_for_ever() -> None:
+    assert verdict(up_for_s=BOOT_S - 1) is None
+    assert verdict(up_for_s=BOOT_S + 1) == f"no worker process has booted for {BOOT_S + 1:.0f} s"
+
+
+class Hours:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.skipped
+
+
+@contextmanager
+def process_running(
+    url: str, tmp_path: Path, clock: Hours, run: Any = lambda **_: None
+) -> Iterator[tuple[RedisStreamsBroker, dramatiq.Worker, KeepPulse]]:
+    keeper = KeepPulse(tmp_path, hung_after_s=HUNG_AFTER_S, clock=clock)
+    broker = RedisStreamsBroker(url, middleware=[keeper], lease_ms=2_000)
+    dramatiq.actor(actor_name=CLUSTER_EMBEDDING, queue_name=EMBEDDING_INGESTED, broker=broker)(run)
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    try:
+        yield broker, worker, keeper
+    finally:
+        worker.stop()
+        broker.close()
+
+
+def test_a_working_process_says_what_it_consumes_and_takes_its_word_back_at_the_end(
+    redis_url: str, tmp_path: Path
+) -> None:
+    with process_running(redis_url, tmp_path, Hours()):
+        (said,) = pulses(tmp_path)
+
+    assert (said.pid, said.queues, said.stuck) == (os.getpid(), [EMBEDDING_INGESTED], None)
+    assert pulses(tmp_path) == []
+
+
+def test_a_job_far_beyond_its_time_limit_hangs_its_process(redis_url: str, tmp_path: Path) -> None:
+    clock, goes_on, began = Hours(), Event(), Event()
+
+    def run(**_: Any) -> None:
+        began.set()
+        assert goes_on.wait(60)
+
+    with process_running(redis_url, tmp_path, clock, run) as (broker, worker, keeper):
+        message: dramatiq.Message[Any] = dramatiq.Message(
+            EMBEDDING_INGESTED, CLUSTER_EMBEDDING, (), {}, {"time_limit": 600_000}, message_id="long"
+        )
+        broker.enqueue(message)
+        assert began.wait(30)
+        clock.skipped = 600 + LIMIT_GRACE_S - 5
+        # consumers are asked on the same clock; they would hang first
+        broker._session.moved_at = {}
+        keeper.write(broker, worker)
+        within = pulses(tmp_path)[0].stuck
+        clock.skipped += 10
+        broker._session.moved_at = {}
+        keeper.write(broker, worker)
+        beyond = pulses(tmp_path)[0].stuck
+        goes_on.set()
+
+    assert within is None
+    assert beyond is not None
+    assert beyond.startswith("cluster_embedding long runs for 66")
+
+
+def test_a_consumer_that_asks_no_more_hangs_its_process(redis_url: str, tmp_path: Path) -> None:
+    clock = Hours()
+    with process_running(redis_url, tmp_path, clock) as (broker, worker, keeper):
+        consumer = worker.consumers[EMBEDDING_INGESTED]
+        consumer.pause()
+        eventually(lambda: consumer.paused_event.is_set())  # Dramatiq's own pause: it asks for nothing
+        clock.skipped = HUNG_AFTER_S + 5
+        keeper.write(broker, worker)
+        (said,) = pulses(tmp_path)
+        consumer.resume()
+
+    assert said.stuck is not None
+    assert said.stuck.startswith("the consumer of embedding.ingested has not asked for a message for 6")
+
+
+def test_an_outage_of_redis_hangs_nobody(tmp_path: Path) -> None:
+    with (
+        EmbeddedRedis(directory=tmp_path, unix_socket=True, options={"appendonly": "no"}) as server,
+        process_running(server.url, tmp_path, Hours()) as (broker, worker, keeper),
+    ):
+        before = broker.consumers_moved_at()[EMBEDDING_INGESTED]
+        server.kill()
+        # its consumer is made anew every three seconds, in vain
+        eventually(lambda: broker.consumers_moved_at()[EMBEDDING_INGESTED] > before + 3, within_s=30)
+        keeper.write(broker, worker)
+
+        assert pulses(tmp_path)[0].stuck is None
+        assert "Redis does not answer" in (why_not_ready(redis.Redis.from_url(server.url)) or "")
+
+
+def test_a_queue_without_group_is_not_ready(redis_client: redis.Redis) -> None:
+    assert why_not_ready(redis_client, [EMBEDDING_INGESTED]) == (
+        f"{stream_of(EMBEDDING_INGESTED)} has no group {GROUP}; workers make it when they begin"
+    )
+    redis_client.xgroup_create(stream_of(EMBEDDING_INGESTED), "of-somebody-else", mkstream=True)
+    assert why_not_ready(redis_client, [EMBEDDING_INGESTED]) is not None
+    redis_client.xgroup_create(stream_of(EMBEDDING_INGESTED), GROUP)
+    assert why_not_ready(redis_client, [EMBEDDING_INGESTED]) is None
+
+
+@pytest.mark.slow
+def test_a_real_pod_with_a_stopped_process_is_not_alive_and_recovers(tmp_path: Path) -> None:
+    with EmbeddedRedis(options={"appendonly": "no"}) as server, _pod(server.url, tmp_path) as port:
+        eventually(lambda: _get(port, "/readyz")[0] == 200, within_s=60)
+        eventually(lambda: _get(port, "/healthz") == (200, "ok"), within_s=60)
+        pids = [said.pid for said in pulses(next(tmp_path.glob("sploot-cluster-metrics-*")))]
+        assert len(pids) == 2
+
+        os.kill(pids[0], signal.SIGSTOP)
+        try:
+            told = eventually(lambda: _says(port, "/healthz", 503), within_s=60)
+        finally:
+            os.kill(pids[0], signal.SIGCONT)
+        eventually(lambda: _get(port, "/healthz")[0] == 200, within_s=30)
+
+        assert told.startswith(f"worker process {pids[0]} has not moved for ")
+        with redis.Redis.from_url(server.url) as client:
+            for queue in QUEUES:
+                client.xgroup_destroy(stream_of(queue), GROUP)
+        # workers make it again by themselves; until then the pod is not ready, and alive all the time
+        eventually(lambda: _get(port, "/readyz")[0] == 200, within_s=60)
+        server.kill()
+        told = eventually(lambda: _says(port, "/readyz", 503), within_s=30)
+        assert "Redis does not answer" in told
+        eventually(lambda: _get(port, "/healthz") == (200, "ok"), within_s=60)
+
+
+@contextmanager
+def _pod(redis_url: str, tmp_path: Path) -> Iterator[int]:
+    port = free_port()
+    environ = {
+        **os.environ,
+        "REDIS_URL": redis_url,
+        "WORKER_METRICS_PORT": str(port),
+        "SPLOOT_HUNG_AFTER_S": "10",
+        "TMPDIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "tasks.cli", "worker", "--processes", "2", "--threads", "2"]
+    with (tmp_path / "pod.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, json.load(answer)["status"]
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)["status"]
+    except OSError as error:
+        return 0, str(error)
+
+
+def _says(port: int, path: str, status: int) -> str:
+    """What an answer of this status says; empty for another."""
+    answered, told = _get(port, path)
+    return told if answered == status else ""

@@ -1,0 +1,274 @@
+"""What becomes of a job, told while it waits, runs, fails and ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.middleware import Retries
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from broker import RedisStreamsBroker
+from sploot_cluster.jobs import JobState, JobStatus
+from tasks.client import ClusterTasks
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, UNDO_FEEDBACK
+from tasks.job_records import How, JobOwner, JobRecords, TrackJobs, answer
+from tests.support import eventually
+
+
+@pytest.fixture
+def tasks(redis_client: redis.Redis) -> Iterator[ClusterTasks]:
+    with ClusterTasks(client=redis_client) as tasks:
+        yield tasks
+
+
+@pytest.fixture
+def records(redis_client: redis.Redis) -> JobRecords:
+    return JobRecords(redis_client)
+
+
+@contextmanager
+def working(
+    client: redis.Redis, run: Callable[..., None], *, max_retries: int = 0, min_backoff: int = 1
+) -> Iterator[RedisStreamsBroker]:
+    """A worker thread that runs ``undo_feedback`` this way."""
+    broker = RedisStreamsBroker(client=client, middleware=[TrackJobs(JobRecords(client)), Retries()])
+    dramatiq.actor(
+        actor_name=UNDO_FEEDBACK,
+        queue_name=CLUSTER_FEEDBACK,
+        broker=broker,
+        max_retries=max_retries,
+        min_backoff=min_backoff,
+    )(run)
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
+    worker.start()
+    try:
+        yield broker
+    finally:
+        worker.stop()
+        broker.close()
+
+
+def status(tasks: ClusterTasks, job_id: str) -> JobStatus:
+    found = tasks.job(job_id)
+    assert found is not None
+    return found
+
+
+def reaches(tasks: ClusterTasks, job_id: str, state: JobState) -> JobStatus:
+    """The status once it has this state."""
+    eventually(lambda: status(tasks, job_id).state == state)
+    return status(tasks, job_id)
+
+
+def test_a_job_that_nobody_can_take_says_so(tasks: ClusterTasks) -> None:
+    job = tasks.undo(42, 17)
+
+    told = status(tasks, job.job_id)
+
+    assert (told.state, told.attempts, told.pet_id, told.actor) == ("queued", 0, 42, UNDO_FEEDBACK)
+    assert told.because == "no worker takes jobs of queue cluster.feedback; start one: sploot-cluster worker"
+    assert told.enqueued_at is not None
+    assert abs(told.enqueued_at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_a_job_of_a_paused_queue_says_so(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    broker = RedisStreamsBroker(client=redis_client, middleware=[])
+    broker.pause(CLUSTER_FEEDBACK)
+
+    told = status(tasks, tasks.undo(42, 17).job_id)
+
+    assert told.because.startswith("queue cluster.feedback is paused")
+    broker.close()
+
+
+def test_a_job_tells_when_it_runs_and_what_it_answered(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    may_end = threading.Event()
+
+    def undo(**_: Any) -> None:
+        may_end.wait(10)
+        answer(lambda: {"revision": 18})
+
+    with working(redis_client, undo):
+        job, behind = tasks.undo(42, 17), tasks.undo(42, 16)
+        running = reaches(tasks, job.job_id, "running")
+        waiting = status(tasks, behind.job_id)
+        may_end.set()
+        done = reaches(tasks, job.job_id, "succeeded")
+
+    assert (running.attempts, running.finished_at) == (1, None)
+    assert running.because.startswith("attempt 1 runs at ")
+    assert waiting.state == "queued"
+    assert waiting.because.endswith("are with workers")
+    assert done.result == {"revision": 18}
+    assert done.started_at is not None
+    assert done.finished_at is not None
+    assert done.started_at <= done.finished_at
+
+
+def test_a_failed_attempt_tells_the_error_and_when_the_next_is_due(
+    tasks: ClusterTasks, redis_client: redis.Redis
+) -> None:
+    def undo(**_: Any) -> None:
+        raise RuntimeError("pet 42 is busy")
+
+    with working(redis_client, undo, max_retries=3, min_backoff=60_000):
+        told = reaches(tasks, tasks.undo(42, 17).job_id, "retrying")
+
+    assert told.attempts == 1
+    assert told.because.startswith("attempt 1 failed: RuntimeError: pet 42 is busy; the next is due at 2")
+    assert told.due_at is not None
+    assert told.due_at > datetime.now(UTC)
+
+
+def test_a_job_that_fails_for_good_is_dead_with_its_error(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    def undo(**_: Any) -> None:
+        raise RuntimeError("no such revision")
+
+    with working(redis_client, undo, max_retries=1) as broker:
+        told = reaches(tasks, tasks.undo(42, 17).job_id, "dead")
+        letters = broker.dead_letters(CLUSTER_FEEDBACK).list()
+
+    assert told.attempts == 2
+    assert told.because == "RuntimeError: no such revision"
+    assert told.finished_at == letters[0].died_at
+
+
+def test_a_job_that_no_worker_knows_is_dead(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    with working(redis_client, lambda **_: None):
+        told = reaches(tasks, tasks.merge(42, [3, 7]).job_id, "dead")
+
+    assert "merge_clusters" in told.because
+
+
+def test_a_job_whose_worker_died_is_not_shown_as_running(tasks: ClusterTasks, records: JobRecords) -> None:
+    job = tasks.undo(42, 17)
+    records.write(job.job_id, state="running", how="start", worker="pod-1:7:0:dead")
+
+    told = status(tasks, job.job_id)
+
+    assert told.state == "queued"
+    assert told.because.startswith("its worker pod-1:7:0:dead ended without a word; no worker takes jobs")
+
+
+def test_a_delay_that_has_passed_is_no_reason_any_more(records: JobRecords, tasks: ClusterTasks) -> None:
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    records.write("a", state="delayed", queue=CLUSTER_RECLUSTER, actor="recluster_pet", due_at=past)
+    records.write("b", state="retrying", queue=CLUSTER_RECLUSTER, actor="recluster_pet", due_at=past, error="E: x")
+
+    assert status(tasks, "a").state == "queued"
+    assert status(tasks, "a").due_at is None
+    assert status(tasks, "b").because.startswith("attempt 0 failed: E: x; no worker takes jobs")
+
+
+def test_a_late_failure_does_not_take_a_success_back(records: JobRecords, redis_client: redis.Redis) -> None:
+    records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor=UNDO_FEEDBACK)
+
+    records.write("a", state="retrying", error="RevisionConflict: pet 42 moved")
+    records.write("a", state="dead", how="known", error="RevisionConflict: pet 42 moved")
+
+    record = records.find("a")
+    assert record is not None
+    assert (record.state, record.error) == ("succeeded", None)
+
+
+def test_an_id_that_is_used_again_begins_anew(records: JobRecords) -> None:
+    records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor=UNDO_FEEDBACK, result={"revision": 1})
+
+    records.write("a", state="queued", how="new", queue=CLUSTER_FEEDBACK, actor=UNDO_FEEDBACK)
+
+    record = records.find("a")
+    assert record is not None
+    assert (record.state, record.result) == ("queued", None)
+
+
+def test_a_message_that_is_not_tracked_leaves_no_record(redis_client: redis.Redis) -> None:
+    ran = threading.Event()
+
+    with working(redis_client, lambda **_: ran.set()) as broker:
+        broker.get_actor(UNDO_FEEDBACK).send(pet_id=42, revision=17)
+        eventually(ran.is_set)
+        broker.join(CLUSTER_FEEDBACK, timeout=10_000)
+
+    assert list(redis_client.scan_iter("sploot:job:*")) == []
+
+
+def test_a_tracked_message_of_an_actor_has_a_record_too(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    with working(redis_client, lambda **_: None) as broker:
+        message = broker.get_actor(UNDO_FEEDBACK).send_with_options(kwargs={"pet_id": 42}, delay=60_000, tracked=True)
+        told = status(tasks, message.message_id)
+
+    assert (told.state, told.pet_id) == ("delayed", 42)
+
+
+def test_a_record_that_cannot_be_written_stops_no_job(redis_client: redis.Redis) -> None:
+    ran = threading.Event()
+    unreachable = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
+    broker = RedisStreamsBroker(client=redis_client, middleware=[TrackJobs(JobRecords(unreachable))])
+    actor = dramatiq.actor(actor_name="a", queue_name="q", broker=broker)(ran.set)
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
+    worker.start()
+
+    actor.send_with_options(tracked=True)
+
+    eventually(ran.is_set)
+    broker.join("q", timeout=10_000)
+    worker.stop()
+    broker.close()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        JobOwner("embedding.ingested", "cluster_embedding", 42),
+        JobOwner(CLUSTER_FEEDBACK, "merge_clusters", 42),
+        JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, 43),
+        JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, None),
+    ],
+)
+@pytest.mark.parametrize("how", ["start", "known", "change"])
+def test_a_record_stays_as_it_is_for_a_job_of_another_queue_actor_or_pet(
+    records: JobRecords, tasks: ClusterTasks, forged: JobOwner, how: How
+) -> None:
+    job = tasks.undo(42, 17)
+    before = records.find(job.job_id)
+
+    records.write(job.job_id, state="succeeded", how=how, owner=forged, **forged._asdict())
+
+    assert records.find(job.job_id) == before
+    assert before is not None
+    assert before.state == "queued"
+
+
+def test_a_message_with_the_id_of_another_job_changes_nothing_of_its_record(
+    tasks: ClusterTasks, redis_client: redis.Redis
+) -> None:
+    job = tasks.merge(42, [3, 7])
+    ran = threading.Event()
+
+    with working(redis_client, lambda **_: ran.set()) as broker:
+        reaches(tasks, job.job_id, "dead")  # this worker has no such actor
+        forged = broker.get_actor(UNDO_FEEDBACK).message_with_options(kwargs={"pet_id": 42}, tracked=True)
+        forged = forged.copy(message_id=job.job_id)
+        redis_client.xadd("streams:cluster.feedback", {"message": forged.encode()})
+        eventually(ran.is_set)
+        broker.join(CLUSTER_FEEDBACK, timeout=10_000)
+        told = status(tasks, job.job_id)
+
+    assert (told.state, told.actor) == ("dead", "merge_clusters")
+
+
+def test_a_job_without_a_record_makes_none(records: JobRecords) -> None:
+    owner = JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, 42)
+
+    for how in ("start", "known"):
+        records.write("nobody-s", state="running", how=how, owner=owner, **owner._asdict())
+
+    assert records.find("nobody-s") is None
