@@ -33,7 +33,7 @@ import redis
 
 from benchmarks.density import pictures
 from benchmarks.records import machine_facts, number, table
-from sploot_cluster.pet.models import NOISE, Arrival, Change, MediaId, PetId, Standing
+from sploot_cluster.pet.models import NOISE, Arrival, Change, MediaId, Origin, PetId
 from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
@@ -93,7 +93,7 @@ def fill(store: RedisPetStore, pet: PetId, vectors: FloatMatrix) -> None:
                 model=MODEL if is_first else None,
                 dim=vectors.shape[1] if is_first else None,
                 arrivals=tuple(
-                    Arrival(media_id(start + row), vector, NOISE, Standing.NOISE) for row, vector in enumerate(block)
+                    Arrival(media_id(start + row), vector, NOISE, Origin.NOISE) for row, vector in enumerate(block)
                 ),
             ),
         )

@@ -82,7 +82,7 @@ def per_message(client: redis.Redis, url: str) -> list[tuple[str, float]]:
     return rows
 
 
-def per_medium(client: redis.Redis, *, n_media: int) -> list[tuple[str, float]]:
+def per_item(client: redis.Redis, *, n_media: int) -> list[tuple[str, float]]:
     """Return the bytes per item of a reclustered pet of this size, by dimension."""
     rows = []
     for dim in DIMENSIONS:
@@ -175,7 +175,7 @@ def main() -> int:
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         print(f"Redis {client.info('server')['redis_version']}, Python {sys.version.split()[0]}\n")
         print(table("a waiting message", "bytes of Redis", per_message(client, server.url)))
-        print(table("a stored item", "bytes of Redis", per_medium(client, n_media=given.media)))
+        print(table("a stored item", "bytes of Redis", per_item(client, n_media=given.media)))
         print(table("process", "MB of its own", of_processes(server.url)))
     return 0
 

@@ -43,9 +43,9 @@ def measure(client: redis.Redis, world: World, album: Album, *, cache_bytes: int
 
     def arrive_everywhere() -> None:
         for pet in range(1, album.n_pets + 1):
-            medium = next(names)
-            vector = np.frombuffer(events[medium % len(events)]["embedding"], "<f4")
-            service.assign(PetId(pet), MediaId(f"{medium:036d}"), model=MODEL, vector=vector)
+            item = next(names)
+            vector = np.frombuffer(events[item % len(events)]["embedding"], "<f4")
+            service.assign(PetId(pet), MediaId(f"{item:036d}"), model=MODEL, vector=vector)
 
     arrive_everywhere()
     before, began = _facts(client), time.process_time()

@@ -7,7 +7,6 @@ See README.md beside this file for the guarantees, ``keys.py`` for what lies in 
 """
 
 from .broker import RedisStreamsBroker
-from .by_hand import Astray, ByHand, PendingEntry, Rescued, Retired
 from .dead_letters import DeadLetter, DeadLetters
 from .deliveries import Delivery
 from .entries import EntryDecoder, MessageCheck
@@ -23,14 +22,13 @@ from .errors import (
     SettingsError,
     UndecodableEntry,
 )
+from .inspector import Inspector, PendingEntry, Rescued, Retired, Unowned
 from .middleware import StreamsMiddleware
 from .settings import BrokerSettings
 from .stats import ConsumerStats, QueueStats
 
 __all__ = [
-    "Astray",
     "BrokerSettings",
-    "ByHand",
     "ConsumerStats",
     "DeadLetter",
     "DeadLetterTooLarge",
@@ -39,6 +37,7 @@ __all__ = [
     "DeliveryLimitReached",
     "EnqueueUncertain",
     "EntryDecoder",
+    "Inspector",
     "InvalidMessage",
     "InvalidOption",
     "LeaseLost",
@@ -53,4 +52,5 @@ __all__ = [
     "SettingsError",
     "StreamsMiddleware",
     "UndecodableEntry",
+    "Unowned",
 ]

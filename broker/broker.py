@@ -27,7 +27,6 @@ from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipe
 from dramatiq.threading import Interrupt
 
 from . import master
-from .by_hand import ByHand
 from .connections import Argument
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
@@ -43,6 +42,7 @@ from .errors import (
     QueueFull,
     UndecodableEntry,
 )
+from .inspector import Inspector
 from .keys import QueueKeys
 from .listeners import Listeners, Method
 from .options import check_options, delay_ms_of, is_part_of_composition, name_in_delayed, ordering_key_of, unique_key_of
@@ -270,11 +270,11 @@ class RedisStreamsBroker(Broker):
         """The dead letters of the queue: list, get, requeue, purge."""
         return DeadLetters(self._session.connections, self._keys(queue_name), self.settings)
 
-    def by_hand(self, queue_name: str) -> ByHand:
+    def inspector(self, queue_name: str) -> Inspector:
         """The entries of the queue for people: look, rescue, retire a consumer."""
         keys = self._keys(queue_name)
         decoder, check = self._decoders.get(queue_name), self._checks.get(queue_name)
-        return ByHand(self._session.connections, self.settings, keys, decoder, check)
+        return Inspector(self._session.connections, self.settings, keys, decoder, check)
 
     def pause(self, queue_name: str) -> None:
         """Deliver nothing more of the queue, in any process, until ``resume``; restarts do not end it.
@@ -604,7 +604,7 @@ class RedisStreamsBroker(Broker):
                 check_options({"delay": delay})
         except (UndecodableEntry, InvalidOption) as error:
             raise InvalidMessage(
-                message_id=str(message.message_id), field=error.field, problem=error.problem, mend=error.mend
+                message_id=str(message.message_id), field=error.field, problem=error.problem, hint=error.hint
             ) from error
         stored = message
         if "eta" in message.options:

@@ -6,7 +6,7 @@ A letter is an entry of the queue's dead stream, with these fields, those withou
                 unhandled: nothing failed, retried or skipped it, and it must not be acknowledged;
                 not-enqueued: it was to follow a finished message, and could not be enqueued
     error       for a failed actor "ExceptionClass: message"
-    field, mend of the exception, where it has such attributes: what is to blame, and what to do about it
+    field, hint of the exception, where it has such attributes: what is to blame, and what to do about it
     traceback   its end, at most 8 KiB
     actor, message_id, entry_id, deliveries, ordering_key, unique_key
     entry:…     every field of the entry as it was; a requeue restores exactly these
@@ -52,7 +52,7 @@ class DeadLetter:
         reason: one word, see the top of this module.
         error: what happened, for people.
         field: the field that is to blame, where one is.
-        mend: what its producer can do, where somebody knew.
+        hint: what its producer can do, where somebody knew.
         actor_name, message_id: None for an entry that was no message.
         entry_id: of the entry it came from.
         deliveries: how often that entry was delivered.
@@ -66,7 +66,7 @@ class DeadLetter:
     reason: str
     error: str
     field: str | None
-    mend: str | None
+    hint: str | None
     traceback: str | None
     actor_name: str | None
     message_id: str | None
@@ -78,7 +78,7 @@ class DeadLetter:
 
 
 class Wanted(TypedDict, total=False):
-    """Which letters: those that have all of these.
+    """Which dead letters: those that have all of these.
 
     Attributes:
         reason, actor_name, message_id: as in the letter.
@@ -108,7 +108,7 @@ class DeadLetters:
     def list(
         self, limit: int = 100, *, before: str | None = None, **wanted: Unpack[Wanted]
     ) -> builtins.list[DeadLetter]:
-        """The newest letters first, at most ``limit``.
+        """The newest dead letters first, at most ``limit``.
 
         Args:
             before: the id of the last letter of the page before.
@@ -130,10 +130,10 @@ class DeadLetters:
         if before is not None:
             end = f"({before}"
         while found := self._heads("XREVRANGE", end, start, page):
-            for letter_id, flat, n_bytes_cut in found:
-                letter = self._letter(letter_id.decode(), fields_of(flat), n_bytes_cut)
-                if _is_wanted(letter, wanted):
-                    yield letter
+            for dead_letter_id, flat, n_bytes_cut in found:
+                dead_letter = self._dead_letter(dead_letter_id.decode(), fields_of(flat), n_bytes_cut)
+                if _is_wanted(dead_letter, wanted):
+                    yield dead_letter
             end = f"({found[-1][0].decode()}"
 
     def requeue_where(self, **wanted: Unpack[Wanted]) -> int:
@@ -142,33 +142,35 @@ class DeadLetters:
         Raises:
             DeadLetterTooLarge: as ``requeue`` does, when the others were put back.
         """
-        return self.requeue(letter.id for letter in self.find(**wanted))
+        return self.requeue(dead_letter.id for dead_letter in self.find(**wanted))
 
     def purge_where(self, **wanted: Unpack[Wanted]) -> int:
         """Remove every letter that is wanted for ever; how many there were."""
-        letters, n = self.find(**wanted), 0
-        while ids := [letter.id for letter in islice(letters, PAGE)]:
+        dead_letters, n = self.find(**wanted), 0
+        while ids := [dead_letter.id for dead_letter in islice(dead_letters, PAGE)]:
             n += self.purge(ids)
         return n
 
-    def get(self, letter_id: str, *, is_whole: bool = False) -> DeadLetter | None:
+    def get(self, dead_letter_id: str, *, is_whole: bool = False) -> DeadLetter | None:
         """Return the letter of this id; None when there is none.
 
         Args:
             is_whole: read all of it, however large it is; else only the head of one of more than a megabyte.
         """
         try:
-            found = self._heads("XRANGE", letter_id, letter_id, 1, longest=1 << 62 if is_whole else LONGEST_SHOWN)
+            found = self._heads(
+                "XRANGE", dead_letter_id, dead_letter_id, 1, longest=1 << 62 if is_whole else LONGEST_SHOWN
+            )
         except redis.ResponseError:  # not the form of an id
             return None
-        return self._letter(letter_id, fields_of(found[0][1]), found[0][2]) if found else None
+        return self._dead_letter(dead_letter_id, fields_of(found[0][1]), found[0][2]) if found else None
 
     def _heads(self, command: str, start: str, end: str, count: int, *, longest: int = LONGEST_SHOWN) -> Any:
         return self._connections.run_script(
             HEADS, (self._keys.dead,), (command, start, end, count, longest, PAGE_BYTES)
         )
 
-    def requeue(self, letter_ids: Iterable[str]) -> int:
+    def requeue(self, dead_letter_ids: Iterable[str]) -> int:
         """Put dead letters back to work, at the end of the queue, as they were; return how many there were.
 
         A dead letter takes the lock of its unique key where no other message of that key waits.
@@ -177,57 +179,57 @@ class DeadLetters:
             DeadLetterTooLarge: one has more than ``max_message_bytes``, and workers would not take it. It stays;
                 the others were put back.
         """
-        return sum(entry_id is not None for entry_id in self.put_back(letter_ids))
+        return sum(entry_id is not None for entry_id in self.put_back(dead_letter_ids))
 
-    def put_back(self, letter_ids: Iterable[str]) -> Sequence[str | None]:
+    def put_back(self, dead_letter_ids: Iterable[str]) -> Sequence[str | None]:
         """As ``requeue``; the id of each letter's entry, in their order, None for a letter that was gone.
 
         ``in-line`` stands for a letter that waits for another message of its ordering key.
         """
-        ids = list(letter_ids)
+        ids = list(dead_letter_ids)
         entries: builtins.list[str | None] = []
         too_large: dict[str, int] = {}
         for start in range(0, len(ids), PAGE):
             page = ids[start : start + PAGE]
             found = self._connections.run_script(LOOK_UP, (self._keys.dead,), page)
             fitting = []
-            for letter_id, (n_bytes, unique_key) in zip(page, found, strict=True):
-                if n_bytes > self._settings.max_message_bytes and self._would_be_refused(letter_id):
-                    too_large[letter_id] = n_bytes
+            for dead_letter_id, (n_bytes, unique_key) in zip(page, found, strict=True):
+                if n_bytes > self._settings.max_message_bytes and self._would_be_refused(dead_letter_id):
+                    too_large[dead_letter_id] = n_bytes
                 else:
-                    fitting.append((letter_id, unique_key.decode()))
+                    fitting.append((dead_letter_id, unique_key.decode()))
             entries += self._put_back(fitting)
         if too_large:
-            letter_id, n_bytes = next(iter(too_large.items()))
-            letter = self.get(letter_id)
+            dead_letter_id, n_bytes = next(iter(too_large.items()))
+            dead_letter = self.get(dead_letter_id)
             raise DeadLetterTooLarge(
-                message_id=(letter and letter.message_id) or letter_id,
+                message_id=(dead_letter and dead_letter.message_id) or dead_letter_id,
                 n_bytes=n_bytes,
                 limit=self._settings.max_message_bytes,
-                letter_ids=tuple(too_large),
+                dead_letter_ids=tuple(too_large),
                 entry_ids=tuple(entries),
             )
         return entries
 
-    def _put_back(self, letters: Sequence[tuple[str, str]]) -> Iterator[str | None]:
+    def _put_back(self, dead_letters: Sequence[tuple[str, str]]) -> Iterator[str | None]:
         """Put dead letters back, given by their ids and unique keys, "" for none; yield the ids of their entries."""
         script_keys = [*self._keys.work, self._keys.dead, self._keys.counters]
         args: builtins.list[Argument] = [self._settings.lock_ms({}, 0)]
-        for letter_id, unique_key in letters:
+        for dead_letter_id, unique_key in dead_letters:
             if unique_key:
                 script_keys.append(self._keys.unique(unique_key))
-            args += (letter_id, len(script_keys) if unique_key else 0)
+            args += (dead_letter_id, len(script_keys) if unique_key else 0)
         for entry_id in self._connections.run_script(REQUEUE, script_keys, args):
             yield entry_id.decode() or None
 
-    def _would_be_refused(self, letter_id: str) -> bool:
+    def _would_be_refused(self, dead_letter_id: str) -> bool:
         """Return whether workers refuse a dead letter that is too large: they take a retry of any size."""
-        letter = self.get(letter_id)
-        return letter is not None and not was_retried(letter.fields)
+        dead_letter = self.get(dead_letter_id)
+        return dead_letter is not None and not was_retried(dead_letter.fields)
 
-    def purge(self, letter_ids: Iterable[str]) -> int:
-        """Remove letters for ever; how many there were."""
-        ids = list(letter_ids)
+    def purge(self, dead_letter_ids: Iterable[str]) -> int:
+        """Remove dead letters for ever; how many there were."""
+        ids = list(dead_letter_ids)
         return sum(
             int(self._connections.run("XDEL", self._keys.dead, *ids[start : start + PAGE]))
             for start in range(0, len(ids), PAGE)
@@ -237,11 +239,13 @@ class DeadLetters:
         """Remove every letter for ever; how many there were."""
         return int(self._connections.run("XTRIM", self._keys.dead, "MAXLEN", 0))
 
-    def _letter(self, letter_id: str, stored: Mapping[bytes, bytes], n_bytes_cut: int) -> DeadLetter:
-        return letter_from(letter_id, stored, queue_name=self._keys.queue_name, n_bytes_cut=n_bytes_cut)
+    def _dead_letter(self, dead_letter_id: str, stored: Mapping[bytes, bytes], n_bytes_cut: int) -> DeadLetter:
+        return dead_letter_from(dead_letter_id, stored, queue_name=self._keys.queue_name, n_bytes_cut=n_bytes_cut)
 
 
-def letter_from(letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: str, n_bytes_cut: int = 0) -> DeadLetter:
+def dead_letter_from(
+    dead_letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: str, n_bytes_cut: int = 0
+) -> DeadLetter:
     """A letter from the fields it was stored with."""
 
     def text(name: bytes) -> str | None:
@@ -249,18 +253,18 @@ def letter_from(letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: st
         return None if value is None else value.decode(errors="replace")
 
     return DeadLetter(
-        id=letter_id,
+        id=dead_letter_id,
         queue_name=queue_name,
         reason=text(b"reason") or "failed",
         error=text(b"error") or "",
         field=text(b"field"),
-        mend=text(b"mend"),
+        hint=text(b"hint"),
         traceback=text(b"traceback"),
         actor_name=text(b"actor"),
         message_id=text(b"message_id"),
         entry_id=text(b"entry_id") or "",
         deliveries=int(text(b"deliveries") or 0),
-        died_at=_moment(int(letter_id.partition("-")[0])),
+        died_at=_moment(int(dead_letter_id.partition("-")[0])),
         fields={
             name.removeprefix(ENTRY_PREFIX): value for name, value in stored.items() if name.startswith(ENTRY_PREFIX)
         },
@@ -268,11 +272,11 @@ def letter_from(letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: st
     )
 
 
-def _is_wanted(letter: DeadLetter, wanted: Wanted) -> bool:
+def _is_wanted(dead_letter: DeadLetter, wanted: Wanted) -> bool:
     asked = ((name, wanted.get(name)) for name in ("reason", "actor_name", "message_id"))
     where = wanted.get("where")
-    return all(value is None or getattr(letter, name) == value for name, value in asked) and (
-        where is None or where(letter)
+    return all(value is None or getattr(dead_letter, name) == value for name, value in asked) and (
+        where is None or where(dead_letter)
     )
 
 
@@ -300,7 +304,7 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
     if unhandled is not None:
         problem = unhandled.problem if exception is None else f"{_error(exception)}; {unhandled.problem}"
         facts["error"] = _cut(problem, MAX_ERROR_BYTES)
-        facts["mend"] = unhandled.mend
+        facts["hint"] = unhandled.hint
     return flat(facts)
 
 
@@ -351,7 +355,7 @@ def _facts(
         "deliveries": deliveries,
         **more,
     }
-    for name in ("field", "mend"):
+    for name in ("field", "hint"):
         value: Any = getattr(exception, name, None)
         if value is not None:
             facts[name] = _cut(str(value), MAX_ERROR_BYTES)

@@ -46,11 +46,11 @@ class Unhandled:
 
     Attributes:
         problem: what happened to it.
-        mend: what to do about it.
+        hint: what to do about it.
     """
 
     problem: str
-    mend: str
+    hint: str
 
 
 def unhandled_failure(*raised: str) -> Unhandled:

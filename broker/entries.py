@@ -125,11 +125,11 @@ def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: Entry
     except UndecodableEntry:
         raise
     except Exception as error:
-        # Duck-typed: a decoder may raise its own package's errors that name field and mend.
+        # Duck-typed: a decoder may raise its own package's errors that name field and hint.
         raise UndecodableEntry(
             str(getattr(error, "field", "entry")),
             str(getattr(error, "problem", f"cannot be decoded: {type(error).__name__}: {error}")),
-            str(getattr(error, "mend", "see the traceback of this dead letter")),
+            str(getattr(error, "hint", "see the traceback of this dead letter")),
         ) from error
     return _checked(message)
 
@@ -146,7 +146,7 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
         check_options(message.options)
     except InvalidOption as error:
         # its lock and its place in line are given up with it
-        raise UndecodableEntry(error.field, error.problem, error.mend, message=message) from error
+        raise UndecodableEntry(error.field, error.problem, error.hint, message=message) from error
     return message
 
 

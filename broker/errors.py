@@ -33,9 +33,9 @@ from dramatiq.middleware import SkipMessage
 class SettingsError(ValueError):
     """Raised when a setting of the broker cannot be used."""
 
-    def __init__(self, field: str, problem: str, mend: str) -> None:
-        super().__init__(f"{field}: {problem}; {mend}")
-        self.field, self.problem, self.mend = field, problem, mend
+    def __init__(self, field: str, problem: str, hint: str) -> None:
+        super().__init__(f"{field}: {problem}; {hint}")
+        self.field, self.problem, self.hint = field, problem, hint
 
 
 class EnqueueUncertain(ConnectionClosed):
@@ -73,11 +73,11 @@ class MessageTooLarge(BrokerError):
     """Raised when the encoded form of a message exceeds ``max_message_bytes``."""
 
     field = "message"
-    mend = "store the data elsewhere and send its key, or raise max_message_bytes of producers and workers"
+    hint = "store the data elsewhere and send its key, or raise max_message_bytes of producers and workers"
 
     def __init__(self, *, message_id: str, n_bytes: int, limit: int) -> None:
         super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
-            f"message {message_id} has {n_bytes} bytes of {limit} it may have; {self.mend}"
+            f"message {message_id} has {n_bytes} bytes of {limit} it may have; {self.hint}"
         )
         self.message_id, self.n_bytes, self.limit = message_id, n_bytes, limit
 
@@ -86,7 +86,7 @@ class DeadLetterTooLarge(MessageTooLarge):
     """Raised when a dead letter that is to be requeued exceeds ``max_message_bytes``: workers would not take it.
 
     Attributes:
-        letter_ids: of the dead letters that stay; ``message_id`` is that of the first.
+        dead_letter_ids: of the dead letters that stay; ``message_id`` is that of the first.
         entry_ids: of the others, which were put back: as ``DeadLetters.put_back`` returns them.
     """
 
@@ -96,11 +96,11 @@ class DeadLetterTooLarge(MessageTooLarge):
         message_id: str,
         n_bytes: int,
         limit: int,
-        letter_ids: tuple[str, ...],
+        dead_letter_ids: tuple[str, ...],
         entry_ids: tuple[str | None, ...],
     ) -> None:
         super().__init__(message_id=message_id, n_bytes=n_bytes, limit=limit)
-        self.letter_ids, self.entry_ids = letter_ids, entry_ids
+        self.dead_letter_ids, self.entry_ids = dead_letter_ids, entry_ids
 
     @property
     def n_requeued(self) -> int:
@@ -114,13 +114,13 @@ class InvalidOption(ValueError):
     Attributes:
         field: the option.
         problem: what was expected, and what was found.
-        mend: how to correct it.
+        hint: how to correct it.
     """
 
     def __init__(self, field: str, problem: str) -> None:
-        mend = f"correct the option {field}, or leave it out"
-        super().__init__(f"{field}: {problem}; {mend}")
-        self.field, self.problem, self.mend = field, problem, mend
+        hint = f"correct the option {field}, or leave it out"
+        super().__init__(f"{field}: {problem}; {hint}")
+        self.field, self.problem, self.hint = field, problem, hint
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.field, self.problem))
@@ -133,33 +133,33 @@ class InvalidMessage(BrokerError, ValueError):
         message_id: of the message; nothing was added.
         field: the field or option that is to blame.
         problem: what was expected, and what was found.
-        mend: how to correct it.
+        hint: how to correct it.
     """
 
-    def __init__(self, *, message_id: str, field: str, problem: str, mend: str) -> None:
+    def __init__(self, *, message_id: str, field: str, problem: str, hint: str) -> None:
         super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
-            f"message {message_id}: {field}: {problem}; {mend}"
+            f"message {message_id}: {field}: {problem}; {hint}"
         )
-        self.message_id, self.field, self.problem, self.mend = message_id, field, problem, mend
+        self.message_id, self.field, self.problem, self.hint = message_id, field, problem, hint
 
 
 class UndecodableEntry(ValueError):
-    """Raised when an entry cannot become a message. The entry becomes a dead letter that names field and mend.
+    """Raised when an entry cannot become a message. The entry becomes a dead letter that names field and hint.
 
     Attributes:
         field: the name of the entry's field that is to blame.
         problem: what is wrong with it.
-        mend: what its producer can do about it.
+        hint: what its producer can do about it.
         message: the message that the entry holds all the same, as when it is too large; results of it are told.
     """
 
-    def __init__(self, field: str, problem: str, mend: str, *, message: Message[Any] | None = None) -> None:
-        super().__init__(f"{field}: {problem}; {mend}")
-        self.field, self.problem, self.mend = field, problem, mend
+    def __init__(self, field: str, problem: str, hint: str, *, message: Message[Any] | None = None) -> None:
+        super().__init__(f"{field}: {problem}; {hint}")
+        self.field, self.problem, self.hint = field, problem, hint
         self.message = message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.field, self.problem, self.mend))
+        return (type(self), (self.field, self.problem, self.hint))
 
 
 class DeliveryLimitReached(SkipMessage):

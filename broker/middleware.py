@@ -19,7 +19,7 @@ class StreamsMiddleware(dramatiq.Middleware):
     An exception that escapes from one is logged, and nothing else.
     """
 
-    def after_dead_letter(self, broker: RedisStreamsBroker, letter: DeadLetter) -> None:
+    def after_dead_letter(self, broker: RedisStreamsBroker, dead_letter: DeadLetter) -> None:
         """A message became a dead letter; ``letter`` is as it was written, its fields included."""
 
     def after_recover(self, broker: RedisStreamsBroker, queue_name: str, entry_ids: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from dramatiq.logging import get_logger
 
 from .connections import Connections
 from .consumer import Oversize, StreamsConsumer
-from .dead_letters import facts_of_delivery, facts_of_entry, facts_of_follower, letter_from, reason_of, stored_from
+from .dead_letters import dead_letter_from, facts_of_delivery, facts_of_entry, facts_of_follower, reason_of, stored_from
 from .deliveries import Deliveries, Delivery, PendingRetry, unhandled_failure
 from .entries import EntryDecoder, MessageCheck, check_text, with_types
 from .errors import UndecodableEntry
@@ -330,8 +330,8 @@ class Session:
         if answer[0] == b"BURIED":
             # the entry's own fields stay at the server; the message stands for them here
             stored = stored_from(facts, _fields_of(delivery))
-            letter = letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
-            self.emit("after_dead_letter", letter)
+            dead_letter = dead_letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
+            self.emit("after_dead_letter", dead_letter)
 
     def bury_entry(
         self, keys: QueueKeys, entry_id: str, deliveries: int, fields: Mapping[bytes, bytes], error: UndecodableEntry
@@ -368,8 +368,8 @@ class Session:
             extra={"queue": keys.queue_name, "entry": entry_id, "reason": reason, "error": str(error)},
         )
         if answer[0] == b"BURIED":
-            letter = letter_from(answer[1].decode(), stored_from(facts, fields), queue_name=keys.queue_name)
-            self.emit("after_dead_letter", letter)
+            dead_letter = dead_letter_from(answer[1].decode(), stored_from(facts, fields), queue_name=keys.queue_name)
+            self.emit("after_dead_letter", dead_letter)
             if error.message is not None:
                 self._report_refusal(error.message, error)
 
@@ -390,7 +390,7 @@ class Session:
         facts = facts_of_follower(error, message, entry_id=finished.entry_id)
         stored = stored_from(facts, fields)
         follower_id = finished.name_of_follower(message)
-        letter_id = self.connections.run_script(
+        dead_letter_id = self.connections.run_script(
             CONDEMN,
             (keys.dead, keys.recent(follower_id), keys.counters),
             (
@@ -405,8 +405,10 @@ class Session:
             "what follows a finished message cannot be enqueued; it is a dead letter now",
             extra={"queue": keys.queue_name, "message_id": message.message_id, "error": str(error)},
         )
-        if letter_id:
-            self.emit("after_dead_letter", letter_from(letter_id.decode(), stored, queue_name=keys.queue_name))
+        if dead_letter_id:
+            self.emit(
+                "after_dead_letter", dead_letter_from(dead_letter_id.decode(), stored, queue_name=keys.queue_name)
+            )
             self._report_refusal(message, error)
 
     def bury_unhandled(self, delivery: Delivery) -> None:

@@ -39,7 +39,7 @@ def wait_for(server: str, job: dict[str, Any]) -> dict[str, Any]:
             result: dict[str, Any] = status["result"]
             return result
         if status["state"] == "dead":
-            sys.exit(f"job {job['job_id']} failed: {status['because']}")
+            sys.exit(f"job {job['job_id']} failed: {status['reason']}")
         time.sleep(0.2)
 
 

@@ -21,10 +21,10 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class ThresholdInvalid(ValueError):
-    """Raised when an entry cannot be used; the text names it and the mend."""
+    """Raised when an entry cannot be used; the text names it and the hint."""
 
-    def __init__(self, entry: str, problem: str, mend: str) -> None:
-        super().__init__(f"{FILE.name}: {entry}: {problem}; {mend}")
+    def __init__(self, entry: str, problem: str, hint: str) -> None:
+        super().__init__(f"{FILE.name}: {entry}: {problem}; {hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ class Thresholds:
         """Parsed and checked.
 
         Raises:
-            ThresholdInvalid: names the entry and the mend.
+            ThresholdInvalid: names the entry and the hint.
         """
         given = yaml.safe_load(text)
         slo = given["slo"]

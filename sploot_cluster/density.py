@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sploot_cluster.engine.hierarchy import linkage
-from sploot_cluster.engine.selection import Density, all_noise, density_of, in_order_of_rows, one_look_instead, select
+from sploot_cluster.engine.selection import (
+    Density,
+    all_noise,
+    density_of,
+    in_order_of_rows,
+    select,
+    single_cluster_instead,
+)
 from sploot_cluster.engine.spanning_tree import spanning_tree
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.pet.vectors import Rows, as_vectors
@@ -61,5 +68,5 @@ def cluster_densely(
     if min_cluster_size is None and min_samples is None:
         return density_of(tree, vectors, settings=settings, names=names)
     labels, probabilities = select(linkage(tree, names), size)
-    labels, probabilities = one_look_instead(labels, probabilities, vectors, size, settings)
+    labels, probabilities = single_cluster_instead(labels, probabilities, vectors, size, settings)
     return Density(in_order_of_rows(labels), probabilities.astype(np.float32), "hdbscan_cpu")

@@ -5,9 +5,9 @@
     │   ├── DimensionMismatch   a vector of another length than the pet's
     │   ├── ModelMismatch       a vector of another model than the pet's
     │   ├── UnreadableExport    a file that no pet can be made of
-    │   ├── UnknownPet          no medium of this pet ever arrived
+    │   ├── UnknownPet          no item of this pet ever arrived
     │   ├── UnknownCluster      no such cluster, and no alias leads to one
-    │   ├── UnknownMedia        no such medium in this pet or cluster
+    │   ├── UnknownMedia        no such item in this pet or cluster
     │   ├── UnknownRevision     no correction made this revision, it is undone already, or it is not kept any more
     │   └── StaleRevision       media were moved since the revision that the caller looked at
     ├── PetExists               a pet cannot be imported over one that holds something
@@ -15,7 +15,7 @@
     ├── RevisionConflict        somebody else committed first; load again and decide again
     │   └── PetClaimed          somebody who lost that race before has the right of way; wait a moment
     ├── StoreUnavailable        Redis did not answer or did not take it; trying again is safe
-    ├── PetTooLarge             the store cannot hold another medium of this pet
+    ├── PetTooLarge             the store cannot hold another item of this pet
     ├── NotConserved            a commit would lose media, or the pet has lost some; a person must look
     └── UnreadablePet           what is stored is damaged, or of a newer release; a person must look
 
@@ -41,16 +41,16 @@ class InvalidInput(ClusterError):
     Attributes:
         field: the name of the field as the caller wrote it, e.g. ``embedding``.
         problem: what is wrong with it, without the value of an embedding.
-        mend: what the caller can do about it.
+        hint: what the caller can do about it.
     """
 
-    def __init__(self, field: str, problem: str, mend: str) -> None:
-        super().__init__(f"{field}: {problem}; {mend}")
-        self.field, self.problem, self.mend = field, problem, mend
+    def __init__(self, field: str, problem: str, hint: str) -> None:
+        super().__init__(f"{field}: {problem}; {hint}")
+        self.field, self.problem, self.hint = field, problem, hint
 
     def __reduce__(self) -> tuple[object, ...]:
         # Subclasses take other arguments; results backends and process pools pickle exceptions by their args.
-        return (InvalidInput, (self.field, self.problem, self.mend))
+        return (InvalidInput, (self.field, self.problem, self.hint))
 
 
 class DimensionMismatch(InvalidInput):
@@ -111,7 +111,7 @@ class UnknownMedia(InvalidInput):
 
     def __init__(self, *, pet: int, media: tuple[str, ...], where: str) -> None:
         # as JSON strings, so that each name can be read back out of the text of an error, whatever it holds
-        shown = ", ".join(json.dumps(medium, ensure_ascii=False) for medium in media[:5])
+        shown = ", ".join(json.dumps(item, ensure_ascii=False) for item in media[:5])
         shown += f" and {len(media) - 5} more" if len(media) > 5 else ""
         super().__init__(
             "media_ids",
@@ -130,9 +130,9 @@ class UnknownRevision(InvalidInput):
         pet: int,
         revision: int,
         problem: str = "is not a correction",
-        mend: str = "choose the revision of a correction from the pet's history",
+        hint: str = "choose the revision of a correction from the pet's history",
     ) -> None:
-        super().__init__("revision", f"revision {revision} of pet {pet} {problem}", mend)
+        super().__init__("revision", f"revision {revision} of pet {pet} {problem}", hint)
         self.pet, self.revision = pet, revision
 
 
@@ -229,7 +229,7 @@ class StoreUnavailable(ClusterError):
 
 
 class PetTooLarge(ClusterError):
-    """Raised when one more medium would exceed what one Redis value can hold (512 MB of vectors)."""
+    """Raised when one more item would exceed what one Redis value can hold (512 MB of vectors)."""
 
     def __init__(self, *, pet: int, n_media: int) -> None:
         super().__init__(

@@ -49,7 +49,7 @@ class JobStatus:
     state: JobState
     queue: str
     actor: str
-    because: str
+    reason: str
     attempts: int
     pet_id: int | None = None
     enqueued_at: datetime | None = None
@@ -143,11 +143,11 @@ class JobQueue(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LetterRef:
+class DeadLetterRef:
     """Where a dead letter is."""
 
     queue: str
-    letter_id: str
+    dead_letter_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +167,8 @@ class Traces:
     n_dead_letters: int
     n_waiting: int
     records: tuple[str, ...] = ()
-    dead_letters: tuple[LetterRef, ...] = ()
-    unreadable: tuple[LetterRef, ...] = ()
+    dead_letters: tuple[DeadLetterRef, ...] = ()
+    unreadable: tuple[DeadLetterRef, ...] = ()
 
 
 class JobTraces(Protocol):

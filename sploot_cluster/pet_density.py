@@ -90,7 +90,7 @@ class PetDensity:
         tree = tree or self._fetch(state, self._samples(n))
         if tree is None:
             return None
-        rows = [state.rows[medium] for medium in gone if medium in state.rows]
+        rows = [state.rows[item] for item in gone if item in state.rows]
         return without(tree, state.vectors, np.array([row for row in rows if row < tree.n], dtype=np.intp))
 
     def keep(self, memory: PetMemory, state: PetState, tree: SpanningTree) -> None:

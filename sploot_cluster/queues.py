@@ -53,7 +53,7 @@ class QueueStatus:
     queue: str
     stream: str
     group: str
-    because: str
+    reason: str
     is_paused: bool
     undelivered: int
     in_flight: int
@@ -129,7 +129,7 @@ class Done:
     n_planned: int
     n_done: int
     is_complete: bool
-    because: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,17 +158,17 @@ class AuditRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class LetterView:
+class DeadLetterView:
     """A dead letter, as it may be shown: embeddings are replaced by their size.
 
     Attributes:
-        field, mend: what is to blame, and what its producer can do, where somebody knew.
+        field, hint: what is to blame, and what its producer can do, where somebody knew.
         pet_id, message_id: where they can be read.
         deliveries: how often the entry was delivered before it died.
         fields: the entry's own; empty in a listing.
     """
 
-    letter_id: str
+    dead_letter_id: str
     queue: str
     died_at: datetime
     reason: str
@@ -178,7 +178,7 @@ class LetterView:
     deliveries: int
     field: str | None
     error: str
-    mend: str | None
+    hint: str | None
     traceback: str | None = None
     fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
@@ -192,7 +192,7 @@ class PlanUnknown(LookupError):
 
 
 @dataclass(frozen=True, slots=True)
-class LetterFilter:
+class DeadLetterFilter:
     """Which dead letters are meant; what is None does not matter.
 
     Attributes:
@@ -227,11 +227,11 @@ class QueueOperations(Protocol):
 
     def queues(self) -> Sequence[QueueStatus]: ...
 
-    def dead_letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> Sequence[LetterView]:
+    def dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Sequence[DeadLetterView]:
         """Those that match, newest first, without their fields and tracebacks."""
         ...
 
-    def dead_letter(self, queue: str, letter_id: str) -> LetterView | None: ...
+    def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None: ...
 
     def plan_rescue(
         self,
@@ -239,18 +239,22 @@ class QueueOperations(Protocol):
         *,
         entry_ids: Sequence[str] = ...,
         consumer: str | None = ...,
-        astray: bool = ...,
+        unowned: bool = ...,
         idle_s: float | None = ...,
         even_if_alive: bool = ...,
     ) -> Plan: ...
 
     def plan_retire(self, queue: str, consumer: str, *, even_if_alive: bool = ...) -> Plan: ...
 
-    def plan_requeue(self, queue: str, *, letter_ids: Sequence[str] = ..., matching: LetterFilter | None = ...) -> Plan:
-        """``letter_ids``, or with ``matching`` all letters that match; not both."""
+    def plan_requeue(
+        self, queue: str, *, dead_letter_ids: Sequence[str] = ..., matching: DeadLetterFilter | None = ...
+    ) -> Plan:
+        """``dead_letter_ids``, or with ``matching`` all dead letters that match; not both."""
         ...
 
-    def plan_purge(self, queue: str, *, letter_ids: Sequence[str] = ..., matching: LetterFilter | None = ...) -> Plan:
+    def plan_purge(
+        self, queue: str, *, dead_letter_ids: Sequence[str] = ..., matching: DeadLetterFilter | None = ...
+    ) -> Plan:
         """As :meth:`plan_requeue`; what it removes is gone for ever."""
         ...
 

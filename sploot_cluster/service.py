@@ -1,4 +1,4 @@
-"""The use cases: a medium arrives, a person corrects, a pet is reclustered, somebody looks.
+"""The use cases: an item arrives, a person corrects, a pet is reclustered, somebody looks.
 
 Each loads what is new, decides by a pure function, and commits on the very state it decided on; if somebody else was
 faster it decides again. So workers need no lock between them, and every use case may run twice: media are known by
@@ -130,9 +130,9 @@ class ClusterService:
         self._random = Random()  # noqa: S311  spreads retries, keeps no secret
 
     def assign(self, pet: PetId, media: MediaId, *, model: str, vector: npt.ArrayLike) -> Assigned:
-        """Put a medium that arrived into a cluster, or among the noise.
+        """Put an item that arrived into a cluster, or among the noise.
 
-        A medium that is known already stays where it is, whatever comes with it. O(n · dim) for a pet of n media, two
+        An item that is known already stays where it is, whatever comes with it. O(n · dim) for a pet of n media, two
         round trips to Redis.
 
         Args:
@@ -141,7 +141,7 @@ class ClusterService:
 
         Raises:
             InvalidInput: a field cannot be used; DimensionMismatch and ModelMismatch for a vector of another space,
-                whose medium is quarantined.
+                whose item is quarantined.
             PetTooLarge: the pet is full.
         """
         _check_ids(pet, media)
@@ -411,7 +411,7 @@ class ClusterService:
         return compare(past.at(from_revision), past.at(to_revision))
 
     def at(self, pet: PetId, revision: int) -> Snapshot:
-        """Where every medium was at a revision.
+        """Where every item was at a revision.
 
         Raises:
             UnknownRevision: it has not been, or is not kept any more.
@@ -462,7 +462,7 @@ class ClusterService:
         with ExitStack() as claims:
             for attempt in count(1):
                 before = self._store.dump(pet)
-                there = [medium for medium in media_ids if medium in before.state.rows or medium in before.quarantine]
+                there = [item for item in media_ids if item in before.state.rows or item in before.quarantine]
                 if not there:
                     where = "any cluster, the noise or the quarantine"
                     raise UnknownMedia(pet=pet, media=tuple(media_ids), where=where)
@@ -486,8 +486,8 @@ class ClusterService:
                     return Deleted(len(there), sum(old != new for old, new in pairs), after.state.revision)
         raise AssertionError("count() does not end")
 
-    def has_medium(self, pet: PetId, media: MediaId) -> bool:
-        """Whether the pet has the medium, in a cluster or not, or quarantined."""
+    def has_item(self, pet: PetId, media: MediaId) -> bool:
+        """Whether the pet has the item, in a cluster or not, or quarantined."""
         return media in self._store.past(pet).state.rows or media in self._store.tally(pet).quarantine
 
     def delete_pet(self, pet: PetId) -> Deleted:
@@ -688,7 +688,7 @@ class ClusterService:
         from sploot_cluster.engine.neighbours import nearest
 
         neighbours = nearest(state.vectors, vector[None, :], self._settings.n_neighbours)
-        decision = decide(neighbours, state.labels, state.standings, state.clusters, self._settings)
+        decision = decide(neighbours, state.labels, state.origins, state.clusters, self._settings)
         change = Change(
             "arrival",
             next_cluster=state.next_cluster,
@@ -696,7 +696,7 @@ class ClusterService:
             noise_arrivals=state.noise_arrivals + (decision.cluster == NOISE),
             model=None if state.model else model,
             dim=None if state.dim else len(vector),
-            arrivals=(Arrival(media, vector, decision.cluster, decision.standing),),
+            arrivals=(Arrival(media, vector, decision.cluster, decision.origin),),
         )
         assigned = Assigned(
             media,
@@ -739,7 +739,7 @@ class ClusterService:
             try:
                 self._reclusters.request_recluster(memory.pet, reason=reason, delay_ms=delay_ms)
             except Exception:
-                # whatever a queue may raise: the medium is in its place, and a later arrival asks again
+                # whatever a queue may raise: the item is in its place, and a later arrival asks again
                 logger.warning("recluster could not be requested", extra={"pet_id": memory.pet}, exc_info=True)
             else:
                 memory.asked = now, state.n_at_recluster
@@ -820,7 +820,7 @@ def _check_operation(operation_id: str) -> None:
 
 
 def _check_page(state: PetState, expected_revision: int | None) -> None:
-    """Whether what a person looked at is still so. Arrivals make no page stale: they move no medium that was there."""
+    """Whether what a person looked at is still so. Arrivals make no page stale: they move no item that was there."""
     if expected_revision is not None and state.relabelled_at > expected_revision:
         raise StaleRevision(pet=state.pet, expected=expected_revision, moved_at=state.relabelled_at)
 
@@ -855,7 +855,7 @@ def _check_space(state: PetState, model: str, *, dim: int) -> None:
 
 
 def _where(state: PetState, media: MediaId) -> Assigned:
-    """The answer to a medium that came before."""
+    """The answer to an item that came before."""
     cluster = ClusterId(int(state.labels[state.rows[media]]))
     return Assigned(media, cluster, None, backend="faiss", is_duplicate=True, revision=state.revision)
 

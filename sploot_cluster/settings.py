@@ -57,9 +57,9 @@ class ClusterSettings:
             farther stay noise whatever the budget. Measured.
         overlap_ratio: least overlap of a group with the cluster whose id it inherits, as a share of the smaller one, in
             (0, 1].
-        one_look_similarity: a pet in which density finds mostly noise becomes one cluster if the median similarity of
-            its items is at least this, a cosine in (0, 1]. Measured: .80 to .91 within one class of digits, .69 over
-            all of them.
+        single_cluster_similarity: a pet in which density finds mostly noise becomes one cluster if the median
+            similarity of its items is at least this, a cosine in (0, 1]. Measured: .80 to .91 within one class of
+            digits, .69 over all of them.
         exact_until: size of a pet, in items, up to which every arrival is decided like a recluster, together with the
             places of all other items, from 0. Larger pets assign arrivals by the spread of the clusters and are
             reclustered after growth or drift. See docs/adr/0009 for costs and benefits.
@@ -84,7 +84,7 @@ class ClusterSettings:
     noise_ratio: float = 0.03
     absorption_slack: float = 2.5
     overlap_ratio: float = 0.30
-    one_look_similarity: float = 0.80
+    single_cluster_similarity: float = 0.80
     exact_until: int = 0
     recluster_backend: ReclusterBackend = "hdbscan_cpu"
     recluster_threads: int = 0
@@ -106,7 +106,10 @@ class ClusterSettings:
         _check("absorption_slack", self.absorption_slack, 1 <= self.absorption_slack < math.inf, "from 1")
         _check("overlap_ratio", self.overlap_ratio, 0 < self.overlap_ratio <= 1, "above 0 and at most 1")
         _check(
-            "one_look_similarity", self.one_look_similarity, 0 < self.one_look_similarity <= 1, "above 0 and at most 1"
+            "single_cluster_similarity",
+            self.single_cluster_similarity,
+            0 < self.single_cluster_similarity <= 1,
+            "above 0 and at most 1",
         )
         _check("exact_until", self.exact_until, self.exact_until >= 0, "from 0")
         _check(

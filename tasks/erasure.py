@@ -22,12 +22,12 @@ from dramatiq.errors import BrokerConnectionError
 
 from broker import RedisStreamsBroker
 from sploot_cluster.errors import UnknownMedia
-from sploot_cluster.jobs import LetterRef, QueueUnavailable, Traces
+from sploot_cluster.jobs import DeadLetterRef, QueueUnavailable, Traces
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
 from tasks.job_records import RECORD_PREFIX
+from tasks.queue_ops.dead_letters import pet_of
 from tasks.queue_ops.entries import is_unclear, media_of
-from tasks.queue_ops.letters import pet_of
 from tasks.queue_ops.pet_index import find_jobs
 
 PAGE: Final = 500
@@ -64,20 +64,20 @@ class Erasure:
             for start in range(0, len(found.records), PAGE):
                 self.client.delete(*(RECORD_PREFIX + job_id for job_id in found.records[start : start + PAGE]))
             for queue in QUEUES:
-                ids = [letter.letter_id for letter in found.dead_letters if letter.queue == queue]
+                ids = [dead_letter.dead_letter_id for dead_letter in found.dead_letters if dead_letter.queue == queue]
                 if ids:
                     self.broker.dead_letters(queue).purge(ids)
             return found
 
     def _found(self, pet_id: int, media_ids: Collection[str] | None) -> Traces:
         records = list(self._records(pet_id, media_ids))
-        letters, unreadable = self._letters(pet_id, media_ids)
+        dead_letters, unreadable = self._dead_letters(pet_id, media_ids)
         return Traces(
             n_records=len(records),
-            n_dead_letters=len(letters),
+            n_dead_letters=len(dead_letters),
             n_waiting=self._n_waiting(pet_id, media_ids),
             records=tuple(key.decode().removeprefix(RECORD_PREFIX) for key in records),
-            dead_letters=tuple(letters),
+            dead_letters=tuple(dead_letters),
             unreadable=tuple(unreadable),
         )
 
@@ -100,26 +100,28 @@ class Erasure:
             if pet == str(pet_id).encode() and (media_ids is None or not named.isdisjoint(media_ids)):
                 yield key
 
-    def _letters(self, pet_id: int, media_ids: Collection[str] | None) -> tuple[list[LetterRef], list[LetterRef]]:
+    def _dead_letters(
+        self, pet_id: int, media_ids: Collection[str] | None
+    ) -> tuple[list[DeadLetterRef], list[DeadLetterRef]]:
         """The dead letters about it, and those that may be about anything."""
-        found: list[LetterRef] = []
-        unreadable: list[LetterRef] = []
+        found: list[DeadLetterRef] = []
+        unreadable: list[DeadLetterRef] = []
         for queue in QUEUES:
             before: str | None = None
             while page := self.broker.dead_letters(queue).list(PAGE, before=before):
-                for letter in page:
-                    named = media_of(letter.fields) | media_of_error(letter.error)
-                    if is_unclear(letter.fields):
-                        unreadable.append(LetterRef(queue, letter.id))
-                    elif pet_of(letter) == pet_id and (media_ids is None or not named.isdisjoint(media_ids)):
-                        found.append(LetterRef(queue, letter.id))
+                for dead_letter in page:
+                    named = media_of(dead_letter.fields) | media_of_error(dead_letter.error)
+                    if is_unclear(dead_letter.fields):
+                        unreadable.append(DeadLetterRef(queue, dead_letter.id))
+                    elif pet_of(dead_letter) == pet_id and (media_ids is None or not named.isdisjoint(media_ids)):
+                        found.append(DeadLetterRef(queue, dead_letter.id))
                 before = page[-1].id
         return found, unreadable
 
     def _n_waiting(self, pet_id: int, media_ids: Collection[str] | None) -> int:
         jobs, _ = find_jobs(self.broker, self.client, pet_id)
         return sum(
-            # whatever medium it is about: one that is refused for naming what is gone becomes a dead letter
+            # whatever item it is about: one that is refused for naming what is gone becomes a dead letter
             job.queue == CLUSTER_FEEDBACK
             # a flat event has no actor until it is delivered
             or (job.actor in (None, CLUSTER_EMBEDDING) and (media_ids is None or job.media_id in media_ids))

@@ -188,24 +188,24 @@ class TrackJobs(dramatiq.Middleware):
             self._write(message, state="succeeded", how="known", finished_at=self._clock(), result=told and told())
         _answer.set(None)
 
-    def after_dead_letter(self, broker: Broker, letter: DeadLetter) -> None:
+    def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
         """However a job died: by failing for good, by killing its workers, or because no worker knows its actor."""
-        if letter.message_id is None:
+        if dead_letter.message_id is None:
             return
         from tasks.queue_ops.entries import facts_of
 
-        owner = JobOwner(letter.queue_name, letter.actor_name or "", facts_of(letter.fields).pet_id)
+        owner = JobOwner(dead_letter.queue_name, dead_letter.actor_name or "", facts_of(dead_letter.fields).pet_id)
         try:
             self._records.write(
-                letter.message_id,
+                dead_letter.message_id,
                 state="dead",
                 how="known",
                 owner=owner,
-                finished_at=letter.died_at,
-                error=letter.error,
+                finished_at=dead_letter.died_at,
+                error=dead_letter.error,
             )
         except redis.RedisError:
-            logger.warning("job record not written", extra={"message_id": letter.message_id}, exc_info=True)
+            logger.warning("job record not written", extra={"message_id": dead_letter.message_id}, exc_info=True)
 
     def _write(self, message: dramatiq.Message[Any] | MessageProxy, *, state: JobState, **facts: Any) -> None:
         pet_id = message.kwargs.get("pet_id")
@@ -224,13 +224,13 @@ class Stats(Protocol):
 
 def status_of(record: JobRecord, stats: Stats, *, now: datetime) -> JobStatus:
     """What to answer about a job: its record, and one reason read from its queue while it has not ended."""
-    state, because = _state_and_reason(record, stats, now)
+    state, reason = _state_and_reason(record, stats, now)
     return JobStatus(
         job_id=record.job_id,
         state=state,
         queue=record.queue,
         actor=record.actor,
-        because=because,
+        reason=reason,
         attempts=record.attempts,
         pet_id=record.pet_id,
         enqueued_at=record.enqueued_at,

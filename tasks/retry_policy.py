@@ -9,7 +9,7 @@ actor                max_retries  waits            time limit  because
 cluster_embedding              8  1 s to 1 min           60 s  about two minutes in all: what fails is a lost race for
                                                                a busy pet or a failover, and both pass within seconds
 merge_clusters                12  1 s to 5 min          120 s  about 20 minutes in all: a person has decided and will
-split_cluster                                                  not look again; an operator can mend a full Redis in
+split_cluster                                                  not look again; an operator can fix a full Redis in
 exclude_media                                                  that time
 dismiss_media
 undo_feedback

@@ -25,12 +25,12 @@ class SettingInvalid(ValueError):
     Attributes:
         variable: its name.
         problem: what is wrong with it, without secrets.
-        mend: what to set.
+        hint: what to set.
     """
 
-    def __init__(self, variable: str, problem: str, mend: str) -> None:
-        super().__init__(f"{variable}: {problem}; {mend}")
-        self.variable, self.problem, self.mend = variable, problem, mend
+    def __init__(self, variable: str, problem: str, hint: str) -> None:
+        super().__init__(f"{variable}: {problem}; {hint}")
+        self.variable, self.problem, self.hint = variable, problem, hint
 
 
 def _setting(variable: str, meaning: str, *, unit: str = "", default: Any, is_secret: bool = False) -> Any:
@@ -177,8 +177,8 @@ def _text_of(environ: Mapping[str, str], variable: str, *, is_secret: bool) -> s
         return Path(named).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         problem = error.strerror if isinstance(error, OSError) else "is no text"
-        mend = "name a file that this process may read"
-        raise SettingInvalid(variable + FROM_FILE, f"{named}: {problem}", mend) from None
+        hint = "name a file that this process may read"
+        raise SettingInvalid(variable + FROM_FILE, f"{named}: {problem}", hint) from None
 
 
 def masked(name: str, value: object) -> str:
@@ -231,8 +231,8 @@ def _check_redis_url(url: str) -> None:
     try:
         check(url)
     except RedisUrlInvalid as refused:
-        problem, _, mend = str(refused).partition("; ")
-        raise SettingInvalid("REDIS_URL", problem, mend) from None
+        problem, _, hint = str(refused).partition("; ")
+        raise SettingInvalid("REDIS_URL", problem, hint) from None
 
 
 def _check_range(variable: str, value: int, *, lowest: int, highest: int | None = None) -> None:

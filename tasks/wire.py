@@ -48,7 +48,7 @@ def decode_embedding(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.M
     try:
         event = EmbeddingIngested.from_fields(fields)
     except InvalidInput as refused:
-        raise UndecodableEntry(refused.field, refused.problem, refused.mend) from refused
+        raise UndecodableEntry(refused.field, refused.problem, refused.hint) from refused
     return dramatiq.Message(
         queue_name=EMBEDDING_INGESTED,
         actor_name=EmbeddingIngested.actor_name,

@@ -27,8 +27,8 @@ def eventually(look: Callable[[], T], *, within_s: float = 10.0, every_s: float 
         time.sleep(every_s)
 
 
-def lacking(what: str, mend: str) -> NoReturn:
+def lacking(what: str, hint: str) -> NoReturn:
     """Skip at home what a missing tool makes impossible; fail where REQUIRE_ALL_TOOLS is set, as in CI."""
     if os.environ.get("REQUIRE_ALL_TOOLS"):
-        pytest.fail(f"{what} is missing: {mend}")
-    pytest.skip(f"{what} is missing: {mend}")
+        pytest.fail(f"{what} is missing: {hint}")
+    pytest.skip(f"{what} is missing: {hint}")

@@ -15,7 +15,7 @@ import numpy as np
 import redis
 
 from benchmarks.pipeline.stamps import media_id
-from sploot_cluster.pet.models import Arrival, Change, ClusterCard, ClusterId, MediaId, PetId, Standing
+from sploot_cluster.pet.models import Arrival, Change, ClusterCard, ClusterId, MediaId, Origin, PetId
 from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 from sploot_cluster.store.redis import RedisPetStore
@@ -73,7 +73,7 @@ class World:
                     MediaId(f"{number:020d}/{row:015d}"),
                     self._media[row],
                     ClusterId(label),
-                    Standing.CORE,
+                    Origin.CORE,
                 )
                 for row, label in enumerate(labels)
             )

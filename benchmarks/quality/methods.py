@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sploot_cluster.decide.recluster import plan_recluster
 from sploot_cluster.density import cluster_densely
-from sploot_cluster.pet.models import NOISE, MediaId, PetId, PetState, Standing
+from sploot_cluster.pet.models import NOISE, MediaId, Origin, PetId, PetState
 from sploot_cluster.pet.rows import PetRows, empty_state
 from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.settings import ClusterSettings
@@ -46,7 +46,7 @@ def recluster(vectors: FloatMatrix, settings: ClusterSettings) -> Found:
         rows=rows.index(n),
         vectors=rows.vectors(n),
         labels=np.full(n, NOISE, dtype=np.int32),
-        standings=np.zeros(n, dtype=np.uint8),
+        origins=np.zeros(n, dtype=np.uint8),
         clusters={},
         aliases={},
         ledger=(),
@@ -55,8 +55,8 @@ def recluster(vectors: FloatMatrix, settings: ClusterSettings) -> Found:
     density = cluster_densely(vectors, settings=settings)
     change, _ = plan_recluster(state, density, settings=settings, by="machine")
     assert change.relabelling is not None
-    standings = change.relabelling.standings
-    return Found(change.relabelling.labels.astype(np.int64), standings == Standing.ABSORBED)
+    origins = change.relabelling.origins
+    return Found(change.relabelling.labels.astype(np.int64), origins == Origin.ABSORBED)
 
 
 def ours(vectors: FloatMatrix) -> Found:

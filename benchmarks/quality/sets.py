@@ -86,10 +86,10 @@ def _pet(
         labels += [group] * len(members)
     # one item of each other group, or two if there are few groups, so that outliers do not form a group
     strangers = [rng.permutation(np.flatnonzero(truth == group))[:2] for group in others.tolist()]
-    for medium in [int(one[0]) for one in strangers][:n_outliers] + [int(one[1]) for one in strangers][
+    for item in [int(one[0]) for one in strangers][:n_outliers] + [int(one[1]) for one in strangers][
         : max(0, n_outliers - len(strangers))
     ]:
-        rows.append(medium)
+        rows.append(item)
         labels.append(-1)
     order = rng.permutation(len(rows))
     name = f"{family}, {len(rows)} media of {n_groups} groups"

@@ -38,7 +38,7 @@ if n_fields > MOST_FIELDS then
   letter[#letter + 1] = 'left_out'
   letter[#letter + 1] = n_fields - MOST_FIELDS
 end
-local letter_id = redis.call('XADD', dead, '*', unpack(letter))
+local dead_letter_id = redis.call('XADD', dead, '*', unpack(letter))
 redis.call('XTRIM', dead, 'MAXLEN', '~', keep_n)
 redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, server_ms() - keep_ms)))
 
@@ -52,4 +52,4 @@ if key ~= '' then
   next_in_line(key, id)
 end
 redis.call('HINCRBY', counters, 'dead', 1)
-return {'BURIED', letter_id}
+return {'BURIED', dead_letter_id}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Put traffic back on a staging queue: from a capture, from dead letters, or orphans.
 
-    replay_staging_traffic.py --capture pet-42.jsonl            media, jobs and letters of a capture
+    replay_staging_traffic.py --capture pet-42.jsonl            media, jobs and dead letters of a capture
     replay_staging_traffic.py --dead embedding                  dead letters of a queue
     replay_staging_traffic.py --dead embedding --source-url …   the same, copied from another Redis, which is only read
     replay_staging_traffic.py --orphans embedding               what XACK or XGROUP DELCONSUMER by hand left behind
@@ -76,7 +76,7 @@ class Job:
 
     Attributes:
         name: by which the target knows that it has it.
-        letter_id: of the dead letter that it is in the target itself: it is moved, not copied.
+        dead_letter_id: of the dead letter that it is in the target itself: it is moved, not copied.
         entry_id: of the orphan that it is in the target itself.
         at: when it happened, where that is known.
     """
@@ -86,7 +86,7 @@ class Job:
     pet_id: int | None
     fields: Mapping[bytes, bytes]
     at: datetime | None = None
-    letter_id: str | None = None
+    dead_letter_id: str | None = None
     entry_id: str | None = None
 
 
@@ -175,7 +175,7 @@ def jobs_of(asked: argparse.Namespace, source: RedisStreamsBroker, *, is_same: b
     if asked.capture is not None:
         yield from from_capture(read_capture(asked.capture))
     elif asked.dead is not None:
-        yield from from_letters(source, queue_named(asked.dead), is_same=is_same)
+        yield from from_dead_letters(source, queue_named(asked.dead), is_same=is_same)
     else:
         yield from from_orphans(source, queue_named(asked.orphans))
 
@@ -184,12 +184,12 @@ def from_capture(capture: Capture) -> Iterator[Job]:
     if capture.is_redacted:
         raise InvalidInput("--capture", "its embeddings were left out", "capture again without --redact")
     for line in capture.media:
-        event_id = f"replay-{capture.header['pet_id']}-{line['medium']}"
+        event_id = f"replay-{capture.header['pet_id']}-{line['item']}"
         if len(event_id) > 256:
             event_id = f"replay-{hashlib.sha256(event_id.encode()).hexdigest()}"
         event = EmbeddingIngested.of(event_id=event_id, **event_fields(line, capture.header))
         yield Job(event_id, EMBEDDING_INGESTED, event.pet_id, flat(event))
-    for line in (*capture.jobs, *capture.letters):
+    for line in (*capture.jobs, *capture.dead_letters):
         facts = facts_of(line["fields"])
         at = datetime.fromisoformat(line["died_at"]) if "died_at" in line else None
         yield Job(name_of(line["fields"]), line["queue"], facts.pet_id, line["fields"], at=at)
@@ -208,21 +208,28 @@ def flat(event: EmbeddingIngested) -> dict[bytes, bytes]:
     return {name.encode(): value.encode() for name, value in told.items()} | {b"embedding": event.embedding}
 
 
-def from_letters(broker: RedisStreamsBroker, queue: str, *, is_same: bool) -> Iterator[Job]:
-    letters, found, before = broker.dead_letters(queue), [], None
-    while page := letters.list(500, before=before):
+def from_dead_letters(broker: RedisStreamsBroker, queue: str, *, is_same: bool) -> Iterator[Job]:
+    dead_letters, found, before = broker.dead_letters(queue), [], None
+    while page := dead_letters.list(500, before=before):
         found += page
         before = page[-1].id
-    for letter in reversed(found):
-        pet_id = facts_of(letter.fields).pet_id
-        name = name_of(letter.fields)
-        yield Job(name, queue, pet_id, letter.fields, at=letter.died_at, letter_id=letter.id if is_same else None)
+    for dead_letter in reversed(found):
+        pet_id = facts_of(dead_letter.fields).pet_id
+        name = name_of(dead_letter.fields)
+        yield Job(
+            name,
+            queue,
+            pet_id,
+            dead_letter.fields,
+            at=dead_letter.died_at,
+            dead_letter_id=dead_letter.id if is_same else None,
+        )
 
 
 def from_orphans(broker: RedisStreamsBroker, queue: str) -> Iterator[Job]:
-    by_hand = broker.by_hand(queue)
-    for orphan in by_hand.astray().orphans:
-        fields = by_hand.entry(orphan.id) or {}
+    inspector = broker.inspector(queue)
+    for orphan in inspector.unowned().orphans:
+        fields = inspector.entry(orphan.id) or {}
         at = datetime.fromtimestamp(int(orphan.id.partition("-")[0]) / 1000, tz=UTC)
         yield Job(name_of(fields), queue, facts_of(fields).pet_id, fields, at=at, entry_id=orphan.id)
 
@@ -238,7 +245,7 @@ def name_of(fields: Mapping[bytes, bytes]) -> str:
 def is_wanted(job: Job, asked: argparse.Namespace) -> bool:
     if asked.pet_id is not None and job.pet_id != asked.pet_id:
         return False
-    # what has no time of its own, as a medium of a capture, is always meant
+    # what has no time of its own, as an item of a capture, is always meant
     return asked.since is None or job.at is None or job.at >= datetime.now(UTC) - asked.since
 
 
@@ -292,7 +299,7 @@ class Replay:
                 self._counts["enqueued" if self._put_back(job) else "already"] += 1
             except DeadLetterTooLarge as refused:
                 self._counts["refused"] += 1
-                print(f"{job.letter_id} stays a dead letter: {refused}", file=sys.stderr)
+                print(f"{job.dead_letter_id} stays a dead letter: {refused}", file=sys.stderr)
             if place % CHECKPOINT_EVERY == 0:
                 self._note(start + place)
             if self._asked.rate:
@@ -304,10 +311,10 @@ class Replay:
 
     def _put_back(self, job: Job) -> bool:
         """Whether it was missing."""
-        if job.letter_id is not None:
-            return self._broker.dead_letters(job.queue).requeue([job.letter_id]) == 1
+        if job.dead_letter_id is not None:
+            return self._broker.dead_letters(job.queue).requeue([job.dead_letter_id]) == 1
         if job.entry_id is not None:
-            return self._broker.by_hand(job.queue).rescue([PendingEntry(job.entry_id, "", 0)]).n_handed_back == 1
+            return self._broker.inspector(job.queue).rescue([PendingEntry(job.entry_id, "", 0)]).n_handed_back == 1
         stream = stream_of(job.queue)
         flat_fields = [part for pair in job.fields.items() for part in pair]
         keys = [stream, f"{{{stream}}}:replayed"]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from sploot_cluster.api.problems import FieldProblem
 from sploot_cluster.decide.why import Why
-from sploot_cluster.jobs import JobRef, JobState, JobStatus, LetterRef, Traces
+from sploot_cluster.jobs import DeadLetterRef, JobRef, JobState, JobStatus, Traces
 from sploot_cluster.pet.diff import Diff, Snapshot
 from sploot_cluster.pet.models import (
     NOISE,
@@ -18,10 +18,10 @@ from sploot_cluster.pet.models import (
     ClusterView,
     Deleted,
     HistoryEntry,
+    Origin,
     PetId,
     PetView,
     Reclustered,
-    Standing,
 )
 from sploot_cluster.pet.previews import Previewed
 from sploot_cluster.pet.shadow import Shadow
@@ -46,7 +46,7 @@ class JobAccepted(BaseModel):
 
 
 class EmbeddingAccepted(JobAccepted):
-    """A medium was handed in, unless the rollout has not reached its pet."""
+    """An item was handed in, unless the rollout has not reached its pet."""
 
     withheld: bool = Field(description="The rollout has not reached the pet: nothing was enqueued, no such job runs.")
 
@@ -75,7 +75,7 @@ class Cluster(BaseModel):
     cluster_id: int
     size: int
     media_ids: Sequence[str] = Field(description="In the order of their arrival.")
-    standings: Mapping[str, int] = Field(
+    origins: Mapping[str, int] = Field(
         description="How many of them came to it in which way: core, arrived, absorbed, corrected."
     )
     threshold: float = Field(description="The mean top-3 cosine similarity that an arrival must reach.")
@@ -91,7 +91,7 @@ class Cluster(BaseModel):
             cluster_id=view.id,
             size=view.size,
             media_ids=view.media,
-            standings={standing.name.lower(): count for standing, count in view.standings.items()},
+            origins={origin.name.lower(): count for origin, count in view.origins.items()},
             threshold=view.threshold,
             since=view.since,
             split_from=view.split_from,
@@ -138,7 +138,7 @@ class PetClusters(BaseModel):
         )
 
 
-class QuarantinedMedium(BaseModel):
+class QuarantinedItem(BaseModel):
     media_id: str
     model: str
     dim: int
@@ -156,7 +156,7 @@ class PetTallied(BaseModel):
     dismissed: int
     overflowed: int = Field(description="Arrivals that found the quarantine full; no part of ingested.")
     is_conserved: bool = Field(description="ingested = clustered + noise + quarantined + dismissed")
-    quarantine: list[QuarantinedMedium] = Field(
+    quarantine: list[QuarantinedItem] = Field(
         description="Media whose vectors are of another model or dimension than the pet's."
     )
 
@@ -173,21 +173,21 @@ class PetTallied(BaseModel):
             overflowed=tally.overflowed,
             is_conserved=tally.is_conserved,
             quarantine=[
-                QuarantinedMedium(media_id=medium, model=why.model, dim=why.dim, at=why.at)
-                for medium, why in sorted(counted.quarantine.items())
+                QuarantinedItem(media_id=item, model=why.model, dim=why.dim, at=why.at)
+                for item, why in sorted(counted.quarantine.items())
             ],
         )
 
 
-class LetterPlace(BaseModel):
+class DeadLetterPlace(BaseModel):
     """Where a dead letter is, or was."""
 
     queue: str
-    letter_id: str
+    dead_letter_id: str
 
     @classmethod
-    def of(cls, letter: LetterRef) -> Self:
-        return cls(queue=letter.queue, letter_id=letter.letter_id)
+    def of(cls, dead_letter: DeadLetterRef) -> Self:
+        return cls(queue=dead_letter.queue, dead_letter_id=dead_letter.dead_letter_id)
 
 
 class Erased(BaseModel):
@@ -199,8 +199,8 @@ class Erased(BaseModel):
     n_records: int = Field(description="Records of jobs.")
     n_dead_letters: int
     records: Sequence[str] = Field(description="The ids of these jobs.")
-    dead_letters: list[LetterPlace] = Field(description="Those that went.")
-    unreadable: list[LetterPlace] = Field(
+    dead_letters: list[DeadLetterPlace] = Field(description="Those that went.")
+    unreadable: list[DeadLetterPlace] = Field(
         description="Dead letters of which cannot be read what they are about. They are still there."
     )
     revision: int = Field(description="The pet's now; 0 when the whole pet is gone.")
@@ -214,13 +214,13 @@ class Erased(BaseModel):
             n_records=traces.n_records if traces else 0,
             n_dead_letters=traces.n_dead_letters if traces else 0,
             records=traces.records if traces else (),
-            dead_letters=[LetterPlace.of(letter) for letter in traces.dead_letters] if traces else [],
-            unreadable=[LetterPlace.of(letter) for letter in traces.unreadable] if traces else [],
+            dead_letters=[DeadLetterPlace.of(dead_letter) for dead_letter in traces.dead_letters] if traces else [],
+            unreadable=[DeadLetterPlace.of(dead_letter) for dead_letter in traces.unreadable] if traces else [],
             revision=deleted.revision,
         )
 
 
-class ModelBeside(BaseModel):
+class CandidateModel(BaseModel):
     model: str
     dim: int
     n_vectors: int = Field(description="Media that have a vector of it.")
@@ -248,10 +248,10 @@ class PetModel(BaseModel):
     model: str | None
     dim: int | None
     n_media: int
-    beside: ModelBeside | None
+    candidate: CandidateModel | None
 
 
-class NearMedium(BaseModel):
+class NearItem(BaseModel):
     media_id: str
     cluster_id: int
     similarity: float = Field(description="Cosine similarity.")
@@ -261,11 +261,11 @@ class RivalCluster(BaseModel):
     cluster_id: int
     similarity: float = Field(description="Mean top-3 cosine similarity to its accepted media.")
     threshold: float = Field(description="What an arrival must reach.")
-    is_forbidden: bool = Field(description="A correction in force keeps the medium out of it.")
+    is_forbidden: bool = Field(description="A correction in force keeps the item out of it.")
 
 
 class DemandOf(BaseModel):
-    """What a correction in force demands of a medium."""
+    """What a correction in force demands of an item."""
 
     revision: int
     kind: ChangeKind
@@ -274,20 +274,20 @@ class DemandOf(BaseModel):
     demand: str
 
 
-class MediumWhy(BaseModel):
-    """Why a medium is where it is."""
+class ItemWhy(BaseModel):
+    """Why an item is where it is."""
 
     pet_id: int
     media_id: str
     revision: int
-    cluster_id: int | None = Field(description="null for noise, and for a medium that is quarantined.")
-    standing: str = Field(description="noise, core, arrived, absorbed, corrected, dismissed or quarantined.")
-    because: str = Field(description="One sentence.")
+    cluster_id: int | None = Field(description="null for noise, and for an item that is quarantined.")
+    origin: str = Field(description="noise, core, arrived, absorbed, corrected, dismissed or quarantined.")
+    reason: str = Field(description="One sentence.")
     similarity: float | None = Field(description="Mean top-3 cosine similarity to its own cluster.")
     threshold: float | None = Field(description="What an arrival must reach there.")
     second: RivalCluster | None = Field(description="The most similar of the other clusters.")
     margin: float | None = Field(description="How much more similar its own cluster is; below 0 where people put it.")
-    nearest: list[NearMedium] = Field(description="Media of clusters that were not merely absorbed, nearest first.")
+    nearest: list[NearItem] = Field(description="Media of clusters that were not merely absorbed, nearest first.")
     corrections: list[DemandOf] = Field(description="What corrections in force demand of it, the newest first.")
 
     @classmethod
@@ -298,8 +298,8 @@ class MediumWhy(BaseModel):
             media_id=why.media,
             revision=why.revision,
             cluster_id=None if why.cluster == NOISE else why.cluster,
-            standing="quarantined" if why.standing is None else why.standing.name.lower(),
-            because=why.because,
+            origin="quarantined" if why.origin is None else why.origin.name.lower(),
+            reason=why.reason,
             similarity=why.similarity,
             threshold=why.threshold,
             second=None
@@ -312,7 +312,7 @@ class MediumWhy(BaseModel):
             ),
             margin=why.margin,
             nearest=[
-                NearMedium(media_id=near.media, cluster_id=near.cluster, similarity=near.similarity)
+                NearItem(media_id=near.media, cluster_id=near.cluster, similarity=near.similarity)
                 for near in why.nearest
             ],
             corrections=[
@@ -400,7 +400,7 @@ class PetHistory(BaseModel):
         return cls(pet_id=pet, entries=[HistoryLine.of(entry) for entry in entries])
 
 
-class MovedMedium(BaseModel):
+class MovedItem(BaseModel):
     media_id: str
     before: int | None = Field(
         alias="from", description="Its cluster in the earlier one; null for noise, or when it was not there."
@@ -418,7 +418,7 @@ class PetDiff(BaseModel):
     n_new_noise: int = Field(description="Media that fell out of a cluster.")
     n_from_noise: int = Field(description="Media that were noise and found a cluster.")
     n_arrived: int = Field(description="Media that the earlier one does not have.")
-    moved: list[MovedMedium] = Field(description="All of these media, up to the limit.")
+    moved: list[MovedItem] = Field(description="All of these media, up to the limit.")
     is_truncated: bool = Field(description="There are more of them.")
     merged: Mapping[str, int] = Field(description="Ids that ended, and the cluster that most of their media are in.")
     split: Mapping[str, int] = Field(description="Ids that began, and the cluster that most of their media come from.")
@@ -440,7 +440,7 @@ class PetDiff(BaseModel):
             n_from_noise=diff.n_from_noise,
             n_arrived=diff.n_arrived,
             moved=[
-                MovedMedium(media_id=move.media, **{"from": known(move.before), "to": known(move.after)})
+                MovedItem(media_id=move.media, **{"from": known(move.before), "to": known(move.after)})
                 for move in diff.moved[:limit]
             ],
             is_truncated=len(diff.moved) > limit,
@@ -466,11 +466,11 @@ class PetAt(BaseModel):
         clusters: dict[str, list[str]] = {}
         noise: list[str] = []
         dismissed: list[str] = []
-        for medium, label, standing in zip(then.media, then.labels.tolist(), then.standings.tolist(), strict=True):
+        for item, label, origin in zip(then.media, then.labels.tolist(), then.origins.tolist(), strict=True):
             if label != NOISE:
-                clusters.setdefault(str(label), []).append(medium)
+                clusters.setdefault(str(label), []).append(item)
             else:
-                (dismissed if standing == Standing.DISMISSED else noise).append(medium)
+                (dismissed if origin == Origin.DISMISSED else noise).append(item)
         return cls(pet_id=pet, revision=then.revision, clusters=clusters, noise=noise, dismissed=dismissed)
 
 
@@ -479,7 +479,7 @@ class Job(BaseModel):
 
     job_id: str
     state: JobState
-    because: str = Field(description="One sentence: why it waits, what it is doing, or how it ended.")
+    reason: str = Field(description="One sentence: why it waits, what it is doing, or how it ended.")
     queue: str
     actor: str
     attempts: int = Field(description="How often it was started.")
@@ -495,7 +495,7 @@ class Job(BaseModel):
         return cls(
             job_id=job.job_id,
             state=job.state,
-            because=job.because,
+            reason=job.reason,
             queue=job.queue,
             actor=job.actor,
             attempts=job.attempts,

@@ -11,8 +11,8 @@ from fastapi import APIRouter, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from sploot_cluster.api import problems
+from sploot_cluster.api.admission import Admission
 from sploot_cluster.api.console import console_router
-from sploot_cluster.api.door import Door
 from sploot_cluster.api.idempotency import IdempotencyStore, MemoryIdempotencyStore
 from sploot_cluster.api.loopback import LoopbackGuard
 from sploot_cluster.api.routes.clusters import clusters_router
@@ -39,7 +39,7 @@ _DESCRIPTION: Final = """
 Groups every pet's media into clusters, and keeps people's corrections for ever.
 
 Work is enqueued and answered 202 with a `Location` to ask what became of it; it may run more than once and takes effect
-once. Errors are `application/problem+json` (RFC 9457) and name the field and the mend. Send an `Idempotency-Key` with
+once. Errors are `application/problem+json` (RFC 9457) and name the field and the hint. Send an `Idempotency-Key` with
 every POST that you may have to repeat.
 
 **Ids** of pets, clusters and revisions are whole numbers of 64 bits. A request takes each as a JSON number or as its
@@ -57,7 +57,7 @@ _TAGS: Final = [
     {"name": "embeddings", "description": "Hand in media that were embedded."},
     {"name": "pets", "description": "Look at a pet."},
     {"name": "jobs", "description": "Ask what became of a job."},
-    {"name": "queues", "description": "Look at the queues, and mend them: plan, then apply."},
+    {"name": "queues", "description": "Look at the queues, and hint them: plan, then apply."},
     {"name": "health", "description": "For probes and scrapers."},
 ]
 
@@ -133,15 +133,15 @@ def create_app(
         app.add_middleware(LoopbackGuard)
 
     held = idempotency or MemoryIdempotencyStore()
-    door = Door(tokens, held, max_body_bytes)
-    wide_door = Door(tokens, held, max_embeddings_bytes)
+    admission = Admission(tokens, held, max_body_bytes)
+    wide_admission = Admission(tokens, held, max_embeddings_bytes)
     internal = APIRouter(prefix=PREFIX)
-    internal.include_router(clusters_router(door, jobs, service, preview_wait_s=preview_wait_s))
-    internal.include_router(embeddings_router(wide_door, jobs, max_batch=max_batch))
-    internal.include_router(pets_router(door, service, traces))
-    internal.include_router(jobs_router(door, jobs))
+    internal.include_router(clusters_router(admission, jobs, service, preview_wait_s=preview_wait_s))
+    internal.include_router(embeddings_router(wide_admission, jobs, max_batch=max_batch))
+    internal.include_router(pets_router(admission, service, traces))
+    internal.include_router(jobs_router(admission, jobs))
     if operations is not None:
-        internal.include_router(queues_router(door, operations))
+        internal.include_router(queues_router(admission, operations))
     app.include_router(internal)
     app.include_router(health_router(ready, metrics))
     app.include_router(console_router())

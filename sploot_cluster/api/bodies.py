@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from sploot_cluster.api.numbers import IdInBody, Seconds
 from sploot_cluster.api.problems import FieldProblem, InvalidFields, field_problems, shown
-from sploot_cluster.queues import LetterFilter
+from sploot_cluster.queues import DeadLetterFilter
 
 MAX_CLUSTER_IDS: Final = 1_000
 MAX_MEDIA_IDS: Final = 10_000
@@ -87,7 +87,7 @@ class _Body(BaseModel):
 
 
 def _repeated(name: str) -> FieldProblem:
-    return FieldProblem(field=shown(name), problem="is there more than once", mend="send it once")
+    return FieldProblem(field=shown(name), problem="is there more than once", hint="send it once")
 
 
 def _told(refused: ValidationError, body: type[BaseModel]) -> list[FieldProblem]:
@@ -193,7 +193,7 @@ class Restore(_Body):
 
 
 class Embedding(_Body):
-    """A medium was embedded. The same medium again changes nothing."""
+    """An item was embedded. The same item again changes nothing."""
 
     pet_id: PetNumber
     media_id: MediaName
@@ -246,11 +246,11 @@ class Rescue(_Body):
 
     entry_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS, description="These entries of the stream.")] = []
     consumer: Annotated[str | None, Field(max_length=MAX_TEXT, description="All that this consumer holds.")] = None
-    astray: Annotated[bool, Field(description="What was acknowledged or deleted by hand.")] = False
+    unowned: Annotated[bool, Field(description="What was acknowledged or deleted by hand.")] = False
     idle_s: Annotated[Seconds | None, Field(description="All that is held for at least this many seconds.")] = None
     even_if_alive: Annotated[bool, Field(description=_EVEN_IF_ALIVE)] = False
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"astray": True}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"unowned": True}]})
 
 
 class RetireConsumer(_Body):
@@ -272,17 +272,17 @@ class Matching(_Body):
     since_s: Annotated[Seconds | None, Field(description="Died no more than this many seconds ago.")] = None
 
 
-class Letters(_Body):
+class ChosenDeadLetters(_Body):
     """Which dead letters: these, or those that match; not both."""
 
-    letter_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS)] = []
+    dead_letter_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS)] = []
     matching: Matching | None = None
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"matching": {"pet_id": 42}}]})
 
-    def filter(self) -> LetterFilter | None:
+    def filter(self) -> DeadLetterFilter | None:
         """What ``matching`` says, as the operations take it."""
-        return None if self.matching is None else LetterFilter(**self.matching.model_dump())
+        return None if self.matching is None else DeadLetterFilter(**self.matching.model_dump())
 
 
 class Apply(_Body):

@@ -94,8 +94,8 @@ def expected_revision(revisions: Revisions, pet: PetId, if_match: str | None, re
         return now
     tags = _ETAGS.findall(if_match)
     if not tags and if_match.strip() != "*":
-        mend = 'send the ETag of the pet, such as "17", with its quotes'
-        raise InvalidFields([FieldProblem(field="If-Match", problem="is not an entity tag", mend=mend)])
+        hint = 'send the ETag of the pet, such as "17", with its quotes'
+        raise InvalidFields([FieldProblem(field="If-Match", problem="is not an entity tag", hint=hint)])
     # a weak tag never matches: it names something alike, and a correction is about exactly this
     seen = [int(tag) for is_weak, tag in tags if not is_weak and _REVISION.fullmatch(tag)]
     good = [revision for revision in seen if moved_at <= revision <= now]

@@ -42,7 +42,7 @@ class FieldProblem(BaseModel):
 
     field: str = Field(description="The field as the caller wrote it, with the position in a list.")
     problem: str = Field(description="What is wrong with it, never its value if that may be an embedding or a secret.")
-    mend: str = Field(description="What to do about it.")
+    hint: str = Field(description="What to do about it.")
 
 
 class Problem(BaseModel):
@@ -173,7 +173,7 @@ def render(refusal: Refusal) -> Response:
 
 def field_problem(refused: InvalidInput) -> FieldProblem:
     """What the domain says of a field, as the API answers it."""
-    return FieldProblem(field=refused.field, problem=refused.problem, mend=refused.mend)
+    return FieldProblem(field=refused.field, problem=refused.problem, hint=refused.hint)
 
 
 def field_problems(errors: Iterable[Mapping[str, Any]], *, known: Collection[str] = ()) -> list[FieldProblem]:
@@ -190,46 +190,46 @@ def _field_problem(error: Mapping[str, Any], known: Collection[str]) -> FieldPro
     field, given, facts = _field(error["loc"]), _kind(error.get("input")), error.get("ctx", {})
     match error["type"]:
         case "missing":
-            problem, mend = "is missing", "send it"
+            problem, hint = "is missing", "send it"
         case "extra_forbidden":
             close = get_close_matches(field, known, n=1)
-            problem, mend = "is not a field", f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"
+            problem, hint = "is not a field", f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"
         case "int_type" | "int_parsing" | "int_from_float":
-            problem, mend = f"is {given}, not a whole number", "send a whole number without quotes, such as 42"
+            problem, hint = f"is {given}, not a whole number", "send a whole number without quotes, such as 42"
         case "int64_type":
-            problem, mend = f"is {given}, not a whole number", "send a whole number, such as 42, or its digits as text"
+            problem, hint = f"is {given}, not a whole number", "send a whole number, such as 42, or its digits as text"
         case "int64_text":
             problem = "is not a whole number"
-            mend = (
+            hint = (
                 f"send {facts['lowest']} to {facts['highest']} in decimal digits, without sign, space or leading zero"
             )
         case "int64_range":
-            problem, mend = "is out of range", f"send {facts['lowest']} to {facts['highest']}"
+            problem, hint = "is out of range", f"send {facts['lowest']} to {facts['highest']}"
         case "float_type" | "float_parsing" | "finite_number":
-            problem, mend = "is not a number", "send a number in decimal digits, such as 1.5"
+            problem, hint = "is not a number", "send a number in decimal digits, such as 1.5"
         case "string_type":
-            problem, mend = f"is {given}, not text", "send text in quotes"
+            problem, hint = f"is {given}, not text", "send text in quotes"
         case "list_type":
-            problem, mend = f"is {given}, not a list", "send a list, in square brackets"
+            problem, hint = f"is {given}, not a list", "send a list, in square brackets"
         case "embedding_type":
-            problem, mend = f"is {given}, not a list or text", "send a list of numbers, or base64 text with encoding"
+            problem, hint = f"is {given}, not a list or text", "send a list of numbers, or base64 text with encoding"
         case "model_type" | "model_attributes_type" | "dict_type":
-            problem, mend = f"is {given}, not an object", 'send a JSON object, such as {"pet_id": 42}'
+            problem, hint = f"is {given}, not an object", 'send a JSON object, such as {"pet_id": 42}'
         case "greater_than_equal":
-            problem, mend = "is too small", f"send {facts['ge']} or more"
+            problem, hint = "is too small", f"send {facts['ge']} or more"
         case "less_than_equal":
-            problem, mend = "is too large", f"send {facts['le']} or less"
+            problem, hint = "is too large", f"send {facts['le']} or less"
         case "too_short":
-            problem, mend = f"has {facts['actual_length']} entries", f"send at least {facts['min_length']}"
+            problem, hint = f"has {facts['actual_length']} entries", f"send at least {facts['min_length']}"
         case "too_long":
-            problem, mend = f"has more than {facts['max_length']} entries", f"send at most {facts['max_length']}"
+            problem, hint = f"has more than {facts['max_length']} entries", f"send at most {facts['max_length']}"
         case "string_too_short":
-            problem, mend = "is too short", f"send at least {facts['min_length']} characters"
+            problem, hint = "is too short", f"send at least {facts['min_length']} characters"
         case "string_too_long":
-            problem, mend = "is too long", f"send at most {facts['max_length']} characters"
+            problem, hint = "is too long", f"send at most {facts['max_length']} characters"
         case _:
-            problem, mend = "cannot be used", "see its description in /openapi.json"
-    return FieldProblem(field=field, problem=problem, mend=mend)
+            problem, hint = "cannot be used", "see its description in /openapi.json"
+    return FieldProblem(field=field, problem=problem, hint=hint)
 
 
 def _field(place: Sequence[str | int]) -> str:
@@ -284,7 +284,7 @@ def documented(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
 
 def _example(kind: Kind) -> dict[str, object]:
     errors = [
-        {"field": "pet_id", "problem": "is text, not a whole number", "mend": "send a whole number without quotes"}
+        {"field": "pet_id", "problem": "is text, not a whole number", "hint": "send a whole number without quotes"}
     ]
     return {
         "type": kind.type,
@@ -355,7 +355,7 @@ def _unavailable(kind: Kind, request: Request, problem: str, refusal: RedisRefus
     else:
         seen, hint = refusal.problem, refusal.hint
         detail = f"{seen}; {outcome}; {hint}, then {again}"
-    errors = [FieldProblem(field="redis", problem=seen, mend=hint)]
+    errors = [FieldProblem(field="redis", problem=seen, hint=hint)]
     return render(Refusal(kind, detail, errors=errors, headers={"Retry-After": str(RETRY_AFTER_S)}))
 
 

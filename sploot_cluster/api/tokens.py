@@ -17,7 +17,7 @@ from sploot_cluster.errors import InvalidInput
 
 VARIABLE: Final = "SPLOOT_API_TOKENS"
 
-# 16 random hex characters are 64 bits, beyond guessing over a network; the mend suggests four times as many.
+# 16 random hex characters are 64 bits, beyond guessing over a network; the hint suggests four times as many.
 MIN_SECRET: Final = 16
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -61,7 +61,7 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "begin_model": _OPERATORS,
     "end_model": _OPERATORS,
     "delete_pet": _OPERATORS,
-    "delete_medium": _OPERATORS,
+    "delete_item": _OPERATORS,
     "export_pet": _OPERATORS,
     "get_job": _READERS,
     "get_queues": _READERS,
@@ -149,20 +149,20 @@ def _parse(position: int, entry: str) -> Token:
     if not _SECRET.fullmatch(secret):
         raise _unusable(entry_name, "has a secret that a header cannot carry", "use visible ASCII characters")
     if len(secret) < MIN_SECRET:
-        mend = f"use at least {MIN_SECRET} random ones: openssl rand -hex 32"
-        raise _unusable(entry_name, f"has a secret of {len(secret)} characters", mend)
+        hint = f"use at least {MIN_SECRET} random ones: openssl rand -hex 32"
+        raise _unusable(entry_name, f"has a secret of {len(secret)} characters", hint)
     return Token(name, Role(role), secret)
 
 
 def _refuse_duplicate(position: int, token: Token, others: Sequence[Token]) -> None:
     for at, other in enumerate(others, start=1):
         if other.name == token.name:
-            mend = "give every token its own name, e.g. auth-1 and auth-2 while a secret is being changed"
-            raise _unusable(f"entry {position} ({token.name})", f"has the name of entry {at}", mend)
+            hint = "give every token its own name, e.g. auth-1 and auth-2 while a secret is being changed"
+            raise _unusable(f"entry {position} ({token.name})", f"has the name of entry {at}", hint)
         if hmac.compare_digest(other.secret, token.secret):
-            mend = "give every token its own secret, so that one can be taken away alone"
-            raise _unusable(f"entry {position} ({token.name})", f"has the secret of entry {at} ({other.name})", mend)
+            hint = "give every token its own secret, so that one can be taken away alone"
+            raise _unusable(f"entry {position} ({token.name})", f"has the secret of entry {at} ({other.name})", hint)
 
 
-def _unusable(entry: str, problem: str, mend: str) -> InvalidInput:
-    return InvalidInput(VARIABLE, f"{entry} {problem}", mend)
+def _unusable(entry: str, problem: str, hint: str) -> InvalidInput:
+    return InvalidInput(VARIABLE, f"{entry} {problem}", hint)

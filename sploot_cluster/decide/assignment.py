@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, PetState, Standing
-from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, Rows, StandingVector
+from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, Origin, PetState
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ TOP: Final = 3
 ROUNDING: Final = 1e-5
 
 # Comparing with an enum member takes ten times as long, and an arrival makes sixty-four comparisons.
-_ABSORBED: Final = int(Standing.ABSORBED)
+_ABSORBED: Final = int(Origin.ABSORBED)
 
 # Members sampled to measure the spread: 2,048 × 50,000 × 512 take half a second on one core.
 _MOST_PROBES: Final = 2_048
@@ -42,19 +42,19 @@ class Decision:
 
     Attributes:
         cluster: its cluster, or NOISE.
-        standing: ARRIVED, or NOISE.
+        origin: ARRIVED, or NOISE.
         similarity: similarity to that cluster, or to the nearest one for noise; None if no cluster is near.
     """
 
     cluster: ClusterId
-    standing: Standing
+    origin: Origin
     similarity: float | None
 
 
 def decide(
     neighbours: Neighbours,
     labels: LabelVector,
-    standings: StandingVector,
+    origins: OriginVector,
     clusters: Mapping[ClusterId, ClusterCard],
     settings: ClusterSettings,
 ) -> Decision:
@@ -65,7 +65,7 @@ def decide(
 
     Args:
         neighbours: the neighbours of one query among the rows of ``labels``.
-        labels, standings: (n,) of the pet.
+        labels, origins: (n,) of the pet.
         clusters: the living clusters, with their thresholds.
 
     O(n) to count the members of small clusters, else O(k).
@@ -75,10 +75,10 @@ def decide(
         ids = ids[ids >= 0]
     # for sixty-four pairs, lists are faster than arrays
     tops: dict[int, list[float]] = {}
-    for label, standing, similarity in zip(
-        labels.take(ids).tolist(), standings.take(ids).tolist(), neighbours.similarity[0].tolist(), strict=False
+    for label, origin, similarity in zip(
+        labels.take(ids).tolist(), origins.take(ids).tolist(), neighbours.similarity[0].tolist(), strict=False
     ):
-        if standing == _ABSORBED:
+        if origin == _ABSORBED:
             continue
         top = tops.get(label)
         if top is None:
@@ -97,12 +97,12 @@ def decide(
         if (
             (best is None or mean > best[0])
             and reach(mean, clusters[cluster].threshold) <= settings.arrival_slack
-            and (len(top) == TOP or len(top) == _count(labels, standings, cluster))
+            and (len(top) == TOP or len(top) == _count(labels, origins, cluster))
         ):
             best = mean, cluster
     if best is None:
-        return Decision(NOISE, Standing.NOISE, nearest)
-    return Decision(best[1], Standing.ARRIVED, best[0])
+        return Decision(NOISE, Origin.NOISE, nearest)
+    return Decision(best[1], Origin.ARRIVED, best[0])
 
 
 def reach(similarity: float, threshold: float) -> float:
@@ -148,7 +148,7 @@ class Thresholds:
 
     def __init__(self, state: PetState) -> None:
         self._state = state
-        self._counts = state.standings != Standing.ABSORBED
+        self._counts = state.origins != Origin.ABSORBED
         self._sizes = Counter(state.labels[self._counts].tolist())
         self._thresholds: dict[bytes, float] = {}
 
@@ -166,7 +166,7 @@ class Thresholds:
             self._sizes[label] == len(members)
             and self._counts[members].all()
             and (state.labels[members] == label).all()
-            and (state.standings[members] != Standing.ARRIVED).all()
+            and (state.origins[members] != Origin.ARRIVED).all()
         )
         return state.clusters.get(label) if is_as_before else None
 
@@ -207,11 +207,11 @@ def most_similar(clusters: Mapping[ClusterId, Rows], vectors: FloatMatrix, media
     return chosen
 
 
-def let_count(labels: LabelVector, standings: StandingVector) -> StandingVector:
-    """Return the standings, with absorbed items promoted to ARRIVED in clusters that have no counted member."""
-    counts = standings != Standing.ABSORBED
+def let_count(labels: LabelVector, origins: OriginVector) -> OriginVector:
+    """Return the origins, with absorbed items promoted to ARRIVED in clusters that have no counted member."""
+    counts = origins != Origin.ABSORBED
     is_alone = ~counts & (labels != NOISE) & ~np.isin(labels, labels[counts])
-    return np.where(is_alone, Standing.ARRIVED, standings).astype(np.uint8)
+    return np.where(is_alone, Origin.ARRIVED, origins).astype(np.uint8)
 
 
 def recluster_reason(state: PetState, settings: ClusterSettings) -> str | None:
@@ -224,8 +224,8 @@ def recluster_reason(state: PetState, settings: ClusterSettings) -> str | None:
     return None
 
 
-def _count(labels: LabelVector, standings: StandingVector, cluster: ClusterId) -> int:
-    return int(np.count_nonzero((labels == cluster) & (standings != Standing.ABSORBED)))
+def _count(labels: LabelVector, origins: OriginVector, cluster: ClusterId) -> int:
+    return int(np.count_nonzero((labels == cluster) & (origins != Origin.ABSORBED)))
 
 
 def _mean_top(similarity: FloatMatrix, k: int) -> FloatVector:

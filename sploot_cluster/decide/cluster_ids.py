@@ -14,8 +14,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from sploot_cluster.pet.diff import most_of, mostly
-from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, PetState, Standing
-from sploot_cluster.pet.vectors import LabelVector, Rows, StandingVector
+from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, Origin, PetState
+from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
 
@@ -40,9 +40,9 @@ class Identities:
 
 def match_ids(
     old_labels: LabelVector,
-    old_standings: StandingVector,
+    old_origins: OriginVector,
     groups: LabelVector,
-    standings: StandingVector,
+    origins: OriginVector,
     clusters: Mapping[ClusterId, ClusterCard],
     next_cluster: ClusterId,
     settings: ClusterSettings,
@@ -55,8 +55,8 @@ def match_ids(
     below ``settings.overlap_ratio`` of the smaller side is ignored. New ids are assigned to the largest group first.
 
     Args:
-        old_labels, old_standings: (n,) as stored.
-        groups, standings: (n,) as planned; groups are any numbers from 0, -1 = noise.
+        old_labels, old_origins: (n,) as stored.
+        groups, origins: (n,) as planned; groups are any numbers from 0, -1 = noise.
         clusters: the living clusters, whose ids can be inherited.
         given: groups whose id a person has already decided; each id at most once, all below ``next_cluster``.
     """
@@ -66,7 +66,7 @@ def match_ids(
     heirs = [group for group in numbers.tolist() if group not in ids]
     legacies = sorted(clusters.keys() - ids.values())
 
-    old_counts, new_counts = old_standings != Standing.ABSORBED, standings != Standing.ABSORBED
+    old_counts, new_counts = old_origins != Origin.ABSORBED, origins != Origin.ABSORBED
     both = old_counts & new_counts
     overlap = _cross_table(old_labels[both], groups[both], legacies, heirs)
     old_sizes = _sizes(old_labels[old_counts], legacies)
@@ -103,7 +103,7 @@ def aliases_after(
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
     ending = state.clusters.keys() - living
     heir_of: dict[ClusterId, ClusterId | None] = dict.fromkeys(ending)
-    heir_of |= mostly(state.labels, labels, ending, counts=state.standings != Standing.ABSORBED)
+    heir_of |= mostly(state.labels, labels, ending, counts=state.origins != Origin.ABSORBED)
     heir_of |= {id_: most_of(labels[rows]) for id_, rows in ended.items() if id_ not in living}
 
     def leads_to(alias: ClusterId) -> ClusterId | None:

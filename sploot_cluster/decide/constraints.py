@@ -128,9 +128,9 @@ class Constraints:
     nowhere: tuple[Nowhere, ...] = ()
     overridden: tuple[str, ...] = ()
 
-    def atom_of(self, medium: MediaId) -> Atom | None:
+    def atom_of(self, item: MediaId) -> Atom | None:
         """Return the atom of an item; None if no correction in force names it."""
-        return self.atoms.get(medium)
+        return self.atoms.get(item)
 
     def conflicts(self, one: MediaId, other: MediaId) -> bool:
         """Return whether corrections keep two items apart."""
@@ -140,28 +140,28 @@ class Constraints:
     def by_row(self, rows: Mapping[MediaId, int]) -> RowConstraints:
         """Return the constraints by row of a pet; items that the pet no longer has are left out."""
         atoms = np.full(len(rows), -1, dtype=np.int32)
-        for medium, atom in self.atoms.items():
-            row = rows.get(medium)
+        for item, atom in self.atoms.items():
+            row = rows.get(item)
             if row is not None:
                 atoms[row] = atom
         clusters: dict[int, list[Rows]] = defaultdict(list)
         for group in self.together:
             for cluster in group.clusters:
-                present = np.array([rows[medium] for medium in cluster if medium in rows], dtype=np.intp)
+                present = np.array([rows[item] for item in cluster if item in rows], dtype=np.intp)
                 if len(present):
                     clusters[self.atoms[cluster[0]]].append(present)
         # index -1, for rows without an atom, is the last element: False
         is_placed = np.zeros(len(self.sides) + 1, dtype=np.bool_)
         is_placed[list(self.placed)] = True
         dismissed = np.zeros(len(rows), dtype=np.bool_)
-        dismissed[[rows[medium] for nowhere in self.nowhere for medium in nowhere.media if medium in rows]] = True
+        dismissed[[rows[item] for nowhere in self.nowhere for item in nowhere.media if item in rows]] = True
         return RowConstraints(
             atoms,
             is_placed[atoms],
             self.sides,
             dismissed,
             clusters=clusters,
-            leaving={rows[medium]: bits for medium, bits in self.leaving.items() if medium in rows},
+            leaving={rows[item]: bits for item, bits in self.leaving.items() if item in rows},
             barred=tuple((rows[m], barred.cluster) for barred in self.barred for m in barred.media if m in rows),
         )
 
@@ -225,10 +225,10 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
         match correction:
             case Merge(into=name, groups=groups):
                 subject = f"the merge at revision {correction.revision} by {correction.by}"
-                cluster_of = {medium: cluster for cluster, members in groups.items() for medium in members}
+                cluster_of = {item: cluster for cluster, members in groups.items() for item in members}
                 # `into` first: where newer corrections divide the merged items, the others join its group if possible
                 order = sorted(groups, key=lambda cluster: (cluster != correction.into, cluster))
-                media = [medium for cluster in order for medium in groups[cluster]]
+                media = [item for cluster in order for item in groups[cluster]]
             case Split(created=name, moved=moved, remaining=remaining):
                 subject = f"the split at revision {correction.revision} by {correction.by}"
                 media, cluster_of = list(moved), {}
@@ -268,8 +268,8 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
             overridden.append(f"{subject}: newer corrections remove {n_gone} of its {len(media)} items")
         for group in groups_left:
             clusters: dict[ClusterId, list[MediaId]] = defaultdict(list)
-            for medium in group:
-                clusters[cluster_of.get(medium, name)].append(medium)
+            for item in group:
+                clusters[cluster_of.get(item, name)].append(item)
             together.append(Together(correction.revision, group, tuple(map(tuple, clusters.values()))))
         if len(groups_left) > 1:
             sizes = ", ".join(str(len(group)) for group in sorted(groups_left, key=len, reverse=True))
@@ -292,7 +292,7 @@ class _Atoms:
 
     def dismiss(self, media: Sequence[MediaId]) -> tuple[MediaId, ...]:
         """Release items from older corrections; return those that no newer correction placed."""
-        dismissed = tuple(medium for medium in media if medium not in self._placed)
+        dismissed = tuple(item for item in media if item not in self._placed)
         self._dismissed.update(dismissed)
         return dismissed
 
@@ -305,20 +305,20 @@ class _Atoms:
             how many of the moved items already share an atom with the other side, and whether nothing is left to
             separate.
         """
-        root_of = {medium: self._root(medium) for medium in (*moved, *remaining)}
-        moved_roots, remaining_roots = {root_of[medium] for medium in moved}, {root_of[medium] for medium in remaining}
+        root_of = {item: self._root(item) for item in (*moved, *remaining)}
+        moved_roots, remaining_roots = {root_of[item] for item in moved}, {root_of[item] for item in remaining}
         for media, side in ((moved, Sides(moved=bit)), (remaining, Sides(remaining=bit))):
-            for medium in media:
-                self._sides_of[medium] = self._sides_of.get(medium, FREE) | side
-            for root in {root_of[medium] for medium in media}:
+            for item in media:
+                self._sides_of[item] = self._sides_of.get(item, FREE) | side
+            for root in {root_of[item] for item in media}:
                 self._forest.put(root, side)
         crossed = moved_roots & remaining_roots
         if is_leaving:
-            for medium in moved:
-                if root_of[medium] not in crossed:
-                    self._leaving[medium] = self._leaving.get(medium, 0) | bit
+            for item in moved:
+                if root_of[item] not in crossed:
+                    self._leaving[item] = self._leaving.get(item, 0) | bit
         is_void = not moved or not remaining or len(moved_roots | remaining_roots) == 1
-        return sum(root_of[medium] in crossed for medium in moved), is_void
+        return sum(root_of[item] in crossed for item in moved), is_void
 
     def join(self, media: Sequence[MediaId]) -> tuple[list[tuple[MediaId, ...]], int]:
         """Join items as far as newer corrections allow.
@@ -330,23 +330,21 @@ class _Atoms:
         Items whose sides are in conflict are not joined. Nor are items that newer splits removed from this set one
         after another: they left for different reasons, and no correction states that they belong together.
         """
-        sides = reduce(or_, (self._sides_of.get(medium, FREE) for medium in media), FREE)
+        sides = reduce(or_, (self._sides_of.get(item, FREE) for item in media), FREE)
         crossed = sides.moved & sides.remaining
-        joined = [
-            medium for medium in media if medium not in self._dismissed and not self._leaving.get(medium, 0) & crossed
-        ]
+        joined = [item for item in media if item not in self._dismissed and not self._leaving.get(item, 0) & crossed]
         # by the splits that removed the items: the roots of their atoms
         cells: dict[int, dict[int, None]] = defaultdict(dict)
-        for medium in joined:
-            cells[self._sides_of.get(medium, FREE).moved & crossed][self._root(medium)] = None
+        for item in joined:
+            cells[self._sides_of.get(item, FREE).moved & crossed][self._root(item)] = None
         for roots in cells.values():
             first_roots: list[int] = []
             for root in roots:
                 if not any(self._forest.union(first, root) for first in first_roots):
                     first_roots.append(root)
         groups: dict[int, list[MediaId]] = defaultdict(list)
-        for medium in joined:
-            groups[self._root(medium)].append(medium)
+        for item in joined:
+            groups[self._root(item)].append(item)
         self._placed.update(joined)
         return [tuple(group) for group in groups.values()], len(media) - len(joined)
 
@@ -361,23 +359,23 @@ class _Atoms:
         number_of: dict[int, Atom] = {}
         sides: list[Sides] = []
         atoms: dict[MediaId, Atom] = {}
-        for medium in self._node_of:
-            root = self._root(medium)
+        for item in self._node_of:
+            root = self._root(item)
             if root not in number_of:
                 number_of[root] = Atom(len(sides))
                 sides.append(self._forest.sides_of(root))
-            atoms[medium] = number_of[root]
+            atoms[item] = number_of[root]
         placed = frozenset(atoms[group.media[0]] for group in together)
         free = [
             Barred(one.revision, media, one.cluster)
             for one in barred
-            if (media := tuple(medium for medium in one.media if atoms[medium] not in placed))
+            if (media := tuple(item for item in one.media if atoms[item] not in placed))
         ]
         return Constraints(
             atoms,
             sides,
             placed,
-            leaving={medium: bits for medium, bits in self._leaving.items() if atoms[medium] not in placed},
+            leaving={item: bits for item, bits in self._leaving.items() if atoms[item] not in placed},
             together=tuple(together),
             apart=tuple(apart),
             barred=tuple(free),
@@ -385,10 +383,10 @@ class _Atoms:
             overridden=tuple(overridden),
         )
 
-    def _root(self, medium: MediaId) -> int:
-        node = self._node_of.get(medium)
+    def _root(self, item: MediaId) -> int:
+        node = self._node_of.get(item)
         if node is None:
-            node = self._node_of[medium] = self._forest.add()
+            node = self._node_of[item] = self._forest.add()
         return self._forest.find(node)
 
 
@@ -449,7 +447,7 @@ def count_kept(
     """
     n_kept = total = 0
     for group in constraints.together:
-        clusters = {labels[medium] for medium in group.media if medium in labels}
+        clusters = {labels[item] for item in group.media if item in labels}
         total += bool(clusters)
         n_kept += len(clusters) == 1 and NOISE not in clusters
     for split in constraints.apart:
@@ -459,11 +457,11 @@ def count_kept(
             shared = (moved.keys() & remaining.keys()) - {NOISE}
             n_kept += all(len(moved[cluster] | remaining[cluster]) == 1 for cluster in shared)
     for barred in constraints.barred:
-        clusters = {labels[medium] for medium in barred.media if medium in labels}
+        clusters = {labels[item] for item in barred.media if item in labels}
         total += bool(clusters)
         n_kept += bool(clusters) and aliases.get(barred.cluster, barred.cluster) not in clusters
     for nowhere in constraints.nowhere:
-        clusters = {labels[medium] for medium in nowhere.media if medium in labels}
+        clusters = {labels[item] for item in nowhere.media if item in labels}
         total += bool(clusters)
         n_kept += clusters == {NOISE}
     return n_kept, total
@@ -473,9 +471,9 @@ def _atoms_by_cluster(
     media: Sequence[MediaId], labels: Mapping[MediaId, int], constraints: Constraints
 ) -> dict[int, set[Atom]]:
     atoms: dict[int, set[Atom]] = defaultdict(set)
-    for medium in media:
-        if medium in labels:
-            atoms[labels[medium]].add(constraints.atoms[medium])
+    for item in media:
+        if item in labels:
+            atoms[labels[item]].add(constraints.atoms[item])
     return atoms
 
 

@@ -1,6 +1,6 @@
 """A pet without some of its media, as if they had never come: nothing in it names them any more.
 
-Corrections stay. Where they name a deleted medium, a stand-in takes its place that was drawn at random and says nothing
+Corrections stay. Where they name a deleted item, a stand-in takes its place that was drawn at random and says nothing
 of it: two media that people joined through a third one stay joined when that one is deleted.
 """
 
@@ -25,14 +25,14 @@ from sploot_cluster.pet.models import (
     HistoryEntry,
     MediaId,
     Merge,
+    Origin,
     PetState,
     Split,
-    Standing,
     Undo,
 )
 from sploot_cluster.pet.past import Overwritten, newest
 from sploot_cluster.pet.rows import PetRows
-from sploot_cluster.pet.vectors import BoolVector, LabelVector, StandingVector
+from sploot_cluster.pet.vectors import BoolVector, LabelVector, OriginVector
 
 if TYPE_CHECKING:
     from sploot_cluster.pet.shadow import Shadow
@@ -47,7 +47,7 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
     gone, revision = set(media), pet.state.revision + 1
     left, led = leave_out(pet, gone)
     entry = HistoryEntry(revision, "delete", at, by, {"n_deleted": pet.state.n_media - left.state.n_media})
-    quarantine = {medium: why for medium, why in pet.quarantine.items() if medium not in gone}
+    quarantine = {item: why for item, why in pet.quarantine.items() if item not in gone}
     overwritten, past_from = newest([*left.overwritten, *([of_aliases(revision, led)] if led else [])], pet.past_from)
     return replace(
         left,
@@ -73,11 +73,11 @@ def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[Cl
     does every alias that leads to one. What is counted, and what stands beside the rows, is the caller's to change.
     """
     state = pet.state
-    keep: BoolVector = np.array([medium not in gone for medium in state.media], dtype=np.bool_)
-    labels, standings = state.labels[keep], let_count(state.labels[keep], state.standings[keep])
-    rows = PetRows([medium for medium in state.media if medium not in gone], state.vectors[keep].copy())
+    keep: BoolVector = np.array([item not in gone for item in state.media], dtype=np.bool_)
+    labels, origins = state.labels[keep], let_count(state.labels[keep], state.origins[keep])
+    rows = PetRows([item for item in state.media if item not in gone], state.vectors[keep].copy())
     n = int(np.count_nonzero(keep))
-    clusters = _cards(state, keep, labels, standings, rows)
+    clusters = _cards(state, keep, labels, origins, rows)
     led = {old: now for old, now in state.aliases.items() if now not in clusters}
     left = replace(
         pet,
@@ -87,7 +87,7 @@ def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[Cl
             rows=rows.index(n),
             vectors=rows.vectors(n),
             labels=labels,
-            standings=standings,
+            origins=origins,
             clusters=clusters,
             aliases={old: now for old, now in state.aliases.items() if old not in led},
             n_at_recluster=int(np.count_nonzero(keep[: state.n_at_recluster])),
@@ -100,17 +100,17 @@ def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[Cl
 
 
 def _shadow_without(shadow: Shadow, gone: set[MediaId]) -> Shadow:
-    vectors = {medium: vector for medium, vector in shadow.vectors.items() if medium not in gone}
+    vectors = {item: vector for item, vector in shadow.vectors.items() if item not in gone}
     return replace(shadow, vectors=vectors, n_vectors=len(vectors))
 
 
 def _cards(
-    state: PetState, keep: BoolVector, labels: LabelVector, standings: StandingVector, rows: PetRows
+    state: PetState, keep: BoolVector, labels: LabelVector, origins: OriginVector, rows: PetRows
 ) -> dict[ClusterId, ClusterCard]:
     lost = set(state.labels[~keep].tolist())
     vectors, cards = rows.vectors(len(labels)), {}
     for cluster, card in state.clusters.items():
-        members = np.flatnonzero((labels == cluster) & (standings != Standing.ABSORBED))
+        members = np.flatnonzero((labels == cluster) & (origins != Origin.ABSORBED))
         if len(members):
             cards[cluster] = replace(card, threshold=threshold_of(vectors[members])) if cluster in lost else card
     return cards
@@ -120,11 +120,11 @@ def _moved_up(one: Overwritten, keep: BoolVector) -> Overwritten:
     stays = keep[one.rows]
     new_row = np.cumsum(keep) - 1
     rows = new_row[one.rows[stays]].astype(np.uint32)
-    return replace(one, rows=rows, labels=one.labels[stays], standings=one.standings[stays])
+    return replace(one, rows=rows, labels=one.labels[stays], origins=one.origins[stays])
 
 
 def of_aliases(revision: int, led: Mapping[ClusterId, ClusterId]) -> Overwritten:
-    """What a commit overwrites that moves no medium: aliases, and where they led before."""
+    """What a commit overwrites that moves no item: aliases, and where they led before."""
     nothing = np.empty(0)
     return Overwritten(
         revision, nothing.astype(np.uint32), nothing.astype(np.int32), nothing.astype(np.uint8), aliases=led
@@ -136,8 +136,8 @@ def _unnamed(ledger: Sequence[Correction], gone: set[MediaId]) -> Iterable[Corre
 
     def unnamed(media: Sequence[MediaId]) -> tuple[MediaId, ...]:
         return tuple(
-            stand_in_of.setdefault(medium, MediaId(f"{STAND_IN}{uuid4().hex}")) if medium in gone else medium
-            for medium in media
+            stand_in_of.setdefault(item, MediaId(f"{STAND_IN}{uuid4().hex}")) if item in gone else item
+            for item in media
         )
 
     def all_unnamed(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[ClusterId, tuple[MediaId, ...]]:

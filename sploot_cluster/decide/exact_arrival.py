@@ -16,7 +16,7 @@ import numpy as np
 from sploot_cluster.decide.assignment import similarity_to
 from sploot_cluster.decide.recluster import plan_recluster
 from sploot_cluster.engine.selection import Density
-from sploot_cluster.pet.models import NOISE, Arrival, Assigned, Change, ClusterId, MediaId, PetState, Standing
+from sploot_cluster.pet.models import NOISE, Arrival, Assigned, Change, ClusterId, MediaId, Origin, PetState
 from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.settings import ClusterSettings
 
@@ -39,16 +39,16 @@ def plan_exact_arrival(
     n = state.n_media
     planned, reclustered = plan_recluster(_with(state, media, vectors), density, settings=settings, by="machine")
     assert planned.relabelling is not None
-    labels, standings = planned.relabelling.labels, planned.relabelling.standings
-    label, standing = ClusterId(int(labels[n])), Standing(int(standings[n]))
-    stays = np.array_equal(labels[:n], state.labels) and np.array_equal(standings[:n], state.standings)
+    labels, origins = planned.relabelling.labels, planned.relabelling.origins
+    label, origin = ClusterId(int(labels[n])), Origin(int(origins[n]))
+    stays = np.array_equal(labels[:n], state.labels) and np.array_equal(origins[:n], state.origins)
     change = replace(
         planned,
         kind="arrival",
         model=None if state.model else model,
         dim=None if state.dim else vectors.shape[1],
-        arrivals=(Arrival(media, vectors[n], label, standing),),
-        relabelling=None if stays else replace(planned.relabelling, labels=labels[:n], standings=standings[:n]),
+        arrivals=(Arrival(media, vectors[n], label, origin),),
+        relabelling=None if stays else replace(planned.relabelling, labels=labels[:n], origins=origins[:n]),
         summary={},
     )
     return change, Assigned(
@@ -70,7 +70,7 @@ def _with(state: PetState, media: MediaId, vectors: FloatMatrix) -> PetState:
         rows=cast("Mapping[MediaId, int]", ChainMap({media: state.n_media}, state.rows)),  # type: ignore[arg-type]
         vectors=vectors,
         labels=np.append(state.labels, np.int32(NOISE)),
-        standings=np.append(state.standings, np.uint8(Standing.NOISE)),
+        origins=np.append(state.origins, np.uint8(Origin.NOISE)),
     )
 
 

@@ -30,13 +30,13 @@ from sploot_cluster.pet.models import (
     Exclusion,
     MediaId,
     Merge,
+    Origin,
     PetState,
     Said,
     Split,
-    Standing,
     Undo,
 )
-from sploot_cluster.pet.vectors import LabelVector, Rows, StandingVector
+from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
 
@@ -153,13 +153,13 @@ def plan_dismiss(
         InvalidInput: no items, or all of them are already dismissed.
     """
     named = list(dict.fromkeys(media_ids))
-    unknown = tuple(medium for medium in named if medium not in state.rows)
+    unknown = tuple(item for item in named if item not in state.rows)
     if unknown:
         raise UnknownMedia(pet=state.pet, media=unknown, where="any cluster or the noise")
     if not named:
         raise InvalidInput("media_ids", "is empty", "send the ids of the items to dismiss")
-    rows = np.sort(np.array([state.rows[medium] for medium in named], dtype=np.intp))
-    rows = rows[state.standings[rows] != Standing.DISMISSED]
+    rows = np.sort(np.array([state.rows[item] for item in named], dtype=np.intp))
+    rows = rows[state.origins[rows] != Origin.DISMISSED]
     if not len(rows):
         raise InvalidInput("media_ids", "all items are already dismissed", "to restore them, undo the dismissal")
     correction = Dismissal(
@@ -274,11 +274,11 @@ def _correct(
     """Return the change that appends ``correction`` and updates the labels to satisfy all corrections."""
     constraints = resolve((*state.ledger, correction))
     rows = constraints.by_row(state.rows)
-    groups = enforce(plan.labels, state.vectors, rows, counts=(state.standings != Standing.ABSORBED) | rows.placed)
+    groups = enforce(plan.labels, state.vectors, rows, counts=(state.origins != Origin.ABSORBED) | rows.placed)
     regrouped = regroup(
         state,
         groups,
-        standings_after(state.standings, groups, rows),
+        origins_after(state.origins, groups, rows),
         rows,
         settings,
         given=_given(state, plan, groups, takes_over=not isinstance(correction, Undo)),
@@ -294,17 +294,17 @@ def _correct(
     return change, Corrected(state.revision + 1, cluster, regrouped.n_moved, overridden, is_duplicate=False)
 
 
-def standings_after(standings: StandingVector, groups: LabelVector, rows: RowConstraints) -> StandingVector:
-    """Return standings in which exactly the rows placed by a correction in force are CORRECTED.
+def origins_after(origins: OriginVector, groups: LabelVector, rows: RowConstraints) -> OriginVector:
+    """Return origins in which exactly the rows placed by a correction in force are CORRECTED.
 
-    Rows that no longer are CORRECTED, NOISE or DISMISSED become ARRIVED; all others keep their standing.
+    Rows that no longer are CORRECTED, NOISE or DISMISSED become ARRIVED; all others keep their origin.
     """
-    standings = standings.copy()
-    standings[np.isin(standings, (Standing.CORRECTED, Standing.NOISE, Standing.DISMISSED))] = Standing.ARRIVED
-    standings[rows.placed] = Standing.CORRECTED
-    standings[groups == NOISE] = Standing.NOISE
-    standings[rows.dismissed] = Standing.DISMISSED
-    return standings
+    origins = origins.copy()
+    origins[np.isin(origins, (Origin.CORRECTED, Origin.NOISE, Origin.DISMISSED))] = Origin.ARRIVED
+    origins[rows.placed] = Origin.CORRECTED
+    origins[groups == NOISE] = Origin.NOISE
+    origins[rows.dismissed] = Origin.DISMISSED
+    return origins
 
 
 def _given(state: PetState, plan: _Plan, groups: LabelVector, *, takes_over: bool) -> dict[int, ClusterId]:
@@ -315,7 +315,7 @@ def _given(state: PetState, plan: _Plan, groups: LabelVector, *, takes_over: boo
             must not do so: the items it names may be with others by now, and those keep their id.
     """
     given: dict[int, ClusterId] = {}
-    counts = (state.standings != Standing.ABSORBED) & (state.labels != NOISE)
+    counts = (state.origins != Origin.ABSORBED) & (state.labels != NOISE)
     for rows, cluster in sorted(plan.named, key=lambda name: name[1] not in state.clusters):
         candidates, n = np.unique(groups[rows[groups[rows] != NOISE]], return_counts=True)
         if not len(candidates):
@@ -333,7 +333,7 @@ def _plan_again(state: PetState, correction: Said) -> _Plan:
     """Plan to reapply a correction: enforcing it joins and separates its items; here its cluster gets its id back."""
     match correction:
         case Merge(into=cluster, groups=groups):
-            merged = [medium for media in groups.values() for medium in media]
+            merged = [item for media in groups.values() for item in media]
             return _Plan(state.labels, state.next_cluster, named=[(_there(state, merged), cluster)])
         case Split(created=created, moved=moved):
             source = state.aliases.get(correction.source, correction.source)
@@ -350,7 +350,7 @@ def _plan_again(state: PetState, correction: Said) -> _Plan:
 
 def _there(state: PetState, media: Iterable[MediaId]) -> Rows:
     """Return the rows of those of these items that the pet still has."""
-    return np.array([state.rows[medium] for medium in media if medium in state.rows], dtype=np.intp)
+    return np.array([state.rows[item] for item in media if item in state.rows], dtype=np.intp)
 
 
 def _plan_back(state: PetState, correction: Said) -> _Plan:
@@ -464,7 +464,7 @@ def _some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[MediaId]) 
     """
     named = list(dict.fromkeys(media_ids))
     members = _rows(state, cluster)
-    elsewhere = [medium for medium in named if medium not in state.rows or state.labels[state.rows[medium]] != cluster]
+    elsewhere = [item for item in named if item not in state.rows or state.labels[state.rows[item]] != cluster]
     if elsewhere:
         raise UnknownMedia(pet=state.pet, media=tuple(elsewhere), where=f"cluster {cluster}")
     if not named:
@@ -475,7 +475,7 @@ def _some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[MediaId]) 
             f"expected some items of cluster {cluster}, got all {len(members)}",
             "leave at least one item in the cluster, or dismiss the items",
         )
-    return np.sort(np.array([state.rows[medium] for medium in named], dtype=np.intp)), members
+    return np.sort(np.array([state.rows[item] for item in named], dtype=np.intp)), members
 
 
 def _living(state: PetState, cluster: ClusterId, field_name: str) -> ClusterId:

@@ -26,7 +26,7 @@ import numpy as np
 from sploot_cluster.decide.deletion import leave_out, of_aliases
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.pet.diff import Diff, Move, Snapshot, compare
-from sploot_cluster.pet.models import NOISE, ClusterId, HistoryEntry, MediaId, PetState, Reclustered, Standing
+from sploot_cluster.pet.models import NOISE, ClusterId, HistoryEntry, MediaId, Origin, PetState, Reclustered
 from sploot_cluster.pet.past import newest, overwritten_by
 from sploot_cluster.pet.rows import PetRows, follow
 from sploot_cluster.pet.shadow import Shadow
@@ -73,7 +73,7 @@ def _missing(pet: PetDump) -> list[MediaId]:
     state, shadow = pet.state, pet.shadow
     if shadow is None:
         raise InvalidInput("pet_id", f"pet {state.pet} has no second model beside {state.model}", "begin one first")
-    missing = [medium for medium in state.media if medium not in shadow.vectors]
+    missing = [item for item in state.media if item not in shadow.vectors]
     if missing and not shadow.was_own:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise InvalidInput(
@@ -93,7 +93,7 @@ def _placed(pet: PetDump) -> PetState:
     assert shadow is not None
     new = sorted(shadow.vectors.keys() - state.rows.keys())
     media = [*state.media, *new]
-    rows = PetRows(media, np.stack([shadow.vectors[medium] for medium in media]).astype(np.float32))
+    rows = PetRows(media, np.stack([shadow.vectors[item] for item in media]).astype(np.float32))
     n = len(media)
     return replace(
         state,
@@ -103,7 +103,7 @@ def _placed(pet: PetDump) -> PetState:
         rows=rows.index(n),
         vectors=rows.vectors(n),
         labels=np.append(state.labels, np.full(len(new), NOISE)).astype(np.int32),
-        standings=np.append(state.standings, np.full(len(new), Standing.NOISE)).astype(np.uint8),
+        origins=np.append(state.origins, np.full(len(new), Origin.NOISE)).astype(np.uint8),
     )
 
 
@@ -118,15 +118,17 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
     state, shadow, left_out = pet.state, pet.shadow, _missing(pet)
     assert shadow is not None
     left, led = leave_out(pet, left_out)
-    beside = _placed(left)
+    candidate = _placed(left)
     # thresholds of the old space mean nothing in the new one
-    bare = replace(beside, clusters={id_: replace(card, threshold=np.inf) for id_, card in beside.clusters.items()})
-    is_settled = np.isin(beside.standings, (Standing.CORE, Standing.CORRECTED))
-    unsettled = replace(bare, standings=np.where(is_settled, Standing.ARRIVED, beside.standings).astype(np.uint8))
+    bare = replace(
+        candidate, clusters={id_: replace(card, threshold=np.inf) for id_, card in candidate.clusters.items()}
+    )
+    is_settled = np.isin(candidate.origins, (Origin.CORE, Origin.CORRECTED))
+    unsettled = replace(bare, origins=np.where(is_settled, Origin.ARRIVED, candidate.origins).astype(np.uint8))
     change, result = plan_recluster(unsettled, density, settings=settings, by=by)
-    switched = follow(beside, change, version="")
+    switched = follow(candidate, change, version="")
     n_old, n = left.state.n_media, switched.n_media
-    was = overwritten_by(beside, change)
+    was = overwritten_by(candidate, change)
     if led:
         was = replace(was or of_aliases(switched.revision, {}), aliases={**(was.aliases if was else {}), **led})
     overwritten, past_from = newest([*left.overwritten, *([was] if was else [])], pet.past_from)
@@ -139,8 +141,8 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
         n_vectors=state.n_media,
         was_own=True,
     )
-    quarantine = {medium: why for medium, why in pet.quarantine.items() if medium not in switched.rows}
-    quarantine |= {medium: Quarantined(old.model, old.dim, at) for medium in left_out}
+    quarantine = {item: why for item, why in pet.quarantine.items() if item not in switched.rows}
+    quarantine |= {item: Quarantined(old.model, old.dim, at) for item in left_out}
     summary = {
         "from": state.model,
         "to": shadow.model,
@@ -161,7 +163,7 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
         shadow=old,
     )
     diff = compare(Snapshot.of(left.state), replace(Snapshot.of(switched), revision=None))
-    leaving = (Move(medium, ClusterId(int(state.labels[state.rows[medium]])), None) for medium in left_out)
+    leaving = (Move(item, ClusterId(int(state.labels[state.rows[item]])), None) for item in left_out)
     return Switch(
         _token(pet, switched),
         after,
@@ -174,14 +176,14 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
 
 def _token(pet: PetDump, switched: PetState) -> str:
     content = sha256(f"{pet.state.version} {switched.model}".encode())
-    for medium in switched.media:
-        content.update(medium.encode() + b"\0")
-    content.update(switched.labels.astype("<i4").tobytes() + switched.standings.tobytes())
+    for item in switched.media:
+        content.update(item.encode() + b"\0")
+    content.update(switched.labels.astype("<i4").tobytes() + switched.origins.tobytes())
     content.update(np.ascontiguousarray(switched.vectors).tobytes())
     return f"{pet.state.revision}-{content.hexdigest()[:20]}"
 
 
 def cluster_of(state: PetState, media: MediaId) -> ClusterId:
-    """Where a medium is in the pet's own space; NOISE for one that only the shadow has."""
+    """Where an item is in the pet's own space; NOISE for one that only the shadow has."""
     row = state.rows.get(media)
     return NOISE if row is None else ClusterId(int(state.labels[row]))

@@ -15,7 +15,7 @@ from sploot_cluster.decide.assignment import Thresholds, reaches, similarity_to
 from sploot_cluster.decide.constraints import FREE, RowConstraints, Sides, count_kept, enforce, resolve
 from sploot_cluster.decide.regrouping import regroup
 from sploot_cluster.engine.selection import Density
-from sploot_cluster.pet.models import NOISE, Change, ClusterId, PetState, Reclustered, Standing
+from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState, Reclustered
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
@@ -44,20 +44,20 @@ def plan_recluster(
     groups[:n_seen] = density.labels
     dense = groups
     all_rows = np.ones(state.n_media, dtype=np.bool_)
-    before = np.where(state.standings == Standing.ABSORBED, NOISE, state.labels).astype(np.int32)
+    before = np.where(state.origins == Origin.ABSORBED, NOISE, state.labels).astype(np.int32)
     groups = enforce(dense, state.vectors, rows, counts=all_rows, before=before, fair_share=settings.overlap_ratio)
     given = _keep_curated(state, groups, rows, settings)
 
-    standings = np.where(groups == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)
-    standings[rows.placed] = Standing.CORRECTED
-    standings[rows.dismissed] = Standing.DISMISSED
+    origins = np.where(groups == NOISE, Origin.NOISE, Origin.CORE).astype(np.uint8)
+    origins[rows.placed] = Origin.CORRECTED
+    origins[rows.dismissed] = Origin.DISMISSED
     thresholds = Thresholds(state)
     reaches = _Reaches(state, groups, rows, thresholds)
     is_late = (np.arange(state.n_media) >= n_seen) | (dense != NOISE)
     late = np.flatnonzero((groups == NOISE) & is_late & ~rows.dismissed)
     late_groups, late_reach = reaches.nearest(late)
     joins = reaches.admit(late, late_groups, np.flatnonzero(late_reach <= settings.arrival_slack))
-    groups[late[joins]], standings[late[joins]] = late_groups[joins], Standing.ARRIVED
+    groups[late[joins]], origins[late[joins]] = late_groups[joins], Origin.ARRIVED
 
     noise = np.flatnonzero((groups == NOISE) & ~rows.dismissed)
     excess = len(noise) - settings.noise_budget(state.n_media)
@@ -66,9 +66,9 @@ def plan_recluster(
         within = np.flatnonzero(noise_reach <= settings.absorption_slack)
         closest = within[np.argsort(-noise_similarity[within], kind="stable")][:excess]
         absorbed = reaches.admit(noise, noise_groups, closest)
-        groups[noise[absorbed]], standings[noise[absorbed]] = noise_groups[absorbed], Standing.ABSORBED
+        groups[noise[absorbed]], origins[noise[absorbed]] = noise_groups[absorbed], Origin.ABSORBED
 
-    regrouped = regroup(state, groups, standings, rows, settings, given=given, thresholds=thresholds)
+    regrouped = regroup(state, groups, origins, rows, settings, given=given, thresholds=thresholds)
     labels = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
     aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
     n_kept, total = count_kept(labels, constraints, aliases=aliases)
@@ -77,9 +77,9 @@ def plan_recluster(
         backend=density.backend,
         n_media=state.n_media,
         n_clusters=len(set(labels.values()) - {NOISE}),
-        n_noise=int(np.count_nonzero(regrouped.standings == Standing.NOISE)),
+        n_noise=int(np.count_nonzero(regrouped.origins == Origin.NOISE)),
         n_dismissed=int(np.count_nonzero(rows.dismissed)),
-        n_absorbed=int(np.count_nonzero(regrouped.standings == Standing.ABSORBED)),
+        n_absorbed=int(np.count_nonzero(regrouped.origins == Origin.ABSORBED)),
         n_moved=regrouped.n_moved,
         n_kept_ids=regrouped.n_kept_ids,
         n_new_ids=regrouped.n_new_ids,
@@ -123,7 +123,7 @@ def _keep_curated(
     held: list[tuple[int, ClusterId, int]] = []  # number of placed items, cluster, group
     for group, n_placed in sorted(claims.items()):
         members = groups == group
-        before = Counter(state.labels[members & (state.standings != Standing.ABSORBED)].tolist())
+        before = Counter(state.labels[members & (state.origins != Origin.ABSORBED)].tolist())
         before.pop(NOISE, None)
         ranked = sorted(n_placed, key=lambda cluster: (-n_placed[cluster], cluster))
         for rank, cluster in enumerate(ranked):
@@ -132,7 +132,7 @@ def _keep_curated(
             target = group
             if rank > 0 or not (is_fair or was_most):
                 target = fresh = fresh + 1
-                leaving = members & (state.labels == cluster) & (state.standings != Standing.ABSORBED)
+                leaving = members & (state.labels == cluster) & (state.origins != Origin.ABSORBED)
                 groups[leaving] = target
             held.append((n_placed[cluster], ClusterId(cluster), target))
 

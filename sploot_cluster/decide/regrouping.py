@@ -21,11 +21,11 @@ from sploot_cluster.pet.models import (
     ClusterCard,
     ClusterId,
     Correction,
+    Origin,
     PetState,
     Relabelling,
-    Standing,
 )
-from sploot_cluster.pet.vectors import LabelVector, Rows, StandingVector
+from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
 
@@ -34,7 +34,7 @@ class Regrouped:
     """Groups that became clusters.
 
     Attributes:
-        labels, standings: (n,) the pet's new values.
+        labels, origins: (n,) the pet's new values.
         clusters, aliases: cards and aliases to write; None removes one.
         n_moved: items whose cluster changed, including to and from noise.
         n_kept_ids, n_new_ids, n_retired_ids: living ids in both, only after, and only before; a restored id counts as
@@ -42,7 +42,7 @@ class Regrouped:
     """
 
     labels: LabelVector
-    standings: StandingVector
+    origins: OriginVector
     clusters: Mapping[ClusterId, ClusterCard | None]
     aliases: Mapping[ClusterId, ClusterId | None]
     next_cluster: ClusterId
@@ -67,7 +67,7 @@ class Regrouped:
             next_cluster=self.next_cluster,
             n_at_recluster=state.n_media if is_recluster else state.n_at_recluster,
             noise_arrivals=0 if is_recluster else state.noise_arrivals,
-            relabelling=Relabelling(self.labels, self.standings),
+            relabelling=Relabelling(self.labels, self.origins),
             clusters=self.clusters,
             aliases=self.aliases,
             correction=correction,
@@ -79,7 +79,7 @@ class Regrouped:
 def regroup(
     state: PetState,
     groups: LabelVector,
-    standings: StandingVector,
+    origins: OriginVector,
     rows: RowConstraints,
     settings: ClusterSettings,
     *,
@@ -93,7 +93,7 @@ def regroup(
 
     Args:
         groups: (n,) int32, any numbers from 0, -1 = noise.
-        standings: (n,) as planned. In a group of absorbed items only, these items count from now on, because every
+        origins: (n,) as planned. In a group of absorbed items only, these items count from now on, because every
             cluster needs a counted member.
         rows: the constraints; items that a person excluded from a cluster leave the group that inherits its id.
         given: group -> the id that it must have; see :func:`~sploot_cluster.decide.cluster_ids.match_ids`.
@@ -104,25 +104,25 @@ def regroup(
             :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
         thresholds: those of ``state``, if already available.
     """
-    standings = let_count(groups, standings)
+    origins = let_count(groups, origins)
     identities = match_ids(
         state.labels,
-        state.standings,
+        state.origins,
         groups,
-        standings,
+        origins,
         state.clusters,
         state.next_cluster if next_cluster is None else next_cluster,
         settings,
         given=given,
     )
     labels, aliases = _kept_out(state, identities.label(groups), rows, returning or {}, ended or {})
-    standings[labels != identities.label(groups)] = Standing.NOISE
-    standings = let_count(labels, standings)
+    origins[labels != identities.label(groups)] = Origin.NOISE
+    origins = let_count(labels, origins)
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
     return Regrouped(
         labels,
-        standings,
-        clusters=_cards(state, labels, standings, living, thresholds or Thresholds(state)),
+        origins,
+        clusters=_cards(state, labels, origins, living, thresholds or Thresholds(state)),
         aliases=aliases,
         next_cluster=identities.next_cluster,
         n_moved=int(np.count_nonzero(labels != state.labels)),
@@ -153,12 +153,12 @@ def _kept_out(
 def _cards(
     state: PetState,
     labels: LabelVector,
-    standings: StandingVector,
+    origins: OriginVector,
     living: set[ClusterId],
     thresholds: Thresholds,
 ) -> dict[ClusterId, ClusterCard | None]:
     """Return the cards of new, changed and ended clusters; a threshold is computed from the counted members."""
-    counts = standings != Standing.ABSORBED
+    counts = origins != Origin.ABSORBED
     cards: dict[ClusterId, ClusterCard | None] = dict.fromkeys(state.clusters.keys() - living)
     split_from = mostly(labels, state.labels, living - state.clusters.keys(), counts=counts)
     for cluster in sorted(living):

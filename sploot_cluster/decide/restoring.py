@@ -28,9 +28,9 @@ import numpy as np
 
 from sploot_cluster.decide.assignment import let_count, most_similar
 from sploot_cluster.decide.constraints import Constraints, count_kept, enforce, in_force, resolve
-from sploot_cluster.decide.feedback import standings_after
+from sploot_cluster.decide.feedback import origins_after
 from sploot_cluster.decide.regrouping import regroup
-from sploot_cluster.pet.models import NOISE, Change, ClusterId, Correction, Merge, PetState, Restored, Standing
+from sploot_cluster.pet.models import NOISE, Change, ClusterId, Correction, Merge, Origin, PetState, Restored
 from sploot_cluster.pet.past import Past
 from sploot_cluster.pet.vectors import BoolVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings
@@ -50,26 +50,26 @@ def plan_restore(
     then, ended = past.at(revision), past.ended_since(revision)
     n_then, n_later = len(then.labels), state.n_media - len(then.labels)
     labels = np.append(then.labels, np.full(n_later, NOISE, dtype=np.int32))
-    standings = np.append(let_count(then.labels, then.standings), state.standings[n_then:])
-    counts = standings != Standing.ABSORBED
+    origins = np.append(let_count(then.labels, then.origins), state.origins[n_then:])
+    counts = origins != Origin.ABSORBED
     clusters = _members(labels, counts=counts)
     _bring_later(labels, state, clusters, settings, n_then=n_then, counts=counts)
 
     constraints = resolve(state.ledger)
     rows = constraints.by_row(state.rows)
     groups = enforce(labels, state.vectors, rows, counts=counts | rows.placed)
-    standings = standings_after(standings, groups, rows)
+    origins = origins_after(origins, groups, rows)
     ledger_then = tuple(correction for correction in state.ledger if correction.revision <= revision)
     merged = _merged_since(state.ledger, ledger_then)
     given: dict[int, ClusterId] = {}
     for meant in (
         _made_since(state, constraints, resolve(ledger_then)),
         {id_: members for id_, members in clusters.items() if id_ not in merged},
-        _members(state.labels, counts=state.standings != Standing.ABSORBED),
+        _members(state.labels, counts=state.origins != Origin.ABSORBED),
         {id_: members for id_, members in ended.items() if id_ not in merged},
     ):
-        _claim(given, meant, groups, settings, counts=standings != Standing.ABSORBED)
-    regrouped = regroup(state, groups, standings, rows, settings, given=given, returning=then.aliases, ended=ended)
+        _claim(given, meant, groups, settings, counts=origins != Origin.ABSORBED)
+    regrouped = regroup(state, groups, origins, rows, settings, given=given, returning=then.aliases, ended=ended)
     cluster_of = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
     aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
     n_kept, total = count_kept(cluster_of, constraints, aliases=aliases)
@@ -115,7 +115,7 @@ def _bring_later(
     If several restored clusters overlap sufficiently with an item's current cluster, the item joins the one it is most
     similar to. If none does, or the item is noise now, it becomes noise.
     """
-    for now, counting in _members(state.labels, counts=state.standings != Standing.ABSORBED).items():
+    for now, counting in _members(state.labels, counts=state.origins != Origin.ABSORBED).items():
         later = np.flatnonzero(state.labels[n_then:] == now) + n_then
         if not len(later):
             continue
@@ -132,8 +132,8 @@ def _bring_later(
 def _made_since(state: PetState, now: Constraints, then: Constraints) -> dict[ClusterId, Rows]:
     """Return cluster -> its rows in :class:`Together` constraints that are in force now and were not then."""
     before = set(then.together)
-    media = {medium for group in now.together if group not in before for medium in group.media}
-    rows = np.array(sorted(state.rows[medium] for medium in media if medium in state.rows), dtype=np.intp)
+    media = {item for group in now.together if group not in before for item in group.media}
+    rows = np.array(sorted(state.rows[item] for item in media if item in state.rows), dtype=np.intp)
     is_placed = np.zeros(state.n_media, dtype=np.bool_)
     is_placed[rows] = True
     return _members(np.where(is_placed, state.labels, NOISE).astype(np.int32), counts=is_placed)

@@ -24,10 +24,10 @@ from sploot_cluster.pet.models import (
     Exclusion,
     MediaId,
     Merge,
+    Origin,
     PetState,
     Said,
     Split,
-    Standing,
     Undo,
 )
 from sploot_cluster.pet.shadow import Shadow
@@ -78,7 +78,7 @@ class Why:
 
     Attributes:
         cluster: NOISE for an item in no cluster.
-        standing: None for a quarantined item, of which the pet has no vector to compare.
+        origin: None for a quarantined item, of which the pet has no vector to compare.
         because: one sentence.
         similarity, threshold: of its own cluster, as in :class:`Rival`; None for noise.
         second: the most similar of the other clusters; None if there is none.
@@ -91,8 +91,8 @@ class Why:
     media: MediaId
     revision: int
     cluster: ClusterId
-    standing: Standing | None
-    because: str
+    origin: Origin | None
+    reason: str
     similarity: float | None
     threshold: float | None
     second: Rival | None
@@ -112,10 +112,10 @@ def explain(state: PetState, media: MediaId) -> Why:
         raise UnknownMedia(pet=state.pet, media=(media,), where="any cluster or the noise")
     constraints = resolve(state.ledger)
     rows = constraints.by_row(state.rows)
-    own, standing = ClusterId(int(state.labels[row])), Standing(int(state.standings[row]))
+    own, origin = ClusterId(int(state.labels[row])), Origin(int(state.origins[row]))
 
     vector = state.vectors[row]
-    is_accepted = (state.labels != NOISE) & (state.standings != Standing.ABSORBED)
+    is_accepted = (state.labels != NOISE) & (state.origins != Origin.ABSORBED)
     is_accepted[row] = False
     accepted = np.flatnonzero(is_accepted)
     similarity = state.vectors[accepted] @ vector
@@ -144,8 +144,8 @@ def explain(state: PetState, media: MediaId) -> Why:
         media,
         state.revision,
         own,
-        standing,
-        because=_because(own, standing, own_similarity, second, demands),
+        origin,
+        reason=_because(own, origin, own_similarity, second, demands),
         similarity=own_similarity,
         threshold=state.clusters[own].threshold if own in state.clusters else None,
         second=second,
@@ -170,8 +170,8 @@ def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow
         media,
         state.revision,
         NOISE,
-        standing=None,
-        because=f"it is quarantined: its vector is of {space}; {ends}",
+        origin=None,
+        reason=f"it is quarantined: its vector is of {space}; {ends}",
         similarity=None,
         threshold=None,
         second=None,
@@ -182,20 +182,20 @@ def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow
 
 
 def _because(
-    own: ClusterId, standing: Standing, similarity: float | None, second: Rival | None, demands: Sequence[Demand]
+    own: ClusterId, origin: Origin, similarity: float | None, second: Rival | None, demands: Sequence[Demand]
 ) -> str:
-    match standing:
-        case Standing.CORE:
+    match origin:
+        case Origin.CORE:
             return f"clustered with similar items of cluster {own} in a recluster"
-        case Standing.ARRIVED:
+        case Origin.ARRIVED:
             return f"assigned on arrival or left by a correction: cluster {own} was the closest within its threshold"
-        case Standing.ABSORBED:
+        case Origin.ABSORBED:
             return f"absorbed from noise beyond the budget; cluster {own} was the most similar (low confidence)"
-        case Standing.CORRECTED | Standing.DISMISSED:
-            kinds = ("dismiss",) if standing == Standing.DISMISSED else ("merge", "split")
+        case Origin.CORRECTED | Origin.DISMISSED:
+            kinds = ("dismiss",) if origin == Origin.DISMISSED else ("merge", "split")
             deciding = next((demand for demand in demands if demand.kind in kinds), None)
             return f"decided by {deciding.by} at revision {deciding.revision}" if deciding else "decided by a person"
-        case Standing.NOISE:
+        case Origin.NOISE:
             if second is None:
                 return "the pet has no cluster that the item could join"
             nearest = f"similarity to the nearest cluster, {second.cluster}, is {second.similarity:.3f}"
@@ -205,7 +205,7 @@ def _because(
                 return f"{nearest}, below its threshold of {second.threshold:.3f}"
             return f"{nearest}, similar enough to join; the next recluster decides"
         case _:
-            assert_never(standing)
+            assert_never(origin)
 
 
 def _demands(ledger: Sequence[Correction], constraints: Constraints, media: MediaId) -> Iterator[Demand]:

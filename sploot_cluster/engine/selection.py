@@ -47,7 +47,7 @@ def density_of(
       with 1 / distance a few groups that are far apart from each other are merged into one.
     - Smaller groups, of at least ``settings.small_group`` items, are searched for in what would otherwise be noise.
     - A pet that is mostly noise may simply have a single appearance: if the median similarity of its items is high
-      enough (``settings.one_look_similarity``), they form one group, without outliers. hdbscan's own
+      enough (``settings.single_cluster_similarity``), they form one group, without outliers. hdbscan's own
       ``allow_single_cluster`` does not help: with it, two to six clear groups become one, and 70 % of a single
       appearance is noise.
 
@@ -62,7 +62,7 @@ def density_of(
     sharp = hierarchy.copy()
     sharp[:, 2] **= settings.sharpness
     labels, probabilities = select(sharp, size)
-    labels, probabilities = one_look_instead(labels, probabilities, vectors, settings.small_group, settings)
+    labels, probabilities = single_cluster_instead(labels, probabilities, vectors, settings.small_group, settings)
     small, small_probabilities = select(hierarchy, settings.small_group)
     free = np.bincount(small[small >= 0], weights=labels[small >= 0] < 0) == np.bincount(small[small >= 0])
     joins = (small >= 0) & np.append(free, False)[small]
@@ -80,7 +80,7 @@ def select(hierarchy: Linkage, size: int) -> tuple[npt.NDArray[np.intp], npt.NDA
     return labels, probabilities
 
 
-def one_look_instead(
+def single_cluster_instead(
     labels: npt.NDArray[np.intp],
     probabilities: npt.NDArray[np.float64],
     vectors: FloatMatrix,
@@ -89,9 +89,9 @@ def one_look_instead(
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
     """Return a single group instead if ``labels`` are mostly noise and at least ``size`` vectors look alike."""
     if 2 * np.count_nonzero(labels < 0) > len(labels):
-        one_look = _one_look(vectors, settings.one_look_similarity)
-        if np.count_nonzero(one_look) >= size:
-            return np.where(one_look, 0, -1), one_look.astype(np.float64)
+        single_cluster = _single_cluster(vectors, settings.single_cluster_similarity)
+        if np.count_nonzero(single_cluster) >= size:
+            return np.where(single_cluster, 0, -1), single_cluster.astype(np.float64)
     return labels, probabilities
 
 
@@ -100,7 +100,7 @@ def all_noise(n: int) -> Density:
     return Density(np.full(n, -1, dtype=np.int32), np.zeros(n, dtype=np.float32), "hdbscan_cpu")
 
 
-def _one_look(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
+def _single_cluster(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
     """Return a mask of the vectors that form a single appearance; all False if they are not similar enough."""
     # float64, because a float32 sum of many values loses digits
     centre = vectors.sum(axis=0, dtype=np.float64)

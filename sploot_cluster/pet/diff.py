@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, PetState, Standing
-from sploot_cluster.pet.vectors import BoolVector, LabelVector, StandingVector
+from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin, PetState
+from sploot_cluster.pet.vectors import BoolVector, LabelVector, OriginVector
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The places of a pet's items at a revision; row i of ``labels`` and ``standings`` belongs to ``media[i]``.
+    """The places of a pet's items at a revision; row i of ``labels`` and ``origins`` belongs to ``media[i]``.
 
     Attributes:
         revision: None for a labelling that is not committed.
@@ -23,12 +23,12 @@ class Snapshot:
     revision: int | None
     media: Sequence[MediaId]
     labels: LabelVector
-    standings: StandingVector
+    origins: OriginVector
     aliases: Mapping[ClusterId, ClusterId] = field(default_factory=dict)
 
     @classmethod
     def of(cls, state: PetState) -> Snapshot:
-        return cls(state.revision, state.media, state.labels, state.standings, state.aliases)
+        return cls(state.revision, state.media, state.labels, state.origins, state.aliases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ def compare(before: Snapshot, after: Snapshot) -> Diff:
         after.revision,
         n_same=int(np.count_nonzero(old == new)),
         moved=tuple(_moves(before, after, n)),
-        merged=mostly(old, new, old_ids - new_ids, counts=before.standings[:n] != Standing.ABSORBED),
-        split=mostly(new, old, new_ids - old_ids, counts=after.standings[:n] != Standing.ABSORBED),
+        merged=mostly(old, new, old_ids - new_ids, counts=before.origins[:n] != Origin.ABSORBED),
+        split=mostly(new, old, new_ids - old_ids, counts=after.origins[:n] != Origin.ABSORBED),
         kept_ids=tuple(sorted(old_ids & new_ids)),
         new_ids=tuple(sorted(new_ids - old_ids)),
         ended_ids=tuple(sorted(old_ids - new_ids)),

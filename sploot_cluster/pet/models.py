@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Final, Literal, NewType
 
-from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, StandingVector
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector
 
 PetId = NewType("PetId", int)
 MediaId = NewType("MediaId", str)
@@ -23,8 +23,8 @@ NOISE: Final = ClusterId(-1)
 Backend = Literal["faiss", "hdbscan_cpu", "hdbscan_gpu"]
 
 
-class Standing(IntEnum):
-    """How a medium came to be where it is. Stored as one byte per medium."""
+class Origin(IntEnum):
+    """How an item came to be where it is. Stored as one byte per item."""
 
     NOISE = 0
     CORE = 1  # the density of a recluster put it there
@@ -108,7 +108,7 @@ class Dismissal:
 
     @property
     def media(self) -> tuple[MediaId, ...]:
-        return tuple(medium for media in self.groups.values() for medium in media)
+        return tuple(item for media in self.groups.values() for item in media)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ Correction = Said | Undo
 
 @dataclass(frozen=True, slots=True)
 class PetState:
-    """One pet at one revision. Row i of ``vectors``, ``labels`` and ``standings`` belongs to ``media[i]``.
+    """One pet at one revision. Row i of ``vectors``, ``labels`` and ``origins`` belongs to ``media[i]``.
 
     Attributes:
         revision: counts commits; 0 is a pet that has nothing yet.
@@ -136,8 +136,8 @@ class PetState:
         dim: length of its vectors; None while it has none.
         vectors: (n, dim) float32 of unit norm; (0, 0) for a pet that has none.
         labels: (n,) int32 cluster ids, -1 = noise.
-        standings: (n,) uint8, values of :class:`Standing`.
-        rows: medium -> row.
+        origins: (n,) uint8, values of :class:`Standing`.
+        rows: item -> row.
         clusters: the living clusters.
         aliases: ids that were merged away -> the id they became.
         ledger: every correction, oldest first.
@@ -157,7 +157,7 @@ class PetState:
     rows: Mapping[MediaId, int]
     vectors: FloatMatrix
     labels: LabelVector
-    standings: StandingVector
+    origins: OriginVector
     clusters: Mapping[ClusterId, ClusterCard]
     aliases: Mapping[ClusterId, ClusterId]
     ledger: tuple[Correction, ...]
@@ -194,20 +194,20 @@ class KeptTree:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A medium to append: where :func:`~sploot_cluster.decide.assignment.decide` put it."""
+    """An item to append: where :func:`~sploot_cluster.decide.assignment.decide` put it."""
 
     media: MediaId
     vector: FloatVector
     label: ClusterId
-    standing: Standing
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
 class Relabelling:
-    """New labels and standings for the rows that exist, in row order, as long as the state it was decided on."""
+    """New labels and origins for the rows that exist, in row order, as long as the state it was decided on."""
 
     labels: LabelVector
-    standings: StandingVector
+    origins: OriginVector
 
 
 ChangeKind = Literal[
@@ -262,14 +262,14 @@ class ClusterView:
 
     Attributes:
         media: in the order of their arrival.
-        standings: how many of its media came to it in which way; ways that nobody came are left out.
+        origins: how many of its media came to it in which way; ways that nobody came are left out.
         threshold, since, split_from: as in :class:`ClusterCard`.
         merged_from: ids that lead to it, ascending.
     """
 
     id: ClusterId
     media: tuple[MediaId, ...]
-    standings: Mapping[Standing, int]
+    origins: Mapping[Origin, int]
     threshold: float
     since: int
     split_from: ClusterId | None
@@ -315,7 +315,7 @@ class Assigned:
         similarity: mean top-3 cosine similarity to that cluster, or to the nearest one when it is noise;
             None where the pet has no cluster yet.
         backend: what computed it.
-        is_duplicate: the medium was there already, and nothing was written.
+        is_duplicate: the item was there already, and nothing was written.
         revision: the pet's revision that holds it.
     """
 

@@ -3,7 +3,7 @@
 Rows only arrive, and the revision at which they did is kept; labels of rows that were there are rewritten by reclusters
 and corrections, and each such commit keeps what it overwrote, of aliases too. So an older revision is the newest one
 with these put back, from the latest to the earliest, and without the rows that came later. The newest ``KEPT`` of them
-are kept; each takes at most nine bytes per medium that it moved, and eight per alias that it changed, before
+are kept; each takes at most nine bytes per item that it moved, and eight per alias that it changed, before
 compression.
 """
 
@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from sploot_cluster.errors import UnknownRevision
 from sploot_cluster.pet.diff import Snapshot
-from sploot_cluster.pet.models import NOISE, Change, ClusterId, PetState, Standing
-from sploot_cluster.pet.vectors import LabelVector, Rows, StandingVector
+from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState
+from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 
 # Reclusters and corrections of a busy pet in about a month; at 50,000 media, a tenth of them moved each time, 10 MB.
 KEPT: Final = 256
@@ -30,7 +30,7 @@ _VERSION: Final = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class Overwritten:
-    """What the commit that made ``revision`` overwrote: the labels and standings of these rows before it.
+    """What the commit that made ``revision`` overwrote: the labels and origins of these rows before it.
 
     Attributes:
         aliases: those that it changed -> where they led before it; None for ids that led nowhere. Commits of releases
@@ -40,7 +40,7 @@ class Overwritten:
     revision: int
     rows: npt.NDArray[np.uint32]
     labels: LabelVector
-    standings: StandingVector
+    origins: OriginVector
     aliases: Mapping[ClusterId, ClusterId | None] = field(default_factory=dict)
 
 
@@ -69,47 +69,47 @@ class Past:
         pet = self.state.pet
         if not 0 <= revision <= self.state.revision:
             problem = f"is not there: pet {pet} is at revision {self.state.revision}"
-            raise UnknownRevision(pet=pet, revision=revision, problem=problem, mend="choose one from the pet's history")
+            raise UnknownRevision(pet=pet, revision=revision, problem=problem, hint="choose one from the pet's history")
         if revision < self.since:
             problem = f"is not kept: the oldest that can be told is {self.since}"
-            raise UnknownRevision(pet=pet, revision=revision, problem=problem, mend=f"choose one from {self.since}")
-        labels, standings = self.state.labels.copy(), self.state.standings.copy()
+            raise UnknownRevision(pet=pet, revision=revision, problem=problem, hint=f"choose one from {self.since}")
+        labels, origins = self.state.labels.copy(), self.state.origins.copy()
         aliases: dict[ClusterId, ClusterId | None] = {**self.state.aliases}
         for one in self.overwritten:
             if one.revision <= revision:
                 break
-            labels[one.rows], standings[one.rows] = one.labels, one.standings
+            labels[one.rows], origins[one.rows] = one.labels, one.origins
             aliases |= one.aliases
         n = int(np.searchsorted(self.arrived, revision, side="right"))
         led = {alias: target for alias, target in aliases.items() if target is not None}
-        return Snapshot(revision, self.state.media[:n], labels[:n], standings[:n], led)
+        return Snapshot(revision, self.state.media[:n], labels[:n], origins[:n], led)
 
     def ended_since(self, revision: int) -> dict[ClusterId, Rows]:
         """Ids that lived at this revision or later and do not now -> the rows that counted in them last."""
-        labels, standings = self.state.labels.copy(), self.state.standings.copy()
+        labels, origins = self.state.labels.copy(), self.state.origins.copy()
         known = {NOISE, *self.state.clusters}
         ended: dict[ClusterId, Rows] = {}
         for one in self.overwritten:
             if one.revision <= revision:
                 break
-            labels[one.rows], standings[one.rows] = one.labels, one.standings
+            labels[one.rows], origins[one.rows] = one.labels, one.origins
             for id_ in map(ClusterId, np.unique(one.labels).tolist()):
                 if id_ not in known:
                     known.add(id_)
-                    ended[id_] = np.flatnonzero((labels == id_) & (standings != Standing.ABSORBED))
+                    ended[id_] = np.flatnonzero((labels == id_) & (origins != Origin.ABSORBED))
         return ended
 
 
 def overwritten_by(state: PetState, change: Change) -> Overwritten | None:
-    """What ``change`` overwrites in ``state``; None if it moves no medium that is there, and changes no alias."""
+    """What ``change`` overwrites in ``state``; None if it moves no item that is there, and changes no alias."""
     rows = np.empty(0, dtype=np.uint32)
     if change.relabelling is not None:
-        labels, standings = change.relabelling.labels, change.relabelling.standings
-        rows = np.flatnonzero((labels != state.labels) | (standings != state.standings)).astype(np.uint32)
+        labels, origins = change.relabelling.labels, change.relabelling.origins
+        rows = np.flatnonzero((labels != state.labels) | (origins != state.origins)).astype(np.uint32)
     aliases = {old: state.aliases.get(old) for old, now in change.aliases.items() if state.aliases.get(old) != now}
     if not len(rows) and not aliases:
         return None
-    return Overwritten(state.revision + 1, rows, state.labels[rows], state.standings[rows], aliases)
+    return Overwritten(state.revision + 1, rows, state.labels[rows], state.origins[rows], aliases)
 
 
 def newest(overwritten: Sequence[Overwritten], past_from: int) -> tuple[tuple[Overwritten, ...], int]:
@@ -145,7 +145,7 @@ def load(revision: int, stored: bytes) -> Overwritten:
         revision,
         rows=np.cumsum(np.frombuffer(columns, dtype="<u4", count=n), dtype=np.uint32),
         labels=np.frombuffer(columns, dtype="<i4", count=n, offset=4 * n).astype(np.int32),
-        standings=np.frombuffer(columns, dtype=np.uint8, count=n, offset=8 * n).copy(),
+        origins=np.frombuffer(columns, dtype=np.uint8, count=n, offset=8 * n).copy(),
         aliases={
             ClusterId(old): None if led == NOISE else ClusterId(led)
             for old, led in np.frombuffer(pairs, dtype="<i4").reshape(-1, 2).tolist()
@@ -158,7 +158,7 @@ def dump(one: Overwritten) -> bytes:
     rows = one.rows.astype("<u4")
     # differences of ascending rows are small numbers, which compress well
     columns = np.diff(rows, prepend=rows[:1] * 0).tobytes() + one.labels.astype("<i4").tobytes()
-    packed = _VERSION + zlib.compress(columns + one.standings.tobytes())
+    packed = _VERSION + zlib.compress(columns + one.origins.tobytes())
     if one.aliases:
         # behind the end of what older releases read, which look no further: they do without
         pairs = [(old, NOISE if led is None else led) for old, led in sorted(one.aliases.items())]

@@ -2,7 +2,7 @@
 
 It waits as what a commit would write, and is not computed again when it is applied: another machine's BLAS may round
 otherwise, and "exactly what was shown" must not hang on that. It is bound to the very state that it was computed on, so
-a pet needs one place for it, and a second preview of the same state is the same one. It takes about a byte per medium
+a pet needs one place for it, and a second preview of the same state is the same one. It takes about a byte per item
 and is gone after a quarter of an hour.
 """
 
@@ -58,8 +58,8 @@ class Preview:
     def diff(self, state: PetState) -> Diff:
         """What it would do to ``state``, which is the one that it was computed on."""
         assert self.change.relabelling is not None
-        labels, standings = self.change.relabelling.labels, self.change.relabelling.standings
-        return compare(Snapshot.of(state), Snapshot(None, state.media, labels, standings))
+        labels, origins = self.change.relabelling.labels, self.change.relabelling.origins
+        return compare(Snapshot.of(state), Snapshot(None, state.media, labels, origins))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ def _token(state: PetState, change: Change) -> str:
     assert change.relabelling is not None
     content = sha256(state.version.encode())
     content.update(change.relabelling.labels.astype("<i4").tobytes())
-    content.update(change.relabelling.standings.tobytes())
+    content.update(change.relabelling.origins.tobytes())
     return f"{state.revision}-{content.hexdigest()[:20]}"
 
 
 def dump(preview: Preview) -> bytes:
-    """``preview`` as bytes: one line of JSON, and the compressed labels and standings."""
+    """``preview`` as bytes: one line of JSON, and the compressed labels and origins."""
     change = preview.change
     assert change.relabelling is not None
     said = {
@@ -96,7 +96,7 @@ def dump(preview: Preview) -> bytes:
         "summary": change.summary,
         "result": asdict(preview.result),
     }
-    columns = change.relabelling.labels.astype("<i4").tobytes() + change.relabelling.standings.tobytes()
+    columns = change.relabelling.labels.astype("<i4").tobytes() + change.relabelling.origins.tobytes()
     return json.dumps(said, ensure_ascii=False).encode() + b"\n" + zlib.compress(columns)
 
 

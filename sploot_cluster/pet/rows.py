@@ -2,7 +2,7 @@
 
 A pet of 50,000 items holds 100 MB of vectors, and every arrival makes a new
 :class:`~sploot_cluster.pet.models.PetState`. So states do not own rows; they share the first n of a
-:class:`PetRows`, and an arrival costs O(dim). Labels and standings are five bytes per item and are copied.
+:class:`PetRows`, and an arrival costs O(dim). Labels and origins are five bytes per item and are copied.
 
 :func:`follow` is what a commit means, told once for all stores.
 """
@@ -32,7 +32,7 @@ class PetRows:
     def __init__(self, media: Sequence[MediaId] = (), vectors: FloatMatrix | None = None) -> None:
         """Starts with these rows; ``vectors`` is kept, not copied, and never written to."""
         self._media = list(media)
-        self._row_of = {medium: row for row, medium in enumerate(self._media)}
+        self._row_of = {item: row for row, item in enumerate(self._media)}
         self._vectors = vectors if vectors is not None else np.empty((0, 0), dtype=np.float32)
         self._lock = Lock()
 
@@ -92,7 +92,7 @@ class PetRows:
         n, m = len(self._media), len(self._media) + len(media)
         self._make_room(m, vectors.shape[1])
         self._vectors[n:m] = vectors
-        # the vectors first: whoever sees a medium finds its vector
+        # the vectors first: whoever sees an item finds its vector
         self._media.extend(media)
         self._row_of.update(zip(media, range(n, m), strict=True))
 
@@ -142,17 +142,17 @@ class MediaView(Sequence[MediaId]):
 
 
 class RowIndex(Mapping[MediaId, int]):
-    """Medium -> row for the first n media of :class:`PetRows`."""
+    """Item -> row for the first n media of :class:`PetRows`."""
 
     __slots__ = ("_media", "_n", "_row_of")
 
     def __init__(self, media: list[MediaId], row_of: dict[MediaId, int], n: int) -> None:
         self._media, self._row_of, self._n = media, row_of, n
 
-    def __getitem__(self, medium: MediaId) -> int:
-        row = self._row_of[medium]
+    def __getitem__(self, item: MediaId) -> int:
+        row = self._row_of[item]
         if row >= self._n:
-            raise KeyError(medium)
+            raise KeyError(item)
         return row
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ def empty_state(pet: PetId) -> PetState:
         rows=rows.index(0),
         vectors=rows.vectors(0),
         labels=np.empty(0, dtype=np.int32),
-        standings=np.empty(0, dtype=np.uint8),
+        origins=np.empty(0, dtype=np.uint8),
         clusters={},
         aliases={},
         ledger=(),
@@ -190,7 +190,7 @@ def follow(state: PetState, change: Change, *, version: str) -> PetState:
     """
     arrivals = change.arrivals
     labels = state.labels if change.relabelling is None else change.relabelling.labels
-    standings = state.standings if change.relabelling is None else change.relabelling.standings
+    origins = state.origins if change.relabelling is None else change.relabelling.origins
     media, index, vectors = state.media, state.rows, state.vectors
     if arrivals:
         rows = PetRows.behind(state).extended(
@@ -201,10 +201,10 @@ def follow(state: PetState, change: Change, *, version: str) -> PetState:
         n = state.n_media + len(arrivals)
         media, index, vectors = rows.media(n), rows.index(n), rows.vectors(n)
     moves = labels is not state.labels and not (
-        np.array_equal(labels, state.labels) and np.array_equal(standings, state.standings)
+        np.array_equal(labels, state.labels) and np.array_equal(origins, state.origins)
     )
     labels = _appended(labels, np.int32, [arrival.label for arrival in arrivals])
-    standings = _appended(standings, np.uint8, [arrival.standing for arrival in arrivals])
+    origins = _appended(origins, np.uint8, [arrival.origin for arrival in arrivals])
     return replace(
         state,
         revision=state.revision + 1,
@@ -215,7 +215,7 @@ def follow(state: PetState, change: Change, *, version: str) -> PetState:
         rows=index,
         vectors=vectors,
         labels=labels,
-        standings=standings,
+        origins=origins,
         clusters=_merged(state.clusters, change.clusters),
         aliases=_merged(state.aliases, change.aliases),
         ledger=state.ledger if change.correction is None else (*state.ledger, change.correction),
@@ -239,12 +239,12 @@ def check(state: PetState, change: Change) -> None:
         raise ValueError(f"model {change.model!r} and dim {change.dim} do not fit {state.model!r} and {state.dim}")
     if change.arrivals:
         media = [arrival.media for arrival in change.arrivals]
-        if len(set(media)) < len(media) or any(medium in state.rows for medium in media):
+        if len(set(media)) < len(media) or any(item in state.rows for item in media):
             raise ValueError(f"one of {len(media)} arrivals is in pet {state.pet} already, or arrives twice")
         if dim is None or any(arrival.vector.shape != (dim,) for arrival in change.arrivals):
             raise ValueError(f"a vector of an arrival does not have shape ({dim},)")
     if change.relabelling is not None:
-        lengths = len(change.relabelling.labels), len(change.relabelling.standings)
+        lengths = len(change.relabelling.labels), len(change.relabelling.origins)
         if lengths != (state.n_media, state.n_media):
             raise ValueError(f"relabelling of {lengths} rows for {state.n_media} media")
     if change.correction is not None and change.correction.revision != state.revision + 1:

@@ -17,7 +17,7 @@ class Shadow:
     Attributes:
         model, dim: of its vectors.
         begun_at, by: when it was opened, and by whom.
-        vectors: medium -> (dim,) float32 of unit norm; empty where only the rest is told.
+        vectors: item -> (dim,) float32 of unit norm; empty where only the rest is told.
         n_vectors: how many there are.
         was_own: the pet lived in this space before it was switched: it is the way back.
     """

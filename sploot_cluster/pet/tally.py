@@ -9,7 +9,7 @@ The quarantine names ``MAX_QUARANTINED`` items, and besides them all that a seco
 finds it full is counted as *overflowed*, outside of the equation: it is not known whether it is the first of its item.
 Its event is a dead letter.
 
-An event that is refused at the door, for a field that nobody could use, never was a medium: it is a dead letter.
+An event that is refused at the door, for a field that nobody could use, never was an item: it is a dead letter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from sploot_cluster.errors import UnreadablePet
-from sploot_cluster.pet.models import NOISE, Change, MediaId, PetId, PetState, Standing
+from sploot_cluster.pet.models import NOISE, Change, MediaId, Origin, PetId, PetState
 
 # A producer that was given the wrong model fills this within minutes; more names tell nothing new.
 MAX_QUARANTINED: Final = 10_000
@@ -30,7 +30,7 @@ MAX_QUARANTINED: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A medium whose vector could not be compared with the pet's."""
+    """An item whose vector could not be compared with the pet's."""
 
     model: str
     dim: int
@@ -101,7 +101,7 @@ class Totals:
 def counts_after(state: PetState, change: Change) -> tuple[int, int, int]:
     """Clustered, noise and dismissed media of the state that follows; arrivals are counted where they are put. O(n)."""
     labels = state.labels if change.relabelling is None else change.relabelling.labels
-    standings = state.standings if change.relabelling is None else change.relabelling.standings
+    origins = state.origins if change.relabelling is None else change.relabelling.origins
     clustered = int(np.count_nonzero(labels != NOISE)) + sum(arrival.label != NOISE for arrival in change.arrivals)
-    dismissed = int(np.count_nonzero((labels == NOISE) & (standings == Standing.DISMISSED)))
+    dismissed = int(np.count_nonzero((labels == NOISE) & (origins == Origin.DISMISSED)))
     return clustered, len(labels) + len(change.arrivals) - clustered - dismissed, dismissed

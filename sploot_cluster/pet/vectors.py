@@ -16,7 +16,7 @@ from sploot_cluster.errors import InvalidInput
 FloatMatrix = npt.NDArray[np.float32]
 FloatVector = npt.NDArray[np.float32]
 LabelVector = npt.NDArray[np.int32]
-StandingVector = npt.NDArray[np.uint8]
+OriginVector = npt.NDArray[np.uint8]
 # Positions of rows.
 Rows = npt.NDArray[np.intp]
 BoolVector = npt.NDArray[np.bool_]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, ClusterView, MediaId, PetState, PetView, Standing
-from sploot_cluster.pet.vectors import StandingVector
+from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, ClusterView, MediaId, Origin, PetState, PetView
+from sploot_cluster.pet.vectors import OriginVector
 
 
 def view_of(state: PetState) -> PetView:
@@ -30,7 +30,7 @@ def view_of(state: PetState) -> PetView:
         return ClusterView(
             card.id,
             media(rows.tolist()),
-            _count(state.standings[rows]),
+            _count(state.origins[rows]),
             card.threshold,
             card.since,
             card.split_from,
@@ -38,7 +38,7 @@ def view_of(state: PetState) -> PetView:
         )
 
     nowhere = rows_of.get(NOISE, no_rows)
-    is_dismissed = state.standings[nowhere] == Standing.DISMISSED
+    is_dismissed = state.origins[nowhere] == Origin.DISMISSED
     clusters = sorted(map(cluster, state.clusters.values()), key=lambda view: (-view.size, view.id))
     return PetView(
         pet=state.pet,
@@ -53,6 +53,6 @@ def view_of(state: PetState) -> PetView:
     )
 
 
-def _count(standings: StandingVector) -> dict[Standing, int]:
-    values, counts = np.unique(standings, return_counts=True)
-    return {Standing(value): count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
+def _count(origins: OriginVector) -> dict[Origin, int]:
+    values, counts = np.unique(origins, return_counts=True)
+    return {Origin(value): count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}

@@ -27,10 +27,10 @@ from sploot_cluster.pet.models import (
     HistoryEntry,
     MediaId,
     Merge,
+    Origin,
     PetId,
     PetState,
     Split,
-    Standing,
 )
 from sploot_cluster.pet.rows import PetRows
 from sploot_cluster.pet.shadow import Shadow
@@ -51,7 +51,7 @@ def dump(pet: PetDump) -> bytes:
     columns = {
         "vectors.f32le": state.vectors.astype("<f4", copy=False).tobytes(),
         "labels.i32le": state.labels.astype("<i4", copy=False).tobytes(),
-        "standings.u8": state.standings.tobytes(),
+        "origins.u8": state.origins.tobytes(),
         "arrived.u32le": pet.arrived.astype("<u4", copy=False).tobytes(),
         **({} if pet.shadow is None else {"shadow.f32le": _stacked(pet.shadow)}),
         **{f"overwritten/{one.revision}": past.dump(one) for one in pet.overwritten},
@@ -72,9 +72,7 @@ def dump(pet: PetDump) -> bytes:
         "relabelled_at": state.relabelled_at,
         "past_from": pet.past_from,
         "history": [asdict(entry) | {"at": entry.at.isoformat()} for entry in pet.history],
-        "quarantine": {
-            medium: asdict(why) | {"at": why.at.isoformat()} for medium, why in sorted(pet.quarantine.items())
-        },
+        "quarantine": {item: asdict(why) | {"at": why.at.isoformat()} for item, why in sorted(pet.quarantine.items())},
         "ingested": pet.ingested,
         "overflowed": pet.overflowed,
         "shadow": None
@@ -97,7 +95,7 @@ def dump(pet: PetDump) -> bytes:
 
 
 def _stacked(shadow: Shadow) -> bytes:
-    return b"".join(shadow.vectors[medium].astype("<f4", copy=False).tobytes() for medium in sorted(shadow.vectors))
+    return b"".join(shadow.vectors[item].astype("<f4", copy=False).tobytes() for item in sorted(shadow.vectors))
 
 
 def _shadow(said: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Shadow | None:
@@ -105,9 +103,9 @@ def _shadow(said: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Sha
         return None
     vectors = np.frombuffer(columns["shadow.f32le"], dtype="<f4").astype(np.float32)
     rows = vectors.reshape(len(said["media"]), said["dim"])
-    by_medium = {MediaId(medium): row for medium, row in zip(said["media"], rows, strict=True)}
+    by_item = {MediaId(item): row for item, row in zip(said["media"], rows, strict=True)}
     begun_at = datetime.fromisoformat(said["begun_at"])
-    return Shadow(said["model"], said["dim"], begun_at, said["by"], by_medium, len(by_medium), said["was_own"])
+    return Shadow(said["model"], said["dim"], begun_at, said["by"], by_item, len(by_item), said["was_own"])
 
 
 def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
@@ -134,7 +132,7 @@ def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
 
 
 def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) -> PetDump:
-    media = [MediaId(medium) for medium in facts["media"]]
+    media = [MediaId(item) for item in facts["media"]]
     n, dim = len(media), facts["dim"]
     vectors = np.frombuffer(columns["vectors.f32le"], dtype="<f4").astype(np.float32)
     rows = PetRows(media, vectors.reshape(n, dim) if dim is not None else np.empty((0, 0), dtype=np.float32))
@@ -157,7 +155,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) ->
             rows=rows.index(n),
             vectors=rows.vectors(n),
             labels=np.frombuffer(columns["labels.i32le"], dtype="<i4").astype(np.int32),
-            standings=np.frombuffer(columns["standings.u8"], dtype=np.uint8).copy(),
+            origins=np.frombuffer(columns["origins.u8"], dtype=np.uint8).copy(),
             clusters={card.id: card for card in cards},
             aliases={ClusterId(int(old)): ClusterId(now) for old, now in facts["aliases"].items()},
             ledger=tuple(ledger.loads(json.dumps(said), pet=pet) for said in facts["ledger"]),
@@ -173,8 +171,8 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) ->
             HistoryEntry(**{**entry, "at": datetime.fromisoformat(entry["at"])}) for entry in facts["history"]
         ),
         quarantine={
-            MediaId(medium): Quarantined(why["model"], why["dim"], datetime.fromisoformat(why["at"]))
-            for medium, why in facts["quarantine"].items()
+            MediaId(item): Quarantined(why["model"], why["dim"], datetime.fromisoformat(why["at"]))
+            for item, why in facts["quarantine"].items()
         },
         ingested=facts["ingested"],
         overflowed=facts["overflowed"],
@@ -184,11 +182,11 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) ->
 
 def _problems(pet: PetDump) -> Iterator[str]:
     state = pet.state
-    n, lengths = state.n_media, (len(state.labels), len(state.standings), len(pet.arrived))
+    n, lengths = state.n_media, (len(state.labels), len(state.origins), len(pet.arrived))
     if lengths != (n, n, n):
-        yield f"it has {n} media, and {lengths} labels, standings and arrivals"
+        yield f"it has {n} media, and {lengths} labels, origins and arrivals"
     if len(set(state.media)) != n or set(state.media) & pet.quarantine.keys():
-        yield "a medium is in it twice"
+        yield "an item is in it twice"
     if set(np.unique(state.labels).tolist()) - {NOISE} != set(state.clusters):
         yield "its labels are not those of its clusters"
     if pet.shadow is not None and pet.shadow.vectors.keys() - set(state.media) - pet.quarantine.keys():
@@ -202,8 +200,8 @@ def _problems(pet: PetDump) -> Iterator[str]:
     spaces = [state.vectors] if pet.shadow is None else [state.vectors, np.array([*pet.shadow.vectors.values()])]
     if not all(len(vectors) == 0 or _is_of_unit_norm(vectors) for vectors in spaces) or len(state.vectors) != n:
         yield "its vectors are not of unit norm"
-    if not np.array_equal(state.labels == NOISE, np.isin(state.standings, (Standing.NOISE, Standing.DISMISSED))):
-        yield "its standings are not those of its labels"
+    if not np.array_equal(state.labels == NOISE, np.isin(state.origins, (Origin.NOISE, Origin.DISMISSED))):
+        yield "its origins are not those of its labels"
     if state.aliases.keys() & state.clusters.keys() or set(state.aliases.values()) - state.clusters.keys():
         yield "its aliases do not lead to its clusters"
     if state.next_cluster <= max(_ids_given_out(pet), default=0):

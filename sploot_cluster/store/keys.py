@@ -1,7 +1,7 @@
 """Where a pet lies in Redis: the schema, field by field.
 
 All keys of a pet share the hash tag ``{pet:<id>}``, so that one script reads or writes them together, on a Redis
-Cluster too. Row i is the same medium in ``media``, ``vectors``, ``labels`` and ``standings``; rows are appended and
+Cluster too. Row i is the same item in ``media``, ``vectors``, ``labels`` and ``origins``; rows are appended and
 never move.
 
     key                     type    holds
@@ -25,16 +25,16 @@ never move.
                                     n_shadow         how many are in shadow:vectors; absent while no shadow is open
                                     claim, claim_until_ms   who has the right of way, and until when (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
-    {pet:<id>}:rows         hash    media id -> row, for whoever looks for one medium
+    {pet:<id>}:rows         hash    media id -> row, for whoever looks for one item
     {pet:<id>}:vectors      string  float32 little-endian, dim per row, unit norm
     {pet:<id>}:labels       string  int32 little-endian per row, -1 = noise
-    {pet:<id>}:standings    string  uint8 per row, models.Standing
+    {pet:<id>}:origins    string  uint8 per row, models.Standing
     {pet:<id>}:clusters     hash    cluster id -> {"threshold", "since", "split_from"}, JSON
     {pet:<id>}:aliases      hash    merged id -> the id it became
     {pet:<id>}:ledger       list    corrections, oldest first, JSON (see ledger.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so
     {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it came
-    {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels, standings and aliases that it overwrote
+    {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels, origins and aliases that it overwrote
                                     (past.py); 256
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
                                     256 media on. It may be missing or behind: then a recluster takes longer
@@ -48,11 +48,11 @@ never move.
 
 None of the others has a time limit: they are the truth about a pet and end with it.
 
-A medium takes 4 * dim + 9 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
+An item takes 4 * dim + 9 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
 90 in ``rows``: 2.2 kB at 512 dimensions. Redis reserves room when it appends, as much again until a string has 1 MB,
-and pets from 256 media on keep their tree: a medium of a pet of 500 takes 3.8 kB (docs/capacity.md).
+and pets from 256 media on keep their tree: an item of a pet of 500 takes 3.8 kB (docs/capacity.md).
 ``vectors`` reach the 512 MB of one value at 262,144 media. A recluster that moves half of 50,000 media leaves 13 kB in
-``overwritten``. A shadow takes the same again, 4 * dim and about 130 bytes a medium.
+``overwritten``. A shadow takes the same again, 4 * dim and about 130 bytes an item.
 
 The lengths of all keys follow from ``meta``. Every script that reads or writes a pet compares them first (whole.lua,
 O(1)), and refuses a pet of which a key is missing or cut: ``UnreadablePet``. ``tree`` and ``preview`` can be computed
@@ -84,7 +84,7 @@ class PetKeys(NamedTuple):
     rows: str
     vectors: str
     labels: str
-    standings: str
+    origins: str
     clusters: str
     aliases: str
     ledger: str

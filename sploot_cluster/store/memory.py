@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 
 from sploot_cluster.errors import NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
-from sploot_cluster.pet.models import NOISE, Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView, Standing
+from sploot_cluster.pet.models import NOISE, Change, HistoryEntry, KeptTree, MediaId, Origin, PetId, PetState, PetView
 from sploot_cluster.pet.past import KEPT, Overwritten, Past, overwritten_by
 from sploot_cluster.pet.previews import Preview
 from sploot_cluster.pet.rows import check, empty_state, follow
@@ -88,8 +88,8 @@ class MemoryPetStore:
             if not tally.is_conserved:
                 raise NotConserved(pet=pet, problem=str(tally))
             held.ingested = ingested
-            for medium in back:
-                del held.quarantine[medium]
+            for item in back:
+                del held.quarantine[item]
             revision, was = state.revision + 1, overwritten_by(state, change)
             held.arrived += [revision] * len(change.arrivals)
             if was:
@@ -208,7 +208,7 @@ class MemoryPetStore:
                 if claimant and held.state.revision and (held.claimant is None or held.claimed_until_s < now_s):
                     held.claimant, held.claimed_until_s = claimant, now_s + CLAIM_MS / 1000
                 raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
-            if before is not None and _beside(before.shadow, before.quarantine) != _beside(
+            if before is not None and _candidate(before.shadow, before.quarantine) != _candidate(
                 held.shadow, held.quarantine
             ):
                 raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
@@ -273,7 +273,7 @@ class MemoryPetStore:
             return sorted(self._pets)
 
 
-def _beside(shadow: Shadow | None, quarantine: Mapping[MediaId, Quarantined]) -> tuple[datetime | None, int, int]:
+def _candidate(shadow: Shadow | None, quarantine: Mapping[MediaId, Quarantined]) -> tuple[datetime | None, int, int]:
     begun_at, n_vectors = (None, 0) if shadow is None else (shadow.begun_at, len(shadow.vectors))
     return begun_at, n_vectors, len(quarantine)
 
@@ -281,6 +281,6 @@ def _beside(shadow: Shadow | None, quarantine: Mapping[MediaId, Quarantined]) ->
 def _tally(held: _Pet) -> Tally:
     state = held.state
     clustered = int(np.count_nonzero(state.labels != NOISE))
-    dismissed = int(np.count_nonzero(state.standings == Standing.DISMISSED))
+    dismissed = int(np.count_nonzero(state.origins == Origin.DISMISSED))
     noise = state.n_media - clustered - dismissed
     return Tally(held.ingested, clustered, noise, len(held.quarantine), dismissed, held.overflowed)

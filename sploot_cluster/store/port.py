@@ -98,7 +98,7 @@ class PetStore(Protocol):
         ...
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
-        """Take down a medium whose vector is of another space than the pet's, until one of its own comes.
+        """Take down an item whose vector is of another space than the pet's, until one of its own comes.
 
         Returns:
             False if the pet is another one by now, has the item, or has taken down ``tally.MAX_QUARANTINED``; the last

@@ -43,10 +43,10 @@ from sploot_cluster.pet.models import (
     HistoryEntry,
     KeptTree,
     MediaId,
+    Origin,
     PetId,
     PetState,
     PetView,
-    Standing,
 )
 from sploot_cluster.pet.past import KEPT, Past, overwritten_by
 from sploot_cluster.pet.past import dump as dump_overwritten
@@ -55,7 +55,7 @@ from sploot_cluster.pet.previews import Preview
 from sploot_cluster.pet.rows import PetRows, check, empty_state, follow
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
-from sploot_cluster.pet.vectors import FloatVector, LabelVector, StandingVector
+from sploot_cluster.pet.vectors import FloatVector, LabelVector, OriginVector
 from sploot_cluster.pet.views import view_of
 from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
@@ -211,7 +211,7 @@ class RedisPetStore:
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
-        with _translated(f"quarantine a medium of pet {pet}"):
+        with _translated(f"quarantine an item of pet {pet}"):
             answer = self._quarantine(keys=PetKeys.of(pet), args=[born, media, _dump_quarantined(why), MAX_QUARANTINED])
         return bool(_whole(pet, answer))
 
@@ -221,7 +221,7 @@ class RedisPetStore:
             tally = _tally(_whole(pet, self._check(keys=keys)))
             stored = cast("dict[bytes, bytes]", self._client.hgetall(keys.quarantine))
         with _readable(pet):
-            quarantine = {MediaId(medium.decode()): _load_quarantined(facts) for medium, facts in stored.items()}
+            quarantine = {MediaId(item.decode()): _load_quarantined(facts) for item, facts in stored.items()}
         return PetTally(tally, quarantine)
 
     def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
@@ -276,9 +276,9 @@ class RedisPetStore:
             answer = _whole(pet, self._dump(keys=PetKeys.of(pet)))
         if not answer:
             raise UnknownPet(pet=pet)
-        meta, media, vectors, labels, standings, clusters, aliases, said = answer[:8]
+        meta, media, vectors, labels, origins, clusters, aliases, said = answer[:8]
         arrived, overwritten, history, quarantine, shadow, shadow_vectors = answer[8:]
-        told = _Told(meta, 0, media, b"", 0, 0, 0, labels, standings, clusters, aliases, 0, said)
+        told = _Told(meta, 0, media, b"", 0, 0, 0, labels, origins, clusters, aliases, 0, said)
         facts = dict(_pairs(meta))
         with _readable(pet):
             state = _state(pet, empty_state(pet), told, vectors)
@@ -288,7 +288,7 @@ class RedisPetStore:
                 tuple(load_overwritten(_revision(id_), was) for id_, (_, was) in overwritten),
                 past_from=int(facts[b"past_from"]),
                 history=tuple(_entry(id_, dict(_pairs(fields))) for id_, fields in history),
-                quarantine={MediaId(medium.decode()): _load_quarantined(why) for medium, why in _pairs(quarantine)},
+                quarantine={MediaId(item.decode()): _load_quarantined(why) for item, why in _pairs(quarantine)},
                 ingested=int(facts[b"ingested"]),
                 overflowed=int(facts[b"n_overflowed"]),
                 shadow=_load_shadow(dict(_pairs(shadow)), dict(_pairs(shadow_vectors))),
@@ -307,7 +307,7 @@ class RedisPetStore:
                     commit,
                     claimant or "",
                     CLAIM_MS,
-                    *_beside(before),
+                    *_candidate(before),
                     *_commands(keys, after, born=born, commit=commit),
                 ],
             )
@@ -354,8 +354,8 @@ class RedisPetStore:
         with _translated(f"list what only the shadow of pet {pet} has"):
             _whole(pet, self._check(keys=keys))
             there = set(cast("list[bytes]", self._client.lrange(keys.media, 0, -1)))
-            beside = cast("list[bytes]", self._client.hkeys(keys.shadow_vectors))
-        return sorted(MediaId(medium.decode()) for medium in beside if medium not in there)
+            candidate = cast("list[bytes]", self._client.hkeys(keys.shadow_vectors))
+        return sorted(MediaId(item.decode()) for item in candidate if item not in there)
 
     def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
@@ -366,7 +366,7 @@ class RedisPetStore:
     def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
         content = vector.astype("<f4", copy=False).tobytes()
-        with _translated(f"put a medium into the shadow of pet {pet}"):
+        with _translated(f"put an item into the shadow of pet {pet}"):
             answer = self._add_to_shadow(
                 keys=PetKeys.of(pet), args=[born, why.model, media, content, _dump_quarantined(why)]
             )
@@ -420,15 +420,15 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     arrivals, relabelling = change.arrivals, change.relabelling
     was = overwritten_by(state, change)
     labels = b"".join(int(arrival.label).to_bytes(4, "little", signed=True) for arrival in arrivals)
-    standings = bytes(arrival.standing for arrival in arrivals)
+    origins = bytes(arrival.origin for arrival in arrivals)
     moves = was is not None and len(was.rows) > 0
     if relabelling is not None and moves:
         labels = relabelling.labels.astype("<i4").tobytes() + labels
-        standings = relabelling.standings.astype(np.uint8).tobytes() + standings
+        origins = relabelling.origins.astype(np.uint8).tobytes() + origins
     yield from (FORMAT, change.model or "", change.dim or "")
     yield from (change.next_cluster, change.n_at_recluster, change.noise_arrivals)
     yield b"".join(arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals)
-    yield from (int(moves), labels, standings)
+    yield from (int(moves), labels, origins)
     arrived = (state.revision + 1).to_bytes(4, "little") * len(arrivals)
     yield from (arrived, b"" if was is None else dump_overwritten(was), KEPT)
     yield from counts_after(state, change)
@@ -465,13 +465,13 @@ def _dump_shadow(shadow: Shadow) -> tuple[str | int, ...]:
 def _load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) -> Shadow | None:
     if not facts:
         return None
-    by_medium = {
-        MediaId(medium.decode()): np.frombuffer(row, dtype="<f4").astype(np.float32) for medium, row in vectors.items()
+    by_item = {
+        MediaId(item.decode()): np.frombuffer(row, dtype="<f4").astype(np.float32) for item, row in vectors.items()
     }
     at = datetime.fromisoformat(facts[b"begun_at"].decode())
     model, by = facts[b"model"].decode(), facts[b"by"].decode()
     was_own = facts[b"was_own"] == b"1"
-    return Shadow(model, int(facts[b"dim"]), at, by, by_medium, len(by_medium), was_own)
+    return Shadow(model, int(facts[b"dim"]), at, by, by_item, len(by_item), was_own)
 
 
 def _dump_quarantined(why: Quarantined) -> str:
@@ -483,7 +483,7 @@ def _load_quarantined(text: bytes) -> Quarantined:
     return Quarantined(said["model"], said["dim"], datetime.fromisoformat(said["at"]))
 
 
-def _beside(before: PetDump | None) -> tuple[str, int, int]:
+def _candidate(before: PetDump | None) -> tuple[str, int, int]:
     """What replace.lua shall find beside a pet: when its shadow was opened, and how many media are there."""
     if before is None:
         return "", 0, 0
@@ -497,7 +497,7 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
     number = {key: at for at, key in enumerate(keys, start=1)}
     state = dump.state
     clustered = int(np.count_nonzero(state.labels != NOISE))
-    dismissed = int(np.count_nonzero(state.standings == Standing.DISMISSED))
+    dismissed = int(np.count_nonzero(state.origins == Origin.DISMISSED))
     meta = {
         "format": FORMAT,
         "born": born,
@@ -534,11 +534,11 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
 
     yield from command("HSET", keys.meta, *(item for pair in meta.items() if pair[1] is not None for item in pair))
     yield from command("RPUSH", keys.media, *state.media)
-    yield from command("HSET", keys.rows, *(item for row, medium in enumerate(state.media) for item in (medium, row)))
+    yield from command("HSET", keys.rows, *(part for row, item in enumerate(state.media) for part in (item, row)))
     if state.n_media:
         yield from command("SET", keys.vectors, state.vectors.astype("<f4", copy=False).tobytes())
         yield from command("SET", keys.labels, state.labels.astype("<i4", copy=False).tobytes())
-        yield from command("SET", keys.standings, state.standings.tobytes())
+        yield from command("SET", keys.origins, state.origins.tobytes())
         yield from command("SET", keys.arrived, dump.arrived.astype("<u4", copy=False).tobytes())
     yield from command(
         "HSET", keys.clusters, *(item for id_, card in state.clusters.items() for item in (id_, _dump_card(card)))
@@ -554,11 +554,11 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
     if dump.shadow is not None:
         vectors = dump.shadow.vectors.items()
         yield from command("HSET", keys.shadow, *_dump_shadow(dump.shadow))
-        rows = (item for medium, row in vectors for item in (medium, row.astype("<f4").tobytes()))
+        rows = (part for item, row in vectors for part in (item, row.astype("<f4").tobytes()))
         yield from command("HSET", keys.shadow_vectors, *rows)
     quarantine = dump.quarantine.items()
     yield from command(
-        "HSET", keys.quarantine, *(item for medium, why in quarantine for item in (medium, _dump_quarantined(why)))
+        "HSET", keys.quarantine, *(part for item, why in quarantine for part in (item, _dump_quarantined(why)))
     )
 
 
@@ -573,7 +573,7 @@ class _Told(NamedTuple):
     rest_to: int
     labels_from: int
     labels: bytes
-    standings: bytes
+    origins: bytes
     clusters: list[bytes] | None
     aliases: list[bytes] | None
     from_correction: int
@@ -596,9 +596,7 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
     rows = PetRows.behind(known).extended(told.from_row, media, vectors) if told.from_row else PetRows(media, vectors)
     n = told.from_row + len(media)
     labels: LabelVector = _column(known.labels[: told.labels_from], np.frombuffer(told.labels, dtype="<i4"))
-    standings: StandingVector = _column(
-        known.standings[: told.labels_from], np.frombuffer(told.standings, dtype=np.uint8)
-    )
+    origins: OriginVector = _column(known.origins[: told.labels_from], np.frombuffer(told.origins, dtype=np.uint8))
     clusters, aliases = known.clusters, known.aliases
     if told.clusters is not None and told.aliases is not None:
         clusters = {ClusterId(int(id_)): _load_card(ClusterId(int(id_)), card) for id_, card in _pairs(told.clusters)}
@@ -615,7 +613,7 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
         rows=rows.index(n),
         vectors=rows.vectors(n),
         labels=labels,
-        standings=standings,
+        origins=origins,
         clusters=clusters,
         aliases=aliases,
         ledger=_ledger(pet, known, told),

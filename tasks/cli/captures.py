@@ -24,28 +24,28 @@ def capture(
     pet: Annotated[
         int | None, typer.Option(min=1, max=MAX_INT64, help="A pet: its media, what was done to it, its jobs.")
     ] = None,
-    letter: Annotated[
+    dead_letter: Annotated[
         tuple[str, str] | None, typer.Option(help="A dead letter, by its queue and its id.", metavar="QUEUE LETTER")
     ] = None,
     redact: Annotated[bool, typer.Option("--redact", help="Leave embeddings out; it cannot be replayed then.")] = False,
 ) -> None:
     """Put a pet, or a dead letter, into one file that nobody else may read."""
-    from tasks.capture import capture_letter, capture_pet, write_capture
+    from tasks.capture import capture_dead_letter, capture_pet, write_capture
     from tasks.composition import build_broker, build_client
     from tasks.queue_ops.operations import queue_named
 
-    if (pet is None) == (letter is None):
+    if (pet is None) == (dead_letter is None):
         raise InvalidInput("--pet", "say what to capture in exactly one way", "give --pet or --letter")
     settings = settings_of_environment()
     with build_client(settings) as client:
         broker = build_broker(settings, client, middleware=[])
-        if letter is not None:
-            queue, letter_id = queue_named(letter[0]), letter[1]
-            found = broker.dead_letters(queue).get(letter_id, is_whole=True)
+        if dead_letter is not None:
+            queue, dead_letter_id = queue_named(dead_letter[0]), dead_letter[1]
+            found = broker.dead_letters(queue).get(dead_letter_id, is_whole=True)
             if found is None:
-                mend = "see sploot-cluster queue dead list"
-                raise InvalidInput("--letter", f"{letter_id} is no dead letter of {queue}", mend)
-            lines = capture_letter(found, settings=settings.clustering, redact=redact)
+                hint = "see sploot-cluster queue dead list"
+                raise InvalidInput("--dead-letter", f"{dead_letter_id} is no dead letter of {queue}", hint)
+            lines = capture_dead_letter(found, settings=settings.clustering, redact=redact)
         else:
             from sploot_cluster.store.redis import RedisPetStore
 
@@ -99,8 +99,8 @@ def _show(done: object, *, has_pet: bool) -> None:
         same = "the same as captured" if done.is_same else f"captured were {done.expected}"
         out.print(f"{done.n_media} media, {done.n_clusters} clusters, {done.n_noise} noise")
         out.print(f"labels {done.labels}, {same}")
-    for medium, then, now in done.moved[:MOVED_SHOWN]:
-        out.print(f"  {medium}: {then} then, {now} now", soft_wrap=True)
+    for item, then, now in done.moved[:MOVED_SHOWN]:
+        out.print(f"  {item}: {then} then, {now} now", soft_wrap=True)
     if len(done.moved) > MOVED_SHOWN:
         out.print(f"  and {len(done.moved) - MOVED_SHOWN} more")
     for text in (*done.differences, *done.verdicts):

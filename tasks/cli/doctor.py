@@ -1,4 +1,4 @@
-"""What is wrong, and the command that mends it."""
+"""What is wrong, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def doctor(
     else:
         table = table_of("", "what", "seen")
         for finding in found:
-            mend = f"\n→ {shown(finding.mend)}" if finding.mend and finding.level != "ok" else ""
-            table.add_row(_MARKS[finding.level], finding.check, Text(shown(finding.seen) + mend))
+            hint = f"\n→ {shown(finding.hint)}" if finding.hint and finding.level != "ok" else ""
+            table.add_row(_MARKS[finding.level], finding.check, Text(shown(finding.seen) + hint))
         out.print(table)
     if is_unreachable(found):
         raise typer.Exit(UNREACHABLE)

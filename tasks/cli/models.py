@@ -23,13 +23,15 @@ def status(pet: Pet, as_json: AsJson = False) -> None:
         view, shadow = service.clusters(PetId(pet)), service.shadow(PetId(pet))
         n_only_here = len(service.only_in_shadow(PetId(pet)))
     if as_json:
-        beside = (
+        candidate = (
             None
             if shadow is None
             else {name: value for name, value in asdict(shadow).items() if name != "vectors"}
             | {"n_only_here": n_only_here}
         )
-        print_json({"pet_id": pet, "model": view.model, "dim": view.dim, "n_media": view.n_media, "beside": beside})
+        print_json(
+            {"pet_id": pet, "model": view.model, "dim": view.dim, "n_media": view.n_media, "candidate": candidate}
+        )
         return
     out.print(f"pet {pet}: {view.n_media} media in {view.model} of {view.dim} values")
     if shadow is None:

@@ -107,7 +107,7 @@ def show_preview(tasks: ClusterTasks, pet: int, by: str, wait_s: float, *, as_js
 
     status = ended(tasks, tasks.preview(pet, requested_by=by), wait_s)
     if status.state != "succeeded":
-        fail(FAILED, f"no preview: job {status.job_id} is {status.state}: {status.because}")
+        fail(FAILED, f"no preview: job {status.job_id} is {status.state}: {status.reason}")
     with open_service() as service:
         previewed = service.previewed(PetId(pet), str((status.result or {})["token"]))
     preview = previewed.preview
@@ -157,7 +157,7 @@ def merge(
 def split(
     pet: Pet,
     cluster_id: Annotated[int, typer.Argument(help="The cluster that they leave.", metavar="ID")],
-    media: Annotated[list[str], typer.Option(help="A medium that leaves; repeat it for more.")],
+    media: Annotated[list[str], typer.Option(help="An item that leaves; repeat it for more.")],
     by: By,
     wait: Wait = None,
     as_json: AsJson = False,
@@ -171,7 +171,7 @@ def split(
 def exclude(
     pet: Pet,
     cluster_id: Annotated[int, typer.Argument(help="The cluster that they do not belong to.", metavar="ID")],
-    media: Annotated[list[str], typer.Option(help="A medium that leaves; repeat it for more.")],
+    media: Annotated[list[str], typer.Option(help="An item that leaves; repeat it for more.")],
     by: By,
     wait: Wait = None,
     as_json: AsJson = False,
@@ -184,7 +184,7 @@ def exclude(
 @app.command()
 def dismiss(
     pet: Pet,
-    media: Annotated[list[str], typer.Option(help="A medium to dismiss; repeat it for more.")],
+    media: Annotated[list[str], typer.Option(help="An item to dismiss; repeat it for more.")],
     by: By,
     wait: Wait = None,
     as_json: AsJson = False,
@@ -223,7 +223,7 @@ def restore(
 @app.command()
 def clusters(pet: Pet, as_json: AsJson = False) -> None:
     """Show the pet's clusters."""
-    from sploot_cluster.pet.models import PetId, Standing
+    from sploot_cluster.pet.models import Origin, PetId
 
     with open_service() as service:
         view = service.clusters(PetId(pet))
@@ -232,7 +232,7 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
             {
                 "cluster_id": cluster.id,
                 "media_ids": list(cluster.media),
-                "standings": {Standing(how).name.lower(): n for how, n in cluster.standings.items()},
+                "origins": {Origin(how).name.lower(): n for how, n in cluster.origins.items()},
                 "threshold": cluster.threshold,
                 "since": cluster.since,
                 "split_from": cluster.split_from,
@@ -258,9 +258,9 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
         + (f", model {view.model} of {view.dim} values" if view.model else "")
     )
     table = table_of("cluster", "media", "core", "arrived", "absorbed", "corrected", "since", "first media")
-    ways = (Standing.CORE, Standing.ARRIVED, Standing.ABSORBED, Standing.CORRECTED)
+    ways = (Origin.CORE, Origin.ARRIVED, Origin.ABSORBED, Origin.CORRECTED)
     for cluster in view.clusters:
-        counts = (str(cluster.standings.get(way, 0)) for way in ways)
+        counts = (str(cluster.origins.get(way, 0)) for way in ways)
         first = ", ".join(cluster.media[:3]) + (", …" if cluster.size > 3 else "")
         table.add_row(str(cluster.id), str(cluster.size), *counts, str(cluster.since), first)
     out.print(table)
@@ -271,7 +271,7 @@ def tally(
     pet: Annotated[int | None, typer.Argument(help="The pet's id; all pets without.", metavar="[PET]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show where every medium that came is counted. Ends with 1 where they do not add up."""
+    """Show where every item that came is counted. Ends with 1 where they do not add up."""
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
@@ -297,8 +297,8 @@ def tally(
             else:
                 out.print(f"pet {pet}: {counted.tally}")
                 table = table_of("quarantined", "model", "values", "when (UTC)")
-                for medium, facts in sorted(counted.quarantine.items()):
-                    table.add_row(medium, facts.model, str(facts.dim), f"{facts.at:%Y-%m-%d %H:%M:%S}")
+                for item, facts in sorted(counted.quarantine.items()):
+                    table.add_row(item, facts.model, str(facts.dim), f"{facts.at:%Y-%m-%d %H:%M:%S}")
                 if counted.quarantine:
                     out.print(table)
             is_conserved = counted.tally.is_conserved
@@ -311,7 +311,7 @@ def delete(
     pet: Pet,
     by: By,
     media: Annotated[
-        list[str] | None, typer.Option(help="A medium to delete, and nothing else of the pet; repeat it for more.")
+        list[str] | None, typer.Option(help="An item to delete, and nothing else of the pet; repeat it for more.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it. There is no undo.")] = False,
     as_json: AsJson = False,
@@ -321,7 +321,7 @@ def delete(
 
     named = list(dict.fromkeys(media or []))
     with open_service() as service, open_erasure() as erasure:
-        there = [medium for medium in named if service.has_medium(PetId(pet), MediaId(medium))]
+        there = [item for item in named if service.has_item(PetId(pet), MediaId(item))]
         found = erasure.find(pet, named or None)
         what, has_something = _whole_pet(service, PetId(pet))
         if named:
@@ -342,7 +342,7 @@ def delete(
             )
         deleted = Deleted(0, 0, 0)
         if there:
-            deleted = service.delete_media(PetId(pet), [MediaId(medium) for medium in there], by=by)
+            deleted = service.delete_media(PetId(pet), [MediaId(item) for item in there], by=by)
         elif not named and has_something:
             deleted = service.delete_pet(PetId(pet))
         erased = erasure.erase(pet, named or None)
@@ -368,7 +368,7 @@ def _whole_pet(service: ClusterService, pet: PetId) -> tuple[str, bool]:
 def _print_traces(traces: Traces) -> None:
     """Which job records and dead letters a deletion takes, and which it leaves because they cannot be read."""
     lines = [f"job record {job_id}" for job_id in traces.records]
-    lines += [f"dead letter {letter.letter_id} of {letter.queue}" for letter in traces.dead_letters]
+    lines += [f"dead letter {dead_letter.dead_letter_id} of {dead_letter.queue}" for dead_letter in traces.dead_letters]
     for line in lines[:TRACES_SHOWN]:
         out.print(f"  {line}", markup=False, soft_wrap=True)
     if len(lines) > TRACES_SHOWN:
@@ -377,7 +377,7 @@ def _print_traces(traces: Traces) -> None:
         first = traces.unreadable[0]
         out.print(
             f"{len(traces.unreadable)} dead letters cannot be read, and are left: they may be about anything; "
-            f"sploot-cluster queue dead show {first.queue} {first.letter_id} shows the first",
+            f"sploot-cluster queue dead show {first.queue} {first.dead_letter_id} shows the first",
             markup=False,
             soft_wrap=True,
         )
@@ -421,22 +421,22 @@ def import_pet(
 
 @app.command()
 def why(
-    pet: Pet, media: Annotated[str, typer.Argument(help="The medium.", metavar="MEDIA")], as_json: AsJson = False
+    pet: Pet, media: Annotated[str, typer.Argument(help="The item.", metavar="MEDIA")], as_json: AsJson = False
 ) -> None:
-    """Show why a medium is where it is: its nearest media, the next cluster, and what people said."""
+    """Show why an item is where it is: its nearest media, the next cluster, and what people said."""
     from sploot_cluster.pet.models import NOISE, MediaId, PetId
 
     with open_service() as service:
         told = service.why(PetId(pet), MediaId(media))
     if as_json:
-        standing = "quarantined" if told.standing is None else told.standing.name.lower()
-        print_json(asdict(told) | {"standing": standing})
+        origin = "quarantined" if told.origin is None else told.origin.name.lower()
+        print_json(asdict(told) | {"origin": origin})
         return
-    if told.standing is None:
-        out.print(f"{media} is in no cluster: {told.because}", markup=False, soft_wrap=True)
+    if told.origin is None:
+        out.print(f"{media} is in no cluster: {told.reason}", markup=False, soft_wrap=True)
         return
     place = "in no cluster" if told.cluster == NOISE else f"in cluster {told.cluster}"
-    out.print(f"{media} is {place}, {told.standing.name.lower()}: {told.because}", soft_wrap=True)
+    out.print(f"{media} is {place}, {told.origin.name.lower()}: {told.reason}", soft_wrap=True)
     if told.similarity is not None:
         out.print(f"its cluster is {told.similarity:.3f} similar and asks arrivals for {told.threshold:.3f}")
     if told.second is not None:

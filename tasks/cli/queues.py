@@ -1,4 +1,4 @@
-"""The queues, as an operator sees them, and the drills: each shows its plan and waits for --yes."""
+"""The queues, as an operator sees them, and the actions: each shows its plan and waits for --yes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.queues import LONGEST_S, Done, LetterFilter, LetterView, Plan
+from sploot_cluster.queues import LONGEST_S, DeadLetterFilter, DeadLetterView, Done, Plan
 from tasks.cli.screen import err, out, print_block, print_json, print_table, table_of
 from tasks.cli.shared import FAILED, REFUSED, AsJson, By, duration_text, settings_of_environment
 from tasks.contracts import MAX_INT64, QUEUES
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 VIA: Final = "command line"
 MOST_GROUPED: Final = 100_000  # as many as a queue keeps
 
-app = typer.Typer(help="Look at the queues, and mend them.", no_args_is_help=True)
+app = typer.Typer(help="Look at the queues, and hint them.", no_args_is_help=True)
 dead = typer.Typer(help="Dead letters: jobs that failed for good.", no_args_is_help=True)
 app.add_typer(dead, name="dead")
 
@@ -72,7 +72,7 @@ def queue_status(as_json: AsJson = False) -> None:
     print_table(table)
     for queue in queues:
         if any((queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned)):
-            out.print(f"{queue.queue}: {queue.because}", soft_wrap=True)
+            out.print(f"{queue.queue}: {queue.reason}", soft_wrap=True)
     consumers = [(queue.queue, one) for queue in queues for one in queue.consumers]
     if consumers:
         table = table_of("consumer", "queue", "holds", "heartbeat", "lives")
@@ -95,22 +95,22 @@ def queue_pending(
     from tasks.queue_ops.entries import facts_of
 
     with _operations() as operations:
-        by_hand = operations.by_hand(queue)
-        found = by_hand.pending(limit, consumer=consumer, idle_ms=int(1000 * _seconds("--idle", idle)))
+        inspector = operations.inspector(queue)
+        found = inspector.pending(limit, consumer=consumer, idle_ms=int(1000 * _seconds("--idle", idle)))
         rows = [
             {
                 "entry_id": entry.id,
                 "holder": entry.holder,
                 "idle_s": (entry.idle_ms or 0) / 1000,
                 "deliveries": entry.deliveries,
-                **asdict(facts_of(by_hand.entry(entry.id) or {})),
+                **asdict(facts_of(inspector.entry(entry.id) or {})),
             }
             for entry in found
         ]
     if as_json:
         print_json(rows)
         return
-    table = table_of("entry", "pet", "medium", "actor", "deliveries", "held for", "by")
+    table = table_of("entry", "pet", "item", "actor", "deliveries", "held for", "by")
     for row in rows:
         table.add_row(
             *(_text(row[name]) for name in ("entry_id", "pet_id", "media_id", "actor", "deliveries")),
@@ -126,7 +126,7 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
     from tasks.queue_ops.entries import facts_of, without_embedding
 
     with _operations() as operations:
-        waiting = operations.by_hand(queue).waiting(limit)
+        waiting = operations.inspector(queue).waiting(limit)
     if as_json:
         print_json(
             [
@@ -135,7 +135,7 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
             ]
         )
         return
-    table = table_of("entry", "added (UTC)", "pet", "medium", "actor", "form", "bytes")
+    table = table_of("entry", "added (UTC)", "pet", "item", "actor", "form", "bytes")
     for entry_id, fields in waiting:
         facts = facts_of(fields)
         about = (facts.pet_id, facts.media_id, facts.actor, facts.form, facts.n_bytes)
@@ -146,7 +146,7 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
 @app.command("find")
 def queue_find(
     pet: Annotated[int, typer.Option(min=1, max=MAX_INT64, help="The pet whose jobs are wanted.")],
-    media: Annotated[str | None, typer.Option(help="Only of this medium.")] = None,
+    media: Annotated[str | None, typer.Option(help="Only of this item.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find a pet's jobs that have not ended: waiting, in flight, delayed."""
@@ -158,7 +158,7 @@ def queue_find(
     if as_json:
         print_json([asdict(job) for job in found])
         return
-    table = table_of("state", "queue", "entry", "added (UTC)", "medium", "actor", "deliveries", "by")
+    table = table_of("state", "queue", "entry", "added (UTC)", "item", "actor", "deliveries", "by")
     for job in found:
         added = "-" if job.added_at is None else f"{job.added_at:%Y-%m-%d %H:%M:%S}"
         table.add_row(job.state, job.queue, _text(job.entry_id), added,
@@ -183,7 +183,7 @@ def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
     print_table(table)
 
 
-# -- drills ------------------------------------------------------------------------------------------------------------
+# -- actions ----------------------------------------------------------------------------------------------------------
 
 
 @app.command("rescue")
@@ -192,8 +192,8 @@ def queue_rescue(
     by: By,
     entry_ids: Annotated[list[str] | None, typer.Argument(help="Entries, from `queue pending`.", metavar="ID")] = None,
     consumer: Annotated[str | None, typer.Option(help="All that this consumer holds.")] = None,
-    astray: Annotated[
-        bool, typer.Option("--astray", help="What was acknowledged or deleted by hand: orphans and ghosts.")
+    unowned: Annotated[
+        bool, typer.Option("--unowned", help="What was acknowledged or deleted by hand: orphans and ghosts.")
     ] = False,
     idle: Annotated[str | None, typer.Option(help="All that is held for at least 30s, 15m, 2h.")] = None,
     even_if_alive: EvenIfAlive = False,
@@ -207,11 +207,11 @@ def queue_rescue(
             queue,
             entry_ids=entry_ids or (),
             consumer=consumer,
-            astray=astray,
+            unowned=unowned,
             idle_s=None if idle is None else _seconds("--idle", idle),
             even_if_alive=even_if_alive,
         )
-        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
+        _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
 
 
 @app.command("retire-consumer")
@@ -227,26 +227,26 @@ def queue_retire_consumer(
     """Remove a dead consumer, after its jobs were handed back to work."""
     with _operations() as operations:
         plan = operations.plan_retire(queue, consumer, even_if_alive=even_if_alive)
-        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
+        _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
 
 
 @app.command("pause")
 def queue_pause(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_json: AsJson = False) -> None:
     """Stop delivering a queue to every worker, until it is resumed."""
     with _operations() as operations:
-        _drill(operations, operations.plan_pause(queue), by=by, note=note, yes=yes, as_json=as_json)
+        _action(operations, operations.plan_pause(queue), by=by, note=note, yes=yes, as_json=as_json)
 
 
 @app.command("resume")
 def queue_resume(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_json: AsJson = False) -> None:
     """Deliver a paused queue again."""
     with _operations() as operations:
-        _drill(operations, operations.plan_resume(queue), by=by, note=note, yes=yes, as_json=as_json)
+        _action(operations, operations.plan_resume(queue), by=by, note=note, yes=yes, as_json=as_json)
 
 
 @app.command("apply")
 def queue_apply(
-    plan_id: Annotated[str, typer.Argument(help="As the drill printed it.", metavar="PLAN")],
+    plan_id: Annotated[str, typer.Argument(help="As the action printed it.", metavar="PLAN")],
     by: By,
     canary: WithCanary = False,
     rate: Rate = 10.0,
@@ -265,7 +265,7 @@ def queue_apply(
         act = None
         if canary:
             act = _with_canary(operations, wait_s=wait, per_s=rate, stop_after=stop_after, by=by, note=note)
-        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json, act=act)
+        _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json, act=act)
 
 
 # -- dead letters ------------------------------------------------------------------------------------------------------
@@ -284,12 +284,16 @@ def dead_list(
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, the newest first."""
-    from tasks.queue_ops.letters import groups_of
+    from tasks.queue_ops.dead_letters import groups_of
 
     wanted, names = _filter(reason, actor, pet, error, since), [queue] if queue else QUEUES
     with _operations() as operations:
         if groups:
-            found = (letter for name in names for letter in operations.letters(name, wanted, limit=MOST_GROUPED))
+            found = (
+                dead_letter
+                for name in names
+                for dead_letter in operations.stored_dead_letters(name, wanted, limit=MOST_GROUPED)
+            )
             _show_groups([asdict(group) for group in groups_of(found)], as_json=as_json)
             return
         views = [view for name in names for view in operations.dead_letters(name, wanted, limit=limit)]
@@ -297,25 +301,27 @@ def dead_list(
     if as_json:
         print_json([_listed(view) for view in views])
         return
-    table = table_of("letter", "queue", "died (UTC)", "reason", "actor", "pet", "field", "error")
+    table = table_of("dead_letter", "queue", "died (UTC)", "reason", "actor", "pet", "field", "error")
     for view in views:
         died = f"{view.died_at:%Y-%m-%d %H:%M:%S}"
         about = (view.reason, view.actor, view.pet_id, view.field, view.error)
-        table.add_row(view.letter_id, view.queue, died, *map(_text, about))
+        table.add_row(view.dead_letter_id, view.queue, died, *map(_text, about))
     print_table(table)
 
 
 @dead.command("show")
 def dead_show(
     queue: Queue,
-    letter_id: Annotated[str, typer.Argument(help="From `queue dead list`.", metavar="LETTER")],
+    dead_letter_id: Annotated[str, typer.Argument(help="From `queue dead list`.", metavar="LETTER")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one dead letter: what happened, the mend, the traceback, its fields; embeddings are left out."""
+    """Show one dead letter: what happened, the hint, the traceback, its fields; embeddings are left out."""
     with _operations() as operations:
-        view = operations.dead_letter(queue, letter_id)
+        view = operations.dead_letter(queue, dead_letter_id)
     if view is None:
-        raise InvalidInput("LETTER", f"{letter_id} is no dead letter of {queue}", "see sploot-cluster queue dead list")
+        raise InvalidInput(
+            "LETTER", f"{dead_letter_id} is no dead letter of {queue}", "see sploot-cluster queue dead list"
+        )
     if as_json:
         print_json(asdict(view))
         return
@@ -332,7 +338,9 @@ def dead_show(
 def dead_requeue(
     queue: Queue,
     by: By,
-    letter_ids: Annotated[list[str] | None, typer.Argument(help="Letters, from the list.", metavar="LETTER")] = None,
+    dead_letter_ids: Annotated[
+        list[str] | None, typer.Argument(help="Letters, from the list.", metavar="LETTER")
+    ] = None,
     every: All = False,
     reason: Reason = None,
     actor: Actor = None,
@@ -349,19 +357,21 @@ def dead_requeue(
 ) -> None:
     """Put dead letters back to work: these, those that match, or --all."""
     with _operations() as operations:
-        ids, matching = _choice(letter_ids, every, _filter(reason, actor, pet, error, since))
-        plan = operations.plan_requeue(queue, letter_ids=ids, matching=matching)
+        ids, matching = _choice(dead_letter_ids, every, _filter(reason, actor, pet, error, since))
+        plan = operations.plan_requeue(queue, dead_letter_ids=ids, matching=matching)
         act = None
         if canary:
             act = _with_canary(operations, wait_s=wait, per_s=rate, stop_after=stop_after, by=by, note=note)
-        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json, act=act)
+        _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json, act=act)
 
 
 @dead.command("purge")
 def dead_purge(
     queue: Queue,
     by: By,
-    letter_ids: Annotated[list[str] | None, typer.Argument(help="Letters, from the list.", metavar="LETTER")] = None,
+    dead_letter_ids: Annotated[
+        list[str] | None, typer.Argument(help="Letters, from the list.", metavar="LETTER")
+    ] = None,
     every: All = False,
     reason: Reason = None,
     actor: Actor = None,
@@ -374,12 +384,12 @@ def dead_purge(
 ) -> None:
     """Remove dead letters for ever: these, those that match, or --all."""
     with _operations() as operations:
-        ids, matching = _choice(letter_ids, every, _filter(reason, actor, pet, error, since))
-        plan = operations.plan_purge(queue, letter_ids=ids, matching=matching)
-        _drill(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
+        ids, matching = _choice(dead_letter_ids, every, _filter(reason, actor, pet, error, since))
+        plan = operations.plan_purge(queue, dead_letter_ids=ids, matching=matching)
+        _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
 
 
-# -- what the drills share ---------------------------------------------------------------------------------------------
+# -- what the actions share -------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -391,7 +401,7 @@ def _operations() -> Iterator[Operations]:
         yield build_operations(settings, client)
 
 
-def _drill(
+def _action(
     operations: Operations,
     plan: Plan,
     *,
@@ -424,7 +434,7 @@ def _drill(
     if as_json:
         print_json(asdict(done))
     else:
-        out.print(f"Done: {done.because}." if done.is_complete else f"NOT DONE: {done.because}.", soft_wrap=True)
+        out.print(f"Done: {done.reason}." if done.is_complete else f"NOT DONE: {done.reason}.", soft_wrap=True)
     if not done.is_complete:
         raise typer.Exit(FAILED)
 
@@ -436,7 +446,7 @@ def _with_canary(
         with operations.acting(plan, by=by, via=VIA, note=note) as result:
             canary = operations.canary(wait_s=wait_s, per_s=per_s, stop_after=stop_after)
             careful = canary.requeue(plan)
-            told = careful.because + (f"; {careful.n_left} were not touched" if careful.n_left else "")
+            told = careful.reason + (f"; {careful.n_left} were not touched" if careful.n_left else "")
             done = Done(
                 plan.plan_id, plan.action, plan.queue, len(plan.entries), careful.n_requeued, careful.is_good, told
             )
@@ -456,22 +466,22 @@ def _show(plan: Plan) -> None:
 
 def _filter(
     reason: str | None, actor: str | None, pet: int | None, error: str | None, since: str | None
-) -> LetterFilter:
+) -> DeadLetterFilter:
     since_s = None if since is None else _seconds("--since", since)
-    return LetterFilter(reason=reason, actor=actor, pet_id=pet, error=error, since_s=since_s)
+    return DeadLetterFilter(reason=reason, actor=actor, pet_id=pet, error=error, since_s=since_s)
 
 
 def _choice(
-    letter_ids: Sequence[str] | None, every: bool, wanted: LetterFilter
-) -> tuple[Sequence[str], LetterFilter | None]:
-    """Which letters: ids, or a filter, which may match all; one of them."""
-    n_ways = bool(letter_ids) + bool(wanted.facts()) + every
+    dead_letter_ids: Sequence[str] | None, every: bool, wanted: DeadLetterFilter
+) -> tuple[Sequence[str], DeadLetterFilter | None]:
+    """Which dead letters: ids, or a filter, which may match all; one of them."""
+    n_ways = bool(dead_letter_ids) + bool(wanted.facts()) + every
     if n_ways != 1:
-        raise InvalidInput("LETTER", "say which letters in exactly one way", "give ids, or filters, or --all")
-    return (letter_ids, None) if letter_ids else ((), wanted)
+        raise InvalidInput("LETTER", "say which dead letters in exactly one way", "give ids, or filters, or --all")
+    return (dead_letter_ids, None) if dead_letter_ids else ((), wanted)
 
 
-def _listed(view: LetterView) -> dict[str, object]:
+def _listed(view: DeadLetterView) -> dict[str, object]:
     """A letter as a listing has it: without traceback and fields."""
     return {name: value for name, value in asdict(view).items() if name not in ("traceback", "fields")}
 
@@ -480,7 +490,7 @@ def _show_groups(groups: Sequence[dict[str, object]], *, as_json: bool) -> None:
     if as_json:
         print_json(groups)
         return
-    table = table_of("letters", "reason", "actor", "error", "field", "newest (UTC)", "one of them")
+    table = table_of("dead_letters", "reason", "actor", "error", "field", "newest (UTC)", "one of them")
     for group in groups:
         newest = group["newest"]
         assert isinstance(newest, datetime)

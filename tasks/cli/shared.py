@@ -96,7 +96,7 @@ def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: b
         waiting = "waits already" if job.coalesced else "enqueued"
         out.print(f"job {job.job_id} {waiting} in queue {job.queue}, position {job.position}")
     else:
-        out.print(f"job {job.job_id} {status.state}: {status.because}", soft_wrap=True)
+        out.print(f"job {job.job_id} {status.state}: {status.reason}", soft_wrap=True)
         for name, value in (status.result or {}).items():
             out.print(f"  {name}: {value}")
     if status is not None and status.state != "succeeded":

@@ -35,12 +35,12 @@ class Api:
         return {cluster["cluster_id"]: cluster["media_ids"] for cluster in self._pet(pet_id)["clusters"]}
 
     def memberships(self, pet_id: int) -> dict[str, int]:
-        """Where each medium of the pet is; -1 for noise."""
-        where = {medium: cluster for cluster, media in self.clusters(pet_id).items() for medium in media}
+        """Where each item of the pet is; -1 for noise."""
+        where = {item: cluster for cluster, media in self.clusters(pet_id).items() for item in media}
         return where | dict.fromkeys(self._pet(pet_id)["noise"], -1)
 
     def n_listed(self, pet_id: int) -> int:
-        """How many memberships the API lists, counting a medium as often as it is listed."""
+        """How many memberships the API lists, counting an item as often as it is listed."""
         pet = self._pet(pet_id)
         return sum(len(cluster["media_ids"]) for cluster in pet["clusters"]) + len(pet["noise"])
 

@@ -29,12 +29,12 @@ def draw_map(
     labels: Sequence[int],
     corrected: Sequence[bool],
 ) -> None:
-    """Write a PNG with one point per medium, laid out so that alike media lie together.
+    """Write a PNG with one point per item, laid out so that alike media lie together.
 
     Args:
         vectors: (n, d) float32 of unit norm.
         labels: (n,) cluster ids; negative for noise.
-        corrected: (n,) whether a person put the medium where it is; drawn with a ring.
+        corrected: (n,) whether a person put the item where it is; drawn with a ring.
     """
     places = _layout(vectors)
     label, ringed = np.asarray(labels), np.asarray(corrected, dtype=bool)

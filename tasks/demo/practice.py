@@ -1,7 +1,7 @@
 """An incident to practise on: something breaks on purpose while uploads go on, alerts fire, and a person ends it.
 
 A person types an exercise where the demo runs, and works in another terminal, by ``ops/runbook.md`` alone. What was
-broken stays broken until the runbook's steps mend it, or until ``mend`` is typed, which is for giving up.
+broken stays broken until the runbook's steps hint it, or until ``hint`` is typed, which is for giving up.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Practice:
             "poison": ("a producer's new release sends what can never work", self._poison),
             "hold": ("a worker takes a job and hangs, alive", self._hold),
             "surprise": ("one of these, and you are not told which", self._surprise),
-            "mend": ("give up: everything is well again, and the uploads end", self.mend),
+            "hint": ("give up: everything is well again, and the uploads end", self.hint),
         }
 
     def begin(self, name: str) -> None:
@@ -101,15 +101,15 @@ class Practice:
             NotBegun: it cannot begin now.
         """
         _, act = self.exercises[name]
-        if name != "mend":
+        if name != "hint":
             self._is_uploading.set()
         try:
             act()
         except (BrokerError, redis.RedisError, QueueUnavailable) as error:
             raise NotBegun(f"Redis does not do it: {error}; type it again when it is back") from error
 
-    def mend(self) -> None:
-        """Undo what exercises did, whatever a person has mended already."""
+    def hint(self) -> None:
+        """Undo what exercises did, whatever a person has fixed already."""
         self._is_uploading.clear()
         self._broken.close()
 
@@ -128,7 +128,7 @@ class Practice:
     ) -> None:
         self._is_ending.set()
         self._uploads.join()
-        self.mend()
+        self.hint()
         self._open.close()
 
     # -- exercises -----------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Practice:
             holding.callback(consumer.close)
             # an upload a second: one of the next ones
             if next(consumer) is None:
-                raise NotBegun("no upload is delivered, because something else is broken; type mend first")
+                raise NotBegun("no upload is delivered, because something else is broken; type hint first")
             self._broken.push(holding.pop_all())
 
     def _surprise(self) -> None:

@@ -39,7 +39,7 @@ class Album:
 
     Attributes:
         vectors: (n, d) float32 of unit norm, in order of arrival.
-        truth: (n,) the group each medium really belongs to; -1 for a planted outlier.
+        truth: (n,) the group each item really belongs to; -1 for a planted outlier.
     """
 
     pet_id: int

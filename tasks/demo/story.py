@@ -80,7 +80,7 @@ class Seen:
     """What the story found out, for the summary."""
 
     promises: list[Promise] = field(default_factory=list)
-    clusters: dict[int, dict[str, int]] = field(default_factory=dict)  # pet -> medium -> cluster, -1 = noise
+    clusters: dict[int, dict[str, int]] = field(default_factory=dict)  # pet -> item -> cluster, -1 = noise
     corrected: dict[int, set[str]] = field(default_factory=dict)
     merges: list[Merged] = field(default_factory=list)
     splits: list[SplitOff] = field(default_factory=list)
@@ -149,7 +149,7 @@ class Story:
         self.seen.promise("server and workers answer", up == addresses, f"{len(up)} of {len(addresses)} addresses")
 
     def ingest(self) -> None:
-        """Send every medium at a steady rate; on the way a worker process is killed and a poisoned event sent."""
+        """Send every item at a steady rate; on the way a worker process is killed and a poisoned event sent."""
         total = sum(len(album.media_ids) for album in self.albums)
         steps = {round(total * FREEZE_AT): self._freeze_a_worker, round(total * POISON_AT): self._send_poison}
         start = time.monotonic()
@@ -299,7 +299,7 @@ class Story:
             if status["state"] in ("succeeded", "dead"):
                 break
         if status.get("state") != "succeeded":
-            self.seen.promise(f"job {job_id} succeeds", False, f"{status.get('state')}: {status.get('because')}")
+            self.seen.promise(f"job {job_id} succeeds", False, f"{status.get('state')}: {status.get('reason')}")
             return {}
         return status
 
@@ -323,7 +323,7 @@ class Story:
             and self.api.n_listed(album.pet_id) == len(album.media_ids)
             for album in self.albums
         )
-        self.seen.promise("every medium is in exactly one place", exact, f"{found} of {total} media")
+        self.seen.promise("every item is in exactly one place", exact, f"{found} of {total} media")
 
     def _check_corrections(self) -> None:
         merges = [m for m in self.seen.merges if {self.seen.clusters[m.pet_id][x] for x in m.media} == {m.into}]
@@ -341,16 +341,16 @@ class Story:
 
     def _is_apart(self, split: SplitOff) -> bool:
         where = self.seen.clusters[split.pet_id]
-        moved = {where[medium] for medium in split.moved}
-        return len(moved) == 1 and -1 not in moved and moved.isdisjoint(where[medium] for medium in split.remaining)
+        moved = {where[item] for item in split.moved}
+        return len(moved) == 1 and -1 not in moved and moved.isdisjoint(where[item] for item in split.remaining)
 
     def _check_poison(self) -> None:
-        letters = [letter for queue in QUEUES for letter in self.broker.dead_letters(queue).list()]
-        texts = [f"{letter.field}: {letter.error}" for letter in letters]
-        named = [letter for letter in letters if letter.field == "embedding" and letter.mend]
+        dead_letters = [dead_letter for queue in QUEUES for dead_letter in self.broker.dead_letters(queue).list()]
+        texts = [f"{dead_letter.field}: {dead_letter.error}" for dead_letter in dead_letters]
+        named = [dead_letter for dead_letter in dead_letters if dead_letter.field == "embedding" and dead_letter.hint]
         self.seen.promise(
-            "the poisoned event, and nothing else, is a dead letter that names field and mend",
-            len(letters) == len(named) == 1,
+            "the poisoned event, and nothing else, is a dead letter that names field and hint",
+            len(dead_letters) == len(named) == 1,
             "; ".join(texts) or "no dead letter",
         )
 
@@ -436,7 +436,7 @@ def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) 
     """The two largest clusters that mostly show the same group, larger first; None where no group was torn."""
     looks: dict[int, list[int]] = {}
     for cluster in sorted(clusters, key=lambda c: (-len(clusters[c]), c)):
-        looks.setdefault(statistics.mode(truth[medium] for medium in clusters[cluster]), []).append(cluster)
+        looks.setdefault(statistics.mode(truth[item] for item in clusters[cluster]), []).append(cluster)
     torn = [ids for ids in looks.values() if len(ids) > 1]
     return (torn[0][0], torn[0][1]) if torn else None
 
@@ -445,9 +445,9 @@ def _strangers(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) 
     """The cluster with most media of one foreign group, and those media; None where all clusters are pure."""
     best: tuple[int, frozenset[str]] | None = None
     for cluster, media in clusters.items():
-        looks = Counter(truth[medium] for medium in media).most_common(2)
+        looks = Counter(truth[item] for item in media).most_common(2)
         if len(looks) == 2 and (best is None or looks[1][1] > len(best[1])):
-            best = cluster, frozenset(medium for medium in media if truth[medium] == looks[1][0])
+            best = cluster, frozenset(item for item in media if truth[item] == looks[1][0])
     return best
 
 

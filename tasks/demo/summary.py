@@ -39,7 +39,7 @@ class PetFigures:
 
 def figures_of(album: Album, seen: Seen) -> PetFigures:
     """The figures of one pet after the last recluster."""
-    labels = np.array([seen.clusters[album.pet_id].get(medium, -1) for medium in album.media_ids])
+    labels = np.array([seen.clusters[album.pet_id].get(item, -1) for item in album.media_ids])
     corrections = [correction for correction in seen.corrections if correction.pet_id == album.pet_id]
     return PetFigures(
         pet_id=album.pet_id,
@@ -73,8 +73,8 @@ def write_summary(directory: Path, albums: Sequence[Album], seen: Seen) -> None:
             subtitle=f"{row.media} media in {row.clusters} clusters, {row.noise} noise · "
             f"adjusted Rand index {row.ari:.2f} · constraints kept {row.constraints_kept}",
             vectors=album.vectors,
-            labels=[where.get(medium, -1) for medium in album.media_ids],
-            corrected=[medium in corrected for medium in album.media_ids],
+            labels=[where.get(item, -1) for item in album.media_ids],
+            corrected=[item in corrected for item in album.media_ids],
         )
 
 

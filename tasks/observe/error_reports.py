@@ -17,7 +17,7 @@ from dramatiq.broker import Broker, MessageProxy
 
 from broker import DeadLetter
 from tasks.observe.logs import without_payload
-from tasks.queue_ops.letters import kind_of_error, message_id_of, pet_of
+from tasks.queue_ops.dead_letters import kind_of_error, message_id_of, pet_of
 from tasks.settings import SettingInvalid, Settings
 
 if TYPE_CHECKING:
@@ -83,16 +83,16 @@ class ReportDeadJobs(dramatiq.Middleware):
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._local.failed = None
 
-    def after_dead_letter(self, broker: Broker, letter: DeadLetter) -> None:
+    def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
         import sentry_sdk
 
         client = sentry_sdk.get_client()
         if not client.is_active():
             return
         message_id, exception = getattr(self._local, "failed", None) or (None, None)
-        if message_id != letter.message_id:
+        if message_id != dead_letter.message_id:
             exception = None  # it died of something else than the last run of this thread
-        event, hint = _event(letter, exception, client.options)
+        event, hint = _event(dead_letter, exception, client.options)
         sentry_sdk.capture_event(event, hint)
 
     def after_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
@@ -101,7 +101,7 @@ class ReportDeadJobs(dramatiq.Middleware):
         sentry_sdk.flush(timeout=FLUSH_S)
 
 
-def _event(letter: DeadLetter, exception: BaseException | None, options: Mapping[str, Any]) -> tuple[Event, Hint]:
+def _event(dead_letter: DeadLetter, exception: BaseException | None, options: Mapping[str, Any]) -> tuple[Event, Hint]:
     from sentry_sdk.utils import event_from_exception
 
     event: Event
@@ -111,21 +111,25 @@ def _event(letter: DeadLetter, exception: BaseException | None, options: Mapping
             exception, client_options=dict(options), mechanism={"type": "dramatiq", "handled": False}
         )
     else:
-        event, hint = {"level": "error", "message": f"{letter.reason}: {letter.error}"}, {}
-    about = letter.actor_name or letter.queue_name
-    event["fingerprint"] = [about, kind_of_error(letter), *([letter.field] if letter.field else [])]
+        event, hint = {"level": "error", "message": f"{dead_letter.reason}: {dead_letter.error}"}, {}
+    about = dead_letter.actor_name or dead_letter.queue_name
+    event["fingerprint"] = [about, kind_of_error(dead_letter), *([dead_letter.field] if dead_letter.field else [])]
     event["transaction"] = about
-    event["tags"] = {"actor": letter.actor_name or "none", "queue": letter.queue_name, "reason": letter.reason}
+    event["tags"] = {
+        "actor": dead_letter.actor_name or "none",
+        "queue": dead_letter.queue_name,
+        "reason": dead_letter.reason,
+    }
     event["contexts"] = {
         "job": {
-            "pet_id": pet_of(letter),
-            "message_id": message_id_of(letter),
-            "letter_id": letter.id,
-            "entry_id": letter.entry_id,
-            "deliveries": letter.deliveries,
-            "field": letter.field,
-            "mend": letter.mend,
-            "show": f"sploot-cluster queue dead show {letter.queue_name} {letter.id}",
+            "pet_id": pet_of(dead_letter),
+            "message_id": message_id_of(dead_letter),
+            "dead_letter_id": dead_letter.id,
+            "entry_id": dead_letter.entry_id,
+            "deliveries": dead_letter.deliveries,
+            "field": dead_letter.field,
+            "hint": dead_letter.hint,
+            "show": f"sploot-cluster queue dead show {dead_letter.queue_name} {dead_letter.id}",
         }
     }
     return event, hint

@@ -18,7 +18,7 @@ from tasks.observe.exposition import serve_metrics
 from tasks.observe.job_facts import NO_BACKEND, JobFacts, close_job, open_job
 from tasks.observe.logs import pet_id_of
 from tasks.observe.metrics import OPERATIONS, UNCOUNTED_QUEUES, JobMetrics, Outcome, job_metrics
-from tasks.queue_ops.letters import message_id_of, pet_of
+from tasks.queue_ops.dead_letters import message_id_of, pet_of
 from tasks.trace_context import current_traceparent, trace_id_of, traceparent_of
 
 logger = logging.getLogger("sploot-cluster.queue")
@@ -82,25 +82,25 @@ class RecordJobs(dramatiq.Middleware):
         if message.options.get("retries"):
             self._metrics.retries.labels(message.actor_name).inc()
 
-    def after_dead_letter(self, broker: Broker, letter: DeadLetter) -> None:
+    def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
         """A message that no actor saw is an invalid job; one whose workers died each time is an error."""
-        if letter.reason in NEVER_RAN:
+        if dead_letter.reason in NEVER_RAN:
             self._metrics.jobs.labels("invalid", NO_BACKEND).inc()
-        elif letter.reason == "delivery-limit":
+        elif dead_letter.reason == "delivery-limit":
             self._metrics.jobs.labels("error", NO_BACKEND).inc()
         logger.warning(
             "dead letter",
             extra={
-                "queue": letter.queue_name,
-                "letter_id": letter.id,
-                "reason": letter.reason,
-                "actor": letter.actor_name,
-                "pet_id": pet_of(letter),
-                "message_id": message_id_of(letter),
-                "field": letter.field,
-                "error": letter.error,
-                "mend": letter.mend,
-                "deliveries": letter.deliveries,
+                "queue": dead_letter.queue_name,
+                "dead_letter_id": dead_letter.id,
+                "reason": dead_letter.reason,
+                "actor": dead_letter.actor_name,
+                "pet_id": pet_of(dead_letter),
+                "message_id": message_id_of(dead_letter),
+                "field": dead_letter.field,
+                "error": dead_letter.error,
+                "hint": dead_letter.hint,
+                "deliveries": dead_letter.deliveries,
             },
         )
 

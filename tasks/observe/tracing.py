@@ -39,8 +39,8 @@ def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as missing:
-        mend = "pip install 'sploot-cluster[otel]', or unset it"
-        raise SettingInvalid("OTEL_EXPORTER_OTLP_ENDPOINT", f"needs {missing.name}", mend) from None
+        hint = "pip install 'sploot-cluster[otel]', or unset it"
+        raise SettingInvalid("OTEL_EXPORTER_OTLP_ENDPOINT", f"needs {missing.name}", hint) from None
     resource = Resource.create(
         {"service.name": SERVICE, "deployment.environment.name": settings.environment, "process.pid": os.getpid()}
     )

@@ -4,8 +4,9 @@
     act(plan) touches these ids and no others, and only while they are as they were seen -> Done
     audit()   who did what, begun and ended, the newest 10,000 or so
 
-Whoever looks never sees an embedding. ``operations`` is the door; ``entries`` knows what an entry is about, ``letters``
-selects dead letters, ``canary`` requeues carefully, ``pet_index`` finds a pet's work among 100,000 jobs.
+No listing ever shows an embedding. ``operations`` is the entry point; ``entries`` reads what an entry is about,
+``dead_letters`` selects dead letters, ``canary`` requeues carefully, ``overdue`` finds jobs that are held too long, and
+``pet_index`` finds a pet's work among 100,000 jobs.
 """
 
 from tasks.queue_ops.operations import Operations

@@ -1,4 +1,4 @@
-"""Who did what to a queue: two entries each, before and after, so that a drill that was killed shows.
+"""Who did what to a queue: two entries each, before and after, so that an action that was killed shows.
 
 key           type    holds                                                            ends
 sploot:audit  stream  plan, state (begun, done, failed), by, via, action, queue, note,  the oldest, beyond some 10,000
@@ -30,7 +30,7 @@ POSSIBLE_WHEN_FULL: Final[frozenset[Action]] = frozenset({"purge", "pause", "res
 
 @dataclass
 class Entry:
-    """A drill under way; set ``done`` to what became of it."""
+    """An action under way; set ``done`` to what became of it."""
 
     done: Done | None = None
 
@@ -73,14 +73,14 @@ class AuditLog:
         assert done is not None
         state = "done" if done.is_complete else "failed"
         try:
-            self._add(facts | {"state": state, "done": done.n_done, "result": done.because})
+            self._add(facts | {"state": state, "done": done.n_done, "result": done.reason})
         except redis.OutOfMemoryError:
-            logger.warning("a drill is not in the audit, because Redis is full", extra={"plan": plan.plan_id})
+            logger.warning("an action is not in the audit, because Redis is full", extra={"plan": plan.plan_id})
 
     def newest(self, limit: int = 50) -> Sequence[AuditRecord]:
         """What was done, newest first, one record each."""
         records: dict[str, AuditRecord] = {}
-        # two entries each; a drill whose end is within the page and whose begin is not is told by its end alone
+        # two entries each; an action whose end is within the page and whose begin is not is told by its end alone
         for entry_id, fields in cast(list[Any], self._client.xrevrange(AUDIT, count=2 * limit + 1)):
             record = _record(entry_id, {name.decode(): value.decode() for name, value in fields.items()})
             records.setdefault(record.plan_id, record)
@@ -91,7 +91,7 @@ class AuditLog:
 
 
 def digest_of(ids: Sequence[str]) -> str:
-    """Tells whether two drills touched the same set."""
+    """Tells whether two actions touched the same set."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 

@@ -1,6 +1,6 @@
 """Requeueing dead letters with care: one first, then the rest at a rate; it stops when they die again.
 
-What killed 500 jobs once kills them again unless somebody mended it, and 500 retries at once are an incident of their
+What killed 500 jobs once kills them again unless somebody fixed it, and 500 retries at once are an incident of their
 own. Nothing is remembered between two steps but what Redis holds: killed at any moment, what was not put back is still
 a dead letter.
 """
@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from broker import DeadLetter, DeadLetterTooLarge, RedisStreamsBroker
 from sploot_cluster.queues import Plan
-from tasks.queue_ops.letters import message_id_of
+from tasks.queue_ops.dead_letters import message_id_of
 
 POLL_S: Final = 0.2
 ENDED: Final = "ended"
@@ -28,9 +28,9 @@ class Requeued:
     """What a careful requeue did.
 
     Attributes:
-        n_requeued: letters put back to work.
+        n_requeued: dead letters put back to work.
         n_died: of these, how many were seen to die again.
-        n_left: letters that were not touched, because it stopped.
+        n_left: dead letters that were not touched, because it stopped.
         because: one sentence.
     """
 
@@ -38,7 +38,7 @@ class Requeued:
     n_died: int
     n_left: int
     is_good: bool
-    because: str
+    reason: str
 
 
 class Canary:
@@ -69,15 +69,15 @@ class Canary:
 
     def requeue(self, plan: Plan) -> Requeued:
         """Errors of the broker pass through; what was not put back then is still a dead letter."""
-        letters = self._broker.dead_letters(plan.queue)
-        found = [letter for entry in plan.entries if (letter := letters.get(entry.id)) is not None]
+        dead_letters = self._broker.dead_letters(plan.queue)
+        found = [dead_letter for entry in plan.entries if (dead_letter := dead_letters.get(entry.id)) is not None]
         if not found:
             return Requeued(0, 0, 0, True, "all of them were gone already")
         first, rest = found[0], found[1:]
         watch = _Watch(self._broker, plan.queue)
         watch.expect([first])
         try:
-            (entry_id,) = letters.put_back([first.id])
+            (entry_id,) = dead_letters.put_back([first.id])
         except DeadLetterTooLarge as refused:
             return Requeued(0, 0, len(found), False, f"the first one stays a dead letter: {refused}; stopped")
         if entry_id is None:
@@ -93,18 +93,18 @@ class Canary:
                 return self._rest(plan, rest, watch)
 
     def _rest(self, plan: Plan, rest: Sequence[DeadLetter], watch: _Watch) -> Requeued:
-        letters = self._broker.dead_letters(plan.queue)
+        dead_letters = self._broker.dead_letters(plan.queue)
         n_requeued, started_at = 1, self._clock()
         n_left, why_left = 0, ""
         watch.expect(rest)
-        for number, letter in enumerate(rest):
+        for number, dead_letter in enumerate(rest):
             # before the next one and not after it: who waited for a step has seen what became of those before
             n_died = watch.n_died()
             if n_died >= self._stop_after:
                 why = f"{n_died} died again, the last of: {watch.last_error}; stopped"
                 return Requeued(n_requeued, n_died, n_left + len(rest) - number, False, why)
             try:
-                n_requeued += letters.requeue([letter.id])
+                n_requeued += dead_letters.requeue([dead_letter.id])
             except DeadLetterTooLarge as refused:
                 n_left, why_left = n_left + 1, str(refused)
             self._on_step(n_requeued, n_died)
@@ -118,12 +118,12 @@ class Canary:
             return Requeued(n_requeued, 0, n_left, False, why)
         return Requeued(n_requeued, 0, 0, True, f"{n_requeued} put back to work, none died again")
 
-    def _fate_of(self, letter: DeadLetter, entry_id: str, watch: _Watch) -> Fate:
+    def _fate_of(self, dead_letter: DeadLetter, entry_id: str, watch: _Watch) -> Fate:
         deadline = self._clock() + self._wait_s
         while True:
             if watch.n_died():
                 return "died"
-            if watch.where(letter, entry_id) == ENDED:
+            if watch.where(dead_letter, entry_id) == ENDED:
                 # it may have died between the two looks
                 return "died" if watch.n_died() else "succeeded"
             if self._clock() >= deadline:
@@ -141,7 +141,7 @@ class Canary:
 
 
 class _Watch:
-    """Looks for letters that come back, by the ids of their messages."""
+    """Looks for dead letters that come back, by the ids of their messages."""
 
     def __init__(self, broker: RedisStreamsBroker, queue: str) -> None:
         self._broker, self._queue = broker, queue
@@ -151,21 +151,21 @@ class _Watch:
         self._died: set[str] = set()
         self.last_error = ""
 
-    def expect(self, letters: Sequence[DeadLetter]) -> None:
-        self._expected |= {message_id for letter in letters if (message_id := message_id_of(letter))}
+    def expect(self, dead_letters: Sequence[DeadLetter]) -> None:
+        self._expected |= {message_id for dead_letter in dead_letters if (message_id := message_id_of(dead_letter))}
 
     def n_died(self) -> int:
         newest: str | None = None
         before: str | None = None
         while page := self._broker.dead_letters(self._queue).list(100, before=before):
             newest = newest or page[0].id
-            for letter in page:
-                if _order(letter.id) <= _order(self._seen_up_to):
+            for dead_letter in page:
+                if _order(dead_letter.id) <= _order(self._seen_up_to):
                     break
-                message_id = message_id_of(letter)
+                message_id = message_id_of(dead_letter)
                 if message_id in self._expected and message_id not in self._died:
                     self._died.add(str(message_id))
-                    self.last_error = letter.error
+                    self.last_error = dead_letter.error
             else:
                 before = page[-1].id
                 continue
@@ -173,18 +173,18 @@ class _Watch:
         self._seen_up_to = newest or self._seen_up_to
         return len(self._died)
 
-    def where(self, letter: DeadLetter, entry_id: str) -> str:
+    def where(self, dead_letter: DeadLetter, entry_id: str) -> str:
         """What the job of a letter that was put back as this entry does."""
-        by_hand = self._broker.by_hand(self._queue)
+        inspector = self._broker.inspector(self._queue)
         if entry_id == IN_LINE:
             return "waits in line behind another of its ordering key"
-        if by_hand.entry(entry_id) is not None:
-            pending = by_hand.find_pending(entry_id)
+        if inspector.entry(entry_id) is not None:
+            pending = inspector.find_pending(entry_id)
             if pending is not None:
                 return f"runs at {pending.holder}"
             return "waits, because its queue is paused" if self._broker.stats(self._queue).paused else "waits"
-        wanted = (message_id_of(letter) or "").encode()
-        if wanted and any(wanted in message for message in by_hand.delayed()):
+        wanted = (message_id_of(dead_letter) or "").encode()
+        if wanted and any(wanted in message for message in inspector.delayed()):
             return "failed, and will be tried again"
         return ENDED
 

@@ -11,7 +11,7 @@ from typing import Final, assert_never
 import redis
 from dramatiq.errors import BrokerConnectionError
 
-from broker import ByHand, DeadLetter, DeadLetterTooLarge, PendingEntry, QueueStats, RedisStreamsBroker
+from broker import DeadLetter, DeadLetterTooLarge, Inspector, PendingEntry, QueueStats, RedisStreamsBroker
 from broker.keys import HANDED_BACK, QueueKeys
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import QueueUnavailable
@@ -19,9 +19,9 @@ from sploot_cluster.queues import (
     Action,
     AuditRecord,
     ConsumerStatus,
+    DeadLetterFilter,
+    DeadLetterView,
     Done,
-    LetterFilter,
-    LetterView,
     Plan,
     PlannedEntry,
     QueueStatus,
@@ -30,7 +30,7 @@ from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.contracts import NAMESPACE, QUEUES, stream_of
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import Canary
-from tasks.queue_ops.letters import select, view_of
+from tasks.queue_ops.dead_letters import select, view_of
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
@@ -64,27 +64,27 @@ class Operations:
         with _reaching_redis():
             return [self._status(queue) for queue in QUEUES]
 
-    def by_hand(self, queue: str) -> ByHand:
+    def inspector(self, queue: str) -> Inspector:
         """The entries of the queue, to look at."""
-        return self._broker.by_hand(queue_named(queue))
+        return self._broker.inspector(queue_named(queue))
 
     def find(self, pet_id: int) -> tuple[list[FoundJob], int]:
         """The pet's jobs that have not ended; and how many entries had to be read because nobody had indexed them."""
         with _reaching_redis():
             return find_jobs(self._broker, self._client, pet_id)
 
-    def letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> Iterator[DeadLetter]:
+    def stored_dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Iterator[DeadLetter]:
         """Yield the dead letters that match, newest first, embeddings and all."""
         with _reaching_redis():
             yield from select(self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit)
 
-    def dead_letters(self, queue: str, wanted: LetterFilter, *, limit: int) -> Sequence[LetterView]:
-        return [view_of(letter) for letter in self.letters(queue, wanted, limit=limit)]
+    def dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Sequence[DeadLetterView]:
+        return [view_of(dead_letter) for dead_letter in self.stored_dead_letters(queue, wanted, limit=limit)]
 
-    def dead_letter(self, queue: str, letter_id: str) -> LetterView | None:
+    def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None:
         with _reaching_redis():
-            letter = self._broker.dead_letters(queue_named(queue)).get(letter_id)
-        return None if letter is None else view_of(letter, is_whole=True)
+            dead_letter = self._broker.dead_letters(queue_named(queue)).get(dead_letter_id)
+        return None if dead_letter is None else view_of(dead_letter, is_whole=True)
 
     def audit(self, limit: int = 50) -> Sequence[AuditRecord]:
         with _reaching_redis():
@@ -98,28 +98,28 @@ class Operations:
         *,
         entry_ids: Sequence[str] = (),
         consumer: str | None = None,
-        astray: bool = False,
+        unowned: bool = False,
         idle_s: float | None = None,
         even_if_alive: bool = False,
     ) -> Plan:
-        """Hand entries back to work: these, those of a consumer, those astray, those held for ``idle_s``; one of these.
+        """Plan to hand entries back to work: these, those of a consumer, unowned ones, or those held for ``idle_s``.
 
         Entries whose worker lives are left out, because it would run them too, unless ``even_if_alive``.
         """
-        n_ways = bool(entry_ids) + (consumer is not None) + astray + (idle_s is not None)
+        n_ways = bool(entry_ids) + (consumer is not None) + unowned + (idle_s is not None)
         if n_ways != 1:
             raise InvalidInput(
-                "entry_ids", "say which entries in exactly one way", "send ids, a consumer, astray, or idle_s"
+                "entry_ids", "say which entries in exactly one way", "send ids, a consumer, unowned, or idle_s"
             )
         queue = queue_named(queue)
         warnings: list[str] = []
         ghosts: set[str] = set()
         with _reaching_redis():
-            by_hand = self._broker.by_hand(queue)
+            inspector = self._broker.inspector(queue)
             if entry_ids:
-                seen = self._look_up(by_hand, entry_ids)
-            elif astray:
-                found = by_hand.astray(MOST_ENTRIES)
+                seen = self._look_up(inspector, entry_ids)
+            elif unowned:
+                found = inspector.unowned(MOST_ENTRIES)
                 seen = [*found.orphans, *found.ghosts]
                 ghosts = {entry.id for entry in found.ghosts}
                 if ghosts:
@@ -128,7 +128,7 @@ class Operations:
                         "is nothing left to run"
                     )
             else:
-                seen = by_hand.pending(MOST_ENTRIES, consumer=consumer, idle_ms=int(1000 * (idle_s or 0)))
+                seen = inspector.pending(MOST_ENTRIES, consumer=consumer, idle_ms=int(1000 * (idle_s or 0)))
             stats = self._broker.stats(queue)
             alive = {one.name for one in stats.consumers if one.is_alive}
             overdue = overdue_jobs(self._broker, stats)
@@ -177,12 +177,12 @@ class Operations:
         queue = queue_named(queue)
         with _reaching_redis():
             names = {one.name for one in self._broker.stats(queue).consumers}
-            held = self._broker.by_hand(queue).pending(MOST_ENTRIES, consumer=consumer)
+            held = self._broker.inspector(queue).pending(MOST_ENTRIES, consumer=consumer)
             is_alive = consumer in self._alive(queue)
         if consumer not in names:
             close = get_close_matches(consumer, names, n=1, cutoff=0.4)
-            mend = f"did you mean {close[0]}?" if close else "see sploot-cluster queue status"
-            raise InvalidInput("consumer", f"{consumer} is no consumer of {queue}", mend)
+            hint = f"did you mean {close[0]}?" if close else "see sploot-cluster queue status"
+            raise InvalidInput("consumer", f"{consumer} is no consumer of {queue}", hint)
         if consumer == HANDED_BACK:
             raise InvalidInput(
                 "consumer", f"{HANDED_BACK} is nobody: it holds what was handed back", "leave it; workers take from it"
@@ -233,10 +233,12 @@ class Operations:
             [f"DEL {keys.paused}", f"XADD {keys.timer} MAXLEN 1 * paused 0"],
         )
 
-    def plan_requeue(self, queue: str, *, letter_ids: Sequence[str] = (), matching: LetterFilter | None = None) -> Plan:
+    def plan_requeue(
+        self, queue: str, *, dead_letter_ids: Sequence[str] = (), matching: DeadLetterFilter | None = None
+    ) -> Plan:
         """Put dead letters back to work, oldest first: these, or all that match."""
         queue = queue_named(queue)
-        ids = self._chosen(queue, letter_ids, matching)
+        ids = self._chosen(queue, dead_letter_ids, matching)
         keys = QueueKeys(NAMESPACE, queue)
         commands = []
         if ids:
@@ -249,20 +251,22 @@ class Operations:
             queue,
             f"put {_n(len(ids), 'dead letter')} of {queue} back at the end of {keys.stream}",
             commands,
-            entries=[PlannedEntry(letter_id) for letter_id in ids],
+            entries=[PlannedEntry(dead_letter_id) for dead_letter_id in ids],
         )
 
-    def plan_purge(self, queue: str, *, letter_ids: Sequence[str] = (), matching: LetterFilter | None = None) -> Plan:
+    def plan_purge(
+        self, queue: str, *, dead_letter_ids: Sequence[str] = (), matching: DeadLetterFilter | None = None
+    ) -> Plan:
         """Remove dead letters for ever: these, or all that match."""
         queue = queue_named(queue)
-        ids = self._chosen(queue, letter_ids, matching)
+        ids = self._chosen(queue, dead_letter_ids, matching)
         keys = QueueKeys(NAMESPACE, queue)
         return self._plan(
             "purge",
             queue,
             f"remove {_n(len(ids), 'dead letter')} of {queue} for ever",
             [f"XDEL {keys.dead} {_some(ids)}"] if ids else [],
-            entries=[PlannedEntry(letter_id) for letter_id in ids],
+            entries=[PlannedEntry(dead_letter_id) for dead_letter_id in ids],
             warnings=["this cannot be undone; sploot-cluster capture keeps a copy"] if ids else [],
         )
 
@@ -296,7 +300,7 @@ class Operations:
     def _done(self, plan: Plan) -> Done:
         match plan.action:
             case "rescue":
-                rescued = self._broker.by_hand(plan.queue).rescue(_as_seen(plan))
+                rescued = self._broker.inspector(plan.queue).rescue(_as_seen(plan))
                 n, of = rescued.n_handed_back, len(plan.entries)
                 told = f"{n} of {of} handed back to work"
                 if rescued.n_ghosts:
@@ -317,9 +321,9 @@ class Operations:
                 try:
                     n = self._broker.dead_letters(plan.queue).requeue([entry.id for entry in plan.entries])
                 except DeadLetterTooLarge as refused:
-                    n, n_refused = refused.n_requeued, len(refused.letter_ids)
-                    because = f"{n} of {len(plan.entries)} put back to work; {n_refused} stay dead letters: {refused}"
-                    return _ended(plan, n, because, is_complete=False)
+                    n, n_refused = refused.n_requeued, len(refused.dead_letter_ids)
+                    reason = f"{n} of {len(plan.entries)} put back to work; {n_refused} stay dead letters: {refused}"
+                    return _ended(plan, n, reason, is_complete=False)
                 return _ended(plan, n, f"{n} of {len(plan.entries)} put back to work" + _gone(plan, n))
             case "purge":
                 n = self._broker.dead_letters(plan.queue).purge([entry.id for entry in plan.entries])
@@ -329,11 +333,11 @@ class Operations:
 
     def _retire(self, plan: Plan) -> Done:
         assert plan.consumer is not None
-        by_hand = self._broker.by_hand(plan.queue)
+        inspector = self._broker.inspector(plan.queue)
         if not plan.is_forced and plan.consumer in self._alive(plan.queue):
             return _ended(plan, 0, f"{plan.consumer} lives; nothing was done", is_complete=False)
-        rescued = by_hand.rescue(_as_seen(plan))
-        retired = by_hand.retire(plan.consumer, even_if_alive=plan.is_forced)
+        rescued = inspector.rescue(_as_seen(plan))
+        retired = inspector.retire(plan.consumer, even_if_alive=plan.is_forced)
         n = rescued.n_handed_back + rescued.n_ghosts
         told = f"{rescued.n_handed_back} of {len(plan.entries)} entries handed back to work"
         match retired.outcome:
@@ -356,7 +360,7 @@ class Operations:
             queue=queue,
             stream=stream_of(queue),
             group=self._broker.settings.group,
-            because=_why(stats, overdue),
+            reason=_why(stats, overdue),
             is_paused=stats.paused,
             undelivered=stats.undelivered,
             in_flight=stats.in_flight,
@@ -376,20 +380,22 @@ class Operations:
     def _alive(self, queue: str) -> set[str]:
         return {one.name for one in self._broker.stats(queue).consumers if one.is_alive}
 
-    def _look_up(self, by_hand: ByHand, entry_ids: Sequence[str]) -> list[PendingEntry]:
+    def _look_up(self, inspector: Inspector, entry_ids: Sequence[str]) -> list[PendingEntry]:
         """The entries of these ids, whoever has them.
 
         Raises:
             InvalidInput: one of them is neither pending nor an orphan.
         """
-        last = _order(by_hand.last_delivered_id())
+        last = _order(inspector.last_delivered_id())
         seen = []
         for entry_id in dict.fromkeys(entry_ids):
-            entry = by_hand.find_pending(entry_id)
+            entry = inspector.find_pending(entry_id)
             if entry is None:
-                if by_hand.entry(entry_id) is None:
+                if inspector.entry(entry_id) is None:
                     raise InvalidInput(
-                        "entry_ids", f"{entry_id} is not in {by_hand.keys.stream}", "it has ended, or is a dead letter"
+                        "entry_ids",
+                        f"{entry_id} is not in {inspector.keys.stream}",
+                        "it has ended, or is a dead letter",
                     )
                 if _order(entry_id) > last:
                     raise InvalidInput(
@@ -401,22 +407,28 @@ class Operations:
             seen.append(entry)
         return seen
 
-    def _chosen(self, queue: str, letter_ids: Sequence[str], matching: LetterFilter | None) -> Sequence[str]:
+    def _chosen(self, queue: str, dead_letter_ids: Sequence[str], matching: DeadLetterFilter | None) -> Sequence[str]:
         """The ids of the letters, oldest first."""
-        if bool(letter_ids) == (matching is not None):
-            raise InvalidInput("letter_ids", "say which letters in exactly one way", "send their ids, or a filter")
+        if bool(dead_letter_ids) == (matching is not None):
+            raise InvalidInput(
+                "dead_letter_ids", "say which dead letters in exactly one way", "send their ids, or a filter"
+            )
         if matching is not None:
-            return [letter.id for letter in self.letters(queue, matching, limit=MOST_ENTRIES)][::-1]
+            return [dead_letter.id for dead_letter in self.stored_dead_letters(queue, matching, limit=MOST_ENTRIES)][
+                ::-1
+            ]
         found = []
         with _reaching_redis():
-            letters = self._broker.dead_letters(queue)
-            for letter_id in dict.fromkeys(letter_ids):
-                letter = letters.get(letter_id)
-                if letter is None:
+            dead_letters = self._broker.dead_letters(queue)
+            for dead_letter_id in dict.fromkeys(dead_letter_ids):
+                dead_letter = dead_letters.get(dead_letter_id)
+                if dead_letter is None:
                     raise InvalidInput(
-                        "letter_ids", f"{letter_id} is no dead letter of {queue}", "see sploot-cluster queue dead list"
+                        "dead_letter_ids",
+                        f"{dead_letter_id} is no dead letter of {queue}",
+                        "see sploot-cluster queue dead list",
                     )
-                found.append(letter.id)
+                found.append(dead_letter.id)
         return sorted(found, key=_order)
 
     def _plan(
@@ -490,8 +502,8 @@ def _as_seen(plan: Plan) -> list[PendingEntry]:
     return [PendingEntry(entry.id, entry.holder, entry.deliveries) for entry in plan.entries]
 
 
-def _ended(plan: Plan, n_done: int, because: str, *, is_complete: bool = True) -> Done:
-    return Done(plan.plan_id, plan.action, plan.queue, len(plan.entries), n_done, is_complete, because)
+def _ended(plan: Plan, n_done: int, reason: str, *, is_complete: bool = True) -> Done:
+    return Done(plan.plan_id, plan.action, plan.queue, len(plan.entries), n_done, is_complete, reason)
 
 
 def _gone(plan: Plan, n: int) -> str:

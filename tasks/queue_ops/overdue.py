@@ -51,9 +51,9 @@ def overdue_jobs(broker: RedisStreamsBroker, stats: QueueStats) -> list[OverdueJ
     alive = {one.name for one in stats.consumers if one.is_alive and one.name != HANDED_BACK}
     if not alive or (stats.oldest_pending_idle_ms is None and not stats.in_flight):
         return []
-    by_hand = broker.by_hand(stats.queue_name)
+    inspector = broker.inspector(stats.queue_name)
     found = []
-    for entry in by_hand.pending(MOST_READ, idle_ms=int(1000 * (_LEAST_LIMIT_S + LIMIT_GRACE_S))):
+    for entry in inspector.pending(MOST_READ, idle_ms=int(1000 * (_LEAST_LIMIT_S + LIMIT_GRACE_S))):
         if entry.holder not in alive:
             continue
         actor, limit_s = _actor_and_limit(broker, stats.queue_name, entry.id)
@@ -81,11 +81,11 @@ def command_that_frees(queue: str, jobs: Sequence[OverdueJob]) -> str:
 
 
 def _actor_and_limit(broker: RedisStreamsBroker, queue: str, entry_id: str) -> tuple[str | None, float]:
-    by_hand = broker.by_hand(queue)
-    fields = by_hand.entry(entry_id)
+    inspector = broker.inspector(queue)
+    fields = inspector.entry(entry_id)
     if fields is not None:
         try:
-            message = by_hand.decode(entry_id, fields)
+            message = inspector.decode(entry_id, fields)
         except UndecodableEntry:
             pass
         else:

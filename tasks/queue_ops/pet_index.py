@@ -27,7 +27,7 @@ import dramatiq
 import redis
 from dramatiq.broker import Broker
 
-from broker import ByHand, RedisStreamsBroker
+from broker import Inspector, RedisStreamsBroker
 from broker.keys import QueueKeys
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, NAMESPACE
 from tasks.queue_ops.entries import EntryFacts, added_at, facts_of
@@ -111,21 +111,21 @@ def find_jobs(
     found: list[FoundJob] = []
     n_indexed = 0
     for queue in INDEXED:
-        index, by_hand = PetIndex(client, queue), broker.by_hand(queue)
+        index, inspector = PetIndex(client, queue), broker.inspector(queue)
         n_indexed += index.catch_up()
-        pending = {entry.id: entry for entry in by_hand.pending(10_000)}
+        pending = {entry.id: entry for entry in inspector.pending(10_000)}
         candidates = index.entries_of(pet_id)
-        known = _facts_of(by_hand, candidates[:limit])
+        known = _facts_of(inspector, candidates[:limit])
         index.forget([entry_id for entry_id, facts in zip(candidates, known, strict=False) if facts is None])
         for entry_id, facts in zip(candidates, known, strict=False):
             if facts is not None and facts.pet_id == pet_id:
-                found.append(_job(queue, by_hand, entry_id, facts, pending))
+                found.append(_job(queue, inspector, entry_id, facts, pending))
         # what was delivered at once was never indexed
         unknown = [entry_id for entry_id in pending if entry_id not in set(candidates)]
-        for entry_id, facts in zip(unknown, _facts_of(by_hand, unknown), strict=True):
+        for entry_id, facts in zip(unknown, _facts_of(inspector, unknown), strict=True):
             if facts is not None and facts.pet_id == pet_id:
-                found.append(_job(queue, by_hand, entry_id, facts, pending))
-        for state, messages in (("delayed", by_hand.delayed()), ("in line", by_hand.in_line())):
+                found.append(_job(queue, inspector, entry_id, facts, pending))
+        for state, messages in (("delayed", inspector.delayed()), ("in line", inspector.in_line())):
             for message in messages:
                 facts = facts_of({b"message": message})
                 if facts.pet_id == pet_id:
@@ -176,16 +176,16 @@ class KeepPetIndex(dramatiq.Middleware):
                 logger.debug("waiting work not indexed", extra={"error": str(error)})
 
 
-def _facts_of(by_hand: ByHand, entry_ids: Sequence[str]) -> list[EntryFacts | None]:
+def _facts_of(inspector: Inspector, entry_ids: Sequence[str]) -> list[EntryFacts | None]:
     """What entries say of themselves; None for one that has ended."""
     found: list[EntryFacts | None] = []
     for start in range(0, len(entry_ids), READ_PAGE):
-        page = by_hand.entries(entry_ids[start : start + READ_PAGE])
+        page = inspector.entries(entry_ids[start : start + READ_PAGE])
         found += [None if fields is None else facts_of(fields) for fields in page]
     return found
 
 
-def _job(queue: str, by_hand: ByHand, entry_id: str, facts: EntryFacts, pending: dict[str, Any]) -> FoundJob:
+def _job(queue: str, inspector: Inspector, entry_id: str, facts: EntryFacts, pending: dict[str, Any]) -> FoundJob:
     held = pending.get(entry_id)
     return FoundJob(
         queue=queue,

@@ -131,10 +131,10 @@ def test_an_entry_that_is_too_large_is_a_dead_letter_with_all_of_its_fields(scen
 
     assert [delivery.args[0] for delivery in got] == ["first", "last"]
     eventually(lambda: scene.client.xlen(KEYS.dead) == 1)
-    ((_, letter),) = scene.client.xrange(KEYS.dead)
-    assert letter[b"reason"] == b"oversize"
-    assert b"may have" in letter[b"error"]
-    assert letter[b"entry:data"] == large
+    ((_, dead_letter),) = scene.client.xrange(KEYS.dead)
+    assert dead_letter[b"reason"] == b"oversize"
+    assert b"may have" in dead_letter[b"error"]
+    assert dead_letter[b"entry:data"] == large
 
 
 def test_what_is_too_much_at_once_comes_one_after_the_other(scene: Scene) -> None:
@@ -167,8 +167,8 @@ def test_large_entries_of_a_dead_process_are_taken_and_become_dead_letters(scene
 
     assert taken.args == ("small",)
     eventually(lambda: scene.client.xlen(KEYS.dead) == 1)
-    ((_, letter),) = scene.client.xrange(KEYS.dead)
-    assert (letter[b"reason"], letter[b"entry_id"]) == (b"oversize", large)
+    ((_, dead_letter),) = scene.client.xrange(KEYS.dead)
+    assert (dead_letter[b"reason"], dead_letter[b"entry_id"]) == (b"oversize", large)
 
 
 READER = """
@@ -207,7 +207,7 @@ def test_an_entry_of_very_many_fields_is_a_dead_letter_that_counts_them(scene: S
     (good,) = received(bounded(scene, max_read_bytes=1 << 20), 1)
 
     assert good.args == ("good",)
-    letters = scene.brokers["a"].dead_letters(QUEUE)
-    (letter,) = eventually(letters.list)
-    assert (letter.reason, letter.field) == ("oversize", "entry")
-    assert f"has more than {MOST_PARTS // 2} fields" in letter.error
+    dead_letters = scene.brokers["a"].dead_letters(QUEUE)
+    (dead_letter,) = eventually(dead_letters.list)
+    assert (dead_letter.reason, dead_letter.field) == ("oversize", "entry")
+    assert f"has more than {MOST_PARTS // 2} fields" in dead_letter.error

@@ -94,8 +94,8 @@ def test_the_redis_commands_are_answered(redis_url: str, redis_client: redis.Red
     used.close()
 
     assert len(answers) == 4
-    (letter,) = answers[2]
-    assert b"failed" in letter[1].values()
+    (dead_letter,) = answers[2]
+    assert b"failed" in dead_letter[1].values()
 
 
 def test_every_test_that_covers_a_hard_case_exists() -> None:

@@ -53,7 +53,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_scripts_types_and_readme(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    here = {path.name for path in Path(broker.__file__).parent.iterdir() if path.suffix in (".py", ".lua")}
+    here = {path.name for path in Path(broker.__file__).parent.iterdir() if path.suffix == ".py"}
+    here |= {f"lua/{path.name}" for path in Path(broker.__file__).with_name("lua").iterdir()}
 
     assert {name.partition("/")[2] for name in names if name.startswith(f"{PACKAGE}/")} == {
         *here,

@@ -65,8 +65,8 @@ def test_a_message_older_than_its_age_limit_is_skipped_and_becomes_a_dead_letter
         with working(broker):
             broker.join("default", timeout=30_000)
 
-        (letter,) = broker.dead_letters("default").list()
-        assert (letter.reason, letter.message_id) == ("skipped", old.message_id)
+        (dead_letter,) = broker.dead_letters("default").list()
+        assert (dead_letter.reason, dead_letter.message_id) == ("skipped", old.message_id)
     assert ran == ["young"]
 
 
@@ -89,8 +89,8 @@ def test_a_job_that_runs_longer_than_its_time_limit_is_interrupted_and_its_threa
         with working(broker, threads=1):
             broker.join("default", timeout=30_000)
 
-        (letter,) = broker.dead_letters("default").list()
-        assert letter.error.startswith("TimeLimitExceeded")
+        (dead_letter,) = broker.dead_letters("default").list()
+        assert dead_letter.error.startswith("TimeLimitExceeded")
     assert seen == ["interrupted", "quick"]
 
 
@@ -369,8 +369,8 @@ def test_more_messages_than_a_script_can_unpack_are_flushed_requeued_and_purged(
         for delivery in held[:n]:
             assert delivery is not None
             consumer.nack(delivery)
-        letters = broker.dead_letters("default")
-        assert broker.dead_letters("default").requeue(letter.id for letter in letters.list(n)) == n
+        dead_letters = broker.dead_letters("default")
+        assert broker.dead_letters("default").requeue(dead_letter.id for dead_letter in dead_letters.list(n)) == n
 
         again = [next(consumer) for _ in range(n)]
         assert len(again) == n

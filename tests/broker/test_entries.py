@@ -64,10 +64,10 @@ def test_an_entry_that_is_no_message_of_the_queue_becomes_a_dead_letter(
 
     assert good.args == ("good",)
     eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
-    (letter,) = scene.brokers["a"].dead_letters(QUEUE).list()
-    assert letter.reason == reason
-    assert letter.error
-    assert letter.fields == {name.encode(): value for name, value in fields.items()}
+    (dead_letter,) = scene.brokers["a"].dead_letters(QUEUE).list()
+    assert dead_letter.reason == reason
+    assert dead_letter.error
+    assert dead_letter.fields == {name.encode(): value for name, value in fields.items()}
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_field_that_no_worker_can_use_is_refused_on_either_side(scene: Scene, fi
 
     assert received(consumer, 1)[0].args == ("good",)
     assert refused.value.field == field
-    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
-    assert (letter.reason, letter.field) == ("undecodable", field)
-    assert letter.error.startswith(f"UndecodableEntry: {field}: expected ")
+    (dead_letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert (dead_letter.reason, dead_letter.field) == ("undecodable", field)
+    assert dead_letter.error.startswith(f"UndecodableEntry: {field}: expected ")
 
 
 def test_a_decoder_makes_messages_of_foreign_entries_or_names_what_is_wrong(scene: Scene) -> None:
@@ -140,8 +140,8 @@ def test_a_decoder_makes_messages_of_foreign_entries_or_names_what_is_wrong(scen
     consumer.ack(good)
 
     assert good.args == ("good",)
-    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
-    assert (letter.reason, letter.field, letter.mend) == ("undecodable", "v", "send 1")
+    (dead_letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert (dead_letter.reason, dead_letter.field, dead_letter.hint) == ("undecodable", "v", "send 1")
     eventually(lambda: scene.client.xlen(KEYS.stream) == 0)
 
 
@@ -154,8 +154,8 @@ def test_a_decoder_that_fails_stops_nothing(scene: Scene) -> None:
     scene.brokers["a"].enqueue(message("good"))
 
     assert received(consumer, 1)[0].args == ("good",)
-    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
-    assert "ZeroDivisionError" in letter.error
+    (dead_letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert "ZeroDivisionError" in dead_letter.error
 
 
 def test_dead_letters_are_listed_shown_requeued_and_purged(scene: Scene) -> None:
@@ -165,19 +165,23 @@ def test_dead_letters_are_listed_shown_requeued_and_purged(scene: Scene) -> None
     for delivery in received(consumer, 3):
         delivery.stuff_exception(ValueError(delivery.args[0]))
         consumer.nack(delivery)
-    letters = broker.dead_letters(QUEUE)
-    newest_first = letters.list()
-    assert [letter.error for letter in newest_first] == ["ValueError: three", "ValueError: two", "ValueError: one"]
+    dead_letters = broker.dead_letters(QUEUE)
+    newest_first = dead_letters.list()
+    assert [dead_letter.error for dead_letter in newest_first] == [
+        "ValueError: three",
+        "ValueError: two",
+        "ValueError: one",
+    ]
 
-    assert letters.get(newest_first[0].id) == newest_first[0]
-    letters.requeue([newest_first[2].id])
-    letters.purge([newest_first[1].id])
+    assert dead_letters.get(newest_first[0].id) == newest_first[0]
+    dead_letters.requeue([newest_first[2].id])
+    dead_letters.purge([newest_first[1].id])
 
     assert scene.state() == QueueState(waiting=("one",), dead=(("failed", "three"),))
     assert received(consumer, 1)[0].args == ("one",)
 
 
-def test_letters_are_requeued_and_purged_by_what_they_say(scene: Scene) -> None:
+def test_dead_letters_are_requeued_and_purged_by_what_they_say(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many([message(label) for label in ("timeout", "bug", "timeout too", "other")])
@@ -185,13 +189,15 @@ def test_letters_are_requeued_and_purged_by_what_they_say(scene: Scene) -> None:
         error = TimeoutError("slow") if "timeout" in delivery.args[0] else ValueError("bug")
         delivery.stuff_exception(error)
         consumer.nack(delivery)
-    letters = broker.dead_letters(QUEUE)
-    first, *_, last = reversed(letters.list())
+    dead_letters = broker.dead_letters(QUEUE)
+    first, *_, last = reversed(dead_letters.list())
 
-    assert [letter.fields for letter in letters.find(died_after=last.died_at + timedelta(seconds=1))] == []
-    assert len(letters.list(died_before=last.died_at + timedelta(seconds=1), died_after=first.died_at)) == 4
-    assert letters.requeue_where(where=lambda letter: letter.error.startswith("TimeoutError")) == 2
-    assert letters.purge_where(message_id=last.message_id) == 1
+    assert [
+        dead_letter.fields for dead_letter in dead_letters.find(died_after=last.died_at + timedelta(seconds=1))
+    ] == []
+    assert len(dead_letters.list(died_before=last.died_at + timedelta(seconds=1), died_after=first.died_at)) == 4
+    assert dead_letters.requeue_where(where=lambda dead_letter: dead_letter.error.startswith("TimeoutError")) == 2
+    assert dead_letters.purge_where(message_id=last.message_id) == 1
 
     assert scene.state() == QueueState(waiting=("timeout too", "timeout"), dead=(("failed", "bug"),))
 
@@ -207,24 +213,24 @@ def test_the_traceback_of_a_dead_letter_is_kept_to_eight_kilobytes(scene: Scene)
 
     consumer.nack(one)
 
-    (letter,) = scene.brokers["a"].dead_letters(QUEUE).list()
-    assert letter.traceback is not None
-    assert 0 < len(letter.traceback.encode()) <= 8 * 1024
-    assert len(letter.error.encode()) <= 4 * 1024
+    (dead_letter,) = scene.brokers["a"].dead_letters(QUEUE).list()
+    assert dead_letter.traceback is not None
+    assert 0 < len(dead_letter.traceback.encode()) <= 8 * 1024
+    assert len(dead_letter.error.encode()) <= 4 * 1024
 
 
-def test_an_entry_of_more_fields_than_a_script_can_pass_on_becomes_a_letter_of_the_first(scene: Scene) -> None:
+def test_an_entry_of_more_fields_than_a_script_can_pass_on_becomes_a_dead_letter_of_the_first(scene: Scene) -> None:
     consumer = scene.consumer("a")
     scene.client.xadd(KEYS.stream, {f"f{number}": "x" for number in range(5_000)})
     scene.brokers["a"].enqueue(message("good"))
 
     assert received(consumer, 1)[0].args == ("good",)
 
-    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
-    assert letter.fields == {f"f{number}".encode(): b"x" for number in range(2_000)}
+    (dead_letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert dead_letter.fields == {f"f{number}".encode(): b"x" for number in range(2_000)}
     ((_, stored),) = scene.client.xrange(KEYS.dead)
     assert stored[b"left_out"] == b"3000"
-    assert scene.brokers["a"].dead_letters(QUEUE).requeue([letter.id]) == 1
+    assert scene.brokers["a"].dead_letters(QUEUE).requeue([dead_letter.id]) == 1
 
 
 def test_a_message_that_is_too_large_to_run_frees_its_unique_key_and_its_place_in_line(scene: Scene) -> None:
@@ -237,11 +243,11 @@ def test_a_message_that_is_too_large_to_run_frees_its_unique_key_and_its_place_i
     assert received(consumer, 1)[0].args == ("next",)
 
     assert scene.state().locks == ()
-    letters = producer.dead_letters(QUEUE)
-    (letter,) = letters.list()
-    assert (letter.reason, letter.message_id) == ("oversize", large.message_id)
+    dead_letters = producer.dead_letters(QUEUE)
+    (dead_letter,) = dead_letters.list()
+    assert (dead_letter.reason, dead_letter.message_id) == ("oversize", large.message_id)
     # put back while another of its key is at work, it waits its turn
-    assert letters.put_back([letter.id]) == ["in-line"]
+    assert dead_letters.put_back([dead_letter.id]) == ["in-line"]
 
 
 def test_a_time_that_somebody_wrote_into_an_entry_is_not_waited_for(scene: Scene) -> None:

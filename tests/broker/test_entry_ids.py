@@ -45,8 +45,8 @@ def test_the_greatest_id_exhausts_a_stream_and_its_entry_is_work_like_any_other(
     (last,) = received(consumer, 1)
 
     assert scene.brokers["a"].stats(QUEUE).is_exhausted
-    assert [entry.id for entry in scene.brokers["a"].by_hand(QUEUE).pending()] == [LAST_ID]
-    assert scene.brokers["a"].by_hand(QUEUE).waiting() == []
+    assert [entry.id for entry in scene.brokers["a"].inspector(QUEUE).pending()] == [LAST_ID]
+    assert scene.brokers["a"].inspector(QUEUE).waiting() == []
     swept(scene.brokers["a"])
     consumer.ack(last)
     eventually(lambda: scene.state() == QueueState())
@@ -54,16 +54,16 @@ def test_the_greatest_id_exhausts_a_stream_and_its_entry_is_work_like_any_other(
 
 def test_orphans_and_ghosts_of_the_greatest_id_are_found(scene: Scene) -> None:
     consumer = scene.consumer("a")
-    by_hand = scene.brokers["a"].by_hand(QUEUE)
+    inspector = scene.brokers["a"].inspector(QUEUE)
     add(scene, "last", LAST_ID)
     received(consumer, 1)
 
     scene.client.xack(KEYS.stream, GROUP, LAST_ID)
-    assert [orphan.id for orphan in by_hand.astray().orphans] == [LAST_ID]
+    assert [orphan.id for orphan in inspector.unowned().orphans] == [LAST_ID]
     assert scene.brokers["a"].stats(QUEUE).orphaned == 1
     assert swept(scene.brokers["a"]).n_orphans == 1
     scene.client.xdel(KEYS.stream, LAST_ID)
-    assert [ghost.id for ghost in by_hand.astray().ghosts] == [LAST_ID]
+    assert [ghost.id for ghost in inspector.unowned().ghosts] == [LAST_ID]
 
 
 def test_delayed_messages_wait_until_an_exhausted_stream_was_made_again(scene: Scene) -> None:
@@ -84,9 +84,9 @@ def test_delayed_messages_wait_until_an_exhausted_stream_was_made_again(scene: S
     consumer.close()
 
 
-@pytest.mark.parametrize("letter_id", ["99999999999999999-0", "18446744073709551615-1"])
-def test_a_dead_letter_with_any_id_can_be_listed(scene: Scene, letter_id: str) -> None:
+@pytest.mark.parametrize("dead_letter_id", ["99999999999999999-0", "18446744073709551615-1"])
+def test_a_dead_letter_with_any_id_can_be_listed(scene: Scene, dead_letter_id: str) -> None:
     broker = scene.process("a")
-    scene.client.xadd(KEYS.dead, {"reason": "failed", "error": "E: x"}, id=letter_id)
+    scene.client.xadd(KEYS.dead, {"reason": "failed", "error": "E: x"}, id=dead_letter_id)
 
-    assert [letter.id for letter in broker.dead_letters(QUEUE).list()] == [letter_id]
+    assert [dead_letter.id for dead_letter in broker.dead_letters(QUEUE).list()] == [dead_letter_id]

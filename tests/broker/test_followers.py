@@ -101,19 +101,19 @@ def test_follower_that_is_too_large_is_a_dead_letter_that_can_be_requeued(redis_
         fetch, store = declared(broker)
         pipeline = dramatiq.pipeline([fetch.message(), store.message()], broker=broker).run()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert (letter.reason, letter.actor_name) == ("not-enqueued", "store")
-        assert letter.message_id == pipeline.messages[1].message_id
-        assert "MessageTooLarge" in letter.error
+        assert (dead_letter.reason, dead_letter.actor_name) == ("not-enqueued", "store")
+        assert dead_letter.message_id == pipeline.messages[1].message_id
+        assert "MessageTooLarge" in dead_letter.error
         assert broker.counters("default") == {"enqueued": 1, "acked": 1, "dead": 1}
         with pytest.raises(MessageTooLarge, match="raise max_message_bytes"):
-            broker.dead_letters("default").requeue([letter.id])
-        assert broker.dead_letters("default").list() == [letter]
+            broker.dead_letters("default").requeue([dead_letter.id])
+        assert broker.dead_letters("default").list() == [dead_letter]
 
     with broker_on(redis_url, Pipelines(), max_message_bytes=3 * LIMIT) as broker:
         declared(broker)
-        assert broker.dead_letters("default").requeue([letter.id]) == 1
+        assert broker.dead_letters("default").requeue([dead_letter.id]) == 1
         assert ended(broker) == []
     assert stored == [LIMIT]
 
@@ -125,16 +125,16 @@ def test_requeue_leaves_what_is_too_large_and_puts_the_others_back(scene: Scene)
     (one,) = received(consumer, 1)
     one.stuff_exception(ValueError("dies"))
     consumer.nack(one)
-    letters = scene.brokers["a"].dead_letters(QUEUE)
-    assert {letter.reason for letter in letters.list()} == {"oversize", "failed"}
+    dead_letters = scene.brokers["a"].dead_letters(QUEUE)
+    assert {dead_letter.reason for dead_letter in dead_letters.list()} == {"oversize", "failed"}
 
     with pytest.raises(DeadLetterTooLarge) as refused:
-        letters.requeue_where(where=lambda letter: True)
+        dead_letters.requeue_where(where=lambda dead_letter: True)
 
     assert refused.value.message_id == large.message_id
     assert refused.value.n_requeued == 1
     assert scene.state().waiting == ("small",)
-    assert [letter.reason for letter in letters.list()] == ["oversize"]
+    assert [dead_letter.reason for dead_letter in dead_letters.list()] == ["oversize"]
 
 
 def test_dead_letter_of_a_retry_that_outgrew_the_limit_can_be_requeued(scene: Scene) -> None:
@@ -171,10 +171,10 @@ def test_follower_that_a_middleware_refuses_is_a_dead_letter(redis_url: str) -> 
         second = dramatiq.actor(broker=broker, actor_name="second", store_results=True)(lambda *_: None)
         pipeline = dramatiq.pipeline([first.message(), second.message()], broker=broker).run()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert (letter.reason, letter.actor_name) == ("not-enqueued", "second")
-        assert "over the quota" in letter.error
+        assert (dead_letter.reason, dead_letter.actor_name) == ("not-enqueued", "second")
+        assert "over the quota" in dead_letter.error
         with pytest.raises(ResultFailure, match="over the quota"):
             pipeline.messages[1].get_result(backend=backend)
 
@@ -185,9 +185,13 @@ def test_follower_with_a_strange_option_is_a_dead_letter_that_names_it(redis_url
         strange = work.message().copy(options={"max_retries": "x"})
         broker.enqueue(work.message().copy(options={"pipe_target": strange.asdict()}))
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert (letter.reason, letter.field, letter.message_id) == ("not-enqueued", "max_retries", strange.message_id)
+        assert (dead_letter.reason, dead_letter.field, dead_letter.message_id) == (
+            "not-enqueued",
+            "max_retries",
+            strange.message_id,
+        )
 
 
 def test_result_that_cannot_be_handed_on_makes_its_message_a_dead_letter(redis_url: str) -> None:
@@ -206,12 +210,12 @@ def test_result_that_cannot_be_handed_on_makes_its_message_a_dead_letter(redis_u
 
         dramatiq.pipeline([fetch.message(), store.message()], broker=broker).run()
 
-        (letter,) = ended(broker)
-        assert (letter.reason, letter.actor_name) == ("unhandled", "fetch")
-        assert "what was to follow it was not enqueued: Pipelines raised TypeError" in letter.error
+        (dead_letter,) = ended(broker)
+        assert (dead_letter.reason, dead_letter.actor_name) == ("unhandled", "fetch")
+        assert "what was to follow it was not enqueued: Pipelines raised TypeError" in dead_letter.error
 
         results.append("the cause is corrected")
-        assert broker.dead_letters("default").requeue([letter.id]) == 1
+        assert broker.dead_letters("default").requeue([dead_letter.id]) == 1
         assert ended(broker) == []
     assert results[1:] == ["corrected"]
 
@@ -226,10 +230,10 @@ def test_follower_of_a_foreign_middleware_that_cannot_be_encoded_loses_nothing(r
     with broker_on(redis_url, Following()) as broker:
         sent = dramatiq.actor(broker=broker, actor_name="work")(lambda *_: None).send()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert (letter.reason, letter.message_id) == ("unhandled", sent.message_id)
-        assert "TypeError" in letter.error
+        assert (dead_letter.reason, dead_letter.message_id) == ("unhandled", sent.message_id)
+        assert "TypeError" in dead_letter.error
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
@@ -243,13 +247,13 @@ def test_callback_of_an_actor_that_nobody_declared_loses_nothing(redis_url: str,
 
         work.send_with_options(on_success="nobody", on_failure="nobody")
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
         if succeeds:
-            assert letter.reason == "unhandled"
-            assert "Callbacks raised ActorNotFound: nobody" in letter.error
+            assert dead_letter.reason == "unhandled"
+            assert "Callbacks raised ActorNotFound: nobody" in dead_letter.error
         else:
-            assert letter.reason == "failed"
+            assert dead_letter.reason == "failed"
 
 
 def test_completion_callback_that_is_too_large_is_a_dead_letter(redis_url: str) -> None:
@@ -260,9 +264,9 @@ def test_completion_callback_that_is_too_large_is_a_dead_letter(redis_url: str) 
         group.add_completion_callback(completed.message())
         group.run()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert (letter.reason, letter.actor_name) == ("not-enqueued", "completed")
+        assert (dead_letter.reason, dead_letter.actor_name) == ("not-enqueued", "completed")
 
 
 def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
@@ -326,7 +330,7 @@ def test_entry_that_another_program_wrote_is_refused_beyond_the_limit(scene: Sce
     (one,) = received(consumer, 1)
 
     assert len(one._message.encode()) == LIMIT
-    (letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
-    assert letter.reason == "oversize"
-    assert letter.mend is not None
-    assert "max_message_bytes" in letter.mend
+    (dead_letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    assert dead_letter.reason == "oversize"
+    assert dead_letter.hint is not None
+    assert "max_message_bytes" in dead_letter.hint

@@ -174,7 +174,7 @@ class Queue(RuleBasedStateMachine):
             ["XACK", "XCLAIM", "XGROUP DELCONSUMER", "XGROUP SETID", "XGROUP DESTROY", "SWEEP", "TIME"]
         ),
     )
-    def by_hand(self, which: int, command: str) -> None:
+    def inspector(self, which: int, command: str) -> None:
         """What operators do, and what the janitors and the clock do on their own."""
         pending: Any = self.scene.client.xpending_range(KEYS.stream, GROUP, "-", "+", 100)
         one = pending[which % len(pending)] if pending else None
@@ -203,9 +203,9 @@ class Queue(RuleBasedStateMachine):
             broker.resume(QUEUE)
         elif self.dead:
             label = sorted(self.dead)[which % len(self.dead)]
-            letters = broker.dead_letters(QUEUE)
-            (letter_id,) = [one.id for one in letters.list() if label_of(one.fields) == label]
-            assert (letters.purge if what == "purge" else letters.requeue)([letter_id]) == 1
+            dead_letters = broker.dead_letters(QUEUE)
+            (dead_letter_id,) = [one.id for one in dead_letters.list() if label_of(one.fields) == label]
+            assert (dead_letters.purge if what == "purge" else dead_letters.requeue)([dead_letter_id]) == 1
             self.dead.remove(label)
             (self.gone if what == "purge" else self.living).add(label)
 

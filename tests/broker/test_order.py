@@ -83,16 +83,16 @@ def test_a_message_that_is_tried_again_keeps_its_place(scene: Scene) -> None:
     assert labels(received(consumer, 1)) == ["two"]
 
 
-def test_after_a_dead_letter_the_next_goes_on_and_a_requeued_letter_goes_to_the_end(scene: Scene) -> None:
+def test_after_a_dead_letter_the_next_goes_on_and_a_requeued_dead_letter_goes_to_the_end(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two", "three"))
 
     consumer.nack(next_of(consumer))
     two = next_of(consumer)
-    letters = broker.dead_letters(QUEUE)
-    (letter,) = letters.list()
-    assert letters.put_back([letter.id]) == ["in-line"]
+    dead_letters = broker.dead_letters(QUEUE)
+    (dead_letter,) = dead_letters.list()
+    assert dead_letters.put_back([dead_letter.id]) == ["in-line"]
     consumer.ack(two)
 
     ran = []

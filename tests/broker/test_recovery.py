@@ -403,7 +403,7 @@ def test_orphans_of_any_number_are_found_in_one_pass(scene: Scene) -> None:
     assert swept(scene.brokers["a"]).n_orphans == 2_998
 
     assert broker.stats(QUEUE).in_flight == 3_000
-    assert {entry.holder for entry in broker.by_hand(QUEUE).pending(3_000)[2:]} == {"~handed-back"}
+    assert {entry.holder for entry in broker.inspector(QUEUE).pending(3_000)[2:]} == {"~handed-back"}
     assert len(held) == 2
 
 
@@ -422,7 +422,7 @@ def test_dead_letters_are_forgotten_when_their_time_is_over(scene: Scene, when: 
         swept(scene.brokers["a"])
 
     # whole nodes of a hundred: that is cheap, and near enough
-    assert [letter.entry_id for letter in broker.dead_letters(QUEUE).list()] == (
+    assert [dead_letter.entry_id for dead_letter in broker.dead_letters(QUEUE).list()] == (
         [young.entry_id] if when == "another is added" else []
     )
 
@@ -436,7 +436,7 @@ def test_of_more_dead_letters_than_are_kept_the_oldest_go(scene: Scene) -> None:
         consumer.nack(delivery)
         ids.append(delivery.entry_id)
 
-    kept = [letter.entry_id for letter in reversed(broker.dead_letters(QUEUE).list(1_000))]
+    kept = [dead_letter.entry_id for dead_letter in reversed(broker.dead_letters(QUEUE).list(1_000))]
 
     assert 100 <= len(kept) < 300
     assert kept == ids[-len(kept) :]
@@ -614,7 +614,7 @@ def test_one_call_takes_no_more_lost_replies_than_it_may(scene: Scene) -> None:
     broker.enqueue_many([message(str(number)) for number in range(30)])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
     scene.client.xreadgroup(GROUP, "me", {KEYS.stream: ">"}, count=30)
-    held = [entry.id for entry in broker.by_hand(QUEUE).pending(3)]
+    held = [entry.id for entry in broker.inspector(QUEUE).pending(3)]
 
     args: list[str | int] = [GROUP, "me", 0, 10, 1 << 20, 1 << 20, *held]
     found = broker._session.connections.run_script(RESYNC, (KEYS.stream, KEYS.counters), args)
@@ -627,8 +627,8 @@ def test_any_number_of_ids_without_entry_is_removed_in_steps(scene: Scene) -> No
     producer.enqueue_many([message(str(number)) for number in range(5_000)])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
     scene.client.xreadgroup(GROUP, "by-hand", {KEYS.stream: ">"}, count=5_000)
-    by_hand = producer.by_hand(QUEUE)
-    by_hand.rescue(by_hand.pending(5_000))
+    inspector = producer.inspector(QUEUE)
+    inspector.rescue(inspector.pending(5_000))
     scene.client.xtrim(KEYS.stream, maxlen=0)
     consumer = scene.consumer("a", timeout=100)
 

@@ -68,8 +68,12 @@ def test_a_rejected_message_becomes_a_dead_letter(scene: Scene) -> None:
     consumer.nack(one)
 
     assert scene.state() == QueueState(dead=(("failed", "one"),))
-    (letter,) = broker.dead_letters(QUEUE).list()
-    assert (letter.error, letter.actor_name, letter.message_id) == ("ValueError: no such pet", "work", one.message_id)
+    (dead_letter,) = broker.dead_letters(QUEUE).list()
+    assert (dead_letter.error, dead_letter.actor_name, dead_letter.message_id) == (
+        "ValueError: no such pet",
+        "work",
+        one.message_id,
+    )
 
 
 def test_messages_that_were_not_started_go_back_in_their_place_and_count_no_delivery(scene: Scene) -> None:

@@ -47,12 +47,12 @@ def test_failure_without_retries_becomes_a_dead_letter(redis_url: str) -> None:
 
         sent = work.send()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert (letter.reason, letter.message_id) == ("unhandled", sent.message_id)
-        assert letter.error.startswith("ValueError: no such pet; ")
-        assert letter.mend is not None
-        assert "Retries" in letter.mend
+        assert (dead_letter.reason, dead_letter.message_id) == ("unhandled", sent.message_id)
+        assert dead_letter.error.startswith("ValueError: no such pet; ")
+        assert dead_letter.hint is not None
+        assert "Retries" in dead_letter.hint
         assert broker.counters("default")["acked"] == 0
 
 
@@ -68,10 +68,10 @@ def test_failure_whose_retry_predicate_raises_becomes_a_dead_letter(redis_url: s
 
         work.send()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert letter.reason == "unhandled"
-        assert "Retries raised ZeroDivisionError: a bug of the predicate" in letter.error
+        assert dead_letter.reason == "unhandled"
+        assert "Retries raised ZeroDivisionError: a bug of the predicate" in dead_letter.error
 
 
 def test_unhandled_failure_is_reported_to_whoever_waits_for_its_result(redis_url: str) -> None:
@@ -117,12 +117,12 @@ def test_retry_that_cannot_be_encoded_becomes_a_dead_letter_of_the_original(redi
 
         sent = work.send(["one"])
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert letter.reason == "unhandled"
-        assert "its retry cannot be written: TypeError" in letter.error
-        assert dramatiq.Message.decode(letter.fields[b"message"]) == sent
-        stored = broker.dead_letters("default").get(letter.id)
+        assert dead_letter.reason == "unhandled"
+        assert "its retry cannot be written: TypeError" in dead_letter.error
+        assert dramatiq.Message.decode(dead_letter.fields[b"message"]) == sent
+        stored = broker.dead_letters("default").get(dead_letter.id)
         assert stored is not None
         assert dramatiq.Message.decode(stored.fields[b"message"]).args == (["one"],)
 
@@ -137,9 +137,9 @@ def test_retry_with_a_delay_that_is_no_number_becomes_a_dead_letter(redis_url: s
 
         work.send()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert letter.reason == "unhandled"
+        assert dead_letter.reason == "unhandled"
 
 
 @pytest.mark.parametrize("hook", ["after_process_message", "before_process_message", "after_nack", "after_enqueue"])
@@ -158,9 +158,9 @@ def test_failure_is_tried_again_whichever_hook_of_another_middleware_raises(
 
         work.send()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert letter.reason == "failed"
+        assert dead_letter.reason == "failed"
     assert len(tries) == 3
 
 
@@ -207,9 +207,9 @@ def test_rejection_is_written_though_a_middleware_refuses_it(redis_url: str, sig
 
         work.send()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert letter.reason == "failed"
+        assert dead_letter.reason == "failed"
 
 
 def test_failure_that_a_middleware_enqueues_again_is_acknowledged(redis_url: str) -> None:
@@ -298,9 +298,9 @@ def test_failure_whose_exception_has_no_text_becomes_a_dead_letter(redis_url: st
 
         work.send()
 
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert (letter.reason, letter.error) == ("failed", "Silent")
+        assert (dead_letter.reason, dead_letter.error) == ("failed", "Silent")
 
 
 STRANGE: list[tuple[str, Any]] = [
@@ -351,10 +351,10 @@ def test_entry_with_a_strange_option_becomes_a_dead_letter_that_names_it(stage: 
     (good,) = received(consumer, 1)
 
     assert good.args == ("good",)
-    (letter,) = eventually(lambda: stage.brokers["a"].dead_letters(QUEUE).list())
-    assert (letter.reason, letter.field, letter.message_id) == ("undecodable", name, strange.message_id)
-    assert letter.mend is not None
-    assert name in letter.mend
+    (dead_letter,) = eventually(lambda: stage.brokers["a"].dead_letters(QUEUE).list())
+    assert (dead_letter.reason, dead_letter.field, dead_letter.message_id) == ("undecodable", name, strange.message_id)
+    assert dead_letter.hint is not None
+    assert name in dead_letter.hint
 
 
 @pytest.mark.parametrize(("name", "value"), STRANGE)
@@ -433,7 +433,7 @@ def test_failure_is_tried_again_though_an_interrupt_strikes_after_it(redis_url: 
             raise ValueError("always")
 
         sent = work.send()
-        (letter,) = ended(broker)
+        (dead_letter,) = ended(broker)
 
-        assert (letter.reason, letter.message_id) == ("failed", sent.message_id)
+        assert (dead_letter.reason, dead_letter.message_id) == ("failed", sent.message_id)
     assert len(tries) == 3

@@ -264,7 +264,7 @@ def test_what_was_coalesced_onto_a_message_that_is_too_old_runs(redis_url: str) 
         with working(broker):
             broker.join("default", timeout=30_000)
 
-        assert [letter.message_id for letter in broker.dead_letters("default").list()] == [old.message_id]
+        assert [dead_letter.message_id for dead_letter in broker.dead_letters("default").list()] == [old.message_id]
     assert ran == ["young"]
 
 

@@ -108,9 +108,9 @@ def test_an_actor_that_nobody_declared_makes_a_dead_letter_and_its_queue_goes_on
         known.send()
         with working(broker, threads=1):
             assert done.wait(20)
-            (letter,) = eventually(lambda: broker.dead_letters("default").list())
+            (dead_letter,) = eventually(lambda: broker.dead_letters("default").list())
 
-    assert (letter.reason, letter.actor_name) == ("unknown-actor", "unknown")
+    assert (dead_letter.reason, dead_letter.actor_name) == ("unknown-actor", "unknown")
 
 
 def test_who_waits_for_a_result_is_told_of_messages_that_never_run(redis_url: str, redis_client: redis.Redis) -> None:
@@ -143,7 +143,9 @@ def test_who_waits_for_a_result_is_told_of_messages_that_never_run(redis_url: st
                     results.backend.get_result(message, block=True, timeout=20_000)
                 refused[message.message_id] = failure.value.orig_exc_type
             eventually(lambda: told)
-            letters = {letter.message_id: letter for letter in broker.dead_letters("default").list()}
+            dead_letters = {
+                dead_letter.message_id: dead_letter for dead_letter in broker.dead_letters("default").list()
+            }
 
     assert refused == {
         doomed.message_id: "DeliveryLimitReached",
@@ -151,8 +153,12 @@ def test_who_waits_for_a_result_is_told_of_messages_that_never_run(redis_url: st
         elsewhere.message_id: "WrongQueue",
     }
     assert [one["type"] for one in told] == ["DeliveryLimitReached"]
-    assert {letter.reason for letter in letters.values()} == {"delivery-limit", "oversize", "wrong-queue"}
-    assert letters[doomed.message_id].deliveries == 2
+    assert {dead_letter.reason for dead_letter in dead_letters.values()} == {
+        "delivery-limit",
+        "oversize",
+        "wrong-queue",
+    }
+    assert dead_letters[doomed.message_id].deliveries == 2
 
 
 def test_a_worker_thread_outlives_whatever_its_messages_do(redis_url: str) -> None:

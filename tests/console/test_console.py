@@ -37,7 +37,7 @@ def album(service: ClusterService) -> ClusterService:
 def test_pet_page_shows_clusters_and_history(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
 
-    page.sees("30 media in 3 clusters, 0 noise")
+    page.sees("30 items in 3 clusters, 0 noise")
     page.sees("recluster")
     assert page.complaints() == []
 
@@ -52,10 +52,10 @@ def test_clusters_can_be_merged_and_the_merge_undone(page: Page, album: ClusterS
     page.sees(f"sploot-cluster merge {PET} {first} {second}")
     page.click("Merge", within="//dialog")
 
-    page.sees("30 media in 2 clusters")
+    page.sees("30 items in 2 clusters")
     page.click("Undo…")
     page.click("Undo", within="//dialog")
-    page.sees("30 media in 3 clusters")
+    page.sees("30 items in 3 clusters")
     assert page.complaints() == []
 
 
@@ -66,10 +66,10 @@ def test_items_can_be_split_off_a_cluster(page: Page, album: ClusterService, wor
     page.click(cluster.media[0])
     page.labelled(f"Choose {cluster.media[0]}").click()
     page.labelled(f"Choose {cluster.media[1]}").click()
-    page.click("Split off: 2 media")
+    page.click("Split off: 2 items")
     page.click("Split", within="//dialog")
 
-    page.sees("30 media in 4 clusters")
+    page.sees("30 items in 4 clusters")
     assert page.complaints() == []
 
 
@@ -114,7 +114,7 @@ def test_dead_letter_shows_its_cause_and_can_be_requeued(page: Page, redis_clien
     page.open("dead")
 
     page.sees("event_id")
-    page.sees("Mend: send it")
+    page.sees("Fix: send it")
     page.click("UndecodableEntry: event_id")
     page.sees('"schema": "embedding.ingested/1"')
     page.click("Requeue…")
@@ -133,7 +133,7 @@ def test_item_can_be_excluded_and_another_dismissed(page: Page, album: ClusterSe
 
     page.click(first)
     page.labelled(f"Choose {first}").click()
-    page.click("Not this cluster: 1 medium")
+    page.click("Not this cluster: 1 item")
     page.click("Take out", within="//dialog")
     eventually(lambda: album.clusters(PET).revision > 31)
     page.sees("exclude")
@@ -141,7 +141,7 @@ def test_item_can_be_excluded_and_another_dismissed(page: Page, album: ClusterSe
     page.open(f"pet/{PET}")
     page.click(second)
     page.labelled(f"Choose {second}").click()
-    page.click("Dismiss: 1 medium")
+    page.click("Dismiss: 1 item")
     page.click("Dismiss", within="//dialog")
 
     page.sees("1 dismissed")
@@ -167,7 +167,7 @@ def test_older_revision_can_be_compared_and_restored(page: Page, album: ClusterS
     before = album.clusters(PET).revision
     album.merge(PET, ids[:2], operation_id="m", by="test")
     page.open(f"pet/{PET}")
-    page.sees("30 media in 2 clusters")
+    page.sees("30 items in 2 clusters")
 
     page.click("Since then…")
     page.sees(f"Since revision {before}")
@@ -175,7 +175,7 @@ def test_older_revision_can_be_compared_and_restored(page: Page, album: ClusterS
 
     eventually(lambda: album.clusters(PET).revision > before + 1)
     # the user's merge still holds: restoring takes back no correction
-    page.sees("30 media in 2 clusters")
+    page.sees("30 items in 2 clusters")
     page.sees(f"restored {before}")
     assert page.complaints() == []
 
@@ -184,7 +184,7 @@ def test_recluster_preview_is_applied_exactly(page: Page, album: ClusterService,
     take(album, 3, range(10))
     revision = album.clusters(PET).revision
     page.open(f"pet/{PET}")
-    page.sees("40 media")
+    page.sees("40 items")
 
     page.click("Recluster…")
     page.sees("Constraints kept")
@@ -192,7 +192,7 @@ def test_recluster_preview_is_applied_exactly(page: Page, album: ClusterService,
     assert album.clusters(PET).revision == revision
     page.click("Apply exactly this", within="//dialog")
 
-    page.sees("40 media in 4 clusters")
+    page.sees("40 items in 4 clusters")
     assert page.complaints() == []
 
 
@@ -247,7 +247,7 @@ def test_pet_history_and_reasons_fit_a_phone_screen(phone: Page, album: ClusterS
     album.merge(PET, ids[:2], operation_id="m", by="somebody.of.the.labellers@labelling.sploot.example")
     first = album.clusters(PET).clusters[0].media[0]
     phone.open(f"pet/{PET}")
-    phone.sees("30 media in 2 clusters")
+    phone.sees("30 items in 2 clusters")
     assert phone.too_wide() == []
 
     phone.click(f"{first}, ")
@@ -279,7 +279,7 @@ def test_console_asks_for_a_token_when_the_server_has_tokens(
     page.labelled("Secret").send_keys(secret)
     page.click("Enter")
 
-    page.sees("30 media in 3 clusters")
+    page.sees("30 items in 3 clusters")
 
 
 def test_mounted_console_loads_files_only_from_its_own_server(service: ClusterService) -> None:

@@ -64,11 +64,11 @@ def test_a_tick_in_another_cluster_unticks_the_media_of_the_first(
     tick(page, "s1-0")
 
     assert ticked(page) == {"s1-0"}
-    page.sees("3 unticked: a correction is about clusters, or about media of one cluster.")
-    page.click("Split off: 1 medium")
+    page.sees("3 unticked: a correction is about clusters, or about items of one cluster.")
+    page.click("Split off: 1 item")
     assert listed(page) == {"s1-0"}
     page.click("Split", within="//dialog")
-    page.sees("32 media in 4 clusters")
+    page.sees("32 items in 4 clusters")
     assert {cluster.media for cluster in album.clusters(PET).clusters if cluster.size == 1} == {("s1-0",)}
     assert ticked(page) == set()
 
@@ -82,10 +82,10 @@ def test_unticking_brings_no_former_choice_back(page: Page, album: ClusterServic
     tick(page, "s1-0")
 
     assert ticked(page) == set()
-    page.sees("Split off: choose media")
+    page.sees("Split off: choose items")
     tick(page, "s0-2")
     assert ticked(page) == {"s0-2"}
-    page.sees("Split off: 1 medium")
+    page.sees("Split off: 1 item")
 
 
 def test_a_tick_in_the_noise_unticks_the_media_of_a_cluster(page: Page, album: ClusterService, worker: None) -> None:
@@ -96,7 +96,7 @@ def test_a_tick_in_the_noise_unticks_the_media_of_a_cluster(page: Page, album: C
     tick(page, "s7-0", "s8-0")
 
     assert ticked(page) == {"s7-0", "s8-0"}
-    page.click("Dismiss: 2 media")
+    page.click("Dismiss: 2 items")
     assert listed(page) == {"s7-0", "s8-0"}
     page.click("Dismiss", within="//dialog")
     page.sees("2 dismissed")
@@ -125,13 +125,13 @@ def test_media_that_left_their_cluster_are_unticked_when_the_pet_is_loaded_again
     tick(page, "s0-0", "s0-1")
     album.split(PET, ClusterId(1), [name(0, 0)], operation_id="s", by="somebody else")
 
-    page.click("Not this cluster: 2 media")
+    page.click("Not this cluster: 2 items")
     page.click("Take out", within="//dialog")
 
     page.sees("since then: split by somebody else")
     page.sees("1 unticked: they are not where they were any more.")
     assert ticked(page) == {"s0-1"}
-    page.click("Not this cluster: 1 medium")
+    page.click("Not this cluster: 1 item")
     assert listed(page) == {"s0-1"}
 
 
@@ -203,5 +203,5 @@ def test_a_merge_of_clusters_that_somebody_else_merged_is_refused(
 
     page.sees("since then: merge by bob, 2 arrivals")
     # loaded again, to look at
-    page.sees("34 media in 2 clusters")
+    page.sees("34 items in 2 clusters")
     assert [entry.kind for entry in album.history(PET)] == ["merge", "recluster"]

@@ -69,7 +69,7 @@ def test_enter_in_the_note_of_a_pause_pauses_and_keeps_the_note(page: Page, redi
 
 
 def test_enter_in_the_note_of_a_purge_neither_purges_nor_closes(page: Page, desk: Desk) -> None:
-    letters = desk.bury(1, 2)
+    dead_letters = desk.bury(1, 2)
     page.open("dead/embedding.ingested")
     page.click("Purge all…")
     page.sees("In Redis's words:")
@@ -78,13 +78,13 @@ def test_enter_in_the_note_of_a_purge_neither_purges_nor_closes(page: Page, desk
 
     page.sees("Enter does not do this. Press “Yes, 2 entries”.")
     assert is_open(page)
-    assert desk.letter_ids() == letters
+    assert desk.dead_letter_ids() == dead_letters
     page.click("Yes, 2 entries", within="//dialog")
-    eventually(lambda: desk.letter_ids() == [], within_s=30)
+    eventually(lambda: desk.dead_letter_ids() == [], within_s=30)
 
 
 @pytest.mark.parametrize("way_out", ["Cancel", Keys.ESCAPE])
-def test_a_drill_that_is_cancelled_reports_that_nothing_was_done(
+def test_a_action_that_is_cancelled_reports_that_nothing_was_done(
     page: Page, redis_client: redis.Redis, way_out: str
 ) -> None:
     page.open("queues")
@@ -102,7 +102,7 @@ def test_a_drill_that_is_cancelled_reports_that_nothing_was_done(
     assert redis_client.exists(PAUSED) == 0
 
 
-def test_a_drill_shows_the_command_of_exactly_its_plan_with_the_note(page: Page, desk: Desk) -> None:
+def test_a_action_shows_the_command_of_exactly_its_plan_with_the_note(page: Page, desk: Desk) -> None:
     desk.bury(1, 2)
     page.open("dead/embedding.ingested")
     page.click("Requeue all…")
@@ -126,7 +126,7 @@ def test_the_command_of_a_plan_does_what_the_button_does(page: Page, desk: Desk)
     plan = desk.operations.take(commands(page)[0].split()[3])
     desk.operations.act(plan, by="test", via="command line")
 
-    assert desk.letter_ids() == [later]
+    assert desk.dead_letter_ids() == [later]
 
 
 # -- corrections -----------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_a_correction_begins_on_its_button_and_enter_confirms_it(
     assert focused(page).text == "Merge"
     press(page, Keys.ENTER)
 
-    page.sees("18 media in 2 clusters")
+    page.sees("18 items in 2 clusters")
 
 
 def test_a_correction_that_is_escaped_reports_it_and_keeps_the_choice(page: Page, album: ClusterService) -> None:
@@ -217,14 +217,14 @@ def test_a_broken_link_is_shown_with_what_is_wrong(page: Page, place: str, probl
 
 def test_a_link_that_breaks_replaces_what_was_shown(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
-    page.sees("18 media")
+    page.sees("18 items")
 
     page.browser.execute_script("location.hash = '#/pet/%'")
     page.sees("Broken link")
-    assert "18 media" not in page.browser.find_element(By.TAG_NAME, "body").text
+    assert "18 items" not in page.browser.find_element(By.TAG_NAME, "body").text
 
     page.browser.execute_script(f"location.hash = '#/pet/{PET}'")
-    page.sees("18 media")
+    page.sees("18 items")
 
 
 def test_the_page_of_a_server_that_asks_for_a_token_shows_a_broken_link_too(

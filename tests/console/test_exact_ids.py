@@ -55,8 +55,8 @@ def links(page: Page) -> list[str]:
 def tick_media(page: Page, service: ClusterService, pet: PetId, n: int) -> list[MediaId]:
     cluster = service.clusters(pet).clusters[0]
     page.click(f"{cluster.media[0]}, ")
-    for medium in cluster.media[:n]:
-        page.labelled(f"Choose {medium}").click()
+    for item in cluster.media[:n]:
+        page.labelled(f"Choose {item}").click()
     return list(cluster.media[:n])
 
 
@@ -70,22 +70,22 @@ def merge(page: Page, service: ClusterService, pet: PetId) -> None:
 
 def split(page: Page, service: ClusterService, pet: PetId) -> None:
     first, second = tick_media(page, service, pet, 2)
-    page.click("Split off: 2 media")
+    page.click("Split off: 2 items")
     page.sees(f"sploot-cluster split {pet} 1 --media {first} --media {second}")
     page.click("Split", within="//dialog")
 
 
 def exclude(page: Page, service: ClusterService, pet: PetId) -> None:
-    (medium,) = tick_media(page, service, pet, 1)
-    page.click("Not this cluster: 1 medium")
-    page.sees(f"sploot-cluster exclude {pet} 1 --media {medium}")
+    (item,) = tick_media(page, service, pet, 1)
+    page.click("Not this cluster: 1 item")
+    page.sees(f"sploot-cluster exclude {pet} 1 --media {item}")
     page.click("Take out", within="//dialog")
 
 
 def dismiss(page: Page, service: ClusterService, pet: PetId) -> None:
-    (medium,) = tick_media(page, service, pet, 1)
-    page.click("Dismiss: 1 medium")
-    page.sees(f"sploot-cluster dismiss {pet} --media {medium}")
+    (item,) = tick_media(page, service, pet, 1)
+    page.click("Dismiss: 1 item")
+    page.sees(f"sploot-cluster dismiss {pet} --media {item}")
     page.click("Dismiss", within="//dialog")
 
 
@@ -175,7 +175,7 @@ def test_every_view_shows_a_large_id_exactly(page: Page, twins: ClusterService, 
     assert str(NEIGHBOUR) not in " ".join(texts(page, "body"))
 
     page.click(str(MINE))
-    page.sees("18 media in 2 clusters")
+    page.sees("18 items in 2 clusters")
     assert texts(page, "h1") == [f"Pet {MINE}"]
 
 
@@ -203,7 +203,7 @@ def test_dead_letters_of_a_large_id_are_listed_with_their_pet(
 
 
 @pytest.mark.parametrize("verb", ["Purge", "Requeue"])
-def test_letters_of_a_large_id_are_moved_without_those_of_its_neighbour(
+def test_dead_letters_of_a_large_id_are_moved_without_those_of_its_neighbour(
     page: Page, redis_client: redis.Redis, verb: str
 ) -> None:
     desk = Desk(redis_client)
@@ -216,7 +216,7 @@ def test_letters_of_a_large_id_are_moved_without_those_of_its_neighbour(
     page.sees(f"sploot-cluster queue dead {verb.lower()} embedding.ingested --pet {MINE} --yes")
     page.click("Yes, 1 entry", within="//dialog")
 
-    eventually(lambda: desk.letter_ids() == [other], within_s=30)
+    eventually(lambda: desk.dead_letter_ids() == [other], within_s=30)
     assert len(desk.entry_ids()) == (verb == "Requeue")
     page.open("queues")
     page.sees("Who did what")
@@ -285,12 +285,12 @@ def test_json_is_read_exactly_by_a_browser_that_hides_the_source_of_numbers(page
     assert written[2:] == SAME_WRITTEN[2:]
 
 
-def test_a_medium_whose_name_is_digits_stays_text(page: Page, service: ClusterService) -> None:
+def test_a_item_whose_name_is_digits_stays_text(page: Page, service: ClusterService) -> None:
     digits = MediaId("9007199254740993")
     service.assign(MINE, digits, model=MODEL, vector=picture(0, 0))
     page.open(f"pet/{MINE}")
 
     page.labelled(f"Choose {digits}").click()
-    page.click("Dismiss: 1 medium")
+    page.click("Dismiss: 1 item")
 
     page.sees(f"sploot-cluster dismiss {MINE} --media {digits}")

@@ -58,7 +58,7 @@ def test_invalid_golden_entry_is_refused_by_field(case: Case) -> None:
         EmbeddingIngested.from_fields(entry_of(case))
 
     assert refused.value.field == case["field"]
-    assert refused.value.mend
+    assert refused.value.hint
 
 
 def test_golden_entries_cover_every_encoding() -> None:

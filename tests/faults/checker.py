@@ -106,15 +106,15 @@ def _snapshot_of(client: redis.Redis, queue: str) -> Snapshot:
     ):
         pipe.execute_command(*command)
     answers: list[Any] = pipe.execute(raise_on_error=False)
-    entries, pending, due, messages, letters, line, in_line, keys_at_work, locks = answers
-    for answer in (entries, due, messages, letters, line, in_line, keys_at_work, locks):
+    entries, pending, due, messages, dead_letters, line, in_line, keys_at_work, locks = answers
+    for answer in (entries, due, messages, dead_letters, line, in_line, keys_at_work, locks):
         if isinstance(answer, Exception):
             raise answer
     if isinstance(pending, redis.ResponseError) and "NOGROUP" not in str(pending):
         raise pending
     dead: dict[str, list[str]] = {}
-    for _, letter in letters:
-        dead.setdefault(_uid(letter.get(b"entry:message")), []).append(letter[b"reason"].decode())
+    for _, dead_letter in dead_letters:
+        dead.setdefault(_uid(dead_letter.get(b"entry:message")), []).append(dead_letter[b"reason"].decode())
     return Snapshot(
         stream=Counter(_uid(entry.get(b"message")) for _, entry in entries if entry),
         pending=0 if isinstance(pending, Exception) else int(pending["pending"]),

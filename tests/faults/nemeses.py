@@ -152,14 +152,14 @@ def delete_a_consumer(stage: Stage, rng: random.Random) -> str:
     return "XGROUP DELCONSUMER"
 
 
-def acknowledge_by_hand(stage: Stage, rng: random.Random) -> str:
+def acknowledge_inspector(stage: Stage, rng: random.Random) -> str:
     ids = _pending(stage, rng)
     if ids:
         stage.client.xack(STREAM, GROUP, *ids)
     return "XACK"
 
 
-def claim_by_hand(stage: Stage, rng: random.Random) -> str:
+def claim_inspector(stage: Stage, rng: random.Random) -> str:
     """As the seed's runbook has it: claim for a consumer of one's own, and acknowledge or not."""
     ids = _pending(stage, rng)
     if ids:
@@ -261,7 +261,7 @@ def _pending(stage: Stage, rng: random.Random) -> list[bytes]:
     return [one["message_id"] for one in rng.sample(found, k=min(len(found), rng.randrange(1, 20)))]
 
 
-OPERATOR: Final = (delete_a_consumer, acknowledge_by_hand, claim_by_hand, destroy_the_group, move_the_group)
+OPERATOR: Final = (delete_a_consumer, acknowledge_inspector, claim_inspector, destroy_the_group, move_the_group)
 SERVER: Final = (flush_scripts, kill_clients, pause_clients, sleep_server)
 BY_NAME: Final = {
     nemesis.name: nemesis

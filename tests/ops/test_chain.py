@@ -164,7 +164,7 @@ def hang(pipeline: Pipeline, _: Receivers) -> None:
     pipeline.hold_a_job_for(40)
 
 
-def mend(pipeline: Pipeline) -> None:
+def hint(pipeline: Pipeline) -> None:
     pipeline.succeeds, pipeline.is_failing, pipeline.duration_s = True, False, 0.02
     NoiseWatch(pipeline.client).note(2)
     pipeline.finish_everything()
@@ -220,7 +220,7 @@ def test_an_incident_reaches_exactly_its_receivers_and_is_told_to_be_over(incide
         begin(pipeline, notes)
         eventually(lambda: notes.fired() >= expected, within_s=60)
         texts = told_by(monitoring)
-        mend(pipeline)
+        hint(pipeline)
         eventually(lambda: notes.over() >= expected and not told_by(monitoring), within_s=90)
 
         assert notes.fired() == notes.over() == expected

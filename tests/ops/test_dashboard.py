@@ -49,9 +49,9 @@ def test_no_panel_lies_on_another_or_beyond_the_edge() -> None:
     for title, at in places:
         assert at["x"] + at["w"] <= 24, title
     for (title, one), (other_title, other) in combinations(places, 2):
-        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        candidate = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
         above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert beside or above, f"{title} and {other_title}"
+        assert candidate or above, f"{title} and {other_title}"
 
 
 def test_ids_are_unique_and_every_panel_says_what_it_shows() -> None:

@@ -109,7 +109,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store, desk = RedisPetStore(client), Desk(client)
         service = ClusterService(store)
         for number, vector in enumerate(vectors(pet_id=42, n=60)):
-            service.assign(PetId(42), MediaId(f"medium-{number}"), model="test@1", vector=vector)
+            service.assign(PetId(42), MediaId(f"item-{number}"), model="test@1", vector=vector)
         desk.add(1, pet_id=42)
         desk.bury(2, pet_id=42)
         broker = RedisStreamsBroker(client=client, middleware=[])
@@ -149,7 +149,7 @@ def test_what_it_enqueues_runs(
 
     with worker_that_refuses(redis_client) as ran:
         eventually(lambda: len(ran) == 62, within_s=30)
-    assert desk.letter_ids() == []
+    assert desk.dead_letter_ids() == []
 
 
 @pytest.mark.parametrize("seed", [1])
@@ -185,7 +185,7 @@ def killed_at_random_points(
     again = replay(*arguments)
 
     assert sorted(names_in_stream(desk.client)) == sorted(
-        [f"medium-{number}" for number in range(60)] + ["media-1", "media-2"]
+        [f"item-{number}" for number in range(60)] + ["media-1", "media-2"]
     )
     assert last.report["of"] == 62
     assert again.report["enqueued"] == 0
@@ -200,7 +200,7 @@ def test_dead_letters_are_moved_within_one_redis(replay: Replay, redis_url: str,
 
     assert moved.report["enqueued"] == 2
     assert again.report == {"enqueued": 0, "already": 0, "before": 0, "of": 0}
-    assert desk.letter_ids() == [other]
+    assert desk.dead_letter_ids() == [other]
     assert names_in_stream(desk.client) == ["media-1", "media-2"]
 
 
@@ -213,7 +213,7 @@ def test_dead_letters_of_another_redis_are_copied_and_left_there(replay: Replay,
         first, second = replay(*arguments), replay(*arguments)
 
         assert (first.report["enqueued"], second.report["enqueued"]) == (2, 0)
-        assert len(there.letter_ids()) == 2
+        assert len(there.dead_letter_ids()) == 2
     assert names_in_stream(desk.client) == ["media-1", "media-2"]
 
 

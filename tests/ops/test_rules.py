@@ -119,7 +119,7 @@ def test_a_critical_level_is_never_gentler_than_a_warning() -> None:
     ],
 )
 def test_a_threshold_that_cannot_be_used_is_named(spoilt: str, problem: str) -> None:
-    mended = {
+    fixed = {
         "has 0 levels": spoilt.replace("above: 1, ", ""),
         "severity is 'wrong'": spoilt.replace("warning", "wrong"),
         "'5 minutes' is no duration": spoilt.replace("5m", "5 minutes"),
@@ -128,7 +128,7 @@ def test_a_threshold_that_cannot_be_used_is_named(spoilt: str, problem: str) -> 
     }[problem]
 
     with pytest.raises(ThresholdInvalid, match="MediaCluster.*" + re.escape(problem)):
-        Thresholds.from_text(FILE.read_text().replace(spoilt, mended, 1))
+        Thresholds.from_text(FILE.read_text().replace(spoilt, fixed, 1))
 
 
 def test_a_runbook_without_its_block_is_refused() -> None:

@@ -284,12 +284,12 @@ class Scene:
         self.out = self.told = ""
 
     def begin(self) -> None:
-        """Three jobs held by the dead for ten minutes, one orphan, two that wait, letters, and pet 42."""
+        """Three jobs held by the dead for ten minutes, one orphan, two that wait, dead letters, and pet 42."""
         self.client.flushall()
         self.client.config_set("maxmemory-policy", "noeviction")
         service = ClusterService(RedisPetStore(self.client))
         for number, vector in enumerate(vectors(pet_id=PET, n=24)):
-            service.assign(PetId(PET), MediaId(f"medium-{number}"), model="test@1", vector=np.asarray(vector))
+            service.assign(PetId(PET), MediaId(f"item-{number}"), model="test@1", vector=np.asarray(vector))
         service.recluster(PetId(PET))
         held = self.desk.add(1, 2, 3, 4, pet_id=PET)
         self.desk.deliver()
@@ -485,7 +485,7 @@ def test_a_restore_brings_back_pets_and_waiting_work_as_they_were(scene: Scene, 
         environ = {"REDIS_URL": url, "REDIS_DIR": str(folder), "BACKUPS": str(backups)}
         service = ClusterService(RedisPetStore(client))
         for number, vector in enumerate(vectors(pet_id=PET, n=24)):
-            service.assign(PetId(PET), MediaId(f"medium-{number}"), model="test@1", vector=np.asarray(vector))
+            service.assign(PetId(PET), MediaId(f"item-{number}"), model="test@1", vector=np.asarray(vector))
         service.recluster(PetId(PET))
         # Redis is at a snapshot of its own just then, which lacks what comes now
         client.config_set("rdb-key-save-delay", 50_000)

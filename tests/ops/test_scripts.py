@@ -147,7 +147,7 @@ def test_the_token_is_neither_printed_nor_an_argument(server: Grafana, tmp_path:
         (["--folder"], {}, 64, "Exit codes"),
     ],
 )
-def test_what_cannot_be_done_ends_with_its_code_and_says_the_mend(
+def test_what_cannot_be_done_ends_with_its_code_and_says_the_hint(
     server: Grafana, arguments: list[str | Path], environment: dict[str, str], code: int, told: str, tmp_path: Path
 ) -> None:
     called = on(server, "deploy-dashboards.sh", *arguments, **environment)

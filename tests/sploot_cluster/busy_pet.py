@@ -57,9 +57,9 @@ class Worker:
     def arrive(self, number: int, operation_id: str) -> None:
         subject = self.random.randrange(4)
         picture_number = number * 2 if number % 2 else (number * 16 + self.worker) * 2 + 1
-        medium = name(subject, picture_number)
-        assigned = self.service.assign(PET, medium, model=MODEL, vector=picture(subject, picture_number))
-        self.answers.media.append(medium)
+        item = name(subject, picture_number)
+        assigned = self.service.assign(PET, item, model=MODEL, vector=picture(subject, picture_number))
+        self.answers.media.append(item)
         if not assigned.is_duplicate:
             self.answers.revisions.append(assigned.revision)
 
@@ -88,7 +88,7 @@ class Worker:
 
     def dismiss(self, number: int, operation_id: str) -> None:
         view = self.service.clusters(PET)
-        media = [medium for cluster in view.clusters for medium in cluster.media] + list(view.noise)
+        media = [item for cluster in view.clusters for item in cluster.media] + list(view.noise)
         if media:
             dismissed = self.random.sample(media, 1)
             self._note(operation_id, self.service.dismiss(PET, dismissed, operation_id=operation_id, by="ada"))

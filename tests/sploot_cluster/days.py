@@ -83,9 +83,9 @@ class Day:
         if not state.n_media:
             return
         vector = picture(self.random.randrange(4), self.n_pictures)
-        medium = name(self.random.randrange(4), self.n_pictures)
-        self.sent.add(medium)
-        self.service.assign(PET, medium, model=f"not-{MODEL}", vector=vector)
+        item = name(self.random.randrange(4), self.n_pictures)
+        self.sent.add(item)
+        self.service.assign(PET, item, model=f"not-{MODEL}", vector=vector)
 
     def merge(self, state: PetState, operation_id: str) -> None:
         ids = self.random.sample(sorted(state.clusters), min(len(state.clusters), self.random.choice([2, 2, 3])))
@@ -141,8 +141,8 @@ class Day:
             return
         self.n_switches += 1
         self.service.begin_model(PET, self._model(), DIM, by="eve")
-        for medium in state.media:
-            self._embed(medium)
+        for item in state.media:
+            self._embed(item)
         for _ in range(self.random.randrange(3)):
             self._embed(name(self.random.randrange(4), self.n_pictures))
             self.n_pictures += 1
@@ -160,15 +160,15 @@ class Day:
     def _model(self) -> str:
         return MODEL if not self.n_switches else f"{MODEL}.{self.n_switches}"
 
-    def _embed(self, medium: MediaId) -> None:
-        self.sent.add(medium)
-        subject, number = map(int, medium.removeprefix("s").split("-"))
+    def _embed(self, item: MediaId) -> None:
+        self.sent.add(item)
+        subject, number = map(int, item.removeprefix("s").split("-"))
         vector = picture(subject, number + 100_000 * self.n_switches)
-        self.service.assign(PET, medium, model=self._model(), vector=vector)
+        self.service.assign(PET, item, model=self._model(), vector=vector)
 
     def _some(self, state: PetState) -> tuple[ClusterId, list[MediaId]]:
         cluster = self.random.choice(sorted(state.clusters) or [ClusterId(1)])
-        media = [medium for medium in state.media if state.labels[state.rows[medium]] == cluster]
+        media = [item for item in state.media if state.labels[state.rows[item]] == cluster]
         return cluster, self.random.sample(media, self.random.randrange(len(media) // 2 + 2)) if media else []
 
 
@@ -182,7 +182,7 @@ def check(day: Day, context: str) -> None:
     assert set(state.aliases.values()) <= state.clusters.keys(), context
     assert state.next_cluster > max([0, *day.ids_ever, *state.clusters]), context
     day.ids_ever.update(state.clusters)
-    assert ((state.labels == -1) == np.isin(state.standings, (0, 5))).all(), context
+    assert ((state.labels == -1) == np.isin(state.origins, (0, 5))).all(), context
     tally = day.store.tally(PET).tally
     assert tally.is_conserved, f"{context}: {tally}"
     assert tally.ingested - tally.quarantined == state.n_media, f"{context}: {tally}"
@@ -192,15 +192,15 @@ def check(day: Day, context: str) -> None:
     if state.ledger and state.ledger[-1].revision == state.revision:
         match state.ledger[-1]:
             case Merge(into=into, groups=groups):
-                assert {cluster_of[medium] for media in groups.values() for medium in media} == {into}, context
+                assert {cluster_of[item] for media in groups.values() for item in media} == {into}, context
             case Split(source=source, created=created, moved=moved, remaining=remaining):
-                assert {cluster_of[medium] for medium in moved} == {created}, context
-                assert {cluster_of[medium] for medium in remaining} == {source}, context
+                assert {cluster_of[item] for item in moved} == {created}, context
+                assert {cluster_of[item] for item in remaining} == {source}, context
             case Exclusion(source=source, media=media, remaining=remaining):
-                assert source not in {cluster_of[medium] for medium in media}, context
-                assert {cluster_of[medium] for medium in remaining} == {source}, context
+                assert source not in {cluster_of[item] for item in media}, context
+                assert {cluster_of[item] for item in remaining} == {source}, context
             case Dismissal() as dismissal:
-                assert {cluster_of[medium] for medium in dismissal.media} == {-1}, context
+                assert {cluster_of[item] for item in dismissal.media} == {-1}, context
 
 
 def check_past(day: Day) -> None:
@@ -210,7 +210,7 @@ def check_past(day: Day) -> None:
         then = past.at(state.revision)
         assert list(then.media) == list(state.media), f"seed {day.seed}, revision {state.revision}"
         assert np.array_equal(then.labels, state.labels), f"seed {day.seed}, revision {state.revision}"
-        assert np.array_equal(then.standings, state.standings), f"seed {day.seed}, revision {state.revision}"
+        assert np.array_equal(then.origins, state.origins), f"seed {day.seed}, revision {state.revision}"
         assert then.aliases == state.aliases, f"seed {day.seed}, revision {state.revision}"
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sploot_cluster.pet.models import Change, ClusterId, MediaId, PetState, Standing
+from sploot_cluster.pet.models import Change, ClusterId, MediaId, Origin, PetState
 from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.store.memory import MemoryPetStore
 
@@ -48,15 +48,15 @@ class Witness(MemoryPetStore):
 
 def without(state: PetState, now: PetState) -> PetState:
     """Return the state as it would have been without the items that no longer exist."""
-    keep = [row for row, medium in enumerate(state.media) if medium in now.rows]
+    keep = [row for row, item in enumerate(state.media) if item in now.rows]
     media = [state.media[row] for row in keep]
     labels = state.labels[keep]
     return replace(
         state,
         media=media,
-        rows={medium: row for row, medium in enumerate(media)},
+        rows={item: row for row, item in enumerate(media)},
         labels=labels,
-        standings=state.standings[keep],
+        origins=state.origins[keep],
         clusters={id_: card for id_, card in state.clusters.items() if id_ in labels},
         ledger=now.ledger[: len(state.ledger)],
     )
@@ -73,7 +73,7 @@ def check_went_on(before: PetState, after: PetState, context: str, *, undone: Se
     came = {id_ for id_ in after.clusters.keys() - before.clusters.keys() if id_ < before.next_cluster}
     assert not came or undone is not None, f"{context}: {came} returned"
     for id_ in came:
-        meant = {medium for state in undone or () for medium in members(state).get(id_, set())}
+        meant = {item for state in undone or () for item in members(state).get(id_, set())}
         assert now_in[id_] & meant, f"{context}: {id_} returned for other items"
         for ended in before.clusters.keys() - after.clusters.keys():
             n_of_others = len(now_in[id_] & held[ended] - meant)
@@ -126,21 +126,21 @@ def check_restored(before: PetState, then: PetState, since: Sequence[PetState], 
 def members(state: PetState) -> Mapping[ClusterId, set[MediaId]]:
     """Return living id -> its items, without absorbed ones."""
     found: dict[ClusterId, set[MediaId]] = {id_: set() for id_ in state.clusters}
-    for medium, label, standing in zip(state.media, state.labels.tolist(), state.standings.tolist(), strict=True):
-        if label != -1 and standing != Standing.ABSORBED:
-            found[ClusterId(label)].add(medium)
+    for item, label, origin in zip(state.media, state.labels.tolist(), state.origins.tolist(), strict=True):
+        if label != -1 and origin != Origin.ABSORBED:
+            found[ClusterId(label)].add(item)
     return found
 
 
 def heir(media: set[MediaId], after: PetState) -> ClusterId | None:
     """Return the cluster that has more than half of these items; None if there is none."""
-    went = Counter(int(after.labels[after.rows[medium]]) for medium in media)
+    went = Counter(int(after.labels[after.rows[item]]) for item in media)
     most = max(went, key=lambda label: went[label], default=-1)
     return ClusterId(most) if most != -1 and 2 * went[most] > went.total() else None
 
 
 def most_went_to(media: set[MediaId], after: PetState) -> set[int]:
     """Return the clusters that have the most of these items; several if they are tied."""
-    went = Counter(int(after.labels[after.rows[medium]]) for medium in media)
+    went = Counter(int(after.labels[after.rows[item]]) for item in media)
     del went[-1]
     return {label for label in went if went[label] == max(went.values())}

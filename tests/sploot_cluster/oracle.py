@@ -37,18 +37,18 @@ class Demands:
     ) -> list[tuple[MediaId, MediaId]]:
         """Return the pairs that ``labels`` treat wrongly; an item paired with itself is where it must not be."""
         broken = []
-        for medium in self.placed & labels.keys():
-            if labels[medium] == -1:
-                broken.append((medium, medium))
-            mates = self.components[medium] & labels.keys()
-            broken += [(medium, other) for other in mates if labels[other] != labels[medium]]
+        for item in self.placed & labels.keys():
+            if labels[item] == -1:
+                broken.append((item, item))
+            mates = self.components[item] & labels.keys()
+            broken += [(item, other) for other in mates if labels[other] != labels[item]]
         for one, other in combinations(sorted(self.components.keys() & labels.keys()), 2):
             if labels[one] == labels[other] != -1 and self.clash(self.components[one], self.components[other]):
                 broken.append((one, other))
-        broken += [(medium, medium) for medium in self.dismissed & labels.keys() if labels[medium] != -1]
-        for medium, cluster in self.barred:
-            if medium in labels and medium not in self.placed and labels[medium] == aliases.get(cluster, cluster):
-                broken.append((medium, medium))
+        broken += [(item, item) for item in self.dismissed & labels.keys() if labels[item] != -1]
+        for item, cluster in self.barred:
+            if item in labels and item not in self.placed and labels[item] == aliases.get(cluster, cluster):
+                broken.append((item, item))
         return broken
 
 
@@ -65,14 +65,14 @@ def demands(ledger: Sequence[Correction]) -> Demands:
             undone.add(correction.undone)
             continue
         if isinstance(correction, Dismissal):
-            result.dismissed |= {medium for medium in correction.media if medium not in result.placed}
-            if any(medium in result.placed for medium in correction.media):
+            result.dismissed |= {item for item in correction.media if item not in result.placed}
+            if any(item in result.placed for item in correction.media):
                 result.yielding.add(correction.revision)
             continue
         if isinstance(correction, (Split, Exclusion)):
             moved = correction.moved if isinstance(correction, Split) else correction.media
-            for medium in (*moved, *correction.remaining):
-                result.components.setdefault(medium, {medium})
+            for item in (*moved, *correction.remaining):
+                result.components.setdefault(item, {item})
             stuck = set()
             for a in moved:
                 for b in correction.remaining:
@@ -84,35 +84,35 @@ def demands(ledger: Sequence[Correction]) -> Demands:
             newer_sides.append(({*moved}, {*correction.remaining}))
             if isinstance(correction, Exclusion):
                 newer_exits.append(({*moved} - stuck, {*correction.remaining}))
-                result.barred |= {(medium, correction.source) for medium in moved}
+                result.barred |= {(item, correction.source) for item in moved}
                 continue
             media = list(moved)
         else:
             first, *others = [correction.into, *sorted(correction.groups.keys() - {correction.into})]
-            media = [medium for id_ in (first, *others) for medium in correction.groups[ClusterId(id_)]]
+            media = [item for id_ in (first, *others) for item in correction.groups[ClusterId(id_)]]
         gone = {*media} & result.dismissed
         for left, remained in newer_exits:
             if remained & {*media}:
                 gone |= left & {*media}
-        joined = [medium for medium in media if medium not in gone]
-        for medium in joined:
-            result.components.setdefault(medium, {medium})
+        joined = [item for item in media if item not in gone]
+        for item in joined:
+            result.components.setdefault(item, {item})
         _join(result, joined, [sides for sides in newer_sides if sides[0] & {*media} and sides[1] & {*media}])
         result.placed.update(joined)
-        if gone or len({id(result.components[medium]) for medium in joined}) > 1:
+        if gone or len({id(result.components[item]) for item in joined}) > 1:
             result.yielding.add(correction.revision)
     return result
 
 
 def _join(result: Demands, media: Sequence[MediaId], crossing: Sequence[tuple[set[MediaId], set[MediaId]]]) -> None:
     cells: dict[tuple[bool, ...], list[MediaId]] = {}
-    for medium in media:
-        cells.setdefault(tuple(medium in moved for moved, _ in crossing), []).append(medium)
+    for item in media:
+        cells.setdefault(tuple(item in moved for moved, _ in crossing), []).append(item)
     for cell in cells.values():
         anchors: list[MediaId] = []
-        for medium in cell:
+        for item in cell:
             for anchor in anchors:
-                one, other = result.components[anchor], result.components[medium]
+                one, other = result.components[anchor], result.components[item]
                 if one is other:
                     break
                 if not result.clash(one, other):
@@ -121,4 +121,4 @@ def _join(result: Demands, media: Sequence[MediaId], crossing: Sequence[tuple[se
                         result.components[each] = one
                     break
             else:
-                anchors.append(medium)
+                anchors.append(item)

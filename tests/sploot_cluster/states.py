@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, Correction, MediaId, PetId, PetState, Standing
+from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, Correction, MediaId, Origin, PetId, PetState
 from sploot_cluster.pet.vectors import FloatMatrix
 
 
@@ -14,14 +14,14 @@ def pet_state(
     labels: Sequence[int],
     vectors: FloatMatrix,
     *,
-    standings: Sequence[Standing] | None = None,
+    origins: Sequence[Origin] | None = None,
     thresholds: Mapping[int, float] | None = None,
     aliases: Mapping[int, int] | None = None,
     ledger: Sequence[Correction] = (),
 ) -> PetState:
     """Return a pet with items ``m0``, ``m1``, … in these clusters; by default CORE items and thresholds of .9."""
     media = tuple(MediaId(f"m{row}") for row in range(len(labels)))
-    standing = standings or [Standing.NOISE if label == NOISE else Standing.CORE for label in labels]
+    origin = origins or [Origin.NOISE if label == NOISE else Origin.CORE for label in labels]
     clusters = {
         ClusterId(id_): ClusterCard(ClusterId(id_), (thresholds or {}).get(id_, 0.9), since=1)
         for id_ in sorted(set(labels) - {NOISE})
@@ -32,10 +32,10 @@ def pet_state(
         model="clip@1",
         dim=vectors.shape[1],
         media=media,
-        rows={medium: row for row, medium in enumerate(media)},
+        rows={item: row for row, item in enumerate(media)},
         vectors=vectors,
         labels=np.array(labels, dtype=np.int32),
-        standings=np.array(standing, dtype=np.uint8),
+        origins=np.array(origin, dtype=np.uint8),
         clusters=clusters,
         aliases={ClusterId(old): ClusterId(new) for old, new in (aliases or {}).items()},
         ledger=tuple(ledger),

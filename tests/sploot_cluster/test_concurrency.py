@@ -47,9 +47,9 @@ def columns_agree(client: redis.Redis) -> bool:
     keys = PetKeys.of(PET)
     n, dim = (int(value or 0) for value in client.hmget(keys.meta, "n_media", "dim"))
     media = client.lrange(keys.media, 0, -1)
-    rows = {medium: int(row) for medium, row in client.hgetall(keys.rows).items()}
-    lengths = (client.strlen(keys.vectors) // 4 // dim, client.strlen(keys.labels) // 4, client.strlen(keys.standings))
-    return rows == {medium: row for row, medium in enumerate(media)} and lengths == (n, n, n) and len(media) == n
+    rows = {item: int(row) for item, row in client.hgetall(keys.rows).items()}
+    lengths = (client.strlen(keys.vectors) // 4 // dim, client.strlen(keys.labels) // 4, client.strlen(keys.origins))
+    return rows == {item: row for row, item in enumerate(media)} and lengths == (n, n, n) and len(media) == n
 
 
 def standing_alone(ledger: Sequence[Correction]) -> list[Said]:
@@ -65,7 +65,7 @@ def standing_alone(ledger: Sequence[Correction]) -> list[Said]:
                 taken_back.add(undone)
                 continue
             case Merge() | Dismissal():
-                media = {medium for group in correction.groups.values() for medium in group}
+                media = {item for group in correction.groups.values() for item in group}
             case Split():
                 media = {*correction.moved, *correction.remaining}
             case Exclusion():
@@ -78,11 +78,11 @@ def standing_alone(ledger: Sequence[Correction]) -> list[Said]:
 
 def holds(correction: Said, state: PetState) -> bool:
     def labels(media: Iterable[MediaId]) -> set[int]:
-        return {int(state.labels[state.rows[medium]]) for medium in media}
+        return {int(state.labels[state.rows[item]]) for item in media}
 
     match correction:
         case Merge():
-            return len(labels(medium for group in correction.groups.values() for medium in group)) == 1
+            return len(labels(item for group in correction.groups.values() for item in group)) == 1
         case Dismissal():
             return labels(correction.media) == {NOISE}
         case Split():
@@ -99,7 +99,7 @@ def assert_nothing_was_lost(client: redis.Redis, answers: Sequence[Answers]) -> 
 
     assert columns_agree(client)
     assert len(set(state.media)) == state.n_media
-    assert set(state.media) == {medium for worker in answers for medium in worker.media}
+    assert set(state.media) == {item for worker in answers for item in worker.media}
     assert revisions == list(range(1, state.revision + 1))
     assert sorted(correction.operation_id for correction in state.ledger) == operations
     assert [correction.revision for correction in state.ledger] == sorted(

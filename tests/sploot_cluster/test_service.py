@@ -23,7 +23,7 @@ from sploot_cluster.errors import (
     UnknownMedia,
     UnknownRevision,
 )
-from sploot_cluster.pet.models import NOISE, Change, ClusterId, MediaId, PetId, PetState, PetView, Standing
+from sploot_cluster.pet.models import NOISE, Change, ClusterId, MediaId, Origin, PetId, PetState, PetView
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.redis import RedisPetStore
@@ -51,8 +51,8 @@ def three_subjects(service: ClusterService) -> PetView:
     return service.clusters(PET)
 
 
-def cluster_of(view: PetView, medium: MediaId) -> ClusterId:
-    return next((cluster.id for cluster in view.clusters if medium in cluster.media), NOISE)
+def cluster_of(view: PetView, item: MediaId) -> ClusterId:
+    return next((cluster.id for cluster in view.clusters if item in cluster.media), NOISE)
 
 
 def members(view: PetView) -> list[set[MediaId]]:
@@ -62,7 +62,7 @@ def members(view: PetView) -> list[set[MediaId]]:
 # -- arrivals --------------------------------------------------------------------------------------------------------
 
 
-def test_a_first_medium_is_noise_and_names_the_space_of_its_pet(service: ClusterService) -> None:
+def test_a_first_item_is_noise_and_names_the_space_of_its_pet(service: ClusterService) -> None:
     assigned = service.assign(PET, MediaId("a"), model=MODEL, vector=[3.0, 4.0])
 
     assert (assigned.cluster, assigned.similarity, assigned.is_duplicate, assigned.revision) == (NOISE, None, False, 1)
@@ -79,7 +79,7 @@ def test_an_arrival_joins_the_cluster_it_looks_like(service: ClusterService, thr
     assert assigned.similarity is not None
     assert 0.9 < assigned.similarity <= 1.0
     now = next(cluster for cluster in service.clusters(PET).clusters if cluster.id == assigned.cluster)
-    assert (now.size, now.standings[Standing.ARRIVED]) == (13, 1)
+    assert (now.size, now.origins[Origin.ARRIVED]) == (13, 1)
 
 
 def test_an_arrival_that_looks_like_nothing_is_noise(service: ClusterService, three_subjects: PetView) -> None:
@@ -91,9 +91,7 @@ def test_an_arrival_that_looks_like_nothing_is_noise(service: ClusterService, th
     assert service.clusters(PET).noise == (*three_subjects.noise, name(9, 0))
 
 
-def test_a_known_medium_changes_nothing_whatever_comes_with_it(
-    service: ClusterService, three_subjects: PetView
-) -> None:
+def test_a_known_item_changes_nothing_whatever_comes_with_it(service: ClusterService, three_subjects: PetView) -> None:
     again = service.assign(PET, name(1, 0), model="other@7", vector=[1.0, 0.0])
 
     assert again.is_duplicate
@@ -102,7 +100,7 @@ def test_a_known_medium_changes_nothing_whatever_comes_with_it(
     assert service.clusters(PET) == three_subjects
 
 
-def test_a_medium_that_comes_again_changes_nothing(service: ClusterService, three_subjects: PetView) -> None:
+def test_a_item_that_comes_again_changes_nothing(service: ClusterService, three_subjects: PetView) -> None:
     (again,) = take(service, 1, range(1))
 
     assert (again.is_duplicate, again.revision) == (True, three_subjects.revision)
@@ -262,9 +260,9 @@ def test_split_media_are_apart_and_stay_apart(service: ClusterService, three_sub
     view = service.clusters(PET)
     assert corrected.cluster == cluster_of(view, name(0, 0)) != source
     assert cluster_of(view, name(0, 5)) == source
-    assert {cluster_of(view, medium) for medium in moved} == {corrected.cluster}
+    assert {cluster_of(view, item) for item in moved} == {corrected.cluster}
     assert not names(0, range(5, 12)) & {
-        medium for cluster in view.clusters if cluster.id == corrected.cluster for medium in cluster.media
+        item for cluster in view.clusters if cluster.id == corrected.cluster for item in cluster.media
     }
 
 
@@ -327,7 +325,7 @@ def test_corrections_of_what_is_not_there_are_refused(service: ClusterService, t
 def test_a_recluster_finds_the_subjects(service: ClusterService, three_subjects: PetView) -> None:
     assert members(three_subjects) == [names(subject, range(12)) for subject in range(3)]
     assert three_subjects.n_noise == 0
-    assert all(cluster.standings == {Standing.CORE: 12} for cluster in three_subjects.clusters)
+    assert all(cluster.origins == {Origin.CORE: 12} for cluster in three_subjects.clusters)
 
 
 def test_a_second_recluster_changes_no_id(service: ClusterService, three_subjects: PetView) -> None:

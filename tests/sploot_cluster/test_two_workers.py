@@ -60,7 +60,7 @@ class Pair:
         state = self.slow.load(PET)
         clusters = sorted(state.clusters)
         cluster = clusters[seed % len(clusters)] if clusters else ClusterId(1)
-        inside = [medium for medium in state.media if state.labels[state.rows[medium]] == cluster]
+        inside = [item for item in state.media if state.labels[state.rows[item]] == cluster]
         media = inside[seed % 3 : seed % 3 + 1 + seed % 2]
         revisions = [correction.revision for correction in state.ledger] or [1]
         act: dict[str, Callable[[], object]] = {

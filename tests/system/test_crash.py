@@ -58,7 +58,7 @@ def test_items_are_stored_exactly_once_when_workers_are_killed(tmp_path: Path) -
         for pet in range(1, N_PETS + 1):
             state = store.load(PetId(pet))
             assert sorted(state.media) == sorted(f"media-{n}" for n in range(N_MEDIA))
-            assert len(state.labels) == len(state.standings) == len(state.vectors) == N_MEDIA
+            assert len(state.labels) == len(state.origins) == len(state.vectors) == N_MEDIA
             assert all(label == -1 or label in state.clusters for label in state.labels.tolist())
         assert broker.dead_letters(EMBEDDING_INGESTED).list() == []
         assert broker.counters(EMBEDDING_INGESTED)["recovered"] >= N_KILLS

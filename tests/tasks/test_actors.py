@@ -125,7 +125,7 @@ def test_the_table_of_retries_holds_the_actors_that_a_worker_runs_and_no_others(
     assert {actor.queue_name for actor in broker.actors.values()} == {*QUEUE_OF.values(), CLUSTER_MAINTENANCE}
 
 
-def test_an_event_puts_its_medium_into_a_cluster(
+def test_an_event_puts_its_item_into_a_cluster(
     broker: StubBroker, service: ClusterService, three_subjects: PetView
 ) -> None:
     run(broker, CLUSTER_EMBEDDING, **event())
@@ -151,7 +151,7 @@ def test_an_event_that_was_checked_when_it_was_decoded_is_not_checked_again(
     broker.get_actor(CLUSTER_EMBEDDING)(**message.kwargs)
     broker.emit_after("process_message", running)
 
-    assert name(0, 99) in {medium for cluster in service.clusters(PET).clusters for medium in cluster.media}
+    assert name(0, 99) in {item for cluster in service.clusters(PET).clusters for item in cluster.media}
 
 
 def test_an_event_that_comes_twice_counts_once(broker: StubBroker, service: ClusterService) -> None:
@@ -184,8 +184,8 @@ def test_a_bad_field_is_refused_at_once_and_never_tried_again(
         run(broker, actor, **kwargs)
 
     assert refused.value.field == field
-    (letter,) = broker.dead_letters
-    assert "retries" not in letter.options
+    (dead_letter,) = broker.dead_letters
+    assert "retries" not in dead_letter.options
     assert service.pets() == []
 
 
@@ -195,7 +195,7 @@ def test_a_worker_goes_on_after_a_bad_message(broker: StubBroker, service: Clust
 
     broker.join(EMBEDDING_INGESTED, timeout=20_000, fail_fast=False)
 
-    assert [letter.kwargs["dim"] for letter in broker.dead_letters] == ["many"]
+    assert [dead_letter.kwargs["dim"] for dead_letter in broker.dead_letters] == ["many"]
     assert service.clusters(PET).n_media == 1
 
 
@@ -220,8 +220,8 @@ def test_what_the_domain_refuses_is_not_tried_again_either(
     with pytest.raises(refusal):
         run(broker, actor, pet_id=PET, **kwargs)
 
-    (letter,) = broker.dead_letters
-    assert "retries" not in letter.options
+    (dead_letter,) = broker.dead_letters
+    assert "retries" not in dead_letter.options
 
 
 def test_a_merge_a_split_and_an_undo_do_what_they_say(

@@ -1,4 +1,4 @@
-"""The drills by HTTP: the same plans, for operators alone."""
+"""The actions by HTTP: the same plans, for operators alone."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ PLANNING: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "body"), PLANNING)
-def test_a_drill_is_planned_then_applied_and_written_down(
+def test_a_action_is_planned_then_applied_and_written_down(
     api: Caller, desk: Desk, path: str, body: dict[str, Any]
 ) -> None:
     desk.add(1, 2)
     desk.deliver()
     desk.bury(3)
-    holders, letters = desk.holders(), desk.letter_ids()
+    holders, dead_letters = desk.holders(), desk.dead_letter_ids()
 
     planned = api.post(path, body)
-    assert (desk.holders(), desk.letter_ids()) == (holders, letters)
+    assert (desk.holders(), desk.dead_letter_ids()) == (holders, dead_letters)
     applied = api.post(f"/plans/{planned.json()['plan_id']}/apply", {"note": "INC-7"})
 
     assert (planned.status_code, applied.status_code) == (200, 202), planned.json() | applied.json()
@@ -90,16 +90,16 @@ def test_nobody_but_an_operator_may(api: Caller, path: str, body: dict[str, Any]
     assert api.post(path, body, role).status_code == 403
 
 
-def test_everybody_may_look_at_the_queues_and_operators_at_letters(api: Caller, desk: Desk) -> None:
-    (letter,) = desk.bury(1, pet_id=42)
+def test_everybody_may_look_at_the_queues_and_operators_at_dead_letters(api: Caller, desk: Desk) -> None:
+    (dead_letter,) = desk.bury(1, pet_id=42)
     desk.bury(2, pet_id=7)
 
     queues = api.get("", "viewer")
     listed = api.get("/embedding/dead?pet_id=42")
-    shown = api.get(f"/embedding/dead/{letter}")
+    shown = api.get(f"/embedding/dead/{dead_letter}")
 
     assert {queue["queue"]: queue["dead"] for queue in queues.json()["queues"]}["embedding.ingested"] == 2
-    assert [one["letter_id"] for one in listed.json()["letters"]] == [letter]
+    assert [one["dead_letter_id"] for one in listed.json()["dead_letters"]] == [dead_letter]
     assert shown.json()["fields"]["embedding"] == "<64 bytes>"
     assert api.get("/embedding/dead", "viewer").status_code == 403
     assert api.get("/embedding/dead/7-7").status_code == 404
@@ -123,8 +123,8 @@ def test_a_plan_is_applied_once(api: Caller, desk: Desk) -> None:
         ("/cluster/pause", {}, "queue"),
         ("/embedding/rescue", {}, "entry_ids"),
         ("/embedding/rescue", {"entry_ids": ["1-1"]}, "entry_ids"),
-        ("/embedding/requeue", {}, "letter_ids"),
-        ("/embedding/requeue", {"letter_ids": ["1-1"], "matching": {}}, "letter_ids"),
+        ("/embedding/requeue", {}, "dead_letter_ids"),
+        ("/embedding/requeue", {"dead_letter_ids": ["1-1"], "matching": {}}, "dead_letter_ids"),
         ("/embedding/requeue", {"matching": {"pet": 1}}, "pet"),
         ("/embedding/retire-consumer", {"consumer": "nobody"}, "consumer"),
         ("/embedding/pause", {"force": True}, "force"),
@@ -192,11 +192,11 @@ def test_a_purge_of_one_pet_spares_the_pet_that_a_double_confuses_it_with(
     pet = 2**53 + 1
     (mine,), (other,) = desk.bury(1, pet_id=pet), desk.bury(2, pet_id=pet - 1)
 
-    listed = api.get(f"/embedding/dead?pet_id={pet}").json()["letters"]
+    listed = api.get(f"/embedding/dead?pet_id={pet}").json()["dead_letters"]
     plan = api.post("/embedding/purge", {"matching": {"pet_id": spelling(pet)}}).json()
     api.post(f"/plans/{plan['plan_id']}/apply", {})
 
-    assert ([one["letter_id"] for one in listed], desk.letter_ids()) == ([mine], [other])
+    assert ([one["dead_letter_id"] for one in listed], desk.dead_letter_ids()) == ([mine], [other])
 
 
 def test_the_server_that_is_started_has_them(redis_url: str) -> None:

@@ -22,7 +22,7 @@ from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.capture import (
     Capture,
-    capture_letter,
+    capture_dead_letter,
     capture_pet,
     read_capture,
     replay,
@@ -139,8 +139,8 @@ def test_replay_reports_deleted_items_by_revision_and_does_the_rest(album: Album
         "revision 28: the deletion of 2 items cannot be replayed: nothing is left of them",
     )
     assert done.n_media == 23
-    then = {line["medium"]: line["label"] for line in capture.media}
-    elsewhere = {medium for medium, _, _ in done.moved}
+    then = {line["item"]: line["label"] for line in capture.media}
+    elsewhere = {item for item, _, _ in done.moved}
     assert then["m8"] == -1, "dismissed, and so it is again"
     assert elsewhere.isdisjoint({"m8", "m9"})
 
@@ -184,8 +184,8 @@ def test_replay_never_fails_whatever_was_deleted_or_switched(album: Album, tmp_p
         if number == 30:
             model = "test@2"
             album.service.begin_model(PET, model, DIM, by="eve")
-            for medium in album.store.load(PET).media:
-                album.take(int(medium.removeprefix("m")), model=model)
+            for item in album.store.load(PET).media:
+                album.take(int(item.removeprefix("m")), model=model)
             album.service.switch_model(PET, album.service.preview_switch(PET).token, by="eve")
 
     capture = album.captured(tmp_path / "pet.jsonl")
@@ -242,10 +242,10 @@ def test_labels_that_are_not_those_of_the_capture_are_named(album: Album, tmp_pa
     done = replay(read_capture(file), ClusterSettings())
 
     assert not done.is_same
-    assert [medium for medium, _, _ in done.moved] == [lines[3]["medium"]]
+    assert [item for item, _, _ in done.moved] == [lines[3]["item"]]
 
 
-def test_a_pets_jobs_and_letters_are_captured_as_they_stand(album: Album, tmp_path: Path) -> None:
+def test_a_pets_jobs_and_dead_letters_are_captured_as_they_stand(album: Album, tmp_path: Path) -> None:
     desk = Desk(album.client)
     desk.add(1, pet_id=42)
     desk.deliver(STUCK)
@@ -262,7 +262,7 @@ def test_a_pets_jobs_and_letters_are_captured_as_they_stand(album: Album, tmp_pa
         ("in flight", b"media-1"),
         ("waiting", b"media-2"),
     ]
-    assert [letter["fields"][b"media_id"] for letter in capture.letters] == [b"media-4"]
+    assert [dead_letter["fields"][b"media_id"] for dead_letter in capture.dead_letters] == [b"media-4"]
 
 
 def test_a_capture_without_embeddings_holds_none_and_cannot_be_replayed(album: Album, tmp_path: Path) -> None:
@@ -277,30 +277,30 @@ def test_a_capture_without_embeddings_holds_none_and_cannot_be_replayed(album: A
 
     text = (tmp_path / "pet.jsonl").read_text()
     assert capture.is_redacted
-    assert [medium for medium in capture.media if "embedding" in medium] == []
+    assert [item for item in capture.media if "embedding" in item] == []
     assert base64.b64encode(vectors[0].tobytes()).decode()[:30] not in text
-    assert {letter["fields"][b"embedding"] for letter in capture.letters} == {b"<64 bytes>"}
+    assert {dead_letter["fields"][b"embedding"] for dead_letter in capture.dead_letters} == {b"<64 bytes>"}
     with pytest.raises(InvalidInput, match="left out"):
         replay(capture, ClusterSettings())
 
 
 def test_a_dead_letter_is_judged_again(album: Album, tmp_path: Path) -> None:
     desk = Desk(album.client)
-    (mended,) = desk.bury(1, pet_id=42, error="OSError: the disk was full")
-    letters = album.broker.dead_letters(EMBEDDING_INGESTED)
-    good = letters.get(mended)
+    (fixed,) = desk.bury(1, pet_id=42, error="OSError: the disk was full")
+    dead_letters = album.broker.dead_letters(EMBEDDING_INGESTED)
+    good = dead_letters.get(fixed)
     assert good is not None
     spoilt = {f"entry:{name.decode()}": value for name, value in good.fields.items()} | {"entry:dim": b"17"}
     desk.client.xadd("{streams:embedding.ingested}:dead", {"reason": "undecodable", "error": "x", **spoilt})
 
     verdicts: list[str] = []
-    for n, letter in enumerate(letters.list()):
-        file = tmp_path / f"letter-{n}.jsonl"
-        write_capture(capture_letter(letter, settings=ClusterSettings()), file)
+    for n, dead_letter in enumerate(dead_letters.list()):
+        file = tmp_path / f"dead_letter-{n}.jsonl"
+        write_capture(capture_dead_letter(dead_letter, settings=ClusterSettings()), file)
         verdicts += replay(read_capture(file), ClusterSettings()).verdicts
 
     assert "refused again: embedding" in verdicts[0]
-    assert verdicts[1] == f"letter {mended}: would be taken now; it died of OSError: the disk was full"
+    assert verdicts[1] == f"letter {fixed}: would be taken now; it died of OSError: the disk was full"
 
 
 def test_a_pet_that_has_nothing_is_no_capture(album: Album, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_pet_that_has_nothing_is_no_capture(album: Album, tmp_path: Path) -> N
     assert not (tmp_path / "pet.jsonl").exists()
 
 
-@pytest.mark.parametrize("text", ["", "no json", "[]", '{"capture": 99}', '{"medium": "m"}'])
+@pytest.mark.parametrize("text", ["", "no json", "[]", '{"capture": 99}', '{"item": "m"}'])
 def test_what_is_no_capture_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "odd.jsonl"
     file.write_text(text)
@@ -326,8 +326,8 @@ def test_the_commands(
     for number in range(30):
         album.take(number)
     album.service.recluster(PET)
-    (letter,) = Desk(album.client).bury(1, pet_id=42)
-    file, other = tmp_path / "pet.jsonl", tmp_path / "letter.jsonl"
+    (dead_letter,) = Desk(album.client).bury(1, pet_id=42)
+    file, other = tmp_path / "pet.jsonl", tmp_path / "dead_letter.jsonl"
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["sploot-cluster", *arguments])
@@ -340,7 +340,7 @@ def test_the_commands(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert run("capture", "--pet", "42", "-o", str(file)) == (2, run("capture", "--pet", "42", "-o", str(file))[1])
     assert run("capture", "-o", str(other))[0] == 2
-    assert run("capture", "--letter", "embedding", letter, "-o", str(other))[0] == 0
+    assert run("capture", "--dead-letter", "embedding", dead_letter, "-o", str(other))[0] == 0
     album.client.flushall()
     code, told = run("replay", str(file))
     assert (code, "the same as captured" in told) == (0, True)

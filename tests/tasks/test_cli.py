@@ -180,7 +180,7 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
     assert (stale.returncode, "cannot be applied" in stale.stderr) == (4, True)
     why = cli("why", "42", "s1-2", redis_url=redis_url)
     assert "s1-2 is in no cluster, dismissed" in why.stdout
-    assert json.loads(cli("why", "42", "s1-3", "--json", redis_url=redis_url).stdout)["standing"] == "core"
+    assert json.loads(cli("why", "42", "s1-3", "--json", redis_url=redis_url).stdout)["origin"] == "core"
     diff = cli("history", "42", "--diff", "13", "14", redis_url=redis_url)
     assert "6 media where they were, 6 in another cluster" in diff.stdout
     assert "cluster 1 went into 2" in diff.stdout
@@ -218,24 +218,24 @@ def test_a_pet_is_exported_deleted_and_imported(
     assert "pet 42: ingested 12 = clustered 12 + noise 0 + quarantined 0 + dismissed 0" in tally.stdout
 
 
-def test_deletion_of_a_medium_names_the_dead_letters_that_go(
+def test_deletion_of_a_item_names_the_dead_letters_that_go(
     redis_client: redis.Redis, redis_url: str, service: ClusterService
 ) -> None:
     take(service, 0, range(3))
-    letters = {}
-    for medium in (name(0, 1), f"{name(0, 1)}0"):
-        entry: dict[Any, Any] = {"entry:pet_id": str(PET), "entry:media_id": medium, "reason": "failed", "error": "x"}
+    dead_letters = {}
+    for item in (name(0, 1), f"{name(0, 1)}0"):
+        entry: dict[Any, Any] = {"entry:pet_id": str(PET), "entry:media_id": item, "reason": "failed", "error": "x"}
         entry |= {"died_at": "2026-11-24T03:00:00+00:00", "entry_id": "1-0", "deliveries": 1}
         stored = redis_client.xadd(f"{{{stream_of(EMBEDDING_INGESTED)}}}:dead", entry)
         assert isinstance(stored, bytes)
-        letters[medium] = stored.decode()
+        dead_letters[item] = stored.decode()
 
     planned = cli("delete", str(PET), "--media", name(0, 1), "--by", "eve", redis_url=redis_url)
     done = cli("delete", str(PET), "--media", name(0, 1), "--by", "eve", "--yes", redis_url=redis_url)
 
     for told in (planned, done):
-        assert f"dead letter {letters[name(0, 1)]} of embedding.ingested" in told.stdout
-        assert letters[f"{name(0, 1)}0"] not in told.stdout
+        assert f"dead letter {dead_letters[name(0, 1)]} of embedding.ingested" in told.stdout
+        assert dead_letters[f"{name(0, 1)}0"] not in told.stdout
     assert redis_client.xlen(f"{{{stream_of(EMBEDDING_INGESTED)}}}:dead") == 1
 
 
@@ -268,7 +268,7 @@ def test_items_that_only_a_second_model_has_are_named(redis_url: str, service: C
 
     assert "1 of the 3 have no vector in it yet" in status.stdout
     assert "2 items are in it alone" in status.stdout
-    assert (status_json["beside"]["n_vectors"], status_json["beside"]["n_only_here"]) == (4, 2)
+    assert (status_json["candidate"]["n_vectors"], status_json["candidate"]["n_only_here"]) == (4, 2)
     assert "it is quarantined: its vector is of 'clip@2' with 16 values" in why.stdout
     assert "would forget 4 vectors of clip@2; 2 items have no other vector, and stay quarantined" in planned.stdout
 

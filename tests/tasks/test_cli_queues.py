@@ -68,35 +68,35 @@ DRILLS = [
 ]
 
 
-@pytest.mark.parametrize("drill", DRILLS, ids=" ".join)
-def test_no_drill_does_anything_without_yes(cli: Cli, desk: Desk, drill: list[str]) -> None:
+@pytest.mark.parametrize("action", DRILLS, ids=" ".join)
+def test_no_action_does_anything_without_yes(cli: Cli, desk: Desk, action: list[str]) -> None:
     desk.add(1, 2)
     desk.deliver()
     desk.bury(3)
-    before = desk.holders(), desk.entry_ids(), desk.letter_ids(), desk.client.exists(KEYS.paused)
+    before = desk.holders(), desk.entry_ids(), desk.dead_letter_ids(), desk.client.exists(KEYS.paused)
 
-    refused = cli(*drill)
+    refused = cli(*action)
 
     assert refused.code == 4
     assert re.search(r"^Plan p-[0-9a-f]{8}: .+\.$", refused.out, flags=re.MULTILINE)
     assert re.search(r"^  (XCLAIM|XADD|XDEL|SET|DEL) ", refused.out, flags=re.MULTILINE), "not in Redis's words"
     assert "queue apply p-" in refused.err
-    assert (desk.holders(), desk.entry_ids(), desk.letter_ids(), desk.client.exists(KEYS.paused)) == before
+    assert (desk.holders(), desk.entry_ids(), desk.dead_letter_ids(), desk.client.exists(KEYS.paused)) == before
     assert cli("audit", "--json").json == []
 
 
-@pytest.mark.parametrize("drill", DRILLS, ids=" ".join)
-def test_every_drill_works_with_yes_and_is_written_down(
-    cli: Cli, desk: Desk, redis_client: redis.Redis, drill: list[str]
+@pytest.mark.parametrize("action", DRILLS, ids=" ".join)
+def test_every_action_works_with_yes_and_is_written_down(
+    cli: Cli, desk: Desk, redis_client: redis.Redis, action: list[str]
 ) -> None:
     desk.bury(3)
-    if "--canary" in drill:
+    if "--canary" in action:
         with worker_that_refuses(redis_client):
-            done = cli(*drill, "--yes", "--by", "ada", "--note", "INC-7", "--json")
+            done = cli(*action, "--yes", "--by", "ada", "--note", "INC-7", "--json")
     else:
         desk.add(1, 2)
         desk.deliver()
-        done = cli(*drill, "--yes", "--by", "ada", "--note", "INC-7", "--json")
+        done = cli(*action, "--yes", "--by", "ada", "--note", "INC-7", "--json")
 
     assert done.code == 0, done.err
     assert done.json["is_complete"] is True
@@ -116,7 +116,7 @@ def test_a_plan_that_was_shown_is_applied_on_exactly_its_ids(cli: Cli, desk: Des
     assert [entry["id"] for entry in shown.json["entries"]] == [first, second]
     assert applied.code == 0
     assert "2 of 2 put back to work" in applied.out
-    assert desk.letter_ids() == [late]
+    assert desk.dead_letter_ids() == [late]
     assert again.code == 1
     assert "make a new one" in again.err
 
@@ -130,7 +130,7 @@ def test_a_canary_that_died_again_fails_the_command(cli: Cli, desk: Desk, redis_
     assert done.code == 1
     assert "NOT DONE: the first one died again" in done.out
     assert "2 were not touched" in done.out
-    assert len(desk.letter_ids()) == 3
+    assert len(desk.dead_letter_ids()) == 3
 
 
 def test_what_workers_hold_is_listed_without_embeddings(cli: Cli, desk: Desk) -> None:
@@ -183,23 +183,23 @@ def test_the_status_says_why_work_waits(cli: Cli, desk: Desk) -> None:
 
     status = {queue["queue"]: queue for queue in cli("status", "--json").json}["embedding.ingested"]
 
-    assert status["because"] == "no worker takes its jobs; start one: sploot-cluster worker"
+    assert status["reason"] == "no worker takes its jobs; start one: sploot-cluster worker"
     assert (status["in_flight"], status["undelivered"]) == (1, 0)
     assert [(one["name"], one["pending"], one["is_alive"]) for one in status["consumers"]] == [(STUCK, 1, False)]
     told = cli("status").out
     assert STUCK in told
-    assert f"embedding.ingested: {status['because']}\n" in told
+    assert f"embedding.ingested: {status['reason']}\n" in told
 
 
 def test_ids_can_be_copied_from_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
     (entry_id,) = desk.add(1)
     desk.deliver("a-consumer-with-a-long-name-as-they-have:17:df8372f6.124956")
-    (letter_id,) = desk.bury(2)
+    (dead_letter_id,) = desk.bury(2)
 
-    pending, letters = cli("pending", "embedding").out, cli("dead", "list").out
+    pending, dead_letters = cli("pending", "embedding").out, cli("dead", "list").out
 
     assert {entry_id, "a-consumer-with-a-long-name-as-they-have:17:df8372f6.124956"} <= set(pending.split())
-    assert letter_id in letters.split()
+    assert dead_letter_id in dead_letters.split()
 
 
 def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:
@@ -212,7 +212,7 @@ def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["rescue", "cluster", "--astray"], "queue"),
+        (["rescue", "cluster", "--unowned"], "queue"),
         (["rescue", "embedding"], "entry_ids"),
         (["pending", "embedding", "--idle", "soon"], "--idle"),
         (["pending", "embedding", "--idle", "99999999999999d"], "--idle"),

@@ -114,7 +114,7 @@ def desk(redis_client: redis.Redis) -> Desk:
     desk.client.xgroup_create(KEYS.stream, raw, id="0")
     for entry in entries:
         desk.client.xadd(KEYS.stream, entry)
-        facts = {b"reason": raw, b"error": raw, b"actor": raw, b"field": raw, b"mend": raw, b"traceback": raw}
+        facts = {b"reason": raw, b"error": raw, b"actor": raw, b"field": raw, b"hint": raw, b"traceback": raw}
         facts |= {b"message_id": raw, b"entry_id": b"1-1", b"deliveries": b"1"}
         desk.client.xadd(KEYS.dead, facts | {b"entry:" + name: value for name, value in entry.items()})
     desk.client.hset(KEYS.delayed_messages, "a", hostile_message())
@@ -152,9 +152,13 @@ def desk(redis_client: redis.Redis) -> Desk:
 def test_a_command_prints_what_a_producer_wrote_as_text(
     desk: Desk, cli: Run, tmp_path: Any, command: str, form: str
 ) -> None:
-    letter = desk.letter_ids()[2]
+    dead_letter = desk.dead_letter_ids()[2]
     # what a person can type or paste is UTF-8
-    given = {"letter": letter, "hostile": HOSTILE.replace("\ud800", ""), "file": str(tmp_path / "letter.jsonl")}
+    given = {
+        "dead_letter": dead_letter,
+        "hostile": HOSTILE.replace("\ud800", ""),
+        "file": str(tmp_path / "dead_letter.jsonl"),
+    }
     words = [word.format(**given) for word in command.split()]
 
     told = cli(*words, *(["--json"] if form == "json" else []))
@@ -173,7 +177,7 @@ def test_an_audit_shows_notes_of_others_as_text(desk: Desk, cli: Run) -> None:
     assert STUCK not in told
 
 
-def test_every_format_character_is_refused_between_letters() -> None:
+def test_every_format_character_is_refused_between_dead_letters() -> None:
     joiners = {0x200C, 0x200D}
     formats = {n for n in range(sys.maxunicode + 1) if unicodedata.category(chr(n)) == "Cf"}
 

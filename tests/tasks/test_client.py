@@ -82,7 +82,7 @@ def test_a_requested_recluster_waits_its_delay_and_people_join_it(
     assert status is not None
     assert status.state == "delayed"
     assert status.due_at is not None
-    assert status.because.startswith("it is due at ")
+    assert status.reason.startswith("it is due at ")
 
 
 def test_an_embedding_travels_as_base64_of_float32(tasks: ClusterTasks, redis_client: redis.Redis) -> None:

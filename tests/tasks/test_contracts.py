@@ -1,4 +1,4 @@
-"""The door: what passes becomes a value, what cannot names the field and the mend."""
+"""The door: what passes becomes a value, what cannot names the field and the hint."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def refusal(of: Callable[[], object]) -> InvalidInput:
     with pytest.raises(InvalidInput) as refused:
         of()
     assert refused.value.problem
-    assert refused.value.mend
+    assert refused.value.hint
     return refused.value
 
 
@@ -256,7 +256,7 @@ def test_what_holds_no_vector_is_refused(embedding: object, encoding: str | None
 
 
 @given(st.lists(st.floats(width=32), min_size=2, max_size=40))
-def test_the_door_and_the_engine_agree_on_what_has_a_direction(values: list[float]) -> None:
+def test_the_admission_and_the_engine_agree_on_what_has_a_direction(values: list[float]) -> None:
     def engine() -> str:
         try:
             as_vector(np.array(values, dtype=np.float32))
@@ -264,14 +264,14 @@ def test_the_door_and_the_engine_agree_on_what_has_a_direction(values: list[floa
             return "refused"
         return "passed"
 
-    def door() -> str:
+    def admission() -> str:
         try:
             EmbeddingIngested.of(embedding=values, pet_id=1, media_id="m", model="a@1")
         except InvalidInput:
             return "refused"
         return "passed"
 
-    assert door() == engine()
+    assert admission() == engine()
 
 
 @given(
@@ -280,7 +280,9 @@ def test_the_door_and_the_engine_agree_on_what_has_a_direction(values: list[floa
         st.binary(max_size=40),
     )
 )
-def test_whatever_bytes_arrive_the_door_answers_with_a_value_or_with_invalid_input(changes: dict[str, bytes]) -> None:
+def test_whatever_bytes_arrive_the_admission_answers_with_a_value_or_with_invalid_input(
+    changes: dict[str, bytes],
+) -> None:
     try:
         answer: EmbeddingIngested | InvalidInput = EmbeddingIngested.from_fields(fields(**changes))
     except InvalidInput as refused:
@@ -371,7 +373,7 @@ def test_an_id_with_a_character_that_hides_or_turns_is_refused(name: str, media_
     with pytest.raises(InvalidInput) as refused:
         EmbeddingIngested.of(**fields)
 
-    assert (refused.value.field, refused.value.mend) == (name, "send printable text")
+    assert (refused.value.field, refused.value.hint) == (name, "send printable text")
 
 
 @pytest.mark.parametrize("media_id", ["Bärli am Strand.jpg", "👩‍👩‍👧‍👦.png", "🏳️‍🌈", "می‌خواهم", "क्‍ष", "写真 1"])

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, and its mends mend it."""
+"""The doctor finds what is wrong, and its fixes hint it."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Ward:
     def wrong(self, environ: Mapping[str, str] | None = None, **more: Any) -> list[Finding]:
         return [finding for finding in self.examine(environ, **more) if finding.level == "wrong"]
 
-    def mend(self, finding: Finding) -> None:
+    def hint(self, finding: Finding) -> None:
         """Run the command that a finding names."""
-        words = shlex.split(finding.mend.replace('"$REDIS_URL"', self.url))
+        words = shlex.split(finding.hint.replace('"$REDIS_URL"', self.url))
         if words[0] == "redis-cli":
             self.client.execute_command(*words[3:])
         else:
-            assert words[0] == "sploot-cluster", finding.mend
+            assert words[0] == "sploot-cluster", finding.hint
             environ = {"REDIS_URL": self.url, "PATH": "/usr/bin"}
             done = subprocess.run(
                 [sys.executable, "-m", "tasks.cli", *words[1:]], env=environ, capture_output=True, text=True
@@ -67,7 +67,7 @@ class Ward:
 
 def command_of(finding: Finding) -> list[str]:
     """The Redis command at the end of a hint."""
-    words = shlex.split(finding.mend[finding.mend.index("redis-cli") :])
+    words = shlex.split(finding.hint[finding.hint.index("redis-cli") :])
     return words[3:]
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_wrong_with_a_new_installation(ward: Ward) -> None:
     assert {f.check for f in found if f.level == "warning"} >= {"scheduler", f"group of {EMBEDDING_INGESTED}"}
 
 
-# -- what has a command that mends it: it is run, and then nothing is wrong any more ---------------------------------
+# -- what has a command that fixes it: it is run, and then nothing is wrong any more ---------------------------------
 
 
 def given_eviction(ward: Ward) -> None:
@@ -142,11 +142,11 @@ def given_a_dead_consumer(ward: Ward) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_command_that_it_names_mends_it(ward: Ward, given: Any, check: str, seen: str) -> None:
+def test_the_command_that_it_names_hints_it(ward: Ward, given: Any, check: str, seen: str) -> None:
     given(ward)
 
     found = next(finding for finding in ward.wrong() if finding.check == check and seen in finding.seen)
-    ward.mend(found)
+    ward.hint(found)
 
     assert not any(finding.check == check and seen in finding.seen for finding in ward.wrong())
 
@@ -185,7 +185,7 @@ def test_jobs_that_a_producer_trimmed_away_are_counted(ward: Ward, how: str) -> 
     assert ward.client.hget(BACKLOG, f"{EMBEDDING_INGESTED}:vanished") == str(n_gone).encode()
 
 
-# -- what a person must mend ------------------------------------------------------------------------------------------
+# -- what a person must hint ------------------------------------------------------------------------------------------
 
 
 def test_work_that_nobody_takes_is_wrong_and_a_pause_is_said(ward: Ward) -> None:
@@ -196,9 +196,9 @@ def test_work_that_nobody_takes_is_wrong_and_a_pause_is_said(ward: Ward) -> None
 
     found = {finding.seen: finding for finding in ward.examine() if finding.check == EMBEDDING_INGESTED}
 
-    assert found["no worker takes its jobs, and 1 wait"].mend == "sploot-cluster worker"
-    assert found["it is paused"].mend == f"sploot-cluster queue resume {EMBEDDING_INGESTED} --yes"
-    assert "dead list" in found["1 dead letter for a person to look at"].mend
+    assert found["no worker takes its jobs, and 1 wait"].hint == "sploot-cluster worker"
+    assert found["it is paused"].hint == f"sploot-cluster queue resume {EMBEDDING_INGESTED} --yes"
+    assert "dead list" in found["1 dead letter for a person to look at"].hint
 
 
 def test_a_full_server_is_wrong_before_it_refuses(ward: Ward) -> None:
@@ -210,7 +210,7 @@ def test_a_full_server_is_wrong_before_it_refuses(ward: Ward) -> None:
     (found,) = [finding for finding in ward.wrong() if finding.check == "memory"]
 
     assert "in use" in found.seen
-    assert "purge" in found.mend
+    assert "purge" in found.hint
 
 
 @pytest.mark.parametrize(("off_s", "level"), [(0.0, "ok"), (5.0, "warning"), (-3_600.0, "wrong")])
@@ -233,13 +233,13 @@ def test_a_port_that_is_taken_is_found_and_one_that_is_ours_is_not(ward: Ward) -
         ward.settings["metrics_port"] = taken.getsockname()[1]
         (found,) = [finding for finding in ward.wrong() if finding.check == "metrics port"]
 
-    assert "WORKER_METRICS_PORT" in found.mend
+    assert "WORKER_METRICS_PORT" in found.hint
 
 
 def test_native_threads_that_would_spin_are_found(ward: Ward) -> None:
     found = [finding for finding in ward.wrong({"OMP_NUM_THREADS": "64"}) if finding.check == "threads"]
 
-    assert found[0].mend == "unset OMP_NUM_THREADS"
+    assert found[0].hint == "unset OMP_NUM_THREADS"
     assert [finding for finding in ward.wrong({"OMP_NUM_THREADS": "1"}) if finding.check == "threads"] == []
 
 
@@ -259,7 +259,7 @@ def test_a_setting_that_nobody_reads_is_found_with_the_one_that_was_meant(
     (found,) = [finding for finding in ward.wrong({variable: "1"}) if finding.check == "settings"]
 
     assert variable in found.seen
-    assert f"did you mean {meant}?" in found.mend
+    assert f"did you mean {meant}?" in found.hint
 
 
 def test_known_settings_and_what_kubernetes_adds_are_no_slips(ward: Ward) -> None:
@@ -289,7 +289,7 @@ def test_mixed_models_are_found(ward: Ward) -> None:
     assert (mixed.level, stuck.level, named.level) == ("warning", "wrong", "ok")
     assert "clip@1 of 512 (2 pets), dino@2 of 768 (1 pet)" in mixed.seen
     assert "such as 3" in stuck.seen
-    assert "add dino@2=768 to SPLOOT_MODELS" in stuck.mend
+    assert "add dino@2=768 to SPLOOT_MODELS" in stuck.hint
 
 
 def test_damaged_pets_are_reported_with_what_does_not_fit(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,8 +322,8 @@ def test_damaged_pets_are_reported_with_what_does_not_fit(ward: Ward, monkeypatc
         ("wrong", "pet 2 cannot be read: {pet:2}:vectors: expected 192 bytes, found 0 bytes"),
         ("wrong", "pet 4 does not add up"),
     ]
-    assert "runbook" in broken[0].mend
-    assert broken[1].mend == "sploot-cluster tally 4"
+    assert "runbook" in broken[0].hint
+    assert broken[1].hint == "sploot-cluster tally 4"
     assert seen >= {
         "2 of 4 pets are whole, others at the next run",
         "1 pet more cannot be read or do not add up",
@@ -338,7 +338,7 @@ def test_a_user_who_may_not_look_is_told_which_may(ward: Ward) -> None:
         narrow = redis.Redis.from_url(ward.url, username="narrow", password="secret")
         found = {finding.check: finding for finding in Ward(narrow, ward.url).examine()}
         assert found["memory"].level == "unknown"
-        assert "operator" in found["memory"].mend
+        assert "operator" in found["memory"].hint
         assert found["clock"].level == "ok"
     finally:
         ward.client.execute_command("ACL", "DELUSER", "narrow")

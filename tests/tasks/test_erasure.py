@@ -1,4 +1,4 @@
-"""What travelled about a pet or a medium is found and removed, and nothing else is."""
+"""What travelled about a pet or an item is found and removed, and nothing else is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import UnknownMedia
-from sploot_cluster.jobs import LetterRef, Traces
+from sploot_cluster.jobs import DeadLetterRef, Traces
 from sploot_cluster.pet.models import MediaId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
@@ -76,7 +76,7 @@ def counts(traces: Traces) -> tuple[int, int, int]:
     return traces.n_records, traces.n_dead_letters, traces.n_waiting
 
 
-def bury(client: redis.Redis, queue: str, entry: dict[Any, Any], *, error: str = "OSError: disk full") -> LetterRef:
+def bury(client: redis.Redis, queue: str, entry: dict[Any, Any], *, error: str = "OSError: disk full") -> DeadLetterRef:
     """A dead letter of an entry, as the broker keeps it."""
     fields: dict[Any, Any] = {
         "reason": "failed",
@@ -87,9 +87,9 @@ def bury(client: redis.Redis, queue: str, entry: dict[Any, Any], *, error: str =
     }
     for name, value in entry.items():
         fields[b"entry:" + (name if isinstance(name, bytes) else name.encode())] = value
-    letter_id = client.xadd(f"{{{stream_of(queue)}}}:dead", fields)
-    assert isinstance(letter_id, bytes)
-    return LetterRef(queue, letter_id.decode())
+    dead_letter_id = client.xadd(f"{{{stream_of(queue)}}}:dead", fields)
+    assert isinstance(dead_letter_id, bytes)
+    return DeadLetterRef(queue, dead_letter_id.decode())
 
 
 def event(media_id: str, encoding: str = "f32le", **changes: Any) -> dict[Any, Any]:
@@ -129,7 +129,7 @@ NAMES = [
 
 @pytest.fixture
 def traffic(redis_client: redis.Redis, tasks: ClusterTasks) -> None:
-    """Two pets; of pet 42 a medium, a bad flat event, a correction that was refused, and one that was not."""
+    """Two pets; of pet 42 an item, a bad flat event, a correction that was refused, and one that was not."""
     for pet_id in (42, 43):
         tasks.ingest(pet_id=pet_id, media_id=SECRET, model="clip@1", embedding=[1.0, 2.0])
         tasks.ingest(pet_id=pet_id, media_id="other.jpg", model="clip@1", embedding=[1.0, 2.0])
@@ -148,12 +148,12 @@ def test_all_of_a_pet_is_found_and_removed(redis_client: redis.Redis, erasure: E
     assert erasure.find(42) == Traces(0, 0, 0)
 
 
-def test_what_names_a_medium_is_removed_and_the_rest_stays(
+def test_what_names_a_item_is_removed_and_the_rest_stays(
     redis_client: redis.Redis, erasure: Erasure, traffic: None
 ) -> None:
     erased = erasure.erase(42, [SECRET])
 
-    # the record of the split, which was refused for its cluster, names no medium
+    # the record of the split, which was refused for its cluster, names no item
     assert counts(erased) == (1, 2, 0)
     assert counts(erasure.find(42)) == (2, 1, 0)
     assert counts(erasure.find(43)) == (3, 3, 0)
@@ -192,14 +192,14 @@ def test_events_that_wait_are_counted_and_left(
 def test_deletion_takes_the_events_of_exactly_these_items(
     redis_client: redis.Redis, erasure: Erasure, encoding: str
 ) -> None:
-    letters = {media: bury(redis_client, EMBEDDING_INGESTED, event(media, encoding)) for media in NAMES}
+    dead_letters = {media: bury(redis_client, EMBEDDING_INGESTED, event(media, encoding)) for media in NAMES}
     bury(redis_client, EMBEDDING_INGESTED, event("m1", encoding, pet_id="77"))
 
     for media in NAMES:
         found = erasure.find(7, [media])
-        assert found.dead_letters == (letters.pop(media),)
+        assert found.dead_letters == (dead_letters.pop(media),)
         assert erasure.erase(7, [media]) == found
-        assert set(erasure.find(7).dead_letters) == set(letters.values())
+        assert set(erasure.find(7).dead_letters) == set(dead_letters.values())
     assert counts(erasure.find(77)) == (0, 1, 0)
 
 

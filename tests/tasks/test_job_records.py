@@ -74,7 +74,7 @@ def test_a_job_that_nobody_can_take_says_so(tasks: ClusterTasks) -> None:
     told = status(tasks, job.job_id)
 
     assert (told.state, told.attempts, told.pet_id, told.actor) == ("queued", 0, 42, UNDO_FEEDBACK)
-    assert told.because == "no worker takes jobs of queue cluster.feedback; start one: sploot-cluster worker"
+    assert told.reason == "no worker takes jobs of queue cluster.feedback; start one: sploot-cluster worker"
     assert told.enqueued_at is not None
     assert abs(told.enqueued_at - datetime.now(UTC)) < timedelta(minutes=1)
 
@@ -85,7 +85,7 @@ def test_a_job_of_a_paused_queue_says_so(tasks: ClusterTasks, redis_client: redi
 
     told = status(tasks, tasks.undo(42, 17).job_id)
 
-    assert told.because.startswith("queue cluster.feedback is paused")
+    assert told.reason.startswith("queue cluster.feedback is paused")
     broker.close()
 
 
@@ -104,9 +104,9 @@ def test_a_job_tells_when_it_runs_and_what_it_answered(tasks: ClusterTasks, redi
         done = reaches(tasks, job.job_id, "succeeded")
 
     assert (running.attempts, running.finished_at) == (1, None)
-    assert running.because.startswith("attempt 1 runs at ")
+    assert running.reason.startswith("attempt 1 runs at ")
     assert waiting.state == "queued"
-    assert waiting.because.endswith("are with workers")
+    assert waiting.reason.endswith("are with workers")
     assert done.result == {"revision": 18}
     assert done.started_at is not None
     assert done.finished_at is not None
@@ -123,7 +123,7 @@ def test_a_failed_attempt_tells_the_error_and_when_the_next_is_due(
         told = reaches(tasks, tasks.undo(42, 17).job_id, "retrying")
 
     assert told.attempts == 1
-    assert told.because.startswith("attempt 1 failed: RuntimeError: pet 42 is busy; the next is due at 2")
+    assert told.reason.startswith("attempt 1 failed: RuntimeError: pet 42 is busy; the next is due at 2")
     assert told.due_at is not None
     assert told.due_at > datetime.now(UTC)
 
@@ -134,18 +134,18 @@ def test_a_job_that_fails_for_good_is_dead_with_its_error(tasks: ClusterTasks, r
 
     with working(redis_client, undo, max_retries=1) as broker:
         told = reaches(tasks, tasks.undo(42, 17).job_id, "dead")
-        letters = broker.dead_letters(CLUSTER_FEEDBACK).list()
+        dead_letters = broker.dead_letters(CLUSTER_FEEDBACK).list()
 
     assert told.attempts == 2
-    assert told.because == "RuntimeError: no such revision"
-    assert told.finished_at == letters[0].died_at
+    assert told.reason == "RuntimeError: no such revision"
+    assert told.finished_at == dead_letters[0].died_at
 
 
 def test_a_job_that_no_worker_knows_is_dead(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     with working(redis_client, lambda **_: None):
         told = reaches(tasks, tasks.merge(42, [3, 7]).job_id, "dead")
 
-    assert "merge_clusters" in told.because
+    assert "merge_clusters" in told.reason
 
 
 def test_a_job_whose_worker_died_is_not_shown_as_running(tasks: ClusterTasks, records: JobRecords) -> None:
@@ -155,7 +155,7 @@ def test_a_job_whose_worker_died_is_not_shown_as_running(tasks: ClusterTasks, re
     told = status(tasks, job.job_id)
 
     assert told.state == "queued"
-    assert told.because.startswith("its worker pod-1:7:0:dead ended without a word; no worker takes jobs")
+    assert told.reason.startswith("its worker pod-1:7:0:dead ended without a word; no worker takes jobs")
 
 
 def test_a_delay_that_has_passed_is_no_reason_any_more(records: JobRecords, tasks: ClusterTasks) -> None:
@@ -165,7 +165,7 @@ def test_a_delay_that_has_passed_is_no_reason_any_more(records: JobRecords, task
 
     assert status(tasks, "a").state == "queued"
     assert status(tasks, "a").due_at is None
-    assert status(tasks, "b").because.startswith("attempt 0 failed: E: x; no worker takes jobs")
+    assert status(tasks, "b").reason.startswith("attempt 0 failed: E: x; no worker takes jobs")
 
 
 def test_a_late_failure_does_not_take_a_success_back(records: JobRecords, redis_client: redis.Redis) -> None:

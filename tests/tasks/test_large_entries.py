@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from broker.entries import LONGEST_SHOWN, PAGE_BYTES
-from sploot_cluster.queues import LetterFilter
+from sploot_cluster.queues import DeadLetterFilter
 from tasks.contracts import EMBEDDING_INGESTED
 from tests.tasks.queue_ops.desk import KEYS, Desk
 
@@ -65,11 +65,17 @@ def test_a_listing_grows_by_little_for_entries_of_many_megabytes(desk: Desk, red
     assert ("large-3" in done.stdout) or "dead" in command
 
 
-def test_large_letters_are_listed_with_their_pet_and_put_back_whole(desk: Desk) -> None:
-    found = list(desk.operations.letters(EMBEDDING_INGESTED, LetterFilter(pet_id=7, reason="oversize"), limit=100))
+def test_large_dead_letters_are_listed_with_their_pet_and_put_back_whole(desk: Desk) -> None:
+    found = list(
+        desk.operations.stored_dead_letters(
+            EMBEDDING_INGESTED, DeadLetterFilter(pet_id=7, reason="oversize"), limit=100
+        )
+    )
 
     assert len(found) == HOW_MANY
-    assert all(letter.n_bytes_cut > len(LARGE) and len(letter.fields[b"embedding"]) < 10_000 for letter in found)
+    assert all(
+        dead_letter.n_bytes_cut > len(LARGE) and len(dead_letter.fields[b"embedding"]) < 10_000 for dead_letter in found
+    )
     whole = desk.broker.dead_letters(EMBEDDING_INGESTED).get(found[0].id, is_whole=True)
     assert whole is not None
     assert (whole.n_bytes_cut, whole.fields[b"embedding"]) == (0, LARGE)
@@ -79,7 +85,7 @@ def test_large_letters_are_listed_with_their_pet_and_put_back_whole(desk: Desk) 
     assert fields[b"embedding"] == LARGE
 
 
-def test_a_page_of_letters_ends_at_some_megabytes_and_the_next_goes_on(desk: Desk, redis_client: Any) -> None:
+def test_a_page_of_dead_letters_ends_at_some_megabytes_and_the_next_goes_on(desk: Desk, redis_client: Any) -> None:
     ids = []
     for number in range(12):
         facts = {"reason": "failed", "error": "E: x", "entry_id": "1-1", "deliveries": 1}
@@ -87,7 +93,7 @@ def test_a_page_of_letters_ends_at_some_megabytes_and_the_next_goes_on(desk: Des
         ids.append(redis_client.xadd(KEYS.dead, facts | event).decode())
     assert 12 * (LONGEST_SHOWN - 1_000) > 2 * PAGE_BYTES
 
-    found = list(desk.operations.letters(EMBEDDING_INGESTED, LetterFilter(pet_id=9), limit=100))
+    found = list(desk.operations.stored_dead_letters(EMBEDDING_INGESTED, DeadLetterFilter(pet_id=9), limit=100))
 
-    assert [letter.id for letter in found] == ids[::-1]
-    assert all(letter.n_bytes_cut == 0 for letter in found)
+    assert [dead_letter.id for dead_letter in found] == ids[::-1]
+    assert all(dead_letter.n_bytes_cut == 0 for dead_letter in found)

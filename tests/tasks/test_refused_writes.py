@@ -139,7 +139,7 @@ IN_PATH: Final = {
     "revision": "1",
     "job_id": "none",
     "queue": EMBEDDING_INGESTED,
-    "letter_id": "1-1",
+    "dead_letter_id": "1-1",
     "plan_id": "p-00000000",
 }
 
@@ -179,7 +179,7 @@ def test_route_under_refusal_is_503_that_names_redis(
                 assert answer.headers["content-type"] == "application/problem+json"
                 assert [error["field"] for error in problem["errors"]] == ["redis"], operation
                 assert problem["errors"][0]["problem"] == HINTS[code].problem
-                assert problem["errors"][0]["mend"] == HINTS[code].hint
+                assert problem["errors"][0]["hint"] == HINTS[code].hint
                 assert HINTS[code].problem in problem["detail"]
                 assert answer.headers["retry-after"] == "5"
     assert refused >= WORK | {"get_readiness"}
@@ -344,8 +344,8 @@ def test_doctor_names_the_refusal_and_starts_no_worker(
     assert redis_itself.level == "ok"
     assert writes.level == "wrong"
     assert HINTS[code].problem in writes.seen
-    assert writes.mend == HINTS[code].hint
-    assert [finding for finding in found if finding.mend in ("sploot-cluster worker", "sploot-cluster scheduler")] == []
+    assert writes.hint == HINTS[code].hint
+    assert [finding for finding in found if finding.hint in ("sploot-cluster worker", "sploot-cluster scheduler")] == []
     assert {"eviction", "memory", "persistence", "clock"} <= {finding.check for finding in found}
 
 

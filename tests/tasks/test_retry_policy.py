@@ -100,7 +100,7 @@ def attempts_until_dead(error: Exception, policy: RetryPolicy) -> int:
     finally:
         worker.stop()
         broker.close()
-    assert [letter.actor_name for letter in broker.dead_letters] == ["fail"]
+    assert [dead_letter.actor_name for dead_letter in broker.dead_letters] == ["fail"]
     return len(attempts)
 
 
@@ -115,7 +115,7 @@ def attempts_until_dead(error: Exception, policy: RetryPolicy) -> int:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("actor", sorted(POLICIES))
-def test_what_trying_again_cannot_mend_runs_once(actor: str, error: Exception) -> None:
+def test_what_trying_again_cannot_hint_runs_once(actor: str, error: Exception) -> None:
     assert attempts_until_dead(error, POLICIES[actor]) == 1
 
 

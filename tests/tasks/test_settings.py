@@ -77,7 +77,7 @@ def test_a_variable_that_cannot_be_used_is_named(variable: str, text: str) -> No
 
     assert refused.value.variable == variable
     assert str(refused.value).startswith(f"{variable}: ")
-    assert refused.value.mend
+    assert refused.value.hint
 
 
 def test_no_error_and_no_listing_shows_a_secret() -> None:

@@ -74,12 +74,12 @@ def test_every_encoding_becomes_the_same_message(encoding: bytes, embedding: byt
     assert message.kwargs == decode_embedding("1-0", FIELDS).kwargs
 
 
-def test_an_event_that_cannot_be_used_names_field_and_mend() -> None:
+def test_an_event_that_cannot_be_used_names_field_and_hint() -> None:
     with pytest.raises(UndecodableEntry) as refused:
         decode_embedding("1-0", FIELDS | {b"pet_id": b"rex"})
 
     assert (refused.value.field, refused.value.problem) == ("pet_id", "'rex' is not a decimal number")
-    assert refused.value.mend == "send digits, such as 42"
+    assert refused.value.hint == "send digits, such as 42"
 
 
 def test_an_entry_of_somebody_else_is_told_what_is_missing() -> None:
@@ -112,7 +112,7 @@ def test_an_actor_is_accepted_in_its_own_queue_alone(actor: str, queue: str) -> 
     for other in set(QUEUES) - {queue}:
         with pytest.raises(UndecodableEntry) as refused:
             CHECKS[other](sent(actor, other))
-        assert (refused.value.field, refused.value.mend) == ("actor_name", f"enqueue it on {queue}")
+        assert (refused.value.field, refused.value.hint) == ("actor_name", f"enqueue it on {queue}")
 
 
 def test_every_actor_of_a_worker_is_known_by_its_queue() -> None:
@@ -153,7 +153,7 @@ def test_an_option_beyond_those_of_clients_and_retries_is_refused(option: dict[s
 
     assert refused.value.field.startswith("options.")
     assert len(str(refused.value)) < 400
-    assert "leave it out" in refused.value.mend
+    assert "leave it out" in refused.value.hint
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_an_option_with_a_value_that_no_retry_has_is_refused(name: str, value: A
         CHECKS[EMBEDDING_INGESTED](sent(**{name: value}))
 
     assert refused.value.field == f"options.{name}"
-    assert refused.value.mend.startswith("send ")
+    assert refused.value.hint.startswith("send ")
 
 
 def test_what_a_client_sends_and_a_worker_repeats_is_accepted(redis_client: redis.Redis) -> None:
@@ -229,12 +229,12 @@ def test_a_worker_makes_a_forged_message_a_dead_letter_that_names_the_option(red
         eventually(lambda: len(broker.dead_letters(EMBEDDING_INGESTED)) == 2)
     finally:
         worker.stop()
-    letters = broker.dead_letters(EMBEDDING_INGESTED).list()
+    dead_letters = broker.dead_letters(EMBEDDING_INGESTED).list()
     broker.close()
 
-    assert {(letter.reason, letter.field) for letter in letters} == {
+    assert {(dead_letter.reason, dead_letter.field) for dead_letter in dead_letters} == {
         ("undecodable", "options.pipe_target"),
         ("undecodable", "actor_name"),
     }
-    assert all(letter.mend for letter in letters)
+    assert all(dead_letter.hint for dead_letter in dead_letters)
     assert ran == []

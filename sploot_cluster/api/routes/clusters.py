@@ -7,9 +7,9 @@ from typing import Final, Protocol
 
 from fastapi import APIRouter, Request, Response
 
+from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, WRITES, Admission, CallerOf
 from sploot_cluster.api.answers import Applied, JobAccepted, ReclusterPreview, ReclusterResult
 from sploot_cluster.api.bodies import Dismiss, Exclude, Merge, Recluster, Restore, Split, Undo
-from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, WRITES, CallerOf, Door
 from sploot_cluster.api.preconditions import ARRIVALS_HEADER, IfMatch, Revisions, expected_revision
 from sploot_cluster.api.problems import (
     PREVIEW_FAILED,
@@ -38,12 +38,12 @@ class Previews(Revisions, Protocol):
     def apply(self, pet: PetId, token: str, *, by: str) -> Reclustered: ...
 
 
-def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wait_s: float) -> APIRouter:
+def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, preview_wait_s: float) -> APIRouter:
     """The routes under ``/clusters``; ``preview_wait_s`` is how long a preview is waited for."""
     router = APIRouter(
         prefix="/clusters",
         tags=["clusters"],
-        route_class=door.route_class(),
+        route_class=admission.route_class(),
         dependencies=[BEARER, IDEMPOTENCY_KEY],
         responses={**documented(*WRITES), 202: location_header()},
     )
@@ -67,7 +67,7 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
         instead, and asking again is right. Applying writes at once exactly what the preview showed, or nothing.
         """
         if body.preview and body.apply is not None:
-            both = FieldProblem(field="apply", problem="comes with preview", mend="send one of the two")
+            both = FieldProblem(field="apply", problem="comes with preview", hint="send one of the two")
             raise InvalidFields([both])
         try:
             if body.apply is not None:
@@ -91,7 +91,7 @@ def clusters_router(door: Door, jobs: JobQueue, service: Previews, *, preview_wa
                 response.status_code, response.headers["Cache-Control"] = 200, "no-store"
                 return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
             if status is not None and status.state == "dead":
-                raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.because}")
+                raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.reason}")
             if time.monotonic() > ends_at:
                 return accepted(job, request, response)
             time.sleep(PREVIEW_POLL_S)

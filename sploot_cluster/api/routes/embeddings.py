@@ -11,18 +11,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 
+from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, WRITES, Admission
 from sploot_cluster.api.answers import EmbeddingAccepted, EmbeddingOutcome, EmbeddingOutcomes
 from sploot_cluster.api.bodies import Embedding, Embeddings
-from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, WRITES, Door
 from sploot_cluster.api.problems import FieldProblem, InvalidFields, documented, field_problem
 from sploot_cluster.api.routes.jobs import accepted, location_header
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import JobQueue, JobRef
 
 
-def embeddings_router(door: Door, jobs: JobQueue, *, max_batch: int) -> APIRouter:
+def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -> APIRouter:
     """The route ``/embeddings``; ``max_batch`` is the longest list it takes."""
-    router = APIRouter(tags=["embeddings"], route_class=door.route_class(), dependencies=[BEARER, IDEMPOTENCY_KEY])
+    router = APIRouter(tags=["embeddings"], route_class=admission.route_class(), dependencies=[BEARER, IDEMPOTENCY_KEY])
 
     @router.post(
         "/embeddings",
@@ -47,7 +47,7 @@ def embeddings_router(door: Door, jobs: JobQueue, *, max_batch: int) -> APIRoute
             return EmbeddingAccepted.of(job)
         if not 1 <= len(given) <= max_batch:
             problem = FieldProblem(
-                field="body", problem=f"has {len(given)} entries", mend=f"send 1 to {max_batch} at a time"
+                field="body", problem=f"has {len(given)} entries", hint=f"send 1 to {max_batch} at a time"
             )
             raise InvalidFields([problem])
         outcomes = [_outcome(jobs, index, entry) for index, entry in enumerate(given)]

@@ -26,12 +26,12 @@ class ReadinessCheck:
 
     Attributes:
         problem: what is wrong with it; None when nothing is.
-        mend: what to do about it.
+        hint: what to do about it.
     """
 
     name: str
     problem: str | None = None
-    mend: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,11 @@ def health_router(
         responses=documented(NOT_LOOPBACK, INTERNAL, NOT_READY),
     )
     def get_readiness() -> Ready:
-        """200 when everything that requests need is there; 503 names what is not, and the mend."""
+        """200 when everything that requests need is there; 503 names what is not, and the hint."""
         report = ready() if ready else ReadinessReport()
         if report.failing:
             errors = [
-                FieldProblem(field=check.name, problem=check.problem or "", mend=check.mend) for check in report.failing
+                FieldProblem(field=check.name, problem=check.problem or "", hint=check.hint) for check in report.failing
             ]
             detail = "; ".join(f"{check.name}: {check.problem}" for check in report.failing)
             raise Refusal(NOT_READY, detail, errors=errors, headers={"Retry-After": str(RETRY_AFTER_S)})

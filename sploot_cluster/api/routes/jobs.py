@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
+from sploot_cluster.api.admission import BEARER, READS, Admission
 from sploot_cluster.api.answers import Job, JobAccepted
-from sploot_cluster.api.door import BEARER, READS, Door
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
 from sploot_cluster.jobs import JobQueue, JobRef
 
@@ -34,9 +34,9 @@ def location_header() -> dict[str, Any]:
     }
 
 
-def jobs_router(door: Door, jobs: JobQueue) -> APIRouter:
+def jobs_router(admission: Admission, jobs: JobQueue) -> APIRouter:
     """The routes under ``/jobs``."""
-    router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=door.route_class(), dependencies=[BEARER])
+    router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=admission.route_class(), dependencies=[BEARER])
 
     @router.get(
         "/{job_id}",

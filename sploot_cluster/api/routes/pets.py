@@ -8,12 +8,13 @@ from typing import Annotated, Final, Protocol
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
+from sploot_cluster.api.admission import BEARER, READS, WRITES, Admission, CallerOf
 from sploot_cluster.api.answers import (
     MAX_MOVES,
+    CandidateModel,
     Cluster,
     Erased,
-    MediumWhy,
-    ModelBeside,
+    ItemWhy,
     PetAt,
     PetCluster,
     PetClusters,
@@ -23,7 +24,6 @@ from sploot_cluster.api.answers import (
     PetTallied,
 )
 from sploot_cluster.api.bodies import BeginModel
-from sploot_cluster.api.door import BEARER, READS, WRITES, CallerOf, Door
 from sploot_cluster.api.numbers import IdInAddress, RevisionInAddress
 from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, tagged
 from sploot_cluster.api.problems import (
@@ -77,12 +77,12 @@ class PetService(Previews, Protocol):
 PetInPath = Annotated[IdInAddress, Path(description="The pet.", examples=[42])]
 
 
-def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> APIRouter:
+def pets_router(admission: Admission, service: PetService, traces: JobTraces | None) -> APIRouter:
     """The routes under ``/pets``; ``traces`` is what queues still say of what is deleted."""
     router = APIRouter(
         prefix="/pets/{pet_id}",
         tags=["pets"],
-        route_class=door.route_class(),
+        route_class=admission.route_class(),
         dependencies=[BEARER],
         responses={**documented(*READS, UNREADABLE_PET), **TAGGED},
     )
@@ -115,15 +115,15 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
 
     @router.get("/tally", operation_id="get_tally", summary="Where a pet's media are counted")
     def get_tally(pet_id: PetInPath) -> PetTallied:
-        """Every medium that came is counted once: ingested = clustered + noise + quarantined + dismissed."""
+        """Every item that came is counted once: ingested = clustered + noise + quarantined + dismissed."""
         return PetTallied.of(PetId(pet_id), service.tally(PetId(pet_id)))
 
-    # the whole rest, because a medium's name may hold slashes
+    # the whole rest, because an item's name may hold slashes
     @router.get(
         "/media/{media_id:path}/why",
         operation_id="get_why",
-        summary="Why a medium is where it is",
-        response_model=MediumWhy,
+        summary="Why an item is where it is",
+        response_model=ItemWhy,
         responses=documented(NOT_FOUND),
     )
     def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
@@ -131,8 +131,8 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
         try:
             why = service.why(PetId(pet_id), MediaId(media_id))
         except UnknownMedia:
-            raise Refusal(NOT_FOUND, f"pet {pet_id} has no medium {shown(media_id)}") from None
-        return tagged(why.revision, if_none_match, lambda: MediumWhy.of(PetId(pet_id), why))
+            raise Refusal(NOT_FOUND, f"pet {pet_id} has no item {shown(media_id)}") from None
+        return tagged(why.revision, if_none_match, lambda: ItemWhy.of(PetId(pet_id), why))
 
     @router.get("/model", operation_id="get_model", summary="A pet's embedding model, and the one beside it")
     def get_model(pet_id: PetInPath) -> PetModel:
@@ -144,9 +144,9 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
             model=view.model,
             dim=view.dim,
             n_media=view.n_media,
-            beside=None
+            candidate=None
             if shadow is None
-            else ModelBeside.of(shadow, n_only_here=len(service.only_in_shadow(PetId(pet_id)))),
+            else CandidateModel.of(shadow, n_only_here=len(service.only_in_shadow(PetId(pet_id)))),
         )
 
     @router.post(
@@ -156,9 +156,9 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
         summary="Run another embedding model beside a pet's own",
         responses=documented(*WRITES),
     )
-    def begin_model(pet_id: PetInPath, body: BeginModel, caller: CallerOf) -> ModelBeside:
+    def begin_model(pet_id: PetInPath, body: BeginModel, caller: CallerOf) -> CandidateModel:
         """What producers send in it from now on is kept beside the pet, until it is switched or ended."""
-        return ModelBeside.of(service.begin_model(PetId(pet_id), body.model, body.dim, by=caller.name))
+        return CandidateModel.of(service.begin_model(PetId(pet_id), body.model, body.dim, by=caller.name))
 
     @router.delete(
         "/model",
@@ -203,11 +203,11 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
 
     @router.delete(
         "/media/{media_id:path}",
-        operation_id="delete_medium",
-        summary="Delete a medium for good",
+        operation_id="delete_item",
+        summary="Delete an item for good",
         responses=documented(NOT_FOUND, EVENTS_WAIT),
     )
-    def delete_medium(pet_id: PetInPath, media_id: str, caller: CallerOf) -> Erased:
+    def delete_item(pet_id: PetInPath, media_id: str, caller: CallerOf) -> Erased:
         """Nothing names it any more: corrections keep their meaning for the others. There is no undo."""
         media = [MediaId(media_id)]
         return erased(pet_id, media_id, lambda: service.delete_media(PetId(pet_id), media, by=caller.name))
@@ -251,7 +251,7 @@ def pets_router(door: Door, service: PetService, traces: JobTraces | None) -> AP
 
     @router.get("/history/{revision}", operation_id="get_revision", summary="A pet as it was")
     def get_revision(pet_id: PetInPath, revision: Annotated[RevisionInAddress, Path()]) -> PetAt:
-        """Where every medium was at a revision."""
+        """Where every item was at a revision."""
         return PetAt.of(PetId(pet_id), service.at(PetId(pet_id), revision))
 
     return router

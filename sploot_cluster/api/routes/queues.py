@@ -1,4 +1,4 @@
-"""The queues and their drills: look, plan, apply. What the command line does, for operators' tokens."""
+"""The queues and their actions: look, plan, apply. What the command line does, for operators' tokens."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from sploot_cluster.api.bodies import Apply, Letters, Nothing, Rescue, RetireConsumer
-from sploot_cluster.api.door import BEARER, IDEMPOTENCY_KEY, READS, WRITES, CallerOf, Door
+from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, READS, WRITES, Admission, CallerOf
+from sploot_cluster.api.bodies import Apply, ChosenDeadLetters, Nothing, Rescue, RetireConsumer
 from sploot_cluster.api.numbers import IdInAddress, Seconds
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
 from sploot_cluster.queues import (
     AuditRecord,
+    DeadLetterFilter,
+    DeadLetterView,
     Done,
-    LetterFilter,
-    LetterView,
     Plan,
     PlanUnknown,
     QueueOperations,
@@ -44,12 +44,12 @@ class Audit(BaseModel):
 class DeadLetters(BaseModel):
     """Dead letters that match, newest first."""
 
-    letters: list[LetterView]
+    dead_letters: list[DeadLetterView]
 
 
-def queues_router(door: Door, operations: QueueOperations) -> APIRouter:
+def queues_router(admission: Admission, operations: QueueOperations) -> APIRouter:
     """The routes under ``/queues``."""
-    router = APIRouter(prefix="/queues", tags=["queues"], route_class=door.route_class(), dependencies=[BEARER])
+    router = APIRouter(prefix="/queues", tags=["queues"], route_class=admission.route_class(), dependencies=[BEARER])
     reads = documented(*READS, NOT_FOUND, QUEUE_UNAVAILABLE)
     writes = documented(*WRITES)
 
@@ -74,16 +74,18 @@ def queues_router(door: Door, operations: QueueOperations) -> APIRouter:
         since_s: Annotated[Seconds | None, Query(description="Died no more than this many seconds ago.")] = None,
     ) -> DeadLetters:
         """Without their fields and tracebacks."""
-        wanted = LetterFilter(reason=reason, actor=actor, pet_id=pet_id, error=error, since_s=since_s)
-        return DeadLetters(letters=list(operations.dead_letters(queue, wanted, limit=limit)))
+        wanted = DeadLetterFilter(reason=reason, actor=actor, pet_id=pet_id, error=error, since_s=since_s)
+        return DeadLetters(dead_letters=list(operations.dead_letters(queue, wanted, limit=limit)))
 
-    @router.get("/{queue}/dead/{letter_id}", operation_id="get_dead_letter", summary="A dead letter", responses=reads)
-    def get_dead_letter(queue: str, letter_id: str) -> LetterView:
+    @router.get(
+        "/{queue}/dead/{dead_letter_id}", operation_id="get_dead_letter", summary="A dead letter", responses=reads
+    )
+    def get_dead_letter(queue: str, dead_letter_id: str) -> DeadLetterView:
         """With its traceback and fields; embeddings are replaced by their size."""
-        letter = operations.dead_letter(queue, letter_id)
-        if letter is None:
-            raise Refusal(NOT_FOUND, f"there is no dead letter {shown(letter_id)} in queue {shown(queue)}")
-        return letter
+        dead_letter = operations.dead_letter(queue, dead_letter_id)
+        if dead_letter is None:
+            raise Refusal(NOT_FOUND, f"there is no dead letter {shown(dead_letter_id)} in queue {shown(queue)}")
+        return dead_letter
 
     def kept(plan: Plan) -> Plan:
         operations.keep(plan)
@@ -99,7 +101,7 @@ def queues_router(door: Door, operations: QueueOperations) -> APIRouter:
                 queue,
                 entry_ids=body.entry_ids,
                 consumer=body.consumer,
-                astray=body.astray,
+                unowned=body.unowned,
                 idle_s=body.idle_s,
                 even_if_alive=body.even_if_alive,
             )
@@ -126,14 +128,14 @@ def queues_router(door: Door, operations: QueueOperations) -> APIRouter:
         return kept(operations.plan_resume(queue))
 
     @router.post("/{queue}/requeue", operation_id="plan_requeue", summary="Plan to requeue dead letters", **planning)
-    def plan_requeue(queue: str, body: Letters) -> Plan:
+    def plan_requeue(queue: str, body: ChosenDeadLetters) -> Plan:
         """These, or all that match. Nothing is done before the plan is applied."""
-        return kept(operations.plan_requeue(queue, letter_ids=body.letter_ids, matching=body.filter()))
+        return kept(operations.plan_requeue(queue, dead_letter_ids=body.dead_letter_ids, matching=body.filter()))
 
     @router.post("/{queue}/purge", operation_id="plan_purge", summary="Plan to remove dead letters", **planning)
-    def plan_purge(queue: str, body: Letters) -> Plan:
+    def plan_purge(queue: str, body: ChosenDeadLetters) -> Plan:
         """These, or all that match, for ever. Nothing is done before the plan is applied."""
-        return kept(operations.plan_purge(queue, letter_ids=body.letter_ids, matching=body.filter()))
+        return kept(operations.plan_purge(queue, dead_letter_ids=body.dead_letter_ids, matching=body.filter()))
 
     @router.post(
         "/plans/{plan_id}/apply",

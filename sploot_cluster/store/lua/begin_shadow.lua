@@ -1,4 +1,4 @@
--- Opens a second space beside a pet's own, for vectors of another model.
+-- Opens a second space candidate a pet's own, for vectors of another model.
 --
 -- KEYS     all of the pet
 -- ARGV     born, then the fields of the shadow

@@ -6,8 +6,8 @@
 --          claimant, claim_ms       who gets the right of way after a conflict ("" = nobody), and for how long
 --          format, model, dim, next_cluster, n_at_recluster, noise_arrivals   for meta; model and dim "" = keep
 --          vectors                  of the arrivals
---          relabels                 1: labels and standings are those of all rows, and others than before; 0: of the arrivals
---          labels, standings
+--          relabels                 1: labels and origins are those of all rows, and others than before; 0: of the arrivals
+--          labels, origins
 --          arrived                  of the arrivals
 --          was, kept                what labels are overwritten, "" = none; and how many such commits are kept
 --          n_clustered, n_noise, n_dismissed   of the media, after this commit
@@ -80,7 +80,7 @@ end
 
 local format, model, dim = take(), take(), take()
 local next_cluster, n_at_recluster, noise_arrivals = take(), take(), take()
-local vectors, relabels, labels, standings = take(), take() == '1', take(), take()
+local vectors, relabels, labels, origins = take(), take() == '1', take(), take()
 local arrived, was, kept = take(), take(), tonumber(take())
 local n_clustered, n_noise, n_dismissed = tonumber(take()), tonumber(take()), tonumber(take())
 local correction, kind, by, summary = take(), take(), take(), take()
@@ -120,8 +120,8 @@ end
 redis.call('HSET', meta, 'born', born, 'commit', new_commit, 'revision', revision, 'n_media', n_media + n_arriving,
   'next_cluster', next_cluster, 'n_at_recluster', n_at_recluster, 'noise_arrivals', noise_arrivals,
   'ingested', ingested, 'n_quarantined', n_quarantined, 'n_clustered', n_clustered, 'n_noise', n_noise, 'n_dismissed', n_dismissed)
-for _, medium in ipairs(back) do
-  redis.call('HDEL', KEYS[13], medium)
+for _, item in ipairs(back) do
+  redis.call('HDEL', KEYS[13], item)
 end
 if claim then
   redis.call('HDEL', meta, 'claim', 'claim_until_ms')
@@ -145,11 +145,11 @@ if arrived ~= '' then
 end
 if relabels then
   redis.call('SET', KEYS[5], labels)
-  redis.call('SET', KEYS[6], standings)
+  redis.call('SET', KEYS[6], origins)
   redis.call('HSET', meta, 'relabelled_at', revision)
 elseif labels ~= '' then
   redis.call('APPEND', KEYS[5], labels)
-  redis.call('APPEND', KEYS[6], standings)
+  redis.call('APPEND', KEYS[6], origins)
 end
 if correction ~= '' then
   redis.call('HSET', meta, 'n_corrections', redis.call('RPUSH', KEYS[9], correction))

@@ -2,7 +2,7 @@
 --
 -- KEYS     all of the pet
 -- Returns  {} for a pet that has nothing, {"DAMAGED", key, expected, found} for one that is not whole, else their values:
---          meta, media, vectors, labels, standings, clusters, aliases, ledger, arrived, overwritten, history, quarantine,
+--          meta, media, vectors, labels, origins, clusters, aliases, ledger, arrived, overwritten, history, quarantine,
 --          shadow, shadow_vectors; hashes as field, value, …, strings whole
 
 local damaged, born = look()

@@ -1,4 +1,4 @@
--- Closes the space beside a pet's own, with all that is in it.
+-- Closes the space candidate a pet's own, with all that is in it.
 --
 -- KEYS     all of the pet
 -- Returns  1 when it was open, 0 when none was, {"DAMAGED", key, expected, found} when the pet is not whole

@@ -1,4 +1,4 @@
--- Keeps a spanning tree beside a pet, unless the pet is another one by now or holds a larger tree.
+-- Keeps a spanning tree candidate a pet, unless the pet is another one by now or holds a larger tree.
 --
 -- KEYS     1 meta  2 tree
 -- ARGV     born, n, body

@@ -1,7 +1,7 @@
 -- Reads a pet at one moment: all of it, or what is new to a reader who knows an earlier state.
 --
 -- KEYS     all of the pet
--- ARGV     born, commit, revision, n_media, n_corrections, last_medium   of the known state; "", "", 0, 0, 0, "" = none
+-- ARGV     born, commit, revision, n_media, n_corrections, last_item   of the known state; "", "", 0, 0, 0, "" = none
 --          max_vector_bytes   the most to answer of the vectors; 0 = none, and no rest
 -- Returns  1 when the known state is the newest, {} for a pet that has nothing,
 --          {"DAMAGED", key, expected, found} for one that is not whole, known or not, else
@@ -11,15 +11,15 @@
 --          4 vectors        all that is missing, or nothing when that is more than max_vector_bytes: a script copies
 --                           what it reads, twice more than GETRANGE does
 --          5 rest_from, 6 rest_to   bytes of the value that are missing; to be read later, for rows never change
---          7 labels_from    labels and standings begin at this row: 0 when rows that exist were relabelled
+--          7 labels_from    labels and origins begin at this row: 0 when rows that exist were relabelled
 --          8 labels
---          9 standings
+--          9 origins
 --         10 clusters       id, card, …   false when they are as known, and so are the aliases
 --         11 aliases        id, id, …
 --         12 from_correction
 --         13 ledger         corrections from there on
 --
--- The known state counts only if it is an ancestor of what is stored. A later revision with the same last medium in the
+-- The known state counts only if it is an ancestor of what is stored. A later revision with the same last item in the
 -- same row is taken for one: that fails after a failover that lost writes, and for a pet deleted and begun anew.
 
 local damaged, born, commit = look()

@@ -4,11 +4,11 @@
 -- ARGV     born, commit   of the state that is replaced; "", "" for a pet that has nothing
 --          new_commit     the name of this one, as it stands among what is written
 --          claimant, claim_ms   who gets the right of way after a conflict ("" = nobody), and for how long
---          begun_at, n_vectors, n_quarantined   what is replaced beside it, where an arrival makes no commit: when the
+--          begun_at, n_vectors, n_quarantined   what is replaced candidate it, where an arrival makes no commit: when the
 --                                               shadow was opened ("" = none is open), and how many media are in each
 --          then commands, each as the number of its arguments, its name, the number of its key, and the arguments
 -- Returns  {"OK", revision}        written; also when a lost reply made the client send the same again
---          {"CONFLICT", revision}  the pet, or what is beside it, is not at that state
+--          {"CONFLICT", revision}  the pet, or what is candidate it, is not at that state
 --          {"DAMAGED", key, expected, found}   what is stored is not whole
 
 local meta = KEYS[1]

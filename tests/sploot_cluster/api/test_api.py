@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sploot_cluster.api import ReadinessCheck, ReadinessReport, Tokens
 from sploot_cluster.errors import ModelMismatch, StoreUnavailable, UnreadablePet
-from sploot_cluster.jobs import JobRef, JobStatus, LetterRef, QueueUnavailable, Traces
+from sploot_cluster.jobs import DeadLetterRef, JobRef, JobStatus, QueueUnavailable, Traces
 from sploot_cluster.pet.models import ClusterId, MediaId
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, client_of
@@ -65,7 +65,7 @@ def test_work_is_enqueued_and_its_place_is_told(front: Front, path: str) -> None
     assert front.queue.asked == [NOTED[path]]
 
 
-def test_a_medium_of_a_pet_that_the_rollout_has_not_reached_is_said_to_be_withheld(
+def test_a_item_of_a_pet_that_the_rollout_has_not_reached_is_said_to_be_withheld(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front.queue, "ingest", lambda **_: JobRef("event 1", "some.queue", withheld=True))
@@ -111,7 +111,7 @@ def test_a_medium_of_a_pet_that_the_rollout_has_not_reached_is_said_to_be_withhe
         ("/embeddings", {"occurred_at": "yesterday"}, "occurred_at"),
     ],
 )
-def test_a_field_that_cannot_be_used_is_named_with_its_mend(
+def test_a_field_that_cannot_be_used_is_named_with_its_hint(
     front: Front, path: str, change: dict[str, Any], field: str
 ) -> None:
     answer = front.http.post(API + path, json=GOOD[path] | change)
@@ -120,7 +120,7 @@ def test_a_field_that_cannot_be_used_is_named_with_its_mend(
     assert answer.headers["Content-Type"] == "application/problem+json"
     problem = answer.json()
     assert field in fields_of(problem), problem
-    assert all(error["problem"] and error["mend"] for error in problem["errors"])
+    assert all(error["problem"] and error["hint"] for error in problem["errors"])
     assert (problem["status"], problem["type"]) == (422, "urn:sploot:problem:invalid-input")
     assert front.queue.asked == []
 
@@ -260,7 +260,7 @@ def test_a_pet_is_shown_with_its_revision_as_etag(front: Front) -> None:
     pet = answer.json()
     assert (pet["pet_id"], pet["revision"], pet["n_media"], pet["n_noise"]) == (42, 13, 12, 0)
     assert [(cluster["cluster_id"], cluster["size"]) for cluster in pet["clusters"]] == [(1, 6), (2, 6)]
-    assert pet["clusters"][0]["standings"] == {"core": 6}
+    assert pet["clusters"][0]["origins"] == {"core": 6}
     assert (again.status_code, again.content) == (304, b"")
     assert later.status_code == 200
 
@@ -305,7 +305,7 @@ def test_a_job_is_told_with_the_reason_why_it_waits(front: Front) -> None:
     missing = front.http.get(f"{API}/jobs/nobody")
 
     job = found.json()
-    assert (job["state"], job["because"], job["pet_id"]) == ("queued", "12 jobs wait", 42)
+    assert (job["state"], job["reason"], job["pet_id"]) == ("queued", "12 jobs wait", 42)
     assert job["enqueued_at"] == "2026-01-31T12:00:00Z"
     assert (missing.status_code, missing.json()["type"]) == (404, "urn:sploot:problem:not-found")
 
@@ -338,7 +338,7 @@ def test_health_readiness_and_metrics() -> None:
     assert ready.http.get("/readyz").json() == {"status": "ready", "checks": ["redis"]}
     not_ready = away.http.get("/readyz")
     assert not_ready.status_code == 503
-    assert not_ready.json()["errors"] == [{"field": "redis", "problem": "does not answer", "mend": "start it"}]
+    assert not_ready.json()["errors"] == [{"field": "redis", "problem": "does not answer", "hint": "start it"}]
     assert (ready.http.get("/metrics").text, away.http.get("/metrics").status_code) == ("up 1\n", 404)
 
 
@@ -561,21 +561,21 @@ def test_a_revision_that_is_not_there_is_named(front: Front, two_subjects: str, 
 # -- why, and ids ----------------------------------------------------------------------------------------------------
 
 
-def test_a_medium_tells_why_it_is_where_it_is(front: Front, two_subjects: str) -> None:
+def test_a_item_tells_why_it_is_where_it_is(front: Front, two_subjects: str) -> None:
     front.service.exclude(PET, ClusterId(1), [MediaId("s0-0")], operation_id="1", by="bob")
 
     answer = front.http.get(f"{API}/pets/42/media/s0-0/why")
 
     assert (answer.status_code, answer.headers["ETag"]) == (200, '"14"')
     why = answer.json()
-    assert (why["cluster_id"], why["standing"], why["second"]["is_forbidden"]) == (None, "noise", True)
+    assert (why["cluster_id"], why["origin"], why["second"]["is_forbidden"]) == (None, "noise", True)
     assert [near["cluster_id"] for near in why["nearest"]] == [1] * 5
     assert [(one["revision"], one["kind"], one["by"]) for one in why["corrections"]] == [(14, "exclude", "bob")]
     again = front.http.get(f"{API}/pets/42/media/s0-0/why", headers={"If-None-Match": answer.headers["ETag"]})
     assert again.status_code == 304
 
 
-def test_a_name_with_slashes_is_one_medium(front: Front) -> None:
+def test_a_name_with_slashes_is_one_item(front: Front) -> None:
     front.service.assign(PET, MediaId("2026/why/why"), model="clip@1", vector=[1.0, 0.0])
 
     answer = front.http.get(f"{API}/pets/42/media/2026/why/why/why")
@@ -583,10 +583,10 @@ def test_a_name_with_slashes_is_one_medium(front: Front) -> None:
     assert (answer.status_code, answer.json()["media_id"]) == (200, "2026/why/why")
 
 
-def test_a_medium_that_is_not_there_is_not_found(front: Front, two_subjects: str) -> None:
+def test_a_item_that_is_not_there_is_not_found(front: Front, two_subjects: str) -> None:
     answer = front.http.get(f"{API}/pets/42/media/nobody/why")
 
-    assert (answer.status_code, answer.json()["detail"]) == (404, "pet 42 has no medium nobody")
+    assert (answer.status_code, answer.json()["detail"]) == (404, "pet 42 has no item nobody")
 
 
 def test_a_cluster_is_found_by_every_id_it_had(front: Front, two_subjects: str) -> None:
@@ -675,7 +675,7 @@ def test_a_preview_cannot_be_made_and_applied_at_once(front: Front) -> None:
 # -- where media are counted -----------------------------------------------------------------------------------------
 
 
-def test_every_medium_that_came_is_counted_once(front: Front, two_subjects: str) -> None:
+def test_every_item_that_came_is_counted_once(front: Front, two_subjects: str) -> None:
     front.service.dismiss(PET, [MediaId("s0-0")], operation_id="1", by="bob")
     with pytest.raises(ModelMismatch):
         front.service.assign(PET, MediaId("odd"), model="clip@2", vector=[1.0] * 16)
@@ -697,7 +697,7 @@ def test_every_medium_that_came_is_counted_once(front: Front, two_subjects: str)
 
 
 class Travelled:
-    """What queues say of pets: a record and a letter of every medium that was ever named, and events that wait."""
+    """What queues say of pets: a record and a letter of every item that was ever named, and events that wait."""
 
     def __init__(self, n_waiting: int = 0) -> None:
         self.n_waiting, self.erased = n_waiting, list[tuple[int, list[str] | None]]()
@@ -705,15 +705,15 @@ class Travelled:
     def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
         if pet_id != 42:
             return Traces(0, 0, 0)
-        letters = LetterRef("embedding.ingested", "1-0"), LetterRef("cluster.feedback", "2-0")
-        return Traces(1, 2, self.n_waiting, ("j1",), letters, (LetterRef("embedding.ingested", "3-0"),))
+        dead_letters = DeadLetterRef("embedding.ingested", "1-0"), DeadLetterRef("cluster.feedback", "2-0")
+        return Traces(1, 2, self.n_waiting, ("j1",), dead_letters, (DeadLetterRef("embedding.ingested", "3-0"),))
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
         self.erased.append((pet_id, None if media_ids is None else list(media_ids)))
         return self.find(pet_id)
 
 
-def test_a_medium_is_deleted_for_good() -> None:
+def test_a_item_is_deleted_for_good() -> None:
     travelled = Travelled()
     front = Front(traces=travelled)
     take(front.service, 0, range(4))
@@ -729,10 +729,10 @@ def test_a_medium_is_deleted_for_good() -> None:
         "n_dead_letters": 2,
         "records": ["j1"],
         "dead_letters": [
-            {"queue": "embedding.ingested", "letter_id": "1-0"},
-            {"queue": "cluster.feedback", "letter_id": "2-0"},
+            {"queue": "embedding.ingested", "dead_letter_id": "1-0"},
+            {"queue": "cluster.feedback", "dead_letter_id": "2-0"},
         ],
-        "unreadable": [{"queue": "embedding.ingested", "letter_id": "3-0"}],
+        "unreadable": [{"queue": "embedding.ingested", "dead_letter_id": "3-0"}],
         "revision": 5,
     }
     assert travelled.erased == [(42, ["s0-1"])]
@@ -759,7 +759,7 @@ def test_what_events_would_bring_back_is_not_deleted() -> None:
     assert front.store.view(PET).n_media == 4
 
 
-def test_letters_of_a_pet_that_never_was_are_deleted() -> None:
+def test_dead_letters_of_a_pet_that_never_was_are_deleted() -> None:
     front = Front(traces=Travelled())
 
     answer = front.http.delete(f"{API}/pets/42")
@@ -813,6 +813,6 @@ def test_another_model_runs_beside_a_pet_until_it_is_ended(front: Front, two_sub
     again = front.http.delete(f"{API}/pets/42/model")
 
     assert (begun.status_code, begun.json()["by"]) == (201, "loopback")
-    assert (told["model"], told["beside"]["model"], told["beside"]["n_vectors"]) == ("clip@1", "clip@2", 1)
+    assert (told["model"], told["candidate"]["model"], told["candidate"]["n_vectors"]) == ("clip@1", "clip@2", 1)
     assert (twice.status_code, fields_of(twice.json())) == (422, ["model"])
     assert (ended.status_code, again.status_code) == (204, 404)

@@ -9,7 +9,7 @@ import pytest
 
 from sploot_cluster.decide.assignment import Decision, decide, reach, recluster_reason, similarity_to, threshold_of
 from sploot_cluster.engine.neighbours import nearest
-from sploot_cluster.pet.models import NOISE, PetState, Standing
+from sploot_cluster.pet.models import NOISE, Origin, PetState
 from sploot_cluster.pet.vectors import FloatVector, as_vector
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.states import looks, pet_state
@@ -19,7 +19,7 @@ SETTINGS = ClusterSettings()
 
 def decided(state: PetState, vector: FloatVector, settings: ClusterSettings = SETTINGS) -> Decision:
     neighbours = nearest(state.vectors, vector[None, :], settings.n_neighbours)
-    return decide(neighbours, state.labels, state.standings, state.clusters, settings)
+    return decide(neighbours, state.labels, state.origins, state.clusters, settings)
 
 
 def axis(number: int, lean: float = 0.0, dim: int = 8) -> FloatVector:
@@ -34,7 +34,7 @@ def test_arrival_joins_most_similar_cluster_within_threshold() -> None:
 
     decision = decided(state, axis(1, lean=0.2))
 
-    assert (decision.cluster, decision.standing) == (2, Standing.ARRIVED)
+    assert (decision.cluster, decision.origin) == (2, Origin.ARRIVED)
     expected = similarity_to(state.vectors[5:], axis(1, lean=0.2)[None, :])[0]
     assert decision.similarity == pytest.approx(float(expected), abs=1e-5)
 
@@ -44,17 +44,17 @@ def test_arrival_beyond_every_threshold_is_noise_with_its_similarity() -> None:
 
     decision = decided(state, axis(0, lean=0.5))
 
-    assert (decision.cluster, decision.standing) == (NOISE, Standing.NOISE)
+    assert (decision.cluster, decision.origin) == (NOISE, Origin.NOISE)
     assert decision.similarity == pytest.approx(0.9, abs=0.05)
 
 
 def test_first_item_of_a_pet_is_noise() -> None:
-    assert decided(pet_state([], looks()), axis(0)) == Decision(NOISE, Standing.NOISE, None)
+    assert decided(pet_state([], looks()), axis(0)) == Decision(NOISE, Origin.NOISE, None)
 
 
 def test_noise_and_absorbed_items_do_not_attract_arrivals() -> None:
-    standings = [Standing.CORE] * 3 + [Standing.ABSORBED] * 3 + [Standing.NOISE] * 3
-    state = pet_state([1] * 6 + [NOISE] * 3, looks(3, 3, 3), standings=standings)
+    origins = [Origin.CORE] * 3 + [Origin.ABSORBED] * 3 + [Origin.NOISE] * 3
+    state = pet_state([1] * 6 + [NOISE] * 3, looks(3, 3, 3), origins=origins)
 
     assert decided(state, axis(1)).cluster == NOISE
     assert decided(state, axis(2)).cluster == NOISE

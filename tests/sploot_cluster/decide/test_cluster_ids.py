@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sploot_cluster.decide.cluster_ids import Identities, aliases_after, match_ids
-from sploot_cluster.pet.models import NOISE, ClusterId, Standing
+from sploot_cluster.pet.models import NOISE, ClusterId, Origin
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.states import looks, pet_state
 
@@ -20,15 +20,15 @@ def matched(
     groups: list[int],
     *,
     given_ids: Mapping[int, int] | None = None,
-    old_standings: list[Standing] | None = None,
+    old_origins: list[Origin] | None = None,
 ) -> Identities:
-    state = pet_state(old, looks(len(old)), standings=old_standings)
-    standings = np.where(np.array(groups) == NOISE, Standing.NOISE, Standing.CORE).astype(np.uint8)
+    state = pet_state(old, looks(len(old)), origins=old_origins)
+    origins = np.where(np.array(groups) == NOISE, Origin.NOISE, Origin.CORE).astype(np.uint8)
     return match_ids(
         state.labels,
-        state.standings,
+        state.origins,
         np.array(groups, dtype=np.int32),
-        standings,
+        origins,
         state.clusters,
         state.next_cluster,
         ClusterSettings(),
@@ -66,9 +66,9 @@ def test_small_overlap_does_not_pass_on_the_id() -> None:
 
 
 def test_absorbed_items_do_not_affect_ids() -> None:
-    old_standings = [Standing.CORE, Standing.CORE, Standing.ABSORBED, Standing.ABSORBED, Standing.ABSORBED]
+    old_origins = [Origin.CORE, Origin.CORE, Origin.ABSORBED, Origin.ABSORBED, Origin.ABSORBED]
 
-    ids = matched([1, 1, 1, 1, 1], [0, 0, 1, 1, 1], old_standings=old_standings).ids
+    ids = matched([1, 1, 1, 1, 1], [0, 0, 1, 1, 1], old_origins=old_origins).ids
 
     assert ids == {0: 1, 1: 2}
 

@@ -16,7 +16,7 @@ from tests.sploot_cluster.oracle import demands
 
 AT = datetime(2026, 1, 31, tzinfo=UTC)
 MEDIA = [MediaId(letter) for letter in "abcdefghij"]
-ROWS = {medium: row for row, medium in enumerate(MEDIA)}
+ROWS = {item: row for row, item in enumerate(MEDIA)}
 VECTORS = as_vectors(np.random.default_rng(7).normal(size=(len(MEDIA), 6)))
 ALL_COUNT = np.ones(len(MEDIA), dtype=np.bool_)
 
@@ -86,10 +86,10 @@ def test_resolved_constraints_match_an_independent_oracle(ledger: list[Correctio
         together = expected.components[one] is expected.components[other]
         assert (found.atom_of(one) == found.atom_of(other)) == together, (one, other)
         assert found.conflicts(one, other) == expected.clash(expected.components[one], expected.components[other])
-    assert {medium for medium, atom in found.atoms.items() if atom in found.placed} == expected.placed
-    assert {medium for nowhere in found.nowhere for medium in nowhere.media} == expected.dismissed
-    barred = {(medium, barred.cluster) for barred in found.barred for medium in barred.media}
-    assert barred == {(medium, cluster) for medium, cluster in expected.barred if medium not in expected.placed}
+    assert {item for item, atom in found.atoms.items() if atom in found.placed} == expected.placed
+    assert {item for nowhere in found.nowhere for item in nowhere.media} == expected.dismissed
+    barred = {(item, barred.cluster) for barred in found.barred for item in barred.media}
+    assert barred == {(item, cluster) for item, cluster in expected.barred if item not in expected.placed}
     reported = {r.revision for r in in_force(ledger) if any(f"revision {r.revision} " in s for s in found.overridden)}
     assert reported == expected.yielding
 
@@ -104,7 +104,7 @@ def test_enforced_labels_satisfy_all_constraints_and_are_stable(ledger: list[Cor
 
     labels_after = dict(zip(MEDIA, after.tolist(), strict=True))
     # ids are inherited later, and barred items leave then; so these groups must not look like the old ids
-    labels_after = {medium: label if label == NOISE else label + 1_000 for medium, label in labels_after.items()}
+    labels_after = {item: label if label == NOISE else label + 1_000 for item, label in labels_after.items()}
     assert demands(ledger).broken(labels_after, {}) == []
     n_kept, total = count_kept(labels_after, constraints, aliases={})
     assert n_kept == total

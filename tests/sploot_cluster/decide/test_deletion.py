@@ -1,4 +1,4 @@
-"""A medium, or a whole pet, leaves nothing behind; a pet goes into a file and comes back as it was."""
+"""An item, or a whole pet, leaves nothing behind; a pet goes into a file and comes back as it was."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def told(store: PetStore, pet: PetId = PET) -> dict[str, object]:
         "media": list(state.media),
         "vectors": state.vectors.tolist(),
         "labels": state.labels.tolist(),
-        "standings": state.standings.tolist(),
+        "origins": state.origins.tolist(),
         "facts": (state.revision, state.model, state.dim, state.next_cluster, state.n_at_recluster),
         "counts": (state.noise_arrivals, state.relabelled_at, dump.past_from, dump.ingested),
         "clusters": dict(state.clusters),
@@ -71,7 +71,7 @@ def told(store: PetStore, pet: PetId = PET) -> dict[str, object]:
         "arrived": dump.arrived.tolist(),
         "history": dump.history,
         "overwritten": [
-            (one.revision, one.rows.tolist(), one.labels.tolist(), one.standings.tolist(), one.aliases)
+            (one.revision, one.rows.tolist(), one.labels.tolist(), one.origins.tolist(), one.aliases)
             for one in dump.overwritten
         ],
         "quarantine": dict(dump.quarantine),
@@ -85,7 +85,7 @@ def places(state: PetState) -> dict[MediaId, int]:
 # -- media -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_deleted_medium_is_gone_and_all_others_are_where_they_were(service: ClusterService, store: PetStore) -> None:
+def test_a_deleted_item_is_gone_and_all_others_are_where_they_were(service: ClusterService, store: PetStore) -> None:
     gone = [name(0, 1), name(2, 0), MediaId("odd"), MediaId("never there")]
     before = store.load(PET)
     past = {revision: places_at(store, revision) for revision in (10, 25, 27)}
@@ -93,7 +93,7 @@ def test_a_deleted_medium_is_gone_and_all_others_are_where_they_were(service: Cl
     deleted = service.delete_media(PET, gone, by="eve")
 
     after = store.load(PET)
-    assert places(after) == {medium: label for medium, label in places(before).items() if medium not in gone}
+    assert places(after) == {item: label for item, label in places(before).items() if item not in gone}
     assert np.array_equal(after.vectors[after.rows[name(2, 7)]], picture(2, 7))
     assert (deleted.n_media, deleted.n_corrections, deleted.revision) == (3, 3, before.revision + 1)
     tally = service.tally(PET).tally
@@ -109,7 +109,7 @@ def places_at(store: PetStore, revision: int) -> dict[MediaId, int]:
     return dict(zip(then.media, then.labels.tolist(), strict=True))
 
 
-def test_nothing_of_a_deleted_medium_is_left_in_redis(redis_client: redis.Redis) -> None:
+def test_nothing_of_a_deleted_item_is_left_in_redis(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     service = ClusterService(store)
     secret, vector = MediaId("a-name-to-be-forgotten"), picture(0, 99)
@@ -140,14 +140,14 @@ def test_what_people_said_about_the_others_still_holds(service: ClusterService, 
     link = ClusterId(places(store.load(PET))[name(3, 0)])
     service.merge(PET, [link, THREE], operation_id="6", by="ada")
 
-    # the one medium that joins what two corrections said
+    # the one item that joins what two corrections said
     service.delete_media(PET, [name(3, 0)], by="eve")
     reclustered = service.recluster(PET)
 
     state = store.load(PET)
     assert demands(state.ledger).broken(places(state), state.aliases) == []
     assert reclustered.constraints_kept == reclustered.constraints
-    assert len({places(state)[medium] for medium in names(2, range(2, 8))}) == 1
+    assert len({places(state)[item] for item in names(2, range(2, 8))}) == 1
     assert resolve(state.ledger).conflicts(name(2, 2), name(3, 1)), (
         "it is merged with one, and was split from the other"
     )
@@ -164,7 +164,7 @@ def test_what_a_recluster_had_seen_is_counted_without_what_was_deleted(
     assert (state.n_media, state.n_at_recluster) == (23, 22)
 
 
-def test_a_medium_that_comes_again_is_a_new_one(service: ClusterService, store: PetStore) -> None:
+def test_a_item_that_comes_again_is_a_new_one(service: ClusterService, store: PetStore) -> None:
     service.delete_media(PET, [name(0, 0), name(1, 0)], by="eve")
 
     (again,) = take(service, 1, range(1))
@@ -221,9 +221,9 @@ def test_arrivals_beside_a_deletion_are_not_lost(redis_client: redis.Redis) -> N
 
     state = store.load(PET)
     assert set(state.media) == names(0, range(10, 20)) | names(1, range(30)) | names(2, range(30))
-    for medium in (name(0, 15), name(1, 7), name(2, 29)):
-        subject, number = medium.removeprefix("s").split("-")
-        assert np.array_equal(state.vectors[state.rows[medium]], picture(int(subject), int(number)))
+    for item in (name(0, 15), name(1, 7), name(2, 29)):
+        subject, number = item.removeprefix("s").split("-")
+        assert np.array_equal(state.vectors[state.rows[item]], picture(int(subject), int(number)))
     assert store.tally(PET).tally.is_conserved
 
 
@@ -384,12 +384,12 @@ def _column(name: str, change: Callable[[bytes], bytes]) -> Callable[[dict[str, 
         (_facts(lambda facts: facts.update(clusters=[])), "labels are not those of its clusters"),
         (_facts(lambda facts: facts.update(ingested=3)), "ingested 3 media"),
         (_facts(lambda facts: facts.pop("ledger")), "KeyError"),
-        (_facts(lambda facts: facts["media"].__setitem__(0, facts["media"][1])), "a medium is in it twice"),  # type: ignore[index]
-        (_facts(lambda facts: facts["media"].__setitem__(0, "odd")), "a medium is in it twice"),  # type: ignore[index]
+        (_facts(lambda facts: facts["media"].__setitem__(0, facts["media"][1])), "an item is in it twice"),  # type: ignore[index]
+        (_facts(lambda facts: facts["media"].__setitem__(0, "odd")), "an item is in it twice"),  # type: ignore[index]
         (_facts(lambda facts: facts.update(next_cluster=4)), "next id, 4, was given out already"),
         (_facts(lambda facts: facts.update(aliases={"2": 9})), "aliases do not lead to its clusters"),
         (_facts(lambda facts: facts.update(aliases={"1": 3})), "aliases do not lead to its clusters"),
-        (_column("standings.u8", lambda column: bytes(len(column))), "standings are not those of its labels"),
+        (_column("origins.u8", lambda column: bytes(len(column))), "origins are not those of its labels"),
         (_column("vectors.f32le", lambda column: bytes(len(column))), "vectors are not of unit norm"),
         (_column("vectors.f32le", lambda column: b"\xff" * len(column)), "vectors are not of unit norm"),
         (_column("arrived.u32le", lambda column: column[4:] + column[:4]), "one after the other"),

@@ -188,7 +188,7 @@ def test_another_worker_extends_the_stored_tree(redis_url: str, count_builds: li
         assert count_builds == [300]
         state = RedisPetStore(client).load(PET)
     anew = cluster_densely(vectors)
-    clustered = (state.labels >= 0) & (state.standings == 1)
+    clustered = (state.labels >= 0) & (state.origins == 1)
     pairs = state.labels[clustered][:, None] == state.labels[clustered]
     np.testing.assert_array_equal(pairs, anew.labels[clustered][:, None] == anew.labels[clustered])
 
@@ -232,7 +232,7 @@ def test_deletion_keeps_the_tree_of_the_remaining_items(redis_url: str, count_bu
         assert count_builds == [340]
         state = RedisPetStore(client).load(PET)
     anew = cluster_densely(np.delete(vectors, [3, 100, 339], axis=0))
-    clustered = (state.labels >= 0) & (state.standings == 1)
+    clustered = (state.labels >= 0) & (state.origins == 1)
     assert clustered.sum() > 200
     pairs = state.labels[clustered][:, None] == state.labels[clustered]
     np.testing.assert_array_equal(pairs, anew.labels[clustered][:, None] == anew.labels[clustered])
@@ -279,12 +279,12 @@ def test_updated_tree_of_two_workers_matches_a_fresh_build(redis_url: str, count
 
         assert list(state.media) == [f"m{row}" for row in here], seed
         anew = cluster_densely(vectors[here])
-        clustered = (state.labels >= 0) & (state.standings == 1)
+        clustered = (state.labels >= 0) & (state.origins == 1)
         pairs = state.labels[clustered][:, None] == state.labels[clustered]
         np.testing.assert_array_equal(
             pairs, anew.labels[clustered][:, None] == anew.labels[clustered], err_msg=str(seed)
         )
-        np.testing.assert_array_equal(anew.labels[state.standings == 1] >= 0, True, err_msg=str(seed))
+        np.testing.assert_array_equal(anew.labels[state.origins == 1] >= 0, True, err_msg=str(seed))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Corrections: their effect on labels, ids and standings, and their answers."""
+"""Corrections: their effect on labels, ids and origins, and their answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, StaleRevision, UnknownCluster, UnknownMedia, UnknownRevision
-from sploot_cluster.pet.models import Arrival, Change, ClusterId, MediaId, PetState, Relabelling, Standing
+from sploot_cluster.pet.models import Arrival, Change, ClusterId, MediaId, Origin, PetState, Relabelling
 from sploot_cluster.store.memory import MemoryPetStore
 from tests.sploot_cluster.albums import PET, grouped, name, names, take
 
@@ -24,13 +24,13 @@ def service(store: MemoryPetStore) -> ClusterService:
     return grouped(store, 3, range(12))
 
 
-def where(store: MemoryPetStore, medium: MediaId) -> int:
+def where(store: MemoryPetStore, item: MediaId) -> int:
     state = store.load(PET)
-    return int(state.labels[state.rows[medium]])
+    return int(state.labels[state.rows[item]])
 
 
-def standing(state: PetState, medium: MediaId) -> Standing:
-    return Standing(state.standings[state.rows[medium]])
+def origin(state: PetState, item: MediaId) -> Origin:
+    return Origin(state.origins[state.rows[item]])
 
 
 def members(store: MemoryPetStore, cluster: int) -> set[MediaId]:
@@ -46,12 +46,12 @@ def test_merge_keeps_the_id_of_the_largest_cluster(service: ClusterService, stor
     assert members(store, 3) == names(1, range(4, 12)) | names(2, range(12))
 
 
-def test_merge_changes_the_standing_of_merged_items_only(service: ClusterService, store: MemoryPetStore) -> None:
+def test_merge_changes_the_origin_of_merged_items_only(service: ClusterService, store: MemoryPetStore) -> None:
     service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
 
     state = store.load(PET)
-    assert {standing(state, medium) for medium in names(0, range(12)) | names(1, range(12))} == {Standing.CORRECTED}
-    assert {standing(state, medium) for medium in names(2, range(12))} == {Standing.CORE}
+    assert {origin(state, item) for item in names(0, range(12)) | names(1, range(12))} == {Origin.CORRECTED}
+    assert {origin(state, item) for item in names(2, range(12))} == {Origin.CORE}
 
 
 def test_merge_accepts_aliases(service: ClusterService, store: MemoryPetStore) -> None:
@@ -120,7 +120,7 @@ def test_wrongly_merged_clusters_can_be_split_one_by_one(service: ClusterService
     last = service.split(PET, ONE, sorted(names(2, range(12))), operation_id="3", by="ada")
     service.recluster(PET)
 
-    assert {where(store, medium) for medium in names(0, range(12))} == {1}
+    assert {where(store, item) for item in names(0, range(12))} == {1}
     assert len({where(store, name(subject, 0)) for subject in range(3)}) == 3
     assert last.overridden == (
         "the merge at revision 38 by ada: newer corrections divide its 36 items into groups of 12, 12, 12",
@@ -150,7 +150,7 @@ def test_undo_of_a_merge_restores_the_ids(service: ClusterService, store: Memory
     ]
     assert after.aliases == {}
     assert undone.n_moved == 12
-    assert Standing.CORRECTED not in {how for cluster in after.clusters for how in cluster.standings}
+    assert Origin.CORRECTED not in {how for cluster in after.clusters for how in cluster.origins}
 
 
 def test_undo_of_a_merge_restores_older_aliases(service: ClusterService, store: MemoryPetStore) -> None:
@@ -174,8 +174,8 @@ def test_undo_of_a_merge_sends_later_items_to_the_most_similar_cluster(
 
     service.undo(PET, merged.revision, operation_id="2", by="ada")
 
-    assert {where(store, medium) for medium in joined[0]} == {1}
-    assert {where(store, medium) for medium in joined[1]} == {2}
+    assert {where(store, item) for item in joined[0]} == {1}
+    assert {where(store, item) for item in joined[1]} == {2}
 
 
 def test_undo_of_a_split_returns_moved_items(service: ClusterService, store: MemoryPetStore) -> None:
@@ -195,9 +195,7 @@ def test_undo_of_a_split_returns_later_arrivals_with_the_majority(
     split = service.split(PET, ONE, moved, operation_id="1", by="ada")
     assert split.cluster is not None
     state, came = store.load(PET), [MediaId("x0"), MediaId("x1")]
-    arrivals = tuple(
-        Arrival(medium, state.vectors[state.rows[moved[0]]], split.cluster, Standing.ARRIVED) for medium in came
-    )
+    arrivals = tuple(Arrival(item, state.vectors[state.rows[moved[0]]], split.cluster, Origin.ARRIVED) for item in came)
     store.commit(
         state,
         Change("arrival", state.next_cluster, state.n_at_recluster, state.noise_arrivals, arrivals=arrivals),
@@ -290,7 +288,7 @@ def test_exclusion_overrides_older_corrections_of_the_item(service: ClusterServi
     assert excluded.overridden == (
         f"the merge at revision {merged.revision} by ada: newer corrections remove 1 of its 24 items",
     )
-    assert standing(store.load(PET), name(0, 0)) == Standing.NOISE
+    assert origin(store.load(PET), name(0, 0)) == Origin.NOISE
 
 
 def test_reinstated_exclusion_removes_its_items_again(service: ClusterService, store: MemoryPetStore) -> None:
@@ -333,7 +331,7 @@ def test_dismissed_items_stay_noise_through_reclusters(service: ClusterService, 
         reclustered = service.recluster(PET)
 
     view = store.view(PET)
-    assert {where(store, medium) for medium in dismissed} == {-1}
+    assert {where(store, item) for item in dismissed} == {-1}
     assert set(view.dismissed) == set(dismissed)
     assert not set(view.noise) & set(dismissed)
     assert (reclustered.n_dismissed, reclustered.n_noise) == (2, view.n_noise)
@@ -455,6 +453,6 @@ def test_reapplied_merge_keeps_the_id_of_a_mostly_foreign_cluster(
 def machine_merges(store: MemoryPetStore, media: set[MediaId], *, into: ClusterId) -> None:
     state = store.load(PET)
     labels = state.labels.copy()
-    labels[[state.rows[medium] for medium in media]] = into
-    relabelling = Relabelling(labels, state.standings)
+    labels[[state.rows[item] for item in media]] = into
+    relabelling = Relabelling(labels, state.origins)
     store.commit(state, Change("recluster", state.next_cluster, 0, 0, relabelling=relabelling))

@@ -108,8 +108,8 @@ def test_the_switch_does_what_its_preview_showed_and_keeps_every_correction(
     where = dict(zip(state.media, state.labels.tolist(), strict=True))
     assert (state.model, state.dim, state.n_media, state.revision) == (NEW, NEW_DIM, 26, before.revision + 1)
     assert np.allclose(state.vectors[state.rows[name(2, 5)]], _unit(seen_by_new(2, 5)), atol=1e-6)
-    assert {where[medium] for medium in names(0, range(8)) | names(1, range(8))} == {ONE}
-    assert {where[medium] for medium in names(2, range(2, 8))} == {THREE}, "ids are kept"
+    assert {where[item] for item in names(0, range(8)) | names(1, range(8))} == {ONE}
+    assert {where[item] for item in names(2, range(2, 8))} == {THREE}, "ids are kept"
     assert where[name(2, 0)] == ONE, "the new model sees it otherwise, and nobody said anything about it"
     assert (result.kept, state.ledger) == ("constraints kept 1 of 1", before.ledger)
     assert (preview.diff.n_arrived, preview.diff.n_moved) == (2, 2)
@@ -262,11 +262,11 @@ def test_items_of_the_second_model_alone_are_quarantined_until_the_switch(
     assert before.tally.is_conserved
     assert (before.tally.ingested, before.tally.quarantined) == (26, 2)
     assert set(before.quarantine) == set(preview.joining) == set(preview.dump.state.media[24:]) == new
-    assert (why.standing, why.cluster) == (None, -1)
-    assert "it is quarantined: its vector is of 'clip@2' with 24 values" in why.because
-    assert "a switch to that model takes it in" in why.because
+    assert (why.origin, why.cluster) == (None, -1)
+    assert "it is quarantined: its vector is of 'clip@2' with 24 values" in why.reason
+    assert "a switch to that model takes it in" in why.reason
     assert (service.tally(PET).tally.ingested, service.tally(PET).quarantine) == (26, {})
-    assert {where(store)[medium] for medium in new} == {ONE}
+    assert {where(store)[item] for item in new} == {ONE}
 
 
 def test_items_of_the_second_model_alone_stay_quarantined_when_it_is_ended(
@@ -282,7 +282,7 @@ def test_items_of_the_second_model_alone_stay_quarantined_when_it_is_ended(
 
     assert set(only_there) == set(ended.quarantine) == names(1, range(8, 10))
     assert (ended.tally.ingested, ended.tally.is_conserved) == (26, True)
-    assert "it leaves when it is ingested as 'clip@1'" in why.because
+    assert "it leaves when it is ingested as 'clip@1'" in why.reason
     assert service.only_in_shadow(PET) == []
     assert (service.tally(PET).tally.ingested, service.tally(PET).tally.quarantined) == (26, 0)
 
@@ -303,7 +303,7 @@ def test_item_of_the_second_model_alone_leaves_the_quarantine_when_the_first_see
 def test_items_of_the_second_model_alone_are_counted_beyond_a_full_quarantine(
     service: ClusterService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("redis_store", "memory_store"):
+    for module in ("store.redis", "store.memory"):
         monkeypatch.setattr(f"sploot_cluster.{module}.MAX_QUARANTINED", 1)
     begin(service)
 
@@ -323,7 +323,7 @@ def test_vector_of_another_length_than_the_second_models_is_quarantined(service:
 
     why = service.tally(PET).quarantine[MediaId("x")]
     assert (why.model, why.dim) == (NEW, 8)
-    assert "it leaves when it is ingested as" in service.why(PET, MediaId("x")).because
+    assert "it leaves when it is ingested as" in service.why(PET, MediaId("x")).reason
 
 
 def test_switch_back_quarantines_what_the_former_model_never_saw(service: ClusterService, store: PetStore) -> None:
@@ -394,7 +394,7 @@ def overtake(store: PetStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
 Overtake = Callable[[str, Callable[[], object]], None]
 
 
-def test_a_medium_that_comes_while_its_model_is_switched_to_is_not_lost(
+def test_a_item_that_comes_while_its_model_is_switched_to_is_not_lost(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     begin(service)
@@ -408,7 +408,7 @@ def test_a_medium_that_comes_while_its_model_is_switched_to_is_not_lost(
     assert name(1, 40) in store.load(PET).rows
 
 
-def test_a_medium_that_goes_beside_the_pet_while_others_are_deleted_is_not_lost(
+def test_a_item_that_goes_beside_the_pet_while_others_are_deleted_is_not_lost(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     begin(service)
@@ -436,7 +436,7 @@ def test_a_model_that_is_opened_or_ended_while_media_are_deleted_stays_so(
     assert (service.shadow(PET) is not None) is is_opened
 
 
-def test_a_medium_that_is_quarantined_while_others_are_deleted_is_counted(
+def test_a_item_that_is_quarantined_while_others_are_deleted_is_counted(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     def quarantine() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sploot_cluster.decide.recluster import plan_recluster
 from sploot_cluster.engine.selection import Density
-from sploot_cluster.pet.models import NOISE, ClusterId, Correction, Exclusion, MediaId, Merge, PetState, Split, Standing
+from sploot_cluster.pet.models import NOISE, ClusterId, Correction, Exclusion, MediaId, Merge, Origin, PetState, Split
 from sploot_cluster.pet.rows import follow
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.states import looks, pet_state
@@ -57,7 +57,7 @@ def test_merged_items_stay_together_under_the_chosen_id() -> None:
     new = after(state, density(*[0] * 5, *[1] * 5, *[2] * 5))
 
     assert new.labels.tolist() == [2] * 10 + [3] * 5
-    assert set(new.standings[:10].tolist()) == {Standing.CORRECTED}
+    assert set(new.origins[:10].tolist()) == {Origin.CORRECTED}
 
 
 def test_items_kept_apart_are_not_absorbed_into_one_cluster() -> None:
@@ -122,8 +122,8 @@ def test_curated_cluster_takes_in_its_density_group_and_keeps_its_id() -> None:
 
 def test_absorbed_items_do_not_hold_others_in_a_merged_cluster() -> None:
     ledger = [merge(1, {1: media(*range(5)), 2: media(*range(5, 10))})]
-    standings = [Standing.CORRECTED] * 10 + [Standing.ABSORBED] * 10
-    state = pet_state([1] * 20, looks(5, 3, 12), standings=standings, aliases={2: 1}, ledger=ledger)
+    origins = [Origin.CORRECTED] * 10 + [Origin.ABSORBED] * 10
+    state = pet_state([1] * 20, looks(5, 3, 12), origins=origins, aliases={2: 1}, ledger=ledger)
 
     new = after(state, density(*[0] * 5, *[1] * 3, *[2] * 12))
 
@@ -137,7 +137,7 @@ def test_excluded_item_is_assigned_like_an_arrival() -> None:
 
     new = after(state, density(*[0] * 5, *[1] * 5, 0))
 
-    assert (new.labels[10], new.standings[10]) == (2, Standing.ARRIVED)
+    assert (new.labels[10], new.origins[10]) == (2, Origin.ARRIVED)
 
 
 def test_noise_excluded_from_the_nearest_cluster_joins_the_next() -> None:
@@ -149,7 +149,7 @@ def test_noise_excluded_from_the_nearest_cluster_joins_the_next() -> None:
 
     new = after(state, density(*[0] * 5, *[1] * 5, NOISE), settings)
 
-    assert (new.labels[10], new.standings[10]) == (2, Standing.ABSORBED)
+    assert (new.labels[10], new.origins[10]) == (2, Origin.ABSORBED)
 
 
 def test_items_newer_than_the_density_are_assigned_like_arrivals() -> None:
@@ -158,7 +158,7 @@ def test_items_newer_than_the_density_are_assigned_like_arrivals() -> None:
     new = after(state, density(*[0] * 6))
 
     assert new.labels.tolist() == [1] * 6 + [1, NOISE]
-    assert new.standings[6] == Standing.ARRIVED
+    assert new.origins[6] == Origin.ARRIVED
     assert new.n_at_recluster == 8
 
 
@@ -171,7 +171,7 @@ def test_excess_noise_is_absorbed_closest_first_within_the_slack() -> None:
 
     def absorbed(noise_floor: int, slack: float) -> list[int]:
         settings = ClusterSettings(noise_floor=noise_floor, noise_ratio=0, absorption_slack=slack)
-        return np.flatnonzero(after(state, labels, settings).standings == Standing.ABSORBED).tolist()
+        return np.flatnonzero(after(state, labels, settings).origins == Origin.ABSORBED).tolist()
 
     assert absorbed(4, 1_000) == []
     assert absorbed(3, 1_000) == [21]

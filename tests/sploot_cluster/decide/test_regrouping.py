@@ -9,7 +9,7 @@ import numpy as np
 from sploot_cluster.decide.assignment import threshold_of
 from sploot_cluster.decide.constraints import RowConstraints, resolve
 from sploot_cluster.decide.regrouping import regroup
-from sploot_cluster.pet.models import NOISE, ClusterId, Exclusion, MediaId, PetState, Standing
+from sploot_cluster.pet.models import NOISE, ClusterId, Exclusion, MediaId, Origin, PetState
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.states import looks, pet_state
 
@@ -23,7 +23,7 @@ def test_cards_are_written_for_changed_clusters_only() -> None:
     state = pet_state([1] * 4 + [2] * 4 + [3] * 4, vectors)
     groups = np.array([1] * 4 + [2] * 3 + [9] * 5, dtype=np.int32)
 
-    regrouped = regroup(state, groups, state.standings, no_constraints(state), ClusterSettings())
+    regrouped = regroup(state, groups, state.origins, no_constraints(state), ClusterSettings())
 
     assert regrouped.labels.tolist() == [1] * 4 + [2] * 3 + [3] * 5
     assert sorted(regrouped.clusters) == [2, 3]
@@ -37,9 +37,9 @@ def test_cards_are_written_for_changed_clusters_only() -> None:
 def test_ended_cluster_loses_its_card_and_a_new_one_is_dated() -> None:
     state = pet_state([1] * 4 + [NOISE] * 4, looks(4, 4))
     groups = np.array([NOISE] * 4 + [0] * 4, dtype=np.int32)
-    standings = np.array([Standing.NOISE] * 4 + [Standing.CORE] * 4, dtype=np.uint8)
+    origins = np.array([Origin.NOISE] * 4 + [Origin.CORE] * 4, dtype=np.uint8)
 
-    regrouped = regroup(state, groups, standings, no_constraints(state), ClusterSettings())
+    regrouped = regroup(state, groups, origins, no_constraints(state), ClusterSettings())
 
     card = regrouped.clusters[regrouped.labels[4]]
     assert card is not None
@@ -51,9 +51,9 @@ def test_ended_cluster_loses_its_card_and_a_new_one_is_dated() -> None:
 def test_absorbed_items_do_not_change_the_threshold() -> None:
     vectors = looks(6)
     state = pet_state([1] * 5 + [NOISE], vectors, thresholds={1: threshold_of(vectors[:5])})
-    standings = np.array([Standing.CORE] * 5 + [Standing.ABSORBED], dtype=np.uint8)
+    origins = np.array([Origin.CORE] * 5 + [Origin.ABSORBED], dtype=np.uint8)
 
-    regrouped = regroup(state, np.array([1] * 6, dtype=np.int32), standings, no_constraints(state), ClusterSettings())
+    regrouped = regroup(state, np.array([1] * 6, dtype=np.int32), origins, no_constraints(state), ClusterSettings())
 
     assert regrouped.clusters == {}
     assert regrouped.labels.tolist() == [1] * 6
@@ -65,22 +65,22 @@ def test_excluded_item_stays_out_of_the_cluster_its_id_resolves_to() -> None:
         9, "op-9", "ada", datetime(2026, 1, 31, tzinfo=UTC), ClusterId(1), (MediaId("m4"),), (MediaId("gone"),)
     )
     state = pet_state([2] * 4 + [NOISE], looks(5), aliases={1: 2}, ledger=[exclusion])
-    standings = np.full(5, Standing.CORE, dtype=np.uint8)
+    origins = np.full(5, Origin.CORE, dtype=np.uint8)
     rows = resolve(state.ledger).by_row(state.rows)
 
-    regrouped = regroup(state, np.zeros(5, dtype=np.int32), standings, rows, ClusterSettings())
+    regrouped = regroup(state, np.zeros(5, dtype=np.int32), origins, rows, ClusterSettings())
 
     assert regrouped.labels.tolist() == [2] * 4 + [NOISE]
-    assert regrouped.standings[4] == Standing.NOISE
+    assert regrouped.origins[4] == Origin.NOISE
 
 
 def test_absorbed_items_left_alone_in_a_cluster_count_as_arrived() -> None:
-    standings = [Standing.CORE] * 4 + [Standing.ABSORBED] * 2
-    state = pet_state([1] * 6, looks(6), standings=standings)
+    origins = [Origin.CORE] * 4 + [Origin.ABSORBED] * 2
+    state = pet_state([1] * 6, looks(6), origins=origins)
     groups = np.array([5] * 4 + [1] * 2, dtype=np.int32)
 
-    regrouped = regroup(state, groups, state.standings, no_constraints(state), ClusterSettings())
+    regrouped = regroup(state, groups, state.origins, no_constraints(state), ClusterSettings())
 
-    assert regrouped.standings.tolist() == [Standing.CORE] * 4 + [Standing.ARRIVED] * 2
+    assert regrouped.origins.tolist() == [Origin.CORE] * 4 + [Origin.ARRIVED] * 2
     assert regrouped.labels.tolist() == [1] * 4 + [2] * 2
-    assert state.standings.tolist() == standings
+    assert state.origins.tolist() == origins

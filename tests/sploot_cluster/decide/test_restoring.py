@@ -8,7 +8,7 @@ import pytest
 
 from sploot_cluster import ClusterService
 from sploot_cluster.decide.constraints import resolve
-from sploot_cluster.decide.feedback import standings_after
+from sploot_cluster.decide.feedback import origins_after
 from sploot_cluster.decide.regrouping import regroup
 from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, PetState
 from sploot_cluster.settings import ClusterSettings
@@ -34,11 +34,11 @@ def machine(store: PetStore) -> Machine:
         state = store.load(PET)
         groups = state.labels.copy()
         for number, media in enumerate(found, start=1_000):
-            groups[[state.rows[medium] for medium in media if medium in state.rows]] = number
-        groups[[state.rows[medium] for medium in noise]] = NOISE
+            groups[[state.rows[item] for item in media if item in state.rows]] = number
+        groups[[state.rows[item] for item in noise]] = NOISE
         rows = resolve(state.ledger).by_row(state.rows)
-        standings = standings_after(state.standings, groups, rows)
-        regrouped = regroup(state, groups, standings, rows, ClusterSettings())
+        origins = origins_after(state.origins, groups, rows)
+        regrouped = regroup(state, groups, origins, rows, ClusterSettings())
         return store.commit(state, regrouped.change(state, "recluster", by="machine", summary={}, is_recluster=True))
 
     return recluster
@@ -47,7 +47,7 @@ def machine(store: PetStore) -> Machine:
 def where(store: PetStore, media: Iterable[MediaId]) -> set[int]:
     """Return the clusters of these items."""
     state = store.load(PET)
-    return {int(state.labels[state.rows[medium]]) for medium in media}
+    return {int(state.labels[state.rows[item]]) for item in media}
 
 
 # -- ids ---------------------------------------------------------------------------------------------------------------

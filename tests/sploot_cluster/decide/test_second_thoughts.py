@@ -20,7 +20,7 @@ def correct(service: ClusterService, state: PetState, kind: str, random: Random)
     """Make a correction of this kind; return it and the clusters that it concerns."""
     clusters = random.sample(sorted(state.clusters), 2)
     cluster = ClusterId(clusters[0])
-    members = [medium for medium in state.media if state.labels[state.rows[medium]] == cluster]
+    members = [item for item in state.media if state.labels[state.rows[item]] == cluster]
     media = random.sample(members, random.randrange(1, len(members) + 1))
     match kind:
         case "merge":

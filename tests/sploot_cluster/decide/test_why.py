@@ -8,7 +8,7 @@ import pytest
 from sploot_cluster import ClusterService
 from sploot_cluster.decide.why import explain
 from sploot_cluster.errors import UnknownCluster, UnknownMedia
-from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Standing
+from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.memory import MemoryPetStore
 from tests.sploot_cluster.albums import DIM, MODEL, PET, grouped, name, names, picture, take
@@ -38,13 +38,13 @@ def test_why_lists_nearest_items_and_margin_over_the_next_cluster(service: Clust
     expected = sorted(similarity, key=lambda number: -similarity[number])[:5]
     assert [near.media for near in why.nearest] == [name(0, number) for number in expected]
     assert why.nearest[0].similarity == pytest.approx(similarity[expected[0]], abs=1e-5)
-    assert (why.cluster, why.standing, why.revision) == (ONE, Standing.CORE, 37)
+    assert (why.cluster, why.origin, why.revision) == (ONE, Origin.CORE, 37)
     assert why.similarity == pytest.approx(np.mean([similarity[number] for number in expected[:3]]), abs=1e-5)
     assert why.second is not None
     assert why.similarity is not None
     assert why.second.cluster in (TWO, THREE)
     assert why.margin == pytest.approx(why.similarity - why.second.similarity)
-    assert "recluster" in why.because
+    assert "recluster" in why.reason
     assert why.demands == ()
 
 
@@ -61,13 +61,13 @@ def test_second_cluster_is_the_most_similar_of_all_others(nearest: int) -> None:
 
 
 def test_absorbed_items_are_never_listed_as_nearest() -> None:
-    standings = [Standing.CORE] * 3 + [Standing.ABSORBED] * 3
-    state = pet_state([1] * 6, looks(6), standings=standings)
+    origins = [Origin.CORE] * 3 + [Origin.ABSORBED] * 3
+    state = pet_state([1] * 6, looks(6), origins=origins)
 
     why = explain(state, MediaId("m5"))
 
     assert {near.media for near in why.nearest} == {"m0", "m1", "m2"}
-    assert "low confidence" in why.because
+    assert "low confidence" in why.reason
 
 
 def test_why_names_the_person_and_a_negative_margin_after_a_merge(
@@ -79,8 +79,8 @@ def test_why_names_the_person_and_a_negative_margin_after_a_merge(
 
     why = service.why(PET, name(0, 0))
 
-    assert (why.cluster, why.standing) == (merged.cluster, Standing.CORRECTED)
-    assert why.because == f"decided by bob at revision {merged.revision}"
+    assert (why.cluster, why.origin) == (merged.cluster, Origin.CORRECTED)
+    assert why.reason == f"decided by bob at revision {merged.revision}"
     assert why.margin is not None
     assert why.margin < 0
     assert why.second is not None
@@ -98,7 +98,7 @@ def test_why_of_noise_states_the_threshold_of_the_nearest_cluster(service: Clust
     assert (why.cluster, why.similarity, why.margin) == (NOISE, None, None)
     assert why.second is not None
     assert why.second.similarity < why.second.threshold
-    assert why.because.endswith(f"below its threshold of {why.second.threshold:.3f}")
+    assert why.reason.endswith(f"below its threshold of {why.second.threshold:.3f}")
 
 
 def test_why_of_an_excluded_item_states_the_exclusion(service: ClusterService) -> None:
@@ -109,7 +109,7 @@ def test_why_of_an_excluded_item_states_the_exclusion(service: ClusterService) -
 
     assert why.second is not None
     assert (why.second.cluster, why.second.is_forbidden) == (ONE, True)
-    assert why.because.endswith("a correction keeps the item out of it")
+    assert why.reason.endswith("a correction keeps the item out of it")
     assert [(one.revision, one.demand) for one in why.demands] == [
         (excluded.revision, "not in the cluster that id 1 resolves to, nor with the items that remained in it (11)")
     ]
@@ -121,7 +121,7 @@ def test_why_of_a_dismissed_item_names_the_person(service: ClusterService) -> No
 
     why = service.why(PET, name(0, 0))
 
-    assert (why.standing, why.because) == (Standing.DISMISSED, f"decided by ada at revision {dismissed.revision}")
+    assert (why.origin, why.reason) == (Origin.DISMISSED, f"decided by ada at revision {dismissed.revision}")
     assert [one.demand for one in why.demands] == ["in no cluster"]
 
 
@@ -139,7 +139,7 @@ def test_why_of_the_only_item_of_a_pet_lists_nothing_nearby(store: MemoryPetStor
     why = service.why(PET, name(0, 0))
 
     assert (why.nearest, why.second) == ((), None)
-    assert why.because == "the pet has no cluster that the item could join"
+    assert why.reason == "the pet has no cluster that the item could join"
 
 
 def test_why_of_an_unknown_item_is_rejected(service: ClusterService) -> None:
@@ -160,7 +160,7 @@ def test_merged_and_split_clusters_list_their_origin(service: ClusterService, st
 
 
 def test_cluster_divided_by_a_recluster_lists_its_origin(store: MemoryPetStore) -> None:
-    service = ClusterService(store, settings=ClusterSettings(one_look_similarity=0.01))
+    service = ClusterService(store, settings=ClusterSettings(single_cluster_similarity=0.01))
     take(service, 0, range(12))
     service.recluster(PET)
     take(service, 1, range(12))

@@ -15,7 +15,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.errors import UnknownRevision, UnreadablePet
 from sploot_cluster.pet import past
 from sploot_cluster.pet.diff import Move, Snapshot, compare
-from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, PetState, Standing
+from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin, PetState
 from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.port import PetStore
 from sploot_cluster.store.redis import RedisPetStore
@@ -66,7 +66,7 @@ def test_every_revision_is_told_as_it_was(service: ClusterService, store: PetSto
     for state in states:
         then = told.at(state.revision)
         assert where(then) == where(state)
-        assert then.standings.tolist() == state.standings.tolist()
+        assert then.origins.tolist() == state.origins.tolist()
     assert where(told.at(10)) == dict.fromkeys([*sorted(names(0, range(8))), name(1, 0), name(1, 1)], NOISE)
     assert where(told.at(0)) == {}
 
@@ -127,8 +127,8 @@ overwritten = st.builds(
 def test_what_was_overwritten_comes_back_as_it_was(one: past.Overwritten) -> None:
     again = past.load(7, past.dump(one))
 
-    assert [column.tolist() for column in (again.rows, again.labels, again.standings)] == [
-        column.tolist() for column in (one.rows, one.labels, one.standings)
+    assert [column.tolist() for column in (again.rows, again.labels, again.origins)] == [
+        column.tolist() for column in (one.rows, one.labels, one.origins)
     ]
     assert again.aliases == one.aliases
 
@@ -141,7 +141,7 @@ def test_an_older_release_reads_all_that_it_knows_of_what_was_overwritten(one: p
     n, rest = divmod(len(columns), 9)
     assert (n, rest) == (len(one.rows), 0)
     assert columns[4 * n : 8 * n] == one.labels.astype("<i4").tobytes()
-    assert columns[8 * n :] == one.standings.tobytes()
+    assert columns[8 * n :] == one.origins.tobytes()
 
 
 PACKED = past.dump(
@@ -162,8 +162,8 @@ def snapshot(labels: str, *, revision: int | None = None, absorbed: str = "") ->
     """``"1 1 2 -"``: media a, b, c, d in these clusters."""
     values = [NOISE if label == "-" else int(label) for label in labels.split()]
     media = [MediaId(chr(ord("a") + row)) for row in range(len(values))]
-    standings = [Standing.ABSORBED if medium in absorbed else Standing.CORE for medium in media]
-    return Snapshot(revision, media, np.array(values, dtype=np.int32), np.array(standings, dtype=np.uint8))
+    origins = [Origin.ABSORBED if item in absorbed else Origin.CORE for item in media]
+    return Snapshot(revision, media, np.array(values, dtype=np.int32), np.array(origins, dtype=np.uint8))
 
 
 def test_a_diff_names_what_moved_and_what_became_of_the_ids() -> None:
@@ -258,8 +258,8 @@ def test_media_of_a_cluster_that_is_younger_than_what_is_restored_are_noise(
     restored = service.restore(PET, before.revision, operation_id="1", by="bob")
 
     now = where(store.load(PET))
-    assert NOISE not in {then[medium] for medium in names(5, range(8))}
-    assert {now[medium] for medium in names(5, range(8))} == {NOISE}
+    assert NOISE not in {then[item] for item in names(5, range(8))}
+    assert {now[item] for item in names(5, range(8))} == {NOISE}
     assert now[name(0, 30)] == now[name(0, 0)] == then[name(0, 0)]
     assert (restored.n_later, restored.n_held) == (9, 0)
 
@@ -272,7 +272,7 @@ def test_corrections_are_not_taken_back_by_restoring(service: ClusterService, st
     restored = service.restore(PET, before, operation_id="3", by="bob")
 
     now = where(store.load(PET))
-    assert {now[medium] for medium in names(0, range(8)) | names(1, range(8))} == {1}
+    assert {now[item] for item in names(0, range(8)) | names(1, range(8))} == {1}
     assert now[name(2, 0)] == NOISE
     assert (restored.n_held, restored.kept) == (9, "constraints kept 2 of 2")
 
@@ -288,8 +288,8 @@ def test_clusters_that_people_made_since_keep_their_ids_when_older_labels_are_re
     service.restore(PET, before, operation_id="3", by="bob")
 
     now = where(store.load(PET))
-    assert ({now[medium] for medium in moved}, {now[medium] for medium in remaining}) == ({split.cluster}, {ONE})
-    assert {now[medium] for medium in names(1, range(8)) | names(2, range(8))} == {merged.cluster}
+    assert ({now[item] for item in moved}, {now[item] for item in remaining}) == ({split.cluster}, {ONE})
+    assert {now[item] for item in names(1, range(8)) | names(2, range(8))} == {merged.cluster}
     assert store.view(PET).aliases == {TWO: 3}
 
 

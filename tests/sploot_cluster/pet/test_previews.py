@@ -35,7 +35,7 @@ def service(store: PetStore) -> ClusterService:
 def told(state: PetState) -> tuple[object, ...]:
     return (
         state.labels.tolist(),
-        state.standings.tolist(),
+        state.origins.tolist(),
         dict(state.clusters),
         dict(state.aliases),
         state.next_cluster,
@@ -66,7 +66,7 @@ def test_applying_gives_exactly_what_was_shown(service: ClusterService, store: P
 
     state = store.load(PET)
     assert np.array_equal(state.labels, shown.labels)
-    assert np.array_equal(state.standings, shown.standings)
+    assert np.array_equal(state.origins, shown.origins)
     assert applied == previewed.preview.result
     assert applied.revision == state.revision
     (entry,) = service.history(PET, limit=1)

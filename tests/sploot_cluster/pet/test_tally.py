@@ -1,4 +1,4 @@
-"""Every medium that came is counted once, and a commit after which that is not so is refused."""
+"""Every item that came is counted once, and a commit after which that is not so is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import redis
 
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import DimensionMismatch, ModelMismatch, NotConserved, UnreadablePet
-from sploot_cluster.pet.models import Change, ClusterId, PetId, Relabelling, Standing
+from sploot_cluster.pet.models import Change, ClusterId, Origin, PetId, Relabelling
 from sploot_cluster.pet.tally import Tally
 from sploot_cluster.pet.vectors import LabelVector
 from sploot_cluster.store.keys import PetKeys
@@ -33,14 +33,14 @@ def send(service: ClusterService, number: int, *, model: str = MODEL, dim: int =
 
 
 def nothing_new(n: int, labels: LabelVector) -> Change:
-    """A recluster that leaves every medium where it is."""
-    standings = np.where(labels < 0, Standing.NOISE, Standing.ARRIVED).astype(np.uint8)
+    """A recluster that leaves every item where it is."""
+    origins = np.where(labels < 0, Origin.NOISE, Origin.ARRIVED).astype(np.uint8)
     return Change(
         "recluster",
         next_cluster=ClusterId(9),
         n_at_recluster=n,
         noise_arrivals=0,
-        relabelling=Relabelling(labels, standings),
+        relabelling=Relabelling(labels, origins),
     )
 
 
@@ -57,7 +57,7 @@ def test_media_are_counted_where_they_are(service: ClusterService) -> None:
     assert str(tally) == "ingested 17 = clustered 14 + noise 1 + quarantined 1 + dismissed 1"
 
 
-def test_a_medium_of_another_space_is_taken_down_until_it_comes_as_it_should(service: ClusterService) -> None:
+def test_a_item_of_another_space_is_taken_down_until_it_comes_as_it_should(service: ClusterService) -> None:
     with pytest.raises(ModelMismatch):
         send(service, 0, model="clip@2")
     for number in range(2):
@@ -67,7 +67,7 @@ def test_a_medium_of_another_space_is_taken_down_until_it_comes_as_it_should(ser
     send(service, 0)
     afterwards = service.tally(PET)
 
-    assert {medium: (why.model, why.dim) for medium, why in taken_down.quarantine.items()} == {
+    assert {item: (why.model, why.dim) for item, why in taken_down.quarantine.items()} == {
         name(3, 0): (MODEL, 8),
         name(3, 1): (MODEL, 8),
     }
@@ -75,7 +75,7 @@ def test_a_medium_of_another_space_is_taken_down_until_it_comes_as_it_should(ser
     assert (afterwards.tally.ingested, afterwards.tally.quarantined, afterwards.tally.noise) == (18, 1, 1)
 
 
-def test_a_medium_that_is_there_is_not_quarantined_by_what_comes_late(service: ClusterService) -> None:
+def test_a_item_that_is_there_is_not_quarantined_by_what_comes_late(service: ClusterService) -> None:
     service.assign(PET, name(0, 0), model="clip@2", vector=picture(0, 0))
 
     assert service.tally(PET).quarantine == {}
@@ -98,17 +98,17 @@ def test_the_pets_that_do_not_add_up_are_named(redis_client: redis.Redis) -> Non
     for pet in (PET, PetId(7), PetId(9)):
         take(service, 0, range(3), pet=pet)
     redis_client.hincrby(PetKeys.of(PetId(7)).meta, "ingested", 1)
-    redis_client.append(PetKeys.of(PetId(9)).standings, b"\0")
+    redis_client.append(PetKeys.of(PetId(9)).origins, b"\0")
 
     totals = service.totals()
 
     assert (totals.n_pets, totals.unconserved) == (3, (7, 9))
-    assert [(damaged.pet, damaged.key) for damaged in totals.unreadable] == [(9, "{pet:9}:standings")]
+    assert [(damaged.pet, damaged.key) for damaged in totals.unreadable] == [(9, "{pet:9}:origins")]
     assert (totals.tally.ingested, totals.tally.noise) == (7, 6)
     assert service.totals([PET]).unconserved == ()
 
 
-def test_a_commit_that_would_lose_a_medium_is_refused_loudly_and_changes_nothing(
+def test_a_commit_that_would_lose_a_item_is_refused_loudly_and_changes_nothing(
     service: ClusterService, store: PetStore
 ) -> None:
     state = store.load(PET)

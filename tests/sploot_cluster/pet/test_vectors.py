@@ -61,7 +61,7 @@ def test_invalid_matrix_is_rejected_with_problem_and_hint(x: npt.ArrayLike, prob
 
     assert refused.value.field == "queries"
     assert problem in refused.value.problem
-    assert refused.value.mend
+    assert refused.value.hint
 
 
 def test_as_vector_rejects_a_matrix() -> None:

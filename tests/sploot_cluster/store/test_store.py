@@ -26,10 +26,10 @@ from sploot_cluster.pet.models import (
     KeptTree,
     MediaId,
     Merge,
+    Origin,
     PetId,
     PetState,
     Relabelling,
-    Standing,
 )
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
@@ -49,7 +49,7 @@ NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 def arrival(state: PetState, *names: str, label: int = NOISE, dim: int = DIM) -> Change:
     """Media arrive at ``state``; the vector of each is told by its name."""
     media = tuple(
-        Arrival(MediaId(name), vector(name, dim), ClusterId(label), Standing.ARRIVED if label > 0 else Standing.NOISE)
+        Arrival(MediaId(name), vector(name, dim), ClusterId(label), Origin.ARRIVED if label > 0 else Origin.NOISE)
         for name in names
     )
     first = state.n_media == 0
@@ -70,13 +70,13 @@ def vector(name: str, dim: int = DIM) -> np.ndarray[tuple[int], np.dtype[np.floa
 
 
 def recluster(state: PetState, labels: Sequence[int], **cards: float) -> Change:
-    """All media get these labels and core standing; ``cards`` are thresholds by cluster, e.g. ``c1=0.5``."""
+    """All media get these labels and core origin; ``cards`` are thresholds by cluster, e.g. ``c1=0.5``."""
     return Change(
         "recluster",
         next_cluster=ClusterId(max([state.next_cluster, *(label + 1 for label in labels)])),
         n_at_recluster=state.n_media,
         noise_arrivals=0,
-        relabelling=Relabelling(np.array(labels, dtype=np.int32), np.full(len(labels), Standing.CORE, dtype=np.uint8)),
+        relabelling=Relabelling(np.array(labels, dtype=np.int32), np.full(len(labels), Origin.CORE, dtype=np.uint8)),
         clusters={
             ClusterId(int(name[1:])): ClusterCard(ClusterId(int(name[1:])), threshold, since=state.revision + 1)
             for name, threshold in cards.items()
@@ -93,7 +93,7 @@ def merge(state: PetState, into: int, loser: int) -> Change:
         next_cluster=state.next_cluster,
         n_at_recluster=state.n_at_recluster,
         noise_arrivals=state.noise_arrivals,
-        relabelling=Relabelling(labels, state.standings),
+        relabelling=Relabelling(labels, state.origins),
         clusters={ClusterId(loser): None},
         aliases={ClusterId(loser): ClusterId(into)},
         correction=Merge(state.revision + 1, f"op-{state.revision}", "ada", NOW, ClusterId(into), groups),
@@ -127,7 +127,7 @@ def told(state: PetState) -> dict[str, object]:
         "rows": dict(state.rows),
         "vectors": state.vectors.tolist(),
         "labels": state.labels.tolist(),
-        "standings": state.standings.tolist(),
+        "origins": state.origins.tolist(),
         "clusters": dict(state.clusters),
         "aliases": dict(state.aliases),
     }
@@ -156,9 +156,9 @@ def test_what_commit_answers_is_what_a_stranger_loads(store: PetStore) -> None:
 
     assert told(loaded) == told(state)
     assert loaded.labels.tolist() == [1, 1, 1, 1, -1, 1]
-    assert loaded.standings.tolist() == [Standing.CORE] * 5 + [Standing.ARRIVED]
+    assert loaded.origins.tolist() == [Origin.CORE] * 5 + [Origin.ARRIVED]
     np.testing.assert_array_equal(loaded.vectors, [vector(name) for name in "abcdef"])
-    assert [column.dtype.str for column in (loaded.vectors, loaded.labels, loaded.standings)] == ["<f4", "<i4", "|u1"]
+    assert [column.dtype.str for column in (loaded.vectors, loaded.labels, loaded.origins)] == ["<f4", "<i4", "|u1"]
     assert loaded.clusters == {1: ClusterCard(ClusterId(1), 0.75, since=2)}
     assert loaded.aliases == {2: 1}
     assert [correction.operation_id for correction in loaded.ledger] == ["op-2"]
@@ -239,7 +239,7 @@ def test_relabelling_and_arrivals_can_come_together(store: PetStore) -> None:
     state = store.commit(state, change)
 
     assert state.labels.tolist() == [2] * 6
-    assert state.standings.tolist() == [Standing.CORE] * 5 + [Standing.ARRIVED]
+    assert state.origins.tolist() == [Origin.CORE] * 5 + [Origin.ARRIVED]
     assert told(store.load(PET)) == told(state)
 
 
@@ -319,7 +319,7 @@ def test_media_ids_may_be_any_text(store: PetStore) -> None:
     assert [state.rows[MediaId(name)] for name in names] == [0, 1, 2, 3, 4]
 
 
-def test_a_view_is_sorted_by_size_and_counts_standings(store: PetStore) -> None:
+def test_a_view_is_sorted_by_size_and_counts_origins(store: PetStore) -> None:
     state = with_clusters(store)
     store.commit(state, arrival(state, "f", label=2))
 
@@ -330,7 +330,7 @@ def test_a_view_is_sorted_by_size_and_counts_standings(store: PetStore) -> None:
         (2, 3, ("c", "d", "f")),
         (1, 2, ("a", "b")),
     ]
-    assert view.clusters[0].standings == {Standing.CORE: 2, Standing.ARRIVED: 1}
+    assert view.clusters[0].origins == {Origin.CORE: 2, Origin.ARRIVED: 1}
     assert (view.clusters[1].threshold, view.clusters[1].since) == (0.75, 2)
     assert view.noise == ("e",)
     assert view.aliases == {}
@@ -511,7 +511,7 @@ def test_rows_media_labels_and_vectors_agree_in_redis(redis_client: redis.Redis)
     assert redis_client.lrange(keys.media, 0, -1) == [name.encode() for name in "abcdef"]
     assert redis_client.strlen(keys.vectors) == 6 * DIM * 4
     assert redis_client.strlen(keys.labels) == 6 * 4
-    assert redis_client.strlen(keys.standings) == 6
+    assert redis_client.strlen(keys.origins) == 6
     assert redis_client.hget(keys.meta, "n_media") == b"6"
     assert set(redis_client.keys("*")) <= {key.encode() for key in (PETS, *keys)}
 
@@ -616,7 +616,7 @@ def test_a_pet_lives_in_one_slot_of_a_cluster(redis_server: EmbeddedRedis, tmp_p
             assert store.pets() == [PET]
 
 
-def test_a_client_that_decodes_is_refused_with_the_mend(redis_url: str) -> None:
+def test_a_client_that_decodes_is_refused_with_the_hint(redis_url: str) -> None:
     client = redis.Redis.from_url(redis_url, decode_responses=True)
 
     with pytest.raises(ValueError, match="decode_responses=False"):

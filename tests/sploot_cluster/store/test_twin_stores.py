@@ -59,7 +59,7 @@ class Mirrored(Witness):
 
 
 def told(snapshot: Snapshot) -> tuple[Any, ...]:
-    return (list(snapshot.media), snapshot.labels.tolist(), snapshot.standings.tolist(), dict(snapshot.aliases))
+    return (list(snapshot.media), snapshot.labels.tolist(), snapshot.origins.tolist(), dict(snapshot.aliases))
 
 
 def pasts(store: PetStore) -> list[Snapshot]:
@@ -75,7 +75,7 @@ def facts(store: PetStore) -> dict[str, Any]:
     return {
         "media": list(dump.state.media),
         "labels": dump.state.labels.tolist(),
-        "standings": dump.state.standings.tolist(),
+        "origins": dump.state.origins.tolist(),
         "clusters": dict(dump.state.clusters),
         "aliases": dict(dump.state.aliases),
         "ledger": dump.state.ledger,
@@ -125,8 +125,8 @@ def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]],
             case "switch":
                 service.begin_model(PET, "clip@2", 16, by="eve")
                 state = store.load(PET)
-                for row, medium in enumerate(state.media):
-                    service.assign(PET, medium, model="clip@2", vector=state.vectors[row])
+                for row, item in enumerate(state.media):
+                    service.assign(PET, item, model="clip@2", vector=state.vectors[row])
                 service.switch_model(PET, service.preview_switch(PET).token, by="eve")
     past = [told(snapshot) for snapshot in pasts(store)]
     service.restore(PET, 6, operation_id="restore", by="ada")

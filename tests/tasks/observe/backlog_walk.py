@@ -108,9 +108,9 @@ class Walk:
             pipe.execute()
 
     def requeue(self) -> None:
-        for letter_id, fields in self._client.xrange(KEYS.dead, count=1):
+        for dead_letter_id, fields in self._client.xrange(KEYS.dead, count=1):
             self._client.xadd(KEYS.stream, {"message": fields[b"entry:message"]})
-            self._client.xdel(KEYS.dead, letter_id)
+            self._client.xdel(KEYS.dead, dead_letter_id)
 
     def delete_any(self) -> None:
         """By hand: waiting, pending (a ghost stays behind) or orphaned."""

@@ -151,8 +151,8 @@ def test_a_bad_field_is_an_invalid_job_without_a_traceback(pool: Pool, logged: p
     assert pool.count("cluster_feedback_operations_total", operation="merge", outcome="invalid") == 1
     (line,) = lines(logged, "job failed")
     assert line["exc_info"] is None
-    letter = eventually(lambda: lines(logged, "dead letter"))[0]
-    assert (letter["field"], letter["mend"]) == ("cluster_ids", "send two")
+    dead_letter = eventually(lambda: lines(logged, "dead letter"))[0]
+    assert (dead_letter["field"], dead_letter["hint"]) == ("cluster_ids", "send two")
     assert pool.jobs("invalid") == 1
 
 
@@ -269,13 +269,13 @@ def test_an_outcome_is_one_word(exception: BaseException | None, outcome: str) -
     ],
 )
 def test_a_dead_letter_counts_where_no_attempt_did(pool: Pool, reason: str, counted: str | None) -> None:
-    letter = DeadLetter(
+    dead_letter = DeadLetter(
         id="1-0",
         queue_name="q",
         reason=reason,
         error="E: e",
         field=None,
-        mend=None,
+        hint=None,
         traceback=None,
         actor_name=None,
         message_id=None,
@@ -285,7 +285,7 @@ def test_a_dead_letter_counts_where_no_attempt_did(pool: Pool, reason: str, coun
         fields={},
     )
 
-    pool.broker.middleware[-1].after_dead_letter(pool.broker, letter)  # type: ignore[attr-defined]  # ours is last
+    pool.broker.middleware[-1].after_dead_letter(pool.broker, dead_letter)  # type: ignore[attr-defined]  # ours is last
 
     assert {outcome: pool.jobs(outcome) for outcome in ("success", "invalid", "error", "timeout")} == {
         "success": 0,

@@ -71,11 +71,11 @@ for stack_info in (False, True):
 """
     done = subprocess.run([sys.executable, "-c", talk], capture_output=True, text=True, check=True)
 
-    alone, beside = (json.loads(line) for line in done.stderr.splitlines())
+    alone, candidate = (json.loads(line) for line in done.stderr.splitlines())
 
-    assert beside.pop("stack_info")
-    assert alone.pop("timestamp")[:10] == beside.pop("timestamp")[:10]
-    assert list(alone.items()) == list(beside.items())
+    assert candidate.pop("stack_info")
+    assert alone.pop("timestamp")[:10] == candidate.pop("timestamp")[:10]
+    assert list(alone.items()) == list(candidate.items())
 
 
 def test_what_looks_like_an_embedding_is_told_by_its_length() -> None:

@@ -222,11 +222,11 @@ def test_when_the_scheduler_last_ticked_is_told(pods: Pods, redis_client: redis.
     pods.schedule(at(0))
     first = redis_client.hget(BACKLOG, "ticked_at_ms")
     pods.broker.get_actor(EXPORT_PENDING_JOBS).send()
-    by_hand = redis_client.hget(BACKLOG, "ticked_at_ms")
+    inspector = redis_client.hget(BACKLOG, "ticked_at_ms")
     pods.schedule(at(60))
     second = redis_client.hget(BACKLOG, "ticked_at_ms")
 
-    assert first == by_hand == str(int(at(0).timestamp() * 1_000)).encode()
+    assert first == inspector == str(int(at(0).timestamp() * 1_000)).encode()
     assert second == str(int(at(60).timestamp() * 1_000)).encode()
 
 
@@ -244,7 +244,7 @@ def test_a_scheduler_without_redis_lives_on_and_says_so(
         periodiq.Scheduler(actors=actors).send_actors(actors, now=at(0))
 
     assert [record.message.partition(",")[0] for record in caplog.records].count("scheduler could not send") == 2
-    assert (tmp_path / "beat").exists(), "Kubernetes would restart it, which mends nothing"
+    assert (tmp_path / "beat").exists(), "Kubernetes would restart it, which fixes nothing"
 
 
 def test_a_beat_that_cannot_be_written_stops_no_job(
@@ -263,10 +263,10 @@ def test_only_a_tick_beats(pods: Pods, tmp_path: Path, monkeypatch: pytest.Monke
     pods.declare()
 
     pods.broker.get_actor(EXPORT_PENDING_JOBS).send()
-    by_hand = (tmp_path / "beat").exists()
+    inspector = (tmp_path / "beat").exists()
     pods.schedule(at(0))
 
-    assert (by_hand, (tmp_path / "beat").exists()) == (False, True)
+    assert (inspector, (tmp_path / "beat").exists()) == (False, True)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/St_Johns"])

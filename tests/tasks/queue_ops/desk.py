@@ -44,7 +44,7 @@ class Desk:
 
     def holders(self) -> dict[str, str]:
         """Entry id -> who holds it."""
-        return {entry.id: entry.holder for entry in self.broker.by_hand(EMBEDDING_INGESTED).pending(10_000)}
+        return {entry.id: entry.holder for entry in self.broker.inspector(EMBEDDING_INGESTED).pending(10_000)}
 
     def bury(self, *numbers: int, pet_id: int = 7, error: str = "ValueError: no", reason: str = "failed") -> list[str]:
         """Dead letters of flat events; their ids."""
@@ -62,8 +62,8 @@ class Desk:
         facts = {"reason": "oversize", "error": "MessageTooLarge", "entry_id": "1-1", "deliveries": 1}
         return str(self.client.xadd(KEYS.dead, {**facts, "entry:message": b"x" * ((1 << 20) + 1)}).decode())
 
-    def letter_ids(self) -> list[str]:
-        return [letter_id.decode() for letter_id, _ in self.client.xrange(KEYS.dead)]
+    def dead_letter_ids(self) -> list[str]:
+        return [dead_letter_id.decode() for dead_letter_id, _ in self.client.xrange(KEYS.dead)]
 
     def entry_ids(self) -> list[str]:
         return [entry_id.decode() for entry_id, _ in self.client.xrange(KEYS.stream)]
@@ -80,7 +80,7 @@ def worker_that_refuses(client: redis.Redis, *media: str) -> Iterator[list[str]]
     def run(media_id: str, **_: Any) -> None:
         ran.append(media_id)
         if media_id in media:
-            raise InvalidInput("embedding", "is still broken", "mend the producer")
+            raise InvalidInput("embedding", "is still broken", "hint the producer")
 
     actor = dramatiq.actor(
         actor_name=CLUSTER_EMBEDDING, queue_name=EMBEDDING_INGESTED, broker=broker, throws=InvalidInput, max_retries=0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from sploot_cluster.queues import LetterFilter
+from sploot_cluster.queues import DeadLetterFilter
 from tasks.queue_ops.canary import Canary, Requeued
 from tests.support import eventually
 from tests.tasks.queue_ops.desk import KEYS, Desk, worker_that_refuses
@@ -17,11 +17,11 @@ def desk(redis_client: redis.Redis) -> Desk:
 
 
 def careful(desk: Desk, *, wait_s: float = 30.0, stop_after: int = 3) -> Requeued:
-    plan = desk.operations.plan_requeue("embedding", matching=LetterFilter())
+    plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
     return Canary(desk.broker, wait_s=wait_s, per_s=50.0, stop_after=stop_after).requeue(plan)
 
 
-def test_letters_whose_cause_was_mended_all_run(desk: Desk, redis_client: redis.Redis) -> None:
+def test_dead_letters_whose_cause_was_fixed_all_run(desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(*range(20))
 
     with worker_that_refuses(redis_client) as ran:
@@ -29,7 +29,7 @@ def test_letters_whose_cause_was_mended_all_run(desk: Desk, redis_client: redis.
 
     assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (20, 0, 0, True)
     assert sorted(ran) == sorted(f"media-{number}" for number in range(20))
-    assert desk.letter_ids() == []
+    assert desk.dead_letter_ids() == []
 
 
 def test_a_canary_that_dies_again_leaves_the_rest_where_they_are(desk: Desk, redis_client: redis.Redis) -> None:
@@ -39,14 +39,14 @@ def test_a_canary_that_dies_again_leaves_the_rest_where_they_are(desk: Desk, red
         done = careful(desk)
 
     assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (1, 1, 19, False)
-    assert "still broken" in done.because
+    assert "still broken" in done.reason
     assert ran == ["media-0"]
-    assert len(desk.letter_ids()) == 20  # the first one is a letter again
+    assert len(desk.dead_letter_ids()) == 20  # the first one is a letter again
 
 
 def test_it_stops_when_others_die_again(desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(*range(500))
-    plan = desk.operations.plan_requeue("embedding", matching=LetterFilter())
+    plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
 
     def until_all_have_run(_: float) -> None:
         eventually(lambda: redis_client.xlen(KEYS.stream) == 0, within_s=60)
@@ -66,13 +66,13 @@ def test_a_canary_that_nobody_runs_proves_nothing(desk: Desk) -> None:
     done = careful(desk, wait_s=0.3)
 
     assert (done.n_requeued, done.n_left, done.is_good) == (1, 1, False)
-    assert "its queue is paused" in done.because
-    assert len(desk.letter_ids()) == 1
+    assert "its queue is paused" in done.reason
+    assert len(desk.dead_letter_ids()) == 1
 
 
-def test_letters_that_are_gone_are_no_failure(desk: Desk) -> None:
+def test_dead_letters_that_are_gone_are_no_failure(desk: Desk) -> None:
     desk.bury(1)
-    plan = desk.operations.plan_requeue("embedding", matching=LetterFilter())
+    plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
     desk.broker.dead_letters("embedding.ingested").purge_all()
 
     assert Canary(desk.broker).requeue(plan) == Requeued(0, 0, 0, True, "all of them were gone already")
@@ -93,5 +93,5 @@ def test_dead_letter_that_is_too_large_is_left(
         done = careful(desk)
 
     assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (n_requeued, 0, n_left, False)
-    assert "max_message_bytes" in done.because
-    assert large in desk.letter_ids()
+    assert "max_message_bytes" in done.reason
+    assert large in desk.dead_letter_ids()

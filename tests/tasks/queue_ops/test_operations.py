@@ -1,4 +1,4 @@
-"""Drills: they show what they will do, do exactly that, and write it down."""
+"""Actions: they show what they will do, do exactly that, and write it down."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import redis
 from broker.keys import HANDED_BACK
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import QueueUnavailable
-from sploot_cluster.queues import LetterFilter, PlanUnknown
+from sploot_cluster.queues import DeadLetterFilter, PlanUnknown
 from tasks.contracts import CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP
 from tasks.queue_ops.operations import queue_named
 from tests.support import eventually
@@ -62,8 +62,8 @@ def test_planning_changes_nothing(desk: Desk) -> None:
     desk.operations.plan_retire("embedding", STUCK)
     desk.operations.plan_pause("embedding")
     desk.operations.plan_resume("embedding")
-    desk.operations.plan_requeue("embedding", matching=LetterFilter())
-    desk.operations.plan_purge("embedding", matching=LetterFilter())
+    desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
+    desk.operations.plan_purge("embedding", matching=DeadLetterFilter())
 
     after = {key: desk.client.dump(key) for key in desk.client.keys("*")}
     assert after.keys() == before.keys()
@@ -93,7 +93,7 @@ def test_what_the_seeds_commands_drop_runs_again_after_a_rescue(desk: Desk, redi
     desk.client.xgroup_delconsumer(KEYS.stream, GROUP, STUCK)
     assert desk.holders() == {}
 
-    plan = desk.operations.plan_rescue("embedding", astray=True)
+    plan = desk.operations.plan_rescue("embedding", unowned=True)
     done = desk.operations.act(plan, by="ada", via="test")
 
     assert done.n_done == 3
@@ -105,7 +105,7 @@ def test_what_the_seeds_commands_drop_runs_again_after_a_rescue(desk: Desk, redi
     ("ways", "named"),
     [
         ({}, "entry_ids"),
-        ({"entry_ids": ["1-1"], "astray": True}, "entry_ids"),
+        ({"entry_ids": ["1-1"], "unowned": True}, "entry_ids"),
         ({"entry_ids": ["99-1"]}, "not in streams:embedding.ingested"),
         ({"entry_ids": ["no id"]}, "no id"),
     ],
@@ -134,7 +134,7 @@ def test_a_retired_consumers_work_is_moved_before_it_is_deleted(desk: Desk, redi
     done = desk.operations.act(desk.operations.plan_retire("embedding", STUCK), by="ada", via="test")
 
     assert done.is_complete
-    assert "3 of 3 entries handed back" in done.because
+    assert "3 of 3 entries handed back" in done.reason
     assert [one["name"] for one in desk.client.xinfo_consumers(KEYS.stream, GROUP)] == [HANDED_BACK.encode()]
     with worker_that_refuses(redis_client) as ran:
         eventually(lambda: len(ran) == 3)
@@ -150,7 +150,7 @@ def test_a_consumer_that_took_more_since_the_plan_stays_with_it(desk: Desk) -> N
     done = desk.operations.act(plan, by="ada", via="test")
 
     assert not done.is_complete
-    assert "it holds 1 that were not in the plan" in done.because
+    assert "it holds 1 that were not in the plan" in done.reason
     assert desk.holders()[late] == STUCK
 
 
@@ -189,22 +189,22 @@ def test_a_pause_shows_and_ends(desk: Desk) -> None:
 # -- dead letters ------------------------------------------------------------------------------------------------------
 
 
-def test_letters_are_chosen_by_what_they_died_of_and_by_pet(desk: Desk) -> None:
+def test_dead_letters_are_chosen_by_what_they_died_of_and_by_pet(desk: Desk) -> None:
     (zero,) = desk.bury(1, error="InvalidInput: embedding holds a NaN", reason="undecodable")
     (other,) = desk.bury(2, pet_id=42)
 
-    by_error = desk.operations.plan_requeue("embedding", matching=LetterFilter(error="NaN"))
-    by_pet = desk.operations.plan_requeue("embedding", matching=LetterFilter(pet_id=42))
-    by_both = desk.operations.plan_requeue("embedding", matching=LetterFilter(error="NaN", pet_id=42))
+    by_error = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter(error="NaN"))
+    by_pet = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter(pet_id=42))
+    by_both = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter(error="NaN", pet_id=42))
 
     assert [entry.id for entry in by_error.entries] == [zero]
     assert [entry.id for entry in by_pet.entries] == [other]
     assert by_both.is_empty
 
 
-def test_a_requeue_touches_no_letter_that_came_after_its_plan(desk: Desk) -> None:
+def test_a_requeue_touches_no_dead_letter_that_came_after_its_plan(desk: Desk) -> None:
     first, second = desk.bury(1, 2)
-    plan = desk.operations.plan_requeue("embedding", matching=LetterFilter())
+    plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
     (late,) = desk.bury(3)
     desk.client.xdel(KEYS.dead, first)  # somebody else was faster
 
@@ -212,8 +212,8 @@ def test_a_requeue_touches_no_letter_that_came_after_its_plan(desk: Desk) -> Non
 
     assert [entry.id for entry in plan.entries] == [first, second]
     assert (done.n_done, done.is_complete) == (1, True)
-    assert "1 were gone already" in done.because
-    assert desk.letter_ids() == [late]
+    assert "1 were gone already" in done.reason
+    assert desk.dead_letter_ids() == [late]
     assert len(desk.entry_ids()) == 1
 
 
@@ -221,11 +221,13 @@ def test_requeue_leaves_a_dead_letter_that_is_too_large_and_names_the_limit(desk
     large = desk.bury_too_large()
     desk.bury(1, 2)
 
-    done = desk.operations.act(desk.operations.plan_requeue("embedding", matching=LetterFilter()), by="ada", via="test")
+    done = desk.operations.act(
+        desk.operations.plan_requeue("embedding", matching=DeadLetterFilter()), by="ada", via="test"
+    )
 
     assert (done.n_done, done.is_complete) == (2, False)
-    assert "max_message_bytes" in done.because
-    assert desk.letter_ids() == [large]
+    assert "max_message_bytes" in done.reason
+    assert desk.dead_letter_ids() == [large]
     assert len(desk.entry_ids()) == 2
 
 
@@ -233,19 +235,19 @@ def test_a_purge_removes_what_it_showed(desk: Desk) -> None:
     first, second = desk.bury(1, 2)
 
     done = desk.operations.act(
-        desk.operations.plan_purge("embedding", letter_ids=[first]), by="ada", via="test", note="poison of INC-7"
+        desk.operations.plan_purge("embedding", dead_letter_ids=[first]), by="ada", via="test", note="poison of INC-7"
     )
 
     assert done.n_done == 1
-    assert desk.letter_ids() == [second]
+    assert desk.dead_letter_ids() == [second]
     assert desk.entry_ids() == []
 
 
-def test_a_letter_that_is_not_there_is_refused_before_anything_is_done(desk: Desk) -> None:
-    (letter,) = desk.bury(1)
+def test_a_dead_letter_that_is_not_there_is_refused_before_anything_is_done(desk: Desk) -> None:
+    (dead_letter,) = desk.bury(1)
 
     with pytest.raises(InvalidInput, match="7-7 is no dead letter"):
-        desk.operations.plan_purge("embedding", letter_ids=[letter, "7-7"])
+        desk.operations.plan_purge("embedding", dead_letter_ids=[dead_letter, "7-7"])
 
 
 # -- plans and audit ---------------------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ def test_what_was_done_is_written_down(desk: Desk) -> None:
     assert (record.note, record.ids) == ("INC-7", ids)
 
 
-def test_a_drill_that_was_killed_stays_begun(desk: Desk) -> None:
+def test_a_action_that_was_killed_stays_begun(desk: Desk) -> None:
     desk.add(1)
     desk.deliver()
     plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
@@ -296,33 +298,33 @@ def full_redis(desk: Desk) -> Iterator[Callable[[], None]]:
 
 
 def test_what_cannot_be_written_down_is_not_done(desk: Desk, full_redis: Callable[[], None]) -> None:
-    (letter,) = desk.bury(1)
-    plan = desk.operations.plan_requeue("embedding", letter_ids=[letter])
+    (dead_letter,) = desk.bury(1)
+    plan = desk.operations.plan_requeue("embedding", dead_letter_ids=[dead_letter])
     full_redis()
 
     with pytest.raises(QueueUnavailable, match="full"):
         desk.operations.act(plan, by="ada", via="test")
 
     assert desk.operations.audit() == []
-    assert desk.letter_ids() == [letter]
+    assert desk.dead_letter_ids() == [dead_letter]
 
 
 def test_a_full_redis_can_still_be_emptied(desk: Desk, full_redis: Callable[[], None]) -> None:
     desk.bury(1, 2)
-    plan = desk.operations.plan_purge("embedding", matching=LetterFilter())
+    plan = desk.operations.plan_purge("embedding", matching=DeadLetterFilter())
     full_redis()
 
     done = desk.operations.act(plan, by="ada", via="test")
 
     assert done.n_done == 2
-    assert desk.letter_ids() == []
+    assert desk.dead_letter_ids() == []
 
 
 def test_without_redis_nothing_is_planned(redis_client: redis.Redis) -> None:
     away = Desk(redis.Redis.from_url(f"redis://127.0.0.1:{free_port()}"))
 
     with pytest.raises(QueueUnavailable, match="nothing was changed"):
-        away.operations.plan_rescue("embedding", astray=True)
+        away.operations.plan_rescue("embedding", unowned=True)
     with pytest.raises(QueueUnavailable, match="nothing was changed"):
         away.operations.queues()
     with pytest.raises(QueueUnavailable, match="nobody knows how far it came"):

@@ -1,4 +1,4 @@
-"""The Redis user ``operator`` may run every drill, the doctor and a capture, and nothing that destroys."""
+"""The Redis user ``operator`` may run every action, the doctor and a capture, and nothing that destroys."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def test_an_operator_may_do_all_that_the_runbook_asks(cli: Cli, desk: Desk, tmp_
         ("queue", "peek", "embedding"),
         ("queue", "find", "--pet", 42),
         ("queue", "rescue", "embedding", held, "--yes"),
-        ("queue", "rescue", "embedding", "--astray", "--yes"),
+        ("queue", "rescue", "embedding", "--unowned", "--yes"),
         ("queue", "retire-consumer", "embedding", STUCK, "--yes"),
         ("queue", "dead", "list"),
         ("queue", "dead", "show", "embedding", one),
-        ("capture", "--letter", "embedding", one, "-o", tmp_path / "letter.jsonl"),
+        ("capture", "--dead-letter", "embedding", one, "-o", tmp_path / "dead_letter.jsonl"),
         ("capture", "--pet", 42, "-o", tmp_path / "pet.jsonl"),
         ("queue", "dead", "requeue", "embedding", one, "--yes"),
         ("queue", "dead", "purge", "embedding", two, "--yes"),

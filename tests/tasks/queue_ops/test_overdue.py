@@ -62,7 +62,7 @@ def test_doctor_reports_overdue_jobs_of_the_living(
     found = findings(desk, redis_url)
 
     assert [one.level for one in found] == ([] if level is None else [level])
-    assert all(ALIVE in one.seen and entry_id in one.mend for one in found)
+    assert all(ALIVE in one.seen and entry_id in one.hint for one in found)
     assert status(desk).overdue == len(found)
 
 
@@ -70,11 +70,11 @@ def test_status_names_holder_and_command_that_frees_overdue_jobs(desk: Desk) -> 
     entry_id = hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
 
-    because = status(desk).because
+    reason = status(desk).reason
 
-    assert "1 held beyond its time limit" in because
+    assert "1 held beyond its time limit" in reason
     assert (
-        f"by {ALIVE}: it hangs; sploot-cluster queue rescue {EMBEDDING_INGESTED} {entry_id} --even-if-alive" in because
+        f"by {ALIVE}: it hangs; sploot-cluster queue rescue {EMBEDDING_INGESTED} {entry_id} --even-if-alive" in reason
     )
 
 
@@ -111,13 +111,13 @@ def test_status_of_a_job_states_that_it_runs_beyond_its_limit(desk: Desk) -> Non
     now = datetime.now(UTC)
     record = JobRecord("j", "running", EMBEDDING_INGESTED, CLUSTER_EMBEDDING, attempts=1, worker=ALIVE)
 
-    def because(runs_s: float) -> str:
+    def reason(runs_s: float) -> str:
         begun = replace(record, started_at=now - timedelta(seconds=runs_s))
-        return status_of(begun, desk.broker.stats, now=now).because
+        return status_of(begun, desk.broker.stats, now=now).reason
 
-    assert because(WITHIN_S) == f"attempt 1 runs at {ALIVE}"
-    assert f"at {ALIVE}, and its time limit is {LIMIT_S:.0f} s: it hangs" in because(BEYOND_S)
-    assert f"rescue {EMBEDDING_INGESTED} --consumer {ALIVE} --even-if-alive" in because(BEYOND_S)
+    assert reason(WITHIN_S) == f"attempt 1 runs at {ALIVE}"
+    assert f"at {ALIVE}, and its time limit is {LIMIT_S:.0f} s: it hangs" in reason(BEYOND_S)
+    assert f"rescue {EMBEDDING_INGESTED} --consumer {ALIVE} --even-if-alive" in reason(BEYOND_S)
 
 
 def test_status_of_a_waiting_job_states_that_a_worker_holds_one_for_too_long(desk: Desk) -> None:
@@ -127,4 +127,4 @@ def test_status_of_a_waiting_job_states_that_a_worker_holds_one_for_too_long(des
 
     told = status_of(record, desk.broker.stats, now=datetime.now(UTC))
 
-    assert "longer than any time limit" in told.because
+    assert "longer than any time limit" in told.reason

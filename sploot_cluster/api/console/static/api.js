@@ -6,10 +6,10 @@ const ROOT = document.documentElement.dataset.root;
 const API = `${ROOT}/api/v1/internal`;
 const TOKEN = "sploot-token";
 
-/** What the API said, as problem+json; `errors` name field and mend. */
+/** What the API said, as problem+json; `errors` name field and hint. */
 export class Refused extends Error {
   constructor(status, problem) {
-    const told = (problem.errors ?? []).map((error) => `${error.field} ${error.problem}; ${error.mend}`);
+    const told = (problem.errors ?? []).map((error) => `${error.field} ${error.problem}; ${error.hint}`);
     super(told.length ? told.join(". ") : problem.detail ?? problem.title ?? `HTTP ${status}`);
     this.status = status;
     this.problem = problem;

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { write } from "./exact.js";
 import { count, duration, h, notice, table, when } from "./dom.js";
-import { drill } from "./drills.js";
+import { act } from "./actions.js";
 
 const FILTERS = { reason: "reason", actor: "actor", pet_id: "pet", error: "error contains" };
 const PAGE = 100;
@@ -17,7 +17,7 @@ export const dead = {
     const chosen = queue ?? queues.reduce((most, one) => (one.dead > most.dead ? one : most)).queue;
     const wanted = new URLSearchParams([...query].filter(([name, value]) => name in FILTERS && value));
     wanted.set("limit", PAGE);
-    const { letters } = await get(`queues/${encodeURIComponent(chosen)}/dead?${wanted}`);
+    const { dead_letters: letters } = await get(`queues/${encodeURIComponent(chosen)}/dead?${wanted}`);
     return { queues, names, chosen, letters };
   },
   draw({ queues, names, chosen, letters }, { query }, again) {
@@ -34,8 +34,8 @@ export const dead = {
       h(
         "div",
         { class: "row" },
-        h("button", { type: "button", disabled: !letters.length, onclick: () => drill(chosen, "requeue", { matching: filter }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
-        h("button", { type: "button", disabled: !letters.length, onclick: () => drill(chosen, "purge", { matching: filter }, { title: `Remove ${which} of ${chosen} permanently`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
+        h("button", { type: "button", disabled: !letters.length, onclick: () => act(chosen, "requeue", { matching: filter }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
+        h("button", { type: "button", disabled: !letters.length, onclick: () => act(chosen, "purge", { matching: filter }, { title: `Remove ${which} of ${chosen} permanently`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
       ),
       table(["died", "reason", "actor", "pet", "what happened", ""], letters.map((letter) => row(letter, chosen, again)), { empty: "None. Nothing failed for good." }),
     ];
@@ -56,23 +56,23 @@ function filters(names, chosen, filter, queues) {
 function row(letter, queue, again) {
   const details = h("details", {}, h("summary", {}, letter.error.slice(0, 300)));
   details.addEventListener("toggle", () => details.open && open(details, letter, queue), { once: true });
-  const cli = ["queue", "dead", "requeue", queue, letter.letter_id];
+  const cli = ["queue", "dead", "requeue", queue, letter.dead_letter_id];
   return [
     when(letter.died_at),
     letter.reason,
     letter.actor ?? "–",
     letter.pet_id ? h("a", { href: `#/pet/${letter.pet_id}` }, letter.pet_id) : "–",
-    h("td", {}, details, letter.mend && h("p", { class: "quiet" }, `Mend: ${letter.mend}`)),
-    h("td", { class: "actions" }, h("button", { type: "button", onclick: () => drill(queue, "requeue", { letter_ids: [letter.letter_id] }, { title: `Requeue ${letter.letter_id}`, cli, again }) }, "Requeue…")),
+    h("td", {}, details, letter.hint && h("p", { class: "quiet" }, `Fix: ${letter.hint}`)),
+    h("td", { class: "actions" }, h("button", { type: "button", onclick: () => act(queue, "requeue", { dead_letter_ids: [letter.dead_letter_id] }, { title: `Requeue ${letter.dead_letter_id}`, cli, again }) }, "Requeue…")),
   ];
 }
 
 async function open(details, letter, queue) {
   try {
-    const whole = await get(`queues/${encodeURIComponent(queue)}/dead/${encodeURIComponent(letter.letter_id)}`);
+    const whole = await get(`queues/${encodeURIComponent(queue)}/dead/${encodeURIComponent(letter.dead_letter_id)}`);
     details.append(
       h("dl", {}, [
-        ["letter", whole.letter_id],
+        ["dead letter", whole.dead_letter_id],
         ["job", whole.message_id ? h("a", { href: `#/job/${encodeURIComponent(whole.message_id)}` }, whole.message_id) : "–"],
         ["deliveries", whole.deliveries],
         ["age", duration(Date.now() - new Date(whole.died_at))],

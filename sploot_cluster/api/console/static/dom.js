@@ -1,4 +1,4 @@
-// Elements, without a template language: text stays text, whatever a producer called a medium.
+// Elements, without a template language: text stays text, whatever a producer called an item.
 
 /** An element. Props beginning with `on` listen; `class`, `data` and attributes are set; false and null are left out. */
 export function h(tag, props = {}, ...children) {

@@ -20,7 +20,7 @@ export const job = {
         "dl",
         {},
         fact("state", h("span", { class: `state is-${status.state}` }, status.state)),
-        fact("because", status.because),
+        fact("reason", status.reason),
         fact("does", `${status.actor} of queue ${status.queue}`),
         status.pet_id && fact("pet", h("a", { href: `#/pet/${status.pet_id}` }, status.pet_id)),
         fact("attempts", status.attempts),
@@ -41,7 +41,7 @@ export async function watch(accepted, what) {
   const told = notice(`${what}: ${accepted.coalesced ? "waits already" : "enqueued"}`, { stay: true });
   const text = told.querySelector("span");
   try {
-    const status = await follow(accepted, ({ state, because }) => (text.textContent = `${what}: ${state}, ${because}`));
+    const status = await follow(accepted, ({ state, reason }) => (text.textContent = `${what}: ${state}, ${reason}`));
     told.classList.add(status.state === "succeeded" ? "is-good" : "is-bad");
     text.append(" ", h("a", { href: `#/job/${encodeURIComponent(status.job_id)}` }, "job"));
     setTimeout(() => told.remove(), status.state === "succeeded" ? 8000 : 60_000);

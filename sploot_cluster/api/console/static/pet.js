@@ -32,13 +32,13 @@ export const pet = {
     return [
       h("h1", {}, `Pet ${data.id}`),
       form,
-      h("p", { class: "quiet" }, `${count(view.n_media)} media in ${count(view.clusters.length)} clusters, ${count(view.n_noise)} noise${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${view.revision}`, view.model ? ` · model ${view.model} of ${view.dim} values` : ""),
+      h("p", { class: "quiet" }, `${count(view.n_media)} items in ${count(view.clusters.length)} clusters, ${count(view.n_noise)} noise${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${view.revision}`, view.model ? ` · model ${view.model} of ${view.dim} values` : ""),
       verbs(data, again),
       h("div", { class: "key" }, Object.entries(WAYS).map(([way, text]) => h("span", {}, h("span", { class: `dot is-${way}` }, "■ "), text))),
       h("h2", {}, "Clusters"),
       view.clusters.length ? h("div", { class: "clusters" }, view.clusters.map((cluster) => clusterCard(cluster, data, again))) : h("p", { class: "quiet" }, "None yet."),
       h("h2", {}, "Noise"),
-      view.n_noise ? mediaList(view.noise, null, data, again) : h("p", { class: "quiet" }, "Every medium is in a cluster."),
+      view.n_noise ? mediaList(view.noise, null, data, again) : h("p", { class: "quiet" }, "Every item is in a cluster."),
       view.dismissed.length > 0 && [h("h2", {}, "Dismissed"), h("p", { class: "quiet" }, "People said that these belong nowhere."), mediaList(view.dismissed, null, data)],
       h("h2", {}, "History"),
       historyTable(data, again),
@@ -51,7 +51,7 @@ function verbs(data, again) {
   const merged = [...clusters].sort(byId);
   const names = [...chosen.media];
   const isInCluster = names.length > 0 && from !== null;
-  const some = names.length ? manyMedia(names.length) : "choose media";
+  const some = names.length ? manyItems(names.length) : "choose items";
   const verb = (text, can, act) => h("button", { type: "button", class: can ? "main" : null, disabled: !can, onclick: act }, text);
   return h(
     "div",
@@ -65,7 +65,7 @@ function verbs(data, again) {
   );
 }
 
-const manyMedia = (n) => `${count(n)} ${n === 1 ? "medium" : "media"}`;
+const manyItems = (n) => `${count(n)} ${n === 1 ? "item" : "items"}`;
 
 const chooseNothing = () => (chosen = nothing(chosen.pet));
 
@@ -78,7 +78,7 @@ function chooseAnew(ticked) {
     box.checked = false;
     box.closest(".cluster.is-chosen")?.classList.remove("is-chosen");
   }
-  if (n) notice(`${count(n)} unticked: a correction is about clusters, or about media of one cluster.`);
+  if (n) notice(`${count(n)} unticked: a correction is about clusters, or about items of one cluster.`);
 }
 
 /** Forget of the choice what the page does not show any more. */
@@ -87,7 +87,7 @@ function keepWhatIsShown(view) {
   const media = new Map([[null, view.noise], ...view.clusters.map((cluster) => [cluster.cluster_id, cluster.media_ids])]);
   const shown = new Set(media.get(chosen.from)?.slice(0, SHOWN));
   chosen.clusters = new Set([...chosen.clusters].filter((id) => media.has(id)));
-  chosen.media = new Set([...chosen.media].filter((medium) => shown.has(medium)));
+  chosen.media = new Set([...chosen.media].filter((item) => shown.has(item)));
   const gone = before - chosen.clusters.size - chosen.media.size;
   if (gone) notice(`${count(gone)} unticked: they are not where they were any more.`);
 }
@@ -112,8 +112,8 @@ function clusterCard(cluster, data, again) {
   const card = h(
     "section",
     { class: `cluster ${choose.checked ? "is-chosen" : ""}`, "aria-label": `Cluster ${id}` },
-    h("header", {}, choose, h("strong", {}, id), h("span", { class: "quiet" }, `since revision ${cluster.since}`), h("span", { class: "size" }, `${count(cluster.size)} media`)),
-    strip(cluster.standings, cluster.size),
+    h("header", {}, choose, h("strong", {}, id), h("span", { class: "quiet" }, `since revision ${cluster.since}`), h("span", { class: "size" }, `${count(cluster.size)} items`)),
+    strip(cluster.origins, cluster.size),
     h("p", { class: "quiet" }, `an arrival must reach ${cluster.threshold.toFixed(3)}`, lineage(cluster)),
     h("details", { open: chosen.from === id && chosen.media.size > 0 }, h("summary", {}, cluster.media_ids.slice(0, 3).join(", ") + (cluster.size > 3 ? ", …" : "")), mediaList(cluster.media_ids, id, data, again)),
   );
@@ -126,14 +126,14 @@ function lineage(cluster) {
 }
 
 /** How the members came here, as a strip. */
-function strip(standings, size) {
+function strip(origins, size) {
   const ns = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(ns, "svg");
   svg.setAttribute("viewBox", `0 0 ${size} 1`);
   svg.setAttribute("preserveAspectRatio", "none");
   let x = 0;
   for (const [way, text] of Object.entries(WAYS)) {
-    const n = standings[way] ?? 0;
+    const n = origins[way] ?? 0;
     if (!n) continue;
     const bar = document.createElementNS(ns, "rect");
     for (const [name, value] of Object.entries({ x, y: 0, width: n, height: 1, class: `is-${way}` })) bar.setAttribute(name, value);
@@ -150,23 +150,23 @@ function mediaList(media, cluster, data, again) {
   return h(
     "ul",
     { class: cluster === null ? "media is-wide" : "media" },
-    media.slice(0, SHOWN).map((medium) =>
+    media.slice(0, SHOWN).map((item) =>
       h(
         "li",
         {},
         again &&
           h("input", {
             type: "checkbox",
-            checked: chosen.from === cluster && chosen.media.has(medium),
-            "aria-label": `Choose ${medium}`,
+            checked: chosen.from === cluster && chosen.media.has(item),
+            "aria-label": `Choose ${item}`,
             onchange: ({ target }) => {
               if (target.checked && (chosen.clusters.size || (chosen.media.size && chosen.from !== cluster))) chooseAnew(target);
               if (target.checked) chosen.from = cluster;
-              target.checked ? chosen.media.add(medium) : chosen.media.delete(medium);
+              target.checked ? chosen.media.add(item) : chosen.media.delete(item);
               redrawVerbs(data, again);
             },
           }),
-        h("button", { type: "button", class: "plain", "aria-label": `Why is ${medium} here?`, title: "Why is it here?", onclick: () => why(data, medium) }, medium),
+        h("button", { type: "button", class: "plain", "aria-label": `Why is ${item} here?`, title: "Why is it here?", onclick: () => why(data, item) }, item),
       ),
     ),
     media.length > SHOWN && h("li", { class: "quiet" }, `and ${count(media.length - SHOWN)} more: ${shell("clusters", data.id, "--json")}`),
@@ -214,10 +214,10 @@ async function say(data, again, what, path, body) {
 
 async function merge(data, ids, again) {
   const sizes = new Map(data.clusters.clusters.map((cluster) => [cluster.cluster_id, cluster.size]));
-  const into = h("select", { name: "into" }, h("option", { value: "" }, "the largest"), ids.map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} media)`)));
+  const into = h("select", { name: "into" }, h("option", { value: "" }, "the largest"), ids.map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} items)`)));
   const said = await ask({
     title: `Merge clusters ${ids.join(", ")}`,
-    body: [h("p", {}, "Their media stay together permanently, whatever a machine computes later. It can be undone."), h("label", { class: "row" }, "The one that goes on: ", into)],
+    body: [h("p", {}, "Their items stay together permanently, whatever a machine computes later. It can be undone."), h("label", { class: "row" }, "The one that goes on: ", into)],
     action: "Merge",
     cli: (values) => ({ "On the command line:": shell("merge", data.id, ...ids, ...(values.get("into") ? ["--into", values.get("into")] : [])) }),
   });
@@ -226,7 +226,7 @@ async function merge(data, ids, again) {
 
 async function split(data, cluster, media, again) {
   const said = await ask({
-    title: `Split ${manyMedia(media.length)} off cluster ${cluster}`,
+    title: `Split ${manyItems(media.length)} off cluster ${cluster}`,
     body: [h("p", {}, "They become a cluster of their own and stay apart from the rest permanently. It can be undone."), listed(media)],
     action: "Split",
     cli: shell("split", data.id, cluster, ...named(media)),
@@ -244,13 +244,13 @@ async function undo(data, entry, again) {
   if (said) say(data, again, "undo", "clusters/undo", { revision: entry.revision });
 }
 
-const listed = (media) => h("ul", { class: "media" }, media.map((medium) => h("li", {}, medium)));
-const named = (media) => media.flatMap((medium) => ["--media", medium]);
+const listed = (media) => h("ul", { class: "media" }, media.map((item) => h("li", {}, item)));
+const named = (media) => media.flatMap((item) => ["--media", item]);
 
 async function exclude(data, cluster, media, again) {
   const said = await ask({
     title: `Not cluster ${cluster}`,
-    body: [h("p", {}, "These media leave the cluster and never come back to it. They may go elsewhere. It can be undone."), listed(media)],
+    body: [h("p", {}, "These items leave the cluster and never come back to it. They may go elsewhere. It can be undone."), listed(media)],
     action: "Take out",
     cli: shell("exclude", data.id, cluster, ...named(media)),
   });
@@ -259,7 +259,7 @@ async function exclude(data, cluster, media, again) {
 
 async function dismiss(data, media, again) {
   const said = await ask({
-    title: `Dismiss ${manyMedia(media.length)}`,
+    title: `Dismiss ${manyItems(media.length)}`,
     body: [h("p", {}, "They belong to no cluster, permanently. It can be undone."), listed(media)],
     action: "Dismiss",
     cli: shell("dismiss", data.id, ...named(media)),
@@ -284,7 +284,7 @@ function difference(diff) {
   const moved = diff.moved.slice(0, 20).map((move) => [move.media_id, place(move.from), place(move.to)]);
   return [
     h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-    moved.length > 0 && table(["medium", "from", "to"], moved, { narrow: true, caption: moved.length < diff.n_moved ? `${moved.length} of ${count(diff.n_moved)}` : null }),
+    moved.length > 0 && table(["item", "from", "to"], moved, { narrow: true, caption: moved.length < diff.n_moved ? `${moved.length} of ${count(diff.n_moved)}` : null }),
   ];
 }
 
@@ -327,22 +327,22 @@ async function recluster(data, again) {
   }
 }
 
-async function why(data, medium) {
+async function why(data, item) {
   try {
-    const told = await get(`pets/${data.id}/media/${encodeURIComponent(medium)}/why`);
+    const told = await get(`pets/${data.id}/media/${encodeURIComponent(item)}/why`);
     await tell({
-      title: medium,
+      title: item,
       body: [
-        h("p", {}, told.because),
+        h("p", {}, told.reason),
         h("dl", {}, [
-          ["place", told.cluster_id === null ? told.standing : `cluster ${told.cluster_id}, ${told.standing}`],
+          ["place", told.cluster_id === null ? told.origin : `cluster ${told.cluster_id}, ${told.origin}`],
           ["similarity", told.similarity === null ? "–" : `${told.similarity.toFixed(3)}${told.threshold === null ? "" : `, and ${told.threshold.toFixed(3)} is needed`}`],
           ["second", told.second === null ? "–" : `cluster ${told.second.cluster_id} at ${told.second.similarity.toFixed(3)}${told.margin === null ? "" : `, ${told.margin.toFixed(3)} behind`}`],
         ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
         table(["nearest", "cluster", { text: "similarity", class: "number" }], told.nearest.map((near) => [near.media_id, near.cluster_id ?? "noise", h("td", { class: "number" }, near.similarity.toFixed(3))]), { narrow: true, empty: "Nothing is near." }),
         told.corrections.length > 0 && table(["revision", "what people said", "by", "when"], told.corrections.map((said) => [said.revision, `${said.kind}: ${said.demand}`, said.by, when(said.at)])),
       ],
-      cli: shell("why", data.id, medium),
+      cli: shell("why", data.id, item),
     });
   } catch (error) {
     notice(error.message, { kind: "bad" });

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { count, duration, h, number, table, when } from "./dom.js";
-import { drill } from "./drills.js";
+import { act } from "./actions.js";
 import { levelOf, thresholds } from "./thresholds.js";
 
 const RECLUSTER = "cluster.recluster";
@@ -18,7 +18,7 @@ export const queues = {
   },
   draw({ queues, audit }, _, again) {
     const rows = queues.map((queue) => [
-      h("td", {}, h("strong", {}, queue.queue), h("p", { class: "quiet" }, queue.because)),
+      h("td", {}, h("strong", {}, queue.queue), h("p", { class: "quiet" }, queue.reason)),
       ...figures(queue).map(([text, level]) => number(text, level)),
       h("td", { class: "actions" }, pauseButton(queue, again)),
     ]);
@@ -70,7 +70,7 @@ function pauseButton(queue, again) {
   const action = queue.is_paused ? "resume" : "pause";
   return h(
     "button",
-    { type: "button", onclick: () => drill(queue.queue, action, {}, { title: `${queue.is_paused ? "Resume" : "Pause"} ${queue.queue}`, cli: ["queue", action, queue.queue], again }) },
+    { type: "button", onclick: () => act(queue.queue, action, {}, { title: `${queue.is_paused ? "Resume" : "Pause"} ${queue.queue}`, cli: ["queue", action, queue.queue], again }) },
     queue.is_paused ? "Resume…" : "Pause…",
   );
 }
@@ -103,7 +103,7 @@ function workers(queues, again) {
 function button(text, queue, action, consumer, again) {
   const cli = ["queue", action, queue.queue, ...(action === "rescue" ? ["--consumer"] : []), consumer.name];
   const body = { consumer: consumer.name };
-  return h("button", { type: "button", onclick: () => drill(queue.queue, action, body, { title: `${text.replace("…", "")} ${consumer.name}`, cli, again }) }, text);
+  return h("button", { type: "button", onclick: () => act(queue.queue, action, body, { title: `${text.replace("…", "")} ${consumer.name}`, cli, again }) }, text);
 }
 
 function auditTable(records) {

@@ -1,4 +1,4 @@
-// When a number is worrying: the same values as the alerts, written beside this file from their one source.
+// When a number is worrying: the same values as the alerts, written next to this file from their one source.
 
 import { asset } from "./api.js";
 

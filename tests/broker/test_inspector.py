@@ -20,10 +20,10 @@ def given_held_by_a_stranger(scene: Scene, *names: str) -> None:
 
 def test_rescued_entries_run_at_once_elsewhere(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two")
-    by_hand = scene.process("operator").by_hand(QUEUE)
-    seen = by_hand.pending(consumer=STRANGER)
+    inspector = scene.process("operator").inspector(QUEUE)
+    seen = inspector.pending(consumer=STRANGER)
 
-    rescued = by_hand.rescue(seen)
+    rescued = inspector.rescue(seen)
 
     assert rescued == Rescued(n_handed_back=2, n_ghosts=0)
     assert scene.state() == QueueState(pending={"one": ("nobody", 1), "two": ("nobody", 1)})
@@ -34,39 +34,39 @@ def test_rescued_entries_run_at_once_elsewhere(scene: Scene) -> None:
 def test_entries_are_rescued_from_a_group_that_was_set_back_to_its_beginning(scene: Scene) -> None:
     """What others hold is theirs all the same: the group has been delivered nothing, and has entries in flight."""
     given_held_by_a_stranger(scene, "one", "two")
-    by_hand = scene.process("operator").by_hand(QUEUE)
+    inspector = scene.process("operator").inspector(QUEUE)
     scene.client.xgroup_setid(KEYS.stream, GROUP, "0")
 
-    rescued = by_hand.rescue(by_hand.pending(consumer=STRANGER))
+    rescued = inspector.rescue(inspector.pending(consumer=STRANGER))
 
     assert rescued == Rescued(n_handed_back=2, n_ghosts=0)
 
 
 def test_an_entry_that_moved_on_since_it_was_seen_is_left_alone(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two")
-    by_hand = scene.process("operator").by_hand(QUEUE)
-    first, second = by_hand.pending()
+    inspector = scene.process("operator").inspector(QUEUE)
+    first, second = inspector.pending()
     scene.client.xclaim(KEYS.stream, GROUP, "another", 0, [first.id])
 
-    rescued = by_hand.rescue([first, second])
+    rescued = inspector.rescue([first, second])
 
     assert rescued == Rescued(n_handed_back=1, n_ghosts=0)
     assert scene.state() == QueueState(pending={"one": ("another", 2), "two": ("nobody", 1)})
 
 
-def test_orphans_and_ghosts_are_found_and_mended(scene: Scene) -> None:
+def test_orphans_and_ghosts_are_found_and_fixed(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two", "three", "four")
-    by_hand = scene.process("operator").by_hand(QUEUE)
-    one, two, three, _ = by_hand.pending()
+    inspector = scene.process("operator").inspector(QUEUE)
+    one, two, three, _ = inspector.pending()
     scene.client.xack(KEYS.stream, GROUP, one.id)  # what the old runbook called "requeue"
     scene.client.xack(KEYS.stream, GROUP, three.id)
     scene.client.xdel(KEYS.stream, two.id)
 
-    astray = by_hand.astray()
-    rescued = by_hand.rescue([*astray.orphans, *astray.ghosts])
+    unowned = inspector.unowned()
+    rescued = inspector.rescue([*unowned.orphans, *unowned.ghosts])
 
-    assert [orphan.id for orphan in astray.orphans] == [one.id, three.id]
-    assert astray.ghosts == (PendingEntry(two.id, STRANGER, 1),)
+    assert [orphan.id for orphan in unowned.orphans] == [one.id, three.id]
+    assert unowned.ghosts == (PendingEntry(two.id, STRANGER, 1),)
     assert rescued == Rescued(n_handed_back=2, n_ghosts=1)
     assert scene.state() == QueueState(pending={"one": ("nobody", 1), "three": ("nobody", 1), "four": (STRANGER, 1)})
 
@@ -74,21 +74,21 @@ def test_orphans_and_ghosts_are_found_and_mended(scene: Scene) -> None:
 def test_an_entry_that_was_never_delivered_is_no_orphan(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one")
     scene.brokers["producer"].enqueue(message("two"))
-    by_hand = scene.process("operator").by_hand(QUEUE)
-    ((waiting_id, _),) = by_hand.waiting()
+    inspector = scene.process("operator").inspector(QUEUE)
+    ((waiting_id, _),) = inspector.waiting()
 
-    assert by_hand.rescue([PendingEntry(waiting_id, "", 0)]) == Rescued(0, 0)
-    assert by_hand.astray().orphans == ()
+    assert inspector.rescue([PendingEntry(waiting_id, "", 0)]) == Rescued(0, 0)
+    assert inspector.unowned().orphans == ()
     assert scene.state() == QueueState(waiting=("two",), pending={"one": (STRANGER, 1)})
 
 
 def test_a_consumer_is_removed_only_when_it_holds_nothing(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two", "three")
-    by_hand = scene.process("operator").by_hand(QUEUE)
+    inspector = scene.process("operator").inspector(QUEUE)
 
-    held = by_hand.retire(STRANGER)
-    by_hand.rescue(by_hand.pending(consumer=STRANGER))
-    retired = by_hand.retire(STRANGER)
+    held = inspector.retire(STRANGER)
+    inspector.rescue(inspector.pending(consumer=STRANGER))
+    retired = inspector.retire(STRANGER)
 
     assert held == Retired("holds", 3)
     assert retired == Retired("retired")
@@ -99,10 +99,10 @@ def test_a_consumer_is_removed_only_when_it_holds_nothing(scene: Scene) -> None:
 def test_a_consumer_that_lives_is_not_removed_unless_it_is_asked_for(scene: Scene) -> None:
     scene.consumer("a")
     name = scene.brokers["a"].consumer_name
-    by_hand = scene.process("operator").by_hand(QUEUE)
+    inspector = scene.process("operator").inspector(QUEUE)
 
-    refused = by_hand.retire(name)
-    forced = by_hand.retire(name, even_if_alive=True)
+    refused = inspector.retire(name)
+    forced = inspector.retire(name, even_if_alive=True)
 
     assert refused.outcome == "alive"
     assert forced == Retired("retired")
@@ -110,36 +110,36 @@ def test_a_consumer_that_lives_is_not_removed_unless_it_is_asked_for(scene: Scen
 
 
 def test_a_queue_without_stream_holds_nothing(scene: Scene) -> None:
-    by_hand = scene.process("operator").by_hand(QUEUE)
+    inspector = scene.process("operator").inspector(QUEUE)
 
-    assert by_hand.pending() == []
-    assert by_hand.waiting() == []
-    assert by_hand.groups() == []
-    assert by_hand.entry("1-1") is None
-    assert by_hand.entry("no id") is None
-    assert by_hand.find_pending("no id") is None
-    assert by_hand.astray().orphans == ()
-    assert by_hand.rescue([PendingEntry("1-1", STRANGER, 1)]) == Rescued(0, 0)
-    assert by_hand.retire(STRANGER) == Retired("retired")
+    assert inspector.pending() == []
+    assert inspector.waiting() == []
+    assert inspector.groups() == []
+    assert inspector.entry("1-1") is None
+    assert inspector.entry("no id") is None
+    assert inspector.find_pending("no id") is None
+    assert inspector.unowned().orphans == ()
+    assert inspector.rescue([PendingEntry("1-1", STRANGER, 1)]) == Rescued(0, 0)
+    assert inspector.retire(STRANGER) == Retired("retired")
 
 
 def test_orphans_are_seen_beyond_a_page_of_them(scene: Scene) -> None:
     given_held_by_a_stranger(scene, *map(str, range(1_500)))
-    by_hand = scene.process("operator").by_hand(QUEUE)
-    first, *others, last = [entry.id for entry in by_hand.pending(1_500)]
+    inspector = scene.process("operator").inspector(QUEUE)
+    first, *others, last = [entry.id for entry in inspector.pending(1_500)]
     for start in range(0, len(others), 500):
         scene.client.xack(KEYS.stream, GROUP, *others[start : start + 500])
 
-    assert [orphan.id for orphan in by_hand.astray().orphans] == others
+    assert [orphan.id for orphan in inspector.unowned().orphans] == others
 
     scene.client.xack(KEYS.stream, GROUP, first, last)
-    assert len(by_hand.astray().orphans) == 1_500
+    assert len(inspector.unowned().orphans) == 1_500
 
 
-def test_stats_count_what_is_astray_wherever_it_is(scene: Scene) -> None:
+def test_stats_count_what_is_unowned_wherever_it_is(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two", "three", "four")
     broker = scene.process("operator")
-    one, two, three, four = (entry.id for entry in broker.by_hand(QUEUE).pending())
+    one, two, three, four = (entry.id for entry in broker.inspector(QUEUE).pending())
 
     counts = []
     for orphan in (two, four, one):

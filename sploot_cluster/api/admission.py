@@ -60,7 +60,7 @@ WRITES: Final[tuple[Kind, ...]] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Admission:
     """Who may come in, and with how much.
 
     Attributes:
@@ -74,7 +74,7 @@ class Door:
 
     def route_class(self) -> type[APIRoute]:
         """The ``route_class`` of a router whose routes have this door."""
-        door = self
+        admission = self
 
         class GuardedRoute(APIRoute):
             def get_route_handler(self) -> Handler:
@@ -83,7 +83,7 @@ class Door:
                     raise LookupError(f"{self.path}: say in tokens.MAY_CALL who may call {operation}")
 
                 async def guarded(request: Request) -> Response:
-                    return await door.open(request, operation, handle)
+                    return await admission.open(request, operation, handle)
 
                 return guarded
 
@@ -236,8 +236,8 @@ def _replay(body: bytes) -> Callable[[], Coroutine[Any, Any, Message]]:
 
 def _checked(key: str) -> str:
     if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY or not key.isascii() or not key.isprintable():
-        mend = f"send 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters, such as a UUID"
-        raise InvalidInput("Idempotency-Key", "cannot be used", mend)
+        hint = f"send 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters, such as a UUID"
+        raise InvalidInput("Idempotency-Key", "cannot be used", hint)
     return key
 
 

@@ -4,7 +4,7 @@ import { post } from "./api.js";
 import { ask, count, h, notice, shell } from "./dom.js";
 
 /** Plan, show, ask, apply. `cli` holds the words of the same plan on the command line, without --note and --yes. */
-export async function drill(queue, action, body, { title, cli, danger = false, again }) {
+export async function act(queue, action, body, { title, cli, danger = false, again }) {
   try {
     const plan = await post(`queues/${encodeURIComponent(queue)}/${action}`, body);
     const said = await ask({
@@ -22,7 +22,7 @@ export async function drill(queue, action, body, { title, cli, danger = false, a
     });
     if (!said) return;
     const done = await post(`queues/plans/${encodeURIComponent(plan.plan_id)}/apply`, { note: said.get("note").trim() });
-    notice(done.because, { kind: done.is_complete ? "good" : "bad", stay: !done.is_complete });
+    notice(done.reason, { kind: done.is_complete ? "good" : "bad", stay: !done.is_complete });
     again();
   } catch (error) {
     notice(error.message, { kind: "bad", stay: true });

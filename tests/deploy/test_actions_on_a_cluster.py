@@ -56,7 +56,7 @@ def test_queue_actions_doctor_and_capture_work_on_a_cluster(
     for command in (
         ("queue", "status"),
         ("queue", "pending", "embedding"),
-        ("queue", "rescue", "embedding", "--astray", "--yes"),
+        ("queue", "rescue", "embedding", "--unowned", "--yes"),
         ("queue", "retire-consumer", "embedding", "stuck", "--yes"),
         ("queue", "pause", "embedding", "--yes"),
         ("queue", "resume", "embedding", "--yes"),

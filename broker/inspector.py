@@ -17,7 +17,7 @@ import redis
 from .connections import Argument, Connections
 from .entries import LONGEST_SHOWN, PAGE_BYTES, EntryDecoder, MessageCheck, decode, fields_of
 from .keys import HANDED_BACK, QueueKeys
-from .scripts import ASTRAY, HEADS, RESCUE, RETIRE
+from .scripts import HEADS, RESCUE, RETIRE, UNOWNED
 from .settings import BrokerSettings
 from .stats import LAST_ID
 
@@ -47,7 +47,7 @@ class PendingEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Astray:
+class Unowned:
     """What no worker finishes by itself: orphans are delivered and in nobody's list, ghosts are pending and gone."""
 
     orphans: tuple[PendingEntry, ...]
@@ -74,7 +74,7 @@ class Retired:
     n: int = 0
 
 
-class ByHand:
+class Inspector:
     """The entries of one queue, for people. Methods raise ``BrokerConnectionError`` when Redis does not answer."""
 
     def __init__(
@@ -188,11 +188,11 @@ class ByHand:
                 return str(group["last-delivered-id"].decode())
         return "0-0"
 
-    def astray(self, limit: int = 10_000) -> Astray:
+    def unowned(self, limit: int = 10_000) -> Unowned:
         """Orphans and ghosts, at most about ``limit`` of each. Several short scripts; reads what is pending once."""
         orphans: list[PendingEntry] = []
         ghosts: list[PendingEntry] = []
-        for found_orphans, found_ghosts in self._astray_pages():
+        for found_orphans, found_ghosts in self._unowned_pages():
             orphans += [PendingEntry(entry_id.decode(), "", 0) for entry_id in found_orphans]
             ghosts += [
                 PendingEntry(entry_id.decode(), holder.decode(errors="replace"), int(deliveries))
@@ -202,7 +202,7 @@ class ByHand:
             ]
             if len(orphans) >= limit or len(ghosts) >= limit:
                 break
-        return Astray(tuple(orphans[:limit]), tuple(ghosts[:limit]))
+        return Unowned(tuple(orphans[:limit]), tuple(ghosts[:limit]))
 
     def rescue(self, entries: Sequence[PendingEntry]) -> Rescued:
         """Hand these entries back to work, each only while it is as it was seen.
@@ -228,11 +228,11 @@ class ByHand:
         )
         return Retired(outcome.decode().lower(), int(n[0]) if n else 0)
 
-    def _astray_pages(self) -> Iterator[tuple[list[bytes], list[Any]]]:
+    def _unowned_pages(self) -> Iterator[tuple[list[bytes], list[Any]]]:
         cursor: bytes | str = "-"
         while cursor:
             cursor, orphans, ghosts = self._connections.run_script(
-                ASTRAY, (self.keys.stream,), (self.group, cursor, PAGE)
+                UNOWNED, (self.keys.stream,), (self.group, cursor, PAGE)
             )
             yield orphans, ghosts
 

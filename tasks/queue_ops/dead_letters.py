@@ -1,0 +1,107 @@
+"""Dead letters: which are meant, and what they have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+
+from broker import DeadLetter, DeadLetters
+from sploot_cluster.queues import DeadLetterFilter, DeadLetterView
+from tasks.queue_ops.entries import facts_of, without_embedding
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterGroup:
+    """Letters that died of the same: actor, kind of error, field to blame."""
+
+    n: int
+    reason: str
+    actor: str | None
+    error: str
+    field: str | None
+    newest: datetime
+    oldest: datetime
+    sample_id: str
+
+
+def select(dead_letters: DeadLetters, wanted: DeadLetterFilter, *, now: datetime, limit: int) -> Iterator[DeadLetter]:
+    """Yield the letters that match, newest first. Reads until it has found enough, some megabytes at a time."""
+    return islice(_matching(dead_letters, wanted, now), limit)
+
+
+def groups_of(dead_letters: Iterable[DeadLetter]) -> Sequence[DeadLetterGroup]:
+    """The largest first."""
+    # ids and times alone: a queue keeps 100,000 dead letters, embeddings and all
+    by_kind: dict[tuple[str, str | None, str, str | None], list[tuple[str, datetime]]] = {}
+    for dead_letter in dead_letters:
+        key = dead_letter.reason, dead_letter.actor_name, kind_of_error(dead_letter), dead_letter.field
+        by_kind.setdefault(key, []).append((dead_letter.id, dead_letter.died_at))
+    sizes = Counter({key: len(found) for key, found in by_kind.items()})
+    return [
+        DeadLetterGroup(
+            n=n,
+            reason=key[0],
+            actor=key[1],
+            error=key[2],
+            field=key[3],
+            newest=max(died_at for _, died_at in by_kind[key]),
+            oldest=min(died_at for _, died_at in by_kind[key]),
+            sample_id=by_kind[key][0][0],
+        )
+        for key, n in sizes.most_common()
+    ]
+
+
+def view_of(dead_letter: DeadLetter, *, is_whole: bool = False) -> DeadLetterView:
+    """The letter without its embeddings; its traceback and fields only where they are wanted."""
+    return DeadLetterView(
+        dead_letter_id=dead_letter.id,
+        queue=dead_letter.queue_name,
+        died_at=dead_letter.died_at,
+        reason=dead_letter.reason,
+        actor=dead_letter.actor_name,
+        pet_id=pet_of(dead_letter),
+        message_id=message_id_of(dead_letter),
+        deliveries=dead_letter.deliveries,
+        field=dead_letter.field,
+        error=dead_letter.error,
+        hint=dead_letter.hint,
+        traceback=dead_letter.traceback if is_whole else None,
+        fields=without_embedding(dead_letter.fields) if is_whole else {},
+    )
+
+
+def kind_of_error(dead_letter: DeadLetter) -> str:
+    """The class of the exception; the reason of a letter that had none."""
+    name, colon, _ = dead_letter.error.partition(":")
+    return name if colon and name.isidentifier() else dead_letter.reason
+
+
+def pet_of(dead_letter: DeadLetter) -> int | None:
+    return facts_of(dead_letter.fields).pet_id
+
+
+def message_id_of(dead_letter: DeadLetter) -> str | None:
+    """By which the job of a letter is known, a flat event's own id too."""
+    return dead_letter.message_id or facts_of(dead_letter.fields).message_id
+
+
+def _matching(dead_letters: DeadLetters, wanted: DeadLetterFilter, now: datetime) -> Iterator[DeadLetter]:
+    since = None if wanted.since_s is None else now - timedelta(seconds=wanted.since_s)
+    for dead_letter in dead_letters.find():
+        if since is not None and dead_letter.died_at < since:
+            return
+        if _is_wanted(dead_letter, wanted):
+            yield dead_letter
+
+
+def _is_wanted(dead_letter: DeadLetter, wanted: DeadLetterFilter) -> bool:
+    return (
+        (wanted.reason is None or dead_letter.reason == wanted.reason)
+        and (wanted.actor is None or dead_letter.actor_name == wanted.actor)
+        and (wanted.error is None or wanted.error in dead_letter.error)
+        and (wanted.pet_id is None or pet_of(dead_letter) == wanted.pet_id)
+    )
