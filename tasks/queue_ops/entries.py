@@ -99,6 +99,8 @@ def media_of(fields: Mapping[bytes, bytes]) -> frozenset[str]:
 def is_unclear(fields: Mapping[bytes, bytes]) -> bool:
     """Whether an entry may be about any pet: it cannot be read, or what it has for a pet cannot."""
     facts = facts_of(fields)
+    if facts.form == "unreadable":
+        return True
     if facts.pet_id is not None or facts.form != "message":
         return facts.pet_id is None
     kwargs = (_message(fields) or {}).get("kwargs")

@@ -324,7 +324,9 @@ def granted_to(user: str) -> set[str]:
 
 
 def test_a_worker_may_call_whatever_our_scripts_call() -> None:
-    called = commands_of_scripts("broker/*.lua", "sploot_cluster/*.lua", "tasks/*.py", "sploot_cluster/api/*.py")
+    called = commands_of_scripts(
+        "broker/lua/*.lua", "sploot_cluster/**/*.lua", "tasks/**/*.py", "sploot_cluster/api/**/*.py"
+    )
 
     assert len(called) > 30
     assert called - granted_to("worker") == set()
@@ -332,14 +334,14 @@ def test_a_worker_may_call_whatever_our_scripts_call() -> None:
 
 def test_the_server_may_call_whatever_our_scripts_call_on_pets() -> None:
     called = commands_of_scripts(
-        "sploot_cluster/*.lua", "sploot_cluster/api/*.py", "tasks/queue_ops/*.lua", "broker/*.lua"
+        "sploot_cluster/**/*.lua", "sploot_cluster/api/**/*.py", "tasks/queue_ops/*.lua", "broker/lua/*.lua"
     )
 
     assert called - granted_to("server") == set()
 
 
 def test_a_client_may_call_whatever_enqueueing_and_asking_call() -> None:
-    called = commands_of_scripts("broker/enqueue*.lua", "broker/lua/stats.lua", "tasks/job_records.py")
+    called = commands_of_scripts("broker/lua/enqueue*.lua", "broker/lua/stats.lua", "tasks/job_records.py")
 
     assert called - granted_to("client") == set()
 

@@ -28,11 +28,13 @@ def test_faster_divides_windows_holds_and_timers_only() -> None:
 
 @pytest.mark.parametrize("rules", sorted((OPS / "alerts").glob("*.yaml")), ids=lambda path: path.stem)
 def test_faster_finds_every_duration_of_the_rules(rules: Path) -> None:
-    durations = r"(?m)\[\w+\]|^ +for: \w+$"
+    duration = r"\d+[smhd]"
+    durations = rf"(?m)(?<=[\[:]){duration}(?=[\]:])|(?<= offset ){duration}\b|^ +for: {duration}$"
+    in_ms = durations.replace(duration, r"\d+ms")
     before, after = rules.read_text(), faster(rules.read_text(), 10)
 
-    assert len(re.findall(durations, before)) == len(re.findall(r"(?m)\[\d+ms\]|^ +for: \d+ms$", after)) > 0
-    assert re.sub(durations, "", before) == re.sub(durations, "", after)
+    assert len(re.findall(durations, before)) == len(re.findall(in_ms, after)) > 0
+    assert re.sub(durations, "", before) == re.sub(in_ms, "", after)
 
 
 def test_demo_routes_keep_a_group_wait_of_at_least_a_second(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from broker import DeadLetterTooLarge
 from broker.entries import LONGEST_SHOWN, PAGE_BYTES
 from sploot_cluster.queues import DeadLetterFilter
 from tasks.contracts import EMBEDDING_INGESTED
@@ -65,7 +66,7 @@ def test_a_listing_grows_by_little_for_entries_of_many_megabytes(desk: Desk, red
     assert ("large-3" in done.stdout) or "dead" in command
 
 
-def test_large_dead_letters_are_listed_with_their_pet_and_put_back_whole(desk: Desk) -> None:
+def test_large_dead_letters_are_listed_with_their_pet_and_stay_whole(desk: Desk) -> None:
     found = list(
         desk.operations.stored_dead_letters(
             EMBEDDING_INGESTED, DeadLetterFilter(pet_id=7, reason="oversize"), limit=100
@@ -80,9 +81,9 @@ def test_large_dead_letters_are_listed_with_their_pet_and_put_back_whole(desk: D
     assert whole is not None
     assert (whole.n_bytes_cut, whole.fields[b"embedding"]) == (0, LARGE)
 
-    assert desk.broker.dead_letters(EMBEDDING_INGESTED).requeue([found[0].id]) == 1
-    ((_, fields),) = desk.client.xrevrange(KEYS.stream, count=1)
-    assert fields[b"embedding"] == LARGE
+    with pytest.raises(DeadLetterTooLarge, match="max_message_bytes"):
+        desk.broker.dead_letters(EMBEDDING_INGESTED).requeue([found[0].id])
+    assert desk.broker.dead_letters(EMBEDDING_INGESTED).get(found[0].id, is_whole=True) == whole
 
 
 def test_a_page_of_dead_letters_ends_at_some_megabytes_and_the_next_goes_on(desk: Desk, redis_client: Any) -> None:

@@ -139,7 +139,7 @@ def test_correction_that_fails_while_its_pod_drains_is_scraped(tmp_path: Path) -
     )
     with EmbeddedRedis(options={"appendonly": "no"}) as server, ClusterTasks(server.url) as tasks:
         environ = {**os.environ, "REDIS_URL": server.url, "WORKER_METRICS_PORT": str(port), "TMPDIR": str(tmp_path)}
-        environ["PYTHONPATH"] = f"{tmp_path}:{Path(__file__).parents[2]}"
+        environ["PYTHONPATH"] = f"{tmp_path}:{Path(__file__).parents[3]}"
         command = [str(Path(sys.executable).with_name("dramatiq")), "slow_pod", "--processes", "1", "--threads", "2"]
         with (tmp_path / "pod.log").open("wb") as log:
             master = subprocess.Popen(command, env=environ, stdout=log, stderr=log, cwd=tmp_path)

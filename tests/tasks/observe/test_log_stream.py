@@ -17,7 +17,7 @@ import pytest
 from tasks.observe.log_stream import MOST_WAITING, LogStream
 from tests.support import eventually
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 REPORT = "dropped {}\n"
 PIPE_BYTES = 4096
 
