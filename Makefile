@@ -91,6 +91,10 @@ test-oldest: $(VENV)/installed ## test the broker with the oldest supported Dram
 chart-files: $(VENV)/installed ## copy rules and dashboard into the chart; run it after you changed them
 	@$(BIN)/python -m deploy.chart_files
 
+.PHONY: reference
+reference: $(VENV)/installed ## generate the pages of docs/reference from the code
+	@$(BIN)/python -m deploy.reference
+
 .PHONY: lock
 lock: $(VENV)/deploy-installed ## pin the packages of the image by hash: make lock [ARGS=--upgrade]
 	@$(BIN)/python -m deploy.lock $(ARGS)

@@ -1,7 +1,7 @@
-"""The reference pages of docs/reference, written from the code: ``make reference``.
+"""Write the reference pages of docs/reference from the code: ``make reference``.
 
-Each page is derived from what runs: HTTP from the OpenAPI document, the command line from its own help, settings and
-metrics from their declarations. ``--check`` reports pages that differ from the code.
+The HTTP page comes from the OpenAPI document, the command-line page from the commands' help, and the pages of settings
+and metrics from their declarations. ``--check`` reports the pages that differ from the code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def _http() -> Iterator[str]:
     document = build_app(Settings()).openapi()
     schemas = document["components"]["schemas"]
     yield from ["# HTTP", "", *_wrapped(document["info"]["description"].strip()), ""]
-    yield "The same as JSON, for code generators: `GET /openapi.json`."
+    yield "`GET /openapi.json` returns the same as JSON, for code generators. Events that producers write to Redis"
+    yield "directly are described in [docs/wire](../wire/README.md)."
     by_tag: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -62,7 +63,7 @@ def _http() -> Iterator[str]:
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
             if body is not None:
                 yield from _body(body, schemas)
-            yield from ["", f"Answers: {', '.join(sorted(operation['responses']))}."]
+            yield from ["", f"Status codes: {', '.join(sorted(operation['responses']))}."]
 
 
 def _parameters(parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -160,25 +161,31 @@ def _name_of(family: Any) -> str:
 
 def _listed(items: Iterable[tuple[str, str]]) -> list[str]:
     """Return a Markdown list of names and what they mean, after an empty line; nothing for no items."""
-    lines = [fill(f"- {name}: {_sentence(text)}", WIDTH, subsequent_indent="  ") for name, text in items]
+    lines = [
+        fill(f"- {name}: {_sentence(text)}" if text else f"- {name}", WIDTH, subsequent_indent="  ")
+        for name, text in items
+    ]
     return ["", *lines] if lines else []
 
 
 def _sentence(text: str) -> str:
     one_line = " ".join(text.split())
-    return one_line if not one_line or one_line.endswith((".", "?", "!")) else f"{one_line}."
+    return one_line if one_line.endswith((".", "?", "!")) else f"{one_line}."
 
 
 def _wrapped(text: str) -> list[str]:
-    return [fill(" ".join(part.split()), WIDTH) for part in text.split("\n\n") if part.strip()]
+    """Return the paragraphs of a text, each filled, with an empty line between them."""
+    filled = [fill(" ".join(part.split()), WIDTH) for part in text.split("\n\n") if part.strip()]
+    return ["\n\n".join(filled)]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the pages, or with ``--check`` return 1 where one differs from the code."""
     if list(arguments) == ["--check"]:
-        for name in outdated():
+        names = outdated()
+        for name in names:
             print(f"docs/reference/{name} differs from the code: make reference", file=sys.stderr)
-        return 1 if outdated() else 0
+        return 1 if names else 0
     for name, text in pages().items():
         PAGES.mkdir(exist_ok=True)
         (PAGES / name).write_text(text, encoding="utf-8")
