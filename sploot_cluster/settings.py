@@ -19,7 +19,7 @@ PREFIX: Final = "SPLOOT_CLUSTERING_"
 
 ReclusterBackend = Literal["hdbscan_cpu", "hdbscan_gpu"]
 
-# (min_cluster_size, min_samples) below this many items, and from there on. Measured; see docs/quality.md.
+# (min_cluster_size, min_samples) below this many items, and from there on. Measured; see docs/explanation/quality.md.
 _FEW: Final = 150
 _DENSITY_OF_FEW: Final = (6, 3)
 _DENSITY_OF_MANY: Final = (12, 2)
@@ -46,7 +46,7 @@ class ClusterSettings:
         recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0. Ten seconds: an album is
             uploaded in one go, and one recluster after it is enough.
         sharpness: preference for dense regions over large ones, as the power of the distance in the stability of a
-            group, from 1, which is HDBSCAN's own, to 16. Measured: docs/quality.md.
+            group, from 1, which is HDBSCAN's own, to 16. Measured: docs/explanation/quality.md.
         small_group: size of the smallest group that a recluster searches for between larger ones, from 2. Measured.
         noise_floor: number of items without a cluster that a recluster tolerates before it absorbs any, from 0. 14
             keeps a typical pet below the 15 that operators expect.
@@ -64,9 +64,10 @@ class ClusterSettings:
             places of all other items, from 0. Larger pets assign arrivals by the spread of the clusters and are
             reclustered after growth or drift. See docs/adr/0009 for costs and benefits.
         recluster_backend: backend that builds a spanning tree from scratch, ``hdbscan_cpu`` or ``hdbscan_gpu``. The GPU
-            backend needs cupy or torch and a GPU, and falls back to the CPU if either is missing. See docs/gpu.md.
+            backend needs cupy or torch and a GPU, and falls back to the CPU if either is missing. See
+            docs/how-to/gpu.md.
         recluster_threads: threads that compute a recluster, from 0; 0: as many as the process has cores. Arrivals use
-            one. See docs/threads.md.
+            one. See docs/explanation/threads.md.
         commit_attempts: how many times a change is decided in total when other writers commit first, from 1.
         models: known embedding models, ``name@version`` -> dimension of their vectors; empty: any model is accepted.
     """

@@ -7,8 +7,8 @@ threads are configured.
 
 An arrival is too small for a second thread. A recluster takes as many threads as there are cores, and two reclusters on
 the same cores share them without waiting for each other. OpenBLAS's core type is not set: all products are numpy's,
-whose OpenBLAS detects the CPU by itself, and faiss searches one query at a time, without BLAS. docs/threads.md has the
-measurements.
+whose OpenBLAS detects the CPU by itself, and faiss searches one query at a time, without BLAS. The measurements are
+in docs/explanation/threads.md.
 """
 
 from __future__ import annotations

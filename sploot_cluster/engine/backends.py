@@ -2,7 +2,7 @@
 
 Only the product of all vectors with all and the selection of each row's nearest run on a GPU. Every other step is the
 same for both backends, and so is the result within float32 precision. A GPU failure never fails a recluster: the CPU
-takes over, and ``on_fallback`` is called. Machines without a GPU test only this fallback (docs/gpu.md).
+takes over, and ``on_fallback`` is called. Machines without a GPU test only this fallback (docs/how-to/gpu.md).
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def density_of(
 ) -> Density:
     """Return the groups that a recluster starts from, given a spanning tree. O(n · d).
 
-    The groups are HDBSCAN's, with three changes, each chosen by measurement (docs/quality.md):
+    The groups are HDBSCAN's, with three changes, each chosen by measurement (docs/explanation/quality.md):
 
     - Stability counts ``1 / distance ** settings.sharpness``. In hundreds of dimensions all distances are similar, and
       with 1 / distance a few groups that are far apart from each other are merged into one.

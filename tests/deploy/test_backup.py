@@ -1,4 +1,4 @@
-"""Backups as docs/upgrades.md describes them: they contain every pet and correction, and can be restored."""
+"""Backups as docs/how-to/upgrades.md describes them: they contain every pet and correction, and can be restored."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENTS = ("SECURITY.md", "docs/deployment.md", "docs/upgrades.md", "docs/capacity.md")
+DOCUMENTS = ("SECURITY.md", "docs/how-to/deployment.md", "docs/how-to/upgrades.md", "docs/capacity.md")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
