@@ -95,6 +95,10 @@ chart-files: $(VENV)/installed ## copy rules and dashboard into the chart; run i
 reference: $(VENV)/installed ## generate the pages of docs/reference from the code
 	@$(BIN)/python -m deploy.reference
 
+.PHONY: pictures
+pictures: $(VENV)/installed ## draw the pictures of the README; needs Chromium and Prometheus
+	@$(BIN)/python -m deploy.pictures
+
 .PHONY: lock
 lock: $(VENV)/deploy-installed ## pin the packages of the image by hash: make lock [ARGS=--upgrade]
 	@$(BIN)/python -m deploy.lock $(ARGS)
