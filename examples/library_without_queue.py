@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sploot_cluster import ClusterService
-from sploot_cluster.pet.models import MediaId, PetId
-from sploot_cluster.store.memory import MemoryPetStore
+from sploot_cluster import ClusterService, MediaId, MemoryPetStore, PetId
 
 PET = PetId(42)
 
