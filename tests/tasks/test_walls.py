@@ -37,10 +37,16 @@ def packages_of(modules: set[str]) -> set[str]:
     return {module.partition(".")[0] for module in modules}
 
 
-def test_the_thin_client_brings_no_engine() -> None:
+def test_import_of_thin_client_loads_neither_dramatiq_nor_redis() -> None:
     modules = modules_after("import tasks.client, tasks.contracts")
 
-    assert "tasks.client" in modules
+    assert packages_of(modules) & {"asyncio", "broker", "dramatiq", "redis"} == set()
+
+
+def test_thin_client_in_use_loads_no_engine() -> None:
+    modules = modules_after("from tasks.client import ClusterTasks; ClusterTasks('redis://127.0.0.1:6379/0')")
+
+    assert "broker.broker" in modules
     assert packages_of(modules) & ENGINE == set()
     assert {module for module in modules if module.startswith("sploot_cluster")} <= {
         "sploot_cluster",

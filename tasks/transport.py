@@ -1,0 +1,146 @@
+"""The way of :class:`tasks.client.ClusterTasks` to Redis: enqueue contracts, keep records of jobs, translate errors.
+
+A module of its own because Dramatiq and redis-py, with the asyncio packages that both bring, cost some 200 ms of CPU:
+a service that imports the client pays for them when it makes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import uuid4
+
+import dramatiq
+import redis
+from dramatiq.errors import BrokerConnectionError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from broker import EnqueueUncertain, MessageTooLarge, QueueStats, RedisStreamsBroker
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
+from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
+from tasks.contracts import GROUP, NAMESPACE, Contract, EmbeddingIngested
+from tasks.job_records import JobOwner, JobRecords, status_of
+from tasks.redis_urls import connect
+from tasks.trace_context import TRACEPARENT, current_traceparent
+
+CONNECT_TIMEOUT_S: Final = 1.0
+ANSWER_TIMEOUT_S: Final = 1.0
+ENQUEUE_TIMEOUT_MS: Final = 1_000  # for retrying an enqueue whose reply was lost; about three seconds in total
+
+BATCH: Final = 500  # events per round trip: 1.5 MB at 512 dimensions
+
+
+class Transport:
+    """Enqueues jobs and reads their status, from any thread.
+
+    Every method raises ``QueueUnavailable`` when Redis does not answer or refuses.
+    """
+
+    def __init__(self, redis_url: str | None, client: redis.Redis | None) -> None:
+        """
+        Args:
+            redis_url: used if ``client`` is None.
+            client: a client that returns bytes; :meth:`close` leaves it open.
+        """
+        self._owns_client = client is None
+        self._client = client or _impatient_client(str(redis_url))
+        self._broker = RedisStreamsBroker(
+            client=self._client,
+            namespace=NAMESPACE,
+            group=GROUP,
+            middleware=[],
+            enqueue_timeout_ms=ENQUEUE_TIMEOUT_MS,
+        )
+        self._records = JobRecords(self._client)
+
+    def enqueue(
+        self, task: Contract, *, job_id: str | None = None, unique_key: str | None = None, delay_ms: int = 0
+    ) -> JobRef:
+        """Enqueue one task as a tracked job; return the waiting job if one has the same ``unique_key``."""
+        message = _message(task, job_id=job_id, tracked=True, **({"unique_key": unique_key} if unique_key else {}))
+        now = datetime.now(UTC)
+        with self._reaching_redis():
+            # before enqueueing: a worker may start the job before this call returns
+            owner = JobOwner(message.queue_name, message.actor_name, task.pet_id)
+            self._records.write(
+                message.message_id,
+                state="delayed" if delay_ms else "queued",
+                owner=owner,
+                **owner._asdict(),
+                enqueued_at=now,
+                due_at=now + timedelta(milliseconds=delay_ms) if delay_ms else None,
+            )
+            n_waiting = self._stats(message.queue_name).undelivered
+            sent = self._broker.enqueue(message, delay=delay_ms or None)
+            if sent.message_id == message.message_id:
+                return JobRef(message.message_id, message.queue_name, position=n_waiting + 1)
+            self._records.forget(message.message_id)
+            return JobRef(sent.message_id, message.queue_name, coalesced=True, position=max(1, n_waiting))
+
+    def enqueue_many(self, events: Sequence[EmbeddingIngested]) -> None:
+        """Enqueue events, ``BATCH`` per round trip, as jobs that are not tracked."""
+        messages = [_message(event, job_id=event.event_id) for event in events]
+        with self._reaching_redis("some may have been enqueued; sending all again is safe"):
+            for start in range(0, len(messages), BATCH):
+                self._broker.enqueue_many(messages[start : start + BATCH])
+
+    def status(self, job_id: str) -> JobStatus | None:
+        """Return the status of a job; None if it was never tracked or ended more than a day ago."""
+        with self._reaching_redis("the job was not looked up"):
+            record = self._records.find(job_id)
+            return status_of(record, self._stats, now=datetime.now(UTC)) if record else None
+
+    def close(self) -> None:
+        """Close the connections that were opened here. Can be called twice."""
+        self._broker.close()
+        if self._owns_client:
+            self._client.close()
+
+    def _stats(self, queue_name: str) -> QueueStats:
+        try:
+            return self._broker.stats(queue_name)
+        except BrokerConnectionError:
+            # retry once: an idle connection may have been closed, and reading twice is harmless
+            return self._broker.stats(queue_name)
+
+    @contextmanager
+    def _reaching_redis(self, outcome: str = "nothing was enqueued") -> Iterator[None]:
+        try:
+            yield
+        except MessageTooLarge as refused:
+            raise InvalidInput("message", str(refused), "send fewer ids at a time") from refused
+        except EnqueueUncertain as error:
+            raise QueueUnavailable(
+                f"{error.problem}; the job may or may not have been enqueued; calling again is safe",
+                refusal=refusal_of(error),
+            ) from error
+        except (*REDIS_ERRORS, BrokerConnectionError) as error:
+            raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error
+
+
+def _message(task: Contract, *, job_id: str | None = None, **options: Any) -> dramatiq.Message[Any]:
+    # the trace of the caller, if it has one; an event may carry a trace of its own
+    if (traceparent := current_traceparent()) is not None:
+        options[TRACEPARENT] = traceparent
+    return dramatiq.Message(
+        queue_name=task.queue_name,
+        actor_name=task.actor_name,
+        args=(),
+        kwargs=task.to_kwargs(),
+        options=options,
+        message_id=job_id or str(uuid4()),
+    )
+
+
+def _impatient_client(redis_url: str) -> redis.Redis:
+    return connect(
+        redis_url,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        answer_timeout_s=ANSWER_TIMEOUT_S,
+        # retry once if an idle connection turns out to be closed; a timeout is not retried
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+    )
