@@ -41,6 +41,10 @@ test-faults: $(VENV)/installed ## inject faults for minutes and check that nothi
 broker-wheel: $(VENV)/installed ## build the broker as a separate distribution in dist/
 	@$(BIN)/python -m deploy.broker_distribution dist
 
+.PHONY: client-wheel
+client-wheel: $(VENV)/installed ## build the thin client as a separate distribution in dist/
+	@$(BIN)/python -m deploy.client_distribution dist
+
 .PHONY: soak
 soak: $(VENV)/installed ## run an hour of traffic with small faults and check that nothing grows: make soak [ARGS='--minutes 5']
 	@$(BIN)/python -m tests.faults.soak $(ARGS)

@@ -1,7 +1,8 @@
 """A FastAPI service that enqueues: uvicorn examples.upload_service:app
 
 The client waits for Redis for about three seconds at most. A plain ``def`` route runs in FastAPI's thread pool, so that
-a Redis that hangs stops neither the event loop nor other requests.
+a Redis that hangs stops neither the event loop nor other requests. A service without sploot-cluster itself installs
+``sploot-cluster-client`` and imports the same names from ``sploot_cluster_client``.
 """
 
 from __future__ import annotations

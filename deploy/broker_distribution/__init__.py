@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Final
+
+from deploy.wheels import build_wheel
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGE: Final = "dramatiq_durable_streams"
@@ -35,15 +35,7 @@ def build(directory: Path) -> Path:
             module.write_text(renamed(module.read_text()))
         shutil.copy(ROOT / "LICENSE", source)
         shutil.copy(Path(__file__).with_name("pyproject.toml"), source)
-        offline = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
-        subprocess.run(
-            [sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", directory, source],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-    (wheel,) = directory.glob(f"{PACKAGE}-*.whl")
-    return wheel
+        return build_wheel(source, directory, package=PACKAGE)
 
 
 def renamed(text: str) -> str:

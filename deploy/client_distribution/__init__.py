@@ -1,0 +1,97 @@
+"""The wheel of the thin client: distribution ``sploot-cluster-client``, package ``sploot_cluster_client``.
+
+In this repository the client is ``tasks.client``, and many services have a package ``tasks`` of their own. The wheel
+has copies of ``broker/`` and of the modules that the client imports, below one name, with their imports rewritten. It
+needs only Dramatiq and redis-py.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from deploy.wheels import build_wheel
+
+ROOT: Final = Path(__file__).parents[2]
+PACKAGE: Final = "sploot_cluster_client"
+ENTRY: Final = "tasks.client"
+COPIED: Final = ("tasks", "sploot_cluster")  # module by module; broker/ is copied whole
+
+
+def build(directory: Path) -> Path:
+    """Build the wheel into ``directory`` without using a package index, and return its path.
+
+    Raises:
+        subprocess.CalledProcessError: setuptools could not build the wheel; its output contains the reason.
+    """
+    here = Path(__file__).parent
+    with tempfile.TemporaryDirectory(prefix="client-wheel-") as temporary:
+        source = Path(temporary)
+        package = source / PACKAGE
+        shutil.copytree(ROOT / "broker", package / "broker", ignore=shutil.ignore_patterns("__pycache__"))
+        for module in modules():
+            _copy(module, package)
+        (package / "__init__.py").write_text(
+            renamed((here / "package.py").read_text(encoding="utf-8")), encoding="utf-8"
+        )
+        (package / "py.typed").touch()
+        for path in (ROOT / "LICENSE", here / "README.md", here / "pyproject.toml"):
+            shutil.copy(path, source)
+        return build_wheel(source, directory, package=PACKAGE)
+
+
+def modules() -> list[str]:
+    """Return the names of the modules that the client imports, directly or not, including imports in functions."""
+    found: set[str] = set()
+    waiting = [ENTRY]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += _imported(module)
+    return sorted(found)
+
+
+def renamed(text: str) -> str:
+    """Return the text with imports of our packages renamed to their copies."""
+    return re.sub(r"\bfrom (tasks|sploot_cluster|broker)\b(?=[\w.]* import)", rf"from {PACKAGE}.\1", text)
+
+
+def _imported(module: str) -> list[str]:
+    """Return the modules of ``COPIED`` that a module imports.
+
+    Raises:
+        ValueError: an import has a form that cannot be copied.
+    """
+    found = []
+    for node in ast.walk(ast.parse(_path(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] in (*COPIED, "broker"):
+                    raise ValueError(f"{module}: expected `from … import …`, found `import {alias.name}`")
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in COPIED:
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            submodules = [name for name in inside if _path(name).exists()]
+            if node.module in COPIED and len(submodules) < len(inside):
+                raise ValueError(f"{module}: expected an import from a module, found one from {node.module} itself")
+            found += submodules if node.module in COPIED else [*submodules, node.module]
+    return found
+
+
+def _copy(module: str, package: Path) -> None:
+    target = package / _path(module).relative_to(ROOT)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(renamed(_path(module).read_text(encoding="utf-8")), encoding="utf-8")
+    # empty ones: ours import more than the client needs
+    for folder in target.relative_to(package).parents[:-1]:
+        (package / folder / "__init__.py").touch()
+
+
+def _path(module: str) -> Path:
+    """Return the file of a module or package; of a module that does not exist, where it would be."""
+    base = ROOT.joinpath(*module.split("."))
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")

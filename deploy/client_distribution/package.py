@@ -1,0 +1,11 @@
+"""The thin client of sploot-cluster: enqueue from any Python service, with only Dramatiq and redis-py.
+
+This file becomes ``__init__.py`` of the package ``sploot_cluster_client``.
+"""
+
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
+from tasks.client import ClusterTasks
+from tasks.contracts import EmbeddingIngested
+
+__all__ = ["ClusterTasks", "EmbeddingIngested", "InvalidInput", "JobRef", "JobStatus", "QueueUnavailable"]

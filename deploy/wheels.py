@@ -1,0 +1,24 @@
+"""Building a wheel from a folder, without a package index."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def build_wheel(source: Path, directory: Path, *, package: str) -> Path:
+    """Build the wheel of a project into ``directory`` and return its path.
+
+    Raises:
+        subprocess.CalledProcessError: setuptools could not build the wheel; its output contains the reason.
+    """
+    offline = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", directory, source],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (wheel,) = directory.glob(f"{package}-*.whl")
+    return wheel
