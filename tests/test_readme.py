@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import redis
 
-from deploy.pictures import LARGEST
 from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested, stream_of
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +33,7 @@ def test_picture_is_shown_and_small(name: str) -> None:
 
     assert f"](docs/pictures/{name})" in README
     assert picture.read_bytes().startswith(b"\x89PNG\r\n")
-    assert picture.stat().st_size <= LARGEST, "make pictures"
+    assert picture.stat().st_size <= 200_000, "make pictures"
 
 
 def test_every_make_command_exists() -> None:

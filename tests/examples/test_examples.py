@@ -75,6 +75,7 @@ def test_readme_lists_every_example() -> None:
     assert len(programs) == 5
 
 
+@pytest.mark.slow
 def test_library_without_queue_keeps_a_merge_over_a_recluster() -> None:
     printed = run(sys.executable, EXAMPLES / "library_without_queue.py").splitlines()
 
@@ -85,6 +86,7 @@ def test_library_without_queue_keeps_a_merge_over_a_recluster() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_producer_in_javascript_enqueues_an_exact_pet_id(server: EmbeddedRedis) -> None:
     node = shutil.which("node")
     if node is None:
