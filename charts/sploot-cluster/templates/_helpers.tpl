@@ -117,7 +117,7 @@ capabilities:
 # Metrics of the worker processes; kept in memory, because every job writes to it.
 - name: tmp
   emptyDir:
-    item: Memory
+    medium: Memory
     sizeLimit: 64Mi
 - name: redis
   secret:
