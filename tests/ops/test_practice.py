@@ -76,7 +76,7 @@ class OnCall:
             if line.startswith("kubectl ") or "$(kubectl " in line:
                 continue
             script = "\n".join([*self.exports, "export QUEUE=embedding.ingested", f". {state}", line, "code=$?"])
-            done = self._shell(f"{script}\ndeclare -p LETTER > {state} 2>/dev/null\nexit $code")
+            done = self._shell(f"{script}\ndeclare -p DEAD_LETTER > {state} 2>/dev/null\nexit $code")
             assert done.returncode in expected_codes(line), f"{line}: {done.returncode}\n{done.stdout}{done.stderr}"
             printed += done.stdout
         return printed

