@@ -1,1 +1,1 @@
-"""What operators run, and the Python that writes it: rules, dashboard and tables come from ``thresholds.yaml``."""
+"""Alert rules, dashboard, runbook and scripts, and the modules that generate them from ``thresholds.yaml``."""

@@ -1,7 +1,7 @@
-"""Writes what comes from ``thresholds.yaml``: rules, dashboard, the runbook's table and links, the console's levels.
+"""Generate files from ``thresholds.yaml``: rules, dashboard, the runbook's table and links, the console's levels.
 
-python -m ops.build           write what is not as it should be
-python -m ops.build --check   write nothing; exit 1 and name the files that would change
+python -m ops.build           write the files that differ
+python -m ops.build --check   write nothing; name the files that differ, and exit with 1 if there are any
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SAMPLES: Final = OPS / "scripts" / "alerts.json"
 CONSOLE: Final = OPS.parent / "sploot_cluster" / "api" / "console" / "static" / "thresholds.json"
 
 _WRITTEN: Final = (
-    "# Written by `make ops-build` from ops/thresholds.yaml and ops/rules.py; changes by hand are overwritten.\n"
+    "# Written by `make ops-build` from ops/thresholds.yaml and ops/rules.py; manual changes are overwritten.\n"
 )
 
 
 def generated(given: Thresholds) -> Mapping[Path, str]:
-    """What every generated file should hold."""
+    """Return the content of every generated file."""
     files = {OPS / "alerts" / name: rules_text(content) for name, content in rules_of(given).items()}
     files[DASHBOARD] = dashboard_json(given)
     files[SAMPLES] = samples_json(given)
@@ -43,12 +43,12 @@ def generated(given: Thresholds) -> Mapping[Path, str]:
 
 
 def rules_of(given: Thresholds) -> dict[str, dict[str, Any]]:
-    """File name -> rules, with links to the panels of the dashboard."""
+    """Return the rules of each file by its name, with links to the panels of the dashboard."""
     return rule_files(given, lambda title: panel_url(given, title))
 
 
 def samples_json(given: Thresholds) -> str:
-    """Every alert with its labels and links, for those who fire one without an incident."""
+    """Return every alert with its labels and links, as JSON for ``fire-alerts.sh``."""
     rules = [rule for file in rules_of(given).values() for group in file["groups"] for rule in group["rules"]]
     samples = [
         {
@@ -62,19 +62,19 @@ def samples_json(given: Thresholds) -> str:
 
 
 def rules_text(content: object) -> str:
-    """As it is committed."""
+    """Return the rules as YAML, as they are committed."""
     return _WRITTEN + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=140)
 
 
 def main() -> int:
-    """See the module."""
+    """Write or check the generated files; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ops.build", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file differs")
     check = parser.parse_args().check
     wanted = generated(thresholds())
     changed = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in changed:
-        print(f"{'would change' if check else 'writes'} {path.relative_to(OPS.parent)}")
+        print(f"{'differs:' if check else 'written:'} {path.relative_to(OPS.parent)}")
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path], encoding="utf-8")

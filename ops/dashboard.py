@@ -1,6 +1,6 @@
-"""Grafana's JSON of the panels, written with grafana-foundation-sdk.
+"""The dashboard as Grafana's JSON, written with grafana-foundation-sdk.
 
-Nothing in it is set by hand: threshold lines come from ``thresholds.yaml``, positions from the order of the panels.
+Threshold lines come from ``thresholds.yaml``, and positions from the order of the panels in ``panels.py``.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ _FORMATS: Final[dict[Kind, PromQueryFormat]] = {"table": PromQueryFormat.TABLE, 
 
 
 def dashboard_json(thresholds: Thresholds) -> str:
-    """The dashboard as it is committed and deployed."""
+    """Return the JSON of the dashboard, as it is committed and deployed."""
     built = _dashboard(thresholds).build()
     return json.dumps(built, cls=JSONEncoder, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def panel_url(thresholds: Thresholds, title: str) -> str:
-    """Where a person sees one panel."""
+    """Return the address of the panel with a title."""
     (panel,) = (panel for row in ROWS for panel in row.panels if panel.title == title)
     return f"{thresholds.dashboard_url}?viewPanel={panel.id}"
 
 
 def explore_url(logql: str) -> str:
-    """Where a person sees these logs, of the time that the dashboard shows; a path of Grafana's own."""
+    """Return the path in Grafana that shows the logs of a LogQL query over the dashboard's time range."""
     left = {
         "datasource": "${logs}",
         "queries": [{"refId": "A", "expr": logql}],
         "range": {"from": "${__from}", "to": "${__to}"},
     }
-    # Grafana fills its variables in before the browser decodes, so these must stay as they are
+    # Grafana replaces its variables before the browser decodes the address, so they must not be escaped
     return "/explore?orgId=1&left=" + quote(json.dumps(left, separators=(",", ":")), safe="${}_")
 
 
 def job_logs(wanted: str = "") -> str:
-    """LogQL of the lines that end a job, of the pets that the variable names."""
+    """Return LogQL for the last log line of each job, filtered by the variable ``pet_id``."""
     stages = ["json", 'logger="sploot-cluster.queue"', 'pet_id=~"$pet_id"', *([wanted] if wanted else [])]
     return '{service="sploot-cluster"} | ' + " | ".join(stages)
 
@@ -73,7 +73,7 @@ def _dashboard(thresholds: Thresholds) -> builders.Dashboard:
         builders.Dashboard(TITLE)
         .uid(UID)
         .description(
-            "Redis Streams pipeline of sploot-cluster. Written by `make ops-build`; changes made here are lost."
+            "Redis Streams pipeline of sploot-cluster. Written by `make ops-build`; changes made in Grafana are lost."
         )
         .tags(["sploot-cluster", "redis-streams"])
         .timezone("browser")
@@ -105,7 +105,7 @@ def _dashboard(thresholds: Thresholds) -> builders.Dashboard:
 
 
 def _placed(panels: tuple[Panel, ...], y: int) -> Iterator[tuple[Panel, dashboard.GridPos]]:
-    """From left to right; the next line begins below the highest panel of the one before."""
+    """Place panels from left to right; the next line begins below the tallest panel of the line before."""
     x, height = 0, 0
     for panel in panels:
         if x + panel.width > WIDTH:
@@ -142,7 +142,7 @@ def _query(panel: Panel, promql: str, legend: str, letter: str) -> prometheus.Da
 
 
 def _lines(thresholds: Thresholds, panel: Panel) -> list[dashboard.Threshold]:
-    """Where colours begin, lowest first; the first one has no value."""
+    """Return the values at which colours begin, lowest first; the first one has no value."""
     if panel.good_above is not None:
         return [_step(None, "red"), _step(panel.good_above, "green")]
     if panel.bad_above is not None:
@@ -153,7 +153,7 @@ def _lines(thresholds: Thresholds, panel: Panel) -> list[dashboard.Threshold]:
     if not panel.signal:
         return [_step(None, "green")]
     signal = thresholds.signals[panel.signal]
-    # tiles are coloured by where the value is; in a graph there are only lines
+    # a tile is coloured by its value; a graph only has lines
     if panel.kind != "series" and any(level.comparator == "<" for level in signal.levels.values()):
         severity, value = signal.lines()[0]
         return [_step(None, COLOURS[severity]), _step(value, "green")]
@@ -201,7 +201,7 @@ def _as_series(built: timeseries.Panel, panel: Panel, *, has_lines: bool) -> tim
 
 
 def _links(thresholds: Thresholds, panel: Panel) -> list[builders.DashboardLink]:
-    """To the entry of each alert on what the panel shows."""
+    """Return a link to the runbook section of each alert on the panel's signal."""
     if panel.signal == "slo":
         alerts = list(thresholds.slo.burns)
     else:
@@ -233,8 +233,8 @@ def _variables() -> list[Any]:
         of_label("job", "Job", "label_values(cluster_jobs_total, job)"),
         of_label("stream", "Stream", "label_values(media_cluster_undelivered_jobs, stream)"),
         builders.TextBoxVariable("pet_id")
-        .label("Pet, in the logs")
-        .description("Pets are in the logs and never a label: links to logs look for this pet.")
+        .label("Pet id (logs)")
+        .description("Links to logs filter by this pet id. Metrics have no label for pets.")
         .default_value(".*"),
     ]
 

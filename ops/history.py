@@ -1,8 +1,8 @@
-"""Three hours of a pipeline's life, told by the project's own metrics, for panels that shall have something to show.
+"""A generated history of three hours, written with the project's metrics, so that every panel has data.
 
-Two worker pods, a day's uploads, and what goes wrong on such a day: a producer that sends bad fields, an engine that
-gets slow until the backlog grows, a worker that is gone for a while, a scheduler that pauses, corrections that fail.
-The same seed gives the same story.
+It has two worker pods, uploads and several incidents: a producer sends bad fields, the engine becomes slow until the
+backlog grows, a worker is down for a while, the scheduler pauses, and corrections fail. A seed always gives the same
+history.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LENGTH_S: Final = 3 * 3_600
 RULES_WITHIN_S: Final = 60.0
 ALERTS: Final = Path(__file__).with_name("alerts")
 
-# what happens when, in minutes before the end
+# Begin and end of each incident, in minutes before the end of the history.
 BAD_FIELDS: Final = (140, 128)
 SLOW: Final = (100, 76)
 ONE_POD: Final = (66, 55)
@@ -45,7 +45,7 @@ LATE_LETTERS: Final = (12, 9)
 
 @dataclass
 class Pod:
-    """One worker pod and what it has counted."""
+    """One worker pod and its metrics."""
 
     name: str
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
@@ -55,8 +55,8 @@ class Pod:
         self.metrics.threads.set(8)
 
 
-class Story:
-    """The pipeline, step by step."""
+class History:
+    """The pipeline, in steps of ``STEP_S``."""
 
     def __init__(self, client: redis.Redis, *, end_s: float, seed: int = 1) -> None:
         self._client, self._end_s = client, end_s
@@ -69,7 +69,7 @@ class Story:
         self._keys, self._memory = 21_400.0, 310e6
 
     def lines(self) -> Iterator[str]:
-        """The whole story as OpenMetrics, with times."""
+        """Yield the whole history as OpenMetrics lines with timestamps."""
         for number in range(LENGTH_S // STEP_S + 1):
             now = self._end_s - LENGTH_S + number * STEP_S
             yield from self._step(now)
@@ -95,7 +95,7 @@ class Story:
         if _during(LATE_LETTERS, minutes_left) and self._rng.random() < 0.3:
             self._dead += 1
         self._sample(now, minutes_left, in_flight=int(busy.sum()), is_slow=is_slow)
-        yield from self._told(now, pods)
+        yield from self._exposed(now, pods)
 
     def _arrival(self, pod: Pod, *, is_slow: bool, is_bad: bool) -> None:
         if is_bad and self._rng.random() < 0.07:
@@ -165,7 +165,7 @@ class Story:
         times[TICKED_AT] = self._ticked_at * 1_000
         self._client.hset(BACKLOG, mapping={name: int(value) for name, value in (facts | times).items()})
 
-    def _told(self, now: float, pods: list[Pod]) -> Iterator[str]:
+    def _exposed(self, now: float, pods: list[Pod]) -> Iterator[str]:
         queues = list(self._queues.collect())
         for pod in self._pods:
             labels = {"job": "sploot-cluster", "instance": pod.name}
@@ -189,7 +189,7 @@ class Story:
             yield _line(name, {**of_redis, **labels}, float(value), now)
 
     def _media(self, now: float) -> Iterator[str]:
-        """What a sampler of the media would have told, and how much of the uploads is taken in."""
+        """Yield the metrics of the media sampler, and the ingest rollout."""
         clustered, noise, quarantined, dismissed = round(0.93 * self._added), round(0.05 * self._added), 37, 112
         places = {"clustered": clustered, "noise": noise, "quarantined": quarantined, "dismissed": dismissed}
         labels = {"job": "sploot-cluster", "instance": self._pods[0].name}
@@ -204,10 +204,10 @@ class Story:
 
 @contextmanager
 def served_history(directory: Path) -> Iterator[tuple[Prometheus, float]]:
-    """A Prometheus that holds the story and evaluates the rules, and when the story ends; until the block ends.
+    """Run a Prometheus that holds the history and evaluates the rules; yield it and the end of the history.
 
     Raises:
-        ServerProblem: promtool refused the story, or Prometheus did not start.
+        ServerProblem: promtool refused the history, or Prometheus did not start.
     """
     end_s = float(int(time.time()))
     data = directory / "data"
@@ -216,13 +216,13 @@ def served_history(directory: Path) -> Iterator[tuple[Prometheus, float]]:
         EmbeddedRedis(directory=Path(redis_directory), unix_socket=True, options={"appendonly": "no"}) as server,
         redis.Redis.from_url(server.url) as client,
     ):
-        told = directory / "history.om"
-        told.write_text("\n".join(Story(client, end_s=end_s).lines()) + "\n")
-    _promtool("tsdb", "create-blocks-from", "openmetrics", told, data)
+        history = directory / "history.om"
+        history.write_text("\n".join(History(client, end_s=end_s).lines()) + "\n")
+    _promtool("tsdb", "create-blocks-from", "openmetrics", history, data)
     rules = sorted(ALERTS.glob("*.yaml"))
     config = {"global": {"evaluation_interval": "2s"}, "rule_files": [str(path) for path in rules]}
     with prometheus(directory, {"global": {}}) as without_rules:
-        # what the rules would have recorded meanwhile
+        # the series that the rules would have recorded during the history
         begin = ("--start", f"{end_s - LENGTH_S:.0f}", "--end", f"{end_s:.0f}", "--eval-interval", "60s")
         recorded = directory / "recorded"
         _promtool(
@@ -243,11 +243,11 @@ def served_history(directory: Path) -> Iterator[tuple[Prometheus, float]]:
 
 
 def _await_alerts(served: Prometheus) -> None:
-    """Until the rules were evaluated: the story ends while dead letters are new, so that one fires at once."""
+    """Wait until the rules are evaluated: the history ends with new dead letters, so one alert fires at once."""
     deadline = time.monotonic() + RULES_WITHIN_S
     while not served.query('ALERTS{alertstate="firing"}'):
         if time.monotonic() > deadline:
-            raise ServerProblem("no alert fires on the history: were its rules evaluated?")
+            raise ServerProblem("no alert fires on the history; check that Prometheus evaluates its rules")
         time.sleep(0.2)
 
 

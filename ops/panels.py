@@ -1,8 +1,8 @@
-"""What the dashboard shows: rows, panels and their queries. How that becomes Grafana's JSON is in ``dashboard.py``.
+"""The rows, panels and queries of the dashboard; ``dashboard.py`` turns them into Grafana's JSON.
 
-The specification's four rows come first and in its order. A panel that names a signal draws the lines of its alerts and
-links to their entries in the runbook. ``$job`` and ``$stream`` are variables of the dashboard. Every pod tells the same
-samples of the queues, hence ``max by (stream)``.
+The four rows of the specification come first, in its order. A panel with a signal draws the levels of its alerts and
+links to their sections in the runbook. ``$job`` and ``$stream`` are variables of the dashboard. All pods report the
+same samples of the queues, so queries use ``max by (stream)``.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Panel:
     """One panel.
 
     Attributes:
-        id: never changes and is never used again: alerts link to it.
-        queries: PromQL and legend.
-        unit: as Grafana names it.
-        signal: whose lines are drawn; of ``thresholds.yaml``.
-        logs: which lines of the job log belong to it, in LogQL, after the fields were parsed.
-        is_of_now: asked once, for the end of the time that is shown, and not for all of it.
-        colours: of series that shall always have theirs, by legend.
-        good_above: of a tile: green from here on, red below.
-        bad_above: of a tile: red above, green up to here.
+        id: permanent and never reused, because alerts link to it.
+        queries: PromQL and legend of each query.
+        unit: Grafana's name of the unit.
+        signal: the signal of ``thresholds.yaml`` whose levels are drawn.
+        logs: a LogQL filter on parsed fields, for the job log lines that belong to the panel.
+        is_of_now: whether the queries are evaluated once, at the end of the displayed time range.
+        colours: fixed colours of series, by legend.
+        good_above: a tile is green from this value on, and red below.
+        bad_above: a tile is red above this value, and green up to it.
     """
 
     id: int
@@ -57,7 +57,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A title, and the panels from left to right, line by line."""
+    """A title and its panels, from left to right and line by line."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -93,7 +93,7 @@ OUTCOMES: Final = Row(
             id=1,
             title="Successful jobs",
             is_of_now=True,
-            description="Attempts that succeeded in the time that is shown.",
+            description="Attempts that succeeded in the displayed time range.",
             kind="stat",
             width=4,
             height=5,
@@ -105,7 +105,8 @@ OUTCOMES: Final = Row(
             id=2,
             title="Failed jobs",
             is_of_now=True,
-            description="Attempts that failed in that time: error (tried again), invalid (never), timeout.",
+            description="Attempts that failed in the displayed time range: error (retried), invalid (not retried) or "
+            "timeout.",
             kind="stat",
             width=4,
             height=5,
@@ -135,8 +136,8 @@ OUTCOMES: Final = Row(
         Panel(
             id=4,
             title="Noise count",
-            description="Media that the last recluster, of whichever pet, left in no cluster. Less than 15 is usual; "
-            "three reclusters in a row above 30 are told to Slack.",
+            description="Items that the last recluster, of any pet, left in no cluster. Fewer than 15 are normal. "
+            "Three reclusters in a row above 30 alert in Slack.",
             kind="gauge",
             width=4,
             height=5,
@@ -146,8 +147,8 @@ OUTCOMES: Final = Row(
         ),
         Panel(
             id=5,
-            title="Noisy runs in a row",
-            description="Reclusters in a row with more than 30 media in no cluster, of all pets together.",
+            title="Noisy reclusters in a row",
+            description="Reclusters in a row, of all pets together, that left more than 30 items in no cluster.",
             kind="stat",
             width=4,
             height=5,
@@ -159,7 +160,7 @@ OUTCOMES: Final = Row(
             id=6,
             title="Alerts firing",
             is_of_now=True,
-            description="How many alerts of this pipeline fire now; the table below names them.",
+            description="Number of alerts of this pipeline that fire now. The table below lists them.",
             kind="stat",
             width=4,
             height=5,
@@ -170,7 +171,7 @@ OUTCOMES: Final = Row(
             id=7,
             title="Jobs by outcome and backend",
             is_of_now=True,
-            description="Attempts in the time that is shown, by how they ended and what computed them.",
+            description="Attempts in the displayed time range, by outcome and backend.",
             kind="table",
             height=7,
             queries=((f"sort_desc(sum by (outcome, backend) ({_jobs('', '$__range', 'increase')}) > 0)", ""),),
@@ -178,9 +179,9 @@ OUTCOMES: Final = Row(
         ),
         Panel(
             id=8,
-            title="Which alerts fire",
+            title="Firing alerts",
             is_of_now=True,
-            description="Every alert of this pipeline that fires now. Its runbook entry has its name.",
+            description="Every alert of this pipeline that fires now. The runbook has a section with its name.",
             kind="table",
             height=7,
             queries=(
@@ -200,8 +201,8 @@ THROUGHPUT: Final = Row(
         Panel(
             id=10,
             title="Job throughput",
-            description="Attempts a minute. More than one failure a minute is told to Slack and pages after five "
-            "minutes; more than three page at once.",
+            description="Attempts per minute. More than one failure per minute alerts in Slack and pages after five "
+            "minutes. More than three page at once.",
             unit=PER_MINUTE,
             queries=((f"{_DONE} * 60", "success/min"), (f"sum({_jobs(FAILED)}) * 60", "failures/min")),
             signal="failures",
@@ -211,8 +212,8 @@ THROUGHPUT: Final = Row(
         Panel(
             id=11,
             title="Job duration",
-            description="How long attempts take, by what computed them, without the time that they waited. p95 and p50 "
-            "apart: a few jobs are slow. Both high: all are.",
+            description="Duration of attempts by backend, without waiting time. If only p95 is high, a few jobs are "
+            "slow. If p50 is high too, all jobs are slow.",
             unit="s",
             queries=(
                 (_quantile(0.5), "p50 backend_used={{backend}}"),
@@ -225,7 +226,7 @@ THROUGHPUT: Final = Row(
         Panel(
             id=12,
             title="Duration heatmap",
-            description="How many attempts took how long. Two bands are two kinds of work: arrivals and reclusters.",
+            description="Attempts by duration. The two bands are two kinds of jobs: arrivals and reclusters.",
             kind="heatmap",
             unit="s",
             queries=(
@@ -238,7 +239,7 @@ THROUGHPUT: Final = Row(
         Panel(
             id=13,
             title="Failures by kind",
-            description="error: tried again. invalid: a field cannot be used, a dead letter at once. timeout: cut off.",
+            description="error: retried. invalid: a field cannot be used; a dead letter at once. timeout: interrupted.",
             unit=PER_MINUTE,
             queries=(
                 (
@@ -252,7 +253,7 @@ THROUGHPUT: Final = Row(
         Panel(
             id=14,
             title="Retries",
-            description="Attempts a minute that failed and will be repeated, by actor.",
+            description="Failed attempts per minute that will be retried, by actor.",
             unit=PER_MINUTE,
             queries=(
                 ('sum by (actor) (rate(cluster_job_retries_total{job=~"$job"}[$__rate_interval])) * 60', "{{actor}}"),
@@ -263,8 +264,8 @@ THROUGHPUT: Final = Row(
         Panel(
             id=15,
             title="Backend fallbacks",
-            description="Jobs a minute that ran on another backend than they wanted: right, but slower. If hdbscan_gpu "
-            "was wanted, look at the GPU nodes.",
+            description="Jobs per minute that ran on another backend than they wanted. Results are identical, only "
+            "slower. If hdbscan_gpu was wanted, check the GPU nodes.",
             unit=PER_MINUTE,
             queries=(
                 (
@@ -283,7 +284,7 @@ FEEDBACK: Final = Row(
         Panel(
             id=20,
             title="Feedback operations",
-            description="Corrections of people a minute, by kind and how they ended. Any that fails pages.",
+            description="Corrections per minute, by operation and outcome. Any failed correction pages.",
             unit=PER_MINUTE,
             queries=(
                 (
@@ -297,7 +298,7 @@ FEEDBACK: Final = Row(
             Panel(
                 id=id_,
                 title=title,
-                description=f"{title} in the time that is shown; a restart of a worker takes none of them away.",
+                description=f"{title} in the displayed time range. A restart of a worker does not reduce the number.",
                 kind="stat",
                 is_of_now=True,
                 width=3,
@@ -336,7 +337,7 @@ BACKLOG: Final = Row(
                 (
                     30,
                     "Undelivered",
-                    "Jobs that no worker has taken yet.",
+                    "Jobs that wait for a worker.",
                     _WAITING,
                     "short",
                     "undelivered",
@@ -354,7 +355,7 @@ BACKLOG: Final = Row(
                 (
                     32,
                     "Delayed",
-                    "Jobs that are not due yet: retries, and reclusters that wait for more media.",
+                    "Jobs that are not due yet: retries, and reclusters that wait for more items.",
                     f"sum({_of_streams('media_cluster_delayed_jobs')})",
                     "short",
                     "",
@@ -363,7 +364,7 @@ BACKLOG: Final = Row(
                 (
                     33,
                     "Orphaned",
-                    "Delivered jobs in nobody's pending list; workers put them back to work within seconds.",
+                    "Delivered jobs in no pending list. Workers requeue them within seconds.",
                     f"sum({_of_streams('media_cluster_orphaned_jobs')})",
                     "short",
                     "",
@@ -372,7 +373,7 @@ BACKLOG: Final = Row(
                 (
                     34,
                     "Dead",
-                    "Jobs that failed for good and wait for a person: sploot-cluster queue dead list.",
+                    "Jobs that failed permanently and need an operator: sploot-cluster queue dead list.",
                     f"sum({_of_streams('media_cluster_dead_letters')})",
                     "short",
                     "dead",
@@ -381,7 +382,7 @@ BACKLOG: Final = Row(
                 (
                     35,
                     "Time to drain",
-                    "How long the undelivered jobs take at the rate of now. Infinite: nothing is done.",
+                    "Time to finish the undelivered jobs at the current rate. Infinite: no job finishes.",
                     f"({_WAITING} / ({_DONE} > 0)) or (({_WAITING} > 0) * Inf) or ({_WAITING} * 0)",
                     "s",
                     "oldest_age",
@@ -392,16 +393,16 @@ BACKLOG: Final = Row(
         Panel(
             id=36,
             title="Pending jobs",
-            description="Jobs that workers hold, as XPENDING counts them. Bounded by prefetch times workers: what "
-            "still waits is in Backlog by state.",
+            description="Jobs that workers hold, as XPENDING counts them. The maximum is prefetch times workers. "
+            "Jobs that wait are in Backlog by state.",
             queries=((_of_streams("media_cluster_pending_jobs"), "{{stream}}"),),
             signal="pending",
         ),
         Panel(
             id=37,
             title="Stream lag",
-            description="For how long the oldest pending job has been held. A healthy job of five seconds shows five "
-            "seconds. Reclusters may take minutes and have an alert of their own.",
+            description="Time for which the oldest pending job has been held. A healthy job of five seconds shows five "
+            "seconds. Reclusters may take minutes and have their own alert.",
             unit="s",
             queries=((_of_streams("media_cluster_stream_lag_seconds"), "{{stream}}"),),
             signal="lag",
@@ -416,7 +417,7 @@ BACKLOG: Final = Row(
                 "delayed": "yellow",
                 "orphaned": "red",
             },
-            description="All streams together: every job that is not done is in exactly one of these.",
+            description="All streams together. Every unfinished job is in exactly one of these states.",
             is_stacked=True,
             queries=tuple(
                 (f"sum({_of_streams(f'media_cluster_{metric}')})", legend)
@@ -432,7 +433,7 @@ BACKLOG: Final = Row(
         Panel(
             id=39,
             title="Oldest job",
-            description="Time since the oldest job was added, taken or not: how far behind the workers are.",
+            description="Time since the oldest unfinished job was added: how far behind the workers are.",
             unit="s",
             queries=((_of_streams("media_cluster_oldest_job_age_seconds"), "{{stream}}"),),
             signal="oldest_age",
@@ -440,8 +441,8 @@ BACKLOG: Final = Row(
         Panel(
             id=40,
             title="Added and done",
-            description="Jobs added a minute, retries that fell due included, against attempts that ended. Added above "
-            "done: the backlog grows.",
+            description="Jobs added per minute, including due retries, and attempts that ended. If added is above "
+            "done, the backlog grows.",
             unit=PER_MINUTE,
             queries=(
                 (
@@ -456,7 +457,7 @@ BACKLOG: Final = Row(
         Panel(
             id=41,
             title="Dead letters",
-            description="Jobs that failed for good, by stream. Every new one is told to Slack for half an hour.",
+            description="Jobs that failed permanently, by stream. New dead letters alert in Slack for half an hour.",
             queries=((_of_streams("media_cluster_dead_letters"), "{{stream}}"),),
             signal="dead",
         ),
@@ -470,7 +471,8 @@ OBJECTIVE: Final = Row(
             id=50,
             title="Error budget left",
             is_of_now=True,
-            description="Of the 1 % of attempts that may fail in 30 days. Below zero: the objective is missed.",
+            description="Remaining share of the error budget: 1 % of attempts may fail in 30 days. Below zero, the "
+            "objective is missed.",
             kind="stat",
             width=6,
             unit="percentunit",
@@ -486,8 +488,8 @@ OBJECTIVE: Final = Row(
         Panel(
             id=51,
             title="Error budget burn rate",
-            description="How many times faster than allowed the budget burns. 1: it lasts 30 days. An alert needs its "
-            "long and its short window above its line.",
+            description="How many times faster than allowed the budget burns. At 1, it lasts exactly 30 days. An alert "
+            "fires when both its long and its short window are above its line.",
             width=18,
             unit="suffix: x",
             queries=tuple(
@@ -505,7 +507,7 @@ WORKERS: Final = Row(
         Panel(
             id=60,
             title="Workers",
-            description="Pods that answer a scrape, of those that should.",
+            description="Pods that answer scrapes, and pods that Prometheus knows.",
             width=8,
             queries=(('sum(up{job=~"$job"})', "answering"), ('count(up{job=~"$job"})', "known")),
             signal="workers_up",
@@ -513,7 +515,7 @@ WORKERS: Final = Row(
         Panel(
             id=61,
             title="Saturation",
-            description="Share of worker threads that run a job. At 100 % for long: more workers are needed.",
+            description="Share of worker threads that run a job. At 100 % for long, more workers are needed.",
             width=8,
             unit="percentunit",
             queries=(
@@ -526,14 +528,14 @@ WORKERS: Final = Row(
         Panel(
             id=62,
             title="Sample age",
-            description="How old the backlog numbers are, and how long ago the scheduler sent its jobs. Old: nothing "
-            "in the row Backlog can be trusted.",
+            description="Age of the backlog numbers, and time since the scheduler sent its jobs. If the sample is "
+            "old, do not trust the row Backlog.",
             width=8,
             unit="s",
             queries=(
                 ("time() - max(media_cluster_backlog_sample_timestamp_seconds)", "sample"),
                 ("time() - max(media_cluster_scheduler_tick_timestamp_seconds)", "scheduler"),
-                ("time() - max(cluster_media_sample_timestamp_seconds)", "media counted"),
+                ("time() - max(cluster_media_sample_timestamp_seconds)", "items counted"),
             ),
             signal="sample_age",
         ),
@@ -549,7 +551,7 @@ WORKERS: Final = Row(
             id=64,
             title="Dropped log lines",
             description="Log lines that workers dropped because the reader of their log was slow or had stopped. Jobs "
-            "go on meanwhile.",
+            "continue meanwhile.",
             queries=(('sum(increase(cluster_log_lines_dropped_total{job=~"$job"}[$__rate_interval]))', "lines"),),
             signal="log_drops",
         ),
@@ -561,26 +563,26 @@ MEDIA: Final = Row(
     (
         Panel(
             id=80,
-            title="Media by place",
-            description="Media of all pets: in a cluster, noise, quarantined (another model than their pet's), "
-            "dismissed by a person.",
+            title="Items by place",
+            description="Items of all pets: in a cluster, noise, quarantined (another model than their pet's), or "
+            "dismissed by a user.",
             queries=(('max by (outcome) (cluster_media{job=~"$job"})', "{{outcome}}"),),
             is_stacked=True,
             colours={"clustered": "green", "noise": "yellow", "quarantined": "red", "dismissed": "purple"},
         ),
         Panel(
             id=81,
-            title="Media that came",
-            description="Media of all pets that ever came. The places beside add up to it.",
+            title="Items ingested",
+            description="All items that ever arrived, of all pets. The places in the panel on the left add up to it.",
             kind="stat",
             width=3,
-            queries=(('max(cluster_media_ingested{job=~"$job"})', "media"),),
+            queries=(('max(cluster_media_ingested{job=~"$job"})', "items"),),
         ),
         Panel(
             id=82,
             title="Pets that do not add up",
-            description="Pets with more or fewer media than came. Above 0: keys were changed by hand, or a bug; "
-            "sploot-cluster tally names them.",
+            description="Pets with more or fewer items than arrived. Above 0, keys were changed by hand, or there is a "
+            "bug. sploot-cluster tally names the pets.",
             kind="stat",
             width=3,
             queries=(('max(cluster_pets_unconserved{job=~"$job"})', "pets"),),
@@ -590,7 +592,7 @@ MEDIA: Final = Row(
         Panel(
             id=83,
             title="Pets",
-            description="Pets that hold something.",
+            description="Pets with at least one item.",
             kind="stat",
             width=3,
             queries=(('max(cluster_pets{job=~"$job"})', "pets"),),
@@ -598,7 +600,7 @@ MEDIA: Final = Row(
         Panel(
             id=84,
             title="Ingest rollout",
-            description="Share of pets whose uploads are taken in: SPLOOT_INGEST_ROLLOUT_PERCENT.",
+            description="Share of pets whose uploads are accepted: SPLOOT_INGEST_ROLLOUT_PERCENT.",
             kind="stat",
             width=3,
             unit="percent",
@@ -613,8 +615,8 @@ REDIS: Final = Row(
         Panel(
             id=70,
             title="Redis memory",
-            description="Used, and the most it may use; 0 is no limit. Full: every write is refused. The lines "
-            "between are those of the alerts.",
+            description="Used memory and maxmemory; 0 means unlimited. When the memory is full, Redis refuses every "
+            "write. The dashed lines are the levels of the alerts.",
             width=6,
             unit="bytes",
             queries=(
@@ -630,8 +632,7 @@ REDIS: Final = Row(
         Panel(
             id=71,
             title="Redis keys and evictions",
-            description="Keys of all databases. Evicted: Redis threw away queues or pets; maxmemory-policy must be "
-            "noeviction.",
+            description="Keys of all databases. Evictions lose jobs or pets: maxmemory-policy must be noeviction.",
             width=6,
             queries=(
                 ("sum by (instance) (redis_db_keys)", "keys {{instance}}"),
@@ -641,7 +642,7 @@ REDIS: Final = Row(
         Panel(
             id=72,
             title="Redis clients",
-            description="Connected, and blocked: every consumer that waits for work is one of the latter.",
+            description="Connected and blocked clients. Every consumer that waits for jobs is a blocked client.",
             width=6,
             queries=(
                 ("sum by (instance) (redis_connected_clients)", "connected {{instance}}"),
@@ -651,8 +652,8 @@ REDIS: Final = Row(
         Panel(
             id=73,
             title="Redis takes writes",
-            description="1 where Redis took a write of this process in the scrape, 0 where it refused: it or its disk "
-            "is full, its replicas are gone, or it is a replica itself. No sample: it did not answer.",
+            description="1 if Redis accepted a write of this process during the scrape, 0 if it refused: it or its "
+            "disk is full, its replicas are gone, or it is a replica itself. No sample: Redis did not answer.",
             width=6,
             queries=(("min by (job, instance) (media_cluster_redis_writable)", "{{job}} {{instance}}"),),
         ),

@@ -1,8 +1,8 @@
-"""The dashboard as a picture: the committed JSON, drawn from the answers of a real Prometheus that holds three hours.
+"""Draw the committed dashboard as a picture, from the answers of a real Prometheus with three hours of history.
 
     python -m ops.picture [FILE]      demo-output/dashboard.png by default
 
-There may be no Grafana to look at; what is drawn here is close to it, and every number is an answer to a panel's query.
+The picture resembles Grafana, for machines without it. Every number is an answer to a panel's query.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PALETTE: Final = (
     "#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#b877d9", "#f2495c",
     "#37872d", "#a38a00", "#1f60c4", "#ffb27a", "#e8d4f7", "#6ed0e0",
 )  # fmt: skip
-# Where a person's clock has its marks, in seconds.
+# Steps between marks on a time axis, in seconds.
 CLOCK_STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600)
 MOST_STEPS: Final = 4
 WARM: Final = LinearSegmentedColormap.from_list("warm", [CARD, "#5b3413", "#b8651b", "#ff9830", "#ffe0b0"])
@@ -70,7 +70,7 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: its legend, its labels, times and values."""
+    """One series of a panel."""
 
     legend: str
     labels: dict[str, str]
@@ -84,14 +84,14 @@ class Series:
 
 
 def substituted(promql: str) -> str:
-    """A panel's query with its variables filled in."""
+    """Return a panel's query with its variables filled in."""
     for variable, value in VARIABLES.items():
         promql = promql.replace(variable, value)
     return promql
 
 
 def answers(server: Prometheus, panel: dict[str, Any], end_s: float) -> list[Series]:
-    """Everything that a panel's queries bring."""
+    """Return all series that a panel's queries return."""
     found = []
     for target in panel.get("targets", []):
         promql = substituted(target["expr"])
@@ -107,7 +107,7 @@ def answers(server: Prometheus, panel: dict[str, Any], end_s: float) -> list[Ser
 
 
 def draw(server: Prometheus, end_s: float, target: Path) -> None:
-    """Draw the committed dashboard into a PNG."""
+    """Draw the committed dashboard into a PNG file."""
     board = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     panels = board["panels"]
     lines = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
@@ -136,8 +136,8 @@ def _head(figure: Figure, board: dict[str, Any], width: float, height: float) ->
         if one["type"] != "datasource"
     )
     figure.text(2 * GAP / width, (height - 58) / height, variables, size=9, color=DIM, va="center")
-    told = "Last 3 hours · every value is a real Prometheus's answer to the panel's query, over a generated history"
-    figure.text(1 - 2 * GAP / width, (height - 58) / height, told, size=9, color=DIM, va="center", ha="right")
+    source = "Last 3 hours · every value is a real Prometheus's answer to the panel's query, over a generated history"
+    figure.text(1 - 2 * GAP / width, (height - 58) / height, source, size=9, color=DIM, va="center", ha="right")
 
 
 def _card(
@@ -330,13 +330,13 @@ def _bare(ax: Axes) -> None:
 
 
 def _shown(series: Sequence[Series]) -> list[Series]:
-    """Those with something to see; all where none has."""
+    """Return the series that are not always zero, or all series if there are none."""
     moving = [one for one in series if np.nanmax(np.abs(one.values), initial=0.0) > 0]
     return (moving or list(series))[: len(PALETTE)]
 
 
 def _marks(top: float, unit: str) -> mpl.ticker.Locator:
-    """Where an axis that ends there is marked: on round numbers of its unit."""
+    """Return marks at round numbers of the unit, for an axis that ends at ``top``."""
     if unit == "s" and top >= MOST_STEPS * CLOCK_STEPS_S[0]:
         fitting = (step for step in CLOCK_STEPS_S if top / step <= MOST_STEPS)
         return mpl.ticker.MultipleLocator(next(fitting, CLOCK_STEPS_S[-1]))
@@ -367,7 +367,7 @@ def _legend(pattern: str, labels: dict[str, str]) -> str:
 
 
 def human(value: float, unit: str, decimals: int | None = None) -> str:
-    """A value as Grafana would write it."""
+    """Return a value in Grafana's notation."""
     if math.isnan(value):
         return "no data"
     if math.isinf(value):
@@ -389,7 +389,7 @@ def human(value: float, unit: str, decimals: int | None = None) -> str:
 
 
 def main() -> int:
-    """See the module."""
+    """Draw the picture and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ops.picture", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", nargs="?", type=Path, default=Path("demo-output/dashboard.png"))
     target = parser.parse_args().file

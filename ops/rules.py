@@ -1,7 +1,8 @@
 """Prometheus rules: the PromQL of every signal, and the alerts that ``thresholds.yaml`` sets on it.
 
-Each signal is recorded under ``media_cluster:<signal>[:<window>]`` and its alerts compare that with their levels, so a
-person can draw the very number that an alert saw. Signals and alerts of one group are evaluated one after the other.
+Each signal is recorded under ``media_cluster:<signal>[:<window>]``, and its alerts compare the recorded value with
+their levels, so an operator can draw the number that an alert evaluated. Prometheus evaluates the rules of a group in
+order.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ops.thresholds import Objective, Signal, Thresholds, Told, seconds
+from ops.thresholds import Notification, Objective, Signal, Thresholds, seconds
 
 Rule = dict[str, Any]
 
@@ -19,21 +20,22 @@ _IS_UPLOAD: Final = '{stream="streams:embedding.ingested"}'
 _UPLOADS: Final = f"media_cluster_entries_added_total{_IS_UPLOAD}"
 _UPLOAD_AGE: Final = f"media_cluster_oldest_job_age_seconds{_IS_UPLOAD}"
 _SUCCEEDED: Final = 'sum(increase(cluster_jobs_total{outcome="success"}[$window])) > 0'
-# Not what people wait for: reclusters have signals of their own, samples of the queues are nobody's work.
+# Users do not wait for these: reclusters have their own signals, and maintenance jobs only sample the queues.
 _IS_RECLUSTER: Final = '{stream="streams:cluster.recluster"}'
 _IS_OTHER: Final = '{stream!~"streams:cluster[.](recluster|maintenance)"}'
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """How a signal is measured and told.
+    """The measurement of a signal, and the text of its alerts.
 
     Attributes:
-        family: alerts of one family and the same labels silence each other, the critical one the warnings.
-        promql: with ``$window`` where the signal has one.
-        description: what on-call reads; Prometheus's template language.
-        panel: the title of the panel to look at.
-        before: what is recorded before the signal, because its PromQL asks for it; name and PromQL of each.
+        family: a critical alert inhibits the warnings of its family that have the same labels.
+        file: the rule file without its extension.
+        promql: the expression; ``$window`` stands for the window of the signal.
+        description: the text for the engineer on call, in Prometheus's template language.
+        panel: the title of the panel that the alert links to.
+        before: name and PromQL of the rules that must be recorded before the signal.
     """
 
     family: str
@@ -48,21 +50,21 @@ _STARTED: Final = "cluster_worker_start_time_seconds"
 
 
 def _watched_since(signal: str) -> str:
-    """The name under which Prometheus keeps since when it has looked at a signal without a gap of five minutes."""
+    """Return the name of the series that holds the start of gapless watching; five minutes are a gap."""
     return f"media_cluster:{signal}:watched_since"
 
 
 def _new(signal: str, counter: str, *, started: str) -> tuple[tuple[str, str], ...]:
-    """Return what is recorded before a signal on a counter of rare events: the values that new series began with.
+    """Return the rules to record before a signal on a counter of rare events: the first values of new series.
 
-    ``increase`` takes the first value of a series for where it began, and so misses what a process counted before its
-    first scrape. That value counts too where the series began within the window: it was not there in the hour before,
-    its process is no older, and Prometheus had watched for half a minute when it came, so that neither a restart of
-    Prometheus nor a gap in its scrapes makes old values new. A process that was started again at the same address has a
-    series of the same name: all that it counts is new, of which ``increase`` sees what exceeds the old value.
+    ``increase`` treats the first value of a series as its start, so it misses what a process counted before its first
+    scrape. The rules add that first value if the series is new within the window: it was absent in the hour before, its
+    process is not older, and Prometheus had been watching for half a minute when it appeared. So neither a restart of
+    Prometheus nor a gap in its scrapes makes old values new. A process that restarts at the same address continues a
+    series: everything that it counts is new, and ``increase`` sees only the part above the old value.
 
     Args:
-        started: a series with the time at which the process at (job, instance) began to count.
+        started: the series with the time at which the process at (job, instance) began to count.
     """
     first_seen = f"min_over_time(timestamp({counter})[$window:15s])"
     new = (
@@ -71,7 +73,7 @@ def _new(signal: str, counter: str, *, started: str) -> tuple[tuple[str, str], .
         f" unless ({first_seen} <= on () group_left () ({_watched_since(signal)} + 30))"
     )
     if started == _STARTED:
-        # not of Redis: its exporter takes the start from an uptime in whole seconds, which moves
+        # not for Redis: its exporter derives the start from an uptime in whole seconds, which jitters
         restarted = f"{counter} and on (job, instance) ({started} != {started} offset $window)"
         new = f"(({restarted}) > increase({counter}[$window])) or ({new})"
     return _watching(signal), (_new_of(signal), new)
@@ -96,8 +98,8 @@ QUERIES: Final[Mapping[str, Query]] = {
     "failures": Query(
         "failures", "jobs",
         f"sum({_new_of('failures')} / $minutes or rate({_FAILED}[$window]) * 60)",
-        "{{ $value | humanize }} attempts a minute fail. Errors are tried again; invalid ones became dead letters at "
-        "once. The logs name pet_id, message_id and error of each.",
+        "{{ $value | humanize }} attempts fail per minute. Attempts with outcome error are retried; invalid messages "
+        "are dead letters already. The log line of each attempt has pet_id, message_id and error.",
         "Job throughput",
         _new("failures", _FAILED, started=_STARTED),
     ),
@@ -110,51 +112,52 @@ QUERIES: Final[Mapping[str, Query]] = {
     "feedback": Query(
         "feedback", "jobs",
         f"round(sum({_new_of('feedback')} or increase({_CORRECTION_FAILED}[$window])))",
-        "{{ $value | humanize }} attempts to apply a merge, a split or an undo have failed in ten minutes. People were "
-        "told that their correction is on its way.",
+        "{{ $value | humanize }} attempts to apply a merge, a split or an undo failed in ten minutes. The users expect "
+        "their corrections to be applied.",
         "Feedback operations",
         _new("feedback", _CORRECTION_FAILED, started=_STARTED),
     ),
     "noise": Query(
         "noise", "jobs",
         "max(cluster_noise_high_streak)",
-        "{{ $value | humanize }} reclusters in a row, of whichever pets, left more than 30 media in no cluster.",
+        "{{ $value | humanize }} reclusters in a row, of any pets, left more than 30 items in no cluster.",
         "Noise count",
     ),
-    # Somebody waits: what is tried again and again leaves the stream between its attempts. The age of a sample that
-    # nobody takes any more does not change.
+    # An upload waits the whole time: a job that is retried leaves the stream between its attempts. The age must change,
+    # because it stays constant when samples stop.
     "stall": Query(
         "stall", "jobs",
         f"max({_UPLOAD_AGE} and min_over_time({_UPLOAD_AGE}[$window]) > 0 and changes({_UPLOAD_AGE}[$window]) > 0)"
         f" unless {_SUCCEEDED}",
-        "For ten minutes uploads have waited, and not one job of any kind succeeded. The oldest upload came "
+        "For ten minutes uploads have been waiting, and no job of any kind succeeded. The oldest upload came "
         "{{ $value | humanizeDuration }} ago.",
         "Oldest job",
     ),
     "no_success": Query(
         "success", "jobs",
         f"max(increase({_UPLOADS}[$window])) unless {_SUCCEEDED}",
-        '{{ printf "%.0f" $value }} uploads have come in ten minutes, each repetition counted, and not one job of any '
-        "kind succeeded.",
+        '{{ printf "%.0f" $value }} uploads came in ten minutes, retries included, and no job of any kind '
+        "succeeded.",
         "Job throughput",
     ),
     "retries": Query(
         "retries", "jobs",
         "sum by (actor) (rate(cluster_job_retries_total[$window])) * 60",
-        "{{ $labels.actor }} is tried again {{ $value | humanize }} times a minute.",
+        "{{ $value | humanize }} attempts of {{ $labels.actor }} fail per minute and will be retried.",
         "Retries",
     ),
     "fallbacks": Query(
         "backend", "jobs",
         f"round(sum by (wanted, used) ({_new_of('fallbacks')} or increase({_FELL_BACK}[$window])))",
-        "{{ $value | humanize }} jobs wanted {{ $labels.wanted }} and ran on {{ $labels.used }}: right, but slower.",
+        "{{ $value | humanize }} jobs wanted {{ $labels.wanted }} and ran on {{ $labels.used }}. Results are "
+        "identical, only slower.",
         "Backend fallbacks",
         _new("fallbacks", _FELL_BACK, started=_STARTED),
     ),
     "pending": Query(
         "pending", "backlog",
         "max by (stream, group) (media_cluster_pending_jobs)",
-        "Workers hold {{ $value | humanize }} jobs of {{ $labels.stream }} that they have not finished.",
+        "Workers hold {{ $value | humanize }} unfinished jobs of {{ $labels.stream }}.",
         "Pending jobs",
     ),
     "lag": Query(
@@ -178,142 +181,142 @@ QUERIES: Final[Mapping[str, Query]] = {
     "oldest_age": Query(
         "age", "backlog",
         f"max by (stream) (media_cluster_oldest_job_age_seconds{_IS_OTHER})",
-        "The oldest job of {{ $labels.stream }} is {{ $value | humanizeDuration }} old: that is how far behind we are.",
+        "The oldest job of {{ $labels.stream }} is {{ $value | humanizeDuration }} old: workers are that far behind.",
         "Oldest job",
     ),
     "recluster_age": Query(
         "recluster-age", "backlog",
         f"max by (stream) (media_cluster_oldest_job_age_seconds{_IS_RECLUSTER})",
-        "The oldest recluster is {{ $value | humanizeDuration }} old. Media are assigned meanwhile, less well.",
+        "The oldest recluster job is {{ $value | humanizeDuration }} old. Uploads are still assigned, but less well.",
         "Oldest job",
     ),
     "delayed": Query(
         "delayed", "backlog",
         f"max by (stream) (media_cluster_delayed_jobs{_IS_OTHER})",
-        "{{ $value | humanize }} jobs of {{ $labels.stream }} have failed and wait for another try.",
+        "{{ $value | humanize }} jobs of {{ $labels.stream }} failed and wait for a retry.",
         "Backlog by state",
     ),
     "orphans": Query(
         "orphans", "backlog",
         "max by (stream) (media_cluster_orphaned_jobs)",
-        "{{ $value | humanize }} jobs of {{ $labels.stream }} were delivered and are in nobody's pending list. Workers "
-        "put such jobs back to work within seconds: none of them takes this stream.",
+        "{{ $value | humanize }} jobs of {{ $labels.stream }} were delivered and are in no pending list. Workers "
+        "requeue such jobs within seconds, so no worker takes this stream.",
         "Backlog by state",
     ),
     "ids_ahead": Query(
         "ids", "backlog",
         "max by (stream) (media_cluster_ids_ahead_seconds)",
         "The last entry id of {{ $labels.stream }} is ahead of the clock by {{ $value | humanizeDuration }}. A "
-        "producer chose it, or the server's clock was ahead. Jobs run as before; their ages are counted from when "
-        "they were first seen.",
+        "producer chose the id, or the server's clock was ahead. Jobs run as before; their ages are counted from the "
+        "first sample that saw them.",
         "Oldest job",
     ),
     "exhausted": Query(
         "ids", "backlog",
         "max by (stream) (media_cluster_stream_exhausted)",
-        "{{ $labels.stream }} has no more entry ids to give, because a producer used the greatest: every XADD fails, "
-        "of workers and clients too.",
+        "{{ $labels.stream }} has no further entry ids, because a producer used the greatest one. Every XADD fails, "
+        "including those of workers and clients.",
         "Added and done",
     ),
     "vanished": Query(
         "vanished", "backlog",
         "round(max by (stream) (increase(media_cluster_entries_vanished_total[$window])))",
-        "{{ $value | humanize }} jobs of {{ $labels.stream }} were removed in half an hour and no worker settled them: "
-        "an XADD with MAXLEN or MINID, an XTRIM, or an XDEL by hand. They are lost unless their producers send again.",
+        "{{ $value | humanize }} jobs were removed from {{ $labels.stream }} in half an hour without being settled: "
+        "by an XADD with MAXLEN or MINID, an XTRIM or an XDEL. They are lost unless their producers send them again.",
         "Added and done",
     ),
     "overdue": Query(
         "overdue", "backlog",
         "max by (stream) (media_cluster_overdue_jobs)",
         "Living workers hold {{ $value | humanize }} jobs of {{ $labels.stream }} beyond their time limit. Their "
-        "threads hang, and no lease ends for what they hold.",
+        "threads hang, and the leases of these jobs do not expire.",
         "Overdue jobs",
     ),
     "dead_new": Query(
         "dead", "backlog",
-        # A stream that nobody told of before began with none. After a gap, what was there before the gap is not new.
+        # A stream without earlier samples began with none. After a gap, dead letters from before the gap are not new.
         f"(max by (stream) ({_DEAD}) unless on (stream) present_over_time({_DEAD}[1h:1m] offset $window)"
         f" unless on (stream) (min by (stream) (min_over_time(timestamp({_DEAD})[$window:15s]))"
         f" <= on () group_left () ({_watched_since('dead_new')} + 30)))"
         f" or (max by (stream) ({_DEAD}) - min by (stream) (min_over_time({_DEAD}[$window]) or"
         f' label_replace(max by (stream) (last_over_time({_DEAD}[1h:1m] offset $window)), "when", "before", "", "")))',
-        "{{ $value | humanize }} jobs of {{ $labels.stream }} have become dead letters in half an hour. Each tells its "
-        "reason; what failed for a reason that has passed can be sent again.",
+        "{{ $value | humanize }} jobs of {{ $labels.stream }} became dead letters in half an hour. Each shows its "
+        "reason. Requeue them once the cause is fixed.",
         "Dead letters",
         (_watching("dead_new"),),
     ),
     "dead": Query(
         "dead-stock", "backlog",
         "max by (stream) (media_cluster_dead_letters)",
-        "{{ $value | humanize }} dead letters of {{ $labels.stream }} wait for a person.",
+        "{{ $value | humanize }} dead letters of {{ $labels.stream }} need an operator.",
         "Dead letters",
     ),
     "sample_age": Query(
         "sample", "pods",
         "time() - max(media_cluster_backlog_sample_timestamp_seconds)",
-        "The numbers of every queue are {{ $value | humanizeDuration }} old: alerts on them are blind.",
+        "The numbers of all queues are {{ $value | humanizeDuration }} old: alerts on them are blind.",
         "Sample age",
     ),
     "scheduler_age": Query(
         "scheduler", "pods",
         "time() - max(media_cluster_scheduler_tick_timestamp_seconds)",
-        "The scheduler has sent nothing for {{ $value | humanizeDuration }}; it does so every minute.",
+        "The scheduler has sent no jobs for {{ $value | humanizeDuration }}; it sends them every minute.",
         "Sample age",
     ),
     "worker_down": Query(
         "workers", "pods",
         f"count by (instance) ({WORKERS} == 0)",
-        "{{ $labels.instance }} answers no scrape.",
+        "{{ $labels.instance }} does not answer scrapes.",
         "Workers",
     ),
     "workers_up": Query(
         "workers", "pods",
         f"count({WORKERS} == 1) or vector(0)",
-        "No worker pod answers a scrape: nothing says that any job runs.",
+        "No worker pod answers a scrape, so probably no job runs.",
         "Workers",
     ),
     "log_drops": Query(
         "logs", "pods",
         "round(sum(increase(cluster_log_lines_dropped_total[$window])))",
-        "Workers dropped {{ $value | humanize }} log lines in ten minutes: the reader of their log is slow or stopped. "
-        "Jobs go on.",
+        "Workers dropped {{ $value | humanize }} log lines in ten minutes, because the reader of their log is slow or "
+        "has stopped. Jobs continue.",
         "Dropped log lines",
     ),
     "unconserved": Query(
         "conservation",
         "pods",
         "max(cluster_pets_unconserved)",
-        "Of {{ $value | humanize }} pets, what came in is not what is clustered, noise, quarantined and dismissed.",
+        "For {{ $value | humanize }} pets, the items that arrived are not the sum of clustered, noise, quarantined and "
+        "dismissed items.",
         "Pets that do not add up",
     ),
     "redis_unseen": Query(
         "redis", "pods",
         f"count({WORKERS} == 1)"
         ' unless on () max(media_cluster_backlog_sample_timestamp_seconds{job="sploot-cluster"})',
-        "{{ $value | humanize }} worker pods answer, and none of them can read the queues from Redis.",
+        "{{ $value | humanize }} worker pods answer scrapes, and none of them can read the queues from Redis.",
         "Workers",
     ),
     "redis_refuses": Query(
         "redis", "pods",
-        # where Redis refuses reads too, that it cannot be read is the alert
+        # if Redis refuses reads too, MediaClusterRedisUnreachable is the alert
         "count(media_cluster_redis_writable == 0"
         " and on (job, instance) media_cluster_backlog_sample_timestamp_seconds)",
-        "{{ $value | humanize }} processes asked Redis to take a write, and it refused: it or its disk is full, its "
-        "replicas are gone, or it is a replica itself. No job is enqueued or finished; sploot-cluster doctor names "
-        "the cause.",
+        "Redis refuses the writes of {{ $value | humanize }} processes: it or its disk is full, its replicas are gone, "
+        "or it is a replica itself. No job is enqueued or finished; sploot-cluster doctor names the cause.",
         "Redis takes writes",
     ),
     "redis_memory": Query(
         "redis-memory", "pods",
         "max by (instance) (redis_memory_used_bytes / (redis_memory_max_bytes > 0))",
-        "Redis at {{ $labels.instance }} uses {{ $value | humanizePercentage }} of its memory. With noeviction it then "
-        "refuses every write.",
+        "Redis at {{ $labels.instance }} uses {{ $value | humanizePercentage }} of its memory. When the memory is "
+        "full, it refuses every write.",
         "Redis memory",
     ),
     "redis_evictions": Query(
         "redis-evictions", "pods",
         f"round(max by (instance) ({_new_of('redis_evictions')} or increase({_EVICTED}[$window])))",
-        "Redis at {{ $labels.instance }} has evicted {{ $value | humanize }} keys: queues or pets are lost.",
+        "Redis at {{ $labels.instance }} evicted {{ $value | humanize }} keys: jobs, pets or corrections are lost.",
         "Redis keys and evictions",
         _new("redis_evictions", _EVICTED, started="redis_start_time_seconds"),
     ),
@@ -322,10 +325,10 @@ QUERIES: Final[Mapping[str, Query]] = {
 
 
 def rule_files(thresholds: Thresholds, panel_url: Callable[[str], str]) -> dict[str, dict[str, Any]]:
-    """File name -> what Prometheus reads there.
+    """Return the content of each rule file by its name.
 
     Args:
-        panel_url: the address of the panel with this title.
+        panel_url: returns the address of the panel with a given title.
     """
     files: dict[str, dict[str, Any]] = {}
     for name, query in QUERIES.items():
@@ -341,17 +344,17 @@ def rule_files(thresholds: Thresholds, panel_url: Callable[[str], str]) -> dict[
 
 
 def recorded_as(signal: Signal) -> str:
-    """The name under which Prometheus keeps a signal."""
+    """Return the name of the series that records a signal."""
     return f"media_cluster:{signal.name}" + (f":{signal.window}" if signal.window else "")
 
 
 def promql_of(signal: Signal) -> str:
-    """How a signal is measured."""
+    """Return the PromQL of a signal."""
     return _over(signal, QUERIES[signal.name].promql)
 
 
 def _over(signal: Signal, promql: str) -> str:
-    """The PromQL with the signal's window in it."""
+    """Return the PromQL with the signal's window filled in."""
     if not signal.window:
         return promql
     length_s = seconds(signal.window)
@@ -385,8 +388,8 @@ def _rules_of_slo(thresholds: Thresholds, panel_url: str) -> list[Rule]:
         rule = _alert(thresholds, name, burn, "slo", burn_promql(slo, burn.long, burn.short, limit))
         rule["annotations"] |= {
             "description": (
-                f"{{{{ $value | humanizePercentage }}}} of attempts failed in the last {burn.long}, and it goes on. "
-                f"The objective is that {slo.objective:.0%} succeed over {slo.period}."
+                f"{{{{ $value | humanizePercentage }}}} of attempts failed in the last {burn.long}, and attempts "
+                f"still fail. The objective is that {slo.objective:.0%} succeed over {slo.period}."
             ),
             "dashboard_url": panel_url,
         }
@@ -395,21 +398,23 @@ def _rules_of_slo(thresholds: Thresholds, panel_url: str) -> list[Rule]:
 
 
 def burn_promql(slo: Objective, long: str, short: str, limit: str) -> str:
-    """True while both windows are above the limit, and enough failed to speak of a rate."""
+    """Return PromQL that is true while both windows exceed the limit and enough attempts failed for a rate."""
     return (
         f"media_cluster:failure_ratio:{long} > {limit} and media_cluster:failure_ratio:{short} > {limit}"
         f" and media_cluster:failed:{long} >= {slo.least_failures}"
     )
 
 
-def _alert(thresholds: Thresholds, name: str, told: Told, family: str, expr: str, hold: str = "") -> Rule:
+def _alert(
+    thresholds: Thresholds, name: str, notification: Notification, family: str, expr: str, hold: str = ""
+) -> Rule:
     return {
         "alert": name,
         "expr": expr,
         **({"for": hold} if hold else {}),
-        "labels": {"service": "sploot-cluster", "family": family, **told.labels},
+        "labels": {"service": "sploot-cluster", "family": family, **notification.labels},
         "annotations": {
-            "summary": told.summary,
+            "summary": notification.summary,
             "runbook_url": f"{thresholds.runbook_url}#{name.lower()}",
         },
     }

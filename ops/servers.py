@@ -1,4 +1,4 @@
-"""A Prometheus and an Alertmanager of our own, on loopback and in a directory of their own, for checks and pictures."""
+"""Temporary Prometheus and Alertmanager servers on loopback, each in its own directory, for tests and pictures."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ ANSWER_WITHIN_S: Final = 30.0
 
 
 class ServerProblem(Exception):
-    """Raised when a server does not start or refuses a query; the text holds what it said."""
+    """Raised when a server does not start or refuses a query; the text contains its answer or log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """One that runs, with the questions that are put to it."""
+    """A client of a running Prometheus."""
 
     url: str
 
     def query(self, promql: str, *, at: float | None = None) -> list[dict[str, Any]]:
-        """The instant vector: samples with ``metric`` and ``value``."""
+        """Return the instant vector: samples with ``metric`` and ``value``."""
         return self._ask("query", {"query": promql, **({} if at is None else {"time": f"{at:.3f}"})})
 
     def query_range(self, promql: str, *, start: float, end: float, step_s: float) -> list[dict[str, Any]]:
-        """The series: each with ``metric`` and ``values``."""
+        """Return the series of a range, each with ``metric`` and ``values``."""
         window = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step_s:g}"}
         return self._ask("query_range", {"query": promql, **window})
 
     def alerts(self) -> list[dict[str, Any]]:
-        """Every alert that fires or is about to, with ``labels``, ``annotations`` and ``state``."""
+        """Return every firing or pending alert, with ``labels``, ``annotations`` and ``state``."""
         alerts: list[dict[str, Any]] = get_json(f"{self.url}/api/v1/alerts")["data"]["alerts"]
         return alerts
 
@@ -55,9 +55,9 @@ class Prometheus:
 
 
 def get_json(url: str) -> Any:
-    """What a server answers, also where it refuses."""
+    """Return the JSON of a server's answer, including error answers."""
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as answer:  # noqa: S310  the URL is our own server's
+        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as answer:  # noqa: S310  the URL is that of our server
             return json.load(answer)
     except urllib.error.HTTPError as refused:
         return json.load(refused)
@@ -65,14 +65,14 @@ def get_json(url: str) -> Any:
 
 @contextmanager
 def prometheus(directory: Path, config: Mapping[str, Any], *, options: Sequence[str] = ()) -> Iterator[Prometheus]:
-    """Run one until the block ends.
+    """Run a Prometheus until the block ends.
 
     Args:
-        directory: where its configuration, its data (``data``) and its log are.
+        directory: the folder for its configuration, its data (``data``) and its log.
 
     Raises:
         ServerProblem: it did not become ready.
-        FileNotFoundError: there is no ``prometheus`` on PATH.
+        FileNotFoundError: ``prometheus`` is not on PATH.
     """
     written = directory / "prometheus.yaml"
     written.write_text(yaml.safe_dump(dict(config)))
@@ -91,7 +91,12 @@ def prometheus(directory: Path, config: Mapping[str, Any], *, options: Sequence[
 
 @contextmanager
 def alertmanager(directory: Path, config: Path) -> Iterator[str]:
-    """Run one with this configuration until the block ends; its URL. Raises as ``prometheus`` does."""
+    """Run an Alertmanager with this configuration until the block ends; yield its URL.
+
+    Raises:
+        ServerProblem: it did not become ready.
+        FileNotFoundError: ``prometheus-alertmanager`` is not on PATH.
+    """
     port = free_port()
     command = [
         _path_of("prometheus-alertmanager"),
@@ -106,7 +111,7 @@ def alertmanager(directory: Path, config: Path) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A loopback port that was free just now."""
+    """Return a loopback port that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -128,7 +133,7 @@ def _running(command: list[str], log: Path, url: str) -> Iterator[str]:
         deadline = time.monotonic() + READY_WITHIN_S
         while not _is_ready(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise ServerProblem(f"{command[0]} is not ready: {log.read_text()[-2_000:]}")
+                raise ServerProblem(f"{command[0]} did not become ready: {log.read_text()[-2_000:]}")
             time.sleep(0.1)
         yield url
     finally:

@@ -1,4 +1,4 @@
-"""What people and the console read of ``thresholds.yaml``: the runbook's table, and the levels as JSON."""
+"""Views of ``thresholds.yaml``: the table of the runbook, and the levels as JSON for the console."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 import re
 from typing import Final
 
-from ops.thresholds import Thresholds, Told
+from ops.thresholds import Notification, Thresholds
 
-# whatever the first mark says after its first word stays
+# keeps the text of the first mark
 _BLOCK: Final = re.compile(r"(<!-- thresholds:[^\n]*-->\n).*?(<!-- /thresholds -->\n)", re.DOTALL)
 
 
 def with_table(runbook: str, thresholds: Thresholds) -> str:
-    """The runbook with the block between its two marks filled anew.
+    """Return the runbook with a new table between its two marks.
 
     Raises:
-        ValueError: it does not have exactly one such block.
+        ValueError: the runbook does not have exactly one pair of marks.
     """
     filled, n_blocks = _BLOCK.subn(lambda block: f"{block[1]}\n{table(thresholds)}\n{block[2]}", runbook)
     if n_blocks != 1:
@@ -25,12 +25,12 @@ def with_table(runbook: str, thresholds: Thresholds) -> str:
 
 
 def table(thresholds: Thresholds) -> str:
-    """Every alert: what it looks at, what is normal, when it fires, whom it reaches."""
-    lines = ["| signal | normal | alert | fires when | reaches |", "|---|---|---|---|---|"]
+    """Return a row per alert: its signal, the normal value, when it fires and its receivers."""
+    lines = ["| signal | normal | alert | fires when | severity: receivers |", "|---|---|---|---|---|"]
     for signal in thresholds.signals.values():
         what = f"{signal.what}, {signal.unit}" + (f" ({signal.window})" if signal.window else "")
         if signal.high_above is not None:
-            lines.append(f"| {what} | {signal.target} | – | above {signal.high_above:g} it counts as high | – |")
+            lines.append(f"| {what} | {signal.target} | – | above {signal.high_above:g} counts as high | – |")
         for name, level in signal.levels.items():
             held = f" for {level.hold}" if level.hold else ""
             lines.append(_row(what, signal.target, name, f"{level.condition}{held}", level))
@@ -41,13 +41,14 @@ def table(thresholds: Thresholds) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(what: str, target: str, name: str, condition: str, told: Told) -> str:
-    reaches = "Slack" + (", tags @oncall" if told.mention else "") + (", PagerDuty" if told.page else "")
-    return f"| {what} | {target} | [{name}](#{name.lower()}) | {condition} | {told.severity}: {reaches} |"
+def _row(what: str, target: str, name: str, condition: str, notification: Notification) -> str:
+    mention = ", mentions @oncall" if notification.mention else ""
+    receivers = f"Slack{mention}" + (", PagerDuty" if notification.page else "")
+    return f"| {what} | {target} | [{name}](#{name.lower()}) | {condition} | {notification.severity}: {receivers} |"
 
 
 def levels_json(thresholds: Thresholds) -> str:
-    """Signal -> unit, target, comparator, and the lowest level of each severity, or null; for the console's colours."""
+    """Return unit, target, comparator and the lowest level of each severity per signal, as JSON for the console."""
     levels = {}
     for name, signal in thresholds.signals.items():
         lines = dict(signal.lines())

@@ -1,4 +1,4 @@
-"""``thresholds.yaml`` as checked values. Nothing else reads that file."""
+"""The values of ``thresholds.yaml``, checked. No other module reads that file."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class ThresholdInvalid(ValueError):
-    """Raised when an entry cannot be used; the text names it and the hint."""
+    """Raised when an entry is invalid; the text names the entry, the problem and the fix."""
 
     def __init__(self, entry: str, problem: str, hint: str) -> None:
         super().__init__(f"{FILE.name}: {entry}: {problem}; {hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """Who is told of an alert.
+class Notification:
+    """The text and the receivers of an alert.
 
     Attributes:
-        severity: ``warning`` or ``critical``; Slack is told of both.
-        page: whether PagerDuty is told as well.
-        urgency: ``high`` where PagerDuty should call it critical.
-        mention: ``oncall`` where the Slack message calls @oncall.
+        severity: ``warning`` or ``critical``; both go to Slack.
+        page: whether the alert also goes to PagerDuty.
+        urgency: ``high`` if PagerDuty's severity is critical.
+        mention: ``oncall`` if the Slack message mentions @oncall.
     """
 
     summary: str
@@ -45,10 +45,11 @@ class Told:
     mention: str = ""
 
     def check(self, alert: str) -> None:
+        """Raise ``ThresholdInvalid`` if the fields contradict each other."""
         if self.severity not in ("warning", "critical"):
             raise ThresholdInvalid(alert, f"severity is {self.severity!r}", "use warning or critical")
         if self.page and self.severity != "critical":
-            raise ThresholdInvalid(alert, "a warning pages", "PagerDuty is for critical alerts only")
+            raise ThresholdInvalid(alert, "a warning pages", "remove page, or set severity to critical")
         if self.urgency not in ("", "high") or (self.urgency and not self.page):
             raise ThresholdInvalid(alert, f"urgency is {self.urgency!r}", "use high, on an alert that pages")
         if self.mention not in ("", "oncall"):
@@ -56,7 +57,7 @@ class Told:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What Alertmanager routes by."""
+        """The labels that Alertmanager routes by."""
         labels: dict[str, str] = {"severity": self.severity}
         if self.page:
             labels["page"] = "true"
@@ -68,11 +69,11 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level(Told):
+class Level(Notification):
     """An alert on a signal.
 
     Attributes:
-        hold: how long the signal must be there, as Prometheus writes it; empty for at once.
+        hold: how long the condition must hold, in Prometheus's notation; empty if the alert fires at once.
     """
 
     comparator: Comparator
@@ -81,12 +82,12 @@ class Level(Told):
 
     @property
     def condition(self) -> str:
-        """Such as ``> 5``."""
+        """The comparison, such as ``> 5``."""
         return f"{self.comparator} {self.value:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Burn(Told):
+class Burn(Notification):
     """An alert on how fast the error budget burns, over two windows."""
 
     burn: float
@@ -96,13 +97,13 @@ class Burn(Told):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """One number that people are told about.
+    """One number that alerts watch.
 
     Attributes:
-        what: in words.
-        window: over how long it is measured; empty where it is a state.
-        target: what is normal.
-        high_above: of a signal without alerts, where the dashboard draws its line.
+        what: the number in words.
+        window: the time over which it is measured; empty for a current state.
+        target: the normal value.
+        high_above: the level that the dashboard draws for a signal without alerts.
     """
 
     name: str
@@ -114,7 +115,7 @@ class Signal:
     high_above: float | None = None
 
     def lines(self) -> list[tuple[Literal["warning", "critical"], float]]:
-        """Where the dashboard draws, lowest first: the first level of each severity."""
+        """Return the levels that the dashboard draws, lowest first: the lowest level of each severity."""
         if self.high_above is not None:
             return [("warning", self.high_above)]
         of_warnings = {level.value for level in self.levels.values() if level.severity == "warning"}
@@ -129,7 +130,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The share of attempts that shall succeed, and how people learn that it will be missed."""
+    """The share of attempts that should succeed, and the alerts that warn before it is missed."""
 
     objective: float
     period: str
@@ -138,36 +139,36 @@ class Objective:
 
     @property
     def windows(self) -> list[str]:
-        """Every window that a burn rate is measured over, shortest first."""
+        """All windows that burn rates are measured over, shortest first."""
         return sorted({w for burn in self.burns.values() for w in (burn.long, burn.short)}, key=seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """The whole file."""
+    """The content of ``thresholds.yaml``."""
 
     dashboard_url: str
     runbook_url: str
     signals: Mapping[str, Signal]
     slo: Objective
-    alerts: Mapping[str, Told] = field(init=False)
+    alerts: Mapping[str, Notification] = field(init=False)
 
     def __post_init__(self) -> None:
-        alerts: dict[str, Told] = {}
+        alerts: dict[str, Notification] = {}
         for group in (*(signal.levels for signal in self.signals.values()), self.slo.burns):
             for name, alert in group.items():
                 if name in alerts:
-                    raise ThresholdInvalid(name, "is there twice", "give each alert a name of its own")
+                    raise ThresholdInvalid(name, "is defined twice", "give each alert a unique name")
                 alert.check(name)
                 alerts[name] = alert
         object.__setattr__(self, "alerts", alerts)
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Parsed and checked.
+        """Parse and check the text.
 
         Raises:
-            ThresholdInvalid: names the entry and the hint.
+            ThresholdInvalid: an entry is invalid.
         """
         given = yaml.safe_load(text)
         slo = given["slo"]
@@ -186,12 +187,12 @@ class Thresholds:
 
 @cache
 def thresholds() -> Thresholds:
-    """Those of ``thresholds.yaml``."""
+    """Return the thresholds of ``thresholds.yaml``."""
     return Thresholds.from_text(FILE.read_text(encoding="utf-8"))
 
 
 def seconds(duration: str) -> int:
-    """Of a duration as Prometheus writes it, of one unit."""
+    """Return the seconds of a duration in Prometheus's notation with one unit, such as ``5m``."""
     return int(duration[:-1]) * _SECONDS[duration[-1]]
 
 
@@ -224,10 +225,10 @@ def _made(kind: type[Made], name: str, fields: dict[str, Any]) -> Made:
         return kind(**fields)
     except TypeError as unknown:
         known = ", ".join(field.name for field in fields_of(kind))
-        raise ThresholdInvalid(name, str(unknown).partition(" ")[2], f"there are {known}") from None
+        raise ThresholdInvalid(name, str(unknown).partition(" ")[2], f"use one of {known}") from None
 
 
 def _duration(name: str, text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]*[smhd]", str(text)):
-        raise ThresholdInvalid(name, f"{text!r} is no duration", "write a number and one of s, m, h, d, such as 5m")
+        raise ThresholdInvalid(name, f"{text!r} is not a duration", "write a number and one of s, m, h, d, such as 5m")
     return text

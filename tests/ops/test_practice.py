@@ -217,7 +217,7 @@ def test_a_job_that_hangs_with_a_worker_that_lives_is_taken_from_it(on_call: OnC
     further = leads_to(sections()[heading], opened(on_call, "MediaClusterStreamLagCritical"))
     on_call.follow(*under(further))
 
-    ends(on_call, "Resolved: A job has been held for very long (MediaClusterStreamLagCritical)")
+    ends(on_call, "Resolved: A worker has held a job for very long (MediaClusterStreamLagCritical)")
 
 
 # The last one: what burns the budget of a month is told for long after it has ended.

@@ -7,14 +7,14 @@ import re
 import pytest
 import yaml
 
-from ops.thresholds import Told, thresholds
+from ops.thresholds import Notification, thresholds
 from tests.ops.tools import OPS, run
 
 CONFIG = OPS / "config" / "alertmanager.yaml"
 ALERTS = thresholds().alerts
 
 
-def receivers_of(told: Told) -> list[str]:
+def receivers_of(told: Notification) -> list[str]:
     """Slack is told of everything, @oncall where it is called, PagerDuty of what pages."""
     slack = "slack-oncall" if told.mention else "slack"
     return ["pagerduty", slack] if told.page else [slack]

@@ -97,7 +97,7 @@ def test_what_the_workers_count_fits_what_the_alerts_compare() -> None:
 
     assert latency | {3} <= set(DURATION_BUCKETS_S)
     assert thresholds().signals["noise_count"].high_above == HIGH_NOISE
-    assert f"more than {HIGH_NOISE} media" in thresholds().signals["noise"].what
+    assert f"more than {HIGH_NOISE} items" in thresholds().signals["noise"].what
 
 
 def test_a_critical_level_is_never_gentler_than_a_warning() -> None:
@@ -113,7 +113,7 @@ def test_a_critical_level_is_never_gentler_than_a_warning() -> None:
     [
         ("above: 1, severity: warning", "has 0 levels"),
         ("severity: warning, summary: Clustering", "severity is 'wrong'"),
-        ("for: 5m, severity: critical", "'5 minutes' is no duration"),
+        ("for: 5m, severity: critical", "'5 minutes' is not a duration"),
         ("above: 1, severity: warning, summary", "a warning pages"),
         ("above: 3, severity: critical, page: true", "unexpected keyword argument 'pages'"),
     ],
@@ -122,7 +122,7 @@ def test_a_threshold_that_cannot_be_used_is_named(spoilt: str, problem: str) -> 
     fixed = {
         "has 0 levels": spoilt.replace("above: 1, ", ""),
         "severity is 'wrong'": spoilt.replace("warning", "wrong"),
-        "'5 minutes' is no duration": spoilt.replace("5m", "5 minutes"),
+        "'5 minutes' is not a duration": spoilt.replace("5m", "5 minutes"),
         "a warning pages": spoilt.replace("warning", "warning, page: true"),
         "unexpected keyword argument 'pages'": spoilt.replace("page:", "pages:"),
     }[problem]
