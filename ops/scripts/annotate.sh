@@ -6,25 +6,26 @@ source ./grafana.bash
 
 usage() {
     cat <<'TEXT'
-Mark a deploy or an incident on the dashboard. The same words within ten minutes are marked once.
+Annotate the dashboard with a deploy or an incident. The same text within ten minutes is posted once.
 
   annotate.sh --kind deploy|incident [--from TIME] [--to TIME] [--panel ID] [--dry-run] TEXT
 
-  GRAFANA_URL, GRAFANA_API_TOKEN   as for deploy-dashboards.sh
+  GRAFANA_URL         such as https://grafana.staging.sploot.internal
+  GRAFANA_API_TOKEN   a token that may write annotations
 
-  --kind        what it is; the dashboard has a colour for each
-  --from TIME   when it began, as date(1) reads it, such as '2026-11-24 07:30 UTC'  [now]
-  --to TIME     when it ended; without it the mark is a line
-  --panel ID    only on this panel; without it on all
-  --dry-run     print what would be sent; asks nothing of Grafana
+  --kind        the kind of event; each kind has a colour
+  --from TIME   begin, in a format of date(1), such as '2026-11-24 07:30 UTC'  [now]
+  --to TIME     end; without it, the annotation is a line
+  --panel ID    annotate only this panel  [all panels]
+  --dry-run     print the annotation and send nothing
 
-Exit codes: 0 done or already there, 1 refused by Grafana, 64 usage, 69 curl or jq is missing, 70 Grafana does not answer,
+Exit codes: 0 done or already posted, 1 refused by Grafana, 64 usage, 69 curl or jq is missing, 70 Grafana does not answer,
 77 Grafana refuses the token, 78 a setting is missing.
 TEXT
 }
 
 milliseconds() {
-    date --date="$1" +%s000 2>/dev/null || fail "$USAGE" "$1 is no time: write it as '2026-11-24 07:30 UTC'"
+    date --date="$1" +%s000 2>/dev/null || fail "$USAGE" "expected a time such as '2026-11-24 07:30 UTC', got $1"
 }
 
 kind='' from=now to='' panel=null dry_run='' text=''
@@ -44,7 +45,7 @@ while (($#)); do
 done
 [[ $kind == deploy || $kind == incident ]] || { usage >&2 && exit "$USAGE"; }
 [[ -n $text ]] || { usage >&2 && exit "$USAGE"; }
-[[ $panel == null || $panel =~ ^[0-9]+$ ]] || fail "$USAGE" "--panel $panel is no number"
+[[ $panel == null || $panel =~ ^[0-9]+$ ]] || fail "$USAGE" "expected a number for --panel, got $panel"
 need curl jq
 
 begin=$(milliseconds "$from")
@@ -62,11 +63,11 @@ fi
 
 need_grafana
 grafana GET "/api/annotations?tags=sploot-cluster&tags=$kind&from=$((begin - 600000))&to=$((begin + 600000))"
-[[ $status == 200 ]] || fail 1 "Grafana does not tell its annotations: $(reason) ($status)"
+[[ $status == 200 ]] || fail 1 "Grafana does not list its annotations: $(reason) ($status)"
 if jq --exit-status --arg text "$text" 'any(.[]; .text == $text)' <<<"$body" >/dev/null; then
-    echo "already there: $text"
+    echo "already posted: $text"
     exit
 fi
 grafana POST /api/annotations "$work/mark"
-[[ $status == 200 ]] || fail 1 "not marked: $(reason) ($status)"
-echo "marked: $kind, $text"
+[[ $status == 200 ]] || fail 1 "Grafana refused the annotation: $(reason) ($status)"
+echo "posted: $kind, $text"

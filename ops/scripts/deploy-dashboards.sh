@@ -7,19 +7,19 @@ source ./grafana.bash
 
 usage() {
     cat <<'TEXT'
-Publish the dashboards to Grafana. Running it twice changes nothing the second time.
+Publish the dashboards to Grafana. A second run changes nothing.
 
   deploy-dashboards.sh [--dry-run] [--folder TITLE] [FILE.json …]
 
   GRAFANA_URL         such as https://grafana.staging.sploot.internal
-  GRAFANA_API_TOKEN   a token that may write dashboards and folders; it is never printed nor given as an argument
+  GRAFANA_API_TOKEN   a token that may write dashboards and folders; it is never printed or passed as an argument
 
-  --dry-run        say what would be published; asks nothing of Grafana
-  --folder TITLE   the folder, made where it is missing  [Media Clustering]
-  FILE.json …      [every file of ops/dashboards]
+  --dry-run        list the dashboards and publish nothing
+  --folder TITLE   the folder, created if it is missing  [Media Clustering]
+  FILE.json …      the dashboards  [every file of ops/dashboards]
 
 Exit codes: 0 done, 1 some dashboards were refused, 64 usage, 69 curl or jq is missing, 70 Grafana does not answer,
-77 Grafana refuses the token, 78 a setting is missing or a file is no dashboard.
+77 Grafana refuses the token, 78 a setting is missing or a file is not a dashboard.
 TEXT
 }
 
@@ -46,7 +46,7 @@ need curl jq
 for file in "${files[@]}"; do
     [[ -r $file ]] || fail "$REFUSED" "$file cannot be read"
     jq --exit-status '(.uid | type == "string" and length > 0 and length <= 40) and (.title | type == "string")' \
-        "$file" >/dev/null 2>&1 || fail "$REFUSED" "$file is no dashboard: it needs a title, and a uid of at most 40 characters"
+        "$file" >/dev/null 2>&1 || fail "$REFUSED" "$file is not a dashboard: expected a title and a uid of at most 40 characters"
 done
 folder_uid=$(tr '[:upper:] ' '[:lower:]-' <<<"$folder" | tr -cd 'a-z0-9-' | cut -c1-40)
 
@@ -65,9 +65,9 @@ grafana GET "/api/folders/$folder_uid"
 if [[ $status == 404 ]]; then
     jq --null-input --arg uid "$folder_uid" --arg title "$folder" '{$uid, $title}' >"$work/folder"
     grafana POST /api/folders "$work/folder"
-    # 412: somebody else made it just now
+    # 412: another client created the folder meanwhile
     [[ $status == 200 || $status == 412 ]] || fail 1 "folder $folder: $(reason)"
-    echo "made folder $folder"
+    echo "created folder $folder"
 elif [[ $status != 200 ]]; then
     fail 1 "folder $folder: $(reason) ($status)"
 fi

@@ -2,26 +2,26 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 readonly USAGE=64 MISSING=69 UNREACHABLE=70 REFUSED=78
-# one for each way that an alert can go: Slack, Slack with @oncall, Slack and PagerDuty
+# one alert per route: Slack, Slack with @oncall, Slack and PagerDuty
 readonly DEFAULTS=(MediaClusterFailuresHigh MediaClusterLatencyHighSustained MediaClusterStalled)
 
 usage() {
     cat <<'TEXT'
-See whether alerts reach people, without an incident. Each is marked [TEST by …] and synthetic="true", and ends by itself.
+Send test alerts, to check that notifications arrive. Each is marked [TEST by …] and synthetic="true", and ends by itself.
 
   fire-alerts.sh [--dry-run] [--environment staging|production] [--alert NAME …| --all] [--minutes N] [--resolve]
                  [--verify] [--yes]
 
   ALERTMANAGER_URL   [http://127.0.0.1:9093]
 
-  --dry-run        print the payload, and whom each alert would reach by ops/config/alertmanager.yaml; sends nothing
-  --environment    the label on the alerts; production asks first, and refuses where nobody can be asked  [staging]
-  --alert NAME     one of ops/scripts/alerts.json, more than once if you like  [one for each way to people]
-  --all            every alert there is
-  --minutes N      when they end by themselves  [5]
-  --resolve        end them now
-  --verify         wait until Alertmanager has them, and see that no attempt to notify failed
-  --yes            production without asking
+  --dry-run        print the payload and the receivers of each alert by ops/config/alertmanager.yaml; send nothing
+  --environment    the label on the alerts; production needs a confirmation at a terminal, or --yes  [staging]
+  --alert NAME     an alert of ops/scripts/alerts.json; repeatable  [one alert per route]
+  --all            all alerts
+  --minutes N      minutes until the alerts end by themselves  [5]
+  --resolve        end the alerts now
+  --verify         wait until Alertmanager has the alerts, and check that no notification failed
+  --yes            do not ask for a confirmation
 
 Exit codes: 0 done, 1 Alertmanager refused them or a notification failed, 64 usage, 69 curl or jq is missing,
 70 Alertmanager does not answer, 78 not confirmed.
@@ -53,7 +53,7 @@ while (($#)); do
     shift
 done
 [[ $environment == staging || $environment == production ]] || { usage >&2 && exit "$USAGE"; }
-[[ $minutes =~ ^[1-9][0-9]{0,2}$ ]] || fail "$USAGE" "--minutes $minutes: write 1 to 999"
+[[ $minutes =~ ^[1-9][0-9]{0,2}$ ]] || fail "$USAGE" "expected 1 to 999 for --minutes, got $minutes"
 for program in curl jq; do
     command -v "$program" >/dev/null || fail "$MISSING" "$program is not installed: apt-get install $program"
 done
@@ -61,7 +61,7 @@ done
 [[ -z $all ]] || mapfile -t names < <(jq -r '.[].labels.alertname' alerts.json)
 for name in "${names[@]}"; do
     jq --exit-status --arg name "$name" 'any(.[]; .labels.alertname == $name)' alerts.json >/dev/null ||
-        fail "$USAGE" "there is no alert $name; see ops/scripts/alerts.json"
+        fail "$USAGE" "unknown alert $name; ops/scripts/alerts.json lists all alerts"
 done
 
 now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
@@ -72,36 +72,36 @@ payload=$(
         [.[] | select(.labels.alertname as $name | $ARGS.positional | index($name))
          | .labels += {synthetic: "true", $environment}
          | .annotations.summary = "[TEST by \($who)] \(.annotations.summary)"
-         | .annotations.description = "A test of the alert routing. Nothing is wrong, nobody needs to do anything."
-         # without a beginning Alertmanager takes the end for it
+         | .annotations.description = "A test of the alert routing. Nothing is wrong; no action is needed."
+         # without startsAt, Alertmanager uses endsAt as the start
          | .startsAt = $now | .endsAt = $until]' "${names[@]}" <alerts.json
 )
 
 if [[ $dry_run ]]; then
     printf '%s\n' "$payload"
     if ! command -v amtool >/dev/null; then
-        echo "whom they would reach: unknown, amtool is not installed (apt-get install prometheus-alertmanager)" >&2
+        echo "receivers unknown: amtool is not installed (apt-get install prometheus-alertmanager)" >&2
         exit
     fi
     jq -c '.[].labels' <<<"$payload" | while read -r labels; do
         mapfile -t pairs < <(jq -r 'to_entries[] | "\(.key)=\(.value)"' <<<"$labels")
         receivers=$(amtool config routes test --config.file=../config/alertmanager.yaml "${pairs[@]}" 2>/dev/null)
-        printf '%s would reach %s\n' "$(jq -r .alertname <<<"$labels")" "${receivers//,/, }"
+        printf '%s would notify %s\n' "$(jq -r .alertname <<<"$labels")" "${receivers//,/, }"
     done
     exit
 fi
 
 if [[ $environment == production && -z $yes ]]; then
-    [[ -t 0 ]] || fail "$REFUSED" "production needs --yes where nobody can be asked"
-    printf 'This notifies the people on call of production (%s). Type production to go on: ' "${ALERTMANAGER_URL:-http://127.0.0.1:9093}" >&2
+    [[ -t 0 ]] || fail "$REFUSED" "production needs --yes, because no terminal can ask for a confirmation"
+    printf 'This notifies the engineers on call for production (%s). Type production to continue: ' "${ALERTMANAGER_URL:-http://127.0.0.1:9093}" >&2
     read -r answer
-    [[ $answer == production ]] || fail "$REFUSED" "not confirmed, nothing was sent"
+    [[ $answer == production ]] || fail "$REFUSED" "not confirmed; nothing was sent"
 fi
 
 url=${ALERTMANAGER_URL:-http://127.0.0.1:9093}
 url=${url%/}
 ask() {
-    curl --silent --show-error --max-time 30 "$@" || fail "$UNREACHABLE" "no answer from $url; is ALERTMANAGER_URL right, and reachable from here?"
+    curl --silent --show-error --max-time 30 "$@" || fail "$UNREACHABLE" "no answer from $url; check that ALERTMANAGER_URL is correct and reachable from here"
 }
 failed_notifications() {
     ask "$url/metrics" | awk '/^alertmanager_notification(s|_requests)_failed_total/ { failed += $2 } END { print failed + 0 }'
@@ -115,7 +115,7 @@ for name in "${names[@]}"; do
 done
 [[ $verify ]] || exit 0
 
-# group_wait is 15 s; twice that is enough for a first notification
+# group_wait is 15 s; twice that is enough for the first notification
 for _ in {1..30}; do
     held=$(ask --get --data-urlencode 'filter=synthetic="true"' "$url/api/v2/alerts" | jq '[.[] | select(.receivers | length > 0)] | length')
     [[ $resolve || $held -ge ${#names[@]} ]] && break
@@ -124,5 +124,5 @@ done
 [[ $resolve || $held -ge ${#names[@]} ]] || fail 1 "Alertmanager has $held of ${#names[@]} alerts"
 sleep "${FIRE_ALERTS_SETTLE_S:-20}"
 after=$(failed_notifications)
-((after == before)) || fail 1 "$((after - before)) attempts to notify failed: see Alertmanager's log, its secrets and its way out"
-echo "verified: Alertmanager has them, and no attempt to notify failed"
+((after == before)) || fail 1 "$((after - before)) notifications failed; check Alertmanager's log, its secrets and its network access"
+echo "verified: Alertmanager has the alerts, and no notification failed"

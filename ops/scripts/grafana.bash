@@ -1,5 +1,5 @@
-# Read by the scripts beside it, and not run: how they talk to Grafana. The token goes to curl through its standard input
-# and is neither an argument of any process nor printed.
+# Functions to call Grafana, sourced by the scripts in this folder. The token goes to curl through standard input; it is
+# never printed and never an argument of a process.
 
 # shellcheck disable=SC2034  # the scripts that read this file use them
 readonly USAGE=64 MISSING=69 UNREACHABLE=70 DENIED=77 REFUSED=78
@@ -19,11 +19,11 @@ need() {
 need_grafana() {
     [[ -n "${GRAFANA_URL:-}" ]] || fail "$REFUSED" "GRAFANA_URL is not set: export GRAFANA_URL=https://…"
     [[ -n "${GRAFANA_API_TOKEN:-}" ]] || fail "$REFUSED" "GRAFANA_API_TOKEN is not set: export a service account's token"
-    [[ "$GRAFANA_API_TOKEN" =~ ^[A-Za-z0-9._=+/-]+$ ]] || fail "$REFUSED" "GRAFANA_API_TOKEN has characters that no token has"
+    [[ "$GRAFANA_API_TOKEN" =~ ^[A-Za-z0-9._=+/-]+$ ]] || fail "$REFUSED" "GRAFANA_API_TOKEN has invalid characters: expected letters, digits and . _ = + / -"
 }
 
-# grafana METHOD PATH [BODY FILE]: the answer's body in $body, its status in $status. Ends the script where Grafana cannot
-# be reached or refuses the token; what another status means is for the caller to say.
+# grafana METHOD PATH [BODY FILE]: sets $body and $status of the answer. Exits if Grafana is unreachable or refuses the
+# token; the caller handles other statuses.
 grafana() {
     local method=$1 path=$2 answer
     local -a data=()
@@ -33,16 +33,16 @@ grafana() {
             curl --config - --silent --show-error --max-time 30 --request "$method" "${data[@]}" \
                 --write-out '\n%{http_code}' "${GRAFANA_URL%/}$path"
     ); then
-        fail "$UNREACHABLE" "no answer from ${GRAFANA_URL}; is GRAFANA_URL right, and reachable from here?"
+        fail "$UNREACHABLE" "no answer from ${GRAFANA_URL}; check that GRAFANA_URL is correct and reachable from here"
     fi
     status=${answer##*$'\n'}
     body=${answer%$'\n'*}
     case $status in
-        401 | 403) fail "$DENIED" "Grafana refuses the token ($status at $path): it needs the right to write dashboards, folders and annotations" ;;
+        401 | 403) fail "$DENIED" "Grafana refuses the token ($status at $path): it needs permission to write dashboards, folders and annotations" ;;
     esac
 }
 
-# The reason that Grafana gave, on one line.
+# Print Grafana's error message on one line.
 reason() {
     jq -r '.message // .' <<<"$body" 2>/dev/null || printf '%s' "${body:0:200}"
 }

@@ -3,13 +3,13 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Write Alertmanager's two secrets as files, because it reads no environment. Running it twice writes the same.
+Write Alertmanager's two secrets to files, because Alertmanager cannot read environment variables.
 
   SLACK_WEBHOOK_URL=… PAGERDUTY_ROUTING_KEY=… render-secrets.sh DIRECTORY
 
-Each file is named like its variable and is readable by its owner alone. Neither secret is printed.
+Each file has the name of its variable and is readable by its owner only. The secrets are not printed.
 
-Exit codes: 0 done, 64 usage, 78 a variable is missing, or is not what it should be.
+Exit codes: 0 done, 64 usage, 78 a variable is missing or invalid.
 TEXT
 }
 
@@ -23,13 +23,13 @@ case ${1:-} in
     '' | -*) usage >&2 && exit 64 ;;
 esac
 [[ $# -eq 1 ]] || { usage >&2 && exit 64; }
-[[ "${SLACK_WEBHOOK_URL:-}" =~ ^https?://[^[:space:]]+$ ]] || refuse "SLACK_WEBHOOK_URL is missing or no URL: it is the address of the incoming webhook of #sploot-media-alerts"
-[[ "${PAGERDUTY_ROUTING_KEY:-}" =~ ^[A-Za-z0-9]{32}$ ]] || refuse "PAGERDUTY_ROUTING_KEY is missing or no key: it is the 32 characters of an Events API v2 integration of Media Clustering"
+[[ "${SLACK_WEBHOOK_URL:-}" =~ ^https?://[^[:space:]]+$ ]] || refuse "SLACK_WEBHOOK_URL is missing or not a URL: expected the address of the incoming webhook of #sploot-media-alerts"
+[[ "${PAGERDUTY_ROUTING_KEY:-}" =~ ^[A-Za-z0-9]{32}$ ]] || refuse "PAGERDUTY_ROUTING_KEY is missing or not a key: expected the 32 characters of an Events API v2 integration of Media Clustering"
 
 umask 077
 mkdir -p "$1"
 for name in SLACK_WEBHOOK_URL PAGERDUTY_ROUTING_KEY; do
-    # put there whole: Alertmanager may read it at any time
+    # replace the file atomically: Alertmanager may read it at any time
     printf '%s' "${!name}" >"$1/.$name.new"
     mv "$1/.$name.new" "$1/$name"
     echo "written: $1/$name"

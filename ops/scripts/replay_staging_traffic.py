@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Put traffic back on a staging queue: from a capture, from dead letters, or orphans.
+"""Put traffic back on a staging queue: from a capture, from dead letters or from orphans.
 
-    replay_staging_traffic.py --capture pet-42.jsonl            media, jobs and dead letters of a capture
+    replay_staging_traffic.py --capture pet-42.jsonl            items, jobs and dead letters of a capture
     replay_staging_traffic.py --dead embedding                  dead letters of a queue
-    replay_staging_traffic.py --dead embedding --source-url …   the same, copied from another Redis, which is only read
-    replay_staging_traffic.py --orphans embedding               what XACK or XGROUP DELCONSUMER by hand left behind
+    replay_staging_traffic.py --dead embedding --source-url …   dead letters of another Redis, which are copied
+    replay_staging_traffic.py --orphans embedding               jobs after a manual XACK or XGROUP DELCONSUMER
 
-Shows its plan and does nothing, unless --yes is given. Each job is put back in one atomic step under a name of its own
-(the id of its message), which the target remembers for 30 days: killed at any moment and started again, it enqueues
-what is missing; started once more, nothing. The target is REDIS_URL. Production is refused without --production.
+The script prints its plan and does nothing without --yes. It puts back each job in one atomic step under a unique name
+(the id of its message), which the target remembers for 30 days. If it is killed and started again, it enqueues only the
+missing jobs. The target is REDIS_URL. Production is refused without --production.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 Redis unreachable, 4 refused (no --yes, or production), 130 interrupted.
 """
@@ -54,9 +54,9 @@ CHECKPOINT_EVERY: Final = 50
 POLL_S: Final = 0.1
 PRODUCTION: Final = re.compile(r"(^|[^a-z])(prod|production|prd|live)([^a-z]|$)", re.IGNORECASE)
 
-# KEYS 1 stream  2 zset of names that were put back, by when they may be forgotten
+# KEYS 1 stream  2 zset of the names that were put back, scored by their expiry
 # ARGV name, ms to remember it, then names and values of the entry's fields
-# Returns 1: added, 0: it was added before
+# Returns 1 if the entry was added, 0 if it was added before
 ADD_ONCE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -75,10 +75,10 @@ class Job:
     """One entry to put back.
 
     Attributes:
-        name: by which the target knows that it has it.
-        dead_letter_id: of the dead letter that it is in the target itself: it is moved, not copied.
-        entry_id: of the orphan that it is in the target itself.
-        at: when it happened, where that is known.
+        name: the name by which the target recognises the job.
+        dead_letter_id: the id of the dead letter if it is in the target, so that it is moved and not copied.
+        entry_id: the id of the orphan if it is in the target.
+        at: the time of the job, if it is known.
     """
 
     name: str
@@ -91,11 +91,11 @@ class Job:
 
 
 class Refused(Exception):
-    """Raised when nothing is done on purpose."""
+    """Raised when the script refuses to act."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the script and return the exit code."""
     asked = parsed(arguments)
     try:
         settings = Settings.from_env(os.environ)
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_plan(asked, jobs, url)
             refuse_production(url, settings.environment, allowed=asked.production)
             if not asked.yes:
-                raise Refused("nothing was done; say --yes to do it")
+                raise Refused("nothing was done; add --yes to put the jobs back")
             return Replay(asked, client, broker, jobs).run()
     except Refused as refused:
         return fail(REFUSED, str(refused))
@@ -119,12 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(USAGE, str(wrong))
     except (*REDIS_ERRORS, BrokerConnectionError) as error:
         what = "no answer from Redis" if refusal_of(error) is None else "Redis refuses"
-        hint = "start it again when Redis is back, nothing is done twice"
+        hint = "start it again when Redis is back; no job is put back twice"
         return fail(UNREACHABLE, f"{what}: {explained(error, outcome='the replay ended', hint=hint)}")
 
 
 def broker_on(client: redis.Redis) -> RedisStreamsBroker:
-    """What knows dead letters and orphans of this Redis; it starts nothing."""
+    """Return a broker that reads dead letters and orphans of this Redis and starts nothing."""
     return RedisStreamsBroker(client=client, namespace=NAMESPACE, group=GROUP, middleware=[])
 
 
@@ -137,21 +137,23 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--capture", type=Path, metavar="FILE", help="a file that sploot-cluster capture wrote")
     source.add_argument("--dead", metavar="QUEUE", help="dead letters of this queue")
     source.add_argument("--orphans", metavar="QUEUE", help="orphans of this queue")
-    parser.add_argument("--source-url", metavar="URL", help="with --dead: the Redis to read from; it is left as it is")
+    parser.add_argument("--source-url", metavar="URL", help="with --dead: the Redis to read from; it is not changed")
     parser.add_argument("--redis-url", metavar="URL", help="the Redis to put jobs into; REDIS_URL by default")
+    parser.add_argument("--since", type=duration, metavar="2h", help="only jobs of the last 30s, 15m, 2h or 7d")
+    parser.add_argument("--pet-id", type=int, metavar="ID", help="only jobs of this pet")
+    parser.add_argument("--rate", type=float, default=50.0, metavar="N", help="jobs per second; 0 means no limit")
     parser.add_argument(
-        "--since", type=duration, metavar="2h", help="only what happened in the last 30s, 15m, 2h or 7d"
+        "--max-pending", type=int, default=1_000, metavar="N", help="wait while a stream holds this many jobs"
     )
-    parser.add_argument("--pet-id", type=int, metavar="ID", help="only of this pet")
-    parser.add_argument("--rate", type=float, default=50.0, metavar="N", help="jobs a second; 0: as fast as it goes")
-    parser.add_argument("--max-pending", type=int, default=1_000, metavar="N", help="wait while a stream holds so many")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="note how far it came, to begin there again")
-    parser.add_argument("--yes", action="store_true", help="do it")
-    parser.add_argument("--production", action="store_true", help="yes, this is production")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="record the progress in this file, and resume from it"
+    )
+    parser.add_argument("--yes", action="store_true", help="put the jobs back")
+    parser.add_argument("--production", action="store_true", help="allow a target that looks like production")
     parser.add_argument("--json", action="store_true", help="print plan and report as JSON lines")
     asked = parser.parse_args(arguments)
     if asked.source_url and not asked.dead:
-        parser.error("--source-url goes with --dead")
+        parser.error("--source-url needs --dead")
     if asked.rate < 0 or asked.max_pending < 1:
         parser.error("--rate must be 0 or more, --max-pending 1 or more")
     return asked
@@ -167,11 +169,11 @@ def duration(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-# -- what is there to put back -----------------------------------------------------------------------------------------
+# -- the jobs to put back ----------------------------------------------------------------------------------------------
 
 
 def jobs_of(asked: argparse.Namespace, source: RedisStreamsBroker, *, is_same: bool) -> Iterator[Job]:
-    """All that the source holds, oldest first."""
+    """Yield all jobs of the source, oldest first."""
     if asked.capture is not None:
         yield from from_capture(read_capture(asked.capture))
     elif asked.dead is not None:
@@ -196,7 +198,7 @@ def from_capture(capture: Capture) -> Iterator[Job]:
 
 
 def flat(event: EmbeddingIngested) -> dict[bytes, bytes]:
-    told = {
+    fields = {
         "schema": SCHEMA,
         "event_id": event.event_id,
         "pet_id": str(event.pet_id),
@@ -205,7 +207,7 @@ def flat(event: EmbeddingIngested) -> dict[bytes, bytes]:
         "dim": str(event.dim),
         "encoding": "f32le",
     }
-    return {name.encode(): value.encode() for name, value in told.items()} | {b"embedding": event.embedding}
+    return {name.encode(): value.encode() for name, value in fields.items()} | {b"embedding": event.embedding}
 
 
 def from_dead_letters(broker: RedisStreamsBroker, queue: str, *, is_same: bool) -> Iterator[Job]:
@@ -235,7 +237,7 @@ def from_orphans(broker: RedisStreamsBroker, queue: str) -> Iterator[Job]:
 
 
 def name_of(fields: Mapping[bytes, bytes]) -> str:
-    """The id of the message; of what has none, a digest of all of it."""
+    """Return the id of the message, or a digest of all fields if there is none."""
     message_id = facts_of(fields).message_id
     if message_id:
         return message_id
@@ -245,7 +247,7 @@ def name_of(fields: Mapping[bytes, bytes]) -> str:
 def is_wanted(job: Job, asked: argparse.Namespace) -> bool:
     if asked.pet_id is not None and job.pet_id != asked.pet_id:
         return False
-    # what has no time of its own, as an item of a capture, is always meant
+    # jobs without a time, such as items of a capture, always match
     return asked.since is None or job.at is None or job.at >= datetime.now(UTC) - asked.since
 
 
@@ -257,10 +259,11 @@ def show_plan(asked: argparse.Namespace, jobs: Sequence[Job], url: str) -> None:
     pets = len({job.pet_id for job in jobs})
     target = masked("redis_url", url)
     if asked.json:
-        told = {"plan": dict(queues), "jobs": len(jobs), "pets": pets, "target": target, "rate": asked.rate}
-        print(json.dumps(told | {"max_pending": asked.max_pending}), flush=True)
+        plan = {"plan": dict(queues), "jobs": len(jobs), "pets": pets, "target": target, "rate": asked.rate}
+        print(json.dumps(plan | {"max_pending": asked.max_pending}), flush=True)
         return
-    print(f"{len(jobs)} jobs of {pets} pets to {target}, {asked.rate or 'no limit of'} a second:")
+    pace = f"{asked.rate:g} per second" if asked.rate else "without a rate limit"
+    print(f"{len(jobs)} jobs of {pets} pets to {target}, {pace}:")
     for queue, n in sorted(queues.items()):
         print(f"  {n:>7} {stream_of(queue)}")
     for job in jobs[:3]:
@@ -269,15 +272,15 @@ def show_plan(asked: argparse.Namespace, jobs: Sequence[Job], url: str) -> None:
 
 
 def refuse_production(url: str, environment: str, *, allowed: bool) -> None:
-    """Raises Refused: the target looks like production, and nobody said so."""
+    """Raise ``Refused`` if the target looks like production and is not allowed."""
     parts = urlsplit(url)
     named = [name for name in (environment, parts.netloc.rpartition("@")[2], parts.path) if PRODUCTION.search(name)]
     if named and not allowed:
-        raise Refused(f"{named[0]} looks like production; say --production if it is meant")
+        raise Refused(f"{named[0]} looks like production; add --production if this is intended")
 
 
 class Replay:
-    """Puts jobs back, one after the other."""
+    """The replay of jobs, one after the other."""
 
     def __init__(
         self, asked: argparse.Namespace, client: redis.Redis, broker: RedisStreamsBroker, jobs: Sequence[Job]
@@ -310,7 +313,7 @@ class Replay:
         return INTERRUPTED if self._is_interrupted else 0
 
     def _put_back(self, job: Job) -> bool:
-        """Whether it was missing."""
+        """Put a job back; return whether it was missing."""
         if job.dead_letter_id is not None:
             return self._broker.dead_letters(job.queue).requeue([job.dead_letter_id]) == 1
         if job.entry_id is not None:
@@ -325,15 +328,15 @@ class Replay:
             time.sleep(POLL_S)
 
     def _resume_at(self) -> int:
-        """How many of the jobs need no second look. Only ever spares work: the target knows what it has."""
+        """Return the number of jobs to skip. The checkpoint only saves time: the target recognises its jobs."""
         file: Path | None = self._asked.checkpoint
         if file is None or not file.exists():
             return 0
         try:
-            told = json.loads(file.read_text())
-            n, of = int(told["done"]), str(told["of"])
+            checkpoint = json.loads(file.read_text())
+            n, of = int(checkpoint["done"]), str(checkpoint["of"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise InvalidInput("--checkpoint", f"{file} is no checkpoint", "name a new file, or remove it") from None
+            raise InvalidInput("--checkpoint", f"{file} is not a checkpoint", "name a new file, or remove it") from None
         return n if of == self._digest() and 0 <= n <= len(self._jobs) else 0
 
     def _note(self, n: int) -> None:
@@ -345,18 +348,18 @@ class Replay:
         unfinished.replace(file)
 
     def _digest(self) -> str:
-        """Which jobs these are, for the checkpoint of other ones not to be taken for theirs."""
+        """Return a digest of the jobs, so that a checkpoint of other jobs is ignored."""
         return hashlib.sha256("\n".join(job.name for job in self._jobs).encode()).hexdigest()[:16]
 
     def _report(self, skipped: int) -> None:
-        told = {**self._counts, "before": skipped, "of": len(self._jobs)}
+        report = {**self._counts, "before": skipped, "of": len(self._jobs)}
         if self._asked.json:
-            print(json.dumps({"report": told}))
+            print(json.dumps({"report": report}))
         else:
             left = len(self._jobs) - skipped - sum(self._counts.values())
             print(
-                f"{told['enqueued']} enqueued, {told['already']} were there already"
-                + (f", {skipped} done before by the checkpoint" if skipped else "")
+                f"{report['enqueued']} enqueued, {report['already']} already enqueued before"
+                + (f", {skipped} skipped by the checkpoint" if skipped else "")
                 + (f", {self._counts['refused']} refused" if self._counts["refused"] else "")
                 + (f", {left} left" if left else "")
             )

@@ -127,7 +127,7 @@ def test_it_shows_its_plan_and_does_nothing(replay: Replay, redis_url: str, desk
 
     assert shown.code == 4
     assert "62 jobs of 1 pets" in shown.out
-    assert "say --yes" in shown.err
+    assert "add --yes" in shown.err
     assert desk.client.keys("*") == []
 
 
@@ -311,7 +311,7 @@ def test_production_is_refused_without_the_flag(
     refused = replay("--capture", capture, "--yes", *(("--redis-url", url) if url else ()), **more)
 
     assert refused.code == 4
-    assert "looks like production; say --production" in refused.err
+    assert "looks like production; add --production" in refused.err
     assert "pw" not in refused.out + refused.err
     assert desk.client.keys("*") == []
     if environment_name:
@@ -342,7 +342,7 @@ def test_without_redis_it_ends_with_three(replay: Replay, capture: Path) -> None
     done = replay("--capture", capture, "--yes", REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
 
     assert done.code == 3
-    assert "nothing is done twice" in done.err
+    assert "no job is put back twice" in done.err
 
 
 def test_its_help_names_every_exit_code(replay: Replay, redis_url: str) -> None:

@@ -139,11 +139,11 @@ def test_the_token_is_neither_printed_nor_an_argument(server: Grafana, tmp_path:
     [
         ([], {"GRAFANA_API_TOKEN": "wrong"}, 77, "refuses the token"),
         ([], {"GRAFANA_API_TOKEN": ""}, 78, "GRAFANA_API_TOKEN is not set"),
-        ([], {"GRAFANA_API_TOKEN": 'x"\nurl = "http://elsewhere'}, 78, "characters that no token has"),
+        ([], {"GRAFANA_API_TOKEN": 'x"\nurl = "http://elsewhere'}, 78, "has invalid characters"),
         ([], {"GRAFANA_URL": ""}, 78, "GRAFANA_URL is not set"),
-        ([], {"GRAFANA_URL": f"http://127.0.0.1:{free_port()}"}, 70, "is GRAFANA_URL right"),
+        ([], {"GRAFANA_URL": f"http://127.0.0.1:{free_port()}"}, 70, "check that GRAFANA_URL"),
         (["no-such.json"], {}, 78, "cannot be read"),
-        ([SCRIPTS / "alerts.json"], {}, 78, "is no dashboard"),
+        ([SCRIPTS / "alerts.json"], {}, 78, "is not a dashboard"),
         (["--folder"], {}, 64, "Exit codes"),
     ],
 )
@@ -175,7 +175,7 @@ def test_a_deploy_is_marked_once_on_the_dashboard(server: Grafana) -> None:
     )
 
     assert (first.returncode, second.returncode, other.returncode) == (0, 0, 0), first.stderr + other.stderr
-    assert second.stdout == "already there: release 1.4 is out\n"
+    assert second.stdout == "already posted: release 1.4 is out\n"
     deploy, incident = server.annotations
     assert (deploy["dashboardUID"], deploy["tags"]) == (UID, ["sploot-cluster", "deploy"])
     assert "panelId" not in deploy
@@ -272,7 +272,7 @@ def test_a_dry_run_prints_the_payload_and_whom_it_would_reach() -> None:
     alerts = json.loads(payload + "\n]")
     assert {alert["labels"]["alertname"] for alert in alerts} == set(thresholds().alerts)
     assert all(alert["annotations"]["summary"].startswith("[TEST by tester]") for alert in alerts)
-    told = dict(line.split(" would reach ") for line in routes.splitlines())
+    told = dict(line.split(" would notify ") for line in routes.splitlines())
     assert {name: reached.split(", ") for name, reached in told.items()} == {
         name: receivers_of(told) for name, told in thresholds().alerts.items()
     }
@@ -287,4 +287,4 @@ def test_without_amtool_a_dry_run_says_that_it_cannot_tell_whom(tmp_path: Path) 
 
     assert planned.returncode == 0
     assert "amtool is not installed" in planned.stderr
-    assert "would reach" not in planned.stdout
+    assert "would notify" not in planned.stdout
