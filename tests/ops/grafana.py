@@ -1,4 +1,4 @@
-"""What stands for Grafana's HTTP API, as far as the scripts use it: folders, dashboards with versions, annotations."""
+"""A stand-in for the part of Grafana's HTTP API that the scripts use: folders, versioned dashboards, annotations."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TOKEN = "glsa_0123456789abcdef"
 
 @dataclass
 class Grafana:
-    """What it holds, and what it was asked."""
+    """The content of the stand-in, and the requests that it received."""
 
     url: str = ""
     folders: dict[str, str] = field(default_factory=dict)
     dashboards: dict[str, dict[str, Any]] = field(default_factory=dict)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
-    refuses: set[str] = field(default_factory=set)  # uids that it does not like
+    refuses: set[str] = field(default_factory=set)  # uids of dashboards that it refuses
 
     def answer(self, method: str, path: str, token: str, body: Any) -> tuple[int, Any]:
         self.asked.append(f"{method} {urlsplit(path).path}")
@@ -85,11 +85,11 @@ def grafana() -> Iterator[Grafana]:
             body = json.loads(self.rfile.read(length)) if length else None
             token = self.headers.get("Authorization", "")
             status, answer = held.answer(self.command, self.path, token, body)
-            told = json.dumps(answer).encode()
+            body_sent = json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(told)))
+            self.send_header("Content-Length", str(len(body_sent)))
             self.end_headers()
-            self.wfile.write(told)
+            self.wfile.write(body_sent)
 
         def do_POST(self) -> None:
             self.do_GET()

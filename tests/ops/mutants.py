@@ -1,7 +1,7 @@
-"""Rules that are wrong in one place, and which promtool tests must notice.
+"""Mutants of the rules: rules with one change each, which the promtool tests must detect.
 
-A mutant is tried among the rules that have to do with it, and with what the tests of its file say of these: the same
-questions as the whole file would be asked, in a tenth of the time.
+A mutant is tested together with the rules that it depends on or that depend on it, and with the expectations of its
+test file on these rules. This detects as much as the whole file would, in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _ALERT = re.compile(r'alertname="(\w+)"')
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change of one rule, and the rules that have to do with it."""
+    """One change of one rule, and the related rules."""
 
     name: str
     file: str
     rules: tuple[Rule, ...]
 
     def write(self, directory: Path, tests: Path) -> list[Path]:
-        """Write the rules, and what these tests say of them, a file for each; those that speak of them first."""
+        """Write the rules, and a file per test with its expectations on them; tests that expect alerts come first."""
         (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "mutant", "rules": [*self.rules]}]}))
         given = yaml.safe_load(tests.read_text())
         written = []
@@ -61,19 +61,22 @@ class Mutant:
                     yield one
                 continue
             named = [(_ALERT.search(sample["labels"]), sample) for sample in one["exp_samples"]]
-            assert all(found for found, _ in named), f"{one['expr']} must be asked by alertname"
+            assert all(found for found, _ in named), f"{one['expr']} must select by alertname"
             yield {**one, "exp_samples": [sample for found, sample in named if found and found[1] in alerts]}
 
 
 def unchanged(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
-    """Each group by itself, as it is: the tests must not notice anything."""
+    """Yield each group unchanged: the tests must pass on it."""
     for group in rules["groups"]:
         yield Mutant(group["name"], file, tuple(group["rules"]))
 
 
 def mutants_of(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
-    """Thresholds × 1.2 (0 becomes 1), comparators turned and flipped, holds doubled and dropped, windows doubled, and
-    numbers of several pods put together otherwise; the last not in slo.yaml, whose tests tell of days and take long."""
+    """Yield all mutants of the rules.
+
+    A mutant multiplies a threshold by 1.2 (0 becomes 1), changes a comparator, doubles or drops a hold time, doubles a
+    window, or changes an aggregation. Aggregations of slo.yaml stay unchanged: its tests cover days and are slow.
+    """
     for group in rules["groups"]:
         for rule in group["rules"]:
             for what, changed in [*_changes(rule), *(_together(rule) if file != "slo.yaml" else ())]:
@@ -105,10 +108,10 @@ def _together(rule: Rule) -> Iterator[tuple[str, Rule]]:
 
 
 def _concerned(rule: Rule, changed: Rule, group: list[Rule]) -> Iterator[Rule]:
-    """The changed rule, those that look at it, and all that any of these look at; in their order."""
-    lookers = [other for other in group if "alert" in other and rule.get("record") in _RECORD.findall(other["expr"])]
-    concerned = [rule, *lookers]
-    concerned += [seen for one in (rule, *lookers) for seen in _seen_by(one, group)]
+    """Yield the changed rule, the alerts on it, and all rules that any of these read, in their order."""
+    alerts = [other for other in group if "alert" in other and rule.get("record") in _RECORD.findall(other["expr"])]
+    concerned = [rule, *alerts]
+    concerned += [seen for one in (rule, *alerts) for seen in _seen_by(one, group)]
     for one in group:
         if one is rule:
             yield changed
@@ -121,7 +124,7 @@ def _seen_by(rule: Rule, group: list[Rule]) -> list[Rule]:
 
 
 def _is_silent(test: dict[str, Any]) -> bool:
-    """Whether it says of these rules only that nothing fires, and nothing about a recorded number."""
+    """Return whether the test expects that no alert fires and no recorded value exists."""
     return not any(one["exp_samples"] for one in test["promql_expr_test"])
 
 

@@ -1,4 +1,4 @@
-"""The campaign behind the gauges of the queues: thousands of states, each compared with Redis entry by entry."""
+"""The gauges of the queues equal the content of Redis, entry by entry, in thousands of random states."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def broker(redis_client: redis.Redis) -> Iterator[RedisStreamsBroker]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_gauges_equal_the_truth_of_redis(seed: int, redis_client: redis.Redis, broker: RedisStreamsBroker) -> None:
+def test_gauges_equal_the_content_of_redis(seed: int, redis_client: redis.Redis, broker: RedisStreamsBroker) -> None:
     assert N_STATES * len(SEEDS) >= 4_800
 
     met = check_walk(redis_client, broker, n_states=N_STATES, seed=seed)

@@ -1,7 +1,7 @@
-"""From the numbers of a worker to a pager: exporter, Prometheus, rules, Alertmanager, and a stand-in for its receivers.
+"""The chain from metrics to notifications: exporter, Prometheus, rules, Alertmanager and stand-ins for receivers.
 
-Minutes are seconds here: every window, hold and timer is divided by 60, mechanically, and nothing else is changed. The
-alerts on the error budget are left out, because their windows are hours even so; promtool tests them.
+Every window, hold time and timer is divided by 60; nothing else is changed. The alerts on the error budget are left
+out, because their windows are still hours long; promtool tests them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MINUTES_ARE_SECONDS = 60
 
 
 class Pipeline:
-    """What a worker pod tells, with the project's own metrics on a real Redis; it works well until told otherwise."""
+    """The metrics of a worker pod, on a real Redis. The pod is healthy until a test changes it."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client: Any = client
@@ -115,7 +115,7 @@ def chain(directory: Path) -> Iterator[tuple[Pipeline, Prometheus, Receivers]]:
         alertmanager(directory, write_routes(directory, notes.url, MINUTES_ARE_SECONDS)) as pager,
         prometheus(directory, _config(directory, target, pager)) as monitoring,
     ):
-        # healthy for as long as any window is, so that nothing is told only because nothing was known before
+        # healthy for the longest window, so that no alert fires because of missing history
         eventually(
             lambda: monitoring.query('sum(increase(cluster_jobs_total{outcome="success"}[10s])) > 50'), within_s=60
         )
@@ -153,18 +153,18 @@ def make_noise(pipeline: Pipeline, _: Receivers) -> None:
 def stall(pipeline: Pipeline, notes: Receivers) -> None:
     pipeline.succeeds = False
 
-    def uploaded_until_told() -> bool:
+    def uploaded_until_paged() -> bool:
         pipeline.upload()
         return ("pagerduty", "MediaClusterStalled") in notes.fired()
 
-    eventually(uploaded_until_told, within_s=60, every_s=0.3)
+    eventually(uploaded_until_paged, within_s=60, every_s=0.3)
 
 
 def hang(pipeline: Pipeline, _: Receivers) -> None:
     pipeline.hold_a_job_for(40)
 
 
-def hint(pipeline: Pipeline) -> None:
+def repair(pipeline: Pipeline) -> None:
     pipeline.succeeds, pipeline.is_failing, pipeline.duration_s = True, False, 0.02
     NoiseWatch(pipeline.client).note(2)
     pipeline.finish_everything()
@@ -212,16 +212,16 @@ INCIDENTS: dict[str, tuple[Callable[[Pipeline, Receivers], None], set[tuple[str,
 
 
 @pytest.mark.parametrize("incident", INCIDENTS)
-def test_an_incident_reaches_exactly_its_receivers_and_is_told_to_be_over(incident: str, tmp_path: Path) -> None:
+def test_incident_notifies_exactly_its_receivers_and_resolves(incident: str, tmp_path: Path) -> None:
     begin, expected = INCIDENTS[incident]
 
     with chain(tmp_path) as (pipeline, monitoring, notes):
-        assert notes.seen == [], "healthy, and yet somebody was told"
+        assert notes.seen == [], "a healthy pipeline sent a notification"
         begin(pipeline, notes)
         eventually(lambda: notes.fired() >= expected, within_s=60)
-        texts = told_by(monitoring)
-        hint(pipeline)
-        eventually(lambda: notes.over() >= expected and not told_by(monitoring), within_s=90)
+        texts = descriptions(monitoring)
+        repair(pipeline)
+        eventually(lambda: notes.over() >= expected and not descriptions(monitoring), within_s=90)
 
         assert notes.fired() == notes.over() == expected
         assert texts
@@ -231,7 +231,7 @@ def test_an_incident_reaches_exactly_its_receivers_and_is_told_to_be_over(incide
         assert ("critical" in severities) == (incident == "feedback")
 
 
-def test_redis_that_refuses_writes_pages_from_a_real_pod_and_is_over(tmp_path: Path) -> None:
+def test_redis_that_refuses_writes_pages_and_resolves(tmp_path: Path) -> None:
     page, port = ("pagerduty", "MediaClusterRedisRefusesWrites"), free_port()
     tool("prometheus")
     tool("prometheus-alertmanager")
@@ -254,7 +254,7 @@ def test_redis_that_refuses_writes_pages_from_a_real_pod_and_is_over(tmp_path: P
         eventually(lambda: page in notes.over(), within_s=60)
 
 
-def told_by(monitoring: Prometheus) -> list[str]:
-    """The descriptions of all alerts that are there now."""
+def descriptions(monitoring: Prometheus) -> list[str]:
+    """Return the descriptions of all current alerts."""
     alerts = monitoring.alerts()
     return [alert["annotations"]["description"] for alert in alerts]

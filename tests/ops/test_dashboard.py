@@ -1,4 +1,4 @@
-"""The dashboard as it is committed: laid out, named as others rely on, and drawn from data by every panel."""
+"""The committed dashboard: its name, its layout and its links, and every panel draws data."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["typ
 IDS = [f"{panel['id']} {panel['title']}" for panel in PANELS]
 
 
-def test_it_has_the_name_and_the_address_that_others_link_to() -> None:
+def test_dashboard_has_the_specified_title_and_uid() -> None:
     assert BOARD["title"] == "Media Clustering \N{EN DASH} Pipeline Health"
     assert BOARD["uid"] == "media-cluster-observability"
     assert len(BOARD["uid"]) <= 40
     assert f"/d/{BOARD['uid']}/" in thresholds().dashboard_url
 
 
-def test_the_specifications_rows_come_first_and_in_its_order() -> None:
+def test_rows_of_the_specification_come_first_and_in_order() -> None:
     rows = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
 
     assert rows[:4] == ["Outcomes Overview", "Throughput & Latency", "Feedback Activity", "Backlog"]
@@ -43,18 +43,18 @@ def test_the_specifications_rows_come_first_and_in_its_order() -> None:
     assert all(not panel.get("collapsed") for panel in BOARD["panels"] if panel["type"] == "row")
 
 
-def test_no_panel_lies_on_another_or_beyond_the_edge() -> None:
+def test_panels_do_not_overlap_or_exceed_the_width() -> None:
     places = [(panel["title"], panel["gridPos"]) for panel in BOARD["panels"]]
 
     for title, at in places:
         assert at["x"] + at["w"] <= 24, title
     for (title, one), (other_title, other) in combinations(places, 2):
-        candidate = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert candidate or above, f"{title} and {other_title}"
+        are_next_to = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        are_below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert are_next_to or are_below, f"{title} and {other_title}"
 
 
-def test_ids_are_unique_and_every_panel_says_what_it_shows() -> None:
+def test_every_panel_has_a_unique_id_and_a_description() -> None:
     ids = [panel["id"] for panel in BOARD["panels"]]
 
     assert len(set(ids)) == len(ids)
@@ -62,7 +62,7 @@ def test_ids_are_unique_and_every_panel_says_what_it_shows() -> None:
     assert {panel["datasource"]["uid"] for panel in PANELS} == {"${metrics}"}
 
 
-def test_lines_are_where_the_alerts_are() -> None:
+def test_threshold_lines_equal_the_alert_levels() -> None:
     lines = {
         panel["title"]: [
             (step["color"], step["value"]) for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1:]
@@ -80,34 +80,34 @@ def test_lines_are_where_the_alerts_are() -> None:
     assert lines["Added and done"] == []
 
 
-def test_the_memory_of_redis_has_the_lines_of_its_alerts() -> None:
+def test_redis_memory_panel_shows_alert_thresholds() -> None:
     (panel,) = [panel for panel in PANELS if panel["title"] == "Redis memory"]
 
-    told = {target["legendFormat"]: target["expr"] for target in panel["targets"]}
+    queries = {target["legendFormat"]: target["expr"] for target in panel["targets"]}
 
-    assert told["warning"] == "0.8 * max(redis_memory_max_bytes > 0)"
-    assert told["critical"] == "0.95 * max(redis_memory_max_bytes > 0)"
+    assert queries["warning"] == "0.8 * max(redis_memory_max_bytes > 0)"
+    assert queries["critical"] == "0.95 * max(redis_memory_max_bytes > 0)"
 
 
-def test_the_logs_of_corrections_are_those_of_every_kind() -> None:
+def test_logs_link_of_corrections_covers_every_operation() -> None:
     (panel,) = [panel for row in ROWS for panel in row.panels if panel.title == "Feedback operations"]
 
     assert [actor for actor in OPERATIONS if actor not in panel.logs] == []
 
 
-def test_legends_show_the_backend_as_the_runbook_calls_it() -> None:
+def test_legends_name_the_backend_as_the_runbook_does() -> None:
     legends = [target["legendFormat"] for panel in PANELS for target in panel["targets"] if "legendFormat" in target]
 
     assert {"p50 backend_used={{backend}}", "p95 backend_used={{backend}}"} <= set(legends)
     assert [legend for legend in legends if "{{backend}}" in legend and "backend_used={{backend}}" not in legend] == []
 
 
-def test_no_pet_is_asked_for_in_a_query_and_logs_can_be_asked_for_one() -> None:
+def test_only_links_to_logs_filter_by_pet() -> None:
     assert "pet_id" not in json.dumps([panel["targets"] for panel in PANELS])
     assert "pet_id" in [variable["name"] for variable in BOARD["templating"]["list"]]
 
 
-def test_links_to_logs_lead_to_a_query_that_grafana_can_read() -> None:
+def test_links_to_logs_decode_to_valid_queries() -> None:
     links = [
         link["url"]
         for panel in PANELS
@@ -128,7 +128,7 @@ def test_links_to_logs_lead_to_a_query_that_grafana_can_read() -> None:
     assert "${__from}" in explore_url(job_logs())
 
 
-def test_deploys_incidents_and_alerts_are_marked() -> None:
+def test_dashboard_annotates_deploys_incidents_and_alerts() -> None:
     marks = {mark["name"]: mark for mark in BOARD["annotations"]["list"]}
 
     assert set(marks) == {"Deploys", "Incidents", "Alerts"}
@@ -145,7 +145,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Promethe
 
 @pytest.mark.ops
 @pytest.mark.parametrize("panel", PANELS, ids=IDS)
-def test_a_panel_draws_three_hours_of_history(panel: dict[str, Any], history: tuple[Prometheus, float]) -> None:
+def test_panel_draws_three_hours_of_history(panel: dict[str, Any], history: tuple[Prometheus, float]) -> None:
     for target in panel["targets"]:
         found = answers(history[0], {**panel, "targets": [target]}, history[1])
 
@@ -158,7 +158,7 @@ def test_a_panel_draws_three_hours_of_history(panel: dict[str, Any], history: tu
 
 
 @pytest.mark.ops
-def test_the_history_shows_what_went_wrong(history: tuple[Prometheus, float]) -> None:
+def test_history_contains_its_incidents(history: tuple[Prometheus, float]) -> None:
     server, end = history
 
     def highest(promql: str) -> float:
@@ -172,10 +172,10 @@ def test_the_history_shows_what_went_wrong(history: tuple[Prometheus, float]) ->
 
 
 @pytest.mark.ops
-def test_a_picture_of_it_can_be_drawn(history: tuple[Prometheus, float], tmp_path: Path) -> None:
+def test_picture_of_the_dashboard_is_drawn(history: tuple[Prometheus, float], tmp_path: Path) -> None:
     draw(*history, tmp_path / "dashboard.png")
 
     drawn = (tmp_path / "dashboard.png").read_bytes()
     assert drawn.startswith(b"\x89PNG")
-    # an empty page is a tenth of it
+    # an empty page has a tenth of this size
     assert len(drawn) > 200_000

@@ -1,4 +1,4 @@
-"""fire-alerts.sh on a real Alertmanager: who is told, that it is marked as a test, and that it ends."""
+"""fire-alerts.sh on a real Alertmanager: test alerts reach their receivers, are marked as tests, and end."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Receivers]]:
         yield url, notes
 
 
-def test_the_alerts_reach_people_marked_as_tests_and_are_ended(served: tuple[str, Receivers]) -> None:
+def test_fired_alerts_are_marked_as_tests_and_resolve(served: tuple[str, Receivers]) -> None:
     url, notes = served
 
-    for _ in range(2):  # twice is no more than once
+    for _ in range(2):  # a second run adds nothing
         fired = call("fire-alerts.sh", "--environment", "production", "--yes", ALERTMANAGER_URL=url)
         assert fired.returncode == 0, fired.stderr
     eventually(lambda: notes.fired() == REACHED, within_s=30)
@@ -56,7 +56,7 @@ def test_the_alerts_reach_people_marked_as_tests_and_are_ended(served: tuple[str
     assert [title for title in titles if "[TEST by tester]" not in title] == []
 
 
-def test_verifying_waits_for_alertmanager_and_finds_nothing_wrong(served: tuple[str, Receivers]) -> None:
+def test_verify_succeeds_when_notifications_arrive(served: tuple[str, Receivers]) -> None:
     url, notes = served
 
     verified = call("fire-alerts.sh", "--verify", ALERTMANAGER_URL=url, FIRE_ALERTS_SETTLE_S="3")
@@ -66,11 +66,11 @@ def test_verifying_waits_for_alertmanager_and_finds_nothing_wrong(served: tuple[
     assert notes.fired() == REACHED
 
 
-def test_verifying_notices_that_notifications_do_not_get_out(tmp_path: Path) -> None:
+def test_verify_fails_when_notifications_fail(tmp_path: Path) -> None:
     tool("prometheus-alertmanager")
     with receivers() as notes:
         config = write_routes(tmp_path, notes.url, MINUTES_ARE_SECONDS)
-    # Slack and PagerDuty are gone
+    # the stand-ins for Slack and PagerDuty have ended
 
     with alertmanager(tmp_path, config) as url:
         verified = call("fire-alerts.sh", "--verify", ALERTMANAGER_URL=url, FIRE_ALERTS_SETTLE_S="8")
@@ -79,26 +79,26 @@ def test_verifying_notices_that_notifications_do_not_get_out(tmp_path: Path) -> 
     assert "notifications failed" in verified.stderr
 
 
-# -- a test of an alert while the alert itself is there ----------------------------------------------------------------
+# -- a test of an alert while the alert itself is active ---------------------------------------------------------------
 
 NO_WORKERS = "MediaClusterNoWorkers"
 PAGER = ("pagerduty", NO_WORKERS)
 
 
 def post(url: str, *, environment: str, is_over: bool = False, alert: str = NO_WORKERS, **labels: str) -> None:
-    """Report an alert as Prometheus does, until it is over."""
+    """Post an alert to Alertmanager as Prometheus does."""
     now = datetime.now(UTC)
-    told = thresholds().alerts[alert]
+    notification = thresholds().alerts[alert]
     body = {
         "labels": {
             "alertname": alert,
             "service": "sploot-cluster",
             "family": "workers",
-            **told.labels,
+            **notification.labels,
             "environment": environment,
             **labels,
         },
-        "annotations": {"summary": told.summary, "description": f"real, in {environment}"},
+        "annotations": {"summary": notification.summary, "description": f"real, in {environment}"},
         "startsAt": (now - timedelta(seconds=1)).isoformat(),
         "endsAt": (now if is_over else now + timedelta(hours=1)).isoformat(),
     }
@@ -114,7 +114,7 @@ def smoke(url: str, *more: str) -> None:
 
 
 def pages(notes: Receivers) -> dict[str, list[tuple[str, str]]]:
-    """Each incident of PagerDuty by its key: what it was sent, as (action, environment and kind)."""
+    """Return the events of each PagerDuty incident by its key, as (action, environment and kind)."""
     incidents: dict[str, list[tuple[str, str]]] = {}
     kinds: dict[str, str] = {}
     for one in notes.seen:
@@ -137,13 +137,13 @@ def resolved(notes: Receivers) -> set[str]:
     return {kind for sent in pages(notes).values() for action, kind in sent if action == "resolve"}
 
 
-def assert_every_incident_is_of_one_kind(notes: Receivers) -> None:
+def assert_every_incident_has_one_kind(notes: Receivers) -> None:
     for sent in pages(notes).values():
         assert len({kind for _, kind in sent}) == 1, sent
 
 
 @pytest.mark.parametrize("real_first", [True, False], ids=["real first", "test first"])
-def test_smoke_test_during_an_incident_is_a_page_of_its_own(served: tuple[str, Receivers], real_first: bool) -> None:
+def test_smoke_test_during_an_incident_is_a_separate_page(served: tuple[str, Receivers], real_first: bool) -> None:
     url, notes = served
     seen: set[str] = set()
     for is_real in (real_first, not real_first):
@@ -161,12 +161,12 @@ def test_smoke_test_during_an_incident_is_a_page_of_its_own(served: tuple[str, R
     eventually(lambda: "staging real" in resolved(notes), within_s=30)
 
     assert len(pages(notes)) == 2
-    assert_every_incident_is_of_one_kind(notes)
+    assert_every_incident_has_one_kind(notes)
     titles = [one.body["attachments"][0]["title"] for one in notes.seen if one.receiver == "slack"]
     assert {"[TEST by" in title for title in titles} == {True, False}
 
 
-def test_real_alert_that_ends_first_is_over_while_the_test_goes_on(served: tuple[str, Receivers]) -> None:
+def test_real_alert_resolves_while_its_test_continues(served: tuple[str, Receivers]) -> None:
     url, notes = served
     post(url, environment="staging")
     smoke(url)
@@ -175,10 +175,10 @@ def test_real_alert_that_ends_first_is_over_while_the_test_goes_on(served: tuple
     post(url, environment="staging", is_over=True)
 
     eventually(lambda: resolved(notes) == {"staging real"}, within_s=30)
-    assert_every_incident_is_of_one_kind(notes)
+    assert_every_incident_has_one_kind(notes)
 
 
-def test_one_alert_of_two_environments_is_two_pages_that_name_theirs(served: tuple[str, Receivers]) -> None:
+def test_alert_of_two_environments_is_two_pages(served: tuple[str, Receivers]) -> None:
     url, notes = served
 
     for environment in ("staging", "production"):
@@ -198,7 +198,7 @@ def test_one_alert_of_two_environments_is_two_pages_that_name_theirs(served: tup
 
 
 @pytest.mark.parametrize("apart", [{"synthetic": "true"}, {"environment": "production"}, {"namespace": "other"}])
-def test_critical_alert_inhibits_no_warning_of_another_kind(
+def test_critical_alert_inhibits_no_warning_with_other_labels(
     served: tuple[str, Receivers], apart: dict[str, str]
 ) -> None:
     url, notes = served

@@ -1,4 +1,4 @@
-"""Every name that a panel or a rule asks for is told by a real worker, and every name that one tells is asked for."""
+"""Every metric in a panel or rule is exported by a real worker, and every exported metric is used."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.ops
 _NAME = re.compile(r"\b(?:cluster|media_cluster|redis)_\w+|\bmedia_cluster:[\w:]+")
 _SUFFIX = re.compile(r"_(bucket|count|sum)$")
 
-# told for people and for the API, and looked at by neither panel nor alert
-NOT_LOOKED_AT: dict[str, str] = {}
+# metrics that no panel and no alert uses, with the reason
+UNUSED: dict[str, str] = {}
 
 
-def asked_for() -> set[str]:
+def used_names() -> set[str]:
     queries = [promql for row in ROWS for panel in row.panels for promql, _ in panel.queries]
     queries += [query.promql for query in QUERIES.values()]
     for path in (OPS / "alerts").glob("*.yaml"):
@@ -48,7 +48,7 @@ def recorded() -> set[str]:
     return {rule["record"] for rule in rules if "record" in rule}
 
 
-def told(port: int) -> set[str]:
+def exported(port: int) -> set[str]:
     status, text = get(port, "/metrics")
     families = text_string_to_metric_families(text if status == 200 else "")
     return {sample.name for family in families for sample in family.samples}
@@ -66,26 +66,26 @@ def redis_exporter(url: str) -> Iterator[int]:
         process.wait(timeout=20)
 
 
-def test_what_is_asked_for_is_told_by_a_real_worker_and_the_other_way_round(tmp_path: Path) -> None:
+def test_worker_exports_exactly_the_used_metrics(tmp_path: Path) -> None:
     port = free_port()
     with EmbeddedRedis(options={"appendonly": "no"}) as server, pod(server.url, tmp_path, port):
-        eventually(lambda: "cluster_worker_threads" in told(port), within_s=60)
-        by_worker = told(port)
+        eventually(lambda: "cluster_worker_threads" in exported(port), within_s=60)
+        by_worker = exported(port)
 
-    ours = {name for name in asked_for() if not name.startswith("redis_")} - recorded()
+    ours = {name for name in used_names() if not name.startswith("redis_")} - recorded()
     assert ours - by_worker == set()
-    looked_at = {_SUFFIX.sub("", name) for name in ours}
-    assert {_SUFFIX.sub("", name) for name in by_worker} - looked_at - set(NOT_LOOKED_AT) == set()
+    used = {_SUFFIX.sub("", name) for name in ours}
+    assert {_SUFFIX.sub("", name) for name in by_worker} - used - set(UNUSED) == set()
 
 
-def test_what_is_asked_of_redis_is_told_by_its_exporter() -> None:
+def test_redis_exporter_exports_the_used_metrics() -> None:
     limited = {"appendonly": "no", "maxmemory": "100mb"}
     with EmbeddedRedis(options=limited) as server, redis_exporter(server.url) as port:
-        eventually(lambda: "redis_memory_used_bytes" in told(port), within_s=60)
-        by_exporter = told(port)
+        eventually(lambda: "redis_memory_used_bytes" in exported(port), within_s=60)
+        by_exporter = exported(port)
 
-    assert {name for name in asked_for() if name.startswith("redis_")} - by_exporter == set()
+    assert {name for name in used_names() if name.startswith("redis_")} - by_exporter == set()
 
 
-def test_recorded_names_that_are_asked_for_are_recorded() -> None:
-    assert {name for name in asked_for() if ":" in name} - recorded() == set()
+def test_every_used_recorded_name_is_recorded() -> None:
+    assert {name for name in used_names() if ":" in name} - recorded() == set()

@@ -1,4 +1,4 @@
-"""Prometheus's own tool: the rules are valid, their tests pass, and their tests notice every change."""
+"""promtool: the rules are valid, their tests pass, and the tests detect every mutant."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ SINGLE_TESTS = [(name, test) for name, expected in EXPECTED.items() for test in 
 UNCHANGED = [one for name, rules in RULES.items() if len(rules["groups"]) > 1 for one in unchanged(name, rules)]
 MUTANTS = [mutant for name, rules in RULES.items() for mutant in mutants_of(name, rules)]
 
-# Mutants that no test could notice, and why.
+# Mutants that no test can detect, with the reason.
 EQUIVALENT = {
-    "MediaClusterWorkerDown: > -> >= at 25": "count() is never 0: where nothing is counted there is no sample",
-    "MediaClusterRedisUnreachable: > -> >= at 26": "count() is never 0: where nothing is counted there is no sample",
-    "MediaClusterRedisRefusesWrites: > -> >= at 27": "count() is never 0: where nothing is counted there is no sample",
+    "MediaClusterWorkerDown: > -> >= at 25": "count() is never 0: without input it returns no sample",
+    "MediaClusterRedisUnreachable: > -> >= at 26": "count() is never 0: without input it returns no sample",
+    "MediaClusterRedisRefusesWrites: > -> >= at 27": "count() is never 0: without input it returns no sample",
     "media_cluster:redis_memory: 0 -> 1 at 71": "no Redis has a limit of one byte",
-    "MediaClusterStalled: > -> >= at 23": "what has been older than 0 all the while is older than 0",
-    "media_cluster:stall:10m: max -> min at 0": "only whether there is one counts",
-    "media_cluster:stall:10m: sum -> max at 284": "the sum of increases is above 0 exactly where one of them is",
-    "media_cluster:no_success:10m: sum -> max at 98": "the sum of increases is above 0 exactly where one of them is",
-    "media_cluster:redis_unseen: max -> min at 50": "only whether there is one counts",
-    "media_cluster:redis_memory: max -> min at 0": "an exporter tells of one Redis",
-    "media_cluster:redis_evictions:10m: max -> min at 6": "an exporter tells of one Redis",
+    "MediaClusterStalled: > -> >= at 23": "a value that is above 0 in the whole window is above 0 now",
+    "media_cluster:stall:10m: max -> min at 0": "only the existence of a sample matters",
+    "media_cluster:stall:10m: sum -> max at 284": "a sum of increases is above 0 exactly if one of them is",
+    "media_cluster:no_success:10m: sum -> max at 98": "a sum of increases is above 0 exactly if one of them is",
+    "media_cluster:redis_unseen: max -> min at 50": "only the existence of a sample matters",
+    "media_cluster:redis_memory: max -> min at 0": "an exporter reports one Redis",
+    "media_cluster:redis_evictions:10m: max -> min at 6": "an exporter reports one Redis",
 }
 
 
-def test_the_rules_are_valid() -> None:
+def test_rules_are_valid() -> None:
     checked = run("promtool", "check", "rules", "--lint=all", "--lint-fatal", *FILES)
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize(("file", "test"), SINGLE_TESTS, ids=lambda one: one if isinstance(one, str) else one["name"])
-def test_what_is_expected_of_the_rules_is_so(file: str, test: dict[str, Any], tmp_path: Path) -> None:
-    # each by itself, so that they run side by side
+def test_rules_meet_their_expectations(file: str, test: dict[str, Any], tmp_path: Path) -> None:
+    # one promtool run per test, so that the tests run in parallel
     given = {**EXPECTED[file], "rule_files": [str(OPS / "alerts" / file)], "tests": [test]}
     (tmp_path / file).write_text(yaml.safe_dump(given))
 
@@ -55,7 +55,7 @@ def test_what_is_expected_of_the_rules_is_so(file: str, test: dict[str, Any], tm
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
-def test_mutants_are_made_of_every_alert() -> None:
+def test_every_alert_has_mutants() -> None:
     changed = {mutant.name.partition(": ")[0] for mutant in MUTANTS}
 
     assert set(thresholds().alerts) <= changed
@@ -63,21 +63,21 @@ def test_mutants_are_made_of_every_alert() -> None:
 
 
 @pytest.mark.parametrize("rules", UNCHANGED, ids=lambda rules: rules.name)
-def test_a_right_rule_is_not_complained_about(rules: Mutant, tmp_path: Path) -> None:
+def test_unchanged_rules_pass(rules: Mutant, tmp_path: Path) -> None:
     tested = run("promtool", "test", "rules", *rules.write(tmp_path, TESTS / rules.file))
 
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_wrong_rule_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
-    told = ""
-    # one by one, because most are noticed by the first
+def test_mutant_is_detected(mutant: Mutant, tmp_path: Path) -> None:
+    output = ""
+    # one by one, because the first test detects most mutants
     for tests in mutant.write(tmp_path, TESTS / mutant.file):
         tested = run("promtool", "test", "rules", tests)
-        told = tested.stdout + tested.stderr
+        output = tested.stdout + tested.stderr
         if tested.returncode:
-            assert "got:" in told, f"promtool did not run it: {told}"
-            assert mutant.name not in EQUIVALENT, f"it is not equivalent, a test notices it: {told}"
+            assert "got:" in output, f"promtool did not run the test: {output}"
+            assert mutant.name not in EQUIVALENT, f"a test detects this mutant, so it is not equivalent: {output}"
             return
-    assert mutant.name in EQUIVALENT, f"survived: {told}"
+    assert mutant.name in EQUIVALENT, f"no test detects this mutant: {output}"

@@ -1,4 +1,4 @@
-"""The script that puts traffic back on staging: exactly once, however often it is killed."""
+"""replay_staging_traffic.py puts each job back exactly once, however often it is killed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def environment(url: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Ran:
-    """A run that ended: exit code, and what it printed."""
+    """The exit code and the output of a finished run."""
 
     code: int
     out: str
@@ -61,12 +61,12 @@ Replay = Callable[..., Ran]
 
 @pytest.fixture
 def replay(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Replay]:
-    """Runs the script in this process, on the test's Redis."""
+    """Return a function that runs the script in this process, on the test's Redis."""
     spec = spec_from_file_location("replay_staging_traffic", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     script = module_from_spec(spec)
-    # dataclasses look their module up
+    # dataclasses look up their module by name
     monkeypatch.setitem(sys.modules, spec.name, script)
     spec.loader.exec_module(script)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -80,8 +80,8 @@ def replay(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
                 code = script.main([str(argument) for argument in arguments])
             except SystemExit as ended:  # argparse
                 code = int(ended.code or 0)
-        told = capsys.readouterr()
-        return Ran(code, told.out, told.err)
+        printed = capsys.readouterr()
+        return Ran(code, printed.out, printed.err)
 
     yield run
     for number, handler in handlers.items():
@@ -95,7 +95,7 @@ def desk(redis_client: redis.Redis) -> Desk:
 
 @pytest.fixture
 def collector_off() -> Iterator[None]:
-    """What nobody closes stays open."""
+    """Turn off the garbage collector, so that unclosed connections stay open."""
     gc.disable()
     yield
     gc.enable()
@@ -103,7 +103,7 @@ def collector_off() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A capture of pet 42 with 60 media, one waiting job, one dead letter."""
+    """Write a capture of pet 42 with 60 items, one waiting job and one dead letter."""
     file = tmp_path_factory.mktemp("captures") / "pet.jsonl"
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         store, desk = RedisPetStore(client), Desk(client)
@@ -122,7 +122,9 @@ def names_in_stream(client: Any) -> list[str]:
     return [fields[b"media_id"].decode() for _, fields in client.xrange(KEYS.stream)]
 
 
-def test_it_shows_its_plan_and_does_nothing(replay: Replay, redis_url: str, desk: Desk, capture: Path) -> None:
+def test_replay_without_yes_prints_its_plan_and_does_nothing(
+    replay: Replay, redis_url: str, desk: Desk, capture: Path
+) -> None:
     shown = replay("--capture", capture)
 
     assert shown.code == 4
@@ -131,9 +133,7 @@ def test_it_shows_its_plan_and_does_nothing(replay: Replay, redis_url: str, desk
     assert desk.client.keys("*") == []
 
 
-def test_a_capture_is_enqueued_once_and_a_second_time_not_at_all(
-    replay: Replay, redis_url: str, desk: Desk, capture: Path
-) -> None:
+def test_second_replay_of_a_capture_enqueues_nothing(replay: Replay, redis_url: str, desk: Desk, capture: Path) -> None:
     first = replay("--capture", capture, "--rate", 0, "--yes", "--json")
     second = replay("--capture", capture, "--rate", 0, "--yes", "--json")
 
@@ -142,7 +142,7 @@ def test_a_capture_is_enqueued_once_and_a_second_time_not_at_all(
     assert len(set(names_in_stream(desk.client))) == len(names_in_stream(desk.client)) == 62
 
 
-def test_what_it_enqueues_runs(
+def test_replayed_jobs_run(
     replay: Replay, redis_url: str, redis_client: redis.Redis, desk: Desk, capture: Path
 ) -> None:
     replay("--capture", capture, "--rate", 0, "--yes")
@@ -153,14 +153,14 @@ def test_what_it_enqueues_runs(
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_killed_at_random_points_and_resumed_it_enqueues_exactly_all(
+def test_replay_killed_at_random_points_enqueues_each_job_once(
     replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path, seed: int
 ) -> None:
     killed_at_random_points(replay, redis_url, desk, capture, tmp_path, seed=seed, times=2)
 
 
 @pytest.mark.ops
-def test_killed_at_twenty_random_points_and_resumed_it_enqueues_exactly_all(
+def test_replay_killed_at_twenty_points_enqueues_each_job_once(
     replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path
 ) -> None:
     killed_at_random_points(replay, redis_url, desk, capture, tmp_path, seed=20, times=20)
@@ -191,7 +191,7 @@ def killed_at_random_points(
     assert again.report["enqueued"] == 0
 
 
-def test_dead_letters_are_moved_within_one_redis(replay: Replay, redis_url: str, desk: Desk) -> None:
+def test_replay_within_one_redis_moves_dead_letters(replay: Replay, redis_url: str, desk: Desk) -> None:
     desk.bury(1, 2, pet_id=42)
     (other,) = desk.bury(3, pet_id=7)
 
@@ -204,20 +204,20 @@ def test_dead_letters_are_moved_within_one_redis(replay: Replay, redis_url: str,
     assert names_in_stream(desk.client) == ["media-1", "media-2"]
 
 
-def test_dead_letters_of_another_redis_are_copied_and_left_there(replay: Replay, redis_url: str, desk: Desk) -> None:
+def test_replay_from_another_redis_copies_dead_letters(replay: Replay, redis_url: str, desk: Desk) -> None:
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
-        there = Desk(client)
-        there.bury(1, 2)
+        source = Desk(client)
+        source.bury(1, 2)
         arguments = ("--dead", "embedding", "--source-url", server.url, "--rate", 0, "--yes", "--json")
 
         first, second = replay(*arguments), replay(*arguments)
 
         assert (first.report["enqueued"], second.report["enqueued"]) == (2, 0)
-        assert len(there.dead_letter_ids()) == 2
+        assert len(source.dead_letter_ids()) == 2
     assert names_in_stream(desk.client) == ["media-1", "media-2"]
 
 
-def test_it_leaves_no_connection_behind(
+def test_replay_closes_its_connections(
     replay: Replay, redis_url: str, redis_client: redis.Redis, desk: Desk, collector_off: None
 ) -> None:
     desk.bury(1, pet_id=42)
@@ -229,7 +229,7 @@ def test_it_leaves_no_connection_behind(
     eventually(lambda: {one["id"] for one in redis_client.client_list()} <= before)
 
 
-def test_orphans_go_back_to_work(replay: Replay, redis_url: str, desk: Desk) -> None:
+def test_replay_requeues_orphans(replay: Replay, redis_url: str, desk: Desk) -> None:
     first, second, third = desk.add(1, 2, 3)
     desk.deliver()
     desk.client.xgroup_delconsumer(KEYS.stream, GROUP, STUCK)
@@ -242,7 +242,7 @@ def test_orphans_go_back_to_work(replay: Replay, redis_url: str, desk: Desk) -> 
     assert list(desk.holders()) == [first, second, third]
 
 
-def test_only_what_is_recent_is_taken(replay: Replay, redis_url: str, desk: Desk) -> None:
+def test_replay_since_ignores_older_dead_letters(replay: Replay, redis_url: str, desk: Desk) -> None:
     old = int(desk.client.time()[0]) * 1000 - 3 * 3_600_000
     desk.client.xadd(KEYS.dead, {"reason": "failed", "error": "x", "entry:media_id": "old"}, id=f"{old}-0")
     desk.bury(1)
@@ -253,7 +253,7 @@ def test_only_what_is_recent_is_taken(replay: Replay, redis_url: str, desk: Desk
     assert names_in_stream(desk.client) == ["media-1"]
 
 
-def test_it_waits_while_the_queue_is_full(redis_url: str, desk: Desk, capture: Path) -> None:
+def test_replay_waits_while_the_queue_is_full(redis_url: str, desk: Desk, capture: Path) -> None:
     arguments = ("--capture", capture, "--rate", 0, "--max-pending", 10, "--yes", "--json")
     process = subprocess.Popen(command(*arguments), env=environment(redis_url), stdout=subprocess.PIPE, text=True)
     try:
@@ -264,25 +264,25 @@ def test_it_waits_while_the_queue_is_full(redis_url: str, desk: Desk, capture: P
             desk.client.xtrim(KEYS.stream, maxlen=0)
             if process.poll() is not None:
                 break
-        told, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate(timeout=30)
     finally:
         process.kill()
         process.wait(timeout=30)
 
-    assert json.loads(told.splitlines()[-1])["report"]["enqueued"] == 62
+    assert json.loads(printed.splitlines()[-1])["report"]["enqueued"] == 62
 
 
-def test_it_stops_in_order_when_it_is_asked_to(
+def test_terminated_replay_records_its_progress(
     replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
-    # at half a minute for all of them it is met in the middle on a loaded machine, too
+    # slow enough to be terminated in the middle on a loaded machine too: all jobs take half a minute
     arguments = ("--capture", capture, "--rate", 2, "--checkpoint", checkpoint, "--yes", "--json")
     process = subprocess.Popen(command(*arguments), env=environment(redis_url), stdout=subprocess.PIPE, text=True)
     eventually(lambda: desk.client.xlen(KEYS.stream) >= 3, within_s=60)
     process.terminate()
-    told, _ = process.communicate(timeout=30)
-    report = json.loads(told.splitlines()[-1])["report"]
+    printed, _ = process.communicate(timeout=30)
+    report = json.loads(printed.splitlines()[-1])["report"]
 
     assert process.returncode == 130
     assert json.loads(checkpoint.read_text())["done"] == report["enqueued"] == desk.client.xlen(KEYS.stream) < 62
@@ -303,7 +303,7 @@ def test_it_stops_in_order_when_it_is_asked_to(
         ("", "production"),
     ],
 )
-def test_production_is_refused_without_the_flag(
+def test_replay_refuses_production_without_the_flag(
     replay: Replay, redis_url: str, desk: Desk, capture: Path, url: str, environment_name: str
 ) -> None:
     more = {"SPLOOT_ENVIRONMENT": environment_name} if environment_name else {}
@@ -330,7 +330,9 @@ def test_production_is_refused_without_the_flag(
         (["--orphans", "embedding", "--source-url", "redis://x"], "--source-url"),
     ],
 )
-def test_what_cannot_be_meant_ends_with_two(replay: Replay, redis_url: str, arguments: list[str], named: str) -> None:
+def test_replay_with_invalid_arguments_exits_with_two(
+    replay: Replay, redis_url: str, arguments: list[str], named: str
+) -> None:
     refused = replay(*arguments)
 
     assert refused.code == 2
@@ -338,14 +340,14 @@ def test_what_cannot_be_meant_ends_with_two(replay: Replay, redis_url: str, argu
     assert "Traceback" not in refused.err
 
 
-def test_without_redis_it_ends_with_three(replay: Replay, capture: Path) -> None:
+def test_replay_without_redis_exits_with_three(replay: Replay, capture: Path) -> None:
     done = replay("--capture", capture, "--yes", REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
 
     assert done.code == 3
     assert "no job is put back twice" in done.err
 
 
-def test_its_help_names_every_exit_code(replay: Replay, redis_url: str) -> None:
+def test_replay_help_lists_every_exit_code(replay: Replay, redis_url: str) -> None:
     helped = replay("--help")
 
     assert helped.code == 0

@@ -1,4 +1,4 @@
-"""Alertmanager's configuration: each alert to its receivers, secrets in files, nothing that it would take literally."""
+"""Alertmanager's configuration routes each alert to its receivers and reads its secrets from files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CONFIG = OPS / "config" / "alertmanager.yaml"
 ALERTS = thresholds().alerts
 
 
-def receivers_of(told: Notification) -> list[str]:
-    """Slack is told of everything, @oncall where it is called, PagerDuty of what pages."""
-    slack = "slack-oncall" if told.mention else "slack"
-    return ["pagerduty", slack] if told.page else [slack]
+def receivers_of(alert: Notification) -> list[str]:
+    """Return the expected receivers of an alert: Slack always, and PagerDuty if it pages."""
+    slack = "slack-oncall" if alert.mention else "slack"
+    return ["pagerduty", slack] if alert.page else [slack]
 
 
-def test_secrets_are_files_named_like_the_variables_and_no_variable_is_left_to_be_expanded() -> None:
+def test_secrets_are_files_and_no_variable_is_left_to_expand() -> None:
     text = CONFIG.read_text()
     config = yaml.safe_load(text)
 
@@ -31,7 +31,7 @@ def test_secrets_are_files_named_like_the_variables_and_no_variable_is_left_to_b
     assert re.findall(r"hooks\.slack|routing_key:|api_url:", text) == []
 
 
-def test_everything_that_is_told_is_also_told_to_be_over() -> None:
+def test_every_receiver_gets_resolved_notifications() -> None:
     receivers = yaml.safe_load(CONFIG.read_text())["receivers"]
     channels = [
         one for receiver in receivers for kind in receiver if kind.endswith("_configs") for one in receiver[kind]
@@ -43,19 +43,19 @@ def test_everything_that_is_told_is_also_told_to_be_over() -> None:
     assert {slack["channel"] for slack in slacks} == {"#sploot-media-alerts"}
 
 
-def test_pagerduty_is_for_critical_alerts_alone() -> None:
-    assert {told.severity for told in ALERTS.values() if "pagerduty" in receivers_of(told)} == {"critical"}
+def test_pagerduty_receives_critical_alerts_only() -> None:
+    assert {alert.severity for alert in ALERTS.values() if "pagerduty" in receivers_of(alert)} == {"critical"}
 
 
 @pytest.mark.ops
-def test_alertmanager_takes_its_configuration() -> None:
+def test_alertmanager_accepts_its_configuration() -> None:
     checked = run("amtool", "check-config", CONFIG)
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.ops
-def test_prometheus_takes_its_configuration() -> None:
+def test_prometheus_accepts_its_configuration() -> None:
     checked = run("promtool", "check", "config", OPS / "config" / "prometheus.yaml")
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -63,7 +63,7 @@ def test_prometheus_takes_its_configuration() -> None:
 
 @pytest.mark.ops
 @pytest.mark.parametrize("name", ALERTS)
-def test_an_alert_reaches_its_receivers(name: str) -> None:
+def test_alert_is_routed_to_its_receivers(name: str) -> None:
     labels = [f"{label}={value}" for label, value in ALERTS[name].labels.items()]
     wanted = ",".join(receivers_of(ALERTS[name]))
 
@@ -82,7 +82,7 @@ def test_an_alert_reaches_its_receivers(name: str) -> None:
 
 
 @pytest.mark.ops
-def test_a_warning_that_says_it_pages_does_not_page() -> None:
+def test_warning_with_page_label_does_not_page() -> None:
     routed = run(
         "amtool", "config", "routes", "test", f"--config.file={CONFIG}", "alertname=X", "severity=warning", "page=true"
     )

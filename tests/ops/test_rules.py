@@ -1,4 +1,4 @@
-"""The rules as they are committed: complete, routed, and true to the thresholds file. No tool is needed here."""
+"""The committed rules are complete and match ``thresholds.yaml``. These tests need no external tool."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ALERTS = [rule for rule in RULES if "alert" in rule]
 NAMES = [alert["alert"] for alert in ALERTS]
 
 
-def test_what_is_committed_is_what_make_ops_build_writes() -> None:
+def test_committed_files_equal_the_generated_ones() -> None:
     stale = [path.name for path, text in generated(thresholds()).items() if path.read_text(encoding="utf-8") != text]
 
-    assert stale == [], "say make ops-build"
+    assert stale == [], "run make ops-build"
 
 
-def test_no_rule_file_is_left_over_from_an_older_build() -> None:
+def test_no_rule_file_is_left_from_an_older_build() -> None:
     assert {path.name for path in COMMITTED} == set(rules_of(thresholds()))
 
 
-def test_every_signal_is_measured_and_every_alert_is_there_once() -> None:
+def test_every_signal_has_a_query_and_every_alert_one_rule() -> None:
     with_alerts = {name for name, signal in thresholds().signals.items() if signal.levels}
 
     assert set(QUERIES) == with_alerts
@@ -45,20 +45,22 @@ def test_every_signal_is_measured_and_every_alert_is_there_once() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
-def test_an_alert_says_what_it_is_what_to_do_and_where_to_look(alert: dict[str, Any]) -> None:
-    told = alert["annotations"]
+def test_alert_has_its_annotations_and_labels(alert: dict[str, Any]) -> None:
+    texts = alert["annotations"]
 
-    assert set(told) == {"summary", "description", "runbook_url", "dashboard_url"}
-    assert not told["summary"].endswith(".")
-    assert "{{" not in told["summary"]
-    assert "$value" in told["description"] or "$labels" in told["description"] or "No worker pod" in told["description"]
+    assert set(texts) == {"summary", "description", "runbook_url", "dashboard_url"}
+    assert not texts["summary"].endswith(".")
+    assert "{{" not in texts["summary"]
+    assert (
+        "$value" in texts["description"] or "$labels" in texts["description"] or "No worker pod" in texts["description"]
+    )
     assert alert["labels"]["severity"] in ("warning", "critical")
     assert alert["labels"].get("page") in (None, "true")
     assert alert["labels"].get("page") is None or alert["labels"]["severity"] == "critical"
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
-def test_the_links_of_an_alert_lead_somewhere(alert: dict[str, Any]) -> None:
+def test_links_of_an_alert_lead_to_a_section_and_a_panel(alert: dict[str, Any]) -> None:
     headings = re.findall(r"^#+ (.+)$", (OPS / "runbook.md").read_text(), re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
     panels = {str(panel.id) for row in ROWS for panel in row.panels}
@@ -71,28 +73,28 @@ def test_the_links_of_an_alert_lead_somewhere(alert: dict[str, Any]) -> None:
     assert dashboard.query.removeprefix("viewPanel=") in panels
 
 
-def test_the_specifications_thresholds_are_the_ones_that_are_used() -> None:
-    told = {
+def test_alert_levels_equal_those_of_the_specification() -> None:
+    levels = {
         name: (alert["expr"].partition(" ")[2], alert.get("for", "")) for name, alert in zip(NAMES, ALERTS, strict=True)
     }
 
-    assert told["MediaClusterFailuresHigh"] == ("> 1", "")
-    assert told["MediaClusterFailuresSustained"] == ("> 1", "5m")
-    assert told["MediaClusterFailuresSpiking"] == ("> 3", "")
-    assert told["MediaClusterLatencyHigh"] == ("> 5", "")
-    assert told["MediaClusterLatencyHighSustained"] == ("> 5", "10m")
-    assert told["MediaClusterLatencyCritical"] == ("> 8", "")
-    assert told["MediaClusterLatencyCriticalSustained"] == ("> 8", "10m")
-    assert told["MediaClusterFeedbackFailed"] == ("> 0", "")
-    assert told["MediaClusterFeedbackFailingRepeatedly"] == (">= 2", "")
-    assert told["MediaClusterNoiseHigh"] == (">= 3", "")
-    assert told["MediaClusterPendingHigh"][0] == ">= 100"
-    assert told["MediaClusterPendingCritical"][0] == ">= 250"
-    assert told["MediaClusterStreamLagHigh"][0] == ">= 10"
-    assert told["MediaClusterStreamLagCritical"] == (">= 30", "5m")
+    assert levels["MediaClusterFailuresHigh"] == ("> 1", "")
+    assert levels["MediaClusterFailuresSustained"] == ("> 1", "5m")
+    assert levels["MediaClusterFailuresSpiking"] == ("> 3", "")
+    assert levels["MediaClusterLatencyHigh"] == ("> 5", "")
+    assert levels["MediaClusterLatencyHighSustained"] == ("> 5", "10m")
+    assert levels["MediaClusterLatencyCritical"] == ("> 8", "")
+    assert levels["MediaClusterLatencyCriticalSustained"] == ("> 8", "10m")
+    assert levels["MediaClusterFeedbackFailed"] == ("> 0", "")
+    assert levels["MediaClusterFeedbackFailingRepeatedly"] == (">= 2", "")
+    assert levels["MediaClusterNoiseHigh"] == (">= 3", "")
+    assert levels["MediaClusterPendingHigh"][0] == ">= 100"
+    assert levels["MediaClusterPendingCritical"][0] == ">= 250"
+    assert levels["MediaClusterStreamLagHigh"][0] == ">= 10"
+    assert levels["MediaClusterStreamLagCritical"] == (">= 30", "5m")
 
 
-def test_what_the_workers_count_fits_what_the_alerts_compare() -> None:
+def test_worker_buckets_and_noise_level_match_the_alerts() -> None:
     latency = {level.value for level in thresholds().signals["latency"].levels.values()}
 
     assert latency | {3} <= set(DURATION_BUCKETS_S)
@@ -100,7 +102,7 @@ def test_what_the_workers_count_fits_what_the_alerts_compare() -> None:
     assert f"more than {HIGH_NOISE} items" in thresholds().signals["noise"].what
 
 
-def test_a_critical_level_is_never_gentler_than_a_warning() -> None:
+def test_critical_level_is_never_below_a_warning_level() -> None:
     for signal in thresholds().signals.values():
         warnings = [level.value for level in signal.levels.values() if level.severity == "warning"]
         criticals = [level.value for level in signal.levels.values() if level.severity == "critical"]
@@ -118,7 +120,7 @@ def test_a_critical_level_is_never_gentler_than_a_warning() -> None:
         ("above: 3, severity: critical, page: true", "unexpected keyword argument 'pages'"),
     ],
 )
-def test_a_threshold_that_cannot_be_used_is_named(spoilt: str, problem: str) -> None:
+def test_invalid_threshold_is_named(spoilt: str, problem: str) -> None:
     fixed = {
         "has 0 levels": spoilt.replace("above: 1, ", ""),
         "severity is 'wrong'": spoilt.replace("warning", "wrong"),
@@ -131,6 +133,6 @@ def test_a_threshold_that_cannot_be_used_is_named(spoilt: str, problem: str) -> 
         Thresholds.from_text(FILE.read_text().replace(spoilt, fixed, 1))
 
 
-def test_a_runbook_without_its_block_is_refused() -> None:
+def test_runbook_without_its_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="<!-- /thresholds -->"):
         with_table("# Runbook\n", thresholds())

@@ -1,4 +1,4 @@
-"""The scripts that operators run by hand and pipelines run by themselves, on what stands for Grafana."""
+"""The scripts of operators and pipelines, run against a stand-in for Grafana."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ def on(server: Grafana, name: str, *arguments: str | Path, **environment: str) -
     return call(name, *arguments, **{"GRAFANA_URL": server.url, "GRAFANA_API_TOKEN": TOKEN, **environment})
 
 
-def test_scripts_are_clean() -> None:
+def test_scripts_pass_shellcheck() -> None:
     checked = run("shellcheck", "--external-sources", f"--source-path={SCRIPTS}", *SCRIPTS.glob("*.*sh"))
 
     assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_script_says_what_it_does_and_how_it_ends(name: str) -> None:
-    told = call(name, "--help")
+def test_script_help_lists_its_exit_codes(name: str) -> None:
+    helped = call(name, "--help")
     wrong = call(name, "--no-such-option")
 
-    assert told.returncode == 0
-    assert name in told.stdout
-    assert "Exit codes: 0 " in told.stdout
+    assert helped.returncode == 0
+    assert name in helped.stdout
+    assert "Exit codes: 0 " in helped.stdout
     assert (wrong.returncode, wrong.stdout) == (64, "")
     assert (SCRIPTS / name).stat().st_mode & stat.S_IXUSR
-    used = set(re.findall(r"\b(64|69|70|77|78)\b", told.stdout))
+    used = set(re.findall(r"\b(64|69|70|77|78)\b", helped.stdout))
     assert "64" in used
 
 
 @pytest.mark.parametrize("name", ["deploy-dashboards.sh", "annotate.sh", "fire-alerts.sh"])
-def test_a_missing_program_is_named(name: str, tmp_path: Path) -> None:
+def test_script_names_a_missing_program(name: str, tmp_path: Path) -> None:
     for program in ("bash", "dirname", "basename", "cat", "env", "curl", "date", "id", "tr", "cut"):
         (tmp_path / program).symlink_to(tool(program))
     arguments = ["--kind", "deploy", "x"] if name == "annotate.sh" else []
@@ -75,7 +75,7 @@ def test_a_missing_program_is_named(name: str, tmp_path: Path) -> None:
     assert "jq is not installed" in called.stderr
 
 
-def test_the_dashboard_is_published_into_a_folder_that_is_made_and_the_second_time_nothing_changes(
+def test_second_publish_of_a_dashboard_changes_nothing(
     server: Grafana,
 ) -> None:
     first = on(server, "deploy-dashboards.sh")
@@ -85,12 +85,12 @@ def test_the_dashboard_is_published_into_a_folder_that_is_made_and_the_second_ti
     assert "published: Media Clustering – Pipeline Health, version 1" in first.stdout
     assert second.stdout == "unchanged: Media Clustering – Pipeline Health\n"
     assert server.folders == {"media-clustering": "Media Clustering"}
-    kept = server.dashboards[UID]["dashboard"]
-    assert kept["panels"] == json.loads(DASHBOARD.read_text())["panels"]
-    assert kept["version"] == 1
+    published = server.dashboards[UID]["dashboard"]
+    assert published["panels"] == json.loads(DASHBOARD.read_text())["panels"]
+    assert published["version"] == 1
 
 
-def test_a_changed_dashboard_becomes_the_next_version(server: Grafana, tmp_path: Path) -> None:
+def test_changed_dashboard_is_published_as_the_next_version(server: Grafana, tmp_path: Path) -> None:
     changed = tmp_path / "board.json"
     changed.write_text(json.dumps({**json.loads(DASHBOARD.read_text()), "refresh": "1m", "id": 5}))
     on(server, "deploy-dashboards.sh")
@@ -102,7 +102,7 @@ def test_a_changed_dashboard_becomes_the_next_version(server: Grafana, tmp_path:
     assert server.dashboards[UID]["dashboard"]["refresh"] == "1m"
 
 
-def test_one_dashboard_that_is_refused_stops_no_other_and_is_told(server: Grafana, tmp_path: Path) -> None:
+def test_refused_dashboard_does_not_stop_the_others(server: Grafana, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"uid": "other", "title": "Other", "panels": []}))
     server.refuses = {"other"}
@@ -114,7 +114,7 @@ def test_one_dashboard_that_is_refused_stops_no_other_and_is_told(server: Grafan
     assert UID in server.dashboards
 
 
-def test_a_dry_run_asks_nothing_and_needs_no_token() -> None:
+def test_deploy_dry_run_needs_no_grafana() -> None:
     planned = call("deploy-dashboards.sh", "--dry-run", "--folder", "Mine")
 
     assert planned.returncode == 0, planned.stderr
@@ -122,7 +122,7 @@ def test_a_dry_run_asks_nothing_and_needs_no_token() -> None:
     assert planned.stdout.endswith("into Mine\n")
 
 
-def test_the_token_is_neither_printed_nor_an_argument(server: Grafana, tmp_path: Path) -> None:
+def test_token_is_neither_printed_nor_an_argument(server: Grafana, tmp_path: Path) -> None:
     spy = tmp_path / "curl"
     spy.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >> {tmp_path}/arguments\nexec {tool("curl")} "$@"\n')
     spy.chmod(0o755)
@@ -135,7 +135,7 @@ def test_the_token_is_neither_printed_nor_an_argument(server: Grafana, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "code", "told"),
+    ("arguments", "environment", "code", "message"),
     [
         ([], {"GRAFANA_API_TOKEN": "wrong"}, 77, "refuses the token"),
         ([], {"GRAFANA_API_TOKEN": ""}, 78, "GRAFANA_API_TOKEN is not set"),
@@ -147,17 +147,17 @@ def test_the_token_is_neither_printed_nor_an_argument(server: Grafana, tmp_path:
         (["--folder"], {}, 64, "Exit codes"),
     ],
 )
-def test_what_cannot_be_done_ends_with_its_code_and_says_the_hint(
-    server: Grafana, arguments: list[str | Path], environment: dict[str, str], code: int, told: str, tmp_path: Path
+def test_failed_deploy_exits_with_its_code_and_a_message(
+    server: Grafana, arguments: list[str | Path], environment: dict[str, str], code: int, message: str, tmp_path: Path
 ) -> None:
     called = on(server, "deploy-dashboards.sh", *arguments, **environment)
 
     assert called.returncode == code, called.stderr
-    assert told in called.stderr
+    assert message in called.stderr
     assert server.dashboards == {}
 
 
-def test_a_deploy_is_marked_once_on_the_dashboard(server: Grafana) -> None:
+def test_annotation_with_known_text_is_posted_once(server: Grafana) -> None:
     first = on(server, "annotate.sh", "--kind", "deploy", "release 1.4", "is out")
     second = on(server, "annotate.sh", "--kind", "deploy", "release 1.4 is out")
     other = on(
@@ -193,12 +193,12 @@ def test_a_deploy_is_marked_once_on_the_dashboard(server: Grafana) -> None:
         ["--kind", "deploy", "--from", "yesteryear", "x"],
     ],
 )
-def test_a_mark_without_kind_time_or_words_is_refused(server: Grafana, arguments: list[str]) -> None:
+def test_annotation_without_kind_time_or_text_is_refused(server: Grafana, arguments: list[str]) -> None:
     assert on(server, "annotate.sh", *arguments).returncode == 64
     assert server.annotations == []
 
 
-def test_secrets_become_files_that_their_owner_alone_can_read(tmp_path: Path) -> None:
+def test_secrets_become_files_readable_by_their_owner_only(tmp_path: Path) -> None:
     secrets = {"SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/x", "PAGERDUTY_ROUTING_KEY": "0" * 32}
 
     for _ in range(2):
@@ -211,7 +211,7 @@ def test_secrets_become_files_that_their_owner_alone_can_read(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("missing", ["SLACK_WEBHOOK_URL", "PAGERDUTY_ROUTING_KEY"])
-def test_a_secret_that_is_missing_or_a_placeholder_is_refused(missing: str, tmp_path: Path) -> None:
+def test_missing_or_placeholder_secret_is_refused(missing: str, tmp_path: Path) -> None:
     secrets = {"SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/x", "PAGERDUTY_ROUTING_KEY": "0" * 32}
 
     for value in ("", "${" + missing + "}"):
@@ -221,20 +221,20 @@ def test_a_secret_that_is_missing_or_a_placeholder_is_refused(missing: str, tmp_
     assert not (tmp_path / "secrets").exists()
 
 
-def test_production_is_refused_where_nobody_can_be_asked() -> None:
+def test_fire_alerts_refuses_production_without_a_terminal() -> None:
     refused = call("fire-alerts.sh", "--environment", "production", ALERTMANAGER_URL="http://127.0.0.1:1")
 
     assert refused.returncode == 78
     assert "--yes" in refused.stderr
 
 
-def test_production_asks_at_a_terminal_and_sends_nothing_without_the_word() -> None:
+def test_fire_alerts_asks_before_production_at_a_terminal() -> None:
     assert typed("no\n", "http://127.0.0.1:1") == (78, True)
     assert typed("production\n", f"http://127.0.0.1:{free_port()}") == (70, True)
 
 
 def typed(answer: str, url: str) -> tuple[int, bool]:
-    """The script at a terminal: its exit code, and whether it asked."""
+    """Run the script at a terminal; return its exit code and whether it asked for confirmation."""
     for program in ("curl", "jq"):
         tool(program)
     ours, its = pty.openpty()
@@ -248,13 +248,13 @@ def typed(answer: str, url: str) -> tuple[int, bool]:
         env={"PATH": os.environ["PATH"], "ALERTMANAGER_URL": url},
     )
     os.write(ours, answer.encode())
-    _, told = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     os.close(ours)
     os.close(its)
-    return process.returncode, "Type production" in told
+    return process.returncode, "Type production" in errors
 
 
-def test_an_alert_that_does_not_exist_is_named() -> None:
+def test_fire_alerts_names_an_unknown_alert() -> None:
     refused = call("fire-alerts.sh", "--dry-run", "--alert", "NoSuchAlert")
 
     assert refused.returncode == 64
@@ -262,7 +262,7 @@ def test_an_alert_that_does_not_exist_is_named() -> None:
 
 
 @pytest.mark.ops
-def test_a_dry_run_prints_the_payload_and_whom_it_would_reach() -> None:
+def test_fire_alerts_dry_run_prints_payload_and_receivers() -> None:
     tool("amtool")
 
     planned = call("fire-alerts.sh", "--dry-run", "--all")
@@ -272,14 +272,14 @@ def test_a_dry_run_prints_the_payload_and_whom_it_would_reach() -> None:
     alerts = json.loads(payload + "\n]")
     assert {alert["labels"]["alertname"] for alert in alerts} == set(thresholds().alerts)
     assert all(alert["annotations"]["summary"].startswith("[TEST by tester]") for alert in alerts)
-    told = dict(line.split(" would notify ") for line in routes.splitlines())
-    assert {name: reached.split(", ") for name, reached in told.items()} == {
-        name: receivers_of(told) for name, told in thresholds().alerts.items()
+    receivers = dict(line.split(" would notify ") for line in routes.splitlines())
+    assert {name: reached.split(", ") for name, reached in receivers.items()} == {
+        name: receivers_of(alert) for name, alert in thresholds().alerts.items()
     }
 
 
 @pytest.mark.ops
-def test_without_amtool_a_dry_run_says_that_it_cannot_tell_whom(tmp_path: Path) -> None:
+def test_fire_alerts_dry_run_without_amtool_names_no_receivers(tmp_path: Path) -> None:
     for program in ("bash", "dirname", "cat", "env", "curl", "jq", "date", "id"):
         (tmp_path / program).symlink_to(tool(program))
 

@@ -1,4 +1,4 @@
-"""Programs that operators have and a laptop may lack: found, or a skip that says which package brings them."""
+"""External programs for the tests. A test that lacks one is skipped with the name of its package."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ PACKAGES: Final = {
 
 
 def tool(name: str) -> str:
-    """The path of a program; without it the test is skipped, or fails where ``REQUIRE_ALL_TOOLS`` is 1."""
-    beside_python = Path(sys.executable).with_name(name)
-    found = str(beside_python) if beside_python.exists() else shutil.which(name)
+    """Return the path of a program; without it, skip the test, or fail it if ``REQUIRE_ALL_TOOLS`` is 1."""
+    next_to_python = Path(sys.executable).with_name(name)
+    found = str(next_to_python) if next_to_python.exists() else shutil.which(name)
     if found:
         return found
     reason = f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}"
@@ -40,6 +40,6 @@ def tool(name: str) -> str:
 
 
 def run(name: str, *arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    """A program's answer; whether it succeeded is for the caller to say."""
+    """Run a program and return its result; the caller checks the exit code."""
     command = [tool(name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload,no-any-return]
