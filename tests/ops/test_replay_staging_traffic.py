@@ -152,6 +152,7 @@ def test_replayed_jobs_run(
     assert desk.dead_letter_ids() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 def test_replay_killed_at_random_points_enqueues_each_job_once(
     replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path, seed: int
@@ -253,6 +254,7 @@ def test_replay_since_ignores_older_dead_letters(replay: Replay, redis_url: str,
     assert names_in_stream(desk.client) == ["media-1"]
 
 
+@pytest.mark.slow
 def test_replay_waits_while_the_queue_is_full(redis_url: str, desk: Desk, capture: Path) -> None:
     arguments = ("--capture", capture, "--rate", 0, "--max-pending", 10, "--yes", "--json")
     process = subprocess.Popen(command(*arguments), env=environment(redis_url), stdout=subprocess.PIPE, text=True)
@@ -272,6 +274,7 @@ def test_replay_waits_while_the_queue_is_full(redis_url: str, desk: Desk, captur
     assert json.loads(printed.splitlines()[-1])["report"]["enqueued"] == 62
 
 
+@pytest.mark.slow
 def test_terminated_replay_records_its_progress(
     replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path
 ) -> None:

@@ -295,7 +295,7 @@ def test_link_of_the_specification_does_not_decode() -> None:
 
 
 def test_link_to_prometheus_decodes_to_a_valid_query(tmp_path: Path) -> None:
-    address = links("x")["Prometheus: failed attempts a minute"]
+    address = links("x")["Prometheus: failed attempts per minute"]
     (query,) = parse_qs(urlsplit(address).query)["g0.expr"]
     rules = tmp_path / "rules.yaml"
     rules.write_text(yaml.safe_dump({"groups": [{"name": "x", "rules": [{"record": "a:b:c", "expr": query}]}]}))
@@ -480,6 +480,7 @@ def test_every_other_block_runs_unchanged(scene: Scene, block: Block) -> None:
     runs_without_losing_a_job(scene, block)
 
 
+@pytest.mark.slow
 def test_kubectl_stand_in_lists_the_alertmanager_before_workers(scene: Scene) -> None:
     named = "-n media -o jsonpath='{.items[0].metadata.name}'"
     all_pods = Block("none", (f"kubectl get pod -l app=sploot-cluster {named}",))
@@ -491,6 +492,7 @@ def test_kubectl_stand_in_lists_the_alertmanager_before_workers(scene: Scene) ->
     assert scene.out == "sploot-cluster-worker-0"
 
 
+@pytest.mark.slow
 def test_kubectl_stand_in_refuses_unknown_arguments(scene: Scene) -> None:
     (code,) = scene.run(Block("none", ("kubectl top pod -l app=sploot-clutser -n media",)))
 
