@@ -217,7 +217,7 @@ def test_runbook_takes_a_hung_job_from_a_living_worker(on_call: OnCall) -> None:
     further = leads_to(sections()[heading], opened(on_call, "MediaClusterStreamLagCritical"))
     on_call.follow(*under(further))
 
-    ends(on_call, "Resolved: A worker has held a job for very long (MediaClusterStreamLagCritical)")
+    ends(on_call, "Resolved [no environment]: A worker has held a job for very long (MediaClusterStreamLagCritical)")
 
 
 # The last test: error-budget alerts stay active long after their cause has ended.
