@@ -65,7 +65,8 @@ class Pipeline:
         self.client.xclaim(STREAM, GROUP, "stuck", 0, [read[0][1][0][0]], idle=seconds * 1_000)
 
     def finish_everything(self) -> None:
-        self.client.xtrim(STREAM, maxlen=0)
+        n_finished = self.client.xtrim(STREAM, maxlen=0)
+        self.client.hincrby(f"{{{STREAM}}}:counters", "removed", n_finished)  # as a worker does that finished them
         self.client.xgroup_destroy(STREAM, GROUP)
         self.client.xgroup_create(STREAM, GROUP, "0", mkstream=True)
 
