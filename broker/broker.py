@@ -7,60 +7,38 @@ lies where in Redis.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from secrets import token_hex
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import redis
 from dramatiq import Actor, Broker, Message, Middleware
-from dramatiq.broker import MessageProxy
-from dramatiq.errors import BrokerConnectionError, ConnectionClosed, QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines, TimeLimit
+from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines
 from dramatiq.threading import Interrupt
 
 from . import master
-from .connections import Argument
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
-from .deliveries import Delivery, Follower, not_followed, unhandled_failure
-from .entries import EntryDecoder, MessageCheck, check_text, with_types
-from .errors import (
-    DeliveryLimitReached,
-    EnqueueUncertain,
-    InvalidMessage,
-    InvalidOption,
-    LeaseLost,
-    MessageTooLarge,
-    QueueFull,
-    UndecodableEntry,
-)
+from .deliveries import Delivery, not_followed, unhandled_failure
+from .entries import EntryDecoder, MessageCheck
+from .errors import DeliveryLimitReached, LeaseLost
 from .inspector import Inspector
-from .keys import QueueKeys
+from .keys import KeysByQueue
 from .listeners import Listeners, Method
-from .options import check_options, delay_ms_of, is_part_of_composition, name_in_delayed, ordering_key_of, unique_key_of
-from .progress import FOREVER, Limits
-from .scripts import ENQUEUE, ENQUEUE_PLAIN, FLUSH, PAUSE, SIZE, STATS
-from .session import REMEMBER_FOLLOWERS_MS, Session
+from .options import check_options
+from .producer import Producer
+from .progress import limits_of
+from .scripts import FLUSH, PAUSE, SIZE, STATS
+from .session import Session
 from .settings import DAY_MS, BrokerSettings
 from .stats import QueueStats, stats_from
 
-T = TypeVar("T")
-
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
-
-# A client that lost a reply repeats itself within enqueue_timeout_ms; twice that and some is remembered.
-REMEMBER_EXTRA_MS = 10_000
-MESSAGES_PER_CALL = 200
-# How soon a full queue is asked again at first.
-FIRST_PAUSE_S = 0.01
 
 # What enqueues the message that follows a finished one: when it raises, that is lost.
 FOLLOWING = (Callbacks, Pipelines, GroupCallbacks)
@@ -141,9 +119,8 @@ class RedisStreamsBroker(Broker):
         )
         self._decoders = dict(decoders or {})
         self._checks = dict(checks or {})
-        self._following = threading.local()
-        self._producer = _Producer()
-        self._keys_by_queue: dict[str, QueueKeys] = {}
+        self._keys = KeysByQueue(namespace)
+        self._producer = Producer(self, self.settings, self._keys)
         self._listeners = Listeners()
         super().__init__(middleware=middleware)
         self.queues = set()
@@ -189,12 +166,7 @@ class RedisStreamsBroker(Broker):
             MessageTooLarge: it has more than ``max_message_bytes``.
             InvalidMessage: it could not be run: a field or an option has the wrong type.
         """
-        if isinstance(message, Delivery) and message.is_being_retried:
-            return self._retry(message, delay)
-        finished: Delivery | None = getattr(self._following, "delivery", None)
-        if finished is not None:
-            return self._follow(finished, message, delay)
-        return self._enqueue([(message, delay)])[0]
+        return self._producer.enqueue(message, delay)
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
         """Add messages, in one round trip; what comes back is as from ``enqueue``, in the same order.
@@ -207,7 +179,7 @@ class RedisStreamsBroker(Broker):
             As ``enqueue`` does. Messages of other queues, or of earlier steps, may have been added then: a QueueFull
                 names those that were not.
         """
-        return self._enqueue([(message, message.options.get("delay")) for message in messages])
+        return self._producer.enqueue_many(messages)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> StreamsConsumer:
         """A consumer of a declared queue.
@@ -224,7 +196,7 @@ class RedisStreamsBroker(Broker):
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
         return self._session.consume(
-            self._keys(queue_name),
+            self._keys[queue_name],
             self._decoders.get(queue_name),
             self._checks.get(queue_name),
             prefetch=prefetch,
@@ -246,7 +218,7 @@ class RedisStreamsBroker(Broker):
 
     def stats(self, queue_name: str) -> QueueStats:
         """What the queue holds, read in one step and one round trip."""
-        keys = self._keys(queue_name)
+        keys = self._keys[queue_name]
         answer = self._session.connections.run_script(
             STATS,
             (keys.stream, keys.delayed, keys.dead, keys.consumers, keys.paused, keys.counters, keys.line),
@@ -263,16 +235,16 @@ class RedisStreamsBroker(Broker):
         dead consumers), handed_back, redelivered (reply was lost), rescued (by hand), orphaned, ghosts (pending without
         entry), fenced (refused to who lost the entry).
         """
-        flat = self._session.connections.run("HGETALL", self._keys(queue_name).counters)
+        flat = self._session.connections.run("HGETALL", self._keys[queue_name].counters)
         return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
 
     def dead_letters(self, queue_name: str) -> DeadLetters:
         """The dead letters of the queue: list, get, requeue, purge."""
-        return DeadLetters(self._session.connections, self._keys(queue_name), self.settings)
+        return DeadLetters(self._session.connections, self._keys[queue_name], self.settings)
 
     def inspector(self, queue_name: str) -> Inspector:
         """The entries of the queue for people: look, rescue, retire a consumer."""
-        keys = self._keys(queue_name)
+        keys = self._keys[queue_name]
         decoder, check = self._decoders.get(queue_name), self._checks.get(queue_name)
         return Inspector(self._session.connections, self.settings, keys, decoder, check)
 
@@ -282,17 +254,17 @@ class RedisStreamsBroker(Broker):
         Works within a second or so, also on a server that is full. What is running goes on; what waits in a process's
         Worker already is run.
         """
-        keys = self._keys(queue_name)
+        keys = self._keys[queue_name]
         self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (1,))
 
     def resume(self, queue_name: str) -> None:
         """End a pause, also on a server that is full."""
-        keys = self._keys(queue_name)
+        keys = self._keys[queue_name]
         self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (0,))
 
     def flush(self, queue_name: str) -> None:
         """Drop what the queue holds: waiting, in flight, delayed. Dead letters stay. Running jobs run to their end."""
-        keys = self._keys(queue_name)
+        keys = self._keys[queue_name]
         self._session.connections.run_script(
             FLUSH,
             (
@@ -334,7 +306,7 @@ class RedisStreamsBroker(Broker):
         Raises:
             QueueJoinTimeout: it still held something after ``timeout``.
         """
-        keys = self._keys(queue_name)
+        keys = self._keys[queue_name]
         deadline = None if timeout is None else time.monotonic() + timeout / 1000
         while self._session.connections.run_script(SIZE, (keys.stream, keys.delayed, keys.line), ()):
             if deadline is not None and time.monotonic() >= deadline:
@@ -377,16 +349,16 @@ class RedisStreamsBroker(Broker):
             master.begin_watch(self.settings.master_grace_ms)
         delivery = args[0] if signal in ("process_message", "skip_message") else None
         if not isinstance(delivery, Delivery):
-            self._tell(f"after_{signal}", *args, **kwargs)
+            self._call_listeners(f"after_{signal}", *args, **kwargs)
             return
         if delivery.pid != os.getpid():
             _end_child_of_job(kwargs.get("exception"))
         if delivery.is_lost:
             # It was neither run nor skipped: it is another's. Results would store an answer for it.
             return
-        self._following.delivery = delivery
+        self._producer.finished.delivery = delivery
         try:
-            failures = self._tell(f"after_{signal}", *args, **kwargs)
+            failures = self._call_listeners(f"after_{signal}", *args, **kwargs)
             if delivery.is_doomed:
                 self._call_back_of_failure(delivery)
             if signal == "skip_message":
@@ -396,7 +368,7 @@ class RedisStreamsBroker(Broker):
             else:
                 self._check_success(delivery, failures)
         finally:
-            self._following.delivery = None
+            self._producer.finished.delivery = None
 
     def _check_failure(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
         """Reject a message that failed, and that no middleware failed or tried again."""
@@ -418,7 +390,7 @@ class RedisStreamsBroker(Broker):
         if skipped.coalesced is None:
             return
         try:
-            self._follow(skipped, Message.decode(skipped.coalesced), None)
+            self._producer.follow(skipped, Message.decode(skipped.coalesced), None)
         except Exception as error:
             self.logger.exception("what was coalesced onto a skipped message cannot be enqueued")
             skipped.unhandled = not_followed(f"{type(error).__name__}: {error}")
@@ -439,13 +411,13 @@ class RedisStreamsBroker(Broker):
             raise DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
         disturbed = self._session.isolation.enter(delivery)  # left by Consumer.ack and nack
         if disturbed is not None:
-            self._session.note_company(disturbed)
+            self._session.outcomes.note_company(disturbed)
         if delivery.is_alone:
             self.logger.info("it ran when its process died; it runs alone now", extra={"entry": delivery.entry_id})
         gives_up_at: float | None = None
         while True:
             try:
-                may_run = self._session.may_run(delivery)
+                may_run = self._session.outcomes.may_run(delivery)
                 break
             except (BrokerConnectionError, redis.RedisError) as error:
                 # It cannot be known whose it is. Left alone, it is delivered again by lease or by resync.
@@ -460,290 +432,19 @@ class RedisStreamsBroker(Broker):
             raise LeaseLost(message_id=delivery.message_id, entry_id=delivery.entry_id)
         delivery.begun_at = time.monotonic()
 
-    def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
-        message: Message[Any] = delivery.copy()
-        # from here on it is tried again, also where a middleware or Redis refuses it now: see ``Consumer.ack``
-        delivery.retry_asked, delivery.retry_delay = True, delay
-        self.emit_before("enqueue", message, delay)
-        if self._session.begin_retry(delivery, message, delay):
-            self.emit_after("enqueue", message, delay)
-        return message
-
-    def _follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
-        """Enqueue what follows a finished message: a pipeline's next, a callback.
-
-        Dramatiq logs what escapes from here and acknowledges the finished message all the same, and what follows would
-        be lost. So a lost connection does not raise: the message waits, and ``Consumer.ack`` enqueues it first. What
-        cannot be enqueued becomes a dead letter.
-
-        Raises:
-            Exception: it can be no dead letter either, as when it cannot be encoded. The finished one becomes one.
-        """
-        try:
-            followed = self._enqueue([(message, delay)])[0]
-        except BrokerConnectionError as error:
-            self.logger.warning("what follows a finished message waits for Redis: %s", error)
-            finished.pending_followers.append(Follower(message, delay))
-            followed = message
-        except Exception as error:
-            try:
-                followed = self._condemn(finished, message, delay, error)
-            except Exception:
-                if finished._exception is None:
-                    finished.unhandled = not_followed(f"{type(error).__name__}: {error}")
-                raise
-        if message.message_id == finished.message_id:
-            finished.is_sent_again = True
-        return followed
-
-    def _condemn(self, finished: Delivery, message: Message[Any], delay: int | None, error: Exception) -> Message[Any]:
-        """Make what was to follow a finished message, and cannot be enqueued, a dead letter."""
-        if isinstance(message, MessageProxy):
-            message = message.copy()
-        try:
-            self._session.condemn(finished, message, error)
-        except (BrokerConnectionError, redis.RedisError) as unreachable:
-            self.logger.warning("what follows a finished message waits for Redis: %s", unreachable)
-            finished.pending_followers.append(Follower(message, delay))
-        return message
-
-    def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
-        """Make it a dead letter, or the finished message where it cannot be encoded."""
-        try:
-            self._session.condemn(finished, message, error)
-        except (BrokerConnectionError, redis.RedisError):
-            raise
-        except Exception:
-            finished.unhandled = not_followed(f"{type(error).__name__}: {error}")
-
-    def _enqueue_followers(self, finished: Delivery) -> None:
-        """Enqueue what could not be when the message finished.
-
-        Raises:
-            BrokerConnectionError: it still cannot be; the finished message must not be acknowledged.
-        """
-        self._following.delivery = finished
-        try:
-            while finished.pending_followers:
-                follower = finished.pending_followers[0]
-                try:
-                    # under the same enqueue id as at first: it is there once, whatever became of the first attempt
-                    self._enqueue([(follower.message, follower.delay)])
-                except BrokerConnectionError:
-                    raise
-                except Exception as error:
-                    self._condemn_at_last(finished, follower.message, error)
-                del finished.pending_followers[0]
-        finally:
-            self._following.delivery = None
-
-    def _enqueue(self, messages: Sequence[tuple[Message[Any], int | None]]) -> list[Message[Any]]:
-        all_outgoing = [self._outgoing(place, message, delay) for place, (message, delay) in enumerate(messages)]
-        if len(all_outgoing) == 1 and self._is_plain(all_outgoing[0]):
-            return [self._enqueue_plain(all_outgoing[0])]
-        by_queue: dict[str, list[_Outgoing]] = {}
-        for outgoing in all_outgoing:
-            by_queue.setdefault(outgoing.message.queue_name, []).append(outgoing)
-        n_at_once = min(MESSAGES_PER_CALL, self.settings.max_queue_length or MESSAGES_PER_CALL)
-        chunks = [
-            (self._keys(queue_name), of_queue[start : start + n_at_once])
-            for queue_name, of_queue in by_queue.items()
-            for start in range(0, len(of_queue), n_at_once)
-        ]
-        answers = self._send_where_room_is(chunks)
-        returned = [outgoing.message for outgoing in all_outgoing]
-        refused: dict[str, tuple[int, list[str]]] = {}
-        for (keys, chunk), answer in zip(chunks, answers, strict=True):
-            if answer[0] == b"FULL":
-                _, message_ids = refused.setdefault(keys.queue_name, (int(answer[1]), []))
-                message_ids += [outgoing.message.message_id for outgoing in chunk]
-                continue
-            for outgoing, holder in zip(chunk, answer[1:], strict=True):
-                if holder.decode() == outgoing.message.message_id:
-                    self.emit_after("enqueue", outgoing.message, outgoing.delay)
-                else:
-                    waiting = dataclasses.replace(outgoing.message, message_id=holder.decode())
-                    returned[outgoing.place] = waiting
-        if refused:
-            queue_name, (length, _) = next(iter(refused.items()))
-            raise QueueFull(
-                queue_name=queue_name,
-                length=length,
-                limit=self.settings.max_queue_length or 0,
-                message_ids=tuple(message_id for _, message_ids in refused.values() for message_id in message_ids),
-            )
-        return returned
-
-    def _is_plain(self, outgoing: _Outgoing) -> bool:
-        """Whether enqueue_plain.lua does for it."""
-        options = outgoing.message.options
-        return (
-            not outgoing.delay
-            and self.settings.max_queue_length is None
-            and unique_key_of(options) is None
-            and ordering_key_of(options) is None
-        )
-
-    def _enqueue_plain(self, outgoing: _Outgoing) -> Message[Any]:
-        keys = self._keys(outgoing.message.queue_name)
-        recent, enqueue_id, remember_ms = self._name_of_call(0, keys, [outgoing])
-        script_keys, args = (keys.stream, recent, keys.counters), (enqueue_id, remember_ms, outgoing.payload)
-        self._until_answered(lambda: self._session.connections.run_script(ENQUEUE_PLAIN, script_keys, args), [outgoing])
-        self.emit_after("enqueue", outgoing.message, outgoing.delay)
-        return outgoing.message
-
-    def _outgoing(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
-        if isinstance(message, MessageProxy):
-            message = message.copy()
-        try:
-            message = with_types(message)
-            self.emit_before("enqueue", message, delay)
-            check_text(message)
-            check_options(message.options)
-            if delay is not None:
-                check_options({"delay": delay})
-        except (UndecodableEntry, InvalidOption) as error:
-            raise InvalidMessage(
-                message_id=str(message.message_id), field=error.field, problem=error.problem, hint=error.hint
-            ) from error
-        stored = message
-        if "eta" in message.options:
-            # a time on some producer's clock; ours is the server's, so what is left of it becomes the delay
-            options = {name: value for name, value in message.options.items() if name != "eta"}
-            stored = dataclasses.replace(message, options=options)
-            eta = message.options["eta"]
-            if delay is None and isinstance(eta, int | float):
-                delay = max(0, int(eta - time.time() * 1000))
-        payload = stored.encode()
-        if len(payload) > self.settings.max_message_bytes:
-            raise MessageTooLarge(
-                message_id=message.message_id, n_bytes=len(payload), limit=self.settings.max_message_bytes
-            )
-        return _Outgoing(place, message, payload, delay)
-
-    def _call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
-        """KEYS and ARGV of enqueue.lua, as the step of that number of one round trip."""
-        following: Delivery | None = getattr(self._following, "delivery", None)
-        recent, enqueue_id, remember_ms = self._name_of_call(step, keys, chunk)
-        script_keys = [*keys.work, recent, keys.counters]
-        # what follows a finished message is never refused: its room was the finished one's
-        max_length = 0 if following is not None else self.settings.max_queue_length or 0
-        args: list[Argument] = [enqueue_id, remember_ms, max_length]
-        for outgoing in chunk:
-            delay_ms = delay_ms_of(outgoing.delay)
-            unique_key, lock, unique_for_ms = unique_key_of(outgoing.message.options), 0, 0
-            if unique_key is not None:
-                script_keys.append(keys.unique(unique_key))
-                lock = len(script_keys)
-                unique_for_ms = self.settings.lock_ms(outgoing.message.options, delay_ms)
-            ordering_key = ordering_key_of(outgoing.message.options)
-            name = name_in_delayed(ordering_key) if delay_ms else ""
-            args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, unique_for_ms)
-            args += (ordering_key or "", int(not self._is_waited_for(outgoing.message, following)))
-        return script_keys, args
-
-    def _is_waited_for(self, message: Message[Any], following: Delivery | None) -> bool:
-        """Return whether a pipeline or a group would never end were it coalesced onto another message."""
-        if is_part_of_composition(message.options):
-            return True
-        target = None if following is None else following.options.get("pipe_target")
-        return target is not None and str(target.get("message_id")) == message.message_id
-
-    def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
-        """Where a call is remembered, as what, and for how many ms."""
-        following: Delivery | None = getattr(self._following, "delivery", None)
-        if following is None or len(chunk) > 1:
-            recent, enqueue_id = self._producer.next_call(keys, step)
-            return recent, enqueue_id, 2 * self.settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
-        # What follows a finished message, as the next of a pipeline, is enqueued again when the worker dies before the
-        # acknowledgement: from the same entry, with the same message id. Another run is another entry.
-        enqueue_id = following.name_of_follower(chunk[0].message)
-        return keys.recent(enqueue_id), enqueue_id, REMEMBER_FOLLOWERS_MS
-
-    def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """The answers to enqueue.lua; full queues are asked again for ``wait_when_full_ms``.
-
-        Where a queue may be full, its chunks go one after the other, and none after a refused one, which has the answer
-        of that: a later one that found the room which an earlier one missed would overtake it.
-        """
-        if self.settings.max_queue_length is None:
-            return self._send(chunks) if chunks else []
-        answers: list[Any] = [None] * len(chunks)
-        unsent: dict[str, deque[int]] = {}
-        for place, (keys, _) in enumerate(chunks):
-            unsent.setdefault(keys.queue_name, deque()).append(place)
-        deadline, pause_s = time.monotonic() + self.settings.wait_when_full_ms / 1000, FIRST_PAUSE_S
-        while heads := [places[0] for places in unsent.values() if places]:
-            n_added = 0
-            for place, answer in zip(heads, self._send([chunks[place] for place in heads]), strict=True):
-                answers[place] = answer
-                if answer[0] != b"FULL":
-                    unsent[chunks[place][0].queue_name].popleft()
-                    n_added += 1
-            if n_added:
-                pause_s = FIRST_PAUSE_S
-            elif time.monotonic() + pause_s <= deadline:
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 0.25)
-            else:
-                break
-        for places in unsent.values():
-            for place in places:
-                answers[place] = answers[places[0]]
-        return answers
-
-    def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """The answers to enqueue.lua."""
-        calls = [self._call(step, keys, chunk) for step, (keys, chunk) in enumerate(chunks)]
-        return self._until_answered(
-            lambda: self._session.connections.run_scripts(ENQUEUE, calls),
-            [outgoing for _, chunk in chunks for outgoing in chunk],
-        )
-
-    def _until_answered(self, send: Callable[[], T], sent: Sequence[_Outgoing]) -> T:
-        """The answer to a call, which is sent again, under the same enqueue id, while the connection is to blame."""
-        deadline = time.monotonic() + self.settings.enqueue_timeout_ms / 1000
-        pause_s, was_sent = 0.02, False
-        while True:
-            try:
-                return send()
-            except BrokerConnectionError as error:
-                was_sent = was_sent or (isinstance(error, ConnectionClosed) and not is_refusal(error))
-                if time.monotonic() + pause_s > deadline:
-                    if was_sent:
-                        ids = tuple(outgoing.message.message_id for outgoing in sent)
-                        raise EnqueueUncertain(message_ids=ids, problem=str(error)) from error
-                    raise
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 0.5)
-
-    def _keys(self, queue_name: str) -> QueueKeys:
-        keys = self._keys_by_queue.get(queue_name)
-        if keys is None:
-            keys = self._keys_by_queue[queue_name] = QueueKeys(self.settings.namespace, queue_name)
-        return keys
-
     def _new_session(self) -> Session:
-        limits = Limits(of=self._time_limit_s, longest=self._longest_time_limit_s)
-        return Session(self._client, self.settings, self._tell, self._enqueue_followers, limits)
+        session = Session(
+            self._client,
+            self.settings,
+            self._keys,
+            self._call_listeners,
+            self._producer.enqueue_followers,
+            limits_of(self),
+        )
+        self._producer.use(session.connections, session.outcomes)
+        return session
 
-    def _time_limit_s(self, delivery: Delivery) -> float:
-        """The time limit of a message, as Dramatiq's middleware reads it; infinite where there is none."""
-        actor = self.actors.get(delivery.actor_name)
-        for middleware in self.middleware:
-            if isinstance(middleware, TimeLimit):
-                of_actor = middleware.time_limit if actor is None else actor.options.get("time_limit")
-                return _seconds(delivery.options.get("time_limit") or of_actor or middleware.time_limit)
-        return FOREVER
-
-    def _longest_time_limit_s(self) -> float:
-        for middleware in self.middleware:
-            if isinstance(middleware, TimeLimit):
-                limits = (actor.options.get("time_limit") for actor in list(self.actors.values()))
-                return max(_seconds(limit or middleware.time_limit) for limit in (None, *limits))
-        return FOREVER
-
-    def _tell(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
+    def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
         """Call the method of that name of every middleware that has one, the last first; signals of ours as well.
 
         Returns:
@@ -766,31 +467,9 @@ class RedisStreamsBroker(Broker):
 
     def _after_fork(self) -> None:
         """Begin anew in a child process: its parent's locks, sockets and messages are not its own."""
-        self._following = threading.local()
-        self._producer = _Producer()
+        self._producer = Producer(self, self.settings, self._keys)
         self._session.abandon()
         self._session = self._new_session()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Outgoing:
-    place: int
-    message: Message[Any]
-    payload: bytes
-    delay: int | None
-
-
-class _Producer(threading.local):
-    """Names the calls of one thread, which has one of them under way at a time."""
-
-    def __init__(self) -> None:
-        self._name = token_hex(8)
-        self._n_calls = 0
-
-    def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
-        """Where a call is remembered, and as what. Each step of a round trip may fail alone: each has its own place."""
-        self._n_calls += 1
-        return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
 
 
 def _named(method: Method, error: BaseException) -> str:
@@ -803,15 +482,6 @@ class _Counters(dict[str, int]):
 
     def __missing__(self, name: str) -> int:
         return 0
-
-
-def _seconds(limit_ms: object) -> float:
-    return limit_ms / 1000 if isinstance(limit_ms, int | float) else FOREVER
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether the server answered, and did nothing: memory, disk, a failover."""
-    return isinstance(error.__cause__, redis.ResponseError)
 
 
 def _end_child_of_job(error: BaseException | None) -> NoReturn:

@@ -7,28 +7,33 @@ error first takes what it owns and does not hold: entries whose reply was lost o
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import redis
-from dramatiq import Message
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
+from dramatiq.logging import get_logger
 from dramatiq.threading import Interrupt
 
 from .bounded_read import MOST_PARTS, Bounds, CutFields
-from .connections import BlockingRead
-from .deliveries import Delivery, Unhandled
-from .entries import decode, fields_of, has_run, size_of
+from .connections import BlockingRead, Connections
+from .deliveries import Deliveries, Delivery, Unhandled
+from .entries import EntryDecoder, MessageCheck, Oversize, decode, fields_of, has_run, size_of
 from .errors import UndecodableEntry
-from .keys import HANDED_BACK
+from .isolation import Isolation
+from .janitor import Janitor, Round
+from .keeper import Keeper
+from .keys import HANDED_BACK, QueueKeys
+from .outcomes import Emit, Outcomes
 from .read_ahead import ReadAhead
 from .scripts import HAND_BACK, RESYNC, TAKE
-
-if TYPE_CHECKING:
-    from .session import ConsumedQueue
+from .settings import BrokerSettings
+from .settler import Settler
 
 # An entry that this consumer owns, does not hold and has had for so long is no reply on its way: it was lost.
 LOST_AFTER_MS = 5_000
@@ -45,6 +50,112 @@ LOOK_AGAIN_S = 0.02
 STREAM_GONE = "UNBLOCKED the stream key no longer exists"
 
 
+class Process(Protocol):
+    """The parts of a process that its consumers share; see ``Session``."""
+
+    settings: BrokerSettings
+    consumer_name: str
+    connections: Connections
+    settler: Settler
+    keeper: Keeper
+    outcomes: Outcomes
+    isolation: Isolation
+    emit: Emit
+    enqueue_followers: Callable[[Delivery], None]
+    moved_at: dict[str, float]
+    is_draining: bool
+    moves: threading.Event
+
+    def has_more_important_work(self, queue_name: str) -> bool: ...
+
+
+class ConsumedQueue:
+    """A queue that this process consumes: what is held of it, and what the janitor saw last."""
+
+    def __init__(
+        self, process: Process, keys: QueueKeys, decoder: EntryDecoder | None, check: MessageCheck | None
+    ) -> None:
+        self.process = process
+        self.keys = keys
+        self.decoder = decoder
+        self.check = check
+        self.logger: logging.Logger = get_logger(__name__, f"Consumer({keys.queue_name})")
+        self.deliveries = Deliveries()
+        self.is_paused = False
+        self.is_takeable = True  # what was handed back is older than what was never delivered
+        self.has_lost_entries = False
+        self.has_backlog = False  # the last read brought as much as it asked for
+        self._n_unheld_rounds = 0
+        self._resumed = threading.Event()
+        self._consumer: StreamsConsumer | None = None
+        self.janitor = Janitor(
+            process.connections,
+            process.settings,
+            keys,
+            consumer_name=process.consumer_name,
+            on_round=self._after_round,
+        )
+
+    def attach(self, consumer: StreamsConsumer) -> None:
+        self._consumer = consumer
+
+    def detach(self, consumer: StreamsConsumer) -> None:
+        if self._consumer is consumer:
+            self._consumer = None
+            self.has_backlog = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether messages wait in Redis, or were read ahead."""
+        return self.has_backlog or (self._consumer is not None and self._consumer.is_ahead)
+
+    def must_yield(self) -> bool:
+        """Whether a more important queue of this process has messages waiting in Redis."""
+        return self.process.has_more_important_work(self.keys.queue_name)
+
+    @property
+    def must_rest(self) -> bool:
+        """Whether nothing may be read: the queue is paused, or this process is stuck."""
+        return self.is_paused or not self.process.moves.is_set()
+
+    def rest(self, timeout_s: float) -> None:
+        """Wait for the end of what keeps the consumer from reading."""
+        (self._resumed if self.is_paused else self.process.moves).wait(timeout_s)
+
+    def wake(self) -> None:
+        """Have the consumer look around."""
+        consumer = self._consumer
+        if consumer is not None:
+            consumer.wake()
+
+    def _after_round(self, done: Round) -> bool:
+        """Tell the consumer what the janitor saw; whether it should look again soon."""
+        has_news = False
+        if done.is_takeable:
+            self.is_takeable = has_news = True
+        if done.n_owned > len(self.deliveries):
+            # Twice in a row, and none of them young: a reply that was lost while the connection lived.
+            self._n_unheld_rounds += 1
+            if self._n_unheld_rounds >= 2:
+                self._n_unheld_rounds = 0
+                self.has_lost_entries = has_news = True
+        else:
+            self._n_unheld_rounds = 0
+        if done.is_paused != self.is_paused:
+            self.is_paused = done.is_paused
+            has_news = True
+            if done.is_paused:
+                self._resumed.clear()
+            else:
+                self._resumed.set()
+        if done.n_orphans:
+            self.logger.warning("orphaned entries handed back to work", extra={"n": done.n_orphans})
+            self.process.emit("after_orphans", self.keys.queue_name, done.n_orphans)
+        if has_news:
+            self.wake()
+        return self._n_unheld_rounds > 0
+
+
 class StreamsConsumer(Consumer):
     """Dramatiq's consumer. ``ack`` and ``nack`` may come from any thread, and after ``close``."""
 
@@ -52,8 +163,8 @@ class StreamsConsumer(Consumer):
         self._queue = queue
         self._prefetch = prefetch
         self._timeout_s = timeout_ms / 1000
-        self._session = queue.session
-        self._settings = queue.session.settings
+        self._process = queue.process
+        self._settings = queue.process.settings
         self._keys = queue.keys
         # what the Worker does not have yet
         self._buffer: deque[Delivery] = deque()
@@ -64,7 +175,7 @@ class StreamsConsumer(Consumer):
         is_bounded = queue.decoder is not None or queue.check is not None
         self._bounds = Bounds(2 * self._settings.max_message_bytes, self._settings.max_read_bytes)
         self._read = BlockingRead(
-            self._session.connections,
+            self._process.connections,
             queue.keys.stream,
             block_ms=self._settings.idle_read_ms,
             bounds=self._bounds if is_bounded else None,
@@ -79,7 +190,7 @@ class StreamsConsumer(Consumer):
     def __next__(self) -> MessageProxy | None:
         if self._n_places > 0 and self._buffer:
             return self._give()
-        now = self._session.moved_at[self._keys.queue_name] = time.monotonic()
+        now = self._process.moved_at[self._keys.queue_name] = time.monotonic()
         deadline = now + self._timeout_s
         try:
             while True:
@@ -119,7 +230,7 @@ class StreamsConsumer(Consumer):
                 # thread.
                 write(message)
         except BrokerConnectionError as error:
-            if not self._session.is_draining or not self._session.connections.is_silent(self._keys.stream):
+            if not self._process.is_draining or not self._process.connections.is_silent(self._keys.stream):
                 raise
             # The Worker would ask again until its shutdown is given up. It stays held, so that it runs again at once.
             self._queue.logger.warning("how a job ended was not written; it runs again", extra={"error": str(error)})
@@ -127,7 +238,7 @@ class StreamsConsumer(Consumer):
     def _ack(self, message: Delivery) -> None:
         self._enqueue_followers(message)
         if message.pending_retry is not None:
-            self._session.write_retry(message)
+            self._process.outcomes.write_retry(message)
         elif message.is_being_retried and not message.is_lost:
             self._write_lost_retry(message)
         elif message.unhandled is not None or (message._exception is not None and not message.is_handled):
@@ -136,18 +247,18 @@ class StreamsConsumer(Consumer):
         if message.is_settled or message.is_lost:
             self._queue.deliveries.forget([message])
         else:
-            self._session.settler.settle(self._keys, self._queue.deliveries, message)
+            self._process.settler.settle(self._keys, self._queue.deliveries, message)
             message.is_settled = True
             if message.charges:
                 # before another one may kill this process, and have the crash charged to this one
                 self._queue.deliveries.wait_until_written(message, 1.0)
-        self._session.isolation.leave(message)
+        self._process.isolation.leave(message)
 
     def _write_lost_retry(self, message: Delivery) -> None:
         """Write what Retries counted, and a middleware refused or a time limit interrupted: Dramatiq swallows that."""
         delay = message.retry_delay if message.retry_asked else LOST_RETRY_DELAY_MS
         try:
-            self._session.begin_retry(message, message.copy(), delay)
+            self._process.outcomes.begin_retry(message, message.copy(), delay)
         except BrokerConnectionError:
             raise
         except Exception as error:
@@ -161,7 +272,7 @@ class StreamsConsumer(Consumer):
         if message.is_settled or message.is_lost:
             return
         try:
-            self._session.bury_unhandled(message)
+            self._process.outcomes.bury_unhandled(message)
             message.is_settled = True
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
@@ -179,17 +290,17 @@ class StreamsConsumer(Consumer):
         self._enqueue_followers(message)
         try:
             if not (message.is_settled or message.is_lost):
-                self._session.bury_delivery(message)
+                self._process.outcomes.bury_delivery(message)
                 message.is_settled = True
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
         self._queue.deliveries.forget([message])
-        self._session.isolation.leave(message)
+        self._process.isolation.leave(message)
 
     def _enqueue_followers(self, message: Delivery) -> None:
         try:
             if message.pending_followers:
-                self._session.enqueue_followers(message)
+                self._process.enqueue_followers(message)
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
@@ -227,7 +338,7 @@ class StreamsConsumer(Consumer):
 
         What is not handed back is in our pending list; it runs again when the lease ends, or this process does.
         """
-        if self._session.connections.is_silent(self._keys.stream):
+        if self._process.connections.is_silent(self._keys.stream):
             raise ConnectionClosed("Redis does not answer")
 
     def wake(self) -> None:
@@ -296,7 +407,7 @@ class StreamsConsumer(Consumer):
                 "XREADGROUP",
                 "GROUP",
                 self._settings.group,
-                self._session.consumer_name,
+                self._process.consumer_name,
                 "COUNT",
                 self._n_asked,
                 "BLOCK",
@@ -314,11 +425,11 @@ class StreamsConsumer(Consumer):
             # FLUSHALL, a failover to an empty replica, DESTROY by hand: what is in the stream is work again
             if "NOGROUP" not in str(error):
                 raise
-            self._session.keeper.add(self._keys)
+            self._process.keeper.add(self._keys)
             return
         except BrokerConnectionError as error:
             if STREAM_GONE in str(error):
-                self._session.keeper.add(self._keys)
+                self._process.keeper.add(self._keys)
                 return
             # entries may have been delivered into the connection that broke
             self._is_resynced = False
@@ -332,17 +443,17 @@ class StreamsConsumer(Consumer):
 
     def _take(self, room: int) -> None:
         """Take over what is handed back or belongs to the dead."""
-        found = self._session.connections.run_script(
+        found = self._process.connections.run_script(
             TAKE,
             (self._keys.stream, self._keys.consumers, self._keys.suspects, self._keys.counters),
             (
                 self._settings.group,
-                self._session.consumer_name,
+                self._process.consumer_name,
                 HANDED_BACK,
                 self._settings.lease_ms,
                 room,
                 self._settings.max_deliveries,
-                int(self._session.keeper.may_judge(self._keys.queue_name)),
+                int(self._process.keeper.may_judge(self._keys.queue_name)),
                 self._bounds.longest,
                 self._bounds.budget,
             ),
@@ -357,7 +468,7 @@ class StreamsConsumer(Consumer):
         recovered = [entry_id.decode() for entry_id, *_, is_recovered, _ in found if is_recovered]
         if recovered:
             self._queue.logger.info("entries of dead consumers taken over", extra={"n": len(recovered)})
-            self._session.emit("after_recover", self._keys.queue_name, recovered)
+            self._process.emit("after_recover", self._keys.queue_name, recovered)
 
     def _resync(self, *, min_idle_ms: int) -> None:
         """Take what we own and do not hold."""
@@ -370,12 +481,12 @@ class StreamsConsumer(Consumer):
         )
 
     def _lost_entries(self, min_idle_ms: int) -> Any:
-        return self._session.connections.run_script(
+        return self._process.connections.run_script(
             RESYNC,
             (self._keys.stream, self._keys.counters),
             (
                 self._settings.group,
-                self._session.consumer_name,
+                self._process.consumer_name,
                 min_idle_ms,
                 self._prefetch + self._read_ahead.most,
                 self._bounds.longest,
@@ -413,14 +524,14 @@ class StreamsConsumer(Consumer):
                     if n_bytes > self._settings.max_message_bytes and not has_run(message):
                         raise Oversize(n_bytes, self._settings.max_message_bytes, message)
                 except UndecodableEntry as error:
-                    self._session.bury_entry(self._keys, entry_id, deliveries, fields, error)
+                    self._process.outcomes.bury_entry(self._keys, entry_id, deliveries, fields, error)
                     continue
                 accepted.append(
                     Delivery(
                         message,
                         entry_id=entry_id,
                         queue=self._keys.queue_name,
-                        consumer_name=self._session.consumer_name,
+                        consumer_name=self._process.consumer_name,
                         deliveries=deliveries,
                         charges=charges,
                         is_doomed=is_doomed,
@@ -472,19 +583,8 @@ class StreamsConsumer(Consumer):
 
     def _run_hand_back(self, args: list[Any]) -> None:
         for start in range(0, len(args), 1_000):
-            self._session.connections.run_script(
+            self._process.connections.run_script(
                 HAND_BACK,
                 (self._keys.stream, self._keys.timer, self._keys.counters),
-                (self._settings.group, self._session.consumer_name, HANDED_BACK, *args[start : start + 1_000]),
+                (self._settings.group, self._process.consumer_name, HANDED_BACK, *args[start : start + 1_000]),
             )
-
-
-class Oversize(UndecodableEntry):
-    """Raised when an entry is larger than ``max_message_bytes``."""
-
-    def __init__(self, n_bytes: int, limit: int, message: Message[Any] | None) -> None:
-        problem = f"has {n_bytes} bytes of {limit} it may have"
-        if n_bytes <= limit:  # what else makes one too large
-            problem = f"has more than {MOST_PARTS // 2} fields"
-        hint = "send a key instead of the data, or raise max_message_bytes of the workers and requeue this dead letter"
-        super().__init__("entry", problem, hint, message=message)

@@ -14,6 +14,7 @@ from uuid import UUID
 import dramatiq
 from dramatiq.errors import DecodeError
 
+from .bounded_read import MOST_PARTS
 from .errors import InvalidOption, UndecodableEntry
 from .options import check_options, ordering_key_of, shown, unique_key_of
 
@@ -94,6 +95,17 @@ class WrongQueue(UndecodableEntry):
     def __init__(self, message: dramatiq.Message[Any], found_in: str) -> None:
         problem = f"is {message.queue_name!r} in the stream of {found_in!r}"
         super().__init__("queue_name", problem, "enqueue it on its own queue", message=message)
+
+
+class Oversize(UndecodableEntry):
+    """Raised when an entry is larger than ``max_message_bytes``."""
+
+    def __init__(self, n_bytes: int, limit: int, message: dramatiq.Message[Any] | None) -> None:
+        problem = f"has {n_bytes} bytes of {limit} it may have"
+        if n_bytes <= limit:  # what else makes one too large
+            problem = f"has more than {MOST_PARTS // 2} fields"
+        hint = "send a key instead of the data, or raise max_message_bytes of the workers and requeue this dead letter"
+        super().__init__("entry", problem, hint, message=message)
 
 
 _KINDS: Final = (

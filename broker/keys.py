@@ -111,3 +111,15 @@ class QueueKeys:
 
     def unique(self, unique_key: str) -> str:
         return self._of(f"unique:{unique_key}")
+
+
+class KeysByQueue(dict[str, QueueKeys]):
+    """The keys of the queues of one namespace, by the queue's name; made at first use."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__()
+        self._namespace = namespace
+
+    def __missing__(self, queue_name: str) -> QueueKeys:
+        keys = self[queue_name] = QueueKeys(self._namespace, queue_name)
+        return keys

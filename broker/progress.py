@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import dramatiq
+from dramatiq.middleware import TimeLimit
+
 from .deliveries import Delivery
 
 FOREVER = float("inf")
@@ -30,6 +33,31 @@ class Limits:
 
     of: Callable[[Delivery], float]
     longest: Callable[[], float]
+
+
+def limits_of(broker: dramatiq.Broker) -> Limits:
+    """Return the time limits of a broker's messages, as its ``TimeLimit`` middleware reads them."""
+
+    def of(delivery: Delivery) -> float:
+        actor = broker.actors.get(delivery.actor_name)
+        for middleware in broker.middleware:
+            if isinstance(middleware, TimeLimit):
+                of_actor = middleware.time_limit if actor is None else actor.options.get("time_limit")
+                return _seconds(delivery.options.get("time_limit") or of_actor or middleware.time_limit)
+        return FOREVER
+
+    def longest() -> float:
+        for middleware in broker.middleware:
+            if isinstance(middleware, TimeLimit):
+                of_actors = (actor.options.get("time_limit") for actor in list(broker.actors.values()))
+                return max(_seconds(limit or middleware.time_limit) for limit in (None, *of_actors))
+        return FOREVER
+
+    return Limits(of=of, longest=longest)
+
+
+def _seconds(limit_ms: object) -> float:
+    return limit_ms / 1000 if isinstance(limit_ms, int | float) else FOREVER
 
 
 @dataclass(frozen=True, slots=True)

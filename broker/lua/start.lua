@@ -13,7 +13,7 @@
 local stream, suspects, counters, holders, unique = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local is_running = ARGV[7] == '1'
-local company = ARGV[6] == '1' and '' or ' candidate others'
+local company = ARGV[6] == '1' and '' or ' alongside others'
 
 -- A full server lets a script finish whose first write needs no memory.
 redis.call('HDEL', suspects, '')

@@ -40,9 +40,9 @@ local function charge(id, owner, deliveries)
   local charges, ran = string.match(noted, '^(%S+)(.*)$')
   local alone = ' ' .. deliveries .. ' ' .. owner
   charges = tonumber(charges)
-  if ran == alone or (ran == alone .. ' candidate others' and charges == 0) then
+  if ran == alone or (ran == alone .. ' alongside others' and charges == 0) then
     charges = charges + 1
-  elseif ran == alone .. ' candidate others' then
+  elseif ran == alone .. ' alongside others' then
     charges = charges + 0.25
   end
   redis.call('HSET', suspects, id, charges)

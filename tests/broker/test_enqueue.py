@@ -281,12 +281,21 @@ def test_a_full_queue_refuses_and_holds_what_it_held(scene: Scene) -> None:
     assert scene.state() == QueueState(waiting=("one", "two"))
 
 
-def test_a_refusal_whose_answer_was_lost_is_no_success(scene: Scene) -> None:
+def test_refused_call_sent_again_is_not_taken_for_a_success(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     broker = scene.process("a", max_queue_length=1)
     broker.enqueue(message("one"))
-    call = broker._call(0, KEYS, [broker._outgoing(0, message("two"), None)])
     connections = broker._session.connections
-    assert connections.run_script(ENQUEUE, *call)[0] == b"FULL"
+    calls: list[Any] = []
+    run = connections.run_scripts
+
+    def recorded(script: Any, sent: list[Any]) -> list[Any]:
+        calls.extend(sent)
+        return run(script, sent)
+
+    monkeypatch.setattr(connections, "run_scripts", recorded)
+    with pytest.raises(QueueFull):
+        broker.enqueue(message("two"))
+    (call,) = calls
 
     # sent again, under the same enqueue id
     assert connections.run_script(ENQUEUE, *call)[0] == b"FULL"

@@ -106,7 +106,7 @@ def test_follower_that_is_too_large_is_a_dead_letter_that_can_be_requeued(redis_
         assert (dead_letter.reason, dead_letter.actor_name) == ("not-enqueued", "store")
         assert dead_letter.message_id == pipeline.messages[1].message_id
         assert "MessageTooLarge" in dead_letter.error
-        assert broker.counters("default") == {"enqueued": 1, "acked": 1, "removed": 1, "dead": 1}
+        assert broker.counters("default") == {"enqueued": 1, "acked": 1, "dead": 1, "removed": 1}
         with pytest.raises(MessageTooLarge, match="raise max_message_bytes"):
             broker.dead_letters("default").requeue([dead_letter.id])
         assert broker.dead_letters("default").list() == [dead_letter]

@@ -98,6 +98,6 @@ def test_a_signal_that_dramatiq_does_not_know_is_heard_by_who_has_its_name() -> 
         def after_orphans(self, broker: Any, queue_name: str, n: int) -> None:
             heard.append(f"{n} of {queue_name}")
 
-    broker_with(dramatiq.Middleware(), HearsOurs())._tell("after_orphans", "mail", 3)
+    broker_with(dramatiq.Middleware(), HearsOurs()).emit_after("orphans", "mail", 3)
 
     assert heard == ["3 of mail"]

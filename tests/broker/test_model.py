@@ -120,7 +120,7 @@ class Queue(RuleBasedStateMachine):
             # what lay in the consumer's buffer may be done elsewhere meanwhile
             assert delivery.args[0] in self.living or not self.is_there(delivery)
             assert delivery.entry_id not in {one.entry_id for one in self.held[name]}, "no process gets what it has"
-            broker._session.may_run(delivery)
+            broker._session.outcomes.may_run(delivery)
             self.held[name].append(delivery)
 
     @rule(which=WHICH, how=st.sampled_from(["succeed", "succeed", "reject", "retry", "retry later", "give back"]))

@@ -139,7 +139,7 @@ def test_a_crash_counts_a_quarter_for_a_suspect_that_could_not_be_alone(scene: S
     eventually(lambda: broker._session.isolation.n_waiting == 1)
     broker.emit_before("worker_shutdown", None)
     running.join(30)
-    assert scene.charges() == {"long": (1, "2 beside others")}
+    assert scene.charges() == {"long": (1, "2 alongside others")}
 
     scene.die("2")
     survivor = scene.consumer("3", max_deliveries=5)
@@ -478,7 +478,7 @@ def test_a_suspect_that_ended_before_its_company_was_noted_counts_as_refused_to_
     consumer.ack(one)
     eventually(lambda: scene.state() == QueueState())
 
-    broker._session.note_company(one)
+    broker._session.outcomes.note_company(one)
 
     assert broker.counters(QUEUE)["fenced"] == 0
     assert scene.charges() == {}

@@ -578,7 +578,7 @@ def test_an_interrupt_that_comes_when_the_job_has_ended_is_no_reason_to_leave_it
         return once_before_it_is_done
 
     monkeypatch.setattr(session.settler, "settle", interrupted(session.settler.settle))
-    monkeypatch.setattr(session, "bury_delivery", interrupted(session.bury_delivery))
+    monkeypatch.setattr(session.outcomes, "bury_delivery", interrupted(session.outcomes.bury_delivery))
 
     getattr(consumer, ends)(one)
 
