@@ -1,8 +1,7 @@
 """A Dramatiq broker on Redis Streams.
 
-Messages are delivered at least once, whatever dies: a worker, a connection, Redis itself as far as it persists. Who
-uses it needs idempotent actors and nothing else. README.md tells what is guaranteed and what is not; ``keys.py`` what
-lies where in Redis.
+Messages are delivered at least once, whether a worker, a connection or Redis itself (as far as it persists) dies. All
+that users need is idempotent actors. README.md lists the guarantees and their limits; ``keys.py`` lists the Redis keys.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from .stats import QueueStats, stats_from
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
-# What enqueues the message that follows a finished one: when it raises, that is lost.
+# The middleware that enqueues follow-up messages. If one of them raises, its follow-up would be lost.
 FOLLOWING = (Callbacks, Pipelines, GroupCallbacks)
 
 _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
@@ -49,20 +48,20 @@ _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
 class RedisStreamsBroker(Broker):
     """Dramatiq's broker contract on Redis Streams, Redis 6.2 or later.
 
-    Making one and declaring actors opens no connection. Threads start with the first ``consume``.
+    Creating a broker and declaring actors opens no connection. Threads start with the first ``consume``.
 
     Args:
-        url: of the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
-        client: to take the connection settings from, as for TLS, Sentinel or Cluster; its ``decode_responses`` must be
-            False.
-        middleware: as for every broker: None for Dramatiq's defaults; a producer may pass ``[]``.
-        decoders: per queue, for entries that are not one field ``message``.
-        checks: per queue, called with each Dramatiq message that was read; raises ``UndecodableEntry`` to refuse it.
-            For a queue whose writers are trusted with less than Dramatiq's options can do.
+        url: the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
+        client: a client whose connection settings are used, as for TLS, Sentinel or Cluster; its ``decode_responses``
+            must be False.
+        middleware: as for every Dramatiq broker; None for Dramatiq's defaults. A producer may pass ``[]``.
+        decoders: per queue, for entries that do not consist of one field ``message``.
+        checks: per queue, for queues whose writers must not be able to use every Dramatiq option. Called with each
+            Dramatiq message that was read; raises ``UndecodableEntry`` to refuse it.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
 
     Raises:
-        SettingsError: a setting cannot be used.
+        SettingsError: a setting has an invalid value.
     """
 
     queues: set[str]
@@ -94,7 +93,7 @@ class RedisStreamsBroker(Broker):
         read_ahead_ms: int = 15,
     ) -> None:
         if client is not None and url is not None:
-            raise TypeError("give a url or a client, not both")
+            raise TypeError("expected a url or a client, got both; pass one of them")
         self.settings = BrokerSettings(
             namespace=namespace,
             group=group,
@@ -128,16 +127,16 @@ class RedisStreamsBroker(Broker):
         _brokers.add(self)
 
     def declare_actor(self, actor: Actor[Any, Any]) -> None:
-        """Declare an actor, and its queue.
+        """Declare an actor and its queue.
 
         Raises:
-            InvalidOption: an option of it would raise in the middleware that decides how its messages end.
+            InvalidOption: one of its options would make the middleware raise that decides how its messages end.
         """
         check_options(actor.options)
         super().declare_actor(actor)
 
     def declare_queue(self, queue_name: str) -> None:
-        """Declare a queue; nothing is asked of Redis. Declaring it twice does nothing."""
+        """Declare a queue without contacting Redis. Declaring it twice does nothing."""
         if queue_name not in self.queues:
             self.emit_before("declare_queue", queue_name)
             self.queues.add(queue_name)
@@ -147,47 +146,51 @@ class RedisStreamsBroker(Broker):
         return self.queues.copy()
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Add a message to its queue; neither queue nor actor need be declared here. Thread-safe.
+        """Add a message to its queue. Neither queue nor actor need to be declared here. Thread-safe.
+
+        Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued. A
+        message that waits for its retry holds up those behind it, and so does a delayed one.
 
         Args:
             delay: ms from now, on the server's clock.
 
         Returns:
-            The message; or, where its option ``unique_key`` is that of a waiting message, one with that one's
-            ``message_id``: nothing was added then. The option ``unique_for_ms`` bounds how long the key is locked. A
-            message of a pipeline or of a group with callbacks is added in any case: these would never end otherwise.
-            Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued:
-            a failed one that is tried again holds up those behind it, and so does a delayed one.
+            The message. If another message with its option ``unique_key`` is waiting, nothing is added, and the
+            returned message has the ``message_id`` of the waiting one. The option ``unique_for_ms`` limits how long the
+            key is locked. Messages of a pipeline or of a group with callbacks are always added: the pipeline or group
+            would never end otherwise.
 
         Raises:
             ConnectionFailed: nothing was sent.
-            EnqueueUncertain: it was sent, and no answer came within ``enqueue_timeout_ms``.
-            QueueFull: the queue holds ``max_queue_length`` messages, and did so for ``wait_when_full_ms``.
-            MessageTooLarge: it has more than ``max_message_bytes``.
-            InvalidMessage: it could not be run: a field or an option has the wrong type.
+            EnqueueUncertain: the message was sent, but no answer came within ``enqueue_timeout_ms``.
+            QueueFull: the queue has held ``max_queue_length`` messages for ``wait_when_full_ms``.
+            MessageTooLarge: the message is larger than ``max_message_bytes``.
+            InvalidMessage: the message could not run: a field or an option has the wrong type.
         """
         return self._producer.enqueue(message, delay)
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
-        """Add messages, in one round trip; what comes back is as from ``enqueue``, in the same order.
+        """Add messages in one round trip. A message's option ``delay`` delays it.
 
-        All messages of one queue are added or none, up to 200 of them, or ``max_queue_length`` if that is less. More go
-        in several steps: of the same round trip, or one after the other where ``max_queue_length`` bounds a queue.
-        A message's option ``delay`` delays it.
+        Up to 200 messages of one queue, or ``max_queue_length`` if that is less, are added all or none. More are added
+        in several steps: in the same round trip, or one after the other if ``max_queue_length`` bounds the queue.
+
+        Returns:
+            The messages in the same order, each as ``enqueue`` returns it.
 
         Raises:
-            As ``enqueue`` does. Messages of other queues, or of earlier steps, may have been added then: a QueueFull
+            As ``enqueue`` does. Messages of other queues, or of earlier steps, may have been added by then: a QueueFull
                 names those that were not.
         """
         return self._producer.enqueue_many(messages)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> StreamsConsumer:
-        """A consumer of a declared queue.
+        """Return a consumer of a declared queue.
 
         Args:
-            prefetch: how many messages it gives out at most, those that run included. What it reads ahead of that is
-                bounded by ``read_ahead_ms``.
-            timeout: ms after which its ``__next__`` returns None.
+            prefetch: how many messages the Worker may hold at once, running ones included. ``read_ahead_ms`` limits
+                how many more the consumer reads ahead.
+            timeout: ms after which the consumer's ``__next__`` returns None.
 
         Raises:
             QueueNotFound: the queue was not declared.
@@ -205,19 +208,19 @@ class RedisStreamsBroker(Broker):
 
     @property
     def consumer_name(self) -> str:
-        """The name under which this process consumes; another after a fork or a ``close``."""
+        """The name under which this process consumes. It changes after a fork and after ``close``."""
         return self._session.consumer_name
 
     def consumers_moved_at(self) -> Mapping[str, float]:
-        """When the consumer of each queue of this process was last asked for a message, or for itself.
+        """Return when the Worker last asked for a message of each queue, or for its consumer, by queue name.
 
-        On the clock of ``time.monotonic``. A Worker asks again within its ``worker_timeout``, or the timeouts of its
-        connections where Redis does not answer: who is silent for a minute hangs.
+        Times are those of ``time.monotonic``. A Worker asks again within its ``worker_timeout``, or within the timeouts
+        of its connections if Redis does not answer. One that has not asked for a minute hangs.
         """
         return dict(self._session.moved_at)
 
     def stats(self, queue_name: str) -> QueueStats:
-        """What the queue holds, read in one step and one round trip."""
+        """Return what the queue holds, read atomically in one round trip."""
         keys = self._keys[queue_name]
         answer = self._session.connections.run_script(
             STATS,
@@ -227,43 +230,48 @@ class RedisStreamsBroker(Broker):
         return stats_from(answer, queue_name=queue_name, lease_ms=self.settings.lease_ms)
 
     def counters(self, queue_name: str) -> Mapping[str, int]:
-        """What happened in the queue since it exists; what never happened is missing from the mapping and reads as 0.
+        """Return the totals of the queue since it exists, by name. An absent name reads as 0.
 
-        enqueued, coalesced (of a unique key), stale_locks (of a unique key whose message was removed by hand), acked,
-        late (acknowledged after another had taken it), retried, promoted (delayed ones that fell due), dead, removed
-        (entries that this broker took out of the stream, however they ended), requeued (dead letters), recovered (of
-        dead consumers), handed_back, redelivered (reply was lost), rescued (by hand), orphaned, ghosts (pending without
-        entry), fenced (refused to who lost the entry).
+        - enqueued; coalesced: not added because a message with its unique key waited
+        - acked; late: acknowledged after another process had taken the message over
+        - retried; dead: became dead letters; requeued: dead letters put back to work
+        - promoted: delayed messages that fell due
+        - removed: entries that this broker removed from the stream, however they ended
+        - recovered: taken over from dead consumers; redelivered: their delivery reply was lost
+        - handed_back: returned by a worker that had not started them; rescued: returned by an operator
+        - orphaned: delivered entries found in no pending list; ghosts: pending ids whose entry is gone
+        - fenced: refused to a process that had lost the entry
+        - stale_locks: locks of a unique key whose message had been removed by hand
         """
         flat = self._session.connections.run("HGETALL", self._keys[queue_name].counters)
         return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
 
     def dead_letters(self, queue_name: str) -> DeadLetters:
-        """The dead letters of the queue: list, get, requeue, purge."""
+        """Return the dead letters of the queue, to list, get, requeue or purge."""
         return DeadLetters(self._session.connections, self._keys[queue_name], self.settings)
 
     def inspector(self, queue_name: str) -> Inspector:
-        """The entries of the queue for people: look, rescue, retire a consumer."""
+        """Return the operator's view of the queue's entries: inspect, rescue, retire a consumer."""
         keys = self._keys[queue_name]
         decoder, check = self._decoders.get(queue_name), self._checks.get(queue_name)
         return Inspector(self._session.connections, self.settings, keys, decoder, check)
 
     def pause(self, queue_name: str) -> None:
-        """Deliver nothing more of the queue, in any process, until ``resume``; restarts do not end it.
+        """Stop delivering messages of the queue in every process until ``resume``. Restarts do not end a pause.
 
-        Works within a second or so, also on a server that is full. What is running goes on; what waits in a process's
-        Worker already is run.
+        Takes effect within about a second, also on a full server. Jobs that are running, or already wait in a Worker,
+        still run.
         """
         keys = self._keys[queue_name]
         self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (1,))
 
     def resume(self, queue_name: str) -> None:
-        """End a pause, also on a server that is full."""
+        """End a pause, also on a full server."""
         keys = self._keys[queue_name]
         self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (0,))
 
     def flush(self, queue_name: str) -> None:
-        """Drop what the queue holds: waiting, in flight, delayed. Dead letters stay. Running jobs run to their end."""
+        """Drop the queue's waiting, in-flight and delayed messages. Dead letters stay; running jobs finish."""
         keys = self._keys[queue_name]
         self._session.connections.run_script(
             FLUSH,
@@ -282,7 +290,7 @@ class RedisStreamsBroker(Broker):
         )
         cursor: Any = 0
         while True:
-            # the locks of what was dropped; their names are known to nobody
+            # the unique locks of the dropped messages, whose names are stored nowhere else
             cursor, names = self._session.connections.run(
                 "SCAN", cursor, "MATCH", _literally(keys.unique("")) + "*", "COUNT", 1_000, key=keys.stream
             )
@@ -297,14 +305,14 @@ class RedisStreamsBroker(Broker):
             self.flush(queue_name)
 
     def join(self, queue_name: str, *, interval: int = 20, timeout: int | None = None) -> None:
-        """Wait until the queue holds nothing: waiting, in flight and delayed, counted in one step. For tests.
+        """Wait until the queue holds no waiting, in-flight or delayed message, counted atomically. For tests.
 
         Args:
-            interval: ms between two looks.
+            interval: ms between two checks.
             timeout: ms to wait at most.
 
         Raises:
-            QueueJoinTimeout: it still held something after ``timeout``.
+            QueueJoinTimeout: the queue still held messages after ``timeout``.
         """
         keys = self._keys[queue_name]
         deadline = None if timeout is None else time.monotonic() + timeout / 1000
@@ -314,14 +322,14 @@ class RedisStreamsBroker(Broker):
             time.sleep(interval / 1000)
 
     def close(self) -> None:
-        """Write what is to be written and stop every thread. Closing twice does nothing."""
+        """Write pending acknowledgements and stop every thread. Closing twice does nothing."""
         self._session.stop()
-        # what is used after that, as by the next Worker of a test, begins under a new name
+        # a later use, as by the next Worker of a test, begins under a new consumer name
         self._session = self._new_session()
 
-    # Dramatiq offers no place in the middleware list that is certain to be the first before and the last after
-    # whatever users add later; the broker's own part in a message's life therefore stands here. To call every
-    # middleware at every signal, as Dramatiq does, would be a third of what a short message costs; see listeners.py.
+    # No position in Dramatiq's middleware list is guaranteed to run first before a message and last after it, whatever
+    # users add later. So the broker hooks into the signals themselves. Calling every middleware at every signal, as
+    # Dramatiq does, would take a third of the time of a short message; see listeners.py.
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
@@ -331,7 +339,7 @@ class RedisStreamsBroker(Broker):
             self._session.isolation.release()
             if (ours := master.of_this_process()) is not None:
                 ours.is_draining = True
-        # How a delivery ends was decided before: refused here, it would be neither acknowledged nor rejected.
+        # A delivery's outcome was decided earlier. Refused here, it would be neither acknowledged nor rejected.
         is_refusable = signal not in ("ack", "nack") or not isinstance(args[0], Delivery)
         name = f"before_{signal}"
         for method in self._listeners.of(self.middleware, name):
@@ -345,7 +353,7 @@ class RedisStreamsBroker(Broker):
                 self._log_failure_of(name, method)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        if signal == "process_boot":  # which only Dramatiq's command emits, in its worker processes
+        if signal == "process_boot":  # emitted only by Dramatiq's command, in its worker processes
             master.begin_watch(self.settings.master_grace_ms)
         delivery = args[0] if signal in ("process_message", "skip_message") else None
         if not isinstance(delivery, Delivery):
@@ -354,7 +362,7 @@ class RedisStreamsBroker(Broker):
         if delivery.pid != os.getpid():
             _end_child_of_job(kwargs.get("exception"))
         if delivery.is_lost:
-            # It was neither run nor skipped: it is another's. Results would store an answer for it.
+            # Another process owns it now: it was neither run nor skipped here, and Results must not store an answer.
             return
         self._producer.finished.delivery = delivery
         try:
@@ -371,32 +379,32 @@ class RedisStreamsBroker(Broker):
             self._producer.finished.delivery = None
 
     def _check_failure(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
-        """Reject a message that failed, and that no middleware failed or tried again."""
-        if delivery.is_handled or delivery._exception is None:  # a middleware may take the exception away
+        """Reject a message that failed and that no middleware failed or retried."""
+        if delivery.is_handled or delivery._exception is None:  # a middleware may clear the exception
             return
         if delivery.is_being_retried and any(isinstance(error, Interrupt) for _, error in failures):
-            return  # between counting and enqueueing it: ``Consumer.ack`` does the rest
+            return  # Retries counted the failure and was interrupted before it enqueued: ``Consumer.ack`` does the rest
         delivery.unhandled = unhandled_failure(*(_named(method, error) for method, error in failures))
         delivery.fail()
 
     def _check_success(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
-        """Keep a message from being acknowledged where the middleware raised that enqueues what follows it."""
+        """Keep a message from being acknowledged if the middleware that enqueues its follow-up messages raised."""
         for method, error in failures:
             if isinstance(getattr(method, "__self__", None), FOLLOWING):
                 delivery.unhandled = not_followed(_named(method, error))
 
     def _follow_with_coalesced(self, skipped: Delivery) -> None:
-        """Enqueue what was coalesced onto a message that a middleware skipped: it was cancelled, or is too old."""
+        """Enqueue the message that was coalesced onto one that a middleware skipped, as cancelled or too old."""
         if skipped.coalesced is None:
             return
         try:
             self._producer.follow(skipped, Message.decode(skipped.coalesced), None)
         except Exception as error:
-            self.logger.exception("what was coalesced onto a skipped message cannot be enqueued")
+            self.logger.exception("the message coalesced onto a skipped one cannot be enqueued")
             skipped.unhandled = not_followed(f"{type(error).__name__}: {error}")
 
     def _call_back_of_failure(self, delivery: Delivery) -> None:
-        """Have Dramatiq's callbacks told of a message that is not run any more: they hear only of those that ran."""
+        """Call Dramatiq's Callbacks for a message that is not run any more: by themselves they skip those."""
         for callbacks in self.middleware:
             if isinstance(callbacks, Callbacks):
                 try:
@@ -405,27 +413,34 @@ class RedisStreamsBroker(Broker):
                     self.logger.critical("Unexpected failure in %r.", callbacks, exc_info=True)
 
     def _before_run(self, delivery: Delivery) -> None:
-        """Raises SkipMessage when the message must not run here."""
+        """Prepare a message to run.
+
+        Raises:
+            SkipMessage: it must not run here.
+        """
         if delivery.is_doomed:
             delivery.fail()
             raise DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
         disturbed = self._session.isolation.enter(delivery)  # left by Consumer.ack and nack
         if disturbed is not None:
-            self._session.outcomes.note_company(disturbed)
+            self._session.outcomes.record_alongside(disturbed)
         if delivery.is_alone:
-            self.logger.info("it ran when its process died; it runs alone now", extra={"entry": delivery.entry_id})
+            self.logger.info(
+                "message was running in a process that died; running it in isolation",
+                extra={"entry": delivery.entry_id},
+            )
         gives_up_at: float | None = None
         while True:
             try:
                 may_run = self._session.outcomes.may_run(delivery)
                 break
             except (BrokerConnectionError, redis.RedisError) as error:
-                # It cannot be known whose it is. Left alone, it is delivered again by lease or by resync.
+                # Ownership is unknown. If it is left alone, lease or resync delivers it again.
                 gives_up_at = gives_up_at or time.monotonic() + self.settings.lease_ms / 1000
                 if time.monotonic() > gives_up_at:
                     may_run = False
                     break
-                self.logger.warning("cannot ask Redis whether a message may run: %s", error)
+                self.logger.warning("cannot ask Redis whether a message may run; trying again: %s", error)
                 time.sleep(0.5)
         if not may_run:
             delivery.is_lost = True
@@ -445,17 +460,17 @@ class RedisStreamsBroker(Broker):
         return session
 
     def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
-        """Call the method of that name of every middleware that has one, the last first; signals of ours as well.
+        """Call the method ``signal`` of every middleware that has one, the last middleware first.
 
         Returns:
-            the methods that raised, and what they raised.
+            The methods that raised, each with its exception.
         """
         failures: list[tuple[Method, BaseException]] = []
         for method in reversed(self._listeners.of(self.middleware, signal)):
             try:
                 method(self, *args, **kwargs)
             except (Exception, Interrupt) as error:
-                # An interrupt was meant for the job, which has ended. It would keep the others from hearing of that.
+                # An interrupt was meant for the job, which has ended. Raised, it would skip the remaining middleware.
                 self._log_failure_of(signal, method)
                 failures.append((method, error))
         return failures
@@ -466,19 +481,19 @@ class RedisStreamsBroker(Broker):
         )
 
     def _after_fork(self) -> None:
-        """Begin anew in a child process: its parent's locks, sockets and messages are not its own."""
+        """Start from scratch in a forked child, which must not use its parent's locks, sockets and messages."""
         self._producer = Producer(self, self.settings, self._keys)
         self._session.abandon()
         self._session = self._new_session()
 
 
 def _named(method: Method, error: BaseException) -> str:
-    """Return the name of the middleware whose method raised, and what it raised."""
+    """Return an error text that names the middleware and the exception it raised."""
     return f"{type(getattr(method, '__self__', method)).__name__} raised {type(error).__name__}: {error}"
 
 
 class _Counters(dict[str, int]):
-    """Counters that read 0 where nothing was counted yet."""
+    """Counters that read 0 before their first event."""
 
     def __missing__(self, name: str) -> int:
         return 0
@@ -487,7 +502,7 @@ class _Counters(dict[str, int]):
 def _end_child_of_job(error: BaseException | None) -> NoReturn:
     """End a process that a job forked and that has left the job, as by ``sys.exit``.
 
-    It stands in a copy of the worker's loop: what it would write now, and run next, is its parent's.
+    It runs a copy of the worker's loop: it would acknowledge and run messages of its parent.
     """
     code = 0 if error is None else 1
     if isinstance(error, SystemExit):
@@ -499,7 +514,7 @@ def _end_child_of_job(error: BaseException | None) -> NoReturn:
 
 
 def _literally(text: str) -> str:
-    """A pattern for SCAN that matches this text and no other."""
+    """Return a pattern for SCAN that matches exactly this text."""
     return "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in text)
 
 
@@ -508,8 +523,8 @@ def _after_fork_in_child() -> None:
         try:
             broker._after_fork()
         except Exception:
-            # the others must begin anew all the same: two processes under one name lose messages
-            broker.logger.exception("a broker could not begin anew in a forked process")
+            # the other brokers must start afresh all the same: two processes with one consumer name lose messages
+            broker.logger.exception("a broker could not be reset in a forked process; do not use it there")
 
 
 if hasattr(os, "register_at_fork"):

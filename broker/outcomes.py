@@ -1,8 +1,8 @@
-"""How messages end in Redis: retried, or as dead letters; and whether this process may still run or end them.
+"""The outcomes of messages: writes retries and dead letters, and asks whether a message may still run here.
 
-Every script here is fenced: it does nothing unless the entry is still delivered to this process, so that a message
-which another process took over is never retried, buried or run twice from here. Acknowledgements are written in
-batches, by settler.py.
+For messages that were delivered, every script is fenced: it does nothing unless the entry is still delivered to this
+process. So a message that another process took over is not retried, buried or started from here. Acknowledgements are
+written in batches by settler.py.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .options import delay_ms_of, name_in_delayed, ordering_key_of, unique_key_o
 from .scripts import BURY, CONDEMN, RETRY, START
 from .settings import BrokerSettings
 
-# A message whose worker dies before the acknowledgement enqueues what follows it again. That is remembered for longer
-# than a crash is likely to go unnoticed.
+# A message whose worker dies before the acknowledgement runs again and enqueues its follow-up messages again. These are
+# remembered for longer than a crash is likely to go unnoticed.
 REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 
 
@@ -40,7 +40,7 @@ class Emit(Protocol):
 
 
 class Outcomes:
-    """Writes how the messages of one process end."""
+    """The writer of the outcomes of one process's messages."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Outcomes:
         self._logger: logging.Logger = get_logger(__name__, type(self))
 
     def may_run(self, delivery: Delivery) -> bool:
-        """Whether this process still holds it, asked of Redis only where that can be otherwise.
+        """Return whether this process still holds the message. Asks Redis only if that is not certain.
 
         Raises:
             BrokerConnectionError: Redis was asked and did not answer.
@@ -74,12 +74,12 @@ class Outcomes:
             return True
         return self._start(delivery)
 
-    def note_company(self, delivery: Delivery) -> None:
-        """Have a crash charged to this one as to one of many: it does not run alone any more."""
+    def record_alongside(self, delivery: Delivery) -> None:
+        """Record that a suspect no longer runs in isolation, so that a crash counts less against it."""
         try:
             self._start(delivery, is_running=True)
         except (BrokerConnectionError, redis.RedisError) as error:
-            self._logger.warning("cannot note that a suspect is not alone any more: %s", error)
+            self._logger.warning("could not record the end of a suspect's isolation: %s", error)
 
     def _start(self, delivery: Delivery, *, is_running: bool = False) -> bool:
         keys = self._keys[delivery.queue]
@@ -92,10 +92,10 @@ class Outcomes:
         return bool(answer == b"RUN")
 
     def write_retry(self, delivery: Delivery) -> bool:
-        """Write the retry of a message, and remove the entry it came from; whether this process still held it.
+        """Write the retry of a message and remove its entry; return whether this process still held it.
 
         Raises:
-            BrokerConnectionError: it is not known to be written. Asked again, it is written once.
+            BrokerConnectionError: it is unknown whether the retry was written. Calling again writes it once.
         """
         pending, keys = delivery.pending_retry, self._keys[delivery.queue]
         assert pending is not None
@@ -118,23 +118,23 @@ class Outcomes:
         delivery.is_settled = True
         delivery.pending_retry = None
         if answer != b"RETRIED":
-            # FENCED: somebody else runs it. GONE: it was flushed, or an earlier try of this very retry was written.
-            self._logger.info("a retry was not needed", extra={"entry": delivery.entry_id, "answer": answer.decode()})
+            # FENCED: another process runs it. GONE: it was flushed, or an earlier attempt wrote this very retry.
+            self._logger.info("retry not written", extra={"entry": delivery.entry_id, "answer": answer.decode()})
         return bool(answer == b"RETRIED")
 
     def begin_retry(self, delivery: Delivery, message: Any, delay: int | None) -> bool:
-        """Write the retry of a message that failed; from now on it cannot be acknowledged before that is written.
+        """Write the retry of a failed message, which cannot be acknowledged until the retry is written.
 
-        It is written whatever it weighs: the message was accepted, and no producer is left to get an error.
+        It is written whatever its size: the message was accepted, and no producer is left to receive an error.
 
         Raises:
             BrokerConnectionError: Redis did not take it. ``Consumer.ack`` tries again.
-            Exception: it cannot be encoded, or its delay is no number.
+            Exception: it cannot be encoded, or its delay is not a number.
         """
         delay_ms = delay_ms_of(delay)
         payload = message.encode()
         if len(payload) > self._settings.max_message_bytes:
-            # Retries adds the traceback, of any length; a dead letter has its own
+            # Retries adds a traceback of any length; a dead letter stores its own
             message.options.pop("traceback", None)
             payload = message.encode()
         lock_ms = self._settings.lock_ms(message.options, delay_ms)
@@ -142,7 +142,7 @@ class Outcomes:
         return self.write_retry(delivery)
 
     def bury_delivery(self, delivery: Delivery) -> None:
-        """Make a message that failed a dead letter, unless another process holds it."""
+        """Make a failed message a dead letter, unless another process holds it."""
         keys = self._keys[delivery.queue]
         facts = facts_of_delivery(delivery)
         answer = self._fenced(
@@ -153,7 +153,7 @@ class Outcomes:
             (self._settings.dead_letter_ttl_ms, self._settings.dead_letter_max, delivery.ordering_key or "", *facts),
         )
         if answer[0] == b"BURIED":
-            # the entry's own fields stay at the server; the message stands for them here
+            # the entry's own fields stay on the server; the encoded message replaces them here
             stored = stored_from(facts, _fields_of(delivery))
             dead_letter = dead_letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
             self._emit("after_dead_letter", dead_letter)
@@ -161,13 +161,13 @@ class Outcomes:
     def bury_entry(
         self, keys: QueueKeys, entry_id: str, deliveries: int, fields: Mapping[bytes, bytes], error: UndecodableEntry
     ) -> None:
-        """Make an entry that is no message a dead letter."""
+        """Make an entry that is not a message a dead letter."""
         reason = "oversize" if isinstance(error, Oversize) else reason_of(error)
         facts = facts_of_entry(reason, error, entry_id=entry_id, deliveries=deliveries)
         message_id = ordering_key = ""
         script_keys = [*keys.work, keys.dead, keys.suspects, keys.counters]
         if error.message is not None and error.message.queue_name == keys.queue_name:
-            # what it held is held by nobody any more
+            # its unique key and its place in line are freed with it
             message_id = error.message.message_id
             ordering_key = ordering_key_of(error.message.options) or ""
             unique_key = unique_key_of(error.message.options)
@@ -189,7 +189,7 @@ class Outcomes:
             ),
         )
         self._logger.error(
-            "an entry is no message; it is a dead letter now",
+            "an entry is not a valid message; it became a dead letter",
             extra={"queue": keys.queue_name, "entry": entry_id, "reason": reason, "error": str(error)},
         )
         if answer[0] == b"BURIED":
@@ -199,9 +199,9 @@ class Outcomes:
                 self._report_refusal(error.message, error)
 
     def condemn(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
-        """Make a message a dead letter of its queue that was to follow a finished one, and cannot be enqueued.
+        """Make a follow-up message that cannot be enqueued a dead letter of its queue.
 
-        Done again, as when the finished one runs again, it does nothing.
+        A second call, as when the finished message runs again, does nothing.
 
         Raises:
             BrokerConnectionError: Redis did not answer.
@@ -227,7 +227,7 @@ class Outcomes:
             ),
         )
         self._logger.error(
-            "what follows a finished message cannot be enqueued; it is a dead letter now",
+            "a follow-up message cannot be enqueued; it became a dead letter",
             extra={"queue": keys.queue_name, "message_id": message.message_id, "error": str(error)},
         )
         if dead_letter_id:
@@ -237,7 +237,7 @@ class Outcomes:
             self._report_refusal(message, error)
 
     def bury_unhandled(self, delivery: Delivery) -> None:
-        """Make a dead letter of a message that the Worker acknowledges, and that nothing failed, retried or skipped."""
+        """Make a message a dead letter that the Worker acknowledges though nothing failed, retried or skipped it."""
         if delivery.unhandled is None:
             delivery.unhandled = unhandled_failure()
         self.bury_delivery(delivery)
@@ -246,7 +246,7 @@ class Outcomes:
             self._emit("after_nack", delivery)
 
     def _report_refusal(self, message: Message[Any], error: Exception) -> None:
-        """Emit ``after_nack`` for a message that the Worker never sees: a caller may wait for its result."""
+        """Emit ``after_nack`` for a message that the Worker never sees, since callers may wait for its result."""
         refused = MessageProxy(message)
         refused.fail()
         refused.stuff_exception(error)
@@ -255,7 +255,7 @@ class Outcomes:
     def _fenced(
         self, script: Any, keys: QueueKeys, delivery: Delivery, script_keys: tuple[str, ...], args: Any = ()
     ) -> Any:
-        """The answer of a script that does nothing unless this process holds the entry."""
+        """Run a script that does nothing unless this process holds the entry; return its answer."""
         unique_key = unique_key_of(delivery.options)
         return self._connections.run_script(
             script,
@@ -272,7 +272,7 @@ class Outcomes:
 
 
 def _fields_of(delivery: Delivery) -> dict[bytes, bytes]:
-    """Return the fields of its entry; none where its actor made its arguments something that cannot be encoded."""
+    """Return the fields of the delivery's entry; none if its actor changed its arguments so they cannot be encoded."""
     try:
         return {b"message": delivery._message.encode()}
     except Exception:

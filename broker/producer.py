@@ -1,7 +1,7 @@
-"""What enqueues messages: new ones, retries, and what follows a finished message.
+"""The producer: enqueues new messages, retries, and the follow-up messages of finished ones.
 
-A call that got no answer is repeated under the same id, so that its messages are added once. What follows a finished
-message, as the next of a pipeline, is enqueued before that one is acknowledged. README.md states what is guaranteed.
+A call without an answer is sent again under the same id, so that its messages are added once. Follow-up messages, such
+as the next stage of a pipeline, are enqueued before the finished message is acknowledged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .settings import BrokerSettings
 
 T = TypeVar("T")
 
-# A client that lost a reply repeats itself within enqueue_timeout_ms; a call is remembered for twice that and this.
+# A client that lost a reply repeats its call within enqueue_timeout_ms. A call is remembered for twice that plus this.
 REMEMBER_EXTRA_MS = 10_000
 MESSAGES_PER_CALL = 200
 # The first pause before a full queue is tried again.
@@ -41,7 +41,7 @@ FIRST_PAUSE_S = 0.01
 
 
 class Finished(threading.local):
-    """The message that the current thread has just finished, while middleware enqueues what follows it."""
+    """The message that the current thread has just finished, while middleware may enqueue its follow-up messages."""
 
     delivery: Delivery | None = None
 
@@ -50,7 +50,8 @@ class Producer:
     """The enqueueing half of a broker. Thread-safe.
 
     Attributes:
-        finished: set by the broker while middleware hears of a finished message; what is enqueued then follows it.
+        finished: set by the broker while middleware is called for a finished message. Messages that the thread
+            enqueues meanwhile are its follow-up messages.
     """
 
     def __init__(self, broker: Broker, settings: BrokerSettings, keys: KeysByQueue) -> None:
@@ -64,7 +65,7 @@ class Producer:
         self._outcomes: Outcomes
 
     def use(self, connections: Connections, outcomes: Outcomes) -> None:
-        """Use these connections from now on, also for calls under way that are sent again."""
+        """Use these connections from now on, also when calls in progress are sent again."""
         self._connections = connections
         self._outcomes = outcomes
 
@@ -83,7 +84,7 @@ class Producer:
 
     def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
         message: Message[Any] = delivery.copy()
-        # from here on it is tried again, also where a middleware or Redis refuses it now: see ``Consumer.ack``
+        # from here on its retry is certain: if a middleware or Redis refuses it now, ``Consumer.ack`` writes it
         delivery.retry_asked, delivery.retry_delay = True, delay
         self._broker.emit_before("enqueue", message, delay)
         if self._outcomes.begin_retry(delivery, message, delay):
@@ -91,19 +92,20 @@ class Producer:
         return message
 
     def follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
-        """Enqueue what follows a finished message: a pipeline's next, a callback.
+        """Enqueue a follow-up message of a finished one: a pipeline's next stage, a callback.
 
-        Dramatiq logs what escapes from here and acknowledges the finished message all the same, and what follows would
-        be lost. So a lost connection does not raise: the message waits, and ``Consumer.ack`` enqueues it first. What
-        cannot be enqueued becomes a dead letter.
+        Dramatiq logs exceptions raised here, acknowledges the finished message all the same, and the follow-up message
+        would be lost. So a lost connection does not raise: the follow-up message is kept, and ``Consumer.ack`` enqueues
+        it first. One that cannot be enqueued becomes a dead letter.
 
         Raises:
-            Exception: it can be no dead letter either, as when it cannot be encoded. The finished one becomes one.
+            Exception: the follow-up message cannot become a dead letter either, as when it cannot be encoded. The
+                finished one becomes a dead letter instead.
         """
         try:
             followed = self._enqueue([(message, delay)])[0]
         except BrokerConnectionError as error:
-            self._logger.warning("what follows a finished message waits for Redis: %s", error)
+            self._logger.warning("follow-up message waits for Redis; it is enqueued before the ack: %s", error)
             finished.pending_followers.append(Follower(message, delay))
             followed = message
         except Exception as error:
@@ -118,18 +120,18 @@ class Producer:
         return followed
 
     def _condemn(self, finished: Delivery, message: Message[Any], delay: int | None, error: Exception) -> Message[Any]:
-        """Make what was to follow a finished message, and cannot be enqueued, a dead letter."""
+        """Make a follow-up message that cannot be enqueued a dead letter, or keep it if Redis is unavailable."""
         if isinstance(message, MessageProxy):
             message = message.copy()
         try:
             self._outcomes.condemn(finished, message, error)
         except (BrokerConnectionError, redis.RedisError) as unreachable:
-            self._logger.warning("what follows a finished message waits for Redis: %s", unreachable)
+            self._logger.warning("follow-up message waits for Redis; it is enqueued before the ack: %s", unreachable)
             finished.pending_followers.append(Follower(message, delay))
         return message
 
     def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
-        """Make it a dead letter, or the finished message where it cannot be encoded."""
+        """Make a follow-up message a dead letter; if it cannot be encoded, mark the finished message as one."""
         try:
             self._outcomes.condemn(finished, message, error)
         except (BrokerConnectionError, redis.RedisError):
@@ -138,17 +140,17 @@ class Producer:
             finished.unhandled = not_followed(f"{type(error).__name__}: {error}")
 
     def enqueue_followers(self, finished: Delivery) -> None:
-        """Enqueue what could not be when the message finished.
+        """Enqueue the follow-up messages that could not be enqueued when the message finished.
 
         Raises:
-            BrokerConnectionError: it still cannot be; the finished message must not be acknowledged.
+            BrokerConnectionError: they still cannot be; the finished message must not be acknowledged.
         """
         self.finished.delivery = finished
         try:
             while finished.pending_followers:
                 follower = finished.pending_followers[0]
                 try:
-                    # under the same enqueue id as at first: it is there once, whatever became of the first attempt
+                    # same enqueue id as the first attempt: if that one succeeded, this one adds nothing
                     self._enqueue([(follower.message, follower.delay)])
                 except BrokerConnectionError:
                     raise
@@ -196,7 +198,7 @@ class Producer:
         return returned
 
     def _is_plain(self, outgoing: _Outgoing) -> bool:
-        """Whether enqueue_plain.lua does for it."""
+        """Return whether enqueue_plain.lua suffices."""
         options = outgoing.message.options
         return (
             not outgoing.delay
@@ -229,7 +231,7 @@ class Producer:
             ) from error
         stored = message
         if "eta" in message.options:
-            # a time on some producer's clock; ours is the server's, so what is left of it becomes the delay
+            # a time on a producer's clock; delays count on the server's, so the remaining time becomes the delay
             options = {name: value for name, value in message.options.items() if name != "eta"}
             stored = dataclasses.replace(message, options=options)
             eta = message.options["eta"]
@@ -243,11 +245,11 @@ class Producer:
         return _Outgoing(place, message, payload, delay)
 
     def _call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
-        """KEYS and ARGV of enqueue.lua, as the step of that number of one round trip."""
+        """Return KEYS and ARGV of enqueue.lua for one step of a round trip."""
         following = self.finished.delivery
         recent, enqueue_id, remember_ms = self._name_of_call(step, keys, chunk)
         script_keys = [*keys.work, recent, keys.counters]
-        # what follows a finished message is never refused: its room was the finished one's
+        # a follow-up message is never refused: it takes the place of the finished one
         max_length = 0 if following is not None else self._settings.max_queue_length or 0
         args: list[Argument] = [enqueue_id, remember_ms, max_length]
         for outgoing in chunk:
@@ -264,28 +266,28 @@ class Producer:
         return script_keys, args
 
     def _is_waited_for(self, message: Message[Any], following: Delivery | None) -> bool:
-        """Return whether a pipeline or a group would never end were it coalesced onto another message."""
+        """Return whether coalescing the message would keep a pipeline or a group from ever ending."""
         if is_part_of_composition(message.options):
             return True
         target = None if following is None else following.options.get("pipe_target")
         return target is not None and str(target.get("message_id")) == message.message_id
 
     def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
-        """Where a call is remembered, as what, and for how many ms."""
+        """Return the key that remembers a call, the id it stores, and for how many ms."""
         following = self.finished.delivery
         if following is None or len(chunk) > 1:
             recent, enqueue_id = self._calls.next_call(keys, step)
             return recent, enqueue_id, 2 * self._settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
-        # What follows a finished message, as the next of a pipeline, is enqueued again when the worker dies before the
-        # acknowledgement: from the same entry, with the same message id. Another run is another entry.
+        # If the worker dies before the acknowledgement, the job runs again and enqueues its follow-up message again,
+        # from the same entry and with the same message id. A retry is another entry, so its follow-ups are new.
         enqueue_id = following.name_of_follower(chunk[0].message)
         return keys.recent(enqueue_id), enqueue_id, REMEMBER_FOLLOWERS_MS
 
     def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """The answers to enqueue.lua; full queues are asked again for ``wait_when_full_ms``.
+        """Return the answers of enqueue.lua, trying full queues again for ``wait_when_full_ms``.
 
-        Where a queue may be full, its chunks go one after the other, and none after a refused one, which has the answer
-        of that: a later one that found the room which an earlier one missed would overtake it.
+        The chunks of a bounded queue are sent one after the other. After a refused chunk the later ones are not sent
+        and share its answer: if one found room that an earlier one missed, it would overtake it.
         """
         if self._settings.max_queue_length is None:
             return self._send(chunks) if chunks else []
@@ -314,7 +316,7 @@ class Producer:
         return answers
 
     def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """The answers to enqueue.lua."""
+        """Return the answers of enqueue.lua."""
         calls = [self._call(step, keys, chunk) for step, (keys, chunk) in enumerate(chunks)]
         return self._until_answered(
             lambda: self._connections.run_scripts(ENQUEUE, calls),
@@ -322,7 +324,7 @@ class Producer:
         )
 
     def _until_answered(self, send: Callable[[], T], sent: Sequence[_Outgoing]) -> T:
-        """The answer to a call, which is sent again, under the same enqueue id, while the connection is to blame."""
+        """Return the answer to a call, sent again under the same enqueue id while the connection fails."""
         deadline = time.monotonic() + self._settings.enqueue_timeout_ms / 1000
         pause_s, was_sent = 0.02, False
         while True:
@@ -348,18 +350,18 @@ class _Outgoing:
 
 
 class _Calls(threading.local):
-    """Names the calls of one thread, which has one of them under way at a time."""
+    """The enqueue ids of one thread, which has at most one call in flight."""
 
     def __init__(self) -> None:
         self._name = token_hex(8)
         self._n_calls = 0
 
     def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
-        """Where a call is remembered, and as what. Each step of a round trip may fail alone: each has its own place."""
+        """Return the key that remembers a call, and its id. Each step has its own key, since it may fail alone."""
         self._n_calls += 1
         return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the server answered, and did nothing: memory, disk, a failover."""
+    """Return whether the server answered and did nothing, as for full memory, a full disk or a failover."""
     return isinstance(error.__cause__, redis.ResponseError)

@@ -1,6 +1,6 @@
-"""What one process has of a broker: its name, its connections, its threads, what it holds.
+"""One process's part of a broker: its consumer name, its connections, its threads and the messages it holds.
 
-A broker makes a new one after a fork: locks, sockets and threads do not survive one, and a child must not answer for
+A broker makes a new session after a fork: locks, sockets and threads do not survive one, and a child must not settle
 its parent's messages.
 """
 
@@ -30,13 +30,13 @@ from .scripts import LEAVE
 from .settings import BrokerSettings
 from .settler import Settler
 
-# How long the end of a process may wait for Redis, and for threads that may wait for it where it does not answer.
+# How long a stop may take: while Redis answers, and when it does not and only threads are waited for.
 STOP_S: Final = 5.0
 SILENT_STOP_S: Final = 1.0
 
 
 class Session:
-    """One process's part of a broker."""
+    """One process's part of a broker, from its first ``consume`` to its stop."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Session:
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
         self.moved_at: dict[str, float] = {}
-        self.is_draining = False  # the Worker shuts down: it begins no more jobs
+        self.is_draining = False  # the Worker shuts down and begins no more jobs
         self.moves = threading.Event()  # cleared while this process is stuck
         self.moves.set()
 
@@ -82,7 +82,7 @@ class Session:
         prefetch: int,
         timeout_ms: int,
     ) -> StreamsConsumer:
-        """A consumer of the queue. The first one of a queue starts its heartbeat and its janitor.
+        """Return a consumer of the queue. The first consumer of a queue starts its heartbeat and its janitor.
 
         Raises:
             BrokerConnectionError: the heartbeat could not be written.
@@ -101,7 +101,7 @@ class Session:
         return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
 
     def judge(self) -> Judgement:
-        """Judge whether this process still finishes what it holds."""
+        """Return whether this process still makes progress on the messages it holds."""
         holding = [name for name, queue in list(self._queues.items()) if queue.deliveries.n_held]
         return judge(
             self.isolation.running(),
@@ -120,7 +120,7 @@ class Session:
             queue.wake()
 
     def has_more_important_work(self, queue_name: str) -> bool:
-        """Whether a queue of a lower number than this one's has messages waiting in Redis."""
+        """Return whether a queue with a lower priority number has messages waiting in Redis."""
         numbers = self.settings.queue_priorities
         if not numbers:
             return False
@@ -129,10 +129,10 @@ class Session:
         return any(queue.is_waiting and numbers.get(queue.keys.queue_name, 0) < own for queue in others)
 
     def stop(self) -> None:
-        """Write what is to be written, stop every thread, say goodbye. May be called twice.
+        """Write pending acknowledgements, stop every thread and deregister the consumer. May be called twice.
 
-        All of that has one deadline, however many queues there are. Where Redis does not answer, only threads are
-        waited for, and shortly: one of them may wait for it, and ends with this process.
+        All of it shares one deadline, whatever the number of queues. If Redis does not answer, only threads are waited
+        for, and briefly: a thread that waits for Redis ends with this process.
         """
         with self._lock:
             queues, self._queues = list(self._queues.values()), {}
@@ -146,17 +146,17 @@ class Session:
         if n_unwritten:
             self.logger.error("acknowledgements were not written; these jobs run again", extra={"n": n_unwritten})
         self.keeper.stop(timeout_s=_left_s(deadline))
-        # True for worker threads that outlived the shutdown: they will be gone with this process
+        # True if worker threads outlived the shutdown: their entries become free when this process ends
         is_holding = self._leave(queues)
         self.keeper.close(is_holding=is_holding, timeout_s=_left_s(deadline))
         self.connections.close()
 
     def abandon(self) -> None:
-        """Let go of it in a process that was forked: nothing of it is that one's."""
+        """Release the session in a forked child: it belongs to the parent."""
         self.keeper.abandon()
 
     def _leave(self, queues: Sequence[ConsumedQueue]) -> bool:
-        """Take this consumer out of the queues; whether it still holds entries, or may."""
+        """Deregister this consumer from the queues; return whether it holds entries, or may hold some."""
         by_stream = {queue.keys.stream: queue for queue in queues}
         args = (self.settings.group, self.consumer_name, 0)
         is_holding = False
@@ -168,7 +168,9 @@ class Session:
                     raise ConnectionClosed("Redis does not answer")
                 is_holding = any(self.connections.run_scripts(LEAVE, calls)) or is_holding
             except (BrokerConnectionError, redis.RedisError) as error:
-                self.logger.warning("could not say goodbye; the lease will end", extra={"error": str(error)})
+                self.logger.warning(
+                    "could not deregister the consumer; its lease will expire", extra={"error": str(error)}
+                )
                 is_holding = is_holding or any(len(by_stream[stream].deliveries) for stream in streams)
         return is_holding
 

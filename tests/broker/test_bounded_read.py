@@ -133,7 +133,7 @@ def test_an_entry_that_is_too_large_is_a_dead_letter_with_all_of_its_fields(scen
     eventually(lambda: scene.client.xlen(KEYS.dead) == 1)
     ((_, dead_letter),) = scene.client.xrange(KEYS.dead)
     assert dead_letter[b"reason"] == b"oversize"
-    assert b"may have" in dead_letter[b"error"]
+    assert b"more than the" in dead_letter[b"error"]
     assert dead_letter[b"entry:data"] == large
 
 

@@ -150,4 +150,4 @@ def test_the_figures_of_reading_ahead_are_those_of_the_code() -> None:
 
     assert f"up to {MOST_AHEAD} messages wait for {longest} before they are handed back" in said
     assert f"nothing is read ahead for {'a second' if NOTHING_AHEAD_FOR_S == 1 else NOTHING_AHEAD_FOR_S}" in said
-    assert f"up to {MOST_AHEAD} messages; what finds no place within {longest} goes back" in documented
+    assert f"up to {MOST_AHEAD} messages; those that find no place within {longest} are handed back" in documented

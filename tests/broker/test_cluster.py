@@ -207,7 +207,7 @@ def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
     if pid == 0:
         try:
             next(broker.consume("green", timeout=5_000))
-            eventually(lambda: broker._session.keeper._told)
+            eventually(lambda: broker._session.keeper._known)
         finally:
             os._exit(0)
     os.waitpid(pid, 0)

@@ -212,7 +212,7 @@ def test_result_that_cannot_be_handed_on_makes_its_message_a_dead_letter(redis_u
 
         (dead_letter,) = ended(broker)
         assert (dead_letter.reason, dead_letter.actor_name) == ("unhandled", "fetch")
-        assert "what was to follow it was not enqueued: Pipelines raised TypeError" in dead_letter.error
+        assert "its follow-up message was not enqueued: Pipelines raised TypeError" in dead_letter.error
 
         results.append("the cause is corrected")
         assert broker.dead_letters("default").requeue([dead_letter.id]) == 1

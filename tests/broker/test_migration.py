@@ -93,7 +93,7 @@ def test_the_command_says_what_it_did(old: RedisBroker, redis_url: str, redis_cl
 
     assert (done.returncode, done.stdout) == (
         0,
-        "default: 1 moved, 0 left to workers that still live\nnothing is left\n",
+        "default: 1 moved, 0 left to live workers\nnothing is left\n",
     )
     assert redis_client.xlen("streams:default") == 1
 
@@ -157,12 +157,12 @@ def test_command_names_what_stays_and_moves_it_with_a_higher_limit(
     moved = subprocess.run([*command, "--max-message-bytes", "30000"], capture_output=True, text=True)
 
     assert refused.returncode == 1
-    assert "default: 1 moved, 0 left to workers that still live, 1 refused\n" in refused.stdout
+    assert "default: 1 moved, 0 left to live workers, 1 refused\n" in refused.stdout
     assert large.message_id in refused.stdout
     assert "nothing is left" not in refused.stdout
     assert (moved.returncode, moved.stdout) == (
         0,
-        "default: 1 moved, 0 left to workers that still live\nnothing is left\n",
+        "default: 1 moved, 0 left to live workers\nnothing is left\n",
     )
     assert redis_client.xlen("new:default") == 2
 

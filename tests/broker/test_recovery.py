@@ -478,7 +478,7 @@ def test_a_suspect_that_ended_before_its_company_was_noted_counts_as_refused_to_
     consumer.ack(one)
     eventually(lambda: scene.state() == QueueState())
 
-    broker._session.outcomes.note_company(one)
+    broker._session.outcomes.record_alongside(one)
 
     assert broker.counters(QUEUE)["fenced"] == 0
     assert scene.charges() == {}
