@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_examples_run(redis_url: str, redis_client: redis.Redis) -> None:
+def test_readme_examples_run(redis_url: str, redis_client: redis.Redis) -> None:
     use, look, _, _ = blocks("python")
     assert "redis://127.0.0.1:6379/0" in use
     # functions of an example have no file whose annotations could be read
@@ -51,7 +51,7 @@ def test_the_examples_run(redis_url: str, redis_client: redis.Redis) -> None:
     assert redis_client.xlen("streams:default") == 0
 
 
-def test_programs_from_before_and_after_a_migration_run_and_nothing_is_left_behind(
+def test_migration_example_runs_and_leaves_nothing_behind(
     redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, _, before, after = (block.replace("redis://127.0.0.1:6379/0", redis_url) for block in blocks("python"))
@@ -74,7 +74,7 @@ def test_programs_from_before_and_after_a_migration_run_and_nothing_is_left_behi
     assert redis_client.xlen("streams:default") == 2
 
 
-def test_the_redis_commands_are_answered(redis_url: str, redis_client: redis.Redis) -> None:
+def test_readme_redis_commands_are_answered(redis_url: str, redis_client: redis.Redis) -> None:
     used = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
     used.declare_queue("default")
     used.enqueue(dramatiq.Message("default", "resize", (), {}, {}))
@@ -129,7 +129,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert documented == settings
 
 
-def test_every_key_is_named() -> None:
+def test_readme_names_every_key() -> None:
     table = re.findall(r"\{ns:q\}:([\w:]+)", (Path(broker.__file__).with_name("keys.py")).read_text())
 
     assert len(table) == 14
@@ -137,14 +137,14 @@ def test_every_key_is_named() -> None:
         assert f":{name.partition(':<')[0]}" in README, name
 
 
-def test_what_it_imports_is_public() -> None:
+def test_readme_imports_only_public_names() -> None:
     names = set(re.findall(r"from broker import (\w+)", README))
 
     assert names
     assert names <= set(broker.__all__)
 
 
-def test_the_figures_of_reading_ahead_are_those_of_the_code() -> None:
+def test_documented_read_ahead_figures_match_the_code() -> None:
     said, documented = (" ".join(str(text).split()) for text in (README, BrokerSettings.__doc__))
     longest = f"{HAND_BACK_AFTER_S * 1_000:g} ms"
 

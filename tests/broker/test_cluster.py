@@ -101,9 +101,7 @@ def broker(cluster: Cluster) -> Iterator[RedisStreamsBroker]:
         client.close()
 
 
-def test_queues_live_on_different_nodes_and_each_of_them_in_one_slot(
-    cluster: Cluster, broker: RedisStreamsBroker
-) -> None:
+def test_queues_spread_over_nodes_and_each_uses_one_slot(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     ran: list[tuple[str, int]] = []
 
     def actor_of(queue: str) -> dramatiq.Actor[[int], None]:
@@ -132,7 +130,7 @@ def test_queues_live_on_different_nodes_and_each_of_them_in_one_slot(
         assert slots == {key_slot(keys.stream.encode())}
 
 
-def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+def test_queue_loses_nothing_when_its_slot_moves_under_load(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     ran: set[int] = set()
 
     @dramatiq.actor(broker=broker, queue_name="red")
@@ -170,7 +168,7 @@ def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster,
     assert ran == set(range(sent))
 
 
-def test_a_slot_that_nobody_serves_is_an_outage_that_heals(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+def test_queue_recovers_when_its_slot_is_served_again(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     keys = QueueKeys("streams", "blue")
     slot, port = key_slot(keys.stream.encode()), cluster.port_of(keys.stream)
     client = cluster.client()
@@ -196,7 +194,7 @@ def producer_takes(producer: RedisStreamsBroker, message: dramatiq.Message[None]
     return False
 
 
-def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
+def test_messages_of_a_dead_process_are_taken_over_on_a_cluster(
     cluster: Cluster, broker: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.janitor.is_dead_sibling", lambda _: False)
@@ -220,7 +218,7 @@ def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
     consumer.close()
 
 
-def test_a_node_that_hangs_takes_no_lease_from_the_queues_of_the_others(cluster: Cluster) -> None:
+def test_hanging_node_costs_queues_of_other_nodes_no_lease(cluster: Cluster) -> None:
     lease_ms = 5_000
     streams = {queue: QueueKeys("streams", queue) for queue in (*QUEUES, *(f"red-{number}" for number in range(24)))}
     hanging = cluster.port_of(streams["red"].stream)

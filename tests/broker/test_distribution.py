@@ -51,7 +51,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.fail(f"{error.stdout}{error.stderr}")
 
 
-def test_the_wheel_holds_scripts_types_and_readme(wheel: Path) -> None:
+def test_wheel_contains_scripts_types_and_readme(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     here = {path.name for path in Path(broker.__file__).parent.iterdir() if path.suffix == ".py"}
     here |= {f"lua/{path.name}" for path in Path(broker.__file__).with_name("lua").iterdir()}
@@ -67,7 +67,7 @@ def test_the_wheel_holds_scripts_types_and_readme(wheel: Path) -> None:
     assert "from broker import" not in described
 
 
-def test_a_message_runs_through_with_nothing_of_this_repository_at_hand(
+def test_installed_wheel_runs_a_message_without_this_repository(
     wheel: Path, tmp_path: Path, redis_url: str, redis_client: redis.Redis
 ) -> None:
     target, others = tmp_path / "target", tmp_path / "others"
@@ -89,7 +89,7 @@ def test_a_message_runs_through_with_nothing_of_this_repository_at_hand(
     assert str(target) in done.stdout
 
 
-def test_it_asks_for_what_the_base_installation_asks_for() -> None:
+def test_wheel_requires_what_the_base_installation_requires() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     wanted = re.findall(r"^(?:dramatiq|redis) .*$", setup["options"]["install_requires"], flags=re.MULTILINE)

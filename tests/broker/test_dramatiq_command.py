@@ -99,7 +99,7 @@ def test_reloads_under_load_lose_nothing_and_run_nothing_twice(
     assert ran(client) == Counter(range(n))
 
 
-def test_a_stop_lets_jobs_end_and_gives_the_others_back_in_their_order(
+def test_stop_finishes_jobs_and_hands_back_the_others_in_order(
     redis_url: str, client: Any, producer: RedisStreamsBroker
 ) -> None:
     producer.enqueue_many([message("work", number, 0.5) for number in range(10)])
@@ -118,7 +118,7 @@ def test_a_stop_lets_jobs_end_and_gives_the_others_back_in_their_order(
     assert [int(number) for number in client.lrange("ran", 0, -1)] == list(range(10))
 
 
-def test_a_job_that_outlives_the_stop_runs_again(redis_url: str, client: Any, producer: RedisStreamsBroker) -> None:
+def test_job_that_outlives_the_stop_runs_again(redis_url: str, client: Any, producer: RedisStreamsBroker) -> None:
     producer.enqueue(message("work", 1, 4))
     with command(redis_url, "--threads", "1", "--worker-shutdown-timeout", "100") as process:
         eventually(lambda: client.llen("began"), within_s=40)
@@ -132,7 +132,7 @@ def test_a_job_that_outlives_the_stop_runs_again(redis_url: str, client: Any, pr
     assert ran(client) == Counter([1])
 
 
-def test_a_changed_source_reloads_the_workers_and_the_processes_that_middleware_forks(
+def test_source_change_reloads_workers_and_middleware_processes(
     redis_url: str, client: Any, producer: RedisStreamsBroker, tmp_path: Path
 ) -> None:
     source = tmp_path / "changed.py"
@@ -148,9 +148,7 @@ def test_a_changed_source_reloads_the_workers_and_the_processes_that_middleware_
         eventually(lambda: client.llen("ran") == 2, within_s=40)
 
 
-def test_greenlets_work_and_one_that_never_yields_keeps_its_lease(
-    redis_url: str, client: Any, producer: RedisStreamsBroker
-) -> None:
+def test_greenlet_that_never_yields_keeps_its_lease(redis_url: str, client: Any, producer: RedisStreamsBroker) -> None:
     with command(redis_url, "--threads", "8", name="dramatiq-gevent"):
         producer.enqueue_many([message("work" if n % 10 else "fail_once", n) for n in range(200)])
         eventually(lambda: client.llen("ran") == 200, within_s=60)
@@ -161,7 +159,7 @@ def test_greenlets_work_and_one_that_never_yields_keeps_its_lease(
     assert producer.counters("default")["recovered"] == 0
 
 
-def test_a_worker_that_boots_before_redis_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_boots_before_redis_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("dramatiq_restart_delay", "300")
     server, log = EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"}), tmp_path / "log"
     with stopped_at_the_end(server), command(server.url, log=log) as process:
@@ -174,9 +172,7 @@ def test_a_worker_that_boots_before_redis_waits_for_it(tmp_path: Path, monkeypat
         assert workers_of(process) == before
 
 
-def test_a_worker_that_boots_while_redis_is_loading_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_that_boots_while_redis_loads_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("dramatiq_restart_delay", "300")
     monkeypatch.setattr("tasks.embedded_redis.START_TIMEOUT_S", 90)
     # two minutes of loading, unless it is told otherwise meanwhile

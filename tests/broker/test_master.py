@@ -95,7 +95,7 @@ def test_job_that_ends_within_the_grace_runs_once(
     assert producer.counters("default")["recovered"] == 0
 
 
-def test_worker_that_is_stopped_is_killed_without_its_master(
+def test_stopped_worker_is_killed_when_its_master_ends(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(GRACE, "500")
@@ -125,7 +125,7 @@ def test_writing_to_the_log_of_a_killed_master_fails_at_once(
         assert eventually(lambda: client.lrange("wrote", 0, -1), within_s=30) == [b"BrokenPipeError"]
 
 
-def test_workers_outlive_their_master_where_the_setting_is_none(
+def test_workers_outlive_their_master_if_the_grace_is_none(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(GRACE, "")
@@ -159,7 +159,7 @@ if __name__ == "__main__":
 """
 
 
-def test_worker_that_no_command_started_outlives_its_parent(
+def test_worker_not_started_by_the_command_outlives_its_parent(
     redis_url: str, client: Any, producer: RedisStreamsBroker
 ) -> None:
     environ = {**os.environ, "BROKER_URL": redis_url, "PYTHONPATH": str(ROOT), GRACE: "0"}

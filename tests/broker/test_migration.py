@@ -33,7 +33,7 @@ def actor_on(broker: dramatiq.Broker, ran: Counter[str]) -> Any:
     return work
 
 
-def test_waiting_delayed_and_abandoned_messages_move_in_their_order_and_run(
+def test_waiting_delayed_and_abandoned_messages_move_in_order_and_run(
     old: RedisBroker, redis_url: str, redis_client: redis.Redis
 ) -> None:
     ran: Counter[str] = Counter()
@@ -68,7 +68,7 @@ def test_waiting_delayed_and_abandoned_messages_move_in_their_order_and_run(
     assert ran == Counter([*order, "soon"])
 
 
-def test_what_a_living_worker_has_fetched_is_left_to_it(
+def test_messages_fetched_by_a_live_worker_are_left_to_it(
     old: RedisBroker, redis_url: str, redis_client: redis.Redis
 ) -> None:
     work = actor_on(old, Counter())
@@ -85,7 +85,7 @@ def test_what_a_living_worker_has_fetched_is_left_to_it(
         assert broker.stats("default").waiting == 1
 
 
-def test_the_command_says_what_it_did(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
+def test_command_prints_its_results(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
     actor_on(old, Counter()).send("one")
 
     command = [sys.executable, "-m", "broker.migration", redis_url, redis_url]
@@ -98,7 +98,9 @@ def test_the_command_says_what_it_did(old: RedisBroker, redis_url: str, redis_cl
     assert redis_client.xlen("streams:default") == 1
 
 
-def test_messages_of_an_old_pipeline_go_on_here(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
+def test_old_pipeline_continues_after_the_migration(
+    old: RedisBroker, redis_url: str, redis_client: redis.Redis
+) -> None:
     ran: Counter[str] = Counter()
     work = actor_on(old, ran)
     dramatiq.pipeline(
@@ -114,9 +116,7 @@ def test_messages_of_an_old_pipeline_go_on_here(old: RedisBroker, redis_url: str
     assert ran == Counter(["first", "second"])
 
 
-def test_message_that_cannot_be_moved_stays_and_the_others_move(
-    old: RedisBroker, redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_refused_message_stays_and_the_others_move(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
     work = actor_on(old, Counter())
     work.send("first")
     large = work.send("x" * 20_000)
@@ -145,7 +145,7 @@ def test_message_that_cannot_be_moved_stays_and_the_others_move(
         assert drain(redis_client, broker)["default"] == Drained(moved=0, left=0, refused=drained.refused)
 
 
-def test_command_names_what_stays_and_moves_it_with_a_higher_limit(
+def test_command_lists_refused_messages_and_moves_them_with_a_higher_limit(
     old: RedisBroker, redis_url: str, redis_client: redis.Redis
 ) -> None:
     work = actor_on(old, Counter())

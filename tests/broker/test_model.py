@@ -284,7 +284,7 @@ class Queue(RuleBasedStateMachine):
         self.every_message_is_in_exactly_one_place()
 
 
-def test_every_message_stays_in_exactly_one_place_whatever_happens(redis_client: redis.Redis, redis_url: str) -> None:
+def test_every_message_is_always_in_exactly_one_place(redis_client: redis.Redis, redis_url: str) -> None:
     class OnThisServer(Queue):
         client, url = redis_client, redis_url
 

@@ -47,7 +47,7 @@ def slow_commands(client: Any) -> list[int]:
     return [one["duration"] for one in client.slowlog_get(1_000) if one["command"].startswith(b"EVAL")]
 
 
-def test_a_million_messages_that_are_due_at_once_are_promoted_in_short_steps_and_in_order(large: Scene) -> None:
+def test_a_million_due_messages_are_promoted_in_short_steps_and_in_order(large: Scene) -> None:
     n, step = 1_000_000, 10_000
     payload = message("x").encode()
     fill = """for i = tonumber(ARGV[1]), tonumber(ARGV[1]) + tonumber(ARGV[2]) - 1 do
@@ -86,7 +86,7 @@ def test_a_million_messages_that_are_due_at_once_are_promoted_in_short_steps_and
     assert broker.counters(QUEUE)["promoted"] == n
 
 
-def test_thirty_orphans_behind_two_hundred_thousand_pending_entries_are_found_in_one_pass(large: Scene) -> None:
+def test_orphans_behind_200_000_pending_entries_are_found_in_one_pass(large: Scene) -> None:
     n, n_orphans = 200_000, 30
     broker = large.process("a")
     holder = broker.consume(QUEUE, prefetch=0, timeout=50)
@@ -134,7 +134,7 @@ def test_delayed_messages_run_when_they_are_due(large: Scene) -> None:
     assert late_ms[0] > -2, "nothing runs early"
 
 
-def test_fifty_queues_in_eight_processes_cost_what_one_in_one_does(tmp_path: Path) -> None:
+def test_fifty_queues_cost_each_process_no_more_than_one(tmp_path: Path) -> None:
     n_queues, n_processes, n_threads = 50, 8, 4
     names = [QUEUE, *(f"{QUEUE}-{number}" for number in range(1, n_queues))]
     options = {"appendonly": "no"}

@@ -56,9 +56,7 @@ def encrypted(tmp_path: Path) -> Iterator[tuple[EmbeddedRedis, int]]:
         yield server, port
 
 
-def test_work_and_heartbeats_go_over_tls_with_a_ca_of_our_own(
-    encrypted: tuple[EmbeddedRedis, int], tmp_path: Path
-) -> None:
+def test_work_and_heartbeats_use_tls_with_a_private_ca(encrypted: tuple[EmbeddedRedis, int], tmp_path: Path) -> None:
     server, port = encrypted
     ran: list[int] = []
     broker = RedisStreamsBroker(
@@ -83,7 +81,7 @@ def test_work_and_heartbeats_go_over_tls_with_a_ca_of_our_own(
     assert sorted(ran) == list(range(100))
 
 
-def test_a_server_whose_certificate_is_by_nobody_we_know_is_refused(encrypted: tuple[EmbeddedRedis, int]) -> None:
+def test_server_with_an_untrusted_certificate_is_refused(encrypted: tuple[EmbeddedRedis, int]) -> None:
     _, port = encrypted
     broker = RedisStreamsBroker(f"rediss://127.0.0.1:{port}/0", middleware=[], enqueue_timeout_ms=0)
 
@@ -91,7 +89,7 @@ def test_a_server_whose_certificate_is_by_nobody_we_know_is_refused(encrypted: t
         broker.enqueue(message("one"))
 
 
-def test_a_server_that_became_a_replica_is_left() -> None:
+def test_connection_to_a_demoted_master_is_dropped() -> None:
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
         connections = Connections(redis.Redis.from_url(server.url))
         connections.run("CLIENT", "SETNAME", "ours", key="k")

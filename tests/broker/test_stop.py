@@ -34,7 +34,7 @@ def stop_while_redis_hangs(server: EmbeddedRedis, process: subprocess.Popen[str]
 
 
 @pytest.mark.slow
-def test_stop_asks_a_server_that_hangs_once_for_all_queues(tmp_path: Path) -> None:
+def test_stop_asks_a_hanging_server_once_for_all_queues(tmp_path: Path) -> None:
     with (
         EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"}) as server,
         redis.Redis.from_url(server.url) as found,
