@@ -1,4 +1,4 @@
-"""Entries of any size: what a process holds of them is bounded, and none is lost."""
+"""Entries of any size: a process holds a bounded part of them, and none is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import eventually
 
 
 def encoded(value: Any) -> bytes:
-    """As Redis writes it."""
+    """Return a value in Redis' wire format."""
     if isinstance(value, list):
         return b"*%d\r\n" % len(value) + b"".join(map(encoded, value))
     return b"$%d\r\n%s\r\n" % (len(value), value)
@@ -157,7 +157,7 @@ def test_large_entries_of_a_dead_process_become_dead_letters(scene: Scene) -> No
     dead = scene.brokers["first"].consumer_name
     scene.die("first")
     ((entry_id, _),) = scene.client.xrange(KEYS.stream)
-    # an entry of the same process whose reply never came
+    # an entry of the same process whose reply was lost
     large = scene.client.xadd(KEYS.stream, {"label": "large", "data": b"x" * (10 * LIMIT)})
     scene.client.xgroup_setid(KEYS.stream, "cluster-workers", entry_id)
     scene.client.xreadgroup("cluster-workers", dead, {KEYS.stream: ">"}, count=1)

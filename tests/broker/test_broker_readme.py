@@ -1,4 +1,4 @@
-"""What the broker's README says is so."""
+"""The examples, settings and links of the broker's README are correct."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def blocks(language: str) -> list[str]:
 def test_readme_examples_run(redis_url: str, redis_client: redis.Redis) -> None:
     use, look, _, _ = blocks("python")
     assert "redis://127.0.0.1:6379/0" in use
-    # functions of an example have no file whose annotations could be read
+    # functions defined by exec have no source file from which annotations could be read
     scope: dict[str, object] = {}
     before = dramatiq.broker.global_broker
     try:

@@ -1,4 +1,4 @@
-"""The broker is a distribution of its own: built offline, and installed beside nothing but Dramatiq and redis-py."""
+"""The broker's own distribution: built offline, and installed with only Dramatiq and redis-py."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_installed_wheel_runs_a_message_without_this_repository(
         (others / package.__name__).symlink_to(Path(package.__file__).parent)
     paths = f"import sys; sys.path[:0] = [{str(target)!r}, {str(others)!r}]\n"
 
-    # -I -S: neither the folder it runs in, nor the environment, nor what is installed there
+    # -I -S: without the current folder, the environment variables and the installed packages
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", paths + PROGRAM, redis_url], cwd=tmp_path, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""Dramatiq's own commands, on real processes: reload, stop, watch, forks, gevent."""
+"""Dramatiq's own commands with real processes: reload, stop, watch, forks, gevent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def command(
     url: str, *arguments: str, name: str = "dramatiq", log: Path = Path(os.devnull)
 ) -> Iterator[subprocess.Popen[bytes]]:
     environ = {**os.environ, "BROKER_URL": url, "PYTHONPATH": str(ROOT)}
-    # the same interpreter after a reload, which looks for one by name
+    # the same interpreter after a reload, which looks it up by name
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -53,7 +53,7 @@ def command(
             try:
                 process.wait(30)
             finally:
-                # its workers, too: they would take the messages of the next test
+                # also its workers, which would take the messages of the next test
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
@@ -75,7 +75,7 @@ def message(actor: str, *args: object) -> dramatiq.Message[Any]:
 
 
 def has_started(client: Any, times: int) -> bool:
-    """Whether the command's worker has begun to work that often: reloads included."""
+    """Return whether workers of the command have started this many times, reloads included."""
     return bool(client.llen("forked") == times and client.zcard("{streams:default}:consumers"))
 
 
@@ -91,7 +91,7 @@ def test_reloads_under_load_lose_nothing_and_run_nothing_twice(
         for number_of_starts in range(1, 4):
             producer.enqueue_many([message("work", number, 0.005) for number in range(n, n + 200)])
             n += 200
-            # a second signal before the first is done would kill the process
+            # a second signal before the first is handled would kill the process
             eventually(partial(has_started, client, number_of_starts), within_s=40)
             process.send_signal(signal.SIGHUP)
         eventually(lambda: client.llen("ran") >= n and client.xlen(STREAM) == 0, within_s=60)
@@ -175,7 +175,7 @@ def test_worker_that_boots_before_redis_waits_for_it(tmp_path: Path, monkeypatch
 def test_worker_that_boots_while_redis_loads_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("dramatiq_restart_delay", "300")
     monkeypatch.setattr("tasks.embedded_redis.START_TIMEOUT_S", 90)
-    # two minutes of loading, unless it is told otherwise meanwhile
+    # loading takes two minutes unless the setting changes meanwhile
     server, log = EmbeddedRedis(directory=tmp_path, options={"key-load-delay": "500"}), tmp_path / "log"
     with stopped_at_the_end(server), redis.Redis.from_url(server.url) as client:
         server.start()
@@ -206,7 +206,7 @@ def stopped_at_the_end(server: EmbeddedRedis) -> Iterator[None]:
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> set[int]:
-    """The processes that live below the command: none of them was replaced as long as these stay."""
+    """Return the pids of the command's descendants; while these stay the same, none was replaced."""
     return {child.pid for child in psutil.Process(process.pid).children() if child.status() != psutil.STATUS_ZOMBIE}
 
 

@@ -1,4 +1,4 @@
-"""Pipelines, groups, callbacks, results, barriers and rate limits, which Dramatiq builds on any broker."""
+"""Pipelines, groups, callbacks, results, barriers and rate limits, which Dramatiq implements on top of any broker."""
 
 from __future__ import annotations
 

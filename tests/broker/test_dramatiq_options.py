@@ -1,4 +1,4 @@
-"""What Dramatiq promises of actors and messages, whichever broker carries them."""
+"""Dramatiq's promises about actors and messages, which every broker must keep."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def test_paused_worker_starts_no_job_until_resumed(redis_url: str, monkeypatch: 
 
 
 def test_join_counts_messages_that_move_between_structures(redis_url: str) -> None:
-    """It goes from the stream to the delayed ones and back fifty times, and is always in one of them."""
+    """The message moves between the stream and the delayed set fifty times and is always in one of them."""
     n_tries = 50
     tries = 0
     with broker_on(redis_url, Retries(min_backoff=1, max_backoff=1, max_retries=n_tries)) as broker:
@@ -353,7 +353,7 @@ def test_delayed_message_survives_a_worker_stop(redis_url: str) -> None:
 
 
 def test_more_messages_than_lua_unpacks_are_flushed_requeued_and_purged(redis_url: str) -> None:
-    n = 8_500  # Lua's unpack() ends at some 8,000 values
+    n = 8_500  # Lua's unpack() handles about 8,000 values
     with broker_on(redis_url) as broker:
 
         @dramatiq.actor(broker=broker)

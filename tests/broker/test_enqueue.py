@@ -1,4 +1,4 @@
-"""How messages come in: at once, later, many, once."""
+"""Enqueueing: immediate, delayed, batched and unique messages, full queues and lost answers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support import eventually
 
 
 def refusal(text: str) -> ConnectionClosed:
-    """What an answer that is an error becomes."""
+    """Return the exception that an error answer is translated to."""
     error = ConnectionClosed(text)
     error.__cause__ = redis.ResponseError(text)
     return error
 
 
 class Heard(dramatiq.Middleware):
-    """The signals of enqueueing, in their order."""
+    """Records the signals of enqueueing, in order."""
 
     def __init__(self) -> None:
         self.signals: list[tuple[str, str, int | None]] = []
@@ -114,7 +114,7 @@ def test_delayed_message_stays_outside_the_stream_until_due(scene: Scene) -> Non
 
 @pytest.mark.parametrize("by", ["enqueue", "retry"])
 def test_janitor_is_woken_by_a_message_that_is_due_earlier(scene: Scene, by: str) -> None:
-    # nobody would look around by itself for longer than the test waits
+    # janitors would not run by themselves for longer than the test waits
     consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("later"), delay=3_600_000)
@@ -133,7 +133,7 @@ def test_janitor_is_woken_by_a_message_that_is_due_earlier(scene: Scene, by: str
 
 def test_many_due_messages_are_promoted_in_steps_and_in_order(scene: Scene) -> None:
     broker = scene.process("a")
-    messages = [message(str(n)) for n in range(450)]  # two full steps and a half
+    messages = [message(str(n)) for n in range(450)]  # two full steps and a half one
     for number, one in enumerate(messages):
         broker.enqueue(one, delay=60_000 + number)
     for id_, due_ms in scene.client.zrange(KEYS.delayed, 0, -1, withscores=True):
@@ -197,7 +197,7 @@ def test_message_does_not_free_the_unique_key_of_the_next_one(scene: Scene, what
     if what_happens == "it fails":
         broker.emit_before("process_message", one)
     else:
-        scene.client.delete(KEYS.unique("k"))  # as when its time is over
+        scene.client.delete(KEYS.unique("k"))  # as when it has expired
     two = broker.enqueue(message("two", unique_key="k"))
 
     if what_happens == "it fails":
@@ -313,7 +313,7 @@ def test_messages_refused_by_a_full_queue_do_not_overtake_each_other(
     run = broker._session.connections.run_scripts
 
     def finish_one_after_the_first_step(script: Any, calls: Any) -> Any:
-        """What a worker may do between the steps of a round trip."""
+        """Finish a message between two steps of a round trip, as a worker may do."""
         first = run(script, calls[:1])
         (held,) = received(consumer, 1)
         consumer.ack(held)

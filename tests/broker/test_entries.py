@@ -1,4 +1,4 @@
-"""Entries that no actor can take: each becomes a dead letter that says why, and the queue goes on."""
+"""Entries that no actor can run: each becomes a dead letter with its reason, and the queue continues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from broker import InvalidMessage, UndecodableEntry
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, message, received
 from tests.support import eventually
 
-# JSON can hold it and UTF-8 cannot: whatever is made of it cannot be sent to Redis.
+# JSON can hold it and UTF-8 cannot, so text that contains it cannot be sent to Redis.
 HALF_A_CHARACTER = "\ud800"
 
 
@@ -244,7 +244,7 @@ def test_too_large_message_frees_its_unique_key_and_its_place_in_line(scene: Sce
     dead_letters = producer.dead_letters(QUEUE)
     (dead_letter,) = dead_letters.list()
     assert (dead_letter.reason, dead_letter.message_id) == ("oversize", large.message_id)
-    # put back while another of its key is at work, it waits its turn
+    # requeued while another message of its key runs, it waits in line
     assert dead_letters.put_back([dead_letter.id]) == ["in-line"]
 
 
@@ -254,5 +254,5 @@ def test_eta_written_into_an_entry_is_ignored(scene: Scene) -> None:
 
     (one,) = received(consumer, 1)
 
-    # a Worker that saw it would keep the message in its memory until then
+    # a Worker that saw the eta would keep the message in its memory until then
     assert "eta" not in one.options

@@ -1,4 +1,4 @@
-"""Entry ids that a producer chose: of the future, and the greatest there is. Work goes on, and ages are not made up."""
+"""Entry ids chosen by a producer, ahead of the clock or the greatest id: work continues, and ages stay correct."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support import eventually
 
 
 def ahead(scene: Scene) -> str:
-    """An hour from now."""
+    """Return an entry id one hour ahead of the clock."""
     return f"{1000 * (scene.client.time()[0] + 3_600)}-0"
 
 

@@ -1,4 +1,4 @@
-"""What follows a message is not lost: its retry, the next of its pipeline, its callbacks, a requeued dead letter."""
+"""Follow-up messages are not lost: retries, next stages of pipelines, callbacks, requeued dead letters."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LIMIT = 10_000
 
 
 def ended(broker: RedisStreamsBroker) -> list[DeadLetter]:
-    """The dead letters once nothing of the queue is left."""
+    """Wait until the queue is empty and return its dead letters."""
     with working(broker, threads=1):
         broker.join("default", timeout=30_000)
     return broker.dead_letters("default").list()
 
 
 def of_size(n_bytes: int, **options: Any) -> dramatiq.Message[Any]:
-    """A message whose encoded form has exactly so many bytes."""
+    """Return a message whose encoded form has exactly this many bytes."""
     sent = message("", **options)
     return sent.copy(args=("x" * (n_bytes - len(sent.encode())),))
 
@@ -154,7 +154,7 @@ def test_dead_letter_of_a_retry_that_outgrew_the_limit_can_be_requeued(scene: Sc
 
 
 class Refusing(Middleware):
-    """Refuses to enqueue what an actor of this name is to run."""
+    """Refuses to enqueue messages for one actor."""
 
     def __init__(self, actor_name: str) -> None:
         self._actor_name = actor_name
@@ -195,7 +195,7 @@ def test_follower_with_an_invalid_option_is_a_dead_letter_that_names_it(redis_ur
 
 
 def test_message_whose_result_cannot_be_passed_on_is_a_dead_letter(redis_url: str) -> None:
-    """The next of the pipeline cannot be encoded, so that it can be no dead letter either."""
+    """The next stage of the pipeline cannot be encoded, so it cannot become a dead letter either."""
     results: list[Any] = []
 
     with broker_on(redis_url, Pipelines()) as broker:
@@ -270,7 +270,7 @@ def test_completion_callback_that_is_too_large_is_a_dead_letter(redis_url: str) 
 
 
 def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
-    """A message that ran to its end in a process; what follows it was tried to be enqueued."""
+    """Return a message that has finished in a process, after the attempt to enqueue its follow-up message."""
     consumer = scene.consumer(name, middleware=[Pipelines()], prefetch=1, max_message_bytes=LIMIT)
     broker = scene.brokers[name]
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
@@ -285,7 +285,7 @@ def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
 def test_follower_of_a_message_that_runs_again_is_one_dead_letter(scene: Scene) -> None:
     follower = message("two")
     finished(scene, "a", follower)
-    scene.die("a")  # before it acknowledged
+    scene.die("a")  # before the acknowledgement
 
     consumer, one = finished(scene, "b", follower)
     consumer.ack(one)

@@ -1,4 +1,4 @@
-"""Under Dramatiq's command for gevent, where every thread is a greenlet and a busy one stops all others."""
+"""Dramatiq's command for gevent, where every thread is a greenlet and a busy one stops all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a process of this machine still lives, told by its name."""
+"""Detection of dead processes of this machine by their consumer name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_process_whose_pid_was_reused_counts_as_dead() -> None:
 
 
 def test_hidden_process_does_not_count_as_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As another user's is where /proc is mounted with hidepid, or a unit has ProtectProc=invisible."""
+    """Processes of other users are hidden if /proc is mounted with hidepid or a unit has ProtectProc=invisible."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = name_of(process.pid)
     monkeypatch.setattr(identity, "_PROC", tmp_path)

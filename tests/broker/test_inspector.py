@@ -1,4 +1,4 @@
-"""What a person does by hand loses nothing, and touches nothing that changed since they looked."""
+"""Operators' actions lose no entry and skip entries that changed since they were seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STRANGER = "somebody-by-hand"
 
 
 def given_held_by_a_stranger(scene: Scene, *names: str) -> None:
-    """Entries that were delivered to a consumer that no process stands behind."""
+    """Return entries that were delivered to a consumer without a process."""
     broker = scene.process("producer")
     broker.enqueue_many([message(name) for name in names])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
@@ -32,7 +32,7 @@ def test_rescued_entries_run_elsewhere_at_once(scene: Scene) -> None:
 
 
 def test_entries_are_rescued_from_a_group_reset_to_its_beginning(scene: Scene) -> None:
-    """What others hold is theirs all the same: the group has been delivered nothing, and has entries in flight."""
+    """After the reset the group's last delivered id is 0, although entries are in flight."""
     given_held_by_a_stranger(scene, "one", "two")
     inspector = scene.process("operator").inspector(QUEUE)
     scene.client.xgroup_setid(KEYS.stream, GROUP, "0")
@@ -58,7 +58,7 @@ def test_orphans_are_requeued_and_ghosts_removed(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two", "three", "four")
     inspector = scene.process("operator").inspector(QUEUE)
     one, two, three, _ = inspector.pending()
-    scene.client.xack(KEYS.stream, GROUP, one.id)  # what the old runbook called "requeue"
+    scene.client.xack(KEYS.stream, GROUP, one.id)  # which an old runbook called "requeue"
     scene.client.xack(KEYS.stream, GROUP, three.id)
     scene.client.xdel(KEYS.stream, two.id)
 
@@ -106,7 +106,7 @@ def test_live_consumer_is_removed_only_on_request(scene: Scene) -> None:
 
     assert refused.outcome == "alive"
     assert forced == Retired("retired")
-    eventually(lambda: scene.client.zscore(KEYS.consumers, name))  # it says again that it lives
+    eventually(lambda: scene.client.zscore(KEYS.consumers, name))  # it has written its next heartbeat
 
 
 def test_inspector_of_a_missing_stream_finds_nothing(scene: Scene) -> None:

@@ -25,7 +25,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def entering(threads: ThreadPoolExecutor, isolation: Isolation, one: Delivery) -> Future[Delivery | None]:
-    """What ``enter`` is going to answer to somebody who is held off."""
+    """Return a future of the result of ``enter`` for a message that waits."""
     n_before = isolation.n_waiting
     future = threads.submit(isolation.enter, one)
     eventually(lambda: isolation.n_waiting == n_before + 1)
@@ -143,7 +143,7 @@ def test_consecutive_suspects_delay_a_message_no_longer_than_one(
 ) -> None:
     isolation, suspect = Isolation(patience_s=0.2), delivery(charges=1)
     isolation.enter(suspect)
-    isolation._until = time.monotonic() + 3_600  # as if others followed it for an hour
+    isolation._until = time.monotonic() + 3_600  # as if further suspects followed for an hour
     other, second = delivery(), delivery(charges=1)
 
     try:

@@ -1,4 +1,4 @@
-"""Who holds a lease, who loses it, and when: a process that writes heartbeats for another."""
+"""The keeper process: which processes keep their lease, which lose it, and when."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def calling(actor: str, *args: Any) -> Any:
 
 
 def keeper_of(process_id: int) -> psutil.Process:
-    """The one child of a worker process."""
+    """Return the only child of a worker process."""
     (child,) = psutil.Process(process_id).children()
     return child
 
@@ -55,13 +55,13 @@ def ignores(process: psutil.Process, number: signal.Signals) -> bool:
 
 @pytest.fixture
 def two_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody sees who lives on the same machine: what is known of a process comes through Redis."""
+    """Hide processes of the same machine from each other, so that deaths are only known through Redis."""
     monkeypatch.setattr("broker.janitor.is_dead_sibling", lambda _: False)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    """A server that may be stopped."""
+    """A Redis server that the test may stop."""
     with EmbeddedRedis(directory=tmp_path, options={"appendonly": "yes", "appendfsync": "always"}) as server:
         yield server
 
@@ -116,7 +116,7 @@ def test_signals_to_the_process_group_do_not_end_a_keeper(stage: Scene) -> None:
     with started(stage.url, lease_ms=SHORT_MS) as process:
         child = keeper_of(process.pid)
         (name,) = stage.client.zrange(KEYS.consumers, 0, -1)
-        # not the first beat: a thread writes those, until the child is up
+        # not the first heartbeats, which a thread writes until the child has started
         eventually(lambda: ignores(child, signal.SIGQUIT))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             child.send_signal(number)
@@ -195,7 +195,7 @@ def test_siblings_report_a_process_that_died_with_its_keeper(stage: Scene) -> No
     stage.client.xreadgroup(GROUP, name, {KEYS.stream: ">"})
     seconds, _ = stage.client.time()
     stage.client.zadd(KEYS.consumers, {name: seconds * 1_000})
-    # nobody would look around by itself for longer than the test waits
+    # janitors would not run by themselves for longer than the test waits
     sibling = stage.consumer("b", lease_ms=10 * LONG_MS, timeout=20_000)
     janitor = next(iter(stage.brokers["b"]._session._queues.values())).janitor
     eventually(lambda: janitor._others == (name,))

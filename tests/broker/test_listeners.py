@@ -1,4 +1,4 @@
-"""Only middleware that does something at a signal is called, and what it does is the same."""
+"""Only middleware with a non-empty method for a signal is called, as Dramatiq would call it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.broker.scene import message
 
 
 class Hears(dramatiq.Middleware):
-    """Notes what it hears, under its name."""
+    """Records the signals it receives, with its name."""
 
     def __init__(self, name: str, heard: list[str]) -> None:
         self.name, self.heard = name, heard

@@ -1,4 +1,4 @@
-"""What a real RedisBroker of Dramatiq left behind is run by this one."""
+"""The migration of the queues of Dramatiq's real RedisBroker."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_waiting_delayed_and_abandoned_messages_move_in_order_and_run(
 
         entries: Any = redis_client.xrange("streams:default")
         order = [dramatiq.Message.decode(fields[b"message"]).args[0] for _, fields in entries]
-        # RedisBroker looks after the abandoned by chance, at any of its commands
+        # RedisBroker requeues abandoned messages at random, with any of its commands
         assert [name for name in order if name != "abandoned"] == [f"waiting {n}" for n in range(5)]
         assert order.count("abandoned") == 1
         assert broker.stats("default").delayed == 2

@@ -28,7 +28,7 @@ def nothing_is_left(scene: Scene) -> bool:
 
 
 def promoted(scene: Scene, broker: RedisStreamsBroker) -> None:
-    """Everything that is delayed falls due."""
+    """Make all delayed messages fall due."""
     for name in scene.client.zrange(KEYS.delayed, 0, -1):
         scene.client.zadd(KEYS.delayed, {name: 1})
     next(iter(broker._session._queues.values())).janitor.run_once()

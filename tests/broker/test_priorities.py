@@ -1,4 +1,4 @@
-"""Which of its queues a process serves first."""
+"""The order in which a process reads its queues."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_queue_waits_while_a_higher_priority_queue_has_messages(redis_url: str) 
         worker.stop()
         broker.close()
 
-    # what was fetched in the moment when the first was drained may run beside it: two prefetches
+    # messages fetched at the moment when the first queue was drained may run alongside it: two prefetches
     last_urgent = len(ran) - 1 - ran[::-1].index("urgent")
     assert ran[:last_urgent].count("rest") <= 8
     assert ran.count("rest") == 100

@@ -1,4 +1,4 @@
-"""A process that finishes nothing loses what it holds, and one that works long does not."""
+"""A stuck process loses its messages; one that works for long does not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT_S, OVERRUN_S, NOW = 10.0, 5.0, 1_000.0
 
 
 def running(label: str, *, for_s: float | None, limit_s: float = LIMIT_S, **facts: Any) -> Delivery:
-    """A message that has run for so long; None: it has not begun."""
+    """Return a message that has run for this many seconds; None: it has not begun."""
     delivery = Delivery(message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1)
     delivery.begun_at = None if for_s is None else NOW - for_s
     for name, value in facts.items():
@@ -65,7 +65,7 @@ def test_process_is_stuck_when_its_consumer_hangs_with_messages() -> None:
 
 
 class Hang:
-    """An actor that runs until it is let go, whatever its time limit."""
+    """Return an actor that runs until it is released, whatever its time limit."""
 
     def __init__(self) -> None:
         self.goes_on = threading.Event()

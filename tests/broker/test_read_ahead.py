@@ -1,4 +1,4 @@
-"""Where jobs are short a consumer reads ahead, and nobody's message waits for it."""
+"""Where jobs are short, a consumer reads ahead without delaying other consumers' messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREFETCH = 2
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -39,7 +39,7 @@ def a_consumer(scene: Scene, name: str, clock: Clock, **settings: int) -> Stream
 
 
 def work_off(consumer: StreamsConsumer, n: int, clock: Clock) -> list[str]:
-    """Have so many messages done, one after the other, in a tenth of a millisecond each."""
+    """Finish this many messages one after the other, in a tenth of a millisecond each."""
     done = []
     for _ in range(n):
         (delivery,) = received(consumer, 1)
@@ -50,7 +50,7 @@ def work_off(consumer: StreamsConsumer, n: int, clock: Clock) -> list[str]:
 
 
 def gets_nothing(consumer: StreamsConsumer) -> bool:
-    """Always: it was asked, for a moment."""
+    """Ask the consumer briefly for a message and return True."""
     patience_s, consumer._timeout_s = consumer._timeout_s, 0.05
     try:
         assert next(consumer) is None
@@ -60,7 +60,7 @@ def gets_nothing(consumer: StreamsConsumer) -> bool:
 
 
 def hands_back(consumer: StreamsConsumer) -> bool:
-    """Whether it holds nothing ahead once it was asked."""
+    """Ask the consumer briefly and return whether it then holds nothing ahead."""
     return gets_nothing(consumer) and not n_held_ahead(consumer)
 
 
@@ -69,7 +69,7 @@ def n_held_ahead(consumer: StreamsConsumer) -> int:
 
 
 def reading_ahead(scene: Scene, clock: Clock, *, n: int = 300) -> StreamsConsumer:
-    """A consumer that has read ahead, because its jobs were short so far, and whose Worker holds nothing."""
+    """Return a consumer that has read ahead after short jobs, and whose Worker holds no message."""
     consumer = a_consumer(scene, "a", clock)
     scene.brokers["a"].enqueue_many(messages(*range(n)))
     n_done = 0
@@ -80,7 +80,7 @@ def reading_ahead(scene: Scene, clock: Clock, *, n: int = 300) -> StreamsConsume
 
 
 def held_by_a(scene: Scene) -> list[str]:
-    """For a moment what is done as well: acknowledgements are written a little later."""
+    """Return the pending entries, which briefly include finished ones: acknowledgements are written later."""
     return [label for label, (who, _) in scene.state().pending.items() if who == "a"]
 
 
@@ -92,10 +92,10 @@ def n_reads(client: redis.Redis) -> int:
 @pytest.mark.parametrize(
     ("n_finished", "within_s", "n_ahead"),
     [
-        (10, 0.010, 15),  # one a millisecond: fifteen last for 15 ms
+        (10, 0.010, 15),  # one per millisecond: fifteen last for 15 ms
         (4, 0.0004, 8),  # four fast ones are evidence for eight
         (400, 0.010, MOST_AHEAD),
-        (2, 0.040, 0),  # jobs that are not short
+        (2, 0.040, 0),  # jobs are not short
         (8, 2 * HAND_BACK_AFTER_S, 0),
         (0, 0.001, 0),
     ],
@@ -146,7 +146,7 @@ def test_short_jobs_need_few_reads(scene: Scene) -> None:
 
     assert work_off(consumer, 600, clock) == [str(number) for number in range(600)]
 
-    # one for each place that is free would be 300 at least
+    # a read for each free place would be at least 300
     assert n_reads(scene.client) - before <= 20
 
 
@@ -183,7 +183,7 @@ def test_messages_read_ahead_do_not_wait_behind_long_jobs(scene: Scene) -> None:
     eventually(lambda: hands_back(consumer))
 
     eventually(lambda: held_by_a(scene) == long_ones)
-    # in their place, before what was never delivered, and as if they had not been delivered
+    # in their place, before undelivered messages, and as if they had not been delivered
     rest = received(other, 300 - first - PREFETCH)
     assert labels(rest) == [str(number) for number in range(first + PREFETCH, 300)]
     assert {delivery.deliveries for delivery in rest} == {1}

@@ -1,4 +1,4 @@
-"""What dead processes and operators leave behind runs again."""
+"""Entries left behind by dead processes and by operators run again."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_waiting_neighbours_of_a_killer_are_never_charged(scene: Scene) -> None:
 
 
 def test_message_that_ran_alongside_a_killer_runs_again_without_it(scene: Scene) -> None:
-    """Both ran when a process died, twice; from then on each runs alone, and a crash is charged to one of them."""
+    """Two messages ran in two crashes; from then on each runs alone, and a crash counts against one of them."""
     consumer = scene.consumer("0", max_deliveries=5)
     scene.brokers["0"].enqueue_many([message("killer"), message("bystander")])
     for number in range(2):
@@ -131,7 +131,7 @@ def test_crash_counts_a_quarter_for_a_suspect_without_isolation(scene: Scene) ->
     broker.emit_before("process_message", suspect)
     assert scene.charges() == {"long": (1, "2")}
 
-    # when the process shuts down nobody is held off any longer
+    # a shutdown releases waiting messages
     broker.enqueue(message("other"))
     (other,) = received(consumer, 1)
     running = threading.Thread(target=broker.emit_before, args=("process_message", other))
@@ -204,7 +204,7 @@ def test_suspect_blocks_others_until_its_end_is_written(scene: Scene, monkeypatc
     monkeypatch.setattr(deliveries, "wait_until_written", waiting)
     consumer.ack(suspect)
 
-    # or another one may kill the process, and have that charged to it
+    # otherwise another message could kill the process and have the crash counted against this one
     assert (was_held, isolation.is_held) == ([True], False)
 
 
@@ -284,7 +284,7 @@ def test_process_with_late_heartbeats_does_not_declare_others_dead(scene: Scene)
     scene.die("a")
     consumer = scene.consumer("b", timeout=200)
     keeper = scene.brokers["b"]._session.keeper
-    # Redis was away until just now: everybody's heartbeat is old
+    # Redis was unavailable until just now: every heartbeat is old
     keeper._late_at = time.monotonic() + 3_600
 
     assert next(consumer) is None
@@ -303,7 +303,7 @@ def test_process_stops_trusting_its_lease_before_it_ends(scene: Scene) -> None:
         keeper._confirmed_at[QUEUE] = time.monotonic() - seconds
         return keeper.is_sure_of(QUEUE)
 
-    # who is not asks before it begins a message, which takes its time
+    # a process that is not sure asks Redis before it begins a message, which takes time
     assert [is_sure_after(seconds) for seconds in (30, 55, 60, 3_600)] == [True, False, False, False]
 
 
@@ -313,7 +313,7 @@ def test_process_waits_after_an_outage_before_it_declares_others_dead(
     scene.consumer("a", lease_ms=60_000)
     keeper = scene.brokers["a"]._session.keeper
     eventually(lambda: keeper.may_judge(QUEUE))
-    keeper._confirmed_at[QUEUE] = time.monotonic() - 40  # two beats were due since then
+    keeper._confirmed_at[QUEUE] = time.monotonic() - 40  # two heartbeats were due since then
 
     keeper.run_once()
 
@@ -395,7 +395,7 @@ def test_orphans_of_any_number_are_found_in_one_pass(scene: Scene) -> None:
     broker.enqueue_many([message(str(number)) for number in range(3_000)])
     held = received(consumer, 2)
     consumer.close()
-    # what an operator does who wants to skip a backlog
+    # as an operator does to skip a backlog
     scene.client.xgroup_setid(KEYS.stream, GROUP, "$")
 
     assert swept(scene.brokers["a"]).n_orphans == 2_998
@@ -419,7 +419,7 @@ def test_dead_letters_are_deleted_after_their_ttl(scene: Scene, when: str) -> No
     else:
         swept(scene.brokers["a"])
 
-    # whole nodes of a hundred: that is cheap, and near enough
+    # Redis trims whole nodes of a hundred entries, which is cheap and precise enough
     assert [dead_letter.entry_id for dead_letter in broker.dead_letters(QUEUE).list()] == (
         [young.entry_id] if when == "another is added" else []
     )
@@ -453,7 +453,7 @@ def test_undelivered_entry_is_not_swept_as_an_orphan(scene: Scene) -> None:
 
 
 def test_waiting_consumer_takes_orphans_at_once(scene: Scene) -> None:
-    # nobody would look around by itself for longer than the test waits
+    # janitors would not run by themselves for longer than the test waits
     consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -509,7 +509,7 @@ def test_silent_consumer_without_entries_is_forgotten(scene: Scene, monkeypatch:
     scene.client.zadd(KEYS.consumers, {"of an old heartbeat": 1, "of an old heartbeat, nowhere else": 1})
     scene.client.zadd(KEYS.consumers, {"dead just now": 0})
 
-    # as five minutes later for whoever has no heartbeat
+    # as five minutes later for a consumer without a heartbeat
     monkeypatch.setattr(janitor, "FORGET_CONSUMER_MS", -59_999)
     eventually(lambda: not swept(scene.brokers["a"]).n_orphans and b"without a heartbeat" not in consumers(scene))
 
@@ -569,7 +569,7 @@ def test_notes_of_suspects_are_removed_with_them(scene: Scene) -> None:
     consumer.close()
     assert scene.charges().keys() == {"one", "two"}
     scene.die("1")
-    # made again it delivers for the first time, and nobody can tell that it did before
+    # a recreated group delivers entries as if for the first time
     scene.client.xgroup_destroy(KEYS.stream, GROUP)
     consumer = scene.consumer("2")
     broker = scene.brokers["2"]
@@ -585,7 +585,7 @@ def test_notes_of_suspects_are_removed_with_them(scene: Scene) -> None:
 
 
 def test_reply_lost_on_a_live_connection_is_recovered(scene: Scene) -> None:
-    # nobody would look around by itself for longer than the test waits
+    # janitors would not run by themselves for longer than the test waits
     consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))

@@ -1,4 +1,4 @@
-"""Servers behind TLS and behind a Sentinel: what the broker does there, its keeper process included."""
+"""Servers behind TLS and behind a Sentinel, also for the keeper process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.system.events import free_port
 
 
 def beats_by_eval(client: Any, *, local_port: int) -> bool:
-    """Whether somebody runs scripts by EVAL through this port, as nobody but a keeper process does."""
+    """Return whether a client runs scripts by EVAL through this port, as only keeper processes do."""
     return any(one["cmd"] == "eval" and one["laddr"].endswith(f":{local_port}") for one in client.client_list())
 
 
 def keeper_is_connected(broker: RedisStreamsBroker, port: int) -> bool:
-    """Whether the keeper process itself has found this port: the thread behind it beats as well while it has not."""
+    """Return whether the keeper process uses this port; until then a thread of its parent writes heartbeats."""
     child_pid = broker._session.keeper.child_pid
     assert child_pid is not None
     return any(one.raddr and one.raddr.port == port for one in psutil.Process(child_pid).net_connections(kind="tcp"))
@@ -37,7 +37,7 @@ def keeper_is_connected(broker: RedisStreamsBroker, port: int) -> bool:
 
 @pytest.fixture
 def encrypted(tmp_path: Path) -> Iterator[tuple[EmbeddedRedis, int]]:
-    """A server, and its port for TLS, with a certificate by a CA of our own in ``ca.crt``."""
+    """A server and its TLS port, with a certificate of a private CA in ``ca.crt``."""
 
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
@@ -99,7 +99,7 @@ def test_connection_to_a_demoted_master_is_dropped() -> None:
         with pytest.raises(dramatiq.errors.ConnectionClosed, match="read only"):
             connections.run("SET", "k", "v")
 
-        # who connects again asks the sentinel, or the name server, who the master is now
+        # a new connection asks the sentinel, or the name server, for the current master
         eventually(lambda: "ours" not in {one["name"] for one in asked.client_list()})
         connections.close()
 

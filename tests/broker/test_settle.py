@@ -1,4 +1,4 @@
-"""How a delivery ends, and who may say so."""
+"""The outcomes of deliveries, and the fencing of processes that lost them."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_earlier_delivery_to_the_same_process_is_fenced(
 
 
 def test_waiting_consumer_takes_handed_back_entries_at_once(scene: Scene) -> None:
-    # nobody would look around by itself for longer than the test waits
+    # janitors would not run by themselves for longer than the test waits
     mine = scene.consumer("a", lease_ms=600_000)
     other = scene.consumer("b", lease_ms=600_000, timeout=20_000)
     scene.brokers["a"].enqueue(message("one"))
@@ -168,7 +168,7 @@ def test_follow_up_of_a_message_that_runs_again_is_added_once(scene: Scene) -> N
         broker.emit_after("process_message", one, result=None)
 
     finish("a")
-    scene.die("a")  # before it acknowledged
+    scene.die("a")  # before the acknowledgement
     finish("b")
 
     assert scene.state() == QueueState(pending={"one": ("b", 2)}, waiting=("two",))
@@ -186,7 +186,7 @@ def test_follow_up_message_is_never_refused_by_a_full_queue(scene: Scene) -> Non
     broker.emit_after("process_message", one, result=None)
     consumer.ack(one)
 
-    # its room was the finished one's; refused, it would be lost
+    # it takes the place of the finished message; refused, it would be lost
     assert labels(received(consumer, 1)) == ["two"]
 
 
@@ -234,7 +234,7 @@ def test_middleware_is_not_called_after_the_lease_was_lost(scene: Scene) -> None
     for delivery in (others, ours):
         broker.emit_after("skip_message", delivery)
 
-    # Results would store that it failed, while it runs elsewhere
+    # Results would store a failure while the message runs elsewhere
     assert heard == ["ours"]
 
 
@@ -337,7 +337,7 @@ def test_message_whose_retry_cannot_be_written_is_not_acknowledged(scene: Scene)
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    scene.client.replicaof("127.0.0.1", "1")  # a failover: it takes no writes
+    scene.client.replicaof("127.0.0.1", "1")  # as in a failover: the server refuses writes
     try:
         with pytest.raises(BrokerConnectionError):
             fail(broker, one)
@@ -359,7 +359,7 @@ def test_retry_that_was_counted_but_not_enqueued_is_written_at_the_ack(scene: Sc
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    one.options["retries"] = 1  # and then a time limit struck, or another middleware raised
+    one.options["retries"] = 1  # then a time limit interrupted, or another middleware raised
     consumer.ack(one)
 
     assert scene.state() == QueueState(delayed=("one",))
@@ -412,7 +412,7 @@ def test_acknowledgements_in_quick_succession_are_batched(scene: Scene, monkeypa
     for delivery in plain[1:]:
         consumer.ack(delivery)
     assert broker.counters(QUEUE)["acked"] == 1
-    consumer.ack(ordered)  # the next of its key waits for it
+    consumer.ack(ordered)  # the next message of its key waits for it
 
     eventually(lambda: broker.counters(QUEUE)["acked"] == 91)
     assert broker.stats(QUEUE).in_flight == 0
@@ -470,7 +470,7 @@ def test_new_consumer_does_not_run_what_the_old_one_still_runs(scene: Scene) -> 
 
 @contextmanager
 def full(scene: Scene) -> Iterator[None]:
-    """The server has no memory left."""
+    """Let the server run out of memory inside the block."""
     scene.client.config_set("maxmemory", "1")
     try:
         yield
@@ -479,7 +479,7 @@ def full(scene: Scene) -> Iterator[None]:
 
 
 def robbed(scene: Scene, by: str) -> None:
-    """Process b holds all that a had."""
+    """Return whether process b holds all messages that a had."""
     if by == "take-over":
         scene.age(scene.brokers["a"].consumer_name, idle_ms=60_000)
         scene.brokers["a"]._session.keeper.stop()

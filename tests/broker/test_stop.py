@@ -1,4 +1,4 @@
-"""A process stops in bounded time while Redis hangs, however many queues it has, and loses nothing by it."""
+"""A process stops in bounded time while Redis hangs, whatever the number of its queues, and loses nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stop_while_redis_hangs(server: EmbeddedRedis, process: subprocess.Popen[str]
     os.kill(server.pid, signal.SIGSTOP)
     try:
         process.send_signal(signal.SIGTERM)
-        # to wait for an answer once per queue would take two minutes and more
+        # waiting for an answer once per queue would take over two minutes
         return process.wait(N_QUEUES * ANSWER_S)
     finally:
         os.kill(server.pid, signal.SIGCONT)

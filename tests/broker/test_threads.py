@@ -46,7 +46,7 @@ def enqueue(name):
             tried.append(label)
             sent = dramatiq.Message("q", "work", (label,), {}, {"unique_key": label})
             answered = broker.enqueue(sent)
-            # a crossed answer would tell the id of another thread's message
+            # a crossed answer would have the id of another thread's message
             (confirmed if answered.message_id == sent.message_id else crossed).append(label)
         except TimeLimitExceeded:
             interrupted.append(label)
@@ -70,7 +70,7 @@ print(json.dumps([confirmed, tried, interrupted, crossed]))
 def test_threads_interrupted_while_enqueueing_leave_no_crossed_answers(
     redis_url: str, redis_client: redis.Redis
 ) -> None:
-    """As Dramatiq's TimeLimit and Shutdown interrupt: by an exception at any bytecode, half-read sockets included.
+    """Threads are interrupted as by TimeLimit and Shutdown: by an exception at any bytecode, also amid a socket read.
 
     In a process of its own: an interrupt may strike in a destructor too, which Python reports and goes on.
     """
@@ -179,7 +179,7 @@ def test_answer_to_an_interrupted_call_reaches_no_other_call(redis_url: str) -> 
 
 def test_batched_calls_are_answered_when_the_script_cache_is_flushed(redis_url: str) -> None:
     connections = Connections(redis.Redis.from_url(redis_url))
-    # a name that no server ever knows stands for one that was forgotten just now
+    # a hash that no server knows stands for a script that was just flushed
     forgotten = Script("echo", "return KEYS[1]", "0" * 40)
 
     answers = connections.run_scripts(forgotten, [([f"k{number}"], []) for number in range(3)])

@@ -1,4 +1,4 @@
-"""A message that failed is not acknowledged, whatever raises around it: it is tried again or becomes a dead letter."""
+"""A message that failed is not acknowledged, whatever raises around it: it is retried or becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import eventually
 
 
 class Raising(Middleware):
-    """Raises in one hook, as often as asked."""
+    """Raises in one hook a given number of times."""
 
     def __init__(self, hook: str, error: Exception, *, times: int = 1) -> None:
         self._error, self._left = error, times
@@ -32,7 +32,7 @@ class Raising(Middleware):
 
 
 def ended(broker: RedisStreamsBroker) -> list[DeadLetter]:
-    """The dead letters once nothing of the queue is left."""
+    """Wait until the queue is empty and return its dead letters."""
     with working(broker, threads=1):
         broker.join("default", timeout=30_000)
     return broker.dead_letters("default").list()
@@ -213,7 +213,7 @@ def test_rejection_is_written_though_a_middleware_refuses_it(redis_url: str, sig
 
 
 def test_failure_enqueued_again_by_a_middleware_is_acknowledged(redis_url: str) -> None:
-    """As a retry of the middleware's own, which counts nothing in the options of Dramatiq's."""
+    """The middleware has its own retries, which do not count in Dramatiq's options."""
 
     class Again(Middleware):
         def after_process_message(
@@ -269,7 +269,7 @@ def test_failure_unseen_by_middleware_becomes_a_dead_letter_at_the_ack(scene: Sc
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    # the Worker's own look at an exception raised, and it goes on to acknowledge what it has not told of
+    # the Worker's own handling of the exception raised, and it acknowledges without calling middleware
     one.stuff_exception(ValueError("no such pet"))
     consumer.ack(one)
 
@@ -414,7 +414,7 @@ def test_actor_with_an_invalid_option_is_refused_at_declaration(redis_url: str, 
 
 
 def test_failure_is_retried_though_an_interrupt_follows(redis_url: str) -> None:
-    """A time limit may strike while middleware hears of the failure, before Retries does."""
+    """A time limit may interrupt the middleware calls for the failure before Retries is called."""
     interrupted, tries = threading.Event(), list[int]()
 
     class Interrupting(Middleware):

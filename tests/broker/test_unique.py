@@ -1,4 +1,4 @@
-"""A unique key stands for a message that waits; it outlives neither its message's removal nor its being skipped."""
+"""A unique key belongs to a waiting message and is freed when that message starts, is removed or is skipped."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_flush_removes_notes_of_unique_keys(scene: Scene) -> None:
 
 
 class Cancelled(Middleware):
-    """Skips what was cancelled, as dramatiq-abort does."""
+    """Skips cancelled messages, as dramatiq-abort does."""
 
     def __init__(self, *labels: str) -> None:
         self._labels = labels
@@ -305,7 +305,7 @@ def test_message_coalesced_onto_a_cancelled_one_survives_a_crash(scene: Scene) -
 
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_stage_of_a_pipeline_is_not_coalesced(redis_url: str, which: str) -> None:
-    """Either stage shares its key with a message that waits already."""
+    """Each stage shares its key with a message that already waits."""
     ran: list[str] = []
     with broker_on(redis_url, Pipelines()) as broker:
 

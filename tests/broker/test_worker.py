@@ -1,4 +1,4 @@
-"""Under Dramatiq's own Worker, with Dramatiq's own middleware."""
+"""The broker with Dramatiq's own Worker and middleware."""
 
 from __future__ import annotations
 
