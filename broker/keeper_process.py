@@ -7,7 +7,7 @@ standard input is a socket to the parent; messages are marshalled tuples:
 
     from the parent  (pid, beat_s, [beat.lua, leave.lua], group, consumer, lease_ms, master's pid or 0, grace_s),
                      the first message
-                     ("moves", until): write heartbeats until then, on the monotonic clock, unless told otherwise
+                     ("moves", until): write heartbeats until then, on the monotonic clock, unless another one comes
                      ("queue", name, [stream, consumers, timer], address): a new queue, or a new address
                      ("rest",): write no more heartbeats; report the parent's death
                      ("stop",): end without a report

@@ -45,7 +45,7 @@ class ReadAhead:
     def expect(self, n_finished: int) -> int:
         """Return how many messages to read beyond the free places, given the number finished so far.
 
-        At most twice the number finished since the last read: two fast messages are no evidence for a hundred.
+        At most twice the number finished since the last read: two fast messages do not predict a hundred.
         """
         self._asked_at = self._clock()
         elapsed_s = self._asked_at - self._filled_at

@@ -52,7 +52,7 @@ class Scene:
         self.url = url
         self.brokers: dict[str, RedisStreamsBroker] = {}
         self._consumers: dict[str, list[StreamsConsumer]] = {}
-        self._names: dict[str, str] = {"~handed-back": "nobody"}
+        self._names: dict[str, str] = {"~handed-back": "handed back"}
 
     def process(self, name: str, **settings: Any) -> RedisStreamsBroker:
         """Return a broker that simulates a process."""

@@ -48,14 +48,14 @@ def command(
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
+        try:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
                 process.wait(30)
-            finally:
-                # also its workers, which would take the messages of the next test
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            # also its workers, which may outlive it and would take the messages of the next test
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture

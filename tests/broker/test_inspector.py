@@ -26,7 +26,7 @@ def test_rescued_entries_run_elsewhere_at_once(scene: Scene) -> None:
     rescued = inspector.rescue(seen)
 
     assert rescued == Rescued(n_handed_back=2, n_ghosts=0)
-    assert scene.state() == QueueState(pending={"one": ("nobody", 1), "two": ("nobody", 1)})
+    assert scene.state() == QueueState(pending={"one": ("handed back", 1), "two": ("handed back", 1)})
     assert sorted(labels(received(scene.consumer("b"), 2))) == ["one", "two"]
     assert scene.brokers["operator"].counters(QUEUE)["rescued"] == 2
 
@@ -51,7 +51,7 @@ def test_rescue_skips_an_entry_that_changed_since_it_was_seen(scene: Scene) -> N
     rescued = inspector.rescue([first, second])
 
     assert rescued == Rescued(n_handed_back=1, n_ghosts=0)
-    assert scene.state() == QueueState(pending={"one": ("another", 2), "two": ("nobody", 1)})
+    assert scene.state() == QueueState(pending={"one": ("another", 2), "two": ("handed back", 1)})
 
 
 def test_orphans_are_requeued_and_ghosts_removed(scene: Scene) -> None:
@@ -68,7 +68,9 @@ def test_orphans_are_requeued_and_ghosts_removed(scene: Scene) -> None:
     assert [orphan.id for orphan in unowned.orphans] == [one.id, three.id]
     assert unowned.ghosts == (PendingEntry(two.id, STRANGER, 1),)
     assert rescued == Rescued(n_handed_back=2, n_ghosts=1)
-    assert scene.state() == QueueState(pending={"one": ("nobody", 1), "three": ("nobody", 1), "four": (STRANGER, 1)})
+    assert scene.state() == QueueState(
+        pending={"one": ("handed back", 1), "three": ("handed back", 1), "four": (STRANGER, 1)}
+    )
 
 
 def test_undelivered_entry_is_not_listed_as_an_orphan(scene: Scene) -> None:

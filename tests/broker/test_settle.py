@@ -87,7 +87,7 @@ def test_unstarted_messages_return_to_their_place_uncounted(scene: Scene) -> Non
     scene.die("a")
 
     assert scene.state() == QueueState(
-        waiting=("four",), pending={"one": ("a", 1), "two": ("nobody", 0), "three": ("nobody", 0)}
+        waiting=("four",), pending={"one": ("a", 1), "two": ("handed back", 0), "three": ("handed back", 0)}
     )
     others = received(scene.consumer("b", prefetch=4), 4)
     assert {d.args[0]: d.deliveries for d in others} == {"one": 2, "two": 1, "three": 1, "four": 1}
@@ -439,7 +439,7 @@ def test_closed_consumer_hands_back_entries_still_in_transit(scene: Scene) -> No
 
     consumer.close()
 
-    assert scene.state() == QueueState(pending={"one": ("nobody", 0)})
+    assert scene.state() == QueueState(pending={"one": ("handed back", 0)})
 
 
 def test_closed_consumer_keeps_running_messages(scene: Scene) -> None:
