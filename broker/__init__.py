@@ -1,9 +1,9 @@
-"""A Redis Streams broker for Dramatiq: nothing lost, nothing stuck, whatever fails.
+"""A Redis Streams broker for Dramatiq that loses no message, whatever fails.
 
     from broker import RedisStreamsBroker
     dramatiq.set_broker(RedisStreamsBroker("redis://127.0.0.1:6379/0"))
 
-See README.md beside this file for the guarantees, ``keys.py`` for what lies in Redis.
+README.md in this folder lists the guarantees; ``keys.py`` lists the Redis keys.
 """
 
 from .broker import RedisStreamsBroker

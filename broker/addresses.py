@@ -1,6 +1,6 @@
-"""How to reach a server, as plain values that another process can be told.
+"""The address of a server, as plain values that can be sent to another process.
 
-Secrets are among them: they travel through a socket pair, and never stand in a command line or an environment.
+They include secrets, which are sent through a socket pair and never appear in a command line or an environment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnecti
 
 
 class Address(TypedDict):
-    """A server, and who we are there. Only what ``marshal`` can write."""
+    """A server and the credentials for it, as types that ``marshal`` can write."""
 
     path: str | None
     host: str
@@ -42,7 +42,7 @@ TLS_UNKNOWN = (
 
 
 def address_of(connection_class: type, settings: dict[str, Any], node: tuple[str, int] | None) -> Address | None:
-    """The address behind a connection's class and settings; None where only redis-py itself knows the way."""
+    """Return the address behind a connection's class and settings; None if only redis-py can connect with them."""
     if connection_class not in KNOWN or settings.get("redis_connect_func") is not None:
         return None
     is_tls = issubclass(connection_class, redis.SSLConnection)
@@ -70,9 +70,9 @@ def _tls(settings: dict[str, Any]) -> dict[str, Any]:
     wanted = settings.get("ssl_cert_reqs", "required")
     if isinstance(wanted, str):
         wanted = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}[wanted]
-    told: dict[str, Any] = {name: settings.get(f"ssl_{name}") for name in TLS_SETTINGS}
+    tls: dict[str, Any] = {name: settings.get(f"ssl_{name}") for name in TLS_SETTINGS}
     lowest = settings.get("ssl_min_version")
-    return told | {
+    return tls | {
         "verify": int(ssl.CERT_NONE if wanted is None else wanted),
         "check_hostname": bool(settings.get("ssl_check_hostname", True)) and wanted != ssl.CERT_NONE,
         "min_version": None if lowest is None else int(lowest),

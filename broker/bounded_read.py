@@ -1,11 +1,10 @@
-"""Reads the answer to a blocking read from its socket, and keeps no more of it than a consumer may hold.
+"""Bounded reads: parse the answer to a blocking read from its socket and keep only as much as a consumer may hold.
 
-A stream may hold entries of any size, whoever wrote them, and ``XREADGROUP`` answers with all of each. Redis has no
-command that would leave the large ones out, so they are left out here: what is longer than allowed is read past, and
-its head is kept for the dead letter. What a process holds of one answer is bounded by :class:`Bounds`, whatever was
-sent.
+Other programs can write entries of any size, and ``XREADGROUP`` returns them whole; no Redis command leaves out large
+ones. So they are cut here: strings that are too long are read past, and only their head is kept, for the dead letter.
+:class:`Bounds` limits the memory that one answer takes, whatever the server sends.
 
-Only the second version of Redis' protocol, which is what ``Connections`` speaks.
+Understands only version 2 of Redis' protocol, which is the one that ``Connections`` uses.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ import redis
 CHUNK: Final = 64 * 1024
 HEAD: Final = 4 * 1024  # bytes kept of a string that is too long
 MOST_PARTS: Final = 4_000  # names and values of one entry; bury.lua keeps as many
-DEPTH_OF_FIELDS: Final = 5  # of the nested lists that XREADGROUP answers with
+DEPTH_OF_FIELDS: Final = 5  # nesting depth of an entry's fields in the answer to XREADGROUP
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much is kept of one answer, in bytes.
+    """The limits of one answer, in bytes.
 
     Attributes:
-        longest: of one string; of a longer one the head.
-        budget: of all strings together; what comes when it is used up is cut as well.
+        longest: the longest string to keep whole; only the head of a longer one is kept.
+        budget: the total size of all strings; strings beyond it are cut, too.
     """
 
     longest: int
@@ -36,19 +35,19 @@ class Bounds:
 
 
 class CutFields(list[bytes]):
-    """Names and values of an entry of which not all was kept.
+    """The names and values of an entry that was cut.
 
     Attributes:
-        n_bytes: how many bytes all of them have.
+        n_bytes: the size of the whole entry.
     """
 
-    def __init__(self, kept: list[bytes], n_bytes: int) -> None:
-        super().__init__(kept)
+    def __init__(self, parts: list[bytes], n_bytes: int) -> None:
+        super().__init__(parts)
         self.n_bytes = n_bytes
 
 
 class BoundedReader:
-    """Reads answers from a socket that nobody else reads from meanwhile."""
+    """A reader of answers from a socket, which must be its only reader."""
 
     def __init__(self, sock: socket.socket, bounds: Bounds) -> None:
         self._sock = sock
@@ -56,11 +55,11 @@ class BoundedReader:
         self._buffer = bytearray()
         self._at = 0
         self._kept = 0
-        self._n_bytes = 0  # of the entry that is being read
+        self._n_bytes = 0  # size so far of the entry that is being read
         self._is_cut = False
 
     def read(self) -> Any:
-        """Return the next answer, in which an entry that was too large is a :class:`CutFields`.
+        """Return the next answer, with a :class:`CutFields` for each entry that was too large.
 
         Raises:
             redis.ResponseError: the answer is an error.
@@ -99,17 +98,17 @@ class BoundedReader:
         return CutFields(parts, self._n_bytes) if self._is_cut else parts
 
     def _part(self) -> Any:
-        """Return a name or a value; at once where all of it is here, as nearly always."""
+        """Return a name or a value, on a fast path if all of it has arrived, which is the common case."""
         at, buffer = self._at, self._buffer
         end = buffer.find(b"\r\n", at, at + 20)
         if end > 0:
             n = int(buffer[at + 1 : end])
-            there = end + 2 + n
-            kept = self._kept + n
-            if 0 <= n <= self._bounds.longest and kept <= self._bounds.budget and there + 2 <= len(buffer):
-                self._at, self._kept = there + 2, kept
+            stop = end + 2 + n
+            n_kept = self._kept + n
+            if 0 <= n <= self._bounds.longest and n_kept <= self._bounds.budget and stop + 2 <= len(buffer):
+                self._at, self._kept = stop + 2, n_kept
                 self._n_bytes += n
-                return bytes(buffer[end + 2 : there])
+                return bytes(buffer[end + 2 : stop])
         return self._value(DEPTH_OF_FIELDS + 1)
 
     def _bulk(self, n: int, *, is_field: bool) -> bytes | None:
@@ -117,7 +116,7 @@ class BoundedReader:
             return None
         self._n_bytes += n
         keep = n
-        # names of streams and ids are short, and needed whatever becomes of the entry
+        # only fields are cut: stream names and ids are short and always needed
         if is_field and (n > self._bounds.longest or self._kept + n > self._bounds.budget):
             self._is_cut = True
             keep = min(n, HEAD, max(0, self._bounds.budget - self._kept))
@@ -140,8 +139,8 @@ class BoundedReader:
             self._receive()
 
     def _skip(self, n: int) -> None:
-        while (there := len(self._buffer) - self._at) < n:
-            n -= there
+        while (n_buffered := len(self._buffer) - self._at) < n:
+            n -= n_buffered
             self._buffer.clear()
             self._at = 0
             self._receive()

@@ -1,68 +1,45 @@
 """A Dramatiq broker on Redis Streams.
 
-Messages are delivered at least once, whatever dies: a worker, a connection, Redis itself as far as it persists. Who
-uses it needs idempotent actors and nothing else. README.md tells what is guaranteed and what is not; ``keys.py`` what
-lies where in Redis.
+Messages are delivered at least once, whether a worker, a connection or Redis itself (as far as it persists) dies. All
+that users need is idempotent actors. README.md lists the guarantees and their limits; ``keys.py`` lists the Redis keys.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from secrets import token_hex
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import redis
 from dramatiq import Actor, Broker, Message, Middleware
-from dramatiq.broker import MessageProxy
-from dramatiq.errors import BrokerConnectionError, ConnectionClosed, QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines, TimeLimit
+from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines
 from dramatiq.threading import Interrupt
 
 from . import master
-from .connections import Argument
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
-from .deliveries import Delivery, Follower, not_followed, unhandled_failure
-from .entries import EntryDecoder, MessageCheck, check_text, with_types
-from .errors import (
-    DeliveryLimitReached,
-    EnqueueUncertain,
-    InvalidMessage,
-    InvalidOption,
-    LeaseLost,
-    MessageTooLarge,
-    QueueFull,
-    UndecodableEntry,
-)
+from .deliveries import Delivery, not_followed, unhandled_failure
+from .entries import EntryDecoder, MessageCheck
+from .errors import DeliveryLimitReached, LeaseLost
 from .inspector import Inspector
-from .keys import QueueKeys
+from .keys import KeysByQueue
 from .listeners import Listeners, Method
-from .options import check_options, delay_ms_of, is_part_of_composition, name_in_delayed, ordering_key_of, unique_key_of
-from .progress import FOREVER, Limits
-from .scripts import ENQUEUE, ENQUEUE_PLAIN, FLUSH, PAUSE, SIZE, STATS
-from .session import REMEMBER_FOLLOWERS_MS, Session
+from .options import check_options
+from .producer import Producer
+from .progress import limits_of
+from .scripts import FLUSH, PAUSE, SIZE, STATS
+from .session import Session
 from .settings import DAY_MS, BrokerSettings
 from .stats import QueueStats, stats_from
 
-T = TypeVar("T")
-
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
-# A client that lost a reply repeats itself within enqueue_timeout_ms; twice that and some is remembered.
-REMEMBER_EXTRA_MS = 10_000
-MESSAGES_PER_CALL = 200
-# How soon a full queue is asked again at first.
-FIRST_PAUSE_S = 0.01
-
-# What enqueues the message that follows a finished one: when it raises, that is lost.
+# The middleware that enqueues follow-up messages. If one of them raises, its follow-up would be lost.
 FOLLOWING = (Callbacks, Pipelines, GroupCallbacks)
 
 _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
@@ -71,20 +48,20 @@ _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
 class RedisStreamsBroker(Broker):
     """Dramatiq's broker contract on Redis Streams, Redis 6.2 or later.
 
-    Making one and declaring actors opens no connection. Threads start with the first ``consume``.
+    Creating a broker and declaring actors opens no connection. Threads start with the first ``consume``.
 
     Args:
-        url: of the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
-        client: to take the connection settings from, as for TLS, Sentinel or Cluster; its ``decode_responses`` must be
-            False.
-        middleware: as for every broker: None for Dramatiq's defaults; a producer may pass ``[]``.
-        decoders: per queue, for entries that are not one field ``message``.
-        checks: per queue, called with each Dramatiq message that was read; raises ``UndecodableEntry`` to refuse it.
-            For a queue whose writers are trusted with less than Dramatiq's options can do.
+        url: the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
+        client: a client whose connection settings are used, as for TLS, Sentinel or Cluster; its ``decode_responses``
+            must be False.
+        middleware: as for every Dramatiq broker; None for Dramatiq's defaults. A producer may pass ``[]``.
+        decoders: per queue, for entries that do not consist of one field ``message``.
+        checks: per queue, for queues whose writers must not be able to use every Dramatiq option. Called with each
+            Dramatiq message that was read; raises ``UndecodableEntry`` to refuse it.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
 
     Raises:
-        SettingsError: a setting cannot be used.
+        SettingsError: a setting has an invalid value.
     """
 
     queues: set[str]
@@ -116,7 +93,7 @@ class RedisStreamsBroker(Broker):
         read_ahead_ms: int = 15,
     ) -> None:
         if client is not None and url is not None:
-            raise TypeError("give a url or a client, not both")
+            raise TypeError("expected a url or a client, got both; pass one of them")
         self.settings = BrokerSettings(
             namespace=namespace,
             group=group,
@@ -141,9 +118,8 @@ class RedisStreamsBroker(Broker):
         )
         self._decoders = dict(decoders or {})
         self._checks = dict(checks or {})
-        self._following = threading.local()
-        self._producer = _Producer()
-        self._keys_by_queue: dict[str, QueueKeys] = {}
+        self._keys = KeysByQueue(namespace)
+        self._producer = Producer(self, self.settings, self._keys)
         self._listeners = Listeners()
         super().__init__(middleware=middleware)
         self.queues = set()
@@ -151,16 +127,16 @@ class RedisStreamsBroker(Broker):
         _brokers.add(self)
 
     def declare_actor(self, actor: Actor[Any, Any]) -> None:
-        """Declare an actor, and its queue.
+        """Declare an actor and its queue.
 
         Raises:
-            InvalidOption: an option of it would raise in the middleware that decides how its messages end.
+            InvalidOption: one of its options would make the middleware raise that decides how its messages end.
         """
         check_options(actor.options)
         super().declare_actor(actor)
 
     def declare_queue(self, queue_name: str) -> None:
-        """Declare a queue; nothing is asked of Redis. Declaring it twice does nothing."""
+        """Declare a queue without contacting Redis. Declaring it twice does nothing."""
         if queue_name not in self.queues:
             self.emit_before("declare_queue", queue_name)
             self.queues.add(queue_name)
@@ -170,52 +146,51 @@ class RedisStreamsBroker(Broker):
         return self.queues.copy()
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Add a message to its queue; neither queue nor actor need be declared here. Thread-safe.
+        """Add a message to its queue. Neither queue nor actor need to be declared here. Thread-safe.
+
+        Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued. A
+        message that waits for its retry holds up those behind it, and so does a delayed one.
 
         Args:
             delay: ms from now, on the server's clock.
 
         Returns:
-            The message; or, where its option ``unique_key`` is that of a waiting message, one with that one's
-            ``message_id``: nothing was added then. The option ``unique_for_ms`` bounds how long the key is locked. A
-            message of a pipeline or of a group with callbacks is added in any case: these would never end otherwise.
-            Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued:
-            a failed one that is tried again holds up those behind it, and so does a delayed one.
+            The message. If another message with its option ``unique_key`` is waiting, nothing is added, and the
+            returned message has the ``message_id`` of the waiting one. The option ``unique_for_ms`` limits how long the
+            key is locked. Messages of a pipeline or of a group with callbacks are always added: the pipeline or group
+            would never end otherwise.
 
         Raises:
             ConnectionFailed: nothing was sent.
-            EnqueueUncertain: it was sent, and no answer came within ``enqueue_timeout_ms``.
-            QueueFull: the queue holds ``max_queue_length`` messages, and did so for ``wait_when_full_ms``.
-            MessageTooLarge: it has more than ``max_message_bytes``.
-            InvalidMessage: it could not be run: a field or an option has the wrong type.
+            EnqueueUncertain: the message was sent, but no answer came within ``enqueue_timeout_ms``.
+            QueueFull: the queue has held ``max_queue_length`` messages for ``wait_when_full_ms``.
+            MessageTooLarge: the message is larger than ``max_message_bytes``.
+            InvalidMessage: the message could not run: a field or an option has the wrong type.
         """
-        if isinstance(message, Delivery) and message.is_being_retried:
-            return self._retry(message, delay)
-        finished: Delivery | None = getattr(self._following, "delivery", None)
-        if finished is not None:
-            return self._follow(finished, message, delay)
-        return self._enqueue([(message, delay)])[0]
+        return self._producer.enqueue(message, delay)
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
-        """Add messages, in one round trip; what comes back is as from ``enqueue``, in the same order.
+        """Add messages in one round trip. A message's option ``delay`` delays it.
 
-        All messages of one queue are added or none, up to 200 of them, or ``max_queue_length`` if that is less. More go
-        in several steps: of the same round trip, or one after the other where ``max_queue_length`` bounds a queue.
-        A message's option ``delay`` delays it.
+        Up to 200 messages of one queue, or ``max_queue_length`` if that is less, are added all or none. More are added
+        in several steps: in the same round trip, or one after the other if ``max_queue_length`` bounds the queue.
+
+        Returns:
+            The messages in the same order, each as ``enqueue`` returns it.
 
         Raises:
-            As ``enqueue`` does. Messages of other queues, or of earlier steps, may have been added then: a QueueFull
+            As ``enqueue`` does. Messages of other queues, or of earlier steps, may have been added by then: a QueueFull
                 names those that were not.
         """
-        return self._enqueue([(message, message.options.get("delay")) for message in messages])
+        return self._producer.enqueue_many(messages)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> StreamsConsumer:
-        """A consumer of a declared queue.
+        """Return a consumer of a declared queue.
 
         Args:
-            prefetch: how many messages it gives out at most, those that run included. What it reads ahead of that is
-                bounded by ``read_ahead_ms``.
-            timeout: ms after which its ``__next__`` returns None.
+            prefetch: how many messages the Worker may hold at once, running ones included. ``read_ahead_ms`` limits
+                how many more the consumer reads ahead.
+            timeout: ms after which the consumer's ``__next__`` returns None.
 
         Raises:
             QueueNotFound: the queue was not declared.
@@ -224,7 +199,7 @@ class RedisStreamsBroker(Broker):
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
         return self._session.consume(
-            self._keys(queue_name),
+            self._keys[queue_name],
             self._decoders.get(queue_name),
             self._checks.get(queue_name),
             prefetch=prefetch,
@@ -233,20 +208,20 @@ class RedisStreamsBroker(Broker):
 
     @property
     def consumer_name(self) -> str:
-        """The name under which this process consumes; another after a fork or a ``close``."""
+        """The name under which this process consumes. It changes after a fork and after ``close``."""
         return self._session.consumer_name
 
     def consumers_moved_at(self) -> Mapping[str, float]:
-        """When the consumer of each queue of this process was last asked for a message, or for itself.
+        """Return when the Worker last asked for a message of each queue, or for its consumer, by queue name.
 
-        On the clock of ``time.monotonic``. A Worker asks again within its ``worker_timeout``, or the timeouts of its
-        connections where Redis does not answer: who is silent for a minute hangs.
+        Times are those of ``time.monotonic``. A Worker asks again within its ``worker_timeout``, or within the timeouts
+        of its connections if Redis does not answer. One that has not asked for a minute hangs.
         """
         return dict(self._session.moved_at)
 
     def stats(self, queue_name: str) -> QueueStats:
-        """What the queue holds, read in one step and one round trip."""
-        keys = self._keys(queue_name)
+        """Return what the queue holds, read atomically in one round trip."""
+        keys = self._keys[queue_name]
         answer = self._session.connections.run_script(
             STATS,
             (keys.stream, keys.delayed, keys.dead, keys.consumers, keys.paused, keys.counters, keys.line),
@@ -255,44 +230,49 @@ class RedisStreamsBroker(Broker):
         return stats_from(answer, queue_name=queue_name, lease_ms=self.settings.lease_ms)
 
     def counters(self, queue_name: str) -> Mapping[str, int]:
-        """What happened in the queue since it exists; what never happened is missing from the mapping and reads as 0.
+        """Return the totals of the queue since it exists, by name. An absent name reads as 0.
 
-        enqueued, coalesced (of a unique key), stale_locks (of a unique key whose message was removed by hand), acked,
-        late (acknowledged after another had taken it), retried, promoted (delayed ones that fell due), dead, removed
-        (entries that this broker took out of the stream, however they ended), requeued (dead letters), recovered (of
-        dead consumers), handed_back, redelivered (reply was lost), rescued (by hand), orphaned, ghosts (pending without
-        entry), fenced (refused to who lost the entry).
+        - enqueued; coalesced: not added because a message with its unique key waited
+        - acked; late: acknowledged after another process had taken the message over
+        - retried; dead: became dead letters; requeued: dead letters put back to work
+        - promoted: delayed messages that fell due
+        - removed: entries that this broker removed from the stream, however they ended
+        - recovered: taken over from dead consumers; redelivered: their delivery reply was lost
+        - handed_back: returned by a worker that had not started them; rescued: returned by an operator
+        - orphaned: delivered entries found in no pending list; ghosts: pending ids whose entry is gone
+        - fenced: refused to a process that had lost the entry
+        - stale_locks: locks of a unique key whose message had been removed by hand
         """
-        flat = self._session.connections.run("HGETALL", self._keys(queue_name).counters)
+        flat = self._session.connections.run("HGETALL", self._keys[queue_name].counters)
         return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
 
     def dead_letters(self, queue_name: str) -> DeadLetters:
-        """The dead letters of the queue: list, get, requeue, purge."""
-        return DeadLetters(self._session.connections, self._keys(queue_name), self.settings)
+        """Return the dead letters of the queue, to list, get, requeue or purge."""
+        return DeadLetters(self._session.connections, self._keys[queue_name], self.settings)
 
     def inspector(self, queue_name: str) -> Inspector:
-        """The entries of the queue for people: look, rescue, retire a consumer."""
-        keys = self._keys(queue_name)
+        """Return the operator's view of the queue's entries: inspect, rescue, retire a consumer."""
+        keys = self._keys[queue_name]
         decoder, check = self._decoders.get(queue_name), self._checks.get(queue_name)
         return Inspector(self._session.connections, self.settings, keys, decoder, check)
 
     def pause(self, queue_name: str) -> None:
-        """Deliver nothing more of the queue, in any process, until ``resume``; restarts do not end it.
+        """Stop delivering messages of the queue in every process until ``resume``. Restarts do not end a pause.
 
-        Works within a second or so, also on a server that is full. What is running goes on; what waits in a process's
-        Worker already is run.
+        Takes effect within about a second, also on a full server. Jobs that are running, or already wait in a Worker,
+        still run.
         """
-        keys = self._keys(queue_name)
+        keys = self._keys[queue_name]
         self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (1,))
 
     def resume(self, queue_name: str) -> None:
-        """End a pause, also on a server that is full."""
-        keys = self._keys(queue_name)
+        """End a pause, also on a full server."""
+        keys = self._keys[queue_name]
         self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (0,))
 
     def flush(self, queue_name: str) -> None:
-        """Drop what the queue holds: waiting, in flight, delayed. Dead letters stay. Running jobs run to their end."""
-        keys = self._keys(queue_name)
+        """Drop the queue's waiting, in-flight and delayed messages. Dead letters stay; running jobs finish."""
+        keys = self._keys[queue_name]
         self._session.connections.run_script(
             FLUSH,
             (
@@ -310,7 +290,7 @@ class RedisStreamsBroker(Broker):
         )
         cursor: Any = 0
         while True:
-            # the locks of what was dropped; their names are known to nobody
+            # the unique locks of the dropped messages, whose names are stored nowhere else
             cursor, names = self._session.connections.run(
                 "SCAN", cursor, "MATCH", _literally(keys.unique("")) + "*", "COUNT", 1_000, key=keys.stream
             )
@@ -325,16 +305,16 @@ class RedisStreamsBroker(Broker):
             self.flush(queue_name)
 
     def join(self, queue_name: str, *, interval: int = 20, timeout: int | None = None) -> None:
-        """Wait until the queue holds nothing: waiting, in flight and delayed, counted in one step. For tests.
+        """Wait until the queue holds no waiting, in-flight or delayed message, counted atomically. For tests.
 
         Args:
-            interval: ms between two looks.
+            interval: ms between two checks.
             timeout: ms to wait at most.
 
         Raises:
-            QueueJoinTimeout: it still held something after ``timeout``.
+            QueueJoinTimeout: the queue still held messages after ``timeout``.
         """
-        keys = self._keys(queue_name)
+        keys = self._keys[queue_name]
         deadline = None if timeout is None else time.monotonic() + timeout / 1000
         while self._session.connections.run_script(SIZE, (keys.stream, keys.delayed, keys.line), ()):
             if deadline is not None and time.monotonic() >= deadline:
@@ -342,14 +322,14 @@ class RedisStreamsBroker(Broker):
             time.sleep(interval / 1000)
 
     def close(self) -> None:
-        """Write what is to be written and stop every thread. Closing twice does nothing."""
+        """Write pending acknowledgements and stop every thread. Closing twice does nothing."""
         self._session.stop()
-        # what is used after that, as by the next Worker of a test, begins under a new name
+        # a later use, as by the next Worker of a test, begins under a new consumer name
         self._session = self._new_session()
 
-    # Dramatiq offers no place in the middleware list that is certain to be the first before and the last after
-    # whatever users add later; the broker's own part in a message's life therefore stands here. To call every
-    # middleware at every signal, as Dramatiq does, would be a third of what a short message costs; see listeners.py.
+    # No position in Dramatiq's middleware list is guaranteed to run first before a message and last after it, whatever
+    # users add later. So the broker hooks into the signals themselves. Calling every middleware at every signal, as
+    # Dramatiq does, would take a third of the time of a short message; see listeners.py.
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
@@ -359,7 +339,7 @@ class RedisStreamsBroker(Broker):
             self._session.isolation.release()
             if (ours := master.of_this_process()) is not None:
                 ours.is_draining = True
-        # How a delivery ends was decided before: refused here, it would be neither acknowledged nor rejected.
+        # A delivery's outcome was decided earlier. Refused here, it would be neither acknowledged nor rejected.
         is_refusable = signal not in ("ack", "nack") or not isinstance(args[0], Delivery)
         name = f"before_{signal}"
         for method in self._listeners.of(self.middleware, name):
@@ -373,20 +353,20 @@ class RedisStreamsBroker(Broker):
                 self._log_failure_of(name, method)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        if signal == "process_boot":  # which only Dramatiq's command emits, in its worker processes
+        if signal == "process_boot":  # emitted only by Dramatiq's command, in its worker processes
             master.begin_watch(self.settings.master_grace_ms)
         delivery = args[0] if signal in ("process_message", "skip_message") else None
         if not isinstance(delivery, Delivery):
-            self._tell(f"after_{signal}", *args, **kwargs)
+            self._call_listeners(f"after_{signal}", *args, **kwargs)
             return
         if delivery.pid != os.getpid():
             _end_child_of_job(kwargs.get("exception"))
         if delivery.is_lost:
-            # It was neither run nor skipped: it is another's. Results would store an answer for it.
+            # Another process owns it now: it was neither run nor skipped here, and Results must not store an answer.
             return
-        self._following.delivery = delivery
+        self._producer.finished.delivery = delivery
         try:
-            failures = self._tell(f"after_{signal}", *args, **kwargs)
+            failures = self._call_listeners(f"after_{signal}", *args, **kwargs)
             if delivery.is_doomed:
                 self._call_back_of_failure(delivery)
             if signal == "skip_message":
@@ -396,35 +376,35 @@ class RedisStreamsBroker(Broker):
             else:
                 self._check_success(delivery, failures)
         finally:
-            self._following.delivery = None
+            self._producer.finished.delivery = None
 
     def _check_failure(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
-        """Reject a message that failed, and that no middleware failed or tried again."""
-        if delivery.is_handled or delivery._exception is None:  # a middleware may take the exception away
+        """Reject a message that failed and that no middleware failed or retried."""
+        if delivery.is_handled or delivery._exception is None:  # a middleware may clear the exception
             return
         if delivery.is_being_retried and any(isinstance(error, Interrupt) for _, error in failures):
-            return  # between counting and enqueueing it: ``Consumer.ack`` does the rest
+            return  # Retries counted the failure and was interrupted before it enqueued: ``Consumer.ack`` does the rest
         delivery.unhandled = unhandled_failure(*(_named(method, error) for method, error in failures))
         delivery.fail()
 
     def _check_success(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
-        """Keep a message from being acknowledged where the middleware raised that enqueues what follows it."""
+        """Keep a message from being acknowledged if the middleware that enqueues its follow-up messages raised."""
         for method, error in failures:
             if isinstance(getattr(method, "__self__", None), FOLLOWING):
                 delivery.unhandled = not_followed(_named(method, error))
 
     def _follow_with_coalesced(self, skipped: Delivery) -> None:
-        """Enqueue what was coalesced onto a message that a middleware skipped: it was cancelled, or is too old."""
+        """Enqueue the message that was coalesced onto one that a middleware skipped, as cancelled or too old."""
         if skipped.coalesced is None:
             return
         try:
-            self._follow(skipped, Message.decode(skipped.coalesced), None)
+            self._producer.follow(skipped, Message.decode(skipped.coalesced), None)
         except Exception as error:
-            self.logger.exception("what was coalesced onto a skipped message cannot be enqueued")
+            self.logger.exception("the message coalesced onto a skipped one cannot be enqueued")
             skipped.unhandled = not_followed(f"{type(error).__name__}: {error}")
 
     def _call_back_of_failure(self, delivery: Delivery) -> None:
-        """Have Dramatiq's callbacks told of a message that is not run any more: they hear only of those that ran."""
+        """Call Dramatiq's Callbacks for a message that is not run any more: by themselves they skip those."""
         for callbacks in self.middleware:
             if isinstance(callbacks, Callbacks):
                 try:
@@ -433,328 +413,64 @@ class RedisStreamsBroker(Broker):
                     self.logger.critical("Unexpected failure in %r.", callbacks, exc_info=True)
 
     def _before_run(self, delivery: Delivery) -> None:
-        """Raises SkipMessage when the message must not run here."""
+        """Prepare a message to run.
+
+        Raises:
+            SkipMessage: it must not run here.
+        """
         if delivery.is_doomed:
             delivery.fail()
             raise DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
         disturbed = self._session.isolation.enter(delivery)  # left by Consumer.ack and nack
         if disturbed is not None:
-            self._session.note_company(disturbed)
+            self._session.outcomes.record_alongside(disturbed)
         if delivery.is_alone:
-            self.logger.info("it ran when its process died; it runs alone now", extra={"entry": delivery.entry_id})
+            self.logger.info(
+                "message was running in a process that died; running it in isolation",
+                extra={"entry": delivery.entry_id},
+            )
         gives_up_at: float | None = None
         while True:
             try:
-                may_run = self._session.may_run(delivery)
+                may_run = self._session.outcomes.may_run(delivery)
                 break
             except (BrokerConnectionError, redis.RedisError) as error:
-                # It cannot be known whose it is. Left alone, it is delivered again by lease or by resync.
+                # Ownership is unknown. If it is left alone, lease or resync delivers it again.
                 gives_up_at = gives_up_at or time.monotonic() + self.settings.lease_ms / 1000
                 if time.monotonic() > gives_up_at:
                     may_run = False
                     break
-                self.logger.warning("cannot ask Redis whether a message may run: %s", error)
+                self.logger.warning("cannot ask Redis whether a message may run; trying again: %s", error)
                 time.sleep(0.5)
         if not may_run:
             delivery.is_lost = True
             raise LeaseLost(message_id=delivery.message_id, entry_id=delivery.entry_id)
         delivery.begun_at = time.monotonic()
 
-    def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
-        message: Message[Any] = delivery.copy()
-        # from here on it is tried again, also where a middleware or Redis refuses it now: see ``Consumer.ack``
-        delivery.retry_asked, delivery.retry_delay = True, delay
-        self.emit_before("enqueue", message, delay)
-        if self._session.begin_retry(delivery, message, delay):
-            self.emit_after("enqueue", message, delay)
-        return message
-
-    def _follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
-        """Enqueue what follows a finished message: a pipeline's next, a callback.
-
-        Dramatiq logs what escapes from here and acknowledges the finished message all the same, and what follows would
-        be lost. So a lost connection does not raise: the message waits, and ``Consumer.ack`` enqueues it first. What
-        cannot be enqueued becomes a dead letter.
-
-        Raises:
-            Exception: it can be no dead letter either, as when it cannot be encoded. The finished one becomes one.
-        """
-        try:
-            followed = self._enqueue([(message, delay)])[0]
-        except BrokerConnectionError as error:
-            self.logger.warning("what follows a finished message waits for Redis: %s", error)
-            finished.pending_followers.append(Follower(message, delay))
-            followed = message
-        except Exception as error:
-            try:
-                followed = self._condemn(finished, message, delay, error)
-            except Exception:
-                if finished._exception is None:
-                    finished.unhandled = not_followed(f"{type(error).__name__}: {error}")
-                raise
-        if message.message_id == finished.message_id:
-            finished.is_sent_again = True
-        return followed
-
-    def _condemn(self, finished: Delivery, message: Message[Any], delay: int | None, error: Exception) -> Message[Any]:
-        """Make what was to follow a finished message, and cannot be enqueued, a dead letter."""
-        if isinstance(message, MessageProxy):
-            message = message.copy()
-        try:
-            self._session.condemn(finished, message, error)
-        except (BrokerConnectionError, redis.RedisError) as unreachable:
-            self.logger.warning("what follows a finished message waits for Redis: %s", unreachable)
-            finished.pending_followers.append(Follower(message, delay))
-        return message
-
-    def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
-        """Make it a dead letter, or the finished message where it cannot be encoded."""
-        try:
-            self._session.condemn(finished, message, error)
-        except (BrokerConnectionError, redis.RedisError):
-            raise
-        except Exception:
-            finished.unhandled = not_followed(f"{type(error).__name__}: {error}")
-
-    def _enqueue_followers(self, finished: Delivery) -> None:
-        """Enqueue what could not be when the message finished.
-
-        Raises:
-            BrokerConnectionError: it still cannot be; the finished message must not be acknowledged.
-        """
-        self._following.delivery = finished
-        try:
-            while finished.pending_followers:
-                follower = finished.pending_followers[0]
-                try:
-                    # under the same enqueue id as at first: it is there once, whatever became of the first attempt
-                    self._enqueue([(follower.message, follower.delay)])
-                except BrokerConnectionError:
-                    raise
-                except Exception as error:
-                    self._condemn_at_last(finished, follower.message, error)
-                del finished.pending_followers[0]
-        finally:
-            self._following.delivery = None
-
-    def _enqueue(self, messages: Sequence[tuple[Message[Any], int | None]]) -> list[Message[Any]]:
-        all_outgoing = [self._outgoing(place, message, delay) for place, (message, delay) in enumerate(messages)]
-        if len(all_outgoing) == 1 and self._is_plain(all_outgoing[0]):
-            return [self._enqueue_plain(all_outgoing[0])]
-        by_queue: dict[str, list[_Outgoing]] = {}
-        for outgoing in all_outgoing:
-            by_queue.setdefault(outgoing.message.queue_name, []).append(outgoing)
-        n_at_once = min(MESSAGES_PER_CALL, self.settings.max_queue_length or MESSAGES_PER_CALL)
-        chunks = [
-            (self._keys(queue_name), of_queue[start : start + n_at_once])
-            for queue_name, of_queue in by_queue.items()
-            for start in range(0, len(of_queue), n_at_once)
-        ]
-        answers = self._send_where_room_is(chunks)
-        returned = [outgoing.message for outgoing in all_outgoing]
-        refused: dict[str, tuple[int, list[str]]] = {}
-        for (keys, chunk), answer in zip(chunks, answers, strict=True):
-            if answer[0] == b"FULL":
-                _, message_ids = refused.setdefault(keys.queue_name, (int(answer[1]), []))
-                message_ids += [outgoing.message.message_id for outgoing in chunk]
-                continue
-            for outgoing, holder in zip(chunk, answer[1:], strict=True):
-                if holder.decode() == outgoing.message.message_id:
-                    self.emit_after("enqueue", outgoing.message, outgoing.delay)
-                else:
-                    waiting = dataclasses.replace(outgoing.message, message_id=holder.decode())
-                    returned[outgoing.place] = waiting
-        if refused:
-            queue_name, (length, _) = next(iter(refused.items()))
-            raise QueueFull(
-                queue_name=queue_name,
-                length=length,
-                limit=self.settings.max_queue_length or 0,
-                message_ids=tuple(message_id for _, message_ids in refused.values() for message_id in message_ids),
-            )
-        return returned
-
-    def _is_plain(self, outgoing: _Outgoing) -> bool:
-        """Whether enqueue_plain.lua does for it."""
-        options = outgoing.message.options
-        return (
-            not outgoing.delay
-            and self.settings.max_queue_length is None
-            and unique_key_of(options) is None
-            and ordering_key_of(options) is None
-        )
-
-    def _enqueue_plain(self, outgoing: _Outgoing) -> Message[Any]:
-        keys = self._keys(outgoing.message.queue_name)
-        recent, enqueue_id, remember_ms = self._name_of_call(0, keys, [outgoing])
-        script_keys, args = (keys.stream, recent, keys.counters), (enqueue_id, remember_ms, outgoing.payload)
-        self._until_answered(lambda: self._session.connections.run_script(ENQUEUE_PLAIN, script_keys, args), [outgoing])
-        self.emit_after("enqueue", outgoing.message, outgoing.delay)
-        return outgoing.message
-
-    def _outgoing(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
-        if isinstance(message, MessageProxy):
-            message = message.copy()
-        try:
-            message = with_types(message)
-            self.emit_before("enqueue", message, delay)
-            check_text(message)
-            check_options(message.options)
-            if delay is not None:
-                check_options({"delay": delay})
-        except (UndecodableEntry, InvalidOption) as error:
-            raise InvalidMessage(
-                message_id=str(message.message_id), field=error.field, problem=error.problem, hint=error.hint
-            ) from error
-        stored = message
-        if "eta" in message.options:
-            # a time on some producer's clock; ours is the server's, so what is left of it becomes the delay
-            options = {name: value for name, value in message.options.items() if name != "eta"}
-            stored = dataclasses.replace(message, options=options)
-            eta = message.options["eta"]
-            if delay is None and isinstance(eta, int | float):
-                delay = max(0, int(eta - time.time() * 1000))
-        payload = stored.encode()
-        if len(payload) > self.settings.max_message_bytes:
-            raise MessageTooLarge(
-                message_id=message.message_id, n_bytes=len(payload), limit=self.settings.max_message_bytes
-            )
-        return _Outgoing(place, message, payload, delay)
-
-    def _call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
-        """KEYS and ARGV of enqueue.lua, as the step of that number of one round trip."""
-        following: Delivery | None = getattr(self._following, "delivery", None)
-        recent, enqueue_id, remember_ms = self._name_of_call(step, keys, chunk)
-        script_keys = [*keys.work, recent, keys.counters]
-        # what follows a finished message is never refused: its room was the finished one's
-        max_length = 0 if following is not None else self.settings.max_queue_length or 0
-        args: list[Argument] = [enqueue_id, remember_ms, max_length]
-        for outgoing in chunk:
-            delay_ms = delay_ms_of(outgoing.delay)
-            unique_key, lock, unique_for_ms = unique_key_of(outgoing.message.options), 0, 0
-            if unique_key is not None:
-                script_keys.append(keys.unique(unique_key))
-                lock = len(script_keys)
-                unique_for_ms = self.settings.lock_ms(outgoing.message.options, delay_ms)
-            ordering_key = ordering_key_of(outgoing.message.options)
-            name = name_in_delayed(ordering_key) if delay_ms else ""
-            args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, unique_for_ms)
-            args += (ordering_key or "", int(not self._is_waited_for(outgoing.message, following)))
-        return script_keys, args
-
-    def _is_waited_for(self, message: Message[Any], following: Delivery | None) -> bool:
-        """Return whether a pipeline or a group would never end were it coalesced onto another message."""
-        if is_part_of_composition(message.options):
-            return True
-        target = None if following is None else following.options.get("pipe_target")
-        return target is not None and str(target.get("message_id")) == message.message_id
-
-    def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
-        """Where a call is remembered, as what, and for how many ms."""
-        following: Delivery | None = getattr(self._following, "delivery", None)
-        if following is None or len(chunk) > 1:
-            recent, enqueue_id = self._producer.next_call(keys, step)
-            return recent, enqueue_id, 2 * self.settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
-        # What follows a finished message, as the next of a pipeline, is enqueued again when the worker dies before the
-        # acknowledgement: from the same entry, with the same message id. Another run is another entry.
-        enqueue_id = following.name_of_follower(chunk[0].message)
-        return keys.recent(enqueue_id), enqueue_id, REMEMBER_FOLLOWERS_MS
-
-    def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """The answers to enqueue.lua; full queues are asked again for ``wait_when_full_ms``.
-
-        Where a queue may be full, its chunks go one after the other, and none after a refused one, which has the answer
-        of that: a later one that found the room which an earlier one missed would overtake it.
-        """
-        if self.settings.max_queue_length is None:
-            return self._send(chunks) if chunks else []
-        answers: list[Any] = [None] * len(chunks)
-        unsent: dict[str, deque[int]] = {}
-        for place, (keys, _) in enumerate(chunks):
-            unsent.setdefault(keys.queue_name, deque()).append(place)
-        deadline, pause_s = time.monotonic() + self.settings.wait_when_full_ms / 1000, FIRST_PAUSE_S
-        while heads := [places[0] for places in unsent.values() if places]:
-            n_added = 0
-            for place, answer in zip(heads, self._send([chunks[place] for place in heads]), strict=True):
-                answers[place] = answer
-                if answer[0] != b"FULL":
-                    unsent[chunks[place][0].queue_name].popleft()
-                    n_added += 1
-            if n_added:
-                pause_s = FIRST_PAUSE_S
-            elif time.monotonic() + pause_s <= deadline:
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 0.25)
-            else:
-                break
-        for places in unsent.values():
-            for place in places:
-                answers[place] = answers[places[0]]
-        return answers
-
-    def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """The answers to enqueue.lua."""
-        calls = [self._call(step, keys, chunk) for step, (keys, chunk) in enumerate(chunks)]
-        return self._until_answered(
-            lambda: self._session.connections.run_scripts(ENQUEUE, calls),
-            [outgoing for _, chunk in chunks for outgoing in chunk],
-        )
-
-    def _until_answered(self, send: Callable[[], T], sent: Sequence[_Outgoing]) -> T:
-        """The answer to a call, which is sent again, under the same enqueue id, while the connection is to blame."""
-        deadline = time.monotonic() + self.settings.enqueue_timeout_ms / 1000
-        pause_s, was_sent = 0.02, False
-        while True:
-            try:
-                return send()
-            except BrokerConnectionError as error:
-                was_sent = was_sent or (isinstance(error, ConnectionClosed) and not is_refusal(error))
-                if time.monotonic() + pause_s > deadline:
-                    if was_sent:
-                        ids = tuple(outgoing.message.message_id for outgoing in sent)
-                        raise EnqueueUncertain(message_ids=ids, problem=str(error)) from error
-                    raise
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 0.5)
-
-    def _keys(self, queue_name: str) -> QueueKeys:
-        keys = self._keys_by_queue.get(queue_name)
-        if keys is None:
-            keys = self._keys_by_queue[queue_name] = QueueKeys(self.settings.namespace, queue_name)
-        return keys
-
     def _new_session(self) -> Session:
-        limits = Limits(of=self._time_limit_s, longest=self._longest_time_limit_s)
-        return Session(self._client, self.settings, self._tell, self._enqueue_followers, limits)
+        session = Session(
+            self._client,
+            self.settings,
+            self._keys,
+            self._call_listeners,
+            self._producer.enqueue_followers,
+            limits_of(self),
+        )
+        self._producer.use(session.connections, session.outcomes)
+        return session
 
-    def _time_limit_s(self, delivery: Delivery) -> float:
-        """The time limit of a message, as Dramatiq's middleware reads it; infinite where there is none."""
-        actor = self.actors.get(delivery.actor_name)
-        for middleware in self.middleware:
-            if isinstance(middleware, TimeLimit):
-                of_actor = middleware.time_limit if actor is None else actor.options.get("time_limit")
-                return _seconds(delivery.options.get("time_limit") or of_actor or middleware.time_limit)
-        return FOREVER
-
-    def _longest_time_limit_s(self) -> float:
-        for middleware in self.middleware:
-            if isinstance(middleware, TimeLimit):
-                limits = (actor.options.get("time_limit") for actor in list(self.actors.values()))
-                return max(_seconds(limit or middleware.time_limit) for limit in (None, *limits))
-        return FOREVER
-
-    def _tell(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
-        """Call the method of that name of every middleware that has one, the last first; signals of ours as well.
+    def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
+        """Call the method ``signal`` of every middleware that has one, the last middleware first.
 
         Returns:
-            the methods that raised, and what they raised.
+            The methods that raised, each with its exception.
         """
         failures: list[tuple[Method, BaseException]] = []
         for method in reversed(self._listeners.of(self.middleware, signal)):
             try:
                 method(self, *args, **kwargs)
             except (Exception, Interrupt) as error:
-                # An interrupt was meant for the job, which has ended. It would keep the others from hearing of that.
+                # An interrupt was meant for the job, which has ended. Raised, it would skip the remaining middleware.
                 self._log_failure_of(signal, method)
                 failures.append((method, error))
         return failures
@@ -765,59 +481,28 @@ class RedisStreamsBroker(Broker):
         )
 
     def _after_fork(self) -> None:
-        """Begin anew in a child process: its parent's locks, sockets and messages are not its own."""
-        self._following = threading.local()
-        self._producer = _Producer()
+        """Start from scratch in a forked child, which must not use its parent's locks, sockets and messages."""
+        self._producer = Producer(self, self.settings, self._keys)
         self._session.abandon()
         self._session = self._new_session()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Outgoing:
-    place: int
-    message: Message[Any]
-    payload: bytes
-    delay: int | None
-
-
-class _Producer(threading.local):
-    """Names the calls of one thread, which has one of them under way at a time."""
-
-    def __init__(self) -> None:
-        self._name = token_hex(8)
-        self._n_calls = 0
-
-    def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
-        """Where a call is remembered, and as what. Each step of a round trip may fail alone: each has its own place."""
-        self._n_calls += 1
-        return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
-
-
 def _named(method: Method, error: BaseException) -> str:
-    """Return the name of the middleware whose method raised, and what it raised."""
+    """Return an error text that names the middleware and the exception it raised."""
     return f"{type(getattr(method, '__self__', method)).__name__} raised {type(error).__name__}: {error}"
 
 
 class _Counters(dict[str, int]):
-    """Counters that read 0 where nothing was counted yet."""
+    """Counters that read 0 before their first event."""
 
     def __missing__(self, name: str) -> int:
         return 0
 
 
-def _seconds(limit_ms: object) -> float:
-    return limit_ms / 1000 if isinstance(limit_ms, int | float) else FOREVER
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether the server answered, and did nothing: memory, disk, a failover."""
-    return isinstance(error.__cause__, redis.ResponseError)
-
-
 def _end_child_of_job(error: BaseException | None) -> NoReturn:
     """End a process that a job forked and that has left the job, as by ``sys.exit``.
 
-    It stands in a copy of the worker's loop: what it would write now, and run next, is its parent's.
+    It runs a copy of the worker's loop: it would acknowledge and run messages of its parent.
     """
     code = 0 if error is None else 1
     if isinstance(error, SystemExit):
@@ -829,7 +514,7 @@ def _end_child_of_job(error: BaseException | None) -> NoReturn:
 
 
 def _literally(text: str) -> str:
-    """A pattern for SCAN that matches this text and no other."""
+    """Return a pattern for SCAN that matches exactly this text."""
     return "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in text)
 
 
@@ -838,8 +523,8 @@ def _after_fork_in_child() -> None:
         try:
             broker._after_fork()
         except Exception:
-            # the others must begin anew all the same: two processes under one name lose messages
-            broker.logger.exception("a broker could not begin anew in a forked process")
+            # the other brokers must start afresh all the same: two processes with one consumer name lose messages
+            broker.logger.exception("a broker could not be reset in a forked process; do not use it there")
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,6 +1,6 @@
-"""Which node of a Redis Cluster has a queue's slot.
+"""The slot map of a Redis Cluster: finds the node that has a queue's slot.
 
-All keys of a queue share one slot, so a node is looked up by any of them. What a redirect says is believed until the
+All keys of a queue share one slot, so any of them finds its node. Corrections from redirects are used until the
 cluster's own map is read again, which happens when a node cannot be reached.
 """
 
@@ -26,14 +26,14 @@ class Slots:
 
     @property
     def pool(self) -> Any:
-        """The connection pool of any node, whose settings are those of all."""
+        """The connection pool of one node, whose settings hold for all nodes."""
         return self._client.get_redis_connection(self._client.get_default_node()).connection_pool
 
     def node_of(self, key: str) -> Node:
-        """Where this key is.
+        """Return the node that has this key.
 
         Raises:
-            redis.ConnectionError: no node has its slot just now.
+            redis.ConnectionError: no node has its slot at the moment.
         """
         slot = key_slot(key.encode())
         with self._lock:
@@ -47,7 +47,7 @@ class Slots:
         return str(node.host), int(node.port)
 
     def correct(self, error: redis.exceptions.MovedError, asked: Node) -> Node:
-        """Where the slot is now, after a redirect for ever from the node that was asked."""
+        """Store and return the slot's new node after a permanent redirect from the node that was asked."""
         node = redirected(error, asked)
         with self._lock:
             self._corrected[int(error.slot_id)] = node
@@ -64,5 +64,5 @@ class Slots:
 
 
 def redirected(error: redis.exceptions.AskError, asked: Node) -> Node:
-    """The node that a redirect names; without a host it means the one that was asked."""
+    """Return the node that a redirect names; without a host it is the one that was asked."""
     return str(error.host) or asked[0], int(error.port)

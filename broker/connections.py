@@ -1,10 +1,10 @@
-"""Connections to Redis: commands that are sent once, and reads that block without blocking their thread.
+"""Connections to Redis: commands that are sent once, and blocking reads that can be interrupted.
 
-redis-py repeats a command when its connection broke, which doubles an XADD whose reply was lost. Here nothing is
-repeated behind the caller's back: who may repeat what is decided where the command's meaning is known.
+redis-py repeats a command when its connection breaks, which doubles an XADD whose reply was lost. Here a command is
+never repeated implicitly: callers decide, because they know whether that is safe.
 
-redis-py's errors become Dramatiq's here: ``ConnectionFailed`` when nothing was sent, ``ConnectionClosed`` when the
-connection broke after that, or the server answered that it cannot do it now. Other answers that are errors stay
+This module translates redis-py's errors to Dramatiq's: ``ConnectionFailed`` if nothing was sent, ``ConnectionClosed``
+if the connection broke later or the server cannot execute the command now. Other error answers stay
 ``redis.ResponseError``.
 """
 
@@ -35,8 +35,8 @@ from .scripts import Script
 
 Argument = str | bytes | int
 
-# Answers that say "not now": a failover, a start, a full disk or memory, a busy script. By words, because inside
-# a script's error they are all that is left of the class.
+# Error answers that mean "not now": a failover, a start, a full disk or memory, a busy script. Matched by their words,
+# because errors inside a script keep only the words and not the class.
 NOT_NOW: Final = (
     "READONLY",
     "LOADING",
@@ -52,46 +52,48 @@ NOT_NOW: Final = (
     "BUSY ",
     "UNBLOCKED",
 )
-# After these the other end is the wrong one: connect again, which asks Sentinel or the name server.
+# After these errors the server is the wrong one: reconnect, which asks Sentinel or the name server again.
 WRONG_SERVER: Final = ("READONLY", "LOADING", "MASTERDOWN", "MOVED")
 
-# What a pool tells its connections for its own purposes: push notifications, which need the newer protocol.
+# Prefixes of settings that pools pass for their own purposes: push notifications, which need protocol 3.
 POOLS_OWN: Final = ("maint", "orig_", "oss_cluster_", "himport_")
 
-# What redis-py waits for an answer from 8.0 on. Before, and where a client was made without, it waited for ever for a
-# server that hangs, or whose machine is gone.
+# redis-py's read timeout since 8.0. Earlier versions, and clients made without a timeout, wait without limit for a
+# server that hangs or whose machine is gone.
 TIMEOUT_S: Final = 5.0
 
-# A connection that lay idle longer may have been closed by the server or by something between.
+# A connection that was idle for longer may have been closed by the server or by the network.
 PROBE_AFTER_IDLE_S: Final = 1.0
 
 
-# A command follows so many redirects of a cluster.
+# The number of cluster redirects that a command follows.
 MOST_REDIRECTS: Final = 4
 
 REDIRECT_PAUSE_S: Final = 0.05
 
-# A server may answer a blocking command late: it serves others first.
+# How late a busy server may answer a blocking command.
 OVERDUE_AFTER_S: Final = 5.0
 
 
 class Connections:
-    """What one process keeps open to Redis. Threads borrow; there are never more connections than threads, per node."""
+    """The connections of one process to Redis. Threads borrow them; each node has at most one connection per thread."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         if client.get_encoder().decode_responses:
             raise SettingsError(
-                "client", "decodes answers to text", "make it with decode_responses=False: entries may hold any bytes"
+                "client",
+                "expected decode_responses=False, got True",
+                "create the client with decode_responses=False, because entries may contain any bytes",
             )
         self._slots = Slots(client) if isinstance(client, redis.RedisCluster) else None
-        # A pool of Sentinel is asked for the master's address by the connections; it must outlive them.
+        # Connections ask a Sentinel pool for the master's address, so it must outlive them.
         self._pool: Any = client.connection_pool if isinstance(client, redis.Redis) else None
         self._idle: defaultdict[Node | None, deque[tuple[redis.Connection, float]]] = defaultdict(deque)
         self._silent: set[Node | None] = set()
 
     @cached_property
     def _template(self) -> tuple[type[redis.Connection], dict[str, Any]]:
-        """How connections are made: their class and its settings. Of a cluster one node's stand for all."""
+        """The class of connections and its settings; for a cluster, those of one node hold for all."""
         pool = self._pool if self._slots is None else self._slots.pool
         return pool.connection_class, {
             **{k: v for k, v in pool.connection_kwargs.items() if not k.startswith(POOLS_OWN)},
@@ -99,12 +101,12 @@ class Connections:
             "retry_on_error": [],
             "retry_on_timeout": False,
             "socket_timeout": pool.connection_kwargs.get("socket_timeout") or TIMEOUT_S,
-            # one form of answers for every release of redis-py
+            # the same form of answers with every release of redis-py
             "protocol": 2,
         }
 
     def connect(self, key: str, *, extra_timeout_s: float = 0.0) -> redis.Connection:
-        """A new connection to where ``key`` is, which belongs to the caller.
+        """Return a new connection to the node of ``key``, owned by the caller.
 
         Args:
             extra_timeout_s: added to the read timeout, for commands that block at the server.
@@ -112,10 +114,10 @@ class Connections:
         return self._connect(self._node_of(key), extra_timeout_s=extra_timeout_s)
 
     def address(self, key: str) -> Address | None:
-        """What another process of this machine needs to reach ``key``; None where only this one can.
+        """Return the address at which another process can reach ``key``; None if only this process can.
 
         Raises:
-            BrokerConnectionError: Sentinel, or the cluster, could not say where it is.
+            BrokerConnectionError: Sentinel or the cluster did not report the node.
         """
         node = self._node_of(key)
         if node is None and isinstance(self._pool, redis.sentinel.SentinelConnectionPool):
@@ -123,15 +125,15 @@ class Connections:
                 node = self._pool.get_master_address()
         connection_class, settings = self._template
         if self._slots is not None:
-            # a cluster's client looks at its connections once more; that is about replicas, which nobody asks here
+            # a cluster client's connect hook is only for reading from replicas, which is not done here
             settings = {name: value for name, value in settings.items() if name != "redis_connect_func"}
         return address_of(connection_class, settings, node)
 
     def run(self, *command: Argument, key: str | None = None) -> Any:
-        """The answer to one command.
+        """Run one command and return its answer.
 
         Args:
-            key: any key of the queue it is about; the command's second word where that is one.
+            key: any key of the queue; by default the command's second word.
         """
         node = self._node_of(str(command[1]) if key is None else key)
         for _ in range(MOST_REDIRECTS):
@@ -143,10 +145,10 @@ class Connections:
                 node = redirect.to
                 if redirect.is_asking:
                     return self._ask(node, command)
-        raise ConnectionClosed("the cluster's nodes send a command from one to the other")
+        raise ConnectionClosed(f"expected at most {MOST_REDIRECTS} cluster redirects, got more; check the slot map")
 
     def run_script(self, script: Script, keys: Sequence[str], args: Iterable[Argument]) -> Any:
-        """The answer of a script, which is loaded where the server does not know it."""
+        """Run a script, loading it if the server does not know it, and return its answer."""
         rest = (len(keys), *keys, *args)
         try:
             return self.run("EVALSHA", script.sha, *rest, key=keys[0])
@@ -154,7 +156,7 @@ class Connections:
             return self.run("EVAL", script.text, *rest, key=keys[0])
 
     def run_scripts(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
-        """The answers to many calls of a script, in one round trip to each node."""
+        """Run many calls of a script in one round trip to each node; return their answers in order."""
         if len(calls) == 1:
             return [self.run_script(script, *calls[0])]
         by_node: defaultdict[Node | None, list[int]] = defaultdict(list)
@@ -169,7 +171,7 @@ class Connections:
         return answers
 
     def together(self, keys: Sequence[str]) -> list[list[str]]:
-        """The keys, those of one node together: where one node does not answer, another one may."""
+        """Return the keys grouped by node, because one node may answer when another does not."""
         by_node: defaultdict[Node | str | None, list[str]] = defaultdict(list)
         for key in keys:
             try:
@@ -179,9 +181,9 @@ class Connections:
         return list(by_node.values())
 
     def is_silent(self, key: str) -> bool:
-        """Whether the server that has ``key`` let the last question to it wait in vain.
+        """Return whether the server that has ``key`` left the last command unanswered.
 
-        For courtesies at the end of a process: the first one that is not answered has waited for all of them.
+        Used for optional commands at the end of a process: after the first timeout the others are not tried.
         """
         if not self._silent:
             return False
@@ -191,16 +193,16 @@ class Connections:
             return True
 
     def note_answer(self, node: Node | None) -> None:
-        """The server answered."""
+        """Record that the server answered."""
         if self._silent:
             self._silent.discard(node)
 
     def note_silence(self, node: Node | None) -> None:
-        """The server did not answer in time."""
+        """Record that the server did not answer in time."""
         self._silent.add(node)
 
     def close(self) -> None:
-        """Close what is idle. What is borrowed is closed when it comes back to nobody."""
+        """Close all idle connections. Borrowed ones stay open until they are garbage-collected."""
         for idle in list(self._idle.values()):
             while idle:
                 idle.pop()[0].disconnect()
@@ -213,18 +215,18 @@ class Connections:
         again: list[int] = []
         first_error: redis.ResponseError | None = None
         with self._borrowed(node) as connection, translated(ConnectionClosed):
-            # EVAL first: it loads the script for the others, whatever the server knows.
+            # EVAL first: it loads the script for the other calls if the server does not know it.
             commands = [("EVAL", script.text, *tails[0]), *(("EVALSHA", script.sha, *tail) for tail in tails[1:])]
             connection.send_packed_command(connection.pack_commands(commands))
             for place in range(len(commands)):
-                # every answer is read, or the next user of the connection would get it
+                # read every answer, or the next user of the connection would get it
                 try:
                     answers.append(self.answer(connection))
                 except Redirected:
                     again.append(place)
                     answers.append(None)
                 except redis.ResponseError as error:
-                    # the one that should have loaded it was redirected, or SCRIPT FLUSH came between
+                    # the call that should have loaded it was redirected, or SCRIPT FLUSH ran in between
                     if isinstance(error, redis.exceptions.NoScriptError):
                         again.append(place)
                     else:
@@ -237,7 +239,7 @@ class Connections:
         return answers
 
     def _ask(self, node: Node, command: Sequence[Argument]) -> Any:
-        """The answer of the node that a slot is on its way to."""
+        """Run a command on the node to which a slot is migrating; return its answer."""
         with self._borrowed(node) as connection, translated(ConnectionClosed):
             connection.send_command("ASKING")
             connection.read_response()
@@ -268,7 +270,7 @@ class Connections:
             raise
 
     def answer(self, connection: redis.Connection, reader: BoundedReader | None = None) -> Any:
-        """The answer to what was sent; through ``reader`` where one reads from the connection's socket.
+        """Return the answer to the command that was sent, read through ``reader`` if given.
 
         Raises:
             Redirected: another node of the cluster has the slot; nothing was done.
@@ -285,7 +287,7 @@ class Connections:
                 raise
             raise Redirected(redirected(error, _node_at(connection)), is_asking=True) from error
         except redis.ResponseError as error:
-            if _says(error, WRONG_SERVER):
+            if _mentions(error, WRONG_SERVER):
                 connection.disconnect()
                 if self._slots is not None:
                     self._slots.read_again()
@@ -316,7 +318,7 @@ class Connections:
 
 
 class Borrowed:
-    """A connection for the length of a command. No generator: that would cost as much as packing the command."""
+    """A connection borrowed for one command. A generator would cost as much as packing the command, so this is none."""
 
     __slots__ = ("_connection", "_connections", "_node")
 
@@ -334,7 +336,7 @@ class Borrowed:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not _is_answer(error):
-            # Whatever raised, a time limit between the command and its answer too: the next user would get that.
+            # Whatever was raised, also a time limit before the answer came: the next user would get that answer.
             self._connection.disconnect()
             if _is_silence(error):
                 self._connections.note_silence(self._node)
@@ -344,7 +346,7 @@ class Borrowed:
 
 
 class Redirected(Exception):
-    """Raised when a node of a cluster names another one; seen by no caller."""
+    """Raised when a node of a cluster redirects to another one; handled inside this module."""
 
     def __init__(self, to: Node, *, is_asking: bool = False) -> None:
         super().__init__(f"{to[0]}:{to[1]}")
@@ -352,16 +354,16 @@ class Redirected(Exception):
 
 
 class BlockingRead:
-    """One blocking command at a time on a connection of its own.
+    """A dedicated connection for one blocking command at a time.
 
-    The command is sent once and may wait at the server for long; its thread waits in slices, so that it can stop,
-    and another thread can wake it. That is what makes an idle queue cheap.
+    The command is sent once and may wait at the server for long. Its thread waits in slices, so that it can stop and
+    other threads can wake it. This makes idle queues cheap.
     """
 
     def __init__(self, connections: Connections, key: str, *, block_ms: int, bounds: Bounds | None = None) -> None:
         """
         Args:
-            bounds: how much of an answer is kept; None keeps all of it.
+            bounds: the limits of one answer; None for no limits.
         """
         self._connections = connections
         self._bounds = bounds
@@ -378,7 +380,7 @@ class BlockingRead:
         self.is_waiting = False
 
     def send(self, *command: Argument) -> None:
-        """Send the command. Connects where necessary."""
+        """Send the command, connecting if necessary."""
         if self._connection is None:
             self._connection = self._connections.connect(self._key, extra_timeout_s=self._block_ms / 1000)
             sock = _socket_of(self._connection)
@@ -390,14 +392,14 @@ class BlockingRead:
             self._overdue_at = time.monotonic() + self._block_ms / 1000 + OVERDUE_AFTER_S
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether the answer is there. Returns early when woken.
+        """Wait for the answer or a wake-up; return whether the answer has arrived.
 
         Raises:
-            ConnectionClosed: the server should have answered long ago; the connection is dropped.
+            ConnectionClosed: the answer is overdue; the connection is dropped.
         """
         if time.monotonic() > self._overdue_at:
             self.drop()
-            raise ConnectionClosed("no answer to a blocking read: the connection or the server hangs")
+            raise ConnectionClosed("no answer to a blocking read; the connection or the server hangs")
         if self._selector is None:
             selector = selectors.DefaultSelector()
             selector.register(self._wake_read, selectors.EVENT_READ)
@@ -406,17 +408,17 @@ class BlockingRead:
                 assert sock is not None
                 selector.register(sock, selectors.EVENT_READ)
             self._selector = selector
-        is_there = False
+        has_arrived = False
         for key, _ in self._selector.select(max(0.0, timeout_s)):
             if key.fd == self._wake_read:
                 with suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
             else:
-                is_there = True
-        return is_there
+                has_arrived = True
+        return has_arrived
 
     def answer(self) -> Any:
-        """The answer to the command that was sent; None, as after a read without news, when a cluster moved the key."""
+        """Return the answer to the command; None if a cluster moved the key, as after a read without news."""
         assert self._connection is not None
         self.is_waiting = False
         self._overdue_at = float("inf")
@@ -425,18 +427,18 @@ class BlockingRead:
                 return self._connections.answer(self._connection, self._reader)
             except Redirected:
                 pass
-        # Nothing was delivered; who asks again asks the node that has the slot now, or soon will.
+        # Nothing was delivered; a retry goes to the slot's new owner.
         self.drop()
         time.sleep(REDIRECT_PAUSE_S)
         return None
 
     def wake(self) -> None:
         """Make ``wait`` return at once, from any thread."""
-        with self._wake_lock, suppress(OSError):  # full: it is awake already; closed: nobody sleeps
+        with self._wake_lock, suppress(OSError):  # pipe full: wake-up already pending; closed: no reader
             os.write(self._wake_write, b"!")
 
     def drop(self) -> None:
-        """Give the connection up, and with it an answer that may be on its way."""
+        """Close the connection, giving up an answer that may still arrive."""
         self.is_waiting = False
         self._overdue_at = float("inf")
         if self._selector is not None:
@@ -448,7 +450,7 @@ class BlockingRead:
 
     def close(self) -> None:
         self.drop()
-        # under the lock: a late wake must not write into whatever gets this number next
+        # under the lock: a late wake must not write to a file that reuses this descriptor
         with self._wake_lock:
             for end in (self._wake_read, self._wake_write):
                 if end >= 0:
@@ -469,8 +471,8 @@ class BlockingRead:
 
 
 def _is_answer(error: BaseException) -> bool:
-    told = error.__cause__ if isinstance(error, ConnectionClosed) else error
-    return isinstance(told, redis.ResponseError | Redirected)
+    cause = error.__cause__ if isinstance(error, ConnectionClosed) else error
+    return isinstance(cause, redis.ResponseError | Redirected)
 
 
 def _is_silence(error: BaseException) -> bool:
@@ -478,7 +480,7 @@ def _is_silence(error: BaseException) -> bool:
 
 
 def _socket_of(connection: Any) -> socket.socket | None:
-    """None where it is not connected. redis-py has no public way to it; nor, before 8.0, to whether there is one."""
+    """Return the connection's socket, or None if it is not connected. redis-py has no public access to either."""
     found: socket.socket | None = connection._sock
     return found
 
@@ -487,14 +489,14 @@ def _node_at(connection: Any) -> Node:
     return str(connection.host), int(connection.port)
 
 
-def _says(error: redis.ResponseError, words: Sequence[str]) -> bool:
-    # redis-py takes the first word off the text where it has a class for it
-    told = f"{type(error).__name__.upper()} {error}"
-    return any(word in told for word in words)
+def _mentions(error: redis.ResponseError, words: Sequence[str]) -> bool:
+    # redis-py removes the first word of the text if it has a class for it
+    text = f"{type(error).__name__.upper()} {error}"
+    return any(word in text for word in words)
 
 
-class translated:  # noqa: N801  # read like a function, as those of contextlib
-    """Turns redis-py's connection errors into Dramatiq's."""
+class translated:  # noqa: N801  # reads like a function, as in contextlib
+    """A context manager that turns redis-py's connection errors into Dramatiq's."""
 
     __slots__ = ("_kind",)
 
@@ -508,7 +510,7 @@ class translated:  # noqa: N801  # read like a function, as those of contextlib
         if error is None:
             return
         if isinstance(error, redis.ResponseError):
-            if _says(error, NOT_NOW):
+            if _mentions(error, NOT_NOW):
                 raise ConnectionClosed(f"Redis cannot do this now: {error}") from error
         elif isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
             raise self._kind(f"{type(error).__name__}: {error}") from error

@@ -1,48 +1,159 @@
-"""One queue of one process: read, hand out, settle, give back.
+"""The consumer of one queue in one process: reads messages, gives them to the Worker, settles them, hands them back.
 
-The Worker never gets more than the prefetch allows. What is free is asked for in one read, and where jobs are short
-some more, which stays here until there is a place for it: see read_ahead.py. A consumer that is made anew after an
-error first takes what it owns and does not hold: entries whose reply was lost on the way.
+The Worker never holds more than its prefetch. One read asks for as many messages as the Worker has room for and, where
+jobs are short, some more, which stay here until there is room: see read_ahead.py. A new consumer, as Dramatiq makes
+after an error, first takes the entries that this process owns but never received because their reply was lost.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import redis
-from dramatiq import Message
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
+from dramatiq.logging import get_logger
 from dramatiq.threading import Interrupt
 
 from .bounded_read import MOST_PARTS, Bounds, CutFields
-from .connections import BlockingRead
-from .deliveries import Delivery, Unhandled
-from .entries import decode, fields_of, has_run, size_of
+from .connections import BlockingRead, Connections
+from .deliveries import Deliveries, Delivery, Unhandled
+from .entries import EntryDecoder, MessageCheck, Oversize, decode, fields_of, has_run, size_of
 from .errors import UndecodableEntry
-from .keys import HANDED_BACK
+from .isolation import Isolation
+from .janitor import Janitor, Round
+from .keeper import Keeper
+from .keys import HANDED_BACK, QueueKeys
+from .outcomes import Emit, Outcomes
 from .read_ahead import ReadAhead
 from .scripts import HAND_BACK, RESYNC, TAKE
+from .settings import BrokerSettings
+from .settler import Settler
 
-if TYPE_CHECKING:
-    from .session import ConsumedQueue
-
-# An entry that this consumer owns, does not hold and has had for so long is no reply on its way: it was lost.
+# If this consumer has owned an entry for this long and not received it, the reply was lost, not late.
 LOST_AFTER_MS = 5_000
 
 NO_LIMIT = 1 << 20
 
-# Of a retry that never reached the broker: the shortest back-off of Dramatiq's Retries.
+# The delay of a retry that never reached the broker: the shortest back-off of Dramatiq's Retries.
 LOST_RETRY_DELAY_MS = 15_000
 
-# Who yields to a more important queue of its process, or has no room for what it could take, looks again so soon.
+# Polling interval while the consumer yields to a higher-priority queue, or has no room for entries it could take.
 LOOK_AGAIN_S = 0.02
 
-# How Redis, from 7.0, ends a blocking read when FLUSHALL or DEL takes the stream away. No connection is to blame.
+# The error with which Redis 7.0 and later ends a blocking read when FLUSHALL or DEL removes the stream.
 STREAM_GONE = "UNBLOCKED the stream key no longer exists"
+
+
+class Process(Protocol):
+    """The parts of a process that its consumers share; see ``Session``."""
+
+    settings: BrokerSettings
+    consumer_name: str
+    connections: Connections
+    settler: Settler
+    keeper: Keeper
+    outcomes: Outcomes
+    isolation: Isolation
+    emit: Emit
+    enqueue_followers: Callable[[Delivery], None]
+    moved_at: dict[str, float]
+    is_draining: bool
+    moves: threading.Event
+
+    def has_more_important_work(self, queue_name: str) -> bool: ...
+
+
+class ConsumedQueue:
+    """A queue that this process consumes: the deliveries it holds, and what its janitor saw last."""
+
+    def __init__(
+        self, process: Process, keys: QueueKeys, decoder: EntryDecoder | None, check: MessageCheck | None
+    ) -> None:
+        self.process = process
+        self.keys = keys
+        self.decoder = decoder
+        self.check = check
+        self.logger: logging.Logger = get_logger(__name__, f"Consumer({keys.queue_name})")
+        self.deliveries = Deliveries()
+        self.is_paused = False
+        self.is_takeable = True  # handed-back entries are older than undelivered ones, so they are taken first
+        self.has_lost_entries = False
+        self.has_backlog = False  # the last read returned as many entries as it asked for
+        self._n_unheld_rounds = 0
+        self._resumed = threading.Event()
+        self._consumer: StreamsConsumer | None = None
+        self.janitor = Janitor(
+            process.connections,
+            process.settings,
+            keys,
+            consumer_name=process.consumer_name,
+            on_round=self._after_round,
+        )
+
+    def attach(self, consumer: StreamsConsumer) -> None:
+        self._consumer = consumer
+
+    def detach(self, consumer: StreamsConsumer) -> None:
+        if self._consumer is consumer:
+            self._consumer = None
+            self.has_backlog = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether messages wait in Redis, or were read ahead of the Worker."""
+        return self.has_backlog or (self._consumer is not None and self._consumer.is_ahead)
+
+    def must_yield(self) -> bool:
+        """Return whether a higher-priority queue of this process has messages waiting in Redis."""
+        return self.process.has_more_important_work(self.keys.queue_name)
+
+    @property
+    def must_rest(self) -> bool:
+        """Whether nothing may be read: the queue is paused, or this process is stuck."""
+        return self.is_paused or not self.process.moves.is_set()
+
+    def rest(self, timeout_s: float) -> None:
+        """Wait until the pause or the stuck state ends, at most ``timeout_s``."""
+        (self._resumed if self.is_paused else self.process.moves).wait(timeout_s)
+
+    def wake(self) -> None:
+        """Wake the consumer so that it checks for news."""
+        consumer = self._consumer
+        if consumer is not None:
+            consumer.wake()
+
+    def _after_round(self, done: Round) -> bool:
+        """Pass the janitor's findings to the consumer; return whether it should look again soon."""
+        has_news = False
+        if done.is_takeable:
+            self.is_takeable = has_news = True
+        if done.n_owned > len(self.deliveries):
+            # Seen in two rounds in a row: the delivery reply was lost on a live connection.
+            self._n_unheld_rounds += 1
+            if self._n_unheld_rounds >= 2:
+                self._n_unheld_rounds = 0
+                self.has_lost_entries = has_news = True
+        else:
+            self._n_unheld_rounds = 0
+        if done.is_paused != self.is_paused:
+            self.is_paused = done.is_paused
+            has_news = True
+            if done.is_paused:
+                self._resumed.clear()
+            else:
+                self._resumed.set()
+        if done.n_orphans:
+            self.logger.warning("requeued orphaned entries", extra={"n": done.n_orphans})
+            self.process.emit("after_orphans", self.keys.queue_name, done.n_orphans)
+        if has_news:
+            self.wake()
+        return self._n_unheld_rounds > 0
 
 
 class StreamsConsumer(Consumer):
@@ -52,24 +163,24 @@ class StreamsConsumer(Consumer):
         self._queue = queue
         self._prefetch = prefetch
         self._timeout_s = timeout_ms / 1000
-        self._session = queue.session
-        self._settings = queue.session.settings
+        self._process = queue.process
+        self._settings = queue.process.settings
         self._keys = queue.keys
-        # what the Worker does not have yet
+        # received messages that the Worker does not have yet
         self._buffer: deque[Delivery] = deque()
-        # so many of it the Worker may have without asking for a place
+        # how many of them the Worker may have before the room is counted again
         self._n_places = 0
         self._n_given = 0
         self._read_ahead = ReadAhead(self._settings.read_ahead_ms)
         is_bounded = queue.decoder is not None or queue.check is not None
         self._bounds = Bounds(2 * self._settings.max_message_bytes, self._settings.max_read_bytes)
         self._read = BlockingRead(
-            self._session.connections,
+            self._process.connections,
             queue.keys.stream,
             block_ms=self._settings.idle_read_ms,
             bounds=self._bounds if is_bounded else None,
         )
-        # after a read that was cut: one entry at a time, then two, four, …, so that the server answers with less too
+        # after a read that was cut: one entry, then two, four, …, so that the server sends less, too
         self._most_asked = NO_LIMIT
         self._n_asked = 0
         self._is_resynced = False
@@ -79,7 +190,7 @@ class StreamsConsumer(Consumer):
     def __next__(self) -> MessageProxy | None:
         if self._n_places > 0 and self._buffer:
             return self._give()
-        now = self._session.moved_at[self._keys.queue_name] = time.monotonic()
+        now = self._process.moved_at[self._keys.queue_name] = time.monotonic()
         deadline = now + self._timeout_s
         try:
             while True:
@@ -101,10 +212,10 @@ class StreamsConsumer(Consumer):
         return self._buffer.popleft()
 
     def ack(self, message: MessageProxy) -> None:
-        """Have its success written soon; what follows it, or its retry, is written now unless Redis has it already.
+        """Queue the acknowledgement for the next batch. Pending follow-up messages and retries are written first.
 
         Raises:
-            BrokerConnectionError: these could not be written. The Worker asks again.
+            BrokerConnectionError: these could not be written. The Worker tries again.
         """
         assert isinstance(message, Delivery)
         self._end(self._ack, message)
@@ -115,45 +226,47 @@ class StreamsConsumer(Consumer):
             try:
                 write(message)
             except Interrupt:
-                # A time limit, or a shutdown, that was meant for the job, which has ended. It would end the worker
-                # thread.
+                # A time limit or a shutdown meant for the job, which has ended. Raised, it would end the worker thread.
                 write(message)
         except BrokerConnectionError as error:
-            if not self._session.is_draining or not self._session.connections.is_silent(self._keys.stream):
+            if not self._process.is_draining or not self._process.connections.is_silent(self._keys.stream):
                 raise
-            # The Worker would ask again until its shutdown is given up. It stays held, so that it runs again at once.
-            self._queue.logger.warning("how a job ended was not written; it runs again", extra={"error": str(error)})
+            # The Worker would try again until its shutdown times out. Still held, the message runs again at once.
+            self._queue.logger.warning("a job's outcome was not written; it runs again", extra={"error": str(error)})
 
     def _ack(self, message: Delivery) -> None:
         self._enqueue_followers(message)
         if message.pending_retry is not None:
-            self._session.write_retry(message)
+            self._process.outcomes.write_retry(message)
         elif message.is_being_retried and not message.is_lost:
             self._write_lost_retry(message)
         elif message.unhandled is not None or (message._exception is not None and not message.is_handled):
-            # It raised where Dramatiq's Worker itself does not expect it, and no middleware has heard of it.
+            # It raised where Dramatiq's Worker does not expect exceptions, and no middleware was called.
             self._bury_unhandled(message)
         if message.is_settled or message.is_lost:
             self._queue.deliveries.forget([message])
         else:
-            self._session.settler.settle(self._keys, self._queue.deliveries, message)
+            self._process.settler.settle(self._keys, self._queue.deliveries, message)
             message.is_settled = True
             if message.charges:
-                # before another one may kill this process, and have the crash charged to this one
+                # before another message can kill this process and have the crash counted against this one
                 self._queue.deliveries.wait_until_written(message, 1.0)
-        self._session.isolation.leave(message)
+        self._process.isolation.leave(message)
 
     def _write_lost_retry(self, message: Delivery) -> None:
-        """Write what Retries counted, and a middleware refused or a time limit interrupted: Dramatiq swallows that."""
+        """Write a retry that Retries counted, but that a middleware refused or a time limit interrupted.
+
+        Dramatiq swallows both exceptions and acknowledges the message.
+        """
         delay = message.retry_delay if message.retry_asked else LOST_RETRY_DELAY_MS
         try:
-            self._session.begin_retry(message, message.copy(), delay)
+            self._process.outcomes.begin_retry(message, message.copy(), delay)
         except BrokerConnectionError:
             raise
         except Exception as error:
             message.unhandled = Unhandled(
                 f"its retry cannot be written: {type(error).__name__}: {error}",
-                "have the actor leave its arguments as they are, then requeue this dead letter",
+                "do not modify the message's arguments in the actor, then requeue this dead letter",
             )
             self._bury_unhandled(message)
 
@@ -161,16 +274,16 @@ class StreamsConsumer(Consumer):
         if message.is_settled or message.is_lost:
             return
         try:
-            self._session.bury_unhandled(message)
+            self._process.outcomes.bury_unhandled(message)
             message.is_settled = True
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def nack(self, message: MessageProxy) -> None:
-        """Make it a dead letter.
+        """Make the message a dead letter.
 
         Raises:
-            BrokerConnectionError: it could not be written. The Worker asks again.
+            BrokerConnectionError: it could not be written. The Worker tries again.
         """
         assert isinstance(message, Delivery)
         self._end(self._nack, message)
@@ -179,22 +292,22 @@ class StreamsConsumer(Consumer):
         self._enqueue_followers(message)
         try:
             if not (message.is_settled or message.is_lost):
-                self._session.bury_delivery(message)
+                self._process.outcomes.bury_delivery(message)
                 message.is_settled = True
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
         self._queue.deliveries.forget([message])
-        self._session.isolation.leave(message)
+        self._process.isolation.leave(message)
 
     def _enqueue_followers(self, message: Delivery) -> None:
         try:
             if message.pending_followers:
-                self._session.enqueue_followers(message)
+                self._process.enqueue_followers(message)
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Give messages back that were not started: at once, in their place, without counting the delivery."""
+        """Hand back messages that were not started: at once, in their place, without counting the delivery."""
         returned = [message for message in messages if isinstance(message, Delivery)]
         try:
             self._refuse_silence()
@@ -204,7 +317,7 @@ class StreamsConsumer(Consumer):
         self._hand_back(returned)
 
     def close(self) -> None:
-        """Stop reading, and give back what was not handed to the Worker. What the Worker has stays held."""
+        """Stop reading and hand back the messages that the Worker does not have. The Worker's messages stay held."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -217,27 +330,31 @@ class StreamsConsumer(Consumer):
             self._refuse_silence()
             self._hand_back(unstarted)
             if was_reading:
-                # what the server may have sent into the connection that was just closed
+                # entries that the server may have sent into the connection that was just closed
                 self._give_back_lost()
         except (BrokerConnectionError, redis.RedisError) as error:
-            self._queue.logger.warning("could not hand entries back; they follow later", extra={"error": str(error)})
+            self._queue.logger.warning("could not hand back entries; they run later", extra={"error": str(error)})
 
     def _refuse_silence(self) -> None:
-        """Raise where the server is known not to answer: a stop must not wait for it once per queue.
+        """Raise if the server is known not to answer: a stop must not wait for it once per queue.
 
-        What is not handed back is in our pending list; it runs again when the lease ends, or this process does.
+        Entries that are not handed back stay in this consumer's pending list, and run again when its lease or its
+        process ends.
+
+        Raises:
+            ConnectionClosed: the server left its last question unanswered.
         """
-        if self._session.connections.is_silent(self._keys.stream):
+        if self._process.connections.is_silent(self._keys.stream):
             raise ConnectionClosed("Redis does not answer")
 
     def wake(self) -> None:
-        """Have ``__next__`` look around: there is something to take, or the queue was paused."""
+        """Wake ``__next__``: there are entries to take, or the queue was paused."""
         self._queue.deliveries.wake()
         self._read.wake()
 
     @property
     def is_ahead(self) -> bool:
-        """Whether it holds more than the Worker has places for."""
+        """Whether it holds more messages than the Worker has room for."""
         return len(self._buffer) > self._n_places
 
     @property
@@ -249,7 +366,7 @@ class StreamsConsumer(Consumer):
         return self._n_given - self._n_at_worker
 
     def _wait_for_place(self, timeout_s: float) -> None:
-        """Wait until the Worker may have more of what was read, or give it back: it must not wait behind a long job."""
+        """Wait until the Worker has room; hand back what was read ahead if that takes too long."""
         left_s = self._read_ahead.left_s()
         if self._queue.must_rest or self._queue.must_yield():
             self._give_back(len(self._buffer))
@@ -262,7 +379,7 @@ class StreamsConsumer(Consumer):
             )
 
     def _fill(self, timeout_s: float) -> None:
-        """Get something into the buffer, or wait."""
+        """Read entries into the buffer, or wait."""
         if self._queue.must_rest:
             self._queue.has_backlog = False
             self._stop_reading()
@@ -276,7 +393,7 @@ class StreamsConsumer(Consumer):
             self._queue.has_lost_entries = False
             self._resync(min_idle_ms=LOST_AFTER_MS)
             return
-        # A read that waits at the server may bring something at any time, room or not: it must not be left alone.
+        # A read that waits at the server may return entries at any time, with or without room: keep polling it.
         room = self._queue.deliveries.wait_for_room(self._prefetch, 0 if self._read.is_waiting else timeout_s)
         must_yield = self._queue.must_yield()
         if room and self._queue.is_takeable and not must_yield:
@@ -296,7 +413,7 @@ class StreamsConsumer(Consumer):
                 "XREADGROUP",
                 "GROUP",
                 self._settings.group,
-                self._session.consumer_name,
+                self._process.consumer_name,
                 "COUNT",
                 self._n_asked,
                 "BLOCK",
@@ -311,14 +428,14 @@ class StreamsConsumer(Consumer):
                 return
             answer = self._read.answer()
         except redis.ResponseError as error:
-            # FLUSHALL, a failover to an empty replica, DESTROY by hand: what is in the stream is work again
+            # FLUSHALL, a failover to an empty replica, a manual DESTROY: the whole stream is delivered again
             if "NOGROUP" not in str(error):
                 raise
-            self._session.keeper.add(self._keys)
+            self._process.keeper.add(self._keys)
             return
         except BrokerConnectionError as error:
             if STREAM_GONE in str(error):
-                self._session.keeper.add(self._keys)
+                self._process.keeper.add(self._keys)
                 return
             # entries may have been delivered into the connection that broke
             self._is_resynced = False
@@ -327,27 +444,27 @@ class StreamsConsumer(Consumer):
         if answer:
             n_ahead = self._read_ahead.n_still_expected()
             self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in answer[0][1])
-            # what is more than that: the read waited for news, or entries were taken meanwhile
+            # more than that arrived if the read waited long, or if entries were taken over meanwhile
             self._give_back(self._queue.deliveries.n_held - self._prefetch - n_ahead)
 
     def _take(self, room: int) -> None:
-        """Take over what is handed back or belongs to the dead."""
-        found = self._session.connections.run_script(
+        """Take over entries that were handed back or belong to dead consumers."""
+        found = self._process.connections.run_script(
             TAKE,
             (self._keys.stream, self._keys.consumers, self._keys.suspects, self._keys.counters),
             (
                 self._settings.group,
-                self._session.consumer_name,
+                self._process.consumer_name,
                 HANDED_BACK,
                 self._settings.lease_ms,
                 room,
                 self._settings.max_deliveries,
-                int(self._session.keeper.may_judge(self._keys.queue_name)),
+                int(self._process.keeper.may_judge(self._keys.queue_name)),
                 self._bounds.longest,
                 self._bounds.budget,
             ),
         )
-        # fewer than there was room for: they are all, unless their size ended the call
+        # fewer than there was room for: no more are left, unless their size ended the call
         if len(found) < room and sum(sum(map(len, flat)) for _, _, flat, *_ in found) < self._bounds.budget:
             self._queue.is_takeable = False
         self._accept(
@@ -356,26 +473,26 @@ class StreamsConsumer(Consumer):
         )
         recovered = [entry_id.decode() for entry_id, *_, is_recovered, _ in found if is_recovered]
         if recovered:
-            self._queue.logger.info("entries of dead consumers taken over", extra={"n": len(recovered)})
-            self._session.emit("after_recover", self._keys.queue_name, recovered)
+            self._queue.logger.info("took over entries of dead consumers", extra={"n": len(recovered)})
+            self._process.emit("after_recover", self._keys.queue_name, recovered)
 
     def _resync(self, *, min_idle_ms: int) -> None:
-        """Take what we own and do not hold."""
+        """Take the entries that this consumer owns and does not hold."""
         found = self._lost_entries(min_idle_ms)
         if found:
-            self._queue.logger.info("entries whose reply was lost taken", extra={"n": len(found)})
+            self._queue.logger.info("reclaimed entries whose delivery reply was lost", extra={"n": len(found)})
         self._accept(
             (entry_id, deliveries, CutFields(flat, n_bytes) if n_bytes else flat, 0, False)
             for entry_id, deliveries, flat, n_bytes in found
         )
 
     def _lost_entries(self, min_idle_ms: int) -> Any:
-        return self._session.connections.run_script(
+        return self._process.connections.run_script(
             RESYNC,
             (self._keys.stream, self._keys.counters),
             (
                 self._settings.group,
-                self._session.consumer_name,
+                self._process.consumer_name,
                 min_idle_ms,
                 self._prefetch + self._read_ahead.most,
                 self._bounds.longest,
@@ -385,7 +502,7 @@ class StreamsConsumer(Consumer):
         )
 
     def _accept(self, entries: Iterable[tuple[bytes, int, list[bytes] | None, int, bool]]) -> None:
-        """Decode entries into the buffer; what is no message becomes a dead letter."""
+        """Decode entries into the buffer; entries that are not messages become dead letters."""
         accepted: list[Delivery] = []
         uncounted: list[Any] = []
         try:
@@ -413,24 +530,24 @@ class StreamsConsumer(Consumer):
                     if n_bytes > self._settings.max_message_bytes and not has_run(message):
                         raise Oversize(n_bytes, self._settings.max_message_bytes, message)
                 except UndecodableEntry as error:
-                    self._session.bury_entry(self._keys, entry_id, deliveries, fields, error)
+                    self._process.outcomes.bury_entry(self._keys, entry_id, deliveries, fields, error)
                     continue
                 accepted.append(
                     Delivery(
                         message,
                         entry_id=entry_id,
                         queue=self._keys.queue_name,
-                        consumer_name=self._session.consumer_name,
+                        consumer_name=self._process.consumer_name,
                         deliveries=deliveries,
                         charges=charges,
                         is_doomed=is_doomed,
                     )
                 )
         finally:
-            # also when a dead letter could not be written: those before it are here
+            # also when writing a dead letter failed: the entries before it were accepted
             self._buffer.extend(self._queue.deliveries.add(accepted))
             if uncounted:
-                # what was read with too much else; the next one takes them
+                # cut only because the answer as a whole was too large; the next take reads them again
                 self._run_hand_back(uncounted)
                 self._queue.is_takeable = True
             if accepted:
@@ -438,15 +555,15 @@ class StreamsConsumer(Consumer):
                 self._read_ahead.filled(self._n_finished)
 
     def _is_only_short_of_room(self, flat: CutFields) -> bool:
-        """Whether an entry was cut for what came before it in the same answer: alone it would be whole."""
+        """Return whether an entry was cut only because of entries before it in the same answer."""
         return flat.n_bytes <= min(self._bounds.longest, self._bounds.budget) and len(flat) < MOST_PARTS
 
     def _give_back(self, n: int) -> None:
-        """Give back so many of what the Worker does not have, the newest ones: others may take them at once."""
+        """Hand back the ``n`` newest messages that the Worker does not have: other consumers may take them at once."""
         excess = [self._buffer.pop() for _ in range(min(n, len(self._buffer)))]
         if excess:
             self._hand_back(excess)
-            # older than what was never delivered: the next that we take as well
+            # they are older than undelivered entries, so this consumer takes them next
             self._queue.is_takeable = True
 
     def _stop_reading(self) -> None:
@@ -466,25 +583,14 @@ class StreamsConsumer(Consumer):
             if ours:
                 self._run_hand_back([part for one in ours for part in (one.entry_id, one.deliveries)])
         finally:
-            # Where it failed they are in our pending list and we do not hold them: the next consumer of this process
-            # takes them, or the lease ends.
+            # On failure they stay in this consumer's pending list without being held: the next consumer of this
+            # process takes them, or the lease ends.
             self._queue.deliveries.forget(deliveries)
 
     def _run_hand_back(self, args: list[Any]) -> None:
         for start in range(0, len(args), 1_000):
-            self._session.connections.run_script(
+            self._process.connections.run_script(
                 HAND_BACK,
                 (self._keys.stream, self._keys.timer, self._keys.counters),
-                (self._settings.group, self._session.consumer_name, HANDED_BACK, *args[start : start + 1_000]),
+                (self._settings.group, self._process.consumer_name, HANDED_BACK, *args[start : start + 1_000]),
             )
-
-
-class Oversize(UndecodableEntry):
-    """Raised when an entry is larger than ``max_message_bytes``."""
-
-    def __init__(self, n_bytes: int, limit: int, message: Message[Any] | None) -> None:
-        problem = f"has {n_bytes} bytes of {limit} it may have"
-        if n_bytes <= limit:  # what else makes one too large
-            problem = f"has more than {MOST_PARTS // 2} fields"
-        hint = "send a key instead of the data, or raise max_message_bytes of the workers and requeue this dead letter"
-        super().__init__("entry", problem, hint, message=message)

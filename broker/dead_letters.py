@@ -1,16 +1,16 @@
-"""Dead letters: messages that failed for good, could never work, or killed their workers.
+"""Dead letters: messages that failed permanently, could never run, or killed their workers.
 
-A letter is an entry of the queue's dead stream, with these fields, those without value left out:
+A dead letter is an entry of the queue's dead stream with these fields; fields without a value are absent:
 
     reason      one word: failed, skipped, delivery-limit, undecodable, wrong-queue, unknown-actor, oversize;
                 unhandled: nothing failed, retried or skipped it, and it must not be acknowledged;
-                not-enqueued: it was to follow a finished message, and could not be enqueued
+                not-enqueued: a follow-up message of a finished one that could not be enqueued
     error       for a failed actor "ExceptionClass: message"
-    field, hint of the exception, where it has such attributes: what is to blame, and what to do about it
+    field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
     traceback   its end, at most 8 KiB
     actor, message_id, entry_id, deliveries, ordering_key, unique_key
-    entry:…     every field of the entry as it was; a requeue restores exactly these
-    left_out    how many fields it had beyond 2,000, which are not kept
+    entry:…     every field of the original entry; a requeue restores exactly these
+    left_out    the number of fields beyond 2,000, which are not stored
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class DeadLetter:
     """One dead letter.
 
     Attributes:
-        id: its own id in the dead stream; what ``get``, ``requeue`` and ``purge`` take.
+        id: its own id in the dead stream, which ``get``, ``requeue`` and ``purge`` take.
         reason: one word, see the top of this module.
-        error: what happened, for people.
-        field: the field that is to blame, where one is.
-        hint: what its producer can do, where somebody knew.
-        actor_name, message_id: None for an entry that was no message.
-        entry_id: of the entry it came from.
+        error: a readable description of the failure.
+        field: the invalid field, or None.
+        hint: what its producer can do about it, or None.
+        actor_name, message_id: None for an entry that was not a message.
+        entry_id: the id of the original entry.
         deliveries: how often that entry was delivered.
-        died_at: on the server's clock, UTC.
-        fields: the entry's own fields.
-        n_bytes_cut: how many bytes the letter has, where only the head of each field was read; else 0.
+        died_at: when it became a dead letter, on the server's clock, UTC.
+        fields: the fields of the original entry.
+        n_bytes_cut: the full size in bytes if only the head of each field was read, otherwise 0.
     """
 
     id: str
@@ -78,12 +78,12 @@ class DeadLetter:
 
 
 class Wanted(TypedDict, total=False):
-    """Which dead letters: those that have all of these.
+    """A filter of dead letters; all given conditions must hold.
 
     Attributes:
-        reason, actor_name, message_id: as in the letter.
+        reason, actor_name, message_id: equal to those of the dead letter.
         died_before, died_after: aware datetimes, on the server's clock.
-        where: any other question about a letter.
+        where: any other condition on a dead letter.
     """
 
     reason: str | None
@@ -108,21 +108,20 @@ class DeadLetters:
     def list(
         self, limit: int = 100, *, before: str | None = None, **wanted: Unpack[Wanted]
     ) -> builtins.list[DeadLetter]:
-        """The newest dead letters first, at most ``limit``.
+        """Return at most ``limit`` dead letters, the newest first.
 
         Args:
-            before: the id of the last letter of the page before.
+            before: the id of the last dead letter of the previous page.
             wanted: see :class:`Wanted`.
         """
         page = min(PAGE, limit) if not wanted else PAGE
         return [*islice(self.find(before=before, page=page, **wanted), limit)]
 
     def find(self, *, before: str | None = None, page: int = PAGE, **wanted: Unpack[Wanted]) -> Iterator[DeadLetter]:
-        """Every letter that is wanted, the newest first; read by ``page`` or some megabytes, while it is asked for.
+        """Yield every matching dead letter, the newest first, reading ``page`` of them or a few megabytes at a time.
 
-        Of a letter of more than a megabyte only the head is read.
-
-        Letters that come meanwhile are not seen. Without a date every letter is read, wanted or not.
+        Only the head of a dead letter of more than a megabyte is read. Dead letters that are added meanwhile are not
+        seen. Without a date condition all of them are read and then filtered.
         """
         died_before, died_after = wanted.get("died_before"), wanted.get("died_after")
         end = "+" if died_before is None else str(_ms(died_before) - 1)
@@ -137,31 +136,33 @@ class DeadLetters:
             end = f"({found[-1][0].decode()}"
 
     def requeue_where(self, **wanted: Unpack[Wanted]) -> int:
-        """Put every letter that is wanted back to work; how many there were. Those that fail again stay dead.
+        """Requeue every matching dead letter; return how many there were.
+
+        Messages that fail again meanwhile become new dead letters, which are not requeued.
 
         Raises:
-            DeadLetterTooLarge: as ``requeue`` does, when the others were put back.
+            DeadLetterTooLarge: as ``requeue`` does, after the others were requeued.
         """
         return self.requeue(dead_letter.id for dead_letter in self.find(**wanted))
 
     def purge_where(self, **wanted: Unpack[Wanted]) -> int:
-        """Remove every letter that is wanted for ever; how many there were."""
+        """Delete every matching dead letter permanently; return how many there were."""
         dead_letters, n = self.find(**wanted), 0
         while ids := [dead_letter.id for dead_letter in islice(dead_letters, PAGE)]:
             n += self.purge(ids)
         return n
 
     def get(self, dead_letter_id: str, *, is_whole: bool = False) -> DeadLetter | None:
-        """Return the letter of this id; None when there is none.
+        """Return the dead letter with this id, or None.
 
         Args:
-            is_whole: read all of it, however large it is; else only the head of one of more than a megabyte.
+            is_whole: read all of it, whatever its size; otherwise only the head if it has more than a megabyte.
         """
         try:
             found = self._heads(
                 "XRANGE", dead_letter_id, dead_letter_id, 1, longest=1 << 62 if is_whole else LONGEST_SHOWN
             )
-        except redis.ResponseError:  # not the form of an id
+        except redis.ResponseError:  # not a valid id
             return None
         return self._dead_letter(dead_letter_id, fields_of(found[0][1]), found[0][2]) if found else None
 
@@ -171,20 +172,21 @@ class DeadLetters:
         )
 
     def requeue(self, dead_letter_ids: Iterable[str]) -> int:
-        """Put dead letters back to work, at the end of the queue, as they were; return how many there were.
+        """Requeue dead letters unchanged at the end of the queue; return how many there were.
 
-        A dead letter takes the lock of its unique key where no other message of that key waits.
+        A dead letter takes the lock of its unique key if no other message with that key waits.
 
         Raises:
-            DeadLetterTooLarge: one has more than ``max_message_bytes``, and workers would not take it. It stays;
-                the others were put back.
+            DeadLetterTooLarge: one is larger than ``max_message_bytes``, so workers would refuse it. It stays; the
+                others were requeued.
         """
         return sum(entry_id is not None for entry_id in self.put_back(dead_letter_ids))
 
     def put_back(self, dead_letter_ids: Iterable[str]) -> Sequence[str | None]:
-        """As ``requeue``; the id of each letter's entry, in their order, None for a letter that was gone.
+        """Requeue dead letters as ``requeue`` does; return their new entry ids in the same order.
 
-        ``in-line`` stands for a letter that waits for another message of its ordering key.
+        The entry id is None for a dead letter that no longer exists, and ``in-line`` for one that waits for another
+        message with its ordering key.
         """
         ids = list(dead_letter_ids)
         entries: builtins.list[str | None] = []
@@ -212,7 +214,7 @@ class DeadLetters:
         return entries
 
     def _put_back(self, dead_letters: Sequence[tuple[str, str]]) -> Iterator[str | None]:
-        """Put dead letters back, given by their ids and unique keys, "" for none; yield the ids of their entries."""
+        """Requeue dead letters, given as (id, unique key or ""); yield their new entry ids, None for missing ones."""
         script_keys = [*self._keys.work, self._keys.dead, self._keys.counters]
         args: builtins.list[Argument] = [self._settings.lock_ms({}, 0)]
         for dead_letter_id, unique_key in dead_letters:
@@ -223,12 +225,12 @@ class DeadLetters:
             yield entry_id.decode() or None
 
     def _would_be_refused(self, dead_letter_id: str) -> bool:
-        """Return whether workers refuse a dead letter that is too large: they take a retry of any size."""
+        """Return whether workers would refuse a dead letter that is too large: they accept retries of any size."""
         dead_letter = self.get(dead_letter_id)
         return dead_letter is not None and not was_retried(dead_letter.fields)
 
     def purge(self, dead_letter_ids: Iterable[str]) -> int:
-        """Remove dead letters for ever; how many there were."""
+        """Delete dead letters permanently; return how many there were."""
         ids = list(dead_letter_ids)
         return sum(
             int(self._connections.run("XDEL", self._keys.dead, *ids[start : start + PAGE]))
@@ -236,7 +238,7 @@ class DeadLetters:
         )
 
     def purge_all(self) -> int:
-        """Remove every letter for ever; how many there were."""
+        """Delete all dead letters permanently; return how many there were."""
         return int(self._connections.run("XTRIM", self._keys.dead, "MAXLEN", 0))
 
     def _dead_letter(self, dead_letter_id: str, stored: Mapping[bytes, bytes], n_bytes_cut: int) -> DeadLetter:
@@ -246,7 +248,7 @@ class DeadLetters:
 def dead_letter_from(
     dead_letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: str, n_bytes_cut: int = 0
 ) -> DeadLetter:
-    """A letter from the fields it was stored with."""
+    """Return a dead letter from its stored fields."""
 
     def text(name: bytes) -> str | None:
         value = stored.get(name)
@@ -283,7 +285,7 @@ def _is_wanted(dead_letter: DeadLetter, wanted: Wanted) -> bool:
 def _moment(ms: int) -> datetime:
     try:
         return datetime.fromtimestamp(ms / 1000, tz=UTC)
-    except (ValueError, OverflowError, OSError):  # an id that was chosen by hand
+    except (ValueError, OverflowError, OSError):  # an id that a client chose
         return datetime.max.replace(tzinfo=UTC)
 
 
@@ -292,7 +294,7 @@ def _ms(moment: datetime) -> int:
 
 
 def facts_of_delivery(delivery: Delivery) -> list[Argument]:
-    """Names and values of the letter of a message that failed here."""
+    """Return the names and values of the dead letter of a message that failed here."""
     exception, unhandled = delivery._exception, delivery.unhandled
     facts = _facts(
         _reason(exception) if unhandled is None else "unhandled",
@@ -309,18 +311,18 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
 
 
 def facts_of_follower(error: Exception, message: dramatiq.Message[Any], *, entry_id: str) -> list[Argument]:
-    """Return names and values of the dead letter of a message that could not follow the one of an entry."""
+    """Return the names and values of the dead letter of a follow-up message of the entry's message."""
     return flat(_facts("not-enqueued", error, entry_id=entry_id, deliveries=0, **_named(message)))
 
 
 def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliveries: int) -> list[Argument]:
-    """Names and values of the letter of an entry that is no message."""
+    """Return the names and values of the dead letter of an entry that is not a message."""
     named = {} if error.message is None else _named(error.message)
     return flat(_facts(reason, error, entry_id=entry_id, deliveries=deliveries, **named))
 
 
 def _named(message: dramatiq.Message[Any] | Delivery) -> dict[str, str]:
-    """Return the message's actor, its id, and the keys that a requeue needs."""
+    """Return the message's actor and id, and the keys that a requeue needs."""
     keys = {"ordering_key": ordering_key_of(message.options), "unique_key": unique_key_of(message.options)}
     return {
         "actor": message.actor_name,
@@ -360,8 +362,8 @@ def _facts(
         if value is not None:
             facts[name] = _cut(str(value), MAX_ERROR_BYTES)
     if exception is not None and exception.__traceback__ is not None:
-        told = "".join(traceback.format_exception(exception)).encode(errors="replace")
-        facts["traceback"] = told[-MAX_TRACEBACK_BYTES:].decode(errors="ignore")
+        text = "".join(traceback.format_exception(exception)).encode(errors="replace")
+        facts["traceback"] = text[-MAX_TRACEBACK_BYTES:].decode(errors="ignore")
     return facts
 
 
@@ -383,7 +385,7 @@ def _cut(text: str, n_bytes: int) -> str:
 
 
 def stored_from(facts: Sequence[Argument], fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """What Redis stores for these facts and the entry's own fields."""
+    """Return the fields that Redis stores for these facts and the original entry's fields."""
     stored = {
         str(name).encode(): value if isinstance(value, bytes) else str(value).encode()
         for name, value in zip(facts[::2], facts[1::2], strict=True)

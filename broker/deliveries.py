@@ -1,4 +1,4 @@
-"""What this process holds of one queue: from delivery until Redis has confirmed how it ended.
+"""The messages that this process holds of one queue, from delivery until Redis has confirmed their outcome.
 
 The table belongs to the process and not to a consumer object: the Worker makes a new consumer after every error, while
 messages of the old one still run.
@@ -17,14 +17,14 @@ from dramatiq.broker import MessageProxy
 
 from .options import ordering_key_of, unique_key_of
 
-# How long a read is put off to ask for more at once. Less than the round trip it saves, where jobs are short.
+# How long a read waits so that it can ask for more messages at once. Shorter than the round trip that this saves.
 GATHER_S = 0.001
 NOBODY_WAITS = -1
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRetry:
-    """A retry that Redis has not taken yet: the message must not be acknowledged before it has."""
+    """A retry that is not written yet. Until it is, its message must not be acknowledged."""
 
     payload: bytes
     delay_ms: int
@@ -34,7 +34,7 @@ class PendingRetry:
 
 @dataclass(frozen=True, slots=True)
 class Follower:
-    """What a finished message enqueues, as the next of a pipeline, and Redis has not taken yet."""
+    """A follow-up message of a finished one, such as a pipeline's next stage, that is not enqueued yet."""
 
     message: dramatiq.Message[Any]
     delay: int | None
@@ -42,11 +42,11 @@ class Follower:
 
 @dataclass(frozen=True, slots=True)
 class Unhandled:
-    """Why a message that no middleware failed, retried or skipped is not acknowledged, but becomes a dead letter.
+    """The reason why a message that no middleware failed, retried or skipped becomes a dead letter.
 
     Attributes:
-        problem: what happened to it.
-        hint: what to do about it.
+        problem: what happened to the message.
+        hint: how to fix it.
     """
 
     problem: str
@@ -54,22 +54,22 @@ class Unhandled:
 
 
 def unhandled_failure(*raised: str) -> Unhandled:
-    """Return why a message is one that failed and that no middleware failed, tried again or skipped.
+    """Return the reason for a message that failed and that no middleware failed, retried or skipped.
 
     Args:
-        raised: which middleware raised what, where one did.
+        raised: for each middleware that raised, its name and exception.
     """
-    what = "; ".join(("it failed, and no middleware failed it or tried it again", *raised))
+    problem = "; ".join(("the job failed, and no middleware rejected or retried it", *raised))
     if raised:
-        return Unhandled(what, "correct what made the middleware raise, then requeue this dead letter")
-    return Unhandled(what, "add dramatiq.middleware.Retries to the broker, then requeue this dead letter")
+        return Unhandled(problem, "fix the middleware that raised, then requeue this dead letter")
+    return Unhandled(problem, "add dramatiq.middleware.Retries to the broker, then requeue this dead letter")
 
 
 def not_followed(problem: str) -> Unhandled:
-    """Return why a message is one that ended, and that was not followed by what its end asked for."""
+    """Return the reason for a message that ended and whose follow-up message was not enqueued."""
     return Unhandled(
-        f"it ended, and what was to follow it was not enqueued: {problem}",
-        "correct what is to follow it, then requeue this dead letter; the job runs again",
+        f"the job ended, but its follow-up message was not enqueued: {problem}",
+        "fix the follow-up message, then requeue this dead letter; the job runs again",
     )
 
 
@@ -77,25 +77,25 @@ class Delivery(MessageProxy):
     """A message as this process received it.
 
     Attributes:
-        entry_id: of the stream entry.
+        entry_id: the id of the stream entry.
         queue: the queue it was read from.
-        consumer_name: who it was delivered to; together with ``deliveries`` it proves ownership.
+        consumer_name: the consumer it was delivered to; together with ``deliveries`` it proves ownership.
         deliveries: how often it was delivered, this time included. Handed-back messages do not count.
-        enqueued_at_ms: the earlier of the entry's id and the message's own timestamp: of a message that was delayed or
-            retried, when it was first enqueued. A flat event has only the former.
-        charges: how often it was running when its process died, the first crash not counted; see take.lua.
-        is_doomed: its worker processes died too often; it is not run, but becomes a dead letter.
-        ordering_key: None where it has none.
-        is_alone: nothing else runs in this process, so that a crash is its doing; see ``Isolation``.
-        is_lost: another process holds it now; whatever happens to it here changes nothing.
-        retry_asked: whether a middleware asked for another try, with the delay ``retry_delay``.
-        is_sent_again: whether a middleware enqueued it again as a message of its own, under the same id.
-        unhandled: why it must not be acknowledged, though no middleware failed it; see ``Unhandled``.
-        is_noted: whether Redis still has notes of it as the waiting message of its unique key.
-        coalesced: the newest message that was coalesced onto it; it follows when this one is skipped.
-        pid: of the process that received it; a job may fork.
+        enqueued_at_ms: when it was first enqueued: the earlier of the entry's id and the message's own timestamp. For a
+            delayed or retried message that is the timestamp; a foreign entry has only its id.
+        charges: crash count: how often it was running when its process died, the first crash not counted; see take.lua.
+        is_doomed: whether its worker processes died too often; it does not run but becomes a dead letter.
+        ordering_key: its ordering key, or None.
+        is_alone: whether it runs in isolation, so that a crash of the process is its fault; see ``Isolation``.
+        is_lost: whether another process holds it now, so that its outcome here changes nothing.
+        retry_asked: whether a middleware asked for a retry, with the delay ``retry_delay``.
+        is_sent_again: whether a middleware enqueued it again as a separate message with the same id.
+        unhandled: why it must not be acknowledged although no middleware failed it; see ``Unhandled``.
+        is_noted: whether Redis still records it as the waiting message of its unique key.
+        coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
+        pid: the process that received it; a job may fork.
         begun_at: when it began to run, on the monotonic clock; None before.
-        is_ended: it has run, and how it ended is being written.
+        is_ended: whether its job has ended and its outcome is being written.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class Delivery(MessageProxy):
         return not self.is_settled and self._message.options.get("retries", 0) != self._retries_when_delivered
 
     def name_of_follower(self, message: dramatiq.Message[Any]) -> str:
-        """Return what is the same when this message, run again, enqueues that one again."""
+        """Return an id of the follow-up message that stays the same when this entry runs again."""
         return f"{self.entry_id}/{message.message_id}"
 
     @property
     def is_handled(self) -> bool:
-        """Whether its failure was acted upon: it was failed, is tried again, or was enqueued again."""
+        """Whether its failure was handled: it was failed, is retried, or was enqueued again."""
         return (
             self.failed or self.is_settled or self.is_sent_again or self.retry_asked or self.pending_retry is not None
         )
@@ -157,22 +157,25 @@ class Delivery(MessageProxy):
 class Deliveries:
     """The deliveries of one queue. Thread-safe.
 
-    ``held``: given out to the Worker or about to be, read ahead included. ``settling``: done, and not yet written. Both
-    are in this consumer's pending list.
+    *Held* messages are with the Worker or waiting for it, read ahead included. *Settling* ones are done, and their
+    acknowledgement is not written yet. Both are in this consumer's pending list.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, Delivery] = {}
         self._settling: dict[str, Delivery] = {}
-        # entered as such where nobody waits for anything: a Condition is entered through Python
+        # used directly on the hot path: entering a Condition runs Python code, entering a Lock does not
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        # At how many held ones somebody wants to be woken. A wake-up costs more than all else that an ack does.
+        # The number of held messages at which a waiter is woken. A wake-up costs more than the rest of an ack.
         self._awaited_held = NOBODY_WAITS
         self._n_await_writing = 0
 
     def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
-        """Hold them; those that are. Entries held already are not: a group made again delivers everything again."""
+        """Hold these deliveries and return the added ones, skipping entries that are held already.
+
+        A consumer group that was made again delivers every entry again.
+        """
         added = []
         with self._lock:
             for delivery in deliveries:
@@ -183,7 +186,7 @@ class Deliveries:
         return added
 
     def begin_settling(self, delivery: Delivery) -> None:
-        """It is done; its place is free for another."""
+        """Mark a delivery as done, which frees its place for another."""
         entry_id = delivery.entry_id
         with self._lock:
             if self._held.get(entry_id) is delivery:
@@ -193,7 +196,7 @@ class Deliveries:
                 self._changed.notify_all()
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
-        """They are no longer ours: settled, handed back or lost."""
+        """Remove deliveries that were settled, handed back or lost."""
         with self._lock:
             for delivery in deliveries:
                 for table in (self._settling, self._held):
@@ -203,17 +206,17 @@ class Deliveries:
                 self._changed.notify_all()
 
     def wait_for_room(self, prefetch: int, timeout_s: float, *, n_ahead: int = 0) -> int:
-        """How many more the Worker may have; 0 after ``timeout_s`` without room.
+        """Return how many more messages the Worker may have; 0 after ``timeout_s`` without room.
 
-        Once there is some, waits a moment for a quarter of the prefetch: else each message costs a round trip, or a
-        change of threads.
+        Once there is room, waits a moment for a quarter of the prefetch: otherwise each message would cost a round trip
+        or a thread switch.
 
         Args:
-            n_ahead: how many of those that are held the Worker does not have yet.
+            n_ahead: how many of the held messages the Worker does not have yet.
         """
         limit = prefetch + n_ahead
         enough = max(1, prefetch // 4)
-        # what waits to be written is bounded too: with a server that takes no writes nobody should read on
+        # unwritten acknowledgements are bounded, too: reading must stop when the server accepts no writes
         most_settling = 1_000 + limit
 
         def room() -> int:
@@ -230,7 +233,7 @@ class Deliveries:
             return max(0, room())
 
     def wait_until_written(self, delivery: Delivery, timeout_s: float) -> None:
-        """Wait until Redis has confirmed how it ended, or for ``timeout_s``."""
+        """Wait until Redis has confirmed the delivery's outcome, at most ``timeout_s``."""
         with self._lock:
             self._n_await_writing += 1
             try:
@@ -239,12 +242,12 @@ class Deliveries:
                 self._n_await_writing -= 1
 
     def wake(self) -> None:
-        """Have ``wait_for_room`` look again."""
+        """Wake ``wait_for_room`` so that it counts again."""
         with self._lock:
             self._changed.notify_all()
 
     def ids(self) -> list[str]:
-        """The entries that are held or settling."""
+        """Return the ids of the entries that are held or settling."""
         with self._lock:
             return [*self._held, *self._settling]
 

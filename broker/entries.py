@@ -1,7 +1,7 @@
-"""From a stream entry to a message, or to the reason why it is none.
+"""Decoding: turns a stream entry into a message, or raises the reason why it is not one.
 
-An entry is either a Dramatiq message, one field ``message``, or whatever the decoder of its queue understands.
-Nothing that stands in a stream may stop a consumer or a worker thread: what is wrong becomes :class:`UndecodableEntry`.
+An entry is either a Dramatiq message in one field ``message``, or any form that the decoder of its queue understands.
+No content of a stream may stop a consumer or a worker thread: every fault becomes an :class:`UndecodableEntry`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from uuid import UUID
 import dramatiq
 from dramatiq.errors import DecodeError
 
+from .bounded_read import MOST_PARTS
 from .errors import InvalidOption, UndecodableEntry
 from .options import check_options, ordering_key_of, shown, unique_key_of
 
-# From the entry's id and its fields to a message of the entry's queue. Raises UndecodableEntry.
+# Takes an entry's id and fields, returns a message of the entry's queue. Raises UndecodableEntry.
 EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message[Any]]
-# What a queue demands of Dramatiq messages beyond their form. Raises UndecodableEntry.
+# Checks a Dramatiq message beyond its form, as its queue requires. Raises UndecodableEntry.
 MessageCheck = Callable[[dramatiq.Message[Any]], None]
 
 MESSAGE_FIELD = b"message"
 
-# Of a larger entry people are shown the head, and a page of entries ends at so many bytes.
+# Operators see only the head of larger entries, and a page of entries ends at PAGE_BYTES.
 LONGEST_SHOWN = 1 << 20
 PAGE_BYTES = 4 << 20
 
 
 def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """An entry's fields, from Redis' flat list of names and values."""
+    """Return an entry's fields from Redis' flat list of names and values."""
     if len(flat) == 2:  # every Dramatiq message
         return {flat[0]: flat[1]}
     return dict(zip(flat[::2], flat[1::2], strict=True))
@@ -47,10 +48,10 @@ def decode(
     """Return the message of an entry.
 
     Args:
-        check: is called with a Dramatiq message of this queue; what ``decoder`` makes has been checked by it.
+        check: called with a Dramatiq message of this queue, but not with the messages that ``decoder`` returns.
 
     Raises:
-        UndecodableEntry: the entry is not a message. Its ``field`` is ``queue_name`` when it is one of another queue.
+        UndecodableEntry: the entry is not a message. Its ``field`` is ``queue_name`` if it belongs to another queue.
     """
     is_foreign = False
     if MESSAGE_FIELD in fields and (decoder is None or len(fields) == 1):
@@ -62,22 +63,22 @@ def decode(
     else:
         message, is_foreign = _decode_foreign(entry_id, fields, decoder), True
     if message.queue_name != queue_name:
-        # The Worker looks for the queue's consumer by this name, and its thread would die of finding none.
+        # The Worker looks up the queue's consumer by this name; without one its thread would die.
         raise WrongQueue(message, queue_name)
     if check is not None and not is_foreign:
         check(message)
-    # A time to wait for is the broker's business; left in, the Worker would keep the message in its memory.
+    # Delaying is the broker's task; with an eta the Worker would keep the message in its memory.
     message.options.pop("eta", None)
     return message
 
 
 def size_of(flat: Sequence[bytes]) -> int:
-    """What counts of an entry against ``max_message_bytes``: of a Dramatiq message the message, as at ``enqueue``."""
+    """Return the size that counts against ``max_message_bytes``: of the encoded message, or of all foreign fields."""
     return len(flat[1]) if len(flat) == 2 and flat[0] == MESSAGE_FIELD else sum(map(len, flat))
 
 
 def was_retried(fields: Mapping[bytes, bytes]) -> bool:
-    """Whether an entry is a message that has run before: it was accepted then, whatever it weighs by now."""
+    """Return whether an entry is a message that ran before: it was accepted then, whatever its size now."""
     try:
         return has_run(dramatiq.Message.decode(fields[MESSAGE_FIELD]))
     except (KeyError, DecodeError):
@@ -89,11 +90,22 @@ def has_run(message: dramatiq.Message[Any]) -> bool:
 
 
 class WrongQueue(UndecodableEntry):
-    """Raised when a message of one queue stands in the stream of another."""
+    """Raised when a message of one queue is found in the stream of another."""
 
     def __init__(self, message: dramatiq.Message[Any], found_in: str) -> None:
-        problem = f"is {message.queue_name!r} in the stream of {found_in!r}"
-        super().__init__("queue_name", problem, "enqueue it on its own queue", message=message)
+        problem = f"expected {found_in!r}, the queue of its stream, got {message.queue_name!r}"
+        super().__init__("queue_name", problem, "enqueue the message on its own queue", message=message)
+
+
+class Oversize(UndecodableEntry):
+    """Raised when an entry is larger than ``max_message_bytes``."""
+
+    def __init__(self, n_bytes: int, limit: int, message: dramatiq.Message[Any] | None) -> None:
+        problem = f"has {n_bytes} bytes, more than the {limit} allowed"
+        if n_bytes <= limit:  # it was refused for its number of fields
+            problem = f"has more than {MOST_PARTS // 2} fields"
+        hint = "send a key instead of the data, or raise max_message_bytes of the workers and requeue this dead letter"
+        super().__init__("entry", problem, hint, message=message)
 
 
 _KINDS: Final = (
@@ -104,7 +116,7 @@ _KINDS: Final = (
     ("message_id", str, "a text"),
     ("message_timestamp", int, "a number of milliseconds since 1970"),
 )
-AS_DRAMATIQ: Final = "send what dramatiq.Message.encode() makes of a message whose fields have Dramatiq's types"
+AS_DRAMATIQ: Final = "send the JSON of dramatiq.Message.encode() for a message whose fields have Dramatiq's types"
 
 
 def _decode_message(payload: bytes) -> dramatiq.Message[Any]:
@@ -113,8 +125,8 @@ def _decode_message(payload: bytes) -> dramatiq.Message[Any]:
     except DecodeError as error:
         raise UndecodableEntry(
             "message",
-            f"is no Dramatiq message: {error.error}",
-            "send the JSON that dramatiq.Message.encode() makes",
+            f"is not a Dramatiq message: {error.error}",
+            "send the JSON of dramatiq.Message.encode()",
         ) from error
     return _checked(message)
 
@@ -125,7 +137,7 @@ def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: Entry
     except UndecodableEntry:
         raise
     except Exception as error:
-        # Duck-typed: a decoder may raise its own package's errors that name field and hint.
+        # Duck-typed: a decoder may raise errors of its own package that have a field and a hint.
         raise UndecodableEntry(
             str(getattr(error, "field", "entry")),
             str(getattr(error, "problem", f"cannot be decoded: {type(error).__name__}: {error}")),
@@ -135,17 +147,17 @@ def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: Entry
 
 
 def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
-    """Return a message that a Worker can run, with its options.
+    """Return the message if a Worker can run it with its options.
 
     Raises:
-        UndecodableEntry: it would break the Worker, or raise in the middleware that decides how it ends.
+        UndecodableEntry: it would break the Worker, or make the middleware raise that decides how it ends.
     """
     message = with_types(message)
     check_text(message)
     try:
         check_options(message.options)
     except InvalidOption as error:
-        # its lock and its place in line are given up with it
+        # with the message, so that its unique lock and its place in line are freed
         raise UndecodableEntry(error.field, error.problem, error.hint, message=message) from error
     return message
 
@@ -153,12 +165,12 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
 def with_types(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
     """Return the message with fields of Dramatiq's types.
 
-    Its encoders take others: an id that is a number or a UUID becomes text, a timestamp that is a float a whole number.
+    Dramatiq's encoders accept others: ids that are numbers or UUIDs become text, float timestamps become whole numbers.
 
     Raises:
-        UndecodableEntry: a field is of a type that no Worker can use.
+        UndecodableEntry: a field has a type that no Worker can use.
     """
-    if (  # nearly always: written out, because every message passes here twice
+    if (  # the common case, written out because every message passes here twice
         type(message.message_id) is type(message.actor_name) is type(message.queue_name) is str
         and type(message.message_timestamp) is int
         and type(message.kwargs) is type(message.options) is dict
@@ -184,7 +196,7 @@ def _milliseconds(timestamp: object) -> int | None:
         return None
     try:
         return int(float(timestamp))
-    except (ValueError, OverflowError):  # no number, NaN, infinity
+    except (ValueError, OverflowError):  # not a number, NaN, infinity
         return None
 
 
@@ -192,10 +204,10 @@ def check_text(message: dramatiq.Message[Any]) -> None:
     """Check that the texts of a message can be sent to Redis.
 
     Raises:
-        UndecodableEntry: JSON may hold half of a pair of surrogates, which no command to Redis can.
+        UndecodableEntry: a text contains an unpaired surrogate, which JSON can hold and a Redis command cannot.
     """
     options = message.options
-    if not options and (message.queue_name + message.actor_name + message.message_id).isascii():  # nearly always
+    if not options and (message.queue_name + message.actor_name + message.message_id).isascii():  # the common case
         return
     for name, text in (
         ("queue_name", message.queue_name),
@@ -205,4 +217,4 @@ def check_text(message: dramatiq.Message[Any]) -> None:
         ("ordering_key", ordering_key_of(options)),
     ):
         if text is not None and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UndecodableEntry(name, "holds half a character", "send text that can be encoded as UTF-8")
+            raise UndecodableEntry(name, "contains an unpaired surrogate", "send text that can be encoded as UTF-8")

@@ -1,19 +1,19 @@
-"""Everything this package raises on purpose.
+"""The exceptions that this package raises.
 
     dramatiq.errors.BrokerError
     ├── BrokerConnectionError           Dramatiq's; its Worker waits and tries again
     │   ├── ConnectionFailed            no connection: nothing was sent
     │   └── ConnectionClosed            the connection broke, or the server cannot do it now
-    │       └── EnqueueUncertain        a message was sent, and nobody knows whether it arrived
-    ├── QueueFull                       ``max_queue_length`` is reached; it names what was not added
+    │       └── EnqueueUncertain        a message was sent, but it is unknown whether it arrived
+    ├── QueueFull                       ``max_queue_length`` is reached; lists the messages that were not added
     ├── MessageTooLarge                 ``max_message_bytes`` is exceeded; nothing was added
-    │   └── DeadLetterTooLarge          a dead letter stays one: workers would not take it
+    │   └── DeadLetterTooLarge          a dead letter cannot be requeued: workers would refuse it
     └── InvalidMessage                  a field or an option has the wrong type; nothing was added
     ValueError
-    ├── SettingsError                   a setting cannot be used
-    ├── InvalidOption                   an option of an actor or a message cannot be used
+    ├── SettingsError                   a setting has an invalid value
+    ├── InvalidOption                   an option of an actor or a message has an invalid value
     ├── InvalidMessage                  see above
-    └── UndecodableEntry                an entry is no message; a decoder raises it too
+    └── UndecodableEntry                an entry is not a message; raised by decoders, too
     dramatiq.middleware.SkipMessage
     ├── DeliveryLimitReached            every process that ran this message died
     └── LeaseLost                       another process holds this message now
@@ -31,7 +31,7 @@ from dramatiq.middleware import SkipMessage
 
 
 class SettingsError(ValueError):
-    """Raised when a setting of the broker cannot be used."""
+    """Raised when a setting of the broker has an invalid value."""
 
     def __init__(self, field: str, problem: str, hint: str) -> None:
         super().__init__(f"{field}: {problem}; {hint}")
@@ -39,16 +39,17 @@ class SettingsError(ValueError):
 
 
 class EnqueueUncertain(ConnectionClosed):
-    """Raised when messages were sent to Redis and no answer came, however often it was tried.
+    """Raised when messages were sent to Redis and no attempt got an answer.
 
     Attributes:
-        message_ids: of the messages that may have been added, or not; enqueue them again if running twice does no harm.
+        message_ids: the ids of the messages that may or may not have been added. Enqueue them again if running twice
+            does no harm.
     """
 
     def __init__(self, *, message_ids: tuple[str, ...], problem: str) -> None:
         shown = ", ".join(message_ids[:3]) + (f" and {len(message_ids) - 3} more" if len(message_ids) > 3 else "")
         super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
-            f"Redis did not say whether it added {shown}: {problem}; "
+            f"Redis did not confirm whether it added {shown}: {problem}; "
             "check the queue, or enqueue again if running twice does no harm"
         )
         self.message_ids, self.problem = message_ids, problem
@@ -58,12 +59,12 @@ class QueueFull(BrokerError):
     """Raised when a queue holds as many messages as ``max_queue_length`` allows.
 
     Attributes:
-        message_ids: of the messages that were not added, in their order; what else ``enqueue_many`` was given was.
+        message_ids: the ids of the messages that were not added, in their order. ``enqueue_many`` added the others.
     """
 
     def __init__(self, *, queue_name: str, length: int, limit: int, message_ids: tuple[str, ...]) -> None:
         super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
-            f"queue {queue_name!r} holds {length} messages of {limit} it may hold; "
+            f"queue {queue_name!r} holds {length} messages, and its limit is {limit}; "
             "enqueue later, add workers, or raise max_queue_length"
         )
         self.queue_name, self.length, self.limit, self.message_ids = queue_name, length, limit, message_ids
@@ -77,17 +78,17 @@ class MessageTooLarge(BrokerError):
 
     def __init__(self, *, message_id: str, n_bytes: int, limit: int) -> None:
         super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
-            f"message {message_id} has {n_bytes} bytes of {limit} it may have; {self.hint}"
+            f"message {message_id} has {n_bytes} bytes, more than the {limit} allowed; {self.hint}"
         )
         self.message_id, self.n_bytes, self.limit = message_id, n_bytes, limit
 
 
 class DeadLetterTooLarge(MessageTooLarge):
-    """Raised when a dead letter that is to be requeued exceeds ``max_message_bytes``: workers would not take it.
+    """Raised when a dead letter to requeue exceeds ``max_message_bytes``, so that workers would refuse it.
 
     Attributes:
-        dead_letter_ids: of the dead letters that stay; ``message_id`` is that of the first.
-        entry_ids: of the others, which were put back: as ``DeadLetters.put_back`` returns them.
+        dead_letter_ids: the ids of the dead letters that stay; ``message_id`` is that of the first.
+        entry_ids: the entry ids of the others, which were requeued, as ``DeadLetters.put_back`` returns them.
     """
 
     def __init__(
@@ -104,17 +105,17 @@ class DeadLetterTooLarge(MessageTooLarge):
 
     @property
     def n_requeued(self) -> int:
-        """How many dead letters were put back all the same."""
+        """The number of dead letters that were requeued all the same."""
         return sum(entry_id is not None for entry_id in self.entry_ids)
 
 
 class InvalidOption(ValueError):
-    """Raised when an option of an actor or a message cannot be used.
+    """Raised when an option of an actor or a message has an invalid value.
 
     Attributes:
-        field: the option.
-        problem: what was expected, and what was found.
-        hint: how to correct it.
+        field: the option's name.
+        problem: the expected and the found value.
+        hint: how to fix it.
     """
 
     def __init__(self, field: str, problem: str) -> None:
@@ -127,13 +128,13 @@ class InvalidOption(ValueError):
 
 
 class InvalidMessage(BrokerError, ValueError):
-    """Raised when a message that is enqueued could not be run: a field or an option has the wrong type.
+    """Raised when an enqueued message could not run because a field or an option has the wrong type.
 
     Attributes:
-        message_id: of the message; nothing was added.
-        field: the field or option that is to blame.
-        problem: what was expected, and what was found.
-        hint: how to correct it.
+        message_id: the message's id; nothing was added.
+        field: the invalid field or option.
+        problem: the expected and the found value.
+        hint: how to fix it.
     """
 
     def __init__(self, *, message_id: str, field: str, problem: str, hint: str) -> None:
@@ -144,13 +145,14 @@ class InvalidMessage(BrokerError, ValueError):
 
 
 class UndecodableEntry(ValueError):
-    """Raised when an entry cannot become a message. The entry becomes a dead letter that names field and hint.
+    """Raised when an entry cannot become a message. The entry becomes a dead letter with the field and the hint.
 
     Attributes:
-        field: the name of the entry's field that is to blame.
+        field: the name of the invalid field of the entry.
         problem: what is wrong with it.
         hint: what its producer can do about it.
-        message: the message that the entry holds all the same, as when it is too large; results of it are told.
+        message: the message, if the entry holds one all the same, as when it is too large. Callers that wait for its
+            result get the error.
     """
 
     def __init__(self, field: str, problem: str, hint: str, *, message: Message[Any] | None = None) -> None:
@@ -163,18 +165,18 @@ class UndecodableEntry(ValueError):
 
 
 class DeliveryLimitReached(SkipMessage):
-    """Raised instead of running a message whose every worker process died."""
+    """Raised instead of running a message that kept killing its worker process."""
 
     def __init__(self, *, message_id: str, deliveries: int) -> None:
         super().__init__(
             f"message {message_id} was delivered {deliveries - 1} times and its worker died each time; "
-            "look for a crash or a lack of memory in its actor, then requeue the dead letter"
+            "check its actor for crashes and memory use, then requeue the dead letter"
         )
         self.message_id, self.deliveries = message_id, deliveries
 
 
 class LeaseLost(SkipMessage):
-    """Raised instead of running a message that was taken over by another process while it waited here."""
+    """Raised instead of running a message that another process took over while it waited here."""
 
     def __init__(self, *, message_id: str, entry_id: str) -> None:
         super().__init__(f"message {message_id} (entry {entry_id}) is held by another process now")

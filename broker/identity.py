@@ -1,8 +1,8 @@
-"""The name of a process among the consumers of a queue, and whether a process of the same machine still lives.
+"""The consumer name of a process, and whether another process of the same machine is still alive.
 
-A name reads ``host:pid:birth:random``. ``birth`` tells the machine's boot, the process namespace and the moment at
-which the process started, so that a sibling can say for certain that it is dead: the pid is gone or somebody else's,
-or what is left of it is a zombie. That needs Linux's ``/proc``; elsewhere a dead process is known by its silence.
+A name reads ``host:pid:birth:random``. ``birth`` encodes the machine's boot, the process namespace and the time at
+which the process started. So processes of the same machine can tell for certain that it is dead: its pid is gone, is
+used by another process, or is a zombie. That needs Linux's ``/proc``; elsewhere only the missing heartbeat shows it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _PROC = Path("/proc")
 
 
 def consumer_name() -> str:
-    """A new name for this process."""
+    """Return a new consumer name for this process."""
     pid = os.getpid()
     host = socket.gethostname().replace(":", "-") or "unknown"
     return f"{host}:{pid}:{_namespace()}.{_started_at(pid) or 0}:{secrets.token_hex(4)}"
 
 
 def is_dead_sibling(name: str) -> bool:
-    """Whether ``name`` is a process of this machine that has ended. False where nobody can tell."""
+    """Return whether ``name`` is a process of this machine that has ended; False if that is unknown."""
     parts = name.split(":")
     if len(parts) != 4 or not parts[1].isdecimal():
         return False
@@ -35,13 +35,13 @@ def is_dead_sibling(name: str) -> bool:
     pid = int(parts[1])
     found = _started_at(pid)
     if found is None:
-        # gone, or hidden from us, as another user's is by hidepid or systemd's ProtectProc
+        # gone, or hidden, as hidepid and systemd's ProtectProc hide processes of other users
         return not _exists(pid)
     return found != started_at
 
 
 class OtherProcess:
-    """A process of this machine, known by its number and its birth: numbers are used again."""
+    """A process of this machine, identified by its pid and its start time, because pids are reused."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -56,7 +56,7 @@ class OtherProcess:
 
 @cache
 def _namespace() -> str:
-    """This boot of this machine and this process namespace, as one short word; 0 where there is no /proc."""
+    """Return a short word for this boot of the machine and this process namespace; 0 without /proc."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text()
         namespace = (_PROC / "self/ns/pid").readlink()
@@ -66,12 +66,12 @@ def _namespace() -> str:
 
 
 def _started_at(pid: int) -> str | None:
-    """When the process started, in ticks since boot; "" for one that has ended, None where that cannot be read."""
+    """Return the process's start time in ticks since boot; "" if it has ended, None if that cannot be read."""
     try:
         stat = (_PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    # the name in parentheses may hold anything: count from the last one
+    # the name in parentheses may contain anything, parentheses too: count from the last one
     after_name = stat.rpartition(")")[2].split()
     state, started_at = after_name[0], after_name[19]
     return "" if state in "ZXx" else started_at

@@ -1,8 +1,8 @@
-"""What a person sees of a queue's entries, and the few things they may do with them by hand.
+"""The inspector: operators' view of a queue's entries, and safe actions on them.
 
-Redis's own commands lose work here: ``XACK`` drops an entry that is not done, ``XGROUP DELCONSUMER`` those its consumer
-held. These move first and remove after, act on entries only while they are as they were seen, and leave every entry
-either in the stream or in somebody's pending list, whatever fails between.
+Redis's ``XACK`` and ``XGROUP DELCONSUMER`` remove entries from the pending lists before their jobs are done.
+The actions here move first and remove later, change an entry only while it is as it was seen, and leave every entry in
+the stream or in a pending list, whatever fails in between.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class PendingEntry:
     """An entry as it was seen in the group.
 
     Attributes:
-        id: of the entry.
-        holder: the consumer in whose pending list it is; "" for an orphan, which is in nobody's.
+        id: the entry's id.
+        holder: the consumer whose pending list has it; "" for an orphan, which is in no pending list.
         deliveries: how often it was delivered.
-        idle_ms: since it was delivered, where that was asked.
+        idle_ms: time since its delivery; None if not read.
     """
 
     id: str
@@ -42,13 +42,13 @@ class PendingEntry:
 
     @property
     def is_handed_back(self) -> bool:
-        """Whether it waits to be taken by the next worker."""
+        """Whether it was handed back and waits for the next worker."""
         return self.holder == HANDED_BACK
 
 
 @dataclass(frozen=True, slots=True)
 class Unowned:
-    """What no worker finishes by itself: orphans are delivered and in nobody's list, ghosts are pending and gone."""
+    """Entries that no consumer owns: orphans (delivered, in no pending list) and ghosts (pending, entry deleted)."""
 
     orphans: tuple[PendingEntry, ...]
     ghosts: tuple[PendingEntry, ...]
@@ -56,7 +56,7 @@ class Unowned:
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """How many entries were handed back to work, and how many ids without an entry were removed."""
+    """The number of entries that were requeued, and of ids without an entry that were removed."""
 
     n_handed_back: int
     n_ghosts: int
@@ -64,10 +64,11 @@ class Rescued:
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """Whether a consumer was removed.
+    """The result of removing a consumer.
 
     Attributes:
-        outcome: ``holds``: there are entries in its list, ``n``; ``alive``: its heartbeat is ``n`` ms old.
+        outcome: ``retired``, or why it was not: it ``holds`` ``n`` entries, or is ``alive``, with a heartbeat ``n`` ms
+            old.
     """
 
     outcome: Literal["retired", "holds", "alive"]
@@ -75,7 +76,7 @@ class Retired:
 
 
 class Inspector:
-    """The entries of one queue, for people. Methods raise ``BrokerConnectionError`` when Redis does not answer."""
+    """The entries of one queue, for operators. Methods raise ``BrokerConnectionError`` when Redis does not answer."""
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Inspector:
     def pending(
         self, limit: int = PAGE, *, consumer: str | None = None, idle_ms: int = 0, after: str | None = None
     ) -> list[PendingEntry]:
-        """Entries in pending lists, lowest id first, at most ``limit``; none where there is no group."""
+        """Return at most ``limit`` pending entries, lowest id first; none if the group does not exist."""
         found: list[PendingEntry] = []
         start = "-" if after is None else f"({after}"
         while len(found) < limit:
@@ -118,7 +119,7 @@ class Inspector:
         return found
 
     def find_pending(self, entry_id: str) -> PendingEntry | None:
-        """The entry where it is pending; None where it is not, or the id has not the form of one."""
+        """Return the pending entry with this id; None if it is not pending or the id is invalid."""
         for found_id, holder, idle, deliveries in self._asked(
             "XPENDING", self.keys.stream, self.group, entry_id, entry_id, 1
         ):
@@ -126,7 +127,7 @@ class Inspector:
         return None
 
     def waiting(self, limit: int = 10) -> list[tuple[str, Mapping[bytes, bytes]]]:
-        """Entries that were never delivered, the next one first; some megabytes at most, of a large entry the head."""
+        """Return undelivered entries, the next one first: a few megabytes at most, and only the head of large ones."""
         last_delivered = self.last_delivered_id()
         if last_delivered == LAST_ID:
             return []
@@ -135,22 +136,22 @@ class Inspector:
         return [(entry_id.decode(), fields_of(flat)) for entry_id, flat, _ in found]
 
     def entries(self, entry_ids: Sequence[str]) -> list[Mapping[bytes, bytes] | None]:
-        """The fields of entries, in one round trip; of a large one the head, None for one that is not in the stream.
+        """Return the fields of entries in one round trip: the head of large ones, None for missing ones.
 
-        Each may have a quarter of a megabyte: ask for some hundred at a time.
+        Each may have a quarter of a megabyte, so ask for about a hundred at a time.
         """
         calls = [((self.keys.stream,), ("XRANGE", one, one, 1, LONGEST_SHOWN // 4, 1)) for one in entry_ids]
         answers = self._connections.run_scripts(HEADS, calls) if calls else []
         return [fields_of(found[0][1]) if found else None for found in answers]
 
     def delayed(self) -> Iterator[bytes]:
-        """The encoded messages that are not due yet, retries among them, in no order."""
+        """Yield the encoded messages that are not due yet, retries included, in no particular order."""
         yield from self._values(self.keys.delayed_messages)
 
     def in_line(self) -> Iterator[bytes]:
-        """The encoded messages that wait for another one of their ordering key, in no order."""
+        """Yield the encoded messages that wait for another one of their ordering key, in no particular order."""
         for stored in self._values(self.keys.messages_in_line):
-            yield stored.partition(b" ")[2]  # after the time at which it is due
+            yield stored.partition(b" ")[2]  # the first part is the time at which it is due
 
     def _values(self, key: str) -> Iterator[bytes]:
         cursor: Any = 0
@@ -161,35 +162,35 @@ class Inspector:
                 return
 
     def entry(self, entry_id: str) -> Mapping[bytes, bytes] | None:
-        """The fields of an entry, of a large one the head; None when it is not in the stream."""
+        """Return the fields of an entry, only the head of a large one; None if it is not in the stream."""
         try:
             args = ("XRANGE", entry_id, entry_id, 1, LONGEST_SHOWN, 1)
             found = self._connections.run_script(HEADS, (self.keys.stream,), args)
-        except redis.ResponseError:  # not the form of an id
+        except redis.ResponseError:  # not a valid id
             return None
         return fields_of(found[0][1]) if found else None
 
     def decode(self, entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
-        """The message that an entry is.
+        """Return the message of an entry.
 
         Raises:
-            UndecodableEntry: it is none.
+            UndecodableEntry: the entry is not a message.
         """
         return decode(entry_id, fields, queue_name=self.keys.queue_name, decoder=self._decoder, check=self._check)
 
     def groups(self) -> list[str]:
-        """The names of the stream's groups; none where there is no stream."""
+        """Return the names of the stream's groups; none if the stream does not exist."""
         return [group["name"].decode(errors="replace") for group in self._groups()]
 
     def last_delivered_id(self) -> str:
-        """Up to which entry the group was served; ``0-0`` where there is no group."""
+        """Return the id of the last entry delivered to the group; ``0-0`` if the group does not exist."""
         for group in self._groups():
             if group["name"] == self.group.encode():
                 return str(group["last-delivered-id"].decode())
         return "0-0"
 
     def unowned(self, limit: int = 10_000) -> Unowned:
-        """Orphans and ghosts, at most about ``limit`` of each. Several short scripts; reads what is pending once."""
+        """Return orphans and ghosts, at most ``limit`` of each, by scanning all pending entries in short scripts."""
         orphans: list[PendingEntry] = []
         ghosts: list[PendingEntry] = []
         for found_orphans, found_ghosts in self._unowned_pages():
@@ -205,9 +206,9 @@ class Inspector:
         return Unowned(tuple(orphans[:limit]), tuple(ghosts[:limit]))
 
     def rescue(self, entries: Sequence[PendingEntry]) -> Rescued:
-        """Hand these entries back to work, each only while it is as it was seen.
+        """Requeue entries, skipping any whose holder or delivery count has changed. Ghosts are removed.
 
-        Whoever runs one of them goes on: its success counts, its failure does not. Ghosts are removed.
+        A worker that is running one of them continues: its success counts, its failure does not.
         """
         keys = (self.keys.stream, self.keys.timer, self.keys.counters, self.keys.suspects)
         n_handed_back = n_ghosts = 0
@@ -220,7 +221,7 @@ class Inspector:
         return Rescued(n_handed_back, n_ghosts)
 
     def retire(self, consumer: str, *, even_if_alive: bool = False) -> Retired:
-        """Remove a consumer that holds nothing; rescue its entries first."""
+        """Remove a consumer that holds no entries; rescue its entries first."""
         outcome, *n = self._connections.run_script(
             RETIRE,
             (self.keys.stream, self.keys.consumers),
@@ -243,7 +244,7 @@ class Inspector:
         ]
 
     def _asked(self, *command: Argument) -> Any:
-        """The answer of a command that fails where there is no stream or no group, or for an id that is none."""
+        """Run a command; return an empty list if the stream or group does not exist, or the id is invalid."""
         try:
             return self._connections.run(*command)
         except redis.ResponseError as error:

@@ -1,8 +1,8 @@
-"""Which messages run in this process, and which of them runs alone.
+"""The isolation of crash suspects: the messages that run in this process, and the one that runs alone.
 
-Messages that ran when their process died come back together. Were they started together again, or beside others that
-kill, each crash would be charged to all of them, and who happened to run beside a killer would become a dead letter
-with it. So a suspect runs alone in its process, and a crash meanwhile is its own doing.
+Messages that were running when their process died are delivered again together. If they started together again, or
+alongside others that crash, each crash would count against all of them, and innocent messages would become dead letters
+together with the killer. So a suspect runs alone in its process, and a crash meanwhile is its fault.
 """
 
 from __future__ import annotations
@@ -14,44 +14,48 @@ from .deliveries import Delivery
 
 
 class Isolation:
-    """Lets messages of one process run, suspects one at a time and alone. Thread-safe.
+    """The gate that messages of one process pass before they run; suspects run one at a time and alone. Thread-safe.
 
-    Nobody is held off for ever: whoever has waited for ``patience_s`` runs, however many suspects came before it;
-    ``enter`` tells whom it keeps company then.
+    A message waits at most ``patience_s``, however many suspects came before it. Then it runs alongside the isolated
+    suspect, which ``enter`` returns.
     """
 
     def __init__(self, *, patience_s: float) -> None:
         self._patience_s = patience_s
         self._running: dict[int, Delivery] = {}
         self._changed = threading.Condition()
-        self._holder: Delivery | None = None  # holds off whoever is not running yet
-        self._alone: Delivery | None = None  # runs alone; never without a holder
+        self._holder: Delivery | None = None  # the suspect for which other messages must wait
+        self._alone: Delivery | None = None  # the suspect that runs alone; None unless there is a holder
         self._until = 0.0
         self._n_releases = 0
         self._n_waiting = 0
 
     @property
     def is_held(self) -> bool:
-        """Whether nobody else may begin."""
+        """Whether other messages must wait before they begin."""
         return self._holder is not None
 
     def running(self) -> list[Delivery]:
-        """The messages that run now, and those whose end is being written."""
+        """Return the messages that run now, and those whose outcome is being written."""
         return list(self._running.values())
 
     @property
     def n_waiting(self) -> int:
-        """How many are held off now."""
+        """The number of messages that wait now."""
         return self._n_waiting
 
     def enter(self, delivery: Delivery) -> Delivery | None:
-        """Wait until it may run, and count it as running until ``leave``; whom it keeps company from now on.
+        """Wait until the message may run, and count it as running until ``leave``.
 
-        Sets ``delivery.is_alone``, and takes it from the one returned.
+        Sets ``delivery.is_alone`` if it runs alone.
+
+        Returns:
+            The suspect whose isolation ends because this message runs alongside it, or None. Its ``is_alone`` is
+            cleared.
         """
         if delivery.charges:
             return self._enter_alone(delivery)
-        # No lock where there is no suspect: each side says that it is there first, and looks for the other then.
+        # No lock without a suspect: each side first registers itself, and then looks for the other.
         self._running[id(delivery)] = delivery
         if self._holder is None:
             return None
@@ -59,10 +63,10 @@ class Isolation:
             del self._running[id(delivery)]
             self._changed.notify_all()
             self._wait_while_held(time.monotonic() + self._patience_s)
-            return self._enter_in_company(delivery)
+            return self._enter_alongside(delivery)
 
     def leave(self, delivery: Delivery) -> None:
-        """It ended. Does nothing for one that does not run."""
+        """Record that a message has ended. Does nothing if it was not running."""
         if self._running.pop(id(delivery), None) is None or self._holder is None:
             return
         with self._changed:
@@ -73,7 +77,7 @@ class Isolation:
             self._changed.notify_all()
 
     def release(self) -> None:
-        """Let everybody run who waits now: the process shuts down, and waits for them."""
+        """Let all waiting messages run: the process is shutting down and waits for them."""
         with self._changed:
             self._n_releases += 1
             self._until = 0.0
@@ -93,7 +97,7 @@ class Isolation:
                     self._alone = self._running[id(delivery)] = delivery
                     delivery.is_alone = True
                     return None
-            return self._enter_in_company(delivery)
+            return self._enter_alongside(delivery)
 
     def _hold(self, delivery: Delivery, until: float) -> None:
         self._holder, self._until = delivery, until
@@ -102,7 +106,7 @@ class Isolation:
         return max(0.0, self._until - time.monotonic())
 
     def _wait_while_held(self, deadline: float) -> None:
-        """Wait for whoever holds others off, one after the other, until ``deadline`` at most."""
+        """Wait until no suspect holds the gate, at most until ``deadline``."""
         self._n_waiting += 1
         try:
             while self._holder is not None and (left_s := min(self._left_s(), deadline - time.monotonic())) > 0:
@@ -110,7 +114,7 @@ class Isolation:
         finally:
             self._n_waiting -= 1
 
-    def _enter_in_company(self, delivery: Delivery) -> Delivery | None:
+    def _enter_alongside(self, delivery: Delivery) -> Delivery | None:
         disturbed, self._alone = self._alone, None
         if disturbed is not None:
             disturbed.is_alone = False

@@ -1,8 +1,8 @@
-"""The janitor of a queue: promotes what is due, finds what nobody works on, looks for orphans.
+"""The janitor of a queue: promotes due messages, finds entries of dead consumers, and requeues orphans.
 
-Every process that consumes a queue has one, none of them is a leader, and every step is one script that is safe to run
-twice. Between rounds it waits for an entry in the queue's timer stream, so that a message delayed by 50 ms is promoted
-after 50 ms and an idle queue costs next to nothing.
+Every process that consumes a queue has a janitor, and none of them is a leader: every step is one script that is safe
+to run twice. Between rounds it waits for an entry in the queue's timer stream, so that a message delayed by 50 ms is
+promoted after 50 ms while an idle queue costs next to nothing.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from .keys import HANDED_BACK, QueueKeys
 from .scripts import ADVANCE, FORGET, LEAVE, SWEEP, TICK
 from .settings import BrokerSettings
 
-# Due messages follow each other closely under load; one round takes all that fell due within so many seconds.
+# The shortest pause between rounds. Under load due messages follow each other closely; one round promotes several.
 SHORTEST_WAIT_S = 0.005
 SWEEP_PAGE = 500
-# How often the processes of this machine are looked at; that asks nothing of Redis.
+# How often the other processes of this machine are checked; that needs no Redis command.
 LOOK_AT_SIBLINGS_S = 0.5
-# A consumer without entries whose heartbeat is older than this and a lease has ended without saying so.
+# A consumer without entries is forgotten when its heartbeat is older than this plus a lease.
 FORGET_CONSUMER_MS = 5 * 60 * 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round found.
+    """The findings of one round.
 
     Attributes:
-        n_promoted: due messages moved to the stream.
-        next_due_s: until the next delayed message is due; None when none is delayed.
-        is_takeable: whether there are entries that somebody should take over.
-        first_lapse_s: until the first lease of another consumer lapses unless it is heard of; 0 when one with entries
-            has, None without others.
-        n_owned: entries in this consumer's own pending list.
+        n_promoted: the number of due messages moved to the stream.
+        next_due_s: seconds until the next delayed message is due; None if none is delayed.
+        is_takeable: whether there are entries to take over.
+        first_lapse_s: seconds until the first lease of another consumer lapses without another heartbeat; 0 if the
+            lease of one with entries has lapsed, None without other consumers.
+        n_owned: the number of entries in this consumer's own pending list.
         is_paused: whether delivery is paused.
-        n_orphans: orphans handed back to work.
+        n_orphans: the number of orphans that were requeued.
     """
 
     n_promoted: int
@@ -57,10 +57,10 @@ class Round:
 
 
 class Janitor:
-    """Looks after one queue. ``start`` and ``stop`` may be called twice.
+    """The background maintenance of one queue. ``start`` and ``stop`` may be called twice.
 
     Args:
-        on_round: is told of every round; whether there should be another one soon.
+        on_round: called with the findings of every round; returns whether another round should follow soon.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Janitor:
             self._thread.start()
 
     def run_once(self) -> Round:
-        """One round.
+        """Run one round and return its findings.
 
         Raises:
-            BrokerConnectionError: Redis did not answer; the next round does what this one could not.
+            BrokerConnectionError: Redis did not answer; the next round catches up.
         """
-        # one after the other: an older look at the queue must not be told after a newer one
+        # one at a time: older findings must not be reported after newer ones
         with self._round:
             return self._run_once()
 
@@ -141,26 +141,26 @@ class Janitor:
         return done
 
     def begin_stop(self) -> None:
-        """Have the thread end after its round. Does not wait."""
+        """Ask the thread to end after its round, without waiting."""
         self._is_stopping.set()
         self._timer.wake()
 
     def stop(self, *, timeout_s: float = 5.0) -> None:
-        """Have the thread end, and wait for that for ``timeout_s`` at most."""
+        """End the thread, waiting at most ``timeout_s``."""
         self.begin_stop()
         if self._thread is not None:
             self._thread.join(timeout_s)
 
     def _declare_dead(self, name: str) -> None:
-        """Say of a process of this machine, whose keeper did not, that it is dead."""
+        """Declare a process of this machine dead whose keeper did not report it."""
         keys = self._keys
         self._connections.run_script(LEAVE, (keys.stream, keys.consumers, keys.timer), (self._settings.group, name, 1))
 
     def _sweep(self) -> int:
-        """Look for orphans in some pages of what is pending; how many were found."""
+        """Look for orphans in a few pages of the pending entries; return how many were found."""
         keys, settings = self._keys, self._settings
         n_found = 0
-        # some pages a round: 200,000 pending entries take some twenty rounds, and no script more than a millisecond
+        # a few pages a round: 200,000 pending entries take about twenty rounds, and no script over a millisecond
         for _ in range(20):
             next_cursor, n = self._connections.run_script(
                 SWEEP,
@@ -184,22 +184,22 @@ class Janitor:
         return n_found
 
     def _advance(self) -> None:
-        """Look, in some pages of the ordering keys, whether one waits for a message that is gone."""
+        """Unblock ordering keys whose current message is gone, looking at a few pages of the keys."""
         for _ in range(20):
             cursor, n = self._connections.run_script(ADVANCE, self._keys.work, (self._advance_cursor, SWEEP_PAGE))
             self._advance_cursor = cursor
             if n:
-                self._logger.warning("ordering keys whose message was gone go on", extra={"n": n})
+                self._logger.warning("unblocked ordering keys whose message disappeared", extra={"n": n})
             if cursor == b"0":
                 return
 
     def _forget_holders(self) -> None:
-        """Look, in some pages of the waiting messages of unique keys, for those that were removed by hand."""
+        """Forget waiting messages of unique keys that were removed by hand, looking at a few pages of them."""
         for _ in range(20):
             cursor, n = self._connections.run_script(FORGET, self._keys.work, (self._forget_cursor, SWEEP_PAGE))
             self._forget_cursor = cursor
             if n:
-                self._logger.warning("waiting messages of unique keys are gone; the next ones run", extra={"n": n})
+                self._logger.warning("freed unique keys whose waiting message disappeared", extra={"n": n})
             if cursor == b"0":
                 return
 
@@ -225,7 +225,7 @@ class Janitor:
         self._timer.close()
 
     def _wait_for_news(self) -> None:
-        """Wait until the next round, or for news: a message that is due earlier, a pause, somebody's death."""
+        """Wait until the next round or for news: a message that is due earlier, a pause, a dead process."""
         wait_until = max(min(self._next_round_at, self._next_sweep_at), time.monotonic() + SHORTEST_WAIT_S)
         while not self._is_stopping.is_set():
             if not self._timer.is_waiting:

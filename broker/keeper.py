@@ -1,11 +1,12 @@
-"""The heartbeat of a process: what keeps its messages its own, those that wait in it too.
+"""The keeper: writes the heartbeats with which a process keeps its messages, running or waiting.
 
-One member of a sorted set per queue, on the server's clock. Entries are not touched, so that the idle time which
-XPENDING shows stays the time since delivery.
+A heartbeat is one member of a sorted set per queue, on the server's clock. Entries are not touched, so that XPENDING
+still shows the time since delivery.
 
-A child process writes it (``keeper_process.py``): code that holds the interpreter lock for longer than the lease loses
-nothing, and when this process dies its child says so in Redis, where others take over at once. A thread listens to the
-child, and beats itself while the child does not: before it is up, where it cannot start, when it is killed.
+A child process writes the heartbeats (``keeper_process.py``). So code that holds the interpreter lock for longer than
+the lease loses no messages, and when this process dies, its child reports that in Redis and others take over at once. A
+thread listens to the child, and writes the heartbeats itself while the child does not: before it has started, where it
+cannot start, and after it was killed.
 """
 
 from __future__ import annotations
@@ -35,24 +36,25 @@ from .scripts import BEAT, LEAVE
 from .settings import BrokerSettings
 
 PROGRAM: Final = Path(__file__).with_name("keeper_process.py")
-# What a Python process may need to start and to verify certificates; nothing else of ours is its business.
+# The environment variables that a Python process needs to start and to verify certificates; it gets no others.
 ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "OPENSSL_MODULES")
 MOST_BYTES: Final = 1 << 16
 CAN_HAVE_CHILD: Final = sys.platform.startswith("linux") and Path("/proc/self/stat").exists() and PROGRAM.exists()
-# A child that waits for Redis hears that it should end only then.
+# How long a child gets to end. While it waits for Redis it does not read the request.
 CHILD_ENDS_S: Final = 2.0
-# How often a process that is stuck is judged again.
+# How often a stuck process is judged again.
 LOOK_AGAIN_S: Final = 0.5
-# A child that ends is started again, this much later each time.
+# A child that ends is started again after these pauses, the last one repeatedly.
 RESTART_PAUSES_S: Final = (0.0, 1.0, 10.0, 60.0)
 
 
 class Keeper:
-    """Beats for all queues of a process. ``start`` and ``stop`` may be called twice.
+    """The heartbeats of all queues of a process. ``stop`` may be called twice.
 
     Args:
-        judge: whether the process moves; there is no beat while it does not. None: it always does.
-        on_judgement: is called whenever that changes.
+        judge: returns whether the process makes progress; no heartbeat is written while it does not. None: it always
+            does.
+        on_judgement: called whenever that changes.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Keeper:
         self._confirmed_at: dict[str, float] = {}
         self._late_at = float("-inf")
         self._child: _Child | None = None
-        self._told: set[str] = set()
+        self._known: set[str] = set()
         self._lost: set[str] = set()
         self._n_failures = 0
         self._next_child_at = 0.0 if settings.keeper_process else float("inf")
@@ -85,7 +87,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     def add(self, keys: QueueKeys) -> None:
-        """Beat for this queue from now on; the first beat is written before this returns.
+        """Write heartbeats for this queue from now on; the first one is written before this returns.
 
         Raises:
             BrokerConnectionError: it could not be written.
@@ -96,13 +98,13 @@ class Keeper:
             if self._thread is None and not self._is_stopping.is_set():
                 self._thread = threading.Thread(target=self._loop, name="broker-keeper", daemon=True)
                 self._thread.start()
-        self._tell_of_new_queues()
+        self._introduce_new_queues()
 
     def run_once(self) -> None:
-        """One beat for every queue, in one round trip to each node.
+        """Write one heartbeat for every queue, in one round trip to each node.
 
         Raises:
-            BrokerConnectionError: one could not be written. Those of a cluster's other nodes were.
+            BrokerConnectionError: one could not be written. Those on a cluster's other nodes were.
         """
         with self._lock:
             queues = {keys.stream: keys for keys in self._queues.values()}
@@ -117,28 +119,29 @@ class Keeper:
 
     @property
     def child_pid(self) -> int | None:
-        """The process that beats for this one; None while there is none."""
+        """The pid of the keeper process; None while there is none."""
         child = self._child
         return None if child is None else child.process.pid
 
     def is_sure_of(self, queue_name: str) -> bool:
-        """Whether this process's lease on the queue is certain to run still: nobody has taken what waits here.
+        """Return whether this process certainly still has its lease, so that no message here was taken over.
 
-        By the local clock from before the last confirmed beat was sent; a stopped process finds out when it wakes.
+        Measured on the local clock from before the last confirmed heartbeat was sent, so that a process that was
+        stopped notices it when it continues.
         """
         confirmed_at = self._confirmed_at.get(queue_name, float("-inf"))
         return time.monotonic() - confirmed_at < self._sure_for_s
 
     def may_judge(self, queue_name: str) -> bool:
-        """Whether the silence of others means that they are dead.
+        """Return whether an old heartbeat of another consumer proves that it is dead.
 
-        Not after an outage of Redis: everybody's heartbeat is old then, and the living need a beat to say so.
+        It does not after an outage of Redis: all heartbeats are old then, and live processes need time for the next.
         """
         since_late_s = time.monotonic() - self._late_at
         return self.is_sure_of(queue_name) and since_late_s > self._settings.beat_ms / 1000 + 1
 
     def stop(self, *, timeout_s: float = 5.0) -> None:
-        """Beat no more. The child stays, to tell of this process's death, until ``close``."""
+        """Write no more heartbeats. The child stays until ``close``, to report this process's death."""
         self._is_stopping.set()
         if self._child is not None:
             self._child.tell("rest")
@@ -146,11 +149,11 @@ class Keeper:
             self._thread.join(timeout_s)
 
     def close(self, *, is_holding: bool, timeout_s: float = 5.0) -> None:
-        """Beat no more, and end the child, unless there is something that this process's death will set free."""
+        """Write no more heartbeats, and end the child unless this process still holds entries to be freed."""
         self.stop(timeout_s=timeout_s)
         if is_holding:
             with suppress(BrokerConnectionError, redis.RedisError):
-                self._tell_of_new_queues()
+                self._introduce_new_queues()
         child, self._child = self._child, None
         if child is not None and is_holding:
             _watching.append(child)
@@ -158,7 +161,7 @@ class Keeper:
             child.end(min(timeout_s, CHILD_ENDS_S))
 
     def abandon(self) -> None:
-        """Forget the child, in a process that was forked: it is another one's."""
+        """Forget the child in a forked process: it belongs to the parent."""
         if self._child is not None:
             self._child.let_go()
             self._child = None
@@ -177,14 +180,14 @@ class Keeper:
                 self._late_at = time.monotonic()
             if not was_in_time:
                 self._logger.warning(
-                    "the lease had lapsed; messages held here may run elsewhere too", extra={"queue": queue_name}
+                    "the lease had lapsed; messages held here may also run elsewhere", extra={"queue": queue_name}
                 )
         self._confirmed_at[queue_name] = max(sent_at, confirmed_at or sent_at)
 
     def _loop(self) -> None:
         while not self._is_stopping.is_set():
             try:
-                moves = self._look_for_moves()
+                moves = self._check_progress()
                 has_heard = self._listen((0.0 if self._lost else self._until_late_s()) if moves else LOOK_AGAIN_S)
                 if self._is_stopping.is_set():
                     return
@@ -195,14 +198,14 @@ class Keeper:
                 elif self._until_late_s() <= 0:
                     self.run_once()
             except (BrokerConnectionError, redis.RedisError) as error:
-                self._logger.warning("no heartbeat was written; trying again", extra={"error": str(error)})
+                self._logger.warning("could not write a heartbeat; trying again", extra={"error": str(error)})
                 self._is_stopping.wait(min(0.5, self._settings.beat_ms / 1000))
             except Exception:
-                self._logger.exception("the keeper failed; going on")
+                self._logger.exception("the keeper failed; trying again")
                 self._is_stopping.wait(min(0.5, self._settings.beat_ms / 1000))
 
-    def _look_for_moves(self) -> bool:
-        """Whether this process moves, which the child is told: it beats no longer than that is known."""
+    def _check_progress(self) -> bool:
+        """Return whether this process makes progress, and tell the child until when it may write heartbeats."""
         if self._judge is None:
             return True
         judged = self._judge()
@@ -212,44 +215,44 @@ class Keeper:
         if moves != self._moves:
             self._moves = moves
             if moves:
-                self._logger.warning("this process moves again; it takes messages")
+                self._logger.warning("this process makes progress again and takes messages")
             else:
-                self._logger.error("this process is stuck; others take over what it holds: %s", judged.stuck)
+                self._logger.error("this process is stuck; others take over its messages: %s", judged.stuck)
             self._on_judgement(moves)
         return moves
 
     def _until_late_s(self) -> float:
-        """Until this thread has to beat itself: some time after the last one, or one beat without a child."""
+        """Return the time until this thread must write heartbeats: one interval, or somewhat more with a child."""
         n_beats = 1.0 if self._child is None else 1.4
         oldest = min((self._confirmed_at.get(name, 0.0) for name in list(self._queues)), default=time.monotonic())
         return oldest + n_beats * self._settings.beat_ms / 1000 - time.monotonic()
 
     def _find_again(self) -> None:
-        """Beat through our own connections, which know Sentinel and the cluster's map; then have the child told."""
+        """Write heartbeats through this process's connections, which can find moved servers, and update the child."""
         lost, self._lost = self._lost, set()
         try:
             self.run_once()
         finally:
-            self._told -= lost
+            self._known -= lost
 
     def _listen(self, timeout_s: float) -> bool:
-        """Hear the child for so long at most; whether it said something. Start one where there is none."""
+        """Wait for a message of the child, starting one if there is none; return whether a message came."""
         if self._child is None and time.monotonic() >= self._next_child_at:
             self._start_child()
         child = self._child
         if child is None:
             self._is_stopping.wait(max(0.0, min(timeout_s, self._next_child_at - time.monotonic())))
             return False
-        self._tell_of_new_queues()
-        told = child.heard(max(0.001, timeout_s))
-        if told is None:
+        self._introduce_new_queues()
+        message = child.heard(max(0.001, timeout_s))
+        if message is None:
             return False
-        if not told:
+        if not message:
             if self._child is child and not self._is_stopping.is_set():
                 self._child = None
                 self._do_without(f"it ended with status {child.end()}")
             return False
-        kind, *rest = told
+        kind, *rest = message
         if kind == "beat":
             self._n_failures = 0
             queue_name, sent_at, was_in_time = rest
@@ -260,7 +263,7 @@ class Keeper:
 
     def _start_child(self) -> None:
         if not CAN_HAVE_CHILD:
-            self._do_without("there is no /proc to see by whether this process is stopped", for_good=True)
+            self._do_without("there is no /proc that shows whether this process is stopped", for_good=True)
             return
         try:
             child = _Child(
@@ -276,65 +279,65 @@ class Keeper:
             self._do_without(f"{type(error).__name__}: {error}")
             return
         with self._lock:
-            self._child, self._told = child, set()
+            self._child, self._known = child, set()
         if self._is_stopping.is_set():
-            child.tell("rest")  # ``stop`` did not see it
+            child.tell("rest")  # ``stop`` ran before the child was known
 
     def _do_without(self, problem: str, *, for_good: bool = False) -> None:
         pause_s = RESTART_PAUSES_S[min(self._n_failures, len(RESTART_PAUSES_S) - 1)]
         self._n_failures += 1
         self._next_child_at = float("inf") if for_good else time.monotonic() + pause_s
         self._logger.warning(
-            "no keeper process: %s; a thread beats instead, which code that holds the interpreter lock can delay",
+            "no keeper process: %s; a thread writes heartbeats, which code holding the interpreter lock can delay",
             problem,
         )
 
-    def _tell_of_new_queues(self) -> None:
-        """Tell the child what to beat for, and where that is."""
+    def _introduce_new_queues(self) -> None:
+        """Send the child the keys and the server address of queues it does not know yet."""
         with self._lock:
             child = self._child
-            untold = [] if child is None else [k for name, k in self._queues.items() if name not in self._told]
-        for keys in untold:
+            unknown = [] if child is None else [k for name, k in self._queues.items() if name not in self._known]
+        for keys in unknown:
             assert child is not None
             address = self._connections.address(keys.stream)
             if address is None:
                 self._child = None
                 child.end()
-                self._do_without("this client's way to connect cannot be handed to one", for_good=True)
+                self._do_without("this client's connection settings cannot be passed to one", for_good=True)
                 return
             child.tell("queue", keys.queue_name, [keys.stream, keys.consumers, keys.timer], dict(address))
-            self._told.add(keys.queue_name)
+            self._known.add(keys.queue_name)
 
 
 class _Child:
-    """The keeper process, seen from its parent."""
+    """The keeper process, as its parent sees it."""
 
-    def __init__(self, *told: Any) -> None:
-        # One message is one datagram; the kernel makes no half ones.
+    def __init__(self, *setup: Any) -> None:
+        # One message is one packet, which the kernel never splits.
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = _start(theirs)
-        self.tell(*told)
+        self.tell(*setup)
 
     def tell(self, *message: Any) -> None:
-        """Say something; who is not there does not hear it, and ``heard`` tells."""
+        """Send a message, best-effort; ``heard`` detects a child that has ended."""
         with suppress(OSError):
             self._socket.send(marshal.dumps(message))
 
     def heard(self, timeout_s: float) -> tuple[Any, ...] | None:
-        """What it said; None when it was silent for so long, an empty tuple when it is gone."""
+        """Return the child's next message; None after ``timeout_s`` without one, an empty tuple if it has ended."""
         try:
             self._socket.settimeout(timeout_s)
-            told = self._socket.recv(MOST_BYTES)
+            packet = self._socket.recv(MOST_BYTES)
         except TimeoutError:
             return None
         except OSError:
             return ()
-        message: tuple[Any, ...] = marshal.loads(told) if told else ()  # noqa: S302  # of our own child
+        message: tuple[Any, ...] = marshal.loads(packet) if packet else ()  # noqa: S302  # from our own child
         return message
 
     def end(self, timeout_s: float = CHILD_ENDS_S) -> int:
-        """End it, by force after ``timeout_s``, and return its exit status."""
+        """End the child, by SIGKILL after ``timeout_s``, and return its exit status."""
         self.tell("stop")
         try:
             status = self.process.wait(timeout_s)
@@ -345,16 +348,16 @@ class _Child:
         return status
 
     def let_go(self) -> None:
-        """Close our end and say nothing."""
+        """Close this end of the socket without a message."""
         self._socket.close()
 
 
 def _start(control: socket.socket) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        # --of tells who reads the list of processes whose it is
+        # --of shows in the process list whose keeper it is
         [sys.executable, "-I", "-S", str(PROGRAM), "--of", str(os.getpid())],
         stdin=control.fileno(),
-        # a pipe whose end somebody waits for must not stay open with it
+        # inherited, it would keep a pipe open whose reader waits for its end
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
@@ -362,5 +365,5 @@ def _start(control: socket.socket) -> subprocess.Popen[bytes]:
     )
 
 
-# Children that wait for nothing but this process's death.
+# Children that only wait for this process to die.
 _watching: list[_Child] = []

@@ -1,20 +1,20 @@
-"""A process that writes the heartbeats of its parent, outside the parent's interpreter lock.
+"""The keeper process: writes the heartbeats of its parent, outside the parent's interpreter lock.
 
-Run as a script, never imported: it knows the standard library alone, so that it costs some 4 MB. It beats while the
-parent lives, is not stopped, and moves. When the parent dies it says so in Redis, and others take over at once. When
-the parent's master has ended, it kills the parent after a grace. What it beats for, where, and as whom it hears through
-the socket that is its standard input, as marshalled tuples:
+Run as a script, never imported: it uses the standard library alone, so that it takes only about 4 MB. It writes
+heartbeats while the parent lives, is not stopped, and makes progress. When the parent dies, it reports that in Redis,
+and other processes take over at once. When the parent's master has ended, it kills the parent after a grace period. Its
+standard input is a socket to the parent; messages are marshalled tuples:
 
     from the parent  (pid, beat_s, [beat.lua, leave.lua], group, consumer, lease_ms, master's pid or 0, grace_s),
-                     the first one
-                     ("moves", until): beat until then, on the monotonic clock, unless there is another word
-                     ("queue", name, [stream, consumers, timer], address), also for a new address
-                     ("rest",)  beat no more; say so when the parent dies
-                     ("stop",)  end, and say nothing
+                     the first message
+                     ("moves", until): write heartbeats until then, on the monotonic clock, unless another one comes
+                     ("queue", name, [stream, consumers, timer], address): a new queue, or a new address
+                     ("rest",): write no more heartbeats; report the parent's death
+                     ("stop",): end without a report
     to the parent    ("resting",)
                      ("beat", name, sent_at, was the lease in time)
-                     ("silent", name): a beat was due, and none was written: the parent is stopped, or does not move
-                     ("lost", name, problem): no beat could be written; where is the server now?
+                     ("silent", name): a heartbeat was due but not written; the parent is stopped or makes no progress
+                     ("lost", name, problem): the heartbeat could not be written; send the server's current address
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ import signal
 import socket
 import time
 
-TYPE_CHECKING = False  # the real one stands in a module that costs memory
+TYPE_CHECKING = False  # importing the real one costs memory
 if TYPE_CHECKING:
     from typing import Any
 
 MOST_BYTES = 1 << 20
-# After a failed beat, and between two tries to say that the parent is dead.
+# The pause after a failed heartbeat, and between two attempts to report the parent's death.
 AGAIN_AFTER_S = 0.5
-# Without pidfd_open (Linux 5.3) the parent is looked at so often.
+# How often the parent is checked without pidfd_open (Linux 5.3).
 LOOK_EVERY_S = 0.25
-# The parent's sockets close a moment before it counts as dead.
+# How long after its sockets have closed a dying parent may still count as alive.
 DYING_S = 2.0
 LONGEST_WAIT_S = 3600.0
 LATER = float("inf")
 
 
 class Refused(Exception):
-    """Raised for an answer of Redis that is an error."""
+    """Raised when Redis answers with an error."""
 
 
 class Link:
-    """A connection to one server, made when it is used."""
+    """A connection to one server, opened at first use."""
 
     def __init__(self, address: dict[str, Any], timeout_s: float) -> None:
         self.address = address
@@ -55,7 +55,12 @@ class Link:
         self._read = b""
 
     def call(self, *words: str | bytes | int) -> int | str:
-        """The answer to one command, an integer or text. Raises OSError or Refused; after an OSError it is closed."""
+        """Run one command and return its answer, an integer or text.
+
+        Raises:
+            OSError: the connection failed and is closed.
+            Refused: Redis answered with an error.
+        """
         if self._socket is None:
             self._connect()
         return self._exchange(words)
@@ -88,8 +93,8 @@ class Link:
 
     def _exchange(self, words: tuple[str | bytes | int, ...]) -> int | str:
         assert self._socket is not None
-        told = [word if isinstance(word, bytes) else str(word).encode() for word in words]
-        packed = b"*%d\r\n" % len(told) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in told)
+        parts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+        packed = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
         try:
             self._socket.sendall(packed)
             return self._answer()
@@ -116,7 +121,7 @@ class Link:
 
 
 def encrypted(plain: socket.socket, tls: dict[str, Any], host: str) -> socket.socket:
-    """The socket with TLS on it."""
+    """Return the socket wrapped in TLS."""
     import ssl
 
     context = ssl.create_default_context()
@@ -134,7 +139,7 @@ def encrypted(plain: socket.socket, tls: dict[str, Any], host: str) -> socket.so
 
 
 class Parent:
-    """The process that this one answers for."""
+    """The process whose heartbeats this one writes."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -143,7 +148,7 @@ class Parent:
             self.pidfd = os.pidfd_open(pid)
         except (AttributeError, OSError):
             self.pidfd = None
-        # It may have died before it could be watched; then its number is somebody else's, or nobody's.
+        # It may have died before it could be watched; its pid is free or reused then.
         self._was_late = os.getppid() != pid
 
     def is_dead(self) -> bool:
@@ -154,17 +159,17 @@ class Parent:
         return os.getppid() != self.pid or state_of(self.pid) in "ZXx"
 
     def is_stopped(self) -> bool:
-        """Whether it is stopped, by SIGSTOP or a debugger: what it holds must become free."""
+        """Return whether it is stopped, by SIGSTOP or a debugger, so that its messages must become free."""
         return state_of(self.pid) in "Tt"
 
     def kill(self) -> None:
-        """End it whatever it does. Its pid is still its own: it is our parent, and not dead."""
+        """Kill it. Its pid cannot have been reused: a parent that is not dead still owns it."""
         if not self.is_dead():
             os.kill(self.pid, signal.SIGKILL)
 
 
 def state_of(pid: int) -> str:
-    """The state of a process, as /proc names it; X where there is none."""
+    """Return the state of a process, as /proc names it; X if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib costs memory
             return file.read().rpartition(b")")[2].split()[0].decode()
@@ -173,7 +178,7 @@ def state_of(pid: int) -> str:
 
 
 class Master:
-    """The process that started the parent; ``pid`` 0: there is none to watch."""
+    """The process that started the parent; with ``pid`` 0 there is none to watch."""
 
     def __init__(self, pid: int, grace_s: float) -> None:
         self._pid, self._grace_s = pid, grace_s
@@ -186,7 +191,7 @@ class Master:
                 self.pidfd = None
 
     def look(self) -> None:
-        """Begin the grace where it has ended."""
+        """Begin the grace period if the master has ended."""
         if self._pid and self._kill_at == LATER and self._has_ended():
             self._kill_at = time.monotonic() + self._grace_s
             if self.pidfd is not None:
@@ -194,7 +199,7 @@ class Master:
                 self.pidfd = None
 
     def wait_s(self) -> float:
-        """Until it must be looked at again, unless its pidfd can be waited for."""
+        """Return the time until the next ``look``, unless its pidfd can be waited for."""
         if self._kill_at != LATER:
             return max(0.0, self._kill_at - time.monotonic())
         return LOOK_EVERY_S if self._pid and self.pidfd is None else LONGEST_WAIT_S
@@ -209,12 +214,12 @@ class Master:
 
 
 class KeeperProcess:
-    """The loop."""
+    """The main loop of the keeper process."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        told = _decoded(self._received())
-        pid, self._beat_s, self._scripts, self._group, self._consumer, self._lease_ms, master_pid, grace_s = told
+        setup = _decoded(self._received())
+        pid, self._beat_s, self._scripts, self._group, self._consumer, self._lease_ms, master_pid, grace_s = setup
         self._parent = Parent(pid)
         self._master = Master(master_pid, grace_s)
         self._moves_until = LATER
@@ -231,7 +236,7 @@ class KeeperProcess:
                 if message is not None and self._obey(message):
                     return
             if self._parent.is_dead():
-                self._tell_of_death()
+                self._report_death()
                 return
             self._master.look()
             if self._master.is_grace_over():
@@ -241,7 +246,7 @@ class KeeperProcess:
                 self._beat_where_due()
 
     def _heard(self) -> list[tuple[Any, ...] | None]:
-        """What the parent said; None when it can say no more. Waits until the next beat is due."""
+        """Wait until the next heartbeat is due or messages come; return them, None standing for a closed socket."""
         now = time.monotonic()
         wait_s = LONGEST_WAIT_S
         if not self._is_resting:
@@ -257,21 +262,21 @@ class KeeperProcess:
         ready, _, _ = select.select(sources, [], [], wait_s)
         heard: list[tuple[Any, ...] | None] = []
         while self._control in ready:
-            told = self._received()
-            heard.append(_decoded(told) if told else None)
-            ready = select.select([self._control], [], [], 0)[0] if told else []
+            packet = self._received()
+            heard.append(_decoded(packet) if packet else None)
+            ready = select.select([self._control], [], [], 0)[0] if packet else []
         return heard
 
     def _received(self) -> bytes:
-        """One message; empty when the other end is closed."""
+        """Return one packet; empty if the other end is closed."""
         try:
             return self._control.recv(MOST_BYTES)
         except ConnectionResetError:
-            # Told once, before what still lies here, when the parent died without having read all that we said.
+            # Raised once, before the packets that still wait, if the parent died without reading all of ours.
             return self._control.recv(MOST_BYTES)
 
     def _is_dying(self) -> bool:
-        """Whether the parent, whose sockets are closed, is about to be dead; else it wants us no more."""
+        """Return whether the parent, whose sockets are closed, is dying; otherwise it has let this process go."""
         deadline = time.monotonic() + DYING_S
         while not self._parent.is_dead():
             if time.monotonic() > deadline:
@@ -280,7 +285,7 @@ class KeeperProcess:
         return True
 
     def _obey(self, message: tuple[Any, ...]) -> bool:
-        """Whether that was the last word."""
+        """Act on a message of the parent; return whether it was the request to end."""
         kind = message[0]
         if kind == "queue":
             _, name, keys, address = message
@@ -299,15 +304,15 @@ class KeeperProcess:
         for name in [name for name, at in self._due.items() if at <= time.monotonic()]:
             self._due[name] = time.monotonic() + self._beat_s
             if self._parent.is_stopped() or time.monotonic() > self._moves_until:
-                # a parent that does not move may still say that it does, which it says after a word of ours
+                # the parent judges itself again after every message, and may report progress
                 self._say("silent", name)
                 continue
             sent_at = time.monotonic()
             _, link = self._queues[name]
             if link in broken:
-                # a server that hangs is asked once: the other servers' queues must not wait for every one of its own
+                # a hanging server is tried once, so that other servers' queues do not wait for each of its own
                 self._due[name] = time.monotonic() + min(AGAIN_AFTER_S, self._beat_s)
-                self._say("lost", name, "as another queue of its server")
+                self._say("lost", name, "another queue on its server failed")
                 continue
             try:
                 answer = self._run(name, self._scripts[0], self._lease_ms)
@@ -319,9 +324,9 @@ class KeeperProcess:
                 continue
             self._say("beat", name, sent_at, answer)
 
-    def _tell_of_death(self) -> None:
+    def _report_death(self) -> None:
         left = set(self._queues)
-        # after that the lease has said it
+        # after that the lease has expired anyway
         deadline = time.monotonic() + self._lease_ms / 1000
         while left and time.monotonic() < deadline:
             for name in list(left):
@@ -334,17 +339,22 @@ class KeeperProcess:
                 time.sleep(AGAIN_AFTER_S)
 
     def _run(self, name: str, script: str, last: int) -> int | str:
-        """A script's answer about one queue. Raises OSError or Refused; the next try connects anew."""
+        """Run a script for one queue and return its answer.
+
+        Raises:
+            OSError: the connection failed; the next attempt opens a new one.
+            Refused: Redis answered with an error.
+        """
         keys, link = self._queues[name]
         command = ("EVAL", script, len(keys), *keys, self._group, self._consumer, last)
         try:
             return link.call(*command)
         except Refused as error:
             link.close()
-            told = str(error).split()
-            if told[0] != "MOVED":
+            words = str(error).split()
+            if words[0] != "MOVED":
                 raise
-            host, _, port = told[2].rpartition(":")
+            host, _, port = words[2].rpartition(":")
             address = {**link.address, "host": host or link.address["host"], "port": int(port)}
             moved = self._links.setdefault(marshal.dumps(address), Link(address, self._beat_s))
             self._queues[name] = (keys, moved)
@@ -352,19 +362,19 @@ class KeeperProcess:
 
     def _say(self, *message: Any) -> None:
         try:  # noqa: SIM105  # contextlib costs memory
-            # the parent may not listen for long, as while C code holds its interpreter lock
+            # the parent may not read for long, as while C code holds its interpreter lock
             self._control.send(marshal.dumps(message), socket.MSG_DONTWAIT)
         except OSError:
             pass
 
 
-def _decoded(told: bytes) -> tuple[Any, ...]:
-    message: tuple[Any, ...] = marshal.loads(told)  # noqa: S302  # our own parent's
+def _decoded(packet: bytes) -> tuple[Any, ...]:
+    message: tuple[Any, ...] = marshal.loads(packet)  # noqa: S302  # from our own parent
     return message
 
 
 def main() -> None:
-    # The parent drains for as long as it likes after these; this process ends with it and not before.
+    # These make the parent drain, for any length of time; this process ends with the parent and not before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     KeeperProcess(socket.socket(fileno=os.dup(0))).run()

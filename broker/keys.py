@@ -1,24 +1,24 @@
 """Every key of a queue. ``ns`` is the namespace (``streams`` by default), ``q`` the queue.
 
-    key                      type    holds                                                 ends
-    ns:q                     stream  work, waiting and in flight; one group                entry by entry, when settled
-    {ns:q}:delayed           zset    due (ms, server time) -> name                         promotion
-    {ns:q}:delayed:messages  hash    name -> message                                       promotion
-    {ns:q}:ordered           hash    ordering key -> its message at work: entry or name    when the key's last is done
-    {ns:q}:ordered:line      zset    ordering key, 0 byte, place -> 0: who waits in line   its turn
-    {ns:q}:ordered:messages  hash    the same -> due (ms), message                         its turn
+    key                      type    content                                               removed
+    ns:q                     stream  waiting and in-flight messages; one group             entry by entry, when settled
+    {ns:q}:delayed           zset    due (ms, server time) -> name                         at promotion
+    {ns:q}:delayed:messages  hash    name -> message                                       at promotion
+    {ns:q}:ordered           hash    ordering key -> its current message: entry or name    when the key's last is done
+    {ns:q}:ordered:line      zset    ordering key, 0 byte, place -> 0: waiting in line     at its turn
+    {ns:q}:ordered:messages  hash    the same -> due (ms), message                         at its turn
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
-    {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     clean stop, janitor
-    {ns:q}:unique:<key>      string  id of the waiting message of a unique key             start of the job, time limit
-    {ns:q}:holders           hash    = id of such a message -> its place, @ place -> id,   start or end of the job
+    {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     at a clean stop, by janitors
+    {ns:q}:unique:<key>      string  id of the waiting message of a unique key             at job start, time limit
+    {ns:q}:holders           hash    = id of such a message -> its place, @ place -> id,   at job start or end
                                      + id -> the newest message coalesced onto it
-    {ns:q}:suspects          hash    entry -> crashes charged to it [who runs it, alone?]  when settled
-    {ns:q}:recent:<who>      string  a producer thread's last enqueue id                   expires, 20 s by default
-    {ns:q}:timer             stream  one entry; wakes janitors when there is news          never; one entry
-    {ns:q}:paused            string  present: nothing is delivered                         resume
-    {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; some 15 fields
+    {ns:q}:suspects          hash    entry -> its crash count [its consumer, alone?]       when settled
+    {ns:q}:recent:<producer> string  a producer thread's last enqueue id                   expires, 20 s by default
+    {ns:q}:timer             stream  one entry; wakes janitors when there is news          never
+    {ns:q}:paused            string  present while delivery is paused                      at resume
+    {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; about 15 fields
 
-A queue's name holds no braces, so the hash tag is the stream's own name, and all keys of a queue share its slot.
+Queue names contain no braces. So the hash tag is the stream's own name, and all keys of a queue share its slot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-# Owns entries that were handed back until somebody takes them. The tilde keeps it apart from processes.
+# The consumer that owns handed-back entries until a worker takes them. The tilde distinguishes it from processes.
 HANDED_BACK = "~handed-back"
 
 
@@ -94,7 +94,7 @@ class QueueKeys:
 
     @cached_property
     def work(self) -> tuple[str, ...]:
-        """Where work stands: the first KEYS of the scripts that put messages to work."""
+        """The keys where messages wait: the first KEYS of the scripts that include work.lua."""
         return (
             self.stream,
             self.delayed,
@@ -111,3 +111,15 @@ class QueueKeys:
 
     def unique(self, unique_key: str) -> str:
         return self._of(f"unique:{unique_key}")
+
+
+class KeysByQueue(dict[str, QueueKeys]):
+    """The keys of the queues of one namespace, by queue name; created at first use."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__()
+        self._namespace = namespace
+
+    def __missing__(self, queue_name: str) -> QueueKeys:
+        keys = self[queue_name] = QueueKeys(self._namespace, queue_name)
+        return keys

@@ -1,9 +1,9 @@
-"""The master of a worker process, which Dramatiq's command starts: workers must not outlive it.
+"""The watch over the master that started a worker process (Dramatiq's command), which workers must not outlive.
 
-A master that is killed takes its worker processes with it only where a container or a control group does so. Elsewhere
-they would go on unseen by any supervisor, next to the workers of the next master. So each of them watches its master:
-when that has ended, the worker drains as after SIGTERM and is killed after ``master_grace_ms``. The keeper process
-watches, too, because this process may be stopped, or hold the interpreter lock.
+Unless a container or a control group ends them, worker processes survive a killed master: no supervisor sees them, and
+they run alongside the workers of the next master. So each worker watches its master. When the master has ended, the
+worker drains as after SIGTERM and is killed after ``master_grace_ms``. The keeper process watches the master, too,
+because this process may be stopped or hold the interpreter lock.
 
 Only processes that Dramatiq's command started have a master. A Worker in a web server, a script or a test has none.
 """
@@ -28,9 +28,9 @@ class Master:
     """The watch of one process over its master.
 
     Attributes:
-        pid: of the master.
-        grace_s: how long jobs may go on once the master has ended.
-        is_draining: whether the worker shuts down already, so that another signal would end it at once.
+        pid: the master's pid.
+        grace_s: how long jobs may continue after the master has ended.
+        is_draining: whether the worker is shutting down already, so that another signal would end it at once.
     """
 
     def __init__(self, pid: int, *, grace_s: float) -> None:
@@ -50,14 +50,14 @@ class Master:
             time.sleep(LOOK_EVERY_S)
         if not self.is_draining:
             os.kill(os.getpid(), signal.SIGTERM)
-        # A log that nobody reads must not keep this thread from the end.
+        # In its own thread: a log pipe without a reader must not keep this thread from killing the process.
         threading.Thread(target=self._report, name="broker-master-report", daemon=True).start()
         time.sleep(self.grace_s)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _report(self) -> None:
         get_logger(__name__, type(self)).critical(
-            "The master process %d has ended; this worker drains, and is killed in %.0f s.", self.pid, self.grace_s
+            "The master process %d has ended; this worker drains and is killed in %.0f s.", self.pid, self.grace_s
         )
 
 
@@ -65,18 +65,18 @@ _master: Master | None = None
 
 
 def of_this_process() -> Master | None:
-    """The master that is watched; None for a process that has none, or may outlive it."""
+    """Return the watch over this process's master; None if it has no master or may outlive it."""
     return _master if _master is not None and _master.is_ours else None
 
 
 def begin_watch(grace_ms: int | None) -> None:
-    """Watch the master of this process, if it has one. To be called when Dramatiq's command boots a worker process.
+    """Watch the master of this process, if it has one. Called when Dramatiq's command boots a worker process.
 
     Args:
-        grace_ms: how long jobs may go on once it has ended; None leaves the process alone.
+        grace_ms: how long jobs may continue after the master has ended; None lets the process outlive it.
     """
     global _master
-    import multiprocessing  # loaded there already, and by no other process that this module is imported in
+    import multiprocessing  # already loaded in worker processes; other processes do without
 
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None:
@@ -89,10 +89,10 @@ def begin_watch(grace_ms: int | None) -> None:
 
 
 def _close_inherited_pipes() -> None:
-    """Close the reading ends of the workers' log pipes, which a fork inherits from its master.
+    """Close the reading ends of the workers' log pipes, which a forked worker inherits from its master.
 
-    While a worker holds them, a pipe whose master is gone looks as if somebody read it: whoever writes to it waits, and
-    gets no EPIPE. Nothing names these ends but the variables of Dramatiq's ``main``, below which a fork runs.
+    While a worker holds them, the pipe of a dead master still has a reader: writers block instead of getting EPIPE.
+    Only the local variables of Dramatiq's ``main``, which is on the stack of a forked worker, refer to these ends.
     """
     from multiprocessing.connection import Connection
 

@@ -1,4 +1,4 @@
-"""Signals of this broker beyond Dramatiq's own."""
+"""The signals that this broker emits in addition to Dramatiq's."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class StreamsMiddleware(dramatiq.Middleware):
-    """Middleware that wants to hear more. Any middleware that has one of these methods is called, of this class or not.
+    """A base class for middleware with this broker's signals. Any middleware with one of these methods is called.
 
-    An exception that escapes from one is logged, and nothing else.
+    Exceptions from these methods are logged and otherwise ignored.
     """
 
     def after_dead_letter(self, broker: RedisStreamsBroker, dead_letter: DeadLetter) -> None:
-        """A message became a dead letter; ``letter`` is as it was written, its fields included."""
+        """Handle a new dead letter, passed as it was written, its fields included."""
 
     def after_recover(self, broker: RedisStreamsBroker, queue_name: str, entry_ids: Sequence[str]) -> None:
-        """Entries of dead consumers were taken over by this process."""
+        """Handle the takeover of entries of dead consumers by this process."""
 
     def after_orphans(self, broker: RedisStreamsBroker, queue_name: str, n: int) -> None:
-        """``n`` entries in nobody's pending list were found by this process and handed back to work."""
+        """Handle ``n`` entries in no pending list that this process found and requeued."""

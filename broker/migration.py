@@ -1,11 +1,12 @@
-"""From Dramatiq's RedisBroker to this one: what its queues still hold is moved, one message after the other.
+"""The migration from Dramatiq's RedisBroker: moves the messages of its queues to this broker, one by one.
 
     python -m broker.migration OLD_URL NEW_URL [--max-message-bytes N] [--namespace NAME] [--old-namespace NAME]
 
-Point producers at the new broker, stop the old workers, run this until it reports that nothing is left. A message is
-added here before it is removed there: a crash in between adds it twice and loses none. What a worker that still lives
-has fetched is left to it and counted. A message that the new broker refuses, as one that is too large, stays where it
-is and is named; the others move. Dead letters stay where they are; RedisBroker forgets them after seven days.
+Point producers at the new broker, stop the old workers, and run this until it prints that nothing is left. A message is
+added to the new queue before it is removed from the old one: a crash in between adds it twice and loses nothing.
+Messages that a live worker has fetched are left to it and counted. A message that the new broker refuses, such as one
+that is too large, stays in the old queue and is listed; the others move. Dead letters stay where they are; RedisBroker
+deletes them after seven days.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .broker import RedisStreamsBroker
 from .errors import QueueFull
 from .settings import BrokerSettings
 
-# RedisBroker's own default: who has not been heard of for so long is dead.
+# RedisBroker's default: a worker without a heartbeat for this long is dead.
 HEARTBEAT_TIMEOUT_MS = 60_000
 MESSAGES_SUFFIX, DELAYED_SUFFIX, DEAD_SUFFIX = ".msgs", ".DQ", ".XQ"
 
@@ -35,8 +36,8 @@ class Refused:
     """A message that stays in the old queue.
 
     Attributes:
-        message_id: RedisBroker's own id of it, as in the old queue's hash of messages.
-        error: why the new broker refused it, and what to do about it.
+        message_id: RedisBroker's own id, as in the old queue's hash of messages.
+        error: why the new broker refused it, and how to fix that.
     """
 
     message_id: str
@@ -45,12 +46,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What became of one old queue.
+    """The result of draining one old queue.
 
     Attributes:
-        moved: messages that are in the new broker now; delayed ones keep their time.
-        left: messages that a living worker of the old broker has fetched. Stop it and drain again.
-        refused: messages that cannot be moved as they are; the others were moved past them.
+        moved: the number of messages moved to the new broker; delayed ones keep their time.
+        left: the number of messages that a live worker of the old broker has fetched. Stop it and drain again.
+        refused: the messages that the new broker refused; they stay in the old queue.
     """
 
     moved: int
@@ -65,16 +66,16 @@ def drain(
     namespace: str = "dramatiq",
     heartbeat_timeout_ms: int = HEARTBEAT_TIMEOUT_MS,
 ) -> dict[str, Drained]:
-    """Move every message of every queue of a RedisBroker to ``broker``; what was moved, by queue.
+    """Move every message of every queue of a RedisBroker to ``broker``; return the results by queue name.
 
     Args:
-        old: a client of the old broker's server, which may be the new one's too; ``decode_responses`` must be False.
-        namespace: the old broker's.
-        heartbeat_timeout_ms: the old broker's; a worker that was heard of since then keeps what it has fetched.
+        old: a client of the old broker's server, which may also be the new one's; ``decode_responses`` must be False.
+        namespace: the old broker's namespace.
+        heartbeat_timeout_ms: the old broker's timeout; a worker with a younger heartbeat keeps the messages it fetched.
 
     Raises:
-        BrokerConnectionError: one of the servers went away. Drain again.
-        QueueFull: ``broker`` has a ``max_queue_length``. Drain again when workers have made room.
+        BrokerConnectionError: one of the servers is not available. Drain again.
+        QueueFull: ``broker`` has reached its ``max_queue_length``. Drain again when workers have made room.
     """
     client: Any = old
     drained: dict[str, Drained] = {}
@@ -94,17 +95,17 @@ def _drain_queue(
 ) -> Drained:
     waiting = f"{namespace}:{queue_name}{suffix}"
     messages = waiting + MESSAGES_SUFFIX
-    kept = _fetched_by_the_living(client, namespace, queue_name + suffix, timeout_ms)
+    fetched = _fetched_by_live_workers(client, namespace, queue_name + suffix, timeout_ms)
     moved, refused = 0, []
     for message_id, payload in _in_order(client, waiting, messages):
-        if message_id in kept:
+        if message_id in fetched:
             continue
         try:
             _move(broker, queue_name, payload)
         except (BrokerConnectionError, QueueFull):
             raise
         except Exception as error:
-            # whatever it is, those behind it must not wait for it
+            # whatever the error, the messages behind this one must not wait for it
             refused.append(Refused(message_id.decode(errors="replace"), f"{type(error).__name__}: {error}"))
             continue
         pipe = client.pipeline(transaction=True)
@@ -112,7 +113,7 @@ def _drain_queue(
         pipe.hdel(messages, message_id)
         pipe.execute()
         moved += 1
-    return Drained(moved, len(kept), tuple(refused))
+    return Drained(moved, len(fetched), tuple(refused))
 
 
 def _move(broker: RedisStreamsBroker, queue_name: str, payload: bytes) -> None:
@@ -123,7 +124,7 @@ def _move(broker: RedisStreamsBroker, queue_name: str, payload: bytes) -> None:
 
 
 def _queues(client: Any, namespace: str) -> set[str]:
-    """Their names, from the hashes of messages: a queue without one holds nothing."""
+    """Return the names of the old queues, found by their hashes of messages; a queue without one is empty."""
     found = set()
     for key in client.scan_iter(match=f"{namespace}:*{MESSAGES_SUFFIX}", count=1_000):
         name = key.decode().removeprefix(f"{namespace}:").removesuffix(MESSAGES_SUFFIX)
@@ -133,7 +134,7 @@ def _queues(client: Any, namespace: str) -> set[str]:
 
 
 def _in_order(client: Any, waiting: str, messages: str) -> Iterator[tuple[bytes, bytes]]:
-    """Those that wait, in their order; then those that were fetched by somebody and never acknowledged."""
+    """Yield the waiting messages in their order, then those that were fetched and never acknowledged."""
     seen = set()
     for message_id in client.lrange(waiting, 0, -1):
         payload = client.hget(messages, message_id)
@@ -146,12 +147,12 @@ def _in_order(client: Any, waiting: str, messages: str) -> Iterator[tuple[bytes,
             yield message_id, payload
 
 
-def _fetched_by_the_living(client: Any, namespace: str, queue_name: str, timeout_ms: int) -> set[bytes]:
+def _fetched_by_live_workers(client: Any, namespace: str, queue_name: str, timeout_ms: int) -> set[bytes]:
     since_ms = int(time.time() * 1000) - timeout_ms
-    kept: set[bytes] = set()
+    fetched: set[bytes] = set()
     for worker in client.zrangebyscore(f"{namespace}:__heartbeats__", since_ms, "+inf"):
-        kept |= client.smembers(f"{namespace}:__acks__.{worker.decode()}.{queue_name}")
-    return kept
+        fetched |= client.smembers(f"{namespace}:__acks__.{worker.decode()}.{queue_name}")
+    return fetched
 
 
 def main() -> int:
@@ -164,15 +165,15 @@ def main() -> int:
     broker.close()
     for queue_name, one in drained.items():
         n_refused = f", {len(one.refused)} refused" if one.refused else ""
-        print(f"{queue_name}: {one.moved} moved, {one.left} left to workers that still live{n_refused}")
+        print(f"{queue_name}: {one.moved} moved, {one.left} left to live workers{n_refused}")
         for message in one.refused:
             print(f"{queue_name}: {message.message_id} stays in the old queue: {message.error}")
     n_left = sum(one.left for one in drained.values())
     n_refused_in_all = sum(len(one.refused) for one in drained.values())
     if n_left:
-        print(f"{n_left} are left: stop the old workers, and run this again")
+        print(f"{n_left} left: stop the old workers and run this again")
     if n_refused_in_all:
-        print(f"{n_refused_in_all} were refused: correct what is named above, and run this again")
+        print(f"{n_refused_in_all} refused: fix the messages listed above and run this again")
     if not n_left and not n_refused_in_all:
         print("nothing is left")
     return 1 if n_left or n_refused_in_all else 0
@@ -185,18 +186,20 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("old_url", help="of the server of RedisBroker's queues")
-    parser.add_argument("new_url", help="of the server that they move to; the same one will do")
+    parser.add_argument("old_url", help="URL of the server with RedisBroker's queues")
+    parser.add_argument("new_url", help="URL of the server to move them to; may be the same")
     parser.add_argument(
         "--max-message-bytes",
         type=int,
         default=defaults.max_message_bytes,
-        help="what a message may weigh, as in the settings of the new workers (default: %(default)s)",
+        help="largest message, as in the settings of the new workers (default: %(default)s)",
     )
     parser.add_argument(
-        "--namespace", default=defaults.namespace, help="of the new broker's keys (default: %(default)s)"
+        "--namespace", default=defaults.namespace, help="prefix of the new broker's keys (default: %(default)s)"
     )
-    parser.add_argument("--old-namespace", default="dramatiq", help="of RedisBroker's keys (default: %(default)s)")
+    parser.add_argument(
+        "--old-namespace", default="dramatiq", help="prefix of RedisBroker's keys (default: %(default)s)"
+    )
     return parser.parse_args()
 
 

@@ -1,11 +1,11 @@
-"""What a message's options ask of the broker and of Dramatiq's middleware, and which values they may have.
+"""The options of a message that the broker and Dramatiq's middleware read, and their valid values.
 
-unique_key, unique_for_ms   at most one message of the key waits
-ordering_key                one message of the key at a time, in the order in which they were enqueued
+unique_key, unique_for_ms   at most one message with the key waits
+ordering_key                messages with the key run one at a time, in the order in which they were enqueued
 delay                       for ``enqueue_many``: ms from now
 
-Dramatiq's middleware believes its options. One of another kind raises where the outcome of a message is decided, or
-ends the worker thread, so that they are checked before a message is added and before it runs.
+Dramatiq's middleware does not check its options. A value of the wrong type raises where the outcome of a message is
+decided, or ends the worker thread. So options are checked before a message is added and before it runs.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ import dramatiq
 
 from .errors import InvalidOption
 
-# 285,000 years of milliseconds. Arithmetic with more, as for a back-off, leaves what a float can hold.
+# 285,000 years in milliseconds. Beyond it, arithmetic such as that for a back-off exceeds a float's precision.
 LARGEST: Final = 2**53
 
 
 def unique_key_of(options: Mapping[str, Any]) -> str | None:
-    """Return the message's unique key, None where it has none."""
+    """Return the message's unique key, or None."""
     unique_key = options.get("unique_key")
     return None if unique_key is None else str(unique_key)
 
 
 def ordering_key_of(options: Mapping[str, Any]) -> str | None:
-    """Return the message's ordering key, None where it has none. A zero byte, which ends it in Redis, is left out."""
+    """Return the message's ordering key, or None. Zero bytes, which end the key in Redis, are removed."""
     ordering_key = options.get("ordering_key")
     return None if ordering_key in (None, "") else str(ordering_key).replace("\0", "")
 
 
 def delay_ms_of(delay: float | None) -> int:
-    """Return a delay as whole milliseconds that Redis can count to."""
+    """Return a delay in whole milliseconds, capped at ``LARGEST``."""
     return min(max(0, int(delay or 0)), LARGEST)
 
 
 def name_in_delayed(ordering_key: str | None) -> str:
-    """Return a new name for a message that is put off; it holds the ordering key for the script that promotes it."""
+    """Return a new name for a delayed message; it holds the ordering key for the script that promotes it."""
     return token_hex(8) if ordering_key is None else f"{ordering_key}\0{token_hex(8)}"
 
 
 def is_part_of_composition(options: Mapping[str, Any]) -> bool:
-    """Return whether something waits for this very message: the next of its pipeline, or its group's callbacks."""
+    """Return whether a pipeline's next stage or a group's callbacks wait for exactly this message."""
     return bool(options.get("pipe_target") or options.get("group_completion_uuid"))
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check the options that this broker and Dramatiq's middleware read; others may hold anything.
+    """Check the options that this broker and Dramatiq's middleware read; other options may have any value.
 
     Raises:
-        InvalidOption: one of them cannot be used.
+        InvalidOption: one of them has an invalid value.
     """
     for name, value in options.items():
         kind = _KINDS.get(name)
@@ -62,23 +62,23 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def shown(value: object) -> str:
-    """Return a value as an error message names it."""
+    """Return a value as text for an error message, at most 80 characters long."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _is_number(value: object) -> bool:
-    # the comparison is false for a NaN
+    # the comparison is false for NaN
     return isinstance(value, int | float) and 0 <= value <= LARGEST
 
 
 def _is_limit(value: object) -> bool:
-    """Return whether it is a number, or no limit at all: None, 0, infinity."""
+    """Return whether the value is a number, or means no limit: None, 0, infinity."""
     return not value or value == float("inf") or _is_number(value)
 
 
 def _is_count(value: object) -> bool:
-    """Return whether it is a number, or without limit: None, infinity."""
+    """Return whether the value is a number, or means no limit: None, infinity."""
     return value is None or value == float("inf") or _is_number(value)
 
 
@@ -87,7 +87,7 @@ def _is_whole_number(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    # what is more than Redis can count to is cut
+    # larger values are capped where they are used
     return value is None or (isinstance(value, int | float) and abs(value) < float("inf"))
 
 
@@ -106,7 +106,7 @@ def _is_message(value: object) -> bool:
         return False
     try:
         dramatiq.Message(**value)
-    except TypeError:  # a field is missing, is unknown, or cannot be iterated over
+    except TypeError:  # a field is missing, unknown, or not iterable
         return False
     return isinstance(value["args"], list | tuple)
 

@@ -1,8 +1,8 @@
-"""How much a consumer reads beyond what its Worker may have: what that will need within the next few milliseconds.
+"""Read-ahead: estimates how many messages a Worker will need within the next few milliseconds.
 
-Where jobs are short, a read for each few free places costs more than the jobs. What was read ahead stays with the
-consumer. It waits there for ``HAND_BACK_AFTER_S`` at most: then jobs were longer than expected, it is handed back to
-whoever is idle, and nothing is read ahead for a while.
+Where jobs are short, a read for every few free places costs more than the jobs. Messages that were read ahead wait in
+the consumer, for at most ``HAND_BACK_AFTER_S``. If they still wait then, jobs were longer than expected: the messages
+are handed back for idle consumers, and nothing is read ahead for a while.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-# More saves nothing that could be measured, and is what one process may keep from others at the end of a backlog.
+# A larger number saves nothing measurable, and one process could keep that many from others at the end of a backlog.
 MOST_AHEAD: Final = 128
 
-# Some three times what is to be read ahead by default: jobs that last a little longer than those before are no reason
-# to hand back, and it is no long wait for a message that an idle worker could have run.
+# About three times the default read-ahead: jobs slightly longer than the previous ones do not cause a hand-back, and a
+# message that an idle worker could have run does not wait long.
 HAND_BACK_AFTER_S: Final = 0.05
 
-# Where long and short jobs are mixed, jobs that were longer than expected are followed by more of them.
+# Where long and short jobs are mixed, a job that was longer than expected is usually followed by more of them.
 NOTHING_AHEAD_FOR_S: Final = 1.0
 
 
 class ReadAhead:
-    """The estimate of one consumer, made from how fast its Worker used up the last read. For one thread.
+    """The estimate of one consumer, made from how fast its Worker used up the last read. Not thread-safe.
 
     Args:
-        ahead_ms: for how long what is read ahead should last; 0 = nothing is read ahead.
-        clock: seconds.
+        ahead_ms: how long the messages read ahead should last; 0 disables read-ahead.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, ahead_ms: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,13 +39,13 @@ class ReadAhead:
 
     @property
     def most(self) -> int:
-        """How many may be read ahead at most."""
+        """The largest number of messages to read ahead."""
         return MOST_AHEAD if self._ahead_s else 0
 
     def expect(self, n_finished: int) -> int:
-        """How many to read beyond the free places, now that so many messages have been finished.
+        """Return how many messages to read beyond the free places, given the number finished so far.
 
-        At most twice what was finished since the last read: two fast messages are no evidence for a hundred.
+        At most twice the number finished since the last read: two fast messages do not predict a hundred.
         """
         self._asked_at = self._clock()
         elapsed_s = self._asked_at - self._filled_at
@@ -57,17 +57,17 @@ class ReadAhead:
         return self._n_asked
 
     def n_still_expected(self) -> int:
-        """What the last ``expect`` said, unless that was long ago: a read may have waited for news ever since."""
+        """Return the last result of ``expect``, or 0 if it is old, because the read may have waited for news since."""
         return self._n_asked if self._clock() - self._asked_at <= HAND_BACK_AFTER_S else 0
 
     def filled(self, n_finished: int) -> None:
-        """A read brought something."""
+        """Record that a read returned messages."""
         self._n_finished_then, self._filled_at = n_finished, self._clock()
 
     def left_s(self) -> float:
-        """For how long what was read may still wait for a place."""
+        """Return how long messages that were read ahead may still wait for a place."""
         return self._filled_at + HAND_BACK_AFTER_S - self._clock()
 
     def stalled(self) -> None:
-        """What was read ahead found no place in time."""
+        """Record that messages read ahead found no place in time; read nothing ahead for a while."""
         self._nothing_until = self._clock() + NOTHING_AHEAD_FOR_S

@@ -1,8 +1,7 @@
-"""The Lua scripts of this package: what must happen together happens in one of them.
+"""The Lua scripts of this package. Each performs the steps that must happen together.
 
-Each ``lua/*.lua`` opens with its KEYS, ARGV and answers; what several share, as ``work.lua``, stands
-before them. All keys come in through KEYS and share a slot.
-They need Redis 6.2 and nothing newer.
+Every file in ``lua/`` documents its KEYS, ARGV and answers at its top. Shared code, such as ``work.lua``, is put before
+the scripts that use it. All keys are passed in KEYS and share one slot. Redis 6.2 suffices for all scripts.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Script:
 
 def _load(name: str, *shared: str) -> Script:
     text = "".join(map(_text, (*shared, name)))
-    # SHA-1 is how Redis names scripts; nothing is protected by it.
+    # Redis names scripts by their SHA-1; it is not used for security.
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""The settings of a broker: values, checked where they are made."""
+"""The settings of a broker: one value object that validates itself."""
 
 from __future__ import annotations
 
@@ -9,53 +9,53 @@ from typing import Any
 from .errors import SettingsError
 
 DAY_MS = 24 * 60 * 60 * 1000
-# A century. Redis refuses what its clock cannot count to, in the middle of the script that adds the messages.
+# A century. Redis refuses expiry times beyond the range of its clock, in the middle of the script that adds messages.
 LONGEST_LOCK_MS = 100 * 365 * DAY_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
-    """How the broker behaves. Times are milliseconds.
+    """The settings of a broker. Times are in milliseconds.
 
     Attributes:
-        namespace: what the keys begin with.
+        namespace: the prefix of all keys.
         group: the consumer group of every stream.
-        lease_ms: a process that has not been heard of for so long loses its messages to the others; at least 2,000.
-            Jobs may run as long as they like: the lease is the process's, not the message's.
-        max_deliveries: a message whose worker process died so often becomes a dead letter; at least 2, because the
-            first crash of a process cannot be told from that of its neighbours.
-        max_message_bytes: what an encoded message may weigh.
-        max_read_bytes: what a consumer keeps of one read of a queue that has a decoder or a check, whose entries may be
-            of any size; of an entry above twice ``max_message_bytes`` it keeps the head, and what else finds no room is
-            given back. Other queues have no bound: their writers are trusted to keep to ``max_message_bytes``.
-        max_queue_length: how many messages a queue may hold before ``enqueue`` raises ``QueueFull``; None = no limit.
-            Those in flight and in line count, delayed ones do not. Retries, delayed messages that fall due and what
-            follows a finished message are never refused.
-        queue_priorities: a number per queue, 0 where nothing is said; lower ones first, as Dramatiq's priorities. A
-            process reads new messages of a queue only while none of its more important queues has messages waiting in
-            Redis. What it has fetched runs by the priorities of the actors.
+        lease_ms: a process with no heartbeat for this long loses its messages to other processes; at least 2,000. Jobs
+            may run for any time: the lease belongs to the process, not to the message.
+        max_deliveries: a message becomes a dead letter when its worker process has died this many times; at least 2,
+            because the first crash of a process cannot be attributed to one of its messages.
+        max_message_bytes: the largest encoded message.
+        max_read_bytes: how much of one read a consumer keeps, for queues with a decoder or a check, whose entries may
+            have any size. It keeps only the head of an entry larger than twice ``max_message_bytes``, and hands back
+            entries beyond the bound. Other queues are unbounded: their writers respect ``max_message_bytes``.
+        max_queue_length: the number of messages in a queue at which ``enqueue`` raises ``QueueFull``; None = no limit.
+            Messages in flight and in line count, delayed ones do not. Retries, delayed messages that fall due and
+            follow-up messages of finished ones are never refused.
+        queue_priorities: a number per queue, 0 by default; lower numbers first, as with Dramatiq's priorities. A
+            process reads new messages of a queue only while none of its queues with lower numbers has messages waiting
+            in Redis. Fetched messages run by the priorities of their actors.
         wait_when_full_ms: how long ``enqueue`` waits for room before it raises ``QueueFull``; 0 = not at all.
-        dead_letter_ttl_ms: how long dead letters are kept; 7 days, as Dramatiq's own brokers do.
-        dead_letter_max: how many dead letters a queue keeps, about; the oldest go first.
-        unique_for_ms: how long the lock of a ``unique_key`` lasts at most, counted from the end of the delay, where the
-            message says nothing.
-        enqueue_timeout_ms: how long ``enqueue`` tries again after a lost connection before it raises.
-        keeper_process: whether a child process of some 4 MB writes the heartbeats, outside the interpreter lock; else a
-            thread does.
-        master_grace_ms: a worker process of Dramatiq's command whose master has ended drains, and is killed after so
-            long; None = it may outlive its master. Workers that were started in any other way have no master.
-        overrun_ms: a process all of whose running messages are beyond their time limits by so much is stuck: it reads
-            nothing more, and its heartbeat ends, until one of them ends; None = no process is ever judged. Messages
-            without a time limit never are.
-        read_ahead_ms: where jobs are short, a consumer reads ahead what its Worker will need within so many ms, up to
-            128 messages; what finds no place within 50 ms goes back. 0 = nothing is read ahead. The default saves nine
-            in ten of the reads of no-ops, and is less than a person, or a timeout, would notice.
+        dead_letter_ttl_ms: how long dead letters are kept; 7 days, as in Dramatiq's own brokers.
+        dead_letter_max: how many dead letters a queue keeps, approximately; the oldest are removed first.
+        unique_for_ms: the maximum lifetime of the lock of a ``unique_key``, counted from the end of the delay, unless
+            the message sets its own.
+        enqueue_timeout_ms: how long ``enqueue`` retries after a lost connection before it raises.
+        keeper_process: whether a child process (about 4 MB) writes the heartbeats, outside the interpreter lock;
+            otherwise a thread does.
+        master_grace_ms: when its master has ended, a worker process of Dramatiq's command drains and is killed after
+            this time; None = it may outlive its master. Workers started in any other way have no master.
+        overrun_ms: a process is stuck when all of its running messages are this far beyond their time limits. It reads
+            nothing more, and its heartbeat ends, until one of them ends; None = no process counts as stuck. Messages
+            without a time limit never make a process stuck.
+        read_ahead_ms: where jobs are short, a consumer reads ahead the messages that its Worker will need within this
+            time, up to 128 messages; those that find no place within 50 ms are handed back. 0 = nothing is read ahead.
+            The default saves nine in ten reads of no-op jobs, and is too short to be noticed by people or timeouts.
         idle_read_ms: how long one blocking read waits at the server.
-        tick_ms: how often the janitor of a queue looks around while a lease has lapsed or an answer seems to be lost.
-            Half a second below the two seconds within which a dead process's messages must be found after its lease.
-            Else it sleeps until the first lease could lapse, or until it is woken.
+        tick_ms: how often the janitor of a queue runs while a lease has lapsed or a reply seems to be lost: half a
+            second less than the two seconds within which messages of a dead process must be found after its lease.
+            Otherwise it sleeps until the first lease could lapse, or until it is woken.
         sweep_ms: how often the janitor begins a pass for orphans.
-        promote_batch: how many due messages one script call moves: some milliseconds of the server.
+        promote_batch: how many due messages one script call moves, which takes the server a few milliseconds.
     """
 
     namespace: str = "streams"
@@ -103,18 +103,18 @@ class BrokerSettings:
         for name, least in lowest.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise SettingsError(name, f"is {value}", f"must be at least {least}")
+                raise SettingsError(name, f"expected at least {least}, got {value}", "set a larger value")
         for name in ("namespace", "group"):
             value = getattr(self, name)
             if not value or any(letter in value for letter in "{} \n"):
-                raise SettingsError(name, f"is {value!r}", "must be a word without spaces and braces")
+                raise SettingsError(name, f"expected a word, got {value!r}", "use a word without spaces and braces")
 
     def lock_ms(self, options: Mapping[str, Any], delay_ms: int) -> int:
-        """Return for how long a message that has these options and waits from now on holds its unique key at most."""
+        """Return for how many ms, at most, a message with these options that waits from now on holds its unique key."""
         asked = options.get("unique_for_ms")
         return min(max(1, delay_ms + self.unique_for_ms if asked is None else int(asked)), LONGEST_LOCK_MS)
 
     @property
     def beat_ms(self) -> int:
-        """How often a process says that it lives: two beats may be lost."""
+        """The interval of heartbeats: a third of the lease, so that two may be lost."""
         return self.lease_ms // 3

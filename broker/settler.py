@@ -1,9 +1,9 @@
-"""Acknowledgements, many in one script call.
+"""The settler: writes acknowledgements in batches, many per script call (AMQP: settlement).
 
-A worker thread says that a message is done and goes on; one thread per process writes what has gathered meanwhile.
-What could not be written is kept and tried again, and a message whose acknowledgement was never written is delivered
-again: nothing is acknowledged that was not written. A crash before the write runs the job twice, as a crash before an
-unbatched acknowledgement would; the window is a few milliseconds, or the length of an outage of Redis.
+A worker thread adds its finished message and continues; one thread per process writes the gathered acknowledgements.
+Those that could not be written are kept and tried again. A message whose acknowledgement was never written is delivered
+again. A crash before the write runs the job twice, as a crash before an unbatched acknowledgement would; the window is
+a few milliseconds, or the length of an outage of Redis.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .keys import QueueKeys
 from .options import unique_key_of
 from .scripts import SETTLE
 
-# Lua's unpack() ends at some 8,000 values; 500 entries are about a millisecond of the server.
+# Lua's unpack() handles about 8,000 values; 500 entries take the server about a millisecond.
 ENTRIES_PER_CALL = 500
-# Who comes so soon after a write is not alone: there is no other write until then, and it takes all.
+# The batch window after a write: acknowledgements that arrive within it share the next write.
 GATHER_S = 0.002
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 
 class Settler:
-    """Writes acknowledgements. ``start`` and ``stop`` may be called twice."""
+    """The batching writer of acknowledgements. ``start`` and ``stop`` may be called twice."""
 
     def __init__(self, connections: Connections, *, group: str, consumer_name: str) -> None:
         self._connections = connections
@@ -40,7 +40,7 @@ class Settler:
         self._consumer_name = consumer_name
         self._logger: logging.Logger = get_logger(__name__, type(self))
         self._lock = threading.Lock()
-        # Worker threads append, whoever writes takes from the left: a deque needs no lock for that.
+        # Worker threads append on the right, the writing thread takes from the left: a deque needs no lock for that.
         self._waiting: deque[tuple[QueueKeys, Deliveries, Delivery]] = deque()
         self._has_work = threading.Event()
         self._is_urgent = threading.Event()
@@ -54,23 +54,23 @@ class Settler:
                 self._thread.start()
 
     def settle(self, keys: QueueKeys, deliveries: Deliveries, delivery: Delivery) -> None:
-        """Have the success of ``delivery`` written soon. Does not wait."""
+        """Queue the acknowledgement of ``delivery`` for the next batch, without waiting."""
         deliveries.begin_settling(delivery)
         self._waiting.append((keys, deliveries, delivery))
         if delivery.ordering_key is not None or delivery.charges:
-            # somebody waits for it: the next of its key, the next suspect
+            # another message waits for it: the next one of its ordering key, or the next suspect
             self._is_urgent.set()
         if not self._has_work.is_set():
             self._has_work.set()
         if self._is_stopping.is_set():
-            # A worker thread that outlived the shutdown: nobody else is left to write it.
+            # This worker thread outlived the shutdown: the writing thread has ended.
             self._try_once()
 
     def run_once(self) -> int:
-        """Write what is waiting; how many that was.
+        """Write the waiting acknowledgements; return how many were written.
 
         Raises:
-            BrokerConnectionError: Redis did not take all of it; the rest is still waiting.
+            BrokerConnectionError: Redis did not take all of them; the rest is still waiting.
         """
         by_queue: dict[Deliveries, tuple[QueueKeys, list[Delivery]]] = {}
         for keys, deliveries, delivery in self._taken():
@@ -80,13 +80,13 @@ class Settler:
         n_written, failure = 0, None
         try:
             for deliveries, (keys, of_queue) in by_queue.items():
-                # one queue has waited for all of a server that is silent
+                # one queue has waited for a silent server; its other queues need not
                 if failure is not None and self._connections.is_silent(keys.stream):
                     continue
                 try:
                     n_written += self._write(keys, deliveries, of_queue)
                 except (BrokerConnectionError, redis.RedisError) as error:
-                    # of one node, or of one queue: the others' must not wait for it
+                    # the failure may concern one node or one queue: the others must not wait for it
                     failure = failure or error
         finally:
             for deliveries, (keys, of_queue) in by_queue.items():
@@ -96,7 +96,7 @@ class Settler:
         return n_written
 
     def _write(self, keys: QueueKeys, deliveries: Deliveries, of_queue: list[Delivery]) -> int:
-        """Write what is waiting of one queue; how many that was. What was written is taken out of ``of_queue``."""
+        """Write acknowledgements of one queue, removing them from ``of_queue``; return how many were written."""
         n_written = 0
         while of_queue:
             chunk = of_queue[:ENTRIES_PER_CALL]
@@ -119,7 +119,10 @@ class Settler:
         return n_written
 
     def stop(self, *, timeout_s: float = 5.0) -> int:
-        """Write what is waiting, for ``timeout_s`` at most; how many could not be written and will run again."""
+        """Write the waiting acknowledgements for at most ``timeout_s``; return how many were not written.
+
+        The jobs of those run again.
+        """
         self._is_stopping.set()
         self._is_urgent.set()
         self._has_work.set()
@@ -135,15 +138,15 @@ class Settler:
         return len(self._waiting)
 
     def _is_in_vain(self) -> bool:
-        """Whether no server that is to write something answers."""
+        """Return whether none of the servers that should write something answers."""
         return all(self._connections.is_silent(keys.stream) for keys, _, _ in list(self._waiting))
 
     def _taken(self) -> Iterator[tuple[QueueKeys, Deliveries, Delivery]]:
-        """What is waiting now; what comes meanwhile is left for the next time."""
+        """Take the acknowledgements that wait now, leaving later ones for the next batch."""
         for _ in range(len(self._waiting)):
             try:
                 yield self._waiting.popleft()
-            except IndexError:  # a thread that outlived the shutdown writes its own
+            except IndexError:  # a thread that outlived the shutdown took it to write it
                 return
 
     def _loop(self) -> None:
@@ -156,7 +159,7 @@ class Settler:
             self._is_urgent.clear()
             if self._try_once():
                 pause_s = 0.0
-                # asleep, so that those who follow need wake nobody
+                # sleep through the batch window, so that acknowledgements within it cost no wake-up
                 self._is_urgent.wait(GATHER_S)
             else:
                 self._has_work.set()
@@ -167,11 +170,11 @@ class Settler:
             self.run_once()
         except (BrokerConnectionError, redis.RedisError) as error:
             self._logger.warning(
-                "acknowledgements are not written; trying again", extra={"n": len(self._waiting), "error": str(error)}
+                "could not write acknowledgements; trying again", extra={"n": len(self._waiting), "error": str(error)}
             )
             return False
         except Exception:
-            # whatever it is, this thread is the only one that writes
-            self._logger.exception("acknowledgements are not written; trying again", extra={"n": len(self._waiting)})
+            # whatever the error, this thread must go on: it is the only one that writes
+            self._logger.exception("could not write acknowledgements; trying again", extra={"n": len(self._waiting)})
             return False
         return True

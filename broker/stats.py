@@ -1,4 +1,4 @@
-"""What a queue holds, as a value."""
+"""The statistics of a queue and its consumers, as values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .keys import HANDED_BACK
 
-# The greatest id of a stream. A stream whose last id it is takes no more entries.
+# The greatest id of a stream. A stream with this last id accepts no more entries.
 LAST_ID = f"{2**64 - 1}-{2**64 - 1}"
 
 
@@ -16,10 +16,10 @@ class ConsumerStats:
     """One consumer of a queue.
 
     Attributes:
-        name: ``host:pid:birth:random``; :data:`~broker.keys.HANDED_BACK` holds what was given back.
-        pending: entries in its pending list.
-        heartbeat_age_ms: since its last heartbeat; None for one that has none, as a consumer made by hand, or that is
-            known to be dead.
+        name: ``host:pid:birth:random``; :data:`~broker.keys.HANDED_BACK` owns entries that were handed back.
+        pending: the number of entries in its pending list.
+        heartbeat_age_ms: the time since its last heartbeat; None if it has none, as a consumer that was created by
+            hand, or is known to be dead.
         is_alive: whether its heartbeat is younger than the lease.
     """
 
@@ -34,28 +34,28 @@ class QueueStats:
     """One queue at one moment.
 
     Attributes:
-        waiting: messages that nobody works on: undelivered, orphaned and in line.
+        waiting: messages that no worker has: undelivered, orphaned and in line.
         undelivered: entries that were never delivered.
         in_line: messages that wait for another one of their ordering key; they are not in the stream yet.
         in_flight: pending entries of the group, as XPENDING counts them.
         oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it, or None.
         delayed: messages that are not due yet, retries included.
-        orphaned: delivered entries in nobody's pending list; the janitors put them back to work. Counted among the
-            first 1,000 pending entries.
+        orphaned: delivered entries in no pending list; the janitors requeue them. Counted among the first 1,000 pending
+            entries.
         dead: dead letters.
-        oldest_age_ms: since the oldest entry was added, in flight or not; None for an empty stream, and where its id is
-            ahead of the clock: a producer chose the id, or the server's clock was ahead, and nothing shows its age.
+        oldest_age_ms: time since the oldest entry was added, in flight or not; None for an empty stream, and if its id
+            is ahead of the clock, because a producer chose the id or the server's clock was ahead.
         entries_added: entries ever added to the stream, promoted and retried ones included; on Redis 6.2 messages
             enqueued through this broker.
-        next_due_ms: in how many ms the next delayed message is due, 0 when it is overdue; None without one.
+        next_due_ms: time until the next delayed message is due, 0 if it is overdue; None without one.
         paused: whether delivery is paused.
-        consumers: with entries or a heartbeat.
+        consumers: the consumers that have entries or a heartbeat.
         clock_ms: the server's clock at that moment.
-        first_id: of the oldest entry; None for an empty stream.
-        last_id: the last id that the stream gave, whether or not its entry is still there.
-        removed_by_others: entries that left the stream and that this broker did not remove, as XTRIM, XDEL or an XADD
-            with MAXLEN do; below 0 where the stream was made again and the counters were not. On Redis 6.2, which does
-            not count what is added: those of them that were in flight, as far as janitors have found them.
+        first_id: the id of the oldest entry; None for an empty stream.
+        last_id: the last id that the stream gave, whether or not its entry still exists.
+        removed_by_others: entries that were removed from the stream by other means than this broker, such as XTRIM,
+            XDEL or an XADD with MAXLEN; negative if the stream was made again and the counters were not. Redis 6.2 does
+            not count added entries: there, only the removed entries that were in flight and that janitors have found.
     """
 
     queue_name: str
@@ -79,20 +79,20 @@ class QueueStats:
 
     @property
     def ids_ahead_ms(self) -> int:
-        """How far the last id is ahead of the clock; 0 where it is not. Every later id is at least as far ahead."""
+        """The time by which the last id is ahead of the clock, or 0. Every later id is at least as far ahead."""
         return max(0, int(self.last_id.partition("-")[0]) - self.clock_ms)
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the stream has no more ids to give: every XADD to it fails."""
+        """Whether the stream has used its greatest id, so that every XADD to it fails."""
         return self.last_id == LAST_ID
 
 
-N_FACTS = 16  # of the queue, before those of its consumers
+N_FACTS = 16  # values about the queue, followed by those of its consumers
 
 
 def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int) -> QueueStats:
-    """From the answer of stats.lua."""
+    """Return the statistics in an answer of stats.lua."""
     numbers = [int(value) for value in answer[:12]]
     clock_ms, first_id, last_id, removed_by_others = answer[12:N_FACTS]
     assert isinstance(first_id, bytes)
@@ -108,8 +108,8 @@ def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int)
         is_alive = age_ms is not None and age_ms <= lease_ms
         if text != HANDED_BACK or int(pending):
             consumers.append(ConsumerStats(text, int(pending), age_ms, is_alive))
-    # ids whose entry was deleted by hand stay pending until a janitor purges them; those beyond the ids that were
-    # looked at could make it negative
+    # ids whose entry was deleted by hand stay pending until a janitor purges them; uncounted ones could make the
+    # difference negative
     in_stream = max(0, length - (in_flight - ghosts))
     return QueueStats(
         queue_name=queue_name,

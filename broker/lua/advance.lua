@@ -1,7 +1,7 @@
--- Puts the next of ordering keys to work whose message at work is gone without having ended, as after XDEL by hand.
+-- Unblocks ordering keys whose current message disappeared before it ended, as after a manual XDEL: starts the next.
 --
 -- KEYS     1–8 work
--- ARGV     cursor ("0" at first), look at about so many keys
+-- ARGV     cursor ("0" at first), approximate number of keys to check
 -- Returns  {next cursor ("0" = the pass is complete), how many were advanced}
 
 local cursor, found = unpack(redis.call('HSCAN', work.heads, ARGV[1], 'COUNT', ARGV[2]))

@@ -1,11 +1,11 @@
--- Says that a consumer lives.
+-- Writes a consumer's heartbeat.
 --
 -- KEYS     1 stream  2 consumers
--- ARGV     group, consumer, lease in ms, make the group where it is missing (optional)
--- Returns  1 when the consumer's lease had not lapsed, else 0: others may have taken what it held
+-- ARGV     group, consumer, lease in ms, create the group if it is missing (optional)
+-- Returns  1 if the consumer's lease had not lapsed, otherwise 0: others may have taken its entries
 --
--- A new group starts at 0: what is in the stream is work, whoever has seen it before. Who was declared dead (0, by
--- leave.lua) stays so: this beat was on its way when its process died.
+-- A new group starts at 0: every entry in the stream is work, even if it was delivered before. A consumer that was
+-- declared dead (0, by leave.lua) stays dead: this heartbeat was in transit when its process died.
 
 local stream, consumers = KEYS[1], KEYS[2]
 local group, me, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -25,7 +25,7 @@ if last == '0' then
 end
 local said = redis.pcall('ZADD', consumers, now, me)
 if type(said) == 'table' and said.err then
-  -- A full server lets a script finish whose first write needs no memory, and the living must be able to say so.
+  -- A full server lets a script finish if its first write needs no memory. Heartbeats must work on a full server.
   redis.call('ZREM', consumers, me)
   redis.call('ZADD', consumers, now, me)
 end

@@ -1,14 +1,14 @@
--- Moves an entry to the dead letters, with the fields it came with.
+-- Moves an entry to the dead letters, with its original fields.
 --
 -- KEYS     1–8 work  9 dead  10 suspects  11 counters  12 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id,
 --          ms to keep dead letters, how many to keep, ordering key ("" = none),
---          then names and values of the letter's own fields
--- Returns  {"BURIED", id of the letter}, or why nothing was written: {"FENCED"}, {"GONE"}
+--          then names and values of the dead letter's own fields
+-- Returns  {"BURIED", id of the dead letter}, or why nothing was written: {"FENCED"}, {"GONE"}
 --
--- Of an entry with very many fields the first are kept, and the letter says in left_out how many were not: a script cannot
--- pass on more.
--- A full server takes it: but for the reason nothing is added that was not there, and the first write needs no memory.
+-- Of an entry with very many fields only the first are kept, because a script cannot pass on more; the field left_out of
+-- the dead letter counts the others.
+-- Works on a full server: it adds little besides the moved fields, and its first write needs no memory.
 
 local MOST_FIELDS = 2000
 local stream, dead, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11], KEYS[12]

@@ -1,8 +1,8 @@
--- Adds messages to one queue: all of them, or none. One that asks for nothing else goes by enqueue_plain.lua.
+-- Adds messages to one queue, all or none. Single messages without options use enqueue_plain.lua.
 --
 -- KEYS     1–8 work  9 recent of this producer  10 counters  11… one per unique key
--- ARGV     enqueue id, ms to remember it     a client that repeats itself after a lost reply is recognised by it:
---                                            a producer repeats its last call and no other
+-- ARGV     enqueue id, ms to remember it     recognises a call that is repeated after a lost reply; a producer
+--                                            repeats only its last call
 --          max_queue_length                  messages the stream and the line may hold; 0 = no limit
 --          then eight per message: payload, name in delayed, delay in ms (0 = none), message id,
 --          number of its unique key in KEYS (0 = none), ms after which the unique lock ends, ordering key ("" = none),
@@ -10,8 +10,8 @@
 -- Returns  {"ADDED", id, …}       per message: its own id, or the id of the waiting message of its unique key
 --          {"FULL", length}       nothing was added
 --
--- The lock of a message that is gone, as after XDEL by hand, is taken by the next.
--- A repeated call answers as the first did, as far as locks still tell.
+-- The lock of a message that disappeared, as after a manual XDEL, is taken by the next message.
+-- A repeated call answers as the first one did, as far as the locks still show it.
 
 local FIXED, PER_MESSAGE = 3, 8
 local stream, recent, counters = KEYS[1], KEYS[9], KEYS[10]
@@ -87,7 +87,7 @@ for i = 1, n do
 end
 
 if earliest and tonumber(redis.call('ZRANGE', work.delayed, 0, 0, 'WITHSCORES')[2]) >= earliest then
-  -- a new first one: whoever waits for the old first one must look again
+  -- a new earliest message: janitors that wait for the old one must be woken
   redis.call('XADD', work.timer, 'MAXLEN', 1, '*', 'due', earliest)
 end
 if n_added > 0 then

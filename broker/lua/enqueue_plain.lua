@@ -1,5 +1,5 @@
--- Adds one message that asks for nothing but to run: no delay, no unique key, no ordering key, no limit of the queue.
--- What enqueue.lua does for it, in half the server's time: most messages are such.
+-- Adds one message without delay, unique key, ordering key or queue limit, as most messages are. Does the same as
+-- enqueue.lua in half the server's time.
 --
 -- KEYS     1 stream  2 recent of this producer  3 counters
 -- ARGV     enqueue id, ms to remember it, payload: as in enqueue.lua

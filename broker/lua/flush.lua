@@ -1,6 +1,6 @@
--- Drops what a queue holds: waiting, in flight, delayed and in line. The group and its consumers stay.
+-- Deletes the queue's waiting, in-flight, delayed and in-line messages. The group and its consumers stay.
 --
--- KEYS     1 stream  2 counters  3 delayed  4 ordered:line  5… other keys that go with them
+-- KEYS     1 stream  2 counters  3 delayed  4 ordered:line  5… other keys to delete
 -- ARGV     group
 -- Returns  how many messages were dropped
 

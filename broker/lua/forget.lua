@@ -1,8 +1,8 @@
--- Forgets holders of unique keys whose message is gone without having ended, as after XDEL by hand. Their locks are taken
--- by the next message of their key, or end.
+-- Forgets holders of unique keys whose message disappeared before it ended, as after a manual XDEL. Their locks are taken
+-- by the next message with that key, or expire.
 --
 -- KEYS     1–8 work
--- ARGV     cursor ("0" at first), look at about so many fields
+-- ARGV     cursor ("0" at first), approximate number of fields to check
 -- Returns  {next cursor ("0" = the pass is complete), how many holders were forgotten}
 
 local cursor, found = unpack(redis.call('HSCAN', work.holders, ARGV[1], 'COUNT', ARGV[2]))

@@ -1,13 +1,13 @@
--- How far a consumer group has come. Included at the top of scripts that look for what nobody works on.
+-- The position of a consumer group. Included at the top of scripts that look for unowned entries.
 
--- The start of a range behind an id; nil where no id is greater, as behind one that a producer chose to exhaust a stream.
+-- Returns the start of the range after an id; nil if no greater id exists, because a producer chose the greatest one.
 local function behind(id)
   if id ~= '18446744073709551615-18446744073709551615' then
     return '(' .. id
   end
 end
 
--- The last id that was delivered; nil where there is no such stream, no such group, or nothing was delivered yet.
+-- Returns the last delivered id; nil if the stream or group does not exist or nothing was delivered yet.
 local function last_delivered_id(stream, group)
   local groups = redis.pcall('XINFO', 'GROUPS', stream)
   if groups.err then

@@ -1,8 +1,8 @@
--- Gives entries back that were not started: at once, in their place, and without counting the delivery.
+-- Hands back entries that were not started: at once, in their place, and without counting the delivery.
 --
 -- KEYS     1 stream  2 timer  3 counters
--- ARGV     group, consumer, consumer of what is handed back, then per entry: id, delivery count
--- Returns  how many were given back; the others belong to somebody else by now
+-- ARGV     group, consumer, consumer of handed-back entries, then per entry: id, delivery count
+-- Returns  how many were handed back; the others belong to another consumer by now
 
 local stream, timer, counters = KEYS[1], KEYS[2], KEYS[3]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]

@@ -1,10 +1,10 @@
--- Of an entry that is too large, the head: no caller is sent more than it can hold. Included at the top of scripts that
--- return entries.
+-- Cuts entries that are too large to their head, so that callers get no more than they can hold. Included at the top of
+-- scripts that return entries.
 
-local HEAD, MOST_PARTS = 4096, 4100 -- bytes of a string, names and values of an entry; a dead letter has some of its own
+local HEAD, MOST_PARTS = 4096, 4100 -- bytes per string; names and values per entry, including those of a dead letter's own
 
--- The fields of an entry, how many bytes they have, and 0; of one longer than allowed their heads, how many bytes these
--- have, and how many bytes it has.
+-- Returns the fields of an entry, their size in bytes, and 0. For an entry larger than allowed, returns the heads of its
+-- fields, their size, and the size of the whole entry.
 local function head_of(fields, longest)
   local n = 0
   for i = 1, #fields do

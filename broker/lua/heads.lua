@@ -1,8 +1,8 @@
--- Entries of a stream for people to look at: a page that is bounded in bytes, of large entries the head. Writes nothing.
+-- Reads a page of entries for operators, bounded in bytes, with only the head of large entries. Writes nothing.
 --
 -- KEYS     1 stream
--- ARGV     XRANGE or XREVRANGE, start, end, at most so many, the longest entry in bytes, about how many bytes at most
--- Returns  a list of {id, fields, bytes of an entry that was cut or 0}; it is empty where there are no more
+-- ARGV     XRANGE or XREVRANGE, start, end, most entries, largest entry in bytes, approximate most bytes in total
+-- Returns  a list of {id, fields, size of an entry that was cut or 0}; empty if there are no more entries
 
 local command, start, stop = ARGV[1], ARGV[2], ARGV[3]
 local count, longest, budget = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])

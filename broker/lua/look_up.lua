@@ -1,10 +1,10 @@
--- Reads what a requeue needs of dead letters: their size and their unique key. Writes nothing.
+-- Reads the size and the unique key of dead letters, which a requeue needs. Writes nothing.
 --
 -- KEYS     1 dead
 -- ARGV     ids of dead letters
--- Returns  per dead letter {bytes of its entry, its unique key ("" = none)}; {-1, ""} where it is gone
+-- Returns  per dead letter {bytes of its entry, its unique key ("" = none)}; {-1, ""} if it does not exist
 --
--- Of a Dramatiq message the entry's one value counts, as when it was enqueued; of any other entry its fields do.
+-- The size of a Dramatiq message is that of its one value, as at enqueue; that of any other entry includes all fields.
 
 local found = {}
 for i, id in ipairs(ARGV) do

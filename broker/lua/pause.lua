@@ -4,7 +4,7 @@
 -- ARGV     1 to pause, 0 to resume
 -- Returns  OK
 
--- A first write that needs no memory: a full server lets pass what follows, and people must be able to act then.
+-- The first write needs no memory, so that a full server lets the script finish: operators must be able to act then.
 redis.call('DEL', KEYS[1])
 if ARGV[1] == '1' then
   redis.call('SET', KEYS[1], '1')

@@ -1,12 +1,12 @@
--- Gives the caller the entries that it owns and does not hold: their reply was lost on the way.
+-- Returns the entries that the caller owns and does not hold because their delivery reply was lost.
 --
 -- KEYS     1 stream  2 counters
--- ARGV     group, consumer, idle for at least so many ms, at most so many,
---          the longest entry in bytes (of a longer one the head is returned), about how many bytes at most,
+-- ARGV     group, consumer, least idle time in ms, most entries,
+--          largest entry in bytes (only the head of a larger one is returned), approximate most bytes in total,
 --          then the ids it holds
--- Returns  a list of {id, delivery count, fields, bytes of an entry that was cut or 0}
+-- Returns  a list of {id, delivery count, fields, size of an entry that was cut or 0}
 --
--- Nothing is charged and idle times stay: to the server these entries were delivered once.
+-- Crash counts and idle times do not change: for the server these entries were delivered once.
 
 local stream, counters = KEYS[1], KEYS[2]
 local group, me, min_idle, room = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

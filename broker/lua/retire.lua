@@ -1,7 +1,7 @@
--- Removes a consumer that holds nothing.
+-- Removes a consumer that holds no entries.
 --
 -- KEYS     1 stream  2 consumers
--- ARGV     group, consumer, 1: even if it lives, lease in ms
+-- ARGV     group, consumer, 1: even if it is alive, lease in ms
 -- Returns  {"RETIRED"}, or why it stays: {"HOLDS", entries in its list}, {"ALIVE", age of its heartbeat in ms}
 
 local stream, consumers = KEYS[1], KEYS[2]

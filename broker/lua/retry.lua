@@ -1,12 +1,12 @@
--- Puts a message that failed back to work, and removes the entry it came from, in one step.
+-- Adds the retry of a failed message and removes its entry, in one step.
 --
 -- KEYS     1–8 work  9 suspects  10 counters  11 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id, payload, name in delayed, delay in ms (0 = none),
 --          ordering key ("" = none), ms after which the unique lock ends
--- Returns  RETRIED, or why nothing was written: FENCED (another holds it, or nobody) or GONE (the entry was removed)
+-- Returns  RETRIED, or why nothing was written: FENCED (the caller does not hold it) or GONE (the entry was removed)
 --
--- The retry waits as any message does: it takes the lock of its unique key, unless another message that was sent meanwhile
--- has it. A full server takes it: nothing is added that was not there, and the first write needs no memory.
+-- The retry waits like any message: it takes the lock of its unique key, unless a message that was sent meanwhile has it.
+-- Works on a full server: it only moves the message, and its first write needs no memory.
 
 local stream, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11]
 local group, consumer, deliveries, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]

@@ -1,12 +1,12 @@
--- Acknowledges messages that are done, and removes their entries.
+-- Acknowledges finished messages and removes their entries.
 --
 -- KEYS     1–8 work  9 suspects  10 counters  11… the unique key of each message that never started
 -- ARGV     group, consumer, number of entries, number of those that have an ordering key, then per entry: id, delivery
 --          count, then per entry that has an ordering key: id, ordering key, then per unique key: message id, entry id
--- Returns  {acked, late, gone}   late: done here, though somebody else held it meanwhile; gone: removed already
+-- Returns  {acked, late, gone}   late: finished here although another consumer holds it now; gone: already removed
 --
--- Success is believed whoever holds the entry now: the job is done. A full server lets a script finish whose first write
--- needs no memory: it must be able to acknowledge.
+-- Success is accepted whichever consumer holds the entry now, because the job is done. The first write needs no memory, so
+-- that a full server lets the script finish: acknowledging must work there.
 
 local FIXED = 4
 local stream, suspects, counters = KEYS[1], KEYS[9], KEYS[10]

@@ -1,19 +1,19 @@
--- Asked before a message runs, where there is something to ask: was it delivered before, may the lease have lapsed,
--- does it hold a unique lock?
+-- Decides whether a message may start. Called only if that is uncertain: it was delivered before, the lease may have
+-- lapsed, or it holds a unique lock.
 --
 -- KEYS     1 stream  2 suspects  3 counters  4 holders  5 unique key of the message (optional)
--- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process, 1: it runs already
--- Returns  {RUN}, {RUN, the newest message that was coalesced onto it}, or {LOST}: another holds the entry now
+-- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process, 1: it is running
+-- Returns  {RUN}, {RUN, the newest message that was coalesced onto it}, or {LOST}: another consumer holds the entry now
 --
--- What was coalesced onto it stays until the message has ended: one that is skipped, and not run, is followed by it.
--- Notes who runs an entry that was delivered before, so that a crash is charged to the message that ran, and not to
--- those that merely waited in the same process. Asked again of one that runs when it is not alone any more: that it has
--- ended meanwhile, or lost the entry, is refused to nobody then.
+-- The coalesced message is kept until the waiting one has ended: if that one is skipped, the coalesced one runs instead.
+-- Records which consumer runs an entry that was delivered before, so that a crash counts against messages that ran, and
+-- not against those that only waited in the same process. Called again for a running message when its isolation ends; if
+-- it has ended or lost its entry meanwhile, that is not counted as fenced.
 
 local stream, suspects, counters, holders, unique = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local is_running = ARGV[7] == '1'
-local company = ARGV[6] == '1' and '' or ' candidate others'
+local company = ARGV[6] == '1' and '' or ' alongside others'
 
 -- A full server lets a script finish whose first write needs no memory.
 redis.call('HDEL', suspects, '')

@@ -1,12 +1,12 @@
--- What one queue holds, read in one step. Writes nothing.
+-- Reads the statistics of a queue atomically. Writes nothing.
 --
 -- KEYS     1 stream  2 delayed  3 dead  4 consumers  5 paused  6 counters  7 ordered:line
--- ARGV     group, lease in ms, look for orphans and ghosts (pending without entry) among at most so many pending ids
+-- ARGV     group, lease in ms, most pending ids to check for orphans and ghosts (pending, entry deleted)
 -- Returns  {length, in flight, idle ms of the oldest pending (-1 = none), delayed, orphans, dead,
---           age in ms of the oldest entry (-1 = none, or its id is ahead of the clock), entries added, ms until the next is due (-1 = none), is paused,
---           in line behind another of their ordering key, ghosts,
+--           age in ms of the oldest entry (-1 = none, or its id is ahead of the clock), entries added,
+--           ms until the next is due (-1 = none), is paused, in line behind another of their ordering key, ghosts,
 --           the clock in ms, id of the oldest entry ("" = none), the last id that the stream gave,
---           entries that were removed by none of our scripts (on Redis 6.2: ghosts that were found),
+--           entries that other programs removed (on Redis 6.2: ghosts that were found),
 --           name, pending, heartbeat age in ms (-1 = none), … per consumer}
 
 local stream, delayed, dead, consumers, paused, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -25,7 +25,7 @@ local last_id = '0-0'
 local facts = redis.pcall('XINFO', 'STREAM', stream)
 if not facts.err then
   for i = 1, #facts, 2 do
-    if facts[i] == 'entries-added' then -- from Redis 7.0 on; before, our own count has to do
+    if facts[i] == 'entries-added' then -- since Redis 7.0; earlier, the broker's own count is used
       added = facts[i + 1]
       gone = added - length - tonumber(redis.call('HGET', counters, 'removed') or 0)
     elseif facts[i] == 'last-generated-id' then

@@ -1,13 +1,13 @@
--- Looks at one page of what is pending for orphans: entries that were delivered and are in nobody's pending list, as
--- XACK, XCLAIM with FORCE or XGROUP DELCONSUMER by hand leave them behind. They are handed back to work.
+-- Requeues the orphans around one page of pending entries. Orphans are entries that were delivered and are in no pending
+-- list, as manual XACK, XCLAIM with FORCE and XGROUP DELCONSUMER leave them behind.
 --
 -- KEYS     1 stream  2 consumers  3 dead  4 timer  5 suspects  6 counters
--- ARGV     group, consumer of what is handed back, cursor ("-" at first), page, ms to keep dead letters,
+-- ARGV     group, consumer of handed-back entries, cursor ("-" at first), page, ms to keep dead letters,
 --          ms after which an idle consumer without entries is forgotten
--- Returns  {next cursor ("" = the pass is complete), orphans found}; a page of orphans ends a call, too
+-- Returns  {next cursor ("" = the pass is complete), orphans found}; a full page of orphans ends a call, too
 --
--- Settled entries are removed, so every entry up to the last delivered one is pending or an orphan; between two
--- neighbours in the pending list there is either nothing or orphans. No payload but an orphan's is ever read.
+-- Settled entries are removed, so every entry up to the last delivered one is pending or an orphan, and any entries
+-- between two neighbours in the pending list are orphans. Only the payloads of orphans are read.
 
 local stream, consumers, dead, timer, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group, handed_back, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -26,13 +26,13 @@ end
 
 local last_delivered = last_delivered_id(stream, group)
 if not last_delivered then
-  -- but for those who were declared dead: after SETID 0 by hand they may hold entries
+  -- except for consumers that were declared dead: after a manual SETID 0 they may hold entries
   forget_silent('(0', {})
   return {'', 0}
 end
 
 local n_orphans, from = 0, cursor
--- Whether all from here to there were adopted.
+-- Requeues all entries of a range; returns whether it reached the end.
 local function adopt(to)
   while from and n_orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
@@ -67,14 +67,14 @@ end
 if next_cursor == '' then
   redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
   if redis.call('XLEN', stream) == 0 then
-    -- of entries that were deleted by hand while they ran
+    -- notes of entries that were deleted by hand while they ran
     redis.call('DEL', suspects)
   end
   local holds = {}
   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     local name, n_pending, idle = consumer[2], consumer[4], consumer[6]
     local beat = redis.call('ZSCORE', consumers, name)
-    -- nobody was declared dead while it read, but an answer may have been on its way to it
+    -- a consumer that reads is not declared dead, but a reply to it may still be in transit
     if n_pending > 0 or (beat == '0' and idle < 60000) then
       holds[name] = true
     elseif beat == '0' or (not beat and idle > forget_ms) then

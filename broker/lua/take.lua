@@ -1,28 +1,31 @@
--- Takes over entries that nobody works on: handed back, of consumers that are dead, or lost on their way to the caller.
+-- Takes over entries without a live consumer: handed back, owned by dead consumers, or lost on their way to the caller.
 --
 -- KEYS     1 stream  2 consumers  3 suspects  4 counters
--- ARGV     group, consumer, consumer of what was handed back, lease in ms, at most so many, delivery limit,
---          1: believe stale heartbeats; 0: only who was declared dead,
---          the longest entry in bytes (of a longer one the head is returned), about how many bytes at most
--- Returns  a list of {id, delivery count, fields, charges, is_doomed, is_recovered, bytes of an entry that was cut or 0};
+-- ARGV     group, consumer, consumer of handed-back entries, lease in ms, most entries, delivery limit,
+--          1: stale heartbeats count as dead; 0: only consumers that were declared dead do,
+--          largest entry in bytes (only the head of a larger one is returned), approximate most bytes in total
+-- Returns  a list of {id, delivery count, fields, crash count, is_doomed, is_recovered, size of an entry that was cut or 0};
 --          is_doomed: it reached the delivery limit
 --
--- A consumer is dead when it was declared so (heartbeat 0), or has no heartbeat younger than the lease. In the latter case
--- its entries must have been idle for a lease too, so that an entry claimed by hand comes back after one. Pending ids whose entry is gone are removed (Redis 6.2 keeps them).
--- An entry's first crash is charged to nobody in particular; from then on start.lua has noted what ran. The next one counts
--- whole, and whoever was charged once runs alone: then it is its own doing. Where it could not be alone, because it or
--- another one runs for longer than a lease, a crash counts a quarter: who kills is found all the same.
+-- A consumer is dead if it was declared dead (heartbeat 0) or has no heartbeat younger than the lease. In the latter case
+-- its entries must also have been idle for a lease, so that an entry claimed by hand comes back after one. Pending ids
+-- whose entry is gone are removed (Redis 6.2 keeps them).
+--
+-- The first crash during an entry's delivery is not counted against it; from then on start.lua records which entries run.
+-- The next crash while it runs counts fully, and from then on it runs in isolation, so that a further crash is its fault.
+-- If isolation times out, because it or another message runs for longer than a lease, a crash counts a quarter: a killer
+-- still reaches the limit.
 
 local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]
 local lease, room, limit, believe_stale = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
 
--- Removes so many ids without entry at a time; a queue whose entries were trimmed away may hold any number.
+-- The number of ghosts to remove at a time; a queue whose entries were trimmed may have any number of them.
 local MOST_GHOSTS = 2000
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- A full server lets a script finish whose first write needs no memory.
+-- A full server lets a script finish if its first write needs no memory.
 redis.call('HDEL', suspects, '')
 local listed = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 if listed.err then
@@ -40,9 +43,9 @@ local function charge(id, owner, deliveries)
   local charges, ran = string.match(noted, '^(%S+)(.*)$')
   local alone = ' ' .. deliveries .. ' ' .. owner
   charges = tonumber(charges)
-  if ran == alone or (ran == alone .. ' candidate others' and charges == 0) then
+  if ran == alone or (ran == alone .. ' alongside others' and charges == 0) then
     charges = charges + 1
-  elseif ran == alone .. ' candidate others' then
+  elseif ran == alone .. ' alongside others' then
     charges = charges + 0.25
   end
   redis.call('HSET', suspects, id, charges)

@@ -1,7 +1,7 @@
--- One round of the janitor: moves due messages to the stream, and looks whether there is anything to take over.
+-- One round of the janitor: moves due messages to the stream, and checks whether there are entries to take over.
 --
 -- KEYS     1–8 work  9 consumers  10 paused  11 counters
--- ARGV     group, consumer, consumer of what was handed back, lease in ms, promote at most so many
+-- ARGV     group, consumer, consumer of handed-back entries, lease in ms, most messages to promote
 -- Returns  {promoted, ms until the next is due (-1 = none is delayed), last id of the timer, is anything takeable,
 --           entries this consumer owns, is the queue paused, ms until the first of the others' leases would lapse
 --           (-1 = there are none; 0 = one has lapsed), the others…}
@@ -16,11 +16,11 @@ local names = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, limi
 local n_promoted, are_held = 0, redis.call('EXISTS', work.holders) == 1
 for _, name in ipairs(names) do
   local payload = redis.call('HGET', messages, name)
-  -- First, because a full server lets a script finish whose first write needs no memory: it promotes too.
+  -- First, because a full server lets a script finish if its first write needs no memory: promotion must work there.
   redis.call('ZREM', delayed, name)
   if payload then
     local id = redis.pcall('XADD', stream, '*', 'message', payload)
-    if type(id) == 'table' then -- a stream that has no more ids to give; the message stays delayed, and is tried again
+    if type(id) == 'table' then -- the stream has no more ids; the message stays delayed and is tried again
       redis.call('ZADD', delayed, now + 1000, name)
       break
     end

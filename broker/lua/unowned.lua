@@ -1,5 +1,5 @@
--- Finds what no worker will ever finish by itself: orphans (delivered, in nobody's pending list) and ghosts (pending,
--- and the entry is gone). Writes nothing.
+-- Finds entries that no consumer owns: orphans (delivered, in no pending list) and ghosts (pending, entry deleted).
+-- Writes nothing.
 --
 -- KEYS     1 stream
 -- ARGV     group, cursor ("-" at first), page
@@ -14,7 +14,7 @@ if not last_delivered then
 end
 
 local orphans, ghosts, from = {}, {}, cursor
--- Whether all from here to there were looked at: a page of orphans ends a call.
+-- Returns whether all entries of a range were checked: a full page of orphans ends a call.
 local function look(to)
   while from and #orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]

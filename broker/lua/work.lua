@@ -1,14 +1,14 @@
--- Where work stands, the order among messages of one ordering key, and which message a unique key stands for. Included at
--- the top of scripts whose first eight KEYS are those of keys.py's ``work``.
+-- Functions that add and move waiting messages, keep the order of each ordering key, and maintain unique locks. Included
+-- at the top of scripts whose first eight KEYS are those of keys.py's ``work``.
 --
--- One message of an ordering key is at work: in the stream, in flight or delayed, a retry included. The others stand in
--- line until it is done or dead. The line is one sorted set of equal scores, so that Redis keeps it in the order of its
--- members: ordering key, a zero byte, place. An ordered message's name in delayed is ordering key, a zero byte, anything.
+-- One message per ordering key is current: in the stream, in flight or delayed, retries included. The others wait in line
+-- until it is done or dead. The line is one sorted set of equal scores, so that Redis orders it by its members: ordering
+-- key, a zero byte, place. The name of an ordered message in delayed is its ordering key, a zero byte, and random text.
 --
--- The lock of a unique key holds the id of the message that took it. The hash of holders has two fields for that message,
--- '=' and its id -> its place (entry, name in delayed or member of the line), '@' and its place -> its id, so that the
--- place follows the message wherever it goes, and a lock whose message is gone is seen in one look. Its third field, '+'
--- and its id, is the newest message that was coalesced onto it.
+-- The lock of a unique key holds the id of the message that took it. The hash of holders has two fields for that message:
+-- '=' and its id -> its place (entry, name in delayed or member of the line), and '@' and its place -> its id. So the
+-- place follows the message when it moves, and one lookup shows that a lock's message is gone. A third field, '+' and its
+-- id, holds the newest message that was coalesced onto it.
 
 local work = {
   stream = KEYS[1], delayed = KEYS[2], messages = KEYS[3], timer = KEYS[4],
@@ -20,17 +20,17 @@ local function server_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Notes where the message waits that took the lock of a unique key.
+-- Records the place of the message that took the lock of a unique key.
 local function hold(id, where)
   redis.call('HSET', work.holders, '=' .. id, where, '@' .. where, id)
 end
 
--- Forgets it, and what was coalesced onto it.
+-- Removes the record of that message, and the message that was coalesced onto it.
 local function let_go(id, where)
   redis.call('HDEL', work.holders, '=' .. id, '@' .. where, '+' .. id)
 end
 
--- Notes that what waited there waits here now.
+-- Records that the message has moved from one place to another.
 local function move_holder(before, now)
   local id = redis.call('HGET', work.holders, '@' .. before)
   if id then
@@ -39,7 +39,7 @@ local function move_holder(before, now)
   end
 end
 
--- Whether there is a message at this place. A producer whose user may not read the stream believes that there is.
+-- Returns whether a message exists at this place. Assumes so if the caller's user may not read the stream.
 local function is_there(where)
   if string.find(where, '^%d+%-%d+$') then
     local found = redis.pcall('XRANGE', work.stream, where, where)
@@ -49,7 +49,7 @@ local function is_there(where)
     or redis.call('ZSCORE', work.line, where)
 end
 
--- The message that holds a lock, false where none does; and whether the lock was stale: its message was removed by hand.
+-- Returns the message that holds a lock, or false; and whether the lock was stale, its message removed by hand.
 local function holder_of(lock)
   local id = redis.call('GET', lock)
   if not id then
@@ -63,7 +63,7 @@ local function holder_of(lock)
   return false, true
 end
 
--- Takes a lock for a message that waits there, unless another one that waits has it.
+-- Takes a lock for a message that waits at this place, unless another waiting message has it.
 local function take_lock(lock, id, ms, where)
   local holder, is_stale = holder_of(lock)
   if not holder or holder == id then
@@ -73,7 +73,7 @@ local function take_lock(lock, id, ms, where)
   return is_stale
 end
 
--- Frees the lock of a message that waits no more; that of another one of its key stays.
+-- Frees the lock of a message that no longer waits, unless another message of its key has it.
 local function unlock(lock, id, where)
   if redis.call('GET', lock) == id then
     redis.call('DEL', lock)
@@ -81,7 +81,7 @@ local function unlock(lock, id, where)
   let_go(id, where)
 end
 
--- Puts a message off; whoever waits for the first of the delayed is woken when this one is earlier.
+-- Delays a message, and wakes the janitors if it is due before all others.
 local function put_off(name, due, payload)
   redis.call('HSET', work.messages, name, payload)
   redis.call('ZADD', work.delayed, due, name)
@@ -94,7 +94,7 @@ local function is_at_work(key)
   return redis.call('HEXISTS', work.heads, key) == 1
 end
 
--- Notes that the message of this key which is at work is there now, if it was there before (nil = it is a new one).
+-- Records the new place of this key's current message, if its place was the given one (nil = it is a new message).
 local function note_where(key, before, now)
   if not before or redis.call('HGET', work.heads, key) == before then
     redis.call('HSET', work.heads, key, now)
@@ -105,13 +105,13 @@ local function stand_in_line(key, due, payload)
   local last = redis.call('ZREVRANGEBYLEX', work.line, '(' .. key .. '\1', '[' .. key .. '\0', 'LIMIT', 0, 1)[1]
   local place = last and tonumber(string.sub(last, -16)) + 1 or 1
   local member = key .. '\0' .. string.format('%016d', place)
-  -- Lua would write a large number as 1.8e+18
+  -- Lua would format a large number as 1.8e+18
   redis.call('HSET', work.in_line, member, string.format('%.0f', due) .. ' ' .. payload)
   redis.call('ZADD', work.line, 0, member)
   return member
 end
 
--- Puts the next of a key to work when its message at work was there and is gone.
+-- Starts the next message of a key if its current message was at this place and is gone.
 local function next_in_line(key, gone)
   if redis.call('HGET', work.heads, key) ~= gone then
     return

@@ -32,7 +32,7 @@ SERVICE: Final = "sploot-cluster"
 _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
 # The broker's own words about what RecordJobs tells with pet and message id: one line a dead letter is enough.
-_TOLD_BETTER: Final = frozenset({"an entry is no message; it is a dead letter now"})
+_TOLD_BETTER: Final = frozenset({"an entry is not a valid message; it became a dead letter"})
 
 _SHORTEST_PAYLOAD: Final = 80  # characters: base64 of 15 values; nobody embeds in fewer
 # base64 of a vector, its bytes and its numbers as Python prints them

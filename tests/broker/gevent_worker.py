@@ -1,4 +1,4 @@
-"""What ``dramatiq-gevent tests.broker.gevent_worker`` works on; the server is in the environment."""
+"""The module that ``dramatiq-gevent tests.broker.gevent_worker`` runs; the environment names the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def nap(number: int) -> None:
 
 @dramatiq.actor(queue_name="q")
 def burn(seconds: float) -> None:
-    """Let no other greenlet run for so long."""
+    """Let no other greenlet run for this many seconds."""
     client.rpush("ran", "began to burn")
     until = time.monotonic() + seconds
     while time.monotonic() < until:

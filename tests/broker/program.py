@@ -1,4 +1,4 @@
-"""A worker process of its own, for tests that stop, kill and fork one.
+"""A separate worker process, for tests that stop, kill and fork one.
 
 ``python -m tests.broker.program URL LEASE_MS THREADS QUEUES``. What ran is told in the Redis list ``ran``. ``started``
 in a test is the context manager that starts it.
@@ -27,7 +27,7 @@ QUEUE = "q"
 
 
 def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
-    """The actors, whose names are the first word of what they tell."""
+    """Declare the actors; each reports its name as the first word."""
 
     def tell(what: str) -> None:
         client.rpush("ran", what)
@@ -45,7 +45,7 @@ def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
     @dramatiq.actor(broker=broker, queue_name=QUEUE)
     def hold_interpreter_lock(label: str, seconds: int) -> None:
         tell(f"began {label}")
-        ctypes.PyDLL(None).sleep(seconds)  # a PyDLL keeps the lock while C runs
+        ctypes.PyDLL(None).sleep(seconds)  # a PyDLL holds the interpreter lock while C runs
         tell(f"ended {label}")
 
     @dramatiq.actor(broker=broker, queue_name=QUEUE)
@@ -56,7 +56,7 @@ def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
 
 @contextmanager
 def started(url: str, *, lease_ms: int, threads: int = 2, queues: int = 1) -> Iterator[subprocess.Popen[str]]:
-    """A process that works, and has written its first heartbeat by a keeper process. Other queues are ``q-1``, …"""
+    """Start a working process whose keeper process has written a heartbeat. Other queues are ``q-1``, …"""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.broker.program", url, str(lease_ms), str(threads), str(queues)],
         cwd=Path(__file__).parents[2],

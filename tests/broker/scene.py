@@ -1,4 +1,4 @@
-"""A queue set up by hand, played by several processes in one, and told as a table."""
+"""A scene of several simulated processes on one queue, whose state can be compared as a table."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ GROUP = "cluster-workers"
 
 
 def message(label: str, **options: Any) -> dramatiq.Message[Any]:
-    """A message that is known by its only argument."""
+    """Return a message that is identified by its only argument."""
     return dramatiq.Message(queue_name=QUEUE, actor_name="work", args=(label,), kwargs={}, options=options)
 
 
 @dataclass(frozen=True)
 class QueueState:
-    """Everything a queue holds, by the labels of its messages.
+    """The whole content of a queue, by the labels of its messages.
 
-    ``pending``: label -> (who, deliveries); ``lost``: in the stream, delivered, in nobody's pending list;
-    ``ghosts``: pending ids without entry.
+    ``pending``: label -> (process, deliveries); ``lost``: in the stream, delivered, in no pending list;
+    ``ghosts``: the number of pending ids without an entry.
     """
 
     waiting: tuple[str, ...] = ()
@@ -45,17 +45,17 @@ class QueueState:
 
 
 class Scene:
-    """Processes by name, each a broker of its own on one queue."""
+    """Simulated processes by name, each with its own broker on one queue."""
 
     def __init__(self, client: redis.Redis, url: str) -> None:
-        self.client: Any = client  # redis-py types an answer as all that a command may ever answer
+        self.client: Any = client  # redis-py types each answer as the union of all possible ones
         self.url = url
         self.brokers: dict[str, RedisStreamsBroker] = {}
         self._consumers: dict[str, list[StreamsConsumer]] = {}
-        self._names: dict[str, str] = {"~handed-back": "nobody"}
+        self._names: dict[str, str] = {"~handed-back": "handed back"}
 
     def process(self, name: str, **settings: Any) -> RedisStreamsBroker:
-        """A broker that stands for a process."""
+        """Return a broker that simulates a process."""
         broker = RedisStreamsBroker(self.url, **{"middleware": [], "lease_ms": 2_000, **settings})
         broker.declare_queue(QUEUE)
         self.brokers[name] = broker
@@ -68,10 +68,10 @@ class Scene:
         return consumer
 
     def die(self, name: str) -> None:
-        """End a process as SIGKILL would, a lease ago: its threads stop, its entries and its old heartbeat stay."""
+        """End a process as a SIGKILL one lease ago: its threads stop, its entries and its old heartbeat stay."""
         broker = self.brokers.pop(name)
         for consumer in self._consumers.pop(name, []):
-            consumer._read.drop()  # its sockets are closed: else the server would deliver into them
+            consumer._read.drop()  # as its sockets are closed: the server would deliver into an open one
         session = broker._session
         session.keeper.close(is_holding=False)
         for queue in session._queues.values():
@@ -85,14 +85,14 @@ class Scene:
         session.connections.close()
 
     def die_running(self, *names: str) -> None:
-        """Have processes begin one after the other, and each die of the next message."""
+        """Start processes one after the other, each of which dies while it runs the next message."""
         for name in names:
             (delivery,) = received(self.consumer(name), 1)
             self.brokers[name].emit_before("process_message", delivery)
             self.die(name)
 
     def age(self, consumer_name: str, *, idle_ms: int) -> None:
-        """Have a consumer's entries been delivered so long ago."""
+        """Set the idle time of a consumer's entries."""
         for one in self.client.xpending_range(KEYS.stream, GROUP, "-", "+", 1_000, consumername=consumer_name):
             self.client.xclaim(
                 KEYS.stream,
@@ -131,7 +131,7 @@ class Scene:
         )
 
     def charges(self) -> dict[str, tuple[float, str]]:
-        """Of each suspect: crashes charged to it, and which process runs it since the last one, alone or not."""
+        """Return for each suspect its crash count and the process that now runs it, in isolation or not."""
         labels = {entry_id: label_of(fields) for entry_id, fields in self.client.xrange(KEYS.stream)}
         noted = {}
         for entry_id, note in self.client.hgetall(KEYS.suspects).items():
@@ -147,7 +147,7 @@ class Scene:
                 consumer.close()
         for broker in self.brokers.values():
             broker.close()
-        while keeper._watching:  # the processes that a scene plays end with it, and those that wait for their death too
+        while keeper._watching:  # the simulated processes end with the scene, so their keeper processes must end, too
             keeper._watching.pop().end()
 
 
@@ -163,7 +163,7 @@ def scene_on(client: redis.Redis, url: str) -> Iterator[Scene]:
 def groups(client: Any) -> list[dict[str, Any]]:
     try:
         found: list[dict[str, Any]] = client.xinfo_groups(KEYS.stream)
-    except redis.ResponseError:  # no such key
+    except redis.ResponseError:  # the key does not exist
         return []
     return found
 
@@ -181,7 +181,7 @@ def label_of(fields: Mapping[bytes, bytes]) -> str:
 
 
 def received(consumer: StreamsConsumer, n: int) -> list[Delivery]:
-    """The next ``n`` messages, however short the consumer's own patience is."""
+    """Return the next ``n`` messages, however short the consumer's timeout is."""
     got: list[Delivery] = []
     give_up_at = time.monotonic() + 10
     while len(got) < n:
@@ -194,9 +194,9 @@ def received(consumer: StreamsConsumer, n: int) -> list[Delivery]:
 
 
 def swept(broker: RedisStreamsBroker) -> Round:
-    """One round of the process's janitor that looks for orphans too, and begins now."""
+    """Run one round of the process's janitor at once, including a sweep for orphans; return its findings."""
     janitor = next(iter(broker._session._queues.values())).janitor
-    # its thread may be amid a round that looked before, and puts the next look off
+    # the janitor's thread may be in a round that has swept already and postpones the next sweep
     with janitor._round:
         janitor._next_sweep_at = 0.0
         return janitor._run_once()
@@ -207,6 +207,6 @@ def labels(deliveries: list[Delivery]) -> list[str]:
 
 
 def fail(broker: RedisStreamsBroker, delivery: Delivery, *, delay: int = 60_000) -> None:
-    """What the Retries middleware does with a failure."""
+    """Retry a failed message as the Retries middleware does."""
     delivery.options["retries"] = delivery.options.get("retries", 0) + 1
     broker.enqueue(delivery, delay=delay)  # type: ignore[arg-type]  # Dramatiq passes the proxy too

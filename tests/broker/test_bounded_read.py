@@ -1,4 +1,4 @@
-"""Entries of any size: what a process holds of them is bounded, and none is lost."""
+"""Entries of any size: a process holds a bounded part of them, and none is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import eventually
 
 
 def encoded(value: Any) -> bytes:
-    """As Redis writes it."""
+    """Return a value in Redis' wire format."""
     if isinstance(value, list):
         return b"*%d\r\n" % len(value) + b"".join(map(encoded, value))
     return b"$%d\r\n%s\r\n" % (len(value), value)
@@ -43,18 +43,18 @@ def entries(*fields: list[bytes]) -> list[Any]:
 
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 1_000, b"\r\n$5\r\n*1\r\n" * 9_000], ids=len)
-def test_an_answer_within_the_bounds_is_whole(payload: bytes) -> None:
+def test_answer_within_the_bounds_is_returned_whole(payload: bytes) -> None:
     answer = entries([b"message", payload], [b"a", b"1", payload, b"2"])
 
     assert read(encoded(answer), Bounds(1 << 20, 1 << 20)) == answer
     assert not any(isinstance(fields, CutFields) for _, fields in answer[0][1])
 
 
-def test_nothing_is_an_answer_too() -> None:
+def test_empty_answer_is_returned_as_none() -> None:
     assert read(b"*-1\r\n", Bounds(10, 10)) is None
 
 
-def test_of_a_string_that_is_too_long_the_head_is_kept_and_the_rest_is_whole() -> None:
+def test_long_string_is_cut_to_its_head_and_the_rest_stays_whole() -> None:
     large = b"y" * 300_000
     answer = read(encoded(entries([b"a", b"1"], [b"large", large], [b"b", b"2"])), Bounds(100_000, 1 << 20))
 
@@ -77,7 +77,7 @@ def test_all_strings_together_stay_within_the_budget() -> None:
     assert all(isinstance(one, CutFields) and one.n_bytes == 10_001 for one in fields[10:])
 
 
-def test_of_very_many_fields_the_first_are_kept() -> None:
+def test_entry_with_too_many_fields_keeps_the_first() -> None:
     answer = read(encoded(entries([b"n"] * 20_000, [b"a", b"1"])), Bounds(1 << 20, 1 << 20))
 
     many, last = (fields for _, fields in answer[0][1])
@@ -93,12 +93,12 @@ def test_of_very_many_fields_the_first_are_kept() -> None:
         (b"!boom\r\n", redis.InvalidResponse),
     ],
 )
-def test_an_error_is_raised(answer: bytes, kind: type[Exception]) -> None:
+def test_error_answer_is_raised(answer: bytes, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         read(answer, Bounds(10, 10))
 
 
-def test_a_connection_that_is_closed_is_an_error() -> None:
+def test_closed_connection_raises() -> None:
     near, far = socket.socketpair()
     far.sendall(b"*2\r\n$3\r\nab")
     far.close()
@@ -122,7 +122,7 @@ def bounded(scene: Scene, name: str = "a", **settings: Any) -> Any:
     return scene.consumer(name, decoders={QUEUE: decode}, max_message_bytes=LIMIT, **settings)
 
 
-def test_an_entry_that_is_too_large_is_a_dead_letter_with_all_of_its_fields(scene: Scene) -> None:
+def test_too_large_entry_becomes_a_dead_letter_with_all_fields(scene: Scene) -> None:
     large = b"x" * (10 * LIMIT)
     for fields in ({"label": "first"}, {"label": "large", "data": large}, {"label": "last"}):
         scene.client.xadd(KEYS.stream, fields)
@@ -133,11 +133,11 @@ def test_an_entry_that_is_too_large_is_a_dead_letter_with_all_of_its_fields(scen
     eventually(lambda: scene.client.xlen(KEYS.dead) == 1)
     ((_, dead_letter),) = scene.client.xrange(KEYS.dead)
     assert dead_letter[b"reason"] == b"oversize"
-    assert b"may have" in dead_letter[b"error"]
+    assert b"more than the" in dead_letter[b"error"]
     assert dead_letter[b"entry:data"] == large
 
 
-def test_what_is_too_much_at_once_comes_one_after_the_other(scene: Scene) -> None:
+def test_entries_beyond_the_budget_are_read_one_by_one(scene: Scene) -> None:
     labels = [f"m{number}" for number in range(12)]
     for label in labels:
         scene.client.xadd(KEYS.stream, {"label": label, "data": b"x" * 15_000})
@@ -150,14 +150,14 @@ def test_what_is_too_much_at_once_comes_one_after_the_other(scene: Scene) -> Non
     assert scene.client.xlen(KEYS.dead) == 0
 
 
-def test_large_entries_of_a_dead_process_are_taken_and_become_dead_letters(scene: Scene) -> None:
+def test_large_entries_of_a_dead_process_become_dead_letters(scene: Scene) -> None:
     first = bounded(scene, "first")
     scene.client.xadd(KEYS.stream, {"label": "small"})
     received(first, 1)
     dead = scene.brokers["first"].consumer_name
     scene.die("first")
     ((entry_id, _),) = scene.client.xrange(KEYS.stream)
-    # an entry of the same process whose reply never came
+    # an entry of the same process whose reply was lost
     large = scene.client.xadd(KEYS.stream, {"label": "large", "data": b"x" * (10 * LIMIT)})
     scene.client.xgroup_setid(KEYS.stream, "cluster-workers", entry_id)
     scene.client.xreadgroup("cluster-workers", dead, {KEYS.stream: ">"}, count=1)
@@ -188,7 +188,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-def test_a_process_grows_by_little_for_entries_of_many_megabytes(stage: Scene) -> None:
+def test_process_memory_stays_bounded_for_entries_of_many_megabytes(stage: Scene) -> None:
     for _ in range(6):
         stage.client.xadd(KEYS.stream, {"a": "1", "data": b"x" * (32 << 20)})
 
@@ -200,7 +200,7 @@ def test_a_process_grows_by_little_for_entries_of_many_megabytes(stage: Scene) -
     assert int(done.stdout) < 30  # MB, where all six have 192
 
 
-def test_an_entry_of_very_many_fields_is_a_dead_letter_that_counts_them(scene: Scene) -> None:
+def test_dead_letter_of_an_entry_with_many_fields_counts_them(scene: Scene) -> None:
     scene.client.xadd(KEYS.stream, {f"f{number}": "x" for number in range(3_000)})
     scene.client.xadd(KEYS.stream, {"label": "good"})
 

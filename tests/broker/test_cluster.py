@@ -1,4 +1,4 @@
-"""A real Redis Cluster of three nodes: queues on different nodes, and a queue whose slot moves while it is used."""
+"""Queues on a real Redis Cluster of three nodes, among them one whose slot moves under load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUEUES = ("red", "green", "blue")
 
 
 class Cluster:
-    """Its nodes, and what an operator does with them."""
+    """A cluster's nodes, and an operator's actions on them."""
 
     def __init__(self, servers: list[EmbeddedRedis]) -> None:
         self.ports = [server.port for server in servers]
@@ -38,7 +38,7 @@ class Cluster:
         return redis.RedisCluster(host="127.0.0.1", port=self.ports[0])
 
     def port_of(self, key: str) -> int:
-        """Which node has the key's slot."""
+        """Return the node that has the key's slot."""
         slot = key_slot(key.encode())
         client = self.client()
         port = int(client.get_node_from_key(key).port)
@@ -47,7 +47,7 @@ class Cluster:
         return port
 
     def move(self, key: str) -> int:
-        """Move the slot of a key, with all that is in it, to another node, which is told."""
+        """Move the slot of a key with its contents to another node, and inform the nodes."""
         slot, source = key_slot(key.encode()), self.port_of(key)
         target = next(port for port in self.ports if port != source)
         ids = {port: node.execute_command("CLUSTER", "MYID").decode() for port, node in self.nodes.items()}
@@ -72,7 +72,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             directory = Path(tmp_path_factory.mktemp("node"))
             options = {"cluster-enabled": "yes", "cluster-node-timeout": "2000", "appendonly": "no"}
             server = EmbeddedRedis(directory=directory, options=options)
-            if server.port < 55_000:  # a node's bus listens 10,000 above
+            if server.port < 55_000:  # a node's cluster bus uses the port 10,000 higher
                 servers.append(stack.enter_context(server))
         nodes = [f"127.0.0.1:{server.port}" for server in servers]
         made = ["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"]
@@ -101,9 +101,7 @@ def broker(cluster: Cluster) -> Iterator[RedisStreamsBroker]:
         client.close()
 
 
-def test_queues_live_on_different_nodes_and_each_of_them_in_one_slot(
-    cluster: Cluster, broker: RedisStreamsBroker
-) -> None:
+def test_queues_spread_over_nodes_and_each_uses_one_slot(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     ran: list[tuple[str, int]] = []
 
     def actor_of(queue: str) -> dramatiq.Actor[[int], None]:
@@ -132,7 +130,7 @@ def test_queues_live_on_different_nodes_and_each_of_them_in_one_slot(
         assert slots == {key_slot(keys.stream.encode())}
 
 
-def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+def test_queue_loses_nothing_when_its_slot_moves_under_load(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     ran: set[int] = set()
 
     @dramatiq.actor(broker=broker, queue_name="red")
@@ -154,7 +152,7 @@ def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster,
             sent += 50
             impatient.enqueue(work.message(sent))
             target = cluster.move(keys.stream)
-            impatient.enqueue(work.message(sent + 1))  # by its old map, and at once
+            impatient.enqueue(work.message(sent + 1))  # with its old slot map, immediately after the move
             work.send(sent + 2)
             sent += 3
             eventually(lambda: len(ran) == sent, within_s=30)  # noqa: B023
@@ -170,7 +168,7 @@ def test_a_queue_whose_slot_moves_while_it_works_loses_nothing(cluster: Cluster,
     assert ran == set(range(sent))
 
 
-def test_a_slot_that_nobody_serves_is_an_outage_that_heals(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+def test_queue_recovers_when_its_slot_is_served_again(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     keys = QueueKeys("streams", "blue")
     slot, port = key_slot(keys.stream.encode()), cluster.port_of(keys.stream)
     client = cluster.client()
@@ -196,7 +194,7 @@ def producer_takes(producer: RedisStreamsBroker, message: dramatiq.Message[None]
     return False
 
 
-def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
+def test_messages_of_a_dead_process_are_taken_over_on_a_cluster(
     cluster: Cluster, broker: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.janitor.is_dead_sibling", lambda _: False)
@@ -207,7 +205,7 @@ def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
     if pid == 0:
         try:
             next(broker.consume("green", timeout=5_000))
-            eventually(lambda: broker._session.keeper._told)
+            eventually(lambda: broker._session.keeper._known)
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -220,7 +218,7 @@ def test_the_messages_of_a_dead_process_are_taken_over_on_a_cluster(
     consumer.close()
 
 
-def test_a_node_that_hangs_takes_no_lease_from_the_queues_of_the_others(cluster: Cluster) -> None:
+def test_hanging_node_costs_queues_of_other_nodes_no_lease(cluster: Cluster) -> None:
     lease_ms = 5_000
     streams = {queue: QueueKeys("streams", queue) for queue in (*QUEUES, *(f"red-{number}" for number in range(24)))}
     hanging = cluster.port_of(streams["red"].stream)
@@ -247,7 +245,7 @@ def test_a_node_that_hangs_takes_no_lease_from_the_queues_of_the_others(cluster:
 
         by_thread, by_child = process(keeper_process=False), process(keeper_process=True)
         eventually(lambda: by_child._session.keeper.child_pid)
-        # as while C code holds the interpreter lock: the thread beside the keeper process does nothing
+        # as while C code holds the interpreter lock: the keeper's thread does nothing
         by_child._session.keeper.run_once = lambda: None  # type: ignore[method-assign]
         pid = cluster.pids[hanging]
         os.kill(pid, signal.SIGSTOP)

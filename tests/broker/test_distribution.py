@@ -1,4 +1,4 @@
-"""The broker is a distribution of its own: built offline, and installed beside nothing but Dramatiq and redis-py."""
+"""The broker's own distribution: built offline, and installed with only Dramatiq and redis-py."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.fail(f"{error.stdout}{error.stderr}")
 
 
-def test_the_wheel_holds_scripts_types_and_readme(wheel: Path) -> None:
+def test_wheel_contains_scripts_types_and_readme(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     here = {path.name for path in Path(broker.__file__).parent.iterdir() if path.suffix == ".py"}
     here |= {f"lua/{path.name}" for path in Path(broker.__file__).with_name("lua").iterdir()}
@@ -67,7 +67,7 @@ def test_the_wheel_holds_scripts_types_and_readme(wheel: Path) -> None:
     assert "from broker import" not in described
 
 
-def test_a_message_runs_through_with_nothing_of_this_repository_at_hand(
+def test_installed_wheel_runs_a_message_without_this_repository(
     wheel: Path, tmp_path: Path, redis_url: str, redis_client: redis.Redis
 ) -> None:
     target, others = tmp_path / "target", tmp_path / "others"
@@ -79,7 +79,7 @@ def test_a_message_runs_through_with_nothing_of_this_repository_at_hand(
         (others / package.__name__).symlink_to(Path(package.__file__).parent)
     paths = f"import sys; sys.path[:0] = [{str(target)!r}, {str(others)!r}]\n"
 
-    # -I -S: neither the folder it runs in, nor the environment, nor what is installed there
+    # -I -S: without the current folder, the environment variables and the installed packages
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", paths + PROGRAM, redis_url], cwd=tmp_path, capture_output=True, text=True
     )
@@ -89,7 +89,7 @@ def test_a_message_runs_through_with_nothing_of_this_repository_at_hand(
     assert str(target) in done.stdout
 
 
-def test_it_asks_for_what_the_base_installation_asks_for() -> None:
+def test_wheel_requires_what_the_base_installation_requires() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     wanted = re.findall(r"^(?:dramatiq|redis) .*$", setup["options"]["install_requires"], flags=re.MULTILINE)

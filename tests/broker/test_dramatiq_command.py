@@ -1,4 +1,4 @@
-"""Dramatiq's own commands, on real processes: reload, stop, watch, forks, gevent."""
+"""Dramatiq's own commands with real processes: reload, stop, watch, forks, gevent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def command(
     url: str, *arguments: str, name: str = "dramatiq", log: Path = Path(os.devnull)
 ) -> Iterator[subprocess.Popen[bytes]]:
     environ = {**os.environ, "BROKER_URL": url, "PYTHONPATH": str(ROOT)}
-    # the same interpreter after a reload, which looks for one by name
+    # the same interpreter after a reload, which looks it up by name
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -48,14 +48,14 @@ def command(
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
+        try:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
                 process.wait(30)
-            finally:
-                # its workers, too: they would take the messages of the next test
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            # also its workers, which may outlive it and would take the messages of the next test
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def message(actor: str, *args: object) -> dramatiq.Message[Any]:
 
 
 def has_started(client: Any, times: int) -> bool:
-    """Whether the command's worker has begun to work that often: reloads included."""
+    """Return whether workers of the command have started this many times, reloads included."""
     return bool(client.llen("forked") == times and client.zcard("{streams:default}:consumers"))
 
 
@@ -91,7 +91,7 @@ def test_reloads_under_load_lose_nothing_and_run_nothing_twice(
         for number_of_starts in range(1, 4):
             producer.enqueue_many([message("work", number, 0.005) for number in range(n, n + 200)])
             n += 200
-            # a second signal before the first is done would kill the process
+            # a second signal before the first is handled would kill the process
             eventually(partial(has_started, client, number_of_starts), within_s=40)
             process.send_signal(signal.SIGHUP)
         eventually(lambda: client.llen("ran") >= n and client.xlen(STREAM) == 0, within_s=60)
@@ -99,7 +99,7 @@ def test_reloads_under_load_lose_nothing_and_run_nothing_twice(
     assert ran(client) == Counter(range(n))
 
 
-def test_a_stop_lets_jobs_end_and_gives_the_others_back_in_their_order(
+def test_stop_finishes_jobs_and_hands_back_the_others_in_order(
     redis_url: str, client: Any, producer: RedisStreamsBroker
 ) -> None:
     producer.enqueue_many([message("work", number, 0.5) for number in range(10)])
@@ -118,7 +118,7 @@ def test_a_stop_lets_jobs_end_and_gives_the_others_back_in_their_order(
     assert [int(number) for number in client.lrange("ran", 0, -1)] == list(range(10))
 
 
-def test_a_job_that_outlives_the_stop_runs_again(redis_url: str, client: Any, producer: RedisStreamsBroker) -> None:
+def test_job_that_outlives_the_stop_runs_again(redis_url: str, client: Any, producer: RedisStreamsBroker) -> None:
     producer.enqueue(message("work", 1, 4))
     with command(redis_url, "--threads", "1", "--worker-shutdown-timeout", "100") as process:
         eventually(lambda: client.llen("began"), within_s=40)
@@ -132,7 +132,7 @@ def test_a_job_that_outlives_the_stop_runs_again(redis_url: str, client: Any, pr
     assert ran(client) == Counter([1])
 
 
-def test_a_changed_source_reloads_the_workers_and_the_processes_that_middleware_forks(
+def test_source_change_reloads_workers_and_middleware_processes(
     redis_url: str, client: Any, producer: RedisStreamsBroker, tmp_path: Path
 ) -> None:
     source = tmp_path / "changed.py"
@@ -148,9 +148,7 @@ def test_a_changed_source_reloads_the_workers_and_the_processes_that_middleware_
         eventually(lambda: client.llen("ran") == 2, within_s=40)
 
 
-def test_greenlets_work_and_one_that_never_yields_keeps_its_lease(
-    redis_url: str, client: Any, producer: RedisStreamsBroker
-) -> None:
+def test_greenlet_that_never_yields_keeps_its_lease(redis_url: str, client: Any, producer: RedisStreamsBroker) -> None:
     with command(redis_url, "--threads", "8", name="dramatiq-gevent"):
         producer.enqueue_many([message("work" if n % 10 else "fail_once", n) for n in range(200)])
         eventually(lambda: client.llen("ran") == 200, within_s=60)
@@ -161,7 +159,7 @@ def test_greenlets_work_and_one_that_never_yields_keeps_its_lease(
     assert producer.counters("default")["recovered"] == 0
 
 
-def test_a_worker_that_boots_before_redis_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_boots_before_redis_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("dramatiq_restart_delay", "300")
     server, log = EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"}), tmp_path / "log"
     with stopped_at_the_end(server), command(server.url, log=log) as process:
@@ -174,12 +172,10 @@ def test_a_worker_that_boots_before_redis_waits_for_it(tmp_path: Path, monkeypat
         assert workers_of(process) == before
 
 
-def test_a_worker_that_boots_while_redis_is_loading_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_that_boots_while_redis_loads_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("dramatiq_restart_delay", "300")
     monkeypatch.setattr("tasks.embedded_redis.START_TIMEOUT_S", 90)
-    # two minutes of loading, unless it is told otherwise meanwhile
+    # loading takes two minutes unless the setting changes meanwhile
     server, log = EmbeddedRedis(directory=tmp_path, options={"key-load-delay": "500"}), tmp_path / "log"
     with stopped_at_the_end(server), redis.Redis.from_url(server.url) as client:
         server.start()
@@ -210,7 +206,7 @@ def stopped_at_the_end(server: EmbeddedRedis) -> Iterator[None]:
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> set[int]:
-    """The processes that live below the command: none of them was replaced as long as these stay."""
+    """Return the pids of the command's descendants; while these stay the same, none was replaced."""
     return {child.pid for child in psutil.Process(process.pid).children() if child.status() != psutil.STATUS_ZOMBIE}
 
 

@@ -1,4 +1,4 @@
-"""Pipelines, groups, callbacks, results, barriers and rate limits, which Dramatiq builds on any broker."""
+"""Pipelines, groups, callbacks, results, barriers and rate limits, which Dramatiq implements on top of any broker."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from dramatiq.results.backends import RedisBackend as ResultBackend
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
 
 
-def test_a_pipeline_hands_results_on_waits_between_stages_and_stops_at_a_failure(
-    redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_pipeline_passes_results_on_waits_and_stops_at_a_failure(redis_url: str, redis_client: redis.Redis) -> None:
     ran: list[tuple[str, tuple[object, ...]]] = []
     results = Results(backend=ResultBackend(client=redis_client))
     with broker_on(redis_url, quick_retries(0), Pipelines(), results) as broker:
@@ -58,7 +56,7 @@ def test_a_pipeline_hands_results_on_waits_between_stages_and_stops_at_a_failure
     assert sorted(ran) == [("alone", ()), ("double", (1,)), ("double", (2,)), ("double", (5,))]
 
 
-def test_a_group_tells_when_all_of_it_is_done_and_only_then(redis_url: str, redis_client: redis.Redis) -> None:
+def test_group_completes_only_when_all_members_are_done(redis_url: str, redis_client: redis.Redis) -> None:
     done: list[int] = []
     finished = threading.Event()
     at_the_end: list[list[int]] = []
@@ -90,7 +88,7 @@ def test_a_group_tells_when_all_of_it_is_done_and_only_then(redis_url: str, redi
     assert at_the_end == [[0, 1, 2, 3, 3, 4, 5]]
 
 
-def test_a_group_may_hold_pipelines(redis_url: str, redis_client: redis.Redis) -> None:
+def test_group_of_pipelines_completes(redis_url: str, redis_client: redis.Redis) -> None:
     results = Results(backend=ResultBackend(client=redis_client))
     with broker_on(redis_url, quick_retries(), Pipelines(), results) as broker:
 
@@ -109,7 +107,7 @@ def test_a_group_may_hold_pipelines(redis_url: str, redis_client: redis.Redis) -
 
 
 @pytest.mark.parametrize(("fails", "told"), [(False, "succeeded"), (True, "failed")])
-def test_callbacks_hear_of_success_and_of_failure_with_the_message(redis_url: str, fails: bool, told: str) -> None:
+def test_callbacks_receive_the_message_on_success_and_failure(redis_url: str, fails: bool, told: str) -> None:
     heard: list[tuple[str, str]] = []
     with broker_on(redis_url, quick_retries(0), Callbacks()) as broker:
 
@@ -136,7 +134,7 @@ def test_callbacks_hear_of_success_and_of_failure_with_the_message(redis_url: st
     assert heard == [(told, sent.message_id)]
 
 
-def test_whoever_waits_for_the_result_of_a_failed_job_is_told_why(redis_url: str, redis_client: redis.Redis) -> None:
+def test_result_of_a_failed_job_raises_its_error(redis_url: str, redis_client: redis.Redis) -> None:
     results = Results(backend=ResultBackend(client=redis_client))
     with broker_on(redis_url, quick_retries(1), results) as broker:
 
@@ -149,9 +147,7 @@ def test_whoever_waits_for_the_result_of_a_failed_job_is_told_why(redis_url: str
             sent.get_result(backend=results.backend, block=True, timeout=20_000)
 
 
-def test_jobs_that_a_rate_limiter_turns_away_are_tried_until_all_have_run(
-    redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_rate_limited_jobs_are_retried_until_all_have_run(redis_url: str, redis_client: redis.Redis) -> None:
     running = most = n_done = 0
     lock = threading.Lock()
     limiter = ConcurrentRateLimiter(RateBackend(client=redis_client), "jobs", limit=1)
@@ -177,7 +173,7 @@ def test_jobs_that_a_rate_limiter_turns_away_are_tried_until_all_have_run(
     assert (most, n_done) == (1, 10)
 
 
-def test_jobs_meet_at_a_barrier(redis_url: str, redis_client: redis.Redis) -> None:
+def test_jobs_wait_for_each_other_at_a_barrier(redis_url: str, redis_client: redis.Redis) -> None:
     met = []
     barrier = Barrier(RateBackend(client=redis_client), "meeting", ttl=60_000)
     barrier.create(parties=3)

@@ -1,4 +1,4 @@
-"""What Dramatiq promises of actors and messages, whichever broker carries them."""
+"""Dramatiq's promises about actors and messages, which every broker must keep."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def quick_retries(max_retries: int = 3) -> Retries:
     return Retries(min_backoff=1, max_backoff=10, max_retries=max_retries)
 
 
-def test_a_message_older_than_its_age_limit_is_skipped_and_becomes_a_dead_letter(redis_url: str) -> None:
+def test_message_older_than_its_age_limit_becomes_a_dead_letter(redis_url: str) -> None:
     ran = []
     with broker_on(redis_url, AgeLimit(max_age=60_000)) as broker:
 
@@ -70,7 +70,7 @@ def test_a_message_older_than_its_age_limit_is_skipped_and_becomes_a_dead_letter
     assert ran == ["young"]
 
 
-def test_a_job_that_runs_longer_than_its_time_limit_is_interrupted_and_its_thread_goes_on(redis_url: str) -> None:
+def test_job_beyond_its_time_limit_is_interrupted_and_thread_survives(redis_url: str) -> None:
     seen: list[str] = []
     with broker_on(redis_url, TimeLimit(interval=20), quick_retries(0)) as broker:
 
@@ -94,7 +94,7 @@ def test_a_job_that_runs_longer_than_its_time_limit_is_interrupted_and_its_threa
     assert seen == ["interrupted", "quick"]
 
 
-def test_a_job_that_asked_is_told_of_the_shutdown_and_tried_again_elsewhere(redis_url: str) -> None:
+def test_job_notified_of_shutdown_is_retried_elsewhere(redis_url: str) -> None:
     began, told = threading.Event(), threading.Event()
     with broker_on(redis_url, ShutdownNotifications(), quick_retries()) as broker:
 
@@ -119,7 +119,7 @@ def test_a_job_that_asked_is_told_of_the_shutdown_and_tried_again_elsewhere(redi
         assert len(broker.dead_letters("default")) == 0
 
 
-def test_coroutines_are_actors_too(redis_url: str) -> None:
+def test_coroutine_actor_runs(redis_url: str) -> None:
     ran = []
     with broker_on(redis_url, AsyncIO(), quick_retries()) as broker:
 
@@ -137,7 +137,7 @@ def test_coroutines_are_actors_too(redis_url: str) -> None:
     assert sorted(ran) == sorted([*range(5), *range(5)])
 
 
-def test_classes_are_actors_too(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_actor_runs(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     performed = []
     with broker_on(redis_url) as broker:
         monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
@@ -166,7 +166,7 @@ def test_classes_are_actors_too(redis_url: str, monkeypatch: pytest.MonkeyPatch)
     assert sorted(performed) == ["first", "second"]
 
 
-def test_of_the_messages_that_wait_in_a_process_the_more_urgent_actor_runs_first(
+def test_actor_with_higher_priority_runs_first_within_a_process(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dramatiq.worker.QUEUE_PREFETCH", 10)
@@ -216,7 +216,7 @@ def test_delays_do_not_wait_for_each_other(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("eta", [None, "soon", 1, 1.5])
-def test_a_time_to_wait_for_that_makes_no_sense_or_has_passed_keeps_nobody_waiting(redis_url: str, eta: object) -> None:
+def test_past_or_invalid_eta_does_not_delay_the_message(redis_url: str, eta: object) -> None:
     ran = threading.Event()
     with broker_on(redis_url) as broker:
 
@@ -231,7 +231,7 @@ def test_a_time_to_wait_for_that_makes_no_sense_or_has_passed_keeps_nobody_waiti
             broker.join("default", timeout=30_000)
 
 
-def test_an_exception_that_an_actor_throws_on_purpose_is_not_tried_again(redis_url: str) -> None:
+def test_exception_listed_in_throws_is_not_retried(redis_url: str) -> None:
     ran = []
     with broker_on(redis_url, quick_retries(5)) as broker:
 
@@ -248,7 +248,7 @@ def test_an_exception_that_an_actor_throws_on_purpose_is_not_tried_again(redis_u
     assert ran == [1]
 
 
-def test_an_actor_decides_whether_it_is_tried_again(redis_url: str) -> None:
+def test_actor_decides_whether_it_is_retried(redis_url: str) -> None:
     ran = []
     with broker_on(redis_url, quick_retries()) as broker:
 
@@ -264,7 +264,7 @@ def test_an_actor_decides_whether_it_is_tried_again(redis_url: str) -> None:
         assert (len(ran), len(broker.dead_letters("default"))) == (5, 1)
 
 
-def test_an_actor_that_asks_for_another_try_gets_it_after_the_time_it_names(redis_url: str) -> None:
+def test_actor_that_raises_retry_runs_again_after_its_delay(redis_url: str) -> None:
     ran: list[float] = []
     with broker_on(redis_url, Retries(min_backoff=60_000)) as broker:
 
@@ -281,7 +281,7 @@ def test_an_actor_that_asks_for_another_try_gets_it_after_the_time_it_names(redi
     assert ran[1] - ran[0] >= 0.2
 
 
-def test_whoever_asked_is_told_when_the_last_try_has_failed(redis_url: str) -> None:
+def test_retry_exhausted_callback_runs_after_the_last_attempt(redis_url: str) -> None:
     told = threading.Event()
     with broker_on(redis_url, quick_retries(1)) as broker:
 
@@ -300,9 +300,7 @@ def test_whoever_asked_is_told_when_the_last_try_has_failed(redis_url: str) -> N
             broker.join("default", timeout=30_000)
 
 
-def test_a_worker_that_is_paused_starts_nothing_until_it_goes_on(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paused_worker_starts_no_job_until_resumed(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.05)
     ran = threading.Event()
     with broker_on(redis_url) as broker:
@@ -319,8 +317,8 @@ def test_a_worker_that_is_paused_starts_nothing_until_it_goes_on(
             assert ran.wait(20)
 
 
-def test_join_never_takes_a_message_on_its_way_between_two_places_for_done(redis_url: str) -> None:
-    """It goes from the stream to the delayed ones and back fifty times, and is always in one of them."""
+def test_join_counts_messages_that_move_between_structures(redis_url: str) -> None:
+    """The message moves between the stream and the delayed set fifty times and is always in one of them."""
     n_tries = 50
     tries = 0
     with broker_on(redis_url, Retries(min_backoff=1, max_backoff=1, max_retries=n_tries)) as broker:
@@ -338,7 +336,7 @@ def test_join_never_takes_a_message_on_its_way_between_two_places_for_done(redis
             assert tries == n_tries + 1
 
 
-def test_what_was_delayed_when_a_worker_stops_is_still_there_for_the_next(redis_url: str) -> None:
+def test_delayed_message_survives_a_worker_stop(redis_url: str) -> None:
     ran = threading.Event()
     with broker_on(redis_url) as broker:
 
@@ -354,8 +352,8 @@ def test_what_was_delayed_when_a_worker_stops_is_still_there_for_the_next(redis_
             assert ran.wait(20)
 
 
-def test_more_messages_than_a_script_can_unpack_are_flushed_requeued_and_purged(redis_url: str) -> None:
-    n = 8_500  # Lua's unpack() ends at some 8,000 values
+def test_more_messages_than_lua_unpacks_are_flushed_requeued_and_purged(redis_url: str) -> None:
+    n = 8_500  # Lua's unpack() handles about 8,000 values
     with broker_on(redis_url) as broker:
 
         @dramatiq.actor(broker=broker)

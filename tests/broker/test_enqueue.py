@@ -1,4 +1,4 @@
-"""How messages come in: at once, later, many, once."""
+"""Enqueueing: immediate, delayed, batched and unique messages, full queues and lost answers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support import eventually
 
 
 def refusal(text: str) -> ConnectionClosed:
-    """What an answer that is an error becomes."""
+    """Return the exception that an error answer is translated to."""
     error = ConnectionClosed(text)
     error.__cause__ = redis.ResponseError(text)
     return error
 
 
 class Heard(dramatiq.Middleware):
-    """The signals of enqueueing, in their order."""
+    """Records the signals of enqueueing, in order."""
 
     def __init__(self) -> None:
         self.signals: list[tuple[str, str, int | None]] = []
@@ -40,7 +40,7 @@ class Heard(dramatiq.Middleware):
         self.signals.append(("after", message.args[0], delay))
 
 
-def test_an_entry_is_dramatiqs_own_json_in_one_field(scene: Scene) -> None:
+def test_entry_is_the_json_of_dramatiq_in_one_field(scene: Scene) -> None:
     sent = scene.process("a").enqueue(message("one", priority=3))
 
     ((_, fields),) = scene.client.xrange(KEYS.stream)
@@ -49,7 +49,7 @@ def test_an_entry_is_dramatiqs_own_json_in_one_field(scene: Scene) -> None:
     assert dramatiq.Message.decode(fields[b"message"]) == sent
 
 
-def test_field_of_a_type_that_dramatiq_takes_is_converted_before_it_is_sent(scene: Scene) -> None:
+def test_field_is_converted_to_its_type_before_it_is_sent(scene: Scene) -> None:
     heard = Heard()
     broker = scene.process("a", middleware=[heard])
     number, uuid = message("number"), message("uuid")
@@ -66,7 +66,7 @@ def test_field_of_a_type_that_dramatiq_takes_is_converted_before_it_is_sent(scen
 
 
 @pytest.mark.parametrize("half", ["actor_name", "message_id", "unique_key", "ordering_key"])
-def test_producer_of_half_a_character_is_refused(scene: Scene, half: str) -> None:
+def test_enqueue_refuses_unpaired_surrogates(scene: Scene, half: str) -> None:
     sent = message("one")
     if half.endswith("_key"):
         sent.options[half] = "\ud800"
@@ -80,7 +80,7 @@ def test_producer_of_half_a_character_is_refused(scene: Scene, half: str) -> Non
 
 
 @pytest.mark.parametrize("delay", ["soon", [1], float("nan"), float("inf")])
-def test_delay_that_is_no_number_is_refused(scene: Scene, delay: Any) -> None:
+def test_enqueue_refuses_a_delay_that_is_not_a_number(scene: Scene, delay: Any) -> None:
     broker = scene.process("a")
 
     with pytest.raises(InvalidMessage) as refused:
@@ -90,7 +90,7 @@ def test_delay_that_is_no_number_is_refused(scene: Scene, delay: Any) -> None:
     assert scene.state() == QueueState()
 
 
-def test_messages_come_out_in_the_order_in_which_they_went_in(scene: Scene) -> None:
+def test_messages_are_delivered_in_enqueue_order(scene: Scene) -> None:
     scene.process("a").enqueue_many([message(str(n)) for n in range(250)])
 
     got = received(scene.consumer("b", prefetch=250), 250)
@@ -98,7 +98,7 @@ def test_messages_come_out_in_the_order_in_which_they_went_in(scene: Scene) -> N
     assert [delivery.args[0] for delivery in got] == [str(n) for n in range(250)]
 
 
-def test_a_delayed_message_waits_outside_the_stream_until_it_is_due(scene: Scene) -> None:
+def test_delayed_message_stays_outside_the_stream_until_due(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("later"), delay=60_000)
     assert scene.state() == QueueState(delayed=("later",))
@@ -113,8 +113,8 @@ def test_a_delayed_message_waits_outside_the_stream_until_it_is_due(scene: Scene
 
 
 @pytest.mark.parametrize("by", ["enqueue", "retry"])
-def test_whoever_waits_for_what_is_due_later_is_woken_by_what_is_due_sooner(scene: Scene, by: str) -> None:
-    # nobody would look around by itself for longer than the test waits
+def test_janitor_is_woken_by_a_message_that_is_due_earlier(scene: Scene, by: str) -> None:
+    # janitors would not run by themselves for longer than the test waits
     consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("later"), delay=3_600_000)
@@ -131,9 +131,9 @@ def test_whoever_waits_for_what_is_due_later_is_woken_by_what_is_due_sooner(scen
     assert labels(received(consumer, 1)) == ["tried again" if by == "retry" else "sooner"]
 
 
-def test_many_that_are_due_at_once_are_promoted_in_steps_and_in_order(scene: Scene) -> None:
+def test_many_due_messages_are_promoted_in_steps_and_in_order(scene: Scene) -> None:
     broker = scene.process("a")
-    messages = [message(str(n)) for n in range(450)]  # two full steps and a half
+    messages = [message(str(n)) for n in range(450)]  # two full steps and a half one
     for number, one in enumerate(messages):
         broker.enqueue(one, delay=60_000 + number)
     for id_, due_ms in scene.client.zrange(KEYS.delayed, 0, -1, withscores=True):
@@ -146,7 +146,7 @@ def test_many_that_are_due_at_once_are_promoted_in_steps_and_in_order(scene: Sce
     assert entries == [str(n) for n in range(450)]
 
 
-def test_middleware_hears_of_every_message_before_and_after(scene: Scene) -> None:
+def test_middleware_is_called_before_and_after_every_enqueue(scene: Scene) -> None:
     heard = Heard()
     broker = scene.process("a", middleware=[heard])
 
@@ -164,7 +164,7 @@ def test_middleware_hears_of_every_message_before_and_after(scene: Scene) -> Non
     ]
 
 
-def test_of_a_unique_key_at_most_one_message_waits_and_the_others_are_told_which(scene: Scene) -> None:
+def test_enqueue_returns_the_waiting_message_of_a_unique_key(scene: Scene) -> None:
     broker = scene.process("a")
 
     first = broker.enqueue(message("first", unique_key="k"))
@@ -175,7 +175,7 @@ def test_of_a_unique_key_at_most_one_message_waits_and_the_others_are_told_which
     assert scene.state() == QueueState(waiting=("first", "other"), locks=("k", "l"))
 
 
-def test_a_unique_key_is_free_again_once_its_message_starts(scene: Scene) -> None:
+def test_unique_key_is_free_once_its_message_starts(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("first", unique_key="k"))
@@ -189,7 +189,7 @@ def test_a_unique_key_is_free_again_once_its_message_starts(scene: Scene) -> Non
 
 
 @pytest.mark.parametrize("what_happens", ["it fails", "it starts late"])
-def test_a_message_does_not_free_the_unique_key_of_the_one_behind_it(scene: Scene, what_happens: str) -> None:
+def test_message_does_not_free_the_unique_key_of_the_next_one(scene: Scene, what_happens: str) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one", unique_key="k"))
@@ -197,7 +197,7 @@ def test_a_message_does_not_free_the_unique_key_of_the_one_behind_it(scene: Scen
     if what_happens == "it fails":
         broker.emit_before("process_message", one)
     else:
-        scene.client.delete(KEYS.unique("k"))  # as when its time is over
+        scene.client.delete(KEYS.unique("k"))  # as when it has expired
     two = broker.enqueue(message("two", unique_key="k"))
 
     if what_happens == "it fails":
@@ -217,7 +217,7 @@ def test_a_message_does_not_free_the_unique_key_of_the_one_behind_it(scene: Scen
     ],
     ids=["answer lost", "not sent", "refused"],
 )
-def test_only_who_cannot_know_is_told_that_nobody_knows(
+def test_enqueue_uncertain_is_raised_only_if_the_call_was_sent(
     scene: Scene, happened: Exception, is_uncertain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = scene.process("a", enqueue_timeout_ms=0)
@@ -235,7 +235,7 @@ def test_only_who_cannot_know_is_told_that_nobody_knows(
     assert uncertain == ((one.message_id,) if is_uncertain else None)
 
 
-def test_what_is_flushed_holds_no_unique_key_and_leaves_nothing_pending(scene: Scene) -> None:
+def test_flush_frees_unique_keys_and_leaves_nothing_pending(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("one", unique_key="k[1]*"))
     broker.enqueue(message("two", unique_key="l"), delay=60_000)
@@ -249,7 +249,7 @@ def test_what_is_flushed_holds_no_unique_key_and_leaves_nothing_pending(scene: S
     assert scene.state() == QueueState()
 
 
-def test_one_call_promotes_no_more_than_it_may(scene: Scene) -> None:
+def test_tick_promotes_at_most_its_batch(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue_many([message(str(number), delay=60_000) for number in range(30)])
     for name in scene.client.zrange(KEYS.delayed, 0, -1):
@@ -262,7 +262,7 @@ def test_one_call_promotes_no_more_than_it_may(scene: Scene) -> None:
     assert len(scene.state().delayed) == 10
 
 
-def test_a_lock_for_longer_than_redis_can_count_is_one_for_very_long(scene: Scene) -> None:
+def test_unique_lock_ttl_is_capped(scene: Scene) -> None:
     broker = scene.process("a")
 
     broker.enqueue_many([message("one"), message("two", unique_key="k", unique_for_ms=10**19)])
@@ -270,7 +270,7 @@ def test_a_lock_for_longer_than_redis_can_count_is_one_for_very_long(scene: Scen
     assert scene.state() == QueueState(waiting=("one", "two"), locks=("k",))
 
 
-def test_a_full_queue_refuses_and_holds_what_it_held(scene: Scene) -> None:
+def test_full_queue_refuses_and_keeps_its_messages(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=2)
     broker.enqueue_many([message("one"), message("two")])
 
@@ -281,12 +281,21 @@ def test_a_full_queue_refuses_and_holds_what_it_held(scene: Scene) -> None:
     assert scene.state() == QueueState(waiting=("one", "two"))
 
 
-def test_a_refusal_whose_answer_was_lost_is_no_success(scene: Scene) -> None:
+def test_refused_call_sent_again_is_not_taken_for_a_success(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     broker = scene.process("a", max_queue_length=1)
     broker.enqueue(message("one"))
-    call = broker._call(0, KEYS, [broker._outgoing(0, message("two"), None)])
     connections = broker._session.connections
-    assert connections.run_script(ENQUEUE, *call)[0] == b"FULL"
+    calls: list[Any] = []
+    run = connections.run_scripts
+
+    def recorded(script: Any, sent: list[Any]) -> list[Any]:
+        calls.extend(sent)
+        return run(script, sent)
+
+    monkeypatch.setattr(connections, "run_scripts", recorded)
+    with pytest.raises(QueueFull):
+        broker.enqueue(message("two"))
+    (call,) = calls
 
     # sent again, under the same enqueue id
     assert connections.run_script(ENQUEUE, *call)[0] == b"FULL"
@@ -295,14 +304,16 @@ def test_a_refusal_whose_answer_was_lost_is_no_success(scene: Scene) -> None:
     assert scene.state() == QueueState(waiting=("two",))
 
 
-def test_of_many_that_find_a_queue_full_none_overtakes_another(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_refused_by_a_full_queue_do_not_overtake_each_other(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     consumer = scene.consumer("a", max_queue_length=2)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
     run = broker._session.connections.run_scripts
 
     def finish_one_after_the_first_step(script: Any, calls: Any) -> Any:
-        """What a worker may do between the steps of a round trip."""
+        """Finish a message between two steps of a round trip, as a worker may do."""
         first = run(script, calls[:1])
         (held,) = received(consumer, 1)
         consumer.ack(held)
@@ -318,7 +329,7 @@ def test_of_many_that_find_a_queue_full_none_overtakes_another(scene: Scene, mon
     assert scene.state() == QueueState()
 
 
-def test_who_is_refused_is_told_what_was_not_added(scene: Scene) -> None:
+def test_queue_full_lists_the_messages_not_added(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=3)
     broker.enqueue(message("one"))
     elsewhere = dataclasses.replace(message("elsewhere"), queue_name="another")
@@ -332,7 +343,7 @@ def test_who_is_refused_is_told_what_was_not_added(scene: Scene) -> None:
     assert broker.stats("another").waiting == 1
 
 
-def test_a_producer_may_wait_until_a_full_queue_has_room(scene: Scene) -> None:
+def test_producer_waits_until_a_full_queue_has_room(scene: Scene) -> None:
     consumer = scene.consumer("a", max_queue_length=2, wait_when_full_ms=20_000)
     broker = scene.brokers["a"]
     broker.enqueue_many([message("one"), message("two")])
@@ -349,7 +360,7 @@ def test_a_producer_may_wait_until_a_full_queue_has_room(scene: Scene) -> None:
     assert ran == ["one", "two", "0", "1", "2", "3", "4"]
 
 
-def test_a_producer_waits_for_room_no_longer_than_it_may(scene: Scene) -> None:
+def test_producer_waits_for_room_no_longer_than_configured(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=1, wait_when_full_ms=50)
     broker.enqueue(message("one"))
 
@@ -359,7 +370,7 @@ def test_a_producer_waits_for_room_no_longer_than_it_may(scene: Scene) -> None:
     assert scene.state() == QueueState(waiting=("one",))
 
 
-def test_an_oversized_message_is_refused_before_it_is_sent(scene: Scene) -> None:
+def test_oversized_message_is_refused_before_it_is_sent(scene: Scene) -> None:
     broker = scene.process("a", max_message_bytes=1_000)
 
     with pytest.raises(MessageTooLarge) as refused:
@@ -369,9 +380,7 @@ def test_an_oversized_message_is_refused_before_it_is_sent(scene: Scene) -> None
     assert scene.state() == QueueState()
 
 
-def test_a_message_that_is_sent_again_after_a_lost_answer_is_enqueued_once(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_message_sent_again_after_a_lost_answer_is_enqueued_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     broker = scene.process("a")
     connections = broker._session.connections
     run, n_calls = connections.run_script, 0
@@ -396,7 +405,7 @@ def test_a_message_that_is_sent_again_after_a_lost_answer_is_enqueued_once(
     assert broker.counters(QUEUE)["enqueued"] == 3
 
 
-def test_of_many_that_are_sent_again_each_step_is_enqueued_once_wherever_the_first_try_ended(
+def test_repeated_steps_are_enqueued_once_wherever_the_first_try_ended(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = scene.process("a")
@@ -418,7 +427,7 @@ def test_of_many_that_are_sent_again_each_step_is_enqueued_once_wherever_the_fir
     assert sorted(map(int, scene.state().waiting)) == list(range(450))
 
 
-def test_what_is_remembered_of_a_producer_does_not_grow_with_what_it_sends(scene: Scene) -> None:
+def test_memory_of_a_producer_does_not_grow_with_its_messages(scene: Scene) -> None:
     broker = scene.process("a")
     for n in range(20):
         broker.enqueue(message(str(n)))
@@ -428,7 +437,7 @@ def test_what_is_remembered_of_a_producer_does_not_grow_with_what_it_sends(scene
     assert left_ms > 0, key
 
 
-def test_consuming_a_queue_that_nobody_declared_is_refused(redis_url: str) -> None:
+def test_consuming_an_undeclared_queue_is_refused(redis_url: str) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[])
 
     with pytest.raises(QueueNotFound):

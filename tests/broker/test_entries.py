@@ -1,4 +1,4 @@
-"""Entries that no actor can take: each becomes a dead letter that says why, and the queue goes on."""
+"""Entries that no actor can run: each becomes a dead letter with its reason, and the queue continues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from broker import InvalidMessage, UndecodableEntry
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, message, received
 from tests.support import eventually
 
-# JSON can hold it and UTF-8 cannot: whatever is made of it cannot be sent to Redis.
+# JSON can hold it and UTF-8 cannot, so text that contains it cannot be sent to Redis.
 HALF_A_CHARACTER = "\ud800"
 
 
@@ -53,9 +53,7 @@ def encoded(**fields: Any) -> bytes:
         "half an ordering key",
     ],
 )
-def test_an_entry_that_is_no_message_of_the_queue_becomes_a_dead_letter(
-    scene: Scene, fields: dict[str, bytes], reason: str
-) -> None:
+def test_entry_that_is_not_a_message_becomes_a_dead_letter(scene: Scene, fields: dict[str, bytes], reason: str) -> None:
     consumer = scene.consumer("a")
     scene.client.xadd(KEYS.stream, fields)
     scene.brokers["a"].enqueue(message("good"))
@@ -79,7 +77,7 @@ def test_an_entry_that_is_no_message_of_the_queue_becomes_a_dead_letter(
         ("message_id", 4.5, "4.5"),
     ],
 )
-def test_field_of_a_type_that_dramatiq_takes_is_converted(scene: Scene, field: str, sent: Any, came: object) -> None:
+def test_field_of_a_type_that_dramatiq_accepts_is_converted(scene: Scene, field: str, sent: Any, came: object) -> None:
     consumer = scene.consumer("a")
     scene.client.xadd(KEYS.stream, {"message": encoded(**{field: sent})})
 
@@ -126,7 +124,7 @@ def test_field_that_no_worker_can_use_is_refused_on_either_side(scene: Scene, fi
     assert dead_letter.error.startswith(f"UndecodableEntry: {field}: expected ")
 
 
-def test_a_decoder_makes_messages_of_foreign_entries_or_names_what_is_wrong(scene: Scene) -> None:
+def test_decoder_converts_foreign_entries_or_names_the_invalid_field(scene: Scene) -> None:
     def decode(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
         if fields[b"v"] != b"1":
             raise UndecodableEntry("v", "is not 1", "send 1")
@@ -145,7 +143,7 @@ def test_a_decoder_makes_messages_of_foreign_entries_or_names_what_is_wrong(scen
     eventually(lambda: scene.client.xlen(KEYS.stream) == 0)
 
 
-def test_a_decoder_that_fails_stops_nothing(scene: Scene) -> None:
+def test_failing_decoder_makes_a_dead_letter_and_consuming_continues(scene: Scene) -> None:
     def decode(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
         raise ZeroDivisionError("a bug")
 
@@ -181,7 +179,7 @@ def test_dead_letters_are_listed_shown_requeued_and_purged(scene: Scene) -> None
     assert received(consumer, 1)[0].args == ("one",)
 
 
-def test_dead_letters_are_requeued_and_purged_by_what_they_say(scene: Scene) -> None:
+def test_dead_letters_are_requeued_and_purged_by_their_content(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many([message(label) for label in ("timeout", "bug", "timeout too", "other")])
@@ -202,7 +200,7 @@ def test_dead_letters_are_requeued_and_purged_by_what_they_say(scene: Scene) -> 
     assert scene.state() == QueueState(waiting=("timeout too", "timeout"), dead=(("failed", "bug"),))
 
 
-def test_the_traceback_of_a_dead_letter_is_kept_to_eight_kilobytes(scene: Scene) -> None:
+def test_traceback_of_a_dead_letter_is_cut_to_eight_kilobytes(scene: Scene) -> None:
     consumer = scene.consumer("a")
     scene.brokers["a"].enqueue(message("one"))
     (one,) = received(consumer, 1)
@@ -219,7 +217,7 @@ def test_the_traceback_of_a_dead_letter_is_kept_to_eight_kilobytes(scene: Scene)
     assert len(dead_letter.error.encode()) <= 4 * 1024
 
 
-def test_an_entry_of_more_fields_than_a_script_can_pass_on_becomes_a_dead_letter_of_the_first(scene: Scene) -> None:
+def test_dead_letter_keeps_only_as_many_fields_as_lua_unpacks(scene: Scene) -> None:
     consumer = scene.consumer("a")
     scene.client.xadd(KEYS.stream, {f"f{number}": "x" for number in range(5_000)})
     scene.brokers["a"].enqueue(message("good"))
@@ -233,7 +231,7 @@ def test_an_entry_of_more_fields_than_a_script_can_pass_on_becomes_a_dead_letter
     assert scene.brokers["a"].dead_letters(QUEUE).requeue([dead_letter.id]) == 1
 
 
-def test_a_message_that_is_too_large_to_run_frees_its_unique_key_and_its_place_in_line(scene: Scene) -> None:
+def test_too_large_message_frees_its_unique_key_and_its_place_in_line(scene: Scene) -> None:
     producer = scene.process("producer")
     large = message("x" * 2_000, unique_key="u", ordering_key="k")
     producer.enqueue(large)
@@ -246,15 +244,15 @@ def test_a_message_that_is_too_large_to_run_frees_its_unique_key_and_its_place_i
     dead_letters = producer.dead_letters(QUEUE)
     (dead_letter,) = dead_letters.list()
     assert (dead_letter.reason, dead_letter.message_id) == ("oversize", large.message_id)
-    # put back while another of its key is at work, it waits its turn
+    # requeued while another message of its key runs, it waits in line
     assert dead_letters.put_back([dead_letter.id]) == ["in-line"]
 
 
-def test_a_time_that_somebody_wrote_into_an_entry_is_not_waited_for(scene: Scene) -> None:
+def test_eta_written_into_an_entry_is_ignored(scene: Scene) -> None:
     consumer = scene.consumer("a")
     scene.client.xadd(KEYS.stream, {"message": encoded(args=("one",), options={"eta": 99_999_999_999_999})})
 
     (one,) = received(consumer, 1)
 
-    # a Worker that saw it would keep the message in its memory until then
+    # a Worker that saw the eta would keep the message in its memory until then
     assert "eta" not in one.options

@@ -1,4 +1,4 @@
-"""Entry ids that a producer chose: of the future, and the greatest there is. Work goes on, and ages are not made up."""
+"""Entry ids chosen by a producer, ahead of the clock or the greatest id: work continues, and ages stay correct."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support import eventually
 
 
 def ahead(scene: Scene) -> str:
-    """An hour from now."""
+    """Return an entry id one hour ahead of the clock."""
     return f"{1000 * (scene.client.time()[0] + 3_600)}-0"
 
 
@@ -18,7 +18,7 @@ def add(scene: Scene, label: str, entry_id: str) -> None:
     scene.client.xadd(KEYS.stream, {"message": message(label).encode()}, id=entry_id)
 
 
-def test_an_age_is_unknown_where_the_id_is_of_the_future(scene: Scene) -> None:
+def test_oldest_age_is_unknown_for_an_id_ahead_of_the_clock(scene: Scene) -> None:
     broker = scene.process("a")
     add(scene, "odd", ahead(scene))
     stats = broker.stats(QUEUE)
@@ -28,7 +28,7 @@ def test_an_age_is_unknown_where_the_id_is_of_the_future(scene: Scene) -> None:
     assert (stats.first_id, stats.is_exhausted, stats.undelivered) == (stats.last_id, False, 1)
 
 
-def test_an_age_is_right_in_front_of_an_id_of_the_future(scene: Scene) -> None:
+def test_oldest_age_is_right_before_an_id_ahead_of_the_clock(scene: Scene) -> None:
     broker = scene.process("a")
     add(scene, "good", f"{1000 * (scene.client.time()[0] - 60)}-0")
     add(scene, "odd", ahead(scene))
@@ -39,7 +39,7 @@ def test_an_age_is_right_in_front_of_an_id_of_the_future(scene: Scene) -> None:
     assert 59_000 < age_ms < 120_000
 
 
-def test_the_greatest_id_exhausts_a_stream_and_its_entry_is_work_like_any_other(scene: Scene) -> None:
+def test_entry_with_the_greatest_id_exhausts_the_stream_and_still_runs(scene: Scene) -> None:
     consumer = scene.consumer("a")
     add(scene, "last", LAST_ID)
     (last,) = received(consumer, 1)
@@ -52,7 +52,7 @@ def test_the_greatest_id_exhausts_a_stream_and_its_entry_is_work_like_any_other(
     eventually(lambda: scene.state() == QueueState())
 
 
-def test_orphans_and_ghosts_of_the_greatest_id_are_found(scene: Scene) -> None:
+def test_orphans_and_ghosts_with_the_greatest_id_are_found(scene: Scene) -> None:
     consumer = scene.consumer("a")
     inspector = scene.brokers["a"].inspector(QUEUE)
     add(scene, "last", LAST_ID)
@@ -66,7 +66,7 @@ def test_orphans_and_ghosts_of_the_greatest_id_are_found(scene: Scene) -> None:
     assert [ghost.id for ghost in inspector.unowned().ghosts] == [LAST_ID]
 
 
-def test_delayed_messages_wait_until_an_exhausted_stream_was_made_again(scene: Scene) -> None:
+def test_delayed_messages_wait_until_an_exhausted_stream_is_recreated(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("later"), delay=1)
     broker.enqueue(message("behind"), delay=2)
@@ -85,7 +85,7 @@ def test_delayed_messages_wait_until_an_exhausted_stream_was_made_again(scene: S
 
 
 @pytest.mark.parametrize("dead_letter_id", ["99999999999999999-0", "18446744073709551615-1"])
-def test_a_dead_letter_with_any_id_can_be_listed(scene: Scene, dead_letter_id: str) -> None:
+def test_dead_letter_with_any_id_can_be_listed(scene: Scene, dead_letter_id: str) -> None:
     broker = scene.process("a")
     scene.client.xadd(KEYS.dead, {"reason": "failed", "error": "E: x"}, id=dead_letter_id)
 

@@ -1,4 +1,4 @@
-"""What follows a message is not lost: its retry, the next of its pipeline, its callbacks, a requeued dead letter."""
+"""Follow-up messages are not lost: retries, next stages of pipelines, callbacks, requeued dead letters."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ LIMIT = 10_000
 
 
 def ended(broker: RedisStreamsBroker) -> list[DeadLetter]:
-    """The dead letters once nothing of the queue is left."""
+    """Wait until the queue is empty and return its dead letters."""
     with working(broker, threads=1):
         broker.join("default", timeout=30_000)
     return broker.dead_letters("default").list()
 
 
 def of_size(n_bytes: int, **options: Any) -> dramatiq.Message[Any]:
-    """A message whose encoded form has exactly so many bytes."""
+    """Return a message whose encoded form has exactly this many bytes."""
     sent = message("", **options)
     return sent.copy(args=("x" * (n_bytes - len(sent.encode())),))
 
 
 @pytest.mark.parametrize("spare", [0, 1, 7, 100, 300])
-def test_message_that_just_fits_is_tried_again(scene: Scene, spare: int) -> None:
+def test_message_that_just_fits_is_retried(scene: Scene, spare: int) -> None:
     consumer = scene.consumer("a", max_message_bytes=LIMIT)
     broker = scene.brokers["a"]
     sent = of_size(LIMIT - spare)
@@ -66,7 +66,7 @@ def test_retry_that_fits_keeps_its_traceback(scene: Scene) -> None:
     assert received(consumer, 1)[0].options["traceback"] == "a line"
 
 
-def test_message_whose_actor_made_it_larger_is_tried_again(redis_url: str) -> None:
+def test_message_that_its_actor_made_larger_is_retried(redis_url: str) -> None:
     sizes: list[int] = []
     with broker_on(redis_url, quick_retries(), max_message_bytes=LIMIT) as broker:
 
@@ -106,7 +106,7 @@ def test_follower_that_is_too_large_is_a_dead_letter_that_can_be_requeued(redis_
         assert (dead_letter.reason, dead_letter.actor_name) == ("not-enqueued", "store")
         assert dead_letter.message_id == pipeline.messages[1].message_id
         assert "MessageTooLarge" in dead_letter.error
-        assert broker.counters("default") == {"enqueued": 1, "acked": 1, "removed": 1, "dead": 1}
+        assert broker.counters("default") == {"enqueued": 1, "acked": 1, "dead": 1, "removed": 1}
         with pytest.raises(MessageTooLarge, match="raise max_message_bytes"):
             broker.dead_letters("default").requeue([dead_letter.id])
         assert broker.dead_letters("default").list() == [dead_letter]
@@ -118,7 +118,7 @@ def test_follower_that_is_too_large_is_a_dead_letter_that_can_be_requeued(redis_
     assert stored == [LIMIT]
 
 
-def test_requeue_leaves_what_is_too_large_and_puts_the_others_back(scene: Scene) -> None:
+def test_requeue_skips_too_large_dead_letters_and_requeues_the_others(scene: Scene) -> None:
     large, small = of_size(3 * LIMIT), message("small")
     scene.process("producer").enqueue_many([large, small])
     consumer = scene.consumer("a", max_message_bytes=LIMIT)
@@ -154,7 +154,7 @@ def test_dead_letter_of_a_retry_that_outgrew_the_limit_can_be_requeued(scene: Sc
 
 
 class Refusing(Middleware):
-    """Refuses to enqueue what an actor of this name is to run."""
+    """Refuses to enqueue messages for one actor."""
 
     def __init__(self, actor_name: str) -> None:
         self._actor_name = actor_name
@@ -164,7 +164,7 @@ class Refusing(Middleware):
             raise MiddlewareError("over the quota")
 
 
-def test_follower_that_a_middleware_refuses_is_a_dead_letter(redis_url: str) -> None:
+def test_follower_refused_by_a_middleware_is_a_dead_letter(redis_url: str) -> None:
     backend = StubResults()
     with broker_on(redis_url, Pipelines(), Refusing("second"), Results(backend=backend)) as broker:
         first = dramatiq.actor(broker=broker, actor_name="first")(lambda: None)
@@ -179,7 +179,7 @@ def test_follower_that_a_middleware_refuses_is_a_dead_letter(redis_url: str) -> 
             pipeline.messages[1].get_result(backend=backend)
 
 
-def test_follower_with_a_strange_option_is_a_dead_letter_that_names_it(redis_url: str) -> None:
+def test_follower_with_an_invalid_option_is_a_dead_letter_that_names_it(redis_url: str) -> None:
     with broker_on(redis_url, Pipelines()) as broker:
         work = dramatiq.actor(broker=broker, actor_name="work")(lambda *_: None)
         strange = work.message().copy(options={"max_retries": "x"})
@@ -194,8 +194,8 @@ def test_follower_with_a_strange_option_is_a_dead_letter_that_names_it(redis_url
         )
 
 
-def test_result_that_cannot_be_handed_on_makes_its_message_a_dead_letter(redis_url: str) -> None:
-    """The next of the pipeline cannot be encoded, so that it can be no dead letter either."""
+def test_message_whose_result_cannot_be_passed_on_is_a_dead_letter(redis_url: str) -> None:
+    """The next stage of the pipeline cannot be encoded, so it cannot become a dead letter either."""
     results: list[Any] = []
 
     with broker_on(redis_url, Pipelines()) as broker:
@@ -212,7 +212,7 @@ def test_result_that_cannot_be_handed_on_makes_its_message_a_dead_letter(redis_u
 
         (dead_letter,) = ended(broker)
         assert (dead_letter.reason, dead_letter.actor_name) == ("unhandled", "fetch")
-        assert "what was to follow it was not enqueued: Pipelines raised TypeError" in dead_letter.error
+        assert "its follow-up message was not enqueued: Pipelines raised TypeError" in dead_letter.error
 
         results.append("the cause is corrected")
         assert broker.dead_letters("default").requeue([dead_letter.id]) == 1
@@ -220,7 +220,7 @@ def test_result_that_cannot_be_handed_on_makes_its_message_a_dead_letter(redis_u
     assert results[1:] == ["corrected"]
 
 
-def test_follower_of_a_foreign_middleware_that_cannot_be_encoded_loses_nothing(redis_url: str) -> None:
+def test_unencodable_follower_of_foreign_middleware_loses_nothing(redis_url: str) -> None:
     class Following(Middleware):
         def after_process_message(
             self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
@@ -237,7 +237,7 @@ def test_follower_of_a_foreign_middleware_that_cannot_be_encoded_loses_nothing(r
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
-def test_callback_of_an_actor_that_nobody_declared_loses_nothing(redis_url: str, succeeds: bool) -> None:
+def test_callback_of_an_undeclared_actor_loses_nothing(redis_url: str, succeeds: bool) -> None:
     with broker_on(redis_url, Callbacks(), quick_retries(0)) as broker:
 
         @dramatiq.actor(broker=broker)
@@ -270,7 +270,7 @@ def test_completion_callback_that_is_too_large_is_a_dead_letter(redis_url: str) 
 
 
 def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
-    """A message that ran to its end in a process; what follows it was tried to be enqueued."""
+    """Return a message that has finished in a process, after the attempt to enqueue its follow-up message."""
     consumer = scene.consumer(name, middleware=[Pipelines()], prefetch=1, max_message_bytes=LIMIT)
     broker = scene.brokers[name]
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
@@ -285,7 +285,7 @@ def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
 def test_follower_of_a_message_that_runs_again_is_one_dead_letter(scene: Scene) -> None:
     follower = message("two")
     finished(scene, "a", follower)
-    scene.die("a")  # before it acknowledged
+    scene.die("a")  # before the acknowledgement
 
     consumer, one = finished(scene, "b", follower)
     consumer.ack(one)
@@ -322,7 +322,7 @@ def test_follower_is_a_dead_letter_before_its_message_is_acknowledged(
     eventually(lambda: scene.state() == QueueState(dead=(("not-enqueued", "two"),)))
 
 
-def test_entry_that_another_program_wrote_is_refused_beyond_the_limit(scene: Scene) -> None:
+def test_entry_of_another_program_is_refused_beyond_the_limit(scene: Scene) -> None:
     consumer = scene.consumer("a", max_message_bytes=LIMIT)
     scene.client.xadd(KEYS.stream, {"message": of_size(LIMIT + 1).encode()})
     scene.client.xadd(KEYS.stream, {"message": of_size(LIMIT).encode()})

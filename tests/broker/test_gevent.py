@@ -1,4 +1,4 @@
-"""Under Dramatiq's command for gevent, where every thread is a greenlet and a busy one stops all others."""
+"""Dramatiq's command for gevent, where every thread is a greenlet and a busy one stops all others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.broker.scene import KEYS, QUEUE, Scene, message
 from tests.support import eventually
 
 
-def test_greenlets_work_and_a_busy_one_keeps_the_lease_of_all(stage: Scene, redis_client: redis.Redis) -> None:
+def test_busy_greenlet_keeps_the_lease_of_all(stage: Scene, redis_client: redis.Redis) -> None:
     client: Any = redis_client
     producer = stage.process("producer")
     producer.enqueue_many([message("").copy(actor_name="nap", args=(number,)) for number in range(100)])

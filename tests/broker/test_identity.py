@@ -1,4 +1,4 @@
-"""Whether a process of this machine still lives, told by its name."""
+"""Detection of dead processes of this machine by their consumer name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def name_of(pid: int) -> str:
     return f"{host}:{pid}:{birth.partition('.')[0]}.{identity._started_at(pid)}:{random}"
 
 
-def test_a_process_that_ended_is_dead_also_while_nobody_has_reaped_it() -> None:
+def test_zombie_process_counts_as_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = name_of(process.pid)
     assert not is_dead_sibling(name)
@@ -31,14 +31,14 @@ def test_a_process_that_ended_is_dead_also_while_nobody_has_reaped_it() -> None:
     assert is_dead_sibling(name)
 
 
-def test_a_process_whose_number_is_somebody_elses_now_is_dead() -> None:
+def test_process_whose_pid_was_reused_counts_as_dead() -> None:
     host, pid, birth, random = consumer_name().split(":")
 
     assert is_dead_sibling(f"{host}:{pid}:{birth.partition('.')[0]}.1:{random}")
 
 
-def test_a_process_that_is_hidden_from_us_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As another user's is where /proc is mounted with hidepid, or a unit has ProtectProc=invisible."""
+def test_hidden_process_does_not_count_as_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of other users are hidden if /proc is mounted with hidepid or a unit has ProtectProc=invisible."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = name_of(process.pid)
     monkeypatch.setattr(identity, "_PROC", tmp_path)
@@ -49,7 +49,7 @@ def test_a_process_that_is_hidden_from_us_is_not_dead(tmp_path: Path, monkeypatc
     assert is_dead_sibling(name)
 
 
-def test_of_others_nobody_can_tell() -> None:
+def test_unknown_names_do_not_count_as_dead() -> None:
     on_another_machine = f"host:{os.getpid()}:0badcafe.7:ab"
 
     assert not any(map(is_dead_sibling, ("rescue", "~handed-back", "host:1:0.7:ab", on_another_machine)))

@@ -1,4 +1,4 @@
-"""What a person does by hand loses nothing, and touches nothing that changed since they looked."""
+"""Operators' actions lose no entry and skip entries that changed since they were seen."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ STRANGER = "somebody-by-hand"
 
 
 def given_held_by_a_stranger(scene: Scene, *names: str) -> None:
-    """Entries that were delivered to a consumer that no process stands behind."""
+    """Return entries that were delivered to a consumer without a process."""
     broker = scene.process("producer")
     broker.enqueue_many([message(name) for name in names])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
     scene.client.xreadgroup(GROUP, STRANGER, {KEYS.stream: ">"}, count=len(names))
 
 
-def test_rescued_entries_run_at_once_elsewhere(scene: Scene) -> None:
+def test_rescued_entries_run_elsewhere_at_once(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two")
     inspector = scene.process("operator").inspector(QUEUE)
     seen = inspector.pending(consumer=STRANGER)
@@ -26,13 +26,13 @@ def test_rescued_entries_run_at_once_elsewhere(scene: Scene) -> None:
     rescued = inspector.rescue(seen)
 
     assert rescued == Rescued(n_handed_back=2, n_ghosts=0)
-    assert scene.state() == QueueState(pending={"one": ("nobody", 1), "two": ("nobody", 1)})
+    assert scene.state() == QueueState(pending={"one": ("handed back", 1), "two": ("handed back", 1)})
     assert sorted(labels(received(scene.consumer("b"), 2))) == ["one", "two"]
     assert scene.brokers["operator"].counters(QUEUE)["rescued"] == 2
 
 
-def test_entries_are_rescued_from_a_group_that_was_set_back_to_its_beginning(scene: Scene) -> None:
-    """What others hold is theirs all the same: the group has been delivered nothing, and has entries in flight."""
+def test_entries_are_rescued_from_a_group_reset_to_its_beginning(scene: Scene) -> None:
+    """After the reset the group's last delivered id is 0, although entries are in flight."""
     given_held_by_a_stranger(scene, "one", "two")
     inspector = scene.process("operator").inspector(QUEUE)
     scene.client.xgroup_setid(KEYS.stream, GROUP, "0")
@@ -42,7 +42,7 @@ def test_entries_are_rescued_from_a_group_that_was_set_back_to_its_beginning(sce
     assert rescued == Rescued(n_handed_back=2, n_ghosts=0)
 
 
-def test_an_entry_that_moved_on_since_it_was_seen_is_left_alone(scene: Scene) -> None:
+def test_rescue_skips_an_entry_that_changed_since_it_was_seen(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two")
     inspector = scene.process("operator").inspector(QUEUE)
     first, second = inspector.pending()
@@ -51,14 +51,14 @@ def test_an_entry_that_moved_on_since_it_was_seen_is_left_alone(scene: Scene) ->
     rescued = inspector.rescue([first, second])
 
     assert rescued == Rescued(n_handed_back=1, n_ghosts=0)
-    assert scene.state() == QueueState(pending={"one": ("another", 2), "two": ("nobody", 1)})
+    assert scene.state() == QueueState(pending={"one": ("another", 2), "two": ("handed back", 1)})
 
 
-def test_orphans_and_ghosts_are_found_and_fixed(scene: Scene) -> None:
+def test_orphans_are_requeued_and_ghosts_removed(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two", "three", "four")
     inspector = scene.process("operator").inspector(QUEUE)
     one, two, three, _ = inspector.pending()
-    scene.client.xack(KEYS.stream, GROUP, one.id)  # what the old runbook called "requeue"
+    scene.client.xack(KEYS.stream, GROUP, one.id)  # which an old runbook called "requeue"
     scene.client.xack(KEYS.stream, GROUP, three.id)
     scene.client.xdel(KEYS.stream, two.id)
 
@@ -68,10 +68,12 @@ def test_orphans_and_ghosts_are_found_and_fixed(scene: Scene) -> None:
     assert [orphan.id for orphan in unowned.orphans] == [one.id, three.id]
     assert unowned.ghosts == (PendingEntry(two.id, STRANGER, 1),)
     assert rescued == Rescued(n_handed_back=2, n_ghosts=1)
-    assert scene.state() == QueueState(pending={"one": ("nobody", 1), "three": ("nobody", 1), "four": (STRANGER, 1)})
+    assert scene.state() == QueueState(
+        pending={"one": ("handed back", 1), "three": ("handed back", 1), "four": (STRANGER, 1)}
+    )
 
 
-def test_an_entry_that_was_never_delivered_is_no_orphan(scene: Scene) -> None:
+def test_undelivered_entry_is_not_listed_as_an_orphan(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one")
     scene.brokers["producer"].enqueue(message("two"))
     inspector = scene.process("operator").inspector(QUEUE)
@@ -82,7 +84,7 @@ def test_an_entry_that_was_never_delivered_is_no_orphan(scene: Scene) -> None:
     assert scene.state() == QueueState(waiting=("two",), pending={"one": (STRANGER, 1)})
 
 
-def test_a_consumer_is_removed_only_when_it_holds_nothing(scene: Scene) -> None:
+def test_consumer_is_removed_only_if_it_holds_nothing(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two", "three")
     inspector = scene.process("operator").inspector(QUEUE)
 
@@ -96,7 +98,7 @@ def test_a_consumer_is_removed_only_when_it_holds_nothing(scene: Scene) -> None:
     assert sorted(labels(received(scene.consumer("b"), 3))) == ["one", "three", "two"]
 
 
-def test_a_consumer_that_lives_is_not_removed_unless_it_is_asked_for(scene: Scene) -> None:
+def test_live_consumer_is_removed_only_on_request(scene: Scene) -> None:
     scene.consumer("a")
     name = scene.brokers["a"].consumer_name
     inspector = scene.process("operator").inspector(QUEUE)
@@ -106,10 +108,10 @@ def test_a_consumer_that_lives_is_not_removed_unless_it_is_asked_for(scene: Scen
 
     assert refused.outcome == "alive"
     assert forced == Retired("retired")
-    eventually(lambda: scene.client.zscore(KEYS.consumers, name))  # it says again that it lives
+    eventually(lambda: scene.client.zscore(KEYS.consumers, name))  # it has written its next heartbeat
 
 
-def test_a_queue_without_stream_holds_nothing(scene: Scene) -> None:
+def test_inspector_of_a_missing_stream_finds_nothing(scene: Scene) -> None:
     inspector = scene.process("operator").inspector(QUEUE)
 
     assert inspector.pending() == []
@@ -123,7 +125,7 @@ def test_a_queue_without_stream_holds_nothing(scene: Scene) -> None:
     assert inspector.retire(STRANGER) == Retired("retired")
 
 
-def test_orphans_are_seen_beyond_a_page_of_them(scene: Scene) -> None:
+def test_orphans_are_found_beyond_one_page(scene: Scene) -> None:
     given_held_by_a_stranger(scene, *map(str, range(1_500)))
     inspector = scene.process("operator").inspector(QUEUE)
     first, *others, last = [entry.id for entry in inspector.pending(1_500)]
@@ -136,7 +138,7 @@ def test_orphans_are_seen_beyond_a_page_of_them(scene: Scene) -> None:
     assert len(inspector.unowned().orphans) == 1_500
 
 
-def test_stats_count_what_is_unowned_wherever_it_is(scene: Scene) -> None:
+def test_stats_count_unowned_entries_anywhere_in_the_stream(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two", "three", "four")
     broker = scene.process("operator")
     one, two, three, four = (entry.id for entry in broker.inspector(QUEUE).pending())

@@ -25,7 +25,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def entering(threads: ThreadPoolExecutor, isolation: Isolation, one: Delivery) -> Future[Delivery | None]:
-    """What ``enter`` is going to answer to somebody who is held off."""
+    """Return a future of the result of ``enter`` for a message that waits."""
     n_before = isolation.n_waiting
     future = threads.submit(isolation.enter, one)
     eventually(lambda: isolation.n_waiting == n_before + 1)
@@ -33,13 +33,13 @@ def entering(threads: ThreadPoolExecutor, isolation: Isolation, one: Delivery) -
     return future
 
 
-def test_messages_run_beside_each_other() -> None:
+def test_messages_run_alongside_each_other() -> None:
     isolation = Isolation(patience_s=60)
 
     assert [isolation.enter(delivery()) for _ in range(3)] == [None] * 3
 
 
-def test_a_suspect_runs_alone_and_the_others_after_it(threads: ThreadPoolExecutor) -> None:
+def test_suspect_runs_alone_and_the_others_after_it(threads: ThreadPoolExecutor) -> None:
     isolation, suspect = Isolation(patience_s=60), delivery(charges=1)
     isolation.enter(suspect)
     assert suspect.is_alone
@@ -50,7 +50,7 @@ def test_a_suspect_runs_alone_and_the_others_after_it(threads: ThreadPoolExecuto
     assert [one.result(30) for one in waiting] == [None] * 3
 
 
-def test_a_suspect_waits_until_the_others_have_ended(threads: ThreadPoolExecutor) -> None:
+def test_suspect_waits_until_the_others_have_ended(threads: ThreadPoolExecutor) -> None:
     isolation, others, suspect = Isolation(patience_s=60), [delivery(), delivery()], delivery(charges=1)
     for other in others:
         isolation.enter(other)
@@ -84,7 +84,7 @@ def test_suspects_run_one_at_a_time(threads: ThreadPoolExecutor) -> None:
     assert most == [True] * 50
 
 
-def test_a_suspect_that_runs_for_longer_than_others_wait_gets_company_and_is_told_of_once() -> None:
+def test_isolation_that_times_out_is_reported_once() -> None:
     isolation, suspect = Isolation(patience_s=0.01), delivery(charges=1)
     isolation.enter(suspect)
 
@@ -93,7 +93,7 @@ def test_a_suspect_that_runs_for_longer_than_others_wait_gets_company_and_is_tol
     assert isolation.enter(delivery()) is None
 
 
-def test_a_suspect_beside_a_long_job_runs_all_the_same_but_not_alone() -> None:
+def test_suspect_alongside_a_long_job_runs_without_isolation() -> None:
     isolation, suspect = Isolation(patience_s=0.01), delivery(charges=1)
     isolation.enter(delivery())
 
@@ -101,7 +101,7 @@ def test_a_suspect_beside_a_long_job_runs_all_the_same_but_not_alone() -> None:
     assert not suspect.is_alone
 
 
-def test_a_second_suspect_gives_the_first_one_company_when_that_takes_too_long() -> None:
+def test_second_suspect_joins_the_first_after_the_timeout() -> None:
     isolation, first, second = Isolation(patience_s=0.01), delivery(charges=1), delivery(charges=1)
     isolation.enter(first)
 
@@ -114,7 +114,7 @@ def test_a_second_suspect_gives_the_first_one_company_when_that_takes_too_long()
     assert third.is_alone
 
 
-def test_whoever_waits_is_released_at_shutdown(threads: ThreadPoolExecutor) -> None:
+def test_shutdown_releases_waiting_messages(threads: ThreadPoolExecutor) -> None:
     isolation, running, other, suspect = Isolation(patience_s=60), delivery(charges=1), delivery(), delivery(charges=1)
     isolation.enter(running)
     waiting = [entering(threads, isolation, other), entering(threads, isolation, suspect)]
@@ -126,7 +126,7 @@ def test_whoever_waits_is_released_at_shutdown(threads: ThreadPoolExecutor) -> N
     assert (running.is_alone, suspect.is_alone) == (False, False)
 
 
-def test_leaving_twice_or_without_having_entered_changes_nothing() -> None:
+def test_leaving_twice_or_without_entering_does_nothing() -> None:
     isolation, suspect, stranger = Isolation(patience_s=60), delivery(charges=1), delivery()
     isolation.leave(stranger)
     isolation.enter(suspect)
@@ -138,12 +138,12 @@ def test_leaving_twice_or_without_having_entered_changes_nothing() -> None:
     assert not isolation.is_held
 
 
-def test_nobody_is_held_off_for_longer_than_that_by_suspects_one_after_the_other(
+def test_consecutive_suspects_delay_a_message_no_longer_than_one(
     threads: ThreadPoolExecutor,
 ) -> None:
     isolation, suspect = Isolation(patience_s=0.2), delivery(charges=1)
     isolation.enter(suspect)
-    isolation._until = time.monotonic() + 3_600  # as if others followed it for an hour
+    isolation._until = time.monotonic() + 3_600  # as if further suspects followed for an hour
     other, second = delivery(), delivery(charges=1)
 
     try:

@@ -1,4 +1,4 @@
-"""Who holds a lease, who loses it, and when: a process that writes heartbeats for another."""
+"""The keeper process: which processes keep their lease, which lose it, and when."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def calling(actor: str, *args: Any) -> Any:
 
 
 def keeper_of(process_id: int) -> psutil.Process:
-    """The one child of a worker process."""
+    """Return the only child of a worker process."""
     (child,) = psutil.Process(process_id).children()
     return child
 
@@ -55,20 +55,18 @@ def ignores(process: psutil.Process, number: signal.Signals) -> bool:
 
 @pytest.fixture
 def two_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody sees who lives on the same machine: what is known of a process comes through Redis."""
+    """Hide processes of the same machine from each other, so that deaths are only known through Redis."""
     monkeypatch.setattr("broker.janitor.is_dead_sibling", lambda _: False)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    """A server that may be stopped."""
+    """A Redis server that the test may stop."""
     with EmbeddedRedis(directory=tmp_path, options={"appendonly": "yes", "appendfsync": "always"}) as server:
         yield server
 
 
-def test_code_that_holds_the_interpreter_lock_for_three_leases_keeps_its_messages(
-    stage: Scene, redis_client: redis.Redis
-) -> None:
+def test_process_keeps_its_messages_while_c_code_holds_the_gil(stage: Scene, redis_client: redis.Redis) -> None:
     producer = stage.process("producer")
     with started(stage.url, lease_ms=SHORT_MS, threads=1):
         producer.enqueue_many([calling("hold_interpreter_lock", "a", 6), calling("work", "b")])
@@ -80,9 +78,7 @@ def test_code_that_holds_the_interpreter_lock_for_three_leases_keeps_its_message
     assert producer.counters(QUEUE)["recovered"] == 0
 
 
-def test_a_process_that_is_stopped_loses_its_messages(
-    stage: Scene, redis_client: redis.Redis, two_worlds: None
-) -> None:
+def test_stopped_process_loses_its_messages(stage: Scene, redis_client: redis.Redis, two_worlds: None) -> None:
     with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
         stage.process("producer").enqueue(calling("sleep", "a", 60))
         eventually(lambda: "began a" in ran(redis_client))
@@ -93,7 +89,7 @@ def test_a_process_that_is_stopped_loses_its_messages(
         assert (taken.actor_name, taken.deliveries) == ("sleep", 2)
 
 
-def test_messages_of_a_killed_process_run_again_at_once_however_long_the_lease(
+def test_messages_of_a_killed_process_run_at_once_despite_a_long_lease(
     stage: Scene, redis_client: redis.Redis, two_worlds: None
 ) -> None:
     with started(stage.url, lease_ms=LONG_MS, threads=1) as process:
@@ -106,7 +102,7 @@ def test_messages_of_a_killed_process_run_again_at_once_however_long_the_lease(
         assert {one.actor_name: one.deliveries for one in received(other, 2)} == {"sleep": 2, "work": 2}
 
 
-def test_a_keeper_ends_with_its_process(stage: Scene) -> None:
+def test_keeper_ends_with_its_process(stage: Scene) -> None:
     with started(stage.url, lease_ms=SHORT_MS) as process:
         child = keeper_of(process.pid)
         process.send_signal(signal.SIGTERM)
@@ -116,11 +112,11 @@ def test_a_keeper_ends_with_its_process(stage: Scene) -> None:
     eventually(lambda: stage.client.zcard(KEYS.consumers) == 0)
 
 
-def test_signals_to_a_whole_group_of_processes_do_not_end_a_keeper(stage: Scene) -> None:
+def test_signals_to_the_process_group_do_not_end_a_keeper(stage: Scene) -> None:
     with started(stage.url, lease_ms=SHORT_MS) as process:
         child = keeper_of(process.pid)
         (name,) = stage.client.zrange(KEYS.consumers, 0, -1)
-        # not the first beat: a thread writes those, until the child is up
+        # not the first heartbeats, which a thread writes until the child has started
         eventually(lambda: ignores(child, signal.SIGQUIT))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             child.send_signal(number)
@@ -130,7 +126,7 @@ def test_signals_to_a_whole_group_of_processes_do_not_end_a_keeper(stage: Scene)
         assert keeper_of(process.pid).pid == child.pid
 
 
-def test_a_keeper_that_is_killed_is_replaced_and_no_lease_lapses(stage: Scene, redis_client: redis.Redis) -> None:
+def test_killed_keeper_is_replaced_before_a_lease_lapses(stage: Scene, redis_client: redis.Redis) -> None:
     with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
         stage.process("producer").enqueue(calling("sleep", "a", 3))
         eventually(lambda: "began a" in ran(redis_client))
@@ -143,7 +139,7 @@ def test_a_keeper_that_is_killed_is_replaced_and_no_lease_lapses(stage: Scene, r
         assert keeper_of(process.pid).pid != child.pid
 
 
-def test_a_keeper_survives_an_outage_of_redis_and_shows_no_secret(server: EmbeddedRedis) -> None:
+def test_keeper_survives_a_redis_outage_and_shows_no_secret(server: EmbeddedRedis) -> None:
     client: Any = redis.Redis.from_url(server.url)
     client.acl_setuser("ops", enabled=True, passwords=["+very-secret"], commands=["+@all"], keys=["*"])
     url = server.url.replace("redis://", "redis://ops:very-secret@")
@@ -163,7 +159,7 @@ def test_a_keeper_survives_an_outage_of_redis_and_shows_no_secret(server: Embedd
     client.close()
 
 
-def test_a_beat_on_its_way_does_not_bring_the_dead_back(scene: Scene) -> None:
+def test_late_heartbeat_does_not_revive_a_dead_process(scene: Scene) -> None:
     consumer = scene.consumer("a", lease_ms=LONG_MS)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -178,7 +174,7 @@ def test_a_beat_on_its_way_does_not_bring_the_dead_back(scene: Scene) -> None:
     assert [(one.heartbeat_age_ms, one.is_alive) for one in dead] == [(None, False)]
 
 
-def test_where_no_process_can_be_started_a_thread_beats_and_says_so(
+def test_thread_writes_heartbeats_if_no_process_can_start(
     stage: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(keeper, "CAN_HAVE_CHILD", False)
@@ -190,7 +186,7 @@ def test_where_no_process_can_be_started_a_thread_beats_and_says_so(
     assert [record.message for record in caplog.records if "no keeper process" in record.message]
 
 
-def test_a_process_that_died_together_with_its_keeper_is_missed_by_its_siblings(stage: Scene) -> None:
+def test_siblings_report_a_process_that_died_with_its_keeper(stage: Scene) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     host, _, birth, random = identity.consumer_name().split(":")
     name = f"{host}:{process.pid}:{birth.partition('.')[0]}.{identity._started_at(process.pid)}:{random}"
@@ -199,7 +195,7 @@ def test_a_process_that_died_together_with_its_keeper_is_missed_by_its_siblings(
     stage.client.xreadgroup(GROUP, name, {KEYS.stream: ">"})
     seconds, _ = stage.client.time()
     stage.client.zadd(KEYS.consumers, {name: seconds * 1_000})
-    # nobody would look around by itself for longer than the test waits
+    # janitors would not run by themselves for longer than the test waits
     sibling = stage.consumer("b", lease_ms=10 * LONG_MS, timeout=20_000)
     janitor = next(iter(stage.brokers["b"]._session._queues.values())).janitor
     eventually(lambda: janitor._others == (name,))
@@ -210,9 +206,7 @@ def test_a_process_that_died_together_with_its_keeper_is_missed_by_its_siblings(
     assert labels(received(sibling, 1)) == ["one"]
 
 
-def test_a_stop_does_not_wait_for_a_keeper_process_that_is_just_being_started(
-    stage: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_does_not_wait_for_a_starting_keeper_process(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
     start = keeper._start
 
@@ -237,7 +231,7 @@ def test_a_stop_does_not_wait_for_a_keeper_process_that_is_just_being_started(
     assert not thread.is_alive()
 
 
-def test_a_forked_process_leaves_the_keeper_of_its_parent_alone(stage: Scene) -> None:
+def test_forked_process_does_not_end_the_keeper_of_its_parent(stage: Scene) -> None:
     stage.consumer("a")
     broker = stage.brokers["a"]
     child_pid = eventually(lambda: broker._session.keeper.child_pid)
@@ -260,7 +254,7 @@ def test_a_forked_process_leaves_the_keeper_of_its_parent_alone(stage: Scene) ->
     assert broker._session.keeper.child_pid == child_pid
 
 
-def test_what_outlives_a_close_runs_again_when_its_process_is_gone(
+def test_job_that_outlives_close_runs_again_after_its_process_ends(
     redis_client: redis.Redis, redis_url: str, two_worlds: None
 ) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[], lease_ms=LONG_MS)

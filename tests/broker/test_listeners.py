@@ -1,4 +1,4 @@
-"""Only middleware that does something at a signal is called, and what it does is the same."""
+"""Only middleware with a non-empty method for a signal is called, as Dramatiq would call it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.broker.scene import message
 
 
 class Hears(dramatiq.Middleware):
-    """Notes what it hears, under its name."""
+    """Records the signals it receives, with its name."""
 
     def __init__(self, name: str, heard: list[str]) -> None:
         self.name, self.heard = name, heard
@@ -40,7 +40,7 @@ def broker_with(*middleware: dramatiq.Middleware) -> RedisStreamsBroker:
     return RedisStreamsBroker("redis://127.0.0.1:1/0", middleware=list(middleware))
 
 
-def test_middleware_hears_in_its_order_before_and_in_the_reverse_after() -> None:
+def test_middleware_is_called_in_order_before_and_in_reverse_after() -> None:
     heard: list[str] = []
     broker = broker_with(Hears("first", heard), dramatiq.Middleware(), Hears("second", heard))
 
@@ -50,7 +50,7 @@ def test_middleware_hears_in_its_order_before_and_in_the_reverse_after() -> None
     assert heard == ["first before", "second before", "second after", "first after"]
 
 
-def test_middleware_that_comes_or_goes_later_is_noticed() -> None:
+def test_middleware_added_or_removed_later_is_noticed() -> None:
     heard: list[str] = []
     first, second = Hears("first", heard), Hears("second", heard)
     broker = broker_with(first)
@@ -64,7 +64,7 @@ def test_middleware_that_comes_or_goes_later_is_noticed() -> None:
     assert heard == ["first before", "first before", "second before", "second before"]
 
 
-def test_a_failure_is_logged_and_the_others_hear_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_middleware_is_logged_and_the_others_are_called(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[str] = []
     broker = broker_with(Hears("first", heard), Fails(ValueError("no")), Hears("second", heard))
 
@@ -81,7 +81,7 @@ def test_a_failure_is_logged_and_the_others_hear_all_the_same(caplog: pytest.Log
 
 
 @pytest.mark.parametrize("error", [SkipMessage(), MiddlewareError()])
-def test_what_middleware_means_to_stop_is_stopped(error: Exception) -> None:
+def test_middleware_error_stops_the_signal(error: Exception) -> None:
     heard: list[str] = []
     broker = broker_with(Fails(error), Hears("second", heard))
 
@@ -91,13 +91,13 @@ def test_what_middleware_means_to_stop_is_stopped(error: Exception) -> None:
     assert heard == []
 
 
-def test_a_signal_that_dramatiq_does_not_know_is_heard_by_who_has_its_name() -> None:
+def test_signal_unknown_to_dramatiq_reaches_methods_of_its_name() -> None:
     heard: list[str] = []
 
     class HearsOurs(dramatiq.Middleware):
         def after_orphans(self, broker: Any, queue_name: str, n: int) -> None:
             heard.append(f"{n} of {queue_name}")
 
-    broker_with(dramatiq.Middleware(), HearsOurs())._tell("after_orphans", "mail", 3)
+    broker_with(dramatiq.Middleware(), HearsOurs()).emit_after("orphans", "mail", 3)
 
     assert heard == ["3 of mail"]

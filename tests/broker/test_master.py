@@ -37,7 +37,7 @@ def producer(redis_url: str) -> Iterator[RedisStreamsBroker]:
 
 
 def workers_of(master: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The worker processes and their keepers, without what middleware forks and what spawning needs."""
+    """Return the worker processes and their keepers, without processes that middleware or spawning starts."""
     with redis.Redis.from_url(os.environ["TEST_URL"]) as client:
         forked = {int(pid) for pid in client.lrange("forked", 0, -1)}
     return [
@@ -89,13 +89,13 @@ def test_job_that_ends_within_the_grace_runs_once(
 
         eventually(lambda: have_ended(workers), within_s=60)
 
-    # the second one was given back, or had begun before the master was missed
+    # the second one was handed back, or had begun before the dead master was noticed
     assert client.lrange("ran", 0, -1) in ([b"1"], [b"1", b"2"])
     assert client.xlen(STREAM) == 2 - client.llen("ran")
     assert producer.counters("default")["recovered"] == 0
 
 
-def test_worker_that_is_stopped_is_killed_without_its_master(
+def test_stopped_worker_is_killed_when_its_master_ends(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(GRACE, "500")
@@ -118,14 +118,14 @@ def test_writing_to_the_log_of_a_killed_master_fails_at_once(
     with command(redis_url, "--threads", "1", "--processes", "3") as master:
         eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
         for pid in client.lrange("forked", 0, -1):
-            os.kill(int(pid), signal.SIGKILL)  # a process of another's code, which keeps what it inherited
+            os.kill(int(pid), signal.SIGKILL)  # a process of foreign code, which keeps inherited file descriptors
         master.kill()
         master.wait()
 
         assert eventually(lambda: client.lrange("wrote", 0, -1), within_s=30) == [b"BrokenPipeError"]
 
 
-def test_workers_outlive_their_master_where_the_setting_is_none(
+def test_workers_outlive_their_master_if_the_grace_is_none(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(GRACE, "")
@@ -159,7 +159,7 @@ if __name__ == "__main__":
 """
 
 
-def test_worker_that_no_command_started_outlives_its_parent(
+def test_worker_not_started_by_the_command_outlives_its_parent(
     redis_url: str, client: Any, producer: RedisStreamsBroker
 ) -> None:
     environ = {**os.environ, "BROKER_URL": redis_url, "PYTHONPATH": str(ROOT), GRACE: "0"}

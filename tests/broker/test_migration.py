@@ -1,4 +1,4 @@
-"""What a real RedisBroker of Dramatiq left behind is run by this one."""
+"""The migration of the queues of Dramatiq's real RedisBroker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def actor_on(broker: dramatiq.Broker, ran: Counter[str]) -> Any:
     return work
 
 
-def test_waiting_delayed_and_abandoned_messages_move_in_their_order_and_run(
+def test_waiting_delayed_and_abandoned_messages_move_in_order_and_run(
     old: RedisBroker, redis_url: str, redis_client: redis.Redis
 ) -> None:
     ran: Counter[str] = Counter()
@@ -56,7 +56,7 @@ def test_waiting_delayed_and_abandoned_messages_move_in_their_order_and_run(
 
         entries: Any = redis_client.xrange("streams:default")
         order = [dramatiq.Message.decode(fields[b"message"]).args[0] for _, fields in entries]
-        # RedisBroker looks after the abandoned by chance, at any of its commands
+        # RedisBroker requeues abandoned messages at random, with any of its commands
         assert [name for name in order if name != "abandoned"] == [f"waiting {n}" for n in range(5)]
         assert order.count("abandoned") == 1
         assert broker.stats("default").delayed == 2
@@ -68,7 +68,7 @@ def test_waiting_delayed_and_abandoned_messages_move_in_their_order_and_run(
     assert ran == Counter([*order, "soon"])
 
 
-def test_what_a_living_worker_has_fetched_is_left_to_it(
+def test_messages_fetched_by_a_live_worker_are_left_to_it(
     old: RedisBroker, redis_url: str, redis_client: redis.Redis
 ) -> None:
     work = actor_on(old, Counter())
@@ -85,7 +85,7 @@ def test_what_a_living_worker_has_fetched_is_left_to_it(
         assert broker.stats("default").waiting == 1
 
 
-def test_the_command_says_what_it_did(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
+def test_command_prints_its_results(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
     actor_on(old, Counter()).send("one")
 
     command = [sys.executable, "-m", "broker.migration", redis_url, redis_url]
@@ -93,12 +93,14 @@ def test_the_command_says_what_it_did(old: RedisBroker, redis_url: str, redis_cl
 
     assert (done.returncode, done.stdout) == (
         0,
-        "default: 1 moved, 0 left to workers that still live\nnothing is left\n",
+        "default: 1 moved, 0 left to live workers\nnothing is left\n",
     )
     assert redis_client.xlen("streams:default") == 1
 
 
-def test_messages_of_an_old_pipeline_go_on_here(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
+def test_old_pipeline_continues_after_the_migration(
+    old: RedisBroker, redis_url: str, redis_client: redis.Redis
+) -> None:
     ran: Counter[str] = Counter()
     work = actor_on(old, ran)
     dramatiq.pipeline(
@@ -114,9 +116,7 @@ def test_messages_of_an_old_pipeline_go_on_here(old: RedisBroker, redis_url: str
     assert ran == Counter(["first", "second"])
 
 
-def test_message_that_cannot_be_moved_stays_and_the_others_move(
-    old: RedisBroker, redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_refused_message_stays_and_the_others_move(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
     work = actor_on(old, Counter())
     work.send("first")
     large = work.send("x" * 20_000)
@@ -145,7 +145,7 @@ def test_message_that_cannot_be_moved_stays_and_the_others_move(
         assert drain(redis_client, broker)["default"] == Drained(moved=0, left=0, refused=drained.refused)
 
 
-def test_command_names_what_stays_and_moves_it_with_a_higher_limit(
+def test_command_lists_refused_messages_and_moves_them_with_a_higher_limit(
     old: RedisBroker, redis_url: str, redis_client: redis.Redis
 ) -> None:
     work = actor_on(old, Counter())
@@ -157,12 +157,12 @@ def test_command_names_what_stays_and_moves_it_with_a_higher_limit(
     moved = subprocess.run([*command, "--max-message-bytes", "30000"], capture_output=True, text=True)
 
     assert refused.returncode == 1
-    assert "default: 1 moved, 0 left to workers that still live, 1 refused\n" in refused.stdout
+    assert "default: 1 moved, 0 left to live workers, 1 refused\n" in refused.stdout
     assert large.message_id in refused.stdout
     assert "nothing is left" not in refused.stdout
     assert (moved.returncode, moved.stdout) == (
         0,
-        "default: 1 moved, 0 left to workers that still live\nnothing is left\n",
+        "default: 1 moved, 0 left to live workers\nnothing is left\n",
     )
     assert redis_client.xlen("new:default") == 2
 

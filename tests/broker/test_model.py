@@ -1,4 +1,4 @@
-"""Anything may happen to a queue in any order, and every message stays in exactly one place until it is done.
+"""Random events happen to a queue in any order; every message stays in exactly one place until it is done.
 
 The model knows of each message only whether it lives, is done, is a dead letter or was purged; where a living one is,
 the server is asked by raw commands, in one transaction. BROKER_MODEL_EXAMPLES=500 looks further than the suite does.
@@ -31,7 +31,7 @@ WHICH = st.integers(0, 99)
 
 
 class Queue(RuleBasedStateMachine):
-    """Two processes at a time; whoever dies is followed by another."""
+    """Two processes at a time; a process that dies is replaced by another."""
 
     client: redis.Redis
     url: str
@@ -51,7 +51,7 @@ class Queue(RuleBasedStateMachine):
 
     @initialize()
     def at_work(self) -> None:
-        """Two processes with work of every sort: many a run of the model draws no enqueue and no receive."""
+        """Start two processes with messages of every kind, since many runs of the model draw no enqueue or receive."""
         self.begin()
         self.begin()
         self.enqueue(0, 4, None, None, None)
@@ -67,14 +67,14 @@ class Queue(RuleBasedStateMachine):
         self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=30, keeper_process=False)
         self.held[name] = []
 
-    # What can be chosen from depends on janitors, which work when they like: a choice is a number, taken modulo.
+    # The candidates depend on janitors, which run at any time, so a choice is a number, taken modulo their count.
 
     def a_process(self, which: int) -> tuple[str, RedisStreamsBroker, StreamsConsumer]:
         name = sorted(self.consumers)[which % len(self.consumers)]
         return name, self.scene.brokers[name], self.consumers[name]
 
     def owns(self, name: str, delivery: Delivery) -> bool:
-        """Whether the group says that this delivery is the entry's last."""
+        """Return whether the entry is still pending with exactly this delivery."""
         found: Any = self.scene.client.xpending_range(
             KEYS.stream,
             GROUP,
@@ -117,10 +117,10 @@ class Queue(RuleBasedStateMachine):
             if delivery is None:
                 return
             assert isinstance(delivery, Delivery)
-            # what lay in the consumer's buffer may be done elsewhere meanwhile
+            # a message in the consumer's buffer may have been finished elsewhere meanwhile
             assert delivery.args[0] in self.living or not self.is_there(delivery)
             assert delivery.entry_id not in {one.entry_id for one in self.held[name]}, "no process gets what it has"
-            broker._session.may_run(delivery)
+            broker._session.outcomes.may_run(delivery)
             self.held[name].append(delivery)
 
     @rule(which=WHICH, how=st.sampled_from(["succeed", "succeed", "reject", "retry", "retry later", "give back"]))
@@ -136,7 +136,7 @@ class Queue(RuleBasedStateMachine):
                 was_there = self.is_there(delivery)
                 consumer.ack(delivery)
                 eventually(lambda: not self.is_there(delivery))
-                if was_there:  # believed of whoever says it
+                if was_there:  # success is accepted from any process
                     self.living.remove(label)
                     self.gone.add(label)
             case "reject":
@@ -153,7 +153,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(which=WHICH, how=st.sampled_from(["succeed", "reject", "retry", "give back"]))
     def be_robbed_and_settle(self, which: int, how: str) -> None:
-        """Somebody claims what a process holds; only its success is believed."""
+        """Claim a message that a process holds, of which only a success counts from then on."""
         held = [delivery for name in sorted(self.held) for delivery in self.held[name]]
         if held:
             robbed = held[which % len(held)]
@@ -175,7 +175,7 @@ class Queue(RuleBasedStateMachine):
         ),
     )
     def inspector(self, which: int, command: str) -> None:
-        """What operators do, and what the janitors and the clock do on their own."""
+        """Run an action of operators, of janitors or of the clock."""
         pending: Any = self.scene.client.xpending_range(KEYS.stream, GROUP, "-", "+", 100)
         one = pending[which % len(pending)] if pending else None
         match command:
@@ -210,7 +210,7 @@ class Queue(RuleBasedStateMachine):
             (self.gone if what == "purge" else self.living).add(label)
 
     def time_passes(self) -> None:
-        """Everything that is delayed falls due."""
+        """Make all delayed messages fall due."""
         for name in self.scene.client.zrange(KEYS.delayed, 0, -1):
             self.scene.client.zadd(KEYS.delayed, {name: 1}, xx=True)
 
@@ -262,7 +262,7 @@ class Queue(RuleBasedStateMachine):
             self.scene.close()
 
     def run_dry(self) -> None:
-        """Whatever has happened, one process that works is enough to finish everything."""
+        """Check that one working process finishes everything, whatever has happened."""
         for name in list(self.consumers):
             del self.consumers[name], self.held[name]
             self.scene.die(name)
@@ -284,7 +284,7 @@ class Queue(RuleBasedStateMachine):
         self.every_message_is_in_exactly_one_place()
 
 
-def test_every_message_stays_in_exactly_one_place_whatever_happens(redis_client: redis.Redis, redis_url: str) -> None:
+def test_every_message_is_always_in_exactly_one_place(redis_client: redis.Redis, redis_url: str) -> None:
     class OnThisServer(Queue):
         client, url = redis_client, redis_url
 
@@ -293,7 +293,7 @@ def test_every_message_stays_in_exactly_one_place_whatever_happens(redis_client:
         max_examples=many or 25,
         derandomize=not many,
         stateful_step_count=60 if many else 25,
-        # waiting for a server is what it does
+        # its actions wait for a server
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     run_state_machine_as_test(OnThisServer, settings=settings)

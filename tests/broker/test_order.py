@@ -28,7 +28,7 @@ def nothing_is_left(scene: Scene) -> bool:
 
 
 def promoted(scene: Scene, broker: RedisStreamsBroker) -> None:
-    """Everything that is delayed falls due."""
+    """Make all delayed messages fall due."""
     for name in scene.client.zrange(KEYS.delayed, 0, -1):
         scene.client.zadd(KEYS.delayed, {name: 1})
     next(iter(broker._session._queues.values())).janitor.run_once()
@@ -38,7 +38,7 @@ def next_of(consumer: StreamsConsumer) -> Any:
     return received(consumer, 1)[0]
 
 
-def test_one_of_a_key_is_at_work_and_other_keys_do_not_wait_for_it(scene: Scene) -> None:
+def test_one_message_per_ordering_key_runs_and_other_keys_do_not_wait(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue_many([*of_key("k", "k1", "k2", "k3"), *of_key("l", "l1", "l2"), message("free")])
@@ -51,7 +51,7 @@ def test_one_of_a_key_is_at_work_and_other_keys_do_not_wait_for_it(scene: Scene)
     assert (stats.in_flight, stats.in_line, stats.waiting, stats.undelivered) == (3, 3, 3, 0)
 
 
-def test_the_next_of_a_key_follows_when_the_one_before_it_is_done(scene: Scene) -> None:
+def test_next_message_of_a_key_starts_when_the_previous_is_done(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", *(str(n) for n in range(12))))
@@ -66,7 +66,7 @@ def test_the_next_of_a_key_follows_when_the_one_before_it_is_done(scene: Scene) 
     eventually(lambda: nothing_is_left(scene))
 
 
-def test_a_message_that_is_tried_again_keeps_its_place(scene: Scene) -> None:
+def test_retried_message_keeps_its_place(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two"))
@@ -83,7 +83,7 @@ def test_a_message_that_is_tried_again_keeps_its_place(scene: Scene) -> None:
     assert labels(received(consumer, 1)) == ["two"]
 
 
-def test_after_a_dead_letter_the_next_goes_on_and_a_requeued_dead_letter_goes_to_the_end(scene: Scene) -> None:
+def test_dead_letter_unblocks_its_key_and_is_requeued_at_the_end(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two", "three"))
@@ -104,7 +104,7 @@ def test_after_a_dead_letter_the_next_goes_on_and_a_requeued_dead_letter_goes_to
     eventually(lambda: nothing_is_left(scene))
 
 
-def test_a_delayed_message_holds_up_those_behind_it_and_waits_its_own_time_behind_others(scene: Scene) -> None:
+def test_delayed_message_blocks_its_key_and_keeps_its_own_due_time(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue(of_key("k", "one")[0], delay=60_000)
@@ -138,7 +138,7 @@ def test_order_holds_when_workers_die_and_messages_are_handed_back(scene: Scene)
     assert labels([one, again, *received(second, 1)]) == ["one", "one", "two"]
 
 
-def test_who_is_done_late_lets_nobody_go_before_the_one_that_is_at_work(scene: Scene) -> None:
+def test_late_success_does_not_start_the_next_message_early(scene: Scene) -> None:
     slow = scene.consumer("a", prefetch=1)
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two", "three"))
@@ -158,7 +158,7 @@ def test_who_is_done_late_lets_nobody_go_before_the_one_that_is_at_work(scene: S
     assert broker.stats(QUEUE).in_line == 1
 
 
-def test_a_key_whose_message_was_deleted_by_hand_goes_on(scene: Scene) -> None:
+def test_key_is_unblocked_when_its_message_was_deleted_by_hand(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two"))
@@ -170,7 +170,7 @@ def test_a_key_whose_message_was_deleted_by_hand_goes_on(scene: Scene) -> None:
     assert labels(received(consumer, 1)) == ["two"]
 
 
-def test_a_queue_that_is_full_counts_those_in_line_and_join_waits_for_them(scene: Scene) -> None:
+def test_messages_in_line_count_for_the_limit_and_for_join(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=3)
     broker.enqueue_many(of_key("k", "one", "two", "three"))
 
@@ -185,9 +185,7 @@ def test_a_queue_that_is_full_counts_those_in_line_and_join_waits_for_them(scene
     assert nothing_is_left(scene)
 
 
-def test_keys_keep_their_order_under_a_worker_whose_jobs_fail_at_random(
-    redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_keys_keep_their_order_when_jobs_fail_at_random(redis_url: str, redis_client: redis.Redis) -> None:
     seed = 7
     rng = random.Random(seed)
     ran: defaultdict[str, list[int]] = defaultdict(list)
@@ -223,7 +221,7 @@ def test_keys_keep_their_order_under_a_worker_whose_jobs_fail_at_random(
     assert redis_client.keys("*ordered*") == []
 
 
-def test_a_delay_in_the_wrong_unit_harms_nobody_else(scene: Scene) -> None:
+def test_huge_delay_does_not_affect_other_messages(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(of_key("k", "one")[0])

@@ -1,4 +1,4 @@
-"""A queue that is paused delivers nothing, in any process, until it is resumed."""
+"""A paused queue delivers nothing, in any process, until it is resumed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from tests.support import eventually
 
 
 def looked_around(scene: Scene, name: str) -> None:
-    """A process's janitor has seen what is new; it does so every second by itself."""
+    """Run a round of a process's janitor, which otherwise runs about every second."""
     next(iter(scene.brokers[name]._session._queues.values())).janitor.run_once()
 
 
-def test_a_paused_queue_delivers_nothing_until_it_is_resumed(scene: Scene) -> None:
+def test_paused_queue_delivers_nothing_until_resumed(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     broker = scene.brokers["a"]
     broker.pause(QUEUE)
@@ -28,7 +28,7 @@ def test_a_paused_queue_delivers_nothing_until_it_is_resumed(scene: Scene) -> No
     assert labels(received(consumer, 1)) == ["one"]
 
 
-def test_what_ran_when_the_queue_was_paused_ends_as_ever(scene: Scene) -> None:
+def test_jobs_that_run_when_a_queue_is_paused_end_normally(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -41,8 +41,8 @@ def test_what_ran_when_the_queue_was_paused_ends_as_ever(scene: Scene) -> None:
     assert scene.state() == QueueState(dead=(("failed", "one"),))
 
 
-def test_whoever_waits_hears_at_once_of_a_pause_and_of_its_end(scene: Scene) -> None:
-    # nobody would look around by itself for longer than the test waits
+def test_waiting_consumer_notices_pause_and_resume_at_once(scene: Scene) -> None:
+    # janitors would not run by themselves for longer than the test waits
     consumer = scene.consumer("a", lease_ms=600_000, timeout=100)
     broker = scene.brokers["a"]
     eventually(lambda: next(consumer) is None and consumer._read.is_waiting)

@@ -1,4 +1,4 @@
-"""Which of its queues a process serves first."""
+"""The order in which a process reads its queues."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.broker.scene import received
 from tests.support import eventually
 
 
-def test_a_queue_waits_while_a_more_important_one_of_its_process_has_messages(redis_url: str) -> None:
+def test_queue_waits_while_a_higher_priority_queue_has_messages(redis_url: str) -> None:
     ran: list[str] = []
     may_go = threading.Event()
     broker = RedisStreamsBroker(redis_url, middleware=[], queue_priorities={"urgent": -1, "rest": 5}, lease_ms=2_000)
@@ -39,13 +39,13 @@ def test_a_queue_waits_while_a_more_important_one_of_its_process_has_messages(re
         worker.stop()
         broker.close()
 
-    # what was fetched in the moment when the first was drained may run beside it: two prefetches
+    # messages fetched at the moment when the first queue was drained may run alongside it: two prefetches
     last_urgent = len(ran) - 1 - ran[::-1].index("urgent")
     assert ran[:last_urgent].count("rest") <= 8
     assert ran.count("rest") == 100
 
 
-def test_a_queue_is_not_read_while_a_read_of_a_more_important_one_brought_all_that_it_asked_for(
+def test_queue_is_not_read_after_a_full_read_of_a_higher_priority_queue(
     redis_url: str,
 ) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[], queue_priorities={"a": -1}, read_ahead_ms=0)
@@ -68,7 +68,7 @@ def test_a_queue_is_not_read_while_a_read_of_a_more_important_one_brought_all_th
     broker.close()
 
 
-def test_without_numbers_no_queue_waits_for_another(redis_url: str) -> None:
+def test_queues_without_priorities_do_not_wait_for_each_other(redis_url: str) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[])
     broker.declare_queue("a")
     broker.declare_queue("b")

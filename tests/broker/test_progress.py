@@ -1,4 +1,4 @@
-"""A process that finishes nothing loses what it holds, and one that works long does not."""
+"""A stuck process loses its messages; one that works for long does not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT_S, OVERRUN_S, NOW = 10.0, 5.0, 1_000.0
 
 
 def running(label: str, *, for_s: float | None, limit_s: float = LIMIT_S, **facts: Any) -> Delivery:
-    """A message that has run for so long; None: it has not begun."""
+    """Return a message that has run for this many seconds; None: it has not begun."""
     delivery = Delivery(message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1)
     delivery.begun_at = None if for_s is None else NOW - for_s
     for name, value in facts.items():
@@ -53,11 +53,11 @@ TOO_LONG = LIMIT_S + OVERRUN_S + 1
         pytest.param([running("a", for_s=None)], False, id="held-off-before-it-begins"),
     ],
 )
-def test_process_is_stuck_when_all_that_runs_is_beyond_its_limit(deliveries: list[Delivery], expected: bool) -> None:
+def test_process_is_stuck_when_every_running_message_is_overdue(deliveries: list[Delivery], expected: bool) -> None:
     assert is_stuck(*deliveries) is expected
 
 
-def test_process_is_stuck_when_its_consumer_holds_messages_and_hangs() -> None:
+def test_process_is_stuck_when_its_consumer_hangs_with_messages() -> None:
     assert is_stuck(stalled_s=TOO_LONG)
     assert not is_stuck(stalled_s=LIMIT_S)
     assert not is_stuck(stalled_s=1e9, longest_s=FOREVER)
@@ -65,7 +65,7 @@ def test_process_is_stuck_when_its_consumer_holds_messages_and_hangs() -> None:
 
 
 class Hang:
-    """An actor that runs until it is let go, whatever its time limit."""
+    """Return an actor that runs until it is released, whatever its time limit."""
 
     def __init__(self) -> None:
         self.goes_on = threading.Event()
@@ -92,7 +92,7 @@ def hanging(scene: Scene, middleware: list[dramatiq.Middleware]) -> Iterator[tup
         worker.stop()
 
 
-def test_messages_of_a_process_that_hangs_run_elsewhere_until_it_moves(stage: Scene) -> None:
+def test_messages_of_a_hung_process_run_elsewhere_until_it_recovers(stage: Scene) -> None:
     with hanging(stage, [TimeLimit(time_limit=100)]) as (broker, hang):
         other = stage.consumer("other", timeout=20_000)
 
@@ -108,6 +108,6 @@ def test_messages_of_a_process_that_hangs_run_elsewhere_until_it_moves(stage: Sc
         eventually(lambda: "c" in hang.began)
 
 
-def test_messages_without_a_time_limit_are_never_taken_from_a_process_that_lives(stage: Scene) -> None:
+def test_messages_without_a_time_limit_stay_with_a_live_process(stage: Scene) -> None:
     with hanging(stage, []):
         assert next(stage.consumer("robber", timeout=5_500)) is None

@@ -1,4 +1,4 @@
-"""Where jobs are short a consumer reads ahead, and nobody's message waits for it."""
+"""Where jobs are short, a consumer reads ahead without delaying other consumers' messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREFETCH = 2
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -39,7 +39,7 @@ def a_consumer(scene: Scene, name: str, clock: Clock, **settings: int) -> Stream
 
 
 def work_off(consumer: StreamsConsumer, n: int, clock: Clock) -> list[str]:
-    """Have so many messages done, one after the other, in a tenth of a millisecond each."""
+    """Finish this many messages one after the other, in a tenth of a millisecond each."""
     done = []
     for _ in range(n):
         (delivery,) = received(consumer, 1)
@@ -50,7 +50,7 @@ def work_off(consumer: StreamsConsumer, n: int, clock: Clock) -> list[str]:
 
 
 def gets_nothing(consumer: StreamsConsumer) -> bool:
-    """Always: it was asked, for a moment."""
+    """Ask the consumer briefly for a message and return True."""
     patience_s, consumer._timeout_s = consumer._timeout_s, 0.05
     try:
         assert next(consumer) is None
@@ -60,7 +60,7 @@ def gets_nothing(consumer: StreamsConsumer) -> bool:
 
 
 def hands_back(consumer: StreamsConsumer) -> bool:
-    """Whether it holds nothing ahead once it was asked."""
+    """Ask the consumer briefly and return whether it then holds nothing ahead."""
     return gets_nothing(consumer) and not n_held_ahead(consumer)
 
 
@@ -69,7 +69,7 @@ def n_held_ahead(consumer: StreamsConsumer) -> int:
 
 
 def reading_ahead(scene: Scene, clock: Clock, *, n: int = 300) -> StreamsConsumer:
-    """A consumer that has read ahead, because its jobs were short so far, and whose Worker holds nothing."""
+    """Return a consumer that has read ahead after short jobs, and whose Worker holds no message."""
     consumer = a_consumer(scene, "a", clock)
     scene.brokers["a"].enqueue_many(messages(*range(n)))
     n_done = 0
@@ -80,7 +80,7 @@ def reading_ahead(scene: Scene, clock: Clock, *, n: int = 300) -> StreamsConsume
 
 
 def held_by_a(scene: Scene) -> list[str]:
-    """For a moment what is done as well: acknowledgements are written a little later."""
+    """Return the pending entries, which briefly include finished ones: acknowledgements are written later."""
     return [label for label, (who, _) in scene.state().pending.items() if who == "a"]
 
 
@@ -92,17 +92,15 @@ def n_reads(client: redis.Redis) -> int:
 @pytest.mark.parametrize(
     ("n_finished", "within_s", "n_ahead"),
     [
-        (10, 0.010, 15),  # one a millisecond: fifteen last for 15 ms
+        (10, 0.010, 15),  # one per millisecond: fifteen last for 15 ms
         (4, 0.0004, 8),  # four fast ones are evidence for eight
         (400, 0.010, MOST_AHEAD),
-        (2, 0.040, 0),  # jobs that are not short
+        (2, 0.040, 0),  # jobs are not short
         (8, 2 * HAND_BACK_AFTER_S, 0),
         (0, 0.001, 0),
     ],
 )
-def test_as_much_is_read_ahead_as_lasts_for_the_time_that_was_asked_for(
-    n_finished: int, within_s: float, n_ahead: int
-) -> None:
+def test_read_ahead_lasts_for_the_configured_time(n_finished: int, within_s: float, n_ahead: int) -> None:
     clock = Clock()
     estimate = ReadAhead(15, clock=clock)
     estimate.filled(100)
@@ -112,7 +110,7 @@ def test_as_much_is_read_ahead_as_lasts_for_the_time_that_was_asked_for(
     assert estimate.expect(100 + n_finished) == n_ahead
 
 
-def test_after_jobs_that_were_longer_than_expected_nothing_is_read_ahead_for_a_while() -> None:
+def test_unexpectedly_long_jobs_suspend_read_ahead() -> None:
     clock = Clock()
     estimate = ReadAhead(15, clock=clock)
     estimate.stalled()
@@ -127,7 +125,7 @@ def test_after_jobs_that_were_longer_than_expected_nothing_is_read_ahead_for_a_w
     assert estimate.expect(20) == 15
 
 
-def test_a_read_that_waited_for_news_does_not_bring_what_was_expected_before() -> None:
+def test_read_that_waited_long_forgets_the_earlier_estimate() -> None:
     clock = Clock()
     estimate = ReadAhead(15, clock=clock)
     estimate.filled(0)
@@ -148,11 +146,11 @@ def test_short_jobs_need_few_reads(scene: Scene) -> None:
 
     assert work_off(consumer, 600, clock) == [str(number) for number in range(600)]
 
-    # one for each place that is free would be 300 at least
+    # a read for each free place would be at least 300
     assert n_reads(scene.client) - before <= 20
 
 
-def test_nothing_is_read_ahead_where_it_is_turned_off(scene: Scene) -> None:
+def test_nothing_is_read_ahead_when_disabled(scene: Scene) -> None:
     clock = Clock()
     consumer = a_consumer(scene, "a", clock, read_ahead_ms=0)
     scene.brokers["a"].enqueue_many(messages(*range(100)))
@@ -162,7 +160,7 @@ def test_nothing_is_read_ahead_where_it_is_turned_off(scene: Scene) -> None:
         assert n_held_ahead(consumer) < PREFETCH
 
 
-def test_the_worker_never_gets_more_than_the_prefetch(scene: Scene) -> None:
+def test_worker_never_holds_more_than_the_prefetch(scene: Scene) -> None:
     clock = Clock()
     consumer = reading_ahead(scene, clock)
 
@@ -174,7 +172,7 @@ def test_the_worker_never_gets_more_than_the_prefetch(scene: Scene) -> None:
     assert len(received(consumer, 1)) == 1
 
 
-def test_what_was_read_ahead_does_not_wait_behind_long_jobs(scene: Scene) -> None:
+def test_messages_read_ahead_do_not_wait_behind_long_jobs(scene: Scene) -> None:
     clock = Clock()
     consumer = reading_ahead(scene, clock)
     other = scene.consumer("b", prefetch=1_000)
@@ -185,13 +183,13 @@ def test_what_was_read_ahead_does_not_wait_behind_long_jobs(scene: Scene) -> Non
     eventually(lambda: hands_back(consumer))
 
     eventually(lambda: held_by_a(scene) == long_ones)
-    # in their place, before what was never delivered, and as if they had not been delivered
+    # in their place, before undelivered messages, and as if they had not been delivered
     rest = received(other, 300 - first - PREFETCH)
     assert labels(rest) == [str(number) for number in range(first + PREFETCH, 300)]
     assert {delivery.deliveries for delivery in rest} == {1}
 
 
-def test_after_that_its_own_process_reads_no_further_than_its_places(scene: Scene) -> None:
+def test_process_reads_only_its_free_places_after_a_stall(scene: Scene) -> None:
     clock = Clock()
     consumer = reading_ahead(scene, clock)
     held = received(consumer, PREFETCH)
@@ -207,7 +205,7 @@ def test_after_that_its_own_process_reads_no_further_than_its_places(scene: Scen
     assert n_held_ahead(consumer) < PREFETCH
 
 
-def test_a_consumer_that_stops_hands_back_what_it_read_ahead(scene: Scene) -> None:
+def test_closed_consumer_hands_back_messages_read_ahead(scene: Scene) -> None:
     clock = Clock()
     consumer = reading_ahead(scene, clock)
     (running,) = received(consumer, 1)
@@ -221,7 +219,7 @@ def test_a_consumer_that_stops_hands_back_what_it_read_ahead(scene: Scene) -> No
     assert labels(rest) == [str(number) for number in range(first + 1, 300)]
 
 
-def test_a_pause_ends_what_was_read_ahead(scene: Scene) -> None:
+def test_pause_hands_back_messages_read_ahead(scene: Scene) -> None:
     clock = Clock()
     consumer = reading_ahead(scene, clock)
     held = received(consumer, PREFETCH)
@@ -240,7 +238,7 @@ def test_a_pause_ends_what_was_read_ahead(scene: Scene) -> None:
     assert work_off(consumer, 300 - first, clock) == [str(number) for number in range(first, 300)]
 
 
-def test_a_more_important_queue_is_waited_for_with_what_was_read_ahead(scene: Scene) -> None:
+def test_messages_read_ahead_are_handed_back_for_a_higher_priority_queue(scene: Scene) -> None:
     clock = Clock()
     consumer = reading_ahead(scene, clock)
     held = received(consumer, PREFETCH)
@@ -254,7 +252,7 @@ def test_a_more_important_queue_is_waited_for_with_what_was_read_ahead(scene: Sc
     assert gets_nothing(consumer)
 
 
-def test_what_a_more_important_queue_has_read_ahead_is_waited_for(scene: Scene) -> None:
+def test_queue_waits_for_messages_read_ahead_of_a_higher_priority_queue(scene: Scene) -> None:
     clock = Clock()
     consumer = reading_ahead(scene, clock, n=100)
     received(consumer, PREFETCH)
@@ -266,7 +264,7 @@ def test_what_a_more_important_queue_has_read_ahead_is_waited_for(scene: Scene) 
     assert not consumer._queue.is_waiting
 
 
-def test_an_answer_that_was_lost_with_many_messages_is_found_in_full(scene: Scene) -> None:
+def test_lost_reply_with_many_messages_is_recovered_in_full(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=PREFETCH)
     broker = scene.brokers["a"]
     broker.enqueue_many(messages(*range(60)))
@@ -277,7 +275,7 @@ def test_an_answer_that_was_lost_with_many_messages_is_found_in_full(scene: Scen
     assert broker.counters(QUEUE)["redelivered"] == 60
 
 
-def test_what_a_waiting_read_brings_does_not_wait_behind_what_was_taken_meanwhile(scene: Scene) -> None:
+def test_messages_of_a_waiting_read_are_not_held_behind_taken_ones(scene: Scene) -> None:
     other = scene.consumer("b", prefetch=1)
     scene.brokers["b"].enqueue(message("long"))
     (handed_back,) = received(other, 1)
@@ -293,7 +291,7 @@ def test_what_a_waiting_read_brings_does_not_wait_behind_what_was_taken_meanwhil
     assert labels(received(other, 1)) == ["next"]
 
 
-def test_under_a_worker_long_jobs_hold_up_no_more_than_its_prefetch(redis_url: str) -> None:
+def test_long_jobs_hold_up_no_more_than_the_prefetch(redis_url: str) -> None:
     n, first_long = 1_000, 400
     may_end, ran_at_a, ran_at_b = threading.Event(), Counter[int](), list[int]()
     a = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)

@@ -1,4 +1,4 @@
-"""What dead processes and operators leave behind runs again."""
+"""Entries left behind by dead processes and by operators run again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labe
 from tests.support import eventually
 
 
-def test_entries_of_a_dead_process_are_delivered_to_another_and_count_a_delivery(scene: Scene) -> None:
+def test_entries_of_a_dead_process_are_redelivered_and_counted(scene: Scene) -> None:
     dying = scene.consumer("a")
     scene.brokers["a"].enqueue_many([message("one"), message("two")])
     received(dying, 2)
@@ -28,7 +28,7 @@ def test_entries_of_a_dead_process_are_delivered_to_another_and_count_a_delivery
     assert scene.brokers["b"].counters(QUEUE)["recovered"] == 2
 
 
-def test_entries_of_a_living_process_stay_with_it_however_long_it_works(scene: Scene) -> None:
+def test_entries_stay_with_a_live_process_however_long_it_works(scene: Scene) -> None:
     slow = scene.consumer("a")
     scene.brokers["a"].enqueue(message("one"))
     received(slow, 1)
@@ -38,7 +38,7 @@ def test_entries_of_a_living_process_stay_with_it_however_long_it_works(scene: S
     assert scene.state() == QueueState(pending={"one": ("a", 1)})
 
 
-def test_keeping_a_lease_does_not_reset_the_idle_time_that_xpending_shows(scene: Scene) -> None:
+def test_heartbeat_does_not_reset_the_idle_time_in_xpending(scene: Scene) -> None:
     slow = scene.consumer("a")
     scene.brokers["a"].enqueue(message("one"))
     received(slow, 1)
@@ -51,7 +51,7 @@ def test_keeping_a_lease_does_not_reset_the_idle_time_that_xpending_shows(scene:
     assert entry["time_since_delivered"] >= 3_600_000
 
 
-def test_a_message_that_killed_its_workers_too_often_becomes_a_dead_letter(scene: Scene) -> None:
+def test_message_that_killed_too_many_workers_becomes_a_dead_letter(scene: Scene) -> None:
     first = scene.consumer("0", max_deliveries=3)
     scene.brokers["0"].enqueue(message("poison"))
     for number in range(3):
@@ -70,7 +70,7 @@ def test_a_message_that_killed_its_workers_too_often_becomes_a_dead_letter(scene
     assert scene.state() == QueueState(dead=(("delivery-limit", "poison"),))
 
 
-def test_neighbours_of_a_message_that_kills_its_workers_are_never_charged(scene: Scene) -> None:
+def test_waiting_neighbours_of_a_killer_are_never_charged(scene: Scene) -> None:
     consumer = scene.consumer("0", max_deliveries=2, prefetch=3)
     scene.brokers["0"].enqueue_many([message("poison"), message("two"), message("three")])
     for number in range(6):
@@ -88,8 +88,8 @@ def test_neighbours_of_a_message_that_kills_its_workers_are_never_charged(scene:
         broker.emit_before("process_message", deliveries[label])
 
 
-def test_who_ran_beside_a_killer_is_run_again_without_it(scene: Scene) -> None:
-    """Both ran when a process died, twice; from then on each runs alone, and a crash is charged to one of them."""
+def test_message_that_ran_alongside_a_killer_runs_again_without_it(scene: Scene) -> None:
+    """Two messages ran in two crashes; from then on each runs alone, and a crash counts against one of them."""
     consumer = scene.consumer("0", max_deliveries=5)
     scene.brokers["0"].enqueue_many([message("killer"), message("bystander")])
     for number in range(2):
@@ -118,7 +118,7 @@ def test_who_ran_beside_a_killer_is_run_again_without_it(scene: Scene) -> None:
     assert taken == {"killer": 2, "bystander": 1}
 
 
-def test_a_crash_counts_a_quarter_for_a_suspect_that_could_not_be_alone(scene: Scene) -> None:
+def test_crash_counts_a_quarter_for_a_suspect_without_isolation(scene: Scene) -> None:
     consumer = scene.consumer("0", max_deliveries=5)
     scene.brokers["0"].enqueue(message("long"))
     for number in range(2):
@@ -131,7 +131,7 @@ def test_a_crash_counts_a_quarter_for_a_suspect_that_could_not_be_alone(scene: S
     broker.emit_before("process_message", suspect)
     assert scene.charges() == {"long": (1, "2")}
 
-    # when the process shuts down nobody is held off any longer
+    # a shutdown releases waiting messages
     broker.enqueue(message("other"))
     (other,) = received(consumer, 1)
     running = threading.Thread(target=broker.emit_before, args=("process_message", other))
@@ -139,7 +139,7 @@ def test_a_crash_counts_a_quarter_for_a_suspect_that_could_not_be_alone(scene: S
     eventually(lambda: broker._session.isolation.n_waiting == 1)
     broker.emit_before("worker_shutdown", None)
     running.join(30)
-    assert scene.charges() == {"long": (1, "2 beside others")}
+    assert scene.charges() == {"long": (1, "2 alongside others")}
 
     scene.die("2")
     survivor = scene.consumer("3", max_deliveries=5)
@@ -149,7 +149,7 @@ def test_a_crash_counts_a_quarter_for_a_suspect_that_could_not_be_alone(scene: S
 
 
 @pytest.mark.parametrize("what_happens", ["it is handed back", "it is tried again"])
-def test_a_suspect_stays_one_until_it_ends(scene: Scene, what_happens: str) -> None:
+def test_suspect_remains_a_suspect_until_it_ends(scene: Scene, what_happens: str) -> None:
     scene.process("producer").enqueue(message("one"))
     scene.die_running("a", "b")
     consumer = scene.consumer("c")
@@ -167,7 +167,7 @@ def test_a_suspect_stays_one_until_it_ends(scene: Scene, what_happens: str) -> N
 
 
 @pytest.mark.parametrize("ends", ["ack", "nack"])
-def test_a_suspect_that_ended_lets_the_next_one_run(scene: Scene, ends: str) -> None:
+def test_suspect_that_ended_lets_the_next_one_run(scene: Scene, ends: str) -> None:
     consumer = scene.consumer("0")
     scene.brokers["0"].enqueue_many([message("one"), message("two")])
     for number in range(2):
@@ -187,9 +187,7 @@ def test_a_suspect_that_ended_lets_the_next_one_run(scene: Scene, ends: str) -> 
     assert not broker._session.isolation.is_held
 
 
-def test_a_suspect_holds_others_off_until_it_is_written_that_it_ended(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_suspect_blocks_others_until_its_end_is_written(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.process("producer").enqueue(message("one"))
     scene.die_running("a", "b")
     consumer = scene.consumer("c")
@@ -206,11 +204,11 @@ def test_a_suspect_holds_others_off_until_it_is_written_that_it_ended(
     monkeypatch.setattr(deliveries, "wait_until_written", waiting)
     consumer.ack(suspect)
 
-    # or another one may kill the process, and have that charged to it
+    # otherwise another message could kill the process and have the crash counted against this one
     assert (was_held, isolation.is_held) == ([True], False)
 
 
-def test_a_message_that_kills_twenty_workers_takes_none_of_its_hundred_neighbours_with_it(stage: Scene) -> None:
+def test_killer_of_twenty_workers_spares_its_hundred_neighbours(stage: Scene) -> None:
     n_neighbours, settings = 100, {"max_deliveries": 20, "prefetch": 101}
     consumer = stage.consumer("0", **settings)
     stage.brokers["0"].enqueue_many([message(label) for label in ("poison", *map(str, range(n_neighbours)))])
@@ -239,7 +237,7 @@ def test_a_message_that_kills_twenty_workers_takes_none_of_its_hundred_neighbour
 
 
 @pytest.mark.parametrize("command", ["XACK", "XGROUP DELCONSUMER"])
-def test_what_an_operator_acknowledges_by_hand_runs_again(scene: Scene, command: str) -> None:
+def test_entry_acknowledged_by_hand_runs_again(scene: Scene, command: str) -> None:
     consumer = scene.consumer("a")
     scene.brokers["a"].enqueue(message("one"))
     (one,) = received(consumer, 1)
@@ -257,7 +255,7 @@ def test_what_an_operator_acknowledges_by_hand_runs_again(scene: Scene, command:
     assert labels(received(other, 1)) == ["one"]
 
 
-def test_what_an_operator_claims_for_a_name_of_his_own_runs_again(scene: Scene) -> None:
+def test_entry_claimed_by_an_unknown_consumer_is_redelivered(scene: Scene) -> None:
     consumer = scene.consumer("a")
     scene.brokers["a"].enqueue(message("one"))
     (one,) = received(consumer, 1)
@@ -267,7 +265,7 @@ def test_what_an_operator_claims_for_a_name_of_his_own_runs_again(scene: Scene) 
     assert labels(received(scene.consumer("b"), 1)) == ["one"]
 
 
-def test_what_an_operator_claims_is_his_for_a_lease(scene: Scene) -> None:
+def test_claimed_entry_stays_with_the_operator_for_a_lease(scene: Scene) -> None:
     consumer = scene.consumer("a")
     scene.brokers["a"].enqueue(message("one"))
     (one,) = received(consumer, 1)
@@ -279,14 +277,14 @@ def test_what_an_operator_claims_is_his_for_a_lease(scene: Scene) -> None:
     assert scene.state() == QueueState(pending={"one": ("rescue", 2)})
 
 
-def test_who_could_not_say_that_it_lives_does_not_judge_others_by_their_silence(scene: Scene) -> None:
+def test_process_with_late_heartbeats_does_not_declare_others_dead(scene: Scene) -> None:
     dying = scene.consumer("a")
     scene.brokers["a"].enqueue(message("one"))
     received(dying, 1)
     scene.die("a")
     consumer = scene.consumer("b", timeout=200)
     keeper = scene.brokers["b"]._session.keeper
-    # Redis was away until just now: everybody's heartbeat is old
+    # Redis was unavailable until just now: every heartbeat is old
     keeper._late_at = time.monotonic() + 3_600
 
     assert next(consumer) is None
@@ -296,7 +294,7 @@ def test_who_could_not_say_that_it_lives_does_not_judge_others_by_their_silence(
     eventually(lambda: next(consumer) is not None)
 
 
-def test_a_process_is_not_sure_of_its_lease_until_the_last_moment(scene: Scene) -> None:
+def test_process_stops_trusting_its_lease_before_it_ends(scene: Scene) -> None:
     scene.consumer("a", lease_ms=60_000)
     keeper = scene.brokers["a"]._session.keeper
     keeper.stop()
@@ -305,17 +303,17 @@ def test_a_process_is_not_sure_of_its_lease_until_the_last_moment(scene: Scene) 
         keeper._confirmed_at[QUEUE] = time.monotonic() - seconds
         return keeper.is_sure_of(QUEUE)
 
-    # who is not asks before it begins a message, which takes its time
+    # a process that is not sure asks Redis before it begins a message, which takes time
     assert [is_sure_after(seconds) for seconds in (30, 55, 60, 3_600)] == [True, False, False, False]
 
 
-def test_after_an_outage_a_process_waits_with_its_judgement_until_others_can_have_said_that_they_live(
+def test_process_waits_after_an_outage_before_it_declares_others_dead(
     scene: Scene,
 ) -> None:
     scene.consumer("a", lease_ms=60_000)
     keeper = scene.brokers["a"]._session.keeper
     eventually(lambda: keeper.may_judge(QUEUE))
-    keeper._confirmed_at[QUEUE] = time.monotonic() - 40  # two beats were due since then
+    keeper._confirmed_at[QUEUE] = time.monotonic() - 40  # two heartbeats were due since then
 
     keeper.run_once()
 
@@ -323,7 +321,7 @@ def test_after_an_outage_a_process_waits_with_its_judgement_until_others_can_hav
     assert not keeper.may_judge(QUEUE)
 
 
-def test_a_group_that_is_gone_is_made_again_and_nothing_is_lost(scene: Scene) -> None:
+def test_destroyed_group_is_recreated_and_nothing_is_lost(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=500)
     broker = scene.brokers["a"]
     broker.enqueue(message("running"))
@@ -339,7 +337,7 @@ def test_a_group_that_is_gone_is_made_again_and_nothing_is_lost(scene: Scene) ->
     eventually(lambda: scene.state() == QueueState())
 
 
-def test_a_flushed_server_does_not_stop_a_consumer(scene: Scene) -> None:
+def test_consumer_survives_flushall(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=500)
     broker = scene.brokers["a"]
     assert next(consumer) is None
@@ -364,7 +362,7 @@ def test_pending_ids_whose_entry_is_gone_are_purged(scene: Scene) -> None:
     eventually(lambda: (swept(scene.brokers["b"]), scene.state().ghosts == 0)[1])
 
 
-def test_a_message_taken_over_keeps_its_id_and_its_options(scene: Scene) -> None:
+def test_message_taken_over_keeps_its_id_and_its_options(scene: Scene) -> None:
     dying = scene.consumer("a")
     sent = scene.brokers["a"].enqueue(message("one", tracked=True))
     received(dying, 1)
@@ -375,7 +373,7 @@ def test_a_message_taken_over_keeps_its_id_and_its_options(scene: Scene) -> None
     assert (again.message_id, again.options["tracked"]) == (sent.message_id, True)
 
 
-def test_a_stopped_process_that_comes_back_learns_that_its_messages_are_gone(stage: Scene) -> None:
+def test_resumed_process_notices_that_its_messages_were_taken_over(stage: Scene) -> None:
     mine = stage.consumer("a")
     broker = stage.brokers["a"]
     broker.enqueue(message("one"))
@@ -397,7 +395,7 @@ def test_orphans_of_any_number_are_found_in_one_pass(scene: Scene) -> None:
     broker.enqueue_many([message(str(number)) for number in range(3_000)])
     held = received(consumer, 2)
     consumer.close()
-    # what an operator does who wants to skip a backlog
+    # as an operator does to skip a backlog
     scene.client.xgroup_setid(KEYS.stream, GROUP, "$")
 
     assert swept(scene.brokers["a"]).n_orphans == 2_998
@@ -408,7 +406,7 @@ def test_orphans_of_any_number_are_found_in_one_pass(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("when", ["another is added", "a janitor looks around"])
-def test_dead_letters_are_forgotten_when_their_time_is_over(scene: Scene, when: str) -> None:
+def test_dead_letters_are_deleted_after_their_ttl(scene: Scene, when: str) -> None:
     consumer = scene.consumer("a", dead_letter_ttl_ms=3_600_000)
     broker = scene.brokers["a"]
     for number in range(1, 201):
@@ -421,13 +419,13 @@ def test_dead_letters_are_forgotten_when_their_time_is_over(scene: Scene, when: 
     else:
         swept(scene.brokers["a"])
 
-    # whole nodes of a hundred: that is cheap, and near enough
+    # Redis trims whole nodes of a hundred entries, which is cheap and precise enough
     assert [dead_letter.entry_id for dead_letter in broker.dead_letters(QUEUE).list()] == (
         [young.entry_id] if when == "another is added" else []
     )
 
 
-def test_of_more_dead_letters_than_are_kept_the_oldest_go(scene: Scene) -> None:
+def test_oldest_dead_letters_are_deleted_beyond_the_limit(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=500, dead_letter_max=100)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(str(number)) for number in range(500)])
@@ -442,7 +440,7 @@ def test_of_more_dead_letters_than_are_kept_the_oldest_go(scene: Scene) -> None:
     assert kept == ids[-len(kept) :]
 
 
-def test_what_was_never_delivered_is_no_orphan(scene: Scene) -> None:
+def test_undelivered_entry_is_not_swept_as_an_orphan(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=1)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -454,8 +452,8 @@ def test_what_was_never_delivered_is_no_orphan(scene: Scene) -> None:
     assert scene.state() == QueueState(pending={"one": ("a", 1)}, waiting=("two", "three"))
 
 
-def test_orphans_are_taken_at_once_by_whoever_waits(scene: Scene) -> None:
-    # nobody would look around by itself for longer than the test waits
+def test_waiting_consumer_takes_orphans_at_once(scene: Scene) -> None:
+    # janitors would not run by themselves for longer than the test waits
     consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -470,7 +468,7 @@ def test_orphans_are_taken_at_once_by_whoever_waits(scene: Scene) -> None:
     assert labels(received(consumer, 1)) == ["one"]
 
 
-def test_a_suspect_that_ended_before_its_company_was_noted_counts_as_refused_to_nobody(scene: Scene) -> None:
+def test_late_isolation_note_of_an_ended_suspect_is_not_counted_as_fenced(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -478,7 +476,7 @@ def test_a_suspect_that_ended_before_its_company_was_noted_counts_as_refused_to_
     consumer.ack(one)
     eventually(lambda: scene.state() == QueueState())
 
-    broker._session.note_company(one)
+    broker._session.outcomes.record_alongside(one)
 
     assert broker.counters(QUEUE)["fenced"] == 0
     assert scene.charges() == {}
@@ -488,7 +486,7 @@ def consumers(scene: Scene) -> set[bytes]:
     return {one["name"] for one in scene.client.xinfo_consumers(KEYS.stream, GROUP)}
 
 
-def test_a_process_that_stops_takes_its_name_with_it(scene: Scene) -> None:
+def test_stopped_process_deregisters_its_consumer(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -501,9 +499,7 @@ def test_a_process_that_stops_takes_its_name_with_it(scene: Scene) -> None:
     assert scene.client.zcard(KEYS.consumers) == 0
 
 
-def test_who_holds_nothing_and_was_not_heard_of_for_long_is_forgotten(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_consumer_without_entries_is_forgotten(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     consumer = scene.consumer("a", lease_ms=60_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -513,7 +509,7 @@ def test_who_holds_nothing_and_was_not_heard_of_for_long_is_forgotten(
     scene.client.zadd(KEYS.consumers, {"of an old heartbeat": 1, "of an old heartbeat, nowhere else": 1})
     scene.client.zadd(KEYS.consumers, {"dead just now": 0})
 
-    # as five minutes later for whoever has no heartbeat
+    # as five minutes later for a consumer without a heartbeat
     monkeypatch.setattr(janitor, "FORGET_CONSUMER_MS", -59_999)
     eventually(lambda: not swept(scene.brokers["a"]).n_orphans and b"without a heartbeat" not in consumers(scene))
 
@@ -526,9 +522,7 @@ def test_who_holds_nothing_and_was_not_heard_of_for_long_is_forgotten(
 
 
 @pytest.mark.parametrize("is_made", [True, False], ids=["group made", "group destroyed"])
-def test_who_was_not_heard_of_for_long_is_forgotten_where_nothing_was_ever_delivered(
-    scene: Scene, is_made: bool
-) -> None:
+def test_silent_consumer_is_forgotten_in_a_queue_without_deliveries(scene: Scene, is_made: bool) -> None:
     broker = scene.process("a")
     broker._session.keeper.add(KEYS)
     scene.client.zadd(KEYS.consumers, {"of an old heartbeat": 1})
@@ -547,7 +541,7 @@ def test_who_was_not_heard_of_for_long_is_forgotten_where_nothing_was_ever_deliv
     assert scene.client.zrange(KEYS.consumers, 0, -1) == [broker.consumer_name.encode()]
 
 
-def test_a_process_that_beats_less_often_than_consumers_are_forgotten_is_not_forgotten(scene: Scene) -> None:
+def test_consumer_with_a_long_lease_is_not_forgotten(scene: Scene) -> None:
     scene.consumer("a", lease_ms=3_600_000)
     name = scene.brokers["a"].consumer_name
     half_a_lease_ago = scene.client.zscore(KEYS.consumers, name) - 1_800_000
@@ -561,7 +555,7 @@ def test_a_process_that_beats_less_often_than_consumers_are_forgotten_is_not_for
     assert scene.client.zscore(KEYS.consumers, name) == half_a_lease_ago
 
 
-def test_what_was_noted_of_suspects_goes_with_them_whatever_an_operator_did(scene: Scene) -> None:
+def test_notes_of_suspects_are_removed_with_them(scene: Scene) -> None:
     consumer = scene.consumer("0")
     scene.brokers["0"].enqueue_many([message("one"), message("two")])
     for delivery in received(consumer, 2):
@@ -575,7 +569,7 @@ def test_what_was_noted_of_suspects_goes_with_them_whatever_an_operator_did(scen
     consumer.close()
     assert scene.charges().keys() == {"one", "two"}
     scene.die("1")
-    # made again it delivers for the first time, and nobody can tell that it did before
+    # a recreated group delivers entries as if for the first time
     scene.client.xgroup_destroy(KEYS.stream, GROUP)
     consumer = scene.consumer("2")
     broker = scene.brokers["2"]
@@ -590,8 +584,8 @@ def test_what_was_noted_of_suspects_goes_with_them_whatever_an_operator_did(scen
     assert not scene.client.exists(KEYS.suspects)
 
 
-def test_a_reply_that_was_lost_while_the_connection_lived_is_found(scene: Scene) -> None:
-    # nobody would look around by itself for longer than the test waits
+def test_reply_lost_on_a_live_connection_is_recovered(scene: Scene) -> None:
+    # janitors would not run by themselves for longer than the test waits
     consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -609,7 +603,7 @@ def test_a_reply_that_was_lost_while_the_connection_lived_is_found(scene: Scene)
     assert broker.counters(QUEUE)["redelivered"] == 1
 
 
-def test_one_call_takes_no_more_lost_replies_than_it_may(scene: Scene) -> None:
+def test_resync_takes_at_most_its_limit(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue_many([message(str(number)) for number in range(30)])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
@@ -622,7 +616,7 @@ def test_one_call_takes_no_more_lost_replies_than_it_may(scene: Scene) -> None:
     assert [label_of({flat[0]: flat[1]}) for _, _, flat, _ in found] == [str(number) for number in range(3, 13)]
 
 
-def test_any_number_of_ids_without_entry_is_removed_in_steps(scene: Scene) -> None:
+def test_any_number_of_ghosts_is_removed_in_steps(scene: Scene) -> None:
     producer = scene.process("producer")
     producer.enqueue_many([message(str(number)) for number in range(5_000)])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")

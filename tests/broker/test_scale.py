@@ -1,4 +1,4 @@
-"""What holds for a million messages as for ten. Minutes; run by ``make test-scale``, which prints the figures too."""
+"""Behaviour with a million messages. Takes minutes; run by ``make test-scale``, which also prints the figures."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.support import eventually
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(600)]
 
-# A script of the broker may hold the server up for so long; ten milliseconds are what others do not notice.
+# The longest time that a script may block the server; other clients do not notice ten milliseconds.
 LONGEST_SCRIPT_US = 10_000
 
 
 @pytest.fixture
 def large(tmp_path: Path) -> Iterator[Scene]:
-    """A server of its own that notes every command of more than ten milliseconds."""
+    """A dedicated server that logs every command of more than ten milliseconds."""
     options = {"appendonly": "no", "slowlog-log-slower-than": str(LONGEST_SCRIPT_US), "slowlog-max-len": "1000"}
     with (
         EmbeddedRedis(directory=tmp_path, unix_socket=True, options=options) as server,
@@ -43,11 +43,11 @@ def janitor_of(broker: RedisStreamsBroker) -> Janitor:
 
 
 def slow_commands(client: Any) -> list[int]:
-    """How many µs each script of more than ten milliseconds took."""
+    """Return the µs that each script of more than ten milliseconds took."""
     return [one["duration"] for one in client.slowlog_get(1_000) if one["command"].startswith(b"EVAL")]
 
 
-def test_a_million_messages_that_are_due_at_once_are_promoted_in_short_steps_and_in_order(large: Scene) -> None:
+def test_a_million_due_messages_are_promoted_in_short_steps_and_in_order(large: Scene) -> None:
     n, step = 1_000_000, 10_000
     payload = message("x").encode()
     fill = """for i = tonumber(ARGV[1]), tonumber(ARGV[1]) + tonumber(ARGV[2]) - 1 do
@@ -86,11 +86,11 @@ def test_a_million_messages_that_are_due_at_once_are_promoted_in_short_steps_and
     assert broker.counters(QUEUE)["promoted"] == n
 
 
-def test_thirty_orphans_behind_two_hundred_thousand_pending_entries_are_found_in_one_pass(large: Scene) -> None:
+def test_orphans_behind_200_000_pending_entries_are_found_in_one_pass(large: Scene) -> None:
     n, n_orphans = 200_000, 30
     broker = large.process("a")
     holder = broker.consume(QUEUE, prefetch=0, timeout=50)
-    # The thread of the janitor looks too; this test asks it round by round.
+    # The janitor's thread would sweep, too; this test runs its rounds one by one.
     broker._session._queues[QUEUE].janitor.stop()
     fill = """for i = 1, tonumber(ARGV[1]) do redis.call('XADD', KEYS[1], '*', 'message', ARGV[2]) end"""
     for _ in range(0, n, 10_000):
@@ -134,7 +134,7 @@ def test_delayed_messages_run_when_they_are_due(large: Scene) -> None:
     assert late_ms[0] > -2, "nothing runs early"
 
 
-def test_fifty_queues_in_eight_processes_cost_what_one_in_one_does(tmp_path: Path) -> None:
+def test_fifty_queues_cost_each_process_no_more_than_one(tmp_path: Path) -> None:
     n_queues, n_processes, n_threads = 50, 8, 4
     names = [QUEUE, *(f"{QUEUE}-{number}" for number in range(1, n_queues))]
     options = {"appendonly": "no"}
@@ -166,8 +166,8 @@ def test_fifty_queues_in_eight_processes_cost_what_one_in_one_does(tmp_path: Pat
     print(f"\n{n_processes} processes of {n_queues} queues boot in {booted_s:.1f} s, one after the other")
     print(f"{n_each:.1f} connections a process, {per_second:.2f} commands a second, process and queue")
     assert per_second <= 2
-    # What is documented: two per queue and the keeper's, and what its threads borrow: a consumer's and a janitor's per
-    # queue, keeper, settler, and the workers', which tell what ran over connections of their own, too.
+    # As documented: two per queue, one of the keeper, and those borrowed by threads: a consumer's and a janitor's per
+    # queue, keeper, settler, and the workers', which also report runs over their own connections.
     assert n_each <= 2 * n_queues + 1 + 2 * n_queues + 2 + 2 * n_threads + 1
 
 
@@ -176,6 +176,6 @@ def has_consumers(client: Any, queue_name: str, n: int) -> bool:
 
 
 def calls(client: Any) -> int:
-    """How many commands the server ran so far, those inside scripts included, those that asked for this not."""
+    """Return the number of commands the server ran so far, inside scripts too, without those that ask for it."""
     told = client.info("commandstats")
     return sum(one["calls"] for name, one in told.items() if name not in ("cmdstat_info", "cmdstat_client|list"))

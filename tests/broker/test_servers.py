@@ -1,4 +1,4 @@
-"""Servers behind TLS and behind a Sentinel: what the broker does there, its keeper process included."""
+"""Servers behind TLS and behind a Sentinel, also for the keeper process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.system.events import free_port
 
 
 def beats_by_eval(client: Any, *, local_port: int) -> bool:
-    """Whether somebody runs scripts by EVAL through this port, as nobody but a keeper process does."""
+    """Return whether a client runs scripts by EVAL through this port, as only keeper processes do."""
     return any(one["cmd"] == "eval" and one["laddr"].endswith(f":{local_port}") for one in client.client_list())
 
 
 def keeper_is_connected(broker: RedisStreamsBroker, port: int) -> bool:
-    """Whether the keeper process itself has found this port: the thread behind it beats as well while it has not."""
+    """Return whether the keeper process uses this port; until then a thread of its parent writes heartbeats."""
     child_pid = broker._session.keeper.child_pid
     assert child_pid is not None
     return any(one.raddr and one.raddr.port == port for one in psutil.Process(child_pid).net_connections(kind="tcp"))
@@ -37,7 +37,7 @@ def keeper_is_connected(broker: RedisStreamsBroker, port: int) -> bool:
 
 @pytest.fixture
 def encrypted(tmp_path: Path) -> Iterator[tuple[EmbeddedRedis, int]]:
-    """A server, and its port for TLS, with a certificate by a CA of our own in ``ca.crt``."""
+    """A server and its TLS port, with a certificate of a private CA in ``ca.crt``."""
 
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
@@ -56,9 +56,7 @@ def encrypted(tmp_path: Path) -> Iterator[tuple[EmbeddedRedis, int]]:
         yield server, port
 
 
-def test_work_and_heartbeats_go_over_tls_with_a_ca_of_our_own(
-    encrypted: tuple[EmbeddedRedis, int], tmp_path: Path
-) -> None:
+def test_work_and_heartbeats_use_tls_with_a_private_ca(encrypted: tuple[EmbeddedRedis, int], tmp_path: Path) -> None:
     server, port = encrypted
     ran: list[int] = []
     broker = RedisStreamsBroker(
@@ -83,7 +81,7 @@ def test_work_and_heartbeats_go_over_tls_with_a_ca_of_our_own(
     assert sorted(ran) == list(range(100))
 
 
-def test_a_server_whose_certificate_is_by_nobody_we_know_is_refused(encrypted: tuple[EmbeddedRedis, int]) -> None:
+def test_server_with_an_untrusted_certificate_is_refused(encrypted: tuple[EmbeddedRedis, int]) -> None:
     _, port = encrypted
     broker = RedisStreamsBroker(f"rediss://127.0.0.1:{port}/0", middleware=[], enqueue_timeout_ms=0)
 
@@ -91,7 +89,7 @@ def test_a_server_whose_certificate_is_by_nobody_we_know_is_refused(encrypted: t
         broker.enqueue(message("one"))
 
 
-def test_a_server_that_became_a_replica_is_left() -> None:
+def test_connection_to_a_demoted_master_is_dropped() -> None:
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
         connections = Connections(redis.Redis.from_url(server.url))
         connections.run("CLIENT", "SETNAME", "ours", key="k")
@@ -101,7 +99,7 @@ def test_a_server_that_became_a_replica_is_left() -> None:
         with pytest.raises(dramatiq.errors.ConnectionClosed, match="read only"):
             connections.run("SET", "k", "v")
 
-        # who connects again asks the sentinel, or the name server, who the master is now
+        # a new connection asks the sentinel, or the name server, for the current master
         eventually(lambda: "ours" not in {one["name"] for one in asked.client_list()})
         connections.close()
 

@@ -1,4 +1,4 @@
-"""How a delivery ends, and who may say so."""
+"""The outcomes of deliveries, and the fencing of processes that lost them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labe
 from tests.support import eventually
 
 
-def test_a_message_that_is_done_is_acknowledged_and_removed(scene: Scene) -> None:
+def test_finished_message_is_acknowledged_and_removed(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many([message("one"), message("two")])
@@ -32,7 +32,7 @@ def test_a_message_that_is_done_is_acknowledged_and_removed(scene: Scene) -> Non
     assert broker.counters(QUEUE)["acked"] == 1
 
 
-def test_a_retry_leaves_the_delayed_copy_and_nothing_else(scene: Scene) -> None:
+def test_retry_leaves_only_the_delayed_copy(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -46,7 +46,7 @@ def test_a_retry_leaves_the_delayed_copy_and_nothing_else(scene: Scene) -> None:
     assert "acked" not in broker.counters(QUEUE)
 
 
-def test_a_retry_without_delay_goes_to_the_end_of_the_stream(scene: Scene) -> None:
+def test_retry_without_delay_goes_to_the_end_of_the_stream(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=1)
     broker = scene.brokers["a"]
     broker.enqueue_many([message("one"), message("two")])
@@ -58,7 +58,7 @@ def test_a_retry_without_delay_goes_to_the_end_of_the_stream(scene: Scene) -> No
     assert scene.state() == QueueState(waiting=("two", "one"))
 
 
-def test_a_rejected_message_becomes_a_dead_letter(scene: Scene) -> None:
+def test_rejected_message_becomes_a_dead_letter(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -76,7 +76,7 @@ def test_a_rejected_message_becomes_a_dead_letter(scene: Scene) -> None:
     )
 
 
-def test_messages_that_were_not_started_go_back_in_their_place_and_count_no_delivery(scene: Scene) -> None:
+def test_unstarted_messages_return_to_their_place_uncounted(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=3)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(label) for label in ("one", "two", "three", "four")])
@@ -87,14 +87,14 @@ def test_messages_that_were_not_started_go_back_in_their_place_and_count_no_deli
     scene.die("a")
 
     assert scene.state() == QueueState(
-        waiting=("four",), pending={"one": ("a", 1), "two": ("nobody", 0), "three": ("nobody", 0)}
+        waiting=("four",), pending={"one": ("a", 1), "two": ("handed back", 0), "three": ("handed back", 0)}
     )
     others = received(scene.consumer("b", prefetch=4), 4)
     assert {d.args[0]: d.deliveries for d in others} == {"one": 2, "two": 1, "three": 1, "four": 1}
 
 
 @pytest.mark.parametrize("by", ["take-over", "XCLAIM by hand"])
-def test_who_lost_an_entry_can_neither_reject_nor_retry_nor_return_it(scene: Scene, by: str) -> None:
+def test_process_that_lost_an_entry_cannot_reject_retry_or_return_it(scene: Scene, by: str) -> None:
     mine = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many([message("reject"), message("retry"), message("return")])
@@ -112,7 +112,7 @@ def test_who_lost_an_entry_can_neither_reject_nor_retry_nor_return_it(scene: Sce
     assert broker.counters(QUEUE)["fenced"] == 2
 
 
-def test_who_was_delivered_an_entry_again_can_not_reject_retry_or_return_what_it_was_delivered_before(
+def test_earlier_delivery_to_the_same_process_is_fenced(
     scene: Scene,
 ) -> None:
     mine = scene.consumer("a")
@@ -133,8 +133,8 @@ def test_who_was_delivered_an_entry_again_can_not_reject_retry_or_return_what_it
     assert broker.counters(QUEUE)["fenced"] == 2
 
 
-def test_what_is_handed_back_is_taken_at_once_by_whoever_waits(scene: Scene) -> None:
-    # nobody would look around by itself for longer than the test waits
+def test_waiting_consumer_takes_handed_back_entries_at_once(scene: Scene) -> None:
+    # janitors would not run by themselves for longer than the test waits
     mine = scene.consumer("a", lease_ms=600_000)
     other = scene.consumer("b", lease_ms=600_000, timeout=20_000)
     scene.brokers["a"].enqueue(message("one"))
@@ -152,7 +152,7 @@ def test_what_is_handed_back_is_taken_at_once_by_whoever_waits(scene: Scene) -> 
     assert labels(got) == ["one"]
 
 
-def test_what_follows_a_message_that_runs_again_is_there_once(scene: Scene) -> None:
+def test_follow_up_of_a_message_that_runs_again_is_added_once(scene: Scene) -> None:
     first, second = message("one"), message("two")
     first = first.copy(options={"pipe_target": second.asdict()})
 
@@ -168,13 +168,13 @@ def test_what_follows_a_message_that_runs_again_is_there_once(scene: Scene) -> N
         broker.emit_after("process_message", one, result=None)
 
     finish("a")
-    scene.die("a")  # before it acknowledged
+    scene.die("a")  # before the acknowledgement
     finish("b")
 
     assert scene.state() == QueueState(pending={"one": ("b", 2)}, waiting=("two",))
 
 
-def test_what_follows_a_finished_message_is_never_refused(scene: Scene) -> None:
+def test_follow_up_message_is_never_refused_by_a_full_queue(scene: Scene) -> None:
     first, second = message("one"), message("two")
     consumer = scene.consumer("a", middleware=[Pipelines()], max_queue_length=1)
     broker = scene.brokers["a"]
@@ -186,11 +186,11 @@ def test_what_follows_a_finished_message_is_never_refused(scene: Scene) -> None:
     broker.emit_after("process_message", one, result=None)
     consumer.ack(one)
 
-    # its room was the finished one's; refused, it would be lost
+    # it takes the place of the finished message; refused, it would be lost
     assert labels(received(consumer, 1)) == ["two"]
 
 
-def test_a_late_success_is_believed_and_counted(scene: Scene) -> None:
+def test_late_success_is_accepted_and_counted(scene: Scene) -> None:
     mine = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -203,7 +203,7 @@ def test_a_late_success_is_believed_and_counted(scene: Scene) -> None:
     assert broker.counters(QUEUE)["late"] == 1
 
 
-def test_a_message_that_was_taken_over_while_it_waited_here_does_not_start(scene: Scene) -> None:
+def test_message_taken_over_while_it_waited_does_not_start(scene: Scene) -> None:
     mine = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -218,7 +218,7 @@ def test_a_message_that_was_taken_over_while_it_waited_here_does_not_start(scene
     assert scene.state() == QueueState(pending={"one": ("b", 1)})
 
 
-def test_of_a_message_that_is_another_ones_now_no_middleware_hears_that_it_ended(scene: Scene) -> None:
+def test_middleware_is_not_called_after_the_lease_was_lost(scene: Scene) -> None:
     heard: list[str] = []
 
     class Heard(dramatiq.Middleware):
@@ -234,11 +234,11 @@ def test_of_a_message_that_is_another_ones_now_no_middleware_hears_that_it_ended
     for delivery in (others, ours):
         broker.emit_after("skip_message", delivery)
 
-    # Results would store that it failed, while it runs elsewhere
+    # Results would store a failure while the message runs elsewhere
     assert heard == ["ours"]
 
 
-def test_rejecting_what_is_gone_does_nothing(scene: Scene) -> None:
+def test_rejecting_a_removed_entry_does_nothing(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -250,7 +250,7 @@ def test_rejecting_what_is_gone_does_nothing(scene: Scene) -> None:
     assert scene.state() == QueueState()
 
 
-def test_a_flushed_message_is_not_brought_back_by_its_retry(scene: Scene) -> None:
+def test_retry_does_not_bring_back_a_flushed_message(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -263,7 +263,7 @@ def test_a_flushed_message_is_not_brought_back_by_its_retry(scene: Scene) -> Non
     assert scene.state() == QueueState()
 
 
-def test_a_full_server_settles_everything_and_refuses_only_what_is_new(scene: Scene) -> None:
+def test_full_server_settles_everything_and_refuses_only_new_messages(scene: Scene) -> None:
     consumer = scene.consumer("a", enqueue_timeout_ms=0)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(label) for label in ("done", "dies", "retried", "tried at once", "returned")])
@@ -293,7 +293,7 @@ def test_a_full_server_settles_everything_and_refuses_only_what_is_new(scene: Sc
     eventually(lambda: scene.state() == then)
 
 
-def test_a_full_server_hands_on_what_ran_in_two_crashes(scene: Scene) -> None:
+def test_full_server_redelivers_messages_that_ran_in_two_crashes(scene: Scene) -> None:
     scene.process("producer").enqueue(message("one"))
     scene.die_running("a", "b")
     survivor = scene.consumer("c", timeout=5_000)
@@ -304,7 +304,7 @@ def test_a_full_server_hands_on_what_ran_in_two_crashes(scene: Scene) -> None:
     assert suspect.charges == 1
 
 
-def test_a_full_server_takes_the_heartbeat_of_a_keeper_process(scene: Scene) -> None:
+def test_full_server_accepts_heartbeats_of_a_keeper_process(scene: Scene) -> None:
     scene.consumer("a")
     broker = scene.brokers["a"]
     name = broker.consumer_name
@@ -317,7 +317,7 @@ def test_a_full_server_takes_the_heartbeat_of_a_keeper_process(scene: Scene) -> 
     assert scene.client.zscore(KEYS.consumers, name) > 5
 
 
-def test_a_full_server_hands_the_messages_of_the_dead_to_others(scene: Scene) -> None:
+def test_full_server_redelivers_messages_of_dead_processes(scene: Scene) -> None:
     dying = scene.consumer("a")
     scene.brokers["a"].enqueue(message("one"))
     received(dying, 1)
@@ -331,13 +331,13 @@ def test_a_full_server_hands_the_messages_of_the_dead_to_others(scene: Scene) ->
         eventually(lambda: scene.state() == QueueState())
 
 
-def test_a_retry_that_cannot_be_written_is_not_acknowledged_away(scene: Scene) -> None:
+def test_message_whose_retry_cannot_be_written_is_not_acknowledged(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    scene.client.replicaof("127.0.0.1", "1")  # a failover: it takes no writes
+    scene.client.replicaof("127.0.0.1", "1")  # as in a failover: the server refuses writes
     try:
         with pytest.raises(BrokerConnectionError):
             fail(broker, one)
@@ -353,19 +353,19 @@ def test_a_retry_that_cannot_be_written_is_not_acknowledged_away(scene: Scene) -
     assert scene.state() == QueueState(delayed=("one",))
 
 
-def test_a_retry_that_was_counted_and_never_enqueued_is_not_acknowledged_away(scene: Scene) -> None:
+def test_retry_that_was_counted_but_not_enqueued_is_written_at_the_ack(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    one.options["retries"] = 1  # and then a time limit struck, or another middleware raised
+    one.options["retries"] = 1  # then a time limit interrupted, or another middleware raised
     consumer.ack(one)
 
     assert scene.state() == QueueState(delayed=("one",))
 
 
-def test_acknowledgements_are_written_before_the_broker_is_closed(scene: Scene) -> None:
+def test_close_writes_acknowledgements_first(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=1_000)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(str(n)) for n in range(1_000)])
@@ -378,7 +378,7 @@ def test_acknowledgements_are_written_before_the_broker_is_closed(scene: Scene) 
     assert scene.state() == QueueState()
 
 
-def test_a_close_tries_again_to_write_what_could_not_be_written(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_retries_failed_acknowledgements(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -400,9 +400,7 @@ def test_a_close_tries_again_to_write_what_could_not_be_written(scene: Scene, mo
     assert scene.state() == QueueState()
 
 
-def test_acknowledgements_in_quick_succession_are_written_together(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_acknowledgements_in_quick_succession_are_batched(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settler, "GATHER_S", 3_600)
     consumer = scene.consumer("a", prefetch=100)
     broker = scene.brokers["a"]
@@ -414,13 +412,13 @@ def test_acknowledgements_in_quick_succession_are_written_together(
     for delivery in plain[1:]:
         consumer.ack(delivery)
     assert broker.counters(QUEUE)["acked"] == 1
-    consumer.ack(ordered)  # the next of its key waits for it
+    consumer.ack(ordered)  # the next message of its key waits for it
 
     eventually(lambda: broker.counters(QUEUE)["acked"] == 91)
     assert broker.stats(QUEUE).in_flight == 0
 
 
-def test_a_closed_consumer_still_takes_acknowledgements(scene: Scene) -> None:
+def test_closed_consumer_still_accepts_acknowledgements(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -433,7 +431,7 @@ def test_a_closed_consumer_still_takes_acknowledgements(scene: Scene) -> None:
     assert scene.state() == QueueState()
 
 
-def test_a_consumer_that_stops_reading_gives_back_what_was_on_its_way_to_it(scene: Scene) -> None:
+def test_closed_consumer_hands_back_entries_still_in_transit(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     eventually(lambda: next(consumer) is None and consumer._read.is_waiting)
     scene.brokers["a"].enqueue(message("one"))
@@ -441,10 +439,10 @@ def test_a_consumer_that_stops_reading_gives_back_what_was_on_its_way_to_it(scen
 
     consumer.close()
 
-    assert scene.state() == QueueState(pending={"one": ("nobody", 0)})
+    assert scene.state() == QueueState(pending={"one": ("handed back", 0)})
 
 
-def test_a_consumer_that_stops_reading_keeps_what_runs(scene: Scene) -> None:
+def test_closed_consumer_keeps_running_messages(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=2, timeout=100)
     scene.brokers["a"].enqueue(message("one"))
     received(consumer, 1)
@@ -455,7 +453,7 @@ def test_a_consumer_that_stops_reading_keeps_what_runs(scene: Scene) -> None:
     assert scene.state() == QueueState(pending={"one": ("a", 1)})
 
 
-def test_a_new_consumer_of_the_same_process_does_not_run_what_the_old_one_still_runs(scene: Scene) -> None:
+def test_new_consumer_does_not_run_what_the_old_one_still_runs(scene: Scene) -> None:
     old = scene.consumer("a", prefetch=2)
     broker = scene.brokers["a"]
     broker.enqueue_many([message("one"), message("two"), message("three")])
@@ -472,7 +470,7 @@ def test_a_new_consumer_of_the_same_process_does_not_run_what_the_old_one_still_
 
 @contextmanager
 def full(scene: Scene) -> Iterator[None]:
-    """The server has no memory left."""
+    """Let the server run out of memory inside the block."""
     scene.client.config_set("maxmemory", "1")
     try:
         yield
@@ -481,7 +479,7 @@ def full(scene: Scene) -> Iterator[None]:
 
 
 def robbed(scene: Scene, by: str) -> None:
-    """Process b holds all that a had."""
+    """Return whether process b holds all messages that a had."""
     if by == "take-over":
         scene.age(scene.brokers["a"].consumer_name, idle_ms=60_000)
         scene.brokers["a"]._session.keeper.stop()
@@ -494,7 +492,7 @@ def robbed(scene: Scene, by: str) -> None:
         scene.client.xclaim(KEYS.stream, GROUP, name, 0, ids, retrycount=1)
 
 
-def test_acknowledgements_of_one_queue_do_not_wait_for_those_of_another_whose_node_is_away(
+def test_acknowledgements_do_not_wait_for_queues_of_an_unreachable_node(
     stage: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumer = stage.consumer("a")
@@ -534,9 +532,7 @@ def test_acknowledgements_of_one_queue_do_not_wait_for_those_of_another_whose_no
         consumers[queue].close()
 
 
-def test_an_error_that_nobody_thought_of_does_not_end_the_thread_that_writes(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unexpected_error_does_not_end_the_settler_thread(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -558,7 +554,7 @@ def test_an_error_that_nobody_thought_of_does_not_end_the_thread_that_writes(
 
 
 @pytest.mark.parametrize("ends", ["ack", "nack"])
-def test_an_interrupt_that_comes_when_the_job_has_ended_is_no_reason_to_leave_it_unsettled(
+def test_interrupt_after_the_job_ended_does_not_leave_it_unsettled(
     scene: Scene, ends: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumer = scene.consumer("a")
@@ -578,7 +574,7 @@ def test_an_interrupt_that_comes_when_the_job_has_ended_is_no_reason_to_leave_it
         return once_before_it_is_done
 
     monkeypatch.setattr(session.settler, "settle", interrupted(session.settler.settle))
-    monkeypatch.setattr(session, "bury_delivery", interrupted(session.bury_delivery))
+    monkeypatch.setattr(session.outcomes, "bury_delivery", interrupted(session.outcomes.bury_delivery))
 
     getattr(consumer, ends)(one)
 
@@ -587,7 +583,7 @@ def test_an_interrupt_that_comes_when_the_job_has_ended_is_no_reason_to_leave_it
     assert len(consumer._queue.deliveries) == 0
 
 
-def test_who_waits_until_a_message_is_written_is_woken() -> None:
+def test_wait_until_written_returns_when_the_message_is_forgotten() -> None:
     deliveries = Deliveries()
     one = Delivery(message("one"), entry_id="1-1", queue=QUEUE, consumer_name="me", deliveries=2, charges=1)
     deliveries.add([one])

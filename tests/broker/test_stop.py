@@ -1,4 +1,4 @@
-"""A process stops in bounded time while Redis hangs, however many queues it has, and loses nothing by it."""
+"""A process stops in bounded time while Redis hangs, whatever the number of its queues, and loses nothing."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def stop_while_redis_hangs(server: EmbeddedRedis, process: subprocess.Popen[str]
     os.kill(server.pid, signal.SIGSTOP)
     try:
         process.send_signal(signal.SIGTERM)
-        # to wait for an answer once per queue would take two minutes and more
+        # waiting for an answer once per queue would take over two minutes
         return process.wait(N_QUEUES * ANSWER_S)
     finally:
         os.kill(server.pid, signal.SIGCONT)
 
 
 @pytest.mark.slow
-def test_stop_asks_a_server_that_hangs_once_for_all_queues(tmp_path: Path) -> None:
+def test_stop_asks_a_hanging_server_once_for_all_queues(tmp_path: Path) -> None:
     with (
         EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"}) as server,
         redis.Redis.from_url(server.url) as found,

@@ -46,7 +46,7 @@ def enqueue(name):
             tried.append(label)
             sent = dramatiq.Message("q", "work", (label,), {}, {"unique_key": label})
             answered = broker.enqueue(sent)
-            # a crossed answer would tell the id of another thread's message
+            # a crossed answer would have the id of another thread's message
             (confirmed if answered.message_id == sent.message_id else crossed).append(label)
         except TimeLimitExceeded:
             interrupted.append(label)
@@ -67,10 +67,10 @@ print(json.dumps([confirmed, tried, interrupted, crossed]))
 """
 
 
-def test_threads_that_are_interrupted_while_they_enqueue_leave_no_crossed_answers(
+def test_threads_interrupted_while_enqueueing_leave_no_crossed_answers(
     redis_url: str, redis_client: redis.Redis
 ) -> None:
-    """As Dramatiq's TimeLimit and Shutdown interrupt: by an exception at any bytecode, half-read sockets included.
+    """Threads are interrupted as by TimeLimit and Shutdown: by an exception at any bytecode, also amid a socket read.
 
     In a process of its own: an interrupt may strike in a destructor too, which Python reports and goes on.
     """
@@ -84,9 +84,7 @@ def test_threads_that_are_interrupted_while_they_enqueue_leave_no_crossed_answer
     assert set(confirmed) <= set(found) <= set(tried)
 
 
-def test_of_a_hundred_producers_of_one_key_all_are_told_the_same_message(
-    redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_hundred_producers_of_one_key_all_get_the_same_message(redis_url: str, redis_client: redis.Redis) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[])
     told: list[str] = []
     start = threading.Barrier(100)
@@ -134,9 +132,7 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
 """
 
 
-def test_producers_that_fork_after_they_enqueued_do_not_share_a_connection(
-    redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_producers_that_fork_after_enqueueing_share_no_connection(redis_url: str, redis_client: redis.Redis) -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING, redis_url], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
@@ -144,7 +140,7 @@ def test_producers_that_fork_after_they_enqueued_do_not_share_a_connection(
     assert len(found) == len(set(found)) == 6 * 200
 
 
-def test_a_server_that_hangs_holds_nobody_up_for_ever_whatever_the_client_says(
+def test_client_without_timeout_does_not_wait_for_a_hanging_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("broker.connections.TIMEOUT_S", 0.1)
@@ -166,7 +162,7 @@ def test_a_server_that_hangs_holds_nobody_up_for_ever_whatever_the_client_says(
     assert raised
 
 
-def test_who_is_interrupted_before_the_answer_leaves_it_to_nobody(redis_url: str) -> None:
+def test_answer_to_an_interrupted_call_reaches_no_other_call(redis_url: str) -> None:
     connections = Connections(redis.Redis.from_url(redis_url))
 
     def interrupted() -> None:
@@ -181,9 +177,9 @@ def test_who_is_interrupted_before_the_answer_leaves_it_to_nobody(redis_url: str
     connections.close()
 
 
-def test_many_calls_of_a_script_that_is_flushed_between_them_are_all_answered(redis_url: str) -> None:
+def test_batched_calls_are_answered_when_the_script_cache_is_flushed(redis_url: str) -> None:
     connections = Connections(redis.Redis.from_url(redis_url))
-    # a name that no server ever knows stands for one that was forgotten just now
+    # a hash that no server knows stands for a script that was just flushed
     forgotten = Script("echo", "return KEYS[1]", "0" * 40)
 
     answers = connections.run_scripts(forgotten, [([f"k{number}"], []) for number in range(3)])
@@ -218,7 +214,7 @@ broker.close()
 
 
 @pytest.mark.parametrize(("how", "status"), [("exit", 3), ("raise", 1), ("return", 0)])
-def test_child_of_a_job_that_leaves_it_writes_nothing_about_its_message(
+def test_forked_child_that_leaves_its_job_settles_nothing(
     redis_client: redis.Redis, redis_url: str, how: str, status: int
 ) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[])

@@ -1,4 +1,4 @@
-"""A message that failed is not acknowledged, whatever raises around it: it is tried again or becomes a dead letter."""
+"""A message that failed is not acknowledged, whatever raises around it: it is retried or becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import eventually
 
 
 class Raising(Middleware):
-    """Raises in one hook, as often as asked."""
+    """Raises in one hook a given number of times."""
 
     def __init__(self, hook: str, error: Exception, *, times: int = 1) -> None:
         self._error, self._left = error, times
@@ -32,7 +32,7 @@ class Raising(Middleware):
 
 
 def ended(broker: RedisStreamsBroker) -> list[DeadLetter]:
-    """The dead letters once nothing of the queue is left."""
+    """Wait until the queue is empty and return its dead letters."""
     with working(broker, threads=1):
         broker.join("default", timeout=30_000)
     return broker.dead_letters("default").list()
@@ -74,7 +74,7 @@ def test_failure_whose_retry_predicate_raises_becomes_a_dead_letter(redis_url: s
         assert "Retries raised ZeroDivisionError: a bug of the predicate" in dead_letter.error
 
 
-def test_unhandled_failure_is_reported_to_whoever_waits_for_its_result(redis_url: str) -> None:
+def test_unhandled_failure_reaches_callers_that_wait_for_the_result(redis_url: str) -> None:
     backend = StubBackend()
     with broker_on(redis_url, Results(backend=backend)) as broker:
 
@@ -89,7 +89,7 @@ def test_unhandled_failure_is_reported_to_whoever_waits_for_its_result(redis_url
             sent.get_result(backend=backend)
 
 
-def test_unhandled_dead_letter_runs_when_it_is_requeued(redis_url: str) -> None:
+def test_unhandled_dead_letter_runs_when_requeued(redis_url: str) -> None:
     tries: list[str] = []
     with broker_on(redis_url) as broker:
 
@@ -107,7 +107,7 @@ def test_unhandled_dead_letter_runs_when_it_is_requeued(redis_url: str) -> None:
     assert tries == ["one", "one"]
 
 
-def test_retry_that_cannot_be_encoded_becomes_a_dead_letter_of_the_original(redis_url: str) -> None:
+def test_unencodable_retry_becomes_a_dead_letter_of_the_original(redis_url: str) -> None:
     with broker_on(redis_url, quick_retries()) as broker:
 
         @dramatiq.actor(broker=broker)
@@ -128,7 +128,7 @@ def test_retry_that_cannot_be_encoded_becomes_a_dead_letter_of_the_original(redi
 
 
 @pytest.mark.parametrize("delay", ["soon", float("nan"), [1]])
-def test_retry_with_a_delay_that_is_no_number_becomes_a_dead_letter(redis_url: str, delay: Any) -> None:
+def test_retry_with_an_invalid_delay_becomes_a_dead_letter(redis_url: str, delay: Any) -> None:
     with broker_on(redis_url, quick_retries()) as broker:
 
         @dramatiq.actor(broker=broker)
@@ -144,7 +144,7 @@ def test_retry_with_a_delay_that_is_no_number_becomes_a_dead_letter(redis_url: s
 
 @pytest.mark.parametrize("hook", ["after_process_message", "before_process_message", "after_nack", "after_enqueue"])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_failure_is_tried_again_whichever_hook_of_another_middleware_raises(
+def test_failure_is_retried_whichever_hook_of_another_middleware_raises(
     redis_url: str, hook: str, is_first: bool
 ) -> None:
     tries: list[int] = []
@@ -164,7 +164,7 @@ def test_failure_is_tried_again_whichever_hook_of_another_middleware_raises(
     assert len(tries) == 3
 
 
-def test_retry_that_a_middleware_refuses_is_written_with_its_delay(scene: Scene) -> None:
+def test_retry_refused_by_a_middleware_is_written_with_its_delay(scene: Scene) -> None:
     class Refusing(Middleware):
         def before_enqueue(self, broker: Any, message: Any, delay: int | None) -> None:
             if "retries" in message.options:
@@ -212,8 +212,8 @@ def test_rejection_is_written_though_a_middleware_refuses_it(redis_url: str, sig
         assert dead_letter.reason == "failed"
 
 
-def test_failure_that_a_middleware_enqueues_again_is_acknowledged(redis_url: str) -> None:
-    """As a retry of the middleware's own, which counts nothing in the options of Dramatiq's."""
+def test_failure_enqueued_again_by_a_middleware_is_acknowledged(redis_url: str) -> None:
+    """The middleware has its own retries, which do not count in Dramatiq's options."""
 
     class Again(Middleware):
         def after_process_message(
@@ -238,7 +238,7 @@ def test_failure_that_a_middleware_enqueues_again_is_acknowledged(redis_url: str
     assert len(tries) == 3
 
 
-def test_failure_that_a_middleware_takes_away_is_acknowledged(redis_url: str) -> None:
+def test_failure_cleared_by_a_middleware_is_acknowledged(redis_url: str) -> None:
     class Tolerant(Middleware):
         def after_process_message(
             self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
@@ -257,7 +257,7 @@ def test_failure_that_a_middleware_takes_away_is_acknowledged(redis_url: str) ->
         assert broker.counters("default")["acked"] == 1
 
 
-def test_failure_that_no_middleware_has_heard_of_is_buried_at_its_acknowledgement(scene: Scene) -> None:
+def test_failure_unseen_by_middleware_becomes_a_dead_letter_at_the_ack(scene: Scene) -> None:
     nacked: list[str] = []
 
     class Heard(Middleware):
@@ -269,7 +269,7 @@ def test_failure_that_no_middleware_has_heard_of_is_buried_at_its_acknowledgemen
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    # the Worker's own look at an exception raised, and it goes on to acknowledge what it has not told of
+    # the Worker's own handling of the exception raised, and it acknowledges without calling middleware
     one.stuff_exception(ValueError("no such pet"))
     consumer.ack(one)
 
@@ -342,7 +342,7 @@ STRANGE: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), STRANGE)
-def test_entry_with_a_strange_option_becomes_a_dead_letter_that_names_it(stage: Scene, name: str, value: Any) -> None:
+def test_entry_with_an_invalid_option_becomes_a_dead_letter_that_names_it(stage: Scene, name: str, value: Any) -> None:
     consumer = stage.consumer("a", middleware=[quick_retries(), Callbacks(), Pipelines()])
     strange = message("strange", unique_key="u", ordering_key="k").copy(options={name: value})
     stage.client.xadd(KEYS.stream, {"message": strange.encode()})
@@ -358,7 +358,7 @@ def test_entry_with_a_strange_option_becomes_a_dead_letter_that_names_it(stage: 
 
 
 @pytest.mark.parametrize(("name", "value"), STRANGE)
-def test_producer_of_a_strange_option_is_refused(stage: Scene, name: str, value: Any) -> None:
+def test_enqueue_refuses_an_invalid_option(stage: Scene, name: str, value: Any) -> None:
     from broker import InvalidMessage
 
     broker = stage.process("a")
@@ -391,7 +391,7 @@ def test_producer_of_a_strange_option_is_refused(stage: Scene, name: str, value:
     ],
     ids=str,
 )
-def test_option_that_dramatiq_takes_is_taken(stage: Scene, options: dict[str, Any]) -> None:
+def test_option_that_dramatiq_accepts_is_accepted(stage: Scene, options: dict[str, Any]) -> None:
     options.pop("something", None)
 
     stage.process("a").enqueue(message("one", **options))
@@ -402,7 +402,7 @@ def test_option_that_dramatiq_takes_is_taken(stage: Scene, options: dict[str, An
 @pytest.mark.parametrize(
     ("option", "value"), [("max_retries", "x"), ("throws", "ValueError"), ("time_limit", "1 min"), ("on_failure", 1)]
 )
-def test_actor_with_a_strange_option_is_refused_when_it_is_declared(redis_url: str, option: str, value: Any) -> None:
+def test_actor_with_an_invalid_option_is_refused_at_declaration(redis_url: str, option: str, value: Any) -> None:
     from broker import InvalidOption
 
     with broker_on(redis_url, *(one() for one in dramatiq.middleware.default_middleware)) as broker:
@@ -413,8 +413,8 @@ def test_actor_with_a_strange_option_is_refused_when_it_is_declared(redis_url: s
         assert broker.actors == {}
 
 
-def test_failure_is_tried_again_though_an_interrupt_strikes_after_it(redis_url: str) -> None:
-    """A time limit may strike while middleware hears of the failure, before Retries does."""
+def test_failure_is_retried_though_an_interrupt_follows(redis_url: str) -> None:
+    """A time limit may interrupt the middleware calls for the failure before Retries is called."""
     interrupted, tries = threading.Event(), list[int]()
 
     class Interrupting(Middleware):

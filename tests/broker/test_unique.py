@@ -1,4 +1,4 @@
-"""A unique key stands for a message that waits; it outlives neither its message's removal nor its being skipped."""
+"""A unique key belongs to a waiting message and is freed when that message starts, is removed or is skipped."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_retry_leaves_the_lock_to_a_message_sent_while_it_ran(scene: Scene) -> N
     assert broker.enqueue(message("third", unique_key="u")).message_id == second.message_id
 
 
-def test_of_dead_letters_of_one_key_that_are_requeued_one_takes_the_lock(scene: Scene) -> None:
+def test_one_of_several_requeued_dead_letters_takes_the_unique_lock(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     ids = []
@@ -213,7 +213,7 @@ def test_janitor_forgets_messages_of_unique_keys_that_were_removed_by_hand(scene
     assert broker.enqueue(message("again", unique_key="kept")).message_id == kept.message_id
 
 
-def test_what_is_flushed_leaves_no_note_of_its_unique_keys(scene: Scene) -> None:
+def test_flush_removes_notes_of_unique_keys(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("one", unique_key="u"))
 
@@ -223,7 +223,7 @@ def test_what_is_flushed_leaves_no_note_of_its_unique_keys(scene: Scene) -> None
 
 
 class Cancelled(Middleware):
-    """Skips what was cancelled, as dramatiq-abort does."""
+    """Skips cancelled messages, as dramatiq-abort does."""
 
     def __init__(self, *labels: str) -> None:
         self._labels = labels
@@ -233,7 +233,7 @@ class Cancelled(Middleware):
             raise SkipMessage("cancelled")
 
 
-def test_what_was_coalesced_onto_a_cancelled_message_runs_in_its_place(redis_url: str) -> None:
+def test_message_coalesced_onto_a_cancelled_one_runs_in_its_place(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, Cancelled("cancelled")) as broker:
 
@@ -250,7 +250,7 @@ def test_what_was_coalesced_onto_a_cancelled_message_runs_in_its_place(redis_url
     assert ran == ["newest"]
 
 
-def test_what_was_coalesced_onto_a_message_that_is_too_old_runs(redis_url: str) -> None:
+def test_message_coalesced_onto_one_that_is_too_old_runs(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, AgeLimit(max_age=60_000)) as broker:
 
@@ -268,7 +268,7 @@ def test_what_was_coalesced_onto_a_message_that_is_too_old_runs(redis_url: str) 
     assert ran == ["young"]
 
 
-def test_what_was_coalesced_onto_a_message_that_runs_does_not_run(redis_url: str) -> None:
+def test_message_coalesced_onto_one_that_runs_does_not_run(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, Cancelled()) as broker:
 
@@ -283,7 +283,7 @@ def test_what_was_coalesced_onto_a_message_that_runs_does_not_run(redis_url: str
     assert ran == ["first"]
 
 
-def test_what_was_coalesced_onto_a_cancelled_message_survives_a_crash(scene: Scene) -> None:
+def test_message_coalesced_onto_a_cancelled_one_survives_a_crash(scene: Scene) -> None:
     producer = scene.process("producer")
     producer.enqueue(message("cancelled", unique_key="u"))
     producer.enqueue(message("second", unique_key="u"))
@@ -305,7 +305,7 @@ def test_what_was_coalesced_onto_a_cancelled_message_survives_a_crash(scene: Sce
 
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_stage_of_a_pipeline_is_not_coalesced(redis_url: str, which: str) -> None:
-    """Either stage shares its key with a message that waits already."""
+    """Each stage shares its key with a message that already waits."""
     ran: list[str] = []
     with broker_on(redis_url, Pipelines()) as broker:
 
@@ -343,7 +343,7 @@ def test_member_of_a_group_with_callbacks_is_not_coalesced(redis_url: str) -> No
     assert ran == ["waits", "member 0", "member 1", "member 2", "completed"]
 
 
-def test_stage_of_a_pipeline_that_found_its_key_free_holds_it(scene: Scene) -> None:
+def test_pipeline_stage_takes_a_free_unique_key(scene: Scene) -> None:
     broker = scene.process("a")
     stage = message("stage", unique_key="u").copy(options={"pipe_target": message("next").asdict()})
     broker.enqueue(stage)
@@ -371,7 +371,7 @@ def test_lock_survives_a_retry_under_a_worker(redis_url: str) -> None:
     assert ran == ["first"]
 
 
-def test_full_server_takes_the_retry_of_a_unique_key(scene: Scene) -> None:
+def test_full_server_accepts_the_retry_of_a_unique_key(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("first", unique_key="u"))

@@ -1,4 +1,4 @@
-"""Under Dramatiq's own Worker, with Dramatiq's own middleware."""
+"""The broker with Dramatiq's own Worker and middleware."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_message_runs_once_and_leaves_nothing(redis_url: str, redis_client
     assert redis_client.xpending(STREAM, "cluster-workers")["pending"] == 0
 
 
-def test_a_failure_is_tried_again_and_then_done(redis_url: str) -> None:
+def test_failed_job_is_retried_and_then_succeeds(redis_url: str) -> None:
     attempts = []
     with broker_on(redis_url, [Retries(min_backoff=1, max_backoff=20), CurrentMessage()]) as broker:
 
@@ -96,7 +96,7 @@ def test_results_pipelines_and_groups_work(redis_url: str, redis_client: redis.R
             assert list(together.get_results(block=True, timeout=20_000)) == [0, 2, 4, 6, 8]
 
 
-def test_an_actor_that_nobody_declared_makes_a_dead_letter_and_its_queue_goes_on(redis_url: str) -> None:
+def test_undeclared_actor_makes_a_dead_letter_and_the_queue_continues(redis_url: str) -> None:
     done = threading.Event()
     with broker_on(redis_url, [Retries()]) as broker:
 
@@ -113,7 +113,9 @@ def test_an_actor_that_nobody_declared_makes_a_dead_letter_and_its_queue_goes_on
     assert (dead_letter.reason, dead_letter.actor_name) == ("unknown-actor", "unknown")
 
 
-def test_who_waits_for_a_result_is_told_of_messages_that_never_run(redis_url: str, redis_client: redis.Redis) -> None:
+def test_callers_waiting_for_results_learn_of_messages_that_never_run(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
     told: list[dict[str, Any]] = []
     results = Results(backend=RedisBackend(client=redis_client))
     with broker_on(redis_url, [Retries(), Callbacks(), results]) as broker:
@@ -161,7 +163,7 @@ def test_who_waits_for_a_result_is_told_of_messages_that_never_run(redis_url: st
     assert dead_letters[doomed.message_id].deliveries == 2
 
 
-def test_a_worker_thread_outlives_whatever_its_messages_do(redis_url: str) -> None:
+def test_worker_thread_survives_any_message(redis_url: str) -> None:
     n_done = 0
     with broker_on(redis_url, [Retries(max_retries=0)]) as broker:
 
@@ -181,7 +183,7 @@ def test_a_worker_thread_outlives_whatever_its_messages_do(redis_url: str) -> No
             eventually(lambda: len(broker.dead_letters("default")) == 21, within_s=20)
 
 
-def test_what_was_not_started_goes_back_when_a_worker_stops(redis_url: str, redis_client: redis.Redis) -> None:
+def test_unstarted_messages_are_handed_back_when_a_worker_stops(redis_url: str, redis_client: redis.Redis) -> None:
     started, release = threading.Event(), threading.Event()
     with broker_on(redis_url, []) as broker:
 
@@ -216,7 +218,7 @@ def test_what_was_not_started_goes_back_when_a_worker_stops(redis_url: str, redi
     assert set(ran) | {0} == set(range(10))
 
 
-def test_join_waits_for_what_runs_and_for_what_is_delayed(redis_url: str) -> None:
+def test_join_waits_for_running_and_delayed_messages(redis_url: str) -> None:
     release = threading.Event()
     with broker_on(redis_url, []) as broker:
 
@@ -236,7 +238,7 @@ def test_join_waits_for_what_runs_and_for_what_is_delayed(redis_url: str) -> Non
                 broker.join("default", timeout=300)
 
 
-def test_flushing_a_queue_leaves_nothing_and_it_still_works(redis_url: str, redis_client: redis.Redis) -> None:
+def test_flushed_queue_is_empty_and_still_works(redis_url: str, redis_client: redis.Redis) -> None:
     ran = threading.Event()
     with broker_on(redis_url, []) as broker:
 

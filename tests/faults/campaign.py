@@ -1,4 +1,4 @@
-"""Rounds of misfortune, and the verdict over each."""
+"""The campaign: runs a round of each nemesis and judges whether messages were lost."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tests.faults.stage import Stage
 
 N_PRODUCERS = 2
 LONGEST_ROUND_S = 900.0
-# A lease, an orphan sweep and the longest job follow each other at worst; the rest is for a loaded machine.
+# At worst a lease, an orphan sweep and the longest job follow each other; the rest is slack for a loaded machine.
 DRAIN_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One round.
+    """The outcome of one round.
 
     Attributes:
-        verdict: over what was left when the queue had run dry, or had not within its time.
-        lost_meanwhile: what was nowhere at some moment in the middle.
-        held: how many messages the queue still held in the end; 0 unless something is stuck.
-        acts: what was done, and how often.
+        verdict: the verdict on the final state, after the queue was drained or its time was over.
+        lost_meanwhile: messages that were nowhere at some moment during the round.
+        held: the number of messages that the queue still held in the end; 0 unless some are stuck.
+        acts: the injected faults, and how often.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Outcome:
 
 
 def run_round(stage: Stage, nemesis: Nemesis, *, n_messages: int, seed: int, first_uid: str, round_s: float) -> Outcome:
-    """Enqueue for ``round_s``, or as long as that takes, do harm meanwhile, heal, wait, judge."""
+    """Enqueue for ``round_s`` or longer while faults are injected, then heal, drain the queue and judge."""
     rng = random.Random(f"{seed}/{nemesis.name}")
     began = time.monotonic()
     stage.ledger.clear()
@@ -65,7 +65,7 @@ def run_round(stage: Stage, nemesis: Nemesis, *, n_messages: int, seed: int, fir
                 lost.update(_look(stage))
             time.sleep(rng.uniform(*nemesis.pause_s))
             if time.monotonic() - began > LONGEST_ROUND_S:
-                raise TimeoutError(f"the producers of {nemesis.name} do not end: {stage.last_words()}")
+                raise TimeoutError(f"the producers of {nemesis.name} did not end in time: {stage.last_words()}")
         if any(producer.wait() for producer in producers):
             raise RuntimeError(f"a producer of {nemesis.name} failed: {stage.last_words()}")
     finally:
@@ -80,7 +80,7 @@ def run_round(stage: Stage, nemesis: Nemesis, *, n_messages: int, seed: int, fir
 
 
 def run(stage: Stage, names: Sequence[str], *, n_messages: int, seed: int, round_s: float) -> list[Outcome]:
-    """A round of each nemesis, with so many messages each; told as it goes."""
+    """Run a round of each nemesis with ``n_messages`` each, printing every outcome."""
     outcomes = []
     for number, name in enumerate(names):
         outcome = run_round(
@@ -91,12 +91,12 @@ def run(stage: Stage, names: Sequence[str], *, n_messages: int, seed: int, round
             first_uid=f"r{number}p",
             round_s=round_s,
         )
-        tell(outcome)
+        print_outcome(outcome)
         outcomes.append(outcome)
     return outcomes
 
 
-def tell(outcome: Outcome) -> None:
+def print_outcome(outcome: Outcome) -> None:
     verdict = outcome.verdict
     print(
         f"{'ok  ' if outcome.is_good else 'FAIL'} {outcome.name:<11} {outcome.took_s:>6.1f} s  "
@@ -112,7 +112,7 @@ def tell(outcome: Outcome) -> None:
         ("overtaken", verdict.overtaken),
     ):
         if uids:
-            print(f"     {what}: {len(uids)}, as {'; '.join(uids[:5])}", flush=True)
+            print(f"     {what}: {len(uids)}, e.g. {'; '.join(uids[:5])}", flush=True)
     if outcome.held:
         print(f"     stuck: the queue still holds {outcome.held}", flush=True)
 
@@ -122,7 +122,7 @@ def _do(act: object, stage: Stage, rng: random.Random) -> str:
     try:
         return str(act(stage, rng))
     except redis.RedisError as error:
-        # another act's doing: no group to hurt yet, a server that is down or full
+        # caused by another act: there is no group yet, or the server is down or full
         return f"{getattr(act, '__name__', act)} failed: {type(error).__name__}"
 
 
@@ -136,7 +136,7 @@ def _look(stage: Stage) -> tuple[str, ...]:
 
 
 def _without_stragglers(entries: Entries, first_uid: str) -> Entries:
-    """This round's. A second run of a message that was done may end after its own round was judged."""
+    """Return only this round's entries: a second run of a finished message may end after its round was judged."""
     return replace(entries, runs={uid: n for uid, n in entries.runs.items() if uid.startswith(first_uid)})
 
 

@@ -1,4 +1,4 @@
-"""What is done to a stage: each nemesis is one kind of misfortune, done again and again while messages flow."""
+"""The faults of a campaign: each nemesis injects one kind of fault repeatedly while messages flow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.faults.stage import LEASE_MS, Stage, WatchedStage
 
 Act = Callable[[Stage, random.Random], str]
 
-# What a message's life goes through, and what looks after it. The proxy aims at each of them by name.
+# The calls in a message's life, and those of the maintenance. The proxy can cut each of them by name.
 SCRIPTS: Final = (
     "enqueue",
     "enqueue_plain",
@@ -51,13 +51,13 @@ USUAL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Nemesis:
-    """A kind of misfortune.
+    """A kind of fault.
 
     Attributes:
-        acts: one of them is done at a time, at random; each says what it did.
-        pause_s: between two acts, at least and at most.
-        kinds: what is enqueued meanwhile, by weight.
-        stage: what it is played on.
+        acts: the faults to inject, one at a time, at random; each returns what it did.
+        pause_s: the shortest and the longest pause between two acts.
+        kinds: the kinds of messages to enqueue meanwhile, by weight.
+        stage: the class of the stage.
     """
 
     name: str
@@ -72,7 +72,7 @@ def nothing(stage: Stage, rng: random.Random) -> str:
 
 
 def cut_a_script(stage: Stage, rng: random.Random) -> str:
-    """The next call of some script is cut, before the server gets it or before its answer arrives."""
+    """Cut the next calls of a random script, before the server gets them or before their answers arrive."""
     name = rng.choice(SCRIPTS)
     where: Where = rng.choice(("before", "after"))
     stage.outage.aim(name, where, times=rng.choice((1, 1, 2, 5)))
@@ -99,20 +99,20 @@ def hang(stage: Stage, rng: random.Random) -> str:
 def kill_a_process(stage: Stage, rng: random.Random) -> str:
     workers = [worker for pod in stage.pods for worker in pod.workers()]
     if not workers:
-        return "found nobody to kill"
+        return "found no process to kill"
     with suppress(psutil.NoSuchProcess):
         rng.choice(workers).kill()
     return "killed a process"
 
 
 def kill_a_master(stage: Stage, rng: random.Random) -> str:
-    """Alone, as the kernel does when memory runs out: its workers must not go on unseen."""
+    """Kill a master alone, as the kernel does when memory runs out; its workers must not outlive it."""
     rng.choice(stage.pods).lose_master()
     return "killed a master"
 
 
 def block_the_log(stage: Stage, rng: random.Random) -> str:
-    """Longer than the lease: whoever reads the log of a pod stalls."""
+    """Stop reading a pod's log for longer than the lease."""
     with rng.choice(stage.pods).blocking_its_log():
         time.sleep(LEASE_MS / 1000 * rng.uniform(1.0, 2.5))
     return "blocked a log"
@@ -124,7 +124,7 @@ def lose_a_machine(stage: Stage, rng: random.Random) -> str:
 
 
 def freeze(stage: Stage, rng: random.Random) -> str:
-    """Longer than the lease, then let it go on as if nothing had been."""
+    """Suspend processes for about the length of a lease, then resume them."""
     workers = [worker for pod in stage.pods for worker in pod.workers()]
     frozen = rng.sample(workers, k=min(len(workers), rng.choice((1, 1, 2))))
     for worker in frozen:
@@ -152,15 +152,15 @@ def delete_a_consumer(stage: Stage, rng: random.Random) -> str:
     return "XGROUP DELCONSUMER"
 
 
-def acknowledge_inspector(stage: Stage, rng: random.Random) -> str:
+def acknowledge_by_hand(stage: Stage, rng: random.Random) -> str:
     ids = _pending(stage, rng)
     if ids:
         stage.client.xack(STREAM, GROUP, *ids)
     return "XACK"
 
 
-def claim_inspector(stage: Stage, rng: random.Random) -> str:
-    """As the seed's runbook has it: claim for a consumer of one's own, and acknowledge or not."""
+def claim_by_hand(stage: Stage, rng: random.Random) -> str:
+    """Claim entries for an operator's consumer, and acknowledge them or not."""
     ids = _pending(stage, rng)
     if ids:
         stage.client.xclaim(STREAM, GROUP, "rescue-consumer", 0, ids)
@@ -175,7 +175,7 @@ def destroy_the_group(stage: Stage, rng: random.Random) -> str:
 
 
 def move_the_group(stage: Stage, rng: random.Random) -> str:
-    """To the end, as somebody does who wants to skip a backlog, or to the beginning."""
+    """Move the group to the end of the stream, as to skip a backlog, or to its beginning."""
     where = rng.choice(("$", "0"))
     stage.client.xgroup_setid(STREAM, GROUP, where)
     return f"XGROUP SETID {where}"
@@ -227,7 +227,7 @@ def fill_memory(stage: Stage, rng: random.Random) -> str:
 
 
 def reload(stage: Stage, rng: random.Random) -> str:
-    """SIGHUP again and again: it meets masters that are still booting, too."""
+    """Send SIGHUP to a master, which may still be booting."""
     rng.choice(stage.pods).signal(signal.SIGHUP)
     return "SIGHUP"
 
@@ -238,7 +238,7 @@ def roll_out(stage: Stage, rng: random.Random) -> str:
 
 
 def die_between_retry_and_ack(stage: Stage, rng: random.Random) -> str:
-    """The server executes a retry, and is gone before anybody hears of it."""
+    """Crash the server between a retry and its answer."""
     stage.outage.aim("retry", rng.choice(("before", "after")), times=4)
     time.sleep(rng.uniform(0.02, 0.1))
     stage.crash_server()
@@ -248,7 +248,7 @@ def die_between_retry_and_ack(stage: Stage, rng: random.Random) -> str:
 
 
 def fail_over(stage: Stage, rng: random.Random) -> str:
-    """The master is lost, and its replica takes its place; what was not replicated yet had not been answered."""
+    """Kill the master so that its replica takes over; commands that were not replicated had not been answered."""
     assert isinstance(stage, WatchedStage)
     stage.lose_master()
     time.sleep(rng.choice((0.0, 1.0)))
@@ -261,7 +261,7 @@ def _pending(stage: Stage, rng: random.Random) -> list[bytes]:
     return [one["message_id"] for one in rng.sample(found, k=min(len(found), rng.randrange(1, 20)))]
 
 
-OPERATOR: Final = (delete_a_consumer, acknowledge_inspector, claim_inspector, destroy_the_group, move_the_group)
+OPERATOR: Final = (delete_a_consumer, acknowledge_by_hand, claim_by_hand, destroy_the_group, move_the_group)
 SERVER: Final = (flush_scripts, kill_clients, pause_clients, sleep_server)
 BY_NAME: Final = {
     nemesis.name: nemesis

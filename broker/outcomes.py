@@ -1,0 +1,279 @@
+"""The outcomes of messages: writes retries and dead letters, and asks whether a message may still run here.
+
+For messages that were delivered, every script is fenced: it does nothing unless the entry is still delivered to this
+process. So a message that another process took over is not retried, buried or started from here. Acknowledgements are
+written in batches by settler.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import redis
+from dramatiq import Message
+from dramatiq.broker import MessageProxy
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed
+from dramatiq.logging import get_logger
+
+from .connections import Connections
+from .dead_letters import dead_letter_from, facts_of_delivery, facts_of_entry, facts_of_follower, reason_of, stored_from
+from .deliveries import Delivery, PendingRetry, unhandled_failure
+from .entries import Oversize, check_text, with_types
+from .errors import UndecodableEntry
+from .keeper import Keeper
+from .keys import KeysByQueue, QueueKeys
+from .options import delay_ms_of, name_in_delayed, ordering_key_of, unique_key_of
+from .scripts import BURY, CONDEMN, RETRY, START
+from .settings import BrokerSettings
+
+# A message whose worker dies before the acknowledgement runs again and enqueues its follow-up messages again. These are
+# remembered for longer than a crash is likely to go unnoticed.
+REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
+
+
+class Emit(Protocol):
+    """A function that calls the middleware methods named ``signal``."""
+
+    def __call__(self, signal: str, *args: Any) -> object: ...
+
+
+class Outcomes:
+    """The writer of the outcomes of one process's messages."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        settings: BrokerSettings,
+        keys: KeysByQueue,
+        *,
+        consumer_name: str,
+        keeper: Keeper,
+        emit: Emit,
+    ) -> None:
+        self._connections = connections
+        self._settings = settings
+        self._keys = keys
+        self._consumer_name = consumer_name
+        self._keeper = keeper
+        self._emit = emit
+        self._logger: logging.Logger = get_logger(__name__, type(self))
+
+    def may_run(self, delivery: Delivery) -> bool:
+        """Return whether this process still holds the message. Asks Redis only if that is not certain.
+
+        Raises:
+            BrokerConnectionError: Redis was asked and did not answer.
+        """
+        if (
+            delivery.deliveries == 1
+            and self._keeper.is_sure_of(delivery.queue)
+            and unique_key_of(delivery._message.options) is None
+        ):
+            return True
+        return self._start(delivery)
+
+    def record_alongside(self, delivery: Delivery) -> None:
+        """Record that a suspect no longer runs in isolation, so that a crash counts less against it."""
+        try:
+            self._start(delivery, is_running=True)
+        except (BrokerConnectionError, redis.RedisError) as error:
+            self._logger.warning("could not record the end of a suspect's isolation: %s", error)
+
+    def _start(self, delivery: Delivery, *, is_running: bool = False) -> bool:
+        keys = self._keys[delivery.queue]
+        script_keys = (keys.stream, keys.suspects, keys.counters, keys.holders)
+        args = (int(delivery.is_alone), int(is_running))
+        answer, *coalesced = self._fenced(START, keys, delivery, script_keys, args)
+        if answer == b"RUN":
+            delivery.coalesced = coalesced[0] if coalesced else None
+            delivery.is_noted = bool(coalesced)
+        return bool(answer == b"RUN")
+
+    def write_retry(self, delivery: Delivery) -> bool:
+        """Write the retry of a message and remove its entry; return whether this process still held it.
+
+        Raises:
+            BrokerConnectionError: it is unknown whether the retry was written. Calling again writes it once.
+        """
+        pending, keys = delivery.pending_retry, self._keys[delivery.queue]
+        assert pending is not None
+        try:
+            answer = self._fenced(
+                RETRY,
+                keys,
+                delivery,
+                (*keys.work, keys.suspects, keys.counters),
+                (
+                    pending.payload,
+                    pending.name,
+                    pending.delay_ms,
+                    delivery.ordering_key or "",
+                    pending.lock_ms,
+                ),
+            )
+        except redis.RedisError as error:
+            raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
+        delivery.is_settled = True
+        delivery.pending_retry = None
+        if answer != b"RETRIED":
+            # FENCED: another process runs it. GONE: it was flushed, or an earlier attempt wrote this very retry.
+            self._logger.info("retry not written", extra={"entry": delivery.entry_id, "answer": answer.decode()})
+        return bool(answer == b"RETRIED")
+
+    def begin_retry(self, delivery: Delivery, message: Any, delay: int | None) -> bool:
+        """Write the retry of a failed message, which cannot be acknowledged until the retry is written.
+
+        It is written whatever its size: the message was accepted, and no producer is left to receive an error.
+
+        Raises:
+            BrokerConnectionError: Redis did not take it. ``Consumer.ack`` tries again.
+            Exception: it cannot be encoded, or its delay is not a number.
+        """
+        delay_ms = delay_ms_of(delay)
+        payload = message.encode()
+        if len(payload) > self._settings.max_message_bytes:
+            # Retries adds a traceback of any length; a dead letter stores its own
+            message.options.pop("traceback", None)
+            payload = message.encode()
+        lock_ms = self._settings.lock_ms(message.options, delay_ms)
+        delivery.pending_retry = PendingRetry(payload, delay_ms, name_in_delayed(delivery.ordering_key), lock_ms)
+        return self.write_retry(delivery)
+
+    def bury_delivery(self, delivery: Delivery) -> None:
+        """Make a failed message a dead letter, unless another process holds it."""
+        keys = self._keys[delivery.queue]
+        facts = facts_of_delivery(delivery)
+        answer = self._fenced(
+            BURY,
+            keys,
+            delivery,
+            (*keys.work, keys.dead, keys.suspects, keys.counters),
+            (self._settings.dead_letter_ttl_ms, self._settings.dead_letter_max, delivery.ordering_key or "", *facts),
+        )
+        if answer[0] == b"BURIED":
+            # the entry's own fields stay on the server; the encoded message replaces them here
+            stored = stored_from(facts, _fields_of(delivery))
+            dead_letter = dead_letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
+            self._emit("after_dead_letter", dead_letter)
+
+    def bury_entry(
+        self, keys: QueueKeys, entry_id: str, deliveries: int, fields: Mapping[bytes, bytes], error: UndecodableEntry
+    ) -> None:
+        """Make an entry that is not a message a dead letter."""
+        reason = "oversize" if isinstance(error, Oversize) else reason_of(error)
+        facts = facts_of_entry(reason, error, entry_id=entry_id, deliveries=deliveries)
+        message_id = ordering_key = ""
+        script_keys = [*keys.work, keys.dead, keys.suspects, keys.counters]
+        if error.message is not None and error.message.queue_name == keys.queue_name:
+            # its unique key and its place in line are freed with it
+            message_id = error.message.message_id
+            ordering_key = ordering_key_of(error.message.options) or ""
+            unique_key = unique_key_of(error.message.options)
+            if unique_key is not None:
+                script_keys.append(keys.unique(unique_key))
+        answer = self._connections.run_script(
+            BURY,
+            script_keys,
+            (
+                self._settings.group,
+                self._consumer_name,
+                deliveries,
+                entry_id,
+                message_id,
+                self._settings.dead_letter_ttl_ms,
+                self._settings.dead_letter_max,
+                ordering_key,
+                *facts,
+            ),
+        )
+        self._logger.error(
+            "an entry is not a valid message; it became a dead letter",
+            extra={"queue": keys.queue_name, "entry": entry_id, "reason": reason, "error": str(error)},
+        )
+        if answer[0] == b"BURIED":
+            dead_letter = dead_letter_from(answer[1].decode(), stored_from(facts, fields), queue_name=keys.queue_name)
+            self._emit("after_dead_letter", dead_letter)
+            if error.message is not None:
+                self._report_refusal(error.message, error)
+
+    def condemn(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
+        """Make a follow-up message that cannot be enqueued a dead letter of its queue.
+
+        A second call, as when the finished message runs again, does nothing.
+
+        Raises:
+            BrokerConnectionError: Redis did not answer.
+            redis.RedisError: Redis did not take it.
+            Exception: it cannot be encoded.
+        """
+        message = with_types(message)
+        check_text(message)
+        fields = {b"message": message.encode()}
+        keys = self._keys[message.queue_name]
+        facts = facts_of_follower(error, message, entry_id=finished.entry_id)
+        stored = stored_from(facts, fields)
+        follower_id = finished.name_of_follower(message)
+        dead_letter_id = self._connections.run_script(
+            CONDEMN,
+            (keys.dead, keys.recent(follower_id), keys.counters),
+            (
+                follower_id,
+                REMEMBER_FOLLOWERS_MS,
+                self._settings.dead_letter_ttl_ms,
+                self._settings.dead_letter_max,
+                *(part for pair in stored.items() for part in pair),
+            ),
+        )
+        self._logger.error(
+            "a follow-up message cannot be enqueued; it became a dead letter",
+            extra={"queue": keys.queue_name, "message_id": message.message_id, "error": str(error)},
+        )
+        if dead_letter_id:
+            self._emit(
+                "after_dead_letter", dead_letter_from(dead_letter_id.decode(), stored, queue_name=keys.queue_name)
+            )
+            self._report_refusal(message, error)
+
+    def bury_unhandled(self, delivery: Delivery) -> None:
+        """Make a message a dead letter that the Worker acknowledges though nothing failed, retried or skipped it."""
+        if delivery.unhandled is None:
+            delivery.unhandled = unhandled_failure()
+        self.bury_delivery(delivery)
+        if delivery._exception is not None:
+            delivery.fail()
+            self._emit("after_nack", delivery)
+
+    def _report_refusal(self, message: Message[Any], error: Exception) -> None:
+        """Emit ``after_nack`` for a message that the Worker never sees, since callers may wait for its result."""
+        refused = MessageProxy(message)
+        refused.fail()
+        refused.stuff_exception(error)
+        self._emit("after_nack", refused)
+
+    def _fenced(
+        self, script: Any, keys: QueueKeys, delivery: Delivery, script_keys: tuple[str, ...], args: Any = ()
+    ) -> Any:
+        """Run a script that does nothing unless this process holds the entry; return its answer."""
+        unique_key = unique_key_of(delivery.options)
+        return self._connections.run_script(
+            script,
+            script_keys if unique_key is None else (*script_keys, keys.unique(unique_key)),
+            (
+                self._settings.group,
+                delivery.consumer_name,
+                delivery.deliveries,
+                delivery.entry_id,
+                delivery.message_id,
+                *args,
+            ),
+        )
+
+
+def _fields_of(delivery: Delivery) -> dict[bytes, bytes]:
+    """Return the fields of the delivery's entry; none if its actor changed its arguments so they cannot be encoded."""
+    try:
+        return {b"message": delivery._message.encode()}
+    except Exception:
+        return {}

@@ -1,0 +1,367 @@
+"""The producer: enqueues new messages, retries, and the follow-up messages of finished ones.
+
+A call without an answer is sent again under the same id, so that its messages are added once. Follow-up messages, such
+as the next stage of a pipeline, are enqueued before the finished message is acknowledged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from secrets import token_hex
+from typing import Any, TypeVar
+
+import redis
+from dramatiq import Broker, Message
+from dramatiq.broker import MessageProxy
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed
+from dramatiq.logging import get_logger
+
+from .connections import Argument, Connections
+from .deliveries import Delivery, Follower, not_followed
+from .entries import check_text, with_types
+from .errors import EnqueueUncertain, InvalidMessage, InvalidOption, MessageTooLarge, QueueFull, UndecodableEntry
+from .keys import KeysByQueue, QueueKeys
+from .options import check_options, delay_ms_of, is_part_of_composition, name_in_delayed, ordering_key_of, unique_key_of
+from .outcomes import REMEMBER_FOLLOWERS_MS, Outcomes
+from .scripts import ENQUEUE, ENQUEUE_PLAIN
+from .settings import BrokerSettings
+
+T = TypeVar("T")
+
+# A client that lost a reply repeats its call within enqueue_timeout_ms. A call is remembered for twice that plus this.
+REMEMBER_EXTRA_MS = 10_000
+MESSAGES_PER_CALL = 200
+# The first pause before a full queue is tried again.
+FIRST_PAUSE_S = 0.01
+
+
+class Finished(threading.local):
+    """The message that the current thread has just finished, while middleware may enqueue its follow-up messages."""
+
+    delivery: Delivery | None = None
+
+
+class Producer:
+    """The enqueueing half of a broker. Thread-safe.
+
+    Attributes:
+        finished: set by the broker while middleware is called for a finished message. Messages that the thread
+            enqueues meanwhile are its follow-up messages.
+    """
+
+    def __init__(self, broker: Broker, settings: BrokerSettings, keys: KeysByQueue) -> None:
+        self.finished = Finished()
+        self._broker = broker
+        self._settings = settings
+        self._keys = keys
+        self._calls = _Calls()
+        self._logger: logging.Logger = get_logger(__name__, type(self))
+        self._connections: Connections
+        self._outcomes: Outcomes
+
+    def use(self, connections: Connections, outcomes: Outcomes) -> None:
+        """Use these connections from now on, also when calls in progress are sent again."""
+        self._connections = connections
+        self._outcomes = outcomes
+
+    def enqueue(self, message: Message[Any], delay: int | None) -> Message[Any]:
+        """Enqueue one message, as ``RedisStreamsBroker.enqueue`` promises."""
+        if isinstance(message, Delivery) and message.is_being_retried:
+            return self._retry(message, delay)
+        finished = self.finished.delivery
+        if finished is not None:
+            return self.follow(finished, message, delay)
+        return self._enqueue([(message, delay)])[0]
+
+    def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
+        """Enqueue messages in one round trip, as ``RedisStreamsBroker.enqueue_many`` promises."""
+        return self._enqueue([(message, message.options.get("delay")) for message in messages])
+
+    def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
+        message: Message[Any] = delivery.copy()
+        # from here on its retry is certain: if a middleware or Redis refuses it now, ``Consumer.ack`` writes it
+        delivery.retry_asked, delivery.retry_delay = True, delay
+        self._broker.emit_before("enqueue", message, delay)
+        if self._outcomes.begin_retry(delivery, message, delay):
+            self._broker.emit_after("enqueue", message, delay)
+        return message
+
+    def follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
+        """Enqueue a follow-up message of a finished one: a pipeline's next stage, a callback.
+
+        Dramatiq logs exceptions raised here, acknowledges the finished message all the same, and the follow-up message
+        would be lost. So a lost connection does not raise: the follow-up message is kept, and ``Consumer.ack`` enqueues
+        it first. One that cannot be enqueued becomes a dead letter.
+
+        Raises:
+            Exception: the follow-up message cannot become a dead letter either, as when it cannot be encoded. The
+                finished one becomes a dead letter instead.
+        """
+        try:
+            followed = self._enqueue([(message, delay)])[0]
+        except BrokerConnectionError as error:
+            self._logger.warning("follow-up message waits for Redis; it is enqueued before the ack: %s", error)
+            finished.pending_followers.append(Follower(message, delay))
+            followed = message
+        except Exception as error:
+            try:
+                followed = self._condemn(finished, message, delay, error)
+            except Exception:
+                if finished._exception is None:
+                    finished.unhandled = not_followed(f"{type(error).__name__}: {error}")
+                raise
+        if message.message_id == finished.message_id:
+            finished.is_sent_again = True
+        return followed
+
+    def _condemn(self, finished: Delivery, message: Message[Any], delay: int | None, error: Exception) -> Message[Any]:
+        """Make a follow-up message that cannot be enqueued a dead letter, or keep it if Redis is unavailable."""
+        if isinstance(message, MessageProxy):
+            message = message.copy()
+        try:
+            self._outcomes.condemn(finished, message, error)
+        except (BrokerConnectionError, redis.RedisError) as unreachable:
+            self._logger.warning("follow-up message waits for Redis; it is enqueued before the ack: %s", unreachable)
+            finished.pending_followers.append(Follower(message, delay))
+        return message
+
+    def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
+        """Make a follow-up message a dead letter; if it cannot be encoded, mark the finished message as one."""
+        try:
+            self._outcomes.condemn(finished, message, error)
+        except (BrokerConnectionError, redis.RedisError):
+            raise
+        except Exception:
+            finished.unhandled = not_followed(f"{type(error).__name__}: {error}")
+
+    def enqueue_followers(self, finished: Delivery) -> None:
+        """Enqueue the follow-up messages that could not be enqueued when the message finished.
+
+        Raises:
+            BrokerConnectionError: they still cannot be; the finished message must not be acknowledged.
+        """
+        self.finished.delivery = finished
+        try:
+            while finished.pending_followers:
+                follower = finished.pending_followers[0]
+                try:
+                    # same enqueue id as the first attempt: if that one succeeded, this one adds nothing
+                    self._enqueue([(follower.message, follower.delay)])
+                except BrokerConnectionError:
+                    raise
+                except Exception as error:
+                    self._condemn_at_last(finished, follower.message, error)
+                del finished.pending_followers[0]
+        finally:
+            self.finished.delivery = None
+
+    def _enqueue(self, messages: Sequence[tuple[Message[Any], int | None]]) -> list[Message[Any]]:
+        all_outgoing = [self._outgoing(place, message, delay) for place, (message, delay) in enumerate(messages)]
+        if len(all_outgoing) == 1 and self._is_plain(all_outgoing[0]):
+            return [self._enqueue_plain(all_outgoing[0])]
+        by_queue: dict[str, list[_Outgoing]] = {}
+        for outgoing in all_outgoing:
+            by_queue.setdefault(outgoing.message.queue_name, []).append(outgoing)
+        n_at_once = min(MESSAGES_PER_CALL, self._settings.max_queue_length or MESSAGES_PER_CALL)
+        chunks = [
+            (self._keys[queue_name], of_queue[start : start + n_at_once])
+            for queue_name, of_queue in by_queue.items()
+            for start in range(0, len(of_queue), n_at_once)
+        ]
+        answers = self._send_where_room_is(chunks)
+        returned = [outgoing.message for outgoing in all_outgoing]
+        refused: dict[str, tuple[int, list[str]]] = {}
+        for (keys, chunk), answer in zip(chunks, answers, strict=True):
+            if answer[0] == b"FULL":
+                _, message_ids = refused.setdefault(keys.queue_name, (int(answer[1]), []))
+                message_ids += [outgoing.message.message_id for outgoing in chunk]
+                continue
+            for outgoing, holder in zip(chunk, answer[1:], strict=True):
+                if holder.decode() == outgoing.message.message_id:
+                    self._broker.emit_after("enqueue", outgoing.message, outgoing.delay)
+                else:
+                    waiting = dataclasses.replace(outgoing.message, message_id=holder.decode())
+                    returned[outgoing.place] = waiting
+        if refused:
+            queue_name, (length, _) = next(iter(refused.items()))
+            raise QueueFull(
+                queue_name=queue_name,
+                length=length,
+                limit=self._settings.max_queue_length or 0,
+                message_ids=tuple(message_id for _, message_ids in refused.values() for message_id in message_ids),
+            )
+        return returned
+
+    def _is_plain(self, outgoing: _Outgoing) -> bool:
+        """Return whether enqueue_plain.lua suffices."""
+        options = outgoing.message.options
+        return (
+            not outgoing.delay
+            and self._settings.max_queue_length is None
+            and unique_key_of(options) is None
+            and ordering_key_of(options) is None
+        )
+
+    def _enqueue_plain(self, outgoing: _Outgoing) -> Message[Any]:
+        keys = self._keys[outgoing.message.queue_name]
+        recent, enqueue_id, remember_ms = self._name_of_call(0, keys, [outgoing])
+        script_keys, args = (keys.stream, recent, keys.counters), (enqueue_id, remember_ms, outgoing.payload)
+        self._until_answered(lambda: self._connections.run_script(ENQUEUE_PLAIN, script_keys, args), [outgoing])
+        self._broker.emit_after("enqueue", outgoing.message, outgoing.delay)
+        return outgoing.message
+
+    def _outgoing(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
+        if isinstance(message, MessageProxy):
+            message = message.copy()
+        try:
+            message = with_types(message)
+            self._broker.emit_before("enqueue", message, delay)
+            check_text(message)
+            check_options(message.options)
+            if delay is not None:
+                check_options({"delay": delay})
+        except (UndecodableEntry, InvalidOption) as error:
+            raise InvalidMessage(
+                message_id=str(message.message_id), field=error.field, problem=error.problem, hint=error.hint
+            ) from error
+        stored = message
+        if "eta" in message.options:
+            # a time on a producer's clock; delays count on the server's, so the remaining time becomes the delay
+            options = {name: value for name, value in message.options.items() if name != "eta"}
+            stored = dataclasses.replace(message, options=options)
+            eta = message.options["eta"]
+            if delay is None and isinstance(eta, int | float):
+                delay = max(0, int(eta - time.time() * 1000))
+        payload = stored.encode()
+        if len(payload) > self._settings.max_message_bytes:
+            raise MessageTooLarge(
+                message_id=message.message_id, n_bytes=len(payload), limit=self._settings.max_message_bytes
+            )
+        return _Outgoing(place, message, payload, delay)
+
+    def _call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
+        """Return KEYS and ARGV of enqueue.lua for one step of a round trip."""
+        following = self.finished.delivery
+        recent, enqueue_id, remember_ms = self._name_of_call(step, keys, chunk)
+        script_keys = [*keys.work, recent, keys.counters]
+        # a follow-up message is never refused: it takes the place of the finished one
+        max_length = 0 if following is not None else self._settings.max_queue_length or 0
+        args: list[Argument] = [enqueue_id, remember_ms, max_length]
+        for outgoing in chunk:
+            delay_ms = delay_ms_of(outgoing.delay)
+            unique_key, lock, unique_for_ms = unique_key_of(outgoing.message.options), 0, 0
+            if unique_key is not None:
+                script_keys.append(keys.unique(unique_key))
+                lock = len(script_keys)
+                unique_for_ms = self._settings.lock_ms(outgoing.message.options, delay_ms)
+            ordering_key = ordering_key_of(outgoing.message.options)
+            name = name_in_delayed(ordering_key) if delay_ms else ""
+            args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, unique_for_ms)
+            args += (ordering_key or "", int(not self._is_waited_for(outgoing.message, following)))
+        return script_keys, args
+
+    def _is_waited_for(self, message: Message[Any], following: Delivery | None) -> bool:
+        """Return whether coalescing the message would keep a pipeline or a group from ever ending."""
+        if is_part_of_composition(message.options):
+            return True
+        target = None if following is None else following.options.get("pipe_target")
+        return target is not None and str(target.get("message_id")) == message.message_id
+
+    def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
+        """Return the key that remembers a call, the id it stores, and for how many ms."""
+        following = self.finished.delivery
+        if following is None or len(chunk) > 1:
+            recent, enqueue_id = self._calls.next_call(keys, step)
+            return recent, enqueue_id, 2 * self._settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
+        # If the worker dies before the acknowledgement, the job runs again and enqueues its follow-up message again,
+        # from the same entry and with the same message id. A retry is another entry, so its follow-ups are new.
+        enqueue_id = following.name_of_follower(chunk[0].message)
+        return keys.recent(enqueue_id), enqueue_id, REMEMBER_FOLLOWERS_MS
+
+    def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
+        """Return the answers of enqueue.lua, trying full queues again for ``wait_when_full_ms``.
+
+        The chunks of a bounded queue are sent one after the other. After a refused chunk the later ones are not sent
+        and share its answer: if one found room that an earlier one missed, it would overtake it.
+        """
+        if self._settings.max_queue_length is None:
+            return self._send(chunks) if chunks else []
+        answers: list[Any] = [None] * len(chunks)
+        unsent: dict[str, deque[int]] = {}
+        for place, (keys, _) in enumerate(chunks):
+            unsent.setdefault(keys.queue_name, deque()).append(place)
+        deadline, pause_s = time.monotonic() + self._settings.wait_when_full_ms / 1000, FIRST_PAUSE_S
+        while heads := [places[0] for places in unsent.values() if places]:
+            n_added = 0
+            for place, answer in zip(heads, self._send([chunks[place] for place in heads]), strict=True):
+                answers[place] = answer
+                if answer[0] != b"FULL":
+                    unsent[chunks[place][0].queue_name].popleft()
+                    n_added += 1
+            if n_added:
+                pause_s = FIRST_PAUSE_S
+            elif time.monotonic() + pause_s <= deadline:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 0.25)
+            else:
+                break
+        for places in unsent.values():
+            for place in places:
+                answers[place] = answers[places[0]]
+        return answers
+
+    def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
+        """Return the answers of enqueue.lua."""
+        calls = [self._call(step, keys, chunk) for step, (keys, chunk) in enumerate(chunks)]
+        return self._until_answered(
+            lambda: self._connections.run_scripts(ENQUEUE, calls),
+            [outgoing for _, chunk in chunks for outgoing in chunk],
+        )
+
+    def _until_answered(self, send: Callable[[], T], sent: Sequence[_Outgoing]) -> T:
+        """Return the answer to a call, sent again under the same enqueue id while the connection fails."""
+        deadline = time.monotonic() + self._settings.enqueue_timeout_ms / 1000
+        pause_s, was_sent = 0.02, False
+        while True:
+            try:
+                return send()
+            except BrokerConnectionError as error:
+                was_sent = was_sent or (isinstance(error, ConnectionClosed) and not is_refusal(error))
+                if time.monotonic() + pause_s > deadline:
+                    if was_sent:
+                        ids = tuple(outgoing.message.message_id for outgoing in sent)
+                        raise EnqueueUncertain(message_ids=ids, problem=str(error)) from error
+                    raise
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 0.5)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Outgoing:
+    place: int
+    message: Message[Any]
+    payload: bytes
+    delay: int | None
+
+
+class _Calls(threading.local):
+    """The enqueue ids of one thread, which has at most one call in flight."""
+
+    def __init__(self) -> None:
+        self._name = token_hex(8)
+        self._n_calls = 0
+
+    def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
+        """Return the key that remembers a call, and its id. Each step has its own key, since it may fail alone."""
+        self._n_calls += 1
+        return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether the server answered and did nothing, as for full memory, a full disk or a failover."""
+    return isinstance(error.__cause__, redis.ResponseError)
