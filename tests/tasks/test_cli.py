@@ -211,7 +211,7 @@ def test_a_pet_is_exported_deleted_and_imported(
     assert (exported.returncode, file.exists()) == (0, True)
     assert (planned.returncode, "would delete for good: pet 42 with 12 media" in planned.stdout) == (4, True)
     assert json.loads(one.stdout)["n_media"] == 1
-    assert (there.returncode, "pet 42 holds something already" in there.stderr) == (4, True)
+    assert (there.returncode, "pet 42 already exists" in there.stderr) == (4, True)
     assert "deleted: 11 media" in whole.stdout
     assert (nothing.returncode, left) == (1, [])
     assert "pet 42 is here, at revision 13: 12 media, 2 clusters" in imported.stdout

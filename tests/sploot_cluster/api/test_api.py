@@ -413,7 +413,7 @@ def test_a_stale_page_is_told_what_changed_and_corrects_nothing(front: Front, tw
     )
     assert [(change["kind"], change["by"]) for change in problem["changes"]] == [("merge", "bob")]
     assert problem["detail"].startswith(
-        "pet 42 is at revision 16, you looked at 13; since then: merge by bob, 2 arrivals"
+        "pet 42 is at revision 16, but you saw 13; since then: merge by bob, 2 arrivals"
     )
     assert front.queue.asked == []
 

@@ -342,7 +342,7 @@ def test_a_pet_is_not_imported_over_another(service: ClusterService, store: PetS
     file = service.export(PET)
     before = told(store)
 
-    with pytest.raises(PetExists, match="pet 42 holds something already, at revision 29; delete it first"):
+    with pytest.raises(PetExists, match="pet 42 already exists, at revision 29; delete it first"):
         service.import_pet(file)
 
     assert told(store) == before

@@ -145,7 +145,7 @@ def test_a_token_that_nobody_gave_out_is_refused(
 
 
 def test_a_pet_without_media_has_no_preview(store: PetStore) -> None:
-    with pytest.raises(UnknownPet, match="pet 42 has no media"):
+    with pytest.raises(UnknownPet, match="pet 42 has no items"):
         ClusterService(store).preview(PET)
 
 
