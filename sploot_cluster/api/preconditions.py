@@ -34,8 +34,8 @@ IfNoneMatch = Annotated[
 IfMatch = Annotated[
     str | None,
     Header(
-        description="The ETag of the pet as you saw it. Items that arrived since do not matter: `Arrivals-Since` of the "
-        "answer counts them. If a person, a recluster or a deletion moved items since, the answer is 412 and "
+        description="The ETag of the pet as you saw it. Items that arrived since do not matter: `Arrivals-Since` "
+        "counts them. If a person, a recluster or a deletion moved items since, the answer is 412 and "
         "lists the changes. If that happens before the correction runs, its job fails and nothing is changed.",
         examples=['"17"'],
     ),
