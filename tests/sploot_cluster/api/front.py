@@ -1,4 +1,4 @@
-"""The API in a process of its own making: a service in memory, and a queue that notes what it is asked for."""
+"""The HTTP API for tests: a service in memory, and a queue that records what is enqueued."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ API = "/api/v1/internal"
 
 
 class NotingQueue:
-    """A ``JobQueue`` that checks as the real one does, and keeps what was enqueued."""
+    """A ``JobQueue`` that validates like the real one and records what is enqueued."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Mapping[str, Any]]] = []
@@ -137,7 +137,7 @@ class NotingQueue:
 
 
 class Front:
-    """The application and what stands behind it."""
+    """The application with its service and queue."""
 
     def __init__(self, **options: Any) -> None:
         self.store = MemoryPetStore()
@@ -148,5 +148,5 @@ class Front:
 
 
 def client_of(app: Any, *, peer: str = "127.0.0.1", host: str = "127.0.0.1:8080") -> TestClient:
-    """A caller at an address. Errors of the application are answers, as over a wire."""
+    """Return a client at an address. Errors of the application become answers, as over a network."""
     return TestClient(app, base_url=f"http://{host}", client=(peer, 50_000), raise_server_exceptions=False)
