@@ -203,50 +203,47 @@ def field_problems(errors: Iterable[Mapping[str, Any]], *, known: Collection[str
     return [_field_problem(error, known) for error in errors]
 
 
+# pydantic's type of an error -> problem and hint, with the type of the input as `given` and facts of the error.
+_WORDING: Final[Mapping[str, tuple[str, str]]] = {
+    "missing": ("is missing", "send it"),
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_from_float"),
+        ("is {given}, not a whole number", "send a whole number without quotes, such as 42"),
+    ),
+    "int64_type": ("is {given}, not a whole number", "send a whole number, such as 42, or its digits as text"),
+    "int64_text": (
+        "is not a whole number",
+        "send {lowest} to {highest} in decimal digits, without sign, space or leading zero",
+    ),
+    "int64_range": ("is out of range", "send {lowest} to {highest}"),
+    **dict.fromkeys(
+        ("float_type", "float_parsing", "finite_number"), ("is not a number", "send a JSON number, such as 1.5")
+    ),
+    "string_type": ("is {given}, not text", "send a JSON string"),
+    "list_type": ("is {given}, not a list", "send a JSON array"),
+    "embedding_type": ("is {given}, not a list or text", "send a list of numbers, or base64 text with encoding"),
+    **dict.fromkeys(
+        ("model_type", "model_attributes_type", "dict_type"),
+        ("is {given}, not an object", 'send a JSON object, such as {{"pet_id": 42}}'),
+    ),
+    "greater_than_equal": ("is too small", "send {ge} or more"),
+    "less_than_equal": ("is too large", "send {le} or less"),
+    "too_short": ("has {actual_length} entries", "send at least {min_length}"),
+    "too_long": ("has more than {max_length} entries", "send at most {max_length}"),
+    "string_too_short": ("is too short", "send at least {min_length} characters"),
+    "string_too_long": ("is too long", "send at most {max_length} characters"),
+}
+
+
 def _field_problem(error: Mapping[str, Any], known: Collection[str]) -> FieldProblem:
-    field, given, facts = _field(error["loc"]), _kind(error.get("input")), error.get("ctx", {})
-    match error["type"]:
-        case "missing":
-            problem, hint = "is missing", "send it"
-        case "extra_forbidden":
-            close = get_close_matches(field, known, n=1)
-            problem, hint = "is not a field", f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"
-        case "int_type" | "int_parsing" | "int_from_float":
-            problem, hint = f"is {given}, not a whole number", "send a whole number without quotes, such as 42"
-        case "int64_type":
-            problem, hint = f"is {given}, not a whole number", "send a whole number, such as 42, or its digits as text"
-        case "int64_text":
-            problem = "is not a whole number"
-            hint = (
-                f"send {facts['lowest']} to {facts['highest']} in decimal digits, without sign, space or leading zero"
-            )
-        case "int64_range":
-            problem, hint = "is out of range", f"send {facts['lowest']} to {facts['highest']}"
-        case "float_type" | "float_parsing" | "finite_number":
-            problem, hint = "is not a number", "send a JSON number, such as 1.5"
-        case "string_type":
-            problem, hint = f"is {given}, not text", "send a JSON string"
-        case "list_type":
-            problem, hint = f"is {given}, not a list", "send a JSON array"
-        case "embedding_type":
-            problem, hint = f"is {given}, not a list or text", "send a list of numbers, or base64 text with encoding"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            problem, hint = f"is {given}, not an object", 'send a JSON object, such as {"pet_id": 42}'
-        case "greater_than_equal":
-            problem, hint = "is too small", f"send {facts['ge']} or more"
-        case "less_than_equal":
-            problem, hint = "is too large", f"send {facts['le']} or less"
-        case "too_short":
-            problem, hint = f"has {facts['actual_length']} entries", f"send at least {facts['min_length']}"
-        case "too_long":
-            problem, hint = f"has more than {facts['max_length']} entries", f"send at most {facts['max_length']}"
-        case "string_too_short":
-            problem, hint = "is too short", f"send at least {facts['min_length']} characters"
-        case "string_too_long":
-            problem, hint = "is too long", f"send at most {facts['max_length']} characters"
-        case _:
-            problem, hint = "is invalid", "see its description in /openapi.json"
-    return FieldProblem(field=field, problem=problem, hint=hint)
+    field = _field(error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = get_close_matches(field, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"
+        return FieldProblem(field=field, problem="is not a field", hint=hint)
+    problem, hint = _WORDING.get(error["type"], ("is invalid", "see its description in /openapi.json"))
+    facts = {**error.get("ctx", {}), "given": _kind(error.get("input"))}
+    return FieldProblem(field=field, problem=problem.format(**facts), hint=hint.format(**facts))
 
 
 def _field(place: Sequence[str | int]) -> str:

@@ -23,7 +23,7 @@ from sploot_cluster.api.problems import (
 from sploot_cluster.api.routes.jobs import accepted, location_header
 from sploot_cluster.api.tokens import Caller
 from sploot_cluster.errors import StalePreview
-from sploot_cluster.jobs import JobQueue
+from sploot_cluster.jobs import JobQueue, JobRef
 from sploot_cluster.pet.models import PetId, Reclustered
 from sploot_cluster.pet.previews import Previewed
 
@@ -87,18 +87,11 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
 
     def _previewed(pet_id: int, caller: Caller, request: Request, response: Response) -> JobAccepted | ReclusterPreview:
         job = jobs.preview(pet_id, requested_by=caller.name)
-        ends_at = time.monotonic() + preview_wait_s
-        while True:
-            status = jobs.job(job.job_id)
-            if status is not None and status.state == "succeeded":
-                token = str((status.result or {})["token"])
-                response.status_code, response.headers["Cache-Control"] = 200, "no-store"
-                return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
-            if status is not None and status.state == "dead":
-                raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.reason}")
-            if time.monotonic() > ends_at:
-                return accepted(job, request, response)
-            time.sleep(PREVIEW_POLL_S)
+        token = _await_preview(jobs, job, pet_id, wait_s=preview_wait_s)
+        if token is None:
+            return accepted(job, request, response)
+        response.status_code, response.headers["Cache-Control"] = 200, "no-store"
+        return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
 
     def seen(pet_id: int, if_match: str | None, response: Response) -> int | None:
         return expected_revision(service, PetId(pet_id), if_match, response)
@@ -233,3 +226,21 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         return accepted(job, request, response)
 
     return router
+
+
+def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: float) -> str | None:
+    """Return the token of a preview once its job has succeeded; None if it takes longer than ``wait_s``.
+
+    Raises:
+        Refusal: the job failed.
+    """
+    ends_at = time.monotonic() + wait_s
+    while True:
+        status = jobs.job(job.job_id)
+        if status is not None and status.state == "succeeded":
+            return str((status.result or {})["token"])
+        if status is not None and status.state == "dead":
+            raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.reason}")
+        if time.monotonic() > ends_at:
+            return None
+        time.sleep(PREVIEW_POLL_S)

@@ -175,25 +175,6 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         if not service.end_model(PetId(pet_id)):
             raise Refusal(NOT_FOUND, f"pet {pet_id} has no candidate model")
 
-    def erased(pet_id: int, media_id: str | None, delete: Callable[[], Deleted]) -> Erased:
-        """Delete a pet or an item, and then its job records and dead letters."""
-        media = None if media_id is None else [media_id]
-        found = traces.find(pet_id, media) if traces is not None else None
-        if found is not None and found.n_waiting:
-            detail = (
-                f"{found.n_waiting} jobs that wait would restore or name it; stop its producer, let them run "
-                "(GET …/queues shows them), and delete again"
-            )
-            raise Refusal(EVENTS_WAIT, detail)
-        try:
-            deleted = delete()
-        except (UnknownPet, UnknownMedia):
-            if found is None or not (found.n_records or found.n_dead_letters):
-                what = f"pet {pet_id} has no data" if media_id is None else f"pet {pet_id} has no {shown(media_id)}"
-                raise Refusal(NOT_FOUND, what) from None
-            deleted = Deleted(0, 0, service.revision(PetId(pet_id)))
-        return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else None)
-
     @router.delete(
         "",
         operation_id="delete_pet",
@@ -202,7 +183,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
     )
     def delete_pet(pet_id: PetInPath) -> Erased:
         """Delete a pet with its corrections, history, job records and dead letters. Cannot be undone."""
-        return erased(pet_id, None, lambda: service.delete_pet(PetId(pet_id)))
+        return _erased(service, traces, pet_id, None, lambda: service.delete_pet(PetId(pet_id)))
 
     @router.delete(
         "/media/{media_id:path}",
@@ -213,7 +194,9 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
     def delete_item(pet_id: PetInPath, media_id: str, caller: CallerOf) -> Erased:
         """Delete an item everywhere. Corrections that name it stay in force for other items. Cannot be undone."""
         media = [MediaId(media_id)]
-        return erased(pet_id, media_id, lambda: service.delete_media(PetId(pet_id), media, by=caller.name))
+        return _erased(
+            service, traces, pet_id, media_id, lambda: service.delete_media(PetId(pet_id), media, by=caller.name)
+        )
 
     @router.get(
         "/export",
@@ -234,6 +217,11 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         headers = {"Content-Disposition": f'attachment; filename="pet-{pet_id}.zip"', "Cache-Control": "no-store"}
         return Response(file, headers=headers, media_type="application/zip")
 
+    _add_history_routes(router, service)
+    return router
+
+
+def _add_history_routes(router: APIRouter, service: PetService) -> None:
     @router.get("/history", operation_id="get_history", summary="Get a pet's history", response_model=PetHistory)
     def get_history(
         pet_id: PetInPath,
@@ -262,4 +250,24 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         """Return the cluster of every item at a revision."""
         return PetAt.of(PetId(pet_id), service.at(PetId(pet_id), revision))
 
-    return router
+
+def _erased(
+    service: PetService, traces: JobTraces | None, pet_id: int, media_id: str | None, delete: Callable[[], Deleted]
+) -> Erased:
+    """Delete a pet or an item, and then its job records and dead letters."""
+    media = None if media_id is None else [media_id]
+    found = traces.find(pet_id, media) if traces is not None else None
+    if found is not None and found.n_waiting:
+        detail = (
+            f"{found.n_waiting} jobs that wait would restore or name it; stop its producer, let them run "
+            "(GET …/queues shows them), and delete again"
+        )
+        raise Refusal(EVENTS_WAIT, detail)
+    try:
+        deleted = delete()
+    except (UnknownPet, UnknownMedia):
+        if found is None or not (found.n_records or found.n_dead_letters):
+            what = f"pet {pet_id} has no data" if media_id is None else f"pet {pet_id} has no {shown(media_id)}"
+            raise Refusal(NOT_FOUND, what) from None
+        deleted = Deleted(0, 0, service.revision(PetId(pet_id)))
+    return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else None)
