@@ -267,7 +267,7 @@ def _erased(
         deleted = delete()
     except (UnknownPet, UnknownMedia):
         if found is None or not (found.n_records or found.n_dead_letters):
-            what = f"pet {pet_id} has no data" if media_id is None else f"pet {pet_id} has no {shown(media_id)}"
+            what = f"pet {pet_id} has no data" if media_id is None else f"pet {pet_id} has no item {shown(media_id)}"
             raise Refusal(NOT_FOUND, what) from None
         deleted = Deleted(0, 0, service.revision(PetId(pet_id)))
     return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else None)

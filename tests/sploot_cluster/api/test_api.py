@@ -185,12 +185,12 @@ def test_entries_of_a_list_are_accepted_or_refused_one_by_one(front: Front) -> N
     good = GOOD["/embeddings"]
     entries = [good, good | {"embedding": [0, 0]}, good | {"media_id": "b"}, 7]
 
-    some = front.http.post(API + "/embeddings", json=entries)
+    partly = front.http.post(API + "/embeddings", json=entries)
     all_of_them = front.http.post(API + "/embeddings", json=[good])
     none = front.http.post(API + "/embeddings", json=[7])
 
-    assert some.status_code == 207
-    outcome = some.json()
+    assert partly.status_code == 207
+    outcome = partly.json()
     assert (outcome["accepted"], outcome["refused"]) == (2, 2)
     assert [item["job"] is not None for item in outcome["items"]] == [True, False, True, False]
     assert outcome["items"][1]["errors"][0]["field"] == "[1].embedding"
@@ -799,12 +799,12 @@ def test_preview_is_not_stored_for_its_idempotency_key(front: Front, two_subject
 def test_candidate_model_runs_until_it_is_ended(front: Front, two_subjects: str) -> None:
     begun = front.http.post(f"{API}/pets/42/model", json={"model": "clip@2", "dim": 3})
     front.service.assign(PET, MediaId("s0-0"), model="clip@2", vector=[1.0, 0.0, 0.0])
-    told = front.http.get(f"{API}/pets/42/model").json()
+    model = front.http.get(f"{API}/pets/42/model").json()
     twice = front.http.post(f"{API}/pets/42/model", json={"model": "clip@3", "dim": 3})
     ended = front.http.delete(f"{API}/pets/42/model")
     again = front.http.delete(f"{API}/pets/42/model")
 
     assert (begun.status_code, begun.json()["by"]) == (201, "loopback")
-    assert (told["model"], told["candidate"]["model"], told["candidate"]["n_vectors"]) == ("clip@1", "clip@2", 1)
+    assert (model["model"], model["candidate"]["model"], model["candidate"]["n_vectors"]) == ("clip@1", "clip@2", 1)
     assert (twice.status_code, fields_of(twice.json())) == (422, ["model"])
     assert (ended.status_code, again.status_code) == (204, 404)

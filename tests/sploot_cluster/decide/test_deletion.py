@@ -54,7 +54,7 @@ def everything(client: redis.Redis) -> bytes:
     return b"\n".join(bytes(key) + b" " + bytes(client.dump(key) or b"") for key in sorted(client.keys("*")))  # type: ignore[arg-type]  # answers are bytes
 
 
-def told(store: PetStore, pet: PetId = PET) -> dict[str, object]:
+def comparable(store: PetStore, pet: PetId = PET) -> dict[str, object]:
     """Return all stored data of a pet, in comparable values."""
     dump = store.dump(pet)
     state = dump.state
@@ -307,13 +307,13 @@ def test_pet_deleted_during_a_deletion_of_items_leaves_nothing(
 
 
 def test_imported_pet_equals_the_exported_one(service: ClusterService, store: PetStore) -> None:
-    before = told(store)
+    before = comparable(store)
     file = service.export(PET)
     service.delete_pet(PET)
 
     view = service.import_pet(file)
 
-    assert told(store) == before
+    assert comparable(store) == before
     assert view.revision == store.revision(PET)
     assert store.pets() == [PET]
     assert service.export(PET) == file
@@ -336,12 +336,12 @@ def test_pet_moved_to_another_store_accepts_changes(redis_client: redis.Redis, s
 
 def test_import_over_an_existing_pet_is_refused(service: ClusterService, store: PetStore) -> None:
     file = service.export(PET)
-    before = told(store)
+    before = comparable(store)
 
     with pytest.raises(PetExists, match="pet 42 already exists, at revision 29; delete it first"):
         service.import_pet(file)
 
-    assert told(store) == before
+    assert comparable(store) == before
 
 
 def test_export_of_an_unknown_pet_is_refused(store: PetStore) -> None:

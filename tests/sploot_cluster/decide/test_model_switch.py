@@ -108,7 +108,7 @@ def test_switch_matches_its_preview_and_keeps_corrections(service: ClusterServic
     assert np.allclose(state.vectors[state.rows[name(2, 5)]], _unit(seen_by_new(2, 5)), atol=1e-6)
     assert {where[item] for item in names(0, range(8)) | names(1, range(8))} == {ONE}
     assert {where[item] for item in names(2, range(2, 8))} == {THREE}, "ids are kept"
-    assert where[name(2, 0)] == ONE, "the new model sees it otherwise, and nobody said anything about it"
+    assert where[name(2, 0)] == ONE, "the new model places it elsewhere, and no correction names it"
     assert (result.kept, state.ledger) == ("constraints kept 1 of 1", before.ledger)
     assert (preview.diff.n_arrived, preview.diff.n_moved) == (2, 2)
     assert service.compare(PET, before.revision, state.revision).moved == preview.diff.moved

@@ -59,15 +59,15 @@ def busy(service: ClusterService, store: PetStore) -> list[PetState]:
 def test_every_revision_equals_the_state_then(service: ClusterService, store: PetStore) -> None:
     states = busy(service, store)
 
-    told = store.past(PET)
+    pet_past = store.past(PET)
 
-    assert told.since == 0
+    assert pet_past.since == 0
     for state in states:
-        then = told.at(state.revision)
+        then = pet_past.at(state.revision)
         assert where(then) == where(state)
         assert then.origins.tolist() == state.origins.tolist()
-    assert where(told.at(10)) == dict.fromkeys([*sorted(names(0, range(8))), name(1, 0), name(1, 1)], NOISE)
-    assert where(told.at(0)) == {}
+    assert where(pet_past.at(10)) == dict.fromkeys([*sorted(names(0, range(8))), name(1, 0), name(1, 1)], NOISE)
+    assert where(pet_past.at(0)) == {}
 
 
 def test_unknown_revision_is_refused(service: ClusterService) -> None:
@@ -83,14 +83,14 @@ def test_revision_older_than_the_stored_past_is_refused(
 
     states = busy(service, store)
 
-    told = store.past(PET)
-    kept = [state for state in states if state.revision >= told.since]
-    assert len(told.overwritten) == 3
-    assert 1 < len(kept) < len(states)
-    for state in kept:
-        assert where(told.at(state.revision)) == where(state)
-    with pytest.raises(UnknownRevision, match=f"the oldest is {told.since}") as refused:
-        told.at(told.since - 1)
+    pet_past = store.past(PET)
+    stored = [state for state in states if state.revision >= pet_past.since]
+    assert len(pet_past.overwritten) == 3
+    assert 1 < len(stored) < len(states)
+    for state in stored:
+        assert where(pet_past.at(state.revision)) == where(state)
+    with pytest.raises(UnknownRevision, match=f"the oldest is {pet_past.since}") as refused:
+        pet_past.at(pet_past.since - 1)
     assert refused.value.field == "revision"
 
 

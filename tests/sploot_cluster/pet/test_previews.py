@@ -32,7 +32,7 @@ def service(store: PetStore) -> ClusterService:
     return service
 
 
-def told(state: PetState) -> tuple[object, ...]:
+def comparable(state: PetState) -> tuple[object, ...]:
     return (
         state.labels.tolist(),
         state.origins.tolist(),
@@ -84,7 +84,7 @@ def test_applied_preview_equals_a_recluster(store: PetStore, service: ClusterSer
     service.apply(PET, service.preview(PET).preview.token, by="bob")
     twin.recluster(PET)
 
-    assert told(store.load(PET)) == told(twin._store.load(PET))
+    assert comparable(store.load(PET)) == comparable(twin._store.load(PET))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ media = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).map(Media
 several = st.lists(media, max_size=4).map(tuple)
 cluster = st.integers(1, 2**53).map(ClusterId)
 zones = st.integers(-12, 14).map(lambda hours: timezone(timedelta(hours=hours)))
-said = {
+common = {
     "revision": st.integers(1, 2**53),
     "operation_id": st.text(st.characters(codec="utf-8"), max_size=20),
     "by": st.text(st.characters(codec="utf-8"), max_size=20),
@@ -29,20 +29,20 @@ said = {
 corrections = st.one_of(
     st.builds(
         Merge,
-        **said,
+        **common,
         into=cluster,
         groups=st.dictionaries(cluster, several, max_size=3),
         aliases=st.dictionaries(cluster, cluster, max_size=3),
     ),
-    st.builds(Split, **said, source=cluster, created=cluster, moved=several, remaining=several),
-    st.builds(Exclusion, **said, source=cluster, media=several, remaining=several),
+    st.builds(Split, **common, source=cluster, created=cluster, moved=several, remaining=several),
+    st.builds(Exclusion, **common, source=cluster, media=several, remaining=several),
     st.builds(
         Dismissal,
-        **said,
+        **common,
         groups=st.dictionaries(st.just(ClusterId(-1)) | cluster, several, max_size=3),
         aliases=st.dictionaries(cluster, cluster, max_size=3),
     ),
-    st.builds(Undo, **said, undone=st.integers(1, 2**53)),
+    st.builds(Undo, **common, undone=st.integers(1, 2**53)),
 )
 
 

@@ -108,7 +108,7 @@ def with_clusters(store: PetStore) -> PetState:
     return store.commit(state, recluster(state, [1, 1, 2, 2, -1], c1=0.75, c2=0.1))
 
 
-def told(state: PetState) -> dict[str, object]:
+def comparable(state: PetState) -> dict[str, object]:
     """Return all values of a state in comparable form."""
     return {
         name: getattr(state, name)
@@ -154,7 +154,7 @@ def test_state_returned_by_commit_equals_a_fresh_load(store: PetStore) -> None:
 
     loaded = store.load(PET)
 
-    assert told(loaded) == told(state)
+    assert comparable(loaded) == comparable(state)
     assert loaded.labels.tolist() == [1, 1, 1, 1, -1, 1]
     assert loaded.origins.tolist() == [Origin.CORE] * 5 + [Origin.ARRIVED]
     np.testing.assert_array_equal(loaded.vectors, [vector(name) for name in "abcdef"])
@@ -183,7 +183,7 @@ def test_load_with_an_old_state_catches_up(store: PetStore) -> None:
 
     assert len(caught_up) == 6
     for loaded in caught_up:
-        assert told(loaded) == told(state)
+        assert comparable(loaded) == comparable(state)
 
 
 def test_load_without_changes_returns_the_known_state(store: PetStore) -> None:
@@ -194,12 +194,12 @@ def test_load_without_changes_returns_the_known_state(store: PetStore) -> None:
 
 def test_state_is_unchanged_by_later_commits(store: PetStore) -> None:
     before = with_clusters(store)
-    as_it_was = told(before)
+    as_it_was = comparable(before)
 
     after = store.commit(before, arrival(before, "f", "g", label=1))
     store.commit(after, recluster(after, [3] * 7, c3=0.5))
 
-    assert told(before) == as_it_was
+    assert comparable(before) == as_it_was
     assert after.n_media == 7
     assert MediaId("f") not in before.rows
     with pytest.raises(ValueError, match="read-only"):
@@ -218,7 +218,7 @@ def test_commit_on_a_stale_state_changes_nothing(store: PetStore) -> None:
             store.commit(stale, change)
         assert (conflict.value.expected, conflict.value.current) == (2, 3)
 
-    assert told(store.load(PET)) == told(newest)
+    assert comparable(store.load(PET)) == comparable(newest)
     assert list(store.history(PET)) == history
 
 
@@ -240,7 +240,7 @@ def test_change_may_relabel_and_append(store: PetStore) -> None:
 
     assert state.labels.tolist() == [2] * 6
     assert state.origins.tolist() == [Origin.CORE] * 5 + [Origin.ARRIVED]
-    assert told(store.load(PET)) == told(state)
+    assert comparable(store.load(PET)) == comparable(state)
 
 
 def test_cards_and_aliases_can_be_removed(store: PetStore) -> None:
@@ -255,7 +255,7 @@ def test_cards_and_aliases_can_be_removed(store: PetStore) -> None:
 
     assert state.aliases == {}
     assert {id_: card.threshold for id_, card in state.clusters.items()} == {1: 0.9, 2: -0.25}
-    assert told(store.load(PET)) == told(state)
+    assert comparable(store.load(PET)) == comparable(state)
 
 
 def test_thousands_of_items_and_clusters_fit_one_commit(store: PetStore) -> None:
@@ -268,7 +268,7 @@ def test_thousands_of_items_and_clusters_fit_one_commit(store: PetStore) -> None
     loaded = store.load(PET)
 
     assert loaded.n_media == len(loaded.rows) == len(loaded.clusters) == n
-    assert told(loaded) == told(state)
+    assert comparable(loaded) == comparable(state)
 
 
 def test_history_lists_all_but_arrivals_newest_first(store: PetStore) -> None:
@@ -355,7 +355,7 @@ def test_change_that_does_not_fit_its_state_is_refused(
     with pytest.raises(ValueError, match=complaint):
         store.commit(state, spoil(state))
 
-    assert told(store.load(PET)) == told(state)
+    assert comparable(store.load(PET)) == comparable(state)
 
 
 def test_claimant_that_lost_a_race_blocks_other_commits(store: PetStore) -> None:
@@ -418,7 +418,7 @@ def test_full_pet_refuses_arrivals(redis_client: redis.Redis, request: pytest.Fi
             store.commit(state, arrival(state, "one more", dim=dim))
 
         assert refused.value.n_media == 256
-        assert told(store.load(PET)) == told(state)
+        assert comparable(store.load(PET)) == comparable(state)
 
 
 def test_tree_is_stored_with_its_pet(store: PetStore) -> None:
@@ -526,7 +526,7 @@ def test_commit_with_a_lost_reply_is_applied_once(redis_client: redis.Redis, mon
 
     assert [answer[:2] for answer in answers] == [[b"OK", 3]]
     assert after.revision == 3
-    assert told(store.load(PET)) == told(after)
+    assert comparable(store.load(PET)) == comparable(after)
 
 
 def test_load_with_a_lost_reply_is_repeated(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,7 +537,7 @@ def test_load_with_a_lost_reply_is_repeated(redis_client: redis.Redis, monkeypat
     again = store.load(PET)
 
     assert len(answers) == 1
-    assert told(again) == told(state)
+    assert comparable(again) == comparable(state)
 
 
 def lose_one_answer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -567,7 +567,7 @@ def test_recreated_pet_is_not_mistaken_for_the_known_one(redis_client: redis.Red
     with pytest.raises(RevisionConflict):
         store.commit(known, arrival(known, "h"))
 
-    assert told(store.load(PET, known=known)) == told(store.load(PET))
+    assert comparable(store.load(PET, known=known)) == comparable(store.load(PET))
 
 
 def test_load_forgets_writes_lost_by_a_failover(redis_client: redis.Redis) -> None:
@@ -586,9 +586,9 @@ def test_load_forgets_writes_lost_by_a_failover(redis_client: redis.Redis) -> No
     caught_up_later = store.load(PET, known=lost)
     truth_later = store.commit(truth, arrival(truth, "another"))
 
-    assert told(caught_up) == told(before)
-    assert told(caught_up_later) == told(truth)
-    assert told(store.load(PET, known=lost)) == told(truth_later)
+    assert comparable(caught_up) == comparable(before)
+    assert comparable(caught_up_later) == comparable(truth)
+    assert comparable(store.load(PET, known=lost)) == comparable(truth_later)
     assert redis_client.llen(keys.media) == 7
 
 
@@ -609,7 +609,7 @@ def test_keys_of_a_pet_are_in_one_cluster_slot(redis_server: EmbeddedRedis, tmp_
             state = store.commit(known, merge(known, into=1, loser=2))
             store.release(PET, "nobody")
 
-            assert told(store.load(PET, known=known)) == told(store.load(PET)) == told(state)
+            assert comparable(store.load(PET, known=known)) == comparable(store.load(PET)) == comparable(state)
             assert [entry.kind for entry in store.history(PET)] == ["merge", "recluster"]
             assert store.pets() == [PET]
 
@@ -642,7 +642,7 @@ def test_server_out_of_memory_writes_nothing(redis_client: redis.Redis, request:
     with pytest.raises(StoreUnavailable, match="memory"):
         store.commit(state, recluster(state, [1] * 5, c1=0.5))
 
-    assert told(store.load(PET)) == told(state)
+    assert comparable(store.load(PET)) == comparable(state)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class Mirrored(Witness):
         return self.twin.end_shadow(pet) and super().end_shadow(pet)
 
 
-def told(snapshot: Snapshot) -> tuple[Any, ...]:
+def comparable(snapshot: Snapshot) -> tuple[Any, ...]:
     return (list(snapshot.media), snapshot.labels.tolist(), snapshot.origins.tolist(), dict(snapshot.aliases))
 
 
@@ -105,7 +105,7 @@ def test_random_life_leaves_equal_pets_in_both_stores(redis_client: redis.Redis,
             assert facts(twin) == facts(mirrored), f"seed {seed}, step {step}: {happened}"
 
     ours, theirs = pasts(mirrored), pasts(twin)
-    assert [told(snapshot) for snapshot in theirs] == [told(snapshot) for snapshot in ours]
+    assert [comparable(snapshot) for snapshot in theirs] == [comparable(snapshot) for snapshot in ours]
     assert [compare(*pair) for pair in pairwise(theirs)] == [compare(*pair) for pair in pairwise(ours)]
 
 
@@ -128,9 +128,9 @@ def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]],
                 for row, item in enumerate(state.media):
                     service.assign(PET, item, model="clip@2", vector=state.vectors[row])
                 service.switch_model(PET, service.preview_switch(PET).token, by="eve")
-    past = [told(snapshot) for snapshot in pasts(store)]
+    past = [comparable(snapshot) for snapshot in pasts(store)]
     service.restore(PET, 6, operation_id="restore", by="ada")
-    return past, told(Snapshot.of(store.load(PET)))
+    return past, comparable(Snapshot.of(store.load(PET)))
 
 
 @pytest.mark.parametrize(
