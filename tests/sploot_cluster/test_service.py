@@ -136,7 +136,7 @@ def test_unknown_model_is_refused(store: RedisPetStore) -> None:
 
     with pytest.raises(InvalidInput, match=r"model: 'dino@1' is not a known model; send one of: clip@1, clip@2"):
         service.assign(PET, MediaId("a"), model="dino@1", vector=[1.0, 0.0])
-    with pytest.raises(InvalidInput, match=r"dim: 'clip@2' makes vectors of 3 values, got 2"):
+    with pytest.raises(InvalidInput, match=r"dim: expected 3 dimensions for 'clip@2', got 2"):
         service.assign(PET, MediaId("a"), model="clip@2", vector=[1.0, 0.0])
 
     assert service.assign(PET, MediaId("a"), model="clip@1", vector=[1.0, 0.0]).revision == 1

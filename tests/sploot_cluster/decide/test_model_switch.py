@@ -202,7 +202,7 @@ def test_ended_candidate_model_leaves_nothing(service: ClusterService, store: Pe
     assert service.end_model(PET)
     assert not service.end_model(PET)
     assert service.shadow(PET) is None
-    with pytest.raises(InvalidInput, match="no second model"):
+    with pytest.raises(InvalidInput, match="no candidate model"):
         service.preview_switch(PET)
     if isinstance(store, RedisPetStore):
         keys = PetKeys.of(PET)

@@ -71,7 +71,7 @@ def test_every_revision_equals_the_state_then(service: ClusterService, store: Pe
 
 
 def test_unknown_revision_is_refused(service: ClusterService) -> None:
-    with pytest.raises(UnknownRevision, match="pet 42 is at revision 25"):
+    with pytest.raises(UnknownRevision, match="the newest is 25"):
         service.at(PET, 26)
 
 

@@ -340,7 +340,7 @@ def test_view_is_sorted_by_size_and_counts_origins(store: PetStore) -> None:
     ("spoil", "complaint"),
     [
         (lambda state: arrival(state, "a"), "already"),
-        (lambda state: arrival(state, "x", "x"), "arrives twice"),
+        (lambda state: arrival(state, "x", "x"), "is repeated"),
         (lambda state: arrival(state, "x", dim=5), "shape"),
         (lambda state: recluster(state, [1, 1]), "relabelling"),
         (lambda state: replace(arrival(state, "x"), model="clip@1", dim=5), "do not fit"),
