@@ -1,23 +1,23 @@
-"""Everything the clustering domain can refuse, and who has to act.
+"""The errors of the clustering domain, and what to do about each.
 
     ClusterError
-    ├── InvalidInput            the caller must change something; trying again changes nothing
+    ├── InvalidInput            the caller must change the input; retrying does not help
     │   ├── DimensionMismatch   a vector of another length than the pet's
     │   ├── ModelMismatch       a vector of another model than the pet's
-    │   ├── UnreadableExport    a file that no pet can be made of
-    │   ├── UnknownPet          no item of this pet ever arrived
-    │   ├── UnknownCluster      no such cluster, and no alias leads to one
-    │   ├── UnknownMedia        no such item in this pet or cluster
-    │   ├── UnknownRevision     no correction made this revision, it is undone already, or it is not kept any more
-    │   └── StaleRevision       media were moved since the revision that the caller looked at
-    ├── PetExists               a pet cannot be imported over one that holds something
-    ├── StalePreview            the pet moved since the preview, or the preview is gone; preview again
-    ├── RevisionConflict        somebody else committed first; load again and decide again
-    │   └── PetClaimed          somebody who lost that race before has the right of way; wait a moment
-    ├── StoreUnavailable        Redis did not answer or did not take it; trying again is safe
-    ├── PetTooLarge             the store cannot hold another item of this pet
-    ├── NotConserved            a commit would lose media, or the pet has lost some; a person must look
-    └── UnreadablePet           what is stored is damaged, or of a newer release; a person must look
+    │   ├── UnreadableExport    a file that is not a valid export of a pet
+    │   ├── UnknownPet          the pet has no items
+    │   ├── UnknownCluster      the pet has no such cluster or alias
+    │   ├── UnknownMedia        the pet or cluster has no such item
+    │   ├── UnknownRevision     not a correction, already undone, or no longer stored
+    │   └── StaleRevision       items were moved since the revision that the caller saw
+    ├── PetExists               an import would overwrite an existing pet
+    ├── StalePreview            the pet changed since the preview, or the preview expired; preview again
+    ├── RevisionConflict        another commit came first; load and decide again
+    │   └── PetClaimed          another change has claimed the pet for a moment; wait and retry
+    ├── StoreUnavailable        Redis did not answer or refused; retrying is safe
+    ├── PetTooLarge             the store cannot hold more items of this pet
+    ├── NotConserved            a commit would lose items, or the pet has lost some; an operator must act
+    └── UnreadablePet           the stored data is damaged or of a newer release; an operator must act
 
 Only the standard library is imported here, so that the thin client and the message contracts may use this tree.
 """
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 
 class ClusterError(Exception):
-    """Root of everything this package raises on purpose."""
+    """The base class of all errors that this package raises deliberately."""
 
 
 class InvalidInput(ClusterError):
-    """Raised when a field of an event, a task or a call cannot be used.
+    """Raised when a field of an event, a task or a call is invalid.
 
     Attributes:
         field: the name of the field as the caller wrote it, e.g. ``embedding``.
-        problem: what is wrong with it, without the value of an embedding.
-        hint: what the caller can do about it.
+        problem: what is wrong with it; never contains the value of an embedding.
+        hint: how the caller can fix it.
     """
 
     def __init__(self, field: str, problem: str, hint: str) -> None:
@@ -49,80 +49,80 @@ class InvalidInput(ClusterError):
         self.field, self.problem, self.hint = field, problem, hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Subclasses take other arguments; results backends and process pools pickle exceptions by their args.
+        # Subclasses take other arguments, but results backends and process pools pickle exceptions by their args.
         return (InvalidInput, (self.field, self.problem, self.hint))
 
 
 class DimensionMismatch(InvalidInput):
-    """Raised when a vector of one length meets a pet with vectors of another."""
+    """Raised when a vector has another length than the vectors of its pet."""
 
     def __init__(self, *, pet: int, expected: int, got: int) -> None:
         super().__init__(
             "dim",
-            f"pet {pet} has {expected}-dimensional vectors, got {got}",
-            f"send embeddings of {expected} values, or ingest another model's under another pet",
+            f"pet {pet} expects {expected} dimensions, got {got}",
+            f"send embeddings of {expected} dimensions, or ingest those of another model under another pet",
         )
         self.pet, self.expected, self.got = pet, expected, got
 
 
 class ModelMismatch(InvalidInput):
-    """Raised when a vector of one embedding model meets a pet with vectors of another."""
+    """Raised when a vector has another embedding model than the vectors of its pet."""
 
     def __init__(self, *, pet: int, expected: str, got: str) -> None:
         super().__init__(
             "model",
-            f"pet {pet} is embedded with {expected!r}, got {got!r}",
+            f"pet {pet} expects vectors of model {expected!r}, got {got!r}",
             f"send embeddings of {expected!r}; vectors of different models are never compared",
         )
         self.pet, self.expected, self.got = pet, expected, got
 
 
 class UnreadableExport(InvalidInput):
-    """Raised when no pet can be made of a file."""
+    """Raised when a file is not a valid export of a pet."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__("file", problem, "send a file that `sploot-cluster export` wrote, unchanged")
+        super().__init__("file", problem, "send an unmodified file written by `sploot-cluster export`")
 
 
 class UnknownPet(InvalidInput):
-    """Raised when a pet has no media."""
+    """Raised when a pet has no items."""
 
     def __init__(self, *, pet: int) -> None:
-        super().__init__("pet_id", f"pet {pet} has no media", "send the id of a pet that has some")
+        super().__init__("pet_id", f"pet {pet} has no items", "send the id of a pet that has items")
         self.pet = pet
 
 
 class UnknownCluster(InvalidInput):
-    """Raised when a cluster id is not one of the pet's, nor an alias of one."""
+    """Raised when an id is neither that of a cluster of the pet nor an alias of one."""
 
     def __init__(self, *, pet: int, cluster: int, field: str = "cluster_id", has_ended: bool = False) -> None:
-        """``has_ended``: it was one, and its media went to none that more than half of them are in."""
-        ended = " any more, and its media did not stay together" if has_ended else ""
+        """``has_ended``: the cluster existed, but no other cluster holds more than half of its items now."""
+        ended = " any more, and its items did not stay together" if has_ended else ""
         super().__init__(
             field,
             f"pet {pet} has no cluster {cluster}{ended}",
-            f"choose one of GET /api/v1/internal/pets/{pet}/clusters",
+            f"choose a cluster listed by GET /api/v1/internal/pets/{pet}/clusters",
         )
         self.pet, self.cluster = pet, cluster
 
 
 class UnknownMedia(InvalidInput):
-    """Raised when media named in a correction are not where the caller says they are."""
+    """Raised when items of a correction are not where the caller expects them."""
 
     def __init__(self, *, pet: int, media: tuple[str, ...], where: str) -> None:
-        # as JSON strings, so that each name can be read back out of the text of an error, whatever it holds
+        # as JSON strings, so that each id can be parsed from the text of the error, whatever it contains
         shown = ", ".join(json.dumps(item, ensure_ascii=False) for item in media[:5])
         shown += f" and {len(media) - 5} more" if len(media) > 5 else ""
         super().__init__(
             "media_ids",
             f"{shown} not in {where} of pet {pet}",
-            "load the cluster again and send media that are in it now",
+            "load the cluster again and send items that are in it now",
         )
         self.pet, self.media = pet, media
 
 
 class UnknownRevision(InvalidInput):
-    """Raised when a revision cannot be undone, or looked at, or restored."""
+    """Raised when a revision cannot be undone, shown or restored."""
 
     def __init__(
         self,
@@ -137,23 +137,23 @@ class UnknownRevision(InvalidInput):
 
 
 class StaleRevision(InvalidInput):
-    """Raised when media of a pet were moved since the revision that a person looked at."""
+    """Raised when items of a pet were moved since the revision that the caller saw."""
 
     def __init__(self, *, pet: int, expected: int, moved_at: int) -> None:
         super().__init__(
             "expected_revision",
-            f"media of pet {pet} were moved at revision {moved_at}, after revision {expected} that was looked at",
-            "load the clusters again, and say it again if it is still right",
+            f"items of pet {pet} were moved at revision {moved_at}, after the expected revision {expected}",
+            "load the clusters again, and repeat the correction if it still applies",
         )
         self.pet, self.expected, self.moved_at = pet, expected, moved_at
 
 
 class PetExists(ClusterError):
-    """Raised when a pet shall be imported that holds something already; nothing was written."""
+    """Raised when an import would overwrite an existing pet; nothing was written."""
 
     def __init__(self, *, pet: int, revision: int) -> None:
         super().__init__(
-            f"pet {pet} holds something already, at revision {revision}; delete it first, or import under another id"
+            f"pet {pet} already exists, at revision {revision}; delete it first, or import under another id"
         )
         self.pet, self.revision = pet, revision
 
@@ -165,11 +165,13 @@ class StalePreview(ClusterError):
     """Raised when a preview cannot be applied any more; nothing was written.
 
     Attributes:
-        problem: why not.
+        problem: the reason.
     """
 
     def __init__(self, *, pet: int, token: str, problem: str) -> None:
-        super().__init__(f"preview {token!r} of pet {pet} cannot be applied: {problem}; preview again, and look again")
+        super().__init__(
+            f"preview {token!r} of pet {pet} cannot be applied: {problem}; preview again, and review the result"
+        )
         self.pet, self.token, self.problem = pet, token, problem
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -182,7 +184,7 @@ class RevisionConflict(ClusterError):
     def __init__(self, *, pet: int, expected: int, current: int) -> None:
         super().__init__(
             f"pet {pet} moved from revision {expected} to {current} while this change was decided; "
-            "load it again and decide again"
+            "load the pet and decide again"
         )
         self.pet, self.expected, self.current = pet, expected, current
 
@@ -191,7 +193,7 @@ class RevisionConflict(ClusterError):
 
 
 class PetClaimed(RevisionConflict):
-    """Raised when a commit must wait for somebody who lost the race before and has the right of way.
+    """Raised when a commit must wait, because another change that lost a race before has claimed the pet.
 
     Attributes:
         for_ms: how long the claim lasts at most; it ends with the claimant's commit.
@@ -199,7 +201,7 @@ class PetClaimed(RevisionConflict):
 
     def __init__(self, *, pet: int, revision: int, for_ms: int) -> None:
         super().__init__(pet=pet, expected=revision, current=revision)
-        self.args = (f"pet {pet} is claimed by another change for at most {for_ms} ms; load it again and decide again",)
+        self.args = (f"pet {pet} is claimed by another change for at most {for_ms} ms; load the pet and decide again",)
         self.for_ms = for_ms
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -207,18 +209,18 @@ class PetClaimed(RevisionConflict):
 
 
 class StoreUnavailable(ClusterError):
-    """Raised when Redis did not answer, or answered that it cannot do this now.
+    """Raised when Redis did not answer or refused a command.
 
-    A commit that ended so may have been written. Trying it again is safe: media and corrections are known by their ids.
+    A commit that failed this way may have been written. Retrying is safe: items and corrections are known by their ids.
 
     Attributes:
-        doing: what was asked of the store, e.g. ``commit pet 42``.
-        problem: what Redis or the connection said.
-        refusal: why Redis refused, and how to fix it; None where it did not answer.
+        doing: the operation of the store, e.g. ``commit pet 42``.
+        problem: the error of Redis or of the connection.
+        refusal: why Redis refused, and how to fix it; None if it did not answer.
     """
 
     def __init__(self, *, doing: str, problem: str, refusal: RedisRefusal | None = None) -> None:
-        hint = "check that Redis is up, has memory left and takes writes (redis-cli INFO)"
+        hint = "check that Redis is up, has free memory and accepts writes (redis-cli INFO)"
         if refusal is not None:
             problem, hint = f"{refusal.problem} ({problem})", refusal.hint
         super().__init__(f"could not {doing}: {problem}; {hint}, then try again")
@@ -229,11 +231,11 @@ class StoreUnavailable(ClusterError):
 
 
 class PetTooLarge(ClusterError):
-    """Raised when one more item would exceed what one Redis value can hold (512 MB of vectors)."""
+    """Raised when the vectors of a pet would exceed one Redis value (512 MB)."""
 
     def __init__(self, *, pet: int, n_media: int) -> None:
         super().__init__(
-            f"pet {pet} holds {n_media} media and its vectors fill one Redis value; delete media or split the pet"
+            f"pet {pet} has {n_media} items, and their vectors fill one Redis value; delete items or split the pet"
         )
         self.pet, self.n_media = pet, n_media
 
@@ -242,16 +244,16 @@ class PetTooLarge(ClusterError):
 
 
 class NotConserved(ClusterError):
-    """Raised when media that came are not all accounted for after a commit; nothing was written.
+    """Raised when a commit would not account for all ingested items; nothing was written.
 
     Attributes:
-        problem: the sides that do not agree.
+        problem: the two sides of the equation, which differ.
     """
 
     def __init__(self, *, pet: int, problem: str) -> None:
         super().__init__(
-            f"pet {pet} would not account for all of its media: {problem}; nothing was written: report it with "
-            f"`sploot-cluster export {pet}`, and restore the pet from a backup if its keys were changed by hand"
+            f"pet {pet} would not account for all of its items: {problem}; nothing was written: report it with "
+            f"`sploot-cluster export {pet}`, and restore the pet from a backup if its keys were changed manually"
         )
         self.pet, self.problem = pet, problem
 
@@ -260,14 +262,14 @@ class NotConserved(ClusterError):
 
 
 class UnreadablePet(ClusterError):
-    """Raised when what is stored of a pet does not fit together, or is of a form that this release does not know.
+    """Raised when the stored data of a pet is inconsistent, or in a format that this release does not know.
 
-    Nothing was written. Nothing is, until its keys fit together again or the pet is deleted.
+    Nothing was written, and nothing will be until its keys are consistent again or the pet is deleted.
 
     Attributes:
-        problem: what does not fit.
-        key: the key that is damaged, with the field of a hash after a space; None where it is not known.
-        expected, found: how long that key should be, and how long it is.
+        problem: the inconsistency.
+        key: the damaged key, followed by a space and the field if it is a hash; None if it is not known.
+        expected, found: the expected length of that key, and its actual length.
         hint: how to get the pet back.
     """
 
@@ -283,7 +285,7 @@ class UnreadablePet(ClusterError):
 
     @classmethod
     def of_key(cls, *, pet: int, key: str, expected: str, found: str) -> UnreadablePet:
-        """The error for a key whose length or value is not what the pet's other keys ask for."""
+        """Return the error for a key whose length or value does not match the pet's other keys."""
         problem = f"{key}: expected {expected}, found {found}"
         return cls(pet=pet, problem=problem, key=key, expected=expected, found=found)
 

@@ -1,6 +1,7 @@
-"""What the domain asks of whatever runs its work later. Standard library only: the thin client implements this.
+"""Protocols by which the domain and the HTTP API enqueue jobs.
 
-``ClusterService`` needs :class:`ReclusterRequests`; the HTTP API needs :class:`JobQueue`. Both are handed in.
+``ClusterService`` needs :class:`ReclusterRequests`, and the HTTP API needs :class:`JobQueue`; both are passed in. This
+module imports only the standard library, because the thin client implements the protocols.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dea
 
 @dataclass(frozen=True, slots=True)
 class JobRef:
-    """A job that will run.
+    """A reference to an enqueued job.
 
     Attributes:
         job_id: its id, for ``GET /api/v1/internal/jobs/{job_id}``.
         queue: the queue it waits in.
-        coalesced: it was waiting already, and this call added nothing.
-        position: jobs that were waiting in its queue when it was enqueued, itself included; None where nobody counted.
-        withheld: the rollout has not reached the pet: nothing was enqueued, and no job of this id will run.
+        coalesced: an identical job was waiting already, so this call enqueued nothing.
+        position: number of jobs in its queue when it was enqueued, itself included; None if not counted.
+        withheld: the rollout has not reached the pet, so nothing was enqueued and the job does not exist.
     """
 
     job_id: str
@@ -37,12 +38,12 @@ class JobRef:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What is known of a job.
+    """The status of a job.
 
     Attributes:
-        because: one sentence: why it waits, what it is doing, or how it ended.
-        attempts: how often it was started.
-        result: what it answered, for a job that succeeded; JSON values only.
+        reason: one sentence: why it waits, what it is doing, or how it ended.
+        attempts: number of times it was started.
+        result: the result of a job that succeeded; JSON values only.
     """
 
     job_id: str
@@ -60,23 +61,23 @@ class JobStatus:
 
 
 class ReclusterRequests(Protocol):
-    """Where the service asks for a recluster of a pet that grew or drifted."""
+    """Requests reclusters of pets that grew or drifted."""
 
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
-        """Have the pet reclustered in about ``delay_ms``; at most one such job waits per pet."""
+        """Request a recluster of the pet in about ``delay_ms``; at most one such job waits per pet."""
         ...
 
 
 class JobQueue(Protocol):
-    """What the HTTP API enqueues into.
+    """Enqueues the jobs of the HTTP API and reads their status.
 
-    Every method raises ``errors.InvalidInput`` for a bad field and :class:`QueueUnavailable` when Redis is away.
+    Every method raises ``errors.InvalidInput`` for an invalid field and :class:`QueueUnavailable` if Redis fails.
     """
 
     def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...
 
     def preview(self, pet_id: int, *, requested_by: str = ...) -> JobRef:
-        """Have computed what a recluster would do; the result of the job has its ``token``."""
+        """Enqueue the preview of a recluster; the result of the job contains its ``token``."""
         ...
 
     def merge(
@@ -88,7 +89,7 @@ class JobQueue(Protocol):
         requested_by: str = ...,
         expected_revision: int | None = ...,
     ) -> JobRef:
-        """Corrections with ``expected_revision`` are refused when they run if media were moved since."""
+        """Enqueue a merge. A correction with ``expected_revision`` fails when it runs if items were moved since."""
         ...
 
     def split(
@@ -134,17 +135,20 @@ class JobQueue(Protocol):
         event_id: str | None = ...,
         occurred_at: str | None = ...,
     ) -> JobRef:
-        """``embedding``: a sequence of numbers, a float32 buffer, or base64 text (``encoding="base64-f32le"``)."""
+        """Enqueue an item. ``embedding`` is a sequence of numbers, a float32 buffer, or base64 text.
+
+        Base64 text requires ``encoding="base64-f32le"``.
+        """
         ...
 
     def job(self, job_id: str) -> JobStatus | None:
-        """None for an id that nobody enqueued, or that ended more than a day ago."""
+        """Return the status of a job; None if it was never enqueued, or ended more than a day ago."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterRef:
-    """Where a dead letter is."""
+    """The queue and id of a dead letter."""
 
     queue: str
     dead_letter_id: str
@@ -152,15 +156,15 @@ class DeadLetterRef:
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """What travelled about a pet or some of its media, besides the pet itself.
+    """The data about a pet, or some of its items, that exists outside the pet.
 
     Attributes:
-        n_records: of jobs.
-        n_dead_letters: of any queue.
-        n_waiting: events and corrections that have not been worked on yet; they would bring media back, or name them.
-        records: the ids of these jobs.
-        dead_letters: queue and id of each of these.
-        unreadable: dead letters of which cannot be read what they are about; they are left alone.
+        n_records: number of job records.
+        n_dead_letters: number of dead letters, in all queues.
+        n_waiting: number of events and corrections not yet processed, which would restore or name items.
+        records: the ids of the jobs with records.
+        dead_letters: queue and id of each dead letter.
+        unreadable: dead letters whose pet cannot be determined; they are never deleted.
     """
 
     n_records: int
@@ -172,20 +176,20 @@ class Traces:
 
 
 class JobTraces(Protocol):
-    """Where the HTTP API finds and removes what queues still say of a pet, or of some of its media."""
+    """Finds and removes job records and dead letters of a pet, or of some of its items, for the HTTP API."""
 
     def find(self, pet_id: int, media_ids: Collection[str] | None = ...) -> Traces: ...
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = ...) -> Traces:
-        """Remove it, but for what waits."""
+        """Remove them, except for jobs that wait."""
         ...
 
 
 class QueueUnavailable(Exception):
-    """Raised when a queue could not be used because Redis did not answer, or refused; calling again is safe.
+    """Raised when Redis did not answer or refused a command of a queue; retrying is safe.
 
     Attributes:
-        refusal: why Redis refused, and how to fix it; None where it did not answer.
+        refusal: why Redis refused, and how to fix it; None if it did not answer.
     """
 
     def __init__(self, problem: str, *, refusal: RedisRefusal | None = None) -> None:

@@ -42,7 +42,7 @@ LEAST_BYTES: Final = 512 * 1024 * 1024
 SHARE: Final = 1 / 4
 
 # An id of 36 characters as text, in the list and in the dictionary; measured with tracemalloc on Python 3.11.
-BYTES_PER_MEDIUM: Final = 250
+BYTES_PER_ITEM: Final = 250
 # Fixed overhead per pet, measured in the same way; it matters because most pets are small.
 BYTES_PER_PET: Final = 2_500
 BYTES_PER_CORRECTION: Final = 1_000
@@ -112,7 +112,7 @@ class PetMemory:
         if self._ledger is not self.state.ledger:
             self._ledger = self.state.ledger
             self._ledger_bytes = sum(BYTES_PER_CORRECTION + 8 * _n_named(correction) for correction in self._ledger)
-        return BYTES_PER_PET + vectors + self.state.n_media * BYTES_PER_MEDIUM + self._ledger_bytes + tree
+        return BYTES_PER_PET + vectors + self.state.n_media * BYTES_PER_ITEM + self._ledger_bytes + tree
 
 
 def _n_named(correction: Correction) -> int:

@@ -17,9 +17,10 @@ from sploot_cluster.engine.backends import Fallback, TreeBuilder
 from sploot_cluster.engine.spanning_tree import SpanningTree
 from sploot_cluster.engine.tree_changes import grown, without
 from sploot_cluster.errors import StoreUnavailable
-from sploot_cluster.pet.models import MediaId, PetState
-from sploot_cluster.pet.vectors import FloatMatrix, Rows
-from sploot_cluster.pet_cache import PetMemory
+from sploot_cluster.pet.models import MediaId, PetId, PetState
+from sploot_cluster.pet.rows import PetRows
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
+from sploot_cluster.pet_cache import PetCache, PetMemory
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.port import PetStore
 from sploot_cluster.threads import n_cores
@@ -47,36 +48,34 @@ class PetDensity:
             settings.recluster_backend, threads=settings.recluster_threads or n_cores(), on_fallback=on_fallback
         )
 
-    def recall(self, memory: PetMemory, n: int) -> SpanningTree | None:
-        """Return the tree in ``memory`` if it covers first rows of its state and can be extended to n rows."""
-        tree = memory.tree()
-        return tree if tree is not None and tree.n <= n and tree.min_samples == self._samples(n) else None
+    def of_newest(self, pet: PetId, cache: PetCache) -> tuple[PetState, Density]:
+        """Load the newest state of a pet and return it with its density. Other threads may use the pet meanwhile.
 
-    def tree_of(self, state: PetState, vectors: FloatMatrix, remembered: SpanningTree | None) -> SpanningTree | None:
-        """Return the tree of ``vectors``; None where they are too few for a cluster.
-
-        Args:
-            vectors: (n, d) those of ``state``, and any after them.
-            remembered: a tree of the first rows of ``state``, if the caller has one.
-
-        O(n · d) for each row that the best known tree lacks, O(n² · d) where none is known.
+        O(n · d) for each row that the best known tree lacks, O(n² · d) if none is known.
         """
-        n = len(vectors)
-        if n < self._settings.small_group:
-            return None
-        tree = remembered or self._fetch(state, self._samples(n))
-        if tree is None:
-            return self._build(vectors, self._samples(n))
-        return grown(tree, vectors, build=self._build)
+        with cache.open(pet) as memory:
+            state = memory.state = self._store.load(pet, known=memory.state)
+            remembered = self._recall(memory, state.n_media)
+        tree = self._tree_of(state, state.vectors, remembered)
+        density = self._density_of(tree, state.media, state.vectors)
+        if tree is not None and tree is not remembered:
+            with cache.open(pet) as memory:
+                if PetRows.behind(memory.state) is PetRows.behind(state):
+                    memory.remember_tree(tree)
+                self._keep(memory, state, tree)
+        return state, density
 
-    def density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
-        """Return the density of ``media``, of which ``tree`` is the spanning tree."""
-        # importing hdbscan takes a second; callers that only keep trees, such as deletion, never import it
-        from sploot_cluster.engine.selection import all_noise, density_of
-
-        if tree is None:
-            return all_noise(len(media))
-        return density_of(tree, vectors, settings=self._settings, names=_names(media))
+    def with_arrival(self, memory: PetMemory, media: MediaId, vector: FloatVector) -> tuple[FloatMatrix, Density]:
+        """Return the vectors of the state in ``memory`` and of an arrival after them, and their density."""
+        state = memory.state
+        vectors = PetRows.behind(state).vectors_and(state.n_media, vector)
+        remembered = self._recall(memory, len(vectors))
+        if remembered is not None:
+            self._keep(memory, state, remembered)
+        tree = self._tree_of(state, vectors, remembered)
+        if tree is not None:
+            memory.expect_tree(tree, media, vector)
+        return vectors, self._density_of(tree, (*state.media, media), vectors)
 
     def pruned(self, memory: PetMemory, state: PetState, gone: Iterable[MediaId]) -> SpanningTree | None:
         """Return the known tree of the first rows of ``state``, without items that are about to be deleted.
@@ -86,14 +85,48 @@ class PetDensity:
         n = state.n_media
         if n < kept_tree.KEPT_FROM:
             return None
-        tree = self.recall(memory, n) if memory.state.born == state.born else None
+        tree = self._recall(memory, n) if memory.state.born == state.born else None
         tree = tree or self._fetch(state, self._samples(n))
         if tree is None:
             return None
         rows = [state.rows[item] for item in gone if item in state.rows]
         return without(tree, state.vectors, np.array([row for row in rows if row < tree.n], dtype=np.intp))
 
-    def keep(self, memory: PetMemory, state: PetState, tree: SpanningTree) -> None:
+    def remember(self, memory: PetMemory, tree: SpanningTree) -> None:
+        """Remember the tree of the state in ``memory``, and store it if the stored one is far behind."""
+        memory.remember_tree(tree)
+        self._keep(memory, memory.state, tree)
+
+    def _recall(self, memory: PetMemory, n: int) -> SpanningTree | None:
+        """Return the tree in ``memory`` if it covers first rows of its state and can be extended to n rows."""
+        tree = memory.tree()
+        return tree if tree is not None and tree.n <= n and tree.min_samples == self._samples(n) else None
+
+    def _tree_of(self, state: PetState, vectors: FloatMatrix, remembered: SpanningTree | None) -> SpanningTree | None:
+        """Return the tree of ``vectors``; None if they are too few for a cluster.
+
+        Args:
+            vectors: (n, d) those of ``state``, and any after them.
+            remembered: a tree of the first rows of ``state``, if the caller has one.
+        """
+        n = len(vectors)
+        if n < self._settings.small_group:
+            return None
+        tree = remembered or self._fetch(state, self._samples(n))
+        if tree is None:
+            return self._build(vectors, self._samples(n))
+        return grown(tree, vectors, build=self._build)
+
+    def _density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
+        """Return the density of ``media``, of which ``tree`` is the spanning tree."""
+        # importing hdbscan takes a second; callers that only keep trees, such as deletion, never import it
+        from sploot_cluster.engine.selection import all_noise, density_of
+
+        if tree is None:
+            return all_noise(len(media))
+        return density_of(tree, vectors, settings=self._settings, names=_names(media))
+
+    def _keep(self, memory: PetMemory, state: PetState, tree: SpanningTree) -> None:
         """Store the tree of the first rows of ``state`` if the stored one is far behind."""
         if tree.n < kept_tree.KEPT_FROM or tree.n - memory.n_kept < max(_BEHIND, _BEHIND_RATIO * tree.n):
             return

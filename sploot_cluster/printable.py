@@ -1,6 +1,7 @@
-"""What a text may hold that people read: no character that moves, hides or reorders what stands beside it.
+"""Detection of unprintable characters: those that move, hide or reorder the text around them.
 
-Needs the standard library alone: producers check with it, and the command line and the HTTP API show with it.
+Producers check their text with it, and the command line and the HTTP API clean text before they show it. This module
+imports only the standard library.
 """
 
 from __future__ import annotations
@@ -8,19 +9,19 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# Unicode's category Cf, as of 15.0, without the two joiners: zero-width characters, bidi controls, tags. Written out,
-# because a table of all characters takes 0.1 s to search, which every import of a producer would wait for.
+# Unicode category Cf, as of 15.0, without the two joiners: zero-width characters, bidi controls, tags. Listed here,
+# because computing the list takes 0.1 s, which would slow down every import in a producer.
 _FORMAT: Final = (
     "\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064"
     "\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f"
 )
-# Zero width non-joiner and joiner. Persian and Indic words and emoji such as 👩‍👩‍👧 need them between their characters,
-# which all come from here on; anywhere else they only make two texts that look the same.
+# Zero width non-joiner and joiner. Persian and Indic words and emoji such as 👩‍👩‍👧 need them between characters of
+# the range below. Anywhere else they would only create different texts that look the same.
 _JOINERS: Final = "\u200c\u200d"
 _JOINED: Final = "\u0600-\u1fff\u2190-\U0010ffff"
 
-# Control characters, line and paragraph separators, halves of surrogate pairs, format characters.
+# Control characters, line and paragraph separators, unpaired surrogates, format characters.
 UNPRINTABLE: Final = re.compile(
     f"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{_FORMAT}]|(?<![{_JOINED}])[{_JOINERS}]|[{_JOINERS}](?![{_JOINED}])"
 )

@@ -1,7 +1,7 @@
-"""What people ask of queues: look, plan, act. Values and the protocol; whoever has a queue implements it.
+"""The protocol of operator actions on queues, and its values.
 
-Nothing that changes a queue happens without a plan, and a plan names exactly what it will touch: what was not in it
-when it was shown stays as it is. Standard library only.
+Every change of a queue needs a plan, which lists exactly the entries that it will touch; applying it touches no others.
+This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, Protocol
 
-# A hundred years. Longer durations are typing errors, and calendars and Redis overflow on them.
+# A hundred years. Longer durations are typing errors, and overflow in calendars and Redis.
 LONGEST_S: Final = 100 * 366 * 86_400
 
 Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "purge"]
@@ -23,8 +23,8 @@ class ConsumerStatus:
     """One consumer of a queue.
 
     Attributes:
-        pending: entries in its list.
-        heartbeat_age_s: None for one that never sent any, such as one made by hand.
+        pending: number of entries in its pending list.
+        heartbeat_age_s: None if it never sent a heartbeat, e.g. because it was created manually.
     """
 
     name: str
@@ -38,16 +38,16 @@ class QueueStatus:
     """One queue at one moment.
 
     Attributes:
-        because: one sentence: why its work waits, or that it does not.
-        undelivered: jobs that no worker has taken.
+        reason: one sentence: why its jobs wait, or that none does.
+        undelivered: jobs that no worker has taken yet.
         in_flight: jobs in pending lists, as XPENDING counts them.
-        in_line: jobs that wait for another one of their ordering key.
-        delayed: jobs that are not due, retries included.
-        orphaned: delivered jobs in nobody's pending list.
+        in_line: jobs that wait for an earlier job with the same ordering key.
+        delayed: jobs that are not due yet, including retries.
+        orphaned: delivered jobs that are in no pending list.
         dead: dead letters.
-        overdue: jobs that living workers hold beyond their time limits.
-        oldest_age_s: since the oldest job was added; None when there is none.
-        oldest_pending_s: idle time of the oldest pending job; None when there is none.
+        overdue: jobs that live workers hold beyond their time limits.
+        oldest_age_s: age of the oldest job; None if there is none.
+        oldest_pending_s: idle time of the oldest pending job; None if there is none.
     """
 
     queue: str
@@ -69,11 +69,11 @@ class QueueStatus:
 
 @dataclass(frozen=True, slots=True)
 class PlannedEntry:
-    """What a plan touches: an entry as it was seen, or a dead letter, which nobody holds.
+    """An entry that a plan touches, as it was when planned: a job, or a dead letter, which has no holder.
 
     Attributes:
-        holder: the consumer that had it; "" for nobody.
-        deliveries: how often it had been delivered.
+        holder: the consumer that held it; "" for none.
+        deliveries: its delivery count.
     """
 
     id: str
@@ -83,16 +83,16 @@ class PlannedEntry:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done, and to what exactly.
+    """A plan: an action and exactly the entries that it will touch.
 
     Attributes:
-        plan_id: what ``apply`` takes.
-        effect: one sentence.
-        commands: the same in Redis's words; many ids are abbreviated here, never in ``entries``.
-        warnings: what whoever says yes should know.
-        entries: the frozen set.
-        consumer: the one that is retired.
-        is_forced: whether it may take work from consumers that live.
+        plan_id: the id to apply it with.
+        effect: one sentence on what it will do.
+        commands: the equivalent Redis commands; long lists of ids are abbreviated here, but not in ``entries``.
+        warnings: what to know before confirming.
+        entries: the fixed set of entries.
+        consumer: the consumer to remove, for ``retire-consumer``.
+        is_forced: whether it may take jobs from live consumers.
     """
 
     plan_id: str
@@ -108,19 +108,19 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether the plan would do nothing."""
         return not self.entries and self.action in ("rescue", "requeue", "purge")
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was done.
+    """The result of a plan that was applied.
 
     Attributes:
-        n_planned: entries in the plan; 0 for a plan about a whole queue.
-        n_done: of those, how many were still as they had been seen, and were acted on. The others had moved on.
-        is_complete: whether the effect that was planned is there now.
-        because: one sentence.
+        n_planned: number of entries in the plan; 0 for a plan about a whole queue.
+        n_done: number of these that were unchanged and were acted on; the others had changed since the plan.
+        is_complete: whether the planned effect was achieved in full.
+        reason: one sentence.
     """
 
     plan_id: str
@@ -134,13 +134,13 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """Who did what to a queue, and when.
+    """A record of the audit log: an action on a queue, its operator and time.
 
     Attributes:
-        state: ``begun`` for good: whoever did it died on the way, and nobody knows how far they came.
-        note: why, in the operator's words.
-        ids: of the entries, the first 100.
-        result: of what was done: one sentence, or the error.
+        state: if it stays ``begun``, the action was interrupted and may be partly done.
+        note: the reason that the operator gave.
+        ids: ids of the first 100 entries.
+        result: one sentence on what was done, or the error.
     """
 
     plan_id: str
@@ -159,13 +159,13 @@ class AuditRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterView:
-    """A dead letter, as it may be shown: embeddings are replaced by their size.
+    """A dead letter in a form safe to show: embeddings are replaced by their size.
 
     Attributes:
-        field, hint: what is to blame, and what its producer can do, where somebody knew.
-        pet_id, message_id: where they can be read.
-        deliveries: how often the entry was delivered before it died.
-        fields: the entry's own; empty in a listing.
+        field, hint: the invalid field, and how its producer can fix it, if known.
+        pet_id, message_id: None if they cannot be read from the entry.
+        deliveries: the delivery count of the entry.
+        fields: the fields of the entry; empty in a listing.
     """
 
     dead_letter_id: str
@@ -184,20 +184,20 @@ class DeadLetterView:
 
 
 class PlanUnknown(LookupError):
-    """Raised when a plan is not kept: it was acted on, is older than an hour, or never was."""
+    """Raised when a plan does not exist: it was applied, is older than an hour, or was never made."""
 
     def __init__(self, plan_id: str) -> None:
-        super().__init__(f"there is no plan {plan_id}: it was applied, or is older than an hour; make a new one")
+        super().__init__(f"plan {plan_id} does not exist: it was applied or is older than an hour; make a new plan")
         self.plan_id = plan_id
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """Which dead letters are meant; what is None does not matter.
+    """A filter of dead letters. Attributes that are None match all.
 
     Attributes:
-        error: a part of the error's text.
-        since_s: died no longer ago than that.
+        error: text that the error contains.
+        since_s: died at most this many seconds ago.
     """
 
     reason: str | None = None
@@ -207,28 +207,28 @@ class DeadLetterFilter:
     since_s: float | None = None
 
     def facts(self) -> Mapping[str, object]:
-        """What matters, by name."""
-        told = {
+        """Return the attributes that are set, by name."""
+        attributes = {
             "reason": self.reason,
             "actor": self.actor,
             "pet_id": self.pet_id,
             "error": self.error,
             "since_s": self.since_s,
         }
-        return {name: value for name, value in told.items() if value is not None}
+        return {name: value for name, value in attributes.items() if value is not None}
 
 
 class QueueOperations(Protocol):
-    """What the HTTP API does with queues.
+    """Operator actions on queues, as the HTTP API calls them.
 
-    Every method raises ``errors.InvalidInput`` for a field that cannot be used and ``jobs.QueueUnavailable`` when Redis
-    is away. Plans change nothing.
+    Every method raises ``errors.InvalidInput`` for an invalid field and ``jobs.QueueUnavailable`` if Redis fails.
+    Making a plan changes nothing.
     """
 
     def queues(self) -> Sequence[QueueStatus]: ...
 
     def dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Sequence[DeadLetterView]:
-        """Those that match, newest first, without their fields and tracebacks."""
+        """Return the dead letters that match, newest first, without their fields and tracebacks."""
         ...
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None: ...
@@ -249,13 +249,13 @@ class QueueOperations(Protocol):
     def plan_requeue(
         self, queue: str, *, dead_letter_ids: Sequence[str] = ..., matching: DeadLetterFilter | None = ...
     ) -> Plan:
-        """``dead_letter_ids``, or with ``matching`` all dead letters that match; not both."""
+        """Return a plan to requeue either ``dead_letter_ids`` or all dead letters that match ``matching``."""
         ...
 
     def plan_purge(
         self, queue: str, *, dead_letter_ids: Sequence[str] = ..., matching: DeadLetterFilter | None = ...
     ) -> Plan:
-        """As :meth:`plan_requeue`; what it removes is gone for ever."""
+        """Return a plan to delete dead letters permanently; arguments as in :meth:`plan_requeue`."""
         ...
 
     def plan_pause(self, queue: str) -> Plan: ...
@@ -263,21 +263,21 @@ class QueueOperations(Protocol):
     def plan_resume(self, queue: str) -> Plan: ...
 
     def keep(self, plan: Plan) -> None:
-        """Keep a plan for an hour, for :meth:`take`."""
+        """Store a plan for an hour, for :meth:`take`."""
         ...
 
     def take(self, plan_id: str) -> Plan:
-        """The plan that was kept. Once: whoever takes it is the one to act.
+        """Remove a stored plan and return it, so that only one caller can apply it.
 
         Raises:
-            PlanUnknown: it is not kept, or taken.
+            PlanUnknown: it does not exist, or was taken.
         """
         ...
 
     def act(self, plan: Plan, *, by: str, via: str, note: str = ...) -> Done:
-        """Do what the plan says to what is still as it was seen, and write the audit record."""
+        """Apply the plan to entries that are unchanged since it was made, and write the audit record."""
         ...
 
     def audit(self, limit: int = ...) -> Sequence[AuditRecord]:
-        """The newest first."""
+        """Return the newest audit records, newest first."""
         ...

@@ -1,8 +1,8 @@
-"""Answers by which Redis refuses work, and what an operator does about each: the one table of them.
+"""The table of errors by which Redis refuses commands, each with a hint for operators.
 
-An outage passes, or ends when Redis is repaired; a fault of the configuration ends when somebody corrects it. Both are
-no mistake of the caller, who may send the same call again. Where redis-py's errors are translated, ``refusal_of`` finds
-the row, and ``explained`` writes the sentence.
+An outage passes or ends when Redis is repaired; a configuration fault ends when the configuration is corrected. Neither
+is the fault of the caller, who may send the same call again. ``refusal_of`` finds the row for an error of redis-py, and
+``explained`` turns it into a sentence.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Final
 import redis
 from redis.exceptions import RedisClusterException
 
-# RedisClusterException, of a cluster without a node that answers, is no RedisError.
+# RedisClusterException (no node of the cluster answers) is not a subclass of RedisError.
 REDIS_ERRORS: Final = (redis.RedisError, RedisClusterException)
 
 
 @dataclass(frozen=True, slots=True)
 class RedisRefusal:
-    """An answer of Redis that says "not now", or "not for you".
+    """An error by which Redis refuses a command, for now or for this user.
 
     Attributes:
-        code: the word with which Redis begins it.
-        problem: what is wrong with Redis, as a sentence without its end.
+        code: the first word of the error of Redis.
+        problem: what is wrong with Redis, as a sentence without a full stop.
         hint: how to fix it.
-        is_outage: whether it is a state of the server; else the settings of this process are to blame.
+        is_outage: whether the state of the server is the cause; if False, the settings of this process are.
     """
 
     code: str
@@ -50,11 +50,11 @@ REFUSALS: Final = (
     RedisRefusal(
         "NOREPLICAS",
         "Redis refuses writes because fewer replicas are connected than min-replicas-to-write asks for",
-        "bring the replicas back (redis-cli INFO replication), or lower min-replicas-to-write until they are",
+        "bring the replicas back (redis-cli INFO replication), or lower min-replicas-to-write until then",
     ),
     RedisRefusal(
         "READONLY",
-        "this Redis is a replica and takes no writes",
+        "this Redis is a replica and does not accept writes",
         "set REDIS_URL to the primary, or to redis+sentinel://… which follows a failover; "
         "promote the replica with REPLICAOF NO ONE if the primary is lost",
     ),
@@ -65,7 +65,7 @@ REFUSALS: Final = (
     ),
     RedisRefusal(
         "CLUSTERDOWN",
-        "the Redis Cluster does not serve: a slot has no node that answers",
+        "the Redis Cluster is down: a slot has no reachable node",
         "bring the missing node back; redis-cli --cluster check names it",
     ),
     RedisRefusal(
@@ -80,7 +80,7 @@ REFUSALS: Final = (
     ),
     RedisRefusal(
         "BUSY",
-        "Redis is busy with a script",
+        "Redis is busy running a script",
         "wait, or end the script with redis-cli SCRIPT KILL",
     ),
     RedisRefusal(
@@ -90,7 +90,7 @@ REFUSALS: Final = (
     ),
     RedisRefusal(
         "NOPERM",
-        "the Redis user of this process may not do this",
+        "the Redis user of this process lacks a permission",
         "load the users of this release (python -m deploy.redis_users), "
         "and give each process its own user in REDIS_URL",
         is_outage=False,
@@ -105,7 +105,7 @@ REFUSALS: Final = (
 
 _BY_CODE: Final = {refusal.code: refusal for refusal in REFUSALS}
 
-# redis-py takes the first word off the text where it has a class for it.
+# redis-py removes the first word from the text of errors that have a class of their own.
 _BY_CLASS: Final = {
     "OutOfMemoryError": "OOM",
     "ReadOnlyError": "READONLY",
@@ -116,8 +116,9 @@ _BY_CLASS: Final = {
     "NoPermissionError": "NOPERM",
     "AuthenticationError": "NOAUTH",
 }
-# What is left within an error of a script, "… @user_script:4: -OOM command not allowed …", and answers without a word.
+# The code inside an error of a script, as in "… @user_script:4: -OOM command not allowed …".
 _WORD: Final = re.compile(rf"(?:^|[^A-Za-z0-9])({'|'.join(_BY_CODE)})(?= )")
+# Errors without a code, by a part of their text.
 _PHRASES: Final = {
     "max number of clients reached": "MAXCLIENTS",
     "ACL failure in script": "NOPERM",
@@ -127,7 +128,7 @@ _PHRASES: Final = {
 
 
 def refusal_of(error: BaseException | None) -> RedisRefusal | None:
-    """Return the refusal that an error tells of, or that it was raised from; None where Redis refused nothing."""
+    """Return the refusal that caused an error, directly or through ``__cause__``; None if Redis did not refuse."""
     while error is not None:
         if isinstance(error, REDIS_ERRORS) and (code := _code_of(error)) is not None:
             return _BY_CODE[code]
@@ -136,11 +137,11 @@ def refusal_of(error: BaseException | None) -> RedisRefusal | None:
 
 
 def explained(error: BaseException, *, outcome: str = "", hint: str = "check that Redis is up and call again") -> str:
-    """Return what an error of Redis means, in one sentence: what is wrong, what came of the call, how to fix it.
+    """Return one sentence on an error of Redis: what is wrong, what became of the call, how to fix it.
 
     Args:
         outcome: what became of the call, such as ``nothing was enqueued``.
-        hint: what to do where Redis did not answer, or answered with an error that is in no row of the table.
+        hint: the hint to use if Redis did not answer, or its error is not in the table.
     """
     refusal = refusal_of(error)
     answer = str(error).removesuffix(".")

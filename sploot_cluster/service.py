@@ -1,10 +1,10 @@
-"""The use cases: an item arrives, a person corrects, a pet is reclustered, somebody looks.
+"""The use cases: arrivals, corrections, reclusters, and reads of pets.
 
-Each loads what is new, decides by a pure function, and commits on the very state it decided on; if somebody else was
-faster it decides again. So workers need no lock between them, and every use case may run twice: media are known by
-their id, corrections by the id of their operation.
+Each use case loads the newest state, decides with a pure function, and commits on exactly that state; if another commit
+came first, it decides again. So workers need no locks, and every use case may run twice: items are known by their ids,
+and corrections by the ids of their operations.
 
-Reading needs numpy and redis alone; faiss, scipy and hdbscan are imported by the use cases that compute with them.
+Reads need only numpy and redis; faiss, scipy and hdbscan are imported by the use cases that compute with them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from sploot_cluster.pet.models import (
     Undo,
 )
 from sploot_cluster.pet.previews import Preview, Previewed
-from sploot_cluster.pet.rows import PetRows, empty_state
+from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import PetTally, Quarantined, Totals
 from sploot_cluster.pet.vectors import FloatVector, as_vector
@@ -87,19 +87,20 @@ T = TypeVar("T")
 
 MAX_MEDIA_ID: Final = 256
 
-# An arrival is decided in a millisecond and wins soon; claiming at once would halve what three workers do on one pet.
+# An arrival takes a millisecond to decide, so it soon wins. An early claim would halve the throughput of three workers
+# on one pet.
 ARRIVAL_CLAIMS_AFTER: Final = 3
 
-# How long a change waits for others who have the right of way: one of them may have died with it.
+# How long a change waits for claims of other changes, since the process that holds a claim may have died.
 LONGEST_WAIT_S: Final = 2 * CLAIM_MS / 1000
 
 
 class ClusterService:
-    """Everything one can do with pets, media and clusters. Safe to use from many threads and many processes.
+    """All operations on pets, items and clusters. Safe to use from many threads and processes.
 
-    Every method may raise ``StoreUnavailable`` and ``UnreadablePet``; those that write may raise ``RevisionConflict``
-    after ``settings.commit_attempts`` lost races, and trying again later is right. ``InvalidInput`` says that trying
-    again is not. A correction with ``expected_revision`` raises ``StaleRevision`` if media were moved since.
+    Every method may raise ``StoreUnavailable`` and ``UnreadablePet``. Methods that write may raise ``RevisionConflict``
+    after ``settings.commit_attempts`` lost races; retry those later. ``InvalidInput`` means that a retry will fail.
+    A correction with ``expected_revision`` raises ``StaleRevision`` if items were moved since.
     """
 
     def __init__(
@@ -114,12 +115,12 @@ class ClusterService:
     ) -> None:
         """
         Args:
-            store: where pets are.
-            settings: what decisions depend on; the defaults of :class:`ClusterSettings` otherwise.
-            reclusters: who is asked when a pet grew or drifted; without one, nobody is.
-            clock: the time that corrections are stamped with, aware.
-            cache_bytes: how much of pets to remember between two uses; None: as the machine has memory.
-            on_fallback: hears of each tree that was wanted on a GPU and was built on the processor.
+            store: the store of pets.
+            settings: the parameters of decisions; default: those of :class:`ClusterSettings`.
+            reclusters: receives requests to recluster pets that grew or drifted; None: such requests are not made.
+            clock: returns the time to record with corrections, timezone-aware.
+            cache_bytes: size limit of the cache of pets; None: derived from the memory of the machine.
+            on_fallback: called for each spanning tree that should have been built on a GPU but was built on the CPU.
         """
         self._store = store
         self._settings = settings or ClusterSettings()
@@ -130,18 +131,18 @@ class ClusterService:
         self._random = Random()  # noqa: S311  spreads retries, keeps no secret
 
     def assign(self, pet: PetId, media: MediaId, *, model: str, vector: npt.ArrayLike) -> Assigned:
-        """Put an item that arrived into a cluster, or among the noise.
+        """Assign an arriving item to a cluster or to the noise.
 
-        An item that is known already stays where it is, whatever comes with it. O(n · dim) for a pet of n media, two
-        round trips to Redis.
+        An item that the pet has already stays where it is, whatever the arguments. O(n · dim) for a pet of n items, and
+        two round trips to Redis.
 
         Args:
-            model: ``name@version`` of the embedding model; all media of a pet have the same.
-            vector: (dim,) real numbers, of any length but zero; only its direction counts.
+            model: ``name@version`` of the embedding model; the same for all items of a pet.
+            vector: (dim,) real numbers of any non-zero norm; only its direction counts.
 
         Raises:
-            InvalidInput: a field cannot be used; DimensionMismatch and ModelMismatch for a vector of another space,
-                whose item is quarantined.
+            InvalidInput: a field is invalid.
+            DimensionMismatch, ModelMismatch: the vector belongs to another space; the item was quarantined.
             PetTooLarge: the pet is full.
         """
         _check_ids(pet, media)
@@ -170,10 +171,12 @@ class ClusterService:
         by: str,
         expected_revision: int | None = None,
     ) -> Corrected:
-        """Make clusters one, for ever: ``into``, or the one that ``plan_merge`` prefers. Old ids lead to it.
+        """Merge clusters into ``into``, by default the one that ``plan_merge`` prefers.
+
+        Their items stay together until the merge is undone; the ids of the other clusters become aliases.
 
         Raises:
-            UnknownCluster: one of the ids is neither a cluster nor an alias.
+            UnknownCluster: an id is neither a cluster nor an alias.
             InvalidInput: fewer than two clusters, or ``into`` is not among them.
         """
         from sploot_cluster.decide import feedback
@@ -198,12 +201,12 @@ class ClusterService:
         by: str,
         expected_revision: int | None = None,
     ) -> Corrected:
-        """Make these media of a cluster another one, for ever apart from those that stay.
+        """Split items off into a new cluster, separate from those that remain until the split is undone.
 
         Raises:
-            UnknownCluster: no such cluster.
-            UnknownMedia: media that are not in it.
-            InvalidInput: no media, or all of the cluster's.
+            UnknownCluster: the pet has no such cluster.
+            UnknownMedia: an item is not in the cluster.
+            InvalidInput: no items, or all items of the cluster.
         """
         from sploot_cluster.decide import feedback
 
@@ -227,12 +230,12 @@ class ClusterService:
         by: str,
         expected_revision: int | None = None,
     ) -> Corrected:
-        """Take media out of a cluster: "not this one". Each may go elsewhere, and never back to those that remain.
+        """Exclude items from a cluster. They may join other clusters but never rejoin this one, until it is undone.
 
         Raises:
-            UnknownCluster: no such cluster.
-            UnknownMedia: media that are not in it.
-            InvalidInput: no media, or all of the cluster's.
+            UnknownCluster: the pet has no such cluster.
+            UnknownMedia: an item is not in the cluster.
+            InvalidInput: no items, or all items of the cluster.
         """
         from sploot_cluster.decide import feedback
 
@@ -255,11 +258,11 @@ class ClusterService:
         by: str,
         expected_revision: int | None = None,
     ) -> Corrected:
-        """Have media in no cluster for ever: neither arrivals nor reclusters assign or absorb them.
+        """Dismiss items: no arrival or recluster assigns or absorbs them until it is undone.
 
         Raises:
-            UnknownMedia: media that the pet does not have.
-            InvalidInput: no media, or all of them are dismissed already.
+            UnknownMedia: the pet does not have an item.
+            InvalidInput: no items, or all of them are dismissed already.
         """
         from sploot_cluster.decide import feedback
 
@@ -276,10 +279,10 @@ class ClusterService:
     def undo(
         self, pet: PetId, revision: int, *, operation_id: str, by: str, expected_revision: int | None = None
     ) -> Corrected:
-        """Take back the correction that made ``revision``; an undo can be undone too.
+        """Undo the correction that created ``revision``. An undo can itself be undone.
 
         Raises:
-            UnknownRevision: it is not a correction, or taken back already.
+            UnknownRevision: the revision is not a correction, or is undone already.
         """
         from sploot_cluster.decide import feedback
 
@@ -294,24 +297,24 @@ class ClusterService:
         )
 
     def recluster(self, pet: PetId, *, by: str = "machine") -> Reclustered:
-        """Find the clusters anew from the density of all vectors; corrections and ids are kept.
+        """Recompute the clusters from the density of all vectors. Corrections and cluster ids are kept.
 
-        Density is computed once, over the media that are there when it starts; what follows from it is decided on the
-        newest state, so that media and corrections may come in the meantime. A pet without media stays as it is.
+        Density is computed once, from the items present at the start. The decisions are made on the newest state, so
+        items and corrections may arrive meanwhile. A pet without items is left unchanged.
         """
-        seen, density = self._density(pet)
+        seen, density = self._densities.of_newest(pet, self._cache)
         if not seen.n_media:
             return _nothing_to_recluster(seen)
         with self._cache.open(pet) as memory:
             return self._settle(memory, lambda state: self._regroup(state, seen, density, by))
 
     def preview(self, pet: PetId) -> Previewed:
-        """Compute what a recluster would do, and keep it to be applied; nothing changes.
+        """Compute what a recluster would change, and store it for :meth:`apply`. The pet is not changed.
 
         Raises:
-            UnknownPet: it has no media.
+            UnknownPet: the pet has no items.
         """
-        seen, density = self._density(pet)
+        seen, density = self._densities.of_newest(pet, self._cache)
         if not seen.n_media:
             raise UnknownPet(pet=pet)
         for _ in range(self._settings.commit_attempts):
@@ -324,13 +327,13 @@ class ClusterService:
         raise RevisionConflict(pet=pet, expected=state.revision, current=self._store.revision(pet))
 
     def previewed(self, pet: PetId, token: str | None = None) -> Previewed:
-        """The preview that waits for this pet, and what it would do.
+        """Return the stored preview of a pet, and what it would change.
 
         Args:
-            token: of the preview that is meant; None takes the one that waits.
+            token: the token of the expected preview; None accepts any.
 
         Raises:
-            StalePreview: it is gone, or the pet has moved since.
+            StalePreview: the preview is gone, or the pet changed since.
         """
         preview = self._waiting(pet, token)
         state = self._store.past(pet).state
@@ -339,10 +342,10 @@ class ClusterService:
         return Previewed(preview, preview.diff(state))
 
     def apply(self, pet: PetId, token: str, *, by: str) -> Reclustered:
-        """Make of the pet exactly what the preview showed. Applying it twice is applying it once.
+        """Make exactly the changes that the preview showed. Applying it twice has the same effect as once.
 
         Raises:
-            StalePreview: it is gone, or the pet has moved since; nothing was written.
+            StalePreview: the preview is gone, or the pet changed since; nothing was written.
         """
         done = next((entry for entry in self._store.history(pet) if entry.summary.get("applied") == token), None)
         preview = self._waiting(pet, token)
@@ -362,26 +365,26 @@ class ClusterService:
     def _waiting(self, pet: PetId, token: str | None) -> Preview:
         preview = self._store.kept_preview(pet)
         if preview is None or token not in (None, preview.token):
-            problem = "it is too old, or another one was made since"
+            problem = "it expired or was replaced by a newer one"
             raise StalePreview(pet=pet, token=token or "", problem=problem)
         return preview
 
     def _regroup(self, state: PetState, seen: PetState, density: Density, by: str) -> tuple[Change, Reclustered]:
-        """What a recluster makes of ``state``; ``density`` is of its first media, those of ``seen``."""
+        """Return the change of a recluster of ``state``; ``density`` is that of its first items, those of ``seen``."""
         from sploot_cluster.decide.recluster import plan_recluster
 
         if state.born != seen.born or state.media[: seen.n_media] != tuple(seen.media):
-            # media deleted, another model, begun anew, or a failover lost media: the density is of others
+            # the density does not fit: items were deleted or lost by a failover, or the pet was switched or recreated
             raise RevisionConflict(pet=state.pet, expected=seen.revision, current=state.revision)
         return plan_recluster(state, density, settings=self._settings, by=by)
 
     def restore(
         self, pet: PetId, revision: int, *, operation_id: str, by: str, expected_revision: int | None = None
     ) -> Restored:
-        """Make the pet what it was at a revision, as a new one; see ``restoring`` for what corrections have to say.
+        """Restore the labels of an earlier revision as a new revision, within corrections in force; see ``restoring``.
 
         Raises:
-            UnknownRevision: it has not been, or is not kept any more.
+            UnknownRevision: the pet never had this revision, or it is no longer stored.
         """
         from sploot_cluster.decide.restoring import plan_restore
 
@@ -402,27 +405,27 @@ class ClusterService:
             return self._settle(memory, put_back)
 
     def compare(self, pet: PetId, from_revision: int, to_revision: int) -> Diff:
-        """What differs between two revisions.
+        """Return the differences between two revisions.
 
         Raises:
-            UnknownRevision: one has not been, or is not kept any more.
+            UnknownRevision: the pet never had a revision, or it is no longer stored.
         """
         past = self._store.past(pet)
         return compare(past.at(from_revision), past.at(to_revision))
 
     def at(self, pet: PetId, revision: int) -> Snapshot:
-        """Where every item was at a revision.
+        """Return the cluster of every item at a revision.
 
         Raises:
-            UnknownRevision: it has not been, or is not kept any more.
+            UnknownRevision: the pet never had this revision, or it is no longer stored.
         """
         return self._store.past(pet).at(revision)
 
     def why(self, pet: PetId, media: MediaId) -> Why:
-        """Why an item is where it is, the quarantine included. Loads the pet's vectors; O(n · dim).
+        """Explain why an item is where it is, or why it is quarantined. Loads the pet's vectors; O(n · dim).
 
         Raises:
-            UnknownMedia: it never came, or was deleted.
+            UnknownMedia: the item was never ingested, or was deleted.
         """
         with self._cache.open(pet) as memory:
             state = memory.state = self._store.load(pet, known=memory.state)
@@ -431,30 +434,30 @@ class ClusterService:
         return explain(state, media)
 
     def clusters(self, pet: PetId) -> PetView:
-        """The pet as it is now; an empty view of revision 0 for a pet that has nothing."""
+        """Return the present clusters of a pet; an empty view of revision 0 for a pet without data."""
         return self._store.view(pet)
 
     def revision(self, pet: PetId) -> int:
-        """The pet's newest revision; 0 for a pet that has nothing."""
+        """Return the newest revision of a pet; 0 for a pet without data."""
         return self._store.revision(pet)
 
     def moved_at(self, pet: PetId) -> int:
-        """Return the revision at which a person, a recluster or a deletion last moved media that were there.
+        """Return the revision at which a person, a recluster or a deletion last moved existing items.
 
         0 if none did. A correction with an ``expected_revision`` before it raises ``StaleRevision``.
         """
         return self._store.moved_at(pet)
 
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
-        """The newest reclusters and corrections, newest first."""
+        """Return the newest reclusters and corrections, newest first."""
         return self._store.history(pet, limit=limit)
 
     def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted:
-        """Have media gone, as if they had never come; nothing of them stays in the pet. It is written anew as a whole.
+        """Delete items, as if they had never arrived. Rewrites the whole pet.
 
         Raises:
-            UnknownMedia: none of them is there.
-            RevisionConflict: the pet changed all the while.
+            UnknownMedia: the pet has none of them.
+            RevisionConflict: the pet changed during every attempt.
         """
         from sploot_cluster.decide.deletion import without
 
@@ -462,39 +465,38 @@ class ClusterService:
         with ExitStack() as claims:
             for attempt in count(1):
                 before = self._store.dump(pet)
-                there = [item for item in media_ids if item in before.state.rows or item in before.quarantine]
-                if not there:
+                present = [item for item in media_ids if item in before.state.rows or item in before.quarantine]
+                if not present:
                     where = "any cluster, the noise or the quarantine"
                     raise UnknownMedia(pet=pet, media=tuple(media_ids), where=where)
-                after = without(before, there, by=by, at=self._clock())
+                after = without(before, present, by=by, at=self._clock())
                 try:
                     with self._cache.open(pet) as memory:
-                        tree = self._pruned(memory, before.state, there)
+                        tree = self._pruned(memory, before.state, present)
                         memory.state = self._store.replace(before, after, claimant=claimant)
                         memory.n_kept = 0
                         if tree is not None:
-                            memory.remember_tree(tree)
-                            self._densities.keep(memory, memory.state, tree)
+                            self._densities.remember(memory, tree)
                 except RevisionConflict:
                     if attempt == 1:
                         claims.callback(self._store.release, pet, claimant)
                     if attempt >= self._settings.commit_attempts:
                         raise
                 else:
-                    claims.pop_all()  # the claim is gone with all that was there
+                    claims.pop_all()  # replacing the pet removed the claim
                     pairs = zip(before.state.ledger, after.state.ledger, strict=True)
-                    return Deleted(len(there), sum(old != new for old, new in pairs), after.state.revision)
+                    return Deleted(len(present), sum(old != new for old, new in pairs), after.state.revision)
         raise AssertionError("count() does not end")
 
     def has_item(self, pet: PetId, media: MediaId) -> bool:
-        """Whether the pet has the item, in a cluster or not, or quarantined."""
+        """Return whether the pet has the item: in a cluster, as noise, or quarantined."""
         return media in self._store.past(pet).state.rows or media in self._store.tally(pet).quarantine
 
     def delete_pet(self, pet: PetId) -> Deleted:
-        """Delete the whole pet, with its corrections and history; also one that cannot be read, and is counted as 0.
+        """Delete a pet with its corrections and history. An unreadable pet is deleted too; its counts are 0.
 
         Raises:
-            UnknownPet: it holds nothing.
+            UnknownPet: the pet has no data.
         """
         try:
             deleted = Deleted(
@@ -509,87 +511,91 @@ class ClusterService:
         return deleted
 
     def export(self, pet: PetId) -> bytes:
-        """The pet as one file, with everything that is kept of it; see ``store.export_file``.
+        """Return all data of a pet as one file; see ``store.export_file``.
 
         Raises:
-            UnknownPet: it holds nothing.
+            UnknownPet: the pet has no data.
         """
         return dumps.dump(self._store.dump(pet))
 
     def import_pet(self, file: bytes, *, pet: PetId | None = None) -> PetView:
-        """Put the pet of a file into the store, as it was exported; under another id, if one is given.
+        """Import an exported pet, under another id if ``pet`` is given.
 
         Raises:
-            UnreadableExport: no pet can be made of the file.
-            PetExists: the pet holds something already.
+            UnreadableExport: the file is not a valid export.
+            PetExists: a pet with this id exists.
         """
         dump = dumps.load(file, pet=pet)
         try:
             self._store.replace(None, dump)
-        except RevisionConflict as there:
-            raise PetExists(pet=there.pet, revision=there.current) from there
+        except RevisionConflict as conflict:
+            raise PetExists(pet=conflict.pet, revision=conflict.current) from conflict
         return self._store.view(dump.state.pet)
 
     def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> Shadow:
-        """Open a space for another model beside the pet's own: what comes in it from now on is kept there.
+        """Start a candidate model: from now on, vectors of this model are stored in a second space of the pet.
 
         Raises:
-            UnknownPet: the pet has no media.
-            InvalidInput: it is the pet's own model, or another one runs beside it already.
+            UnknownPet: the pet has no items.
+            InvalidInput: it is the pet's own model, or the pet has a candidate model already.
         """
         _check_model(model, dim, self._settings)
         state = self._store.past(pet).state
         if not state.n_media:
             raise UnknownPet(pet=pet)
         if model == state.model:
-            raise InvalidInput("model", f"pet {pet} is embedded with {model!r}", "send the name of another model")
+            raise InvalidInput(
+                "model", f"{model!r} is the model of pet {pet} already", "send the name of another model"
+            )
         shadow = Shadow(model, dim, self._clock(), by, {}, 0)
         if not self._store.begin_shadow(state, shadow):
-            there = self._store.shadow(pet)
-            told = f"{there.model!r} runs" if there else "another pet is"
-            raise InvalidInput("model", f"{told} beside pet {pet} already", "switch to it or end it first")
+            existing = self._store.shadow(pet)
+            if existing is None:
+                raise InvalidInput("model", f"pet {pet} was deleted or recreated meanwhile", "send the request again")
+            problem = f"pet {pet} already has the candidate model {existing.model!r}"
+            raise InvalidInput("model", problem, "switch to it or end it first")
         return shadow
 
     def shadow(self, pet: PetId) -> Shadow | None:
-        """The space that is open beside the pet's own, without its vectors."""
+        """Return the candidate model of a pet, without its vectors; None if it has none."""
         return self._store.shadow(pet)
 
     def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
-        """The items that only the space beside the pet's own has a vector of; they are quarantined. O(n)."""
+        """Return the items that have a vector of the candidate model only; they are quarantined. O(n)."""
         return self._store.only_in_shadow(pet)
 
     def end_model(self, pet: PetId) -> bool:
-        """Close the space beside the pet's own, with its vectors; False if none was open.
+        """Delete the candidate model and its vectors; return False if there was none.
 
-        Items that only it had stay quarantined, until they are ingested again in the pet's model.
+        Items that only it had stay quarantined until they are ingested with the pet's model.
         """
         return self._store.end_shadow(pet)
 
     def preview_switch(self, pet: PetId) -> Switch:
-        """What the pet would be in the space beside its own: every correction kept, under the old ids.
+        """Compute the pet as a switch to the candidate model would make it, with all corrections and the same ids.
 
         Raises:
-            UnknownPet: it holds nothing.
-            InvalidInput: no space is open, or items have no vector in it and it is not the way back.
+            UnknownPet: the pet has no data.
+            InvalidInput: there is no candidate model; or items lack a vector of it, and it is not the former model.
         """
         return self._plan_switch(self._store.dump(pet), by="machine")
 
     def switch_model(self, pet: PetId, token: str, *, by: str) -> Reclustered:
-        """Make the pet what the preview showed; its old space is the one beside it then.
+        """Switch to the candidate model exactly as previewed. The former model becomes the candidate.
 
         Raises:
-            StalePreview: the pet or its shadow changed since; nothing was written.
+            StalePreview: the pet or its candidate model changed since; nothing was written.
         """
         before = self._store.dump(pet)
         switch = self._plan_switch(before, by=by)
         if switch.token != token:
-            problem = "the pet, its shadow or what is computed of them changed since"
+            problem = "the pet, its candidate model or the computed result changed since"
             raise StalePreview(pet=pet, token=token, problem=problem)
         try:
             with self._cache.open(pet) as memory:
                 memory.state = self._store.replace(before, switch.dump)
         except RevisionConflict as moved:
-            problem = "the pet or its shadow changed since"
+            problem = "the pet or its candidate model changed since"
             raise StalePreview(pet=pet, token=token, problem=problem) from moved
         return switch.result
 
@@ -600,45 +606,31 @@ class ClusterService:
         return plan_switch(pet, density, settings=self._settings, by=by, at=self._clock())
 
     def tally(self, pet: PetId) -> PetTally:
-        """Where the pet's media are counted, and what is quarantined."""
+        """Return the accounting of a pet's items, and its quarantine."""
         return self._store.tally(pet)
 
     def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
-        """Where the media of all pets, or of some, are counted; a round trip per 500 pets."""
+        """Return the accounting of all pets, or of the given ones; one round trip per 500 pets."""
         return self._store.totals(pets)
 
     def pets(self) -> Sequence[PetId]:
-        """Every pet that has media, ascending."""
+        """Return all pets that have data, ascending."""
         return self._store.pets()
 
     @cached_property
     def _densities(self) -> PetDensity:
-        # scipy takes a while to import: whoever only reads goes without
+        # scipy is slow to import, and callers that only read do not need it
         from sploot_cluster.pet_density import PetDensity
 
         return PetDensity(self._store, self._settings, on_fallback=self._on_fallback)
 
     def _pruned(self, memory: PetMemory, state: PetState, gone: Collection[MediaId]) -> SpanningTree | None:
-        """The pet's tree without media that are about to go; None where a recluster has to build it anew."""
+        """Return the pet's spanning tree without items to be deleted; None if the next recluster has to build it."""
         try:
             densities = self._densities
-        except ImportError:  # a server without the engine: it deletes, and a worker builds
+        except ImportError:  # the engine is not installed on this server; a worker builds the tree later
             return None
         return densities.pruned(memory, state, gone)
-
-    def _density(self, pet: PetId) -> tuple[PetState, Density]:
-        """The pet as it is when this begins, and its density. Others may use the pet while it is computed."""
-        with self._cache.open(pet) as memory:
-            seen = memory.state = self._store.load(pet, known=memory.state)
-            remembered = self._densities.recall(memory, seen.n_media)
-        tree = self._densities.tree_of(seen, seen.vectors, remembered)
-        density = self._densities.density_of(tree, seen.media, seen.vectors)
-        if tree is not None and tree is not remembered:
-            with self._cache.open(pet) as memory:
-                if PetRows.behind(memory.state) is PetRows.behind(seen):
-                    memory.remember_tree(tree)
-                self._densities.keep(memory, seen, tree)
-        return seen, density
 
     def _put_elsewhere(
         self,
@@ -648,13 +640,13 @@ class ClusterService:
         why: Quarantined,
         mismatch: ModelMismatch | DimensionMismatch,
     ) -> Assigned:
-        """Put an arrival in another space than the pet's beside it, if a space is open for its model.
+        """Store an arrival of another space than the pet's, if its model is the candidate model; else quarantine it.
 
-        An item that the pet has already stays where it is. Any other is quarantined.
+        An item that the pet has already stays where it is.
 
         Raises:
-            ModelMismatch, DimensionMismatch: ``mismatch``, or that with the open space of its model.
-            RevisionConflict: the pet is another one by now, or the space was ended or made the pet's own.
+            ModelMismatch, DimensionMismatch: ``mismatch``, or that with the candidate model.
+            RevisionConflict: the pet was recreated meanwhile, or its candidate model was ended or switched to.
         """
         state, shadow = memory.state, self._store.shadow(memory.pet)
         is_known, is_for_shadow = media in state.rows, shadow is not None and shadow.model == why.model
@@ -669,7 +661,7 @@ class ClusterService:
         if not self._store.quarantine(state, media, why):
             memory.state = self._store.load(state.pet, known=state)
             if memory.state.born != state.born:
-                # another pet by now, perhaps of this very model: trying again shows it
+                # the pet was recreated, perhaps with this model; a retry finds out
                 raise RevisionConflict(pet=state.pet, expected=state.revision, current=memory.state.revision)
             if media not in memory.state.rows:
                 logger.warning("quarantine is full", extra={"pet_id": state.pet, "media_id": media})
@@ -678,13 +670,13 @@ class ClusterService:
     def _arrive(
         self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
     ) -> tuple[Change | None, Assigned]:
-        """Where an arrival belongs in ``state``, which is the one that ``memory`` holds."""
+        """Return the place of an arrival in ``state``, which is that of ``memory``."""
         if media in state.rows and model == state.model:
             return None, _where(state, media)
         _check_space(state, model, dim=len(vector))
         if state.n_media < self._settings.exact_until:
             return self._arrive_exactly(state, memory, media, model, vector)
-        # faiss is loaded by whoever assigns, not by whoever only reads
+        # faiss is imported here, because callers that only read do not need it
         from sploot_cluster.engine.neighbours import nearest
 
         neighbours = nearest(state.vectors, vector[None, :], self._settings.n_neighbours)
@@ -711,27 +703,20 @@ class ClusterService:
     def _arrive_exactly(
         self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
     ) -> tuple[Change, Assigned]:
-        """As :meth:`_arrive`, deciding about everybody else too."""
+        """Return the place of an arrival in a small pet, whose other items may be reassigned too."""
         from sploot_cluster.decide.exact_arrival import plan_exact_arrival
 
-        vectors = PetRows.behind(state).vectors_and(state.n_media, vector)
-        remembered = self._densities.recall(memory, len(vectors))
-        if remembered is not None:
-            self._densities.keep(memory, state, remembered)
-        tree = self._densities.tree_of(state, vectors, remembered)
-        if tree is not None:
-            memory.expect_tree(tree, media, vector)
-        density = self._densities.density_of(tree, (*state.media, media), vectors)
+        vectors, density = self._densities.with_arrival(memory, media, vector)
         return plan_exact_arrival(state, media, vectors, density, model=model, settings=self._settings)
 
     def _ask_for_recluster(self, memory: PetMemory, assigned: Assigned) -> Assigned:
-        """Ask for one if the pet grew or drifted; ``assigned`` with the reason."""
+        """Request a recluster if the pet grew or drifted; return ``assigned`` with the reason."""
         state, now = memory.state, self._clock()
         reason = recluster_reason(state, self._settings)
         if reason is None:
             return assigned
         delay_ms = self._settings.recluster_delay_ms
-        # one request waits anyway: asking at every arrival of a full album would only cost a round trip each
+        # a request is waiting anyway, so another one per arrival would only cost a round trip each
         is_asked = memory.asked is not None and (
             memory.asked[1] == state.n_at_recluster and now - memory.asked[0] < timedelta(milliseconds=delay_ms)
         )
@@ -739,7 +724,7 @@ class ClusterService:
             try:
                 self._reclusters.request_recluster(memory.pet, reason=reason, delay_ms=delay_ms)
             except Exception:
-                # whatever a queue may raise: the item is in its place, and a later arrival asks again
+                # a queue may raise anything; the item is assigned, and a later arrival requests again
                 logger.warning("recluster could not be requested", extra={"pet_id": memory.pet}, exc_info=True)
             else:
                 memory.asked = now, state.n_at_recluster
@@ -752,7 +737,7 @@ class ClusterService:
         expected_revision: int | None,
         plan: Callable[[PetState], tuple[Change, Corrected]],
     ) -> Corrected:
-        """Commit what ``plan`` says, unless the operation is in the ledger already."""
+        """Commit the change of ``plan``, unless the operation is in the ledger already."""
         from sploot_cluster.decide import feedback
 
         _check_operation(operation_id)
@@ -770,11 +755,11 @@ class ClusterService:
     def _settle(
         self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, T]], *, claims_after: int = 0
     ) -> T:
-        """Decide on the newest state until the commit finds exactly that state; what was answered then.
+        """Decide on the newest state and commit, until no other commit comes in between; return the answer.
 
         Args:
-            decide_on: the change to commit, None for none, and the answer. Called once per attempt.
-            claims_after: lost races before it asks for the right of way at the next one it loses.
+            decide_on: returns the change to commit, or None, and the answer. Called once per attempt.
+            claims_after: number of lost races after which the next lost race claims the pet.
         """
         claimant = uuid4().hex
         gives_up_at = time.monotonic() + LONGEST_WAIT_S
@@ -799,12 +784,12 @@ class ClusterService:
                     if n_lost >= self._settings.commit_attempts:
                         raise
                     if n_lost > claims_after:
-                        continue  # nobody can be faster now, unless he claimed first
+                        continue  # no other change can come first now, unless it claimed earlier
                 else:
                     claims.pop_all()  # the commit ended the claim
                     return answer
-                logger.debug("commit waits for another", extra={"pet_id": memory.pet, "attempt": attempt})
-                # random, so that those who lost do not meet again
+                logger.debug("commit waits for another change", extra={"pet_id": memory.pet, "attempt": attempt})
+                # random, so that changes that lost the race do not collide again
                 time.sleep(self._random.uniform(0.5, 1.0) * min(0.001 * 1.5**attempt, 0.02))
         raise AssertionError("count() does not end")
 
@@ -820,18 +805,18 @@ def _check_operation(operation_id: str) -> None:
 
 
 def _check_page(state: PetState, expected_revision: int | None) -> None:
-    """Whether what a person looked at is still so. Arrivals make no page stale: they move no item that was there."""
+    """Check that no items moved since ``expected_revision``. Arrivals do not count, as they move no existing items."""
     if expected_revision is not None and state.relabelled_at > expected_revision:
         raise StaleRevision(pet=state.pet, expected=expected_revision, moved_at=state.relabelled_at)
 
 
 def _check_ids(pet: PetId, media: MediaId) -> None:
     if pet < 1:
-        raise InvalidInput("pet_id", f"{pet} is not a pet", "send a number from 1")
+        raise InvalidInput("pet_id", f"expected a positive integer, got {pet}", "send a number from 1")
     if not 1 <= len(media) <= MAX_MEDIA_ID:
-        raise InvalidInput("media_id", f"has {len(media)} characters", f"send 1 to {MAX_MEDIA_ID}")
+        raise InvalidInput("media_id", f"has {len(media)} characters", f"send 1 to {MAX_MEDIA_ID} characters")
     if any("\ud800" <= character <= "\udfff" for character in media):
-        raise InvalidInput("media_id", "holds half a character (a lone surrogate)", "send text that is UTF-8")
+        raise InvalidInput("media_id", "contains an unpaired surrogate", "send text that can be encoded as UTF-8")
 
 
 def _check_model(model: str, dim: int, settings: ClusterSettings) -> None:
@@ -840,10 +825,12 @@ def _check_model(model: str, dim: int, settings: ClusterSettings) -> None:
     if not settings.models:
         return
     if model not in settings.models:
-        raise InvalidInput("model", f"{model!r} is not known", f"send one of: {', '.join(settings.models)}")
+        raise InvalidInput("model", f"{model!r} is not a known model", f"send one of: {', '.join(settings.models)}")
     if settings.models[model] != dim:
         raise InvalidInput(
-            "dim", f"{model!r} makes vectors of {settings.models[model]} values, got {dim}", "send those"
+            "dim",
+            f"expected {settings.models[model]} dimensions for {model!r}, got {dim}",
+            "send vectors of that model",
         )
 
 
@@ -855,13 +842,13 @@ def _check_space(state: PetState, model: str, *, dim: int) -> None:
 
 
 def _where(state: PetState, media: MediaId) -> Assigned:
-    """The answer to an item that came before."""
+    """Return the answer for an item that the pet has already."""
     cluster = ClusterId(int(state.labels[state.rows[media]]))
     return Assigned(media, cluster, None, backend="faiss", is_duplicate=True, revision=state.revision)
 
 
 def _done_before(state: PetState, done: Correction) -> Corrected:
-    """The answer to an operation that came before; its cluster is the one that the id leads to now."""
+    """Return the answer for an operation that was done before, with the cluster that its id resolves to now."""
     match done:
         case Merge(into=cluster) | Split(created=cluster):
             now = state.aliases.get(cluster, cluster)
@@ -873,7 +860,7 @@ def _done_before(state: PetState, done: Correction) -> Corrected:
 
 
 def _restored_before(done: HistoryEntry) -> Restored:
-    """The answer to a restoration that came before."""
+    """Return the answer for a restore that was done before."""
     return Restored(
         revision=done.revision,
         restored=cast("int", done.summary["restored"]),

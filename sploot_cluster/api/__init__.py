@@ -1,8 +1,8 @@
 """The internal HTTP API: FastAPI, mountable in any ASGI application.
 
-It parses, calls what was handed in, and renders. Looking goes to a ``PetService`` such as ``ClusterService``, work to a
-``JobQueue``; it knows no queue and loads no engine. One module per subject: ``clusters``, ``embeddings``, ``pets``,
-``jobs``, ``health``; ``door`` stands before them, ``problems`` answers what they refuse.
+It parses requests, calls a service, and renders answers. A ``PetService``, such as ``ClusterService``, reads pets; a
+``JobQueue`` enqueues work. The API knows no concrete queue and loads no engine. ``routes`` has one module per subject;
+``admission`` guards them, and ``problems`` renders their errors.
 """
 
 from sploot_cluster.api.app import create_app

@@ -1,7 +1,7 @@
-"""The door: what every request passes before its endpoint sees it.
+"""Admission: the checks that every request passes before its endpoint runs.
 
-In this order, so that a stranger costs nothing: who is it, may it do this, is it JSON, is it short enough, was it
-answered before. Only then is the body looked into.
+The cheapest come first: authentication, authorization, content type, size, idempotency key. Only then is the body
+parsed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_IDEMPOTENCY_KEY: Final = 255
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-# What a route that needs a role may answer, besides its own; and one that takes a body.
+# Problems that every route with a role may answer; and those of routes with a body.
 READS: Final[tuple[Kind, ...]] = (
     problems.UNAUTHENTICATED,
     problems.FORBIDDEN,
@@ -61,11 +61,11 @@ WRITES: Final[tuple[Kind, ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Who may come in, and with how much.
+    """The rules by which requests are admitted.
 
     Attributes:
-        tokens: none of them lets everybody in as ``loopback``; ``LoopbackGuard`` keeps the others out then.
-        max_body_bytes: of a request's body.
+        tokens: the valid tokens. Without any, every caller is ``loopback``; ``LoopbackGuard`` refuses other machines.
+        max_body_bytes: size limit of a request's body.
     """
 
     tokens: Tokens
@@ -73,14 +73,16 @@ class Admission:
     max_body_bytes: int
 
     def route_class(self) -> type[APIRoute]:
-        """The ``route_class`` of a router whose routes have this door."""
+        """Return the ``route_class`` of a router whose routes apply these rules."""
         admission = self
 
         class GuardedRoute(APIRoute):
             def get_route_handler(self) -> Handler:
                 handle, operation = super().get_route_handler(), self.operation_id or ""
                 if operation not in MAY_CALL:
-                    raise LookupError(f"{self.path}: say in tokens.MAY_CALL who may call {operation}")
+                    raise LookupError(
+                        f"{self.path}: {operation} has no entry in tokens.MAY_CALL; add the roles that may call it"
+                    )
 
                 async def guarded(request: Request) -> Response:
                     return await admission.open(request, operation, handle)
@@ -90,7 +92,11 @@ class Admission:
         return GuardedRoute
 
     async def open(self, request: Request, operation: str, handle: Handler) -> Response:
-        """Let ``handle`` answer the request, if it may come in."""
+        """Return the answer of ``handle`` if the request is admitted.
+
+        Raises:
+            Refusal: the request is not admitted.
+        """
         caller = request.state.caller = self._admit(request, operation)
         if request.method != "POST":
             return await handle(request)
@@ -115,16 +121,16 @@ class Admission:
             )
         if caller.role not in MAY_CALL[operation]:
             roles = " or ".join(sorted(MAY_CALL[operation]))
-            detail = f"{caller.name} has role {caller.role}; {operation} needs a token of role {roles}"
+            detail = f"{caller.name} has role {caller.role}; {operation} requires a token with role {roles}"
             raise Refusal(problems.FORBIDDEN, detail)
         return caller
 
     async def _read(self, request: Request) -> bytes:
-        """The body, of which no more than the limit is ever held."""
+        """Read the body, holding no more than the limit in memory."""
         too_large = Refusal(
             problems.BODY_TOO_LARGE,
-            f"the body is longer than {self.max_body_bytes} bytes; send it in parts",
-            # what is left of the body is not read, so the connection cannot be used again
+            f"the body is larger than {self.max_body_bytes} bytes; send it in parts",
+            # the rest of the body is not read, so the connection cannot be reused
             headers={"Connection": "close"},
         )
         announced = request.headers.get("content-length", "")
@@ -138,27 +144,27 @@ class Admission:
         return bytes(body)
 
     async def _once(self, request: Request, key: str, body: bytes, handle: Handler) -> Response:
-        """The answer of the first request with this key; ``handle``'s, if this is the first."""
-        # the address too: an application may be mounted twice
+        """Return the answer of the first request with this key, or of ``handle`` if this is the first."""
+        # include the address, because an application may be mounted twice
         fingerprint = sha256(request.url.path.encode("utf-8", "surrogatepass") + b"\0" + body).hexdigest()
         try:
             begun = await run_in_threadpool(self.idempotency.begin, key, fingerprint)
         except KeyInProgress:
-            detail = "the first request with this Idempotency-Key is not answered yet; ask again in a second"
+            detail = "the first request with this Idempotency-Key is still being processed; retry in a second"
             raise Refusal(problems.KEY_IN_PROGRESS, detail, headers={"Retry-After": "1"}) from None
         except KeyReused:
-            detail = "this Idempotency-Key came before with another body; use a new key for another request"
+            detail = "this Idempotency-Key was used before with another body; use a new key for a new request"
             raise Refusal(problems.KEY_REUSED, detail) from None
         if isinstance(begun, Answer):
             return Response(begun.body, begun.status, headers={**begun.headers, "Idempotency-Replayed": "true"})
         try:
             response = await handle(request)
         except Exception:
-            # not when cancelled: the endpoint's thread goes on, and may enqueue yet
+            # keep the key on cancellation: the endpoint's thread continues and may still enqueue
             await self._release(begun)
             raise
         if response.headers.get("cache-control") == "no-store":
-            # it names media, and could be read here after they are deleted
+            # it names items, and a stored copy would outlive their deletion
             await self._release(begun)
         else:
             await self._finish(begun, response)
@@ -168,8 +174,8 @@ class Admission:
         try:
             await run_in_threadpool(self.idempotency.release, ticket)
         except StoreUnavailable as away:
-            # the answer to the request matters more; the key frees itself
-            logger.warning("idempotency key not released", extra={"problem": away.problem})
+            # do not fail the request for this; the key expires by itself
+            logger.warning("could not release idempotency key", extra={"problem": away.problem})
 
     async def _finish(self, ticket: Ticket, response: Response) -> None:
         headers = {name: response.headers[name] for name in ("content-type", "location") if name in response.headers}
@@ -177,12 +183,12 @@ class Admission:
         try:
             await run_in_threadpool(self.idempotency.finish, ticket, answer)
         except StoreUnavailable as away:
-            # the job is enqueued: saying anything else would make the caller send it again
-            logger.warning("answer not kept for its idempotency key", extra={"problem": away.problem})
+            # the job is enqueued; an error would make the caller send it again
+            logger.warning("could not store answer for its idempotency key", extra={"problem": away.problem})
 
 
 def caller_of(request: Request) -> Caller:
-    """Dependency: who sent the request that came through the door."""
+    """Return the caller of an admitted request. For use as a dependency."""
     caller: Caller = request.state.caller
     return caller
 
@@ -194,24 +200,24 @@ def _describe_idempotency_key(
     idempotency_key: Annotated[
         str | None,
         Header(
-            description="A request that is sent again with the same key and body within a day gets the first answer, "
-            "with `Idempotency-Replayed: true`. Keys are yours alone, and of one address.",
+            description="A request that is repeated with the same key and body within a day gets the first answer, "
+            "with `Idempotency-Replayed: true`. Keys are separate for each caller and address.",
             max_length=MAX_IDEMPOTENCY_KEY,
             examples=["7f4f2f0e-2c9b-4a57-9a0e-3d5f0f0f9a11"],
         ),
     ] = None,
 ) -> None:
-    """Puts the header into the OpenAPI document; the door has read it before."""
+    """Describe the header in the OpenAPI document; ``Admission`` reads it."""
 
 
 BEARER: Final = Security(
-    HTTPBearer(auto_error=False, description=f"A secret of {VARIABLE}. Not needed on loopback while that is empty.")
+    HTTPBearer(auto_error=False, description=f"A secret of {VARIABLE}. Not required on loopback while that is empty.")
 )
 IDEMPOTENCY_KEY: Final = Depends(_describe_idempotency_key)
 
 
 def _refuse_unless_json(request: Request) -> None:
-    # A browser sends other types across sites without asking, and this one never.
+    # Browsers send other content types across sites without a preflight request, but never this one.
     given = Headers()
     given["content-type"] = request.headers.get("content-type", "")
     if not request.headers.get("content-type") or given.get_content_type() != "application/json":
@@ -221,7 +227,7 @@ def _refuse_unless_json(request: Request) -> None:
 
 
 class _JsonRequest(Request):
-    """A request whose body is read without losing anything: see ``bodies.parsed``."""
+    """A request whose JSON body is read without losing repeated names; see ``bodies.parsed``."""
 
     async def json(self) -> Any:
         return parsed(await self.body())
@@ -237,7 +243,7 @@ def _replay(body: bytes) -> Callable[[], Coroutine[Any, Any, Message]]:
 def _checked(key: str) -> str:
     if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY or not key.isascii() or not key.isprintable():
         hint = f"send 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters, such as a UUID"
-        raise InvalidInput("Idempotency-Key", "cannot be used", hint)
+        raise InvalidInput("Idempotency-Key", "is invalid", hint)
     return key
 
 

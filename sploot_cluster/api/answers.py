@@ -1,4 +1,4 @@
-"""What callers get, besides problems."""
+"""Response bodies of successful requests."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from sploot_cluster.pet.previews import Previewed
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import PetTally
 
-# Of what differs between two revisions; a page that shows more helps nobody.
+# Limit of the moved items that a comparison of two revisions lists; longer lists are not readable.
 MAX_MOVES: Final = 1_000
 
 
 class JobAccepted(BaseModel):
-    """A job will run; `Location` says where to ask for it."""
+    """A job that was enqueued. The `Location` header is the address of its status."""
 
     job_id: str
-    coalesced: bool = Field(description="It was waiting already, and this request added nothing.")
+    coalesced: bool = Field(description="An identical job was waiting already, so this request enqueued nothing.")
     position: int | None = Field(
-        description="Jobs that waited in its queue when it was enqueued, itself included; null where nobody counted."
+        description="Number of jobs in its queue when it was enqueued, itself included; null if not counted."
     )
 
     @classmethod
@@ -46,9 +46,11 @@ class JobAccepted(BaseModel):
 
 
 class EmbeddingAccepted(JobAccepted):
-    """An item was handed in, unless the rollout has not reached its pet."""
+    """The job that ingests an item, unless the rollout has not reached its pet."""
 
-    withheld: bool = Field(description="The rollout has not reached the pet: nothing was enqueued, no such job runs.")
+    withheld: bool = Field(
+        description="The rollout has not reached the pet: nothing was enqueued, and the job does not exist."
+    )
 
     @classmethod
     def of(cls, job: JobRef) -> Self:
@@ -56,15 +58,15 @@ class EmbeddingAccepted(JobAccepted):
 
 
 class EmbeddingOutcome(BaseModel):
-    """What became of one entry of a list: a job, or errors."""
+    """The outcome for one entry of a list: a job, or errors."""
 
-    index: int = Field(description="Its position in the list, from 0.")
+    index: int = Field(description="Position of the entry in the list, from 0.")
     job: EmbeddingAccepted | None = None
     errors: list[FieldProblem] = []
 
 
 class EmbeddingOutcomes(BaseModel):
-    """What became of a list, entry by entry, in its order."""
+    """The outcomes for the entries of a list, in order."""
 
     accepted: int
     refused: int
@@ -74,16 +76,16 @@ class EmbeddingOutcomes(BaseModel):
 class Cluster(BaseModel):
     cluster_id: int
     size: int
-    media_ids: Sequence[str] = Field(description="In the order of their arrival.")
+    media_ids: Sequence[str] = Field(description="Its items, in order of arrival.")
     origins: Mapping[str, int] = Field(
-        description="How many of them came to it in which way: core, arrived, absorbed, corrected."
+        description="Number of its items by the origin of their membership: core, arrived, absorbed, corrected."
     )
-    threshold: float = Field(description="The mean top-3 cosine similarity that an arrival must reach.")
+    threshold: float = Field(description="The mean top-3 cosine similarity that an arriving item must reach.")
     since: int = Field(
-        description="The revision at which the id was given out; of one that ended and came back, when it did."
+        description="The revision at which the id was assigned, or assigned again after the cluster had ended."
     )
-    split_from: int | None = Field(description="The cluster in which most of its media were then.")
-    merged_from: Sequence[int] = Field(description="Ids that lead to it.")
+    split_from: int | None = Field(description="The cluster that most of its items were in at that revision.")
+    merged_from: Sequence[int] = Field(description="Ids of clusters that were merged into it.")
 
     @classmethod
     def of(cls, view: ClusterView) -> Self:
@@ -100,16 +102,18 @@ class Cluster(BaseModel):
 
 
 class PetCluster(BaseModel):
-    """One cluster, by the id that was asked for."""
+    """One cluster, with the id that was requested."""
 
     pet_id: int
     revision: int
-    asked_id: int = Field(description="As it was asked for; the cluster's own id differs if that was merged away.")
+    asked_id: int = Field(
+        description="The id that was requested; the cluster's own id differs if that one was merged away."
+    )
     cluster: Cluster
 
 
 class PetClusters(BaseModel):
-    """A pet at one revision; revision 0 is a pet that has nothing yet."""
+    """The clusters of a pet at one revision. A pet without data has revision 0."""
 
     pet_id: int
     revision: int
@@ -117,10 +121,12 @@ class PetClusters(BaseModel):
     dim: int | None
     n_media: int
     n_noise: int
-    clusters: list[Cluster] = Field(description="The largest first.")
-    noise: Sequence[str] = Field(description="Media in no cluster, in the order of their arrival.")
-    dismissed: Sequence[str] = Field(description="Media that a person dismissed, and that are noise for ever.")
-    aliases: Mapping[str, int] = Field(description="Ids that were merged away, and the cluster they lead to.")
+    clusters: list[Cluster] = Field(description="Clusters, largest first.")
+    noise: Sequence[str] = Field(description="Items in no cluster, in order of arrival.")
+    dismissed: Sequence[str] = Field(
+        description="Items that a person dismissed; they stay in no cluster until that is undone."
+    )
+    aliases: Mapping[str, int] = Field(description="Ids that were merged away, with the cluster that each resolves to.")
 
     @classmethod
     def of(cls, view: PetView) -> Self:
@@ -146,18 +152,18 @@ class QuarantinedItem(BaseModel):
 
 
 class PetTallied(BaseModel):
-    """Where the media of a pet are counted."""
+    """The accounting of a pet: every ingested item is counted exactly once."""
 
     pet_id: int
-    ingested: int = Field(description="Media that came, counted one by one.")
+    ingested: int = Field(description="Number of ingested items, counted on arrival.")
     clustered: int
     noise: int
     quarantined: int
     dismissed: int
-    overflowed: int = Field(description="Arrivals that found the quarantine full; no part of ingested.")
-    is_conserved: bool = Field(description="ingested = clustered + noise + quarantined + dismissed")
+    overflowed: int = Field(description="Arrivals dropped because the quarantine was full; not part of ingested.")
+    is_conserved: bool = Field(description="Whether ingested = clustered + noise + quarantined + dismissed.")
     quarantine: list[QuarantinedItem] = Field(
-        description="Media whose vectors are of another model or dimension than the pet's."
+        description="Items whose vectors have another model or dimension than the pet's."
     )
 
     @classmethod
@@ -180,7 +186,7 @@ class PetTallied(BaseModel):
 
 
 class DeadLetterPlace(BaseModel):
-    """Where a dead letter is, or was."""
+    """The queue and id of a dead letter."""
 
     queue: str
     dead_letter_id: str
@@ -191,19 +197,19 @@ class DeadLetterPlace(BaseModel):
 
 
 class Erased(BaseModel):
-    """What was deleted of a pet, for good."""
+    """What was deleted of a pet, permanently."""
 
     pet_id: int
     n_media: int
-    n_corrections: int = Field(description="That named one of them; all of a pet that was deleted.")
-    n_records: int = Field(description="Records of jobs.")
+    n_corrections: int = Field(description="Corrections that named a deleted item; all of them if the pet was deleted.")
+    n_records: int = Field(description="Number of deleted job records.")
     n_dead_letters: int
-    records: Sequence[str] = Field(description="The ids of these jobs.")
-    dead_letters: list[DeadLetterPlace] = Field(description="Those that went.")
+    records: Sequence[str] = Field(description="The ids of the jobs whose records were deleted.")
+    dead_letters: list[DeadLetterPlace] = Field(description="The dead letters that were deleted.")
     unreadable: list[DeadLetterPlace] = Field(
-        description="Dead letters of which cannot be read what they are about. They are still there."
+        description="Dead letters whose pet cannot be determined. They were not deleted."
     )
-    revision: int = Field(description="The pet's now; 0 when the whole pet is gone.")
+    revision: int = Field(description="The pet's revision after the deletion; 0 if the whole pet was deleted.")
 
     @classmethod
     def of(cls, pet: PetId, deleted: Deleted, traces: Traces | None) -> Self:
@@ -223,8 +229,8 @@ class Erased(BaseModel):
 class CandidateModel(BaseModel):
     model: str
     dim: int
-    n_vectors: int = Field(description="Media that have a vector of it.")
-    n_only_here: int = Field(description="Those of them that the pet's own model has no vector of; quarantined.")
+    n_vectors: int = Field(description="Number of items that have a vector of this model.")
+    n_only_here: int = Field(description="Those without a vector of the pet's own model; they are quarantined.")
     begun_at: datetime
     by: str
 
@@ -241,7 +247,7 @@ class CandidateModel(BaseModel):
 
 
 class PetModel(BaseModel):
-    """The embedding model of a pet, and the one that runs beside it."""
+    """The embedding model of a pet, and the candidate model that runs in parallel."""
 
     pet_id: int
     revision: int
@@ -259,13 +265,13 @@ class NearItem(BaseModel):
 
 class RivalCluster(BaseModel):
     cluster_id: int
-    similarity: float = Field(description="Mean top-3 cosine similarity to its accepted media.")
-    threshold: float = Field(description="What an arrival must reach.")
-    is_forbidden: bool = Field(description="A correction in force keeps the item out of it.")
+    similarity: float = Field(description="Mean top-3 cosine similarity to the accepted items of the cluster.")
+    threshold: float = Field(description="The similarity that an arriving item must reach.")
+    is_forbidden: bool = Field(description="Whether a correction in force keeps the item out of the cluster.")
 
 
 class DemandOf(BaseModel):
-    """What a correction in force demands of an item."""
+    """The effect of a correction in force on an item."""
 
     revision: int
     kind: ChangeKind
@@ -280,15 +286,19 @@ class ItemWhy(BaseModel):
     pet_id: int
     media_id: str
     revision: int
-    cluster_id: int | None = Field(description="null for noise, and for an item that is quarantined.")
+    cluster_id: int | None = Field(description="null if the item is noise or quarantined.")
     origin: str = Field(description="noise, core, arrived, absorbed, corrected, dismissed or quarantined.")
     reason: str = Field(description="One sentence.")
     similarity: float | None = Field(description="Mean top-3 cosine similarity to its own cluster.")
-    threshold: float | None = Field(description="What an arrival must reach there.")
-    second: RivalCluster | None = Field(description="The most similar of the other clusters.")
-    margin: float | None = Field(description="How much more similar its own cluster is; below 0 where people put it.")
-    nearest: list[NearItem] = Field(description="Media of clusters that were not merely absorbed, nearest first.")
-    corrections: list[DemandOf] = Field(description="What corrections in force demand of it, the newest first.")
+    threshold: float | None = Field(description="The similarity that an arriving item must reach to join its cluster.")
+    second: RivalCluster | None = Field(description="The most similar other cluster.")
+    margin: float | None = Field(
+        description="Similarity to its own cluster minus that to `second`; below 0 if a correction placed it there."
+    )
+    nearest: list[NearItem] = Field(
+        description="Its nearest accepted items, that is, items in clusters that were not absorbed; nearest first."
+    )
+    corrections: list[DemandOf] = Field(description="Corrections in force that affect it, newest first.")
 
     @classmethod
     def of(cls, pet: PetId, why: Why) -> Self:
@@ -323,9 +333,9 @@ class ItemWhy(BaseModel):
 
 
 class ReclusterResult(BaseModel):
-    """What a recluster did, or would do."""
+    """The changes that a recluster made or would make."""
 
-    revision: int = Field(description="The one that it made, or would make.")
+    revision: int = Field(description="The revision that it created or would create.")
     n_media: int
     n_clusters: int
     n_noise: int
@@ -337,8 +347,8 @@ class ReclusterResult(BaseModel):
     n_retired_ids: int
     constraints_kept: int
     constraints: int
-    kept: str = Field(description="constraints kept n of n")
-    overridden: Sequence[str] = Field(description="Older corrections that newer ones contradict.")
+    kept: str = Field(description="Summary: constraints kept n of n.")
+    overridden: Sequence[str] = Field(description="Older corrections that newer ones override.")
 
     @classmethod
     def of(cls, result: Reclustered) -> Self:
@@ -346,18 +356,18 @@ class ReclusterResult(BaseModel):
 
 
 class Applied(BaseModel):
-    """A preview was applied: the pet is exactly what it showed."""
+    """The result of a preview that was applied."""
 
     pet_id: int
     result: ReclusterResult
 
 
 class ReclusterPreview(BaseModel):
-    """What a recluster would do. Send `token` as `apply` to have exactly that."""
+    """The changes that a recluster would make. Send `token` as `apply` to make exactly these changes."""
 
     pet_id: int
     token: str
-    revision: int = Field(description="The pet's; the preview can be applied while it is the newest.")
+    revision: int = Field(description="The pet's revision; the preview can be applied only while it is the newest.")
     expires_at: datetime
     result: ReclusterResult
     diff: PetDiff
@@ -376,13 +386,13 @@ class ReclusterPreview(BaseModel):
 
 
 class HistoryLine(BaseModel):
-    """A recluster or a correction."""
+    """A recluster or a correction in the history of a pet."""
 
     revision: int
     kind: ChangeKind
     at: datetime
-    by: str = Field(description="Who asked: a token's name, `loopback`, or `machine`.")
-    summary: Mapping[str, Any] = Field(description="What it did, in numbers.")
+    by: str = Field(description="The requester: the name of a token, `loopback` or `machine`.")
+    summary: Mapping[str, Any] = Field(description="What the change did, as figures.")
 
     @classmethod
     def of(cls, entry: HistoryEntry) -> Self:
@@ -390,7 +400,7 @@ class HistoryLine(BaseModel):
 
 
 class PetHistory(BaseModel):
-    """What happened to a pet besides plain arrivals, newest first."""
+    """The reclusters and corrections of a pet, newest first."""
 
     pet_id: int
     entries: list[HistoryLine]
@@ -403,25 +413,25 @@ class PetHistory(BaseModel):
 class MovedItem(BaseModel):
     media_id: str
     before: int | None = Field(
-        alias="from", description="Its cluster in the earlier one; null for noise, or when it was not there."
+        alias="from", description="Its cluster in the earlier revision; null if it was noise or not yet present."
     )
-    after: int | None = Field(alias="to", description="Its cluster in the later one; null for noise.")
+    after: int | None = Field(alias="to", description="Its cluster in the later revision; null for noise.")
 
 
 class PetDiff(BaseModel):
-    """What differs between two revisions of a pet, or between its newest one and a recluster that was previewed."""
+    """The differences between two revisions of a pet, or between its newest revision and a preview."""
 
     from_revision: int | None
     to_revision: int | None = Field(description="null for a preview.")
     n_same: int
-    n_moved: int = Field(description="Media that went from one cluster to another.")
-    n_new_noise: int = Field(description="Media that fell out of a cluster.")
-    n_from_noise: int = Field(description="Media that were noise and found a cluster.")
-    n_arrived: int = Field(description="Media that the earlier one does not have.")
-    moved: list[MovedItem] = Field(description="All of these media, up to the limit.")
-    is_truncated: bool = Field(description="There are more of them.")
-    merged: Mapping[str, int] = Field(description="Ids that ended, and the cluster that most of their media are in.")
-    split: Mapping[str, int] = Field(description="Ids that began, and the cluster that most of their media come from.")
+    n_moved: int = Field(description="Items that moved from one cluster to another.")
+    n_new_noise: int = Field(description="Items that were in a cluster and are noise now.")
+    n_from_noise: int = Field(description="Items that were noise and are in a cluster now.")
+    n_arrived: int = Field(description="Items that the earlier revision does not have.")
+    moved: list[MovedItem] = Field(description="All these items, up to the limit.")
+    is_truncated: bool = Field(description="Whether `moved` was cut at the limit.")
+    merged: Mapping[str, int] = Field(description="Retired ids, with the cluster that most of their items are in now.")
+    split: Mapping[str, int] = Field(description="New ids, with the cluster that most of their items come from.")
     kept_ids: Sequence[int]
     new_ids: Sequence[int]
     ended_ids: Sequence[int]
@@ -453,11 +463,11 @@ class PetDiff(BaseModel):
 
 
 class PetAt(BaseModel):
-    """Where the media of a pet were at a revision."""
+    """The clusters of a pet at an earlier revision."""
 
     pet_id: int
     revision: int | None
-    clusters: Mapping[str, Sequence[str]] = Field(description="Media by the id of their cluster then.")
+    clusters: Mapping[str, Sequence[str]] = Field(description="Items by the id of their cluster at that revision.")
     noise: Sequence[str]
     dismissed: Sequence[str]
 
@@ -475,20 +485,20 @@ class PetAt(BaseModel):
 
 
 class Job(BaseModel):
-    """What is known of a job."""
+    """The status of a job."""
 
     job_id: str
     state: JobState
-    reason: str = Field(description="One sentence: why it waits, what it is doing, or how it ended.")
+    reason: str = Field(description="One sentence: why the job waits, what it is doing, or how it ended.")
     queue: str
     actor: str
-    attempts: int = Field(description="How often it was started.")
+    attempts: int = Field(description="Number of times it was started.")
     pet_id: int | None
     enqueued_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
-    due_at: datetime | None = Field(description="When a job that is delayed or retrying runs.")
-    result: Mapping[str, Any] | None = Field(description="What it answered, once it succeeded.")
+    due_at: datetime | None = Field(description="When a delayed or retrying job is due to run.")
+    result: Mapping[str, Any] | None = Field(description="The result of a job that succeeded.")
 
     @classmethod
     def of(cls, job: JobStatus) -> Self:
@@ -514,4 +524,4 @@ class Alive(BaseModel):
 
 class Ready(BaseModel):
     status: str = "ready"
-    checks: list[str] = Field(description="What was looked at.")
+    checks: list[str] = Field(description="The checks that passed.")

@@ -1,4 +1,4 @@
-"""The application: its routers, put together from what is handed in."""
+"""The ASGI application, assembled from its routers."""
 
 from __future__ import annotations
 
@@ -29,41 +29,42 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 
 MAX_BATCH: Final = 1_000
 
-# A recluster of 10,000 media takes about a second; whoever waits for longer asks again.
+# A recluster of 10,000 items takes about a second; a caller repeats a request that takes longer.
 PREVIEW_WAIT_S: Final = 20.0
 
 # 1,000 embeddings of 512 values take 2.8 MB as base64 and 11 MB as JSON numbers.
 MAX_EMBEDDINGS_BYTES: Final = 16 * 1024 * 1024
 
 _DESCRIPTION: Final = """
-Groups every pet's media into clusters, and keeps people's corrections for ever.
+Groups every pet's media items into clusters, and never undoes a correction that a person made.
 
-Work is enqueued and answered 202 with a `Location` to ask what became of it; it may run more than once and takes effect
-once. Errors are `application/problem+json` (RFC 9457) and name the field and the hint. Send an `Idempotency-Key` with
-every POST that you may have to repeat.
+A request for work enqueues a job and is answered 202; `Location` is the address of the job's status. A job may run more
+than once but takes effect once. Errors are `application/problem+json` (RFC 9457) and name each invalid field and how to
+fix it. Send an `Idempotency-Key` with every POST that you may have to repeat.
 
-**Ids** of pets, clusters and revisions are whole numbers of 64 bits. A request takes each as a JSON number or as its
-decimal digits in text (`42` or `"42"`: no sign, space, leading zero or fraction). Answers hold JSON numbers, written
-exactly. JavaScript's `JSON.parse` rounds numbers beyond 2^53 to the id of *another* pet: keep ids as text, send them as
+**Ids** of pets, clusters and revisions are whole numbers of 64 bits. A request may send each as a JSON number or as
+decimal digits in a string (`42` or `"42"`: no sign, space, leading zero or fraction). Answers contain exact JSON
+numbers. JavaScript's `JSON.parse` rounds numbers beyond 2^53 to the id of *another* pet: keep ids as text, send them as
 text, and read answers with a parser that keeps large integers, such as `/console/exact.js` of this server.
 
-**`If-Match`** with the `ETag` of a pet makes a correction conditional on what its sender looked at. It holds while no
-person, recluster or deletion has moved media since; media that arrived since do not matter, and `Arrivals-Since` counts
-them. Otherwise the answer is 412 and lists the changes. For `If-None-Match`, every arrival is a new `ETag`.
+**`If-Match`** with the `ETag` of a pet makes a correction conditional on the revision that its sender saw. It matches
+as long as no person, recluster or deletion has moved items since. Items that arrived since do not matter;
+`Arrivals-Since` counts them. Otherwise the answer is 412 and lists the changes. For `If-None-Match`, every arrival
+creates a new `ETag`.
 """
 
 _TAGS: Final = [
-    {"name": "clusters", "description": "Ask for a recluster, or correct clusters."},
-    {"name": "embeddings", "description": "Hand in media that were embedded."},
-    {"name": "pets", "description": "Look at a pet."},
-    {"name": "jobs", "description": "Ask what became of a job."},
-    {"name": "queues", "description": "Look at the queues, and hint them: plan, then apply."},
-    {"name": "health", "description": "For probes and scrapers."},
+    {"name": "clusters", "description": "Recluster pets and correct clusters."},
+    {"name": "embeddings", "description": "Ingest embeddings of items."},
+    {"name": "pets", "description": "Read, export and delete pets."},
+    {"name": "jobs", "description": "Get the status of jobs."},
+    {"name": "queues", "description": "Inspect and repair the queues: plan an action, then apply the plan."},
+    {"name": "health", "description": "Health, readiness and metrics."},
 ]
 
 
 class _Api(FastAPI):
-    """FastAPI, whose document knows the one schema of all problems."""
+    """FastAPI, with the schema of all problems in its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         if not self.openapi_schema:
@@ -93,25 +94,27 @@ def create_app(
     max_batch: int = MAX_BATCH,
     preview_wait_s: float = PREVIEW_WAIT_S,
 ) -> FastAPI:
-    """The HTTP API as an ASGI application, to serve or to mount in another one.
+    """Return the HTTP API as an ASGI application, to serve or to mount in another one.
 
-    Everything handed in may block; it is called in a thread pool.
+    The arguments may block: they are called in a thread pool.
 
     Args:
-        service: where pets are looked at and previews applied, e.g. ``ClusterService``.
-        jobs: where work goes, e.g. ``tasks.client.ClusterTasks``.
-        traces: what queues and records still say of a pet that is deleted, e.g. ``tasks.erasure.Erasure``; without it
-            only the pet itself is.
-        operations: what operators do with queues, e.g. ``tasks.queue_ops.Operations``; without it there are no such
-            addresses.
-        tokens: who may call. None, or empty: everybody on this machine, and nobody else, wherever it is mounted.
-        idempotency: remembers answers by ``Idempotency-Key``. None: this process's memory, which other processes and
-            the next start do not share; servers of more than one process want ``RedisIdempotencyStore``.
-        ready: looks at what requests need, for ``/readyz``.
-        metrics: makes the exposition and its media type, for ``/metrics``; without it there is no such address.
-        on_close: closes what was handed in, when the server stops; where the application is mounted in another one, the
-            other one has to call it, because ASGI tells only the outermost.
-        max_body_bytes: of a body; ``max_embeddings_bytes`` of one with embeddings, ``max_batch`` entries long at most.
+        service: reads pets and applies previews, e.g. ``ClusterService``.
+        jobs: enqueues work, e.g. ``tasks.client.ClusterTasks``.
+        traces: removes job records and dead letters of a deleted pet, e.g. ``tasks.erasure.Erasure``; without it, they
+            are kept.
+        operations: actions of operators on queues, e.g. ``tasks.queue_ops.Operations``; without it, the addresses under
+            ``/queues`` do not exist.
+        tokens: the tokens that callers may use. None or empty: callers on this machine need no token, and all others
+            are refused, wherever the application is mounted.
+        idempotency: stores answers by ``Idempotency-Key``. None: in the memory of this process, which is not shared
+            with other processes and lost on restart; use ``RedisIdempotencyStore`` for more than one process.
+        ready: checks the dependencies of the server, for ``/readyz``.
+        metrics: returns the exposition and its media type, for ``/metrics``; without it, that address does not exist.
+        on_close: closes the other arguments when the server stops. If the application is mounted in another one, that
+            one has to call it, because ASGI notifies only the outermost application.
+        max_body_bytes: limit of a body without embeddings.
+        max_embeddings_bytes: limit of a body with embeddings, which may have ``max_batch`` entries.
         preview_wait_s: how long a request waits for a worker to compute its preview.
     """
     tokens = tokens or Tokens()

@@ -1,7 +1,7 @@
-"""What callers send. A field is of exactly its type: ``4.2`` and ``true`` are not pets; ``numbers`` defines ids.
+"""Request bodies. Types are strict: ``4.2`` and ``true`` are not pet ids. ``numbers`` defines ids.
 
-What a value must be beyond that (which models are known, what an embedding may hold) is checked by the queue, at the
-door that all producers pass.
+The queue checks the rest, such as which models are known and what an embedding may contain, in the same way for all
+producers.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ MAX_CLUSTER_IDS: Final = 1_000
 MAX_MEDIA_IDS: Final = 10_000
 MAX_TEXT: Final = 256
 
-PetNumber = Annotated[IdInBody, Field(description="The pet.", examples=[42, "9007199254740993"])]
-ClusterNumber = Annotated[IdInBody, Field(description="A cluster of the pet.", examples=[3])]
+PetNumber = Annotated[IdInBody, Field(description="Id of the pet.", examples=[42, "9007199254740993"])]
+ClusterNumber = Annotated[IdInBody, Field(description="Id of a cluster of the pet.", examples=[3])]
 MediaName = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, examples=["beach.jpg"])]
 
 
 class RepeatedNames(dict[str, Any]):
-    """A JSON object with names that came more than once; it holds the last value of each.
+    """A JSON object in which names were repeated; it holds the last value of each.
 
     Attributes:
-        repeated: those names, in the order of their first appearance.
+        repeated: the repeated names, in order of first appearance.
     """
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
@@ -48,11 +48,11 @@ class RepeatedNames(dict[str, Any]):
 
 
 def parsed(body: bytes) -> Any:
-    """Return the JSON value of a body, whose objects are dicts, or :class:`RepeatedNames` to be refused by their field.
+    """Return the JSON value of a body. An object with repeated names becomes a :class:`RepeatedNames`.
 
     Raises:
-        json.JSONDecodeError: it is not JSON.
-        UnicodeDecodeError: it is not UTF-8.
+        json.JSONDecodeError: the body is not JSON.
+        UnicodeDecodeError: the body is not UTF-8.
     """
     return json.loads(body, object_pairs_hook=_object)
 
@@ -63,7 +63,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _leave_values(embedding: Any, _: object) -> Any:
-    """Only the outer form is looked at: the queue checks values, and knows how to name one without showing it."""
+    """Check only the outer type. The queue checks the values, and can name a bad one without showing it."""
     if not isinstance(embedding, (list, str)):
         raise PydanticCustomError("embedding_type", "neither a list nor text")
     return embedding
@@ -82,27 +82,30 @@ class _Body(BaseModel):
         try:
             return check(given)
         except ValidationError as refused:
-            # not a ValueError, so that it leaves pydantic and FastAPI as it is
-            raise InvalidFields(_told(refused, cls)) from None
+            # not a ValueError, so that it passes through pydantic and FastAPI unchanged
+            raise InvalidFields(_problems(refused, cls)) from None
 
 
 def _repeated(name: str) -> FieldProblem:
-    return FieldProblem(field=shown(name), problem="is there more than once", hint="send it once")
+    return FieldProblem(field=shown(name), problem="is sent more than once", hint="send it once")
 
 
-def _told(refused: ValidationError, body: type[BaseModel]) -> list[FieldProblem]:
+def _problems(refused: ValidationError, body: type[BaseModel]) -> list[FieldProblem]:
     errors = refused.errors(include_url=False)
     return field_problems(errors, known=body.model_fields)
 
 
 class Recluster(_Body):
-    """Find the pet's clusters anew. Corrections and ids are kept."""
+    """Recompute the pet's clusters. Corrections stay in force, and clusters keep their ids."""
 
     pet_id: PetNumber
-    reason: Annotated[str, Field(max_length=MAX_TEXT, description="Why, for the job's status and the logs.")] = ""
-    preview: Annotated[bool, Field(description="Only show what it would do.")] = False
+    reason: Annotated[str, Field(max_length=MAX_TEXT, description="The reason, for the job's status and the logs.")] = (
+        ""
+    )
+    preview: Annotated[bool, Field(description="Only compute what the recluster would change.")] = False
     apply: Annotated[
-        str | None, Field(min_length=1, max_length=MAX_TEXT, description="The token of a preview: do exactly that.")
+        str | None,
+        Field(min_length=1, max_length=MAX_TEXT, description="The token of a preview: apply exactly that preview."),
     ] = None
 
     model_config = ConfigDict(
@@ -111,26 +114,27 @@ class Recluster(_Body):
 
 
 class Merge(_Body):
-    """These clusters are one, for ever."""
+    """Merge clusters. Their items stay together until the merge is undone."""
 
     pet_id: PetNumber
     cluster_ids: Annotated[
-        list[ClusterNumber], Field(min_length=2, max_length=MAX_CLUSTER_IDS, description="At least two of the pet's.")
+        list[ClusterNumber],
+        Field(min_length=2, max_length=MAX_CLUSTER_IDS, description="Ids of at least two clusters of the pet."),
     ]
     into: Annotated[
-        IdInBody | None, Field(description="Which of them the media end in; chosen for you if left out.")
+        IdInBody | None, Field(description="Id of the cluster to keep, one of `cluster_ids`; default: the largest.")
     ] = None
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "cluster_ids": [3, 7], "into": 3}]})
 
 
 class Split(_Body):
-    """These media of a cluster are another cluster, for ever."""
+    """Split items off into a new cluster. They stay separate from the rest until the split is undone."""
 
     pet_id: PetNumber
     cluster_id: ClusterNumber
     media_ids: Annotated[
-        list[MediaName], Field(min_length=1, max_length=MAX_MEDIA_IDS, description="The media that leave the cluster.")
+        list[MediaName], Field(min_length=1, max_length=MAX_MEDIA_IDS, description="The items to split off.")
     ]
 
     model_config = ConfigDict(
@@ -139,13 +143,13 @@ class Split(_Body):
 
 
 class Exclude(_Body):
-    """Not these in this cluster: they may go elsewhere, and never back."""
+    """Exclude items from a cluster. They may join other clusters, but never this one, until it is undone."""
 
     pet_id: PetNumber
     cluster_id: ClusterNumber
     media_ids: Annotated[
         list[MediaName],
-        Field(min_length=1, max_length=MAX_MEDIA_IDS, description="The media that do not belong to the cluster."),
+        Field(min_length=1, max_length=MAX_MEDIA_IDS, description="The items that do not belong to the cluster."),
     ]
 
     model_config = ConfigDict(
@@ -154,46 +158,51 @@ class Exclude(_Body):
 
 
 class Dismiss(_Body):
-    """These are nothing, and in no cluster for ever."""
+    """Dismiss items: they are in no cluster until it is undone."""
 
     pet_id: PetNumber
     media_ids: Annotated[
         list[MediaName],
-        Field(min_length=1, max_length=MAX_MEDIA_IDS, description="Media of the pet, wherever they are."),
+        Field(min_length=1, max_length=MAX_MEDIA_IDS, description="Items of the pet, in any cluster or none."),
     ]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "media_ids": ["blurred.jpg"]}]})
 
 
 class Undo(_Body):
-    """Take back the correction that made a revision. An undo can be undone too."""
+    """Undo the correction that created a revision. An undo can itself be undone."""
 
     pet_id: PetNumber
-    revision: Annotated[IdInBody, Field(description="Of a correction in the pet's history.", examples=[17])]
+    revision: Annotated[
+        IdInBody, Field(description="Revision of the correction to undo; see the pet's history.", examples=[17])
+    ]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
 
 
 class BeginModel(_Body):
-    """Run another embedding model beside the pet's own."""
+    """Start a candidate embedding model for the pet, in parallel with its own."""
 
     model: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description="name@version.", examples=["clip@2"])]
-    dim: Annotated[int, Field(ge=2, le=8_192, description="How many values its vectors have.", examples=[512])]
+    dim: Annotated[int, Field(ge=2, le=8_192, description="Dimensions of its vectors.", examples=[512])]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "clip@2", "dim": 512}]})
 
 
 class Restore(_Body):
-    """Make the pet what it was at a revision. Corrections are kept: undo those that shall not hold."""
+    """Restore the labels of an earlier revision.
+
+    Corrections made since stay in force; undo the ones you no longer want.
+    """
 
     pet_id: PetNumber
-    revision: Annotated[IdInBody, Field(description="Any that the pet's history still knows.", examples=[17])]
+    revision: Annotated[IdInBody, Field(description="Revision to restore; see the pet's history.", examples=[17])]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
 
 
 class Embedding(_Body):
-    """An item was embedded. The same item again changes nothing."""
+    """The embedding of an item. Sending an item again changes nothing."""
 
     pet_id: PetNumber
     media_id: MediaName
@@ -201,16 +210,27 @@ class Embedding(_Body):
     embedding: Annotated[
         list[float] | str,
         WrapValidator(_leave_values),
-        Field(description="Finite numbers, not all zero; or base64 of float32, little-endian, with `encoding`."),
+        Field(description="Finite numbers, not all zero; or base64 text of little-endian float32, with `encoding`."),
     ]
     encoding: Annotated[
-        str | None, Field(max_length=MAX_TEXT, description="Of text: base64-f32le.", examples=["base64-f32le"])
+        str | None,
+        Field(
+            max_length=MAX_TEXT,
+            description="Encoding of an embedding sent as text: base64-f32le.",
+            examples=["base64-f32le"],
+        ),
     ] = None
     event_id: Annotated[
-        str | None, Field(min_length=1, max_length=MAX_TEXT, description="Your name for this event; made if left out.")
+        str | None,
+        Field(min_length=1, max_length=MAX_TEXT, description="Your id for this event; generated if left out."),
     ] = None
     occurred_at: Annotated[
-        str | None, Field(max_length=MAX_TEXT, description="RFC 3339.", examples=["2026-01-31T12:00:00Z"])
+        str | None,
+        Field(
+            max_length=MAX_TEXT,
+            description="When the item was embedded, as an RFC 3339 date-time.",
+            examples=["2026-01-31T12:00:00Z"],
+        ),
     ] = None
 
     model_config = ConfigDict(
@@ -224,7 +244,7 @@ def _as_it_came(given: Any, _: object) -> Any:
     return given
 
 
-# Documented as what it should be, and handed over as it came: every entry of a list is checked by itself.
+# Documented with its proper type but passed on unvalidated, because the route checks each entry of a list separately.
 Embeddings = Annotated[
     Embedding | Annotated[list[Embedding], Field(min_length=1)], WrapValidator(_as_it_came), Field(title="Embeddings")
 ]
@@ -232,7 +252,7 @@ Embeddings = Annotated[
 
 EntryId = Annotated[str, Field(max_length=64, examples=["1764000000000-0"])]
 MAX_IDS: Final = 10_000
-_EVEN_IF_ALIVE: Final = "Also what workers that live hold; it may run twice."
+_EVEN_IF_ALIVE: Final = "Also take jobs from workers that are alive; they may then run twice."
 
 
 class Nothing(_Body):
@@ -242,38 +262,44 @@ class Nothing(_Body):
 
 
 class Rescue(_Body):
-    """Which jobs go back to work, in exactly one way."""
+    """The jobs to return to the queue, selected in exactly one way."""
 
-    entry_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS, description="These entries of the stream.")] = []
-    consumer: Annotated[str | None, Field(max_length=MAX_TEXT, description="All that this consumer holds.")] = None
-    unowned: Annotated[bool, Field(description="What was acknowledged or deleted by hand.")] = False
-    idle_s: Annotated[Seconds | None, Field(description="All that is held for at least this many seconds.")] = None
+    entry_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS, description="Ids of entries of the stream.")] = []
+    consumer: Annotated[str | None, Field(max_length=MAX_TEXT, description="All jobs that this consumer holds.")] = None
+    unowned: Annotated[
+        bool, Field(description="Jobs that no consumer holds, because they were acknowledged or deleted manually.")
+    ] = False
+    idle_s: Annotated[
+        Seconds | None, Field(description="All jobs that have been held for at least this many seconds.")
+    ] = None
     even_if_alive: Annotated[bool, Field(description=_EVEN_IF_ALIVE)] = False
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"unowned": True}]})
 
 
 class RetireConsumer(_Body):
-    """A consumer that is gone."""
+    """The dead consumer to remove."""
 
-    consumer: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description="Its name, as the queues show it.")]
+    consumer: Annotated[
+        str, Field(min_length=1, max_length=MAX_TEXT, description="Its name, as shown in the status of the queue.")
+    ]
     even_if_alive: Annotated[bool, Field(description=_EVEN_IF_ALIVE)] = False
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"consumer": "worker-1:17:c0ffee.1:0a1b2c3d"}]})
 
 
 class Matching(_Body):
-    """Which dead letters are meant; what is left out does not matter, and an empty object means all."""
+    """A filter of dead letters. Fields that are left out match all; an empty object matches every dead letter."""
 
-    reason: Annotated[str | None, Field(max_length=MAX_TEXT, description="One word, such as failed.")] = None
+    reason: Annotated[str | None, Field(max_length=MAX_TEXT, description="The reason, such as failed.")] = None
     actor: Annotated[str | None, Field(max_length=MAX_TEXT)] = None
     pet_id: PetNumber | None = None
-    error: Annotated[str | None, Field(max_length=MAX_TEXT, description="A part of the error's text.")] = None
-    since_s: Annotated[Seconds | None, Field(description="Died no more than this many seconds ago.")] = None
+    error: Annotated[str | None, Field(max_length=MAX_TEXT, description="Text that the error contains.")] = None
+    since_s: Annotated[Seconds | None, Field(description="Died at most this many seconds ago.")] = None
 
 
 class ChosenDeadLetters(_Body):
-    """Which dead letters: these, or those that match; not both."""
+    """The dead letters to act on: either by id, or all that match a filter."""
 
     dead_letter_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS)] = []
     matching: Matching | None = None
@@ -281,13 +307,13 @@ class ChosenDeadLetters(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"matching": {"pet_id": 42}}]})
 
     def filter(self) -> DeadLetterFilter | None:
-        """What ``matching`` says, as the operations take it."""
+        """Return ``matching`` as the filter that queue operations expect."""
         return None if self.matching is None else DeadLetterFilter(**self.matching.model_dump())
 
 
 class Apply(_Body):
-    """Yes."""
+    """The confirmation of a plan."""
 
-    note: Annotated[str, Field(max_length=MAX_TEXT, description="Why, for the audit.")] = ""
+    note: Annotated[str, Field(max_length=MAX_TEXT, description="The reason, for the audit log.")] = ""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"note": "INC-7"}]})

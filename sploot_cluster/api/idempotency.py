@@ -1,14 +1,14 @@
-"""``Idempotency-Key``: a request that is sent again gets the answer of the first, and nothing happens twice.
+"""Idempotency keys: a repeated request gets the answer of the first one, and takes effect once.
 
-A key is *begun* before the request is worked on, and then either *finished* with the answer, which is kept for a day,
-or *released*, so that a request that failed may be tried again. A process that dies in between leaves a key that frees
-itself after ``in_progress_s``.
+A key is *begun* before its request is processed. Then it is either *finished* with the answer, which is stored for a
+day, or *released*, so that a failed request can be retried. If a process dies in between, its key expires after
+``in_progress_s``.
 
     key                                 type    holds
     sploot:idempotency:<sha256>         string  JSON: fingerprint of the body, and owner (in progress) or answer
 
-``<sha256>`` is of caller, route and key, so that callers cannot meet and the key itself is nowhere. Every value has a
-time limit. What survives a crash: before ``begin`` nothing; until ``finish`` a key in progress; then the answer.
+``<sha256>`` is the hash of caller, route and key, so callers cannot collide and no key is stored in plain text. Every
+value expires. After a crash, Redis holds nothing before ``begin``, a key in progress until ``finish``, then the answer.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 
 PREFIX: Final = "sploot:idempotency:"
 
-# A day: the longest outage over which a caller's outbox keeps trying.
+# A day: a caller's outbox keeps retrying during outages of at most this length.
 KEEP_S: Final = 24 * 60 * 60
 
-# Longer than any enqueue takes with Redis's own timeouts and retries.
+# Longer than any enqueue, including the timeouts and retries of Redis calls.
 IN_PROGRESS_S: Final = 60
 
 MAX_KEYS_IN_MEMORY: Final = 10_000
@@ -41,7 +41,7 @@ MAX_KEYS_IN_MEMORY: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request was answered."""
+    """The answer to a request."""
 
     status: int
     headers: Mapping[str, str]
@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A key that was begun, and by whom."""
+    """A key in progress, with its owner."""
 
     key: str
     fingerprint: str
@@ -58,45 +58,47 @@ class Ticket:
 
 
 class KeyInProgress(Exception):
-    """Raised when a request with this key and body is being worked on."""
+    """Raised when a request with this key and body is still being processed."""
 
 
 class KeyReused(Exception):
-    """Raised when the key came before with another body."""
+    """Raised when the key was used before with another body."""
 
 
 class IdempotencyStore(Protocol):
-    """Keys and the answers that they were given. Safe to use from many threads.
+    """A store of idempotency keys and their answers. Thread-safe.
 
     Every method may raise ``errors.StoreUnavailable``.
     """
 
     def begin(self, key: str, fingerprint: str) -> Ticket | Answer:
-        """A ticket to work on the request, or the answer it was given before.
+        """Return a ticket to process the request, or the answer that it got before.
 
         Args:
-            key: caller, route and ``Idempotency-Key``, hashed.
-            fingerprint: of what was sent, hashed.
+            key: the hash of caller, route and ``Idempotency-Key``.
+            fingerprint: the hash of the request.
 
         Raises:
-            KeyInProgress, KeyReused: see there.
+            KeyInProgress: the first request with this key is still being processed.
+            KeyReused: the key was used before with another fingerprint.
         """
         ...
 
     def finish(self, ticket: Ticket, answer: Answer) -> None:
-        """Keep the answer for a day, unless somebody else has begun the key since."""
+        """Store the answer for a day, unless another request has begun the key since."""
         ...
 
     def release(self, ticket: Ticket) -> None:
-        """Free the key, unless somebody else has begun it since."""
+        """Free the key, unless another request has begun it since."""
         ...
 
 
 class RedisIdempotencyStore:
     """The :class:`IdempotencyStore` that all servers on one Redis share."""
 
-    # KEYS[1] a key; ARGV: what its owner writes, milliseconds to hold it. Returns what somebody else wrote, or nil.
-    # The first write needs no memory, so that a full server lets pass what follows: what frees memory comes with a key.
+    # KEYS[1] a key; ARGV: value of the owner, milliseconds to hold the key. Returns the value of another owner, or nil.
+    # The DEL comes first because Redis lets a script finish once its first write was allowed: requests that free memory
+    # carry a key too, and must work on a server that is out of memory.
     _BEGIN: Final = """
     local held = redis.call('GET', KEYS[1])
     if held then
@@ -107,8 +109,8 @@ class RedisIdempotencyStore:
     return false
     """
 
-    # KEYS[1] a key; ARGV: what its owner wrote, the answer, milliseconds to keep it.
-    # Returns 1; 0 if somebody else holds the key. A key that ended meanwhile is nobody's.
+    # KEYS[1] a key; ARGV: value of the owner, the answer, milliseconds to keep it.
+    # Returns 1, or 0 if another owner holds the key. A key that has expired meanwhile is written again.
     _FINISH: Final = """
     local held = redis.call('GET', KEYS[1])
     if held and held ~= ARGV[1] then
@@ -119,7 +121,7 @@ class RedisIdempotencyStore:
     return 1
     """
 
-    # KEYS[1] a key; ARGV[1] what its owner wrote. Returns how many keys it freed.
+    # KEYS[1] a key; ARGV[1] value of the owner. Returns the number of keys that it freed.
     _RELEASE: Final = """
     if redis.call('GET', KEYS[1]) ~= ARGV[1] then
       return 0
@@ -146,7 +148,7 @@ class RedisIdempotencyStore:
         if record["fingerprint"] != fingerprint:
             raise KeyReused
         if "answer" not in record:
-            # a reply that was lost: redis-py sent the script again, and it found its own
+            # the reply was lost and redis-py sent the script again, which then found its own value
             if record["owner"] == ticket.owner:
                 return ticket
             raise KeyInProgress
@@ -163,9 +165,9 @@ class RedisIdempotencyStore:
 
 
 class MemoryIdempotencyStore:
-    """The :class:`IdempotencyStore` of one process: for tests, and for a single server without a need for more.
+    """An :class:`IdempotencyStore` in the memory of one process, for tests and single servers.
 
-    Keeps the newest keys and forgets the oldest when there are more than ``max_keys``.
+    Holds up to ``max_keys`` keys and then drops the oldest.
     """
 
     def __init__(
@@ -220,7 +222,7 @@ class MemoryIdempotencyStore:
 
 
 def _written(ticket: Ticket) -> str:
-    """What Redis holds of a key in progress; always the same text, because scripts compare it."""
+    """Return the value of a key in progress. It is always the same text, because scripts compare it."""
     return json.dumps({"fingerprint": ticket.fingerprint, "owner": ticket.owner})
 
 

@@ -1,8 +1,9 @@
-"""Serving without tokens: this machine alone, and no page in its browser.
+"""Protection of a server without tokens: only programs on this machine may call it, and no web pages.
 
-A server on 127.0.0.1 can be reached by every page that a person on this machine opens. A page of another site may send
-it requests (``Origin`` and ``Sec-Fetch-Site`` tell), or may let its own name resolve to 127.0.0.1 and be of the same
-site (DNS rebinding; ``Host`` tells). Both are refused. With tokens none of this is needed: no page has one.
+Every page that a user on this machine opens can reach a server on 127.0.0.1. A page of another site may send requests
+(detected by ``Origin`` and ``Sec-Fetch-Site``), or may make its own name resolve to 127.0.0.1 and so appear to be the
+same site (DNS rebinding; detected by ``Host``). Both are refused. A server with tokens needs none of this, because
+pages have no token.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from sploot_cluster.api.tokens import VARIABLE, Tokens
 from sploot_cluster.errors import InvalidInput
 
 _HOST: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::\d*)?")
-# What proxies add; whatever begins with x-forwarded- counts too.
+# Headers that proxies add, in addition to all that start with x-forwarded-.
 _FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"})
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_MEND: Final = f"set {VARIABLE}=name:role:secret and send 'Authorization: Bearer <secret>'"
+_HINT: Final = f"set {VARIABLE}=name:role:secret and send 'Authorization: Bearer <secret>'"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name means this machine only. A name other than ``localhost`` never counts."""
+    """Return whether an address or name is that of this machine only. The only such name is ``localhost``."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
@@ -37,7 +38,7 @@ def check_bind(host: str, tokens: Tokens | None) -> None:
     """Refuse to serve other machines without tokens.
 
     Raises:
-        InvalidInput: ``host`` can be reached from elsewhere, and no tokens are configured.
+        InvalidInput: other machines can reach ``host``, and no tokens are configured.
     """
     if not tokens and not is_loopback(host):
         raise InvalidInput(
@@ -48,7 +49,7 @@ def check_bind(host: str, tokens: Tokens | None) -> None:
 
 
 class LoopbackGuard:
-    """ASGI middleware for an application without tokens: lets in only what a program on this machine sent."""
+    """ASGI middleware for an application without tokens; admits only requests of programs on this machine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -63,24 +64,24 @@ class LoopbackGuard:
 
 def _why_not(scope: Scope) -> Refusal | None:
     headers = Headers(scope=scope)
-    # no peer: a unix socket
+    # a unix socket has no peer
     peer = scope.get("client")
     if peer is not None and not is_loopback(peer[0]):
-        return Refusal(NOT_LOOPBACK, f"no tokens are configured, so that only this machine is served; {_MEND}")
+        return Refusal(
+            NOT_LOOPBACK, f"no tokens are configured, so only requests from this machine are served; {_HINT}"
+        )
     if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
-        return Refusal(NOT_LOOPBACK, f"the request came through a proxy, and no tokens are configured; {_MEND}")
+        return Refusal(NOT_LOOPBACK, f"the request came through a proxy, and no tokens are configured; {_HINT}")
     host = headers.get("host", "")
     if host and not _is_loopback_authority(host):
-        detail = (
-            f"Host does not name this machine, as after DNS rebinding; send it to 127.0.0.1 or localhost, or {_MEND}"
-        )
+        detail = f"the Host header does not name this machine; send the request to 127.0.0.1 or localhost, or {_HINT}"
         return Refusal(NOT_LOOPBACK, detail)
     if scope["method"] in _READING:
         return None
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
     is_other_origin = origin is not None and origin.partition("://")[2] != host
     if is_other_origin or site not in (None, "same-origin", "none"):
-        detail = f"a page of another site made a browser send this; use a program, or {_MEND}"
+        detail = f"a page of another site made a browser send the request; send it from a program, or {_HINT}"
         return Refusal(CROSS_SITE, detail)
     return None
 

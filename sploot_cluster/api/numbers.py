@@ -1,8 +1,8 @@
-"""Numbers that callers send: ids of 64 bits, which many JSON readers round, and durations.
+"""Types of numbers in requests: 64-bit ids, which many JSON parsers round, and durations.
 
-An id is a JSON number or its decimal digits as text, both within 64 bits, and has one spelling: no sign, no leading
-zero, no space, no fraction. Text is for callers whose numbers are doubles, such as JavaScript, where 9007199254740993
-silently becomes 9007199254740992, another pet. Answers hold JSON numbers, written exactly.
+An id is sent as a JSON number or as its decimal digits in a string, and has exactly one spelling: no sign, leading
+zero, space or fraction. Strings are for callers whose numbers are doubles, such as JavaScript, where 9007199254740993
+silently becomes 9007199254740992, the id of another pet. Answers contain exact JSON numbers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def _at_least(lowest: int) -> BeforeValidator:
     def whole(given: object) -> int:
         facts = {"lowest": lowest, "highest": MAX_INT64}
         if isinstance(given, str):
-            # int() takes " 42", "4_2" and digits of other scripts too
+            # int() also accepts " 42", "4_2" and digits of other scripts
             if not _DIGITS.fullmatch(given):
                 raise PydanticCustomError("int64_text", "not the decimal digits of a whole number", facts)
             given = int(given)
-        # true is an int to Python
+        # in Python, true is an int
         elif not isinstance(given, int) or isinstance(given, bool):
             raise PydanticCustomError("int64_type", "not a whole number", facts)
         if not lowest <= given <= MAX_INT64:
@@ -44,16 +44,16 @@ def _schema(lowest: int) -> dict[str, Any]:
 
 _NUMBER_OR_TEXT: Final[dict[str, Any]] = {
     "anyOf": [
-        # FastAPI writes the bounds of a body as doubles, of which 2**63 is one and the highest id is not
+        # FastAPI writes the bounds of body fields as doubles; 2**63 is a double, but the highest id is not
         {"type": "integer", "format": "int64", "minimum": 1, "exclusiveMaximum": 2**63},
         {"type": "string", "format": "int64", "pattern": "^[1-9][0-9]{0,18}$"},
     ]
 }
 
-# In a body: a number, or text.
+# An id in a body: a number or a string.
 IdInBody = Annotated[int, _at_least(1), WithJsonSchema(_NUMBER_OR_TEXT)]
 
-# In a path or a query, where everything is text.
+# An id in a path or query, where all values are strings.
 IdInAddress = Annotated[int, _at_least(1), WithJsonSchema(_schema(1))]
 RevisionInAddress = Annotated[int, _at_least(0), WithJsonSchema(_schema(0))]
 

@@ -1,10 +1,10 @@
-"""What a caller has seen: ``If-None-Match`` of what is read, ``If-Match`` of what is corrected.
+"""Conditional requests: ``If-None-Match`` for reads and ``If-Match`` for corrections.
 
-The entity tag of a pet is its revision, and every arrival makes a new one. For reading, a tag is current only while it
-is the newest: ``If-None-Match`` compares whole revisions. For correcting, ``If-Match`` names the state that the caller
-looked at, and holds until a person, a recluster or a deletion moves media that were there: arrivals move none of them,
-so a correction of a pet that receives uploads goes through. The correction takes the caller's revision along and is
-checked once more, by the same rule, when it runs.
+The entity tag of a pet is its revision, and every arrival creates a new revision. For reads, ``If-None-Match`` matches
+only the newest revision. For corrections, ``If-Match`` names the revision that the caller saw, and matches until a
+person, a recluster or a deletion moves items that were in the pet by then. Arrivals move no other items, so a pet that
+receives uploads can be corrected. The job of the correction carries the revision and checks it again by the same rule
+when it runs.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from sploot_cluster.api.answers import HistoryLine
 from sploot_cluster.api.problems import STALE_PAGE, FieldProblem, InvalidFields, Refusal
 from sploot_cluster.pet.models import HistoryEntry, PetId
 
-# A page that is older than so many corrections and reclusters is told of the newest.
+# Limit of the changes that a stale page is shown; the newest come first.
 MAX_CHANGES: Final = 100
 
 _ETAGS: Final = re.compile(r'(W/)?"([^"]*)"')
 
 _REVISION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
-IfNoneMatch = Annotated[str | None, Header(description="The ETag of what you have; 304 if it is still that.")]
+IfNoneMatch = Annotated[
+    str | None, Header(description="The ETag of the copy that you have; the answer is 304 if it is current.")
+]
 IfMatch = Annotated[
     str | None,
     Header(
-        description="The ETag of the pet that you looked at. Media that arrived since do not matter: the answer counts "
-        "them in `Arrivals-Since`. If a person, a recluster or a deletion moved media since, the answer is 412 and "
-        "lists the changes; if one does so before the correction runs, the job fails and changes nothing.",
+        description="The ETag of the pet as you saw it. Items that arrived since do not matter: `Arrivals-Since` "
+        "counts them. If a person, a recluster or a deletion moved items since, the answer is 412 and "
+        "lists the changes. If that happens before the correction runs, its job fails and nothing is changed.",
         examples=['"17"'],
     ),
 ]
 
 TAGGED: Final[dict[int | str, dict[str, Any]]] = {
     200: {
-        "description": "As it is now.",
+        "description": "The present state.",
         "headers": {"ETag": {"description": "The revision, in quotes.", "schema": {"type": "string"}}},
     },
-    304: {"description": "It is still what the ETag of If-None-Match names."},
+    304: {"description": "Unchanged since the ETag in If-None-Match."},
 }
 
 
@@ -52,14 +54,14 @@ ARRIVALS: Final = "Arrivals-Since"
 
 ARRIVALS_HEADER: Final[dict[str, Any]] = {
     ARRIVALS: {
-        "description": "With If-Match: how many media arrived since that revision.",
+        "description": "With If-Match: the number of items that arrived since that revision.",
         "schema": {"type": "integer", "minimum": 0},
     }
 }
 
 
 class Revisions(Protocol):
-    """Where the revision of a pet is read, and what made it."""
+    """The part of the service that reads revisions of pets and their history."""
 
     def revision(self, pet: PetId) -> int: ...
 
@@ -69,8 +71,8 @@ class Revisions(Protocol):
 
 
 def tagged(revision: int, if_none_match: str | None, answer: Callable[[], BaseModel]) -> Response:
-    """The answer with its ETag, or 304 if the caller has it."""
-    # no-cache: keep it, and ask each time whether it is still right; private: it is one pet's
+    """Return the answer with its ETag, or 304 if the caller has the current version."""
+    # no-cache: clients may store it but must revalidate; private: shared caches must not store it
     headers = {"ETag": f'"{revision}"', "Cache-Control": "private, no-cache"}
     known = if_none_match or ""
     if known.strip() == "*" or str(revision) in (tag for _, tag in _ETAGS.findall(known)):
@@ -79,24 +81,24 @@ def tagged(revision: int, if_none_match: str | None, answer: Callable[[], BaseMo
 
 
 def expected_revision(revisions: Revisions, pet: PetId, if_match: str | None, response: Response) -> int | None:
-    """Return the revision that the caller looked at, to be checked again when the correction runs.
+    """Return the revision that the caller saw, to be checked again when the correction runs; None without If-Match.
 
-    None without If-Match. Counts in the answer's ``Arrivals-Since`` what arrived after that revision.
+    Sets ``Arrivals-Since`` of the response to the number of items that arrived after that revision.
 
     Raises:
-        Refusal: 412, with what changed since.
+        Refusal: 412, with the changes since that revision.
     """
     if if_match is None:
         return None
-    # in this order: what is moved in between makes `now` larger, and the correction is checked again when it runs
+    # read in this order: a move in between only makes `now` larger, and the job checks the revision again
     moved_at, now = revisions.moved_at(pet), revisions.revision(pet)
     if if_match.strip() == "*" and now:
         return now
     tags = _ETAGS.findall(if_match)
     if not tags and if_match.strip() != "*":
-        hint = 'send the ETag of the pet, such as "17", with its quotes'
+        hint = 'send the ETag of the pet with its quotes, such as "17"'
         raise InvalidFields([FieldProblem(field="If-Match", problem="is not an entity tag", hint=hint)])
-    # a weak tag never matches: it names something alike, and a correction is about exactly this
+    # a weak tag never matches (RFC 9110, section 13.1.1)
     seen = [int(tag) for is_weak, tag in tags if not is_weak and _REVISION.fullmatch(tag)]
     good = [revision for revision in seen if moved_at <= revision <= now]
     if not good:
@@ -123,11 +125,11 @@ def _stale(revisions: Revisions, pet: PetId, now: int, seen: Sequence[int]) -> R
         [*(f"{entry.kind} by {entry.by}" for entry in since[:3]), *([f"{n_arrived} arrivals"] * (n_arrived > 0))]
     )
     detail = (
-        f"pet {pet} is at revision {now}, you looked at {last_seen or 'another state'}; since then: {what or 'nothing'}"
+        f"pet {pet} is at revision {now}, but you saw {last_seen or 'another state'}; since then: {what or 'nothing'}"
     )
     return Refusal(
         STALE_PAGE,
-        f"{detail}; load it again, and say it again if it is still right",
+        f"{detail}; load the pet again, and repeat the correction if it still applies",
         headers={"ETag": f'"{now}"'},
         facts={
             "current_revision": now,

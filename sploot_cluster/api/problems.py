@@ -1,8 +1,8 @@
-"""What the API answers when it cannot do what was asked: RFC 9457, ``application/problem+json``.
+"""Error answers of the API, as RFC 9457 ``application/problem+json``.
 
-Every refusal is of a :class:`Kind`, which gives its type, status and title; the detail and the list of fields say what
-to change. No answer holds an embedding, a secret or a traceback. The one table of kinds makes the answers and their
-place in the OpenAPI document.
+Every error has a :class:`Kind`, which defines its type, status and title; the detail and the list of fields state what
+to change. No answer contains an embedding, a secret or a traceback. The one table of kinds defines both the answers and
+their description in the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -31,28 +31,30 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 
-# About what a Redis failover takes.
+# About the duration of a Redis failover.
 RETRY_AFTER_S: Final = 5
 
 MAX_ERRORS: Final = 100
 
 
 class FieldProblem(BaseModel):
-    """One field that cannot be used, and what to do about it."""
+    """A field that is invalid, and how to fix it."""
 
-    field: str = Field(description="The field as the caller wrote it, with the position in a list.")
-    problem: str = Field(description="What is wrong with it, never its value if that may be an embedding or a secret.")
-    hint: str = Field(description="What to do about it.")
+    field: str = Field(description="The field as the caller wrote it, with its position in a list.")
+    problem: str = Field(
+        description="What is wrong with the field. Never contains a value that may be an embedding or a secret."
+    )
+    hint: str = Field(description="How to fix it.")
 
 
 class Problem(BaseModel):
-    """RFC 9457: why a request was not done."""
+    """An RFC 9457 problem: why a request failed."""
 
-    type: str = Field(description="Names the kind of problem, and never changes.")
-    title: str = Field(description="The kind of problem in words.")
+    type: str = Field(description="The kind of problem, as a URN that never changes.")
+    title: str = Field(description="The kind of problem, in words.")
     status: int = Field(description="The HTTP status.")
-    detail: str = Field(description="What happened to this request, and what to do.")
-    errors: list[FieldProblem] = Field(description="The fields to change; empty when it is not about fields.")
+    detail: str = Field(description="What went wrong with this request, and how to fix it.")
+    errors: list[FieldProblem] = Field(description="The fields to change; empty if the problem is not about fields.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ class Kind:
     """A kind of problem.
 
     Attributes:
-        slug: the end of its ``type``; callers compare it, so it never changes.
-        when: one sentence for the OpenAPI document.
+        slug: the last part of its ``type``; callers compare it, so it never changes.
+        when: when it is answered, as one sentence for the OpenAPI document.
     """
 
     slug: str
@@ -74,52 +76,67 @@ class Kind:
         return f"urn:sploot:problem:{self.slug}"
 
 
-MALFORMED_JSON: Final = Kind("malformed-json", 400, "Malformed JSON", "The body is not JSON.")
-UNAUTHENTICATED: Final = Kind("unauthenticated", 401, "Unauthenticated", "There is no bearer token, or nobody has it.")
-FORBIDDEN: Final = Kind("forbidden", 403, "Forbidden", "The token's role may not do this.")
+MALFORMED_JSON: Final = Kind("malformed-json", 400, "Malformed JSON", "The body is not valid JSON.")
+UNAUTHENTICATED: Final = Kind("unauthenticated", 401, "Unauthenticated", "The bearer token is missing or unknown.")
+FORBIDDEN: Final = Kind("forbidden", 403, "Forbidden", "The role of the token does not allow this operation.")
 NOT_LOOPBACK: Final = Kind(
-    "not-loopback", 403, "Loopback only", "No tokens are configured, and the request does not come from this machine."
+    "not-loopback", 403, "Loopback only", "No tokens are configured, and the request was not sent from this machine."
 )
-CROSS_SITE: Final = Kind("cross-site", 403, "Cross-site request", "A page of another site made a browser send this.")
-NOT_FOUND: Final = Kind("not-found", 404, "Not found", "There is nothing under this address.")
-METHOD_NOT_ALLOWED: Final = Kind("method-not-allowed", 405, "Method not allowed", "The address takes other methods.")
+CROSS_SITE: Final = Kind(
+    "cross-site", 403, "Cross-site request", "A page of another site made a browser send the request."
+)
+NOT_FOUND: Final = Kind("not-found", 404, "Not found", "No resource exists at this address.")
+METHOD_NOT_ALLOWED: Final = Kind(
+    "method-not-allowed", 405, "Method not allowed", "The address does not support this method."
+)
 EVENTS_WAIT: Final = Kind(
-    "events-wait", 409, "Events wait", "Events that wait would bring back what shall be deleted; nothing was deleted."
+    "events-wait", 409, "Events pending", "Pending events would restore what is to be deleted; nothing was deleted."
 )
 KEY_IN_PROGRESS: Final = Kind(
-    "idempotency-key-in-progress", 409, "Still in progress", "A request with this Idempotency-Key is being worked on."
+    "idempotency-key-in-progress",
+    409,
+    "Still in progress",
+    "A request with this Idempotency-Key is still being processed.",
 )
 STALE_PAGE: Final = Kind(
     "stale-page",
     412,
     "Stale page",
-    "Media were moved since the revision of If-Match; `current_revision`, `n_arrivals` and `changes` report it.",
+    "Items were moved since the revision of If-Match; see `current_revision`, `n_arrivals` and `changes`.",
 )
 STALE_PREVIEW: Final = Kind(
-    "stale-preview", 412, "Stale preview", "The pet moved since the preview, or the preview is gone; nothing changed."
+    "stale-preview",
+    412,
+    "Stale preview",
+    "The pet changed since the preview, or the preview expired; nothing was changed.",
 )
-BODY_TOO_LARGE: Final = Kind("body-too-large", 413, "Body too large", "The body is longer than this address takes.")
-NOT_JSON: Final = Kind("not-json", 415, "Not JSON", "The body is not sent as application/json.")
+BODY_TOO_LARGE: Final = Kind("body-too-large", 413, "Body too large", "The body is larger than this address accepts.")
+NOT_JSON: Final = Kind("not-json", 415, "Not JSON", "The body was not sent as application/json.")
 INVALID_INPUT: Final = Kind(
-    "invalid-input", 422, "Invalid input", "A field cannot be used; sending it again is no use."
+    "invalid-input", 422, "Invalid input", "A field is invalid; the same request will fail again."
 )
 KEY_REUSED: Final = Kind(
-    "idempotency-key-reused", 422, "Idempotency-Key reused", "The Idempotency-Key came before with another body."
+    "idempotency-key-reused", 422, "Idempotency-Key reused", "The Idempotency-Key was used before with another body."
 )
-INTERNAL: Final = Kind("internal", 500, "Internal error", "A mistake of ours; the log has it under the incident.")
-UNREADABLE_PET: Final = Kind("unreadable-pet", 500, "Unreadable pet", "What is stored of the pet is damaged.")
+INTERNAL: Final = Kind(
+    "internal", 500, "Internal error", "A fault of the server; its log has the error under the incident id."
+)
+UNREADABLE_PET: Final = Kind("unreadable-pet", 500, "Unreadable pet", "The stored data of the pet is damaged.")
 PREVIEW_FAILED: Final = Kind(
-    "preview-failed", 500, "Preview failed", "The preview could not be computed; the detail says why."
+    "preview-failed", 500, "Preview failed", "The preview could not be computed; see the detail."
 )
-NOT_READY: Final = Kind("not-ready", 503, "Not ready", "Something this server needs is away.")
+NOT_READY: Final = Kind("not-ready", 503, "Not ready", "A service that this server depends on is unavailable.")
 QUEUE_UNAVAILABLE: Final = Kind(
-    "queue-unavailable", 503, "Queue unavailable", "Redis did not answer, or refused; try again, with the same key."
+    "queue-unavailable",
+    503,
+    "Queue unavailable",
+    "Redis did not answer or refused the request; retry with the same Idempotency-Key.",
 )
 STORE_UNAVAILABLE: Final = Kind(
-    "store-unavailable", 503, "Store unavailable", "Redis did not answer, or refused; try again."
+    "store-unavailable", 503, "Store unavailable", "Redis did not answer or refused the request; retry."
 )
 
-# What starlette and FastAPI answer by themselves.
+# Kinds of the errors that starlette and FastAPI raise themselves.
 _BY_STATUS: Final = {
     400: MALFORMED_JSON,
     404: NOT_FOUND,
@@ -141,14 +158,14 @@ class Refusal(Exception):
         headers: Mapping[str, str] | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
-        """``facts`` are members of the problem besides those that all have; JSON values."""
+        """``facts`` are additional members of the problem, as JSON values."""
         super().__init__(detail)
         self.kind, self.detail, self.errors, self.headers = kind, detail, tuple(errors), dict(headers or {})
         self.facts = dict(facts or {})
 
 
 class InvalidFields(Refusal):
-    """Raised when fields of a body or an address cannot be used; names them all."""
+    """Raised when fields of a body or an address are invalid; lists all of them."""
 
     def __init__(self, errors: Sequence[FieldProblem]) -> None:
         detail = "; ".join(f"{error.field} {error.problem}" for error in errors[:3])
@@ -157,7 +174,7 @@ class InvalidFields(Refusal):
 
 
 def render(refusal: Refusal) -> Response:
-    """The answer of a refusal."""
+    """Return the answer for a refusal."""
     kind = refusal.kind
     problem = Problem(
         type=kind.type,
@@ -166,81 +183,78 @@ def render(refusal: Refusal) -> Response:
         detail=refusal.detail,
         errors=list(refusal.errors[:MAX_ERRORS]),
     )
-    # ASCII, because a name that the caller made up may hold half a character, which UTF-8 cannot write
+    # ASCII, because a name sent by the caller may contain an unpaired surrogate, which UTF-8 cannot encode
     content = json.dumps(refusal.facts | problem.model_dump())
     return Response(content, kind.status, headers=refusal.headers, media_type=MEDIA_TYPE)
 
 
 def field_problem(refused: InvalidInput) -> FieldProblem:
-    """What the domain says of a field, as the API answers it."""
+    """Return a field error of the domain in the form that the API answers."""
     return FieldProblem(field=refused.field, problem=refused.problem, hint=refused.hint)
 
 
 def field_problems(errors: Iterable[Mapping[str, Any]], *, known: Collection[str] = ()) -> list[FieldProblem]:
-    """What pydantic says of fields, in our words.
+    """Return the field errors of pydantic, in the words of this API.
 
     Args:
-        errors: of ``ValidationError.errors()``, with the input, of which only the kind is told.
-        known: the names of the fields there are, for a "did you mean".
+        errors: those of ``ValidationError.errors()``, including their input; only the type of an input is shown.
+        known: the names of the valid fields, for a "did you mean".
     """
     return [_field_problem(error, known) for error in errors]
 
 
+# pydantic's type of an error -> problem and hint, with the type of the input as `given` and facts of the error.
+_WORDING: Final[Mapping[str, tuple[str, str]]] = {
+    "missing": ("is missing", "send it"),
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_from_float"),
+        ("is {given}, not a whole number", "send a whole number without quotes, such as 42"),
+    ),
+    "int64_type": ("is {given}, not a whole number", "send a whole number, such as 42, or its digits as text"),
+    "int64_text": (
+        "is not a whole number",
+        "send {lowest} to {highest} in decimal digits, without sign, space or leading zero",
+    ),
+    "int64_range": ("is out of range", "send {lowest} to {highest}"),
+    **dict.fromkeys(
+        ("float_type", "float_parsing", "finite_number"), ("is not a number", "send a JSON number, such as 1.5")
+    ),
+    "string_type": ("is {given}, not text", "send a JSON string"),
+    "list_type": ("is {given}, not a list", "send a JSON array"),
+    "embedding_type": ("is {given}, not a list or text", "send a list of numbers, or base64 text with encoding"),
+    **dict.fromkeys(
+        ("model_type", "model_attributes_type", "dict_type"),
+        ("is {given}, not an object", 'send a JSON object, such as {{"pet_id": 42}}'),
+    ),
+    "greater_than_equal": ("is too small", "send {ge} or more"),
+    "less_than_equal": ("is too large", "send {le} or less"),
+    "too_short": ("has {actual_length} entries", "send at least {min_length}"),
+    "too_long": ("has more than {max_length} entries", "send at most {max_length}"),
+    "string_too_short": ("is too short", "send at least {min_length} characters"),
+    "string_too_long": ("is too long", "send at most {max_length} characters"),
+}
+
+
 def _field_problem(error: Mapping[str, Any], known: Collection[str]) -> FieldProblem:
-    field, given, facts = _field(error["loc"]), _kind(error.get("input")), error.get("ctx", {})
-    match error["type"]:
-        case "missing":
-            problem, hint = "is missing", "send it"
-        case "extra_forbidden":
-            close = get_close_matches(field, known, n=1)
-            problem, hint = "is not a field", f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"
-        case "int_type" | "int_parsing" | "int_from_float":
-            problem, hint = f"is {given}, not a whole number", "send a whole number without quotes, such as 42"
-        case "int64_type":
-            problem, hint = f"is {given}, not a whole number", "send a whole number, such as 42, or its digits as text"
-        case "int64_text":
-            problem = "is not a whole number"
-            hint = (
-                f"send {facts['lowest']} to {facts['highest']} in decimal digits, without sign, space or leading zero"
-            )
-        case "int64_range":
-            problem, hint = "is out of range", f"send {facts['lowest']} to {facts['highest']}"
-        case "float_type" | "float_parsing" | "finite_number":
-            problem, hint = "is not a number", "send a number in decimal digits, such as 1.5"
-        case "string_type":
-            problem, hint = f"is {given}, not text", "send text in quotes"
-        case "list_type":
-            problem, hint = f"is {given}, not a list", "send a list, in square brackets"
-        case "embedding_type":
-            problem, hint = f"is {given}, not a list or text", "send a list of numbers, or base64 text with encoding"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            problem, hint = f"is {given}, not an object", 'send a JSON object, such as {"pet_id": 42}'
-        case "greater_than_equal":
-            problem, hint = "is too small", f"send {facts['ge']} or more"
-        case "less_than_equal":
-            problem, hint = "is too large", f"send {facts['le']} or less"
-        case "too_short":
-            problem, hint = f"has {facts['actual_length']} entries", f"send at least {facts['min_length']}"
-        case "too_long":
-            problem, hint = f"has more than {facts['max_length']} entries", f"send at most {facts['max_length']}"
-        case "string_too_short":
-            problem, hint = "is too short", f"send at least {facts['min_length']} characters"
-        case "string_too_long":
-            problem, hint = "is too long", f"send at most {facts['max_length']} characters"
-        case _:
-            problem, hint = "cannot be used", "see its description in /openapi.json"
-    return FieldProblem(field=field, problem=problem, hint=hint)
+    field = _field(error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = get_close_matches(field, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"
+        return FieldProblem(field=field, problem="is not a field", hint=hint)
+    problem, hint = _WORDING.get(error["type"], ("is invalid", "see its description in /openapi.json"))
+    facts = {**error.get("ctx", {}), "given": _kind(error.get("input"))}
+    return FieldProblem(field=field, problem=problem.format(**facts), hint=hint.format(**facts))
 
 
 def _field(place: Sequence[str | int]) -> str:
-    """``("body", "cluster_ids", 2)`` as ``cluster_ids[2]``."""
+    """Return the name of a field, e.g. ``cluster_ids[2]`` for ``("body", "cluster_ids", 2)``."""
     steps = place[1:] if place and place[0] in ("body", "path", "query", "header") else place
     name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
     return shown(name) or "body"
 
 
 def shown(text: str) -> str:
-    """Text that a caller made up, for an answer: short, and on one line."""
+    """Return text that a caller sent in a form fit for an answer: short, and on one line."""
     text = UNPRINTABLE.sub("?", text)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -266,7 +280,7 @@ def _kind(value: object) -> str:
 
 
 def documented(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
-    """The ``responses=`` of a route that may answer with these kinds."""
+    """Return the ``responses=`` of a route that may answer with these kinds of problem."""
     responses: dict[int | str, dict[str, Any]] = {}
     for status in sorted({kind.status for kind in kinds}):
         same = [kind for kind in kinds if kind.status == status]
@@ -296,8 +310,8 @@ def _example(kind: Kind) -> dict[str, object]:
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of the application answered as a problem."""
-    # starlette types a handler by Exception, whatever it is registered for
+    """Install error handlers that answer every error of the application as a problem."""
+    # starlette types every handler by Exception, whichever class it is registered for
     handlers: dict[type[Exception], Callable[[Request, Any], Response]] = {
         Refusal: _refused,
         InvalidInput: _invalid,
@@ -326,7 +340,7 @@ def _queue_unavailable(request: Request, away: QueueUnavailable) -> Response:
         outcome = "nothing could be read"
     else:
         outcome = (
-            "it is not known whether the job was enqueued, and nothing is done twice: media and corrections are known "
+            "it is not known whether the job was enqueued; a retry is safe, because items and corrections are known "
             "by their ids"
         )
     return _unavailable(QUEUE_UNAVAILABLE, request, str(away), away.refusal, outcome)
@@ -337,20 +351,20 @@ def _store_unavailable(request: Request, away: StoreUnavailable) -> Response:
 
 
 def _redis_error(request: Request, error: Exception) -> Response:
-    """An error that nothing translated on its way: of an outage, or of a mistake of ours."""
+    """Return the answer for an untranslated error of Redis: an outage, or a fault of the server."""
     refusal = refusal_of(error)
     if refusal is None and not isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return _internal(request, error)
-    return _unavailable(STORE_UNAVAILABLE, request, str(error), refusal, "the request was not finished")
+    return _unavailable(STORE_UNAVAILABLE, request, str(error), refusal, "the request was not completed")
 
 
 def _unavailable(kind: Kind, request: Request, problem: str, refusal: RedisRefusal | None, outcome: str) -> Response:
-    """The answer while Redis is away, or refuses: what is wrong with it, what came of the request, how to fix it."""
+    """Return the answer for a request that failed because of Redis."""
     code = None if refusal is None else refusal.code
     logger.warning(kind.title, extra={"path": request.url.path, "problem": problem, "refusal": code})
     again = f"send the same request again in {RETRY_AFTER_S} seconds"
     if refusal is None:
-        seen, hint = "Redis did not answer", "check that the Redis at REDIS_URL is up and takes connections"
+        seen, hint = "Redis did not answer", "check that the Redis at REDIS_URL is up and accepts connections"
         detail = f"{seen}; {outcome}; {again}"
     else:
         seen, hint = refusal.problem, refusal.hint
@@ -367,7 +381,12 @@ def _unreadable(request: Request, damaged: UnreadablePet) -> Response:
 def _unusable_request(_: Request, refused: RequestValidationError) -> Response:
     errors = refused.errors()
     if errors and errors[0]["type"] == "json_invalid":
-        return render(Refusal(MALFORMED_JSON, f"the body is not JSON from character {errors[0]['loc'][-1]} on"))
+        return render(
+            Refusal(
+                MALFORMED_JSON,
+                f"the body is not valid JSON at character {errors[0]['loc'][-1]}; correct it and send it again",
+            )
+        )
     return render(InvalidFields(field_problems(errors)))
 
 
@@ -377,12 +396,12 @@ def _http(request: Request, error: HTTPException) -> Response:
         kind = Kind(f"http-{error.status_code}", error.status_code, str(error.detail), "")
     match kind.status:
         case 400:
-            detail = "the body cannot be read as JSON in UTF-8; send what a JSON library writes"
+            detail = "expected a JSON body in UTF-8; encode it with a JSON library"
         case 404:
-            detail = f"there is nothing under {shown(request.url.path)}; GET /openapi.json lists the addresses"
+            detail = f"{shown(request.url.path)} does not exist; GET /openapi.json lists the addresses"
         case 405:
             allowed = (error.headers or {}).get("Allow", "another method")
-            detail = f"{shown(request.method)} is not for {shown(request.url.path)}; send {allowed}"
+            detail = f"{shown(request.url.path)} does not support {shown(request.method)}; send {allowed}"
         case _:
             detail = str(error.detail)
     return render(Refusal(kind, detail, headers=error.headers))
@@ -391,4 +410,4 @@ def _http(request: Request, error: HTTPException) -> Response:
 def _internal(request: Request, error: Exception) -> Response:
     incident = uuid4().hex[:12]
     logger.error("request failed", extra={"path": request.url.path, "incident": incident}, exc_info=error)
-    return render(Refusal(INTERNAL, f"this is a mistake of ours; the server's log has it as incident {incident}"))
+    return render(Refusal(INTERNAL, f"the server failed unexpectedly; search its log for incident {incident}"))

@@ -1,4 +1,4 @@
-"""Serving the application with uvicorn."""
+"""Runs the application with uvicorn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sploot_cluster.api.tokens import Tokens
 HOST: Final = "127.0.0.1"
 PORT: Final = 8080
 
-# Longer than any request takes; Kubernetes waits 30 s before it kills.
+# Longer than any request; Kubernetes kills after 30 s.
 GRACE_S: Final = 20
 
 
@@ -26,17 +26,17 @@ def serve(
     grace_s: int = GRACE_S,
     access_log: bool = False,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; requests that are being answered then get up to ``grace_s`` to end.
+    """Serve until SIGINT or SIGTERM; requests in progress then get up to ``grace_s`` to finish.
 
-    Logging is left as it is configured: uvicorn's loggers are ``uvicorn.error`` and ``uvicorn.access``.
+    The configuration of logging is not changed; uvicorn's loggers are ``uvicorn.error`` and ``uvicorn.access``.
 
     Args:
-        tokens: those that ``app`` was made with.
-        access_log: one line a request.
+        tokens: the tokens that ``app`` was created with.
+        access_log: whether to log one line per request.
 
     Raises:
-        InvalidInput: other machines could reach ``host``, and there are no tokens.
-        SystemExit: the address cannot be bound; uvicorn has logged why.
+        InvalidInput: other machines can reach ``host``, and no tokens are configured.
+        SystemExit: the address cannot be bound; uvicorn logs the reason.
     """
     check_bind(host, tokens)
     uvicorn.run(
@@ -46,7 +46,7 @@ def serve(
         log_config=None,
         access_log=access_log,
         server_header=False,
-        # who called is told by the connection: a header that says otherwise could claim to be this machine
+        # take the peer from the connection, because a forged header could claim to be this machine
         proxy_headers=False,
         timeout_graceful_shutdown=grace_s,
     )

@@ -1,7 +1,7 @@
-"""Who may call what: bearer tokens with a name and a role, and the one table of what a role may do.
+"""Bearer tokens, each with a name and a role, and the one table of the operations that a role may call.
 
-Tokens come from ``SPLOOT_API_TOKENS``, ``name:role:secret`` each, separated by commas or newlines. To change a secret,
-configure a second token beside the old one, move the callers, and take the old one away.
+``SPLOOT_API_TOKENS`` defines tokens as ``name:role:secret``, separated by commas or newlines. To rotate a secret, add a
+second token, move the callers to it, and then remove the old one.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from sploot_cluster.errors import InvalidInput
 
 VARIABLE: Final = "SPLOOT_API_TOKENS"
 
-# 16 random hex characters are 64 bits, beyond guessing over a network; the hint suggests four times as many.
+# 16 random hex characters are 64 bits, too many to guess over a network; the hint suggests four times as many.
 MIN_SECRET: Final = 16
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SECRET: Final = re.compile(r"[!-~]*")  # what a header can carry: visible ASCII
+_SECRET: Final = re.compile(r"[!-~]*")  # a header can carry visible ASCII only
 
 
 class Role(StrEnum):
-    """What a caller is."""
+    """The role of a caller, which defines the operations that it may call."""
 
-    UPLOADER = "uploader"  # a service that is trusted with nothing else: hands in items, and reads nothing
-    VIEWER = "viewer"  # looks at pets and jobs
-    LABELLER = "labeller"  # a person who corrects clusters, and looks
-    PRODUCER = "producer"  # a service: hands in items, corrects, and looks
-    OPERATOR = "operator"  # a person on call: everything
+    UPLOADER = "uploader"  # a service that only ingests items, and may not read
+    VIEWER = "viewer"  # reads pets and jobs
+    LABELLER = "labeller"  # a person who corrects clusters and reads
+    PRODUCER = "producer"  # a service that ingests items, corrects and reads
+    OPERATOR = "operator"  # an on-call engineer; may call everything
 
 
 _UPLOADERS: Final = frozenset({Role.UPLOADER, Role.PRODUCER, Role.OPERATOR})
@@ -39,8 +39,8 @@ _LABELLERS: Final = frozenset({Role.LABELLER, Role.PRODUCER, Role.OPERATOR})
 _READERS: Final = frozenset(Role) - {Role.UPLOADER}
 _OPERATORS: Final = frozenset({Role.OPERATOR})
 
-# Operation id -> who may call it. What is not named here needs no token: health, readiness, metrics and the OpenAPI
-# document tell nothing of pets, and probes and scrapers have no secrets.
+# Operation id -> roles that may call it. Operations that are not listed require no token: health, readiness, metrics
+# and the OpenAPI document expose no pet data, and probes and scrapers have no secrets.
 MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "recluster": _LABELLERS,
     "merge_clusters": _LABELLERS,
@@ -80,22 +80,22 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request; the name is kept in the history of what it asked for."""
+    """The sender of a request. History and audit log record its name."""
 
     name: str
     role: Role
 
 
-# Who calls while no tokens are configured: somebody on this machine.
+# The caller while no tokens are configured: any program on this machine.
 LOOPBACK: Final = Caller("loopback", Role.OPERATOR)
 
-# Names that the history gives to others.
-_TAKEN: Final = frozenset({LOOPBACK.name, "machine", "unknown"})
+# Reserved names, which the history uses for other requesters.
+_RESERVED: Final = frozenset({LOOPBACK.name, "machine", "unknown"})
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One caller and its secret, which is never shown."""
+    """A caller and its secret, which is never shown."""
 
     name: str
     role: Role
@@ -104,7 +104,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens that are configured; none means that only this machine is served."""
+    """The configured tokens. Without any, only callers on this machine are served."""
 
     all: Sequence[Token] = ()
 
@@ -113,10 +113,10 @@ class Tokens:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The tokens of ``name:role:secret`` entries separated by commas or newlines; none for an empty text.
+        """Return the tokens of ``name:role:secret`` entries separated by commas or newlines.
 
         Raises:
-            InvalidInput: names the entry by its position, and by its name where it has one; never its secret.
+            InvalidInput: an entry is invalid. The error gives its position and name, never its secret.
         """
         entries = [entry.strip() for entry in re.split(r"[,\n]", text)]
         tokens: list[Token] = []
@@ -127,7 +127,7 @@ class Tokens:
         return cls(tuple(tokens))
 
     def holder_of(self, secret: str) -> Caller | None:
-        """Whose secret this is. Takes as long whether it is the first, the last or nobody's."""
+        """Return the caller with this secret, or None. The time taken does not depend on which token matches."""
         sent, holder = secret.encode("utf-8", "surrogateescape"), None
         for token in self.all:
             if hmac.compare_digest(token.secret.encode(), sent):
@@ -137,13 +137,13 @@ class Tokens:
 
 def _parse(position: int, entry: str) -> Token:
     parts = entry.split(":", 2)
-    # nothing of an entry is shown before its parts are known to be where they belong: it may be the bare secret
+    # show nothing of an entry until its form is known to be right, because it may be a bare secret
     if len(parts) != 3 or not _NAME.fullmatch(parts[0]):
         raise _unusable(f"entry {position}", "is not name:role:secret", "write e.g. auth:producer:<secret>")
     name, role, secret = parts
     entry_name = f"entry {position} ({name})"
-    if name in _TAKEN:
-        raise _unusable(entry_name, "has a name that the history gives to others", "choose another name")
+    if name in _RESERVED:
+        raise _unusable(entry_name, f"has a reserved name ({', '.join(sorted(_RESERVED))})", "choose another name")
     if role not in list(Role):
         raise _unusable(entry_name, "has an unknown role", f"write one of: {', '.join(Role)}")
     if not _SECRET.fullmatch(secret):
@@ -160,7 +160,7 @@ def _refuse_duplicate(position: int, token: Token, others: Sequence[Token]) -> N
             hint = "give every token its own name, e.g. auth-1 and auth-2 while a secret is being changed"
             raise _unusable(f"entry {position} ({token.name})", f"has the name of entry {at}", hint)
         if hmac.compare_digest(other.secret, token.secret):
-            hint = "give every token its own secret, so that one can be taken away alone"
+            hint = "give every token its own secret, so that each can be removed separately"
             raise _unusable(f"entry {position} ({token.name})", f"has the secret of entry {at} ({other.name})", hint)
 
 

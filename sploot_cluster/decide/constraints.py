@@ -266,17 +266,25 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
         groups_left, n_gone = atoms.join(media)
         if n_gone:
             overridden.append(f"{subject}: newer corrections remove {n_gone} of its {len(media)} items")
-        for group in groups_left:
-            clusters: dict[ClusterId, list[MediaId]] = defaultdict(list)
-            for item in group:
-                clusters[cluster_of.get(item, name)].append(item)
-            together.append(Together(correction.revision, group, tuple(map(tuple, clusters.values()))))
+        together.extend(
+            Together(correction.revision, group, _by_cluster(group, cluster_of, name)) for group in groups_left
+        )
         if len(groups_left) > 1:
             sizes = ", ".join(str(len(group)) for group in sorted(groups_left, key=len, reverse=True))
             overridden.append(
                 f"{subject}: newer corrections divide its {len(media) - n_gone} items into groups of {sizes}"
             )
     return atoms.freeze(together, apart, barred, nowhere, overridden)
+
+
+def _by_cluster(
+    group: Sequence[MediaId], cluster_of: Mapping[MediaId, ClusterId], default: ClusterId
+) -> tuple[tuple[MediaId, ...], ...]:
+    """Return the items of a group by their cluster."""
+    clusters: dict[ClusterId, list[MediaId]] = defaultdict(list)
+    for item in group:
+        clusters[cluster_of.get(item, default)].append(item)
+    return tuple(map(tuple, clusters.values()))
 
 
 class _Atoms:

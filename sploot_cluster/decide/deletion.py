@@ -1,7 +1,7 @@
-"""A pet without some of its media, as if they had never come: nothing in it names them any more.
+"""Deletion of items from a pet, as if they had never arrived: nothing in the pet names them any more.
 
-Corrections stay. Where they name a deleted item, a stand-in takes its place that was drawn at random and says nothing
-of it: two media that people joined through a third one stay joined when that one is deleted.
+Corrections are kept. Each deleted item that they name is replaced by a random stand-in, which contains no information
+about it. So two items that were merged only through a third one stay together when that one is deleted.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from sploot_cluster.pet.shadow import Shadow
     from sploot_cluster.pet.whole import PetDump
 
-# No producer's name begins like this: it cannot be printed.
+# No item of a producer has this prefix, because it is not printable.
 STAND_IN: Final = "\x7fdeleted-"
 
 
 def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) -> PetDump:
-    """The pet after these media are deleted, one revision later; those it does not have are no harm."""
+    """Return the pet without these items, one revision later; ids that it does not have are ignored."""
     gone, revision = set(media), pet.state.revision + 1
     left, led = leave_out(pet, gone)
     entry = HistoryEntry(revision, "delete", at, by, {"n_deleted": pet.state.n_media - left.state.n_media})
@@ -67,10 +67,10 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
 
 
 def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[ClusterId, ClusterId]]:
-    """The pet without the rows of these media, now and in its past, and the aliases that lead nowhere without them.
+    """Return the pet without the rows of these items, now and in its past; and the aliases that ended as a result.
 
-    Rows keep their order and move up. Clusters that lost counting media get another threshold, empty ones end, and so
-    does every alias that leads to one. What is counted, and what stands beside the rows, is the caller's to change.
+    Rows keep their order and move up. Clusters that lost counting items get a new threshold. Empty clusters end, and so
+    do aliases of them. The caller has to update the counts and all data that is not stored by row.
     """
     state = pet.state
     keep: BoolVector = np.array([item not in gone for item in state.media], dtype=np.bool_)
@@ -124,7 +124,7 @@ def _moved_up(one: Overwritten, keep: BoolVector) -> Overwritten:
 
 
 def of_aliases(revision: int, led: Mapping[ClusterId, ClusterId]) -> Overwritten:
-    """What a commit overwrites that moves no item: aliases, and where they led before."""
+    """Return the record of a commit that moves no items but ends aliases; ``led`` has what they resolved to."""
     nothing = np.empty(0)
     return Overwritten(
         revision, nothing.astype(np.uint32), nothing.astype(np.int32), nothing.astype(np.uint8), aliases=led
@@ -143,15 +143,15 @@ def _unnamed(ledger: Sequence[Correction], gone: set[MediaId]) -> Iterable[Corre
     def all_unnamed(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[ClusterId, tuple[MediaId, ...]]:
         return {cluster: unnamed(media) for cluster, media in groups.items()}
 
-    for said in ledger:
-        match said:
+    for correction in ledger:
+        match correction:
             case Merge() | Dismissal():
-                yield replace(said, groups=all_unnamed(said.groups))
+                yield replace(correction, groups=all_unnamed(correction.groups))
             case Split():
-                yield replace(said, moved=unnamed(said.moved), remaining=unnamed(said.remaining))
+                yield replace(correction, moved=unnamed(correction.moved), remaining=unnamed(correction.remaining))
             case Exclusion():
-                yield replace(said, media=unnamed(said.media), remaining=unnamed(said.remaining))
+                yield replace(correction, media=unnamed(correction.media), remaining=unnamed(correction.remaining))
             case Undo():
-                yield said
+                yield correction
             case _:
-                assert_never(said)
+                assert_never(correction)

@@ -17,7 +17,7 @@ import numpy as np
 
 from sploot_cluster.decide.assignment import most_similar
 from sploot_cluster.decide.constraints import RowConstraints, enforce, in_force, resolve, taken_back
-from sploot_cluster.decide.regrouping import regroup
+from sploot_cluster.decide.regrouping import IdRules, regroup
 from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
 from sploot_cluster.pet.models import (
     NOISE,
@@ -281,10 +281,12 @@ def _correct(
         origins_after(state.origins, groups, rows),
         rows,
         settings,
-        given=_given(state, plan, groups, takes_over=not isinstance(correction, Undo)),
-        next_cluster=plan.next_cluster,
-        returning=plan.returning,
-        ended={cluster: members for members, cluster in plan.named if cluster not in state.clusters},
+        ids=IdRules(
+            _given(state, plan, groups, takes_over=not isinstance(correction, Undo)),
+            plan.next_cluster,
+            plan.returning,
+            ended={cluster: members for members, cluster in plan.named if cluster not in state.clusters},
+        ),
     )
     # resolving a long ledger takes a while, and usually no correction in it yields
     known = resolve(state.ledger).overridden if constraints.overridden else ()

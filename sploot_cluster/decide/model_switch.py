@@ -1,17 +1,17 @@
-"""A new embedding model beside the old one: a second space of the same pet, and the switch to it.
+"""Switch of a pet to a candidate embedding model.
 
-Vectors of two models are never compared. While a *shadow* is open, what producers send in the new model goes there and
-nowhere else; the pet lives on in the old one. Items that only the shadow has are quarantined, so that they are counted;
-the switch takes them in, and they stay quarantined if the shadow is ended. When every item of the pet has a vector in
-the shadow, what the pet would look like in it can be computed, under the old ids and with every correction, and then be
-made so in one step.
+Vectors of two models are never compared. While a *shadow*, the space of a candidate model, is open, vectors of that
+model are stored only there, and the pet keeps using its own model. Items that only the shadow has are quarantined, so
+that they are counted; a switch adds them to the pet, and they stay quarantined if the shadow is ended. Once every item
+of the pet has a vector in the shadow, a preview can compute the clusters in that space, with the same ids and all
+corrections; the switch then applies it in one step.
 
-The old space becomes the shadow then, and switching back is switching again, until the shadow is ended. The way back is
-open whatever came since: items that the former space has no vector of leave the clusters for the quarantine, and stand
-beside the pet with their vectors. Corrections that name them stay in the ledger and hold again when they come back.
+The former space then becomes the shadow, so a second switch returns to it, until the shadow is ended. Switching back is
+always possible: items without a vector in the former space leave their clusters and are quarantined, and their vectors
+are kept in the shadow. Corrections that name them stay in the ledger and apply again when the items return.
 
-What the switch will make is not kept with its preview but computed again and compared by the token: the new vectors are
-most of it, and whoever switches has the engine at hand.
+A preview of a switch is not stored but computed again and compared by its token, because the new vectors would be most
+of it, and the caller of a switch has the engine installed anyway.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """What a pet would be in its shadow's space.
+    """The result of a switch to the space of the shadow.
 
     Attributes:
-        token: names the pet, the shadow and what becomes of both.
+        token: identifies the pet, the shadow and the result.
         dump: the pet after the switch.
-        diff: items that only the shadow has are arrivals; those left out leave.
-        result: as of a recluster.
-        joining: items that only the shadow has: the pet takes them in, and a switch back would leave them out.
-        left_out: items that the shadow, as the way back, has no vector of: they would be quarantined.
+        diff: the differences; items that only the shadow has are arrivals.
+        result: the result, as of a recluster.
+        joining: items that only the shadow has; the switch adds them, and a switch back would leave them out.
+        left_out: items without a vector in the shadow when switching back; they would be quarantined.
     """
 
     token: str
@@ -60,35 +60,42 @@ class Switch:
 
 
 def in_shadow(pet: PetDump) -> PetState:
-    """The pet in its shadow's space, before it is clustered there: its items, then those that only the shadow has.
+    """Return the pet in the space of its shadow before clustering: its items, then those that only the shadow has.
 
     Raises:
-        InvalidInput: no shadow is open; items have no vector in it, and it is not the way back; or it has no vector.
+        InvalidInput: no shadow is open; it is empty; or items lack a vector in it, and it is not the former space.
     """
     return _placed(leave_out(pet, _missing(pet))[0])
 
 
 def _missing(pet: PetDump) -> list[MediaId]:
-    """The items that have no vector in the shadow's space, where it is the way back."""
+    """Return the items that have no vector in the shadow, if it is the former space.
+
+    Raises:
+        InvalidInput: as :func:`in_shadow`.
+    """
     state, shadow = pet.state, pet.shadow
     if shadow is None:
-        raise InvalidInput("pet_id", f"pet {state.pet} has no second model beside {state.model}", "begin one first")
+        raise InvalidInput("pet_id", f"pet {state.pet} has no candidate model", "begin one first")
     missing = [item for item in state.media if item not in shadow.vectors]
     if missing and not shadow.was_own:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise InvalidInput(
             "model",
-            f"{len(missing)} of {state.n_media} media of pet {state.pet} have no vector of {shadow.model}: {shown}",
-            "embed them with it and ingest them, or delete them",
+            f"{len(missing)} of {state.n_media} items of pet {state.pet} have no vector of {shadow.model}: {shown}",
+            "ingest them with vectors of that model, or delete them",
         )
     if not shadow.vectors:
         problem = f"no item of pet {state.pet} has a vector of {shadow.model}"
-        raise InvalidInput("model", problem, "embed them with it and ingest them")
+        raise InvalidInput("model", problem, "ingest its items with vectors of that model")
     return missing
 
 
 def _placed(pet: PetDump) -> PetState:
-    """The pet, all of whose items have a vector in the shadow, with these vectors and those of other items."""
+    """Return the pet with the vectors of its shadow, including items that only the shadow has.
+
+    Every item of the pet must have a vector in the shadow.
+    """
     state, shadow = pet.state, pet.shadow
     assert shadow is not None
     new = sorted(shadow.vectors.keys() - state.rows.keys())
@@ -108,7 +115,7 @@ def _placed(pet: PetDump) -> PetState:
 
 
 def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by: str, at: datetime) -> Switch:
-    """What the pet becomes in its shadow's space; ``density`` is of the vectors of :func:`in_shadow`.
+    """Return the switch of a pet to the space of its shadow; ``density`` is that of :func:`in_shadow`.
 
     Raises:
         InvalidInput: as :func:`in_shadow`.
@@ -119,7 +126,7 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
     assert shadow is not None
     left, led = leave_out(pet, left_out)
     candidate = _placed(left)
-    # thresholds of the old space mean nothing in the new one
+    # thresholds of the old space have no meaning in the new one
     bare = replace(
         candidate, clusters={id_: replace(card, threshold=np.inf) for id_, card in candidate.clusters.items()}
     )
@@ -184,6 +191,6 @@ def _token(pet: PetDump, switched: PetState) -> str:
 
 
 def cluster_of(state: PetState, media: MediaId) -> ClusterId:
-    """Where an item is in the pet's own space; NOISE for one that only the shadow has."""
+    """Return the cluster of an item in the pet's own space; NOISE for an item that only the shadow has."""
     row = state.rows.get(media)
     return NOISE if row is None else ClusterId(int(state.labels[row]))

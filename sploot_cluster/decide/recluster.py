@@ -13,7 +13,7 @@ import numpy as np
 
 from sploot_cluster.decide.assignment import Thresholds, reaches, similarity_to
 from sploot_cluster.decide.constraints import FREE, RowConstraints, Sides, count_kept, enforce, resolve
-from sploot_cluster.decide.regrouping import regroup
+from sploot_cluster.decide.regrouping import IdRules, regroup
 from sploot_cluster.engine.selection import Density
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState, Reclustered
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, Rows
@@ -68,7 +68,7 @@ def plan_recluster(
         absorbed = reaches.admit(noise, noise_groups, closest)
         groups[noise[absorbed]], origins[noise[absorbed]] = noise_groups[absorbed], Origin.ABSORBED
 
-    regrouped = regroup(state, groups, origins, rows, settings, given=given, thresholds=thresholds)
+    regrouped = regroup(state, groups, origins, rows, settings, ids=IdRules(given), thresholds=thresholds)
     labels = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
     aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
     n_kept, total = count_kept(labels, constraints, aliases=aliases)

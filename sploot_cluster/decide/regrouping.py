@@ -6,7 +6,8 @@ Corrections and reclusters both end here, so ids and thresholds follow the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 
@@ -76,6 +77,28 @@ class Regrouped:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class IdRules:
+    """The ids that groups must have, and what earlier ids mean.
+
+    Attributes:
+        given: group -> the id that it must have; see :func:`~sploot_cluster.decide.cluster_ids.match_ids`.
+        next_cluster: the next unused id; default: the pet's own.
+        returning: aliases -> the ids that they point to again; see
+            :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
+        ended: ids that ended earlier -> the rows that they held last; see
+            :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
+    """
+
+    given: Mapping[int, ClusterId] = field(default_factory=dict)
+    next_cluster: ClusterId | None = None
+    returning: Mapping[ClusterId, ClusterId] = field(default_factory=dict)
+    ended: Mapping[ClusterId, Rows] = field(default_factory=dict)
+
+
+NO_RULES: Final = IdRules()
+
+
 def regroup(
     state: PetState,
     groups: LabelVector,
@@ -83,10 +106,7 @@ def regroup(
     rows: RowConstraints,
     settings: ClusterSettings,
     *,
-    given: Mapping[int, ClusterId] | None = None,
-    next_cluster: ClusterId | None = None,
-    returning: Mapping[ClusterId, ClusterId] | None = None,
-    ended: Mapping[ClusterId, Rows] | None = None,
+    ids: IdRules = NO_RULES,
     thresholds: Thresholds | None = None,
 ) -> Regrouped:
     """Compute ids, thresholds and aliases for groups that replace the pet's clusters.
@@ -96,12 +116,7 @@ def regroup(
         origins: (n,) as planned. In a group of absorbed items only, these items count from now on, because every
             cluster needs a counted member.
         rows: the constraints; items that a person excluded from a cluster leave the group that inherits its id.
-        given: group -> the id that it must have; see :func:`~sploot_cluster.decide.cluster_ids.match_ids`.
-        next_cluster: the next unused id; default: the pet's own.
-        returning: aliases -> the ids that they point to again; see
-            :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
-        ended: ids that ended earlier -> the rows that they held last; see
-            :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
+        ids: rules for the ids of groups.
         thresholds: those of ``state``, if already available.
     """
     origins = let_count(groups, origins)
@@ -111,11 +126,11 @@ def regroup(
         groups,
         origins,
         state.clusters,
-        state.next_cluster if next_cluster is None else next_cluster,
+        state.next_cluster if ids.next_cluster is None else ids.next_cluster,
         settings,
-        given=given,
+        given=ids.given,
     )
-    labels, aliases = _kept_out(state, identities.label(groups), rows, returning or {}, ended or {})
+    labels, aliases = _kept_out(state, identities.label(groups), rows, ids.returning, ids.ended)
     origins[labels != identities.label(groups)] = Origin.NOISE
     origins = let_count(labels, origins)
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}

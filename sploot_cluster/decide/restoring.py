@@ -29,7 +29,7 @@ import numpy as np
 from sploot_cluster.decide.assignment import let_count, most_similar
 from sploot_cluster.decide.constraints import Constraints, count_kept, enforce, in_force, resolve
 from sploot_cluster.decide.feedback import origins_after
-from sploot_cluster.decide.regrouping import regroup
+from sploot_cluster.decide.regrouping import IdRules, regroup
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Correction, Merge, Origin, PetState, Restored
 from sploot_cluster.pet.past import Past
 from sploot_cluster.pet.vectors import BoolVector, LabelVector, Rows
@@ -69,7 +69,8 @@ def plan_restore(
         {id_: members for id_, members in ended.items() if id_ not in merged},
     ):
         _claim(given, meant, groups, settings, counts=origins != Origin.ABSORBED)
-    regrouped = regroup(state, groups, origins, rows, settings, given=given, returning=then.aliases, ended=ended)
+    ids = IdRules(given, returning=then.aliases, ended=ended)
+    regrouped = regroup(state, groups, origins, rows, settings, ids=ids)
     cluster_of = dict(zip(state.media, regrouped.labels.tolist(), strict=True))
     aliases = {old: now for old, now in {**state.aliases, **regrouped.aliases}.items() if now is not None}
     n_kept, total = count_kept(cluster_of, constraints, aliases=aliases)

@@ -79,7 +79,7 @@ class Why:
     Attributes:
         cluster: NOISE for an item in no cluster.
         origin: None for a quarantined item, of which the pet has no vector to compare.
-        because: one sentence.
+        reason: one sentence.
         similarity, threshold: of its own cluster, as in :class:`Rival`; None for noise.
         second: the most similar of the other clusters; None if there is none.
         margin: similarity to its own cluster minus that to ``second``; below 0 for an item that was placed where it
@@ -145,7 +145,7 @@ def explain(state: PetState, media: MediaId) -> Why:
         state.revision,
         own,
         origin,
-        reason=_because(own, origin, own_similarity, second, demands),
+        reason=_reason(own, origin, own_similarity, second, demands),
         similarity=own_similarity,
         threshold=state.clusters[own].threshold if own in state.clusters else None,
         second=second,
@@ -156,22 +156,22 @@ def explain(state: PetState, media: MediaId) -> Why:
 
 
 def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow: Shadow | None) -> Why:
-    """Why ``media``, which has no row, is quarantined.
+    """Explain why ``media``, which has no row, is quarantined.
 
     Args:
-        shadow: the space that is open beside the pet's own.
+        shadow: the space of the candidate model, if any.
     """
-    space = f"{why.model!r} with {why.dim} values, and the pet's are of {state.model!r} with {state.dim}"
+    space = f"{why.model!r} ({why.dim} dimensions), but the pet uses {state.model!r} ({state.dim} dimensions)"
     if shadow is not None and (shadow.model, shadow.dim) == (why.model, why.dim):
-        ends = "a switch to that model takes it in"
+        ends = "a switch to that model adds it to the pet"
     else:
-        ends = f"it leaves when it is ingested as {state.model!r}"
+        ends = f"ingest it with a vector of {state.model!r}"
     return Why(
         media,
         state.revision,
         NOISE,
         origin=None,
-        reason=f"it is quarantined: its vector is of {space}; {ends}",
+        reason=f"quarantined: its vector is of {space}; {ends}",
         similarity=None,
         threshold=None,
         second=None,
@@ -181,7 +181,7 @@ def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow
     )
 
 
-def _because(
+def _reason(
     own: ClusterId, origin: Origin, similarity: float | None, second: Rival | None, demands: Sequence[Demand]
 ) -> str:
     match origin:
@@ -218,11 +218,11 @@ def _demands(ledger: Sequence[Correction], constraints: Constraints, media: Medi
     for correction in reversed(ledger):
         if isinstance(correction, Undo) or correction.revision not in revisions:
             continue
-        kind, demand = _told(correction, media, n_mates=placing.get(correction.revision))
+        kind, demand = _demand_of(correction, media, n_mates=placing.get(correction.revision))
         yield Demand(correction.revision, kind, correction.by, correction.at, demand)
 
 
-def _told(correction: Said, media: MediaId, *, n_mates: int | None) -> tuple[ChangeKind, str]:
+def _demand_of(correction: Said, media: MediaId, *, n_mates: int | None) -> tuple[ChangeKind, str]:
     match correction:
         case Merge(into=into):
             return (

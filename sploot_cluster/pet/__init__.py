@@ -1,1 +1,1 @@
-"""What a pet is: its values, how they are stored as rows, and what can be read from them. No I/O."""
+"""The data model of a pet: its values, their rows in memory, and views computed from them. No I/O."""

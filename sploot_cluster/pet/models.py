@@ -1,7 +1,7 @@
-"""The values of the domain: pets, media, clusters, corrections.
+"""The values of the domain: pets, items, clusters and corrections.
 
-All of them are frozen. Arrays inside them are read-only by convention: who wants other values makes another array.
-Cluster ids are decimal integers from 1, counted per pet and never used twice; noise is -1.
+All of them are frozen, and their arrays are read-only by convention. Cluster ids are integers from 1, counted per pet
+and never reused; noise is -1.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ Backend = Literal["faiss", "hdbscan_cpu", "hdbscan_gpu"]
 
 
 class Origin(IntEnum):
-    """How an item came to be where it is. Stored as one byte per item."""
+    """The origin of an item's place: how it came to be there. Stored as one byte per item."""
 
     NOISE = 0
-    CORE = 1  # the density of a recluster put it there
+    CORE = 1  # placed by the density of a recluster
     ARRIVED = 2  # assigned when it arrived
-    ABSORBED = 3  # noise drawn in to keep the noise budget: low confidence, outside centroids, thresholds and ids
-    CORRECTED = 4  # a person put it there
-    DISMISSED = 5  # a person dismissed it: in no cluster, whatever a machine computes later
+    ABSORBED = 3  # noise absorbed to keep the noise budget: low confidence, ignored for centroids, thresholds and ids
+    CORRECTED = 4  # placed by a person
+    DISMISSED = 5  # dismissed by a person: in no cluster, whatever is computed later
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterCard:
-    """What is known of one cluster besides its members.
+    """The metadata of a cluster: all but its members.
 
     Attributes:
         threshold: the lowest mean top-3 cosine similarity of a member to the other members, in [-1, 1];
             an arrival must reach it.
-        since: the pet's revision at which the id was given out; of one that ended and came back, when it did.
-        split_from: the id in which most of its media were just before; None for a cluster of media that were in none.
+        since: the revision at which the id was assigned, or assigned again after the cluster had ended.
+        split_from: the cluster that most of its items were in just before; None if they were in none.
     """
 
     id: ClusterId
@@ -53,20 +53,22 @@ class ClusterCard:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """A person says: these clusters are one. Its media are must-linked for ever, unless undone or overridden."""
+    """A merge of clusters. Their items are must-linked until the merge is undone or overridden."""
 
     revision: int
     operation_id: str
     by: str
     at: datetime
     into: ClusterId
-    groups: Mapping[ClusterId, tuple[MediaId, ...]]  # every merged cluster, ``into`` among them, as it was
-    aliases: Mapping[ClusterId, ClusterId] = field(default_factory=dict)  # older ids -> the one of these they led to
+    groups: Mapping[ClusterId, tuple[MediaId, ...]]  # every merged cluster, including ``into``, as it was
+    aliases: Mapping[ClusterId, ClusterId] = field(
+        default_factory=dict
+    )  # older ids -> the merged cluster that each resolved to
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A person says: these media are another cluster. They are must-linked, and cannot-linked to the rest."""
+    """A split of items from a cluster. They are must-linked, and cannot-linked to the rest."""
 
     revision: int
     operation_id: str
@@ -80,10 +82,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """A person says: not these in this cluster. Each may go elsewhere, and never back to what the cluster was.
+    """An exclusion of items from a cluster. They may join other clusters, but never rejoin this one.
 
-    It parts each of ``media`` from all that remained, and places none. What an older correction said of them together
-    with media that remained, it takes back.
+    It separates each of ``media`` from all items that remained, and assigns none to a cluster. It overrides older
+    corrections that kept them together with items that remained.
     """
 
     revision: int
@@ -97,14 +99,16 @@ class Exclusion:
 
 @dataclass(frozen=True, slots=True)
 class Dismissal:
-    """A person says: these are nothing. They stay in no cluster for ever, unless it is undone."""
+    """A dismissal of items: they stay in no cluster until it is undone."""
 
     revision: int
     operation_id: str
     by: str
     at: datetime
-    groups: Mapping[ClusterId, tuple[MediaId, ...]]  # where they were, NOISE among the ids
-    aliases: Mapping[ClusterId, ClusterId] = field(default_factory=dict)  # older ids -> clusters that ended with it
+    groups: Mapping[ClusterId, tuple[MediaId, ...]]  # the cluster where each was, including NOISE
+    aliases: Mapping[ClusterId, ClusterId] = field(
+        default_factory=dict
+    )  # older ids -> clusters that ended by the dismissal
 
     @property
     def media(self) -> tuple[MediaId, ...]:
@@ -113,7 +117,7 @@ class Dismissal:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """A person takes back the correction that made revision ``undone``; an undo can be undone too."""
+    """An undo of the correction that created revision ``undone``. An undo can itself be undone."""
 
     revision: int
     operation_id: str
@@ -122,7 +126,7 @@ class Undo:
     undone: int
 
 
-Said = Merge | Split | Exclusion | Dismissal  # what a correction can be besides an undo
+Said = Merge | Split | Exclusion | Dismissal  # every kind of correction except an undo
 Correction = Said | Undo
 
 
@@ -131,22 +135,22 @@ class PetState:
     """One pet at one revision. Row i of ``vectors``, ``labels`` and ``origins`` belongs to ``media[i]``.
 
     Attributes:
-        revision: counts commits; 0 is a pet that has nothing yet.
+        revision: the number of commits; 0 for a pet without data.
         model: ``name@version`` of its vectors; None while it has none.
         dim: length of its vectors; None while it has none.
-        vectors: (n, dim) float32 of unit norm; (0, 0) for a pet that has none.
+        vectors: (n, dim) float32 of unit norm; (0, 0) for a pet without any.
         labels: (n,) int32 cluster ids, -1 = noise.
-        origins: (n,) uint8, values of :class:`Standing`.
+        origins: (n,) uint8, values of :class:`Origin`.
         rows: item -> row.
-        clusters: the living clusters.
-        aliases: ids that were merged away -> the id they became.
+        clusters: the present clusters.
+        aliases: ids that were merged away -> the id they resolve to.
         ledger: every correction, oldest first.
-        next_cluster: the next id to give out.
-        n_at_recluster: media that the last recluster saw; 0 before the first.
-        noise_arrivals: arrivals since the last recluster that found no cluster.
-        relabelled_at: the revision that last moved media that were there; 0 if none did.
-        version: the store's own name for exactly this state. A revision alone does not tell: after a failover that lost
-            writes, or for a pet that was deleted and begun anew, two states can share one.
+        next_cluster: the next id to assign.
+        n_at_recluster: number of items at the last recluster; 0 before the first.
+        noise_arrivals: number of arrivals since the last recluster that became noise.
+        relabelled_at: the revision that last moved existing items; 0 if none did.
+        version: the store's unique name for exactly this state. A revision is not unique: after a failover that lost
+            writes, or if a pet was deleted and recreated, two states can have the same revision.
     """
 
     pet: PetId
@@ -173,18 +177,18 @@ class PetState:
 
     @property
     def born(self) -> str:
-        """The part of ``version`` that all states of a pet share whose rows were only appended to."""
+        """The part of ``version`` that states share as long as rows are only appended."""
         return self.version.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class KeptTree:
-    """A spanning tree as a store holds it beside a pet; see ``kept_tree``.
+    """A spanning tree as a store keeps it with a pet; see ``kept_tree``.
 
     Attributes:
-        born: ``PetState.born`` of the pet that it is of.
-        n: it is of so many of its first rows.
-        body: what ``kept_tree.load`` reads.
+        born: ``PetState.born`` of its pet.
+        n: the number of the pet's first rows that it covers.
+        body: the encoded tree, for ``kept_tree.load``.
     """
 
     born: str
@@ -194,7 +198,7 @@ class KeptTree:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An item to append: where :func:`~sploot_cluster.decide.assignment.decide` put it."""
+    """An item to append, with the place that was decided for it."""
 
     media: MediaId
     vector: FloatVector
@@ -204,7 +208,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Relabelling:
-    """New labels and origins for the rows that exist, in row order, as long as the state it was decided on."""
+    """New labels and origins for all existing rows, in row order."""
 
     labels: LabelVector
     origins: OriginVector
@@ -217,17 +221,17 @@ ChangeKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one commit writes. Fields left at their default keep what is stored.
+    """The changes of one commit. Fields left at their default keep what is stored.
 
     Attributes:
         model, dim: written with the first arrival of a pet.
-        arrivals: media to append after the rows that exist.
-        relabelling: for the rows that exist; None = unchanged.
+        arrivals: items to append after the existing rows.
+        relabelling: of the existing rows; None = unchanged.
         clusters: cards to write; a value of None removes the card.
         aliases: aliases to write; a value of None removes the alias.
         correction: to append to the ledger.
-        by: who made the change, for the history; ``machine`` for arrivals and reclusters nobody asked for.
-        summary: facts for the pet's history, JSON values only; no entry is written for a plain arrival.
+        by: the requester, for the history; ``machine`` for arrivals and automatic reclusters.
+        summary: facts for the pet's history, JSON values only; arrivals get no history entry.
     """
 
     kind: ChangeKind
@@ -247,7 +251,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One revision of a pet that was more than a plain arrival."""
+    """A recluster, correction or other change in the history of a pet; arrivals have no entry."""
 
     revision: int
     kind: ChangeKind
@@ -261,10 +265,10 @@ class ClusterView:
     """A cluster as readers see it.
 
     Attributes:
-        media: in the order of their arrival.
-        origins: how many of its media came to it in which way; ways that nobody came are left out.
+        media: its items, in order of arrival.
+        origins: number of its items by origin; origins without items are left out.
         threshold, since, split_from: as in :class:`ClusterCard`.
-        merged_from: ids that lead to it, ascending.
+        merged_from: ids of clusters that were merged into it, ascending.
     """
 
     id: ClusterId
@@ -285,10 +289,10 @@ class PetView:
     """A pet as readers see it, at one revision.
 
     Attributes:
-        clusters: the largest first, then by id.
-        noise: media in no cluster, in the order of their arrival, without those that a person dismissed.
-        dismissed: these, in the same order.
-        aliases: ids that were merged away -> the id they became.
+        clusters: largest first, then by id.
+        noise: items in no cluster, in order of arrival, without the dismissed ones.
+        dismissed: items that a person dismissed, in order of arrival.
+        aliases: ids that were merged away -> the id they resolve to.
     """
 
     pet: PetId
@@ -308,15 +312,15 @@ class PetView:
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """Where an arrival ended.
+    """The result of an arrival.
 
     Attributes:
         cluster: its cluster, or NOISE.
-        similarity: mean top-3 cosine similarity to that cluster, or to the nearest one when it is noise;
-            None where the pet has no cluster yet.
-        backend: what computed it.
-        is_duplicate: the item was there already, and nothing was written.
-        revision: the pet's revision that holds it.
+        similarity: mean top-3 cosine similarity to that cluster, or to the nearest one if the item is noise;
+            None if the pet has no cluster yet.
+        backend: the library that computed it.
+        is_duplicate: the pet had the item already, and nothing was written.
+        revision: the revision of the pet with the item.
     """
 
     media: MediaId
@@ -330,11 +334,11 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class Corrected:
-    """What a correction did.
+    """The result of a correction.
 
     Attributes:
-        cluster: the cluster the media are in now: ``into`` of a merge, the new one of a split, None for all others.
-        overridden: descriptions of older corrections that this one contradicts; they yield where they meet it.
+        cluster: the cluster of the items now: ``into`` of a merge, the new one of a split, None for others.
+        overridden: descriptions of older corrections that this one overrides where they conflict.
         is_duplicate: the operation was in the ledger already, and nothing was written.
     """
 
@@ -347,16 +351,16 @@ class Corrected:
 
 @dataclass(frozen=True, slots=True)
 class Reclustered:
-    """What a recluster did.
+    """The result of a recluster.
 
     Attributes:
         n_kept_ids: clusters that kept their id; ``n_new_ids`` got a new one; ``n_retired_ids`` ended.
-        n_moved: media whose cluster changed, noise included.
-        n_noise: media in no cluster, without the ``n_dismissed`` that a person dismissed.
-        constraints_kept, constraints: accepted constraints that hold in the result, of all accepted ones;
-            they are equal, and the result says so because people ask.
+        n_moved: number of items whose cluster changed, including noise.
+        n_noise: number of items in no cluster, without the ``n_dismissed`` dismissed ones.
+        constraints_kept, constraints: number of accepted constraints that hold in the result, and of all accepted
+            ones; they are always equal.
         kept: the same in words: "constraints kept n of n".
-        overridden: corrections that a newer one contradicts.
+        overridden: descriptions of corrections that a newer one overrides.
     """
 
     revision: int
@@ -378,14 +382,14 @@ class Reclustered:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What became of a pet that was to be as it was.
+    """The result of a restore.
 
     Attributes:
-        restored: the revision that it was to be as; ``revision`` is the new one.
-        n_moved: media whose cluster changed, noise included.
-        n_held: media that are not where they were then, because corrections in force hold them elsewhere.
-        n_later: media that came since then: with those of then with whom they were just now, or noise.
-        constraints_kept, constraints, kept, overridden: as of :class:`Reclustered`.
+        restored: the revision that was restored; ``revision`` is the new one.
+        n_moved: number of items whose cluster changed, including noise.
+        n_held: number of items that could not be restored, because corrections in force hold them elsewhere.
+        n_later: number of items that arrived later; they joined the items they were with, or became noise.
+        constraints_kept, constraints, kept, overridden: as in :class:`Reclustered`.
         is_duplicate: the operation was done already, and nothing was written.
     """
 
@@ -403,12 +407,12 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """What was deleted.
+    """The result of a deletion.
 
     Attributes:
-        n_media: with a row, or quarantined.
-        n_corrections: that named one of them, and name a stand-in now; all of a pet that was deleted.
-        revision: the pet's now; 0 when the whole pet is gone.
+        n_media: number of deleted items, including quarantined ones.
+        n_corrections: number of corrections that named them and name a stand-in now; all if the pet was deleted.
+        revision: the new revision of the pet; 0 if the whole pet was deleted.
     """
 
     n_media: int

@@ -1,9 +1,9 @@
-"""What a pet was: its labels at any revision that is kept.
+"""The past of a pet: its labels at every revision that is stored.
 
-Rows only arrive, and the revision at which they did is kept; labels of rows that were there are rewritten by reclusters
-and corrections, and each such commit keeps what it overwrote, of aliases too. So an older revision is the newest one
-with these put back, from the latest to the earliest, and without the rows that came later. The newest ``KEPT`` of them
-are kept; each takes at most nine bytes per item that it moved, and eight per alias that it changed, before
+Rows are only appended, and the revision at which each arrived is stored. Reclusters and corrections rewrite labels of
+existing rows, and each such commit stores the labels and aliases that it overwrote. So an earlier revision is computed
+from the newest one: put these back, from the latest to the earliest, and leave out rows that arrived later. The newest
+``KEPT`` such records are stored. Each takes at most nine bytes per moved item and eight per changed alias, before
 compression.
 """
 
@@ -22,7 +22,7 @@ from sploot_cluster.pet.diff import Snapshot
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState
 from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 
-# Reclusters and corrections of a busy pet in about a month; at 50,000 media, a tenth of them moved each time, 10 MB.
+# About a month of reclusters and corrections of a busy pet; 10 MB if each moves a tenth of 50,000 items.
 KEPT: Final = 256
 
 _VERSION: Final = b"\x01"
@@ -30,11 +30,10 @@ _VERSION: Final = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class Overwritten:
-    """What the commit that made ``revision`` overwrote: the labels and origins of these rows before it.
+    """The labels and origins of these rows that the commit of ``revision`` overwrote.
 
     Attributes:
-        aliases: those that it changed -> where they led before it; None for ids that led nowhere. Commits of releases
-            that did not keep this tell of none.
+        aliases: changed aliases -> the id that each resolved to before; None for ids that were not aliases.
     """
 
     revision: int
@@ -46,13 +45,13 @@ class Overwritten:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A pet and how it came to be.
+    """A pet with its past.
 
     Attributes:
         state: its newest revision; vectors may be left out.
-        arrived: (n,) uint32, the revision at which each row came; 0 for rows from before this was kept.
-        overwritten: the newest first.
-        since: the oldest revision that can be told.
+        arrived: (n,) uint32, the revision at which each row arrived.
+        overwritten: newest first.
+        since: the oldest revision that can be computed.
     """
 
     state: PetState
@@ -61,18 +60,20 @@ class Past:
     since: int
 
     def at(self, revision: int) -> Snapshot:
-        """The pet as it was.
+        """Return the pet at a revision.
 
         Raises:
-            UnknownRevision: it has not been, or is not kept any more.
+            UnknownRevision: the pet never had this revision, or it is no longer stored.
         """
         pet = self.state.pet
         if not 0 <= revision <= self.state.revision:
-            problem = f"is not there: pet {pet} is at revision {self.state.revision}"
+            problem = f"does not exist: the newest is {self.state.revision}"
             raise UnknownRevision(pet=pet, revision=revision, problem=problem, hint="choose one from the pet's history")
         if revision < self.since:
-            problem = f"is not kept: the oldest that can be told is {self.since}"
-            raise UnknownRevision(pet=pet, revision=revision, problem=problem, hint=f"choose one from {self.since}")
+            problem = f"is no longer stored: the oldest is {self.since}"
+            raise UnknownRevision(
+                pet=pet, revision=revision, problem=problem, hint=f"choose revision {self.since} or later"
+            )
         labels, origins = self.state.labels.copy(), self.state.origins.copy()
         aliases: dict[ClusterId, ClusterId | None] = {**self.state.aliases}
         for one in self.overwritten:
@@ -85,7 +86,7 @@ class Past:
         return Snapshot(revision, self.state.media[:n], labels[:n], origins[:n], led)
 
     def ended_since(self, revision: int) -> dict[ClusterId, Rows]:
-        """Ids that lived at this revision or later and do not now -> the rows that counted in them last."""
+        """Return ids of clusters that ended since this revision -> the rows that last counted in each."""
         labels, origins = self.state.labels.copy(), self.state.origins.copy()
         known = {NOISE, *self.state.clusters}
         ended: dict[ClusterId, Rows] = {}
@@ -101,7 +102,7 @@ class Past:
 
 
 def overwritten_by(state: PetState, change: Change) -> Overwritten | None:
-    """What ``change`` overwrites in ``state``; None if it moves no item that is there, and changes no alias."""
+    """Return what ``change`` overwrites in ``state``; None if it moves no existing items and changes no aliases."""
     rows = np.empty(0, dtype=np.uint32)
     if change.relabelling is not None:
         labels, origins = change.relabelling.labels, change.relabelling.origins
@@ -113,34 +114,35 @@ def overwritten_by(state: PetState, change: Change) -> Overwritten | None:
 
 
 def newest(overwritten: Sequence[Overwritten], past_from: int) -> tuple[tuple[Overwritten, ...], int]:
-    """As many as are kept, of these in the order of their revisions; and the oldest revision that they tell.
+    """Return the newest ``KEPT`` of these records, and the oldest revision that can be computed from them.
 
     Args:
-        past_from: the oldest that all of them tell.
+        overwritten: in order of revision.
+        past_from: the oldest revision that can be computed from all of them.
     """
     dropped = overwritten[: max(0, len(overwritten) - KEPT)]
     return tuple(overwritten[len(dropped) :]), dropped[-1].revision if dropped else past_from
 
 
 def load(revision: int, stored: bytes) -> Overwritten:
-    """What :func:`dump` wrote.
+    """Return the record that :func:`dump` encoded.
 
     Raises:
-        ValueError: another form, or damaged.
+        ValueError: it has another format, or is damaged.
     """
     if stored[:1] != _VERSION:
         raise ValueError(
-            f"what revision {revision} overwrote is of form {stored[:1]!r}, this release knows {_VERSION!r}"
+            f"the overwritten labels of revision {revision} have format {stored[:1]!r}, expected {_VERSION!r}"
         )
     try:
         unpack = zlib.decompressobj()
         columns = unpack.decompress(stored[1:])
         pairs = zlib.decompress(unpack.unused_data) if unpack.unused_data else b""
     except zlib.error as exc:
-        raise ValueError(f"what revision {revision} overwrote: {exc}") from exc
+        raise ValueError(f"the overwritten labels of revision {revision}: {exc}") from exc
     n, rest = divmod(len(columns), 9)
     if not unpack.eof or rest or len(pairs) % 8:
-        raise ValueError(f"what revision {revision} overwrote has {len(columns)} and {len(pairs)} bytes")
+        raise ValueError(f"the overwritten labels of revision {revision} have {len(columns)} and {len(pairs)} bytes")
     return Overwritten(
         revision,
         rows=np.cumsum(np.frombuffer(columns, dtype="<u4", count=n), dtype=np.uint32),
@@ -154,13 +156,13 @@ def load(revision: int, stored: bytes) -> Overwritten:
 
 
 def dump(one: Overwritten) -> bytes:
-    """``one`` as bytes for :func:`load`."""
+    """Return ``one`` encoded for :func:`load`."""
     rows = one.rows.astype("<u4")
     # differences of ascending rows are small numbers, which compress well
     columns = np.diff(rows, prepend=rows[:1] * 0).tobytes() + one.labels.astype("<i4").tobytes()
     packed = _VERSION + zlib.compress(columns + one.origins.tobytes())
     if one.aliases:
-        # behind the end of what older releases read, which look no further: they do without
+        # in a second zlib stream, only if there are any
         pairs = [(old, NOISE if led is None else led) for old, led in sorted(one.aliases.items())]
         packed += zlib.compress(np.array(pairs, dtype="<i4").tobytes())
     return packed

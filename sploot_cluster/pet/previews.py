@@ -1,9 +1,9 @@
-"""A recluster that was computed and not committed, as it waits beside its pet.
+"""Previews: reclusters that were computed but not committed.
 
-It waits as what a commit would write, and is not computed again when it is applied: another machine's BLAS may round
-otherwise, and "exactly what was shown" must not hang on that. It is bound to the very state that it was computed on, so
-a pet needs one place for it, and a second preview of the same state is the same one. It takes about a byte per item
-and is gone after a quarter of an hour.
+A preview is stored as the change to commit and is not computed again when it is applied, because the BLAS of another
+machine may round differently, and applying must make exactly the changes that were shown. It is bound to the state that
+it was computed on, so each pet stores only one, and two previews of the same state are equal. A preview takes about a
+byte per item and expires after 15 minutes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from sploot_cluster.pet.models import Change, ClusterCard, ClusterId, PetId, Pet
 
 VERSION: Final = 1
 
-# Long enough to look through the moved media of an album; then somebody has probably uploaded more.
+# Long enough to review the moved items of a pet; after that, more items have probably arrived.
 KEPT_FOR: Final = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a recluster would do to a pet, and the token that does it.
+    """The changes that a recluster would make, and the token that applies them.
 
     Attributes:
-        token: names the state it was computed on and what it makes of it.
+        token: identifies the state that it was computed on and the changes.
         state_version: ``PetState.version`` of that state; ``revision`` is its revision.
-        change: what would be committed.
-        result: what the recluster would answer; its revision is the one that it would make.
+        change: the change to commit.
+        result: the result of the recluster; its revision is the one that it would create.
     """
 
     token: str
@@ -56,7 +56,7 @@ class Preview:
         return self.made_at + KEPT_FOR
 
     def diff(self, state: PetState) -> Diff:
-        """What it would do to ``state``, which is the one that it was computed on."""
+        """Return the differences to ``state``, which must be the state that it was computed on."""
         assert self.change.relabelling is not None
         labels, origins = self.change.relabelling.labels, self.change.relabelling.origins
         return compare(Snapshot.of(state), Snapshot(None, state.media, labels, origins))
@@ -64,7 +64,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Previewed:
-    """A preview, and what it would do to its pet."""
+    """A preview and its differences to the pet."""
 
     preview: Preview
     diff: Diff
@@ -79,10 +79,10 @@ def _token(state: PetState, change: Change) -> str:
 
 
 def dump(preview: Preview) -> bytes:
-    """``preview`` as bytes: one line of JSON, and the compressed labels and origins."""
+    """Return ``preview`` as bytes: one line of JSON, then the compressed labels and origins."""
     change = preview.change
     assert change.relabelling is not None
-    said = {
+    facts = {
         "v": VERSION,
         "token": preview.token,
         "state_version": preview.state_version,
@@ -97,43 +97,43 @@ def dump(preview: Preview) -> bytes:
         "result": asdict(preview.result),
     }
     columns = change.relabelling.labels.astype("<i4").tobytes() + change.relabelling.origins.tobytes()
-    return json.dumps(said, ensure_ascii=False).encode() + b"\n" + zlib.compress(columns)
+    return json.dumps(facts, ensure_ascii=False).encode() + b"\n" + zlib.compress(columns)
 
 
 def load(stored: bytes, *, pet: PetId) -> Preview:
-    """What :func:`dump` wrote.
+    """Return the preview that :func:`dump` encoded.
 
     Raises:
-        UnreadablePet: another form, or damaged.
+        UnreadablePet: it has another format, or is damaged.
     """
     try:
         head, _, packed = stored.partition(b"\n")
-        said: dict[str, Any] = json.loads(head)
-        if said["v"] != VERSION:
-            raise ValueError(f"it is of version {said['v']!r}, this release knows {VERSION}")
+        facts: dict[str, Any] = json.loads(head)
+        if facts["v"] != VERSION:
+            raise ValueError(f"it has version {facts['v']!r}, expected {VERSION}")
         columns = zlib.decompress(packed)
         n = len(columns) // 5
         change = Change(
             "recluster",
-            next_cluster=ClusterId(said["next_cluster"]),
-            n_at_recluster=said["n_at_recluster"],
-            noise_arrivals=said["noise_arrivals"],
+            next_cluster=ClusterId(facts["next_cluster"]),
+            n_at_recluster=facts["n_at_recluster"],
+            noise_arrivals=facts["noise_arrivals"],
             relabelling=Relabelling(
                 np.frombuffer(columns, dtype="<i4", count=n).astype(np.int32),
                 np.frombuffer(columns, dtype=np.uint8, count=n, offset=4 * n).copy(),
             ),
-            clusters={ClusterId(int(id_)): card and ClusterCard(**card) for id_, card in said["clusters"].items()},
-            aliases={ClusterId(int(id_)): _cluster(into) for id_, into in said["aliases"].items()},
-            summary=said["summary"],
+            clusters={ClusterId(int(id_)): card and ClusterCard(**card) for id_, card in facts["clusters"].items()},
+            aliases={ClusterId(int(id_)): _cluster(into) for id_, into in facts["aliases"].items()},
+            summary=facts["summary"],
         )
         return Preview(
-            said["token"],
+            facts["token"],
             pet,
-            said["state_version"],
-            said["revision"],
-            datetime.fromisoformat(said["made_at"]),
+            facts["state_version"],
+            facts["revision"],
+            datetime.fromisoformat(facts["made_at"]),
             change,
-            _result(said["result"]),
+            _result(facts["result"]),
         )
     except (ValueError, KeyError, TypeError, zlib.error) as exc:
         raise UnreadablePet(pet=pet, problem=f"its preview cannot be read ({type(exc).__name__}: {exc})") from exc
@@ -143,5 +143,5 @@ def _cluster(id_: int | None) -> ClusterId | None:
     return None if id_ is None else ClusterId(id_)
 
 
-def _result(said: Mapping[str, Any]) -> Reclustered:
-    return Reclustered(**{**said, "overridden": tuple(said["overridden"])})
+def _result(facts: Mapping[str, Any]) -> Reclustered:
+    return Reclustered(**{**facts, "overridden": tuple(facts["overridden"])})

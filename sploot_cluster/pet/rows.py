@@ -1,10 +1,10 @@
-"""The rows of a pet, in memory: appended to, never changed, shared by successive states.
+"""The rows of a pet in memory: append-only, and shared by successive states.
 
-A pet of 50,000 items holds 100 MB of vectors, and every arrival makes a new
+A pet of 50,000 items holds 100 MB of vectors, and every arrival creates a new
 :class:`~sploot_cluster.pet.models.PetState`. So states do not own rows; they share the first n of a
 :class:`PetRows`, and an arrival costs O(dim). Labels and origins are five bytes per item and are copied.
 
-:func:`follow` is what a commit means, told once for all stores.
+:func:`follow` defines the effect of a commit, for all stores.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ T = TypeVar("T", bound=np.generic)
 
 
 class PetRows:
-    """Media and their vectors by row. Row r, once there, stays as it is; safe to read and extend from many threads."""
+    """The items and vectors of a pet by row. Existing rows never change. Safe to read and extend from many threads."""
 
     def __init__(self, media: Sequence[MediaId] = (), vectors: FloatMatrix | None = None) -> None:
-        """Starts with these rows; ``vectors`` is kept, not copied, and never written to."""
+        """Start with these rows; ``vectors`` is not copied and never written to."""
         self._media = list(media)
         self._row_of = {item: row for row, item in enumerate(self._media)}
         self._vectors = vectors if vectors is not None else np.empty((0, 0), dtype=np.float32)
@@ -38,14 +38,14 @@ class PetRows:
 
     @classmethod
     def behind(cls, state: PetState) -> PetRows:
-        """The rows that ``state`` looks at; new ones for a state that somebody made by hand."""
+        """Return the rows that ``state`` shares, or new ones if it was not created by :func:`follow` or a store."""
         if isinstance(state.media, MediaView):
             return state.media.rows
         return cls(state.media, state.vectors)
 
     @property
     def vector_bytes(self) -> int:
-        """What the vectors take, with the room for those to come."""
+        """The size of the vectors, including space reserved for growth."""
         return self._vectors.nbytes
 
     def media(self, n: int) -> MediaView:
@@ -55,13 +55,13 @@ class PetRows:
         return RowIndex(self._media, self._row_of, n)
 
     def vectors(self, n: int) -> FloatMatrix:
-        """(n, dim), read-only; the (0, 0) of a pet that has none."""
+        """Return the first n vectors, read-only (n, dim); (0, 0) for a pet without any."""
         first: FloatMatrix = self._vectors[:n]
         first.flags.writeable = False
         return first
 
     def vectors_and(self, n: int, vector: FloatVector) -> FloatMatrix:
-        """(n + 1, dim), read-only: the first n rows and a vector that may become the next, until rows are appended."""
+        """Return the first n vectors followed by ``vector``, read-only; valid until rows are appended."""
         with self._lock:
             if len(self._media) != n:
                 return np.concatenate([self._vectors[:n], vector[None]])
@@ -72,15 +72,15 @@ class PetRows:
         return first
 
     def extended(self, n: int, media: Sequence[MediaId], vectors: FloatMatrix) -> PetRows:
-        """Rows whose first n are these and whose next are ``media``: these very ones, unless they go on otherwise.
+        """Return rows that consist of the first n of these and then ``media``: these rows themselves, if possible.
 
-        They do when two states followed the same one and only one of them was committed, or when a failover of Redis
-        lost the rows that somebody remembers.
+        It is not possible if other rows follow the first n already: when only one of two states that followed the same
+        state was committed, or when a failover of Redis lost rows that this process remembers.
         """
         with self._lock:
-            there = min(len(self._media) - n, len(media))
-            if self._media[n : n + there] == list(media[:there]):
-                self._append(media[there:], vectors[there:])
+            n_known = min(len(self._media) - n, len(media))
+            if self._media[n : n + n_known] == list(media[:n_known]):
+                self._append(media[n_known:], vectors[n_known:])
                 return self
         branch = PetRows(self._media[:n], self._vectors[:n])
         branch._append(media, vectors)
@@ -92,14 +92,14 @@ class PetRows:
         n, m = len(self._media), len(self._media) + len(media)
         self._make_room(m, vectors.shape[1])
         self._vectors[n:m] = vectors
-        # the vectors first: whoever sees an item finds its vector
+        # vectors first, so that readers who see an item also find its vector
         self._media.extend(media)
         self._row_of.update(zip(media, range(n, m), strict=True))
 
     def _make_room(self, m: int, dim: int) -> None:
         if m <= len(self._vectors) and self._vectors.flags.writeable:
             return
-        # half as much again, so that n appends copy O(n) rows in total; states keep looking at the old memory
+        # grow by half, so that n appends copy O(n) rows in total; states keep using the old array
         grown = np.empty((m + m // 2 + 8, dim), dtype=np.float32)
         if n := len(self._media):
             grown[:n] = self._vectors[:n]
@@ -107,7 +107,7 @@ class PetRows:
 
 
 class MediaView(Sequence[MediaId]):
-    """The first n media of :class:`PetRows`, in row order."""
+    """The first n items of :class:`PetRows`, in row order."""
 
     __slots__ = ("_media", "_n", "rows")
 
@@ -135,14 +135,14 @@ class MediaView(Sequence[MediaId]):
             return tuple(self) == tuple(other)
         return NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # equal to lists, which have no hash either
+    __hash__ = None  # type: ignore[assignment]  # equal to lists, which are not hashable either
 
     def __repr__(self) -> str:
         return f"MediaView({list(self)!r})"
 
 
 class RowIndex(Mapping[MediaId, int]):
-    """Item -> row for the first n media of :class:`PetRows`."""
+    """Item -> row for the first n items of :class:`PetRows`."""
 
     __slots__ = ("_media", "_n", "_row_of")
 
@@ -159,12 +159,12 @@ class RowIndex(Mapping[MediaId, int]):
         return self._n
 
     def __iter__(self) -> Iterator[MediaId]:
-        # the list, because a dictionary cannot be walked while another thread adds to it
+        # the list, because a dictionary cannot be iterated while another thread adds to it
         return islice(self._media, self._n)
 
 
 def empty_state(pet: PetId) -> PetState:
-    """A pet that has nothing, at revision 0."""
+    """Return a pet without data, at revision 0."""
     rows = PetRows()
     return PetState(
         pet=pet,
@@ -184,9 +184,9 @@ def empty_state(pet: PetId) -> PetState:
 
 
 def follow(state: PetState, change: Change, *, version: str) -> PetState:
-    """The state after ``change`` was committed on ``state``; ``version`` is the store's name for it.
+    """Return the state after ``change`` is committed on ``state``; ``version`` is its version.
 
-    O(dim) per arrival and O(n) bytes of labels; ``state`` stays what it was.
+    O(dim) per arrival and O(n) bytes of labels; ``state`` is not modified.
     """
     arrivals = change.arrivals
     labels = state.labels if change.relabelling is None else change.relabelling.labels
@@ -227,10 +227,10 @@ def follow(state: PetState, change: Change, *, version: str) -> PetState:
 
 
 def check(state: PetState, change: Change) -> None:
-    """Refuse a change that does not fit the state it was decided on, before anything is written.
+    """Check that a change fits the state that it was decided on.
 
     Raises:
-        ValueError: a mistake of whoever decided; no input of a user leads here.
+        ValueError: it does not fit. This is a bug of the caller, never caused by user input.
     """
     dim = change.dim or state.dim
     if (change.dim is None) != (change.model is None) or (
@@ -240,19 +240,19 @@ def check(state: PetState, change: Change) -> None:
     if change.arrivals:
         media = [arrival.media for arrival in change.arrivals]
         if len(set(media)) < len(media) or any(item in state.rows for item in media):
-            raise ValueError(f"one of {len(media)} arrivals is in pet {state.pet} already, or arrives twice")
+            raise ValueError(f"one of {len(media)} arrivals is in pet {state.pet} already, or is repeated")
         if dim is None or any(arrival.vector.shape != (dim,) for arrival in change.arrivals):
             raise ValueError(f"a vector of an arrival does not have shape ({dim},)")
     if change.relabelling is not None:
         lengths = len(change.relabelling.labels), len(change.relabelling.origins)
         if lengths != (state.n_media, state.n_media):
-            raise ValueError(f"relabelling of {lengths} rows for {state.n_media} media")
+            raise ValueError(f"expected a relabelling of {state.n_media} rows, got {lengths}")
     if change.correction is not None and change.correction.revision != state.revision + 1:
-        raise ValueError(f"correction says revision {change.correction.revision}, it makes {state.revision + 1}")
+        raise ValueError(f"expected a correction of revision {state.revision + 1}, got {change.correction.revision}")
 
 
 def _appended(column: npt.NDArray[T], dtype: type[T], items: Sequence[int]) -> npt.NDArray[T]:
-    """A read-only column of one more row for each item."""
+    """Return a read-only copy of a column with one more row for each item."""
     n = len(column)
     longer = np.empty(n + len(items), dtype=dtype)
     longer[:n], longer[n:] = column, items

@@ -1,4 +1,4 @@
-"""The second vector space of a pet, open while its items are embedded by a candidate model."""
+"""The shadow of a pet: a second vector space, open while its items are embedded with a candidate model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sploot_cluster.pet.vectors import FloatVector
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """A space that is open beside a pet's own.
+    """The vector space of a candidate model, in parallel with the pet's own.
 
     Attributes:
-        model, dim: of its vectors.
-        begun_at, by: when it was opened, and by whom.
-        vectors: item -> (dim,) float32 of unit norm; empty where only the rest is told.
-        n_vectors: how many there are.
-        was_own: the pet lived in this space before it was switched: it is the way back.
+        model, dim: model and dimensions of its vectors.
+        begun_at, by: when and by whom it was opened.
+        vectors: item -> (dim,) float32 of unit norm; empty if the vectors were not loaded.
+        n_vectors: number of its vectors.
+        was_own: whether the pet used this space before a switch, so that it can be switched back.
     """
 
     model: str

@@ -1,15 +1,15 @@
-"""Where every media item of a pet is counted, once: ingested = clustered + noise + quarantined + dismissed.
+"""The accounting of items: ingested = clustered + noise + quarantined + dismissed.
 
-*Ingested* counts, one by one, the items that came: those with a row, and those whose vectors are all of another model
-or dimension than the pet's. The latter are *quarantined*, by their names, until a vector of the pet's space comes for
-them or the pet is switched to the model that has one. The other three are counted from the labels at every commit. So
-the two sides agree only if nothing was lost; a commit after which they would not is refused.
+*Ingested* is incremented when an item arrives: one with a row, or one whose vectors all have another model or dimension
+than the pet's. The latter are *quarantined* by their ids, until a vector of the pet's space arrives for them or the pet
+is switched to their model. The other three are counted from the labels at every commit. So the two sides are equal only
+if no item was lost; a commit that would make them differ is refused.
 
-The quarantine names ``MAX_QUARANTINED`` items, and besides them all that a second model alone has. An arrival that
-finds it full is counted as *overflowed*, outside of the equation: it is not known whether it is the first of its item.
-Its event is a dead letter.
+The quarantine holds ``MAX_QUARANTINED`` items, plus all items that only a candidate model has. An arrival that finds it
+full is counted as *overflowed*, outside of the equation, because it is not known whether its item was counted before.
+Its event becomes a dead letter.
 
-An event that is refused at the door, for a field that nobody could use, never was an item: it is a dead letter.
+An event that fails validation is not an item and is not counted; it becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from sploot_cluster.errors import UnreadablePet
 from sploot_cluster.pet.models import NOISE, Change, MediaId, Origin, PetId, PetState
 
-# A producer that was given the wrong model fills this within minutes; more names tell nothing new.
+# A producer with the wrong model fills this within minutes, and more ids would add no information.
 MAX_QUARANTINED: Final = 10_000
 
 
@@ -39,10 +39,10 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many items are where, of one pet or of many.
+    """The numbers of items by state, of one pet or of many.
 
     Attributes:
-        overflowed: arrivals that could not be quarantined, because the quarantine was full; no part of ``ingested``.
+        overflowed: arrivals that could not be quarantined because the quarantine was full; not part of ``ingested``.
     """
 
     ingested: int = 0
@@ -76,7 +76,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class PetTally:
-    """The tally of one pet, and what is quarantined of it."""
+    """The tally of one pet, and its quarantined items."""
 
     tally: Tally
     quarantine: Mapping[MediaId, Quarantined]
@@ -87,9 +87,9 @@ class Totals:
     """The tally of all pets.
 
     Attributes:
-        tally: of the pets that can be read.
-        unconserved: pets whose tally is not conserved, and those that cannot be read; ascending.
-        unreadable: what is damaged of the latter.
+        tally: the tally of all readable pets.
+        unconserved: pets whose tally is not conserved, and unreadable pets; ascending.
+        unreadable: the errors of the unreadable pets.
     """
 
     tally: Tally
@@ -99,7 +99,7 @@ class Totals:
 
 
 def counts_after(state: PetState, change: Change) -> tuple[int, int, int]:
-    """Clustered, noise and dismissed media of the state that follows; arrivals are counted where they are put. O(n)."""
+    """Return the numbers of clustered, noise and dismissed items after ``change``. O(n)."""
     labels = state.labels if change.relabelling is None else change.relabelling.labels
     origins = state.origins if change.relabelling is None else change.relabelling.origins
     clustered = int(np.count_nonzero(labels != NOISE)) + sum(arrival.label != NOISE for arrival in change.arrivals)

@@ -1,4 +1,4 @@
-"""All of a pet as one value."""
+"""All data of a pet as one value, for exports, deletions and switches of the model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sploot_cluster.pet.tally import Quarantined
 
 @dataclass(frozen=True, slots=True)
 class PetDump:
-    """Everything that is kept of a pet.
+    """All stored data of a pet.
 
     Attributes:
-        state: with its vectors.
-        arrived, overwritten, past_from: as of ``past.Past``, but the oldest first.
-        history: the oldest first.
-        ingested, overflowed: as of ``tally.Tally``.
-        shadow: with its vectors, if one is open.
+        state: including vectors.
+        arrived, overwritten, past_from: as in ``past.Past``, but oldest first.
+        history: oldest first.
+        ingested, overflowed: as in ``tally.Tally``.
+        shadow: including its vectors; None if none is open.
     """
 
     state: PetState

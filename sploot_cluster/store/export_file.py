@@ -1,8 +1,8 @@
-"""All of a pet as one value, and as one file.
+"""The file format of an exported pet.
 
-The file is a zip of ``pet.json`` and the columns as they lie in Redis, little-endian, each with its checksum: any
-language reads it, nothing in it is executed, and the same pet makes the same bytes. What can be computed again, the
-kept tree and a waiting preview, is no part of it.
+The file is a zip of ``pet.json`` and the columns in their Redis format, little-endian, each with a checksum. Any
+language can read it, nothing in it is executed, and exports of the same pet are identical. The stored spanning tree and
+preview are left out, because they can be computed again.
 """
 
 from __future__ import annotations
@@ -42,11 +42,18 @@ from sploot_cluster.store import ledger_json as ledger
 FORMAT: Final = 1
 
 _FACTS: Final = "pet.json"
-_OLDEST: Final = (1980, 1, 1, 0, 0, 0)  # what a zip can say; the same pet makes the same bytes
+_OLDEST: Final = (
+    1980,
+    1,
+    1,
+    0,
+    0,
+    0,
+)  # the earliest date of a zip; constant, so that exports of the same pet are identical
 
 
 def dump(pet: PetDump) -> bytes:
-    """The pet as a file for :func:`load`."""
+    """Return the pet as a file for :func:`load`."""
     state = pet.state
     columns = {
         "vectors.f32le": state.vectors.astype("<f4", copy=False).tobytes(),
@@ -98,31 +105,31 @@ def _stacked(shadow: Shadow) -> bytes:
     return b"".join(shadow.vectors[item].astype("<f4", copy=False).tobytes() for item in sorted(shadow.vectors))
 
 
-def _shadow(said: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Shadow | None:
-    if said is None:
+def _shadow(facts: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Shadow | None:
+    if facts is None:
         return None
     vectors = np.frombuffer(columns["shadow.f32le"], dtype="<f4").astype(np.float32)
-    rows = vectors.reshape(len(said["media"]), said["dim"])
-    by_item = {MediaId(item): row for item, row in zip(said["media"], rows, strict=True)}
-    begun_at = datetime.fromisoformat(said["begun_at"])
-    return Shadow(said["model"], said["dim"], begun_at, said["by"], by_item, len(by_item), said["was_own"])
+    rows = vectors.reshape(len(facts["media"]), facts["dim"])
+    by_item = {MediaId(item): row for item, row in zip(facts["media"], rows, strict=True)}
+    begun_at = datetime.fromisoformat(facts["begun_at"])
+    return Shadow(facts["model"], facts["dim"], begun_at, facts["by"], by_item, len(by_item), facts["was_own"])
 
 
 def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
-    """The pet of a file, under its own id or another one.
+    """Return the pet of a file, under its own id or another one.
 
     Raises:
-        UnreadableExport: no such file, of another format, damaged, or its parts do not fit together.
+        UnreadableExport: the file is not an export, has another format, is damaged, or is inconsistent.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(file)) as packed:
             facts: dict[str, Any] = json.loads(packed.read(_FACTS))
             if facts["format"] != FORMAT:
-                raise UnreadableExport(f"it is of format {facts['format']!r}, this release knows {FORMAT}")
+                raise UnreadableExport(f"expected format {FORMAT}, got {facts['format']!r}")
             columns = {name: packed.read(name) for name in facts["sha256"]}
         for name, column in columns.items():
             if sha256(column).hexdigest() != facts["sha256"][name]:
-                raise UnreadableExport(f"{name} is not what its checksum says")
+                raise UnreadableExport(f"the checksum of {name} does not match")
         read = _read(facts, columns, pet or PetId(facts["pet_id"]))
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as exc:
         raise UnreadableExport(f"{type(exc).__name__}: {exc}") from exc
@@ -158,7 +165,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) ->
             origins=np.frombuffer(columns["origins.u8"], dtype=np.uint8).copy(),
             clusters={card.id: card for card in cards},
             aliases={ClusterId(int(old)): ClusterId(now) for old, now in facts["aliases"].items()},
-            ledger=tuple(ledger.loads(json.dumps(said), pet=pet) for said in facts["ledger"]),
+            ledger=tuple(ledger.loads(json.dumps(correction), pet=pet) for correction in facts["ledger"]),
             next_cluster=ClusterId(facts["next_cluster"]),
             n_at_recluster=facts["n_at_recluster"],
             noise_arrivals=facts["noise_arrivals"],
@@ -184,37 +191,37 @@ def _problems(pet: PetDump) -> Iterator[str]:
     state = pet.state
     n, lengths = state.n_media, (len(state.labels), len(state.origins), len(pet.arrived))
     if lengths != (n, n, n):
-        yield f"it has {n} media, and {lengths} labels, origins and arrivals"
+        yield f"it has {n} items, but {lengths} labels, origins and arrivals"
     if len(set(state.media)) != n or set(state.media) & pet.quarantine.keys():
-        yield "an item is in it twice"
+        yield "it contains an item twice"
     if set(np.unique(state.labels).tolist()) - {NOISE} != set(state.clusters):
-        yield "its labels are not those of its clusters"
+        yield "its labels do not match its clusters"
     if pet.shadow is not None and pet.shadow.vectors.keys() - set(state.media) - pet.quarantine.keys():
-        yield "media that only its second model has are not in its quarantine"
+        yield "items that only its candidate model has are not quarantined"
     if pet.ingested != n + len(pet.quarantine):
-        yield f"it ingested {pet.ingested} media, and has {n} and {len(pet.quarantine)} quarantined"
+        yield f"it ingested {pet.ingested} items, but has {n} and {len(pet.quarantine)} quarantined"
     if any(len(one.rows) and int(one.rows[-1]) >= n for one in pet.overwritten):
-        yield "its past is about media that it does not have"
+        yield "its past refers to items that it does not have"
     if (np.diff(pet.arrived.astype(np.int64)) < 0).any() or (n and int(pet.arrived[-1]) > state.revision):
-        yield "its media did not arrive one after the other"
+        yield "its arrivals are not in order"
     spaces = [state.vectors] if pet.shadow is None else [state.vectors, np.array([*pet.shadow.vectors.values()])]
     if not all(len(vectors) == 0 or _is_of_unit_norm(vectors) for vectors in spaces) or len(state.vectors) != n:
-        yield "its vectors are not of unit norm"
+        yield "its vectors do not have unit norm"
     if not np.array_equal(state.labels == NOISE, np.isin(state.origins, (Origin.NOISE, Origin.DISMISSED))):
-        yield "its origins are not those of its labels"
+        yield "its origins do not match its labels"
     if state.aliases.keys() & state.clusters.keys() or set(state.aliases.values()) - state.clusters.keys():
-        yield "its aliases do not lead to its clusters"
-    if state.next_cluster <= max(_ids_given_out(pet), default=0):
-        yield f"its next id, {state.next_cluster}, was given out already"
+        yield "its aliases do not resolve to its clusters"
+    if state.next_cluster <= max(_assigned_ids(pet), default=0):
+        yield f"its next cluster id, {state.next_cluster}, was assigned already"
 
 
 def _is_of_unit_norm(vectors: FloatMatrix) -> bool:
-    # NaN is no norm either
+    # NaN fails this comparison too
     norms = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     return bool((np.abs(norms - 1) < 1e-3).all())
 
 
-def _ids_given_out(pet: PetDump) -> Iterator[ClusterId]:
+def _assigned_ids(pet: PetDump) -> Iterator[ClusterId]:
     yield from pet.state.clusters
     yield from pet.state.aliases
     for correction in pet.state.ledger:

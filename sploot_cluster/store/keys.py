@@ -1,68 +1,67 @@
-"""Where a pet lies in Redis: the schema, field by field.
+"""The schema of a pet in Redis.
 
-All keys of a pet share the hash tag ``{pet:<id>}``, so that one script reads or writes them together, on a Redis
-Cluster too. Row i is the same item in ``media``, ``vectors``, ``labels`` and ``origins``; rows are appended and
-never move.
+All keys of a pet share the hash tag ``{pet:<id>}``, so that one script can read or write all of them, also on a Redis
+Cluster. Row i is the same item in ``media``, ``vectors``, ``labels`` and ``origins``; rows are appended and never
+move.
 
     key                     type    holds
-    {pet:<id>}:meta         hash    format           1; a reader that knows another number refuses the pet
-                                    born             random name given at the first commit: a pet begun anew has another
-                                    commit           random name of the last commit: tells a lost reply from a lost race
-                                    revision         counts commits, from 1
+    {pet:<id>}:meta         hash    format           1; a reader refuses a pet with another number
+                                    born             random name from the first commit; a recreated pet has another
+                                    commit           random name of the last commit: detects a commit sent twice
+                                    revision         number of commits
                                     model, dim       of every vector; written by the first arrival
-                                    n_media          rows
-                                    next_cluster     the next cluster id to give out
-                                    n_at_recluster   media the last recluster saw
-                                    noise_arrivals   arrivals since then that found no cluster
-                                    relabelled_at    revision that last rewrote labels of rows that existed; or 0
-                                    past_from        the oldest revision that can be told; 0 while all can
+                                    n_media          number of rows
+                                    next_cluster     the next cluster id to assign
+                                    n_at_recluster   number of items at the last recluster
+                                    noise_arrivals   number of arrivals since then that became noise
+                                    relabelled_at    revision that last rewrote labels of existing rows; or 0
+                                    past_from        the oldest revision that can be computed; 0 for all
                                     recarded_at      revision that last wrote clusters or aliases; or 0
-                                    ingested         media that came, one by one (tally.py)
-                                    n_clustered, n_noise, n_dismissed   where those with a row are; counted per commit
-                                    n_overflowed     arrivals that found the quarantine full
+                                    ingested         number of ingested items (tally.py)
+                                    n_clustered, n_noise, n_dismissed   of items with a row; counted per commit
+                                    n_overflowed     number of arrivals that found the quarantine full
                                     n_clusters, n_aliases, n_corrections, n_history, n_overwritten, n_quarantined
-                                                     how many are in the key of that name; corrections in ledger
-                                    n_shadow         how many are in shadow:vectors; absent while no shadow is open
-                                    claim, claim_until_ms   who has the right of way, and until when (server's clock)
+                                                     number of elements of the key of that name; corrections: ledger
+                                    n_shadow         number of fields of shadow:vectors; absent without shadow
+                                    claim, claim_until_ms   name of the claimant, and end of its claim (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
-    {pet:<id>}:rows         hash    media id -> row, for whoever looks for one item
+    {pet:<id>}:rows         hash    media id -> row, to look up one item
     {pet:<id>}:vectors      string  float32 little-endian, dim per row, unit norm
     {pet:<id>}:labels       string  int32 little-endian per row, -1 = noise
-    {pet:<id>}:origins    string  uint8 per row, models.Standing
+    {pet:<id>}:origins      string  uint8 per row, models.Origin
     {pet:<id>}:clusters     hash    cluster id -> {"threshold", "since", "split_from"}, JSON
-    {pet:<id>}:aliases      hash    merged id -> the id it became
-    {pet:<id>}:ledger       list    corrections, oldest first, JSON (see ledger.py)
+    {pet:<id>}:aliases      hash    merged id -> the id it resolves to
+    {pet:<id>}:ledger       list    corrections, oldest first, JSON (ledger_json.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so
-    {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it came
+    {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it arrived
     {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels, origins and aliases that it overwrote
-                                    (past.py); 256
-    {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), of pets from
-                                    256 media on. It may be missing or behind: then a recluster takes longer
+                                    (past.py); the newest 256
+    {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), for pets of
+                                    256 items or more. If missing or outdated, a recluster takes longer
     {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at"}, JSON: its vector is of another space; 10,000,
-                                    and besides them all that only shadow:vectors has
-    {pet:<id>}:shadow       hash    model, dim, by, begun_at, was_own: a second space, open beside the pet's own
-                                    (shadow.py)
+                                    plus all items that only shadow:vectors has
+    {pet:<id>}:shadow       hash    model, dim, by, begun_at, was_own: the space of a candidate model (shadow.py)
     {pet:<id>}:shadow:vectors  hash  media id -> float32 little-endian, unit norm, of that model
-    {pet:<id>}:preview      string  a recluster that waits to be applied (previews.py); ends after 15 minutes
-    sploot:pets             set     ids of pets that hold something, decimal
+    {pet:<id>}:preview      string  a preview of a recluster (previews.py); expires after 15 minutes
+    sploot:pets             set     ids of pets that have data, decimal
 
-None of the others has a time limit: they are the truth about a pet and end with it.
+No other key expires: they are the data of a pet and are deleted with it.
 
 An item takes 4 * dim + 9 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
-90 in ``rows``: 2.2 kB at 512 dimensions. Redis reserves room when it appends, as much again until a string has 1 MB,
-and pets from 256 media on keep their tree: an item of a pet of 500 takes 3.8 kB (docs/capacity.md).
-``vectors`` reach the 512 MB of one value at 262,144 media. A recluster that moves half of 50,000 media leaves 13 kB in
-``overwritten``. A shadow takes the same again, 4 * dim and about 130 bytes an item.
+90 in ``rows``: 2.2 kB at 512 dimensions. When Redis appends, it doubles the memory of a string of up to 1 MB, and pets
+of 256 items or more store their tree: an item of a pet of 500 takes 3.8 kB (docs/capacity.md). ``vectors`` reaches the
+limit of a value, 512 MB, at 262,144 items. A recluster that moves half of 50,000 items adds 13 kB to ``overwritten``.
+A shadow takes 4 * dim and about 130 bytes per item.
 
-The lengths of all keys follow from ``meta``. Every script that reads or writes a pet compares them first (whole.lua,
-O(1)), and refuses a pet of which a key is missing or cut: ``UnreadablePet``. ``tree`` and ``preview`` can be computed
-again, and are not compared.
+``meta`` determines the lengths of all other keys. Every script that reads or writes a pet first checks them (whole.lua,
+O(1)) and refuses a pet with a missing or truncated key: ``UnreadablePet``. ``tree`` and ``preview`` can be computed
+again, and are not checked.
 
-``sploot:pets`` lies in another slot and cannot be written by the script that commits. It is written before a pet's
-first commit: a crash between the two leaves an id that holds nothing, and never a pet that nobody finds. A commit adds
-the pet again in its own round trip, so that a list that was lost comes back with the arrivals; on a Cluster, where that
-takes a round trip more, one commit of 16 does. A process that begins or deletes a pet, or finds it unlisted, looks
-afterwards whether it stands there as it should: two may do so at once.
+``sploot:pets`` is in another slot, so the commit script cannot write it. A pet is added before its first commit: a
+crash between the two leaves an id without data, but never an unlisted pet. Every commit adds the pet again in the same
+round trip, so that a lost set is rebuilt by arrivals; on a Cluster, where that takes another round trip, every 16th
+commit does. A process that creates or deletes a pet, or finds it unlisted, checks afterwards that it is listed
+correctly, because two processes may do so at once.
 """
 
 from __future__ import annotations

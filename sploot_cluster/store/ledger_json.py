@@ -1,7 +1,7 @@
-"""Corrections as text: what a person said, in a form that outlives this release.
+"""Corrections as JSON.
 
-Each is one JSON object with a version ``v``. A reader refuses a version or a kind that it does not know instead of
-guessing: a correction read wrongly would undo what somebody did by hand.
+Each correction is one object with a version ``v``. A reader refuses an unknown version or kind instead of guessing,
+because a misread correction would undo a person's work.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ VERSION: Final = 1
 
 
 def dumps(correction: Correction) -> str:
-    """The correction as one line of JSON."""
-    said: dict[str, object] = {
+    """Return the correction as one line of JSON."""
+    facts: dict[str, object] = {
         "v": VERSION,
         "revision": correction.revision,
         "operation_id": correction.operation_id,
@@ -29,52 +29,56 @@ def dumps(correction: Correction) -> str:
     }
     match correction:
         case Merge(into=into, groups=groups, aliases=aliases):
-            said |= {"kind": "merge", "into": into, "groups": _named(groups)} | _led(aliases)
+            facts |= {"kind": "merge", "into": into, "groups": _named(groups)} | _led(aliases)
         case Split(source=source, created=created, moved=moved, remaining=remaining):
-            said |= {"kind": "split", "source": source, "created": created}
-            said |= {"moved": list(moved), "remaining": list(remaining)}
+            facts |= {"kind": "split", "source": source, "created": created}
+            facts |= {"moved": list(moved), "remaining": list(remaining)}
         case Exclusion(source=source, media=media, remaining=remaining):
-            said |= {"kind": "exclude", "source": source, "media": list(media), "remaining": list(remaining)}
+            facts |= {"kind": "exclude", "source": source, "media": list(media), "remaining": list(remaining)}
         case Dismissal(groups=groups, aliases=aliases):
-            said |= {"kind": "dismiss", "groups": _named(groups)} | _led(aliases)
+            facts |= {"kind": "dismiss", "groups": _named(groups)} | _led(aliases)
         case Undo(undone=undone):
-            said |= {"kind": "undo", "undone": undone}
+            facts |= {"kind": "undo", "undone": undone}
         case _:
             assert_never(correction)
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
 
 
 def loads(text: str | bytes, *, pet: PetId) -> Correction:
-    """The correction that :func:`dumps` wrote.
+    """Return the correction that :func:`dumps` wrote.
 
     Raises:
-        UnreadablePet: no JSON, a version or kind that this release does not know, or a field is missing.
+        UnreadablePet: it is not JSON, has an unknown version or kind, or lacks a field.
     """
     try:
-        said: dict[str, Any] = json.loads(text)
-        version, kind = said["v"], said["kind"]
+        facts: dict[str, Any] = json.loads(text)
+        version, kind = facts["v"], facts["kind"]
         if version != VERSION:
-            raise UnreadablePet(pet=pet, problem=f"a correction has version {version!r}, this release knows {VERSION}")
-        revision, operation_id, by = int(said["revision"]), str(said["operation_id"]), str(said["by"])
-        at = datetime.fromisoformat(said["at"])
+            raise UnreadablePet(pet=pet, problem=f"a correction has version {version!r}, expected {VERSION}")
+        revision, operation_id, by = int(facts["revision"]), str(facts["operation_id"]), str(facts["by"])
+        at = datetime.fromisoformat(facts["at"])
         match kind:
             case "merge":
-                into = ClusterId(said["into"])
-                return Merge(revision, operation_id, by, at, into, _groups(said["groups"]), _aliases(said))
+                into = ClusterId(facts["into"])
+                return Merge(revision, operation_id, by, at, into, _groups(facts["groups"]), _aliases(facts))
             case "split":
-                source, created = ClusterId(said["source"]), ClusterId(said["created"])
-                moved, remaining = _media(said["moved"]), _media(said["remaining"])
+                source, created = ClusterId(facts["source"]), ClusterId(facts["created"])
+                moved, remaining = _media(facts["moved"]), _media(facts["remaining"])
                 return Split(revision, operation_id, by, at, source, created, moved, remaining)
             case "exclude":
-                source, media, remaining = ClusterId(said["source"]), _media(said["media"]), _media(said["remaining"])
+                source, media, remaining = (
+                    ClusterId(facts["source"]),
+                    _media(facts["media"]),
+                    _media(facts["remaining"]),
+                )
                 return Exclusion(revision, operation_id, by, at, source, media, remaining)
             case "dismiss":
-                return Dismissal(revision, operation_id, by, at, _groups(said["groups"]), _aliases(said))
+                return Dismissal(revision, operation_id, by, at, _groups(facts["groups"]), _aliases(facts))
             case "undo":
-                return Undo(revision, operation_id, by, at, undone=int(said["undone"]))
+                return Undo(revision, operation_id, by, at, undone=int(facts["undone"]))
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise UnreadablePet(pet=pet, problem=f"a correction cannot be read ({type(exc).__name__}: {exc})") from exc
-    raise UnreadablePet(pet=pet, problem=f"a correction is of the unknown kind {kind!r}")
+    raise UnreadablePet(pet=pet, problem=f"a correction has the unknown kind {kind!r}")
 
 
 def _named(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[str, list[MediaId]]:
@@ -85,9 +89,9 @@ def _led(aliases: Mapping[ClusterId, ClusterId]) -> dict[str, object]:
     return {"aliases": {str(old): now for old, now in aliases.items()}} if aliases else {}
 
 
-def _aliases(said: Mapping[str, Any]) -> dict[ClusterId, ClusterId]:
-    # older releases wrote none
-    return {ClusterId(int(old)): ClusterId(now) for old, now in said.get("aliases", {}).items()}
+def _aliases(facts: Mapping[str, Any]) -> dict[ClusterId, ClusterId]:
+    # left out if there are none
+    return {ClusterId(int(old)): ClusterId(now) for old, now in facts.get("aliases", {}).items()}
 
 
 def _groups(named: Mapping[str, list[str]]) -> dict[ClusterId, tuple[MediaId, ...]]:
@@ -95,5 +99,5 @@ def _groups(named: Mapping[str, list[str]]) -> dict[ClusterId, tuple[MediaId, ..
 
 
 def _media(ids: list[str]) -> tuple[MediaId, ...]:
-    # interned: corrections of one cluster name the same media again and again
+    # interned, because many corrections name the same items
     return tuple(MediaId(intern(id_)) for id_ in ids)

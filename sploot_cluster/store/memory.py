@@ -1,4 +1,4 @@
-"""Pets in a dictionary: for tests, and for whoever uses the service as a library without Redis."""
+"""The store of pets in a dictionary, for tests and for use as a library without Redis."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Pet:
 
 
 class MemoryPetStore:
-    """The :class:`~sploot_cluster.store.port.PetStore` of one process. What it holds ends with it."""
+    """The :class:`~sploot_cluster.store.port.PetStore` in the memory of one process."""
 
     def __init__(
         self,
@@ -52,7 +52,12 @@ class MemoryPetStore:
         max_vector_bytes: int = 512 * 1024 * 1024,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """``max_vector_bytes`` is the limit of one pet, by default that of a Redis value; ``clock`` stamps history."""
+        """Create an empty store.
+
+        Args:
+            max_vector_bytes: limit of the vectors of one pet; default: that of a Redis value.
+            clock: returns the time of history entries.
+        """
         self._max_vector_bytes, self._clock = max_vector_bytes, clock
         self._pets: dict[PetId, _Pet] = {}
         self._lock = Lock()
@@ -208,7 +213,7 @@ class MemoryPetStore:
                 if claimant and held.state.revision and (held.claimant is None or held.claimed_until_s < now_s):
                     held.claimant, held.claimed_until_s = claimant, now_s + CLAIM_MS / 1000
                 raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
-            if before is not None and _candidate(before.shadow, before.quarantine) != _candidate(
+            if before is not None and _side_state(before.shadow, before.quarantine) != _side_state(
                 held.shadow, held.quarantine
             ):
                 raise RevisionConflict(pet=pet, expected=state.revision, current=held.state.revision)
@@ -273,7 +278,7 @@ class MemoryPetStore:
             return sorted(self._pets)
 
 
-def _candidate(shadow: Shadow | None, quarantine: Mapping[MediaId, Quarantined]) -> tuple[datetime | None, int, int]:
+def _side_state(shadow: Shadow | None, quarantine: Mapping[MediaId, Quarantined]) -> tuple[datetime | None, int, int]:
     begun_at, n_vectors = (None, 0) if shadow is None else (shadow.begun_at, len(shadow.vectors))
     return begun_at, n_vectors, len(quarantine)
 

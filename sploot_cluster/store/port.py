@@ -1,7 +1,7 @@
-"""What the service needs of a store of pets: load, commit, look back.
+"""The protocol of a store of pets.
 
-``redis_store.RedisPetStore`` is the real one, ``memory_store.MemoryPetStore`` keeps pets in a dictionary for tests and
-for use as a library; both pass the same contract suite (tests/sploot_cluster/store/test_store.py).
+``redis.RedisPetStore`` is the production store; ``memory.MemoryPetStore`` keeps pets in a dictionary, for tests and for
+use as a library. Both pass the same contract suite (tests/sploot_cluster/store/test_store.py).
 """
 
 from __future__ import annotations
@@ -17,162 +17,162 @@ from sploot_cluster.pet.tally import PetTally, Quarantined, Totals
 from sploot_cluster.pet.vectors import FloatVector
 from sploot_cluster.pet.whole import PetDump
 
-# Long enough to plan a recluster of 50,000 media; short enough that a claimant who died is hardly noticed.
+# Long enough to plan a recluster of 50,000 items; short enough that the claim of a dead process does little harm.
 CLAIM_MS: Final = 2_000
 
-# Entries of a pet's history that are kept, or a few more.
+# Number of entries of a pet's history that are stored, approximately.
 HISTORY_KEPT: Final = 10_000
 
 
 class PetStore(Protocol):
-    """Pets by id, each with a revision that grows by one with every commit. Safe to use from many threads.
+    """A store of pets by id. Every commit increments the revision of a pet. Safe to use from many threads.
 
-    What Redis cannot do now raises ``StoreUnavailable``. A pet whose keys do not fit together raises ``UnreadablePet``
-    at every call that reads or writes it, and nothing of it is written; only :meth:`delete` takes it.
+    Every method may raise ``StoreUnavailable``. For a pet with inconsistent keys, every method that reads or writes it
+    raises ``UnreadablePet`` and writes nothing, except :meth:`delete`.
     """
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
-        """The pet at its newest revision; an empty state of revision 0 for a pet that has nothing.
+        """Return the pet at its newest revision; an empty state of revision 0 for a pet without data.
 
         Args:
-            known: an older state of this pet, whose arrays are reused so that only what is new travels.
+            known: an older state of this pet; its arrays are reused, so only newer data is transferred.
         """
         ...
 
     def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
-        """Write ``change``, which was decided on ``state``, in one atomic step; the state that follows.
+        """Write ``change``, which was decided on ``state``, atomically, and return the new state.
 
         Args:
-            claimant: a name for whoever lost the race before. If it loses again, it gets the right of way: for
-                ``CLAIM_MS``, or until it commits or releases, everybody else's commit raises ``PetClaimed``. So a
-                change that takes long to decide is not overtaken for ever. The first claim holds.
+            claimant: a unique name for a change that lost races before. If it loses again, it claims the pet: for
+                ``CLAIM_MS``, or until it commits or releases, commits of others raise ``PetClaimed``. So a change
+                that takes long to decide eventually succeeds. An existing claim is not replaced.
 
         Raises:
             RevisionConflict: the pet is not at ``state`` any more; nothing was written.
-            PetClaimed: another claimant has the right of way; nothing was written.
+            PetClaimed: another claimant holds the pet; nothing was written.
             PetTooLarge: the pet cannot hold the arrivals; nothing was written.
-            NotConserved: media would not be accounted for; nothing was written.
-            ValueError: the change does not fit the state: a mistake of whoever decided it.
+            NotConserved: items would not be accounted for; nothing was written.
+            ValueError: the change does not fit the state; a bug of the caller.
         """
         ...
 
     def release(self, pet: PetId, claimant: str) -> None:
-        """End the right of way of a claimant who changes nothing after all; nothing happens if it has none."""
+        """End the claim of a claimant, if it holds the pet."""
         ...
 
     def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
-        """Keep a spanning tree for whoever needs one next. Nothing happens if the pet is another one by now, or if a
-        larger tree is kept: it is a matter of speed alone."""
+        """Store a spanning tree, which only saves time later. Does nothing if the pet was recreated meanwhile, or if a
+        larger tree is stored."""
         ...
 
     def kept_tree(self, pet: PetId) -> KeptTree | None:
-        """The spanning tree that was kept last, if any; whether it fits is for ``kept_tree.load`` to say."""
+        """Return the stored spanning tree, if any; ``kept_tree.load`` checks that it fits."""
         ...
 
     def keep_preview(self, preview: Preview) -> bool:
-        """Keep a preview beside its pet for ``previews.KEPT_FOR``, in place of an older one.
+        """Store a preview for ``previews.KEPT_FOR``, replacing an older one.
 
         Returns:
-            False if the pet has moved on; nothing is kept then.
+            False if the pet changed meanwhile; nothing is stored then.
         """
         ...
 
     def kept_preview(self, pet: PetId) -> Preview | None:
-        """The preview that was kept last, if it is still there."""
+        """Return the stored preview, if it has not expired."""
         ...
 
     def view(self, pet: PetId) -> PetView:
-        """The pet at its newest revision for readers, without its vectors."""
+        """Return the view of the pet at its newest revision."""
         ...
 
     def revision(self, pet: PetId) -> int:
-        """The pet's newest revision; 0 for a pet that has nothing."""
+        """Return the newest revision of a pet; 0 for a pet without data."""
         ...
 
     def moved_at(self, pet: PetId) -> int:
-        """Return the revision that last moved media that were there; 0 if none did. Arrivals move nothing."""
+        """Return the revision that last moved existing items; 0 if none did. Arrivals move none."""
         ...
 
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
-        """The newest revisions that were more than plain arrivals, newest first."""
+        """Return the newest history entries, newest first."""
         ...
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
-        """Take down an item whose vector is of another space than the pet's, until one of its own comes.
+        """Quarantine an item whose vector is of another space than the pet's, until one of the pet's space arrives.
 
         Returns:
-            False if the pet is another one by now, has the item, or has taken down ``tally.MAX_QUARANTINED``; the last
-            is counted as overflowed.
+            False if the pet was recreated meanwhile, has the item, or has ``tally.MAX_QUARANTINED`` in quarantine; in
+            the last case the arrival is counted as overflowed.
         """
         ...
 
     def tally(self, pet: PetId) -> PetTally:
-        """Where the pet's media are counted."""
+        """Return the accounting of a pet's items."""
         ...
 
     def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
-        """The tally of all pets, or of some; a round trip per 500 of them. Damaged pets are part of the answer."""
+        """Return the tally of all pets, or of the given ones, and the unreadable pets; one round trip per 500."""
         ...
 
     def past(self, pet: PetId) -> Past:
-        """The pet without its vectors, and what it was at every revision that is kept."""
+        """Return the pet without its vectors, and its past."""
         ...
 
     def dump(self, pet: PetId) -> PetDump:
-        """Everything that is kept of the pet, at one revision.
+        """Return all data of the pet, at one revision.
 
         Raises:
-            UnknownPet: it holds nothing.
+            UnknownPet: the pet has no data.
         """
         ...
 
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
-        """Put ``after`` in the place of ``before``, in one atomic step; the state of it, under another ``born``.
+        """Replace ``before`` by ``after`` atomically, and return the new state, which has another ``born``.
 
-        What is kept beside a pet and can be computed again, its tree and a preview, is gone afterwards.
+        The stored spanning tree and preview are deleted; they can be computed again.
 
         Args:
-            before: as :meth:`dump` told it; None for a pet that holds nothing.
-            claimant: as of :meth:`commit`; the first lost race makes the claim.
+            before: the result of :meth:`dump`; None for a pet without data.
+            claimant: as in :meth:`commit`, but the first lost race claims the pet.
 
         Raises:
-            RevisionConflict: the pet, its shadow or its quarantine is not as ``before`` any more; nothing was written.
+            RevisionConflict: the pet, its shadow or its quarantine differs from ``before``; nothing was written.
         """
         ...
 
     def delete(self, pet: PetId) -> bool:
-        """Remove everything of the pet; False if there was nothing."""
+        """Delete all data of the pet; return False if there was none."""
         ...
 
     def shadow(self, pet: PetId) -> Shadow | None:
-        """The space that is open beside the pet's own, without its vectors."""
+        """Return the open shadow without its vectors, if any."""
         ...
 
     def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
-        """Open a space beside the pet's own; False if the pet is another one by now, or has one open."""
+        """Open a shadow; return False if the pet was recreated meanwhile, or has an open shadow."""
         ...
 
     def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
-        """The items that have a vector in the space beside the pet's own and none in its own, ascending. O(n)."""
+        """Return the items that have a vector in the shadow only, ascending. O(n)."""
         ...
 
     def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
-        """Put a vector of ``why.model`` into the space that is open for it. Again changes nothing.
+        """Add a vector of ``why.model`` to the open shadow. Repeating the call changes nothing.
 
-        An item without a vector in the pet's own space is quarantined as well, however many are.
+        An item without a vector in the pet's own space is quarantined too, without limit.
 
         Returns:
-            False if the pet is another one by now, or no space is open for this model.
+            False if the pet was recreated meanwhile, or no shadow of this model is open.
         """
         ...
 
     def end_shadow(self, pet: PetId) -> bool:
-        """Close the space beside the pet's own, with its vectors; False if none was open.
+        """Delete the shadow and its vectors; return False if none was open.
 
         Items that only it had stay quarantined.
         """
         ...
 
     def pets(self) -> Sequence[PetId]:
-        """Every pet that holds something, ascending."""
+        """Return all pets that have data, ascending."""
         ...

@@ -1,10 +1,10 @@
-"""Pets in Redis: one round trip to load what is new, one to commit. ``keys.py`` documents what lies where.
+"""The store of pets in Redis: one round trip to load changes, and one to commit. ``keys.py`` documents the schema.
 
-A load is a consistent snapshot, because a script makes it. A commit writes everything or nothing, because a script
-does, and first compares the state it was decided on. The client may send a commit twice when a reply was lost: every
-commit has a random name, by which the script knows it again.
+A load is a consistent snapshot, because one script reads it. A commit is atomic, because one script first checks the
+state that it was decided on and then writes everything. If a reply is lost, the client may send a commit twice: every
+commit has a random name, by which the script recognises it.
 
-redis-py's errors become ``StoreUnavailable`` here and nowhere else. Works from Redis 6.2 on.
+This module translates errors of redis-py to ``StoreUnavailable``. It requires Redis 6.2.
 """
 
 from __future__ import annotations
@@ -66,18 +66,20 @@ from sploot_cluster.store.short_calls import ShortCalls
 
 T = TypeVar("T", bound=np.generic)
 
-# What one command reads of a pet's vectors: about 5 ms of the server's only thread, and all of a pet of 2,000 x 512.
+# Size of the part of a pet's vectors that one command reads: about 5 ms of the server's only thread, and all vectors of
+# a pet of 2,000 x 512.
 CHUNK_BYTES: Final = 4 * 1024 * 1024
-# What comes with the rest, in one round trip: more than a few arrivals is cheaper to read beside the script.
+# Limit of the vectors that the script returns itself, in the same round trip. Larger parts are cheaper to read with
+# GETRANGE.
 BYTES_FROM_SCRIPT: Final = 64 * 1024
 
-# What load.lua answers to a reader who knows the newest state.
+# The answer of load.lua if the known state is the newest.
 IS_NEWEST: Final = 1
 
-# A Cluster cannot list a pet in the round trip of its commit: there, one commit of so many does.
+# On a Cluster, adding a pet to the set of pets takes another round trip, so only every n-th commit does it.
 LISTED_EVERY: Final = 16
 
-# Pets whose counts one round trip reads: a millisecond of the server's only thread.
+# Number of pets whose counts one round trip reads: a millisecond of the server's only thread.
 TALLIES_PER_TRIP: Final = 500
 
 
@@ -85,35 +87,35 @@ class RedisPetStore:
     """The :class:`~sploot_cluster.store.port.PetStore` on a Redis server, Sentinel or Cluster."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
-        """``client`` must answer in bytes: vectors are no text.
+        """Create a store on ``client``, which must return bytes, because vectors are not text.
 
         Raises:
             ValueError: the client has ``decode_responses=True``.
         """
         if client.get_encoder().decode_responses:
-            raise ValueError("the client decodes answers to text; make it with decode_responses=False")
+            raise ValueError("expected a client that returns bytes; create it with decode_responses=False")
         self._client = client
         scripts = files(__package__)
 
         def script(name: str) -> str:
             return scripts.joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
 
-        def careful(name: str) -> str:
+        def checked(name: str) -> str:
             return script("whole") + script(name)
 
-        # every arrival calls these two
+        # every arrival calls these two scripts
         calls = ShortCalls(client)
-        self._load = calls.script(careful("load"))
-        self._commit = calls.script(careful("commit"))
-        self._check = client.register_script(careful("check"))
+        self._load = calls.script(checked("load"))
+        self._commit = calls.script(checked("commit"))
+        self._check = client.register_script(checked("check"))
         self._keep = client.register_script(script("keep"))
         self._keep_preview = client.register_script(script("keep_preview"))
-        self._quarantine = client.register_script(careful("quarantine"))
-        self._dump = client.register_script(careful("dump"))
-        self._begin_shadow = client.register_script(careful("begin_shadow"))
-        self._add_to_shadow = client.register_script(careful("add_to_shadow"))
-        self._end_shadow = client.register_script(careful("end_shadow"))
-        self._replace = client.register_script(careful("replace"))
+        self._quarantine = client.register_script(checked("quarantine"))
+        self._dump = client.register_script(checked("dump"))
+        self._begin_shadow = client.register_script(checked("begin_shadow"))
+        self._add_to_shadow = client.register_script(checked("add_to_shadow"))
+        self._end_shadow = client.register_script(checked("end_shadow"))
+        self._replace = client.register_script(checked("replace"))
         self._release = client.register_script(script("release"))
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
@@ -144,7 +146,7 @@ class RedisPetStore:
                 ],
             )
             if n_listed:
-                self._list(pet)  # else it stood there all the while
+                self._list(pet)  # else it was listed already
         match _whole(pet, answer):
             case [b"OK", _, born]:
                 return follow(state, change, version=f"{born.decode()}.{new_commit}")
@@ -228,10 +230,10 @@ class RedisPetStore:
         tally, unconserved, damaged = Tally(), [], []
         pets = self.pets() if pets is None else pets
         for start in range(0, len(pets), TALLIES_PER_TRIP):
-            some = pets[start : start + TALLIES_PER_TRIP]
+            batch = pets[start : start + TALLIES_PER_TRIP]
             with _translated("count the media of all pets"):
-                answers = self._check_all(some)
-            for pet, answer in zip(some, answers, strict=True):
+                answers = self._check_all(batch)
+            for pet, answer in zip(batch, answers, strict=True):
                 try:
                     of_pet = _tally(_whole(pet, answer))
                 except UnreadablePet as problem:
@@ -244,11 +246,11 @@ class RedisPetStore:
         return Totals(tally, len(pets), tuple(sorted([*unconserved, *map(PetId, unreadable)])), tuple(damaged))
 
     def _check_all(self, pets: Sequence[PetId]) -> list[Any]:
-        """What check.lua answers for each of them, in one round trip to each server."""
+        """Return the answer of check.lua for each pet, with one round trip to each server."""
         pipe = self._client.pipeline(transaction=False)
         for keys in map(PetKeys.of, pets):
             if isinstance(self._client, redis.RedisCluster):
-                # its pipelines refuse EVALSHA, and EVAL under its own name
+                # cluster pipelines support neither EVALSHA nor the method eval
                 pipe.execute_command("EVAL", self._check.script, len(keys), *keys)
             else:
                 self._check(keys=keys, client=pipe)
@@ -263,25 +265,25 @@ class RedisPetStore:
                 entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrevrange(keys.overwritten))
                 born, since = cast("list[bytes | None]", self._client.hmget(keys.meta, "born", "past_from"))
             if (born or b"").decode() == _names(state.version)[0]:
-                break  # else rows were deleted in between, and what was read is of others
+                break  # else rows were deleted in between, so the columns do not match
         column = _arrived(arrived, state.n_media)
         with _readable(pet):
             overwritten = [load_overwritten(_revision(id_), fields[b"was"]) for id_, fields in entries]
-        # what was committed after the state was read is no part of its past
-        told = [one for one in overwritten if one.revision <= state.revision]
-        return Past(state, column, told, since=int(since or 0))
+        # leave out commits that came after the state was read
+        records = [one for one in overwritten if one.revision <= state.revision]
+        return Past(state, column, records, since=int(since or 0))
 
     def dump(self, pet: PetId) -> PetDump:
         with _translated(f"read all of pet {pet}"):
             answer = _whole(pet, self._dump(keys=PetKeys.of(pet)))
         if not answer:
             raise UnknownPet(pet=pet)
-        meta, media, vectors, labels, origins, clusters, aliases, said = answer[:8]
+        meta, media, vectors, labels, origins, clusters, aliases, corrections = answer[:8]
         arrived, overwritten, history, quarantine, shadow, shadow_vectors = answer[8:]
-        told = _Told(meta, 0, media, b"", 0, 0, 0, labels, origins, clusters, aliases, 0, said)
+        loaded = _Loaded(meta, 0, media, b"", 0, 0, 0, labels, origins, clusters, aliases, 0, corrections)
         facts = dict(_pairs(meta))
         with _readable(pet):
-            state = _state(pet, empty_state(pet), told, vectors)
+            state = _state(pet, empty_state(pet), loaded, vectors)
             return PetDump(
                 state,
                 _arrived(arrived, state.n_media),
@@ -307,7 +309,7 @@ class RedisPetStore:
                     commit,
                     claimant or "",
                     CLAIM_MS,
-                    *_candidate(before),
+                    *_side_state(before),
                     *_commands(keys, after, born=born, commit=commit),
                 ],
             )
@@ -325,18 +327,18 @@ class RedisPetStore:
         return n_deleted > 0
 
     def _list(self, pet: PetId) -> None:
-        """Have the pet among all pets if it holds something, and not otherwise.
+        """Add the pet to the set of pets if it has data, and remove it otherwise.
 
-        Whoever made a pet begin or end does so afterwards. The set lies in another slot, so that nobody can look at the
-        pet and write there in one step: who wrote looks again, whether it is still so.
+        To be called after a pet was created or deleted. The set is in another slot, so no script can read the pet and
+        write the set atomically; the loop ends once the state of the pet has not changed since the last write.
         """
-        meta, was_there = PetKeys.of(pet).meta, None
-        while (is_there := bool(self._client.exists(meta))) != was_there:
-            if is_there:
+        meta, existed = PetKeys.of(pet).meta, None
+        while (exists := bool(self._client.exists(meta))) != existed:
+            if exists:
                 self._client.sadd(PETS, pet)
             else:
                 self._client.srem(PETS, pet)
-            was_there = is_there
+            existed = exists
 
     def shadow(self, pet: PetId) -> Shadow | None:
         keys = PetKeys.of(pet)
@@ -353,9 +355,9 @@ class RedisPetStore:
         keys = PetKeys.of(pet)
         with _translated(f"list what only the shadow of pet {pet} has"):
             _whole(pet, self._check(keys=keys))
-            there = set(cast("list[bytes]", self._client.lrange(keys.media, 0, -1)))
-            candidate = cast("list[bytes]", self._client.hkeys(keys.shadow_vectors))
-        return sorted(MediaId(item.decode()) for item in candidate if item not in there)
+            own = set(cast("list[bytes]", self._client.lrange(keys.media, 0, -1)))
+            in_shadow = cast("list[bytes]", self._client.hkeys(keys.shadow_vectors))
+        return sorted(MediaId(item.decode()) for item in in_shadow if item not in own)
 
     def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
@@ -399,10 +401,10 @@ class RedisPetStore:
                 return known
             if not _whole(pet, answer):
                 return empty_state(pet)
-            told = _Told(*answer)
-            vectors = told.vectors + b"".join(self._ranges(keys.vectors, told.rest_from, told.rest_to))
+            loaded = _Loaded(*answer)
+            vectors = loaded.vectors + b"".join(self._ranges(keys.vectors, loaded.rest_from, loaded.rest_to))
         with _readable(pet):
-            return _state(pet, known, told, vectors if with_vectors else None)
+            return _state(pet, known, loaded, vectors if with_vectors else None)
 
     def _ranges(self, key: str, start: int, end: int) -> Iterator[bytes]:
         for at in range(start, end, CHUNK_BYTES):
@@ -410,13 +412,13 @@ class RedisPetStore:
 
 
 def _names(version: str) -> tuple[str, str]:
-    """``version`` as load.lua and commit.lua know it: the name of the pet's first commit, and of its last."""
+    """Return the two parts of ``version``: the names of the pet's first commit and of its last."""
     born, _, commit = version.partition(".")
     return born, commit
 
 
 def _written(state: PetState, change: Change) -> Iterator[Any]:
-    """The part of commit.lua's ARGV that says what to write."""
+    """Yield the part of the ARGV of commit.lua that contains the change."""
     arrivals, relabelling = change.arrivals, change.relabelling
     was = overwritten_by(state, change)
     labels = b"".join(int(arrival.label).to_bytes(4, "little", signed=True) for arrival in arrivals)
@@ -446,17 +448,17 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
 
 
 def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:
-    """The revisions at which the first n rows came; others may have come since the pet was read."""
+    """Return the revisions at which the first n rows arrived; more may have arrived since the pet was read."""
     return np.frombuffer(stored, dtype="<u4", count=n).astype(np.uint32)
 
 
 def _tally(counts: Sequence[bytes]) -> Tally:
-    """The tally of what check.lua answers for a pet that is whole."""
+    """Return the tally from the answer of check.lua."""
     return Tally(*map(int, counts))
 
 
 def _dump_shadow(shadow: Shadow) -> tuple[str | int, ...]:
-    """Fields and values of the hash."""
+    """Return the fields and values of the hash."""
     at = shadow.begun_at.isoformat()
     was_own = int(shadow.was_own)
     return ("model", shadow.model, "dim", shadow.dim, "begun_at", at, "by", shadow.by, "was_own", was_own)
@@ -479,12 +481,13 @@ def _dump_quarantined(why: Quarantined) -> str:
 
 
 def _load_quarantined(text: bytes) -> Quarantined:
-    said = json.loads(text)
-    return Quarantined(said["model"], said["dim"], datetime.fromisoformat(said["at"]))
+    facts = json.loads(text)
+    return Quarantined(facts["model"], facts["dim"], datetime.fromisoformat(facts["at"]))
 
 
-def _candidate(before: PetDump | None) -> tuple[str, int, int]:
-    """What replace.lua shall find beside a pet: when its shadow was opened, and how many media are there."""
+def _side_state(before: PetDump | None) -> tuple[str, int, int]:
+    """Return what replace.lua compares in addition to the commit: the shadow's opening time and size, and the size of
+    the quarantine."""
     if before is None:
         return "", 0, 0
     shadow = before.shadow
@@ -493,7 +496,7 @@ def _candidate(before: PetDump | None) -> tuple[str, int, int]:
 
 
 def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterator[Any]:
-    """What replace.lua shall write, as it wants it."""
+    """Yield the commands with which replace.lua writes the pet, in its format."""
     number = {key: at for at, key in enumerate(keys, start=1)}
     state = dump.state
     clustered = int(np.count_nonzero(state.labels != NOISE))
@@ -527,10 +530,10 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
     }
 
     def command(name: str, key: str, *arguments: Any) -> Iterator[Any]:
-        # as many as Lua's stack holds, in pairs
+        # at most what Lua's stack holds; an even number, to keep pairs together
         for start in range(0, len(arguments), 5_000):
-            some = arguments[start : start + 5_000]
-            yield from (len(some), name, number[key], *some)
+            batch = arguments[start : start + 5_000]
+            yield from (len(batch), name, number[key], *batch)
 
     yield from command("HSET", keys.meta, *(item for pair in meta.items() if pair[1] is not None for item in pair))
     yield from command("RPUSH", keys.media, *state.media)
@@ -562,8 +565,8 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
     )
 
 
-class _Told(NamedTuple):
-    """What load.lua answers; its header says what each item is."""
+class _Loaded(NamedTuple):
+    """The answer of load.lua, whose header documents the items."""
 
     meta: list[bytes]
     from_row: int
@@ -580,28 +583,30 @@ class _Told(NamedTuple):
     ledger: list[bytes]
 
 
-def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None) -> PetState:
-    """The state that was told, on the memory of ``known`` as far as it is an ancestor.
+def _state(pet: PetId, known: PetState, loaded: _Loaded, vector_bytes: bytes | None) -> PetState:
+    """Return the loaded state, which shares the memory of ``known`` if that is an ancestor.
 
     Raises:
-        ValueError, KeyError: the columns do not fit together.
+        ValueError, KeyError: the columns are inconsistent.
     """
-    meta = {name.decode(): value.decode() for name, value in _pairs(told.meta)}
+    meta = {name.decode(): value.decode() for name, value in _pairs(loaded.meta)}
     version = f"{meta['born']}.{meta['commit']}"
-    media = [MediaId(intern(id_.decode())) for id_ in told.media]  # corrections name them, too
+    media = [MediaId(intern(id_.decode())) for id_ in loaded.media]  # shared with corrections that name them
     dim = int(meta["dim"]) if "dim" in meta else None
     vectors = np.empty((0, 0), dtype=np.float32)
     if vector_bytes is not None and dim is not None:
         vectors = np.frombuffer(vector_bytes, dtype="<f4").astype(np.float32, copy=False).reshape(len(media), dim)
-    rows = PetRows.behind(known).extended(told.from_row, media, vectors) if told.from_row else PetRows(media, vectors)
-    n = told.from_row + len(media)
-    labels: LabelVector = _column(known.labels[: told.labels_from], np.frombuffer(told.labels, dtype="<i4"))
-    origins: OriginVector = _column(known.origins[: told.labels_from], np.frombuffer(told.origins, dtype=np.uint8))
+    rows = (
+        PetRows.behind(known).extended(loaded.from_row, media, vectors) if loaded.from_row else PetRows(media, vectors)
+    )
+    n = loaded.from_row + len(media)
+    labels: LabelVector = _column(known.labels[: loaded.labels_from], np.frombuffer(loaded.labels, dtype="<i4"))
+    origins: OriginVector = _column(known.origins[: loaded.labels_from], np.frombuffer(loaded.origins, dtype=np.uint8))
     clusters, aliases = known.clusters, known.aliases
-    if told.clusters is not None and told.aliases is not None:
-        clusters = {ClusterId(int(id_)): _load_card(ClusterId(int(id_)), card) for id_, card in _pairs(told.clusters)}
-        aliases = {ClusterId(int(id_)): ClusterId(int(into)) for id_, into in _pairs(told.aliases)}
-    if not told.from_row and (unknown := set(np.unique(labels).tolist()) - {NOISE} - clusters.keys()):
+    if loaded.clusters is not None and loaded.aliases is not None:
+        clusters = {ClusterId(int(id_)): _load_card(ClusterId(int(id_)), card) for id_, card in _pairs(loaded.clusters)}
+        aliases = {ClusterId(int(id_)): ClusterId(int(into)) for id_, into in _pairs(loaded.aliases)}
+    if not loaded.from_row and (unknown := set(np.unique(labels).tolist()) - {NOISE} - clusters.keys()):
         raise ValueError(f"labels name cluster {min(unknown)}, which has no card")
     return PetState(
         pet=pet,
@@ -616,7 +621,7 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
         origins=origins,
         clusters=clusters,
         aliases=aliases,
-        ledger=_ledger(pet, known, told),
+        ledger=_ledger(pet, known, loaded),
         next_cluster=ClusterId(int(meta["next_cluster"])),
         n_at_recluster=int(meta["n_at_recluster"]),
         noise_arrivals=int(meta["noise_arrivals"]),
@@ -624,15 +629,15 @@ def _state(pet: PetId, known: PetState, told: _Told, vector_bytes: bytes | None)
     )
 
 
-def _ledger(pet: PetId, known: PetState, told: _Told) -> tuple[Correction, ...]:
-    """What is known of the ledger and what was told of it; the very same where that is nothing."""
-    if not told.ledger and told.from_correction == len(known.ledger):
+def _ledger(pet: PetId, known: PetState, loaded: _Loaded) -> tuple[Correction, ...]:
+    """Return the ledger; the same object as in ``known`` if it is unchanged."""
+    if not loaded.ledger and loaded.from_correction == len(known.ledger):
         return known.ledger
-    return (*known.ledger[: told.from_correction], *(ledger.loads(text, pet=pet) for text in told.ledger))
+    return (*known.ledger[: loaded.from_correction], *(ledger.loads(text, pet=pet) for text in loaded.ledger))
 
 
 def _pairs(items: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """(field, value) of a hash as a script returns it."""
+    """Yield the (field, value) pairs of a hash as a script returns it."""
     return zip(items[::2], items[1::2], strict=True)
 
 
@@ -643,14 +648,14 @@ def _column(known: npt.NDArray[T], new: npt.NDArray[Any]) -> npt.NDArray[T]:
 
 
 def _dump_card(card: ClusterCard) -> str:
-    said: dict[str, object] = {"threshold": card.threshold, "since": card.since}
-    return _json(said if card.split_from is None else said | {"split_from": card.split_from})
+    facts: dict[str, object] = {"threshold": card.threshold, "since": card.since}
+    return _json(facts if card.split_from is None else facts | {"split_from": card.split_from})
 
 
 def _load_card(id_: ClusterId, text: bytes) -> ClusterCard:
-    said = json.loads(text)
-    split_from = ClusterId(int(said["split_from"])) if "split_from" in said else None
-    return ClusterCard(id_, threshold=float(said["threshold"]), since=int(said["since"]), split_from=split_from)
+    facts = json.loads(text)
+    split_from = ClusterId(int(facts["split_from"])) if "split_from" in facts else None
+    return ClusterCard(id_, threshold=float(facts["threshold"]), since=int(facts["since"]), split_from=split_from)
 
 
 def _entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
@@ -664,15 +669,15 @@ def _entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
 
 
 def _revision(id_: bytes) -> int:
-    """The revision that is the id of a stream's entry."""
+    """Return the revision from the id of a stream entry."""
     return int(id_.partition(b"-")[0])
 
 
 def _whole(pet: PetId, answer: Any) -> Any:
-    """What a script answered.
+    """Return the answer of a script.
 
     Raises:
-        UnreadablePet: it answered that the pet is damaged (whole.lua).
+        UnreadablePet: the script found the pet damaged (whole.lua).
     """
     match answer:
         case [b"DAMAGED", key, expected, found]:
@@ -684,7 +689,7 @@ def _whole(pet: PetId, answer: Any) -> Any:
 
 @contextmanager
 def _readable(pet: PetId) -> Iterator[None]:
-    """Have what cannot be read raise UnreadablePet."""
+    """Translate errors of decoding to UnreadablePet."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as exc:

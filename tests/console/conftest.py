@@ -69,6 +69,11 @@ return [...document.querySelectorAll("body, body *")]
   .map((element) => `${element.tagName}.${element.className}: ${element.textContent.slice(0, 60)}`);
 """
 
+# Returns the names that the style sheet puts before the cells of a table on a narrow screen.
+CELL_NAMES = """
+return [...document.querySelectorAll(arguments[0])].map((cell) => getComputedStyle(cell, "::before").content);
+"""
+
 
 @dataclass
 class Page:
@@ -121,10 +126,22 @@ class Page:
 
     def names_of(self, selector: str) -> list[str]:
         """Return the name that the page shows next to or above each of these cells."""
-        cells = self.browser.find_elements(By.CSS_SELECTOR, selector)
-        script = "return getComputedStyle(arguments[0], '::before').content"
-        names = [self.browser.execute_script(script, cell) for cell in cells]
+        # one script, so that the page cannot redraw between two cells
+        names: list[str] = self.browser.execute_script(CELL_NAMES, selector)
         return [name.strip('"') for name in names]
+
+    def role_of(self, selector: str) -> str:
+        """Return the role that a screen reader announces for the first element that matches."""
+
+        def role() -> str | None:
+            try:
+                return self.browser.find_element(By.CSS_SELECTOR, selector).aria_role
+            except StaleElementReferenceException:
+                return None
+
+        found = eventually(role)
+        assert found is not None
+        return found
 
     def complaints(self) -> list[str]:
         """Return the errors that the browser logged since the last call, refused scripts included."""

@@ -66,8 +66,8 @@ def test_items_can_be_split_off_a_cluster(page: Page, album: ClusterService, wor
     page.click(cluster.media[0])
     page.labelled(f"Choose {cluster.media[0]}").click()
     page.labelled(f"Choose {cluster.media[1]}").click()
-    page.click("Split off: 2 items")
-    page.click("Split", within="//dialog")
+    page.click("Split off 2 items")
+    page.click("Split off", within="//dialog")
 
     page.sees("30 items in 4 clusters")
     assert page.complaints() == []
@@ -75,10 +75,10 @@ def test_items_can_be_split_off_a_cluster(page: Page, album: ClusterService, wor
 
 def test_queue_can_be_paused_by_a_plan_and_resumed(page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
-    page.sees("no worker takes jobs of embedding.ingested")
+    page.sees("embedding.ingested has no running worker")
 
     page.click("Pause…")
-    page.sees("In Redis's words:")
+    page.sees("Redis commands:")
     page.sees("sploot-cluster queue pause embedding.ingested --yes")
     assert redis_client.exists("{streams:embedding.ingested}:paused") == 0
     page.click("Yes", within="//dialog")
@@ -88,7 +88,7 @@ def test_queue_can_be_paused_by_a_plan_and_resumed(page: Page, redis_client: red
     page.click("Resume…")
     page.click("Yes", within="//dialog")
     eventually(lambda: not redis_client.exists("{streams:embedding.ingested}:paused"))
-    page.sees("Who did what")
+    page.sees("Audit log")
     page.sees("resume")
     assert page.complaints() == []
 
@@ -100,12 +100,12 @@ def test_queues_page_distinguishes_healthy_queues_from_failed_jobs(
         samples.declare_queue(CLUSTER_MAINTENANCE)
         samples.consume(CLUSTER_MAINTENANCE, timeout=100)
         page.open("queues")
-        page.sees("Nothing waits for long, and nothing is dead. How jobs end")
+        page.sees("No job has waited too long, and there are no dead letters.")
 
         redis_client.xadd(stream_of(EMBEDDING_INGESTED), {"schema": "embedding.ingested/1", "pet_id": "42"})
 
-        page.sees("embedding.ingested: 1 dead, and nobody tries them again but you")
-        page.sees("Worth a look.")
+        page.sees("embedding.ingested: 1 dead; dead letters are not retried until you requeue them")
+        page.sees("Warning")
 
 
 def test_dead_letter_shows_its_cause_and_can_be_requeued(page: Page, redis_client: redis.Redis, worker: None) -> None:
@@ -118,7 +118,7 @@ def test_dead_letter_shows_its_cause_and_can_be_requeued(page: Page, redis_clien
     page.click("UndecodableEntry: event_id")
     page.sees('"schema": "embedding.ingested/1"')
     page.click("Requeue…")
-    page.sees("In Redis's words:")
+    page.sees("Redis commands:")
     page.click("Yes, 1 entry", within="//dialog")
 
     page.sees("back to work")
@@ -134,14 +134,14 @@ def test_item_can_be_excluded_and_another_dismissed(page: Page, album: ClusterSe
     page.click(first)
     page.labelled(f"Choose {first}").click()
     page.click("Not this cluster: 1 item")
-    page.click("Take out", within="//dialog")
+    page.click("Not this cluster", within="//dialog")
     eventually(lambda: album.clusters(PET).revision > 31)
     page.sees("exclude")
 
     page.open(f"pet/{PET}")
     page.click(second)
     page.labelled(f"Choose {second}").click()
-    page.click("Dismiss: 1 item")
+    page.click("Dismiss 1 item")
     page.click("Dismiss", within="//dialog")
 
     page.sees("1 dismissed")
@@ -169,12 +169,12 @@ def test_older_revision_can_be_compared_and_restored(page: Page, album: ClusterS
     page.open(f"pet/{PET}")
     page.sees("30 items in 2 clusters")
 
-    page.click("Since then…")
+    page.click("Compare…")
     page.sees(f"Since revision {before}")
     page.click("Restore", within="//dialog")
 
     eventually(lambda: album.clusters(PET).revision > before + 1)
-    # the user's merge still holds: restoring takes back no correction
+    # the user's merge is still in force: restoring undoes no correction
     page.sees("30 items in 2 clusters")
     page.sees(f"restored {before}")
     assert page.complaints() == []
@@ -187,10 +187,10 @@ def test_recluster_preview_is_applied_exactly(page: Page, album: ClusterService,
     page.sees("40 items")
 
     page.click("Recluster…")
-    page.sees("Constraints kept")
+    page.sees("Constraints kept:")
     page.sees("s3-0")
     assert album.clusters(PET).revision == revision
-    page.click("Apply exactly this", within="//dialog")
+    page.click("Apply this preview", within="//dialog")
 
     page.sees("40 items in 4 clusters")
     assert page.complaints() == []
@@ -216,18 +216,18 @@ def test_queues_and_plans_fit_a_phone_screen(phone: Page, redis_client: redis.Re
     phone.sees("x2x7q:17:81234567")
 
     phone.click("Pause…")
-    phone.sees("In Redis's words:")
+    phone.sees("Redis commands:")
     assert phone.too_wide() == []
     phone.click("Yes", within="//dialog")
-    phone.sees("Who did what")
+    phone.sees("Audit log")
     phone.sees("embedding.ingested is paused; sploot-cluster queue resume")
 
     assert phone.too_wide() == []
     figures = ["undelivered", "in flight", "delayed", "orphaned", "dead", "oldest", "held for"]
     assert phone.names_of("table:first-of-type tr:first-child td.number")[: len(figures)] == figures
     # a screen reader still sees a table
-    assert phone.browser.find_element(By.CSS_SELECTOR, "table").aria_role == "table"
-    assert phone.browser.find_element(By.CSS_SELECTOR, "td").aria_role == "cell"
+    assert phone.role_of("table") == "table"
+    assert phone.role_of("td") == "cell"
 
 
 def test_dead_letter_fits_a_phone_screen(phone: Page, redis_client: redis.Redis, worker: None) -> None:
@@ -239,7 +239,7 @@ def test_dead_letter_fits_a_phone_screen(phone: Page, redis_client: redis.Redis,
     phone.sees('"schema": "embedding.ingested/1"')
 
     assert phone.too_wide() == []
-    assert phone.names_of("tbody tr td")[:5] == ["died", "reason", "actor", "pet", "what happened"]
+    assert phone.names_of("tbody tr td")[:5] == ["died", "reason", "actor", "pet", "error"]
 
 
 def test_pet_history_and_reasons_fit_a_phone_screen(phone: Page, album: ClusterService) -> None:
@@ -257,7 +257,7 @@ def test_pet_history_and_reasons_fit_a_phone_screen(phone: Page, album: ClusterS
     phone.click("Close", within="//dialog")
 
     phone.open(f"pet/{PET}")
-    phone.click("Since then…")
+    phone.click("Compare…")
     phone.sees("Since revision")
     assert phone.too_wide() == []
 
@@ -275,9 +275,9 @@ def test_console_asks_for_a_token_when_the_server_has_tokens(
     page = Page(browser, serve(api_tokens=f"ann:viewer:{secret}"))
     page.open(f"pet/{PET}")
 
-    page.sees("Who are you?")
+    page.sees("Sign in")
     page.labelled("Secret").send_keys(secret)
-    page.click("Enter")
+    page.click("Sign in")
 
     page.sees("30 items in 3 clusters")
 

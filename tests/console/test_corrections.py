@@ -1,4 +1,4 @@
-"""What a labeller ticks is what a correction is about, and uploads are in nobody's way."""
+"""Tests that a correction applies to exactly the boxes that are ticked, and that uploads do not block corrections."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def album(service: ClusterService) -> ClusterService:
 
 
 def ticked(page: Page) -> set[str]:
-    """The labels of the boxes that are ticked, in clusters that are closed, too."""
+    """Return the labels of the boxes that are ticked, in collapsed clusters too."""
     boxes = page.browser.find_elements(By.CSS_SELECTOR, "#main input:checked")
     return {str(box.get_attribute("aria-label")).removeprefix("Choose ") for box in boxes}
 
@@ -46,16 +46,14 @@ def tick(page: Page, *labels: str) -> None:
 
 
 def listed(page: Page) -> set[str]:
-    """The media that the dialog lists."""
+    """Return the items that the dialog lists."""
     return {item.text for item in page.browser.find_elements(By.CSS_SELECTOR, "#dialog li")}
 
 
-# -- what is ticked --------------------------------------------------------------------------------------------------
+# -- ticked boxes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_tick_in_another_cluster_unticks_the_media_of_the_first(
-    page: Page, album: ClusterService, worker: None
-) -> None:
+def test_tick_in_another_cluster_unticks_items_of_the_first(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     open_cluster(page, 0)
     open_cluster(page, 1)
@@ -64,16 +62,16 @@ def test_a_tick_in_another_cluster_unticks_the_media_of_the_first(
     tick(page, "s1-0")
 
     assert ticked(page) == {"s1-0"}
-    page.sees("3 unticked: a correction is about clusters, or about items of one cluster.")
-    page.click("Split off: 1 item")
+    page.sees("3 unticked: a correction applies to clusters, or to items of one cluster.")
+    page.click("Split off 1 item")
     assert listed(page) == {"s1-0"}
-    page.click("Split", within="//dialog")
+    page.click("Split off", within="//dialog")
     page.sees("32 items in 4 clusters")
     assert {cluster.media for cluster in album.clusters(PET).clusters if cluster.size == 1} == {("s1-0",)}
     assert ticked(page) == set()
 
 
-def test_unticking_brings_no_former_choice_back(page: Page, album: ClusterService) -> None:
+def test_untick_does_not_restore_an_earlier_selection(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     open_cluster(page, 0)
     open_cluster(page, 1)
@@ -85,10 +83,10 @@ def test_unticking_brings_no_former_choice_back(page: Page, album: ClusterServic
     page.sees("Split off: choose items")
     tick(page, "s0-2")
     assert ticked(page) == {"s0-2"}
-    page.sees("Split off: 1 item")
+    page.sees("Split off 1 item")
 
 
-def test_a_tick_in_the_noise_unticks_the_media_of_a_cluster(page: Page, album: ClusterService, worker: None) -> None:
+def test_tick_in_the_noise_unticks_items_of_a_cluster(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     open_cluster(page, 0)
     tick(page, "s0-0", "s0-1")
@@ -96,14 +94,14 @@ def test_a_tick_in_the_noise_unticks_the_media_of_a_cluster(page: Page, album: C
     tick(page, "s7-0", "s8-0")
 
     assert ticked(page) == {"s7-0", "s8-0"}
-    page.click("Dismiss: 2 items")
+    page.click("Dismiss 2 items")
     assert listed(page) == {"s7-0", "s8-0"}
     page.click("Dismiss", within="//dialog")
     page.sees("2 dismissed")
     assert set(album.clusters(PET).dismissed) == {"s7-0", "s8-0"}
 
 
-def test_clusters_and_media_are_not_ticked_together(page: Page, album: ClusterService) -> None:
+def test_clusters_and_items_are_never_ticked_together(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     open_cluster(page, 0)
     tick(page, "s0-0", "s0-1")
@@ -117,27 +115,23 @@ def test_clusters_and_media_are_not_ticked_together(page: Page, album: ClusterSe
     assert page.browser.find_elements(By.CSS_SELECTOR, ".cluster.is-chosen") == []
 
 
-def test_media_that_left_their_cluster_are_unticked_when_the_pet_is_loaded_again(
-    page: Page, album: ClusterService, worker: None
-) -> None:
+def test_moved_items_are_unticked_when_the_pet_is_reloaded(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     open_cluster(page, 0)
     tick(page, "s0-0", "s0-1")
-    album.split(PET, ClusterId(1), [name(0, 0)], operation_id="s", by="somebody else")
+    album.split(PET, ClusterId(1), [name(0, 0)], operation_id="s", by="another user")
 
     page.click("Not this cluster: 2 items")
-    page.click("Take out", within="//dialog")
+    page.click("Not this cluster", within="//dialog")
 
-    page.sees("since then: split by somebody else")
-    page.sees("1 unticked: they are not where they were any more.")
+    page.sees("since then: split by another user")
+    page.sees("1 unticked: no longer in the same place.")
     assert ticked(page) == {"s0-1"}
     page.click("Not this cluster: 1 item")
     assert listed(page) == {"s0-1"}
 
 
-def test_a_merge_shows_the_command_that_does_what_the_button_does(
-    page: Page, album: ClusterService, worker: None
-) -> None:
+def test_merge_dialog_shows_the_command_of_its_button(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     tick(page, "cluster 1", "cluster 3")
     page.click("Merge 2 clusters")
@@ -151,12 +145,12 @@ def test_a_merge_shows_the_command_that_does_what_the_button_does(
     eventually(lambda: sorted(cluster.id for cluster in album.clusters(PET).clusters) == [2, 3], within_s=30)
 
 
-# -- while media arrive ----------------------------------------------------------------------------------------------
+# -- while items arrive ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def uploads(service: ClusterService) -> Iterator[None]:
-    """An upload of the pet every moment, from another thread."""
+    """Upload items of the pet from another thread, one every 20 ms."""
     ended = threading.Event()
 
     def upload() -> None:
@@ -172,7 +166,7 @@ def uploads(service: ClusterService) -> Iterator[None]:
     thread.join()
 
 
-def test_a_merge_succeeds_at_once_while_media_arrive(page: Page, album: ClusterService, worker: None) -> None:
+def test_merge_succeeds_while_items_arrive(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     tick(page, "cluster 1", "cluster 2")
     seen = album.revision(PET)
@@ -190,7 +184,7 @@ def test_a_merge_succeeds_at_once_while_media_arrive(page: Page, album: ClusterS
     assert [entry.kind for entry in album.history(PET)] == ["merge", "recluster"]
 
 
-def test_a_merge_of_clusters_that_somebody_else_merged_is_refused(
+def test_merge_is_refused_when_another_user_merged_the_clusters(
     page: Page, album: ClusterService, worker: None
 ) -> None:
     page.open(f"pet/{PET}")
@@ -202,6 +196,6 @@ def test_a_merge_of_clusters_that_somebody_else_merged_is_refused(
     page.click("Merge", within="//dialog")
 
     page.sees("since then: merge by bob, 2 arrivals")
-    # loaded again, to look at
+    # the page reloads, to show the present clusters
     page.sees("34 items in 2 clusters")
     assert [entry.kind for entry in album.history(PET)] == ["merge", "recluster"]

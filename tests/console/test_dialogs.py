@@ -1,4 +1,4 @@
-"""Dialogs answer to the keyboard as people expect, show the command of what they do, and report how they end."""
+"""Tests of the dialogs: keyboard, the command that they show, and the notices about their outcome."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def commands(page: Page) -> list[str]:
     return [code.text for code in page.browser.find_elements(By.CSS_SELECTOR, "#dialog code")]
 
 
-# -- what changes a queue --------------------------------------------------------------------------------------------
+# -- actions on queues ----------------------------------------------------------------------------------------------
 
 
-def test_enter_in_the_note_of_a_pause_pauses_and_keeps_the_note(page: Page, redis_client: redis.Redis) -> None:
+def test_enter_in_the_note_confirms_a_pause_and_records_the_note(page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
     page.click("Pause…")
-    page.sees("In Redis's words:")
+    page.sees("Redis commands:")
 
     assert focused(page).get_attribute("name") == "note"
     press(page, "INC-7", Keys.ENTER)
@@ -68,15 +68,15 @@ def test_enter_in_the_note_of_a_pause_pauses_and_keeps_the_note(page: Page, redi
     assert not is_open(page)
 
 
-def test_enter_in_the_note_of_a_purge_neither_purges_nor_closes(page: Page, desk: Desk) -> None:
+def test_enter_in_the_note_does_not_confirm_a_purge(page: Page, desk: Desk) -> None:
     dead_letters = desk.bury(1, 2)
     page.open("dead/embedding.ingested")
     page.click("Purge all…")
-    page.sees("In Redis's words:")
+    page.sees("Redis commands:")
 
     press(page, "INC-7", Keys.ENTER)
 
-    page.sees("Enter does not do this. Press “Yes, 2 entries”.")
+    page.sees("Enter does not confirm this action. Press “Yes, 2 entries”.")
     assert is_open(page)
     assert desk.dead_letter_ids() == dead_letters
     page.click("Yes, 2 entries", within="//dialog")
@@ -84,12 +84,10 @@ def test_enter_in_the_note_of_a_purge_neither_purges_nor_closes(page: Page, desk
 
 
 @pytest.mark.parametrize("way_out", ["Cancel", Keys.ESCAPE])
-def test_a_action_that_is_cancelled_reports_that_nothing_was_done(
-    page: Page, redis_client: redis.Redis, way_out: str
-) -> None:
+def test_cancelled_action_reports_that_nothing_was_changed(page: Page, redis_client: redis.Redis, way_out: str) -> None:
     page.open("queues")
     page.click("Pause…")
-    page.sees("In Redis's words:")
+    page.sees("Redis commands:")
     press(page, "INC-7")
 
     if way_out == "Cancel":
@@ -97,30 +95,30 @@ def test_a_action_that_is_cancelled_reports_that_nothing_was_done(
     else:
         press(page, way_out)
 
-    page.sees("Pause embedding.ingested: cancelled, nothing was changed.")
+    page.sees("Pause embedding.ingested: cancelled; nothing was changed.")
     assert not is_open(page)
     assert redis_client.exists(PAUSED) == 0
 
 
-def test_a_action_shows_the_command_of_exactly_its_plan_with_the_note(page: Page, desk: Desk) -> None:
+def test_action_shows_commands_of_its_plan_with_the_note(page: Page, desk: Desk) -> None:
     desk.bury(1, 2)
     page.open("dead/embedding.ingested")
     page.click("Requeue all…")
-    page.sees("In Redis's words:")
+    page.sees("Redis commands:")
 
     press(page, "INC 7")
 
-    exactly, afresh = commands(page)
-    assert exactly.startswith("sploot-cluster queue apply p-")
-    assert exactly.endswith(" --note 'INC 7' --yes")
-    assert afresh == "sploot-cluster queue dead requeue embedding.ingested --all --note 'INC 7' --yes"
+    applies_plan, plans_again = commands(page)
+    assert applies_plan.startswith("sploot-cluster queue apply p-")
+    assert applies_plan.endswith(" --note 'INC 7' --yes")
+    assert plans_again == "sploot-cluster queue dead requeue embedding.ingested --all --note 'INC 7' --yes"
 
 
-def test_the_command_of_a_plan_does_what_the_button_does(page: Page, desk: Desk) -> None:
+def test_command_of_a_plan_acts_on_exactly_its_entries(page: Page, desk: Desk) -> None:
     desk.bury(1)
     page.open("dead/embedding.ingested")
     page.click("Requeue all…")
-    page.sees("In Redis's words:")
+    page.sees("Redis commands:")
     (later,) = desk.bury(2)
 
     plan = desk.operations.take(commands(page)[0].split()[3])
@@ -132,9 +130,7 @@ def test_the_command_of_a_plan_does_what_the_button_does(page: Page, desk: Desk)
 # -- corrections -----------------------------------------------------------------------------------------------------
 
 
-def test_a_correction_begins_on_its_button_and_enter_confirms_it(
-    page: Page, album: ClusterService, worker: None
-) -> None:
+def test_correction_dialog_is_confirmed_with_enter(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     page.labelled("Choose cluster 1").click()
     page.labelled("Choose cluster 2").click()
@@ -147,7 +143,7 @@ def test_a_correction_begins_on_its_button_and_enter_confirms_it(
     page.sees("18 items in 2 clusters")
 
 
-def test_a_correction_that_is_escaped_reports_it_and_keeps_the_choice(page: Page, album: ClusterService) -> None:
+def test_escape_cancels_a_correction_and_keeps_the_selection(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.labelled("Choose cluster 1").click()
     page.labelled("Choose cluster 2").click()
@@ -156,11 +152,11 @@ def test_a_correction_that_is_escaped_reports_it_and_keeps_the_choice(page: Page
 
     press(page, Keys.ESCAPE)
 
-    page.sees("Merge clusters 1, 2: cancelled, nothing was changed.")
+    page.sees("Merge clusters 1, 2: cancelled; nothing was changed.")
     page.sees("Merge 2 clusters…")
 
 
-def test_a_reason_is_closed_by_one_button_and_reports_nothing(page: Page, album: ClusterService) -> None:
+def test_explanation_closes_with_its_one_button_without_notice(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.click("s0-0, ")
     page.labelled("Why is s0-0 here?").click()
@@ -174,15 +170,15 @@ def test_a_reason_is_closed_by_one_button_and_reports_nothing(page: Page, album:
     assert page.browser.find_elements(By.CSS_SELECTOR, ".notice") == []
 
 
-# -- copying, and links ----------------------------------------------------------------------------------------------
+# -- copying and links -----------------------------------------------------------------------------------------------
 
 
-def test_a_command_is_copied_where_a_browser_has_no_clipboard(page: Page, album: ClusterService) -> None:
+def test_command_is_copied_without_the_clipboard_api(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.click("s0-0, ")
     page.labelled("Why is s0-0 here?").click()
     page.sees("nearest")
-    # as over plain http from another machine
+    # as in a page loaded over plain http from another machine
     page.browser.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     page.browser.execute_script(
         "addEventListener('copy', () => (document.title = `copied ${getSelection()}`), { once: true })"
@@ -198,15 +194,15 @@ def test_a_command_is_copied_where_a_browser_has_no_clipboard(page: Page, album:
 @pytest.mark.parametrize(
     ("place", "problem"),
     [
-        ("pet/%", "“pet/%” is cut short or mistyped"),
-        ("job/%E0%A4%A", "“job/%E0%A4%A” is cut short or mistyped"),
-        ("dead/%ff", "“dead/%ff” is cut short or mistyped"),
+        ("pet/%", "“pet/%” is incomplete or mistyped"),
+        ("job/%E0%A4%A", "“job/%E0%A4%A” is incomplete or mistyped"),
+        ("dead/%ff", "“dead/%ff” is incomplete or mistyped"),
         ("nowhere", "There is no page “nowhere”."),
         ("constructor", "There is no page “constructor”."),
         ("__proto__/1", "There is no page “__proto__”."),
     ],
 )
-def test_a_broken_link_is_shown_with_what_is_wrong(page: Page, place: str, problem: str) -> None:
+def test_broken_link_is_reported_with_its_cause(page: Page, place: str, problem: str) -> None:
     page.open(place)
 
     page.sees(problem)
@@ -215,7 +211,7 @@ def test_a_broken_link_is_shown_with_what_is_wrong(page: Page, place: str, probl
     page.labelled("Pet id")
 
 
-def test_a_link_that_breaks_replaces_what_was_shown(page: Page, album: ClusterService) -> None:
+def test_broken_link_replaces_the_page_shown_before(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.sees("18 items")
 
@@ -227,11 +223,9 @@ def test_a_link_that_breaks_replaces_what_was_shown(page: Page, album: ClusterSe
     page.sees("18 items")
 
 
-def test_the_page_of_a_server_that_asks_for_a_token_shows_a_broken_link_too(
-    browser: webdriver.Chrome, serve: Callable[..., str]
-) -> None:
+def test_broken_link_is_reported_before_signing_in(browser: webdriver.Chrome, serve: Callable[..., str]) -> None:
     page = Page(browser, serve(api_tokens="ann:viewer:a-secret-of-a-viewer"))
 
     page.open("pet/%")
 
-    page.sees("“pet/%” is cut short or mistyped")
+    page.sees("“pet/%” is incomplete or mistyped")

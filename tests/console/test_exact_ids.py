@@ -1,4 +1,4 @@
-"""Ids beyond 2**53, which JavaScript rounds to the id of another pet: exact in every view, and for every verb."""
+"""Tests that ids beyond 2**53, which JavaScript would round to those of other pets, stay exact on every page."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.slow
 
 MINE, NEIGHBOUR = PetId(2**53 + 1), PetId(2**53)
 assert float(MINE) == float(NEIGHBOUR)
-# as ids of 19 digits are, of which doubles hold one in 256
+# at 19 digits a double holds only one integer in 256
 LONG, LONG_NEIGHBOUR = PetId(1_800_000_000_000_000_001), PetId(1_800_000_000_000_000_000)
 assert float(LONG) == float(LONG_NEIGHBOUR)
 
 
 def fill(service: ClusterService, *pets: PetId) -> None:
-    """Give each pet three clusters of six media, at the same revision."""
+    """Give each pet three clusters of six items, at the same revision."""
     for pet in pets:
         for subject in range(3):
             take(service, subject, range(6), pet=pet)
@@ -38,21 +38,25 @@ def fill(service: ClusterService, *pets: PetId) -> None:
 
 @pytest.fixture
 def twins(service: ClusterService) -> ClusterService:
-    """Two pets that a double confuses, alike in everything."""
+    """Two pets with the same content, whose ids are equal as doubles."""
     fill(service, MINE, NEIGHBOUR)
     return service
 
 
 def texts(page: Page, selector: str) -> list[str]:
-    return [element.text for element in page.browser.find_elements(By.CSS_SELECTOR, selector)]
+    # one script, so that the page cannot redraw between two elements
+    script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText)"
+    found: list[str] = page.browser.execute_script(script, selector)
+    return found
 
 
 def links(page: Page) -> list[str]:
-    found = page.browser.find_elements(By.CSS_SELECTOR, "main a")
-    return [str(link.get_attribute("href")).partition("#")[2] for link in found]
+    script = "return [...document.querySelectorAll('main a')].map((link) => link.href.split('#')[1])"
+    found: list[str] = page.browser.execute_script(script)
+    return found
 
 
-def tick_media(page: Page, service: ClusterService, pet: PetId, n: int) -> list[MediaId]:
+def tick_items(page: Page, service: ClusterService, pet: PetId, n: int) -> list[MediaId]:
     cluster = service.clusters(pet).clusters[0]
     page.click(f"{cluster.media[0]}, ")
     for item in cluster.media[:n]:
@@ -69,22 +73,22 @@ def merge(page: Page, service: ClusterService, pet: PetId) -> None:
 
 
 def split(page: Page, service: ClusterService, pet: PetId) -> None:
-    first, second = tick_media(page, service, pet, 2)
-    page.click("Split off: 2 items")
+    first, second = tick_items(page, service, pet, 2)
+    page.click("Split off 2 items")
     page.sees(f"sploot-cluster split {pet} 1 --media {first} --media {second}")
-    page.click("Split", within="//dialog")
+    page.click("Split off", within="//dialog")
 
 
 def exclude(page: Page, service: ClusterService, pet: PetId) -> None:
-    (item,) = tick_media(page, service, pet, 1)
+    (item,) = tick_items(page, service, pet, 1)
     page.click("Not this cluster: 1 item")
     page.sees(f"sploot-cluster exclude {pet} 1 --media {item}")
-    page.click("Take out", within="//dialog")
+    page.click("Not this cluster", within="//dialog")
 
 
 def dismiss(page: Page, service: ClusterService, pet: PetId) -> None:
-    (item,) = tick_media(page, service, pet, 1)
-    page.click("Dismiss: 1 item")
+    (item,) = tick_items(page, service, pet, 1)
+    page.click("Dismiss 1 item")
     page.sees(f"sploot-cluster dismiss {pet} --media {item}")
     page.click("Dismiss", within="//dialog")
 
@@ -96,7 +100,7 @@ def undo(page: Page, service: ClusterService, pet: PetId) -> None:
 
 
 def restore(page: Page, service: ClusterService, pet: PetId) -> None:
-    page.click("Since then…")
+    page.click("Compare…")
     page.sees(f"sploot-cluster restore {pet} 19")
     page.click("Restore", within="//dialog")
 
@@ -112,7 +116,7 @@ Act = Callable[[Page, ClusterService, PetId], None]
 
 
 @pytest.mark.parametrize("act", [merge, split, exclude, dismiss, recluster])
-def test_a_correction_of_a_large_id_spares_its_neighbour(
+def test_correction_of_a_large_id_spares_its_neighbour(
     page: Page, twins: ClusterService, worker: None, act: Act
 ) -> None:
     before = twins.clusters(NEIGHBOUR)
@@ -127,7 +131,7 @@ def test_a_correction_of_a_large_id_spares_its_neighbour(
 
 
 @pytest.mark.parametrize("act", [undo, restore])
-def test_taking_back_for_a_large_id_spares_its_neighbour(
+def test_undo_and_restore_of_a_large_id_spare_its_neighbour(
     page: Page, twins: ClusterService, worker: None, act: Act
 ) -> None:
     for pet in (MINE, NEIGHBOUR):
@@ -142,7 +146,7 @@ def test_taking_back_for_a_large_id_spares_its_neighbour(
     assert page.complaints() == []
 
 
-def test_a_merge_of_an_id_of_19_digits_spares_its_neighbour(page: Page, service: ClusterService, worker: None) -> None:
+def test_merge_of_a_19_digit_id_spares_its_neighbour(page: Page, service: ClusterService, worker: None) -> None:
     fill(service, LONG, LONG_NEIGHBOUR)
     page.open(f"pet/{LONG}")
 
@@ -152,10 +156,10 @@ def test_a_merge_of_an_id_of_19_digits_spares_its_neighbour(page: Page, service:
     assert len(service.clusters(LONG_NEIGHBOUR).clusters) == 3
 
 
-def test_every_view_shows_a_large_id_exactly(page: Page, twins: ClusterService, worker: None) -> None:
+def test_every_page_shows_a_large_id_exactly(page: Page, twins: ClusterService, worker: None) -> None:
     page.open("pet")
     page.labelled("Pet id").send_keys(str(MINE))
-    page.click("Look")
+    page.click("Show")
     page.sees(f"Pet {MINE}")
     assert page.browser.title.startswith(f"Pet {MINE} ")
 
@@ -180,7 +184,7 @@ def test_every_view_shows_a_large_id_exactly(page: Page, twins: ClusterService, 
 
 
 @pytest.mark.parametrize(("pet", "neighbour"), [(MINE, NEIGHBOUR), (LONG, LONG_NEIGHBOUR)])
-def test_dead_letters_of_a_large_id_are_listed_with_their_pet(
+def test_dead_letters_of_a_large_id_link_to_their_pet(
     page: Page, redis_client: redis.Redis, pet: PetId, neighbour: PetId
 ) -> None:
     desk = Desk(redis_client)
@@ -203,7 +207,7 @@ def test_dead_letters_of_a_large_id_are_listed_with_their_pet(
 
 
 @pytest.mark.parametrize("verb", ["Purge", "Requeue"])
-def test_dead_letters_of_a_large_id_are_moved_without_those_of_its_neighbour(
+def test_action_on_dead_letters_of_a_large_id_spares_its_neighbour(
     page: Page, redis_client: redis.Redis, verb: str
 ) -> None:
     desk = Desk(redis_client)
@@ -212,19 +216,19 @@ def test_dead_letters_of_a_large_id_are_moved_without_those_of_its_neighbour(
     page.open(f"dead/embedding.ingested?pet_id={MINE}")
     page.sees("1 of 2 match")
 
-    page.click(f"{verb} all that match…")
+    page.click(f"{verb} all matches…")
     page.sees(f"sploot-cluster queue dead {verb.lower()} embedding.ingested --pet {MINE} --yes")
     page.click("Yes, 1 entry", within="//dialog")
 
     eventually(lambda: desk.dead_letter_ids() == [other], within_s=30)
     assert len(desk.entry_ids()) == (verb == "Requeue")
     page.open("queues")
-    page.sees("Who did what")
+    page.sees("Audit log")
     page.sees(verb.lower())
     assert page.complaints() == []
 
 
-def test_a_message_of_a_dead_letter_keeps_its_large_id_a_number(page: Page, redis_client: redis.Redis) -> None:
+def test_dead_letter_shows_the_large_id_of_its_message_exactly(page: Page, redis_client: redis.Redis) -> None:
     message: dramatiq.Message[Any] = dramatiq.Message(
         CLUSTER_FEEDBACK, MERGE_CLUSTERS, (), {"pet_id": MINE, "cluster_ids": [1, MINE]}, {}
     )
@@ -245,7 +249,7 @@ def test_a_message_of_a_dead_letter_keeps_its_large_id_a_number(page: Page, redi
     assert str(NEIGHBOUR) not in " ".join(texts(page, "main"))
 
 
-# -- the page's own reader and writer of JSON ------------------------------------------------------------------------
+# -- the console's JSON reader and writer --------------------------------------------------------------------------
 
 READ_AND_WRITTEN = """
 const [root, texts, isOld, done] = arguments;
@@ -275,7 +279,7 @@ def test_json_is_read_and_written_without_rounding(page: Page) -> None:
     assert written == SAME_WRITTEN
 
 
-def test_json_is_read_exactly_by_a_browser_that_hides_the_source_of_numbers(page: Page) -> None:
+def test_json_keeps_large_ids_as_text_in_older_browsers(page: Page) -> None:
     page.open("pet")
 
     written: Any = page.browser.execute_async_script(READ_AND_WRITTEN, page.root, SAME_WRITTEN, True)
@@ -285,12 +289,12 @@ def test_json_is_read_exactly_by_a_browser_that_hides_the_source_of_numbers(page
     assert written[2:] == SAME_WRITTEN[2:]
 
 
-def test_a_item_whose_name_is_digits_stays_text(page: Page, service: ClusterService) -> None:
+def test_item_named_with_digits_stays_text(page: Page, service: ClusterService) -> None:
     digits = MediaId("9007199254740993")
     service.assign(MINE, digits, model=MODEL, vector=picture(0, 0))
     page.open(f"pet/{MINE}")
 
     page.labelled(f"Choose {digits}").click()
-    page.click("Dismiss: 1 item")
+    page.click("Dismiss 1 item")
 
     page.sees(f"sploot-cluster dismiss {MINE} --media {digits}")

@@ -71,16 +71,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
             continue
         if isinstance(correction, (Split, Exclusion)):
             moved = correction.moved if isinstance(correction, Split) else correction.media
-            for item in (*moved, *correction.remaining):
-                result.components.setdefault(item, {item})
-            stuck = set()
-            for a in moved:
-                for b in correction.remaining:
-                    if result.components[a] is result.components[b]:
-                        result.yielding.add(correction.revision)
-                        stuck.add(a)
-                    else:
-                        result.cannot.add(frozenset((a, b)))
+            stuck = _part(result, correction.revision, moved, correction.remaining)
             newer_sides.append(({*moved}, {*correction.remaining}))
             if isinstance(correction, Exclusion):
                 newer_exits.append(({*moved} - stuck, {*correction.remaining}))
@@ -102,6 +93,21 @@ def demands(ledger: Sequence[Correction]) -> Demands:
         if gone or len({id(result.components[item]) for item in joined}) > 1:
             result.yielding.add(correction.revision)
     return result
+
+
+def _part(result: Demands, revision: int, moved: Sequence[MediaId], remaining: Sequence[MediaId]) -> set[MediaId]:
+    """Separate items, and return those that newer corrections keep together with items that remained."""
+    for item in (*moved, *remaining):
+        result.components.setdefault(item, {item})
+    stuck = set()
+    for a in moved:
+        for b in remaining:
+            if result.components[a] is result.components[b]:
+                result.yielding.add(revision)
+                stuck.add(a)
+            else:
+                result.cannot.add(frozenset((a, b)))
+    return stuck
 
 
 def _join(result: Demands, media: Sequence[MediaId], crossing: Sequence[tuple[set[MediaId], set[MediaId]]]) -> None:

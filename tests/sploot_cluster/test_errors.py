@@ -1,4 +1,4 @@
-"""Errors end with a hint, and survive pickling between processes."""
+"""Tests that errors end with a hint and survive pickling."""
 
 from __future__ import annotations
 

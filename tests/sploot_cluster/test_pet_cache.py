@@ -15,7 +15,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.pet.rows import PetRows
 from sploot_cluster.pet_cache import (
-    BYTES_PER_MEDIUM,
+    BYTES_PER_ITEM,
     BYTES_PER_PET,
     LEAST_BYTES,
     PetCache,
@@ -26,8 +26,8 @@ from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import PET, grouped, name
 from tests.support import eventually
 
-ONE_MEDIUM = 4 * 8 + BYTES_PER_MEDIUM
-ROOM = 10 * ONE_MEDIUM + 3 * BYTES_PER_PET
+ONE_ITEM = 4 * 8 + BYTES_PER_ITEM
+ROOM = 10 * ONE_ITEM + 3 * BYTES_PER_PET
 
 
 def remember(memory: PetMemory, n: int) -> None:
@@ -58,7 +58,7 @@ def test_pet_is_remembered_until_its_next_use() -> None:
     fill(cache, 1, 4)
 
     assert remembered(cache, 1) == [4]
-    assert cache.n_bytes == 4 * ONE_MEDIUM + BYTES_PER_PET
+    assert cache.n_bytes == 4 * ONE_ITEM + BYTES_PER_PET
 
 
 def test_least_recently_used_pet_is_evicted_first() -> None:
@@ -69,7 +69,7 @@ def test_least_recently_used_pet_is_evicted_first() -> None:
 
     fill(cache, 4, 3)
 
-    assert cache.n_bytes == 9 * ONE_MEDIUM + 3 * BYTES_PER_PET
+    assert cache.n_bytes == 9 * ONE_ITEM + 3 * BYTES_PER_PET
     assert remembered(cache, 1, 3, 4, 2) == [3, 3, 3, 0]
 
 

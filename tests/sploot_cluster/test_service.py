@@ -1,4 +1,4 @@
-"""The use cases on a real Redis: arrivals, corrections, reclusters, reading."""
+"""Tests of the use cases on a real Redis: arrivals, corrections, reclusters and reads."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def members(view: PetView) -> list[set[MediaId]]:
 # -- arrivals --------------------------------------------------------------------------------------------------------
 
 
-def test_a_first_item_is_noise_and_names_the_space_of_its_pet(service: ClusterService) -> None:
+def test_first_item_is_noise_and_sets_the_model_of_its_pet(service: ClusterService) -> None:
     assigned = service.assign(PET, MediaId("a"), model=MODEL, vector=[3.0, 4.0])
 
     assert (assigned.cluster, assigned.similarity, assigned.is_duplicate, assigned.revision) == (NOISE, None, False, 1)
@@ -72,7 +72,7 @@ def test_a_first_item_is_noise_and_names_the_space_of_its_pet(service: ClusterSe
     assert list(service.pets()) == [PET]
 
 
-def test_an_arrival_joins_the_cluster_it_looks_like(service: ClusterService, three_subjects: PetView) -> None:
+def test_arrival_joins_the_most_similar_cluster(service: ClusterService, three_subjects: PetView) -> None:
     (assigned,) = take(service, 1, range(12, 13))
 
     assert assigned.cluster == cluster_of(three_subjects, name(1, 0)) != NOISE
@@ -82,7 +82,7 @@ def test_an_arrival_joins_the_cluster_it_looks_like(service: ClusterService, thr
     assert (now.size, now.origins[Origin.ARRIVED]) == (13, 1)
 
 
-def test_an_arrival_that_looks_like_nothing_is_noise(service: ClusterService, three_subjects: PetView) -> None:
+def test_arrival_that_resembles_no_cluster_is_noise(service: ClusterService, three_subjects: PetView) -> None:
     (assigned,) = take(service, 9, range(1))
 
     assert assigned.cluster == NOISE
@@ -91,7 +91,7 @@ def test_an_arrival_that_looks_like_nothing_is_noise(service: ClusterService, th
     assert service.clusters(PET).noise == (*three_subjects.noise, name(9, 0))
 
 
-def test_a_known_item_changes_nothing_whatever_comes_with_it(service: ClusterService, three_subjects: PetView) -> None:
+def test_known_item_changes_nothing_whatever_its_vector(service: ClusterService, three_subjects: PetView) -> None:
     again = service.assign(PET, name(1, 0), model="other@7", vector=[1.0, 0.0])
 
     assert again.is_duplicate
@@ -100,7 +100,7 @@ def test_a_known_item_changes_nothing_whatever_comes_with_it(service: ClusterSer
     assert service.clusters(PET) == three_subjects
 
 
-def test_a_item_that_comes_again_changes_nothing(service: ClusterService, three_subjects: PetView) -> None:
+def test_repeated_item_changes_nothing(service: ClusterService, three_subjects: PetView) -> None:
     (again,) = take(service, 1, range(1))
 
     assert (again.is_duplicate, again.revision) == (True, three_subjects.revision)
@@ -121,7 +121,7 @@ def test_a_item_that_comes_again_changes_nothing(service: ClusterService, three_
         (42, "a", MODEL, ["x"], "embedding"),
     ],
 )
-def test_a_bad_field_is_refused_by_name_and_nothing_is_written(
+def test_invalid_field_is_refused_by_name_and_writes_nothing(
     service: ClusterService, redis_client: redis.Redis, pet: int, media: str, model: str, vector: object, field: str
 ) -> None:
     with pytest.raises(InvalidInput) as refused:
@@ -131,12 +131,12 @@ def test_a_bad_field_is_refused_by_name_and_nothing_is_written(
     assert redis_client.keys("*") == []
 
 
-def test_a_model_that_the_settings_do_not_know_is_refused(store: RedisPetStore) -> None:
+def test_unknown_model_is_refused(store: RedisPetStore) -> None:
     service = ClusterService(store, settings=ClusterSettings(models={"clip@1": 2, "clip@2": 3}))
 
-    with pytest.raises(InvalidInput, match=r"model: 'dino@1' is not known; send one of: clip@1, clip@2"):
+    with pytest.raises(InvalidInput, match=r"model: 'dino@1' is not a known model; send one of: clip@1, clip@2"):
         service.assign(PET, MediaId("a"), model="dino@1", vector=[1.0, 0.0])
-    with pytest.raises(InvalidInput, match=r"dim: 'clip@2' makes vectors of 3 values, got 2"):
+    with pytest.raises(InvalidInput, match=r"dim: expected 3 dimensions for 'clip@2', got 2"):
         service.assign(PET, MediaId("a"), model="clip@2", vector=[1.0, 0.0])
 
     assert service.assign(PET, MediaId("a"), model="clip@1", vector=[1.0, 0.0]).revision == 1
@@ -153,11 +153,11 @@ def test_vectors_of_another_space_are_refused(service: ClusterService, three_sub
     assert service.clusters(PET) == three_subjects
 
 
-# -- asking for reclusters -------------------------------------------------------------------------------------------
+# -- requests of reclusters -----------------------------------------------------------------------------------------
 
 
 class Requests:
-    """Remembers what it was asked for; fails while it is told to."""
+    """A recorder of recluster requests, which fails while ``is_down`` is set."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -166,7 +166,7 @@ class Requests:
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
         assert reason
         if self.is_down:
-            raise ConnectionError("the queue is away")
+            raise ConnectionError("the queue is unavailable")
         self.asked.append((pet_id, delay_ms))
 
 
@@ -193,9 +193,7 @@ def asking(store: RedisPetStore, requests: Requests, clock: Clock) -> ClusterSer
     return ClusterService(store, reclusters=requests, clock=clock)
 
 
-def test_a_pet_that_grew_asks_for_a_recluster_once_per_delay(
-    asking: ClusterService, requests: Requests, clock: Clock
-) -> None:
+def test_growing_pet_requests_one_recluster_per_delay(asking: ClusterService, requests: Requests, clock: Clock) -> None:
     delay_ms = ClusterSettings().recluster_delay_ms
 
     answers = take(asking, 0, range(40))
@@ -209,7 +207,7 @@ def test_a_pet_that_grew_asks_for_a_recluster_once_per_delay(
     assert requests.asked == [(PET, delay_ms)] * 2
 
 
-def test_a_recluster_answers_the_request(asking: ClusterService, requests: Requests) -> None:
+def test_recluster_ends_its_request(asking: ClusterService, requests: Requests) -> None:
     take(asking, 0, range(40))
     asking.recluster(PET)
 
@@ -219,7 +217,7 @@ def test_a_recluster_answers_the_request(asking: ClusterService, requests: Reque
     assert len(requests.asked) == 1
 
 
-def test_an_arrival_is_kept_although_the_queue_is_away(
+def test_arrival_succeeds_although_the_queue_is_unavailable(
     asking: ClusterService, requests: Requests, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests.is_down = True
@@ -235,7 +233,7 @@ def test_an_arrival_is_kept_although_the_queue_is_away(
 # -- corrections -----------------------------------------------------------------------------------------------------
 
 
-def test_merged_clusters_are_one_and_stay_one(service: ClusterService, three_subjects: PetView) -> None:
+def test_merged_clusters_stay_merged(service: ClusterService, three_subjects: PetView) -> None:
     one, other = (cluster_of(three_subjects, name(subject, 0)) for subject in (0, 1))
 
     corrected = service.merge(PET, [one, other], into=other, operation_id="op-1", by="ada")
@@ -250,7 +248,7 @@ def test_merged_clusters_are_one_and_stay_one(service: ClusterService, three_sub
     assert reclustered.constraints_kept == reclustered.constraints > 0
 
 
-def test_split_media_are_apart_and_stay_apart(service: ClusterService, three_subjects: PetView) -> None:
+def test_split_items_stay_apart(service: ClusterService, three_subjects: PetView) -> None:
     source = cluster_of(three_subjects, name(0, 0))
     moved = sorted(names(0, range(5)))
 
@@ -266,7 +264,7 @@ def test_split_media_are_apart_and_stay_apart(service: ClusterService, three_sub
     }
 
 
-def test_an_undone_merge_is_as_if_it_had_not_been(service: ClusterService, three_subjects: PetView) -> None:
+def test_undone_merge_leaves_no_effect(service: ClusterService, three_subjects: PetView) -> None:
     ids = [cluster_of(three_subjects, name(subject, 0)) for subject in (0, 1)]
     merged = service.merge(PET, ids, operation_id="op-1", by="ada")
 
@@ -279,9 +277,7 @@ def test_an_undone_merge_is_as_if_it_had_not_been(service: ClusterService, three
         service.undo(PET, merged.revision, operation_id="op-3", by="bob")
 
 
-def test_a_repeated_operation_answers_as_the_first_and_writes_nothing(
-    service: ClusterService, three_subjects: PetView
-) -> None:
+def test_repeated_operation_writes_nothing(service: ClusterService, three_subjects: PetView) -> None:
     ids = [cluster.id for cluster in three_subjects.clusters[:2]]
     merged = service.merge(PET, ids, operation_id="merge", by="ada")
     split = service.split(PET, three_subjects.clusters[2].id, [name(2, 0)], operation_id="split", by="ada")
@@ -300,7 +296,7 @@ def test_a_repeated_operation_answers_as_the_first_and_writes_nothing(
     assert service.clusters(PET) == before
 
 
-def test_corrections_of_what_is_not_there_are_refused(service: ClusterService, three_subjects: PetView) -> None:
+def test_corrections_of_unknown_things_are_refused(service: ClusterService, three_subjects: PetView) -> None:
     here = three_subjects.clusters[0].id
     stranger = MediaId("stranger")
     refusals: list[tuple[type[InvalidInput], Callable[[], object]]] = [
@@ -322,13 +318,13 @@ def test_corrections_of_what_is_not_there_are_refused(service: ClusterService, t
 # -- reclusters ------------------------------------------------------------------------------------------------------
 
 
-def test_a_recluster_finds_the_subjects(service: ClusterService, three_subjects: PetView) -> None:
+def test_recluster_finds_the_subjects(service: ClusterService, three_subjects: PetView) -> None:
     assert members(three_subjects) == [names(subject, range(12)) for subject in range(3)]
     assert three_subjects.n_noise == 0
     assert all(cluster.origins == {Origin.CORE: 12} for cluster in three_subjects.clusters)
 
 
-def test_a_second_recluster_changes_no_id(service: ClusterService, three_subjects: PetView) -> None:
+def test_second_recluster_changes_no_id(service: ClusterService, three_subjects: PetView) -> None:
     reclustered = service.recluster(PET)
 
     assert (reclustered.n_moved, reclustered.n_new_ids, reclustered.n_retired_ids) == (0, 0, 0)
@@ -339,14 +335,14 @@ def test_a_second_recluster_changes_no_id(service: ClusterService, three_subject
     }
 
 
-def test_a_pet_without_media_is_left_alone(service: ClusterService, redis_client: redis.Redis) -> None:
+def test_recluster_of_an_empty_pet_changes_nothing(service: ClusterService, redis_client: redis.Redis) -> None:
     reclustered = service.recluster(PET)
 
     assert (reclustered.revision, reclustered.n_media, reclustered.n_clusters) == (0, 0, 0)
     assert redis_client.keys("*") == []
 
 
-def test_history_tells_who_did_what(service: ClusterService, three_subjects: PetView) -> None:
+def test_history_lists_changes_with_their_requesters(service: ClusterService, three_subjects: PetView) -> None:
     ids = [cluster.id for cluster in three_subjects.clusters[:2]]
     service.merge(PET, ids, operation_id="op-1", by="ada")
     service.recluster(PET, by="bob")
@@ -362,7 +358,7 @@ def test_history_tells_who_did_what(service: ClusterService, three_subjects: Pet
 
 
 class OvertakenStore(MemoryPetStore):
-    """The pets of another store, in which somebody else changes the pet before each of the first commits."""
+    """A store that shares the pets of another one, and runs a change by another writer before its first commits."""
 
     def __init__(self, store: MemoryPetStore, overtake: Iterator[Callable[[], object]]) -> None:
         self.__dict__ = {**store.__dict__, "overtake": overtake}
@@ -373,7 +369,7 @@ class OvertakenStore(MemoryPetStore):
         return super().commit(state, change, claimant=claimant)
 
 
-def test_media_that_arrive_during_a_recluster_are_in_its_result() -> None:
+def test_items_that_arrive_during_a_recluster_are_in_its_result() -> None:
     store = MemoryPetStore()
     other = ClusterService(store)
     for subject in range(3):
@@ -390,7 +386,7 @@ def test_media_that_arrive_during_a_recluster_are_in_its_result() -> None:
     assert members(view)[0] == names(0, range(12)) | {name(0, like_the_others)}
 
 
-def test_a_change_that_always_loses_gives_up_and_says_so() -> None:
+def test_change_that_always_loses_raises_a_conflict() -> None:
     store = MemoryPetStore()
     rival = ClusterService(store)
     numbers = iter(range(10_000))
@@ -408,7 +404,7 @@ def test_a_change_that_always_loses_gives_up_and_says_so() -> None:
     assert name(0, 0) not in store.load(PET).rows
 
 
-def test_threads_of_one_process_do_not_fight_over_a_pet(store: RedisPetStore) -> None:
+def test_threads_of_one_process_do_not_race_on_a_pet(store: RedisPetStore) -> None:
     service = ClusterService(store, settings=ClusterSettings(commit_attempts=1))
     failures: list[BaseException] = []
 
@@ -428,7 +424,7 @@ def test_threads_of_one_process_do_not_fight_over_a_pet(store: RedisPetStore) ->
     assert service.clusters(PET).revision == 80
 
 
-def test_a_pet_that_is_forgotten_between_uses_is_decided_on_alike(store: RedisPetStore) -> None:
+def test_evicted_pet_gets_the_same_decisions(store: RedisPetStore) -> None:
     remembering, forgetful = ClusterService(store), ClusterService(store, cache_bytes=0)
 
     for number in range(30):
@@ -440,7 +436,7 @@ def test_a_pet_that_is_forgotten_between_uses_is_decided_on_alike(store: RedisPe
     assert answers[0].cluster == answers[1].cluster != NOISE
 
 
-def test_reading_loads_no_engine(redis_url: str) -> None:
+def test_reads_import_no_engine(redis_url: str) -> None:
     program = """
 import sys, redis
 from sploot_cluster import ClusterService

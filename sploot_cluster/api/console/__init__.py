@@ -1,8 +1,8 @@
-"""The console: one page on the HTTP API, for people on call and for labellers.
+"""The console: a single page on the HTTP API, for on-call engineers and labellers.
 
-Static files, served as they are: the page asks the API as every other caller does, with a token where tokens are
-configured, so that it can do nothing that its person may not. Nothing comes from elsewhere, and a strict policy keeps
-scripts of others out.
+It consists of static files. The page calls the API like any other client, with the user's token if tokens are
+configured, so it can do only what that user may do. It loads nothing from other servers, and a strict content security
+policy blocks foreign scripts.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _HEADERS: Final = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # asked for each time: a page of one release must not call the API of another
+    # revalidate each time: a page of one release must not call the API of another
     "Cache-Control": "no-cache",
 }
 
 
 def console_router() -> APIRouter:
-    """The routes ``/`` and ``/console/…``. They need no token: the page has no data of its own."""
+    """Return the routes ``/`` and ``/console/…``. They require no token, because the page itself contains no data."""
     root = files(__package__) / "static"
     assets = {item.name: item.read_bytes() for item in root.iterdir() if item.is_file()}
     page = assets.pop("index.html").decode()
@@ -36,7 +36,7 @@ def console_router() -> APIRouter:
 
     @router.get("/", operation_id="get_console")
     def get_console(request: Request) -> Response:
-        # where this application is mounted, for the addresses in the page
+        # the path at which this application is mounted, for the addresses in the page
         mount = request.scope.get("root_path", "").rstrip("/")
         return HTMLResponse(page.replace("{{root}}", mount), headers=_HEADERS)
 

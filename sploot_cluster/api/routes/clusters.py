@@ -1,4 +1,4 @@
-"""Asking for work on a pet's clusters: a recluster, or a correction."""
+"""Routes that enqueue reclusters and corrections of a pet's clusters, and that preview and apply reclusters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sploot_cluster.api.problems import (
 from sploot_cluster.api.routes.jobs import accepted, location_header
 from sploot_cluster.api.tokens import Caller
 from sploot_cluster.errors import StalePreview
-from sploot_cluster.jobs import JobQueue
+from sploot_cluster.jobs import JobQueue, JobRef
 from sploot_cluster.pet.models import PetId, Reclustered
 from sploot_cluster.pet.previews import Previewed
 
@@ -31,7 +31,7 @@ PREVIEW_POLL_S: Final = 0.05
 
 
 class Previews(Revisions, Protocol):
-    """Where previews wait and are applied."""
+    """The part of the service that stores and applies previews."""
 
     def previewed(self, pet: PetId, token: str | None = ...) -> Previewed: ...
 
@@ -39,7 +39,7 @@ class Previews(Revisions, Protocol):
 
 
 def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, preview_wait_s: float) -> APIRouter:
-    """The routes under ``/clusters``; ``preview_wait_s`` is how long a preview is waited for."""
+    """Return the routes under ``/clusters``; a request waits up to ``preview_wait_s`` for its preview."""
     router = APIRouter(
         prefix="/clusters",
         tags=["clusters"],
@@ -52,22 +52,26 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         "/recluster",
         operation_id="recluster",
         status_code=202,
-        summary="Find a pet's clusters anew, or see what that would do",
+        summary="Recluster a pet, or preview a recluster",
         responses={
-            200: {"description": "A preview, or one that was applied.", "model": ReclusterPreview | Applied},
+            200: {
+                "description": "A preview, or the result of one that was applied.",
+                "model": ReclusterPreview | Applied,
+            },
             **documented(STALE_PREVIEW, PREVIEW_FAILED),
         },
     )
     def recluster(
         body: Recluster, caller: CallerOf, request: Request, response: Response
     ) -> JobAccepted | ReclusterPreview | Applied:
-        """At most one recluster waits per pet: while one does, its job is answered, with `coalesced`.
+        """Enqueue a recluster, or preview one, or apply a preview.
 
-        A preview is computed by a worker, and answered when it is done; after some seconds its job is answered
-        instead, and asking again is right. Applying writes at once exactly what the preview showed, or nothing.
+        At most one recluster waits per pet: if one is waiting already, its job is returned with `coalesced`. A preview
+        is computed by a worker and returned when it is ready; if that takes too long, its job is returned instead:
+        repeat the request. Applying a preview makes exactly the changes that it showed, at once, or none.
         """
         if body.preview and body.apply is not None:
-            both = FieldProblem(field="apply", problem="comes with preview", hint="send one of the two")
+            both = FieldProblem(field="apply", problem="is sent together with preview", hint="send one of the two")
             raise InvalidFields([both])
         try:
             if body.apply is not None:
@@ -83,18 +87,11 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
 
     def _previewed(pet_id: int, caller: Caller, request: Request, response: Response) -> JobAccepted | ReclusterPreview:
         job = jobs.preview(pet_id, requested_by=caller.name)
-        ends_at = time.monotonic() + preview_wait_s
-        while True:
-            status = jobs.job(job.job_id)
-            if status is not None and status.state == "succeeded":
-                token = str((status.result or {})["token"])
-                response.status_code, response.headers["Cache-Control"] = 200, "no-store"
-                return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
-            if status is not None and status.state == "dead":
-                raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.reason}")
-            if time.monotonic() > ends_at:
-                return accepted(job, request, response)
-            time.sleep(PREVIEW_POLL_S)
+        token = _await_preview(jobs, job, pet_id, wait_s=preview_wait_s)
+        if token is None:
+            return accepted(job, request, response)
+        response.status_code, response.headers["Cache-Control"] = 200, "no-store"
+        return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
 
     def seen(pet_id: int, if_match: str | None, response: Response) -> int | None:
         return expected_revision(service, PetId(pet_id), if_match, response)
@@ -106,12 +103,16 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
     }
 
     @router.post(
-        "/merge", operation_id="merge_clusters", status_code=202, summary="Make clusters one", responses=corrected
+        "/merge", operation_id="merge_clusters", status_code=202, summary="Merge clusters", responses=corrected
     )
     def merge(
         body: Merge, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
     ) -> JobAccepted:
-        """The media stay together whatever is computed later, until it is undone. Old ids lead to the new cluster."""
+        """Merge clusters into one.
+
+        Their items stay together in every later recluster, until the merge is undone. The ids of the other clusters
+        resolve to the one that is kept.
+        """
         job = jobs.merge(
             body.pet_id,
             body.cluster_ids,
@@ -125,13 +126,16 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         "/split",
         operation_id="split_cluster",
         status_code=202,
-        summary="Make media another cluster",
+        summary="Split items off into a new cluster",
         responses=corrected,
     )
     def split(
         body: Split, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
     ) -> JobAccepted:
-        """The media stay together, and apart from those they leave, whatever is computed later, until it is undone."""
+        """Split items off into a new cluster.
+
+        They stay together, and separate from the items that remain, in every later recluster until the split is undone.
+        """
         job = jobs.split(
             body.pet_id,
             body.cluster_id,
@@ -145,13 +149,17 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         "/exclude",
         operation_id="exclude_media",
         status_code=202,
-        summary="Not these in this cluster",
+        summary="Exclude items from a cluster",
         responses=corrected,
     )
     def exclude(
         body: Exclude, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
     ) -> JobAccepted:
-        """The media leave the cluster and never come back to those that remain; a recluster may find them another."""
+        """Exclude items from a cluster.
+
+        They leave the cluster and never rejoin the items that remain, until it is undone. A recluster may assign them
+        to another cluster.
+        """
         job = jobs.exclude(
             body.pet_id,
             body.cluster_id,
@@ -165,13 +173,13 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         "/dismiss",
         operation_id="dismiss_media",
         status_code=202,
-        summary="Have media in no cluster for ever",
+        summary="Dismiss items from all clusters",
         responses=corrected,
     )
     def dismiss(
         body: Dismiss, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
     ) -> JobAccepted:
-        """No arrival and no recluster assigns or absorbs them, until it is undone."""
+        """Dismiss items: no arrival or recluster puts them into a cluster, until it is undone."""
         job = jobs.dismiss(
             body.pet_id,
             body.media_ids,
@@ -181,12 +189,12 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         return accepted(job, request, response)
 
     @router.post(
-        "/undo", operation_id="undo_feedback", status_code=202, summary="Take back a correction", responses=corrected
+        "/undo", operation_id="undo_feedback", status_code=202, summary="Undo a correction", responses=corrected
     )
     def undo(
         body: Undo, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
     ) -> JobAccepted:
-        """Any correction, an undo as well, however old; what came after it is kept."""
+        """Undo any correction, however old, including an undo. Later corrections stay in force."""
         job = jobs.undo(
             body.pet_id,
             body.revision,
@@ -199,13 +207,16 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         "/restore",
         operation_id="restore_revision",
         status_code=202,
-        summary="Make a pet what it was",
+        summary="Restore an earlier revision",
         responses=corrected,
     )
     def restore(
         body: Restore, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
     ) -> JobAccepted:
-        """The labels of an older revision, as a new one. Corrections still hold; media that came since stay."""
+        """Restore the labels of an earlier revision, as a new revision.
+
+        Corrections made since stay in force, and items that arrived since stay in the pet.
+        """
         job = jobs.restore(
             body.pet_id,
             body.revision,
@@ -215,3 +226,21 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         return accepted(job, request, response)
 
     return router
+
+
+def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: float) -> str | None:
+    """Return the token of a preview once its job has succeeded; None if it takes longer than ``wait_s``.
+
+    Raises:
+        Refusal: the job failed.
+    """
+    ends_at = time.monotonic() + wait_s
+    while True:
+        status = jobs.job(job.job_id)
+        if status is not None and status.state == "succeeded":
+            return str((status.result or {})["token"])
+        if status is not None and status.state == "dead":
+            raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.reason}")
+        if time.monotonic() > ends_at:
+            return None
+        time.sleep(PREVIEW_POLL_S)

@@ -1,8 +1,8 @@
-"""Embeddings by HTTP, one or many, for producers that cannot write to Redis.
+"""The route that ingests embeddings over HTTP, for producers that cannot write to Redis.
 
-One object is answered as every job is. Of a list each entry is taken or refused by itself: 202 when all are taken, 207
-when some are, 422 when none is. If Redis goes away on the way, the whole list is answered 503, and sending it again is
-right: media that were taken are known by their ids.
+A single object is answered like every job. The entries of a list are accepted or refused one by one: the answer is 202
+if all are accepted, 207 if some are, and 422 if none is. If Redis fails midway, the answer for the whole list is 503;
+sending the list again is safe, because items are recognised by their ids.
 """
 
 from __future__ import annotations
@@ -21,24 +21,27 @@ from sploot_cluster.jobs import JobQueue, JobRef
 
 
 def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -> APIRouter:
-    """The route ``/embeddings``; ``max_batch`` is the longest list it takes."""
+    """Return the route ``/embeddings``, which accepts lists of up to ``max_batch`` entries."""
     router = APIRouter(tags=["embeddings"], route_class=admission.route_class(), dependencies=[BEARER, IDEMPOTENCY_KEY])
 
     @router.post(
         "/embeddings",
         operation_id="ingest_embeddings",
         status_code=202,
-        summary="Have embeddings assigned to clusters",
+        summary="Ingest embeddings",
         responses={
             **documented(*WRITES),
-            202: {**location_header(), "description": "All are enqueued; one object is answered as a job is."},
+            202: {
+                **location_header(),
+                "description": "All entries are enqueued. A single object is answered with its job.",
+            },
             207: {"description": "Some entries of the list were refused.", "model": EmbeddingOutcomes},
         },
     )
     def ingest_embeddings(
         body: Annotated[Embeddings, Body()], request: Request, response: Response
     ) -> EmbeddingAccepted | EmbeddingOutcomes:
-        """One object, or a list of them. Entries that cannot be used are refused by themselves; the others run."""
+        """Ingest one embedding or a list of them. Invalid entries of a list are refused; the others are enqueued."""
         given: Any = body
         if not isinstance(given, list):
             job = _enqueue(jobs, given)
@@ -47,7 +50,7 @@ def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -
             return EmbeddingAccepted.of(job)
         if not 1 <= len(given) <= max_batch:
             problem = FieldProblem(
-                field="body", problem=f"has {len(given)} entries", hint=f"send 1 to {max_batch} at a time"
+                field="body", problem=f"has {len(given)} entries", hint=f"send 1 to {max_batch} entries at a time"
             )
             raise InvalidFields([problem])
         outcomes = [_outcome(jobs, index, entry) for index, entry in enumerate(given)]

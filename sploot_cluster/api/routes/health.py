@@ -1,4 +1,4 @@
-"""What probes and scrapers ask: alive, ready, metrics. Nobody needs a token for them."""
+"""Routes for probes and scrapers: health, readiness and metrics. They require no token."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sploot_cluster.api.problems import (
 
 @dataclass(frozen=True, slots=True)
 class ReadinessCheck:
-    """One thing that the server needs, e.g. Redis.
+    """The check of one dependency of the server, e.g. Redis.
 
     Attributes:
-        problem: what is wrong with it; None when nothing is.
-        hint: what to do about it.
+        problem: what is wrong with it; None if it works.
+        hint: how to fix it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ReadinessCheck:
 
 @dataclass(frozen=True, slots=True)
 class ReadinessReport:
-    """Everything that the server needs, looked at just now."""
+    """The present state of all dependencies of the server."""
 
     checks: Sequence[ReadinessCheck] = ()
 
@@ -48,27 +48,32 @@ class ReadinessReport:
 def health_router(
     ready: Callable[[], ReadinessReport] | None, metrics: Callable[[], tuple[bytes, str]] | None
 ) -> APIRouter:
-    """The routes ``/healthz`` and ``/readyz``, and ``/metrics`` if somebody makes them.
+    """Return the routes ``/healthz`` and ``/readyz``, and ``/metrics`` if ``metrics`` is given.
 
     Args:
-        ready: looks at what the server needs; without it, a server that answers is ready.
-        metrics: the exposition and its media type.
+        ready: checks the dependencies of the server; without it, a server that answers is ready.
+        metrics: returns the exposition and its media type.
     """
     router = APIRouter(tags=["health"])
 
-    @router.get("/healthz", operation_id="get_health", summary="Alive?", responses=documented(NOT_LOOPBACK, INTERNAL))
+    @router.get(
+        "/healthz",
+        operation_id="get_health",
+        summary="Check that the server is alive",
+        responses=documented(NOT_LOOPBACK, INTERNAL),
+    )
     def get_health() -> Alive:
-        """200 as long as the process answers. Looks at nothing else, so that Redis's failures restart nobody."""
+        """Answer 200 while the process runs. Checks nothing else, so that an outage of Redis restarts no server."""
         return Alive()
 
     @router.get(
         "/readyz",
         operation_id="get_readiness",
-        summary="Ready for requests?",
+        summary="Check that the server is ready for requests",
         responses=documented(NOT_LOOPBACK, INTERNAL, NOT_READY),
     )
     def get_readiness() -> Ready:
-        """200 when everything that requests need is there; 503 names what is not, and the hint."""
+        """Answer 200 if all dependencies work; otherwise 503 with the ones that do not, and how to fix them."""
         report = ready() if ready else ReadinessReport()
         if report.failing:
             errors = [
@@ -83,15 +88,18 @@ def health_router(
         @router.get(
             "/metrics",
             operation_id="get_metrics",
-            summary="Metrics for Prometheus",
+            summary="Return metrics for Prometheus",
             response_class=Response,
             responses={
                 **documented(NOT_LOOPBACK, INTERNAL),
-                200: {"description": "The exposition.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                200: {
+                    "description": "The metrics, as a Prometheus exposition.",
+                    "content": {"text/plain": {"schema": {"type": "string"}}},
+                },
             },
         )
         def get_metrics() -> Response:
-            """The same as on the workers' port: samples are read from Redis."""
+            """Return the metrics that workers also serve on their own port; they are read from Redis."""
             exposition, media_type = metrics()
             return Response(exposition, headers={"Content-Type": media_type})
 

@@ -1,4 +1,4 @@
-"""Looking at a pet: its clusters, its history."""
+"""Routes that read, delete and export a pet, and that manage its candidate model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MAX_HISTORY: Final = 1_000
 
 
 class PetService(Previews, Protocol):
-    """What is asked of the service. ``ClusterService`` is one."""
+    """The service that these routes call, e.g. ``ClusterService``."""
 
     def clusters(self, pet: PetId) -> PetView: ...
 
@@ -74,11 +74,11 @@ class PetService(Previews, Protocol):
     def why(self, pet: PetId, media: MediaId) -> Why: ...
 
 
-PetInPath = Annotated[IdInAddress, Path(description="The pet.", examples=[42])]
+PetInPath = Annotated[IdInAddress, Path(description="Id of the pet.", examples=[42])]
 
 
 def pets_router(admission: Admission, service: PetService, traces: JobTraces | None) -> APIRouter:
-    """The routes under ``/pets``; ``traces`` is what queues still say of what is deleted."""
+    """Return the routes under ``/pets``; ``traces`` finds and removes queue data of what is deleted."""
     router = APIRouter(
         prefix="/pets/{pet_id}",
         tags=["pets"],
@@ -87,56 +87,59 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         responses={**documented(*READS, UNREADABLE_PET), **TAGGED},
     )
 
-    @router.get("/clusters", operation_id="get_clusters", summary="A pet's clusters", response_model=PetClusters)
+    @router.get("/clusters", operation_id="get_clusters", summary="Get a pet's clusters", response_model=PetClusters)
     def get_clusters(pet_id: PetInPath, if_none_match: IfNoneMatch = None) -> Response:
-        """As they are now. A pet that has nothing yet is answered with revision 0."""
+        """Return the present clusters of a pet. A pet without data has revision 0."""
         view = service.clusters(PetId(pet_id))
         return tagged(view.revision, if_none_match, lambda: PetClusters.of(view))
 
     @router.get(
         "/clusters/{cluster_id}",
         operation_id="get_cluster",
-        summary="One cluster, by any id it ever had",
+        summary="Get a cluster by any id it ever had",
         response_model=PetCluster,
         responses=documented(NOT_FOUND),
     )
     def get_cluster(
         pet_id: PetInPath, cluster_id: Annotated[IdInAddress, Path()], if_none_match: IfNoneMatch = None
     ) -> Response:
-        """An id that was merged away leads to the cluster that it became."""
+        """Return a cluster. An id that was merged away resolves to the cluster it was merged into."""
         view = service.clusters(PetId(pet_id))
         now = view.aliases.get(ClusterId(cluster_id), ClusterId(cluster_id))
         found = next((cluster for cluster in view.clusters if cluster.id == now), None)
         if found is None:
-            detail = f"pet {pet_id} has no cluster {cluster_id}, and none that it became; GET …/pets/{pet_id}/clusters"
+            detail = f"pet {pet_id} has no cluster {cluster_id}; GET …/pets/{pet_id}/clusters lists its clusters"
             raise Refusal(NOT_FOUND, detail)
         answer = PetCluster(pet_id=pet_id, revision=view.revision, asked_id=cluster_id, cluster=Cluster.of(found))
         return tagged(view.revision, if_none_match, lambda: answer)
 
-    @router.get("/tally", operation_id="get_tally", summary="Where a pet's media are counted")
+    @router.get("/tally", operation_id="get_tally", summary="Get the accounting of a pet's items")
     def get_tally(pet_id: PetInPath) -> PetTallied:
-        """Every item that came is counted once: ingested = clustered + noise + quarantined + dismissed."""
+        """Return counts in which every item appears once: ingested = clustered + noise + quarantined + dismissed."""
         return PetTallied.of(PetId(pet_id), service.tally(PetId(pet_id)))
 
-    # the whole rest, because an item's name may hold slashes
+    # `path`, because the id of an item may contain slashes
     @router.get(
         "/media/{media_id:path}/why",
         operation_id="get_why",
-        summary="Why an item is where it is",
+        summary="Explain why an item is where it is",
         response_model=ItemWhy,
         responses=documented(NOT_FOUND),
     )
     def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
-        """Its nearest accepted media, how its cluster compares with the next one, and what people said about it."""
+        """Return its nearest accepted items, its similarity to its own and the next cluster, and its corrections."""
         try:
             why = service.why(PetId(pet_id), MediaId(media_id))
         except UnknownMedia:
             raise Refusal(NOT_FOUND, f"pet {pet_id} has no item {shown(media_id)}") from None
         return tagged(why.revision, if_none_match, lambda: ItemWhy.of(PetId(pet_id), why))
 
-    @router.get("/model", operation_id="get_model", summary="A pet's embedding model, and the one beside it")
+    @router.get("/model", operation_id="get_model", summary="Get a pet's embedding model and its candidate")
     def get_model(pet_id: PetInPath) -> PetModel:
-        """Vectors of two models never mix; what a switch would change is shown by `sploot-cluster model preview`."""
+        """Return the embedding model of a pet and its candidate model, if any.
+
+        Vectors of two models never mix. `sploot-cluster model preview` shows what a switch would change.
+        """
         view, shadow = service.clusters(PetId(pet_id)), service.shadow(PetId(pet_id))
         return PetModel(
             pet_id=pet_id,
@@ -153,105 +156,118 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         "/model",
         operation_id="begin_model",
         status_code=201,
-        summary="Run another embedding model beside a pet's own",
+        summary="Start a candidate embedding model",
         responses=documented(*WRITES),
     )
     def begin_model(pet_id: PetInPath, body: BeginModel, caller: CallerOf) -> CandidateModel:
-        """What producers send in it from now on is kept beside the pet, until it is switched or ended."""
+        """Start a candidate model. From now on its vectors are stored separately, until a switch or its end."""
         return CandidateModel.of(service.begin_model(PetId(pet_id), body.model, body.dim, by=caller.name))
 
     @router.delete(
         "/model",
         operation_id="end_model",
         status_code=204,
-        summary="Forget the model beside a pet's own",
+        summary="End the candidate embedding model",
         responses=documented(NOT_FOUND),
     )
     def end_model(pet_id: PetInPath) -> None:
-        """With all of its vectors. Media that only it has stay quarantined. There is no undo."""
+        """Delete the candidate model and its vectors. Items that only it has stay quarantined. Cannot be undone."""
         if not service.end_model(PetId(pet_id)):
-            raise Refusal(NOT_FOUND, f"no other model runs beside pet {pet_id}")
-
-    def erased(pet_id: int, media_id: str | None, delete: Callable[[], Deleted]) -> Erased:
-        """Delete, and then what travelled about it."""
-        media = None if media_id is None else [media_id]
-        found = traces.find(pet_id, media) if traces is not None else None
-        if found is not None and found.n_waiting:
-            detail = (
-                f"{found.n_waiting} jobs about it wait, and would bring it back or name it; stop its producer, "
-                "let them run (GET …/queues shows them), and delete again"
-            )
-            raise Refusal(EVENTS_WAIT, detail)
-        try:
-            deleted = delete()
-        except (UnknownPet, UnknownMedia):
-            if found is None or not (found.n_records or found.n_dead_letters):
-                what = f"pet {pet_id} holds nothing" if media_id is None else f"pet {pet_id} has no {shown(media_id)}"
-                raise Refusal(NOT_FOUND, what) from None
-            deleted = Deleted(0, 0, service.revision(PetId(pet_id)))
-        return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else None)
+            raise Refusal(NOT_FOUND, f"pet {pet_id} has no candidate model")
 
     @router.delete(
         "",
         operation_id="delete_pet",
-        summary="Delete a pet for good",
+        summary="Delete a pet permanently",
         responses=documented(NOT_FOUND, EVENTS_WAIT),
     )
     def delete_pet(pet_id: PetInPath) -> Erased:
-        """With its corrections, its history, the records of its jobs and its dead letters. There is no undo."""
-        return erased(pet_id, None, lambda: service.delete_pet(PetId(pet_id)))
+        """Delete a pet with its corrections, history, job records and dead letters. Cannot be undone."""
+        return _erased(service, traces, pet_id, None, lambda: service.delete_pet(PetId(pet_id)))
 
     @router.delete(
         "/media/{media_id:path}",
         operation_id="delete_item",
-        summary="Delete an item for good",
+        summary="Delete an item permanently",
         responses=documented(NOT_FOUND, EVENTS_WAIT),
     )
     def delete_item(pet_id: PetInPath, media_id: str, caller: CallerOf) -> Erased:
-        """Nothing names it any more: corrections keep their meaning for the others. There is no undo."""
+        """Delete an item everywhere. Corrections that name it stay in force for other items. Cannot be undone."""
         media = [MediaId(media_id)]
-        return erased(pet_id, media_id, lambda: service.delete_media(PetId(pet_id), media, by=caller.name))
+        return _erased(
+            service, traces, pet_id, media_id, lambda: service.delete_media(PetId(pet_id), media, by=caller.name)
+        )
 
     @router.get(
         "/export",
         operation_id="export_pet",
-        summary="A pet as one file",
+        summary="Export a pet as one file",
         response_class=Response,
-        responses={200: {"description": "The file.", "content": {"application/zip": {}}}, **documented(NOT_FOUND)},
+        responses={
+            200: {"description": "The file with all data of the pet.", "content": {"application/zip": {}}},
+            **documented(NOT_FOUND),
+        },
     )
     def export_pet(pet_id: PetInPath) -> Response:
-        """With everything that is kept of it, for `sploot-cluster import`."""
+        """Return all data of a pet as a file for `sploot-cluster import`."""
         try:
             file = service.export(PetId(pet_id))
         except UnknownPet:
-            raise Refusal(NOT_FOUND, f"pet {pet_id} holds nothing") from None
+            raise Refusal(NOT_FOUND, f"pet {pet_id} has no data") from None
         headers = {"Content-Disposition": f'attachment; filename="pet-{pet_id}.zip"', "Cache-Control": "no-store"}
         return Response(file, headers=headers, media_type="application/zip")
 
-    @router.get("/history", operation_id="get_history", summary="A pet's history", response_model=PetHistory)
+    _add_history_routes(router, service)
+    return router
+
+
+def _add_history_routes(router: APIRouter, service: PetService) -> None:
+    @router.get("/history", operation_id="get_history", summary="Get a pet's history", response_model=PetHistory)
     def get_history(
         pet_id: PetInPath,
-        limit: Annotated[int, Query(description="How many entries at most.", ge=1, le=MAX_HISTORY)] = 100,
+        limit: Annotated[int, Query(description="Maximum number of entries.", ge=1, le=MAX_HISTORY)] = 100,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Reclusters and corrections, the newest first; its ETag is the revision of the newest."""
+        """Return reclusters and corrections, newest first. The ETag is the revision of the newest."""
         entries = service.history(PetId(pet_id), limit=limit)
         revision = entries[0].revision if entries else 0
         return tagged(revision, if_none_match, lambda: PetHistory.of(PetId(pet_id), entries))
 
-    @router.get("/history/diff", operation_id="compare_revisions", summary="What differs between two revisions")
+    @router.get("/history/diff", operation_id="compare_revisions", summary="Compare two revisions")
     def compare_revisions(
         pet_id: PetInPath,
-        from_revision: Annotated[RevisionInAddress, Query(alias="from", description="The one.")],
-        to_revision: Annotated[RevisionInAddress, Query(alias="to", description="The other one.")],
-        limit: Annotated[int, Query(description="How many moved media at most.", ge=1, le=MAX_MOVES)] = MAX_MOVES,
+        from_revision: Annotated[RevisionInAddress, Query(alias="from", description="The earlier revision.")],
+        to_revision: Annotated[RevisionInAddress, Query(alias="to", description="The later revision.")],
+        limit: Annotated[
+            int, Query(description="Maximum number of moved items to list.", ge=1, le=MAX_MOVES)
+        ] = MAX_MOVES,
     ) -> PetDiff:
-        """Which media moved, and what became of the ids."""
+        """Return the items that moved between two revisions, and what became of the cluster ids."""
         return PetDiff.of(service.compare(PetId(pet_id), from_revision, to_revision), limit)
 
-    @router.get("/history/{revision}", operation_id="get_revision", summary="A pet as it was")
+    @router.get("/history/{revision}", operation_id="get_revision", summary="Get a pet at an earlier revision")
     def get_revision(pet_id: PetInPath, revision: Annotated[RevisionInAddress, Path()]) -> PetAt:
-        """Where every item was at a revision."""
+        """Return the cluster of every item at a revision."""
         return PetAt.of(PetId(pet_id), service.at(PetId(pet_id), revision))
 
-    return router
+
+def _erased(
+    service: PetService, traces: JobTraces | None, pet_id: int, media_id: str | None, delete: Callable[[], Deleted]
+) -> Erased:
+    """Delete a pet or an item, and then its job records and dead letters."""
+    media = None if media_id is None else [media_id]
+    found = traces.find(pet_id, media) if traces is not None else None
+    if found is not None and found.n_waiting:
+        detail = (
+            f"{found.n_waiting} jobs that wait would restore or name it; stop its producer, let them run "
+            "(GET …/queues shows them), and delete again"
+        )
+        raise Refusal(EVENTS_WAIT, detail)
+    try:
+        deleted = delete()
+    except (UnknownPet, UnknownMedia):
+        if found is None or not (found.n_records or found.n_dead_letters):
+            what = f"pet {pet_id} has no data" if media_id is None else f"pet {pet_id} has no item {shown(media_id)}"
+            raise Refusal(NOT_FOUND, what) from None
+        deleted = Deleted(0, 0, service.revision(PetId(pet_id)))
+    return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else None)

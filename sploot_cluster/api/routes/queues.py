@@ -1,4 +1,4 @@
-"""The queues and their actions: look, plan, apply. What the command line does, for operators' tokens."""
+"""Routes that show the queues and that plan and apply actions on them, as the command line does. For operators."""
 
 from __future__ import annotations
 
@@ -26,65 +26,65 @@ VIA = "http"
 
 MAX_LISTED = 1_000
 
-Limit = Annotated[int, Query(description="How many at most, the newest first.", ge=1, le=MAX_LISTED)]
+Limit = Annotated[int, Query(description="Maximum number of records, newest first.", ge=1, le=MAX_LISTED)]
 
 
 class Queues(BaseModel):
-    """Every queue at one moment."""
+    """The status of all queues."""
 
     queues: list[QueueStatus]
 
 
 class Audit(BaseModel):
-    """Who did what to the queues, newest first."""
+    """The actions taken on the queues, newest first."""
 
     records: list[AuditRecord]
 
 
 class DeadLetters(BaseModel):
-    """Dead letters that match, newest first."""
+    """The dead letters that match a filter, newest first."""
 
     dead_letters: list[DeadLetterView]
 
 
 def queues_router(admission: Admission, operations: QueueOperations) -> APIRouter:
-    """The routes under ``/queues``."""
+    """Return the routes under ``/queues``."""
     router = APIRouter(prefix="/queues", tags=["queues"], route_class=admission.route_class(), dependencies=[BEARER])
     reads = documented(*READS, NOT_FOUND, QUEUE_UNAVAILABLE)
     writes = documented(*WRITES)
 
-    @router.get("", operation_id="get_queues", summary="What every queue holds", responses=reads)
+    @router.get("", operation_id="get_queues", summary="Get the status of all queues", responses=reads)
     def get_queues() -> Queues:
-        """And one sentence for each: why its work waits."""
+        """Return the figures of every queue, with one sentence on why its jobs wait."""
         return Queues(queues=list(operations.queues()))
 
-    @router.get("/audit", operation_id="get_audit", summary="Who did what to the queues", responses=reads)
+    @router.get("/audit", operation_id="get_audit", summary="List the actions taken on the queues", responses=reads)
     def get_audit(limit: Limit = 50) -> Audit:
-        """A record that stays `begun` is of somebody who died on the way."""
+        """Return the audit log. A record that stays `begun` is of an action that was interrupted."""
         return Audit(records=list(operations.audit(limit)))
 
-    @router.get("/{queue}/dead", operation_id="list_dead_letters", summary="Dead letters", responses=reads)
+    @router.get("/{queue}/dead", operation_id="list_dead_letters", summary="List dead letters", responses=reads)
     def list_dead_letters(
         queue: str,
         limit: Limit = 50,
         reason: str | None = None,
         actor: str | None = None,
         pet_id: IdInAddress | None = None,
-        error: Annotated[str | None, Query(description="A part of the error's text.")] = None,
-        since_s: Annotated[Seconds | None, Query(description="Died no more than this many seconds ago.")] = None,
+        error: Annotated[str | None, Query(description="Text that the error contains.")] = None,
+        since_s: Annotated[Seconds | None, Query(description="Died at most this many seconds ago.")] = None,
     ) -> DeadLetters:
-        """Without their fields and tracebacks."""
+        """Return dead letters without their fields and tracebacks."""
         wanted = DeadLetterFilter(reason=reason, actor=actor, pet_id=pet_id, error=error, since_s=since_s)
         return DeadLetters(dead_letters=list(operations.dead_letters(queue, wanted, limit=limit)))
 
     @router.get(
-        "/{queue}/dead/{dead_letter_id}", operation_id="get_dead_letter", summary="A dead letter", responses=reads
+        "/{queue}/dead/{dead_letter_id}", operation_id="get_dead_letter", summary="Get a dead letter", responses=reads
     )
     def get_dead_letter(queue: str, dead_letter_id: str) -> DeadLetterView:
-        """With its traceback and fields; embeddings are replaced by their size."""
+        """Return a dead letter with its traceback and fields. Embeddings are replaced by their size."""
         dead_letter = operations.dead_letter(queue, dead_letter_id)
         if dead_letter is None:
-            raise Refusal(NOT_FOUND, f"there is no dead letter {shown(dead_letter_id)} in queue {shown(queue)}")
+            raise Refusal(NOT_FOUND, f"queue {shown(queue)} has no dead letter {shown(dead_letter_id)}")
         return dead_letter
 
     def kept(plan: Plan) -> Plan:
@@ -93,9 +93,12 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
 
     planning: Any = {"dependencies": [IDEMPOTENCY_KEY], "responses": writes}
 
-    @router.post("/{queue}/rescue", operation_id="plan_rescue", summary="Plan to hand jobs back to work", **planning)
+    @router.post("/{queue}/rescue", operation_id="plan_rescue", summary="Plan to return jobs to the queue", **planning)
     def plan_rescue(queue: str, body: Rescue) -> Plan:
-        """Jobs that a dead or stuck worker holds, or that nobody holds. Nothing is done before the plan is applied."""
+        """Plan to return jobs that a dead or stuck worker holds, or that no worker holds.
+
+        Nothing is changed until the plan is applied.
+        """
         return kept(
             operations.plan_rescue(
                 queue,
@@ -114,39 +117,39 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
         **planning,
     )
     def plan_retire_consumer(queue: str, body: RetireConsumer) -> Plan:
-        """After its jobs were handed back to work. Nothing is done before the plan is applied."""
+        """Plan to return the jobs of a consumer and to remove it. Nothing is changed until the plan is applied."""
         return kept(operations.plan_retire(queue, body.consumer, even_if_alive=body.even_if_alive))
 
-    @router.post("/{queue}/pause", operation_id="plan_pause", summary="Plan to stop delivering a queue", **planning)
+    @router.post("/{queue}/pause", operation_id="plan_pause", summary="Plan to pause a queue", **planning)
     def plan_pause(queue: str, body: Nothing) -> Plan:
-        """Until it is resumed. Nothing is done before the plan is applied."""
+        """Plan to stop deliveries until the queue is resumed. Nothing is changed until the plan is applied."""
         return kept(operations.plan_pause(queue))
 
-    @router.post("/{queue}/resume", operation_id="plan_resume", summary="Plan to end a pause", **planning)
+    @router.post("/{queue}/resume", operation_id="plan_resume", summary="Plan to resume a queue", **planning)
     def plan_resume(queue: str, body: Nothing) -> Plan:
-        """Nothing is done before the plan is applied."""
+        """Plan to end a pause. Nothing is changed until the plan is applied."""
         return kept(operations.plan_resume(queue))
 
     @router.post("/{queue}/requeue", operation_id="plan_requeue", summary="Plan to requeue dead letters", **planning)
     def plan_requeue(queue: str, body: ChosenDeadLetters) -> Plan:
-        """These, or all that match. Nothing is done before the plan is applied."""
+        """Plan to requeue dead letters by id, or all that match. Nothing is changed until the plan is applied."""
         return kept(operations.plan_requeue(queue, dead_letter_ids=body.dead_letter_ids, matching=body.filter()))
 
-    @router.post("/{queue}/purge", operation_id="plan_purge", summary="Plan to remove dead letters", **planning)
+    @router.post("/{queue}/purge", operation_id="plan_purge", summary="Plan to purge dead letters", **planning)
     def plan_purge(queue: str, body: ChosenDeadLetters) -> Plan:
-        """These, or all that match, for ever. Nothing is done before the plan is applied."""
+        """Plan to delete dead letters by id, or all that match. Nothing is changed until the plan is applied."""
         return kept(operations.plan_purge(queue, dead_letter_ids=body.dead_letter_ids, matching=body.filter()))
 
     @router.post(
         "/plans/{plan_id}/apply",
         operation_id="apply_plan",
-        summary="Act on a plan",
+        summary="Apply a plan",
         status_code=202,
         dependencies=[IDEMPOTENCY_KEY],
         responses=documented(*WRITES, NOT_FOUND),
     )
     def apply_plan(plan_id: str, body: Apply, caller: CallerOf) -> Done:
-        """On exactly the ids that it showed, and once. `is_complete` says whether its effect is there now."""
+        """Apply a plan once, to exactly the ids that it listed. `is_complete` states whether it took full effect."""
         try:
             plan = operations.take(plan_id)
         except PlanUnknown as unknown:

@@ -1,10 +1,10 @@
--- Puts a vector of another model into the space that is open for it; an item that is there stays as it is. One that the
--- pet does not have is quarantined too, so that it is counted and can be found while only that space has it.
+-- Adds a vector to the open shadow of its model, unless the shadow has one of this item. An item that the pet does not
+-- have is quarantined too, so that it is counted and can be found while only the shadow has it.
 --
--- KEYS     all of the pet
+-- KEYS     all keys of the pet
 -- ARGV     born, model, item, vector, facts of the quarantine (JSON)
--- Returns  1 when it is there now, 0 when the pet is another one by now, or no space is open for this model,
---          {"DAMAGED", key, expected, found} when the pet is not whole
+-- Returns  1 if the shadow has the item now, 0 if the pet was recreated or no shadow of this model is open,
+--          {"DAMAGED", key, expected, found} if the pet is damaged
 
 local damaged, born = look()
 if damaged then
@@ -15,7 +15,7 @@ if born ~= expected or redis.call('HGET', KEYS[15], 'model') ~= model then
   return 0
 end
 redis.call('HINCRBY', KEYS[1], 'n_shadow', redis.call('HSETNX', KEYS[16], item, vector))
--- however many there are: each has a vector candidate the pet, so its name is the smaller part
+-- without limit: the id is small compared to the vector that the shadow stores anyway
 if redis.call('HEXISTS', KEYS[3], item) == 0 and redis.call('HSET', KEYS[13], item, facts) == 1 then
   redis.call('HINCRBY', KEYS[1], 'ingested', 1)
   redis.call('HINCRBY', KEYS[1], 'n_quarantined', 1)

@@ -1,9 +1,9 @@
--- Opens a second space candidate a pet's own, for vectors of another model.
+-- Opens the shadow of a pet: a second space, for vectors of a candidate model.
 --
--- KEYS     all of the pet
+-- KEYS     all keys of the pet
 -- ARGV     born, then the fields of the shadow
--- Returns  1 when it is open, 0 when the pet is another one by now, or has a shadow already,
---          {"DAMAGED", key, expected, found} when the pet is not whole
+-- Returns  1 if it was opened, 0 if the pet was recreated or has a shadow already,
+--          {"DAMAGED", key, expected, found} if the pet is damaged
 
 local damaged, born, _, _, _, _, _, _, n_shadow = look()
 if damaged then

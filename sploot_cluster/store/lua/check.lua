@@ -1,7 +1,7 @@
--- Counts the media of a pet, if it is whole.
+-- Returns the item counts of a pet, after checking its keys.
 --
--- KEYS     all of the pet
--- Returns  {} for a pet that has nothing, {"DAMAGED", key, expected, found} for one that is not whole, else
+-- KEYS     all keys of the pet
+-- Returns  {} for a pet without data, {"DAMAGED", key, expected, found} for a damaged one, else
 --          {ingested, n_clustered, n_noise, n_quarantined, n_dismissed, n_overflowed}
 
 local damaged, born = look()

@@ -1,32 +1,32 @@
--- Writes one change of a pet, or nothing.
+-- Commits one change of a pet, atomically.
 --
--- KEYS     all of the pet
--- ARGV     born, commit, revision   the state the change was decided on; "", "", 0 for a pet that has nothing
---          new_born, new_commit     names for the pet, "" unless this is its first commit, and for this commit
---          claimant, claim_ms       who gets the right of way after a conflict ("" = nobody), and for how long
+-- KEYS     all keys of the pet
+-- ARGV     born, commit, revision   the state that the change was decided on; "", "", 0 for a pet without data
+--          new_born, new_commit     name for the pet, "" unless this is its first commit; name of this commit
+--          claimant, claim_ms       claim the pet under this name after a conflict ("" = do not), for this long
 --          format, model, dim, next_cluster, n_at_recluster, noise_arrivals   for meta; model and dim "" = keep
 --          vectors                  of the arrivals
---          relabels                 1: labels and origins are those of all rows, and others than before; 0: of the arrivals
+--          relabels                 1: labels and origins are of all rows, and changed; 0: of the arrivals only
 --          labels, origins
 --          arrived                  of the arrivals
---          was, kept                what labels are overwritten, "" = none; and how many such commits are kept
---          n_clustered, n_noise, n_dismissed   of the media, after this commit
+--          was, kept                record of overwritten labels, "" = none; number of such records to keep
+--          n_clustered, n_noise, n_dismissed   numbers of items after this commit
 --          correction               JSON for the ledger, or ""
 --          kind, by, summary        of the history entry; kind "" = none
 --          then five lists, each as its length and its items:
 --          media of the arrivals; clusters to set (id, card, …); clusters to remove; aliases to set; aliases to remove
 -- Returns  {"OK", revision, born}      written; also when a lost reply made the client send the same commit again
 --          {"CONFLICT", revision}      the pet is not at that state
---          {"CLAIMED", revision, ms}   it is, but somebody else has the right of way for so long
---          {"TOO_LARGE", revision}     the vectors would exceed what one value can hold
---          {"UNCONSERVED", revision, ingested, n_quarantined}   media would be lost, or are: the tally would not hold
---          {"DAMAGED", key, expected, found}   what is stored is not whole; what it was decided on may have been
+--          {"CLAIMED", revision, ms}   it is, but another change has claimed it for this long
+--          {"TOO_LARGE", revision}     the vectors would exceed the limit of a value
+--          {"UNCONSERVED", revision, ingested, n_quarantined}   items would not be accounted for
+--          {"DAMAGED", key, expected, found}   the pet is damaged now; it may not have been when the change was decided
 --
--- All or nothing: the first write is one that a server without memory refuses, and the vectors, which alone can grow too
--- long, are written before all others. (Those of a first commit cannot: they came in one argument, of the same limit.)
+-- It is atomic: a server that is out of memory refuses the first write, and the vectors, the only value that can exceed
+-- its limit, are written before all others. (In a first commit they cannot: an argument has the same limit.)
 
 local HISTORY_LENGTH = 10000
--- unpack() puts every item on Lua's stack, which ends at 8,000
+-- unpack() puts every item on Lua's stack, which holds 8,000
 local ITEMS_PER_CALL = 5000
 
 local taken = 0

@@ -1,9 +1,9 @@
--- Reads all of a pet at one moment.
+-- Reads all data of a pet, as a consistent snapshot.
 --
--- KEYS     all of the pet
--- Returns  {} for a pet that has nothing, {"DAMAGED", key, expected, found} for one that is not whole, else their values:
+-- KEYS     all keys of the pet
+-- Returns  {} for a pet without data, {"DAMAGED", key, expected, found} for a damaged one, else the values of:
 --          meta, media, vectors, labels, origins, clusters, aliases, ledger, arrived, overwritten, history, quarantine,
---          shadow, shadow_vectors; hashes as field, value, …, strings whole
+--          shadow, shadow_vectors; hashes as field, value, …
 
 local damaged, born = look()
 if damaged or not born then

@@ -1,7 +1,7 @@
--- Closes the space candidate a pet's own, with all that is in it.
+-- Deletes the shadow of a pet and its vectors.
 --
--- KEYS     all of the pet
--- Returns  1 when it was open, 0 when none was, {"DAMAGED", key, expected, found} when the pet is not whole
+-- KEYS     all keys of the pet
+-- Returns  1 if it was open, 0 if none was, {"DAMAGED", key, expected, found} if the pet is damaged
 
 local damaged, _, _, _, _, _, _, _, n_shadow = look()
 if damaged then

@@ -1,8 +1,8 @@
--- Keeps a spanning tree candidate a pet, unless the pet is another one by now or holds a larger tree.
+-- Stores the spanning tree of a pet, unless the pet was recreated or has a larger tree.
 --
 -- KEYS     1 meta  2 tree
 -- ARGV     born, n, body
--- Returns  1 when it was kept, 0 when not
+-- Returns  1 if it was stored, else 0
 
 local born, n, body = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 if redis.call('HGET', KEYS[1], 'born') ~= born then

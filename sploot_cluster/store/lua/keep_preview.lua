@@ -1,8 +1,8 @@
--- Keeps a recluster that was computed and not committed, if the pet is still what it was computed on.
+-- Stores the preview of a recluster, if the pet is still at the state that it was computed on.
 --
 -- KEYS     1 meta  2 preview
 -- ARGV     commit, body, for_ms
--- Returns  1 when it was kept, 0 when the pet has moved on
+-- Returns  1 if it was stored, 0 if the pet has changed
 
 if redis.call('HGET', KEYS[1], 'commit') ~= ARGV[1] then
   return 0

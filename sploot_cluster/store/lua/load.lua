@@ -1,26 +1,26 @@
--- Reads a pet at one moment: all of it, or what is new to a reader who knows an earlier state.
+-- Reads a pet as a consistent snapshot: all of it, or what is new to a reader that knows an earlier state.
 --
--- KEYS     all of the pet
+-- KEYS     all keys of the pet
 -- ARGV     born, commit, revision, n_media, n_corrections, last_item   of the known state; "", "", 0, 0, 0, "" = none
---          max_vector_bytes   the most to answer of the vectors; 0 = none, and no rest
--- Returns  1 when the known state is the newest, {} for a pet that has nothing,
---          {"DAMAGED", key, expected, found} for one that is not whole, known or not, else
+--          max_vector_bytes   limit of the vectors to return; 0 = none, and no rest
+-- Returns  1 if the known state is the newest, {} for a pet without data,
+--          {"DAMAGED", key, expected, found} for a damaged one, known or not, else
 --          1 meta           field, value, …
 --          2 from_row       media and vectors begin at this row
 --          3 media
---          4 vectors        all that is missing, or nothing when that is more than max_vector_bytes: a script copies
---                           what it reads, twice more than GETRANGE does
---          5 rest_from, 6 rest_to   bytes of the value that are missing; to be read later, for rows never change
---          7 labels_from    labels and origins begin at this row: 0 when rows that exist were relabelled
+--          4 vectors        all that are new, or none if that is more than max_vector_bytes: a script copies what it
+--                           reads twice more often than GETRANGE does
+--          5 rest_from, 6 rest_to   range of bytes that are not returned; to be read later, as rows never change
+--          7 labels_from    labels and origins begin at this row: 0 if existing rows were relabelled
 --          8 labels
 --          9 origins
---         10 clusters       id, card, …   false when they are as known, and so are the aliases
+--         10 clusters       id, card, …   false, as for the aliases, if both are unchanged
 --         11 aliases        id, id, …
 --         12 from_correction
---         13 ledger         corrections from there on
+--         13 ledger         corrections from that one on
 --
--- The known state counts only if it is an ancestor of what is stored. A later revision with the same last item in the
--- same row is taken for one: that fails after a failover that lost writes, and for a pet deleted and begun anew.
+-- The known state is used only if it is an ancestor of the stored one: the stored revision is later, and has the same
+-- last item in the same row. That is false after a failover that lost writes, and for a recreated pet.
 
 local damaged, born, commit = look()
 if damaged then

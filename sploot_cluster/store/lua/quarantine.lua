@@ -1,10 +1,10 @@
--- Takes down an item whose vector is of another space than the pet's, so that it is counted and can be found. One that
--- is too many is counted alone.
+-- Quarantines an item whose vector is of another space than the pet's, so that it is counted and can be found. If the
+-- quarantine is full, the arrival is only counted.
 --
--- KEYS     all of the pet
+-- KEYS     all keys of the pet
 -- ARGV     born, item, facts (JSON), most
--- Returns  1 when it is taken down, 0 when the pet is another one by now, has the item, or has taken down too many,
---          {"DAMAGED", key, expected, found} when the pet is not whole
+-- Returns  1 if it is quarantined, 0 if the pet was recreated, has the item, or its quarantine is full,
+--          {"DAMAGED", key, expected, found} if the pet is damaged
 
 local damaged, born, _, _, _, _, n_quarantined = look()
 if damaged then

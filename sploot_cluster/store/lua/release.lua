@@ -1,8 +1,8 @@
--- Ends a claim, if it is still the claimant's.
+-- Ends the claim of a claimant.
 --
 -- KEYS     1 meta
 -- ARGV     claimant
--- Returns  1 when it was ended, 0 when there was none or somebody else's
+-- Returns  1 if it was ended, 0 if the claimant had none
 
 if redis.call('HGET', KEYS[1], 'claim') ~= ARGV[1] then
   return 0

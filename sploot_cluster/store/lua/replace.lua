@@ -1,15 +1,15 @@
--- Puts a whole pet in the place of what is stored of it, or nothing: an import, a deletion of media, a change of model.
+-- Replaces a whole pet, atomically: for an import, a deletion of items, or a switch of the model.
 --
--- KEYS     all of the pet
--- ARGV     born, commit   of the state that is replaced; "", "" for a pet that has nothing
---          new_commit     the name of this one, as it stands among what is written
---          claimant, claim_ms   who gets the right of way after a conflict ("" = nobody), and for how long
---          begun_at, n_vectors, n_quarantined   what is replaced candidate it, where an arrival makes no commit: when the
---                                               shadow was opened ("" = none is open), and how many media are in each
---          then commands, each as the number of its arguments, its name, the number of its key, and the arguments
+-- KEYS     all keys of the pet
+-- ARGV     born, commit   of the state to replace; "", "" for a pet without data
+--          new_commit     the name of the new state, which is also among the values to write
+--          claimant, claim_ms   claim the pet under this name after a conflict ("" = do not), for this long
+--          begun_at, n_vectors, n_quarantined   expected state of the shadow and the quarantine, which change without a
+--                                               commit: when the shadow was opened ("" = none is open), and the sizes
+--          then commands, each as the number of its arguments, its name, the number of its key, and its arguments
 -- Returns  {"OK", revision}        written; also when a lost reply made the client send the same again
---          {"CONFLICT", revision}  the pet, or what is candidate it, is not at that state
---          {"DAMAGED", key, expected, found}   what is stored is not whole
+--          {"CONFLICT", revision}  the pet, its shadow or its quarantine is not at that state
+--          {"DAMAGED", key, expected, found}   the pet is damaged
 
 local meta = KEYS[1]
 local claimant, claim_ms = ARGV[4], tonumber(ARGV[5])
@@ -32,7 +32,7 @@ if born and ((redis.call('HGET', KEYS[15], 'begun_at') or '') ~= ARGV[6]
     or (n_shadow or '0') ~= ARGV[7] or n_quarantined ~= ARGV[8]) then
   return {'CONFLICT', tonumber(revision)}
 end
--- the first write is one that a server without memory refuses, before anything is gone
+-- a server that is out of memory refuses this first write, before anything is deleted
 redis.call('HSET', meta, 'commit', ARGV[2])
 redis.call('DEL', unpack(KEYS))
 local at = 9

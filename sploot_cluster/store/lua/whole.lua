@@ -1,10 +1,10 @@
--- Opens every script that reads or writes a pet: whether its keys are whole, as far as their lengths show it. O(1).
+-- The first part of every script that reads or writes a pet: checks the lengths of its keys. O(1).
 --
 -- KEYS of such a script are all keys of the pet, in the order of keys.PetKeys. tree and preview can be computed again
--- and are not looked at. It runs twice for every arrival: what is damaged is worked out only once something is.
+-- and are not checked. It runs twice for every arrival, so it determines the damaged key only if there is one.
 
 local FORMAT = '1'
--- fields that meta of every pet has
+-- number of fields that meta always has
 local N_ALWAYS = 22
 
 local function damage_of(meta)
@@ -45,9 +45,9 @@ local function damage_of(meta)
   return {'DAMAGED', KEYS[1], 'at least ' .. N_ALWAYS .. ' fields', call('HLEN', KEYS[1]) .. ' fields'}
 end
 
--- Returns  nil, and of meta, false for what it does not hold: born, commit, revision, n_media, ingested, n_quarantined,
---          n_overwritten, n_shadow, dim, claim, claim_until_ms; all are false for a pet that has nothing
---          {"DAMAGED", key, expected, found}, and the same, for a pet whose keys are not whole
+-- Returns  nil and fields of meta, false for missing ones: born, commit, revision, n_media, ingested, n_quarantined,
+--          n_overwritten, n_shadow, dim, claim, claim_until_ms; all are false for a pet without data
+--          {"DAMAGED", key, expected, found}, and the same fields, for a damaged pet
 local function look()
   local call, keys = redis.call, KEYS
   local born, commit, revision, n_media, ingested, n_quarantined, n_overwritten, n_shadow, dim, claim, claim_until_ms,

@@ -1,4 +1,4 @@
-"""The API in a process of its own making: a service in memory, and a queue that notes what it is asked for."""
+"""The HTTP API for tests: a service in memory, and a queue that records what is enqueued."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ API = "/api/v1/internal"
 
 
 class NotingQueue:
-    """A ``JobQueue`` that checks as the real one does, and keeps what was enqueued."""
+    """A ``JobQueue`` that validates like the real one and records what is enqueued."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Mapping[str, Any]]] = []
@@ -53,7 +53,7 @@ class NotingQueue:
         expected_revision: int | None = None,
     ) -> JobRef:
         task = MergeClusters(pet_id, tuple(cluster_ids), into, requested_by, expected_revision)
-        return self._note("merge", **self._said(task), into=into)
+        return self._note("merge", **self._facts(task), into=into)
 
     def split(
         self,
@@ -65,7 +65,7 @@ class NotingQueue:
         expected_revision: int | None = None,
     ) -> JobRef:
         return self._note(
-            "split", **self._said(SplitCluster(pet_id, cluster_id, tuple(media_ids), requested_by, expected_revision))
+            "split", **self._facts(SplitCluster(pet_id, cluster_id, tuple(media_ids), requested_by, expected_revision))
         )
 
     def exclude(
@@ -78,7 +78,8 @@ class NotingQueue:
         expected_revision: int | None = None,
     ) -> JobRef:
         return self._note(
-            "exclude", **self._said(ExcludeMedia(pet_id, cluster_id, tuple(media_ids), requested_by, expected_revision))
+            "exclude",
+            **self._facts(ExcludeMedia(pet_id, cluster_id, tuple(media_ids), requested_by, expected_revision)),
         )
 
     def dismiss(
@@ -90,25 +91,25 @@ class NotingQueue:
         expected_revision: int | None = None,
     ) -> JobRef:
         return self._note(
-            "dismiss", **self._said(DismissMedia(pet_id, tuple(media_ids), requested_by, expected_revision))
+            "dismiss", **self._facts(DismissMedia(pet_id, tuple(media_ids), requested_by, expected_revision))
         )
 
     def undo(
         self, pet_id: int, revision: int, *, requested_by: str = "?", expected_revision: int | None = None
     ) -> JobRef:
-        return self._note("undo", **self._said(UndoFeedback(pet_id, revision, requested_by, expected_revision)))
+        return self._note("undo", **self._facts(UndoFeedback(pet_id, revision, requested_by, expected_revision)))
 
     def restore(
         self, pet_id: int, revision: int, *, requested_by: str = "?", expected_revision: int | None = None
     ) -> JobRef:
-        return self._note("restore", **self._said(RestoreRevision(pet_id, revision, requested_by, expected_revision)))
+        return self._note("restore", **self._facts(RestoreRevision(pet_id, revision, requested_by, expected_revision)))
 
     @staticmethod
-    def _said(
+    def _facts(
         task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback | RestoreRevision,
     ) -> dict[str, Any]:
-        said = {name: tuple(value) if isinstance(value, list) else value for name, value in task.to_kwargs().items()}
-        return {name.replace("requested_by", "by"): value for name, value in said.items() if name != "into"}
+        facts = {name: tuple(value) if isinstance(value, list) else value for name, value in task.to_kwargs().items()}
+        return {name.replace("requested_by", "by"): value for name, value in facts.items() if name != "into"}
 
     def ingest(
         self,
@@ -137,7 +138,7 @@ class NotingQueue:
 
 
 class Front:
-    """The application and what stands behind it."""
+    """The application with its service and queue."""
 
     def __init__(self, **options: Any) -> None:
         self.store = MemoryPetStore()
@@ -148,5 +149,5 @@ class Front:
 
 
 def client_of(app: Any, *, peer: str = "127.0.0.1", host: str = "127.0.0.1:8080") -> TestClient:
-    """A caller at an address. Errors of the application are answers, as over a wire."""
+    """Return a client at an address. Errors of the application become answers, as over a network."""
     return TestClient(app, base_url=f"http://{host}", client=(peer, 50_000), raise_server_exceptions=False)

@@ -1,4 +1,4 @@
-"""Who may come in, and what a repeated request is answered."""
+"""Tests of admission: tokens, roles, loopback callers and idempotency keys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bearer(secret: str) -> dict[str, str]:
     ],
     ids=["here", "IPv6", "own page", "elsewhere", "DNS rebinding", "other page", "other site", *map(str, range(6))],
 )
-def test_without_tokens_only_programs_of_this_machine_come_in(
+def test_without_tokens_only_local_programs_are_admitted(
     peer: str, host: str, headers: dict[str, str], status: int
 ) -> None:
     front = Front()
@@ -56,7 +56,7 @@ def test_without_tokens_only_programs_of_this_machine_come_in(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
-def test_serving_other_machines_without_tokens_is_refused(host: str) -> None:
+def test_bind_to_other_machines_without_tokens_is_refused(host: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         check_bind(host, Tokens())
 
@@ -65,7 +65,7 @@ def test_serving_other_machines_without_tokens_is_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_this_machine_is_served_without_tokens(host: str) -> None:
+def test_loopback_bind_without_tokens_is_allowed(host: str) -> None:
     check_bind(host, None)
 
 
@@ -82,7 +82,7 @@ def test_this_machine_is_served_without_tokens(host: str) -> None:
         ("operator", 202, 200),
     ],
 )
-def test_a_role_says_what_its_token_may_do(role: str, writes: int, reads: int) -> None:
+def test_role_limits_what_its_token_may_do(role: str, writes: int, reads: int) -> None:
     front = Front(tokens=TOKENS)
     http = client_of(front.app, peer="10.0.0.7", host="cluster.internal")
 
@@ -113,11 +113,11 @@ CORRECTIONS = {
         (Role.OPERATOR, set(MAY_CALL)),
     ],
 )
-def test_a_role_may_call_its_operations_and_no_others(role: Role, may_call: set[str]) -> None:
+def test_role_may_call_only_its_operations(role: Role, may_call: set[str]) -> None:
     assert {operation for operation, roles in MAY_CALL.items() if role in roles} == may_call
 
 
-def test_an_uploader_hands_in_items_and_is_refused_everything_else() -> None:
+def test_uploader_may_only_ingest_items() -> None:
     front = Front(tokens=TOKENS)
     http = client_of(front.app, peer="10.0.0.7", host="cluster.internal")
     headers = bearer(SECRETS["uploader"])
@@ -141,7 +141,7 @@ def test_an_uploader_hands_in_items_and_is_refused_everything_else() -> None:
 @pytest.mark.parametrize(
     "headers", [{}, bearer("wrong-0123456789abcdef"), {"Authorization": f"Basic {SECRETS['operator']}"}, bearer("")]
 )
-def test_who_has_no_token_is_told_how_to_send_one(headers: dict[str, str]) -> None:
+def test_missing_token_is_answered_with_how_to_send_one(headers: dict[str, str]) -> None:
     http = client_of(Front(tokens=TOKENS).app)
 
     for answer in (
@@ -153,7 +153,7 @@ def test_who_has_no_token_is_told_how_to_send_one(headers: dict[str, str]) -> No
         assert "0123456789" not in answer.text
 
 
-def test_probes_need_no_token() -> None:
+def test_probes_require_no_token() -> None:
     http = client_of(Front(tokens=TOKENS).app, peer="10.0.0.7", host="cluster.internal")
 
     assert http.get("/healthz").status_code == http.get("/readyz").status_code == 200
@@ -164,7 +164,7 @@ def test_probes_need_no_token() -> None:
     ["secret-0123456789abcdef", "a:king:0123456789abcdef", "a:viewer:short", "machine:viewer:0123456789abcdef",
      "a:viewer:0123456789abcdef,a:operator:fedcba9876543210", "a:viewer:0123456789abcdef,b:viewer:0123456789abcdef"],
 )  # fmt: skip
-def test_tokens_that_cannot_be_used_are_refused_without_being_shown(text: str) -> None:
+def test_invalid_tokens_are_refused_without_showing_them(text: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         Tokens.parse(text)
 
@@ -189,7 +189,7 @@ def front(idempotency: IdempotencyStore) -> Iterator[Front]:
         yield front
 
 
-def test_a_request_that_is_sent_again_gets_the_first_answer(front: Front) -> None:
+def test_repeated_request_gets_the_first_answer(front: Front) -> None:
     first, again = (front.http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": "k"}) for _ in range(2))
 
     assert (again.status_code, again.json(), again.headers["Location"]) == (
@@ -202,7 +202,7 @@ def test_a_request_that_is_sent_again_gets_the_first_answer(front: Front) -> Non
     assert len(front.queue.asked) == 1
 
 
-def test_a_key_with_another_body_or_of_another_address_is_another_matter(front: Front) -> None:
+def test_key_with_another_body_is_refused_and_addresses_are_separate(front: Front) -> None:
     def send(path: str, body: dict[str, int]) -> int:
         answer = front.http.post(API + path, json=body, headers={"Idempotency-Key": "k"})
         return int(answer.status_code)
@@ -213,7 +213,7 @@ def test_a_key_with_another_body_or_of_another_address_is_another_matter(front: 
     assert len(front.queue.asked) == 2
 
 
-def test_a_request_that_failed_may_be_tried_again_with_its_key(front: Front) -> None:
+def test_failed_request_can_be_retried_with_its_key(front: Front) -> None:
     fails = [True]
 
     def fail_once() -> None:
@@ -231,7 +231,7 @@ def test_a_request_that_failed_may_be_tried_again_with_its_key(front: Front) -> 
     assert answers == [500, 202]
 
 
-def test_a_request_that_is_still_worked_on_is_answered_409(front: Front) -> None:
+def test_request_in_progress_is_answered_409(front: Front) -> None:
     started, release = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -255,14 +255,14 @@ def test_a_request_that_is_still_worked_on_is_answered_409(front: Front) -> None
 
 
 @pytest.mark.parametrize("key", ["", "x" * 300, "a\tb"])
-def test_a_key_that_cannot_be_used_is_refused(front: Front, key: str) -> None:
+def test_invalid_idempotency_key_is_refused(front: Front, key: str) -> None:
     answer = front.http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": key})
 
     assert answer.status_code == 422
     assert front.queue.asked == []
 
 
-def test_what_is_kept_ends_after_a_day_and_bears_no_key(front: Front, redis_client: redis.Redis) -> None:
+def test_stored_answer_expires_after_a_day_and_hides_its_key(front: Front, redis_client: redis.Redis) -> None:
     http = Front(idempotency=RedisIdempotencyStore(redis_client)).http
     http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": "secret-key"})
 

@@ -1,4 +1,4 @@
-"""What each address answers, and what it says about what it cannot use."""
+"""Tests of the answers of every address, and of the problems for invalid requests."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def fields_of(problem: dict[str, Any]) -> list[str]:
     return [error["field"] for error in problem["errors"]]
 
 
-# -- asking for work -------------------------------------------------------------------------------------------------
+# -- enqueueing work -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", GOOD)
-def test_work_is_enqueued_and_its_place_is_told(front: Front, path: str) -> None:
+def test_work_is_enqueued_and_answered_with_its_position(front: Front, path: str) -> None:
     answer = front.http.post(API + path, json=GOOD[path])
 
     assert answer.status_code == 202
@@ -65,9 +65,7 @@ def test_work_is_enqueued_and_its_place_is_told(front: Front, path: str) -> None
     assert front.queue.asked == [NOTED[path]]
 
 
-def test_a_item_of_a_pet_that_the_rollout_has_not_reached_is_said_to_be_withheld(
-    front: Front, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_item_of_a_pet_outside_the_rollout_is_withheld(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front.queue, "ingest", lambda **_: JobRef("event 1", "some.queue", withheld=True))
 
     one = front.http.post(f"{API}/embeddings", json=GOOD["/embeddings"])
@@ -111,9 +109,7 @@ def test_a_item_of_a_pet_that_the_rollout_has_not_reached_is_said_to_be_withheld
         ("/embeddings", {"occurred_at": "yesterday"}, "occurred_at"),
     ],
 )
-def test_a_field_that_cannot_be_used_is_named_with_its_hint(
-    front: Front, path: str, change: dict[str, Any], field: str
-) -> None:
+def test_invalid_field_is_named_with_a_hint(front: Front, path: str, change: dict[str, Any], field: str) -> None:
     answer = front.http.post(API + path, json=GOOD[path] | change)
 
     assert answer.status_code == 422
@@ -126,7 +122,7 @@ def test_a_field_that_cannot_be_used_is_named_with_its_hint(
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_a_number_that_is_none_is_refused(front: Front, value: str) -> None:
+def test_non_finite_number_is_refused(front: Front, value: str) -> None:
     body = json.dumps(GOOD["/embeddings"]).replace("0.5", value)
 
     answer = front.http.post(API + "/embeddings", content=body, headers={"Content-Type": "application/json"})
@@ -135,7 +131,7 @@ def test_a_number_that_is_none_is_refused(front: Front, value: str) -> None:
     assert front.queue.asked == []
 
 
-def test_a_missing_field_is_named(front: Front) -> None:
+def test_missing_field_is_named(front: Front) -> None:
     problem = front.http.post(API + "/clusters/split", json={"pet_id": 42}).json()
 
     assert fields_of(problem) == ["cluster_id", "media_ids"]
@@ -154,11 +150,9 @@ def test_a_missing_field_is_named(front: Front) -> None:
         (b'{"pet_id": 42}', {"Content-Type": "application/json", "Content-Encoding": "gzip"}, 415),
         (b'{"pet_id": 42, "reason": "' + b"x" * 1_100_000 + b'"}', {"Content-Type": "application/json"}, 413),
     ],
-    ids=["broken", "empty", "list", "half a character", "bytes", "text", "nothing said", "packed", "long"],
+    ids=["broken", "empty", "list", "unpaired surrogate", "bytes", "text", "no content type", "gzip", "long"],
 )
-def test_a_body_that_cannot_be_read_is_refused(
-    front: Front, content: bytes, headers: dict[str, str], status: int
-) -> None:
+def test_unreadable_body_is_refused(front: Front, content: bytes, headers: dict[str, str], status: int) -> None:
     answer = front.http.post(API + "/clusters/recluster", content=content, headers=headers)
 
     assert answer.status_code == status
@@ -175,7 +169,7 @@ def test_a_body_that_cannot_be_read_is_refused(
     ),
     st.sampled_from(["pet_id", "cluster_ids", "media_ids", "cluster_id", "revision", "embedding", "model", "new"]),
 )
-def test_whatever_json_is_sent_the_answer_is_no_mistake_of_ours(path: str, value: Any, field: str) -> None:
+def test_arbitrary_json_never_causes_a_server_error(path: str, value: Any, field: str) -> None:
     front = Front()
     for body in (value, GOOD[path] | {field: value}):
         answer = front.http.post(
@@ -187,16 +181,16 @@ def test_whatever_json_is_sent_the_answer_is_no_mistake_of_ours(path: str, value
             assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def test_of_a_list_of_embeddings_each_is_taken_or_refused_by_itself(front: Front) -> None:
+def test_entries_of_a_list_are_accepted_or_refused_one_by_one(front: Front) -> None:
     good = GOOD["/embeddings"]
     entries = [good, good | {"embedding": [0, 0]}, good | {"media_id": "b"}, 7]
 
-    some = front.http.post(API + "/embeddings", json=entries)
+    partly = front.http.post(API + "/embeddings", json=entries)
     all_of_them = front.http.post(API + "/embeddings", json=[good])
     none = front.http.post(API + "/embeddings", json=[7])
 
-    assert some.status_code == 207
-    outcome = some.json()
+    assert partly.status_code == 207
+    outcome = partly.json()
     assert (outcome["accepted"], outcome["refused"]) == (2, 2)
     assert [item["job"] is not None for item in outcome["items"]] == [True, False, True, False]
     assert outcome["items"][1]["errors"][0]["field"] == "[1].embedding"
@@ -206,7 +200,7 @@ def test_of_a_list_of_embeddings_each_is_taken_or_refused_by_itself(front: Front
     assert len(front.queue.asked) == 3
 
 
-def test_a_list_that_is_empty_or_too_long_is_refused() -> None:
+def test_empty_or_too_long_list_is_refused() -> None:
     front = Front(max_batch=3)
 
     for entries in ([], [GOOD["/embeddings"]] * 4):
@@ -214,7 +208,7 @@ def test_a_list_that_is_empty_or_too_long_is_refused() -> None:
     assert front.queue.asked == []
 
 
-def test_a_queue_that_is_away_is_said_and_when_to_try_again(front: Front) -> None:
+def test_unavailable_queue_is_answered_503_with_retry_after(front: Front) -> None:
     def be_away() -> None:
         raise QueueUnavailable("no answer; nothing was enqueued")
 
@@ -231,7 +225,7 @@ def test_a_queue_that_is_away_is_said_and_when_to_try_again(front: Front) -> Non
     assert "enqueued" not in looked.json()["detail"]
 
 
-def test_a_mistake_of_ours_shows_nothing_of_the_inside(front: Front) -> None:
+def test_internal_error_shows_no_internals(front: Front) -> None:
     def fail() -> None:
         raise RuntimeError("secret detail")
 
@@ -244,10 +238,10 @@ def test_a_mistake_of_ours_shows_nothing_of_the_inside(front: Front) -> None:
     assert "secret detail" not in answer.text
 
 
-# -- looking ---------------------------------------------------------------------------------------------------------
+# -- reads -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_pet_is_shown_with_its_revision_as_etag(front: Front) -> None:
+def test_pet_is_returned_with_its_revision_as_etag(front: Front) -> None:
     for subject in range(2):
         take(front.service, subject, range(6))
     front.service.recluster(PET, by="ada")
@@ -265,14 +259,14 @@ def test_a_pet_is_shown_with_its_revision_as_etag(front: Front) -> None:
     assert later.status_code == 200
 
 
-def test_a_pet_that_has_nothing_is_no_error(front: Front) -> None:
+def test_pet_without_data_is_returned_empty(front: Front) -> None:
     answer = front.http.get(f"{API}/pets/7/clusters")
 
     assert (answer.status_code, answer.headers["ETag"]) == (200, '"0"')
     assert answer.json()["clusters"] == []
 
 
-def test_the_history_is_shown_newest_first(front: Front) -> None:
+def test_history_is_returned_newest_first(front: Front) -> None:
     for subject in range(2):
         take(front.service, subject, range(6))
     front.service.recluster(PET, by="ada")
@@ -290,14 +284,14 @@ def test_the_history_is_shown_newest_first(front: Front) -> None:
 
 
 @pytest.mark.parametrize("pet", ["0", "-1", "cat", "4_2", " 42", "٤٢", "9223372036854775808", "1e3"])
-def test_an_address_of_no_pet_is_refused(front: Front, pet: str) -> None:
+def test_address_with_an_invalid_pet_id_is_refused(front: Front, pet: str) -> None:
     answer = front.http.get(f"{API}/pets/{pet}/clusters")
 
     assert answer.status_code == 422
     assert fields_of(answer.json()) == ["pet_id"]
 
 
-def test_a_job_is_told_with_the_reason_why_it_waits(front: Front) -> None:
+def test_job_is_returned_with_the_reason_it_waits(front: Front) -> None:
     now = datetime(2026, 1, 31, 12, tzinfo=UTC)
     front.queue.jobs["a b"] = JobStatus("a b", "queued", "q", "merge_clusters", "12 jobs wait", 0, 42, enqueued_at=now)
 
@@ -310,7 +304,9 @@ def test_a_job_is_told_with_the_reason_why_it_waits(front: Front) -> None:
     assert (missing.status_code, missing.json()["type"]) == (404, "urn:sploot:problem:not-found")
 
 
-def test_a_store_that_is_away_and_a_damaged_pet_are_told_apart(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_store_and_damaged_pet_have_different_problems(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for error, status, slug in (
         (StoreUnavailable(doing="load pet 42", problem="away"), 503, "store-unavailable"),
         (UnreadablePet(pet=42, problem="torn"), 500, "unreadable-pet"),
@@ -327,7 +323,7 @@ def test_a_store_that_is_away_and_a_damaged_pet_are_told_apart(front: Front, mon
 # -- health, and the document ----------------------------------------------------------------------------------------
 
 
-def test_health_readiness_and_metrics() -> None:
+def test_health_readiness_and_metrics_are_served() -> None:
     checks = [ReadinessCheck("redis", "does not answer", "start it")]
     ready, away = (
         Front(ready=lambda: ReadinessReport([ReadinessCheck("redis")]), metrics=lambda: (b"up 1\n", "text/plain")),
@@ -342,14 +338,14 @@ def test_health_readiness_and_metrics() -> None:
     assert (ready.http.get("/metrics").text, away.http.get("/metrics").status_code) == ("up 1\n", 404)
 
 
-def test_an_address_or_a_method_that_is_not_there_is_a_problem_too(front: Front) -> None:
+def test_unknown_address_and_method_are_answered_as_problems(front: Front) -> None:
     missing, wrong = front.http.get("/nowhere"), front.http.get(f"{API}/clusters/merge")
 
     assert (missing.status_code, wrong.status_code) == (404, 405)
     assert {missing.headers["Content-Type"], wrong.headers["Content-Type"]} == {"application/problem+json"}
 
 
-def test_the_document_names_every_address_of_the_contract_and_all_it_answers(front: Front) -> None:
+def test_openapi_document_lists_addresses_and_their_answers(front: Front) -> None:
     document = front.http.get("/openapi.json").json()
 
     posts = {path for path, methods in document["paths"].items() if "post" in methods}
@@ -362,7 +358,7 @@ def test_the_document_names_every_address_of_the_contract_and_all_it_answers(fro
     assert "Problem" in document["components"]["schemas"]
 
 
-def test_it_can_be_mounted_in_another_application(front: Front) -> None:
+def test_application_can_be_mounted_in_another_one(front: Front) -> None:
     outer = FastAPI()
     outer.mount("/media", front.app)
     http = client_of(outer)
@@ -374,14 +370,14 @@ def test_it_can_be_mounted_in_another_application(front: Front) -> None:
     assert http.get("/media/healthz").status_code == 200
 
 
-# -- corrections of what somebody looked at --------------------------------------------------------------------------
+# -- conditional corrections -----------------------------------------------------------------------------------------
 
 CORRECTIONS = [path for path in GOOD if path.startswith("/clusters/") and path != "/clusters/recluster"]
 
 
 @pytest.fixture
 def two_subjects(front: Front) -> str:
-    """Two clusters of pet 42; the ETag of the pet."""
+    """Create two clusters of pet 42, and return the ETag of the pet."""
     for subject in range(2):
         take(front.service, subject, range(6))
     front.service.recluster(PET)
@@ -389,7 +385,7 @@ def two_subjects(front: Front) -> str:
 
 
 @pytest.mark.parametrize("path", CORRECTIONS)
-def test_a_correction_of_the_pet_as_it_is_runs_on_that_revision(front: Front, two_subjects: str, path: str) -> None:
+def test_correction_with_the_current_tag_expects_its_revision(front: Front, two_subjects: str, path: str) -> None:
     answer = front.http.post(API + path, json=GOOD[path], headers={"If-Match": two_subjects})
 
     assert answer.status_code == 202
@@ -398,7 +394,7 @@ def test_a_correction_of_the_pet_as_it_is_runs_on_that_revision(front: Front, tw
 
 
 @pytest.mark.parametrize("path", CORRECTIONS)
-def test_a_stale_page_is_told_what_changed_and_corrects_nothing(front: Front, two_subjects: str, path: str) -> None:
+def test_stale_tag_is_answered_412_with_the_changes(front: Front, two_subjects: str, path: str) -> None:
     take(front.service, 0, range(20, 22))
     front.service.merge(PET, [ClusterId(1), ClusterId(2)], operation_id="1", by="bob")
 
@@ -413,26 +409,24 @@ def test_a_stale_page_is_told_what_changed_and_corrects_nothing(front: Front, tw
     )
     assert [(change["kind"], change["by"]) for change in problem["changes"]] == [("merge", "bob")]
     assert problem["detail"].startswith(
-        "pet 42 is at revision 16, you looked at 13; since then: merge by bob, 2 arrivals"
+        "pet 42 is at revision 16, but you saw 13; since then: merge by bob, 2 arrivals"
     )
     assert front.queue.asked == []
 
 
 @pytest.mark.parametrize("path", CORRECTIONS)
-def test_a_correction_of_a_pet_that_received_media_since_is_enqueued(
-    front: Front, two_subjects: str, path: str
-) -> None:
+def test_correction_is_enqueued_when_only_items_arrived_since(front: Front, two_subjects: str, path: str) -> None:
     take(front.service, 0, range(20, 22))
 
     answer = front.http.post(API + path, json=GOOD[path], headers={"If-Match": two_subjects})
 
     assert (answer.status_code, answer.headers["Arrivals-Since"]) == (202, "2")
     what, facts = NOTED[path]
-    # the revision that was looked at, so that a move in between is found when the correction runs
+    # the revision that the caller saw, so that a later move is detected when the correction runs
     assert front.queue.asked == [(what, facts | {"expected_revision": 13})]
 
 
-def test_a_correction_of_the_pet_as_it_is_counts_no_arrivals(front: Front, two_subjects: str) -> None:
+def test_correction_with_the_current_tag_counts_no_arrivals(front: Front, two_subjects: str) -> None:
     body = GOOD["/clusters/undo"]
     looked = front.http.post(f"{API}/clusters/undo", json=body, headers={"If-Match": two_subjects})
     careless = front.http.post(f"{API}/clusters/undo", json=body)
@@ -460,7 +454,7 @@ def _delete(front: Front) -> None:
 
 @pytest.mark.parametrize("move", [_split, _dismiss, _recluster, _delete])
 @pytest.mark.parametrize("n_arrivals", [0, 3])
-def test_a_correction_is_refused_when_media_were_moved_since(
+def test_correction_is_refused_when_items_moved_since(
     front: Front, two_subjects: str, move: Callable[[Front], None], n_arrivals: int
 ) -> None:
     move(front)
@@ -472,7 +466,7 @@ def test_a_correction_is_refused_when_media_were_moved_since(
     assert front.queue.asked == []
 
 
-def test_a_correction_by_the_new_tag_goes_through_after_a_conflict(front: Front, two_subjects: str) -> None:
+def test_correction_with_the_new_tag_succeeds_after_a_conflict(front: Front, two_subjects: str) -> None:
     _split(front)
     body = GOOD["/clusters/merge"]
     refused = front.http.post(f"{API}/clusters/merge", json=body, headers={"If-Match": two_subjects})
@@ -483,13 +477,13 @@ def test_a_correction_by_the_new_tag_goes_through_after_a_conflict(front: Front,
     assert (refused.status_code, answer.status_code, answer.headers["Arrivals-Since"]) == (412, 202, "1")
 
 
-def test_a_tag_that_the_pet_has_not_reached_is_refused(front: Front, two_subjects: str) -> None:
+def test_tag_of_a_future_revision_is_refused(front: Front, two_subjects: str) -> None:
     answer = front.http.post(f"{API}/clusters/merge", json=GOOD["/clusters/merge"], headers={"If-Match": '"14"'})
 
     assert (two_subjects, answer.status_code) == ('"13"', 412)
 
 
-def test_an_arrival_makes_a_new_tag_for_reading(front: Front, two_subjects: str) -> None:
+def test_arrival_creates_a_new_etag(front: Front, two_subjects: str) -> None:
     take(front.service, 0, range(20, 21))
 
     answer = front.http.get(f"{API}/pets/42/clusters", headers={"If-None-Match": two_subjects})
@@ -500,15 +494,13 @@ def test_an_arrival_makes_a_new_tag_for_reading(front: Front, two_subjects: str)
 @pytest.mark.parametrize(
     ("if_match", "status"), [("*", 202), ('"1", "13"', 202), ('W/"13"', 412), ('"013"', 412), ('"x"', 412), ("13", 422)]
 )
-def test_entity_tags_are_read_as_the_standard_says(front: Front, two_subjects: str, if_match: str, status: int) -> None:
+def test_if_match_is_parsed_as_in_rfc_9110(front: Front, two_subjects: str, if_match: str, status: int) -> None:
     answer = front.http.post(API + "/clusters/undo", json=GOOD["/clusters/undo"], headers={"If-Match": if_match})
 
     assert (two_subjects, answer.status_code) == ('"13"', status)
 
 
-def test_a_correction_that_is_repeated_with_its_key_is_answered_as_before_although_the_page_is_stale_now(
-    front: Front, two_subjects: str
-) -> None:
+def test_repeated_key_gets_the_first_answer_although_its_tag_is_stale(front: Front, two_subjects: str) -> None:
     headers = {"If-Match": two_subjects, "Idempotency-Key": "one click"}
     first = front.http.post(API + "/clusters/dismiss", json=GOOD["/clusters/dismiss"], headers=headers)
     take(front.service, 0, range(20, 21))
@@ -520,10 +512,10 @@ def test_a_correction_that_is_repeated_with_its_key_is_answered_as_before_althou
     assert len(front.queue.asked) == 1
 
 
-# -- looking back ----------------------------------------------------------------------------------------------------
+# -- the past --------------------------------------------------------------------------------------------------------
 
 
-def test_what_differs_between_two_revisions_is_told(front: Front, two_subjects: str) -> None:
+def test_differences_between_two_revisions_are_returned(front: Front, two_subjects: str) -> None:
     front.service.merge(PET, [ClusterId(1), ClusterId(2)], into=ClusterId(1), operation_id="1", by="bob")
     front.service.dismiss(PET, [MediaId("s0-0")], operation_id="2", by="bob")
     take(front.service, 0, range(20, 21))
@@ -541,7 +533,7 @@ def test_what_differs_between_two_revisions_is_told(front: Front, two_subjects: 
     assert diff["is_truncated"]
 
 
-def test_a_pet_is_told_as_it_was(front: Front, two_subjects: str) -> None:
+def test_pet_is_returned_at_an_earlier_revision(front: Front, two_subjects: str) -> None:
     front.service.dismiss(PET, [MediaId("s0-0")], operation_id="2", by="bob")
 
     then = front.http.get(f"{API}/pets/42/history/13").json()
@@ -552,7 +544,7 @@ def test_a_pet_is_told_as_it_was(front: Front, two_subjects: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["history/99", "history/diff?from=1&to=99"])
-def test_a_revision_that_is_not_there_is_named(front: Front, two_subjects: str, path: str) -> None:
+def test_unknown_revision_is_refused_by_its_field(front: Front, two_subjects: str, path: str) -> None:
     answer = front.http.get(f"{API}/pets/42/{path}")
 
     assert (answer.status_code, fields_of(answer.json())) == (422, ["revision"])
@@ -561,7 +553,7 @@ def test_a_revision_that_is_not_there_is_named(front: Front, two_subjects: str, 
 # -- why, and ids ----------------------------------------------------------------------------------------------------
 
 
-def test_a_item_tells_why_it_is_where_it_is(front: Front, two_subjects: str) -> None:
+def test_place_of_an_item_is_explained(front: Front, two_subjects: str) -> None:
     front.service.exclude(PET, ClusterId(1), [MediaId("s0-0")], operation_id="1", by="bob")
 
     answer = front.http.get(f"{API}/pets/42/media/s0-0/why")
@@ -575,7 +567,7 @@ def test_a_item_tells_why_it_is_where_it_is(front: Front, two_subjects: str) -> 
     assert again.status_code == 304
 
 
-def test_a_name_with_slashes_is_one_item(front: Front) -> None:
+def test_item_id_may_contain_slashes(front: Front) -> None:
     front.service.assign(PET, MediaId("2026/why/why"), model="clip@1", vector=[1.0, 0.0])
 
     answer = front.http.get(f"{API}/pets/42/media/2026/why/why/why")
@@ -583,13 +575,13 @@ def test_a_name_with_slashes_is_one_item(front: Front) -> None:
     assert (answer.status_code, answer.json()["media_id"]) == (200, "2026/why/why")
 
 
-def test_a_item_that_is_not_there_is_not_found(front: Front, two_subjects: str) -> None:
+def test_unknown_item_is_answered_404(front: Front, two_subjects: str) -> None:
     answer = front.http.get(f"{API}/pets/42/media/nobody/why")
 
     assert (answer.status_code, answer.json()["detail"]) == (404, "pet 42 has no item nobody")
 
 
-def test_a_cluster_is_found_by_every_id_it_had(front: Front, two_subjects: str) -> None:
+def test_cluster_is_found_by_every_id_it_had(front: Front, two_subjects: str) -> None:
     front.service.merge(PET, [ClusterId(1), ClusterId(2)], into=ClusterId(1), operation_id="1", by="bob")
 
     answer = front.http.get(f"{API}/pets/42/clusters/2")
@@ -605,12 +597,12 @@ def test_a_cluster_is_found_by_every_id_it_had(front: Front, two_subjects: str) 
 
 
 def computed(front: Front) -> None:
-    """What a worker does about the preview that is asked for next."""
+    """Make the next preview succeed, as a worker would."""
     token = front.service.preview(PET).preview.token
     front.queue.jobs["job 1"] = JobStatus("job 1", "succeeded", "q", "a", "done", 1, result={"token": token})
 
 
-def test_a_preview_is_answered_with_its_diff_and_a_token(front: Front, two_subjects: str) -> None:
+def test_preview_is_answered_with_its_diff_and_token(front: Front, two_subjects: str) -> None:
     take(front.service, 2, range(8))
     computed(front)
 
@@ -624,7 +616,7 @@ def test_a_preview_is_answered_with_its_diff_and_a_token(front: Front, two_subje
     assert front.store.view(PET).revision == 21
 
 
-def test_applying_a_preview_answers_what_it_did(front: Front, two_subjects: str) -> None:
+def test_applied_preview_is_answered_with_its_result(front: Front, two_subjects: str) -> None:
     take(front.service, 2, range(8))
     computed(front)
     preview = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True}).json()
@@ -636,7 +628,7 @@ def test_applying_a_preview_answers_what_it_did(front: Front, two_subjects: str)
     assert front.service.history(PET)[0].by == "loopback"
 
 
-def test_a_preview_of_a_pet_that_changed_is_refused(front: Front, two_subjects: str) -> None:
+def test_stale_preview_is_answered_412(front: Front, two_subjects: str) -> None:
     computed(front)
     preview = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True}).json()
     take(front.service, 0, range(20, 21))
@@ -647,7 +639,7 @@ def test_a_preview_of_a_pet_that_changed_is_refused(front: Front, two_subjects: 
     assert front.store.view(PET).revision == 14
 
 
-def test_a_preview_that_takes_long_is_answered_with_its_job() -> None:
+def test_slow_preview_is_answered_with_its_job() -> None:
     front = Front(preview_wait_s=0.0)
 
     answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True})
@@ -655,7 +647,7 @@ def test_a_preview_that_takes_long_is_answered_with_its_job() -> None:
     assert (answer.status_code, answer.headers["Location"]) == (202, f"{API}/jobs/job%201")
 
 
-def test_a_preview_that_failed_says_why(front: Front) -> None:
+def test_failed_preview_is_answered_with_the_reason(front: Front) -> None:
     front.queue.jobs["job 1"] = JobStatus("job 1", "dead", "q", "a", "pet 42 has no media", 1)
 
     answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True})
@@ -664,7 +656,7 @@ def test_a_preview_that_failed_says_why(front: Front) -> None:
     assert "pet 42 has no media" in answer.json()["detail"]
 
 
-def test_a_preview_cannot_be_made_and_applied_at_once(front: Front) -> None:
+def test_preview_together_with_apply_is_refused(front: Front) -> None:
     body = {"pet_id": 42, "preview": True, "apply": "25-0"}
 
     answer = front.http.post(f"{API}/clusters/recluster", json=body)
@@ -672,7 +664,7 @@ def test_a_preview_cannot_be_made_and_applied_at_once(front: Front) -> None:
     assert (answer.status_code, fields_of(answer.json())) == (422, ["apply"])
 
 
-# -- where media are counted -----------------------------------------------------------------------------------------
+# -- accounting of items ---------------------------------------------------------------------------------------------
 
 
 def test_every_item_that_came_is_counted_once(front: Front, two_subjects: str) -> None:
@@ -697,7 +689,7 @@ def test_every_item_that_came_is_counted_once(front: Front, two_subjects: str) -
 
 
 class Travelled:
-    """What queues say of pets: a record and a letter of every item that was ever named, and events that wait."""
+    """A ``JobTraces`` with a record, two dead letters and an unreadable one for pet 42, and pending events."""
 
     def __init__(self, n_waiting: int = 0) -> None:
         self.n_waiting, self.erased = n_waiting, list[tuple[int, list[str] | None]]()
@@ -713,7 +705,7 @@ class Travelled:
         return self.find(pet_id)
 
 
-def test_a_item_is_deleted_for_good() -> None:
+def test_item_is_deleted_permanently() -> None:
     travelled = Travelled()
     front = Front(traces=travelled)
     take(front.service, 0, range(4))
@@ -739,7 +731,7 @@ def test_a_item_is_deleted_for_good() -> None:
     assert "s0-1" not in front.store.load(PET).rows
 
 
-def test_a_pet_is_deleted_for_good(front: Front, two_subjects: str) -> None:
+def test_pet_is_deleted_permanently(front: Front, two_subjects: str) -> None:
     answer = front.http.delete(f"{API}/pets/42")
     again = front.http.delete(f"{API}/pets/42")
 
@@ -747,7 +739,7 @@ def test_a_pet_is_deleted_for_good(front: Front, two_subjects: str) -> None:
     assert (again.status_code, front.service.pets()) == (404, [])
 
 
-def test_what_events_would_bring_back_is_not_deleted() -> None:
+def test_deletion_is_refused_while_events_are_pending() -> None:
     travelled = Travelled(n_waiting=3)
     front = Front(traces=travelled)
     take(front.service, 0, range(4))
@@ -759,7 +751,7 @@ def test_what_events_would_bring_back_is_not_deleted() -> None:
     assert front.store.view(PET).n_media == 4
 
 
-def test_dead_letters_of_a_pet_that_never_was_are_deleted() -> None:
+def test_dead_letters_of_an_unknown_pet_are_deleted() -> None:
     front = Front(traces=Travelled())
 
     answer = front.http.delete(f"{API}/pets/42")
@@ -770,7 +762,7 @@ def test_dead_letters_of_a_pet_that_never_was_are_deleted() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), [("DELETE", ""), ("DELETE", "/media/a"), ("GET", "/export")])
-def test_only_operators_delete_and_export(method: str, path: str) -> None:
+def test_only_operators_may_delete_and_export(method: str, path: str) -> None:
     tokens = Tokens.parse("auth:producer:0123456789abcdef,ann:viewer:fedcba9876543210")
     front = Front(tokens=tokens)
 
@@ -779,7 +771,7 @@ def test_only_operators_delete_and_export(method: str, path: str) -> None:
         assert answer.status_code == 403
 
 
-def test_a_pet_is_exported_as_one_file(front: Front, two_subjects: str) -> None:
+def test_pet_is_exported_as_one_file(front: Front, two_subjects: str) -> None:
     answer = front.http.get(f"{API}/pets/42/export")
     nothing = front.http.get(f"{API}/pets/43/export")
 
@@ -788,7 +780,7 @@ def test_a_pet_is_exported_as_one_file(front: Front, two_subjects: str) -> None:
     assert nothing.status_code == 404
 
 
-def test_a_preview_is_not_kept_for_its_idempotency_key(front: Front, two_subjects: str) -> None:
+def test_preview_is_not_stored_for_its_idempotency_key(front: Front, two_subjects: str) -> None:
     computed(front)
     headers = {"Idempotency-Key": "one look"}
     body = {"pet_id": 42, "preview": True}
@@ -801,18 +793,18 @@ def test_a_preview_is_not_kept_for_its_idempotency_key(front: Front, two_subject
     assert "Idempotency-Replayed" not in second.headers
 
 
-# -- another model ---------------------------------------------------------------------------------------------------
+# -- candidate model -------------------------------------------------------------------------------------------------
 
 
-def test_another_model_runs_beside_a_pet_until_it_is_ended(front: Front, two_subjects: str) -> None:
+def test_candidate_model_runs_until_it_is_ended(front: Front, two_subjects: str) -> None:
     begun = front.http.post(f"{API}/pets/42/model", json={"model": "clip@2", "dim": 3})
     front.service.assign(PET, MediaId("s0-0"), model="clip@2", vector=[1.0, 0.0, 0.0])
-    told = front.http.get(f"{API}/pets/42/model").json()
+    model = front.http.get(f"{API}/pets/42/model").json()
     twice = front.http.post(f"{API}/pets/42/model", json={"model": "clip@3", "dim": 3})
     ended = front.http.delete(f"{API}/pets/42/model")
     again = front.http.delete(f"{API}/pets/42/model")
 
     assert (begun.status_code, begun.json()["by"]) == (201, "loopback")
-    assert (told["model"], told["candidate"]["model"], told["candidate"]["n_vectors"]) == ("clip@1", "clip@2", 1)
+    assert (model["model"], model["candidate"]["model"], model["candidate"]["n_vectors"]) == ("clip@1", "clip@2", 1)
     assert (twice.status_code, fields_of(twice.json())) == (422, ["model"])
     assert (ended.status_code, again.status_code) == (204, 404)

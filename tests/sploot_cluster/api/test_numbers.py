@@ -1,4 +1,4 @@
-"""Ids of 64 bits come as JSON numbers or as text, exactly; what a double rounds is the id of another pet."""
+"""Tests that 64-bit ids are accepted as JSON numbers or text, and never rounded to the id of another pet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sploot_cluster.pet.models import PetId
 from tests.sploot_cluster.albums import take
 from tests.sploot_cluster.api.front import API, Front
 
-# The first that a double cannot hold, one of 19 digits, and the last.
+# The first integer that a double cannot hold, one of 19 digits, and the largest id.
 LARGE = [2**53 + 1, 1_800_000_000_000_000_001, 2**63 - 1]
 
 IDS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -27,7 +27,7 @@ IDS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 def body_of(path: str, spelling: Any) -> dict[str, Any]:
-    """A body whose ids are all the same one."""
+    """Return a body in which every id is the given one."""
     body, names = IDS[path]
     ids = dict.fromkeys(names, spelling)
     return body | ids | ({"cluster_ids": [spelling, 7]} if "cluster_ids" in body else {})
@@ -35,7 +35,7 @@ def body_of(path: str, spelling: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("given", LARGE)
 @pytest.mark.parametrize("path", IDS)
-def test_an_id_as_text_is_the_same_as_its_number(path: str, given: int) -> None:
+def test_id_as_text_equals_its_number(path: str, given: int) -> None:
     as_number, as_text = Front(), Front()
 
     answers = [
@@ -56,7 +56,7 @@ NOT_IDS: list[Any] = [
 
 @pytest.mark.parametrize("spelling", NOT_IDS, ids=repr)
 @pytest.mark.parametrize("field", ["pet_id", "into", "cluster_ids[0]"])
-def test_an_id_in_another_spelling_is_refused_by_its_field(field: str, spelling: Any) -> None:
+def test_id_in_another_spelling_is_refused_by_its_field(field: str, spelling: Any) -> None:
     front = Front()
     ids = {"pet_id": 42, "cluster_ids[0]": 3, "into": 7} | {field: spelling}
 
@@ -70,7 +70,7 @@ def test_an_id_in_another_spelling_is_refused_by_its_field(field: str, spelling:
 
 
 @pytest.mark.parametrize("pet", LARGE)
-def test_an_answer_holds_the_exact_digits_and_not_the_neighbour(pet: int) -> None:
+def test_answer_contains_the_exact_digits_of_an_id(pet: int) -> None:
     front = Front()
     take(front.service, 0, range(2), pet=PetId(pet))
 
@@ -83,13 +83,13 @@ def test_an_answer_holds_the_exact_digits_and_not_the_neighbour(pet: int) -> Non
 
 @pytest.mark.parametrize("revision", ["-1", "01", " 1", "1_0", str(2**63), "1e2"])
 @pytest.mark.parametrize("field", ["from", "to"])
-def test_a_revision_in_another_spelling_is_refused_by_its_field(field: str, revision: str) -> None:
+def test_revision_in_another_spelling_is_refused_by_its_field(field: str, revision: str) -> None:
     answer = Front().http.get(f"{API}/pets/42/history/diff", params={"from": "0", "to": "0", field: revision})
 
     assert (answer.status_code, [error["field"] for error in answer.json()["errors"]]) == (422, [field])
 
 
-def test_the_document_gives_the_bounds_of_ids_in_words_of_json_schema() -> None:
+def test_openapi_document_states_the_bounds_of_ids() -> None:
     document = Front().http.get("/openapi.json").json()
 
     in_path = document["paths"][f"{API}/pets/{{pet_id}}/clusters"]["get"]["parameters"][0]["schema"]
@@ -102,7 +102,7 @@ def test_the_document_gives_the_bounds_of_ids_in_words_of_json_schema() -> None:
     assert in_body[1]["pattern"] == "^[1-9][0-9]{0,18}$"
 
 
-# -- an object that has a name twice ---------------------------------------------------------------------------------
+# -- repeated fields -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_document_gives_the_bounds_of_ids_in_words_of_json_schema() -> None:
         ("/clusters/undo", '{"pet_id": 42, "revision": 1, "x": 1, "x": 2}', "x"),
     ],
 )
-def test_a_name_that_comes_twice_is_refused(path: str, body: str, field: str) -> None:
+def test_repeated_field_is_refused(path: str, body: str, field: str) -> None:
     front = Front()
 
     answer = front.http.post(API + path, content=body, headers={"Content-Type": "application/json"})
@@ -124,7 +124,7 @@ def test_a_name_that_comes_twice_is_refused(path: str, body: str, field: str) ->
     assert front.queue.asked == []
 
 
-def test_of_a_list_only_the_entry_with_a_name_twice_is_refused() -> None:
+def test_only_the_entry_with_a_repeated_field_is_refused() -> None:
     front = Front()
     good = json.dumps({"media_id": "a", "pet_id": 42, "model": "clip@1", "embedding": [0.5, 1]})
     twice = good.replace('"pet_id": 42', '"pet_id": 42, "pet_id": 43')

@@ -1,4 +1,4 @@
-"""An item, or a whole pet, leaves nothing behind; a pet goes into a file and comes back as it was."""
+"""Tests of deletion, which leaves nothing behind, and of export and import, which preserve a pet exactly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OTHER = PetId(7)
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
-    """A pet with a past: clusters, corrections of every kind, something quarantined, a preview."""
+    """A pet with clusters, corrections of every kind, a quarantined item and a preview."""
     service = grouped(store, 3, range(8))
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     service.split(PET, THREE, [name(2, 0), name(2, 1)], operation_id="2", by="ada")
@@ -49,13 +49,13 @@ def service(store: PetStore) -> ClusterService:
 
 
 def everything(client: redis.Redis) -> bytes:
-    """All that a Redis server holds, as one text: names of keys, and values."""
-    client.config_set("rdbcompression", "no")  # a name that was compressed would not be found
+    """Return all keys and values of a Redis server as one text."""
+    client.config_set("rdbcompression", "no")  # compressed ids would not be found
     return b"\n".join(bytes(key) + b" " + bytes(client.dump(key) or b"") for key in sorted(client.keys("*")))  # type: ignore[arg-type]  # answers are bytes
 
 
-def told(store: PetStore, pet: PetId = PET) -> dict[str, object]:
-    """Everything that is kept of a pet, in values that compare."""
+def comparable(store: PetStore, pet: PetId = PET) -> dict[str, object]:
+    """Return all stored data of a pet, in comparable values."""
     dump = store.dump(pet)
     state = dump.state
     return {
@@ -82,10 +82,10 @@ def places(state: PetState) -> dict[MediaId, int]:
     return dict(zip(state.media, state.labels.tolist(), strict=True))
 
 
-# -- media -----------------------------------------------------------------------------------------------------------
+# -- items -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_deleted_item_is_gone_and_all_others_are_where_they_were(service: ClusterService, store: PetStore) -> None:
+def test_deletion_of_an_item_leaves_all_others_in_place(service: ClusterService, store: PetStore) -> None:
     gone = [name(0, 1), name(2, 0), MediaId("odd"), MediaId("never there")]
     before = store.load(PET)
     past = {revision: places_at(store, revision) for revision in (10, 25, 27)}
@@ -109,7 +109,7 @@ def places_at(store: PetStore, revision: int) -> dict[MediaId, int]:
     return dict(zip(then.media, then.labels.tolist(), strict=True))
 
 
-def test_nothing_of_a_deleted_item_is_left_in_redis(redis_client: redis.Redis) -> None:
+def test_deleted_item_leaves_nothing_in_redis(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     service = ClusterService(store)
     secret, vector = MediaId("a-name-to-be-forgotten"), picture(0, 99)
@@ -132,7 +132,7 @@ def test_nothing_of_a_deleted_item_is_left_in_redis(redis_client: redis.Redis) -
     assert not redis_client.exists(PetKeys.of(PET).preview, PetKeys.of(PET).tree)
 
 
-def test_what_people_said_about_the_others_still_holds(service: ClusterService, store: PetStore) -> None:
+def test_corrections_of_other_items_hold_after_a_deletion(service: ClusterService, store: PetStore) -> None:
     take(service, 3, range(8))
     service.recluster(PET)
     fourth = ClusterId(places(store.load(PET))[name(3, 0)])
@@ -140,7 +140,7 @@ def test_what_people_said_about_the_others_still_holds(service: ClusterService, 
     link = ClusterId(places(store.load(PET))[name(3, 0)])
     service.merge(PET, [link, THREE], operation_id="6", by="ada")
 
-    # the one item that joins what two corrections said
+    # the one item that two corrections have in common
     service.delete_media(PET, [name(3, 0)], by="eve")
     reclustered = service.recluster(PET)
 
@@ -153,9 +153,7 @@ def test_what_people_said_about_the_others_still_holds(service: ClusterService, 
     )
 
 
-def test_what_a_recluster_had_seen_is_counted_without_what_was_deleted(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_items_of_the_last_recluster_are_counted_without_deleted_ones(service: ClusterService, store: PetStore) -> None:
     take(service, 0, range(20, 22))
 
     service.delete_media(PET, [name(0, 1), name(1, 1), name(0, 20)], by="eve")
@@ -164,7 +162,7 @@ def test_what_a_recluster_had_seen_is_counted_without_what_was_deleted(
     assert (state.n_media, state.n_at_recluster) == (23, 22)
 
 
-def test_a_item_that_comes_again_is_a_new_one(service: ClusterService, store: PetStore) -> None:
+def test_deleted_item_that_arrives_again_is_new(service: ClusterService, store: PetStore) -> None:
     service.delete_media(PET, [name(0, 0), name(1, 0)], by="eve")
 
     (again,) = take(service, 1, range(1))
@@ -173,14 +171,14 @@ def test_a_item_that_comes_again_is_a_new_one(service: ClusterService, store: Pe
     assert name(1, 0) not in store.view(PET).dismissed
 
 
-def test_media_that_are_not_there_cannot_be_deleted(service: ClusterService) -> None:
+def test_unknown_items_cannot_be_deleted(service: ClusterService) -> None:
     with pytest.raises(UnknownMedia):
         service.delete_media(PET, [MediaId("never there")], by="eve")
     with pytest.raises(UnknownPet):
         service.delete_media(OTHER, [name(0, 0)], by="eve")
 
 
-def test_a_pet_can_lose_all_of_its_media_and_get_others(service: ClusterService, store: PetStore) -> None:
+def test_pet_without_items_left_accepts_new_ones(service: ClusterService, store: PetStore) -> None:
     service.delete_media(PET, [*store.load(PET).media], by="eve")
 
     empty = store.view(PET)
@@ -193,7 +191,7 @@ def test_a_pet_can_lose_all_of_its_media_and_get_others(service: ClusterService,
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_days_with_deletions_break_no_promise(seed: int) -> None:
+def test_corrections_hold_on_days_with_deletions(seed: int) -> None:
     day = Day(seed)
     for _ in range(STEPS):
         day.go_on()
@@ -204,7 +202,7 @@ def test_days_with_deletions_break_no_promise(seed: int) -> None:
     check_past(day)
 
 
-def test_arrivals_beside_a_deletion_are_not_lost(redis_client: redis.Redis) -> None:
+def test_arrivals_during_a_deletion_are_not_lost(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     take(ClusterService(store), 0, range(20))
 
@@ -230,7 +228,7 @@ def test_arrivals_beside_a_deletion_are_not_lost(redis_client: redis.Redis) -> N
 # -- pets ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_deleted_pet_leaves_nothing(redis_client: redis.Redis) -> None:
+def test_deleted_pet_leaves_nothing_in_redis(redis_client: redis.Redis) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     for subject in range(2):
         take(service, subject, range(8))
@@ -250,7 +248,7 @@ def test_a_deleted_pet_leaves_nothing(redis_client: redis.Redis) -> None:
         service.delete_pet(PET)
 
 
-def test_a_pet_that_was_deleted_can_begin_anew(service: ClusterService, store: PetStore) -> None:
+def test_deleted_pet_can_be_recreated(service: ClusterService, store: PetStore) -> None:
     service.delete_pet(PET)
 
     take(service, 5, range(3))
@@ -260,7 +258,7 @@ def test_a_pet_that_was_deleted_can_begin_anew(service: ClusterService, store: P
     assert store.pets() == [PET]
 
 
-def test_a_worker_that_remembers_a_deleted_pet_does_not_bring_it_back(service: ClusterService, store: PetStore) -> None:
+def test_worker_with_a_cached_pet_does_not_restore_it_when_deleted(service: ClusterService, store: PetStore) -> None:
     other = ClusterService(store)
     take(other, 0, range(30, 31))
     service.delete_pet(PET)
@@ -270,9 +268,7 @@ def test_a_worker_that_remembers_a_deleted_pet_does_not_bring_it_back(service: C
     assert list(store.load(PET).media) == [name(0, 31)]
 
 
-def test_a_pet_that_begins_while_it_is_deleted_is_among_all_pets(
-    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pet_created_during_its_deletion_is_listed(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     store, other = RedisPetStore(redis_client), RedisPetStore(redis_client)
     commit = store._commit.and_then
 
@@ -287,7 +283,7 @@ def test_a_pet_that_begins_while_it_is_deleted_is_among_all_pets(
     assert store.pets() == [PET]
 
 
-def test_a_pet_that_is_deleted_while_media_of_it_are_leaves_nothing(
+def test_pet_deleted_during_a_deletion_of_items_leaves_nothing(
     redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = RedisPetStore(redis_client), RedisPetStore(redis_client)
@@ -310,21 +306,21 @@ def test_a_pet_that_is_deleted_while_media_of_it_are_leaves_nothing(
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_pet_comes_back_from_a_file_exactly_as_it_was(service: ClusterService, store: PetStore) -> None:
-    before = told(store)
+def test_imported_pet_equals_the_exported_one(service: ClusterService, store: PetStore) -> None:
+    before = comparable(store)
     file = service.export(PET)
     service.delete_pet(PET)
 
     view = service.import_pet(file)
 
-    assert told(store) == before
+    assert comparable(store) == before
     assert view.revision == store.revision(PET)
     assert store.pets() == [PET]
     assert service.export(PET) == file
     assert service.tally(PET).tally.is_conserved
 
 
-def test_a_pet_goes_from_one_store_to_another_and_lives_on(redis_client: redis.Redis, store: PetStore) -> None:
+def test_pet_moved_to_another_store_accepts_changes(redis_client: redis.Redis, store: PetStore) -> None:
     for subject in range(3):
         take(ClusterService(store), subject, range(8))
     ClusterService(store).recluster(PET)
@@ -338,17 +334,17 @@ def test_a_pet_goes_from_one_store_to_another_and_lives_on(redis_client: redis.R
     assert (reclustered.n_media, reclustered.kept) == (28, "constraints kept 1 of 1")
 
 
-def test_a_pet_is_not_imported_over_another(service: ClusterService, store: PetStore) -> None:
+def test_import_over_an_existing_pet_is_refused(service: ClusterService, store: PetStore) -> None:
     file = service.export(PET)
-    before = told(store)
+    before = comparable(store)
 
-    with pytest.raises(PetExists, match="pet 42 holds something already, at revision 29; delete it first"):
+    with pytest.raises(PetExists, match="pet 42 already exists, at revision 29; delete it first"):
         service.import_pet(file)
 
-    assert told(store) == before
+    assert comparable(store) == before
 
 
-def test_a_pet_that_holds_nothing_has_no_file(store: PetStore) -> None:
+def test_export_of_an_unknown_pet_is_refused(store: PetStore) -> None:
     with pytest.raises(UnknownPet):
         ClusterService(store).export(PET)
 
@@ -363,7 +359,7 @@ def _facts(change: Callable[[dict[str, object]], object]) -> Callable[[dict[str,
 
 
 def _column(name: str, change: Callable[[bytes], bytes]) -> Callable[[dict[str, bytes]], None]:
-    """Another column, with its own checksum: as a program wrote it."""
+    """Return a function that changes a column and its checksum."""
 
     def changed(parts: dict[str, bytes]) -> None:
         facts = json.loads(parts["pet.json"])
@@ -379,24 +375,24 @@ def _column(name: str, change: Callable[[bytes], bytes]) -> Callable[[dict[str, 
     [
         (lambda parts: parts.pop("pet.json"), "pet.json"),
         (lambda parts: parts.update({"vectors.f32le": parts["vectors.f32le"][:-4] + b"\0\0\0\1"}), "checksum"),
-        (_facts(lambda facts: facts.update(format=2)), "format 2, this release knows 1"),
+        (_facts(lambda facts: facts.update(format=2)), "expected format 1, got 2"),
         (_facts(lambda facts: facts.update(media=facts["media"][:-1])), "reshape"),  # type: ignore[index]
-        (_facts(lambda facts: facts.update(clusters=[])), "labels are not those of its clusters"),
-        (_facts(lambda facts: facts.update(ingested=3)), "ingested 3 media"),
+        (_facts(lambda facts: facts.update(clusters=[])), "labels do not match its clusters"),
+        (_facts(lambda facts: facts.update(ingested=3)), "ingested 3 items"),
         (_facts(lambda facts: facts.pop("ledger")), "KeyError"),
-        (_facts(lambda facts: facts["media"].__setitem__(0, facts["media"][1])), "an item is in it twice"),  # type: ignore[index]
-        (_facts(lambda facts: facts["media"].__setitem__(0, "odd")), "an item is in it twice"),  # type: ignore[index]
-        (_facts(lambda facts: facts.update(next_cluster=4)), "next id, 4, was given out already"),
-        (_facts(lambda facts: facts.update(aliases={"2": 9})), "aliases do not lead to its clusters"),
-        (_facts(lambda facts: facts.update(aliases={"1": 3})), "aliases do not lead to its clusters"),
-        (_column("origins.u8", lambda column: bytes(len(column))), "origins are not those of its labels"),
-        (_column("vectors.f32le", lambda column: bytes(len(column))), "vectors are not of unit norm"),
-        (_column("vectors.f32le", lambda column: b"\xff" * len(column)), "vectors are not of unit norm"),
-        (_column("arrived.u32le", lambda column: column[4:] + column[:4]), "one after the other"),
-        (_column("arrived.u32le", lambda column: column[:-4] + b"\xff\xff\0\0"), "one after the other"),
+        (_facts(lambda facts: facts["media"].__setitem__(0, facts["media"][1])), "contains an item twice"),  # type: ignore[index]
+        (_facts(lambda facts: facts["media"].__setitem__(0, "odd")), "contains an item twice"),  # type: ignore[index]
+        (_facts(lambda facts: facts.update(next_cluster=4)), "next cluster id, 4, was assigned already"),
+        (_facts(lambda facts: facts.update(aliases={"2": 9})), "aliases do not resolve to its clusters"),
+        (_facts(lambda facts: facts.update(aliases={"1": 3})), "aliases do not resolve to its clusters"),
+        (_column("origins.u8", lambda column: bytes(len(column))), "origins do not match its labels"),
+        (_column("vectors.f32le", lambda column: bytes(len(column))), "vectors do not have unit norm"),
+        (_column("vectors.f32le", lambda column: b"\xff" * len(column)), "vectors do not have unit norm"),
+        (_column("arrived.u32le", lambda column: column[4:] + column[:4]), "arrivals are not in order"),
+        (_column("arrived.u32le", lambda column: column[:-4] + b"\xff\xff\0\0"), "arrivals are not in order"),
     ],
 )
-def test_a_file_that_was_changed_is_refused(
+def test_modified_export_is_refused(
     service: ClusterService, change: Callable[[dict[str, bytes]], object], problem: str
 ) -> None:
     with zipfile.ZipFile(io.BytesIO(service.export(PET))) as packed:
@@ -413,24 +409,24 @@ def test_a_file_that_was_changed_is_refused(
     assert refused.value.field == "file"
 
 
-def test_what_is_no_zip_is_refused() -> None:
+def test_import_of_a_file_that_is_not_a_zip_is_refused() -> None:
     with pytest.raises(UnreadableExport, match="BadZipFile"):
         dumps.load(b"pet")
 
 
 @pytest.mark.parametrize("way", ["a cluster", "an alias"])
-def test_a_file_whose_past_knows_the_next_id_is_refused(service: ClusterService, way: str) -> None:
+def test_export_whose_next_id_was_assigned_is_refused(service: ClusterService, way: str) -> None:
     pet = dumps.load(service.export(PET))
     next_id, one = pet.state.next_cluster, pet.overwritten[-1]
     labels = np.full_like(one.labels, next_id) if way == "a cluster" else one.labels
     aliases: dict[ClusterId, ClusterId | None] = {next_id: ClusterId(1)} if way == "an alias" else {}
     file = dumps.dump(replace(pet, overwritten=(replace(one, labels=labels, aliases=aliases),)))
 
-    with pytest.raises(UnreadableExport, match=f"next id, {next_id}, was given out already"):
+    with pytest.raises(UnreadableExport, match=f"next cluster id, {next_id}, was assigned already"):
         service.import_pet(file, pet=OTHER)
 
 
-def test_deletions_and_models_keep_no_more_of_the_past_than_other_commits(
+def test_deletions_and_switches_limit_the_stored_past(
     service: ClusterService, store: PetStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pet = store.dump(PET)

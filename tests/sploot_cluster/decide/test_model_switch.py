@@ -1,4 +1,4 @@
-"""A new model beside the old one: vectors never mix, the switch is looked at first, and the ledger goes along."""
+"""Tests of candidate models: vectors of two models never mix, and a switch matches its preview."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def service(store: PetStore) -> ClusterService:
 
 
 def seen_by_new(subject: int, number: int) -> FloatVector:
-    """The new model sees a picture elsewhere, and the first two of subject 2 as of subject 0."""
+    """Return the vector of a picture in the new model, which places the first two of subject 2 with subject 0."""
     rng = np.random.default_rng([99, subject, number])
     vector = rng.normal(scale=0.05, size=NEW_DIM)
     vector[20 - (0 if subject == 2 and number < 2 else subject)] += 1.0
@@ -56,11 +56,11 @@ def begin(service: ClusterService) -> None:
         embed(service, subject, range(8))
 
 
-def test_vectors_of_another_model_go_beside_and_nowhere_else(service: ClusterService, store: PetStore) -> None:
+def test_vectors_of_the_candidate_model_are_stored_only_in_the_shadow(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
 
     begin(service)
-    embed(service, 0, range(3))  # again, as events do
+    embed(service, 0, range(3))  # repeated, as events may be
 
     after, shadow = store.load(PET), service.shadow(PET)
     assert after.version == before.version
@@ -70,7 +70,7 @@ def test_vectors_of_another_model_go_beside_and_nowhere_else(service: ClusterSer
     assert service.tally(PET).quarantine == {}
 
 
-def test_the_pet_lives_on_in_its_own_model_meanwhile(service: ClusterService) -> None:
+def test_pet_keeps_working_while_a_candidate_model_runs(service: ClusterService) -> None:
     begin(service)
 
     (late,) = take(service, 2, range(20, 21))
@@ -80,12 +80,12 @@ def test_the_pet_lives_on_in_its_own_model_meanwhile(service: ClusterService) ->
     assert service.clusters(PET).model == MODEL
 
 
-def test_a_third_model_and_another_length_are_refused(service: ClusterService) -> None:
+def test_third_model_and_wrong_dimensions_are_refused(service: ClusterService) -> None:
     service.begin_model(PET, NEW, NEW_DIM, by="eve")
 
     with pytest.raises(ModelMismatch):
         service.assign(PET, MediaId("x"), model="dino@1", vector=[1.0] * NEW_DIM)
-    with pytest.raises(DimensionMismatch, match="24-dimensional"):
+    with pytest.raises(DimensionMismatch, match="expects 24 dimensions"):
         service.assign(PET, MediaId("x"), model=NEW, vector=[1.0] * 8)
     for model in (MODEL, "dino@1"):
         with pytest.raises(InvalidInput):
@@ -94,11 +94,9 @@ def test_a_third_model_and_another_length_are_refused(service: ClusterService) -
         service.begin_model(PetId(7), NEW, NEW_DIM, by="eve")
 
 
-def test_the_switch_does_what_its_preview_showed_and_keeps_every_correction(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_switch_matches_its_preview_and_keeps_corrections(service: ClusterService, store: PetStore) -> None:
     begin(service)
-    embed(service, 1, range(8, 10))  # media that only the new model has seen
+    embed(service, 1, range(8, 10))  # items that only the new model has
     before = store.load(PET)
     preview = service.preview_switch(PET)
 
@@ -110,7 +108,7 @@ def test_the_switch_does_what_its_preview_showed_and_keeps_every_correction(
     assert np.allclose(state.vectors[state.rows[name(2, 5)]], _unit(seen_by_new(2, 5)), atol=1e-6)
     assert {where[item] for item in names(0, range(8)) | names(1, range(8))} == {ONE}
     assert {where[item] for item in names(2, range(2, 8))} == {THREE}, "ids are kept"
-    assert where[name(2, 0)] == ONE, "the new model sees it otherwise, and nobody said anything about it"
+    assert where[name(2, 0)] == ONE, "the new model places it elsewhere, and no correction names it"
     assert (result.kept, state.ledger) == ("constraints kept 1 of 1", before.ledger)
     assert (preview.diff.n_arrived, preview.diff.n_moved) == (2, 2)
     assert service.compare(PET, before.revision, state.revision).moved == preview.diff.moved
@@ -120,7 +118,7 @@ def test_the_switch_does_what_its_preview_showed_and_keeps_every_correction(
     assert all(np.isfinite(card.threshold) for card in state.clusters.values())
 
 
-def test_thresholds_are_of_the_new_space_also_where_nothing_moves(service: ClusterService, store: PetStore) -> None:
+def test_switch_recomputes_all_thresholds(service: ClusterService, store: PetStore) -> None:
     service.delete_media(PET, [name(2, 0), name(2, 1)], by="eve")
     service.begin_model(PET, NEW, NEW_DIM, by="eve")
     for subject, numbers in ((0, range(8)), (1, range(8)), (2, range(2, 8))):
@@ -135,9 +133,7 @@ def test_thresholds_are_of_the_new_space_also_where_nothing_moves(service: Clust
     }
 
 
-def test_a_switched_pet_takes_arrivals_of_the_new_model_and_can_be_switched_back(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_switched_pet_accepts_arrivals_and_can_be_switched_back(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
     begin(service)
     service.switch_model(PET, service.preview_switch(PET).token, by="eve")
@@ -153,15 +149,15 @@ def test_a_switched_pet_takes_arrivals_of_the_new_model_and_can_be_switched_back
     assert np.array_equal(state.vectors[: before.n_media], before.vectors)
 
 
-def test_a_pet_is_not_switched_while_media_are_missing(service: ClusterService) -> None:
+def test_switch_is_refused_while_items_lack_vectors(service: ClusterService) -> None:
     service.begin_model(PET, NEW, NEW_DIM, by="eve")
     embed(service, 0, range(8))
 
-    with pytest.raises(InvalidInput, match="16 of 24 media of pet 42 have no vector of clip@2: s1-0"):
+    with pytest.raises(InvalidInput, match="16 of 24 items of pet 42 have no vector of clip@2: s1-0"):
         service.preview_switch(PET)
 
 
-def test_a_switch_of_what_changed_since_is_refused(service: ClusterService, store: PetStore) -> None:
+def test_switch_is_refused_when_the_pet_changed_since(service: ClusterService, store: PetStore) -> None:
     begin(service)
     token = service.preview_switch(PET).token
     embed(service, 0, range(40, 41))
@@ -173,7 +169,7 @@ def test_a_switch_of_what_changed_since_is_refused(service: ClusterService, stor
     assert store.load(PET).version == before.version
 
 
-def test_a_switch_is_bound_to_the_vectors_that_it_was_computed_on(service: ClusterService, store: PetStore) -> None:
+def test_switch_is_refused_when_vectors_changed_since(service: ClusterService, store: PetStore) -> None:
     begin(service)
     token = service.preview_switch(PET).token
     service.end_model(PET)
@@ -188,7 +184,7 @@ def test_a_switch_is_bound_to_the_vectors_that_it_was_computed_on(service: Clust
         service.switch_model(PET, token, by="eve")
 
 
-def test_a_shadow_is_not_opened_beside_a_pet_that_was_begun_anew(service: ClusterService, store: PetStore) -> None:
+def test_shadow_is_not_opened_for_a_recreated_pet(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
     service.begin_model(PET, NEW, NEW_DIM, by="eve")
     shadow = service.shadow(PET)
@@ -200,20 +196,20 @@ def test_a_shadow_is_not_opened_beside_a_pet_that_was_begun_anew(service: Cluste
     assert service.shadow(PET) is None
 
 
-def test_a_model_that_is_ended_leaves_nothing(service: ClusterService, store: PetStore) -> None:
+def test_ended_candidate_model_leaves_nothing(service: ClusterService, store: PetStore) -> None:
     begin(service)
 
     assert service.end_model(PET)
     assert not service.end_model(PET)
     assert service.shadow(PET) is None
-    with pytest.raises(InvalidInput, match="no second model"):
+    with pytest.raises(InvalidInput, match="no candidate model"):
         service.preview_switch(PET)
     if isinstance(store, RedisPetStore):
         keys = PetKeys.of(PET)
         assert not store._client.exists(keys.shadow, keys.shadow_vectors)
 
 
-def test_the_shadow_goes_along_with_deletions_and_files(service: ClusterService, store: PetStore) -> None:
+def test_shadow_survives_deletions_and_exports(service: ClusterService, store: PetStore) -> None:
     begin(service)
     service.delete_media(PET, [name(0, 0)], by="eve")
     file = service.export(PET)
@@ -228,7 +224,7 @@ def test_the_shadow_goes_along_with_deletions_and_files(service: ClusterService,
     assert service.export(PET) == file
 
 
-def test_nothing_of_a_shadow_is_left_of_a_deleted_pet(redis_client: redis.Redis) -> None:
+def test_deleted_pet_leaves_no_shadow(redis_client: redis.Redis) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     take(service, 0, range(8))
     service.begin_model(PET, NEW, NEW_DIM, by="eve")
@@ -247,12 +243,10 @@ def where(store: PetStore) -> dict[MediaId, int]:
     return dict(zip(state.media, state.labels.tolist(), strict=True))
 
 
-def test_items_of_the_second_model_alone_are_quarantined_until_the_switch(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_shadow_only_items_are_quarantined_until_the_switch(service: ClusterService, store: PetStore) -> None:
     begin(service)
     embed(service, 1, range(8, 10))
-    embed(service, 1, range(8, 10))  # again, as events do
+    embed(service, 1, range(8, 10))  # repeated, as events may be
     new = names(1, range(8, 10))
 
     before, why = service.tally(PET), service.why(PET, name(1, 8))
@@ -263,15 +257,13 @@ def test_items_of_the_second_model_alone_are_quarantined_until_the_switch(
     assert (before.tally.ingested, before.tally.quarantined) == (26, 2)
     assert set(before.quarantine) == set(preview.joining) == set(preview.dump.state.media[24:]) == new
     assert (why.origin, why.cluster) == (None, -1)
-    assert "it is quarantined: its vector is of 'clip@2' with 24 values" in why.reason
-    assert "a switch to that model takes it in" in why.reason
+    assert "quarantined: its vector is of 'clip@2' (24 dimensions)" in why.reason
+    assert "a switch to that model adds it to the pet" in why.reason
     assert (service.tally(PET).tally.ingested, service.tally(PET).quarantine) == (26, {})
     assert {where(store)[item] for item in new} == {ONE}
 
 
-def test_items_of_the_second_model_alone_stay_quarantined_when_it_is_ended(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_shadow_only_items_stay_quarantined_when_the_model_ends(service: ClusterService, store: PetStore) -> None:
     begin(service)
     embed(service, 1, range(8, 10))
 
@@ -282,14 +274,12 @@ def test_items_of_the_second_model_alone_stay_quarantined_when_it_is_ended(
 
     assert set(only_there) == set(ended.quarantine) == names(1, range(8, 10))
     assert (ended.tally.ingested, ended.tally.is_conserved) == (26, True)
-    assert "it leaves when it is ingested as 'clip@1'" in why.reason
+    assert "ingest it with a vector of 'clip@1'" in why.reason
     assert service.only_in_shadow(PET) == []
     assert (service.tally(PET).tally.ingested, service.tally(PET).tally.quarantined) == (26, 0)
 
 
-def test_item_of_the_second_model_alone_leaves_the_quarantine_when_the_first_sees_it(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_shadow_only_item_leaves_quarantine_with_an_own_vector(service: ClusterService, store: PetStore) -> None:
     begin(service)
     embed(service, 1, range(8, 9))
     take(service, 1, range(8, 9))
@@ -300,7 +290,7 @@ def test_item_of_the_second_model_alone_leaves_the_quarantine_when_the_first_see
     assert store.load(PET).n_media == 25
 
 
-def test_items_of_the_second_model_alone_are_counted_beyond_a_full_quarantine(
+def test_shadow_only_items_are_quarantined_beyond_the_limit(
     service: ClusterService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("store.redis", "store.memory"):
@@ -315,19 +305,19 @@ def test_items_of_the_second_model_alone_are_counted_beyond_a_full_quarantine(
     assert (tally.ingested, tally.quarantined, tally.overflowed) == (28, 4, 1)
 
 
-def test_vector_of_another_length_than_the_second_models_is_quarantined(service: ClusterService) -> None:
+def test_vector_with_wrong_dimensions_is_quarantined(service: ClusterService) -> None:
     begin(service)
 
-    with pytest.raises(DimensionMismatch, match="24-dimensional"):
+    with pytest.raises(DimensionMismatch, match="expects 24 dimensions"):
         service.assign(PET, MediaId("x"), model=NEW, vector=[1.0] * 8)
 
     why = service.tally(PET).quarantine[MediaId("x")]
     assert (why.model, why.dim) == (NEW, 8)
-    assert "it leaves when it is ingested as" in service.why(PET, MediaId("x")).reason
+    assert "ingest it with a vector of" in service.why(PET, MediaId("x")).reason
 
 
-def test_switch_back_quarantines_what_the_former_model_never_saw(service: ClusterService, store: PetStore) -> None:
-    """Whatever came and was said in between; a switch forth takes it in again, with what was said of it."""
+def test_switch_back_quarantines_items_without_a_former_vector(service: ClusterService, store: PetStore) -> None:
+    """Items and corrections from in between are kept: another switch forward restores both."""
     at_first = where(store)
     begin(service)
     embed(service, 1, range(8, 10))
@@ -361,7 +351,7 @@ def test_switch_back_quarantines_what_the_former_model_never_saw(service: Cluste
     assert service.tally(PET).quarantine == {}
 
 
-def test_former_model_that_has_no_vector_is_no_way_back(service: ClusterService) -> None:
+def test_switch_back_to_a_model_without_vectors_is_refused(service: ClusterService) -> None:
     begin(service)
     embed(service, 1, range(8, 9))
     service.switch_model(PET, service.preview_switch(PET).token, by="eve")
@@ -371,12 +361,12 @@ def test_former_model_that_has_no_vector_is_no_way_back(service: ClusterService)
         service.preview_switch(PET)
 
 
-# -- while somebody else is at it ------------------------------------------------------------------------------------
+# -- concurrent changes ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def overtake(store: PetStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
-    """Have something happen right before the next call of a method of the store."""
+    """A function that runs another one right before the next call of a method of the store."""
 
     def overtake(method: str, deed: Callable[[], object]) -> None:
         call = getattr(store, method)
@@ -394,21 +384,21 @@ def overtake(store: PetStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
 Overtake = Callable[[str, Callable[[], object]], None]
 
 
-def test_a_item_that_comes_while_its_model_is_switched_to_is_not_lost(
+def test_item_that_arrives_during_a_switch_is_not_lost(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     begin(service)
     token = service.preview_switch(PET).token
     overtake("replace", lambda: embed(ClusterService(store), 1, range(40, 41)))
 
-    with pytest.raises(StalePreview, match="the pet or its shadow changed"):
+    with pytest.raises(StalePreview, match="the pet or its candidate model changed"):
         service.switch_model(PET, token, by="eve")
     service.switch_model(PET, service.preview_switch(PET).token, by="eve")
 
     assert name(1, 40) in store.load(PET).rows
 
 
-def test_a_item_that_goes_beside_the_pet_while_others_are_deleted_is_not_lost(
+def test_item_added_to_the_shadow_during_a_deletion_is_not_lost(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     begin(service)
@@ -423,7 +413,7 @@ def test_a_item_that_goes_beside_the_pet_while_others_are_deleted_is_not_lost(
 
 
 @pytest.mark.parametrize("is_opened", [True, False])
-def test_a_model_that_is_opened_or_ended_while_media_are_deleted_stays_so(
+def test_shadow_changed_during_a_deletion_of_items_stays_changed(
     service: ClusterService, store: PetStore, overtake: Overtake, is_opened: bool
 ) -> None:
     if not is_opened:
@@ -436,7 +426,7 @@ def test_a_model_that_is_opened_or_ended_while_media_are_deleted_stays_so(
     assert (service.shadow(PET) is not None) is is_opened
 
 
-def test_a_item_that_is_quarantined_while_others_are_deleted_is_counted(
+def test_item_quarantined_during_a_deletion_is_counted(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     def quarantine() -> None:
@@ -452,7 +442,7 @@ def test_a_item_that_is_quarantined_while_others_are_deleted_is_counted(
     assert tally.tally.ingested == 24
 
 
-def test_a_recluster_that_began_in_the_old_model_is_not_committed_in_the_new_one(
+def test_recluster_of_the_old_model_is_not_committed_after_a_switch(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     begin(service)
@@ -466,7 +456,7 @@ def test_a_recluster_that_began_in_the_old_model_is_not_committed_in_the_new_one
     assert [entry.kind for entry in store.history(PET, limit=1)] == ["switch"]
 
 
-def test_an_arrival_of_the_new_model_that_meets_the_switch_is_decided_again(
+def test_arrival_of_the_new_model_during_a_switch_is_decided_again(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     begin(service)
@@ -476,13 +466,13 @@ def test_an_arrival_of_the_new_model_that_meets_the_switch_is_decided_again(
 
     with pytest.raises(RevisionConflict):
         embed(service, 1, range(40, 41))
-    embed(service, 1, range(40, 41))  # as the queue does
+    embed(service, 1, range(40, 41))  # retried, as the queue does
 
     assert name(1, 40) in store.load(PET).rows
     assert service.tally(PET).quarantine == {}
 
 
-def test_an_arrival_for_a_model_that_is_just_being_ended_is_not_taken_for_done(
+def test_arrival_for_a_model_that_just_ended_is_retried(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     begin(service)

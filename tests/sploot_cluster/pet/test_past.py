@@ -1,8 +1,7 @@
-"""Every revision that is kept can be told, compared, and restored; in Redis and in memory."""
+"""Tests that every stored revision can be shown, compared and restored, in Redis and in memory."""
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def where(snapshot: Snapshot | PetState) -> dict[MediaId, int]:
 
 
 def busy(service: ClusterService, store: PetStore) -> list[PetState]:
-    """A day of corrections and arrivals; every state there was."""
+    """Make corrections and arrivals, and return every state."""
     states = [store.load(PET)]
     deeds = [
         lambda: service.merge(PET, [ONE, TWO], operation_id="1", by="ada"),
@@ -57,26 +56,26 @@ def busy(service: ClusterService, store: PetStore) -> list[PetState]:
 # -- looking back ----------------------------------------------------------------------------------------------------
 
 
-def test_every_revision_is_told_as_it_was(service: ClusterService, store: PetStore) -> None:
+def test_every_revision_equals_the_state_then(service: ClusterService, store: PetStore) -> None:
     states = busy(service, store)
 
-    told = store.past(PET)
+    pet_past = store.past(PET)
 
-    assert told.since == 0
+    assert pet_past.since == 0
     for state in states:
-        then = told.at(state.revision)
+        then = pet_past.at(state.revision)
         assert where(then) == where(state)
         assert then.origins.tolist() == state.origins.tolist()
-    assert where(told.at(10)) == dict.fromkeys([*sorted(names(0, range(8))), name(1, 0), name(1, 1)], NOISE)
-    assert where(told.at(0)) == {}
+    assert where(pet_past.at(10)) == dict.fromkeys([*sorted(names(0, range(8))), name(1, 0), name(1, 1)], NOISE)
+    assert where(pet_past.at(0)) == {}
 
 
-def test_revisions_that_are_not_there_are_refused(service: ClusterService) -> None:
-    with pytest.raises(UnknownRevision, match="pet 42 is at revision 25"):
+def test_unknown_revision_is_refused(service: ClusterService) -> None:
+    with pytest.raises(UnknownRevision, match="the newest is 25"):
         service.at(PET, 26)
 
 
-def test_only_so_many_revisions_are_kept_and_the_rest_is_refused(
+def test_revision_older_than_the_stored_past_is_refused(
     service: ClusterService, store: PetStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("store.redis", "store.memory"):
@@ -84,18 +83,18 @@ def test_only_so_many_revisions_are_kept_and_the_rest_is_refused(
 
     states = busy(service, store)
 
-    told = store.past(PET)
-    kept = [state for state in states if state.revision >= told.since]
-    assert len(told.overwritten) == 3
-    assert 1 < len(kept) < len(states)
-    for state in kept:
-        assert where(told.at(state.revision)) == where(state)
-    with pytest.raises(UnknownRevision, match=f"the oldest that can be told is {told.since}") as refused:
-        told.at(told.since - 1)
+    pet_past = store.past(PET)
+    stored = [state for state in states if state.revision >= pet_past.since]
+    assert len(pet_past.overwritten) == 3
+    assert 1 < len(stored) < len(states)
+    for state in stored:
+        assert where(pet_past.at(state.revision)) == where(state)
+    with pytest.raises(UnknownRevision, match=f"the oldest is {pet_past.since}") as refused:
+        pet_past.at(pet_past.since - 1)
     assert refused.value.field == "revision"
 
 
-def test_what_cannot_be_read_of_the_past_says_so(redis_client: redis.Redis) -> None:
+def test_unreadable_past_is_reported(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     for subject in range(2):
         take(ClusterService(store), subject, range(8))
@@ -103,7 +102,7 @@ def test_what_cannot_be_read_of_the_past_says_so(redis_client: redis.Redis) -> N
     redis_client.delete(PetKeys.of(PET).overwritten)
     redis_client.xadd(PetKeys.of(PET).overwritten, {"was": b"\x02?"}, id="17-0")
 
-    with pytest.raises(UnreadablePet, match="what revision 17 overwrote is of form"):
+    with pytest.raises(UnreadablePet, match="the overwritten labels of revision 17 have format"):
         store.past(PET)
 
 
@@ -124,7 +123,7 @@ overwritten = st.builds(
 
 
 @given(overwritten)
-def test_what_was_overwritten_comes_back_as_it_was(one: past.Overwritten) -> None:
+def test_overwritten_labels_survive_encoding(one: past.Overwritten) -> None:
     again = past.load(7, past.dump(one))
 
     assert [column.tolist() for column in (again.rows, again.labels, again.origins)] == [
@@ -133,25 +132,14 @@ def test_what_was_overwritten_comes_back_as_it_was(one: past.Overwritten) -> Non
     assert again.aliases == one.aliases
 
 
-@given(overwritten)
-def test_an_older_release_reads_all_that_it_knows_of_what_was_overwritten(one: past.Overwritten) -> None:
-    """Those of before aliases were kept decompress what follows the version, and no more."""
-    columns = zlib.decompress(past.dump(one)[1:])
-
-    n, rest = divmod(len(columns), 9)
-    assert (n, rest) == (len(one.rows), 0)
-    assert columns[4 * n : 8 * n] == one.labels.astype("<i4").tobytes()
-    assert columns[8 * n :] == one.origins.tobytes()
-
-
 PACKED = past.dump(
     past.Overwritten(7, np.arange(3, dtype=np.uint32), np.ones(3, np.int32), np.ones(3, np.uint8), {ONE: TWO})
 )
 
 
 @pytest.mark.parametrize("stored", [b"", b"\x01no zlib", b"\x02", PACKED[:9], PACKED[:-1]])
-def test_other_bytes_are_refused(stored: bytes) -> None:
-    with pytest.raises(ValueError, match="what revision 7 overwrote"):
+def test_damaged_overwritten_labels_are_refused(stored: bytes) -> None:
+    with pytest.raises(ValueError, match="the overwritten labels of revision 7"):
         past.load(7, stored)
 
 
@@ -159,14 +147,14 @@ def test_other_bytes_are_refused(stored: bytes) -> None:
 
 
 def snapshot(labels: str, *, revision: int | None = None, absorbed: str = "") -> Snapshot:
-    """``"1 1 2 -"``: media a, b, c, d in these clusters."""
+    """Return items a, b, c, … in these clusters, e.g. ``"1 1 2 -"``."""
     values = [NOISE if label == "-" else int(label) for label in labels.split()]
     media = [MediaId(chr(ord("a") + row)) for row in range(len(values))]
     origins = [Origin.ABSORBED if item in absorbed else Origin.CORE for item in media]
     return Snapshot(revision, media, np.array(values, dtype=np.int32), np.array(origins, dtype=np.uint8))
 
 
-def test_a_diff_names_what_moved_and_what_became_of_the_ids() -> None:
+def test_diff_lists_moved_items_and_the_fate_of_ids() -> None:
     diff = compare(snapshot("1 1 1 2 2 3 3 3 -", revision=4), snapshot("1 1 - 1 1 3 9 9 3 -", revision=9))
 
     assert (diff.from_revision, diff.to_revision) == (4, 9)
@@ -184,20 +172,20 @@ def test_a_diff_names_what_moved_and_what_became_of_the_ids() -> None:
     assert (diff.kept_ids, diff.new_ids, diff.ended_ids) == ((1, 3), (9,), (2,))
 
 
-def test_a_cluster_whose_media_went_everywhere_went_into_none() -> None:
+def test_scattered_cluster_is_merged_into_none() -> None:
     diff = compare(snapshot("1 1 2 2 2 2"), snapshot("1 1 3 3 4 -"))
 
     assert diff.merged == {}
     assert diff.split == {3: 2, 4: 2}
 
 
-def test_absorbed_media_have_no_say_in_what_a_cluster_became() -> None:
+def test_absorbed_items_do_not_decide_what_a_cluster_became() -> None:
     diff = compare(snapshot("5 5 5 5", absorbed="bcd"), snapshot("1 2 2 2"))
 
     assert diff.merged == {5: 1}
 
 
-def test_a_diff_backwards_says_which_media_were_not_there_yet() -> None:
+def test_backward_diff_lists_items_that_had_not_arrived() -> None:
     diff = compare(snapshot("1 1 2"), snapshot("1"))
 
     assert [(move.before, move.after) for move in diff.moved] == [(1, None), (2, None)]
@@ -207,7 +195,7 @@ def test_a_diff_backwards_says_which_media_were_not_there_yet() -> None:
 # -- restoring -------------------------------------------------------------------------------------------------------
 
 
-def test_a_pet_is_what_it_was_under_the_ids_of_then(service: ClusterService, store: PetStore) -> None:
+def test_restore_returns_the_labels_and_ids_of_then(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
     merged = service.merge(PET, [ONE, TWO], into=TWO, operation_id="1", by="ada")
     service.undo(PET, merged.revision, operation_id="2", by="ada")
@@ -223,7 +211,7 @@ def test_a_pet_is_what_it_was_under_the_ids_of_then(service: ClusterService, sto
     assert [(entry.kind, entry.by) for entry in service.history(PET, limit=1)] == [("restore", "bob")]
 
 
-def test_what_is_committed_while_the_past_is_read_is_no_part_of_it(
+def test_commit_during_a_read_of_the_past_is_left_out(
     redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = RedisPetStore(redis_client)
@@ -246,9 +234,7 @@ def test_what_is_committed_while_the_past_is_read_is_no_part_of_it(
         past.at(before.revision + 1)
 
 
-def test_media_of_a_cluster_that_is_younger_than_what_is_restored_are_noise(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_items_of_a_younger_cluster_are_noise_after_a_restore(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
     take(service, 5, range(8))
     take(service, 0, range(30, 31))
@@ -264,7 +250,7 @@ def test_media_of_a_cluster_that_is_younger_than_what_is_restored_are_noise(
     assert (restored.n_later, restored.n_held) == (9, 0)
 
 
-def test_corrections_are_not_taken_back_by_restoring(service: ClusterService, store: PetStore) -> None:
+def test_restore_keeps_corrections_in_force(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     service.dismiss(PET, [name(2, 0)], operation_id="2", by="ada")
@@ -277,9 +263,7 @@ def test_corrections_are_not_taken_back_by_restoring(service: ClusterService, st
     assert (restored.n_held, restored.kept) == (9, "constraints kept 2 of 2")
 
 
-def test_clusters_that_people_made_since_keep_their_ids_when_older_labels_are_restored(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_restore_keeps_ids_of_clusters_that_people_made_since(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     moved, remaining = names(0, range(5)), names(0, range(5, 8))
     split = service.split(PET, ONE, sorted(moved), operation_id="1", by="ada")
@@ -293,7 +277,7 @@ def test_clusters_that_people_made_since_keep_their_ids_when_older_labels_are_re
     assert store.view(PET).aliases == {TWO: 3}
 
 
-def test_restoring_twice_with_one_operation_changes_once(service: ClusterService, store: PetStore) -> None:
+def test_repeated_restore_operation_changes_once(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     service.undo(PET, split.revision, operation_id="2", by="ada")
@@ -306,8 +290,8 @@ def test_restoring_twice_with_one_operation_changes_once(service: ClusterService
     assert store.view(PET).revision == first.revision + 1
 
 
-def test_a_restoration_is_known_again_after_hundreds_of_corrections(service: ClusterService, store: PetStore) -> None:
-    """A message of a worker that was away for a day."""
+def test_repeated_restore_is_recognised_after_many_corrections(service: ClusterService, store: PetStore) -> None:
+    """As when a worker was suspended for a day and then repeats its message."""
     before = store.view(PET).revision
     first = service.restore(PET, before, operation_id="r", by="bob")
     for number in range(60):
@@ -319,7 +303,7 @@ def test_a_restoration_is_known_again_after_hundreds_of_corrections(service: Clu
     assert (second.revision, second.is_duplicate) == (first.revision, True)
 
 
-def test_a_revision_that_is_not_there_cannot_be_restored(service: ClusterService, store: PetStore) -> None:
+def test_unknown_revision_cannot_be_restored(service: ClusterService, store: PetStore) -> None:
     with pytest.raises(UnknownRevision):
         service.restore(PET, 99, operation_id="1", by="bob")
 

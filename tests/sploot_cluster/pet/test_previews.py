@@ -1,4 +1,4 @@
-"""A recluster can be looked at before it is done, and what is done then is what was shown, or nothing."""
+"""Tests of previews: applying one makes exactly the changes that it showed, or none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def service(store: PetStore) -> ClusterService:
     return service
 
 
-def told(state: PetState) -> tuple[object, ...]:
+def comparable(state: PetState) -> tuple[object, ...]:
     return (
         state.labels.tolist(),
         state.origins.tolist(),
@@ -44,7 +44,7 @@ def told(state: PetState) -> tuple[object, ...]:
     )
 
 
-def test_a_preview_changes_nothing_and_tells_what_would_change(service: ClusterService, store: PetStore) -> None:
+def test_preview_changes_nothing_and_shows_the_changes(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
 
     previewed = service.preview(PET)
@@ -56,7 +56,7 @@ def test_a_preview_changes_nothing_and_tells_what_would_change(service: ClusterS
     assert previewed.preview.result.kept == "constraints kept 0 of 0"
 
 
-def test_applying_gives_exactly_what_was_shown(service: ClusterService, store: PetStore) -> None:
+def test_applied_preview_makes_exactly_the_shown_changes(service: ClusterService, store: PetStore) -> None:
     service.split(PET, ONE, [name(0, 0), name(0, 1)], operation_id="1", by="ada")
     previewed = service.preview(PET)
     shown = previewed.preview.change.relabelling
@@ -74,7 +74,7 @@ def test_applying_gives_exactly_what_was_shown(service: ClusterService, store: P
     assert service.compare(PET, state.revision - 1, state.revision).moved == previewed.diff.moved
 
 
-def test_an_applied_preview_is_what_a_recluster_would_have_done(store: PetStore, service: ClusterService) -> None:
+def test_applied_preview_equals_a_recluster(store: PetStore, service: ClusterService) -> None:
     twin = ClusterService(MemoryPetStore())
     for subject in range(2):
         take(twin, subject, range(8))
@@ -84,7 +84,7 @@ def test_an_applied_preview_is_what_a_recluster_would_have_done(store: PetStore,
     service.apply(PET, service.preview(PET).preview.token, by="bob")
     twin.recluster(PET)
 
-    assert told(store.load(PET)) == told(twin._store.load(PET))
+    assert comparable(store.load(PET)) == comparable(twin._store.load(PET))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_an_applied_preview_is_what_a_recluster_would_have_done(store: PetStore,
     ],
     ids=["an arrival", "a correction", "a recluster"],
 )
-def test_a_preview_of_a_pet_that_changed_is_refused_and_changes_nothing(
+def test_stale_preview_is_refused_and_changes_nothing(
     service: ClusterService, store: PetStore, change: Callable[[ClusterService], object]
 ) -> None:
     token = service.preview(PET).preview.token
@@ -112,7 +112,7 @@ def test_a_preview_of_a_pet_that_changed_is_refused_and_changes_nothing(
     assert store.load(PET).version == before.version
 
 
-def test_applying_twice_is_applying_once(service: ClusterService, store: PetStore) -> None:
+def test_preview_applied_twice_changes_once(service: ClusterService, store: PetStore) -> None:
     token = service.preview(PET).preview.token
 
     first = service.apply(PET, token, by="bob")
@@ -122,7 +122,7 @@ def test_applying_twice_is_applying_once(service: ClusterService, store: PetStor
     assert store.view(PET).revision == first.revision
 
 
-def test_two_who_preview_the_same_pet_see_the_same(service: ClusterService) -> None:
+def test_previews_of_the_same_state_are_equal(service: ClusterService) -> None:
     one, other = service.preview(PET), service.preview(PET)
 
     assert one.preview.token == other.preview.token
@@ -130,26 +130,24 @@ def test_two_who_preview_the_same_pet_see_the_same(service: ClusterService) -> N
 
 
 @pytest.mark.parametrize("is_one_waiting", [False, True])
-def test_a_token_that_nobody_gave_out_is_refused(
-    service: ClusterService, store: PetStore, is_one_waiting: bool
-) -> None:
+def test_unknown_preview_token_is_refused(service: ClusterService, store: PetStore, is_one_waiting: bool) -> None:
     if is_one_waiting:
         service.preview(PET)
     before = store.load(PET)
 
     for use in (service.previewed, lambda pet, token: service.apply(pet, token, by="bob")):
-        with pytest.raises(StalePreview, match="it is too old, or another one was made since"):
+        with pytest.raises(StalePreview, match="it expired or was replaced by a newer one"):
             use(PET, "25-0123456789")
 
     assert store.load(PET).version == before.version
 
 
-def test_a_pet_without_media_has_no_preview(store: PetStore) -> None:
-    with pytest.raises(UnknownPet, match="pet 42 has no media"):
+def test_preview_of_an_empty_pet_is_refused(store: PetStore) -> None:
+    with pytest.raises(UnknownPet, match="pet 42 has no items"):
         ClusterService(store).preview(PET)
 
 
-def test_a_preview_of_a_pet_that_moved_on_is_not_kept(service: ClusterService, store: PetStore) -> None:
+def test_preview_of_a_changed_pet_is_not_stored(service: ClusterService, store: PetStore) -> None:
     preview = service.preview(PET).preview
     take(service, 0, range(20, 21))
     later = service.preview(PET).preview
@@ -160,7 +158,7 @@ def test_a_preview_of_a_pet_that_moved_on_is_not_kept(service: ClusterService, s
     assert kept.token == later.token
 
 
-def test_a_token_names_the_very_state_and_not_its_revision_alone(service: ClusterService, store: PetStore) -> None:
+def test_token_depends_on_the_state_and_not_only_its_revision(service: ClusterService, store: PetStore) -> None:
     preview, state = service.preview(PET).preview, store.load(PET)
 
     of_another = Preview.of(replace(state, version="another.pet"), preview.change, preview.result, at=preview.made_at)
@@ -168,7 +166,7 @@ def test_a_token_names_the_very_state_and_not_its_revision_alone(service: Cluste
     assert of_another.token != preview.token
 
 
-def test_a_preview_is_forgotten_after_a_quarter_of_an_hour() -> None:
+def test_preview_expires_after_15_minutes() -> None:
     now = [datetime(2026, 1, 31, tzinfo=UTC)]
     store = MemoryPetStore(clock=lambda: now[0])
     service = ClusterService(store, clock=lambda: now[0])
@@ -181,7 +179,7 @@ def test_a_preview_is_forgotten_after_a_quarter_of_an_hour() -> None:
         service.apply(PET, token, by="bob")
 
 
-def test_a_preview_in_redis_ends_by_itself(redis_client: redis.Redis) -> None:
+def test_preview_in_redis_has_a_time_limit(redis_client: redis.Redis) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     take(service, 0, range(8))
 
@@ -191,7 +189,7 @@ def test_a_preview_in_redis_ends_by_itself(redis_client: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("stored", [b"", b"{}\n", b'{"v": 2}\n', b'{"v": 1}\nno zlib'])
-def test_a_preview_that_cannot_be_read_says_so(redis_client: redis.Redis, stored: bytes) -> None:
+def test_unreadable_preview_is_reported(redis_client: redis.Redis, stored: bytes) -> None:
     store = RedisPetStore(redis_client)
     redis_client.set(PetKeys.of(PET).preview, stored)
 
@@ -199,7 +197,7 @@ def test_a_preview_that_cannot_be_read_says_so(redis_client: redis.Redis, stored
         store.kept_preview(PET)
 
 
-def test_a_preview_comes_back_as_it_was_kept(service: ClusterService) -> None:
+def test_preview_survives_encoding_unchanged(service: ClusterService) -> None:
     preview = service.preview(PET).preview
 
     again = previews.load(previews.dump(preview), pet=PET)

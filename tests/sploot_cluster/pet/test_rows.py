@@ -1,4 +1,4 @@
-"""Rows are appended and never change, whoever looks at them."""
+"""Tests that rows are only appended and never change."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def media(*names: str) -> list[MediaId]:
 
 
 def rows_of(n: int, *, first: int = 0) -> FloatMatrix:
-    """n vectors, each of its row's number."""
+    """Return n vectors whose values are their row numbers."""
     return np.repeat(np.arange(first, first + n, dtype=np.float32)[:, None], 3, axis=1)
 
 
-def test_what_is_appended_shows_to_those_who_look_at_more() -> None:
+def test_appended_rows_appear_only_in_longer_views() -> None:
     rows = PetRows(media("a", "b"), rows_of(2))
     before, index = rows.media(2), rows.index(2)
 
@@ -33,7 +33,7 @@ def test_what_is_appended_shows_to_those_who_look_at_more() -> None:
     np.testing.assert_array_equal(rows.vectors(4), rows_of(4))
 
 
-def test_a_vector_that_may_become_the_next_takes_no_row_that_is_there() -> None:
+def test_tentative_vector_overwrites_no_existing_row() -> None:
     rows = PetRows(media("a", "b"), rows_of(2))
     rows.extended(2, media("c"), rows_of(1, first=2))
 
@@ -43,7 +43,7 @@ def test_a_vector_that_may_become_the_next_takes_no_row_that_is_there() -> None:
     np.testing.assert_array_equal(rows.vectors(3), rows_of(3))
 
 
-def test_what_is_there_already_is_not_appended_again() -> None:
+def test_known_rows_are_not_appended_again() -> None:
     rows = PetRows(media("a", "b", "c"), rows_of(3))
 
     same = rows.extended(1, media("b", "c", "d"), rows_of(3, first=1))
@@ -53,7 +53,7 @@ def test_what_is_there_already_is_not_appended_again() -> None:
     np.testing.assert_array_equal(rows.vectors(4), rows_of(4))
 
 
-def test_rows_that_go_on_otherwise_are_others() -> None:
+def test_diverging_rows_are_copied() -> None:
     rows = PetRows(media("a", "b"), rows_of(2))
 
     branch = rows.extended(1, media("x", "y"), rows_of(2, first=7))
@@ -65,7 +65,7 @@ def test_rows_that_go_on_otherwise_are_others() -> None:
     assert rows.vectors(2)[:, 0].tolist() == [0, 1]
 
 
-def test_vectors_that_were_handed_in_are_never_written_to() -> None:
+def test_vectors_passed_in_are_never_written_to() -> None:
     mine = rows_of(2)
     rows = PetRows(media("a", "b"), mine)
 
@@ -75,7 +75,7 @@ def test_vectors_that_were_handed_in_are_never_written_to() -> None:
     np.testing.assert_array_equal(mine, rows_of(2))
 
 
-def test_media_behave_as_a_sequence() -> None:
+def test_media_view_behaves_as_a_sequence() -> None:
     look = PetRows(media("a", "b", "c", "d"), rows_of(4)).media(3)
 
     assert (look[0], look[-1], look[1:], look[::-1]) == ("a", "c", ("b", "c"), ("c", "b", "a"))
@@ -85,12 +85,12 @@ def test_media_behave_as_a_sequence() -> None:
     assert repr(look) == "MediaView(['a', 'b', 'c'])"
 
 
-def test_threads_that_append_the_same_rows_append_them_once() -> None:
+def test_same_rows_appended_by_threads_are_appended_once() -> None:
     n = 2_000
     rows = PetRows(media("m0"), rows_of(1))
 
     def catch_up(step: int) -> bool:
-        """Follow in steps of another size than the others, and look at what one has got."""
+        """Append in steps of a different size per thread, and check the rows."""
         is_whole = True
         for row in range(1, n, step):
             m = min(row + step, n)

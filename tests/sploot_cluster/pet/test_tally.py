@@ -1,4 +1,4 @@
-"""Every item that came is counted once, and a commit after which that is not so is refused."""
+"""Tests that every ingested item is counted exactly once, and that a commit that breaks this is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def send(service: ClusterService, number: int, *, model: str = MODEL, dim: int =
 
 
 def nothing_new(n: int, labels: LabelVector) -> Change:
-    """A recluster that leaves every item where it is."""
+    """Return a recluster that moves no items."""
     origins = np.where(labels < 0, Origin.NOISE, Origin.ARRIVED).astype(np.uint8)
     return Change(
         "recluster",
@@ -44,7 +44,7 @@ def nothing_new(n: int, labels: LabelVector) -> Change:
     )
 
 
-def test_media_are_counted_where_they_are(service: ClusterService) -> None:
+def test_items_are_counted_by_their_state(service: ClusterService) -> None:
     service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
     service.exclude(PET, ONE, [name(0, 1)], operation_id="2", by="ada")
     with pytest.raises(ModelMismatch):
@@ -57,7 +57,7 @@ def test_media_are_counted_where_they_are(service: ClusterService) -> None:
     assert str(tally) == "ingested 17 = clustered 14 + noise 1 + quarantined 1 + dismissed 1"
 
 
-def test_a_item_of_another_space_is_taken_down_until_it_comes_as_it_should(service: ClusterService) -> None:
+def test_item_of_another_space_is_quarantined_until_it_matches(service: ClusterService) -> None:
     with pytest.raises(ModelMismatch):
         send(service, 0, model="clip@2")
     for number in range(2):
@@ -75,13 +75,13 @@ def test_a_item_of_another_space_is_taken_down_until_it_comes_as_it_should(servi
     assert (afterwards.tally.ingested, afterwards.tally.quarantined, afterwards.tally.noise) == (18, 1, 1)
 
 
-def test_a_item_that_is_there_is_not_quarantined_by_what_comes_late(service: ClusterService) -> None:
+def test_known_item_is_not_quarantined_by_a_later_mismatch(service: ClusterService) -> None:
     service.assign(PET, name(0, 0), model="clip@2", vector=picture(0, 0))
 
     assert service.tally(PET).quarantine == {}
 
 
-def test_only_so_many_are_taken_down(service: ClusterService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_quarantine_only_counts_arrivals(service: ClusterService, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("store.redis", "store.memory"):
         monkeypatch.setattr(f"sploot_cluster.{module}.MAX_QUARANTINED", 2)
 
@@ -93,7 +93,7 @@ def test_only_so_many_are_taken_down(service: ClusterService, monkeypatch: pytes
     assert str(service.tally(PET).tally).endswith("; 2 arrivals found the quarantine full")
 
 
-def test_the_pets_that_do_not_add_up_are_named(redis_client: redis.Redis) -> None:
+def test_totals_list_pets_that_do_not_add_up(redis_client: redis.Redis) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     for pet in (PET, PetId(7), PetId(9)):
         take(service, 0, range(3), pet=pet)
@@ -108,9 +108,7 @@ def test_the_pets_that_do_not_add_up_are_named(redis_client: redis.Redis) -> Non
     assert service.totals([PET]).unconserved == ()
 
 
-def test_a_commit_that_would_lose_a_item_is_refused_loudly_and_changes_nothing(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_commit_that_would_lose_an_item_is_refused(service: ClusterService, store: PetStore) -> None:
     state = store.load(PET)
     change = replace(nothing_new(state.n_media, state.labels), next_cluster=state.next_cluster)
     if isinstance(store, MemoryPetStore):
@@ -126,7 +124,7 @@ def test_a_commit_that_would_lose_a_item_is_refused_loudly_and_changes_nothing(
     assert store.load(PET).version == state.version
 
 
-def test_a_commit_on_columns_of_different_lengths_is_refused(redis_client: redis.Redis) -> None:
+def test_commit_on_columns_of_different_lengths_is_refused(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     take(ClusterService(store), 0, range(8))
     state = store.load(PET)

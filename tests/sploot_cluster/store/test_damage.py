@@ -1,4 +1,4 @@
-"""A pet whose keys were deleted or cut by hand: noticed at the next touch, and nothing more of it is lost."""
+"""Tests of pets with deleted or truncated keys: the next access reports them, and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TOUCHES: Mapping[str, Callable[[ClusterService], object]] = {
 
 
 def album(client: Any) -> ClusterService:
-    """A service that remembers a pet with something in every key."""
+    """A service whose cache holds a pet with data in every key."""
     service = grouped(RedisPetStore(client), 3, range(8))
     service.merge(PET, [ClusterId(1), ClusterId(2)], operation_id="1", by="ada")
     service.dismiss(PET, [name(0, 5)], operation_id="2", by="ada")
@@ -61,7 +61,7 @@ def album(client: Any) -> ClusterService:
 
 
 def cut(client: Any, key: str) -> None:
-    """Take the last item of a key, whatever its type."""
+    """Remove the last element of a key of any type."""
     match client.type(key):
         case b"string":
             client.set(key, bytes(client.get(key) or b"")[:-4])
@@ -79,7 +79,7 @@ def contents(client: Any) -> dict[bytes, Any]:
 
 @pytest.mark.parametrize("damage", [redis.Redis.delete, cut], ids=["deleted", "cut"])
 @pytest.mark.parametrize("key", TRUTH, ids=lambda key: key.removeprefix("{pet:42}:"))
-def test_damaged_key_is_reported_at_each_touch_and_nothing_is_lost(
+def test_damaged_key_is_reported_by_every_access_and_loses_nothing(
     redis_client: redis.Redis, key: str, damage: Callable[[Any, str], object]
 ) -> None:
     remembers = album(redis_client)
@@ -118,7 +118,7 @@ def test_missing_field_of_meta_is_reported_by_its_name(redis_client: redis.Redis
 
 
 @pytest.mark.parametrize("value", ["", "many", "-1", "1e309"])
-def test_meta_that_holds_no_number_is_reported(redis_client: redis.Redis, value: str) -> None:
+def test_non_numeric_field_of_meta_is_reported(redis_client: redis.Redis, value: str) -> None:
     service = album(redis_client)
     whole: dict[Any, Any] = redis_client.hgetall(KEYS.meta)
 
@@ -131,7 +131,7 @@ def test_meta_that_holds_no_number_is_reported(redis_client: redis.Redis, value:
 
 @pytest.mark.parametrize("damage", [redis.Redis.delete, cut], ids=["deleted", "cut"])
 @pytest.mark.parametrize("key", sorted(COMPUTED))
-def test_damage_of_what_can_be_computed_again_stops_nothing(
+def test_damaged_tree_or_preview_blocks_nothing(
     redis_client: redis.Redis, key: str, damage: Callable[[Any, str], object]
 ) -> None:
     service = grouped(RedisPetStore(redis_client), 3, range(90))
@@ -144,7 +144,7 @@ def test_damage_of_what_can_be_computed_again_stops_nothing(
         worker.recluster(PET)
 
 
-def test_import_beside_what_is_left_of_a_pet_is_refused(redis_client: redis.Redis) -> None:
+def test_import_over_remains_of_a_pet_is_refused(redis_client: redis.Redis) -> None:
     service = album(redis_client)
     file = service.export(PET)
     with pytest.raises(PetExists):
@@ -190,7 +190,7 @@ def test_labels_of_a_cluster_without_a_card_are_reported(redis_client: redis.Red
     assert contents(redis_client) == before
 
 
-def test_error_travels_between_processes_with_its_facts() -> None:
+def test_unreadable_pet_survives_pickling_with_its_attributes() -> None:
     error = UnreadablePet.of_key(pet=42, key="{pet:42}:ledger", expected="2 items", found="1 items")
 
     again = pickle.loads(pickle.dumps(error))
@@ -204,9 +204,7 @@ def test_error_travels_between_processes_with_its_facts() -> None:
 
 @pytest.mark.parametrize("is_remembered", [True, False], ids=["remembered", "fresh"])
 @pytest.mark.parametrize("touch", ["arrival", "recluster", "dismiss", "delete media"])
-def test_pet_that_is_not_listed_is_listed_by_the_next_commit(
-    redis_client: redis.Redis, touch: str, is_remembered: bool
-) -> None:
+def test_unlisted_pet_is_listed_by_the_next_commit(redis_client: redis.Redis, touch: str, is_remembered: bool) -> None:
     service = album(redis_client)
     redis_client.delete(PETS)
 
@@ -216,7 +214,7 @@ def test_pet_that_is_not_listed_is_listed_by_the_next_commit(
     assert service.totals().n_pets == 1
 
 
-def test_commit_that_meets_a_deletion_lists_no_pet(redis_client: redis.Redis) -> None:
+def test_commit_after_a_concurrent_deletion_lists_no_pet(redis_client: redis.Redis) -> None:
     store, service = RedisPetStore(redis_client), album(redis_client)
     state = store.load(PET)
     service.delete_pet(PET)

@@ -1,4 +1,4 @@
-"""Corrections keep their meaning as text, and what cannot be read is refused."""
+"""Tests that corrections survive encoding as JSON, and that unreadable ones are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ media = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).map(Media
 several = st.lists(media, max_size=4).map(tuple)
 cluster = st.integers(1, 2**53).map(ClusterId)
 zones = st.integers(-12, 14).map(lambda hours: timezone(timedelta(hours=hours)))
-said = {
+common = {
     "revision": st.integers(1, 2**53),
     "operation_id": st.text(st.characters(codec="utf-8"), max_size=20),
     "by": st.text(st.characters(codec="utf-8"), max_size=20),
@@ -29,29 +29,29 @@ said = {
 corrections = st.one_of(
     st.builds(
         Merge,
-        **said,
+        **common,
         into=cluster,
         groups=st.dictionaries(cluster, several, max_size=3),
         aliases=st.dictionaries(cluster, cluster, max_size=3),
     ),
-    st.builds(Split, **said, source=cluster, created=cluster, moved=several, remaining=several),
-    st.builds(Exclusion, **said, source=cluster, media=several, remaining=several),
+    st.builds(Split, **common, source=cluster, created=cluster, moved=several, remaining=several),
+    st.builds(Exclusion, **common, source=cluster, media=several, remaining=several),
     st.builds(
         Dismissal,
-        **said,
+        **common,
         groups=st.dictionaries(st.just(ClusterId(-1)) | cluster, several, max_size=3),
         aliases=st.dictionaries(cluster, cluster, max_size=3),
     ),
-    st.builds(Undo, **said, undone=st.integers(1, 2**53)),
+    st.builds(Undo, **common, undone=st.integers(1, 2**53)),
 )
 
 
 @given(corrections)
-def test_every_correction_comes_back_as_it_was_said(correction: Correction) -> None:
+def test_correction_survives_encoding_unchanged(correction: Correction) -> None:
     assert ledger.loads(ledger.dumps(correction).encode(), pet=PET) == correction
 
 
-def test_the_text_is_a_form_that_others_can_read() -> None:
+def test_encoded_correction_is_plain_json() -> None:
     merge = Merge(7, "op-1", "ada", NOW, ClusterId(1), {ClusterId(1): (MediaId("a"),), ClusterId(3): (MediaId("é"),)})
 
     assert json.loads(ledger.dumps(merge)) == {
@@ -69,13 +69,13 @@ def test_the_text_is_a_form_that_others_can_read() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"v": 2}, "version 2, this release knows 1"),
+        ({"v": 2}, "version 2, expected 1"),
         ({"kind": "forget"}, "unknown kind 'forget'"),
         ({"undone": None}, "cannot be read"),
         ({"at": "yesterday"}, "yesterday"),
     ],
 )
-def test_what_this_release_does_not_know_is_refused(change: dict[str, object], complaint: str) -> None:
+def test_unknown_version_kind_or_missing_field_is_refused(change: dict[str, object], complaint: str) -> None:
     text = json.dumps(json.loads(ledger.dumps(Undo(7, "op-1", "ada", NOW, undone=5))) | change)
 
     with pytest.raises(UnreadablePet, match=complaint) as refused:
@@ -85,6 +85,6 @@ def test_what_this_release_does_not_know_is_refused(change: dict[str, object], c
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"v":1}', b"\xff"])
-def test_what_is_no_correction_is_refused(text: str | bytes) -> None:
+def test_text_that_is_not_a_correction_is_refused(text: str | bytes) -> None:
     with pytest.raises(UnreadablePet, match="pet 42 cannot be read"):
         ledger.loads(text, pet=PET)

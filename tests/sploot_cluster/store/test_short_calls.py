@@ -1,4 +1,4 @@
-"""Script calls on kept connections: whatever happens to a connection, every caller gets its own answer."""
+"""Tests of script calls on reused connections: whatever happens to one, every caller gets its own answer."""
 
 from __future__ import annotations
 

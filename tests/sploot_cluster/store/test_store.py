@@ -1,4 +1,4 @@
-"""The contract of a store, which every store passes; below it what only Redis has to answer for."""
+"""Tests of the contract of all stores, followed by tests of the Redis store."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ MODEL, DIM = "clip@1", 4
 NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 
 
-# -- what to write ---------------------------------------------------------------------------------------------------
+# -- changes to commit -----------------------------------------------------------------------------------------------
 
 
 def arrival(state: PetState, *names: str, label: int = NOISE, dim: int = DIM) -> Change:
-    """Media arrive at ``state``; the vector of each is told by its name."""
+    """Return the arrival of items at ``state``; the vector of each depends on its name."""
     media = tuple(
         Arrival(MediaId(name), vector(name, dim), ClusterId(label), Origin.ARRIVED if label > 0 else Origin.NOISE)
         for name in names
@@ -70,7 +70,7 @@ def vector(name: str, dim: int = DIM) -> np.ndarray[tuple[int], np.dtype[np.floa
 
 
 def recluster(state: PetState, labels: Sequence[int], **cards: float) -> Change:
-    """All media get these labels and core origin; ``cards`` are thresholds by cluster, e.g. ``c1=0.5``."""
+    """Return a recluster with these labels and core origins; ``cards`` are thresholds by cluster, e.g. ``c1=0.5``."""
     return Change(
         "recluster",
         next_cluster=ClusterId(max([state.next_cluster, *(label + 1 for label in labels)])),
@@ -103,13 +103,13 @@ def merge(state: PetState, into: int, loser: int) -> Change:
 
 
 def with_clusters(store: PetStore) -> PetState:
-    """A pet of four media in two clusters and one that is noise."""
+    """Commit a pet with four items in two clusters and one noise item."""
     state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b", "c", "d", "e"))
     return store.commit(state, recluster(state, [1, 1, 2, 2, -1], c1=0.75, c2=0.1))
 
 
-def told(state: PetState) -> dict[str, object]:
-    """Everything a state says, in values that compare."""
+def comparable(state: PetState) -> dict[str, object]:
+    """Return all values of a state in comparable form."""
     return {
         name: getattr(state, name)
         for name in (
@@ -136,7 +136,7 @@ def told(state: PetState) -> dict[str, object]:
 # -- the contract ----------------------------------------------------------------------------------------------------
 
 
-def test_a_pet_that_nobody_wrote_is_empty_at_revision_0(store: PetStore) -> None:
+def test_unknown_pet_is_empty_at_revision_0(store: PetStore) -> None:
     state = store.load(PET)
 
     assert (state.revision, state.n_media, state.model, state.dim) == (0, 0, None, None)
@@ -147,14 +147,14 @@ def test_a_pet_that_nobody_wrote_is_empty_at_revision_0(store: PetStore) -> None
     assert store.view(PET).clusters == ()
 
 
-def test_what_commit_answers_is_what_a_stranger_loads(store: PetStore) -> None:
+def test_state_returned_by_commit_equals_a_fresh_load(store: PetStore) -> None:
     state = with_clusters(store)
     state = store.commit(state, merge(state, into=1, loser=2))
     state = store.commit(state, arrival(state, "f", label=1))
 
     loaded = store.load(PET)
 
-    assert told(loaded) == told(state)
+    assert comparable(loaded) == comparable(state)
     assert loaded.labels.tolist() == [1, 1, 1, 1, -1, 1]
     assert loaded.origins.tolist() == [Origin.CORE] * 5 + [Origin.ARRIVED]
     np.testing.assert_array_equal(loaded.vectors, [vector(name) for name in "abcdef"])
@@ -165,7 +165,7 @@ def test_what_commit_answers_is_what_a_stranger_loads(store: PetStore) -> None:
     assert store.pets() == [PET]
 
 
-def test_a_reader_who_knows_an_old_state_catches_up(store: PetStore) -> None:
+def test_load_with_an_old_state_catches_up(store: PetStore) -> None:
     known = [store.load(PET)]
     state = store.commit(known[0], arrival(known[0], "a", "b"))
     changes: list[Callable[[PetState], Change]] = [
@@ -183,23 +183,23 @@ def test_a_reader_who_knows_an_old_state_catches_up(store: PetStore) -> None:
 
     assert len(caught_up) == 6
     for loaded in caught_up:
-        assert told(loaded) == told(state)
+        assert comparable(loaded) == comparable(state)
 
 
-def test_catching_up_with_nothing_new_answers_the_state_itself(store: PetStore) -> None:
+def test_load_without_changes_returns_the_known_state(store: PetStore) -> None:
     state = with_clusters(store)
 
     assert store.load(PET, known=state) is state
 
 
-def test_a_state_stays_as_it_was_when_others_follow(store: PetStore) -> None:
+def test_state_is_unchanged_by_later_commits(store: PetStore) -> None:
     before = with_clusters(store)
-    as_it_was = told(before)
+    as_it_was = comparable(before)
 
     after = store.commit(before, arrival(before, "f", "g", label=1))
     store.commit(after, recluster(after, [3] * 7, c3=0.5))
 
-    assert told(before) == as_it_was
+    assert comparable(before) == as_it_was
     assert after.n_media == 7
     assert MediaId("f") not in before.rows
     with pytest.raises(ValueError, match="read-only"):
@@ -208,7 +208,7 @@ def test_a_state_stays_as_it_was_when_others_follow(store: PetStore) -> None:
         after.labels[0] = 1
 
 
-def test_a_stale_state_changes_nothing(store: PetStore) -> None:
+def test_commit_on_a_stale_state_changes_nothing(store: PetStore) -> None:
     stale = with_clusters(store)
     newest = store.commit(stale, arrival(stale, "f"))
     history = list(store.history(PET))
@@ -218,11 +218,11 @@ def test_a_stale_state_changes_nothing(store: PetStore) -> None:
             store.commit(stale, change)
         assert (conflict.value.expected, conflict.value.current) == (2, 3)
 
-    assert told(store.load(PET)) == told(newest)
+    assert comparable(store.load(PET)) == comparable(newest)
     assert list(store.history(PET)) == history
 
 
-def test_two_first_arrivals_cannot_both_win(store: PetStore) -> None:
+def test_only_one_of_two_first_commits_succeeds(store: PetStore) -> None:
     empty = store.load(PET)
     store.commit(empty, arrival(empty, "a"))
 
@@ -232,7 +232,7 @@ def test_two_first_arrivals_cannot_both_win(store: PetStore) -> None:
     assert list(store.load(PET).media) == ["a"]
 
 
-def test_relabelling_and_arrivals_can_come_together(store: PetStore) -> None:
+def test_change_may_relabel_and_append(store: PetStore) -> None:
     state = with_clusters(store)
     change = replace(recluster(state, [2, 2, 2, 2, 2], c2=0.3), arrivals=arrival(state, "f", label=2).arrivals)
 
@@ -240,10 +240,10 @@ def test_relabelling_and_arrivals_can_come_together(store: PetStore) -> None:
 
     assert state.labels.tolist() == [2] * 6
     assert state.origins.tolist() == [Origin.CORE] * 5 + [Origin.ARRIVED]
-    assert told(store.load(PET)) == told(state)
+    assert comparable(store.load(PET)) == comparable(state)
 
 
-def test_cards_and_aliases_can_be_taken_back(store: PetStore) -> None:
+def test_cards_and_aliases_can_be_removed(store: PetStore) -> None:
     state = with_clusters(store)
     state = store.commit(state, merge(state, into=1, loser=2))
     back = replace(
@@ -255,10 +255,10 @@ def test_cards_and_aliases_can_be_taken_back(store: PetStore) -> None:
 
     assert state.aliases == {}
     assert {id_: card.threshold for id_, card in state.clusters.items()} == {1: 0.9, 2: -0.25}
-    assert told(store.load(PET)) == told(state)
+    assert comparable(store.load(PET)) == comparable(state)
 
 
-def test_thousands_of_media_and_clusters_fit_one_commit(store: PetStore) -> None:
+def test_thousands_of_items_and_clusters_fit_one_commit(store: PetStore) -> None:
     n = 12_000
     empty = store.load(PET)
     state = store.commit(empty, arrival(empty, *(f"m{i}" for i in range(n)), dim=2))
@@ -268,10 +268,10 @@ def test_thousands_of_media_and_clusters_fit_one_commit(store: PetStore) -> None
     loaded = store.load(PET)
 
     assert loaded.n_media == len(loaded.rows) == len(loaded.clusters) == n
-    assert told(loaded) == told(state)
+    assert comparable(loaded) == comparable(state)
 
 
-def test_history_tells_what_was_more_than_an_arrival_newest_first(store: PetStore) -> None:
+def test_history_lists_all_but_arrivals_newest_first(store: PetStore) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
     state = with_clusters(store)
     state = store.commit(state, arrival(state, "f"))
@@ -288,7 +288,7 @@ def test_history_tells_what_was_more_than_an_arrival_newest_first(store: PetStor
     assert list(store.history(PET, limit=1)) == [history[0]]
 
 
-def test_only_what_moves_media_that_were_there_counts_as_a_move(store: PetStore) -> None:
+def test_moved_at_changes_only_when_existing_items_move(store: PetStore) -> None:
     nobody = store.moved_at(PET)
     state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b", "c", "d", "e"))
     arrived = store.moved_at(PET)
@@ -301,7 +301,7 @@ def test_only_what_moves_media_that_were_there_counts_as_a_move(store: PetStore)
     assert (nobody, arrived, reclustered, arrived_later, store.moved_at(PET)) == (0, 0, 2, 2, 4)
 
 
-def test_pets_are_listed_in_order_and_do_not_mix(store: PetStore) -> None:
+def test_pets_are_listed_in_order_and_kept_apart(store: PetStore) -> None:
     for pet in (11, 2, 301):
         empty = store.load(PetId(pet))
         store.commit(empty, arrival(empty, f"of-{pet}"))
@@ -310,7 +310,7 @@ def test_pets_are_listed_in_order_and_do_not_mix(store: PetStore) -> None:
     assert list(store.load(PetId(2)).media) == ["of-2"]
 
 
-def test_media_ids_may_be_any_text(store: PetStore) -> None:
+def test_item_ids_may_be_any_text(store: PetStore) -> None:
     names = ("日本語", "a b\n\x00c", "{pet:1}", "-1", "ü" * 256)
     empty = store.load(PET)
     state = store.commit(empty, arrival(empty, *names))
@@ -319,7 +319,7 @@ def test_media_ids_may_be_any_text(store: PetStore) -> None:
     assert [state.rows[MediaId(name)] for name in names] == [0, 1, 2, 3, 4]
 
 
-def test_a_view_is_sorted_by_size_and_counts_origins(store: PetStore) -> None:
+def test_view_is_sorted_by_size_and_counts_origins(store: PetStore) -> None:
     state = with_clusters(store)
     store.commit(state, arrival(state, "f", label=2))
 
@@ -340,14 +340,14 @@ def test_a_view_is_sorted_by_size_and_counts_origins(store: PetStore) -> None:
     ("spoil", "complaint"),
     [
         (lambda state: arrival(state, "a"), "already"),
-        (lambda state: arrival(state, "x", "x"), "arrives twice"),
+        (lambda state: arrival(state, "x", "x"), "is repeated"),
         (lambda state: arrival(state, "x", dim=5), "shape"),
         (lambda state: recluster(state, [1, 1]), "relabelling"),
         (lambda state: replace(arrival(state, "x"), model="clip@1", dim=5), "do not fit"),
         (lambda state: merge(replace(state, revision=7), into=1, loser=2), "revision"),
     ],
 )
-def test_a_change_that_does_not_fit_its_state_is_refused(
+def test_change_that_does_not_fit_its_state_is_refused(
     store: PetStore, spoil: Callable[[PetState], Change], complaint: str
 ) -> None:
     state = with_clusters(store)
@@ -355,10 +355,10 @@ def test_a_change_that_does_not_fit_its_state_is_refused(
     with pytest.raises(ValueError, match=complaint):
         store.commit(state, spoil(state))
 
-    assert told(store.load(PET)) == told(state)
+    assert comparable(store.load(PET)) == comparable(state)
 
 
-def test_who_lost_the_race_gets_the_right_of_way(store: PetStore) -> None:
+def test_claimant_that_lost_a_race_blocks_other_commits(store: PetStore) -> None:
     loser = with_clusters(store)
     winner = store.commit(loser, arrival(loser, "f"))
     with pytest.raises(RevisionConflict) as conflict:
@@ -375,7 +375,7 @@ def test_who_lost_the_race_gets_the_right_of_way(store: PetStore) -> None:
     assert store.commit(state, arrival(state, "g")).revision == 5
 
 
-def test_a_claim_ends_when_its_claimant_says_so(store: PetStore) -> None:
+def test_claim_ends_when_it_is_released(store: PetStore) -> None:
     loser = with_clusters(store)
     newest = store.commit(loser, arrival(loser, "f"))
     with pytest.raises(RevisionConflict):
@@ -389,7 +389,7 @@ def test_a_claim_ends_when_its_claimant_says_so(store: PetStore) -> None:
     assert store.commit(newest, arrival(newest, "g")).revision == 4
 
 
-def test_a_first_claim_holds_against_a_second(store: PetStore) -> None:
+def test_existing_claim_is_not_replaced(store: PetStore) -> None:
     loser = with_clusters(store)
     newest = store.commit(loser, arrival(loser, "f"))
     for name in ("ada", "bob"):
@@ -402,8 +402,8 @@ def test_a_first_claim_holds_against_a_second(store: PetStore) -> None:
     assert store.commit(newest, arrival(newest, "g"), claimant="ada").revision == 4
 
 
-def test_a_pet_that_fills_its_value_takes_no_more(redis_client: redis.Redis, request: pytest.FixtureRequest) -> None:
-    # the smallest limit that Redis accepts; both stores are told the same one
+def test_full_pet_refuses_arrivals(redis_client: redis.Redis, request: pytest.FixtureRequest) -> None:
+    # the smallest limit that Redis accepts; both stores get the same one
     limit = 1024 * 1024
     request.addfinalizer(lambda: redis_client.config_set("proto-max-bulk-len", 512 * 1024 * 1024))
     redis_client.config_set("proto-max-bulk-len", limit)
@@ -418,10 +418,10 @@ def test_a_pet_that_fills_its_value_takes_no_more(redis_client: redis.Redis, req
             store.commit(state, arrival(state, "one more", dim=dim))
 
         assert refused.value.n_media == 256
-        assert told(store.load(PET)) == told(state)
+        assert comparable(store.load(PET)) == comparable(state)
 
 
-def test_a_tree_is_kept_beside_the_pet_it_is_of(store: PetStore) -> None:
+def test_tree_is_stored_with_its_pet(store: PetStore) -> None:
     state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b"))
     assert store.kept_tree(PET) is None
     tree = KeptTree(state.born, 2, b"\x00\xff tree")
@@ -433,7 +433,7 @@ def test_a_tree_is_kept_beside_the_pet_it_is_of(store: PetStore) -> None:
     assert store.commit(state, arrival(state, "c")).born == state.born
 
 
-def test_a_smaller_tree_does_not_take_the_place_of_a_larger_one(store: PetStore) -> None:
+def test_smaller_tree_does_not_replace_a_larger_one(store: PetStore) -> None:
     state = store.commit(store.load(PET), arrival(store.load(PET), "a", "b", "c"))
     store.keep_tree(PET, KeptTree(state.born, 3, b"three"))
 
@@ -442,7 +442,7 @@ def test_a_smaller_tree_does_not_take_the_place_of_a_larger_one(store: PetStore)
     assert store.kept_tree(PET) == KeptTree(state.born, 3, b"three")
 
 
-def test_a_tree_of_a_pet_that_is_another_one_by_now_is_not_kept(store: PetStore) -> None:
+def test_tree_of_a_recreated_pet_is_not_stored(store: PetStore) -> None:
     store.keep_tree(PET, KeptTree("nobody", 2, b"of a pet that has nothing"))
     store.commit(store.load(PET), arrival(store.load(PET), "a", "b"))
 
@@ -451,10 +451,10 @@ def test_a_tree_of_a_pet_that_is_another_one_by_now_is_not_kept(store: PetStore)
     assert store.kept_tree(PET) is None
 
 
-# -- Redis alone -----------------------------------------------------------------------------------------------------
+# -- Redis only ------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_new_travels(redis_client: redis.Redis) -> None:
+def test_load_transfers_only_new_data(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     empty = store.load(PET)
     known = store.commit(empty, arrival(empty, *(f"m{i}" for i in range(500)), dim=256))
@@ -476,7 +476,7 @@ def test_only_what_is_new_travels(redis_client: redis.Redis) -> None:
     assert whole > 500 * 4 * 256
 
 
-def test_a_large_pet_is_read_in_pieces_that_fit_together(redis_client: redis.Redis) -> None:
+def test_large_pet_is_read_in_consistent_chunks(redis_client: redis.Redis) -> None:
     store, dim = RedisPetStore(redis_client), 2048
     empty = store.load(PET)
     n = 2 * CHUNK_BYTES // (4 * dim) + 7
@@ -488,7 +488,7 @@ def test_a_large_pet_is_read_in_pieces_that_fit_together(redis_client: redis.Red
     assert loaded.media == state.media
 
 
-def test_a_load_and_a_commit_are_one_script_each(redis_client: redis.Redis) -> None:
+def test_load_and_commit_call_one_script_each(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     state = with_clusters(store)
 
@@ -502,7 +502,7 @@ def test_a_load_and_a_commit_are_one_script_each(redis_client: redis.Redis) -> N
     assert scripts() - before == 2
 
 
-def test_rows_media_labels_and_vectors_agree_in_redis(redis_client: redis.Redis) -> None:
+def test_columns_in_redis_have_the_same_rows(redis_client: redis.Redis) -> None:
     store, keys = RedisPetStore(redis_client), PetKeys.of(PET)
     state = with_clusters(store)
     store.commit(state, arrival(state, "f"))
@@ -516,9 +516,7 @@ def test_rows_media_labels_and_vectors_agree_in_redis(redis_client: redis.Redis)
     assert set(redis_client.keys("*")) <= {key.encode() for key in (PETS, *keys)}
 
 
-def test_a_commit_whose_reply_was_lost_is_known_again(
-    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commit_with_a_lost_reply_is_applied_once(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RedisPetStore(redis_client)
     state = with_clusters(store)
     answers = lose_one_answer(monkeypatch)
@@ -528,10 +526,10 @@ def test_a_commit_whose_reply_was_lost_is_known_again(
 
     assert [answer[:2] for answer in answers] == [[b"OK", 3]]
     assert after.revision == 3
-    assert told(store.load(PET)) == told(after)
+    assert comparable(store.load(PET)) == comparable(after)
 
 
-def test_a_load_whose_reply_was_lost_is_made_again(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_with_a_lost_reply_is_repeated(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RedisPetStore(redis_client)
     state = with_clusters(store)
     answers = lose_one_answer(monkeypatch)
@@ -539,11 +537,11 @@ def test_a_load_whose_reply_was_lost_is_made_again(redis_client: redis.Redis, mo
     again = store.load(PET)
 
     assert len(answers) == 1
-    assert told(again) == told(state)
+    assert comparable(again) == comparable(state)
 
 
 def lose_one_answer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """From now on one answer is taken off the wire, and the connection breaks; what it was is in the list then."""
+    """Make the next answer get lost and its connection break; return a list that then contains the answer."""
     read, lost = AbstractConnection.read_response, list[Any]()
 
     def read_or_lose(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -558,7 +556,7 @@ def lose_one_answer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return lost
 
 
-def test_a_pet_begun_anew_is_not_taken_for_the_one_known(redis_client: redis.Redis) -> None:
+def test_recreated_pet_is_not_mistaken_for_the_known_one(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     known = with_clusters(store)
     redis_client.flushdb()
@@ -569,15 +567,15 @@ def test_a_pet_begun_anew_is_not_taken_for_the_one_known(redis_client: redis.Red
     with pytest.raises(RevisionConflict):
         store.commit(known, arrival(known, "h"))
 
-    assert told(store.load(PET, known=known)) == told(store.load(PET))
+    assert comparable(store.load(PET, known=known)) == comparable(store.load(PET))
 
 
-def test_writes_that_a_failover_lost_are_forgotten(redis_client: redis.Redis) -> None:
+def test_load_forgets_writes_lost_by_a_failover(redis_client: redis.Redis) -> None:
     store, keys = RedisPetStore(redis_client), PetKeys.of(PET)
     before = with_clusters(store)
     backup = {key: redis_client.dump(key) or b"" for key in redis_client.keys("{pet:42}:*")}
     lost = store.commit(before, arrival(before, "lost"))
-    # the replica that took over had not seen the last commit, and others went on from there
+    # the promoted replica lacks the last commit, and other workers continued from its state
     for key, value in backup.items():
         redis_client.restore(key, 0, value, replace=True)
 
@@ -588,13 +586,13 @@ def test_writes_that_a_failover_lost_are_forgotten(redis_client: redis.Redis) ->
     caught_up_later = store.load(PET, known=lost)
     truth_later = store.commit(truth, arrival(truth, "another"))
 
-    assert told(caught_up) == told(before)
-    assert told(caught_up_later) == told(truth)
-    assert told(store.load(PET, known=lost)) == told(truth_later)
+    assert comparable(caught_up) == comparable(before)
+    assert comparable(caught_up_later) == comparable(truth)
+    assert comparable(store.load(PET, known=lost)) == comparable(truth_later)
     assert redis_client.llen(keys.media) == 7
 
 
-def test_a_pet_lives_in_one_slot_of_a_cluster(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
+def test_keys_of_a_pet_are_in_one_cluster_slot(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
     with redis.Redis.from_url(redis_server.url) as client:
         if int(client.info("server")["redis_version"].partition(".")[0]) < 7:
             pytest.skip("before 7.0 the port of a cluster's bus cannot be chosen")
@@ -611,19 +609,19 @@ def test_a_pet_lives_in_one_slot_of_a_cluster(redis_server: EmbeddedRedis, tmp_p
             state = store.commit(known, merge(known, into=1, loser=2))
             store.release(PET, "nobody")
 
-            assert told(store.load(PET, known=known)) == told(store.load(PET)) == told(state)
+            assert comparable(store.load(PET, known=known)) == comparable(store.load(PET)) == comparable(state)
             assert [entry.kind for entry in store.history(PET)] == ["merge", "recluster"]
             assert store.pets() == [PET]
 
 
-def test_a_client_that_decodes_is_refused_with_the_hint(redis_url: str) -> None:
+def test_decoding_client_is_refused_with_a_hint(redis_url: str) -> None:
     client = redis.Redis.from_url(redis_url, decode_responses=True)
 
     with pytest.raises(ValueError, match="decode_responses=False"):
         RedisPetStore(client)
 
 
-def test_a_redis_that_is_away_is_told_in_our_words() -> None:
+def test_unreachable_redis_raises_store_unavailable() -> None:
     with redis.Redis(port=1, retry=Retry(NoBackoff(), 0)) as client:
         store = RedisPetStore(client)
 
@@ -633,7 +631,7 @@ def test_a_redis_that_is_away_is_told_in_our_words() -> None:
     assert isinstance(refused.value.__cause__, redis.ConnectionError)
 
 
-def test_a_server_without_memory_writes_nothing(redis_client: redis.Redis, request: pytest.FixtureRequest) -> None:
+def test_server_out_of_memory_writes_nothing(redis_client: redis.Redis, request: pytest.FixtureRequest) -> None:
     store = RedisPetStore(redis_client)
     state = with_clusters(store)
     request.addfinalizer(lambda: redis_client.config_set("maxmemory", 0))
@@ -644,7 +642,7 @@ def test_a_server_without_memory_writes_nothing(redis_client: redis.Redis, reque
     with pytest.raises(StoreUnavailable, match="memory"):
         store.commit(state, recluster(state, [1] * 5, c1=0.5))
 
-    assert told(store.load(PET)) == told(state)
+    assert comparable(store.load(PET)) == comparable(state)
 
 
 @pytest.mark.parametrize(
@@ -656,7 +654,7 @@ def test_a_server_without_memory_writes_nothing(redis_client: redis.Redis, reque
         lambda client, keys: client.lpop(keys.media),
     ],
 )
-def test_a_damaged_pet_is_refused_with_what_does_not_fit(
+def test_damaged_pet_is_refused_with_the_inconsistency(
     redis_client: redis.Redis, damage: Callable[[redis.Redis, PetKeys], object]
 ) -> None:
     store = RedisPetStore(redis_client)
@@ -667,7 +665,7 @@ def test_a_damaged_pet_is_refused_with_what_does_not_fit(
         store.load(PET)
 
 
-def test_scripts_are_loaded_again_after_the_server_forgot_them(redis_client: redis.Redis) -> None:
+def test_scripts_are_reloaded_after_a_flush(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     state = with_clusters(store)
     redis_client.script_flush()

@@ -1,4 +1,4 @@
-"""Both stores hold the same pet and the same past after any life: each change of one is made in the other too."""
+"""Tests that both stores hold equal pets and pasts after the same random changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 40
 
 
 class Mirrored(Witness):
-    """A store in memory that has each change made in another one, which it never reads."""
+    """A store in memory that repeats each change in another store, whose data it never uses."""
 
     def __init__(self, twin: PetStore) -> None:
         super().__init__()
@@ -58,19 +58,19 @@ class Mirrored(Witness):
         return self.twin.end_shadow(pet) and super().end_shadow(pet)
 
 
-def told(snapshot: Snapshot) -> tuple[Any, ...]:
+def comparable(snapshot: Snapshot) -> tuple[Any, ...]:
     return (list(snapshot.media), snapshot.labels.tolist(), snapshot.origins.tolist(), dict(snapshot.aliases))
 
 
 def pasts(store: PetStore) -> list[Snapshot]:
-    """The pet at each revision that there was."""
+    """Return the pet at every revision."""
     past = store.past(PET)
     assert past.since == 0
     return [past.at(revision) for revision in range(past.state.revision + 1)]
 
 
 def facts(store: PetStore) -> dict[str, Any]:
-    """All that is kept of the pet, without what each store names itself."""
+    """Return all stored data of the pet, without names that each store generates."""
     dump, shadow = store.dump(PET), store.shadow(PET)
     return {
         "media": list(dump.state.media),
@@ -92,11 +92,11 @@ def facts(store: PetStore) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(LIVES))
-def test_life_leaves_the_same_pet_and_the_same_past_in_both_stores(redis_client: redis.Redis, seed: int) -> None:
+def test_random_life_leaves_equal_pets_in_both_stores(redis_client: redis.Redis, seed: int) -> None:
     twin = RedisPetStore(redis_client)
     mirrored = Mirrored(twin)
     day = Day(seed, upheavals=True, store=mirrored)
-    # most lives are short of a first recluster when something is deleted, or switched
+    # in most lives, deletions and switches come before the first recluster
     day.deeds |= {day.delete: 8, day.switch: 4, day.recluster: 4}
 
     for step in range(STEPS):
@@ -105,12 +105,12 @@ def test_life_leaves_the_same_pet_and_the_same_past_in_both_stores(redis_client:
             assert facts(twin) == facts(mirrored), f"seed {seed}, step {step}: {happened}"
 
     ours, theirs = pasts(mirrored), pasts(twin)
-    assert [told(snapshot) for snapshot in theirs] == [told(snapshot) for snapshot in ours]
+    assert [comparable(snapshot) for snapshot in theirs] == [comparable(snapshot) for snapshot in ours]
     assert [compare(*pair) for pair in pairwise(theirs)] == [compare(*pair) for pair in pairwise(ours)]
 
 
 def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]], tuple[Any, ...]]:
-    """The past of a pet of two subjects after some deeds, and the pet after its sixth revision was restored."""
+    """Return the past of a pet of two subjects after some changes, and the pet after a restore of revision 6."""
     service = ClusterService(store)
     take(service, 0, range(6))
     take(service, 1, range(6))
@@ -128,9 +128,9 @@ def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]],
                 for row, item in enumerate(state.media):
                     service.assign(PET, item, model="clip@2", vector=state.vectors[row])
                 service.switch_model(PET, service.preview_switch(PET).token, by="eve")
-    past = [told(snapshot) for snapshot in pasts(store)]
+    past = [comparable(snapshot) for snapshot in pasts(store)]
     service.restore(PET, 6, operation_id="restore", by="ada")
-    return past, told(Snapshot.of(store.load(PET)))
+    return past, comparable(Snapshot.of(store.load(PET)))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]],
     ],
     ids="-".join,
 )
-def test_past_from_before_the_first_relabelling_is_kept(store: PetStore, deeds: Sequence[str]) -> None:
+def test_past_before_the_first_relabelling_is_stored(store: PetStore, deeds: Sequence[str]) -> None:
     past, restored = story(store, deeds)
 
     assert past[0] == ([], [], [], {})

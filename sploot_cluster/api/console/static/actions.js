@@ -1,13 +1,13 @@
-// What changes a queue: first the plan, word by word, then a yes, then exactly that.
+// Actions that change a queue: show the plan, ask for confirmation, then apply exactly that plan.
 
 import { post } from "./api.js";
 import { ask, count, h, notice, shell } from "./dom.js";
 
-/** Plan, show, ask, apply. `cli` holds the words of the same plan on the command line, without --note and --yes. */
+/** Make a plan, show it, and apply it once confirmed. `cli` is the same action on the command line, without --note and --yes. */
 export async function act(queue, action, body, { title, cli, danger = false, again }) {
   try {
     const plan = await post(`queues/${encodeURIComponent(queue)}/${action}`, body);
-    const said = await ask({
+    const answers = await ask({
       title,
       danger,
       action: plan.entries.length ? `Yes, ${count(plan.entries.length)} ${plan.entries.length === 1 ? "entry" : "entries"}` : "Yes",
@@ -15,13 +15,13 @@ export async function act(queue, action, body, { title, cli, danger = false, aga
       body: [
         h("p", {}, plan.effect),
         plan.warnings.map((warning) => h("p", { class: "banner is-warning" }, warning)),
-        h("p", { class: "quiet" }, "In Redis's words:"),
+        h("p", { class: "quiet" }, "Redis commands:"),
         h("pre", {}, plan.commands.join("\n")),
-        h("label", { class: "row" }, "Why, for the audit: ", h("input", { name: "note", maxlength: 256, placeholder: "a ticket, an incident" })),
+        h("label", { class: "row" }, "Reason, for the audit log: ", h("input", { name: "note", maxlength: 256, placeholder: "ticket or incident" })),
       ],
     });
-    if (!said) return;
-    const done = await post(`queues/plans/${encodeURIComponent(plan.plan_id)}/apply`, { note: said.get("note").trim() });
+    if (!answers) return;
+    const done = await post(`queues/plans/${encodeURIComponent(plan.plan_id)}/apply`, { note: answers.get("note").trim() });
     notice(done.reason, { kind: done.is_complete ? "good" : "bad", stay: !done.is_complete });
     again();
   } catch (error) {
@@ -29,13 +29,13 @@ export async function act(queue, action, body, { title, cli, danger = false, aga
   }
 }
 
-/** A plan about entries names them, and one that is made later may name others: both commands are shown. */
+/** A plan about entries lists their ids, and a plan made later may list others. So show both commands. */
 function commands(plan, words, note) {
   const yes = [...(note ? ["--note", note] : []), "--yes"];
-  const afresh = shell(...words, ...yes);
-  if (!plan.entries.length) return { "On the command line:": afresh };
+  const newPlan = shell(...words, ...yes);
+  if (!plan.entries.length) return { "On the command line:": newPlan };
   return {
-    "On the command line, exactly this plan, within an hour:": shell("queue", "apply", plan.plan_id, ...yes),
-    "A new plan, of what is there by then:": afresh,
+    "On the command line, to apply exactly this plan (valid for an hour):": shell("queue", "apply", plan.plan_id, ...yes),
+    "To plan again, with the entries that match by then:": newPlan,
   };
 }

@@ -1,4 +1,4 @@
-// The HTTP API, as every other caller uses it.
+// A client of the HTTP API. The console uses the same API as every other caller.
 
 import { read, write } from "./exact.js";
 
@@ -6,11 +6,11 @@ const ROOT = document.documentElement.dataset.root;
 const API = `${ROOT}/api/v1/internal`;
 const TOKEN = "sploot-token";
 
-/** What the API said, as problem+json; `errors` name field and hint. */
+/** An error answer of the API (problem+json). Each of its `errors` names a field and how to fix it. */
 export class Refused extends Error {
   constructor(status, problem) {
-    const told = (problem.errors ?? []).map((error) => `${error.field} ${error.problem}; ${error.hint}`);
-    super(told.length ? told.join(". ") : problem.detail ?? problem.title ?? `HTTP ${status}`);
+    const texts = (problem.errors ?? []).map((error) => `${error.field} ${error.problem}; ${error.hint}`);
+    super(texts.length ? texts.join(". ") : problem.detail ?? problem.title ?? `HTTP ${status}`);
     this.status = status;
     this.problem = problem;
   }
@@ -24,7 +24,7 @@ export const token = {
 async function call(method, path, body, headers = {}) {
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  // a repeated click, or a repeated try after a lost answer, is the same request
+  // the key makes a resend of this request, e.g. after a lost answer, the same request to the server
   if (method === "POST") headers["Idempotency-Key"] = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
   const response = await fetch(path.startsWith("/") ? `${ROOT}${path}` : `${API}/${path}`, {
     method,
@@ -41,15 +41,15 @@ async function call(method, path, body, headers = {}) {
     answer = { detail: text.slice(0, 200) };
   }
   if (!response.ok) throw new Refused(response.status, answer);
-  // of a correction: what the page does not show yet
+  // corrections only: how many items arrived that the page does not show yet
   const arrivals = response.headers.get("Arrivals-Since");
   return arrivals === null ? answer : { ...answer, n_arrivals: Number(arrivals) };
 }
 
-/** A file of the console itself. */
+/** Load a static file of the console. */
 export async function asset(name) {
   const response = await fetch(`${ROOT}/console/${name}`);
-  if (!response.ok) throw new Refused(response.status, { detail: `the console lacks its file ${name}` });
+  if (!response.ok) throw new Refused(response.status, { detail: `the server has no console file ${name}; reload the page` });
   return response.json();
 }
 
@@ -59,11 +59,11 @@ export const remove = (path) => call("DELETE", path);
 
 const ENDED = new Set(["succeeded", "dead"]);
 
-/** Follow a job to its end; `told` hears every state on the way. */
-export async function follow(job, told) {
+/** Poll a job until it ends. `onStatus` is called with each status on the way. */
+export async function follow(job, onStatus) {
   for (let pause = 150; ; pause = Math.min(pause * 1.5, 2000)) {
     const status = await get(`jobs/${encodeURIComponent(job.job_id)}`);
-    told(status);
+    onStatus(status);
     if (ENDED.has(status.state)) return status;
     await new Promise((resolve) => setTimeout(resolve, pause));
   }

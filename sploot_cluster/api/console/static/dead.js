@@ -1,4 +1,4 @@
-// Jobs that failed for good: why, and back to work with them.
+// Dead letters: why jobs failed permanently, and the actions to requeue or purge them.
 
 import { get } from "./api.js";
 import { write } from "./exact.js";
@@ -17,27 +17,27 @@ export const dead = {
     const chosen = queue ?? queues.reduce((most, one) => (one.dead > most.dead ? one : most)).queue;
     const wanted = new URLSearchParams([...query].filter(([name, value]) => name in FILTERS && value));
     wanted.set("limit", PAGE);
-    const { dead_letters: letters } = await get(`queues/${encodeURIComponent(chosen)}/dead?${wanted}`);
-    return { queues, names, chosen, letters };
+    const { dead_letters: deadLetters } = await get(`queues/${encodeURIComponent(chosen)}/dead?${wanted}`);
+    return { queues, names, chosen, deadLetters };
   },
-  draw({ queues, names, chosen, letters }, { query }, again) {
+  draw({ queues, names, chosen, deadLetters }, { query }, again) {
     const total = queues.find((queue) => queue.queue === chosen)?.dead ?? 0;
     const filter = Object.fromEntries([...query].filter(([name, value]) => name in FILTERS && value));
     const filtered = Object.keys(filter).length > 0;
     const options = Object.entries(filter).flatMap(([name, value]) => [name === "pet_id" ? "--pet" : `--${name}`, value]);
-    const which = filtered ? "all that match" : "all";
+    const which = filtered ? "all matches" : "all";
     const cli = (verb) => ["queue", "dead", verb, chosen, ...(filtered ? options : ["--all"])];
     return [
       h("h1", {}, "Dead letters"),
       filters(names, chosen, filter, queues),
-      h("p", { class: "quiet" }, filtered ? `${count(letters.length)}${letters.length === PAGE ? " or more" : ""} of ${count(total)} match.` : `${count(total)} in ${chosen}, the newest first${total > PAGE ? `, ${PAGE} shown` : ""}.`),
+      h("p", { class: "quiet" }, filtered ? `${count(deadLetters.length)}${deadLetters.length === PAGE ? " or more" : ""} of ${count(total)} match.` : `${count(total)} in ${chosen}, newest first${total > PAGE ? `; the first ${PAGE} are shown` : ""}.`),
       h(
         "div",
         { class: "row" },
-        h("button", { type: "button", disabled: !letters.length, onclick: () => act(chosen, "requeue", { matching: filter }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
-        h("button", { type: "button", disabled: !letters.length, onclick: () => act(chosen, "purge", { matching: filter }, { title: `Remove ${which} of ${chosen} permanently`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
+        h("button", { type: "button", disabled: !deadLetters.length, onclick: () => act(chosen, "requeue", { matching: filter }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
+        h("button", { type: "button", disabled: !deadLetters.length, onclick: () => act(chosen, "purge", { matching: filter }, { title: `Purge ${which} of ${chosen} permanently`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
       ),
-      table(["died", "reason", "actor", "pet", "what happened", ""], letters.map((letter) => row(letter, chosen, again)), { empty: "None. Nothing failed for good." }),
+      table(["died", "reason", "actor", "pet", "error", ""], deadLetters.map((deadLetter) => row(deadLetter, chosen, again)), { empty: "No dead letters." }),
     ];
   },
 };
@@ -53,23 +53,23 @@ function filters(names, chosen, filter, queues) {
   return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go()) }, queue, inputs, h("button", { class: "main" }, "Filter"));
 }
 
-function row(letter, queue, again) {
-  const details = h("details", {}, h("summary", {}, letter.error.slice(0, 300)));
-  details.addEventListener("toggle", () => details.open && open(details, letter, queue), { once: true });
-  const cli = ["queue", "dead", "requeue", queue, letter.dead_letter_id];
+function row(deadLetter, queue, again) {
+  const details = h("details", {}, h("summary", {}, deadLetter.error.slice(0, 300)));
+  details.addEventListener("toggle", () => details.open && open(details, deadLetter, queue), { once: true });
+  const cli = ["queue", "dead", "requeue", queue, deadLetter.dead_letter_id];
   return [
-    when(letter.died_at),
-    letter.reason,
-    letter.actor ?? "–",
-    letter.pet_id ? h("a", { href: `#/pet/${letter.pet_id}` }, letter.pet_id) : "–",
-    h("td", {}, details, letter.hint && h("p", { class: "quiet" }, `Fix: ${letter.hint}`)),
-    h("td", { class: "actions" }, h("button", { type: "button", onclick: () => act(queue, "requeue", { dead_letter_ids: [letter.dead_letter_id] }, { title: `Requeue ${letter.dead_letter_id}`, cli, again }) }, "Requeue…")),
+    when(deadLetter.died_at),
+    deadLetter.reason,
+    deadLetter.actor ?? "–",
+    deadLetter.pet_id ? h("a", { href: `#/pet/${deadLetter.pet_id}` }, deadLetter.pet_id) : "–",
+    h("td", {}, details, deadLetter.hint && h("p", { class: "quiet" }, `Fix: ${deadLetter.hint}`)),
+    h("td", { class: "actions" }, h("button", { type: "button", onclick: () => act(queue, "requeue", { dead_letter_ids: [deadLetter.dead_letter_id] }, { title: `Requeue ${deadLetter.dead_letter_id}`, cli, again }) }, "Requeue…")),
   ];
 }
 
-async function open(details, letter, queue) {
+async function open(details, deadLetter, queue) {
   try {
-    const whole = await get(`queues/${encodeURIComponent(queue)}/dead/${encodeURIComponent(letter.dead_letter_id)}`);
+    const whole = await get(`queues/${encodeURIComponent(queue)}/dead/${encodeURIComponent(deadLetter.dead_letter_id)}`);
     details.append(
       h("dl", {}, [
         ["dead letter", whole.dead_letter_id],

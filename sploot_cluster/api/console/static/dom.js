@@ -1,6 +1,6 @@
-// Elements, without a template language: text stays text, whatever a producer called an item.
+// DOM helpers. There is no template language: text from producers, such as the name of an item, always stays text.
 
-/** An element. Props beginning with `on` listen; `class`, `data` and attributes are set; false and null are left out. */
+/** Create an element. Props that begin with `on` add listeners; other props set attributes, except false and null ones. */
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -14,8 +14,8 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-/** A table whose rows are lists of cells. On a phone each row is a card whose cells bear the names of their columns, unless
- *  it is `narrow`; the roles stay where the browser no longer sees a table. */
+/** Create a table whose rows are lists of cells. On a phone each row becomes a card that names the column of each cell, unless
+ *  the table is `narrow`. The ARIA roles keep it a table for screen readers. */
 export function table(heads, rows, { empty, caption, narrow = false } = {}) {
   if (!rows.length && empty) return h("p", { class: "quiet" }, empty);
   const names = heads.map((head) => head.text ?? head);
@@ -56,7 +56,7 @@ export function when(iso) {
   return h("time", { datetime: iso, title: iso }, at.toLocaleString("sv-SE"));
 }
 
-/** A command, to copy. */
+/** Show a command with a button that copies it. */
 export function command(text) {
   const code = h("code", {}, text);
   const button = h("button", { type: "button", class: "copy", title: "Copy", onclick: () => copy(code, button) }, "copy");
@@ -68,7 +68,7 @@ async function copy(code, button) {
   try {
     await navigator.clipboard.writeText(code.textContent);
   } catch {
-    // over plain http from another machine a browser has no clipboard, and without permission it refuses
+    // browsers offer no clipboard over plain http from another machine, or without permission
     getSelection().selectAllChildren(code);
     isCopied = document.execCommand("copy");
   }
@@ -76,7 +76,7 @@ async function copy(code, button) {
   setTimeout(() => (button.textContent = "copy"), 1500);
 }
 
-/** Words as a shell takes them. */
+/** Build a sploot-cluster command from its words, quoted for a shell. */
 export const shell = (...words) =>
   ["sploot-cluster", ...words.map(String)].map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ");
 
@@ -89,10 +89,10 @@ export function notice(text, { kind = "info", stay = false } = {}) {
   return element;
 }
 
-/** Ask before something changes. Resolves to the values of the form, or to null, which is reported, too.
+/** Ask for confirmation before a change. Resolves to the values of the form, or to null if cancelled, after a notice.
  *
- *  `cli` is the command that does exactly what the button does: text, or labelled commands made from the form's values.
- *  Enter in a field says yes, except to what is `danger`, because there is no way back from it: that needs its button. */
+ *  `cli` is the command that does exactly what the button does: text, or labelled commands built from the form's values.
+ *  Enter in a field confirms, except for a `danger` action: that cannot be undone, so its button must be pressed. */
 export async function ask({ title, body, action, danger = false, cli }) {
   const dialog = document.getElementById("dialog");
   const hint = h("p", { class: "quiet", role: "status" });
@@ -102,22 +102,22 @@ export async function ask({ title, body, action, danger = false, cli }) {
   const form = h("form", {}, h("h2", {}, title), body, commands, hint, h("menu", {}, cancel, yes));
   const showCommands = () => commands.replaceChildren(...labelled(cli, new FormData(form)));
   for (const event of ["input", "change"]) form.addEventListener(event, showCommands);
-  // the Enter that opened the dialog, held down, is not an answer
+  // ignore the Enter key that opened the dialog while it is held down
   form.addEventListener("keydown", (event) => event.key === "Enter" && event.repeat && event.preventDefault());
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (danger) hint.textContent = `Enter does not do this. Press “${action}”.`;
+    if (danger) hint.textContent = `Enter does not confirm this action. Press “${action}”.`;
     else dialog.close("yes");
   });
   showCommands();
   const answer = await shown(dialog, form, form.elements.note ?? (danger ? cancel : yes));
   if (answer === "yes") return new FormData(form);
-  notice(`${title}: cancelled, nothing was changed.`);
+  notice(`${title}: cancelled; nothing was changed.`);
   return null;
 }
 
-/** Show something that asks for nothing. */
-export function tell({ title, body, cli }) {
+/** Show information in a dialog that only has a Close button. */
+export function inform({ title, body, cli }) {
   const dialog = document.getElementById("dialog");
   const close = h("button", { type: "button", class: "main", onclick: () => dialog.close() }, "Close");
   return shown(dialog, h("div", {}, h("h2", {}, title), body, labelled(cli), h("menu", {}, close)), close);

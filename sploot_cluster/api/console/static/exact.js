@@ -1,10 +1,10 @@
 // JSON without rounding. JSON.parse makes every number a double, which turns 9007199254740993 into 9007199254740992,
-// another pet. Here a whole number that a double cannot hold is a BigInt, and text in browsers that do not show a reviver
-// the source of a number (before Chrome 114, Firefox 135, Safari 18.4); the API takes ids as either.
+// the id of another pet. `read` returns an integer that a double cannot hold as a BigInt. Browsers that do not pass the
+// source of a number to a reviver (before Chrome 114, Firefox 135, Safari 18.4) get text instead; the API accepts both.
 
 const INTEGER = /^-?\d+$/;
 
-// A text, which may hold digits of its own, or a number.
+// A string, which may contain digits, or a number.
 const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 
 const isRounded = (digits) => INTEGER.test(digits) && !Number.isSafeInteger(Number(digits));
@@ -20,5 +20,5 @@ export function read(text) {
 export const write = (value, indent) =>
   JSON.stringify(value, (_, part) => (typeof part !== "bigint" ? part : "rawJSON" in JSON ? JSON.rawJSON(String(part)) : String(part)), indent);
 
-/** Compare two ids, whatever they were read as. */
+/** Compare two ids, each a number, a BigInt or text. */
 export const byId = (a, b) => (BigInt(a) < BigInt(b) ? -1 : Number(BigInt(a) > BigInt(b)));

@@ -1,4 +1,4 @@
-// What became of a job.
+// The page of one job, and the notice that follows a job until it ends.
 
 import { follow, get } from "./api.js";
 import { write } from "./exact.js";
@@ -10,8 +10,8 @@ export const job = {
   load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : null),
   draw(status, { rest }) {
     const id = h("input", { name: "id", value: rest[0] ?? "", required: true, size: 40, placeholder: "job id", "aria-label": "Job id" });
-    const form = h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), (location.hash = `#/job/${encodeURIComponent(id.value.trim())}`)) }, id, h("button", { class: "main" }, "Look"));
-    if (!status) return [h("h1", {}, "Jobs"), h("p", { class: "quiet" }, "Merge, split, undo, recluster and ingest answer with the id of a job."), form];
+    const form = h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), (location.hash = `#/job/${encodeURIComponent(id.value.trim())}`)) }, id, h("button", { class: "main" }, "Show"));
+    if (!status) return [h("h1", {}, "Jobs"), h("p", { class: "quiet" }, "Corrections, reclusters and uploads run as jobs. Enter the id of a job to see its state."), form];
     if (document.activeElement?.name === "id") return null;
     return [
       h("h1", {}, "Job ", h("span", { class: "id" }, status.job_id)),
@@ -21,7 +21,8 @@ export const job = {
         {},
         fact("state", h("span", { class: `state is-${status.state}` }, status.state)),
         fact("reason", status.reason),
-        fact("does", `${status.actor} of queue ${status.queue}`),
+        fact("actor", status.actor),
+        fact("queue", status.queue),
         status.pet_id && fact("pet", h("a", { href: `#/pet/${status.pet_id}` }, status.pet_id)),
         fact("attempts", status.attempts),
         fact("enqueued", when(status.enqueued_at)),
@@ -36,19 +37,19 @@ export const job = {
 
 const fact = (name, value) => [h("dt", {}, name), h("dd", {}, value)];
 
-/** Tell of a job that was just enqueued until it ends; resolves to its status. */
+/** Show the state of an enqueued job in a notice until it ends. Resolves to its status, or to null if that is unknown. */
 export async function watch(accepted, what) {
-  const told = notice(`${what}: ${accepted.coalesced ? "waits already" : "enqueued"}`, { stay: true });
-  const text = told.querySelector("span");
+  const element = notice(`${what}: ${accepted.coalesced ? "already waiting" : "enqueued"}`, { stay: true });
+  const text = element.querySelector("span");
   try {
     const status = await follow(accepted, ({ state, reason }) => (text.textContent = `${what}: ${state}, ${reason}`));
-    told.classList.add(status.state === "succeeded" ? "is-good" : "is-bad");
+    element.classList.add(status.state === "succeeded" ? "is-good" : "is-bad");
     text.append(" ", h("a", { href: `#/job/${encodeURIComponent(status.job_id)}` }, "job"));
-    setTimeout(() => told.remove(), status.state === "succeeded" ? 8000 : 60_000);
+    setTimeout(() => element.remove(), status.state === "succeeded" ? 8000 : 60_000);
     return status;
   } catch (error) {
     text.textContent = `${what}: ${error.message}`;
-    told.classList.add("is-bad");
+    element.classList.add("is-bad");
     return null;
   }
 }

@@ -1,4 +1,4 @@
-// Places, and what is shown in them. The address says it all: a link to what you see is in the address bar.
+// Navigation: the fragment of the address names a page and its parameters, so every page can be linked to.
 
 import { Refused, token } from "./api.js";
 import { h, notice } from "./dom.js";
@@ -16,12 +16,12 @@ let timer = null;
 let loadedAt = null;
 let failing = false;
 
-/** A link that leads nowhere: what is wrong with it. */
+/** Return the page for a broken link, which shows what is wrong with it. */
 const broken = (problem) => ({
   title: () => "Broken link",
   every: null,
   load: async () => null,
-  draw: () => [h("h1", {}, "Broken link"), h("p", { class: "banner is-critical" }, problem), h("p", {}, "Choose a place above, or correct the address.")],
+  draw: () => [h("h1", {}, "Broken link"), h("p", { class: "banner is-critical" }, problem), h("p", {}, "Choose a page above, or correct the address.")],
 });
 
 function address() {
@@ -32,11 +32,11 @@ function address() {
   try {
     return { ...visit, place: PLACES[visit.name], rest: rest.map(decodeURIComponent) };
   } catch {
-    return { ...visit, place: broken(`“${path}” is cut short or mistyped: every % in a link is followed by two hexadecimal digits, which are UTF-8 together.`) };
+    return { ...visit, place: broken(`“${path}” is incomplete or mistyped: every % must be followed by two hexadecimal digits, and the decoded bytes must be UTF-8.`) };
   }
 }
 
-/** Load and draw the place that the address names. */
+/** Load and draw the page that the address names. */
 async function show({ again = false } = {}) {
   clearTimeout(timer);
   const visit = (here = address());
@@ -49,7 +49,7 @@ async function show({ again = false } = {}) {
   try {
     const data = await place.load(visit);
     if (here !== visit) return;
-    document.getElementById("door").hidden = true;
+    document.getElementById("sign-in").hidden = true;
     [loadedAt, failing] = [Date.now(), false];
     const drawn = place.draw(data, visit, () => show({ again: true }));
     if (!again || drawn !== null) main.replaceChildren(...[drawn].flat(3).filter(Boolean));
@@ -61,38 +61,38 @@ async function show({ again = false } = {}) {
     if (!again) main.replaceChildren(h("h1", {}, place.title(visit)), h("p", { class: "banner is-critical" }, error.message));
     else if (!failing) notice(error.message, { kind: "bad" });
   }
-  tellFreshness();
+  showFreshness();
   if (place.every) timer = setTimeout(() => (document.hidden ? null : show({ again: true })), place.every);
 }
 
 function askForToken() {
-  const door = document.getElementById("door");
+  const form = document.getElementById("sign-in");
   const secret = h("input", { type: "password", name: "secret", autocomplete: "off", required: true, "aria-label": "Secret" });
   const enter = (event) => {
     event.preventDefault();
     token.set(secret.value.trim());
     show();
   };
-  door.replaceChildren(
-    h("h1", {}, "Who are you?"),
-    h("p", { class: "quiet" }, "This server wants a token: the secret of an entry of SPLOOT_API_TOKENS. It stays in this tab."),
-    h("form", { class: "row", onsubmit: enter }, secret, h("button", { class: "main" }, "Enter")),
+  form.replaceChildren(
+    h("h1", {}, "Sign in"),
+    h("p", { class: "quiet" }, "This server requires a token. Enter the secret of one of the entries of SPLOOT_API_TOKENS; it is kept in this tab only."),
+    h("form", { class: "row", onsubmit: enter }, secret, h("button", { class: "main" }, "Sign in")),
   );
-  door.hidden = false;
+  form.hidden = false;
   main.replaceChildren();
   secret.focus();
 }
 
-/** Old numbers must look old: silent zeros are how outages hide. */
-function tellFreshness() {
-  if (loadedAt === null) return (freshness.textContent = failing ? "no answer" : "");
+/** Mark old numbers as old, so that an outage does not look like an idle system. */
+function showFreshness() {
+  if (loadedAt === null) return (freshness.textContent = failing ? "The server does not answer." : "");
   const age = Math.round((Date.now() - loadedAt) / 1000);
   const stale = failing || (here.place.every && age > 20);
-  freshness.textContent = stale ? `as of ${age} s ago${failing ? ", no answer since" : ""}` : "";
+  freshness.textContent = stale ? `${age} s old${failing ? "; the server does not answer" : ""}` : "";
   freshness.classList.toggle("is-stale", Boolean(stale));
 }
 
-setInterval(tellFreshness, 1000);
+setInterval(showFreshness, 1000);
 addEventListener("hashchange", () => show());
 document.addEventListener("visibilitychange", () => document.hidden || show({ again: true }));
 show();

@@ -1,15 +1,15 @@
-// One pet: its clusters, what people said of them, and what they may say next.
+// The page of one pet: its clusters, its history, and the corrections that can be made.
 
 import { get, post } from "./api.js";
-import { ask, count, h, notice, shell, table, tell, when } from "./dom.js";
+import { ask, count, h, notice, shell, inform, table, when } from "./dom.js";
 import { byId } from "./exact.js";
 import { watch } from "./job.js";
 
 const WAYS = { core: "found by density", arrived: "assigned on arrival", absorbed: "absorbed, low confidence", corrected: "placed by a person" };
 const SHOWN = 200;
 
-// What is chosen outlives a reload of the same pet, and nothing else. It is what one verb acts on: clusters, or media of one
-// place, `from`, which is a cluster or null for the noise. Exactly that is ticked.
+// The selection, which survives a reload of the same pet only. It holds either clusters, or items of one place, `from`, which
+// is a cluster or null for the noise. The boxes that are ticked are always exactly the selection.
 const nothing = (pet) => ({ pet, clusters: new Set(), from: undefined, media: new Set() });
 let chosen = nothing(null);
 
@@ -25,21 +25,21 @@ export const pet = {
   },
   draw(data, { rest }, again) {
     const id = h("input", { name: "pet", value: rest[0] ?? "", required: true, inputmode: "numeric", pattern: "[1-9][0-9]*", placeholder: "pet id", "aria-label": "Pet id" });
-    const form = h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), (location.hash = `#/pet/${id.value.trim()}`)) }, id, h("button", { class: "main" }, "Look"));
+    const form = h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), (location.hash = `#/pet/${id.value.trim()}`)) }, id, h("button", { class: "main" }, "Show"));
     if (!data) return [h("h1", {}, "Pets"), form];
     const { clusters: view } = data;
     keepWhatIsShown(view);
     return [
       h("h1", {}, `Pet ${data.id}`),
       form,
-      h("p", { class: "quiet" }, `${count(view.n_media)} items in ${count(view.clusters.length)} clusters, ${count(view.n_noise)} noise${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${view.revision}`, view.model ? ` · model ${view.model} of ${view.dim} values` : ""),
+      h("p", { class: "quiet" }, `${count(view.n_media)} items in ${count(view.clusters.length)} clusters, ${count(view.n_noise)} noise${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${view.revision}`, view.model ? ` · model ${view.model}, ${view.dim} dimensions` : ""),
       verbs(data, again),
       h("div", { class: "key" }, Object.entries(WAYS).map(([way, text]) => h("span", {}, h("span", { class: `dot is-${way}` }, "■ "), text))),
       h("h2", {}, "Clusters"),
-      view.clusters.length ? h("div", { class: "clusters" }, view.clusters.map((cluster) => clusterCard(cluster, data, again))) : h("p", { class: "quiet" }, "None yet."),
+      view.clusters.length ? h("div", { class: "clusters" }, view.clusters.map((cluster) => clusterCard(cluster, data, again))) : h("p", { class: "quiet" }, "No clusters yet."),
       h("h2", {}, "Noise"),
       view.n_noise ? mediaList(view.noise, null, data, again) : h("p", { class: "quiet" }, "Every item is in a cluster."),
-      view.dismissed.length > 0 && [h("h2", {}, "Dismissed"), h("p", { class: "quiet" }, "People said that these belong nowhere."), mediaList(view.dismissed, null, data)],
+      view.dismissed.length > 0 && [h("h2", {}, "Dismissed"), h("p", { class: "quiet" }, "A person dismissed these items: they are in no cluster."), mediaList(view.dismissed, null, data)],
       h("h2", {}, "History"),
       historyTable(data, again),
     ];
@@ -51,37 +51,37 @@ function verbs(data, again) {
   const merged = [...clusters].sort(byId);
   const names = [...chosen.media];
   const isInCluster = names.length > 0 && from !== null;
-  const some = names.length ? manyItems(names.length) : "choose items";
+  const counted = manyItems(names.length);
   const verb = (text, can, act) => h("button", { type: "button", class: can ? "main" : null, disabled: !can, onclick: act }, text);
   return h(
     "div",
     { class: "row", id: "verbs" },
     h("button", { type: "button", onclick: () => recluster(data, again) }, "Recluster…"),
     verb(merged.length < 2 ? "Merge: choose clusters" : `Merge ${merged.length} clusters…`, merged.length > 1, () => merge(data, merged, again)),
-    verb(`Split off: ${some}…`, isInCluster, () => split(data, from, names, again)),
-    verb(`Not this cluster: ${some}…`, isInCluster, () => exclude(data, from, names, again)),
-    verb(`Dismiss: ${some}…`, names.length > 0, () => dismiss(data, names, again)),
-    (merged.length > 0 || names.length > 0) && h("button", { type: "button", onclick: () => (chooseNothing(), again()) }, "Choose nothing"),
+    verb(isInCluster ? `Split off ${counted}…` : "Split off: choose items", isInCluster, () => split(data, from, names, again)),
+    verb(isInCluster ? `Not this cluster: ${counted}…` : "Not this cluster: choose items", isInCluster, () => exclude(data, from, names, again)),
+    verb(names.length > 0 ? `Dismiss ${counted}…` : "Dismiss: choose items", names.length > 0, () => dismiss(data, names, again)),
+    (merged.length > 0 || names.length > 0) && h("button", { type: "button", onclick: () => (clearSelection(), again()) }, "Clear selection"),
   );
 }
 
 const manyItems = (n) => `${count(n)} ${n === 1 ? "item" : "items"}`;
 
-const chooseNothing = () => (chosen = nothing(chosen.pet));
+const clearSelection = () => (chosen = nothing(chosen.pet));
 
-/** Begin another choice with the box that was just ticked, and untick those of the one before. */
-function chooseAnew(ticked) {
+/** Start a new selection with the box that was just ticked, and untick all other boxes. */
+function startSelection(ticked) {
   const n = chosen.clusters.size + chosen.media.size;
-  chooseNothing();
+  clearSelection();
   for (const box of document.querySelectorAll("#main input[type=checkbox]:checked")) {
     if (box === ticked) continue;
     box.checked = false;
     box.closest(".cluster.is-chosen")?.classList.remove("is-chosen");
   }
-  if (n) notice(`${count(n)} unticked: a correction is about clusters, or about items of one cluster.`);
+  if (n) notice(`${count(n)} unticked: a correction applies to clusters, or to items of one cluster.`);
 }
 
-/** Forget of the choice what the page does not show any more. */
+/** Drop from the selection what the page does not show any more. */
 function keepWhatIsShown(view) {
   const before = chosen.clusters.size + chosen.media.size;
   const media = new Map([[null, view.noise], ...view.clusters.map((cluster) => [cluster.cluster_id, cluster.media_ids])]);
@@ -89,7 +89,7 @@ function keepWhatIsShown(view) {
   chosen.clusters = new Set([...chosen.clusters].filter((id) => media.has(id)));
   chosen.media = new Set([...chosen.media].filter((item) => shown.has(item)));
   const gone = before - chosen.clusters.size - chosen.media.size;
-  if (gone) notice(`${count(gone)} unticked: they are not where they were any more.`);
+  if (gone) notice(`${count(gone)} unticked: no longer in the same place.`);
 }
 
 function redrawVerbs(data, again) {
@@ -103,7 +103,7 @@ function clusterCard(cluster, data, again) {
     checked: chosen.clusters.has(id),
     "aria-label": `Choose cluster ${id}`,
     onchange: () => {
-      if (choose.checked && chosen.media.size) chooseAnew(choose);
+      if (choose.checked && chosen.media.size) startSelection(choose);
       choose.checked ? chosen.clusters.add(id) : chosen.clusters.delete(id);
       card.classList.toggle("is-chosen", choose.checked);
       redrawVerbs(data, again);
@@ -114,18 +114,18 @@ function clusterCard(cluster, data, again) {
     { class: `cluster ${choose.checked ? "is-chosen" : ""}`, "aria-label": `Cluster ${id}` },
     h("header", {}, choose, h("strong", {}, id), h("span", { class: "quiet" }, `since revision ${cluster.since}`), h("span", { class: "size" }, `${count(cluster.size)} items`)),
     strip(cluster.origins, cluster.size),
-    h("p", { class: "quiet" }, `an arrival must reach ${cluster.threshold.toFixed(3)}`, lineage(cluster)),
+    h("p", { class: "quiet" }, `threshold for arrivals: ${cluster.threshold.toFixed(3)}`, lineage(cluster)),
     h("details", { open: chosen.from === id && chosen.media.size > 0 }, h("summary", {}, cluster.media_ids.slice(0, 3).join(", ") + (cluster.size > 3 ? ", …" : "")), mediaList(cluster.media_ids, id, data, again)),
   );
   return card;
 }
 
 function lineage(cluster) {
-  const told = [cluster.merged_from.length && `merged from ${cluster.merged_from.join(", ")}`, cluster.split_from !== null && `split from ${cluster.split_from}`].filter(Boolean);
-  return told.length ? ` · ${told.join(", ")}` : "";
+  const origins = [cluster.merged_from.length && `merged from ${cluster.merged_from.join(", ")}`, cluster.split_from !== null && `split from ${cluster.split_from}`].filter(Boolean);
+  return origins.length ? ` · ${origins.join(", ")}` : "";
 }
 
-/** How the members came here, as a strip. */
+/** Draw how the members joined the cluster, as a strip. */
 function strip(origins, size) {
   const ns = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(ns, "svg");
@@ -160,13 +160,13 @@ function mediaList(media, cluster, data, again) {
             checked: chosen.from === cluster && chosen.media.has(item),
             "aria-label": `Choose ${item}`,
             onchange: ({ target }) => {
-              if (target.checked && (chosen.clusters.size || (chosen.media.size && chosen.from !== cluster))) chooseAnew(target);
+              if (target.checked && (chosen.clusters.size || (chosen.media.size && chosen.from !== cluster))) startSelection(target);
               if (target.checked) chosen.from = cluster;
               target.checked ? chosen.media.add(item) : chosen.media.delete(item);
               redrawVerbs(data, again);
             },
           }),
-        h("button", { type: "button", class: "plain", "aria-label": `Why is ${item} here?`, title: "Why is it here?", onclick: () => why(data, item) }, item),
+        h("button", { type: "button", class: "plain", "aria-label": `Why is ${item} here?`, title: "Why is this item here?", onclick: () => why(data, item) }, item),
       ),
     ),
     media.length > SHOWN && h("li", { class: "quiet" }, `and ${count(media.length - SHOWN)} more: ${shell("clusters", data.id, "--json")}`),
@@ -188,22 +188,22 @@ function historyTable(data, again) {
       { class: "actions" },
       UNDOABLE.has(entry.kind) && h("button", { type: "button", onclick: () => undo(data, entry, again) }, "Undo…"),
       " ",
-      entry.revision !== data.clusters.revision && h("button", { type: "button", onclick: () => compare(data, entry, again) }, "Since then…"),
+      entry.revision !== data.clusters.revision && h("button", { type: "button", onclick: () => compare(data, entry, again) }, "Compare…"),
     ),
   ]);
-  return table(["revision", "kind", "when", "by", "what", ""], rows, { empty: "No recluster and no correction yet." });
+  return table(["revision", "kind", "when", "by", "summary", ""], rows, { empty: "No reclusters or corrections yet." });
 }
 
 const UNDOABLE = new Set(["merge", "split", "exclude", "dismiss", "undo"]);
 
-/** Correct what is shown; refused where media were moved since. */
-async function say(data, again, what, path, body) {
+/** Send a correction of the revision that is shown; the server refuses it if items were moved since. */
+async function correct(data, again, what, path, body) {
   try {
     const accepted = await post(path, { pet_id: data.id, ...body }, { "If-Match": `"${data.clusters.revision}"` });
-    if (accepted.n_arrivals) notice(`${what}: ${count(accepted.n_arrivals)} arrived since this page was loaded.`);
+    if (accepted.n_arrivals) notice(`${what}: ${count(accepted.n_arrivals)} ${accepted.n_arrivals === 1 ? "item" : "items"} arrived since this page was loaded.`);
     const status = await watch(accepted, what);
     if (status?.state === "succeeded") {
-      chooseNothing();
+      clearSelection();
       again();
     }
   } catch (error) {
@@ -215,70 +215,70 @@ async function say(data, again, what, path, body) {
 async function merge(data, ids, again) {
   const sizes = new Map(data.clusters.clusters.map((cluster) => [cluster.cluster_id, cluster.size]));
   const into = h("select", { name: "into" }, h("option", { value: "" }, "the largest"), ids.map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} items)`)));
-  const said = await ask({
+  const answers = await ask({
     title: `Merge clusters ${ids.join(", ")}`,
-    body: [h("p", {}, "Their items stay together permanently, whatever a machine computes later. It can be undone."), h("label", { class: "row" }, "The one that goes on: ", into)],
+    body: [h("p", {}, "Their items stay together in every later recluster, until you undo the merge."), h("label", { class: "row" }, "Keep cluster: ", into)],
     action: "Merge",
     cli: (values) => ({ "On the command line:": shell("merge", data.id, ...ids, ...(values.get("into") ? ["--into", values.get("into")] : [])) }),
   });
-  if (said) say(data, again, "merge", "clusters/merge", { cluster_ids: ids, ...(said.get("into") ? { into: said.get("into") } : {}) });
+  if (answers) correct(data, again, "merge", "clusters/merge", { cluster_ids: ids, ...(answers.get("into") ? { into: answers.get("into") } : {}) });
 }
 
 async function split(data, cluster, media, again) {
-  const said = await ask({
+  const answers = await ask({
     title: `Split ${manyItems(media.length)} off cluster ${cluster}`,
-    body: [h("p", {}, "They become a cluster of their own and stay apart from the rest permanently. It can be undone."), listed(media)],
-    action: "Split",
+    body: [h("p", {}, "These items become a new cluster. They stay separate from the others in every later recluster, until you undo it."), listed(media)],
+    action: "Split off",
     cli: shell("split", data.id, cluster, ...named(media)),
   });
-  if (said) say(data, again, "split", "clusters/split", { cluster_id: cluster, media_ids: media });
+  if (answers) correct(data, again, "split off", "clusters/split", { cluster_id: cluster, media_ids: media });
 }
 
 async function undo(data, entry, again) {
-  const said = await ask({
+  const answers = await ask({
     title: `Undo the ${entry.kind} of revision ${entry.revision}`,
-    body: h("p", {}, `${entry.by} said it. An undo can be undone, too.`),
+    body: h("p", {}, `This correction was made by ${entry.by}. An undo can itself be undone.`),
     action: "Undo",
     cli: shell("undo", data.id, entry.revision),
   });
-  if (said) say(data, again, "undo", "clusters/undo", { revision: entry.revision });
+  if (answers) correct(data, again, "undo", "clusters/undo", { revision: entry.revision });
 }
 
 const listed = (media) => h("ul", { class: "media" }, media.map((item) => h("li", {}, item)));
 const named = (media) => media.flatMap((item) => ["--media", item]);
 
 async function exclude(data, cluster, media, again) {
-  const said = await ask({
+  const answers = await ask({
     title: `Not cluster ${cluster}`,
-    body: [h("p", {}, "These items leave the cluster and never come back to it. They may go elsewhere. It can be undone."), listed(media)],
-    action: "Take out",
+    body: [h("p", {}, "These items leave the cluster and never return to it. They may join other clusters. You can undo this."), listed(media)],
+    action: "Not this cluster",
     cli: shell("exclude", data.id, cluster, ...named(media)),
   });
-  if (said) say(data, again, "not this one", "clusters/exclude", { cluster_id: cluster, media_ids: media });
+  if (answers) correct(data, again, "not this cluster", "clusters/exclude", { cluster_id: cluster, media_ids: media });
 }
 
 async function dismiss(data, media, again) {
-  const said = await ask({
+  const answers = await ask({
     title: `Dismiss ${manyItems(media.length)}`,
-    body: [h("p", {}, "They belong to no cluster, permanently. It can be undone."), listed(media)],
+    body: [h("p", {}, "These items belong to no cluster, and no recluster will assign them to one. You can undo this."), listed(media)],
     action: "Dismiss",
     cli: shell("dismiss", data.id, ...named(media)),
   });
-  if (said) say(data, again, "dismiss", "clusters/dismiss", { media_ids: media });
+  if (answers) correct(data, again, "dismiss", "clusters/dismiss", { media_ids: media });
 }
 
-// -- what would change, what has changed, and why ------------------------------------------------------------------
+// -- previews, comparisons and explanations ---------------------------------------------------------------------
 
 const place = (cluster) => (cluster === null ? "noise" : String(cluster));
 
-/** What differs between two states of a pet. */
+/** Describe what differs between two states of a pet. */
 function difference(diff) {
   const facts = [
-    ["stay", count(diff.n_same)],
-    ["move", count(diff.n_moved)],
-    ["become noise", count(diff.n_new_noise)],
-    ["leave the noise", count(diff.n_from_noise)],
-    ["clusters that end", Object.entries(diff.merged).map(([from, to]) => `${from} → ${to}`).join(", ") || "none"],
+    ["items unchanged", count(diff.n_same)],
+    ["items moved", count(diff.n_moved)],
+    ["new noise", count(diff.n_new_noise)],
+    ["no longer noise", count(diff.n_from_noise)],
+    ["retired clusters", Object.entries(diff.merged).map(([from, to]) => `${from} → ${to}`).join(", ") || "none"],
     ["new clusters", [...diff.new_ids].join(", ") || "none"],
   ];
   const moved = diff.moved.slice(0, 20).map((move) => [move.media_id, place(move.from), place(move.to)]);
@@ -291,33 +291,33 @@ function difference(diff) {
 async function compare(data, entry, again) {
   try {
     const diff = await get(`pets/${data.id}/history/diff?from=${entry.revision}&to=${data.clusters.revision}`);
-    const said = await ask({
+    const answers = await ask({
       title: `Since revision ${entry.revision}`,
-      body: [difference(diff), h("p", { class: "quiet" }, "Restoring makes a new revision. Corrections are kept: undo those that shall not hold.")],
+      body: [difference(diff), h("p", { class: "quiet" }, "Restoring creates a new revision with the labels of this one. Corrections made since stay in force; undo the ones you no longer want.")],
       action: `Restore revision ${entry.revision}`,
       cli: shell("restore", data.id, entry.revision),
     });
-    if (said) say(data, again, "restore", "clusters/restore", { revision: entry.revision });
+    if (answers) correct(data, again, "restore", "clusters/restore", { revision: entry.revision });
   } catch (error) {
     notice(error.message, { kind: "bad", stay: true });
   }
 }
 
 async function recluster(data, again) {
-  const waiting = notice("looking what a recluster would change…", { stay: true });
+  const waiting = notice("Computing a preview of the recluster…", { stay: true });
   try {
     let preview = await post("clusters/recluster", { pet_id: data.id, preview: true });
     for (let tries = 0; !preview.token && tries < 10; tries++) preview = await post("clusters/recluster", { pet_id: data.id, preview: true });
     waiting.remove();
-    if (!preview.token) return notice("no worker had time for a preview; try again", { kind: "bad" });
+    if (!preview.token) return notice("No worker has computed the preview yet; try again.", { kind: "bad" });
     const { result, diff } = preview;
-    const said = await ask({
+    const answers = await ask({
       title: `Recluster pet ${data.id}`,
-      body: [h("p", {}, `${count(result.n_clusters)} clusters, ${count(result.n_noise)} noise. Constraints kept ${result.constraints_kept} of ${result.constraints}.`), difference(diff)],
-      action: diff.n_moved || diff.n_new_noise || diff.n_from_noise ? "Apply exactly this" : "Apply, though nothing moves",
+      body: [h("p", {}, `${count(result.n_clusters)} clusters, ${count(result.n_noise)} noise. Constraints kept: ${result.constraints_kept} of ${result.constraints}.`), difference(diff)],
+      action: diff.n_moved || diff.n_new_noise || diff.n_from_noise ? "Apply this preview" : "Apply, although nothing changes",
       cli: shell("recluster", data.id, "--apply", preview.token),
     });
-    if (!said) return;
+    if (!answers) return;
     const done = await post("clusters/recluster", { pet_id: data.id, apply: preview.token });
     notice(`reclustered: revision ${done.revision}`, { kind: "good" });
     again();
@@ -329,18 +329,18 @@ async function recluster(data, again) {
 
 async function why(data, item) {
   try {
-    const told = await get(`pets/${data.id}/media/${encodeURIComponent(item)}/why`);
-    await tell({
+    const explanation = await get(`pets/${data.id}/media/${encodeURIComponent(item)}/why`);
+    await inform({
       title: item,
       body: [
-        h("p", {}, told.reason),
+        h("p", {}, explanation.reason),
         h("dl", {}, [
-          ["place", told.cluster_id === null ? told.origin : `cluster ${told.cluster_id}, ${told.origin}`],
-          ["similarity", told.similarity === null ? "–" : `${told.similarity.toFixed(3)}${told.threshold === null ? "" : `, and ${told.threshold.toFixed(3)} is needed`}`],
-          ["second", told.second === null ? "–" : `cluster ${told.second.cluster_id} at ${told.second.similarity.toFixed(3)}${told.margin === null ? "" : `, ${told.margin.toFixed(3)} behind`}`],
+          ["place", explanation.cluster_id === null ? explanation.origin : `cluster ${explanation.cluster_id}, ${explanation.origin}`],
+          ["similarity", explanation.similarity === null ? "–" : `${explanation.similarity.toFixed(3)}${explanation.threshold === null ? "" : ` (threshold ${explanation.threshold.toFixed(3)})`}`],
+          ["next closest", explanation.second === null ? "–" : `cluster ${explanation.second.cluster_id} at ${explanation.second.similarity.toFixed(3)}${explanation.margin === null ? "" : ` (margin ${explanation.margin.toFixed(3)})`}`],
         ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-        table(["nearest", "cluster", { text: "similarity", class: "number" }], told.nearest.map((near) => [near.media_id, near.cluster_id ?? "noise", h("td", { class: "number" }, near.similarity.toFixed(3))]), { narrow: true, empty: "Nothing is near." }),
-        told.corrections.length > 0 && table(["revision", "what people said", "by", "when"], told.corrections.map((said) => [said.revision, `${said.kind}: ${said.demand}`, said.by, when(said.at)])),
+        table(["nearest", "cluster", { text: "similarity", class: "number" }], explanation.nearest.map((near) => [near.media_id, near.cluster_id ?? "noise", h("td", { class: "number" }, near.similarity.toFixed(3))]), { narrow: true, empty: "No similar items." }),
+        explanation.corrections.length > 0 && table(["revision", "correction", "by", "when"], explanation.corrections.map((correction) => [correction.revision, `${correction.kind}: ${correction.demand}`, correction.by, when(correction.at)])),
       ],
       cli: shell("why", data.id, item),
     });

@@ -1,4 +1,4 @@
-// What the queues hold, who works on them, and why work waits.
+// The page of the queues: their figures, their workers, the reasons for waiting work, and the audit log.
 
 import { get } from "./api.js";
 import { count, duration, h, number, table, when } from "./dom.js";
@@ -12,7 +12,7 @@ export const queues = {
   every: 5000,
   async load() {
     const [{ queues }] = await Promise.all([get("queues"), thresholds()]);
-    // for operators only; others see the queues without it
+    // only operators may read the audit log; others see the page without it
     const audit = await get("queues/audit?limit=10").catch(() => null);
     return { queues, audit };
   },
@@ -28,7 +28,7 @@ export const queues = {
       table(["queue", ...HEADS.map((text) => ({ text, class: "number" })), ""], rows),
       h("h2", {}, "Workers"),
       workers(queues, again),
-      audit && [h("h2", {}, "Who did what"), auditTable(audit.records)],
+      audit && [h("h2", {}, "Audit log"), auditTable(audit.records)],
     ];
   },
 };
@@ -50,20 +50,20 @@ function figures(queue) {
 
 const deadLink = (queue) => (queue.dead ? h("a", { href: `#/dead/${queue.queue}` }, count(queue.dead)) : "0");
 
-/** One sentence for 3 a.m., and what it rests on: the queues as they are now, and not how jobs ended before. */
+/** Summarise the present state of the queues. How earlier jobs ended is not part of it; the alerts cover that. */
 function banner(queues) {
   const worries = queues.flatMap((queue) => {
-    const nobody = !queue.consumers.some((consumer) => consumer.is_alive);
+    const hasNoWorker = !queue.consumers.some((consumer) => consumer.is_alive);
     return [
       queue.is_paused && ["warning", `${queue.queue} is paused`],
-      nobody && ["critical", `no worker takes jobs of ${queue.queue}`],
-      queue.dead && !levelOf("dead", queue.dead) && ["warning", `${queue.queue}: ${count(queue.dead)} dead, and nobody tries them again but you`],
+      hasNoWorker && ["critical", `${queue.queue} has no running worker`],
+      queue.dead && !levelOf("dead", queue.dead) && ["warning", `${queue.queue}: ${count(queue.dead)} dead; dead letters are not retried until you requeue them`],
       ...figures(queue).map(([text, level], at) => level && [level, `${queue.queue}: ${HEADS[at]} ${text.textContent ?? text}`]),
     ].filter(Boolean);
   });
-  if (!worries.length) return h("p", { class: "banner" }, "Nothing waits for long, and nothing is dead. How jobs end and how long they take is on the dashboard and in the alerts.");
+  if (!worries.length) return h("p", { class: "banner" }, "No job has waited too long, and there are no dead letters. For failures and latency, see the dashboard and the alerts.");
   const worst = worries.some(([level]) => level === "critical") ? "critical" : "warning";
-  return h("div", { class: `banner is-${worst}` }, h("strong", {}, worst === "critical" ? "This needs somebody." : "Worth a look."), h("ul", {}, worries.map(([, text]) => h("li", {}, text))));
+  return h("div", { class: `banner is-${worst}` }, h("strong", {}, worst === "critical" ? "Action needed" : "Warning"), h("ul", {}, worries.map(([, text]) => h("li", {}, text))));
 }
 
 function pauseButton(queue, again) {
@@ -95,8 +95,8 @@ function workers(queues, again) {
   );
   const alive = new Set(queues.flatMap((queue) => queue.consumers.filter((consumer) => consumer.is_alive).map((consumer) => consumer.name)));
   return [
-    h("p", { class: "quiet" }, `${count(alive.size)} worker ${alive.size === 1 ? "process lives" : "processes live"}. Shown are those that hold work.`),
-    table(["consumer", "queue", { text: "holds", class: "number" }, { text: "last heard of", class: "number" }, ""], rows, { empty: "Nobody holds anything." }),
+    h("p", { class: "quiet" }, `${count(alive.size)} worker ${alive.size === 1 ? "process is" : "processes are"} running. The table lists consumers that hold jobs.`),
+    table(["consumer", "queue", { text: "holds", class: "number" }, { text: "last heartbeat", class: "number" }, ""], rows, { empty: "No consumer holds a job." }),
   ];
 }
 
@@ -107,6 +107,6 @@ function button(text, queue, action, consumer, again) {
 }
 
 function auditTable(records) {
-  const rows = records.map((record) => [when(record.at), record.by, record.action, record.queue, h("td", {}, record.state === "begun" ? "begun, and nobody knows how far it came" : record.result), record.note]);
-  return table(["when", "by", "what", "queue", "result", "why"], rows, { empty: "Nobody did anything yet." });
+  const rows = records.map((record) => [when(record.at), record.by, record.action, record.queue, h("td", {}, record.state === "begun" ? "begun; it did not finish, and may be partly done" : record.result), record.note]);
+  return table(["when", "by", "action", "queue", "result", "reason"], rows, { empty: "No action has been taken yet." });
 }

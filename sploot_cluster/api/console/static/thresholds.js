@@ -1,10 +1,10 @@
-// When a number is worrying: the same values as the alerts, written next to this file from their one source.
+// The thresholds at which figures are coloured: those of the alerts. thresholds.json is generated from ops/thresholds.yaml.
 
 import { asset } from "./api.js";
 
 let known = null;
 
-/** Loads the thresholds once; without them nothing is coloured, and the page says so. */
+/** Load the thresholds, once. */
 export async function thresholds() {
   known ??= await asset("thresholds.json");
   return known;
@@ -12,10 +12,10 @@ export async function thresholds() {
 
 const BEYOND = { ">": (value, level) => value > level, ">=": (value, level) => value >= level, "<": (value, level) => value < level };
 
-/** `warning`, `critical` or null for a value of a signal. */
+/** Return `warning`, `critical` or null for the value of a signal. */
 export function levelOf(signal, value) {
-  const told = known?.[signal];
-  if (!told || value === null || value === undefined) return null;
-  const beyond = BEYOND[told.comparator];
-  return ["critical", "warning"].find((level) => told[level] !== null && beyond(value, told[level])) ?? null;
+  const limits = known?.[signal];
+  if (!limits || value === null || value === undefined) return null;
+  const beyond = BEYOND[limits.comparator];
+  return ["critical", "warning"].find((level) => limits[level] !== null && beyond(value, limits[level])) ?? null;
 }
