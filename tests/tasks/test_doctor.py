@@ -22,7 +22,7 @@ from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.cli import main
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
-from tasks.doctor import Finding, Patient, examine, known_variables
+from tasks.doctor import Finding, Installation, diagnose, known_variables
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.settings import Settings
@@ -43,13 +43,13 @@ class Ward:
         self.desk = Desk(client)
         self.settings: dict[str, Any] = {"metrics_port": free_port(), "http_port": free_port()}
 
-    def examine(self, environ: Mapping[str, str] | None = None, **more: Any) -> list[Finding]:
+    def diagnose(self, environ: Mapping[str, str] | None = None, **more: Any) -> list[Finding]:
         settings = Settings(redis_url=self.url, **self.settings)
         broker = RedisStreamsBroker(client=self.client, middleware=[], lease_ms=2_000)
-        return examine(Patient(settings, environ or {}, self.client, broker, **more))
+        return diagnose(Installation(settings, environ or {}, self.client, broker, **more))
 
     def wrong(self, environ: Mapping[str, str] | None = None, **more: Any) -> list[Finding]:
-        return [finding for finding in self.examine(environ, **more) if finding.level == "wrong"]
+        return [finding for finding in self.diagnose(environ, **more) if finding.level == "wrong"]
 
     def hint(self, finding: Finding) -> None:
         """Run the command that a finding names."""
@@ -81,7 +81,7 @@ def ward(redis_client: redis.Redis, redis_url: str) -> Iterator[Ward]:
 
 
 def test_nothing_is_wrong_with_a_new_installation(ward: Ward) -> None:
-    found = ward.examine()
+    found = ward.diagnose()
 
     assert [finding for finding in found if finding.level in ("wrong", "unknown")] == []
     assert {"version", "commands", "eviction", "persistence", "clock", "models"} <= {finding.check for finding in found}
@@ -194,7 +194,7 @@ def test_work_that_nobody_takes_is_wrong_and_a_pause_is_said(ward: Ward) -> None
     ward.client.set(KEYS.paused, "1")
     ward.desk.bury(2)
 
-    found = {finding.seen: finding for finding in ward.examine() if finding.check == EMBEDDING_INGESTED}
+    found = {finding.seen: finding for finding in ward.diagnose() if finding.check == EMBEDDING_INGESTED}
 
     assert found["no worker takes its jobs, and 1 wait"].hint == "sploot-cluster worker"
     assert found["it is paused"].hint == f"sploot-cluster queue resume {EMBEDDING_INGESTED} --yes"
@@ -217,7 +217,7 @@ def test_a_full_server_is_wrong_before_it_refuses(ward: Ward) -> None:
 def test_clocks_that_disagree_are_found(ward: Ward, off_s: float, level: str) -> None:
     import time
 
-    found = {finding.check: finding for finding in ward.examine(clock=lambda: time.time() + off_s)}
+    found = {finding.check: finding for finding in ward.diagnose(clock=lambda: time.time() + off_s)}
 
     assert found["clock"].level == level
     if off_s:
@@ -280,11 +280,11 @@ def test_mixed_models_are_found(ward: Ward) -> None:
         ward.client.sadd("sploot:pets", pet)
         ward.client.hset(f"{{pet:{pet}}}:meta", mapping={"model": model, "dim": dim})
 
-    mixed = {finding.check: finding for finding in ward.examine()}["models"]
+    mixed = {finding.check: finding for finding in ward.diagnose()}["models"]
     ward.settings["clustering"] = ClusterSettings(models={"clip@1": 512})
-    stuck = {finding.check: finding for finding in ward.examine()}["models"]
+    stuck = {finding.check: finding for finding in ward.diagnose()}["models"]
     ward.settings["clustering"] = ClusterSettings(models={"clip@1": 512, "dino@2": 768})
-    named = {finding.check: finding for finding in ward.examine()}["models"]
+    named = {finding.check: finding for finding in ward.diagnose()}["models"]
 
     assert (mixed.level, stuck.level, named.level) == ("warning", "wrong", "ok")
     assert "clip@1 of 512 (2 pets), dino@2 of 768 (1 pet)" in mixed.seen
@@ -294,7 +294,7 @@ def test_mixed_models_are_found(ward: Ward) -> None:
 
 def test_damaged_pets_are_reported_with_what_does_not_fit(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     def pets() -> list[Finding]:
-        return [finding for finding in ward.examine() if finding.check == "pets"]
+        return [finding for finding in ward.diagnose() if finding.check == "pets"]
 
     none = pets()
     service = ClusterService(RedisPetStore(ward.client))
@@ -336,7 +336,7 @@ def test_a_user_who_may_not_look_is_told_which_may(ward: Ward) -> None:
     ward.client.execute_command("ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-info", "-config")
     try:
         narrow = redis.Redis.from_url(ward.url, username="narrow", password="secret")
-        found = {finding.check: finding for finding in Ward(narrow, ward.url).examine()}
+        found = {finding.check: finding for finding in Ward(narrow, ward.url).diagnose()}
         assert found["memory"].level == "unknown"
         assert "operator" in found["memory"].hint
         assert found["clock"].level == "ok"
@@ -351,7 +351,7 @@ def test_redis_6_2_is_good_enough(tmp_path: Path) -> None:
         EmbeddedRedis(directory=tmp_path, unix_socket=True, executable=executable) as server,
         redis.Redis.from_url(server.url) as client,
     ):
-        found = {finding.check: finding for finding in Ward(client, server.url).examine()}
+        found = {finding.check: finding for finding in Ward(client, server.url).diagnose()}
 
     assert (found["version"].level, found["version"].seen) == ("ok", "Redis 6.2.14")
     assert found["commands"].level == "ok"

@@ -20,7 +20,7 @@ from tasks.cli import main
 from tasks.client import ClusterTasks, QueueUnavailable
 from tasks.composition import build_app, build_broker, build_erasure, build_operations
 from tasks.contracts import EMBEDDING_INGESTED
-from tasks.doctor import Finding, examine, patient_of
+from tasks.doctor import Finding, diagnose, installation_of
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.exposition import expose, why_not_ready
 from tasks.settings import Settings
@@ -329,7 +329,7 @@ def test_command_under_refusal_is_one_line_and_exit_code_3(
 
 def examined(server: EmbeddedRedis, client: redis.Redis) -> list[Finding]:
     settings = Settings(redis_url=server.url, metrics_port=0, http_port=0)
-    return examine(patient_of(settings, client, build_broker(settings, client, middleware=[])))
+    return diagnose(installation_of(settings, client, build_broker(settings, client, middleware=[])))
 
 
 @STATES

@@ -11,7 +11,7 @@ import redis
 
 from sploot_cluster.queues import QueueStatus
 from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP
-from tasks.doctor import Finding, Patient, examine
+from tasks.doctor import Finding, Installation, diagnose
 from tasks.job_records import JobRecord, status_of
 from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, POLICIES
@@ -48,8 +48,8 @@ def status(desk: Desk) -> QueueStatus:
 
 
 def findings(desk: Desk, url: str) -> list[Finding]:
-    patient = Patient(Settings(redis_url=url), os.environ, desk.client, desk.broker)
-    return [one for one in examine(patient) if one.check == EMBEDDING_INGESTED and "time limit" in one.seen]
+    installation = Installation(Settings(redis_url=url), os.environ, desk.client, desk.broker)
+    return [one for one in diagnose(installation) if one.check == EMBEDDING_INGESTED and "time limit" in one.seen]
 
 
 @pytest.mark.parametrize(("held_s", "level"), [(WITHIN_S, None), (BEYOND_S, "warning"), (CERTAIN_S, "wrong")])
