@@ -144,5 +144,5 @@ def _do(console: Console, practice: Practice, word: str) -> None:
     except NotBegun as why:
         console.print(f"{word}: {why}", markup=False, soft_wrap=True)
         return
-    if word == "hint":
-        console.print(f"{time.strftime('%H:%M:%S')} hint: done; the alerts end by themselves", markup=False)
+    if word == "fix":
+        console.print(f"{time.strftime('%H:%M:%S')} fix: done; the alerts end by themselves", markup=False)

@@ -195,7 +195,7 @@ def test_a_queue_that_somebody_paused_is_found_and_resumed(on_call: OnCall) -> N
 
 
 def test_workers_that_are_all_gone_are_replaced_by_one_that_is_started_by_hand(on_call: OnCall) -> None:
-    on_call.type("hint")
+    on_call.type("fix")
     on_call.type("crash")
 
     heading = opened(on_call, "MediaClusterNoWorkers")
@@ -208,7 +208,7 @@ def test_workers_that_are_all_gone_are_replaced_by_one_that_is_started_by_hand(o
 
 
 def test_a_job_that_hangs_with_a_worker_that_lives_is_taken_from_it(on_call: OnCall) -> None:
-    on_call.type("hint")
+    on_call.type("fix")
     on_call.type("hold")
 
     heading = opened(on_call, "MediaClusterStreamLagHigh")
@@ -222,7 +222,7 @@ def test_a_job_that_hangs_with_a_worker_that_lives_is_taken_from_it(on_call: OnC
 
 # The last one: what burns the budget of a month is told for long after it has ended.
 def test_events_that_can_never_work_are_looked_at_captured_and_purged(on_call: OnCall) -> None:
-    on_call.type("hint")
+    on_call.type("fix")
     on_call.type("poison")
 
     heading = opened(on_call, "MediaClusterFailuresSpiking")

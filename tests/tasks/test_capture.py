@@ -99,7 +99,7 @@ def album(redis_client: redis.Redis) -> Album:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_replay_gives_the_same_labels_whatever_was_done_to_the_pet(album: Album, tmp_path: Path, seed: int) -> None:
+def test_replay_reproduces_the_labels_after_any_changes(album: Album, tmp_path: Path, seed: int) -> None:
     rng = Random(seed)
     print(f"seed {seed}")
     for number in range(45):
@@ -119,7 +119,7 @@ def test_a_replay_gives_the_same_labels_whatever_was_done_to_the_pet(album: Albu
     assert {line["done"] for line in capture.story if "done" in line} >= {"recluster"}
 
 
-def test_replay_reports_deleted_items_by_revision_and_does_the_rest(album: Album, tmp_path: Path) -> None:
+def test_replay_reports_deleted_items_and_replays_the_rest(album: Album, tmp_path: Path) -> None:
     for number in range(24):
         album.take(number)
     album.service.recluster(PET, by="ada")  # 25
@@ -145,7 +145,7 @@ def test_replay_reports_deleted_items_by_revision_and_does_the_rest(album: Album
     assert elsewhere.isdisjoint({"m8", "m9"})
 
 
-def test_replay_reports_a_switch_by_revision_and_does_the_rest(album: Album, tmp_path: Path) -> None:
+def test_replay_reports_a_switch_and_replays_the_rest(album: Album, tmp_path: Path) -> None:
     for number in range(24):
         album.take(number)
     album.service.recluster(PET, by="ada")
@@ -169,7 +169,7 @@ def test_replay_reports_a_switch_by_revision_and_does_the_rest(album: Album, tmp
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_replay_never_fails_whatever_was_deleted_or_switched(album: Album, tmp_path: Path, seed: int) -> None:
+def test_replay_never_fails_after_deletions_or_switches(album: Album, tmp_path: Path, seed: int) -> None:
     rng = Random(seed)
     print(f"seed {seed}")
     model = "test@1"
@@ -210,7 +210,7 @@ def test_capture_with_an_unknown_kind_of_change_is_refused(album: Album, tmp_pat
         read_capture(file)
 
 
-def test_what_if_tells_which_media_would_be_elsewhere(album: Album, tmp_path: Path) -> None:
+def test_replay_with_other_settings_lists_moved_items(album: Album, tmp_path: Path) -> None:
     for number in range(40):
         album.take(number)
     album.service.recluster(PET)
@@ -229,7 +229,7 @@ def test_what_if_tells_which_media_would_be_elsewhere(album: Album, tmp_path: Pa
         settings_of(capture, {"noise_ratio": "7"})
 
 
-def test_labels_that_are_not_those_of_the_capture_are_named(album: Album, tmp_path: Path) -> None:
+def test_replay_lists_items_with_other_labels(album: Album, tmp_path: Path) -> None:
     for number in range(20):
         album.take(number)
     file = tmp_path / "pet.jsonl"
@@ -245,7 +245,7 @@ def test_labels_that_are_not_those_of_the_capture_are_named(album: Album, tmp_pa
     assert [item for item, _, _ in done.moved] == [lines[3]["item"]]
 
 
-def test_a_pets_jobs_and_dead_letters_are_captured_as_they_stand(album: Album, tmp_path: Path) -> None:
+def test_capture_contains_jobs_and_dead_letters_unchanged(album: Album, tmp_path: Path) -> None:
     desk = Desk(album.client)
     desk.add(1, pet_id=42)
     desk.deliver(STUCK)
@@ -265,7 +265,7 @@ def test_a_pets_jobs_and_dead_letters_are_captured_as_they_stand(album: Album, t
     assert [dead_letter["fields"][b"media_id"] for dead_letter in capture.dead_letters] == [b"media-4"]
 
 
-def test_a_capture_without_embeddings_holds_none_and_cannot_be_replayed(album: Album, tmp_path: Path) -> None:
+def test_redacted_capture_has_no_embeddings_and_no_replay(album: Album, tmp_path: Path) -> None:
     desk = Desk(album.client)
     desk.add(1, pet_id=42)
     desk.bury(2, pet_id=42)
@@ -284,7 +284,7 @@ def test_a_capture_without_embeddings_holds_none_and_cannot_be_replayed(album: A
         replay(capture, ClusterSettings())
 
 
-def test_a_dead_letter_is_judged_again(album: Album, tmp_path: Path) -> None:
+def test_replay_checks_dead_letters_again(album: Album, tmp_path: Path) -> None:
     desk = Desk(album.client)
     (fixed,) = desk.bury(1, pet_id=42, error="OSError: the disk was full")
     dead_letters = album.broker.dead_letters(EMBEDDING_INGESTED)
@@ -303,7 +303,7 @@ def test_a_dead_letter_is_judged_again(album: Album, tmp_path: Path) -> None:
     assert verdicts[1] == f"letter {fixed}: would be taken now; it died of OSError: the disk was full"
 
 
-def test_a_pet_that_has_nothing_is_no_capture(album: Album, tmp_path: Path) -> None:
+def test_capture_of_an_empty_pet_is_refused(album: Album, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="neither media nor jobs"):
         album.captured(tmp_path / "pet.jsonl")
 
@@ -311,7 +311,7 @@ def test_a_pet_that_has_nothing_is_no_capture(album: Album, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", '{"capture": 99}', '{"item": "m"}'])
-def test_what_is_no_capture_is_refused(tmp_path: Path, text: str) -> None:
+def test_file_that_is_not_a_capture_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "odd.jsonl"
     file.write_text(text)
 
@@ -319,7 +319,7 @@ def test_what_is_no_capture_is_refused(tmp_path: Path, text: str) -> None:
         read_capture(file)
 
 
-def test_the_commands(
+def test_capture_and_replay_commands_work(
     album: Album, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REDIS_URL", redis_url)

@@ -85,7 +85,7 @@ def test_help_names_every_command(redis_url: str) -> None:
 # -- ingest ----------------------------------------------------------------------------------------------------------
 
 
-def test_json_lines_are_sent_and_bad_ones_are_named_by_their_number(redis_url: str, redis_client: redis.Redis) -> None:
+def test_ingest_sends_valid_lines_and_numbers_invalid_ones(redis_url: str, redis_client: redis.Redis) -> None:
     good = {"pet_id": 1, "media_id": "a", "model": "clip@1", "embedding": [1.0, 2.0]}
     whole = {
         "schema": "embedding.ingested/1", "event_id": "e", "pet_id": 1, "media_id": "b", "model": "clip@1",
@@ -103,7 +103,7 @@ def test_json_lines_are_sent_and_bad_ones_are_named_by_their_number(redis_url: s
     assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 2
 
 
-def test_an_npz_file_is_sent(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_ingest_sends_an_npz_file(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> None:
     file = tmp_path / "media.npz"
     embedding = np.random.default_rng(1).normal(size=(700, 8)).astype(np.float32)
     np.savez(file, pet_id=7, media_id=[f"m{n}" for n in range(700)], model="clip@1", embedding=embedding)
@@ -114,7 +114,7 @@ def test_an_npz_file_is_sent(redis_url: str, redis_client: redis.Redis, tmp_path
     assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 700
 
 
-def test_a_file_that_cannot_be_used_is_a_usage_error(redis_url: str, tmp_path: Path) -> None:
+def test_unusable_file_is_a_usage_error(redis_url: str, tmp_path: Path) -> None:
     incomplete = tmp_path / "incomplete.npz"
     np.savez(incomplete, embedding=np.ones((2, 2)))
 
@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_used_is_a_usage_error(redis_url: str, tmp_path: P
 # -- looking and correcting ------------------------------------------------------------------------------------------
 
 
-def test_clusters_and_history_are_shown_for_people_and_for_programs(redis_url: str, service: ClusterService) -> None:
+def test_clusters_and_history_are_printed_as_text_and_json(redis_url: str, service: ClusterService) -> None:
     for subject in range(2):
         take(service, subject, range(6))
     service.recluster(PET, by="ada")
@@ -146,7 +146,7 @@ def test_clusters_and_history_are_shown_for_people_and_for_programs(redis_url: s
     assert entry["summary"]["n_clusters"] == 2
 
 
-def test_a_correction_that_is_waited_for_tells_what_it_did(
+def test_correction_with_wait_prints_its_result(
     redis_url: str, redis_client: redis.Redis, service: ClusterService
 ) -> None:
     for subject in range(2):
@@ -190,7 +190,7 @@ def test_a_correction_that_is_waited_for_tells_what_it_did(
     assert service.history(PET)[0].by == "ada"
 
 
-def test_a_pet_is_exported_deleted_and_imported(
+def test_pet_is_exported_deleted_and_imported(
     redis_url: str, redis_client: redis.Redis, service: ClusterService, tmp_path: Path
 ) -> None:
     for subject in range(2):
@@ -218,7 +218,7 @@ def test_a_pet_is_exported_deleted_and_imported(
     assert "pet 42: ingested 12 = clustered 12 + noise 0 + quarantined 0 + dismissed 0" in tally.stdout
 
 
-def test_deletion_of_a_item_names_the_dead_letters_that_go(
+def test_deletion_of_an_item_lists_its_dead_letters(
     redis_client: redis.Redis, redis_url: str, service: ClusterService
 ) -> None:
     take(service, 0, range(3))
@@ -255,7 +255,7 @@ def test_damaged_pet_is_named_by_tally_and_can_be_deleted(
     assert (done.returncode, redis_client.keys("*")) == (0, [])
 
 
-def test_items_that_only_a_second_model_has_are_named(redis_url: str, service: ClusterService) -> None:
+def test_items_only_in_the_candidate_model_are_counted(redis_url: str, service: ClusterService) -> None:
     take(service, 0, range(3))
     service.begin_model(PET, "clip@2", 16, by="eve")
     for number in range(1, 5):
@@ -273,7 +273,7 @@ def test_items_that_only_a_second_model_has_are_named(redis_url: str, service: C
     assert "would forget 4 vectors of clip@2; 2 items have no other vector, and stay quarantined" in planned.stdout
 
 
-def test_a_pet_is_switched_to_another_model(redis_url: str, service: ClusterService) -> None:
+def test_pet_is_switched_to_another_model(redis_url: str, service: ClusterService) -> None:
     for subject in range(2):
         take(service, subject, range(6))
     service.recluster(PET)
@@ -297,7 +297,7 @@ def test_a_pet_is_switched_to_another_model(redis_url: str, service: ClusterServ
     assert service.clusters(PET).model == "clip@2"
 
 
-def test_what_events_would_bring_back_is_not_deleted(redis_url: str, service: ClusterService) -> None:
+def test_deletion_is_refused_while_events_wait(redis_url: str, service: ClusterService) -> None:
     take(service, 0, range(3))
     line = json.dumps({"pet_id": 42, "media_id": "late", "model": "clip@1", "embedding": [1.0] * 16})
     cli("ingest", "-", redis_url=redis_url, given=line)
@@ -308,7 +308,7 @@ def test_what_events_would_bring_back_is_not_deleted(redis_url: str, service: Cl
     assert service.clusters(PET).n_media == 3
 
 
-def test_a_job_that_nobody_runs_is_only_enqueued(redis_url: str, redis_client: redis.Redis) -> None:
+def test_job_without_a_worker_is_only_enqueued(redis_url: str, redis_client: redis.Redis) -> None:
     first = cli("recluster", "42", redis_url=redis_url)
     second = cli("recluster", "42", "--json", redis_url=redis_url)
     late = cli("undo", "42", "3", "--wait", "0.1", redis_url=redis_url)
@@ -323,7 +323,7 @@ def test_a_job_that_nobody_runs_is_only_enqueued(redis_url: str, redis_client: r
 # -- operations ------------------------------------------------------------------------------------------------------
 
 
-def test_the_state_of_the_queues_is_shown(redis_url: str, redis_client: redis.Redis) -> None:
+def test_queue_status_is_printed_as_text_and_json(redis_url: str, redis_client: redis.Redis) -> None:
     cli("recluster", "42", redis_url=redis_url)
 
     for_people = cli("queue", "status", redis_url=redis_url)
@@ -334,7 +334,7 @@ def test_the_state_of_the_queues_is_shown(redis_url: str, redis_client: redis.Re
     assert "start one: sploot-cluster worker" in for_people.stdout
 
 
-def test_every_setting_is_shown_and_no_secret(redis_url: str) -> None:
+def test_config_show_lists_settings_and_masks_secrets(redis_url: str) -> None:
     secrets = {"REDIS_URL": "redis://:hunter22@localhost/0", "SPLOOT_API_TOKENS": "auth:producer:correct-horse-battery"}
 
     shown = cli("config", "show", redis_url=redis_url, environ=secrets)
@@ -358,7 +358,7 @@ def test_every_setting_is_shown_and_no_secret(redis_url: str) -> None:
         (["serve"], {"SPLOOT_API_TOKENS": "auth"}, "SPLOOT_API_TOKENS"),
     ],
 )
-def test_bad_usage_ends_with_two_and_names_what_is_wrong(
+def test_usage_error_exits_2_and_names_the_argument(
     redis_url: str, arguments: list[str], environ: dict[str, str], named: str
 ) -> None:
     done = cli(*arguments, redis_url=redis_url, environ=environ)
@@ -369,7 +369,7 @@ def test_bad_usage_ends_with_two_and_names_what_is_wrong(
 
 
 @pytest.mark.parametrize("arguments", [["queue", "status"], ["clusters", "42"], ["recluster", "42"]])
-def test_a_redis_that_is_away_ends_with_three(arguments: list[str]) -> None:
+def test_unreachable_redis_exits_3(arguments: list[str]) -> None:
     done = cli(*arguments, redis_url=f"redis://:hunter22@127.0.0.1:{free_port()}/0")
 
     assert done.returncode == 3
@@ -378,14 +378,14 @@ def test_a_redis_that_is_away_ends_with_three(arguments: list[str]) -> None:
     assert "hunter22" not in done.stderr
 
 
-def test_serving_other_machines_without_tokens_is_refused_with_four(redis_url: str) -> None:
+def test_serve_beyond_loopback_without_tokens_exits_4(redis_url: str) -> None:
     done = cli("serve", "--host", "0.0.0.0", "--port", "0", redis_url=redis_url)
 
     assert done.returncode == 4
     assert "SPLOOT_API_TOKENS" in done.stderr
 
 
-def test_the_http_line_of_the_runbook_works_as_it_stands(redis_url: str, redis_client: redis.Redis) -> None:
+def test_http_request_of_the_runbook_works(redis_url: str, redis_client: redis.Redis) -> None:
     port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "tasks.cli", "serve", "--port", str(port)],
@@ -418,7 +418,7 @@ def test_the_http_line_of_the_runbook_works_as_it_stands(redis_url: str, redis_c
     assert redis_client.xlen(stream_of(CLUSTER_RECLUSTER)) == 1
 
 
-def test_without_typer_there_is_one_clear_sentence() -> None:
+def test_missing_typer_is_reported_in_one_sentence() -> None:
     hidden = "import sys; sys.modules['typer'] = None; import tasks.cli"
 
     done = subprocess.run([sys.executable, "-c", hidden], cwd=ROOT, capture_output=True, text=True)

@@ -69,7 +69,7 @@ DRILLS = [
 
 
 @pytest.mark.parametrize("action", DRILLS, ids=" ".join)
-def test_no_action_does_anything_without_yes(cli: Cli, desk: Desk, action: list[str]) -> None:
+def test_action_without_yes_changes_nothing(cli: Cli, desk: Desk, action: list[str]) -> None:
     desk.add(1, 2)
     desk.deliver()
     desk.bury(3)
@@ -86,7 +86,7 @@ def test_no_action_does_anything_without_yes(cli: Cli, desk: Desk, action: list[
 
 
 @pytest.mark.parametrize("action", DRILLS, ids=" ".join)
-def test_every_action_works_with_yes_and_is_written_down(
+def test_action_with_yes_is_applied_and_audited(
     cli: Cli, desk: Desk, redis_client: redis.Redis, action: list[str]
 ) -> None:
     desk.bury(3)
@@ -105,7 +105,7 @@ def test_every_action_works_with_yes_and_is_written_down(
     assert record["plan_id"] == done.json["plan_id"]
 
 
-def test_a_plan_that_was_shown_is_applied_on_exactly_its_ids(cli: Cli, desk: Desk) -> None:
+def test_saved_plan_is_applied_to_exactly_its_ids(cli: Cli, desk: Desk) -> None:
     first, second = desk.bury(1, 2)
     shown = cli("dead", "requeue", "embedding", "--all", "--json")
     (late,) = desk.bury(3)
@@ -121,7 +121,7 @@ def test_a_plan_that_was_shown_is_applied_on_exactly_its_ids(cli: Cli, desk: Des
     assert "make a new one" in again.err
 
 
-def test_a_canary_that_died_again_fails_the_command(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
+def test_failed_canary_fails_the_command(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(1, 2, 3)
 
     with worker_that_refuses(redis_client, "media-1"):
@@ -133,7 +133,7 @@ def test_a_canary_that_died_again_fails_the_command(cli: Cli, desk: Desk, redis_
     assert len(desk.dead_letter_ids()) == 3
 
 
-def test_what_workers_hold_is_listed_without_embeddings(cli: Cli, desk: Desk) -> None:
+def test_pending_and_peek_list_jobs_without_embeddings(cli: Cli, desk: Desk) -> None:
     (entry_id,) = desk.add(1)
     desk.deliver()
     desk.add(2)
@@ -150,7 +150,7 @@ def test_what_workers_hold_is_listed_without_embeddings(cli: Cli, desk: Desk) ->
     assert "media-2" in cli("peek", "embedding.ingested").out
 
 
-def test_a_pets_jobs_are_found(cli: Cli, desk: Desk) -> None:
+def test_jobs_of_a_pet_are_found(cli: Cli, desk: Desk) -> None:
     desk.add(1, 2, pet_id=42)
     desk.add(3, pet_id=7)
 
@@ -177,7 +177,7 @@ def test_dead_letters_are_listed_grouped_and_shown(cli: Cli, desk: Desk) -> None
     assert "OSError: no" in cli("dead", "show", "embedding", other).out
 
 
-def test_the_status_says_why_work_waits(cli: Cli, desk: Desk) -> None:
+def test_status_gives_the_reason_why_jobs_wait(cli: Cli, desk: Desk) -> None:
     desk.add(1)
     desk.deliver()
 
@@ -191,7 +191,7 @@ def test_the_status_says_why_work_waits(cli: Cli, desk: Desk) -> None:
     assert f"embedding.ingested: {status['reason']}\n" in told
 
 
-def test_ids_can_be_copied_from_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
+def test_ids_are_not_wrapped_in_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
     (entry_id,) = desk.add(1)
     desk.deliver("a-consumer-with-a-long-name-as-they-have:17:df8372f6.124956")
     (dead_letter_id,) = desk.bury(2)
@@ -202,7 +202,7 @@ def test_ids_can_be_copied_from_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
     assert dead_letter_id in dead_letters.split()
 
 
-def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:
+def test_empty_plan_reports_nothing_to_do(cli: Cli, desk: Desk) -> None:
     done = cli("dead", "purge", "embedding", "--reason", "failed")
 
     assert done.code == 0
@@ -232,7 +232,7 @@ def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_meant_ends_with_two(cli: Cli, arguments: list[str], named: str) -> None:
+def test_invalid_queue_argument_exits_2(cli: Cli, arguments: list[str], named: str) -> None:
     refused = cli(*arguments)
 
     assert refused.code == 2
@@ -242,13 +242,13 @@ def test_what_cannot_be_meant_ends_with_two(cli: Cli, arguments: list[str], name
 @pytest.mark.parametrize(
     "arguments", [["pending", "embedding"], ["find", "--pet", "1"], ["pause", "embedding", "--yes"]]
 )
-def test_without_redis_they_end_with_three(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+def test_queue_command_without_redis_exits_3(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
 
     assert cli(*arguments).code == 3
 
 
-def test_a_rescued_job_runs(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
+def test_rescued_job_runs(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
     desk.add(1, 2)
     desk.deliver()
 
@@ -259,7 +259,7 @@ def test_a_rescued_job_runs(cli: Cli, desk: Desk, redis_client: redis.Redis) -> 
 
 
 @pytest.mark.parametrize("odd_id", ["1794203586547828000-0", f"{2**64 - 1}-{2**64 - 1}"])
-def test_entries_with_ids_of_the_future_are_shown_and_their_time_is_unknown(desk: Desk, cli: Cli, odd_id: str) -> None:
+def test_entry_id_ahead_of_the_clock_is_shown_without_a_time(desk: Desk, cli: Cli, odd_id: str) -> None:
     desk.client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id=odd_id)
 
     peeked, found, told = cli("peek", "embedding"), cli("find", "--pet", "42"), cli("status", "--json")

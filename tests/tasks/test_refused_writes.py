@@ -83,7 +83,7 @@ CALLS: Final[dict[str, Callable[[ClusterTasks], object]]] = {
 
 
 @STATES
-def test_client_call_that_redis_refuses_names_cause_and_hint(
+def test_refused_client_call_names_cause_and_hint(
     server: EmbeddedRedis, refuse: Callable[[str], Any], code: str
 ) -> None:
     with refuse(code), ClusterTasks(server.url) as tasks:
@@ -207,7 +207,7 @@ def test_full_redis_lets_operators_purge_pause_resume_and_delete(
         assert client.keys(f"{{pet:{PET}}}:*") == []
 
 
-def test_redis_that_takes_writes_again_is_ready_again(http: TestClient, refuse: Callable[[str], Any]) -> None:
+def test_server_is_ready_once_redis_accepts_writes_again(http: TestClient, refuse: Callable[[str], Any]) -> None:
     assert http.get("/readyz").status_code == 200
     with refuse("NOREPLICAS"):
         assert http.get("/readyz").status_code == 503
@@ -219,7 +219,7 @@ def test_redis_that_takes_writes_again_is_ready_again(http: TestClient, refuse: 
 
 
 @STATES
-def test_refusing_redis_makes_no_pod_ready_and_shows_in_metrics(
+def test_refusing_redis_is_not_ready_and_shows_in_metrics(
     client: redis.Redis, refuse: Callable[[str], Any], code: str
 ) -> None:
     metrics = expose(client, Settings(), with_jobs=False)
@@ -233,13 +233,13 @@ def test_refusing_redis_makes_no_pod_ready_and_shows_in_metrics(
     eventually(lambda: b"media_cluster_redis_writable 1.0" in metrics("")[0])
 
 
-def test_redis_that_is_away_has_no_sample_of_whether_it_takes_writes(tmp_path: Path) -> None:
+def test_unreachable_redis_has_no_writable_sample(tmp_path: Path) -> None:
     client = redis.Redis.from_url(f"unix://{tmp_path}/nothing.sock", retry=None)
 
     assert b"media_cluster_redis_writable 0" not in expose(client, Settings(), with_jobs=False)("")[0]
 
 
-def test_probe_leaves_only_keys_that_end(client: redis.Redis) -> None:
+def test_probe_leaves_only_keys_that_expire(client: redis.Redis) -> None:
     before = set(client.keys("*"))
     why_not_ready(client)
 
@@ -333,7 +333,7 @@ def examined(server: EmbeddedRedis, client: redis.Redis) -> list[Finding]:
 
 
 @STATES
-def test_doctor_names_the_refusal_and_starts_no_worker(
+def test_doctor_names_the_refusal_instead_of_missing_workers(
     server: EmbeddedRedis, client: redis.Redis, refuse: Callable[[str], Any], code: str
 ) -> None:
     with refuse(code):
@@ -360,7 +360,7 @@ def test_doctor_reaches_the_check_of_the_disk_when_redis_refuses_ping(
     assert [finding.level for finding in found if finding.check == "snapshot"] == ["wrong"]
 
 
-def test_doctor_finds_writes_in_order_when_they_are(server: EmbeddedRedis, client: redis.Redis) -> None:
+def test_doctor_reports_accepted_writes_as_ok(server: EmbeddedRedis, client: redis.Redis) -> None:
     assert [finding.level for finding in examined(server, client) if finding.check == "writes"] == ["ok"]
 
 
@@ -399,7 +399,7 @@ def test_cluster_without_slots_is_named(tmp_path: Path) -> None:
     assert unready.startswith(HINTS["CLUSTERDOWN"].problem)
 
 
-def test_replica_that_serves_nothing_is_named(server: EmbeddedRedis, client: redis.Redis) -> None:
+def test_replica_that_serves_no_reads_is_named(server: EmbeddedRedis, client: redis.Redis) -> None:
     client.config_set("replica-serve-stale-data", "no")
     try:
         with REFUSING["READONLY"](server, client), ClusterTasks(server.url) as tasks:
@@ -413,7 +413,7 @@ def test_replica_that_serves_nothing_is_named(server: EmbeddedRedis, client: red
     assert raised.value.refusal.code == "MASTERDOWN"
 
 
-def test_user_without_permission_is_a_fault_of_the_settings(server: EmbeddedRedis, client: Any) -> None:
+def test_redis_user_without_permission_is_a_settings_error(server: EmbeddedRedis, client: Any) -> None:
     client.execute_command("ACL", "SETUSER", "reader", "on", ">reader-secret", "~*", "+ping", "+hello", "+get")
     try:
         with (
@@ -446,7 +446,7 @@ def test_user_without_permission_is_a_fault_of_the_settings(server: EmbeddedRedi
         (ValueError("OOM command not allowed"), None),
     ],
 )
-def test_answer_of_redis_is_in_its_row_of_the_table(error: Exception, code: str | None) -> None:
+def test_redis_error_maps_to_its_refusal(error: Exception, code: str | None) -> None:
     refusal = refusal_of(error)
 
     assert (refusal.code if refusal else None) == code

@@ -50,7 +50,7 @@ def documented() -> dict[str, RetryPolicy]:
     return policies
 
 
-def test_the_table_in_the_docstring_is_the_one_that_runs() -> None:
+def test_policy_table_in_the_docstring_matches_the_code() -> None:
     # where nothing is tried again, nothing waits
     running = {
         actor: policy if policy.max_retries else replace(policy, min_backoff_ms=0, max_backoff_ms=0)
@@ -60,7 +60,7 @@ def test_the_table_in_the_docstring_is_the_one_that_runs() -> None:
     assert documented() == running
 
 
-def test_every_actor_that_messages_are_for_has_a_policy() -> None:
+def test_every_actor_has_a_policy() -> None:
     actors = {
         contract.actor_name
         for contract in vars(contracts).values()
@@ -74,7 +74,7 @@ def test_every_actor_that_messages_are_for_has_a_policy() -> None:
     )
 
 
-def test_the_docstring_names_every_error_of_the_domain_that_is_caught_by_name() -> None:
+def test_policy_docstring_names_every_domain_error() -> None:
     told = retry_policy.__doc__ or ""
 
     for kind in (*NEVER_RETRIED, *ClusterError.__subclasses__()):
@@ -115,7 +115,7 @@ def attempts_until_dead(error: Exception, policy: RetryPolicy) -> int:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("actor", sorted(POLICIES))
-def test_what_trying_again_cannot_hint_runs_once(actor: str, error: Exception) -> None:
+def test_error_that_a_retry_cannot_fix_runs_once(actor: str, error: Exception) -> None:
     assert attempts_until_dead(error, POLICIES[actor]) == 1
 
 
@@ -129,7 +129,7 @@ def test_what_trying_again_cannot_hint_runs_once(actor: str, error: Exception) -
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_everything_else_is_tried_again_as_often_as_the_table_says(error: Exception) -> None:
+def test_other_errors_are_retried_as_in_the_table(error: Exception) -> None:
     hurried = {
         actor: replace(policy, min_backoff_ms=1, max_backoff_ms=1)
         for actor, policy in POLICIES.items()

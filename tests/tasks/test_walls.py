@@ -57,7 +57,7 @@ def test_thin_client_in_use_loads_no_engine() -> None:
     }
 
 
-def test_the_broker_brings_only_dramatiq_and_redis() -> None:
+def test_broker_import_loads_only_dramatiq_and_redis() -> None:
     allowed = modules_after("import dramatiq, redis, redis.sentinel, redis.cluster")
 
     modules = modules_after("import broker")
@@ -66,7 +66,7 @@ def test_the_broker_brings_only_dramatiq_and_redis() -> None:
     assert packages_of(modules) - packages_of(allowed) - sys.stdlib_module_names == {"broker"}
 
 
-def test_the_broker_names_nothing_but_dramatiq_redis_and_itself() -> None:
+def test_broker_imports_only_dramatiq_redis_and_itself() -> None:
     named = set()
     for path in (ROOT / "broker").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -78,7 +78,7 @@ def test_the_broker_names_nothing_but_dramatiq_redis_and_itself() -> None:
     assert named - sys.stdlib_module_names == {"dramatiq", "redis"}
 
 
-def test_no_module_of_the_domain_brings_the_queue() -> None:
+def test_domain_imports_load_no_queue() -> None:
     everything = """
 import importlib, pkgutil, sploot_cluster
 for module in pkgutil.walk_packages(sploot_cluster.__path__, "sploot_cluster."):
@@ -111,7 +111,7 @@ def copied(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_import_linter_finds_every_wall_whole() -> None:
+def test_import_linter_accepts_the_code() -> None:
     linted = lint_imports(ROOT)
 
     assert linted.returncode == 0, linted.stdout
@@ -141,7 +141,7 @@ def test_import_linter_finds_every_wall_whole() -> None:
         ),
     ],
 )
-def test_import_linter_finds_a_hole(copied: Path, module: str, statement: str, contract: str) -> None:
+def test_import_linter_refuses_a_forbidden_import(copied: Path, module: str, statement: str, contract: str) -> None:
     damaged = copied / module
     # inside a function: an import that runs late is a hole as well
     damaged.write_text(f"{damaged.read_text()}\n\ndef _hole() -> None:\n    {statement}\n")

@@ -126,7 +126,7 @@ def unreachable() -> redis.Redis:
     return redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
 
 
-def test_every_series_exists_before_the_first_sample_and_is_zero(registry: CollectorRegistry) -> None:
+def test_series_are_zero_before_the_first_sample(registry: CollectorRegistry) -> None:
     families = text_string_to_metric_families(generate_latest(registry).decode())
 
     told = {
@@ -143,7 +143,7 @@ def test_every_series_exists_before_the_first_sample_and_is_zero(registry: Colle
     assert set(told.values()) == {0.0}
 
 
-def test_what_only_counts_up_is_a_counter_and_all_else_a_gauge(registry: CollectorRegistry) -> None:
+def test_only_totals_are_counters(registry: CollectorRegistry) -> None:
     kinds = {family.name: family.type for family in registry.collect()}
 
     assert {name for name, kind in kinds.items() if kind == "counter"} == {
@@ -155,11 +155,11 @@ def test_what_only_counts_up_is_a_counter_and_all_else_a_gauge(registry: Collect
     }
 
 
-def test_every_metric_says_what_it_means(registry: CollectorRegistry) -> None:
+def test_every_metric_has_a_help_text(registry: CollectorRegistry) -> None:
     assert all(len(family.documentation) > 50 for family in registry.collect())
 
 
-def test_jobs_are_counted_by_what_they_wait_for(
+def test_jobs_are_counted_by_state(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry
 ) -> None:
     send(broker, 5)
@@ -185,7 +185,7 @@ def test_jobs_are_counted_by_what_they_wait_for(
     consumer.close()
 
 
-def test_in_a_walk_through_whatever_may_happen_to_a_queue_the_gauges_are_the_truth(
+def test_gauges_match_redis_after_every_step_of_a_random_walk(
     broker: RedisStreamsBroker, redis_client: redis.Redis
 ) -> None:
     met = check_walk(redis_client, broker, n_states=400, seed=7)
@@ -195,7 +195,7 @@ def test_in_a_walk_through_whatever_may_happen_to_a_queue_the_gauges_are_the_tru
     assert met["orphans"] > 20
 
 
-def test_queues_are_told_apart(
+def test_gauges_are_separate_per_queue(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry
 ) -> None:
     send(broker, 3, queue=EMBEDDING_INGESTED)
@@ -207,7 +207,7 @@ def test_queues_are_told_apart(
     assert counts == dict.fromkeys(QUEUES, 0) | {EMBEDDING_INGESTED: 3, CLUSTER_RECLUSTER: 1}
 
 
-def test_a_job_that_was_acknowledged_by_hand_is_an_orphan(
+def test_job_acknowledged_by_hand_counts_as_orphan(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     send(broker)
@@ -239,7 +239,7 @@ def test_lag_is_the_idle_time_of_the_oldest_pending_job(
     assert of_stream(registry, "media_cluster_stream_lag_seconds", CLUSTER_RECLUSTER) == 0
 
 
-def test_the_age_of_the_oldest_job_counts_from_when_it_was_added(
+def test_age_of_the_oldest_job_counts_from_its_addition(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     seconds, _ = redis_client.time()
@@ -253,7 +253,7 @@ def test_the_age_of_the_oldest_job_counts_from_when_it_was_added(
     assert of_stream(registry, "media_cluster_stream_lag_seconds") == 0  # nobody holds it
 
 
-def test_a_queue_that_was_emptied_is_told_as_empty(
+def test_emptied_queue_is_reported_as_empty(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry
 ) -> None:
     send(broker, 4)
@@ -269,7 +269,7 @@ def test_a_queue_that_was_emptied_is_told_as_empty(
     assert of_stream(registry, "media_cluster_entries_added_total") == 4
 
 
-def test_a_sample_is_as_old_as_the_older_of_its_halves(
+def test_sample_is_as_old_as_its_older_half(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     sampler.sample_pending()
@@ -286,7 +286,7 @@ def test_a_sample_is_as_old_as_the_older_of_its_halves(
     assert 44 < both - one_stopped <= 45
 
 
-def test_pods_answer_alike(
+def test_all_pods_expose_the_same_numbers(
     broker: RedisStreamsBroker, sampler: BacklogSampler, redis_url: str, redis_client: redis.Redis
 ) -> None:
     send(broker, 3)
@@ -305,7 +305,7 @@ def test_pods_answer_alike(
     assert b'media_cluster_undelivered_jobs{stream="streams:cluster.feedback"} 3.0' in answers[0]
 
 
-def test_a_scrape_while_redis_is_away_tells_nothing_and_warns(caplog: pytest.LogCaptureFixture) -> None:
+def test_scrape_without_redis_is_empty_and_warns(caplog: pytest.LogCaptureFixture) -> None:
     registry = CollectorRegistry()
     registry.register(BacklogCollector(unreachable()))
 
@@ -318,7 +318,7 @@ def test_a_scrape_while_redis_is_away_tells_nothing_and_warns(caplog: pytest.Log
 
 
 @pytest.mark.parametrize("spoil", [("hset", BACKLOG, "cluster.feedback:dead", "many"), ("set", NOISE, "7")])
-def test_a_hash_that_was_spoilt_by_hand_stops_no_scrape(
+def test_invalid_sample_hash_does_not_fail_the_scrape(
     registry: CollectorRegistry, redis_client: redis.Redis, spoil: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     redis_client.execute_command(*spoil)
@@ -328,14 +328,14 @@ def test_a_hash_that_was_spoilt_by_hand_stops_no_scrape(
     assert "backlog not read from Redis" in caplog.text
 
 
-def test_a_sample_that_cannot_be_written_is_told_to_its_caller(broker: RedisStreamsBroker) -> None:
+def test_sample_raises_when_it_cannot_be_written(broker: RedisStreamsBroker) -> None:
     sampler = BacklogSampler(broker, unreachable())
 
     with pytest.raises(redis.ConnectionError):
         sampler.sample_pending()
 
 
-def test_noisy_reclusters_in_a_row_are_counted_and_a_quiet_one_ends_the_row(
+def test_noise_streak_grows_and_ends_with_a_quiet_recluster(
     registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     watch = NoiseWatch(redis_client)
@@ -348,7 +348,7 @@ def test_noisy_reclusters_in_a_row_are_counted_and_a_quiet_one_ends_the_row(
     assert abs(int(redis_client.hget(NOISE, "at_ms") or 0) / 1000 - time.time()) < 30
 
 
-def test_workers_that_finish_together_are_all_counted(redis_client: redis.Redis) -> None:
+def test_noise_streak_counts_concurrent_reclusters(redis_client: redis.Redis) -> None:
     with ThreadPoolExecutor(8) as pool:
         streaks = list(pool.map(lambda _: NoiseWatch(redis_client).note(31), range(100)))
 
@@ -363,7 +363,7 @@ def ahead(client: Any, hours: int = 1) -> str:
 
 
 @pytest.mark.parametrize("id_of", [ahead, lambda _: LAST_ID], ids=["an hour ahead", "the greatest"])
-def test_an_entry_with_an_id_of_the_future_grows_old_from_when_it_was_seen(
+def test_age_of_an_entry_id_ahead_counts_from_its_first_sample(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any, id_of: Any
 ) -> None:
     redis_client.xadd(FEEDBACK, {"a": "b"}, id=id_of(redis_client))
@@ -383,7 +383,7 @@ def test_an_entry_with_an_id_of_the_future_grows_old_from_when_it_was_seen(
     assert 900 < later < 960
 
 
-def test_work_behind_an_id_of_the_future_has_the_age_at_which_it_was_seen(
+def test_age_of_later_entries_counts_from_the_sample_that_saw_them(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
 ) -> None:
     odd = redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))
@@ -408,7 +408,7 @@ def test_work_behind_an_id_of_the_future_has_the_age_at_which_it_was_seen(
     assert not redis_client.exists(SEEN_IDS)
 
 
-def test_ids_ahead_and_an_exhausted_stream_are_gauges(
+def test_ids_ahead_and_exhausted_streams_are_gauges(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
 ) -> None:
     redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))
@@ -425,7 +425,7 @@ def test_ids_ahead_and_an_exhausted_stream_are_gauges(
     assert of_stream(registry, "media_cluster_stream_exhausted") == 1
 
 
-def test_only_entries_that_nobody_settled_count_as_vanished(
+def test_only_unprocessed_entries_count_as_vanished(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
 ) -> None:
     vanished = "media_cluster_entries_vanished_total"

@@ -66,7 +66,7 @@ def samples(port: int) -> dict[tuple[str, str], float]:
     return totals
 
 
-def test_a_pod_tells_of_all_its_processes_and_forgets_none_that_was_killed(tmp_path: Path) -> None:
+def test_pod_metrics_include_all_processes_and_killed_ones(tmp_path: Path) -> None:
     port = free_port()
     with (
         EmbeddedRedis(options={"appendonly": "no"}) as server,
@@ -131,7 +131,7 @@ def failed_corrections(port: int) -> float:
     return sum(sample.value for sample in found if sample.labels["outcome"] != "success")
 
 
-def test_correction_that_fails_while_its_pod_drains_is_scraped(tmp_path: Path) -> None:
+def test_failure_during_drain_is_scraped(tmp_path: Path) -> None:
     port = free_port()
     # the stock actor is replaced before a worker of this module begins
     (tmp_path / "slow_pod.py").write_text(
@@ -165,7 +165,7 @@ def test_correction_that_fails_while_its_pod_drains_is_scraped(tmp_path: Path) -
     assert list(tmp_path.glob("sploot-cluster-metrics-*")) == []
 
 
-def test_pod_that_nobody_scrapes_ends_with_its_workers(tmp_path: Path) -> None:
+def test_pod_without_scraper_ends_with_its_workers(tmp_path: Path) -> None:
     port = free_port()
     with EmbeddedRedis(options={"appendonly": "no"}) as server, pod(server.url, tmp_path, port) as master:
         eventually(lambda: get(port, "/healthz")[0] == 200, within_s=60)
@@ -175,7 +175,7 @@ def test_pod_that_nobody_scrapes_ends_with_its_workers(tmp_path: Path) -> None:
         assert get(port, "/healthz")[0] == 0
 
 
-def test_a_taken_port_stops_no_job_and_is_tried_again(tmp_path: Path) -> None:
+def test_taken_port_is_retried_while_jobs_run(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, EmbeddedRedis(options={"appendonly": "no"}) as server:
         port = taken.getsockname()[1]
         with redis.Redis.from_url(server.url) as client, pod(server.url, tmp_path, port):
@@ -189,7 +189,7 @@ def test_a_taken_port_stops_no_job_and_is_tried_again(tmp_path: Path) -> None:
             eventually(lambda: get(port, "/healthz")[0] == 200, within_s=30)
 
 
-def test_a_redis_that_is_away_is_no_readiness_and_no_samples() -> None:
+def test_pod_without_redis_is_not_ready_and_exposes_no_samples() -> None:
     client = redis.Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None)
 
     body, media_type = expose(client, Settings(ingest_rollout_percent=25), with_jobs=False)("")

@@ -40,7 +40,7 @@ warnings.warn("careful")
 """
 
 
-def test_every_line_is_one_object_with_the_facts_in_fields() -> None:
+def test_every_line_is_one_json_object_with_facts_in_fields() -> None:
     environ = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run([sys.executable, "-c", _TALK], env=environ, capture_output=True, text=True, check=True)
 
@@ -58,7 +58,7 @@ def test_every_line_is_one_object_with_the_facts_in_fields() -> None:
     assert "careful" in warning["message"]
 
 
-def test_a_line_with_a_stack_tells_what_one_of_facts_alone_does() -> None:
+def test_line_with_a_traceback_has_the_same_fields() -> None:
     talk = """
 import logging
 from datetime import UTC, datetime
@@ -78,7 +78,7 @@ for stack_info in (False, True):
     assert list(alone.items()) == list(candidate.items())
 
 
-def test_what_looks_like_an_embedding_is_told_by_its_length() -> None:
+def test_embeddings_in_texts_are_replaced_by_their_length() -> None:
     vector = np.random.default_rng(3).normal(size=32).astype(np.float32)
     base64 = b64encode(vector.tobytes()).decode()
     texts = [base64, repr(vector.tobytes()), str(vector.tolist()), str(vector), " ".join(map(str, vector.tolist()))]
@@ -99,11 +99,11 @@ def test_what_looks_like_an_embedding_is_told_by_its_length() -> None:
         "ペットの写真" * 40,
     ],
 )
-def test_other_long_texts_are_told_as_they_are(text: str) -> None:
+def test_other_long_texts_are_logged_unchanged(text: str) -> None:
     assert without_payload(text) == text
 
 
-def test_a_line_is_json_whatever_is_in_it() -> None:
+def test_line_is_json_whatever_it_contains() -> None:
     talk = """
 import logging
 from tasks.observe.logs import configure_logging
@@ -132,7 +132,7 @@ raise RuntimeError("the end")
     assert "ZeroDivisionError" in lines[3]["exc_info"]
 
 
-def test_a_line_that_cannot_be_written_is_told_in_json_and_stops_nobody() -> None:
+def test_unwritable_line_is_reported_as_json() -> None:
     talk = """
 import logging
 from tasks.observe.logs import configure_logging
@@ -189,14 +189,14 @@ def lines_of(text: str) -> list[dict[str, Any]]:
     return lines
 
 
-def test_a_process_that_cannot_use_its_settings_says_so_in_json() -> None:
+def test_invalid_settings_are_reported_as_json() -> None:
     for name, (code, text) in ended({"SPLOOT_LEASE_MS": "long"}).items():
         (line,) = lines_of(text)
         assert (code, line["level"]) == (2, "CRITICAL"), name
         assert "SPLOOT_LEASE_MS: 'long' is not a whole number" in line["message"]
 
 
-def test_a_process_that_cannot_import_what_it_needs_says_so_in_json(tmp_path: Path) -> None:
+def test_missing_import_is_reported_as_json(tmp_path: Path) -> None:
     broken = 'import warnings\nwarnings.warn("old library")\nraise ImportError("its .so is missing")\n'
     for needed in ("periodiq", "uvicorn"):
         (tmp_path / f"{needed}.py").write_text(broken)
@@ -209,7 +209,7 @@ def test_a_process_that_cannot_import_what_it_needs_says_so_in_json(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_scheduler_and_server_write_nothing_but_json_from_start_to_end(
+def test_scheduler_and_server_write_only_json(
     redis_client: redis.Redis, redis_url: str, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -236,7 +236,7 @@ def test_scheduler_and_server_write_nothing_but_json_from_start_to_end(
 
 
 @pytest.mark.slow
-def test_real_workers_write_nothing_but_json_name_every_job_and_show_no_embedding(
+def test_workers_write_only_json_that_names_jobs_and_hides_embeddings(
     redis_client: redis.Redis, redis_url: str, tmp_path: Path
 ) -> None:
     embeddings = _send_good_and_bad_work(redis_client)

@@ -37,12 +37,12 @@ def told(registry: CollectorRegistry) -> dict[str, float | None]:
     return places | {single: registry.get_sample_value(single) for single in singles}
 
 
-def test_every_series_is_there_before_anything_was_sampled(registry: CollectorRegistry) -> None:
+def test_media_series_exist_before_the_first_sample(registry: CollectorRegistry) -> None:
     assert set(told(registry).values()) == {0}
     assert registry.get_sample_value("cluster_media_sample_timestamp_seconds") == 0
 
 
-def test_media_are_told_by_where_they_are(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
+def test_media_are_counted_by_place(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     for subject in range(2):
         take(service, subject, range(8))
@@ -74,7 +74,7 @@ def test_media_are_told_by_where_they_are(redis_client: redis.Redis, registry: C
     assert redis_client.time()[0] - 60 < at
 
 
-def test_a_pet_that_does_not_add_up_is_counted(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
+def test_pet_with_inconsistent_counts_is_counted(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     take(service, 0, range(3))
     redis_client.hincrby(PetKeys.of(PET).meta, "ingested", 1)
@@ -84,7 +84,7 @@ def test_a_pet_that_does_not_add_up_is_counted(redis_client: redis.Redis, regist
     assert told(registry)["cluster_pets_unconserved"] == 1
 
 
-def test_a_scrape_without_redis_tells_nothing_instead_of_yesterday() -> None:
+def test_media_scrape_without_redis_is_empty() -> None:
     registry = CollectorRegistry()
     with redis.Redis(port=free_port(), socket_connect_timeout=0.2) as nobody:
         registry.register(MediaCollector(nobody))

@@ -36,20 +36,20 @@ def verdict(*said: Pulse, up_for_s: float = 1_000.0, now_s: float = 500.0) -> st
     return why_not_alive(said, hung_after_s=HUNG_AFTER_S, up_for_s=up_for_s, now_s=now_s)
 
 
-def test_a_pod_lives_while_each_of_its_processes_said_so_lately() -> None:
+def test_pod_is_alive_while_every_pulse_is_recent() -> None:
     fresh, old = Pulse(1, 499.0, ["q"]), Pulse(2, 500.0 - HUNG_AFTER_S - 1, ["q"])
 
     assert verdict(fresh, fresh) is None
     assert verdict(fresh, old) == "worker process 2 has not moved for 61 s"
 
 
-def test_a_process_that_knows_of_a_thread_that_hangs_is_believed() -> None:
+def test_pod_is_not_alive_when_a_pulse_reports_stuck() -> None:
     said = Pulse(3, 499.0, ["q"], stuck="a worker thread has ended")
 
     assert verdict(said) == "worker process 3: a worker thread has ended"
 
 
-def test_a_pod_may_take_its_time_to_boot_and_not_for_ever() -> None:
+def test_pod_without_pulses_is_alive_only_during_boot() -> None:
     assert verdict(up_for_s=BOOT_S - 1) is None
     assert verdict(up_for_s=BOOT_S + 1) == f"no worker process has booted for {BOOT_S + 1:.0f} s"
 
@@ -80,7 +80,7 @@ def process_running(
         broker.close()
 
 
-def test_a_working_process_says_what_it_consumes_and_takes_its_word_back_at_the_end(
+def test_pulse_names_queues_and_is_removed_at_shutdown(
     redis_url: str, tmp_path: Path
 ) -> None:
     with process_running(redis_url, tmp_path, Hours()):
@@ -90,7 +90,7 @@ def test_a_working_process_says_what_it_consumes_and_takes_its_word_back_at_the_
     assert pulses(tmp_path) == []
 
 
-def test_a_job_far_beyond_its_time_limit_hangs_its_process(redis_url: str, tmp_path: Path) -> None:
+def test_job_far_beyond_its_time_limit_is_reported_as_stuck(redis_url: str, tmp_path: Path) -> None:
     clock, goes_on, began = Hours(), Event(), Event()
 
     def run(**_: Any) -> None:
@@ -119,7 +119,7 @@ def test_a_job_far_beyond_its_time_limit_hangs_its_process(redis_url: str, tmp_p
     assert beyond.startswith("cluster_embedding long runs for 66")
 
 
-def test_a_consumer_that_asks_no_more_hangs_its_process(redis_url: str, tmp_path: Path) -> None:
+def test_consumer_that_stops_asking_is_reported_as_stuck(redis_url: str, tmp_path: Path) -> None:
     clock = Hours()
     with process_running(redis_url, tmp_path, clock) as (broker, worker, keeper):
         consumer = worker.consumers[EMBEDDING_INGESTED]
@@ -134,7 +134,7 @@ def test_a_consumer_that_asks_no_more_hangs_its_process(redis_url: str, tmp_path
     assert said.stuck.startswith("the consumer of embedding.ingested has not asked for a message for 6")
 
 
-def test_an_outage_of_redis_hangs_nobody(tmp_path: Path) -> None:
+def test_redis_outage_is_not_reported_as_stuck(tmp_path: Path) -> None:
     with (
         EmbeddedRedis(directory=tmp_path, unix_socket=True, options={"appendonly": "no"}) as server,
         process_running(server.url, tmp_path, Hours()) as (broker, worker, keeper),
@@ -149,7 +149,7 @@ def test_an_outage_of_redis_hangs_nobody(tmp_path: Path) -> None:
         assert "Redis does not answer" in (why_not_ready(redis.Redis.from_url(server.url)) or "")
 
 
-def test_a_queue_without_group_is_not_ready(redis_client: redis.Redis) -> None:
+def test_queue_without_group_is_not_ready(redis_client: redis.Redis) -> None:
     assert why_not_ready(redis_client, [EMBEDDING_INGESTED]) == (
         f"{stream_of(EMBEDDING_INGESTED)} has no group {GROUP}; workers make it when they begin"
     )
@@ -160,7 +160,7 @@ def test_a_queue_without_group_is_not_ready(redis_client: redis.Redis) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_pod_with_a_stopped_process_is_not_alive_and_recovers(tmp_path: Path) -> None:
+def test_pod_with_a_stopped_process_is_not_alive_until_it_resumes(tmp_path: Path) -> None:
     with EmbeddedRedis(options={"appendonly": "no"}) as server, _pod(server.url, tmp_path) as port:
         eventually(lambda: _get(port, "/readyz")[0] == 200, within_s=60)
         eventually(lambda: _get(port, "/healthz") == (200, "ok"), within_s=60)

@@ -89,7 +89,7 @@ def links_of(span: ReadableSpan) -> list[tuple[str, str]]:
     return [(f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}") for link in span.links]
 
 
-def test_a_flat_event_continues_the_trace_of_its_upload(redis_client: redis.Redis, traces: Traces) -> None:
+def test_flat_event_continues_the_trace_of_its_upload(redis_client: redis.Redis, traces: Traces) -> None:
     with worker_running(redis_client, traces, lambda **_: None):
         upload(redis_client)
         eventually(lambda: traces.spans("process"))
@@ -107,7 +107,7 @@ def test_a_flat_event_continues_the_trace_of_its_upload(redis_client: redis.Redi
     assert (told["sploot.pet_id"], told["sploot.attempt"]) == (42, 1)
 
 
-def test_a_message_that_a_traced_process_sends_is_linked_across_the_stream(
+def test_message_of_a_traced_process_continues_its_trace(
     redis_client: redis.Redis, traces: Traces
 ) -> None:
     tracer = traces.provider.get_tracer("auth service")
@@ -122,7 +122,7 @@ def test_a_message_that_a_traced_process_sends_is_linked_across_the_stream(
     assert span.parent.trace_id == uploading.get_span_context().trace_id
 
 
-def test_what_a_job_enqueues_is_a_child_of_its_run(redis_client: redis.Redis, traces: Traces) -> None:
+def test_message_sent_by_a_job_is_a_child_of_its_run(redis_client: redis.Redis, traces: Traces) -> None:
     ran = []
 
     def run(media_id: str, **kwargs: Any) -> None:
@@ -146,7 +146,7 @@ def test_what_a_job_enqueues_is_a_child_of_its_run(redis_client: redis.Redis, tr
     assert {hexadecimal(span)[0] for span in (first, sent, second)} == {TRACE_ID}
 
 
-def test_a_retry_is_a_trace_of_its_own_linked_to_the_sender_and_to_the_attempt_before(
+def test_retry_starts_a_trace_linked_to_sender_and_last_attempt(
     redis_client: redis.Redis, traces: Traces
 ) -> None:
     ran = []
@@ -175,7 +175,7 @@ def test_a_retry_is_a_trace_of_its_own_linked_to_the_sender_and_to_the_attempt_b
     assert "no luck" not in first.to_json(), "a text may hold an embedding"
 
 
-def test_a_redelivery_is_linked_to_the_sender(redis_client: redis.Redis, traces: Traces) -> None:
+def test_redelivery_is_linked_to_the_sender(redis_client: redis.Redis, traces: Traces) -> None:
     entry_id = upload(redis_client)
     redis_client.xgroup_create(KEYS.stream, GROUP, id="0")
     redis_client.xreadgroup(GROUP, "dead", {KEYS.stream: ">"})
@@ -190,7 +190,7 @@ def test_a_redelivery_is_linked_to_the_sender(redis_client: redis.Redis, traces:
     assert dict(span.attributes or {})["sploot.deliveries"] == 2
 
 
-def test_a_traceparent_that_is_none_begins_a_trace(redis_client: redis.Redis, traces: Traces) -> None:
+def test_invalid_traceparent_starts_a_trace(redis_client: redis.Redis, traces: Traces) -> None:
     message: dramatiq.Message[Any] = dramatiq.Message(
         EMBEDDING_INGESTED, CLUSTER_EMBEDDING, (), {"media_id": "m", "traceparent": "nonsense"}, {}
     )
@@ -202,7 +202,7 @@ def test_a_traceparent_that_is_none_begins_a_trace(redis_client: redis.Redis, tr
     assert span.parent is None
 
 
-def test_what_a_request_brought_reaches_the_trace_of_its_job(
+def test_traceparent_of_a_request_reaches_its_job(
     redis_client: redis.Redis, redis_url: str, traces: Traces
 ) -> None:
     api = client_of(build_app(Settings(redis_url=redis_url)))
@@ -219,7 +219,7 @@ def test_what_a_request_brought_reaches_the_trace_of_its_job(
 
 
 @pytest.mark.parametrize("given", [[], ["nonsense"], [f"00-{'0' * 32}-{SPAN_ID}-01"], [TRACEPARENT, TRACEPARENT]])
-def test_a_request_that_brings_no_usable_traceparent_is_answered_and_begins_no_trace(
+def test_request_with_an_invalid_traceparent_is_answered(
     redis_client: redis.Redis, redis_url: str, given: list[str]
 ) -> None:
     api = client_of(build_app(Settings(redis_url=redis_url)))
@@ -233,7 +233,7 @@ def test_a_request_that_brings_no_usable_traceparent_is_answered_and_begins_no_t
     assert b"traceparent" not in entry[b"message"]
 
 
-def test_tracing_is_off_without_an_endpoint_and_refused_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_needs_an_endpoint_and_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     assert tracing_middleware(Settings()) == []

@@ -63,7 +63,7 @@ def cli(guarded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     return run
 
 
-def test_an_operator_may_do_all_that_the_runbook_asks(cli: Cli, desk: Desk, tmp_path: Path) -> None:
+def test_operator_user_may_run_all_runbook_commands(cli: Cli, desk: Desk, tmp_path: Path) -> None:
     service = ClusterService(RedisPetStore(desk.client))
     for number, vector in enumerate(vectors(pet_id=42, n=8)):
         service.assign(PetId(42), MediaId(f"m{number}"), model="test@1", vector=vector)
@@ -98,7 +98,7 @@ def test_an_operator_may_do_all_that_the_runbook_asks(cli: Cli, desk: Desk, tmp_
     assert cli("doctor") in (0, 1)
 
 
-def test_an_operator_cannot_destroy(guarded: EmbeddedRedis, desk: Desk) -> None:
+def test_operator_user_cannot_run_destructive_commands(guarded: EmbeddedRedis, desk: Desk) -> None:
     operator = redis.Redis.from_url(guarded.url, username="operator", password=SECRET)
 
     for command in (

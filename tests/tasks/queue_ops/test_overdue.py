@@ -53,7 +53,7 @@ def findings(desk: Desk, url: str) -> list[Finding]:
 
 
 @pytest.mark.parametrize(("held_s", "level"), [(WITHIN_S, None), (BEYOND_S, "warning"), (CERTAIN_S, "wrong")])
-def test_doctor_reports_overdue_jobs_of_the_living(
+def test_doctor_reports_overdue_jobs_of_live_workers(
     desk: Desk, redis_url: str, held_s: float, level: str | None
 ) -> None:
     entry_id = hold(desk, ALIVE, for_s=held_s)
@@ -66,7 +66,7 @@ def test_doctor_reports_overdue_jobs_of_the_living(
     assert status(desk).overdue == len(found)
 
 
-def test_status_names_holder_and_command_that_frees_overdue_jobs(desk: Desk) -> None:
+def test_status_names_holder_and_fix_of_overdue_jobs(desk: Desk) -> None:
     entry_id = hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
 
@@ -78,14 +78,14 @@ def test_status_names_holder_and_command_that_frees_overdue_jobs(desk: Desk) -> 
     )
 
 
-def test_jobs_of_the_dead_are_not_overdue_because_others_take_them(desk: Desk) -> None:
+def test_jobs_of_dead_workers_are_not_overdue(desk: Desk) -> None:
     hold(desk, STUCK, for_s=CERTAIN_S)
     live(desk)
 
     assert status(desk).overdue == 0
 
 
-def test_plan_of_a_rescue_states_that_what_it_leaves_out_hangs(desk: Desk) -> None:
+def test_rescue_plan_warns_that_left_out_jobs_hang(desk: Desk) -> None:
     hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
 
@@ -105,7 +105,7 @@ def test_sample_counts_overdue_jobs(desk: Desk) -> None:
     assert desk.client.hget(BACKLOG, f"{EMBEDDING_INGESTED}:overdue") == b"1"
 
 
-def test_status_of_a_job_states_that_it_runs_beyond_its_limit(desk: Desk) -> None:
+def test_job_status_reports_a_run_beyond_its_limit(desk: Desk) -> None:
     hold(desk, ALIVE, for_s=BEYOND_S)
     live(desk)
     now = datetime.now(UTC)
@@ -120,7 +120,7 @@ def test_status_of_a_job_states_that_it_runs_beyond_its_limit(desk: Desk) -> Non
     assert f"rescue {EMBEDDING_INGESTED} --consumer {ALIVE} --even-if-alive" in reason(BEYOND_S)
 
 
-def test_status_of_a_waiting_job_states_that_a_worker_holds_one_for_too_long(desk: Desk) -> None:
+def test_status_of_a_waiting_job_reports_an_overdue_one(desk: Desk) -> None:
     hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
     record = JobRecord("j", "queued", EMBEDDING_INGESTED, CLUSTER_EMBEDDING)
