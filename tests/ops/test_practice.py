@@ -184,8 +184,8 @@ def test_a_queue_that_somebody_paused_is_found_and_resumed(on_call: OnCall) -> N
     heading = opened(on_call, "MediaClusterStalled")
     (first,) = under(heading)
     told = on_call.follow(first)
-    assert "embedding.ingested: it is paused" in told
-    (row,) = [line for line in TEXT.splitlines() if line.startswith("| `it is paused`")]
+    assert "embedding.ingested: the queue is paused" in told
+    (row,) = [line for line in TEXT.splitlines() if line.startswith("| `the queue is paused`")]
     action = leads_to(row, "Redis backlog action")
     (resume,) = under(action, "queue resume")
     told = on_call.follow(resume)

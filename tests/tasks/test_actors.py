@@ -1,4 +1,4 @@
-"""The actors on a broker and a store in memory: messages go in, and the pet tells what came of them."""
+"""The actors on an in-memory broker and store: messages go in, the pet shows their effect."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def service(store: MemoryPetStore) -> ClusterService:
 
 @pytest.fixture
 def broker(service: ClusterService) -> Iterator[StubBroker]:
-    """The actors, and a worker that runs them."""
+    """The actors with a worker that runs them."""
     broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit()])
     declare_actors(broker, service)
     worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
@@ -79,7 +79,7 @@ def broker(service: ClusterService) -> Iterator[StubBroker]:
 
 @pytest.fixture
 def three_subjects(service: ClusterService) -> PetView:
-    """Twelve pictures of each of three subjects, in clusters 1, 2 and 3."""
+    """Store twelve pictures of each of three subjects, in clusters 1, 2 and 3."""
     for subject in range(3):
         take(service, subject, range(12))
     service.recluster(PET)
@@ -89,13 +89,13 @@ def three_subjects(service: ClusterService) -> PetView:
 
 
 def event(**changes: Any) -> dict[str, Any]:
-    """The arrival of another picture of the first subject, which looks like one that is there."""
+    """Return the arrival of another picture of the first subject, similar to a stored one."""
     arrival = EmbeddingIngested.of(pet_id=PET, media_id=name(0, 99), model=MODEL, embedding=picture(0, 0))
     return arrival.to_kwargs() | changes
 
 
 def run(broker: StubBroker, actor: str, *args: Any, **kwargs: Any) -> dramatiq.Message[Any]:
-    """Send a message, wait until it has run, and raise what it raised for good."""
+    """Send a message, wait until it has run, and raise its final exception."""
     message = broker.get_actor(actor).send(*args, **kwargs)
     finish(broker, actor)
     return message
@@ -114,7 +114,7 @@ def test_every_actor_has_its_queue_and_retry_policy(broker: StubBroker) -> None:
 
 
 def test_policies_cover_exactly_the_actors_of_a_worker(service: ClusterService) -> None:
-    client = redis.Redis()  # nothing is asked of it
+    client = redis.Redis()  # never used for a call
     broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit(), PeriodiqMiddleware()])
 
     declare_actors(broker, service)
@@ -268,7 +268,7 @@ def test_correction_delivered_twice_is_applied_once(
     message = run(broker, MERGE_CLUSTERS, pet_id=PET, cluster_ids=[1, 2])
     revision = store.load(PET).revision
 
-    broker.enqueue(message)  # as after a worker that died before the acknowledgement
+    broker.enqueue(message)  # as if a worker had died before the ack
     finish(broker, MERGE_CLUSTERS)
 
     assert [correction.operation_id for correction in store.load(PET).ledger] == [message.message_id]

@@ -1,4 +1,4 @@
-"""The actions by HTTP: the same plans, for operators alone."""
+"""The actions over HTTP: the same plans, only for operators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUEUES = f"{API}/queues"
 
 
 class Caller:
-    """The API on a real Redis, called with one role's token."""
+    """The API on a real Redis, called with the token of one role."""
 
     def __init__(self, desk: Desk, client: redis.Redis) -> None:
         app = create_app(
@@ -65,9 +65,7 @@ PLANNING: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "body"), PLANNING)
-def test_action_is_planned_applied_and_audited(
-    api: Caller, desk: Desk, path: str, body: dict[str, Any]
-) -> None:
+def test_action_is_planned_applied_and_audited(api: Caller, desk: Desk, path: str, body: dict[str, Any]) -> None:
     desk.add(1, 2)
     desk.deliver()
     desk.bury(3)

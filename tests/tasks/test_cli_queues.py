@@ -1,35 +1,19 @@
-"""`sploot-cluster queue …`: plans without --yes, exit codes, and what programs read."""
+"""`sploot-cluster queue …`: plans without --yes, exit codes, and JSON output."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import pytest
 import redis
 
-from tasks.cli import main
+from tasks.cli.screen import err, out
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
+from tests.tasks.command_line import CommandLine, Ran
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that ended: exit code, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
 
 Cli = Callable[..., Ran]
 
@@ -42,21 +26,13 @@ def desk(redis_client: redis.Redis) -> Desk:
 @pytest.fixture
 def cli(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Runs `sploot-cluster queue …` in this process."""
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    monkeypatch.setenv("COLUMNS", "40")
-
-    def run(*arguments: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["sploot-cluster", "queue", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), told.out, told.err)
-
-    return run
+    command_line = CommandLine(redis_url, monkeypatch, capsys)
+    for screen in (out, err):
+        monkeypatch.setattr(screen, "width", 40)
+    return partial(command_line, "queue")
 
 
-DRILLS = [
+ACTIONS = [
     ["rescue", "embedding", "--consumer", STUCK],
     ["rescue", "embedding", "--idle", "0s"],
     ["retire-consumer", "embedding", STUCK],
@@ -68,7 +44,7 @@ DRILLS = [
 ]
 
 
-@pytest.mark.parametrize("action", DRILLS, ids=" ".join)
+@pytest.mark.parametrize("action", ACTIONS, ids=" ".join)
 def test_action_without_yes_changes_nothing(cli: Cli, desk: Desk, action: list[str]) -> None:
     desk.add(1, 2)
     desk.deliver()
@@ -79,13 +55,13 @@ def test_action_without_yes_changes_nothing(cli: Cli, desk: Desk, action: list[s
 
     assert refused.code == 4
     assert re.search(r"^Plan p-[0-9a-f]{8}: .+\.$", refused.out, flags=re.MULTILINE)
-    assert re.search(r"^  (XCLAIM|XADD|XDEL|SET|DEL) ", refused.out, flags=re.MULTILINE), "not in Redis's words"
+    assert re.search(r"^  (XCLAIM|XADD|XDEL|SET|DEL) ", refused.out, flags=re.MULTILINE), "no Redis commands"
     assert "queue apply p-" in refused.err
     assert (desk.holders(), desk.entry_ids(), desk.dead_letter_ids(), desk.client.exists(KEYS.paused)) == before
     assert cli("audit", "--json").json == []
 
 
-@pytest.mark.parametrize("action", DRILLS, ids=" ".join)
+@pytest.mark.parametrize("action", ACTIONS, ids=" ".join)
 def test_action_with_yes_is_applied_and_audited(
     cli: Cli, desk: Desk, redis_client: redis.Redis, action: list[str]
 ) -> None:
@@ -110,7 +86,7 @@ def test_saved_plan_is_applied_to_exactly_its_ids(cli: Cli, desk: Desk) -> None:
     shown = cli("dead", "requeue", "embedding", "--all", "--json")
     (late,) = desk.bury(3)
 
-    applied = cli(["queue", "apply"][1], shown.json["plan_id"], "--yes")
+    applied = cli("apply", shown.json["plan_id"], "--yes")
     again = cli("apply", shown.json["plan_id"], "--yes")
 
     assert [entry["id"] for entry in shown.json["entries"]] == [first, second]
@@ -128,7 +104,7 @@ def test_failed_canary_fails_the_command(cli: Cli, desk: Desk, redis_client: red
         done = cli("dead", "requeue", "embedding", "--all", "--canary", "--yes")
 
     assert done.code == 1
-    assert "NOT DONE: the first one died again" in done.out
+    assert "NOT DONE: the first one failed again" in done.out
     assert "2 were not touched" in done.out
     assert len(desk.dead_letter_ids()) == 3
 
@@ -173,7 +149,7 @@ def test_dead_letters_are_listed_grouped_and_shown(cli: Cli, desk: Desk) -> None
     assert [(group["n"], group["error"]) for group in groups] == [(2, "InvalidInput"), (1, "OSError")]
     assert shown["error"] == "OSError: no"
     assert shown["fields"]["embedding"] == "<64 bytes>"
-    assert "[a" in cli("dead", "list").out, "rich took the text for markup"
+    assert "[a" in cli("dead", "list").out, "rich interpreted the text as markup"
     assert "OSError: no" in cli("dead", "show", "embedding", other).out
 
 
@@ -186,9 +162,9 @@ def test_status_gives_the_reason_why_jobs_wait(cli: Cli, desk: Desk) -> None:
     assert status["reason"] == "no worker takes its jobs; start one: sploot-cluster worker"
     assert (status["in_flight"], status["undelivered"]) == (1, 0)
     assert [(one["name"], one["pending"], one["is_alive"]) for one in status["consumers"]] == [(STUCK, 1, False)]
-    told = cli("status").out
-    assert STUCK in told
-    assert f"embedding.ingested: {status['reason']}\n" in told
+    text = cli("status").out
+    assert STUCK in text
+    assert f"embedding.ingested: {status['reason']}\n" in text
 
 
 def test_ids_are_not_wrapped_in_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
@@ -206,7 +182,7 @@ def test_empty_plan_reports_nothing_to_do(cli: Cli, desk: Desk) -> None:
     done = cli("dead", "purge", "embedding", "--reason", "failed")
 
     assert done.code == 0
-    assert "There is nothing to do." in done.out
+    assert "Nothing to do." in done.out
 
 
 @pytest.mark.parametrize(
@@ -262,11 +238,11 @@ def test_rescued_job_runs(cli: Cli, desk: Desk, redis_client: redis.Redis) -> No
 def test_entry_id_ahead_of_the_clock_is_shown_without_a_time(desk: Desk, cli: Cli, odd_id: str) -> None:
     desk.client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id=odd_id)
 
-    peeked, found, told = cli("peek", "embedding"), cli("find", "--pet", "42"), cli("status", "--json")
+    peeked, found, status = cli("peek", "embedding"), cli("find", "--pet", "42"), cli("status", "--json")
 
-    assert (peeked.code, found.code, told.code) == (0, 0, 0)
+    assert (peeked.code, found.code, status.code) == (0, 0, 0)
     for shown in (peeked, found):
         (line,) = [line for line in shown.out.splitlines() if odd_id in line]
         assert re.search(rf"{odd_id}\s+-\s", line)
-    (queue,) = [queue for queue in told.json if queue["queue"] == "embedding.ingested"]
+    (queue,) = [queue for queue in status.json if queue["queue"] == "embedding.ingested"]
     assert queue["oldest_age_s"] is None

@@ -1,4 +1,4 @@
-"""The thin client: what it sends, what it refuses, and how soon it gives up."""
+"""The producers' client: what it sends, what it refuses, and when it gives up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tasks(redis_url: str) -> Iterator[ClusterTasks]:
 
 
 def sent(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
-    """The messages that wait in a queue's stream."""
+    """Return the messages that wait in a queue's stream."""
     entries: Any = client.xrange(stream_of(queue))
     return [json.loads(fields[b"message"]) for _, fields in entries]
 
@@ -70,9 +70,7 @@ def test_second_recluster_of_a_pet_returns_the_waiting_one(tasks: ClusterTasks, 
     assert len(list(redis_client.scan_iter("sploot:job:*"))) == 2
 
 
-def test_delayed_recluster_is_returned_to_later_callers(
-    tasks: ClusterTasks, redis_client: redis.Redis
-) -> None:
+def test_delayed_recluster_is_returned_to_later_callers(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     tasks.request_recluster(42, reason="grew by 20%", delay_ms=60_000)
     joined = tasks.recluster(42)
 
@@ -82,7 +80,7 @@ def test_delayed_recluster_is_returned_to_later_callers(
     assert status is not None
     assert status.state == "delayed"
     assert status.due_at is not None
-    assert status.reason.startswith("it is due at ")
+    assert status.reason.startswith("due at ")
 
 
 def test_embedding_is_sent_as_base64_f32le(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
@@ -109,7 +107,7 @@ def test_thousand_items_take_a_few_round_trips(tasks: ClusterTasks, redis_client
 
     assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 1_000
     assert len({job.job_id for job in jobs}) == 1_000
-    # a script call counts its commands too: five per batch of 200, one XADD per event
+    # commands inside a script count too: five per batch of 200, one XADD per event
     assert n_commands() - before < 1_100
 
 

@@ -1,4 +1,4 @@
-"""The door: what passes becomes a value, what cannot names the field and the hint."""
+"""Checks of messages: a valid one becomes a value, an invalid one names field and hint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ F32LE = struct.pack("<3f", *VALUES)
 
 
 def fields(**changes: bytes | None) -> dict[bytes, bytes]:
-    """A good flat event, with changes; None removes a field."""
+    """Return a valid flat event with changes; None removes a field."""
     event: dict[str, bytes | None] = {
         "schema": b"embedding.ingested/1",
         "event_id": b"7d1c",
@@ -47,7 +47,7 @@ def fields(**changes: bytes | None) -> dict[bytes, bytes]:
 
 
 def kwargs(**changes: Any) -> dict[str, Any]:
-    """A good event inside a Dramatiq message, with changes."""
+    """Return the arguments of a valid event in a Dramatiq message, with changes."""
     return EmbeddingIngested.from_fields(fields()).to_kwargs() | changes
 
 

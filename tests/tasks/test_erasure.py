@@ -1,4 +1,4 @@
-"""What travelled about a pet or an item is found and removed, and nothing else is."""
+"""Erasure finds and removes all traces of a pet or an item, and nothing else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def flat(client: redis.Redis, pet_id: int, media_id: str, **changes: str) -> Non
 
 
 def run_all(client: redis.Redis) -> None:
-    """Let a worker work off whatever waits."""
+    """Let a worker run all waiting jobs."""
     broker = RedisStreamsBroker(
         client=client,
         middleware=[CurrentMessage(), TimeLimit(), Retries(), TrackJobs(JobRecords(client))],
@@ -77,7 +77,7 @@ def counts(traces: Traces) -> tuple[int, int, int]:
 
 
 def bury(client: redis.Redis, queue: str, entry: dict[Any, Any], *, error: str = "OSError: disk full") -> DeadLetterRef:
-    """A dead letter of an entry, as the broker keeps it."""
+    """Add a dead letter of an entry, as the broker stores it."""
     fields: dict[Any, Any] = {
         "reason": "failed",
         "error": error,
@@ -93,7 +93,7 @@ def bury(client: redis.Redis, queue: str, entry: dict[Any, Any], *, error: str =
 
 
 def event(media_id: str, encoding: str = "f32le", **changes: Any) -> dict[Any, Any]:
-    """A flat event whose embedding holds ``AACAPwAAAAAAAAAA`` where it is base64."""
+    """Return a flat event; in base64, its embedding is ``AACAPwAAAAAAAAAA``."""
     values = [1.0, 0.0, 0.0]
     packed = struct.pack("<3f", *values)
     embedding: dict[str, Any] = {
@@ -129,7 +129,7 @@ NAMES = [
 
 @pytest.fixture
 def traffic(redis_client: redis.Redis, tasks: ClusterTasks) -> None:
-    """Two pets; of pet 42 an item, a bad flat event, a correction that was refused, and one that was not."""
+    """Send traffic of two pets; for pet 42 an item, an invalid event, a refused and an accepted correction."""
     for pet_id in (42, 43):
         tasks.ingest(pet_id=pet_id, media_id=SECRET, model="clip@1", embedding=[1.0, 2.0])
         tasks.ingest(pet_id=pet_id, media_id="other.jpg", model="clip@1", embedding=[1.0, 2.0])
@@ -153,7 +153,7 @@ def test_erasure_removes_only_traces_that_name_the_item(
 ) -> None:
     erased = erasure.erase(42, [SECRET])
 
-    # the record of the split, which was refused for its cluster, names no item
+    # the record of the split names no item, because the split was refused for its cluster
     assert counts(erased) == (1, 2, 0)
     assert counts(erasure.find(42)) == (2, 1, 0)
     assert counts(erasure.find(43)) == (3, 3, 0)
@@ -167,20 +167,18 @@ def test_erasure_removes_only_traces_that_name_the_item(
 def test_waiting_corrections_are_counted_for_any_item(
     tasks: ClusterTasks, erasure: Erasure, media: list[str] | None
 ) -> None:
-    """One that names what is gone by the time it runs becomes a dead letter with its name."""
+    """A correction whose item is gone when it runs becomes a dead letter with the item's id."""
     tasks.dismiss(42, ["a.jpg"])
     tasks.dismiss(43, ["a.jpg"])
 
     assert erasure.find(42, media).n_waiting == 1
 
 
-def test_waiting_events_are_counted_and_stay(
-    redis_client: redis.Redis, tasks: ClusterTasks, erasure: Erasure
-) -> None:
+def test_waiting_events_are_counted_and_stay(redis_client: redis.Redis, tasks: ClusterTasks, erasure: Erasure) -> None:
     tasks.ingest(pet_id=42, media_id="a.jpg", model="clip@1", embedding=[1.0, 2.0])
     flat(redis_client, 42, "b.jpg")
     flat(redis_client, 43, "b.jpg")
-    tasks.recluster(42)  # it would bring nothing back
+    tasks.recluster(42)  # would not bring anything back
 
     assert erasure.find(42).n_waiting == 2
     assert erasure.find(42, ["a.jpg"]).n_waiting == 1

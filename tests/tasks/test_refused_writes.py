@@ -1,4 +1,4 @@
-"""A Redis that answers and refuses writes: what callers, operators and probes learn of it, and that they can act."""
+"""A Redis that answers but refuses writes: reports to callers, operators and probes, and what still works."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STATES: Final = pytest.mark.parametrize("code", REFUSING)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """One of this module's own: what refused once shows in INFO from then on."""
+    """A server of this module's own, because a refusal shows in INFO from then on."""
     directory = tmp_path_factory.mktemp("refusing", numbered=True)
     with EmbeddedRedis(directory=directory, unix_socket=True) as server:
         yield server
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def client(server: EmbeddedRedis) -> Iterator[redis.Redis]:
-    """A server with a pet, a waiting job and a dead letter, which takes writes yet."""
+    """A server with a pet, a waiting job and a dead letter that still accepts writes."""
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
         service = ClusterService(RedisPetStore(client))
@@ -60,7 +60,7 @@ def client(server: EmbeddedRedis) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def refuse(server: EmbeddedRedis, client: redis.Redis) -> Callable[[str], Any]:
-    """Brings the server into the state of a refusal, for a block."""
+    """Return a function that makes the server refuse writes within a block."""
     return lambda code: REFUSING[code](server, client)
 
 
@@ -130,7 +130,7 @@ BODIES: Final[dict[str, Any]] = {
     "plan_purge": {},
     "apply_plan": {"plan_id": "p-00000000"},
 }
-# What enqueues, or writes, whatever the state of the pet is.
+# Routes that enqueue or write, whatever the state of the pet.
 WORK: Final = frozenset(list(BODIES)[:8])
 IN_PATH: Final = {
     "pet_id": str(PET),
@@ -151,7 +151,7 @@ def http(server: EmbeddedRedis, client: redis.Redis) -> Iterator[TestClient]:
 
 
 def routes(http: TestClient) -> list[tuple[str, str, str]]:
-    """(operation, method, path) of every route in the OpenAPI document."""
+    """Return (operation, method, path) of every route in the OpenAPI document."""
     paths = http.get("/openapi.json").json()["paths"]
     return [(one["operationId"], method, path) for path, methods in paths.items() for method, one in methods.items()]
 
@@ -264,7 +264,7 @@ VERBS: Final = {
     "queue dead requeue": ["embedding", "--all", "--yes"],
     "import": ["{exported}"],
     "ingest": ["{lines}"],
-    # these read; most of them answer also while writes are refused
+    # these only read; most of them answer while writes are refused
     "clusters": [str(PET)],
     "tally": [str(PET)],
     "history": [str(PET)],
@@ -285,6 +285,7 @@ VERBS: Final = {
 WRITING: Final = frozenset(list(VERBS)[: list(VERBS).index("clusters")])
 
 
+@pytest.mark.slow
 @STATES
 def test_command_under_refusal_is_one_line_and_exit_code_3(
     server: EmbeddedRedis,
@@ -308,7 +309,7 @@ def test_command_under_refusal_is_one_line_and_exit_code_3(
     exported, lines = tmp_path / "pet.zip", tmp_path / "media.jsonl"
     assert run("export", str(PET), str(exported))[0] == 0
     lines.write_text(json.dumps(MEDIUM) + "\n")
-    # an import wants its place free
+    # an import needs a pet id without data
     client.delete(*client.keys(f"{{pet:{PET}}}:*"))
     take(ClusterService(RedisPetStore(client)), 0, range(4))
     files = {"exported": str(exported), "lines": str(lines)}
@@ -364,7 +365,7 @@ def test_doctor_reports_accepted_writes_as_ok(server: EmbeddedRedis, client: red
     assert [finding.level for finding in examined(server, client) if finding.check == "writes"] == ["ok"]
 
 
-# -- what people do, and the table itself ----------------------------------------------------------------------------
+# -- actions, and the table itself -----------------------------------------------------------------------------------
 
 
 @STATES

@@ -1,4 +1,4 @@
-"""A rollout by pet: always the same pets, only more of them, the same in every language."""
+"""A rollout by pet: the same pets in every language, and only more of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tasks.rollout import is_rolled_out
 
-# From the table in the module's docstring, which producers in other languages go by.
+# From the table in the module's docstring, the reference for producers in other languages.
 EXAMPLES = [tuple(map(int, row)) for row in re.findall(r"^ {4}(\d+) +\d+ +(\d+) ", rollout.__doc__ or "", re.MULTILINE)]
 
 
@@ -45,9 +45,7 @@ def test_share_of_pets_is_close_to_the_percentage(first: int) -> None:
     assert n_in == pytest.approx(2_000, rel=0.1)
 
 
-def test_client_withholds_items_of_pets_outside_the_rollout(
-    redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_client_withholds_items_of_pets_outside_the_rollout(redis_url: str, redis_client: redis.Redis) -> None:
     with ClusterTasks(redis_url, ingest_rollout_percent=50) as tasks:
         one = [tasks.ingest(pet_id=pet, media_id="m", model="clip@1", embedding=[0.1, 0.2]) for pet in (9, 42)]
         many = tasks.ingest_many(
@@ -58,7 +56,7 @@ def test_client_withholds_items_of_pets_outside_the_rollout(
         assert [job.withheld for job in many] == [True, False]
         assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 2
         assert tasks.job(one[1].job_id) is None
-        # corrections and reclusters are for pets that have clusters already
+        # corrections and reclusters concern pets that already have clusters
         assert not tasks.recluster(pet_id=42).withheld
 
 

@@ -1,13 +1,13 @@
-"""Settings from the environment: defaults, refusals that name the variable, secrets that stay secret."""
+"""Settings from the environment: defaults, errors that name the variable, masked secrets."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import redis
 
-from sploot_cluster.pet_cache import bytes_to_remember
 from tasks.composition import build_service
 from tasks.settings import SettingInvalid, Settings, masked
 
@@ -156,8 +156,13 @@ def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:
     assert Settings.from_env({"SPLOOT_LEASE_MS_FILE": str(path)}).lease_ms == 30_000
 
 
-def test_cache_size_follows_the_setting() -> None:
-    client = redis.Redis()  # nothing is asked of it
+@pytest.mark.parametrize(("cache_mb", "cache_bytes"), [(64, 64 << 20), (0, None)])
+def test_cache_size_follows_the_setting(
+    monkeypatch: pytest.MonkeyPatch, cache_mb: int, cache_bytes: int | None
+) -> None:
+    built = Mock()
+    monkeypatch.setattr("sploot_cluster.service.ClusterService", built)
 
-    assert build_service(Settings(cache_mb=64), client)._cache.max_bytes == 64 << 20
-    assert build_service(Settings(), client)._cache.max_bytes == bytes_to_remember()
+    build_service(Settings(cache_mb=cache_mb), redis.Redis())  # the client is never used for a call
+
+    assert built.call_args.kwargs["cache_bytes"] == cache_bytes

@@ -1,4 +1,4 @@
-"""What may stand in the streams of work: flat events of other languages, and Dramatiq messages."""
+"""Admission to the work streams: flat events of other languages, and Dramatiq messages."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_option_with_an_invalid_value_is_refused(name: str, value: Any) -> None:
 
 
 def test_messages_of_clients_and_retries_are_accepted(redis_client: redis.Redis) -> None:
-    """The product's own middleware, on a media item that fails once."""
+    """Run the product's own middleware on an item that fails once."""
     attempts: list[dict[str, Any]] = []
 
     def fail_once(**_: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the queues hold, sampled into Redis and told at every scrape."""
+"""Contents of the queues, sampled into Redis and exposed at every scrape."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OF_STREAMS = (
     "media_cluster_entries_vanished_total",
 )
 TICKED_AT = "media_cluster_scheduler_tick_timestamp_seconds"
-# what the walk compares: metric -> fact
+# compared by the walk: metric -> fact
 COUNTS = {
     "pending_jobs": "pending",
     "undelivered_jobs": "undelivered",
@@ -72,7 +72,7 @@ def sampler(broker: RedisStreamsBroker, redis_client: redis.Redis) -> BacklogSam
 
 @pytest.fixture
 def registry(redis_client: redis.Redis) -> CollectorRegistry:
-    """What a pod exposes."""
+    """The registry of a pod."""
     registry = CollectorRegistry()
     registry.register(BacklogCollector(redis_client))
     return registry
@@ -94,7 +94,7 @@ def of_feedback(registry: CollectorRegistry) -> dict[str, float]:
 
 
 def check_walk(client: redis.Redis, broker: RedisStreamsBroker, *, n_states: int, seed: int) -> Counter[str]:
-    """Walk, and compare every gauge with the truth in every state; what was met, by name."""
+    """Walk, compare every gauge with the truth after each step, and return the operations that ran."""
     walk, sampler = Walk(client, broker, random.Random(seed)), BacklogSampler(broker, client)
     registry = CollectorRegistry()
     registry.register(BacklogCollector(client))
@@ -103,18 +103,18 @@ def check_walk(client: redis.Redis, broker: RedisStreamsBroker, *, n_states: int
         step = walk.step()
         sampler.sample_pending()
         sampler.sample_lag()
-        told_of = of_feedback(registry)
+        exposed = of_feedback(registry)
         truth = walk.truth()
 
         where = f"state {number} of seed {seed}, after {step}: {truth}"
-        told = {name: told_of[f"media_cluster_{name}"] for name in (*COUNTS, *TIMES)}
-        assert {COUNTS[name]: told[name] for name in COUNTS} == {
+        gauges = {name: exposed[f"media_cluster_{name}"] for name in (*COUNTS, *TIMES)}
+        assert {COUNTS[name]: gauges[name] for name in COUNTS} == {
             name: getattr(truth, name) for name in COUNTS.values()
         }, where
         for name, fact in TIMES.items():
-            # a moment has passed since the sample
-            behind_s = (getattr(truth, fact) or 0) / 1_000 - told[name]
-            assert 0 <= behind_s < 5, f"{name} says {told[name]} in {where}"
+            # time has passed since the sample
+            behind_s = (getattr(truth, fact) or 0) / 1_000 - gauges[name]
+            assert 0 <= behind_s < 5, f"{name} says {gauges[name]} in {where}"
         met[step] += 1
         met["lag is nil"] += not truth.is_lag_known
         met["orphans"] += truth.orphaned > 0
@@ -129,7 +129,7 @@ def unreachable() -> redis.Redis:
 def test_series_are_zero_before_the_first_sample(registry: CollectorRegistry) -> None:
     families = text_string_to_metric_families(generate_latest(registry).decode())
 
-    told = {
+    gauges = {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
         for sample in family.samples
@@ -139,8 +139,8 @@ def test_series_are_zero_before_the_first_sample(registry: CollectorRegistry) ->
     expected = {(name, frozenset({stream[queue], ("group", GROUP)})) for name in OF_GROUPS for queue in QUEUES}
     expected |= {(name, frozenset({stream[queue]})) for name in OF_STREAMS for queue in QUEUES}
     expected |= {(name, frozenset()) for name in SINGLE}
-    assert told.keys() == expected
-    assert set(told.values()) == {0.0}
+    assert gauges.keys() == expected
+    assert set(gauges.values()) == {0.0}
 
 
 def test_only_totals_are_counters(registry: CollectorRegistry) -> None:
@@ -174,7 +174,7 @@ def test_jobs_are_counted_by_state(
 
     sampler.sample_pending()
 
-    # it read as many as it may hold, and no more since
+    # the consumer has read as many as it may hold
     assert of_stream(registry, "media_cluster_pending_jobs") == 2
     assert of_stream(registry, "media_cluster_undelivered_jobs") == 2
     assert of_stream(registry, "media_cluster_delayed_jobs") == 2
@@ -190,7 +190,7 @@ def test_gauges_match_redis_after_every_step_of_a_random_walk(
 ) -> None:
     met = check_walk(redis_client, broker, n_states=400, seed=7)
 
-    # make ops-verify walks through many more
+    # make ops-verify walks more steps
     assert met["lag is nil"] > 20
     assert met["orphans"] > 20
 
@@ -228,7 +228,7 @@ def test_lag_is_the_idle_time_of_the_oldest_pending_job(
     send(broker, 2)
     redis_client.xgroup_create(FEEDBACK, GROUP, "0")
     read: Any = redis_client.xreadgroup(GROUP, "by-hand", {FEEDBACK: ">"}, count=1)
-    # XCLAIM can say how long an entry has been idle
+    # XCLAIM can set the idle time of an entry
     redis_client.xclaim(FEEDBACK, GROUP, "by-hand", 0, [read[0][1][0][0]], idle=90_000)
 
     sampler.sample_lag()
@@ -250,7 +250,7 @@ def test_age_of_the_oldest_job_counts_from_its_addition(
     age_s = of_stream(registry, "media_cluster_oldest_job_age_seconds")
     assert age_s is not None
     assert 599 <= age_s < 660
-    assert of_stream(registry, "media_cluster_stream_lag_seconds") == 0  # nobody holds it
+    assert of_stream(registry, "media_cluster_stream_lag_seconds") == 0  # no worker holds it
 
 
 def test_emptied_queue_is_reported_as_empty(
@@ -314,7 +314,7 @@ def test_scrape_without_redis_is_empty_and_warns(caplog: pytest.LogCaptureFixtur
 
     assert families == []
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "backlog not read from Redis" in caplog.text
+    assert "could not read the backlog from Redis" in caplog.text
 
 
 @pytest.mark.parametrize("spoil", [("hset", BACKLOG, "cluster.feedback:dead", "many"), ("set", NOISE, "7")])
@@ -325,7 +325,7 @@ def test_invalid_sample_hash_does_not_fail_the_scrape(
 
     assert list(registry.collect()) == []
 
-    assert "backlog not read from Redis" in caplog.text
+    assert "could not read the backlog from Redis" in caplog.text
 
 
 def test_sample_raises_when_it_cannot_be_written(broker: RedisStreamsBroker) -> None:
@@ -372,7 +372,7 @@ def test_age_of_an_entry_id_ahead_counts_from_its_first_sample(
     sampler.sample_lag()
     first = of_stream(registry, "media_cluster_oldest_job_age_seconds")
     (seen,) = [json.loads(stored) for stored in redis_client.hvals(SEEN_IDS)]
-    # as a quarter of an hour later
+    # simulates a quarter of an hour
     redis_client.hset(SEEN_IDS, CLUSTER_FEEDBACK, json.dumps([[at - 900_000, last] for at, last in seen]))
     sampler.sample_lag()
     later = of_stream(registry, "media_cluster_oldest_job_age_seconds")
@@ -388,7 +388,7 @@ def test_age_of_later_entries_counts_from_the_sample_that_saw_them(
 ) -> None:
     odd = redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))
     sampler.sample_lag()
-    send(broker)  # gets an id of the future as well
+    send(broker)  # gets an id ahead of the clock as well
     sampler.sample_lag()
     seen = json.loads(redis_client.hget(SEEN_IDS, CLUSTER_FEEDBACK))
     assert len(seen) == 2

@@ -1,4 +1,4 @@
-"""Sentry hears once of every job that failed for good, and nothing of what it carried."""
+"""Sentry gets one report of every permanently failed job, without its payload."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DSN = "https://public@sentry.invalid/1"
 
 
 class InMemory(Transport):
-    """Keeps what would be sent."""
+    """A transport that keeps the events."""
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -81,9 +81,7 @@ def add(client: Any, event: Any) -> None:
     client.xadd(KEYS.stream, event)
 
 
-def test_failed_job_is_reported_once_despite_retries(
-    redis_client: redis.Redis, transport: InMemory
-) -> None:
+def test_failed_job_is_reported_once_despite_retries(redis_client: redis.Redis, transport: InMemory) -> None:
     ran = []
 
     def run(media_id: str, embedding: str, **_: Any) -> None:
@@ -123,11 +121,11 @@ def test_reports_contain_no_embedding_and_no_argument(redis_client: redis.Redis,
         add(redis_client, sent)
         eventually(lambda: len(transport.events) == 1)
 
-    told = json.dumps(transport.events, default=repr)
-    assert text not in told
-    assert str(event.vector()[3]) not in told
-    assert repr(event.embedding)[2:60] not in told
-    assert "vars" not in told, "local variables are told"
+    reported = json.dumps(transport.events, default=repr)
+    assert text not in reported
+    assert str(event.vector()[3]) not in reported
+    assert repr(event.embedding)[2:60] not in reported
+    assert "vars" not in reported, "local variables are reported"
 
 
 def test_undecodable_entry_is_reported(redis_client: redis.Redis, transport: InMemory) -> None:

@@ -1,4 +1,4 @@
-"""What is counted and logged of a job, on a real queue with a real worker, and on jobs that never ran."""
+"""Counters and log lines of jobs on a real queue with a real worker, and of jobs that never ran."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support import eventually
 
 
 class Noise:
-    """Where reclusters note their noise; on demand it fails, as Redis may."""
+    """A stand-in for ``NoiseWatch`` that fails on demand, as Redis may."""
 
     def __init__(self) -> None:
         self.noted: list[int] = []
@@ -40,7 +40,7 @@ class Noise:
 
 
 class Pool:
-    """A queue with its worker and what was told of the jobs."""
+    """A queue with its worker, metrics and noise notes."""
 
     def __init__(self, url: str) -> None:
         self.noise, self.registry = Noise(), CollectorRegistry()
@@ -171,9 +171,7 @@ def test_undecodable_event_counts_as_invalid(
     assert {line["reason"] for line in lines(logged, "dead letter")} == {"undecodable"}
 
 
-def test_recluster_notes_its_noise_and_survives_a_failing_watch(
-    pool: Pool, logged: pytest.LogCaptureFixture
-) -> None:
+def test_recluster_notes_its_noise_and_survives_a_failing_watch(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker)
     def regroup(n_noise: int) -> None:
         current_job().noise_count = n_noise
@@ -185,7 +183,7 @@ def test_recluster_notes_its_noise_and_survives_a_failing_watch(
     regroup.send(7)
     eventually(lambda: pool.jobs("success") == 2)
 
-    eventually(lambda: lines(logged, "noise of a recluster not noted"))
+    eventually(lambda: lines(logged, "could not record the noise of a recluster"))
     assert pool.noise.noted == [31]
 
 
@@ -239,8 +237,8 @@ def test_facts_do_not_leak_into_the_next_job(pool: Pool, logged: pytest.LogCaptu
         second.send()
     eventually(lambda: len(lines(logged, "job done")) == 10)
 
-    told = {(line["actor"], line["pet_id"], line["backend_used"]) for line in lines(logged, "job done")}
-    assert told == {("first", 1, "faiss"), ("second", None, "none")}
+    logged_jobs = {(line["actor"], line["pet_id"], line["backend_used"]) for line in lines(logged, "job done")}
+    assert logged_jobs == {("first", 1, "faiss"), ("second", None, "none")}
 
 
 @pytest.mark.parametrize(
@@ -285,7 +283,7 @@ def test_dead_letter_counts_only_when_no_attempt_did(pool: Pool, reason: str, co
         fields={},
     )
 
-    pool.broker.middleware[-1].after_dead_letter(pool.broker, dead_letter)  # type: ignore[attr-defined]  # ours is last
+    pool.broker.middleware[-1].after_dead_letter(pool.broker, dead_letter)  # type: ignore[attr-defined]  # RecordJobs is the last
 
     assert {outcome: pool.jobs(outcome) for outcome in ("success", "invalid", "error", "timeout")} == {
         "success": 0,

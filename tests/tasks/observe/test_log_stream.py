@@ -1,4 +1,4 @@
-"""A log whose reader stalls keeps nobody waiting, stays in order, and states what is missing."""
+"""A log whose reader stalls blocks no thread, keeps its order, and reports missing lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PIPE_BYTES = 4096
 
 
 class Pipe:
-    """A pipe of one page, whose reader reads when the test wants it to."""
+    """A pipe of one page whose reader is controlled by the test."""
 
     def __init__(self) -> None:
         self._read_fd, write_fd = os.pipe()

@@ -1,4 +1,4 @@
-"""The names that dashboards and alerts rely on, and that every child of a metric is there from the start."""
+"""Metric names that dashboards and alerts rely on; every child exists from the start."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_bucket_edges_include_those_of_alerts(registry: CollectorRegistry) -> No
 
 @pytest.mark.parametrize("edge", [3, 5, 8])
 def test_p95_comparison_is_exact_at_bucket_edges(edge: float) -> None:
-    # what histogram_quantile does: above an edge is whoever has fewer than 95 % at or below it
+    # as histogram_quantile does: the p95 is above an edge if fewer than 95 % are at or below it
     rng = np.random.default_rng(95)
 
     for _ in range(300):
@@ -108,7 +108,7 @@ def count(n):
     share_values()
     from tasks.observe.metrics import job_metrics
     job_metrics().jobs.labels("success", "faiss").inc(n)
-    os._exit(0)  # as one that is killed: nothing is tidied up
+    os._exit(0)  # like a killed process: no cleanup
 
 def tell():
     share_values()
@@ -177,7 +177,7 @@ def tell():
     MultiProcessCollector(registry)
     print(*(registry.get_sample_value(name) for name in ("cluster_jobs_in_progress", "cluster_worker_threads")))
 
-def told():
+def show():
     teller = multiprocessing.Process(target=tell)
     teller.start()
     teller.join()
@@ -189,12 +189,12 @@ if __name__ == "__main__":
         workers.append(multiprocessing.Process(target=work, args=(ready,)))
         workers[-1].start()
         ready.wait()
-    told()
+    show()
     os.kill(workers[0].pid, signal.SIGKILL)
-    os.waitid(os.P_PID, workers[0].pid, os.WEXITED | os.WNOWAIT)  # nobody has waited for it: it is a zombie
-    told()
+    os.waitid(os.P_PID, workers[0].pid, os.WEXITED | os.WNOWAIT)  # not waited for, so it is a zombie
+    show()
     workers[0].join()
-    told()
+    show()
     workers[1].terminate()
     workers[1].join()
 """

@@ -1,4 +1,4 @@
-"""A careful requeue: one, then the rest, and no flood of what dies again."""
+"""A careful requeue: one first, then the rest, without a flood of jobs that fail again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_canary_stops_when_the_first_fails_again(desk: Desk, redis_client: redis
     assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (1, 1, 19, False)
     assert "still broken" in done.reason
     assert ran == ["media-0"]
-    assert len(desk.dead_letter_ids()) == 20  # the first one is a letter again
+    assert len(desk.dead_letter_ids()) == 20  # the first one is a dead letter again
 
 
 def test_canary_stops_when_later_ones_fail_again(desk: Desk, redis_client: redis.Redis) -> None:
@@ -54,7 +54,7 @@ def test_canary_stops_when_later_ones_fail_again(desk: Desk, redis_client: redis
     with worker_that_refuses(redis_client, *(f"media-{number}" for number in range(1, 500))) as ran:
         done = Canary(desk.broker, wait_s=30, stop_after=3, sleep=until_all_have_run).requeue(plan)
 
-    # the one that succeeded, and three that died
+    # one that succeeded and three that failed
     assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (4, 3, 496, False)
     assert ran == ["media-0", "media-1", "media-2", "media-3"]
 
@@ -75,7 +75,7 @@ def test_canary_succeeds_when_dead_letters_are_gone(desk: Desk) -> None:
     plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
     desk.broker.dead_letters("embedding.ingested").purge_all()
 
-    assert Canary(desk.broker).requeue(plan) == Requeued(0, 0, 0, True, "all of them were gone already")
+    assert Canary(desk.broker).requeue(plan) == Requeued(0, 0, 0, True, "all of them were already gone")
 
 
 @pytest.mark.parametrize(("is_first", "n_requeued", "n_left"), [(True, 0, 4), (False, 3, 1)])

@@ -1,4 +1,4 @@
-"""Actions: they show what they will do, do exactly that, and write it down."""
+"""Actions: each shows its plan, applies exactly that, and is audited."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_entries_dropped_by_manual_commands_run_after_a_rescue(desk: Desk, redis
 )
 def test_rescue_with_an_ambiguous_selection_is_refused(desk: Desk, ways: dict[str, object], named: str) -> None:
     with pytest.raises(InvalidInput, match=named):
-        desk.operations.plan_rescue("embedding", **ways)  # type: ignore[arg-type]  # wrong on purpose
+        desk.operations.plan_rescue("embedding", **ways)  # type: ignore[arg-type]  # invalid on purpose
 
 
 def test_rescue_of_an_undelivered_entry_is_refused(desk: Desk) -> None:
@@ -150,7 +150,7 @@ def test_retire_keeps_a_consumer_that_took_more_since_the_plan(desk: Desk) -> No
     done = desk.operations.act(plan, by="ada", via="test")
 
     assert not done.is_complete
-    assert "it holds 1 that were not in the plan" in done.reason
+    assert "holds 1 entries that were not in the plan" in done.reason
     assert desk.holders()[late] == STUCK
 
 
@@ -206,7 +206,7 @@ def test_requeue_ignores_dead_letters_added_after_its_plan(desk: Desk) -> None:
     first, second = desk.bury(1, 2)
     plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
     (late,) = desk.bury(3)
-    desk.client.xdel(KEYS.dead, first)  # somebody else was faster
+    desk.client.xdel(KEYS.dead, first)  # another operator was faster
 
     done = desk.operations.act(plan, by="ada", via="test")
 
@@ -246,7 +246,7 @@ def test_purge_deletes_the_planned_dead_letters(desk: Desk) -> None:
 def test_unknown_dead_letter_is_refused_before_any_change(desk: Desk) -> None:
     (dead_letter,) = desk.bury(1)
 
-    with pytest.raises(InvalidInput, match="7-7 is no dead letter"):
+    with pytest.raises(InvalidInput, match="7-7 is not a dead letter"):
         desk.operations.plan_purge("embedding", dead_letter_ids=[dead_letter, "7-7"])
 
 
@@ -285,14 +285,14 @@ def test_killed_action_stays_begun_in_the_audit(desk: Desk) -> None:
     plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
     begun = desk.operations.acting(plan, by="ada", via="test")
 
-    begun.__enter__()  # and nobody ever leaves it
+    begun.__enter__()  # and the block is never left
 
     assert [(record.plan_id, record.state) for record in desk.operations.audit()] == [(plan.plan_id, "begun")]
 
 
 @pytest.fixture
 def full_redis(desk: Desk) -> Iterator[Callable[[], None]]:
-    """Call it to have Redis take no more writes."""
+    """Return a function that makes Redis refuse writes."""
     yield lambda: desk.client.config_set("maxmemory", "1")
     desk.client.config_set("maxmemory", "0")
 
@@ -327,7 +327,7 @@ def test_plan_without_redis_is_refused(redis_client: redis.Redis) -> None:
         away.operations.plan_rescue("embedding", unowned=True)
     with pytest.raises(QueueUnavailable, match="nothing was changed"):
         away.operations.queues()
-    with pytest.raises(QueueUnavailable, match="nobody knows how far it came"):
+    with pytest.raises(QueueUnavailable, match="it may have run in part"):
         away.operations.act(away.operations.plan_pause("embedding"), by="tester", via="test")
 
 
@@ -345,5 +345,5 @@ def test_queue_is_found_by_name_stream_or_unique_part(text: str, queue: str) -> 
 
 @pytest.mark.parametrize("text", ["cluster", "", "nothing"])
 def test_ambiguous_queue_name_is_refused_with_the_choices(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"choose of .*cluster\.feedback"):
+    with pytest.raises(InvalidInput, match=r"choose from .*cluster\.feedback"):
         queue_named(text)

@@ -1,4 +1,4 @@
-"""Jobs that a living worker holds beyond their time limit are reported wherever a person looks."""
+"""Jobs that a live worker holds beyond their time limit are reported by every view."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def desk(redis_client: redis.Redis) -> Desk:
 
 
 def hold(desk: Desk, consumer: str, *, for_s: float) -> str:
-    """Have a consumer hold a job that was delivered so long ago; its id."""
+    """Let a consumer hold a job delivered that long ago; return its id."""
     (entry_id,) = desk.add(1)
     desk.deliver(consumer)
     desk.client.xclaim(KEYS.stream, GROUP, consumer, 0, [entry_id], idle=int(1000 * for_s), retrycount=1, justid=True)
@@ -125,6 +125,6 @@ def test_status_of_a_waiting_job_reports_an_overdue_one(desk: Desk) -> None:
     live(desk)
     record = JobRecord("j", "queued", EMBEDDING_INGESTED, CLUSTER_EMBEDDING)
 
-    told = status_of(record, desk.broker.stats, now=datetime.now(UTC))
+    job = status_of(record, desk.broker.stats, now=datetime.now(UTC))
 
-    assert "longer than any time limit" in told.reason
+    assert "beyond any time limit" in job.reason

@@ -1,4 +1,4 @@
-"""A pet's work is found, wherever it is, and the index never grows beyond the work that waits."""
+"""A pet's jobs are found in every state, and the index never outgrows the waiting jobs."""
 
 from __future__ import annotations
 
@@ -125,9 +125,7 @@ def test_only_waiting_entries_are_indexed(desk: Desk, redis_client: redis.Redis)
 
 
 @pytest.mark.slow
-def test_server_indexes_waiting_entries_without_a_worker(
-    desk: Desk, redis_client: redis.Redis, redis_url: str
-) -> None:
+def test_server_indexes_waiting_entries_without_a_worker(desk: Desk, redis_client: redis.Redis, redis_url: str) -> None:
     desk.add(*range(500))
     environ = {**os.environ, "REDIS_URL": redis_url, "SPLOOT_HTTP_PORT": str(free_port())}
     server = subprocess.Popen([sys.executable, "-m", "tasks.cli", "serve"], env=environ, stderr=subprocess.DEVNULL)
@@ -174,7 +172,7 @@ def test_entries_with_ids_ahead_are_indexed_once_they_waited(desk: Desk, redis_c
     desk.add(2, pet_id=42)
     index = PetIndex(redis_client, EMBEDDING_INGESTED)
 
-    index.note(waited_ms=60_000)  # sees how far the stream reaches
+    index.note(waited_ms=60_000)  # records the last entry of the stream
     desk.add(3, pet_id=42)
     assert redis_client.zcard(PETS) == 0
     seen_at = int(redis_client.hget(f"{PETS}:progress", "seen_at"))
