@@ -362,8 +362,8 @@ class EmbeddingIngested:
         """Return the event of a Python caller's fields: the attributes of this class, ``embedding`` and ``encoding``.
 
         ``embedding`` is a sequence of numbers; an object with the buffer protocol, such as a one-dimensional numpy
-        array; ``f32le`` or ``f16le`` bytes; or ``base64-f32le`` or ``json`` text. ``encoding`` names the encoding of bytes or
-        text; it is optional for ``f32le`` bytes.
+        array; ``f32le`` or ``f16le`` bytes; or ``base64-f32le`` or ``json`` text. ``encoding`` names the encoding of
+        bytes or text; it is optional for ``f32le`` bytes.
 
         Raises:
             InvalidInput: names the first field that is unknown, missing or invalid.

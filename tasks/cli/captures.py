@@ -25,7 +25,7 @@ def capture(
         int | None, typer.Option(min=1, max=MAX_INT64, help="Capture a pet: its items, its history, its jobs.")
     ] = None,
     dead_letter: Annotated[
-        tuple[str, str] | None, typer.Option(help="Capture a dead letter, by queue and id.", metavar="QUEUE LETTER")
+        tuple[str, str] | None, typer.Option(help="Capture a dead letter, by queue and id.", metavar="QUEUE ID")
     ] = None,
     redact: Annotated[
         bool, typer.Option("--redact", help="Leave embeddings out; the capture cannot be replayed.")

@@ -319,7 +319,7 @@ def dead_list(
 @dead.command("show")
 def dead_show(
     queue: Queue,
-    dead_letter_id: Annotated[str, typer.Argument(help="Dead-letter id; see `queue dead list`.", metavar="LETTER")],
+    dead_letter_id: Annotated[str, typer.Argument(help="Dead-letter id; see `queue dead list`.", metavar="ID")],
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter: error, hint, traceback and fields; embeddings are left out."""
@@ -327,7 +327,7 @@ def dead_show(
         view = operations.dead_letter(queue, dead_letter_id)
     if view is None:
         raise InvalidInput(
-            "LETTER", f"{dead_letter_id} is not a dead letter of {queue}", "see sploot-cluster queue dead list"
+            "ID", f"{dead_letter_id} is not a dead letter of {queue}", "see sploot-cluster queue dead list"
         )
     if as_json:
         print_json(asdict(view))
@@ -346,7 +346,7 @@ def dead_requeue(
     queue: Queue,
     by: By,
     dead_letter_ids: Annotated[
-        list[str] | None, typer.Argument(help="Dead-letter ids; see `queue dead list`.", metavar="LETTER")
+        list[str] | None, typer.Argument(help="Dead-letter ids; see `queue dead list`.", metavar="ID")
     ] = None,
     every: All = False,
     reason: Reason = None,
@@ -377,7 +377,7 @@ def dead_purge(
     queue: Queue,
     by: By,
     dead_letter_ids: Annotated[
-        list[str] | None, typer.Argument(help="Dead-letter ids; see `queue dead list`.", metavar="LETTER")
+        list[str] | None, typer.Argument(help="Dead-letter ids; see `queue dead list`.", metavar="ID")
     ] = None,
     every: All = False,
     reason: Reason = None,
@@ -484,7 +484,7 @@ def _choice(
     """Return the ids or the filter that select dead letters; exactly one of them must be given."""
     n_ways = bool(dead_letter_ids) + bool(wanted.facts()) + every
     if n_ways != 1:
-        raise InvalidInput("LETTER", "expected exactly one selection of dead letters", "give ids, filters or --all")
+        raise InvalidInput("ID", "expected exactly one selection of dead letters", "give ids, filters or --all")
     return (dead_letter_ids, None) if dead_letter_ids else ((), wanted)
 
 

@@ -30,9 +30,6 @@ SERVICE: Final = "sploot-cluster"
 # At INFO these log about themselves or about every sample of the queues; their warnings stay.
 _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
-# Broker lines that RecordJobs repeats with pet and message id; one line per dead letter is enough.
-_LOGGED_ELSEWHERE: Final = frozenset({"an entry is no message; it is a dead letter now"})
-
 _SHORTEST_PAYLOAD: Final = 80  # characters: base64 of 15 values; no model has fewer
 # base64 of a vector, its bytes, and its numbers as Python prints them
 _NUMBER: Final = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
@@ -146,8 +143,8 @@ def _time_of(record: logging.LogRecord) -> str:
 
 def _prepared(record: logging.LogRecord) -> bool:
     """Add the facts of the job to a record; False for a record that is logged better elsewhere. Idempotent."""
-    if isinstance(record.msg, str) and record.msg in _LOGGED_ELSEWHERE:
-        return False
+    if record.levelno == logging.ERROR and hasattr(record, "entry") and hasattr(record, "reason"):
+        return False  # the broker's line about a dead letter, which RecordJobs logs with pet and message id
     about = _running.get()
     if isinstance(record.args, tuple):
         named: list[object] = []
