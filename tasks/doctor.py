@@ -548,7 +548,7 @@ def _models(installation: Installation) -> Iterator[Finding]:
                 samples.setdefault(kind, pet)
     known = installation.settings.clustering.models
     summary = (
-        ", ".join(f"{model} of {dim} dimensions ({_n(n, 'pet')})" for (model, dim), n in by_model.most_common(5))
+        ", ".join(f"{model} with {dim} dimensions ({_n(n, 'pet')})" for (model, dim), n in by_model.most_common(5))
         or "no pets yet"
     )
     strangers = [kind for kind in by_model if known and known.get(kind[0]) != kind[1]]

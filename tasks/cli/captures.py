@@ -73,6 +73,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Replay a capture in memory. Exits 1 if the labels differ from the captured ones.
+
     Redis is not used. With --set, differences are reported but do not fail.
     """
     from tasks.capture import read_capture, settings_of

@@ -64,6 +64,7 @@ def worker(
     ] = 30_000,
 ) -> None:
     """Run jobs: the stock command `dramatiq tasks.worker`, with JSON logs from its master as well.
+
     It stops when one of its processes dies: run it under a supervisor that restarts it.
     """
     settings = settings_of_environment()

@@ -300,7 +300,7 @@ def test_replay_checks_dead_letters_again(album: Album, tmp_path: Path) -> None:
         verdicts += replay(read_capture(file), ClusterSettings()).verdicts
 
     assert "refused again: embedding" in verdicts[0]
-    assert verdicts[1] == f"letter {fixed}: would be accepted now; it failed with OSError: the disk was full"
+    assert verdicts[1] == f"dead letter {fixed}: would be accepted now; it failed with OSError: the disk was full"
 
 
 def test_capture_of_an_empty_pet_is_refused(album: Album, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_invalid_event_names_field_and_hint() -> None:
         decode_embedding("1-0", FIELDS | {b"pet_id": b"rex"})
 
     assert (refused.value.field, refused.value.problem) == ("pet_id", "'rex' is not a decimal number")
-    assert refused.value.hint == "send digits, such as 42"
+    assert refused.value.hint == "send digits, e.g. 42"
 
 
 def test_foreign_entry_names_the_missing_field() -> None:

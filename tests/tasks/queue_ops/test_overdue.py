@@ -115,7 +115,7 @@ def test_job_status_reports_a_run_beyond_its_limit(desk: Desk) -> None:
         begun = replace(record, started_at=now - timedelta(seconds=runs_s))
         return status_of(begun, desk.broker.stats, now=now).reason
 
-    assert reason(WITHIN_S) == f"attempt 1 runs at {ALIVE}"
+    assert reason(WITHIN_S) == f"attempt 1 is running in {ALIVE}"
     assert f"at {ALIVE}, and its time limit is {LIMIT_S:.0f} s: it hangs" in reason(BEYOND_S)
     assert f"rescue {EMBEDDING_INGESTED} --consumer {ALIVE} --even-if-alive" in reason(BEYOND_S)
 
