@@ -287,7 +287,7 @@ def test_mixed_models_are_found(ward: Ward) -> None:
 
     assert (mixed.level, stuck.level, named.level) == ("warning", "wrong", "ok")
     assert "clip@1 with 512 dimensions (2 pets), dino@2 with 768 dimensions (1 pet)" in mixed.seen
-    assert "such as 3" in stuck.seen
+    assert "e.g. pet 3" in stuck.seen
     assert "add dino@2=768 to SPLOOT_MODELS" in stuck.hint
 
 

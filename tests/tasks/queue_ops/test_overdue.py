@@ -116,7 +116,7 @@ def test_job_status_reports_a_run_beyond_its_limit(desk: Desk) -> None:
         return status_of(begun, desk.broker.stats, now=now).reason
 
     assert reason(WITHIN_S) == f"attempt 1 is running in {ALIVE}"
-    assert f"at {ALIVE}, and its time limit is {LIMIT_S:.0f} s: it hangs" in reason(BEYOND_S)
+    assert f"in {ALIVE}; its time limit is {LIMIT_S:.0f} s, so it hangs" in reason(BEYOND_S)
     assert f"rescue {EMBEDDING_INGESTED} --consumer {ALIVE} --even-if-alive" in reason(BEYOND_S)
 
 
