@@ -48,6 +48,7 @@ except SystemExit as ended:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", ["dead list embedding", "dead list embedding --groups", "peek embedding", "find --pet 7"]
 )

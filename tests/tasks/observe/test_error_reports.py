@@ -174,6 +174,7 @@ def test_dsn_is_refused_without_the_package(monkeypatch: pytest.MonkeyPatch) -> 
         configure_error_reports(Settings(sentry_dsn=DSN))
 
 
+@pytest.mark.slow
 def test_worker_configures_reports_before_its_broker() -> None:
     watched = """
 import sentry_sdk, broker.broker
