@@ -1,1 +1,1 @@
-"""The glue between the queue and the domain: what travels, what runs, what is told about it, how it is put together."""
+"""The layer between queue and domain: messages, actors, observability, and the composition of processes."""

@@ -1,6 +1,6 @@
-"""The actors: unpack the message, one call to the service, note what was done.
+"""The actors: each unpacks its message, makes one call to the service, and records what was done.
 
-Broker and service are handed in, so a test declares the same actors on another broker with a store in memory.
+Broker and service are passed in, so a test can declare the same actors on another broker with an in-memory store.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ C = TypeVar("C", bound=Contract)
 
 @dataclass(frozen=True, slots=True)
 class PreviewKept:
-    """What a preview answers: enough to apply it. What it would do to every item waits beside the pet."""
+    """The result of a preview job: enough to apply the preview, which is stored next to the pet."""
 
     token: str
     revision: int
@@ -52,10 +52,10 @@ Answer = Assigned | Corrected | Restored | Reclustered | PreviewKept
 
 
 def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
-    """Declare an actor for every kind of message about a pet, by the names of ``tasks.contracts``.
+    """Declare an actor for every kind of message about a pet, named as in ``tasks.contracts``.
 
     Raises:
-        ValueError: the broker lacks Dramatiq's ``CurrentMessage``, by which a correction knows its operation.
+        ValueError: the broker lacks Dramatiq's ``CurrentMessage``, which supplies a correction's operation id.
     """
     if not any(isinstance(middleware, CurrentMessage) for middleware in broker.middleware):
         raise ValueError("the broker has no CurrentMessage middleware; add dramatiq.middleware.CurrentMessage to it")
@@ -155,7 +155,7 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
 
 
 def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable[[C], Answer]], None]:
-    """Declare a function of a checked message as the contract's actor, with the retries that the table says."""
+    """Declare a function of a checked message as the contract's actor, with its policy's retries."""
 
     def declare(run: Callable[[C], Answer]) -> None:
         def unpack_and_run(*positional: Any, **kwargs: Any) -> None:
@@ -177,7 +177,7 @@ def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable
 
 
 def _checked(contract: type[C]) -> C | None:
-    """The running message where it was checked when it was decoded, in this process."""
+    """Return the running message if it was already checked when this process decoded it."""
     message = CurrentMessage.get_current_message()
     arguments = None if message is None else message.kwargs
     if isinstance(arguments, CheckedArguments) and isinstance(arguments.event, contract):
@@ -186,7 +186,7 @@ def _checked(contract: type[C]) -> C | None:
 
 
 def _message_id() -> str:
-    """The id of the running message: a repeated delivery is the same operation."""
+    """Return the id of the running message: a redelivery is the same operation."""
     message = CurrentMessage.get_current_message()
     if message is None:
         raise RuntimeError("a correction runs as a message; without a queue, call ClusterService")

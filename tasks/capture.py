@@ -1,20 +1,20 @@
-"""A pet, or a dead letter, in one file: to look into elsewhere, to replay offline, to send to staging.
+"""A pet or a dead letter in one file, to inspect elsewhere, replay offline, or send to staging.
 
-A capture is JSON lines. The first says what it is of, under which settings and versions it was taken, and the digest of
-the labels; then come, in the order in which they happened, the pet's media and what was done to it, and last its jobs
-that have not ended and its dead letters, as they stand in their streams.
+A capture is JSON lines. The first names its subject, the settings and versions it was taken under, and the digest of
+the labels. Then follow, in the order in which they happened, the pet's items and changes, and last its unfinished jobs
+and its dead letters, as they are in their streams.
 
     {"capture": 1, "pet_id": 42, "revision": 31, "model": "clip@1", "dim": 512, "labels": "…", "settings": {…}, …}
     {"item": "beach.jpg", "revision": 1, "label": 3, "embedding": "<base64-f32le>"}
     {"done": "recluster", "revision": 17, "by": "ada", "at": "…", "summary": {…}, "correction": {…}}
     {"job": "waiting", "queue": "embedding.ingested", "entry_id": "…", "fields": {"<name>": "<base64>"}}
-    {"letter": "…", "queue": "…", "reason": "…", "error": "…", "fields": {"<name>": "<base64>"}}
+    {"dead_letter": "…", "queue": "…", "reason": "…", "error": "…", "fields": {"<name>": "<base64>"}}
 
-:func:`replay` does the same again in memory, in the same order, at the same revisions and with the same clock: the same
-labels come out, on every machine. They can differ where a recluster ran while media arrived, because that looked at
-fewer of them; it lists which. What is gone by design cannot be done again, and is listed by its revision: arrivals and
-deletions of items that were deleted since, and a switch, because vectors of the former model are not in a capture. All
-that is left is replayed. Embeddings can be left out, and then a capture can only be looked at.
+:func:`replay` repeats the changes in memory, in the same order, at the same revisions and with the same clock: the
+labels are the same on every machine. They can differ where a recluster ran while items arrived, because it saw fewer of
+them; the differing items are listed. Some changes cannot be replayed, by design, and are listed by revision: arrivals
+and deletions of items deleted since, and a switch, because a capture has no vectors of the former model. The rest is
+replayed. A capture without embeddings can only be inspected.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ if TYPE_CHECKING:
     from sploot_cluster.store.port import PetStore
 
 FORMAT: Final = 1
-MOST_LETTERS: Final = 100
+MOST_DEAD_LETTERS: Final = 100
 MOST_HISTORY: Final = 1_000_000
 LIBRARIES: Final = ("sploot-cluster", "numpy", "faiss-cpu", "hdbscan", "scikit-learn")
 
 Line = dict[str, Any]
 
 
-# -- taking ------------------------------------------------------------------------------------------------------------
+# -- capturing ---------------------------------------------------------------------------------------------------------
 
 
 def capture_pet(
@@ -83,23 +83,23 @@ def capture_pet(
     settings: ClusterSettings,
     redact: bool = False,
 ) -> Iterator[Line]:
-    """The lines of a pet's capture.
+    """Yield the lines of a pet's capture.
 
     Args:
-        redact: leave embeddings out, of media, jobs and dead letters.
+        redact: leave embeddings out of items, jobs and dead letters.
 
     Raises:
-        InvalidInput: there is nothing of this pet: no media, no job, no letter.
+        InvalidInput: the pet has no items, no jobs and no dead letters.
     """
     pet = PetId(pet_id)
     while True:
         state, past, history = store.load(pet), store.past(pet), store.history(pet, limit=MOST_HISTORY)
         if past.state.version == state.version:
-            break  # else somebody committed in between
+            break  # else there was a commit in between
     jobs = list(_jobs(broker, client, pet_id, redact=redact))
     dead_letters = list(_dead_letters(broker, pet_id, redact=redact))
     if not (state.n_media or jobs or dead_letters):
-        raise InvalidInput("pet_id", f"pet {pet_id} has neither media nor jobs nor dead letters", "capture another one")
+        raise InvalidInput("pet_id", f"pet {pet_id} has no items, no jobs and no dead letters", "capture another pet")
     yield _header(state, settings, redact=redact)
     yield from _story(state, [int(revision) for revision in past.arrived], history, redact=redact)
     yield from jobs
@@ -107,22 +107,22 @@ def capture_pet(
 
 
 def capture_dead_letter(dead_letter: DeadLetter, *, settings: ClusterSettings, redact: bool = False) -> Iterator[Line]:
-    """The lines of a capture of one dead letter."""
+    """Yield the lines of a capture of one dead letter."""
     yield {
         "capture": FORMAT,
         "pet_id": pet_of(dead_letter),
         "redacted": redact,
-        "settings": _settings_told(settings),
+        "settings": _settings_as_json(settings),
         "versions": _versions(),
     }
     yield _dead_letter_line(dead_letter, redact=redact)
 
 
 def write_capture(lines: Iterable[Line], file: Path) -> int:
-    """Write a new file that nobody else may read; how many lines.
+    """Write a new file that only its owner may read, and return the number of lines.
 
     Raises:
-        InvalidInput: it exists already, or cannot be written.
+        InvalidInput: the file exists already or cannot be written.
     """
     n = 0
     try:
@@ -132,7 +132,7 @@ def write_capture(lines: Iterable[Line], file: Path) -> int:
                 output.write(json.dumps(line, separators=(",", ":")) + "\n")
                 n += 1
     except OSError as error:
-        raise InvalidInput("--output", f"{file}: {error.strerror}", "name a new file in a folder that exists") from None
+        raise InvalidInput("--output", f"{file}: {error.strerror}", "name a new file in an existing folder") from None
     except BaseException:
         file.unlink(missing_ok=True)  # half a capture is worse than none
         raise
@@ -140,9 +140,9 @@ def write_capture(lines: Iterable[Line], file: Path) -> int:
 
 
 def labels_digest(media: Sequence[str], labels: Iterable[int]) -> str:
-    """The same for the same media in the same clusters, in whichever order they came."""
-    told = sorted(f"{item}\0{int(label)}" for item, label in zip(media, labels, strict=True))
-    return hashlib.sha256("\n".join(told).encode(errors="surrogatepass")).hexdigest()[:16]
+    """Return a digest that is equal for the same items in the same clusters, in any order."""
+    lines = sorted(f"{item}\0{int(label)}" for item, label in zip(media, labels, strict=True))
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _header(state: PetState, settings: ClusterSettings, *, redact: bool) -> Line:
@@ -156,20 +156,20 @@ def _header(state: PetState, settings: ClusterSettings, *, redact: bool) -> Line
         "n_media": state.n_media,
         "labels": labels_digest(state.media, state.labels.tolist()),
         "redacted": redact,
-        "settings": _settings_told(settings),
+        "settings": _settings_as_json(settings),
         "versions": _versions(),
     }
 
 
 def _story(state: PetState, arrived: Sequence[int], history: Sequence[HistoryEntry], *, redact: bool) -> Iterator[Line]:
-    """Media and what was done, by the revision at which it happened."""
+    """Yield items and changes in the order of their revisions."""
     corrections = {correction.revision: correction for correction in state.ledger}
-    told: list[tuple[int, Line]] = []
+    story: list[tuple[int, Line]] = []
     for row, (item, revision, label) in enumerate(zip(state.media, arrived, state.labels.tolist(), strict=True)):
         line: Line = {"item": item, "revision": revision, "label": label}
         if not redact:
             line["embedding"] = to_base64(state.vectors[row].astype("<f4").tobytes())
-        told.append((revision, line))
+        story.append((revision, line))
     for entry in history:
         line = {
             "done": entry.kind,
@@ -180,15 +180,15 @@ def _story(state: PetState, arrived: Sequence[int], history: Sequence[HistoryEnt
         }
         if (correction := corrections.get(entry.revision)) is not None:
             line["correction"] = json.loads(ledger.dumps(correction))
-        told.append((entry.revision, line))
-    yield from (line for _, line in sorted(told, key=lambda pair: pair[0]))
+        story.append((entry.revision, line))
+    yield from (line for _, line in sorted(story, key=lambda pair: pair[0]))
 
 
 def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redact: bool) -> Iterator[Line]:
     found, _ = find_jobs(broker, client, pet_id)
     for job in found:
         if job.entry_id is None:
-            continue  # one that is not in the stream yet: below, with its message
+            continue  # a job outside the stream follows below, with its message
         entry = broker.inspector(job.queue).entry(job.entry_id)
         if entry is not None:  # else it ended meanwhile
             yield {"job": job.state, "queue": job.queue, "entry_id": job.entry_id, "fields": _fields(entry, redact)}
@@ -205,9 +205,9 @@ def _dead_letters(broker: RedisStreamsBroker, pet_id: int, *, redact: bool) -> I
     n = 0
     for queue in QUEUES:
         before: str | None = None
-        while n < MOST_LETTERS and (page := broker.dead_letters(queue).list(500, before=before)):
+        while n < MOST_DEAD_LETTERS and (page := broker.dead_letters(queue).list(500, before=before)):
             for dead_letter in page:
-                if pet_of(dead_letter) == pet_id and n < MOST_LETTERS:
+                if pet_of(dead_letter) == pet_id and n < MOST_DEAD_LETTERS:
                     n += 1
                     yield _dead_letter_line(dead_letter, redact=redact)
             before = page[-1].id
@@ -234,16 +234,16 @@ def _dead_letter_line(dead_letter: DeadLetter, *, redact: bool) -> Line:
 def _fields(entry: Mapping[bytes, bytes], redact: bool) -> dict[str, str]:
     if not redact:
         return {name.decode(errors="replace"): base64.b64encode(value).decode() for name, value in entry.items()}
-    told = without_embedding(entry)
+    readable = without_embedding(entry)
     return {
         name: base64.b64encode((value if isinstance(value, str) else json.dumps(value)).encode()).decode()
-        for name, value in told.items()
+        for name, value in readable.items()
     }
 
 
-def _settings_told(settings: ClusterSettings) -> dict[str, Any]:
-    told = {setting.name: getattr(settings, setting.name) for setting in fields(ClusterSettings)}
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in told.items()}
+def _settings_as_json(settings: ClusterSettings) -> dict[str, Any]:
+    values = {setting.name: getattr(settings, setting.name) for setting in fields(ClusterSettings)}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
 
 def _versions() -> dict[str, str]:
@@ -261,11 +261,11 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A capture as it was read.
+    """A capture that was read from a file.
 
     Attributes:
         header: its first line.
-        story: media and what was done, in order.
+        story: items and changes, in order.
         jobs, dead letters: with their fields as bytes.
     """
 
@@ -284,23 +284,23 @@ class Capture:
 
 
 def read_capture(file: Path) -> Capture:
-    """Raises InvalidInput: the file cannot be read, or is no capture of a form that is known."""
+    """Return the capture in a file. Raises InvalidInput if it is unreadable or has an unknown format."""
     try:
         with file.open(encoding="utf-8") as lines:
             read = [cast(Line, json.loads(line)) for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else "is no text"
-        raise InvalidInput("FILE", f"{file}: {problem}", "name a file that sploot-cluster capture wrote") from None
+        problem = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise InvalidInput("FILE", f"{file}: {problem}", "name a file written by sploot-cluster capture") from None
     except ValueError as error:
-        raise InvalidInput("FILE", f"{file} is no JSON lines: {error}", "name a whole capture") from None
+        raise InvalidInput("FILE", f"{file} is not JSON lines: {error}", "name a complete capture") from None
     if not read or not isinstance(cast(object, read[0]), dict) or read[0].get("capture") != FORMAT:
-        hint = "name a file that sploot-cluster capture wrote"
-        raise InvalidInput("FILE", f"{file} is no capture of form {FORMAT}", hint)
+        hint = "name a file written by sploot-cluster capture"
+        raise InvalidInput("FILE", f"{file} is not a capture of format {FORMAT}", hint)
     header, *rest = read
     for line in rest:
         if "done" in line and line["done"] not in get_args(ChangeKind):
             hint = "replay it with the release that captured it"
-            raise InvalidInput("FILE", f"{file} holds a change of the unknown kind {line['done']!r}", hint)
+            raise InvalidInput("FILE", f"{file} contains a change of unknown kind {line['done']!r}", hint)
         if "fields" in line:
             line["fields"] = _bytes_of(line["fields"])
     return Capture(
@@ -311,25 +311,27 @@ def read_capture(file: Path) -> Capture:
     )
 
 
-def _bytes_of(told: Mapping[str, str]) -> dict[bytes, bytes]:
+def _bytes_of(encoded: Mapping[str, str]) -> dict[bytes, bytes]:
     try:
-        return {name.encode(): base64.b64decode(value, validate=True) for name, value in told.items()}
+        return {name.encode(): base64.b64decode(value, validate=True) for name, value in encoded.items()}
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput("FILE", f"fields of an entry cannot be read: {error}", "name a whole capture") from None
+        raise InvalidInput(
+            "FILE", f"the fields of an entry cannot be read: {error}", "name a complete capture"
+        ) from None
 
 
-# -- doing it again ----------------------------------------------------------------------------------------------------
+# -- replaying ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What came out of doing the same again.
+    """The outcome of a replay.
 
     Attributes:
-        labels: their digest; ``expected`` is that of the capture.
-        moved: media that ended elsewhere than in the capture: item, then, now.
-        differences: what else went otherwise, in words.
-        verdicts: of each dead letter: what the door says of it now.
+        labels: digest of the labels; ``expected`` is that of the capture.
+        moved: items that ended elsewhere than in the capture: item, cluster then, cluster now.
+        differences: other deviations, as text.
+        verdicts: for each dead letter, whether it would be accepted now.
     """
 
     labels: str
@@ -347,31 +349,31 @@ class Replayed:
 
 
 def settings_of(capture: Capture, changes: Mapping[str, str]) -> ClusterSettings:
-    """The settings under which it was taken, with changes as the environment would spell them.
+    """Return the settings of a capture, with changes written as in the environment.
 
     Raises:
-        InvalidInput: a change that is no setting, or cannot be used.
+        InvalidInput: a change names no setting, or its value is invalid.
     """
     known = {setting.name for setting in fields(ClusterSettings)}
-    told = {name: value for name, value in capture.header.get("settings", {}).items() if name in known}
+    values = {name: value for name, value in capture.header.get("settings", {}).items() if name in known}
     for name, text in changes.items():
         if name not in known:
-            raise InvalidInput("--set", f"{name} is no setting", f"choose of {', '.join(sorted(known))}")
+            raise InvalidInput("--set", f"{name} is not a setting", f"choose from {', '.join(sorted(known))}")
         try:
-            told[name] = getattr(ClusterSettings.from_env({f"SPLOOT_CLUSTERING_{name.upper()}": text}), name)
+            values[name] = getattr(ClusterSettings.from_env({f"SPLOOT_CLUSTERING_{name.upper()}": text}), name)
         except ValueError as refused:
             raise InvalidInput("--set", str(refused), "see sploot-cluster config show") from None
-    return ClusterSettings(**told)
+    return ClusterSettings(**values)
 
 
 def replay(capture: Capture, settings: ClusterSettings) -> Replayed:
-    """Do again what the capture tells, in memory.
+    """Replay a capture in memory.
 
     Raises:
         InvalidInput: its embeddings were left out.
     """
     if capture.is_redacted and capture.media:
-        raise InvalidInput("FILE", "its embeddings were left out", "capture the pet again without --redact")
+        raise InvalidInput("FILE", "the capture has no embeddings", "capture the pet again without --redact")
     pet = PetId(int(capture.header.get("pet_id") or 1))
     service, clock, store = _in_memory(settings)
     differences: list[str] = []
@@ -379,7 +381,7 @@ def replay(capture: Capture, settings: ClusterSettings) -> Replayed:
         revision, now = int(line["revision"]), store.load(pet).revision
         if now + 1 < revision:
             gone = f"revision {now + 1}" if now + 2 == revision else f"revisions {now + 1} to {revision - 1}"
-            differences.append(f"{gone} cannot be replayed: what arrived there was deleted since")
+            differences.append(f"{gone} cannot be replayed: the items that arrived there were deleted since")
             _move_to(store, pet, revision - 1)
         try:
             if "item" in line:
@@ -422,7 +424,7 @@ class _Clock:
 
 
 class _Nobody(ReclusterRequests):
-    """Reclusters are in the story; nobody asks for more."""
+    """Ignores requests for reclusters: the story contains those that ran."""
 
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
         pass
@@ -438,7 +440,7 @@ def _in_memory(settings: ClusterSettings) -> tuple[ClusterService, _Clock, PetSt
 
 
 def _move_to(store: PetStore, pet: PetId, revision: int) -> None:
-    """Give the pet this revision as it is, so that those that follow are what corrections and restores call them."""
+    """Set the pet's revision, so that later corrections and restores refer to the right revisions."""
     import numpy as np
 
     from sploot_cluster.pet.whole import PetDump
@@ -457,7 +459,7 @@ def _move_to(store: PetStore, pet: PetId, revision: int) -> None:
 
 
 def _do(service: ClusterService, pet: PetId, line: Line) -> Iterator[str]:
-    """Do again what was done at a revision; what of it cannot be."""
+    """Repeat the change of a line; yield what cannot be repeated."""
     kind, by, summary = cast("ChangeKind", line["done"]), str(line["by"]), line["summary"]
     match kind:
         case "arrival":
@@ -469,18 +471,18 @@ def _do(service: ClusterService, pet: PetId, line: Line) -> Iterator[str]:
         case "merge" | "split" | "exclude" | "dismiss" | "undo":
             yield from _correct(service, pet, ledger.loads(json.dumps(line["correction"]), pet=pet), by)
         case "delete":
-            yield f"the deletion of {summary['n_deleted']} items cannot be replayed: nothing is left of them"
+            yield f"the deletion of {summary['n_deleted']} items cannot be replayed: no data of them is left"
         case "switch":
             yield (
                 f"the switch from {summary['from']} to {summary['to']} cannot be replayed: "
-                f"vectors of {summary['from']} are not captured, and all is replayed with those of {summary['to']}"
+                f"vectors of {summary['from']} are not captured; everything is replayed with those of {summary['to']}"
             )
         case _:
             assert_never(kind)
 
 
 def _correct(service: ClusterService, pet: PetId, correction: Correction, by: str) -> Iterator[str]:
-    """Make a correction again, about the items that are left of it; what of it cannot be."""
+    """Repeat a correction with the items that are left; yield what cannot be repeated."""
     operation_id = correction.operation_id
 
     def left(media: Sequence[MediaId]) -> list[MediaId]:
@@ -515,31 +517,31 @@ def _vector(text: str) -> Any:
 
 
 def _verdict(dead_letter: Line, state: PetState) -> str:
-    """What the door says of a dead letter now."""
+    """Return whether a dead letter would be accepted now, and why not."""
     from tasks.contracts import EmbeddingIngested
 
-    told, entry = f"letter {dead_letter['dead_letter']}", dead_letter["fields"]
+    which, entry = f"dead letter {dead_letter['dead_letter']}", dead_letter["fields"]
     if dead_letter["queue"] != EMBEDDING_INGESTED:
-        return f"{told}: {dead_letter['error']} (only events of media can be tried offline)"
+        return f"{which}: {dead_letter['error']} (only events of items can be checked offline)"
     try:
         if b"message" in entry:
             event = EmbeddingIngested.from_kwargs(json.loads(entry[b"message"])["kwargs"])
         else:
             event = EmbeddingIngested.from_fields(entry)
     except InvalidInput as refused:
-        return f"{told}: refused again: {refused}"
+        return f"{which}: refused again: {refused}"
     except (ValueError, KeyError, TypeError) as error:
-        return f"{told}: cannot be read: {type(error).__name__}: {error}"
+        return f"{which}: cannot be read: {type(error).__name__}: {error}"
     if state.dim is not None and (event.model, event.dim) != (state.model, state.dim):
         return (
-            f"{told}: refused again: the pet has vectors of {state.model} with {state.dim} values, "
+            f"{which}: refused again: the pet has vectors of {state.model} with {state.dim} dimensions, "
             f"this is {event.model} with {event.dim}"
         )
-    return f"{told}: would be taken now; it died of {dead_letter['error']}"
+    return f"{which}: would be accepted now; it failed with {dead_letter['error']}"
 
 
 def event_fields(line: Line, header: Line) -> dict[str, Any]:
-    """An item of a capture as the arguments of ``EmbeddingIngested.of``."""
+    """Return an item of a capture as arguments for ``EmbeddingIngested.of``."""
     return {
         "pet_id": int(header["pet_id"]),
         "media_id": line["item"],

@@ -1,7 +1,7 @@
-"""What producers import: enqueue from any Python service, with Dramatiq and redis-py and no engine.
+"""The producers' client: enqueue from any Python service, with Dramatiq and redis-py and without the engine.
 
-Every field is checked before anything is sent. Redis is waited for at most about three seconds, so that no login hangs
-because of a queue; a job that could not be enqueued raises ``QueueUnavailable``. One client serves all threads.
+Every field is checked before anything is sent. A call waits for Redis for about three seconds at most, so a login never
+hangs because of a queue; a job that could not be enqueued raises ``QueueUnavailable``. Clients are thread-safe.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ __all__ = ["ClusterTasks", "InvalidInput", "JobRef", "JobStatus", "QueueUnavaila
 
 
 class ClusterTasks:
-    """Enqueues work and tells what became of it; implements ``sploot_cluster.jobs.JobQueue`` and ``ReclusterRequests``.
+    """Enqueues jobs and reports their status; implements ``sploot_cluster.jobs.JobQueue`` and ``ReclusterRequests``.
 
-    Every method raises ``InvalidInput`` for a field that cannot be used, before anything is sent, and
-    ``QueueUnavailable`` when Redis does not answer, or refuses: its ``refusal`` names the cause, such as a full server
-    or a replica that takes no writes, and how to fix it. ``requested_by`` goes into the pet's history. A correction
-    with ``expected_revision`` is refused if media were moved since that revision, by a person or a recluster.
+    Every method raises ``InvalidInput`` for an invalid field, before anything is sent, and ``QueueUnavailable`` when
+    Redis does not answer or refuses: its ``refusal`` names the cause, such as a full server or a read-only replica, and
+    the fix. ``requested_by`` goes into the pet's history. A correction with ``expected_revision`` is refused if items
+    have moved since that revision, by a correction or a recluster.
     """
 
     def __init__(
@@ -52,28 +52,28 @@ class ClusterTasks:
     ) -> None:
         """
         Args:
-            redis_url: any form of ``tasks.redis_urls``. No connection is made yet.
-            client: instead of a URL; its own timeouts hold, its answers must be bytes.
-            ingest_rollout_percent: media of so many percent of all pets are handed in, always of the same ones; see
-                ``tasks.rollout``. Nothing is sent for the others, and their JobRef is ``withheld``.
+            redis_url: any form of ``tasks.redis_urls``. No connection is opened yet.
+            client: replaces ``redis_url``; its own timeouts apply, and it must return bytes.
+            ingest_rollout_percent: share of pets whose items are sent, always the same pets; see ``tasks.rollout``.
+                Nothing is sent for the others, and their JobRef is ``withheld``.
         """
         if (redis_url is None) == (client is None):
             raise TypeError("ClusterTasks takes either redis_url or client")
         if not 0 <= ingest_rollout_percent <= EVERYBODY:
-            raise InvalidInput("ingest_rollout_percent", f"is {ingest_rollout_percent}", "give 0 to 100")
+            raise InvalidInput("ingest_rollout_percent", f"is {ingest_rollout_percent}", "set 0 to 100")
         self._rollout_percent = ingest_rollout_percent
-        # here and not above: it brings Dramatiq and redis-py
+        # imported here because it loads Dramatiq and redis-py
         from tasks.transport import Transport
 
         self._transport = Transport(redis_url, client)
 
     def recluster(self, pet_id: int, *, requested_by: str = UNKNOWN_REQUESTER, reason: str = "") -> JobRef:
-        """Have the pet's clusters found anew. At most one such job waits per pet: the waiting one is returned."""
+        """Enqueue a recluster of the pet. At most one waits per pet; if one does, return that one."""
         task = ReclusterPet(pet_id, requested_by, reason)
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
     def preview(self, pet_id: int, *, requested_by: str = UNKNOWN_REQUESTER) -> JobRef:
-        """Have computed what a recluster would do. The job's result has the token that applies it."""
+        """Enqueue a preview of a recluster. The job's result has the token that applies it."""
         task = PreviewRecluster(pet_id, requested_by)
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
@@ -86,7 +86,7 @@ class ClusterTasks:
         requested_by: str = UNKNOWN_REQUESTER,
         expected_revision: int | None = None,
     ) -> JobRef:
-        """Make at least two clusters one, for ever: ``into``, or the one that the service prefers."""
+        """Merge clusters, permanently, into ``into`` or the cluster that the service prefers. Needs at least two."""
         sent = {"pet_id": pet_id, "cluster_ids": cluster_ids, "into": into}
         return self._correct(MergeClusters, sent, requested_by, expected_revision)
 
@@ -99,7 +99,7 @@ class ClusterTasks:
         requested_by: str = UNKNOWN_REQUESTER,
         expected_revision: int | None = None,
     ) -> JobRef:
-        """Make these media of a cluster another one, for ever apart from the rest."""
+        """Split these items of a cluster off into a new one, permanently."""
         sent = {"pet_id": pet_id, "cluster_id": cluster_id, "media_ids": media_ids}
         return self._correct(SplitCluster, sent, requested_by, expected_revision)
 
@@ -112,7 +112,7 @@ class ClusterTasks:
         requested_by: str = UNKNOWN_REQUESTER,
         expected_revision: int | None = None,
     ) -> JobRef:
-        """Take media out of a cluster, "not this one": they may go elsewhere, and never back."""
+        """Exclude items from a cluster: they may join others, and never come back."""
         sent = {"pet_id": pet_id, "cluster_id": cluster_id, "media_ids": media_ids}
         return self._correct(ExcludeMedia, sent, requested_by, expected_revision)
 
@@ -124,7 +124,7 @@ class ClusterTasks:
         requested_by: str = UNKNOWN_REQUESTER,
         expected_revision: int | None = None,
     ) -> JobRef:
-        """Have media in no cluster for ever."""
+        """Dismiss items: they belong to no cluster until this is undone."""
         sent = {"pet_id": pet_id, "media_ids": media_ids}
         return self._correct(DismissMedia, sent, requested_by, expected_revision)
 
@@ -136,7 +136,7 @@ class ClusterTasks:
         requested_by: str = UNKNOWN_REQUESTER,
         expected_revision: int | None = None,
     ) -> JobRef:
-        """Take back the correction that made ``revision``."""
+        """Undo the correction that made ``revision``."""
         return self._correct(UndoFeedback, {"pet_id": pet_id, "revision": revision}, requested_by, expected_revision)
 
     def restore(
@@ -147,7 +147,7 @@ class ClusterTasks:
         requested_by: str = UNKNOWN_REQUESTER,
         expected_revision: int | None = None,
     ) -> JobRef:
-        """Make the pet what it was at a revision, as a new one; corrections are kept."""
+        """Restore the labels of a revision as a new revision; corrections stay in force."""
         return self._correct(RestoreRevision, {"pet_id": pet_id, "revision": revision}, requested_by, expected_revision)
 
     def ingest(
@@ -162,12 +162,12 @@ class ClusterTasks:
         occurred_at: str | None = None,
         traceparent: str | None = None,
     ) -> JobRef:
-        """Hand in an item that was embedded. The same ``media_id`` again changes nothing.
+        """Send an embedded item. Sending the same ``media_id`` again changes nothing.
 
         Args:
-            embedding: a sequence of numbers, a buffer such as a numpy array, bytes, or text of ``base64-f32le``.
-            encoding: of bytes and text; bytes are ``f32le`` when None.
-            event_id: the job's id; a fresh one when None.
+            embedding: a sequence of numbers, a buffer such as a numpy array, bytes, or ``base64-f32le`` text.
+            encoding: encoding of bytes or text; for bytes, None means ``f32le``.
+            event_id: the job's id; None creates one.
             occurred_at: RFC 3339.
             traceparent: W3C Trace Context of the upload.
         """
@@ -178,10 +178,10 @@ class ClusterTasks:
         return self._transport.enqueue(event, job_id=event.event_id)
 
     def ingest_many(self, events: Iterable[EmbeddingIngested | Mapping[str, Any]]) -> list[JobRef]:
-        """Hand in many media: each an event, or the arguments of :meth:`ingest`. All are checked before any is sent.
+        """Send many items: each an event, or the arguments of :meth:`ingest`. All are checked before any is sent.
 
-        They are not tracked: :meth:`job` knows nothing of them. When Redis goes away on the way, some may have been
-        sent; sending all again does no harm.
+        They are not tracked, so :meth:`job` cannot find them. If Redis becomes unavailable meanwhile, some may have
+        been sent; sending all again is harmless.
         """
         checked = []
         for at, event in enumerate(events):
@@ -197,7 +197,7 @@ class ClusterTasks:
         ]
 
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
-        """Have the pet reclustered in about ``delay_ms``, unless a recluster of it waits already."""
+        """Enqueue a recluster of the pet in about ``delay_ms``, unless one is already waiting."""
         task = ReclusterPet(pet_id, MACHINE, reason)
         self._transport.enqueue(task, unique_key=task.unique_key, delay_ms=delay_ms)
 
@@ -226,5 +226,5 @@ class ClusterTasks:
 
 
 def _event(fields: Mapping[str, Any]) -> EmbeddingIngested:
-    """The event of keyword arguments; those that are None count as left out."""
+    """Return the event of keyword arguments; None counts as left out."""
     return EmbeddingIngested.of(**{name: value for name, value in fields.items() if value is not None})

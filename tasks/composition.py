@@ -1,6 +1,6 @@
-"""The only place where things are put together: Redis, queue, store, service, actors, HTTP application.
+"""The only place that puts the parts together: Redis, queue, store, service, actors, HTTP application.
 
-Nothing here opens a connection: a worker can be imported while Redis is away, and waits for it then.
+Nothing here opens a connection: a worker can be imported while Redis is down, and then waits for it.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from tasks.queue_ops import Operations
 
 CONNECT_TIMEOUT_S: Final = 5.0
-# The longest script is a commit of some hundred milliseconds; a server that is silent for longer is away.
+# The longest script is a commit of some hundred milliseconds; a server that is silent for longer is unavailable.
 ANSWER_TIMEOUT_S: Final = 10.0
 
 
 def build_client(settings: Settings) -> redis.Redis:
-    """The connections of one process to Redis, shared by its threads. Answers are bytes."""
+    """Return the connections of one process to Redis, shared by its threads. Answers are bytes."""
     return connect(settings.redis_url, connect_timeout_s=CONNECT_TIMEOUT_S, answer_timeout_s=ANSWER_TIMEOUT_S)
 
 
 def build_service(
     settings: Settings, client: redis.Redis, *, on_fallback: Callable[[Fallback], None] = lambda _: None
 ) -> ClusterService:
-    """The use cases on Redis, which ask for reclusters through the queue; ``on_fallback`` as in ``ClusterService``."""
+    """Return the service on Redis, which requests reclusters through the queue; see ``ClusterService``."""
     from sploot_cluster.service import ClusterService
     from sploot_cluster.store.redis import RedisPetStore
 
@@ -63,7 +63,7 @@ def build_service(
 
 
 def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Middleware]) -> RedisStreamsBroker:
-    """The broker; what else a process wants of it comes in ``middleware``."""
+    """Return the broker with this middleware."""
     return RedisStreamsBroker(
         client=client,
         namespace=NAMESPACE,
@@ -77,24 +77,24 @@ def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Mi
 
 
 def build_operations(settings: Settings, client: redis.Redis) -> Operations:
-    """What people do with the queues."""
+    """Return the operations on queues."""
     from tasks.queue_ops import Operations
 
     return Operations(build_broker(settings, client, middleware=[]), client)
 
 
 def build_erasure(settings: Settings, client: redis.Redis) -> Erasure:
-    """What finds and removes what queues still say of a pet that is deleted."""
+    """Return the object that erases a deleted pet's traces from queues and job records."""
     from tasks.erasure import Erasure
 
     return Erasure(build_broker(settings, client, middleware=[]), client)
 
 
 def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStreamsBroker:
-    """The broker of a worker and of the scheduler, with every actor declared.
+    """Return the broker of a worker or the scheduler, with every actor declared.
 
     Args:
-        shared: the directory in which processes of one master say that they move; None for one without master.
+        shared: directory in which the processes of one master write their pulse; None without a master.
     """
     from periodiq import PeriodiqMiddleware
 
@@ -119,13 +119,13 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
             NameJobs(),
             *tracing_middleware(settings),
             # Dramatiq's own, in Dramatiq's order; Pipelines and Callbacks are left out, because a message could name
-            # there what a worker enqueues with its own rights
+            # there what a worker then enqueues with its own rights
             AgeLimit(),
             TimeLimit(),
             ShutdownNotifications(),
             Retries(),
             CurrentMessage(),
-            # a minute's slot that was missed is not made up for
+            # a missed slot is not made up for
             PeriodiqMiddleware(skip_delay=30),
             TrackJobs(JobRecords(client)),
             ReportDeadJobs(),
@@ -144,7 +144,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
 
 
 def build_app(settings: Settings) -> FastAPI:
-    """The HTTP API as an ASGI application, to serve or to mount in another one.
+    """Return the HTTP API as an ASGI application, to serve or to mount in another one.
 
     Raises:
         InvalidInput: ``SPLOOT_API_TOKENS`` cannot be used.

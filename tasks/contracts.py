@@ -1,8 +1,8 @@
-"""What travels between producers and workers: names, fields, and the door where every field is checked.
+"""The messages between producers and workers: names, fields, and the checks of every field.
 
-A message that passed is a frozen value that needs no second look; one that cannot pass raises ``InvalidInput`` with the
-field, the problem and the hint, and never the embedding itself. Producers check with the same code before they send.
-Needs the standard library and ``sploot_cluster.errors`` alone: producers have no numpy.
+A message that passes is a frozen value and needs no further checks; otherwise ``InvalidInput`` gives the field, the
+problem and a hint, and never the embedding itself. Producers check with the same code before they send.
+Imports only the standard library and ``sploot_cluster.errors``, because producers have no numpy.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ EXPORT_MEDIA_TOTALS: Final = "export_media_totals"
 
 
 def stream_of(queue: str) -> str:
-    """The stream that holds a queue's work, as the runbook's commands name it."""
+    """Return the name of a queue's stream, as used in the runbook's commands."""
     return f"{NAMESPACE}:{queue}"
 
 
@@ -56,12 +56,12 @@ def stream_of(queue: str) -> str:
 
 SCHEMA: Final = "embedding.ingested/1"
 MAX_INT64: Final = 2**63 - 1
-MAX_TEXT: Final = 256  # characters of a media id, an event id, a requester
+MAX_TEXT: Final = 256  # characters of a media id, event id or requester
 MAX_MODEL: Final = 128
 MAX_CLUSTER_IDS: Final = 1_000
 MAX_MEDIA_IDS: Final = 10_000
 
-# Who asked, where the caller does not say.
+# Requesters that are used when the caller names none.
 UNKNOWN_REQUESTER: Final = "unknown"
 MACHINE: Final = "machine"
 
@@ -74,7 +74,7 @@ _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[
 
 
 class Contract(Protocol):
-    """A kind of message: which actor of which queue takes it, and how it looks in Dramatiq's JSON."""
+    """A kind of message: its actor, its queue, and its form in Dramatiq's JSON."""
 
     actor_name: ClassVar[str]
     queue_name: ClassVar[str]
@@ -89,16 +89,16 @@ class Contract(Protocol):
 
 
 class _Task:
-    """What all tasks share: their fields are their keyword arguments."""
+    """The base of all tasks: their fields are their keyword arguments."""
 
     __slots__ = ()
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
-        """The task of a Dramatiq message.
+        """Return the task of a Dramatiq message.
 
         Raises:
-            InvalidInput: names the first field that is unknown, missing or cannot be used.
+            InvalidInput: names the first field that is unknown, missing or invalid.
         """
         fields = dataclasses.fields(cast(Any, cls))
         _check_names(
@@ -109,24 +109,24 @@ class _Task:
         return cls(**kwargs)
 
     def to_kwargs(self) -> dict[str, Any]:
-        """The task as keyword arguments of JSON values; ``from_kwargs`` gives the same task back.
+        """Return the task as keyword arguments of JSON values; ``from_kwargs`` restores it.
 
-        What was not said is left out, so that a worker of an older release does not refuse a field that it cannot know.
+        Fields that are None are left out, so that a worker of an older release does not refuse a field unknown to it.
         """
         kwargs = {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}
-        said = {name: value for name, value in kwargs.items() if value is not None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class MergeClusters(_Task):
-    """A person says: these clusters are one.
+    """A labeller's merge of clusters.
 
     Attributes:
-        cluster_ids: at least two, repetitions removed.
-        into: which of them the media end in; None leaves the choice to the service.
-        requested_by: who, for the pet's history.
-        expected_revision: of the page that the person looked at: refused if media were moved since. None: whatever.
+        cluster_ids: at least two; duplicates are removed.
+        into: the cluster that keeps its id; None leaves the choice to the service.
+        requested_by: the labeller, for the pet's history.
+        expected_revision: revision that the labeller saw; refused if items have moved since. None: no check.
     """
 
     actor_name: ClassVar[str] = MERGE_CLUSTERS
@@ -151,11 +151,11 @@ class MergeClusters(_Task):
 
 @dataclass(frozen=True, slots=True)
 class SplitCluster(_Task):
-    """A person says: these media of a cluster are another one.
+    """A labeller's split of items off a cluster.
 
     Attributes:
-        media_ids: at least one, repetitions removed.
-        requested_by, expected_revision: as of :class:`MergeClusters`.
+        media_ids: at least one; duplicates are removed.
+        requested_by, expected_revision: as in :class:`MergeClusters`.
     """
 
     actor_name: ClassVar[str] = SPLIT_CLUSTER
@@ -175,11 +175,11 @@ class SplitCluster(_Task):
 
 @dataclass(frozen=True, slots=True)
 class ExcludeMedia(_Task):
-    """A person says: not these in this cluster.
+    """A labeller's exclusion of items from a cluster.
 
     Attributes:
-        media_ids: at least one, repetitions removed.
-        requested_by, expected_revision: as of :class:`MergeClusters`.
+        media_ids: at least one; duplicates are removed.
+        requested_by, expected_revision: as in :class:`MergeClusters`.
     """
 
     actor_name: ClassVar[str] = EXCLUDE_MEDIA
@@ -199,11 +199,11 @@ class ExcludeMedia(_Task):
 
 @dataclass(frozen=True, slots=True)
 class DismissMedia(_Task):
-    """A person says: these are nothing, and shall be in no cluster.
+    """A labeller's dismissal of items, which then belong to no cluster.
 
     Attributes:
-        media_ids: at least one, repetitions removed.
-        requested_by, expected_revision: as of :class:`MergeClusters`.
+        media_ids: at least one; duplicates are removed.
+        requested_by, expected_revision: as in :class:`MergeClusters`.
     """
 
     actor_name: ClassVar[str] = DISMISS_MEDIA
@@ -221,11 +221,11 @@ class DismissMedia(_Task):
 
 @dataclass(frozen=True, slots=True)
 class UndoFeedback(_Task):
-    """A person takes back the correction that made a revision.
+    """The undo of a correction.
 
     Attributes:
-        revision: of the correction, as the pet's history shows it.
-        requested_by, expected_revision: as of :class:`MergeClusters`.
+        revision: the correction's revision in the pet's history.
+        requested_by, expected_revision: as in :class:`MergeClusters`.
     """
 
     actor_name: ClassVar[str] = UNDO_FEEDBACK
@@ -244,11 +244,11 @@ class UndoFeedback(_Task):
 
 @dataclass(frozen=True, slots=True)
 class RestoreRevision(_Task):
-    """Make the pet what it was at a revision; corrections are kept.
+    """The restoration of a pet's labels at a revision; corrections stay in force.
 
     Attributes:
-        revision: any that the pet's history still knows.
-        requested_by, expected_revision: as of :class:`MergeClusters`.
+        revision: any revision in the pet's history.
+        requested_by, expected_revision: as in :class:`MergeClusters`.
     """
 
     actor_name: ClassVar[str] = RESTORE_REVISION
@@ -267,11 +267,11 @@ class RestoreRevision(_Task):
 
 @dataclass(frozen=True, slots=True)
 class ReclusterPet(_Task):
-    """Find the pet's clusters anew. At most one waits per pet.
+    """A recluster of a pet. At most one waits per pet.
 
     Attributes:
-        requested_by: who, for the pet's history.
-        reason: why, for logs and the job's status; may be empty.
+        requested_by: the requester, for the pet's history.
+        reason: for logs and the job's status; may be empty.
     """
 
     actor_name: ClassVar[str] = RECLUSTER_PET
@@ -292,10 +292,10 @@ class ReclusterPet(_Task):
 
 @dataclass(frozen=True, slots=True)
 class PreviewRecluster(_Task):
-    """Compute what a recluster would do, and keep it to be applied. At most one waits per pet.
+    """A preview of a recluster, kept to be applied. At most one waits per pet.
 
     Attributes:
-        requested_by: who, for the logs.
+        requested_by: the requester, for the logs.
     """
 
     actor_name: ClassVar[str] = PREVIEW_RECLUSTER
@@ -314,14 +314,14 @@ class PreviewRecluster(_Task):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingIngested:
-    """An item was embedded.
+    """The event that an item was embedded.
 
     Attributes:
-        media_id: the producer's name for it; the same item again changes nothing.
+        media_id: the producer's id of the item; the same item again changes nothing.
         model: ``name@version`` of the embedding model.
-        embedding: its values as float32, little-endian, whatever form they came in.
-        event_id: the producer's name for this event.
-        occurred_at: RFC 3339, as the producer wrote it.
+        embedding: its values as little-endian float32, whatever form they were sent in.
+        event_id: the producer's id of this event.
+        occurred_at: RFC 3339 time, as sent by the producer.
         traceparent: W3C Trace Context of the upload.
     """
 
@@ -345,7 +345,7 @@ class EmbeddingIngested:
             _check_time(self.occurred_at)
         if self.traceparent is not None and not _matches(FORM_OF_TRACEPARENT, self.traceparent):
             raise InvalidInput(
-                "traceparent", "is not of W3C Trace Context", "send 00-<32 hex>-<16 hex>-<2 hex>, or leave it out"
+                "traceparent", "is not a W3C traceparent", "send 00-<32 hex>-<16 hex>-<2 hex>, or leave it out"
             )
         check_values(self.embedding)
 
@@ -354,19 +354,19 @@ class EmbeddingIngested:
         return len(self.embedding) // 4
 
     def vector(self) -> array[float]:
-        """The values as float32 of this machine; numpy takes it without a copy."""
+        """Return the values as float32 in this machine's byte order; numpy takes the array without a copy."""
         return values_of(self.embedding)
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
-        """The event of a Python caller, whose fields are the attributes of this class, ``embedding`` and ``encoding``.
+        """Return the event of a Python caller's fields: the attributes of this class, ``embedding`` and ``encoding``.
 
-        ``embedding`` is a sequence of numbers; anything with the buffer protocol, such as a numpy array of one
-        dimension; bytes of ``f32le`` or ``f16le``; or text of ``base64-f32le`` or ``json``. ``encoding`` says which
-        bytes or text; bytes are ``f32le`` without it.
+        ``embedding`` is a sequence of numbers; an object with the buffer protocol, such as a one-dimensional numpy
+        array; ``f32le`` or ``f16le`` bytes; or ``base64-f32le`` or ``json`` text. ``encoding`` names the encoding of
+        bytes or text; it is optional for ``f32le`` bytes.
 
         Raises:
-            InvalidInput: names the first field that is unknown, missing or cannot be used.
+            InvalidInput: names the first field that is unknown, missing or invalid.
         """
         _check_names(
             fields,
@@ -379,10 +379,10 @@ class EmbeddingIngested:
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
-        """The event of a Dramatiq message, whose embedding is base64 text, JSON text or a list of numbers.
+        """Return the event of a Dramatiq message, whose embedding is base64 text, JSON text or a list of numbers.
 
         Raises:
-            InvalidInput: names the first field that is unknown, missing or cannot be used.
+            InvalidInput: names the first field that is unknown, missing or invalid.
         """
         _check_names(kwargs, known=_EVENT_FIELDS, required=[name for name in _REQUIRED if name != "schema"])
         _check_schema(kwargs.get("schema", SCHEMA))
@@ -392,7 +392,7 @@ class EmbeddingIngested:
             raise InvalidInput("encoding", f"{encoding} is bytes, which JSON cannot hold", "send base64-f32le")
         embedding = kwargs["embedding"]
         if not isinstance(embedding, (str, list) if encoding == "json" else str):
-            raise InvalidInput("embedding", f"is {_kind(embedding)}", f"send what encoding {encoding} says")
+            raise InvalidInput("embedding", f"is {_kind(embedding)}", f"send {encoding} text")
         return cls(
             pet_id=kwargs["pet_id"],
             media_id=kwargs["media_id"],
@@ -405,10 +405,10 @@ class EmbeddingIngested:
 
     @classmethod
     def from_fields(cls, fields: Mapping[bytes, bytes]) -> Self:
-        """The event of a flat stream entry, from a producer in any language.
+        """Return the event of a flat stream entry, from a producer in any language.
 
         Raises:
-            InvalidInput: names the first field that is unknown, missing or cannot be used.
+            InvalidInput: names the first field that is unknown, missing or invalid.
         """
         named = {_name(name): value for name, value in fields.items()}
         _check_names(named, known=_EVENT_FIELDS, required=_REQUIRED)
@@ -428,7 +428,7 @@ class EmbeddingIngested:
         )
 
     def to_kwargs(self) -> dict[str, Any]:
-        """The event as keyword arguments of JSON values, in the one form that workers pass on: base64-f32le."""
+        """Return the event as keyword arguments of JSON values, with the embedding as base64-f32le."""
         kwargs: dict[str, Any] = {
             "schema": SCHEMA,
             "event_id": self.event_id,
@@ -446,8 +446,8 @@ class EmbeddingIngested:
         return kwargs
 
 
-# Every actor and its queue. A message that names another one is refused: the right to write to one queue is not the
-# right to have done what belongs to another.
+# Every actor and its queue. A message that names another queue is refused: permission to write to one queue must not
+# allow the work of another.
 QUEUE_OF: Final[Mapping[str, str]] = {
     **{
         contract.actor_name: contract.queue_name
@@ -470,7 +470,7 @@ _REQUIRED: Final = ("schema", "event_id", "pet_id", "media_id", "model", "dim", 
 _EVENT_FIELDS: Final = (*_REQUIRED, "occurred_at", "traceparent")
 
 
-# -- the door: fields --------------------------------------------------------------------------------------------------
+# -- checks of fields --------------------------------------------------------------------------------------------------
 
 
 def _check_names(given: Mapping[str, object], *, known: Sequence[str], required: Sequence[str]) -> None:
@@ -484,7 +484,7 @@ def _check_names(given: Mapping[str, object], *, known: Sequence[str], required:
 
 def _check_schema(schema: object) -> None:
     if schema != SCHEMA:
-        raise InvalidInput("schema", f"{_shown(schema)} is not known", f"send {SCHEMA}")
+        raise InvalidInput("schema", f"{_shown(schema)} is unknown", f"send {SCHEMA}")
 
 
 def _pet_id(value: object) -> int:
@@ -498,14 +498,14 @@ def _cluster_id(name: str, value: object) -> int:
 def _some_media(media_ids: object, which: str) -> tuple[str, ...]:
     media = _distinct("media_ids", media_ids, _text, longest=MAX_MEDIA_IDS)
     if not media:
-        raise InvalidInput("media_ids", "is empty", f"send the media {which}")
+        raise InvalidInput("media_ids", "is empty", f"send the items {which}")
     return media
 
 
 def _check_request(
     task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback | RestoreRevision,
 ) -> None:
-    """What all corrections share."""
+    """Check the fields that all corrections have."""
     expected = task.expected_revision
     if expected is not None:
         expected = _whole("expected_revision", expected, lowest=0, highest=MAX_INT64)
@@ -513,7 +513,7 @@ def _check_request(
 
 
 def _whole(name: str, value: object, *, lowest: int, highest: int) -> int:
-    # numpy's integers are Integral too; True is one by accident
+    # numpy's integers are Integral too, and so is True
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InvalidInput(name, f"is {_kind(value)}, not a whole number", f"send {lowest} to {highest}")
     number = int(value)
@@ -525,7 +525,7 @@ def _whole(name: str, value: object, *, lowest: int, highest: int) -> int:
 def _decimal(name: str, value: bytes) -> int:
     if not _DECIMAL.fullmatch(value):
         raise InvalidInput(
-            name, f"{_shown(value.decode(errors='replace'))} is not a decimal number", "send digits, such as 42"
+            name, f"{_shown(value.decode(errors='replace'))} is not a decimal number", "send digits, e.g. 42"
         )
     return int(value)
 
@@ -538,7 +538,7 @@ def _text(name: str, value: object, *, shortest: int = 1) -> str:
     if found := UNPRINTABLE.search(value):
         raise InvalidInput(
             name,
-            f"holds U+{ord(found[0]):04X}, which cannot be printed",
+            f"contains the unprintable character U+{ord(found[0]):04X}",
             "send printable text",
         )
     return value
@@ -549,26 +549,26 @@ def _check_model(value: object) -> None:
         raise InvalidInput(
             "model",
             f"{_shown(value)} is not name@version",
-            f"send at most {MAX_MODEL} letters, digits and ._/:+- with one @, such as clip-vit-b32@1",
+            f"send at most {MAX_MODEL} letters, digits and ._/:+- with one @, e.g. clip-vit-b32@1",
         )
 
 
 def _check_time(value: object) -> None:
-    hint = "send RFC 3339 with a zone, such as 2026-01-31T12:00:00Z"
+    hint = "send RFC 3339 with a zone, e.g. 2026-01-31T12:00:00Z"
     if not isinstance(value, str) or not _RFC3339.fullmatch(value):
         raise InvalidInput("occurred_at", f"{_shown(value)} is not RFC 3339", hint)
     try:
         # 60 is a leap second, which RFC 3339 allows and datetime does not
         datetime.fromisoformat(re.sub(r"(?<=:\d\d:)60", "59", value.upper()))
     except ValueError:
-        raise InvalidInput("occurred_at", f"{_shown(value)} is no time that exists", hint) from None
+        raise InvalidInput("occurred_at", f"{_shown(value)} is not a valid date-time", hint) from None
 
 
 _Item = TypeVar("_Item", int, str)
 
 
 def _distinct(name: str, values: object, check: Callable[[str, object], _Item], *, longest: int) -> tuple[_Item, ...]:
-    """The checked items in their order, each once."""
+    """Return the checked items in their order, without duplicates."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise InvalidInput(name, f"is {_kind(values)}, not a list", "send a list")
     items = list(values)
@@ -599,7 +599,7 @@ def _utf8(name: str, value: bytes) -> str:
 
 
 def _shown(value: object, *, quoted: bool = True) -> str:
-    """A value for an error's text: short, and on one line."""
+    """Return a value for an error text: short, and on one line."""
     text = UNPRINTABLE.sub("?", str(value))
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return repr(text) if quoted else text
@@ -616,12 +616,12 @@ def _put(task: object, **fields: object) -> None:
 
 def _encoding(value: object) -> Encoding:
     if value not in ENCODINGS:
-        raise InvalidInput("encoding", f"{_shown(value)} is not known", f"send one of: {', '.join(ENCODINGS)}")
+        raise InvalidInput("encoding", f"{_shown(value)} is unknown", f"send one of: {', '.join(ENCODINGS)}")
     return value
 
 
 def _of_length(dim: int, embedding: bytes) -> bytes:
     if len(embedding) != 4 * dim:
         has = f"{len(embedding) / 4:g} values"
-        raise InvalidInput("embedding", f"has {has}, dim says {dim}", "send as many values as dim says")
+        raise InvalidInput("embedding", f"has {has}, but dim is {dim}", "send exactly dim values")
     return embedding

@@ -1,8 +1,8 @@
-"""What is wrong with an installation, each with the command that fixes it.
+"""Diagnosis of an installation; each problem comes with the command that fixes it.
 
-A check looks, changes nothing but a key that ends by itself, and answers with findings: ``ok``, ``warning`` (somebody
-should know), ``wrong`` (work is lost, stuck or refused), ``unknown`` (Redis did not let us look). Checks that need
-Redis ask it through INFO and the commands that the actions use too, so that the user ``operator`` may run them.
+A check only reads, except for one key that expires by itself, and yields findings: ``ok``, ``warning`` (an operator
+should know), ``wrong`` (work is lost, stuck or refused), ``unknown`` (Redis did not allow the check). Checks of Redis
+use INFO and the commands that the actions use too, so the Redis user ``operator`` may run all of them.
 """
 
 from __future__ import annotations
@@ -43,42 +43,42 @@ from tasks.settings import FROM_FILE, MODELS, Settings
 
 Level = Literal["ok", "warning", "wrong", "unknown"]
 
-# Commands of newer servers, which are used where they are there; nothing needs them.
+# The lowest supported server. Commands of newer ones are used where available but never required.
 LOWEST: Final = (6, 2)
 NEEDED: Final = ("XAUTOCLAIM", "GETDEL", "XADD")
 
 SKEW_WARNING_S, SKEW_WRONG_S = 1.0, 30.0
 SAMPLE_OLD_S: Final = 60.0
-AHEAD_WRONG_MS: Final = 60_000  # entry ids; what two clocks differ by is less
+AHEAD_WRONG_MS: Final = 60_000  # of entry ids; clock skew between two machines stays below this
 VANISHED_SHOWN_MS: Final = 24 * 60 * 60 * 1000
 FULL_WARNING, FULL_WRONG = 0.8, 0.95
 MOST_PETS: Final = 20_000
-# Looked at in one round trip; other ones at the next run.
+# One round trip reads this many; the next run draws another sample.
 SAMPLE_OF_PETS: Final = 500
 MOST_DEAD_LISTED: Final = 5
 MOST_BROKEN_LISTED: Final = 5
 REDIS_CLI: Final = 'redis-cli -u "$REDIS_URL"'
-# Workers make the stream again, with ids of the clock.
+# Workers create the stream again, with ids that follow the clock.
 DELETE_IF_EMPTY: Final = "if redis.call('XLEN',KEYS[1])==0 then return redis.call('DEL',KEYS[1]) end return 'not empty'"
 
-# What Kubernetes puts into every pod beside a service, whatever it is called.
+# Kubernetes sets these in every pod for each service, whatever its name.
 _OF_KUBERNETES: Final = re.compile(r".*_SERVICE_(HOST|PORT(_.*)?)=.*|.*_PORT_\d+_(TCP|UDP).*=.*|.*_PORT=(tcp|udp)://.*")
-# Ours by name, and not by prefix.
+# Variables with names like ours, without our prefix.
 _RELATED: Final = re.compile(r"(SPLOOT|WORKER_METRICS|REDIS_UR|SENTRY_D|OTEL_EXPORTER_OTLP_ENDP).*")
-# So like a setting that it was meant to be one.
+# Similarity at which a variable counts as a misspelt setting.
 _A_SLIP: Final = 0.9
-# Read by others than this program: the scripts of ops/, the demo, the chart.
+# Read by other programs: the scripts in ops/, the demo, the chart.
 _OTHERS: Final = frozenset({"SPLOOT_VERSION", "SPLOOT_IMAGE"})
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one look found.
+    """The result of one check.
 
     Attributes:
-        check: what was looked at, one word or two.
-        seen: what is there.
-        hint: the command or the change that fixes it; empty where nothing needs fixing.
+        check: name of the check, one or two words.
+        seen: what was found.
+        hint: the command or change that fixes it; empty if nothing needs fixing.
     """
 
     check: str
@@ -88,11 +88,11 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
-    """What is examined.
+class Installation:
+    """The installation to check, and how to reach it.
 
     Attributes:
-        processes, threads: of the workers, as they are or will be started.
+        processes, threads: how the workers are or will be started.
     """
 
     settings: Settings
@@ -104,51 +104,55 @@ class Patient:
     clock: Callable[[], float] = field(default=time.time)
 
 
-def examine(patient: Patient) -> list[Finding]:
-    """All findings, in a fixed order. Without Redis: what can be told without it, and that it does not answer."""
-    found = [*_unknown_settings(patient), *_threads(patient), *_ports(patient)]
-    answers = _reachability(patient)
+def diagnose(installation: Installation) -> list[Finding]:
+    """Run all checks in a fixed order. If Redis is unreachable, return that finding and the local ones."""
+    found = [*_unknown_settings(installation), *_threads(installation), *_ports(installation)]
+    answers = _reachability(installation)
     found += answers
     if any(finding.level == "wrong" for finding in answers):
         return found
-    writes = _writes(patient)
+    writes = _writes(installation)
     found.append(writes)
-    for where, node in _nodes(patient):
+    for where, node in _nodes(installation):
         for check in (_server, _memory, _persistence, _clock):
             found += [replace(finding, seen=where + finding.seen) for finding in _permitted(check, node)]
     for check in (_groups, _queues, _samples, _models, _pets):
-        of_queues = _permitted(check, patient)
+        of_queues = _permitted(check, installation)
         if writes.level == "wrong":
-            # workers cannot say that they live, nor the scheduler that it ticks: starting them fixes nothing
+            # workers cannot write heartbeats, nor the scheduler its ticks: starting more of them fixes nothing
             of_queues = [
-                replace(finding, hint=f"first make Redis take writes, see {writes.check}") if finding.hint else finding
+                replace(finding, hint=f"first make Redis accept writes; see {writes.check}")
+                if finding.hint
+                else finding
                 for finding in of_queues
             ]
         found += of_queues
     return found
 
 
-def _permitted(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> list[Finding]:
-    """What a check finds, or that it may not look, or that Redis refuses to answer it."""
+def _permitted(check: Callable[[Installation], Iterator[Finding]], installation: Installation) -> list[Finding]:
+    """Return the findings of a check, or why Redis did not let it look."""
     name = check.__name__.strip("_")
     try:
-        return list(check(patient))
+        return list(check(installation))
     except redis.exceptions.NoPermissionError as refused:
-        return [Finding(name, "unknown", f"this Redis user may not look: {refused}", "use the user operator")]
+        return [
+            Finding(name, "unknown", f"this Redis user lacks the permission: {refused}", "use the Redis user operator")
+        ]
     except (*REDIS_ERRORS, BrokerConnectionError) as error:
         if (refusal := refusal_of(error)) is None:
             raise
         return [Finding(name, "unknown", f"{refusal.problem}: {error}", refusal.hint)]
 
 
-def _nodes(patient: Patient) -> Iterator[tuple[str, Patient]]:
-    """Every server that holds data: the one there is, or each of a Cluster, with its name before what is seen."""
-    client: object = patient.client  # a Cluster's has the commands of one, and is typed as such
+def _nodes(installation: Installation) -> Iterator[tuple[str, Installation]]:
+    """Yield each server that holds data with a prefix for its findings: the only one, or all primaries of a Cluster."""
+    client: object = installation.client  # a Cluster's client has the same commands, and is typed as a single server's
     if not isinstance(client, RedisCluster):
-        yield "", patient
+        yield "", installation
         return
     for node in client.get_primaries():
-        yield f"{node.name}: ", replace(patient, client=client.get_redis_connection(node))
+        yield f"{node.name}: ", replace(installation, client=client.get_redis_connection(node))
 
 
 def is_unreachable(found: Sequence[Finding]) -> bool:
@@ -158,10 +162,10 @@ def is_unreachable(found: Sequence[Finding]) -> bool:
 # -- this machine ------------------------------------------------------------------------------------------------------
 
 
-def _unknown_settings(patient: Patient) -> Iterator[Finding]:
+def _unknown_settings(installation: Installation) -> Iterator[Finding]:
     known = known_variables()
     n_wrong = 0
-    for variable, value in sorted(patient.environ.items()):
+    for variable, value in sorted(installation.environ.items()):
         if variable in known or variable in _OTHERS or _OF_KUBERNETES.fullmatch(f"{variable}={value}"):
             continue
         is_related = _RELATED.fullmatch(variable)
@@ -171,51 +175,58 @@ def _unknown_settings(patient: Patient) -> Iterator[Finding]:
         n_wrong += 1
         hint = f"did you mean {close[0]}? " if close else ""
         yield Finding(
-            "settings", "wrong", f"{variable} is no setting, and does nothing", f"{hint}see sploot-cluster config show"
+            "settings",
+            "wrong",
+            f"{variable} is not a setting and has no effect",
+            f"{hint}see sploot-cluster config show",
         )
     if not n_wrong:
-        yield Finding("settings", "ok", "every variable that looks like a setting is one")
+        yield Finding("settings", "ok", "all variables that look like settings are known")
 
 
 def known_variables() -> set[str]:
-    """Every variable that is read."""
+    """Return the names of all variables that are read."""
     named = {setting.metadata["variable"] for setting in fields(Settings) if setting.name != "clustering"}
     secret = {setting.metadata["variable"] for setting in fields(Settings) if setting.metadata.get("is_secret")}
     clustering = {CLUSTERING + setting.name.upper() for setting in fields(ClusterSettings)}
     return named | {variable + FROM_FILE for variable in secret} | clustering | {MODELS}
 
 
-def _threads(patient: Patient) -> Iterator[Finding]:
-    cores, busy = n_cores(), patient.processes * patient.threads
-    said = {name: patient.environ[name] for name in NATIVE if patient.environ.get(name, "").isdecimal()}
-    most = max((int(value) for value in said.values()), default=1)
+def _threads(installation: Installation) -> Iterator[Finding]:
+    cores, busy = n_cores(), installation.processes * installation.threads
+    limits = {name: installation.environ[name] for name in NATIVE if installation.environ.get(name, "").isdecimal()}
+    most = max((int(value) for value in limits.values()), default=1)
     if most > 1 and busy * most > cores:
-        names = " ".join(name for name, value in said.items() if int(value) > 1)
+        names = " ".join(name for name, value in limits.items() if int(value) > 1)
         yield Finding(
             "threads",
             "wrong",
-            f"{busy} worker threads × {most} native threads on {cores} cores wait for each other, spinning",
+            f"{busy} worker threads × {most} native threads on {cores} cores busy-wait for each other",
             f"unset {names}",
         )
     else:
         yield Finding("threads", "ok", f"{busy} worker threads × {most} native thread on {cores} cores")
 
 
-def _ports(patient: Patient) -> Iterator[Finding]:
-    settings = patient.settings
+def _ports(installation: Installation) -> Iterator[Finding]:
+    settings = installation.settings
     for what, variable, host, port in (
         ("metrics", "WORKER_METRICS_PORT", settings.metrics_host, settings.metrics_port),
         ("http", "SPLOOT_HTTP_PORT", settings.http_host, settings.http_port),
     ):
         check = f"{what} port"
         if port == 0:
-            yield Finding(check, "warning", "a free one each time, which no scraper finds", f"set {variable}")
+            yield Finding(
+                check, "warning", "a random free port, which scrapers cannot find", f"set {variable} to a fixed port"
+            )
         elif _is_free(host, port):
             yield Finding(check, "ok", f"{host}:{port} is free")
-        elif (said := _health_at(host, port)) is not None:
-            yield Finding(check, "ok", f"{host}:{port} is served by ours: {said}")
+        elif (status := _health_at(host, port)) is not None:
+            yield Finding(check, "ok", f"{host}:{port} is served by this application: {status}")
         else:
-            yield Finding(check, "wrong", f"{host}:{port} is taken by something else", f"set {variable} to a free port")
+            yield Finding(
+                check, "wrong", f"{host}:{port} is in use by another program", f"set {variable} to a free port"
+            )
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -230,75 +241,78 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _health_at(host: str, port: int) -> str | None:
-    """What ours says of itself there; None where something else answers, or nothing."""
+    """Return the status that our own server reports there; None if something else answers, or nothing."""
     address = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104  compared, not bound
     try:
         with urllib.request.urlopen(f"http://{address}:{port}/healthz", timeout=2) as answer:
-            told = json.load(answer)
+            health = json.load(answer)
     except urllib.error.HTTPError as error:
         try:
-            told = json.load(error)
+            health = json.load(error)
         except ValueError:
             return None
     except (OSError, ValueError):
         return None
-    status = told.get("status") if isinstance(told, dict) else None
+    status = health.get("status") if isinstance(health, dict) else None
     return status if isinstance(status, str) else None
 
 
 # -- the server --------------------------------------------------------------------------------------------------------
 
 
-def _reachability(patient: Patient) -> list[Finding]:
+def _reachability(installation: Installation) -> list[Finding]:
     start = time.perf_counter()
     try:
-        patient.client.ping()
+        installation.client.ping()
     except redis.AuthenticationError as error:
-        return [Finding("redis", "wrong", f"it refuses us: {error}", "check user and password in REDIS_URL")]
+        return [
+            Finding("redis", "wrong", f"authentication failed: {error}", "correct the user and password in REDIS_URL")
+        ]
     except (*REDIS_ERRORS, OSError) as error:
-        # a server that may not write refuses PING too, which is an answer
+        # a server that refuses writes refuses PING too, which is an answer
         if refusal_of(error) is None:
-            return [Finding("redis", "wrong", f"it does not answer: {error}", "start it, or correct REDIS_URL")]
+            return [Finding("redis", "wrong", f"no answer: {error}", "start Redis, or correct REDIS_URL")]
     return [Finding("redis", "ok", f"answers in {1000 * (time.perf_counter() - start):.1f} ms")]
 
 
-def _writes(patient: Patient) -> Finding:
+def _writes(installation: Installation) -> Finding:
     try:
-        probe_writes(patient.client)
+        probe_writes(installation.client)
     except redis.exceptions.NoPermissionError as refused:
-        return Finding("writes", "unknown", f"this Redis user may not write: {refused}", "use the user operator")
+        return Finding("writes", "unknown", f"this Redis user may not write: {refused}", "use the Redis user operator")
     except REDIS_ERRORS as error:
         refusal = refusal_of(error)
         if refusal is None:
-            return Finding("writes", "wrong", f"Redis does not take them: {error}", "look into the log of Redis")
+            return Finding("writes", "wrong", f"Redis does not accept them: {error}", "see the log of Redis")
         return Finding("writes", "wrong", f"{refusal.problem} ({refusal.code})", refusal.hint)
-    return Finding("writes", "ok", "Redis takes them")
+    return Finding("writes", "ok", "Redis accepts them")
 
 
-def _server(patient: Patient) -> Iterator[Finding]:
-    info = _info(patient, "server")
-    told = str(info.get("redis_version", "?"))
+def _server(installation: Installation) -> Iterator[Finding]:
+    info = _info(installation, "server")
+    version_text = str(info.get("redis_version", "?"))
     name = "Valkey" if "valkey_version" in info else "Redis"
-    version = tuple(int(part) for part in re.findall(r"\d+", told)[:2])
+    version = tuple(int(part) for part in re.findall(r"\d+", version_text)[:2])
     if version < LOWEST:
-        yield Finding("version", "wrong", f"{name} {told}; 6.2 is needed", "upgrade the server")
+        yield Finding("version", "wrong", f"expected 6.2 or newer, found {name} {version_text}", "upgrade the server")
     else:
-        yield Finding("version", "ok", f"{name} {info.get('valkey_version', told)}")
-    missing = [command for command in NEEDED if not _knows(patient.client, command)]
+        yield Finding("version", "ok", f"{name} {info.get('valkey_version', version_text)}")
+    missing = [command for command in NEEDED if not _knows(installation.client, command)]
     if missing:
-        yield Finding("commands", "wrong", f"it does not know {', '.join(missing)}", "use Redis 6.2, Valkey, or newer")
+        yield Finding("commands", "wrong", f"missing: {', '.join(missing)}", "use Redis 6.2 or newer, or Valkey")
     else:
-        yield Finding("commands", "ok", "it knows every command that is needed")
+        yield Finding("commands", "ok", "all required commands are available")
 
 
 def _knows(client: redis.Redis, command: str) -> bool:
-    # by its whole name, for which redis-py has no reader of its own: the answer is a list, with nil for what is unknown
-    (told,) = client.execute_command("COMMAND INFO", command)
-    return told is not None
+    # the whole name as one word, for which redis-py has no parser: the answer is a list, with nil for an unknown
+    # command
+    (answer,) = client.execute_command("COMMAND INFO", command)
+    return answer is not None
 
 
-def _memory(patient: Patient) -> Iterator[Finding]:
-    info = _info(patient, "memory")
+def _memory(installation: Installation) -> Iterator[Finding]:
+    info = _info(installation, "memory")
     policy = str(info.get("maxmemory_policy", "?"))
     if policy == "noeviction":
         yield Finding("eviction", "ok", "noeviction")
@@ -306,7 +320,7 @@ def _memory(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "eviction",
             "wrong",
-            f"{policy}: a full server throws jobs and pets away",
+            f"{policy}: a full server evicts jobs and pets",
             f"{REDIS_CLI} CONFIG SET maxmemory-policy noeviction",
         )
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
@@ -315,12 +329,12 @@ def _memory(patient: Patient) -> Iterator[Finding]:
         return
     share = used / most
     level: Level = "wrong" if share >= FULL_WRONG else "warning" if share >= FULL_WARNING else "ok"
-    hint = "raise maxmemory, or sploot-cluster queue dead purge" if level != "ok" else ""
+    hint = "raise maxmemory, or free memory with sploot-cluster queue dead purge" if level != "ok" else ""
     yield Finding("memory", level, f"{share:.0%} of {most / 2**20:.0f} MiB in use", hint)
 
 
-def _persistence(patient: Patient) -> Iterator[Finding]:
-    info = _info(patient, "persistence")
+def _persistence(installation: Installation) -> Iterator[Finding]:
+    info = _info(installation, "persistence")
     if not int(info.get("aof_enabled", 0)):
         yield Finding(
             "persistence",
@@ -330,93 +344,96 @@ def _persistence(patient: Patient) -> Iterator[Finding]:
         )
     elif info.get("aof_last_write_status", "ok") != "ok":
         yield Finding(
-            "persistence", "wrong", "the last write of the append-only file failed", "make room on the server's disk"
+            "persistence", "wrong", "the last write to the append-only file failed", "free disk space on the server"
         )
     else:
         yield Finding("persistence", "ok", "append-only file")
     if info.get("rdb_last_bgsave_status", "ok") != "ok":
         yield Finding(
-            "snapshot", "wrong", "the last snapshot failed, and Redis may refuse writes", "make room on its disk"
+            "snapshot", "wrong", "the last snapshot failed; Redis may refuse writes", "free disk space on the server"
         )
 
 
-def _clock(patient: Patient) -> Iterator[Finding]:
-    before = patient.clock()
-    seconds, microseconds = patient.client.time()
-    after = patient.clock()
+def _clock(installation: Installation) -> Iterator[Finding]:
+    before = installation.clock()
+    seconds, microseconds = installation.client.time()
+    after = installation.clock()
     skew_s = seconds + microseconds / 1e6 - (before + after) / 2
     uncertain_s = (after - before) / 2
     size = max(0.0, abs(skew_s) - uncertain_s)
     level: Level = "wrong" if size >= SKEW_WRONG_S else "warning" if size >= SKEW_WARNING_S else "ok"
     direction = "ahead of" if skew_s > 0 else "behind"
     seen = "the clocks agree" if level == "ok" else f"Redis is {abs(skew_s):.1f} s {direction} this machine"
-    yield Finding("clock", level, seen, "" if level == "ok" else "let both take their time from one NTP server")
+    yield Finding("clock", level, seen, "" if level == "ok" else "synchronise both with the same NTP server")
 
 
 # -- the queues --------------------------------------------------------------------------------------------------------
 
 
-def _groups(patient: Patient) -> Iterator[Finding]:
+def _groups(installation: Installation) -> Iterator[Finding]:
     for queue in QUEUES:
-        stream, groups = stream_of(queue), patient.broker.inspector(queue).groups()
+        stream, groups = stream_of(queue), installation.broker.inspector(queue).groups()
         strangers = [group for group in groups if group != GROUP]
         if strangers:
             yield Finding(
                 f"group of {queue}",
                 "wrong",
-                f"other groups read {stream} too: {', '.join(strangers)}; what they have not read is deleted all the "
-                "same",
+                f"other groups read {stream} too: {', '.join(strangers)}; entries are deleted even if these have not "
+                "read them",
                 f"{REDIS_CLI} XGROUP DESTROY {stream} {strangers[0]}",
             )
         if GROUP in groups:
             yield Finding(f"group of {queue}", "ok", f"{GROUP} on {stream}")
             continue
-        is_waited_for = patient.client.xlen(stream) > 0
+        is_waited_for = installation.client.xlen(stream) > 0
         yield Finding(
             f"group of {queue}",
             "wrong" if is_waited_for else "warning",
-            f"{stream} has no group {GROUP}" + (", and work waits" if is_waited_for else ": no worker was ever there"),
+            f"{stream} has no group {GROUP}" + (", and jobs wait" if is_waited_for else "; no worker has run yet"),
             f"{REDIS_CLI} XGROUP CREATE {stream} {GROUP} 0 MKSTREAM",
         )
 
 
-def _queues(patient: Patient) -> Iterator[Finding]:
+def _queues(installation: Installation) -> Iterator[Finding]:
     for queue in QUEUES:
         try:
-            stats = patient.broker.stats(queue)
-            unowned = patient.broker.inspector(queue).unowned()
-            overdue = overdue_jobs(patient.broker, stats)
+            stats = installation.broker.stats(queue)
+            unowned = installation.broker.inspector(queue).unowned()
+            overdue = overdue_jobs(installation.broker, stats)
         except BrokerConnectionError as error:
             yield Finding(queue, "unknown", str(error), "sploot-cluster doctor")
             continue
         problems = [
             *_of_overdue(queue, overdue),
-            *_of_ids(patient, stats),
+            *_of_ids(installation, stats),
             *_of_queue(stats, len(unowned.orphans), len(unowned.ghosts)),
         ]
-        yield from problems or [Finding(queue, "ok", f"{stats.undelivered} wait, {stats.in_flight} are worked on")]
+        yield from problems or [Finding(queue, "ok", f"{stats.undelivered} wait, {stats.in_flight} in progress")]
 
 
-def _of_ids(patient: Patient, stats: QueueStats) -> Iterator[Finding]:
-    """What a writer did who went beyond ``XADD key *``: ids of the future, entries that were removed."""
+def _of_ids(installation: Installation, stats: QueueStats) -> Iterator[Finding]:
+    """Yield the damage of writers that do more than ``XADD key *``: ids in the future, removed entries."""
     queue, stream = stats.queue_name, stream_of(stats.queue_name)
     again = (
-        f"name the producer and take its XADD away; let workers empty {stream}, then "
+        f"find the producer and revoke its XADD; let workers empty {stream}, then "
         f'{REDIS_CLI} EVAL "{DELETE_IF_EMPTY}" 1 {stream}'
     )
     if stats.is_exhausted:
         yield Finding(
-            queue, "wrong", f"{stream} has no more ids to give: every XADD fails, of workers and clients too", again
+            queue,
+            "wrong",
+            f"{stream} has used its last possible id: every XADD fails, also those of workers and clients",
+            again,
         )
     elif stats.ids_ahead_ms >= AHEAD_WRONG_MS:
         yield Finding(
             queue,
             "wrong",
             f"the last id of {stream}, {stats.last_id}, is ahead of the clock by {_long(stats.ids_ahead_ms)}: a "
-            "producer chose it, or the server's clock was ahead, and the ages of its jobs are unknown",
+            "producer chose it, or the server's clock was ahead; the ages of its jobs are unknown",
             again,
         )
-    stored = patient.client.hmget(
+    stored = installation.client.hmget(
         BACKLOG, [f"{queue}:removed_by_others", f"{queue}:vanished", f"{queue}:vanished_at_ms"]
     )
     sampled, vanished, at_ms = (int(value or 0) for value in stored)
@@ -427,9 +444,9 @@ def _of_ids(patient: Patient, stats: QueueStats) -> Iterator[Finding]:
         yield Finding(
             queue,
             "wrong",
-            f"{_n(n_gone, 'entry', 'entries')} left {stream} that no worker settled: an XADD with MAXLEN or MINID, an "
+            f"{_n(n_gone, 'entry', 'entries')} left {stream} unprocessed, by an XADD with MAXLEN or MINID, an "
             "XTRIM or an XDEL",
-            "find who may write there, have the producers of that time send again: "
+            "find out which users may write there, and let the producers of that time send again: "
             "ops/runbook.md#mediaclusterentriesvanished",
         )
 
@@ -453,7 +470,7 @@ def _of_queue(stats: QueueStats, n_orphans: int, n_ghosts: int) -> Iterator[Find
         yield Finding(
             queue,
             "wrong",
-            f"{_n(n_orphans, 'orphan')}: delivered jobs in nobody's pending list, as XACK by hand leaves them",
+            f"{_n(n_orphans, 'orphan')}: delivered jobs in no pending list, e.g. after a manual XACK",
             f"sploot-cluster queue rescue {queue} --unowned --yes",
         )
     if n_ghosts:
@@ -472,9 +489,14 @@ def _of_queue(stats: QueueStats, n_orphans: int, n_ghosts: int) -> Iterator[Find
             f"sploot-cluster queue retire-consumer {queue} {consumer.name} --yes",
         )
     if len(dead) > MOST_DEAD_LISTED:
-        yield Finding(queue, "wrong", f"{len(dead) - MOST_DEAD_LISTED} more of these", "sploot-cluster queue status")
+        yield Finding(
+            queue,
+            "wrong",
+            f"{len(dead) - MOST_DEAD_LISTED} more dead consumers hold jobs",
+            "sploot-cluster queue status",
+        )
     if stats.paused:
-        yield Finding(queue, "warning", "it is paused", f"sploot-cluster queue resume {queue} --yes")
+        yield Finding(queue, "warning", "the queue is paused", f"sploot-cluster queue resume {queue} --yes")
     if not any(one.is_alive for one in stats.consumers):
         waits = stats.undelivered or stats.in_flight or stats.delayed
         yield Finding(
@@ -487,36 +509,36 @@ def _of_queue(stats: QueueStats, n_orphans: int, n_ghosts: int) -> Iterator[Find
         yield Finding(
             queue,
             "warning",
-            f"{_n(stats.dead, 'dead letter')} for a person to look at",
+            f"{_n(stats.dead, 'dead letter')} to review",
             f"sploot-cluster queue dead list {queue} --groups",
         )
 
 
-def _samples(patient: Patient) -> Iterator[Finding]:
-    sample = patient.client.hmget(BACKLOG, ["pending_at_ms", "lag_at_ms"])
+def _samples(installation: Installation) -> Iterator[Finding]:
+    sample = installation.client.hmget(BACKLOG, ["pending_at_ms", "lag_at_ms"])
     times = [int(at) for at in sample if at]
     if len(times) < 2:
-        yield Finding("scheduler", "warning", "nothing was ever sampled", "sploot-cluster scheduler")
+        yield Finding("scheduler", "warning", "the queues were never sampled", "sploot-cluster scheduler")
         return
-    age_s = patient.client.time()[0] - min(times) / 1000
+    age_s = installation.client.time()[0] - min(times) / 1000
     if age_s > SAMPLE_OLD_S:
         yield Finding(
             "scheduler",
             "wrong",
-            f"the queues were sampled {age_s:.0f} s ago: the gauges are old",
+            f"the queues were sampled {age_s:.0f} s ago: the gauges are stale",
             f"sploot-cluster scheduler, and a worker for {CLUSTER_MAINTENANCE}",
         )
     else:
         yield Finding("scheduler", "ok", f"the queues were sampled {max(0.0, age_s):.0f} s ago")
 
 
-def _models(patient: Patient) -> Iterator[Finding]:
-    """Vectors of different models are never compared, so that a pet of another model is one that got stuck."""
+def _models(installation: Installation) -> Iterator[Finding]:
+    """Check the pets' models. Vectors of different models are never compared, so a pet of another model is stuck."""
     by_model: Counter[tuple[str, int]] = Counter()
     samples: dict[tuple[str, int], int] = {}
-    pets = [int(pet) for pet in _first(patient.client.sscan_iter(PETS, count=1_000), MOST_PETS)]
+    pets = [int(pet) for pet in _first(installation.client.sscan_iter(PETS, count=1_000), MOST_PETS)]
     for start in range(0, len(pets), 1_000):
-        pipe = patient.client.pipeline(transaction=False)
+        pipe = installation.client.pipeline(transaction=False)
         for pet in pets[start : start + 1_000]:
             pipe.hmget(PetKeys.of(PetId(pet)).meta, ["model", "dim"])
         for pet, (model, dim) in zip(pets[start:], pipe.execute(), strict=False):
@@ -524,9 +546,10 @@ def _models(patient: Patient) -> Iterator[Finding]:
                 kind = model.decode(errors="replace"), int(dim or 0)
                 by_model[kind] += 1
                 samples.setdefault(kind, pet)
-    known = patient.settings.clustering.models
-    told = (
-        ", ".join(f"{model} of {dim} ({_n(n, 'pet')})" for (model, dim), n in by_model.most_common(5)) or "no pets yet"
+    known = installation.settings.clustering.models
+    summary = (
+        ", ".join(f"{model} with {dim} dimensions ({_n(n, 'pet')})" for (model, dim), n in by_model.most_common(5))
+        or "no pets yet"
     )
     strangers = [kind for kind in by_model if known and known.get(kind[0]) != kind[1]]
     if strangers:
@@ -535,24 +558,24 @@ def _models(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "models",
             "wrong",
-            f"{_n(by_model[strangers[0]], 'pet')}, such as {pet}, with vectors of {model} of {dim} values, which "
-            f"{MODELS} does not name: new media are refused",
-            f"add {model}={dim} to {MODELS}, or capture the pet and embed its media anew",
+            f"{_n(by_model[strangers[0]], 'pet')} (e.g. pet {pet}) with vectors of {model} ({dim} dimensions), which "
+            f"{MODELS} does not list: their new items are refused",
+            f"add {model}={dim} to {MODELS}, or capture the pet and embed its items again",
         )
     elif len(by_model) > 1 and not known:
         yield Finding(
             "models",
             "warning",
-            f"several models are in use: {told}; media of one pet must all be of one",
-            f"name those that producers may use in {MODELS}",
+            f"several models are in use: {summary}; all items of a pet must have the same model",
+            f"list the models that producers may use in {MODELS}",
         )
     else:
-        yield Finding("models", "ok", told)
+        yield Finding("models", "ok", summary)
 
 
-def _pets(patient: Patient) -> Iterator[Finding]:
-    """Whether pets can be read and their items add up: of a random sample, so that repeated runs see them all."""
-    store = RedisPetStore(patient.client)
+def _pets(installation: Installation) -> Iterator[Finding]:
+    """Check a random sample of pets: readable, and with all items accounted for. Repeated runs cover all pets."""
+    store = RedisPetStore(installation.client)
     try:
         pets = store.pets()
         sample = random.sample(pets, min(len(pets), SAMPLE_OF_PETS))
@@ -566,15 +589,15 @@ def _pets(patient: Patient) -> Iterator[Finding]:
         if pet in damaged:
             yield Finding("pets", "wrong", f"pet {pet} cannot be read: {damaged[pet].problem}", damaged[pet].hint)
         else:
-            yield Finding("pets", "wrong", f"pet {pet} does not add up", f"sploot-cluster tally {pet}")
+            yield Finding("pets", "wrong", f"the counts of pet {pet} do not add up", f"sploot-cluster tally {pet}")
     if (n_more := len(totals.unconserved) - MOST_BROKEN_LISTED) > 0:
-        seen = f"{_n(n_more, 'pet')} more cannot be read or do not add up"
+        seen = f"{_n(n_more, 'pet')} more cannot be read or have counts that do not add up"
         yield Finding("pets", "wrong", seen, "sploot-cluster tally")
     if not totals.unconserved:
         n_pets = len(pets)
         is_sample = n_pets > len(sample)
-        seen = f"{len(sample):,} of {_n(n_pets, 'pet')} are whole, others at the next run" if is_sample else ""
-        yield Finding("pets", "ok", seen or (f"all {_n(n_pets, 'pet')} are whole" if n_pets else "no pets yet"))
+        seen = f"{len(sample):,} of {_n(n_pets, 'pet')} are intact; the next run checks others" if is_sample else ""
+        yield Finding("pets", "ok", seen or (f"all {_n(n_pets, 'pet')} are intact" if n_pets else "no pets yet"))
 
 
 def _n(n: int, one: str, many: str | None = None) -> str:
@@ -586,11 +609,11 @@ def _first(found: Iterator[Any], limit: int) -> Iterator[Any]:
         yield one
 
 
-def _info(patient: Patient, section: str) -> Mapping[str, Any]:
-    info: dict[str, Any] = patient.client.info(section)
+def _info(installation: Installation, section: str) -> Mapping[str, Any]:
+    info: dict[str, Any] = installation.client.info(section)
     return info
 
 
-def patient_of(settings: Settings, client: redis.Redis, broker: RedisStreamsBroker, **more: Any) -> Patient:
-    """The installation that this process would be part of."""
-    return Patient(settings=settings, environ=os.environ, client=client, broker=broker, **more)
+def installation_of(settings: Settings, client: redis.Redis, broker: RedisStreamsBroker, **more: Any) -> Installation:
+    """Return the installation that this process would be part of."""
+    return Installation(settings=settings, environ=os.environ, client=client, broker=broker, **more)

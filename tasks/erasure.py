@@ -1,12 +1,12 @@
-"""What the queues and the job records hold of a pet or a media item, and its removal.
+"""Erasure of what the queues and job records hold about a pet or an item.
 
-The pet itself is ``ClusterService``'s; here is what travelled: records of jobs, dead letters, and events that wait. An
-event that waits would bring the item back, so an erasure is refused while there is one: let it run, then erase.
+``ClusterService`` erases the pet itself; this module handles job records, dead letters and waiting events. A waiting
+event would bring the item back, so an erasure is refused until it has run.
 
-A dead letter is the only copy of what failed. It goes only if its fields, or the list of names in its error, hold an
-item of this pet with exactly this id. One that cannot be read may be about anything: it is reported, and left.
+A dead letter is the only copy of a failed job. It is deleted only if its fields, or the list of ids in its error, name
+an item of this pet exactly. An unreadable one may belong to any pet: it is reported and stays.
 
-What is outside of Redis is outside of this too: logs, backups, captures and exports that somebody made.
+Data outside of Redis is out of scope: logs, backups, captures and exports.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ PAGE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """Finds and removes what queues and records say of pets. Implements ``sploot_cluster.jobs.JobTraces``."""
+    """Finds and erases what queues and job records hold about pets. Implements ``sploot_cluster.jobs.JobTraces``."""
 
     broker: RedisStreamsBroker
     client: redis.Redis
 
     def close(self) -> None:
-        """Close the connections that the broker made; ``client`` is its owner's."""
+        """Close the connections that the broker opened; ``client`` belongs to the caller."""
         self.broker.close()
 
     def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """What there is of a pet, or of some of its media items.
+        """Return the traces of a pet, or of some of its items.
 
         Raises:
-            QueueUnavailable: Redis did not answer, or refused.
+            QueueUnavailable: Redis did not answer or refused.
         """
         with _reaching_redis("nothing was removed"):
             return self._found(pet_id, media_ids)
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """Remove it, and answer what went; what waits is counted and left.
+        """Erase the traces, and return what was erased; waiting jobs are counted and stay.
 
         Raises:
-            QueueUnavailable: Redis did not answer, or refused; erase again, which goes on where this ended.
+            QueueUnavailable: Redis did not answer or refused; a second call erases the rest.
         """
-        with _reaching_redis("some may have been removed, erasing again is safe"):
+        with _reaching_redis("some may have been removed; erasing again is safe"):
             found = self._found(pet_id, media_ids)
             for start in range(0, len(found.records), PAGE):
                 self.client.delete(*(RECORD_PREFIX + job_id for job_id in found.records[start : start + PAGE]))
@@ -103,7 +103,7 @@ class Erasure:
     def _dead_letters(
         self, pet_id: int, media_ids: Collection[str] | None
     ) -> tuple[list[DeadLetterRef], list[DeadLetterRef]]:
-        """The dead letters about it, and those that may be about anything."""
+        """Return the dead letters about the pet or items, and those that are unreadable."""
         found: list[DeadLetterRef] = []
         unreadable: list[DeadLetterRef] = []
         for queue in QUEUES:
@@ -121,16 +121,16 @@ class Erasure:
     def _n_waiting(self, pet_id: int, media_ids: Collection[str] | None) -> int:
         jobs, _ = find_jobs(self.broker, self.client, pet_id)
         return sum(
-            # whatever item it is about: one that is refused for naming what is gone becomes a dead letter
+            # for any item: a correction that is refused because its item is gone would become a dead letter
             job.queue == CLUSTER_FEEDBACK
-            # a flat event has no actor until it is delivered
+            # a flat event has no actor until delivery
             or (job.actor in (None, CLUSTER_EMBEDDING) and (media_ids is None or job.media_id in media_ids))
             for job in jobs
         )
 
 
 def _media_of_result(result: bytes | None) -> frozenset[str]:
-    """The items that what a job answered is about."""
+    """Return the items that a job's result names."""
     try:
         answered = json.loads(result or b"null")
     except ValueError:
@@ -143,9 +143,9 @@ def _media_of_result(result: bytes | None) -> frozenset[str]:
 
 
 def media_of_error(error: str) -> frozenset[str]:
-    """The items that the text of an :class:`UnknownMedia` names: its list of JSON strings, and nothing else of it.
+    """Return the items that the text of an :class:`UnknownMedia` error lists as JSON strings.
 
-    Other errors quote models and fields, which may be spelled like an item. A name that was cut off is not one.
+    Other errors may quote models and fields that look like item ids. A truncated id is not returned.
     """
     _, found, rest = error.partition(f"{UnknownMedia.__name__}: media_ids: ")
     names, decoder = set(), json.JSONDecoder()

@@ -1,8 +1,8 @@
-"""What is known of a job: a record in Redis, written by whoever moves the job, read by whoever asks.
+"""Records of jobs in Redis: written by the code that moves a job, read to report its status.
 
-``sploot:job:<id>`` is a hash that ends 24 hours after its last word. Producers write it before they enqueue, the
-middleware :class:`TrackJobs` whenever the job starts, fails or ends. Only messages with the option ``tracked`` have
-one: a flat event would cost three times as much with it. Why a job waits is not stored but read from its queue.
+``sploot:job:<id>`` is a hash that expires 24 hours after its last change. Producers write it before they enqueue; the
+middleware :class:`TrackJobs` updates it whenever the job starts, fails or ends. Only messages with the option
+``tracked`` have one: it would triple the cost of a flat event. Why a job waits is not stored but read from its queue.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ logger = logging.getLogger("sploot-cluster.queue")
 
 RECORD_PREFIX: Final = "sploot:job:"
 RECORD_TTL_S: Final = 24 * 60 * 60
-LONGEST_ERROR: Final = 500  # characters of an error that a record keeps
+LONGEST_ERROR: Final = 500  # maximum length of a stored error, in characters
 
-# KEYS 1 record; ARGV seconds to keep it, how (new, change, or start and known: only if there is one), queue, actor and
-# pet of the job ("" and "" and "" = not known), then names and values.
-# A success stays a success: the message may be delivered again, or to two workers at once, and the job is done all the
-# same. A new job of an id that was used before begins anew. A record is its job's: a message with the id of another
-# job, as somebody may send who knows the id, changes nothing of it.
+# KEYS 1 record; ARGV seconds to keep it, how (new, change, or start and known: only if the record exists), queue, actor
+# and pet of the job (all three "" if unknown), then names and values. A success stays a success: a message may be
+# delivered again, or to two workers at once, and the job is done all the same. A new job with a reused id starts a new
+# record. A record belongs to one job: a message with the id of another job, which anyone who knows the id can send,
+# does not change it.
 _WRITE: Final = """
 local found = redis.call('HMGET', KEYS[1], 'state', 'queue', 'actor', 'pet_id')
 local how, owner = ARGV[2], {ARGV[3], ARGV[4], ARGV[5]}
@@ -60,7 +60,7 @@ How = Literal["new", "start", "change", "known"]
 
 
 class JobOwner(NamedTuple):
-    """The job that a record belongs to, beside its id."""
+    """Identifies the job that a record belongs to, together with its id."""
 
     queue: str
     actor: str
@@ -71,17 +71,17 @@ _answer: ContextVar[Callable[[], Mapping[str, object]] | None] = ContextVar("ans
 
 
 def answer(result: Callable[[], Mapping[str, object]]) -> None:
-    """Say what the running job answered, for its status: asked for only if that is kept. JSON values only."""
+    """Set the result of the running job for its status. Called only if the job is tracked; JSON values only."""
     _answer.set(result)
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """The last word about a job.
+    """The latest known state of a job.
 
     Attributes:
         worker: the consumer that runs it, or ran it last.
-        error: what its last failed attempt raised.
+        error: the exception of its last failed attempt.
     """
 
     job_id: str
@@ -109,11 +109,11 @@ class JobRecords:
     def write(
         self, job_id: str, *, state: JobState, how: How = "change", owner: JobOwner | None = None, **facts: object
     ) -> None:
-        """Note the state, and facts named as attributes of :class:`JobRecord`; None is passed over.
+        """Record the state, and facts named like attributes of :class:`JobRecord`; None is skipped.
 
         Args:
-            how: ``new`` forgets what was known, ``start`` counts an attempt; that and ``known`` make no new record.
-            owner: the job that reports; a record of another job stays as it is. None: the caller knows whose it is.
+            how: ``new`` replaces an older record, ``start`` counts an attempt; ``start`` and ``known`` create none.
+            owner: the job that reports; a record of another job stays unchanged. None: the caller knows the owner.
         """
         whose = ("", "", "") if owner is None else (owner.queue, owner.actor, "" if owner[2] is None else owner[2])
         pairs: list[str | int] = ["state", state]
@@ -144,7 +144,7 @@ class JobRecords:
         )
 
     def forget(self, job_id: str) -> None:
-        """Remove a record, as of a job that was not enqueued after all."""
+        """Delete the record of a job that was not enqueued after all."""
         self._client.delete(_key(job_id))
 
 
@@ -168,7 +168,7 @@ class TrackJobs(dramatiq.Middleware):
         now = self._clock()
         due = now + timedelta(milliseconds=delay) if delay else None
         if message.options.get("retries"):
-            # before it is enqueued, and so before anybody can start it: the record never goes back in time
+            # before it is enqueued, so before any worker can start it: the record never goes back in time
             error = _last_line(message.options.get("traceback"))
             self._write(message, state="retrying", how="known", due_at=due or now, error=error)
         else:
@@ -184,12 +184,14 @@ class TrackJobs(dramatiq.Middleware):
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         if _is_tracked(message) and exception is None:
-            told = _answer.get()
-            self._write(message, state="succeeded", how="known", finished_at=self._clock(), result=told and told())
+            result_of = _answer.get()
+            self._write(
+                message, state="succeeded", how="known", finished_at=self._clock(), result=result_of and result_of()
+            )
         _answer.set(None)
 
     def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
-        """However a job died: by failing for good, by killing its workers, or because no worker knows its actor."""
+        """Record the death of a job, whether it failed, killed its workers or has no known actor."""
         if dead_letter.message_id is None:
             return
         from tasks.queue_ops.entries import facts_of
@@ -217,13 +219,13 @@ class TrackJobs(dramatiq.Middleware):
 
 
 class Stats(Protocol):
-    """Where the state of a queue is read, such as ``RedisStreamsBroker.stats``."""
+    """Reads the state of a queue, such as ``RedisStreamsBroker.stats``."""
 
     def __call__(self, queue_name: str) -> QueueStats: ...
 
 
 def status_of(record: JobRecord, stats: Stats, *, now: datetime) -> JobStatus:
-    """What to answer about a job: its record, and one reason read from its queue while it has not ended."""
+    """Return the status of a job: its record, and, until it ends, one reason read from its queue."""
     state, reason = _state_and_reason(record, stats, now)
     return JobStatus(
         job_id=record.job_id,
@@ -247,38 +249,38 @@ def _state_and_reason(record: JobRecord, stats: Stats, now: datetime) -> tuple[J
         case "succeeded":
             return "succeeded", f"attempt {record.attempts} succeeded"
         case "dead":
-            return "dead", record.error or "it became a dead letter"
+            return "dead", record.error or "became a dead letter"
         case "running":
             queue = stats(record.queue)
             if any(consumer.name == record.worker and consumer.is_alive for consumer in queue.consumers):
                 return "running", f"attempt {record.attempts} {_how_it_runs(record, now)}"
-            return "queued", f"its worker {record.worker} ended without a word; {_why_it_waits(queue)}"
+            return "queued", f"its worker {record.worker} died; {_why_it_waits(queue)}"
         case "retrying":
             if record.due_at is not None and record.due_at > now:
-                return "retrying", f"{failed}the next is due at {_clock_time(record.due_at)}"
+                return "retrying", f"{failed}next attempt at {_clock_time(record.due_at)}"
             return "retrying", failed + _why_it_waits(stats(record.queue))
         case "delayed" | "queued":
             if record.due_at is not None and record.due_at > now:
-                return "delayed", f"it is due at {_clock_time(record.due_at)}"
+                return "delayed", f"due at {_clock_time(record.due_at)}"
             return "queued", _why_it_waits(stats(record.queue))
         case _:
             assert_never(record.state)
 
 
 def _how_it_runs(record: JobRecord, now: datetime) -> str:
-    """Where it runs, and what to do about it where it does so for longer than it may."""
+    """Return where the job runs, with advice if it exceeds its time limit."""
     limit_s = limit_of_actor_ms(record.actor) / 1000
     runs_s = (now - record.started_at).total_seconds() if record.started_at is not None else 0.0
     if runs_s <= limit_s + LIMIT_GRACE_S:
-        return f"runs at {record.worker}"
+        return f"is running in {record.worker}"
     return (
-        f"has run for {runs_s:.0f} s at {record.worker}, and its time limit is {limit_s:.0f} s: it hangs; end that "
-        f"process, or sploot-cluster queue rescue {record.queue} --consumer {record.worker} --even-if-alive"
+        f"has run for {runs_s:.0f} s in {record.worker}; its time limit is {limit_s:.0f} s, so it hangs: end that "
+        f"process, or run sploot-cluster queue rescue {record.queue} --consumer {record.worker} --even-if-alive"
     )
 
 
 def _why_it_waits(queue: QueueStats) -> str:
-    """One sentence, the most telling reason first."""
+    """Return why the job waits, in one sentence; the most important reason wins."""
     if queue.paused:
         return f"queue {queue.queue_name} is paused; resume it"
     if not any(consumer.is_alive for consumer in queue.consumers):
@@ -287,8 +289,8 @@ def _why_it_waits(queue: QueueStats) -> str:
     held_s = (queue.oldest_pending_idle_ms or 0) / 1000
     if held_s > LONGEST_LIMIT_MS / 1000 + LIMIT_GRACE_S:
         waits += (
-            f"; the oldest has been with one for {held_s:.0f} s, longer than any time limit: sploot-cluster queue "
-            f"status shows which"
+            f"; the oldest has been with a worker for {held_s:.0f} s, beyond any time limit: sploot-cluster queue "
+            f"status shows it"
         )
     return waits
 
@@ -320,5 +322,5 @@ def _clock_time(at: datetime) -> str:
 
 
 def _last_line(traceback: str | None) -> str | None:
-    """The error itself, which ends a traceback."""
+    """Return the last line of a traceback, which is the error itself."""
     return traceback.strip().rpartition("\n")[2][:LONGEST_ERROR] if traceback else None

@@ -1,14 +1,14 @@
-"""The forms of ``REDIS_URL``, and the client of each.
+"""The forms of ``REDIS_URL``, and a client for each.
 
     redis://user:password@host:6379/0        one server; rediss:// with TLS, unix:///path/to.sock by a socket
     redis+sentinel://user:password@host:26379,host:26379/mymaster/0
-                                             whoever these sentinels call the master of this name; rediss+sentinel://
+                                             the master of this name, found through these sentinels; rediss+sentinel://
     redis+cluster://user:password@host:7000,host:7001
                                              a Redis Cluster, found through any of these nodes; rediss+cluster://
 
-What follows a ``?`` are options. All forms take redis-py's for TLS: ``ssl_ca_certs``, ``ssl_certfile``,
-``ssl_keyfile``, ``ssl_check_hostname``. Sentinels that want a password of their own get ``sentinel_username`` and
-``sentinel_password``. A password is written percent-encoded.
+Options follow a ``?``. All forms accept redis-py's for TLS: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``,
+``ssl_check_hostname``. Sentinels with a password of their own get ``sentinel_username`` and ``sentinel_password``.
+Passwords are percent-encoded.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
 
 
 class RedisUrlInvalid(ValueError):
-    """Raised when a URL of Redis cannot be used; the text says what is wrong and what to write, without secrets."""
+    """Raised when a Redis URL cannot be used. The text gives the problem and the fix, without secrets."""
 
 
 def connect(url: str, *, connect_timeout_s: float, answer_timeout_s: float, retry: Retry | None = None) -> redis.Redis:
-    """A client for a URL of any form. Answers are bytes.
+    """Return a client for a URL of any form. Answers are bytes.
 
     Args:
-        retry: what redis-py repeats, and how often; its own default when None.
+        retry: what redis-py retries, and how often; None: redis-py's default.
 
-    No connection is made yet, except to a Cluster, whose nodes are asked who holds what.
+    No connection is opened yet, except to a Cluster, whose slot map is read.
 
     Raises:
-        RedisUrlInvalid: the URL has no form that is known.
+        RedisUrlInvalid: the URL has no known form.
         redis.ConnectionError: no node of the Cluster answers.
     """
     options: dict[str, Any] = {"socket_connect_timeout": connect_timeout_s, "socket_timeout": answer_timeout_s}
@@ -66,28 +66,28 @@ def connect(url: str, *, connect_timeout_s: float, answer_timeout_s: float, retr
         return client
     nodes = [ClusterNode(host, port) for host, port in parts.addresses(REDIS_PORT)]
     try:
-        # no subclass of Redis, but it answers the same commands
+        # not a subclass of Redis, but it has the same commands
         return cast(redis.Redis, redis.RedisCluster(startup_nodes=nodes, **options))
     except RedisClusterException as error:
         raise redis.ConnectionError(str(error)) from error
 
 
 def check(url: str) -> str:
-    """The scheme of a URL that can be used.
+    """Return the scheme of a valid URL.
 
     Raises:
-        RedisUrlInvalid: says what is wrong and what to write.
+        RedisUrlInvalid: the URL cannot be used.
     """
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "://" not in url:
-        # not shown as it stands: what is no URL may be a password
+        # an unknown scheme is not printed: a value that is not a URL may be a password
         shown = scheme if re.fullmatch(r"[a-z+]{1,20}", scheme) and "://" in url else "…"
-        raise RedisUrlInvalid(f"scheme {shown!r} is not known; set a URL such as redis://127.0.0.1:6379/0")
+        raise RedisUrlInvalid(f"scheme {shown!r} is unknown; set a URL such as redis://127.0.0.1:6379/0")
     if scheme in ONE_SERVER:
         return scheme
     parts = _Parts.of(url)
     if scheme in SENTINEL and not (len(parts.path) in (1, 2) and all(n.isdecimal() for n in parts.path[1:])):
-        raise RedisUrlInvalid("it names no master; write redis+sentinel://host:26379,host:26379/mymaster/0")
+        raise RedisUrlInvalid("the URL names no master; write redis+sentinel://host:26379,host:26379/mymaster/0")
     if scheme in CLUSTER and parts.path not in ((), ("0",)):
         raise RedisUrlInvalid("a Cluster has one database; write redis+cluster://host:7000,host:7001")
     return scheme
@@ -95,7 +95,7 @@ def check(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """A URL with several hosts, which ``urlsplit`` alone cannot take apart."""
+    """The parts of a URL with several hosts, which ``urlsplit`` alone cannot parse."""
 
     is_tls: bool
     username: str
@@ -113,7 +113,7 @@ class _Parts:
         options = dict(parse_qsl(split.query))
         known = _TLS_OPTIONS | (_SENTINEL_OPTIONS if scheme in SENTINEL else frozenset())
         if unknown := sorted(set(options) - known):
-            raise RedisUrlInvalid(f"option {unknown[0]!r} is not known; of this form are {', '.join(sorted(known))}")
+            raise RedisUrlInvalid(f"option {unknown[0]!r} is unknown; this form accepts {', '.join(sorted(known))}")
         return cls(
             is_tls=scheme.startswith("rediss"),
             username=unquote(username),
@@ -137,7 +137,7 @@ class _Parts:
         return {"ssl": True, **given} if self.is_tls else {}
 
     def of_sentinels(self, options: dict[str, Any]) -> dict[str, Any]:
-        """How the sentinels themselves are spoken to: as the servers are, with credentials of their own."""
+        """Return the options for connections to the sentinels: the servers' options with the sentinels' credentials."""
         own = {name: value for name, value in options.items() if name not in ("username", "password", "retry")}
         given = {name.removeprefix("sentinel_"): self.options[name] for name in _SENTINEL_OPTIONS & set(self.options)}
         return own | given
@@ -146,5 +146,5 @@ class _Parts:
 def _host(address: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?", address)
     if match is None:
-        raise RedisUrlInvalid("an address in it is not host:port; separate several by commas")
+        raise RedisUrlInvalid("an address in the URL is not host:port; separate several with commas")
     return match[1].strip("[]"), int(match[2]) if match[2] else None

@@ -1,32 +1,32 @@
-"""Who is tried again, how often and when. One table, so that an operator finds every answer in one place.
+"""How often and when each actor is retried. One table, so that operators find every answer in one place.
 
-Dramatiq waits ``min_backoff`` after the first failure and twice as long after each further one, up to ``max_backoff``,
-each time shortened at random by up to half. After ``max_retries`` the message becomes a dead letter.
+Dramatiq waits ``min_backoff`` after the first failure and twice as long after each further one, up to ``max_backoff``;
+each wait is shortened at random by up to half. After ``max_retries`` the message becomes a dead letter.
 
 ===================  ===========  ===============  ==========  ========================================================
-actor                max_retries  waits            time limit  because
+actor                max_retries  waits            time limit  reason
 ===================  ===========  ===============  ==========  ========================================================
-cluster_embedding              8  1 s to 1 min           60 s  about two minutes in all: what fails is a lost race for
-                                                               a busy pet or a failover, and both pass within seconds
-merge_clusters                12  1 s to 5 min          120 s  about 20 minutes in all: a person has decided and will
-split_cluster                                                  not look again; an operator can fix a full Redis in
-exclude_media                                                  that time
+cluster_embedding              8  1 s to 1 min           60 s  about two minutes in all: failures are lost races for a
+                                                               busy pet, or a failover; both pass within seconds
+merge_clusters                12  1 s to 5 min          120 s  about 20 minutes in all: a labeller has decided and
+split_cluster                                                  will not look again; in that time an operator can free
+exclude_media                                                  memory of a full Redis
 dismiss_media
 undo_feedback
 restore_revision
-recluster_pet                  5  5 s to 5 min         30 min  the next arrivals ask for another one; 50,000 media take
-                                                               minutes on one core, which no limit must cut off
-preview_recluster              2  1 s to 10 s          30 min  somebody waits for it, and asks again
-export_pending_jobs            0  –                      10 s  the next sample is due in 10 s and makes up for this one
+recluster_pet                  5  5 s to 5 min         30 min  the next arrivals request another; 50,000 items take
+                                                               minutes on one core and must not be cut off
+preview_recluster              2  1 s to 10 s          30 min  a user waits for it and can ask again
+export_pending_jobs            0  –                      10 s  the next sample is due in 10 s and replaces this one
 export_stream_lag
 export_media_totals            0  –                      60 s  the next sample is due in a minute
 ===================  ===========  ===============  ==========  ========================================================
 
-Never retried: ``InvalidInput`` and all below it, because the caller must change something; ``PetTooLarge``, because
-waiting makes no pet smaller. Everything else is: ``RevisionConflict`` and ``StoreUnavailable`` pass by themselves,
-``UnreadablePet`` may be of a newer release whose workers are just being rolled out, ``NotConserved`` and what nobody
-foresaw deserve another try before a person looks at them. ``StalePreview`` and ``PetExists`` are raised to whoever
-applies a preview or imports a pet, and in no job.
+Never retried: ``InvalidInput`` and its subclasses, because the caller must change something; ``PetTooLarge``, because
+waiting makes no pet smaller. Everything else is retried: ``RevisionConflict`` and ``StoreUnavailable`` resolve by
+themselves, ``UnreadablePet`` may come from a newer release during a rollout, and ``NotConserved`` and unforeseen errors
+get another try before an operator looks. ``StalePreview`` and ``PetExists`` are raised to the caller who applies a
+preview or imports a pet, never in a job.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ SECOND_MS, MINUTE_MS = 1_000, 60_000
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and when one actor is tried again. Times are milliseconds.
+    """How often and when one actor is retried. Times are in milliseconds.
 
     Attributes:
-        time_limit_ms: a run that takes longer is interrupted and counts as failed. The interrupt waits for native code
-            to return, so it is a net under a bug and no means of scheduling.
+        time_limit_ms: a longer run is interrupted and counts as failed. The interrupt waits for native code to return,
+            so it is a safety net against bugs, not a means of scheduling.
     """
 
     max_retries: int
@@ -74,7 +74,7 @@ class RetryPolicy:
     time_limit_ms: int
 
     def actor_options(self) -> dict[str, Any]:
-        """As ``dramatiq.actor`` takes it."""
+        """Return the policy as options of ``dramatiq.actor``."""
         return {
             "max_retries": self.max_retries,
             "min_backoff": self.min_backoff_ms,
@@ -85,7 +85,7 @@ class RetryPolicy:
 
 
 _CORRECTION: Final = RetryPolicy(12, SECOND_MS, 5 * MINUTE_MS, time_limit_ms=2 * MINUTE_MS)
-# never waits, whatever the back-off says
+# never waits, so its back-off has no effect
 _SAMPLE: Final = RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=10 * SECOND_MS)
 
 POLICIES: Final[Mapping[str, RetryPolicy]] = {
@@ -103,13 +103,13 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     EXPORT_MEDIA_TOTALS: RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=MINUTE_MS),
 }
 
-# How much longer than its limit a job may run: the limit is told to a thread that may be in native code.
+# How far a job may exceed its limit: the limit interrupts a thread that may be in native code.
 LIMIT_GRACE_S: Final = 60.0
 LONGEST_LIMIT_MS: Final = max(policy.time_limit_ms for policy in POLICIES.values())
 
 
 def limit_ms(message: dramatiq.Message[Any] | MessageProxy) -> float:
-    """Return the time limit of a message, by its options and its actor's policy."""
+    """Return the time limit of a message, from its options or its actor's policy."""
     limit: object = message.options.get("time_limit")
     if isinstance(limit, int | float):
         return float(limit)
@@ -117,6 +117,6 @@ def limit_ms(message: dramatiq.Message[Any] | MessageProxy) -> float:
 
 
 def limit_of_actor_ms(actor: str) -> float:
-    """Return the time limit of an actor's messages; of an unknown one, the longest that any has."""
+    """Return the time limit of an actor's messages; for an unknown actor, the longest of all."""
     policy = POLICIES.get(actor)
     return float(policy.time_limit_ms if policy is not None else LONGEST_LIMIT_MS)

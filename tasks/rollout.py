@@ -1,7 +1,7 @@
-"""Which pets a rollout has reached. The same for every producer, in every language, and for ever.
+"""Which pets a rollout has reached: the same pets for every producer, in every language, permanently.
 
-A pet belongs to the first ``percent`` of all pets when the CRC-32 (IEEE, as zlib has it) of its id, written as decimal
-ASCII digits, has a remainder below ``percent`` when divided by 100. So raising the percentage only adds pets.
+A pet is included when the CRC-32 (IEEE, as in zlib) of its id in decimal ASCII digits, modulo 100, is less than
+``percent``. Raising the percentage therefore only adds pets.
 
     pet id   CRC-32       remainder   in at
     1        2212294583   83          84 %
@@ -18,5 +18,5 @@ EVERYBODY: Final = 100
 
 
 def is_rolled_out(pet_id: int, percent: int) -> bool:
-    """Whether media of the pet are handed in while the rollout has reached ``percent``, 0 to 100."""
+    """Return whether items of the pet are sent while the rollout is at ``percent``, 0 to 100."""
     return zlib.crc32(str(pet_id).encode("ascii")) % 100 < percent

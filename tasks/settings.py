@@ -1,4 +1,4 @@
-"""The settings of the processes, from the environment, checked by name."""
+"""The settings of the processes, read from the environment and checked by name."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tasks.redis_urls import RedisUrlInvalid, check
 from tasks.rollout import EVERYBODY
 
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
-FROM_FILE: Final = "_FILE"  # REDIS_URL_FILE names a file that holds what REDIS_URL would; of secrets only
-MODELS: Final = "SPLOOT_MODELS"  # the short name of SPLOOT_CLUSTERING_MODELS, and the stronger one
+FROM_FILE: Final = "_FILE"  # REDIS_URL_FILE names a file that holds the value of REDIS_URL; for secrets only
+MODELS: Final = "SPLOOT_MODELS"  # alias of SPLOOT_CLUSTERING_MODELS; takes precedence
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -24,7 +24,7 @@ class SettingInvalid(ValueError):
 
     Attributes:
         variable: its name.
-        problem: what is wrong with it, without secrets.
+        problem: what was found, without secrets.
         hint: what to set.
     """
 
@@ -35,14 +35,14 @@ class SettingInvalid(ValueError):
 
 def _setting(variable: str, meaning: str, *, unit: str = "", default: Any, is_secret: bool = False) -> Any:
     if is_secret:
-        meaning += f"; or {variable}{FROM_FILE}, a file that holds it"
+        meaning += f"; or set {variable}{FROM_FILE} to a file that holds it"
     metadata = {"variable": variable, "meaning": meaning, "unit": unit, "is_secret": is_secret}
     return field(default=default, repr=not is_secret, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a process needs to know. Each field's variable, unit and meaning are in its metadata; see :meth:`table`."""
+    """The settings of a process. Each field's metadata holds its variable, unit and meaning; see :meth:`table`."""
 
     redis_url: str = _setting(
         "REDIS_URL",
@@ -52,62 +52,62 @@ class Settings:
     )
     lease_ms: int = _setting(
         "SPLOOT_LEASE_MS",
-        "a worker that has not been heard of for so long loses its jobs to the others; at least 2000",
+        "lease: jobs of a worker with no heartbeat for this long go to other workers; at least 2000",
         unit="ms",
         default=30_000,
     )
     max_deliveries: int = _setting(
         "SPLOOT_MAX_DELIVERIES",
-        "a job whose worker process died so often becomes a dead letter; at least 2",
+        "a job whose worker process died this many times becomes a dead letter; at least 2",
         unit="times",
         default=5,
     )
     metrics_host: str = _setting(
-        "WORKER_METRICS_HOST", "where a worker answers /metrics, /healthz and /readyz", default="127.0.0.1"
+        "WORKER_METRICS_HOST", "address on which workers serve /metrics, /healthz and /readyz", default="127.0.0.1"
     )
-    metrics_port: int = _setting("WORKER_METRICS_PORT", "its port; 0 takes a free one", default=9105)
+    metrics_port: int = _setting("WORKER_METRICS_PORT", "port on which workers serve them; 0: a free one", default=9105)
     hung_after_s: int = _setting(
         "SPLOOT_HUNG_AFTER_S",
-        "a worker process whose threads have not moved for so long hangs, and /healthz says so; at least 5",
+        "a worker process whose threads made no progress for this long is reported as hung by /healthz; at least 5",
         unit="s",
         default=60,
     )
     cache_mb: int = _setting(
         "SPLOOT_CACHE_MB",
-        "memory in which each process remembers pets; 0: 512 MB, or a quarter of all memory by the number of cores if "
+        "size of each process's cache of pets; 0: 512 MB, or a quarter of all memory divided by the number of cores if "
         "that is more",
         unit="MB",
         default=0,
     )
-    http_host: str = _setting("SPLOOT_HTTP_HOST", "where the HTTP API listens", default="127.0.0.1")
-    http_port: int = _setting("SPLOOT_HTTP_PORT", "its port; 0 takes a free one", default=8080)
+    http_host: str = _setting("SPLOOT_HTTP_HOST", "address on which the HTTP API listens", default="127.0.0.1")
+    http_port: int = _setting("SPLOOT_HTTP_PORT", "port on which the HTTP API listens; 0: a free one", default=8080)
     api_tokens: str = _setting(
         "SPLOOT_API_TOKENS",
-        "name:role:secret, comma-separated; roles uploader, viewer, labeller, producer, operator; needed off loopback",
+        "comma-separated name:role:secret; roles uploader, viewer, labeller, producer, operator; required off loopback",
         default="",
         is_secret=True,
     )
     ingest_rollout_percent: int = _setting(
         "SPLOOT_INGEST_ROLLOUT_PERCENT",
-        "media of so many percent of all pets are taken from producers, always of the same pets; 0 to 100",
+        "share of pets whose items are accepted from producers, always the same pets; 0 to 100",
         unit="%",
         default=EVERYBODY,
     )
     environment: str = _setting(
         "SPLOOT_ENVIRONMENT",
-        "where this runs, such as staging or production: for error reports, traces, and scripts that refuse production",
+        "environment, e.g. staging or production; for error reports, traces, and scripts that refuse production",
         default="development",
     )
     sentry_dsn: str = _setting(
-        "SENTRY_DSN", "where jobs that failed for good are reported; empty: nowhere", default="", is_secret=True
+        "SENTRY_DSN", "where jobs that failed permanently are reported; empty: nowhere", default="", is_secret=True
     )
     otlp_endpoint: str = _setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
-        "where spans of jobs go, by OTLP over HTTP; empty: nowhere; needs the extra [otel]",
+        "where spans of jobs are sent by OTLP over HTTP; empty: nowhere; needs the extra [otel]",
         default="",
     )
     log_level: str = _setting(
-        "SPLOOT_LOG_LEVEL", "the least that is logged: DEBUG, INFO, WARNING or ERROR", default="INFO"
+        "SPLOOT_LOG_LEVEL", "lowest level that is logged: DEBUG, INFO, WARNING or ERROR", default="INFO"
     )
     clustering: ClusterSettings = field(default_factory=ClusterSettings, metadata={"variable": f"{CLUSTERING}*"})
 
@@ -121,16 +121,18 @@ class Settings:
             _check_range(variable, port, lowest=0, highest=65_535)
         for variable, host in (("WORKER_METRICS_HOST", self.metrics_host), ("SPLOOT_HTTP_HOST", self.http_host)):
             if not host or any(character.isspace() for character in host):
-                raise SettingInvalid(variable, f"{host!r} is no host", "set a name or an address, such as 127.0.0.1")
+                raise SettingInvalid(variable, f"{host!r} is not a host", "set a name or an address, e.g. 127.0.0.1")
         if self.log_level not in LOG_LEVELS:
-            raise SettingInvalid("SPLOOT_LOG_LEVEL", f"{self.log_level!r} is no level", f"set {', '.join(LOG_LEVELS)}")
+            raise SettingInvalid(
+                "SPLOOT_LOG_LEVEL", f"{self.log_level!r} is not a log level", f"set one of {', '.join(LOG_LEVELS)}"
+            )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """The settings of an environment; a variable that is absent or empty keeps its default.
+        """Return the settings of an environment; a variable that is absent or empty keeps its default.
 
         Raises:
-            SettingInvalid: names the variable.
+            SettingInvalid: a variable cannot be used; the error names it.
         """
         given: dict[str, Any] = {"clustering": _clustering_from(environ)}
         for setting in fields(cls):
@@ -140,7 +142,7 @@ class Settings:
         return cls(**given)
 
     def table(self) -> list[dict[str, str]]:
-        """Every setting with variable, value, unit, default and meaning; secrets masked."""
+        """Return every setting with variable, value, unit, default and meaning; secrets are masked."""
         rows = [
             {
                 "variable": setting.metadata["variable"],
@@ -166,23 +168,23 @@ class Settings:
 
 
 def _text_of(environ: Mapping[str, str], variable: str, *, is_secret: bool) -> str:
-    """What a variable says, by itself or through a file; empty when it says nothing."""
+    """Return the value of a variable, set directly or through a file; empty if it is not set."""
     text = environ.get(variable, "").strip()
     named = environ.get(variable + FROM_FILE, "").strip() if is_secret else ""
     if not named:
         return text
     if text:
-        raise SettingInvalid(variable + FROM_FILE, f"is set beside {variable}", "set one of the two")
+        raise SettingInvalid(variable + FROM_FILE, f"is set together with {variable}", "set only one of them")
     try:
         return Path(named).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else "is no text"
-        hint = "name a file that this process may read"
+        problem = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        hint = "name a text file that this process may read"
         raise SettingInvalid(variable + FROM_FILE, f"{named}: {problem}", hint) from None
 
 
 def masked(name: str, value: object) -> str:
-    """A setting's value as it may be printed."""
+    """Return the value of a setting in a form that may be printed."""
     text = str(value)
     if name == "redis_url":
         text = re.sub(r"(?<=://)([^:@/]*):.*(?=@)", r"\1:***", text)
@@ -190,7 +192,7 @@ def masked(name: str, value: object) -> str:
     if name == "sentry_dsn":
         return re.sub(r"(?<=://)[^@/]*(?=@)", "***", text)
     if name == "api_tokens":
-        # not even the names: an entry may be a secret in the wrong place
+        # not even the names: an operator may have put a secret in the place of a name
         return ",".join("***" for token in text.split(",") if token)
     return text
 
@@ -198,7 +200,7 @@ def masked(name: str, value: object) -> str:
 def _clustering_from(environ: Mapping[str, str]) -> ClusterSettings:
     of_clustering = {name: text for name, text in environ.items() if name.startswith(CLUSTERING) and text.strip()}
     for variable, text in of_clustering.items():
-        # one by one, so that the error can name the variable
+        # one variable at a time, so that the error can name it
         try:
             ClusterSettings.from_env({variable: text})
         except ValueError as refused:
@@ -214,14 +216,14 @@ def _clustering_from(environ: Mapping[str, str]) -> ClusterSettings:
 
 
 def _attributes_of(documented: type) -> dict[str, str]:
-    """What a class's docstring says of each attribute, on one line."""
+    """Return the text about each attribute in a class's docstring, as one line."""
     described = (documented.__doc__ or "").partition("Attributes:")[2]
     parts = re.split(r"\n {8}(\w+): ", described)
     return {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def _as_variable(value: object) -> str:
-    """A value as the environment spells it."""
+    """Return a value as it is written in the environment."""
     if isinstance(value, Mapping):
         return ",".join(f"{name}={item}" for name, item in value.items())
     return str(value)

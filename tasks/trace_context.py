@@ -1,7 +1,7 @@
-"""W3C Trace Context of the code that runs, without needing OpenTelemetry: where nobody loaded it, nobody makes spans.
+"""The W3C Trace Context of the running code, without requiring OpenTelemetry.
 
-What a request brought is passed on all the same, so that an upload and its assignment are one trace although the server
-between them makes no span of its own.
+Without OpenTelemetry no spans are made, but the traceparent of a request is passed on, so that an upload and its
+assignment form one trace even if the server in between makes no span.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-# Where a message carries the context of whoever sent it; a flat event has a field of that name.
+# Option in which a message carries its sender's context; a flat event has a field of this name.
 TRACEPARENT: Final = "traceparent"
-# The attempt before, in the options of a retry.
+# The previous attempt, in the options of a retry.
 RETRIED_FROM: Final = "retried_from"
 
 _TRACE_IDS: Final = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-# W3C Trace Context: version ff and ids of zeros are invalid; versions after 00 may carry more at the end.
+# W3C Trace Context: version ff and all-zero ids are invalid; versions after 00 may append more.
 FORM_OF_TRACEPARENT: Final = re.compile(rf"00-{_TRACE_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE_IDS}(-.*)?")
 
 _of_request: ContextVar[str | None] = ContextVar("traceparent of the request", default=None)
 
 
 class TakeTraceparent:
-    """ASGI: what a request enqueues belongs to the trace in its ``traceparent`` header; a header that is none begins no
-    trace and breaks no request."""
+    """ASGI middleware that adds jobs to the trace in the request's ``traceparent`` header.
+
+    An invalid header starts no trace and does not fail the request.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == TRACEPARENT.encode()]
-        # one alone: of two nobody can say which is meant
+        # exactly one: of two headers, neither can be trusted
         is_usable = len(found) == 1 and FORM_OF_TRACEPARENT.fullmatch(found[0])
         token = _of_request.set(found[0] if is_usable else None)
         try:
@@ -46,7 +48,7 @@ class TakeTraceparent:
 
 
 def current_traceparent() -> str | None:
-    """The context of the span that is current here, or of the request that is answered; None where there is none."""
+    """Return the context of the current span, or of the current request; None if there is neither."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return _of_request.get()
@@ -57,12 +59,12 @@ def current_traceparent() -> str | None:
 
 
 def traceparent_of(kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
-    """What a message says of its sender's context; the sender's own word in the event goes first."""
+    """Return the sender's context in a message; the one in the event takes precedence."""
     found = kwargs.get(TRACEPARENT) or options.get(TRACEPARENT)
     return found if isinstance(found, str) else None
 
 
 def trace_id_of(traceparent: str | None) -> str | None:
-    """The second part; None for what is no traceparent."""
+    """Return the trace id of a traceparent; None if it is invalid."""
     parts = traceparent.split("-") if traceparent else []
     return parts[1] if len(parts) >= 4 else None

@@ -1,7 +1,7 @@
-"""The way of :class:`tasks.client.ClusterTasks` to Redis: enqueue contracts, keep records of jobs, translate errors.
+"""The Redis side of :class:`tasks.client.ClusterTasks`: enqueue contracts, keep job records, translate errors.
 
-A module of its own because Dramatiq and redis-py, with the asyncio packages that both bring, cost some 200 ms of CPU:
-a service that imports the client pays for them when it makes one.
+A module of its own, because Dramatiq and redis-py, with the asyncio packages that both load, cost some 200 ms of CPU:
+a service that imports the client pays for them only when it creates one.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""What may stand in the streams of work: flat events become Dramatiq messages, and messages are checked.
+"""Admission of entries to the work streams: flat events become Dramatiq messages, and messages are checked.
 
-A flat event is checked here, before it costs a worker thread anything. A bad one becomes a dead letter at once, with
-its own fields and the reason ``undecodable``; a good one travels on in the one form that workers pass on, so that a
-retry of it is an ordinary message. The fields of a Dramatiq message are checked by its actor, which knows a message
-that was checked by its :class:`CheckedArguments`.
+A flat event is checked here, before it costs any worker thread time. An invalid one becomes a dead letter at once, with
+its own fields and the reason ``undecodable``; a valid one takes the form that workers pass on, so that its retry is an
+ordinary message. The actor checks the fields of a Dramatiq message, unless they are :class:`CheckedArguments`, which
+were checked here.
 
-Everyone who may ``XADD`` to ``streams:embedding.ingested`` can write a Dramatiq message there as well, because workers
-write their retries in that form and clients what they hand in. Such a message can do what a flat event can and nothing
-else: :func:`check_message` accepts actors of the queue alone, and of Dramatiq's options those that clients and retries
-write. A message with another option is refused and not run without it: the dead letter names the option, and nothing
-that its sender asked for is dropped without a word.
+Every producer that may ``XADD`` to ``streams:embedding.ingested`` can write a Dramatiq message there as well, because
+workers write their retries in that form, and clients their events. Such a message can do no more than a flat event:
+:func:`check_message` accepts only actors of the queue and, of Dramatiq's options, only those that clients and retries
+write. A message with another option is refused instead of run without it: the dead letter names the option, so that
+nothing its sender asked for is dropped silently.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tasks.trace_context import FORM_OF_TRACEPARENT, RETRIED_FROM, TRACEPARENT
 
 
 class CheckedArguments(dict[str, Any]):
-    """The keyword arguments of a message made here, and the ``event`` that they say, which was checked.
+    """The keyword arguments of a message made here, and the checked ``event`` that they describe.
 
-    As JSON they are arguments like any others: a retry is checked again.
+    In JSON they are ordinary arguments, so a retry is checked again.
     """
 
     def __init__(self, event: EmbeddingIngested) -> None:
@@ -38,12 +38,12 @@ class CheckedArguments(dict[str, Any]):
 
 
 def decode_embedding(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
-    """Return the message of a flat event. Its id is the event's, its time the one at which Redis took the entry.
+    """Return the message of a flat event, with the event's id and the time when Redis received the entry.
 
-    An entry whose id is ahead of the clock, as a producer can choose one, has the time at which it is decoded.
+    If a producer chose an entry id ahead of the clock, the time of decoding is used.
 
     Raises:
-        UndecodableEntry: names the field that is unknown, missing or cannot be used.
+        UndecodableEntry: names the field that is unknown, missing or invalid.
     """
     try:
         event = EmbeddingIngested.from_fields(fields)
@@ -61,17 +61,17 @@ def decode_embedding(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.M
 
 
 def check_message(message: dramatiq.Message[Any]) -> None:
-    """Refuse a message that asks for more than its queue is for.
+    """Refuse a message that asks for more than its queue offers.
 
     Raises:
-        UndecodableEntry: its actor belongs to another queue, or, on ``embedding.ingested``, it has an option that
-            neither clients nor retries write, or one with a value that they never give it.
+        UndecodableEntry: its actor belongs to another queue, or, on ``embedding.ingested``, it has an option, or a
+            value of an option, that neither clients nor retries write.
     """
     queue = QUEUE_OF.get(message.actor_name)
     if queue not in (None, message.queue_name):
         raise UndecodableEntry(
             "actor_name",
-            f"{message.actor_name} is an actor of queue {queue}, and this is {message.queue_name}",
+            f"{message.actor_name} belongs to queue {queue}, but was sent to {message.queue_name}",
             f"enqueue it on {queue}",
             message=message,
         )
@@ -83,7 +83,7 @@ def check_message(message: dramatiq.Message[Any]) -> None:
             raise UndecodableEntry(
                 f"options.{name[:_LONGEST_NAME]}",
                 "is not an option of this queue",
-                f"leave it out; the options of this queue are {', '.join(_OPTIONS)}",
+                f"leave it out; this queue accepts {', '.join(_OPTIONS)}",
                 message=message,
             )
         is_good, form = expected
@@ -94,7 +94,7 @@ def check_message(message: dramatiq.Message[Any]) -> None:
 
 
 _LONGEST_NAME: Final = 64  # characters of an option's name that an error repeats
-_MOST_RETRIES: Final = 1_000  # far above every policy; below zero a message would be tried again without end
+_MOST_RETRIES: Final = 1_000  # far above every policy; a message with a negative number would be retried endlessly
 
 
 def _is_text(value: object) -> bool:
@@ -106,11 +106,12 @@ def _is_traceparent(value: object) -> bool:
 
 
 def _is_whole(highest: int) -> Callable[[object], bool]:
-    # True is a number by accident
+    # excludes True, which is an int
     return lambda value: type(value) is int and 0 <= value <= highest
 
 
-# What clients and retries write, and the form of its value. The text of a traceback is bounded by the entry's size.
+# The options that clients and retries write, with a check and the form of the value. The entry's size bounds a
+# traceback.
 _OPTIONS: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "tracked": (lambda value: isinstance(value, bool), "true or false"),
     "retries": (_is_whole(_MOST_RETRIES), f"a whole number from 0 to {_MOST_RETRIES}"),

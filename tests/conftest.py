@@ -13,12 +13,12 @@ from xdist.scheduler import LoadGroupScheduling
 
 from tasks.embedded_redis import EmbeddedRedis
 
-# The same examples every time: a failure is one that everybody can see. No deadline: a loaded machine is no failure.
-hypothesis.settings.register_profile("the same for everybody", derandomize=True, deadline=None, print_blob=True)
-hypothesis.settings.load_profile("the same for everybody")
+# The same examples every time, so that every failure is reproducible. No deadline: a loaded machine is not a failure.
+hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("reproducible")
 
 
-# Files whose tests share what takes long to start: a kept demo, three hours of history, a browser.
+# Files whose tests share something slow to start: a kept demo, three hours of history, a browser.
 TOGETHER: Final = ("tests/ops/test_practice.py", "tests/ops/test_dashboard.py", "tests/console/test_console.py")
 
 
@@ -37,29 +37,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
-# By the controller, for --dist loadgroup: the mark xdist_group of pytest-xdist 3.8 writes into a test's id, which
-# pytest 9.2 keeps elsewhere, and does nothing.
+class TogetherScheduling(LoadGroupScheduling):  # type: ignore[misc]  # pytest-xdist is untyped
+    """Sends the tests of a file in ``TOGETHER`` to one process, and every other test by itself."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return path if path in TOGETHER else nodeid
+
+
+# Called by the controller for --dist loadgroup. The mark xdist_group has no effect here: pytest-xdist 3.8 writes it
+# into a test's id, which pytest 9.2 stores elsewhere.
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if config.getoption("dist") != "loadgroup":
         return None
     if missing := [path for path in TOGETHER if not (config.rootpath / path).exists()]:
-        raise pytest.UsageError(f"tests/conftest.py: TOGETHER names what is not there: {', '.join(missing)}")
-    scheduler = LoadGroupScheduling(config, log)
-    scheduler._split_scope = sent_with
-    return scheduler
-
-
-def sent_with(nodeid: str) -> str:
-    """Tests of one answer go to one process: those of a file in ``TOGETHER``, else each by itself."""
-    path = nodeid.partition("::")[0]
-    return path if path in TOGETHER else nodeid
+        raise pytest.UsageError(f"tests/conftest.py: TOGETHER names missing files: {', '.join(missing)}")
+    return TogetherScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """This test process's own server, on a unix socket, without persistence. Do not stop it: start another one."""
-    # a short path: a unix socket's name holds some 100 bytes
+    """A server of this test process, on a unix socket, without persistence. Do not stop it: start another one."""
+    # a short path, because a unix socket's path is limited to some 100 bytes
     directory = Path(tmp_path_factory.mktemp("redis", numbered=True))
     with EmbeddedRedis(directory=directory, unix_socket=True, options={"appendonly": "no"}) as server:
         yield server
@@ -67,7 +67,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
 
 @pytest.fixture
 def redis_client(redis_server: EmbeddedRedis) -> Iterator[redis.Redis]:
-    """A client of the server, which is emptied first; answers are bytes."""
+    """A client of the emptied server; answers are bytes."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
         yield client
@@ -75,5 +75,5 @@ def redis_client(redis_server: EmbeddedRedis) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def redis_url(redis_server: EmbeddedRedis, redis_client: redis.Redis) -> str:
-    """The URL of the server, which has been emptied."""
+    """The URL of the emptied server."""
     return redis_server.url

@@ -1,4 +1,4 @@
-"""Servers that answer every read and refuse every write, each for another reason."""
+"""States of a server in which it answers reads but refuses writes, one per reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOWHERE: Final = ("127.0.0.1", "1")
 
 @contextmanager
 def full(server: EmbeddedRedis, client: Any) -> Iterator[None]:
-    """It has reached its maxmemory."""
+    """Let the server reach its maxmemory."""
     client.config_set("maxmemory", 1)
     try:
         yield
@@ -27,7 +27,7 @@ def full(server: EmbeddedRedis, client: Any) -> Iterator[None]:
 
 @contextmanager
 def a_replica(server: EmbeddedRedis, client: Any) -> Iterator[None]:
-    """It was made the replica of a primary that is lost."""
+    """Make the server a replica of a lost primary."""
     client.execute_command("REPLICAOF", *NOWHERE)
     try:
         yield
@@ -37,7 +37,7 @@ def a_replica(server: EmbeddedRedis, client: Any) -> Iterator[None]:
 
 @contextmanager
 def without_replicas(server: EmbeddedRedis, client: Any) -> Iterator[None]:
-    """It waits for a replica that it does not have."""
+    """Let the server require a replica that it does not have."""
     client.config_set("min-replicas-to-write", 1)
     try:
         yield
@@ -47,7 +47,7 @@ def without_replicas(server: EmbeddedRedis, client: Any) -> Iterator[None]:
 
 @contextmanager
 def without_disk(server: EmbeddedRedis, client: Any) -> Iterator[None]:
-    """It could not write its snapshot: a directory is in the file's place, which stops root too."""
+    """Let the snapshot fail: a directory takes the place of its file, which stops root too."""
     snapshot = server.directory / "dump.rdb"
     snapshot.unlink(missing_ok=True)
     (snapshot / "x").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A sentinel that watches one master, for tests of what happens when that one is lost."""
+"""A sentinel that watches one master, for tests of its failover."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.support import eventually
 from tests.system.events import free_port
 
 PATIENT_MS: Final = 600_000
-# a sentinel asks once a second: with less than that it takes for lost whoever is well
+# a sentinel pings once a second; a shorter limit would report a healthy master as lost
 ALERT_MS: Final = 1_500
 
 
 @contextmanager
 def sentinel_of(master_port: int, directory: Path, *, name: str = "mymaster") -> Iterator[int]:
-    """The port of a sentinel that needs nobody's agreement. Its files go into ``directory``, which is made.
+    """Run a sentinel with a quorum of one; yield its port. Its files go into ``directory``, which is created.
 
-    It notices a lost master within ``alert`` alone: on a busy machine it would otherwise put another in the place of
-    one that is well, with what that one had answered meanwhile.
+    It detects a lost master only within ``alert``: on a busy machine it might otherwise fail over from a healthy master
+    and lose its latest writes.
     """
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -46,7 +46,7 @@ def sentinel_of(master_port: int, directory: Path, *, name: str = "mymaster") ->
 
 @contextmanager
 def alert(port: int, *, name: str = "mymaster") -> Iterator[None]:
-    """While this lasts, the sentinel at ``port`` takes for lost a master that has been silent for ``ALERT_MS``."""
+    """Within the block, the sentinel at ``port`` treats a master that is silent for ``ALERT_MS`` as lost."""
     with redis.Redis(port=port) as client:
         sentinel: Any = client
         sentinel.sentinel_set(name, "down-after-milliseconds", ALERT_MS)

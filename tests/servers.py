@@ -1,9 +1,9 @@
-"""python -m tests.servers DIRECTORY [PYTEST ARGUMENT …]: the tests on released servers that this machine does not have.
+"""python -m tests.servers DIRECTORY [PYTEST ARGUMENT …]: run the tests on server releases that are not installed here.
 
-Debian's archive holds other releases of Redis and Valkey than the one that is installed. apt fetches them, with what
-they are linked to, into DIRECTORY: from wherever this machine's own apt gets Debian, signed by the key that it trusts.
-Nothing is installed. They run through the loader and the libraries they were built with, as ``redis-server``,
-``redis-sentinel`` and ``redis-cli`` of a folder each; ``PATH=DIRECTORY/redis-8.0.6:$PATH`` makes any command use them.
+Debian's archive has other releases of Redis and Valkey than the installed one. apt fetches them with their libraries
+into DIRECTORY, from this machine's own Debian mirror and verified with its keys; nothing is installed. Each release
+gets a folder with ``redis-server``, ``redis-sentinel`` and ``redis-cli``, which run with the loader and libraries they
+were built with; ``PATH=DIRECTORY/redis-8.0.6:$PATH`` makes any command use them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Final
 from tests.broker.conftest import GIVEN_SERVER
 
 APT_SOURCES: Final = Path("/etc/apt/sources.list.d/debian.sources")
-# What speaks to a server: the broker, and the store's scripts.
+# Tests that use a server: those of the broker and of the store's scripts.
 STORE: Final = ("test_store", "test_two_workers", "test_concurrency")
 TESTS: Final = ("tests/broker", "tests/faults", *(f"tests/sploot_cluster/{name}.py" for name in STORE))
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Where a server is found; the last of the suites wins. Suites move on, and the version with them."""
+    """The Debian suites and the package of a server; the last suite wins. Versions change as suites move on."""
 
     suites: tuple[str, ...]
     name: str
@@ -43,8 +43,8 @@ RELEASES: Final = (
 )
 
 
-class NotToBeHad(Exception):
-    """Raised when apt cannot fetch a release; the text holds its last words."""
+class Unavailable(Exception):
+    """Raised when apt cannot fetch a release. The text is the end of its output."""
 
 
 def main() -> int:
@@ -53,8 +53,8 @@ def main() -> int:
     for release in RELEASES:
         try:
             folders.append(fetched(release, Path(directory).resolve()))
-        except NotToBeHad as error:
-            verdicts[f"{release.name} of {release.suites[-1]}"] = f"could not be had: {error}"
+        except Unavailable as error:
+            verdicts[f"{release.name} of {release.suites[-1]}"] = f"unavailable: {error}"
     for folder in folders:
         print(f"== {folder.name}", flush=True)
         verdicts[folder.name] = "passed" if passes(folder, chosen or TESTS) else "FAILED"
@@ -70,7 +70,7 @@ def passes(folder: Path, arguments: Sequence[str]) -> bool:
 
 
 def fetched(release: Release, directory: Path) -> Path:
-    """The folder of its executables, fetched unless it is there."""
+    """Return the folder of the release's executables; fetch it unless it exists."""
     root = directory / f"{release.name}-of-{release.suites[-1]}"
     apt = Apt(root / "apt", release.suites)
     if not (root / "usr" / "bin" / f"{release.name}-server").exists():
@@ -80,19 +80,21 @@ def fetched(release: Release, directory: Path) -> Path:
 
 
 def executables(name: str, root: Path, directory: Path) -> Path:
-    """Scripts that run what was unpacked under ``root``, in a folder that is called after its version."""
+    """Write scripts that run the unpacked programs into a folder named after the version; return the folder."""
     loader = next(root.glob("**/ld-linux*"))
     libraries = sorted({str(found.parent) for found in root.glob("**/lib/**/*.so*") if "/share/" not in str(found)})
 
     def script(program: str) -> str:
-        # server, sentinel and checks are one program, which looks at the name by which it was called
+        # server, sentinel and checks are one program, which acts by the name it is called with
         file = root / "usr" / "bin" / f"{name}-{'cli' if program == 'cli' else 'check-rdb'}"
         how = f"--argv0 {name}-{program} --library-path {':'.join(libraries)}"
         return f'#!/bin/sh\nexec {loader} {how} {file} "$@"\n'
 
-    told = subprocess.run(["sh", "-c", script("server"), "sh", "--version"], capture_output=True, text=True, check=True)
-    version = re.search(r"v=([\d.]+)", told.stdout)
-    assert version is not None, told.stdout
+    printed = subprocess.run(
+        ["sh", "-c", script("server"), "sh", "--version"], capture_output=True, text=True, check=True
+    )
+    version = re.search(r"v=([\d.]+)", printed.stdout)
+    assert version is not None, printed.stdout
     folder = directory / f"{name}-{version[1]}"
     folder.mkdir(exist_ok=True)
     for program in ("server", "sentinel", "cli"):
@@ -103,17 +105,17 @@ def executables(name: str, root: Path, directory: Path) -> Path:
 
 
 class Apt:
-    """apt with lists, packages and an idea of what is installed (nothing) of its own."""
+    """An apt with its own lists, its own packages and an empty set of installed packages."""
 
     def __init__(self, directory: Path, suites: tuple[str, ...]) -> None:
         self._directory = directory
         self._suites = suites
 
     def packages(self, name: str) -> Iterator[Path]:
-        """The files of a package and of all it needs.
+        """Return the files of a package and its dependencies.
 
         Raises:
-            NotToBeHad: the suite, or the package in it, is not there.
+            Unavailable: the suite or its package does not exist.
         """
         for folder in ("lists/partial", "cache/archives/partial", "sources"):
             (self._directory / folder).mkdir(parents=True, exist_ok=True)
@@ -124,9 +126,9 @@ class Apt:
         return (self._directory / "cache" / "archives").glob("*.deb")
 
     def _sources(self) -> str:
-        """The machine's first Debian source, with other suites."""
+        """Return the machine's first Debian source with these suites."""
         if not APT_SOURCES.exists():
-            raise NotToBeHad(f"{APT_SOURCES} is not there; BROKER_TEST_SERVER=/path/to/server takes what you have")
+            raise Unavailable(f"{APT_SOURCES} does not exist; set BROKER_TEST_SERVER=/path/to/server to use your own")
         first = APT_SOURCES.read_text().split("\n\n")[0]
         return re.sub(r"(?m)^Suites:.*$", f"Suites: {' '.join(self._suites)}", first)
 
@@ -144,7 +146,7 @@ class Apt:
         options = [word for name, value in settings.items() for word in ("--option", f"{name}={value}")]
         ran = subprocess.run(["apt-get", "--quiet", "--quiet", *options, *words], capture_output=True, text=True)
         if ran.returncode:
-            raise NotToBeHad(ran.stderr.strip()[-300:])
+            raise Unavailable(ran.stderr.strip()[-300:])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several test rooms need: the only waiting there is, and environments for child processes."""
+"""Support for all tests: the only way to wait, and the handling of missing tools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def eventually(look: Callable[[], T], *, within_s: float = 10.0, every_s: float 
 
 
 def lacking(what: str, hint: str) -> NoReturn:
-    """Skip at home what a missing tool makes impossible; fail where REQUIRE_ALL_TOOLS is set, as in CI."""
+    """Skip a test whose tool is missing; fail instead if REQUIRE_ALL_TOOLS is set, as in CI."""
     if os.environ.get("REQUIRE_ALL_TOOLS"):
         pytest.fail(f"{what} is missing: {hint}")
     pytest.skip(f"{what} is missing: {hint}")

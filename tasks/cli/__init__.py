@@ -1,7 +1,7 @@
 """The command line: ``sploot-cluster``, or ``python -m tasks.cli``.
 
-Commands parse, call what the services and the HTTP API call too, and print. Exit codes: 0 done, 1 failed, 2 usage (a
-bad argument or setting), 3 Redis unreachable or refusing, 4 refused.
+Commands parse arguments, call the functions that the HTTP API calls too, and print. Exit codes: 0 done, 1 failed,
+2 usage (a bad argument or setting), 3 Redis unreachable or refusing, 4 refused.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Annotated
 
 from sploot_cluster.threads import one_thread_each
 
-# read by numpy when it is first imported, hence before everything else
+# numpy reads these variables on its first import, so they are set before any other import
 one_thread_each(os.environ)
 
-# What a process says is for machines from the first line on, also what importing the rest warns of or fails with.
+# A process logs JSON from its first line on, including warnings and errors of the imports below.
 if sys.argv[1:2] and sys.argv[1] in {"worker", "scheduler", "serve"}:
     from tasks.observe.logs import configure_logging
 
@@ -46,7 +46,7 @@ from tasks.settings import SettingInvalid
 
 app = typer.Typer(
     name="sploot-cluster",
-    help="Groups every pet's media into clusters, and keeps people's corrections for ever.",
+    help="Groups every pet's photos into clusters and never undoes people's corrections.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -79,7 +79,7 @@ app.add_typer(doctor.app)
 
 def main() -> None:
     """Run the command line."""
-    if sys.excepthook is sys.__excepthook__:  # the processes have one of their own
+    if sys.excepthook is sys.__excepthook__:  # the long-running processes install their own hook
         sys.excepthook = show_uncaught
     try:
         app()
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def _of_redis(error: Exception) -> tuple[int, str]:
-    """Return the exit code and the one line for an error of Redis, or for an answer that nobody expected."""
+    """Return the exit code and one line of text for an error of Redis or an answer that was not expected."""
     is_translated = isinstance(error, QueueUnavailable | StoreUnavailable)
     text = " ".join((str(error) if is_translated else explained(error, hint="")).split())
     if refusal_of(error) is not None:

@@ -1,4 +1,4 @@
-"""Captures: a pet or a dead letter in a file, and doing the same again offline."""
+"""Commands that capture a pet or a dead letter in a file and replay it offline."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ MOVED_SHOWN = 20
 
 @app.command()
 def capture(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it must not exist yet.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; it must not exist yet.")],
     pet: Annotated[
-        int | None, typer.Option(min=1, max=MAX_INT64, help="A pet: its media, what was done to it, its jobs.")
+        int | None, typer.Option(min=1, max=MAX_INT64, help="Capture a pet: its items, its history, its jobs.")
     ] = None,
     dead_letter: Annotated[
-        tuple[str, str] | None, typer.Option(help="A dead letter, by its queue and its id.", metavar="QUEUE LETTER")
+        tuple[str, str] | None, typer.Option(help="Capture a dead letter, by queue and id.", metavar="QUEUE ID")
     ] = None,
-    redact: Annotated[bool, typer.Option("--redact", help="Leave embeddings out; it cannot be replayed then.")] = False,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Leave embeddings out; the capture cannot be replayed.")
+    ] = False,
 ) -> None:
-    """Put a pet, or a dead letter, into one file that nobody else may read."""
+    """Write a pet or a dead letter to one file, readable only by you."""
     from tasks.capture import capture_dead_letter, capture_pet, write_capture
     from tasks.composition import build_broker, build_client
     from tasks.queue_ops.operations import queue_named
 
     if (pet is None) == (dead_letter is None):
-        raise InvalidInput("--pet", "say what to capture in exactly one way", "give --pet or --letter")
+        raise InvalidInput("--pet", "expected exactly one thing to capture", "give either --pet or --dead-letter")
     settings = settings_of_environment()
     with build_client(settings) as client:
         broker = build_broker(settings, client, middleware=[])
@@ -44,7 +46,7 @@ def capture(
             found = broker.dead_letters(queue).get(dead_letter_id, is_whole=True)
             if found is None:
                 hint = "see sploot-cluster queue dead list"
-                raise InvalidInput("--dead-letter", f"{dead_letter_id} is no dead letter of {queue}", hint)
+                raise InvalidInput("--dead-letter", f"{dead_letter_id} is not a dead letter of {queue}", hint)
             lines = capture_dead_letter(found, settings=settings.clustering, redact=redact)
         else:
             from sploot_cluster.store.redis import RedisPetStore
@@ -64,30 +66,30 @@ def capture(
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(help="A capture.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(help="The capture.", metavar="FILE")],
     changes: Annotated[
-        list[str] | None, typer.Option("--set", help="What if: a setting otherwise, as growth_ratio=0.3.")
+        list[str] | None, typer.Option("--set", help="Replay with another setting, e.g. growth_ratio=0.3; repeatable.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Do again, in memory, what a capture tells. Exit code 1 if other labels come out than it holds.
+    """Replay a capture in memory. Exits 1 if the labels differ from the captured ones.
 
-    Nothing is asked of Redis. With --set, what comes out is compared all the same, and no other labels are a failure.
+    Redis is not used. With --set, differences are reported but do not fail.
     """
     from tasks.capture import read_capture, settings_of
-    from tasks.capture import replay as do_again
+    from tasks.capture import replay as replay_capture
 
     pairs = [change.partition("=") for change in changes or ()]
-    told = {name: value for name, equals, value in pairs if equals}
-    if len(told) != len(pairs):
-        raise InvalidInput("--set", "is no name=value", "write such as growth_ratio=0.3")
+    changed = {name: value for name, equals, value in pairs if equals}
+    if len(changed) != len(pairs):
+        raise InvalidInput("--set", "is not name=value", "write e.g. growth_ratio=0.3")
     read = read_capture(file)
-    done = do_again(read, settings_of(read, told))
+    done = replay_capture(read, settings_of(read, changed))
     if as_json:
         print_json(asdict(done) | {"is_same": done.is_same})
     else:
         _show(done, has_pet="labels" in read.header)
-    if "labels" in read.header and not done.is_same and not told:
+    if "labels" in read.header and not done.is_same and not changed:
         raise typer.Exit(FAILED)
 
 
@@ -96,11 +98,11 @@ def _show(done: object, *, has_pet: bool) -> None:
 
     assert isinstance(done, Replayed)
     if has_pet:
-        same = "the same as captured" if done.is_same else f"captured were {done.expected}"
-        out.print(f"{done.n_media} media, {done.n_clusters} clusters, {done.n_noise} noise")
+        same = "the same as captured" if done.is_same else f"captured: {done.expected}"
+        out.print(f"{done.n_media} items, {done.n_clusters} clusters, {done.n_noise} noise")
         out.print(f"labels {done.labels}, {same}")
     for item, then, now in done.moved[:MOVED_SHOWN]:
-        out.print(f"  {item}: {then} then, {now} now", soft_wrap=True)
+        out.print(f"  {item}: was {then}, is {now}", soft_wrap=True)
     if len(done.moved) > MOVED_SHOWN:
         out.print(f"  and {len(done.moved) - MOVED_SHOWN} more")
     for text in (*done.differences, *done.verdicts):

@@ -1,4 +1,4 @@
-"""The settings of the processes."""
+"""The command that shows the settings of the processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typer
 from tasks.cli.screen import out, print_json, table_of
 from tasks.cli.shared import AsJson, settings_of_environment
 
-app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
+app = typer.Typer(help="Show the settings.", no_args_is_help=True)
 
 
 @app.command("show")

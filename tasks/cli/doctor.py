@@ -1,4 +1,4 @@
-"""What is wrong, and the command that fixes it."""
+"""The command that diagnoses an installation; each problem comes with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer()
 
 _MARKS = {
     "ok": Text("ok", "green"),
-    "warning": Text("mind", "yellow"),
+    "warning": Text("warning", "yellow"),
     "wrong": Text("WRONG", "red"),
     "unknown": Text("?"),
 }
@@ -23,22 +23,22 @@ _MARKS = {
 
 @app.command("doctor")
 def doctor(
-    processes: Annotated[int, typer.Option(min=1, help="Worker processes, as they are started.")] = 2,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 4,
+    processes: Annotated[int, typer.Option(min=1, help="Worker processes you start.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads per process.")] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what is wrong: settings, threads, ports, Redis, queues, models. Exit code 1 if something is."""
+    """Diagnose settings, threads, ports, Redis, queues and models. Exits 1 if something is wrong."""
     from tasks.composition import build_broker, build_client
-    from tasks.doctor import examine, is_unreachable, patient_of
+    from tasks.doctor import diagnose, installation_of, is_unreachable
 
     settings = settings_of_environment()
     with build_client(settings) as client:
         broker = build_broker(settings, client, middleware=[])
-        found = examine(patient_of(settings, client, broker, processes=processes, threads=threads))
+        found = diagnose(installation_of(settings, client, broker, processes=processes, threads=threads))
     if as_json:
         print_json([asdict(finding) for finding in found])
     else:
-        table = table_of("", "what", "seen")
+        table = table_of("", "check", "found")
         for finding in found:
             hint = f"\n→ {shown(finding.hint)}" if finding.hint and finding.level != "ok" else ""
             table.add_row(_MARKS[finding.level], finding.check, Text(shown(finding.seen) + hint))

@@ -1,4 +1,4 @@
-"""Files of embedded media: .npz arrays and JSON lines."""
+"""Readers for files of embedded items: .npz arrays and JSON lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.contracts import SCHEMA, EmbeddingIngested
 
 
 def records_of(file: Path) -> Iterator[Mapping[str, Any]]:
-    """The entries of a file; one that is no JSON object comes as an empty one with the problem as its only field."""
+    """Yield the entries of a file. A line that is not a JSON object becomes an empty entry that holds the problem."""
     if file.suffix == ".npz":
         yield from _npz_records(file)
         return
@@ -29,17 +29,19 @@ def records_of(file: Path) -> Iterator[Mapping[str, Any]]:
             try:
                 lines = stack.enter_context(file.open(encoding="utf-8"))
             except OSError as error:
-                raise InvalidInput("FILE", f"{file} cannot be read: {error.strerror}", "name a file") from error
+                raise InvalidInput(
+                    "FILE", f"{file} cannot be read: {error.strerror}", "name a readable file"
+                ) from error
         for line in filter(str.strip, lines):
             try:
                 record = json.loads(line)
             except ValueError as error:
-                record = _NotAnObject(f"is no JSON: {error}")
-            yield record if isinstance(record, dict) else _NotAnObject("is no JSON object")
+                record = _NotAnObject(f"is not JSON: {error}")
+            yield record if isinstance(record, dict) else _NotAnObject("is not a JSON object")
 
 
 class _NotAnObject(dict[str, Any]):
-    """A line that cannot be an event, and why."""
+    """A line that cannot be an event, with the reason."""
 
     def __init__(self, problem: str) -> None:
         super().__init__()
@@ -53,7 +55,9 @@ def _npz_records(file: Path) -> Iterator[Mapping[str, Any]]:
         with np.load(file, allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError) as error:
-        raise InvalidInput("FILE", f"{file} is no .npz file: {error}", "write it with numpy.savez") from error
+        raise InvalidInput(
+            "FILE", f"{file} is not a readable .npz file: {error}", "write it with numpy.savez"
+        ) from error
     missing = {"pet_id", "media_id", "model", "embedding"} - columns.keys()
     if missing:
         raise InvalidInput("FILE", f"{file} lacks {', '.join(sorted(missing))}", "add the arrays")
@@ -61,7 +65,9 @@ def _npz_records(file: Path) -> Iterator[Mapping[str, Any]]:
     for name, column in columns.items():
         if column.ndim and len(column) != n:
             raise InvalidInput(
-                "FILE", f"{name} has {len(column)} entries, embedding {n}", "give one each, or one for all"
+                "FILE",
+                f"{name} has {len(column)} entries, embedding {n}",
+                "give one value per embedding, or a single value for all",
             )
     for row in range(n):
         record: dict[str, Any] = {name: column[row] if column.ndim else column[()] for name, column in columns.items()}
@@ -70,7 +76,7 @@ def _npz_records(file: Path) -> Iterator[Mapping[str, Any]]:
 
 def event_of(record: Mapping[str, Any]) -> EmbeddingIngested:
     if isinstance(record, _NotAnObject):
-        raise InvalidInput("line", record.problem, "write one JSON object a line")
+        raise InvalidInput("line", record.problem, "write one JSON object per line")
     if "dim" in record or "schema" in record:
         return EmbeddingIngested.from_kwargs({"schema": SCHEMA, **record})
     return EmbeddingIngested.of(**record)
@@ -78,9 +84,9 @@ def event_of(record: Mapping[str, Any]) -> EmbeddingIngested:
 
 def progress_of(records: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     with Progress(
-        TextColumn("media"), BarColumn(), MofNCompleteColumn(), console=err, disable=not err.is_terminal
+        TextColumn("items"), BarColumn(), MofNCompleteColumn(), console=err, disable=not err.is_terminal
     ) as progress:
-        task = progress.add_task("media", total=None)
+        task = progress.add_task("items", total=None)
         for number in itertools.count(1):
             record = next(records, None)
             if record is None:

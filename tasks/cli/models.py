@@ -1,4 +1,4 @@
-"""Another embedding model beside a pet's own: begin, look what it would change, switch, or end it."""
+"""Commands for a candidate embedding model next to a pet's own: begin, preview, switch, end."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tasks.cli.pets import print_diff
 from tasks.cli.screen import out, print_json
 from tasks.cli.shared import FAILED, REFUSED, AsJson, By, Pet, fail, open_service
 
-app = typer.Typer(help="Run a new embedding model beside a pet's own, and switch to it.", no_args_is_help=True)
+app = typer.Typer(help="Run a candidate embedding model next to a pet's own, and switch to it.", no_args_is_help=True)
 
 
 @app.command()
 def status(pet: Pet, as_json: AsJson = False) -> None:
-    """Show the pet's model, and the one beside it."""
+    """Show the pet's model and its candidate model."""
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
@@ -33,37 +33,41 @@ def status(pet: Pet, as_json: AsJson = False) -> None:
             {"pet_id": pet, "model": view.model, "dim": view.dim, "n_media": view.n_media, "candidate": candidate}
         )
         return
-    out.print(f"pet {pet}: {view.n_media} media in {view.model} of {view.dim} values")
+    out.print(f"pet {pet}: {view.n_media} items in {view.model} with {view.dim} dimensions")
     if shadow is None:
-        out.print("no other model beside it")
+        out.print("no candidate model")
     else:
         out.print(
-            f"beside it {shadow.n_vectors} media in {shadow.model} of {shadow.dim} values, "
+            f"candidate: {shadow.n_vectors} items in {shadow.model} with {shadow.dim} dimensions, "
             f"since {shadow.begun_at:%Y-%m-%d %H:%M} UTC by {shadow.by}"
         )
-        out.print(f"{view.n_media - shadow.n_vectors + n_only_here} of the {view.n_media} have no vector in it yet")
+        out.print(
+            f"{view.n_media - shadow.n_vectors + n_only_here} of the {view.n_media} items have no vector in it yet"
+        )
         if n_only_here:
-            out.print(f"{n_only_here} items are in it alone; they are quarantined until the pet is switched")
+            out.print(
+                f"{n_only_here} items exist only in the candidate; they stay quarantined until the pet is switched"
+            )
 
 
 @app.command()
 def begin(
     pet: Pet,
-    model: Annotated[str, typer.Argument(help="name@version of the new model.", metavar="MODEL")],
-    dim: Annotated[int, typer.Argument(help="How many values its vectors have.", metavar="DIM")],
+    model: Annotated[str, typer.Argument(help="name@version of the candidate model.", metavar="MODEL")],
+    dim: Annotated[int, typer.Argument(help="Number of dimensions of its vectors.", metavar="DIM")],
     by: By,
 ) -> None:
-    """Keep what producers send in another model beside the pet, until it is switched or ended."""
+    """Collect vectors of a candidate model next to the pet's own, until you switch to it or end it."""
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         service.begin_model(PetId(pet), model, dim, by=by)
-    out.print(f"{model} runs beside pet {pet}: have all of its media embedded with it, then look at the preview")
+    out.print(f"{model} is now the candidate of pet {pet}: embed all its items with it, then see the preview")
 
 
 @app.command()
 def preview(pet: Pet, as_json: AsJson = False) -> None:
-    """Show what the pet would be in the model beside its own, and a token for it. Computed here, with the engine."""
+    """Preview the switch to the candidate model and print a token to apply it. Runs locally."""
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
@@ -83,27 +87,30 @@ def preview(pet: Pet, as_json: AsJson = False) -> None:
     print_diff(switch.diff, as_json=False)
     if switch.joining:
         out.print(
-            f"{len(switch.joining)} items join the pet; a switch back would quarantine them again, "
-            "as the model that it has now has no vector of them",
+            f"{len(switch.joining)} items join the pet; switching back would quarantine them again, "
+            "because the current model has no vectors of them",
             soft_wrap=True,
         )
     if switch.left_out:
         out.print(
-            f"{len(switch.left_out)} items would be quarantined, as {switch.dump.state.model} has no vector of them; "
-            "ingest them in it to take them in",
+            f"{len(switch.left_out)} items would be quarantined: {switch.dump.state.model} has no vectors of them; "
+            "ingest them in that model to keep them",
             soft_wrap=True,
         )
-    out.print(f"while nothing else changes: sploot-cluster model switch {pet} --apply {switch.token}", soft_wrap=True)
+    out.print(
+        f"to apply it, if the pet does not change: sploot-cluster model switch {pet} --apply {switch.token}",
+        soft_wrap=True,
+    )
 
 
 @app.command()
 def switch(
     pet: Pet,
     by: By,
-    apply: Annotated[str, typer.Option(help="Do exactly what a preview showed, or nothing.", metavar="TOKEN")],
+    apply: Annotated[str, typer.Option(help="Apply exactly what a preview showed, or nothing.", metavar="TOKEN")],
     as_json: AsJson = False,
 ) -> None:
-    """Switch the pet to the model beside its own. The old one is beside it then: switching back is switching again."""
+    """Switch the pet to its candidate model. The old model becomes the candidate, so switching again switches back."""
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
@@ -111,23 +118,25 @@ def switch(
     if as_json:
         print_json(asdict(result))
         return
-    out.print(f"pet {pet} is switched, at revision {result.revision}: {result.n_moved} media moved, {result.kept}")
+    out.print(f"pet {pet} switched, at revision {result.revision}: {result.n_moved} items moved, {result.kept}")
 
 
 @app.command()
-def end(pet: Pet, yes: Annotated[bool, typer.Option("--yes", help="Do it. There is no undo.")] = False) -> None:
-    """Forget the model beside the pet's own, with all of its vectors. Without --yes only the plan."""
+def end(
+    pet: Pet, yes: Annotated[bool, typer.Option("--yes", help="Delete now. This cannot be undone.")] = False
+) -> None:
+    """Delete the candidate model with all its vectors. Without --yes, print the plan."""
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         shadow = service.shadow(PetId(pet))
         if shadow is None:
-            fail(FAILED, f"no other model runs beside pet {pet}")
-        told = f"{shadow.n_vectors} vectors of {shadow.model}"
+            fail(FAILED, f"pet {pet} has no candidate model")
+        summary = f"{shadow.n_vectors} vectors of {shadow.model}"
         if n_only_here := len(service.only_in_shadow(PetId(pet))):
-            told += f"; {n_only_here} items have no other vector, and stay quarantined until they are ingested again"
+            summary += f"; {n_only_here} items have no other vector and stay quarantined until ingested again"
         if not yes:
-            out.print(f"would forget {told}", soft_wrap=True)
-            fail(REFUSED, "nothing was done, --yes does it. There is no undo")
+            out.print(f"would delete {summary}", soft_wrap=True)
+            fail(REFUSED, "nothing was deleted; add --yes to delete. This cannot be undone")
         service.end_model(PetId(pet))
-    out.print(f"forgotten: {told}", soft_wrap=True)
+    out.print(f"deleted: {summary}", soft_wrap=True)

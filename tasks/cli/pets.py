@@ -1,4 +1,4 @@
-"""Media and corrections: what a person says of a pet, and what they see of it."""
+"""Commands on pets: ingest items, correct clusters, and see why an item is where it is."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ PREVIEW_WAIT_S: Final = 60.0
 
 @app.command()
 def ingest(
-    file: Annotated[Path, typer.Argument(help="An .npz file, JSON lines, or - for JSON lines on standard input.")],
+    file: Annotated[
+        Path, typer.Argument(help="An .npz file, a file of JSON lines, or - for JSON lines from standard input.")
+    ],
 ) -> None:
-    """Hand in media that were embedded.
+    """Send embedded items.
 
-    An .npz file holds the arrays media_id (n), embedding (n, dim), and pet_id and model, one for all or one each.
-    A JSON line is an object with pet_id, media_id, model and embedding, or a whole flat event. Bad entries are
-    reported by their number, the others are sent.
+    An .npz file holds the arrays media_id (n) and embedding (n, dim), and pet_id and model with one value or n values.
+    A JSON line is an object with pet_id, media_id, model and embedding, or a whole flat event. Invalid entries are
+    reported by number; the others are sent.
     """
     n_sent = n_withheld = n_bad = 0
 
@@ -71,9 +73,9 @@ def ingest(
                 send(events)
                 events = []
         send(events)
-    told = f"{n_sent} media sent to {stream_of('embedding.ingested')}"
-    told += f", {n_withheld} withheld: the rollout has not reached their pets" if n_withheld else ""
-    out.print(told + (f", {n_bad} refused" if n_bad else ""), soft_wrap=True)
+    summary = f"{n_sent} items sent to {stream_of('embedding.ingested')}"
+    summary += f", {n_withheld} withheld: the rollout has not reached their pets" if n_withheld else ""
+    out.print(summary + (f", {n_bad} refused" if n_bad else ""), soft_wrap=True)
     if n_bad:
         raise typer.Exit(FAILED)
 
@@ -82,16 +84,18 @@ def ingest(
 def recluster(
     pet: Pet,
     by: By,
-    preview: Annotated[bool, typer.Option("--preview", help="Only show what it would do, and a token for it.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show what would change, with a token to apply it.")
+    ] = False,
     apply: Annotated[
-        str | None, typer.Option(help="Do exactly what a preview showed, or nothing.", metavar="TOKEN")
+        str | None, typer.Option(help="Apply exactly what a preview showed, or nothing.", metavar="TOKEN")
     ] = None,
     wait: Wait = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the pet's clusters anew; corrections and ids are kept. A preview waits for its worker, by default 60 s."""
+    """Recompute the pet's clusters; corrections and ids are kept. A preview waits for its worker, 60 s by default."""
     if preview and apply is not None:
-        raise InvalidInput("--apply", "comes with --preview", "give one of the two")
+        raise InvalidInput("--apply", "cannot be combined with --preview", "give one of the two")
     if apply is not None:
         apply_preview(pet, apply, by, as_json=as_json)
         return
@@ -117,12 +121,12 @@ def show_preview(tasks: ClusterTasks, pet: int, by: str, wait_s: float, *, as_js
         return
     result = preview.result
     out.print(
-        f"a recluster of pet {pet} at revision {preview.revision} would make {result.n_clusters} clusters and "
-        f"{result.n_noise} noise; {result.kept}"
+        f"a recluster of pet {pet} at revision {preview.revision} would make {result.n_clusters} clusters with "
+        f"{result.n_noise} items of noise; {result.kept}"
     )
     print_diff(previewed.diff, as_json=False)
     out.print(
-        f"until {preview.expires_at:%H:%M:%S} UTC, while nothing else changes: "
+        f"to apply it before {preview.expires_at:%H:%M:%S} UTC, if the pet does not change: "
         f"sploot-cluster recluster {pet} --apply {preview.token}",
         soft_wrap=True,
     )
@@ -136,19 +140,19 @@ def apply_preview(pet: int, token: str, by: str, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(result))
         return
-    out.print(f"pet {pet} is as previewed, at revision {result.revision}: {result.n_moved} media moved, {result.kept}")
+    out.print(f"pet {pet} is as previewed, at revision {result.revision}: {result.n_moved} items moved, {result.kept}")
 
 
 @app.command()
 def merge(
     pet: Pet,
-    cluster_ids: Annotated[list[int], typer.Argument(help="The clusters that are one.", metavar="ID ID...")],
+    cluster_ids: Annotated[list[int], typer.Argument(help="Clusters to merge.", metavar="ID ID...")],
     by: By,
-    into: Annotated[int | None, typer.Option(help="Which of them goes on; by default the largest.")] = None,
+    into: Annotated[int | None, typer.Option(help="Cluster to keep; default: the largest.")] = None,
     wait: Wait = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say that clusters are one. Their media stay together for ever, unless undone."""
+    """Merge clusters. Their items stay together in every later recluster until you undo it."""
     with open_tasks() as tasks:
         report(tasks, tasks.merge(pet, cluster_ids, into, requested_by=by), wait, as_json=as_json)
 
@@ -156,13 +160,13 @@ def merge(
 @app.command()
 def split(
     pet: Pet,
-    cluster_id: Annotated[int, typer.Argument(help="The cluster that they leave.", metavar="ID")],
-    media: Annotated[list[str], typer.Option(help="An item that leaves; repeat it for more.")],
+    cluster_id: Annotated[int, typer.Argument(help="Cluster that the items leave.", metavar="ID")],
+    media: Annotated[list[str], typer.Option(help="Item to split off; repeat the option for more.")],
     by: By,
     wait: Wait = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say that media are another cluster. They stay apart from the rest for ever, unless undone."""
+    """Split items off into a new cluster. They stay separate in every later recluster until you undo it."""
     with open_tasks() as tasks:
         report(tasks, tasks.split(pet, cluster_id, media, requested_by=by), wait, as_json=as_json)
 
@@ -170,13 +174,13 @@ def split(
 @app.command()
 def exclude(
     pet: Pet,
-    cluster_id: Annotated[int, typer.Argument(help="The cluster that they do not belong to.", metavar="ID")],
-    media: Annotated[list[str], typer.Option(help="An item that leaves; repeat it for more.")],
+    cluster_id: Annotated[int, typer.Argument(help="Cluster that the items do not belong to.", metavar="ID")],
+    media: Annotated[list[str], typer.Option(help="Item to exclude; repeat the option for more.")],
     by: By,
     wait: Wait = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say "not this one": media leave a cluster and never come back to it. They may go elsewhere."""
+    """Exclude items from a cluster for good. They may join other clusters."""
     with open_tasks() as tasks:
         report(tasks, tasks.exclude(pet, cluster_id, media, requested_by=by), wait, as_json=as_json)
 
@@ -184,12 +188,12 @@ def exclude(
 @app.command()
 def dismiss(
     pet: Pet,
-    media: Annotated[list[str], typer.Option(help="An item to dismiss; repeat it for more.")],
+    media: Annotated[list[str], typer.Option(help="Item to dismiss; repeat the option for more.")],
     by: By,
     wait: Wait = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say that media are nothing: they are in no cluster for ever, unless undone."""
+    """Dismiss items: they belong to no cluster until you undo it."""
     with open_tasks() as tasks:
         report(tasks, tasks.dismiss(pet, media, requested_by=by), wait, as_json=as_json)
 
@@ -197,12 +201,12 @@ def dismiss(
 @app.command()
 def undo(
     pet: Pet,
-    revision: Annotated[int, typer.Argument(help="The correction's revision, from `history`.", metavar="REVISION")],
+    revision: Annotated[int, typer.Argument(help="Revision of the correction; see `history`.", metavar="REVISION")],
     by: By,
     wait: Wait = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a correction back. An undo can be undone."""
+    """Undo a correction. An undo can be undone."""
     with open_tasks() as tasks:
         report(tasks, tasks.undo(pet, revision, requested_by=by), wait, as_json=as_json)
 
@@ -210,12 +214,12 @@ def undo(
 @app.command()
 def restore(
     pet: Pet,
-    revision: Annotated[int, typer.Argument(help="What the pet shall be as, from `history`.", metavar="REVISION")],
+    revision: Annotated[int, typer.Argument(help="Revision to restore; see `history`.", metavar="REVISION")],
     by: By,
     wait: Wait = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the pet what it was at a revision, as a new one. Corrections are kept: undo those that shall not hold."""
+    """Restore the labels of an earlier revision. Later corrections stay in force; undo those you no longer want."""
     with open_tasks() as tasks:
         report(tasks, tasks.restore(pet, revision, requested_by=by), wait, as_json=as_json)
 
@@ -252,12 +256,12 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
         )
         return
     out.print(
-        f"pet {pet} at revision {view.revision}: {view.n_media} media, {len(view.clusters)} clusters, "
+        f"pet {pet} at revision {view.revision}: {view.n_media} items, {len(view.clusters)} clusters, "
         f"{view.n_noise} noise"
         + (f", {len(view.dismissed)} dismissed" if view.dismissed else "")
-        + (f", model {view.model} of {view.dim} values" if view.model else "")
+        + (f", model {view.model} with {view.dim} dimensions" if view.model else "")
     )
-    table = table_of("cluster", "media", "core", "arrived", "absorbed", "corrected", "since", "first media")
+    table = table_of("cluster", "items", "core", "arrived", "absorbed", "corrected", "since", "first items")
     ways = (Origin.CORE, Origin.ARRIVED, Origin.ABSORBED, Origin.CORRECTED)
     for cluster in view.clusters:
         counts = (str(cluster.origins.get(way, 0)) for way in ways)
@@ -268,10 +272,10 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
 
 @app.command()
 def tally(
-    pet: Annotated[int | None, typer.Argument(help="The pet's id; all pets without.", metavar="[PET]")] = None,
+    pet: Annotated[int | None, typer.Argument(help="The pet's id; default: all pets.", metavar="[PET]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show where every item that came is counted. Ends with 1 where they do not add up."""
+    """Check that every ingested item is accounted for. Exits 1 if the counts do not add up."""
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
@@ -296,7 +300,7 @@ def tally(
                 print_json(asdict(counted))
             else:
                 out.print(f"pet {pet}: {counted.tally}")
-                table = table_of("quarantined", "model", "values", "when (UTC)")
+                table = table_of("quarantined", "model", "dimensions", "when (UTC)")
                 for item, facts in sorted(counted.quarantine.items()):
                     table.add_row(item, facts.model, str(facts.dim), f"{facts.at:%Y-%m-%d %H:%M:%S}")
                 if counted.quarantine:
@@ -311,38 +315,39 @@ def delete(
     pet: Pet,
     by: By,
     media: Annotated[
-        list[str] | None, typer.Option(help="An item to delete, and nothing else of the pet; repeat it for more.")
+        list[str] | None, typer.Option(help="Delete only this item of the pet; repeat the option for more.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it. There is no undo.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete now. This cannot be undone.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a pet, or media of it, for good: nothing in Redis names them afterwards. Without --yes only the plan."""
+    """Delete a pet, or some of its items, permanently, with every trace in Redis. Without --yes, print the plan."""
     from sploot_cluster.pet.models import Deleted, MediaId, PetId
 
     named = list(dict.fromkeys(media or []))
     with open_service() as service, open_erasure() as erasure:
-        there = [item for item in named if service.has_item(PetId(pet), MediaId(item))]
+        present = [item for item in named if service.has_item(PetId(pet), MediaId(item))]
         found = erasure.find(pet, named or None)
         what, has_something = _whole_pet(service, PetId(pet))
         if named:
-            what, has_something = f"{len(there)} of {len(named)} media of pet {pet}", bool(there)
+            what, has_something = f"{len(present)} of {len(named)} items of pet {pet}", bool(present)
         plan = f"{what}, {found.n_records} job records, {found.n_dead_letters} dead letters"
         if found.n_waiting:
             fail(
                 REFUSED,
-                f"{found.n_waiting} jobs about it wait, and would bring it back or name it: let them run, then delete",
+                f"{found.n_waiting} waiting jobs would bring it back or name it; let them finish, then delete",
             )
         if not has_something and not (found.n_records or found.n_dead_letters):
-            fail(FAILED, f"there is nothing to delete: {plan}")
+            fail(FAILED, f"found nothing to delete: {plan}")
         if not yes:
-            out.print(f"would delete for good: {plan}", soft_wrap=True)
+            out.print(f"would delete permanently: {plan}", soft_wrap=True)
             _print_traces(found)
             fail(
-                REFUSED, "nothing was done; say --yes to do it. There is no undo, `sploot-cluster export` keeps a copy"
+                REFUSED,
+                "nothing was deleted; add --yes to delete. This cannot be undone; `sploot-cluster export` keeps a copy",
             )
         deleted = Deleted(0, 0, 0)
-        if there:
-            deleted = service.delete_media(PetId(pet), [MediaId(item) for item in there], by=by)
+        if present:
+            deleted = service.delete_media(PetId(pet), [MediaId(item) for item in present], by=by)
         elif not named and has_something:
             deleted = service.delete_pet(PetId(pet))
         erased = erasure.erase(pet, named or None)
@@ -350,33 +355,33 @@ def delete(
         print_json(asdict(deleted) | asdict(erased))
         return
     out.print(
-        f"deleted: {deleted.n_media} media, {deleted.n_corrections} corrections that named them, "
+        f"deleted: {deleted.n_media} items, {deleted.n_corrections} corrections that named them, "
         f"{erased.n_records} job records, {erased.n_dead_letters} dead letters"
     )
     _print_traces(erased)
 
 
 def _whole_pet(service: ClusterService, pet: PetId) -> tuple[str, bool]:
-    """What a deletion of the pet would take, and whether there is anything."""
+    """Return what a deletion of the pet would remove, and whether there is anything to remove."""
     try:
         n_media, n_entries = service.tally(pet).tally.ingested, len(service.history(pet, limit=100_000))
     except UnreadablePet as damaged:
-        return f"pet {pet} with all that is left of it ({damaged.problem})", True
-    return f"pet {pet} with {n_media} media and {n_entries} entries of its history", n_media > 0
+        return f"pet {pet} with all its remaining data ({damaged.problem})", True
+    return f"pet {pet} with {n_media} items and {n_entries} history entries", n_media > 0
 
 
 def _print_traces(traces: Traces) -> None:
-    """Which job records and dead letters a deletion takes, and which it leaves because they cannot be read."""
+    """Print which job records and dead letters a deletion removes, and which it leaves because they are unreadable."""
     lines = [f"job record {job_id}" for job_id in traces.records]
     lines += [f"dead letter {dead_letter.dead_letter_id} of {dead_letter.queue}" for dead_letter in traces.dead_letters]
     for line in lines[:TRACES_SHOWN]:
         out.print(f"  {line}", markup=False, soft_wrap=True)
     if len(lines) > TRACES_SHOWN:
-        out.print(f"  and {len(lines) - TRACES_SHOWN} more; --json lists them all after a deletion")
+        out.print(f"  and {len(lines) - TRACES_SHOWN} more; --json lists all of them after a deletion")
     if traces.unreadable:
         first = traces.unreadable[0]
         out.print(
-            f"{len(traces.unreadable)} dead letters cannot be read, and are left: they may be about anything; "
+            f"{len(traces.unreadable)} dead letters are unreadable and stay; they may belong to any pet; "
             f"sploot-cluster queue dead show {first.queue} {first.dead_letter_id} shows the first",
             markup=False,
             soft_wrap=True,
@@ -385,9 +390,9 @@ def _print_traces(traces: Traces) -> None:
 
 @app.command(name="export")
 def export_pet(
-    pet: Pet, file: Annotated[Path | None, typer.Argument(help="Where to; pet-<id>.zip otherwise.")] = None
+    pet: Pet, file: Annotated[Path | None, typer.Argument(help="File to write; default: pet-<id>.zip.")] = None
 ) -> None:
-    """Write a pet with everything that is kept of it into one file."""
+    """Write a pet with all its data to one file."""
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
@@ -396,57 +401,61 @@ def export_pet(
     try:
         target.write_bytes(content)
     except OSError as error:
-        raise InvalidInput("FILE", f"{target}: {error.strerror}", "name a file that can be written") from error
+        raise InvalidInput("FILE", f"{target}: {error.strerror}", "name a writable file") from error
     out.print(f"pet {pet} written to {target}: {len(content):,} bytes")
 
 
 @app.command(name="import")
 def import_pet(
-    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
-    pet: Annotated[int | None, typer.Option("--as", min=1, max=MAX_INT64, help="Another id than its own.")] = None,
+    file: Annotated[Path, typer.Argument(help="File written by `export`.")],
+    pet: Annotated[
+        int | None, typer.Option("--as", min=1, max=MAX_INT64, help="Import under this id instead of its own.")
+    ] = None,
 ) -> None:
-    """Put the pet of a file into Redis, exactly as it was. Refused while it holds something."""
+    """Import an exported pet into Redis, exactly as it was. Refused if the pet already has data."""
     from sploot_cluster.pet.models import PetId
 
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise InvalidInput("FILE", f"{file}: {error.strerror}", "name a file that `export` wrote") from error
+        raise InvalidInput("FILE", f"{file}: {error.strerror}", "name a file written by `export`") from error
     with open_service() as service:
         view = service.import_pet(content, pet=None if pet is None else PetId(pet))
     out.print(
-        f"pet {view.pet} is here, at revision {view.revision}: {view.n_media} media, {len(view.clusters)} clusters"
+        f"pet {view.pet} imported at revision {view.revision}: {view.n_media} items, {len(view.clusters)} clusters"
     )
 
 
 @app.command()
 def why(
-    pet: Pet, media: Annotated[str, typer.Argument(help="The item.", metavar="MEDIA")], as_json: AsJson = False
+    pet: Pet, media: Annotated[str, typer.Argument(help="The item's id.", metavar="MEDIA")], as_json: AsJson = False
 ) -> None:
-    """Show why an item is where it is: its nearest media, the next cluster, and what people said."""
+    """Show why an item is where it is: its nearest items, the next cluster, and related corrections."""
     from sploot_cluster.pet.models import NOISE, MediaId, PetId
 
     with open_service() as service:
-        told = service.why(PetId(pet), MediaId(media))
+        reasons = service.why(PetId(pet), MediaId(media))
     if as_json:
-        origin = "quarantined" if told.origin is None else told.origin.name.lower()
-        print_json(asdict(told) | {"origin": origin})
+        origin = "quarantined" if reasons.origin is None else reasons.origin.name.lower()
+        print_json(asdict(reasons) | {"origin": origin})
         return
-    if told.origin is None:
-        out.print(f"{media} is in no cluster: {told.reason}", markup=False, soft_wrap=True)
+    if reasons.origin is None:
+        out.print(f"{media} is in no cluster: {reasons.reason}", markup=False, soft_wrap=True)
         return
-    place = "in no cluster" if told.cluster == NOISE else f"in cluster {told.cluster}"
-    out.print(f"{media} is {place}, {told.origin.name.lower()}: {told.reason}", soft_wrap=True)
-    if told.similarity is not None:
-        out.print(f"its cluster is {told.similarity:.3f} similar and asks arrivals for {told.threshold:.3f}")
-    if told.second is not None:
-        margin = "" if told.margin is None else f", {told.margin:+.3f} to its own"
-        forbidden = ", which people forbid" if told.second.is_forbidden else ""
-        out.print(f"the next is cluster {told.second.cluster} with {told.second.similarity:.3f}{margin}{forbidden}")
-    for demand in told.demands:
+    place = "in no cluster" if reasons.cluster == NOISE else f"in cluster {reasons.cluster}"
+    out.print(f"{media} is {place}, {reasons.origin.name.lower()}: {reasons.reason}", soft_wrap=True)
+    if reasons.similarity is not None:
+        out.print(f"similarity to its cluster {reasons.similarity:.3f}, threshold for arrivals {reasons.threshold:.3f}")
+    if reasons.second is not None:
+        margin = "" if reasons.margin is None else f", margin of its own {reasons.margin:+.3f}"
+        forbidden = ", which a correction forbids" if reasons.second.is_forbidden else ""
+        out.print(
+            f"next cluster {reasons.second.cluster}: similarity {reasons.second.similarity:.3f}{margin}{forbidden}"
+        )
+    for demand in reasons.demands:
         out.print(f"{demand.kind} of revision {demand.revision} by {demand.by}: {demand.demand}")
-    table = table_of("nearest media", "cluster", "similarity")
-    for near in told.nearest:
+    table = table_of("nearest items", "cluster", "similarity")
+    for near in reasons.nearest:
         table.add_row(near.media, str(near.cluster), f"{near.similarity:.3f}")
     out.print(table)
 
@@ -454,9 +463,10 @@ def why(
 @app.command()
 def history(
     pet: Pet,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many of the newest.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of newest entries to show.")] = 20,
     diff: Annotated[
-        tuple[int, int] | None, typer.Option(help="Show what differs between two revisions instead.", metavar="FROM TO")
+        tuple[int, int] | None,
+        typer.Option(help="Show the difference between two revisions instead.", metavar="FROM TO"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -479,23 +489,23 @@ def history(
 
 
 def print_diff(diff: Diff, *, as_json: bool) -> None:
-    """What differs between two revisions; at most ``MOVES_SHOWN`` media are named to people."""
+    """Print the difference between two revisions; text output names at most ``MOVES_SHOWN`` items."""
     if as_json:
         print_json(asdict(diff) | {"merged": dict(diff.merged), "split": dict(diff.split)})
         return
     out.print(
-        f"{diff.n_same} media where they were, {diff.n_moved} in another cluster, {diff.n_new_noise} new noise, "
-        f"{diff.n_from_noise} no noise any more, {diff.n_arrived} came since"
+        f"{diff.n_same} items unchanged, {diff.n_moved} in another cluster, {diff.n_new_noise} newly noise, "
+        f"{diff.n_from_noise} no longer noise, {diff.n_arrived} arrived since"
     )
     out.print(f"{len(diff.kept_ids)} ids kept, {len(diff.new_ids)} new, {len(diff.ended_ids)} ended")
     for old, into in diff.merged.items():
-        out.print(f"  cluster {old} went into {into}")
+        out.print(f"  cluster {old} merged into {into}")
     for new, source in diff.split.items():
-        out.print(f"  cluster {new} came out of {source}")
-    table = table_of("media", "from", "to")
+        out.print(f"  cluster {new} split from {source}")
+    table = table_of("item", "from", "to")
     for move in diff.moved[:MOVES_SHOWN]:
         ends = ("-" if cluster in (None, -1) else str(cluster) for cluster in (move.before, move.after))
         table.add_row(move.media, *ends)
     out.print(table)
     if len(diff.moved) > MOVES_SHOWN:
-        out.print(f"and {len(diff.moved) - MOVES_SHOWN} more; --json names them all")
+        out.print(f"and {len(diff.moved) - MOVES_SHOWN} more; --json lists all of them")

@@ -1,4 +1,4 @@
-"""The processes: worker, scheduler, server, and the demo that runs all of them."""
+"""The commands that run processes: worker, scheduler, server, and the demo that runs all of them."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from tasks.settings import SettingInvalid
 
 app = typer.Typer()
 
-# Before the commands begin, so that what their masters say is JSON too; the log level is the first argument.
+# Runs before the commands start, so that the master processes log JSON as well; the log level is the first argument.
 _LOGGING: Final = "import sys; from tasks.observe.logs import configure_logging; configure_logging(sys.argv.pop(1)); "
-# What the master has imported, its children have. Without it, the process that answers scrapes would serve seconds
-# after the first jobs ran. Dramatiq's master answers SIGHUP by executing sys.argv again: that must be the command by
-# which this program began.
+# Forked children inherit the imports of the master. Without this import, the process that serves scrapes would answer
+# only seconds after the first jobs ran. On SIGHUP, Dramatiq's master executes sys.argv again, so that must be the
+# command that started this program.
 DRAMATIQ: Final = (
     _LOGGING + "import broker, tasks.observe.exposition; from dramatiq import cli; "
     "arguments = cli.make_argument_parser().parse_args(); sys.argv = sys.orig_argv; sys.exit(cli.main(arguments))"
 )
-# periodiq has no answer to SIGTERM: as process 1 of a container it would not end, elsewhere it ends as if killed.
+# periodiq does not handle SIGTERM: as process 1 of a container it would not stop, elsewhere it ends as if killed.
 PERIODIQ: Final = (
     _LOGGING + "import signal, periodiq; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); periodiq.entrypoint()"
 )
 
 
 @contextmanager
-def _told_in_json() -> Iterator[None]:
-    """Who reads the lines of a process as JSON reads so, too, why it does not start."""
+def _errors_as_json() -> Iterator[None]:
+    """Log the reason why a process does not start as JSON, like the rest of its log."""
     configure_logging("INFO")
     try:
         yield
@@ -52,43 +52,49 @@ def _do_not_start(code: int, refused: Exception) -> NoReturn:
 
 
 @app.command()
-@_told_in_json()
+@_errors_as_json()
 def worker(
-    processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 4,
-    queue: Annotated[list[str] | None, typer.Option(help=f"Only these queues, of {', '.join(QUEUES)}.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads per process.")] = 4,
+    queue: Annotated[
+        list[str] | None, typer.Option(help=f"Consume only these queues; choose from {', '.join(QUEUES)}.")
+    ] = None,
     shutdown_timeout_ms: Annotated[
-        int, typer.Option(min=0, help="How long running jobs may take at the end.")
+        int, typer.Option(min=0, help="How long running jobs may continue on shutdown.")
     ] = 30_000,
 ) -> None:
-    """Run jobs: the stock command `dramatiq tasks.worker`, whose master logs JSON too.
+    """Run jobs: the stock command `dramatiq tasks.worker`, with JSON logs from its master as well.
 
-    It stops when one of its processes dies: run it under something that starts it again.
+    It stops when one of its processes dies: run it under a supervisor that restarts it.
     """
     settings = settings_of_environment()
     unknown = set(queue or ()) - set(QUEUES)
     if unknown:
-        raise InvalidInput("--queue", f"{', '.join(sorted(unknown))} is not known", f"choose of {', '.join(QUEUES)}")
+        raise InvalidInput(
+            "--queue", f"{', '.join(sorted(unknown))} is not a queue", f"choose from {', '.join(QUEUES)}"
+        )
     command = [settings.log_level, "tasks.worker", "--processes", str(processes), "--threads", str(threads)]
     command += ["--worker-shutdown-timeout", str(shutdown_timeout_ms)]
     become([sys.executable, "-c", DRAMATIQ, *command, *(["--queues", *queue] if queue else [])])
 
 
 @app.command()
-@_told_in_json()
+@_errors_as_json()
 def scheduler() -> None:
-    """Send the periodic jobs: the stock command `periodiq tasks.worker`. One is enough, two do no harm."""
+    """Send the periodic jobs: the stock command `periodiq tasks.worker`. Run one; a second one does no harm."""
     settings = settings_of_environment()
     become([sys.executable, "-c", PERIODIQ, settings.log_level, "tasks.worker"])
 
 
 @app.command()
-@_told_in_json()
+@_errors_as_json()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Where to listen.  [default: SPLOOT_HTTP_HOST]")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Its port.  [default: SPLOOT_HTTP_PORT]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: SPLOOT_HTTP_HOST]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port to listen on.  [default: SPLOOT_HTTP_PORT]")
+    ] = None,
 ) -> None:
-    """Serve the HTTP API. Off loopback it refuses to start without SPLOOT_API_TOKENS."""
+    """Serve the HTTP API. Refuses to listen beyond loopback without SPLOOT_API_TOKENS."""
     from sploot_cluster.api import Tokens, check_bind
     from sploot_cluster.api import serve as serve_app
     from tasks.composition import build_app, build_client
@@ -109,7 +115,7 @@ def serve(
     configure_logging(settings.log_level)
     configure_error_reports(settings, with_logged_errors=True)
     with build_client(settings) as client:
-        # also while no worker runs, which is when people look for what waits
+        # the index is also kept while no worker runs, because that is when operators search for waiting jobs
         keeper = KeepPetIndex(client)
         keeper.start()
         try:
@@ -120,10 +126,10 @@ def serve(
 
 @app.command()
 def demo(
-    keep: Annotated[bool, typer.Option("--keep", help="Stay up at the end, until Ctrl-C.")] = False,
-    directory: Annotated[Path, typer.Option(help="Where summary, maps and logs go.")] = Path("demo-output"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep running at the end, until Ctrl-C.")] = False,
+    directory: Annotated[Path, typer.Option(help="Directory for summary, maps and logs.")] = Path("demo-output"),
 ) -> None:
-    """The main job on real pictures and real processes; fails unless everything it promises was seen."""
+    """Run the main scenario with real photos and real processes; fails unless every promised effect was seen."""
     from tasks.demo import run
 
     raise typer.Exit(run(keep=keep, directory=directory, console=Console(highlight=False)))

@@ -1,4 +1,4 @@
-"""The queues, as an operator sees them, and the actions: each shows its plan and waits for --yes."""
+"""Commands that show queues and act on them; every action shows its plan and needs --yes."""
 
 from __future__ import annotations
 
@@ -24,39 +24,44 @@ if TYPE_CHECKING:
 VIA: Final = "command line"
 MOST_GROUPED: Final = 100_000  # as many as a queue keeps
 
-app = typer.Typer(help="Look at the queues, and hint them.", no_args_is_help=True)
-dead = typer.Typer(help="Dead letters: jobs that failed for good.", no_args_is_help=True)
+app = typer.Typer(help="Inspect and repair queues.", no_args_is_help=True)
+dead = typer.Typer(help="Dead letters: jobs that failed permanently.", no_args_is_help=True)
 app.add_typer(dead, name="dead")
 
-Queue = Annotated[str, typer.Argument(help="The queue, its stream, or a part of the name: embedding.", metavar="QUEUE")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without, the plan is shown and kept for an hour.")]
-Note = Annotated[str, typer.Option(help="Why, for the audit: a ticket, an incident.")]
-Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="How many at most.")]
+Queue = Annotated[
+    str, typer.Argument(help="The queue, its stream, or a unique part of its name, e.g. embedding.", metavar="QUEUE")
+]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Apply the plan now. Without --yes, print it and save it for an hour.")
+]
+Note = Annotated[str, typer.Option(help="Reason for the audit, e.g. a ticket or incident.")]
+Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum number to show.")]
 EvenIfAlive = Annotated[
-    bool, typer.Option("--even-if-alive", help="Also what workers that live hold; it may run twice.")
+    bool, typer.Option("--even-if-alive", help="Include jobs held by live workers; they may run twice.")
 ]
-Reason = Annotated[str | None, typer.Option(help="Only with this reason, such as failed or undecodable.")]
-Actor = Annotated[str | None, typer.Option(help="Only of this actor.")]
-OfPet = Annotated[int | None, typer.Option("--pet", min=1, max=MAX_INT64, help="Only of this pet.")]
-Error = Annotated[str | None, typer.Option(help="Only with this text in the error.")]
-Since = Annotated[str | None, typer.Option(help="Only those that died in the last 30s, 15m, 2h or 7d.")]
+Reason = Annotated[str | None, typer.Option(help="Only this reason, e.g. failed or undecodable.")]
+Actor = Annotated[str | None, typer.Option(help="Only this actor.")]
+OfPet = Annotated[int | None, typer.Option("--pet", min=1, max=MAX_INT64, help="Only this pet.")]
+Error = Annotated[str | None, typer.Option(help="Only errors that contain this text.")]
+Since = Annotated[str | None, typer.Option(help="Only jobs that failed within the last 30s, 15m, 2h or 7d.")]
 WithCanary = Annotated[
-    bool, typer.Option("--canary", help="One first; the rest at --rate only if it succeeded; stop when they die again.")
+    bool,
+    typer.Option("--canary", help="Requeue one first, the rest at --rate if it succeeds; stop if they fail again."),
 ]
-Rate = Annotated[float, typer.Option(min=0.01, max=1_000_000, help="With --canary: so many a second.")]
+Rate = Annotated[float, typer.Option(min=0.01, max=1_000_000, help="With --canary: jobs per second.")]
 CanaryWait = Annotated[
-    float, typer.Option(min=0.0, max=LONGEST_S, help="With --canary: seconds the first one may take.")
+    float, typer.Option(min=0.0, max=LONGEST_S, help="With --canary: seconds that the first job may take.")
 ]
-StopAfter = Annotated[int, typer.Option(min=1, help="With --canary: stop when so many died again.")]
-All = Annotated[bool, typer.Option("--all", help="Every letter of the queue.")]
+StopAfter = Annotated[int, typer.Option(min=1, help="With --canary: stop after this many failed again.")]
+All = Annotated[bool, typer.Option("--all", help="Every dead letter of the queue.")]
 
 
-# -- looking -----------------------------------------------------------------------------------------------------------
+# -- inspection --------------------------------------------------------------------------------------------------------
 
 
 @app.command("status")
 def queue_status(as_json: AsJson = False) -> None:
-    """Show what every queue holds, and why it waits."""
+    """Show the contents of every queue and why its jobs wait."""
     with _operations() as operations:
         queues = operations.queues()
     if as_json:
@@ -75,7 +80,7 @@ def queue_status(as_json: AsJson = False) -> None:
             out.print(f"{queue.queue}: {queue.reason}", soft_wrap=True)
     consumers = [(queue.queue, one) for queue in queues for one in queue.consumers]
     if consumers:
-        table = table_of("consumer", "queue", "holds", "heartbeat", "lives")
+        table = table_of("consumer", "queue", "holds", "heartbeat", "alive")
         for queue_name, one in consumers:
             table.add_row(
                 one.name, queue_name, str(one.pending), _age(one.heartbeat_age_s), "yes" if one.is_alive else "no"
@@ -86,12 +91,12 @@ def queue_status(as_json: AsJson = False) -> None:
 @app.command("pending")
 def queue_pending(
     queue: Queue,
-    consumer: Annotated[str | None, typer.Option(help="Only what this consumer holds.")] = None,
-    idle: Annotated[str, typer.Option(help="Only what is held for at least 30s, 15m, 2h.")] = "0s",
+    consumer: Annotated[str | None, typer.Option(help="Only jobs held by this consumer.")] = None,
+    idle: Annotated[str, typer.Option(help="Only jobs held for at least 30s, 15m, 2h.")] = "0s",
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Show jobs that workers hold, oldest first: who, since when, how often delivered."""
+    """Show jobs that workers hold, oldest first, with holder, time held and deliveries."""
     from tasks.queue_ops.entries import facts_of
 
     with _operations() as operations:
@@ -122,7 +127,7 @@ def queue_pending(
 
 @app.command("peek")
 def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None:
-    """Show the next jobs that wait, without taking them; embeddings are left out."""
+    """Show the next waiting jobs without taking them; embeddings are left out."""
     from tasks.queue_ops.entries import facts_of, without_embedding
 
     with _operations() as operations:
@@ -145,11 +150,11 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
 
 @app.command("find")
 def queue_find(
-    pet: Annotated[int, typer.Option(min=1, max=MAX_INT64, help="The pet whose jobs are wanted.")],
-    media: Annotated[str | None, typer.Option(help="Only of this item.")] = None,
+    pet: Annotated[int, typer.Option(min=1, max=MAX_INT64, help="Pet whose jobs to find.")],
+    media: Annotated[str | None, typer.Option(help="Only jobs of this item.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find a pet's jobs that have not ended: waiting, in flight, delayed."""
+    """Find a pet's unfinished jobs: waiting, in flight, delayed."""
     with _operations() as operations:
         start = time.perf_counter()
         found, n_indexed = operations.find(pet)
@@ -164,13 +169,13 @@ def queue_find(
         table.add_row(job.state, job.queue, _text(job.entry_id), added,
                       *map(_text, (job.media_id, job.actor, job.deliveries, job.holder)))  # fmt: skip
     print_table(table)
-    read = f"; {n_indexed:,} jobs had to be read first, which no worker had indexed" if n_indexed > 1_000 else ""
+    read = f"; {n_indexed:,} unindexed jobs had to be read first" if n_indexed > 1_000 else ""
     out.print(f"{len(found)} found in {took_ms:.0f} ms{read}")
 
 
 @app.command("audit")
 def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
-    """Show who did what to the queues, the newest first."""
+    """Show who did what to the queues, newest first."""
     with _operations() as operations:
         records = operations.audit(limit)
     if as_json:
@@ -190,18 +195,18 @@ def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
 def queue_rescue(
     queue: Queue,
     by: By,
-    entry_ids: Annotated[list[str] | None, typer.Argument(help="Entries, from `queue pending`.", metavar="ID")] = None,
-    consumer: Annotated[str | None, typer.Option(help="All that this consumer holds.")] = None,
+    entry_ids: Annotated[list[str] | None, typer.Argument(help="Entry ids; see `queue pending`.", metavar="ID")] = None,
+    consumer: Annotated[str | None, typer.Option(help="All jobs that this consumer holds.")] = None,
     unowned: Annotated[
-        bool, typer.Option("--unowned", help="What was acknowledged or deleted by hand: orphans and ghosts.")
+        bool, typer.Option("--unowned", help="Orphans and ghosts: entries acknowledged or deleted by hand.")
     ] = False,
-    idle: Annotated[str | None, typer.Option(help="All that is held for at least 30s, 15m, 2h.")] = None,
+    idle: Annotated[str | None, typer.Option(help="All jobs held for at least 30s, 15m, 2h.")] = None,
     even_if_alive: EvenIfAlive = False,
     note: Note = "",
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hand jobs back to work that a dead or stuck worker holds, or that nobody holds."""
+    """Return jobs that a dead or stuck worker holds, or that no worker holds, to the queue."""
     with _operations() as operations:
         plan = operations.plan_rescue(
             queue,
@@ -217,14 +222,14 @@ def queue_rescue(
 @app.command("retire-consumer")
 def queue_retire_consumer(
     queue: Queue,
-    consumer: Annotated[str, typer.Argument(help="Its name, from `queue status`.", metavar="CONSUMER")],
+    consumer: Annotated[str, typer.Argument(help="Consumer name; see `queue status`.", metavar="CONSUMER")],
     by: By,
     even_if_alive: EvenIfAlive = False,
     note: Note = "",
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a dead consumer, after its jobs were handed back to work."""
+    """Return a dead consumer's jobs to the queue, then remove the consumer."""
     with _operations() as operations:
         plan = operations.plan_retire(queue, consumer, even_if_alive=even_if_alive)
         _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
@@ -232,21 +237,21 @@ def queue_retire_consumer(
 
 @app.command("pause")
 def queue_pause(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_json: AsJson = False) -> None:
-    """Stop delivering a queue to every worker, until it is resumed."""
+    """Stop delivery of a queue to all workers until you resume it."""
     with _operations() as operations:
         _action(operations, operations.plan_pause(queue), by=by, note=note, yes=yes, as_json=as_json)
 
 
 @app.command("resume")
 def queue_resume(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_json: AsJson = False) -> None:
-    """Deliver a paused queue again."""
+    """Resume delivery of a paused queue."""
     with _operations() as operations:
         _action(operations, operations.plan_resume(queue), by=by, note=note, yes=yes, as_json=as_json)
 
 
 @app.command("apply")
 def queue_apply(
-    plan_id: Annotated[str, typer.Argument(help="As the action printed it.", metavar="PLAN")],
+    plan_id: Annotated[str, typer.Argument(help="Plan id printed by the action.", metavar="PLAN")],
     by: By,
     canary: WithCanary = False,
     rate: Rate = 10.0,
@@ -256,12 +261,14 @@ def queue_apply(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Act on a plan that was shown, on exactly the ids that it showed. Once."""
+    """Apply a saved plan (once, to exactly the ids it listed)."""
     with _operations() as operations:
         plan = operations.take(plan_id)
         if canary and plan.action != "requeue":
             operations.keep(plan)
-            raise InvalidInput("--canary", f"{plan_id} is a plan to {plan.action}", "leave it out")
+            raise InvalidInput(
+                "--canary", f"{plan_id} is a plan to {plan.action}, not to requeue", "leave --canary out"
+            )
         act = None
         if canary:
             act = _with_canary(operations, wait_s=wait, per_s=rate, stop_after=stop_after, by=by, note=note)
@@ -273,17 +280,17 @@ def queue_apply(
 
 @dead.command("list")
 def dead_list(
-    queue: Annotated[str | None, typer.Argument(help="The queue; all of them without.", metavar="QUEUE")] = None,
+    queue: Annotated[str | None, typer.Argument(help="The queue; default: all queues.", metavar="QUEUE")] = None,
     reason: Reason = None,
     actor: Actor = None,
     pet: OfPet = None,
     error: Error = None,
     since: Since = None,
-    groups: Annotated[bool, typer.Option("--groups", help="Count them by what they died of.")] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="Count them by kind of failure.")] = False,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Show dead letters, the newest first."""
+    """Show dead letters, newest first."""
     from tasks.queue_ops.dead_letters import groups_of
 
     wanted, names = _filter(reason, actor, pet, error, since), [queue] if queue else QUEUES
@@ -301,7 +308,7 @@ def dead_list(
     if as_json:
         print_json([_listed(view) for view in views])
         return
-    table = table_of("dead_letter", "queue", "died (UTC)", "reason", "actor", "pet", "field", "error")
+    table = table_of("dead letter", "queue", "failed (UTC)", "reason", "actor", "pet", "field", "error")
     for view in views:
         died = f"{view.died_at:%Y-%m-%d %H:%M:%S}"
         about = (view.reason, view.actor, view.pet_id, view.field, view.error)
@@ -312,15 +319,15 @@ def dead_list(
 @dead.command("show")
 def dead_show(
     queue: Queue,
-    dead_letter_id: Annotated[str, typer.Argument(help="From `queue dead list`.", metavar="LETTER")],
+    dead_letter_id: Annotated[str, typer.Argument(help="Dead-letter id; see `queue dead list`.", metavar="ID")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one dead letter: what happened, the hint, the traceback, its fields; embeddings are left out."""
+    """Show one dead letter: error, hint, traceback and fields; embeddings are left out."""
     with _operations() as operations:
         view = operations.dead_letter(queue, dead_letter_id)
     if view is None:
         raise InvalidInput(
-            "LETTER", f"{dead_letter_id} is no dead letter of {queue}", "see sploot-cluster queue dead list"
+            "ID", f"{dead_letter_id} is not a dead letter of {queue}", "see sploot-cluster queue dead list"
         )
     if as_json:
         print_json(asdict(view))
@@ -339,7 +346,7 @@ def dead_requeue(
     queue: Queue,
     by: By,
     dead_letter_ids: Annotated[
-        list[str] | None, typer.Argument(help="Letters, from the list.", metavar="LETTER")
+        list[str] | None, typer.Argument(help="Dead-letter ids; see `queue dead list`.", metavar="ID")
     ] = None,
     every: All = False,
     reason: Reason = None,
@@ -355,7 +362,7 @@ def dead_requeue(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put dead letters back to work: these, those that match, or --all."""
+    """Requeue dead letters: by id, by filter, or --all."""
     with _operations() as operations:
         ids, matching = _choice(dead_letter_ids, every, _filter(reason, actor, pet, error, since))
         plan = operations.plan_requeue(queue, dead_letter_ids=ids, matching=matching)
@@ -370,7 +377,7 @@ def dead_purge(
     queue: Queue,
     by: By,
     dead_letter_ids: Annotated[
-        list[str] | None, typer.Argument(help="Letters, from the list.", metavar="LETTER")
+        list[str] | None, typer.Argument(help="Dead-letter ids; see `queue dead list`.", metavar="ID")
     ] = None,
     every: All = False,
     reason: Reason = None,
@@ -382,14 +389,14 @@ def dead_purge(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove dead letters for ever: these, those that match, or --all."""
+    """Delete dead letters permanently: by id, by filter, or --all."""
     with _operations() as operations:
         ids, matching = _choice(dead_letter_ids, every, _filter(reason, actor, pet, error, since))
         plan = operations.plan_purge(queue, dead_letter_ids=ids, matching=matching)
         _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
 
 
-# -- what the actions share -------------------------------------------------------------------------------------------
+# -- shared by the actions ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -411,21 +418,21 @@ def _action(
     as_json: bool,
     act: Callable[[Plan], Done] | None = None,
 ) -> None:
-    """Show the plan; act on it with --yes, else keep it and refuse."""
+    """Show the plan; apply it with --yes, otherwise save it and refuse."""
     if not as_json:
         _show(plan)
     if plan.is_empty:
         if as_json:
             print_json(asdict(plan))
         else:
-            out.print("There is nothing to do.")
+            out.print("Nothing to do.")
         return
     if not yes:
         operations.keep(plan)
         if as_json:
             print_json(asdict(plan))
         err.print(
-            "Nothing was done. To do exactly this within an hour: "
+            "Nothing was done. To apply exactly this plan within an hour: "
             f"sploot-cluster queue apply {plan.plan_id} --yes" + (" --canary" if act is not None else ""),
             soft_wrap=True,
         )
@@ -446,9 +453,9 @@ def _with_canary(
         with operations.acting(plan, by=by, via=VIA, note=note) as result:
             canary = operations.canary(wait_s=wait_s, per_s=per_s, stop_after=stop_after)
             careful = canary.requeue(plan)
-            told = careful.reason + (f"; {careful.n_left} were not touched" if careful.n_left else "")
+            reason = careful.reason + (f"; {careful.n_left} were not touched" if careful.n_left else "")
             done = Done(
-                plan.plan_id, plan.action, plan.queue, len(plan.entries), careful.n_requeued, careful.is_good, told
+                plan.plan_id, plan.action, plan.queue, len(plan.entries), careful.n_requeued, careful.is_good, reason
             )
             result.append(done)
         return done
@@ -461,7 +468,7 @@ def _show(plan: Plan) -> None:
     for command in plan.commands:
         out.print(f"  {command}", soft_wrap=True)
     for warning in plan.warnings:
-        out.print(f"Mind: {warning}.", soft_wrap=True)
+        out.print(f"Warning: {warning}.", soft_wrap=True)
 
 
 def _filter(
@@ -474,15 +481,15 @@ def _filter(
 def _choice(
     dead_letter_ids: Sequence[str] | None, every: bool, wanted: DeadLetterFilter
 ) -> tuple[Sequence[str], DeadLetterFilter | None]:
-    """Which dead letters: ids, or a filter, which may match all; one of them."""
+    """Return the ids or the filter that select dead letters; exactly one of them must be given."""
     n_ways = bool(dead_letter_ids) + bool(wanted.facts()) + every
     if n_ways != 1:
-        raise InvalidInput("LETTER", "say which dead letters in exactly one way", "give ids, or filters, or --all")
+        raise InvalidInput("ID", "expected exactly one selection of dead letters", "give ids, filters or --all")
     return (dead_letter_ids, None) if dead_letter_ids else ((), wanted)
 
 
 def _listed(view: DeadLetterView) -> dict[str, object]:
-    """A letter as a listing has it: without traceback and fields."""
+    """Return a dead letter as a list shows it: without traceback and fields."""
     return {name: value for name, value in asdict(view).items() if name not in ("traceback", "fields")}
 
 
@@ -490,7 +497,7 @@ def _show_groups(groups: Sequence[dict[str, object]], *, as_json: bool) -> None:
     if as_json:
         print_json(groups)
         return
-    table = table_of("dead_letters", "reason", "actor", "error", "field", "newest (UTC)", "one of them")
+    table = table_of("count", "reason", "actor", "error", "field", "newest (UTC)", "example")
     for group in groups:
         newest = group["newest"]
         assert isinstance(newest, datetime)
@@ -500,13 +507,13 @@ def _show_groups(groups: Sequence[dict[str, object]], *, as_json: bool) -> None:
 
 
 def _seconds(option: str, text: str) -> float:
-    """``90s``, ``15m``, ``2h``, ``7d`` as seconds."""
+    """Return the seconds of a duration such as ``90s``, ``15m``, ``2h`` or ``7d``."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)?", text.strip())
     if match is None:
         raise InvalidInput(option, f"{text!r} is not a duration", "write 30s, 15m, 2h or 7d")
     seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2] or "s"]
     if seconds > LONGEST_S:
-        raise InvalidInput(option, f"{text!r} is longer than a hundred years", "write a shorter one, such as 7d")
+        raise InvalidInput(option, f"{text!r} is longer than a hundred years", "use a shorter one, e.g. 7d")
     return seconds
 
 
@@ -522,6 +529,6 @@ def _age(seconds: float | None) -> str:
 
 
 def _text(value: object) -> str:
-    """A value for a cell."""
+    """Return the text of a value for a table cell."""
     text = "-" if value is None else str(value)
     return text if len(text) <= 120 else f"{text[:119]}…"

@@ -1,4 +1,4 @@
-"""The printing end of the command line: no text of others reaches a terminal as anything but text.
+"""The printing end of the command line. Text that others wrote reaches a terminal only as text.
 
 Names of queues, actors and media items, errors and tracebacks come from producers. On a terminal a control sequence in
 one of them could set the title, write the clipboard or forge a row; a bidi control could turn an id around. Every
@@ -25,9 +25,9 @@ _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def shown(value: object) -> str:
-    """Return the text of a value with every character that a terminal would act on as an escape, such as ``\\x1b``."""
+    """Return the text of a value; every character that a terminal would act on becomes an escape, such as ``\\x1b``."""
     text = str(value)
-    if text.isprintable():  # what it refuses beyond ours, as spaces of other widths, is looked at one by one
+    if text.isprintable():  # false for harmless characters too, such as wide spaces: these are checked below
         return text
     return "".join(_escape(character) if _is_hidden(character) else character for character in text)
 
@@ -41,10 +41,10 @@ def _escape(character: str) -> str:
 
 
 class Screen(Console):
-    """A console that takes text as text: no markup, one line each."""
+    """A console that prints strings literally: no markup, no control characters."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does; of strings, what a terminal would act on is shown as escapes."""
+        """Print as rich does, with characters that a terminal would act on shown as escapes."""
         options.setdefault("markup", False)
         super().print(*(shown(one) if isinstance(one, str) else one for one in objects), **options)
 
@@ -60,7 +60,7 @@ _wide: Final = Screen(highlight=False, width=1_000)
 
 
 def table_of(*columns: str) -> Table:
-    """Return a table; strings in its cells are text, as on a :class:`Screen`."""
+    """Return a table whose string cells are literal text, as on a :class:`Screen`."""
     table = _Rows(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(Text(shown(column)), overflow="fold")
@@ -68,18 +68,18 @@ def table_of(*columns: str) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as what it holds: an id that was folded into its column cannot be copied."""
+    """Print a table at its full width: an id that wraps inside its column cannot be copied."""
     _wide.print(table)
 
 
 def print_block(text: str, screen: Screen = out) -> None:
-    """Print text of several lines, such as a traceback, each behind a mark: none can pass for a line of the command."""
+    """Print text of several lines, such as a traceback, each behind a mark: none can pass for our own output."""
     for line in text.rstrip("\n").split("\n"):
         screen.print(f"  | {line}", soft_wrap=True)
 
 
 def print_json(value: object) -> None:
-    """Print JSON. Characters that a terminal would act on are escapes of JSON, so that programs read what was there."""
+    """Print JSON. Characters that a terminal would act on become JSON escapes, so programs read the original text."""
 
     def simple(item: object) -> object:
         return item.isoformat() if isinstance(item, datetime) else str(item)
@@ -93,5 +93,5 @@ def _in_json(character: str) -> str:
 
 
 def show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an error that nothing caught, in place of ``sys.excepthook``."""
+    """Print the traceback of an uncaught error, in place of ``sys.excepthook``."""
     print_block("".join(traceback.format_exception(kind, error, trace)), err)

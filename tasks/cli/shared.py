@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, common options, the way to Redis, and how jobs are reported."""
+"""What commands share: exit codes, common options, access to Redis, and how they report jobs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ POLL_S: Final = 0.2
 
 Pet = Annotated[int, typer.Argument(help="The pet's id.", metavar="PET")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-By = Annotated[str, typer.Option(help="Who asks, for the history.", default_factory=lambda: _login())]
-Wait = Annotated[float | None, typer.Option(help="Wait so many seconds for the job to end, and print its result.")]
+By = Annotated[str, typer.Option(help="Your name, for the history.", default_factory=lambda: _login())]
+Wait = Annotated[
+    float | None, typer.Option(help="Wait up to this many seconds for the job to end, and print its result.")
+]
 
 
 def settings_of_environment() -> Settings:
@@ -45,14 +47,14 @@ def _login() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):
-        return "unknown"  # a container whose user has no name
+        return "unknown"  # a container may run as a user without a name
 
 
 def become(command: Sequence[str]) -> NoReturn:
-    # exec, so that signals reach the command itself
+    # exec: signals then reach the command itself
     sys.stdout.flush()
     drain_all()
-    os.execv(command[0], list(command))  # noqa: S606  no shell is wanted
+    os.execv(command[0], list(command))  # noqa: S606  no shell involved
 
 
 def fail(code: int, message: str) -> NoReturn:
@@ -88,12 +90,12 @@ def open_erasure() -> Iterator[Erasure]:
 
 
 def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: bool) -> None:
-    """Print the job, or how it ended; a job that did not succeed in time fails the command."""
+    """Print the job, or its outcome when the command waits; fail the command unless the job succeeded in time."""
     status = ended(tasks, job, wait_s) if wait_s is not None else None
     if as_json:
         print_json(asdict(job) | ({} if status is None else asdict(status)))
     elif status is None:
-        waiting = "waits already" if job.coalesced else "enqueued"
+        waiting = "is already waiting" if job.coalesced else "enqueued"
         out.print(f"job {job.job_id} {waiting} in queue {job.queue}, position {job.position}")
     else:
         out.print(f"job {job.job_id} {status.state}: {status.reason}", soft_wrap=True)
@@ -104,12 +106,12 @@ def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: b
 
 
 def ended(tasks: ClusterTasks, job: JobRef, wait_s: float) -> JobStatus:
-    """How a job ended, or how it stands when it has not ended in time."""
+    """Return the status of a job when it ends, or its latest status when the time is up."""
     deadline = time.monotonic() + wait_s
     while True:
         status = tasks.job(job.job_id)
         if status is None:
-            raise QueueUnavailable("the record of the job is gone")
+            raise QueueUnavailable("the job's record no longer exists")
         if status.state in ("succeeded", "dead") or time.monotonic() > deadline:
             return status
         time.sleep(POLL_S)

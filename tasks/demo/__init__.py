@@ -1,4 +1,4 @@
-"""``sploot-cluster demo``: the main job on real processes and real pictures, and a check of all that it promises."""
+"""``sploot-cluster demo``: the main scenario on real processes with real photos, and checks of all its promises."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tasks.demo.story import Story
 from tasks.demo.summary import render, write_summary
 from tasks.embedded_redis import redis_for_this_run
 
-LEASE_MS = 3_000  # short, so that nobody waits half a minute for the killed worker's events; 30 s is the default
+LEASE_MS = 3_000  # short, so that the killed worker's events are recovered quickly; the default is 30 s
 
 
 def run(
@@ -35,14 +35,14 @@ def run(
     console: Console | None = None,
     on_chapter: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Run the demo; 0 when every promise was kept, 1 otherwise.
+    """Run the demo. Return 0 if every promise was kept, else 1.
 
     Args:
-        directory: where the summary, the pictures and the logs of this run go; made when missing.
-        keep: stay up at the end, until Ctrl-C or SIGTERM, with incidents to practise on.
-        share: which part of the sample to use, in (0, 1].
-        speed: how many times faster than in production the alerts are that ``keep`` brings.
-        on_chapter: called with the name of each chapter of the story before it begins.
+        directory: receives the summary, the pictures and the logs of this run; created if missing.
+        keep: keep running at the end, until Ctrl-C or SIGTERM, with incidents to practise on.
+        share: part of the sample to use, in (0, 1].
+        speed: how many times faster than in production the alerts of ``keep`` are.
+        on_chapter: called with the name of each chapter of the story before it starts.
     """
     console = console or Console()
     directory.mkdir(parents=True, exist_ok=True)
@@ -53,11 +53,11 @@ def run(
     with contextlib.ExitStack() as open_until_the_end:
         redis_url = open_until_the_end.enter_context(redis_for_this_run())
         if in_use := _in_use(redis_url):
-            console.print(f"The Redis at REDIS_URL already holds {in_use}: the demo wants an empty database.")
+            console.print(f"The Redis at REDIS_URL already contains {in_use}; the demo needs an empty database.")
             return 1
         stack = open_until_the_end.enter_context(Stack(redis_url, logs, models=models, lease_ms=LEASE_MS))
         n_media = sum(len(album.media_ids) for album in sample)
-        console.print(f"[bold]sploot-cluster[/]: {n_media:,} media of {len(sample)} pets; logs in {logs}")
+        console.print(f"[bold]sploot-cluster[/]: {n_media:,} items of {len(sample)} pets; logs in {logs}")
         story = Story(stack=stack, albums=sample, redis_url=redis_url, console=console, on_chapter=on_chapter)
         try:
             seen = story.tell()
@@ -78,7 +78,7 @@ def run(
                 "PET": str(sample[0].pet_id),
                 **stack.worker_environ,
             }
-            console.print("Still up; Ctrl-C ends it. To follow ops/runbook.md on it, in another terminal:")
+            console.print("Still running; Ctrl-C ends it. To try ops/runbook.md on it, run in another terminal:")
             for name, value in environ.items():
                 console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
             try:
@@ -94,40 +94,40 @@ def run(
                     )
                 )
             except NoMonitoring as missing:
-                console.print(f"No incident to practise on: {missing}", markup=False, soft_wrap=True)
+                console.print(f"No incidents to practise on: {missing}", markup=False, soft_wrap=True)
                 practice = None
             _stay_up(console, practice, speed)
     return 0 if seen.is_good else 1
 
 
 def _in_use(redis_url: str) -> str:
-    """What of ours a given Redis holds already; empty for a fresh one."""
+    """Return our keys that the given Redis already contains; empty for an unused one."""
     with redis.Redis.from_url(redis_url) as client:
         found = [key for key in (PETS, *map(stream_of, QUEUES)) if client.exists(key)]
     return ", ".join(found)
 
 
 def _stay_up(console: Console, practice: Practice | None, speed: int) -> None:
-    """Do what is typed, until Ctrl-C or SIGTERM."""
+    """Run the exercises that the user types, until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if practice is not None:
             _offer(console, practice, speed)
             for line in sys.stdin:
                 _do(console, practice, line.strip())
-        # no terminal, or the end of what was piped in
+        # without a terminal, or after the end of piped input
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        console.print("Ending: workers drain.")
+        console.print("Stopping: workers drain.")
 
 
 def _offer(console: Console, practice: Practice, speed: int) -> None:
     monitoring = practice.monitoring
     console.print(
         f"Alerts: {monitoring.prometheus}/alerts   Alertmanager: {monitoring.alertmanager}/#/alerts\n"
-        f"[bold]Practise an incident[/]: the rules of production, {speed} times faster: its ten minutes are "
-        f"{600 // speed} seconds here. Slack and PagerDuty are this terminal. Type:",
+        f"[bold]Practise an incident[/]: the rules of production, {speed} times faster: ten minutes take "
+        f"{600 // speed} seconds here. This terminal shows what goes to Slack and PagerDuty. Type:",
         soft_wrap=True,
     )
     for name, (what, _) in practice.exercises.items():
@@ -138,11 +138,11 @@ def _do(console: Console, practice: Practice, word: str) -> None:
     if word not in practice.exercises:
         console.print(f"type one of: {', '.join(practice.exercises)}", markup=False)
         return
-    console.print(f"{time.strftime('%H:%M:%S')} {word}: begins", markup=False)
+    console.print(f"{time.strftime('%H:%M:%S')} {word}: started", markup=False)
     try:
         practice.begin(word)
     except NotBegun as why:
         console.print(f"{word}: {why}", markup=False, soft_wrap=True)
         return
-    if word == "hint":
-        console.print(f"{time.strftime('%H:%M:%S')} hint: done; the alerts end by themselves", markup=False)
+    if word == "fix":
+        console.print(f"{time.strftime('%H:%M:%S')} fix: done; the alerts end by themselves", markup=False)

@@ -1,4 +1,4 @@
-"""The HTTP API as the demo's labeller and operator use it: standard library, no token, loopback."""
+"""A client of the HTTP API for the demo's labeller and operator: standard library, no token, loopback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREFIX = "/api/v1/internal"
 
 
 class Api:
-    """Calls of the internal API at ``address``. Errors of HTTP surface as ``urllib.error.HTTPError``."""
+    """Calls to the internal API at ``address``. HTTP errors raise ``urllib.error.HTTPError``."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -27,25 +27,25 @@ class Api:
         return self._enqueue("clusters/split", body)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """The status of a job, as the API answers it."""
+        """Return the status of a job."""
         return self._get(f"/jobs/{job_id}")
 
     def clusters(self, pet_id: int) -> dict[int, list[str]]:
-        """The pet's clusters: id -> media."""
+        """Return the pet's clusters: id -> items."""
         return {cluster["cluster_id"]: cluster["media_ids"] for cluster in self._pet(pet_id)["clusters"]}
 
     def memberships(self, pet_id: int) -> dict[str, int]:
-        """Where each item of the pet is; -1 for noise."""
+        """Return the cluster of each item of the pet; -1 for noise."""
         where = {item: cluster for cluster, media in self.clusters(pet_id).items() for item in media}
         return where | dict.fromkeys(self._pet(pet_id)["noise"], -1)
 
     def n_listed(self, pet_id: int) -> int:
-        """How many memberships the API lists, counting an item as often as it is listed."""
+        """Return the number of memberships that the API lists; an item that is listed twice counts twice."""
         pet = self._pet(pet_id)
         return sum(len(cluster["media_ids"]) for cluster in pet["clusters"]) + len(pet["noise"])
 
     def get_text(self, address: str) -> str:
-        """The body of any address, such as a worker's /metrics."""
+        """Return the body of any address, such as a worker's /metrics."""
         with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310 - an address of this stack
             text: str = answer.read().decode()
         return text

@@ -1,4 +1,4 @@
-"""A picture of each pet: its media as points, coloured by cluster."""
+"""A map of each pet: its items as points, coloured by cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sploot_cluster.pet.vectors import FloatMatrix
 
 mpl.use("Agg")
-# Imported after the backend is chosen, so that no display is looked for.
+# Imported after the backend is chosen, so that it does not look for a display.
 from matplotlib import pyplot as plt
 
 NOISE_COLOUR = "#9aa0a6"
@@ -29,12 +29,12 @@ def draw_map(
     labels: Sequence[int],
     corrected: Sequence[bool],
 ) -> None:
-    """Write a PNG with one point per item, laid out so that alike media lie together.
+    """Write a PNG with one point per item, laid out so that similar items lie together.
 
     Args:
         vectors: (n, d) float32 of unit norm.
         labels: (n,) cluster ids; negative for noise.
-        corrected: (n,) whether a person put the item where it is; drawn with a ring.
+        corrected: (n,) whether a correction placed the item; drawn with a ring.
     """
     places = _layout(vectors)
     label, ringed = np.asarray(labels), np.asarray(corrected, dtype=bool)
@@ -65,14 +65,14 @@ def draw_map(
         axes.annotate(str(cluster), (x, y), ha="center", va="center", fontsize=11, weight="bold", bbox=_TAG)
     if ringed.any():
         x, y = places[ringed].T
-        axes.scatter(x, y, s=58, facecolors="none", edgecolors="black", linewidths=0.9, label="placed by a person")
+        axes.scatter(x, y, s=58, facecolors="none", edgecolors="black", linewidths=0.9, label="placed by a correction")
     axes.set_title(f"{title}\n", loc="left", fontsize=15, weight="bold")
     axes.text(0, 1.012, subtitle, transform=axes.transAxes, fontsize=10, color="#444444")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color("#d0d0d0")
-    axes.legend(title="cluster · media", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    axes.legend(title="cluster · items", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     figure.savefig(path)
     plt.close(figure)
 
@@ -81,14 +81,14 @@ _TAG: dict[str, Any] = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edge
 
 
 def _layout(vectors: FloatMatrix) -> npt.NDArray[np.float64]:
-    """(n, 2) places by t-SNE started from the principal components; the same for the same vectors."""
+    """Return (n, 2) positions by t-SNE, initialised with the principal components; equal for equal vectors."""
     from sklearn.manifold import TSNE
 
     n = len(vectors)
     if n < 5:
         return np.column_stack([np.arange(n, dtype=np.float64), np.zeros(n)])
     with warnings.catch_warnings():
-        # scikit-learn announces changes of defaults that are given here explicitly
+        # scikit-learn warns about changes of defaults that are set explicitly here
         warnings.simplefilter("ignore")
         layout = TSNE(
             n_components=2,

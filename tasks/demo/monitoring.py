@@ -1,7 +1,7 @@
-"""The demo's own Prometheus and Alertmanager, with the rules and routes of ``ops/``, only faster.
+"""The demo's own Prometheus and Alertmanager, with the rules and routes of ``ops/``, but faster.
 
-A window of ten minutes is one here, and so is every hold and every timer; levels, expressions and routes are those of
-production. Slack and PagerDuty are stood for by ``tasks.demo.receivers``.
+A window of ten minutes takes one here, and so do all holds and timers; levels, expressions and routes are those of
+production. ``tasks.demo.receivers`` stands in for Slack and PagerDuty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from tasks.demo.stack import Pod, Pods, Ports, answers, until
 
-# Beside the packages in the repository; not in the wheel.
+# Next to the packages in the repository; not in the wheel.
 OPS: Final = Path(__file__).parents[2] / "ops"
 PACKAGES: Final = ("prometheus", "prometheus-alertmanager")
 READY_WITHIN_S: Final = 60.0
@@ -24,16 +24,16 @@ STOP_WITHIN_S: Final = 20.0
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _TIMERS: Final = r"(?m)^(\s+(?:for|group_wait|group_interval|resolve_timeout): )(\d+[smhd])$"
-# Two evaluations at the least: a critical alert must come before the warning that it silences is told.
+# At least two evaluations: a critical alert must come before a warning that it inhibits is sent.
 _LEAST_GROUP_WAIT_MS: Final = 1_000
 
 
 class NoMonitoring(Exception):
-    """Raised when alerts cannot be had here; the text says what is missing and what brings it."""
+    """Raised when alerting is not possible here. The text names what is missing and how to get it."""
 
 
 def faster(text: str, speed: int) -> str:
-    """Rules, or routes, with every window, hold and timer divided by ``speed``; nothing else is changed."""
+    """Return rules or routes with every window, hold and timer divided by ``speed``, otherwise unchanged."""
 
     def divided(duration: str, *, least_ms: int = 1) -> str:
         return f"{max(least_ms, int(duration[:-1]) * _SECONDS[duration[-1]] * 1_000 // speed)}ms"
@@ -48,7 +48,7 @@ def faster(text: str, speed: int) -> str:
 
 
 def write_rules(directory: Path, speed: int) -> list[Path]:
-    """Write the committed rules, faster, into the directory; where they are."""
+    """Write the committed rules, sped up, into the directory, and return their paths."""
     written = []
     for path in sorted((OPS / "alerts").glob("*.yaml")):
         target = directory / path.name
@@ -58,7 +58,7 @@ def write_rules(directory: Path, speed: int) -> list[Path]:
 
 
 def write_routes(directory: Path, receivers_url: str, speed: int) -> Path:
-    """Write the committed configuration of Alertmanager, faster, with what stands for Slack and PagerDuty."""
+    """Write Alertmanager's committed configuration, sped up, with the stand-ins for Slack and PagerDuty."""
     secrets = directory / "secrets"
     secrets.mkdir(exist_ok=True)
     (secrets / "SLACK_WEBHOOK_URL").write_text(f"{receivers_url}/slack\n")
@@ -72,22 +72,24 @@ def write_routes(directory: Path, receivers_url: str, speed: int) -> Path:
 
 
 class Monitoring:
-    """Both servers on worker pods; they start with the block and end with it.
+    """Prometheus and Alertmanager as supervised processes that start and end with the block.
 
     Attributes:
         prometheus, alertmanager: their addresses.
 
     Raises:
-        NoMonitoring: one of the programs, or ``ops/``, is not here; or one did not become ready.
+        NoMonitoring: one of the programs or ``ops/`` is missing, or a server did not become ready.
     """
 
     def __init__(self, directory: Path, *, receivers_url: str, speed: int) -> None:
         if not OPS.is_dir():
-            raise NoMonitoring("the alert rules are in the repository and not in the package: run it from a checkout")
+            raise NoMonitoring(
+                "the alert rules are only in the repository, not in the package; run the demo from a checkout"
+            )
         programs = [shutil.which(name) for name in PACKAGES]
         if missing := [name for name, found in zip(PACKAGES, programs, strict=True) if found is None]:
             names = " ".join(missing)
-            raise NoMonitoring(f"{' and '.join(missing)} not installed, so no alert can fire: apt-get install {names}")
+            raise NoMonitoring(f"{' and '.join(missing)} not installed, so no alert can fire; apt-get install {names}")
         directory.mkdir(parents=True, exist_ok=True)
         self._ports = Ports(9090, 9093)
         prometheus, alertmanager = (f"127.0.0.1:{port}" for port in self._ports.numbers)
@@ -130,9 +132,9 @@ class Monitoring:
         self._pods = Pods(pods, stop_within_s=STOP_WITHIN_S)
 
     def watch(self, metrics: Sequence[str]) -> None:
-        """Have these /metrics scraped from now on, and no others: pods that are gone are gone from the targets."""
+        """Scrape exactly these /metrics from now on; pods that are gone leave the targets."""
         targets = [address.removeprefix("http://").removesuffix("/metrics") for address in metrics]
-        # replaced at once: Prometheus never reads half a file
+        # atomically: Prometheus never reads half a file
         partial = self._targets.with_suffix(".partial")
         partial.write_text(json.dumps([{"targets": targets}]))
         partial.replace(self._targets)

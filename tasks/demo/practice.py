@@ -1,7 +1,7 @@
-"""An incident to practise on: something breaks on purpose while uploads go on, alerts fire, and a person ends it.
+"""Incidents to practise: something breaks on purpose while uploads continue, alerts fire, and the user fixes it.
 
-A person types an exercise where the demo runs, and works in another terminal, by ``ops/runbook.md`` alone. What was
-broken stays broken until the runbook's steps hint it, or until ``hint`` is typed, which is for giving up.
+The user types an exercise in the demo's terminal and works in another one, with only ``ops/runbook.md``. The fault
+stays until the runbook's steps remove it, or until the user gives up by typing ``fix``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tasks.demo.stack import Stack
 from tasks.demo.story import flat_event
 from tasks.queue_ops import Operations
 
-SPEED: Final = 10  # ten minutes of the rules are one: long enough to read, short enough to wait for
+SPEED: Final = 10  # ten minutes of the rules take one: long enough to read, short enough to wait for
 UPLOAD_EVERY_S: Final = 1.0
 N_POISONED: Final = 20
 TAKE_WITHIN_MS: Final = 15_000
@@ -41,19 +41,19 @@ _CHANNELS: Final = {"slack": "Slack #sploot-media-alerts", "slack-oncall": "Slac
 
 
 class NotBegun(Exception):
-    """Raised when an exercise cannot begin now; the text says why, and what to type."""
+    """Raised when an exercise cannot start now. The text gives the reason and what to type."""
 
 
 class Practice:
-    """The exercises of a stack that is up, with whom they tell; starts and ends with the block.
+    """The exercises on a running stack, with receivers of notifications; starts and ends with the block.
 
     Attributes:
-        seen: what people were told.
-        monitoring: where alerts are looked at.
-        n_sent: events sent, or tried to send, so far.
+        seen: the notifications sent.
+        monitoring: the servers that show alerts.
+        n_sent: number of events sent, including failed attempts.
 
     Raises:
-        NoMonitoring: as ``Monitoring`` does.
+        NoMonitoring: as in ``Monitoring``.
     """
 
     def __init__(
@@ -83,33 +83,33 @@ class Practice:
 
     @property
     def exercises(self) -> Mapping[str, tuple[str, Callable[[], None]]]:
-        """What can be typed: its name, what it says it does, and what does it."""
+        """Return what can be typed: name, description, and the function that does it."""
         return {
-            "pause": ("a colleague pauses the uploads' queue and goes home", self._pause),
-            "crash": ("every worker ends, and none comes back", self._crash),
-            "poison": ("a producer's new release sends what can never work", self._poison),
-            "hold": ("a worker takes a job and hangs, alive", self._hold),
-            "surprise": ("one of these, and you are not told which", self._surprise),
-            "hint": ("give up: everything is well again, and the uploads end", self.hint),
+            "pause": ("a colleague pauses the queue of uploads and goes home", self._pause),
+            "crash": ("all workers end, and none comes back", self._crash),
+            "poison": ("a producer's new release sends invalid events", self._poison),
+            "hold": ("a live worker takes a job and hangs", self._hold),
+            "surprise": ("one of these at random, without its name", self._surprise),
+            "fix": ("give up: repair everything and stop the uploads", self.fix),
         }
 
     def begin(self, name: str) -> None:
-        """Do what was typed; uploads go on from then on.
+        """Run the exercise that was typed; uploads continue from then on.
 
         Raises:
             KeyError: there is no such exercise.
-            NotBegun: it cannot begin now.
+            NotBegun: the exercise cannot start now.
         """
         _, act = self.exercises[name]
-        if name != "hint":
+        if name != "fix":
             self._is_uploading.set()
         try:
             act()
         except (BrokerError, redis.RedisError, QueueUnavailable) as error:
-            raise NotBegun(f"Redis does not do it: {error}; type it again when it is back") from error
+            raise NotBegun(f"Redis rejected the command: {error}; retry once it is back") from error
 
-    def hint(self) -> None:
-        """Undo what exercises did, whatever a person has fixed already."""
+    def fix(self) -> None:
+        """Undo all exercises, including parts that the user has already fixed."""
         self._is_uploading.clear()
         self._broken.close()
 
@@ -128,7 +128,7 @@ class Practice:
     ) -> None:
         self._is_ending.set()
         self._uploads.join()
-        self.hint()
+        self.fix()
         self._open.close()
 
     # -- exercises -----------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Practice:
 
     def _crash(self) -> None:
         self._broken.callback(self._start_workers)
-        # as in Kubernetes: one pod is left, of which nothing answers
+        # as in Kubernetes: one pod is left, and it does not answer
         self.monitoring.watch(self._stack.metrics[:1])
         self._stack.stop_workers()
 
@@ -162,7 +162,7 @@ class Practice:
             self._client.xadd(stream_of(EMBEDDING_INGESTED), event)
 
     def _hold(self) -> None:
-        """A consumer of this process that takes a job, says that it lives, and never ends the job."""
+        """Take a job with a consumer of this process that stays alive and never finishes it."""
         with contextlib.ExitStack() as holding:
             broker = RedisStreamsBroker(
                 client=self._client, namespace=NAMESPACE, group=GROUP, lease_ms=self._lease_ms, middleware=[]
@@ -171,9 +171,9 @@ class Practice:
             broker.declare_queue(EMBEDDING_INGESTED)
             consumer = broker.consume(EMBEDDING_INGESTED, timeout=TAKE_WITHIN_MS)
             holding.callback(consumer.close)
-            # an upload a second: one of the next ones
+            # uploads come once a second, so it takes one of the next
             if next(consumer) is None:
-                raise NotBegun("no upload is delivered, because something else is broken; type hint first")
+                raise NotBegun("no upload was delivered, because something else is broken; type fix first")
             self._broken.push(holding.pop_all())
 
     def _surprise(self) -> None:
@@ -184,7 +184,7 @@ class Practice:
     def _upload(self) -> None:
         while not self._is_ending.wait(UPLOAD_EVERY_S):
             if self._is_uploading.is_set():
-                with contextlib.suppress(QueueUnavailable):  # a producer tries again
+                with contextlib.suppress(QueueUnavailable):  # a producer would retry
                     self._send()
 
     def _send(self) -> None:
@@ -201,10 +201,10 @@ class Practice:
         broker = RedisStreamsBroker(client=self._client, namespace=NAMESPACE, group=GROUP, middleware=[])
         return Operations(broker, self._client)
 
-    # -- who is told ---------------------------------------------------------------------------------------------
+    # -- notifications -------------------------------------------------------------------------------------------
 
     def _tell(self, note: Notification) -> None:
-        """Print a notification as whoever is on call would read it."""
+        """Print a notification as the on-call engineer would read it."""
         self._console.print(f"{time.strftime('%H:%M:%S')} {_text_of(note)}", markup=False, soft_wrap=True)
 
 
@@ -213,8 +213,8 @@ def _text_of(note: Notification) -> str:
     if note.receiver == "pagerduty":
         return f"{channel}: {'resolved' if note.is_over else 'PAGE'} {note.alert}"
     (attachment,) = note.body["attachments"]
-    told = f"{channel}: {attachment['title']} ({note.alert})"
+    title = f"{channel}: {attachment['title']} ({note.alert})"
     if note.is_over:
-        return told
+        return title
     heading = attachment["title_link"].rpartition("/")[2]
-    return f"{told}\n         {attachment['text'].strip()}\n         runbook: ops/{heading}"
+    return f"{title}\n         {attachment['text'].strip()}\n         runbook: ops/{heading}"

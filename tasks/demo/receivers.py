@@ -1,4 +1,4 @@
-"""What stands for Slack and PagerDuty: a server on loopback that writes down what an Alertmanager sent it."""
+"""A server on loopback that stands in for Slack and PagerDuty and records what Alertmanager sends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One that arrived.
+    """One received notification.
 
     Attributes:
         receiver: ``slack``, ``slack-oncall`` or ``pagerduty``.
         alert: its alertname.
-        is_over: whether it tells of the end.
-        body: as it was sent.
+        is_over: whether it reports that the alert has ended.
+        body: the request body.
     """
 
     receiver: str
@@ -29,7 +29,7 @@ class Notification:
 
 
 class Receivers:
-    """Notifications in the order in which they came.
+    """Notifications in the order of arrival.
 
     Args:
         on_seen: called with each one, in the thread of its request.
@@ -39,10 +39,10 @@ class Receivers:
         self.url = ""
         self.seen: list[Notification] = []
         self._on_seen = on_seen
-        self._names: dict[str, str] = {}  # PagerDuty's key -> alert, Slack's alert -> receiver: ends name less
+        self._names: dict[str, str] = {}  # PagerDuty's key -> alert, Slack's alert -> receiver; resolutions omit them
 
     def take(self, path: str, body: dict[str, Any]) -> None:
-        """Note what was posted there."""
+        """Record a posted notification."""
         if path.startswith("/slack"):
             (attachment,) = body["attachments"]
             (alert,) = (one["value"] for one in attachment["fields"] if one["title"] == "Alert")
@@ -59,18 +59,18 @@ class Receivers:
         self._on_seen(note)
 
     def fired(self) -> set[tuple[str, str]]:
-        """(receiver, alert) of all that were told to have begun."""
+        """Return (receiver, alert) of every alert that was reported to fire."""
         return {(one.receiver, one.alert) for one in self.seen if not one.is_over}
 
     def over(self) -> set[tuple[str, str]]:
-        """(receiver, alert) of all that were told to be over, after they had begun."""
+        """Return (receiver, alert) of every alert that was reported to fire and then to be resolved."""
         last = {(one.receiver, one.alert): one.is_over for one in self.seen}
         return {which for which, is_over in last.items() if is_over} & self.fired()
 
 
 @contextmanager
 def receivers(on_seen: Callable[[Notification], None] = lambda _: None) -> Iterator[Receivers]:
-    """Serve them until the block ends; ``on_seen`` as in ``Receivers``."""
+    """Serve the receivers until the block ends; ``on_seen`` as in ``Receivers``."""
     notes = Receivers(on_seen)
 
     class Handler(BaseHTTPRequestHandler):

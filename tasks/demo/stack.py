@@ -1,6 +1,6 @@
-"""The processes of the demo: worker pods, scheduler, HTTP server, each with its log.
+"""The demo's processes: worker pods, scheduler and HTTP server, each with its log.
 
-They are the stock commands an operator would run. Like Kubernetes, the stack starts a pod again when it ends by itself:
+They are the stock commands that an operator would run. Like Kubernetes, the stack restarts a pod that ends by itself:
 Dramatiq's master stops when one of its worker processes dies.
 """
 
@@ -30,39 +30,39 @@ BOOT_TIMEOUT_MS = 60_000
 
 
 class Pod:
-    """One supervised command. ``log`` collects what every start of it printed."""
+    """One supervised command. ``log`` collects the output of all its runs."""
 
     def __init__(self, name: str, command: list[str], *, environ: Mapping[str, str], log: Path) -> None:
         self.name, self.log = name, log
         self._command, self._environ = command, dict(environ)
         self._process: subprocess.Popen[bytes] | None = None
         self._is_wanted = False
-        self._lock = threading.Lock()  # what the supervisor sees ended may be stopped, or started, just then
+        self._lock = threading.Lock()  # a pod that the supervisor finds ended may be stopped or started at that moment
         self.restarts = 0
 
     def start(self) -> None:
-        """Start the command unless it runs; it is started again whenever it ends, until :meth:`ask_to_stop`."""
+        """Start the command unless it is running; it is restarted whenever it ends, until :meth:`ask_to_stop`."""
         with self._lock:
             self._is_wanted = True
             if self._process is None or self._process.poll() is not None:
                 self._spawn()
 
     def keep_up(self) -> None:
-        """Start the command again if it ended by itself; called by the stack's supervisor."""
+        """Restart the command if it ended by itself; called by the stack's supervisor."""
         with self._lock:
             if self._is_wanted and self._process is not None and self._process.poll() is not None:
                 self.restarts += 1
                 self._spawn()
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM: a worker drains, the others end."""
+        """Send SIGTERM: a worker drains, other processes end."""
         with self._lock:
             self._is_wanted = False
             if self._process is not None and self._process.poll() is None:
                 self._process.terminate()
 
     def wait(self, timeout_s: float) -> int | None:
-        """The exit code after :meth:`ask_to_stop`; the command is killed when it takes too long."""
+        """Return the exit code after :meth:`ask_to_stop`; kill the command if it takes too long."""
         if self._process is None:
             return None
         try:
@@ -80,18 +80,18 @@ class Pod:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # a group of its own: Ctrl-C reaches the demo alone, which then lets everyone drain
+                # a process group of its own: Ctrl-C reaches only the demo, which then lets all pods drain
                 start_new_session=True,
                 preexec_fn=ends_with_parent(),
             )
 
 
 class Pods:
-    """Pods that begin together and are kept up until they end, one group after the other.
+    """Pods that start together, are kept running, and end one group after the other.
 
     Args:
-        groups: in the order in which they end; the pods of one group end at once.
-        stop_within_s: for how long each of them may drain.
+        groups: in the order in which they end; the pods of one group end together.
+        stop_within_s: how long each of them may drain.
     """
 
     def __init__(self, *groups: Sequence[Pod], stop_within_s: float) -> None:
@@ -123,7 +123,7 @@ class Pods:
 
 
 def stop(pods: Sequence[Pod], within_s: float) -> None:
-    """Let all of them drain and end; nothing starts them again by itself."""
+    """Let all pods drain and end; they are not restarted."""
     for pod in pods:
         pod.ask_to_stop()
     for pod in pods:
@@ -136,7 +136,7 @@ class Stack:
     Attributes:
         http: base address of the HTTP API.
         metrics: addresses of the workers' /metrics.
-        worker_environ: what a worker that somebody starts by hand needs beside Redis, to stand in for the first pod.
+        worker_environ: what a worker started by hand needs, apart from Redis, to replace the first pod.
     """
 
     def __init__(self, redis_url: str, directory: Path, *, models: Mapping[str, int], lease_ms: int) -> None:
@@ -153,14 +153,14 @@ class Stack:
         environ = {**os.environ, "REDIS_URL": redis_url, **settings, "PYTHONUNBUFFERED": "1"}
         python = [sys.executable, "-m"]
         worker = [*python, "dramatiq", "tasks.worker", "--processes", "1", "--threads", "4"]
-        # a worker that boots for longer than the fork timeout, as on a loaded machine, would be left without metrics
+        # on a loaded machine, a worker that boots for longer than the fork timeout would have no metrics
         worker += ["--worker-shutdown-timeout", str(DRAIN_TIMEOUT_MS), "--worker-fork-timeout", str(BOOT_TIMEOUT_MS)]
         serve = [*python, "tasks.cli", "serve", "--host", "127.0.0.1", "--port", str(ports[2])]
         self.workers = tuple(
             self._pod(f"worker-{n}", worker, {**environ, "WORKER_METRICS_PORT": str(port)})
             for n, port in enumerate(ports[:2], start=1)
         )
-        # the script beside the interpreter: periodiq cannot be run with -m
+        # the script next to the interpreter: periodiq cannot be run with -m
         periodiq = str(Path(sys.executable).with_name("periodiq"))
         self.scheduler = self._pod("scheduler", [periodiq, "tasks.worker"], environ)
         self.server = self._pod("server", serve, environ)
@@ -174,7 +174,7 @@ class Stack:
         return tuple(pod.log for pod in self.workers)
 
     def stop_workers(self) -> None:
-        """Let both worker pods drain and end, and keep them away until :meth:`start_workers`."""
+        """Let both worker pods drain and end; they stay down until :meth:`start_workers`."""
         stop(self.workers, STOP_WITHIN_S)
 
     def start_workers(self) -> None:
@@ -194,7 +194,7 @@ class Stack:
 
 
 def answers(address: str, *, timeout_s: float = 2.0) -> bool:
-    """Whether a GET of the address is answered with 200."""
+    """Return whether a GET of the address is answered with 200."""
     try:
         with urllib.request.urlopen(address, timeout=timeout_s) as answer:  # noqa: S310 - an address of this stack
             return bool(answer.status == 200)
@@ -203,7 +203,7 @@ def answers(address: str, *, timeout_s: float = 2.0) -> bool:
 
 
 def until(deadline_s: float) -> Iterator[float]:
-    """Seconds passed, over and over with a short pause, until the deadline has passed."""
+    """Yield the seconds passed, with a short pause each time, until the deadline has passed."""
     start = time.monotonic()
     while (passed := time.monotonic() - start) < deadline_s:
         yield passed
@@ -211,10 +211,10 @@ def until(deadline_s: float) -> Iterator[float]:
 
 
 class Ports:
-    """Loopback ports that are ours until :meth:`close`: the preferred ones, each replaced by a free one where taken.
+    """Loopback ports reserved until :meth:`close`: the preferred ones, or free ones where those are taken.
 
-    A socket that is bound and never listens keeps everybody else away, and lets in our processes, which bind with
-    ``SO_REUSEADDR``: two demos side by side never meet on a port.
+    A socket that is bound but never listens keeps other programs away and admits our processes, which bind with
+    ``SO_REUSEADDR``, so two demos never meet on a port.
     """
 
     def __init__(self, *preferred: int) -> None:

@@ -1,7 +1,7 @@
-"""The main job, told once from start to end on real processes, and what it promised on the way.
+"""The main scenario, run once from start to end on real processes, with its promises checked on the way.
 
-Each chapter does one thing an owner, a labeller or an operator would see, and notes what it promised and whether that
-was kept. Checks read the answers of the HTTP API, the queue and the logs, never the memory of what was sent alone.
+Each chapter does one thing that an owner, a labeller or an operator would see, and records what was promised and
+whether it was kept. Checks read the HTTP API, the queue and the logs, never only the memory of what was sent.
 """
 
 from __future__ import annotations
@@ -29,19 +29,17 @@ from tasks.demo.api import Api
 from tasks.demo.sample import DIGITS_MODEL, Album
 from tasks.demo.stack import Stack, answers, until
 
-EVENTS_PER_S: Final = (
-    150.0  # about a third of what two cores can take, so that the times shown are not those of a queue
-)
-FREEZE_AT, POISON_AT = 0.35, 0.6  # parts of the ingest
+EVENTS_PER_S: Final = 150.0  # about a third of what two cores can take, so that the times shown include no queueing
+FREEZE_AT, POISON_AT = 0.35, 0.6  # fractions of the ingest
 POISON_ID: Final = "poisoned-picture.png"
-FREEZE_S: Final = 0.3  # what a process had sent before it was frozen has reached Redis by then
-OLDEST_SAMPLE_S: Final = 15.0  # what the periodic actors promise
-PATIENCE_S: Final = 60.0  # for any one thing to happen on a loaded machine; none takes more than a few seconds
+FREEZE_S: Final = 0.3  # by then, everything that a process sent before it was frozen has reached Redis
+OLDEST_SAMPLE_S: Final = 15.0  # promised by the periodic actors
+PATIENCE_S: Final = 60.0  # for any single step on a loaded machine; none takes more than a few seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Something the demo said it would show, and what was seen."""
+    """A promise of the demo, and what was seen."""
 
     text: str
     is_kept: bool
@@ -50,7 +48,7 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A merge a labeller made: the media of both clusters as they were."""
+    """A labeller's merge, with the items of both clusters before it."""
 
     pet_id: int
     into: int
@@ -59,7 +57,7 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class SplitOff:
-    """A split a labeller made: these media left those."""
+    """A labeller's split: the items moved and the items that stayed."""
 
     pet_id: int
     moved: frozenset[str]
@@ -68,7 +66,7 @@ class SplitOff:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A worker process that was stopped, to be killed once it holds work. ``since_s`` is monotonic."""
+    """A worker process that is stopped, to be killed once it holds jobs. ``since_s`` is monotonic."""
 
     name: str
     pid: int
@@ -77,7 +75,7 @@ class Frozen:
 
 @dataclass(slots=True)
 class Seen:
-    """What the story found out, for the summary."""
+    """What the story observed, for the summary."""
 
     promises: list[Promise] = field(default_factory=list)
     clusters: dict[int, dict[str, int]] = field(default_factory=dict)  # pet -> item -> cluster, -1 = noise
@@ -105,10 +103,10 @@ class Seen:
 
 
 class Story:
-    """The chapters in their order; :meth:`tell` runs them all.
+    """The chapters in order; :meth:`tell` runs all of them.
 
     Args:
-        on_chapter: called with the name of each chapter before it begins.
+        on_chapter: called with the name of each chapter before it starts.
     """
 
     def __init__(
@@ -129,7 +127,7 @@ class Story:
         self._frozen: Frozen | None = None
 
     def tell(self) -> Seen:
-        """Run every chapter; what was seen, promises included."""
+        """Run every chapter, and return what was seen, including promises."""
         for chapter in (self.open, self.ingest, self.settle, self.correct, self.recluster, self.check):
             self.on_chapter(chapter.__name__)
             chapter()
@@ -149,13 +147,13 @@ class Story:
         self.seen.promise("server and workers answer", up == addresses, f"{len(up)} of {len(addresses)} addresses")
 
     def ingest(self) -> None:
-        """Send every item at a steady rate; on the way a worker process is killed and a poisoned event sent."""
+        """Send every item at a steady rate; meanwhile, kill a worker process and send a poisoned event."""
         total = sum(len(album.media_ids) for album in self.albums)
         steps = {round(total * FREEZE_AT): self._freeze_a_worker, round(total * POISON_AT): self._send_poison}
         start = time.monotonic()
         with _progress(self.console) as progress:
             sent_bar = progress.add_task("events sent", total=total)
-            done_bar = progress.add_task("media assigned", total=total)
+            done_bar = progress.add_task("items assigned", total=total)
             for number, (album, row) in enumerate(_order_of_arrival(self.albums), start=1):
                 self._send(album, row)
                 if step := steps.get(number):
@@ -176,13 +174,13 @@ class Story:
             self._thaw()
 
     def settle(self) -> None:
-        """Let the reclusters that growth asked for end, then recluster every pet as the runbook does."""
-        self._wait_until_idle("reclusters that growth asked for")
+        """Wait for the reclusters that growth requested, then recluster every pet as in the runbook."""
+        self._wait_until_idle("reclusters requested by growth")
         for album in self.albums:
             self._run(self.api.recluster(album.pet_id))
 
     def correct(self) -> None:
-        """A labeller at work: join two clusters that show the same, and take strangers out of a mixed one."""
+        """Correct as a labeller: merge two clusters of the same look, and split strangers off a mixed one."""
         for album in self.albums:
             truth = dict(zip(album.media_ids, album.truth.tolist(), strict=True))
             clusters = self.api.clusters(album.pet_id)
@@ -191,7 +189,7 @@ class Story:
                 if self._run(self.api.merge(album.pet_id, list(pair), into=pair[0])):
                     self.seen.merges.append(Merged(album.pet_id, pair[0], before))
                 clusters = self.api.clusters(album.pet_id)
-                clusters.pop(pair[0], None)  # a newer split would override the merge, and rightly so
+                clusters.pop(pair[0], None)  # a later split would override the merge, as it should
             if mixed := _strangers(clusters, truth):
                 cluster, strangers = mixed
                 rest = frozenset(clusters[cluster]) - strangers
@@ -203,11 +201,13 @@ class Story:
             self.seen.corrected.setdefault(split.pet_id, set()).update(split.moved)
         n_merges, n_splits = len(self.seen.merges), len(self.seen.splits)
         self.seen.promise(
-            "people merged and split clusters", n_merges > 0 and n_splits > 0, f"{n_merges} merges, {n_splits} splits"
+            "labellers merged and split clusters",
+            n_merges > 0 and n_splits > 0,
+            f"{n_merges} merges, {n_splits} splits",
         )
 
     def recluster(self) -> None:
-        """Recluster every pet again: what people said must hold."""
+        """Recluster every pet again: corrections must hold."""
         for album in self.albums:
             job = self._run(self.api.recluster(album.pet_id))
             result = job.get("result") or {}
@@ -218,7 +218,7 @@ class Story:
         self._wait_until_idle("the last jobs")
 
     def check(self) -> None:
-        """Look at everything again and compare it with what was promised."""
+        """Check everything again against what was promised."""
         for album in self.albums:
             self.seen.clusters[album.pet_id] = self.api.memberships(album.pet_id)
         self._check_media()
@@ -233,29 +233,29 @@ class Story:
     def _send(self, album: Album, row: int) -> None:
         media_id, vector = album.media_ids[row], album.vectors[row]
         if album.model == DIGITS_MODEL:
-            # as a producer in any language would: a plain XADD of a flat event
+            # like a producer in any language: a plain XADD of a flat event
             self.redis.xadd(stream_of(EMBEDDING_INGESTED), flat_event(album, media_id, vector.tobytes()))
         else:
             self.tasks.ingest(pet_id=album.pet_id, media_id=media_id, model=album.model, embedding=vector)
 
     def _freeze_a_worker(self) -> str:
-        """SIGSTOP the worker process that holds most: what comes to it from now on stays with it."""
+        """Stop the worker process that holds most jobs with SIGSTOP: jobs that it gets from now on stay with it."""
         consumers = self.broker.stats(EMBEDDING_INGESTED).consumers
         name = max((one for one in consumers if one.is_alive), key=lambda one: one.pending).name
         pid = int(name.split(":")[1])
         os.kill(pid, signal.SIGSTOP)
         self._frozen = Frozen(name, pid, time.monotonic())
-        return f"  worker process {pid} is stopped until events wait in it"
+        return f"  worker process {pid} is stopped until it holds events"
 
     def _held_by_frozen(self) -> int:
-        """How many events the frozen process holds; 0 before what it had sent has reached Redis."""
+        """Return the number of events that the frozen process holds; 0 until all it had sent has reached Redis."""
         assert self._frozen is not None
         if time.monotonic() - self._frozen.since_s < FREEZE_S:
             return 0
         return self._pending_of(self._frozen.name)
 
     def _kill_frozen(self, held: int) -> str:
-        """kill -9 the frozen process, and wait until others have what it held."""
+        """Kill the frozen process with SIGKILL, and wait until other processes have its events."""
         assert self._frozen is not None
         frozen, self._frozen = self._frozen, None
         os.kill(frozen.pid, signal.SIGKILL)
@@ -267,24 +267,22 @@ class Story:
         self.seen.promise(
             "a killed worker loses nothing",
             recovered >= held > 0,
-            f"held {held} events, {recovered} were run by another",
+            f"held {held} events, {recovered} ran elsewhere",
         )
-        return f"  [red]kill -9[/] of it: it held {held} events; {recovered} of them run elsewhere now"
+        return f"  [red]kill -9[/]: it held {held} events; {recovered} of them now run elsewhere"
 
     def _thaw(self) -> None:
-        """No event came to the frozen process: nothing was shown."""
+        """Resume the frozen process if no event reached it, which breaks the promise."""
         assert self._frozen is not None
         os.kill(self._frozen.pid, signal.SIGCONT)
-        self.seen.promise(
-            "a killed worker loses nothing", False, "the process that was to be killed never held an event"
-        )
+        self.seen.promise("a killed worker loses nothing", False, "the process to be killed never held an event")
 
     def _pending_of(self, name: str) -> int:
         consumers = self.broker.stats(EMBEDDING_INGESTED).consumers
         return sum(consumer.pending for consumer in consumers if consumer.name == name)
 
     def _send_poison(self) -> str:
-        """An event whose embedding holds a NaN."""
+        """Send an event with a NaN in its embedding."""
         album = self.albums[0]
         vector = album.vectors[0].copy()
         vector[3] = np.nan
@@ -292,7 +290,7 @@ class Story:
         return f"  [red]poisoned event[/] sent: {POISON_ID} has a NaN in its embedding"
 
     def _run(self, job_id: str) -> dict[str, Any]:
-        """Wait for a job's end; its status, or an empty one (and a broken promise) when it did not succeed."""
+        """Wait for a job to end. Return its status, or an empty one (and a broken promise) if it did not succeed."""
         status: dict[str, Any] = {}
         for _ in until(PATIENCE_S):
             status = self.api.job(job_id)
@@ -323,13 +321,13 @@ class Story:
             and self.api.n_listed(album.pet_id) == len(album.media_ids)
             for album in self.albums
         )
-        self.seen.promise("every item is in exactly one place", exact, f"{found} of {total} media")
+        self.seen.promise("every item is in exactly one place", exact, f"{found} of {total} items")
 
     def _check_corrections(self) -> None:
         merges = [m for m in self.seen.merges if {self.seen.clusters[m.pet_id][x] for x in m.media} == {m.into}]
         splits = [s for s in self.seen.splits if self._is_apart(s)]
         self.seen.promise(
-            "merges survived the recluster, under the id people chose",
+            "merges survived the recluster, under the chosen id",
             len(merges) == len(self.seen.merges),
             f"{len(merges)} of {len(self.seen.merges)}",
         )
@@ -375,7 +373,7 @@ class Story:
             f"success {samples['success']}, invalid {samples['invalid']} since the workers started; "
             f"queues sampled {age_s:.0f} s ago"
         )
-        self.seen.promise("/metrics tells the story", complete, seen)
+        self.seen.promise("/metrics shows all of it", complete, seen)
 
     def _check_queues(self) -> None:
         left = {queue: self._unfinished(queue) for queue in (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER)}
@@ -387,23 +385,23 @@ class Story:
             self.seen.jobs["recovered"] += counters.get("recovered", 0)
             self.seen.jobs["dead"] += counters.get("dead", 0)
         self.seen.promise(
-            "nothing is left waiting",
+            "no job is left waiting",
             not any(left.values()),
             f"{sum(left.values())} jobs, XPENDING {summary['pending']}",
         )
 
     def _read_logs(self) -> None:
-        """Times from event to committed assignment, from the workers' own log lines."""
+        """Read the times from event to committed assignment from the workers' logs."""
         for line in _json_lines(self.stack.worker_logs):
             if line.get("actor") == "cluster_embedding" and line.get("outcome") == "success":
                 self.seen.ages_ms.append(float(line["age_ms"]))
         total = sum(len(album.media_ids) for album in self.albums)
         enough = len(self.seen.ages_ms) >= 0.95 * total  # the killed process took its last lines with it
-        self.seen.promise("workers log each job as JSON", enough, f"{len(self.seen.ages_ms)} lines for {total} media")
+        self.seen.promise("workers log each job as JSON", enough, f"{len(self.seen.ages_ms)} lines for {total} items")
 
 
 def _wait_until_all_answer(addresses: Sequence[str]) -> list[str]:
-    """The addresses that answer: all of them, or those that do after ``PATIENCE_S``."""
+    """Return the addresses that answer: all, or those that do after ``PATIENCE_S``."""
     for _ in until(PATIENCE_S):
         if all(answers(address) for address in addresses):
             break
@@ -411,8 +409,8 @@ def _wait_until_all_answer(addresses: Sequence[str]) -> list[str]:
 
 
 def flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
-    """An event of the album's pet as a producer in any language writes it."""
-    # typed as redis-py wants it: its dict is invariant
+    """Return an event of the album's pet, as a producer in any language writes it."""
+    # typed for redis-py, whose dict type is invariant
     return {
         "schema": "embedding.ingested/1",
         "event_id": f"demo-{album.pet_id}-{media_id}",
@@ -426,14 +424,14 @@ def flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
 
 
 def _order_of_arrival(albums: Sequence[Album]) -> Iterable[tuple[Album, int]]:
-    """Albums fill side by side, each in its own order; the same every time."""
+    """Return arrivals that fill all albums in parallel, each in its own order; equal every time."""
     arrivals = [(row / len(album.media_ids), album, row) for album in albums for row in range(len(album.media_ids))]
     arrivals.sort(key=lambda arrival: (arrival[0], arrival[1].pet_id))
     return [(album, row) for _, album, row in arrivals]
 
 
 def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, int] | None:
-    """The two largest clusters that mostly show the same group, larger first; None where no group was torn."""
+    """Return the two largest clusters of the same look, larger first; None if no look is in two clusters."""
     looks: dict[int, list[int]] = {}
     for cluster in sorted(clusters, key=lambda c: (-len(clusters[c]), c)):
         looks.setdefault(statistics.mode(truth[item] for item in clusters[cluster]), []).append(cluster)
@@ -442,7 +440,7 @@ def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) 
 
 
 def _strangers(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, frozenset[str]] | None:
-    """The cluster with most media of one foreign group, and those media; None where all clusters are pure."""
+    """Return the cluster with most items of one foreign group, and those items; None if all clusters are pure."""
     best: tuple[int, frozenset[str]] | None = None
     for cluster, media in clusters.items():
         looks = Counter(truth[item] for item in media).most_common(2)

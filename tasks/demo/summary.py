@@ -1,4 +1,4 @@
-"""What the demo prints and writes at its end: a table, the promises, a JSON file and a picture per pet."""
+"""The demo's final output: a table, the promises, a JSON file and a picture per pet."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tasks.demo.story import Seen
 
 @dataclass(frozen=True, slots=True)
 class PetFigures:
-    """One pet's line of the summary.
+    """One pet's row of the summary.
 
     Attributes:
-        ari: adjusted Rand index against the truth, noise and planted outliers counted as singletons, so that calling
-            everything noise scores 0.
+        ari: adjusted Rand index against the truth, with noise and planted outliers as singletons, so that labelling
+            everything as noise scores 0.
     """
 
     pet_id: int
@@ -38,7 +38,7 @@ class PetFigures:
 
 
 def figures_of(album: Album, seen: Seen) -> PetFigures:
-    """The figures of one pet after the last recluster."""
+    """Return the figures of one pet after the last recluster."""
     labels = np.array([seen.clusters[album.pet_id].get(item, -1) for item in album.media_ids])
     corrections = [correction for correction in seen.corrections if correction.pet_id == album.pet_id]
     return PetFigures(
@@ -70,7 +70,7 @@ def write_summary(directory: Path, albums: Sequence[Album], seen: Seen) -> None:
         draw_map(
             directory / f"pet-{album.pet_id}.png",
             title=f"{album.name} · pet {album.pet_id}",
-            subtitle=f"{row.media} media in {row.clusters} clusters, {row.noise} noise · "
+            subtitle=f"{row.media} items in {row.clusters} clusters, {row.noise} noise · "
             f"adjusted Rand index {row.ari:.2f} · constraints kept {row.constraints_kept}",
             vectors=album.vectors,
             labels=[where.get(item, -1) for item in album.media_ids],
@@ -79,10 +79,10 @@ def write_summary(directory: Path, albums: Sequence[Album], seen: Seen) -> None:
 
 
 def render(albums: Sequence[Album], seen: Seen) -> Group:
-    """The summary as it is printed."""
+    """Return the summary in printable form."""
     pets = Table(title="Pets after the last recluster", title_justify="left")
     pets.add_column("pet")
-    for name in ("media", "clusters", "noise", "ARI", "corrections", "constraints kept"):
+    for name in ("items", "clusters", "noise", "ARI", "corrections", "constraints kept"):
         pets.add_column(name, justify="right")
     for row in (figures_of(album, seen) for album in albums):
         cells = (row.media, row.clusters, row.noise, f"{row.ari:.2f}", row.corrections, row.constraints_kept)
@@ -95,7 +95,7 @@ def render(albums: Sequence[Album], seen: Seen) -> Group:
         f"p50 {seen.age_quantile_ms(0.5):.0f} ms, p95 {seen.age_quantile_ms(0.95):.0f} ms "
         f"over {len(seen.ages_ms):,} events in {seen.ingest_s:.0f} s",
     )
-    promises = Table(title="What was promised, and what was seen", title_justify="left", show_header=False)
+    promises = Table(title="Promises and observations", title_justify="left", show_header=False)
     for promise in seen.promises:
         mark = Text("kept", style="green") if promise.is_kept else Text("BROKEN", style="bold red")
         promises.add_row(mark, promise.text, promise.seen)
@@ -103,5 +103,5 @@ def render(albums: Sequence[Album], seen: Seen) -> Group:
 
 
 def _as_singletons(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:
-    """Labels in which every -1 is a group of its own."""
+    """Return labels in which every -1 is a group of its own."""
     return [int(label) if label >= 0 else -1 - row for row, label in enumerate(labels)]

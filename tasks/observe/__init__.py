@@ -1,1 +1,1 @@
-"""What is measured, logged, traced and reported about jobs, and how it is exposed."""
+"""Metrics, logs, traces and error reports of jobs, and how they are exposed."""

@@ -1,20 +1,20 @@
-"""What the queues hold, and how noisy reclusters are: sampled into Redis, read from there at every scrape.
+"""Contents of the queues and noise of reclusters, sampled into Redis and read at every scrape.
 
-A gauge that an actor sets in its own process stays in that process for ever. Here whoever runs the sample writes it to
-Redis with its time, and every pod answers with the same numbers; ``periodic.py`` has a sample taken every ten seconds.
+A gauge set by an actor would stay in that one process. Instead, the worker that runs a sample writes it to Redis with
+its time, and every pod exposes the same numbers; ``periodic.py`` takes a sample every ten seconds.
 
     key            type  holds
-    sploot:backlog hash  <queue>:<fact>           the last sample of every queue; facts are named in this file
-                         pending_at_ms            when the counts were sampled (server's clock)
-                         lag_at_ms                when the times were sampled (server's clock)
-                         ticked_at_ms             what the scheduler sent last is of this time (its own clock)
-                         <queue>:vanished_at_ms   when entries were last missing (server's clock)
-    sploot:backlog:ids hash <queue> -> JSON        where ids are ahead of the clock: what the last id was, and when
+    sploot:backlog hash  <queue>:<fact>           the last sample of every queue; this file names the facts
+                         pending_at_ms            time when jobs were counted (server's clock)
+                         lag_at_ms                time when ages were measured (server's clock)
+                         ticked_at_ms             scheduled time of the scheduler's last send (its own clock)
+                         <queue>:vanished_at_ms   time when entries were last found missing (server's clock)
+    sploot:backlog:ids hash <queue> -> JSON        while ids are ahead of the clock: the last ids seen, with times
     sploot:noise   hash  last_count               noise of the last recluster of any pet
-                         high_streak              reclusters in a row, up to the last one, above HIGH_NOISE
-                         at_ms                    when that was (server's clock)
+                         high_streak              consecutive reclusters above HIGH_NOISE, up to the last one
+                         at_ms                    time of the last recluster (server's clock)
 
-Neither ends by itself: an old sample is told with its time, and overwritten.
+No key expires: an old sample is exposed with its time until the next one overwrites it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ SEEN_IDS: Final = "sploot:backlog:ids"
 TICKED_AT: Final = "ticked_at_ms"
 
 SAMPLE_EVERY_MS: Final = 10_000
-MOST_SEEN_IDS: Final = 500  # of a queue: more than an hour of samples, and then every second one is dropped
+MOST_SEEN_IDS: Final = 500  # per queue: more than an hour of samples; beyond that, every second one is dropped
 
-HIGH_NOISE: Final = 30  # media that a recluster may leave in no cluster before on-call wants to know
+HIGH_NOISE: Final = 30  # items that a recluster may leave as noise before it counts as high
 
-# KEYS 1 sploot:noise; ARGV noise count, the highest that is fine. Returns the streak. One script, because two workers
-# that finish together are two of a row.
+# KEYS 1 sploot:noise; ARGV noise count, highest acceptable count. Returns the streak. One script, because two
+# reclusters that finish at the same time must both count.
 _NOTE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -61,14 +61,14 @@ return streak
 
 
 class BacklogSampler:
-    """Writes what every queue holds to Redis. Errors of the broker and of redis-py pass through."""
+    """Writes the contents of every queue to Redis. Errors of the broker and of redis-py pass through."""
 
     def __init__(self, broker: RedisStreamsBroker, client: redis.Redis) -> None:
         self._broker = broker
         self._client = client
 
     def sample_pending(self) -> None:
-        """Count the jobs of every queue, by what they wait for or how they ended, and how many were ever added."""
+        """Count the jobs of every queue by state, and all jobs ever added."""
         sample = {"pending_at_ms": self._now_ms()}
         for queue in QUEUES:
             stats = self._broker.stats(queue)
@@ -84,7 +84,7 @@ class BacklogSampler:
         self._write(sample)
 
     def sample_lag(self) -> None:
-        """Measure how long the oldest job of every queue is pending, and how long ago it was added."""
+        """Measure how long the oldest job of every queue has been pending, and how long ago it was added."""
         sample = {"lag_at_ms": self._now_ms()}
         for queue in QUEUES:
             stats = self._broker.stats(queue)
@@ -93,10 +93,10 @@ class BacklogSampler:
         self._write(sample)
 
     def _ids_of(self, queue: str, stats: QueueStats) -> dict[str, int]:
-        """What the stream's ids and counts show of writers that go beyond ``XADD key *``."""
+        """Return facts about a stream's ids and counts that reveal writers doing more than ``XADD key *``."""
         stored = self._client.hmget(BACKLOG, [f"{queue}:removed_by_others", f"{queue}:vanished"])
         before, vanished = (int(value or 0) for value in cast("list[bytes | None]", stored))
-        # below what was there before: the stream was made again
+        # a lower count means that the stream was created again
         n_new = max(0, stats.removed_by_others - before)
         facts = {
             f"{queue}:ids_ahead_ms": stats.ids_ahead_ms,
@@ -107,10 +107,10 @@ class BacklogSampler:
         return facts | ({f"{queue}:vanished_at_ms": stats.clock_ms} if n_new else {})
 
     def _oldest_age_ms(self, queue: str, stats: QueueStats) -> int:
-        """How long ago the oldest job was added; 0 when there is none.
+        """Return the time since the oldest job was added; 0 if there is none.
 
-        Where its id is ahead of the clock, since a sample first saw an id as great as its own, and the ten seconds
-        before: an entry that nobody takes grows old here, whatever its id claims.
+        If its id is ahead of the clock, count from the sample that first saw an id as high, plus ten seconds:
+        an entry that no worker takes gets older here, whatever its id claims.
         """
         if stats.first_id is None or stats.oldest_age_ms is not None:
             self._client.hdel(SEEN_IDS, queue)
@@ -126,7 +126,7 @@ class BacklogSampler:
         return max(0, stats.clock_ms - seen[0][0]) + SAMPLE_EVERY_MS
 
     def _now_ms(self) -> int:
-        # before the queues are read: a sample that took long is as old as its first number
+        # read before the queues: the age of a slow sample counts from its first number
         seconds, microseconds = self._client.time()
         return seconds * 1000 + microseconds // 1000
 
@@ -140,40 +140,42 @@ def _order(entry_id: str) -> tuple[int, int]:
 
 
 class NoiseWatch:
-    """Counts reclusters in a row that left too many media in no cluster, of all pets and all workers together."""
+    """Counts consecutive reclusters that left too many items as noise, across all pets and workers."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._script = client.register_script(_NOTE)
 
     def note(self, n_noise: int) -> int:
-        """Note the noise of a recluster that is done, and return the streak. Errors of redis-py pass through.
+        """Record the noise of a finished recluster, and return the streak. Errors of redis-py pass through.
 
-        A recluster that runs twice, because its worker died before the acknowledgement, counts twice.
+        A recluster that runs twice, because its worker died before the ack, counts twice.
         """
         return cast(int, self._script(keys=[NOISE], args=[n_noise, HIGH_NOISE]))
 
 
 class BacklogCollector(Collector):
-    """The last sample as metrics, the same from every pod.
+    """The last sample as metrics, equal on every pod.
 
-    Every series exists from the first scrape on, with 0 where nothing was sampled yet: an alert must find it. While
-    Redis does not answer there are none, because yesterday's numbers would look like today's.
+    Every series exists from the first scrape, with 0 before the first sample, because alerts need it. While Redis does
+    not answer there are none: old numbers would look current.
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        """``client`` bounds how long a scrape takes: give it short timeouts and few retries."""
+        """Args: ``client`` bounds the duration of a scrape; give it short timeouts and few retries."""
         self._client = client
 
     def describe(self) -> Iterable[Metric]:
-        """The families without samples: registering asks nothing of Redis."""
+        """Return the families without samples, so that registering does not call Redis."""
         return [*(row.family() for row in _OF_STREAMS), *(row.family() for row in _SINGLE)]
 
     def collect(self) -> Iterator[Metric]:
         try:
             families = self._families()
         except (redis.RedisError, ValueError):
-            # ValueError: somebody wrote something else into the hashes
-            logger.warning("backlog not read from Redis, its metrics are missing from this scrape", exc_info=True)
+            # ValueError: another program has written to the hashes
+            logger.warning(
+                "could not read the backlog from Redis; its metrics are missing from this scrape", exc_info=True
+            )
             return
         yield from families
 
@@ -193,23 +195,23 @@ class BacklogCollector(Collector):
                 value = sample.get(f"{queue}:{row.fact}", 0) / row.per_unit
                 family.add_metric([labels[name] for name in row.labels], value)
             families.append(family)
-        told = {
+        values = {
             "last_count": noise.get("last_count", 0),
             "high_streak": noise.get("high_streak", 0),
-            # the older of both: whichever actor stops, it shows
+            # the older of the two, so that it shows whichever actor stops
             "sampled_at_ms": min(sample.get("pending_at_ms", 0), sample.get("lag_at_ms", 0)),
             TICKED_AT: sample.get(TICKED_AT, 0),
         }
         for row in _SINGLE:
             family = row.family()
-            family.add_metric([], told[row.fact] / row.per_unit)
+            family.add_metric([], values[row.fact] / row.per_unit)
             families.append(family)
         return families
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One metric: its name, what on-call should know, the fact that it tells, and how many of that make its unit."""
+    """One metric: name, help text, the fact that it exposes, labels, and the divisor that yields its unit."""
 
     name: str
     documentation: str
@@ -254,43 +256,43 @@ _OF_STREAMS: Final = (
     ),
     _Row(
         "media_cluster_delayed_jobs",
-        "Jobs that are not due yet: retries, reclusters that wait for more media, the next samples. Growing: jobs "
+        "Jobs that are not due yet: retries, reclusters that wait for more items, the next samples. Growing: jobs "
         "keep failing; see cluster_job_retries_total.",
         "delayed",
         ("stream",),
     ),
     _Row(
         "media_cluster_orphaned_jobs",
-        "Delivered jobs in nobody's pending list, as XACK or XGROUP DELCONSUMER by hand leaves them. Workers put "
+        "Delivered jobs in no pending list, e.g. after a manual XACK or XGROUP DELCONSUMER. Workers put "
         "them back to work within seconds; if they stay, no worker takes jobs of this stream.",
         "orphaned",
         ("stream",),
     ),
     _Row(
         "media_cluster_overdue_jobs",
-        "Jobs that living workers hold a minute beyond their time limit or longer: their threads hang, or the jobs "
+        "Jobs that live workers hold for at least a minute beyond their time limit: their threads hang, or the jobs "
         "wait in their process behind longer ones. sploot-cluster queue status shows the workers.",
         "overdue",
         ("stream",),
     ),
     _Row(
         "media_cluster_dead_letters",
-        "Jobs that failed for good and wait for a person. XREVRANGE {<stream>}:dead + - COUNT 10 shows the latest, "
+        "Jobs that failed permanently and wait for review. XREVRANGE {<stream>}:dead + - COUNT 10 shows the latest, "
         "with reason and error.",
         "dead",
         ("stream",),
     ),
     _Row(
         "media_cluster_oldest_job_age_seconds",
-        "Time since the oldest job of the stream was added, taken or not: how far behind the workers are; 0 when the "
-        "stream is empty. Where its entry id is ahead of the clock, since a sample first saw it.",
+        "Time since the oldest job of the stream was added, taken or not: how far the workers are behind; 0 when the "
+        "stream is empty. If its entry id is ahead of the clock, time since a sample first saw it.",
         "oldest_age_ms",
         ("stream",),
         _MS_PER_S,
     ),
     _Row(
         "media_cluster_entries_added_total",
-        "Jobs ever added to the stream, retries that fell due included. No increase: nobody uploads, or producers do "
+        "Jobs ever added to the stream, including retries that became due. No increase: no uploads, or producers do "
         "not reach Redis.",
         "added",
         ("stream",),
@@ -305,14 +307,14 @@ _OF_STREAMS: Final = (
     ),
     _Row(
         "media_cluster_stream_exhausted",
-        "1 when the stream has no more ids to give, because a producer used the greatest: nobody can add a job.",
+        "1 when the stream has no ids left, because a producer used the highest: no job can be added.",
         "exhausted",
         ("stream",),
     ),
     _Row(
         "media_cluster_entries_vanished_total",
-        "Jobs that left the stream and that no worker settled: removed by XADD with MAXLEN, XTRIM or XDEL. Exact from "
-        "Redis 7.0 on; on 6.2 those that workers held, as far as they have noticed.",
+        "Jobs that left the stream unprocessed: removed by XADD with MAXLEN, XTRIM or XDEL. Exact from "
+        "Redis 7.0 on; on 6.2 only those that workers held and missed.",
         "vanished",
         ("stream",),
     ),
@@ -321,26 +323,26 @@ _OF_STREAMS: Final = (
 _SINGLE: Final = (
     _Row(
         "media_cluster_backlog_sample_timestamp_seconds",
-        "When the other media_cluster metrics were sampled, on the clock of Redis; 0 when never. More than a minute "
-        "ago: they are all old, because the scheduler stopped or no worker takes streams:cluster.maintenance.",
+        "Time of the last sample of the other media_cluster metrics, by Redis's clock; 0 before it. More than a minute "
+        "ago: all are stale, because the scheduler stopped or no worker takes streams:cluster.maintenance.",
         "sampled_at_ms",
         per_unit=_MS_PER_S,
     ),
     _Row(
         "media_cluster_scheduler_tick_timestamp_seconds",
-        "When the scheduler last sent its jobs, on its own clock; 0 when never. It does so every minute: more than two "
-        "minutes ago, and it has stopped or does not reach Redis.",
+        "When the scheduler last sent its jobs, by its own clock; 0 if never. It does so every minute: more than two "
+        "minutes ago means that it stopped or cannot reach Redis.",
         TICKED_AT,
         per_unit=_MS_PER_S,
     ),
     _Row(
         "cluster_last_noise_count",
-        "Media that the last recluster, of whichever pet, left in no cluster.",
+        "Items that the last recluster of any pet left as noise.",
         "last_count",
     ),
     _Row(
         "cluster_noise_high_streak",
-        f"Reclusters in a row that left more than {HIGH_NOISE} media in no cluster. Three or more: embeddings have "
+        f"Consecutive reclusters that left more than {HIGH_NOISE} items as noise. Three or more: embeddings have "
         "changed, or the clustering settings do not fit them.",
         "high_streak",
     ),

@@ -1,7 +1,7 @@
-"""Error reports to Sentry: one for every job that failed for good, and never what it carried.
+"""Error reports to Sentry: one for every job that failed permanently, without its payload.
 
-Attempts that will be tried again are no report: they are in the metrics and the log. Reports are grouped by actor and
-kind of error. No argument of a job, no local variable and no text that looks like an embedding leaves this process.
+Attempts that will be retried are not reported: metrics and logs cover them. Reports are grouped by actor and kind of
+error. No job argument, no local variable and no text that looks like an embedding leaves this process.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ FLUSH_S = 2.0
 def configure_error_reports(
     settings: Settings, *, with_logged_errors: bool = False, transport: type[Transport] | Transport | None = None
 ) -> bool:
-    """Begin to report, if ``SENTRY_DSN`` is set; whether it is. Before the broker is made.
+    """Start reporting if ``SENTRY_DSN`` is set, and return whether it is. Call this before the broker is created.
 
     Args:
-        with_logged_errors: also what is logged as an error, for processes that run no jobs.
-        transport: where reports go instead of the DSN's address, for tests.
+        with_logged_errors: also report logged errors, for processes that run no jobs.
+        transport: receives reports instead of the DSN's address, for tests.
 
     Raises:
-        SettingInvalid: it is set, and sentry-sdk is not installed.
+        SettingInvalid: the DSN is set, but sentry-sdk is not installed.
     """
     if not settings.sentry_dsn:
         return False
@@ -46,7 +46,7 @@ def configure_error_reports(
         from sentry_sdk.integrations.logging import LoggingIntegration
     except ImportError:
         raise SettingInvalid(
-            "SENTRY_DSN", "needs sentry-sdk", "pip install 'sploot-cluster[worker]', or unset it"
+            "SENTRY_DSN", "needs sentry-sdk", "pip install 'sploot-cluster[worker]', or unset the variable"
         ) from None
     sentry_sdk.init(
         dsn=settings.sentry_dsn,
@@ -55,7 +55,7 @@ def configure_error_reports(
         transport=transport,
         include_local_variables=False,
         max_request_body_size="never",
-        # what it would find by itself (redis, fastapi) tells commands and bodies
+        # integrations enabled by default (redis, fastapi) would report commands and bodies
         auto_enabling_integrations=False,
         integrations=[
             LoggingIntegration(level=None, event_level=logging.ERROR if with_logged_errors else None),
@@ -66,7 +66,7 @@ def configure_error_reports(
 
 
 class ReportDeadJobs(dramatiq.Middleware):
-    """Reports every job that became a dead letter. Does nothing where nothing is configured."""
+    """Reports every job that becomes a dead letter. Does nothing unless reporting is configured."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -91,7 +91,7 @@ class ReportDeadJobs(dramatiq.Middleware):
             return
         message_id, exception = getattr(self._local, "failed", None) or (None, None)
         if message_id != dead_letter.message_id:
-            exception = None  # it died of something else than the last run of this thread
+            exception = None  # this thread's last failure is not the cause of this dead letter
         event, hint = _event(dead_letter, exception, client.options)
         sentry_sdk.capture_event(event, hint)
 
@@ -136,7 +136,7 @@ def _event(dead_letter: DeadLetter, exception: BaseException | None, options: Ma
 
 
 def _scrubbed(event: Event, hint: Hint) -> Event:
-    """The event without anything that may be an embedding."""
+    """Return the event without anything that may be an embedding."""
     return cast("Event", _without_payload(event))
 
 

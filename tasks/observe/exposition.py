@@ -1,9 +1,9 @@
-"""The process next to the workers that answers scrapers and probes, whatever the workers are busy with.
+"""The process next to the workers that answers scrapers and probes, however busy the workers are.
 
 Dramatiq's master starts it with the function that :class:`~tasks.observe.job_log.ExposeMetrics` names.
 ``/metrics`` adds up the values of all worker processes and reads the samples of the queues from Redis. ``/healthz``
-reports whether every worker process moves, and asks Redis nothing; ``/readyz`` reports whether Redis takes writes and
-every queue has its group. A port that is taken is tried again until it is free; jobs go on meanwhile.
+reports whether every worker process makes progress, without Redis; ``/readyz`` reports whether Redis accepts writes and
+every queue has its group. If the port is taken, it is tried again until it is free; jobs run meanwhile.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from tasks.settings import Settings
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# A scrape is given up after ten seconds, a probe after one; what is late is of no use to either.
+# Scrapes time out after ten seconds, probes after one; a later answer is useless to both.
 REDIS_TIMEOUT_S: Final = 0.8
 RETRY_S: Final = 5.0
 POLL_S: Final = 1.0
 DRAIN_POLL_S: Final = 0.1
-# Prometheus comes every 15 s; with the 30 s of a drain that is within the minute that Kubernetes gives.
+# Prometheus scrapes every 15 s; together with a drain of 30 s this stays within the minute that Kubernetes grants.
 LAST_SCRAPE_S: Final = 17.0
 
 Exposition = Callable[[str], tuple[bytes, str]]
 
 
 def serve_metrics() -> int:
-    """Answer until the workers have ended, or the master is gone; what Dramatiq runs in a process of its own.
+    """Answer until the workers have ended or the master is gone; Dramatiq runs this in a process of its own.
 
-    The master sends the signal that stops its workers here too. They drain for up to half a minute then, and what
-    fails meanwhile must be scraped: this process stays for as long as one of them runs, and for the next scrape after
-    that if it would see anything new. The master waits for it, except when it reloads: the next wants the port then.
+    The signal that stops the workers reaches this process too. Workers then drain for up to half a minute, and failures
+    in that time must be scraped: this process stays while a worker runs, and then for one more scrape if there are new
+    values. The master waits for it, except on a reload, when the next process needs the port.
     """
     values = share_values()
     settings = Settings.from_env(os.environ)
@@ -94,10 +94,10 @@ def serve_metrics() -> int:
 
 
 def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Exposition:
-    """Makes ``/metrics``: the body and its media type, for what a scraper's ``Accept`` header says.
+    """Return the function that makes ``/metrics``: from an ``Accept`` header to a body and its media type.
 
     Args:
-        with_jobs: whether to add up what the workers of this master counted; other processes have only the samples.
+        with_jobs: add up what this master's workers counted; other processes have only the samples.
     """
     from prometheus_client import CollectorRegistry, Metric
     from prometheus_client.core import GaugeMetricFamily
@@ -109,20 +109,20 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
     from tasks.observe.media_totals import MediaCollector
 
     class Rollout(Collector):
-        # no Gauge: among several processes its value would be written to a file, and outlive this one
+        # not a Gauge: in multiprocess mode its value would be written to a file and outlive this process
         def collect(self) -> Iterator[Metric]:
-            meaning = "Media of so many percent of all pets are taken from producers, as this process was told."
+            meaning = "Share of pets whose items are accepted from producers, as configured for this process."
             yield GaugeMetricFamily("cluster_ingest_rollout_percent", meaning, value=settings.ingest_rollout_percent)
 
     started_at = time.time()
 
     class Started(Collector):
         def collect(self) -> Iterator[Metric]:
-            meaning = "When the counters of this pod began at 0, on its own clock."
+            meaning = "When the counters of this pod started at 0, on its own clock."
             yield GaugeMetricFamily("cluster_worker_start_time_seconds", meaning, value=started_at)
 
     class Writable(Collector):
-        # looked at in every scrape; missing where Redis does not answer at all
+        # probed at every scrape; missing if Redis does not answer
         def collect(self) -> Iterator[Metric]:
             try:
                 probe_writes(client)
@@ -133,7 +133,7 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
             else:
                 takes_writes = 1
             meaning = (
-                "1 where Redis took a write of this process during the scrape, 0 where it refused: it or its disk is "
+                "1 if Redis accepted a write during the scrape, 0 if it refused: it or its disk is "
                 "full, its replicas are gone, or it is a replica itself. No job can be enqueued or finished then."
             )
             yield GaugeMetricFamily("media_cluster_redis_writable", meaning, value=takes_writes)
@@ -156,7 +156,7 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
 
 @dataclass(frozen=True, slots=True)
 class Unready:
-    """Why jobs cannot run now.
+    """The reason why jobs cannot run now.
 
     Attributes:
         hint: how to fix it.
@@ -173,21 +173,21 @@ def why_not_ready(client: redis.Redis, queues: Iterable[str] = ()) -> str | None
 
 
 def find_unready(client: redis.Redis, queues: Iterable[str] = ()) -> Unready | None:
-    """Return why jobs cannot run now, or None when they can: Redis takes writes, and queues have their groups.
+    """Return why jobs cannot run now; None if Redis accepts writes and the queues have their groups.
 
     Args:
-        queues: that must have a group, which their first consumer makes.
+        queues: queues that must have a group; their first consumer creates it.
     """
     try:
         probe_writes(client)
         for queue in queues:
             if not _has_group(client, stream_of(queue)):
-                return Unready(f"{stream_of(queue)} has no group {GROUP}", "workers make it when they begin")
+                return Unready(f"{stream_of(queue)} has no group {GROUP}", "workers create it when they start")
     except REDIS_ERRORS as error:
         if (refusal := refusal_of(error)) is not None:
             return Unready(refusal.problem, refusal.hint)
         return Unready(
-            f"Redis does not answer: {error}", "check that the Redis at REDIS_URL is up and takes connections"
+            f"Redis does not answer: {error}", "check that the Redis at REDIS_URL is up and accepts connections"
         )
     return None
 
@@ -201,7 +201,7 @@ def _has_group(client: redis.Redis, stream: str) -> bool:
 
 
 class _Pod:
-    """What is asked of one master and its processes."""
+    """The state of one master and its processes."""
 
     def __init__(self, client: redis.Redis, settings: Settings, exposition: Exposition, shared: Path | None) -> None:
         self.client, self.settings, self.exposition = client, settings, exposition
@@ -212,25 +212,25 @@ class _Pod:
         self.is_draining = False
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
-        # before they are added up: what is counted in between is new to the next one
+        # before the values are added up: what is counted in between is new for the next scrape
         self._scraped = self._counted()
         self._scraped_at = (*self._scraped_at[-1:], time.monotonic())
         return self.exposition(accept)
 
     def has_workers(self) -> bool:
-        """Whether a worker process runs that has booted and not ended its drain."""
+        """Return whether a worker process is running, from its boot to the end of its drain."""
         return any(is_running(pulse.pid) for pulse in self._pulses())
 
     def awaits_scrape(self, *, until: float) -> bool:
-        """Whether somebody scrapes again and again, is due before ``until``, and has not seen the last counts yet."""
+        """Return whether a regular scraper is due before ``until`` and has not seen the last counts."""
         if len(self._scraped_at) < 2 or self._counted() == self._scraped:
             return False
         before, last = self._scraped_at
-        # late by half its interval, it does not come any more
+        # half an interval late: the scraper has stopped
         return time.monotonic() < min(until, last + 1.5 * (last - before))
 
     def _counted(self) -> dict[str, bytes]:
-        """What the counters of all processes hold, in no form that matters."""
+        """Return a digest of the counters of all processes."""
         files = sorted(self._shared.glob("counter_*.db")) if self._shared is not None else []
         counted = {}
         for file in files:
@@ -247,10 +247,10 @@ class _Pod:
         )
 
     def why_not_ready(self) -> str | None:
-        said = self._pulses()
-        if not said:
+        found = self._pulses()
+        if not found:
             return "no worker process has booted yet"
-        return why_not_ready(self.client, sorted({queue for pulse in said for queue in pulse.queues}))
+        return why_not_ready(self.client, sorted({queue for pulse in found for queue in pulse.queues}))
 
     def _pulses(self) -> list[Pulse]:
         return pulses(self._shared) if self._shared is not None else []
@@ -266,7 +266,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 10  # of a client that connects and says nothing
+    timeout = 10  # for a client that connects and sends nothing
 
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
@@ -278,7 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "/readyz":
                 self._verdict(self.server.pod.why_not_ready())
             case _:
-                self._json(404, {"status": "not found; there are /metrics, /healthz and /readyz"})
+                self._json(404, {"status": "not found; try /metrics, /healthz or /readyz"})
 
     def _verdict(self, problem: str | None) -> None:
         self._json(503 if problem else 200, {"status": problem or "ok"})
@@ -307,19 +307,19 @@ def _client(settings: Settings) -> redis.Redis:
 
 
 def _listen(pod: _Pod, stopping: threading.Event) -> _Server | None:
-    """The server, as soon as its port is free; None if the master stops before."""
+    """Return the server as soon as its port is free; None if the master stops first."""
     address = pod.settings.metrics_host, pod.settings.metrics_port
     while not stopping.is_set():
         try:
             server = _Server(address, pod)
         except OSError as error:
             logger.error(
-                "metrics address cannot be used: %s; set WORKER_METRICS_PORT to a free port, jobs go on meanwhile",
+                "cannot listen on the metrics address: %s; set WORKER_METRICS_PORT to a free port; jobs run meanwhile",
                 error,
                 extra={"host": address[0], "port": address[1], "retry_s": RETRY_S},
             )
             stopping.wait(RETRY_S)
         else:
-            logger.info("metrics are served", extra={"host": address[0], "port": server.server_address[1]})
+            logger.info("serving metrics", extra={"host": address[0], "port": server.server_address[1]})
             return server
     return None

@@ -1,6 +1,6 @@
-"""What the running job notes about itself, for the metrics and the log line that end it.
+"""Facts that the running job records for its metrics and its final log line.
 
-The middleware opens the facts before a job and reads them after it; actors fill in what only they know.
+The middleware opens the facts before a job and reads them after it; actors add what only they know.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ NO_BACKEND = "none"
 
 @dataclass(slots=True)
 class JobFacts:
-    """Facts of one attempt.
+    """Facts about one attempt.
 
     Attributes:
-        pet_id: the pet it is about, once that is known.
-        backend: what computed; ``none`` for a job that reached no engine.
-        noise_count: media that a recluster left without a cluster.
-        attempt: which one it is, from 1.
-        started_s: when it began, on the clock of ``time.perf_counter``.
+        pet_id: the pet that the job is about, once known.
+        backend: the engine backend that ran; ``none`` if the job reached no engine.
+        noise_count: items that a recluster left without a cluster.
+        attempt: number of the attempt, from 1.
+        started_s: start time on the clock of ``time.perf_counter``.
     """
 
     pet_id: int | None = None
@@ -35,17 +35,17 @@ _current: ContextVar[JobFacts | None] = ContextVar("job_facts", default=None)
 
 
 def open_job(attempt: int) -> None:
-    """Begin the facts of the job that this thread is about to run."""
+    """Open the facts of the job that this thread is about to run."""
     _current.set(JobFacts(attempt=attempt))
 
 
 def current_job() -> JobFacts:
-    """The facts of the job that this thread runs. Outside a job, facts that nobody will read."""
+    """Return the facts of the job that this thread runs; outside a job, facts that are never read."""
     return _current.get() or JobFacts()
 
 
 def close_job() -> JobFacts | None:
-    """The facts of the job that just ended; None if none was begun."""
+    """Return the facts of the job that just ended, and close them; None if none were open."""
     facts = _current.get()
     _current.set(None)
     return facts

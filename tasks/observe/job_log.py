@@ -1,4 +1,4 @@
-"""What is told of every job: its counters, and the one log line that ends each attempt."""
+"""Middleware that counts every attempt of a job and writes its final log line."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from tasks.trace_context import current_traceparent, trace_id_of, traceparent_of
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# Of a message that no actor ever saw, so that no attempt was counted.
+# Reasons of dead letters that no actor ran, so that no attempt was counted.
 NEVER_RAN: Final = frozenset({"undecodable", "wrong-queue", "unknown-actor", "oversize", "not-enqueued"})
 
 
 class NoiseNotes(Protocol):
-    """Where the noise of reclusters is noted, such as ``NoiseWatch``."""
+    """Records the noise of reclusters, such as ``NoiseWatch``."""
 
     def note(self, n_noise: int) -> object: ...
 
 
 class RecordJobs(dramatiq.Middleware):
-    """Counts every attempt and writes its log line. Nothing that fails in here touches the job.
+    """Counts every attempt and logs it. A failure in here never affects the job.
 
     Args:
-        metrics: where to count; those of this process by default.
-        clock: seconds since the epoch, for how long a job waited.
+        metrics: the counters; by default those of this process.
+        clock: seconds since the epoch, to compute waiting times.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RecordJobs(dramatiq.Middleware):
         self._metrics = metrics or job_metrics()
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        # counted now: once it failed, the Retries middleware may have counted it before us
+        # read before the job runs: after a failure, the Retries middleware may already have increased it
         open_job(message.options.get("retries", 0) + 1)
         self._metrics.in_progress.inc()
 
@@ -83,7 +83,7 @@ class RecordJobs(dramatiq.Middleware):
             self._metrics.retries.labels(message.actor_name).inc()
 
     def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
-        """A message that no actor saw is an invalid job; one whose workers died each time is an error."""
+        """Count a message that no actor ran as invalid, and one whose workers died each time as an error."""
         if dead_letter.reason in NEVER_RAN:
             self._metrics.jobs.labels("invalid", NO_BACKEND).inc()
         elif dead_letter.reason == "delivery-limit":
@@ -113,7 +113,7 @@ class RecordJobs(dramatiq.Middleware):
         exception: BaseException | None,
     ) -> None:
         age_ms = self._age_ms(message)
-        told = {
+        line = {
             "pet_id": facts.pet_id or pet_id_of(message),
             "message_id": message.message_id,
             "actor": message.actor_name,
@@ -127,13 +127,13 @@ class RecordJobs(dramatiq.Middleware):
         }
         if exception is None:
             level = logging.DEBUG if message.queue_name in UNCOUNTED_QUEUES else logging.INFO
-            logger.log(level, "job done", extra=told)
+            logger.log(level, "job done", extra=line)
         else:
-            told["error"] = f"{type(exception).__name__}: {exception}"
-            logger.warning("job failed", extra=told, exc_info=exception if outcome == "error" else None)
+            line["error"] = f"{type(exception).__name__}: {exception}"
+            logger.warning("job failed", extra=line, exc_info=exception if outcome == "error" else None)
 
     def _age_ms(self, message: MessageProxy) -> float | None:
-        """Since the job was enqueued; None where its entry or its sender claims a time that is yet to come."""
+        """Return the time since the job was enqueued; None if its entry id or timestamp lies in the future."""
         now_ms = 1000 * self._clock()
         added_ms = int(getattr(message, "entry_id", "0").partition("-")[0])
         return None if max(added_ms, message.message_timestamp) > now_ms else now_ms - message.message_timestamp
@@ -142,11 +142,11 @@ class RecordJobs(dramatiq.Middleware):
         try:
             self._noise.note(n_noise)
         except Exception:
-            logger.warning("noise of a recluster not noted", exc_info=True)
+            logger.warning("could not record the noise of a recluster", exc_info=True)
 
 
 class ExposeMetrics(dramatiq.Middleware):
-    """Has the master of the workers start a process that answers ``/metrics``, ``/healthz`` and ``/readyz``."""
+    """Lets the master start a process that answers ``/metrics``, ``/healthz`` and ``/readyz``."""
 
     @property
     def forks(self) -> list[Callable[[], int]]:
@@ -154,7 +154,7 @@ class ExposeMetrics(dramatiq.Middleware):
 
 
 class LoadEngine(dramatiq.Middleware):
-    """Loads what computes when a worker process boots, so that no job waits a second for it."""
+    """Imports the engine when a worker process boots, so that no job waits a second for it."""
 
     def after_process_boot(self, broker: Broker) -> None:
         import sploot_cluster.density
@@ -162,7 +162,7 @@ class LoadEngine(dramatiq.Middleware):
 
 
 def outcome_of(exception: BaseException | None) -> Outcome:
-    """How an attempt ended, in one word."""
+    """Return the outcome of an attempt, in one word."""
     match exception:
         case None:
             return "success"

@@ -1,9 +1,9 @@
-"""A stream of log lines that keeps nobody waiting: who reads it may be slow, stopped or gone.
+"""A stream of log lines that never blocks, even if its reader is slow, stopped or gone.
 
-A worker's log goes through a pipe to its master, whose own goes to a collector. When one of them stops reading, a write
-waits, and so does every thread that logs. Here a line is written at once where the reader has room for it. Else it
-waits in memory, up to :data:`MOST_WAITING` bytes, for a thread that writes; and what finds no room there is dropped and
-counted. Lines keep their order and stay whole. Once the reader is back, one line states how many are missing.
+A worker logs through a pipe to its master, which logs to a collector. If one of them stops reading, a write blocks, and
+with it every thread that logs. This stream writes a line at once if the reader has room. Otherwise the line waits in
+memory, up to :data:`MOST_WAITING` bytes, for a writer thread; lines beyond that are dropped and counted. Lines keep
+their order and stay whole. When the reader is back, one line reports how many are missing.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any, Final
 
 from dramatiq.compat import StreamablePipe
 
-# Some 10,000 lines: a minute of a busy process, and no memory to speak of.
+# Some 10,000 lines: a minute of a busy process, in little memory.
 MOST_WAITING: Final = 4 * 1024 * 1024
-# A pipe that reports room takes so much at once (PIPE_BUF on Linux), the length that multiprocessing adds included.
+# A writable pipe takes this much at once (PIPE_BUF on Linux), including the length that multiprocessing adds.
 AT_ONCE: Final = 4096 - 4
-# How long a process that ends waits for its reader.
+# How long an ending process waits for its reader.
 FLUSH_S: Final = 2.0
 
 Send = Callable[[bytes], None]
@@ -37,12 +37,12 @@ _streams: weakref.WeakSet[LogStream] = weakref.WeakSet()
 
 
 class LogStream(io.TextIOBase):
-    """Stands in for ``sys.stderr``. Safe to use from many threads, signal handlers and forked processes.
+    """A replacement for ``sys.stderr``, safe in threads, signal handlers and forked processes.
 
     Args:
-        under: the stream that the lines go to.
-        report: makes the line about so many that were dropped.
-        count: is told of each line that was dropped; what it raises is swallowed.
+        under: the stream that receives the lines.
+        report: returns the line that reports this many dropped lines.
+        count: called with the number of lines dropped; its exceptions are swallowed.
     """
 
     def __init__(self, under: Any, *, report: Callable[[int], str], count: Callable[[int], None]) -> None:
@@ -51,14 +51,14 @@ class LogStream(io.TextIOBase):
         self._most_at_once = 0.0 if self._fd is None else _most_at_once(self._fd)
         self._begin_anew()
         _streams.add(self)
-        # Unlike those of atexit, these are called in the processes that Dramatiq's master starts, too.
+        # Unlike atexit callbacks, finalizers also run in the processes that Dramatiq's master starts.
         Finalize(None, self.drain, exitpriority=10)
 
     def _begin_anew(self) -> None:
-        # reentrant: a signal handler that logs may interrupt a write of the same thread
+        # reentrant, because a signal handler that logs may interrupt a write in the same thread
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        # each with the number of dropped ones that it reports
+        # each with the number of dropped lines that it reports
         self._waiting: deque[tuple[bytes, int]] = deque()
         self._n_bytes = 0
         self._n_dropped = 0
@@ -67,7 +67,7 @@ class LogStream(io.TextIOBase):
         self._thread: threading.Thread | None = None
 
     def write(self, text: str) -> int:
-        """Write text; what follows the last line's end waits for the rest of its line."""
+        """Write text; an incomplete last line waits for its end."""
         with self._lock:
             lines = self._partial + text
             whole, end, self._partial = lines.rpartition("\n")
@@ -80,10 +80,10 @@ class LogStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: every line is on its way. ``drain`` waits."""
+        """Do nothing: every line is already on its way. Use ``drain`` to wait."""
 
     def drain(self, timeout_s: float = FLUSH_S) -> bool:
-        """Wait until every line is written, for ``timeout_s`` at most; whether it is."""
+        """Wait up to ``timeout_s`` until every line is written, and return whether they are."""
         with self._lock:
             if self._partial:
                 partial, self._partial = self._partial + "\n", ""
@@ -100,11 +100,11 @@ class LogStream(io.TextIOBase):
         return True
 
     def _put(self, line: bytes) -> int:
-        """Send it, have it wait, or drop it; how many lines were dropped. Needs the lock."""
+        """Send, queue or drop a line, and return how many lines were dropped. The caller holds the lock."""
         if not (self._waiting or self._is_writing) and self._has_room_for(line):
             try:
                 self._send(line)
-            except (OSError, ValueError):  # nobody reads any more
+            except (OSError, ValueError):  # the reader is gone
                 return self._drop(line)
             return 0
         if self._waiting and self._n_bytes + len(line) > MOST_WAITING:
@@ -133,7 +133,7 @@ class LogStream(io.TextIOBase):
 
     def _has_room_for(self, line: bytes) -> bool:
         if self._fd is None:
-            return True  # in memory, as in tests
+            return True  # an in-memory stream, as in tests
         if self._n_dropped or len(line) > self._most_at_once:
             return False
         try:
@@ -141,7 +141,7 @@ class LogStream(io.TextIOBase):
             poll.register(self._fd, select.POLLOUT)
             return any(event & (select.POLLOUT | select.POLLERR) for _, event in poll.poll(0))
         except (OSError, ValueError):
-            return True  # closed: the write says so
+            return True  # closed: the write raises the error
 
     def _loop(self) -> None:
         while True:
@@ -155,7 +155,7 @@ class LogStream(io.TextIOBase):
                 self._is_writing = False
                 n_dropped = 0
                 if is_sent and not self._waiting:
-                    # nobody may log any more, and the number must be known all the same
+                    # report now: there may be no later line to carry the number
                     self._report_dropped()
                 elif not is_sent and n_reported:
                     self._n_dropped += n_reported
@@ -176,14 +176,14 @@ class LogStream(io.TextIOBase):
 
 
 def stream_over(under: Any, *, report: Callable[[int], str], count: Callable[[int], None]) -> LogStream:
-    """A stream over this one, which is returned itself where it is one already."""
+    """Return a stream over ``under``; ``under`` itself if it already is one."""
     return under if isinstance(under, LogStream) else LogStream(under, report=report, count=count)
 
 
 def _way_to(under: Any) -> tuple[Send, int | None]:
-    """How bytes are sent to a stream, and its descriptor; None for one in memory."""
+    """Return the function that sends bytes to a stream, and its descriptor; None for an in-memory stream."""
     if isinstance(under, StreamablePipe):
-        # a descriptor of our own: Dramatiq closes its pipe before the last lines of a process
+        # duplicate the descriptor: Dramatiq closes its pipe before a process logs its last lines
         pipe = Connection(os.dup(under.fileno()), readable=False)
         return pipe.send_bytes, pipe.fileno()
     try:
@@ -207,7 +207,7 @@ def _way_to(under: Any) -> tuple[Send, int | None]:
 
 
 def _most_at_once(fd: int) -> float:
-    """How long a line may be that does not wait where there is room for anything; 0 for a terminal, which may wait."""
+    """Return the maximum length of a line that cannot block while the stream is writable; 0 for a terminal."""
     try:
         mode = os.fstat(fd).st_mode
     except OSError:
@@ -223,7 +223,7 @@ def _begin_anew_in_child() -> None:
 
 
 def drain_all() -> None:
-    """Wait shortly until every line of this process is written: before another program takes its place."""
+    """Wait briefly until every line of this process is written, before another program replaces it."""
     for stream in list(_streams):
         stream.drain()
 

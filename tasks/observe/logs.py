@@ -1,8 +1,7 @@
-"""Logs as events: one JSON object a line, the same under Dramatiq's own command and everybody else's.
+"""Logs as events: one JSON object per line, the same under Dramatiq's own command and ours.
 
-Whoever logs about a job names it by what Dramatiq hands them: a message, or nothing at all where the thread runs one.
-What a line must have then (``pet_id``, ``message_id``, ``actor``) is put in here, and what no line may have, the values
-of an embedding, is taken out here, whoever wrote them.
+Every line about a job gets ``pet_id``, ``message_id`` and ``actor``, taken from the message among its arguments or from
+the one that the thread runs. Values that may be an embedding are removed, whichever code logged them.
 """
 
 from __future__ import annotations
@@ -28,14 +27,11 @@ from tasks.observe.log_stream import LogStream, stream_over
 
 SERVICE: Final = "sploot-cluster"
 
-# What they say at INFO is about themselves, or about every sample of the queues; their warnings stay.
+# At INFO these log about themselves or about every sample of the queues; their warnings stay.
 _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
-# The broker's own words about what RecordJobs tells with pet and message id: one line a dead letter is enough.
-_TOLD_BETTER: Final = frozenset({"an entry is not a valid message; it became a dead letter"})
-
-_SHORTEST_PAYLOAD: Final = 80  # characters: base64 of 15 values; nobody embeds in fewer
-# base64 of a vector, its bytes and its numbers as Python prints them
+_SHORTEST_PAYLOAD: Final = 80  # characters: base64 of 15 values; no model has fewer
+# base64 of a vector, its bytes, and its numbers as Python prints them
 _NUMBER: Final = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 _PAYLOAD: Final = re.compile(
     rf"[A-Za-z0-9+/]{{{_SHORTEST_PAYLOAD},}}={{0,2}}"
@@ -50,7 +46,7 @@ _running: ContextVar[Message | None] = ContextVar("running message", default=Non
 
 
 class NameJobs(dramatiq.Middleware):
-    """Tells the log which message a thread runs. The first of all middleware: what the others say is about it too."""
+    """Notes which message a thread runs. Place it before all other middleware, so that their lines name it too."""
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         _running.set(message)
@@ -65,16 +61,16 @@ class NameJobs(dramatiq.Middleware):
 
 
 def configure_logging(level: str) -> None:
-    """Let every logger of this process write JSON lines to standard error. Calling it again changes nothing.
+    """Make every logger of this process write JSON lines to standard error. Calling it again changes nothing.
 
-    Dramatiq gives each of its processes a pipe as standard error and writes its own format there. Its handler is
-    replaced; its pipe is kept, so that lines of several processes do not mix. Called before Dramatiq's or periodiq's
-    command begins, as ``sploot-cluster worker`` and ``scheduler`` do, their masters write JSON too; under the stock
-    commands the few lines of the master itself are in Dramatiq's own format. ``ops/README.md`` says which.
-    A reader that is slow, stopped or gone keeps no thread waiting: see ``log_stream``.
+    Dramatiq gives each of its processes a pipe as standard error and logs in its own format. Its handler is replaced;
+    its pipe stays, so that lines of several processes do not mix. If this is called before Dramatiq's or periodiq's
+    command starts, as in ``sploot-cluster worker`` and ``scheduler``, their masters write JSON too; under the stock
+    commands the few lines of the master are in Dramatiq's format, see ``ops/README.md``.
+    A reader that is slow, stopped or gone blocks no thread: see ``log_stream``.
     """
     stream = sys.stderr = stream_over(sys.stderr, report=_report_of_dropped, count=_count_dropped)
-    if isinstance(sys.stdout, StreamablePipe):  # that of a worker process, for what a job prints
+    if isinstance(sys.stdout, StreamablePipe):  # a worker process's, for what jobs print
         sys.stdout = stream
     handler = _Lines(stream)
     handler.setFormatter(_formatter())
@@ -90,35 +86,35 @@ def configure_logging(level: str) -> None:
 
 
 def pet_id_of(message: Message) -> int | None:
-    """The pet that a message is about, where it says so in a usable way."""
+    """Return the pet that a message is about; None if it names none, or not as a number."""
     pet_id = message.kwargs.get("pet_id")
     return pet_id if type(pet_id) is int else None
 
 
 def without_payload(text: str) -> str:
-    """The text with everything that may be an embedding replaced by its length."""
+    """Return the text with everything that may be an embedding replaced by its length."""
     if len(text) < _SHORTEST_PAYLOAD:
         return text
     return _PAYLOAD.sub(lambda found: f"<{len(found[0])} characters>", text)
 
 
 class _Lines(logging.StreamHandler[LogStream]):
-    """Writes lines; of one that cannot be written, in JSON too, what it was about."""
+    """Writes log lines; for a line that cannot be written, logs where it came from, also as JSON."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
-        # the standard library would print plain text here, arguments and all
+        # the standard library would print plain text here, including the arguments
         error, template = sys.exc_info()[0], record.msg
         line = {
             "level": "ERROR",
             "logger": record.name,
-            "message": "a log line could not be written",
+            "message": "could not write a log line",
             "service": SERVICE,
             "of": without_payload(template) if isinstance(template, str) else type(template).__name__,
             "at": f"{record.pathname}:{record.lineno}",
             "error": error.__name__ if error is not None else None,
             "timestamp": _time_of(record),
         }
-        with suppress(OSError, ValueError):  # the stream itself may be the error
+        with suppress(OSError, ValueError):  # the stream itself may be the problem
             self.stream.write(json.dumps(line) + self.terminator)
             self.flush()
 
@@ -146,16 +142,16 @@ def _time_of(record: logging.LogRecord) -> str:
 
 
 def _prepared(record: logging.LogRecord) -> bool:
-    """Fill in what the record is about; False for one that is told better elsewhere. Does the same twice."""
-    if isinstance(record.msg, str) and record.msg in _TOLD_BETTER:
-        return False
+    """Add the facts of the job to a record; False for a record that is logged better elsewhere. Idempotent."""
+    if record.levelno == logging.ERROR and hasattr(record, "entry") and hasattr(record, "reason"):
+        return False  # the broker's line about a dead letter, which RecordJobs logs with pet and message id
     about = _running.get()
     if isinstance(record.args, tuple):
         named: list[object] = []
         for argument in record.args:
             if isinstance(argument, dramatiq.Message | MessageProxy):
                 about = argument
-                # str() of a message holds all of its arguments
+                # str() of a message includes all its arguments
                 named.append(f"{argument.actor_name}({argument.message_id})")
             else:
                 named.append(argument)
@@ -173,26 +169,26 @@ def _formatter() -> logging.Formatter:
     from pythonjsonlogger.json import JsonFormatter
 
     own = frozenset(RESERVED_ATTRS)
-    # whatever else JSON does not know is text by then
+    # values unknown to JSON have been converted to text by then
     encode = json.JSONEncoder(default=datetime.isoformat).encode
 
     class Line(JsonFormatter):
-        """One line; most are of facts alone, and take half the time without the library's options."""
+        """One line; most have only plain fields, and take half the time without the library's options."""
 
         def format(self, record: logging.LogRecord) -> str:
             if record.exc_info or record.exc_text or record.stack_info or not isinstance(record.msg, str):
                 return super().format(record)
             line: dict[str, Any] = {"level": record.levelname, "logger": record.name}
-            line["message"] = _told(record.getMessage())
+            line["message"] = _loggable(record.getMessage())
             line["service"] = SERVICE
             for name, value in record.__dict__.items():
                 if name not in own and not name.startswith("_"):
-                    line[name] = _told(value)
+                    line[name] = _loggable(value)
             line["timestamp"] = _time_of(record)
             return encode(line)
 
         def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-            return {name: _told(value) for name, value in super().process_log_record(log_data).items()}
+            return {name: _loggable(value) for name, value in super().process_log_record(log_data).items()}
 
     return Line(
         "{levelname}{name}{message}",
@@ -203,8 +199,8 @@ def _formatter() -> logging.Formatter:
     )
 
 
-def _told(value: Any) -> Any:
-    """A value as JSON can hold it, and as a log may."""
+def _loggable(value: Any) -> Any:
+    """Return a value in a form that JSON can hold and a log may contain."""
     if type(value) is int or value is None:
         return value
     match value:
@@ -213,12 +209,12 @@ def _told(value: Any) -> Any:
         case bytes() | bytearray() | memoryview():
             return f"<{len(value)} bytes>"
         case float():
-            # JSON knows neither NaN nor infinity
+            # JSON has neither NaN nor infinity
             return value if math.isfinite(value) else str(value)
         case Mapping():
-            return {str(name): _told(item) for name, item in value.items()}
+            return {str(name): _loggable(item) for name, item in value.items()}
         case list() | tuple():
-            return [_told(item) for item in value] if len(value) < _SHORTEST_PAYLOAD else f"<{len(value)} values>"
+            return [_loggable(item) for item in value] if len(value) < _SHORTEST_PAYLOAD else f"<{len(value)} values>"
         case None | int() | datetime():
             return value
         case _:

@@ -1,11 +1,11 @@
-"""Where the media of all pets are, once a minute: sampled into Redis, read from there at every scrape.
+"""Totals of all pets' items by place, sampled into Redis once a minute and read at every scrape.
 
     key            type  holds
-    sploot:media   hash  ingested, clustered, noise, quarantined, dismissed   media of all pets, by where they are
-                         pets, unconserved    pets that hold something, and those whose media do not add up
-                         at_ms                when that was sampled (server's clock)
+    sploot:media   hash  ingested, clustered, noise, quarantined, dismissed   items of all pets, by place
+                         pets, unconserved    pets with data, and pets whose counts do not add up
+                         at_ms                time of the sample (server's clock)
 
-It is overwritten by the next sample; its age is exposed too. ``sploot_cluster.pet.tally`` defines each count.
+Each sample overwrites the last; its age is exposed too. ``sploot_cluster.pet.tally`` defines each count.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ PLACES: Final = ("clustered", "noise", "quarantined", "dismissed")
 
 
 class Counts(Protocol):
-    """Where the media of all pets are counted, such as ``ClusterService``."""
+    """Counts the items of all pets, such as ``ClusterService``."""
 
     def totals(self) -> Totals: ...
 
 
 class MediaSampler:
-    """Writes where the media of all pets are to Redis."""
+    """Writes the totals of all pets' items to Redis."""
 
     def __init__(self, counts: Counts, client: redis.Redis) -> None:
         self._counts, self._client = counts, client
 
     def sample(self) -> None:
-        """Count, a round trip per 500 pets, and write. Errors of the store and of redis-py pass through."""
-        # before the pets are read: a sample that took long is as old as its first number
+        """Count and write, with one round trip per 500 pets. Errors of the store and of redis-py pass through."""
+        # read before the pets: the age of a slow sample counts from its first number
         seconds, microseconds = self._client.time()
         totals = self._counts.totals()
         sample = {place: getattr(totals.tally, place) for place in ("ingested", *PLACES)}
@@ -65,8 +65,8 @@ def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: 
         try:
             sampler.sample()
         except (StoreUnavailable, redis.RedisError, TimeLimitExceeded):
-            # no failure of the job: a dead letter per sample would tell on-call nothing that its age does not
-            logger.warning("media not counted", extra={"actor": EXPORT_MEDIA_TOTALS}, exc_info=True)
+            # not a job failure: a dead letter per sample would add nothing to the age of the last sample
+            logger.warning("could not count items", extra={"actor": EXPORT_MEDIA_TOTALS}, exc_info=True)
 
     dramatiq.actor(
         actor_class=partial(PeriodicActor, client=client),
@@ -80,14 +80,14 @@ def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: 
 
 
 class MediaCollector(Collector):
-    """The last sample as metrics, the same from every pod; each exists, with 0, before the first sample."""
+    """The last sample as metrics, equal on every pod; before the first sample every metric is 0."""
 
     def __init__(self, client: redis.Redis) -> None:
-        """``client`` bounds how long a scrape takes: give it short timeouts and few retries."""
+        """Args: ``client`` bounds the duration of a scrape; give it short timeouts and few retries."""
         self._client = client
 
     def describe(self) -> Iterable[Metric]:
-        """The families without samples: registering asks nothing of Redis."""
+        """Return the families without samples, so that registering does not call Redis."""
         return _families()
 
     def collect(self) -> Iterator[Metric]:
@@ -95,7 +95,7 @@ class MediaCollector(Collector):
             stored = cast("dict[bytes, bytes]", self._client.hgetall(MEDIA))
             sample = {name.decode(): int(value) for name, value in stored.items()}
         except (redis.RedisError, ValueError):
-            logger.warning("media totals not read from Redis, they are missing from this scrape", exc_info=True)
+            logger.warning("could not read media totals from Redis; they are missing from this scrape", exc_info=True)
             return
         by_place, ingested, pets, unconserved, at = _families()
         for place in PLACES:
@@ -111,20 +111,20 @@ def _families() -> tuple[GaugeMetricFamily, ...]:
     return (
         GaugeMetricFamily(
             "cluster_media",
-            "Media of all pets by where they are: in a cluster, noise, quarantined because their vectors are of "
-            "another model or dimension than their pet's, dismissed by a person; in all cluster_media_ingested.",
+            "Items of all pets by place: in a cluster, noise, quarantined because their vectors are of "
+            "another model or dimension than their pet's, dismissed by a labeller; the sum is cluster_media_ingested.",
             labels=["outcome"],
         ),
-        GaugeMetricFamily("cluster_media_ingested", "Media of all pets that came, counted one by one as they did."),
-        GaugeMetricFamily("cluster_pets", "Pets that hold something."),
+        GaugeMetricFamily("cluster_media_ingested", "Items of all pets ever ingested, counted on arrival."),
+        GaugeMetricFamily("cluster_pets", "Pets with data."),
         GaugeMetricFamily(
             "cluster_pets_unconserved",
-            "Pets whose media do not add up: ingested is not clustered + noise + quarantined + dismissed, or columns "
-            "are of different lengths. Above 0: keys were changed by hand, or a bug; sploot-cluster tally names them.",
+            "Pets whose counts do not add up: ingested is not clustered + noise + quarantined + dismissed, or columns "
+            "differ in length. Above 0: keys were changed by hand, or a bug; sploot-cluster tally names the pets.",
         ),
         GaugeMetricFamily(
             "cluster_media_sample_timestamp_seconds",
-            "When the media were counted, on the clock of Redis; 0 when never. More than two minutes ago: the "
+            "Time of the last media sample, on the clock of Redis; 0 before the first. More than two minutes ago: the "
             "scheduler stopped or no worker takes streams:cluster.maintenance.",
         ),
     )

@@ -1,9 +1,9 @@
-"""What worker processes count: every name, label and bucket in one place. Samples of queues are in ``backlog``.
+"""Counters of worker processes: every name, label and bucket in one place. ``backlog`` samples the queues.
 
-Dramatiq's workers are processes, and one process answers ``/metrics`` for all of them. So each writes its values to
-files of one directory, which the answering one adds up: prometheus_client's multiprocess mode, chosen when it is
-first imported, hence :func:`share_values`. What processes that died have counted stays, so that no counter falls while
-its master lives; what they had at work goes, see :func:`forget_the_dead`.
+Dramatiq runs several worker processes, and one process answers ``/metrics`` for all of them. Each writes its values to
+files in one directory, which the answering process adds up. This is prometheus_client's multiprocess mode, which must
+be chosen before its first import, hence :func:`share_values`. Counts of dead processes stay, so no counter falls while
+its master lives; their in-progress gauges are removed, see :func:`forget_the_dead`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ OPERATIONS: Final = {
     RESTORE_REVISION: "restore",
 }
 
-# An arrival takes milliseconds, a recluster of 50,000 media half a minute. Alerts and the dashboard ask for exactly
-# 3, 5 and 8 seconds.
+# An arrival takes milliseconds, a recluster of 50,000 items half a minute. Alerts and the dashboard use exactly 3, 5
+# and 8 seconds.
 DURATION_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 15, 30, 60, 120, 300)
 
-# Not jobs of a pet: the samples of the queues would bury what the rates are about.
+# Not jobs of a pet: including samples of the queues would hide what the rates are about.
 UNCOUNTED_QUEUES: Final = frozenset({CLUSTER_MAINTENANCE})
 
 VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -59,10 +59,10 @@ PREFIX: Final = "sploot-cluster-metrics-"
 
 
 def share_values() -> Path | None:
-    """Have this process share its values with those of the same master; None for a process without one.
+    """Share this process's values with the other processes of its master; None if it has no master.
 
-    To be called before prometheus_client is imported. The directory bears the master's name; what masters that have
-    ended left behind is removed.
+    Call this before prometheus_client is imported. The directory is named after the master; directories of masters
+    that have ended are removed.
     """
     master = multiprocessing.parent_process()
     if master is None or master.pid is None:
@@ -78,14 +78,14 @@ def share_values() -> Path | None:
 
 
 def forget_the_dead(directory: Path) -> None:
-    """Remove the gauges of processes that are gone: a killed one cannot take back what it had at work."""
+    """Delete the gauges of dead processes: a killed process cannot reset its in-progress gauge."""
     for values in directory.glob("gauge_live*_*.db"):
         if not is_running(int(values.stem.rpartition("_")[2])):
             values.unlink(missing_ok=True)
 
 
 class JobMetrics:
-    """What one process counts. Every child exists from the start, with 0: alerts must find it."""
+    """The counters of one process. Every child exists from the start with 0, because alerts need it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
@@ -93,47 +93,47 @@ class JobMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
         self.jobs = Counter(
             "cluster_jobs_total",
-            "Attempts of jobs that ended, by how: success, error (tried again), invalid (never), timeout.",
+            "Finished attempts by outcome: success, error (retried), invalid (not retried), timeout.",
             ["outcome", "backend"],
             registry=registry,
         )
         self.durations = Histogram(
             "cluster_job_duration_seconds",
-            "How long attempts took, without the time that they waited.",
+            "Duration of attempts, without waiting time.",
             ["backend"],
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
         self.feedback = Counter(
             "cluster_feedback_operations_total",
-            "Attempts of corrections that people made, by how they ended.",
+            "Finished attempts of labellers' corrections, by outcome.",
             ["operation", "outcome"],
             registry=registry,
         )
         self.retries = Counter(
-            "cluster_job_retries_total", "Attempts that failed and will be repeated.", ["actor"], registry=registry
+            "cluster_job_retries_total", "Attempts that failed and will be retried.", ["actor"], registry=registry
         )
         self.fallbacks = Counter(
             "cluster_backend_fallbacks_total",
-            "Jobs that wanted one backend and used another.",
+            "Jobs that fell back from the wanted backend to another one.",
             ["wanted", "used"],
             registry=registry,
         )
         self.in_progress = Gauge(
             "cluster_jobs_in_progress",
-            "Attempts that run now, samples of the queues included.",
+            "Attempts running now, including samples of the queues.",
             multiprocess_mode="livesum",
             registry=registry,
         )
         self.threads = Gauge(
             "cluster_worker_threads",
-            "Threads that run jobs: as many attempts can run at once.",
+            "Worker threads: the maximum number of concurrent attempts.",
             multiprocess_mode="livesum",
             registry=registry,
         )
         self.log_lines_dropped = Counter(
             "cluster_log_lines_dropped_total",
-            "Log lines that were dropped because their reader had stopped reading.",
+            "Log lines dropped because their reader had stopped reading.",
             registry=registry,
         )
         for backend in BACKENDS:
@@ -149,19 +149,19 @@ class JobMetrics:
 
 @cache
 def job_metrics() -> JobMetrics:
-    """Those of this process, in the registry that prometheus_client uses by itself."""
+    """Return the counters of this process, in prometheus_client's default registry."""
     from prometheus_client import REGISTRY
 
     return JobMetrics(REGISTRY)
 
 
 def count_fallback(fallback: Fallback) -> None:
-    """Count a backend that was wanted and not used, in this process."""
+    """Count a fallback to another backend, in this process."""
     job_metrics().fallbacks.labels(fallback.wanted, fallback.used).inc()
 
 
 def count_dropped_log_lines(n: int) -> None:
-    """Count log lines that this process dropped; a master, which counts nothing else, among its workers."""
+    """Count log lines that this process dropped; a master, which counts nothing else, joins its workers' directory."""
     of_master = _directory_of(os.getpid())
     if VARIABLE not in os.environ and of_master.is_dir():
         os.environ[VARIABLE] = str(of_master)
@@ -173,7 +173,7 @@ def _directory_of(master: int) -> Path:
 
 
 def _born(pid: int) -> str:
-    """When a process started, in ticks since boot: a pid is used again. Empty where there is no ``/proc``."""
+    """Return a process's start time in ticks since boot, because pids are reused; empty without ``/proc``."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -181,11 +181,11 @@ def _born(pid: int) -> str:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process runs; one that ended and that nobody has waited for does not."""
+    """Return whether a process is running; a zombie is not."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # there is no /proc
+        return True  # no /proc on this system

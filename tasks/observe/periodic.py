@@ -1,21 +1,21 @@
-"""What runs by the clock: the samples of what the queues hold.
+"""The periodic samples of the queues.
 
-periodiq's smallest step is a minute, and a sample should never be older than 15 seconds. So each run also enqueues the
-samples that its minute still owes, as delayed messages with a unique key each: another scheduler, a message that is
-delivered twice, or a scheduler that starts within the minute add none. They never reach beyond their minute: when the
-scheduler stops, the samples stop with it, and ``media_cluster_backlog_sample_timestamp_seconds`` tells.
+periodiq's smallest step is a minute, but a sample must never be older than 15 seconds. So each run also enqueues the
+remaining samples of its minute, as delayed messages with a unique key each: a second scheduler, a message delivered
+twice, or a scheduler started within the minute add none. They never reach beyond their minute: when the scheduler
+stops, the samples stop too, and ``media_cluster_backlog_sample_timestamp_seconds`` shows it.
 
-Every ten seconds are a slot, and a slot is one message's alone: of what several schedulers sent for it, one runs.
+A slot is ten seconds long and belongs to one message: of the messages that several schedulers sent for it, one runs.
 
     key                        type    holds                               ends
-    sploot:slot:<actor>:<slot> string  id of the message that has the slot after SLOT_TTL
+    sploot:slot:<actor>:<slot> string  id of the message that runs in it   after SLOT_TTL
 
-A scheduler that cannot reach Redis says so and tries again at the next minute; periodiq by itself would end. A tick
-that was missed needs no making up: periodiq ticks when it starts, and a sample tells of now.
+A scheduler that cannot reach Redis logs it and tries again at the next minute, where periodiq alone would end. A missed
+tick is not made up for: periodiq ticks when it starts, and a sample describes the present.
 
-A sample that is late is worth nothing. periodiq's middleware drops one that comes 30 seconds after its time, follow-ups
-as well, because they carry the option ``scheduled_at`` as its own messages do. Dramatiq's ``max_age`` would make a dead
-letter of each, and an outage of an hour would end in hundreds of them.
+A late sample is worthless. periodiq's middleware drops messages that come 30 seconds late, including our delayed ones,
+because they carry its option ``scheduled_at``. Dramatiq's ``max_age`` would turn each into a dead letter, and an outage
+of an hour would end in hundreds of them.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from tasks.retry_policy import POLICIES
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# Five seconds less than a sample may be old, for those that must wait for a worker thread.
+# Five seconds below the maximum age of a sample, for samples that wait for a worker thread.
 STEP: Final = timedelta(seconds=10)
 MINUTE: Final = timedelta(minutes=1)
-# longer than anything that is sent for a slot can be late: periodiq drops it after 30 seconds
+# longer than a message can be late: periodiq drops it after 30 seconds
 SLOT_TTL: Final = timedelta(minutes=5)
 
-# Touched at each tick, whether or not Redis answered: the chart's livenessProbe looks how old it is.
+# Touched at each tick, even if Redis did not answer; the chart's livenessProbe checks its age.
 BEAT: Final = Path(tempfile.gettempdir()) / "sploot-scheduler-beat"
 
-# Before all else that waits in a worker: under load the numbers matter most, and a sample takes milliseconds.
+# Ahead of all other jobs in a worker: the numbers matter most under load, and a sample takes milliseconds.
 PRIORITY: Final = -10
 
 
@@ -63,11 +63,11 @@ def declare_periodic_actors(
 ) -> None:
     """Declare ``export_pending_jobs`` and ``export_stream_lag``, which periodiq sends every minute.
 
-    Sent by hand they take one sample and nothing follows.
+    A message sent by hand takes one sample and enqueues nothing.
 
     Args:
-        client: where the slots are kept, and when the scheduler ticked.
-        clock: an aware time; how far the minute has gone is read from it.
+        client: stores the slots and the scheduler's last tick.
+        clock: returns an aware time, which determines the remaining samples of the minute.
 
     Raises:
         ValueError: the broker lacks Dramatiq's ``CurrentMessage``, ``Retries`` or ``TimeLimit``, or
@@ -84,24 +84,24 @@ def declare_periodic_actors(
 
 
 class PeriodicActor(dramatiq.Actor[[], Any]):
-    """An actor that a scheduler sends: it notes when, beats, and survives that Redis is away."""
+    """An actor that a scheduler sends: it records the tick, touches the beat file, and survives a Redis outage."""
 
     def __init__(self, fn: Callable[[], Any], *, client: redis.Redis, **facts: Any) -> None:
         super().__init__(fn, **facts)
         self._client = client
 
     def send_with_options(self, **options: Any) -> dramatiq.Message[Any]:
-        """What periodiq calls with the option ``scheduled_at`` and no delay; all else is as Dramatiq does it."""
+        """Send the message; calls from periodiq (``scheduled_at`` and no delay) also record the tick."""
         if "scheduled_at" not in options or options.get("delay") is not None:
             return super().send_with_options(**options)
         due = datetime.fromisoformat(options["scheduled_at"])
-        with suppress(OSError):  # no folder to write to is no reason to send nothing
+        with suppress(OSError):  # send even if the folder is not writable
             BEAT.touch()
         try:
             message = super().send_with_options(**options, unique_key=_slot_of(self.actor_name, due))
             self._client.hset(BACKLOG, TICKED_AT, int(due.timestamp() * 1_000))
         except (BrokerError, redis.RedisError):
-            logger.warning("scheduler could not send, the next minute is tried", extra={"actor": self.actor_name})
+            logger.warning("scheduler could not send; will retry at the next minute", extra={"actor": self.actor_name})
             return self.message_with_options(**options)
         return message
 
@@ -118,14 +118,14 @@ def _declare(
             message = CurrentMessage.get_current_message()
             scheduled_at = _scheduled_at(message)
             if message is not None and scheduled_at is not None:
-                # first of all, so that a sample that fails does not take the rest of the minute with it
+                # first of all, so that a failed sample does not cost the rest of the minute
                 _enqueue_rest_of_minute(actor, scheduled_at, clock())
                 if not _take_slot(client, _slot_of(actor_name, scheduled_at), message.message_id):
                     return
             sample()
         except (BrokerError, redis.RedisError, TimeLimitExceeded):
-            # no failure of the job: a dead letter per sample would tell on-call nothing that the gauges' age does not
-            logger.warning("backlog not sampled", extra={"actor": actor_name}, exc_info=True)
+            # not a job failure: a dead letter per sample would add nothing to the age of the gauges
+            logger.warning("could not sample the backlog", extra={"actor": actor_name}, exc_info=True)
 
     actor = dramatiq.actor(
         actor_class=partial(PeriodicActor, client=client),
@@ -139,7 +139,7 @@ def _declare(
 
 
 def _scheduled_at(message: dramatiq.Message[Any] | None) -> datetime | None:
-    """When the running message was to run; None for one that somebody sent by hand."""
+    """Return when the running message was scheduled; None if it was sent by hand."""
     scheduled_at = None if message is None else message.options.get("scheduled_at")
     return None if scheduled_at is None else datetime.fromisoformat(scheduled_at)
 
@@ -154,13 +154,13 @@ def _enqueue_rest_of_minute(actor: dramatiq.Actor[[], Any], scheduled_at: dateti
 
 
 def _slot_of(actor_name: str, due: datetime) -> str:
-    """The ten seconds that a time falls into: schedulers are some milliseconds apart."""
+    """Return the ten-second slot of a time: schedulers differ by some milliseconds."""
     begin = due.astimezone(UTC).replace(microsecond=0)
     return f"{actor_name}:{(begin - timedelta(seconds=begin.second % STEP.seconds)).isoformat()}"
 
 
 def _take_slot(client: redis.Redis, slot: str, message_id: str) -> bool:
-    """Whether the message may run in the slot. One that is delivered again may: its worker died, or Redis went away."""
+    """Return whether the message may run in the slot. A redelivered one may: its worker died, or Redis was away."""
     key = f"sploot:slot:{slot}"
     if client.set(key, message_id, nx=True, px=SLOT_TTL):
         return True
@@ -168,8 +168,8 @@ def _take_slot(client: redis.Redis, slot: str, message_id: str) -> bool:
 
 
 def rest_of_minute(scheduled_at: datetime, now: datetime) -> Sequence[datetime]:
-    """When the minute of a run that was scheduled then still owes a sample: what lies ahead of it and of now."""
+    """Return when samples are still due in the minute of ``scheduled_at``: after it and after ``now``."""
     start = scheduled_at.replace(second=0, microsecond=0)
     slots = [start + n * STEP for n in range(1, MINUTE // STEP)]
-    # ahead of its own time too: where the clock of this worker is late, a follow-up would else enqueue itself
+    # after its own time too: if this worker's clock is slow, a follow-up would enqueue itself again
     return [due for due in slots if due > max(scheduled_at, now)]

@@ -1,8 +1,8 @@
-"""Whether worker processes move: each says so every second in a file, and the exposition process reads them all.
+"""The liveness of worker processes: each writes a file every second, and the exposition process reads all of them.
 
-A process that is stopped, or holds Python's lock for ever, writes no more; one that writes says of its own threads
-whether they are alive, whether consumers ask for messages, and whether a job runs far beyond its time limit. Redis is
-asked nothing: an outage of it must restart nobody. Files lie beside the metrics, in the directory of the master.
+A process that is stopped or holds Python's lock forever stops writing. One that writes reports whether its threads are
+alive, whether its consumers ask for messages, and whether a job far exceeds its time limit. Redis is not involved: an
+outage must not restart any process. The files are in the master's directory, next to the metrics.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from tasks.retry_policy import LIMIT_GRACE_S, limit_ms
 PREFIX: Final = "pulse-"
 EVERY_S: Final = 1.0
 
-# How long a pod may take until its first process has booted: loading the engine takes seconds, a cold disk a minute.
+# How long a pod may take until its first process has booted: the engine loads in seconds, from a cold disk in a minute.
 BOOT_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What a worker process said of itself.
+    """A worker process's report about itself.
 
     Attributes:
-        at_s: on the machine's monotonic clock, which all of its processes share.
-        queues: that it consumes.
-        stuck: what does not move; None when everything does.
+        at_s: time on the machine's monotonic clock, which all processes share.
+        queues: the queues it consumes.
+        stuck: the part that makes no progress; None if every part does.
     """
 
     pid: int
@@ -47,11 +47,11 @@ class Pulse:
 
 
 class KeepPulse(dramatiq.Middleware):
-    """Says every second that this worker process moves, from its boot to its end.
+    """Writes the pulse of this worker process every second, from boot to shutdown.
 
     Args:
-        directory: where; the one that the processes of a master share.
-        hung_after_s: consumers that have not moved for so long are stuck.
+        directory: where to write; the directory that the processes of a master share.
+        hung_after_s: consumers without progress for this long are stuck.
     """
 
     def __init__(self, directory: Path, *, hung_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,8 +64,8 @@ class KeepPulse(dramatiq.Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         self._running[threading.get_ident()] = message, self._clock()
 
-    # Not when the job has returned: what the other middleware does after it, such as to log, may hang as well. Nor when
-    # Redis has taken the result: an outage must restart nobody.
+    # A job is not done when its function returns, because other middleware that runs after it, e.g. to log, may hang as
+    # well. Nor does it last until Redis has the result, because an outage must not restart any process.
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         self._running.pop(threading.get_ident(), None)
@@ -79,7 +79,7 @@ class KeepPulse(dramatiq.Middleware):
         self._thread.start()
 
     def before_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
-        # threads end now, one after the other; how long that may take is the master's business
+        # threads stop one after the other from here on; the master decides how long that may take
         self._is_draining = True
 
     def after_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
@@ -89,12 +89,12 @@ class KeepPulse(dramatiq.Middleware):
         self._file().unlink(missing_ok=True)
 
     def write(self, broker: Broker, worker: dramatiq.Worker) -> None:
-        """Say it once."""
+        """Write the pulse once."""
         stuck = None if self._is_draining else self._why_stuck(broker, worker)
         pulse = Pulse(os.getpid(), self._clock(), sorted(worker.consumers), stuck)
         file = self._file()
         unfinished = file.with_suffix(".tmp")
-        with suppress(OSError):  # the directory goes with the master
+        with suppress(OSError):  # the master deletes the directory when it ends
             unfinished.write_text(json.dumps(asdict(pulse)))
             unfinished.replace(file)
 
@@ -117,8 +117,8 @@ class KeepPulse(dramatiq.Middleware):
             limit_s = limit_ms(message) / 1000
             if now - since > limit_s + LIMIT_GRACE_S:
                 return (
-                    f"{message.actor_name} {message.message_id} runs for {now - since:.0f} s, "
-                    f"{limit_s:.0f} s are its limit"
+                    f"{message.actor_name} {message.message_id} has run for {now - since:.0f} s, "
+                    f"its limit is {limit_s:.0f} s"
                 )
         return None
 
@@ -127,7 +127,7 @@ class KeepPulse(dramatiq.Middleware):
 
 
 def pulses(directory: Path) -> list[Pulse]:
-    """What every worker process of a master said last."""
+    """Return the last pulse of every worker process of a master."""
     found = []
     for file in sorted(directory.glob(f"{PREFIX}*.json")):
         with suppress(OSError, ValueError, TypeError):
@@ -135,18 +135,18 @@ def pulses(directory: Path) -> list[Pulse]:
     return found
 
 
-def why_not_alive(said: Sequence[Pulse], *, hung_after_s: float, up_for_s: float, now_s: float) -> str | None:
-    """Why the pod should be started anew; None when every process moves.
+def why_not_alive(found: Sequence[Pulse], *, hung_after_s: float, up_for_s: float, now_s: float) -> str | None:
+    """Return why the pod should be restarted; None if every process makes progress.
 
     Args:
-        up_for_s: since the process that asks began; a pod has :data:`BOOT_S` until the first process must have booted.
+        up_for_s: age of the asking process; the first worker process must have booted within :data:`BOOT_S`.
     """
-    if not said:
-        return None if up_for_s <= BOOT_S else f"no worker process has booted for {up_for_s:.0f} s"
-    for pulse in said:
+    if not found:
+        return None if up_for_s <= BOOT_S else f"no worker process has booted within {up_for_s:.0f} s"
+    for pulse in found:
         silent_s = now_s - pulse.at_s
         if silent_s > hung_after_s:
-            return f"worker process {pulse.pid} has not moved for {silent_s:.0f} s"
+            return f"worker process {pulse.pid} has made no progress for {silent_s:.0f} s"
         if pulse.stuck is not None:
             return f"worker process {pulse.pid}: {pulse.stuck}"
     return None

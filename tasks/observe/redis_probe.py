@@ -1,11 +1,11 @@
-"""Whether Redis takes writes: a small key is written, and refused as the next job would be.
+"""A probe of whether Redis accepts writes: it writes a small key, which is refused whenever a job would be.
 
-A server that is full, lost its replicas or its disk, or became a replica answers every read, so that reading alone
-cannot tell. Probes, scrapes and the doctor write; nothing reads what they wrote.
+A server that is full, has lost its replicas or its disk, or has become a replica still answers every read, so reading
+proves nothing. Probes, scrapes and the doctor write this key; it is never read.
 
     key                     type    holds                                                  ends
-    sploot:probe:{stream}   string  nothing; it lies in the slot of a queue, whose node    after a minute
-                                    of a Cluster is asked therefore
+    sploot:probe:{stream}   string  empty; in the hash slot of a queue, so that it tests   after a minute
+                                    that queue's node of a Cluster
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEEP_MS: Final = 60_000
 
 
 def probe_writes(client: redis.Redis) -> None:
-    """Write a key for each queue, in one round trip. Errors of redis-py pass through."""
+    """Write a key for each queue in one round trip. Errors of redis-py pass through."""
     pipe = client.pipeline(transaction=False)
     for queue in QUEUES:
         pipe.set(f"{PREFIX}{{{stream_of(queue)}}}", b"", px=KEEP_MS)

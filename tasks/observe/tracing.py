@@ -1,9 +1,9 @@
-"""Spans of jobs, linked across the streams to whoever sent them. Needs the extra [otel].
+"""Spans of jobs, linked across streams to their senders. Needs the extra [otel].
 
-A message carries its sender's W3C ``traceparent``, in its options or as a field of a flat event. The first run of a
-job is a child of that context, so that an upload and its assignment are one trace. A run that follows a failure or a
-dead worker is a trace of its own, linked to the sender and to the attempt before: it may happen hours later. Names and
-attributes follow OpenTelemetry's conventions for messaging, which are still in development.
+A message carries its sender's W3C ``traceparent`` in its options or as a field of a flat event. The first run of a job
+is a child of that context, so an upload and its assignment form one trace. A run after a failure or a dead worker may
+happen hours later, so it starts a trace of its own, linked to the sender and to the previous attempt. Names and
+attributes follow OpenTelemetry's messaging conventions, which are still in development.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:
-    """What a worker's broker needs to trace its jobs; nothing unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set.
+    """Return the middleware that traces jobs; empty unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set.
 
     Raises:
-        SettingInvalid: it is set, and the extra [otel] is not installed.
+        SettingInvalid: the variable is set, but the extra [otel] is not installed.
     """
     if not settings.otlp_endpoint:
         return []
@@ -39,22 +39,22 @@ def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as missing:
-        hint = "pip install 'sploot-cluster[otel]', or unset it"
+        hint = "pip install 'sploot-cluster[otel]', or unset the variable"
         raise SettingInvalid("OTEL_EXPORTER_OTLP_ENDPOINT", f"needs {missing.name}", hint) from None
     resource = Resource.create(
         {"service.name": SERVICE, "deployment.environment.name": settings.environment, "process.pid": os.getpid()}
     )
     provider = TracerProvider(resource=resource)
-    # the exporter reads the endpoint, and every other OTEL_* variable, by itself
+    # the exporter itself reads the endpoint and all other OTEL_* variables
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return [TraceJobs(provider)]
 
 
 class TraceJobs(dramatiq.Middleware):
-    """A span for every message that is sent here, and for every run of one. After ``NameJobs``, before all others.
+    """Creates a span for every message sent here and for every run. Place it after ``NameJobs``, before all others.
 
     Args:
-        provider: where spans go.
+        provider: receives the spans.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -64,7 +64,7 @@ class TraceJobs(dramatiq.Middleware):
 
     def before_enqueue(self, broker: Broker, message: dramatiq.Message[Any], delay: int | None) -> None:
         if message.options.get("retries"):
-            # still within the run that failed; the sender's context stays
+            # still inside the failed run; the sender's context stays
             if (failed := current_traceparent()) is not None:
                 message.options[RETRIED_FROM] = failed
             return
@@ -124,7 +124,7 @@ class TraceJobs(dramatiq.Middleware):
         self._local.span = None
         span, token = open_span
         if exception is not None:
-            # the class alone: a text may hold anything
+            # only the class: a message text may contain anything
             span.set_attribute("error.type", type(exception).__qualname__)
             span.set_status(Status(StatusCode.ERROR, type(exception).__qualname__))
         span.end()
@@ -143,7 +143,7 @@ class TraceJobs(dramatiq.Middleware):
 
 
 def _context(traceparent: str | None) -> Context:
-    """The context of a traceparent; an empty one for what is none."""
+    """Return the context of a traceparent; an empty context if it is missing or invalid."""
     from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

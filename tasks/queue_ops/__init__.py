@@ -1,8 +1,8 @@
-"""Operations on queues, for the command line and the HTTP API alike: look, plan, act, and write down who did.
+"""Operations on queues, shared by the command line and the HTTP API: inspect, plan, act, audit.
 
-    plan_*()  reads, and freezes the ids that it will touch      -> Plan, which says it in Redis's words too
-    act(plan) touches these ids and no others, and only while they are as they were seen -> Done
-    audit()   who did what, begun and ended, the newest 10,000 or so
+    plan_*()  reads, and freezes the ids it will touch           -> Plan, which also lists the Redis commands
+    act(plan) touches only these ids, each only if unchanged     -> Done
+    audit()   lists who did what, started and ended; the newest 10,000 or so
 
 No listing ever shows an embedding. ``operations`` is the entry point; ``entries`` reads what an entry is about,
 ``dead_letters`` selects dead letters, ``canary`` requeues carefully, ``overdue`` finds jobs that are held too long, and

@@ -1,4 +1,4 @@
-"""Who did what to a queue: two entries each, before and after, so that an action that was killed shows.
+"""The audit of actions on queues: one entry before and one after, so that an interrupted action shows.
 
 key           type    holds                                                            ends
 sploot:audit  stream  plan, state (begun, done, failed), by, via, action, queue, note,  the oldest, beyond some 10,000
@@ -30,20 +30,20 @@ POSSIBLE_WHEN_FULL: Final[frozenset[Action]] = frozenset({"purge", "pause", "res
 
 @dataclass
 class Entry:
-    """An action under way; set ``done`` to what became of it."""
+    """An action in progress; set ``done`` to its result."""
 
     done: Done | None = None
 
 
 class AuditLog:
-    """Errors of redis-py pass through: what cannot be written down is not done."""
+    """The audit log. Errors of redis-py pass through: an action that cannot be audited is not applied."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
 
     @contextmanager
     def writing(self, plan: Plan, *, by: str, via: str, note: str) -> Iterator[Entry]:
-        """Note that the plan is begun, and how it ended: with ``done``, or with the error that left the block."""
+        """Record that the plan started, and how it ended: with ``done``, or with the error that left the block."""
         facts: dict[str, str | int] = {
             "plan": plan.plan_id,
             "by": by,
@@ -58,14 +58,14 @@ class AuditLog:
         try:
             self._add(facts | {"state": "begun"})
         except redis.OutOfMemoryError:
-            # what frees memory, or lets no more come, must be possible when there is none left
+            # actions that free memory or stop new work must be possible when no memory is left
             if plan.action not in POSSIBLE_WHEN_FULL:
                 raise
         entry = Entry()
         try:
             yield entry
         except BaseException as error:
-            # what failed is to be raised, not that it could not be written down
+            # raise the original error even if it cannot be recorded
             with suppress(*REDIS_ERRORS):
                 self._add(facts | {"state": "failed", "result": f"{type(error).__name__}: {error}"[:500]})
             raise
@@ -75,12 +75,12 @@ class AuditLog:
         try:
             self._add(facts | {"state": state, "done": done.n_done, "result": done.reason})
         except redis.OutOfMemoryError:
-            logger.warning("an action is not in the audit, because Redis is full", extra={"plan": plan.plan_id})
+            logger.warning("could not write the audit entry, because Redis is full", extra={"plan": plan.plan_id})
 
     def newest(self, limit: int = 50) -> Sequence[AuditRecord]:
-        """What was done, newest first, one record each."""
+        """Return the newest records, newest first, one per action."""
         records: dict[str, AuditRecord] = {}
-        # two entries each; an action whose end is within the page and whose begin is not is told by its end alone
+        # two entries each; if only the end of an action is on the page, the end alone makes its record
         for entry_id, fields in cast(list[Any], self._client.xrevrange(AUDIT, count=2 * limit + 1)):
             record = _record(entry_id, {name.decode(): value.decode() for name, value in fields.items()})
             records.setdefault(record.plan_id, record)
@@ -91,7 +91,7 @@ class AuditLog:
 
 
 def digest_of(ids: Sequence[str]) -> str:
-    """Tells whether two actions touched the same set."""
+    """Return a digest that is equal for two actions on the same ids."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 

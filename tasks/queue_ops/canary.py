@@ -1,8 +1,8 @@
-"""Requeueing dead letters with care: one first, then the rest at a rate; it stops when they die again.
+"""Careful requeueing of dead letters: one first, then the rest at a limited rate; stops when they fail again.
 
-What killed 500 jobs once kills them again unless somebody fixed it, and 500 retries at once are an incident of their
-own. Nothing is remembered between two steps but what Redis holds: killed at any moment, what was not put back is still
-a dead letter.
+An error that killed 500 jobs once kills them again unless it was fixed, and 500 retries at once are an incident of
+their own. All state between two steps is in Redis: if the process is killed, jobs not yet requeued are still dead
+letters.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from tasks.queue_ops.dead_letters import message_id_of
 
 POLL_S: Final = 0.2
 ENDED: Final = "ended"
-IN_LINE: Final = "in-line"  # what the broker says instead of an entry's id
+IN_LINE: Final = "in-line"  # returned by the broker in place of an entry id
 
 Fate = Literal["succeeded", "died", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """What a careful requeue did.
+    """The result of a careful requeue.
 
     Attributes:
-        n_requeued: dead letters put back to work.
-        n_died: of these, how many were seen to die again.
-        n_left: dead letters that were not touched, because it stopped.
-        because: one sentence.
+        n_requeued: dead letters requeued.
+        n_died: how many of them failed again.
+        n_left: dead letters not touched, because the canary stopped.
+        reason: one sentence.
     """
 
     n_requeued: int
@@ -42,14 +42,14 @@ class Requeued:
 
 
 class Canary:
-    """Requeues the letters of a plan, oldest first.
+    """Requeues the dead letters of a plan, oldest first.
 
     Args:
-        wait_s: how long the first one may take to end.
-        per_s: how many of the rest are put back a second.
-        stop_after: so many that die again stop it.
-        on_step: told what was done so far: requeued, died again.
-        clock, sleep: seconds; handed in by tests.
+        wait_s: how long the first job may take to end.
+        per_s: how many of the rest are requeued per second.
+        stop_after: number of jobs that fail again at which it stops.
+        on_step: called after each step with the numbers requeued and failed again.
+        clock, sleep: in seconds; replaced by tests.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Canary:
         self._on_step, self._clock, self._sleep = on_step, clock, sleep
 
     def requeue(self, plan: Plan) -> Requeued:
-        """Errors of the broker pass through; what was not put back then is still a dead letter."""
+        """Requeue the plan's dead letters. Broker errors pass through; jobs not yet requeued then stay dead letters."""
         dead_letters = self._broker.dead_letters(plan.queue)
         found = [dead_letter for entry in plan.entries if (dead_letter := dead_letters.get(entry.id)) is not None]
         if not found:
-            return Requeued(0, 0, 0, True, "all of them were gone already")
+            return Requeued(0, 0, 0, True, "all of them were already gone")
         first, rest = found[0], found[1:]
         watch = _Watch(self._broker, plan.queue)
         watch.expect([first])
@@ -81,14 +81,14 @@ class Canary:
         except DeadLetterTooLarge as refused:
             return Requeued(0, 0, len(found), False, f"the first one stays a dead letter: {refused}; stopped")
         if entry_id is None:
-            return Requeued(0, 0, len(rest), False, f"{first.id} was taken by somebody else meanwhile; plan again")
+            return Requeued(0, 0, len(rest), False, f"{first.id} was taken by another operator meanwhile; plan again")
         self._on_step(1, 0)
         match self._fate_of(first, entry_id, watch):
             case "died":
-                return Requeued(1, 1, len(rest), False, f"the first one died again: {watch.last_error}; stopped")
+                return Requeued(1, 1, len(rest), False, f"the first one failed again: {watch.last_error}; stopped")
             case "unknown":
-                told = watch.where(first, entry_id)
-                return Requeued(1, 0, len(rest), False, f"after {self._wait_s:g} s the first one {told}; stopped")
+                state = watch.where(first, entry_id)
+                return Requeued(1, 0, len(rest), False, f"after {self._wait_s:g} s the first one {state}; stopped")
             case "succeeded":
                 return self._rest(plan, rest, watch)
 
@@ -98,10 +98,10 @@ class Canary:
         n_left, why_left = 0, ""
         watch.expect(rest)
         for number, dead_letter in enumerate(rest):
-            # before the next one and not after it: who waited for a step has seen what became of those before
+            # before each requeue rather than after it, so that it counts every failure that happened during the sleep
             n_died = watch.n_died()
             if n_died >= self._stop_after:
-                why = f"{n_died} died again, the last of: {watch.last_error}; stopped"
+                why = f"{n_died} failed again, the last with: {watch.last_error}; stopped"
                 return Requeued(n_requeued, n_died, n_left + len(rest) - number, False, why)
             try:
                 n_requeued += dead_letters.requeue([dead_letter.id])
@@ -111,12 +111,12 @@ class Canary:
             self._sleep(max(0.0, started_at + (number + 1) / self._per_s - self._clock()))
         n_died = self._settled(watch)
         if n_died:
-            why = f"{n_died} of {n_requeued} died again: {watch.last_error}"
+            why = f"{n_died} of {n_requeued} failed again: {watch.last_error}"
             return Requeued(n_requeued, n_died, n_left, False, why)
         if n_left:
-            why = f"{n_requeued} put back to work, {n_left} stay dead letters: {why_left}"
+            why = f"{n_requeued} requeued, {n_left} stay dead letters: {why_left}"
             return Requeued(n_requeued, 0, n_left, False, why)
-        return Requeued(n_requeued, 0, 0, True, f"{n_requeued} put back to work, none died again")
+        return Requeued(n_requeued, 0, 0, True, f"{n_requeued} requeued, none failed again")
 
     def _fate_of(self, dead_letter: DeadLetter, entry_id: str, watch: _Watch) -> Fate:
         deadline = self._clock() + self._wait_s
@@ -124,14 +124,14 @@ class Canary:
             if watch.n_died():
                 return "died"
             if watch.where(dead_letter, entry_id) == ENDED:
-                # it may have died between the two looks
+                # it may have failed between the two checks
                 return "died" if watch.n_died() else "succeeded"
             if self._clock() >= deadline:
                 return "unknown"
             self._sleep(POLL_S)
 
     def _settled(self, watch: _Watch) -> int:
-        """How many died again, once nothing of the queue is being worked on, or after a while."""
+        """Return how many failed again, once the queue is idle or the wait is over."""
         deadline = self._clock() + self._wait_s
         while self._clock() < deadline and watch.n_died() < self._stop_after:
             if watch.is_idle():
@@ -141,7 +141,7 @@ class Canary:
 
 
 class _Watch:
-    """Looks for dead letters that come back, by the ids of their messages."""
+    """Watches for requeued dead letters that come back, by their message ids."""
 
     def __init__(self, broker: RedisStreamsBroker, queue: str) -> None:
         self._broker, self._queue = broker, queue
@@ -174,18 +174,18 @@ class _Watch:
         return len(self._died)
 
     def where(self, dead_letter: DeadLetter, entry_id: str) -> str:
-        """What the job of a letter that was put back as this entry does."""
+        """Return what the job of a requeued dead letter is doing, given its entry."""
         inspector = self._broker.inspector(self._queue)
         if entry_id == IN_LINE:
-            return "waits in line behind another of its ordering key"
+            return "waits in line behind another message of its ordering key"
         if inspector.entry(entry_id) is not None:
             pending = inspector.find_pending(entry_id)
             if pending is not None:
-                return f"runs at {pending.holder}"
+                return f"runs in {pending.holder}"
             return "waits, because its queue is paused" if self._broker.stats(self._queue).paused else "waits"
         wanted = (message_id_of(dead_letter) or "").encode()
         if wanted and any(wanted in message for message in inspector.delayed()):
-            return "failed, and will be tried again"
+            return "failed, and will be retried"
         return ENDED
 
     def is_idle(self) -> bool:

@@ -1,4 +1,4 @@
-"""Dead letters: which are meant, and what they have in common."""
+"""Selection, grouping and display of dead letters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.queue_ops.entries import facts_of, without_embedding
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterGroup:
-    """Letters that died of the same: actor, kind of error, field to blame."""
+    """Dead letters with the same actor, kind of error and field."""
 
     n: int
     reason: str
@@ -28,13 +28,13 @@ class DeadLetterGroup:
 
 
 def select(dead_letters: DeadLetters, wanted: DeadLetterFilter, *, now: datetime, limit: int) -> Iterator[DeadLetter]:
-    """Yield the letters that match, newest first. Reads until it has found enough, some megabytes at a time."""
+    """Yield the dead letters that match, newest first. Reads until it has found enough, some megabytes at a time."""
     return islice(_matching(dead_letters, wanted, now), limit)
 
 
 def groups_of(dead_letters: Iterable[DeadLetter]) -> Sequence[DeadLetterGroup]:
-    """The largest first."""
-    # ids and times alone: a queue keeps 100,000 dead letters, embeddings and all
+    """Group dead letters by kind, the largest group first."""
+    # keeps only ids and times: a queue holds up to 100,000 dead letters with embeddings
     by_kind: dict[tuple[str, str | None, str, str | None], list[tuple[str, datetime]]] = {}
     for dead_letter in dead_letters:
         key = dead_letter.reason, dead_letter.actor_name, kind_of_error(dead_letter), dead_letter.field
@@ -56,7 +56,7 @@ def groups_of(dead_letters: Iterable[DeadLetter]) -> Sequence[DeadLetterGroup]:
 
 
 def view_of(dead_letter: DeadLetter, *, is_whole: bool = False) -> DeadLetterView:
-    """The letter without its embeddings; its traceback and fields only where they are wanted."""
+    """Return the view of a dead letter without embeddings; traceback and fields only if ``is_whole``."""
     return DeadLetterView(
         dead_letter_id=dead_letter.id,
         queue=dead_letter.queue_name,
@@ -75,7 +75,7 @@ def view_of(dead_letter: DeadLetter, *, is_whole: bool = False) -> DeadLetterVie
 
 
 def kind_of_error(dead_letter: DeadLetter) -> str:
-    """The class of the exception; the reason of a letter that had none."""
+    """Return the class of the exception; the reason if there was no exception."""
     name, colon, _ = dead_letter.error.partition(":")
     return name if colon and name.isidentifier() else dead_letter.reason
 
@@ -85,7 +85,7 @@ def pet_of(dead_letter: DeadLetter) -> int | None:
 
 
 def message_id_of(dead_letter: DeadLetter) -> str | None:
-    """By which the job of a letter is known, a flat event's own id too."""
+    """Return the id of the message, or of the flat event."""
     return dead_letter.message_id or facts_of(dead_letter.fields).message_id
 
 

@@ -1,4 +1,4 @@
-"""What an entry of a stream is about, without its embedding: for listings, filters and logs."""
+"""Facts about stream entries without their embeddings, for listings, filters and logs."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 LONGEST_VALUE: Final = 200
-# An id that is longer is not one: contracts.MAX_TEXT.
+# A longer id is invalid: contracts.MAX_TEXT.
 LONGEST_ID: Final = 256
 
-# What no listing, log or error report may hold.
+# Never appears in a listing, log or error report.
 EMBEDDING: Final = "embedding"
 
-# By how much the clocks of Redis and of this machine may differ.
+# Tolerated difference between the clocks of Redis and this machine.
 _SKEW: Final = timedelta(minutes=1)
 
-# Within JSON the quote of a key has no backslash before it: no value can look like this key.
+# In JSON the quote of a key has no backslash before it, so no value can look like this key.
 _PET_IN_JSON: Final = re.compile(rb'(?<!\\)"pet_id":\s*(\d{1,19})')
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True, slots=True)
 class EntryFacts:
-    """What an entry says of itself; None where it does not say, or cannot be read.
+    """Facts about an entry; None for a fact that is missing or unreadable.
 
     Attributes:
         form: ``message`` for Dramatiq's JSON, ``event`` for flat fields, ``unreadable`` for neither.
-        n_bytes: of all its fields.
+        n_bytes: size of all its fields.
     """
 
     form: str
@@ -42,7 +42,7 @@ class EntryFacts:
 
 
 def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
-    """Never fails: what stands in a stream may be anything."""
+    """Return the facts of an entry. Never raises: a stream can contain anything."""
     n_bytes = sum(len(name) + len(value) for name, value in fields.items())
     message = _message(fields)
     if message is not None:
@@ -57,7 +57,7 @@ def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
             media_id=_text(kwargs.get("media_id")),
         )
     if b"message" in fields:
-        # of a large one only the head was read; its pet stands before its embedding
+        # of a large entry only the head was read; the pet precedes the embedding
         pet = _PET_IN_JSON.search(fields[b"message"])
         return EntryFacts("unreadable", n_bytes, pet_id=None if pet is None else _pet(pet[1].decode()))
     if b"pet_id" not in fields:
@@ -73,7 +73,7 @@ def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
 
 
 def added_at(entry_id: str) -> datetime | None:
-    """Return when an entry was added, by its id; None where the id is ahead of the clock and shows nothing."""
+    """Return when an entry was added, according to its id; None if the id is ahead of the clock."""
     try:
         at = datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, tz=UTC)
     except (ValueError, OverflowError, OSError):
@@ -82,7 +82,7 @@ def added_at(entry_id: str) -> datetime | None:
 
 
 def media_of(fields: Mapping[bytes, bytes]) -> frozenset[str]:
-    """The media items that an entry names, whole and exact: of an event the one, of a correction all."""
+    """Return the complete ids of the items that an entry names: one for an event, all for a correction."""
     message = _message(fields)
     if message is None:
         try:
@@ -97,7 +97,7 @@ def media_of(fields: Mapping[bytes, bytes]) -> frozenset[str]:
 
 
 def is_unclear(fields: Mapping[bytes, bytes]) -> bool:
-    """Whether an entry may be about any pet: it cannot be read, or what it has for a pet cannot."""
+    """Return whether an entry may belong to any pet, because it or its pet id is unreadable."""
     facts = facts_of(fields)
     if facts.form == "unreadable":
         return True
@@ -112,18 +112,18 @@ def _names(values: Iterable[object]) -> Iterator[str]:
 
 
 def without_embedding(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """The fields as JSON values, embeddings replaced by their size, long values cut."""
-    told: dict[str, Any] = {}
+    """Return the fields as JSON values, with embeddings replaced by their size and long values cut."""
+    readable: dict[str, Any] = {}
     message = _message(fields)
     for raw_name, value in fields.items():
         name = raw_name.decode(errors="replace")
         if name == "message" and message is not None:
-            told[name] = _redacted(message)
+            readable[name] = _redacted(message)
         elif name == EMBEDDING:
-            told[name] = f"<{len(value)} bytes>"
+            readable[name] = f"<{len(value)} bytes>"
         else:
-            told[name] = _cut(value.decode(errors="replace"))
-    return told
+            readable[name] = _cut(value.decode(errors="replace"))
+    return readable
 
 
 def _message(fields: Mapping[bytes, bytes]) -> dict[str, Any] | None:

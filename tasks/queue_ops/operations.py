@@ -1,4 +1,4 @@
-"""The operations: what a queue holds, what would be done to it, and doing exactly that."""
+"""The operations on queues: inspect a queue, plan an action, apply exactly that plan."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, o
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
 
-# What one plan touches at most: ids and holders of so many are some megabytes.
+# One plan touches at most this many entries; their ids and holders take some megabytes.
 MOST_ENTRIES: Final = 100_000
 SHOWN_IDS: Final = 3
 
@@ -44,8 +44,8 @@ class Operations:
     """Implements ``sploot_cluster.queues.QueueOperations``. Thread-safe.
 
     Args:
-        broker: which queues, and whose lease; nothing is consumed through it.
-        client: of the same Redis, for plans and the audit.
+        broker: defines the queues and the lease; consumes nothing here.
+        client: connection to the same Redis, for plans and the audit.
     """
 
     def __init__(self, broker: RedisStreamsBroker, client: redis.Redis) -> None:
@@ -55,26 +55,26 @@ class Operations:
         self._audit = AuditLog(client)
 
     def close(self) -> None:
-        """Close the connections that this made; ``client`` is its owner's."""
+        """Close the connections that this object made; ``client`` belongs to the caller."""
         self._broker.close()
 
-    # -- look ----------------------------------------------------------------------------------------------------
+    # -- inspect -------------------------------------------------------------------------------------------------
 
     def queues(self) -> Sequence[QueueStatus]:
         with _reaching_redis():
             return [self._status(queue) for queue in QUEUES]
 
     def inspector(self, queue: str) -> Inspector:
-        """The entries of the queue, to look at."""
+        """Return the inspector of a queue."""
         return self._broker.inspector(queue_named(queue))
 
     def find(self, pet_id: int) -> tuple[list[FoundJob], int]:
-        """The pet's jobs that have not ended; and how many entries had to be read because nobody had indexed them."""
+        """Return the pet's unfinished jobs, and the number of unindexed entries that were read to find them."""
         with _reaching_redis():
             return find_jobs(self._broker, self._client, pet_id)
 
     def stored_dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Iterator[DeadLetter]:
-        """Yield the dead letters that match, newest first, embeddings and all."""
+        """Yield the dead letters that match, newest first, with embeddings."""
         with _reaching_redis():
             yield from select(self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit)
 
@@ -102,14 +102,14 @@ class Operations:
         idle_s: float | None = None,
         even_if_alive: bool = False,
     ) -> Plan:
-        """Plan to hand entries back to work: these, those of a consumer, unowned ones, or those held for ``idle_s``.
+        """Plan to return entries to the queue: given ids, a consumer's, unowned ones, or those held for ``idle_s``.
 
-        Entries whose worker lives are left out, because it would run them too, unless ``even_if_alive``.
+        Entries of a live worker are left out unless ``even_if_alive``, because that worker would run them as well.
         """
         n_ways = bool(entry_ids) + (consumer is not None) + unowned + (idle_s is not None)
         if n_ways != 1:
             raise InvalidInput(
-                "entry_ids", "say which entries in exactly one way", "send ids, a consumer, unowned, or idle_s"
+                "entry_ids", "expected exactly one selection of entries", "give ids, a consumer, unowned or idle_s"
             )
         queue = queue_named(queue)
         warnings: list[str] = []
@@ -124,7 +124,7 @@ class Operations:
                 ghosts = {entry.id for entry in found.ghosts}
                 if ghosts:
                     warnings.append(
-                        f"{len(ghosts)} of them are pending ids whose entry is gone: the ids are removed, there "
+                        f"{len(ghosts)} of them are pending ids without an entry: the ids are removed, there "
                         "is nothing left to run"
                     )
             else:
@@ -133,17 +133,17 @@ class Operations:
             alive = {one.name for one in stats.consumers if one.is_alive}
             overdue = overdue_jobs(self._broker, stats)
         seen = [entry for entry in seen if not entry.is_handed_back]
-        # nobody runs a ghost, whoever has its id
+        # no worker runs a ghost, even if a live one holds its id
         of_the_living = [entry for entry in seen if entry.holder in alive and entry.id not in ghosts]
         if of_the_living and even_if_alive:
             warnings.append(
-                f"{len(of_the_living)} of them are held by workers that live, and may run twice; that does no harm, "
-                "every effect is keyed"
+                f"{len(of_the_living)} of them are held by live workers and may run twice, which is harmless: "
+                "every effect is idempotent"
             )
         elif of_the_living:
             warnings.append(
-                f"{len(of_the_living)} are left out, because the worker that holds them lives; --even-if-alive takes "
-                "them too, and they may run twice"
+                f"{len(of_the_living)} are left out, because live workers hold them; --even-if-alive includes "
+                "them, but they may run twice"
             )
             left_out = {entry.id for entry in of_the_living}
             seen = [entry for entry in seen if entry.id not in left_out]
@@ -173,7 +173,7 @@ class Operations:
         )
 
     def plan_retire(self, queue: str, consumer: str, *, even_if_alive: bool = False) -> Plan:
-        """Hand the consumer's entries back to work, then remove it."""
+        """Plan to return the consumer's entries to the queue, then remove the consumer."""
         queue = queue_named(queue)
         with _reaching_redis():
             names = {one.name for one in self._broker.stats(queue).consumers}
@@ -182,16 +182,18 @@ class Operations:
         if consumer not in names:
             close = get_close_matches(consumer, names, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}?" if close else "see sploot-cluster queue status"
-            raise InvalidInput("consumer", f"{consumer} is no consumer of {queue}", hint)
+            raise InvalidInput("consumer", f"{consumer} is not a consumer of {queue}", hint)
         if consumer == HANDED_BACK:
             raise InvalidInput(
-                "consumer", f"{HANDED_BACK} is nobody: it holds what was handed back", "leave it; workers take from it"
+                "consumer",
+                f"{HANDED_BACK} is a reserved consumer for returned entries",
+                "leave it; workers take from it",
             )
         warnings = []
         if is_alive and not even_if_alive:
-            warnings.append("it lives: nothing will be done; stop its worker, or say --even-if-alive")
+            warnings.append("the consumer is alive, so nothing will be done; stop its worker, or add --even-if-alive")
         elif is_alive:
-            warnings.append("it lives: it will come back by itself, and its jobs may run twice")
+            warnings.append("the consumer is alive: it will register again, and its jobs may run twice")
         keys, group = QueueKeys(NAMESPACE, queue), self._broker.settings.group
         ids = [entry.id for entry in held]
         commands = [f"XCLAIM {keys.stream} {group} {HANDED_BACK} 0 {_some(ids)} JUSTID"] if ids else []
@@ -212,18 +214,18 @@ class Operations:
         )
 
     def plan_pause(self, queue: str) -> Plan:
-        """Deliver nothing more until :meth:`plan_resume`."""
+        """Plan to stop delivery until :meth:`plan_resume`."""
         queue = queue_named(queue)
         keys = QueueKeys(NAMESPACE, queue)
         return self._plan(
             "pause",
             queue,
-            f"stop delivering {keys.stream} to every worker, restarts included, until it is resumed; what runs goes on",
+            f"stop delivering {keys.stream} to all workers, even after restarts, until resumed; running jobs continue",
             [f"SET {keys.paused} 1", f"XADD {keys.timer} MAXLEN 1 * paused 1"],
         )
 
     def plan_resume(self, queue: str) -> Plan:
-        """End a pause."""
+        """Plan to end a pause."""
         queue = queue_named(queue)
         keys = QueueKeys(NAMESPACE, queue)
         return self._plan(
@@ -236,14 +238,14 @@ class Operations:
     def plan_requeue(
         self, queue: str, *, dead_letter_ids: Sequence[str] = (), matching: DeadLetterFilter | None = None
     ) -> Plan:
-        """Put dead letters back to work, oldest first: these, or all that match."""
+        """Plan to requeue dead letters, oldest first: given ids, or all that match."""
         queue = queue_named(queue)
         ids = self._chosen(queue, dead_letter_ids, matching)
         keys = QueueKeys(NAMESPACE, queue)
         commands = []
         if ids:
             commands = [
-                f"XADD {keys.stream} * …  # the entry as it was, one for each of {_some(ids)}",
+                f"XADD {keys.stream} * …  # the original entry, once for each of {_some(ids)}",
                 f"XDEL {keys.dead} {_some(ids)}",
             ]
         return self._plan(
@@ -257,14 +259,14 @@ class Operations:
     def plan_purge(
         self, queue: str, *, dead_letter_ids: Sequence[str] = (), matching: DeadLetterFilter | None = None
     ) -> Plan:
-        """Remove dead letters for ever: these, or all that match."""
+        """Plan to delete dead letters permanently: given ids, or all that match."""
         queue = queue_named(queue)
         ids = self._chosen(queue, dead_letter_ids, matching)
         keys = QueueKeys(NAMESPACE, queue)
         return self._plan(
             "purge",
             queue,
-            f"remove {_n(len(ids), 'dead letter')} of {queue} for ever",
+            f"delete {_n(len(ids), 'dead letter')} of {queue} permanently",
             [f"XDEL {keys.dead} {_some(ids)}"] if ids else [],
             entries=[PlannedEntry(dead_letter_id) for dead_letter_id in ids],
             warnings=["this cannot be undone; sploot-cluster capture keeps a copy"] if ids else [],
@@ -287,14 +289,14 @@ class Operations:
 
     @contextmanager
     def acting(self, plan: Plan, *, by: str, via: str, note: str = "") -> Iterator[list[Done]]:
-        """For whoever acts on a plan in steps of its own: the one element to put into the list ends the audit."""
+        """Audit an action that runs in several steps; the caller appends its final ``Done`` to the yielded list."""
         result: list[Done] = []
         with _reaching_redis(acts=True), self._audit.writing(plan, by=by, via=via, note=note) as entry:
             yield result
             (entry.done,) = result
 
     def canary(self, *, wait_s: float, per_s: float, stop_after: int) -> Canary:
-        """Requeues the letters of a plan with care, within :meth:`acting`."""
+        """Return a canary that requeues a plan's dead letters carefully, for use within :meth:`acting`."""
         return Canary(self._broker, wait_s=wait_s, per_s=per_s, stop_after=stop_after)
 
     def _done(self, plan: Plan) -> Done:
@@ -302,21 +304,23 @@ class Operations:
             case "rescue":
                 rescued = self._broker.inspector(plan.queue).rescue(_as_seen(plan))
                 n, of = rescued.n_handed_back, len(plan.entries)
-                told = f"{n} of {of} handed back to work"
+                reason = f"{n} of {of} handed back to work"
                 if rescued.n_ghosts:
-                    told += f", {rescued.n_ghosts} ids without an entry removed"
+                    reason += f", {rescued.n_ghosts} ids without an entry removed"
                 left = of - n - rescued.n_ghosts
                 if left:
-                    told += f"; {left} had changed since they were planned, and were left alone"
-                return _ended(plan, n + rescued.n_ghosts, told)
+                    reason += f"; {left} had changed since the plan and were skipped"
+                return _ended(plan, n + rescued.n_ghosts, reason)
             case "retire-consumer":
                 return self._retire(plan)
             case "pause":
                 self._broker.pause(plan.queue)
-                return _ended(plan, 0, f"{plan.queue} is paused; sploot-cluster queue resume {plan.queue} ends it")
+                return _ended(
+                    plan, 0, f"{plan.queue} is paused; resume it with sploot-cluster queue resume {plan.queue}"
+                )
             case "resume":
                 self._broker.resume(plan.queue)
-                return _ended(plan, 0, f"{plan.queue} is delivered again")
+                return _ended(plan, 0, f"{plan.queue} is resumed")
             case "requeue":
                 try:
                     n = self._broker.dead_letters(plan.queue).requeue([entry.id for entry in plan.entries])
@@ -327,7 +331,7 @@ class Operations:
                 return _ended(plan, n, f"{n} of {len(plan.entries)} put back to work" + _gone(plan, n))
             case "purge":
                 n = self._broker.dead_letters(plan.queue).purge([entry.id for entry in plan.entries])
-                return _ended(plan, n, f"{n} of {len(plan.entries)} removed" + _gone(plan, n))
+                return _ended(plan, n, f"{n} of {len(plan.entries)} deleted" + _gone(plan, n))
             case _:
                 assert_never(plan.action)
 
@@ -335,23 +339,23 @@ class Operations:
         assert plan.consumer is not None
         inspector = self._broker.inspector(plan.queue)
         if not plan.is_forced and plan.consumer in self._alive(plan.queue):
-            return _ended(plan, 0, f"{plan.consumer} lives; nothing was done", is_complete=False)
+            return _ended(plan, 0, f"{plan.consumer} is alive; nothing was done", is_complete=False)
         rescued = inspector.rescue(_as_seen(plan))
         retired = inspector.retire(plan.consumer, even_if_alive=plan.is_forced)
         n = rescued.n_handed_back + rescued.n_ghosts
-        told = f"{rescued.n_handed_back} of {len(plan.entries)} entries handed back to work"
+        reason = f"{rescued.n_handed_back} of {len(plan.entries)} entries handed back to work"
         match retired.outcome:
             case "retired":
-                return _ended(plan, n, f"{told}, {plan.consumer} removed")
+                return _ended(plan, n, f"{reason}, {plan.consumer} removed")
             case "holds":
-                why = f"it holds {retired.n} that were not in the plan, and stays; plan again"
+                why = f"the consumer holds {retired.n} entries that were not in the plan, so it stays; plan again"
             case "alive":
-                why = "it lives, and stays"
+                why = "the consumer is alive, so it stays"
             case _:
                 assert_never(retired.outcome)
-        return _ended(plan, n, f"{told}; {why}", is_complete=False)
+        return _ended(plan, n, f"{reason}; {why}", is_complete=False)
 
-    # -- what both need ------------------------------------------------------------------------------------------
+    # -- shared --------------------------------------------------------------------------------------------------
 
     def _status(self, queue: str) -> QueueStatus:
         stats = self._broker.stats(queue)
@@ -381,7 +385,7 @@ class Operations:
         return {one.name for one in self._broker.stats(queue).consumers if one.is_alive}
 
     def _look_up(self, inspector: Inspector, entry_ids: Sequence[str]) -> list[PendingEntry]:
-        """The entries of these ids, whoever has them.
+        """Return the entries of these ids, with their holders.
 
         Raises:
             InvalidInput: one of them is neither pending nor an orphan.
@@ -401,17 +405,17 @@ class Operations:
                     raise InvalidInput(
                         "entry_ids",
                         f"{entry_id} was never delivered",
-                        "it needs no rescue: the next free worker runs it",
+                        "it needs no rescue; the next free worker runs it",
                     )
                 entry = PendingEntry(entry_id, "", 0)
             seen.append(entry)
         return seen
 
     def _chosen(self, queue: str, dead_letter_ids: Sequence[str], matching: DeadLetterFilter | None) -> Sequence[str]:
-        """The ids of the letters, oldest first."""
+        """Return the ids of the selected dead letters, oldest first."""
         if bool(dead_letter_ids) == (matching is not None):
             raise InvalidInput(
-                "dead_letter_ids", "say which dead letters in exactly one way", "send their ids, or a filter"
+                "dead_letter_ids", "expected exactly one selection of dead letters", "give their ids or a filter"
             )
         if matching is not None:
             return [dead_letter.id for dead_letter in self.stored_dead_letters(queue, matching, limit=MOST_ENTRIES)][
@@ -425,7 +429,7 @@ class Operations:
                 if dead_letter is None:
                     raise InvalidInput(
                         "dead_letter_ids",
-                        f"{dead_letter_id} is no dead letter of {queue}",
+                        f"{dead_letter_id} is not a dead letter of {queue}",
                         "see sploot-cluster queue dead list",
                     )
                 found.append(dead_letter.id)
@@ -462,10 +466,10 @@ class Operations:
 
 
 def queue_named(text: str) -> str:
-    """The queue of a name, of its stream's name, or of a part that only one has: ``embedding``.
+    """Return the queue of a name, of its stream's name, or of a part that only one queue has, e.g. ``embedding``.
 
     Raises:
-        InvalidInput: no queue, or several.
+        InvalidInput: no queue matches, or several do.
     """
     wanted = text.removeprefix(f"{NAMESPACE}:")
     if wanted in QUEUES:
@@ -473,24 +477,24 @@ def queue_named(text: str) -> str:
     found = [queue for queue in QUEUES if wanted and wanted in queue]
     if len(found) == 1:
         return found[0]
-    raise InvalidInput("queue", f"{text!r} names {len(found)} queues", f"choose of {', '.join(found or QUEUES)}")
+    raise InvalidInput("queue", f"{text!r} matches {len(found)} queues", f"choose from {', '.join(found or QUEUES)}")
 
 
 def _why(stats: QueueStats, overdue: Sequence[OverdueJob]) -> str:
-    """One sentence, the most telling reason first."""
+    """Return why jobs wait, in one sentence; the most important reason wins."""
     if overdue:
         return f"{effect_of(overdue)}; {command_that_frees(stats.queue_name, overdue[:SHOWN_IDS])}"
     n_alive = sum(one.is_alive for one in stats.consumers)
     if stats.paused:
-        return f"it is paused; sploot-cluster queue resume {stats.queue_name}"
+        return f"the queue is paused; sploot-cluster queue resume {stats.queue_name}"
     if not n_alive:
         return "no worker takes its jobs; start one: sploot-cluster worker"
     if stats.orphaned:
-        return f"{stats.orphaned} were acknowledged or deleted by hand; workers put them back to work within seconds"
+        return f"{stats.orphaned} were acknowledged or deleted by hand; workers requeue them within seconds"
     if stats.undelivered:
         return f"{stats.undelivered} wait for {_n(n_alive, 'worker process', 'worker processes')}"
     if stats.in_flight:
-        return f"{stats.in_flight} are being worked on"
+        return f"{stats.in_flight} are in progress"
     return "nothing waits"
 
 
@@ -529,9 +533,7 @@ def _order(entry_id: str) -> tuple[int, int]:
     try:
         return int(ms), int(number or 0)
     except ValueError:
-        raise InvalidInput(
-            "id", f"{entry_id!r} has not the form of an id", "send one such as 1764000000000-0"
-        ) from None
+        raise InvalidInput("id", f"{entry_id!r} is not a stream entry id", "expected e.g. 1764000000000-0") from None
 
 
 @contextmanager
@@ -539,5 +541,5 @@ def _reaching_redis(*, acts: bool = False) -> Iterator[None]:
     try:
         yield
     except (*REDIS_ERRORS, BrokerConnectionError) as error:
-        outcome = "nobody knows how far it came, see the audit and plan again" if acts else "nothing was changed"
+        outcome = "it may have run in part: see the audit, then plan again" if acts else "nothing was changed"
         raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error

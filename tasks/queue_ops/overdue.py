@@ -1,7 +1,7 @@
-"""Jobs that a living worker holds beyond their time limit: nothing else reports them, and no lease ends for them.
+"""Jobs that a live worker holds beyond their time limit. No other check reports them, and their lease does not end.
 
-A worker interrupts a job at its limit, so one that is held for longer hangs, or waits in its process behind others. The
-latter lasts no longer than the longest limit of any actor; beyond that it is certain.
+A worker interrupts a job at its limit, so a job held for longer either hangs or waits in its process behind others.
+Such a wait lasts no longer than the longest limit of any actor; a job held beyond that hangs for certain.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from broker import QueueStats, RedisStreamsBroker, UndecodableEntry
 from broker.keys import HANDED_BACK
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, POLICIES, limit_ms
 
-# What one look reads at most; more than these are hardly of interest one by one.
+# One call reads at most this many; the list shows where to look, it need not be complete.
 MOST_READ: Final = 100
 MOST_NAMED: Final = 3
 
@@ -23,10 +23,10 @@ _LEAST_LIMIT_S: Final = min(policy.time_limit_ms for policy in POLICIES.values()
 
 @dataclass(frozen=True, slots=True)
 class OverdueJob:
-    """One of them.
+    """A job held beyond its time limit.
 
     Attributes:
-        held_s: since it was delivered.
+        held_s: time since its delivery.
         limit_s: its time limit.
     """
 
@@ -38,12 +38,12 @@ class OverdueJob:
 
     @property
     def is_certain(self) -> bool:
-        """Whether it cannot just be waiting behind other jobs of its process."""
+        """Whether the job hangs for certain, and is not just waiting behind other jobs of its process."""
         return self.held_s > self.limit_s + LONGEST_LIMIT_MS / 1000 + LIMIT_GRACE_S
 
 
 def overdue_jobs(broker: RedisStreamsBroker, stats: QueueStats) -> list[OverdueJob]:
-    """The overdue jobs of a queue, the one that is held for longest first.
+    """Return the overdue jobs of a queue, longest held first.
 
     Raises:
         BrokerConnectionError: Redis does not answer.
@@ -64,11 +64,11 @@ def overdue_jobs(broker: RedisStreamsBroker, stats: QueueStats) -> list[OverdueJ
 
 
 def effect_of(jobs: Sequence[OverdueJob]) -> str:
-    """What a person should know of overdue jobs, in one clause."""
+    """Describe overdue jobs for an operator, in one clause."""
     first = jobs[0]
     holders = list(dict.fromkeys(job.holder for job in jobs))
     more = f" and {len(holders) - MOST_NAMED} more" if len(holders) > MOST_NAMED else ""
-    what = "it hangs" if first.is_certain else "it hangs, or waits there behind longer jobs"
+    what = "it hangs" if first.is_certain else "it hangs, or waits behind longer jobs"
     return (
         f"{len(jobs)} held beyond {'its' if len(jobs) == 1 else 'their'} time limit, for {first.held_s:.0f} s of "
         f"{first.limit_s:.0f} s, by {', '.join(holders[:MOST_NAMED])}{more}: {what}"
@@ -76,7 +76,7 @@ def effect_of(jobs: Sequence[OverdueJob]) -> str:
 
 
 def command_that_frees(queue: str, jobs: Sequence[OverdueJob]) -> str:
-    """The command that hands them to other workers."""
+    """Return the command that hands the jobs to other workers."""
     return f"sploot-cluster queue rescue {queue} {' '.join(job.entry_id for job in jobs)} --even-if-alive --yes"
 
 

@@ -1,12 +1,12 @@
--- Notes for some entries that wait which pet each is about, and forgets some that wait no more.
+-- Indexes a page of waiting entries by pet, and removes a page of index rows whose entries wait no longer.
 --
--- KEYS     1 stream  2 index: zset entry id, scored by pet  3 hash: up_to (entry id), rank (where forgetting goes on),
---          seen (the last entry at the time seen_at), ripe (the last entry that has waited long enough)
--- ARGV     look at so many entries at most, only at those that have waited for so many ms
--- Returns  {looked at, forgotten}; fewer looked at than asked for: all that wait long enough are noted
+-- KEYS     1 stream  2 index: zset entry id, scored by pet  3 hash: up_to (last entry indexed), rank (position of the
+--          cleanup), seen (last entry of the stream at seen_at), ripe (last entry that has waited long enough)
+-- ARGV     maximum number of entries, minimum wait in ms
+-- Returns  {indexed, removed}; fewer indexed than asked for: every entry that has waited long enough is indexed
 --
--- Producers in any language write plain entries, so that nobody but a reader can know the pet. What is read here is
--- read once, and only of work that did not go straight through: an idle queue costs two commands a call.
+-- Producers in any language write plain entries, so only a reader can find out the pet. Each entry is read at most once
+-- here, and not at all if it is delivered quickly; a call on an idle queue costs two commands.
 
 local stream, index, progress = KEYS[1], KEYS[2], KEYS[3]
 local n, waited = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -17,7 +17,7 @@ if not first then
   return {0, 0}
 end
 
--- Exactly, which the numbers of Lua are not for every id.
+-- Compares exactly; Lua's numbers cannot hold every id.
 local function is_less(one, other)
   local ms, number = string.match(one, '^(%d+)-(%d+)$')
   local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
@@ -31,15 +31,16 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1][1]
 local up_to, seen, seen_at, ripe = unpack(redis.call('HMGET', progress, 'up_to', 'seen', 'seen_at', 'ripe'))
-if up_to and is_less(last, up_to) then -- the stream was made again, and its ids begin earlier
+if up_to and is_less(last, up_to) then -- the stream was created again, and its ids start lower
   up_to, seen, ripe = nil, nil, nil
 end
 
--- A first write that needs no memory: a full server lets pass what follows, and a pet can be deleted, which frees some.
+-- A first write that needs no memory makes a full server accept the following ones, so pets can be deleted to free
+-- some.
 redis.call('ZREM', index, '')
 
--- Up to where all have waited long enough: by their ids, or, where these are ahead of the clock, as a producer can choose
--- them, by what was the last entry that long ago.
+-- The end of the range in which every entry has waited long enough: by id, or, if a producer chose ids ahead of the
+-- clock, by the last entry seen that long ago.
 local to = waited == 0 and '+' or string.format('%.0f', now - waited)
 if waited > 0 and is_less(to .. '-0', last) and tonumber(string.match(last, '^%d+')) > now then
   local since = seen and now - tonumber(seen_at) or -1
@@ -61,14 +62,14 @@ for _, entry in ipairs(entries) do
     if fields[i] == 'pet_id' then
       pet = string.match(fields[i + 1], '^%d+$')
     elseif fields[i] == 'message' then
-      -- inside a JSON text the quote of a key has no backslash before it: no value can look like this key
+      -- inside a JSON text the quote of a key has no backslash before it, so no value can look like this key
       pet = string.match(fields[i + 1], '"pet_id":%s*(%d+)')
     end
     if pet then
       break
     end
   end
-  if pet and #pet <= 19 then -- no int64 has more digits
+  if pet and #pet <= 19 then -- an int64 has at most 19 digits
     notes[#notes + 1] = pet
     notes[#notes + 1] = entry[1]
   end
@@ -80,8 +81,8 @@ if #entries > 0 then
   redis.call('HSET', progress, 'up_to', entries[#entries][1])
 end
 
--- Two are looked at for each that was noted, so that the index cannot grow beyond the work that waits. Those before the
--- first entry of the stream have ended; a gap in the middle is found when somebody asks.
+-- Cleanup checks two rows for each one indexed, so the index cannot outgrow the waiting entries. Rows before the first
+-- entry of the stream have ended; gaps in the middle are found by searches.
 local rank = tonumber(redis.call('HGET', progress, 'rank') or 0)
 local n_looks = 2 * math.max(#entries, 100)
 local looked = redis.call('ZRANGE', index, rank, rank + n_looks - 1)
@@ -94,6 +95,6 @@ end
 if #ended > 0 then
   redis.call('ZREM', index, unpack(ended))
 end
-rank = #looked == n_looks and rank + #looked - #ended or 0 -- from the start again, after the last one
+rank = #looked == n_looks and rank + #looked - #ended or 0 -- start again after the last row
 redis.call('HSET', progress, 'rank', rank)
 return {#entries, #ended}

@@ -1,16 +1,17 @@
-"""Where a pet's work is, among 100,000 jobs, without asking anything of producers.
+"""An index that finds a pet's jobs among 100,000, without any help from producers.
 
-A stream can be read by id and not by content, and events come by plain ``XADD`` from any language. So what waits is
-indexed by a reader: every worker process and every server notes every few seconds what has waited for two seconds or
-more (:class:`KeepPetIndex`), and whoever asks catches up on the rest first. What goes straight through is never read.
+A stream can be read by id but not by content, and events arrive by plain ``XADD`` from any language. Waiting entries
+are therefore indexed by readers: every few seconds, each worker process and each server indexes the entries that have
+waited for two seconds or more (:class:`KeepPetIndex`), and a search first catches up on the rest. Entries that are
+delivered at once are never read.
 
     key                     type  holds                                                  ends
-    {ns:q}:pets             zset  entry id, scored by pet                                entry by entry, with the work
-    {ns:q}:pets:progress    hash  up_to: the last entry noted; rank: where forgetting is  with the work
+    {ns:q}:pets             zset  entry id, scored by pet                                entry by entry, as jobs end
+    {ns:q}:pets:progress    hash  up_to: last entry indexed; rank: position of cleanup   when the stream is empty
                                   seen, seen_at, ripe: see pet_index.lua
 
-Pet ids above 2^53 share a score with their neighbours; every answer is checked against the entry itself, which also
-passes over what has ended meanwhile. Measured in ``benchmarks/find.py``.
+Pet ids above 2^53 share a score with their neighbours, so every result is checked against the entry itself; this also
+drops entries that have ended meanwhile. Measured in ``benchmarks/find.py``.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ logger = logging.getLogger("sploot-cluster.queue")
 INDEXED: Final = (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER)
 
 WAITED_MS: Final = 2_000
-PAGE: Final = 200  # entries a call: one to two milliseconds of the server
+PAGE: Final = 200  # entries per call: one to two milliseconds of server time
 CATCH_UP_PAGE: Final = 1_000
-READ_PAGE: Final = 100  # entries of which all is read at once
-# A backlog of 100,000 is noted within half a minute by one process, for at most a twentieth of the server's time.
+READ_PAGE: Final = 100  # entries that are read whole in one round trip
+# One process indexes a backlog of 100,000 within half a minute, with at most a twentieth of the server's time.
 ROUND_S: Final = 3.0
 PAUSE_S: Final = 0.04
 
@@ -49,12 +50,12 @@ State = str
 
 @dataclass(frozen=True, slots=True)
 class FoundJob:
-    """A job of a pet that has not ended.
+    """An unfinished job of a pet.
 
     Attributes:
-        state: ``waiting``, ``in flight``, ``delayed``, or ``in line`` behind another one of its ordering key.
-        entry_id: None for the last two, which have none yet.
-        holder: who works on it, where somebody does.
+        state: ``waiting``, ``in flight``, ``delayed``, or ``in line`` behind another message of its ordering key.
+        entry_id: None for ``delayed`` and ``in line`` jobs, which have no entry yet.
+        holder: the consumer that works on it, if any.
     """
 
     queue: str
@@ -69,7 +70,7 @@ class FoundJob:
 
 
 class PetIndex:
-    """The index of one queue. Thread-safe, and safe in any number of processes at once."""
+    """The index of one queue. Thread-safe; any number of processes may use it at once."""
 
     def __init__(self, client: redis.Redis, queue: str) -> None:
         self._client = client
@@ -78,12 +79,12 @@ class PetIndex:
         self._script = client.register_script(files(__package__).joinpath("pet_index.lua").read_text(encoding="utf-8"))
 
     def note(self, n: int = PAGE, *, waited_ms: int = WAITED_MS) -> int:
-        """Note at most ``n`` entries that have waited so long; how many those were."""
+        """Index at most ``n`` entries that have waited for ``waited_ms``, and return how many those were."""
         looked_at, _ = cast("list[int]", self._script(keys=self._keys, args=[n, waited_ms]))
         return looked_at
 
     def catch_up(self) -> int:
-        """Note all that waits; how many entries were read for that."""
+        """Index all waiting entries, and return how many were read."""
         total = 0
         while True:
             n = self.note(CATCH_UP_PAGE, waited_ms=0)
@@ -92,7 +93,7 @@ class PetIndex:
                 return total
 
     def entries_of(self, pet_id: int) -> list[str]:
-        """Entries that may be the pet's, oldest first; some may have ended."""
+        """Return the entries that may be the pet's, oldest first; some may have ended."""
         found = cast("list[bytes]", self._client.zrangebyscore(self._keys[1], pet_id, pet_id))
         return sorted((entry_id.decode() for entry_id in found), key=_order)
 
@@ -104,9 +105,9 @@ class PetIndex:
 def find_jobs(
     broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, limit: int = 1_000
 ) -> tuple[list[FoundJob], int]:
-    """The pet's jobs that have not ended, of every queue, at most ``limit`` of each; and how many entries were indexed.
+    """Return the pet's unfinished jobs, at most ``limit`` per queue, and the number of entries indexed for it.
 
-    Reads the index, what workers hold, and what is not in the stream yet; the last is read whole.
+    Reads the index, the pending entries, and all delayed and in-line messages.
     """
     found: list[FoundJob] = []
     n_indexed = 0
@@ -120,7 +121,7 @@ def find_jobs(
         for entry_id, facts in zip(candidates, known, strict=False):
             if facts is not None and facts.pet_id == pet_id:
                 found.append(_job(queue, inspector, entry_id, facts, pending))
-        # what was delivered at once was never indexed
+        # entries that were delivered at once were never indexed
         unknown = [entry_id for entry_id in pending if entry_id not in set(candidates)]
         for entry_id, facts in zip(unknown, _facts_of(inspector, unknown), strict=True):
             if facts is not None and facts.pet_id == pet_id:
@@ -134,7 +135,7 @@ def find_jobs(
 
 
 class KeepPetIndex(dramatiq.Middleware):
-    """Keeps the index of what waits, in a thread of each worker process, or from ``start`` to ``stop``."""
+    """Keeps the index up to date in a thread of each worker process, or from ``start`` to ``stop``."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._indexes = [PetIndex(client, queue) for queue in INDEXED]
@@ -153,13 +154,13 @@ class KeepPetIndex(dramatiq.Middleware):
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread. Safe to call twice."""
+        """Stop the thread. Can be called twice."""
         self._is_stopping.set()
         if self._thread is not None:
             self._thread.join(5.0)
 
     def run_once(self) -> int:
-        """Note what waits, page by page; how many entries those were."""
+        """Index waiting entries page by page, and return how many those were."""
         total = 0
         for index in self._indexes:
             while n := index.note():
@@ -177,7 +178,7 @@ class KeepPetIndex(dramatiq.Middleware):
 
 
 def _facts_of(inspector: Inspector, entry_ids: Sequence[str]) -> list[EntryFacts | None]:
-    """What entries say of themselves; None for one that has ended."""
+    """Return the facts of each entry; None for one that has ended."""
     found: list[EntryFacts | None] = []
     for start in range(0, len(entry_ids), READ_PAGE):
         page = inspector.entries(entry_ids[start : start + READ_PAGE])

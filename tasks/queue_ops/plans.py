@@ -1,7 +1,7 @@
-"""Plans that wait for somebody to say yes.
+"""Plans that wait for confirmation.
 
 key               type    holds                                   ends
-sploot:plan:<id>  string  the plan as JSON, its frozen ids too    when it is taken, or after an hour
+sploot:plan:<id>  string  the plan as JSON with its frozen ids     when it is taken, or after an hour
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sploot_cluster.queues import Plan, PlannedEntry, PlanUnknown
 
 KEEP_S: Final = 60 * 60
 
-# KEYS 1 plan; ARGV the plan, seconds to keep it. The first write needs no memory, so that a full server lets pass what
-# follows: a plan to remove dead letters must be possible then.
+# KEYS 1 plan; ARGV the plan, seconds to keep it. The first write needs no memory, so a full server accepts the second:
+# it must be possible to plan the deletion of dead letters then.
 _KEEP: Final = """
 redis.call('DEL', KEYS[1])
 return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 """
 
-# One step, so that two people who apply one plan do not both act. GETDEL is Redis 6.2.
+# One step, so that only one of two operators who apply a plan acts. GETDEL is Redis 6.2.
 _TAKE: Final = "GETDEL"
 
 
@@ -34,7 +34,7 @@ def new_plan_id() -> str:
 
 
 class Plans:
-    """Errors of redis-py pass through."""
+    """The store of plans. Errors of redis-py pass through."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -48,7 +48,7 @@ class Plans:
         self._keep(keys=[_key(plan.plan_id)], args=[json.dumps(stored), KEEP_S])
 
     def take(self, plan_id: str) -> Plan:
-        """Raises PlanUnknown."""
+        """Return a plan and delete it. Raises PlanUnknown."""
         stored = cast("bytes | None", self._client.execute_command(_TAKE, _key(plan_id)))
         if stored is None:
             raise PlanUnknown(plan_id)

@@ -50,7 +50,7 @@ def test_tutorial_blocks_run_in_order(tmp_path: Path) -> None:
                 if "dead list" in block:
                     eventually(lambda b=block: "undecodable" in run("bash", b), within_s=60)  # type: ignore[misc]
                 if "recluster" in block and not printed:
-                    eventually(lambda: "40 media" in run("bash", "sploot-cluster clusters 42"), within_s=60)
+                    eventually(lambda: "40 items" in run("bash", "sploot-cluster clusters 42"), within_s=60)
                 if "REVISION=42" in block:
                     (revision,) = re.findall(r"^(\d+) +split", printed[-1], flags=re.MULTILINE)
                     block = block.replace("REVISION=42", f"REVISION={revision}")
@@ -64,6 +64,6 @@ def test_tutorial_blocks_run_in_order(tmp_path: Path) -> None:
     assert "is in cluster 3" in split
     assert "split" in again
     assert "2 clusters" in undone
-    assert "has 2 values, dim" in dead
+    assert "has 2 values, but dim" in dead
     assert "1 dead letter" in plan
     assert "Done" in purged

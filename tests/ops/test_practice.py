@@ -184,8 +184,8 @@ def test_runbook_finds_and_resumes_a_paused_queue(on_call: OnCall) -> None:
     heading = opened(on_call, "MediaClusterStalled")
     (first,) = under(heading)
     output = on_call.follow(first)
-    assert "embedding.ingested: it is paused" in output
-    (row,) = [line for line in TEXT.splitlines() if line.startswith("| `it is paused`")]
+    assert "embedding.ingested: the queue is paused" in output
+    (row,) = [line for line in TEXT.splitlines() if line.startswith("| `the queue is paused`")]
     action = leads_to(row, "Redis backlog action")
     (resume,) = under(action, "queue resume")
     output = on_call.follow(resume)
@@ -195,7 +195,7 @@ def test_runbook_finds_and_resumes_a_paused_queue(on_call: OnCall) -> None:
 
 
 def test_runbook_replaces_crashed_workers_by_a_manual_one(on_call: OnCall) -> None:
-    on_call.type("hint")
+    on_call.type("fix")
     on_call.type("crash")
 
     heading = opened(on_call, "MediaClusterNoWorkers")
@@ -208,7 +208,7 @@ def test_runbook_replaces_crashed_workers_by_a_manual_one(on_call: OnCall) -> No
 
 
 def test_runbook_takes_a_hung_job_from_a_living_worker(on_call: OnCall) -> None:
-    on_call.type("hint")
+    on_call.type("fix")
     on_call.type("hold")
 
     heading = opened(on_call, "MediaClusterStreamLagHigh")
@@ -222,7 +222,7 @@ def test_runbook_takes_a_hung_job_from_a_living_worker(on_call: OnCall) -> None:
 
 # The last test: error-budget alerts stay active long after their cause has ended.
 def test_runbook_captures_and_purges_poison_events(on_call: OnCall) -> None:
-    on_call.type("hint")
+    on_call.type("fix")
     on_call.type("poison")
 
     heading = opened(on_call, "MediaClusterFailuresSpiking")

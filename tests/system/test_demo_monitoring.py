@@ -102,7 +102,7 @@ def test_exercise_is_refused_and_uploads_retry_when_redis_is_away(
 
     with practice_without_redis(tmp_path) as practice:
         for exercise in ("pause", "poison", "hold"):
-            with pytest.raises(NotBegun, match="type it again when it is back"):
+            with pytest.raises(NotBegun, match="retry once it is back"):
                 practice.begin(exercise)
         tried = practice.n_sent
         eventually(lambda: practice.n_sent >= tried + 2, within_s=60)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tasks.demo.stack import Pod
+from tasks.embedded_redis import ends_with_parent
 from tests.support import eventually
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -60,14 +61,14 @@ def test_pod_stopped_during_a_restart_ends(pod: Pod, tmp_path: Path, monkeypatch
     (first,) = running(tmp_path)
     first.kill()
     eventually(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE)
-    begins, may_go_on, spawn = threading.Event(), threading.Event(), pod._spawn
+    begins, may_go_on = threading.Event(), threading.Event()
 
-    def spawn_late() -> None:
+    def spawn_late() -> Callable[[], None] | None:
         begins.set()
         may_go_on.wait(30)
-        spawn()
+        return ends_with_parent()
 
-    monkeypatch.setattr(pod, "_spawn", spawn_late)
+    monkeypatch.setattr("tasks.demo.stack.ends_with_parent", spawn_late)
     supervisor, stopper = (threading.Thread(target=act) for act in (pod.keep_up, pod.ask_to_stop))
     supervisor.start()
     begins.wait(30)

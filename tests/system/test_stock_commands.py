@@ -125,9 +125,9 @@ def _has_done(client: Any, n: int) -> bool:
 
 
 def _has_begun(log: Path, times: int) -> bool:
-    """Whether the worker process and the one beside it have begun so often: a signal before that is lost."""
+    """Return whether worker and metrics process have started this many times; an earlier signal is lost."""
     text = log.read_text()
-    return text.count("is ready for action") >= 2 * times and text.count("metrics are served") >= times
+    return text.count("is ready for action") >= 2 * times and text.count("serving metrics") >= times
 
 
 def test_stock_scheduler_triggers_the_backlog_sample(server: EmbeddedRedis, tmp_path: Path) -> None:

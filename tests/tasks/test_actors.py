@@ -1,4 +1,4 @@
-"""The actors on a broker and a store in memory: messages go in, and the pet tells what came of them."""
+"""The actors on an in-memory broker and store: messages go in, the pet shows their effect."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def service(store: MemoryPetStore) -> ClusterService:
 
 @pytest.fixture
 def broker(service: ClusterService) -> Iterator[StubBroker]:
-    """The actors, and a worker that runs them."""
+    """The actors with a worker that runs them."""
     broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit()])
     declare_actors(broker, service)
     worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
@@ -79,7 +79,7 @@ def broker(service: ClusterService) -> Iterator[StubBroker]:
 
 @pytest.fixture
 def three_subjects(service: ClusterService) -> PetView:
-    """Twelve pictures of each of three subjects, in clusters 1, 2 and 3."""
+    """Store twelve pictures of each of three subjects, in clusters 1, 2 and 3."""
     for subject in range(3):
         take(service, subject, range(12))
     service.recluster(PET)
@@ -89,13 +89,13 @@ def three_subjects(service: ClusterService) -> PetView:
 
 
 def event(**changes: Any) -> dict[str, Any]:
-    """The arrival of another picture of the first subject, which looks like one that is there."""
+    """Return the arrival of another picture of the first subject, similar to a stored one."""
     arrival = EmbeddingIngested.of(pet_id=PET, media_id=name(0, 99), model=MODEL, embedding=picture(0, 0))
     return arrival.to_kwargs() | changes
 
 
 def run(broker: StubBroker, actor: str, *args: Any, **kwargs: Any) -> dramatiq.Message[Any]:
-    """Send a message, wait until it has run, and raise what it raised for good."""
+    """Send a message, wait until it has run, and raise its final exception."""
     message = broker.get_actor(actor).send(*args, **kwargs)
     finish(broker, actor)
     return message
@@ -105,7 +105,7 @@ def finish(broker: StubBroker, actor: str) -> None:
     broker.join(QUEUE_OF[actor], timeout=20_000)
 
 
-def test_every_actor_has_its_queue_and_the_policy_of_its_name(broker: StubBroker) -> None:
+def test_every_actor_has_its_queue_and_retry_policy(broker: StubBroker) -> None:
     declared = {actor.actor_name: actor for actor in broker.actors.values()}
 
     assert {name: actor.queue_name for name, actor in declared.items()} == QUEUE_OF
@@ -113,8 +113,8 @@ def test_every_actor_has_its_queue_and_the_policy_of_its_name(broker: StubBroker
         assert actor.options == POLICIES[actor_name].actor_options()
 
 
-def test_the_table_of_retries_holds_the_actors_that_a_worker_runs_and_no_others(service: ClusterService) -> None:
-    client = redis.Redis()  # nothing is asked of it
+def test_policies_cover_exactly_the_actors_of_a_worker(service: ClusterService) -> None:
+    client = redis.Redis()  # never used for a call
     broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit(), PeriodiqMiddleware()])
 
     declare_actors(broker, service)
@@ -125,7 +125,7 @@ def test_the_table_of_retries_holds_the_actors_that_a_worker_runs_and_no_others(
     assert {actor.queue_name for actor in broker.actors.values()} == {*QUEUE_OF.values(), CLUSTER_MAINTENANCE}
 
 
-def test_an_event_puts_its_item_into_a_cluster(
+def test_event_assigns_its_item_to_a_cluster(
     broker: StubBroker, service: ClusterService, three_subjects: PetView
 ) -> None:
     run(broker, CLUSTER_EMBEDDING, **event())
@@ -134,7 +134,7 @@ def test_an_event_puts_its_item_into_a_cluster(
     assert set(own.media) == names(0, range(12)) | {name(0, 99)}
 
 
-def test_an_event_that_was_checked_when_it_was_decoded_is_not_checked_again(
+def test_decoded_event_is_not_checked_again(
     service: ClusterService, three_subjects: PetView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit()])
@@ -154,7 +154,7 @@ def test_an_event_that_was_checked_when_it_was_decoded_is_not_checked_again(
     assert name(0, 99) in {item for cluster in service.clusters(PET).clusters for item in cluster.media}
 
 
-def test_an_event_that_comes_twice_counts_once(broker: StubBroker, service: ClusterService) -> None:
+def test_repeated_event_counts_once(broker: StubBroker, service: ClusterService) -> None:
     run(broker, CLUSTER_EMBEDDING, **event())
     run(broker, CLUSTER_EMBEDDING, **event(event_id="sent again"))
 
@@ -177,7 +177,7 @@ def test_an_event_that_comes_twice_counts_once(broker: StubBroker, service: Clus
         (RECLUSTER_PET, {"pet_id": "42"}, "pet_id"),
     ],
 )
-def test_a_bad_field_is_refused_at_once_and_never_tried_again(
+def test_invalid_field_is_refused_without_retries(
     broker: StubBroker, service: ClusterService, actor: str, kwargs: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidInput) as refused:
@@ -189,7 +189,7 @@ def test_a_bad_field_is_refused_at_once_and_never_tried_again(
     assert service.pets() == []
 
 
-def test_a_worker_goes_on_after_a_bad_message(broker: StubBroker, service: ClusterService) -> None:
+def test_worker_continues_after_an_invalid_message(broker: StubBroker, service: ClusterService) -> None:
     broker.get_actor(CLUSTER_EMBEDDING).send(**event(dim="many"))
     broker.get_actor(CLUSTER_EMBEDDING).send(**event())
 
@@ -214,7 +214,7 @@ def test_positional_arguments_are_refused(broker: StubBroker, actor: str) -> Non
         (RESTORE_REVISION, {"revision": 7_777}, UnknownRevision),
     ],
 )
-def test_what_the_domain_refuses_is_not_tried_again_either(
+def test_message_refused_by_the_service_is_not_retried(
     broker: StubBroker, three_subjects: PetView, actor: str, kwargs: dict[str, Any], refusal: type[InvalidInput]
 ) -> None:
     with pytest.raises(refusal):
@@ -224,7 +224,7 @@ def test_what_the_domain_refuses_is_not_tried_again_either(
     assert "retries" not in dead_letter.options
 
 
-def test_a_merge_a_split_and_an_undo_do_what_they_say(
+def test_merge_split_and_undo_change_the_clusters(
     broker: StubBroker, service: ClusterService, three_subjects: PetView
 ) -> None:
     def members() -> dict[int, int]:
@@ -248,7 +248,7 @@ def test_a_merge_a_split_and_an_undo_do_what_they_say(
     ]
 
 
-def test_media_are_excluded_and_dismissed_as_somebody_said(
+def test_exclusion_and_dismissal_are_applied(
     broker: StubBroker, service: ClusterService, three_subjects: PetView
 ) -> None:
     run(broker, EXCLUDE_MEDIA, pet_id=PET, cluster_id=1, media_ids=[name(0, 0)], requested_by="anna")
@@ -262,20 +262,20 @@ def test_media_are_excluded_and_dismissed_as_somebody_said(
     ]
 
 
-def test_a_correction_is_known_by_the_id_of_its_message(
+def test_correction_delivered_twice_is_applied_once(
     broker: StubBroker, store: MemoryPetStore, three_subjects: PetView
 ) -> None:
     message = run(broker, MERGE_CLUSTERS, pet_id=PET, cluster_ids=[1, 2])
     revision = store.load(PET).revision
 
-    broker.enqueue(message)  # as after a worker that died before the acknowledgement
+    broker.enqueue(message)  # as if a worker had died before the ack
     finish(broker, MERGE_CLUSTERS)
 
     assert [correction.operation_id for correction in store.load(PET).ledger] == [message.message_id]
     assert store.load(PET).revision == revision
 
 
-def test_a_recluster_finds_the_clusters_and_notes_who_asked(broker: StubBroker, service: ClusterService) -> None:
+def test_recluster_finds_clusters_and_records_the_requester(broker: StubBroker, service: ClusterService) -> None:
     for subject in range(2):
         take(service, subject, range(12))
     assert service.clusters(PET).n_noise == 24
@@ -286,7 +286,7 @@ def test_a_recluster_finds_the_clusters_and_notes_who_asked(broker: StubBroker, 
     assert [(entry.kind, entry.by) for entry in service.history(PET, limit=1)] == [("recluster", "anna")]
 
 
-def test_a_preview_waits_to_be_applied(broker: StubBroker, service: ClusterService) -> None:
+def test_preview_is_kept_to_be_applied(broker: StubBroker, service: ClusterService) -> None:
     take(service, 0, range(12))
 
     run(broker, PREVIEW_RECLUSTER, pet_id=PET, requested_by="anna")
@@ -295,7 +295,7 @@ def test_a_preview_waits_to_be_applied(broker: StubBroker, service: ClusterServi
     assert (previewed.diff.n_from_noise, service.clusters(PET).n_noise) == (12, 12)
 
 
-def test_a_broker_that_does_not_tell_the_message_is_refused(service: ClusterService) -> None:
+def test_broker_without_current_message_is_refused(service: ClusterService) -> None:
     broker = StubBroker(middleware=[Retries(), TimeLimit()])
 
     with pytest.raises(ValueError, match=r"add dramatiq\.middleware\.CurrentMessage to it"):
@@ -304,7 +304,7 @@ def test_a_broker_that_does_not_tell_the_message_is_refused(service: ClusterServ
     assert broker.actors == {}
 
 
-def test_a_correction_that_is_called_without_a_queue_is_refused(
+def test_correction_called_without_a_queue_is_refused(
     broker: StubBroker, service: ClusterService, three_subjects: PetView
 ) -> None:
     with pytest.raises(RuntimeError, match="without a queue, call ClusterService"):

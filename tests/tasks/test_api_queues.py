@@ -1,4 +1,4 @@
-"""The actions by HTTP: the same plans, for operators alone."""
+"""The actions over HTTP: the same plans, only for operators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUEUES = f"{API}/queues"
 
 
 class Caller:
-    """The API on a real Redis, called with one role's token."""
+    """The API on a real Redis, called with the token of one role."""
 
     def __init__(self, desk: Desk, client: redis.Redis) -> None:
         app = create_app(
@@ -65,9 +65,7 @@ PLANNING: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "body"), PLANNING)
-def test_a_action_is_planned_then_applied_and_written_down(
-    api: Caller, desk: Desk, path: str, body: dict[str, Any]
-) -> None:
+def test_action_is_planned_applied_and_audited(api: Caller, desk: Desk, path: str, body: dict[str, Any]) -> None:
     desk.add(1, 2)
     desk.deliver()
     desk.bury(3)
@@ -86,11 +84,11 @@ def test_a_action_is_planned_then_applied_and_written_down(
 
 @pytest.mark.parametrize("role", ["viewer", "producer"])
 @pytest.mark.parametrize(("path", "body"), [*PLANNING, ("/plans/p-1/apply", {})])
-def test_nobody_but_an_operator_may(api: Caller, path: str, body: dict[str, Any], role: str) -> None:
+def test_only_operators_may_act(api: Caller, path: str, body: dict[str, Any], role: str) -> None:
     assert api.post(path, body, role).status_code == 403
 
 
-def test_everybody_may_look_at_the_queues_and_operators_at_dead_letters(api: Caller, desk: Desk) -> None:
+def test_all_roles_see_queues_and_operators_see_dead_letters(api: Caller, desk: Desk) -> None:
     (dead_letter,) = desk.bury(1, pet_id=42)
     desk.bury(2, pet_id=7)
 
@@ -106,7 +104,7 @@ def test_everybody_may_look_at_the_queues_and_operators_at_dead_letters(api: Cal
     assert api.get("/embedding/dead/nonsense").status_code == 404
 
 
-def test_a_plan_is_applied_once(api: Caller, desk: Desk) -> None:
+def test_plan_is_applied_once(api: Caller, desk: Desk) -> None:
     desk.bury(1)
     plan_id = api.post("/embedding/requeue", {"matching": {}}).json()["plan_id"]
 
@@ -130,7 +128,7 @@ def test_a_plan_is_applied_once(api: Caller, desk: Desk) -> None:
         ("/embedding/pause", {"force": True}, "force"),
     ],
 )
-def test_what_cannot_be_meant_names_the_field(api: Caller, path: str, body: dict[str, Any], field: str) -> None:
+def test_invalid_plan_request_names_the_field(api: Caller, path: str, body: dict[str, Any], field: str) -> None:
     refused = api.post(path, body)
 
     assert refused.status_code == 422
@@ -152,7 +150,7 @@ def test_what_cannot_be_meant_names_the_field(api: Caller, path: str, body: dict
         ("pet_id=9223372036854775808", "pet_id"),
     ],
 )
-def test_a_number_in_a_query_beyond_its_range_is_named(api: Caller, query: str, field: str) -> None:
+def test_out_of_range_query_parameter_is_named(api: Caller, query: str, field: str) -> None:
     refused = api.get(f"/embedding/dead?{query}")
 
     assert (refused.status_code, [error["field"] for error in refused.json()["errors"]]) == (422, [field])
@@ -170,7 +168,7 @@ def test_a_number_in_a_query_beyond_its_range_is_named(api: Caller, query: str, 
         ("/embedding/purge", '{"matching": {"pet_id": 1, "pet_id": 2}}', "pet_id"),
     ],
 )
-def test_a_number_in_a_plan_beyond_its_range_is_named(api: Caller, path: str, body: str, field: str) -> None:
+def test_out_of_range_number_in_a_plan_is_named(api: Caller, path: str, body: str, field: str) -> None:
     refused = api.http.post(
         f"{QUEUES}{path}",
         content=body,
@@ -181,12 +179,12 @@ def test_a_number_in_a_plan_beyond_its_range_is_named(api: Caller, path: str, bo
 
 
 @pytest.mark.parametrize("since_s", ["0", "3600", "3153600000"])
-def test_dead_letters_of_any_time_within_a_century_are_listed(api: Caller, desk: Desk, since_s: str) -> None:
+def test_dead_letters_are_listed_for_any_since_within_a_century(api: Caller, desk: Desk, since_s: str) -> None:
     assert api.get(f"/embedding/dead?since_s={since_s}").status_code == 200
 
 
 @pytest.mark.parametrize("spelling", [int, str])
-def test_a_purge_of_one_pet_spares_the_pet_that_a_double_confuses_it_with(
+def test_purge_distinguishes_pet_ids_beyond_double_precision(
     api: Caller, desk: Desk, spelling: Callable[[int], object]
 ) -> None:
     pet = 2**53 + 1
@@ -199,7 +197,7 @@ def test_a_purge_of_one_pet_spares_the_pet_that_a_double_confuses_it_with(
     assert ([one["dead_letter_id"] for one in listed], desk.dead_letter_ids()) == ([mine], [other])
 
 
-def test_the_server_that_is_started_has_them(redis_url: str) -> None:
+def test_serve_command_exposes_the_queue_routes(redis_url: str) -> None:
     app = build_app(Settings(redis_url=redis_url))
 
     assert client_of(app).get(QUEUES).status_code == 200

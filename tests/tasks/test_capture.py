@@ -1,4 +1,4 @@
-"""A pet in a file, and the same labels out of it."""
+"""Captures of a pet, and replays that reproduce its labels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DIM = 16
 
 
 class Album:
-    """A pet on a real Redis, to which much is done."""
+    """A pet on a real Redis with random changes."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
@@ -62,7 +62,7 @@ class Album:
         return read_capture(file)
 
     def correct_somehow(self, rng: Random, n: int) -> None:
-        """A correction of a random kind; one that cannot be is passed over."""
+        """Make a random correction; skip it if it is not possible."""
         state = self.store.load(PET)
         clusters = sorted(state.clusters)
         operation: dict[str, Any] = {"operation_id": f"op-{n}", "by": "ada"}
@@ -84,7 +84,7 @@ class Album:
                 case "restore":
                     self.service.restore(PET, rng.randrange(1, state.revision), **operation)
         except (ClusterError, ValueError, IndexError):
-            pass  # nothing to do it to
+            pass  # there is nothing to correct
 
     @staticmethod
     def _some_members(rng: Random, state: Any) -> tuple[ClusterId, list[MediaId]]:
@@ -99,7 +99,7 @@ def album(redis_client: redis.Redis) -> Album:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_replay_gives_the_same_labels_whatever_was_done_to_the_pet(album: Album, tmp_path: Path, seed: int) -> None:
+def test_replay_reproduces_the_labels_after_any_changes(album: Album, tmp_path: Path, seed: int) -> None:
     rng = Random(seed)
     print(f"seed {seed}")
     for number in range(45):
@@ -119,7 +119,7 @@ def test_a_replay_gives_the_same_labels_whatever_was_done_to_the_pet(album: Albu
     assert {line["done"] for line in capture.story if "done" in line} >= {"recluster"}
 
 
-def test_replay_reports_deleted_items_by_revision_and_does_the_rest(album: Album, tmp_path: Path) -> None:
+def test_replay_reports_deleted_items_and_replays_the_rest(album: Album, tmp_path: Path) -> None:
     for number in range(24):
         album.take(number)
     album.service.recluster(PET, by="ada")  # 25
@@ -134,9 +134,9 @@ def test_replay_reports_deleted_items_by_revision_and_does_the_rest(album: Album
     done = replay(capture, settings_of(capture, {}))
 
     assert done.differences == (
-        "revisions 4 to 5 cannot be replayed: what arrived there was deleted since",
+        "revisions 4 to 5 cannot be replayed: the items that arrived there were deleted since",
         "revision 26: 1 of the 2 items that it names cannot be replayed: they were deleted since",
-        "revision 28: the deletion of 2 items cannot be replayed: nothing is left of them",
+        "revision 28: the deletion of 2 items cannot be replayed: no data of them is left",
     )
     assert done.n_media == 23
     then = {line["item"]: line["label"] for line in capture.media}
@@ -145,12 +145,12 @@ def test_replay_reports_deleted_items_by_revision_and_does_the_rest(album: Album
     assert elsewhere.isdisjoint({"m8", "m9"})
 
 
-def test_replay_reports_a_switch_by_revision_and_does_the_rest(album: Album, tmp_path: Path) -> None:
+def test_replay_reports_a_switch_and_replays_the_rest(album: Album, tmp_path: Path) -> None:
     for number in range(24):
         album.take(number)
     album.service.recluster(PET, by="ada")
     album.service.begin_model(PET, "test@2", DIM, by="eve")
-    for number in range(27):  # three that the first model has never seen
+    for number in range(27):  # three that the first model does not have
         album.take(number, model="test@2")
     album.service.switch_model(PET, album.service.preview_switch(PET).token, by="eve")  # 26
     album.service.dismiss(PET, [MediaId("m9")], operation_id="1", by="ada")  # 27
@@ -162,14 +162,14 @@ def test_replay_reports_a_switch_by_revision_and_does_the_rest(album: Album, tmp
 
     assert done.differences == (
         "revision 26: the switch from test@1 to test@2 cannot be replayed: "
-        "vectors of test@1 are not captured, and all is replayed with those of test@2",
+        "vectors of test@1 are not captured; everything is replayed with those of test@2",
     )
     assert done.n_media == 27
     assert done.is_same
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_replay_never_fails_whatever_was_deleted_or_switched(album: Album, tmp_path: Path, seed: int) -> None:
+def test_replay_never_fails_after_deletions_or_switches(album: Album, tmp_path: Path, seed: int) -> None:
     rng = Random(seed)
     print(f"seed {seed}")
     model = "test@1"
@@ -206,11 +206,11 @@ def test_capture_with_an_unknown_kind_of_change_is_refused(album: Album, tmp_pat
     album.captured(file)
     file.write_text(file.read_text().replace('"done":"dismiss"', '"done":"praise"'))
 
-    with pytest.raises(InvalidInput, match="a change of the unknown kind 'praise'"):
+    with pytest.raises(InvalidInput, match="a change of unknown kind 'praise'"):
         read_capture(file)
 
 
-def test_what_if_tells_which_media_would_be_elsewhere(album: Album, tmp_path: Path) -> None:
+def test_replay_with_other_settings_lists_moved_items(album: Album, tmp_path: Path) -> None:
     for number in range(40):
         album.take(number)
     album.service.recluster(PET)
@@ -223,13 +223,13 @@ def test_what_if_tells_which_media_would_be_elsewhere(album: Album, tmp_path: Pa
     assert settings_of(capture, {"noise_floor": "0"}).noise_floor == 0
     assert otherwise.n_media == same.n_media == 40
     assert otherwise.is_same == (otherwise.moved == ())
-    with pytest.raises(InvalidInput, match="no setting"):
+    with pytest.raises(InvalidInput, match="not a setting"):
         settings_of(capture, {"eps": "0.3"})
     with pytest.raises(InvalidInput, match="noise_ratio"):
         settings_of(capture, {"noise_ratio": "7"})
 
 
-def test_labels_that_are_not_those_of_the_capture_are_named(album: Album, tmp_path: Path) -> None:
+def test_replay_lists_items_with_other_labels(album: Album, tmp_path: Path) -> None:
     for number in range(20):
         album.take(number)
     file = tmp_path / "pet.jsonl"
@@ -245,7 +245,7 @@ def test_labels_that_are_not_those_of_the_capture_are_named(album: Album, tmp_pa
     assert [item for item, _, _ in done.moved] == [lines[3]["item"]]
 
 
-def test_a_pets_jobs_and_dead_letters_are_captured_as_they_stand(album: Album, tmp_path: Path) -> None:
+def test_capture_contains_jobs_and_dead_letters_unchanged(album: Album, tmp_path: Path) -> None:
     desk = Desk(album.client)
     desk.add(1, pet_id=42)
     desk.deliver(STUCK)
@@ -265,7 +265,7 @@ def test_a_pets_jobs_and_dead_letters_are_captured_as_they_stand(album: Album, t
     assert [dead_letter["fields"][b"media_id"] for dead_letter in capture.dead_letters] == [b"media-4"]
 
 
-def test_a_capture_without_embeddings_holds_none_and_cannot_be_replayed(album: Album, tmp_path: Path) -> None:
+def test_redacted_capture_has_no_embeddings_and_no_replay(album: Album, tmp_path: Path) -> None:
     desk = Desk(album.client)
     desk.add(1, pet_id=42)
     desk.bury(2, pet_id=42)
@@ -280,11 +280,11 @@ def test_a_capture_without_embeddings_holds_none_and_cannot_be_replayed(album: A
     assert [item for item in capture.media if "embedding" in item] == []
     assert base64.b64encode(vectors[0].tobytes()).decode()[:30] not in text
     assert {dead_letter["fields"][b"embedding"] for dead_letter in capture.dead_letters} == {b"<64 bytes>"}
-    with pytest.raises(InvalidInput, match="left out"):
+    with pytest.raises(InvalidInput, match="no embeddings"):
         replay(capture, ClusterSettings())
 
 
-def test_a_dead_letter_is_judged_again(album: Album, tmp_path: Path) -> None:
+def test_replay_checks_dead_letters_again(album: Album, tmp_path: Path) -> None:
     desk = Desk(album.client)
     (fixed,) = desk.bury(1, pet_id=42, error="OSError: the disk was full")
     dead_letters = album.broker.dead_letters(EMBEDDING_INGESTED)
@@ -300,18 +300,18 @@ def test_a_dead_letter_is_judged_again(album: Album, tmp_path: Path) -> None:
         verdicts += replay(read_capture(file), ClusterSettings()).verdicts
 
     assert "refused again: embedding" in verdicts[0]
-    assert verdicts[1] == f"letter {fixed}: would be taken now; it died of OSError: the disk was full"
+    assert verdicts[1] == f"dead letter {fixed}: would be accepted now; it failed with OSError: the disk was full"
 
 
-def test_a_pet_that_has_nothing_is_no_capture(album: Album, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="neither media nor jobs"):
+def test_capture_of_an_empty_pet_is_refused(album: Album, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no items, no jobs"):
         album.captured(tmp_path / "pet.jsonl")
 
     assert not (tmp_path / "pet.jsonl").exists()
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", '{"capture": 99}', '{"item": "m"}'])
-def test_what_is_no_capture_is_refused(tmp_path: Path, text: str) -> None:
+def test_file_that_is_not_a_capture_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "odd.jsonl"
     file.write_text(text)
 
@@ -319,7 +319,8 @@ def test_what_is_no_capture_is_refused(tmp_path: Path, text: str) -> None:
         read_capture(file)
 
 
-def test_the_commands(
+@pytest.mark.slow
+def test_capture_and_replay_commands_work(
     album: Album, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REDIS_URL", redis_url)
@@ -333,8 +334,8 @@ def test_the_commands(
         monkeypatch.setattr(sys, "argv", ["sploot-cluster", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out + told.err
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out + captured.err
 
     assert run("capture", "--pet", "42", "-o", str(file))[0] == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -342,10 +343,10 @@ def test_the_commands(
     assert run("capture", "-o", str(other))[0] == 2
     assert run("capture", "--dead-letter", "embedding", dead_letter, "-o", str(other))[0] == 0
     album.client.flushall()
-    code, told = run("replay", str(file))
-    assert (code, "the same as captured" in told) == (0, True)
+    code, text = run("replay", str(file))
+    assert (code, "the same as captured" in text) == (0, True)
     assert json.loads(run("replay", str(file), "--json")[1])["is_same"] is True
-    assert "would be taken now" in run("replay", str(other))[1]
+    assert "would be accepted now" in run("replay", str(other))[1]
     assert run("replay", str(file), "--set", "noise_floor=0")[0] == 0
     assert run("replay", str(file), "--set", "nothing")[0] == 2
     spoilt = file.read_text().replace('"label":1', '"label":7')

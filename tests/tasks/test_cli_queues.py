@@ -1,35 +1,19 @@
-"""`sploot-cluster queue …`: plans without --yes, exit codes, and what programs read."""
+"""`sploot-cluster queue …`: plans without --yes, exit codes, and JSON output."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import pytest
 import redis
 
-from tasks.cli import main
+from tasks.cli.screen import err, out
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
+from tests.tasks.command_line import CommandLine, Ran
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that ended: exit code, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
 
 Cli = Callable[..., Ran]
 
@@ -42,21 +26,13 @@ def desk(redis_client: redis.Redis) -> Desk:
 @pytest.fixture
 def cli(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Runs `sploot-cluster queue …` in this process."""
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    monkeypatch.setenv("COLUMNS", "40")
-
-    def run(*arguments: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["sploot-cluster", "queue", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), told.out, told.err)
-
-    return run
+    command_line = CommandLine(redis_url, monkeypatch, capsys)
+    for screen in (out, err):
+        monkeypatch.setattr(screen, "width", 40)
+    return partial(command_line, "queue")
 
 
-DRILLS = [
+ACTIONS = [
     ["rescue", "embedding", "--consumer", STUCK],
     ["rescue", "embedding", "--idle", "0s"],
     ["retire-consumer", "embedding", STUCK],
@@ -68,8 +44,8 @@ DRILLS = [
 ]
 
 
-@pytest.mark.parametrize("action", DRILLS, ids=" ".join)
-def test_no_action_does_anything_without_yes(cli: Cli, desk: Desk, action: list[str]) -> None:
+@pytest.mark.parametrize("action", ACTIONS, ids=" ".join)
+def test_action_without_yes_changes_nothing(cli: Cli, desk: Desk, action: list[str]) -> None:
     desk.add(1, 2)
     desk.deliver()
     desk.bury(3)
@@ -79,14 +55,14 @@ def test_no_action_does_anything_without_yes(cli: Cli, desk: Desk, action: list[
 
     assert refused.code == 4
     assert re.search(r"^Plan p-[0-9a-f]{8}: .+\.$", refused.out, flags=re.MULTILINE)
-    assert re.search(r"^  (XCLAIM|XADD|XDEL|SET|DEL) ", refused.out, flags=re.MULTILINE), "not in Redis's words"
+    assert re.search(r"^  (XCLAIM|XADD|XDEL|SET|DEL) ", refused.out, flags=re.MULTILINE), "no Redis commands"
     assert "queue apply p-" in refused.err
     assert (desk.holders(), desk.entry_ids(), desk.dead_letter_ids(), desk.client.exists(KEYS.paused)) == before
     assert cli("audit", "--json").json == []
 
 
-@pytest.mark.parametrize("action", DRILLS, ids=" ".join)
-def test_every_action_works_with_yes_and_is_written_down(
+@pytest.mark.parametrize("action", ACTIONS, ids=" ".join)
+def test_action_with_yes_is_applied_and_audited(
     cli: Cli, desk: Desk, redis_client: redis.Redis, action: list[str]
 ) -> None:
     desk.bury(3)
@@ -105,12 +81,12 @@ def test_every_action_works_with_yes_and_is_written_down(
     assert record["plan_id"] == done.json["plan_id"]
 
 
-def test_a_plan_that_was_shown_is_applied_on_exactly_its_ids(cli: Cli, desk: Desk) -> None:
+def test_saved_plan_is_applied_to_exactly_its_ids(cli: Cli, desk: Desk) -> None:
     first, second = desk.bury(1, 2)
     shown = cli("dead", "requeue", "embedding", "--all", "--json")
     (late,) = desk.bury(3)
 
-    applied = cli(["queue", "apply"][1], shown.json["plan_id"], "--yes")
+    applied = cli("apply", shown.json["plan_id"], "--yes")
     again = cli("apply", shown.json["plan_id"], "--yes")
 
     assert [entry["id"] for entry in shown.json["entries"]] == [first, second]
@@ -121,19 +97,19 @@ def test_a_plan_that_was_shown_is_applied_on_exactly_its_ids(cli: Cli, desk: Des
     assert "make a new one" in again.err
 
 
-def test_a_canary_that_died_again_fails_the_command(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
+def test_failed_canary_fails_the_command(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(1, 2, 3)
 
     with worker_that_refuses(redis_client, "media-1"):
         done = cli("dead", "requeue", "embedding", "--all", "--canary", "--yes")
 
     assert done.code == 1
-    assert "NOT DONE: the first one died again" in done.out
+    assert "NOT DONE: the first one failed again" in done.out
     assert "2 were not touched" in done.out
     assert len(desk.dead_letter_ids()) == 3
 
 
-def test_what_workers_hold_is_listed_without_embeddings(cli: Cli, desk: Desk) -> None:
+def test_pending_and_peek_list_jobs_without_embeddings(cli: Cli, desk: Desk) -> None:
     (entry_id,) = desk.add(1)
     desk.deliver()
     desk.add(2)
@@ -150,7 +126,7 @@ def test_what_workers_hold_is_listed_without_embeddings(cli: Cli, desk: Desk) ->
     assert "media-2" in cli("peek", "embedding.ingested").out
 
 
-def test_a_pets_jobs_are_found(cli: Cli, desk: Desk) -> None:
+def test_jobs_of_a_pet_are_found(cli: Cli, desk: Desk) -> None:
     desk.add(1, 2, pet_id=42)
     desk.add(3, pet_id=7)
 
@@ -173,11 +149,11 @@ def test_dead_letters_are_listed_grouped_and_shown(cli: Cli, desk: Desk) -> None
     assert [(group["n"], group["error"]) for group in groups] == [(2, "InvalidInput"), (1, "OSError")]
     assert shown["error"] == "OSError: no"
     assert shown["fields"]["embedding"] == "<64 bytes>"
-    assert "[a" in cli("dead", "list").out, "rich took the text for markup"
+    assert "[a" in cli("dead", "list").out, "rich interpreted the text as markup"
     assert "OSError: no" in cli("dead", "show", "embedding", other).out
 
 
-def test_the_status_says_why_work_waits(cli: Cli, desk: Desk) -> None:
+def test_status_gives_the_reason_why_jobs_wait(cli: Cli, desk: Desk) -> None:
     desk.add(1)
     desk.deliver()
 
@@ -186,12 +162,12 @@ def test_the_status_says_why_work_waits(cli: Cli, desk: Desk) -> None:
     assert status["reason"] == "no worker takes its jobs; start one: sploot-cluster worker"
     assert (status["in_flight"], status["undelivered"]) == (1, 0)
     assert [(one["name"], one["pending"], one["is_alive"]) for one in status["consumers"]] == [(STUCK, 1, False)]
-    told = cli("status").out
-    assert STUCK in told
-    assert f"embedding.ingested: {status['reason']}\n" in told
+    text = cli("status").out
+    assert STUCK in text
+    assert f"embedding.ingested: {status['reason']}\n" in text
 
 
-def test_ids_can_be_copied_from_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
+def test_ids_are_not_wrapped_in_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
     (entry_id,) = desk.add(1)
     desk.deliver("a-consumer-with-a-long-name-as-they-have:17:df8372f6.124956")
     (dead_letter_id,) = desk.bury(2)
@@ -202,11 +178,11 @@ def test_ids_can_be_copied_from_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
     assert dead_letter_id in dead_letters.split()
 
 
-def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:
+def test_empty_plan_reports_nothing_to_do(cli: Cli, desk: Desk) -> None:
     done = cli("dead", "purge", "embedding", "--reason", "failed")
 
     assert done.code == 0
-    assert "There is nothing to do." in done.out
+    assert "Nothing to do." in done.out
 
 
 @pytest.mark.parametrize(
@@ -220,8 +196,8 @@ def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:
         (["dead", "list", "--since", "99999999d"], "--since"),
         (["dead", "requeue", "embedding", "--since", "9" * 400 + "s"], "--since"),
         (["dead", "purge", "embedding", "--since", "36601d"], "--since"),
-        (["dead", "requeue", "embedding"], "LETTER"),
-        (["dead", "requeue", "embedding", "--all", "--reason", "failed"], "LETTER"),
+        (["dead", "requeue", "embedding"], "ID"),
+        (["dead", "requeue", "embedding", "--all", "--reason", "failed"], "ID"),
         (["dead", "purge", "embedding", "1-1"], "1-1"),
         (["dead", "show", "embedding", "no-id"], "no-id"),
         (["retire-consumer", "embedding", "nobody"], "nobody"),
@@ -232,7 +208,7 @@ def test_there_may_be_nothing_to_do(cli: Cli, desk: Desk) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_meant_ends_with_two(cli: Cli, arguments: list[str], named: str) -> None:
+def test_invalid_queue_argument_exits_2(cli: Cli, arguments: list[str], named: str) -> None:
     refused = cli(*arguments)
 
     assert refused.code == 2
@@ -242,13 +218,13 @@ def test_what_cannot_be_meant_ends_with_two(cli: Cli, arguments: list[str], name
 @pytest.mark.parametrize(
     "arguments", [["pending", "embedding"], ["find", "--pet", "1"], ["pause", "embedding", "--yes"]]
 )
-def test_without_redis_they_end_with_three(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+def test_queue_command_without_redis_exits_3(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
 
     assert cli(*arguments).code == 3
 
 
-def test_a_rescued_job_runs(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
+def test_rescued_job_runs(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
     desk.add(1, 2)
     desk.deliver()
 
@@ -259,14 +235,14 @@ def test_a_rescued_job_runs(cli: Cli, desk: Desk, redis_client: redis.Redis) -> 
 
 
 @pytest.mark.parametrize("odd_id", ["1794203586547828000-0", f"{2**64 - 1}-{2**64 - 1}"])
-def test_entries_with_ids_of_the_future_are_shown_and_their_time_is_unknown(desk: Desk, cli: Cli, odd_id: str) -> None:
+def test_entry_id_ahead_of_the_clock_is_shown_without_a_time(desk: Desk, cli: Cli, odd_id: str) -> None:
     desk.client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id=odd_id)
 
-    peeked, found, told = cli("peek", "embedding"), cli("find", "--pet", "42"), cli("status", "--json")
+    peeked, found, status = cli("peek", "embedding"), cli("find", "--pet", "42"), cli("status", "--json")
 
-    assert (peeked.code, found.code, told.code) == (0, 0, 0)
+    assert (peeked.code, found.code, status.code) == (0, 0, 0)
     for shown in (peeked, found):
         (line,) = [line for line in shown.out.splitlines() if odd_id in line]
         assert re.search(rf"{odd_id}\s+-\s", line)
-    (queue,) = [queue for queue in told.json if queue["queue"] == "embedding.ingested"]
+    (queue,) = [queue for queue in status.json if queue["queue"] == "embedding.ingested"]
     assert queue["oldest_age_s"] is None

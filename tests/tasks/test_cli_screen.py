@@ -1,4 +1,4 @@
-"""No text of a producer reaches the terminal as anything but text, whichever command prints it."""
+"""Producers' text reaches the terminal only as text, whichever command prints it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.cli.screen import err, out, print_block, print_json, print_table, sho
 from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
 
-# Sets the title, colours, goes back, turns around, separates lines, is no text at all, and looks like rich's markup.
+# Title, colours, cursor movement, bidi, line separators, a lone surrogate, and text like rich's markup.
 HOSTILE = "\x1b]0;pwned\x07\x1b[31mRED\r\nFORGED LINE\x9b31m\u202e\u2028\u200b\ud800\U000e0041[bold red]x[/]"
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -27,18 +27,18 @@ def is_clean(text: str) -> bool:
     return not any(unicodedata.category(character) in HIDDEN for character in text.replace("\n", ""))
 
 
-def test_shown_is_text_and_nothing_else() -> None:
-    told = shown(HOSTILE)
+def test_shown_escapes_control_characters() -> None:
+    printed = shown(HOSTILE)
 
-    assert is_clean(told)
-    assert "\n" not in told
-    assert told.startswith(
+    assert is_clean(printed)
+    assert "\n" not in printed
+    assert printed.startswith(
         "\\x1b]0;pwned\\x07\\x1b[31mRED\\r\\nFORGED LINE\\x9b31m\\u202e\\u2028\\u200b\\ud800\\U000e0041["
     )
     assert shown("Bärli 😀 写真 a\u00a0b") == "Bärli 😀 写真 a\u00a0b"
 
 
-def test_every_way_to_print_shows_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_print_function_shows_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     out.print(HOSTILE, soft_wrap=True)
     err.print(HOSTILE, soft_wrap=True)
     print_block(f"first\n{HOSTILE}")
@@ -50,20 +50,20 @@ def test_every_way_to_print_shows_escapes(capsys: pytest.CaptureFixture[str]) ->
     except ValueError as error:
         show_uncaught(type(error), error, error.__traceback__)
 
-    told = capsys.readouterr()
-    assert is_clean(told.out)
-    assert is_clean(told.err)
-    assert not any(line.startswith("FORGED LINE") for line in (told.out + told.err).splitlines())
-    assert "[bold red]x[/]" in told.out
+    printed = capsys.readouterr()
+    assert is_clean(printed.out)
+    assert is_clean(printed.err)
+    assert not any(line.startswith("FORGED LINE") for line in (printed.out + printed.err).splitlines())
+    assert "[bold red]x[/]" in printed.out
 
 
-def test_json_holds_what_was_there_and_prints_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_escapes_and_preserves_text(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({HOSTILE: [HOSTILE, "Bärli 😀"]})
 
-    told = capsys.readouterr().out
-    assert is_clean(told)
-    assert "Bärli 😀" in told
-    assert json.loads(told) == {HOSTILE: [HOSTILE, "Bärli 😀"]}
+    printed = capsys.readouterr().out
+    assert is_clean(printed)
+    assert "Bärli 😀" in printed
+    assert json.loads(printed) == {HOSTILE: [HOSTILE, "Bärli 😀"]}
 
 
 Run = Callable[..., str]
@@ -71,7 +71,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def cli(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process; all that it printed."""
+    """Return a function that runs a command in this process and returns its output."""
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -80,8 +80,8 @@ def cli(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         capsys.readouterr()
         with pytest.raises(SystemExit):
             main()
-        told = capsys.readouterr()
-        return told.out + told.err
+        printed = capsys.readouterr()
+        return printed.out + printed.err
 
     return run
 
@@ -99,7 +99,7 @@ def hostile_message(**fields: Any) -> bytes:
 
 @pytest.fixture
 def desk(redis_client: redis.Redis) -> Desk:
-    """Hostile work that waits, that a worker holds, that is delayed and that is dead; a hostile consumer and group."""
+    """Add hostile entries: waiting, held, delayed and dead; and a hostile consumer and group."""
     desk = Desk(redis_client)
     raw = HOSTILE.encode("utf-8", "surrogatepass")
     entries: list[dict[bytes, bytes]] = [
@@ -131,8 +131,8 @@ def desk(redis_client: redis.Redis) -> Desk:
         "queue find --pet 7",
         "queue dead list embedding",
         "queue dead list --groups",
-        "queue dead show embedding {letter}",
-        "queue dead requeue embedding {letter}",
+        "queue dead show embedding {dead_letter}",
+        "queue dead requeue embedding {dead_letter}",
         "queue dead purge embedding --all",
         "queue rescue embedding --idle 0s --note {hostile}",
         "queue retire-consumer embedding {hostile}",
@@ -144,16 +144,14 @@ def desk(redis_client: redis.Redis) -> Desk:
         "why 7 {hostile}",
         "merge 7 1 2 --by {hostile}",
         "split 7 1 --media {hostile}",
-        "capture --letter embedding {letter} -o {file}",
+        "capture --dead-letter embedding {dead_letter} -o {file}",
         "delete 7 --media {hostile}",
     ],
 )
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_command_prints_what_a_producer_wrote_as_text(
-    desk: Desk, cli: Run, tmp_path: Any, command: str, form: str
-) -> None:
+def test_command_prints_hostile_text_as_escapes(desk: Desk, cli: Run, tmp_path: Any, command: str, form: str) -> None:
     dead_letter = desk.dead_letter_ids()[2]
-    # what a person can type or paste is UTF-8
+    # users can type or paste only UTF-8
     given = {
         "dead_letter": dead_letter,
         "hostile": HOSTILE.replace("\ud800", ""),
@@ -161,23 +159,23 @@ def test_a_command_prints_what_a_producer_wrote_as_text(
     }
     words = [word.format(**given) for word in command.split()]
 
-    told = cli(*words, *(["--json"] if form == "json" else []))
+    printed = cli(*words, *(["--json"] if form == "json" else []))
 
-    assert is_clean(told)
-    assert not any(line.strip().startswith("FORGED") for line in told.splitlines())
+    assert is_clean(printed)
+    assert not any(line.strip().startswith("FORGED") for line in printed.splitlines())
 
 
-def test_an_audit_shows_notes_of_others_as_text(desk: Desk, cli: Run) -> None:
+def test_audit_prints_hostile_notes_as_escapes(desk: Desk, cli: Run) -> None:
     cli("queue", "pause", "embedding", "--by", "me", "--note", "a\x1b[31mb", "--yes")
 
-    told = cli("queue", "audit")
+    printed = cli("queue", "audit")
 
-    assert is_clean(told)
-    assert "a\\x1b[31mb" in told
-    assert STUCK not in told
+    assert is_clean(printed)
+    assert "a\\x1b[31mb" in printed
+    assert STUCK not in printed
 
 
-def test_every_format_character_is_refused_between_dead_letters() -> None:
+def test_every_format_character_is_escaped() -> None:
     joiners = {0x200C, 0x200D}
     formats = {n for n in range(sys.maxunicode + 1) if unicodedata.category(chr(n)) == "Cf"}
 

@@ -1,4 +1,4 @@
-"""The thin client: what it sends, what it refuses, and how soon it gives up."""
+"""The producers' client: what it sends, what it refuses, and when it gives up."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def tasks(redis_url: str) -> Iterator[ClusterTasks]:
 
 
 def sent(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
-    """The messages that wait in a queue's stream."""
+    """Return the messages that wait in a queue's stream."""
     entries: Any = client.xrange(stream_of(queue))
     return [json.loads(fields[b"message"]) for _, fields in entries]
 
 
-def test_the_client_is_what_the_domain_asks_for(tasks: ClusterTasks) -> None:
+def test_client_implements_the_ports_of_the_domain(tasks: ClusterTasks) -> None:
     def is_accepted_by_mypy(queue: JobQueue, requests: ReclusterRequests) -> bool:
         return isinstance(queue, ClusterTasks) and isinstance(requests, ClusterTasks)
 
     assert is_accepted_by_mypy(tasks, tasks)
 
 
-def test_a_merge_becomes_a_message_for_its_actor(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_merge_becomes_a_message_for_its_actor(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     job = tasks.merge(42, [3, 7], 7, requested_by="anna")
 
     (message,) = sent(redis_client, CLUSTER_FEEDBACK)
@@ -49,7 +49,7 @@ def test_a_merge_becomes_a_message_for_its_actor(tasks: ClusterTasks, redis_clie
     assert message["kwargs"] == {"pet_id": 42, "cluster_ids": [3, 7], "into": 7, "requested_by": "anna"}
 
 
-def test_every_task_has_its_actor(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_every_task_is_sent_to_its_actor(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     tasks.merge(pet_id=42, cluster_ids=(3, 7))
     tasks.split(pet_id=42, cluster_id=3, media_ids=["a.jpg"])
     tasks.undo(pet_id=42, revision=17)
@@ -61,7 +61,7 @@ def test_every_task_has_its_actor(tasks: ClusterTasks, redis_client: redis.Redis
     assert last.queue == CLUSTER_RECLUSTER
 
 
-def test_one_recluster_waits_per_pet_and_later_calls_return_it(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_second_recluster_of_a_pet_returns_the_waiting_one(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     first, again, other = tasks.recluster(42), tasks.recluster(42), tasks.recluster(43)
 
     assert (again.job_id, again.coalesced) == (first.job_id, True)
@@ -70,9 +70,7 @@ def test_one_recluster_waits_per_pet_and_later_calls_return_it(tasks: ClusterTas
     assert len(list(redis_client.scan_iter("sploot:job:*"))) == 2
 
 
-def test_a_requested_recluster_waits_its_delay_and_people_join_it(
-    tasks: ClusterTasks, redis_client: redis.Redis
-) -> None:
+def test_delayed_recluster_is_returned_to_later_callers(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     tasks.request_recluster(42, reason="grew by 20%", delay_ms=60_000)
     joined = tasks.recluster(42)
 
@@ -82,10 +80,10 @@ def test_a_requested_recluster_waits_its_delay_and_people_join_it(
     assert status is not None
     assert status.state == "delayed"
     assert status.due_at is not None
-    assert status.reason.startswith("it is due at ")
+    assert status.reason.startswith("due at ")
 
 
-def test_an_embedding_travels_as_base64_of_float32(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_embedding_is_sent_as_base64_f32le(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     vector = np.array([0.5, -0.25, 1.0])
 
     job = tasks.ingest(pet_id=42, media_id="a.jpg", model="clip@1", embedding=vector, event_id="upload-7")
@@ -96,7 +94,7 @@ def test_an_embedding_travels_as_base64_of_float32(tasks: ClusterTasks, redis_cl
     assert EmbeddingIngested.from_kwargs(message["kwargs"]).vector().tolist() == vector.tolist()
 
 
-def test_a_thousand_media_take_a_few_round_trips(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_thousand_items_take_a_few_round_trips(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     def n_commands() -> int:
         return int(redis_client.info("stats")["total_commands_processed"])
 
@@ -109,11 +107,11 @@ def test_a_thousand_media_take_a_few_round_trips(tasks: ClusterTasks, redis_clie
 
     assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 1_000
     assert len({job.job_id for job in jobs}) == 1_000
-    # a script call counts its commands too: five per batch of 200, one XADD per event
+    # commands inside a script count too: five per batch of 200, one XADD per event
     assert n_commands() - before < 1_100
 
 
-def test_one_bad_event_of_many_is_named_and_none_is_sent(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_ingest_many_sends_nothing_if_one_event_is_invalid(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     good = {"pet_id": 42, "media_id": "a.jpg", "model": "clip@1", "embedding": [1.0, 0.0]}
 
     with pytest.raises(InvalidInput, match="event 1: value 0 is NaN") as refused:
@@ -141,7 +139,7 @@ def test_one_bad_event_of_many_is_named_and_none_is_sent(tasks: ClusterTasks, re
         ("ingest", {"pet_id": 42, "media_id": "a", "model": "clip", "embedding": [1.0, 0.0]}, "model"),
     ],
 )
-def test_a_bad_field_is_refused_before_anything_is_sent(
+def test_invalid_field_is_refused_before_anything_is_sent(
     tasks: ClusterTasks, redis_client: redis.Redis, call: str, arguments: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidInput) as refused:
@@ -151,7 +149,7 @@ def test_a_bad_field_is_refused_before_anything_is_sent(
     assert list(redis_client.scan_iter("streams:*")) == []
 
 
-def test_nothing_listening_is_told_at_once() -> None:
+def test_closed_port_is_reported_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -159,7 +157,7 @@ def test_nothing_listening_is_told_at_once() -> None:
         tasks.recluster(42)
 
 
-def test_a_server_that_never_answers_costs_three_seconds_at_most() -> None:
+def test_silent_server_is_given_up_within_three_seconds() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         start = time.monotonic()
@@ -170,7 +168,7 @@ def test_a_server_that_never_answers_costs_three_seconds_at_most() -> None:
         assert time.monotonic() - start < 3.5
 
 
-def test_a_status_that_cannot_be_read_is_told(redis_url: str) -> None:
+def test_unreadable_status_raises_queue_unavailable(redis_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -178,7 +176,7 @@ def test_a_status_that_cannot_be_read_is_told(redis_url: str) -> None:
         tasks.job("any")
 
 
-def test_a_connection_that_was_closed_meanwhile_is_opened_again(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_closed_connection_is_reopened(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     tasks.undo(42, 1)
     for other in redis_client.client_list():
         if int(other["id"]) != redis_client.client_id():
@@ -189,7 +187,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(tasks: ClusterTa
     assert [message["kwargs"]["revision"] for message in sent(redis_client, CLUSTER_FEEDBACK)] == [1, 2]
 
 
-def test_one_client_serves_many_threads(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_client_is_safe_for_concurrent_threads(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     barrier = threading.Barrier(8)
 
     def undo_some(first: int) -> list[str]:
@@ -204,7 +202,7 @@ def test_one_client_serves_many_threads(tasks: ClusterTasks, redis_client: redis
     assert sorted(revisions) == list(range(1, 201))
 
 
-def test_a_client_of_ones_own_is_used_and_left_open(redis_client: redis.Redis) -> None:
+def test_given_redis_client_is_used_and_left_open(redis_client: redis.Redis) -> None:
     with ClusterTasks(client=redis_client) as tasks:
         tasks.undo(42, 1)
 
@@ -212,22 +210,22 @@ def test_a_client_of_ones_own_is_used_and_left_open(redis_client: redis.Redis) -
     assert len(sent(redis_client, CLUSTER_FEEDBACK)) == 1
 
 
-def test_a_url_or_a_client_is_needed() -> None:
+def test_client_needs_a_url_or_a_redis_client() -> None:
     with pytest.raises(TypeError, match="redis_url or client"):
         ClusterTasks()
 
 
-def test_an_unknown_job_has_no_status(tasks: ClusterTasks) -> None:
+def test_unknown_job_has_no_status(tasks: ClusterTasks) -> None:
     assert tasks.job("nobody-enqueued-this") is None
 
 
-def test_the_record_of_a_job_ends_a_day_after_its_last_word(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_job_record_expires_a_day_after_its_last_change(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     job = tasks.recluster(42)
 
     assert 86_000 < int(redis_client.ttl(f"sploot:job:{job.job_id}")) <= 86_400
 
 
-def test_a_worker_reads_what_the_client_sends(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_worker_decodes_messages_of_the_client(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     tasks.split(42, 3, ["a.jpg", "b.jpg"])
     broker = RedisStreamsBroker(client=redis_client, middleware=[])
     broker.declare_queue(CLUSTER_FEEDBACK)

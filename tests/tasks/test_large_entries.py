@@ -1,4 +1,4 @@
-"""Looking at queues with entries of many megabytes ships their heads, and finds what they are about."""
+"""Views of queues with entries of many megabytes read only their heads, and find their pets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOW_MANY = 5
 
 @pytest.fixture
 def desk(redis_client: redis.Redis) -> Desk:
-    """Large entries that wait and large dead letters, each with some small ones around."""
+    """Add large waiting entries and large dead letters, between small ones."""
     desk = Desk(redis_client)
     desk.add(1)
     desk.bury(1)
@@ -48,10 +48,11 @@ except SystemExit as ended:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", ["dead list embedding", "dead list embedding --groups", "peek embedding", "find --pet 7"]
 )
-def test_a_listing_grows_by_little_for_entries_of_many_megabytes(desk: Desk, redis_url: str, command: str) -> None:
+def test_listing_of_large_entries_needs_little_memory(desk: Desk, redis_url: str, command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOOK, "queue", *command.split()],
         env={"REDIS_URL": redis_url, "COLUMNS": "200"},
@@ -61,12 +62,12 @@ def test_a_listing_grows_by_little_for_entries_of_many_megabytes(desk: Desk, red
     )
 
     assert done.returncode == 0, done.stderr
-    # MB: of the imports and some pages; the entries have 120
+    # MB for imports and some pages; the entries have 120
     assert int(done.stderr.split()[-1]) < 80
     assert ("large-3" in done.stdout) or "dead" in command
 
 
-def test_large_dead_letters_are_listed_with_their_pet_and_stay_whole(desk: Desk) -> None:
+def test_large_dead_letters_are_listed_and_stay_whole(desk: Desk) -> None:
     found = list(
         desk.operations.stored_dead_letters(
             EMBEDDING_INGESTED, DeadLetterFilter(pet_id=7, reason="oversize"), limit=100
@@ -86,7 +87,7 @@ def test_large_dead_letters_are_listed_with_their_pet_and_stay_whole(desk: Desk)
     assert desk.broker.dead_letters(EMBEDDING_INGESTED).get(found[0].id, is_whole=True) == whole
 
 
-def test_a_page_of_dead_letters_ends_at_some_megabytes_and_the_next_goes_on(desk: Desk, redis_client: Any) -> None:
+def test_page_of_large_dead_letters_is_bounded_and_continues(desk: Desk, redis_client: Any) -> None:
     ids = []
     for number in range(12):
         facts = {"reason": "failed", "error": "E: x", "entry_id": "1-1", "deliveries": 1}

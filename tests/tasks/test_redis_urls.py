@@ -1,4 +1,4 @@
-"""Every form of REDIS_URL gives the client that it says, with the options that it says."""
+"""Every form of REDIS_URL yields the right client with the right options."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ def client_of(url: str) -> redis.Redis:
     return connect(url, connect_timeout_s=0.5, answer_timeout_s=1.5)
 
 
-def test_a_url_of_one_server_is_what_redis_py_reads() -> None:
+def test_url_of_one_server_is_read_by_redis_py() -> None:
     client = client_of("rediss://user:p%40ss@host:6380/2?ssl_ca_certs=/ca.pem")
 
-    told = client.connection_pool.connection_kwargs
-    assert (told["host"], told["port"], told["db"], told["password"]) == ("host", 6380, 2, "p@ss")
-    assert (told["ssl_ca_certs"], told["socket_connect_timeout"], told["socket_timeout"]) == ("/ca.pem", 0.5, 1.5)
+    options = client.connection_pool.connection_kwargs
+    assert (options["host"], options["port"], options["db"], options["password"]) == ("host", 6380, 2, "p@ss")
+    assert (options["ssl_ca_certs"], options["socket_connect_timeout"], options["socket_timeout"]) == (
+        "/ca.pem",
+        0.5,
+        1.5,
+    )
 
 
-def test_a_url_of_sentinels_asks_them_for_the_master() -> None:
+def test_url_of_sentinels_connects_to_their_master() -> None:
     client = client_of("rediss+sentinel://user:p%40ss@a:1,b/main/3?sentinel_password=other&ssl_ca_certs=/ca.pem")
 
     pool = client.connection_pool
     assert isinstance(pool, SentinelConnectionPool)
-    told = pool.connection_kwargs
-    assert (pool.service_name, told["db"], told["username"], told["password"]) == ("main", 3, "user", "p@ss")
+    options = pool.connection_kwargs
+    assert (pool.service_name, options["db"], options["username"], options["password"]) == ("main", 3, "user", "p@ss")
     sentinels = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
     assert [(s["host"], s["port"]) for s in sentinels] == [("a", 1), ("b", 26379)]
     assert {(s["password"], s["ssl_ca_certs"]) for s in sentinels} == {("other", "/ca.pem")}
 
 
-def test_a_cluster_that_is_away_is_said_to_be_away() -> None:
+def test_unreachable_cluster_raises_connection_error() -> None:
     with pytest.raises(redis.ConnectionError):
         client_of("redis+cluster://127.0.0.1:1")
 
@@ -41,7 +45,7 @@ def test_a_cluster_that_is_away_is_said_to_be_away() -> None:
 @pytest.mark.parametrize(
     "url", ["hunter2", "hunter2://x", "http://user:hunter2@host", "redis+sentinel://:hunter2@a:b:c/m"]
 )
-def test_a_refusal_shows_no_secret(url: str) -> None:
+def test_refused_url_shows_no_secret(url: str) -> None:
     with pytest.raises(RedisUrlInvalid) as refused:
         check(url)
 

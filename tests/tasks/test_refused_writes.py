@@ -1,4 +1,4 @@
-"""A Redis that answers and refuses writes: what callers, operators and probes learn of it, and that they can act."""
+"""A Redis that answers but refuses writes: reports to callers, operators and probes, and what still works."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.cli import main
 from tasks.client import ClusterTasks, QueueUnavailable
 from tasks.composition import build_app, build_broker, build_erasure, build_operations
 from tasks.contracts import EMBEDDING_INGESTED
-from tasks.doctor import Finding, examine, patient_of
+from tasks.doctor import Finding, diagnose, installation_of
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.exposition import expose, why_not_ready
 from tasks.settings import Settings
@@ -37,7 +37,7 @@ STATES: Final = pytest.mark.parametrize("code", REFUSING)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """One of this module's own: what refused once shows in INFO from then on."""
+    """A server of this module's own, because a refusal shows in INFO from then on."""
     directory = tmp_path_factory.mktemp("refusing", numbered=True)
     with EmbeddedRedis(directory=directory, unix_socket=True) as server:
         yield server
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def client(server: EmbeddedRedis) -> Iterator[redis.Redis]:
-    """A server with a pet, a waiting job and a dead letter, which takes writes yet."""
+    """A server with a pet, a waiting job and a dead letter that still accepts writes."""
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
         service = ClusterService(RedisPetStore(client))
@@ -60,7 +60,7 @@ def client(server: EmbeddedRedis) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def refuse(server: EmbeddedRedis, client: redis.Redis) -> Callable[[str], Any]:
-    """Brings the server into the state of a refusal, for a block."""
+    """Return a function that makes the server refuse writes within a block."""
     return lambda code: REFUSING[code](server, client)
 
 
@@ -83,7 +83,7 @@ CALLS: Final[dict[str, Callable[[ClusterTasks], object]]] = {
 
 
 @STATES
-def test_client_call_that_redis_refuses_names_cause_and_hint(
+def test_refused_client_call_names_cause_and_hint(
     server: EmbeddedRedis, refuse: Callable[[str], Any], code: str
 ) -> None:
     with refuse(code), ClusterTasks(server.url) as tasks:
@@ -130,7 +130,7 @@ BODIES: Final[dict[str, Any]] = {
     "plan_purge": {},
     "apply_plan": {"plan_id": "p-00000000"},
 }
-# What enqueues, or writes, whatever the state of the pet is.
+# Routes that enqueue or write, whatever the state of the pet.
 WORK: Final = frozenset(list(BODIES)[:8])
 IN_PATH: Final = {
     "pet_id": str(PET),
@@ -151,7 +151,7 @@ def http(server: EmbeddedRedis, client: redis.Redis) -> Iterator[TestClient]:
 
 
 def routes(http: TestClient) -> list[tuple[str, str, str]]:
-    """(operation, method, path) of every route in the OpenAPI document."""
+    """Return (operation, method, path) of every route in the OpenAPI document."""
     paths = http.get("/openapi.json").json()["paths"]
     return [(one["operationId"], method, path) for path, methods in paths.items() for method, one in methods.items()]
 
@@ -207,7 +207,7 @@ def test_full_redis_lets_operators_purge_pause_resume_and_delete(
         assert client.keys(f"{{pet:{PET}}}:*") == []
 
 
-def test_redis_that_takes_writes_again_is_ready_again(http: TestClient, refuse: Callable[[str], Any]) -> None:
+def test_server_is_ready_once_redis_accepts_writes_again(http: TestClient, refuse: Callable[[str], Any]) -> None:
     assert http.get("/readyz").status_code == 200
     with refuse("NOREPLICAS"):
         assert http.get("/readyz").status_code == 503
@@ -219,7 +219,7 @@ def test_redis_that_takes_writes_again_is_ready_again(http: TestClient, refuse: 
 
 
 @STATES
-def test_refusing_redis_makes_no_pod_ready_and_shows_in_metrics(
+def test_refusing_redis_is_not_ready_and_shows_in_metrics(
     client: redis.Redis, refuse: Callable[[str], Any], code: str
 ) -> None:
     metrics = expose(client, Settings(), with_jobs=False)
@@ -233,13 +233,13 @@ def test_refusing_redis_makes_no_pod_ready_and_shows_in_metrics(
     eventually(lambda: b"media_cluster_redis_writable 1.0" in metrics("")[0])
 
 
-def test_redis_that_is_away_has_no_sample_of_whether_it_takes_writes(tmp_path: Path) -> None:
+def test_unreachable_redis_has_no_writable_sample(tmp_path: Path) -> None:
     client = redis.Redis.from_url(f"unix://{tmp_path}/nothing.sock", retry=None)
 
     assert b"media_cluster_redis_writable 0" not in expose(client, Settings(), with_jobs=False)("")[0]
 
 
-def test_probe_leaves_only_keys_that_end(client: redis.Redis) -> None:
+def test_probe_leaves_only_keys_that_expire(client: redis.Redis) -> None:
     before = set(client.keys("*"))
     why_not_ready(client)
 
@@ -264,7 +264,7 @@ VERBS: Final = {
     "queue dead requeue": ["embedding", "--all", "--yes"],
     "import": ["{exported}"],
     "ingest": ["{lines}"],
-    # these read; most of them answer also while writes are refused
+    # these only read; most of them answer while writes are refused
     "clusters": [str(PET)],
     "tally": [str(PET)],
     "history": [str(PET)],
@@ -285,6 +285,7 @@ VERBS: Final = {
 WRITING: Final = frozenset(list(VERBS)[: list(VERBS).index("clusters")])
 
 
+@pytest.mark.slow
 @STATES
 def test_command_under_refusal_is_one_line_and_exit_code_3(
     server: EmbeddedRedis,
@@ -308,7 +309,7 @@ def test_command_under_refusal_is_one_line_and_exit_code_3(
     exported, lines = tmp_path / "pet.zip", tmp_path / "media.jsonl"
     assert run("export", str(PET), str(exported))[0] == 0
     lines.write_text(json.dumps(MEDIUM) + "\n")
-    # an import wants its place free
+    # an import needs a pet id without data
     client.delete(*client.keys(f"{{pet:{PET}}}:*"))
     take(ClusterService(RedisPetStore(client)), 0, range(4))
     files = {"exported": str(exported), "lines": str(lines)}
@@ -329,11 +330,11 @@ def test_command_under_refusal_is_one_line_and_exit_code_3(
 
 def examined(server: EmbeddedRedis, client: redis.Redis) -> list[Finding]:
     settings = Settings(redis_url=server.url, metrics_port=0, http_port=0)
-    return examine(patient_of(settings, client, build_broker(settings, client, middleware=[])))
+    return diagnose(installation_of(settings, client, build_broker(settings, client, middleware=[])))
 
 
 @STATES
-def test_doctor_names_the_refusal_and_starts_no_worker(
+def test_doctor_names_the_refusal_instead_of_missing_workers(
     server: EmbeddedRedis, client: redis.Redis, refuse: Callable[[str], Any], code: str
 ) -> None:
     with refuse(code):
@@ -360,11 +361,11 @@ def test_doctor_reaches_the_check_of_the_disk_when_redis_refuses_ping(
     assert [finding.level for finding in found if finding.check == "snapshot"] == ["wrong"]
 
 
-def test_doctor_finds_writes_in_order_when_they_are(server: EmbeddedRedis, client: redis.Redis) -> None:
+def test_doctor_reports_accepted_writes_as_ok(server: EmbeddedRedis, client: redis.Redis) -> None:
     assert [finding.level for finding in examined(server, client) if finding.check == "writes"] == ["ok"]
 
 
-# -- what people do, and the table itself ----------------------------------------------------------------------------
+# -- actions, and the table itself -----------------------------------------------------------------------------------
 
 
 @STATES
@@ -399,7 +400,7 @@ def test_cluster_without_slots_is_named(tmp_path: Path) -> None:
     assert unready.startswith(HINTS["CLUSTERDOWN"].problem)
 
 
-def test_replica_that_serves_nothing_is_named(server: EmbeddedRedis, client: redis.Redis) -> None:
+def test_replica_that_serves_no_reads_is_named(server: EmbeddedRedis, client: redis.Redis) -> None:
     client.config_set("replica-serve-stale-data", "no")
     try:
         with REFUSING["READONLY"](server, client), ClusterTasks(server.url) as tasks:
@@ -413,7 +414,7 @@ def test_replica_that_serves_nothing_is_named(server: EmbeddedRedis, client: red
     assert raised.value.refusal.code == "MASTERDOWN"
 
 
-def test_user_without_permission_is_a_fault_of_the_settings(server: EmbeddedRedis, client: Any) -> None:
+def test_redis_user_without_permission_is_a_settings_error(server: EmbeddedRedis, client: Any) -> None:
     client.execute_command("ACL", "SETUSER", "reader", "on", ">reader-secret", "~*", "+ping", "+hello", "+get")
     try:
         with (
@@ -446,7 +447,7 @@ def test_user_without_permission_is_a_fault_of_the_settings(server: EmbeddedRedi
         (ValueError("OOM command not allowed"), None),
     ],
 )
-def test_answer_of_redis_is_in_its_row_of_the_table(error: Exception, code: str | None) -> None:
+def test_redis_error_maps_to_its_refusal(error: Exception, code: str | None) -> None:
     refusal = refusal_of(error)
 
     assert (refusal.code if refusal else None) == code

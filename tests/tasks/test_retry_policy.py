@@ -1,4 +1,4 @@
-"""Who is tried again: the table that people read is the table that runs."""
+"""Retries: the documented table is the one that runs."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ MS = {"s": 1_000, "min": 60_000}
 
 
 def as_ms(text: str) -> int:
-    """The milliseconds of a time such as ``5 min``."""
+    """Return the milliseconds of a time such as ``5 min``."""
     number, unit = text.split()
     return int(number) * MS[unit]
 
 
 def documented() -> dict[str, RetryPolicy]:
-    """The policies as the module's docstring tells them."""
+    """Return the policies in the module's docstring."""
     lines = (retry_policy.__doc__ or "").splitlines()
     rules = [at for at, line in enumerate(lines) if line.startswith("====")]
     columns = [match.span() for match in re.finditer("=+", lines[rules[0]])]
     policies: dict[str, RetryPolicy] = {}
-    told: RetryPolicy | None = None
+    policy: RetryPolicy | None = None
     for line in lines[rules[1] + 1 : rules[2]]:
         actor, retries, waits, limit = (line[start:end].strip() for start, end in columns[:4])
         if retries:
             shortest, longest = (as_ms(wait) for wait in waits.split(" to ")) if int(retries) else (0, 0)
-            told = RetryPolicy(int(retries), shortest, longest, time_limit_ms=as_ms(limit))
+            policy = RetryPolicy(int(retries), shortest, longest, time_limit_ms=as_ms(limit))
         if actor:
-            assert told is not None
-            policies[actor] = told
+            assert policy is not None
+            policies[actor] = policy
     return policies
 
 
-def test_the_table_in_the_docstring_is_the_one_that_runs() -> None:
-    # where nothing is tried again, nothing waits
+def test_policy_table_in_the_docstring_matches_the_code() -> None:
+    # without retries there are no waits
     running = {
         actor: policy if policy.max_retries else replace(policy, min_backoff_ms=0, max_backoff_ms=0)
         for actor, policy in POLICIES.items()
@@ -60,7 +60,7 @@ def test_the_table_in_the_docstring_is_the_one_that_runs() -> None:
     assert documented() == running
 
 
-def test_every_actor_that_messages_are_for_has_a_policy() -> None:
+def test_every_actor_has_a_policy() -> None:
     actors = {
         contract.actor_name
         for contract in vars(contracts).values()
@@ -74,15 +74,15 @@ def test_every_actor_that_messages_are_for_has_a_policy() -> None:
     )
 
 
-def test_the_docstring_names_every_error_of_the_domain_that_is_caught_by_name() -> None:
-    told = retry_policy.__doc__ or ""
+def test_policy_docstring_names_every_domain_error() -> None:
+    docstring = retry_policy.__doc__ or ""
 
     for kind in (*NEVER_RETRIED, *ClusterError.__subclasses__()):
-        assert f"``{kind.__name__}``" in told
+        assert f"``{kind.__name__}``" in docstring
 
 
 def attempts_until_dead(error: Exception, policy: RetryPolicy) -> int:
-    """How often an actor of this policy is started that always fails this way."""
+    """Return how often an actor of this policy runs when it always fails this way."""
     broker = StubBroker(middleware=[Retries(), TimeLimit()])
     attempts = []
 
@@ -115,7 +115,7 @@ def attempts_until_dead(error: Exception, policy: RetryPolicy) -> int:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("actor", sorted(POLICIES))
-def test_what_trying_again_cannot_hint_runs_once(actor: str, error: Exception) -> None:
+def test_error_that_a_retry_cannot_fix_runs_once(actor: str, error: Exception) -> None:
     assert attempts_until_dead(error, POLICIES[actor]) == 1
 
 
@@ -129,7 +129,7 @@ def test_what_trying_again_cannot_hint_runs_once(actor: str, error: Exception) -
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_everything_else_is_tried_again_as_often_as_the_table_says(error: Exception) -> None:
+def test_other_errors_are_retried_as_in_the_table(error: Exception) -> None:
     hurried = {
         actor: replace(policy, min_backoff_ms=1, max_backoff_ms=1)
         for actor, policy in POLICIES.items()

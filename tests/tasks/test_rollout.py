@@ -1,4 +1,4 @@
-"""A rollout by pet: always the same pets, only more of them, the same in every language."""
+"""A rollout by pet: the same pets in every language, and only more of them."""
 
 from __future__ import annotations
 
@@ -13,41 +13,39 @@ from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tasks.rollout import is_rolled_out
 
-# From the table in the module's docstring, which producers in other languages go by.
+# From the table in the module's docstring, the reference for producers in other languages.
 EXAMPLES = [tuple(map(int, row)) for row in re.findall(r"^ {4}(\d+) +\d+ +(\d+) ", rollout.__doc__ or "", re.MULTILINE)]
 
 
 @pytest.mark.parametrize(("pet_id", "remainder"), EXAMPLES)
-def test_the_table_of_examples_is_true(pet_id: int, remainder: int) -> None:
+def test_example_pets_match_the_rollout(pet_id: int, remainder: int) -> None:
     assert not is_rolled_out(pet_id, remainder)
     assert is_rolled_out(pet_id, remainder + 1)
 
 
-def test_there_is_a_table_of_examples() -> None:
+def test_rollout_docstring_has_examples() -> None:
     assert len(EXAMPLES) == 3
 
 
-def test_nobody_at_zero_and_everybody_at_a_hundred() -> None:
+def test_rollout_includes_no_pet_at_0_and_all_at_100() -> None:
     assert not any(is_rolled_out(pet_id, 0) for pet_id in range(1, 2_000))
     assert all(is_rolled_out(pet_id, 100) for pet_id in range(1, 2_000))
 
 
-def test_a_higher_percentage_takes_no_pet_out() -> None:
+def test_higher_percentage_removes_no_pet() -> None:
     for pet_id in range(1, 500):
         reached = [is_rolled_out(pet_id, percent) for percent in range(101)]
         assert reached == sorted(reached)
 
 
 @pytest.mark.parametrize("first", [1, 10**9, 2**62])
-def test_about_as_many_pets_are_in_as_the_percentage_says(first: int) -> None:
+def test_share_of_pets_is_close_to_the_percentage(first: int) -> None:
     n_in = sum(is_rolled_out(pet_id, 10) for pet_id in range(first, first + 20_000))
 
     assert n_in == pytest.approx(2_000, rel=0.1)
 
 
-def test_the_client_sends_nothing_for_a_pet_that_the_rollout_has_not_reached(
-    redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_client_withholds_items_of_pets_outside_the_rollout(redis_url: str, redis_client: redis.Redis) -> None:
     with ClusterTasks(redis_url, ingest_rollout_percent=50) as tasks:
         one = [tasks.ingest(pet_id=pet, media_id="m", model="clip@1", embedding=[0.1, 0.2]) for pet in (9, 42)]
         many = tasks.ingest_many(
@@ -58,11 +56,11 @@ def test_the_client_sends_nothing_for_a_pet_that_the_rollout_has_not_reached(
         assert [job.withheld for job in many] == [True, False]
         assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 2
         assert tasks.job(one[1].job_id) is None
-        # corrections and reclusters are for pets that have clusters already
+        # corrections and reclusters concern pets that already have clusters
         assert not tasks.recluster(pet_id=42).withheld
 
 
 @pytest.mark.parametrize("percent", [-1, 101])
-def test_a_percentage_out_of_range_is_refused(percent: int) -> None:
+def test_percentage_out_of_range_is_refused(percent: int) -> None:
     with pytest.raises(InvalidInput, match="ingest_rollout_percent"):
         ClusterTasks("redis://127.0.0.1:1", ingest_rollout_percent=percent)

@@ -1,18 +1,18 @@
-"""Settings from the environment: defaults, refusals that name the variable, secrets that stay secret."""
+"""Settings from the environment: defaults, errors that name the variable, masked secrets."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import redis
 
-from sploot_cluster.pet_cache import bytes_to_remember
 from tasks.composition import build_service
 from tasks.settings import SettingInvalid, Settings, masked
 
 
-def test_an_empty_environment_gives_the_documented_defaults() -> None:
+def test_empty_environment_gives_the_defaults() -> None:
     settings = Settings.from_env({})
 
     assert settings.redis_url == "redis://127.0.0.1:6379/0"
@@ -71,7 +71,7 @@ def test_variables_are_read() -> None:
         ("SPLOOT_CLUSTERING_COLOUR", "red"),
     ],
 )
-def test_a_variable_that_cannot_be_used_is_named(variable: str, text: str) -> None:
+def test_invalid_variable_is_named(variable: str, text: str) -> None:
     with pytest.raises(SettingInvalid) as refused:
         Settings.from_env({variable: text})
 
@@ -80,7 +80,7 @@ def test_a_variable_that_cannot_be_used_is_named(variable: str, text: str) -> No
     assert refused.value.hint
 
 
-def test_no_error_and_no_listing_shows_a_secret() -> None:
+def test_errors_and_tables_mask_secrets() -> None:
     settings = Settings.from_env(
         {"REDIS_URL": "redis://user:hunter22@redis/0", "SPLOOT_API_TOKENS": "a:viewer:hunter22,b:operator:hunter22"}
     )
@@ -106,7 +106,7 @@ def test_no_error_and_no_listing_shows_a_secret() -> None:
         ("redis+cluster://:pw@a:1,b:2", "redis+cluster://:***@a:1,b:2"),
     ],
 )
-def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None:
+def test_redis_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert masked("redis_url", url) == shown
 
 
@@ -118,7 +118,7 @@ def test_every_setting_is_listed_with_its_meaning() -> None:
     assert all(row["value"] == row["default"] for row in rows)
 
 
-def test_a_secret_is_read_from_a_file_that_the_environment_names(tmp_path: Path) -> None:
+def test_secret_is_read_from_its_file(tmp_path: Path) -> None:
     url, tokens = tmp_path / "url", tmp_path / "tokens"
     url.write_text("redis://user:hunter22@redis/0\n")
     tokens.write_text("auth:producer:correct-horse-battery\nops:operator:correct-horse-staple\n")
@@ -131,7 +131,7 @@ def test_a_secret_is_read_from_a_file_that_the_environment_names(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_secret_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_unreadable_secret_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "url"
     if content is not None:
         path.write_bytes(content)
@@ -142,22 +142,27 @@ def test_a_secret_file_that_cannot_be_read_is_named(tmp_path: Path, content: byt
     assert refused.value.variable == "REDIS_URL_FILE"
 
 
-def test_a_secret_is_given_once(tmp_path: Path) -> None:
+def test_secret_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingInvalid) as refused:
         Settings.from_env({"REDIS_URL": "redis://a", "REDIS_URL_FILE": str(tmp_path)})
 
     assert refused.value.variable == "REDIS_URL_FILE"
 
 
-def test_what_is_no_secret_is_not_read_from_a_file(tmp_path: Path) -> None:
+def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:
     path = tmp_path / "lease"
     path.write_text("5000")
 
     assert Settings.from_env({"SPLOOT_LEASE_MS_FILE": str(path)}).lease_ms == 30_000
 
 
-def test_the_memory_for_pets_is_what_the_variable_says() -> None:
-    client = redis.Redis()  # nothing is asked of it
+@pytest.mark.parametrize(("cache_mb", "cache_bytes"), [(64, 64 << 20), (0, None)])
+def test_cache_size_follows_the_setting(
+    monkeypatch: pytest.MonkeyPatch, cache_mb: int, cache_bytes: int | None
+) -> None:
+    built = Mock()
+    monkeypatch.setattr("sploot_cluster.service.ClusterService", built)
 
-    assert build_service(Settings(cache_mb=64), client)._cache.max_bytes == 64 << 20
-    assert build_service(Settings(), client)._cache.max_bytes == bytes_to_remember()
+    build_service(Settings(cache_mb=cache_mb), redis.Redis())  # the client is never used for a call
+
+    assert built.call_args.kwargs["cache_bytes"] == cache_bytes

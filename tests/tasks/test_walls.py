@@ -1,4 +1,4 @@
-"""The walls between the packages: what an import brings, and what import-linter refuses."""
+"""The boundaries between packages: what an import loads, and what import-linter refuses."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("broker", "tasks", "sploot_cluster")
-# Beside the interpreter; on the PATH only where the environment is active.
+# Next to the interpreter; on PATH only in an active environment.
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 
 ENGINE = {"numpy", "faiss", "hdbscan", "sklearn", "scipy", "fastapi", "prometheus_client", "periodiq"}
 
 
 def modules_after(code: str) -> set[str]:
-    """The modules that a fresh interpreter has after this code."""
-    told = subprocess.run(
+    """Return the modules that a fresh interpreter has loaded after this code."""
+    done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
@@ -30,7 +30,7 @@ def modules_after(code: str) -> set[str]:
         capture_output=True,
         text=True,
     )
-    return set(json.loads(told.stdout.splitlines()[-1]))
+    return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def packages_of(modules: set[str]) -> set[str]:
@@ -57,7 +57,7 @@ def test_thin_client_in_use_loads_no_engine() -> None:
     }
 
 
-def test_the_broker_brings_only_dramatiq_and_redis() -> None:
+def test_broker_import_loads_only_dramatiq_and_redis() -> None:
     allowed = modules_after("import dramatiq, redis, redis.sentinel, redis.cluster")
 
     modules = modules_after("import broker")
@@ -66,7 +66,7 @@ def test_the_broker_brings_only_dramatiq_and_redis() -> None:
     assert packages_of(modules) - packages_of(allowed) - sys.stdlib_module_names == {"broker"}
 
 
-def test_the_broker_names_nothing_but_dramatiq_redis_and_itself() -> None:
+def test_broker_imports_only_dramatiq_redis_and_itself() -> None:
     named = set()
     for path in (ROOT / "broker").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -78,7 +78,8 @@ def test_the_broker_names_nothing_but_dramatiq_redis_and_itself() -> None:
     assert named - sys.stdlib_module_names == {"dramatiq", "redis"}
 
 
-def test_no_module_of_the_domain_brings_the_queue() -> None:
+@pytest.mark.slow
+def test_domain_imports_load_no_queue() -> None:
     everything = """
 import importlib, pkgutil, sploot_cluster
 for module in pkgutil.walk_packages(sploot_cluster.__path__, "sploot_cluster."):
@@ -104,20 +105,22 @@ def lint_imports(directory: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """The packages and the contracts, to do damage to."""
+    """A copy of the packages and contracts that the test may break."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", tmp_path)
     return tmp_path
 
 
-def test_import_linter_finds_every_wall_whole() -> None:
+@pytest.mark.slow
+def test_import_linter_accepts_the_code() -> None:
     linted = lint_imports(ROOT)
 
     assert linted.returncode == 0, linted.stdout
     assert "0 broken" in linted.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "statement", "contract"),
     [
@@ -141,9 +144,9 @@ def test_import_linter_finds_every_wall_whole() -> None:
         ),
     ],
 )
-def test_import_linter_finds_a_hole(copied: Path, module: str, statement: str, contract: str) -> None:
+def test_import_linter_refuses_a_forbidden_import(copied: Path, module: str, statement: str, contract: str) -> None:
     damaged = copied / module
-    # inside a function: an import that runs late is a hole as well
+    # inside a function, because late imports are forbidden too
     damaged.write_text(f"{damaged.read_text()}\n\ndef _hole() -> None:\n    {statement}\n")
 
     linted = lint_imports(copied)

@@ -1,4 +1,4 @@
-"""What may stand in the streams of work: flat events of other languages, and Dramatiq messages."""
+"""Admission to the work streams: flat events of other languages, and Dramatiq messages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FIELDS = {
 }
 
 
-def test_an_event_becomes_a_message_of_its_queue() -> None:
+def test_event_becomes_a_message_of_its_queue() -> None:
     message = DECODERS[EMBEDDING_INGESTED]("1700000000123-4", FIELDS)
 
     assert (message.queue_name, message.actor_name) == ("embedding.ingested", "cluster_embedding")
@@ -51,7 +51,7 @@ def test_an_event_becomes_a_message_of_its_queue() -> None:
     assert message.options == {}
 
 
-def test_the_message_can_be_encoded_again_for_a_retry() -> None:
+def test_decoded_message_can_be_encoded_for_a_retry() -> None:
     message = decode_embedding("1-0", FIELDS)
 
     again = dramatiq.Message.decode(message.encode())
@@ -74,22 +74,22 @@ def test_every_encoding_becomes_the_same_message(encoding: bytes, embedding: byt
     assert message.kwargs == decode_embedding("1-0", FIELDS).kwargs
 
 
-def test_an_event_that_cannot_be_used_names_field_and_hint() -> None:
+def test_invalid_event_names_field_and_hint() -> None:
     with pytest.raises(UndecodableEntry) as refused:
         decode_embedding("1-0", FIELDS | {b"pet_id": b"rex"})
 
     assert (refused.value.field, refused.value.problem) == ("pet_id", "'rex' is not a decimal number")
-    assert refused.value.hint == "send digits, such as 42"
+    assert refused.value.hint == "send digits, e.g. 42"
 
 
-def test_an_entry_of_somebody_else_is_told_what_is_missing() -> None:
+def test_foreign_entry_names_the_missing_field() -> None:
     with pytest.raises(UndecodableEntry) as refused:
         decode_embedding("1-0", {b"hello": b"world"})
 
     assert (refused.value.field, refused.value.problem) == ("schema", "is missing")
 
 
-def test_an_entry_id_ahead_of_the_clock_gives_no_time_of_the_future() -> None:
+def test_entry_id_ahead_of_the_clock_gives_the_current_time() -> None:
     before = int(1000 * time.time())
 
     for entry_id in (f"{before * 1000}-0", "18446744073709551615-18446744073709551615"):
@@ -106,7 +106,7 @@ def sent(actor: str = CLUSTER_EMBEDDING, queue: str = EMBEDDING_INGESTED, **opti
 
 
 @pytest.mark.parametrize(("actor", "queue"), QUEUE_OF.items())
-def test_an_actor_is_accepted_in_its_own_queue_alone(actor: str, queue: str) -> None:
+def test_actor_is_accepted_only_in_its_own_queue(actor: str, queue: str) -> None:
     CHECKS[queue](sent(actor, queue))
 
     for other in set(QUEUES) - {queue}:
@@ -115,7 +115,7 @@ def test_an_actor_is_accepted_in_its_own_queue_alone(actor: str, queue: str) -> 
         assert (refused.value.field, refused.value.hint) == ("actor_name", f"enqueue it on {queue}")
 
 
-def test_every_actor_of_a_worker_is_known_by_its_queue() -> None:
+def test_every_actor_of_a_worker_has_a_known_queue() -> None:
     broker = build_worker(Settings())
 
     assert {name: actor.queue_name for name, actor in broker.actors.items()} == QUEUE_OF
@@ -147,7 +147,7 @@ def test_every_actor_of_a_worker_is_known_by_its_queue() -> None:
     ],
     ids=lambda option: next(iter(option))[:20],
 )
-def test_an_option_beyond_those_of_clients_and_retries_is_refused(option: dict[str, Any]) -> None:
+def test_unknown_option_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(UndecodableEntry) as refused:
         CHECKS[EMBEDDING_INGESTED](sent(**option))
 
@@ -174,7 +174,7 @@ def test_an_option_beyond_those_of_clients_and_retries_is_refused(option: dict[s
         ("retried_from", {"a": 1}),
     ],
 )
-def test_an_option_with_a_value_that_no_retry_has_is_refused(name: str, value: Any) -> None:
+def test_option_with_an_invalid_value_is_refused(name: str, value: Any) -> None:
     with pytest.raises(UndecodableEntry) as refused:
         CHECKS[EMBEDDING_INGESTED](sent(**{name: value}))
 
@@ -182,8 +182,8 @@ def test_an_option_with_a_value_that_no_retry_has_is_refused(name: str, value: A
     assert refused.value.hint.startswith("send ")
 
 
-def test_what_a_client_sends_and_a_worker_repeats_is_accepted(redis_client: redis.Redis) -> None:
-    """The product's own middleware, on a media item that fails once."""
+def test_messages_of_clients_and_retries_are_accepted(redis_client: redis.Redis) -> None:
+    """Run the product's own middleware on an item that fails once."""
     attempts: list[dict[str, Any]] = []
 
     def fail_once(**_: Any) -> None:
@@ -212,7 +212,7 @@ def test_what_a_client_sends_and_a_worker_repeats_is_accepted(redis_client: redi
     assert {"tracked", "retries", "traceback", "requeue_timestamp"} == set(attempts[1])
 
 
-def test_a_worker_makes_a_forged_message_a_dead_letter_that_names_the_option(redis_client: redis.Redis) -> None:
+def test_forged_message_becomes_a_dead_letter_naming_the_option(redis_client: redis.Redis) -> None:
     ran: list[str] = []
     broker = RedisStreamsBroker(client=redis_client, middleware=[], decoders=DECODERS, checks=CHECKS)
     for actor, queue in ((CLUSTER_EMBEDDING, EMBEDDING_INGESTED), (DISMISS_MEDIA, CLUSTER_FEEDBACK)):

@@ -1,4 +1,4 @@
-"""A random walk through what can become of a queue, by workers and by operators, and what Redis itself says of it.
+"""A random walk through the states of a queue, by workers and operators, with the truth according to Redis.
 
 The truth is read with plain commands and counted here, entry by entry, so that it shares nothing with the sampler: not
 its script, not its arithmetic, and not ``lag``, which Redis itself loses in many of these states.
@@ -25,7 +25,7 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What a queue holds, counted entry by entry."""
+    """The contents of a queue, counted entry by entry."""
 
     pending: int
     undelivered: int
@@ -38,16 +38,16 @@ class Truth:
 
 
 class Walk:
-    """One queue, and everything that may happen to it, one thing at a time."""
+    """A queue on which one random operation runs at a time."""
 
     def __init__(self, client: redis.Redis, broker: RedisStreamsBroker, rng: random.Random) -> None:
-        self._client: Any = client  # redis-py types an answer as all that a command may ever answer
+        self._client: Any = client  # redis-py types an answer as the union of all its forms
         self._broker, self._rng = broker, rng
         self._client.xgroup_create(KEYS.stream, GROUP, "0", mkstream=True)
 
     def step(self) -> str:
-        """Do one random thing; its name."""
-        # delivering most often, else the queue would only grow
+        """Run one random operation, and return its name."""
+        # mostly deliveries, or the queue would only grow
         odds = {
             self.enqueue: 14.0,
             self.delay: 3,
@@ -78,7 +78,7 @@ class Walk:
         self._client.xreadgroup(GROUP, self._consumer(), {KEYS.stream: ">"}, count=self._rng.randint(1, 5))
 
     def finish(self) -> None:
-        """As a worker does: acknowledged and deleted in one."""
+        """Acknowledge and delete in one transaction, as a worker does."""
         for entry_id in self._some_pending(3):
             pipe = self._client.pipeline(transaction=True)
             pipe.xack(KEYS.stream, GROUP, entry_id)
@@ -86,7 +86,7 @@ class Walk:
             pipe.execute()
 
     def acknowledge(self) -> None:
-        """By hand: what the runbook of old says, and what leaves orphans."""
+        """Acknowledge by hand, which leaves orphans."""
         for entry_id in self._some_pending(2):
             self._client.xack(KEYS.stream, GROUP, entry_id)
 
@@ -113,20 +113,20 @@ class Walk:
             self._client.xdel(KEYS.dead, dead_letter_id)
 
     def delete_any(self) -> None:
-        """By hand: waiting, pending (a ghost stays behind) or orphaned."""
+        """Delete an entry by hand: waiting, pending (leaves a ghost) or orphaned."""
         entries = self._client.xrange(KEYS.stream)
         if entries:
             self._client.xdel(KEYS.stream, self._rng.choice(entries)[0])
 
     def delete_last_delivered(self) -> None:
-        """What makes Redis lose its ``lag``."""
+        """Delete the last delivered entry, which makes Redis lose its ``lag``."""
         self._client.xdel(KEYS.stream, self._group()["last-delivered-id"])
 
     def drop_consumer(self) -> None:
         self._client.xgroup_delconsumer(KEYS.stream, GROUP, self._consumer())
 
     def lose_the_group(self) -> None:
-        """It is made again at 0, as a worker does: all that is left is delivered once more."""
+        """Recreate the group at 0, as a worker does: all remaining entries are delivered again."""
         self._client.xgroup_destroy(KEYS.stream, GROUP)
         self._client.xgroup_create(KEYS.stream, GROUP, "0")
 
@@ -137,7 +137,7 @@ class Walk:
             self._client.hdel(KEYS.delayed_messages, name)
 
     def truth(self) -> Truth:
-        """What is so, by plain commands."""
+        """Return the truth, read with plain commands."""
         entries = [_order(entry_id) for entry_id, _ in self._client.xrange(KEYS.stream)]
         pending = self._client.xpending_range(KEYS.stream, GROUP, "-", "+", 100_000)
         held = {_order(one["message_id"]) for one in pending}

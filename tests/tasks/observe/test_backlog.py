@@ -1,4 +1,4 @@
-"""What the queues hold, sampled into Redis and told at every scrape."""
+"""Contents of the queues, sampled into Redis and exposed at every scrape."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OF_STREAMS = (
     "media_cluster_entries_vanished_total",
 )
 TICKED_AT = "media_cluster_scheduler_tick_timestamp_seconds"
-# what the walk compares: metric -> fact
+# compared by the walk: metric -> fact
 COUNTS = {
     "pending_jobs": "pending",
     "undelivered_jobs": "undelivered",
@@ -72,7 +72,7 @@ def sampler(broker: RedisStreamsBroker, redis_client: redis.Redis) -> BacklogSam
 
 @pytest.fixture
 def registry(redis_client: redis.Redis) -> CollectorRegistry:
-    """What a pod exposes."""
+    """The registry of a pod."""
     registry = CollectorRegistry()
     registry.register(BacklogCollector(redis_client))
     return registry
@@ -94,7 +94,7 @@ def of_feedback(registry: CollectorRegistry) -> dict[str, float]:
 
 
 def check_walk(client: redis.Redis, broker: RedisStreamsBroker, *, n_states: int, seed: int) -> Counter[str]:
-    """Walk, and compare every gauge with the truth in every state; what was met, by name."""
+    """Walk, compare every gauge with the truth after each step, and return the operations that ran."""
     walk, sampler = Walk(client, broker, random.Random(seed)), BacklogSampler(broker, client)
     registry = CollectorRegistry()
     registry.register(BacklogCollector(client))
@@ -103,18 +103,18 @@ def check_walk(client: redis.Redis, broker: RedisStreamsBroker, *, n_states: int
         step = walk.step()
         sampler.sample_pending()
         sampler.sample_lag()
-        told_of = of_feedback(registry)
+        exposed = of_feedback(registry)
         truth = walk.truth()
 
         where = f"state {number} of seed {seed}, after {step}: {truth}"
-        told = {name: told_of[f"media_cluster_{name}"] for name in (*COUNTS, *TIMES)}
-        assert {COUNTS[name]: told[name] for name in COUNTS} == {
+        gauges = {name: exposed[f"media_cluster_{name}"] for name in (*COUNTS, *TIMES)}
+        assert {COUNTS[name]: gauges[name] for name in COUNTS} == {
             name: getattr(truth, name) for name in COUNTS.values()
         }, where
         for name, fact in TIMES.items():
-            # a moment has passed since the sample
-            behind_s = (getattr(truth, fact) or 0) / 1_000 - told[name]
-            assert 0 <= behind_s < 5, f"{name} says {told[name]} in {where}"
+            # time has passed since the sample
+            behind_s = (getattr(truth, fact) or 0) / 1_000 - gauges[name]
+            assert 0 <= behind_s < 5, f"{name} says {gauges[name]} in {where}"
         met[step] += 1
         met["lag is nil"] += not truth.is_lag_known
         met["orphans"] += truth.orphaned > 0
@@ -126,10 +126,10 @@ def unreachable() -> redis.Redis:
     return redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
 
 
-def test_every_series_exists_before_the_first_sample_and_is_zero(registry: CollectorRegistry) -> None:
+def test_series_are_zero_before_the_first_sample(registry: CollectorRegistry) -> None:
     families = text_string_to_metric_families(generate_latest(registry).decode())
 
-    told = {
+    gauges = {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
         for sample in family.samples
@@ -139,11 +139,11 @@ def test_every_series_exists_before_the_first_sample_and_is_zero(registry: Colle
     expected = {(name, frozenset({stream[queue], ("group", GROUP)})) for name in OF_GROUPS for queue in QUEUES}
     expected |= {(name, frozenset({stream[queue]})) for name in OF_STREAMS for queue in QUEUES}
     expected |= {(name, frozenset()) for name in SINGLE}
-    assert told.keys() == expected
-    assert set(told.values()) == {0.0}
+    assert gauges.keys() == expected
+    assert set(gauges.values()) == {0.0}
 
 
-def test_what_only_counts_up_is_a_counter_and_all_else_a_gauge(registry: CollectorRegistry) -> None:
+def test_only_totals_are_counters(registry: CollectorRegistry) -> None:
     kinds = {family.name: family.type for family in registry.collect()}
 
     assert {name for name, kind in kinds.items() if kind == "counter"} == {
@@ -155,11 +155,11 @@ def test_what_only_counts_up_is_a_counter_and_all_else_a_gauge(registry: Collect
     }
 
 
-def test_every_metric_says_what_it_means(registry: CollectorRegistry) -> None:
+def test_every_metric_has_a_help_text(registry: CollectorRegistry) -> None:
     assert all(len(family.documentation) > 50 for family in registry.collect())
 
 
-def test_jobs_are_counted_by_what_they_wait_for(
+def test_jobs_are_counted_by_state(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry
 ) -> None:
     send(broker, 5)
@@ -174,7 +174,7 @@ def test_jobs_are_counted_by_what_they_wait_for(
 
     sampler.sample_pending()
 
-    # it read as many as it may hold, and no more since
+    # the consumer has read as many as it may hold
     assert of_stream(registry, "media_cluster_pending_jobs") == 2
     assert of_stream(registry, "media_cluster_undelivered_jobs") == 2
     assert of_stream(registry, "media_cluster_delayed_jobs") == 2
@@ -185,17 +185,17 @@ def test_jobs_are_counted_by_what_they_wait_for(
     consumer.close()
 
 
-def test_in_a_walk_through_whatever_may_happen_to_a_queue_the_gauges_are_the_truth(
+def test_gauges_match_redis_after_every_step_of_a_random_walk(
     broker: RedisStreamsBroker, redis_client: redis.Redis
 ) -> None:
     met = check_walk(redis_client, broker, n_states=400, seed=7)
 
-    # make ops-verify walks through many more
+    # make ops-verify walks more steps
     assert met["lag is nil"] > 20
     assert met["orphans"] > 20
 
 
-def test_queues_are_told_apart(
+def test_gauges_are_separate_per_queue(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry
 ) -> None:
     send(broker, 3, queue=EMBEDDING_INGESTED)
@@ -207,7 +207,7 @@ def test_queues_are_told_apart(
     assert counts == dict.fromkeys(QUEUES, 0) | {EMBEDDING_INGESTED: 3, CLUSTER_RECLUSTER: 1}
 
 
-def test_a_job_that_was_acknowledged_by_hand_is_an_orphan(
+def test_job_acknowledged_by_hand_counts_as_orphan(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     send(broker)
@@ -228,7 +228,7 @@ def test_lag_is_the_idle_time_of_the_oldest_pending_job(
     send(broker, 2)
     redis_client.xgroup_create(FEEDBACK, GROUP, "0")
     read: Any = redis_client.xreadgroup(GROUP, "by-hand", {FEEDBACK: ">"}, count=1)
-    # XCLAIM can say how long an entry has been idle
+    # XCLAIM can set the idle time of an entry
     redis_client.xclaim(FEEDBACK, GROUP, "by-hand", 0, [read[0][1][0][0]], idle=90_000)
 
     sampler.sample_lag()
@@ -239,7 +239,7 @@ def test_lag_is_the_idle_time_of_the_oldest_pending_job(
     assert of_stream(registry, "media_cluster_stream_lag_seconds", CLUSTER_RECLUSTER) == 0
 
 
-def test_the_age_of_the_oldest_job_counts_from_when_it_was_added(
+def test_age_of_the_oldest_job_counts_from_its_addition(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     seconds, _ = redis_client.time()
@@ -250,10 +250,10 @@ def test_the_age_of_the_oldest_job_counts_from_when_it_was_added(
     age_s = of_stream(registry, "media_cluster_oldest_job_age_seconds")
     assert age_s is not None
     assert 599 <= age_s < 660
-    assert of_stream(registry, "media_cluster_stream_lag_seconds") == 0  # nobody holds it
+    assert of_stream(registry, "media_cluster_stream_lag_seconds") == 0  # no worker holds it
 
 
-def test_a_queue_that_was_emptied_is_told_as_empty(
+def test_emptied_queue_is_reported_as_empty(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry
 ) -> None:
     send(broker, 4)
@@ -269,7 +269,7 @@ def test_a_queue_that_was_emptied_is_told_as_empty(
     assert of_stream(registry, "media_cluster_entries_added_total") == 4
 
 
-def test_a_sample_is_as_old_as_the_older_of_its_halves(
+def test_sample_is_as_old_as_its_older_half(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     sampler.sample_pending()
@@ -286,7 +286,7 @@ def test_a_sample_is_as_old_as_the_older_of_its_halves(
     assert 44 < both - one_stopped <= 45
 
 
-def test_pods_answer_alike(
+def test_all_pods_expose_the_same_numbers(
     broker: RedisStreamsBroker, sampler: BacklogSampler, redis_url: str, redis_client: redis.Redis
 ) -> None:
     send(broker, 3)
@@ -305,7 +305,7 @@ def test_pods_answer_alike(
     assert b'media_cluster_undelivered_jobs{stream="streams:cluster.feedback"} 3.0' in answers[0]
 
 
-def test_a_scrape_while_redis_is_away_tells_nothing_and_warns(caplog: pytest.LogCaptureFixture) -> None:
+def test_scrape_without_redis_is_empty_and_warns(caplog: pytest.LogCaptureFixture) -> None:
     registry = CollectorRegistry()
     registry.register(BacklogCollector(unreachable()))
 
@@ -314,28 +314,28 @@ def test_a_scrape_while_redis_is_away_tells_nothing_and_warns(caplog: pytest.Log
 
     assert families == []
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "backlog not read from Redis" in caplog.text
+    assert "could not read the backlog from Redis" in caplog.text
 
 
 @pytest.mark.parametrize("spoil", [("hset", BACKLOG, "cluster.feedback:dead", "many"), ("set", NOISE, "7")])
-def test_a_hash_that_was_spoilt_by_hand_stops_no_scrape(
+def test_invalid_sample_hash_does_not_fail_the_scrape(
     registry: CollectorRegistry, redis_client: redis.Redis, spoil: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     redis_client.execute_command(*spoil)
 
     assert list(registry.collect()) == []
 
-    assert "backlog not read from Redis" in caplog.text
+    assert "could not read the backlog from Redis" in caplog.text
 
 
-def test_a_sample_that_cannot_be_written_is_told_to_its_caller(broker: RedisStreamsBroker) -> None:
+def test_sample_raises_when_it_cannot_be_written(broker: RedisStreamsBroker) -> None:
     sampler = BacklogSampler(broker, unreachable())
 
     with pytest.raises(redis.ConnectionError):
         sampler.sample_pending()
 
 
-def test_noisy_reclusters_in_a_row_are_counted_and_a_quiet_one_ends_the_row(
+def test_noise_streak_grows_and_ends_with_a_quiet_recluster(
     registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     watch = NoiseWatch(redis_client)
@@ -348,7 +348,7 @@ def test_noisy_reclusters_in_a_row_are_counted_and_a_quiet_one_ends_the_row(
     assert abs(int(redis_client.hget(NOISE, "at_ms") or 0) / 1000 - time.time()) < 30
 
 
-def test_workers_that_finish_together_are_all_counted(redis_client: redis.Redis) -> None:
+def test_noise_streak_counts_concurrent_reclusters(redis_client: redis.Redis) -> None:
     with ThreadPoolExecutor(8) as pool:
         streaks = list(pool.map(lambda _: NoiseWatch(redis_client).note(31), range(100)))
 
@@ -363,7 +363,7 @@ def ahead(client: Any, hours: int = 1) -> str:
 
 
 @pytest.mark.parametrize("id_of", [ahead, lambda _: LAST_ID], ids=["an hour ahead", "the greatest"])
-def test_an_entry_with_an_id_of_the_future_grows_old_from_when_it_was_seen(
+def test_age_of_an_entry_id_ahead_counts_from_its_first_sample(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any, id_of: Any
 ) -> None:
     redis_client.xadd(FEEDBACK, {"a": "b"}, id=id_of(redis_client))
@@ -372,7 +372,7 @@ def test_an_entry_with_an_id_of_the_future_grows_old_from_when_it_was_seen(
     sampler.sample_lag()
     first = of_stream(registry, "media_cluster_oldest_job_age_seconds")
     (seen,) = [json.loads(stored) for stored in redis_client.hvals(SEEN_IDS)]
-    # as a quarter of an hour later
+    # simulates a quarter of an hour
     redis_client.hset(SEEN_IDS, CLUSTER_FEEDBACK, json.dumps([[at - 900_000, last] for at, last in seen]))
     sampler.sample_lag()
     later = of_stream(registry, "media_cluster_oldest_job_age_seconds")
@@ -383,12 +383,12 @@ def test_an_entry_with_an_id_of_the_future_grows_old_from_when_it_was_seen(
     assert 900 < later < 960
 
 
-def test_work_behind_an_id_of_the_future_has_the_age_at_which_it_was_seen(
+def test_age_of_later_entries_counts_from_the_sample_that_saw_them(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
 ) -> None:
     odd = redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))
     sampler.sample_lag()
-    send(broker)  # gets an id of the future as well
+    send(broker)  # gets an id ahead of the clock as well
     sampler.sample_lag()
     seen = json.loads(redis_client.hget(SEEN_IDS, CLUSTER_FEEDBACK))
     assert len(seen) == 2
@@ -408,7 +408,7 @@ def test_work_behind_an_id_of_the_future_has_the_age_at_which_it_was_seen(
     assert not redis_client.exists(SEEN_IDS)
 
 
-def test_ids_ahead_and_an_exhausted_stream_are_gauges(
+def test_ids_ahead_and_exhausted_streams_are_gauges(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
 ) -> None:
     redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))
@@ -425,7 +425,7 @@ def test_ids_ahead_and_an_exhausted_stream_are_gauges(
     assert of_stream(registry, "media_cluster_stream_exhausted") == 1
 
 
-def test_only_entries_that_nobody_settled_count_as_vanished(
+def test_only_unprocessed_entries_count_as_vanished(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
 ) -> None:
     vanished = "media_cluster_entries_vanished_total"

@@ -1,4 +1,4 @@
-"""Sentry hears once of every job that failed for good, and nothing of what it carried."""
+"""Sentry gets one report of every permanently failed job, without its payload."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DSN = "https://public@sentry.invalid/1"
 
 
 class InMemory(Transport):
-    """Keeps what would be sent."""
+    """A transport that keeps the events."""
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -81,9 +81,7 @@ def add(client: Any, event: Any) -> None:
     client.xadd(KEYS.stream, event)
 
 
-def test_a_job_that_fails_for_good_is_one_report_however_often_it_was_tried(
-    redis_client: redis.Redis, transport: InMemory
-) -> None:
+def test_failed_job_is_reported_once_despite_retries(redis_client: redis.Redis, transport: InMemory) -> None:
     ran = []
 
     def run(media_id: str, embedding: str, **_: Any) -> None:
@@ -111,7 +109,7 @@ def test_a_job_that_fails_for_good_is_one_report_however_often_it_was_tried(
     assert exception["stacktrace"]["frames"][-1]["function"] == "run"
 
 
-def test_no_report_holds_an_embedding_or_an_argument(redis_client: redis.Redis, transport: InMemory) -> None:
+def test_reports_contain_no_embedding_and_no_argument(redis_client: redis.Redis, transport: InMemory) -> None:
     sent = flat_event(pet_id=42, number=1)
     event = EmbeddingIngested.from_fields({str(name).encode(): _bytes(value) for name, value in sent.items()})
     text = str(event.to_kwargs()["embedding"])
@@ -123,14 +121,14 @@ def test_no_report_holds_an_embedding_or_an_argument(redis_client: redis.Redis, 
         add(redis_client, sent)
         eventually(lambda: len(transport.events) == 1)
 
-    told = json.dumps(transport.events, default=repr)
-    assert text not in told
-    assert str(event.vector()[3]) not in told
-    assert repr(event.embedding)[2:60] not in told
-    assert "vars" not in told, "local variables are told"
+    reported = json.dumps(transport.events, default=repr)
+    assert text not in reported
+    assert str(event.vector()[3]) not in reported
+    assert repr(event.embedding)[2:60] not in reported
+    assert "vars" not in reported, "local variables are reported"
 
 
-def test_an_entry_that_is_no_message_is_reported_too(redis_client: redis.Redis, transport: InMemory) -> None:
+def test_undecodable_entry_is_reported(redis_client: redis.Redis, transport: InMemory) -> None:
     with worker_running(redis_client, lambda **_: None, max_retries=0):
         add(redis_client, flat_event(pet_id=42, number=1) | {"dim": "17"})
         eventually(lambda: len(transport.events) == 1)
@@ -142,7 +140,7 @@ def test_an_entry_that_is_no_message_is_reported_too(redis_client: redis.Redis, 
     assert event["contexts"]["job"]["field"] == "embedding"
 
 
-def test_a_job_that_succeeds_in_the_end_is_no_report(redis_client: redis.Redis, transport: InMemory) -> None:
+def test_job_that_succeeds_after_retries_is_not_reported(redis_client: redis.Redis, transport: InMemory) -> None:
     ran = []
 
     def run(media_id: str, **_: Any) -> None:
@@ -158,7 +156,7 @@ def test_a_job_that_succeeds_in_the_end_is_no_report(redis_client: redis.Redis, 
     assert transport.events == []
 
 
-def test_without_a_dsn_nothing_is_reported(redis_client: redis.Redis) -> None:
+def test_nothing_is_reported_without_a_dsn(redis_client: redis.Redis) -> None:
     assert configure_error_reports(Settings()) is False
 
     def run(**_: Any) -> None:
@@ -169,14 +167,15 @@ def test_without_a_dsn_nothing_is_reported(redis_client: redis.Redis) -> None:
         eventually(lambda: redis_client.xlen(KEYS.dead) == 1)
 
 
-def test_without_the_package_the_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dsn_is_refused_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentry_sdk", None)
 
     with pytest.raises(SettingInvalid, match="SENTRY_DSN: needs sentry-sdk"):
         configure_error_reports(Settings(sentry_dsn=DSN))
 
 
-def test_a_worker_reports_before_it_makes_its_broker() -> None:
+@pytest.mark.slow
+def test_worker_configures_reports_before_its_broker() -> None:
     watched = """
 import sentry_sdk, broker.broker
 made = broker.broker.RedisStreamsBroker.__init__

@@ -1,4 +1,4 @@
-"""A worker pod under the stock command: metrics of all its processes, probes, logs; killed workers stay counted."""
+"""A worker pod under the stock command: metrics of all its processes, probes and logs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def pod(redis_url: str, tmp_path: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """``dramatiq tasks.worker`` with two processes; its log is ``pod.log``."""
+    """Run ``dramatiq tasks.worker`` with two processes; the log is ``pod.log``."""
     environ = {**os.environ, "REDIS_URL": redis_url, "WORKER_METRICS_PORT": str(port), "SPLOOT_LEASE_MS": "2000"}
     script = str(Path(sys.executable).with_name("dramatiq"))
     command = [script, "tasks.worker", "--processes", "2", "--threads", "2"]
@@ -56,7 +56,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def samples(port: int) -> dict[tuple[str, str], float]:
-    """(name, outcome) -> value, over all backends; nothing when nobody answers."""
+    """Return (name, outcome) -> value, over all backends; empty if the pod does not answer."""
     totals: dict[tuple[str, str], float] = {}
     status, text = get(port, "/metrics")
     for family in text_string_to_metric_families(text if status == 200 else ""):
@@ -66,7 +66,8 @@ def samples(port: int) -> dict[tuple[str, str], float]:
     return totals
 
 
-def test_a_pod_tells_of_all_its_processes_and_forgets_none_that_was_killed(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_pod_metrics_include_all_processes_and_killed_ones(tmp_path: Path) -> None:
     port = free_port()
     with (
         EmbeddedRedis(options={"appendonly": "no"}) as server,
@@ -92,11 +93,11 @@ def test_a_pod_tells_of_all_its_processes_and_forgets_none_that_was_killed(tmp_p
         pids = {int(consumer.name.split(":")[1]) for consumer in broker.stats(EMBEDDING_INGESTED).consumers}
         assert len(pids) == 2
         os.kill(pids.pop(), signal.SIGKILL)
-        told = [40.0]
-        while told[-1] >= 0:  # until the master ends, which it does when one of its processes died
-            told.append(samples(port).get(("cluster_jobs_total", "success"), -1.0))
+        counts = [40.0]
+        while counts[-1] >= 0:  # until the master ends because one of its processes died
+            counts.append(samples(port).get(("cluster_jobs_total", "success"), -1.0))
 
-        assert set(told) <= {40.0, -1.0}
+        assert set(counts) <= {40.0, -1.0}
         assert master.wait(timeout=30) != 0
         broker.close()
 
@@ -107,7 +108,7 @@ def test_a_pod_tells_of_all_its_processes_and_forgets_none_that_was_killed(tmp_p
     assert list(tmp_path.glob("sploot-cluster-metrics-*")) == []
 
 
-# A job that begins as a correction, and fails after the pod was told to stop.
+# A correction that fails after the pod received SIGTERM.
 SLOW_MODULE = """
 import time
 import dramatiq
@@ -122,7 +123,7 @@ def merge_clusters(**_):
 
 
 def failed_corrections(port: int) -> float:
-    """Over all outcomes that are no success; -1 when nobody answers."""
+    """Return the number of failed corrections; -1 if the pod does not answer."""
     status, text = get(port, "/metrics")
     if status != 200:
         return -1
@@ -131,9 +132,10 @@ def failed_corrections(port: int) -> float:
     return sum(sample.value for sample in found if sample.labels["outcome"] != "success")
 
 
-def test_correction_that_fails_while_its_pod_drains_is_scraped(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_failure_during_drain_is_scraped(tmp_path: Path) -> None:
     port = free_port()
-    # the stock actor is replaced before a worker of this module begins
+    # the stock actor is replaced before the worker starts
     (tmp_path / "slow_pod.py").write_text(
         SLOW_MODULE.replace("@dramatiq.actor", 'broker.actors.pop("merge_clusters")\n\n@dramatiq.actor')
     )
@@ -165,7 +167,8 @@ def test_correction_that_fails_while_its_pod_drains_is_scraped(tmp_path: Path) -
     assert list(tmp_path.glob("sploot-cluster-metrics-*")) == []
 
 
-def test_pod_that_nobody_scrapes_ends_with_its_workers(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_pod_without_scraper_ends_with_its_workers(tmp_path: Path) -> None:
     port = free_port()
     with EmbeddedRedis(options={"appendonly": "no"}) as server, pod(server.url, tmp_path, port) as master:
         eventually(lambda: get(port, "/healthz")[0] == 200, within_s=60)
@@ -175,7 +178,8 @@ def test_pod_that_nobody_scrapes_ends_with_its_workers(tmp_path: Path) -> None:
         assert get(port, "/healthz")[0] == 0
 
 
-def test_a_taken_port_stops_no_job_and_is_tried_again(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_taken_port_is_retried_while_jobs_run(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, EmbeddedRedis(options={"appendonly": "no"}) as server:
         port = taken.getsockname()[1]
         with redis.Redis.from_url(server.url) as client, pod(server.url, tmp_path, port):
@@ -189,7 +193,7 @@ def test_a_taken_port_stops_no_job_and_is_tried_again(tmp_path: Path) -> None:
             eventually(lambda: get(port, "/healthz")[0] == 200, within_s=30)
 
 
-def test_a_redis_that_is_away_is_no_readiness_and_no_samples() -> None:
+def test_pod_without_redis_is_not_ready_and_exposes_no_samples() -> None:
     client = redis.Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None)
 
     body, media_type = expose(client, Settings(ingest_rollout_percent=25), with_jobs=False)("")

@@ -1,4 +1,4 @@
-"""What is counted and logged of a job, on a real queue with a real worker, and on jobs that never ran."""
+"""Counters and log lines of jobs on a real queue with a real worker, and of jobs that never ran."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support import eventually
 
 
 class Noise:
-    """Where reclusters note their noise; on demand it fails, as Redis may."""
+    """A stand-in for ``NoiseWatch`` that fails on demand, as Redis may."""
 
     def __init__(self) -> None:
         self.noted: list[int] = []
@@ -40,7 +40,7 @@ class Noise:
 
 
 class Pool:
-    """A queue with its worker and what was told of the jobs."""
+    """A queue with its worker, metrics and noise notes."""
 
     def __init__(self, url: str) -> None:
         self.noise, self.registry = Noise(), CollectorRegistry()
@@ -75,7 +75,7 @@ def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[dict[str, Any]]:
     return [vars(record) for record in caplog.records if record.message == text]
 
 
-def test_a_job_is_counted_timed_and_told_in_one_line(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_job_is_counted_timed_and_logged_in_one_line(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name="cluster_embedding", queue_name=EMBEDDING_INGESTED, broker=pool.broker)
     def assign(pet_id: int, traceparent: str) -> None:
         current_job().pet_id, current_job().backend = pet_id, "faiss"
@@ -104,7 +104,7 @@ def test_a_job_is_counted_timed_and_told_in_one_line(pool: Pool, logged: pytest.
 
 
 @pytest.mark.parametrize("claimed", ["entry", "timestamp"])
-def test_the_age_of_a_job_with_a_time_of_the_future_is_unknown(
+def test_age_is_unknown_when_a_job_has_a_future_time(
     pool: Pool, logged: pytest.LogCaptureFixture, redis_client: redis.Redis, claimed: str
 ) -> None:
     actor = dramatiq.actor(actor_name=MERGE_CLUSTERS, broker=pool.broker)(lambda: None)
@@ -120,7 +120,7 @@ def test_the_age_of_a_job_with_a_time_of_the_future_is_unknown(
     assert (line["age_ms"], line["queue_ms"]) == (None, None)
 
 
-def test_every_failed_attempt_is_counted_once_and_every_retry(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_failed_attempts_and_retries_are_counted_once_each(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker, max_retries=2, min_backoff=1, max_backoff=2)
     def fail() -> None:
         raise RuntimeError("no luck")
@@ -139,7 +139,7 @@ def test_every_failed_attempt_is_counted_once_and_every_retry(pool: Pool, logged
     assert pool.jobs("invalid") == 0
 
 
-def test_a_bad_field_is_an_invalid_job_without_a_traceback(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_invalid_field_is_logged_without_a_traceback(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name=MERGE_CLUSTERS, broker=pool.broker, throws=(InvalidInput,))
     def refuse() -> None:
         raise InvalidInput("cluster_ids", "is empty", "send two")
@@ -156,7 +156,7 @@ def test_a_bad_field_is_an_invalid_job_without_a_traceback(pool: Pool, logged: p
     assert pool.jobs("invalid") == 1
 
 
-def test_an_event_that_cannot_be_read_is_an_invalid_job(
+def test_undecodable_event_counts_as_invalid(
     pool: Pool, redis_client: redis.Redis, logged: pytest.LogCaptureFixture
 ) -> None:
     @dramatiq.actor(actor_name="cluster_embedding", queue_name=EMBEDDING_INGESTED, broker=pool.broker)
@@ -171,9 +171,7 @@ def test_an_event_that_cannot_be_read_is_an_invalid_job(
     assert {line["reason"] for line in lines(logged, "dead letter")} == {"undecodable"}
 
 
-def test_a_recluster_tells_its_noise_and_a_watch_that_fails_fails_no_job(
-    pool: Pool, logged: pytest.LogCaptureFixture
-) -> None:
+def test_recluster_notes_its_noise_and_survives_a_failing_watch(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker)
     def regroup(n_noise: int) -> None:
         current_job().noise_count = n_noise
@@ -185,11 +183,11 @@ def test_a_recluster_tells_its_noise_and_a_watch_that_fails_fails_no_job(
     regroup.send(7)
     eventually(lambda: pool.jobs("success") == 2)
 
-    eventually(lambda: lines(logged, "noise of a recluster not noted"))
+    eventually(lambda: lines(logged, "could not record the noise of a recluster"))
     assert pool.noise.noted == [31]
 
 
-def test_what_runs_now_is_told_and_nothing_afterwards(pool: Pool) -> None:
+def test_in_progress_gauge_falls_back_to_zero(pool: Pool) -> None:
     is_running, may_end = threading.Event(), threading.Event()
 
     @dramatiq.actor(actor_name="slow", broker=pool.broker)
@@ -213,7 +211,7 @@ def test_what_runs_now_is_told_and_nothing_afterwards(pool: Pool) -> None:
     eventually(lambda: pool.count("cluster_jobs_in_progress") == 0)
 
 
-def test_samples_of_the_queues_are_no_jobs_of_pets(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_samples_of_queues_are_not_counted_as_jobs(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name="export_stream_lag", queue_name=CLUSTER_MAINTENANCE, broker=pool.broker)
     def sample() -> None: ...
 
@@ -225,7 +223,7 @@ def test_samples_of_the_queues_are_no_jobs_of_pets(pool: Pool, logged: pytest.Lo
     assert pool.jobs("success") == 0
 
 
-def test_one_job_leaves_the_next_nothing(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_facts_do_not_leak_into_the_next_job(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name="first", broker=pool.broker)
     def first() -> None:
         current_job().pet_id, current_job().backend = 1, "faiss"
@@ -239,8 +237,8 @@ def test_one_job_leaves_the_next_nothing(pool: Pool, logged: pytest.LogCaptureFi
         second.send()
     eventually(lambda: len(lines(logged, "job done")) == 10)
 
-    told = {(line["actor"], line["pet_id"], line["backend_used"]) for line in lines(logged, "job done")}
-    assert told == {("first", 1, "faiss"), ("second", None, "none")}
+    logged_jobs = {(line["actor"], line["pet_id"], line["backend_used"]) for line in lines(logged, "job done")}
+    assert logged_jobs == {("first", 1, "faiss"), ("second", None, "none")}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +251,7 @@ def test_one_job_leaves_the_next_nothing(pool: Pool, logged: pytest.LogCaptureFi
         (SystemExit(1), "error"),
     ],
 )
-def test_an_outcome_is_one_word(exception: BaseException | None, outcome: str) -> None:
+def test_outcome_of_an_exception_is_one_word(exception: BaseException | None, outcome: str) -> None:
     assert outcome_of(exception) == outcome
 
 
@@ -268,7 +266,7 @@ def test_an_outcome_is_one_word(exception: BaseException | None, outcome: str) -
         ("failed", None),
     ],
 )
-def test_a_dead_letter_counts_where_no_attempt_did(pool: Pool, reason: str, counted: str | None) -> None:
+def test_dead_letter_counts_only_when_no_attempt_did(pool: Pool, reason: str, counted: str | None) -> None:
     dead_letter = DeadLetter(
         id="1-0",
         queue_name="q",
@@ -285,7 +283,7 @@ def test_a_dead_letter_counts_where_no_attempt_did(pool: Pool, reason: str, coun
         fields={},
     )
 
-    pool.broker.middleware[-1].after_dead_letter(pool.broker, dead_letter)  # type: ignore[attr-defined]  # ours is last
+    pool.broker.middleware[-1].after_dead_letter(pool.broker, dead_letter)  # type: ignore[attr-defined]  # RecordJobs is the last
 
     assert {outcome: pool.jobs(outcome) for outcome in ("success", "invalid", "error", "timeout")} == {
         "success": 0,
@@ -295,7 +293,7 @@ def test_a_dead_letter_counts_where_no_attempt_did(pool: Pool, reason: str, coun
     }
 
 
-def test_booting_loads_the_engine() -> None:
+def test_worker_boot_loads_the_engine() -> None:
     LoadEngine().after_process_boot(RedisStreamsBroker("redis://127.0.0.1:1", middleware=[]))
 
     assert {"faiss", "hdbscan"} <= sys.modules.keys()

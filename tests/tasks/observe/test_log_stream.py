@@ -1,4 +1,4 @@
-"""A log whose reader stalls keeps nobody waiting, stays in order, and states what is missing."""
+"""A log whose reader stalls blocks no thread, keeps its order, and reports missing lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PIPE_BYTES = 4096
 
 
 class Pipe:
-    """A pipe of one page, whose reader reads when the test wants it to."""
+    """A pipe of one page whose reader is controlled by the test."""
 
     def __init__(self) -> None:
         self._read_fd, write_fd = os.pipe()
@@ -92,7 +92,7 @@ def test_lines_beyond_the_bound_are_dropped_counted_and_stated(pipe: Pipe) -> No
     assert read[-1] == f"dropped {n_dropped}"
 
 
-def test_lines_of_many_threads_are_never_mixed(pipe: Pipe) -> None:
+def test_lines_of_concurrent_threads_are_not_mixed(pipe: Pipe) -> None:
     def talk(name: str) -> None:
         for number in range(200):
             pipe.stream.write(f"{name} {number} ".ljust(300, name) + "\n")
@@ -112,7 +112,7 @@ def test_lines_of_many_threads_are_never_mixed(pipe: Pipe) -> None:
         assert all(set(line) <= set(f"{name} 0123456789") and len(line) == 300 for line in ours)
 
 
-def test_text_without_its_end_waits_for_it(pipe: Pipe) -> None:
+def test_incomplete_line_waits_for_its_end(pipe: Pipe) -> None:
     print("a", "b", file=pipe.stream)
     print("half", end="", file=pipe.stream)
     assert pipe.read() == "a b\n"
@@ -122,7 +122,7 @@ def test_text_without_its_end_waits_for_it(pipe: Pipe) -> None:
     assert pipe.read() == "a b\nhalf\n"
 
 
-def test_lines_to_a_reader_that_is_gone_are_dropped_and_counted() -> None:
+def test_lines_are_dropped_and_counted_when_the_reader_is_gone() -> None:
     pipe = Pipe()
     pipe.close()
 
@@ -132,7 +132,7 @@ def test_lines_to_a_reader_that_is_gone_are_dropped_and_counted() -> None:
     eventually(lambda: sum(pipe.counted) == 50)
 
 
-def test_a_forked_process_logs_while_its_parents_reader_stalls(pipe: Pipe) -> None:
+def test_forked_process_logs_while_its_parents_reader_stalls(pipe: Pipe) -> None:
     for line in numbered(200):
         pipe.stream.write(line + "\n")
 
@@ -154,7 +154,7 @@ print("done", flush=True)
 """
 
 
-def test_a_process_that_ends_writes_its_last_lines_first() -> None:
+def test_ending_process_writes_its_last_lines() -> None:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     process: Any = subprocess.Popen(
         [sys.executable, "-c", TALK], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

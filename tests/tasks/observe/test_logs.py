@@ -1,4 +1,4 @@
-"""One JSON object a line."""
+"""Logs with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ configure_logging("INFO")
 configure_logging("INFO")
 logger = logging.getLogger("sploot-cluster.queue")
 logger.info("job done", extra={"pet_id": 42, "message_id": "mäh\\nline two"})
-logger.debug("not told")
+logger.debug("not logged")
 try:
     raise ValueError("no luck")
 except ValueError:
@@ -40,7 +40,7 @@ warnings.warn("careful")
 """
 
 
-def test_every_line_is_one_object_with_the_facts_in_fields() -> None:
+def test_every_line_is_one_json_object_with_facts_in_fields() -> None:
     environ = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run([sys.executable, "-c", _TALK], env=environ, capture_output=True, text=True, check=True)
 
@@ -58,7 +58,7 @@ def test_every_line_is_one_object_with_the_facts_in_fields() -> None:
     assert "careful" in warning["message"]
 
 
-def test_a_line_with_a_stack_tells_what_one_of_facts_alone_does() -> None:
+def test_line_with_a_traceback_has_the_same_fields() -> None:
     talk = """
 import logging
 from datetime import UTC, datetime
@@ -78,16 +78,16 @@ for stack_info in (False, True):
     assert list(alone.items()) == list(candidate.items())
 
 
-def test_what_looks_like_an_embedding_is_told_by_its_length() -> None:
+def test_embeddings_in_texts_are_replaced_by_their_length() -> None:
     vector = np.random.default_rng(3).normal(size=32).astype(np.float32)
     base64 = b64encode(vector.tobytes()).decode()
     texts = [base64, repr(vector.tobytes()), str(vector.tolist()), str(vector), " ".join(map(str, vector.tolist()))]
 
     for text in texts:
-        told = without_payload(f"cannot use {text} of pet 42")
-        assert text not in told
-        assert told.startswith("cannot use ")
-        assert "characters>" in told
+        redacted = without_payload(f"cannot use {text} of pet 42")
+        assert text not in redacted
+        assert redacted.startswith("cannot use ")
+        assert "characters>" in redacted
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_what_looks_like_an_embedding_is_told_by_its_length() -> None:
         "ペットの写真" * 40,
     ],
 )
-def test_other_long_texts_are_told_as_they_are(text: str) -> None:
+def test_other_long_texts_are_logged_unchanged(text: str) -> None:
     assert without_payload(text) == text
 
 
-def test_a_line_is_json_whatever_is_in_it() -> None:
+def test_line_is_json_whatever_it_contains() -> None:
     talk = """
 import logging
 from tasks.observe.logs import configure_logging
@@ -132,7 +132,7 @@ raise RuntimeError("the end")
     assert "ZeroDivisionError" in lines[3]["exc_info"]
 
 
-def test_a_line_that_cannot_be_written_is_told_in_json_and_stops_nobody() -> None:
+def test_unwritable_line_is_reported_as_json() -> None:
     talk = """
 import logging
 from tasks.observe.logs import configure_logging
@@ -151,7 +151,7 @@ log.info("the end")
 
     first, *lost, last = lines_of(done.stderr)
     assert (first["a"], first["many"]) == (1, "<1000 values>")
-    assert {(line["level"], line["message"]) for line in lost} == {("ERROR", "a log line could not be written")}
+    assert {(line["level"], line["message"]) for line in lost} == {("ERROR", "could not write a log line")}
     assert [(line["of"], line["error"]) for line in lost] == [
         ("a %d", "TypeError"),
         ("b %s", "ValueError"),
@@ -163,11 +163,11 @@ log.info("the end")
     assert last["message"] == "the end"
 
 
-SHIPPED = ("worker", "scheduler", "serve")  # what the chart, the compose file and the image run
+SHIPPED = ("worker", "scheduler", "serve")  # run by the chart, the compose file and the image
 
 
 def ended(environ: dict[str, str]) -> dict[str, tuple[int, str]]:
-    """All three commands, started side by side with these variables: exit code, and every byte that each wrote."""
+    """Run all three commands in parallel with these variables; return each exit code and output."""
     everything = {**os.environ, "REDIS_URL": "redis://127.0.0.1:1/0", **environ}
     processes = {
         name: subprocess.Popen(
@@ -179,8 +179,8 @@ def ended(environ: dict[str, str]) -> dict[str, tuple[int, str]]:
         )
         for name in SHIPPED
     }
-    told = {name: process.communicate(timeout=100)[0] for name, process in processes.items()}
-    return {name: (processes[name].returncode, told[name]) for name in SHIPPED}
+    outputs = {name: process.communicate(timeout=100)[0] for name, process in processes.items()}
+    return {name: (processes[name].returncode, outputs[name]) for name in SHIPPED}
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
@@ -189,14 +189,16 @@ def lines_of(text: str) -> list[dict[str, Any]]:
     return lines
 
 
-def test_a_process_that_cannot_use_its_settings_says_so_in_json() -> None:
+@pytest.mark.slow
+def test_invalid_settings_are_reported_as_json() -> None:
     for name, (code, text) in ended({"SPLOOT_LEASE_MS": "long"}).items():
         (line,) = lines_of(text)
         assert (code, line["level"]) == (2, "CRITICAL"), name
         assert "SPLOOT_LEASE_MS: 'long' is not a whole number" in line["message"]
 
 
-def test_a_process_that_cannot_import_what_it_needs_says_so_in_json(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_missing_import_is_reported_as_json(tmp_path: Path) -> None:
     broken = 'import warnings\nwarnings.warn("old library")\nraise ImportError("its .so is missing")\n'
     for needed in ("periodiq", "uvicorn"):
         (tmp_path / f"{needed}.py").write_text(broken)
@@ -209,9 +211,7 @@ def test_a_process_that_cannot_import_what_it_needs_says_so_in_json(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_scheduler_and_server_write_nothing_but_json_from_start_to_end(
-    redis_client: redis.Redis, redis_url: str, tmp_path: Path
-) -> None:
+def test_scheduler_and_server_write_only_json(redis_client: redis.Redis, redis_url: str, tmp_path: Path) -> None:
     port = free_port()
     environ = {**os.environ, "REDIS_URL": redis_url, "SPLOOT_HTTP_PORT": str(port), "SPLOOT_LOG_LEVEL": "DEBUG"}
     environ["TMPDIR"] = str(tmp_path)
@@ -232,11 +232,11 @@ def test_scheduler_and_server_write_nothing_but_json_from_start_to_end(
             process.wait(timeout=60)
 
     assert lines_of((tmp_path / "serve").read_text()) != []
-    lines_of((tmp_path / "scheduler").read_text())  # of a scheduler that has nothing to complain of there may be none
+    lines_of((tmp_path / "scheduler").read_text())  # a scheduler without problems may write none
 
 
 @pytest.mark.slow
-def test_real_workers_write_nothing_but_json_name_every_job_and_show_no_embedding(
+def test_workers_write_only_json_that_names_jobs_and_hides_embeddings(
     redis_client: redis.Redis, redis_url: str, tmp_path: Path
 ) -> None:
     embeddings = _send_good_and_bad_work(redis_client)
@@ -252,7 +252,7 @@ def test_real_workers_write_nothing_but_json_name_every_job_and_show_no_embeddin
     with log.open("wb") as output:
         master = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
     try:
-        # nine of ten are good; of the bad ones each ends as a dead letter
+        # nine of ten are valid; each invalid one becomes a dead letter
         eventually(lambda: redis_client.llen("{pet:42}:media") == 9, within_s=60)
         eventually(lambda: _n_dead(redis_client) == 5, within_s=60)
     finally:
@@ -265,14 +265,15 @@ def test_real_workers_write_nothing_but_json_name_every_job_and_show_no_embeddin
     assert any("booting up" in line["message"] for line in lines), "the master's own lines are missing"
     about_jobs = [line for line in lines if line.get("message_id") or line.get("actor")]
     assert len({line["message_id"] for line in about_jobs}) >= 14
+    assert [line for line in lines if "entry" in line and "reason" in line] == [], "a dead letter is logged twice"
     assert [line for line in about_jobs if "pet_id" not in line or not line.get("message_id")] == []
-    # the only job of no pet is the one whose pet cannot be read
+    # the only job without a pet is the one whose pet id is unreadable
     assert {line["message_id"] for line in about_jobs if line["pet_id"] != 42} == {"petless"}
     assert [word for word in embeddings if word in text] == []
 
 
 def _send_good_and_bad_work(client: Any) -> list[str]:
-    """Nine media of pet 42 and five jobs that die; words by which the embeddings would be known."""
+    """Send nine items of pet 42 and five failing jobs; return texts that would reveal embeddings."""
     stream, words = stream_of(EMBEDDING_INGESTED), []
     for number in range(9):
         event = flat_event(pet_id=42, number=number)
@@ -285,13 +286,13 @@ def _send_good_and_bad_work(client: Any) -> list[str]:
     client.xadd(stream, spoilt | {"dim": "17", "event_id": "of-another-length"})
     client.xadd(stream, spoilt | {"pet_id": "nobody", "event_id": "petless"})
     good = EmbeddingIngested.of(pet_id=42, media_id="m", model="other@1", embedding=[0.25] * 16, event_id="other-model")
-    told = good.to_kwargs()
-    # a vector of a model that the pet has not: refused by the service, not at the door
-    client.xadd(stream, {"message": _encoded(CLUSTER_EMBEDDING, told, "other-model")})
-    client.xadd(stream, {"message": _encoded("no_such_actor", told, "unknown-actor")})
-    broken = told | {"embedding": b64encode(np.full(16, np.nan, "<f4").tobytes()).decode()}
+    kwargs = good.to_kwargs()
+    # a vector of another model than the pet's: refused by the service, not at admission
+    client.xadd(stream, {"message": _encoded(CLUSTER_EMBEDDING, kwargs, "other-model")})
+    client.xadd(stream, {"message": _encoded("no_such_actor", kwargs, "unknown-actor")})
+    broken = kwargs | {"embedding": b64encode(np.full(16, np.nan, "<f4").tobytes()).decode()}
     client.xadd(stream, {"message": _encoded(CLUSTER_EMBEDDING, broken, "not-a-number")})
-    return [*words, str(told["embedding"]), str(broken["embedding"])]
+    return [*words, str(kwargs["embedding"]), str(broken["embedding"])]
 
 
 def _encoded(actor: str, kwargs: dict[str, Any], message_id: str) -> bytes:
@@ -304,4 +305,4 @@ def _n_dead(client: redis.Redis) -> int:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

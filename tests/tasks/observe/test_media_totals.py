@@ -1,4 +1,4 @@
-"""Where the media of all pets are, as metrics: sampled by one actor, told alike by every pod."""
+"""Totals of all pets' items as metrics: sampled by one actor, equal on every pod."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def registry(redis_client: redis.Redis) -> CollectorRegistry:
     return registry
 
 
-def told(registry: CollectorRegistry) -> dict[str, float | None]:
+def exposed(registry: CollectorRegistry) -> dict[str, float | None]:
     places = {
         place: registry.get_sample_value("cluster_media", {"outcome": place})
         for place in ("clustered", "noise", "quarantined", "dismissed")
@@ -37,12 +37,12 @@ def told(registry: CollectorRegistry) -> dict[str, float | None]:
     return places | {single: registry.get_sample_value(single) for single in singles}
 
 
-def test_every_series_is_there_before_anything_was_sampled(registry: CollectorRegistry) -> None:
-    assert set(told(registry).values()) == {0}
+def test_media_series_exist_before_the_first_sample(registry: CollectorRegistry) -> None:
+    assert set(exposed(registry).values()) == {0}
     assert registry.get_sample_value("cluster_media_sample_timestamp_seconds") == 0
 
 
-def test_media_are_told_by_where_they_are(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
+def test_media_are_counted_by_place(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     for subject in range(2):
         take(service, subject, range(8))
@@ -60,7 +60,7 @@ def test_media_are_told_by_where_they_are(redis_client: redis.Redis, registry: C
     broker.join(CLUSTER_MAINTENANCE, timeout=20_000)
     worker.stop()
 
-    assert told(registry) == {
+    assert exposed(registry) == {
         "clustered": 15,
         "noise": 3,
         "quarantined": 1,
@@ -74,19 +74,20 @@ def test_media_are_told_by_where_they_are(redis_client: redis.Redis, registry: C
     assert redis_client.time()[0] - 60 < at
 
 
-def test_a_pet_that_does_not_add_up_is_counted(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
+def test_pet_with_inconsistent_counts_is_counted(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     take(service, 0, range(3))
     redis_client.hincrby(PetKeys.of(PET).meta, "ingested", 1)
 
     MediaSampler(service, redis_client).sample()
 
-    assert told(registry)["cluster_pets_unconserved"] == 1
+    assert exposed(registry)["cluster_pets_unconserved"] == 1
 
 
-def test_a_scrape_without_redis_tells_nothing_instead_of_yesterday() -> None:
+@pytest.mark.slow
+def test_media_scrape_without_redis_is_empty() -> None:
     registry = CollectorRegistry()
-    with redis.Redis(port=free_port(), socket_connect_timeout=0.2) as nobody:
-        registry.register(MediaCollector(nobody))
+    with redis.Redis(port=free_port(), socket_connect_timeout=0.2) as unreachable:
+        registry.register(MediaCollector(unreachable))
 
         assert registry.get_sample_value("cluster_media_ingested") is None

@@ -1,4 +1,4 @@
-"""The names that dashboards and alerts rely on, and that every child of a metric is there from the start."""
+"""Metric names that dashboards and alerts rely on; every child exists from the start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def registry() -> CollectorRegistry:
     return registry
 
 
-def test_names_types_and_labels_are_those_of_the_contract(registry: CollectorRegistry) -> None:
+def test_metric_names_types_and_labels_match_the_contract(registry: CollectorRegistry) -> None:
     families = {family.name: family for family in registry.collect()}
 
     assert {name: family.type for name, family in families.items()} == {
@@ -52,7 +52,7 @@ def test_names_types_and_labels_are_those_of_the_contract(registry: CollectorReg
     assert all(family.documentation for family in families.values())
 
 
-def test_every_child_that_can_be_counted_is_there_with_zero(registry: CollectorRegistry) -> None:
+def test_every_metric_child_starts_at_zero(registry: CollectorRegistry) -> None:
     for backend in BACKENDS:
         assert registry.get_sample_value("cluster_job_duration_seconds_count", {"backend": backend}) == 0
         for outcome in OUTCOMES:
@@ -65,15 +65,15 @@ def test_every_child_that_can_be_counted_is_there_with_zero(registry: CollectorR
         assert registry.get_sample_value("cluster_job_retries_total", {"actor": actor}) == 0
 
 
-def test_alerts_find_their_bucket_edges(registry: CollectorRegistry) -> None:
+def test_bucket_edges_include_those_of_alerts(registry: CollectorRegistry) -> None:
     for edge in ("3.0", "5.0", "8.0"):
         labels = {"backend": "faiss", "le": edge}
         assert registry.get_sample_value("cluster_job_duration_seconds_bucket", labels) == 0
 
 
 @pytest.mark.parametrize("edge", [3, 5, 8])
-def test_whether_the_p95_is_above_an_edge_is_decided_exactly(edge: float) -> None:
-    # what histogram_quantile does: above an edge is whoever has fewer than 95 % at or below it
+def test_p95_comparison_is_exact_at_bucket_edges(edge: float) -> None:
+    # as histogram_quantile does: the p95 is above an edge if fewer than 95 % are at or below it
     rng = np.random.default_rng(95)
 
     for _ in range(300):
@@ -89,7 +89,7 @@ def test_whether_the_p95_is_above_an_edge_is_decided_exactly(edge: float) -> Non
         assert (below < 0.95 * len(durations)) == (np.sort(durations)[rank - 1] > edge)
 
 
-def test_no_time_of_creation_is_told(registry: CollectorRegistry) -> None:
+def test_no_created_series_are_exposed(registry: CollectorRegistry) -> None:
     samples = [
         sample.name
         for family in text_string_to_metric_families(generate_latest(registry).decode())
@@ -108,7 +108,7 @@ def count(n):
     share_values()
     from tasks.observe.metrics import job_metrics
     job_metrics().jobs.labels("success", "faiss").inc(n)
-    os._exit(0)  # as one that is killed: nothing is tidied up
+    os._exit(0)  # like a killed process: no cleanup
 
 def tell():
     share_values()
@@ -141,11 +141,11 @@ def counts_of_a_master(tmp_path: Path) -> list[str]:
     return lines_of_a_master(_COUNT, tmp_path)
 
 
-def test_processes_of_one_master_add_up_and_the_dead_stay_counted(tmp_path: Path) -> None:
+def test_counters_add_up_over_live_and_dead_processes(tmp_path: Path) -> None:
     assert counts_of_a_master(tmp_path) == ["1.0", "21.0", "321.0"]
 
 
-def test_a_master_begins_at_zero_and_removes_what_ended_masters_left(tmp_path: Path) -> None:
+def test_master_starts_at_zero_and_removes_stale_directories(tmp_path: Path) -> None:
     counts_of_a_master(tmp_path)
     (left,) = tmp_path.glob("sploot-cluster-metrics-*")
 
@@ -177,7 +177,7 @@ def tell():
     MultiProcessCollector(registry)
     print(*(registry.get_sample_value(name) for name in ("cluster_jobs_in_progress", "cluster_worker_threads")))
 
-def told():
+def show():
     teller = multiprocessing.Process(target=tell)
     teller.start()
     teller.join()
@@ -189,22 +189,22 @@ if __name__ == "__main__":
         workers.append(multiprocessing.Process(target=work, args=(ready,)))
         workers[-1].start()
         ready.wait()
-    told()
+    show()
     os.kill(workers[0].pid, signal.SIGKILL)
-    os.waitid(os.P_PID, workers[0].pid, os.WEXITED | os.WNOWAIT)  # nobody has waited for it: it is a zombie
-    told()
+    os.waitid(os.P_PID, workers[0].pid, os.WEXITED | os.WNOWAIT)  # not waited for, so it is a zombie
+    show()
     workers[0].join()
-    told()
+    show()
     workers[1].terminate()
     workers[1].join()
 """
 
 
-def test_what_a_killed_process_had_at_work_does_not_linger(tmp_path: Path) -> None:
+def test_in_progress_gauge_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     assert lines_of_a_master(_AT_WORK, tmp_path) == ["6.0 8.0", "3.0 4.0", "3.0 4.0"]
 
 
-def test_a_process_without_a_master_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_without_a_master_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)
 
     assert share_values() is None
@@ -232,7 +232,7 @@ print(registry.get_sample_value("cluster_log_lines_dropped_total"))
 """
 
 
-def test_dropped_log_lines_of_a_master_count_with_those_of_its_workers(tmp_path: Path) -> None:
+def test_dropped_log_lines_of_a_master_are_counted(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", COUNT_AS_MASTER, str(tmp_path)], capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""The samples that run by the clock: how many, when, and when no more."""
+"""Periodic samples: how many, when, and when they stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAINTENANCE = stream_of(CLUSTER_MAINTENANCE)
 DELAYED = f"{{{MAINTENANCE}}}:delayed"
 ACTORS = (EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG)
 
-# periodiq drops what is late by the real clock; a minute that is still to come is never late
+# periodiq drops messages that are late by the real clock; a minute in the future is never late
 MINUTE = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(hours=1)
 
 
@@ -40,7 +40,7 @@ def at(second: float) -> datetime:
 
 
 class Pods:
-    """A broker with the actors and their worker, where the clock says what the test wants."""
+    """A broker with the actors and their worker, on a clock that the test controls."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
@@ -55,7 +55,7 @@ class Pods:
         declare_periodic_actors(self.broker, sampler, self.client, clock=lambda: self.now)
 
     def schedule(self, when: datetime) -> None:
-        """What periodiq does at this time."""
+        """Send the periodic jobs, as periodiq does at this time."""
         actors = list(self.broker.actors.values())
         periodiq.Scheduler(actors=actors).send_actors(actors, now=when)
 
@@ -72,7 +72,7 @@ class Pods:
         return self.broker.counters(CLUSTER_MAINTENANCE)["acked"]
 
     def delayed(self) -> Counter[tuple[str, datetime]]:
-        """The samples that are to come: actor and time."""
+        """Return the pending samples: actor and time."""
         stored = cast(dict[bytes, bytes], self.client.hgetall(f"{DELAYED}:messages"))
         messages = [json.loads(message) for message in stored.values()]
         return Counter(
@@ -86,7 +86,7 @@ def pods(redis_client: redis.Redis) -> Pods:
 
 
 class CountingSampler(BacklogSampler):
-    """Counts the samples that it has taken."""
+    """A sampler that counts its samples."""
 
     taken: Counter[str]
 
@@ -116,16 +116,16 @@ def of_both(*seconds: float) -> Counter[tuple[str, datetime]]:
     return Counter((actor, at(second)) for actor in ACTORS for second in seconds)
 
 
-def test_a_minute_owes_a_sample_every_ten_seconds() -> None:
+def test_rest_of_minute_has_a_sample_every_ten_seconds() -> None:
     assert rest_of_minute(at(0), at(0.3)) == [at(10), at(20), at(30), at(40), at(50)]
-    assert rest_of_minute(at(37), at(37.1)) == [at(40), at(50)]  # the scheduler started in the midst of it
-    assert rest_of_minute(at(0), at(24)) == [at(30), at(40), at(50)]  # it waited for a worker
-    assert rest_of_minute(at(10), at(7)) == [at(20), at(30), at(40), at(50)]  # by a clock that is late
+    assert rest_of_minute(at(37), at(37.1)) == [at(40), at(50)]  # the scheduler started within the minute
+    assert rest_of_minute(at(0), at(24)) == [at(30), at(40), at(50)]  # the run waited for a worker
+    assert rest_of_minute(at(10), at(7)) == [at(20), at(30), at(40), at(50)]  # the worker's clock is slow
     assert rest_of_minute(at(50), at(50.1)) == []
     assert rest_of_minute(at(0), at(75)) == []
 
 
-def test_periodiq_sends_both_every_minute(pods: Pods) -> None:
+def test_periodiq_sends_both_actors_every_minute(pods: Pods) -> None:
     pods.declare()
 
     specs = {actor.actor_name: actor.options["periodic"] for actor in pods.broker.actors.values()}
@@ -134,7 +134,7 @@ def test_periodiq_sends_both_every_minute(pods: Pods) -> None:
     assert {actor.queue_name for actor in pods.broker.actors.values()} == {CLUSTER_MAINTENANCE}
 
 
-def test_a_run_samples_at_once_and_enqueues_the_rest_of_its_minute(pods: Pods, redis_client: redis.Redis) -> None:
+def test_run_samples_and_enqueues_the_rest_of_its_minute(pods: Pods, redis_client: redis.Redis) -> None:
     pods.declare()
     pods.schedule(at(0))
 
@@ -162,7 +162,7 @@ def test_follow_ups_are_due_at_their_time(pods: Pods, redis_client: redis.Redis)
         assert before_s + delay <= due <= after_s + delay
 
 
-def test_two_schedulers_send_one_job(pods: Pods) -> None:
+def test_two_schedulers_send_one_job_per_slot(pods: Pods) -> None:
     pods.declare()
 
     pods.schedule(at(0))
@@ -174,7 +174,7 @@ def test_two_schedulers_send_one_job(pods: Pods) -> None:
     assert pods.delayed() == of_both(10, 20, 30, 40, 50)
 
 
-def test_a_scheduler_that_is_late_doubles_no_job_that_has_run(pods: Pods, redis_client: redis.Redis) -> None:
+def test_late_scheduler_does_not_repeat_a_job(pods: Pods, redis_client: redis.Redis) -> None:
     sampler = CountingSampler(pods.broker, redis_client)
     pods.declare(sampler)
 
@@ -188,7 +188,7 @@ def test_a_scheduler_that_is_late_doubles_no_job_that_has_run(pods: Pods, redis_
     assert pods.delayed() == of_both(10, 20, 30, 40, 50)
 
 
-def test_a_sample_whose_worker_died_runs_when_it_is_delivered_again(pods: Pods, redis_client: redis.Redis) -> None:
+def test_sample_runs_on_redelivery_after_its_worker_died(pods: Pods, redis_client: redis.Redis) -> None:
     sampler = CountingSampler(pods.broker, redis_client)
     pods.declare(sampler)
     pods.schedule(at(0))
@@ -203,10 +203,10 @@ def test_a_sample_whose_worker_died_runs_when_it_is_delivered_again(pods: Pods, 
     assert sampler.taken == {"pending": 2, "lag": 1}
 
 
-def test_the_next_slot_belongs_to_the_next_message(pods: Pods, redis_client: redis.Redis) -> None:
+def test_next_slot_belongs_to_the_next_message(pods: Pods, redis_client: redis.Redis) -> None:
     sampler = CountingSampler(pods.broker, redis_client)
     pods.declare(sampler)
-    pods.now = at(59.9)  # the first minute owes nothing more: what has a slot is what is scheduled here
+    pods.now = at(59.9)  # no follow-ups are left in the first minute, so only messages of this test have slots
 
     with pods.working():
         for n, second in enumerate((0, 12, 60), start=1):
@@ -216,7 +216,7 @@ def test_the_next_slot_belongs_to_the_next_message(pods: Pods, redis_client: red
     assert sampler.taken == {"pending": 3, "lag": 3}
 
 
-def test_when_the_scheduler_last_ticked_is_told(pods: Pods, redis_client: redis.Redis) -> None:
+def test_last_tick_of_the_scheduler_is_exposed(pods: Pods, redis_client: redis.Redis) -> None:
     pods.declare()
 
     pods.schedule(at(0))
@@ -230,24 +230,24 @@ def test_when_the_scheduler_last_ticked_is_told(pods: Pods, redis_client: redis.
     assert second == str(int(at(60).timestamp() * 1_000)).encode()
 
 
-def test_a_scheduler_without_redis_lives_on_and_says_so(
+def test_scheduler_survives_and_logs_a_redis_outage(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.observe.periodic.BEAT", tmp_path / "beat")
-    nobody = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
+    unreachable = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
     middleware = [CurrentMessage(), Retries(), TimeLimit(), periodiq.PeriodiqMiddleware()]
-    broker = RedisStreamsBroker(client=nobody, middleware=middleware, enqueue_timeout_ms=50)
-    declare_periodic_actors(broker, BacklogSampler(broker, nobody), nobody)
+    broker = RedisStreamsBroker(client=unreachable, middleware=middleware, enqueue_timeout_ms=50)
+    declare_periodic_actors(broker, BacklogSampler(broker, unreachable), unreachable)
     actors = list(broker.actors.values())
 
     with caplog.at_level(logging.WARNING):
         periodiq.Scheduler(actors=actors).send_actors(actors, now=at(0))
 
-    assert [record.message.partition(",")[0] for record in caplog.records].count("scheduler could not send") == 2
+    assert [record.message.partition(";")[0] for record in caplog.records].count("scheduler could not send") == 2
     assert (tmp_path / "beat").exists(), "Kubernetes would restart it, which fixes nothing"
 
 
-def test_a_beat_that_cannot_be_written_stops_no_job(
+def test_unwritable_beat_file_does_not_stop_the_job(
     pods: Pods, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.observe.periodic.BEAT", Path("/nowhere/beat"))
@@ -258,7 +258,7 @@ def test_a_beat_that_cannot_be_written_stops_no_job(
     assert redis_client.xlen(stream_of(CLUSTER_MAINTENANCE)) == 2
 
 
-def test_only_a_tick_beats(pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_tick_touches_the_beat_file(pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.observe.periodic.BEAT", tmp_path / "beat")
     pods.declare()
 
@@ -270,8 +270,8 @@ def test_only_a_tick_beats(pods: Pods, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/St_Johns"])
-def test_periodiqs_calendar_fires_every_minute_of_every_day_in_every_zone(pods: Pods, zone: str) -> None:
-    # a schedule with a day of the week would never fire on Sundays: periodiq counts them as 7 and as 0
+def test_schedule_fires_every_minute_in_every_time_zone(pods: Pods, zone: str) -> None:
+    # a schedule by day of the week would never fire on Sundays, which periodiq counts as 7 and as 0
     pods.declare()
     sunday = pendulum.datetime(2026, 11, 22, tz=zone)
 
@@ -284,7 +284,7 @@ def test_periodiqs_calendar_fires_every_minute_of_every_day_in_every_zone(pods: 
         assert {spec.next_valid_date(now) for spec in specs} == {now.add(minutes=1)}
 
 
-def test_a_run_that_is_delivered_again_adds_no_follow_ups(pods: Pods) -> None:
+def test_redelivered_run_adds_no_follow_ups(pods: Pods) -> None:
     pods.declare()
 
     with pods.working():
@@ -297,7 +297,7 @@ def test_a_run_that_is_delivered_again_adds_no_follow_ups(pods: Pods) -> None:
     assert pods.delayed() == of_both(10, 20, 30, 40, 50)
 
 
-def test_a_follow_up_samples_anew(pods: Pods, redis_client: redis.Redis) -> None:
+def test_follow_up_takes_a_new_sample(pods: Pods, redis_client: redis.Redis) -> None:
     sampler = CountingSampler(pods.broker, redis_client)
     pods.declare(sampler)
     pods.now = at(9.5)
@@ -310,14 +310,14 @@ def test_a_follow_up_samples_anew(pods: Pods, redis_client: redis.Redis) -> None
     assert pods.delayed() == of_both(20, 30, 40, 50)
 
 
-def test_a_follow_up_that_was_lost_is_enqueued_by_the_one_before(pods: Pods, redis_client: redis.Redis) -> None:
+def test_lost_follow_up_is_enqueued_by_its_predecessor(pods: Pods, redis_client: redis.Redis) -> None:
     pods.declare()
     pods.now = at(9.5)
     pods.schedule(at(0))
 
     with pods.working():
         eventually(lambda: pods.delayed() == of_both(20, 30, 40, 50) and pods.n_acked() == 4)
-        # somebody cleans up by hand
+        # an operator cleans up by hand
         redis_client.delete(DELAYED, f"{DELAYED}:messages", *redis_client.scan_iter("*:unique:*"))
         pods.now = at(20)
         pods.schedule(at(20))
@@ -326,7 +326,7 @@ def test_a_follow_up_that_was_lost_is_enqueued_by_the_one_before(pods: Pods, red
     assert pods.delayed() == of_both(30, 40, 50)
 
 
-def test_when_the_scheduler_stops_the_samples_stop_with_its_minute(pods: Pods) -> None:
+def test_samples_stop_within_a_minute_of_the_scheduler(pods: Pods) -> None:
     pods.declare()
     pods.now = at(49.5)
     pods.schedule(at(0))
@@ -338,9 +338,7 @@ def test_when_the_scheduler_stops_the_samples_stop_with_its_minute(pods: Pods) -
     assert pods.delayed() == Counter()
 
 
-def test_what_piled_up_during_an_outage_is_dropped_and_leaves_no_dead_letters(
-    pods: Pods, redis_client: redis.Redis
-) -> None:
+def test_late_samples_are_dropped_without_dead_letters(pods: Pods, redis_client: redis.Redis) -> None:
     pods.declare()
     for minutes in range(60, 0, -1):
         pods.schedule(datetime.now(UTC) - timedelta(minutes=minutes))
@@ -353,7 +351,7 @@ def test_what_piled_up_during_an_outage_is_dropped_and_leaves_no_dead_letters(
     assert pods.broker.stats(CLUSTER_MAINTENANCE).dead == 0
 
 
-def test_a_sample_by_hand_has_no_follow_ups(pods: Pods, redis_client: redis.Redis) -> None:
+def test_sample_sent_by_hand_has_no_follow_ups(pods: Pods, redis_client: redis.Redis) -> None:
     pods.declare()
     pods.broker.get_actor(EXPORT_PENDING_JOBS).send()
 
@@ -365,7 +363,7 @@ def test_a_sample_by_hand_has_no_follow_ups(pods: Pods, redis_client: redis.Redi
 
 
 class HangingSampler(BacklogSampler):
-    """Takes so long that Dramatiq interrupts it."""
+    """A sampler that takes so long that Dramatiq interrupts it."""
 
     def sample_pending(self) -> None:
         raise TimeLimitExceeded()
@@ -377,11 +375,11 @@ class HangingSampler(BacklogSampler):
 @pytest.mark.parametrize(
     ("kind", "problem"), [(BacklogSampler, redis.ConnectionError), (HangingSampler, TimeLimitExceeded)]
 )
-def test_a_sample_that_failed_is_neither_tried_again_nor_buried(
+def test_failed_sample_is_neither_retried_nor_a_dead_letter(
     pods: Pods, kind: type[BacklogSampler], problem: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    nobody = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
-    pods.declare(kind(pods.broker, nobody))
+    unreachable = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
+    pods.declare(kind(pods.broker, unreachable))
     pods.schedule(at(0))
 
     with caplog.at_level(logging.WARNING), pods.working():
@@ -390,12 +388,12 @@ def test_a_sample_that_failed_is_neither_tried_again_nor_buried(
     stats = pods.broker.stats(CLUSTER_MAINTENANCE)
     assert (stats.waiting, stats.in_flight, stats.dead) == (0, 0, 0)
     assert pods.delayed() == of_both(10, 20, 30, 40, 50)
-    warnings = [record for record in caplog.records if record.message == "backlog not sampled"]
+    warnings = [record for record in caplog.records if record.message == "could not sample the backlog"]
     assert [record.levelname for record in warnings] == ["WARNING", "WARNING"]
     assert {record.exc_info[0] for record in warnings if record.exc_info} == {problem}
 
 
-def test_samples_go_before_all_other_work_of_a_worker(pods: Pods) -> None:
+def test_samples_run_before_all_other_jobs(pods: Pods) -> None:
     pods.declare()
 
     priorities = {actor.priority for actor in pods.broker.actors.values()}
@@ -404,7 +402,7 @@ def test_samples_go_before_all_other_work_of_a_worker(pods: Pods) -> None:
 
 
 @pytest.mark.parametrize("lacking", [CurrentMessage, Retries, TimeLimit, periodiq.PeriodiqMiddleware])
-def test_a_broker_that_lacks_a_middleware_is_refused(lacking: type[Any], redis_client: redis.Redis) -> None:
+def test_broker_without_required_middleware_is_refused(lacking: type[Any], redis_client: redis.Redis) -> None:
     needed = (CurrentMessage, Retries, TimeLimit, periodiq.PeriodiqMiddleware)
     broker = StubBroker(middleware=[middleware() for middleware in needed if middleware is not lacking])
     sampler = BacklogSampler(RedisStreamsBroker(client=redis_client, middleware=[]), redis_client)

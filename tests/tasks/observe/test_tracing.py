@@ -1,4 +1,4 @@
-"""One trace from whoever sent a job to whoever ran it; what is run again is linked."""
+"""One trace from the sender of a job to its run; retries and redeliveries are linked."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
 
 
 class Traces:
-    """A provider whose spans are kept in memory."""
+    """A provider that keeps spans in memory."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -42,7 +42,7 @@ class Traces:
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
 
     def spans(self, name: str) -> Sequence[ReadableSpan]:
-        """Those that ended, in the order in which they began."""
+        """Return the ended spans in the order of their start."""
         ended = [span for span in self._exporter.get_finished_spans() if span.name.startswith(name)]
         return sorted(ended, key=lambda span: span.start_time or 0)
 
@@ -75,7 +75,7 @@ def worker_running(client: redis.Redis, traces: Traces, run: Any) -> Iterator[Re
 
 
 def upload(client: Any) -> Any:
-    """A flat event whose producer traces itself; its entry id."""
+    """Add a flat event with a traceparent; return its entry id."""
     return client.xadd(KEYS.stream, flat_event(pet_id=42, number=1) | {"traceparent": TRACEPARENT})
 
 
@@ -89,7 +89,7 @@ def links_of(span: ReadableSpan) -> list[tuple[str, str]]:
     return [(f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}") for link in span.links]
 
 
-def test_a_flat_event_continues_the_trace_of_its_upload(redis_client: redis.Redis, traces: Traces) -> None:
+def test_flat_event_continues_the_trace_of_its_upload(redis_client: redis.Redis, traces: Traces) -> None:
     with worker_running(redis_client, traces, lambda **_: None):
         upload(redis_client)
         eventually(lambda: traces.spans("process"))
@@ -100,16 +100,14 @@ def test_a_flat_event_continues_the_trace_of_its_upload(redis_client: redis.Redi
     assert hexadecimal(span)[0] == TRACE_ID
     assert span.parent is not None
     assert f"{span.parent.span_id:016x}" == SPAN_ID
-    told = dict(span.attributes or {})
-    assert told["messaging.destination.name"] == "streams:embedding.ingested"
-    assert told["messaging.consumer.group.name"] == GROUP
-    assert (told["messaging.operation.type"], told["messaging.message.id"]) == ("process", "event-42-1")
-    assert (told["sploot.pet_id"], told["sploot.attempt"]) == (42, 1)
+    attributes = dict(span.attributes or {})
+    assert attributes["messaging.destination.name"] == "streams:embedding.ingested"
+    assert attributes["messaging.consumer.group.name"] == GROUP
+    assert (attributes["messaging.operation.type"], attributes["messaging.message.id"]) == ("process", "event-42-1")
+    assert (attributes["sploot.pet_id"], attributes["sploot.attempt"]) == (42, 1)
 
 
-def test_a_message_that_a_traced_process_sends_is_linked_across_the_stream(
-    redis_client: redis.Redis, traces: Traces
-) -> None:
+def test_message_of_a_traced_process_continues_its_trace(redis_client: redis.Redis, traces: Traces) -> None:
     tracer = traces.provider.get_tracer("auth service")
     with worker_running(redis_client, traces, lambda **_: None), ClusterTasks(client=redis_client) as tasks:
         with tracer.start_as_current_span("upload") as uploading:
@@ -122,7 +120,7 @@ def test_a_message_that_a_traced_process_sends_is_linked_across_the_stream(
     assert span.parent.trace_id == uploading.get_span_context().trace_id
 
 
-def test_what_a_job_enqueues_is_a_child_of_its_run(redis_client: redis.Redis, traces: Traces) -> None:
+def test_message_sent_by_a_job_is_a_child_of_its_run(redis_client: redis.Redis, traces: Traces) -> None:
     ran = []
 
     def run(media_id: str, **kwargs: Any) -> None:
@@ -146,9 +144,7 @@ def test_what_a_job_enqueues_is_a_child_of_its_run(redis_client: redis.Redis, tr
     assert {hexadecimal(span)[0] for span in (first, sent, second)} == {TRACE_ID}
 
 
-def test_a_retry_is_a_trace_of_its_own_linked_to_the_sender_and_to_the_attempt_before(
-    redis_client: redis.Redis, traces: Traces
-) -> None:
+def test_retry_starts_a_trace_linked_to_sender_and_last_attempt(redis_client: redis.Redis, traces: Traces) -> None:
     ran = []
 
     def run(media_id: str, embedding: str, **_: Any) -> None:
@@ -175,7 +171,7 @@ def test_a_retry_is_a_trace_of_its_own_linked_to_the_sender_and_to_the_attempt_b
     assert "no luck" not in first.to_json(), "a text may hold an embedding"
 
 
-def test_a_redelivery_is_linked_to_the_sender(redis_client: redis.Redis, traces: Traces) -> None:
+def test_redelivery_is_linked_to_the_sender(redis_client: redis.Redis, traces: Traces) -> None:
     entry_id = upload(redis_client)
     redis_client.xgroup_create(KEYS.stream, GROUP, id="0")
     redis_client.xreadgroup(GROUP, "dead", {KEYS.stream: ">"})
@@ -190,7 +186,7 @@ def test_a_redelivery_is_linked_to_the_sender(redis_client: redis.Redis, traces:
     assert dict(span.attributes or {})["sploot.deliveries"] == 2
 
 
-def test_a_traceparent_that_is_none_begins_a_trace(redis_client: redis.Redis, traces: Traces) -> None:
+def test_invalid_traceparent_starts_a_trace(redis_client: redis.Redis, traces: Traces) -> None:
     message: dramatiq.Message[Any] = dramatiq.Message(
         EMBEDDING_INGESTED, CLUSTER_EMBEDDING, (), {"media_id": "m", "traceparent": "nonsense"}, {}
     )
@@ -202,9 +198,7 @@ def test_a_traceparent_that_is_none_begins_a_trace(redis_client: redis.Redis, tr
     assert span.parent is None
 
 
-def test_what_a_request_brought_reaches_the_trace_of_its_job(
-    redis_client: redis.Redis, redis_url: str, traces: Traces
-) -> None:
+def test_traceparent_of_a_request_reaches_its_job(redis_client: redis.Redis, redis_url: str, traces: Traces) -> None:
     api = client_of(build_app(Settings(redis_url=redis_url)))
     body = {"pet_id": 42, "media_id": "m", "model": "clip@1", "embedding": [1.0, 2.0]}
     with worker_running(redis_client, traces, lambda **_: None):
@@ -219,7 +213,7 @@ def test_what_a_request_brought_reaches_the_trace_of_its_job(
 
 
 @pytest.mark.parametrize("given", [[], ["nonsense"], [f"00-{'0' * 32}-{SPAN_ID}-01"], [TRACEPARENT, TRACEPARENT]])
-def test_a_request_that_brings_no_usable_traceparent_is_answered_and_begins_no_trace(
+def test_request_with_an_invalid_traceparent_is_answered(
     redis_client: redis.Redis, redis_url: str, given: list[str]
 ) -> None:
     api = client_of(build_app(Settings(redis_url=redis_url)))
@@ -233,7 +227,7 @@ def test_a_request_that_brings_no_usable_traceparent_is_answered_and_begins_no_t
     assert b"traceparent" not in entry[b"message"]
 
 
-def test_tracing_is_off_without_an_endpoint_and_refused_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_needs_an_endpoint_and_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     assert tracing_middleware(Settings()) == []

@@ -1,4 +1,4 @@
-"""A queue with work, and people who look at it: what several tests of the operations begin with."""
+"""A queue with jobs and operations on it, shared by several tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STUCK = "stuck-worker"
 
 
 class Desk:
-    """Operations on a real Redis, and the streams behind them."""
+    """Operations on a real Redis, with access to their streams."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client: Any = client
@@ -33,21 +33,21 @@ class Desk:
         self.operations = Operations(self.broker, client)
 
     def add(self, *numbers: int, pet_id: int = 7) -> list[str]:
-        """Flat events as a producer sends them; their entry ids."""
+        """Add flat events as a producer does; return their entry ids."""
         return [self.client.xadd(KEYS.stream, flat_event(pet_id=pet_id, number=number)).decode() for number in numbers]
 
     def deliver(self, consumer: str = STUCK, count: int = 100) -> None:
-        """Have a consumer without heartbeat take what waits, as a worker that died would have."""
+        """Deliver waiting entries to a consumer without heartbeat, like that of a dead worker."""
         if KEYS.stream.encode() not in self.client.keys(KEYS.stream) or not self.client.xinfo_groups(KEYS.stream):
             self.client.xgroup_create(KEYS.stream, GROUP, id="0", mkstream=True)
         self.client.xreadgroup(GROUP, consumer, {KEYS.stream: ">"}, count=count)
 
     def holders(self) -> dict[str, str]:
-        """Entry id -> who holds it."""
+        """Return entry id -> holder."""
         return {entry.id: entry.holder for entry in self.broker.inspector(EMBEDDING_INGESTED).pending(10_000)}
 
     def bury(self, *numbers: int, pet_id: int = 7, error: str = "ValueError: no", reason: str = "failed") -> list[str]:
-        """Dead letters of flat events; their ids."""
+        """Add dead letters of flat events; return their ids."""
         ids = []
         for number in numbers:
             event = flat_event(pet_id=pet_id, number=number)
@@ -58,7 +58,7 @@ class Desk:
         return ids
 
     def bury_too_large(self) -> str:
-        """A dead letter of more than a message may weigh; its id."""
+        """Add a dead letter larger than a message may be; return its id."""
         facts = {"reason": "oversize", "error": "MessageTooLarge", "entry_id": "1-1", "deliveries": 1}
         return str(self.client.xadd(KEYS.dead, {**facts, "entry:message": b"x" * ((1 << 20) + 1)}).decode())
 
@@ -71,7 +71,7 @@ class Desk:
 
 @contextmanager
 def worker_that_refuses(client: redis.Redis, *media: str) -> Iterator[list[str]]:
-    """A worker whose actor fails for good for these media; the media it ran."""
+    """Run a worker whose actor fails permanently for these items; yield the items it ran."""
     broker = RedisStreamsBroker(
         client=client, middleware=[Retries()], decoders=DECODERS, lease_ms=2_000, namespace=NAMESPACE, group=GROUP
     )

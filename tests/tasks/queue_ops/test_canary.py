@@ -1,4 +1,4 @@
-"""A careful requeue: one, then the rest, and no flood of what dies again."""
+"""A careful requeue: one first, then the rest, without a flood of jobs that fail again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def careful(desk: Desk, *, wait_s: float = 30.0, stop_after: int = 3) -> Requeue
     return Canary(desk.broker, wait_s=wait_s, per_s=50.0, stop_after=stop_after).requeue(plan)
 
 
-def test_dead_letters_whose_cause_was_fixed_all_run(desk: Desk, redis_client: redis.Redis) -> None:
+def test_canary_requeues_all_when_the_cause_is_fixed(desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(*range(20))
 
     with worker_that_refuses(redis_client) as ran:
@@ -32,7 +32,7 @@ def test_dead_letters_whose_cause_was_fixed_all_run(desk: Desk, redis_client: re
     assert desk.dead_letter_ids() == []
 
 
-def test_a_canary_that_dies_again_leaves_the_rest_where_they_are(desk: Desk, redis_client: redis.Redis) -> None:
+def test_canary_stops_when_the_first_fails_again(desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(*range(20))
 
     with worker_that_refuses(redis_client, "media-0") as ran:
@@ -41,10 +41,10 @@ def test_a_canary_that_dies_again_leaves_the_rest_where_they_are(desk: Desk, red
     assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (1, 1, 19, False)
     assert "still broken" in done.reason
     assert ran == ["media-0"]
-    assert len(desk.dead_letter_ids()) == 20  # the first one is a letter again
+    assert len(desk.dead_letter_ids()) == 20  # the first one is a dead letter again
 
 
-def test_it_stops_when_others_die_again(desk: Desk, redis_client: redis.Redis) -> None:
+def test_canary_stops_when_later_ones_fail_again(desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(*range(500))
     plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
 
@@ -54,12 +54,12 @@ def test_it_stops_when_others_die_again(desk: Desk, redis_client: redis.Redis) -
     with worker_that_refuses(redis_client, *(f"media-{number}" for number in range(1, 500))) as ran:
         done = Canary(desk.broker, wait_s=30, stop_after=3, sleep=until_all_have_run).requeue(plan)
 
-    # the one that succeeded, and three that died
+    # one that succeeded and three that failed
     assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (4, 3, 496, False)
     assert ran == ["media-0", "media-1", "media-2", "media-3"]
 
 
-def test_a_canary_that_nobody_runs_proves_nothing(desk: Desk) -> None:
+def test_canary_stops_when_no_worker_runs_it(desk: Desk) -> None:
     desk.bury(1, 2)
     desk.operations.act(desk.operations.plan_pause("embedding"), by="ada", via="test")
 
@@ -70,16 +70,16 @@ def test_a_canary_that_nobody_runs_proves_nothing(desk: Desk) -> None:
     assert len(desk.dead_letter_ids()) == 1
 
 
-def test_dead_letters_that_are_gone_are_no_failure(desk: Desk) -> None:
+def test_canary_succeeds_when_dead_letters_are_gone(desk: Desk) -> None:
     desk.bury(1)
     plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
     desk.broker.dead_letters("embedding.ingested").purge_all()
 
-    assert Canary(desk.broker).requeue(plan) == Requeued(0, 0, 0, True, "all of them were gone already")
+    assert Canary(desk.broker).requeue(plan) == Requeued(0, 0, 0, True, "all of them were already gone")
 
 
 @pytest.mark.parametrize(("is_first", "n_requeued", "n_left"), [(True, 0, 4), (False, 3, 1)])
-def test_dead_letter_that_is_too_large_is_left(
+def test_canary_leaves_dead_letters_that_are_too_large(
     desk: Desk, redis_client: redis.Redis, is_first: bool, n_requeued: int, n_left: int
 ) -> None:
     if is_first:

@@ -1,4 +1,4 @@
-"""Actions: they show what they will do, do exactly that, and write it down."""
+"""Actions: each shows its plan, applies exactly that, and is audited."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def desk(redis_client: redis.Redis) -> Desk:
 # -- rescue ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_rescue_touches_the_ids_that_its_plan_showed_and_no_others(desk: Desk) -> None:
+def test_rescue_touches_only_the_planned_ids(desk: Desk) -> None:
     first, second = desk.add(1, 2)
     desk.deliver()
 
@@ -40,7 +40,7 @@ def test_a_rescue_touches_the_ids_that_its_plan_showed_and_no_others(desk: Desk)
     assert desk.holders() == {first: HANDED_BACK, second: HANDED_BACK, late: STUCK}
 
 
-def test_a_plan_speaks_in_the_words_of_redis(desk: Desk) -> None:
+def test_plan_lists_redis_commands(desk: Desk) -> None:
     ids = desk.add(1, 2, 3, 4, 5)
     desk.deliver()
 
@@ -70,7 +70,7 @@ def test_planning_changes_nothing(desk: Desk) -> None:
     assert desk.holders() == dict.fromkeys(desk.entry_ids(), STUCK)
 
 
-def test_work_of_a_living_worker_is_left_out_unless_it_is_asked_for(desk: Desk, redis_client: redis.Redis) -> None:
+def test_rescue_leaves_out_live_workers_unless_forced(desk: Desk, redis_client: redis.Redis) -> None:
     (entry_id,) = desk.add(1)
     desk.deliver("alive")
     now = desk.client.time()[0] * 1000
@@ -85,7 +85,7 @@ def test_work_of_a_living_worker_is_left_out_unless_it_is_asked_for(desk: Desk, 
     assert "run twice" in forced.warnings[0]
 
 
-def test_what_the_seeds_commands_drop_runs_again_after_a_rescue(desk: Desk, redis_client: redis.Redis) -> None:
+def test_entries_dropped_by_manual_commands_run_after_a_rescue(desk: Desk, redis_client: redis.Redis) -> None:
     ids = desk.add(1, 2, 3)
     desk.deliver()
     desk.client.xclaim(KEYS.stream, GROUP, "rescue-consumer", 0, [ids[0]])
@@ -110,12 +110,12 @@ def test_what_the_seeds_commands_drop_runs_again_after_a_rescue(desk: Desk, redi
         ({"entry_ids": ["no id"]}, "no id"),
     ],
 )
-def test_a_rescue_that_cannot_be_meant_is_refused(desk: Desk, ways: dict[str, object], named: str) -> None:
+def test_rescue_with_an_ambiguous_selection_is_refused(desk: Desk, ways: dict[str, object], named: str) -> None:
     with pytest.raises(InvalidInput, match=named):
-        desk.operations.plan_rescue("embedding", **ways)  # type: ignore[arg-type]  # wrong on purpose
+        desk.operations.plan_rescue("embedding", **ways)  # type: ignore[arg-type]  # invalid on purpose
 
 
-def test_an_entry_that_only_waits_needs_no_rescue(desk: Desk) -> None:
+def test_rescue_of_an_undelivered_entry_is_refused(desk: Desk) -> None:
     desk.add(1)
     desk.deliver()
     (waiting,) = desk.add(2)
@@ -127,7 +127,7 @@ def test_an_entry_that_only_waits_needs_no_rescue(desk: Desk) -> None:
 # -- retire ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_retired_consumers_work_is_moved_before_it_is_deleted(desk: Desk, redis_client: redis.Redis) -> None:
+def test_retire_returns_entries_before_it_deletes_the_consumer(desk: Desk, redis_client: redis.Redis) -> None:
     desk.add(1, 2, 3)
     desk.deliver()
 
@@ -140,7 +140,7 @@ def test_a_retired_consumers_work_is_moved_before_it_is_deleted(desk: Desk, redi
         eventually(lambda: len(ran) == 3)
 
 
-def test_a_consumer_that_took_more_since_the_plan_stays_with_it(desk: Desk) -> None:
+def test_retire_keeps_a_consumer_that_took_more_since_the_plan(desk: Desk) -> None:
     desk.add(1)
     desk.deliver()
     plan = desk.operations.plan_retire("embedding", STUCK)
@@ -150,11 +150,11 @@ def test_a_consumer_that_took_more_since_the_plan_stays_with_it(desk: Desk) -> N
     done = desk.operations.act(plan, by="ada", via="test")
 
     assert not done.is_complete
-    assert "it holds 1 that were not in the plan" in done.reason
+    assert "holds 1 entries that were not in the plan" in done.reason
     assert desk.holders()[late] == STUCK
 
 
-def test_a_consumer_that_lives_is_not_retired(desk: Desk) -> None:
+def test_live_consumer_is_not_retired(desk: Desk) -> None:
     desk.add(1)
     desk.deliver("alive")
     desk.client.zadd(KEYS.consumers, {"alive": desk.client.time()[0] * 1000 + 1_000})
@@ -165,7 +165,7 @@ def test_a_consumer_that_lives_is_not_retired(desk: Desk) -> None:
     assert set(desk.holders().values()) == {"alive"}
 
 
-def test_a_consumer_that_is_not_there_is_named_with_the_nearest(desk: Desk) -> None:
+def test_unknown_consumer_is_refused_with_a_suggestion(desk: Desk) -> None:
     desk.add(1)
     desk.deliver("host-1:17")
 
@@ -176,7 +176,7 @@ def test_a_consumer_that_is_not_there_is_named_with_the_nearest(desk: Desk) -> N
 # -- pause -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pause_shows_and_ends(desk: Desk) -> None:
+def test_pause_is_shown_and_can_be_ended(desk: Desk) -> None:
     desk.operations.act(desk.operations.plan_pause("recluster"), by="ada", via="test", note="INC-7")
     paused = {queue.queue: queue.is_paused for queue in desk.operations.queues()}
     desk.operations.act(desk.operations.plan_resume("recluster"), by="ada", via="test")
@@ -189,7 +189,7 @@ def test_a_pause_shows_and_ends(desk: Desk) -> None:
 # -- dead letters ------------------------------------------------------------------------------------------------------
 
 
-def test_dead_letters_are_chosen_by_what_they_died_of_and_by_pet(desk: Desk) -> None:
+def test_dead_letters_are_selected_by_error_and_pet(desk: Desk) -> None:
     (zero,) = desk.bury(1, error="InvalidInput: embedding holds a NaN", reason="undecodable")
     (other,) = desk.bury(2, pet_id=42)
 
@@ -202,11 +202,11 @@ def test_dead_letters_are_chosen_by_what_they_died_of_and_by_pet(desk: Desk) -> 
     assert by_both.is_empty
 
 
-def test_a_requeue_touches_no_dead_letter_that_came_after_its_plan(desk: Desk) -> None:
+def test_requeue_ignores_dead_letters_added_after_its_plan(desk: Desk) -> None:
     first, second = desk.bury(1, 2)
     plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
     (late,) = desk.bury(3)
-    desk.client.xdel(KEYS.dead, first)  # somebody else was faster
+    desk.client.xdel(KEYS.dead, first)  # another operator was faster
 
     done = desk.operations.act(plan, by="ada", via="test")
 
@@ -217,7 +217,7 @@ def test_a_requeue_touches_no_dead_letter_that_came_after_its_plan(desk: Desk) -
     assert len(desk.entry_ids()) == 1
 
 
-def test_requeue_leaves_a_dead_letter_that_is_too_large_and_names_the_limit(desk: Desk) -> None:
+def test_requeue_leaves_too_large_dead_letters_and_names_the_limit(desk: Desk) -> None:
     large = desk.bury_too_large()
     desk.bury(1, 2)
 
@@ -231,7 +231,7 @@ def test_requeue_leaves_a_dead_letter_that_is_too_large_and_names_the_limit(desk
     assert len(desk.entry_ids()) == 2
 
 
-def test_a_purge_removes_what_it_showed(desk: Desk) -> None:
+def test_purge_deletes_the_planned_dead_letters(desk: Desk) -> None:
     first, second = desk.bury(1, 2)
 
     done = desk.operations.act(
@@ -243,17 +243,17 @@ def test_a_purge_removes_what_it_showed(desk: Desk) -> None:
     assert desk.entry_ids() == []
 
 
-def test_a_dead_letter_that_is_not_there_is_refused_before_anything_is_done(desk: Desk) -> None:
+def test_unknown_dead_letter_is_refused_before_any_change(desk: Desk) -> None:
     (dead_letter,) = desk.bury(1)
 
-    with pytest.raises(InvalidInput, match="7-7 is no dead letter"):
+    with pytest.raises(InvalidInput, match="7-7 is not a dead letter"):
         desk.operations.plan_purge("embedding", dead_letter_ids=[dead_letter, "7-7"])
 
 
 # -- plans and audit ---------------------------------------------------------------------------------------------------
 
 
-def test_a_kept_plan_is_the_same_and_is_taken_once(desk: Desk) -> None:
+def test_saved_plan_is_unchanged_and_taken_once(desk: Desk) -> None:
     desk.add(1, 2)
     desk.deliver()
     plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
@@ -266,7 +266,7 @@ def test_a_kept_plan_is_the_same_and_is_taken_once(desk: Desk) -> None:
         desk.operations.take(plan.plan_id)
 
 
-def test_what_was_done_is_written_down(desk: Desk) -> None:
+def test_action_is_audited(desk: Desk) -> None:
     ids = desk.add(1, 2)
     desk.deliver()
     plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
@@ -279,25 +279,25 @@ def test_what_was_done_is_written_down(desk: Desk) -> None:
     assert (record.note, record.ids) == ("INC-7", ids)
 
 
-def test_a_action_that_was_killed_stays_begun(desk: Desk) -> None:
+def test_killed_action_stays_begun_in_the_audit(desk: Desk) -> None:
     desk.add(1)
     desk.deliver()
     plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
     begun = desk.operations.acting(plan, by="ada", via="test")
 
-    begun.__enter__()  # and nobody ever leaves it
+    begun.__enter__()  # and the block is never left
 
     assert [(record.plan_id, record.state) for record in desk.operations.audit()] == [(plan.plan_id, "begun")]
 
 
 @pytest.fixture
 def full_redis(desk: Desk) -> Iterator[Callable[[], None]]:
-    """Call it to have Redis take no more writes."""
+    """Return a function that makes Redis refuse writes."""
     yield lambda: desk.client.config_set("maxmemory", "1")
     desk.client.config_set("maxmemory", "0")
 
 
-def test_what_cannot_be_written_down_is_not_done(desk: Desk, full_redis: Callable[[], None]) -> None:
+def test_action_that_cannot_be_audited_is_not_applied(desk: Desk, full_redis: Callable[[], None]) -> None:
     (dead_letter,) = desk.bury(1)
     plan = desk.operations.plan_requeue("embedding", dead_letter_ids=[dead_letter])
     full_redis()
@@ -309,7 +309,7 @@ def test_what_cannot_be_written_down_is_not_done(desk: Desk, full_redis: Callabl
     assert desk.dead_letter_ids() == [dead_letter]
 
 
-def test_a_full_redis_can_still_be_emptied(desk: Desk, full_redis: Callable[[], None]) -> None:
+def test_purge_works_when_redis_is_full(desk: Desk, full_redis: Callable[[], None]) -> None:
     desk.bury(1, 2)
     plan = desk.operations.plan_purge("embedding", matching=DeadLetterFilter())
     full_redis()
@@ -320,14 +320,14 @@ def test_a_full_redis_can_still_be_emptied(desk: Desk, full_redis: Callable[[], 
     assert desk.dead_letter_ids() == []
 
 
-def test_without_redis_nothing_is_planned(redis_client: redis.Redis) -> None:
+def test_plan_without_redis_is_refused(redis_client: redis.Redis) -> None:
     away = Desk(redis.Redis.from_url(f"redis://127.0.0.1:{free_port()}"))
 
     with pytest.raises(QueueUnavailable, match="nothing was changed"):
         away.operations.plan_rescue("embedding", unowned=True)
     with pytest.raises(QueueUnavailable, match="nothing was changed"):
         away.operations.queues()
-    with pytest.raises(QueueUnavailable, match="nobody knows how far it came"):
+    with pytest.raises(QueueUnavailable, match="it may have run in part"):
         away.operations.act(away.operations.plan_pause("embedding"), by="tester", via="test")
 
 
@@ -339,11 +339,11 @@ def test_without_redis_nothing_is_planned(redis_client: redis.Redis) -> None:
         ("recluster", CLUSTER_RECLUSTER),
     ],
 )
-def test_a_queue_is_known_by_its_name_its_stream_or_a_part(text: str, queue: str) -> None:
+def test_queue_is_found_by_name_stream_or_unique_part(text: str, queue: str) -> None:
     assert queue_named(text) == queue
 
 
 @pytest.mark.parametrize("text", ["cluster", "", "nothing"])
-def test_a_name_that_is_not_one_queues_is_refused_with_the_choice(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"choose of .*cluster\.feedback"):
+def test_ambiguous_queue_name_is_refused_with_the_choices(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"choose from .*cluster\.feedback"):
         queue_named(text)

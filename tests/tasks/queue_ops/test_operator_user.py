@@ -1,4 +1,4 @@
-"""The Redis user ``operator`` may run every action, the doctor and a capture, and nothing that destroys."""
+"""The Redis user ``operator`` may run every action, the doctor and a capture, but nothing destructive."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Cli = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """A server with our users, and one for the test."""
+    """A server with the product's users and one for the test."""
     directory = tmp_path_factory.mktemp("acl")
     rules = render(dict.fromkeys(USERS, SECRET)) + f"user test on >{SECRET} ~* &* +@all\n"
     server = EmbeddedRedis(directory=directory, unix_socket=True, options={"appendonly": "no"})
     with server, redis.Redis.from_url(server.url) as client:
         for line in rules.splitlines():
             _, name, *rule = line.split(" ")
-            if name != "default":  # which the test's own server needs, to see that it is up
+            if name != "default":  # needed by the test's own server to check that it is up
                 client.execute_command("ACL", "SETUSER", name, "reset", *rule)
         yield server
 
@@ -46,7 +46,7 @@ def desk(guarded: EmbeddedRedis) -> Iterator[Desk]:
 
 @pytest.fixture
 def cli(guarded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command as ``operator``; its exit code, and on a failure what it said."""
+    """Return a function that runs a command as ``operator``: exit code, and the error output on failure."""
     monkeypatch.setenv("REDIS_URL", f"unix://operator:{SECRET}@{guarded.url.removeprefix('unix://')}")
     monkeypatch.setenv("WORKER_METRICS_PORT", str(free_port()))
     monkeypatch.setenv("SPLOOT_HTTP_PORT", str(free_port()))
@@ -55,15 +55,15 @@ def cli(guarded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         monkeypatch.setattr(sys, "argv", ["sploot-cluster", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        told = capsys.readouterr()
-        assert "NOPERM" not in told.out + told.err
-        assert "may not look" not in told.out
+        printed = capsys.readouterr()
+        assert "NOPERM" not in printed.out + printed.err
+        assert "may not look" not in printed.out
         return int(ended.value.code or 0)
 
     return run
 
 
-def test_an_operator_may_do_all_that_the_runbook_asks(cli: Cli, desk: Desk, tmp_path: Path) -> None:
+def test_operator_user_may_run_all_runbook_commands(cli: Cli, desk: Desk, tmp_path: Path) -> None:
     service = ClusterService(RedisPetStore(desk.client))
     for number, vector in enumerate(vectors(pet_id=42, n=8)):
         service.assign(PetId(42), MediaId(f"m{number}"), model="test@1", vector=vector)
@@ -98,7 +98,7 @@ def test_an_operator_may_do_all_that_the_runbook_asks(cli: Cli, desk: Desk, tmp_
     assert cli("doctor") in (0, 1)
 
 
-def test_an_operator_cannot_destroy(guarded: EmbeddedRedis, desk: Desk) -> None:
+def test_operator_user_cannot_run_destructive_commands(guarded: EmbeddedRedis, desk: Desk) -> None:
     operator = redis.Redis.from_url(guarded.url, username="operator", password=SECRET)
 
     for command in (

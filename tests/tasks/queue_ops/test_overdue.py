@@ -1,4 +1,4 @@
-"""Jobs that a living worker holds beyond their time limit are reported wherever a person looks."""
+"""Jobs that a live worker holds beyond their time limit are reported by every view."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import redis
 
 from sploot_cluster.queues import QueueStatus
 from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP
-from tasks.doctor import Finding, Patient, examine
+from tasks.doctor import Finding, Installation, diagnose
 from tasks.job_records import JobRecord, status_of
 from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, POLICIES
@@ -31,7 +31,7 @@ def desk(redis_client: redis.Redis) -> Desk:
 
 
 def hold(desk: Desk, consumer: str, *, for_s: float) -> str:
-    """Have a consumer hold a job that was delivered so long ago; its id."""
+    """Let a consumer hold a job delivered that long ago; return its id."""
     (entry_id,) = desk.add(1)
     desk.deliver(consumer)
     desk.client.xclaim(KEYS.stream, GROUP, consumer, 0, [entry_id], idle=int(1000 * for_s), retrycount=1, justid=True)
@@ -48,12 +48,12 @@ def status(desk: Desk) -> QueueStatus:
 
 
 def findings(desk: Desk, url: str) -> list[Finding]:
-    patient = Patient(Settings(redis_url=url), os.environ, desk.client, desk.broker)
-    return [one for one in examine(patient) if one.check == EMBEDDING_INGESTED and "time limit" in one.seen]
+    installation = Installation(Settings(redis_url=url), os.environ, desk.client, desk.broker)
+    return [one for one in diagnose(installation) if one.check == EMBEDDING_INGESTED and "time limit" in one.seen]
 
 
 @pytest.mark.parametrize(("held_s", "level"), [(WITHIN_S, None), (BEYOND_S, "warning"), (CERTAIN_S, "wrong")])
-def test_doctor_reports_overdue_jobs_of_the_living(
+def test_doctor_reports_overdue_jobs_of_live_workers(
     desk: Desk, redis_url: str, held_s: float, level: str | None
 ) -> None:
     entry_id = hold(desk, ALIVE, for_s=held_s)
@@ -66,7 +66,7 @@ def test_doctor_reports_overdue_jobs_of_the_living(
     assert status(desk).overdue == len(found)
 
 
-def test_status_names_holder_and_command_that_frees_overdue_jobs(desk: Desk) -> None:
+def test_status_names_holder_and_fix_of_overdue_jobs(desk: Desk) -> None:
     entry_id = hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
 
@@ -78,14 +78,14 @@ def test_status_names_holder_and_command_that_frees_overdue_jobs(desk: Desk) -> 
     )
 
 
-def test_jobs_of_the_dead_are_not_overdue_because_others_take_them(desk: Desk) -> None:
+def test_jobs_of_dead_workers_are_not_overdue(desk: Desk) -> None:
     hold(desk, STUCK, for_s=CERTAIN_S)
     live(desk)
 
     assert status(desk).overdue == 0
 
 
-def test_plan_of_a_rescue_states_that_what_it_leaves_out_hangs(desk: Desk) -> None:
+def test_rescue_plan_warns_that_left_out_jobs_hang(desk: Desk) -> None:
     hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
 
@@ -105,7 +105,7 @@ def test_sample_counts_overdue_jobs(desk: Desk) -> None:
     assert desk.client.hget(BACKLOG, f"{EMBEDDING_INGESTED}:overdue") == b"1"
 
 
-def test_status_of_a_job_states_that_it_runs_beyond_its_limit(desk: Desk) -> None:
+def test_job_status_reports_a_run_beyond_its_limit(desk: Desk) -> None:
     hold(desk, ALIVE, for_s=BEYOND_S)
     live(desk)
     now = datetime.now(UTC)
@@ -115,16 +115,16 @@ def test_status_of_a_job_states_that_it_runs_beyond_its_limit(desk: Desk) -> Non
         begun = replace(record, started_at=now - timedelta(seconds=runs_s))
         return status_of(begun, desk.broker.stats, now=now).reason
 
-    assert reason(WITHIN_S) == f"attempt 1 runs at {ALIVE}"
-    assert f"at {ALIVE}, and its time limit is {LIMIT_S:.0f} s: it hangs" in reason(BEYOND_S)
+    assert reason(WITHIN_S) == f"attempt 1 is running in {ALIVE}"
+    assert f"in {ALIVE}; its time limit is {LIMIT_S:.0f} s, so it hangs" in reason(BEYOND_S)
     assert f"rescue {EMBEDDING_INGESTED} --consumer {ALIVE} --even-if-alive" in reason(BEYOND_S)
 
 
-def test_status_of_a_waiting_job_states_that_a_worker_holds_one_for_too_long(desk: Desk) -> None:
+def test_status_of_a_waiting_job_reports_an_overdue_one(desk: Desk) -> None:
     hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
     record = JobRecord("j", "queued", EMBEDDING_INGESTED, CLUSTER_EMBEDDING)
 
-    told = status_of(record, desk.broker.stats, now=datetime.now(UTC))
+    job = status_of(record, desk.broker.stats, now=datetime.now(UTC))
 
-    assert "longer than any time limit" in told.reason
+    assert "beyond any time limit" in job.reason

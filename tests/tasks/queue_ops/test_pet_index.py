@@ -1,4 +1,4 @@
-"""A pet's work is found, wherever it is, and the index never grows beyond the work that waits."""
+"""A pet's jobs are found in every state, and the index never outgrows the waiting jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def desk(redis_client: redis.Redis) -> Desk:
     return Desk(redis_client)
 
 
-def test_waiting_work_of_both_forms_is_found_and_no_other_pets(desk: Desk, redis_client: redis.Redis) -> None:
+def test_waiting_events_and_messages_of_the_pet_are_found(desk: Desk, redis_client: redis.Redis) -> None:
     (flat,) = desk.add(1, pet_id=42)
     desk.add(1, 2, 3, pet_id=7)
     tasks = ClusterTasks(client=redis_client)
@@ -46,7 +46,7 @@ def test_waiting_work_of_both_forms_is_found_and_no_other_pets(desk: Desk, redis
     assert found[2].message_id == merge.job_id
 
 
-def test_work_in_flight_and_delayed_work_is_found(desk: Desk, redis_client: redis.Redis) -> None:
+def test_in_flight_and_delayed_jobs_are_found(desk: Desk, redis_client: redis.Redis) -> None:
     (entry_id,) = desk.add(1, pet_id=42)
     desk.deliver()
     ClusterTasks(client=redis_client).request_recluster(42, reason="it grew", delay_ms=60_000)
@@ -59,7 +59,7 @@ def test_work_in_flight_and_delayed_work_is_found(desk: Desk, redis_client: redi
     ]
 
 
-def test_work_that_waits_behind_its_ordering_key_is_found(desk: Desk) -> None:
+def test_job_in_line_behind_its_ordering_key_is_found(desk: Desk) -> None:
     messages: list[dramatiq.Message[Any]] = [
         dramatiq.Message(CLUSTER_FEEDBACK, "merge_clusters", (), {"pet_id": 42}, {"ordering_key": "pet 42"})
         for _ in range(2)
@@ -76,7 +76,7 @@ def test_work_that_waits_behind_its_ordering_key_is_found(desk: Desk) -> None:
     assert (queue.undelivered, queue.in_line) == (1, 1)
 
 
-def test_what_has_ended_is_not_found_and_is_forgotten(desk: Desk) -> None:
+def test_ended_jobs_are_not_found_and_leave_the_index(desk: Desk) -> None:
     first, second, third = desk.add(1, 2, 3, pet_id=42)
     desk.operations.find(42)
     desk.client.xdel(KEYS.stream, second)
@@ -88,7 +88,7 @@ def test_what_has_ended_is_not_found_and_is_forgotten(desk: Desk) -> None:
     assert desk.client.zcard(PETS) == 2
 
 
-def test_pets_that_share_a_score_are_told_apart(desk: Desk) -> None:
+def test_pets_with_the_same_score_are_distinguished(desk: Desk) -> None:
     huge = 2**63 - 1
     (entry_id,) = desk.add(1, pet_id=7)
     desk.client.delete(KEYS.stream)
@@ -101,7 +101,7 @@ def test_pets_that_share_a_score_are_told_apart(desk: Desk) -> None:
     assert [job.entry_id for job in found] == [entry_id]
 
 
-def test_what_a_producer_wrote_badly_hides_nothing(desk: Desk) -> None:
+def test_invalid_entries_do_not_hide_others(desk: Desk) -> None:
     for fields in ({"pet_id": "x"}, {"message": "{"}, {"nothing": "at all"}, {"pet_id": "9" * 400}, {"pet_id": ""}):
         desk.client.xadd(KEYS.stream, fields)
     (entry_id,) = desk.add(1, pet_id=42)
@@ -111,7 +111,7 @@ def test_what_a_producer_wrote_badly_hides_nothing(desk: Desk) -> None:
     assert [job.entry_id for job in found] == [entry_id]
 
 
-def test_only_what_waits_is_indexed_and_an_empty_queue_holds_no_index(desk: Desk, redis_client: redis.Redis) -> None:
+def test_only_waiting_entries_are_indexed(desk: Desk, redis_client: redis.Redis) -> None:
     keeper = KeepPetIndex(redis_client)
     desk.add(*range(10))
 
@@ -125,9 +125,7 @@ def test_only_what_waits_is_indexed_and_an_empty_queue_holds_no_index(desk: Desk
 
 
 @pytest.mark.slow
-def test_a_server_indexes_what_waits_while_no_worker_runs(
-    desk: Desk, redis_client: redis.Redis, redis_url: str
-) -> None:
+def test_server_indexes_waiting_entries_without_a_worker(desk: Desk, redis_client: redis.Redis, redis_url: str) -> None:
     desk.add(*range(500))
     environ = {**os.environ, "REDIS_URL": redis_url, "SPLOOT_HTTP_PORT": str(free_port())}
     server = subprocess.Popen([sys.executable, "-m", "tasks.cli", "serve"], env=environ, stderr=subprocess.DEVNULL)
@@ -141,7 +139,7 @@ def test_a_server_indexes_what_waits_while_no_worker_runs(
     assert n_indexed == 0
 
 
-def test_the_index_does_not_grow_while_work_passes_through(desk: Desk, redis_client: redis.Redis) -> None:
+def test_index_does_not_grow_with_throughput(desk: Desk, redis_client: redis.Redis) -> None:
     index = PetIndex(redis_client, EMBEDDING_INGESTED)
     for _ in range(50):
         desk.add(*range(100))
@@ -155,7 +153,7 @@ def test_the_index_does_not_grow_while_work_passes_through(desk: Desk, redis_cli
 @pytest.mark.parametrize(
     "odd_id", ["1794203586547828000-0", f"{2**64 - 1}-7", f"{2**64 - 1}-{2**64 - 1}"], ids=["µs", "ms", "the greatest"]
 )
-def test_work_is_found_behind_an_id_of_the_future(desk: Desk, redis_client: Any, odd_id: str) -> None:
+def test_jobs_behind_an_id_ahead_of_the_clock_are_found(desk: Desk, redis_client: Any, odd_id: str) -> None:
     desk.add(1, pet_id=42)
     redis_client.xadd(KEYS.stream, flat_event(pet_id=42, number=2), id=odd_id)
     n = 2
@@ -169,12 +167,12 @@ def test_work_is_found_behind_an_id_of_the_future(desk: Desk, redis_client: Any,
         assert [job.added_at is None for job in found] == [False] + [True] * (n - 1)
 
 
-def test_waiting_work_with_ids_of_the_future_is_noted_once_it_has_waited(desk: Desk, redis_client: Any) -> None:
+def test_entries_with_ids_ahead_are_indexed_once_they_waited(desk: Desk, redis_client: Any) -> None:
     redis_client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id="1794203586547828000-0")
     desk.add(2, pet_id=42)
     index = PetIndex(redis_client, EMBEDDING_INGESTED)
 
-    index.note(waited_ms=60_000)  # sees how far the stream reaches
+    index.note(waited_ms=60_000)  # records the last entry of the stream
     desk.add(3, pet_id=42)
     assert redis_client.zcard(PETS) == 0
     seen_at = int(redis_client.hget(f"{PETS}:progress", "seen_at"))
@@ -184,7 +182,7 @@ def test_waiting_work_with_ids_of_the_future_is_noted_once_it_has_waited(desk: D
     assert redis_client.zcard(PETS) == 2
 
 
-def test_a_stream_that_was_made_again_is_read_from_its_beginning(desk: Desk, redis_client: Any) -> None:
+def test_recreated_stream_is_indexed_from_its_start(desk: Desk, redis_client: Any) -> None:
     redis_client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id=LAST_ID)
     assert len(desk.operations.find(42)[0]) == 1
     redis_client.delete(KEYS.stream)
