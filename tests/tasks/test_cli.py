@@ -216,7 +216,7 @@ def test_pet_is_exported_deleted_and_imported(
     assert (exported.code, file.exists()) == (0, True)
     assert (planned.code, "would delete permanently: pet 42 with 12 items" in planned.out) == (4, True)
     assert one.json["n_media"] == 1
-    assert (there.code, "pet 42 holds something already" in there.err) == (4, True)
+    assert (there.code, "pet 42 already exists" in there.err) == (4, True)
     assert "deleted: 11 items" in whole.out
     assert (nothing.code, left) == (1, [])
     assert "pet 42 imported at revision 13: 12 items, 2 clusters" in imported.out
