@@ -66,7 +66,7 @@ class RedisStreamsBroker(Broker):
 
     queues: set[str]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # a keyword per setting is what users of Dramatiq's brokers know
         self,
         url: str | None = None,
         *,

@@ -78,7 +78,7 @@ class _Api(FastAPI):
         return self.openapi_schema
 
 
-def create_app(
+def create_app(  # noqa: PLR0913  # the composition root hands in every part by its name
     *,
     service: PetService,
     jobs: JobQueue,
