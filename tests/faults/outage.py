@@ -29,7 +29,7 @@ def marks() -> dict[str, bytes]:
     A script is called by its digest, or sent as text if the server does not know it; its first line is unique.
     """
     found: dict[str, bytes] = {READ: b"XREADGROUP"}
-    for path in sorted(Path(broker_package.__file__).parent.glob("*.lua")):
+    for path in sorted(Path(broker_package.__file__).with_name("lua").glob("*.lua")):
         found[path.stem] = path.read_bytes().splitlines()[0]
     return found
 

@@ -55,7 +55,7 @@ def test_demo_fails_when_a_correction_is_lost(tmp_path: Path, quiet: Console, mo
 
     broken = [p["text"] for p in json.loads((tmp_path / "summary.json").read_text())["promises"] if not p["is_kept"]]
     assert code == 1
-    assert broken == ["merges survived the recluster, under the id people chose"]
+    assert broken == ["merges survived the recluster, under the chosen id"]
 
 
 def test_demo_refuses_a_redis_that_contains_pets(

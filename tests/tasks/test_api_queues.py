@@ -112,7 +112,7 @@ def test_plan_is_applied_once(api: Caller, desk: Desk) -> None:
     again = api.post(f"/plans/{plan_id}/apply", {})
 
     assert (first.status_code, again.status_code) == (202, 404)
-    assert "make a new one" in again.json()["detail"]
+    assert "make a new plan" in again.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_saved_plan_is_applied_to_exactly_its_ids(cli: Cli, desk: Desk) -> None:
     assert "2 of 2 put back to work" in applied.out
     assert desk.dead_letter_ids() == [late]
     assert again.code == 1
-    assert "make a new one" in again.err
+    assert "make a new plan" in again.err
 
 
 def test_failed_canary_fails_the_command(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:

@@ -262,7 +262,7 @@ def test_saved_plan_is_unchanged_and_taken_once(desk: Desk) -> None:
     taken = desk.operations.take(plan.plan_id)
 
     assert taken == plan
-    with pytest.raises(PlanUnknown, match="make a new one"):
+    with pytest.raises(PlanUnknown, match="make a new plan"):
         desk.operations.take(plan.plan_id)
 
 
