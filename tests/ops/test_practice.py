@@ -125,7 +125,7 @@ def on_call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnCall]:
     finally:
         demo.send_signal(signal.SIGTERM)
         demo.communicate(timeout=90)
-    assert "Ending: workers drain." in log.read_text()
+    assert "Stopping: workers drain." in log.read_text()
 
 
 def heading_of(runbook_url: str) -> str:
@@ -179,7 +179,7 @@ def test_runbook_finds_and_resumes_a_paused_queue(on_call: OnCall) -> None:
     on_call.type("pause")
     on_call.type("hold")
     # the demo reports an exercise that cannot begin while another one is active
-    eventually(lambda: "hold: no upload is delivered" in on_call.terminal, within_s=60)
+    eventually(lambda: "hold: no upload was delivered" in on_call.terminal, within_s=60)
 
     heading = opened(on_call, "MediaClusterStalled")
     (first,) = under(heading)
