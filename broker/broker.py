@@ -339,14 +339,13 @@ class RedisStreamsBroker(Broker):
             self._session.isolation.release()
             if (ours := master.of_this_process()) is not None:
                 ours.is_draining = True
-        # A delivery's outcome was decided earlier. Refused here, it would be neither acknowledged nor rejected.
-        is_refusable = signal not in ("ack", "nack") or not isinstance(args[0], Delivery)
         name = f"before_{signal}"
         for method in self._listeners.of(self.middleware, name):
             try:
                 method(self, *args, **kwargs)
             except MiddlewareError:
-                if is_refusable:
+                # A delivery's outcome was decided earlier. Refused here, it would be neither acknowledged nor rejected.
+                if signal not in ("ack", "nack") or not isinstance(args[0], Delivery):
                     raise
                 self._log_failure_of(name, method)
             except Exception:

@@ -98,6 +98,19 @@ class Delivery(MessageProxy):
         is_ended: whether its job has ended and its outcome is being written.
     """
 
+    # Defaults of the class: most deliveries never change them, and setting each would cost every message.
+    is_alone = False
+    is_lost = False
+    begun_at: float | None = None
+    is_ended = False
+    is_settled = False
+    pending_retry: PendingRetry | None = None
+    retry_asked = False
+    retry_delay: Any = None
+    is_sent_again = False
+    unhandled: Unhandled | None = None
+    coalesced: bytes | None = None
+
     def __init__(
         self,
         message: dramatiq.Message[Any],
@@ -116,20 +129,9 @@ class Delivery(MessageProxy):
         self.deliveries = deliveries
         self.charges = charges
         self.is_doomed = is_doomed
-        self.is_alone = False
-        self.is_lost = False
         self.pid = os.getpid()
-        self.begun_at: float | None = None
-        self.is_ended = False
-        self.is_settled = False
-        self.pending_retry: PendingRetry | None = None
         self.pending_followers: list[Follower] = []
-        self.retry_asked = False
-        self.retry_delay: Any = None
-        self.is_sent_again = False
-        self.unhandled: Unhandled | None = None
         self.is_noted = unique_key_of(message.options) is not None
-        self.coalesced: bytes | None = None
         self._retries_when_delivered = message.options.get("retries", 0)
         self.ordering_key = ordering_key_of(message.options)
 
