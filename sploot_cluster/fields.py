@@ -1,0 +1,237 @@
+"""Fields of requests and events, declared once: each has a kind, which checks it and describes it as JSON Schema.
+
+A request is a frozen dataclass that inherits :class:`Checked` and declares its fields with :func:`given`. A value of it
+has passed every check and needs no more, wherever it came from. Callers that report several problems at once, such as
+the HTTP API, use :meth:`Checked.problems`.
+
+This module imports only the standard library, because producers use it too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast
+
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.limits import MAX_INT64, MAX_TEXT
+from sploot_cluster.printable import UNPRINTABLE
+
+Item = TypeVar("Item", int, str)
+Value = TypeVar("Value", covariant=True)
+
+_KEY: Final = "given"
+
+
+class Kind(Protocol[Value]):
+    """The type and range of a field."""
+
+    def check(self, name: str, value: object) -> Value:
+        """Return the value in its own type.
+
+        Raises:
+            InvalidInput: names the field, the problem and a hint.
+        """
+        ...
+
+    def schema(self) -> dict[str, Any]:
+        """Return the kind as JSON Schema."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number. ``True`` is none, although it is an ``int`` in Python; an integer of numpy is one."""
+
+    lowest: int
+    highest: int = MAX_INT64
+
+    def check(self, name: str, value: object) -> int:
+        hint = f"send {self.lowest} to {self.highest}"
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise InvalidInput(name, f"is {type_of(value)}, not a whole number", hint)
+        if not self.lowest <= value <= self.highest:
+            raise InvalidInput(name, "is out of range", hint)
+        return int(value)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "integer", "minimum": self.lowest, "maximum": self.highest}
+
+
+# An id of a pet or cluster, or a revision that a commit made.
+ID: Final = Whole(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text of printable characters."""
+
+    shortest: int = 1
+    longest: int = MAX_TEXT
+
+    def check(self, name: str, value: object) -> str:
+        if not isinstance(value, str):
+            hint = f"send {self.shortest} to {self.longest} characters"
+            raise InvalidInput(name, f"is {type_of(value)}, not text", hint)
+        if not self.shortest <= len(value) <= self.longest:
+            raise InvalidInput(name, f"has {len(value)} characters", f"send {self.shortest} to {self.longest}")
+        if found := UNPRINTABLE.search(value):
+            raise InvalidInput(name, f"contains the unprintable character U+{ord(found[0]):04X}", "send printable text")
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "minLength": self.shortest, "maxLength": self.longest}
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf(Generic[Item]):
+    """A list of distinct entries; duplicates are removed, and the order is kept.
+
+    Attributes:
+        longest: counts duplicates too, so that a list is bounded before it is read.
+    """
+
+    of: Kind[Item]
+    longest: int
+    shortest: int = 1
+
+    def check(self, name: str, value: object) -> tuple[Item, ...]:
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+            raise InvalidInput(name, f"is {type_of(value)}, not a list", "send a list")
+        entries = list(value)
+        if len(entries) > self.longest:
+            raise InvalidInput(name, f"has {len(entries)} entries", f"send at most {self.longest}")
+        checked: dict[Item, None] = {}
+        for at, entry in enumerate(entries):
+            try:
+                checked[self.of.check(name, entry)] = None
+            except InvalidInput as refused:
+                raise InvalidInput(name, f"entry {at} {refused.problem}", refused.hint) from None
+        if len(checked) < self.shortest:
+            problem = f"has too few different entries ({len(checked)})" if checked else "is empty"
+            raise InvalidInput(name, problem, f"send at least {self.shortest}")
+        return tuple(checked)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "array", "items": self.of.schema(), "minItems": self.shortest, "maxItems": self.longest}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What is declared of a field beside its name and default.
+
+    Attributes:
+        description: one line for the documents of the HTTP API and of the command line.
+        example: a value for these documents.
+    """
+
+    kind: Kind[Any]
+    description: str
+    example: object
+
+
+def given(kind: Kind[Any], description: str, example: object, *, default: object = dataclasses.MISSING) -> Any:
+    """Return the dataclass field that a caller gives; optional with a default, and then None is always accepted."""
+    field = Field(kind, description, example)
+    return dataclasses.field(default=cast(Any, default), metadata={_KEY: field})
+
+
+@cache
+def fields_of(checked: type[Any]) -> Mapping[str, Field]:
+    """Return the fields that a caller gives, by name, in their order."""
+    declared = dataclasses.fields(checked)
+    return {field.name: field.metadata[_KEY] for field in declared if _KEY in field.metadata}
+
+
+@cache
+def required_of(checked: type[Any]) -> tuple[str, ...]:
+    """Return the names of the fields without a default."""
+    declared = dataclasses.fields(checked)
+    return tuple(field.name for field in declared if field.default is dataclasses.MISSING)
+
+
+class Checked:
+    """The base of frozen dataclasses that check the fields they are given."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name, field in fields_of(type(self)).items():
+            value = getattr(self, name)
+            if value is not None or name in required_of(type(self)):
+                object.__setattr__(self, name, field.kind.check(name, value))
+        self.check()
+
+    def check(self) -> None:
+        """Check rules that concern several fields, each of which is valid by itself.
+
+        Raises:
+            InvalidInput: names the field to change.
+        """
+
+    @classmethod
+    def problems(cls, sent: Mapping[str, object], *, known: Mapping[str, Field]) -> Iterator[InvalidInput]:
+        """Yield what is wrong with each field of a request: missing, unknown or invalid.
+
+        Rules that concern several fields are checked when the request is made.
+
+        Args:
+            known: the fields that may be sent this way, all of this class or some.
+        """
+        yield from (_missing(name) for name in required_of(cls) if name in known and name not in sent)
+        for name, value in sent.items():
+            if name not in known:
+                yield _unknown(name, known)
+            elif value is not None or name in required_of(cls):
+                try:
+                    known[name].kind.check(name, value)
+                except InvalidInput as refused:
+                    yield refused
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
+        """Return the request of a message's keyword arguments.
+
+        An unknown field is refused, because it may change what the request means.
+
+        Raises:
+            InvalidInput: names the first field that is missing, unknown or invalid.
+        """
+        for name in required_of(cls):
+            if name not in kwargs:
+                raise _missing(name)
+        for name in kwargs:
+            if name not in fields_of(cls):
+                raise _unknown(name, fields_of(cls))
+        return cls(**kwargs)
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Return the request as keyword arguments of JSON values; ``from_kwargs`` restores it.
+
+        Fields that are None are left out, so that a worker of an older release does not refuse a field unknown to it.
+        """
+        sent = {name: value for name in fields_of(type(self)) if (value := getattr(self, name)) is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in sent.items()}
+
+
+def shown(value: object, *, quoted: bool = True) -> str:
+    """Return a value for the text of an error: short, and on one line."""
+    text = UNPRINTABLE.sub("?", str(value))
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return repr(text) if quoted else text
+
+
+def type_of(value: object) -> str:
+    """Return the type of a value for the text of an error."""
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+def _missing(name: str) -> InvalidInput:
+    return InvalidInput(name, "is missing", "send it")
+
+
+def _unknown(name: str, known: Iterable[str]) -> InvalidInput:
+    return InvalidInput(shown(name, quoted=False), "is not a field", f"send only: {', '.join(known)}")

@@ -1,0 +1,16 @@
+"""The limits of what callers may send, wherever it comes in: a message, an HTTP body, the command line, a Python call.
+
+This module imports nothing, because producers use it too.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_INT64: Final = 2**63 - 1
+MAX_TEXT: Final = 256  # characters of a media id, event id or requester
+MAX_MODEL: Final = 128  # characters of a model's name@version
+MAX_CLUSTER_IDS: Final = 1_000  # clusters of one correction
+MAX_MEDIA_IDS: Final = 10_000  # items of one correction
+MIN_DIM: Final = 2
+MAX_DIM: Final = 8_192
