@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast
 
 from sploot_cluster.errors import InvalidInput
@@ -139,18 +138,33 @@ def given(kind: Kind[Any], description: str, example: object, *, default: object
     return dataclasses.field(default=cast(Any, default), metadata={_KEY: field})
 
 
-@cache
+class _Declared:
+    """The fields that a class declares, read once."""
+
+    def __init__(self, checked: type[Any]) -> None:
+        declared = dataclasses.fields(checked)
+        self.fields: Mapping[str, Field] = {f.name: f.metadata[_KEY] for f in declared if _KEY in f.metadata}
+        self.required = tuple(f.name for f in declared if f.default is dataclasses.MISSING)
+
+
+_declared: Final[dict[type[Any], _Declared]] = {}
+
+
+def _of(checked: type[Any]) -> _Declared:
+    found = _declared.get(checked)
+    if found is None:
+        found = _declared[checked] = _Declared(checked)
+    return found
+
+
 def fields_of(checked: type[Any]) -> Mapping[str, Field]:
     """Return the fields that a caller gives, by name, in their order."""
-    declared = dataclasses.fields(checked)
-    return {field.name: field.metadata[_KEY] for field in declared if _KEY in field.metadata}
+    return _of(checked).fields
 
 
-@cache
-def required_of(checked: type[Any]) -> tuple[str, ...]:
+def required_of(checked: type[Any]) -> Sequence[str]:
     """Return the names of the fields without a default."""
-    declared = dataclasses.fields(checked)
-    return tuple(field.name for field in declared if field.default is dataclasses.MISSING)
+    return _of(checked).required
 
 
 class Checked:
