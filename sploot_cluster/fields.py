@@ -1,8 +1,8 @@
 """Fields of requests and events, declared once: each has a kind, which checks it and describes it as JSON Schema.
 
-A request is a frozen dataclass that inherits :class:`Checked` and declares its fields with :func:`given`. A value of it
-has passed every check and needs no more, wherever it came from. Callers that report several problems at once, such as
-the HTTP API, use :meth:`Checked.problems`.
+A request is a class that inherits :class:`Checked`, is decorated with :func:`checked` and declares its fields with
+:func:`given`. A value of it has passed every check and needs no more, wherever it came from. Callers that report
+several problems at once, such as the HTTP API, use :meth:`Checked.problems`.
 
 This module imports only the standard library, because producers use it too.
 """
@@ -13,7 +13,7 @@ import dataclasses
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast, dataclass_transform
 
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64, MAX_TEXT
@@ -21,6 +21,7 @@ from sploot_cluster.printable import UNPRINTABLE
 
 Item = TypeVar("Item", int, str)
 Value = TypeVar("Value", covariant=True)
+Class = TypeVar("Class")
 
 _KEY: Final = "given"
 
@@ -52,9 +53,10 @@ class Whole:
         hint = f"send {self.lowest} to {self.highest}"
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise InvalidInput(name, f"is {type_of(value)}, not a whole number", hint)
-        if not self.lowest <= value <= self.highest:
+        number = int(value)
+        if not self.lowest <= number <= self.highest:
             raise InvalidInput(name, "is out of range", hint)
-        return int(value)
+        return number
 
     def schema(self) -> dict[str, Any]:
         return {"type": "integer", "minimum": self.lowest, "maximum": self.highest}
@@ -132,17 +134,30 @@ class Field:
     example: object
 
 
-def given(kind: Kind[Any], description: str, example: object, *, default: object = dataclasses.MISSING) -> Any:
+def given(
+    kind: Kind[Any],
+    description: str,
+    example: object,
+    *,
+    default: object = dataclasses.MISSING,
+    kw_only: bool = False,
+) -> Any:
     """Return the dataclass field that a caller gives; optional with a default, and then None is always accepted."""
     field = Field(kind, description, example)
-    return dataclasses.field(default=cast(Any, default), metadata={_KEY: field})
+    return dataclasses.field(default=cast(Any, default), kw_only=kw_only, metadata={_KEY: field})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(given,))
+def checked(cls: type[Class]) -> type[Class]:
+    """Make a subclass of :class:`Checked` a frozen dataclass with slots."""
+    return dataclass(frozen=True, slots=True)(cls)
 
 
 class _Declared:
     """The fields that a class declares, read once."""
 
-    def __init__(self, checked: type[Any]) -> None:
-        declared = dataclasses.fields(checked)
+    def __init__(self, cls: type[Any]) -> None:
+        declared = dataclasses.fields(cls)
         self.fields: Mapping[str, Field] = {f.name: f.metadata[_KEY] for f in declared if _KEY in f.metadata}
         self.required = tuple(f.name for f in declared if f.default is dataclasses.MISSING)
 
@@ -150,21 +165,21 @@ class _Declared:
 _declared: Final[dict[type[Any], _Declared]] = {}
 
 
-def _of(checked: type[Any]) -> _Declared:
-    found = _declared.get(checked)
+def _of(cls: type[Any]) -> _Declared:
+    found = _declared.get(cls)
     if found is None:
-        found = _declared[checked] = _Declared(checked)
+        found = _declared[cls] = _Declared(cls)
     return found
 
 
-def fields_of(checked: type[Any]) -> Mapping[str, Field]:
+def fields_of(cls: type[Any]) -> Mapping[str, Field]:
     """Return the fields that a caller gives, by name, in their order."""
-    return _of(checked).fields
+    return _of(cls).fields
 
 
-def required_of(checked: type[Any]) -> Sequence[str]:
+def required_of(cls: type[Any]) -> Sequence[str]:
     """Return the names of the fields without a default."""
-    return _of(checked).required
+    return _of(cls).required
 
 
 class Checked:
@@ -240,7 +255,23 @@ def shown(value: object, *, quoted: bool = True) -> str:
 
 def type_of(value: object) -> str:
     """Return the type of a value for the text of an error."""
-    return "null" if value is None else f"a {type(value).__name__}"
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int():
+            return "a whole number"
+        case float():
+            return "a fraction"
+        case str():
+            return "text"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return f"a {type(value).__name__}"
 
 
 def _missing(name: str) -> InvalidInput:
@@ -248,4 +279,8 @@ def _missing(name: str) -> InvalidInput:
 
 
 def _unknown(name: str, known: Iterable[str]) -> InvalidInput:
-    return InvalidInput(shown(name, quoted=False), "is not a field", f"send only: {', '.join(known)}")
+    from difflib import get_close_matches  # rarely needed, and takes milliseconds to import
+
+    close = get_close_matches(name, known := list(known), n=1)
+    hint = f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"
+    return InvalidInput(shown(name, quoted=False), "is not a field", hint)

@@ -6,12 +6,13 @@ module imports only the standard library, because the thin client implements the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from sploot_cluster.decide.corrections.base import Request
     from sploot_cluster.refusals import RedisRefusal
 
 JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead"]
@@ -80,49 +81,9 @@ class JobQueue(Protocol):
         """Enqueue the preview of a recluster; the result of the job contains its ``token``."""
         ...
 
-    def merge(
-        self,
-        pet_id: int,
-        cluster_ids: Sequence[int],
-        into: int | None = ...,
-        *,
-        requested_by: str = ...,
-        expected_revision: int | None = ...,
-    ) -> JobRef:
-        """Enqueue a merge. A correction with ``expected_revision`` fails when it runs if items were moved since."""
+    def correct(self, request: Request[Any]) -> JobRef:
+        """Enqueue a correction. With ``expected_revision`` it fails when it runs if items were moved since."""
         ...
-
-    def split(
-        self,
-        pet_id: int,
-        cluster_id: int,
-        media_ids: Sequence[str],
-        *,
-        requested_by: str = ...,
-        expected_revision: int | None = ...,
-    ) -> JobRef: ...
-
-    def exclude(
-        self,
-        pet_id: int,
-        cluster_id: int,
-        media_ids: Sequence[str],
-        *,
-        requested_by: str = ...,
-        expected_revision: int | None = ...,
-    ) -> JobRef: ...
-
-    def dismiss(
-        self, pet_id: int, media_ids: Sequence[str], *, requested_by: str = ..., expected_revision: int | None = ...
-    ) -> JobRef: ...
-
-    def undo(
-        self, pet_id: int, revision: int, *, requested_by: str = ..., expected_revision: int | None = ...
-    ) -> JobRef: ...
-
-    def restore(
-        self, pet_id: int, revision: int, *, requested_by: str = ..., expected_revision: int | None = ...
-    ) -> JobRef: ...
 
     def ingest(
         self,

@@ -13,20 +13,15 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from sploot_cluster.pet.models import (
     Correction,
-    Dismissal,
-    Exclusion,
     MediaId,
-    Merge,
     PetId,
     PetState,
-    Split,
-    Undo,
 )
 from sploot_cluster.pet.rows import PetRows, empty_state
 from sploot_cluster.pet.vectors import FloatVector
@@ -45,6 +40,7 @@ SHARE: Final = 1 / 4
 BYTES_PER_ITEM: Final = 250
 # Fixed overhead per pet, measured in the same way; it matters because most pets are small.
 BYTES_PER_PET: Final = 2_500
+# The items that it names are references to the ids that the pet already holds.
 BYTES_PER_CORRECTION: Final = 1_000
 
 
@@ -111,23 +107,8 @@ class PetMemory:
         # an arrival, or a load without corrections, does not change the ledger
         if self._ledger is not self.state.ledger:
             self._ledger = self.state.ledger
-            self._ledger_bytes = sum(BYTES_PER_CORRECTION + 8 * _n_named(correction) for correction in self._ledger)
+            self._ledger_bytes = sum(BYTES_PER_CORRECTION + 8 * len(correction.media()) for correction in self._ledger)
         return BYTES_PER_PET + vectors + self.state.n_media * BYTES_PER_ITEM + self._ledger_bytes + tree
-
-
-def _n_named(correction: Correction) -> int:
-    """Return how many items a correction names. They are references to the ids that the pet already holds."""
-    match correction:
-        case Merge() | Dismissal():
-            return sum(map(len, correction.groups.values()))
-        case Split():
-            return len(correction.moved) + len(correction.remaining)
-        case Exclusion():
-            return len(correction.media) + len(correction.remaining)
-        case Undo():
-            return 0
-        case _:
-            assert_never(correction)
 
 
 class _Place:

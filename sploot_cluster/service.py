@@ -18,12 +18,19 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING, Final, TypeVar, assert_never, cast
+from typing import TYPE_CHECKING, Final, NotRequired, TypedDict, TypeVar, Unpack
 from uuid import uuid4
 
 import numpy.typing as npt
 
 from sploot_cluster.decide.assignment import decide, recluster_reason
+from sploot_cluster.decide.corrections.base import Operation, Request, Signed
+from sploot_cluster.decide.corrections.dismiss import DismissMedia
+from sploot_cluster.decide.corrections.exclude import ExcludeMedia
+from sploot_cluster.decide.corrections.merge import MergeClusters
+from sploot_cluster.decide.corrections.restore import RestoreRevision
+from sploot_cluster.decide.corrections.split import SplitCluster
+from sploot_cluster.decide.corrections.undo import UndoFeedback
 from sploot_cluster.decide.model_switch import Switch, cluster_of, in_shadow, plan_switch
 from sploot_cluster.decide.why import Why, explain, explain_quarantine
 from sploot_cluster.errors import (
@@ -40,6 +47,7 @@ from sploot_cluster.errors import (
     UnreadablePet,
 )
 from sploot_cluster.jobs import ReclusterRequests
+from sploot_cluster.limits import MAX_TEXT
 from sploot_cluster.pet.diff import Diff, Snapshot, compare
 from sploot_cluster.pet.models import (
     NOISE,
@@ -48,20 +56,14 @@ from sploot_cluster.pet.models import (
     Change,
     ClusterId,
     Corrected,
-    Correction,
     Deleted,
-    Dismissal,
-    Exclusion,
     HistoryEntry,
     MediaId,
-    Merge,
     PetId,
     PetState,
     PetView,
     Reclustered,
     Restored,
-    Split,
-    Undo,
 )
 from sploot_cluster.pet.previews import Preview, Previewed
 from sploot_cluster.pet.rows import empty_state
@@ -77,15 +79,14 @@ if TYPE_CHECKING:
     from sploot_cluster.engine.backends import Fallback
     from sploot_cluster.engine.selection import Density
     from sploot_cluster.engine.spanning_tree import SpanningTree
+    from sploot_cluster.pet.past import Past
     from sploot_cluster.pet.whole import PetDump
     from sploot_cluster.pet_density import PetDensity
 
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-MAX_MEDIA_ID: Final = 256
+A = TypeVar("A")
 
 # An arrival takes a millisecond to decide, so it soon wins. An early claim would halve the throughput of three workers
 # on one pet.
@@ -95,12 +96,25 @@ ARRIVAL_CLAIMS_AFTER: Final = 3
 LONGEST_WAIT_S: Final = 2 * CLAIM_MS / 1000
 
 
+class Call(TypedDict):
+    """The arguments that all corrections take.
+
+    Attributes:
+        operation_id: the same when the call is repeated; the correction is then made once, and answered again.
+        by: who makes it, for the history.
+        expected_revision: raises ``StaleRevision`` if items were moved since this revision.
+    """
+
+    operation_id: str
+    by: str
+    expected_revision: NotRequired[int | None]
+
+
 class ClusterService:
     """All operations on pets, items and clusters. Safe to use from many threads and processes.
 
     Every method may raise ``StoreUnavailable`` and ``UnreadablePet``. Methods that write may raise ``RevisionConflict``
     after ``settings.commit_attempts`` lost races; retry those later. ``InvalidInput`` means that a retry will fail.
-    A correction with ``expected_revision`` raises ``StaleRevision`` if items were moved since.
     """
 
     def __init__(
@@ -162,139 +176,69 @@ class ClusterService:
             return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
 
     def merge(
-        self,
-        pet: PetId,
-        cluster_ids: Sequence[ClusterId],
-        *,
-        into: ClusterId | None = None,
-        operation_id: str,
-        by: str,
-        expected_revision: int | None = None,
+        self, pet: PetId, cluster_ids: Sequence[ClusterId], *, into: ClusterId | None = None, **call: Unpack[Call]
     ) -> Corrected:
-        """Merge clusters into ``into``, by default the one that ``plan_merge`` prefers.
+        """Merge clusters into ``into``, by default the largest. Their items stay together until the merge is undone.
 
-        Their items stay together until the merge is undone; the ids of the other clusters become aliases.
+        This method and those of the other verbs are :meth:`correct` with a request that they make.
+        """
+        return self.correct(MergeClusters(pet, cluster_ids, into, **_signed(call)), operation_id=call["operation_id"])
+
+    def split(self, pet: PetId, cluster: ClusterId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
+        """Split items off into a new cluster, separate from those that remain until the split is undone."""
+        return self.correct(SplitCluster(pet, cluster, media_ids, **_signed(call)), operation_id=call["operation_id"])
+
+    def exclude(self, pet: PetId, cluster: ClusterId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
+        """Exclude items from a cluster. They may join other clusters but never rejoin this one, until it is undone."""
+        return self.correct(ExcludeMedia(pet, cluster, media_ids, **_signed(call)), operation_id=call["operation_id"])
+
+    def dismiss(self, pet: PetId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
+        """Dismiss items: no arrival or recluster assigns or absorbs them until it is undone."""
+        return self.correct(DismissMedia(pet, media_ids, **_signed(call)), operation_id=call["operation_id"])
+
+    def undo(self, pet: PetId, revision: int, **call: Unpack[Call]) -> Corrected:
+        """Undo the correction that created ``revision``. An undo can itself be undone."""
+        return self.correct(UndoFeedback(pet, revision, **_signed(call)), operation_id=call["operation_id"])
+
+    def restore(self, pet: PetId, revision: int, **call: Unpack[Call]) -> Restored:
+        """Restore the labels of an earlier revision as a new revision, within corrections in force."""
+        return self.correct(RestoreRevision(pet, revision, **_signed(call)), operation_id=call["operation_id"])
+
+    def correct(self, request: Request[A], *, operation_id: str) -> A:
+        """Make a correction that a person asks for; ``decide.corrections`` has the requests.
+
+        Args:
+            operation_id: the same when the request is repeated; it is then done once, and answered again.
+
+        Returns:
+            ``Restored`` for a restore, ``Corrected`` for all others.
 
         Raises:
-            UnknownCluster: an id is neither a cluster nor an alias.
-            InvalidInput: fewer than two clusters, or ``into`` is not among them.
+            UnknownCluster, UnknownMedia, UnknownRevision: the pet has no such cluster, item or revision.
+            StaleRevision: items were moved since ``request.expected_revision``.
+            InvalidInput: a field does not fit the pet in another way.
         """
-        from sploot_cluster.decide import feedback
-
-        at = self._clock()
-        return self._correct(
-            pet,
+        if not operation_id:
+            hint = "send an id that is the same when the operation is repeated"
+            raise InvalidInput("operation_id", "is empty", hint)
+        pet = PetId(request.pet_id)
+        operation = Operation(
             operation_id,
-            expected_revision,
-            lambda state: feedback.plan_merge(
-                state, cluster_ids, into, settings=self._settings, operation_id=operation_id, by=by, at=at
-            ),
+            self._clock(),
+            self._settings,
+            history=lambda: self._store.history(pet, limit=HISTORY_KEPT),
+            past=self._past_of,
         )
 
-    def split(
-        self,
-        pet: PetId,
-        cluster: ClusterId,
-        media_ids: Sequence[MediaId],
-        *,
-        operation_id: str,
-        by: str,
-        expected_revision: int | None = None,
-    ) -> Corrected:
-        """Split items off into a new cluster, separate from those that remain until the split is undone.
+        def decide_on(state: PetState) -> tuple[Change | None, A]:
+            done = request.done_before(state, operation)
+            if done is not None:
+                return None, done
+            _check_page(state, request.expected_revision)
+            return request.plan(state, operation)
 
-        Raises:
-            UnknownCluster: the pet has no such cluster.
-            UnknownMedia: an item is not in the cluster.
-            InvalidInput: no items, or all items of the cluster.
-        """
-        from sploot_cluster.decide import feedback
-
-        at = self._clock()
-        return self._correct(
-            pet,
-            operation_id,
-            expected_revision,
-            lambda state: feedback.plan_split(
-                state, cluster, media_ids, settings=self._settings, operation_id=operation_id, by=by, at=at
-            ),
-        )
-
-    def exclude(
-        self,
-        pet: PetId,
-        cluster: ClusterId,
-        media_ids: Sequence[MediaId],
-        *,
-        operation_id: str,
-        by: str,
-        expected_revision: int | None = None,
-    ) -> Corrected:
-        """Exclude items from a cluster. They may join other clusters but never rejoin this one, until it is undone.
-
-        Raises:
-            UnknownCluster: the pet has no such cluster.
-            UnknownMedia: an item is not in the cluster.
-            InvalidInput: no items, or all items of the cluster.
-        """
-        from sploot_cluster.decide import feedback
-
-        at = self._clock()
-        return self._correct(
-            pet,
-            operation_id,
-            expected_revision,
-            lambda state: feedback.plan_exclude(
-                state, cluster, media_ids, settings=self._settings, operation_id=operation_id, by=by, at=at
-            ),
-        )
-
-    def dismiss(
-        self,
-        pet: PetId,
-        media_ids: Sequence[MediaId],
-        *,
-        operation_id: str,
-        by: str,
-        expected_revision: int | None = None,
-    ) -> Corrected:
-        """Dismiss items: no arrival or recluster assigns or absorbs them until it is undone.
-
-        Raises:
-            UnknownMedia: the pet does not have an item.
-            InvalidInput: no items, or all of them are dismissed already.
-        """
-        from sploot_cluster.decide import feedback
-
-        at = self._clock()
-        return self._correct(
-            pet,
-            operation_id,
-            expected_revision,
-            lambda state: feedback.plan_dismiss(
-                state, media_ids, settings=self._settings, operation_id=operation_id, by=by, at=at
-            ),
-        )
-
-    def undo(
-        self, pet: PetId, revision: int, *, operation_id: str, by: str, expected_revision: int | None = None
-    ) -> Corrected:
-        """Undo the correction that created ``revision``. An undo can itself be undone.
-
-        Raises:
-            UnknownRevision: the revision is not a correction, or is undone already.
-        """
-        from sploot_cluster.decide import feedback
-
-        at = self._clock()
-        return self._correct(
-            pet,
-            operation_id,
-            expected_revision,
-            lambda state: feedback.plan_undo(
-                state, revision, settings=self._settings, operation_id=operation_id, by=by, at=at
-            ),
-        )
+        with self._cache.open(pet) as memory:
+            return self._settle(memory, decide_on)
 
     def recluster(self, pet: PetId, *, by: str = "machine") -> Reclustered:
         """Recompute the clusters from the density of all vectors. Corrections and cluster ids are kept.
@@ -362,6 +306,17 @@ class ClusterService:
                 raise _moved_since(preview, moved.current) from moved
         return preview.result
 
+    def _past_of(self, state: PetState) -> Past:
+        """Return the past of exactly this state.
+
+        Raises:
+            RevisionConflict: another commit came first.
+        """
+        past = self._store.past(state.pet)
+        if past.state.version != state.version:
+            raise RevisionConflict(pet=state.pet, expected=state.revision, current=past.state.revision)
+        return past
+
     def _waiting(self, pet: PetId, token: str | None) -> Preview:
         preview = self._store.kept_preview(pet)
         if preview is None or token not in (None, preview.token):
@@ -377,32 +332,6 @@ class ClusterService:
             # the density does not fit: items were deleted or lost by a failover, or the pet was switched or recreated
             raise RevisionConflict(pet=state.pet, expected=seen.revision, current=state.revision)
         return plan_recluster(state, density, settings=self._settings, by=by)
-
-    def restore(
-        self, pet: PetId, revision: int, *, operation_id: str, by: str, expected_revision: int | None = None
-    ) -> Restored:
-        """Restore the labels of an earlier revision as a new revision, within corrections in force; see ``restoring``.
-
-        Raises:
-            UnknownRevision: the pet never had this revision, or it is no longer stored.
-        """
-        from sploot_cluster.decide.restoring import plan_restore
-
-        _check_operation(operation_id)
-
-        def put_back(state: PetState) -> tuple[Change | None, Restored]:
-            history = self._store.history(pet, limit=HISTORY_KEPT)
-            done = next((entry for entry in history if entry.summary.get("operation_id") == operation_id), None)
-            if done:
-                return None, _restored_before(done)
-            _check_page(state, expected_revision)
-            past = self._store.past(pet)
-            if past.state.version != state.version:
-                raise RevisionConflict(pet=pet, expected=state.revision, current=past.state.revision)
-            return plan_restore(state, past, revision, settings=self._settings, operation_id=operation_id, by=by)
-
-        with self._cache.open(pet) as memory:
-            return self._settle(memory, put_back)
 
     def compare(self, pet: PetId, from_revision: int, to_revision: int) -> Diff:
         """Return the differences between two revisions.
@@ -730,31 +659,9 @@ class ClusterService:
                 memory.asked = now, state.n_at_recluster
         return replace(assigned, recluster_reason=reason)
 
-    def _correct(
-        self,
-        pet: PetId,
-        operation_id: str,
-        expected_revision: int | None,
-        plan: Callable[[PetState], tuple[Change, Corrected]],
-    ) -> Corrected:
-        """Commit the change of ``plan``, unless the operation is in the ledger already."""
-        from sploot_cluster.decide import feedback
-
-        _check_operation(operation_id)
-
-        def correct(state: PetState) -> tuple[Change | None, Corrected]:
-            done = feedback.find_operation(state.ledger, operation_id)
-            if done:
-                return None, _done_before(state, done)
-            _check_page(state, expected_revision)
-            return plan(state)
-
-        with self._cache.open(pet) as memory:
-            return self._settle(memory, correct)
-
     def _settle(
-        self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, T]], *, claims_after: int = 0
-    ) -> T:
+        self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, A]], *, claims_after: int = 0
+    ) -> A:
         """Decide on the newest state and commit, until no other commit comes in between; return the answer.
 
         Args:
@@ -799,9 +706,8 @@ def _moved_since(preview: Preview, now: int) -> StalePreview:
     return StalePreview(pet=preview.pet, token=preview.token, problem=problem)
 
 
-def _check_operation(operation_id: str) -> None:
-    if not operation_id:
-        raise InvalidInput("operation_id", "is empty", "send an id that is the same when the operation is repeated")
+def _signed(call: Call) -> Signed:
+    return {"requested_by": call["by"], "expected_revision": call.get("expected_revision")}
 
 
 def _check_page(state: PetState, expected_revision: int | None) -> None:
@@ -813,8 +719,8 @@ def _check_page(state: PetState, expected_revision: int | None) -> None:
 def _check_ids(pet: PetId, media: MediaId) -> None:
     if pet < 1:
         raise InvalidInput("pet_id", f"expected a positive integer, got {pet}", "send a number from 1")
-    if not 1 <= len(media) <= MAX_MEDIA_ID:
-        raise InvalidInput("media_id", f"has {len(media)} characters", f"send 1 to {MAX_MEDIA_ID} characters")
+    if not 1 <= len(media) <= MAX_TEXT:
+        raise InvalidInput("media_id", f"has {len(media)} characters", f"send 1 to {MAX_TEXT} characters")
     if any("\ud800" <= character <= "\udfff" for character in media):
         raise InvalidInput("media_id", "contains an unpaired surrogate", "send text that can be encoded as UTF-8")
 
@@ -845,34 +751,6 @@ def _where(state: PetState, media: MediaId) -> Assigned:
     """Return the answer for an item that the pet has already."""
     cluster = ClusterId(int(state.labels[state.rows[media]]))
     return Assigned(media, cluster, None, backend="faiss", is_duplicate=True, revision=state.revision)
-
-
-def _done_before(state: PetState, done: Correction) -> Corrected:
-    """Return the answer for an operation that was done before, with the cluster that its id resolves to now."""
-    match done:
-        case Merge(into=cluster) | Split(created=cluster):
-            now = state.aliases.get(cluster, cluster)
-            return Corrected(done.revision, now, n_moved=0, overridden=(), is_duplicate=True)
-        case Exclusion() | Dismissal() | Undo():
-            return Corrected(done.revision, None, n_moved=0, overridden=(), is_duplicate=True)
-        case _:
-            assert_never(done)
-
-
-def _restored_before(done: HistoryEntry) -> Restored:
-    """Return the answer for a restore that was done before."""
-    return Restored(
-        revision=done.revision,
-        restored=cast("int", done.summary["restored"]),
-        n_moved=0,
-        n_held=0,
-        n_later=0,
-        constraints_kept=0,
-        constraints=0,
-        kept="",
-        overridden=(),
-        is_duplicate=True,
-    )
 
 
 def _nothing_to_recluster(state: PetState) -> Reclustered:

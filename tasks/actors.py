@@ -7,25 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import dramatiq
 from dramatiq.middleware import CurrentMessage
 
+from sploot_cluster.decide.corrections import VERBS
+from sploot_cluster.decide.corrections.base import Request
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.pet.models import Assigned, ClusterId, Corrected, MediaId, PetId, Reclustered, Restored
+from sploot_cluster.pet.models import Assigned, Corrected, MediaId, PetId, Reclustered, Restored
 from sploot_cluster.service import ClusterService
 from tasks.contracts import (
+    QUEUE_OF,
     Contract,
-    DismissMedia,
     EmbeddingIngested,
-    ExcludeMedia,
-    MergeClusters,
     PreviewRecluster,
     ReclusterPet,
-    RestoreRevision,
-    SplitCluster,
-    UndoFeedback,
 )
 from tasks.job_records import answer
 from tasks.observe.job_facts import current_job
@@ -68,68 +65,12 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
         current_job().backend = assigned.backend
         return assigned
 
-    @_actor_for(MergeClusters, broker)
-    def merge_clusters(task: MergeClusters) -> Corrected:
-        return service.merge(
-            PetId(task.pet_id),
-            [ClusterId(cluster) for cluster in task.cluster_ids],
-            into=None if task.into is None else ClusterId(task.into),
-            operation_id=_message_id(),
-            by=task.requested_by,
-            expected_revision=task.expected_revision,
-        )
+    for request in VERBS.values():
 
-    @_actor_for(SplitCluster, broker)
-    def split_cluster(task: SplitCluster) -> Corrected:
-        return service.split(
-            PetId(task.pet_id),
-            ClusterId(task.cluster_id),
-            [MediaId(media) for media in task.media_ids],
-            operation_id=_message_id(),
-            by=task.requested_by,
-            expected_revision=task.expected_revision,
-        )
-
-    @_actor_for(ExcludeMedia, broker)
-    def exclude_media(task: ExcludeMedia) -> Corrected:
-        return service.exclude(
-            PetId(task.pet_id),
-            ClusterId(task.cluster_id),
-            [MediaId(media) for media in task.media_ids],
-            operation_id=_message_id(),
-            by=task.requested_by,
-            expected_revision=task.expected_revision,
-        )
-
-    @_actor_for(DismissMedia, broker)
-    def dismiss_media(task: DismissMedia) -> Corrected:
-        return service.dismiss(
-            PetId(task.pet_id),
-            [MediaId(media) for media in task.media_ids],
-            operation_id=_message_id(),
-            by=task.requested_by,
-            expected_revision=task.expected_revision,
-        )
-
-    @_actor_for(UndoFeedback, broker)
-    def undo_feedback(task: UndoFeedback) -> Corrected:
-        return service.undo(
-            PetId(task.pet_id),
-            task.revision,
-            operation_id=_message_id(),
-            by=task.requested_by,
-            expected_revision=task.expected_revision,
-        )
-
-    @_actor_for(RestoreRevision, broker)
-    def restore_revision(task: RestoreRevision) -> Restored:
-        return service.restore(
-            PetId(task.pet_id),
-            task.revision,
-            operation_id=_message_id(),
-            by=task.requested_by,
-            expected_revision=task.expected_revision,
-        )
+        @_actor_for(request, broker)
+        def correct(task: Request[Any]) -> Answer:
+            # a redelivery has the same message id, so it is the same operation
+            return cast(Answer, service.correct(task, operation_id=_message_id()))
 
     @_actor_for(ReclusterPet, broker)
     def recluster_pet(task: ReclusterPet) -> Reclustered:
@@ -168,7 +109,7 @@ def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable
 
         dramatiq.actor(
             actor_name=contract.actor_name,
-            queue_name=contract.queue_name,
+            queue_name=QUEUE_OF[contract.actor_name],
             broker=broker,
             **POLICIES[contract.actor_name].actor_options(),
         )(unpack_and_run)
@@ -186,7 +127,7 @@ def _checked(contract: type[C]) -> C | None:
 
 
 def _message_id() -> str:
-    """Return the id of the running message: a redelivery is the same operation."""
+    """Return the id of the running message."""
     message = CurrentMessage.get_current_message()
     if message is None:
         raise RuntimeError("a correction runs as a message; without a queue, call ClusterService")

@@ -29,26 +29,22 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, assert_never, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import redis
 
 from broker import DeadLetter, RedisStreamsBroker
+from sploot_cluster.decide.corrections import CHANGE_KINDS
+from sploot_cluster.decide.corrections.base import LedgerEntry
+from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.deletion import STAND_IN
 from sploot_cluster.errors import ClusterError, InvalidInput, UnknownPet
 from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.pet.models import (
-    ChangeKind,
-    Correction,
-    Dismissal,
-    Exclusion,
     HistoryEntry,
     MediaId,
-    Merge,
     PetId,
     PetState,
-    Split,
-    Undo,
 )
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import ledger_json as ledger
@@ -298,7 +294,7 @@ def read_capture(file: Path) -> Capture:
         raise InvalidInput("FILE", f"{file} is not a capture of format {FORMAT}", hint)
     header, *rest = read
     for line in rest:
-        if "done" in line and line["done"] not in get_args(ChangeKind):
+        if "done" in line and line["done"] not in CHANGE_KINDS:
             hint = "replay it with the release that captured it"
             raise InvalidInput("FILE", f"{file} contains a change of unknown kind {line['done']!r}", hint)
         if "fields" in line:
@@ -460,16 +456,15 @@ def _move_to(store: PetStore, pet: PetId, revision: int) -> None:
 
 def _do(service: ClusterService, pet: PetId, line: Line) -> Iterator[str]:
     """Repeat the change of a line; yield what cannot be repeated."""
-    kind, by, summary = cast("ChangeKind", line["done"]), str(line["by"]), line["summary"]
+    kind, by, summary = line["done"], str(line["by"]), line["summary"]
     match kind:
         case "arrival":
             pass  # its item has a line of its own
         case "recluster":
             service.recluster(pet, by=by)
         case "restore":
-            service.restore(pet, int(summary["restored"]), operation_id=str(summary["operation_id"]), by=by)
-        case "merge" | "split" | "exclude" | "dismiss" | "undo":
-            yield from _correct(service, pet, ledger.loads(json.dumps(line["correction"]), pet=pet), by)
+            request = RestoreRevision(pet, int(summary["restored"]), requested_by=by)
+            service.correct(request, operation_id=str(summary["operation_id"]))
         case "delete":
             yield f"the deletion of {summary['n_deleted']} items cannot be replayed: no data of them is left"
         case "switch":
@@ -478,36 +473,22 @@ def _do(service: ClusterService, pet: PetId, line: Line) -> Iterator[str]:
                 f"vectors of {summary['from']} are not captured; everything is replayed with those of {summary['to']}"
             )
         case _:
-            assert_never(kind)
+            yield from _correct(service, pet, ledger.loads(json.dumps(line["correction"]), pet=pet))
 
 
-def _correct(service: ClusterService, pet: PetId, correction: Correction, by: str) -> Iterator[str]:
+def _correct(service: ClusterService, pet: PetId, correction: LedgerEntry) -> Iterator[str]:
     """Repeat a correction with the items that are left; yield what cannot be repeated."""
-    operation_id = correction.operation_id
+    gone: list[MediaId] = []
 
-    def left(media: Sequence[MediaId]) -> list[MediaId]:
+    def left(media: Sequence[MediaId]) -> Sequence[MediaId]:
+        gone.extend(item for item in media if item.startswith(STAND_IN))
         return [item for item in media if not item.startswith(STAND_IN)]
 
-    match correction:
-        case Merge(into=into, groups=groups):
-            service.merge(pet, list(groups), into=into, operation_id=operation_id, by=by)
-            return
-        case Undo(undone=undone):
-            service.undo(pet, undone, operation_id=operation_id, by=by)
-            return
-        case Split(source=source, moved=named):
-            if left(named):
-                service.split(pet, source, left(named), operation_id=operation_id, by=by)
-        case Exclusion(source=source, media=named):
-            if left(named):
-                service.exclude(pet, source, left(named), operation_id=operation_id, by=by)
-        case Dismissal(media=named):
-            if left(named):
-                service.dismiss(pet, left(named), operation_id=operation_id, by=by)
-        case _:
-            assert_never(correction)
-    if n_gone := len(named) - len(left(named)):
-        yield f"{n_gone} of the {len(named)} items that it names cannot be replayed: they were deleted since"
+    request = correction.request(pet, left)
+    if request is not None:
+        service.correct(request, operation_id=correction.operation_id)
+    if gone:
+        yield f"{len(gone)} of the items that it names cannot be replayed: they were deleted since"
 
 
 def _vector(text: str) -> Any:

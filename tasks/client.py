@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from sploot_cluster.decide.corrections.base import UNKNOWN_REQUESTER, Request, Signed
+from sploot_cluster.decide.corrections.dismiss import DismissMedia
+from sploot_cluster.decide.corrections.exclude import ExcludeMedia
+from sploot_cluster.decide.corrections.merge import MergeClusters
+from sploot_cluster.decide.corrections.restore import RestoreRevision
+from sploot_cluster.decide.corrections.split import SplitCluster
+from sploot_cluster.decide.corrections.undo import UndoFeedback
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
-from tasks.contracts import (
-    MACHINE,
-    UNKNOWN_REQUESTER,
-    Contract,
-    DismissMedia,
-    EmbeddingIngested,
-    ExcludeMedia,
-    MergeClusters,
-    PreviewRecluster,
-    ReclusterPet,
-    RestoreRevision,
-    SplitCluster,
-    UndoFeedback,
-)
+from tasks.contracts import EMBEDDING_INGESTED, MACHINE, EmbeddingIngested, PreviewRecluster, ReclusterPet
 from tasks.rollout import EVERYBODY, is_rolled_out
 
 if TYPE_CHECKING:
@@ -39,8 +33,8 @@ class ClusterTasks:
 
     Every method raises ``InvalidInput`` for an invalid field, before anything is sent, and ``QueueUnavailable`` when
     Redis does not answer or refuses: its ``refusal`` names the cause, such as a full server or a read-only replica, and
-    the fix. ``requested_by`` goes into the pet's history. A correction with ``expected_revision`` is refused if items
-    have moved since that revision, by a correction or a recluster.
+    the fix. Corrections also take ``requested_by``, for the pet's history, and ``expected_revision``: they are then
+    refused if items have moved since that revision, by a correction or a recluster.
     """
 
     def __init__(
@@ -77,78 +71,35 @@ class ClusterTasks:
         task = PreviewRecluster(pet_id, requested_by)
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
+    def correct(self, request: Request[Any]) -> JobRef:
+        """Enqueue a correction, which a worker then makes permanently; the verbs below do the same."""
+        return self._transport.enqueue(request)
+
     def merge(
-        self,
-        pet_id: int,
-        cluster_ids: Sequence[int],
-        into: int | None = None,
-        *,
-        requested_by: str = UNKNOWN_REQUESTER,
-        expected_revision: int | None = None,
+        self, pet_id: int, cluster_ids: Sequence[int], into: int | None = None, **signed: Unpack[Signed]
     ) -> JobRef:
-        """Merge clusters, permanently, into ``into`` or the cluster that the service prefers. Needs at least two."""
-        sent = {"pet_id": pet_id, "cluster_ids": cluster_ids, "into": into}
-        return self._correct(MergeClusters, sent, requested_by, expected_revision)
+        """Merge clusters into ``into``, or into the largest of them. Needs at least two."""
+        return self.correct(MergeClusters(pet_id, cluster_ids, into, **signed))
 
-    def split(
-        self,
-        pet_id: int,
-        cluster_id: int,
-        media_ids: Sequence[str],
-        *,
-        requested_by: str = UNKNOWN_REQUESTER,
-        expected_revision: int | None = None,
-    ) -> JobRef:
-        """Split these items of a cluster off into a new one, permanently."""
-        sent = {"pet_id": pet_id, "cluster_id": cluster_id, "media_ids": media_ids}
-        return self._correct(SplitCluster, sent, requested_by, expected_revision)
+    def split(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
+        """Split these items of a cluster off into a new one."""
+        return self.correct(SplitCluster(pet_id, cluster_id, media_ids, **signed))
 
-    def exclude(
-        self,
-        pet_id: int,
-        cluster_id: int,
-        media_ids: Sequence[str],
-        *,
-        requested_by: str = UNKNOWN_REQUESTER,
-        expected_revision: int | None = None,
-    ) -> JobRef:
+    def exclude(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
         """Exclude items from a cluster: they may join others, and never come back."""
-        sent = {"pet_id": pet_id, "cluster_id": cluster_id, "media_ids": media_ids}
-        return self._correct(ExcludeMedia, sent, requested_by, expected_revision)
+        return self.correct(ExcludeMedia(pet_id, cluster_id, media_ids, **signed))
 
-    def dismiss(
-        self,
-        pet_id: int,
-        media_ids: Sequence[str],
-        *,
-        requested_by: str = UNKNOWN_REQUESTER,
-        expected_revision: int | None = None,
-    ) -> JobRef:
+    def dismiss(self, pet_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
         """Dismiss items: they belong to no cluster until this is undone."""
-        sent = {"pet_id": pet_id, "media_ids": media_ids}
-        return self._correct(DismissMedia, sent, requested_by, expected_revision)
+        return self.correct(DismissMedia(pet_id, media_ids, **signed))
 
-    def undo(
-        self,
-        pet_id: int,
-        revision: int,
-        *,
-        requested_by: str = UNKNOWN_REQUESTER,
-        expected_revision: int | None = None,
-    ) -> JobRef:
+    def undo(self, pet_id: int, revision: int, **signed: Unpack[Signed]) -> JobRef:
         """Undo the correction that made ``revision``."""
-        return self._correct(UndoFeedback, {"pet_id": pet_id, "revision": revision}, requested_by, expected_revision)
+        return self.correct(UndoFeedback(pet_id, revision, **signed))
 
-    def restore(
-        self,
-        pet_id: int,
-        revision: int,
-        *,
-        requested_by: str = UNKNOWN_REQUESTER,
-        expected_revision: int | None = None,
-    ) -> JobRef:
+    def restore(self, pet_id: int, revision: int, **signed: Unpack[Signed]) -> JobRef:
         """Restore the labels of a revision as a new revision; corrections stay in force."""
-        return self._correct(RestoreRevision, {"pet_id": pet_id, "revision": revision}, requested_by, expected_revision)
+        return self.correct(RestoreRevision(pet_id, revision, **signed))
 
     def ingest(
         self,
@@ -174,7 +125,7 @@ class ClusterTasks:
         fields = {"pet_id": pet_id, "media_id": media_id, "model": model, "embedding": embedding, "encoding": encoding}
         event = _event(fields | {"event_id": event_id, "occurred_at": occurred_at, "traceparent": traceparent})
         if not is_rolled_out(event.pet_id, self._rollout_percent):
-            return JobRef(event.event_id, event.queue_name, withheld=True)
+            return JobRef(event.event_id, EMBEDDING_INGESTED, withheld=True)
         return self._transport.enqueue(event, job_id=event.event_id)
 
     def ingest_many(self, events: Iterable[EmbeddingIngested | Mapping[str, Any]]) -> list[JobRef]:
@@ -192,7 +143,7 @@ class ClusterTasks:
         is_in = [is_rolled_out(event.pet_id, self._rollout_percent) for event in checked]
         self._transport.enqueue_many([event for event, sent in zip(checked, is_in, strict=True) if sent])
         return [
-            JobRef(event.event_id, event.queue_name, withheld=not sent)
+            JobRef(event.event_id, EMBEDDING_INGESTED, withheld=not sent)
             for event, sent in zip(checked, is_in, strict=True)
         ]
 
@@ -216,13 +167,6 @@ class ClusterTasks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _correct(
-        self, kind: type[Contract], sent: Mapping[str, object], requested_by: str, expected_revision: int | None
-    ) -> JobRef:
-        return self._transport.enqueue(
-            kind.from_kwargs({**sent, "requested_by": requested_by, "expected_revision": expected_revision})
-        )
 
 
 def _event(fields: Mapping[str, Any]) -> EmbeddingIngested:

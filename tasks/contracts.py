@@ -1,23 +1,27 @@
 """The messages between producers and workers: names, fields, and the checks of every field.
 
 A message that passes is a frozen value and needs no further checks; otherwise ``InvalidInput`` gives the field, the
-problem and a hint, and never the embedding itself. Producers check with the same code before they send.
-Imports only the standard library and ``sploot_cluster.errors``, because producers have no numpy.
+problem and a hint, and never the embedding itself. Producers check with the same code before they send. The messages of
+corrections are the requests of ``sploot_cluster.decide.corrections``.
+Loads only the standard library and modules of ``sploot_cluster`` that do the same, because producers have no numpy.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import numbers
 import re
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Final, Protocol, Self
 from uuid import uuid4
 
+from sploot_cluster.decide.corrections import VERBS
+from sploot_cluster.decide.corrections.base import UNKNOWN_REQUESTER
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.fields import ID, Checked, Text, checked, given
+from sploot_cluster.limits import MAX_INT64, MAX_MODEL, MAX_TEXT
 from sploot_cluster.printable import UNPRINTABLE
 from tasks.encodings import ENCODINGS, MAX_DIM, MIN_DIM, Encoding, check_values, to_base64, to_f32le, values_of
 from tasks.trace_context import FORM_OF_TRACEPARENT
@@ -34,12 +38,6 @@ CLUSTER_MAINTENANCE: Final = "cluster.maintenance"
 QUEUES: Final = (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, CLUSTER_MAINTENANCE)
 
 CLUSTER_EMBEDDING: Final = "cluster_embedding"
-MERGE_CLUSTERS: Final = "merge_clusters"
-SPLIT_CLUSTER: Final = "split_cluster"
-EXCLUDE_MEDIA: Final = "exclude_media"
-DISMISS_MEDIA: Final = "dismiss_media"
-UNDO_FEEDBACK: Final = "undo_feedback"
-RESTORE_REVISION: Final = "restore_revision"
 RECLUSTER_PET: Final = "recluster_pet"
 PREVIEW_RECLUSTER: Final = "preview_recluster"
 EXPORT_PENDING_JOBS: Final = "export_pending_jobs"
@@ -55,14 +53,8 @@ def stream_of(queue: str) -> str:
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 SCHEMA: Final = "embedding.ingested/1"
-MAX_INT64: Final = 2**63 - 1
-MAX_TEXT: Final = 256  # characters of a media id, event id or requester
-MAX_MODEL: Final = 128
-MAX_CLUSTER_IDS: Final = 1_000
-MAX_MEDIA_IDS: Final = 10_000
 
-# Requesters that are used when the caller names none.
-UNKNOWN_REQUESTER: Final = "unknown"
+# The requester of what no person asked for.
 MACHINE: Final = "machine"
 
 _DECIMAL: Final = re.compile(rb"(0|[1-9][0-9]{0,18})")
@@ -74,10 +66,9 @@ _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[
 
 
 class Contract(Protocol):
-    """A kind of message: its actor, its queue, and its form in Dramatiq's JSON."""
+    """A kind of message: its actor, and its form in Dramatiq's JSON. ``QUEUE_OF`` has the queue of its actor."""
 
     actor_name: ClassVar[str]
-    queue_name: ClassVar[str]
 
     @property
     def pet_id(self) -> int: ...
@@ -88,185 +79,8 @@ class Contract(Protocol):
     def to_kwargs(self) -> dict[str, Any]: ...
 
 
-class _Task:
-    """The base of all tasks: their fields are their keyword arguments."""
-
-    __slots__ = ()
-
-    @classmethod
-    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
-        """Return the task of a Dramatiq message.
-
-        Raises:
-            InvalidInput: names the first field that is unknown, missing or invalid.
-        """
-        fields = dataclasses.fields(cast(Any, cls))
-        _check_names(
-            kwargs,
-            known=[f.name for f in fields],
-            required=[f.name for f in fields if f.default is dataclasses.MISSING],
-        )
-        return cls(**kwargs)
-
-    def to_kwargs(self) -> dict[str, Any]:
-        """Return the task as keyword arguments of JSON values; ``from_kwargs`` restores it.
-
-        Fields that are None are left out, so that a worker of an older release does not refuse a field unknown to it.
-        """
-        kwargs = {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class MergeClusters(_Task):
-    """A labeller's merge of clusters.
-
-    Attributes:
-        cluster_ids: at least two; duplicates are removed.
-        into: the cluster that keeps its id; None leaves the choice to the service.
-        requested_by: the labeller, for the pet's history.
-        expected_revision: revision that the labeller saw; refused if items have moved since. None: no check.
-    """
-
-    actor_name: ClassVar[str] = MERGE_CLUSTERS
-    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
-
-    pet_id: int
-    cluster_ids: tuple[int, ...]
-    into: int | None = None
-    requested_by: str = UNKNOWN_REQUESTER
-    expected_revision: int | None = None
-
-    def __post_init__(self) -> None:
-        ids = _distinct("cluster_ids", self.cluster_ids, _cluster_id, longest=MAX_CLUSTER_IDS)
-        if len(ids) < 2:
-            raise InvalidInput("cluster_ids", "names fewer than two clusters", "send at least two different ids")
-        into = None if self.into is None else _cluster_id("into", self.into)
-        if into is not None and into not in ids:
-            raise InvalidInput("into", f"cluster {into} is not one of cluster_ids", "send one of them, or leave it out")
-        _put(self, pet_id=_pet_id(self.pet_id), cluster_ids=ids, into=into)
-        _check_request(self)
-
-
-@dataclass(frozen=True, slots=True)
-class SplitCluster(_Task):
-    """A labeller's split of items off a cluster.
-
-    Attributes:
-        media_ids: at least one; duplicates are removed.
-        requested_by, expected_revision: as in :class:`MergeClusters`.
-    """
-
-    actor_name: ClassVar[str] = SPLIT_CLUSTER
-    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
-
-    pet_id: int
-    cluster_id: int
-    media_ids: tuple[str, ...]
-    requested_by: str = UNKNOWN_REQUESTER
-    expected_revision: int | None = None
-
-    def __post_init__(self) -> None:
-        _put(self, pet_id=_pet_id(self.pet_id), cluster_id=_cluster_id("cluster_id", self.cluster_id))
-        _put(self, media_ids=_some_media(self.media_ids, "that leave the cluster"))
-        _check_request(self)
-
-
-@dataclass(frozen=True, slots=True)
-class ExcludeMedia(_Task):
-    """A labeller's exclusion of items from a cluster.
-
-    Attributes:
-        media_ids: at least one; duplicates are removed.
-        requested_by, expected_revision: as in :class:`MergeClusters`.
-    """
-
-    actor_name: ClassVar[str] = EXCLUDE_MEDIA
-    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
-
-    pet_id: int
-    cluster_id: int
-    media_ids: tuple[str, ...]
-    requested_by: str = UNKNOWN_REQUESTER
-    expected_revision: int | None = None
-
-    def __post_init__(self) -> None:
-        _put(self, pet_id=_pet_id(self.pet_id), cluster_id=_cluster_id("cluster_id", self.cluster_id))
-        _put(self, media_ids=_some_media(self.media_ids, "that do not belong to the cluster"))
-        _check_request(self)
-
-
-@dataclass(frozen=True, slots=True)
-class DismissMedia(_Task):
-    """A labeller's dismissal of items, which then belong to no cluster.
-
-    Attributes:
-        media_ids: at least one; duplicates are removed.
-        requested_by, expected_revision: as in :class:`MergeClusters`.
-    """
-
-    actor_name: ClassVar[str] = DISMISS_MEDIA
-    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
-
-    pet_id: int
-    media_ids: tuple[str, ...]
-    requested_by: str = UNKNOWN_REQUESTER
-    expected_revision: int | None = None
-
-    def __post_init__(self) -> None:
-        _put(self, pet_id=_pet_id(self.pet_id), media_ids=_some_media(self.media_ids, "to dismiss"))
-        _check_request(self)
-
-
-@dataclass(frozen=True, slots=True)
-class UndoFeedback(_Task):
-    """The undo of a correction.
-
-    Attributes:
-        revision: the correction's revision in the pet's history.
-        requested_by, expected_revision: as in :class:`MergeClusters`.
-    """
-
-    actor_name: ClassVar[str] = UNDO_FEEDBACK
-    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
-
-    pet_id: int
-    revision: int
-    requested_by: str = UNKNOWN_REQUESTER
-    expected_revision: int | None = None
-
-    def __post_init__(self) -> None:
-        revision = _whole("revision", self.revision, lowest=1, highest=MAX_INT64)
-        _put(self, pet_id=_pet_id(self.pet_id), revision=revision)
-        _check_request(self)
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreRevision(_Task):
-    """The restoration of a pet's labels at a revision; corrections stay in force.
-
-    Attributes:
-        revision: any revision in the pet's history.
-        requested_by, expected_revision: as in :class:`MergeClusters`.
-    """
-
-    actor_name: ClassVar[str] = RESTORE_REVISION
-    queue_name: ClassVar[str] = CLUSTER_FEEDBACK
-
-    pet_id: int
-    revision: int
-    requested_by: str = UNKNOWN_REQUESTER
-    expected_revision: int | None = None
-
-    def __post_init__(self) -> None:
-        revision = _whole("revision", self.revision, lowest=1, highest=MAX_INT64)
-        _put(self, pet_id=_pet_id(self.pet_id), revision=revision)
-        _check_request(self)
-
-
-@dataclass(frozen=True, slots=True)
-class ReclusterPet(_Task):
+@checked
+class ReclusterPet(Checked):
     """A recluster of a pet. At most one waits per pet.
 
     Attributes:
@@ -275,23 +89,18 @@ class ReclusterPet(_Task):
     """
 
     actor_name: ClassVar[str] = RECLUSTER_PET
-    queue_name: ClassVar[str] = CLUSTER_RECLUSTER
 
-    pet_id: int
-    requested_by: str = UNKNOWN_REQUESTER
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        _put(self, pet_id=_pet_id(self.pet_id), requested_by=_text("requested_by", self.requested_by))
-        _put(self, reason=_text("reason", self.reason, shortest=0))
+    pet_id: int = given(ID, "Id of the pet.", 42)
+    requested_by: str = given(Text(), "The requester, for the history.", "ada", default=UNKNOWN_REQUESTER)
+    reason: str = given(Text(shortest=0), "The reason, for the job's status and the logs.", "", default="")
 
     @property
     def unique_key(self) -> str:
         return f"recluster:{self.pet_id}"
 
 
-@dataclass(frozen=True, slots=True)
-class PreviewRecluster(_Task):
+@checked
+class PreviewRecluster(Checked):
     """A preview of a recluster, kept to be applied. At most one waits per pet.
 
     Attributes:
@@ -299,13 +108,9 @@ class PreviewRecluster(_Task):
     """
 
     actor_name: ClassVar[str] = PREVIEW_RECLUSTER
-    queue_name: ClassVar[str] = CLUSTER_RECLUSTER
 
-    pet_id: int
-    requested_by: str = UNKNOWN_REQUESTER
-
-    def __post_init__(self) -> None:
-        _put(self, pet_id=_pet_id(self.pet_id), requested_by=_text("requested_by", self.requested_by))
+    pet_id: int = given(ID, "Id of the pet.", 42)
+    requested_by: str = given(Text(), "The requester, for the logs.", "ada", default=UNKNOWN_REQUESTER)
 
     @property
     def unique_key(self) -> str:
@@ -326,7 +131,6 @@ class EmbeddingIngested:
     """
 
     actor_name: ClassVar[str] = CLUSTER_EMBEDDING
-    queue_name: ClassVar[str] = EMBEDDING_INGESTED
 
     pet_id: int
     media_id: str
@@ -449,20 +253,9 @@ class EmbeddingIngested:
 # Every actor and its queue. A message that names another queue is refused: permission to write to one queue must not
 # allow the work of another.
 QUEUE_OF: Final[Mapping[str, str]] = {
-    **{
-        contract.actor_name: contract.queue_name
-        for contract in (
-            MergeClusters,
-            SplitCluster,
-            ExcludeMedia,
-            DismissMedia,
-            UndoFeedback,
-            RestoreRevision,
-            ReclusterPet,
-            PreviewRecluster,
-            EmbeddingIngested,
-        )
-    },
+    EmbeddingIngested.actor_name: EMBEDDING_INGESTED,
+    **{request.actor_name: CLUSTER_FEEDBACK for request in VERBS.values()},
+    **dict.fromkeys((RECLUSTER_PET, PREVIEW_RECLUSTER), CLUSTER_RECLUSTER),
     **dict.fromkeys((EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, EXPORT_MEDIA_TOTALS), CLUSTER_MAINTENANCE),
 }
 
@@ -489,27 +282,6 @@ def _check_schema(schema: object) -> None:
 
 def _pet_id(value: object) -> int:
     return _whole("pet_id", value, lowest=1, highest=MAX_INT64)
-
-
-def _cluster_id(name: str, value: object) -> int:
-    return _whole(name, value, lowest=1, highest=MAX_INT64)
-
-
-def _some_media(media_ids: object, which: str) -> tuple[str, ...]:
-    media = _distinct("media_ids", media_ids, _text, longest=MAX_MEDIA_IDS)
-    if not media:
-        raise InvalidInput("media_ids", "is empty", f"send the items {which}")
-    return media
-
-
-def _check_request(
-    task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback | RestoreRevision,
-) -> None:
-    """Check the fields that all corrections have."""
-    expected = task.expected_revision
-    if expected is not None:
-        expected = _whole("expected_revision", expected, lowest=0, highest=MAX_INT64)
-    _put(task, requested_by=_text("requested_by", task.requested_by), expected_revision=expected)
 
 
 def _whole(name: str, value: object, *, lowest: int, highest: int) -> int:
@@ -562,25 +334,6 @@ def _check_time(value: object) -> None:
         datetime.fromisoformat(re.sub(r"(?<=:\d\d:)60", "59", value.upper()))
     except ValueError:
         raise InvalidInput("occurred_at", f"{_shown(value)} is not a valid date-time", hint) from None
-
-
-_Item = TypeVar("_Item", int, str)
-
-
-def _distinct(name: str, values: object, check: Callable[[str, object], _Item], *, longest: int) -> tuple[_Item, ...]:
-    """Return the checked items in their order, without duplicates."""
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise InvalidInput(name, f"is {_kind(values)}, not a list", "send a list")
-    items = list(values)
-    if len(items) > longest:
-        raise InvalidInput(name, f"has {len(items)} entries", f"send at most {longest}")
-    checked: dict[_Item, None] = {}
-    for at, item in enumerate(items):
-        try:
-            checked[check(name, item)] = None
-        except InvalidInput as refused:
-            raise InvalidInput(name, f"entry {at} {refused.problem}", refused.hint) from None
-    return tuple(checked)
 
 
 def _matches(pattern: re.Pattern[str], value: object) -> bool:

@@ -8,12 +8,9 @@ actor                max_retries  waits            time limit  reason
 ===================  ===========  ===============  ==========  ========================================================
 cluster_embedding              8  1 s to 1 min           60 s  about two minutes in all: failures are lost races for a
                                                                busy pet, or a failover; both pass within seconds
-merge_clusters                12  1 s to 5 min          120 s  about 20 minutes in all: a labeller has decided and
-split_cluster                                                  will not look again; in that time an operator can free
-exclude_media                                                  memory of a full Redis
-dismiss_media
-undo_feedback
-restore_revision
+each correction               12  1 s to 5 min          120 s  about 20 minutes in all: a labeller has decided and
+                                                               will not look again; in that time an operator can free
+                                                               memory of a full Redis
 recluster_pet                  5  5 s to 5 min         30 min  the next arrivals request another; 50,000 items take
                                                                minutes on one core and must not be cut off
 preview_recluster              2  1 s to 10 s          30 min  a user waits for it and can ask again
@@ -38,20 +35,15 @@ from typing import Any, Final
 import dramatiq
 from dramatiq.broker import MessageProxy
 
+from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.errors import InvalidInput, PetTooLarge
 from tasks.contracts import (
     CLUSTER_EMBEDDING,
-    DISMISS_MEDIA,
-    EXCLUDE_MEDIA,
     EXPORT_MEDIA_TOTALS,
     EXPORT_PENDING_JOBS,
     EXPORT_STREAM_LAG,
-    MERGE_CLUSTERS,
     PREVIEW_RECLUSTER,
     RECLUSTER_PET,
-    RESTORE_REVISION,
-    SPLIT_CLUSTER,
-    UNDO_FEEDBACK,
 )
 
 NEVER_RETRIED: Final = (InvalidInput, PetTooLarge)
@@ -90,12 +82,7 @@ _SAMPLE: Final = RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=10 * SECOND_
 
 POLICIES: Final[Mapping[str, RetryPolicy]] = {
     CLUSTER_EMBEDDING: RetryPolicy(8, SECOND_MS, MINUTE_MS, time_limit_ms=MINUTE_MS),
-    MERGE_CLUSTERS: _CORRECTION,
-    SPLIT_CLUSTER: _CORRECTION,
-    EXCLUDE_MEDIA: _CORRECTION,
-    DISMISS_MEDIA: _CORRECTION,
-    UNDO_FEEDBACK: _CORRECTION,
-    RESTORE_REVISION: _CORRECTION,
+    **{request.actor_name: _CORRECTION for request in VERBS.values()},
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
     PREVIEW_RECLUSTER: RetryPolicy(2, SECOND_MS, 10 * SECOND_MS, time_limit_ms=30 * MINUTE_MS),
     EXPORT_PENDING_JOBS: _SAMPLE,

@@ -22,7 +22,7 @@ from broker import EnqueueUncertain, MessageTooLarge, QueueStats, RedisStreamsBr
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
-from tasks.contracts import GROUP, NAMESPACE, Contract, EmbeddingIngested
+from tasks.contracts import GROUP, NAMESPACE, QUEUE_OF, Contract, EmbeddingIngested
 from tasks.job_records import JobOwner, JobRecords, status_of
 from tasks.redis_urls import connect
 from tasks.trace_context import TRACEPARENT, current_traceparent
@@ -127,7 +127,7 @@ def _message(task: Contract, *, job_id: str | None = None, **options: Any) -> dr
     if (traceparent := current_traceparent()) is not None:
         options[TRACEPARENT] = traceparent
     return dramatiq.Message(
-        queue_name=task.queue_name,
+        queue_name=QUEUE_OF[task.actor_name],
         actor_name=task.actor_name,
         args=(),
         kwargs=task.to_kwargs(),

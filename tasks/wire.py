@@ -22,7 +22,8 @@ import dramatiq
 
 from broker import EntryDecoder, MessageCheck, UndecodableEntry
 from sploot_cluster.errors import InvalidInput
-from tasks.contracts import EMBEDDING_INGESTED, MAX_INT64, QUEUE_OF, QUEUES, EmbeddingIngested
+from sploot_cluster.limits import MAX_INT64
+from tasks.contracts import EMBEDDING_INGESTED, QUEUE_OF, QUEUES, EmbeddingIngested
 from tasks.trace_context import FORM_OF_TRACEPARENT, RETRIED_FROM, TRACEPARENT
 
 

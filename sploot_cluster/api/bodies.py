@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final, Unpack
 
 from pydantic import (
     BaseModel,
@@ -17,21 +17,21 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    WithJsonSchema,
     WrapValidator,
+    create_model,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from sploot_cluster.api.numbers import IdInBody, Seconds
-from sploot_cluster.api.problems import FieldProblem, InvalidFields, field_problems, shown
+from sploot_cluster.api.numbers import IdInBody, Seconds, from_digits, schema_in_body
+from sploot_cluster.api.problems import FieldProblem, InvalidFields, field_problem, field_problems, shown
+from sploot_cluster.decide.corrections.base import Request, Signed
+from sploot_cluster.fields import required_of
+from sploot_cluster.limits import MAX_TEXT
 from sploot_cluster.queues import DeadLetterFilter
 
-MAX_CLUSTER_IDS: Final = 1_000
-MAX_MEDIA_IDS: Final = 10_000
-MAX_TEXT: Final = 256
-
 PetNumber = Annotated[IdInBody, Field(description="Id of the pet.", examples=[42, "9007199254740993"])]
-ClusterNumber = Annotated[IdInBody, Field(description="Id of a cluster of the pet.", examples=[3])]
 MediaName = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, examples=["beach.jpg"])]
 
 
@@ -77,13 +77,17 @@ class _Body(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_in_our_words(cls, given: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
-        if isinstance(given, RepeatedNames):
-            raise InvalidFields([_repeated(name) for name in given.repeated])
-        try:
-            return check(given)
-        except ValidationError as refused:
-            # not a ValueError, so that it passes through pydantic and FastAPI unchanged
-            raise InvalidFields(_problems(refused, cls)) from None
+        return _checked(cls, given, check)
+
+
+def _checked(body: type[BaseModel], given: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
+    if isinstance(given, RepeatedNames):
+        raise InvalidFields([_repeated(name) for name in given.repeated])
+    try:
+        return check(given)
+    except ValidationError as refused:
+        # not a ValueError, so that it passes through pydantic and FastAPI unchanged
+        raise InvalidFields(_problems(refused, body)) from None
 
 
 def _repeated(name: str) -> FieldProblem:
@@ -113,71 +117,48 @@ class Recluster(_Body):
     )
 
 
-class Merge(_Body):
-    """Merge clusters. Their items stay together until the merge is undone."""
+class CorrectionBody(_Body):
+    """The body of a correction: the fields of its request, which checks them."""
 
-    pet_id: PetNumber
-    cluster_ids: Annotated[
-        list[ClusterNumber],
-        Field(min_length=2, max_length=MAX_CLUSTER_IDS, description="Ids of at least two clusters of the pet."),
-    ]
-    into: Annotated[
-        IdInBody | None, Field(description="Id of the cluster to keep, one of `cluster_ids`; default: the largest.")
-    ] = None
+    request: ClassVar[type[Request[Any]]]
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "cluster_ids": [3, 7], "into": 3}]})
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_in_our_words(cls, given: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
+        if not isinstance(given, dict) or isinstance(given, RepeatedNames):
+            return _checked(cls, given, check)
+        known = cls.request.body()
+        sent = {name: from_digits(known[name].kind, value) if name in known else value for name, value in given.items()}
+        problems = [field_problem(problem) for problem in cls.request.problems(sent, known=known)]
+        if problems:
+            raise InvalidFields(problems)
+        return check(sent)
 
+    def to_request(self, **signed: Unpack[Signed]) -> Request[Any]:
+        """Return the request.
 
-class Split(_Body):
-    """Split items off into a new cluster. They stay separate from the rest until the split is undone."""
-
-    pet_id: PetNumber
-    cluster_id: ClusterNumber
-    media_ids: Annotated[
-        list[MediaName], Field(min_length=1, max_length=MAX_MEDIA_IDS, description="The items to split off.")
-    ]
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"pet_id": 42, "cluster_id": 3, "media_ids": ["beach.jpg", "sofa.jpg"]}]}
-    )
+        Raises:
+            InvalidInput: the fields do not fit each other.
+        """
+        return self.request(**self.model_dump(), **signed)
 
 
-class Exclude(_Body):
-    """Exclude items from a cluster. They may join other clusters, but never this one, until it is undone."""
-
-    pet_id: PetNumber
-    cluster_id: ClusterNumber
-    media_ids: Annotated[
-        list[MediaName],
-        Field(min_length=1, max_length=MAX_MEDIA_IDS, description="The items that do not belong to the cluster."),
-    ]
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"pet_id": 42, "cluster_id": 3, "media_ids": ["fox.jpg"]}]}
-    )
-
-
-class Dismiss(_Body):
-    """Dismiss items: they are in no cluster until it is undone."""
-
-    pet_id: PetNumber
-    media_ids: Annotated[
-        list[MediaName],
-        Field(min_length=1, max_length=MAX_MEDIA_IDS, description="Items of the pet, in any cluster or none."),
-    ]
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "media_ids": ["blurred.jpg"]}]})
-
-
-class Undo(_Body):
-    """Undo the correction that created a revision. An undo can itself be undone."""
-
-    pet_id: PetNumber
-    revision: Annotated[
-        IdInBody, Field(description="Revision of the correction to undo; see the pet's history.", examples=[17])
-    ]
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
+def body_of(request: type[Request[Any]]) -> type[CorrectionBody]:
+    """Return the body of a correction's request, as documented in the OpenAPI document."""
+    fields: dict[str, Any] = {}
+    for name, field in request.body().items():
+        is_required = name in required_of(request)
+        schema = schema_in_body(field.kind)
+        fields[name] = (
+            Annotated[Any, WithJsonSchema(schema if is_required else {"anyOf": [schema, {"type": "null"}]})],
+            Field(... if is_required else None, description=field.description),
+        )
+    example: dict[str, Any] = {name: field.example for name, field in request.body().items()}
+    body = create_model(request.verb.capitalize(), __base__=CorrectionBody, __doc__=request.description(), **fields)
+    body.request = request
+    body.model_config = ConfigDict(**body.model_config, json_schema_extra={"examples": [example]})
+    body.model_rebuild(force=True)
+    return body
 
 
 class BeginModel(_Body):
@@ -187,18 +168,6 @@ class BeginModel(_Body):
     dim: Annotated[int, Field(ge=2, le=8_192, description="Dimensions of its vectors.", examples=[512])]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "clip@2", "dim": 512}]})
-
-
-class Restore(_Body):
-    """Restore the labels of an earlier revision.
-
-    Corrections made since stay in force; undo the ones you no longer want.
-    """
-
-    pet_id: PetNumber
-    revision: Annotated[IdInBody, Field(description="Revision to restore; see the pet's history.", examples=[17])]
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42, "revision": 17}]})
 
 
 class Embedding(_Body):

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from sploot_cluster.fields import ID, Kind, ListOf, Whole
+from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.queues import LONGEST_S
-
-MAX_INT64: Final = 2**63 - 1
 
 _DIGITS: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
@@ -58,3 +58,21 @@ IdInAddress = Annotated[int, _at_least(1), WithJsonSchema(_schema(1))]
 RevisionInAddress = Annotated[int, _at_least(0), WithJsonSchema(_schema(0))]
 
 Seconds = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)]
+
+
+def from_digits(kind: Kind[Any], given: object) -> object:
+    """Return a field of a body with its ids as numbers, for its kind to check. What is not digits stays as it is."""
+    if isinstance(kind, Whole) and isinstance(given, str) and _DIGITS.fullmatch(given):
+        return int(given)
+    if isinstance(kind, ListOf) and isinstance(given, list):
+        return [from_digits(kind.of, entry) for entry in given]
+    return given
+
+
+def schema_in_body(kind: Kind[Any]) -> dict[str, Any]:
+    """Return the JSON Schema of a field in a body, where ids may be text."""
+    if kind == ID:
+        return _NUMBER_OR_TEXT
+    if isinstance(kind, ListOf):
+        return kind.schema() | {"items": schema_in_body(kind.of)}
+    return kind.schema()

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from sploot_cluster.errors import InvalidInput, StoreUnavailable, UnreadablePet
+from sploot_cluster.fields import type_of
 from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.printable import UNPRINTABLE
 from sploot_cluster.refusals import REDIS_ERRORS, RedisRefusal, refusal_of
@@ -242,7 +243,7 @@ def _field_problem(error: Mapping[str, Any], known: Collection[str]) -> FieldPro
         hint = f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"
         return FieldProblem(field=field, problem="is not a field", hint=hint)
     problem, hint = _WORDING.get(error["type"], ("is invalid", "see its description in /openapi.json"))
-    facts = {**error.get("ctx", {}), "given": _kind(error.get("input"))}
+    facts = {**error.get("ctx", {}), "given": type_of(error.get("input"))}
     return FieldProblem(field=field, problem=problem.format(**facts), hint=hint.format(**facts))
 
 
@@ -257,26 +258,6 @@ def shown(text: str) -> str:
     """Return text that a caller sent in a form fit for an answer: short, and on one line."""
     text = UNPRINTABLE.sub("?", text)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int():
-            return "a whole number"
-        case float():
-            return "a fraction"
-        case str():
-            return "text"
-        case list():
-            return "a list"
-        case dict():
-            return "an object"
-        case _:
-            return "something else"
 
 
 def documented(*kinds: Kind) -> dict[int | str, dict[str, Any]]:

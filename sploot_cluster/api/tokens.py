@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
+from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.errors import InvalidInput
 
 VARIABLE: Final = "SPLOOT_API_TOKENS"
@@ -43,12 +44,7 @@ _OPERATORS: Final = frozenset({Role.OPERATOR})
 # and the OpenAPI document expose no pet data, and probes and scrapers have no secrets.
 MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "recluster": _LABELLERS,
-    "merge_clusters": _LABELLERS,
-    "split_cluster": _LABELLERS,
-    "exclude_media": _LABELLERS,
-    "dismiss_media": _LABELLERS,
-    "undo_feedback": _LABELLERS,
-    "restore_revision": _LABELLERS,
+    **{request.actor_name: _LABELLERS for request in VERBS.values()},
     "ingest_embeddings": _UPLOADERS,
     "get_clusters": _READERS,
     "get_cluster": _READERS,

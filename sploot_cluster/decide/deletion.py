@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 import numpy as np
@@ -20,15 +20,10 @@ from sploot_cluster.pet.models import (
     ClusterCard,
     ClusterId,
     Correction,
-    Dismissal,
-    Exclusion,
     HistoryEntry,
     MediaId,
-    Merge,
     Origin,
     PetState,
-    Split,
-    Undo,
 )
 from sploot_cluster.pet.past import Overwritten, newest
 from sploot_cluster.pet.rows import PetRows
@@ -140,18 +135,4 @@ def _unnamed(ledger: Sequence[Correction], gone: set[MediaId]) -> Iterable[Corre
             for item in media
         )
 
-    def all_unnamed(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[ClusterId, tuple[MediaId, ...]]:
-        return {cluster: unnamed(media) for cluster, media in groups.items()}
-
-    for correction in ledger:
-        match correction:
-            case Merge() | Dismissal():
-                yield replace(correction, groups=all_unnamed(correction.groups))
-            case Split():
-                yield replace(correction, moved=unnamed(correction.moved), remaining=unnamed(correction.remaining))
-            case Exclusion():
-                yield replace(correction, media=unnamed(correction.media), remaining=unnamed(correction.remaining))
-            case Undo():
-                yield correction
-            case _:
-                assert_never(correction)
+    return (correction.renamed(unnamed) for correction in ledger)

@@ -12,8 +12,10 @@ from typing import Final
 import numpy as np
 
 from sploot_cluster.decide.assignment import Thresholds, reaches, similarity_to
-from sploot_cluster.decide.constraints import FREE, RowConstraints, Sides, count_kept, enforce, resolve
+from sploot_cluster.decide.constraints import FREE, RowConstraints, Sides, count_kept
+from sploot_cluster.decide.enforcing import enforce
 from sploot_cluster.decide.regrouping import IdRules, regroup
+from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.engine.selection import Density
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState, Reclustered
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, Rows

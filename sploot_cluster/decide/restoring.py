@@ -27,10 +27,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from sploot_cluster.decide.assignment import let_count, most_similar
-from sploot_cluster.decide.constraints import Constraints, count_kept, enforce, in_force, resolve
-from sploot_cluster.decide.feedback import origins_after
+from sploot_cluster.decide.constraints import Constraints, count_kept
+from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.planning import origins_after
+from sploot_cluster.decide.enforcing import enforce
 from sploot_cluster.decide.regrouping import IdRules, regroup
-from sploot_cluster.pet.models import NOISE, Change, ClusterId, Correction, Merge, Origin, PetState, Restored
+from sploot_cluster.decide.resolving import in_force, resolve
+from sploot_cluster.pet.models import NOISE, Change, ClusterId, Correction, Origin, PetState, Restored
 from sploot_cluster.pet.past import Past
 from sploot_cluster.pet.vectors import BoolVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings

@@ -13,22 +13,18 @@ from typing import Final, assert_never
 import numpy as np
 
 from sploot_cluster.decide.assignment import reach, similarity_to
-from sploot_cluster.decide.constraints import Constraints, resolve
+from sploot_cluster.decide.constraints import Constraints
+from sploot_cluster.decide.corrections.base import Statement
+from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.errors import UnknownMedia
 from sploot_cluster.pet.models import (
     NOISE,
     ChangeKind,
     ClusterId,
     Correction,
-    Dismissal,
-    Exclusion,
     MediaId,
-    Merge,
     Origin,
     PetState,
-    Said,
-    Split,
-    Undo,
 )
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import Quarantined
@@ -63,13 +59,18 @@ class Rival:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A correction in force, and in words what it demands of the item."""
+    """A correction in force, and in words what it demands of the item.
+
+    Attributes:
+        is_decisive: it places the item, or keeps it out of all clusters; others only restrict where it may be.
+    """
 
     revision: int
     kind: ChangeKind
     by: str
     at: datetime
     demand: str
+    is_decisive: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +193,7 @@ def _reason(
         case Origin.ABSORBED:
             return f"absorbed from noise beyond the budget; cluster {own} was the most similar (low confidence)"
         case Origin.CORRECTED | Origin.DISMISSED:
-            kinds = ("dismiss",) if origin == Origin.DISMISSED else ("merge", "split")
-            deciding = next((demand for demand in demands if demand.kind in kinds), None)
+            deciding = next((demand for demand in demands if demand.is_decisive), None)
             return f"decided by {deciding.by} at revision {deciding.revision}" if deciding else "decided by a person"
         case Origin.NOISE:
             if second is None:
@@ -215,37 +215,8 @@ def _demands(ledger: Sequence[Correction], constraints: Constraints, media: Medi
     barring = {one.revision for one in constraints.barred if media in one.media}
     nowhere = {one.revision for one in constraints.nowhere if media in one.media}
     revisions = placing.keys() | parting | barring | nowhere
-    for correction in reversed(ledger):
-        if isinstance(correction, Undo) or correction.revision not in revisions:
-            continue
-        kind, demand = _demand_of(correction, media, n_mates=placing.get(correction.revision))
-        yield Demand(correction.revision, kind, correction.by, correction.at, demand)
-
-
-def _demand_of(correction: Said, media: MediaId, *, n_mates: int | None) -> tuple[ChangeKind, str]:
-    match correction:
-        case Merge(into=into):
-            return (
-                "merge",
-                f"together with the other merged items ({n_mates}), in the cluster that id {into} resolves to",
-            )
-        case Split(moved=moved, remaining=remaining):
-            if media in moved:
-                return (
-                    "split",
-                    f"apart from the items that remained ({len(remaining)}), "
-                    f"together with the others that moved ({n_mates or 0})",
-                )
-            return "split", f"apart from the items that moved away ({len(moved)})"
-        case Exclusion(source=source, media=taken_out, remaining=remaining):
-            if media in taken_out:
-                return (
-                    "exclude",
-                    f"not in the cluster that id {source} resolves to, "
-                    f"nor with the items that remained in it ({len(remaining)})",
-                )
-            return "exclude", f"apart from the excluded items ({len(taken_out)})"
-        case Dismissal():
-            return "dismiss", "in no cluster"
-        case _:
-            assert_never(correction)
+    for statement in reversed(ledger):
+        if isinstance(statement, Statement) and statement.revision in revisions:
+            demand = statement.demand_on(media, n_mates=placing.get(statement.revision))
+            is_decisive = statement.revision in placing or statement.revision in nowhere
+            yield Demand(statement.revision, statement.kind, statement.by, statement.at, demand, is_decisive)

@@ -1,18 +1,22 @@
-"""The values of the domain: pets, items, clusters and corrections.
+"""The values of the domain: pets, items, clusters, corrections, and the results of use cases.
 
 All of them are frozen, and their arrays are read-only by convention. Cluster ids are integers from 1, counted per pet
 and never reused; noise is -1.
+
+This module imports only the standard library, because producers import the requests of corrections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
-from typing import Final, Literal, NewType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NewType, Self
 
-from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector
+if TYPE_CHECKING:
+    from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector
 
 PetId = NewType("PetId", int)
 MediaId = NewType("MediaId", str)
@@ -51,83 +55,66 @@ class ClusterCard:
     split_from: ClusterId | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """A merge of clusters. Their items are must-linked until the merge is undone or overridden."""
-
-    revision: int
-    operation_id: str
-    by: str
-    at: datetime
-    into: ClusterId
-    groups: Mapping[ClusterId, tuple[MediaId, ...]]  # every merged cluster, including ``into``, as it was
-    aliases: Mapping[ClusterId, ClusterId] = field(
-        default_factory=dict
-    )  # older ids -> the merged cluster that each resolved to
+# The fields that all corrections share, in the order of :class:`Correction`.
+Signature = tuple[int, str, str, datetime]
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """A split of items from a cluster. They are must-linked, and cannot-linked to the rest."""
+class Correction(ABC):
+    """One correction in a pet's ledger. Its kinds are in ``decide.corrections``.
 
-    revision: int
-    operation_id: str
-    by: str
-    at: datetime
-    source: ClusterId
-    created: ClusterId
-    moved: tuple[MediaId, ...]
-    remaining: tuple[MediaId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Exclusion:
-    """An exclusion of items from a cluster. They may join other clusters, but never rejoin this one.
-
-    It separates each of ``media`` from all items that remained, and assigns none to a cluster. It overrides older
-    corrections that kept them together with items that remained.
+    Attributes:
+        kind: its name in the ledger, in the history and in answers: the verb of the request that made it.
+        revision: the revision that it created.
+        operation_id: a repeated operation has the same id, and is done once.
+        by: who made it.
+        at: when, timezone-aware.
     """
 
-    revision: int
-    operation_id: str
-    by: str
-    at: datetime
-    source: ClusterId
-    media: tuple[MediaId, ...]
-    remaining: tuple[MediaId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Dismissal:
-    """A dismissal of items: they stay in no cluster until it is undone."""
+    kind: ClassVar[str]
 
     revision: int
     operation_id: str
     by: str
     at: datetime
-    groups: Mapping[ClusterId, tuple[MediaId, ...]]  # the cluster where each was, including NOISE
-    aliases: Mapping[ClusterId, ClusterId] = field(
-        default_factory=dict
-    )  # older ids -> clusters that ended by the dismissal
 
     @property
-    def media(self) -> tuple[MediaId, ...]:
-        return tuple(item for media in self.groups.values() for item in media)
+    def cluster(self) -> ClusterId | None:
+        """The cluster that the caller is told of, by its id at that time; None if it made or chose none."""
+        return None
 
+    def undoes(self) -> int | None:
+        """Return the revision of the correction that this one undoes; None if it is no undo."""
+        return None
 
-@dataclass(frozen=True, slots=True)
-class Undo:
-    """An undo of the correction that created revision ``undone``. An undo can itself be undone."""
+    @abstractmethod
+    def media(self) -> Sequence[MediaId]:
+        """Return every item that it names, in any role."""
 
-    revision: int
-    operation_id: str
-    by: str
-    at: datetime
-    undone: int
+    @abstractmethod
+    def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Self:
+        """Return it with other names for its items, which keep their order."""
 
+    @abstractmethod
+    def ids(self) -> Iterable[ClusterId]:
+        """Return the cluster ids that it assigned or retired, none of which may be assigned again."""
 
-Said = Merge | Split | Exclusion | Dismissal  # every kind of correction except an undo
-Correction = Said | Undo
+    @abstractmethod
+    def summary(self) -> dict[str, object]:
+        """Return the facts for the pet's history; items appear as counts, because the ledger has their ids."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, object]:
+        """Return what it says as JSON values; :meth:`read` restores it."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, signature: Signature, facts: Mapping[str, Any]) -> Self:
+        """Return the correction that :meth:`facts` described.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: a fact is missing or has another type.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +201,8 @@ class Relabelling:
     origins: OriginVector
 
 
-ChangeKind = Literal[
-    "arrival", "recluster", "merge", "split", "exclude", "dismiss", "undo", "restore", "delete", "switch"
-]
+# What a commit was: one of ``decide.corrections.CHANGE_KINDS``.
+ChangeKind = str
 
 
 @dataclass(frozen=True, slots=True)

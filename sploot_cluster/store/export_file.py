@@ -26,11 +26,9 @@ from sploot_cluster.pet.models import (
     ClusterId,
     HistoryEntry,
     MediaId,
-    Merge,
     Origin,
     PetId,
     PetState,
-    Split,
 )
 from sploot_cluster.pet.rows import PetRows
 from sploot_cluster.pet.shadow import Shadow
@@ -225,10 +223,7 @@ def _assigned_ids(pet: PetDump) -> Iterator[ClusterId]:
     yield from pet.state.clusters
     yield from pet.state.aliases
     for correction in pet.state.ledger:
-        if isinstance(correction, Split):
-            yield correction.created
-        elif isinstance(correction, Merge):
-            yield from correction.groups
+        yield from correction.ids()
     for one in pet.overwritten:
         yield ClusterId(int(one.labels.max(initial=0)))
         yield from one.aliases

@@ -36,7 +36,6 @@ from sploot_cluster.pet import previews
 from sploot_cluster.pet.models import (
     NOISE,
     Change,
-    ChangeKind,
     ClusterCard,
     ClusterId,
     Correction,
@@ -661,7 +660,7 @@ def _load_card(id_: ClusterId, text: bytes) -> ClusterCard:
 def _entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
     return HistoryEntry(
         revision=_revision(id_),
-        kind=cast("ChangeKind", fields[b"kind"].decode()),
+        kind=fields[b"kind"].decode(),
         at=datetime.fromtimestamp(int(fields[b"at_ms"]) / 1000, UTC),
         by=fields[b"by"].decode(),
         summary=json.loads(fields[b"summary"]),

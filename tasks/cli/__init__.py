@@ -39,7 +39,7 @@ from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePr
 from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
-from tasks.cli import captures, config, doctor, models, pets, processes, queues
+from tasks.cli import captures, config, corrections, doctor, models, pets, processes, queues
 from tasks.cli.screen import show_uncaught
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, fail, shown_url
 from tasks.settings import SettingInvalid
@@ -70,6 +70,7 @@ def _root(
 
 app.add_typer(processes.app)
 app.add_typer(pets.app)
+app.add_typer(corrections.app)
 app.add_typer(models.app, name="model")
 app.add_typer(queues.app, name="queue")
 app.add_typer(config.app, name="config")

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.limits import MAX_INT64
 from tasks.cli.screen import out, print_json
 from tasks.cli.shared import FAILED, AsJson, settings_of_environment
-from tasks.contracts import MAX_INT64
 
 app = typer.Typer()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from sploot_cluster.errors import InvalidInput, UnreadablePet
+from sploot_cluster.limits import MAX_INT64
 from tasks.cli.media_files import event_of, progress_of, records_of
 from tasks.cli.screen import err, out, print_json, table_of
 from tasks.cli.shared import (
@@ -25,7 +26,7 @@ from tasks.cli.shared import (
     open_tasks,
     report,
 )
-from tasks.contracts import MAX_INT64, EmbeddingIngested, stream_of
+from tasks.contracts import EmbeddingIngested, stream_of
 
 if TYPE_CHECKING:
     from sploot_cluster import ClusterService
@@ -141,87 +142,6 @@ def apply_preview(pet: int, token: str, by: str, *, as_json: bool) -> None:
         print_json(asdict(result))
         return
     out.print(f"pet {pet} is as previewed, at revision {result.revision}: {result.n_moved} items moved, {result.kept}")
-
-
-@app.command()
-def merge(
-    pet: Pet,
-    cluster_ids: Annotated[list[int], typer.Argument(help="Clusters to merge.", metavar="ID ID...")],
-    by: By,
-    into: Annotated[int | None, typer.Option(help="Cluster to keep; default: the largest.")] = None,
-    wait: Wait = None,
-    as_json: AsJson = False,
-) -> None:
-    """Merge clusters. Their items stay together in every later recluster until you undo it."""
-    with open_tasks() as tasks:
-        report(tasks, tasks.merge(pet, cluster_ids, into, requested_by=by), wait, as_json=as_json)
-
-
-@app.command()
-def split(
-    pet: Pet,
-    cluster_id: Annotated[int, typer.Argument(help="Cluster that the items leave.", metavar="ID")],
-    media: Annotated[list[str], typer.Option(help="Item to split off; repeat the option for more.")],
-    by: By,
-    wait: Wait = None,
-    as_json: AsJson = False,
-) -> None:
-    """Split items off into a new cluster. They stay separate in every later recluster until you undo it."""
-    with open_tasks() as tasks:
-        report(tasks, tasks.split(pet, cluster_id, media, requested_by=by), wait, as_json=as_json)
-
-
-@app.command()
-def exclude(
-    pet: Pet,
-    cluster_id: Annotated[int, typer.Argument(help="Cluster that the items do not belong to.", metavar="ID")],
-    media: Annotated[list[str], typer.Option(help="Item to exclude; repeat the option for more.")],
-    by: By,
-    wait: Wait = None,
-    as_json: AsJson = False,
-) -> None:
-    """Exclude items from a cluster for good. They may join other clusters."""
-    with open_tasks() as tasks:
-        report(tasks, tasks.exclude(pet, cluster_id, media, requested_by=by), wait, as_json=as_json)
-
-
-@app.command()
-def dismiss(
-    pet: Pet,
-    media: Annotated[list[str], typer.Option(help="Item to dismiss; repeat the option for more.")],
-    by: By,
-    wait: Wait = None,
-    as_json: AsJson = False,
-) -> None:
-    """Dismiss items: they belong to no cluster until you undo it."""
-    with open_tasks() as tasks:
-        report(tasks, tasks.dismiss(pet, media, requested_by=by), wait, as_json=as_json)
-
-
-@app.command()
-def undo(
-    pet: Pet,
-    revision: Annotated[int, typer.Argument(help="Revision of the correction; see `history`.", metavar="REVISION")],
-    by: By,
-    wait: Wait = None,
-    as_json: AsJson = False,
-) -> None:
-    """Undo a correction. An undo can be undone."""
-    with open_tasks() as tasks:
-        report(tasks, tasks.undo(pet, revision, requested_by=by), wait, as_json=as_json)
-
-
-@app.command()
-def restore(
-    pet: Pet,
-    revision: Annotated[int, typer.Argument(help="Revision to restore; see `history`.", metavar="REVISION")],
-    by: By,
-    wait: Wait = None,
-    as_json: AsJson = False,
-) -> None:
-    """Restore the labels of an earlier revision. Later corrections stay in force; undo those you no longer want."""
-    with open_tasks() as tasks:
-        report(tasks, tasks.restore(pet, revision, requested_by=by), wait, as_json=as_json)
 
 
 @app.command()

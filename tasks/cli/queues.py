@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.queues import LONGEST_S, DeadLetterFilter, DeadLetterView, Done, Plan
 from tasks.cli.screen import err, out, print_block, print_json, print_table, table_of
 from tasks.cli.shared import FAILED, REFUSED, AsJson, By, duration_text, settings_of_environment
-from tasks.contracts import MAX_INT64, QUEUES
+from tasks.contracts import QUEUES
 
 if TYPE_CHECKING:
     from tasks.queue_ops import Operations

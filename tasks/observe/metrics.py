@@ -17,15 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from tasks.contracts import (
-    CLUSTER_MAINTENANCE,
-    DISMISS_MEDIA,
-    EXCLUDE_MEDIA,
-    MERGE_CLUSTERS,
-    RESTORE_REVISION,
-    SPLIT_CLUSTER,
-    UNDO_FEEDBACK,
-)
+from sploot_cluster.decide.corrections import VERBS
+from tasks.contracts import CLUSTER_MAINTENANCE
 from tasks.observe.job_facts import NO_BACKEND
 from tasks.retry_policy import POLICIES
 
@@ -38,14 +31,8 @@ Outcome = Literal["success", "error", "invalid", "timeout"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 BACKENDS: Final = ("faiss", "hdbscan_cpu", "hdbscan_gpu", NO_BACKEND)
-OPERATIONS: Final = {
-    MERGE_CLUSTERS: "merge",
-    SPLIT_CLUSTER: "split",
-    EXCLUDE_MEDIA: "exclude",
-    DISMISS_MEDIA: "dismiss",
-    UNDO_FEEDBACK: "undo",
-    RESTORE_REVISION: "restore",
-}
+# actor -> the correction that it makes
+OPERATIONS: Final = {request.actor_name: verb for verb, request in VERBS.items()}
 
 # An arrival takes milliseconds, a recluster of 50,000 items half a minute. Alerts and the dashboard use exactly 3, 5
 # and 8 seconds.

@@ -13,7 +13,7 @@ from selenium.webdriver.common.by import By
 from broker.keys import QueueKeys
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId
-from tasks.contracts import CLUSTER_FEEDBACK, MERGE_CLUSTERS, NAMESPACE
+from tasks.contracts import CLUSTER_FEEDBACK, NAMESPACE
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import MODEL, picture, take
 from tests.support import eventually
@@ -230,12 +230,12 @@ def test_action_on_dead_letters_of_a_large_id_spares_its_neighbour(
 
 def test_dead_letter_shows_the_large_id_of_its_message_exactly(page: Page, redis_client: redis.Redis) -> None:
     message: dramatiq.Message[Any] = dramatiq.Message(
-        CLUSTER_FEEDBACK, MERGE_CLUSTERS, (), {"pet_id": MINE, "cluster_ids": [1, MINE]}, {}
+        CLUSTER_FEEDBACK, "merge_clusters", (), {"pet_id": MINE, "cluster_ids": [1, MINE]}, {}
     )
     facts: Any = {
         "reason": "failed",
         "error": "ValueError: no",
-        "actor": MERGE_CLUSTERS,
+        "actor": "merge_clusters",
         "entry_id": "1-1",
         "deliveries": 1,
     }

@@ -16,8 +16,12 @@ from random import Random, SystemRandom
 import numpy as np
 
 from sploot_cluster import ClusterService
+from sploot_cluster.decide.corrections.dismiss import Dismissal
+from sploot_cluster.decide.corrections.exclude import Exclusion
+from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.pet.models import ClusterId, Dismissal, Exclusion, MediaId, Merge, PetState, Split
+from sploot_cluster.pet.models import ClusterId, MediaId, PetState
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.albums import DIM, MODEL, PET, name, picture
 from tests.sploot_cluster.lineage import Witness
@@ -196,11 +200,11 @@ def check(day: Day, context: str) -> None:
             case Split(source=source, created=created, moved=moved, remaining=remaining):
                 assert {cluster_of[item] for item in moved} == {created}, context
                 assert {cluster_of[item] for item in remaining} == {source}, context
-            case Exclusion(source=source, media=media, remaining=remaining):
-                assert source not in {cluster_of[item] for item in media}, context
+            case Exclusion(source=source, excluded=excluded, remaining=remaining):
+                assert source not in {cluster_of[item] for item in excluded}, context
                 assert {cluster_of[item] for item in remaining} == {source}, context
             case Dismissal() as dismissal:
-                assert {cluster_of[item] for item in dismissal.media} == {-1}, context
+                assert {cluster_of[item] for item in dismissal.media()} == {-1}, context
 
 
 def check_past(day: Day) -> None:

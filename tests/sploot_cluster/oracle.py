@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from sploot_cluster.pet.models import ClusterId, Correction, Dismissal, Exclusion, MediaId, Split, Undo
+from sploot_cluster.decide.corrections.dismiss import Dismissal
+from sploot_cluster.decide.corrections.exclude import Exclusion
+from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.split import Split
+from sploot_cluster.decide.corrections.undo import Undo
+from sploot_cluster.pet.models import ClusterId, Correction, MediaId
 
 
 @dataclass
@@ -65,12 +70,12 @@ def demands(ledger: Sequence[Correction]) -> Demands:
             undone.add(correction.undone)
             continue
         if isinstance(correction, Dismissal):
-            result.dismissed |= {item for item in correction.media if item not in result.placed}
-            if any(item in result.placed for item in correction.media):
+            result.dismissed |= {item for item in correction.media() if item not in result.placed}
+            if any(item in result.placed for item in correction.media()):
                 result.yielding.add(correction.revision)
             continue
         if isinstance(correction, (Split, Exclusion)):
-            moved = correction.moved if isinstance(correction, Split) else correction.media
+            moved = correction.moved if isinstance(correction, Split) else correction.excluded
             stuck = _part(result, correction.revision, moved, correction.remaining)
             newer_sides.append(({*moved}, {*correction.remaining}))
             if isinstance(correction, Exclusion):
@@ -79,6 +84,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
                 continue
             media = list(moved)
         else:
+            assert isinstance(correction, Merge)
             first, *others = [correction.into, *sorted(correction.groups.keys() - {correction.into})]
             media = [item for id_ in (first, *others) for item in correction.groups[ClusterId(id_)]]
         gone = {*media} & result.dismissed

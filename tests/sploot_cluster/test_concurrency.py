@@ -18,18 +18,12 @@ import pytest
 import redis
 
 from sploot_cluster import ClusterService
-from sploot_cluster.pet.models import (
-    NOISE,
-    Correction,
-    Dismissal,
-    Exclusion,
-    MediaId,
-    Merge,
-    PetState,
-    Said,
-    Split,
-    Undo,
-)
+from sploot_cluster.decide.corrections.base import Statement
+from sploot_cluster.decide.corrections.dismiss import Dismissal
+from sploot_cluster.decide.corrections.exclude import Exclusion
+from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.split import Split
+from sploot_cluster.pet.models import NOISE, Correction, MediaId, PetState
 from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import PET, name, names, take
@@ -52,31 +46,27 @@ def columns_agree(client: redis.Redis) -> bool:
     return rows == {item: row for row, item in enumerate(media)} and lengths == (n, n, n) and len(media) == n
 
 
-def standing_alone(ledger: Sequence[Correction]) -> list[Said]:
+def standing_alone(ledger: Sequence[Correction]) -> list[Statement]:
     """Return corrections in force whose items no later one names; these must hold whatever else happened."""
-    alone: list[Said] = []
+    alone: list[Statement] = []
     taken_back: set[int] = set()
     named: set[MediaId] = set()
     for correction in reversed(ledger):
         if correction.revision in taken_back:
             continue
-        match correction:
-            case Undo(undone=undone):
-                taken_back.add(undone)
-                continue
-            case Merge() | Dismissal():
-                media = {item for group in correction.groups.values() for item in group}
-            case Split():
-                media = {*correction.moved, *correction.remaining}
-            case Exclusion():
-                media = {*correction.media, *correction.remaining}
+        undoes = correction.undoes()
+        if undoes is not None:
+            taken_back.add(undoes)
+            continue
+        assert isinstance(correction, Statement)
+        media = {*correction.media()}
         if not media & named:
             alone.append(correction)
         named |= media
     return alone
 
 
-def holds(correction: Said, state: PetState) -> bool:
+def holds(correction: Statement, state: PetState) -> bool:
     def labels(media: Iterable[MediaId]) -> set[int]:
         return {int(state.labels[state.rows[item]]) for item in media}
 
@@ -84,12 +74,14 @@ def holds(correction: Said, state: PetState) -> bool:
         case Merge():
             return len(labels(item for group in correction.groups.values() for item in group)) == 1
         case Dismissal():
-            return labels(correction.media) == {NOISE}
+            return labels(correction.media()) == {NOISE}
         case Split():
             moved, remaining = labels(correction.moved), labels(correction.remaining)
             return len(moved) == 1 and not moved & remaining
         case Exclusion():
-            return not (labels(correction.media) - {NOISE}) & labels(correction.remaining)
+            return not (labels(correction.excluded) - {NOISE}) & labels(correction.remaining)
+        case _:
+            raise TypeError(f"no rule for {correction.kind}")
 
 
 def assert_nothing_was_lost(client: redis.Redis, answers: Sequence[Answers]) -> PetState:

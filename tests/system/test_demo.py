@@ -10,7 +10,7 @@ import pytest
 import redis
 from rich.console import Console
 
-from sploot_cluster.pet.models import Merge
+from sploot_cluster.decide.corrections.merge import Merge
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.demo import run

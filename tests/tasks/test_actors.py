@@ -24,15 +24,9 @@ from tasks.contracts import (
     CLUSTER_FEEDBACK,
     CLUSTER_MAINTENANCE,
     CLUSTER_RECLUSTER,
-    DISMISS_MEDIA,
     EMBEDDING_INGESTED,
-    EXCLUDE_MEDIA,
-    MERGE_CLUSTERS,
     PREVIEW_RECLUSTER,
     RECLUSTER_PET,
-    RESTORE_REVISION,
-    SPLIT_CLUSTER,
-    UNDO_FEEDBACK,
     EmbeddingIngested,
 )
 from tasks.observe.backlog import BacklogSampler
@@ -44,12 +38,12 @@ from tests.sploot_cluster.albums import MODEL, PET, name, names, picture, take
 
 QUEUE_OF = {
     CLUSTER_EMBEDDING: EMBEDDING_INGESTED,
-    MERGE_CLUSTERS: CLUSTER_FEEDBACK,
-    SPLIT_CLUSTER: CLUSTER_FEEDBACK,
-    EXCLUDE_MEDIA: CLUSTER_FEEDBACK,
-    DISMISS_MEDIA: CLUSTER_FEEDBACK,
-    UNDO_FEEDBACK: CLUSTER_FEEDBACK,
-    RESTORE_REVISION: CLUSTER_FEEDBACK,
+    "merge_clusters": CLUSTER_FEEDBACK,
+    "split_cluster": CLUSTER_FEEDBACK,
+    "exclude_media": CLUSTER_FEEDBACK,
+    "dismiss_media": CLUSTER_FEEDBACK,
+    "undo_feedback": CLUSTER_FEEDBACK,
+    "restore_revision": CLUSTER_FEEDBACK,
     RECLUSTER_PET: CLUSTER_RECLUSTER,
     PREVIEW_RECLUSTER: CLUSTER_RECLUSTER,
 }
@@ -168,12 +162,12 @@ def test_repeated_event_counts_once(broker: StubBroker, service: ClusterService)
         (CLUSTER_EMBEDDING, event(media_id=""), "media_id"),
         (CLUSTER_EMBEDDING, event(embedding="not base64"), "embedding"),
         (CLUSTER_EMBEDDING, event(colour="red"), "colour"),
-        (MERGE_CLUSTERS, {"pet_id": 42, "cluster_ids": [3]}, "cluster_ids"),
-        (SPLIT_CLUSTER, {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),
-        (EXCLUDE_MEDIA, {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),
-        (DISMISS_MEDIA, {"pet_id": 42, "media_ids": "a"}, "media_ids"),
-        (UNDO_FEEDBACK, {"pet_id": 42}, "revision"),
-        (RESTORE_REVISION, {"pet_id": 42, "revision": 0}, "revision"),
+        ("merge_clusters", {"pet_id": 42, "cluster_ids": [3]}, "cluster_ids"),
+        ("split_cluster", {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),
+        ("exclude_media", {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),
+        ("dismiss_media", {"pet_id": 42, "media_ids": "a"}, "media_ids"),
+        ("undo_feedback", {"pet_id": 42}, "revision"),
+        ("restore_revision", {"pet_id": 42, "revision": 0}, "revision"),
         (RECLUSTER_PET, {"pet_id": "42"}, "pet_id"),
     ],
 )
@@ -208,10 +202,10 @@ def test_positional_arguments_are_refused(broker: StubBroker, actor: str) -> Non
 @pytest.mark.parametrize(
     ("actor", "kwargs", "refusal"),
     [
-        (MERGE_CLUSTERS, {"cluster_ids": [1, 77]}, UnknownCluster),
-        (SPLIT_CLUSTER, {"cluster_id": 1, "media_ids": ["nobody's"]}, UnknownMedia),
-        (UNDO_FEEDBACK, {"revision": 7_777}, UnknownRevision),
-        (RESTORE_REVISION, {"revision": 7_777}, UnknownRevision),
+        ("merge_clusters", {"cluster_ids": [1, 77]}, UnknownCluster),
+        ("split_cluster", {"cluster_id": 1, "media_ids": ["nobody's"]}, UnknownMedia),
+        ("undo_feedback", {"revision": 7_777}, UnknownRevision),
+        ("restore_revision", {"revision": 7_777}, UnknownRevision),
     ],
 )
 def test_message_refused_by_the_service_is_not_retried(
@@ -231,11 +225,11 @@ def test_merge_split_and_undo_change_the_clusters(
         return {int(cluster.id): cluster.size for cluster in service.clusters(PET).clusters}
 
     third = next(cluster for cluster in three_subjects.clusters if cluster.id == 3)
-    run(broker, MERGE_CLUSTERS, pet_id=PET, cluster_ids=[1, 2], into=2, requested_by="anna")
+    run(broker, "merge_clusters", pet_id=PET, cluster_ids=[1, 2], into=2, requested_by="anna")
     merged, merge_revision = members(), service.clusters(PET).revision
-    run(broker, SPLIT_CLUSTER, pet_id=PET, cluster_id=3, media_ids=list(third.media[:4]))
+    run(broker, "split_cluster", pet_id=PET, cluster_id=3, media_ids=list(third.media[:4]))
     split = members()
-    run(broker, UNDO_FEEDBACK, pet_id=PET, revision=merge_revision)
+    run(broker, "undo_feedback", pet_id=PET, revision=merge_revision)
     undone = members()
 
     assert merged == {2: 24, 3: 12}
@@ -251,8 +245,8 @@ def test_merge_split_and_undo_change_the_clusters(
 def test_exclusion_and_dismissal_are_applied(
     broker: StubBroker, service: ClusterService, three_subjects: PetView
 ) -> None:
-    run(broker, EXCLUDE_MEDIA, pet_id=PET, cluster_id=1, media_ids=[name(0, 0)], requested_by="anna")
-    run(broker, DISMISS_MEDIA, pet_id=PET, media_ids=[name(1, 0)], expected_revision=service.clusters(PET).revision)
+    run(broker, "exclude_media", pet_id=PET, cluster_id=1, media_ids=[name(0, 0)], requested_by="anna")
+    run(broker, "dismiss_media", pet_id=PET, media_ids=[name(1, 0)], expected_revision=service.clusters(PET).revision)
 
     view = service.clusters(PET)
     assert (view.noise, view.dismissed) == ((name(0, 0),), (name(1, 0),))
@@ -265,11 +259,11 @@ def test_exclusion_and_dismissal_are_applied(
 def test_correction_delivered_twice_is_applied_once(
     broker: StubBroker, store: MemoryPetStore, three_subjects: PetView
 ) -> None:
-    message = run(broker, MERGE_CLUSTERS, pet_id=PET, cluster_ids=[1, 2])
+    message = run(broker, "merge_clusters", pet_id=PET, cluster_ids=[1, 2])
     revision = store.load(PET).revision
 
     broker.enqueue(message)  # as if a worker had died before the ack
-    finish(broker, MERGE_CLUSTERS)
+    finish(broker, "merge_clusters")
 
     assert [correction.operation_id for correction in store.load(PET).ledger] == [message.message_id]
     assert store.load(PET).revision == revision
@@ -308,6 +302,6 @@ def test_correction_called_without_a_queue_is_refused(
     broker: StubBroker, service: ClusterService, three_subjects: PetView
 ) -> None:
     with pytest.raises(RuntimeError, match="without a queue, call ClusterService"):
-        broker.get_actor(MERGE_CLUSTERS)(pet_id=PET, cluster_ids=[1, 2])
+        broker.get_actor("merge_clusters")(pet_id=PET, cluster_ids=[1, 2])
 
     assert service.clusters(PET).revision == three_subjects.revision

@@ -14,17 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sploot_cluster.decide.corrections.merge import MergeClusters
+from sploot_cluster.decide.corrections.split import SplitCluster
+from sploot_cluster.decide.corrections.undo import UndoFeedback
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.pet.vectors import as_vector
-from tasks.contracts import (
-    MAX_INT64,
-    EmbeddingIngested,
-    MergeClusters,
-    ReclusterPet,
-    SplitCluster,
-    UndoFeedback,
-    stream_of,
-)
+from tasks.contracts import EmbeddingIngested, ReclusterPet, stream_of
 
 VALUES = [0.5, -0.25, 1.0]  # exact in float16 too
 F32LE = struct.pack("<3f", *VALUES)

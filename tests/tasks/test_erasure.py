@@ -21,7 +21,7 @@ from sploot_cluster.pet.models import MediaId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, SPLIT_CLUSTER, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, stream_of
 from tasks.erasure import Erasure
 from tasks.job_records import JobRecords, TrackJobs
 from tasks.wire import DECODERS
@@ -207,7 +207,7 @@ def test_erasure_of_items_removes_exactly_their_messages(redis_client: redis.Red
         for media in NAMES
     }
     splits = {
-        media: bury(redis_client, CLUSTER_FEEDBACK, message(SPLIT_CLUSTER, CLUSTER_FEEDBACK, media_ids=["x", media]))
+        media: bury(redis_client, CLUSTER_FEEDBACK, message("split_cluster", CLUSTER_FEEDBACK, media_ids=["x", media]))
         for media in NAMES
     }
 
@@ -217,7 +217,7 @@ def test_erasure_of_items_removes_exactly_their_messages(redis_client: redis.Red
 
 
 def test_erasure_of_items_removes_exactly_their_records(redis_client: redis.Redis, erasure: Erasure) -> None:
-    record: dict[Any, Any] = {"state": "dead", "queue": CLUSTER_FEEDBACK, "actor": SPLIT_CLUSTER, "pet_id": 7}
+    record: dict[Any, Any] = {"state": "dead", "queue": CLUSTER_FEEDBACK, "actor": "split_cluster", "pet_id": 7}
     for at, media in enumerate(NAMES):
         error = UnknownMedia(pet=7, media=("x", MediaId(media)), where="cluster 3")
         redis_client.hset(f"sploot:job:error-{at}", mapping=record | {"error": f"UnknownMedia: {error}"})

@@ -18,7 +18,7 @@ from redis.retry import Retry
 from broker import RedisStreamsBroker
 from sploot_cluster.jobs import JobState, JobStatus
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, UNDO_FEEDBACK
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER
 from tasks.job_records import How, JobOwner, JobRecords, TrackJobs, answer
 from tests.support import eventually
 
@@ -41,7 +41,7 @@ def working(
     """Run a worker whose ``undo_feedback`` is this function."""
     broker = RedisStreamsBroker(client=client, middleware=[TrackJobs(JobRecords(client)), Retries()])
     dramatiq.actor(
-        actor_name=UNDO_FEEDBACK,
+        actor_name="undo_feedback",
         queue_name=CLUSTER_FEEDBACK,
         broker=broker,
         max_retries=max_retries,
@@ -77,7 +77,7 @@ def test_status_reports_that_no_worker_takes_the_job(tasks: ClusterTasks) -> Non
         "queued",
         0,
         42,
-        UNDO_FEEDBACK,
+        "undo_feedback",
     )
     assert job_status.reason == "no worker takes jobs of queue cluster.feedback; start one: sploot-cluster worker"
     assert job_status.enqueued_at is not None
@@ -172,7 +172,7 @@ def test_expired_delay_is_not_reported_as_the_reason(records: JobRecords, tasks:
 
 
 def test_late_failure_does_not_revert_a_success(records: JobRecords, redis_client: redis.Redis) -> None:
-    records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor=UNDO_FEEDBACK)
+    records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor="undo_feedback")
 
     records.write("a", state="retrying", error="RevisionConflict: pet 42 moved")
     records.write("a", state="dead", how="known", error="RevisionConflict: pet 42 moved")
@@ -183,9 +183,9 @@ def test_late_failure_does_not_revert_a_success(records: JobRecords, redis_clien
 
 
 def test_reused_job_id_starts_a_new_record(records: JobRecords) -> None:
-    records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor=UNDO_FEEDBACK, result={"revision": 1})
+    records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor="undo_feedback", result={"revision": 1})
 
-    records.write("a", state="queued", how="new", queue=CLUSTER_FEEDBACK, actor=UNDO_FEEDBACK)
+    records.write("a", state="queued", how="new", queue=CLUSTER_FEEDBACK, actor="undo_feedback")
 
     record = records.find("a")
     assert record is not None
@@ -196,7 +196,7 @@ def test_untracked_message_has_no_record(redis_client: redis.Redis) -> None:
     ran = threading.Event()
 
     with working(redis_client, lambda **_: ran.set()) as broker:
-        broker.get_actor(UNDO_FEEDBACK).send(pet_id=42, revision=17)
+        broker.get_actor("undo_feedback").send(pet_id=42, revision=17)
         eventually(ran.is_set)
         broker.join(CLUSTER_FEEDBACK, timeout=10_000)
 
@@ -205,7 +205,7 @@ def test_untracked_message_has_no_record(redis_client: redis.Redis) -> None:
 
 def test_tracked_message_of_an_actor_has_a_record(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     with working(redis_client, lambda **_: None) as broker:
-        message = broker.get_actor(UNDO_FEEDBACK).send_with_options(kwargs={"pet_id": 42}, delay=60_000, tracked=True)
+        message = broker.get_actor("undo_feedback").send_with_options(kwargs={"pet_id": 42}, delay=60_000, tracked=True)
         job_status = status(tasks, message.message_id)
 
     assert (job_status.state, job_status.pet_id) == ("delayed", 42)
@@ -232,8 +232,8 @@ def test_job_runs_when_its_record_cannot_be_written(redis_client: redis.Redis) -
     [
         JobOwner("embedding.ingested", "cluster_embedding", 42),
         JobOwner(CLUSTER_FEEDBACK, "merge_clusters", 42),
-        JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, 43),
-        JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, None),
+        JobOwner(CLUSTER_FEEDBACK, "undo_feedback", 43),
+        JobOwner(CLUSTER_FEEDBACK, "undo_feedback", None),
     ],
 )
 @pytest.mark.parametrize("how", ["start", "known", "change"])
@@ -258,7 +258,7 @@ def test_message_with_a_foreign_job_id_does_not_change_its_record(
 
     with working(redis_client, lambda **_: ran.set()) as broker:
         reaches(tasks, job.job_id, "dead")  # this worker does not have the actor
-        forged = broker.get_actor(UNDO_FEEDBACK).message_with_options(kwargs={"pet_id": 42}, tracked=True)
+        forged = broker.get_actor("undo_feedback").message_with_options(kwargs={"pet_id": 42}, tracked=True)
         forged = forged.copy(message_id=job.job_id)
         redis_client.xadd("streams:cluster.feedback", {"message": forged.encode()})
         eventually(ran.is_set)
@@ -269,7 +269,7 @@ def test_message_with_a_foreign_job_id_does_not_change_its_record(
 
 
 def test_job_without_a_record_creates_none(records: JobRecords) -> None:
-    owner = JobOwner(CLUSTER_FEEDBACK, UNDO_FEEDBACK, 42)
+    owner = JobOwner(CLUSTER_FEEDBACK, "undo_feedback", 42)
 
     for how in ("start", "known"):
         records.write("nobody-s", state="running", how=how, owner=owner, **owner._asdict())

@@ -19,7 +19,6 @@ from tasks.composition import build_worker
 from tasks.contracts import (
     CLUSTER_EMBEDDING,
     CLUSTER_FEEDBACK,
-    DISMISS_MEDIA,
     EMBEDDING_INGESTED,
     QUEUE_OF,
     QUEUES,
@@ -215,11 +214,11 @@ def test_messages_of_clients_and_retries_are_accepted(redis_client: redis.Redis)
 def test_forged_message_becomes_a_dead_letter_naming_the_option(redis_client: redis.Redis) -> None:
     ran: list[str] = []
     broker = RedisStreamsBroker(client=redis_client, middleware=[], decoders=DECODERS, checks=CHECKS)
-    for actor, queue in ((CLUSTER_EMBEDDING, EMBEDDING_INGESTED), (DISMISS_MEDIA, CLUSTER_FEEDBACK)):
+    for actor, queue in ((CLUSTER_EMBEDDING, EMBEDDING_INGESTED), ("dismiss_media", CLUSTER_FEEDBACK)):
         dramatiq.actor(actor_name=actor, queue_name=queue, broker=broker)(lambda **_: ran.append("ran"))
     forged = (
-        sent(pipe_target=sent(DISMISS_MEDIA, CLUSTER_FEEDBACK).asdict()),
-        sent(DISMISS_MEDIA),
+        sent(pipe_target=sent("dismiss_media", CLUSTER_FEEDBACK).asdict()),
+        sent("dismiss_media"),
     )
     for message in forged:
         redis_client.xadd(stream_of(EMBEDDING_INGESTED), {"message": message.encode()})

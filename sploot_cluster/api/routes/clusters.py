@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from fastapi import APIRouter, Request, Response
 
 from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, WRITES, Admission, CallerOf
 from sploot_cluster.api.answers import Applied, JobAccepted, ReclusterPreview, ReclusterResult
-from sploot_cluster.api.bodies import Dismiss, Exclude, Merge, Recluster, Restore, Split, Undo
+from sploot_cluster.api.bodies import CorrectionBody, Recluster, body_of
 from sploot_cluster.api.preconditions import ARRIVALS_HEADER, IfMatch, Revisions, expected_revision
 from sploot_cluster.api.problems import (
     PREVIEW_FAILED,
@@ -22,6 +22,8 @@ from sploot_cluster.api.problems import (
 )
 from sploot_cluster.api.routes.jobs import accepted, location_header
 from sploot_cluster.api.tokens import Caller
+from sploot_cluster.decide.corrections import VERBS
+from sploot_cluster.decide.corrections.base import Request as CorrectionRequest
 from sploot_cluster.errors import StalePreview
 from sploot_cluster.jobs import JobQueue, JobRef
 from sploot_cluster.pet.models import PetId, Reclustered
@@ -93,138 +95,32 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         response.status_code, response.headers["Cache-Control"] = 200, "no-store"
         return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
 
-    def seen(pet_id: int, if_match: str | None, response: Response) -> int | None:
-        return expected_revision(service, PetId(pet_id), if_match, response)
-
     enqueued = location_header()
     corrected = {
         **documented(STALE_PAGE),
         202: {**enqueued, "headers": enqueued["headers"] | ARRIVALS_HEADER},
     }
 
-    @router.post(
-        "/merge", operation_id="merge_clusters", status_code=202, summary="Merge clusters", responses=corrected
-    )
-    def merge(
-        body: Merge, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
-    ) -> JobAccepted:
-        """Merge clusters into one.
+    def add(verb: str, request_type: type[CorrectionRequest[Any]]) -> None:
+        def correct(
+            body: CorrectionBody, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
+        ) -> JobAccepted:
+            revision = expected_revision(service, PetId(body.to_request().pet_id), if_match, response)
+            job = jobs.correct(body.to_request(requested_by=caller.name, expected_revision=revision))
+            return accepted(job, request, response)
 
-        Their items stay together in every later recluster, until the merge is undone. The ids of the other clusters
-        resolve to the one that is kept.
-        """
-        job = jobs.merge(
-            body.pet_id,
-            body.cluster_ids,
-            body.into,
-            requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match, response),
-        )
-        return accepted(job, request, response)
+        correct.__annotations__["body"] = body_of(request_type)
+        router.post(
+            f"/{verb}",
+            operation_id=request_type.actor_name,
+            status_code=202,
+            summary=request_type.title,
+            description=request_type.description(),
+            responses=corrected,
+        )(correct)
 
-    @router.post(
-        "/split",
-        operation_id="split_cluster",
-        status_code=202,
-        summary="Split items off into a new cluster",
-        responses=corrected,
-    )
-    def split(
-        body: Split, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
-    ) -> JobAccepted:
-        """Split items off into a new cluster.
-
-        They stay together, and separate from the items that remain, in every later recluster until the split is undone.
-        """
-        job = jobs.split(
-            body.pet_id,
-            body.cluster_id,
-            body.media_ids,
-            requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match, response),
-        )
-        return accepted(job, request, response)
-
-    @router.post(
-        "/exclude",
-        operation_id="exclude_media",
-        status_code=202,
-        summary="Exclude items from a cluster",
-        responses=corrected,
-    )
-    def exclude(
-        body: Exclude, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
-    ) -> JobAccepted:
-        """Exclude items from a cluster.
-
-        They leave the cluster and never rejoin the items that remain, until it is undone. A recluster may assign them
-        to another cluster.
-        """
-        job = jobs.exclude(
-            body.pet_id,
-            body.cluster_id,
-            body.media_ids,
-            requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match, response),
-        )
-        return accepted(job, request, response)
-
-    @router.post(
-        "/dismiss",
-        operation_id="dismiss_media",
-        status_code=202,
-        summary="Dismiss items from all clusters",
-        responses=corrected,
-    )
-    def dismiss(
-        body: Dismiss, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
-    ) -> JobAccepted:
-        """Dismiss items: no arrival or recluster puts them into a cluster, until it is undone."""
-        job = jobs.dismiss(
-            body.pet_id,
-            body.media_ids,
-            requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match, response),
-        )
-        return accepted(job, request, response)
-
-    @router.post(
-        "/undo", operation_id="undo_feedback", status_code=202, summary="Undo a correction", responses=corrected
-    )
-    def undo(
-        body: Undo, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
-    ) -> JobAccepted:
-        """Undo any correction, however old, including an undo. Later corrections stay in force."""
-        job = jobs.undo(
-            body.pet_id,
-            body.revision,
-            requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match, response),
-        )
-        return accepted(job, request, response)
-
-    @router.post(
-        "/restore",
-        operation_id="restore_revision",
-        status_code=202,
-        summary="Restore an earlier revision",
-        responses=corrected,
-    )
-    def restore(
-        body: Restore, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
-    ) -> JobAccepted:
-        """Restore the labels of an earlier revision, as a new revision.
-
-        Corrections made since stay in force, and items that arrived since stay in the pet.
-        """
-        job = jobs.restore(
-            body.pet_id,
-            body.revision,
-            requested_by=caller.name,
-            expected_revision=seen(body.pet_id, if_match, response),
-        )
-        return accepted(job, request, response)
-
+    for verb, request_type in VERBS.items():
+        add(verb, request_type)
     return router
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,19 +10,11 @@ from starlette.testclient import TestClient
 
 from sploot_cluster import ClusterService
 from sploot_cluster.api import create_app
+from sploot_cluster.decide.corrections.base import Request
+from sploot_cluster.fields import fields_of
 from sploot_cluster.jobs import JobRef, JobStatus
 from sploot_cluster.store.memory import MemoryPetStore
-from tasks.contracts import (
-    DismissMedia,
-    EmbeddingIngested,
-    ExcludeMedia,
-    MergeClusters,
-    PreviewRecluster,
-    ReclusterPet,
-    RestoreRevision,
-    SplitCluster,
-    UndoFeedback,
-)
+from tasks.contracts import EmbeddingIngested, PreviewRecluster, ReclusterPet
 
 API = "/api/v1/internal"
 
@@ -43,73 +35,9 @@ class NotingQueue:
         PreviewRecluster(pet_id, requested_by)
         return self._note("preview", pet_id=pet_id, by=requested_by)
 
-    def merge(
-        self,
-        pet_id: int,
-        cluster_ids: Sequence[int],
-        into: int | None = None,
-        *,
-        requested_by: str = "?",
-        expected_revision: int | None = None,
-    ) -> JobRef:
-        task = MergeClusters(pet_id, tuple(cluster_ids), into, requested_by, expected_revision)
-        return self._note("merge", **self._facts(task), into=into)
-
-    def split(
-        self,
-        pet_id: int,
-        cluster_id: int,
-        media_ids: Sequence[str],
-        *,
-        requested_by: str = "?",
-        expected_revision: int | None = None,
-    ) -> JobRef:
-        return self._note(
-            "split", **self._facts(SplitCluster(pet_id, cluster_id, tuple(media_ids), requested_by, expected_revision))
-        )
-
-    def exclude(
-        self,
-        pet_id: int,
-        cluster_id: int,
-        media_ids: Sequence[str],
-        *,
-        requested_by: str = "?",
-        expected_revision: int | None = None,
-    ) -> JobRef:
-        return self._note(
-            "exclude",
-            **self._facts(ExcludeMedia(pet_id, cluster_id, tuple(media_ids), requested_by, expected_revision)),
-        )
-
-    def dismiss(
-        self,
-        pet_id: int,
-        media_ids: Sequence[str],
-        *,
-        requested_by: str = "?",
-        expected_revision: int | None = None,
-    ) -> JobRef:
-        return self._note(
-            "dismiss", **self._facts(DismissMedia(pet_id, tuple(media_ids), requested_by, expected_revision))
-        )
-
-    def undo(
-        self, pet_id: int, revision: int, *, requested_by: str = "?", expected_revision: int | None = None
-    ) -> JobRef:
-        return self._note("undo", **self._facts(UndoFeedback(pet_id, revision, requested_by, expected_revision)))
-
-    def restore(
-        self, pet_id: int, revision: int, *, requested_by: str = "?", expected_revision: int | None = None
-    ) -> JobRef:
-        return self._note("restore", **self._facts(RestoreRevision(pet_id, revision, requested_by, expected_revision)))
-
-    @staticmethod
-    def _facts(
-        task: MergeClusters | SplitCluster | ExcludeMedia | DismissMedia | UndoFeedback | RestoreRevision,
-    ) -> dict[str, Any]:
-        facts = {name: tuple(value) if isinstance(value, list) else value for name, value in task.to_kwargs().items()}
-        return {name.replace("requested_by", "by"): value for name, value in facts.items() if name != "into"}
+    def correct(self, request: Request[Any]) -> JobRef:
+        facts = {name: value for name in fields_of(type(request)) if (value := getattr(request, name)) is not None}
+        return self._note(request.verb, by=facts.pop("requested_by"), **facts)
 
     def ingest(
         self,

@@ -9,8 +9,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sploot_cluster.decide.constraints import count_kept, enforce, in_force, resolve
-from sploot_cluster.pet.models import NOISE, ClusterId, Correction, Dismissal, Exclusion, MediaId, Merge, Split, Undo
+from sploot_cluster.decide.constraints import count_kept
+from sploot_cluster.decide.corrections.dismiss import Dismissal
+from sploot_cluster.decide.corrections.exclude import Exclusion
+from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.split import Split
+from sploot_cluster.decide.corrections.undo import Undo
+from sploot_cluster.decide.enforcing import enforce
+from sploot_cluster.decide.resolving import in_force, resolve
+from sploot_cluster.pet.models import NOISE, ClusterId, Correction, MediaId
 from sploot_cluster.pet.vectors import LabelVector, as_vectors
 from tests.sploot_cluster.oracle import demands
 

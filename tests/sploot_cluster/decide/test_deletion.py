@@ -17,8 +17,8 @@ import pytest
 import redis
 
 from sploot_cluster import ClusterService
-from sploot_cluster.decide.constraints import resolve
 from sploot_cluster.decide.deletion import without
+from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.errors import ModelMismatch, PetExists, UnknownMedia, UnknownPet, UnreadableExport
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId, PetState
 from sploot_cluster.store import export_file as dumps

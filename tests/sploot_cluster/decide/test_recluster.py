@@ -6,9 +6,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from sploot_cluster.decide.corrections.exclude import Exclusion
+from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.decide.recluster import plan_recluster
 from sploot_cluster.engine.selection import Density
-from sploot_cluster.pet.models import NOISE, ClusterId, Correction, Exclusion, MediaId, Merge, Origin, PetState, Split
+from sploot_cluster.pet.models import NOISE, ClusterId, Correction, MediaId, Origin, PetState
 from sploot_cluster.pet.rows import follow
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.states import looks, pet_state

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 import numpy as np
 
 from sploot_cluster.decide.assignment import threshold_of
-from sploot_cluster.decide.constraints import RowConstraints, resolve
+from sploot_cluster.decide.constraints import RowConstraints
+from sploot_cluster.decide.corrections.exclude import Exclusion
 from sploot_cluster.decide.regrouping import regroup
-from sploot_cluster.pet.models import NOISE, ClusterId, Exclusion, MediaId, Origin, PetState
+from sploot_cluster.decide.resolving import resolve
+from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin, PetState
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.states import looks, pet_state
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from sploot_cluster import ClusterService
-from sploot_cluster.decide.constraints import resolve
-from sploot_cluster.decide.feedback import origins_after
+from sploot_cluster.decide.corrections.planning import origins_after
 from sploot_cluster.decide.regrouping import regroup
+from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, PetState
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.port import PetStore

@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sploot_cluster.decide.corrections.dismiss import Dismissal
+from sploot_cluster.decide.corrections.exclude import Exclusion
+from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.split import Split
+from sploot_cluster.decide.corrections.undo import Undo
 from sploot_cluster.errors import UnreadablePet
-from sploot_cluster.pet.models import ClusterId, Correction, Dismissal, Exclusion, MediaId, Merge, PetId, Split, Undo
+from sploot_cluster.pet.models import ClusterId, Correction, MediaId, PetId
 from sploot_cluster.store import ledger_json as ledger
 
 PET = PetId(42)

@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
 from redis.retry import Retry
 
+from sploot_cluster.decide.corrections.merge import Merge
 from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict, StoreUnavailable, UnreadablePet
 from sploot_cluster.pet.models import (
     NOISE,
@@ -25,7 +26,6 @@ from sploot_cluster.pet.models import (
     ClusterId,
     KeptTree,
     MediaId,
-    Merge,
     Origin,
     PetId,
     PetState,

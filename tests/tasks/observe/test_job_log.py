@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from broker import DeadLetter, RedisStreamsBroker
 from sploot_cluster.errors import DimensionMismatch, InvalidInput
-from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, MERGE_CLUSTERS, RECLUSTER_PET
+from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, RECLUSTER_PET
 from tasks.observe.job_facts import current_job
 from tasks.observe.job_log import LoadEngine, RecordJobs, outcome_of
 from tasks.observe.metrics import JobMetrics
@@ -107,7 +107,7 @@ def test_job_is_counted_timed_and_logged_in_one_line(pool: Pool, logged: pytest.
 def test_age_is_unknown_when_a_job_has_a_future_time(
     pool: Pool, logged: pytest.LogCaptureFixture, redis_client: redis.Redis, claimed: str
 ) -> None:
-    actor = dramatiq.actor(actor_name=MERGE_CLUSTERS, broker=pool.broker)(lambda: None)
+    actor = dramatiq.actor(actor_name="merge_clusters", broker=pool.broker)(lambda: None)
     ahead_ms = 1000 * int(time.time()) + 3_600_000
     message = actor.message() if claimed == "entry" else actor.message().copy(message_timestamp=ahead_ms)
     redis_client.xadd(
@@ -140,7 +140,7 @@ def test_failed_attempts_and_retries_are_counted_once_each(pool: Pool, logged: p
 
 
 def test_invalid_field_is_logged_without_a_traceback(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
-    @dramatiq.actor(actor_name=MERGE_CLUSTERS, broker=pool.broker, throws=(InvalidInput,))
+    @dramatiq.actor(actor_name="merge_clusters", broker=pool.broker, throws=(InvalidInput,))
     def refuse() -> None:
         raise InvalidInput("cluster_ids", "is empty", "send two")
 

@@ -1,0 +1,31 @@
+"""The corrections that people can make: one module per verb, and the one list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sploot_cluster.decide.corrections.base import LedgerEntry, Request
+from sploot_cluster.decide.corrections.dismiss import Dismissal, DismissMedia
+from sploot_cluster.decide.corrections.exclude import ExcludeMedia, Exclusion
+from sploot_cluster.decide.corrections.merge import Merge, MergeClusters
+from sploot_cluster.decide.corrections.restore import RestoreRevision
+from sploot_cluster.decide.corrections.split import Split, SplitCluster
+from sploot_cluster.decide.corrections.undo import Undo, UndoFeedback
+
+# In the order in which documents list them.
+_REQUESTS: Final[tuple[type[Request[Any]], ...]] = (
+    MergeClusters,
+    SplitCluster,
+    ExcludeMedia,
+    DismissMedia,
+    UndoFeedback,
+    RestoreRevision,
+)
+_ENTRIES: Final[tuple[type[LedgerEntry], ...]] = (Merge, Split, Exclusion, Dismissal, Undo)
+
+VERBS: Final[Mapping[str, type[Request[Any]]]] = {request.verb: request for request in _REQUESTS}
+ENTRIES: Final[Mapping[str, type[LedgerEntry]]] = {entry.kind: entry for entry in _ENTRIES}
+
+# The kinds of commits in a pet's history.
+CHANGE_KINDS: Final = ("arrival", "recluster", *VERBS, "delete", "switch")

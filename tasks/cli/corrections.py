@@ -1,0 +1,63 @@
+"""One command for each correction verb, made from the fields of its request."""
+
+from __future__ import annotations
+
+from inspect import Parameter, Signature
+from typing import Annotated, Any
+
+import typer
+
+from sploot_cluster.decide.corrections import VERBS
+from sploot_cluster.decide.corrections.base import Request
+from sploot_cluster.fields import Field, ListOf, Text, Whole, required_of
+from tasks.cli.shared import AsJson, By, Pet, Wait, open_tasks, report
+
+app = typer.Typer()
+
+
+def _command(request: type[Request[Any]]) -> Any:
+    """Return a function with the parameters that Typer reads: the pet, the request's own fields, common options."""
+    own = {name: field for name, field in request.body().items() if name != "pet_id"}
+
+    def command(*, pet: int, by: str, wait: float | None, as_json: bool, **given: Any) -> None:
+        asked = request(pet_id=pet, requested_by=by, **given)
+        with open_tasks() as tasks:
+            report(tasks, tasks.correct(asked), wait, as_json=as_json)
+
+    parameters = [_parameter("pet", Pet)]
+    parameters += [_own_parameter(name, field, is_required=name in required_of(request)) for name, field in own.items()]
+    parameters += [_parameter("by", By), _parameter("wait", Wait, None), _parameter("as_json", AsJson, False)]
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = request.description()
+    return command
+
+
+def _own_parameter(name: str, field: Field, *, is_required: bool) -> Parameter:
+    """Return the parameter of a field: an argument if it is required and no list of items, else an option."""
+    type_: Any
+    match field.kind:
+        case Whole():
+            type_, metavar = int, "ID" if name.endswith("_id") else name.upper()
+        case ListOf(of=Whole()):
+            type_, metavar = list[int], "ID ID..."
+        case ListOf():
+            type_, metavar = list[str], ""
+        case Text():
+            type_, metavar = str, name.upper()
+        case _:
+            raise TypeError(f"{name} has a kind that no command can take: {field.kind}")
+    if not is_required:
+        return _parameter(name, Annotated[type_ | None, typer.Option(help=field.description)], None)
+    if type_ == list[str]:
+        option = typer.Option(f"--{name.removesuffix('_ids')}", help=f"{field.description} Repeat the option for more.")
+        return _parameter(name, Annotated[type_, option])
+    return _parameter(name, Annotated[type_, typer.Argument(help=field.description, metavar=metavar)])
+
+
+def _parameter(name: str, annotation: Any, default: Any = Parameter.empty) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+for _verb, _request in VERBS.items():
+    app.command(_verb)(_command(_request))
