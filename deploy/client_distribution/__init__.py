@@ -11,6 +11,7 @@ import ast
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,10 @@ ROOT: Final = Path(__file__).parents[2]
 PACKAGE: Final = "sploot_cluster_client"
 ENTRY: Final = "tasks.client"
 COPIED: Final = ("tasks", "sploot_cluster")  # module by module; broker/ is copied whole
+# Modules that plan a correction. Requests import them only when a worker plans them.
+LEFT_OUT: Final = frozenset(
+    f"sploot_cluster.decide.{module}" for module in ("assignment", "corrections.planning", "resolving", "restoring")
+)
 
 
 def build(directory: Path) -> Path:
@@ -45,7 +50,10 @@ def build(directory: Path) -> Path:
 
 
 def modules() -> list[str]:
-    """Return the names of the modules that the client imports, directly or not, including imports in functions."""
+    """Return the names of the modules that the client imports, directly or not, including imports in functions.
+
+    Imports for type checkers and those of ``LEFT_OUT`` do not count.
+    """
     found: set[str] = set()
     waiting = [ENTRY]
     while waiting:
@@ -68,7 +76,7 @@ def _imported(module: str) -> list[str]:
         ValueError: an import has a form that cannot be copied.
     """
     found = []
-    for node in ast.walk(ast.parse(_path(module).read_text(encoding="utf-8"))):
+    for node in _running(ast.parse(_path(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.partition(".")[0] in (*COPIED, "broker"):
@@ -79,7 +87,15 @@ def _imported(module: str) -> list[str]:
             if node.module in COPIED and len(submodules) < len(inside):
                 raise ValueError(f"{module}: expected an import from a module, found one from {node.module} itself")
             found += submodules if node.module in COPIED else [*submodules, node.module]
-    return found
+    return [name for name in found if name not in LEFT_OUT]
+
+
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes of a module, without those below ``if TYPE_CHECKING``."""
+    yield tree
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield from _running(node)
 
 
 def _copy(module: str, package: Path) -> None:

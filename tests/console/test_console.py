@@ -48,7 +48,7 @@ def test_clusters_can_be_merged_and_the_merge_undone(page: Page, album: ClusterS
 
     page.labelled(f"Choose cluster {first}").click()
     page.labelled(f"Choose cluster {second}").click()
-    page.click("Merge 2 clusters")
+    page.click("Merge: 2 clusters")
     page.sees(f"sploot-cluster merge {PET} {first} {second}")
     page.click("Merge", within="//dialog")
 
@@ -66,7 +66,7 @@ def test_items_can_be_split_off_a_cluster(page: Page, album: ClusterService, wor
     page.click(cluster.media[0])
     page.labelled(f"Choose {cluster.media[0]}").click()
     page.labelled(f"Choose {cluster.media[1]}").click()
-    page.click("Split off 2 items")
+    page.click("Split off: 2 items")
     page.click("Split off", within="//dialog")
 
     page.sees("30 items in 4 clusters")
@@ -141,7 +141,7 @@ def test_item_can_be_excluded_and_another_dismissed(page: Page, album: ClusterSe
     page.open(f"pet/{PET}")
     page.click(second)
     page.labelled(f"Choose {second}").click()
-    page.click("Dismiss 1 item")
+    page.click("Dismiss: 1 item")
     page.click("Dismiss", within="//dialog")
 
     page.sees("1 dismissed")

@@ -63,7 +63,7 @@ def test_tick_in_another_cluster_unticks_items_of_the_first(page: Page, album: C
 
     assert ticked(page) == {"s1-0"}
     page.sees("3 unticked: a correction applies to clusters, or to items of one cluster.")
-    page.click("Split off 1 item")
+    page.click("Split off: 1 item")
     assert listed(page) == {"s1-0"}
     page.click("Split off", within="//dialog")
     page.sees("32 items in 4 clusters")
@@ -83,7 +83,7 @@ def test_untick_does_not_restore_an_earlier_selection(page: Page, album: Cluster
     page.sees("Split off: choose items")
     tick(page, "s0-2")
     assert ticked(page) == {"s0-2"}
-    page.sees("Split off 1 item")
+    page.sees("Split off: 1 item")
 
 
 def test_tick_in_the_noise_unticks_items_of_a_cluster(page: Page, album: ClusterService, worker: None) -> None:
@@ -94,7 +94,7 @@ def test_tick_in_the_noise_unticks_items_of_a_cluster(page: Page, album: Cluster
     tick(page, "s7-0", "s8-0")
 
     assert ticked(page) == {"s7-0", "s8-0"}
-    page.click("Dismiss 2 items")
+    page.click("Dismiss: 2 items")
     assert listed(page) == {"s7-0", "s8-0"}
     page.click("Dismiss", within="//dialog")
     page.sees("2 dismissed")
@@ -134,7 +134,7 @@ def test_moved_items_are_unticked_when_the_pet_is_reloaded(page: Page, album: Cl
 def test_merge_dialog_shows_the_command_of_its_button(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     tick(page, "cluster 1", "cluster 3")
-    page.click("Merge 2 clusters")
+    page.click("Merge: 2 clusters")
     command = page.browser.find_element(By.CSS_SELECTOR, "#dialog code")
     assert command.text == f"sploot-cluster merge {PET} 1 3"
 
@@ -173,7 +173,7 @@ def test_merge_succeeds_while_items_arrive(page: Page, album: ClusterService, wo
 
     with uploads(album):
         eventually(lambda: album.revision(PET) > seen)
-        page.click("Merge 2 clusters")
+        page.click("Merge: 2 clusters")
         arrived = album.revision(PET)
         eventually(lambda: album.revision(PET) > arrived)
         page.click("Merge", within="//dialog")
@@ -192,7 +192,7 @@ def test_merge_is_refused_when_another_user_merged_the_clusters(
     album.merge(PET, [ClusterId(2), ClusterId(3)], operation_id="m", by="bob")
     take(album, 0, range(20, 22))
 
-    page.click("Merge 2 clusters")
+    page.click("Merge: 2 clusters")
     page.click("Merge", within="//dialog")
 
     page.sees("since then: merge by bob, 2 arrivals")

@@ -134,7 +134,7 @@ def test_correction_dialog_is_confirmed_with_enter(page: Page, album: ClusterSer
     page.open(f"pet/{PET}")
     page.labelled("Choose cluster 1").click()
     page.labelled("Choose cluster 2").click()
-    page.click("Merge 2 clusters")
+    page.click("Merge: 2 clusters")
     page.sees("sploot-cluster merge")
 
     assert focused(page).text == "Merge"
@@ -147,13 +147,13 @@ def test_escape_cancels_a_correction_and_keeps_the_selection(page: Page, album: 
     page.open(f"pet/{PET}")
     page.labelled("Choose cluster 1").click()
     page.labelled("Choose cluster 2").click()
-    page.click("Merge 2 clusters")
+    page.click("Merge: 2 clusters")
     page.sees("sploot-cluster merge")
 
     press(page, Keys.ESCAPE)
 
-    page.sees("Merge clusters 1, 2: cancelled; nothing was changed.")
-    page.sees("Merge 2 clusters…")
+    page.sees("Merge clusters: 1, 2: cancelled; nothing was changed.")
+    page.sees("Merge: 2 clusters…")
 
 
 def test_explanation_closes_with_its_one_button_without_notice(page: Page, album: ClusterService) -> None:

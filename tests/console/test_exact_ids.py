@@ -67,14 +67,14 @@ def tick_items(page: Page, service: ClusterService, pet: PetId, n: int) -> list[
 def merge(page: Page, service: ClusterService, pet: PetId) -> None:
     page.labelled("Choose cluster 1").click()
     page.labelled("Choose cluster 2").click()
-    page.click("Merge 2 clusters")
+    page.click("Merge: 2 clusters")
     page.sees(f"sploot-cluster merge {pet} 1 2")
     page.click("Merge", within="//dialog")
 
 
 def split(page: Page, service: ClusterService, pet: PetId) -> None:
     first, second = tick_items(page, service, pet, 2)
-    page.click("Split off 2 items")
+    page.click("Split off: 2 items")
     page.sees(f"sploot-cluster split {pet} 1 --media {first} --media {second}")
     page.click("Split off", within="//dialog")
 
@@ -88,7 +88,7 @@ def exclude(page: Page, service: ClusterService, pet: PetId) -> None:
 
 def dismiss(page: Page, service: ClusterService, pet: PetId) -> None:
     (item,) = tick_items(page, service, pet, 1)
-    page.click("Dismiss 1 item")
+    page.click("Dismiss: 1 item")
     page.sees(f"sploot-cluster dismiss {pet} --media {item}")
     page.click("Dismiss", within="//dialog")
 
@@ -295,6 +295,6 @@ def test_item_named_with_digits_stays_text(page: Page, service: ClusterService) 
     page.open(f"pet/{MINE}")
 
     page.labelled(f"Choose {digits}").click()
-    page.click("Dismiss 1 item")
+    page.click("Dismiss: 1 item")
 
     page.sees(f"sploot-cluster dismiss {MINE} --media {digits}")

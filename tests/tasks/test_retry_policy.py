@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import dramatiq
@@ -20,58 +19,13 @@ from sploot_cluster.errors import (
     UnknownCluster,
     UnreadablePet,
 )
-from tasks import contracts, retry_policy
+from tasks import retry_policy
+from tasks.contracts import QUEUE_OF
 from tasks.retry_policy import NEVER_RETRIED, POLICIES, RetryPolicy
-
-MS = {"s": 1_000, "min": 60_000}
-
-
-def as_ms(text: str) -> int:
-    """Return the milliseconds of a time such as ``5 min``."""
-    number, unit = text.split()
-    return int(number) * MS[unit]
-
-
-def documented() -> dict[str, RetryPolicy]:
-    """Return the policies in the module's docstring."""
-    lines = (retry_policy.__doc__ or "").splitlines()
-    rules = [at for at, line in enumerate(lines) if line.startswith("====")]
-    columns = [match.span() for match in re.finditer("=+", lines[rules[0]])]
-    policies: dict[str, RetryPolicy] = {}
-    policy: RetryPolicy | None = None
-    for line in lines[rules[1] + 1 : rules[2]]:
-        actor, retries, waits, limit = (line[start:end].strip() for start, end in columns[:4])
-        if retries:
-            shortest, longest = (as_ms(wait) for wait in waits.split(" to ")) if int(retries) else (0, 0)
-            policy = RetryPolicy(int(retries), shortest, longest, time_limit_ms=as_ms(limit))
-        if actor:
-            assert policy is not None
-            policies[actor] = policy
-    return policies
-
-
-def test_policy_table_in_the_docstring_matches_the_code() -> None:
-    # without retries there are no waits
-    running = {
-        actor: policy if policy.max_retries else replace(policy, min_backoff_ms=0, max_backoff_ms=0)
-        for actor, policy in POLICIES.items()
-    }
-
-    assert documented() == running
 
 
 def test_every_actor_has_a_policy() -> None:
-    actors = {
-        contract.actor_name
-        for contract in vars(contracts).values()
-        if isinstance(getattr(contract, "actor_name", 0), str)
-    }
-
-    assert len(actors) == 9
-    assert (
-        actors | {contracts.EXPORT_PENDING_JOBS, contracts.EXPORT_STREAM_LAG, contracts.EXPORT_MEDIA_TOTALS}
-        == POLICIES.keys()
-    )
+    assert POLICIES.keys() == QUEUE_OF.keys()
 
 
 def test_policy_docstring_names_every_domain_error() -> None:

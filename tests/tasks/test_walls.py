@@ -48,10 +48,17 @@ def test_thin_client_in_use_loads_no_engine() -> None:
 
     assert "broker.broker" in modules
     assert packages_of(modules) & ENGINE == set()
-    assert {module for module in modules if module.startswith("sploot_cluster")} <= {
-        "sploot_cluster",
+    ours = {module for module in modules if module.startswith("sploot_cluster.")}
+    requests = {module for module in ours if module.startswith("sploot_cluster.decide.corrections")}
+    assert "sploot_cluster.decide.corrections.planning" not in requests
+    assert ours - requests <= {
+        "sploot_cluster.decide",
         "sploot_cluster.errors",
+        "sploot_cluster.fields",
         "sploot_cluster.jobs",
+        "sploot_cluster.limits",
+        "sploot_cluster.pet",
+        "sploot_cluster.pet.models",
         "sploot_cluster.printable",
         "sploot_cluster.refusals",
     }

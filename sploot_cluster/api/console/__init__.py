@@ -7,13 +7,17 @@ policy blocks foreign scripts.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from sploot_cluster.api.problems import NOT_FOUND, Refusal, shown
+from sploot_cluster.decide.corrections import ENTRIES, VERBS
+from sploot_cluster.fields import Whole, required_of
 
 _TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "json": "application/json"}
 
@@ -27,11 +31,46 @@ _HEADERS: Final = {
 }
 
 
+def _corrections() -> bytes:
+    """Return the correction verbs as the page needs them: what each takes of the selection, and its other fields."""
+    verbs: list[dict[str, Any]] = []
+    for verb, request in VERBS.items():
+        fields = {name: field for name, field in request.body().items() if name != "pet_id"}
+        verbs.append(
+            {
+                "verb": verb,
+                "title": request.title,
+                "button": request.button,
+                "description": request.description(),
+                "takes": _selection(fields),
+                "options": [
+                    {
+                        "name": name,
+                        "type": "id" if isinstance(field.kind, Whole) else "text",
+                        "description": field.description,
+                    }
+                    for name, field in fields.items()
+                    if name not in required_of(request)
+                ],
+            }
+        )
+    return json.dumps({"verbs": verbs, "undoable": [*ENTRIES]}).encode()
+
+
+def _selection(fields: Collection[str]) -> str:
+    if "cluster_ids" in fields:
+        return "clusters"
+    if "media_ids" in fields:
+        return "items of one cluster" if "cluster_id" in fields else "items"
+    return "revision"
+
+
 def console_router() -> APIRouter:
     """Return the routes ``/`` and ``/console/…``. They require no token, because the page itself contains no data."""
     root = files(__package__) / "static"
     assets = {item.name: item.read_bytes() for item in root.iterdir() if item.is_file()}
     page = assets.pop("index.html").decode()
+    assets["corrections.json"] = _corrections()
     router = APIRouter(include_in_schema=False)
 
     @router.get("/", operation_id="get_console")

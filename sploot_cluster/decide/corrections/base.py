@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from inspect import cleandoc
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypedDict, TypeVar
 
 from sploot_cluster.fields import ID, Checked, Field, Text, Whole, checked, fields_of, given
@@ -68,6 +67,7 @@ class Request(Checked, ABC, Generic[Answer]):
         verb: its name on the client, in HTTP paths, on the command line, in the history and in metrics.
         actor_name: the name of its actor, and of its operation in the OpenAPI document.
         title: what it does, in a few words.
+        button: the same in one or two words.
         requested_by: the labeller, for the pet's history.
         expected_revision: the revision that the labeller saw; refused if items have moved since. None: no check.
     """
@@ -75,6 +75,7 @@ class Request(Checked, ABC, Generic[Answer]):
     verb: ClassVar[str]
     actor_name: ClassVar[str]
     title: ClassVar[str]
+    button: ClassVar[str]
 
     pet_id: int = given(ID, "Id of the pet.", 42)
     requested_by: str = given(Text(), "The labeller.", "ada", default=UNKNOWN_REQUESTER, kw_only=True)
@@ -85,7 +86,7 @@ class Request(Checked, ABC, Generic[Answer]):
     @classmethod
     def description(cls) -> str:
         """Return what the verb does, as one paragraph for labellers."""
-        return cleandoc(cls.__doc__ or "")
+        return " ".join((cls.__doc__ or "").split())
 
     @classmethod
     def body(cls) -> dict[str, Field]:

@@ -24,6 +24,7 @@ class DismissMedia(LedgerRequest):
     verb: ClassVar[str] = "dismiss"
     actor_name: ClassVar[str] = "dismiss_media"
     title: ClassVar[str] = "Dismiss items from all clusters"
+    button: ClassVar[str] = "Dismiss"
 
     media_ids: Sequence[str] = given(
         ListOf(Text(), MAX_MEDIA_IDS), "Items of the pet, in any cluster or none.", ("blurred.jpg",)

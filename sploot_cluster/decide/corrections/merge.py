@@ -26,6 +26,7 @@ class MergeClusters(LedgerRequest):
     verb: ClassVar[str] = "merge"
     actor_name: ClassVar[str] = "merge_clusters"
     title: ClassVar[str] = "Merge clusters"
+    button: ClassVar[str] = "Merge"
 
     cluster_ids: Sequence[int] = given(
         ListOf(ID, MAX_CLUSTER_IDS, shortest=2), "Ids of at least two clusters of the pet.", (3, 7)

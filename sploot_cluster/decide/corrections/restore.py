@@ -18,6 +18,7 @@ class RestoreRevision(Request[Restored]):
     verb: ClassVar[str] = "restore"
     actor_name: ClassVar[str] = "restore_revision"
     title: ClassVar[str] = "Restore an earlier revision"
+    button: ClassVar[str] = "Restore"
 
     revision: int = given(ID, "Revision to restore; see the pet's history.", 17)
 

@@ -22,6 +22,7 @@ class SplitCluster(LedgerRequest):
     verb: ClassVar[str] = "split"
     actor_name: ClassVar[str] = "split_cluster"
     title: ClassVar[str] = "Split items off into a new cluster"
+    button: ClassVar[str] = "Split off"
 
     cluster_id: int = given(ID, "Id of the cluster that the items leave.", 3)
     media_ids: Sequence[str] = given(

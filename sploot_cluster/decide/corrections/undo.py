@@ -21,6 +21,7 @@ class UndoFeedback(LedgerRequest):
     verb: ClassVar[str] = "undo"
     actor_name: ClassVar[str] = "undo_feedback"
     title: ClassVar[str] = "Undo a correction"
+    button: ClassVar[str] = "Undo"
 
     revision: int = given(ID, "Revision of the correction to undo; see the pet's history.", 17)
 

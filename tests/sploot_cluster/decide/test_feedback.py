@@ -83,7 +83,14 @@ def test_merge_into_a_cluster_not_among_them_is_rejected(service: ClusterService
 
 def test_unknown_cluster_error_names_the_field(service: ClusterService) -> None:
     with pytest.raises(UnknownCluster) as refused:
-        service.merge(PET, [ONE, TWO], into=ClusterId(9), operation_id="1", by="ada")
+        service.merge(PET, [ONE, ClusterId(9)], into=ClusterId(9), operation_id="1", by="ada")
+
+    assert refused.value.field == "cluster_ids"
+
+
+def test_merge_into_a_cluster_that_is_not_merged_is_rejected(service: ClusterService) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        service.merge(PET, [ONE, TWO], into=THREE, operation_id="1", by="ada")
 
     assert refused.value.field == "into"
 

@@ -40,7 +40,7 @@ corrections = st.one_of(
         aliases=st.dictionaries(cluster, cluster, max_size=3),
     ),
     st.builds(Split, **common, source=cluster, created=cluster, moved=several, remaining=several),
-    st.builds(Exclusion, **common, source=cluster, media=several, remaining=several),
+    st.builds(Exclusion, **common, source=cluster, excluded=several, remaining=several),
     st.builds(
         Dismissal,
         **common,

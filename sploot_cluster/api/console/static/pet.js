@@ -1,6 +1,6 @@
 // The page of one pet: its clusters, its history, and the corrections that can be made.
 
-import { get, post } from "./api.js";
+import { asset, get, post } from "./api.js";
 import { ask, count, h, notice, shell, inform, table, when } from "./dom.js";
 import { byId } from "./exact.js";
 import { watch } from "./job.js";
@@ -19,9 +19,9 @@ export const pet = {
   async load({ rest: [id] }) {
     if (!id) return null;
     const base = `pets/${encodeURIComponent(id)}`;
-    const [clusters, history] = await Promise.all([get(`${base}/clusters`), get(`${base}/history?limit=50`)]);
+    const [clusters, history, corrections] = await Promise.all([get(`${base}/clusters`), get(`${base}/history?limit=50`), asset("corrections.json")]);
     if (chosen.pet !== id) chosen = nothing(id);
-    return { id, clusters, history };
+    return { id, clusters, history, corrections };
   },
   draw(data, { rest }, again) {
     const id = h("input", { name: "pet", value: rest[0] ?? "", required: true, inputmode: "numeric", pattern: "[1-9][0-9]*", placeholder: "pet id", "aria-label": "Pet id" });
@@ -46,22 +46,25 @@ export const pet = {
   },
 };
 
+// What each kind of verb needs of the selection; null if it is not there.
+const FILLED = {
+  clusters: ({ clusters }) => (clusters.size > 1 ? { cluster_ids: [...clusters].sort(byId) } : null),
+  "items of one cluster": ({ from, media }) => (media.size && from !== null ? { cluster_id: from, media_ids: [...media] } : null),
+  items: ({ media }) => (media.size ? { media_ids: [...media] } : null),
+};
+
 function verbs(data, again) {
-  const { from, clusters } = chosen;
-  const merged = [...clusters].sort(byId);
-  const names = [...chosen.media];
-  const isInCluster = names.length > 0 && from !== null;
-  const counted = manyItems(names.length);
-  const verb = (text, can, act) => h("button", { type: "button", class: can ? "main" : null, disabled: !can, onclick: act }, text);
+  const button = (verb) => {
+    const filled = FILLED[verb.takes](chosen);
+    const text = filled ? `${counted(filled)}…` : `choose ${verb.takes === "clusters" ? "clusters" : "items"}`;
+    return h("button", { type: "button", class: filled ? "main" : null, disabled: !filled, onclick: () => correct(data, verb, filled, again) }, `${verb.button}: ${text}`);
+  };
   return h(
     "div",
     { class: "row", id: "verbs" },
     h("button", { type: "button", onclick: () => recluster(data, again) }, "Recluster…"),
-    verb(merged.length < 2 ? "Merge: choose clusters" : `Merge ${merged.length} clusters…`, merged.length > 1, () => merge(data, merged, again)),
-    verb(isInCluster ? `Split off ${counted}…` : "Split off: choose items", isInCluster, () => split(data, from, names, again)),
-    verb(isInCluster ? `Not this cluster: ${counted}…` : "Not this cluster: choose items", isInCluster, () => exclude(data, from, names, again)),
-    verb(names.length > 0 ? `Dismiss ${counted}…` : "Dismiss: choose items", names.length > 0, () => dismiss(data, names, again)),
-    (merged.length > 0 || names.length > 0) && h("button", { type: "button", onclick: () => (clearSelection(), again()) }, "Clear selection"),
+    data.corrections.verbs.filter((verb) => FILLED[verb.takes]).map(button),
+    (chosen.clusters.size > 0 || chosen.media.size > 0) && h("button", { type: "button", onclick: () => (clearSelection(), again()) }, "Clear selection"),
   );
 }
 
@@ -186,85 +189,52 @@ function historyTable(data, again) {
     h(
       "td",
       { class: "actions" },
-      UNDOABLE.has(entry.kind) && h("button", { type: "button", onclick: () => undo(data, entry, again) }, "Undo…"),
-      " ",
+      data.corrections.verbs
+        .filter(({ takes, verb }) => takes === "revision" && (verb === "undo" ? data.corrections.undoable.includes(entry.kind) : entry.revision !== data.clusters.revision))
+        .map((verb) => [h("button", { type: "button", onclick: () => correct(data, verb, { revision: entry.revision }, again) }, `${verb.button}…`), " "]),
       entry.revision !== data.clusters.revision && h("button", { type: "button", onclick: () => compare(data, entry, again) }, "Compare…"),
     ),
   ]);
   return table(["revision", "kind", "when", "by", "summary", ""], rows, { empty: "No reclusters or corrections yet." });
 }
 
-const UNDOABLE = new Set(["merge", "split", "exclude", "dismiss", "undo"]);
-
-/** Send a correction of the revision that is shown; the server refuses it if items were moved since. */
-async function correct(data, again, what, path, body) {
+/** Ask for the rest of a correction, and send it; the server refuses it if items of the revision that is shown were moved since. */
+async function correct(data, verb, filled, again) {
+  const given = (answers) => Object.fromEntries(verb.options.map(({ name }) => [name, answers.get(name)]).filter(([, value]) => value));
+  const answers = await ask({
+    title: `${verb.title}: ${filled.cluster_ids?.join(", ") ?? filled.revision ?? (filled.cluster_id ? `${counted(filled)} of cluster ${filled.cluster_id}` : counted(filled))}`,
+    body: [h("p", {}, verb.description), filled.media_ids && h("ul", { class: "media" }, filled.media_ids.map((item) => h("li", {}, item))), verb.options.map((option) => optional(option, filled, data))],
+    action: verb.button,
+    cli: (values) => ({ "On the command line:": shell(verb.verb, data.id, ...words(filled), ...Object.entries(given(values)).flatMap(([name, value]) => [`--${name}`, value])) }),
+  });
+  if (!answers) return;
   try {
-    const accepted = await post(path, { pet_id: data.id, ...body }, { "If-Match": `"${data.clusters.revision}"` });
-    if (accepted.n_arrivals) notice(`${what}: ${count(accepted.n_arrivals)} ${accepted.n_arrivals === 1 ? "item" : "items"} arrived since this page was loaded.`);
-    const status = await watch(accepted, what);
+    const accepted = await post(`clusters/${verb.verb}`, { pet_id: data.id, ...filled, ...given(answers) }, { "If-Match": `"${data.clusters.revision}"` });
+    if (accepted.n_arrivals) notice(`${verb.title}: ${count(accepted.n_arrivals)} ${accepted.n_arrivals === 1 ? "item" : "items"} arrived since this page was loaded.`);
+    const status = await watch(accepted, verb.title);
     if (status?.state === "succeeded") {
       clearSelection();
       again();
     }
   } catch (error) {
-    notice(`${what}: ${error.message}`, { kind: "bad", stay: true });
+    notice(`${verb.title}: ${error.message}`, { kind: "bad", stay: true });
     if (error.status === 412) again();
   }
 }
 
-async function merge(data, ids, again) {
+const counted = ({ cluster_ids, media_ids }) => (cluster_ids ? `${count(cluster_ids.length)} clusters` : manyItems(media_ids.length));
+
+/** Return the arguments of the command that does the same. */
+const words = ({ cluster_ids = [], cluster_id, revision, media_ids = [] }) => [...cluster_ids, ...[cluster_id, revision].filter((id) => id !== undefined), ...media_ids.flatMap((item) => ["--media", item])];
+
+/** Return the input of an option: a choice among the chosen clusters for an id, else text. */
+function optional({ name, type, description }, { cluster_ids }, data) {
   const sizes = new Map(data.clusters.clusters.map((cluster) => [cluster.cluster_id, cluster.size]));
-  const into = h("select", { name: "into" }, h("option", { value: "" }, "the largest"), ids.map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} items)`)));
-  const answers = await ask({
-    title: `Merge clusters ${ids.join(", ")}`,
-    body: [h("p", {}, "Their items stay together in every later recluster, until you undo the merge."), h("label", { class: "row" }, "Keep cluster: ", into)],
-    action: "Merge",
-    cli: (values) => ({ "On the command line:": shell("merge", data.id, ...ids, ...(values.get("into") ? ["--into", values.get("into")] : [])) }),
-  });
-  if (answers) correct(data, again, "merge", "clusters/merge", { cluster_ids: ids, ...(answers.get("into") ? { into: answers.get("into") } : {}) });
-}
-
-async function split(data, cluster, media, again) {
-  const answers = await ask({
-    title: `Split ${manyItems(media.length)} off cluster ${cluster}`,
-    body: [h("p", {}, "These items become a new cluster. They stay separate from the others in every later recluster, until you undo it."), listed(media)],
-    action: "Split off",
-    cli: shell("split", data.id, cluster, ...named(media)),
-  });
-  if (answers) correct(data, again, "split off", "clusters/split", { cluster_id: cluster, media_ids: media });
-}
-
-async function undo(data, entry, again) {
-  const answers = await ask({
-    title: `Undo the ${entry.kind} of revision ${entry.revision}`,
-    body: h("p", {}, `This correction was made by ${entry.by}. An undo can itself be undone.`),
-    action: "Undo",
-    cli: shell("undo", data.id, entry.revision),
-  });
-  if (answers) correct(data, again, "undo", "clusters/undo", { revision: entry.revision });
-}
-
-const listed = (media) => h("ul", { class: "media" }, media.map((item) => h("li", {}, item)));
-const named = (media) => media.flatMap((item) => ["--media", item]);
-
-async function exclude(data, cluster, media, again) {
-  const answers = await ask({
-    title: `Not cluster ${cluster}`,
-    body: [h("p", {}, "These items leave the cluster and never return to it. They may join other clusters. You can undo this."), listed(media)],
-    action: "Not this cluster",
-    cli: shell("exclude", data.id, cluster, ...named(media)),
-  });
-  if (answers) correct(data, again, "not this cluster", "clusters/exclude", { cluster_id: cluster, media_ids: media });
-}
-
-async function dismiss(data, media, again) {
-  const answers = await ask({
-    title: `Dismiss ${manyItems(media.length)}`,
-    body: [h("p", {}, "These items belong to no cluster, and no recluster will assign them to one. You can undo this."), listed(media)],
-    action: "Dismiss",
-    cli: shell("dismiss", data.id, ...named(media)),
-  });
-  if (answers) correct(data, again, "dismiss", "clusters/dismiss", { media_ids: media });
+  const input =
+    type === "id" && cluster_ids
+      ? h("select", { name }, h("option", { value: "" }, "default"), cluster_ids.map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} items)`)))
+      : h("input", { name });
+  return h("label", { class: "row" }, `${description} `, input);
 }
 
 // -- previews, comparisons and explanations ---------------------------------------------------------------------
