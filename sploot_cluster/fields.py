@@ -107,10 +107,7 @@ class ListOf(Generic[Item]):
             raise InvalidInput(name, f"has {len(entries)} entries", f"send at most {self.longest}")
         checked: dict[Item, None] = {}
         for at, entry in enumerate(entries):
-            try:
-                checked[self.of.check(name, entry)] = None
-            except InvalidInput as refused:
-                raise InvalidInput(name, f"entry {at} {refused.problem}", refused.hint) from None
+            checked[self.of.check(f"{name}[{at}]", entry)] = None
         if len(checked) < self.shortest:
             problem = f"has too few different entries ({len(checked)})" if checked else "is empty"
             raise InvalidInput(name, problem, f"send at least {self.shortest}")

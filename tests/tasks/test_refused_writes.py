@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from tasks.doctor import Finding, diagnose, installation_of
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.exposition import expose, why_not_ready
 from tasks.settings import Settings
+from tests.corrections import EXAMPLES, as_body, as_words
 from tests.refusing import REFUSING
 from tests.sploot_cluster.albums import PET, name, take
 from tests.sploot_cluster.api.front import API, client_of
@@ -70,12 +72,7 @@ MEDIUM: Final[dict[str, Any]] = {"pet_id": 1, "media_id": "new", "model": "clip@
 CALLS: Final[dict[str, Callable[[ClusterTasks], object]]] = {
     "recluster": lambda tasks: tasks.recluster(1),
     "preview": lambda tasks: tasks.preview(1),
-    "merge": lambda tasks: tasks.merge(1, [1, 2]),
-    "split": lambda tasks: tasks.split(1, 1, ["a"]),
-    "exclude": lambda tasks: tasks.exclude(1, 1, ["a"]),
-    "dismiss": lambda tasks: tasks.dismiss(1, ["a"]),
-    "undo": lambda tasks: tasks.undo(1, 1),
-    "restore": lambda tasks: tasks.restore(1, 1),
+    **{verb: partial(ClusterTasks.correct, request=request) for verb, request in EXAMPLES.items()},
     "ingest": lambda tasks: tasks.ingest(**MEDIUM),
     "ingest_many": lambda tasks: tasks.ingest_many([MEDIUM]),
     "request_recluster": lambda tasks: tasks.request_recluster(1, reason="r", delay_ms=1),
@@ -114,12 +111,7 @@ def test_client_call_after_the_refusal_is_enqueued(
 
 BODIES: Final[dict[str, Any]] = {
     "recluster": {"pet_id": PET},
-    "merge_clusters": {"pet_id": PET, "cluster_ids": [1, 2]},
-    "split_cluster": {"pet_id": PET, "cluster_id": 1, "media_ids": [MEDIA]},
-    "exclude_media": {"pet_id": PET, "cluster_id": 1, "media_ids": [MEDIA]},
-    "dismiss_media": {"pet_id": PET, "media_ids": [MEDIA]},
-    "undo_feedback": {"pet_id": PET, "revision": 1},
-    "restore_revision": {"pet_id": PET, "revision": 1},
+    **{request.actor_name: as_body(request) for request in EXAMPLES.values()},
     "ingest_embeddings": {"pet_id": PET, "media_id": "new", "model": "clip@1", "embedding": [1.0, 0.0]},
     "begin_model": {"model": "other@1", "dim": 3},
     "plan_rescue": {"idle_s": 0},
@@ -131,7 +123,7 @@ BODIES: Final[dict[str, Any]] = {
     "apply_plan": {"plan_id": "p-00000000"},
 }
 # Routes that enqueue or write, whatever the state of the pet.
-WORK: Final = frozenset(list(BODIES)[:8])
+WORK: Final = frozenset(list(BODIES)[: list(BODIES).index("begin_model")])
 IN_PATH: Final = {
     "pet_id": str(PET),
     "cluster_id": "1",
@@ -250,15 +242,10 @@ def test_probe_leaves_only_keys_that_expire(client: redis.Redis) -> None:
 
 # -- the command line ------------------------------------------------------------------------------------------------
 
-VERBS: Final = {
+COMMANDS: Final = {
     "recluster": [str(PET)],
     "recluster --preview": [str(PET)],
-    "merge": [str(PET), "1", "2"],
-    "split": [str(PET), "1", "--media", MEDIA],
-    "exclude": [str(PET), "1", "--media", MEDIA],
-    "dismiss": [str(PET), "--media", MEDIA],
-    "undo": [str(PET), "1"],
-    "restore": [str(PET), "1"],
+    **{verb: as_words(request) for verb, request in EXAMPLES.items()},
     "model begin": [str(PET), "other@1", "3"],
     "queue rescue": ["embedding", "--idle", "0s", "--yes"],
     "queue dead requeue": ["embedding", "--all", "--yes"],
@@ -282,7 +269,7 @@ VERBS: Final = {
     "queue resume": ["embedding", "--yes"],
     "queue rescue (plan)": ["embedding", "--idle", "0s"],
 }
-WRITING: Final = frozenset(list(VERBS)[: list(VERBS).index("clusters")])
+WRITING: Final = frozenset(list(COMMANDS)[: list(COMMANDS).index("clusters")])
 
 
 @pytest.mark.slow
@@ -314,7 +301,7 @@ def test_command_under_refusal_is_one_line_and_exit_code_3(
     take(ClusterService(RedisPetStore(client)), 0, range(4))
     files = {"exported": str(exported), "lines": str(lines)}
     with refuse(code):
-        for verb, arguments in VERBS.items():
+        for verb, arguments in COMMANDS.items():
             extra = ["--as", str(PET + 1)] if verb == "import" else []
             ended, err = run(verb, *(one.format(**files) for one in arguments), *extra)
 

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self, TypedDict, TypeVar
 
 from sploot_cluster.fields import ID, Checked, Field, Text, Whole, checked, fields_of, given
 from sploot_cluster.pet.models import Change, ClusterId, Corrected, Correction, HistoryEntry, MediaId, PetState
@@ -92,6 +92,12 @@ class Request(Checked, ABC, Generic[Answer]):
     def body(cls) -> dict[str, Field]:
         """Return the fields that say what to do, without those that say who asks and what they saw."""
         return {name: known for name, known in fields_of(cls).items() if name not in Signed.__annotations__}
+
+    @classmethod
+    def example(cls) -> Self:
+        """Return a request for documents and tests."""
+        fields: dict[str, Any] = {name: known.example for name, known in cls.body().items()}
+        return cls(**fields)
 
     @abstractmethod
     def done_before(self, state: PetState, operation: Operation) -> Answer | None:

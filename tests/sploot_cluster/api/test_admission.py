@@ -12,6 +12,7 @@ import redis
 
 from sploot_cluster.api import IdempotencyStore, MemoryIdempotencyStore, RedisIdempotencyStore, Role, Tokens, check_bind
 from sploot_cluster.api.tokens import MAY_CALL
+from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.errors import InvalidInput
 from tests.sploot_cluster.api.front import API, Front, client_of
 
@@ -97,10 +98,7 @@ READ_ONLY = {
     "get_clusters", "get_cluster", "get_why", "get_tally", "get_history", "get_revision", "compare_revisions",
     "get_model", "get_job", "get_queues",
 }  # fmt: skip
-CORRECTIONS = {
-    "recluster", "merge_clusters", "split_cluster", "exclude_media", "dismiss_media", "undo_feedback",
-    "restore_revision",
-}  # fmt: skip
+CORRECTIONS = {"recluster", *(request.actor_name for request in VERBS.values())}
 
 
 @pytest.mark.parametrize(

@@ -16,27 +16,21 @@ from sploot_cluster.api import ReadinessCheck, ReadinessReport, Tokens
 from sploot_cluster.errors import ModelMismatch, StoreUnavailable, UnreadablePet
 from sploot_cluster.jobs import DeadLetterRef, JobRef, JobStatus, QueueUnavailable, Traces
 from sploot_cluster.pet.models import ClusterId, MediaId
+from tests.corrections import EXAMPLES, as_body
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, client_of
 
 GOOD: dict[str, dict[str, Any]] = {
     "/clusters/recluster": {"pet_id": 42},
-    "/clusters/merge": {"pet_id": 42, "cluster_ids": [3, 7], "into": 3},
-    "/clusters/split": {"pet_id": 42, "cluster_id": 3, "media_ids": ["a", "b"]},
-    "/clusters/exclude": {"pet_id": 42, "cluster_id": 3, "media_ids": ["a", "b"]},
-    "/clusters/dismiss": {"pet_id": 42, "media_ids": ["a", "b"]},
-    "/clusters/undo": {"pet_id": 42, "revision": 17},
-    "/clusters/restore": {"pet_id": 42, "revision": 17},
+    **{f"/clusters/{verb}": as_body(request) for verb, request in EXAMPLES.items()},
     "/embeddings": {"pet_id": 42, "media_id": "a", "model": "clip@1", "embedding": [0.5, 1]},
 }
 NOTED: dict[str, tuple[str, dict[str, Any]]] = {
     "/clusters/recluster": ("recluster", {"pet_id": 42, "by": "loopback", "reason": ""}),
-    "/clusters/merge": ("merge", {"pet_id": 42, "cluster_ids": (3, 7), "into": 3, "by": "loopback"}),
-    "/clusters/split": ("split", {"pet_id": 42, "cluster_id": 3, "media_ids": ("a", "b"), "by": "loopback"}),
-    "/clusters/exclude": ("exclude", {"pet_id": 42, "cluster_id": 3, "media_ids": ("a", "b"), "by": "loopback"}),
-    "/clusters/dismiss": ("dismiss", {"pet_id": 42, "media_ids": ("a", "b"), "by": "loopback"}),
-    "/clusters/undo": ("undo", {"pet_id": 42, "revision": 17, "by": "loopback"}),
-    "/clusters/restore": ("restore", {"pet_id": 42, "revision": 17, "by": "loopback"}),
+    **{
+        f"/clusters/{verb}": (verb, {name: getattr(request, name) for name in request.body()} | {"by": "loopback"})
+        for verb, request in EXAMPLES.items()
+    },
     "/embeddings": ("ingest", {"pet_id": 42, "media_id": "a", "vector": [0.5, 1.0]}),
 }
 

@@ -7,21 +7,25 @@ from typing import Any
 
 import pytest
 
+from sploot_cluster.fields import ID
 from sploot_cluster.pet.models import PetId
+from tests.corrections import EXAMPLES, as_body
 from tests.sploot_cluster.albums import take
 from tests.sploot_cluster.api.front import API, Front
 
 # The first integer that a double cannot hold, one of 19 digits, and the largest id.
 LARGE = [2**53 + 1, 1_800_000_000_000_000_001, 2**63 - 1]
 
+# The rest of a body, and the names of its ids.
 IDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "/clusters/recluster": ({}, ["pet_id"]),
-    "/clusters/merge": ({"cluster_ids": [3, 7]}, ["pet_id", "into"]),
-    "/clusters/split": ({"media_ids": ["a"]}, ["pet_id", "cluster_id"]),
-    "/clusters/exclude": ({"media_ids": ["a"]}, ["pet_id", "cluster_id"]),
-    "/clusters/dismiss": ({"media_ids": ["a"]}, ["pet_id"]),
-    "/clusters/undo": ({}, ["pet_id", "revision"]),
-    "/clusters/restore": ({}, ["pet_id", "revision"]),
+    **{
+        f"/clusters/{verb}": (
+            {name: value for name, value in as_body(request).items() if not isinstance(value, int)},
+            [name for name, field in request.body().items() if field.kind == ID],
+        )
+        for verb, request in EXAMPLES.items()
+    },
     "/embeddings": ({"media_id": "a", "model": "clip@1", "embedding": [0.5, 1]}, ["pet_id"]),
 }
 

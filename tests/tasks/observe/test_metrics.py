@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sploot_cluster.decide.corrections import VERBS
 from tasks.observe.metrics import BACKENDS, OUTCOMES, JobMetrics, share_values
 from tasks.retry_policy import POLICIES
 
@@ -57,7 +58,7 @@ def test_every_metric_child_starts_at_zero(registry: CollectorRegistry) -> None:
         assert registry.get_sample_value("cluster_job_duration_seconds_count", {"backend": backend}) == 0
         for outcome in OUTCOMES:
             assert registry.get_sample_value("cluster_jobs_total", {"outcome": outcome, "backend": backend}) == 0
-    for operation in ("merge", "split", "exclude", "dismiss", "undo", "restore"):
+    for operation in VERBS:
         for outcome in OUTCOMES:
             labels = {"operation": operation, "outcome": outcome}
             assert registry.get_sample_value("cluster_feedback_operations_total", labels) == 0
