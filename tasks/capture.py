@@ -478,17 +478,19 @@ def _do(service: ClusterService, pet: PetId, line: Line) -> Iterator[str]:
 
 def _correct(service: ClusterService, pet: PetId, correction: LedgerEntry) -> Iterator[str]:
     """Repeat a correction with the items that are left; yield what cannot be repeated."""
-    gone: list[MediaId] = []
+    n_named = n_gone = 0
 
     def left(media: Sequence[MediaId]) -> Sequence[MediaId]:
-        gone.extend(item for item in media if item.startswith(STAND_IN))
-        return [item for item in media if not item.startswith(STAND_IN)]
+        nonlocal n_named, n_gone
+        kept = [item for item in media if not item.startswith(STAND_IN)]
+        n_named, n_gone = n_named + len(media), n_gone + len(media) - len(kept)
+        return kept
 
     request = correction.request(pet, left)
     if request is not None:
         service.correct(request, operation_id=correction.operation_id)
-    if gone:
-        yield f"{len(gone)} of the items that it names cannot be replayed: they were deleted since"
+    if n_gone:
+        yield f"{n_gone} of the {n_named} items that it names cannot be replayed: they were deleted since"
 
 
 def _vector(text: str) -> Any:
