@@ -178,7 +178,7 @@ def test_merge_succeeds_while_items_arrive(page: Page, album: ClusterService, wo
         eventually(lambda: album.revision(PET) > arrived)
         page.click("Merge", within="//dialog")
         page.sees("arrived since this page was loaded")
-        page.sees("merge: succeeded")
+        page.sees("Merge clusters: succeeded")
 
     assert len(album.clusters(PET).clusters) == 2
     assert [entry.kind for entry in album.history(PET)] == ["merge", "recluster"]

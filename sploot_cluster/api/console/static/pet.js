@@ -190,7 +190,7 @@ function historyTable(data, again) {
       "td",
       { class: "actions" },
       data.corrections.verbs
-        .filter(({ takes, verb }) => takes === "revision" && (verb === "undo" ? data.corrections.undoable.includes(entry.kind) : entry.revision !== data.clusters.revision))
+        .filter(({ verb }) => verb === "undo" && data.corrections.undoable.includes(entry.kind))
         .map((verb) => [h("button", { type: "button", onclick: () => correct(data, verb, { revision: entry.revision }, again) }, `${verb.button}…`), " "]),
       entry.revision !== data.clusters.revision && h("button", { type: "button", onclick: () => compare(data, entry, again) }, "Compare…"),
     ),
@@ -198,7 +198,7 @@ function historyTable(data, again) {
   return table(["revision", "kind", "when", "by", "summary", ""], rows, { empty: "No reclusters or corrections yet." });
 }
 
-/** Ask for the rest of a correction, and send it; the server refuses it if items of the revision that is shown were moved since. */
+/** Ask for the rest of a correction, and send it. */
 async function correct(data, verb, filled, again) {
   const given = (answers) => Object.fromEntries(verb.options.map(({ name }) => [name, answers.get(name)]).filter(([, value]) => value));
   const answers = await ask({
@@ -207,9 +207,13 @@ async function correct(data, verb, filled, again) {
     action: verb.button,
     cli: (values) => ({ "On the command line:": shell(verb.verb, data.id, ...words(filled), ...Object.entries(given(values)).flatMap(([name, value]) => [`--${name}`, value])) }),
   });
-  if (!answers) return;
+  if (answers) send(data, verb, { ...filled, ...given(answers) }, again);
+}
+
+/** Send a correction of the revision that is shown; the server refuses it if items were moved since. */
+async function send(data, verb, body, again) {
   try {
-    const accepted = await post(`clusters/${verb.verb}`, { pet_id: data.id, ...filled, ...given(answers) }, { "If-Match": `"${data.clusters.revision}"` });
+    const accepted = await post(`clusters/${verb.verb}`, { pet_id: data.id, ...body }, { "If-Match": `"${data.clusters.revision}"` });
     if (accepted.n_arrivals) notice(`${verb.title}: ${count(accepted.n_arrivals)} ${accepted.n_arrivals === 1 ? "item" : "items"} arrived since this page was loaded.`);
     const status = await watch(accepted, verb.title);
     if (status?.state === "succeeded") {
@@ -261,13 +265,14 @@ function difference(diff) {
 async function compare(data, entry, again) {
   try {
     const diff = await get(`pets/${data.id}/history/diff?from=${entry.revision}&to=${data.clusters.revision}`);
+    const restore = data.corrections.verbs.find(({ verb }) => verb === "restore");
     const answers = await ask({
       title: `Since revision ${entry.revision}`,
-      body: [difference(diff), h("p", { class: "quiet" }, "Restoring creates a new revision with the labels of this one. Corrections made since stay in force; undo the ones you no longer want.")],
+      body: [difference(diff), h("p", { class: "quiet" }, restore.description)],
       action: `Restore revision ${entry.revision}`,
       cli: shell("restore", data.id, entry.revision),
     });
-    if (answers) correct(data, again, "restore", "clusters/restore", { revision: entry.revision });
+    if (answers) send(data, restore, { revision: entry.revision }, again);
   } catch (error) {
     notice(error.message, { kind: "bad", stay: true });
   }
