@@ -22,7 +22,9 @@ LIMIT_S, OVERRUN_S, NOW = 10.0, 5.0, 1_000.0
 
 def running(label: str, *, for_s: float | None, limit_s: float = LIMIT_S, **facts: Any) -> Delivery:
     """Return a message that has run for this many seconds; None: it has not begun."""
-    delivery = Delivery(message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1)
+    delivery = Delivery(
+        message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1, pid=1
+    )
     delivery.begun_at = None if for_s is None else NOW - for_s
     for name, value in facts.items():
         setattr(delivery, name, value)

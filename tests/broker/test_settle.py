@@ -585,7 +585,7 @@ def test_interrupt_after_the_job_ended_does_not_leave_it_unsettled(
 
 def test_wait_until_written_returns_when_the_message_is_forgotten() -> None:
     deliveries = Deliveries()
-    one = Delivery(message("one"), entry_id="1-1", queue=QUEUE, consumer_name="me", deliveries=2, charges=1)
+    one = Delivery(message("one"), entry_id="1-1", queue=QUEUE, consumer_name="me", deliveries=2, pid=1, charges=1)
     deliveries.add([one])
     deliveries.begin_settling(one)
     waiting = threading.Thread(target=deliveries.wait_until_written, args=(one, 3_600.0), daemon=True)
