@@ -15,7 +15,7 @@ import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import cast
 
 import redis
 from dramatiq.errors import BrokerConnectionError
@@ -25,12 +25,10 @@ from sploot_cluster.errors import UnknownMedia
 from sploot_cluster.jobs import DeadLetterRef, QueueUnavailable, Traces
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
-from tasks.job_records import RECORD_PREFIX
+from tasks.job_records import PAGE, RECORD_PREFIX, JobRecords
 from tasks.queue_ops.dead_letters import pet_of
 from tasks.queue_ops.entries import is_unclear, media_of
 from tasks.queue_ops.pet_index import find_jobs
-
-PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +59,7 @@ class Erasure:
         """
         with _reaching_redis("some may have been removed; erasing again is safe"):
             found = self._found(pet_id, media_ids)
-            for start in range(0, len(found.records), PAGE):
-                self.client.delete(*(RECORD_PREFIX + job_id for job_id in found.records[start : start + PAGE]))
+            JobRecords(self.client).forget(pet_id, found.records)
             for queue in QUEUES:
                 ids = [dead_letter.dead_letter_id for dead_letter in found.dead_letters if dead_letter.queue == queue]
                 if ids:
@@ -76,29 +73,24 @@ class Erasure:
             n_records=len(records),
             n_dead_letters=len(dead_letters),
             n_waiting=self._n_waiting(pet_id, media_ids),
-            records=tuple(key.decode().removeprefix(RECORD_PREFIX) for key in records),
+            records=tuple(records),
             dead_letters=tuple(dead_letters),
             unreadable=tuple(unreadable),
         )
 
-    def _records(self, pet_id: int, media_ids: Collection[str] | None) -> Iterator[bytes]:
-        page: list[bytes] = []
-        for key in cast("Iterator[bytes]", self.client.scan_iter(f"{RECORD_PREFIX}*", count=PAGE)):
-            page.append(key)
-            if len(page) == PAGE:
-                yield from self._of_pet(page, pet_id, media_ids)
-                page = []
-        yield from self._of_pet(page, pet_id, media_ids)
-
-    def _of_pet(self, keys: list[bytes], pet_id: int, media_ids: Collection[str] | None) -> Iterator[bytes]:
-        pipe = self.client.pipeline(transaction=False)
-        for key in keys:
-            pipe.hmget(key, ["pet_id", "result", "error"])
-        answers = cast("list[tuple[bytes | None, bytes | None, bytes | None]]", pipe.execute())
-        for key, (pet, result, error) in zip(keys, answers, strict=True):
-            named = _media_of_result(result) | media_of_error((error or b"").decode(errors="replace"))
-            if pet == str(pet_id).encode() and (media_ids is None or not named.isdisjoint(media_ids)):
-                yield key
+    def _records(self, pet_id: int, media_ids: Collection[str] | None) -> Iterator[str]:
+        ids = JobRecords(self.client).ids_of(pet_id)
+        for start in range(0, len(ids), PAGE):
+            page = ids[start : start + PAGE]
+            pipe = self.client.pipeline(transaction=False)
+            for job_id in page:
+                pipe.hmget(RECORD_PREFIX + job_id, ["pet_id", "result", "error"])
+            answers = cast("list[tuple[bytes | None, bytes | None, bytes | None]]", pipe.execute())
+            for job_id, (pet, result, error) in zip(page, answers, strict=True):
+                named = _media_of_result(result) | media_of_error((error or b"").decode(errors="replace"))
+                # its id may have been used again by a job of another pet
+                if pet == str(pet_id).encode() and (media_ids is None or not named.isdisjoint(media_ids)):
+                    yield job_id
 
     def _dead_letters(
         self, pet_id: int, media_ids: Collection[str] | None

@@ -65,12 +65,10 @@ class Transport:
         now = datetime.now(UTC)
         with self._reaching_redis():
             # before enqueueing: a worker may start the job before this call returns
-            owner = JobOwner(message.queue_name, message.actor_name, task.pet_id)
             self._records.write(
                 message.message_id,
+                JobOwner(message.queue_name, message.actor_name, task.pet_id),
                 state="delayed" if delay_ms else "queued",
-                owner=owner,
-                **owner._asdict(),
                 enqueued_at=now,
                 due_at=now + timedelta(milliseconds=delay_ms) if delay_ms else None,
             )
@@ -78,7 +76,7 @@ class Transport:
             sent = self._broker.enqueue(message, delay=delay_ms or None)
             if sent.message_id == message.message_id:
                 return JobRef(message.message_id, message.queue_name, position=n_waiting + 1)
-            self._records.forget(message.message_id)
+            self._records.forget(task.pet_id, [message.message_id])
             return JobRef(sent.message_id, message.queue_name, coalesced=True, position=max(1, n_waiting))
 
     def enqueue_many(self, events: Sequence[EmbeddingIngested]) -> None:
