@@ -125,7 +125,7 @@ class Traces:
         n_waiting: number of events and corrections not yet processed, which would restore or name items.
         records: the ids of the jobs with records.
         dead_letters: queue and id of each dead letter.
-        unreadable: dead letters whose pet cannot be determined; they are never deleted.
+        unreadable: dead letters that cannot be read and may belong to the pet; they are never deleted.
     """
 
     n_records: int

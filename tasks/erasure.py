@@ -4,7 +4,7 @@
 event would bring the item back, so an erasure is refused until it has run.
 
 A dead letter is the only copy of a failed job. It is deleted only if its fields, or the list of ids in its error, name
-an item of this pet exactly. An unreadable one may belong to any pet: it is reported and stays.
+an item of this pet exactly. An unreadable one that may belong to this pet is reported and stays.
 
 Data outside of Redis is out of scope: logs, backups, captures and exports.
 """
@@ -95,7 +95,7 @@ class Erasure:
     def _dead_letters(
         self, pet_id: int, media_ids: Collection[str] | None
     ) -> tuple[list[DeadLetterRef], list[DeadLetterRef]]:
-        """Return the dead letters about the pet or items, and those that are unreadable."""
+        """Return the dead letters about the pet or items, and unreadable ones that may be."""
         found: list[DeadLetterRef] = []
         unreadable: list[DeadLetterRef] = []
         for queue in QUEUES:
@@ -103,7 +103,7 @@ class Erasure:
             while page := self.broker.dead_letters(queue).list(PAGE, before=before):
                 for dead_letter in page:
                     named = media_of(dead_letter.fields) | media_of_error(dead_letter.error)
-                    if is_unclear(dead_letter.fields):
+                    if is_unclear(dead_letter.fields, pet_id):
                         unreadable.append(DeadLetterRef(queue, dead_letter.id))
                     elif pet_of(dead_letter) == pet_id and (media_ids is None or not named.isdisjoint(media_ids)):
                         found.append(DeadLetterRef(queue, dead_letter.id))

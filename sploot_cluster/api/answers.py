@@ -207,7 +207,7 @@ class Erased(BaseModel):
     records: Sequence[str] = Field(description="The ids of the jobs whose records were deleted.")
     dead_letters: list[DeadLetterPlace] = Field(description="The dead letters that were deleted.")
     unreadable: list[DeadLetterPlace] = Field(
-        description="Dead letters whose pet cannot be determined. They were not deleted."
+        description="Dead letters that cannot be read and may belong to the pet. They were not deleted."
     )
     revision: int = Field(description="The pet's revision after the deletion; 0 if the whole pet was deleted.")
 

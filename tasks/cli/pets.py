@@ -301,7 +301,7 @@ def _print_traces(traces: Traces) -> None:
     if traces.unreadable:
         first = traces.unreadable[0]
         out.print(
-            f"{len(traces.unreadable)} dead letters are unreadable and stay; they may belong to any pet; "
+            f"{len(traces.unreadable)} dead letters are unreadable and stay; they may belong to this pet; "
             f"sploot-cluster queue dead show {first.queue} {first.dead_letter_id} shows the first",
             markup=False,
             soft_wrap=True,

@@ -252,6 +252,19 @@ def test_erasure_reports_and_leaves_unreadable_dead_letters(redis_client: redis.
     assert counts(erasure.find(7)) == (0, 2, 0)
 
 
+def test_unreadable_dead_letter_that_names_a_pet_is_reported_for_that_pet_only(
+    redis_client: redis.Redis, erasure: Erasure
+) -> None:
+    read_by_its_head = message("split_cluster", CLUSTER_FEEDBACK, pet_id=70, media_ids=["m" * 200] * 6_000)
+    for entry in (read_by_its_head, {"message": '{"kwargs": {"pet_id": 70, "media_id": "m1'}):
+        bury(redis_client, CLUSTER_FEEDBACK, entry)
+    number_cut = bury(redis_client, CLUSTER_FEEDBACK, {"message": '{"kwargs": {"pet_id": 7'})
+
+    assert erasure.find(7).unreadable == (number_cut,)
+    assert len(erasure.find(70).unreadable) == 3
+    assert erasure.erase(70).n_dead_letters == 0
+
+
 def test_record_whose_id_another_pet_used_again_stays(redis_client: redis.Redis, erasure: Erasure) -> None:
     records = JobRecords(redis_client)
     for pet_id in (42, 43):
