@@ -327,16 +327,17 @@ def export_pet(
 
 @app.command(name="import")
 def import_pet(
-    file: Annotated[Path, typer.Argument(help="File written by `export`.")],
+    file: Annotated[Path, typer.Argument(help="File written by `export`, or by `capture --pet`.")],
     pet: Annotated[
         int | None, typer.Option("--as", min=1, max=MAX_INT64, help="Import under this id instead of its own.")
     ] = None,
 ) -> None:
     """Import an exported pet into Redis, exactly as it was. Refused if the pet already has data."""
     from sploot_cluster.pet.models import PetId
+    from tasks.capture.file import pet_in
 
     try:
-        content = file.read_bytes()
+        content = pet_in(file.read_bytes())
     except OSError as error:
         raise InvalidInput("FILE", f"{file}: {error.strerror}", "name a file written by `export`") from error
     with open_service() as service:
