@@ -24,6 +24,8 @@ _FEW: Final = 150
 _DENSITY_OF_FEW: Final = (6, 3)
 _DENSITY_OF_MANY: Final = (12, 2)
 
+_DAY_MS: Final = 24 * 60 * 60 * 1000
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
@@ -43,8 +45,8 @@ class ClusterSettings:
             from 1. Measured: a new appearance of a pet shows after ten pictures of it.
         drift_ratio: least share of such arrivals among all arrivals since the last recluster before drift requests
             another, in (0, 1]. Measured, together with ``drift_min``.
-        recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0. Ten seconds: an album is
-            uploaded in one go, and one recluster after it is enough.
+        recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0 to a day. Ten seconds: an
+            album is uploaded in one go, and one recluster after it is enough.
         sharpness: preference for dense regions over large ones, as the power of the distance in the stability of a
             group, from 1, which is HDBSCAN's own, to 16. Measured: docs/explanation/quality.md.
         small_group: size of the smallest group that a recluster searches for between larger ones, from 2. Measured.
@@ -99,7 +101,9 @@ class ClusterSettings:
         _check("growth_min", self.growth_min, self.growth_min >= 1, "from 1")
         _check("drift_min", self.drift_min, self.drift_min >= 1, "from 1")
         _check("drift_ratio", self.drift_ratio, 0 < self.drift_ratio <= 1, "above 0 and at most 1")
-        _check("recluster_delay_ms", self.recluster_delay_ms, self.recluster_delay_ms >= 0, "from 0")
+        _check(
+            "recluster_delay_ms", self.recluster_delay_ms, 0 <= self.recluster_delay_ms <= _DAY_MS, "from 0 to a day"
+        )
         _check("sharpness", self.sharpness, 1 <= self.sharpness <= 16, "from 1 to 16")
         _check("small_group", self.small_group, self.small_group >= 2, "from 2")
         _check("noise_floor", self.noise_floor, self.noise_floor >= 0, "from 0")

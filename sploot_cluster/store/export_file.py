@@ -56,7 +56,16 @@ _SHAPE: Final[archives.Shape] = {
     "media": [str],
     "clusters": [{"id": _CLUSTER, "threshold": float, "since": _REVISION, "split_from": (_CLUSTER, None)}],
     "aliases": {str: _CLUSTER},
-    "ledger": [dict],
+    "ledger": [
+        {
+            "revision": _REVISION,
+            "into?": _CLUSTER,
+            "source?": _CLUSTER,
+            "created?": _CLUSTER,
+            "undone?": _REVISION,
+            "aliases?": {str: _CLUSTER},
+        }
+    ],
     "next_cluster": range(1, 2**31 + 1),
     "n_at_recluster": _REVISION,
     "noise_arrivals": _REVISION,

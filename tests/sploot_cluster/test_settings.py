@@ -45,6 +45,7 @@ def test_every_setting_can_be_set_by_its_variable() -> None:
         ("GROWTH_RATIO", "0"),
         ("GROWTH_RATIO", "inf"),
         ("DRIFT_RATIO", "1.01"),
+        ("RECLUSTER_DELAY_MS", "86400001"),
         ("NOISE_RATIO", "-0.1"),
         ("ABSORPTION_SLACK", "0.9"),
         ("COMMIT_ATTEMPTS", "0"),
