@@ -63,7 +63,7 @@ def test_queue_actions_doctor_deletion_and_capture_work_on_a_cluster(
         ("queue", "resume", "embedding", "--yes"),
         ("queue", "dead", "list"),
         ("queue", "audit"),
-        ("capture", "--pet", 42, "-o", tmp_path / "pet.jsonl"),
+        ("capture", "--pet", 42, "-o", tmp_path / "pet.zip"),
     ):
         code, output = cli(*command)
         assert code == 0, f"{command}: {output}"
