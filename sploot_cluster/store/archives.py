@@ -43,7 +43,7 @@ Shape = Any
     (shape, shape)                  one of these shapes
     [shape]                         a list, every item of this shape
     {str: shape}                    an object, every value of this shape
-    {"a": shape, "b?": shape}       an object with a field ``a``, and perhaps a field ``b``; other fields are accepted
+    {"name": shape, …}              an object with at least these fields
 """
 
 
@@ -113,12 +113,10 @@ def check(value: object, shape: Shape, *, name: str) -> None:
                 check(one, shape[str], name=f"{name}[{_shown(key)}]")
         case dict():
             fields = _of_type(value, dict, name)
-            for declared, of_field in shape.items():
-                field = declared.removesuffix("?")
-                if field in fields:
-                    check(fields[field], of_field, name=f"{name}.{field}")
-                elif field == declared:
+            for field, of_field in shape.items():
+                if field not in fields:
                     raise ValueError(f"{name} has no {field}")
+                check(fields[field], of_field, name=f"{name}.{field}")
         case frozenset():
             if not isinstance(value, str) or value not in shape:
                 raise _other(name, f"one of {', '.join(sorted(shape))}", value)

@@ -13,15 +13,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from hashlib import sha256
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 
+from sploot_cluster.decide.corrections import CHANGE_KINDS
 from sploot_cluster.errors import UnreadableExport, UnreadablePet
 from sploot_cluster.pet import past
 from sploot_cluster.pet.models import (
     NOISE,
-    ChangeKind,
     ClusterCard,
     ClusterId,
     HistoryEntry,
@@ -56,24 +56,13 @@ _SHAPE: Final[archives.Shape] = {
     "media": [str],
     "clusters": [{"id": _CLUSTER, "threshold": float, "since": _REVISION, "split_from": (_CLUSTER, None)}],
     "aliases": {str: _CLUSTER},
-    "ledger": [
-        {
-            "revision": _REVISION,
-            "into?": _CLUSTER,
-            "source?": _CLUSTER,
-            "created?": _CLUSTER,
-            "undone?": _REVISION,
-            "aliases?": {str: _CLUSTER},
-        }
-    ],
+    "ledger": [{"revision": _REVISION}],
     "next_cluster": range(1, 2**31 + 1),
     "n_at_recluster": _REVISION,
     "noise_arrivals": _REVISION,
     "relabelled_at": _REVISION,
     "past_from": _REVISION,
-    "history": [
-        {"revision": _REVISION, "kind": frozenset(get_args(ChangeKind)), "at": str, "by": str, "summary": dict}
-    ],
+    "history": [{"revision": _REVISION, "kind": frozenset(CHANGE_KINDS), "at": str, "by": str, "summary": dict}],
     "quarantine": {str: {"model": str, "dim": range(2**31), "at": str}},
     "ingested": range(2**53),
     "overflowed": range(2**53),

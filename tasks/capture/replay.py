@@ -13,27 +13,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Final, assert_never
+from typing import Final
 
 import numpy as np
 
 from sploot_cluster import ClusterService
+from sploot_cluster.decide.corrections import ENTRIES
+from sploot_cluster.decide.corrections.base import LedgerEntry
 from sploot_cluster.decide.deletion import STAND_IN
 from sploot_cluster.errors import ClusterError, InvalidInput, UnknownPet
 from sploot_cluster.jobs import ReclusterRequests
-from sploot_cluster.pet.models import (
-    NOISE,
-    Correction,
-    Dismissal,
-    Exclusion,
-    HistoryEntry,
-    MediaId,
-    Merge,
-    PetId,
-    PetState,
-    Split,
-    Undo,
-)
+from sploot_cluster.pet.models import NOISE, Correction, HistoryEntry, MediaId, PetId, PetState
 from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.vectors import FloatVector
 from sploot_cluster.pet.whole import PetDump
@@ -158,7 +148,7 @@ def _repeated(captured: PetDump, settings: ClusterSettings) -> tuple[PetState, t
                 case HistoryEntry():
                     clock.now = event.at
                     differences += [f"revision {revision}: {problem}" for problem in _repeat(service, pet, event)]
-                case _:
+                case LedgerEntry():
                     clock.now = event.at
                     differences += [f"revision {revision}: {problem}" for problem in _correct(service, pet, event)]
         except ClusterError as error:
@@ -210,38 +200,22 @@ def _repeat(service: ClusterService, pet: PetId, entry: HistoryEntry) -> Iterato
                 f"the switch from {summary.get('from')} to {summary.get('to')} cannot be replayed: "
                 "everything is replayed with the vectors of the present model"
             )
-        case "arrival" | "merge" | "split" | "exclude" | "dismiss" | "undo":
-            pass  # an event of its own in the story
-        case _:
-            assert_never(entry.kind)
+        case kind:
+            assert kind == "arrival" or kind in ENTRIES, kind  # an event of its own in the story
 
 
-def _correct(service: ClusterService, pet: PetId, correction: Correction) -> Iterator[str]:
+def _correct(service: ClusterService, pet: PetId, correction: LedgerEntry) -> Iterator[str]:
     """Repeat a correction with the items that are left; yield what cannot be repeated."""
-    operation_id, by = correction.operation_id, correction.by
+    named: list[MediaId] = []
 
-    def left(media: Sequence[MediaId]) -> list[MediaId]:
+    def left(media: Sequence[MediaId]) -> Sequence[MediaId]:
+        named.extend(media)
         return [item for item in media if not item.startswith(STAND_IN)]
 
-    match correction:
-        case Merge(into=into, groups=groups):
-            service.merge(pet, list(groups), into=into, operation_id=operation_id, by=by)
-            return
-        case Undo(undone=undone):
-            service.undo(pet, undone, operation_id=operation_id, by=by)
-            return
-        case Split(source=source, moved=named):
-            if left(named):
-                service.split(pet, source, left(named), operation_id=operation_id, by=by)
-        case Exclusion(source=source, media=named):
-            if left(named):
-                service.exclude(pet, source, left(named), operation_id=operation_id, by=by)
-        case Dismissal(media=named):
-            if left(named):
-                service.dismiss(pet, left(named), operation_id=operation_id, by=by)
-        case _:
-            assert_never(correction)
-    if n_gone := len(named) - len(left(named)):
+    request = correction.request(pet, left)
+    if request is not None:
+        service.correct(request, operation_id=correction.operation_id)
+    if n_gone := sum(item.startswith(STAND_IN) for item in named):
         yield f"{n_gone} of the {len(named)} items that it names cannot be replayed: they were deleted since"
 
 

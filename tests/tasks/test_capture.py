@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +19,9 @@ import redis
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
+from sploot_cluster.decide.corrections import CHANGE_KINDS
 from sploot_cluster.errors import ClusterError, InvalidInput
-from sploot_cluster.pet.models import NOISE, ChangeKind, ClusterId, MediaId, PetId
+from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, PetId
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import archives, export_file
 from sploot_cluster.store.redis import RedisPetStore
@@ -242,7 +243,7 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     capture = album.capture(tmp_path / "pet.zip")
     done = replay(capture, settings_of(capture, {}))
 
-    assert set(kinds_of(capture)) == set(get_args(ChangeKind)) - {"arrival"}
+    assert set(kinds_of(capture)) == set(CHANGE_KINDS) - {"arrival"}
     assert [text.partition(" cannot be replayed")[0] for text in done.differences] == [
         "revision 40",
         "revision 48: the switch from test@1 to test@2",
@@ -548,7 +549,8 @@ def test_file_that_is_not_a_capture_is_refused(tmp_path: Path, content: bytes, p
             lambda facts: facts["history"][0].update(kind="praise"),
             "history.0..kind: expected one of .* 'praise'",
         ),
-        ("pet", lambda facts: facts["ledger"][0].update(source="x"), "ledger.0..source: expected a whole number"),
+        ("pet", lambda facts: facts["ledger"][0].update(source="x"), "a correction cannot be read"),
+        ("pet", lambda facts: facts["ledger"][0].update(revision=-1), "ledger.0..revision: expected a whole number"),
         ("pet", lambda facts: facts["ledger"][0].update(moved=7), "a correction cannot be read"),
         ("pet", lambda facts: facts.update(revision="14"), "pet.json.revision: expected a whole number"),
         ("pet", lambda facts: facts.update(model=None), "it has items but no model"),
