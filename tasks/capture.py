@@ -46,7 +46,7 @@ from sploot_cluster.pet.models import (
     PetId,
     PetState,
 )
-from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.settings import ClusterSettings, value_of
 from sploot_cluster.store import ledger_json as ledger
 from tasks.contracts import EMBEDDING_INGESTED, QUEUES
 from tasks.encodings import to_base64
@@ -355,10 +355,7 @@ def settings_of(capture: Capture, changes: Mapping[str, str]) -> ClusterSettings
     for name, text in changes.items():
         if name not in known:
             raise InvalidInput("--set", f"{name} is not a setting", f"choose from {', '.join(sorted(known))}")
-        try:
-            values[name] = getattr(ClusterSettings.from_env({f"SPLOOT_CLUSTERING_{name.upper()}": text}), name)
-        except ValueError as refused:
-            raise InvalidInput("--set", str(refused), "see sploot-cluster config show") from None
+        values[name] = value_of(name, text, f"--set {name}")
     return ClusterSettings(**values)
 
 
