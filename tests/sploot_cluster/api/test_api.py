@@ -352,6 +352,12 @@ def test_openapi_document_lists_addresses_and_their_answers(front: Front) -> Non
     assert "Problem" in document["components"]["schemas"]
 
 
+def test_openapi_document_shows_no_section_of_a_docstring(front: Front) -> None:
+    schemas = front.http.get("/openapi.json").json()["components"]["schemas"]
+
+    assert [name for name, schema in schemas.items() if "Attributes:" in schema.get("description", "")] == []
+
+
 def test_application_can_be_mounted_in_another_one(front: Front) -> None:
     outer = FastAPI()
     outer.mount("/media", front.app)
@@ -608,6 +614,18 @@ def test_preview_is_answered_with_its_diff_and_token(front: Front, two_subjects:
     assert (preview["diff"]["n_from_noise"], preview["diff"]["to_revision"]) == (8, None)
     assert front.queue.asked == [("preview", {"pet_id": 42, "by": "loopback"})]
     assert front.store.view(PET).revision == 21
+
+
+def test_preview_lists_moved_items_up_to_the_limit(
+    front: Front, two_subjects: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sploot_cluster.api.routes.clusters.MAX_MOVES", 5)
+    take(front.service, 2, range(8))
+    computed(front)
+
+    diff = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True}).json()["diff"]
+
+    assert (len(diff["moved"]), diff["n_from_noise"], diff["is_truncated"]) == (5, 8, True)
 
 
 def test_applied_preview_is_answered_with_its_result(front: Front, two_subjects: str) -> None:
