@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal, Protocol, Self, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_DIM, MIN_DIM
@@ -30,24 +30,13 @@ _DENSITY_OF_FEW: Final = (6, 3)
 _DENSITY_OF_MANY: Final = (12, 2)
 
 
-class Accepted(Protocol):
-    """The values that a setting accepts."""
-
-    @property
-    def hint(self) -> str:
-        """What to set instead of a refused value."""
-        ...
-
-    def read(self, text: str) -> object:
-        """Return the value of a variable; raise ``ValueError`` with the problem if it is of another type."""
-        ...
-
-    def __contains__(self, value: Any) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Number:
-    """Numbers between two bounds, which are included; ``above`` excludes the lower one."""
+    """A setting that is a number between two bounds, which are included; ``above`` excludes the lower one.
+
+    ``read`` of each kind of setting returns the value that is written in a variable, and raises ``ValueError`` with the
+    problem; ``hint`` is what to set instead of a refused value.
+    """
 
     lowest: float
     highest: float = math.inf
@@ -73,7 +62,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of several words."""
+    """A setting that is one of several words."""
 
     words: Sequence[str]
 
@@ -90,7 +79,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """Embedding models, ``name@version`` -> dimension of their vectors."""
+    """The setting of known embedding models: ``name@version`` -> dimension of their vectors."""
 
     hint: str = f"set name@version=dimension, comma-separated, with {MIN_DIM} to {MAX_DIM} dimensions"
 
@@ -107,11 +96,17 @@ class Models:
         return isinstance(value, Mapping) and all(model and MIN_DIM <= dim <= MAX_DIM for model, dim in value.items())
 
 
+Accepted = Number | Choice | Models
+
 _BACKENDS: Final = Choice(get_args(ReclusterBackend))
 
 
-def _setting(default: float, accepted: Number) -> Any:
-    return field(default=default, metadata={_ACCEPTED: accepted})
+def _whole(default: int, lowest: int, highest: float = math.inf) -> Any:
+    return field(default=default, metadata={_ACCEPTED: Number(lowest, highest, is_whole=True)})
+
+
+def _number(default: float, lowest: float, highest: float = math.inf, *, above: bool = False) -> Any:
+    return field(default=default, metadata={_ACCEPTED: Number(lowest, highest, above=above)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,24 +156,24 @@ class ClusterSettings:
         models: known embedding models, ``name@version`` -> dimension of their vectors; empty: any model is accepted.
     """
 
-    n_neighbours: int = _setting(64, Number(3, 1_024, is_whole=True))
-    arrival_slack: float = _setting(1.0, Number(0.1, 10))
-    growth_ratio: float = _setting(0.20, Number(0, above=True))
-    growth_min: int = _setting(8, Number(1, is_whole=True))
-    drift_min: int = _setting(10, Number(1, is_whole=True))
-    drift_ratio: float = _setting(0.25, Number(0, 1, above=True))
-    recluster_delay_ms: int = _setting(10_000, Number(0, is_whole=True))
-    sharpness: float = _setting(3.0, Number(1, 16))
-    small_group: int = _setting(3, Number(2, is_whole=True))
-    noise_floor: int = _setting(14, Number(0, is_whole=True))
-    noise_ratio: float = _setting(0.03, Number(0, 1))
-    absorption_slack: float = _setting(2.5, Number(1))
-    overlap_ratio: float = _setting(0.30, Number(0, 1, above=True))
-    single_cluster_similarity: float = _setting(0.80, Number(0, 1, above=True))
-    exact_until: int = _setting(0, Number(0, is_whole=True))
+    n_neighbours: int = _whole(64, 3, 1_024)
+    arrival_slack: float = _number(1.0, 0.1, 10)
+    growth_ratio: float = _number(0.20, 0, above=True)
+    growth_min: int = _whole(8, 1)
+    drift_min: int = _whole(10, 1)
+    drift_ratio: float = _number(0.25, 0, 1, above=True)
+    recluster_delay_ms: int = _whole(10_000, 0)
+    sharpness: float = _number(3.0, 1, 16)
+    small_group: int = _whole(3, 2)
+    noise_floor: int = _whole(14, 0)
+    noise_ratio: float = _number(0.03, 0, 1)
+    absorption_slack: float = _number(2.5, 1)
+    overlap_ratio: float = _number(0.30, 0, 1, above=True)
+    single_cluster_similarity: float = _number(0.80, 0, 1, above=True)
+    exact_until: int = _whole(0, 0)
     recluster_backend: ReclusterBackend = field(default="hdbscan_cpu", metadata={_ACCEPTED: _BACKENDS})
-    recluster_threads: int = _setting(0, Number(0, 1_024, is_whole=True))
-    commit_attempts: int = _setting(10, Number(1, is_whole=True))
+    recluster_threads: int = _whole(0, 0, 1_024)
+    commit_attempts: int = _whole(10, 1)
     models: Mapping[str, int] = field(default_factory=dict, metadata={_ACCEPTED: Models()})
 
     def __post_init__(self) -> None:
