@@ -7,9 +7,11 @@ module imports only the standard library, because the thin client implements the
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from sploot_cluster.answer_fields import described
 
 if TYPE_CHECKING:
     from sploot_cluster.decide.corrections.base import Request
@@ -39,26 +41,20 @@ class JobRef:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """The status of a job.
-
-    Attributes:
-        reason: one sentence: why it waits, what it is doing, or how it ended.
-        attempts: number of times it was started.
-        result: the result of a job that succeeded; JSON values only.
-    """
+    """The status of a job."""
 
     job_id: str
     state: JobState
     queue: str
     actor: str
-    reason: str
-    attempts: int
-    pet_id: int | None = None
-    enqueued_at: datetime | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    due_at: datetime | None = None
-    result: Mapping[str, object] | None = None
+    reason: str = field(metadata=described("One sentence: why the job waits, what it is doing, or how it ended."))
+    attempts: int = field(metadata=described("Number of times it was started."))
+    pet_id: int | None
+    enqueued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    due_at: datetime | None = field(metadata=described("When a delayed or retrying job is due to run."))
+    result: Mapping[str, object] | None = field(metadata=described("The result of a job that succeeded."))
 
 
 class ReclusterRequests(Protocol):

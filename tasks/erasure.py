@@ -13,22 +13,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 import redis
-from dramatiq.errors import BrokerConnectionError
 
 from broker import RedisStreamsBroker
 from sploot_cluster.errors import UnknownMedia
-from sploot_cluster.jobs import DeadLetterRef, QueueUnavailable, Traces
-from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
+from sploot_cluster.jobs import DeadLetterRef, Traces
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
 from tasks.job_records import PAGE, RECORD_PREFIX, JobRecords
 from tasks.queue_ops.dead_letters import pet_of
 from tasks.queue_ops.entries import is_unclear, media_of
 from tasks.queue_ops.pet_index import find_jobs
+from tasks.redis_errors import reaching_redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Erasure:
         Raises:
             QueueUnavailable: Redis did not answer or refused.
         """
-        with _reaching_redis("nothing was removed"):
+        with reaching_redis("nothing was removed"):
             return self._found(pet_id, media_ids)
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
@@ -57,7 +55,7 @@ class Erasure:
         Raises:
             QueueUnavailable: Redis did not answer or refused; a second call erases the rest.
         """
-        with _reaching_redis("some may have been removed; erasing again is safe"):
+        with reaching_redis("some may have been removed; erasing again is safe"):
             found = self._found(pet_id, media_ids)
             JobRecords(self.client).forget(pet_id, found.records)
             for queue in QUEUES:
@@ -149,11 +147,3 @@ def media_of_error(error: str) -> frozenset[str]:
         names.add(name)
         rest = rest[end:].removeprefix(", ")
     return frozenset(names)
-
-
-@contextmanager
-def _reaching_redis(outcome: str) -> Iterator[None]:
-    try:
-        yield
-    except (*REDIS_ERRORS, BrokerConnectionError) as error:
-        raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error

@@ -8,29 +8,16 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+from sploot_cluster.errors import InvalidInput
 from sploot_cluster.settings import PREFIX as CLUSTERING
-from sploot_cluster.settings import ClusterSettings
-from tasks.redis_urls import RedisUrlInvalid, check
+from sploot_cluster.settings import ClusterSettings, value_of
+from tasks.redis_urls import check
 from tasks.rollout import EVERYBODY
 
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 FROM_FILE: Final = "_FILE"  # REDIS_URL_FILE names a file that holds the value of REDIS_URL; for secrets only
 MODELS: Final = "SPLOOT_MODELS"  # alias of SPLOOT_CLUSTERING_MODELS; takes precedence
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
-
-
-class SettingInvalid(ValueError):
-    """Raised when an environment variable cannot be used.
-
-    Attributes:
-        variable: its name.
-        problem: what was found, without secrets.
-        hint: what to set.
-    """
-
-    def __init__(self, variable: str, problem: str, hint: str) -> None:
-        super().__init__(f"{variable}: {problem}; {hint}")
-        self.variable, self.problem, self.hint = variable, problem, hint
 
 
 def _setting(variable: str, meaning: str, *, unit: str = "", default: Any, is_secret: bool = False) -> Any:
@@ -112,7 +99,7 @@ class Settings:
     clustering: ClusterSettings = field(default_factory=ClusterSettings, metadata={"variable": f"{CLUSTERING}*"})
 
     def __post_init__(self) -> None:
-        _check_redis_url(self.redis_url)
+        check(self.redis_url)
         _check_range("SPLOOT_LEASE_MS", self.lease_ms, lowest=2_000)
         _check_range("SPLOOT_HUNG_AFTER_S", self.hung_after_s, lowest=5)
         _check_range("SPLOOT_MAX_DELIVERIES", self.max_deliveries, lowest=2)
@@ -121,9 +108,9 @@ class Settings:
             _check_range(variable, port, lowest=0, highest=65_535)
         for variable, host in (("WORKER_METRICS_HOST", self.metrics_host), ("SPLOOT_HTTP_HOST", self.http_host)):
             if not host or any(character.isspace() for character in host):
-                raise SettingInvalid(variable, f"{host!r} is not a host", "set a name or an address, e.g. 127.0.0.1")
+                raise InvalidInput(variable, f"{host!r} is not a host", "set a name or an address, e.g. 127.0.0.1")
         if self.log_level not in LOG_LEVELS:
-            raise SettingInvalid(
+            raise InvalidInput(
                 "SPLOOT_LOG_LEVEL", f"{self.log_level!r} is not a log level", f"set one of {', '.join(LOG_LEVELS)}"
             )
 
@@ -132,7 +119,7 @@ class Settings:
         """Return the settings of an environment; a variable that is absent or empty keeps its default.
 
         Raises:
-            SettingInvalid: a variable cannot be used; the error names it.
+            InvalidInput: a variable cannot be used; the error names it.
         """
         given: dict[str, Any] = {"clustering": _clustering_from(environ)}
         for setting in fields(cls):
@@ -174,13 +161,13 @@ def _text_of(environ: Mapping[str, str], variable: str, *, is_secret: bool) -> s
     if not named:
         return text
     if text:
-        raise SettingInvalid(variable + FROM_FILE, f"is set together with {variable}", "set only one of them")
+        raise InvalidInput(variable + FROM_FILE, f"is set together with {variable}", "set only one of them")
     try:
         return Path(named).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         problem = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         hint = "name a text file that this process may read"
-        raise SettingInvalid(variable + FROM_FILE, f"{named}: {problem}", hint) from None
+        raise InvalidInput(variable + FROM_FILE, f"{named}: {problem}", hint) from None
 
 
 def masked(name: str, value: object) -> str:
@@ -198,21 +185,9 @@ def masked(name: str, value: object) -> str:
 
 
 def _clustering_from(environ: Mapping[str, str]) -> ClusterSettings:
-    of_clustering = {name: text for name, text in environ.items() if name.startswith(CLUSTERING) and text.strip()}
-    for variable, text in of_clustering.items():
-        # one variable at a time, so that the error can name it
-        try:
-            ClusterSettings.from_env({variable: text})
-        except ValueError as refused:
-            raise SettingInvalid(variable, str(refused), "see sploot-cluster config show") from None
-    clustering = ClusterSettings.from_env(of_clustering)
+    clustering = ClusterSettings.from_env(environ)
     models = environ.get(MODELS, "").strip()
-    if not models:
-        return clustering
-    try:
-        return replace(clustering, models=ClusterSettings.from_env({f"{CLUSTERING}MODELS": models}).models)
-    except ValueError as refused:
-        raise SettingInvalid(MODELS, str(refused), "set name@version=dimension, comma-separated") from None
+    return replace(clustering, models=value_of("models", models, MODELS)) if models else clustering
 
 
 def _attributes_of(documented: type) -> dict[str, str]:
@@ -229,21 +204,13 @@ def _as_variable(value: object) -> str:
     return str(value)
 
 
-def _check_redis_url(url: str) -> None:
-    try:
-        check(url)
-    except RedisUrlInvalid as refused:
-        problem, _, hint = str(refused).partition("; ")
-        raise SettingInvalid("REDIS_URL", problem, hint) from None
-
-
 def _check_range(variable: str, value: int, *, lowest: int, highest: int | None = None) -> None:
     if value < lowest or (highest is not None and value > highest):
         bounds = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
-        raise SettingInvalid(variable, f"is {value}", f"set {bounds}")
+        raise InvalidInput(variable, f"is {value}", f"set {bounds}")
 
 
 def _whole(variable: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text):
-        raise SettingInvalid(variable, f"{text[:20]!r} is not a whole number", "set digits only")
+        raise InvalidInput(variable, f"{text[:20]!r} is not a whole number", "set digits only")
     return int(text)

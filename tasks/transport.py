@@ -21,9 +21,10 @@ from redis.retry import Retry
 from broker import EnqueueUncertain, MessageTooLarge, QueueStats, RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
-from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
+from sploot_cluster.refusals import refusal_of
 from tasks.contracts import GROUP, NAMESPACE, QUEUE_OF, Contract, EmbeddingIngested
 from tasks.job_records import JobOwner, JobRecords, status_of
+from tasks.redis_errors import reaching_redis
 from tasks.redis_urls import connect
 from tasks.trace_context import TRACEPARENT, current_traceparent
 
@@ -63,7 +64,7 @@ class Transport:
         """Enqueue one task as a tracked job; return the waiting job if one has the same ``unique_key``."""
         message = _message(task, job_id=job_id, tracked=True, **({"unique_key": unique_key} if unique_key else {}))
         now = datetime.now(UTC)
-        with self._reaching_redis():
+        with _enqueuing("nothing was enqueued"):
             # before enqueueing: a worker may start the job before this call returns
             self._records.write(
                 message.message_id,
@@ -82,13 +83,13 @@ class Transport:
     def enqueue_many(self, events: Sequence[EmbeddingIngested]) -> None:
         """Enqueue events, ``BATCH`` per round trip, as jobs that are not tracked."""
         messages = [_message(event, job_id=event.event_id) for event in events]
-        with self._reaching_redis("some may have been enqueued; sending all again is safe"):
+        with _enqueuing("some may have been enqueued; sending all again is safe"):
             for start in range(0, len(messages), BATCH):
                 self._broker.enqueue_many(messages[start : start + BATCH])
 
     def status(self, job_id: str) -> JobStatus | None:
         """Return the status of a job; None if it was never tracked or ended more than a day ago."""
-        with self._reaching_redis("the job was not looked up"):
+        with reaching_redis("the job was not looked up"):
             record = self._records.find(job_id)
             return status_of(record, self._stats, now=datetime.now(UTC)) if record else None
 
@@ -105,8 +106,10 @@ class Transport:
             # retry once: an idle connection may have been closed, and reading twice is harmless
             return self._broker.stats(queue_name)
 
-    @contextmanager
-    def _reaching_redis(self, outcome: str = "nothing was enqueued") -> Iterator[None]:
+
+@contextmanager
+def _enqueuing(outcome: str) -> Iterator[None]:
+    with reaching_redis(outcome):
         try:
             yield
         except MessageTooLarge as refused:
@@ -116,8 +119,6 @@ class Transport:
                 f"{error.problem}; the job may or may not have been enqueued; calling again is safe",
                 refusal=refusal_of(error),
             ) from error
-        except (*REDIS_ERRORS, BrokerConnectionError) as error:
-            raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error
 
 
 def _message(task: Contract, *, job_id: str | None = None, **options: Any) -> dramatiq.Message[Any]:

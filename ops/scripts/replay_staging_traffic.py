@@ -45,8 +45,8 @@ from tasks.capture.file import Capture, read_capture
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, SCHEMA, EmbeddingIngested, stream_of
 from tasks.queue_ops.entries import facts_of
 from tasks.queue_ops.operations import queue_named
-from tasks.redis_urls import RedisUrlInvalid, connect
-from tasks.settings import SettingInvalid, Settings, masked
+from tasks.redis_urls import connect
+from tasks.settings import Settings, masked
 
 FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return Replay(asked, client, broker, jobs).run()
     except Refused as refused:
         return fail(REFUSED, str(refused))
-    except (InvalidInput, SettingInvalid, RedisUrlInvalid) as wrong:
+    except InvalidInput as wrong:
         return fail(USAGE, str(wrong))
     except (*REDIS_ERRORS, BrokerConnectionError) as error:
         what = "no answer from Redis" if refusal_of(error) is None else "Redis refuses"

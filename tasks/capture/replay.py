@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from sploot_cluster.pet.models import NOISE, Correction, HistoryEntry, MediaId, 
 from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.vectors import FloatVector
 from sploot_cluster.pet.whole import PetDump
-from sploot_cluster.settings import PREFIX, ClusterSettings
+from sploot_cluster.settings import ClusterSettings, value_of
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.port import HISTORY_KEPT, PetStore
 from tasks.capture.file import Capture, CapturedDeadLetter, labels_digest
@@ -72,11 +72,8 @@ def settings_of(capture: Capture, changes: Mapping[str, str]) -> ClusterSettings
     for name, text in changes.items():
         if name not in known:
             raise InvalidInput("--set", f"{name} is not a setting", f"choose from {', '.join(sorted(known))}")
-        try:
-            value = getattr(ClusterSettings.from_env({f"{PREFIX}{name.upper()}": text}), name)
-        except ValueError as refused:
-            raise InvalidInput("--set", str(refused), "see sploot-cluster config show") from None
-        settings = replace(settings, **{name: value})
+        changed: dict[str, Any] = {name: value_of(name, text, f"--set {name}")}
+        settings = replace(settings, **changed)
     return settings
 
 

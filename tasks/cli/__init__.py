@@ -42,7 +42,6 @@ from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli import captures, config, corrections, doctor, models, pets, processes, queues
 from tasks.cli.screen import show_uncaught
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, fail, shown_url
-from tasks.settings import SettingInvalid
 
 app = typer.Typer(
     name="sploot-cluster",
@@ -84,7 +83,7 @@ def main() -> None:
         sys.excepthook = show_uncaught
     try:
         app()
-    except (SettingInvalid, InvalidInput) as refused:
+    except InvalidInput as refused:
         fail(USAGE, str(refused))
     except (QueueUnavailable, StoreUnavailable, BrokerConnectionError, *REDIS_ERRORS) as error:
         fail(*_of_redis(error))

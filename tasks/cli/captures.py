@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64
 from tasks.cli.screen import out, print_json
@@ -91,7 +91,7 @@ def replay(
     read = read_capture(file)
     done = replay_capture(read, settings_of(read, changed))
     if as_json:
-        print_json(asdict(done) | {"is_same": done.is_same})
+        print_json(public(done) | {"is_same": done.is_same})
     else:
         _show(done)
     if done.expected is not None and not done.is_same and not changed:

@@ -189,7 +189,7 @@ def test_thread_writes_heartbeats_if_no_process_can_start(
 def test_siblings_report_a_process_that_died_with_its_keeper(stage: Scene) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     host, _, birth, random = identity.consumer_name().split(":")
-    name = f"{host}:{process.pid}:{birth.partition('.')[0]}.{identity._started_at(process.pid)}:{random}"
+    name = f"{host}:{process.pid}:{birth.partition('.')[0]}.{identity.started_at(process.pid)}:{random}"
     stage.process("producer").enqueue(message("one"))
     stage.client.xgroup_create(KEYS.stream, GROUP, id="0")
     stage.client.xreadgroup(GROUP, name, {KEYS.stream: ">"})

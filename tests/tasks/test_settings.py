@@ -8,8 +8,9 @@ from unittest.mock import Mock
 import pytest
 import redis
 
+from sploot_cluster.errors import InvalidInput
 from tasks.composition import build_service
-from tasks.settings import SettingInvalid, Settings, masked
+from tasks.settings import Settings, masked
 
 
 def test_empty_environment_gives_the_defaults() -> None:
@@ -72,10 +73,10 @@ def test_variables_are_read() -> None:
     ],
 )
 def test_invalid_variable_is_named(variable: str, text: str) -> None:
-    with pytest.raises(SettingInvalid) as refused:
+    with pytest.raises(InvalidInput) as refused:
         Settings.from_env({variable: text})
 
-    assert refused.value.variable == variable
+    assert refused.value.field == variable
     assert str(refused.value).startswith(f"{variable}: ")
     assert refused.value.hint
 
@@ -136,17 +137,17 @@ def test_unreadable_secret_file_is_named(tmp_path: Path, content: bytes | None) 
     if content is not None:
         path.write_bytes(content)
 
-    with pytest.raises(SettingInvalid) as refused:
+    with pytest.raises(InvalidInput) as refused:
         Settings.from_env({"REDIS_URL_FILE": str(path)})
 
-    assert refused.value.variable == "REDIS_URL_FILE"
+    assert refused.value.field == "REDIS_URL_FILE"
 
 
 def test_secret_given_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingInvalid) as refused:
+    with pytest.raises(InvalidInput) as refused:
         Settings.from_env({"REDIS_URL": "redis://a", "REDIS_URL_FILE": str(tmp_path)})
 
-    assert refused.value.variable == "REDIS_URL_FILE"
+    assert refused.value.field == "REDIS_URL_FILE"
 
 
 def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:
