@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,41 +19,12 @@ import redis
 
 from broker import RedisStreamsBroker
 from tasks.embedded_redis import EmbeddedRedis
+from tests.broker.processes import command
 from tests.support import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-ROOT = Path(__file__).parents[2]
 STREAM = "streams:default"
-
-
-@contextmanager
-def command(
-    url: str, *arguments: str, name: str = "dramatiq", log: Path = Path(os.devnull)
-) -> Iterator[subprocess.Popen[bytes]]:
-    environ = {**os.environ, "BROKER_URL": url, "PYTHONPATH": str(ROOT)}
-    # the same interpreter after a reload, which looks it up by name
-    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name(name), "tests.broker.commanded", "--processes", "1", *arguments],
-            env=environ,
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        try:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(30)
-        finally:
-            # also its workers, which may outlive it and would take the messages of the next test
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,12 +14,12 @@ import pytest
 import redis
 
 from broker import RedisStreamsBroker
-from tests.broker.test_dramatiq_command import STREAM, command, message
+from tests.broker.processes import ROOT, command
+from tests.broker.test_dramatiq_command import STREAM, message
 from tests.support import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-ROOT = Path(__file__).parents[2]
 GRACE = "MASTER_GRACE_MS"
 
 

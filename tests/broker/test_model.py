@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from broker import Delivery, RedisStreamsBroker
 from broker.consumer import StreamsConsumer
-from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, message, swept
+from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, message
 from tests.support import eventually
 
 WHICH = st.integers(0, 99)
@@ -111,7 +111,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(which=WHICH, n=st.integers(1, 5))
     def receive(self, which: int, n: int) -> None:
-        name, broker, consumer = self.a_process(which)
+        name, _, consumer = self.a_process(which)
         for _ in range(n):
             delivery = next(consumer)
             if delivery is None:
@@ -120,7 +120,7 @@ class Queue(RuleBasedStateMachine):
             # a message in the consumer's buffer may have been finished elsewhere meanwhile
             assert delivery.args[0] in self.living or not self.is_there(delivery)
             assert delivery.entry_id not in {one.entry_id for one in self.held[name]}, "no process gets what it has"
-            broker._session.outcomes.may_run(delivery)
+            self.scene.outcomes(name).may_run(delivery)
             self.held[name].append(delivery)
 
     @rule(which=WHICH, how=st.sampled_from(["succeed", "succeed", "reject", "retry", "retry later", "give back"]))
@@ -181,13 +181,13 @@ class Queue(RuleBasedStateMachine):
         match command:
             case "XGROUP DESTROY":
                 self.scene.client.xgroup_destroy(KEYS.stream, GROUP)
-                self.a_process(which)[1]._session.keeper.run_once()
+                self.scene.beat(self.a_process(which)[0])
             case "XGROUP SETID":
                 self.scene.client.xgroup_setid(KEYS.stream, GROUP, "$" if which % 2 else "0")
             case "TIME":
                 self.time_passes()
             case "SWEEP":
-                swept(self.a_process(which)[1])
+                self.scene.sweep(self.a_process(which)[0])
             case "XGROUP DELCONSUMER" if one:
                 self.scene.client.xgroup_delconsumer(KEYS.stream, GROUP, one["consumer"])
             case "XACK" if one:
@@ -272,7 +272,7 @@ class Queue(RuleBasedStateMachine):
 
         def work() -> bool:
             self.time_passes()
-            swept(self.scene.brokers[name])
+            self.scene.sweep(name)
             while (delivery := next(consumer)) is not None:
                 consumer.ack(delivery)
                 self.living.discard(delivery.args[0])

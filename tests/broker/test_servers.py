@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import dramatiq
-import psutil
 import pytest
 import redis
 from redis.sentinel import Sentinel
@@ -17,6 +17,7 @@ from redis.sentinel import Sentinel
 from broker import RedisStreamsBroker
 from broker.connections import Connections
 from tasks.embedded_redis import EmbeddedRedis
+from tests.broker.processes import keepers_of
 from tests.broker.scene import KEYS, QUEUE, message
 from tests.sentinel import alert, sentinel_of
 from tests.support import eventually
@@ -28,11 +29,10 @@ def beats_by_eval(client: Any, *, local_port: int) -> bool:
     return any(one["cmd"] == "eval" and one["laddr"].endswith(f":{local_port}") for one in client.client_list())
 
 
-def keeper_is_connected(broker: RedisStreamsBroker, port: int) -> bool:
+def keeper_is_connected(port: int) -> bool:
     """Return whether the keeper process uses this port; until then a thread of its parent writes heartbeats."""
-    child_pid = broker._session.keeper.child_pid
-    assert child_pid is not None
-    return any(one.raddr and one.raddr.port == port for one in psutil.Process(child_pid).net_connections(kind="tcp"))
+    connections = [one for child in keepers_of(os.getpid()) for one in child.net_connections(kind="tcp")]
+    return any(one.raddr and one.raddr.port == port for one in connections)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
                     work.send(number)
 
                 eventually(lambda: ran == set(range(100)), within_s=60)
-            eventually(lambda: keeper_is_connected(broker, replica.port), within_s=30)
+            eventually(lambda: keeper_is_connected(replica.port), within_s=30)
             assert on_replica.info("replication")["role"] == "master"
             assert on_replica.zcard(KEYS.consumers) >= 1
         finally:

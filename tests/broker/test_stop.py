@@ -14,7 +14,8 @@ import redis
 from broker import RedisStreamsBroker
 from broker.keys import QueueKeys
 from tasks.embedded_redis import EmbeddedRedis
-from tests.broker.program import QUEUE, started
+from tests.broker.processes import started
+from tests.broker.program import QUEUE
 from tests.broker.scene import GROUP, message
 from tests.support import eventually
 
