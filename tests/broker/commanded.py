@@ -72,6 +72,7 @@ def write_without_master(n: int) -> None:
 @dramatiq.actor
 def compute(seconds: float) -> None:
     """Block the event loop so that no other greenlet runs."""
+    client.rpush("began", -1)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass

@@ -256,7 +256,7 @@ def test_hanging_node_costs_queues_of_other_nodes_no_lease(cluster: Cluster, mon
         stack.callback(os.kill, pid, signal.SIGCONT)
 
         seconds, _ = node.time()
-        ends_at = (seconds * 1_000) + 2 * lease_ms
+        ends_at = (seconds * 1_000) + 1.25 * lease_ms
         beats = [0]
         while min(beats) < ends_at:
             seconds, micros = node.time()

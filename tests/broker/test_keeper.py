@@ -67,10 +67,10 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 def test_process_keeps_its_messages_while_c_code_holds_the_gil(stage: Scene, redis_client: redis.Redis) -> None:
     producer = stage.process("producer")
     with started(stage.url, lease_ms=SHORT_MS, threads=1):
-        producer.enqueue_many([calling("hold_interpreter_lock", "a", 6), calling("work", "b")])
+        producer.enqueue_many([calling("hold_interpreter_lock", "a", 4), calling("work", "b")])
         eventually(lambda: "began a" in ran(redis_client))
 
-        assert next(stage.consumer("robber", timeout=5_500)) is None
+        assert next(stage.consumer("robber", timeout=3_500)) is None
 
         eventually(lambda: ran(redis_client) == ["began a", "ended a", "work b"])
     assert producer.counters(QUEUE)["recovered"] == 0

@@ -112,4 +112,4 @@ def test_messages_of_a_hung_process_run_elsewhere_until_it_recovers(stage: Scene
 
 def test_messages_without_a_time_limit_stay_with_a_live_process(stage: Scene) -> None:
     with hanging(stage, []):
-        assert next(stage.consumer("robber", timeout=5_500)) is None
+        assert next(stage.consumer("robber", timeout=3_500)) is None
