@@ -101,7 +101,7 @@ class Scene:
             line = self._lines[name] = Line()
             pool = redis.ConnectionPool.from_url(self.url, connection_class=CuttableConnection, line=line)
             client = redis.Redis(connection_pool=pool)
-        defaults: dict[str, Any] = {"middleware": [], "lease_ms": 2_000}
+        defaults: dict[str, Any] = {"middleware": [], "lease_ms": 10_000}
         broker = RedisStreamsBroker(client=client, keeper_process=keeper_process, **(defaults | settings))
         broker.declare_queue(QUEUE)
         self.brokers[name] = broker

@@ -132,6 +132,7 @@ def test_queues_spread_over_nodes_and_each_uses_one_slot(cluster: Cluster, broke
         assert slots == {key_slot(keys.stream.encode())}
 
 
+@pytest.mark.slow
 def test_queue_loses_nothing_when_its_slot_moves_under_load(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     ran: set[int] = set()
 
@@ -220,6 +221,7 @@ def test_messages_of_a_dead_process_are_taken_over_on_a_cluster(
     consumer.close()
 
 
+@pytest.mark.slow
 def test_hanging_node_costs_queues_of_other_nodes_no_lease(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     lease_ms = 5_000
     streams = {queue: QueueKeys("streams", queue) for queue in (*QUEUES, *(f"red-{number}" for number in range(24)))}

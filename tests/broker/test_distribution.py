@@ -51,6 +51,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.fail(f"{error.stdout}{error.stderr}")
 
 
+@pytest.mark.slow
 def test_wheel_contains_scripts_types_and_readme(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     here = {path.name for path in Path(broker.__file__).parent.iterdir() if path.suffix == ".py"}
@@ -67,6 +68,7 @@ def test_wheel_contains_scripts_types_and_readme(wheel: Path) -> None:
     assert "from broker import" not in described
 
 
+@pytest.mark.slow
 def test_installed_wheel_runs_a_message_without_this_repository(
     wheel: Path, tmp_path: Path, redis_url: str, redis_client: redis.Redis
 ) -> None:

@@ -57,6 +57,7 @@ def test_orphans_and_ghosts_with_the_greatest_id_are_found(scene: Scene) -> None
     inspector = scene.brokers["a"].inspector(QUEUE)
     add(scene, "last", LAST_ID)
     received(consumer, 1)
+    eventually(lambda: scene.n_blocked("xread"))  # the janitor's first sweep is over
 
     scene.client.xack(KEYS.stream, GROUP, LAST_ID)
     assert [orphan.id for orphan in inspector.unowned().orphans] == [LAST_ID]

@@ -64,25 +64,27 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
         yield server
 
 
+@pytest.mark.slow
 def test_process_keeps_its_messages_while_c_code_holds_the_gil(stage: Scene, redis_client: redis.Redis) -> None:
     producer = stage.process("producer")
     with started(stage.url, lease_ms=SHORT_MS, threads=1):
         producer.enqueue_many([calling("hold_interpreter_lock", "a", 4), calling("work", "b")])
         eventually(lambda: "began a" in ran(redis_client))
 
-        assert next(stage.consumer("robber", timeout=3_500)) is None
+        assert next(stage.consumer("robber", lease_ms=SHORT_MS, timeout=3_500)) is None
 
         eventually(lambda: ran(redis_client) == ["began a", "ended a", "work b"])
     assert producer.counters(QUEUE)["recovered"] == 0
 
 
+@pytest.mark.slow
 def test_stopped_process_loses_its_messages(stage: Scene, redis_client: redis.Redis, two_worlds: None) -> None:
     with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
         stage.process("producer").enqueue(calling("sleep", "a", 60))
         eventually(lambda: "began a" in ran(redis_client))
         process.send_signal(signal.SIGSTOP)
 
-        (taken,) = received(stage.consumer("other", timeout=20_000), 1)
+        (taken,) = received(stage.consumer("other", lease_ms=SHORT_MS, timeout=20_000), 1)
 
         assert (taken.actor_name, taken.deliveries) == ("sleep", 2)
 
@@ -110,6 +112,7 @@ def test_keeper_ends_with_its_process(stage: Scene) -> None:
     eventually(lambda: stage.client.zcard(KEYS.consumers) == 0)
 
 
+@pytest.mark.slow
 def test_signals_to_the_process_group_do_not_end_a_keeper(stage: Scene) -> None:
     with started(stage.url, lease_ms=SHORT_MS) as process:
         child = keeper_of(process.pid)
@@ -124,6 +127,7 @@ def test_signals_to_the_process_group_do_not_end_a_keeper(stage: Scene) -> None:
         assert keeper_of(process.pid).pid == child.pid
 
 
+@pytest.mark.slow
 def test_killed_keeper_is_replaced_before_a_lease_lapses(stage: Scene, redis_client: redis.Redis) -> None:
     with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
         stage.process("producer").enqueue(calling("sleep", "a", 3))
@@ -132,11 +136,12 @@ def test_killed_keeper_is_replaced_before_a_lease_lapses(stage: Scene, redis_cli
 
         child.kill()
 
-        assert next(stage.consumer("robber", timeout=2_500)) is None
+        assert next(stage.consumer("robber", lease_ms=SHORT_MS, timeout=2_500)) is None
         eventually(lambda: ran(redis_client) == ["began a", "ended a"])
         assert keeper_of(process.pid).pid != child.pid
 
 
+@pytest.mark.slow
 def test_keeper_survives_a_redis_outage_and_shows_no_secret(server: EmbeddedRedis) -> None:
     client: Any = redis.Redis.from_url(server.url)
     client.acl_setuser("ops", enabled=True, passwords=["+very-secret"], commands=["+@all"], keys=["*"])
@@ -177,7 +182,7 @@ def test_thread_writes_heartbeats_if_no_process_can_start(
 ) -> None:
     monkeypatch.setattr(keeper, "CAN_HAVE_CHILD", False)
     with caplog.at_level(logging.WARNING):
-        stage.consumer("a", keeper_process=True)
+        stage.consumer("a", keeper_process=True, lease_ms=SHORT_MS)
         await_beat(stage.client, stage.brokers["a"].consumer_name)
 
     assert keepers_of(os.getpid()) == []
@@ -231,7 +236,7 @@ def test_stop_does_not_wait_for_a_starting_keeper_process(
 
 
 def test_forked_process_does_not_end_the_keeper_of_its_parent(stage: Scene) -> None:
-    stage.consumer("a", keeper_process=True)
+    stage.consumer("a", keeper_process=True, lease_ms=SHORT_MS)
     broker = stage.brokers["a"]
     (child,) = eventually(lambda: keepers_of(os.getpid()))
     parents_name = broker.consumer_name

@@ -69,7 +69,7 @@ def test_killed_master_takes_its_workers_and_their_jobs_run_elsewhere(
     assert sorted(delivery.args[0] for delivery in taken(producer, 4)) == [0, 1, 2, 3]
 
 
-def test_job_ends_within_the_grace_and_its_writes_to_the_log_of_the_master_fail(
+def test_job_within_the_grace_ends_and_cannot_write_to_the_masters_log(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(GRACE, "60000")

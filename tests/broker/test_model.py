@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Any
 
 import hypothesis
+import pytest
 import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -65,7 +66,7 @@ class Queue(RuleBasedStateMachine):
     def begin(self) -> None:
         name = f"process-{self.n_processes}"
         self.n_processes += 1
-        self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=30, keeper_process=False)
+        self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=30)
         self.held[name] = []
 
     # The candidates depend on janitors, which run at any time, so a choice is a number, taken modulo their count.
@@ -285,6 +286,7 @@ class Queue(RuleBasedStateMachine):
         self.every_message_is_in_exactly_one_place()
 
 
+@pytest.mark.slow
 def test_every_message_is_always_in_exactly_one_place(redis_client: redis.Redis, redis_url: str) -> None:
     class OnThisServer(Queue):
         client, url = redis_client, redis_url

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -442,6 +443,7 @@ def test_orphans_of_any_number_are_found_in_one_pass(scene: Scene) -> None:
     broker.enqueue_many([message(str(number)) for number in range(3_000)])
     held = received(consumer, 2)
     consumer.close()
+    eventually(lambda: scene.n_blocked("xread"))  # the janitor's first sweep is over
     # as an operator does to skip a backlog
     scene.client.xgroup_setid(KEYS.stream, GROUP, "$")
 
@@ -672,3 +674,14 @@ def test_any_number_of_ghosts_is_removed_in_steps(scene: Scene) -> None:
     assert producer.counters(QUEUE)["ghosts"] == 2_000
     consumer = scene.consumer("a", timeout=100)
     eventually(lambda: next(consumer) is None and producer.counters(QUEUE)["ghosts"] == 5_000, within_s=30)
+
+
+def test_janitor_that_was_never_started_leaves_no_open_descriptor(redis_client: redis.Redis) -> None:
+    n_before = len(list(Path("/proc/self/fd").iterdir()))
+    idle = janitor.Janitor(
+        Connections(redis_client), BrokerSettings(), KEYS, consumer_name="me", on_round=lambda _: False
+    )
+
+    idle.stop()
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == n_before

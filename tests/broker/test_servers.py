@@ -35,32 +35,33 @@ def keeper_is_connected(port: int) -> bool:
     return any(one.raddr and one.raddr.port == port for one in connections)
 
 
-@pytest.fixture
-def encrypted(tmp_path: Path) -> Iterator[tuple[EmbeddedRedis, int]]:
-    """A server and its TLS port, with a certificate of a private CA in ``ca.crt``."""
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedRedis, int]]:
+    """A server and its TLS port, with a certificate of a private CA in ``ca.crt`` in its directory."""
+    directory = tmp_path_factory.mktemp("encrypted")
 
     def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl("req", "-x509", *key, "-days", "2", "-subj", "/CN=our ca", "-keyout", "ca.key", "-out", "ca.crt")
     openssl("req", *key, "-subj", "/CN=redis", "-keyout", "redis.key", "-out", "redis.csr")
-    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\n")
     by_ca = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
     openssl("x509", "-req", "-in", "redis.csr", *by_ca, "-out", "redis.crt")
     port = free_port()
     options = {"tls-port": str(port), "tls-auth-clients": "no", "appendonly": "no"}
-    options |= {f"tls-{name}-file": str(tmp_path / f"{file}") for name, file in
+    options |= {f"tls-{name}-file": str(directory / f"{file}") for name, file in
                 (("cert", "redis.crt"), ("key", "redis.key"), ("ca-cert", "ca.crt"))}  # fmt: skip
-    with EmbeddedRedis(directory=tmp_path, options=options) as server:
+    with EmbeddedRedis(directory=directory, options=options) as server:
         yield server, port
 
 
-def test_work_and_heartbeats_use_tls_with_a_private_ca(encrypted: tuple[EmbeddedRedis, int], tmp_path: Path) -> None:
+def test_work_and_heartbeats_use_tls_with_a_private_ca(encrypted: tuple[EmbeddedRedis, int]) -> None:
     server, port = encrypted
     ran: list[int] = []
     broker = RedisStreamsBroker(
-        f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'ca.crt'}", middleware=[], lease_ms=2_000
+        f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={server.directory / 'ca.crt'}", middleware=[], lease_ms=2_000
     )
 
     @dramatiq.actor(broker=broker, queue_name=QUEUE)
@@ -89,21 +90,23 @@ def test_server_with_an_untrusted_certificate_is_refused(encrypted: tuple[Embedd
         broker.enqueue(message("one"))
 
 
-def test_connection_to_a_demoted_master_is_dropped() -> None:
-    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
-        connections = Connections(redis.Redis.from_url(server.url))
-        connections.run("CLIENT", "SETNAME", "ours", key="k")
-        asked: Any = client
-        asked.replicaof("127.0.0.1", "1")
-
+def test_connection_to_a_demoted_master_is_dropped(redis_client: redis.Redis, redis_url: str) -> None:
+    asked: Any = redis_client
+    connections = Connections(redis.Redis.from_url(redis_url))
+    connections.run("CLIENT", "SETNAME", "ours", key="k")
+    asked.replicaof("127.0.0.1", "1")
+    try:
         with pytest.raises(dramatiq.errors.ConnectionClosed, match="read only"):
             connections.run("SET", "k", "v")
+    finally:
+        asked.replicaof("NO", "ONE")
 
-        # a new connection asks the sentinel, or the name server, for the current master
-        eventually(lambda: "ours" not in {one["name"] for one in asked.client_list()})
-        connections.close()
+    # a new connection asks the sentinel, or the name server, for the current master
+    eventually(lambda: "ours" not in {one["name"] for one in asked.client_list()})
+    connections.close()
 
 
+@pytest.mark.slow
 def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
     with ExitStack() as stack:
         quick = {"repl-diskless-sync-delay": "0"}

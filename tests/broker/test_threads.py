@@ -67,6 +67,7 @@ print(json.dumps([confirmed, tried, interrupted, crossed]))
 """
 
 
+@pytest.mark.slow
 def test_threads_interrupted_while_enqueueing_leave_no_crossed_answers(
     redis_url: str, redis_client: redis.Redis
 ) -> None:
@@ -132,6 +133,7 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
 """
 
 
+@pytest.mark.slow
 def test_producers_that_fork_after_enqueueing_share_no_connection(redis_url: str, redis_client: redis.Redis) -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING, redis_url], capture_output=True, text=True)
 
@@ -213,6 +215,7 @@ broker.close()
 """
 
 
+@pytest.mark.slow
 def test_forked_child_that_leaves_its_job_settles_nothing(redis_client: redis.Redis, redis_url: str) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[])
     broker.enqueue_many([message(how) for how in ("exit", "raise", "return", "exit")])
