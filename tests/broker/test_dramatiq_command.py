@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +65,20 @@ def taken(producer: RedisStreamsBroker, n: int) -> list[Delivery]:
     return deliveries
 
 
-def test_reloads_under_load_lose_nothing_and_run_nothing_twice(
+def test_reload_under_load_loses_nothing_and_runs_nothing_twice(
     redis_url: str, client: Any, producer: RedisStreamsBroker, tmp_path: Path
 ) -> None:
     source = tmp_path / "changed.py"
     source.touch()
-    with command(redis_url, "--threads", "4", "--watch", str(tmp_path), "--watch-use-polling") as process:
-        # a second reload before the first is handled would kill the process
-        for n_starts, reload in enumerate(("by signal", "by the watcher", None), start=1):
-            producer.enqueue_many([message("work", 200 * n_starts + number, 0.005) for number in range(200)])
-            eventually(partial(has_started, client, n_starts), within_s=40)
-            if reload == "by signal":
-                process.send_signal(signal.SIGHUP)
-            elif reload == "by the watcher":
-                source.write_text("# another\n")
+    with command(redis_url, "--threads", "4", "--watch", str(tmp_path), "--watch-use-polling"):
+        producer.enqueue_many([message("work", number, 0.005) for number in range(300)])
+        eventually(lambda: has_started(client, 1), within_s=40)
+        source.write_text("# another\n")  # Dramatiq's watcher sends SIGHUP to the master
+        producer.enqueue_many([message("work", number, 0.005) for number in range(300, 600)])
+        eventually(lambda: has_started(client, 2), within_s=40)
         eventually(lambda: client.llen("ran") >= 600 and client.xlen(STREAM) == 0, within_s=60)
 
-    assert ran(client) == Counter(range(200, 800))
+    assert ran(client) == Counter(range(600))
 
 
 def test_stop_finishes_jobs_and_hands_back_the_others_in_order(
@@ -120,11 +116,11 @@ def test_greenlet_that_never_yields_keeps_its_lease(redis_url: str, client: Any,
         producer.enqueue_many([message("work" if n % 10 else "fail_once", n) for n in range(200)])
         producer.enqueue(message("work", 200), delay=200)
         eventually(lambda: client.llen("ran") == 201, within_s=60)
-        producer.enqueue(message("compute", 4))  # two leases
+        producer.enqueue(message("compute", 3))  # a lease and a half
         eventually(lambda: client.lindex("began", -1) == b"-1", within_s=60)
         robber = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
         robber.declare_queue("default")
-        consumer = robber.consume("default", timeout=3_500)
+        consumer = robber.consume("default", timeout=2_800)
 
         assert next(consumer) is None
 
@@ -138,20 +134,9 @@ def test_greenlet_that_never_yields_keeps_its_lease(redis_url: str, client: Any,
     assert producer.counters("default")["recovered"] == 0
 
 
-def test_worker_that_boots_before_redis_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("dramatiq_restart_delay", "300")
-    server, log = EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"}), tmp_path / "log"
-    with stopped_at_the_end(server), command(server.url, log=log) as process:
-        eventually(lambda: "Connection refused" in log.read_text(), within_s=60)
-        before = workers_of(process)
-
-        server.start()
-
-        assert runs_a_job(server.url)
-        assert workers_of(process) == before
-
-
-def test_worker_that_boots_while_redis_loads_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_waits_for_a_redis_that_starts_and_loads_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("dramatiq_restart_delay", "300")
     monkeypatch.setattr("tasks.embedded_redis.START_TIMEOUT_S", 90)
     # loading takes two minutes unless the setting changes meanwhile
@@ -161,6 +146,8 @@ def test_worker_that_boots_while_redis_loads_waits_for_it(tmp_path: Path, monkey
         client.eval("for i = 1, 200000 do redis.call('SET', 'key-' .. i, 'x') end", 0)
         server.kill()
         with command(server.url, log=log) as process:
+            eventually(lambda: "Connection refused" in log.read_text(), within_s=60)
+            before = workers_of(process)
 
             def end_loading_once_the_worker_met_it() -> None:
                 eventually(lambda: "is loading the dataset" in log.read_text(), within_s=60)
@@ -170,10 +157,9 @@ def test_worker_that_boots_while_redis_loads_waits_for_it(tmp_path: Path, monkey
             meeting.start()
             server.start()
             meeting.join()
-            before = workers_of(process)
 
             assert runs_a_job(server.url)
-            assert workers_of(process) == before
+            assert workers_of(process) <= before, "none was replaced"
 
 
 @contextmanager
@@ -185,7 +171,7 @@ def stopped_at_the_end(server: EmbeddedRedis) -> Iterator[None]:
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> set[int]:
-    """Return the pids of the command's descendants; while these stay the same, none was replaced."""
+    """Return the pids of the command's live descendants."""
     return {child.pid for child in psutil.Process(process.pid).children() if child.status() != psutil.STATUS_ZOMBIE}
 
 

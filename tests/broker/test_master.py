@@ -49,15 +49,23 @@ def have_ended(processes: list[psutil.Process]) -> bool:
     return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
 
 
-@pytest.mark.parametrize("options", [(), ("--use-spawn",)], ids=["fork", "spawn"])
+@pytest.mark.parametrize(
+    ("n_workers", "options"), [(2, ()), (1, ("--use-spawn",))], ids=["two forked", "a spawned one"]
+)
 def test_killed_master_takes_its_workers_and_their_jobs_run_elsewhere(
-    redis_url: str, client: Any, producer: RedisStreamsBroker, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    redis_url: str,
+    client: Any,
+    producer: RedisStreamsBroker,
+    n_workers: int,
+    options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """One of the workers is stopped, as by a debugger, and ends all the same."""
     monkeypatch.setenv(GRACE, "500")
     producer.enqueue_many([message("work", number, 60) for number in range(4)])
-    with command(redis_url, "--threads", "1", "--processes", "2", *options) as master:
-        eventually(lambda: client.llen("began") == 2 and client.llen("forked"), within_s=60)
-        eventually(lambda: len(workers_of(master, client)) >= 4)  # two workers, each with a keeper
+    with command(redis_url, "--threads", "1", "--processes", str(n_workers), *options) as master:
+        eventually(lambda: client.llen("began") == n_workers and client.llen("forked"), within_s=60)
+        eventually(lambda: len(workers_of(master, client)) >= 2 * n_workers)  # each has a keeper
         workers = workers_of(master, client)
         next(one for one in workers if not is_keeper(one)).send_signal(signal.SIGSTOP)
         master.kill()
@@ -74,7 +82,7 @@ def test_job_within_the_grace_ends_and_cannot_write_to_the_masters_log(
 ) -> None:
     monkeypatch.setenv(GRACE, "60000")
     producer.enqueue(message("write_without_master", 1))
-    with command(redis_url, "--threads", "1", "--processes", "3") as master:
+    with command(redis_url, "--threads", "1", "--processes", "2") as master:
         eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
         workers = workers_of(master, client)
         for pid in client.lrange("forked", 0, -1):

@@ -46,7 +46,6 @@ class Reader:
     """The consumer of process ``a``, whose Worker finishes each message in a tenth of a millisecond."""
 
     def __init__(self, scene: Scene, clock: Clock, **settings: Any) -> None:
-        self._scene = scene
         self._clock = clock
         self.consumer = scene.consumer("a", prefetch=PREFETCH, timeout=50, **settings)
         self.broker = scene.brokers["a"]
@@ -82,9 +81,9 @@ class Reader:
         return self.gets_nothing() and not self.n_ahead()
 
 
-def reading_ahead(scene: Scene, clock: Clock, *, n: int = 300, **settings: Any) -> Reader:
+def reading_ahead(stage: Scene, clock: Clock, *, n: int = 300, **settings: Any) -> Reader:
     """Return a reader that has read ahead after short jobs, and whose Worker holds no message."""
-    reader = Reader(scene, clock, **settings)
+    reader = Reader(stage, clock, **settings)
     reader.broker.enqueue_many(messages(*range(n)))
     reader.work_off(50)
     while reader.n_ahead() < 20:
@@ -92,9 +91,9 @@ def reading_ahead(scene: Scene, clock: Clock, *, n: int = 300, **settings: Any) 
     return reader
 
 
-def held_by_a(scene: Scene) -> list[str]:
+def held_by_a(stage: Scene) -> list[str]:
     """Return the pending entries, which briefly include finished ones: acknowledgements are written later."""
-    return [label for label, (who, _) in scene.state().pending.items() if who == "a"]
+    return [label for label, (who, _) in stage.state().pending.items() if who == "a"]
 
 
 def n_reads(client: redis.Redis) -> int:
@@ -151,19 +150,19 @@ def test_read_that_waited_long_forgets_the_earlier_estimate() -> None:
     assert estimate.n_still_expected() == 0
 
 
-def test_short_jobs_need_few_reads(scene: Scene, clock: Clock) -> None:
-    reader = Reader(scene, clock)
+def test_short_jobs_need_few_reads(stage: Scene, clock: Clock) -> None:
+    reader = Reader(stage, clock)
     reader.broker.enqueue_many(messages(*range(600)))
-    before = n_reads(scene.client)
+    before = n_reads(stage.client)
 
     assert reader.work_off(600) == [str(number) for number in range(600)]
 
     # a read for each free place would be at least 300
-    assert n_reads(scene.client) - before <= 20
+    assert n_reads(stage.client) - before <= 20
 
 
-def test_nothing_is_read_ahead_when_disabled(scene: Scene, clock: Clock) -> None:
-    reader = Reader(scene, clock, read_ahead_ms=0)
+def test_nothing_is_read_ahead_when_disabled(stage: Scene, clock: Clock) -> None:
+    reader = Reader(stage, clock, read_ahead_ms=0)
     reader.broker.enqueue_many(messages(*range(100)))
 
     for _ in range(60):
@@ -171,8 +170,8 @@ def test_nothing_is_read_ahead_when_disabled(scene: Scene, clock: Clock) -> None
         assert reader.n_ahead() < PREFETCH
 
 
-def test_worker_never_holds_more_than_the_prefetch(scene: Scene, clock: Clock) -> None:
-    reader = reading_ahead(scene, clock)
+def test_worker_never_holds_more_than_the_prefetch(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
 
     held = reader.take(PREFETCH)
 
@@ -182,24 +181,24 @@ def test_worker_never_holds_more_than_the_prefetch(scene: Scene, clock: Clock) -
     assert len(reader.take(1)) == 1
 
 
-def test_messages_read_ahead_do_not_wait_behind_long_jobs(scene: Scene, clock: Clock) -> None:
-    reader = reading_ahead(scene, clock)
-    other = scene.consumer("b", prefetch=1_000)
+def test_messages_read_ahead_do_not_wait_behind_long_jobs(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
+    other = stage.consumer("b", prefetch=1_000)
     long_ones = labels(reader.take(PREFETCH))
     first = int(long_ones[0])
 
     clock.now += 2 * HAND_BACK_AFTER_S
     eventually(reader.hands_back)
 
-    eventually(lambda: held_by_a(scene) == long_ones)
+    eventually(lambda: held_by_a(stage) == long_ones)
     # in their place, before undelivered messages, and as if they had not been delivered
     rest = received(other, 300 - first - PREFETCH)
     assert labels(rest) == [str(number) for number in range(first + PREFETCH, 300)]
     assert {delivery.deliveries for delivery in rest} == {1}
 
 
-def test_process_reads_only_its_free_places_after_a_stall(scene: Scene, clock: Clock) -> None:
-    reader = reading_ahead(scene, clock)
+def test_process_reads_only_its_free_places_after_a_stall(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
     held = reader.take(PREFETCH)
     clock.now += 2 * HAND_BACK_AFTER_S
     eventually(reader.hands_back)
@@ -213,27 +212,27 @@ def test_process_reads_only_its_free_places_after_a_stall(scene: Scene, clock: C
     assert reader.n_ahead() < PREFETCH
 
 
-def test_closed_consumer_hands_back_messages_read_ahead(scene: Scene, clock: Clock) -> None:
-    reader = reading_ahead(scene, clock)
+def test_closed_consumer_hands_back_messages_read_ahead(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
     (running,) = reader.take(1)
     first = int(labels([running])[0])
 
     reader.consumer.close()
 
-    eventually(lambda: held_by_a(scene) == labels([running]))
+    eventually(lambda: held_by_a(stage) == labels([running]))
     reader.consumer.ack(running)
-    rest = received(scene.consumer("b", prefetch=1_000), 299 - first)
+    rest = received(stage.consumer("b", prefetch=1_000), 299 - first)
     assert labels(rest) == [str(number) for number in range(first + 1, 300)]
 
 
-def test_pause_hands_back_messages_read_ahead(scene: Scene, clock: Clock) -> None:
-    reader = reading_ahead(scene, clock)
+def test_pause_hands_back_messages_read_ahead(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
     held = reader.take(PREFETCH)
     reader.broker.pause(QUEUE)
 
     eventually(reader.hands_back)
 
-    eventually(lambda: held_by_a(scene) == labels(held))
+    eventually(lambda: held_by_a(stage) == labels(held))
     for delivery in held:
         reader.consumer.ack(delivery)
     reader.broker.resume(QUEUE)
@@ -244,8 +243,8 @@ def test_pause_hands_back_messages_read_ahead(scene: Scene, clock: Clock) -> Non
 URGENT = "urgent"
 
 
-def test_messages_read_ahead_are_handed_back_for_a_higher_priority_queue(scene: Scene, clock: Clock) -> None:
-    reader = reading_ahead(scene, clock, queue_priorities={URGENT: -1})
+def test_messages_read_ahead_are_handed_back_for_a_higher_priority_queue(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock, queue_priorities={URGENT: -1})
     held = reader.take(PREFETCH)
     reader.broker.declare_queue(URGENT)
     reader.broker.enqueue_many([dramatiq.Message(URGENT, "work", (), {}, {}) for _ in range(5)])
@@ -254,15 +253,15 @@ def test_messages_read_ahead_are_handed_back_for_a_higher_priority_queue(scene: 
 
     eventually(reader.hands_back)
 
-    eventually(lambda: held_by_a(scene) == labels(held))
+    eventually(lambda: held_by_a(stage) == labels(held))
     for delivery in held:
         reader.consumer.ack(delivery)
     assert reader.gets_nothing()
     urgent.close()
 
 
-def test_queue_waits_for_messages_read_ahead_of_a_higher_priority_queue(scene: Scene, clock: Clock) -> None:
-    reader = reading_ahead(scene, clock, n=100, queue_priorities={QUEUE: -1})
+def test_queue_waits_for_messages_read_ahead_of_a_higher_priority_queue(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock, n=100, queue_priorities={QUEUE: -1})
     while reader.broker.stats(QUEUE).undelivered:
         reader.work_off(1)
     assert reader.n_ahead() > PREFETCH
@@ -278,27 +277,27 @@ def test_queue_waits_for_messages_read_ahead_of_a_higher_priority_queue(scene: S
     other.close()
 
 
-def test_lost_reply_with_many_messages_is_recovered_in_full(scene: Scene, clock: Clock) -> None:
-    reader = Reader(scene, clock)
+def test_lost_reply_with_many_messages_is_recovered_in_full(stage: Scene, clock: Clock) -> None:
+    reader = Reader(stage, clock)
     reader.broker.enqueue_many(messages(*range(60)))
-    scene.client.xreadgroup(GROUP, reader.broker.consumer_name, {KEYS.stream: ">"}, count=60)
+    stage.client.xreadgroup(GROUP, reader.broker.consumer_name, {KEYS.stream: ">"}, count=60)
 
     assert reader.work_off(60) == [str(number) for number in range(60)]
     assert reader.broker.counters(QUEUE)["redelivered"] == 60
 
 
-def test_messages_of_a_waiting_read_are_not_held_behind_taken_ones(scene: Scene) -> None:
-    other = scene.consumer("b", prefetch=1)
-    scene.brokers["b"].enqueue(message("long"))
+def test_messages_of_a_waiting_read_are_not_held_behind_taken_ones(stage: Scene) -> None:
+    other = stage.consumer("b", prefetch=1)
+    stage.brokers["b"].enqueue(message("long"))
     (handed_back,) = received(other, 1)
-    consumer = scene.consumer("a", prefetch=1, timeout=50)
-    eventually(lambda: next(consumer) is None and scene.n_blocked("xreadgroup") == 1)
+    consumer = stage.consumer("a", prefetch=1, timeout=50)
+    eventually(lambda: next(consumer) is None and stage.n_blocked("xreadgroup") == 1)
     other.requeue([handed_back])
     assert labels(received(consumer, 1)) == ["long"]
-    assert scene.n_blocked("xreadgroup") == 1
+    assert stage.n_blocked("xreadgroup") == 1
 
-    scene.brokers["b"].enqueue(message("next"))
-    eventually(lambda: next(consumer) is None and not scene.n_blocked("xreadgroup"))
+    stage.brokers["b"].enqueue(message("next"))
+    eventually(lambda: next(consumer) is None and not stage.n_blocked("xreadgroup"))
 
     assert labels(received(other, 1)) == ["next"]
 

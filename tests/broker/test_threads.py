@@ -114,7 +114,7 @@ from broker import RedisStreamsBroker
 broker = RedisStreamsBroker(sys.argv[1], middleware=[])
 
 def enqueue(who):
-    for number in range(200):
+    for number in range(100):
         sent = dramatiq.Message("q", "work", (f"{who}-{number}",), {}, {"unique_key": f"{who}-{number}"})
         assert broker.enqueue(sent).message_id == sent.message_id
 
@@ -139,7 +139,7 @@ def test_producers_that_fork_after_enqueueing_share_no_connection(redis_url: str
 
     assert done.returncode == 0, done.stderr
     found = labels(redis_client)
-    assert len(found) == len(set(found)) == 6 * 200
+    assert len(found) == len(set(found)) == 6 * 100
 
 
 def test_client_without_timeout_does_not_wait_for_a_hanging_server(
