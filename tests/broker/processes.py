@@ -45,15 +45,17 @@ def started(url: str, *, lease_ms: int, threads: int = 2, queues: int = 1) -> It
         stdout=subprocess.PIPE,
         text=True,
     )
+    keepers: list[psutil.Process] = []
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        eventually(lambda: keepers_of(process.pid), within_s=30)
+        keepers = eventually(lambda: keepers_of(process.pid), within_s=30)
         yield process
     finally:
         if process.poll() is None:
             process.kill()
         process.wait()
+        psutil.wait_procs(keepers, timeout=30)  # they report its death first
         assert process.stdout is not None
         process.stdout.close()
 
@@ -78,14 +80,23 @@ def command(
     try:
         yield process
     finally:
-        try:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(30)
-        finally:
-            # also its workers, which may outlive it and would take the messages of the next test
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        # also its workers, which may outlive it and would take the messages of the next test
+        family = _in_group(process.pid)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        # keeper processes report the death of their worker before they end
+        psutil.wait_procs(family, timeout=30)
+
+
+def _in_group(group: int) -> list[psutil.Process]:
+    """Return the processes of a group and their descendants, which may have left it."""
+    family: list[psutil.Process] = []
+    for one in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(one.pid) == group:
+                family += [one, *one.children(recursive=True)]
+    return family
 
 
 def forked(do: Callable[[], object]) -> int:

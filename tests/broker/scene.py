@@ -26,36 +26,6 @@ KEYS = QueueKeys("streams", QUEUE)
 GROUP = "cluster-workers"
 
 
-class Line:
-    """The line between a simulated process and Redis, which can be cut."""
-
-    def __init__(self) -> None:
-        self.is_cut_by: type[BaseException] | None = None
-
-    def check(self) -> None:
-        if self.is_cut_by is not None:
-            raise self.is_cut_by
-
-
-class CuttableConnection(redis.UnixDomainSocketConnection):
-    def __init__(self, *, line: Line, **settings: Any) -> None:
-        self._line = line
-        super().__init__(**settings)  # type: ignore[no-untyped-call]
-
-    def connect(self) -> None:
-        self._line.check()
-        super().connect()  # type: ignore[no-untyped-call]
-
-    def send_packed_command(self, *args: Any, **options: Any) -> None:
-        self._line.check()
-        super().send_packed_command(*args, **options)  # type: ignore[no-untyped-call]
-
-    def read_response(self, *args: Any, **options: Any) -> Any:
-        answer = super().read_response(*args, **options)
-        self._line.check()
-        return answer
-
-
 def message(label: str, **options: Any) -> dramatiq.Message[Any]:
     """Return a message that is identified by its only argument."""
     return dramatiq.Message(queue_name=QUEUE, actor_name="work", args=(label,), kwargs={}, options=options)
@@ -76,6 +46,38 @@ class QueueState:
     delayed: tuple[str, ...] = ()
     dead: tuple[tuple[str, str], ...] = ()
     locks: tuple[str, ...] = ()
+
+
+class Line:
+    """The line between a simulated process and Redis, which can be cut."""
+
+    def __init__(self) -> None:
+        self.is_cut_by: type[BaseException] | None = None
+
+    def check(self) -> None:
+        if self.is_cut_by is not None:
+            raise self.is_cut_by
+
+
+class CuttableConnection(redis.UnixDomainSocketConnection):
+    """A connection that fails once its line is cut."""
+
+    def __init__(self, *, line: Line, **settings: Any) -> None:
+        self._line = line
+        super().__init__(**settings)  # type: ignore[no-untyped-call]
+
+    def connect(self) -> None:
+        self._line.check()
+        super().connect()  # type: ignore[no-untyped-call]
+
+    def send_packed_command(self, *args: Any, **options: Any) -> None:
+        self._line.check()
+        super().send_packed_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        answer = super().read_response(*args, **options)
+        self._line.check()
+        return answer
 
 
 class Scene:
