@@ -49,9 +49,9 @@ def test_entry_is_the_json_of_dramatiq_in_one_field(scene: Scene) -> None:
     assert dramatiq.Message.decode(fields[b"message"]) == sent
 
 
-def test_field_is_converted_to_its_type_before_it_is_sent(scene: Scene) -> None:
+def test_field_is_converted_to_its_type_before_it_is_sent(stage: Scene) -> None:
     heard = Heard()
-    broker = scene.process("a", middleware=[heard])
+    broker = stage.process("a", middleware=[heard])
     number, uuid = message("number"), message("uuid")
     object.__setattr__(number, "message_id", 42)
     object.__setattr__(number, "message_timestamp", 1_700_000_000_000.5)
@@ -61,12 +61,12 @@ def test_field_is_converted_to_its_type_before_it_is_sent(scene: Scene) -> None:
 
     assert [one.message_id for one in sent] == ["42", str(UUID(int=7))]
     assert sent[0].message_timestamp == 1_700_000_000_000
-    stored = [dramatiq.Message.decode(fields[b"message"]) for _, fields in scene.client.xrange(KEYS.stream)]
+    stored = [dramatiq.Message.decode(fields[b"message"]) for _, fields in stage.client.xrange(KEYS.stream)]
     assert stored == sent
 
 
 @pytest.mark.parametrize("half", ["actor_name", "message_id", "unique_key", "ordering_key"])
-def test_enqueue_refuses_unpaired_surrogates(scene: Scene, half: str) -> None:
+def test_enqueue_refuses_unpaired_surrogates(stage: Scene, half: str) -> None:
     sent = message("one")
     if half.endswith("_key"):
         sent.options[half] = "\ud800"
@@ -74,20 +74,20 @@ def test_enqueue_refuses_unpaired_surrogates(scene: Scene, half: str) -> None:
         object.__setattr__(sent, half, "\ud800")
 
     with pytest.raises(InvalidMessage) as refused:
-        scene.process("a").enqueue(sent)
+        stage.process("a").enqueue(sent)
 
     assert refused.value.field == half
 
 
 @pytest.mark.parametrize("delay", ["soon", [1], float("nan"), float("inf")])
-def test_enqueue_refuses_a_delay_that_is_not_a_number(scene: Scene, delay: Any) -> None:
-    broker = scene.process("a")
+def test_enqueue_refuses_a_delay_that_is_not_a_number(stage: Scene, delay: Any) -> None:
+    broker = stage.process("a")
 
     with pytest.raises(InvalidMessage) as refused:
         broker.enqueue(message("one"), delay=delay)
 
     assert refused.value.field == "delay"
-    assert scene.state() == QueueState()
+    assert stage.state() == QueueState()
 
 
 def test_messages_are_delivered_in_enqueue_order(scene: Scene) -> None:
@@ -145,9 +145,9 @@ def test_many_due_messages_are_promoted_in_steps_and_in_order(scene: Scene) -> N
     assert entries == [str(n) for n in range(450)]
 
 
-def test_middleware_is_called_before_and_after_every_enqueue(scene: Scene) -> None:
+def test_middleware_is_called_before_and_after_every_enqueue(stage: Scene) -> None:
     heard = Heard()
-    broker = scene.process("a", middleware=[heard])
+    broker = stage.process("a", middleware=[heard])
 
     broker.enqueue(message("one"))
     broker.enqueue(message("two"), delay=5_000)
@@ -217,9 +217,9 @@ def test_message_does_not_free_the_unique_key_of_the_next_one(scene: Scene, what
     ids=["answer lost", "not sent", "refused"],
 )
 def test_enqueue_uncertain_is_raised_only_if_the_call_was_sent(
-    scene: Scene, happened: Exception, is_uncertain: bool, monkeypatch: pytest.MonkeyPatch
+    stage: Scene, happened: Exception, is_uncertain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = scene.process("a", enqueue_timeout_ms=0)
+    broker = stage.process("a", enqueue_timeout_ms=0)
     one = message("one")
 
     def failing(*_: Any) -> None:
@@ -370,14 +370,14 @@ def test_producer_waits_for_room_no_longer_than_configured(scene: Scene) -> None
     assert scene.state() == QueueState(waiting=("one",))
 
 
-def test_oversized_message_is_refused_before_it_is_sent(scene: Scene) -> None:
-    broker = scene.process("a", max_message_bytes=1_000)
+def test_oversized_message_is_refused_before_it_is_sent(stage: Scene) -> None:
+    broker = stage.process("a", max_message_bytes=1_000)
 
     with pytest.raises(MessageTooLarge) as refused:
         broker.enqueue(message("x" * 1_000))
 
     assert refused.value.limit == 1_000
-    assert scene.state() == QueueState()
+    assert stage.state() == QueueState()
 
 
 def test_message_sent_again_after_a_lost_answer_is_enqueued_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

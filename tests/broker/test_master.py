@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+import dramatiq
 import psutil
 import pytest
 import redis
 
-from broker import RedisStreamsBroker
-from tests.broker.processes import ROOT, command, is_keeper
+from broker import RedisStreamsBroker, master
+from tests.broker.processes import command, is_keeper
 from tests.broker.test_dramatiq_command import STREAM, message, taken
 from tests.support import eventually
 
@@ -113,38 +113,12 @@ def test_workers_outlive_their_master_if_the_grace_is_none(
         assert not have_ended(workers)
 
 
-OWN_WORKER = """
-import multiprocessing, os, time
-
-def work():
-    import dramatiq
-    from tests.broker.commanded import broker
-    worker = dramatiq.Worker(broker, worker_threads=1)
+def test_worker_not_started_by_the_command_has_no_master(redis_url: str) -> None:
+    broker = RedisStreamsBroker(redis_url, middleware=[], master_grace_ms=0)
+    broker.declare_queue("default")
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
     worker.start()
-    time.sleep(60)
+    worker.stop()
+    broker.close()
 
-if __name__ == "__main__":
-    child = multiprocessing.get_context("fork").Process(target=work)
-    child.start()
-    print(child.pid, flush=True)
-    os.kill(os.getpid(), 9)
-"""
-
-
-def test_worker_not_started_by_the_command_outlives_its_parent(
-    redis_url: str, client: Any, producer: RedisStreamsBroker
-) -> None:
-    environ = {**os.environ, "BROKER_URL": redis_url, "PYTHONPATH": str(ROOT), GRACE: "0"}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", OWN_WORKER], env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    try:
-        parent.wait(30)
-        producer.enqueue(message("work", 1, 1))
-
-        eventually(lambda: client.lrange("ran", 0, -1) == [b"1"], within_s=60)
-    finally:
-        child.kill()
-        parent.stdout.close()
+    assert master.of_this_process() is None

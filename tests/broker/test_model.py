@@ -66,7 +66,7 @@ class Queue(RuleBasedStateMachine):
     def begin(self) -> None:
         name = f"process-{self.n_processes}"
         self.n_processes += 1
-        self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=30)
+        self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=10)
         self.held[name] = []
 
     # The candidates depend on janitors, which run at any time, so a choice is a number, taken modulo their count.
