@@ -89,6 +89,7 @@ def test_stopped_process_loses_its_messages(stage: Scene, redis_client: redis.Re
         assert (taken.actor_name, taken.deliveries) == ("sleep", 2)
 
 
+@pytest.mark.slow
 def test_messages_of_a_killed_process_run_at_once_despite_a_long_lease(
     stage: Scene, redis_client: redis.Redis, two_worlds: None
 ) -> None:
@@ -121,6 +122,7 @@ def test_keeper_ignores_signals_and_ends_with_its_process(stage: Scene) -> None:
     eventually(lambda: stage.client.zcard(KEYS.consumers) == 0)
 
 
+@pytest.mark.slow
 def test_killed_keeper_is_replaced_before_a_lease_lapses(stage: Scene) -> None:
     with started(stage.url, lease_ms=SHORT_MS) as process:
         child = keeper_of(process.pid)
