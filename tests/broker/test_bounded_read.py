@@ -237,6 +237,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_process_memory_stays_bounded_for_entries_of_many_megabytes(stage: Scene) -> None:
     for _ in range(6):
         stage.client.xadd(KEYS.stream, {"a": "1", "data": b"x" * (32 << 20)})

@@ -251,13 +251,13 @@ def test_join_waits_for_running_and_delayed_messages(redis_url: str) -> None:
         work.send()
         with working(broker):
             with pytest.raises(QueueJoinTimeout):
-                broker.join("default", timeout=300)
+                broker.join("default", timeout=100)
             release.set()
             broker.join("default", timeout=20_000)
 
             work.send_with_options(delay=60_000)
             with pytest.raises(QueueJoinTimeout):
-                broker.join("default", timeout=300)
+                broker.join("default", timeout=100)
 
 
 def test_flushed_queue_is_empty_and_still_works(redis_url: str, redis_client: redis.Redis) -> None:
