@@ -41,7 +41,6 @@ class QueueStatus:
         reason: one sentence: why its jobs wait, or that none does.
         undelivered: jobs that no worker has taken yet.
         in_flight: jobs in pending lists, as XPENDING counts them.
-        in_line: jobs that wait for an earlier job with the same ordering key.
         delayed: jobs that are not due yet, including retries.
         orphaned: delivered jobs that are in no pending list.
         dead: dead letters.
@@ -57,7 +56,6 @@ class QueueStatus:
     is_paused: bool
     undelivered: int
     in_flight: int
-    in_line: int
     delayed: int
     orphaned: int
     dead: int

@@ -189,12 +189,10 @@ def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redac
         if entry is not None:  # else it ended meanwhile
             yield {"job": job.state, "queue": job.queue, "entry_id": job.entry_id, "fields": _fields(entry, redact)}
     for queue in {job.queue for job in found if job.entry_id is None}:
-        inspector = broker.inspector(queue)
-        for state, messages in (("delayed", inspector.delayed()), ("in line", inspector.in_line())):
-            for message in messages:
-                entry = {b"message": message}
-                if facts_of(entry).pet_id == pet_id:
-                    yield {"job": state, "queue": queue, "entry_id": None, "fields": _fields(entry, redact)}
+        for message in broker.inspector(queue).delayed():
+            entry = {b"message": message}
+            if facts_of(entry).pet_id == pet_id:
+                yield {"job": "delayed", "queue": queue, "entry_id": None, "fields": _fields(entry, redact)}
 
 
 def _dead_letters(broker: RedisStreamsBroker, pet_id: int, *, redact: bool) -> Iterator[Line]:

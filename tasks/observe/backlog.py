@@ -75,7 +75,6 @@ class BacklogSampler:
             sample |= self._ids_of(queue, stats)
             sample[f"{queue}:pending"] = stats.in_flight
             sample[f"{queue}:undelivered"] = stats.undelivered
-            sample[f"{queue}:in_line"] = stats.in_line
             sample[f"{queue}:delayed"] = stats.delayed
             sample[f"{queue}:orphaned"] = stats.orphaned
             sample[f"{queue}:dead"] = stats.dead
@@ -246,12 +245,6 @@ _OF_STREAMS: Final = (
         "media_cluster_undelivered_jobs",
         "Jobs that no worker has taken yet. Growing: too few workers, none at all, or the queue is paused.",
         "undelivered",
-        ("stream",),
-    ),
-    _Row(
-        "media_cluster_in_line_jobs",
-        "Jobs that wait until the one before them, of the same ordering key, has ended.",
-        "in_line",
         ("stream",),
     ),
     _Row(

@@ -32,7 +32,6 @@ SAMPLED_AT = "media_cluster_backlog_sample_timestamp_seconds"
 OF_GROUPS = ("media_cluster_pending_jobs", "media_cluster_stream_lag_seconds")
 OF_STREAMS = (
     "media_cluster_undelivered_jobs",
-    "media_cluster_in_line_jobs",
     "media_cluster_delayed_jobs",
     "media_cluster_orphaned_jobs",
     "media_cluster_overdue_jobs",
