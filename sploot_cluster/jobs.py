@@ -68,7 +68,8 @@ class ReclusterRequests(Protocol):
 class JobQueue(Protocol):
     """Enqueues the jobs of the HTTP API and reads their status.
 
-    Every method raises ``errors.InvalidInput`` for an invalid field and :class:`QueueUnavailable` if Redis fails.
+    Every method raises ``errors.InvalidInput`` for an invalid field, :class:`QueueUnavailable` if Redis fails, and its
+    subclass :class:`QueueFull` if the queue has no room.
     """
 
     def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...
@@ -152,3 +153,28 @@ class QueueUnavailable(Exception):
     def __init__(self, problem: str, *, refusal: RedisRefusal | None = None) -> None:
         super().__init__(problem)
         self.refusal = refusal
+
+
+class QueueFull(QueueUnavailable):
+    """Raised when a queue holds as many jobs as its limit allows; sending the same call again later is safe.
+
+    Attributes:
+        queue: its name.
+        length: number of jobs that it held, waiting and in flight.
+        limit: the number that it may hold.
+        outcome: what became of the call.
+    """
+
+    hint = "add workers, or raise SPLOOT_MAX_QUEUE_LENGTH of the workers"
+
+    def __init__(self, *, queue: str, length: int, limit: int, outcome: str) -> None:
+        self.problem = f"queue {queue} holds {length} jobs, and its limit is {limit}"
+        super().__init__(f"{self.problem}; {outcome}; send again later, {self.hint}")
+        self.queue, self.length, self.limit, self.outcome = queue, length, limit, outcome
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_queue_full, (self.queue, self.length, self.limit, self.outcome))
+
+
+def _queue_full(queue: str, length: int, limit: int, outcome: str) -> QueueFull:
+    return QueueFull(queue=queue, length=length, limit=limit, outcome=outcome)

@@ -43,9 +43,6 @@ class QueueStatus:
     is_paused: bool
     undelivered: int = dataclasses.field(metadata=described("Jobs that no worker has taken yet."))
     in_flight: int = dataclasses.field(metadata=described("Jobs in pending lists, as XPENDING counts them."))
-    in_line: int = dataclasses.field(
-        metadata=described("Jobs that wait for an earlier job with the same ordering key.")
-    )
     delayed: int = dataclasses.field(metadata=described("Jobs that are not due yet, including retries."))
     orphaned: int = dataclasses.field(metadata=described("Delivered jobs that are in no pending list."))
     dead: int = dataclasses.field(metadata=described("Dead letters."))

@@ -47,8 +47,12 @@ class Number:
 
     @property
     def hint(self) -> str:
-        lowest = f"{'more than' if self.above else 'at least'} {self.lowest:g}"
-        return f"set {lowest}" if self.highest == math.inf else f"set {lowest} and at most {self.highest:g}"
+        if self.above:
+            at_most = "" if self.highest == math.inf else f" and at most {self.highest:g}"
+            return f"set more than {self.lowest:g}{at_most}"
+        return (
+            f"set at least {self.lowest:g}" if self.highest == math.inf else f"set {self.lowest:g} to {self.highest:g}"
+        )
 
     def read(self, text: str) -> float:
         try:

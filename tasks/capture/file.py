@@ -69,7 +69,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CapturedJob:
-    """An unfinished job: ``waiting``, ``in flight``, ``delayed`` or ``in line``."""
+    """An unfinished job: ``waiting``, ``in flight`` or ``delayed``."""
 
     state: str
     queue: str
@@ -211,12 +211,10 @@ def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redac
                 "fields": _written(entry, redact=redact),
             }
     for queue in {job.queue for job in found if job.entry_id is None}:
-        inspector = broker.inspector(queue)
-        for state, messages in (("delayed", inspector.delayed()), ("in line", inspector.in_line())):
-            for message in messages:
-                entry = {b"message": message}
-                if facts_of(entry).pet_id == pet_id:
-                    yield {"state": state, "queue": queue, "entry_id": None, "fields": _written(entry, redact=redact)}
+        for message in broker.inspector(queue).delayed():
+            entry = {b"message": message}
+            if facts_of(entry).pet_id == pet_id:
+                yield {"state": "delayed", "queue": queue, "entry_id": None, "fields": _written(entry, redact=redact)}
 
 
 def _dead_letters_of(broker: RedisStreamsBroker, pet_id: int) -> Iterator[DeadLetter]:

@@ -36,7 +36,7 @@ from dramatiq.errors import BrokerConnectionError
 
 from sploot_cluster import __version__
 from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePreview, StoreUnavailable
-from sploot_cluster.jobs import QueueUnavailable
+from sploot_cluster.jobs import QueueFull, QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli import captures, config, corrections, doctor, models, pets, processes, queues
@@ -85,10 +85,10 @@ def main() -> None:
         app()
     except InvalidInput as refused:
         fail(USAGE, str(refused))
+    except (StalePreview, PetExists, QueueFull) as refused:
+        fail(REFUSED, str(refused))
     except (QueueUnavailable, StoreUnavailable, BrokerConnectionError, *REDIS_ERRORS) as error:
         fail(*_of_redis(error))
-    except (StalePreview, PetExists) as refused:
-        fail(REFUSED, str(refused))
     except (ClusterError, PlanUnknown) as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:

@@ -367,7 +367,6 @@ class Operations:
             is_paused=stats.paused,
             undelivered=stats.undelivered,
             in_flight=stats.in_flight,
-            in_line=stats.in_line,
             delayed=stats.delayed,
             orphaned=stats.orphaned,
             dead=stats.dead,

@@ -17,11 +17,13 @@ from starlette.testclient import TestClient
 
 from deploy.redis_users import TEMPLATE, USERS, PasswordUnusable, render
 from sploot_cluster import ClusterService
+from sploot_cluster.jobs import QueueFull
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.composition import build_app
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.embedded_redis import EmbeddedRedis
+from tasks.queue_limit import MAX_QUEUE_LENGTH
 from tasks.settings import Settings
 from tests.deploy.servers import PASSWORDS, acl_file, client_of, processes_environ
 from tests.sploot_cluster.albums import PET, take
@@ -79,6 +81,7 @@ ALLOWED = {
         "HGETALL sploot:{jobs}:record:1",
         "DEL sploot:{jobs}:record:1",
         "ZADD sploot:{jobs}:pet:1 1 m",
+        "GET sploot:max-queue-length",
     ),
     "worker": (
         "PING",
@@ -192,6 +195,9 @@ DENIED = {
         "HGETALL sploot:backlog",
         "ZRANGE sploot:{jobs}:pet:1 0 -1",
         "DEL sploot:{jobs}:pet:1",
+        "SET sploot:max-queue-length 0",
+        f"ZADD {{{STREAM}}}:ordered:line 0 m",
+        f"HSET {{{STREAM}}}:ordered key m",
         f"EVAL {BY_SCRIPT!r} 1 {STREAM} XACK {STREAM} {GROUP} 1-0",
     ),
     "worker": (
@@ -406,6 +412,21 @@ def test_the_server_deletes_a_pet_with_its_traces(
 
         assert tester.exists(*left) == 0
         assert tester.xlen(DEAD) == 0
+
+
+def test_a_client_obeys_the_limit_with_the_rights_that_it_has(
+    server: EmbeddedRedis, users: dict[str, redis.Redis]
+) -> None:
+    with client_of(server, "tester") as tester:
+        n_held = tester.xlen(FEEDBACK)
+        tester.set(MAX_QUEUE_LENGTH, n_held + 1)
+        try:
+            with ClusterTasks(client=users["client"]) as tasks:
+                tasks.merge(7, [1, 2])
+                with pytest.raises(QueueFull):
+                    tasks.merge(7, [1, 2])
+        finally:
+            tester.delete(MAX_QUEUE_LENGTH)
 
 
 def test_redis_6_2_takes_what_is_rendered_for_it(tmp_path: Path) -> None:
