@@ -8,4 +8,4 @@ from sploot_cluster.jobs import JobRef, JobStatus, QueueFull, QueueUnavailable
 from tasks.client import ClusterTasks
 from tasks.contracts import EmbeddingIngested
 
-__all__ = ["ClusterTasks", "EmbeddingIngested", "InvalidInput", "JobRef", "JobStatus", "QueueUnavailable"]
+__all__ = ["ClusterTasks", "EmbeddingIngested", "InvalidInput", "JobRef", "JobStatus", "QueueFull", "QueueUnavailable"]
