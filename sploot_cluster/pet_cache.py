@@ -147,6 +147,10 @@ class PetCache:
     def n_bytes(self) -> int:
         return self._n_bytes
 
+    def __len__(self) -> int:
+        """Return the number of pets that are remembered or open."""
+        return len(self._places)
+
     def _enter(self, pet: PetId) -> _Place:
         with self._lock:
             place = self._places.get(pet)

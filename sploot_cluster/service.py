@@ -144,6 +144,11 @@ class ClusterService:
         self._on_fallback = on_fallback
         self._random = Random()  # noqa: S311  spreads retries, keeps no secret
 
+    @property
+    def cached_bytes(self) -> int:
+        """The estimated memory that the cached pets take; at most ``cache_bytes`` while no pet is in use."""
+        return self._cache.n_bytes
+
     def assign(self, pet: PetId, media: MediaId, *, model: str, vector: npt.ArrayLike) -> Assigned:
         """Assign an arriving item to a cluster or to the noise.
 

@@ -196,7 +196,9 @@ def test_shadow_is_not_opened_for_a_recreated_pet(service: ClusterService, store
     assert store.shadow(PET) is None
 
 
-def test_ended_candidate_model_leaves_nothing(service: ClusterService, store: PetStore) -> None:
+def test_ended_candidate_model_leaves_nothing(
+    service: ClusterService, store: PetStore, redis_client: redis.Redis
+) -> None:
     begin(service)
 
     assert service.end_model(PET)
@@ -206,7 +208,7 @@ def test_ended_candidate_model_leaves_nothing(service: ClusterService, store: Pe
         service.preview_switch(PET)
     if isinstance(store, RedisPetStore):
         keys = PetKeys.of(PET)
-        assert not store._client.exists(keys.shadow, keys.shadow_vectors)
+        assert not redis_client.exists(keys.shadow, keys.shadow_vectors)
 
 
 def test_shadow_survives_deletions_and_exports(service: ClusterService, store: PetStore) -> None:

@@ -216,18 +216,18 @@ def test_commit_during_a_read_of_the_past_is_left_out(
 ) -> None:
     store = RedisPetStore(redis_client)
     service = grouped(store, 2, range(8))
-    before, read = store.load(PET), store._read
+    before, get = store.load(PET), redis_client.get
 
-    def read_and_be_overtaken(*args: Any, **kwargs: Any) -> PetState:
-        state = read(*args, **kwargs)
-        monkeypatch.setattr(store, "_read", read)
+    def be_overtaken(key: str) -> Any:  # the state was read, and the rest follows
+        monkeypatch.setattr(redis_client, "get", get)
         take(service, 0, range(20, 21))
         service.dismiss(PET, [name(0, 0), name(0, 20)], operation_id="1", by="ada")
-        return state
+        return get(key)
 
-    monkeypatch.setattr(store, "_read", read_and_be_overtaken)
+    monkeypatch.setattr(redis_client, "get", be_overtaken)
     past = store.past(PET)
 
+    assert redis_client.get == get  # it was overtaken
     assert past.state.revision == before.revision
     assert past.at(before.revision).labels.tolist() == before.labels.tolist()
     with pytest.raises(UnknownRevision):

@@ -81,7 +81,8 @@ def test_applied_preview_makes_exactly_the_shown_changes(service: ClusterService
 
 
 def test_applied_preview_equals_a_recluster(store: PetStore, service: ClusterService) -> None:
-    twin = ClusterService(MemoryPetStore())
+    twins_store = MemoryPetStore()
+    twin = ClusterService(twins_store)
     for subject in range(2):
         take(twin, subject, range(8))
     twin.recluster(PET)
@@ -90,7 +91,7 @@ def test_applied_preview_equals_a_recluster(store: PetStore, service: ClusterSer
     service.apply(PET, service.preview(PET).token, by="bob")
     twin.recluster(PET)
 
-    assert comparable(store.load(PET)) == comparable(twin._store.load(PET))
+    assert comparable(store.load(PET)) == comparable(twins_store.load(PET))
 
 
 @pytest.mark.parametrize(
