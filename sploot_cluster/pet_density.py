@@ -119,7 +119,7 @@ class PetDensity:
 
     def _density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
         """Return the density of ``media``, of which ``tree`` is the spanning tree."""
-        # importing hdbscan takes a second; callers that only keep trees, such as deletion, never import it
+        # callers that only keep trees, such as deletion, never import it
         from sploot_cluster.engine.selection import all_noise, density_of
 
         if tree is None:

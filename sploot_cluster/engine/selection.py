@@ -1,24 +1,40 @@
 """Density clustering: HDBSCAN over Euclidean distances of unit vectors. The only module that imports hdbscan.
 
 The spanning tree and the hierarchy are our own, exact and many times faster. The condensed tree and the choice of
-clusters are hdbscan's (McInnes, Healy and Astels, 2017). Importing this module takes a second and 100 MB, because
-hdbscan imports scikit-learn; only workers do so, when they boot. The hdbscan function used here is private, so the
-release is pinned and a test compares the results with ``hdbscan.HDBSCAN``.
+clusters are hdbscan's (McInnes, Healy and Astels, 2017). Only hdbscan's module of compiled tree functions is loaded,
+because the package imports scikit-learn, which takes a second and 45 MB in every worker process. That module is not
+part of hdbscan's documented interface, so the release is pinned and a test compares the results with the package's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from hdbscan.hdbscan_ import _tree_to_labels
 
 from sploot_cluster.engine.hierarchy import Linkage, linkage
 from sploot_cluster.engine.spanning_tree import SpanningTree
 from sploot_cluster.pet.models import Backend
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings
+
+
+def _hdbscan_module(name: str) -> Any:
+    """Import one module of the package hdbscan without the package."""
+    package = find_spec("hdbscan")
+    spec = PathFinder.find_spec(f"hdbscan.{name}", package.submodule_search_locations) if package is not None else None
+    if spec is None or spec.loader is None:
+        raise ImportError(f"hdbscan has no module {name}; install the release that setup.cfg pins", name="hdbscan")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_trees = _hdbscan_module("_hdbscan_tree")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +92,8 @@ def select(hierarchy: Linkage, size: int) -> tuple[npt.NDArray[np.intp], npt.NDA
     n = len(hierarchy) + 1
     if n < size:
         return np.full(n, -1, dtype=np.intp), np.zeros(n)
-    labels, probabilities, *_ = _tree_to_labels(None, hierarchy, size, cluster_selection_method="eom")
+    condensed = _trees.condense_tree(hierarchy, size)
+    labels, probabilities, _ = _trees.get_clusters(condensed, _trees.compute_stability(condensed), "eom")
     return labels, probabilities
 
 
