@@ -57,6 +57,10 @@ test-model: $(VENV)/installed ## let random events happen to a queue, 300 long e
 test-scale: $(VENV)/installed ## test a million due messages, 200,000 pending entries, fifty queues; takes minutes and prints figures
 	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker $(ARGS)
 
+.PHONY: test-bench
+test-bench: $(VENV)/installed ## run the benchmarks of queue and pipeline for seconds, to check that they work
+	@$(BIN)/python -m pytest -n 0 -q --bench -m bench tests/benchmarks $(ARGS)
+
 .PHONY: test-servers
 test-servers: $(VENV)/installed ## test newer Redis, Valkey and Redict from Debian's archive, about 20 minutes: make test-servers [ARGS=tests/broker]
 	@$(BIN)/python -m tests.servers build/servers $(ARGS)

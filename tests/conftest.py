@@ -28,10 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--deploy", action="store_true", help="run the tests marked deploy as well: make chart, test-redis"
     )
     parser.addoption("--scale", action="store_true", help="run the tests marked scale as well: make test-scale")
+    parser.addoption("--bench", action="store_true", help="run the tests marked bench as well: make test-bench")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for marker in ("ops", "deploy", "scale"):
+    for marker in ("ops", "deploy", "scale", "bench"):
         if not config.getoption(f"--{marker}"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
             items[:] = [item for item in items if not item.get_closest_marker(marker)]

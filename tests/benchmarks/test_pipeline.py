@@ -18,6 +18,7 @@ from benchmarks.records import Records
 from tasks.contracts import EmbeddingIngested
 
 
+@pytest.mark.bench
 @pytest.mark.timeout(300)  # several processes start
 def test_pipeline_benchmark_reports_markdown_and_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.pipeline", "--smoke", "--results", str(tmp_path)]

@@ -14,6 +14,7 @@ from benchmarks.queue.report import as_markdown, found_in, targets
 from benchmarks.records import Key, Records, Spread, number
 
 
+@pytest.mark.bench
 @pytest.mark.timeout(300)  # several processes start
 def test_queue_benchmark_reports_markdown_and_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.queue", "--smoke", "--this-environment", "--rounds", "1"]

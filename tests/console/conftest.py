@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import dramatiq
@@ -28,6 +29,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.composition import build_app
+from tasks.embedded_redis import EmbeddedRedis
 from tasks.job_records import JobRecords, TrackJobs
 from tasks.settings import Settings
 from tasks.wire import DECODERS
@@ -155,13 +157,14 @@ class Page:
             return False
 
 
-@pytest.fixture
-def serve(redis_url: str) -> Iterator[Callable[..., str]]:
-    """A function that starts the real application with the given settings and returns its address."""
+@pytest.fixture(scope="session")
+def serve(redis_server: EmbeddedRedis) -> Iterator[Callable[..., str]]:
+    """A function that returns the address of the real application with these settings, started at its first call."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
+    @cache
     def start(**settings: Any) -> str:
-        app = build_app(Settings(redis_url=redis_url, **settings))
+        app = build_app(Settings(redis_url=redis_server.url, **settings))
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -177,7 +180,7 @@ def serve(redis_url: str) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome, serve: Callable[..., str]) -> Page:
+def page(browser: webdriver.Chrome, serve: Callable[..., str], redis_client: redis.Redis) -> Page:
     page = Page(browser, serve())
     page.complaints()
     return page

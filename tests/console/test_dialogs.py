@@ -223,7 +223,9 @@ def test_broken_link_replaces_the_page_shown_before(page: Page, album: ClusterSe
     page.sees("18 items")
 
 
-def test_broken_link_is_reported_before_signing_in(browser: webdriver.Chrome, serve: Callable[..., str]) -> None:
+def test_broken_link_is_reported_before_signing_in(
+    browser: webdriver.Chrome, serve: Callable[..., str], redis_client: redis.Redis
+) -> None:
     page = Page(browser, serve(api_tokens="ann:viewer:a-secret-of-a-viewer"))
 
     page.open("pet/%")

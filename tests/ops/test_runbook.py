@@ -157,9 +157,9 @@ def alerts() -> set[str]:
     return {rule["alert"] for file in files for group in file["groups"] for rule in group["rules"] if "alert" in rule}
 
 
-def test_runbook_has_many_blocks_of_commands() -> None:
-    assert len(blocks()) > 50
-    assert len([block for block in blocks() if always(block)]) >= 6
+def test_every_block_of_the_runbook_is_read() -> None:
+    assert len(blocks()) == TEXT.count("```bash")
+    assert [words for words in ALWAYS if not any(words in block.text for block in blocks())] == []
 
 
 # -- its contents ------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_files_that_the_runbook_names_exist() -> None:
 def test_panels_and_rows_that_the_runbook_names_are_on_the_dashboard() -> None:
     named = set(re.findall(r"(?:panel|row) “([^”]+)”", TEXT))
 
-    assert len(named) >= 4
+    assert named
     assert named - {row.title for row in ROWS} - {panel.title for row in ROWS for panel in row.panels} == set()
 
 

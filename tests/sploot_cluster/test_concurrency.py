@@ -106,17 +106,17 @@ def assert_nothing_was_lost(client: redis.Redis, answers: Sequence[Answers]) -> 
 # -- threads, each with its own memory ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_threads_on_one_pet_lose_nothing(redis_client: redis.Redis, seed: int) -> None:
     store = RedisPetStore(redis_client)
     workers = [Worker(ClusterService(store), seed * 100 + number) for number in range(4)]
 
     with ThreadPoolExecutor(len(workers)) as pool:
-        answers = list(pool.map(lambda worker: worker.work(60), workers))
+        answers = list(pool.map(lambda worker: worker.work(40), workers))
 
     state = assert_nothing_was_lost(redis_client, answers)
     assert state.ledger, "a run without corrections proves little"
-    assert state.n_media > 60
+    assert state.n_media > 40
 
 
 def test_recluster_of_a_busy_pet_finishes(redis_client: redis.Redis) -> None:
@@ -182,8 +182,9 @@ def busy_processes(url: str, operations: int, *, workers: Sequence[int]) -> Iter
             process.communicate()
 
 
+@pytest.mark.slow
 def test_processes_on_one_pet_lose_nothing_in_redis(redis_client: redis.Redis, redis_url: str) -> None:
-    with busy_processes(redis_url, 80, workers=(7, 8, 9)) as processes:
+    with busy_processes(redis_url, 60, workers=(7, 8)) as processes:
         outputs = [process.communicate(timeout=100)[0] for process in processes]
 
     answers = [Answers(**json.loads(output)) for output in outputs]
@@ -191,12 +192,13 @@ def test_processes_on_one_pet_lose_nothing_in_redis(redis_client: redis.Redis, r
     assert state.ledger
 
 
+@pytest.mark.slow
 def test_pet_is_consistent_after_its_workers_are_killed(redis_client: redis.Redis, redis_url: str) -> None:
     store = RedisPetStore(redis_client)
-    for round_ in range(3):
+    for round_ in range(2):
         begun = store.view(PET).revision
         with busy_processes(redis_url, 1_000_000, workers=(2 * round_, 2 * round_ + 1)) as processes:
-            eventually(lambda: store.view(PET).revision >= begun + 40, within_s=60)  # noqa: B023  called within the round
+            eventually(lambda: store.view(PET).revision >= begun + 20, within_s=60)  # noqa: B023  called within the round
             for process in processes:
                 process.send_signal(signal.SIGKILL)
             codes = [process.wait(timeout=30) for process in processes]

@@ -1,4 +1,4 @@
-"""Corrections hold on simulated days. ``make promises`` simulates 10,000 events of new days."""
+"""Corrections hold on a few simulated days. ``make promises`` simulates 10,000 events of new days."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.sploot_cluster.days import STEPS, Day, check_past
 
 
 # With the last seed, a second recluster without new items once moved items between clusters that splits had separated.
-@pytest.mark.parametrize("seed", [*range(12), 4044085121])
+@pytest.mark.parametrize("seed", [*range(4), 4044085121])
 def test_corrections_are_never_broken(seed: int) -> None:
     day = Day(seed)
 
@@ -18,7 +18,7 @@ def test_corrections_are_never_broken(seed: int) -> None:
     assert {"merge", "split", "exclude", "dismiss", "undo", "recluster"} & {*happened}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_corrections_hold_through_deletions_and_model_switches(seed: int) -> None:
     day = Day(seed, upheavals=True)
 

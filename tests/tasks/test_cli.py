@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +29,6 @@ from tasks.settings import Settings
 from tasks.wire import DECODERS
 from tests.sploot_cluster.albums import PET, name, picture, take
 from tests.sploot_cluster.api.front import API, client_of
-from tests.support import eventually
 from tests.system.events import free_port
 from tests.tasks.command_line import CommandLine
 
@@ -79,14 +75,13 @@ def jobs_running(redis_url: str, client: redis.Redis, service: ClusterService) -
         broker.close()
 
 
-@pytest.mark.slow
-def test_help_names_every_command(redis_url: str) -> None:
-    helped = process("--help", redis_url=redis_url)
+def test_help_names_every_command(cli: CommandLine) -> None:
+    helped = cli("--help")
 
-    assert helped.returncode == 0
+    assert helped.code == 0
     commands = {"worker", "scheduler", "serve", "demo", "ingest", "recluster", "merge", "split", "exclude", "dismiss"}
     for command in commands | {"undo", "clusters"} | {"history", "queue", "config"}:
-        assert f" {command} " in helped.stdout
+        assert f" {command} " in helped.out
 
 
 # -- ingest ----------------------------------------------------------------------------------------------------------
@@ -423,37 +418,18 @@ def test_serve_beyond_loopback_without_tokens_exits_4(redis_url: str) -> None:
     assert "SPLOOT_API_TOKENS" in done.stderr
 
 
-@pytest.mark.slow
 def test_http_request_of_the_runbook_works(redis_url: str, redis_client: redis.Redis) -> None:
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tasks.cli", "serve", "--port", str(port)],
-        cwd=ROOT,
-        env={**os.environ, "REDIS_URL": redis_url},
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        eventually(lambda: _get(port, "/readyz") == 200, within_s=60)
-        # as HTTPie sends it: http POST …/recluster pet_id:=42
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/api/v1/internal/clusters/recluster",
-            data=b'{"pet_id": 42}',
-            headers={"Content-Type": "application/json", "Accept": "application/json, */*;q=0.5"},
-        )
-        with urllib.request.urlopen(request) as answer:
-            status, location, body = answer.status, answer.headers["Location"], json.load(answer)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{location}") as answer:
-            job = json.load(answer)
-        metrics = _get(port, "/metrics")
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=30)
+    http = client_of(build_app(Settings(redis_url=redis_url)))
 
-    assert status == 202
-    assert body["position"] == 1
-    assert (job["job_id"], job["state"]) == (body["job_id"], "queued")
-    assert metrics == 200
-    assert server.returncode in (0, -signal.SIGTERM)  # uvicorn shuts down cleanly, then ends by the signal itself
+    # as HTTPie sends it: http POST …/recluster pet_id:=42
+    headers = {"Content-Type": "application/json", "Accept": "application/json, */*;q=0.5"}
+    accepted = http.post(f"{API}/clusters/recluster", content=b'{"pet_id": 42}', headers=headers)
+    job = http.get(accepted.headers["Location"]).json()
+
+    assert accepted.status_code == 202
+    assert accepted.json()["position"] == 1
+    assert (job["job_id"], job["state"]) == (accepted.json()["job_id"], "queued")
+    assert http.get("/metrics").status_code == 200
     assert redis_client.xlen(stream_of(CLUSTER_RECLUSTER)) == 1
 
 
@@ -466,13 +442,3 @@ def test_missing_typer_is_reported_in_one_sentence() -> None:
     assert done.stderr == (
         "sploot-cluster: the command line needs typer; pip install 'sploot-cluster[worker]' or '[server]'\n"
     )
-
-
-def _get(port: int, path: str) -> int:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0

@@ -196,11 +196,11 @@ def test_jobs_are_counted_by_state(
 def test_gauges_match_redis_after_every_step_of_a_random_walk(
     broker: RedisStreamsBroker, redis_client: redis.Redis
 ) -> None:
-    met = check_walk(redis_client, broker, n_states=400, seed=7)
+    met = check_walk(redis_client, broker, n_states=150, seed=7)
 
     # make ops-verify walks more steps
-    assert met["lag is nil"] > 20
-    assert met["orphans"] > 20
+    assert met["lag is nil"] > 7
+    assert met["orphans"] > 7
 
 
 def test_gauges_are_separate_per_queue(

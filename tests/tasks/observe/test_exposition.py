@@ -27,15 +27,13 @@ from tasks.settings import Settings
 from tests.support import eventually
 from tests.system.events import free_port
 
-pytestmark = pytest.mark.slow
-
 
 @contextmanager
-def pod(redis_url: str, tmp_path: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``dramatiq tasks.worker`` with two processes; the log is ``pod.log``."""
+def pod(redis_url: str, tmp_path: Path, port: int, *, processes: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``dramatiq tasks.worker``; the log is ``pod.log``."""
     environ = {**os.environ, "REDIS_URL": redis_url, "WORKER_METRICS_PORT": str(port), "SPLOOT_LEASE_MS": "2000"}
     script = str(Path(sys.executable).with_name("dramatiq"))
-    command = [script, "tasks.worker", "--processes", "2", "--threads", "2"]
+    command = [script, "tasks.worker", "--processes", str(processes), "--threads", "2"]
     with (tmp_path / "pod.log").open("wb") as log:
         process = subprocess.Popen(command, env=environ | {"TMPDIR": str(tmp_path)}, stdout=log, stderr=log)
     try:
@@ -73,7 +71,7 @@ def test_pod_metrics_include_all_processes_and_killed_ones(tmp_path: Path) -> No
         EmbeddedRedis(options={"appendonly": "no"}) as server,
         ClusterTasks(server.url) as tasks,
         redis.Redis.from_url(server.url) as client,
-        pod(server.url, tmp_path, port) as master,
+        pod(server.url, tmp_path, port, processes=2) as master,
     ):
         eventually(lambda: get(port, "/healthz")[0] == 200, within_s=60)
         assert get(port, "/readyz")[0] == 200
@@ -117,7 +115,7 @@ from tasks.worker import broker
 @dramatiq.actor(queue_name="cluster.feedback", actor_name="merge_clusters", max_retries=0)
 def merge_clusters(**_):
     open("begun", "w").close()
-    time.sleep(3)
+    time.sleep(1)
     raise ValueError("failed while the pod drained")
 """
 
@@ -157,7 +155,7 @@ def test_failure_during_drain_is_scraped(tmp_path: Path) -> None:
                 seen.append(failed_corrections(port))
                 return seen[-1] < 0
 
-            eventually(is_over, within_s=60, every_s=0.5)
+            eventually(is_over, within_s=60, every_s=0.1)
             assert master.wait(timeout=60) == 0
         finally:
             master.kill()
@@ -168,21 +166,10 @@ def test_failure_during_drain_is_scraped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pod_without_scraper_ends_with_its_workers(tmp_path: Path) -> None:
-    port = free_port()
-    with EmbeddedRedis(options={"appendonly": "no"}) as server, pod(server.url, tmp_path, port) as master:
-        eventually(lambda: get(port, "/healthz")[0] == 200, within_s=60)
-        master.terminate()
-
-        assert master.wait(timeout=30) == 0
-        assert get(port, "/healthz")[0] == 0
-
-
-@pytest.mark.slow
-def test_taken_port_is_retried_while_jobs_run(tmp_path: Path) -> None:
+def test_taken_port_is_retried_while_jobs_run_and_closed_with_the_workers(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, EmbeddedRedis(options={"appendonly": "no"}) as server:
         port = taken.getsockname()[1]
-        with redis.Redis.from_url(server.url) as client, pod(server.url, tmp_path, port):
+        with redis.Redis.from_url(server.url) as client, pod(server.url, tmp_path, port, processes=1) as master:
             eventually(lambda: "WORKER_METRICS_PORT" in (tmp_path / "pod.log").read_text(), within_s=60)
             with ClusterTasks(server.url) as tasks:
                 tasks.ingest(pet_id=1, media_id="m", model="clip@1", embedding=[1.0, 0.0])
@@ -191,6 +178,11 @@ def test_taken_port_is_retried_while_jobs_run(tmp_path: Path) -> None:
             taken.close()
 
             eventually(lambda: get(port, "/healthz")[0] == 200, within_s=30)
+
+            master.terminate()  # nothing scrapes the pod
+
+            assert master.wait(timeout=30) == 0
+            assert get(port, "/healthz")[0] == 0
 
 
 def test_pod_without_redis_is_not_ready_and_exposes_no_samples() -> None:

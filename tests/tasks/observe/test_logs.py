@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from base64 import b64encode
@@ -229,9 +230,10 @@ def test_scheduler_and_server_write_only_json(redis_client: redis.Redis, redis_u
     finally:
         for process in processes:
             process.terminate()
-        for process in processes:
-            process.wait(timeout=60)
+        codes = [process.wait(timeout=60) for process in processes]
 
+    assert codes[0] == 0
+    assert codes[1] in (0, -signal.SIGTERM)  # uvicorn shuts down cleanly, then ends by the signal itself
     assert lines_of((tmp_path / "serve").read_text()) != []
     lines_of((tmp_path / "scheduler").read_text())  # a scheduler without problems may write none
 
@@ -249,7 +251,7 @@ def test_workers_write_only_json_that_names_jobs_and_hides_embeddings(
         "SPLOOT_LOG_LEVEL": "DEBUG",
         "SPLOOT_LEASE_MS": "2000",
     }
-    command = [sys.executable, "-m", "tasks.cli", "worker", "--processes", "2", "--threads", "2"]
+    command = [sys.executable, "-m", "tasks.cli", "worker", "--processes", "1", "--threads", "2"]
     with log.open("wb") as output:
         master = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
     try:
