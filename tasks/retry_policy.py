@@ -1,23 +1,7 @@
-"""How often and when each actor is retried. One table, so that operators find every answer in one place.
+"""How often and when each actor is retried: ``POLICIES``, where operators find every answer in one place.
 
 Dramatiq waits ``min_backoff`` after the first failure and twice as long after each further one, up to ``max_backoff``;
 each wait is shortened at random by up to half. After ``max_retries`` the message becomes a dead letter.
-
-===================  ===========  ===============  ==========  ========================================================
-actor                max_retries  waits            time limit  reason
-===================  ===========  ===============  ==========  ========================================================
-cluster_embedding              8  1 s to 1 min           60 s  about two minutes in all: failures are lost races for a
-                                                               busy pet, or a failover; both pass within seconds
-each correction               12  1 s to 5 min          120 s  about 20 minutes in all: a labeller has decided and
-                                                               will not look again; in that time an operator can free
-                                                               memory of a full Redis
-recluster_pet                  5  5 s to 5 min         30 min  the next arrivals request another; 50,000 items take
-                                                               minutes on one core and must not be cut off
-preview_recluster              2  1 s to 10 s          30 min  a user waits for it and can ask again
-export_pending_jobs            0  –                      10 s  the next sample is due in 10 s and replaces this one
-export_stream_lag
-export_media_totals            0  –                      60 s  the next sample is due in a minute
-===================  ===========  ===============  ==========  ========================================================
 
 Never retried: ``InvalidInput`` and its subclasses, because the caller must change something; ``PetTooLarge``, because
 waiting makes no pet smaller. Everything else is retried: ``RevisionConflict`` and ``StoreUnavailable`` resolve by
@@ -76,17 +60,23 @@ class RetryPolicy:
         }
 
 
+# About 20 minutes in all: a labeller has decided and will not look again; in that time an operator can free memory of a
+# full Redis.
 _CORRECTION: Final = RetryPolicy(12, SECOND_MS, 5 * MINUTE_MS, time_limit_ms=2 * MINUTE_MS)
-# never waits, so its back-off has no effect
+# The next sample is due in 10 s and replaces this one. Without retries, the back-off has no effect.
 _SAMPLE: Final = RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=10 * SECOND_MS)
 
 POLICIES: Final[Mapping[str, RetryPolicy]] = {
+    # about two minutes in all: failures are lost races for a busy pet, or a failover; both pass within seconds
     CLUSTER_EMBEDDING: RetryPolicy(8, SECOND_MS, MINUTE_MS, time_limit_ms=MINUTE_MS),
     **{request.actor_name: _CORRECTION for request in VERBS.values()},
+    # the next arrivals request another; 50,000 items take minutes on one core and must not be cut off
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
+    # a user waits for it and can ask again
     PREVIEW_RECLUSTER: RetryPolicy(2, SECOND_MS, 10 * SECOND_MS, time_limit_ms=30 * MINUTE_MS),
     EXPORT_PENDING_JOBS: _SAMPLE,
     EXPORT_STREAM_LAG: _SAMPLE,
+    # the next sample is due in a minute
     EXPORT_MEDIA_TOTALS: RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=MINUTE_MS),
 }
 

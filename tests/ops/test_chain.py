@@ -239,7 +239,7 @@ def test_redis_that_refuses_writes_pages_and_resolves(tmp_path: Path) -> None:
     with (
         EmbeddedRedis(directory=tmp_path, unix_socket=True, options={"appendonly": "no"}) as server,
         redis.Redis.from_url(server.url) as client,
-        pod(server.url, tmp_path, port),
+        pod(server.url, tmp_path, port, processes=1),
         receivers() as notes,
         alertmanager(tmp_path, write_routes(tmp_path, notes.url, MINUTES_ARE_SECONDS)) as pager,
         prometheus(tmp_path, _config(tmp_path, f"127.0.0.1:{port}", pager)) as monitoring,

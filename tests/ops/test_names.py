@@ -68,7 +68,7 @@ def redis_exporter(url: str) -> Iterator[int]:
 
 def test_worker_exports_exactly_the_used_metrics(tmp_path: Path) -> None:
     port = free_port()
-    with EmbeddedRedis(options={"appendonly": "no"}) as server, pod(server.url, tmp_path, port):
+    with EmbeddedRedis(options={"appendonly": "no"}) as server, pod(server.url, tmp_path, port, processes=1):
         eventually(lambda: "cluster_worker_threads" in exported(port), within_s=60)
         by_worker = exported(port)
 
