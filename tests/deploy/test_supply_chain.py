@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 # Modules that may execute the data they read.
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "jsonpickle"}
+# A file without any of these words needs no closer look, which is slow.
+WORDS = {*RUNS_WHAT_IT_READS, "marshal", "allow_pickle", "yaml.", "set_encoder"}
 # The keeper and its parent use a private socket pair, and marshal creates values, not code.
 MARSHAL_MAY = {"broker/keeper.py", "broker/keeper_process.py"}
 # Errors must survive a process pool; the test reads only what it has just written.
@@ -55,10 +57,11 @@ def dangers(tree: ast.AST, name: str) -> Iterator[str]:
 
 
 def test_sources_never_execute_data_they_read() -> None:
-    named = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sources()}
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in sources()}
+    named = {name: ast.parse(text) for name, text in texts.items() if any(word in text for word in WORDS)}
     found = [danger for name, tree in named.items() for danger in dangers(tree, name) if name not in TESTS_OF_PICKLING]
 
-    assert len(sources()) > 100
+    assert "broker/keeper.py" in named
     assert found == []
 
 

@@ -63,6 +63,7 @@ def cli(guarded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     return run
 
 
+@pytest.mark.slow
 def test_operator_user_may_run_all_runbook_commands(cli: Cli, desk: Desk, tmp_path: Path) -> None:
     service = ClusterService(RedisPetStore(desk.client))
     for number, vector in enumerate(vectors(pet_id=42, n=8)):
