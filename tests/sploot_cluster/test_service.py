@@ -443,7 +443,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.store.redis import RedisPetStore
 service = ClusterService(RedisPetStore(redis.Redis.from_url(sys.argv[1])))
 service.clusters(42), service.history(42), service.pets()
-print(sorted({"faiss", "hdbscan", "sklearn", "scipy"} & set(sys.modules)))
+print(sorted({"faiss", "scipy", "sklearn", "sploot_cluster.engine.selection"} & set(sys.modules)))
 """
     root = Path(__file__).parents[2]
     done = subprocess.run(

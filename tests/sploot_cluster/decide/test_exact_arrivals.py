@@ -198,6 +198,7 @@ def test_another_worker_extends_the_stored_tree(redis_url: str, count_builds: li
     np.testing.assert_array_equal(pairs, anew.labels[clustered][:, None] == anew.labels[clustered])
 
 
+@pytest.mark.slow
 def test_two_workers_on_one_pet_get_the_result_of_one(redis_url: str) -> None:
     vectors = album(180)
     with redis.Redis.from_url(redis_url) as client:

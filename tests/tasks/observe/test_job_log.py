@@ -296,4 +296,4 @@ def test_dead_letter_counts_only_when_no_attempt_did(pool: Pool, reason: str, co
 def test_worker_boot_loads_the_engine() -> None:
     LoadEngine().after_process_boot(RedisStreamsBroker("redis://127.0.0.1:1", middleware=[]))
 
-    assert {"faiss", "hdbscan"} <= sys.modules.keys()
+    assert {"faiss", "sploot_cluster.engine.selection"} <= sys.modules.keys()

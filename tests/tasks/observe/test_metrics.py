@@ -146,6 +146,7 @@ def test_counters_add_up_over_live_and_dead_processes(tmp_path: Path) -> None:
     assert counts_of_a_master(tmp_path) == ["1.0", "21.0", "321.0"]
 
 
+@pytest.mark.slow
 def test_master_starts_at_zero_and_removes_stale_directories(tmp_path: Path) -> None:
     counts_of_a_master(tmp_path)
     (left,) = tmp_path.glob("sploot-cluster-metrics-*")
