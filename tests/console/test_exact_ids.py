@@ -169,7 +169,7 @@ def test_every_page_shows_a_large_id_exactly(page: Page, twins: ClusterService, 
     page.click("Close", within="//dialog")
 
     merge(page, twins, MINE)
-    page.sees("merge: succeeded")
+    page.sees("Merge clusters: succeeded")
     job = page.browser.find_element(By.CSS_SELECTOR, "#notices a").get_attribute("href")
     assert job is not None
     page.open(job.partition("#/")[2])
