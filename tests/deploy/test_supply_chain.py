@@ -27,6 +27,7 @@ TESTS_OF_PICKLING = {
     "tests/broker/test_errors.py",
     "tests/sploot_cluster/test_errors.py",
     "tests/sploot_cluster/store/test_damage.py",
+    "tests/tasks/test_queue_limit.py",
 }
 
 
