@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
 from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.place import Placement
 from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.decide.corrections.undo import Undo
 from sploot_cluster.pet.models import ClusterId, Correction, MediaId
@@ -63,30 +64,44 @@ def demands(ledger: Sequence[Correction]) -> Demands:
     newer_sides: list[tuple[set[MediaId], set[MediaId]]] = []  # of splits and exclusions
     # of exclusions: the items that really left, and those that remained
     newer_exits: list[tuple[set[MediaId], set[MediaId]]] = []
+    released: set[MediaId] = set()  # by placements
+
+    def left(media: Iterable[MediaId]) -> tuple[MediaId, ...]:
+        return tuple(item for item in media if item not in released)
+
     for correction in reversed(ledger):
         if correction.revision in undone:
             continue
         if isinstance(correction, Undo):
             undone.add(correction.undone)
             continue
+        if {*correction.media()} & released:
+            result.yielding.add(correction.revision)
         if isinstance(correction, Dismissal):
-            result.dismissed |= {item for item in correction.media() if item not in result.placed}
-            if any(item in result.placed for item in correction.media()):
+            media = left(correction.media())
+            result.dismissed |= {item for item in media if item not in result.placed}
+            if any(item in result.placed for item in media):
                 result.yielding.add(correction.revision)
             continue
         if isinstance(correction, (Split, Exclusion)):
-            moved = correction.moved if isinstance(correction, Split) else correction.excluded
-            stuck = _part(result, correction.revision, moved, correction.remaining)
-            newer_sides.append(({*moved}, {*correction.remaining}))
+            moved = left(correction.moved if isinstance(correction, Split) else correction.excluded)
+            stuck = _part(result, correction.revision, moved, left(correction.remaining))
+            newer_sides.append(({*moved}, {*left(correction.remaining)}))
             if isinstance(correction, Exclusion):
-                newer_exits.append(({*moved} - stuck, {*correction.remaining}))
+                newer_exits.append(({*moved} - stuck, {*left(correction.remaining)}))
                 result.barred |= {(item, correction.source) for item in moved}
                 continue
-            media = list(moved)
+            media = moved
+        elif isinstance(correction, Placement):
+            for cluster, anchors in correction.remaining.items():
+                _part(result, correction.revision, left(correction.groups[cluster]), left(anchors))
+                newer_sides.append(({*left(correction.groups[cluster])}, {*left(anchors)}))
+            media = left((*correction.anchors, *correction.placed))
+            released.update(correction.placed)
         else:
             assert isinstance(correction, Merge)
             first, *others = [correction.into, *sorted(correction.groups.keys() - {correction.into})]
-            media = [item for id_ in (first, *others) for item in correction.groups[ClusterId(id_)]]
+            media = left(item for id_ in (first, *others) for item in correction.groups[ClusterId(id_)])
         gone = {*media} & result.dismissed
         for left, remained in newer_exits:
             if remained & {*media}:
