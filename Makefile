@@ -49,6 +49,10 @@ client-wheel: $(VENV)/installed ## build the thin client as a separate distribut
 soak: $(VENV)/installed ## run an hour of traffic with small faults and check that nothing grows: make soak [ARGS='--minutes 5']
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
+.PHONY: test-model
+test-model: $(VENV)/installed ## let random events happen to a queue, 300 long examples, minutes: make test-model [EXAMPLES=1000]
+	@BROKER_MODEL_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest -n 0 -q -o timeout=3600 tests/broker/test_model.py
+
 .PHONY: test-scale
 test-scale: $(VENV)/installed ## test a million due messages, 200,000 pending entries, fifty queues; takes minutes and prints figures
 	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker $(ARGS)

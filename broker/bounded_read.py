@@ -2,7 +2,8 @@
 
 Other programs can write entries of any size, and ``XREADGROUP`` returns them whole; no Redis command leaves out large
 ones. So they are cut here: strings that are too long are read past, and only their head is kept, for the dead letter.
-:class:`Bounds` limits the memory that one answer takes, whatever the server sends.
+:class:`Bounds` limits the memory that one answer takes, whatever the server sends. Most answers are too small to reach
+a limit; hiredis parses those, if it is installed, in a tenth of the time.
 
 Understands only version 2 of Redis' protocol, which is the one that ``Connections`` uses.
 """
@@ -15,9 +16,17 @@ from typing import Any, Final
 
 import redis
 
+try:
+    import hiredis
+except ImportError:
+    HAS_HIREDIS = False
+else:
+    HAS_HIREDIS = True
+
 CHUNK: Final = 64 * 1024
 HEAD: Final = 4 * 1024  # bytes kept of a string that is too long
 MOST_PARTS: Final = 4_000  # names and values of one entry; bury.lua keeps as many
+LARGEST_SMALL: Final = 1 << 20  # bytes of the largest answer that hiredis parses
 DEPTH_OF_FIELDS: Final = 5  # nesting depth of an entry's fields in the answer to XREADGROUP
 
 
@@ -46,12 +55,17 @@ class CutFields(list[bytes]):
         self.n_bytes = n_bytes
 
 
+_UNKNOWN: Final = object()
+
+
 class BoundedReader:
     """A reader of answers from a socket, which must be its only reader."""
 
     def __init__(self, sock: socket.socket, bounds: Bounds) -> None:
         self._sock = sock
         self._bounds = bounds
+        # in an answer this short no string is too long, and all together are within the budget
+        self._largest_small = min(LARGEST_SMALL, bounds.longest, bounds.budget)
         self._buffer = bytearray()
         self._at = 0
         self._kept = 0
@@ -66,8 +80,31 @@ class BoundedReader:
             redis.ConnectionError: the server closed the connection.
             OSError: the socket failed, or its timeout passed.
         """
+        if HAS_HIREDIS and self._at == len(self._buffer):
+            answer = self._small_answer()
+            if answer is not _UNKNOWN:
+                return answer
         self._kept = 0
         return self._value(1)
+
+    def _small_answer(self) -> Any:
+        """Return the next answer if it reaches no limit; otherwise return ``_UNKNOWN`` and keep its bytes."""
+        parser = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=_error_of, notEnoughData=_UNKNOWN)
+        answer: Any = _UNKNOWN
+        while answer is _UNKNOWN:
+            chunk = self._receive()
+            if len(self._buffer) > self._largest_small:
+                return _UNKNOWN
+            parser.feed(chunk)
+            answer = parser.gets()
+        if isinstance(answer, redis.RedisError):
+            raise answer
+        if parser.has_data() or any(
+            fields and len(fields) > MOST_PARTS for _, entries in answer or () for _, fields in entries
+        ):
+            return _UNKNOWN
+        self._buffer.clear()
+        return answer
 
     def _value(self, depth: int) -> Any:
         line = self._line()
@@ -146,7 +183,7 @@ class BoundedReader:
             self._receive()
         self._at += n
 
-    def _receive(self) -> None:
+    def _receive(self) -> bytes:
         if self._at:
             del self._buffer[: self._at]
             self._at = 0
@@ -154,6 +191,7 @@ class BoundedReader:
         if not chunk:
             raise redis.ConnectionError("Connection closed by server.")
         self._buffer += chunk
+        return chunk
 
 
 def _error_of(text: str) -> redis.RedisError:

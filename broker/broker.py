@@ -358,7 +358,7 @@ class RedisStreamsBroker(Broker):
         if not isinstance(delivery, Delivery):
             self._call_listeners(f"after_{signal}", *args, **kwargs)
             return
-        if delivery.pid != os.getpid():
+        if delivery.pid != self._session.pid:
             _end_child_of_job(kwargs.get("exception"))
         if delivery.is_lost:
             # Another process owns it now: it was neither run nor skipped here, and Results must not store an answer.
@@ -372,7 +372,7 @@ class RedisStreamsBroker(Broker):
                 self._follow_with_coalesced(delivery)
             elif kwargs.get("exception") is not None:
                 self._check_failure(delivery, failures)
-            else:
+            elif failures:
                 self._check_success(delivery, failures)
         finally:
             self._producer.finished.delivery = None

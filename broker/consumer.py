@@ -55,6 +55,7 @@ class Process(Protocol):
 
     settings: BrokerSettings
     consumer_name: str
+    pid: int
     connections: Connections
     settler: Settler
     keeper: Keeper
@@ -539,6 +540,7 @@ class StreamsConsumer(Consumer):
                         queue=self._keys.queue_name,
                         consumer_name=self._process.consumer_name,
                         deliveries=deliveries,
+                        pid=self._process.pid,
                         charges=charges,
                         is_doomed=is_doomed,
                     )

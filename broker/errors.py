@@ -10,10 +10,11 @@
     │   └── DeadLetterTooLarge          a dead letter cannot be requeued: workers would refuse it
     └── InvalidMessage                  a field or an option has the wrong type; nothing was added
     ValueError
-    ├── SettingsError                   a setting has an invalid value
-    ├── InvalidOption                   an option of an actor or a message has an invalid value
-    ├── InvalidMessage                  see above
-    └── UndecodableEntry                an entry is not a message; raised by decoders, too
+    └── InvalidField                    one field is invalid: which, the problem, and a hint
+        ├── SettingsError               a setting has an invalid value
+        ├── InvalidOption               an option of an actor or a message has an invalid value
+        ├── InvalidMessage              see above
+        └── UndecodableEntry            an entry is not a message; raised by decoders, too
     dramatiq.middleware.SkipMessage
     ├── DeliveryLimitReached            every process that ran this message died
     └── LeaseLost                       another process holds this message now
@@ -30,12 +31,25 @@ from dramatiq.errors import BrokerError, ConnectionClosed
 from dramatiq.middleware import SkipMessage
 
 
-class SettingsError(ValueError):
-    """Raised when a setting of the broker has an invalid value."""
+class InvalidField(ValueError):
+    """The base class of errors about one field.
+
+    Attributes:
+        field: the name of the field, option or setting.
+        problem: what is wrong with it.
+        hint: how to fix it.
+    """
 
     def __init__(self, field: str, problem: str, hint: str) -> None:
         super().__init__(f"{field}: {problem}; {hint}")
         self.field, self.problem, self.hint = field, problem, hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.field, self.problem, self.hint))
+
+
+class SettingsError(InvalidField):
+    """Raised when a setting of the broker has an invalid value."""
 
 
 class EnqueueUncertain(ConnectionClosed):
@@ -109,59 +123,36 @@ class DeadLetterTooLarge(MessageTooLarge):
         return sum(entry_id is not None for entry_id in self.entry_ids)
 
 
-class InvalidOption(ValueError):
-    """Raised when an option of an actor or a message has an invalid value.
-
-    Attributes:
-        field: the option's name.
-        problem: the expected and the found value.
-        hint: how to fix it.
-    """
-
-    def __init__(self, field: str, problem: str) -> None:
-        hint = f"correct the option {field}, or leave it out"
-        super().__init__(f"{field}: {problem}; {hint}")
-        self.field, self.problem, self.hint = field, problem, hint
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.field, self.problem))
+class InvalidOption(InvalidField):
+    """Raised when an option of an actor or a message has an invalid value."""
 
 
-class InvalidMessage(BrokerError, ValueError):
+class InvalidMessage(BrokerError, InvalidField):
     """Raised when an enqueued message could not run because a field or an option has the wrong type.
 
     Attributes:
         message_id: the message's id; nothing was added.
-        field: the invalid field or option.
-        problem: the expected and the found value.
-        hint: how to fix it.
     """
 
-    def __init__(self, *, message_id: str, field: str, problem: str, hint: str) -> None:
-        super().__init__(  # type: ignore[no-untyped-call]  # so are all of Dramatiq's errors
-            f"message {message_id}: {field}: {problem}; {hint}"
-        )
-        self.message_id, self.field, self.problem, self.hint = message_id, field, problem, hint
+    def __init__(self, invalid: InvalidField, *, message_id: str) -> None:
+        super().__init__(f"message {message_id}: {invalid}")  # type: ignore[no-untyped-call]  # so are all of Dramatiq's
+        self.message_id, self.field, self.problem, self.hint = message_id, invalid.field, invalid.problem, invalid.hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_invalid_message, (self.message_id, self.field, self.problem, self.hint))
 
 
-class UndecodableEntry(ValueError):
+class UndecodableEntry(InvalidField):
     """Raised when an entry cannot become a message. The entry becomes a dead letter with the field and the hint.
 
     Attributes:
-        field: the name of the invalid field of the entry.
-        problem: what is wrong with it.
-        hint: what its producer can do about it.
         message: the message, if the entry holds one all the same, as when it is too large. Callers that wait for its
             result get the error.
     """
 
     def __init__(self, field: str, problem: str, hint: str, *, message: Message[Any] | None = None) -> None:
-        super().__init__(f"{field}: {problem}; {hint}")
-        self.field, self.problem, self.hint = field, problem, hint
+        super().__init__(field, problem, hint)
         self.message = message
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.field, self.problem, self.hint))
 
 
 class DeliveryLimitReached(SkipMessage):
@@ -181,3 +172,7 @@ class LeaseLost(SkipMessage):
     def __init__(self, *, message_id: str, entry_id: str) -> None:
         super().__init__(f"message {message_id} (entry {entry_id}) is held by another process now")
         self.message_id, self.entry_id = message_id, entry_id
+
+
+def _invalid_message(message_id: str, field: str, problem: str, hint: str) -> InvalidMessage:
+    return InvalidMessage(InvalidField(field, problem, hint), message_id=message_id)

@@ -14,14 +14,14 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-_PROC = Path("/proc")
+from .keeper_process import ENDED, stat_of
 
 
 def consumer_name() -> str:
     """Return a new consumer name for this process."""
     pid = os.getpid()
     host = socket.gethostname().replace(":", "-") or "unknown"
-    return f"{host}:{pid}:{_namespace()}.{_started_at(pid) or 0}:{secrets.token_hex(4)}"
+    return f"{host}:{pid}:{_namespace()}.{started_at(pid) or 0}:{secrets.token_hex(4)}"
 
 
 def is_dead_sibling(name: str) -> bool:
@@ -29,15 +29,10 @@ def is_dead_sibling(name: str) -> bool:
     parts = name.split(":")
     if len(parts) != 4 or not parts[1].isdecimal():
         return False
-    namespace, _, started_at = parts[2].partition(".")
-    if namespace != _namespace() or namespace == "0" or started_at in ("", "0"):
+    namespace, _, birth = parts[2].partition(".")
+    if namespace != _namespace() or namespace == "0" or birth in ("", "0"):
         return False
-    pid = int(parts[1])
-    found = _started_at(pid)
-    if found is None:
-        # gone, or hidden, as hidepid and systemd's ProtectProc hide processes of other users
-        return not _exists(pid)
-    return found != started_at
+    return _has_ended(int(parts[1]), birth)
 
 
 class OtherProcess:
@@ -45,39 +40,43 @@ class OtherProcess:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._started_at = _started_at(pid)
+        self._started_at = started_at(pid)
 
     def has_ended(self) -> bool:
-        found = _started_at(self.pid)
-        if found is None:
-            return not _exists(self.pid)
-        return found == "" or found != self._started_at
+        return _has_ended(self.pid, self._started_at)
 
 
 @cache
 def _namespace() -> str:
     """Return a short word for this boot of the machine and this process namespace; 0 without /proc."""
     try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text()
-        namespace = (_PROC / "self/ns/pid").readlink()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        namespace = Path("/proc/self/ns/pid").readlink()
         return f"{zlib.crc32(f'{boot}{namespace}'.encode()):08x}"
     except OSError:
         return "0"
 
 
-def _started_at(pid: int) -> str | None:
+def started_at(pid: int) -> str | None:
     """Return the process's start time in ticks since boot; "" if it has ended, None if that cannot be read."""
-    try:
-        stat = (_PROC / str(pid) / "stat").read_text()
-    except OSError:
+    found = stat_of(pid)
+    if found is None:
         return None
-    # the name in parentheses may contain anything, parentheses too: count from the last one
-    after_name = stat.rpartition(")")[2].split()
-    state, started_at = after_name[0], after_name[19]
-    return "" if state in "ZXx" else started_at
+    state, ticks = found
+    return "" if state in ENDED else ticks
 
 
-def _exists(pid: int) -> bool:
+def _has_ended(pid: int, birth: str | None) -> bool:
+    """Return whether the process with this start time has ended; False if that cannot be known."""
+    return not is_running(pid) or started_at(pid) not in (None, birth)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process is running; a zombie is not."""
+    found = started_at(pid)
+    if found is not None:
+        return found != ""
+    # gone, or hidden, as hidepid and systemd's ProtectProc hide processes of other users
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

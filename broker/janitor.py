@@ -150,6 +150,8 @@ class Janitor:
         self.begin_stop()
         if self._thread is not None:
             self._thread.join(timeout_s)
+        else:
+            self._timer.close()
 
     def _declare_dead(self, name: str) -> None:
         """Declare a process of this machine dead whose keeper did not report it."""

@@ -1,6 +1,7 @@
 """The keeper process: writes the heartbeats of its parent, outside the parent's interpreter lock.
 
-Run as a script, never imported: it uses the standard library alone, so that it takes only about 4 MB. It writes
+Run as a script: it uses the standard library alone, so that it takes only about 4 MB; ``identity`` imports ``stat_of``
+from it, because a script cannot import from its package. It writes
 heartbeats while the parent lives, is not stopped, and makes progress. When the parent dies, it reports that in Redis,
 and other processes take over at once. When the parent's master has ended, it kills the parent after a grace period. Its
 standard input is a socket to the parent; messages are marshalled tuples:
@@ -39,6 +40,8 @@ LOOK_EVERY_S = 0.25
 DYING_S = 2.0
 LONGEST_WAIT_S = 3600.0
 LATER = float("inf")
+# The states of a process that has ended.
+ENDED = "ZXx"
 
 
 class Refused(Exception):
@@ -156,7 +159,7 @@ class Parent:
             return True
         if self.pidfd is not None:
             return bool(select.select([self.pidfd], [], [], 0)[0])
-        return os.getppid() != self.pid or state_of(self.pid) in "ZXx"
+        return os.getppid() != self.pid or state_of(self.pid) in ENDED
 
     def is_stopped(self) -> bool:
         """Return whether it is stopped, by SIGSTOP or a debugger, so that its messages must become free."""
@@ -170,11 +173,19 @@ class Parent:
 
 def state_of(pid: int) -> str:
     """Return the state of a process, as /proc names it; X if it does not exist."""
+    found = stat_of(pid)
+    return "X" if found is None else found[0]
+
+
+def stat_of(pid: int) -> tuple[str, str] | None:
+    """Return the state of a process and its start time in ticks since boot, from /proc; None if it is not there."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib costs memory
-            return file.read().rpartition(b")")[2].split()[0].decode()
+            # the name in parentheses may contain anything, parentheses too: count from the last one
+            after_name = file.read().rpartition(b")")[2].split()
     except OSError:
-        return "X"
+        return None
+    return after_name[0].decode(), after_name[19].decode()
 
 
 class Master:
@@ -210,7 +221,7 @@ class Master:
     def _has_ended(self) -> bool:
         if self.pidfd is not None:
             return bool(select.select([self.pidfd], [], [], 0)[0])
-        return state_of(self._pid) in "ZXx"
+        return state_of(self._pid) in ENDED
 
 
 class KeeperProcess:

@@ -58,7 +58,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         kind = _KINDS.get(name)
         if kind is not None and not kind[0](value):
-            raise InvalidOption(str(name), f"expected {kind[1]}, got {shown(value)}")
+            problem = f"expected {kind[1]}, got {shown(value)}"
+            raise InvalidOption(str(name), problem, f"correct the option {name}, or leave it out")
 
 
 def shown(value: object) -> str:

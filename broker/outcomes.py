@@ -69,7 +69,7 @@ class Outcomes:
         if (
             delivery.deliveries == 1
             and self._keeper.is_sure_of(delivery.queue)
-            and unique_key_of(delivery._message.options) is None
+            and unique_key_of(delivery.options) is None
         ):
             return True
         return self._start(delivery)

@@ -226,9 +226,7 @@ class Producer:
             if delay is not None:
                 check_options({"delay": delay})
         except (UndecodableEntry, InvalidOption) as error:
-            raise InvalidMessage(
-                message_id=str(message.message_id), field=error.field, problem=error.problem, hint=error.hint
-            ) from error
+            raise InvalidMessage(error, message_id=str(message.message_id)) from error
         stored = message
         if "eta" in message.options:
             # a time on a producer's clock; delays count on the server's, so the remaining time becomes the delay

@@ -7,6 +7,7 @@ its parent's messages.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class Session:
         self.enqueue_followers = enqueue_followers
         self.logger: logging.Logger = get_logger(__name__, type(self))
         self.consumer_name = consumer_name()
+        self.pid = os.getpid()
         self.connections = Connections(client)
         self.settler = Settler(self.connections, group=settings.group, consumer_name=self.consumer_name)
         self.keeper = Keeper(

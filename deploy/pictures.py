@@ -101,8 +101,8 @@ def _fill(service: ClusterService) -> PetId:
 
 def _correct(service: ClusterService, pet: PetId) -> None:
     largest, second = service.clusters(pet).clusters[:2]
-    service.split(pet, largest.id, largest.media[:3], operation_id="picture-1", by="ada")
-    service.dismiss(pet, second.media[:1], operation_id="picture-2", by="ada")
+    service.split(pet, largest.cluster_id, largest.media_ids[:3], operation_id="picture-1", by="ada")
+    service.dismiss(pet, second.media_ids[:1], operation_id="picture-2", by="ada")
 
 
 @contextmanager

@@ -103,7 +103,8 @@ def _command_line() -> Iterator[str]:
     root: Any = typer.main.get_command(app)
     yield from ["# Command line", "", "`sploot-cluster`, or `python -m tasks.cli`.", ""]
     yield "Exit codes: 0 done, 1 failed, 2 bad argument or setting, 3 Redis unreachable, 4 refused."
-    yield "Every listing takes `--json`. A command that changes much prints its plan and needs `--yes`."
+    yield "Every listing takes `--json`; about a pet, it prints what the HTTP API answers. A command that changes much"
+    yield "prints its plan and needs `--yes`."
     for path, command in _commands(root, ("sploot-cluster",)):
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]

@@ -23,7 +23,7 @@ def main() -> None:
     service.recluster(PET)
     show(service, "after the first recluster")
 
-    first, second = (cluster.id for cluster in service.clusters(PET).clusters)
+    first, second = (cluster.cluster_id for cluster in service.clusters(PET).clusters)
     merged = service.merge(PET, [first, second], operation_id="op-1", by="ada")
     service.recluster(PET)
     show(service, "after a merge and another recluster")
@@ -34,7 +34,7 @@ def main() -> None:
 
 def show(service: ClusterService, when: str) -> None:
     pet = service.clusters(PET)
-    sizes = ", ".join(f"cluster {cluster.id}: {cluster.size}" for cluster in pet.clusters)
+    sizes = ", ".join(f"cluster {cluster.cluster_id}: {cluster.size}" for cluster in pet.clusters)
     print(f"{when}: {sizes}; {pet.n_noise} noise")
 
 

@@ -413,7 +413,6 @@ BACKLOG: Final = Row(
             colours={
                 "undelivered": "orange",
                 "in flight": "blue",
-                "in line": "purple",
                 "delayed": "yellow",
                 "orphaned": "red",
             },
@@ -424,7 +423,6 @@ BACKLOG: Final = Row(
                 for metric, legend in (
                     ("undelivered_jobs", "undelivered"),
                     ("pending_jobs", "in flight"),
-                    ("in_line_jobs", "in line"),
                     ("delayed_jobs", "delayed"),
                     ("orphaned_jobs", "orphaned"),
                 )

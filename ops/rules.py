@@ -23,6 +23,11 @@ _SUCCEEDED: Final = 'sum(increase(cluster_jobs_total{outcome="success"}[$window]
 # Users do not wait for these: reclusters have their own signals, and maintenance jobs only sample the queues.
 _IS_RECLUSTER: Final = '{stream="streams:cluster.recluster"}'
 _IS_OTHER: Final = '{stream!~"streams:cluster[.](recluster|maintenance)"}'
+# Producers are refused in every queue but this one, which only the scheduler fills.
+_IS_BOUNDED: Final = '{stream!="streams:cluster.maintenance"}'
+_HELD: Final = " + ".join(
+    f"max by (stream) (media_cluster_{state}_jobs{_IS_BOUNDED})" for state in ("undelivered", "pending", "orphaned")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,13 @@ QUERIES: Final[Mapping[str, Query]] = {
         "undelivered", "backlog",
         "max by (stream) (media_cluster_undelivered_jobs)",
         "{{ $value | humanize }} jobs of {{ $labels.stream }} wait for a worker.",
+        "Backlog by state",
+    ),
+    "queue_fill": Query(
+        "queue-fill", "backlog",
+        f"({_HELD}) / on () group_left () (max(media_cluster_max_queue_length_jobs) > 0)",
+        "{{ $labels.stream }} holds {{ $value | humanizePercentage }} of the jobs that SPLOOT_MAX_QUEUE_LENGTH allows. "
+        "At 100 %, producers are refused: HTTP answers 503, and clients raise QueueFull.",
         "Backlog by state",
     ),
     "oldest_age": Query(

@@ -12,19 +12,14 @@ from typing import Any, Final, Literal, Self, TypeVar
 
 import yaml
 
+from sploot_cluster.errors import InvalidInput
+
 FILE: Final = Path(__file__).with_name("thresholds.yaml")
 
 Made = TypeVar("Made", "Signal", "Level", "Burn")
 Comparator = Literal[">", ">=", "<"]
 _COMPARATORS: Final[Mapping[str, Comparator]] = {"above": ">", "at_least": ">=", "below": "<"}
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-
-class ThresholdInvalid(ValueError):
-    """Raised when an entry is invalid; the text names the entry, the problem and the fix."""
-
-    def __init__(self, entry: str, problem: str, hint: str) -> None:
-        super().__init__(f"{FILE.name}: {entry}: {problem}; {hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +40,15 @@ class Notification:
     mention: str = ""
 
     def check(self, alert: str) -> None:
-        """Raise ``ThresholdInvalid`` if the fields contradict each other."""
+        """Raise ``InvalidInput`` if the fields contradict each other."""
         if self.severity not in ("warning", "critical"):
-            raise ThresholdInvalid(alert, f"severity is {self.severity!r}", "use warning or critical")
+            raise _invalid(alert, f"severity is {self.severity!r}", "use warning or critical")
         if self.page and self.severity != "critical":
-            raise ThresholdInvalid(alert, "a warning pages", "remove page, or set severity to critical")
+            raise _invalid(alert, "a warning pages", "remove page, or set severity to critical")
         if self.urgency not in ("", "high") or (self.urgency and not self.page):
-            raise ThresholdInvalid(alert, f"urgency is {self.urgency!r}", "use high, on an alert that pages")
+            raise _invalid(alert, f"urgency is {self.urgency!r}", "use high, on an alert that pages")
         if self.mention not in ("", "oncall"):
-            raise ThresholdInvalid(alert, f"mention is {self.mention!r}", "use oncall")
+            raise _invalid(alert, f"mention is {self.mention!r}", "use oncall")
 
     @property
     def labels(self) -> dict[str, str]:
@@ -158,7 +153,7 @@ class Thresholds:
         for group in (*(signal.levels for signal in self.signals.values()), self.slo.burns):
             for name, alert in group.items():
                 if name in alerts:
-                    raise ThresholdInvalid(name, "is defined twice", "give each alert a unique name")
+                    raise _invalid(name, "is defined twice", "give each alert a unique name")
                 alert.check(name)
                 alerts[name] = alert
         object.__setattr__(self, "alerts", alerts)
@@ -168,7 +163,7 @@ class Thresholds:
         """Parse and check the text.
 
         Raises:
-            ThresholdInvalid: an entry is invalid.
+            InvalidInput: an entry is invalid.
         """
         given = yaml.safe_load(text)
         slo = given["slo"]
@@ -208,7 +203,7 @@ def _level(name: str, entry: dict[str, Any]) -> Level:
     fields = dict(entry)
     given = [word for word in _COMPARATORS if word in fields]
     if len(given) != 1:
-        raise ThresholdInvalid(name, f"has {len(given)} levels", f"give one of {', '.join(_COMPARATORS)}")
+        raise _invalid(name, f"has {len(given)} levels", f"give one of {', '.join(_COMPARATORS)}")
     comparator, value = _COMPARATORS[given[0]], float(fields.pop(given[0]))
     hold = _duration(name, fields.pop("for")) if "for" in fields else ""
     return _made(Level, name, {"comparator": comparator, "value": value, "hold": hold, **fields})
@@ -225,10 +220,14 @@ def _made(kind: type[Made], name: str, fields: dict[str, Any]) -> Made:
         return kind(**fields)
     except TypeError as unknown:
         known = ", ".join(field.name for field in fields_of(kind))
-        raise ThresholdInvalid(name, str(unknown).partition(" ")[2], f"use one of {known}") from None
+        raise _invalid(name, str(unknown).partition(" ")[2], f"use one of {known}") from None
 
 
 def _duration(name: str, text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]*[smhd]", str(text)):
-        raise ThresholdInvalid(name, f"{text!r} is not a duration", "write a number and one of s, m, h, d, such as 5m")
+        raise _invalid(name, f"{text!r} is not a duration", "write a number and one of s, m, h, d, such as 5m")
     return text
+
+
+def _invalid(entry: str, problem: str, hint: str) -> InvalidInput:
+    return InvalidInput(f"{FILE.name}: {entry}", problem, hint)

@@ -36,7 +36,7 @@ class ClusterError(Exception):
 
 
 class InvalidInput(ClusterError):
-    """Raised when a field of an event, a task or a call is invalid.
+    """Raised when a field of an event, a task, a call or the settings is invalid.
 
     Attributes:
         field: the name of the field as the caller wrote it, e.g. ``embedding``.

@@ -7,9 +7,11 @@ module imports only the standard library, because the thin client implements the
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from sploot_cluster.answer_fields import described
 
 if TYPE_CHECKING:
     from sploot_cluster.decide.corrections.base import Request
@@ -39,26 +41,20 @@ class JobRef:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """The status of a job.
-
-    Attributes:
-        reason: one sentence: why it waits, what it is doing, or how it ended.
-        attempts: number of times it was started.
-        result: the result of a job that succeeded; JSON values only.
-    """
+    """The status of a job."""
 
     job_id: str
     state: JobState
     queue: str
     actor: str
-    reason: str
-    attempts: int
-    pet_id: int | None = None
-    enqueued_at: datetime | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    due_at: datetime | None = None
-    result: Mapping[str, object] | None = None
+    reason: str = field(metadata=described("One sentence: why the job waits, what it is doing, or how it ended."))
+    attempts: int = field(metadata=described("Number of times it was started."))
+    pet_id: int | None
+    enqueued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    due_at: datetime | None = field(metadata=described("When a delayed or retrying job is due to run."))
+    result: Mapping[str, object] | None = field(metadata=described("The result of a job that succeeded."))
 
 
 class ReclusterRequests(Protocol):
@@ -72,7 +68,8 @@ class ReclusterRequests(Protocol):
 class JobQueue(Protocol):
     """Enqueues the jobs of the HTTP API and reads their status.
 
-    Every method raises ``errors.InvalidInput`` for an invalid field and :class:`QueueUnavailable` if Redis fails.
+    Every method raises ``errors.InvalidInput`` for an invalid field, :class:`QueueUnavailable` if Redis fails, and its
+    subclass :class:`QueueFull` if the queue has no room.
     """
 
     def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...
@@ -125,7 +122,7 @@ class Traces:
         n_waiting: number of events and corrections not yet processed, which would restore or name items.
         records: the ids of the jobs with records.
         dead_letters: queue and id of each dead letter.
-        unreadable: dead letters whose pet cannot be determined; they are never deleted.
+        unreadable: dead letters that cannot be read and may belong to the pet; they are never deleted.
     """
 
     n_records: int
@@ -156,3 +153,28 @@ class QueueUnavailable(Exception):
     def __init__(self, problem: str, *, refusal: RedisRefusal | None = None) -> None:
         super().__init__(problem)
         self.refusal = refusal
+
+
+class QueueFull(QueueUnavailable):
+    """Raised when a queue holds as many jobs as its limit allows; sending the same call again later is safe.
+
+    Attributes:
+        queue: its name.
+        length: number of jobs that it held, waiting and in flight.
+        limit: the number that it may hold.
+        outcome: what became of the call.
+    """
+
+    hint = "add workers, or raise SPLOOT_MAX_QUEUE_LENGTH of the workers"
+
+    def __init__(self, *, queue: str, length: int, limit: int, outcome: str) -> None:
+        self.problem = f"queue {queue} holds {length} jobs, and its limit is {limit}"
+        super().__init__(f"{self.problem}; {outcome}; send again later, {self.hint}")
+        self.queue, self.length, self.limit, self.outcome = queue, length, limit, outcome
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_queue_full, (self.queue, self.length, self.limit, self.outcome))
+
+
+def _queue_full(queue: str, length: int, limit: int, outcome: str) -> QueueFull:
+    return QueueFull(queue=queue, length=length, limit=limit, outcome=outcome)

@@ -1,7 +1,7 @@
 """The protocol of operator actions on queues, and its values.
 
 Every change of a queue needs a plan, which lists exactly the entries that it will touch; applying it touches no others.
-This module imports only the standard library.
+Only the standard library is used here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, Protocol
 
+from sploot_cluster.answer_fields import described
+
 # A hundred years. Longer durations are typing errors, and overflow in calendars and Redis.
 LONGEST_S: Final = 100 * 366 * 86_400
 
@@ -20,91 +22,69 @@ Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "pur
 
 @dataclass(frozen=True, slots=True)
 class ConsumerStatus:
-    """One consumer of a queue.
-
-    Attributes:
-        pending: number of entries in its pending list.
-        heartbeat_age_s: None if it never sent a heartbeat, e.g. because it was created manually.
-    """
+    """One consumer of a queue."""
 
     name: str
-    pending: int
-    heartbeat_age_s: float | None
+    pending: int = dataclasses.field(metadata=described("Number of entries in its pending list."))
+    heartbeat_age_s: float | None = dataclasses.field(
+        metadata=described("null if it never sent a heartbeat, e.g. because it was created manually.")
+    )
     is_alive: bool
 
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """One queue at one moment.
-
-    Attributes:
-        reason: one sentence: why its jobs wait, or that none does.
-        undelivered: jobs that no worker has taken yet.
-        in_flight: jobs in pending lists, as XPENDING counts them.
-        in_line: jobs that wait for an earlier job with the same ordering key.
-        delayed: jobs that are not due yet, including retries.
-        orphaned: delivered jobs that are in no pending list.
-        dead: dead letters.
-        overdue: jobs that live workers hold beyond their time limits.
-        oldest_age_s: age of the oldest job; None if there is none.
-        oldest_pending_s: idle time of the oldest pending job; None if there is none.
-    """
+    """One queue at one moment."""
 
     queue: str
     stream: str
     group: str
-    reason: str
+    reason: str = dataclasses.field(metadata=described("One sentence: why its jobs wait, or that none does."))
     is_paused: bool
-    undelivered: int
-    in_flight: int
-    in_line: int
-    delayed: int
-    orphaned: int
-    dead: int
-    overdue: int
-    oldest_age_s: float | None
-    oldest_pending_s: float | None
+    undelivered: int = dataclasses.field(metadata=described("Jobs that no worker has taken yet."))
+    in_flight: int = dataclasses.field(metadata=described("Jobs in pending lists, as XPENDING counts them."))
+    delayed: int = dataclasses.field(metadata=described("Jobs that are not due yet, including retries."))
+    orphaned: int = dataclasses.field(metadata=described("Delivered jobs that are in no pending list."))
+    dead: int = dataclasses.field(metadata=described("Dead letters."))
+    overdue: int = dataclasses.field(metadata=described("Jobs that live workers hold beyond their time limits."))
+    oldest_age_s: float | None = dataclasses.field(metadata=described("Age of the oldest job; null if there is none."))
+    oldest_pending_s: float | None = dataclasses.field(
+        metadata=described("Idle time of the oldest pending job; null if there is none.")
+    )
     consumers: Sequence[ConsumerStatus]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedEntry:
-    """An entry that a plan touches, as it was when planned: a job, or a dead letter, which has no holder.
-
-    Attributes:
-        holder: the consumer that held it; "" for none.
-        deliveries: its delivery count.
-    """
+    """An entry that a plan touches, as it was when planned: a job, or a dead letter, which has no holder."""
 
     id: str
-    holder: str = ""
-    deliveries: int = 0
+    holder: str = dataclasses.field(default="", metadata=described("The consumer that held it; empty for none."))
+    deliveries: int = dataclasses.field(default=0, metadata=described("Its delivery count."))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan: an action and exactly the entries that it will touch.
+    """A plan: an action and exactly the entries that it will touch."""
 
-    Attributes:
-        plan_id: the id to apply it with.
-        effect: one sentence on what it will do.
-        commands: the equivalent Redis commands; long lists of ids are abbreviated here, but not in ``entries``.
-        warnings: what to know before confirming.
-        entries: the fixed set of entries.
-        consumer: the consumer to remove, for ``retire-consumer``.
-        is_forced: whether it may take jobs from live consumers.
-    """
-
-    plan_id: str
+    plan_id: str = dataclasses.field(metadata=described("The id to apply it with."))
     action: Action
     queue: str
-    effect: str
-    commands: Sequence[str]
+    effect: str = dataclasses.field(metadata=described("One sentence on what it will do."))
+    commands: Sequence[str] = dataclasses.field(
+        metadata=described(
+            "The equivalent Redis commands; long lists of ids are abbreviated here, but not in `entries`."
+        )
+    )
     made_at: datetime
-    entries: Sequence[PlannedEntry] = ()
-    warnings: Sequence[str] = ()
-    consumer: str | None = None
-    is_forced: bool = False
+    entries: Sequence[PlannedEntry] = dataclasses.field(default=(), metadata=described("The fixed set of entries."))
+    warnings: Sequence[str] = dataclasses.field(default=(), metadata=described("What to know before confirming."))
+    consumer: str | None = dataclasses.field(
+        default=None, metadata=described("The consumer to remove, for `retire-consumer`.")
+    )
+    is_forced: bool = dataclasses.field(
+        default=False, metadata=described("Whether it may take jobs from live consumers.")
+    )
 
     @property
     def is_empty(self) -> bool:
@@ -114,34 +94,26 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The result of a plan that was applied.
-
-    Attributes:
-        n_planned: number of entries in the plan; 0 for a plan about a whole queue.
-        n_done: number of these that were unchanged and were acted on; the others had changed since the plan.
-        is_complete: whether the planned effect was achieved in full.
-        reason: one sentence.
-    """
+    """The result of a plan that was applied."""
 
     plan_id: str
     action: Action
     queue: str
-    n_planned: int
-    n_done: int
-    is_complete: bool
-    reason: str
+    n_planned: int = dataclasses.field(
+        metadata=described("Number of entries in the plan; 0 for a plan about a whole queue.")
+    )
+    n_done: int = dataclasses.field(
+        metadata=described(
+            "Number of these that were unchanged and were acted on; the others had changed since the plan."
+        )
+    )
+    is_complete: bool = dataclasses.field(metadata=described("Whether the planned effect was achieved in full."))
+    reason: str = dataclasses.field(metadata=described("One sentence."))
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """A record of the audit log: an action on a queue, its operator and time.
-
-    Attributes:
-        state: if it stays ``begun``, the action was interrupted and may be partly done.
-        note: the reason that the operator gave.
-        ids: ids of the first 100 entries.
-        result: one sentence on what was done, or the error.
-    """
+    """A record of the audit log: an action on a queue, its operator and time."""
 
     plan_id: str
     at: datetime
@@ -149,38 +121,35 @@ class AuditRecord:
     via: str
     action: Action
     queue: str
-    state: Literal["begun", "done", "failed"]
+    state: Literal["begun", "done", "failed"] = dataclasses.field(
+        metadata=described("If it stays `begun`, the action was interrupted and may be partly done.")
+    )
     n_planned: int
     n_done: int | None
-    note: str
-    ids: Sequence[str]
-    result: str
+    note: str = dataclasses.field(metadata=described("The reason that the operator gave."))
+    ids: Sequence[str] = dataclasses.field(metadata=described("Ids of the first 100 entries."))
+    result: str = dataclasses.field(metadata=described("One sentence on what was done, or the error."))
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterView:
-    """A dead letter in a form safe to show: embeddings are replaced by their size.
-
-    Attributes:
-        field, hint: the invalid field, and how its producer can fix it, if known.
-        pet_id, message_id: None if they cannot be read from the entry.
-        deliveries: the delivery count of the entry.
-        fields: the fields of the entry; empty in a listing.
-    """
+    """A dead letter in a form safe to show: embeddings are replaced by their size."""
 
     dead_letter_id: str
     queue: str
     died_at: datetime
     reason: str
     actor: str | None
-    pet_id: int | None
-    message_id: str | None
-    deliveries: int
-    field: str | None
+    pet_id: int | None = dataclasses.field(metadata=described("null if it cannot be read from the entry."))
+    message_id: str | None = dataclasses.field(metadata=described("null if it cannot be read from the entry."))
+    deliveries: int = dataclasses.field(metadata=described("The delivery count of the entry."))
+    field: str | None = dataclasses.field(metadata=described("The invalid field, if known."))
     error: str
-    hint: str | None
+    hint: str | None = dataclasses.field(metadata=described("How its producer can fix it, if known."))
     traceback: str | None = None
-    fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, object] = dataclasses.field(
+        default_factory=dict, metadata=described("The fields of the entry; empty in a listing.")
+    )
 
 
 class PlanUnknown(LookupError):

@@ -49,7 +49,7 @@ from sploot_cluster.errors import (
 )
 from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.limits import MAX_TEXT
-from sploot_cluster.pet.diff import Diff, Snapshot, compare
+from sploot_cluster.pet.diff import PetDiff, Snapshot, compare
 from sploot_cluster.pet.models import (
     NOISE,
     Arrival,
@@ -68,7 +68,7 @@ from sploot_cluster.pet.models import (
 )
 from sploot_cluster.pet.previews import Preview, Previewed
 from sploot_cluster.pet.rows import empty_state
-from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.shadow import CandidateModel, PetModel, Shadow
 from sploot_cluster.pet.tally import PetTally, Quarantined, Totals
 from sploot_cluster.pet.vectors import FloatVector, as_vector
 from sploot_cluster.pet_cache import PetCache, PetMemory, bytes_to_remember
@@ -274,7 +274,7 @@ class ClusterService:
             change, result = self._regroup(state, seen, density, "machine")
             preview = Preview.of(state, change, result, at=self._clock())
             if self._store.keep_preview(preview):
-                return Previewed(preview, preview.diff(state))
+                return preview.against(state)
         raise RevisionConflict(pet=pet, expected=state.revision, current=self._store.revision(pet))
 
     def previewed(self, pet: PetId, token: str | None = None) -> Previewed:
@@ -290,7 +290,7 @@ class ClusterService:
         state = self._store.past(pet).state
         if state.version != preview.state_version:
             raise _moved_since(preview, state.revision)
-        return Previewed(preview, preview.diff(state))
+        return preview.against(state)
 
     def apply(self, pet: PetId, token: str, *, by: str) -> Reclustered:
         """Make exactly the changes that the preview showed. Applying it twice has the same effect as once.
@@ -340,7 +340,7 @@ class ClusterService:
             raise RevisionConflict(pet=state.pet, expected=seen.revision, current=state.revision)
         return plan_recluster(state, density, settings=self._settings, by=by)
 
-    def compare(self, pet: PetId, from_revision: int, to_revision: int) -> Diff:
+    def compare(self, pet: PetId, from_revision: int, to_revision: int) -> PetDiff:
         """Return the differences between two revisions.
 
         Raises:
@@ -468,7 +468,7 @@ class ClusterService:
             raise PetExists(pet=conflict.pet, revision=conflict.current) from conflict
         return self._store.view(dump.state.pet)
 
-    def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> Shadow:
+    def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> CandidateModel:
         """Start a candidate model: from now on, vectors of this model are stored in a second space of the pet.
 
         Raises:
@@ -490,15 +490,13 @@ class ClusterService:
                 raise InvalidInput("model", f"pet {pet} was deleted or recreated meanwhile", "send the request again")
             problem = f"pet {pet} already has the candidate model {existing.model!r}"
             raise InvalidInput("model", problem, "switch to it or end it first")
-        return shadow
+        return shadow.view(n_only_here=0)
 
-    def shadow(self, pet: PetId) -> Shadow | None:
-        """Return the candidate model of a pet, without its vectors; None if it has none."""
-        return self._store.shadow(pet)
-
-    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
-        """Return the items that have a vector of the candidate model only; they are quarantined. O(n)."""
-        return self._store.only_in_shadow(pet)
+    def model(self, pet: PetId) -> PetModel:
+        """Return the embedding model of a pet and its candidate model, if any. O(n)."""
+        view, shadow = self._store.view(pet), self._store.shadow(pet)
+        candidate = None if shadow is None else shadow.view(n_only_here=len(self._store.only_in_shadow(pet)))
+        return PetModel(pet, view.revision, view.model, view.dim, view.n_media, candidate)
 
     def end_model(self, pet: PetId) -> bool:
         """Delete the candidate model and its vectors; return False if there was none.

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Final, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, get_args
+
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.limits import MAX_DIM, MIN_DIM
 
 # Not SPLOOT_CLUSTER_: Kubernetes sets SPLOOT_CLUSTER_PORT, SPLOOT_CLUSTER_SERVICE_HOST and similar variables in every
 # pod of a namespace that has a service called sploot-cluster.
 PREFIX: Final = "SPLOOT_CLUSTERING_"
+
+_ACCEPTED: Final = "accepted"
 
 ReclusterBackend = Literal["hdbscan_cpu", "hdbscan_gpu"]
 
@@ -23,6 +28,91 @@ ReclusterBackend = Literal["hdbscan_cpu", "hdbscan_gpu"]
 _FEW: Final = 150
 _DENSITY_OF_FEW: Final = (6, 3)
 _DENSITY_OF_MANY: Final = (12, 2)
+
+_DAY_MS: Final = 24 * 60 * 60 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A setting that is a number between two bounds, which are included; ``above`` excludes the lower one.
+
+    ``read`` of each kind of setting returns the value that is written in a variable, and raises ``ValueError`` with the
+    problem; ``hint`` is what to set instead of a refused value.
+    """
+
+    lowest: float
+    highest: float = math.inf
+    above: bool = False
+    is_whole: bool = False
+
+    @property
+    def hint(self) -> str:
+        if self.above:
+            at_most = "" if self.highest == math.inf else f" and at most {self.highest:g}"
+            return f"set more than {self.lowest:g}{at_most}"
+        return (
+            f"set at least {self.lowest:g}" if self.highest == math.inf else f"set {self.lowest:g} to {self.highest:g}"
+        )
+
+    def read(self, text: str) -> float:
+        try:
+            return int(text) if self.is_whole else float(text)
+        except ValueError:
+            raise ValueError(f"{text[:20]!r} is not a {'whole ' * self.is_whole}number") from None
+
+    def __contains__(self, value: Any) -> bool:
+        # comparisons with NaN are false
+        is_enough = value > self.lowest if self.above else value >= self.lowest
+        return bool(is_enough and value <= self.highest and value < math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A setting that is one of several words."""
+
+    words: Sequence[str]
+
+    @property
+    def hint(self) -> str:
+        return f"set {' or '.join(self.words)}"
+
+    def read(self, text: str) -> str:
+        return text
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.words
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The setting of known embedding models: ``name@version`` -> dimension of their vectors."""
+
+    hint: str = f"set name@version=dimension, comma-separated, with {MIN_DIM} to {MAX_DIM} dimensions"
+
+    def read(self, text: str) -> dict[str, int]:
+        models = {}
+        for entry in filter(None, (part.strip() for part in text.split(","))):
+            model, equals, dim = entry.rpartition("=")
+            if not equals or not dim.strip().isdecimal():
+                raise ValueError(f"{entry[:40]!r} is not name@version=dimension")
+            models[model.strip()] = int(dim)
+        return models
+
+    def __contains__(self, value: Any) -> bool:
+        return isinstance(value, Mapping) and all(model and MIN_DIM <= dim <= MAX_DIM for model, dim in value.items())
+
+
+Accepted = Number | Choice | Models
+
+_BACKENDS: Final = Choice(get_args(ReclusterBackend))
+
+
+def _whole(default: int, lowest: int, highest: float = math.inf) -> Any:
+    return field(default=default, metadata={_ACCEPTED: Number(lowest, highest, is_whole=True)})
+
+
+def _number(default: float, lowest: float, highest: float = math.inf, *, above: bool = False) -> Any:
+    return field(default=default, metadata={_ACCEPTED: Number(lowest, highest, above=above)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +133,8 @@ class ClusterSettings:
             from 1. Measured: a new appearance of a pet shows after ten pictures of it.
         drift_ratio: least share of such arrivals among all arrivals since the last recluster before drift requests
             another, in (0, 1]. Measured, together with ``drift_min``.
-        recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0. Ten seconds: an album is
-            uploaded in one go, and one recluster after it is enough.
+        recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0 to a day. Ten seconds: an
+            album is uploaded in one go, and one recluster after it is enough.
         sharpness: preference for dense regions over large ones, as the power of the distance in the stability of a
             group, from 1, which is HDBSCAN's own, to 16. Measured: docs/explanation/quality.md.
         small_group: size of the smallest group that a recluster searches for between larger ones, from 2. Measured.
@@ -72,87 +162,50 @@ class ClusterSettings:
         models: known embedding models, ``name@version`` -> dimension of their vectors; empty: any model is accepted.
     """
 
-    n_neighbours: int = 64
-    arrival_slack: float = 1.0
-    growth_ratio: float = 0.20
-    growth_min: int = 8
-    drift_min: int = 10
-    drift_ratio: float = 0.25
-    recluster_delay_ms: int = 10_000
-    sharpness: float = 3.0
-    small_group: int = 3
-    noise_floor: int = 14
-    noise_ratio: float = 0.03
-    absorption_slack: float = 2.5
-    overlap_ratio: float = 0.30
-    single_cluster_similarity: float = 0.80
-    exact_until: int = 0
-    recluster_backend: ReclusterBackend = "hdbscan_cpu"
-    recluster_threads: int = 0
-    commit_attempts: int = 10
-    models: Mapping[str, int] = field(default_factory=dict)
+    n_neighbours: int = _whole(64, 3, 1_024)
+    arrival_slack: float = _number(1.0, 0.1, 10)
+    growth_ratio: float = _number(0.20, 0, above=True)
+    growth_min: int = _whole(8, 1)
+    drift_min: int = _whole(10, 1)
+    drift_ratio: float = _number(0.25, 0, 1, above=True)
+    recluster_delay_ms: int = _whole(10_000, 0, _DAY_MS)
+    sharpness: float = _number(3.0, 1, 16)
+    small_group: int = _whole(3, 2)
+    noise_floor: int = _whole(14, 0)
+    noise_ratio: float = _number(0.03, 0, 1)
+    absorption_slack: float = _number(2.5, 1)
+    overlap_ratio: float = _number(0.30, 0, 1, above=True)
+    single_cluster_similarity: float = _number(0.80, 0, 1, above=True)
+    exact_until: int = _whole(0, 0)
+    recluster_backend: ReclusterBackend = field(default="hdbscan_cpu", metadata={_ACCEPTED: _BACKENDS})
+    recluster_threads: int = _whole(0, 0, 1_024)
+    commit_attempts: int = _whole(10, 1)
+    models: Mapping[str, int] = field(default_factory=dict, metadata={_ACCEPTED: Models()})
 
     def __post_init__(self) -> None:
-        _check("n_neighbours", self.n_neighbours, 3 <= self.n_neighbours <= 1_024, "from 3 to 1024")
-        _check("arrival_slack", self.arrival_slack, 0.1 <= self.arrival_slack <= 10, "from 0.1 to 10")
-        _check("growth_ratio", self.growth_ratio, 0 < self.growth_ratio < math.inf, "above 0")
-        _check("growth_min", self.growth_min, self.growth_min >= 1, "from 1")
-        _check("drift_min", self.drift_min, self.drift_min >= 1, "from 1")
-        _check("drift_ratio", self.drift_ratio, 0 < self.drift_ratio <= 1, "above 0 and at most 1")
-        _check("recluster_delay_ms", self.recluster_delay_ms, self.recluster_delay_ms >= 0, "from 0")
-        _check("sharpness", self.sharpness, 1 <= self.sharpness <= 16, "from 1 to 16")
-        _check("small_group", self.small_group, self.small_group >= 2, "from 2")
-        _check("noise_floor", self.noise_floor, self.noise_floor >= 0, "from 0")
-        _check("noise_ratio", self.noise_ratio, 0 <= self.noise_ratio <= 1, "from 0 to 1")
-        _check("absorption_slack", self.absorption_slack, 1 <= self.absorption_slack < math.inf, "from 1")
-        _check("overlap_ratio", self.overlap_ratio, 0 < self.overlap_ratio <= 1, "above 0 and at most 1")
-        _check(
-            "single_cluster_similarity",
-            self.single_cluster_similarity,
-            0 < self.single_cluster_similarity <= 1,
-            "above 0 and at most 1",
-        )
-        _check("exact_until", self.exact_until, self.exact_until >= 0, "from 0")
-        _check(
-            "recluster_backend",
-            self.recluster_backend,
-            self.recluster_backend in get_args(ReclusterBackend),
-            "hdbscan_cpu or hdbscan_gpu",
-        )
-        _check("recluster_threads", self.recluster_threads, 0 <= self.recluster_threads <= 1_024, "from 0 to 1024")
-        _check("commit_attempts", self.commit_attempts, self.commit_attempts >= 1, "from 1")
-        if not isinstance(self.models, Mapping):
-            raise ValueError(f"models must be a mapping of name@version to dimension, got {self.models!r}")
-        for model, dim in self.models.items():
-            _check("models", f"{model}={dim}", bool(model) and 2 <= dim <= 8_192, "name@version and 2 to 8192")
+        for setting in fields(self):
+            _check(setting.name, getattr(self, setting.name), setting.metadata[_ACCEPTED])
         object.__setattr__(self, "models", types.MappingProxyType(dict(self.models)))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Return settings from ``SPLOOT_CLUSTERING_<NAME>`` variables, for entry points; unset ones keep their
-        defaults.
+        """Return settings from ``SPLOOT_CLUSTERING_<NAME>`` variables, for entry points.
+
+        A variable that is absent or empty keeps its default.
 
         Args:
             environ: usually ``os.environ``. The value of ``models`` has the form ``clip@1=512,dino@2=768``.
 
         Raises:
-            ValueError: an invalid value, or a variable with the prefix that is not a setting; the text names it.
+            InvalidInput: an invalid value, or a variable with the prefix that is not a setting; its field is the
+                variable.
         """
+        given = {name: text for name, text in environ.items() if name.startswith(PREFIX) and text.strip()}
         names = {PREFIX + setting.name.upper(): setting.name for setting in fields(cls)}
-        values: dict[str, object] = {}
-        for variable, text in environ.items():
-            if not variable.startswith(PREFIX):
-                continue
+        for variable in given:
             if variable not in names:
-                raise ValueError(f"{variable} is not a setting; expected one of: {', '.join(sorted(names))}")
-            read = _READERS[str(cls.__dataclass_fields__[names[variable]].type)]
-            try:
-                value = read(text)
-                cls(**{names[variable]: value})  # type: ignore[arg-type]  # the constructor checks the value
-            except ValueError as exc:
-                raise ValueError(f"{variable}={text!r} is invalid: {exc}") from exc
-            values[names[variable]] = value
-        return cls(**values)  # type: ignore[arg-type]  # each value was checked above
+                raise InvalidInput(variable, "is not a setting", f"set one of {', '.join(sorted(names))}")
+        return cls(**{names[variable]: value_of(names[variable], text, variable) for variable, text in given.items()})
 
     @staticmethod
     def recluster_parameters(n: int) -> tuple[int, int]:
@@ -164,25 +217,24 @@ class ClusterSettings:
         return max(self.noise_floor, int(self.noise_ratio * n))
 
 
-def _check(name: str, value: object, is_good: bool, good: str) -> None:
-    # comparisons with NaN are false, so every check rejects it
-    if not is_good:
-        raise ValueError(f"{name} must be {good}, got {value}")
+def value_of(name: str, text: str, variable: str) -> Any:
+    """Return the value of a setting that is written as in the environment.
+
+    Args:
+        variable: where it was written, for errors.
+
+    Raises:
+        InvalidInput: it is no value of this setting.
+    """
+    accepted: Accepted = ClusterSettings.__dataclass_fields__[name].metadata[_ACCEPTED]
+    try:
+        value = accepted.read(text.strip())
+    except ValueError as refused:
+        raise InvalidInput(variable, str(refused), accepted.hint) from None
+    _check(variable, value, accepted)
+    return value
 
 
-def _read_models(text: str) -> dict[str, int]:
-    models = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        model, equals, dim = entry.rpartition("=")
-        if not equals or not dim.strip().isdecimal():
-            raise ValueError(f"expected name@version=dimension, got {entry!r}")
-        models[model.strip()] = int(dim)
-    return models
-
-
-_READERS: Final[Mapping[str, Callable[[str], object]]] = {
-    "ReclusterBackend": str,
-    "int": int,
-    "float": float,
-    "Mapping[str, int]": _read_models,
-}
+def _check(field_name: str, value: object, accepted: Accepted) -> None:
+    if value not in accepted:
+        raise InvalidInput(field_name, f"is {value}", accepted.hint)

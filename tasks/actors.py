@@ -82,16 +82,15 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
     @_actor_for(PreviewRecluster, broker)
     def preview_recluster(task: PreviewRecluster) -> PreviewKept:
         previewed = service.preview(PetId(task.pet_id))
-        preview, diff = previewed.preview, previewed.diff
-        current_job().backend = preview.result.backend
+        current_job().backend = previewed.result.backend
         return PreviewKept(
-            preview.token,
-            preview.revision,
-            preview.expires_at.isoformat(),
-            n_moved=diff.n_moved,
-            n_new_noise=diff.n_new_noise,
-            n_from_noise=diff.n_from_noise,
-            kept=preview.result.kept,
+            previewed.token,
+            previewed.revision,
+            previewed.expires_at.isoformat(),
+            n_moved=previewed.diff.n_moved,
+            n_new_noise=previewed.diff.n_new_noise,
+            n_from_noise=previewed.diff.n_from_noise,
+            kept=previewed.result.kept,
         )
 
 

@@ -19,14 +19,14 @@ from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import SplitCluster
 from sploot_cluster.decide.corrections.undo import UndoFeedback
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
+from sploot_cluster.jobs import JobRef, JobStatus, QueueFull, QueueUnavailable
 from tasks.contracts import EMBEDDING_INGESTED, MACHINE, EmbeddingIngested, PreviewRecluster, ReclusterPet
 from tasks.rollout import EVERYBODY, is_rolled_out
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["ClusterTasks", "InvalidInput", "JobRef", "JobStatus", "QueueUnavailable"]
+__all__ = ["ClusterTasks", "InvalidInput", "JobRef", "JobStatus", "QueueFull", "QueueUnavailable"]
 
 
 class ClusterTasks:

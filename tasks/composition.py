@@ -21,6 +21,7 @@ from dramatiq.middleware import (
 )
 
 from broker import RedisStreamsBroker
+from broker.settings import DAY_MS
 from tasks.client import ClusterTasks
 from tasks.contracts import GROUP, NAMESPACE
 from tasks.redis_urls import connect
@@ -70,6 +71,10 @@ def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Mi
         group=GROUP,
         lease_ms=settings.lease_ms,
         max_deliveries=settings.max_deliveries,
+        dead_letter_ttl_ms=settings.dead_letter_days * DAY_MS,
+        dead_letter_max=settings.max_dead_letters,
+        read_ahead_ms=settings.read_ahead_ms,
+        keeper_process=settings.keeper_process,
         decoders=DECODERS,
         checks=CHECKS,
         middleware=middleware,
@@ -138,7 +143,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     )
     service = build_service(settings, client, on_fallback=count_fallback)
     declare_actors(broker, service)
-    declare_periodic_actors(broker, BacklogSampler(broker, client), client)
+    declare_periodic_actors(broker, BacklogSampler(broker, client, max_queue_length=settings.max_queue_length), client)
     declare_media_actor(broker, MediaSampler(service, client), client)
     return broker
 

@@ -38,6 +38,7 @@ from sploot_cluster.threads import NATIVE, n_cores
 from tasks.contracts import CLUSTER_MAINTENANCE, GROUP, QUEUES, stream_of
 from tasks.observe.backlog import BACKLOG
 from tasks.observe.redis_probe import probe_writes
+from tasks.queue_limit import stored_limit
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.settings import FROM_FILE, MODELS, Settings
 
@@ -116,7 +117,7 @@ def diagnose(installation: Installation) -> list[Finding]:
     for where, node in _nodes(installation):
         for check in (_server, _memory, _persistence, _clock):
             found += [replace(finding, seen=where + finding.seen) for finding in _permitted(check, node)]
-    for check in (_groups, _queues, _samples, _models, _pets):
+    for check in (_groups, _limit, _queues, _samples, _models, _pets):
         of_queues = _permitted(check, installation)
         if writes.level == "wrong":
             # workers cannot write heartbeats, nor the scheduler its ticks: starting more of them fixes nothing
@@ -394,7 +395,23 @@ def _groups(installation: Installation) -> Iterator[Finding]:
         )
 
 
+def _limit(installation: Installation) -> Iterator[Finding]:
+    """Compare the limit on queues that producers obey with the setting of this process."""
+    stored, here = stored_limit(installation.client), installation.settings.max_queue_length
+    limit = f"{stored} jobs" if stored else "none"
+    if stored == here:
+        yield Finding("queue limit", "ok", limit)
+    else:
+        yield Finding(
+            "queue limit",
+            "warning",
+            f"producers obey the limit that the workers stored, {limit}; here SPLOOT_MAX_QUEUE_LENGTH is {here}",
+            "give all processes the same SPLOOT_MAX_QUEUE_LENGTH; workers store theirs every ten seconds",
+        )
+
+
 def _queues(installation: Installation) -> Iterator[Finding]:
+    limit = stored_limit(installation.client)
     for queue in QUEUES:
         try:
             stats = installation.broker.stats(queue)
@@ -406,7 +423,9 @@ def _queues(installation: Installation) -> Iterator[Finding]:
         problems = [
             *_of_overdue(queue, overdue),
             *_of_ids(installation, stats),
+            *_of_limit(stats, limit),
             *_of_queue(stats, len(unowned.orphans), len(unowned.ghosts)),
+            *_of_dead_letters(stats, installation.settings),
         ]
         yield from problems or [Finding(queue, "ok", f"{stats.undelivered} wait, {stats.in_flight} in progress")]
 
@@ -505,11 +524,37 @@ def _of_queue(stats: QueueStats, n_orphans: int, n_ghosts: int) -> Iterator[Find
             "no worker takes its jobs" + (f", and {stats.undelivered} wait" if waits else ""),
             "sploot-cluster worker",
         )
-    if stats.dead:
+
+
+def _of_limit(stats: QueueStats, limit: int) -> Iterator[Finding]:
+    # maintenance jobs are sent by the scheduler, which is never refused
+    if not limit or stats.queue_name == CLUSTER_MAINTENANCE:
+        return
+    held = stats.undelivered + stats.orphaned + stats.in_flight
+    share = held / limit
+    if share >= FULL_WARNING:
+        yield Finding(
+            stats.queue_name,
+            "wrong" if share >= FULL_WRONG else "warning",
+            f"{held} of at most {limit} jobs: " + ("producers are refused" if held >= limit else "nearly full"),
+            "add workers, or raise SPLOOT_MAX_QUEUE_LENGTH of the workers",
+        )
+
+
+def _of_dead_letters(stats: QueueStats, settings: Settings) -> Iterator[Finding]:
+    queue = stats.queue_name
+    if stats.dead >= FULL_WARNING * settings.max_dead_letters:
+        yield Finding(
+            queue,
+            "wrong",
+            f"{_n(stats.dead, 'dead letter')}, and beyond about {settings.max_dead_letters} the oldest are deleted",
+            f"requeue or purge them, or raise SPLOOT_MAX_DEAD_LETTERS: sploot-cluster queue dead list {queue} --groups",
+        )
+    elif stats.dead:
         yield Finding(
             queue,
             "warning",
-            f"{_n(stats.dead, 'dead letter')} to review",
+            f"{_n(stats.dead, 'dead letter')} to review, each deleted after {_n(settings.dead_letter_days, 'day')}",
             f"sploot-cluster queue dead list {queue} --groups",
         )
 

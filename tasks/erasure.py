@@ -4,7 +4,7 @@
 event would bring the item back, so an erasure is refused until it has run.
 
 A dead letter is the only copy of a failed job. It is deleted only if its fields, or the list of ids in its error, name
-an item of this pet exactly. An unreadable one may belong to any pet: it is reported and stays.
+an item of this pet exactly. An unreadable one that may belong to this pet is reported and stays.
 
 Data outside of Redis is out of scope: logs, backups, captures and exports.
 """
@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import cast
 
 import redis
-from dramatiq.errors import BrokerConnectionError
 
 from broker import RedisStreamsBroker
 from sploot_cluster.errors import UnknownMedia
-from sploot_cluster.jobs import DeadLetterRef, QueueUnavailable, Traces
-from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
+from sploot_cluster.jobs import DeadLetterRef, Traces
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
-from tasks.job_records import RECORD_PREFIX
+from tasks.job_records import PAGE, RECORD_PREFIX, JobRecords
 from tasks.queue_ops.dead_letters import pet_of
 from tasks.queue_ops.entries import is_unclear, media_of
 from tasks.queue_ops.pet_index import find_jobs
-
-PAGE: Final = 500
+from tasks.redis_errors import reaching_redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +46,7 @@ class Erasure:
         Raises:
             QueueUnavailable: Redis did not answer or refused.
         """
-        with _reaching_redis("nothing was removed"):
+        with reaching_redis("nothing was removed"):
             return self._found(pet_id, media_ids)
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
@@ -59,10 +55,9 @@ class Erasure:
         Raises:
             QueueUnavailable: Redis did not answer or refused; a second call erases the rest.
         """
-        with _reaching_redis("some may have been removed; erasing again is safe"):
+        with reaching_redis("some may have been removed; erasing again is safe"):
             found = self._found(pet_id, media_ids)
-            for start in range(0, len(found.records), PAGE):
-                self.client.delete(*(RECORD_PREFIX + job_id for job_id in found.records[start : start + PAGE]))
+            JobRecords(self.client).forget(pet_id, found.records)
             for queue in QUEUES:
                 ids = [dead_letter.dead_letter_id for dead_letter in found.dead_letters if dead_letter.queue == queue]
                 if ids:
@@ -76,34 +71,29 @@ class Erasure:
             n_records=len(records),
             n_dead_letters=len(dead_letters),
             n_waiting=self._n_waiting(pet_id, media_ids),
-            records=tuple(key.decode().removeprefix(RECORD_PREFIX) for key in records),
+            records=tuple(records),
             dead_letters=tuple(dead_letters),
             unreadable=tuple(unreadable),
         )
 
-    def _records(self, pet_id: int, media_ids: Collection[str] | None) -> Iterator[bytes]:
-        page: list[bytes] = []
-        for key in cast("Iterator[bytes]", self.client.scan_iter(f"{RECORD_PREFIX}*", count=PAGE)):
-            page.append(key)
-            if len(page) == PAGE:
-                yield from self._of_pet(page, pet_id, media_ids)
-                page = []
-        yield from self._of_pet(page, pet_id, media_ids)
-
-    def _of_pet(self, keys: list[bytes], pet_id: int, media_ids: Collection[str] | None) -> Iterator[bytes]:
-        pipe = self.client.pipeline(transaction=False)
-        for key in keys:
-            pipe.hmget(key, ["pet_id", "result", "error"])
-        answers = cast("list[tuple[bytes | None, bytes | None, bytes | None]]", pipe.execute())
-        for key, (pet, result, error) in zip(keys, answers, strict=True):
-            named = _media_of_result(result) | media_of_error((error or b"").decode(errors="replace"))
-            if pet == str(pet_id).encode() and (media_ids is None or not named.isdisjoint(media_ids)):
-                yield key
+    def _records(self, pet_id: int, media_ids: Collection[str] | None) -> Iterator[str]:
+        ids = JobRecords(self.client).ids_of(pet_id)
+        for start in range(0, len(ids), PAGE):
+            page = ids[start : start + PAGE]
+            pipe = self.client.pipeline(transaction=False)
+            for job_id in page:
+                pipe.hmget(RECORD_PREFIX + job_id, ["pet_id", "result", "error"])
+            answers = cast("list[tuple[bytes | None, bytes | None, bytes | None]]", pipe.execute())
+            for job_id, (pet, result, error) in zip(page, answers, strict=True):
+                named = _media_of_result(result) | media_of_error((error or b"").decode(errors="replace"))
+                # its id may have been used again by a job of another pet
+                if pet == str(pet_id).encode() and (media_ids is None or not named.isdisjoint(media_ids)):
+                    yield job_id
 
     def _dead_letters(
         self, pet_id: int, media_ids: Collection[str] | None
     ) -> tuple[list[DeadLetterRef], list[DeadLetterRef]]:
-        """Return the dead letters about the pet or items, and those that are unreadable."""
+        """Return the dead letters about the pet or items, and unreadable ones that may be."""
         found: list[DeadLetterRef] = []
         unreadable: list[DeadLetterRef] = []
         for queue in QUEUES:
@@ -111,7 +101,7 @@ class Erasure:
             while page := self.broker.dead_letters(queue).list(PAGE, before=before):
                 for dead_letter in page:
                     named = media_of(dead_letter.fields) | media_of_error(dead_letter.error)
-                    if is_unclear(dead_letter.fields):
+                    if is_unclear(dead_letter.fields, pet_id):
                         unreadable.append(DeadLetterRef(queue, dead_letter.id))
                     elif pet_of(dead_letter) == pet_id and (media_ids is None or not named.isdisjoint(media_ids)):
                         found.append(DeadLetterRef(queue, dead_letter.id))
@@ -157,11 +147,3 @@ def media_of_error(error: str) -> frozenset[str]:
         names.add(name)
         rest = rest[end:].removeprefix(", ")
     return frozenset(names)
-
-
-@contextmanager
-def _reaching_redis(outcome: str) -> Iterator[None]:
-    try:
-        yield
-    except (*REDIS_ERRORS, BrokerConnectionError) as error:
-        raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error

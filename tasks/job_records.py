@@ -1,15 +1,21 @@
 """Records of jobs in Redis: written by the code that moves a job, read to report its status.
 
-``sploot:job:<id>`` is a hash that expires 24 hours after its last change. Producers write it before they enqueue; the
-middleware :class:`TrackJobs` updates it whenever the job starts, fails or ends. Only messages with the option
-``tracked`` have one: it would triple the cost of a flat event. Why a job waits is not stored but read from its queue.
+    key                        type  holds                                   ends
+    sploot:{jobs}:record:<id>  hash  the latest known state of a job         24 hours after its last change
+    sploot:{jobs}:pet:<pet>    zset  ids of the jobs of a pet, scored by     record by record
+                                     the second of their last change
+
+Producers write a record before they enqueue; the middleware :class:`TrackJobs` updates it whenever the job starts,
+fails or ends. Only messages with the option ``tracked`` have one: it would triple the cost of a flat event. Why a job
+waits is not stored but read from its queue. In a cluster all these keys are on one node, so that one script writes a
+record and lists it with its pet.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,34 +31,42 @@ from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, limit_of_actor_m
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-RECORD_PREFIX: Final = "sploot:job:"
+RECORD_PREFIX: Final = "sploot:{jobs}:record:"
+PET_PREFIX: Final = "sploot:{jobs}:pet:"
 RECORD_TTL_S: Final = 24 * 60 * 60
+PAGE: Final = 500  # records that are read or deleted in one round trip
 LONGEST_ERROR: Final = 500  # maximum length of a stored error, in characters
 
-# KEYS 1 record; ARGV seconds to keep it, how (new, change, or start and known: only if the record exists), queue, actor
-# and pet of the job (all three "" if unknown), then names and values. A success stays a success: a message may be
-# delivered again, or to two workers at once, and the job is done all the same. A new job with a reused id starts a new
-# record. A record belongs to one job: a message with the id of another job, which anyone who knows the id can send,
-# does not change it.
+# KEYS 1 record, 2 the list of its pet's records, if it has a pet; ARGV seconds to keep it, how (new, change, or start
+# and known: only if the record exists), job id, queue, actor and pet of the job, then names and values. A success stays
+# a success: a message may be delivered again, or to two workers at once, and the job is done all the same. A new job
+# with a reused id starts a new record. A record belongs to one job: a message with the id of another job, which anyone
+# who knows the id can send, does not change it.
 _WRITE: Final = """
 local found = redis.call('HMGET', KEYS[1], 'state', 'queue', 'actor', 'pet_id')
-local how, owner = ARGV[2], {ARGV[3], ARGV[4], ARGV[5]}
+local keep_s, how, id, owner = ARGV[1], ARGV[2], ARGV[3], {ARGV[4], ARGV[5], ARGV[6]}
 if how == 'new' then
   redis.call('DEL', KEYS[1])
 elseif found[1] == 'succeeded' or (how ~= 'change' and not found[1]) then
   return 0
-elseif found[1] and owner[1] ~= '' then
+elseif found[1] then
   for i = 1, 3 do
     if owner[i] ~= (found[i + 1] or '') then
       return 0
     end
   end
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 6))
+redis.call('HSET', KEYS[1], unpack(ARGV, 7))
 if how == 'start' then
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 end
-redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[1], keep_s)
+if KEYS[2] then
+  local now = redis.call('TIME')[1]
+  redis.call('ZADD', KEYS[2], now, id)
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. (now - keep_s))
+  redis.call('EXPIRE', KEYS[2], keep_s)
+end
 return 1
 """
 
@@ -106,24 +120,25 @@ class JobRecords:
         self._client = client
         self._script = client.register_script(_WRITE)
 
-    def write(
-        self, job_id: str, *, state: JobState, how: How = "change", owner: JobOwner | None = None, **facts: object
-    ) -> None:
+    def write(self, job_id: str, owner: JobOwner, *, state: JobState, how: How = "change", **facts: object) -> None:
         """Record the state, and facts named like attributes of :class:`JobRecord`; None is skipped.
 
         Args:
+            owner: the job that reports; a record of another job stays unchanged.
             how: ``new`` replaces an older record, ``start`` counts an attempt; ``start`` and ``known`` create none.
-            owner: the job that reports; a record of another job stays unchanged. None: the caller knows the owner.
         """
-        whose = ("", "", "") if owner is None else (owner.queue, owner.actor, "" if owner[2] is None else owner[2])
+        keys = [RECORD_PREFIX + job_id]
+        if owner.pet_id is not None:
+            keys.append(f"{PET_PREFIX}{owner.pet_id}")
         pairs: list[str | int] = ["state", state]
-        for name, value in facts.items():
+        for name, value in (owner._asdict() | facts).items():
             if value is not None:
                 pairs += [name, _stored(value)]
-        self._script(keys=[_key(job_id)], args=[RECORD_TTL_S, how, *whose, *pairs])
+        pet = "" if owner.pet_id is None else owner.pet_id
+        self._script(keys=keys, args=[RECORD_TTL_S, how, job_id, owner.queue, owner.actor, pet, *pairs])
 
     def find(self, job_id: str) -> JobRecord | None:
-        stored = cast(dict[bytes, bytes], self._client.hgetall(_key(job_id)))
+        stored = cast(dict[bytes, bytes], self._client.hgetall(RECORD_PREFIX + job_id))
         facts = {name.decode(): value.decode() for name, value in stored.items()}
         if not {"state", "queue", "actor"} <= facts.keys():
             return None
@@ -143,9 +158,17 @@ class JobRecords:
             result=json.loads(facts["result"]) if "result" in facts else None,
         )
 
-    def forget(self, job_id: str) -> None:
-        """Delete the record of a job that was not enqueued after all."""
-        self._client.delete(_key(job_id))
+    def ids_of(self, pet_id: int) -> list[str]:
+        """Return the ids of the jobs of a pet that may have a record, the record that changed last at the end."""
+        ids = cast(list[bytes], self._client.zrange(f"{PET_PREFIX}{pet_id}", 0, -1))
+        return [job_id.decode(errors="replace") for job_id in ids]
+
+    def forget(self, pet_id: int, job_ids: Sequence[str]) -> None:
+        """Delete the records of these jobs of a pet."""
+        for start in range(0, len(job_ids), PAGE):
+            page = job_ids[start : start + PAGE]
+            self._client.delete(*(RECORD_PREFIX + job_id for job_id in page))
+            self._client.zrem(f"{PET_PREFIX}{pet_id}", *page)
 
 
 class TrackJobs(dramatiq.Middleware):
@@ -200,9 +223,9 @@ class TrackJobs(dramatiq.Middleware):
         try:
             self._records.write(
                 dead_letter.message_id,
+                owner,
                 state="dead",
                 how="known",
-                owner=owner,
                 finished_at=dead_letter.died_at,
                 error=dead_letter.error,
             )
@@ -213,7 +236,7 @@ class TrackJobs(dramatiq.Middleware):
         pet_id = message.kwargs.get("pet_id")
         owner = JobOwner(message.queue_name, message.actor_name, pet_id if type(pet_id) is int else None)
         try:
-            self._records.write(message.message_id, state=state, owner=owner, **owner._asdict(), **facts)
+            self._records.write(message.message_id, owner, state=state, **facts)
         except redis.RedisError:
             logger.warning("job record not written", extra={"message_id": message.message_id}, exc_info=True)
 
@@ -297,10 +320,6 @@ def _why_it_waits(queue: QueueStats) -> str:
 
 def _is_tracked(message: dramatiq.Message[Any] | MessageProxy) -> bool:
     return bool(message.options.get("tracked"))
-
-
-def _key(job_id: str) -> str:
-    return f"{RECORD_PREFIX}{job_id}"
 
 
 def _stored(value: object) -> str | int:

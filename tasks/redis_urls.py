@@ -24,6 +24,8 @@ from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from sploot_cluster.errors import InvalidInput
+
 ONE_SERVER: Final = ("redis", "rediss", "unix")
 SENTINEL: Final = ("redis+sentinel", "rediss+sentinel")
 CLUSTER: Final = ("redis+cluster", "rediss+cluster")
@@ -36,10 +38,6 @@ _TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", 
 _SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
 
 
-class RedisUrlInvalid(ValueError):
-    """Raised when a Redis URL cannot be used. The text gives the problem and the fix, without secrets."""
-
-
 def connect(url: str, *, connect_timeout_s: float, answer_timeout_s: float, retry: Retry | None = None) -> redis.Redis:
     """Return a client for a URL of any form. Answers are bytes.
 
@@ -49,7 +47,7 @@ def connect(url: str, *, connect_timeout_s: float, answer_timeout_s: float, retr
     No connection is opened yet, except to a Cluster, whose slot map is read.
 
     Raises:
-        RedisUrlInvalid: the URL has no known form.
+        InvalidInput: the URL has no known form; the text shows no secrets.
         redis.ConnectionError: no node of the Cluster answers.
     """
     options: dict[str, Any] = {"socket_connect_timeout": connect_timeout_s, "socket_timeout": answer_timeout_s}
@@ -76,20 +74,20 @@ def check(url: str) -> str:
     """Return the scheme of a valid URL.
 
     Raises:
-        RedisUrlInvalid: the URL cannot be used.
+        InvalidInput: the URL cannot be used; the text shows no secrets.
     """
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "://" not in url:
         # an unknown scheme is not printed: a value that is not a URL may be a password
         shown = scheme if re.fullmatch(r"[a-z+]{1,20}", scheme) and "://" in url else "…"
-        raise RedisUrlInvalid(f"scheme {shown!r} is unknown; set a URL such as redis://127.0.0.1:6379/0")
+        raise _invalid(f"scheme {shown!r} is unknown", "set a URL such as redis://127.0.0.1:6379/0")
     if scheme in ONE_SERVER:
         return scheme
     parts = _Parts.of(url)
     if scheme in SENTINEL and not (len(parts.path) in (1, 2) and all(n.isdecimal() for n in parts.path[1:])):
-        raise RedisUrlInvalid("the URL names no master; write redis+sentinel://host:26379,host:26379/mymaster/0")
+        raise _invalid("the URL names no master", "write redis+sentinel://host:26379,host:26379/mymaster/0")
     if scheme in CLUSTER and parts.path not in ((), ("0",)):
-        raise RedisUrlInvalid("a Cluster has one database; write redis+cluster://host:7000,host:7001")
+        raise _invalid("a Cluster has one database", "write redis+cluster://host:7000,host:7001")
     return scheme
 
 
@@ -113,7 +111,7 @@ class _Parts:
         options = dict(parse_qsl(split.query))
         known = _TLS_OPTIONS | (_SENTINEL_OPTIONS if scheme in SENTINEL else frozenset())
         if unknown := sorted(set(options) - known):
-            raise RedisUrlInvalid(f"option {unknown[0]!r} is unknown; this form accepts {', '.join(sorted(known))}")
+            raise _invalid(f"option {unknown[0]!r} is unknown", f"this form accepts {', '.join(sorted(known))}")
         return cls(
             is_tls=scheme.startswith("rediss"),
             username=unquote(username),
@@ -146,5 +144,9 @@ class _Parts:
 def _host(address: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?", address)
     if match is None:
-        raise RedisUrlInvalid("an address in the URL is not host:port; separate several with commas")
+        raise _invalid("an address in the URL is not host:port", "separate several with commas")
     return match[1].strip("[]"), int(match[2]) if match[2] else None
+
+
+def _invalid(problem: str, hint: str) -> InvalidInput:
+    return InvalidInput("REDIS_URL", problem, hint)

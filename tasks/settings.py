@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+from sploot_cluster.errors import InvalidInput
 from sploot_cluster.settings import PREFIX as CLUSTERING
-from sploot_cluster.settings import ClusterSettings
-from tasks.redis_urls import RedisUrlInvalid, check
+from sploot_cluster.settings import ClusterSettings, Number, value_of
+from tasks.redis_urls import check
 from tasks.rollout import EVERYBODY
 
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
@@ -19,24 +21,21 @@ MODELS: Final = "SPLOOT_MODELS"  # alias of SPLOOT_CLUSTERING_MODELS; takes prec
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-class SettingInvalid(ValueError):
-    """Raised when an environment variable cannot be used.
-
-    Attributes:
-        variable: its name.
-        problem: what was found, without secrets.
-        hint: what to set.
-    """
-
-    def __init__(self, variable: str, problem: str, hint: str) -> None:
-        super().__init__(f"{variable}: {problem}; {hint}")
-        self.variable, self.problem, self.hint = variable, problem, hint
+def _whole(lowest: int, highest: float = math.inf) -> Number:
+    return Number(lowest, highest, is_whole=True)
 
 
-def _setting(variable: str, meaning: str, *, unit: str = "", default: Any, is_secret: bool = False) -> Any:
+_PORTS: Final = _whole(0, 65_535)
+
+
+def _setting(
+    variable: str, meaning: str, *, unit: str = "", default: Any, accepts: Number | None = None, is_secret: bool = False
+) -> Any:
+    if accepts is not None:
+        meaning += f"; {accepts.hint.removeprefix('set ')}"
     if is_secret:
         meaning += f"; or set {variable}{FROM_FILE} to a file that holds it"
-    metadata = {"variable": variable, "meaning": meaning, "unit": unit, "is_secret": is_secret}
+    metadata = {"variable": variable, "meaning": meaning, "unit": unit, "accepts": accepts, "is_secret": is_secret}
     return field(default=default, repr=not is_secret, metadata=metadata)
 
 
@@ -52,25 +51,65 @@ class Settings:
     )
     lease_ms: int = _setting(
         "SPLOOT_LEASE_MS",
-        "lease: jobs of a worker with no heartbeat for this long go to other workers; at least 2000",
+        "lease: jobs of a worker with no heartbeat for this long go to other workers",
         unit="ms",
         default=30_000,
+        accepts=_whole(2_000),
     )
     max_deliveries: int = _setting(
         "SPLOOT_MAX_DELIVERIES",
-        "a job whose worker process died this many times becomes a dead letter; at least 2",
+        "a job whose worker process died this many times becomes a dead letter",
         unit="times",
         default=5,
+        accepts=_whole(2),
+    )
+    dead_letter_days: int = _setting(
+        "SPLOOT_DEAD_LETTER_DAYS",
+        "workers delete dead letters this long after their jobs failed",
+        unit="days",
+        default=7,
+        accepts=_whole(1, 3_650),
+    )
+    max_dead_letters: int = _setting(
+        "SPLOOT_MAX_DEAD_LETTERS",
+        "about how many dead letters a queue keeps; beyond that, workers delete the oldest",
+        unit="dead letters",
+        default=100_000,
+        accepts=_whole(1),
+    )
+    max_queue_length: int = _setting(
+        "SPLOOT_MAX_QUEUE_LENGTH",
+        "how many jobs may wait and run in a queue before producers are refused (HTTP 503); workers store it in Redis "
+        "for all clients; 0: no limit",
+        unit="jobs",
+        default=0,
+        accepts=_whole(0),
+    )
+    read_ahead_ms: int = _setting(
+        "SPLOOT_READ_AHEAD_MS",
+        "how far a worker process reads ahead where jobs are short, up to 128 jobs per queue; 0: not at all",
+        unit="ms",
+        default=15,
+        accepts=_whole(0, 1_000),
+    )
+    keeper_process: bool = _setting(
+        "SPLOOT_KEEPER_PROCESS",
+        "whether a child process of 5 MB writes the heartbeats of each worker process and reports its death; "
+        "otherwise a thread writes them, and killed jobs run again only after the lease; true or false",
+        default=True,
     )
     metrics_host: str = _setting(
         "WORKER_METRICS_HOST", "address on which workers serve /metrics, /healthz and /readyz", default="127.0.0.1"
     )
-    metrics_port: int = _setting("WORKER_METRICS_PORT", "port on which workers serve them; 0: a free one", default=9105)
+    metrics_port: int = _setting(
+        "WORKER_METRICS_PORT", "port on which workers serve them; 0: a free one", default=9105, accepts=_PORTS
+    )
     hung_after_s: int = _setting(
         "SPLOOT_HUNG_AFTER_S",
-        "a worker process whose threads made no progress for this long is reported as hung by /healthz; at least 5",
+        "a worker process whose threads made no progress for this long is reported as hung by /healthz",
         unit="s",
         default=60,
+        accepts=_whole(5),
     )
     cache_mb: int = _setting(
         "SPLOOT_CACHE_MB",
@@ -80,7 +119,9 @@ class Settings:
         default=0,
     )
     http_host: str = _setting("SPLOOT_HTTP_HOST", "address on which the HTTP API listens", default="127.0.0.1")
-    http_port: int = _setting("SPLOOT_HTTP_PORT", "port on which the HTTP API listens; 0: a free one", default=8080)
+    http_port: int = _setting(
+        "SPLOOT_HTTP_PORT", "port on which the HTTP API listens; 0: a free one", default=8080, accepts=_PORTS
+    )
     api_tokens: str = _setting(
         "SPLOOT_API_TOKENS",
         "comma-separated name:role:secret; roles uploader, viewer, labeller, producer, operator; required off loopback",
@@ -89,9 +130,10 @@ class Settings:
     )
     ingest_rollout_percent: int = _setting(
         "SPLOOT_INGEST_ROLLOUT_PERCENT",
-        "share of pets whose items are accepted from producers, always the same pets; 0 to 100",
+        "share of pets whose items are accepted from producers, always the same pets",
         unit="%",
         default=EVERYBODY,
+        accepts=_whole(0, EVERYBODY),
     )
     environment: str = _setting(
         "SPLOOT_ENVIRONMENT",
@@ -112,18 +154,16 @@ class Settings:
     clustering: ClusterSettings = field(default_factory=ClusterSettings, metadata={"variable": f"{CLUSTERING}*"})
 
     def __post_init__(self) -> None:
-        _check_redis_url(self.redis_url)
-        _check_range("SPLOOT_LEASE_MS", self.lease_ms, lowest=2_000)
-        _check_range("SPLOOT_HUNG_AFTER_S", self.hung_after_s, lowest=5)
-        _check_range("SPLOOT_MAX_DELIVERIES", self.max_deliveries, lowest=2)
-        _check_range("SPLOOT_INGEST_ROLLOUT_PERCENT", self.ingest_rollout_percent, lowest=0, highest=EVERYBODY)
-        for variable, port in (("WORKER_METRICS_PORT", self.metrics_port), ("SPLOOT_HTTP_PORT", self.http_port)):
-            _check_range(variable, port, lowest=0, highest=65_535)
+        check(self.redis_url)
+        for setting in fields(self):
+            accepts, value = setting.metadata.get("accepts"), getattr(self, setting.name)
+            if accepts is not None and value not in accepts:
+                raise InvalidInput(setting.metadata["variable"], f"is {value}", accepts.hint)
         for variable, host in (("WORKER_METRICS_HOST", self.metrics_host), ("SPLOOT_HTTP_HOST", self.http_host)):
             if not host or any(character.isspace() for character in host):
-                raise SettingInvalid(variable, f"{host!r} is not a host", "set a name or an address, e.g. 127.0.0.1")
+                raise InvalidInput(variable, f"{host!r} is not a host", "set a name or an address, e.g. 127.0.0.1")
         if self.log_level not in LOG_LEVELS:
-            raise SettingInvalid(
+            raise InvalidInput(
                 "SPLOOT_LOG_LEVEL", f"{self.log_level!r} is not a log level", f"set one of {', '.join(LOG_LEVELS)}"
             )
 
@@ -132,13 +172,13 @@ class Settings:
         """Return the settings of an environment; a variable that is absent or empty keeps its default.
 
         Raises:
-            SettingInvalid: a variable cannot be used; the error names it.
+            InvalidInput: a variable cannot be used; the error names it.
         """
         given: dict[str, Any] = {"clustering": _clustering_from(environ)}
         for setting in fields(cls):
             variable = setting.metadata["variable"]
             if text := _text_of(environ, variable, is_secret=setting.metadata.get("is_secret", False)):
-                given[setting.name] = _whole(variable, text) if isinstance(setting.default, int) else text
+                given[setting.name] = _parsed(variable, text, type(setting.default))
         return cls(**given)
 
     def table(self) -> list[dict[str, str]]:
@@ -146,9 +186,9 @@ class Settings:
         rows = [
             {
                 "variable": setting.metadata["variable"],
-                "value": masked(setting.name, getattr(self, setting.name)),
+                "value": masked(setting.name, _as_variable(getattr(self, setting.name))),
                 "unit": setting.metadata["unit"],
-                "default": str(setting.default),
+                "default": _as_variable(setting.default),
                 "meaning": setting.metadata["meaning"],
             }
             for setting in fields(self)
@@ -174,18 +214,17 @@ def _text_of(environ: Mapping[str, str], variable: str, *, is_secret: bool) -> s
     if not named:
         return text
     if text:
-        raise SettingInvalid(variable + FROM_FILE, f"is set together with {variable}", "set only one of them")
+        raise InvalidInput(variable + FROM_FILE, f"is set together with {variable}", "set only one of them")
     try:
         return Path(named).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         problem = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         hint = "name a text file that this process may read"
-        raise SettingInvalid(variable + FROM_FILE, f"{named}: {problem}", hint) from None
+        raise InvalidInput(variable + FROM_FILE, f"{named}: {problem}", hint) from None
 
 
-def masked(name: str, value: object) -> str:
+def masked(name: str, text: str) -> str:
     """Return the value of a setting in a form that may be printed."""
-    text = str(value)
     if name == "redis_url":
         text = re.sub(r"(?<=://)([^:@/]*):.*(?=@)", r"\1:***", text)
         return re.sub(r"(?<=password=)[^&]*", "***", text, flags=re.IGNORECASE)
@@ -198,21 +237,9 @@ def masked(name: str, value: object) -> str:
 
 
 def _clustering_from(environ: Mapping[str, str]) -> ClusterSettings:
-    of_clustering = {name: text for name, text in environ.items() if name.startswith(CLUSTERING) and text.strip()}
-    for variable, text in of_clustering.items():
-        # one variable at a time, so that the error can name it
-        try:
-            ClusterSettings.from_env({variable: text})
-        except ValueError as refused:
-            raise SettingInvalid(variable, str(refused), "see sploot-cluster config show") from None
-    clustering = ClusterSettings.from_env(of_clustering)
+    clustering = ClusterSettings.from_env(environ)
     models = environ.get(MODELS, "").strip()
-    if not models:
-        return clustering
-    try:
-        return replace(clustering, models=ClusterSettings.from_env({f"{CLUSTERING}MODELS": models}).models)
-    except ValueError as refused:
-        raise SettingInvalid(MODELS, str(refused), "set name@version=dimension, comma-separated") from None
+    return replace(clustering, models=value_of("models", models, MODELS)) if models else clustering
 
 
 def _attributes_of(documented: type) -> dict[str, str]:
@@ -224,26 +251,21 @@ def _attributes_of(documented: type) -> dict[str, str]:
 
 def _as_variable(value: object) -> str:
     """Return a value as it is written in the environment."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, Mapping):
         return ",".join(f"{name}={item}" for name, item in value.items())
     return str(value)
 
 
-def _check_redis_url(url: str) -> None:
-    try:
-        check(url)
-    except RedisUrlInvalid as refused:
-        problem, _, hint = str(refused).partition("; ")
-        raise SettingInvalid("REDIS_URL", problem, hint) from None
-
-
-def _check_range(variable: str, value: int, *, lowest: int, highest: int | None = None) -> None:
-    if value < lowest or (highest is not None and value > highest):
-        bounds = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
-        raise SettingInvalid(variable, f"is {value}", f"set {bounds}")
-
-
-def _whole(variable: str, text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,12}", text):
-        raise SettingInvalid(variable, f"{text[:20]!r} is not a whole number", "set digits only")
-    return int(text)
+def _parsed(variable: str, text: str, kind: type) -> bool | int | str:
+    """Return the value of a variable, of the same kind as its default."""
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise InvalidInput(variable, f"{text[:20]!r} is neither true nor false", "set true or false")
+        return text == "true"
+    if kind is int:
+        if not re.fullmatch(r"[0-9]{1,12}", text):
+            raise InvalidInput(variable, f"{text[:20]!r} is not a whole number", "set digits only")
+        return int(text)
+    return text

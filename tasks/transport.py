@@ -19,11 +19,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker import EnqueueUncertain, MessageTooLarge, QueueStats, RedisStreamsBroker
+from broker import QueueFull as BrokerQueueFull
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
-from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
+from sploot_cluster.jobs import JobRef, JobStatus, QueueFull, QueueUnavailable
+from sploot_cluster.refusals import refusal_of
 from tasks.contracts import GROUP, NAMESPACE, QUEUE_OF, Contract, EmbeddingIngested
 from tasks.job_records import JobOwner, JobRecords, status_of
+from tasks.queue_limit import QueueLimit
+from tasks.redis_errors import reaching_redis
 from tasks.redis_urls import connect
 from tasks.trace_context import TRACEPARENT, current_traceparent
 
@@ -37,7 +40,9 @@ BATCH: Final = 500  # events per round trip: 1.5 MB at 512 dimensions
 class Transport:
     """Enqueues jobs and reads their status, from any thread.
 
-    Every method raises ``QueueUnavailable`` when Redis does not answer or refuses.
+    Every method raises ``QueueUnavailable`` when Redis does not answer or refuses. Enqueueing without a delay raises
+    ``QueueFull`` when the queue has reached the limit that the workers set. Delayed jobs are never refused: these are
+    the reclusters that the service requests itself, at most one per pet.
     """
 
     def __init__(self, redis_url: str | None, client: redis.Redis | None) -> None:
@@ -48,13 +53,9 @@ class Transport:
         """
         self._owns_client = client is None
         self._client = client or _impatient_client(str(redis_url))
-        self._broker = RedisStreamsBroker(
-            client=self._client,
-            namespace=NAMESPACE,
-            group=GROUP,
-            middleware=[],
-            enqueue_timeout_ms=ENQUEUE_TIMEOUT_MS,
-        )
+        self._broker = self._new_broker(None)
+        self._limit = QueueLimit(self._client)
+        self._bounded: dict[int, RedisStreamsBroker] = {}
         self._records = JobRecords(self._client)
 
     def enqueue(
@@ -63,42 +64,64 @@ class Transport:
         """Enqueue one task as a tracked job; return the waiting job if one has the same ``unique_key``."""
         message = _message(task, job_id=job_id, tracked=True, **({"unique_key": unique_key} if unique_key else {}))
         now = datetime.now(UTC)
-        with self._reaching_redis():
+        with _enqueuing("nothing was enqueued"):
             # before enqueueing: a worker may start the job before this call returns
-            owner = JobOwner(message.queue_name, message.actor_name, task.pet_id)
             self._records.write(
                 message.message_id,
+                JobOwner(message.queue_name, message.actor_name, task.pet_id),
                 state="delayed" if delay_ms else "queued",
-                owner=owner,
-                **owner._asdict(),
                 enqueued_at=now,
                 due_at=now + timedelta(milliseconds=delay_ms) if delay_ms else None,
             )
             n_waiting = self._stats(message.queue_name).undelivered
-            sent = self._broker.enqueue(message, delay=delay_ms or None)
+            try:
+                sent = (self._broker if delay_ms else self._for_producers()).enqueue(message, delay=delay_ms or None)
+            except BrokerQueueFull:
+                self._records.forget(task.pet_id, [message.message_id])
+                raise
             if sent.message_id == message.message_id:
                 return JobRef(message.message_id, message.queue_name, position=n_waiting + 1)
-            self._records.forget(message.message_id)
+            self._records.forget(task.pet_id, [message.message_id])
             return JobRef(sent.message_id, message.queue_name, coalesced=True, position=max(1, n_waiting))
 
     def enqueue_many(self, events: Sequence[EmbeddingIngested]) -> None:
         """Enqueue events, ``BATCH`` per round trip, as jobs that are not tracked."""
         messages = [_message(event, job_id=event.event_id) for event in events]
-        with self._reaching_redis("some may have been enqueued; sending all again is safe"):
+        with _enqueuing("some may have been enqueued; sending all again is safe"):
             for start in range(0, len(messages), BATCH):
-                self._broker.enqueue_many(messages[start : start + BATCH])
+                self._for_producers().enqueue_many(messages[start : start + BATCH])
 
     def status(self, job_id: str) -> JobStatus | None:
         """Return the status of a job; None if it was never tracked or ended more than a day ago."""
-        with self._reaching_redis("the job was not looked up"):
+        with reaching_redis("the job was not looked up"):
             record = self._records.find(job_id)
             return status_of(record, self._stats, now=datetime.now(UTC)) if record else None
 
     def close(self) -> None:
         """Close the connections that were opened here. Can be called twice."""
-        self._broker.close()
+        for one in (self._broker, *self._bounded.values()):
+            one.close()
         if self._owns_client:
             self._client.close()
+
+    def _for_producers(self) -> RedisStreamsBroker:
+        """Return the broker that refuses messages beyond the limit, if there is one."""
+        limit = self._limit.current()
+        if not limit:
+            return self._broker
+        if limit not in self._bounded:
+            self._bounded[limit] = self._new_broker(limit)
+        return self._bounded[limit]
+
+    def _new_broker(self, max_queue_length: int | None) -> RedisStreamsBroker:
+        return RedisStreamsBroker(
+            client=self._client,
+            namespace=NAMESPACE,
+            group=GROUP,
+            middleware=[],
+            enqueue_timeout_ms=ENQUEUE_TIMEOUT_MS,
+            max_queue_length=max_queue_length,
+        )
 
     def _stats(self, queue_name: str) -> QueueStats:
         try:
@@ -107,19 +130,21 @@ class Transport:
             # retry once: an idle connection may have been closed, and reading twice is harmless
             return self._broker.stats(queue_name)
 
-    @contextmanager
-    def _reaching_redis(self, outcome: str = "nothing was enqueued") -> Iterator[None]:
+
+@contextmanager
+def _enqueuing(outcome: str) -> Iterator[None]:
+    with reaching_redis(outcome):
         try:
             yield
         except MessageTooLarge as refused:
             raise InvalidInput("message", str(refused), "send fewer ids at a time") from refused
+        except BrokerQueueFull as full:
+            raise QueueFull(queue=full.queue_name, length=full.length, limit=full.limit, outcome=outcome) from full
         except EnqueueUncertain as error:
             raise QueueUnavailable(
                 f"{error.problem}; the job may or may not have been enqueued; calling again is safe",
                 refusal=refusal_of(error),
             ) from error
-        except (*REDIS_ERRORS, BrokerConnectionError) as error:
-            raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error
 
 
 def _message(task: Contract, *, job_id: str | None = None, **options: Any) -> dramatiq.Message[Any]:

@@ -65,8 +65,8 @@ def check_message(message: dramatiq.Message[Any]) -> None:
     """Refuse a message that asks for more than its queue offers.
 
     Raises:
-        UndecodableEntry: its actor belongs to another queue, or, on ``embedding.ingested``, it has an option, or a
-            value of an option, that neither clients nor retries write.
+        UndecodableEntry: its actor belongs to another queue, it has an ordering key, or, on ``embedding.ingested``, it
+            has an option, or a value of an option, that neither clients nor retries write.
     """
     queue = QUEUE_OF.get(message.actor_name)
     if queue not in (None, message.queue_name):
@@ -77,6 +77,11 @@ def check_message(message: dramatiq.Message[Any]) -> None:
             message=message,
         )
     if message.queue_name != EMBEDDING_INGESTED:
+        if "ordering_key" in message.options:
+            # messages that wait in line are outside the stream, where no command and no metric of ours looks
+            raise UndecodableEntry(
+                "options.ordering_key", "is not an option of this queue", "leave it out", message=message
+            )
         return
     for name, value in message.options.items():
         expected = _OPTIONS.get(name)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Put traffic back on a staging queue: from a capture, from dead letters or from orphans.
 
-    replay_staging_traffic.py --capture pet-42.jsonl            items, jobs and dead letters of a capture
+    replay_staging_traffic.py --capture pet-42.zip              items, jobs and dead letters of a capture
     replay_staging_traffic.py --dead embedding                  dead letters of a queue
     replay_staging_traffic.py --dead embedding --source-url …   dead letters of another Redis, which are copied
     replay_staging_traffic.py --orphans embedding               jobs after a manual XACK or XGROUP DELCONSUMER
@@ -38,14 +38,15 @@ from dramatiq.errors import BrokerConnectionError
 
 from broker import DeadLetterTooLarge, PendingEntry, RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.pet.models import PetState
 from sploot_cluster.queues import LONGEST_S
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
-from tasks.capture import Capture, event_fields, read_capture
+from tasks.capture.file import Capture, read_capture
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, SCHEMA, EmbeddingIngested, stream_of
 from tasks.queue_ops.entries import facts_of
 from tasks.queue_ops.operations import queue_named
-from tasks.redis_urls import RedisUrlInvalid, connect
-from tasks.settings import SettingInvalid, Settings, masked
+from tasks.redis_urls import connect
+from tasks.settings import Settings, masked
 
 FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return Replay(asked, client, broker, jobs).run()
     except Refused as refused:
         return fail(REFUSED, str(refused))
-    except (InvalidInput, SettingInvalid, RedisUrlInvalid) as wrong:
+    except InvalidInput as wrong:
         return fail(USAGE, str(wrong))
     except (*REDIS_ERRORS, BrokerConnectionError) as error:
         what = "no answer from Redis" if refusal_of(error) is None else "Redis refuses"
@@ -183,18 +184,27 @@ def jobs_of(asked: argparse.Namespace, source: RedisStreamsBroker, *, is_same: b
 
 
 def from_capture(capture: Capture) -> Iterator[Job]:
-    if capture.is_redacted:
-        raise InvalidInput("--capture", "its embeddings were left out", "capture again without --redact")
-    for line in capture.media:
-        event_id = f"replay-{capture.header['pet_id']}-{line['item']}"
+    if capture.pet is not None:
+        yield from from_pet(capture.pet.state)
+    for job in capture.jobs:
+        yield Job(name_of(job.fields), job.queue, facts_of(job.fields).pet_id, job.fields)
+    for dead_letter in capture.dead_letters:
+        if dead_letter.n_bytes_cut:
+            print(f"{dead_letter.id} is left out: only its head was captured", file=sys.stderr)
+            continue
+        fields = dead_letter.fields
+        yield Job(name_of(fields), dead_letter.queue, facts_of(fields).pet_id, fields, at=dead_letter.died_at)
+
+
+def from_pet(state: PetState) -> Iterator[Job]:
+    for item, vector in zip(state.media, state.vectors, strict=True):
+        event_id = f"replay-{state.pet}-{item}"
         if len(event_id) > 256:
             event_id = f"replay-{hashlib.sha256(event_id.encode()).hexdigest()}"
-        event = EmbeddingIngested.of(event_id=event_id, **event_fields(line, capture.header))
+        event = EmbeddingIngested.of(
+            pet_id=state.pet, media_id=item, model=state.model, embedding=vector, event_id=event_id
+        )
         yield Job(event_id, EMBEDDING_INGESTED, event.pet_id, flat(event))
-    for line in (*capture.jobs, *capture.dead_letters):
-        facts = facts_of(line["fields"])
-        at = datetime.fromisoformat(line["died_at"]) if "died_at" in line else None
-        yield Job(name_of(line["fields"]), line["queue"], facts.pet_id, line["fields"], at=at)
 
 
 def flat(event: EmbeddingIngested) -> dict[bytes, bytes]:

@@ -55,6 +55,7 @@ WRITES: Final[tuple[Kind, ...]] = (
     problems.KEY_REUSED,
     problems.INTERNAL,
     problems.QUEUE_UNAVAILABLE,
+    problems.QUEUE_FULL,
     problems.STORE_UNAVAILABLE,
 )
 

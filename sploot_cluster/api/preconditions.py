@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated, Any, Final, Protocol
 
 from fastapi import Header
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
-from sploot_cluster.api.answers import HistoryLine
 from sploot_cluster.api.problems import STALE_PAGE, FieldProblem, InvalidFields, Refusal
 from sploot_cluster.pet.models import HistoryEntry, PetId
 
@@ -70,14 +70,21 @@ class Revisions(Protocol):
     def history(self, pet: PetId, *, limit: int = ...) -> Sequence[HistoryEntry]: ...
 
 
-def tagged(revision: int, if_none_match: str | None, answer: Callable[[], BaseModel]) -> Response:
+def tagged(revision: int, if_none_match: str | None, answer: Callable[[], Any]) -> Response:
     """Return the answer with its ETag, or 304 if the caller has the current version."""
     # no-cache: clients may store it but must revalidate; private: shared caches must not store it
     headers = {"ETag": f'"{revision}"', "Cache-Control": "private, no-cache"}
     known = if_none_match or ""
     if known.strip() == "*" or str(revision) in (tag for _, tag in _ETAGS.findall(known)):
         return Response(status_code=304, headers=headers)
-    return Response(answer().model_dump_json(), headers=headers, media_type="application/json")
+    body = answer()
+    writer = _writer(type(body))  # type: ignore[arg-type]  # for mypy, a class is not hashable
+    return Response(writer.dump_json(body, by_alias=True), headers=headers, media_type="application/json")
+
+
+@cache
+def _writer(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def expected_revision(revisions: Revisions, pet: PetId, if_match: str | None, response: Response) -> int | None:
@@ -134,6 +141,6 @@ def _stale(revisions: Revisions, pet: PetId, now: int, seen: Sequence[int]) -> R
         facts={
             "current_revision": now,
             "n_arrivals": n_arrived,
-            "changes": [HistoryLine.of(entry).model_dump(mode="json") for entry in since],
+            "changes": [_writer(HistoryEntry).dump_python(entry, mode="json") for entry in since],
         },
     )

@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from sploot_cluster.errors import InvalidInput, StoreUnavailable, UnreadablePet
 from sploot_cluster.fields import type_of
-from sploot_cluster.jobs import QueueUnavailable
+from sploot_cluster.jobs import QueueFull, QueueUnavailable
 from sploot_cluster.printable import UNPRINTABLE
 from sploot_cluster.refusals import REDIS_ERRORS, RedisRefusal, refusal_of
 
@@ -132,6 +132,13 @@ QUEUE_UNAVAILABLE: Final = Kind(
     503,
     "Queue unavailable",
     "Redis did not answer or refused the request; retry with the same Idempotency-Key.",
+)
+QUEUE_FULL: Final = Kind(
+    "queue-full",
+    503,
+    "Queue full",
+    "The queue holds as many jobs as its limit allows (SPLOOT_MAX_QUEUE_LENGTH of the workers); retry with the same "
+    "Idempotency-Key.",
 )
 STORE_UNAVAILABLE: Final = Kind(
     "store-unavailable", 503, "Store unavailable", "Redis did not answer or refused the request; retry."
@@ -297,6 +304,7 @@ def install(app: FastAPI) -> None:
         Refusal: _refused,
         InvalidInput: _invalid,
         QueueUnavailable: _queue_unavailable,
+        QueueFull: _queue_full,
         StoreUnavailable: _store_unavailable,
         **dict.fromkeys(REDIS_ERRORS, _redis_error),
         UnreadablePet: _unreadable,
@@ -325,6 +333,14 @@ def _queue_unavailable(request: Request, away: QueueUnavailable) -> Response:
             "by their ids"
         )
     return _unavailable(QUEUE_UNAVAILABLE, request, str(away), away.refusal, outcome)
+
+
+def _queue_full(request: Request, full: QueueFull) -> Response:
+    logger.warning(QUEUE_FULL.title, extra={"path": request.url.path, "problem": full.problem})
+    hint = f"send the same request again in {RETRY_AFTER_S} seconds; {full.hint} to make room"
+    detail = f"{full.problem}; the job was not enqueued; {hint}"
+    errors = [FieldProblem(field="queue", problem=full.problem, hint=hint)]
+    return render(Refusal(QUEUE_FULL, detail, errors=errors, headers={"Retry-After": str(RETRY_AFTER_S)}))
 
 
 def _store_unavailable(request: Request, away: StoreUnavailable) -> Response:

@@ -25,7 +25,7 @@ import numpy as np
 
 from sploot_cluster.decide.deletion import leave_out, of_aliases
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.pet.diff import Diff, Move, Snapshot, compare
+from sploot_cluster.pet.diff import MovedItem, PetDiff, Snapshot, cluster_or_none, compare
 from sploot_cluster.pet.models import NOISE, ClusterId, HistoryEntry, MediaId, Origin, PetState, Reclustered
 from sploot_cluster.pet.past import newest, overwritten_by
 from sploot_cluster.pet.rows import PetRows, follow
@@ -53,7 +53,7 @@ class Switch:
 
     token: str
     dump: PetDump
-    diff: Diff
+    diff: PetDiff
     result: Reclustered
     joining: tuple[MediaId, ...]
     left_out: tuple[MediaId, ...]
@@ -170,7 +170,7 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
         shadow=old,
     )
     diff = compare(Snapshot.of(left.state), replace(Snapshot.of(switched), revision=None))
-    leaving = (Move(item, ClusterId(int(state.labels[state.rows[item]])), None) for item in left_out)
+    leaving = (MovedItem(item, cluster_or_none(state.labels[state.rows[item]]), None) for item in left_out)
     return Switch(
         _token(pet, switched),
         after,

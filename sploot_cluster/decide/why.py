@@ -6,17 +6,19 @@ Accepted items are those in a cluster that were not merely absorbed into it. A p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, assert_never
 
 import numpy as np
 
+from sploot_cluster.answer_fields import INTERNAL, described
 from sploot_cluster.decide.assignment import reach, similarity_to
 from sploot_cluster.decide.constraints import Constraints
 from sploot_cluster.decide.corrections.base import Statement
 from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.errors import UnknownMedia
+from sploot_cluster.pet.diff import cluster_or_none
 from sploot_cluster.pet.models import (
     NOISE,
     ChangeKind,
@@ -24,82 +26,74 @@ from sploot_cluster.pet.models import (
     Correction,
     MediaId,
     Origin,
+    PetId,
     PetState,
 )
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import Quarantined
 
 N_NEAREST: Final = 5
+QUARANTINED: Final = "quarantined"  # the origin of an item without a row
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
-    """An accepted item and its cosine similarity to the item in question."""
+class NearItem:
+    """An accepted item near the item in question."""
 
-    media: MediaId
-    cluster: ClusterId
-    similarity: float
+    media_id: MediaId
+    cluster_id: ClusterId
+    similarity: float = field(metadata=described("Cosine similarity."))
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
-    """A cluster that the item is not in.
+class RivalCluster:
+    """A cluster that the item is not in."""
 
-    Attributes:
-        similarity: mean top-3 cosine similarity of the item to the cluster's accepted items.
-        threshold: similarity that an arrival must reach.
-        is_forbidden: whether a correction in force keeps the item out of it.
-    """
-
-    cluster: ClusterId
-    similarity: float
-    threshold: float
-    is_forbidden: bool
+    cluster_id: ClusterId
+    similarity: float = field(metadata=described("Mean top-3 cosine similarity to the accepted items of the cluster."))
+    threshold: float = field(metadata=described("The similarity that an arriving item must reach."))
+    is_forbidden: bool = field(metadata=described("Whether a correction in force keeps the item out of the cluster."))
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A correction in force, and in words what it demands of the item.
-
-    Attributes:
-        is_decisive: it places the item, or keeps it out of all clusters; others only restrict where it may be.
-    """
+    """The effect of a correction in force on an item."""
 
     revision: int
     kind: ChangeKind
     by: str
     at: datetime
     demand: str
-    is_decisive: bool
+    # it places the item, or keeps it out of all clusters; others only restrict where it may be
+    is_decisive: bool = field(metadata=INTERNAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """The explanation of an item's place.
+    """Why an item is where it is."""
 
-    Attributes:
-        cluster: NOISE for an item in no cluster.
-        origin: None for a quarantined item, of which the pet has no vector to compare.
-        reason: one sentence.
-        similarity, threshold: of its own cluster, as in :class:`Rival`; None for noise.
-        second: the most similar of the other clusters; None if there is none.
-        margin: similarity to its own cluster minus that to ``second``; below 0 for an item that was placed where it
-            would not have been assigned automatically; None unless there are both.
-        nearest: accepted items, the most similar first.
-        demands: of corrections in force, newest first.
-    """
-
-    media: MediaId
+    pet_id: PetId
+    media_id: MediaId
     revision: int
-    cluster: ClusterId
-    origin: Origin | None
-    reason: str
-    similarity: float | None
-    threshold: float | None
-    second: Rival | None
-    margin: float | None
-    nearest: Sequence[Near]
-    demands: Sequence[Demand]
+    cluster_id: ClusterId | None = field(metadata=described("null if the item is noise or quarantined."))
+    origin: str = field(metadata=described("noise, core, arrived, absorbed, corrected, dismissed or quarantined."))
+    reason: str = field(metadata=described("One sentence."))
+    similarity: float | None = field(metadata=described("Mean top-3 cosine similarity to its own cluster."))
+    threshold: float | None = field(
+        metadata=described("The similarity that an arriving item must reach to join its cluster.")
+    )
+    second: RivalCluster | None = field(metadata=described("The most similar other cluster."))
+    margin: float | None = field(
+        metadata=described(
+            "Similarity to its own cluster minus that to `second`; below 0 if a correction placed it there."
+        )
+    )
+    nearest: tuple[NearItem, ...] = field(
+        metadata=described(
+            "Its nearest accepted items, that is, items in clusters that were not absorbed; nearest first."
+        )
+    )
+    corrections: tuple[Demand, ...] = field(metadata=described("Corrections in force that affect it, newest first."))
 
 
 def explain(state: PetState, media: MediaId) -> Why:
@@ -121,14 +115,14 @@ def explain(state: PetState, media: MediaId) -> Why:
     accepted = np.flatnonzero(is_accepted)
     similarity = state.vectors[accepted] @ vector
     nearest = [
-        Near(state.media[int(accepted[at])], ClusterId(int(state.labels[accepted[at]])), float(similarity[at]))
+        NearItem(state.media[int(accepted[at])], ClusterId(int(state.labels[accepted[at]])), float(similarity[at]))
         for at in np.argsort(-similarity, kind="stable")[:N_NEAREST].tolist()
     ]
 
     sides = rows.sides[rows.atoms[row]] if rows.atoms[row] >= 0 else None
     barred = {state.aliases.get(cluster, cluster) for at, cluster in rows.barred if at == row}
     own_similarity: float | None = None
-    second: Rival | None = None
+    second: RivalCluster | None = None
     for cluster, card in sorted(state.clusters.items()):
         members = accepted[state.labels[accepted] == cluster]
         if not len(members):
@@ -139,20 +133,21 @@ def explain(state: PetState, media: MediaId) -> Why:
         elif second is None or likeness > second.similarity:
             in_cluster = np.flatnonzero(state.labels == cluster)
             is_forbidden = cluster in barred or (sides is not None and rows.sides_of(in_cluster).conflict(sides))
-            second = Rival(cluster, likeness, card.threshold, is_forbidden or bool(rows.dismissed[row]))
+            second = RivalCluster(cluster, likeness, card.threshold, is_forbidden or bool(rows.dismissed[row]))
     demands = tuple(_demands(state.ledger, constraints, media))
     return Why(
+        state.pet,
         media,
         state.revision,
-        own,
-        origin,
+        cluster_or_none(own),
+        origin.word,
         reason=_reason(own, origin, own_similarity, second, demands),
         similarity=own_similarity,
         threshold=state.clusters[own].threshold if own in state.clusters else None,
         second=second,
         margin=None if own_similarity is None or second is None else own_similarity - second.similarity,
         nearest=tuple(nearest),
-        demands=demands,
+        corrections=demands,
     )
 
 
@@ -168,22 +163,23 @@ def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow
     else:
         ends = f"ingest it with a vector of {state.model!r}"
     return Why(
+        state.pet,
         media,
         state.revision,
-        NOISE,
-        origin=None,
+        cluster_id=None,
+        origin=QUARANTINED,
         reason=f"quarantined: its vector is of {space}; {ends}",
         similarity=None,
         threshold=None,
         second=None,
         margin=None,
         nearest=(),
-        demands=tuple(_demands(state.ledger, resolve(state.ledger), media)),
+        corrections=tuple(_demands(state.ledger, resolve(state.ledger), media)),
     )
 
 
 def _reason(
-    own: ClusterId, origin: Origin, similarity: float | None, second: Rival | None, demands: Sequence[Demand]
+    own: ClusterId, origin: Origin, similarity: float | None, second: RivalCluster | None, demands: Sequence[Demand]
 ) -> str:
     match origin:
         case Origin.CORE:
@@ -198,7 +194,7 @@ def _reason(
         case Origin.NOISE:
             if second is None:
                 return "the pet has no cluster that the item could join"
-            nearest = f"similarity to the nearest cluster, {second.cluster}, is {second.similarity:.3f}"
+            nearest = f"similarity to the nearest cluster, {second.cluster_id}, is {second.similarity:.3f}"
             if second.is_forbidden:
                 return f"{nearest}, but a correction keeps the item out of it"
             if reach(second.similarity, second.threshold) > 1:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import SupportsInt
 
 import numpy as np
 
+from sploot_cluster.answer_fields import described
 from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin, PetState
 from sploot_cluster.pet.vectors import BoolVector, LabelVector, OriginVector
 
@@ -32,69 +34,63 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """An item whose cluster changed, or that only one side has; NOISE stands for none, None for absent."""
+class MovedItem:
+    """An item whose cluster differs between two labellings of its pet, or that only one of them has."""
 
-    media: MediaId
-    before: ClusterId | None
-    after: ClusterId | None
+    media_id: MediaId
+    before: ClusterId | None = field(
+        metadata=described("Its cluster in the earlier revision; null if it was noise or not yet present.", name="from")
+    )
+    after: ClusterId | None = field(
+        metadata=described("Its cluster in the later revision; null for noise, or if it is not in the pet.", name="to")
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Diff:
-    """The differences between two labellings.
-
-    Attributes:
-        from_revision, to_revision: None for a labelling that is not committed.
-        n_same: items of both that are in a cluster of the same id, or noise in both.
-        moved: items of both whose cluster differs, including noise; and items that only one labelling has.
-        merged: ids that ended -> the id in which more than half of their items are now.
-        split: ids that began -> the id in which more than half of their items were.
-        kept_ids, new_ids, ended_ids: ids in both, only in the later, only in the earlier labelling; ascending.
-    """
+class PetDiff:
+    """The differences between two revisions of a pet, or between its newest revision and a preview."""
 
     from_revision: int | None
-    to_revision: int | None
-    n_same: int
-    moved: tuple[Move, ...]
-    merged: Mapping[ClusterId, ClusterId]
-    split: Mapping[ClusterId, ClusterId]
-    kept_ids: tuple[ClusterId, ...]
-    new_ids: tuple[ClusterId, ...]
-    ended_ids: tuple[ClusterId, ...]
+    to_revision: int | None = field(metadata=described("null for a preview."))
+    n_same: int = field(metadata=described("Items in a cluster of the same id in both, or noise in both."))
+    n_moved: int = field(metadata=described("Items that moved from one cluster to another."))
+    n_new_noise: int = field(metadata=described("Items that were in a cluster and are noise now."))
+    n_from_noise: int = field(metadata=described("Items that were noise and are in a cluster now."))
+    n_arrived: int = field(metadata=described("Items that the earlier revision does not have."))
+    moved: tuple[MovedItem, ...] = field(metadata=described("All these items, up to the limit."))
+    is_truncated: bool = field(metadata=described("Whether `moved` was cut at the limit."))
+    merged: Mapping[ClusterId, ClusterId] = field(
+        metadata=described("Retired ids, with the cluster that most of their items are in now.")
+    )
+    split: Mapping[ClusterId, ClusterId] = field(
+        metadata=described("New ids, with the cluster that most of their items come from.")
+    )
+    kept_ids: tuple[ClusterId, ...] = field(metadata=described("Ids in both, ascending."))
+    new_ids: tuple[ClusterId, ...] = field(metadata=described("Ids only in the later, ascending."))
+    ended_ids: tuple[ClusterId, ...] = field(metadata=described("Ids only in the earlier, ascending."))
 
-    @property
-    def n_moved(self) -> int:
-        """The number of items that moved from one cluster to another."""
-        return sum(move.before not in (None, NOISE) and move.after not in (None, NOISE) for move in self.moved)
-
-    @property
-    def n_new_noise(self) -> int:
-        """The number of items that left a cluster and became noise."""
-        return sum(move.before not in (None, NOISE) and move.after == NOISE for move in self.moved)
-
-    @property
-    def n_from_noise(self) -> int:
-        """The number of items that were noise and joined a cluster."""
-        return sum(move.before == NOISE and move.after not in (None, NOISE) for move in self.moved)
-
-    @property
-    def n_arrived(self) -> int:
-        """The number of items that only the later labelling has."""
-        return sum(move.before is None for move in self.moved)
+    def up_to(self, limit: int) -> PetDiff:
+        """Return the differences with at most ``limit`` moved items."""
+        return self if len(self.moved) <= limit else replace(self, moved=self.moved[:limit], is_truncated=True)
 
 
-def compare(before: Snapshot, after: Snapshot) -> Diff:
+def compare(before: Snapshot, after: Snapshot) -> PetDiff:
     """Return the differences. Items of one labelling must be a prefix of the other's, as items are only appended. O(n
     log n)."""
     n = min(len(before.labels), len(after.labels))
     old, new = before.labels[:n], after.labels[:n]
     old_ids, new_ids = _ids(before.labels), _ids(after.labels)
-    return Diff(
+    was_noise, is_noise = old == NOISE, new == NOISE
+    return PetDiff(
         before.revision,
         after.revision,
         n_same=int(np.count_nonzero(old == new)),
+        n_moved=int(np.count_nonzero((old != new) & ~was_noise & ~is_noise)),
+        n_new_noise=int(np.count_nonzero(~was_noise & is_noise)),
+        n_from_noise=int(np.count_nonzero(was_noise & ~is_noise)),
+        n_arrived=len(after.labels) - n,
         moved=tuple(_moves(before, after, n)),
+        is_truncated=False,
         merged=mostly(old, new, old_ids - new_ids, counts=before.origins[:n] != Origin.ABSORBED),
         split=mostly(new, old, new_ids - old_ids, counts=after.origins[:n] != Origin.ABSORBED),
         kept_ids=tuple(sorted(old_ids & new_ids)),
@@ -103,13 +99,18 @@ def compare(before: Snapshot, after: Snapshot) -> Diff:
     )
 
 
-def _moves(before: Snapshot, after: Snapshot, n: int) -> Iterator[Move]:
+def _moves(before: Snapshot, after: Snapshot, n: int) -> Iterator[MovedItem]:
     for row in np.flatnonzero(before.labels[:n] != after.labels[:n]).tolist():
-        yield Move(before.media[row], ClusterId(int(before.labels[row])), ClusterId(int(after.labels[row])))
+        yield MovedItem(before.media[row], cluster_or_none(before.labels[row]), cluster_or_none(after.labels[row]))
     for row in range(n, len(before.labels)):
-        yield Move(before.media[row], ClusterId(int(before.labels[row])), None)
+        yield MovedItem(before.media[row], cluster_or_none(before.labels[row]), None)
     for row in range(n, len(after.labels)):
-        yield Move(after.media[row], None, ClusterId(int(after.labels[row])))
+        yield MovedItem(after.media[row], None, cluster_or_none(after.labels[row]))
+
+
+def cluster_or_none(label: SupportsInt) -> ClusterId | None:
+    """Return the cluster of a label; None for noise."""
+    return None if label == NOISE else ClusterId(int(label))
 
 
 def _ids(labels: LabelVector) -> set[ClusterId]:

@@ -15,6 +15,8 @@ from datetime import datetime
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NewType, Self
 
+from sploot_cluster.answer_fields import INTERNAL, described
+
 if TYPE_CHECKING:
     from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector
 
@@ -36,6 +38,11 @@ class Origin(IntEnum):
     ABSORBED = 3  # noise absorbed to keep the noise budget: low confidence, ignored for centroids, thresholds and ids
     CORRECTED = 4  # placed by a person
     DISMISSED = 5  # dismissed by a person: in no cluster, whatever is computed later
+
+    @property
+    def word(self) -> str:
+        """The origin in answers, such as ``core``."""
+        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,63 +244,58 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """A recluster, correction or other change in the history of a pet; arrivals have no entry."""
+    """A recluster, a correction or another change in the history of a pet; arrivals have no entry."""
 
     revision: int
     kind: ChangeKind
     at: datetime
-    by: str
-    summary: Mapping[str, object]
+    by: str = field(metadata=described("The requester: the name of a token, `loopback` or `machine`."))
+    summary: Mapping[str, object] = field(metadata=described("What the change did, as figures."))
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """A cluster as readers see it.
+    """A cluster at one revision of its pet."""
 
-    Attributes:
-        media: its items, in order of arrival.
-        origins: number of its items by origin; origins without items are left out.
-        threshold, since, split_from: as in :class:`ClusterCard`.
-        merged_from: ids of clusters that were merged into it, ascending.
-    """
-
-    id: ClusterId
-    media: tuple[MediaId, ...]
-    origins: Mapping[Origin, int]
-    threshold: float
-    since: int
-    split_from: ClusterId | None
-    merged_from: tuple[ClusterId, ...]
-
-    @property
-    def size(self) -> int:
-        return len(self.media)
+    cluster_id: ClusterId
+    size: int
+    media_ids: tuple[MediaId, ...] = field(metadata=described("Its items, in order of arrival."))
+    origins: Mapping[str, int] = field(
+        metadata=described(
+            "Number of its items by the origin of their membership: core, arrived, absorbed, corrected; origins "
+            "without items are left out."
+        )
+    )
+    threshold: float = field(metadata=described("The mean top-3 cosine similarity that an arriving item must reach."))
+    since: int = field(
+        metadata=described("The revision at which the id was assigned, or assigned again after the cluster had ended.")
+    )
+    split_from: ClusterId | None = field(
+        metadata=described("The cluster that most of its items were in at that revision.")
+    )
+    merged_from: tuple[ClusterId, ...] = field(
+        metadata=described("Ids of clusters that were merged into it, ascending.")
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class PetView:
-    """A pet as readers see it, at one revision.
+    """The clusters of a pet at one revision. A pet without data has revision 0."""
 
-    Attributes:
-        clusters: largest first, then by id.
-        noise: items in no cluster, in order of arrival, without the dismissed ones.
-        dismissed: items that a person dismissed, in order of arrival.
-        aliases: ids that were merged away -> the id they resolve to.
-    """
-
-    pet: PetId
+    pet_id: PetId
     revision: int
     model: str | None
     dim: int | None
     n_media: int
-    clusters: tuple[ClusterView, ...]
-    noise: tuple[MediaId, ...]
-    dismissed: tuple[MediaId, ...]
-    aliases: Mapping[ClusterId, ClusterId]
-
-    @property
-    def n_noise(self) -> int:
-        return len(self.noise)
+    n_noise: int
+    clusters: tuple[ClusterView, ...] = field(metadata=described("Clusters, largest first, then by id."))
+    noise: tuple[MediaId, ...] = field(metadata=described("Items in no cluster, in order of arrival."))
+    dismissed: tuple[MediaId, ...] = field(
+        metadata=described("Items that a person dismissed; they stay in no cluster until that is undone.")
+    )
+    aliases: Mapping[ClusterId, ClusterId] = field(
+        metadata=described("Ids that were merged away, with the cluster that each resolves to.")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,33 +339,23 @@ class Corrected:
 
 @dataclass(frozen=True, slots=True)
 class Reclustered:
-    """The result of a recluster.
+    """The changes that a recluster made or would make."""
 
-    Attributes:
-        n_kept_ids: clusters that kept their id; ``n_new_ids`` got a new one; ``n_retired_ids`` ended.
-        n_moved: number of items whose cluster changed, including noise.
-        n_noise: number of items in no cluster, without the ``n_dismissed`` dismissed ones.
-        constraints_kept, constraints: number of accepted constraints that hold in the result, and of all accepted
-            ones; they are always equal.
-        kept: the same in words: "constraints kept n of n".
-        overridden: descriptions of corrections that a newer one overrides.
-    """
-
-    revision: int
-    backend: Backend
+    revision: int = field(metadata=described("The revision that it created or would create."))
+    backend: Backend = field(metadata=INTERNAL)
     n_media: int
     n_clusters: int
-    n_noise: int
+    n_noise: int = field(metadata=described("Items in no cluster, without the dismissed ones."))
     n_dismissed: int
     n_absorbed: int
-    n_moved: int
-    n_kept_ids: int
-    n_new_ids: int
-    n_retired_ids: int
-    constraints_kept: int
-    constraints: int
-    kept: str
-    overridden: tuple[str, ...]
+    n_moved: int = field(metadata=described("Items whose cluster changed, including noise."))
+    n_kept_ids: int = field(metadata=described("Clusters that kept their id."))
+    n_new_ids: int = field(metadata=described("Clusters with a new id."))
+    n_retired_ids: int = field(metadata=described("Clusters that ended."))
+    constraints_kept: int = field(metadata=described("Accepted constraints that hold in the result: always all."))
+    constraints: int = field(metadata=described("All accepted constraints."))
+    kept: str = field(metadata=described("Summary: constraints kept n of n."))
+    overridden: tuple[str, ...] = field(metadata=described("Older corrections that newer ones override."))
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,24 +124,27 @@ def newest(overwritten: Sequence[Overwritten], past_from: int) -> tuple[tuple[Ov
     return tuple(overwritten[len(dropped) :]), dropped[-1].revision if dropped else past_from
 
 
-def load(revision: int, stored: bytes) -> Overwritten:
+def load(revision: int, stored: bytes, *, most_bytes: int = 0) -> Overwritten:
     """Return the record that :func:`dump` encoded.
 
+    Args:
+        most_bytes: limit of each of its two parts, inflated; 0: no limit, for records from Redis.
+
     Raises:
-        ValueError: it has another format, or is damaged.
+        ValueError: it has another format, is damaged, or is larger.
     """
     if stored[:1] != _VERSION:
         raise ValueError(
             f"the overwritten labels of revision {revision} have format {stored[:1]!r}, expected {_VERSION!r}"
         )
     try:
-        unpack = zlib.decompressobj()
-        columns = unpack.decompress(stored[1:])
-        pairs = zlib.decompress(unpack.unused_data) if unpack.unused_data else b""
+        unpack, unpack_pairs = zlib.decompressobj(), zlib.decompressobj()
+        columns = unpack.decompress(stored[1:], most_bytes)
+        pairs = unpack_pairs.decompress(unpack.unused_data, most_bytes)
     except zlib.error as exc:
         raise ValueError(f"the overwritten labels of revision {revision}: {exc}") from exc
     n, rest = divmod(len(columns), 9)
-    if not unpack.eof or rest or len(pairs) % 8:
+    if not unpack.eof or unpack_pairs.eof is not bool(unpack.unused_data) or rest or len(pairs) % 8:
         raise ValueError(f"the overwritten labels of revision {revision} have {len(columns)} and {len(pairs)} bytes")
     return Overwritten(
         revision,

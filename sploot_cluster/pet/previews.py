@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Final
 
 import numpy as np
 
+from sploot_cluster.answer_fields import described
 from sploot_cluster.errors import UnreadablePet
-from sploot_cluster.pet.diff import Diff, Snapshot, compare
+from sploot_cluster.pet.diff import PetDiff, Snapshot, compare
 from sploot_cluster.pet.models import Change, ClusterCard, ClusterId, PetId, PetState, Reclustered, Relabelling
 
 VERSION: Final = 1
@@ -55,19 +56,30 @@ class Preview:
     def expires_at(self) -> datetime:
         return self.made_at + KEPT_FOR
 
-    def diff(self, state: PetState) -> Diff:
-        """Return the differences to ``state``, which must be the state that it was computed on."""
+    def against(self, state: PetState) -> Previewed:
+        """Return the preview for readers, with its differences to ``state``, on which it was computed."""
         assert self.change.relabelling is not None
         labels, origins = self.change.relabelling.labels, self.change.relabelling.origins
-        return compare(Snapshot.of(state), Snapshot(None, state.media, labels, origins))
+        diff = compare(Snapshot.of(state), Snapshot(None, state.media, labels, origins))
+        return Previewed(self.pet, self.token, self.revision, self.expires_at, self.result, diff)
 
 
 @dataclass(frozen=True, slots=True)
 class Previewed:
-    """A preview and its differences to the pet."""
+    """The changes that a recluster would make. Send `token` as `apply` to make exactly these changes."""
 
-    preview: Preview
-    diff: Diff
+    pet_id: PetId
+    token: str
+    revision: int = field(
+        metadata=described("The pet's revision; the preview can be applied only while it is the newest.")
+    )
+    expires_at: datetime
+    result: Reclustered
+    diff: PetDiff
+
+    def up_to(self, limit: int) -> Previewed:
+        """Return the preview with at most ``limit`` moved items in its ``diff``."""
+        return replace(self, diff=self.diff.up_to(limit))
 
 
 def _token(state: PetState, change: Change) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from sploot_cluster.pet.models import MediaId
+from sploot_cluster.answer_fields import described
+from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.pet.vectors import FloatVector
 
 
@@ -29,3 +30,31 @@ class Shadow:
     vectors: Mapping[MediaId, FloatVector]
     n_vectors: int
     was_own: bool = False
+
+    def view(self, *, n_only_here: int) -> CandidateModel:
+        """Return the candidate model for readers."""
+        return CandidateModel(self.model, self.dim, self.n_vectors, n_only_here, self.begun_at, self.by)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateModel:
+    """A candidate embedding model of a pet, in parallel with its own."""
+
+    model: str
+    dim: int
+    n_vectors: int = field(metadata=described("Number of items that have a vector of this model."))
+    n_only_here: int = field(metadata=described("Those without a vector of the pet's own model; they are quarantined."))
+    begun_at: datetime
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class PetModel:
+    """The embedding model of a pet, and the candidate model that runs in parallel."""
+
+    pet_id: PetId
+    revision: int
+    model: str | None
+    dim: int | None
+    n_media: int
+    candidate: CandidateModel | None

@@ -15,12 +15,13 @@ An event that fails validation is not an item and is not counted; it becomes a d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Final
 
 import numpy as np
 
+from sploot_cluster.answer_fields import described
 from sploot_cluster.errors import UnreadablePet
 from sploot_cluster.pet.models import NOISE, Change, MediaId, Origin, PetId, PetState
 
@@ -80,6 +81,44 @@ class PetTally:
 
     tally: Tally
     quarantine: Mapping[MediaId, Quarantined]
+
+    def view(self, pet: PetId) -> TallyView:
+        """Return the accounting for readers."""
+        return TallyView(
+            pet,
+            **asdict(self.tally),
+            is_conserved=self.tally.is_conserved,
+            quarantine=tuple(QuarantinedItem(item, **asdict(why)) for item, why in sorted(self.quarantine.items())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedItem:
+    """An item in the quarantine of its pet."""
+
+    media_id: MediaId
+    model: str
+    dim: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TallyView:
+    """The accounting of a pet: every ingested item is counted exactly once."""
+
+    pet_id: PetId
+    ingested: int = field(metadata=described("Number of ingested items, counted on arrival."))
+    clustered: int
+    noise: int
+    quarantined: int
+    dismissed: int
+    overflowed: int = field(
+        metadata=described("Arrivals dropped because the quarantine was full; not part of ingested.")
+    )
+    is_conserved: bool = field(metadata=described("Whether ingested = clustered + noise + quarantined + dismissed."))
+    quarantine: tuple[QuarantinedItem, ...] = field(
+        metadata=described("Items whose vectors have another model or dimension than the pet's.")
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,23 +29,25 @@ def view_of(state: PetState) -> PetView:
         rows = rows_of.get(card.id, no_rows)
         return ClusterView(
             card.id,
-            media(rows.tolist()),
-            _count(state.origins[rows]),
-            card.threshold,
-            card.since,
-            card.split_from,
-            tuple(sorted(merged_into.get(card.id, []))),
+            size=len(rows),
+            media_ids=media(rows.tolist()),
+            origins=_count(state.origins[rows]),
+            threshold=card.threshold,
+            since=card.since,
+            split_from=card.split_from,
+            merged_from=tuple(sorted(merged_into.get(card.id, []))),
         )
 
     nowhere = rows_of.get(NOISE, no_rows)
     is_dismissed = state.origins[nowhere] == Origin.DISMISSED
-    clusters = sorted(map(cluster, state.clusters.values()), key=lambda view: (-view.size, view.id))
+    clusters = sorted(map(cluster, state.clusters.values()), key=lambda view: (-view.size, view.cluster_id))
     return PetView(
-        pet=state.pet,
+        pet_id=state.pet,
         revision=state.revision,
         model=state.model,
         dim=state.dim,
         n_media=state.n_media,
+        n_noise=int(np.count_nonzero(~is_dismissed)),
         clusters=tuple(clusters),
         noise=media(nowhere[~is_dismissed].tolist()),
         dismissed=media(nowhere[is_dismissed].tolist()),
@@ -53,6 +55,6 @@ def view_of(state: PetState) -> PetView:
     )
 
 
-def _count(origins: OriginVector) -> dict[Origin, int]:
+def _count(origins: OriginVector) -> dict[str, int]:
     values, counts = np.unique(origins, return_counts=True)
-    return {Origin(value): count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
+    return {Origin(value).word: count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}

@@ -3,22 +3,22 @@
 The file is a zip of ``pet.json`` and the columns in their Redis format, little-endian, each with a checksum. Any
 language can read it, nothing in it is executed, and exports of the same pet are identical. The stored spanning tree and
 preview are left out, because they can be computed again.
+
+A redacted file has everything except the vectors, and :func:`load` refuses it.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final
 
 import numpy as np
 
-from sploot_cluster.errors import UnreadableExport
+from sploot_cluster.decide.corrections import CHANGE_KINDS
+from sploot_cluster.errors import UnreadableExport, UnreadablePet
 from sploot_cluster.pet import past
 from sploot_cluster.pet.models import (
     NOISE,
@@ -35,34 +35,61 @@ from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import Quarantined
 from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.pet.whole import PetDump
+from sploot_cluster.store import archives
 from sploot_cluster.store import ledger_json as ledger
 
 FORMAT: Final = 1
 
 _FACTS: Final = "pet.json"
-_OLDEST: Final = (
-    1980,
-    1,
-    1,
-    0,
-    0,
-    0,
-)  # the earliest date of a zip; constant, so that exports of the same pet are identical
+
+# Each part of a record of the past, inflated: nine bytes for each item, or the ids of 131,072 aliases.
+_MOST_BYTES_OF_ALIASES: Final = 1024**2
+
+_REVISION: Final = range(2**32)
+_CLUSTER: Final = range(1, 2**31)
+_SHAPE: Final[archives.Shape] = {
+    "redacted": bool,
+    "pet_id": range(1, 2**63),
+    "revision": _REVISION,
+    "model": (str, None),
+    "dim": (range(1, 2**31), None),
+    "media": [str],
+    "clusters": [{"id": _CLUSTER, "threshold": float, "since": _REVISION, "split_from": (_CLUSTER, None)}],
+    "aliases": {str: _CLUSTER},
+    "ledger": [{"revision": _REVISION}],
+    "next_cluster": range(1, 2**31 + 1),
+    "n_at_recluster": _REVISION,
+    "noise_arrivals": _REVISION,
+    "relabelled_at": _REVISION,
+    "past_from": _REVISION,
+    "history": [{"revision": _REVISION, "kind": frozenset(CHANGE_KINDS), "at": str, "by": str, "summary": dict}],
+    "quarantine": {str: {"model": str, "dim": range(2**31), "at": str}},
+    "ingested": range(2**53),
+    "overflowed": range(2**53),
+    "shadow": (
+        {"model": str, "dim": range(1, 2**31), "begun_at": str, "by": str, "was_own": bool, "media": [str]},
+        None,
+    ),
+    "sha256": {str: str},
+}
 
 
-def dump(pet: PetDump) -> bytes:
-    """Return the pet as a file for :func:`load`."""
-    state = pet.state
+def dump(pet: PetDump, *, redact: bool = False) -> bytes:
+    """Return the pet as a file for :func:`load`, or without its vectors if ``redact``."""
+    state, shadow = pet.state, pet.shadow
+    vectors = {"vectors.f32le": state.vectors.astype("<f4", copy=False).tobytes()}
+    if shadow is not None:
+        vectors["shadow.f32le"] = _stacked(shadow)
     columns = {
-        "vectors.f32le": state.vectors.astype("<f4", copy=False).tobytes(),
+        **({} if redact else vectors),
         "labels.i32le": state.labels.astype("<i4", copy=False).tobytes(),
         "origins.u8": state.origins.tobytes(),
         "arrived.u32le": pet.arrived.astype("<u4", copy=False).tobytes(),
-        **({} if pet.shadow is None else {"shadow.f32le": _stacked(pet.shadow)}),
         **{f"overwritten/{one.revision}": past.dump(one) for one in pet.overwritten},
     }
     facts = {
         "format": FORMAT,
+        "redacted": redact,
         "pet_id": state.pet,
         "revision": state.revision,
         "model": state.model,
@@ -80,23 +107,21 @@ def dump(pet: PetDump) -> bytes:
         "quarantine": {item: asdict(why) | {"at": why.at.isoformat()} for item, why in sorted(pet.quarantine.items())},
         "ingested": pet.ingested,
         "overflowed": pet.overflowed,
-        "shadow": None
-        if pet.shadow is None
-        else {
-            "model": pet.shadow.model,
-            "dim": pet.shadow.dim,
-            "begun_at": pet.shadow.begun_at.isoformat(),
-            "by": pet.shadow.by,
-            "was_own": pet.shadow.was_own,
-            "media": sorted(pet.shadow.vectors),
-        },
+        "shadow": None if shadow is None else _facts_of_shadow(shadow),
         "sha256": {name: sha256(column).hexdigest() for name, column in columns.items()},
     }
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name, content in {_FACTS: json.dumps(facts, ensure_ascii=False, indent=1).encode(), **columns}.items():
-            packed.writestr(zipfile.ZipInfo(name, _OLDEST), content, zipfile.ZIP_DEFLATED)
-    return file.getvalue()
+    return archives.pack({_FACTS: json.dumps(facts, ensure_ascii=False, indent=1).encode(), **columns})
+
+
+def _facts_of_shadow(shadow: Shadow) -> dict[str, object]:
+    return {
+        "model": shadow.model,
+        "dim": shadow.dim,
+        "begun_at": shadow.begun_at.isoformat(),
+        "by": shadow.by,
+        "was_own": shadow.was_own,
+        "media": sorted(shadow.vectors),
+    }
 
 
 def _stacked(shadow: Shadow) -> bytes:
@@ -109,7 +134,7 @@ def _shadow(facts: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Sh
     vectors = np.frombuffer(columns["shadow.f32le"], dtype="<f4").astype(np.float32)
     rows = vectors.reshape(len(facts["media"]), facts["dim"])
     by_item = {MediaId(item): row for item, row in zip(facts["media"], rows, strict=True)}
-    begun_at = datetime.fromisoformat(facts["begun_at"])
+    begun_at = archives.time_of(facts["begun_at"])
     return Shadow(facts["model"], facts["dim"], begun_at, facts["by"], by_item, len(by_item), facts["was_own"])
 
 
@@ -117,36 +142,60 @@ def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
     """Return the pet of a file, under its own id or another one.
 
     Raises:
-        UnreadableExport: the file is not an export, has another format, is damaged, or is inconsistent.
+        UnreadableExport: the file is not an export, has another format, is damaged, redacted or inconsistent.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(file)) as packed:
-            facts: dict[str, Any] = json.loads(packed.read(_FACTS))
-            if facts["format"] != FORMAT:
-                raise UnreadableExport(f"expected format {FORMAT}, got {facts['format']!r}")
-            columns = {name: packed.read(name) for name in facts["sha256"]}
-        for name, column in columns.items():
-            if sha256(column).hexdigest() != facts["sha256"][name]:
-                raise UnreadableExport(f"the checksum of {name} does not match")
-        read = _read(facts, columns, pet or PetId(facts["pet_id"]))
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as exc:
+        read = _read(*_unpacked(file), pet=pet)
+        problem = next(_problems(read), None)
+    except UnreadablePet as exc:
+        raise UnreadableExport(exc.problem) from exc
+    except ValueError as exc:
+        raise UnreadableExport(str(exc)) from exc
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise UnreadableExport(f"{type(exc).__name__}: {exc}") from exc
-    for problem in _problems(read):
+    if problem is not None:
         raise UnreadableExport(problem)
     return read
 
 
-def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) -> PetDump:
+def _unpacked(file: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return the facts and columns of a file.
+
+    Raises:
+        KeyError, ValueError, RecursionError: it is not an export or is damaged.
+        UnreadableExport: the problem, in words.
+    """
+    members = archives.unpack(file)
+    if _FACTS not in members:
+        raise UnreadableExport(f"it has no {_FACTS}")
+    facts: dict[str, Any] = json.loads(members[_FACTS])
+    archives.check(facts, {"format": int}, name=_FACTS)
+    if facts["format"] != FORMAT:
+        raise UnreadableExport(f"expected format {FORMAT}, got {facts['format']!r}")
+    archives.check(facts, _SHAPE, name=_FACTS)
+    if facts["redacted"]:
+        raise UnreadableExport("its vectors were left out, so it can only be inspected")
+    columns = {name: members[name] for name in facts["sha256"]}
+    for name, column in columns.items():
+        if sha256(column).hexdigest() != facts["sha256"][name]:
+            raise UnreadableExport(f"the checksum of {name} does not match")
+    return facts, columns
+
+
+def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId | None) -> PetDump:
+    pet = pet or PetId(facts["pet_id"])
     media = [MediaId(item) for item in facts["media"]]
     n, dim = len(media), facts["dim"]
     vectors = np.frombuffer(columns["vectors.f32le"], dtype="<f4").astype(np.float32)
     rows = PetRows(media, vectors.reshape(n, dim) if dim is not None else np.empty((0, 0), dtype=np.float32))
     cards = [
-        ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card.get("split_from"))
+        ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card["split_from"])
         for card in facts["clusters"]
     ]
+    # one byte more than needed, so that the end of a full part is found
+    most_bytes = max(9 * n, _MOST_BYTES_OF_ALIASES) + 1
     overwritten = [
-        past.load(int(name.removeprefix("overwritten/")), column)
+        past.load(int(name.removeprefix("overwritten/")), column, most_bytes=most_bytes)
         for name, column in columns.items()
         if name.startswith("overwritten/")
     ]
@@ -173,10 +222,11 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], pet: PetId) ->
         overwritten=tuple(sorted(overwritten, key=lambda one: one.revision)),
         past_from=facts["past_from"],
         history=tuple(
-            HistoryEntry(**{**entry, "at": datetime.fromisoformat(entry["at"])}) for entry in facts["history"]
+            HistoryEntry(entry["revision"], entry["kind"], archives.time_of(entry["at"]), entry["by"], entry["summary"])
+            for entry in facts["history"]
         ),
         quarantine={
-            MediaId(item): Quarantined(why["model"], why["dim"], datetime.fromisoformat(why["at"]))
+            MediaId(item): Quarantined(why["model"], why["dim"], archives.time_of(why["at"]))
             for item, why in facts["quarantine"].items()
         },
         ingested=facts["ingested"],
@@ -198,13 +248,17 @@ def _problems(pet: PetDump) -> Iterator[str]:
         yield "items that only its candidate model has are not quarantined"
     if pet.ingested != n + len(pet.quarantine):
         yield f"it ingested {pet.ingested} items, but has {n} and {len(pet.quarantine)} quarantined"
-    if any(len(one.rows) and int(one.rows[-1]) >= n for one in pet.overwritten):
+    if n and (state.model is None or state.dim is None):
+        yield "it has items but no model"
+    if any(len(one.rows) and int(one.rows.max()) >= n for one in pet.overwritten):
         yield "its past refers to items that it does not have"
     if (np.diff(pet.arrived.astype(np.int64)) < 0).any() or (n and int(pet.arrived[-1]) > state.revision):
         yield "its arrivals are not in order"
     spaces = [state.vectors] if pet.shadow is None else [state.vectors, np.array([*pet.shadow.vectors.values()])]
     if not all(len(vectors) == 0 or _is_of_unit_norm(vectors) for vectors in spaces) or len(state.vectors) != n:
         yield "its vectors do not have unit norm"
+    if n and int(state.origins.max()) > max(Origin):
+        yield "it has an origin of an unknown kind"
     if not np.array_equal(state.labels == NOISE, np.isin(state.origins, (Origin.NOISE, Origin.DISMISSED))):
         yield "its origins do not match its labels"
     if state.aliases.keys() & state.clusters.keys() or set(state.aliases.values()) - state.clusters.keys():

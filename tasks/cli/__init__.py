@@ -36,13 +36,12 @@ from dramatiq.errors import BrokerConnectionError
 
 from sploot_cluster import __version__
 from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePreview, StoreUnavailable
-from sploot_cluster.jobs import QueueUnavailable
+from sploot_cluster.jobs import QueueFull, QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli import captures, config, corrections, doctor, models, pets, processes, queues
 from tasks.cli.screen import show_uncaught
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, fail, shown_url
-from tasks.settings import SettingInvalid
 
 app = typer.Typer(
     name="sploot-cluster",
@@ -84,12 +83,12 @@ def main() -> None:
         sys.excepthook = show_uncaught
     try:
         app()
-    except (SettingInvalid, InvalidInput) as refused:
+    except InvalidInput as refused:
         fail(USAGE, str(refused))
+    except (StalePreview, PetExists, QueueFull) as refused:
+        fail(REFUSED, str(refused))
     except (QueueUnavailable, StoreUnavailable, BrokerConnectionError, *REDIS_ERRORS) as error:
         fail(*_of_redis(error))
-    except (StalePreview, PetExists) as refused:
-        fail(REFUSED, str(refused))
     except (ClusterError, PlanUnknown) as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:

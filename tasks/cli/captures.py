@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64
 from tasks.cli.screen import out, print_json
 from tasks.cli.shared import FAILED, AsJson, settings_of_environment
+
+if TYPE_CHECKING:
+    from tasks.capture.replay import Replayed
 
 app = typer.Typer()
 
@@ -22,17 +25,18 @@ MOVED_SHOWN = 20
 def capture(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; it must not exist yet.")],
     pet: Annotated[
-        int | None, typer.Option(min=1, max=MAX_INT64, help="Capture a pet: its items, its history, its jobs.")
+        int | None,
+        typer.Option(min=1, max=MAX_INT64, help="Capture a pet: its export file, its jobs, its dead letters."),
     ] = None,
     dead_letter: Annotated[
         tuple[str, str] | None, typer.Option(help="Capture a dead letter, by queue and id.", metavar="QUEUE ID")
     ] = None,
     redact: Annotated[
-        bool, typer.Option("--redact", help="Leave embeddings out; the capture cannot be replayed.")
+        bool, typer.Option("--redact", help="Leave embeddings out; the capture can only be inspected.")
     ] = False,
 ) -> None:
-    """Write a pet or a dead letter to one file, readable only by you."""
-    from tasks.capture import capture_dead_letter, capture_pet, write_capture
+    """Write a pet or a dead letter to one zip file, readable only by you."""
+    from tasks.capture.file import capture_dead_letter, capture_pet, write_capture
     from tasks.composition import build_broker, build_client
     from tasks.queue_ops.operations import queue_named
 
@@ -47,12 +51,12 @@ def capture(
             if found is None:
                 hint = "see sploot-cluster queue dead list"
                 raise InvalidInput("--dead-letter", f"{dead_letter_id} is not a dead letter of {queue}", hint)
-            lines = capture_dead_letter(found, settings=settings.clustering, redact=redact)
+            content = capture_dead_letter(found, settings=settings.clustering, redact=redact)
         else:
             from sploot_cluster.store.redis import RedisPetStore
 
             assert pet is not None
-            lines = capture_pet(
+            content = capture_pet(
                 pet,
                 store=RedisPetStore(client),
                 broker=broker,
@@ -60,8 +64,8 @@ def capture(
                 settings=settings.clustering,
                 redact=redact,
             )
-        n = write_capture(lines, output)
-    out.print(f"{n} lines in {output}", soft_wrap=True)
+    write_capture(content, output)
+    out.print(f"{output}: {len(content):,} bytes", soft_wrap=True)
 
 
 @app.command()
@@ -76,8 +80,9 @@ def replay(
 
     Redis is not used. With --set, differences are reported but do not fail.
     """
-    from tasks.capture import read_capture, settings_of
-    from tasks.capture import replay as replay_capture
+    from tasks.capture.file import read_capture
+    from tasks.capture.replay import replay as replay_capture
+    from tasks.capture.replay import settings_of
 
     pairs = [change.partition("=") for change in changes or ()]
     changed = {name: value for name, equals, value in pairs if equals}
@@ -86,18 +91,15 @@ def replay(
     read = read_capture(file)
     done = replay_capture(read, settings_of(read, changed))
     if as_json:
-        print_json(asdict(done) | {"is_same": done.is_same})
+        print_json(public(done) | {"is_same": done.is_same})
     else:
-        _show(done, has_pet="labels" in read.header)
-    if "labels" in read.header and not done.is_same and not changed:
+        _show(done)
+    if done.expected is not None and not done.is_same and not changed:
         raise typer.Exit(FAILED)
 
 
-def _show(done: object, *, has_pet: bool) -> None:
-    from tasks.capture import Replayed
-
-    assert isinstance(done, Replayed)
-    if has_pet:
+def _show(done: Replayed) -> None:
+    if done.expected is not None:
         same = "the same as captured" if done.is_same else f"captured: {done.expected}"
         out.print(f"{done.n_media} items, {done.n_clusters} clusters, {done.n_noise} noise")
         out.print(f"labels {done.labels}, {same}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -36,7 +35,7 @@ def doctor(
         broker = build_broker(settings, client, middleware=[])
         found = diagnose(installation_of(settings, client, broker, processes=processes, threads=threads))
     if as_json:
-        print_json([asdict(finding) for finding in found])
+        print_json(found)
     else:
         table = table_of("", "check", "found")
         for finding in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -20,33 +19,25 @@ def status(pet: Pet, as_json: AsJson = False) -> None:
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
-        view, shadow = service.clusters(PetId(pet)), service.shadow(PetId(pet))
-        n_only_here = len(service.only_in_shadow(PetId(pet)))
+        own = service.model(PetId(pet))
     if as_json:
-        candidate = (
-            None
-            if shadow is None
-            else {name: value for name, value in asdict(shadow).items() if name != "vectors"}
-            | {"n_only_here": n_only_here}
-        )
-        print_json(
-            {"pet_id": pet, "model": view.model, "dim": view.dim, "n_media": view.n_media, "candidate": candidate}
-        )
+        print_json(own)
         return
-    out.print(f"pet {pet}: {view.n_media} items in {view.model} with {view.dim} dimensions")
-    if shadow is None:
+    out.print(f"pet {pet}: {own.n_media} items in {own.model} with {own.dim} dimensions")
+    candidate = own.candidate
+    if candidate is None:
         out.print("no candidate model")
     else:
         out.print(
-            f"candidate: {shadow.n_vectors} items in {shadow.model} with {shadow.dim} dimensions, "
-            f"since {shadow.begun_at:%Y-%m-%d %H:%M} UTC by {shadow.by}"
+            f"candidate: {candidate.n_vectors} items in {candidate.model} with {candidate.dim} dimensions, "
+            f"since {candidate.begun_at:%Y-%m-%d %H:%M} UTC by {candidate.by}"
         )
-        out.print(
-            f"{view.n_media - shadow.n_vectors + n_only_here} of the {view.n_media} items have no vector in it yet"
-        )
-        if n_only_here:
+        n_missing = own.n_media - candidate.n_vectors + candidate.n_only_here
+        out.print(f"{n_missing} of the {own.n_media} items have no vector in it yet")
+        if candidate.n_only_here:
             out.print(
-                f"{n_only_here} items exist only in the candidate; they stay quarantined until the pet is switched"
+                f"{candidate.n_only_here} items exist only in the candidate; they stay quarantined until "
+                "the pet is switched"
             )
 
 
@@ -76,15 +67,15 @@ def preview(pet: Pet, as_json: AsJson = False) -> None:
         print_json(
             {
                 "token": switch.token,
-                "result": asdict(switch.result),
-                "diff": asdict(switch.diff),
+                "result": switch.result,
+                "diff": switch.diff,
                 "joining": switch.joining,
                 "left_out": switch.left_out,
             }
         )
         return
     out.print(f"the switch would make {switch.result.n_clusters} clusters; {switch.result.kept}")
-    print_diff(switch.diff, as_json=False)
+    print_diff(switch.diff)
     if switch.joining:
         out.print(
             f"{len(switch.joining)} items join the pet; switching back would quarantine them again, "
@@ -116,7 +107,7 @@ def switch(
     with open_service() as service:
         result = service.switch_model(PetId(pet), apply, by=by)
     if as_json:
-        print_json(asdict(result))
+        print_json(result)
         return
     out.print(f"pet {pet} switched, at revision {result.revision}: {result.n_moved} items moved, {result.kept}")
 
@@ -129,12 +120,12 @@ def end(
     from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
-        shadow = service.shadow(PetId(pet))
-        if shadow is None:
+        candidate = service.model(PetId(pet)).candidate
+        if candidate is None:
             fail(FAILED, f"pet {pet} has no candidate model")
-        summary = f"{shadow.n_vectors} vectors of {shadow.model}"
-        if n_only_here := len(service.only_in_shadow(PetId(pet))):
-            summary += f"; {n_only_here} items have no other vector and stay quarantined until ingested again"
+        summary = f"{candidate.n_vectors} vectors of {candidate.model}"
+        if candidate.n_only_here:
+            summary += f"; {candidate.n_only_here} items have no other vector and stay quarantined until ingested again"
         if not yes:
             out.print(f"would delete {summary}", soft_wrap=True)
             fail(REFUSED, "nothing was deleted; add --yes to delete. This cannot be undone")

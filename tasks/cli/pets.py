@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput, UnreadablePet
 from sploot_cluster.limits import MAX_INT64
 from tasks.cli.media_files import event_of, progress_of, records_of
@@ -31,7 +31,7 @@ from tasks.contracts import EmbeddingIngested, stream_of
 if TYPE_CHECKING:
     from sploot_cluster import ClusterService
     from sploot_cluster.jobs import Traces
-    from sploot_cluster.pet.diff import Diff
+    from sploot_cluster.pet.diff import PetDiff
     from sploot_cluster.pet.models import PetId
     from tasks.client import ClusterTasks
 
@@ -115,20 +115,18 @@ def show_preview(tasks: ClusterTasks, pet: int, by: str, wait_s: float, *, as_js
         fail(FAILED, f"no preview: job {status.job_id} is {status.state}: {status.reason}")
     with open_service() as service:
         previewed = service.previewed(PetId(pet), str((status.result or {})["token"]))
-    preview = previewed.preview
     if as_json:
-        facts = {"token": preview.token, "revision": preview.revision, "expires_at": preview.expires_at}
-        print_json(facts | {"result": asdict(preview.result), "diff": asdict(previewed.diff)})
+        print_json(previewed)
         return
-    result = preview.result
+    result = previewed.result
     out.print(
-        f"a recluster of pet {pet} at revision {preview.revision} would make {result.n_clusters} clusters with "
+        f"a recluster of pet {pet} at revision {previewed.revision} would make {result.n_clusters} clusters with "
         f"{result.n_noise} items of noise; {result.kept}"
     )
-    print_diff(previewed.diff, as_json=False)
+    print_diff(previewed.diff)
     out.print(
-        f"to apply it before {preview.expires_at:%H:%M:%S} UTC, if the pet does not change: "
-        f"sploot-cluster recluster {pet} --apply {preview.token}",
+        f"to apply it before {previewed.expires_at:%H:%M:%S} UTC, if the pet does not change: "
+        f"sploot-cluster recluster {pet} --apply {previewed.token}",
         soft_wrap=True,
     )
 
@@ -139,7 +137,7 @@ def apply_preview(pet: int, token: str, by: str, *, as_json: bool) -> None:
     with open_service() as service:
         result = service.apply(PetId(pet), token, by=by)
     if as_json:
-        print_json(asdict(result))
+        print_json({"pet_id": pet, "result": result})
         return
     out.print(f"pet {pet} is as previewed, at revision {result.revision}: {result.n_moved} items moved, {result.kept}")
 
@@ -147,33 +145,12 @@ def apply_preview(pet: int, token: str, by: str, *, as_json: bool) -> None:
 @app.command()
 def clusters(pet: Pet, as_json: AsJson = False) -> None:
     """Show the pet's clusters."""
-    from sploot_cluster.pet.models import Origin, PetId
+    from sploot_cluster.pet.models import PetId
 
     with open_service() as service:
         view = service.clusters(PetId(pet))
     if as_json:
-        found = [
-            {
-                "cluster_id": cluster.id,
-                "media_ids": list(cluster.media),
-                "origins": {Origin(how).name.lower(): n for how, n in cluster.origins.items()},
-                "threshold": cluster.threshold,
-                "since": cluster.since,
-                "split_from": cluster.split_from,
-                "merged_from": list(cluster.merged_from),
-            }
-            for cluster in view.clusters
-        ]
-        facts = {"pet_id": view.pet, "revision": view.revision, "model": view.model, "dim": view.dim}
-        print_json(
-            facts
-            | {
-                "clusters": found,
-                "noise": list(view.noise),
-                "dismissed": list(view.dismissed),
-                "aliases": dict(view.aliases),
-            }
-        )
+        print_json(view)
         return
     out.print(
         f"pet {pet} at revision {view.revision}: {view.n_media} items, {len(view.clusters)} clusters, "
@@ -181,12 +158,12 @@ def clusters(pet: Pet, as_json: AsJson = False) -> None:
         + (f", {len(view.dismissed)} dismissed" if view.dismissed else "")
         + (f", model {view.model} with {view.dim} dimensions" if view.model else "")
     )
-    table = table_of("cluster", "items", "core", "arrived", "absorbed", "corrected", "since", "first items")
-    ways = (Origin.CORE, Origin.ARRIVED, Origin.ABSORBED, Origin.CORRECTED)
+    origins = ("core", "arrived", "absorbed", "corrected")
+    table = table_of("cluster", "items", *origins, "since", "first items")
     for cluster in view.clusters:
-        counts = (str(cluster.origins.get(way, 0)) for way in ways)
-        first = ", ".join(cluster.media[:3]) + (", …" if cluster.size > 3 else "")
-        table.add_row(str(cluster.id), str(cluster.size), *counts, str(cluster.since), first)
+        counts = (str(cluster.origins.get(origin, 0)) for origin in origins)
+        first = ", ".join(cluster.media_ids[:3]) + (", …" if cluster.size > 3 else "")
+        table.add_row(str(cluster.cluster_id), str(cluster.size), *counts, str(cluster.since), first)
     out.print(table)
 
 
@@ -206,7 +183,7 @@ def tally(
                     {"pet": error.pet, "key": error.key, "expected": error.expected, "found": error.found}
                     for error in totals.unreadable
                 ]
-                print_json(asdict(replace(totals, unreadable=())) | {"unreadable": unreadable})
+                print_json(public(totals) | {"unreadable": unreadable})
             else:
                 out.print(f"{totals.n_pets} pets: {totals.tally}")
                 damaged = {error.pet: error for error in totals.unreadable}
@@ -217,7 +194,7 @@ def tally(
         else:
             counted = service.tally(PetId(pet))
             if as_json:
-                print_json(asdict(counted))
+                print_json(counted.view(PetId(pet)))
             else:
                 out.print(f"pet {pet}: {counted.tally}")
                 table = table_of("quarantined", "model", "dimensions", "when (UTC)")
@@ -272,7 +249,7 @@ def delete(
             deleted = service.delete_pet(PetId(pet))
         erased = erasure.erase(pet, named or None)
     if as_json:
-        print_json(asdict(deleted) | asdict(erased))
+        print_json({"pet_id": pet} | public(deleted) | public(erased))
         return
     out.print(
         f"deleted: {deleted.n_media} items, {deleted.n_corrections} corrections that named them, "
@@ -301,7 +278,7 @@ def _print_traces(traces: Traces) -> None:
     if traces.unreadable:
         first = traces.unreadable[0]
         out.print(
-            f"{len(traces.unreadable)} dead letters are unreadable and stay; they may belong to any pet; "
+            f"{len(traces.unreadable)} dead letters are unreadable and stay; they may belong to this pet; "
             f"sploot-cluster queue dead show {first.queue} {first.dead_letter_id} shows the first",
             markup=False,
             soft_wrap=True,
@@ -327,22 +304,23 @@ def export_pet(
 
 @app.command(name="import")
 def import_pet(
-    file: Annotated[Path, typer.Argument(help="File written by `export`.")],
+    file: Annotated[Path, typer.Argument(help="File written by `export`, or by `capture --pet`.")],
     pet: Annotated[
         int | None, typer.Option("--as", min=1, max=MAX_INT64, help="Import under this id instead of its own.")
     ] = None,
 ) -> None:
     """Import an exported pet into Redis, exactly as it was. Refused if the pet already has data."""
     from sploot_cluster.pet.models import PetId
+    from tasks.capture.file import pet_in
 
     try:
-        content = file.read_bytes()
+        content = pet_in(file.read_bytes())
     except OSError as error:
         raise InvalidInput("FILE", f"{file}: {error.strerror}", "name a file written by `export`") from error
     with open_service() as service:
         view = service.import_pet(content, pet=None if pet is None else PetId(pet))
     out.print(
-        f"pet {view.pet} imported at revision {view.revision}: {view.n_media} items, {len(view.clusters)} clusters"
+        f"pet {view.pet_id} imported at revision {view.revision}: {view.n_media} items, {len(view.clusters)} clusters"
     )
 
 
@@ -351,32 +329,32 @@ def why(
     pet: Pet, media: Annotated[str, typer.Argument(help="The item's id.", metavar="MEDIA")], as_json: AsJson = False
 ) -> None:
     """Show why an item is where it is: its nearest items, the next cluster, and related corrections."""
-    from sploot_cluster.pet.models import NOISE, MediaId, PetId
+    from sploot_cluster.decide.why import QUARANTINED
+    from sploot_cluster.pet.models import MediaId, PetId
 
     with open_service() as service:
         reasons = service.why(PetId(pet), MediaId(media))
     if as_json:
-        origin = "quarantined" if reasons.origin is None else reasons.origin.name.lower()
-        print_json(asdict(reasons) | {"origin": origin})
+        print_json(reasons)
         return
-    if reasons.origin is None:
+    if reasons.origin == QUARANTINED:
         out.print(f"{media} is in no cluster: {reasons.reason}", markup=False, soft_wrap=True)
         return
-    place = "in no cluster" if reasons.cluster == NOISE else f"in cluster {reasons.cluster}"
-    out.print(f"{media} is {place}, {reasons.origin.name.lower()}: {reasons.reason}", soft_wrap=True)
+    place = "in no cluster" if reasons.cluster_id is None else f"in cluster {reasons.cluster_id}"
+    out.print(f"{media} is {place}, {reasons.origin}: {reasons.reason}", soft_wrap=True)
     if reasons.similarity is not None:
         out.print(f"similarity to its cluster {reasons.similarity:.3f}, threshold for arrivals {reasons.threshold:.3f}")
     if reasons.second is not None:
         margin = "" if reasons.margin is None else f", margin of its own {reasons.margin:+.3f}"
         forbidden = ", which a correction forbids" if reasons.second.is_forbidden else ""
         out.print(
-            f"next cluster {reasons.second.cluster}: similarity {reasons.second.similarity:.3f}{margin}{forbidden}"
+            f"next cluster {reasons.second.cluster_id}: similarity {reasons.second.similarity:.3f}{margin}{forbidden}"
         )
-    for demand in reasons.demands:
+    for demand in reasons.corrections:
         out.print(f"{demand.kind} of revision {demand.revision} by {demand.by}: {demand.demand}")
     table = table_of("nearest items", "cluster", "similarity")
     for near in reasons.nearest:
-        table.add_row(near.media, str(near.cluster), f"{near.similarity:.3f}")
+        table.add_row(near.media_id, str(near.cluster_id), f"{near.similarity:.3f}")
     out.print(table)
 
 
@@ -395,11 +373,15 @@ def history(
 
     with open_service() as service:
         if diff is not None:
-            print_diff(service.compare(PetId(pet), *diff), as_json=as_json)
+            found = service.compare(PetId(pet), *diff)
+            if as_json:
+                print_json(found)
+            else:
+                print_diff(found)
             return
         entries = service.history(PetId(pet), limit=limit)
     if as_json:
-        print_json([asdict(entry) for entry in entries])
+        print_json({"pet_id": pet, "entries": entries})
         return
     table = table_of("revision", "kind", "when (UTC)", "by", "what")
     for entry in entries:
@@ -408,11 +390,8 @@ def history(
     out.print(table)
 
 
-def print_diff(diff: Diff, *, as_json: bool) -> None:
-    """Print the difference between two revisions; text output names at most ``MOVES_SHOWN`` items."""
-    if as_json:
-        print_json(asdict(diff) | {"merged": dict(diff.merged), "split": dict(diff.split)})
-        return
+def print_diff(diff: PetDiff) -> None:
+    """Print the difference between two revisions, with at most ``MOVES_SHOWN`` items."""
     out.print(
         f"{diff.n_same} items unchanged, {diff.n_moved} in another cluster, {diff.n_new_noise} newly noise, "
         f"{diff.n_from_noise} no longer noise, {diff.n_arrived} arrived since"
@@ -424,8 +403,8 @@ def print_diff(diff: Diff, *, as_json: bool) -> None:
         out.print(f"  cluster {new} split from {source}")
     table = table_of("item", "from", "to")
     for move in diff.moved[:MOVES_SHOWN]:
-        ends = ("-" if cluster in (None, -1) else str(cluster) for cluster in (move.before, move.after))
-        table.add_row(move.media, *ends)
+        ends = ("-" if cluster is None else str(cluster) for cluster in (move.before, move.after))
+        table.add_row(move.media_id, *ends)
     out.print(table)
     if len(diff.moved) > MOVES_SHOWN:
         out.print(f"and {len(diff.moved) - MOVES_SHOWN} more; --json lists all of them")

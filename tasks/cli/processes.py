@@ -17,7 +17,6 @@ from sploot_cluster.errors import InvalidInput
 from tasks.cli.shared import REFUSED, USAGE, become, settings_of_environment
 from tasks.contracts import QUEUES
 from tasks.observe.logs import SERVICE, configure_logging
-from tasks.settings import SettingInvalid
 
 app = typer.Typer()
 
@@ -42,7 +41,7 @@ def _errors_as_json() -> Iterator[None]:
     configure_logging("INFO")
     try:
         yield
-    except (SettingInvalid, InvalidInput) as refused:
+    except InvalidInput as refused:
         _do_not_start(USAGE, refused)
 
 

@@ -6,12 +6,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.queues import LONGEST_S, DeadLetterFilter, DeadLetterView, Done, Plan
@@ -66,7 +66,7 @@ def queue_status(as_json: AsJson = False) -> None:
     with _operations() as operations:
         queues = operations.queues()
     if as_json:
-        print_json([asdict(queue) for queue in queues])
+        print_json(queues)
         return
     table = table_of(
         "queue", "undelivered", "in flight", "delayed", "orphaned", "dead", "overdue", "oldest", "held for"
@@ -109,7 +109,7 @@ def queue_pending(
                 "holder": entry.holder,
                 "idle_s": (entry.idle_ms or 0) / 1000,
                 "deliveries": entry.deliveries,
-                **asdict(facts_of(inspector.entry(entry.id) or {})),
+                **public(facts_of(inspector.entry(entry.id) or {})),
             }
             for entry in found
         ]
@@ -136,7 +136,7 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
     if as_json:
         print_json(
             [
-                {"entry_id": entry_id, **asdict(facts_of(fields)), "fields": without_embedding(fields)}
+                {"entry_id": entry_id, **public(facts_of(fields)), "fields": without_embedding(fields)}
                 for entry_id, fields in waiting
             ]
         )
@@ -162,7 +162,7 @@ def queue_find(
         took_ms = 1000 * (time.perf_counter() - start)
     found = [job for job in found if media is None or job.media_id == media]
     if as_json:
-        print_json([asdict(job) for job in found])
+        print_json(found)
         return
     table = table_of("state", "queue", "entry", "added (UTC)", "item", "actor", "deliveries", "by")
     for job in found:
@@ -180,7 +180,7 @@ def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
     with _operations() as operations:
         records = operations.audit(limit)
     if as_json:
-        print_json([asdict(record) for record in records])
+        print_json(records)
         return
     table = table_of("when (UTC)", "by", "via", "action", "queue", "state", "planned", "done", "note", "result")
     for record in records:
@@ -302,7 +302,7 @@ def dead_list(
                 for name in names
                 for dead_letter in operations.stored_dead_letters(name, wanted, limit=MOST_GROUPED)
             )
-            _show_groups([asdict(group) for group in groups_of(found)], as_json=as_json)
+            _show_groups([public(group) for group in groups_of(found)], as_json=as_json)
             return
         views = [view for name in names for view in operations.dead_letters(name, wanted, limit=limit)]
     views = sorted(views, key=lambda view: view.died_at, reverse=True)[:limit]
@@ -331,7 +331,7 @@ def dead_show(
             "ID", f"{dead_letter_id} is not a dead letter of {queue}", "see sploot-cluster queue dead list"
         )
     if as_json:
-        print_json(asdict(view))
+        print_json(view)
         return
     for name, value in _listed(view).items():
         if value not in (None, ""):
@@ -424,14 +424,14 @@ def _action(
         _show(plan)
     if plan.is_empty:
         if as_json:
-            print_json(asdict(plan))
+            print_json(plan)
         else:
             out.print("Nothing to do.")
         return
     if not yes:
         operations.keep(plan)
         if as_json:
-            print_json(asdict(plan))
+            print_json(plan)
         err.print(
             "Nothing was done. To apply exactly this plan within an hour: "
             f"sploot-cluster queue apply {plan.plan_id} --yes" + (" --canary" if act is not None else ""),
@@ -440,7 +440,7 @@ def _action(
         raise typer.Exit(REFUSED)
     done = act(plan) if act is not None else operations.act(plan, by=by, via=VIA, note=note)
     if as_json:
-        print_json(asdict(done))
+        print_json(done)
     else:
         out.print(f"Done: {done.reason}." if done.is_complete else f"NOT DONE: {done.reason}.", soft_wrap=True)
     if not done.is_complete:
@@ -491,7 +491,7 @@ def _choice(
 
 def _listed(view: DeadLetterView) -> dict[str, object]:
     """Return a dead letter as a list shows it: without traceback and fields."""
-    return {name: value for name, value in asdict(view).items() if name not in ("traceback", "fields")}
+    return {name: value for name, value in public(view).items() if name not in ("traceback", "fields")}
 
 
 def _show_groups(groups: Sequence[dict[str, object]], *, as_json: bool) -> None:

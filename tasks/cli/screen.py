@@ -12,6 +12,7 @@ import json
 import re
 import traceback
 import unicodedata
+from dataclasses import is_dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final
@@ -19,6 +20,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from sploot_cluster.answer_fields import public
 
 # Control, format, surrogate, line separator, paragraph separator.
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -79,13 +82,18 @@ def print_block(text: str, screen: Screen = out) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print JSON. Characters that a terminal would act on become JSON escapes, so programs read the original text."""
+    """Print JSON; a dataclass is an object with its public fields, as the HTTP API answers it.
 
-    def simple(item: object) -> object:
-        return item.isoformat() if isinstance(item, datetime) else str(item)
-
-    text = json.dumps(value, default=simple, indent=2, ensure_ascii=False)
+    Characters that a terminal would act on become JSON escapes, so programs read the original text.
+    """
+    text = json.dumps(value, default=_simple, indent=2, ensure_ascii=False)
     print(re.sub(r"[^\n -~]", lambda found: _in_json(found[0]), text))
+
+
+def _simple(item: object) -> object:
+    if is_dataclass(item):
+        return public(item)
+    return item.isoformat() if isinstance(item, datetime) else str(item)
 
 
 def _in_json(character: str) -> str:

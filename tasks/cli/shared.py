@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
+from sploot_cluster.answer_fields import public
 from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
 from tasks.cli.screen import err, out, print_json
 from tasks.observe.log_stream import drain_all
@@ -93,7 +93,7 @@ def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: b
     """Print the job, or its outcome when the command waits; fail the command unless the job succeeded in time."""
     status = ended(tasks, job, wait_s) if wait_s is not None else None
     if as_json:
-        print_json(asdict(job) | ({} if status is None else asdict(status)))
+        print_json(public(job) | ({} if status is None else public(status)))
     elif status is None:
         waiting = "is already waiting" if job.coalesced else "enqueued"
         out.print(f"job {job.job_id} {waiting} in queue {job.queue}, position {job.position}")

@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 
 from broker import QueueStats, RedisStreamsBroker
 from tasks.contracts import GROUP, QUEUES, stream_of
+from tasks.queue_limit import MAX_QUEUE_LENGTH, limit_from
 from tasks.queue_ops.overdue import overdue_jobs
 
 logger = logging.getLogger("sploot-cluster.queue")
@@ -63,9 +64,11 @@ return streak
 class BacklogSampler:
     """Writes the contents of every queue to Redis. Errors of the broker and of redis-py pass through."""
 
-    def __init__(self, broker: RedisStreamsBroker, client: redis.Redis) -> None:
+    def __init__(self, broker: RedisStreamsBroker, client: redis.Redis, *, max_queue_length: int = 0) -> None:
+        """Args: ``max_queue_length`` is written with the samples, for every producer to obey; 0: no limit."""
         self._broker = broker
         self._client = client
+        self._max_queue_length = max_queue_length
 
     def sample_pending(self) -> None:
         """Count the jobs of every queue by state, and all jobs ever added."""
@@ -75,13 +78,13 @@ class BacklogSampler:
             sample |= self._ids_of(queue, stats)
             sample[f"{queue}:pending"] = stats.in_flight
             sample[f"{queue}:undelivered"] = stats.undelivered
-            sample[f"{queue}:in_line"] = stats.in_line
             sample[f"{queue}:delayed"] = stats.delayed
             sample[f"{queue}:orphaned"] = stats.orphaned
             sample[f"{queue}:dead"] = stats.dead
             sample[f"{queue}:overdue"] = len(overdue_jobs(self._broker, stats))
             sample[f"{queue}:added"] = stats.entries_added
         self._write(sample)
+        self._client.set(MAX_QUEUE_LENGTH, self._max_queue_length)
 
     def sample_lag(self) -> None:
         """Measure how long the oldest job of every queue has been pending, and how long ago it was added."""
@@ -183,10 +186,9 @@ class BacklogCollector(Collector):
         pipe = self._client.pipeline(transaction=False)
         pipe.hgetall(BACKLOG)
         pipe.hgetall(NOISE)
-        sample, noise = (
-            {name.decode(): int(value) for name, value in stored.items()}
-            for stored in cast(list[dict[bytes, bytes]], pipe.execute())
-        )
+        pipe.get(MAX_QUEUE_LENGTH)
+        *hashes, limit = cast("tuple[dict[bytes, bytes], dict[bytes, bytes], bytes | None]", pipe.execute())
+        sample, noise = ({name.decode(): int(value) for name, value in stored.items()} for stored in hashes)
         families: list[Metric] = []
         for row in _OF_STREAMS:
             family = row.family()
@@ -201,6 +203,7 @@ class BacklogCollector(Collector):
             # the older of the two, so that it shows whichever actor stops
             "sampled_at_ms": min(sample.get("pending_at_ms", 0), sample.get("lag_at_ms", 0)),
             TICKED_AT: sample.get(TICKED_AT, 0),
+            "max_queue_length": limit_from(limit),
         }
         for row in _SINGLE:
             family = row.family()
@@ -246,12 +249,6 @@ _OF_STREAMS: Final = (
         "media_cluster_undelivered_jobs",
         "Jobs that no worker has taken yet. Growing: too few workers, none at all, or the queue is paused.",
         "undelivered",
-        ("stream",),
-    ),
-    _Row(
-        "media_cluster_in_line_jobs",
-        "Jobs that wait until the one before them, of the same ordering key, has ended.",
-        "in_line",
         ("stream",),
     ),
     _Row(
@@ -334,6 +331,12 @@ _SINGLE: Final = (
         "minutes ago means that it stopped or cannot reach Redis.",
         TICKED_AT,
         per_unit=_MS_PER_S,
+    ),
+    _Row(
+        "media_cluster_max_queue_length_jobs",
+        "How many jobs a queue may hold before producers are refused, as SPLOOT_MAX_QUEUE_LENGTH of the workers sets "
+        "it; 0: no limit.",
+        "max_queue_length",
     ),
     _Row(
         "cluster_last_noise_count",

@@ -16,9 +16,10 @@ import dramatiq
 from dramatiq.broker import Broker, MessageProxy
 
 from broker import DeadLetter
+from sploot_cluster.errors import InvalidInput
 from tasks.observe.logs import without_payload
 from tasks.queue_ops.dead_letters import kind_of_error, message_id_of, pet_of
-from tasks.settings import SettingInvalid, Settings
+from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from sentry_sdk.transport import Transport
@@ -37,7 +38,7 @@ def configure_error_reports(
         transport: receives reports instead of the DSN's address, for tests.
 
     Raises:
-        SettingInvalid: the DSN is set, but sentry-sdk is not installed.
+        InvalidInput: the DSN is set, but sentry-sdk is not installed.
     """
     if not settings.sentry_dsn:
         return False
@@ -45,7 +46,7 @@ def configure_error_reports(
         import sentry_sdk
         from sentry_sdk.integrations.logging import LoggingIntegration
     except ImportError:
-        raise SettingInvalid(
+        raise InvalidInput(
             "SENTRY_DSN", "needs sentry-sdk", "pip install 'sploot-cluster[worker]', or unset the variable"
         ) from None
     sentry_sdk.init(

@@ -27,10 +27,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from broker.identity import is_running
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from tasks.contracts import GROUP, stream_of
 from tasks.observe.logs import configure_logging
-from tasks.observe.metrics import VARIABLE, forget_the_dead, is_running, share_values
+from tasks.observe.metrics import VARIABLE, forget_the_dead, share_values
 from tasks.observe.pulse import Pulse, pulses, why_not_alive
 from tasks.observe.redis_probe import probe_writes
 from tasks.redis_urls import connect

@@ -31,13 +31,13 @@ SERVICE: Final = "sploot-cluster"
 _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
 _SHORTEST_PAYLOAD: Final = 80  # characters: base64 of 15 values; no model has fewer
-# base64 of a vector, its bytes, and its numbers as Python prints them
+# base64 of a vector, its bytes, and its numbers as Python and JSON print them
 _NUMBER: Final = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 _PAYLOAD: Final = re.compile(
     rf"[A-Za-z0-9+/]{{{_SHORTEST_PAYLOAD},}}={{0,2}}"
     rf"|b'(?:\\.|[^'\\]){{{_SHORTEST_PAYLOAD},}}'"
     rf"|b\"(?:\\.|[^\"\\]){{{_SHORTEST_PAYLOAD},}}\""
-    rf"|(?:{_NUMBER},?\s+){{7,}}{_NUMBER}"
+    rf"|(?:{_NUMBER}(?:,\s*|\s+)){{7,}}{_NUMBER}"
 )
 
 Message = dramatiq.Message[Any] | MessageProxy

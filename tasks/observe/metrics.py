@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
+from broker.identity import is_running, started_at
 from sploot_cluster.decide.corrections import VERBS
 from tasks.contracts import CLUSTER_MAINTENANCE
 from tasks.observe.job_facts import NO_BACKEND
@@ -56,7 +57,7 @@ def share_values() -> Path | None:
         return None
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         pid, _, born = left.name.removeprefix(PREFIX).partition("-")
-        if not pid.isdecimal() or _born(int(pid)) != born:
+        if not pid.isdecimal() or (started_at(int(pid)) or "") != born:
             shutil.rmtree(left, ignore_errors=True)
     directory = _directory_of(master.pid)
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -156,23 +157,5 @@ def count_dropped_log_lines(n: int) -> None:
 
 
 def _directory_of(master: int) -> Path:
-    return Path(tempfile.gettempdir(), f"{PREFIX}{master}-{_born(master)}")
-
-
-def _born(pid: int) -> str:
-    """Return a process's start time in ticks since boot, because pids are reused; empty without ``/proc``."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process is running; a zombie is not."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # no /proc on this system
+    # with its start time, because pids are reused
+    return Path(tempfile.gettempdir(), f"{PREFIX}{master}-{started_at(master) or ''}")

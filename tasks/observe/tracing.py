@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
 
+from sploot_cluster.errors import InvalidInput
 from tasks.contracts import GROUP, stream_of
 from tasks.observe.logs import SERVICE, pet_id_of
-from tasks.settings import SettingInvalid, Settings
+from tasks.settings import Settings
 from tasks.trace_context import RETRIED_FROM, TRACEPARENT, current_traceparent, traceparent_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:
     """Return the middleware that traces jobs; empty unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set.
 
     Raises:
-        SettingInvalid: the variable is set, but the extra [otel] is not installed.
+        InvalidInput: the variable is set, but the extra [otel] is not installed.
     """
     if not settings.otlp_endpoint:
         return []
@@ -40,7 +41,7 @@ def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as missing:
         hint = "pip install 'sploot-cluster[otel]', or unset the variable"
-        raise SettingInvalid("OTEL_EXPORTER_OTLP_ENDPOINT", f"needs {missing.name}", hint) from None
+        raise InvalidInput("OTEL_EXPORTER_OTLP_ENDPOINT", f"needs {missing.name}", hint) from None
     resource = Resource.create(
         {"service.name": SERVICE, "deployment.environment.name": settings.environment, "process.pid": os.getpid()}
     )

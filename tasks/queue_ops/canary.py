@@ -18,7 +18,6 @@ from tasks.queue_ops.dead_letters import message_id_of
 
 POLL_S: Final = 0.2
 ENDED: Final = "ended"
-IN_LINE: Final = "in-line"  # returned by the broker in place of an entry id
 
 Fate = Literal["succeeded", "died", "unknown"]
 
@@ -176,8 +175,6 @@ class _Watch:
     def where(self, dead_letter: DeadLetter, entry_id: str) -> str:
         """Return what the job of a requeued dead letter is doing, given its entry."""
         inspector = self._broker.inspector(self._queue)
-        if entry_id == IN_LINE:
-            return "waits in line behind another message of its ordering key"
         if inspector.entry(entry_id) is not None:
             pending = inspector.find_pending(entry_id)
             if pending is not None:

@@ -19,8 +19,9 @@ EMBEDDING: Final = "embedding"
 # Tolerated difference between the clocks of Redis and this machine.
 _SKEW: Final = timedelta(minutes=1)
 
-# In JSON the quote of a key has no backslash before it, so no value can look like this key.
-_PET_IN_JSON: Final = re.compile(rb'(?<!\\)"pet_id":\s*(\d{1,19})')
+# In JSON the quote of a key has no backslash before it, so no value can look like this key. A number without an end may
+# have been cut.
+_PET_IN_JSON: Final = re.compile(rb'(?<!\\)"pet_id":\s*(\d{1,19})\s*[,}]')
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 
 
@@ -96,11 +97,11 @@ def media_of(fields: Mapping[bytes, bytes]) -> frozenset[str]:
     return frozenset(_names([kwargs.get("media_id"), *(several if isinstance(several, list) else ())]))
 
 
-def is_unclear(fields: Mapping[bytes, bytes]) -> bool:
-    """Return whether an entry may belong to any pet, because it or its pet id is unreadable."""
+def is_unclear(fields: Mapping[bytes, bytes], pet_id: int) -> bool:
+    """Return whether an unreadable entry may belong to this pet: what can be read of it names no other pet."""
     facts = facts_of(fields)
     if facts.form == "unreadable":
-        return True
+        return facts.pet_id in (None, pet_id)
     if facts.pet_id is not None or facts.form != "message":
         return facts.pet_id is None
     kwargs = (_message(fields) or {}).get("kwargs")

@@ -9,12 +9,10 @@ from difflib import get_close_matches
 from typing import Final, assert_never
 
 import redis
-from dramatiq.errors import BrokerConnectionError
 
 from broker import DeadLetter, DeadLetterTooLarge, Inspector, PendingEntry, QueueStats, RedisStreamsBroker
 from broker.keys import HANDED_BACK, QueueKeys
 from sploot_cluster.errors import InvalidInput
-from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.queues import (
     Action,
     AuditRecord,
@@ -26,7 +24,6 @@ from sploot_cluster.queues import (
     PlannedEntry,
     QueueStatus,
 )
-from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.contracts import NAMESPACE, QUEUES, stream_of
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import Canary
@@ -34,10 +31,12 @@ from tasks.queue_ops.dead_letters import select, view_of
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
+from tasks.redis_errors import reaching_redis
 
 # One plan touches at most this many entries; their ids and holders take some megabytes.
 MOST_ENTRIES: Final = 100_000
 SHOWN_IDS: Final = 3
+ACTED: Final = "it may have run in part: see the audit, then plan again"
 
 
 class Operations:
@@ -61,7 +60,7 @@ class Operations:
     # -- inspect -------------------------------------------------------------------------------------------------
 
     def queues(self) -> Sequence[QueueStatus]:
-        with _reaching_redis():
+        with reaching_redis():
             return [self._status(queue) for queue in QUEUES]
 
     def inspector(self, queue: str) -> Inspector:
@@ -70,24 +69,24 @@ class Operations:
 
     def find(self, pet_id: int) -> tuple[list[FoundJob], int]:
         """Return the pet's unfinished jobs, and the number of unindexed entries that were read to find them."""
-        with _reaching_redis():
+        with reaching_redis():
             return find_jobs(self._broker, self._client, pet_id)
 
     def stored_dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Iterator[DeadLetter]:
         """Yield the dead letters that match, newest first, with embeddings."""
-        with _reaching_redis():
+        with reaching_redis():
             yield from select(self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit)
 
     def dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Sequence[DeadLetterView]:
         return [view_of(dead_letter) for dead_letter in self.stored_dead_letters(queue, wanted, limit=limit)]
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None:
-        with _reaching_redis():
+        with reaching_redis():
             dead_letter = self._broker.dead_letters(queue_named(queue)).get(dead_letter_id)
         return None if dead_letter is None else view_of(dead_letter, is_whole=True)
 
     def audit(self, limit: int = 50) -> Sequence[AuditRecord]:
-        with _reaching_redis():
+        with reaching_redis():
             return self._audit.newest(limit)
 
     # -- plan ----------------------------------------------------------------------------------------------------
@@ -114,7 +113,7 @@ class Operations:
         queue = queue_named(queue)
         warnings: list[str] = []
         ghosts: set[str] = set()
-        with _reaching_redis():
+        with reaching_redis():
             inspector = self._broker.inspector(queue)
             if entry_ids:
                 seen = self._look_up(inspector, entry_ids)
@@ -175,7 +174,7 @@ class Operations:
     def plan_retire(self, queue: str, consumer: str, *, even_if_alive: bool = False) -> Plan:
         """Plan to return the consumer's entries to the queue, then remove the consumer."""
         queue = queue_named(queue)
-        with _reaching_redis():
+        with reaching_redis():
             names = {one.name for one in self._broker.stats(queue).consumers}
             held = self._broker.inspector(queue).pending(MOST_ENTRIES, consumer=consumer)
             is_alive = consumer in self._alive(queue)
@@ -273,17 +272,17 @@ class Operations:
         )
 
     def keep(self, plan: Plan) -> None:
-        with _reaching_redis():
+        with reaching_redis():
             self._plans.keep(plan)
 
     def take(self, plan_id: str) -> Plan:
-        with _reaching_redis():
+        with reaching_redis():
             return self._plans.take(plan_id)
 
     # -- act -----------------------------------------------------------------------------------------------------
 
     def act(self, plan: Plan, *, by: str, via: str, note: str = "") -> Done:
-        with _reaching_redis(acts=True), self._audit.writing(plan, by=by, via=via, note=note) as entry:
+        with reaching_redis(ACTED), self._audit.writing(plan, by=by, via=via, note=note) as entry:
             done = entry.done = self._done(plan)
             return done
 
@@ -291,7 +290,7 @@ class Operations:
     def acting(self, plan: Plan, *, by: str, via: str, note: str = "") -> Iterator[list[Done]]:
         """Audit an action that runs in several steps; the caller appends its final ``Done`` to the yielded list."""
         result: list[Done] = []
-        with _reaching_redis(acts=True), self._audit.writing(plan, by=by, via=via, note=note) as entry:
+        with reaching_redis(ACTED), self._audit.writing(plan, by=by, via=via, note=note) as entry:
             yield result
             (entry.done,) = result
 
@@ -368,7 +367,6 @@ class Operations:
             is_paused=stats.paused,
             undelivered=stats.undelivered,
             in_flight=stats.in_flight,
-            in_line=stats.in_line,
             delayed=stats.delayed,
             orphaned=stats.orphaned,
             dead=stats.dead,
@@ -422,7 +420,7 @@ class Operations:
                 ::-1
             ]
         found = []
-        with _reaching_redis():
+        with reaching_redis():
             dead_letters = self._broker.dead_letters(queue)
             for dead_letter_id in dict.fromkeys(dead_letter_ids):
                 dead_letter = dead_letters.get(dead_letter_id)
@@ -534,12 +532,3 @@ def _order(entry_id: str) -> tuple[int, int]:
         return int(ms), int(number or 0)
     except ValueError:
         raise InvalidInput("id", f"{entry_id!r} is not a stream entry id", "expected e.g. 1764000000000-0") from None
-
-
-@contextmanager
-def _reaching_redis(*, acts: bool = False) -> Iterator[None]:
-    try:
-        yield
-    except (*REDIS_ERRORS, BrokerConnectionError) as error:
-        outcome = "it may have run in part: see the audit, then plan again" if acts else "nothing was changed"
-        raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error

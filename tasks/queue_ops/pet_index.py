@@ -53,8 +53,8 @@ class FoundJob:
     """An unfinished job of a pet.
 
     Attributes:
-        state: ``waiting``, ``in flight``, ``delayed``, or ``in line`` behind another message of its ordering key.
-        entry_id: None for ``delayed`` and ``in line`` jobs, which have no entry yet.
+        state: ``waiting``, ``in flight`` or ``delayed``.
+        entry_id: None for ``delayed`` jobs, which have no entry yet.
         holder: the consumer that works on it, if any.
     """
 
@@ -107,7 +107,7 @@ def find_jobs(
 ) -> tuple[list[FoundJob], int]:
     """Return the pet's unfinished jobs, at most ``limit`` per queue, and the number of entries indexed for it.
 
-    Reads the index, the pending entries, and all delayed and in-line messages.
+    Reads the index, the pending entries, and all delayed messages.
     """
     found: list[FoundJob] = []
     n_indexed = 0
@@ -126,11 +126,10 @@ def find_jobs(
         for entry_id, facts in zip(unknown, _facts_of(inspector, unknown), strict=True):
             if facts is not None and facts.pet_id == pet_id:
                 found.append(_job(queue, inspector, entry_id, facts, pending))
-        for state, messages in (("delayed", inspector.delayed()), ("in line", inspector.in_line())):
-            for message in messages:
-                facts = facts_of({b"message": message})
-                if facts.pet_id == pet_id:
-                    found.append(FoundJob(queue, state, None, facts.message_id, facts.actor, facts.media_id, None))
+        for message in inspector.delayed():
+            facts = facts_of({b"message": message})
+            if facts.pet_id == pet_id:
+                found.append(FoundJob(queue, "delayed", None, facts.message_id, facts.actor, facts.media_id, None))
     return found, n_indexed
 
 

@@ -61,6 +61,7 @@ def write_without_master(n: int) -> None:
     client.rpush("began", n)
     while os.getppid() == master:
         time.sleep(0.01)
+    time.sleep(1)  # this process has noticed it, too, and waits for this job
     try:
         for _ in range(100):
             sys.stderr.write("x" * 10_000)
@@ -72,6 +73,7 @@ def write_without_master(n: int) -> None:
 @dramatiq.actor
 def compute(seconds: float) -> None:
     """Block the event loop so that no other greenlet runs."""
+    client.rpush("began", -1)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass

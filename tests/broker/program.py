@@ -1,7 +1,7 @@
 """A separate worker process, for tests that stop, kill and fork one.
 
-``python -m tests.broker.program URL LEASE_MS THREADS QUEUES``. What ran is told in the Redis list ``ran``. ``started``
-in a test is the context manager that starts it.
+``python -m tests.broker.program URL LEASE_MS THREADS QUEUES``. What ran is told in the Redis list ``ran``.
+``processes.started`` starts it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import dramatiq
 import redis
@@ -54,27 +50,6 @@ def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@contextmanager
-def started(url: str, *, lease_ms: int, threads: int = 2, queues: int = 1) -> Iterator[subprocess.Popen[str]]:
-    """Start a working process whose keeper process has written a heartbeat. Other queues are ``q-1``, …"""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.broker.program", url, str(lease_ms), str(threads), str(queues)],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
 def main() -> None:
     url, lease_ms, threads, queues = sys.argv[1], *map(int, sys.argv[2:])
     broker = RedisStreamsBroker(url, middleware=[Retries()], lease_ms=lease_ms)
@@ -85,8 +60,6 @@ def main() -> None:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     worker.start()
-    while broker._session.keeper.child_pid is None:
-        time.sleep(0.01)
     print("ready", flush=True)
     while not stopping.wait(0.1):
         pass

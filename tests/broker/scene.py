@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +12,14 @@ from typing import Any
 import dramatiq
 import redis
 
-from broker import Delivery, RedisStreamsBroker, keeper
+from broker import Delivery, RedisStreamsBroker
+from broker.connections import Argument, Connections
 from broker.consumer import StreamsConsumer
-from broker.janitor import Round
-from broker.keys import QueueKeys
+from broker.janitor import Janitor, Round
+from broker.keeper import Keeper
+from broker.keys import KeysByQueue, QueueKeys
+from broker.outcomes import Outcomes
+from broker.scripts import BEAT, Script
 
 QUEUE = "q"
 KEYS = QueueKeys("streams", QUEUE)
@@ -44,19 +48,63 @@ class QueueState:
     locks: tuple[str, ...] = ()
 
 
+class Line:
+    """The line between a simulated process and Redis, which can be cut."""
+
+    def __init__(self) -> None:
+        self.is_cut_by: type[BaseException] | None = None
+
+    def check(self) -> None:
+        if self.is_cut_by is not None:
+            raise self.is_cut_by
+
+
+class CuttableConnection(redis.UnixDomainSocketConnection):
+    """A connection that fails once its line is cut."""
+
+    def __init__(self, *, line: Line, **settings: Any) -> None:
+        self._line = line
+        super().__init__(**settings)  # type: ignore[no-untyped-call]
+
+    def connect(self) -> None:
+        self._line.check()
+        super().connect()  # type: ignore[no-untyped-call]
+
+    def send_packed_command(self, *args: Any, **options: Any) -> None:
+        self._line.check()
+        super().send_packed_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        answer = super().read_response(*args, **options)
+        self._line.check()
+        return answer
+
+
 class Scene:
-    """Simulated processes by name, each with its own broker on one queue."""
+    """Simulated processes by name, each with its own broker on one queue.
+
+    A thread writes their heartbeats, because the keeper process of a simulated one would outlive its death.
+    """
 
     def __init__(self, client: redis.Redis, url: str) -> None:
         self.client: Any = client  # redis-py types each answer as the union of all possible ones
         self.url = url
         self.brokers: dict[str, RedisStreamsBroker] = {}
+        self._connections = Connections(client)
+        self._lines: dict[str, Line] = {}
         self._consumers: dict[str, list[StreamsConsumer]] = {}
         self._names: dict[str, str] = {"~handed-back": "handed back"}
 
-    def process(self, name: str, **settings: Any) -> RedisStreamsBroker:
-        """Return a broker that simulates a process."""
-        broker = RedisStreamsBroker(self.url, **{"middleware": [], "lease_ms": 2_000, **settings})
+    def process(self, name: str, *, keeper_process: bool = False, **settings: Any) -> RedisStreamsBroker:
+        """Return a broker that simulates a process; one with a keeper process cannot ``die``."""
+        if keeper_process:
+            client = redis.Redis.from_url(self.url)
+        else:
+            line = self._lines[name] = Line()
+            pool = redis.ConnectionPool.from_url(self.url, connection_class=CuttableConnection, line=line)
+            client = redis.Redis(connection_pool=pool)
+        defaults: dict[str, Any] = {"middleware": [], "lease_ms": 10_000}
+        broker = RedisStreamsBroker(client=client, keeper_process=keeper_process, **(defaults | settings))
         broker.declare_queue(QUEUE)
         self.brokers[name] = broker
         self._names[broker.consumer_name] = name
@@ -69,20 +117,16 @@ class Scene:
 
     def die(self, name: str) -> None:
         """End a process as a SIGKILL one lease ago: its threads stop, its entries and its old heartbeat stay."""
-        broker = self.brokers.pop(name)
-        for consumer in self._consumers.pop(name, []):
-            consumer._read.drop()  # as its sockets are closed: the server would deliver into an open one
-        session = broker._session
-        session.keeper.close(is_holding=False)
-        for queue in session._queues.values():
-            queue.janitor.stop()
-        session._queues.clear()
+        broker, line = self.brokers.pop(name), self._lines.pop(name)
         consumer_name = broker.consumer_name
+        line.is_cut_by = redis.TimeoutError
+        broker.emit_before("worker_shutdown", None)  # lets threads go on that wait for a suspect
+        for consumer in self._consumers.pop(name, []):
+            consumer.close()
+        broker.close()
+        line.is_cut_by = SystemExit  # ends any thread that still runs a message
         self.client.zadd(KEYS.consumers, {consumer_name: 1})
         self.age(consumer_name, idle_ms=60_000)
-        session.settler._is_stopping.set()
-        session.settler._has_work.set()
-        session.connections.close()
 
     def die_running(self, *names: str) -> None:
         """Start processes one after the other, each of which dies while it runs the next message."""
@@ -141,14 +185,70 @@ class Scene:
             noted[labels[entry_id]] = (float(charges), self._names.get(who, who) + space + company)
         return noted
 
+    def lose_lease(self, name: str) -> None:
+        """Let others take over the entries of a live process, as after a SIGSTOP. Its lease must be a minute or more.
+
+        Its next heartbeat, which would show that it lives, is a third of its lease away.
+        """
+        broker = self.brokers[name]
+        assert broker.settings.lease_ms >= 60_000
+        self.client.zadd(KEYS.consumers, {broker.consumer_name: 1})
+        self.age(broker.consumer_name, idle_ms=120_000)
+
+    def run(self, script: Script, keys: Sequence[str], *args: Argument) -> Any:
+        """Run one of the broker's scripts and return its answer."""
+        return self._connections.run_script(script, keys, args)
+
+    def beat(self, name: str) -> None:
+        """Write a heartbeat of a process, which creates the group if it is gone."""
+        broker = self.brokers[name]
+        self.run(BEAT, (KEYS.stream, KEYS.consumers), GROUP, broker.consumer_name, broker.settings.lease_ms, 1)
+
+    def sweep(self, name: str) -> Round:
+        """Run one round of a janitor of this process, including a sweep for orphans; return its findings."""
+        broker = self.brokers[name]
+        janitor = Janitor(
+            self._connections,
+            broker.settings,
+            KEYS,
+            consumer_name=broker.consumer_name,
+            on_round=lambda _: False,
+        )
+        try:
+            return janitor.run_once()
+        finally:
+            janitor.stop()
+
+    def outcomes(self, name: str) -> Outcomes:
+        """Return outcomes of a process that is never sure of its lease, and so asks Redis about every message."""
+        broker = self.brokers[name]
+        keeper = Keeper(self._connections, broker.settings, consumer_name=broker.consumer_name)
+        return Outcomes(
+            self._connections,
+            broker.settings,
+            KeysByQueue(broker.settings.namespace),
+            consumer_name=broker.consumer_name,
+            keeper=keeper,
+            emit=lambda *_: None,
+        )
+
+    def promote(self, name: str) -> None:
+        """Make all delayed messages fall due, and promote them."""
+        for one in self.client.zrange(KEYS.delayed, 0, -1):
+            self.client.zadd(KEYS.delayed, {one: 1}, xx=True)
+        self.sweep(name)
+
+    def n_blocked(self, command: str) -> int:
+        """Return how many clients wait at the server: in ``xreadgroup`` consumers, in ``xread`` janitors."""
+        return sum(one["cmd"] == command and "b" in one["flags"] for one in self.client.client_list())
+
     def close(self) -> None:
         for consumers in self._consumers.values():
             for consumer in consumers:
                 consumer.close()
         for broker in self.brokers.values():
             broker.close()
-        while keeper._watching:  # the simulated processes end with the scene, so their keeper processes must end, too
-            keeper._watching.pop().end()
+        self._connections.close()
 
 
 @contextmanager
@@ -191,15 +291,6 @@ def received(consumer: StreamsConsumer, n: int) -> list[Delivery]:
         assert isinstance(delivery, Delivery), f"only {len(got)} of {n} messages came"
         got.append(delivery)
     return got
-
-
-def swept(broker: RedisStreamsBroker) -> Round:
-    """Run one round of the process's janitor at once, including a sweep for orphans; return its findings."""
-    janitor = next(iter(broker._session._queues.values())).janitor
-    # the janitor's thread may be in a round that has swept already and postpones the next sweep
-    with janitor._round:
-        janitor._next_sweep_at = 0.0
-        return janitor._run_once()
 
 
 def labels(deliveries: list[Delivery]) -> list[str]:

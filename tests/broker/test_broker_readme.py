@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import dramatiq
@@ -14,7 +15,8 @@ import pytest
 import redis
 
 import broker
-from broker import BrokerSettings, RedisStreamsBroker
+from broker import RedisStreamsBroker
+from broker.keys import QueueKeys
 from broker.read_ahead import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S
 from tests.faults.nemeses import BY_NAME
 from tests.support import eventually
@@ -130,11 +132,17 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def test_readme_names_every_key() -> None:
-    table = re.findall(r"\{ns:q\}:([\w:]+)", (Path(broker.__file__).with_name("keys.py")).read_text())
+    keys = QueueKeys("streams", "<queue>")
+    properties = [name for name, of_class in vars(QueueKeys).items() if isinstance(of_class, cached_property)]
+    single = {getattr(keys, name) for name in properties if name != "work"}
 
-    assert len(table) == 14
-    for name in table:
-        assert f":{name.partition(':<')[0]}" in README, name
+    named = set(re.findall(r"`((?:\{streams:<queue>\})?:[\w:]+(?:<\w+>)?)`", README))
+
+    assert {f"{{streams:<queue>}}{name.removeprefix('{streams:<queue>}')}" for name in named} == {
+        *single - {keys.stream},
+        keys.unique("<key>"),
+        keys.recent("<producer>"),
+    }
 
 
 def test_readme_imports_only_public_names() -> None:
@@ -144,10 +152,11 @@ def test_readme_imports_only_public_names() -> None:
     assert names <= set(broker.__all__)
 
 
-def test_documented_read_ahead_figures_match_the_code() -> None:
-    said, documented = (" ".join(str(text).split()) for text in (README, BrokerSettings.__doc__))
-    longest = f"{HAND_BACK_AFTER_S * 1_000:g} ms"
+def test_readme_lists_the_limits_of_reading_ahead() -> None:
+    (table,) = re.findall(r"^\| reading ahead \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
 
-    assert f"up to {MOST_AHEAD} messages wait for {longest} before they are handed back" in said
-    assert f"nothing is read ahead for {'a second' if NOTHING_AHEAD_FOR_S == 1 else NOTHING_AHEAD_FOR_S}" in said
-    assert f"up to {MOST_AHEAD} messages; those that find no place within {longest} are handed back" in documented
+    assert [float(cell) for cell in re.findall(r"\| ([\d.]+) \|$", table, flags=re.MULTILINE)] == [
+        MOST_AHEAD,
+        1_000 * HAND_BACK_AFTER_S,
+        1_000 * NOTHING_AHEAD_FOR_S,
+    ]

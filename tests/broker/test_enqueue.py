@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +13,7 @@ import redis
 from dramatiq.errors import ConnectionClosed, ConnectionFailed, QueueNotFound
 
 from broker import EnqueueUncertain, InvalidMessage, MessageTooLarge, QueueFull, RedisStreamsBroker
+from broker.connections import Connections
 from broker.keys import HANDED_BACK
 from broker.scripts import ENQUEUE, TICK
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
@@ -49,9 +49,9 @@ def test_entry_is_the_json_of_dramatiq_in_one_field(scene: Scene) -> None:
     assert dramatiq.Message.decode(fields[b"message"]) == sent
 
 
-def test_field_is_converted_to_its_type_before_it_is_sent(scene: Scene) -> None:
+def test_field_is_converted_to_its_type_before_it_is_sent(stage: Scene) -> None:
     heard = Heard()
-    broker = scene.process("a", middleware=[heard])
+    broker = stage.process("a", middleware=[heard])
     number, uuid = message("number"), message("uuid")
     object.__setattr__(number, "message_id", 42)
     object.__setattr__(number, "message_timestamp", 1_700_000_000_000.5)
@@ -61,12 +61,12 @@ def test_field_is_converted_to_its_type_before_it_is_sent(scene: Scene) -> None:
 
     assert [one.message_id for one in sent] == ["42", str(UUID(int=7))]
     assert sent[0].message_timestamp == 1_700_000_000_000
-    stored = [dramatiq.Message.decode(fields[b"message"]) for _, fields in scene.client.xrange(KEYS.stream)]
+    stored = [dramatiq.Message.decode(fields[b"message"]) for _, fields in stage.client.xrange(KEYS.stream)]
     assert stored == sent
 
 
 @pytest.mark.parametrize("half", ["actor_name", "message_id", "unique_key", "ordering_key"])
-def test_enqueue_refuses_unpaired_surrogates(scene: Scene, half: str) -> None:
+def test_enqueue_refuses_unpaired_surrogates(stage: Scene, half: str) -> None:
     sent = message("one")
     if half.endswith("_key"):
         sent.options[half] = "\ud800"
@@ -74,20 +74,20 @@ def test_enqueue_refuses_unpaired_surrogates(scene: Scene, half: str) -> None:
         object.__setattr__(sent, half, "\ud800")
 
     with pytest.raises(InvalidMessage) as refused:
-        scene.process("a").enqueue(sent)
+        stage.process("a").enqueue(sent)
 
     assert refused.value.field == half
 
 
 @pytest.mark.parametrize("delay", ["soon", [1], float("nan"), float("inf")])
-def test_enqueue_refuses_a_delay_that_is_not_a_number(scene: Scene, delay: Any) -> None:
-    broker = scene.process("a")
+def test_enqueue_refuses_a_delay_that_is_not_a_number(stage: Scene, delay: Any) -> None:
+    broker = stage.process("a")
 
     with pytest.raises(InvalidMessage) as refused:
         broker.enqueue(message("one"), delay=delay)
 
     assert refused.value.field == "delay"
-    assert scene.state() == QueueState()
+    assert stage.state() == QueueState()
 
 
 def test_messages_are_delivered_in_enqueue_order(scene: Scene) -> None:
@@ -120,8 +120,7 @@ def test_janitor_is_woken_by_a_message_that_is_due_earlier(scene: Scene, by: str
     broker.enqueue(message("later"), delay=3_600_000)
     broker.enqueue(message("tried again"))
     (one,) = received(consumer, 1)
-    janitor = next(iter(broker._session._queues.values())).janitor
-    eventually(lambda: janitor._timer.is_waiting and janitor._next_round_at - time.monotonic() > 60)
+    eventually(lambda: scene.n_blocked("xread"))
 
     if by == "retry":
         fail(broker, one, delay=50)
@@ -146,9 +145,9 @@ def test_many_due_messages_are_promoted_in_steps_and_in_order(scene: Scene) -> N
     assert entries == [str(n) for n in range(450)]
 
 
-def test_middleware_is_called_before_and_after_every_enqueue(scene: Scene) -> None:
+def test_middleware_is_called_before_and_after_every_enqueue(stage: Scene) -> None:
     heard = Heard()
-    broker = scene.process("a", middleware=[heard])
+    broker = stage.process("a", middleware=[heard])
 
     broker.enqueue(message("one"))
     broker.enqueue(message("two"), delay=5_000)
@@ -218,15 +217,15 @@ def test_message_does_not_free_the_unique_key_of_the_next_one(scene: Scene, what
     ids=["answer lost", "not sent", "refused"],
 )
 def test_enqueue_uncertain_is_raised_only_if_the_call_was_sent(
-    scene: Scene, happened: Exception, is_uncertain: bool, monkeypatch: pytest.MonkeyPatch
+    stage: Scene, happened: Exception, is_uncertain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = scene.process("a", enqueue_timeout_ms=0)
+    broker = stage.process("a", enqueue_timeout_ms=0)
     one = message("one")
 
     def failing(*_: Any) -> None:
         raise happened
 
-    monkeypatch.setattr(broker._session.connections, "run_script", failing)
+    monkeypatch.setattr(Connections, "run_script", failing)
 
     with pytest.raises(type(happened)) as raised:
         broker.enqueue(one)
@@ -256,7 +255,7 @@ def test_tick_promotes_at_most_its_batch(scene: Scene) -> None:
         scene.client.zadd(KEYS.delayed, {name: 1})
     keys = (*KEYS.work, KEYS.consumers, KEYS.paused, KEYS.counters)
 
-    answer = broker._session.connections.run_script(TICK, keys, (GROUP, "me", HANDED_BACK, 2_000, 20))
+    answer = scene.run(TICK, keys, GROUP, "me", HANDED_BACK, 2_000, 20)
 
     assert answer[0] == 20
     assert len(scene.state().delayed) == 10
@@ -284,23 +283,22 @@ def test_full_queue_refuses_and_keeps_its_messages(scene: Scene) -> None:
 def test_refused_call_sent_again_is_not_taken_for_a_success(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     broker = scene.process("a", max_queue_length=1)
     broker.enqueue(message("one"))
-    connections = broker._session.connections
     calls: list[Any] = []
-    run = connections.run_scripts
+    run = Connections.run_scripts
 
-    def recorded(script: Any, sent: list[Any]) -> list[Any]:
+    def recorded(self: Connections, script: Any, sent: list[Any]) -> list[Any]:
         calls.extend(sent)
-        return run(script, sent)
+        return run(self, script, sent)
 
-    monkeypatch.setattr(connections, "run_scripts", recorded)
+    monkeypatch.setattr(Connections, "run_scripts", recorded)
     with pytest.raises(QueueFull):
         broker.enqueue(message("two"))
-    (call,) = calls
+    ((keys, args),) = calls
 
     # sent again, under the same enqueue id
-    assert connections.run_script(ENQUEUE, *call)[0] == b"FULL"
+    assert scene.run(ENQUEUE, keys, *args)[0] == b"FULL"
     scene.client.xtrim(KEYS.stream, maxlen=0)
-    assert connections.run_script(ENQUEUE, *call)[0] == b"ADDED"
+    assert scene.run(ENQUEUE, keys, *args)[0] == b"ADDED"
     assert scene.state() == QueueState(waiting=("two",))
 
 
@@ -310,18 +308,20 @@ def test_messages_refused_by_a_full_queue_do_not_overtake_each_other(
     consumer = scene.consumer("a", max_queue_length=2)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
-    run = broker._session.connections.run_scripts
+    run = Connections.run_scripts
 
-    def finish_one_after_the_first_step(script: Any, calls: Any) -> Any:
+    def finish_one_after_the_first_step(self: Connections, script: Any, calls: Any) -> Any:
         """Finish a message between two steps of a round trip, as a worker may do."""
-        first = run(script, calls[:1])
+        if script is not ENQUEUE:
+            return run(self, script, calls)
+        first = run(self, script, calls[:1])
         (held,) = received(consumer, 1)
         consumer.ack(held)
         eventually(lambda: scene.state() == QueueState())
-        return [*first, *(run(script, calls[1:]) if calls[1:] else [])]
+        return [*first, *(run(self, script, calls[1:]) if calls[1:] else [])]
 
     sent = [message(str(n)) for n in range(5)]
-    monkeypatch.setattr(broker._session.connections, "run_scripts", finish_one_after_the_first_step)
+    monkeypatch.setattr(Connections, "run_scripts", finish_one_after_the_first_step)
     with pytest.raises(QueueFull) as refused:
         broker.enqueue_many(sent)
 
@@ -370,30 +370,29 @@ def test_producer_waits_for_room_no_longer_than_configured(scene: Scene) -> None
     assert scene.state() == QueueState(waiting=("one",))
 
 
-def test_oversized_message_is_refused_before_it_is_sent(scene: Scene) -> None:
-    broker = scene.process("a", max_message_bytes=1_000)
+def test_oversized_message_is_refused_before_it_is_sent(stage: Scene) -> None:
+    broker = stage.process("a", max_message_bytes=1_000)
 
     with pytest.raises(MessageTooLarge) as refused:
         broker.enqueue(message("x" * 1_000))
 
     assert refused.value.limit == 1_000
-    assert scene.state() == QueueState()
+    assert stage.state() == QueueState()
 
 
 def test_message_sent_again_after_a_lost_answer_is_enqueued_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     broker = scene.process("a")
-    connections = broker._session.connections
-    run, n_calls = connections.run_script, 0
+    run, n_calls = Connections.run_script, 0
 
-    def lose_every_other_answer(*args: Any) -> Any:
+    def lose_every_other_answer(self: Connections, *args: Any) -> Any:
         nonlocal n_calls
         n_calls += 1
-        answer = run(*args)
+        answer = run(self, *args)
         if n_calls % 2:
             raise dramatiq.errors.ConnectionClosed("the connection broke before the answer")
         return answer
 
-    monkeypatch.setattr(connections, "run_script", lose_every_other_answer)
+    monkeypatch.setattr(Connections, "run_script", lose_every_other_answer)
 
     broker.enqueue(message("one"))
     broker.enqueue(message("later"), delay=60_000)
@@ -409,18 +408,17 @@ def test_repeated_steps_are_enqueued_once_wherever_the_first_try_ended(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = scene.process("a")
-    connections = broker._session.connections
-    send, is_first = connections.run_scripts, True
+    send, is_first = Connections.run_scripts, True
 
-    def do_the_second_step_only(script: Any, calls: Any) -> Any:
+    def do_the_second_step_only(self: Connections, script: Any, calls: Any) -> Any:
         nonlocal is_first
         if not is_first:
-            return send(script, calls)
+            return send(self, script, calls)
         is_first = False
-        send(script, calls[1:2])
+        send(self, script, calls[1:2])
         raise dramatiq.errors.ConnectionClosed("the server had no memory for the first step and the third was lost")
 
-    monkeypatch.setattr(connections, "run_scripts", do_the_second_step_only)
+    monkeypatch.setattr(Connections, "run_scripts", do_the_second_step_only)
 
     broker.enqueue_many([message(str(n)) for n in range(450)])
 

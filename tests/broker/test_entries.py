@@ -53,16 +53,16 @@ def encoded(**fields: Any) -> bytes:
         "half an ordering key",
     ],
 )
-def test_entry_that_is_not_a_message_becomes_a_dead_letter(scene: Scene, fields: dict[str, bytes], reason: str) -> None:
-    consumer = scene.consumer("a")
-    scene.client.xadd(KEYS.stream, fields)
-    scene.brokers["a"].enqueue(message("good"))
+def test_entry_that_is_not_a_message_becomes_a_dead_letter(stage: Scene, fields: dict[str, bytes], reason: str) -> None:
+    consumer = stage.consumer("a")
+    stage.client.xadd(KEYS.stream, fields)
+    stage.brokers["a"].enqueue(message("good"))
 
     (good,) = received(consumer, 1)
 
     assert good.args == ("good",)
-    eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
-    (dead_letter,) = scene.brokers["a"].dead_letters(QUEUE).list()
+    eventually(lambda: stage.brokers["a"].dead_letters(QUEUE).list())
+    (dead_letter,) = stage.brokers["a"].dead_letters(QUEUE).list()
     assert dead_letter.reason == reason
     assert dead_letter.error
     assert dead_letter.fields == {name.encode(): value for name, value in fields.items()}
@@ -77,9 +77,9 @@ def test_entry_that_is_not_a_message_becomes_a_dead_letter(scene: Scene, fields:
         ("message_id", 4.5, "4.5"),
     ],
 )
-def test_field_of_a_type_that_dramatiq_accepts_is_converted(scene: Scene, field: str, sent: Any, came: object) -> None:
-    consumer = scene.consumer("a")
-    scene.client.xadd(KEYS.stream, {"message": encoded(**{field: sent})})
+def test_field_of_a_type_that_dramatiq_accepts_is_converted(stage: Scene, field: str, sent: Any, came: object) -> None:
+    consumer = stage.consumer("a")
+    stage.client.xadd(KEYS.stream, {"message": encoded(**{field: sent})})
 
     (one,) = received(consumer, 1)
 
@@ -107,58 +107,58 @@ def test_field_of_a_type_that_dramatiq_accepts_is_converted(scene: Scene, field:
         ("options", None),
     ],
 )
-def test_field_that_no_worker_can_use_is_refused_on_either_side(scene: Scene, field: str, value: Any) -> None:
-    consumer = scene.consumer("a")
+def test_field_that_no_worker_can_use_is_refused_on_either_side(stage: Scene, field: str, value: Any) -> None:
+    consumer = stage.consumer("a")
     strange = message("strange").copy()
     object.__setattr__(strange, field, value)
 
     with pytest.raises(InvalidMessage) as refused:
-        scene.brokers["a"].enqueue(strange)
-    scene.client.xadd(KEYS.stream, {"message": strange.encode()})
-    scene.brokers["a"].enqueue(message("good"))
+        stage.brokers["a"].enqueue(strange)
+    stage.client.xadd(KEYS.stream, {"message": strange.encode()})
+    stage.brokers["a"].enqueue(message("good"))
 
     assert received(consumer, 1)[0].args == ("good",)
     assert refused.value.field == field
-    (dead_letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    (dead_letter,) = eventually(lambda: stage.brokers["a"].dead_letters(QUEUE).list())
     assert (dead_letter.reason, dead_letter.field) == ("undecodable", field)
     assert dead_letter.error.startswith(f"UndecodableEntry: {field}: expected ")
 
 
-def test_decoder_converts_foreign_entries_or_names_the_invalid_field(scene: Scene) -> None:
+def test_decoder_converts_foreign_entries_or_names_the_invalid_field(stage: Scene) -> None:
     def decode(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
         if fields[b"v"] != b"1":
             raise UndecodableEntry("v", "is not 1", "send 1")
         return message(fields[b"label"].decode())
 
-    consumer = scene.consumer("a", decoders={QUEUE: decode})
-    scene.client.xadd(KEYS.stream, {"v": "2", "label": "bad"})
-    scene.client.xadd(KEYS.stream, {"v": "1", "label": "good"})
+    consumer = stage.consumer("a", decoders={QUEUE: decode})
+    stage.client.xadd(KEYS.stream, {"v": "2", "label": "bad"})
+    stage.client.xadd(KEYS.stream, {"v": "1", "label": "good"})
 
     (good,) = received(consumer, 1)
     consumer.ack(good)
 
     assert good.args == ("good",)
-    (dead_letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    (dead_letter,) = eventually(lambda: stage.brokers["a"].dead_letters(QUEUE).list())
     assert (dead_letter.reason, dead_letter.field, dead_letter.hint) == ("undecodable", "v", "send 1")
-    eventually(lambda: scene.client.xlen(KEYS.stream) == 0)
+    eventually(lambda: stage.client.xlen(KEYS.stream) == 0)
 
 
-def test_failing_decoder_makes_a_dead_letter_and_consuming_continues(scene: Scene) -> None:
+def test_failing_decoder_makes_a_dead_letter_and_consuming_continues(stage: Scene) -> None:
     def decode(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
         raise ZeroDivisionError("a bug")
 
-    consumer = scene.consumer("a", decoders={QUEUE: decode})
-    scene.client.xadd(KEYS.stream, {"v": "1"})
-    scene.brokers["a"].enqueue(message("good"))
+    consumer = stage.consumer("a", decoders={QUEUE: decode})
+    stage.client.xadd(KEYS.stream, {"v": "1"})
+    stage.brokers["a"].enqueue(message("good"))
 
     assert received(consumer, 1)[0].args == ("good",)
-    (dead_letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
+    (dead_letter,) = eventually(lambda: stage.brokers["a"].dead_letters(QUEUE).list())
     assert "ZeroDivisionError" in dead_letter.error
 
 
-def test_dead_letters_are_listed_shown_requeued_and_purged(scene: Scene) -> None:
-    consumer = scene.consumer("a")
-    broker = scene.brokers["a"]
+def test_dead_letters_are_listed_shown_requeued_and_purged(stage: Scene) -> None:
+    consumer = stage.consumer("a")
+    broker = stage.brokers["a"]
     broker.enqueue_many([message(label) for label in ("one", "two", "three")])
     for delivery in received(consumer, 3):
         delivery.stuff_exception(ValueError(delivery.args[0]))
@@ -175,13 +175,13 @@ def test_dead_letters_are_listed_shown_requeued_and_purged(scene: Scene) -> None
     dead_letters.requeue([newest_first[2].id])
     dead_letters.purge([newest_first[1].id])
 
-    assert scene.state() == QueueState(waiting=("one",), dead=(("failed", "three"),))
+    assert stage.state() == QueueState(waiting=("one",), dead=(("failed", "three"),))
     assert received(consumer, 1)[0].args == ("one",)
 
 
-def test_dead_letters_are_requeued_and_purged_by_their_content(scene: Scene) -> None:
-    consumer = scene.consumer("a")
-    broker = scene.brokers["a"]
+def test_dead_letters_are_requeued_and_purged_by_their_content(stage: Scene) -> None:
+    consumer = stage.consumer("a")
+    broker = stage.brokers["a"]
     broker.enqueue_many([message(label) for label in ("timeout", "bug", "timeout too", "other")])
     for delivery in received(consumer, 4):
         error = TimeoutError("slow") if "timeout" in delivery.args[0] else ValueError("bug")
@@ -197,12 +197,12 @@ def test_dead_letters_are_requeued_and_purged_by_their_content(scene: Scene) -> 
     assert dead_letters.requeue_where(where=lambda dead_letter: dead_letter.error.startswith("TimeoutError")) == 2
     assert dead_letters.purge_where(message_id=last.message_id) == 1
 
-    assert scene.state() == QueueState(waiting=("timeout too", "timeout"), dead=(("failed", "bug"),))
+    assert stage.state() == QueueState(waiting=("timeout too", "timeout"), dead=(("failed", "bug"),))
 
 
-def test_traceback_of_a_dead_letter_is_cut_to_eight_kilobytes(scene: Scene) -> None:
-    consumer = scene.consumer("a")
-    scene.brokers["a"].enqueue(message("one"))
+def test_traceback_of_a_dead_letter_is_cut_to_eight_kilobytes(stage: Scene) -> None:
+    consumer = stage.consumer("a")
+    stage.brokers["a"].enqueue(message("one"))
     (one,) = received(consumer, 1)
     try:
         raise ValueError("x" * 100_000)
@@ -211,7 +211,7 @@ def test_traceback_of_a_dead_letter_is_cut_to_eight_kilobytes(scene: Scene) -> N
 
     consumer.nack(one)
 
-    (dead_letter,) = scene.brokers["a"].dead_letters(QUEUE).list()
+    (dead_letter,) = stage.brokers["a"].dead_letters(QUEUE).list()
     assert dead_letter.traceback is not None
     assert 0 < len(dead_letter.traceback.encode()) <= 8 * 1024
     assert len(dead_letter.error.encode()) <= 4 * 1024
@@ -231,16 +231,16 @@ def test_dead_letter_keeps_only_as_many_fields_as_lua_unpacks(scene: Scene) -> N
     assert scene.brokers["a"].dead_letters(QUEUE).requeue([dead_letter.id]) == 1
 
 
-def test_too_large_message_frees_its_unique_key_and_its_place_in_line(scene: Scene) -> None:
-    producer = scene.process("producer")
+def test_too_large_message_frees_its_unique_key_and_its_place_in_line(stage: Scene) -> None:
+    producer = stage.process("producer")
     large = message("x" * 2_000, unique_key="u", ordering_key="k")
     producer.enqueue(large)
     producer.enqueue(message("next", ordering_key="k"))
-    consumer = scene.consumer("a", max_message_bytes=1_000)
+    consumer = stage.consumer("a", max_message_bytes=1_000)
 
     assert received(consumer, 1)[0].args == ("next",)
 
-    assert scene.state().locks == ()
+    assert stage.state().locks == ()
     dead_letters = producer.dead_letters(QUEUE)
     (dead_letter,) = dead_letters.list()
     assert (dead_letter.reason, dead_letter.message_id) == ("oversize", large.message_id)
@@ -248,9 +248,9 @@ def test_too_large_message_frees_its_unique_key_and_its_place_in_line(scene: Sce
     assert dead_letters.put_back([dead_letter.id]) == ["in-line"]
 
 
-def test_eta_written_into_an_entry_is_ignored(scene: Scene) -> None:
-    consumer = scene.consumer("a")
-    scene.client.xadd(KEYS.stream, {"message": encoded(args=("one",), options={"eta": 99_999_999_999_999})})
+def test_eta_written_into_an_entry_is_ignored(stage: Scene) -> None:
+    consumer = stage.consumer("a")
+    stage.client.xadd(KEYS.stream, {"message": encoded(args=("one",), options={"eta": 99_999_999_999_999})})
 
     (one,) = received(consumer, 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.stats import LAST_ID
-from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, message, received, swept
+from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, message, received
 from tests.support import eventually
 
 
@@ -47,7 +47,7 @@ def test_entry_with_the_greatest_id_exhausts_the_stream_and_still_runs(scene: Sc
     assert scene.brokers["a"].stats(QUEUE).is_exhausted
     assert [entry.id for entry in scene.brokers["a"].inspector(QUEUE).pending()] == [LAST_ID]
     assert scene.brokers["a"].inspector(QUEUE).waiting() == []
-    swept(scene.brokers["a"])
+    scene.sweep("a")
     consumer.ack(last)
     eventually(lambda: scene.state() == QueueState())
 
@@ -57,11 +57,12 @@ def test_orphans_and_ghosts_with_the_greatest_id_are_found(scene: Scene) -> None
     inspector = scene.brokers["a"].inspector(QUEUE)
     add(scene, "last", LAST_ID)
     received(consumer, 1)
+    eventually(lambda: scene.n_blocked("xread"))  # the janitor's first sweep is over
 
     scene.client.xack(KEYS.stream, GROUP, LAST_ID)
     assert [orphan.id for orphan in inspector.unowned().orphans] == [LAST_ID]
     assert scene.brokers["a"].stats(QUEUE).orphaned == 1
-    assert swept(scene.brokers["a"]).n_orphans == 1
+    assert scene.sweep("a").n_orphans == 1
     scene.client.xdel(KEYS.stream, LAST_ID)
     assert [ghost.id for ghost in inspector.unowned().ghosts] == [LAST_ID]
 
@@ -74,7 +75,7 @@ def test_delayed_messages_wait_until_an_exhausted_stream_is_recreated(scene: Sce
     consumer = broker.consume(QUEUE, prefetch=10, timeout=2_000)
     (last,) = received(consumer, 1)
 
-    assert swept(broker).n_promoted == 0
+    assert scene.sweep("a").n_promoted == 0
     assert scene.state().delayed == ("behind", "later")
 
     consumer.ack(last)

@@ -13,6 +13,7 @@ from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import StubBackend as StubResults
 
 from broker import DeadLetter, DeadLetterTooLarge, MessageTooLarge, RedisStreamsBroker
+from broker.connections import Connections
 from broker.scripts import CONDEMN, ENQUEUE_PLAIN
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, message, received
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
@@ -302,15 +303,14 @@ def test_follower_is_a_dead_letter_before_its_message_is_acknowledged(
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
     broker.enqueue(message("one").copy(options={"pipe_target": message("two").asdict()}))
     (one,) = received(consumer, 1)
-    connections = broker._session.connections
-    run_script = connections.run_script
+    run_script = Connections.run_script
 
-    def away(script: Any, *args: Any) -> Any:
+    def away(self: Connections, script: Any, *args: Any) -> Any:
         if script in (CONDEMN, ENQUEUE_PLAIN):
             raise ConnectionClosed("away")
-        return run_script(script, *args)
+        return run_script(self, script, *args)
 
-    monkeypatch.setattr(connections, "run_script", away)
+    monkeypatch.setattr(Connections, "run_script", away)
     broker.emit_after("process_message", one, result="x" * LIMIT)
     with pytest.raises(ConnectionClosed):
         consumer.ack(one)
@@ -329,7 +329,7 @@ def test_entry_of_another_program_is_refused_beyond_the_limit(scene: Scene) -> N
 
     (one,) = received(consumer, 1)
 
-    assert len(one._message.encode()) == LIMIT
+    assert len(one.encode()) == LIMIT
     (dead_letter,) = eventually(lambda: scene.brokers["a"].dead_letters(QUEUE).list())
     assert dead_letter.reason == "oversize"
     assert dead_letter.hint is not None

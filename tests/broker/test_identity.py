@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from broker import identity
 from broker.identity import consumer_name, is_dead_sibling
+from tests.broker.processes import consumer_name_of
 from tests.support import eventually
-
-
-def name_of(pid: int) -> str:
-    host, _, birth, random = consumer_name().split(":")
-    return f"{host}:{pid}:{birth.partition('.')[0]}.{identity._started_at(pid)}:{random}"
 
 
 def test_zombie_process_counts_as_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = name_of(process.pid)
+    name = consumer_name_of(process.pid)
     assert not is_dead_sibling(name)
 
     process.kill()
@@ -37,11 +32,11 @@ def test_process_whose_pid_was_reused_counts_as_dead() -> None:
     assert is_dead_sibling(f"{host}:{pid}:{birth.partition('.')[0]}.1:{random}")
 
 
-def test_hidden_process_does_not_count_as_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_process_does_not_count_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of other users are hidden if /proc is mounted with hidepid or a unit has ProtectProc=invisible."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = name_of(process.pid)
-    monkeypatch.setattr(identity, "_PROC", tmp_path)
+    name = consumer_name_of(process.pid)
+    monkeypatch.setattr(identity, "stat_of", lambda pid: None)
 
     assert not is_dead_sibling(name)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from broker import PendingEntry, Rescued, Retired
 from broker.keys import HANDED_BACK
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, labels, message, received
-from tests.support import eventually
 
 STRANGER = "somebody-by-hand"
 
@@ -108,7 +107,8 @@ def test_live_consumer_is_removed_only_on_request(scene: Scene) -> None:
 
     assert refused.outcome == "alive"
     assert forced == Retired("retired")
-    eventually(lambda: scene.client.zscore(KEYS.consumers, name))  # it has written its next heartbeat
+    scene.beat("a")
+    assert scene.client.zscore(KEYS.consumers, name), "its next heartbeat brings it back"
 
 
 def test_inspector_of_a_missing_stream_finds_nothing(scene: Scene) -> None:

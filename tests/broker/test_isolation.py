@@ -15,7 +15,7 @@ from tests.support import eventually
 
 def delivery(*, charges: int = 0) -> Delivery:
     message: dramatiq.Message[None] = dramatiq.Message("default", "work", (), {}, {})
-    return Delivery(message, entry_id="1-1", queue="default", consumer_name="me", deliveries=1, charges=charges)
+    return Delivery(message, entry_id="1-1", queue="default", consumer_name="me", deliveries=1, pid=1, charges=charges)
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,11 @@ import psutil
 import pytest
 import redis
 
-from broker import RedisStreamsBroker, identity, keeper
+from broker import BrokerSettings, RedisStreamsBroker, keeper
+from broker.connections import Connections
 from broker.scripts import BEAT, LEAVE
 from tasks.embedded_redis import EmbeddedRedis
-from tests.broker.program import started
+from tests.broker.processes import consumer_name_of, forked, keepers_of, started
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, labels, message, received
 from tests.support import eventually
 
@@ -37,8 +36,7 @@ def calling(actor: str, *args: Any) -> Any:
 
 
 def keeper_of(process_id: int) -> psutil.Process:
-    """Return the only child of a worker process."""
-    (child,) = psutil.Process(process_id).children()
+    (child,) = keepers_of(process_id)
     return child
 
 
@@ -66,29 +64,32 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
         yield server
 
 
+@pytest.mark.slow
 def test_process_keeps_its_messages_while_c_code_holds_the_gil(stage: Scene, redis_client: redis.Redis) -> None:
     producer = stage.process("producer")
     with started(stage.url, lease_ms=SHORT_MS, threads=1):
-        producer.enqueue_many([calling("hold_interpreter_lock", "a", 6), calling("work", "b")])
+        producer.enqueue_many([calling("hold_interpreter_lock", "a", 3), calling("work", "b")])
         eventually(lambda: "began a" in ran(redis_client))
 
-        assert next(stage.consumer("robber", timeout=5_500)) is None
+        assert next(stage.consumer("robber", lease_ms=SHORT_MS, timeout=2_800)) is None
 
         eventually(lambda: ran(redis_client) == ["began a", "ended a", "work b"])
     assert producer.counters(QUEUE)["recovered"] == 0
 
 
+@pytest.mark.slow
 def test_stopped_process_loses_its_messages(stage: Scene, redis_client: redis.Redis, two_worlds: None) -> None:
     with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
         stage.process("producer").enqueue(calling("sleep", "a", 60))
         eventually(lambda: "began a" in ran(redis_client))
         process.send_signal(signal.SIGSTOP)
 
-        (taken,) = received(stage.consumer("other", timeout=20_000), 1)
+        (taken,) = received(stage.consumer("other", lease_ms=SHORT_MS, timeout=20_000), 1)
 
         assert (taken.actor_name, taken.deliveries) == ("sleep", 2)
 
 
+@pytest.mark.slow
 def test_messages_of_a_killed_process_run_at_once_despite_a_long_lease(
     stage: Scene, redis_client: redis.Redis, two_worlds: None
 ) -> None:
@@ -102,17 +103,8 @@ def test_messages_of_a_killed_process_run_at_once_despite_a_long_lease(
         assert {one.actor_name: one.deliveries for one in received(other, 2)} == {"sleep": 2, "work": 2}
 
 
-def test_keeper_ends_with_its_process(stage: Scene) -> None:
-    with started(stage.url, lease_ms=SHORT_MS) as process:
-        child = keeper_of(process.pid)
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-
-        eventually(lambda: not child.is_running())
-    eventually(lambda: stage.client.zcard(KEYS.consumers) == 0)
-
-
-def test_signals_to_the_process_group_do_not_end_a_keeper(stage: Scene) -> None:
+@pytest.mark.slow
+def test_keeper_ignores_signals_and_ends_with_its_process(stage: Scene) -> None:
     with started(stage.url, lease_ms=SHORT_MS) as process:
         child = keeper_of(process.pid)
         (name,) = stage.client.zrange(KEYS.consumers, 0, -1)
@@ -124,21 +116,33 @@ def test_signals_to_the_process_group_do_not_end_a_keeper(stage: Scene) -> None:
         await_beat(stage.client, name)
 
         assert keeper_of(process.pid).pid == child.pid
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        eventually(lambda: not child.is_running())
+    eventually(lambda: stage.client.zcard(KEYS.consumers) == 0)
 
 
-def test_killed_keeper_is_replaced_before_a_lease_lapses(stage: Scene, redis_client: redis.Redis) -> None:
-    with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
-        stage.process("producer").enqueue(calling("sleep", "a", 3))
-        eventually(lambda: "began a" in ran(redis_client))
+@pytest.mark.slow
+def test_killed_keeper_is_replaced_before_a_lease_lapses(stage: Scene) -> None:
+    with started(stage.url, lease_ms=SHORT_MS) as process:
         child = keeper_of(process.pid)
+        (name,) = stage.client.zrange(KEYS.consumers, 0, -1)
+
+        observer = stage.process("observer", lease_ms=SHORT_MS)
+
+        def is_replaced() -> bool:
+            (consumer,) = observer.stats(QUEUE).consumers
+            assert consumer.is_alive
+            return any(one.pid != child.pid for one in keepers_of(process.pid))
 
         child.kill()
+        eventually(is_replaced)
+        for _ in range(2):
+            await_beat(stage.client, name)
+        assert is_replaced()
 
-        assert next(stage.consumer("robber", timeout=2_500)) is None
-        eventually(lambda: ran(redis_client) == ["began a", "ended a"])
-        assert keeper_of(process.pid).pid != child.pid
 
-
+@pytest.mark.slow
 def test_keeper_survives_a_redis_outage_and_shows_no_secret(server: EmbeddedRedis) -> None:
     client: Any = redis.Redis.from_url(server.url)
     client.acl_setuser("ops", enabled=True, passwords=["+very-secret"], commands=["+@all"], keys=["*"])
@@ -164,10 +168,10 @@ def test_late_heartbeat_does_not_revive_a_dead_process(scene: Scene) -> None:
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
     received(consumer, 1)
-    connections, me = broker._session.connections, broker.consumer_name
-    connections.run_script(LEAVE, (KEYS.stream, KEYS.consumers, KEYS.timer), (GROUP, me, 1))
+    me = broker.consumer_name
+    scene.run(LEAVE, (KEYS.stream, KEYS.consumers, KEYS.timer), GROUP, me, 1)
 
-    assert connections.run_script(BEAT, (KEYS.stream, KEYS.consumers), (GROUP, me, LONG_MS)) == 0
+    assert scene.run(BEAT, (KEYS.stream, KEYS.consumers), GROUP, me, LONG_MS) == 0
 
     assert labels(received(scene.consumer("b", lease_ms=LONG_MS), 1)) == ["one"]
     dead = [one for one in broker.stats(QUEUE).consumers if one.name == me]
@@ -179,17 +183,16 @@ def test_thread_writes_heartbeats_if_no_process_can_start(
 ) -> None:
     monkeypatch.setattr(keeper, "CAN_HAVE_CHILD", False)
     with caplog.at_level(logging.WARNING):
-        stage.consumer("a")
+        stage.consumer("a", keeper_process=True, lease_ms=SHORT_MS)
         await_beat(stage.client, stage.brokers["a"].consumer_name)
 
-    assert stage.brokers["a"]._session.keeper.child_pid is None
+    assert keepers_of(os.getpid()) == []
     assert [record.message for record in caplog.records if "no keeper process" in record.message]
 
 
 def test_siblings_report_a_process_that_died_with_its_keeper(stage: Scene) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    host, _, birth, random = identity.consumer_name().split(":")
-    name = f"{host}:{process.pid}:{birth.partition('.')[0]}.{identity._started_at(process.pid)}:{random}"
+    name = consumer_name_of(process.pid)
     stage.process("producer").enqueue(message("one"))
     stage.client.xgroup_create(KEYS.stream, GROUP, id="0")
     stage.client.xreadgroup(GROUP, name, {KEYS.stream: ">"})
@@ -197,8 +200,7 @@ def test_siblings_report_a_process_that_died_with_its_keeper(stage: Scene) -> No
     stage.client.zadd(KEYS.consumers, {name: seconds * 1_000})
     # janitors would not run by themselves for longer than the test waits
     sibling = stage.consumer("b", lease_ms=10 * LONG_MS, timeout=20_000)
-    janitor = next(iter(stage.brokers["b"]._session._queues.values())).janitor
-    eventually(lambda: janitor._others == (name,))
+    eventually(lambda: stage.n_blocked("xread"))
 
     process.kill()
     process.communicate()
@@ -206,52 +208,50 @@ def test_siblings_report_a_process_that_died_with_its_keeper(stage: Scene) -> No
     assert labels(received(sibling, 1)) == ["one"]
 
 
-def test_stop_does_not_wait_for_a_starting_keeper_process(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_does_not_wait_for_a_starting_keeper_process(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
-    start = keeper._start
+    start = subprocess.Popen
 
-    def slowly(control: socket.socket) -> subprocess.Popen[bytes]:
+    def slowly(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
         begun.set()
         may_go_on.wait(30)
-        return start(control)
+        return start(*args, **options)
 
-    monkeypatch.setattr(keeper, "_start", slowly)
-    stage.consumer("a", lease_ms=LONG_MS)
-    ours = stage.brokers["a"]._session.keeper
-    thread = ours._thread
-    assert thread is not None
+    monkeypatch.setattr("broker.keeper.subprocess.Popen", slowly)
+    connections = Connections(redis_client)
+    ours = keeper.Keeper(connections, BrokerSettings(lease_ms=LONG_MS), consumer_name="me")
+    others = set(threading.enumerate())
+    ours.add(KEYS)
+    (thread,) = set(threading.enumerate()) - others
     assert begun.wait(30)
 
-    stopping = threading.Thread(target=ours.stop)
-    stopping.start()
-    eventually(ours._is_stopping.is_set)
+    ours.stop(timeout_s=0.01)
     may_go_on.set()
-    stopping.join(30)
 
+    thread.join(30)
     assert not thread.is_alive()
+    ours.close(is_holding=False)
+    connections.close()
 
 
 def test_forked_process_does_not_end_the_keeper_of_its_parent(stage: Scene) -> None:
-    stage.consumer("a")
+    stage.consumer("a", keeper_process=True, lease_ms=SHORT_MS)
     broker = stage.brokers["a"]
-    child_pid = eventually(lambda: broker._session.keeper.child_pid)
+    (child,) = eventually(lambda: keepers_of(os.getpid()))
     parents_name = broker.consumer_name
 
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            broker.enqueue(message("from the fork"))
-            is_another = broker.consumer_name != parents_name and broker._session.keeper.child_pid is None
-            broker.close()
-            status = 0 if is_another else 2
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(pid, 0)
+    def use_and_close() -> None:
+        broker.enqueue(message("from the fork"))
+        assert broker.consumer_name != parents_name
+        broker.close()
+
+    _, status = os.waitpid(forked(use_and_close), 0)
 
     assert os.waitstatus_to_exitcode(status) == 0
     await_beat(stage.client, parents_name)
-    assert broker._session.keeper.child_pid == child_pid
+    assert keepers_of(os.getpid()) == [child]
 
 
 def test_job_that_outlives_close_runs_again_after_its_process_ends(
@@ -260,16 +260,16 @@ def test_job_that_outlives_close_runs_again_after_its_process_ends(
     broker = RedisStreamsBroker(redis_url, middleware=[], lease_ms=LONG_MS)
     broker.declare_queue(QUEUE)
     broker.enqueue(message("one"))
-    pid = os.fork()
-    if pid == 0:
+
+    def close_with_a_job() -> None:
         consumer = broker.consume(QUEUE, timeout=5_000)
         next(consumer)
-        while broker._session.keeper.child_pid is None:
-            time.sleep(0.01)
+        eventually(lambda: keepers_of(os.getpid()))
         consumer.close()
         broker.close()
-        os._exit(0)
-    os.waitpid(pid, 0)
+
+    _, status = os.waitpid(forked(close_with_a_job), 0)
+    assert status == 0
 
     consumer = broker.consume(QUEUE, timeout=20_000)
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import dramatiq
 import psutil
 import pytest
 import redis
 
-from broker import RedisStreamsBroker
-from tests.broker.test_dramatiq_command import STREAM, command, message
+from broker import RedisStreamsBroker, master
+from tests.broker.processes import command, is_keeper
+from tests.broker.test_dramatiq_command import STREAM, message, taken
 from tests.support import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-ROOT = Path(__file__).parents[2]
 GRACE = "MASTER_GRACE_MS"
 
 
@@ -36,10 +35,9 @@ def producer(redis_url: str) -> Iterator[RedisStreamsBroker]:
     broker.close()
 
 
-def workers_of(master: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def workers_of(master: subprocess.Popen[bytes], client: Any) -> list[psutil.Process]:
     """Return the worker processes and their keepers, without processes that middleware or spawning starts."""
-    with redis.Redis.from_url(os.environ["TEST_URL"]) as client:
-        forked = {int(pid) for pid in client.lrange("forked", 0, -1)}
+    forked = {int(pid) for pid in client.lrange("forked", 0, -1)}
     return [
         one
         for one in psutil.Process(master.pid).children(recursive=True)
@@ -51,78 +49,52 @@ def have_ended(processes: list[psutil.Process]) -> bool:
     return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
 
 
-@pytest.fixture(autouse=True)
-def url_for_helpers(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_URL", redis_url)
-
-
-@pytest.mark.parametrize("options", [(), ("--use-spawn",)], ids=["fork", "spawn"])
+@pytest.mark.parametrize(
+    ("n_workers", "options"), [(2, ()), (1, ("--use-spawn",))], ids=["two forked", "a spawned one"]
+)
 def test_killed_master_takes_its_workers_and_their_jobs_run_elsewhere(
-    redis_url: str, client: Any, producer: RedisStreamsBroker, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    redis_url: str,
+    client: Any,
+    producer: RedisStreamsBroker,
+    n_workers: int,
+    options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """One of the workers is stopped, as by a debugger, and ends all the same."""
     monkeypatch.setenv(GRACE, "500")
-    producer.enqueue(message("work", 1, 5))
-    with command(redis_url, "--threads", "1", "--processes", "2", *options) as master:
-        eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
-        workers = workers_of(master)
+    producer.enqueue_many([message("work", number, 60) for number in range(4)])
+    with command(redis_url, "--threads", "1", "--processes", str(n_workers), *options) as master:
+        eventually(lambda: client.llen("began") == n_workers and client.llen("forked"), within_s=60)
+        eventually(lambda: len(workers_of(master, client)) >= 2 * n_workers)  # each has a keeper
+        workers = workers_of(master, client)
+        next(one for one in workers if not is_keeper(one)).send_signal(signal.SIGSTOP)
         master.kill()
         master.wait()
 
         eventually(lambda: have_ended(workers), within_s=60)
 
-        assert len(workers) >= 4
     assert client.llen("ran") == 0
-    with command(redis_url, "--threads", "1"):
-        eventually(lambda: client.lrange("ran", 0, -1) == [b"1"], within_s=60)
+    assert sorted(delivery.args[0] for delivery in taken(producer, 4)) == [0, 1, 2, 3]
 
 
-def test_job_that_ends_within_the_grace_runs_once(
+def test_job_within_the_grace_ends_and_cannot_write_to_the_masters_log(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(GRACE, "60000")
-    producer.enqueue_many([message("work", 1, 2), message("work", 2)])
-    with command(redis_url, "--threads", "1") as master:
-        eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
-        workers = workers_of(master)
-        master.kill()
-        master.wait()
-
-        eventually(lambda: have_ended(workers), within_s=60)
-
-    # the second one was handed back, or had begun before the dead master was noticed
-    assert client.lrange("ran", 0, -1) in ([b"1"], [b"1", b"2"])
-    assert client.xlen(STREAM) == 2 - client.llen("ran")
-    assert producer.counters("default")["recovered"] == 0
-
-
-def test_stopped_worker_is_killed_when_its_master_ends(
-    redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(GRACE, "500")
-    producer.enqueue(message("work", 1, 60))
-    with command(redis_url, "--threads", "1") as master:
-        eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
-        workers = workers_of(master)
-        (worker,) = psutil.Process(master.pid).children()[:1]
-        worker.send_signal(signal.SIGSTOP)
-        master.kill()
-        master.wait()
-
-        eventually(lambda: have_ended(workers), within_s=60)
-
-
-def test_writing_to_the_log_of_a_killed_master_fails_at_once(
-    redis_url: str, client: Any, producer: RedisStreamsBroker
-) -> None:
     producer.enqueue(message("write_without_master", 1))
-    with command(redis_url, "--threads", "1", "--processes", "3") as master:
+    with command(redis_url, "--threads", "1", "--processes", "2") as master:
         eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
+        workers = workers_of(master, client)
         for pid in client.lrange("forked", 0, -1):
             os.kill(int(pid), signal.SIGKILL)  # a process of foreign code, which keeps inherited file descriptors
         master.kill()
         master.wait()
 
-        assert eventually(lambda: client.lrange("wrote", 0, -1), within_s=30) == [b"BrokenPipeError"]
+        eventually(lambda: have_ended(workers), within_s=60)
+
+    assert client.lrange("wrote", 0, -1) == [b"BrokenPipeError"]
+    assert client.xlen(STREAM) == 0
+    assert producer.counters("default")["recovered"] == 0
 
 
 def test_workers_outlive_their_master_if_the_grace_is_none(
@@ -131,48 +103,22 @@ def test_workers_outlive_their_master_if_the_grace_is_none(
     monkeypatch.setenv(GRACE, "")
     with command(redis_url, "--threads", "1") as master:
         eventually(lambda: client.llen("forked"), within_s=60)
-        workers = workers_of(master)
+        workers = workers_of(master, client)
         master.kill()
         master.wait()
-        producer.enqueue(message("work", 1, 2))
+        producer.enqueue(message("work", 1, 1))
 
         eventually(lambda: client.lrange("ran", 0, -1) == [b"1"], within_s=60)
 
         assert not have_ended(workers)
 
 
-OWN_WORKER = """
-import multiprocessing, os, time
-
-def work():
-    import dramatiq
-    from tests.broker.commanded import broker
-    worker = dramatiq.Worker(broker, worker_threads=1)
+def test_worker_not_started_by_the_command_has_no_master(redis_url: str) -> None:
+    broker = RedisStreamsBroker(redis_url, middleware=[], master_grace_ms=0)
+    broker.declare_queue("default")
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
     worker.start()
-    time.sleep(60)
+    worker.stop()
+    broker.close()
 
-if __name__ == "__main__":
-    child = multiprocessing.get_context("fork").Process(target=work)
-    child.start()
-    print(child.pid, flush=True)
-    os.kill(os.getpid(), 9)
-"""
-
-
-def test_worker_not_started_by_the_command_outlives_its_parent(
-    redis_url: str, client: Any, producer: RedisStreamsBroker
-) -> None:
-    environ = {**os.environ, "BROKER_URL": redis_url, "PYTHONPATH": str(ROOT), GRACE: "0"}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", OWN_WORKER], env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    try:
-        parent.wait(30)
-        producer.enqueue(message("work", 1, 2))
-
-        eventually(lambda: client.lrange("ran", 0, -1) == [b"1"], within_s=60)
-    finally:
-        child.kill()
-        parent.stdout.close()
+    assert master.of_this_process() is None

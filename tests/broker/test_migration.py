@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections import Counter
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 
+from broker import migration
 from broker.migration import Drained, drain
 from tests.broker.test_dramatiq_options import broker_on, working
 from tests.support import eventually
@@ -85,16 +85,24 @@ def test_messages_fetched_by_a_live_worker_are_left_to_it(
         assert broker.stats("default").waiting == 1
 
 
-def test_command_prints_its_results(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
+def migrate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command in this process and return its exit status; test_broker_readme.py runs it as a command."""
+    monkeypatch.setattr(sys, "argv", ["broker.migration", *arguments])
+    return migration.main()
+
+
+def test_command_prints_its_results(
+    old: RedisBroker,
+    redis_url: str,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     actor_on(old, Counter()).send("one")
 
-    command = [sys.executable, "-m", "broker.migration", redis_url, redis_url]
-    done = subprocess.run(command, capture_output=True, text=True)
+    assert migrate(monkeypatch, redis_url, redis_url) == 0
 
-    assert (done.returncode, done.stdout) == (
-        0,
-        "default: 1 moved, 0 left to live workers\nnothing is left\n",
-    )
+    assert capsys.readouterr().out == "default: 1 moved, 0 left to live workers\nnothing is left\n"
     assert redis_client.xlen("streams:default") == 1
 
 
@@ -146,35 +154,37 @@ def test_refused_message_stays_and_the_others_move(old: RedisBroker, redis_url: 
 
 
 def test_command_lists_refused_messages_and_moves_them_with_a_higher_limit(
-    old: RedisBroker, redis_url: str, redis_client: redis.Redis
+    old: RedisBroker,
+    redis_url: str,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     work = actor_on(old, Counter())
     large = work.send("x" * 20_000)
     work.send("small")
-    command = [sys.executable, "-m", "broker.migration", redis_url, redis_url, "--namespace", "new"]
+    arguments = (redis_url, redis_url, "--namespace", "new", "--max-message-bytes")
 
-    refused = subprocess.run([*command, "--max-message-bytes", "10000"], capture_output=True, text=True)
-    moved = subprocess.run([*command, "--max-message-bytes", "30000"], capture_output=True, text=True)
+    assert migrate(monkeypatch, *arguments, "10000") == 1
+    refused = capsys.readouterr().out
+    assert migrate(monkeypatch, *arguments, "30000") == 0
+    moved = capsys.readouterr().out
 
-    assert refused.returncode == 1
-    assert "default: 1 moved, 0 left to live workers, 1 refused\n" in refused.stdout
-    assert large.message_id in refused.stdout
-    assert "nothing is left" not in refused.stdout
-    assert (moved.returncode, moved.stdout) == (
-        0,
-        "default: 1 moved, 0 left to live workers\nnothing is left\n",
-    )
+    assert "default: 1 moved, 0 left to live workers, 1 refused\n" in refused
+    assert large.message_id in refused
+    assert "nothing is left" not in refused
+    assert moved == "default: 1 moved, 0 left to live workers\nnothing is left\n"
     assert redis_client.xlen("new:default") == 2
 
 
-def test_command_reads_queues_of_another_namespace(redis_url: str, redis_client: redis.Redis) -> None:
+def test_command_reads_queues_of_another_namespace(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = RedisBroker(url=redis_url, middleware=[], namespace="ours")
     actor_on(old, Counter()).send("one")
-    command = [sys.executable, "-m", "broker.migration", redis_url, redis_url, "--old-namespace", "ours"]
 
-    done = subprocess.run(command, capture_output=True, text=True)
+    assert migrate(monkeypatch, redis_url, redis_url, "--old-namespace", "ours") == 0
 
-    assert done.returncode == 0, done.stderr
     assert redis_client.xlen("streams:default") == 1
     old.client.close()
     old.close()

@@ -1,7 +1,8 @@
 """Random events happen to a queue in any order; every message stays in exactly one place until it is done.
 
 The model knows of each message only whether it lives, is done, is a dead letter or was purged; where a living one is,
-the server is asked by raw commands, in one transaction. BROKER_MODEL_EXAMPLES=500 looks further than the suite does.
+the server is asked by raw commands, in one transaction. The suite runs a few short examples, always the same;
+``make test-model`` runs hundreds of long ones at random.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from typing import Any
 
 import hypothesis
+import pytest
 import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -24,7 +26,7 @@ from hypothesis.stateful import (
 
 from broker import Delivery, RedisStreamsBroker
 from broker.consumer import StreamsConsumer
-from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, message, swept
+from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, message
 from tests.support import eventually
 
 WHICH = st.integers(0, 99)
@@ -64,7 +66,7 @@ class Queue(RuleBasedStateMachine):
     def begin(self) -> None:
         name = f"process-{self.n_processes}"
         self.n_processes += 1
-        self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=30, keeper_process=False)
+        self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=10)
         self.held[name] = []
 
     # The candidates depend on janitors, which run at any time, so a choice is a number, taken modulo their count.
@@ -111,7 +113,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(which=WHICH, n=st.integers(1, 5))
     def receive(self, which: int, n: int) -> None:
-        name, broker, consumer = self.a_process(which)
+        name, _, consumer = self.a_process(which)
         for _ in range(n):
             delivery = next(consumer)
             if delivery is None:
@@ -120,7 +122,7 @@ class Queue(RuleBasedStateMachine):
             # a message in the consumer's buffer may have been finished elsewhere meanwhile
             assert delivery.args[0] in self.living or not self.is_there(delivery)
             assert delivery.entry_id not in {one.entry_id for one in self.held[name]}, "no process gets what it has"
-            broker._session.outcomes.may_run(delivery)
+            self.scene.outcomes(name).may_run(delivery)
             self.held[name].append(delivery)
 
     @rule(which=WHICH, how=st.sampled_from(["succeed", "succeed", "reject", "retry", "retry later", "give back"]))
@@ -181,13 +183,13 @@ class Queue(RuleBasedStateMachine):
         match command:
             case "XGROUP DESTROY":
                 self.scene.client.xgroup_destroy(KEYS.stream, GROUP)
-                self.a_process(which)[1]._session.keeper.run_once()
+                self.scene.beat(self.a_process(which)[0])
             case "XGROUP SETID":
                 self.scene.client.xgroup_setid(KEYS.stream, GROUP, "$" if which % 2 else "0")
             case "TIME":
                 self.time_passes()
             case "SWEEP":
-                swept(self.a_process(which)[1])
+                self.scene.sweep(self.a_process(which)[0])
             case "XGROUP DELCONSUMER" if one:
                 self.scene.client.xgroup_delconsumer(KEYS.stream, GROUP, one["consumer"])
             case "XACK" if one:
@@ -272,7 +274,7 @@ class Queue(RuleBasedStateMachine):
 
         def work() -> bool:
             self.time_passes()
-            swept(self.scene.brokers[name])
+            self.scene.sweep(name)
             while (delivery := next(consumer)) is not None:
                 consumer.ack(delivery)
                 self.living.discard(delivery.args[0])
@@ -284,13 +286,14 @@ class Queue(RuleBasedStateMachine):
         self.every_message_is_in_exactly_one_place()
 
 
+@pytest.mark.slow
 def test_every_message_is_always_in_exactly_one_place(redis_client: redis.Redis, redis_url: str) -> None:
     class OnThisServer(Queue):
         client, url = redis_client, redis_url
 
     many = int(os.environ.get("BROKER_MODEL_EXAMPLES", "0"))
     settings = hypothesis.settings(
-        max_examples=many or 25,
+        max_examples=many or 12,
         derandomize=not many,
         stateful_step_count=60 if many else 25,
         # its actions wait for a server

@@ -13,8 +13,7 @@ from dramatiq.middleware import Retries
 
 from broker import RedisStreamsBroker
 from broker.consumer import StreamsConsumer
-from broker.deliveries import Deliveries
-from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, labels, message, received, swept
+from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
 
 
@@ -25,13 +24,6 @@ def of_key(key: str, *names: str, **options: Any) -> list[dramatiq.Message[Any]]
 def nothing_is_left(scene: Scene) -> bool:
     is_empty = scene.state() == QueueState(dead=scene.state().dead)
     return is_empty and not any(scene.client.exists(key) for key in (KEYS.ordered, KEYS.line, KEYS.messages_in_line))
-
-
-def promoted(scene: Scene, broker: RedisStreamsBroker) -> None:
-    """Make all delayed messages fall due."""
-    for name in scene.client.zrange(KEYS.delayed, 0, -1):
-        scene.client.zadd(KEYS.delayed, {name: 1})
-    next(iter(broker._session._queues.values())).janitor.run_once()
 
 
 def next_of(consumer: StreamsConsumer) -> Any:
@@ -73,7 +65,7 @@ def test_retried_message_keeps_its_place(scene: Scene) -> None:
 
     fail(broker, next_of(consumer))
     assert next(consumer) is None
-    promoted(scene, broker)
+    scene.promote("a")
     again = next_of(consumer)
     fail(broker, again, delay=0)
     once_more = next_of(consumer)
@@ -112,11 +104,11 @@ def test_delayed_message_blocks_its_key_and_keeps_its_own_due_time(scene: Scene)
     broker.enqueue(of_key("k", "three")[0])
     assert next(consumer) is None
 
-    promoted(scene, broker)
+    scene.promote("a")
     consumer.ack(next_of(consumer))
     eventually(lambda: scene.state().delayed == ("two",))
     assert next(consumer) is None
-    promoted(scene, broker)
+    scene.promote("a")
     consumer.ack(next_of(consumer))
 
     assert labels(received(consumer, 1)) == ["three"]
@@ -139,23 +131,22 @@ def test_order_holds_when_workers_die_and_messages_are_handed_back(scene: Scene)
 
 
 def test_late_success_does_not_start_the_next_message_early(scene: Scene) -> None:
-    slow = scene.consumer("a", prefetch=1)
+    slow = scene.consumer("a", prefetch=1, lease_ms=60_000)
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two", "three"))
     late = next_of(slow)
-    scene.die("a")
+    scene.lose_lease("a")
     other = scene.consumer("b", timeout=200)
     other.ack(next_of(other))
     assert labels([next_of(other)]) == ["two"]
 
-    scene.process("a again")
-    broker = scene.brokers["a again"]
-    broker._session.settler.settle(KEYS, Deliveries(), late)
-    broker._session.settler.run_once()
+    slow.ack(late)
+    slow.close()
+    broker.close()  # writes the acknowledgement
 
     assert next(other) is None
     assert scene.state() == QueueState(pending={"two": ("b", 1)})
-    assert broker.stats(QUEUE).in_line == 1
+    assert scene.brokers["b"].stats(QUEUE).in_line == 1
 
 
 def test_key_is_unblocked_when_its_message_was_deleted_by_hand(scene: Scene) -> None:
@@ -165,7 +156,7 @@ def test_key_is_unblocked_when_its_message_was_deleted_by_hand(scene: Scene) -> 
     one = next_of(consumer)
     scene.client.xdel(KEYS.stream, one.entry_id)
 
-    swept(broker)
+    scene.sweep("a")
 
     assert labels(received(consumer, 1)) == ["two"]
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from broker.consumer import StreamsConsumer
 from tests.broker.scene import QUEUE, QueueState, Scene, labels, message, received
 from tests.support import eventually
 
 
-def looked_around(scene: Scene, name: str) -> None:
-    """Run a round of a process's janitor, which otherwise runs about every second."""
-    next(iter(scene.brokers[name]._session._queues.values())).janitor.run_once()
+def reads(scene: Scene, consumer: StreamsConsumer) -> bool:
+    """Ask the consumer briefly and return whether it then waits at the server for messages."""
+    return next(consumer) is None and scene.n_blocked("xreadgroup") == 1
+
+
+def stops_reading(scene: Scene, consumer: StreamsConsumer) -> bool:
+    """Ask the consumer briefly and return whether it then does not wait at the server for messages."""
+    return next(consumer) is None and not scene.n_blocked("xreadgroup")
 
 
 def test_paused_queue_delivers_nothing_until_resumed(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     broker = scene.brokers["a"]
+    eventually(lambda: reads(scene, consumer))
     broker.pause(QUEUE)
-    looked_around(scene, "a")
-    assert next(consumer) is None
+    eventually(lambda: stops_reading(scene, consumer))
 
     broker.enqueue(message("one"))
     assert next(consumer) is None
@@ -24,7 +30,6 @@ def test_paused_queue_delivers_nothing_until_resumed(scene: Scene) -> None:
     assert broker.stats(QUEUE).paused
 
     broker.resume(QUEUE)
-    looked_around(scene, "a")
     assert labels(received(consumer, 1)) == ["one"]
 
 
@@ -33,8 +38,9 @@ def test_jobs_that_run_when_a_queue_is_paused_end_normally(scene: Scene) -> None
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
+    eventually(lambda: reads(scene, consumer))
     broker.pause(QUEUE)
-    looked_around(scene, "a")
+    eventually(lambda: stops_reading(scene, consumer))
 
     consumer.nack(one)
 
@@ -45,10 +51,10 @@ def test_waiting_consumer_notices_pause_and_resume_at_once(scene: Scene) -> None
     # janitors would not run by themselves for longer than the test waits
     consumer = scene.consumer("a", lease_ms=600_000, timeout=100)
     broker = scene.brokers["a"]
-    eventually(lambda: next(consumer) is None and consumer._read.is_waiting)
+    eventually(lambda: reads(scene, consumer))
 
     broker.pause(QUEUE)
-    eventually(lambda: next(consumer) is None and not consumer._read.is_waiting)
+    eventually(lambda: stops_reading(scene, consumer))
     broker.enqueue(message("one"))
     assert next(consumer) is None
     assert scene.state() == QueueState(waiting=("one",)), "a read that waits at the server would have got it"

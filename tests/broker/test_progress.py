@@ -14,15 +14,18 @@ from dramatiq.middleware import TimeLimit
 from broker import RedisStreamsBroker
 from broker.deliveries import Delivery
 from broker.progress import FOREVER, Limits, judge
-from tests.broker.scene import QUEUE, Scene, labels, message, received
+from tests.broker.scene import KEYS, QUEUE, Scene, labels, message, received
 from tests.support import eventually
 
 LIMIT_S, OVERRUN_S, NOW = 10.0, 5.0, 1_000.0
+LEASE_MS = 2_000
 
 
 def running(label: str, *, for_s: float | None, limit_s: float = LIMIT_S, **facts: Any) -> Delivery:
     """Return a message that has run for this many seconds; None: it has not begun."""
-    delivery = Delivery(message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1)
+    delivery = Delivery(
+        message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1, pid=1
+    )
     delivery.begun_at = None if for_s is None else NOW - for_s
     for name, value in facts.items():
         setattr(delivery, name, value)
@@ -79,7 +82,7 @@ class Hang:
 @contextmanager
 def hanging(scene: Scene, middleware: list[dramatiq.Middleware]) -> Iterator[tuple[RedisStreamsBroker, Hang]]:
     hang = Hang()
-    broker = scene.process("hanging", middleware=middleware, overrun_ms=0)
+    broker = scene.process("hanging", middleware=middleware, lease_ms=LEASE_MS, overrun_ms=0)
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(hang)
     broker.enqueue_many([message(label) for label in "ab"])
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
@@ -92,9 +95,10 @@ def hanging(scene: Scene, middleware: list[dramatiq.Middleware]) -> Iterator[tup
         worker.stop()
 
 
+@pytest.mark.slow
 def test_messages_of_a_hung_process_run_elsewhere_until_it_recovers(stage: Scene) -> None:
     with hanging(stage, [TimeLimit(time_limit=100)]) as (broker, hang):
-        other = stage.consumer("other", timeout=20_000)
+        other = stage.consumer("other", lease_ms=LEASE_MS, timeout=20_000)
 
         taken = received(other, 2)
 
@@ -108,6 +112,11 @@ def test_messages_of_a_hung_process_run_elsewhere_until_it_recovers(stage: Scene
         eventually(lambda: "c" in hang.began)
 
 
+@pytest.mark.slow
 def test_messages_without_a_time_limit_stay_with_a_live_process(stage: Scene) -> None:
-    with hanging(stage, []):
-        assert next(stage.consumer("robber", timeout=5_500)) is None
+    with hanging(stage, []) as (broker, _):
+        for _ in range(2):
+            before = stage.client.zscore(KEYS.consumers, broker.consumer_name)
+            eventually(lambda: stage.client.zscore(KEYS.consumers, broker.consumer_name) > before)  # noqa: B023
+
+        assert next(stage.consumer("robber", timeout=100)) is None

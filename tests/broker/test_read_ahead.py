@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import partial
+from typing import Any
 
 import dramatiq
 import pytest
 import redis
 
 from broker import Delivery, RedisStreamsBroker
-from broker.consumer import StreamsConsumer
+from broker import consumer as consumer_module
 from broker.read_ahead import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S, ReadAhead
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, labels, message, received
 from tests.support import eventually
@@ -32,56 +34,66 @@ def messages(*numbers: int) -> list[dramatiq.Message[None]]:
     return [message(str(number)) for number in numbers]
 
 
-def a_consumer(scene: Scene, name: str, clock: Clock, **settings: int) -> StreamsConsumer:
-    consumer = scene.consumer(name, prefetch=PREFETCH, **settings)
-    consumer._read_ahead = ReadAhead(scene.brokers[name].settings.read_ahead_ms, clock=clock)
-    return consumer
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which consumers estimate how many messages to read ahead."""
+    clock = Clock()
+    monkeypatch.setattr(consumer_module, "ReadAhead", partial(ReadAhead, clock=clock))
+    return clock
 
 
-def work_off(consumer: StreamsConsumer, n: int, clock: Clock) -> list[str]:
-    """Finish this many messages one after the other, in a tenth of a millisecond each."""
-    done = []
-    for _ in range(n):
-        (delivery,) = received(consumer, 1)
-        clock.now += 0.0001
-        consumer.ack(delivery)
-        done += labels([delivery])
-    return done
+class Reader:
+    """The consumer of process ``a``, whose Worker finishes each message in a tenth of a millisecond."""
+
+    def __init__(self, scene: Scene, clock: Clock, **settings: Any) -> None:
+        self._clock = clock
+        self.consumer = scene.consumer("a", prefetch=PREFETCH, timeout=50, **settings)
+        self.broker = scene.brokers["a"]
+        self._last_given = "0-0"
+
+    def take(self, n: int) -> list[Delivery]:
+        """Give the Worker this many messages, which it then holds."""
+        given = received(self.consumer, n)
+        self._last_given = given[-1].entry_id
+        return given
+
+    def work_off(self, n: int) -> list[str]:
+        """Finish this many messages one after the other."""
+        done = []
+        for _ in range(n):
+            (delivery,) = self.take(1)
+            self._clock.now += 0.0001
+            self.consumer.ack(delivery)
+            done += labels([delivery])
+        return done
+
+    def gets_nothing(self) -> bool:
+        """Ask the consumer briefly for a message and return True."""
+        assert next(self.consumer) is None
+        return True
+
+    def n_ahead(self) -> int:
+        """Return how many messages the consumer holds that the Worker does not have: they come after its last one."""
+        return len(self.broker.inspector(QUEUE).pending(consumer=self.broker.consumer_name, after=self._last_given))
+
+    def hands_back(self) -> bool:
+        """Ask the consumer briefly and return whether it then holds nothing ahead."""
+        return self.gets_nothing() and not self.n_ahead()
 
 
-def gets_nothing(consumer: StreamsConsumer) -> bool:
-    """Ask the consumer briefly for a message and return True."""
-    patience_s, consumer._timeout_s = consumer._timeout_s, 0.05
-    try:
-        assert next(consumer) is None
-    finally:
-        consumer._timeout_s = patience_s
-    return True
+def reading_ahead(stage: Scene, clock: Clock, *, n: int = 300, **settings: Any) -> Reader:
+    """Return a reader that has read ahead after short jobs, and whose Worker holds no message."""
+    reader = Reader(stage, clock, **settings)
+    reader.broker.enqueue_many(messages(*range(n)))
+    reader.work_off(50)
+    while reader.n_ahead() < 20:
+        reader.work_off(1)
+    return reader
 
 
-def hands_back(consumer: StreamsConsumer) -> bool:
-    """Ask the consumer briefly and return whether it then holds nothing ahead."""
-    return gets_nothing(consumer) and not n_held_ahead(consumer)
-
-
-def n_held_ahead(consumer: StreamsConsumer) -> int:
-    return len(consumer._buffer)
-
-
-def reading_ahead(scene: Scene, clock: Clock, *, n: int = 300) -> StreamsConsumer:
-    """Return a consumer that has read ahead after short jobs, and whose Worker holds no message."""
-    consumer = a_consumer(scene, "a", clock)
-    scene.brokers["a"].enqueue_many(messages(*range(n)))
-    n_done = 0
-    while n_done < 50 or n_held_ahead(consumer) < 20:
-        work_off(consumer, 1, clock)
-        n_done += 1
-    return consumer
-
-
-def held_by_a(scene: Scene) -> list[str]:
+def held_by_a(stage: Scene) -> list[str]:
     """Return the pending entries, which briefly include finished ones: acknowledgements are written later."""
-    return [label for label, (who, _) in scene.state().pending.items() if who == "a"]
+    return [label for label, (who, _) in stage.state().pending.items() if who == "a"]
 
 
 def n_reads(client: redis.Redis) -> int:
@@ -138,155 +150,154 @@ def test_read_that_waited_long_forgets_the_earlier_estimate() -> None:
     assert estimate.n_still_expected() == 0
 
 
-def test_short_jobs_need_few_reads(scene: Scene) -> None:
-    clock = Clock()
-    consumer = a_consumer(scene, "a", clock)
-    scene.brokers["a"].enqueue_many(messages(*range(600)))
-    before = n_reads(scene.client)
+def test_short_jobs_need_few_reads(stage: Scene, clock: Clock) -> None:
+    reader = Reader(stage, clock)
+    reader.broker.enqueue_many(messages(*range(600)))
+    before = n_reads(stage.client)
 
-    assert work_off(consumer, 600, clock) == [str(number) for number in range(600)]
+    assert reader.work_off(600) == [str(number) for number in range(600)]
 
     # a read for each free place would be at least 300
-    assert n_reads(scene.client) - before <= 20
+    assert n_reads(stage.client) - before <= 20
 
 
-def test_nothing_is_read_ahead_when_disabled(scene: Scene) -> None:
-    clock = Clock()
-    consumer = a_consumer(scene, "a", clock, read_ahead_ms=0)
-    scene.brokers["a"].enqueue_many(messages(*range(100)))
+def test_nothing_is_read_ahead_when_disabled(stage: Scene, clock: Clock) -> None:
+    reader = Reader(stage, clock, read_ahead_ms=0)
+    reader.broker.enqueue_many(messages(*range(100)))
 
     for _ in range(60):
-        work_off(consumer, 1, clock)
-        assert n_held_ahead(consumer) < PREFETCH
+        reader.work_off(1)
+        assert reader.n_ahead() < PREFETCH
 
 
-def test_worker_never_holds_more_than_the_prefetch(scene: Scene) -> None:
-    clock = Clock()
-    consumer = reading_ahead(scene, clock)
+def test_worker_never_holds_more_than_the_prefetch(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
 
-    held = received(consumer, PREFETCH)
+    held = reader.take(PREFETCH)
 
-    assert gets_nothing(consumer)
-    assert n_held_ahead(consumer) > PREFETCH
-    consumer.ack(held[0])
-    assert len(received(consumer, 1)) == 1
+    assert reader.gets_nothing()
+    assert reader.n_ahead() > PREFETCH
+    reader.consumer.ack(held[0])
+    assert len(reader.take(1)) == 1
 
 
-def test_messages_read_ahead_do_not_wait_behind_long_jobs(scene: Scene) -> None:
-    clock = Clock()
-    consumer = reading_ahead(scene, clock)
-    other = scene.consumer("b", prefetch=1_000)
-    long_ones = labels(received(consumer, PREFETCH))
+def test_messages_read_ahead_do_not_wait_behind_long_jobs(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
+    other = stage.consumer("b", prefetch=1_000)
+    long_ones = labels(reader.take(PREFETCH))
     first = int(long_ones[0])
 
     clock.now += 2 * HAND_BACK_AFTER_S
-    eventually(lambda: hands_back(consumer))
+    eventually(reader.hands_back)
 
-    eventually(lambda: held_by_a(scene) == long_ones)
+    eventually(lambda: held_by_a(stage) == long_ones)
     # in their place, before undelivered messages, and as if they had not been delivered
     rest = received(other, 300 - first - PREFETCH)
     assert labels(rest) == [str(number) for number in range(first + PREFETCH, 300)]
     assert {delivery.deliveries for delivery in rest} == {1}
 
 
-def test_process_reads_only_its_free_places_after_a_stall(scene: Scene) -> None:
-    clock = Clock()
-    consumer = reading_ahead(scene, clock)
-    held = received(consumer, PREFETCH)
+def test_process_reads_only_its_free_places_after_a_stall(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
+    held = reader.take(PREFETCH)
     clock.now += 2 * HAND_BACK_AFTER_S
-    eventually(lambda: hands_back(consumer))
+    eventually(reader.hands_back)
 
     for delivery in held:
-        consumer.ack(delivery)
-    following = work_off(consumer, 20, clock)
+        reader.consumer.ack(delivery)
+    following = reader.work_off(20)
 
     first = int(labels(held)[-1]) + 1
     assert following == [str(number) for number in range(first, first + 20)]
-    assert n_held_ahead(consumer) < PREFETCH
+    assert reader.n_ahead() < PREFETCH
 
 
-def test_closed_consumer_hands_back_messages_read_ahead(scene: Scene) -> None:
-    clock = Clock()
-    consumer = reading_ahead(scene, clock)
-    (running,) = received(consumer, 1)
+def test_closed_consumer_hands_back_messages_read_ahead(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
+    (running,) = reader.take(1)
     first = int(labels([running])[0])
 
-    consumer.close()
+    reader.consumer.close()
 
-    eventually(lambda: held_by_a(scene) == labels([running]))
-    consumer.ack(running)
-    rest = received(scene.consumer("b", prefetch=1_000), 299 - first)
+    eventually(lambda: held_by_a(stage) == labels([running]))
+    reader.consumer.ack(running)
+    rest = received(stage.consumer("b", prefetch=1_000), 299 - first)
     assert labels(rest) == [str(number) for number in range(first + 1, 300)]
 
 
-def test_pause_hands_back_messages_read_ahead(scene: Scene) -> None:
-    clock = Clock()
-    consumer = reading_ahead(scene, clock)
-    held = received(consumer, PREFETCH)
-    broker = scene.brokers["a"]
-    broker.pause(QUEUE)
-    eventually(lambda: consumer._queue.is_paused)
+def test_pause_hands_back_messages_read_ahead(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock)
+    held = reader.take(PREFETCH)
+    reader.broker.pause(QUEUE)
 
-    eventually(lambda: hands_back(consumer))
+    eventually(reader.hands_back)
 
-    eventually(lambda: held_by_a(scene) == labels(held))
+    eventually(lambda: held_by_a(stage) == labels(held))
     for delivery in held:
-        consumer.ack(delivery)
-    broker.resume(QUEUE)
-    eventually(lambda: not consumer._queue.is_paused)
+        reader.consumer.ack(delivery)
+    reader.broker.resume(QUEUE)
     first = int(labels(held)[-1]) + 1
-    assert work_off(consumer, 300 - first, clock) == [str(number) for number in range(first, 300)]
+    assert reader.work_off(300 - first) == [str(number) for number in range(first, 300)]
 
 
-def test_messages_read_ahead_are_handed_back_for_a_higher_priority_queue(scene: Scene) -> None:
-    clock = Clock()
-    consumer = reading_ahead(scene, clock)
-    held = received(consumer, PREFETCH)
-    consumer._queue.must_yield = lambda: True  # type: ignore[method-assign]  # as another queue of the process would
+URGENT = "urgent"
 
-    eventually(lambda: hands_back(consumer))
 
-    eventually(lambda: held_by_a(scene) == labels(held))
+def test_messages_read_ahead_are_handed_back_for_a_higher_priority_queue(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock, queue_priorities={URGENT: -1})
+    held = reader.take(PREFETCH)
+    reader.broker.declare_queue(URGENT)
+    reader.broker.enqueue_many([dramatiq.Message(URGENT, "work", (), {}, {}) for _ in range(5)])
+    urgent = reader.broker.consume(URGENT, timeout=2_000)
+    received(urgent, 1)  # a read that returns as many messages as it asked for: more may be waiting
+
+    eventually(reader.hands_back)
+
+    eventually(lambda: held_by_a(stage) == labels(held))
     for delivery in held:
-        consumer.ack(delivery)
-    assert gets_nothing(consumer)
+        reader.consumer.ack(delivery)
+    assert reader.gets_nothing()
+    urgent.close()
 
 
-def test_queue_waits_for_messages_read_ahead_of_a_higher_priority_queue(scene: Scene) -> None:
-    clock = Clock()
-    consumer = reading_ahead(scene, clock, n=100)
-    received(consumer, PREFETCH)
-    consumer._queue.has_backlog = False
+def test_queue_waits_for_messages_read_ahead_of_a_higher_priority_queue(stage: Scene, clock: Clock) -> None:
+    reader = reading_ahead(stage, clock, n=100, queue_priorities={QUEUE: -1})
+    while reader.broker.stats(QUEUE).undelivered:
+        reader.work_off(1)
+    assert reader.n_ahead() > PREFETCH
+    reader.broker.declare_queue("other")
+    reader.broker.enqueue(dramatiq.Message("other", "work", ("other",), {}, {}))
+    other = reader.broker.consume("other", timeout=100)
 
-    assert consumer._queue.is_waiting
+    assert next(other) is None
 
-    consumer._give_back(len(consumer._buffer))
-    assert not consumer._queue.is_waiting
-
-
-def test_lost_reply_with_many_messages_is_recovered_in_full(scene: Scene) -> None:
-    consumer = scene.consumer("a", prefetch=PREFETCH)
-    broker = scene.brokers["a"]
-    broker.enqueue_many(messages(*range(60)))
-    scene.client.xreadgroup(GROUP, broker.consumer_name, {KEYS.stream: ">"}, count=60)
-
-    clock = Clock()
-    assert work_off(consumer, 60, clock) == [str(number) for number in range(60)]
-    assert broker.counters(QUEUE)["redelivered"] == 60
+    reader.work_off(reader.n_ahead())
+    assert reader.gets_nothing()
+    assert labels(received(other, 1)) == ["other"]
+    other.close()
 
 
-def test_messages_of_a_waiting_read_are_not_held_behind_taken_ones(scene: Scene) -> None:
-    other = scene.consumer("b", prefetch=1)
-    scene.brokers["b"].enqueue(message("long"))
+def test_lost_reply_with_many_messages_is_recovered_in_full(stage: Scene, clock: Clock) -> None:
+    reader = Reader(stage, clock)
+    reader.broker.enqueue_many(messages(*range(60)))
+    stage.client.xreadgroup(GROUP, reader.broker.consumer_name, {KEYS.stream: ">"}, count=60)
+
+    assert reader.work_off(60) == [str(number) for number in range(60)]
+    assert reader.broker.counters(QUEUE)["redelivered"] == 60
+
+
+def test_messages_of_a_waiting_read_are_not_held_behind_taken_ones(stage: Scene) -> None:
+    other = stage.consumer("b", prefetch=1)
+    stage.brokers["b"].enqueue(message("long"))
     (handed_back,) = received(other, 1)
-    consumer = scene.consumer("a", prefetch=1)
-    eventually(lambda: gets_nothing(consumer) and consumer._read.is_waiting)
+    consumer = stage.consumer("a", prefetch=1, timeout=50)
+    eventually(lambda: next(consumer) is None and stage.n_blocked("xreadgroup") == 1)
     other.requeue([handed_back])
     assert labels(received(consumer, 1)) == ["long"]
-    assert consumer._read.is_waiting
+    assert stage.n_blocked("xreadgroup") == 1
 
-    scene.brokers["b"].enqueue(message("next"))
-    eventually(lambda: gets_nothing(consumer) and not consumer._read.is_waiting)
+    stage.brokers["b"].enqueue(message("next"))
+    eventually(lambda: next(consumer) is None and not stage.n_blocked("xreadgroup"))
 
     assert labels(received(other, 1)) == ["next"]
 

@@ -13,10 +13,11 @@ import pytest
 import redis
 
 from broker import RedisStreamsBroker
+from broker.connections import Connections
 from broker.janitor import Janitor
 from broker.keys import QueueKeys
 from tasks.embedded_redis import EmbeddedRedis
-from tests.broker.program import started
+from tests.broker.processes import started
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, message, scene_on
 from tests.support import eventually
 
@@ -36,10 +37,6 @@ def large(tmp_path: Path) -> Iterator[Scene]:
         scene_on(client, server.url) as scene,
     ):
         yield scene
-
-
-def janitor_of(broker: RedisStreamsBroker) -> Janitor:
-    return next(iter(broker._session._queues.values())).janitor
 
 
 def slow_commands(client: Any) -> list[int]:
@@ -89,9 +86,7 @@ def test_a_million_due_messages_are_promoted_in_short_steps_and_in_order(large: 
 def test_orphans_behind_200_000_pending_entries_are_found_in_one_pass(large: Scene) -> None:
     n, n_orphans = 200_000, 30
     broker = large.process("a")
-    holder = broker.consume(QUEUE, prefetch=0, timeout=50)
-    # The janitor's thread would sweep, too; this test runs its rounds one by one.
-    broker._session._queues[QUEUE].janitor.stop()
+    large.beat("a")
     fill = """for i = 1, tonumber(ARGV[1]) do redis.call('XADD', KEYS[1], '*', 'message', ARGV[2]) end"""
     for _ in range(0, n, 10_000):
         large.client.eval(fill, 1, KEYS.stream, 10_000, message("x").encode())
@@ -101,9 +96,9 @@ def test_orphans_behind_200_000_pending_entries_are_found_in_one_pass(large: Sce
     large.client.xack(KEYS.stream, GROUP, *tail)
     large.client.slowlog_reset()
 
-    janitor = janitor_of(broker)
-    with janitor._round:
-        janitor._next_sweep_at, janitor._sweep_cursor = 0.0, "-"
+    connections = Connections(large.client)
+    name = broker.consumer_name
+    janitor = Janitor(connections, broker.settings, KEYS, consumer_name=name, on_round=lambda _: False)
     began, n_found, n_rounds = time.monotonic(), 0, 0
     while n_found < n_orphans and n_rounds < 1_000:
         n_found += janitor.run_once().n_orphans
@@ -114,7 +109,8 @@ def test_orphans_behind_200_000_pending_entries_are_found_in_one_pass(large: Sce
     assert n_found == n_orphans
     assert n_rounds <= n / 10_000 + 1, "more than one pass"
     assert large.client.xpending(KEYS.stream, GROUP)["pending"] == n
-    holder.close()
+    janitor.stop()
+    connections.close()
 
 
 def test_delayed_messages_run_when_they_are_due(large: Scene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import dramatiq
-import psutil
 import pytest
 import redis
 from redis.sentinel import Sentinel
@@ -17,6 +17,7 @@ from redis.sentinel import Sentinel
 from broker import RedisStreamsBroker
 from broker.connections import Connections
 from tasks.embedded_redis import EmbeddedRedis
+from tests.broker.processes import keepers_of
 from tests.broker.scene import KEYS, QUEUE, message
 from tests.sentinel import alert, sentinel_of
 from tests.support import eventually
@@ -28,39 +29,39 @@ def beats_by_eval(client: Any, *, local_port: int) -> bool:
     return any(one["cmd"] == "eval" and one["laddr"].endswith(f":{local_port}") for one in client.client_list())
 
 
-def keeper_is_connected(broker: RedisStreamsBroker, port: int) -> bool:
+def keeper_is_connected(port: int) -> bool:
     """Return whether the keeper process uses this port; until then a thread of its parent writes heartbeats."""
-    child_pid = broker._session.keeper.child_pid
-    assert child_pid is not None
-    return any(one.raddr and one.raddr.port == port for one in psutil.Process(child_pid).net_connections(kind="tcp"))
+    connections = [one for child in keepers_of(os.getpid()) for one in child.net_connections(kind="tcp")]
+    return any(one.raddr and one.raddr.port == port for one in connections)
 
 
-@pytest.fixture
-def encrypted(tmp_path: Path) -> Iterator[tuple[EmbeddedRedis, int]]:
-    """A server and its TLS port, with a certificate of a private CA in ``ca.crt``."""
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedRedis, int]]:
+    """A server and its TLS port, with a certificate of a private CA in ``ca.crt`` in its directory."""
+    directory = tmp_path_factory.mktemp("encrypted")
 
     def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl("req", "-x509", *key, "-days", "2", "-subj", "/CN=our ca", "-keyout", "ca.key", "-out", "ca.crt")
     openssl("req", *key, "-subj", "/CN=redis", "-keyout", "redis.key", "-out", "redis.csr")
-    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\n")
     by_ca = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
     openssl("x509", "-req", "-in", "redis.csr", *by_ca, "-out", "redis.crt")
     port = free_port()
     options = {"tls-port": str(port), "tls-auth-clients": "no", "appendonly": "no"}
-    options |= {f"tls-{name}-file": str(tmp_path / f"{file}") for name, file in
+    options |= {f"tls-{name}-file": str(directory / f"{file}") for name, file in
                 (("cert", "redis.crt"), ("key", "redis.key"), ("ca-cert", "ca.crt"))}  # fmt: skip
-    with EmbeddedRedis(directory=tmp_path, options=options) as server:
+    with EmbeddedRedis(directory=directory, options=options) as server:
         yield server, port
 
 
-def test_work_and_heartbeats_use_tls_with_a_private_ca(encrypted: tuple[EmbeddedRedis, int], tmp_path: Path) -> None:
+def test_work_and_heartbeats_use_tls_with_a_private_ca(encrypted: tuple[EmbeddedRedis, int]) -> None:
     server, port = encrypted
     ran: list[int] = []
     broker = RedisStreamsBroker(
-        f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'ca.crt'}", middleware=[], lease_ms=2_000
+        f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={server.directory / 'ca.crt'}", middleware=[], lease_ms=2_000
     )
 
     @dramatiq.actor(broker=broker, queue_name=QUEUE)
@@ -89,21 +90,23 @@ def test_server_with_an_untrusted_certificate_is_refused(encrypted: tuple[Embedd
         broker.enqueue(message("one"))
 
 
-def test_connection_to_a_demoted_master_is_dropped() -> None:
-    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
-        connections = Connections(redis.Redis.from_url(server.url))
-        connections.run("CLIENT", "SETNAME", "ours", key="k")
-        asked: Any = client
-        asked.replicaof("127.0.0.1", "1")
-
+def test_connection_to_a_demoted_master_is_dropped(redis_client: redis.Redis, redis_url: str) -> None:
+    asked: Any = redis_client
+    connections = Connections(redis.Redis.from_url(redis_url))
+    connections.run("CLIENT", "SETNAME", "ours", key="k")
+    asked.replicaof("127.0.0.1", "1")
+    try:
         with pytest.raises(dramatiq.errors.ConnectionClosed, match="read only"):
             connections.run("SET", "k", "v")
+    finally:
+        asked.replicaof("NO", "ONE")
 
-        # a new connection asks the sentinel, or the name server, for the current master
-        eventually(lambda: "ours" not in {one["name"] for one in asked.client_list()})
-        connections.close()
+    # a new connection asks the sentinel, or the name server, for the current master
+    eventually(lambda: "ours" not in {one["name"] for one in asked.client_list()})
+    connections.close()
 
 
+@pytest.mark.slow
 def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
     with ExitStack() as stack:
         quick = {"repl-diskless-sync-delay": "0"}
@@ -136,7 +139,7 @@ def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
                     work.send(number)
 
                 eventually(lambda: ran == set(range(100)), within_s=60)
-            eventually(lambda: keeper_is_connected(broker, replica.port), within_s=30)
+            eventually(lambda: keeper_is_connected(replica.port), within_s=30)
             assert on_replica.info("replication")["role"] == "master"
             assert on_replica.zcard(KEYS.consumers) >= 1
         finally:

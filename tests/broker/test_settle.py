@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import dramatiq
@@ -12,9 +14,12 @@ import pytest
 from dramatiq.errors import BrokerConnectionError, ConnectionFailed
 from dramatiq.middleware import Pipelines, TimeLimitExceeded
 
-from broker import Delivery, LeaseLost, settler
+from broker import Delivery, LeaseLost, keeper, settler
+from broker.connections import Connections
 from broker.deliveries import Deliveries
-from broker.scripts import BEAT, SETTLE, Script
+from broker.outcomes import Outcomes
+from broker.scripts import SETTLE, Script
+from broker.settler import Settler
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
 
@@ -95,7 +100,7 @@ def test_unstarted_messages_return_to_their_place_uncounted(scene: Scene) -> Non
 
 @pytest.mark.parametrize("by", ["take-over", "XCLAIM by hand"])
 def test_process_that_lost_an_entry_cannot_reject_retry_or_return_it(scene: Scene, by: str) -> None:
-    mine = scene.consumer("a")
+    mine = scene.consumer("a", lease_ms=60_000)
     broker = scene.brokers["a"]
     broker.enqueue_many([message("reject"), message("retry"), message("return")])
     reject, retry, give_back = received(mine, 3)
@@ -142,9 +147,7 @@ def test_waiting_consumer_takes_handed_back_entries_at_once(scene: Scene) -> Non
     got: list[Delivery] = []
     waiting = threading.Thread(target=lambda: got.extend(received(other, 1)))
     waiting.start()
-    eventually(lambda: other._read.is_waiting)
-    janitor = next(iter(scene.brokers["b"]._session._queues.values())).janitor
-    eventually(lambda: janitor._timer.is_waiting)
+    eventually(lambda: (scene.n_blocked("xreadgroup"), scene.n_blocked("xread")) == (1, 2))
 
     mine.requeue([one])
 
@@ -203,13 +206,14 @@ def test_late_success_is_accepted_and_counted(scene: Scene) -> None:
     assert broker.counters(QUEUE)["late"] == 1
 
 
-def test_message_taken_over_while_it_waited_does_not_start(scene: Scene) -> None:
-    mine = scene.consumer("a")
+def test_message_taken_over_while_it_waited_does_not_start(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = scene.consumer("a", lease_ms=60_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
     (one,) = received(mine, 1)
     robbed(scene, "XCLAIM by hand")
-    broker._session.keeper._confirmed_at[QUEUE] = float("-inf")  # as after a SIGSTOP longer than the lease
+    # as after a SIGSTOP longer than the lease
+    monkeypatch.setattr(keeper, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 3_600))
 
     with pytest.raises(LeaseLost, match="held by another process"):
         broker.emit_before("process_message", one)
@@ -278,8 +282,7 @@ def test_full_server_settles_everything_and_refuses_only_new_messages(scene: Sce
         fail(broker, retried)
         fail(broker, at_once, delay=0)
         consumer.requeue([returned])
-        next(iter(broker._session._queues.values())).janitor.run_once()
-        broker._session.keeper.run_once()
+        scene.sweep("a")
         taken = received(consumer, 3)
         with pytest.raises(BrokerConnectionError):
             broker.enqueue(message("new"))
@@ -304,15 +307,13 @@ def test_full_server_redelivers_messages_that_ran_in_two_crashes(scene: Scene) -
     assert suspect.charges == 1
 
 
-def test_full_server_accepts_heartbeats_of_a_keeper_process(scene: Scene) -> None:
-    scene.consumer("a")
-    broker = scene.brokers["a"]
-    name = broker.consumer_name
-    broker._session.keeper.stop()
+def test_full_server_accepts_heartbeats(scene: Scene) -> None:
+    scene.consumer("a", lease_ms=60_000)
+    name = scene.brokers["a"].consumer_name
     scene.client.zadd(KEYS.consumers, {name: 5})
 
     with full(scene):
-        broker._session.connections.run_script(BEAT, (KEYS.stream, KEYS.consumers), (GROUP, name, 2_000))
+        scene.beat("a")
 
     assert scene.client.zscore(KEYS.consumers, name) > 5
 
@@ -383,15 +384,8 @@ def test_close_retries_failed_acknowledgements(scene: Scene, monkeypatch: pytest
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
-    connections = broker._session.connections
-    run_script, failures = connections.run_script, [ConnectionFailed("away")] * 3
-
-    def failing(script: Script, keys: Any, args: Any) -> Any:
-        if script is SETTLE and failures:
-            raise failures.pop()
-        return run_script(script, keys, args)
-
-    monkeypatch.setattr(connections, "run_script", failing)
+    failures: list[Exception] = [ConnectionFailed("away")] * 3
+    fail_settling(monkeypatch, failures)
     consumer.ack(one)
     consumer.close()
 
@@ -433,7 +427,7 @@ def test_closed_consumer_still_accepts_acknowledgements(scene: Scene) -> None:
 
 def test_closed_consumer_hands_back_entries_still_in_transit(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
-    eventually(lambda: next(consumer) is None and consumer._read.is_waiting)
+    eventually(lambda: next(consumer) is None and scene.n_blocked("xreadgroup"))
     scene.brokers["a"].enqueue(message("one"))
     eventually(lambda: scene.state() == QueueState(pending={"one": ("a", 1)}))
 
@@ -446,7 +440,7 @@ def test_closed_consumer_keeps_running_messages(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=2, timeout=100)
     scene.brokers["a"].enqueue(message("one"))
     received(consumer, 1)
-    eventually(lambda: next(consumer) is None and consumer._read.is_waiting)
+    eventually(lambda: next(consumer) is None and scene.n_blocked("xreadgroup"))
 
     consumer.close()
 
@@ -478,12 +472,22 @@ def full(scene: Scene) -> Iterator[None]:
         scene.client.config_set("maxmemory", "0")
 
 
+def fail_settling(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> None:
+    """Let writes of acknowledgements raise these exceptions, the last one first, before they succeed."""
+    run_script = Connections.run_script
+
+    def failing(self: Connections, script: Script, keys: Any, args: Any) -> Any:
+        if script is SETTLE and failures:
+            raise failures.pop()
+        return run_script(self, script, keys, args)
+
+    monkeypatch.setattr(Connections, "run_script", failing)
+
+
 def robbed(scene: Scene, by: str) -> None:
-    """Return whether process b holds all messages that a had."""
+    """Give all messages that process a has to b."""
     if by == "take-over":
-        scene.age(scene.brokers["a"].consumer_name, idle_ms=60_000)
-        scene.brokers["a"]._session.keeper.stop()
-        scene.client.zadd(KEYS.consumers, {scene.brokers["a"].consumer_name: 1})
+        scene.lose_lease("a")
         n = len(scene.state().pending)
         received(scene.consumer("b"), n)
     else:
@@ -504,20 +508,19 @@ def test_acknowledgements_do_not_wait_for_queues_of_an_unreachable_node(
         broker.enqueue(dramatiq.Message(queue, "work", ("one",), {}, {}))
     broker.enqueue(message("one"))
     done = {queue: received(one, 1)[0] for queue, one in consumers.items()}
-    connections = broker._session.connections
-    run_script = connections.run_script
+    run_script = Connections.run_script
     is_away, n_tries, may_fail = True, 0, threading.Event()
 
-    def in_a_cluster(script: Script, keys: Sequence[str], args: Any) -> Any:
+    def in_a_cluster(self: Connections, script: Script, keys: Sequence[str], args: Any) -> Any:
         nonlocal n_tries
         if script is SETTLE and keys[0].startswith("streams:away"):
             n_tries += 1
             if is_away:
                 may_fail.wait(30)
                 raise ConnectionFailed("its node is away")
-        return run_script(script, keys, args)
+        return run_script(self, script, keys, args)
 
-    monkeypatch.setattr(connections, "run_script", in_a_cluster)
+    monkeypatch.setattr(Connections, "run_script", in_a_cluster)
     consumers["away-1"].ack(done["away-1"])
     eventually(lambda: n_tries)
     for queue in (QUEUE, "away-2"):
@@ -537,15 +540,8 @@ def test_unexpected_error_does_not_end_the_settler_thread(scene: Scene, monkeypa
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
-    failures = [ZeroDivisionError("a bug")]
-    run_script = broker._session.connections.run_script
-
-    def failing_once(script: Script, keys: Any, args: Any) -> Any:
-        if script is SETTLE and failures:
-            raise failures.pop()
-        return run_script(script, keys, args)
-
-    monkeypatch.setattr(broker._session.connections, "run_script", failing_once)
+    failures: list[Exception] = [ZeroDivisionError("a bug")]
+    fail_settling(monkeypatch, failures)
 
     consumer.ack(one)
 
@@ -557,13 +553,12 @@ def test_unexpected_error_does_not_end_the_settler_thread(scene: Scene, monkeypa
 def test_interrupt_after_the_job_ended_does_not_leave_it_unsettled(
     scene: Scene, ends: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    consumer = scene.consumer("a")
+    consumer = scene.consumer("a", prefetch=1)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
     broker.emit_before("process_message", one)
     interrupts = [TimeLimitExceeded()]
-    session = broker._session
 
     def interrupted(do: Callable[..., Any]) -> Callable[..., Any]:
         def once_before_it_is_done(*args: Any) -> Any:
@@ -573,24 +568,26 @@ def test_interrupt_after_the_job_ended_does_not_leave_it_unsettled(
 
         return once_before_it_is_done
 
-    monkeypatch.setattr(session.settler, "settle", interrupted(session.settler.settle))
-    monkeypatch.setattr(session.outcomes, "bury_delivery", interrupted(session.outcomes.bury_delivery))
+    monkeypatch.setattr(Settler, "settle", interrupted(Settler.settle))
+    monkeypatch.setattr(Outcomes, "bury_delivery", interrupted(Outcomes.bury_delivery))
 
     getattr(consumer, ends)(one)
 
     eventually(lambda: scene.state() == QueueState(dead=(("failed", "one"),) if ends == "nack" else ()))
     assert not interrupts
-    assert len(consumer._queue.deliveries) == 0
+    broker.enqueue(message("two"))
+    assert labels(received(consumer, 1)) == ["two"], "the first one has left its place"
 
 
 def test_wait_until_written_returns_when_the_message_is_forgotten() -> None:
     deliveries = Deliveries()
-    one = Delivery(message("one"), entry_id="1-1", queue=QUEUE, consumer_name="me", deliveries=2, charges=1)
+    one = Delivery(message("one"), entry_id="1-1", queue=QUEUE, consumer_name="me", deliveries=2, pid=1, charges=1)
     deliveries.add([one])
     deliveries.begin_settling(one)
     waiting = threading.Thread(target=deliveries.wait_until_written, args=(one, 3_600.0), daemon=True)
     waiting.start()
-    eventually(lambda: deliveries._n_await_writing)
+    waiting.join(0.05)
+    assert waiting.is_alive()
 
     deliveries.forget([one])
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import dramatiq
 import pytest
 import redis
+from dramatiq.broker import MessageProxy
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Callbacks, CurrentMessage, Middleware, Pipelines, Retries
 from dramatiq.results import ResultFailure, Results
@@ -56,6 +57,27 @@ def test_every_message_runs_once_and_leaves_nothing(redis_url: str, redis_client
     assert ran == Counter(range(2_000))
     assert redis_client.xlen(STREAM) == 0
     assert redis_client.xpending(STREAM, "cluster-workers")["pending"] == 0
+
+
+def test_a_job_reads_no_message_field_through_the_slow_proxy(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def read_from_message(proxy: MessageProxy, name: str) -> Any:
+        read.append(name)
+        return getattr(proxy._message, name)
+
+    monkeypatch.setattr(MessageProxy, "__getattr__", read_from_message)
+    with closing(RedisStreamsBroker(redis_url, lease_ms=2_000)) as broker:  # Dramatiq's default middleware
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            pass
+
+        work.send()
+        with working(broker):
+            broker.join("default", timeout=10_000)
+
+    assert read == []
 
 
 def test_failed_job_is_retried_and_then_succeeds(redis_url: str) -> None:
@@ -229,13 +251,13 @@ def test_join_waits_for_running_and_delayed_messages(redis_url: str) -> None:
         work.send()
         with working(broker):
             with pytest.raises(QueueJoinTimeout):
-                broker.join("default", timeout=300)
+                broker.join("default", timeout=100)
             release.set()
             broker.join("default", timeout=20_000)
 
             work.send_with_options(delay=60_000)
             with pytest.raises(QueueJoinTimeout):
-                broker.join("default", timeout=300)
+                broker.join("default", timeout=100)
 
 
 def test_flushed_queue_is_empty_and_still_works(redis_url: str, redis_client: redis.Redis) -> None:

@@ -224,6 +224,8 @@ def test_chart_settings_reach_the_worker() -> None:
 
     assert settings.metrics_host == "0.0.0.0"
     assert settings.ingest_rollout_percent == 25
+    assert (settings.dead_letter_days, settings.max_dead_letters) == (30, 2_000_000)
+    assert (settings.max_queue_length, settings.read_ahead_ms, settings.keeper_process) == (50_000, 0, False)
     assert settings.clustering.models == {"clip@1": 512, "dino@2": 768}
     assert (settings.clustering.growth_ratio, settings.clustering.n_neighbours) == (0.5, 32)
 

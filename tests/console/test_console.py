@@ -43,7 +43,7 @@ def test_pet_page_shows_clusters_and_history(page: Page, album: ClusterService) 
 
 
 def test_clusters_can_be_merged_and_the_merge_undone(page: Page, album: ClusterService, worker: None) -> None:
-    first, second, _ = sorted(cluster.id for cluster in album.clusters(PET).clusters)
+    first, second, _ = sorted(cluster.cluster_id for cluster in album.clusters(PET).clusters)
     page.open(f"pet/{PET}")
 
     page.labelled(f"Choose cluster {first}").click()
@@ -63,9 +63,9 @@ def test_items_can_be_split_off_a_cluster(page: Page, album: ClusterService, wor
     cluster = album.clusters(PET).clusters[0]
     page.open(f"pet/{PET}")
 
-    page.click(cluster.media[0])
-    page.labelled(f"Choose {cluster.media[0]}").click()
-    page.labelled(f"Choose {cluster.media[1]}").click()
+    page.click(cluster.media_ids[0])
+    page.labelled(f"Choose {cluster.media_ids[0]}").click()
+    page.labelled(f"Choose {cluster.media_ids[1]}").click()
     page.click("Split off: 2 items")
     page.click("Split off", within="//dialog")
 
@@ -128,7 +128,7 @@ def test_dead_letter_shows_its_cause_and_can_be_requeued(page: Page, redis_clien
 
 
 def test_item_can_be_excluded_and_another_dismissed(page: Page, album: ClusterService, worker: None) -> None:
-    first, second, *_ = album.clusters(PET).clusters[0].media
+    first, second, *_ = album.clusters(PET).clusters[0].media_ids
     page.open(f"pet/{PET}")
 
     page.click(first)
@@ -152,18 +152,18 @@ def test_item_shows_why_it_is_in_its_cluster(page: Page, album: ClusterService) 
     cluster = album.clusters(PET).clusters[0]
     page.open(f"pet/{PET}")
 
-    page.click(f"{cluster.media[0]}, ")
-    page.labelled(f"Why is {cluster.media[0]} here?").click()
+    page.click(f"{cluster.media_ids[0]}, ")
+    page.labelled(f"Why is {cluster.media_ids[0]} here?").click()
 
-    page.sees(f"cluster {cluster.id}, core")
+    page.sees(f"cluster {cluster.cluster_id}, core")
     page.sees("nearest")
-    page.sees(f"sploot-cluster why {PET} {cluster.media[0]}")
+    page.sees(f"sploot-cluster why {PET} {cluster.media_ids[0]}")
     page.click("Close", within="//dialog")
     assert page.complaints() == []
 
 
 def test_older_revision_can_be_compared_and_restored(page: Page, album: ClusterService, worker: None) -> None:
-    ids = sorted(cluster.id for cluster in album.clusters(PET).clusters)
+    ids = sorted(cluster.cluster_id for cluster in album.clusters(PET).clusters)
     before = album.clusters(PET).revision
     album.merge(PET, ids[:2], operation_id="m", by="test")
     page.open(f"pet/{PET}")
@@ -243,9 +243,9 @@ def test_dead_letter_fits_a_phone_screen(phone: Page, redis_client: redis.Redis,
 
 
 def test_pet_history_and_reasons_fit_a_phone_screen(phone: Page, album: ClusterService) -> None:
-    ids = sorted(cluster.id for cluster in album.clusters(PET).clusters)
+    ids = sorted(cluster.cluster_id for cluster in album.clusters(PET).clusters)
     album.merge(PET, ids[:2], operation_id="m", by="somebody.of.the.labellers@labelling.sploot.example")
-    first = album.clusters(PET).clusters[0].media[0]
+    first = album.clusters(PET).clusters[0].media_ids[0]
     phone.open(f"pet/{PET}")
     phone.sees("30 items in 2 clusters")
     assert phone.too_wide() == []

@@ -67,7 +67,7 @@ def test_tick_in_another_cluster_unticks_items_of_the_first(page: Page, album: C
     assert listed(page) == {"s1-0"}
     page.click("Split off", within="//dialog")
     page.sees("32 items in 4 clusters")
-    assert {cluster.media for cluster in album.clusters(PET).clusters if cluster.size == 1} == {("s1-0",)}
+    assert {cluster.media_ids for cluster in album.clusters(PET).clusters if cluster.size == 1} == {("s1-0",)}
     assert ticked(page) == set()
 
 
@@ -142,7 +142,7 @@ def test_merge_dialog_shows_the_command_of_its_button(page: Page, album: Cluster
 
     page.sees(f"sploot-cluster merge {PET} 1 3 --into 3")
     page.click("Merge", within="//dialog")
-    eventually(lambda: sorted(cluster.id for cluster in album.clusters(PET).clusters) == [2, 3], within_s=30)
+    eventually(lambda: sorted(cluster.cluster_id for cluster in album.clusters(PET).clusters) == [2, 3], within_s=30)
 
 
 # -- while items arrive ----------------------------------------------------------------------------------------------

@@ -58,10 +58,10 @@ def links(page: Page) -> list[str]:
 
 def tick_items(page: Page, service: ClusterService, pet: PetId, n: int) -> list[MediaId]:
     cluster = service.clusters(pet).clusters[0]
-    page.click(f"{cluster.media[0]}, ")
-    for item in cluster.media[:n]:
+    page.click(f"{cluster.media_ids[0]}, ")
+    for item in cluster.media_ids[:n]:
         page.labelled(f"Choose {item}").click()
-    return list(cluster.media[:n])
+    return list(cluster.media_ids[:n])
 
 
 def merge(page: Page, service: ClusterService, pet: PetId) -> None:

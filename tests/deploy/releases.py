@@ -84,11 +84,11 @@ def record(redis_url: str) -> dict[str, Any]:
             client.xadd("streams:embedding.ingested", flat_event(number))
         _wait(lambda: client.llen(f"{{pet:{PET}}}:media") == N_MEDIA)
         done(tasks.recluster(pet_id=PET, requested_by="ann").job_id)
-        first, second, *_ = [cluster.id for cluster in service.clusters(PetId(PET)).clusters]
+        first, second, *_ = [cluster.cluster_id for cluster in service.clusters(PetId(PET)).clusters]
         done(tasks.merge(PET, [first, second], requested_by="ann").job_id)
         merged = service.clusters(PetId(PET))
-        leaving = list(merged.clusters[-1].media[:2])
-        done(tasks.split(PET, merged.clusters[-1].id, leaving, requested_by="bob").job_id)
+        leaving = list(merged.clusters[-1].media_ids[:2])
+        done(tasks.split(PET, merged.clusters[-1].cluster_id, leaving, requested_by="bob").job_id)
         _wait(lambda: client.xlen("streams:cluster.recluster") == 0)
         worker.stop()
         broker.close()
@@ -97,7 +97,7 @@ def record(redis_url: str) -> dict[str, Any]:
         waiting = [tasks.recluster(pet_id=PET, requested_by="ann")]
         waiting.append(tasks.undo(PET, merged.revision, requested_by="bob"))
         third = view.clusters[0]
-        waiting.append(tasks.split(PET, third.id, list(third.media[:1]), requested_by="bob"))
+        waiting.append(tasks.split(PET, third.cluster_id, list(third.media_ids[:1]), requested_by="bob"))
         vector = vector_of(900).tolist()
         waiting.append(tasks.ingest(pet_id=PET, media_id="by-client", model="test@1", embedding=vector))
         for at, encoding in enumerate(ENCODINGS):
@@ -105,7 +105,7 @@ def record(redis_url: str) -> dict[str, Any]:
     recorded = {
         "pet": PET,
         "revision": view.revision,
-        "clusters": {str(cluster.id): list(cluster.media) for cluster in view.clusters},
+        "clusters": {str(cluster.cluster_id): list(cluster.media_ids) for cluster in view.clusters},
         "noise": list(view.noise),
         "waiting": [job.job_id for job in waiting],
         "arriving": ["by-client", *(f"media-{N_MEDIA + at}" for at in range(len(ENCODINGS)))],

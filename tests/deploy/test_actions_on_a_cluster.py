@@ -1,4 +1,4 @@
-"""Queue actions, the doctor and a capture on a Redis Cluster of three nodes."""
+"""Queue actions, the doctor, a deletion and a capture on a Redis Cluster of three nodes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tasks.cli import main
+from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.redis_urls import connect
 from tests.deploy.test_redis_topologies import cluster, pytestmark
@@ -44,7 +45,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-def test_queue_actions_doctor_and_capture_work_on_a_cluster(
+def test_queue_actions_doctor_deletion_and_capture_work_on_a_cluster(
     url: str, cli: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     client: Any = connect(url, connect_timeout_s=5, answer_timeout_s=5)
@@ -62,14 +63,19 @@ def test_queue_actions_doctor_and_capture_work_on_a_cluster(
         ("queue", "resume", "embedding", "--yes"),
         ("queue", "dead", "list"),
         ("queue", "audit"),
-        ("capture", "--pet", 42, "-o", tmp_path / "pet.jsonl"),
+        ("capture", "--pet", 42, "-o", tmp_path / "pet.zip"),
     ):
         code, output = cli(*command)
         assert code == 0, f"{command}: {output}"
+    with ClusterTasks(url) as tasks:
+        assert [tasks.recluster(43).coalesced for _ in range(2)] == [False, True]
+    code, deleted = cli("delete", 43, "--by", "me", "--yes")
     _, found = cli("queue", "find", "--pet", 42, "--json")
     _, findings = cli("doctor", "--json")
     client.close()
 
+    assert code == 0, deleted
+    assert " 1 job records" in deleted
     assert len(json.loads(found)) == 5
     evictions = [finding["seen"] for finding in json.loads(findings) if finding["check"] == "eviction"]
     assert len(evictions) == 3

@@ -21,7 +21,7 @@ RECORDED = left_by(sorted(RELEASES.glob("0.*.json"))[-1])
 
 def is_unchanged(client: redis.Redis) -> bool:
     view = build_service(Settings(), client).clusters(PetId(PET))
-    return bool({str(cluster.id): list(cluster.media) for cluster in view.clusters} == RECORDED["clusters"])
+    return bool({str(cluster.cluster_id): list(cluster.media_ids) for cluster in view.clusters} == RECORDED["clusters"])
 
 
 def test_snapshot_restores_pets_corrections_and_waiting_work(tmp_path: Path) -> None:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from starlette.testclient import TestClient
 
 from deploy.redis_users import TEMPLATE, USERS, PasswordUnusable, render
+from sploot_cluster import ClusterService
+from sploot_cluster.jobs import QueueFull
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
+from tasks.composition import build_app
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.embedded_redis import EmbeddedRedis
-from tests.deploy.servers import (
-    PASSWORDS,
-    acl_file,
-    client_of,
-)
+from tasks.queue_limit import MAX_QUEUE_LENGTH
+from tasks.settings import Settings
+from tests.deploy.servers import PASSWORDS, acl_file, client_of, processes_environ
+from tests.sploot_cluster.albums import PET, take
+from tests.sploot_cluster.api.front import API
 from tests.support import lacking
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,9 +77,11 @@ ALLOWED = {
         f"ZRANGE {CONSUMERS} 0 -1",
         f"SET {{{STREAM}}}:unique:recluster:1 m PX 1000",
         f"HINCRBY {COUNTERS} enqueued 1",
-        "HSET sploot:job:1 state queued",
-        "HGETALL sploot:job:1",
-        "DEL sploot:job:1",
+        "HSET sploot:{jobs}:record:1 state queued",
+        "HGETALL sploot:{jobs}:record:1",
+        "DEL sploot:{jobs}:record:1",
+        "ZADD sploot:{jobs}:pet:1 1 m",
+        "GET sploot:max-queue-length",
     ),
     "worker": (
         "PING",
@@ -151,7 +160,7 @@ DENIED = {
         f"XDEL {STREAM} 1-0",
         f"XSETID {STREAM} 1-0",
         f"SET {PAUSED} 1",
-        "HGETALL sploot:job:1",
+        "HGETALL sploot:{jobs}:record:1",
         f"EVAL {BY_SCRIPT!r} 1 {STREAM} XADD {STREAM} * a b",
         "HGETALL {pet:1}:meta",
     ),
@@ -184,6 +193,11 @@ DENIED = {
         f"XTRIM {STREAM} MAXLEN 0",
         f"XGROUP DELCONSUMER {STREAM} {GROUP} me",
         "HGETALL sploot:backlog",
+        "ZRANGE sploot:{jobs}:pet:1 0 -1",
+        "DEL sploot:{jobs}:pet:1",
+        "SET sploot:max-queue-length 0",
+        f"ZADD {{{STREAM}}}:ordered:line 0 m",
+        f"HSET {{{STREAM}}}:ordered key m",
         f"EVAL {BY_SCRIPT!r} 1 {STREAM} XACK {STREAM} {GROUP} 1-0",
     ),
     "worker": (
@@ -365,6 +379,54 @@ def test_a_client_enqueues_and_asks_with_the_rights_that_it_has(users: dict[str,
         told = tasks.job(jobs[0].job_id)
         assert told is not None
         assert told.state == "queued"
+
+
+def delete_over_http(redis_url: str) -> None:
+    secret = "secret-of-an-operator"
+    with TestClient(build_app(Settings(redis_url=redis_url, api_tokens=f"ops:operator:{secret}"))) as http:
+        answer = http.delete(f"{API}/pets/{PET}", headers={"Authorization": f"Bearer {secret}"})
+    assert answer.status_code == 200, answer.text
+
+
+def delete_on_the_command_line(redis_url: str) -> None:
+    command = [sys.executable, "-m", "tasks.cli", "delete", str(PET), "--by", "ann", "--yes"]
+    environ = processes_environ(redis_url)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("delete", [delete_over_http, delete_on_the_command_line])
+def test_the_server_deletes_a_pet_with_its_traces(
+    server: EmbeddedRedis, users: dict[str, redis.Redis], delete: Callable[[str], None]
+) -> None:
+    take(ClusterService(RedisPetStore(users["worker"])), 0, range(4))
+    with ClusterTasks(client=users["client"]) as tasks:
+        job = tasks.undo(PET, 1)
+    with client_of(server, "tester") as tester:
+        tester.delete(FEEDBACK, DEAD)  # the job waits no longer; its record is left
+        tester.xadd(DEAD, {"reason": "failed", "error": "OSError: disk full", "entry:pet_id": str(PET)})
+        left = (f"{{pet:{PET}}}:meta", f"sploot:{{jobs}}:record:{job.job_id}", f"sploot:{{jobs}}:pet:{PET}")
+        assert tester.exists(*left) == len(left)
+
+        delete(f"redis://server:{PASSWORDS['server']}@127.0.0.1:{server.port}/0")
+
+        assert tester.exists(*left) == 0
+        assert tester.xlen(DEAD) == 0
+
+
+def test_a_client_obeys_the_limit_with_the_rights_that_it_has(
+    server: EmbeddedRedis, users: dict[str, redis.Redis]
+) -> None:
+    with client_of(server, "tester") as tester:
+        n_held = tester.xlen(FEEDBACK)
+        tester.set(MAX_QUEUE_LENGTH, n_held + 1)
+        try:
+            with ClusterTasks(client=users["client"]) as tasks:
+                tasks.merge(7, [1, 2])
+                with pytest.raises(QueueFull):
+                    tasks.merge(7, [1, 2])
+        finally:
+            tester.delete(MAX_QUEUE_LENGTH)
 
 
 def test_redis_6_2_takes_what_is_rendered_for_it(tmp_path: Path) -> None:

@@ -21,7 +21,11 @@ RUNS_WHAT_IT_READS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "jo
 # The keeper and its parent use a private socket pair, and marshal creates values, not code.
 MARSHAL_MAY = {"broker/keeper.py", "broker/keeper_process.py"}
 # Errors must survive a process pool; the test reads only what it has just written.
-TESTS_OF_PICKLING = {"tests/sploot_cluster/test_errors.py", "tests/sploot_cluster/store/test_damage.py"}
+TESTS_OF_PICKLING = {
+    "tests/broker/test_errors.py",
+    "tests/sploot_cluster/test_errors.py",
+    "tests/sploot_cluster/store/test_damage.py",
+}
 
 
 def sources() -> list[Path]:

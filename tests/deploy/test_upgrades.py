@@ -57,7 +57,7 @@ def test_pet_of_recorded_release_is_read_unchanged(path: Path, redis_client: red
 
     view = build_service(Settings(), redis_client).clusters(PetId(PET))
     assert view.revision == recorded["revision"]
-    assert {str(cluster.id): list(cluster.media) for cluster in view.clusters} == recorded["clusters"]
+    assert {str(cluster.cluster_id): list(cluster.media_ids) for cluster in view.clusters} == recorded["clusters"]
     assert list(view.noise) == recorded["noise"]
 
 
@@ -76,7 +76,7 @@ def test_work_left_by_recorded_release_is_done(path: Path, redis_client: redis.R
 
     assert [redis_client.xlen(f"{{{stream_of(queue)}}}:dead") for queue in QUEUES] == [0] * len(QUEUES)
     view = build_service(settings, redis_client).clusters(PetId(PET))
-    items = {item for cluster in view.clusters for item in cluster.media} | set(view.noise)
+    items = {item for cluster in view.clusters for item in cluster.media_ids} | set(view.noise)
     before = {item for items in recorded["clusters"].values() for item in items} | set(recorded["noise"])
     assert items == before | set(recorded["arriving"]) | {f"media-{70 + at}" for at in range(10)}
     assert view.revision > recorded["revision"]
@@ -130,7 +130,7 @@ def test_two_versions_work_side_by_side_during_an_upgrade(tmp_path: Path) -> Non
                     pet_id=PET, media_id=f"media-{number}", model="test@1", embedding=flat_event(number)["embedding"]
                 )
             clusters = build_service(settings, client).clusters(PetId(PET)).clusters
-            merged = tasks.merge(PET, [clusters[0].id, clusters[1].id]).job_id
+            merged = tasks.merge(PET, [clusters[0].cluster_id, clusters[1].cluster_id]).job_id
             eventually(lambda: _is_done(tasks, merged), within_s=60)
             eventually(lambda: client.llen(f"{{pet:{PET}}}:media") == 120, within_s=60)
             olds.close()
@@ -139,8 +139,8 @@ def test_two_versions_work_side_by_side_during_an_upgrade(tmp_path: Path) -> Non
             news.close()
 
         view = build_service(settings, client).clusters(PetId(PET))
-        together = {*clusters[0].media, *clusters[1].media}
-        assert any(together <= set(cluster.media) for cluster in view.clusters), "the correction was lost"
+        together = {*clusters[0].media_ids, *clusters[1].media_ids}
+        assert any(together <= set(cluster.media_ids) for cluster in view.clusters), "the correction was lost"
         assert [client.xlen(f"{{{stream_of(queue)}}}:dead") for queue in QUEUES] == [0] * len(QUEUES)
 
 

@@ -23,7 +23,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.capture import capture_pet, write_capture
+from tasks.capture.file import capture_pet, write_capture
 from tasks.contracts import GROUP
 from tasks.embedded_redis import EmbeddedRedis
 from tests.ops.tools import OPS
@@ -104,7 +104,7 @@ def collector_off() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a capture of pet 42 with 60 items, one waiting job and one dead letter."""
-    file = tmp_path_factory.mktemp("captures") / "pet.jsonl"
+    file = tmp_path_factory.mktemp("captures") / "pet.zip"
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         store, desk = RedisPetStore(client), Desk(client)
         service = ClusterService(store)
@@ -113,8 +113,8 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         desk.add(1, pet_id=42)
         desk.bury(2, pet_id=42)
         broker = RedisStreamsBroker(client=client, middleware=[])
-        lines = capture_pet(42, store=store, broker=broker, client=client, settings=ClusterSettings())
-        write_capture(lines, file)
+        captured = capture_pet(42, store=store, broker=broker, client=client, settings=ClusterSettings())
+        write_capture(captured, file)
     return file
 
 
@@ -327,7 +327,7 @@ def test_replay_refuses_production_without_the_flag(
     [
         ([], "--capture"),
         (["--dead", "cluster"], "queue"),
-        (["--capture", "/nowhere.jsonl"], "FILE"),
+        (["--capture", "/nowhere.zip"], "FILE"),
         (["--dead", "embedding", "--since", "soon"], "--since"),
         (["--dead", "embedding", "--since", "99999999d"], "--since"),
         (["--orphans", "embedding", "--source-url", "redis://x"], "--source-url"),

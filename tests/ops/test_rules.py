@@ -13,7 +13,8 @@ from ops.build import generated, rules_of
 from ops.panels import ROWS
 from ops.rules import QUERIES
 from ops.tables import with_table
-from ops.thresholds import FILE, ThresholdInvalid, Thresholds, thresholds
+from ops.thresholds import FILE, Thresholds, thresholds
+from sploot_cluster.errors import InvalidInput
 from tasks.observe.backlog import HIGH_NOISE
 from tasks.observe.metrics import DURATION_BUCKETS_S
 from tests.ops.tools import OPS
@@ -129,7 +130,7 @@ def test_invalid_threshold_is_named(spoilt: str, problem: str) -> None:
         "unexpected keyword argument 'pages'": spoilt.replace("page:", "pages:"),
     }[problem]
 
-    with pytest.raises(ThresholdInvalid, match="MediaCluster.*" + re.escape(problem)):
+    with pytest.raises(InvalidInput, match="MediaCluster.*" + re.escape(problem)):
         Thresholds.from_text(FILE.read_text().replace(spoilt, fixed, 1))
 
 

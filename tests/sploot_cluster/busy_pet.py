@@ -14,7 +14,7 @@ import redis
 
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, RevisionConflict
-from sploot_cluster.pet.models import ClusterId, Corrected, MediaId
+from sploot_cluster.pet.models import Corrected, MediaId
 from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import MODEL, PET, name, picture
 
@@ -64,7 +64,7 @@ class Worker:
             self.answers.revisions.append(assigned.revision)
 
     def merge(self, number: int, operation_id: str) -> None:
-        ids = [cluster.id for cluster in self.service.clusters(PET).clusters]
+        ids = [cluster.cluster_id for cluster in self.service.clusters(PET).clusters]
         if len(ids) >= 2:
             self._note(
                 operation_id, self.service.merge(PET, self.random.sample(ids, 2), operation_id=operation_id, by="ada")
@@ -74,21 +74,21 @@ class Worker:
         clusters = [cluster for cluster in self.service.clusters(PET).clusters if cluster.size > 1]
         if clusters:
             cluster = self.random.choice(clusters)
-            media = self.random.sample(cluster.media, self.random.randrange(1, min(cluster.size, 6)))
-            self._note(
-                operation_id, self.service.split(PET, ClusterId(cluster.id), media, operation_id=operation_id, by="ada")
-            )
+            media = self.random.sample(cluster.media_ids, self.random.randrange(1, min(cluster.size, 6)))
+            corrected = self.service.split(PET, cluster.cluster_id, media, operation_id=operation_id, by="ada")
+            self._note(operation_id, corrected)
 
     def exclude(self, number: int, operation_id: str) -> None:
         clusters = [cluster for cluster in self.service.clusters(PET).clusters if cluster.size > 1]
         if clusters:
             cluster = self.random.choice(clusters)
-            media = self.random.sample(cluster.media, self.random.randrange(1, min(cluster.size, 3)))
-            self._note(operation_id, self.service.exclude(PET, cluster.id, media, operation_id=operation_id, by="ada"))
+            media = self.random.sample(cluster.media_ids, self.random.randrange(1, min(cluster.size, 3)))
+            corrected = self.service.exclude(PET, cluster.cluster_id, media, operation_id=operation_id, by="ada")
+            self._note(operation_id, corrected)
 
     def dismiss(self, number: int, operation_id: str) -> None:
         view = self.service.clusters(PET)
-        media = [item for cluster in view.clusters for item in cluster.media] + list(view.noise)
+        media = [item for cluster in view.clusters for item in cluster.media_ids] + list(view.noise)
         if media:
             dismissed = self.random.sample(media, 1)
             self._note(operation_id, self.service.dismiss(PET, dismissed, operation_id=operation_id, by="ada"))

@@ -162,8 +162,8 @@ def test_cache_size_includes_the_corrections_of_a_pet(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         service = grouped(RedisPetStore(client), 1, range(80))
         (cluster,) = service.clusters(PET).clusters
-        for number, item in enumerate(cluster.media[:60]):
-            service.exclude(PET, cluster.id, [item], operation_id=str(number), by="ada")
+        for number, item in enumerate(cluster.media_ids[:60]):
+            service.exclude(PET, cluster.cluster_id, [item], operation_id=str(number), by="ada")
         stranger = ClusterService(RedisPetStore(client))
         tracemalloc.start()
         try:

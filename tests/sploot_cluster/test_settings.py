@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 
+from sploot_cluster.errors import InvalidInput
 from sploot_cluster.settings import PREFIX, ClusterSettings
 
 
@@ -45,6 +46,7 @@ def test_every_setting_can_be_set_by_its_variable() -> None:
         ("GROWTH_RATIO", "0"),
         ("GROWTH_RATIO", "inf"),
         ("DRIFT_RATIO", "1.01"),
+        ("RECLUSTER_DELAY_MS", "86400001"),
         ("NOISE_RATIO", "-0.1"),
         ("ABSORPTION_SLACK", "0.9"),
         ("COMMIT_ATTEMPTS", "0"),
@@ -54,13 +56,21 @@ def test_every_setting_can_be_set_by_its_variable() -> None:
     ],
 )
 def test_invalid_value_is_rejected_by_variable_name(name: str, text: str) -> None:
-    with pytest.raises(ValueError, match=f"{PREFIX}{name}="):
+    with pytest.raises(InvalidInput) as refused:
         ClusterSettings.from_env({PREFIX + name: text})
+
+    assert refused.value.field == PREFIX + name
+    assert refused.value.hint.startswith("set ")
 
 
 def test_misspelt_variable_is_rejected() -> None:
-    with pytest.raises(ValueError, match=f"{PREFIX}NOISE_FLOR is not a setting"):
+    with pytest.raises(InvalidInput, match=f"{PREFIX}NOISE_FLOR: is not a setting"):
         ClusterSettings.from_env({PREFIX + "NOISE_FLOR": "3"})
+
+
+def test_invalid_argument_is_rejected_by_name() -> None:
+    with pytest.raises(InvalidInput, match=r"drift_ratio: is 1\.5; set more than 0 and at most 1"):
+        ClusterSettings(drift_ratio=1.5)
 
 
 @pytest.mark.parametrize(("n", "pair"), [(1, (6, 3)), (149, (6, 3)), (150, (12, 2)), (50_000, (12, 2))])

@@ -73,7 +73,7 @@ class Pair:
             "recluster": lambda: worker.recluster(PET),
             "restore": lambda: worker.restore(PET, 1 + seed % state.revision, **request),
             "delete": lambda: worker.delete_media(PET, media, by="eve"),
-            "apply": lambda: worker.apply(PET, worker.preview(PET).preview.token, by="bob"),
+            "apply": lambda: worker.apply(PET, worker.preview(PET).token, by="bob"),
         }
         try:
             _as_the_queue_does(act[deed])

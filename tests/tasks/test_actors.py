@@ -78,7 +78,7 @@ def three_subjects(service: ClusterService) -> PetView:
         take(service, subject, range(12))
     service.recluster(PET)
     view = service.clusters(PET)
-    assert {int(cluster.id) for cluster in view.clusters} == {1, 2, 3}
+    assert {int(cluster.cluster_id) for cluster in view.clusters} == {1, 2, 3}
     return view
 
 
@@ -124,8 +124,8 @@ def test_event_assigns_its_item_to_a_cluster(
 ) -> None:
     run(broker, CLUSTER_EMBEDDING, **event())
 
-    (own,) = (cluster for cluster in service.clusters(PET).clusters if name(0, 0) in cluster.media)
-    assert set(own.media) == names(0, range(12)) | {name(0, 99)}
+    (own,) = (cluster for cluster in service.clusters(PET).clusters if name(0, 0) in cluster.media_ids)
+    assert set(own.media_ids) == names(0, range(12)) | {name(0, 99)}
 
 
 def test_decoded_event_is_not_checked_again(
@@ -145,7 +145,7 @@ def test_decoded_event_is_not_checked_again(
     broker.get_actor(CLUSTER_EMBEDDING)(**message.kwargs)
     broker.emit_after("process_message", running)
 
-    assert name(0, 99) in {item for cluster in service.clusters(PET).clusters for item in cluster.media}
+    assert name(0, 99) in {item for cluster in service.clusters(PET).clusters for item in cluster.media_ids}
 
 
 def test_repeated_event_counts_once(broker: StubBroker, service: ClusterService) -> None:
@@ -222,12 +222,12 @@ def test_merge_split_and_undo_change_the_clusters(
     broker: StubBroker, service: ClusterService, three_subjects: PetView
 ) -> None:
     def members() -> dict[int, int]:
-        return {int(cluster.id): cluster.size for cluster in service.clusters(PET).clusters}
+        return {int(cluster.cluster_id): cluster.size for cluster in service.clusters(PET).clusters}
 
-    third = next(cluster for cluster in three_subjects.clusters if cluster.id == 3)
+    third = next(cluster for cluster in three_subjects.clusters if cluster.cluster_id == 3)
     run(broker, "merge_clusters", pet_id=PET, cluster_ids=[1, 2], into=2, requested_by="anna")
     merged, merge_revision = members(), service.clusters(PET).revision
-    run(broker, "split_cluster", pet_id=PET, cluster_id=3, media_ids=list(third.media[:4]))
+    run(broker, "split_cluster", pet_id=PET, cluster_id=3, media_ids=list(third.media_ids[:4]))
     split = members()
     run(broker, "undo_feedback", pet_id=PET, revision=merge_revision)
     undone = members()

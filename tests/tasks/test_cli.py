@@ -22,12 +22,16 @@ from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
+from sploot_cluster.pet.models import ClusterId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
+from tasks.composition import build_app
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, QUEUES, stream_of
 from tasks.job_records import JobRecords, TrackJobs
+from tasks.settings import Settings
 from tasks.wire import DECODERS
 from tests.sploot_cluster.albums import PET, name, picture, take
+from tests.sploot_cluster.api.front import API, client_of
 from tests.support import eventually
 from tests.system.events import free_port
 from tests.tasks.command_line import CommandLine
@@ -145,9 +149,39 @@ def test_clusters_and_history_are_printed_as_text_and_json(cli: CommandLine, ser
     shown = for_programs.json
     assert [len(cluster["media_ids"]) for cluster in shown["clusters"]] == [6, 6]
     assert (shown["revision"], shown["noise"], shown["aliases"]) == (13, [], {})
-    (entry,) = history.json
+    (entry,) = history.json["entries"]
     assert (entry["revision"], entry["kind"], entry["by"]) == (13, "recluster", "ada")
     assert entry["summary"]["n_clusters"] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "path"),
+    [
+        ("clusters 42", "/clusters"),
+        ("tally 42", "/tally"),
+        ("why 42 s0-1", "/media/s0-1/why"),
+        ("why 42 s2-0", "/media/s2-0/why"),
+        ("history 42", "/history"),
+        ("history 42 --diff 12 15", "/history/diff?from=12&to=15"),
+        ("model status 42", "/model"),
+    ],
+)
+def test_json_of_a_command_is_the_answer_of_the_api(
+    cli: CommandLine, redis_url: str, service: ClusterService, command: str, path: str
+) -> None:
+    for subject in range(2):
+        take(service, subject, range(6))
+    service.recluster(PET, by="ada")
+    service.dismiss(PET, [name(0, 1)], operation_id="1", by="ada")
+    service.merge(PET, [ClusterId(1), ClusterId(2)], operation_id="2", by="ada")
+    service.begin_model(PET, "clip@2", 16, by="eve")
+    service.assign(PET, name(2, 0), model="clip@2", vector=picture(2, 0))
+
+    printed = cli(*command.split(), "--json").out
+    answered = client_of(build_app(Settings(redis_url=redis_url))).get(f"{API}/pets/42{path}").json()
+
+    # the command line writes UTC as +00:00
+    assert json.loads(printed.replace("+00:00", "Z")) == answered
 
 
 @pytest.mark.slow

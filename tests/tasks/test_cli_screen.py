@@ -155,7 +155,7 @@ def test_command_prints_hostile_text_as_escapes(desk: Desk, cli: Run, tmp_path: 
     given = {
         "dead_letter": dead_letter,
         "hostile": HOSTILE.replace("\ud800", ""),
-        "file": str(tmp_path / "dead_letter.jsonl"),
+        "file": str(tmp_path / "dead_letter.zip"),
     }
     words = [word.format(**given) for word in command.split()]
 

@@ -67,7 +67,8 @@ def test_second_recluster_of_a_pet_returns_the_waiting_one(tasks: ClusterTasks, 
     assert (again.job_id, again.coalesced) == (first.job_id, True)
     assert (other.coalesced, other.position) == (False, 2)
     assert len(sent(redis_client, CLUSTER_RECLUSTER)) == 2
-    assert len(list(redis_client.scan_iter("sploot:job:*"))) == 2
+    assert len(list(redis_client.scan_iter("sploot:{jobs}:record:*"))) == 2
+    assert redis_client.zrange("sploot:{jobs}:pet:42", 0, -1) == [first.job_id.encode()]
 
 
 def test_delayed_recluster_is_returned_to_later_callers(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
@@ -222,7 +223,7 @@ def test_unknown_job_has_no_status(tasks: ClusterTasks) -> None:
 def test_job_record_expires_a_day_after_its_last_change(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     job = tasks.recluster(42)
 
-    assert 86_000 < int(redis_client.ttl(f"sploot:job:{job.job_id}")) <= 86_400
+    assert 86_000 < int(redis_client.ttl(f"sploot:{{jobs}}:record:{job.job_id}")) <= 86_400
 
 
 def test_worker_decodes_messages_of_the_client(tasks: ClusterTasks, redis_client: redis.Redis) -> None:

@@ -25,6 +25,7 @@ from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.doctor import Finding, Installation, diagnose, known_variables
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, BacklogSampler
+from tasks.queue_limit import MAX_QUEUE_LENGTH
 from tasks.settings import Settings
 from tests.sploot_cluster.albums import take
 from tests.support import eventually
@@ -198,12 +199,45 @@ def test_jobs_without_a_worker_are_wrong_and_a_pause_is_a_warning(ward: Ward) ->
 
     assert found["no worker takes its jobs, and 1 wait"].hint == "sploot-cluster worker"
     assert found["the queue is paused"].hint == f"sploot-cluster queue resume {EMBEDDING_INGESTED} --yes"
-    assert "dead list" in found["1 dead letter to review"].hint
+    assert "dead list" in found["1 dead letter to review, each deleted after 7 days"].hint
+
+
+@pytest.mark.parametrize(("n_held", "level"), [(7, "ok"), (8, "warning"), (10, "wrong")])
+def test_queue_near_its_limit_is_found(ward: Ward, n_held: int, level: str) -> None:
+    ward.settings["max_queue_length"] = 10
+    ward.client.set(MAX_QUEUE_LENGTH, 10)
+    ward.desk.add(*range(n_held))
+    ward.desk.deliver(count=3)
+
+    found = [f for f in ward.diagnose() if f.check == EMBEDDING_INGESTED and "of at most 10 jobs" in f.seen]
+
+    assert [finding.level for finding in found] == ([level] if level != "ok" else [])
+    assert all("SPLOOT_MAX_QUEUE_LENGTH" in finding.hint for finding in found)
+
+
+def test_other_limit_than_the_stored_one_is_a_warning(ward: Ward) -> None:
+    ward.client.set(MAX_QUEUE_LENGTH, 10)
+
+    found = {finding.check: finding for finding in ward.diagnose()}["queue limit"]
+
+    assert found.level == "warning"
+    assert "10 jobs" in found.seen
+    assert "SPLOOT_MAX_QUEUE_LENGTH is 0" in found.seen
+
+
+def test_dead_letters_near_their_bound_are_wrong(ward: Ward) -> None:
+    ward.settings["max_dead_letters"] = 5
+    ward.desk.bury(1, 2, 3, 4)
+
+    (found,) = [f for f in ward.wrong() if f.check == EMBEDDING_INGESTED and "dead letters" in f.seen]
+
+    assert "beyond about 5 the oldest are deleted" in found.seen
+    assert "SPLOOT_MAX_DEAD_LETTERS" in found.hint
 
 
 def test_nearly_full_server_is_found_before_it_refuses(ward: Ward) -> None:
-    # large enough that changes of client buffers do not matter
-    ward.client.set("ballast", bytes(16_000_000))
+    # large enough that changes of client buffers do not matter, and made there: sending it would fill such a buffer
+    ward.client.setrange("ballast", 16_000_000, b"x")
     used = ward.client.info("memory")["used_memory"]
     ward.client.config_set("maxmemory", int(used * 1.02))
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 import stat
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from broker.identity import is_running
 from tasks import embedded_redis
 from tasks.embedded_redis import EmbeddedRedis, NoRedisServer, find_redis_server, redis_for_this_run
 from tests.support import eventually
@@ -21,15 +21,6 @@ def fake_server(directory: Path, version: str) -> Path:
     script.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0:0'\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    return state != "Z"
 
 
 def test_server_on_path_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from tasks.actors import declare_actors
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, stream_of
 from tasks.erasure import Erasure
-from tasks.job_records import JobRecords, TrackJobs
+from tasks.job_records import JobOwner, JobRecords, TrackJobs
 from tasks.wire import DECODERS
 
 SECRET = "strand é.jpg"
@@ -157,7 +157,7 @@ def test_erasure_removes_only_traces_that_name_the_item(
     assert counts(erased) == (1, 2, 0)
     assert counts(erasure.find(42)) == (2, 1, 0)
     assert counts(erasure.find(43)) == (3, 3, 0)
-    records = [redis_client.hgetall(key) for key in redis_client.keys("sploot:job:*")]
+    records = [redis_client.hgetall(key) for key in redis_client.keys("sploot:{jobs}:record:*")]
     text = b" ".join(bytes(v) for record in records if record[b"pet_id"] == b"42" for v in record.values())  # type: ignore[arg-type]  # answers are bytes
     assert SECRET.encode() not in text
     assert json.dumps(SECRET)[1:-1].encode() not in text
@@ -217,12 +217,12 @@ def test_erasure_of_items_removes_exactly_their_messages(redis_client: redis.Red
 
 
 def test_erasure_of_items_removes_exactly_their_records(redis_client: redis.Redis, erasure: Erasure) -> None:
-    record: dict[Any, Any] = {"state": "dead", "queue": CLUSTER_FEEDBACK, "actor": "split_cluster", "pet_id": 7}
+    records, owner = JobRecords(redis_client), JobOwner(CLUSTER_FEEDBACK, "split_cluster", 7)
     for at, media in enumerate(NAMES):
         error = UnknownMedia(pet=7, media=("x", MediaId(media)), where="cluster 3")
-        redis_client.hset(f"sploot:job:error-{at}", mapping=record | {"error": f"UnknownMedia: {error}"})
-        redis_client.hset(f"sploot:job:result-{at}", mapping=record | {"result": json.dumps({"media": media})})
-        redis_client.hset(f"sploot:job:other-{at}", mapping=record | {"error": f"ModelMismatch: model: got {media!r}"})
+        records.write(f"error-{at}", owner, state="dead", error=f"UnknownMedia: {error}")
+        records.write(f"result-{at}", owner, state="succeeded", result={"media": media})
+        records.write(f"other-{at}", owner, state="dead", error=f"ModelMismatch: model: got {media!r}")
 
     for at, media in enumerate(NAMES):
         assert set(erasure.erase(7, [media]).records) == {f"error-{at}", f"result-{at}"}
@@ -250,6 +250,28 @@ def test_erasure_reports_and_leaves_unreadable_dead_letters(redis_client: redis.
     assert erased.dead_letters == (readable,)
     assert set(erased.unreadable) == set(erasure.find(7).unreadable) == set(unclear)
     assert counts(erasure.find(7)) == (0, 2, 0)
+
+
+def test_unreadable_dead_letter_that_names_a_pet_is_reported_for_that_pet_only(
+    redis_client: redis.Redis, erasure: Erasure
+) -> None:
+    read_by_its_head = message("split_cluster", CLUSTER_FEEDBACK, pet_id=70, media_ids=["m" * 200] * 6_000)
+    for entry in (read_by_its_head, {"message": '{"kwargs": {"pet_id": 70, "media_id": "m1'}):
+        bury(redis_client, CLUSTER_FEEDBACK, entry)
+    number_cut = bury(redis_client, CLUSTER_FEEDBACK, {"message": '{"kwargs": {"pet_id": 7'})
+
+    assert erasure.find(7).unreadable == (number_cut,)
+    assert len(erasure.find(70).unreadable) == 3
+    assert erasure.erase(70).n_dead_letters == 0
+
+
+def test_record_whose_id_another_pet_used_again_stays(redis_client: redis.Redis, erasure: Erasure) -> None:
+    records = JobRecords(redis_client)
+    for pet_id in (42, 43):
+        records.write("a", JobOwner(CLUSTER_FEEDBACK, "split_cluster", pet_id), state="queued", how="new")
+
+    assert erasure.erase(42).n_records == 0
+    assert erasure.erase(43).records == ("a",)
 
 
 def test_erasure_counts_a_waiting_event_with_the_longest_id(redis_client: redis.Redis, erasure: Erasure) -> None:

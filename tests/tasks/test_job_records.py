@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import dramatiq
 import pytest
@@ -19,8 +19,10 @@ from broker import RedisStreamsBroker
 from sploot_cluster.jobs import JobState, JobStatus
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER
-from tasks.job_records import How, JobOwner, JobRecords, TrackJobs, answer
+from tasks.job_records import RECORD_TTL_S, How, JobOwner, JobRecords, TrackJobs, answer
 from tests.support import eventually
+
+UNDO: Final = JobOwner(CLUSTER_FEEDBACK, "undo_feedback", 42)
 
 
 @pytest.fixture
@@ -153,7 +155,7 @@ def test_job_of_an_unknown_actor_is_dead(tasks: ClusterTasks, redis_client: redi
 
 def test_job_of_a_dead_worker_is_not_shown_as_running(tasks: ClusterTasks, records: JobRecords) -> None:
     job = tasks.undo(42, 17)
-    records.write(job.job_id, state="running", how="start", worker="pod-1:7:0:dead")
+    records.write(job.job_id, UNDO, state="running", how="start", worker="pod-1:7:0:dead")
 
     job_status = status(tasks, job.job_id)
 
@@ -163,8 +165,9 @@ def test_job_of_a_dead_worker_is_not_shown_as_running(tasks: ClusterTasks, recor
 
 def test_expired_delay_is_not_reported_as_the_reason(records: JobRecords, tasks: ClusterTasks) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
-    records.write("a", state="delayed", queue=CLUSTER_RECLUSTER, actor="recluster_pet", due_at=past)
-    records.write("b", state="retrying", queue=CLUSTER_RECLUSTER, actor="recluster_pet", due_at=past, error="E: x")
+    recluster = JobOwner(CLUSTER_RECLUSTER, "recluster_pet", 42)
+    records.write("a", recluster, state="delayed", due_at=past)
+    records.write("b", recluster, state="retrying", due_at=past, error="E: x")
 
     assert status(tasks, "a").state == "queued"
     assert status(tasks, "a").due_at is None
@@ -172,10 +175,10 @@ def test_expired_delay_is_not_reported_as_the_reason(records: JobRecords, tasks:
 
 
 def test_late_failure_does_not_revert_a_success(records: JobRecords, redis_client: redis.Redis) -> None:
-    records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor="undo_feedback")
+    records.write("a", UNDO, state="succeeded")
 
-    records.write("a", state="retrying", error="RevisionConflict: pet 42 moved")
-    records.write("a", state="dead", how="known", error="RevisionConflict: pet 42 moved")
+    records.write("a", UNDO, state="retrying", error="RevisionConflict: pet 42 moved")
+    records.write("a", UNDO, state="dead", how="known", error="RevisionConflict: pet 42 moved")
 
     record = records.find("a")
     assert record is not None
@@ -183,9 +186,9 @@ def test_late_failure_does_not_revert_a_success(records: JobRecords, redis_clien
 
 
 def test_reused_job_id_starts_a_new_record(records: JobRecords) -> None:
-    records.write("a", state="succeeded", queue=CLUSTER_FEEDBACK, actor="undo_feedback", result={"revision": 1})
+    records.write("a", UNDO, state="succeeded", result={"revision": 1})
 
-    records.write("a", state="queued", how="new", queue=CLUSTER_FEEDBACK, actor="undo_feedback")
+    records.write("a", UNDO, state="queued", how="new")
 
     record = records.find("a")
     assert record is not None
@@ -200,7 +203,7 @@ def test_untracked_message_has_no_record(redis_client: redis.Redis) -> None:
         eventually(ran.is_set)
         broker.join(CLUSTER_FEEDBACK, timeout=10_000)
 
-    assert list(redis_client.scan_iter("sploot:job:*")) == []
+    assert list(redis_client.scan_iter("sploot:{jobs}:*")) == []
 
 
 def test_tracked_message_of_an_actor_has_a_record(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
@@ -243,9 +246,10 @@ def test_record_ignores_jobs_of_another_queue_actor_or_pet(
     job = tasks.undo(42, 17)
     before = records.find(job.job_id)
 
-    records.write(job.job_id, state="succeeded", how=how, owner=forged, **forged._asdict())
+    records.write(job.job_id, forged, state="succeeded", how=how)
 
     assert records.find(job.job_id) == before
+    assert records.ids_of(43) == []
     assert before is not None
     assert before.state == "queued"
 
@@ -269,9 +273,31 @@ def test_message_with_a_foreign_job_id_does_not_change_its_record(
 
 
 def test_job_without_a_record_creates_none(records: JobRecords) -> None:
-    owner = JobOwner(CLUSTER_FEEDBACK, "undo_feedback", 42)
-
     for how in ("start", "known"):
-        records.write("nobody-s", state="running", how=how, owner=owner, **owner._asdict())
+        records.write("nobody-s", UNDO, state="running", how=how)
 
     assert records.find("nobody-s") is None
+    assert records.ids_of(42) == []
+
+
+def test_records_of_a_pet_are_listed_until_a_day_after_their_last_change(
+    records: JobRecords, redis_client: redis.Redis
+) -> None:
+    for job_id in ("expired", "changed", "new"):
+        records.write(job_id, UNDO, state="queued", how="new")
+    of_pet, now = "sploot:{jobs}:pet:42", redis_client.time()[0]
+    redis_client.zadd(of_pet, {"expired": now - RECORD_TTL_S - 1, "changed": now - RECORD_TTL_S - 1})
+
+    records.write("changed", UNDO, state="running", how="start")
+
+    assert sorted(records.ids_of(42)) == ["changed", "new"]
+    assert RECORD_TTL_S - 60 < redis_client.ttl(of_pet) <= RECORD_TTL_S
+
+
+def test_forgotten_record_is_listed_no_more(records: JobRecords, redis_client: redis.Redis) -> None:
+    records.write("a", UNDO, state="queued", how="new")
+
+    records.forget(42, ["a"])
+
+    assert records.find("a") is None
+    assert records.ids_of(42) == []

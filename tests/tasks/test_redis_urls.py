@@ -6,7 +6,8 @@ import pytest
 import redis
 from redis.sentinel import SentinelConnectionPool
 
-from tasks.redis_urls import RedisUrlInvalid, check, connect
+from sploot_cluster.errors import InvalidInput
+from tasks.redis_urls import check, connect
 
 
 def client_of(url: str) -> redis.Redis:
@@ -46,7 +47,7 @@ def test_unreachable_cluster_raises_connection_error() -> None:
     "url", ["hunter2", "hunter2://x", "http://user:hunter2@host", "redis+sentinel://:hunter2@a:b:c/m"]
 )
 def test_refused_url_shows_no_secret(url: str) -> None:
-    with pytest.raises(RedisUrlInvalid) as refused:
+    with pytest.raises(InvalidInput) as refused:
         check(url)
 
     assert "hunter2" not in str(refused.value)

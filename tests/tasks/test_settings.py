@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import redis
 
-from tasks.composition import build_service
-from tasks.settings import SettingInvalid, Settings, masked
+from broker.settings import DAY_MS, BrokerSettings
+from sploot_cluster.errors import InvalidInput
+from tasks.composition import build_broker, build_service
+from tasks.settings import Settings, masked
 
 
 def test_empty_environment_gives_the_defaults() -> None:
@@ -60,6 +63,15 @@ def test_variables_are_read() -> None:
         ("SPLOOT_LEASE_MS", "-1"),
         ("SPLOOT_LEASE_MS", "100"),
         ("SPLOOT_MAX_DELIVERIES", "1"),
+        ("SPLOOT_DEAD_LETTER_DAYS", "0"),
+        ("SPLOOT_DEAD_LETTER_DAYS", "3651"),
+        ("SPLOOT_DEAD_LETTER_DAYS", "7.5"),
+        ("SPLOOT_MAX_DEAD_LETTERS", "0"),
+        ("SPLOOT_MAX_QUEUE_LENGTH", "-1"),
+        ("SPLOOT_READ_AHEAD_MS", "1001"),
+        ("SPLOOT_KEEPER_PROCESS", "no"),
+        ("SPLOOT_HUNG_AFTER_S", "4"),
+        ("SPLOOT_HTTP_PORT", "65536"),
         ("SPLOOT_INGEST_ROLLOUT_PERCENT", "101"),
         ("WORKER_METRICS_PORT", "65536"),
         ("WORKER_METRICS_PORT", "9105.0"),
@@ -72,12 +84,51 @@ def test_variables_are_read() -> None:
     ],
 )
 def test_invalid_variable_is_named(variable: str, text: str) -> None:
-    with pytest.raises(SettingInvalid) as refused:
+    with pytest.raises(InvalidInput) as refused:
         Settings.from_env({variable: text})
 
-    assert refused.value.variable == variable
+    assert refused.value.field == variable
     assert str(refused.value).startswith(f"{variable}: ")
     assert refused.value.hint
+
+
+def test_range_stands_in_the_meaning_and_in_the_error() -> None:
+    meanings = {row["variable"]: row["meaning"] for row in Settings().table()}
+
+    for variable, text, accepted in (
+        ("SPLOOT_MAX_DELIVERIES", "1", "at least 2"),
+        ("SPLOOT_READ_AHEAD_MS", "1001", "0 to 1000"),
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            Settings.from_env({variable: text})
+        assert (refused.value.problem, refused.value.hint) == (f"is {text}", f"set {accepted}")
+        assert meanings[variable].endswith(f"; {accepted}")
+
+
+def test_broker_of_every_process_has_the_operators_settings() -> None:
+    defaults, client = BrokerSettings(), redis.Redis()  # the client is never used for a call
+    environ = {
+        "SPLOOT_LEASE_MS": "5000",
+        "SPLOOT_MAX_DELIVERIES": "3",
+        "SPLOOT_DEAD_LETTER_DAYS": "30",
+        "SPLOOT_MAX_DEAD_LETTERS": "500",
+        "SPLOOT_READ_AHEAD_MS": "0",
+        "SPLOOT_KEEPER_PROCESS": "false",
+    }
+
+    unset = build_broker(Settings.from_env({}), client, middleware=[]).settings
+    chosen = build_broker(Settings.from_env(environ), client, middleware=[]).settings
+
+    assert unset == defaults
+    assert chosen == replace(
+        defaults,
+        lease_ms=5_000,
+        max_deliveries=3,
+        dead_letter_ttl_ms=30 * DAY_MS,
+        dead_letter_max=500,
+        read_ahead_ms=0,
+        keeper_process=False,
+    )
 
 
 def test_errors_and_tables_mask_secrets() -> None:
@@ -136,17 +187,17 @@ def test_unreadable_secret_file_is_named(tmp_path: Path, content: bytes | None) 
     if content is not None:
         path.write_bytes(content)
 
-    with pytest.raises(SettingInvalid) as refused:
+    with pytest.raises(InvalidInput) as refused:
         Settings.from_env({"REDIS_URL_FILE": str(path)})
 
-    assert refused.value.variable == "REDIS_URL_FILE"
+    assert refused.value.field == "REDIS_URL_FILE"
 
 
 def test_secret_given_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingInvalid) as refused:
+    with pytest.raises(InvalidInput) as refused:
         Settings.from_env({"REDIS_URL": "redis://a", "REDIS_URL_FILE": str(tmp_path)})
 
-    assert refused.value.variable == "REDIS_URL_FILE"
+    assert refused.value.field == "REDIS_URL_FILE"
 
 
 def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:

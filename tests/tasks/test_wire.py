@@ -155,6 +155,16 @@ def test_unknown_option_is_refused(option: dict[str, Any]) -> None:
     assert "leave it out" in refused.value.hint
 
 
+@pytest.mark.parametrize("queue", QUEUES)
+def test_ordering_key_is_refused_in_every_queue(queue: str) -> None:
+    actor = next(actor for actor, of_actor in QUEUE_OF.items() if of_actor == queue)
+
+    with pytest.raises(UndecodableEntry) as refused:
+        CHECKS[queue](sent(actor, queue, ordering_key="pet 7"))
+
+    assert refused.value.field == "options.ordering_key"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -68,6 +68,16 @@ capabilities:
   value: {{ $v.settings.leaseMs | int | quote }}
 - name: SPLOOT_MAX_DELIVERIES
   value: {{ $v.settings.maxDeliveries | int | quote }}
+- name: SPLOOT_DEAD_LETTER_DAYS
+  value: {{ $v.settings.deadLetterDays | int | quote }}
+- name: SPLOOT_MAX_DEAD_LETTERS
+  value: {{ $v.settings.maxDeadLetters | int64 | quote }}
+- name: SPLOOT_MAX_QUEUE_LENGTH
+  value: {{ $v.settings.maxQueueLength | int64 | quote }}
+- name: SPLOOT_READ_AHEAD_MS
+  value: {{ $v.settings.readAheadMs | int | quote }}
+- name: SPLOOT_KEEPER_PROCESS
+  value: {{ $v.settings.keeperProcess | toString | quote }}
 - name: SPLOOT_INGEST_ROLLOUT_PERCENT
   value: {{ $v.ingest.rolloutPercent | int | quote }}
 {{- with $v.settings.environment }}

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 from fastapi import APIRouter, Request, Response
 
 from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, WRITES, Admission, CallerOf
-from sploot_cluster.api.answers import Applied, JobAccepted, ReclusterPreview, ReclusterResult
+from sploot_cluster.api.answers import MAX_MOVES, Applied, JobAccepted
 from sploot_cluster.api.bodies import CorrectionBody, Recluster, body_of
 from sploot_cluster.api.preconditions import ARRIVALS_HEADER, IfMatch, Revisions, expected_revision
 from sploot_cluster.api.problems import (
@@ -58,14 +58,14 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         responses={
             200: {
                 "description": "A preview, or the result of one that was applied.",
-                "model": ReclusterPreview | Applied,
+                "model": Previewed | Applied,
             },
             **documented(STALE_PREVIEW, PREVIEW_FAILED),
         },
     )
     def recluster(
         body: Recluster, caller: CallerOf, request: Request, response: Response
-    ) -> JobAccepted | ReclusterPreview | Applied:
+    ) -> JobAccepted | Previewed | Applied:
         """Enqueue a recluster, or preview one, or apply a preview.
 
         At most one recluster waits per pet: if one is waiting already, its job is returned with `coalesced`. A preview
@@ -79,7 +79,7 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
             if body.apply is not None:
                 result = service.apply(PetId(body.pet_id), body.apply, by=caller.name)
                 response.status_code = 200
-                return Applied(pet_id=body.pet_id, result=ReclusterResult.of(result))
+                return Applied(pet_id=body.pet_id, result=result)
             if body.preview:
                 return _previewed(body.pet_id, caller, request, response)
         except StalePreview as stale:
@@ -87,13 +87,13 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         job = jobs.recluster(body.pet_id, requested_by=caller.name, reason=body.reason)
         return accepted(job, request, response)
 
-    def _previewed(pet_id: int, caller: Caller, request: Request, response: Response) -> JobAccepted | ReclusterPreview:
+    def _previewed(pet_id: int, caller: Caller, request: Request, response: Response) -> JobAccepted | Previewed:
         job = jobs.preview(pet_id, requested_by=caller.name)
         token = _await_preview(jobs, job, pet_id, wait_s=preview_wait_s)
         if token is None:
             return accepted(job, request, response)
         response.status_code, response.headers["Cache-Control"] = 200, "no-store"
-        return ReclusterPreview.of(service.previewed(PetId(pet_id), token))
+        return service.previewed(PetId(pet_id), token).up_to(MAX_MOVES)
 
     enqueued = location_header()
     corrected = {

@@ -47,7 +47,7 @@ def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -
             job = _enqueue(jobs, given)
             if not job.withheld:
                 accepted(job, request, response)
-            return EmbeddingAccepted.of(job)
+            return EmbeddingAccepted.model_validate(job)
         if not 1 <= len(given) <= max_batch:
             problem = FieldProblem(
                 field="body", problem=f"has {len(given)} entries", hint=f"send 1 to {max_batch} entries at a time"
@@ -67,7 +67,7 @@ def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -
 
 def _outcome(jobs: JobQueue, index: int, entry: object) -> EmbeddingOutcome:
     try:
-        return EmbeddingOutcome(index=index, job=EmbeddingAccepted.of(_enqueue(jobs, entry)))
+        return EmbeddingOutcome(index=index, job=EmbeddingAccepted.model_validate(_enqueue(jobs, entry)))
     except InvalidFields as refusal:
         errors = list(refusal.errors)
     except InvalidInput as refused:

@@ -8,9 +8,9 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 
 from sploot_cluster.api.admission import BEARER, READS, Admission
-from sploot_cluster.api.answers import Job, JobAccepted
+from sploot_cluster.api.answers import JobAccepted
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
-from sploot_cluster.jobs import JobQueue, JobRef
+from sploot_cluster.jobs import JobQueue, JobRef, JobStatus
 
 PREFIX: Final = "/api/v1/internal"
 
@@ -23,7 +23,7 @@ def accepted(job: JobRef, request: Request, response: Response) -> JobAccepted:
     # without a host, which only the caller knows; root_path is where the application is mounted
     root = request.scope.get("root_path", "").rstrip("/")
     response.headers["Location"] = f"{root}{PREFIX}/jobs/{quote(job.job_id, safe='')}"
-    return JobAccepted.of(job)
+    return JobAccepted.model_validate(job)
 
 
 def location_header() -> dict[str, Any]:
@@ -44,12 +44,12 @@ def jobs_router(admission: Admission, jobs: JobQueue) -> APIRouter:
         summary="Get the status of a job",
         responses=documented(*READS, NOT_FOUND, QUEUE_UNAVAILABLE),
     )
-    def get_job(job_id: str) -> Job:
+    def get_job(job_id: str) -> JobStatus:
         """Return the state of a job, with one sentence on why it waits, what it is doing, or how it ended."""
         job = jobs.job(job_id) if len(job_id) <= MAX_JOB_ID else None
         if job is None:
             detail = f"job {shown(job_id)} is unknown: it was never enqueued, or ended more than a day ago"
             raise Refusal(NOT_FOUND, detail)
-        return Job.of(job)
+        return job
 
     return router

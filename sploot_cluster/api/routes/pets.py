@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Annotated, Final, Protocol
 
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from sploot_cluster.api.admission import BEARER, READS, WRITES, Admission, CallerOf
-from sploot_cluster.api.answers import (
-    MAX_MOVES,
-    CandidateModel,
-    Cluster,
-    Erased,
-    ItemWhy,
-    PetAt,
-    PetCluster,
-    PetClusters,
-    PetDiff,
-    PetHistory,
-    PetModel,
-    PetTallied,
-)
+from sploot_cluster.api.answers import MAX_MOVES, Erased, PetAt, PetCluster, PetHistory
 from sploot_cluster.api.bodies import BeginModel
 from sploot_cluster.api.numbers import IdInAddress, RevisionInAddress
 from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, tagged
@@ -37,11 +24,11 @@ from sploot_cluster.api.problems import (
 from sploot_cluster.api.routes.clusters import Previews
 from sploot_cluster.decide.why import Why
 from sploot_cluster.errors import UnknownMedia, UnknownPet
-from sploot_cluster.jobs import JobTraces
-from sploot_cluster.pet.diff import Diff, Snapshot
+from sploot_cluster.jobs import JobTraces, Traces
+from sploot_cluster.pet.diff import PetDiff, Snapshot
 from sploot_cluster.pet.models import ClusterId, Deleted, MediaId, PetId, PetView
-from sploot_cluster.pet.shadow import Shadow
-from sploot_cluster.pet.tally import PetTally
+from sploot_cluster.pet.shadow import CandidateModel, PetModel
+from sploot_cluster.pet.tally import PetTally, TallyView
 
 MAX_HISTORY: Final = 1_000
 
@@ -53,7 +40,7 @@ class PetService(Previews, Protocol):
 
     def at(self, pet: PetId, revision: int) -> Snapshot: ...
 
-    def compare(self, pet: PetId, from_revision: int, to_revision: int) -> Diff: ...
+    def compare(self, pet: PetId, from_revision: int, to_revision: int) -> PetDiff: ...
 
     def tally(self, pet: PetId) -> PetTally: ...
 
@@ -63,11 +50,9 @@ class PetService(Previews, Protocol):
 
     def export(self, pet: PetId) -> bytes: ...
 
-    def shadow(self, pet: PetId) -> Shadow | None: ...
+    def model(self, pet: PetId) -> PetModel: ...
 
-    def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]: ...
-
-    def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> Shadow: ...
+    def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> CandidateModel: ...
 
     def end_model(self, pet: PetId) -> bool: ...
 
@@ -87,11 +72,11 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         responses={**documented(*READS, UNREADABLE_PET), **TAGGED},
     )
 
-    @router.get("/clusters", operation_id="get_clusters", summary="Get a pet's clusters", response_model=PetClusters)
+    @router.get("/clusters", operation_id="get_clusters", summary="Get a pet's clusters", response_model=PetView)
     def get_clusters(pet_id: PetInPath, if_none_match: IfNoneMatch = None) -> Response:
         """Return the present clusters of a pet. A pet without data has revision 0."""
         view = service.clusters(PetId(pet_id))
-        return tagged(view.revision, if_none_match, lambda: PetClusters.of(view))
+        return tagged(view.revision, if_none_match, lambda: view)
 
     @router.get(
         "/clusters/{cluster_id}",
@@ -106,24 +91,24 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         """Return a cluster. An id that was merged away resolves to the cluster it was merged into."""
         view = service.clusters(PetId(pet_id))
         now = view.aliases.get(ClusterId(cluster_id), ClusterId(cluster_id))
-        found = next((cluster for cluster in view.clusters if cluster.id == now), None)
+        found = next((cluster for cluster in view.clusters if cluster.cluster_id == now), None)
         if found is None:
             detail = f"pet {pet_id} has no cluster {cluster_id}; GET …/pets/{pet_id}/clusters lists its clusters"
             raise Refusal(NOT_FOUND, detail)
-        answer = PetCluster(pet_id=pet_id, revision=view.revision, asked_id=cluster_id, cluster=Cluster.of(found))
+        answer = PetCluster(pet_id=pet_id, revision=view.revision, asked_id=cluster_id, cluster=found)
         return tagged(view.revision, if_none_match, lambda: answer)
 
     @router.get("/tally", operation_id="get_tally", summary="Get the accounting of a pet's items")
-    def get_tally(pet_id: PetInPath) -> PetTallied:
+    def get_tally(pet_id: PetInPath) -> TallyView:
         """Return counts in which every item appears once: ingested = clustered + noise + quarantined + dismissed."""
-        return PetTallied.of(PetId(pet_id), service.tally(PetId(pet_id)))
+        return service.tally(PetId(pet_id)).view(PetId(pet_id))
 
     # `path`, because the id of an item may contain slashes
     @router.get(
         "/media/{media_id:path}/why",
         operation_id="get_why",
         summary="Explain why an item is where it is",
-        response_model=ItemWhy,
+        response_model=Why,
         responses=documented(NOT_FOUND),
     )
     def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
@@ -132,7 +117,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
             why = service.why(PetId(pet_id), MediaId(media_id))
         except UnknownMedia:
             raise Refusal(NOT_FOUND, f"pet {pet_id} has no item {shown(media_id)}") from None
-        return tagged(why.revision, if_none_match, lambda: ItemWhy.of(PetId(pet_id), why))
+        return tagged(why.revision, if_none_match, lambda: why)
 
     @router.get("/model", operation_id="get_model", summary="Get a pet's embedding model and its candidate")
     def get_model(pet_id: PetInPath) -> PetModel:
@@ -140,17 +125,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
 
         Vectors of two models never mix. `sploot-cluster model preview` shows what a switch would change.
         """
-        view, shadow = service.clusters(PetId(pet_id)), service.shadow(PetId(pet_id))
-        return PetModel(
-            pet_id=pet_id,
-            revision=view.revision,
-            model=view.model,
-            dim=view.dim,
-            n_media=view.n_media,
-            candidate=None
-            if shadow is None
-            else CandidateModel.of(shadow, n_only_here=len(service.only_in_shadow(PetId(pet_id)))),
-        )
+        return service.model(PetId(pet_id))
 
     @router.post(
         "/model",
@@ -161,7 +136,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
     )
     def begin_model(pet_id: PetInPath, body: BeginModel, caller: CallerOf) -> CandidateModel:
         """Start a candidate model. From now on its vectors are stored separately, until a switch or its end."""
-        return CandidateModel.of(service.begin_model(PetId(pet_id), body.model, body.dim, by=caller.name))
+        return service.begin_model(PetId(pet_id), body.model, body.dim, by=caller.name)
 
     @router.delete(
         "/model",
@@ -231,7 +206,7 @@ def _add_history_routes(router: APIRouter, service: PetService) -> None:
         """Return reclusters and corrections, newest first. The ETag is the revision of the newest."""
         entries = service.history(PetId(pet_id), limit=limit)
         revision = entries[0].revision if entries else 0
-        return tagged(revision, if_none_match, lambda: PetHistory.of(PetId(pet_id), entries))
+        return tagged(revision, if_none_match, lambda: PetHistory(pet_id=pet_id, entries=entries))
 
     @router.get("/history/diff", operation_id="compare_revisions", summary="Compare two revisions")
     def compare_revisions(
@@ -243,7 +218,7 @@ def _add_history_routes(router: APIRouter, service: PetService) -> None:
         ] = MAX_MOVES,
     ) -> PetDiff:
         """Return the items that moved between two revisions, and what became of the cluster ids."""
-        return PetDiff.of(service.compare(PetId(pet_id), from_revision, to_revision), limit)
+        return service.compare(PetId(pet_id), from_revision, to_revision).up_to(limit)
 
     @router.get("/history/{revision}", operation_id="get_revision", summary="Get a pet at an earlier revision")
     def get_revision(pet_id: PetInPath, revision: Annotated[RevisionInAddress, Path()]) -> PetAt:
@@ -270,4 +245,4 @@ def _erased(
             what = f"pet {pet_id} has no data" if media_id is None else f"pet {pet_id} has no item {shown(media_id)}"
             raise Refusal(NOT_FOUND, what) from None
         deleted = Deleted(0, 0, service.revision(PetId(pet_id)))
-    return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else None)
+    return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else Traces(0, 0, 0))

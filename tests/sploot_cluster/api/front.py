@@ -12,7 +12,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.api import create_app
 from sploot_cluster.decide.corrections.base import Request
 from sploot_cluster.fields import fields_of
-from sploot_cluster.jobs import JobRef, JobStatus
+from sploot_cluster.jobs import JobRef, JobState, JobStatus
 from sploot_cluster.store.memory import MemoryPetStore
 from tasks.contracts import EmbeddingIngested, PreviewRecluster, ReclusterPet
 
@@ -63,6 +63,12 @@ class NotingQueue:
         self.before()
         self.asked.append((what, facts))
         return JobRef(f"job {len(self.asked)}", "some.queue", position=len(self.asked))
+
+
+def job_status(job_id: str, state: JobState, reason: str, **facts: Any) -> JobStatus:
+    """Return the status of a job that never started, with these facts."""
+    never: dict[str, Any] = dict.fromkeys(("pet_id", "enqueued_at", "started_at", "finished_at", "due_at", "result"))
+    return JobStatus(job_id, state, "cluster.feedback", "merge_clusters", reason, attempts=0, **(never | facts))
 
 
 class Front:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from sploot_cluster.api import ReadinessCheck, ReadinessReport, Tokens
 from sploot_cluster.errors import ModelMismatch, StoreUnavailable, UnreadablePet
-from sploot_cluster.jobs import DeadLetterRef, JobRef, JobStatus, QueueUnavailable, Traces
+from sploot_cluster.jobs import DeadLetterRef, JobRef, QueueUnavailable, Traces
 from sploot_cluster.pet.models import ClusterId, MediaId
 from tests.corrections import EXAMPLES, as_body
 from tests.sploot_cluster.albums import PET, take
-from tests.sploot_cluster.api.front import API, Front, client_of
+from tests.sploot_cluster.api.front import API, Front, client_of, job_status
 
 GOOD: dict[str, dict[str, Any]] = {
     "/clusters/recluster": {"pet_id": 42},
@@ -287,7 +287,7 @@ def test_address_with_an_invalid_pet_id_is_refused(front: Front, pet: str) -> No
 
 def test_job_is_returned_with_the_reason_it_waits(front: Front) -> None:
     now = datetime(2026, 1, 31, 12, tzinfo=UTC)
-    front.queue.jobs["a b"] = JobStatus("a b", "queued", "q", "merge_clusters", "12 jobs wait", 0, 42, enqueued_at=now)
+    front.queue.jobs["a b"] = job_status("a b", "queued", "12 jobs wait", pet_id=42, enqueued_at=now)
 
     found = front.http.get(f"{API}/jobs/a%20b")
     missing = front.http.get(f"{API}/jobs/nobody")
@@ -350,6 +350,12 @@ def test_openapi_document_lists_addresses_and_their_answers(front: Front) -> Non
         answers = document["paths"][API + path]["post"]["responses"]
         assert {"202", "401", "403", "413", "415", "422", "503"} <= answers.keys()
     assert "Problem" in document["components"]["schemas"]
+
+
+def test_openapi_document_shows_no_section_of_a_docstring(front: Front) -> None:
+    schemas = front.http.get("/openapi.json").json()["components"]["schemas"]
+
+    assert [name for name, schema in schemas.items() if "Attributes:" in schema.get("description", "")] == []
 
 
 def test_application_can_be_mounted_in_another_one(front: Front) -> None:
@@ -592,8 +598,8 @@ def test_cluster_is_found_by_every_id_it_had(front: Front, two_subjects: str) ->
 
 def computed(front: Front) -> None:
     """Make the next preview succeed, as a worker would."""
-    token = front.service.preview(PET).preview.token
-    front.queue.jobs["job 1"] = JobStatus("job 1", "succeeded", "q", "a", "done", 1, result={"token": token})
+    token = front.service.preview(PET).token
+    front.queue.jobs["job 1"] = job_status("job 1", "succeeded", "done", result={"token": token})
 
 
 def test_preview_is_answered_with_its_diff_and_token(front: Front, two_subjects: str) -> None:
@@ -608,6 +614,18 @@ def test_preview_is_answered_with_its_diff_and_token(front: Front, two_subjects:
     assert (preview["diff"]["n_from_noise"], preview["diff"]["to_revision"]) == (8, None)
     assert front.queue.asked == [("preview", {"pet_id": 42, "by": "loopback"})]
     assert front.store.view(PET).revision == 21
+
+
+def test_preview_lists_moved_items_up_to_the_limit(
+    front: Front, two_subjects: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sploot_cluster.api.routes.clusters.MAX_MOVES", 5)
+    take(front.service, 2, range(8))
+    computed(front)
+
+    diff = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True}).json()["diff"]
+
+    assert (len(diff["moved"]), diff["n_from_noise"], diff["is_truncated"]) == (5, 8, True)
 
 
 def test_applied_preview_is_answered_with_its_result(front: Front, two_subjects: str) -> None:
@@ -642,7 +660,7 @@ def test_slow_preview_is_answered_with_its_job() -> None:
 
 
 def test_failed_preview_is_answered_with_the_reason(front: Front) -> None:
-    front.queue.jobs["job 1"] = JobStatus("job 1", "dead", "q", "a", "pet 42 has no media", 1)
+    front.queue.jobs["job 1"] = job_status("job 1", "dead", "pet 42 has no media")
 
     answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True})
 

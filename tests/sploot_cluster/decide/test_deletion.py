@@ -379,7 +379,7 @@ def _column(name: str, change: Callable[[bytes], bytes]) -> Callable[[dict[str, 
         (_facts(lambda facts: facts.update(media=facts["media"][:-1])), "reshape"),  # type: ignore[index]
         (_facts(lambda facts: facts.update(clusters=[])), "labels do not match its clusters"),
         (_facts(lambda facts: facts.update(ingested=3)), "ingested 3 items"),
-        (_facts(lambda facts: facts.pop("ledger")), "KeyError"),
+        (_facts(lambda facts: facts.pop("ledger")), "pet.json has no ledger"),
         (_facts(lambda facts: facts["media"].__setitem__(0, facts["media"][1])), "contains an item twice"),  # type: ignore[index]
         (_facts(lambda facts: facts["media"].__setitem__(0, "odd")), "contains an item twice"),  # type: ignore[index]
         (_facts(lambda facts: facts.update(next_cluster=4)), "next cluster id, 4, was assigned already"),

@@ -15,7 +15,7 @@ from sploot_cluster.density import cluster_densely
 from sploot_cluster.engine import backends
 from sploot_cluster.engine.spanning_tree import SpanningTree, spanning_tree
 from sploot_cluster.errors import StoreUnavailable
-from sploot_cluster.pet.models import KeptTree, MediaId, PetId
+from sploot_cluster.pet.models import ClusterId, KeptTree, MediaId, PetId
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, as_vector, as_vectors
 from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
@@ -41,7 +41,7 @@ def arrive(service: ClusterService, vectors: FloatMatrix, rows: range | list[int
 
 
 def groups(service: ClusterService) -> set[frozenset[str]]:
-    return {frozenset(cluster.media) for cluster in service.clusters(PET).clusters}
+    return {frozenset(cluster.media_ids) for cluster in service.clusters(PET).clusters}
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_exact_arrival_may_move_other_items() -> None:
 
     view = service.clusters(PET)
     assert view.n_media == 60
-    assert any("m0" in cluster.media for cluster in view.clusters) or "m0" in view.noise
+    assert any("m0" in cluster.media_ids for cluster in view.clusters) or "m0" in view.noise
     assert view.revision == 60
     assert service.history(PET) == []
 
@@ -110,17 +110,22 @@ def test_pets_above_exact_until_assign_arrivals_by_threshold() -> None:
     assert backends == ["faiss"] * 4
 
 
+def members(service: ClusterService, cluster_id: ClusterId) -> set[MediaId]:
+    clusters = service.clusters(PET).clusters
+    return set(next(cluster.media_ids for cluster in clusters if cluster.cluster_id == cluster_id))
+
+
 def test_corrections_hold_during_exact_arrivals() -> None:
     vectors = album(80)
     service = ClusterService(MemoryPetStore(), settings=EXACT)
     arrive(service, vectors, range(50))
-    one, other = (cluster.id for cluster in service.clusters(PET).clusters[:2])
+    one, other = (cluster.cluster_id for cluster in service.clusters(PET).clusters[:2])
     service.merge(PET, [one, other], into=one, operation_id="op-1", by="ada")
-    merged = set(next(cluster.media for cluster in service.clusters(PET).clusters if cluster.id == one))
+    merged = members(service, one)
 
     arrive(service, vectors, range(50, 80))
 
-    assert merged <= set(next(cluster.media for cluster in service.clusters(PET).clusters if cluster.id == one))
+    assert merged <= members(service, one)
 
 
 @pytest.mark.parametrize("exact_until", [0, 10_000])
@@ -132,13 +137,13 @@ def test_later_items_stay_in_a_merged_cluster_until_undo(n_merged: int, exact_un
     service = ClusterService(MemoryPetStore(), settings=ClusterSettings(exact_until=exact_until))
     arrive(service, vectors, first)
     service.recluster(PET)
-    of = {media: cluster.id for cluster in service.clusters(PET).clusters for media in cluster.media}
+    of = {media: cluster.cluster_id for cluster in service.clusters(PET).clusters for media in cluster.media_ids}
     one, other = of[MediaId("m0")], of[MediaId("m40")]
     merge = service.merge(PET, [one, other], into=one, operation_id="op-1", by="ada")
 
     arrive(service, vectors, [row for row in range(80) if row not in first])
     service.recluster(PET)
-    sizes = {cluster.id: cluster.size for cluster in service.clusters(PET).clusters}
+    sizes = {cluster.cluster_id: cluster.size for cluster in service.clusters(PET).clusters}
     service.undo(PET, merge.revision, operation_id="op-2", by="ada")
     service.recluster(PET)
 
@@ -159,7 +164,7 @@ def test_foreign_group_does_not_follow_an_item_merged_by_mistake(exact_until: in
     service = ClusterService(MemoryPetStore(), settings=ClusterSettings(exact_until=exact_until))
     arrive(service, np.concatenate([around(one, 20), around(other, 20), around(stranger, 1)]), range(41))
     service.recluster(PET)
-    clusters = [cluster.id for cluster in service.clusters(PET).clusters]
+    clusters = [cluster.cluster_id for cluster in service.clusters(PET).clusters]
     service.merge(PET, clusters, operation_id="op-1", by="ada")
 
     for day in range(8):
@@ -169,9 +174,9 @@ def test_foreign_group_does_not_follow_an_item_merged_by_mistake(exact_until: in
             service.assign(PET, MediaId(f"{kind}-{day}-{number}"), model="clip@1", vector=vector)
         service.recluster(PET)
 
-    merged = next(cluster for cluster in service.clusters(PET).clusters if MediaId("m0") in cluster.media)
-    assert MediaId("m40") in merged.media, "the merge placed it there"
-    assert [media for media in merged.media if media.startswith("stranger")] == []
+    merged = next(cluster for cluster in service.clusters(PET).clusters if MediaId("m0") in cluster.media_ids)
+    assert MediaId("m40") in merged.media_ids, "the merge placed it there"
+    assert [media for media in merged.media_ids if media.startswith("stranger")] == []
 
 
 def test_another_worker_extends_the_stored_tree(redis_url: str, count_builds: list[int]) -> None:

@@ -62,7 +62,7 @@ def test_vectors_of_the_candidate_model_are_stored_only_in_the_shadow(service: C
     begin(service)
     embed(service, 0, range(3))  # repeated, as events may be
 
-    after, shadow = store.load(PET), service.shadow(PET)
+    after, shadow = store.load(PET), store.shadow(PET)
     assert after.version == before.version
     assert after.dim == 16
     assert shadow is not None
@@ -187,13 +187,13 @@ def test_switch_is_refused_when_vectors_changed_since(service: ClusterService, s
 def test_shadow_is_not_opened_for_a_recreated_pet(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
     service.begin_model(PET, NEW, NEW_DIM, by="eve")
-    shadow = service.shadow(PET)
+    shadow = store.shadow(PET)
     service.delete_pet(PET)
     take(service, 0, range(3))
 
     assert shadow is not None
     assert not store.begin_shadow(before, shadow)
-    assert service.shadow(PET) is None
+    assert store.shadow(PET) is None
 
 
 def test_ended_candidate_model_leaves_nothing(service: ClusterService, store: PetStore) -> None:
@@ -201,7 +201,7 @@ def test_ended_candidate_model_leaves_nothing(service: ClusterService, store: Pe
 
     assert service.end_model(PET)
     assert not service.end_model(PET)
-    assert service.shadow(PET) is None
+    assert store.shadow(PET) is None
     with pytest.raises(InvalidInput, match="no candidate model"):
         service.preview_switch(PET)
     if isinstance(store, RedisPetStore):
@@ -214,7 +214,7 @@ def test_shadow_survives_deletions_and_exports(service: ClusterService, store: P
     service.delete_media(PET, [name(0, 0)], by="eve")
     file = service.export(PET)
     service.delete_pet(PET)
-    gone = service.shadow(PET)
+    gone = store.shadow(PET)
     service.import_pet(file)
 
     dump = store.dump(PET)
@@ -256,7 +256,7 @@ def test_shadow_only_items_are_quarantined_until_the_switch(service: ClusterServ
     assert before.tally.is_conserved
     assert (before.tally.ingested, before.tally.quarantined) == (26, 2)
     assert set(before.quarantine) == set(preview.joining) == set(preview.dump.state.media[24:]) == new
-    assert (why.origin, why.cluster) == (None, -1)
+    assert (why.origin, why.cluster_id) == ("quarantined", None)
     assert "quarantined: its vector is of 'clip@2' (24 dimensions)" in why.reason
     assert "a switch to that model adds it to the pet" in why.reason
     assert (service.tally(PET).tally.ingested, service.tally(PET).quarantine) == (26, {})
@@ -267,7 +267,7 @@ def test_shadow_only_items_stay_quarantined_when_the_model_ends(service: Cluster
     begin(service)
     embed(service, 1, range(8, 10))
 
-    only_there = service.only_in_shadow(PET)
+    only_there = store.only_in_shadow(PET)
     service.end_model(PET)
     ended, why = service.tally(PET), service.why(PET, name(1, 8))
     take(service, 1, range(8, 10))
@@ -275,7 +275,7 @@ def test_shadow_only_items_stay_quarantined_when_the_model_ends(service: Cluster
     assert set(only_there) == set(ended.quarantine) == names(1, range(8, 10))
     assert (ended.tally.ingested, ended.tally.is_conserved) == (26, True)
     assert "ingest it with a vector of 'clip@1'" in why.reason
-    assert service.only_in_shadow(PET) == []
+    assert store.only_in_shadow(PET) == []
     assert (service.tally(PET).tally.ingested, service.tally(PET).tally.quarantined) == (26, 0)
 
 
@@ -285,7 +285,7 @@ def test_shadow_only_item_leaves_quarantine_with_an_own_vector(service: ClusterS
     take(service, 1, range(8, 9))
 
     assert (service.tally(PET).tally.ingested, service.tally(PET).quarantine) == (25, {})
-    assert service.only_in_shadow(PET) == []
+    assert store.only_in_shadow(PET) == []
     service.switch_model(PET, service.preview_switch(PET).token, by="eve")
     assert store.load(PET).n_media == 25
 
@@ -331,8 +331,8 @@ def test_switch_back_quarantines_items_without_a_former_vector(service: ClusterS
     service.switch_model(PET, back.token, by="eve")
 
     counted = service.tally(PET)
-    assert set(back.left_out) == set(counted.quarantine) == set(service.only_in_shadow(PET)) == new
-    assert {move.media for move in back.diff.moved if move.after is None} == new
+    assert set(back.left_out) == set(counted.quarantine) == set(store.only_in_shadow(PET)) == new
+    assert {move.media_id for move in back.diff.moved if move.after is None} == new
     assert (counted.tally.ingested, counted.tally.is_conserved) == (29, True)
     assert where(store) == at_first
     (entry,) = service.history(PET, limit=1)
@@ -423,7 +423,7 @@ def test_shadow_changed_during_a_deletion_of_items_stays_changed(
 
     service.delete_media(PET, [name(0, 0)], by="eve")
 
-    assert (service.shadow(PET) is not None) is is_opened
+    assert (store.shadow(PET) is not None) is is_opened
 
 
 def test_item_quarantined_during_a_deletion_is_counted(

@@ -8,7 +8,7 @@ import pytest
 from sploot_cluster import ClusterService
 from sploot_cluster.decide.why import explain
 from sploot_cluster.errors import UnknownCluster, UnknownMedia
-from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin
+from sploot_cluster.pet.models import ClusterId, MediaId, Origin
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.memory import MemoryPetStore
 from tests.sploot_cluster.albums import DIM, MODEL, PET, grouped, name, names, picture, take
@@ -36,16 +36,16 @@ def test_why_lists_nearest_items_and_margin_over_the_next_cluster(service: Clust
 
     similarity = {number: float(picture(0, 3) @ picture(0, number)) for number in range(12) if number != 3}
     expected = sorted(similarity, key=lambda number: -similarity[number])[:5]
-    assert [near.media for near in why.nearest] == [name(0, number) for number in expected]
+    assert [near.media_id for near in why.nearest] == [name(0, number) for number in expected]
     assert why.nearest[0].similarity == pytest.approx(similarity[expected[0]], abs=1e-5)
-    assert (why.cluster, why.origin, why.revision) == (ONE, Origin.CORE, 37)
+    assert (why.cluster_id, why.origin, why.revision) == (ONE, "core", 37)
     assert why.similarity == pytest.approx(np.mean([similarity[number] for number in expected[:3]]), abs=1e-5)
     assert why.second is not None
     assert why.similarity is not None
-    assert why.second.cluster in (TWO, THREE)
+    assert why.second.cluster_id in (TWO, THREE)
     assert why.margin == pytest.approx(why.similarity - why.second.similarity)
     assert "recluster" in why.reason
-    assert why.demands == ()
+    assert why.corrections == ()
 
 
 @pytest.mark.parametrize("nearest", [2, 3])
@@ -57,7 +57,7 @@ def test_second_cluster_is_the_most_similar_of_all_others(nearest: int) -> None:
     second = explain(state, MediaId("m5")).second
 
     assert second is not None
-    assert second.cluster == nearest
+    assert second.cluster_id == nearest
 
 
 def test_absorbed_items_are_never_listed_as_nearest() -> None:
@@ -66,7 +66,7 @@ def test_absorbed_items_are_never_listed_as_nearest() -> None:
 
     why = explain(state, MediaId("m5"))
 
-    assert {near.media for near in why.nearest} == {"m0", "m1", "m2"}
+    assert {near.media_id for near in why.nearest} == {"m0", "m1", "m2"}
     assert "low confidence" in why.reason
 
 
@@ -79,14 +79,15 @@ def test_why_names_the_person_and_a_negative_margin_after_a_merge(
 
     why = service.why(PET, name(0, 0))
 
-    assert (why.cluster, why.origin) == (merged.cluster, Origin.CORRECTED)
+    assert (why.cluster_id, why.origin) == (merged.cluster, "corrected")
     assert why.reason == f"decided by bob at revision {merged.revision}"
     assert why.margin is not None
     assert why.margin < 0
     assert why.second is not None
-    assert (why.second.cluster, why.second.is_forbidden) == (ONE, True)
-    assert [(demand.kind, demand.by) for demand in why.demands] == [("merge", "bob"), ("split", "ada")]
-    assert why.demands[1].demand == "apart from the items that remained (11), together with the others that moved (0)"
+    assert (why.second.cluster_id, why.second.is_forbidden) == (ONE, True)
+    assert [(demand.kind, demand.by) for demand in why.corrections] == [("merge", "bob"), ("split", "ada")]
+    split_demand = why.corrections[1].demand
+    assert split_demand == "apart from the items that remained (11), together with the others that moved (0)"
 
 
 def test_why_of_noise_states_the_threshold_of_the_nearest_cluster(service: ClusterService) -> None:
@@ -95,7 +96,7 @@ def test_why_of_noise_states_the_threshold_of_the_nearest_cluster(service: Clust
 
     why = service.why(PET, MediaId("odd"))
 
-    assert (why.cluster, why.similarity, why.margin) == (NOISE, None, None)
+    assert (why.cluster_id, why.similarity, why.margin) == (None, None, None)
     assert why.second is not None
     assert why.second.similarity < why.second.threshold
     assert why.reason.endswith(f"below its threshold of {why.second.threshold:.3f}")
@@ -108,12 +109,12 @@ def test_why_of_an_excluded_item_states_the_exclusion(service: ClusterService) -
     other = service.why(PET, name(0, 1))
 
     assert why.second is not None
-    assert (why.second.cluster, why.second.is_forbidden) == (ONE, True)
+    assert (why.second.cluster_id, why.second.is_forbidden) == (ONE, True)
     assert why.reason.endswith("a correction keeps the item out of it")
-    assert [(one.revision, one.demand) for one in why.demands] == [
+    assert [(one.revision, one.demand) for one in why.corrections] == [
         (excluded.revision, "not in the cluster that id 1 resolves to, nor with the items that remained in it (11)")
     ]
-    assert [one.demand for one in other.demands] == ["apart from the excluded items (1)"]
+    assert [one.demand for one in other.corrections] == ["apart from the excluded items (1)"]
 
 
 def test_why_of_a_dismissed_item_names_the_person(service: ClusterService) -> None:
@@ -121,15 +122,15 @@ def test_why_of_a_dismissed_item_names_the_person(service: ClusterService) -> No
 
     why = service.why(PET, name(0, 0))
 
-    assert (why.origin, why.reason) == (Origin.DISMISSED, f"decided by ada at revision {dismissed.revision}")
-    assert [one.demand for one in why.demands] == ["in no cluster"]
+    assert (why.origin, why.reason) == ("dismissed", f"decided by ada at revision {dismissed.revision}")
+    assert [one.demand for one in why.corrections] == ["in no cluster"]
 
 
 def test_undone_corrections_are_not_listed_as_demands(service: ClusterService) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     service.undo(PET, excluded.revision, operation_id="2", by="ada")
 
-    assert service.why(PET, name(0, 0)).demands == ()
+    assert service.why(PET, name(0, 0)).corrections == ()
 
 
 def test_why_of_the_only_item_of_a_pet_lists_nothing_nearby(store: MemoryPetStore) -> None:
@@ -154,7 +155,7 @@ def test_merged_and_split_clusters_list_their_origin(service: ClusterService, st
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     split = service.split(PET, THREE, [name(2, 0), name(2, 1)], operation_id="2", by="ada")
 
-    lineage = {cluster.id: (cluster.split_from, cluster.merged_from) for cluster in store.view(PET).clusters}
+    lineage = {cluster.cluster_id: (cluster.split_from, cluster.merged_from) for cluster in store.view(PET).clusters}
 
     assert lineage == {ONE: (None, (TWO,)), THREE: (None, ()), split.cluster: (THREE, ())}
 
@@ -164,11 +165,11 @@ def test_cluster_divided_by_a_recluster_lists_its_origin(store: MemoryPetStore) 
     take(service, 0, range(12))
     service.recluster(PET)
     take(service, 1, range(12))
-    merged = {cluster.id for cluster in store.view(PET).clusters}
+    merged = {cluster.cluster_id for cluster in store.view(PET).clusters}
     service.recluster(PET)
 
     views = store.view(PET).clusters
-    assert merged <= {cluster.id for cluster in views}
+    assert merged <= {cluster.cluster_id for cluster in views}
     assert all(cluster.split_from in (None, *merged) for cluster in views)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import UnknownRevision, UnreadablePet
 from sploot_cluster.pet import past
-from sploot_cluster.pet.diff import Move, Snapshot, compare
+from sploot_cluster.pet.diff import MovedItem, Snapshot, compare
 from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin, PetState
 from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.port import PetStore
@@ -158,14 +158,14 @@ def test_diff_lists_moved_items_and_the_fate_of_ids() -> None:
     diff = compare(snapshot("1 1 1 2 2 3 3 3 -", revision=4), snapshot("1 1 - 1 1 3 9 9 3 -", revision=9))
 
     assert (diff.from_revision, diff.to_revision) == (4, 9)
-    assert {(move.media, move.before, move.after) for move in diff.moved} == {
-        ("c", 1, -1),
+    assert {(move.media_id, move.before, move.after) for move in diff.moved} == {
+        ("c", 1, None),
         ("d", 2, 1),
         ("e", 2, 1),
         ("g", 3, 9),
         ("h", 3, 9),
-        ("i", -1, 3),
-        ("j", None, -1),
+        ("i", None, 3),
+        ("j", None, None),
     }
     assert (diff.n_same, diff.n_moved, diff.n_new_noise, diff.n_from_noise, diff.n_arrived) == (3, 4, 1, 1, 1)
     assert (diff.merged, diff.split) == ({2: 1}, {9: 3})
@@ -189,7 +189,7 @@ def test_backward_diff_lists_items_that_had_not_arrived() -> None:
     diff = compare(snapshot("1 1 2"), snapshot("1"))
 
     assert [(move.before, move.after) for move in diff.moved] == [(1, None), (2, None)]
-    assert diff.moved[0] == Move(MediaId("b"), ONE, None)
+    assert diff.moved[0] == MovedItem(MediaId("b"), ONE, None)
 
 
 # -- restoring -------------------------------------------------------------------------------------------------------

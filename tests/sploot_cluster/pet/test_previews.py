@@ -44,6 +44,12 @@ def comparable(state: PetState) -> tuple[object, ...]:
     )
 
 
+def kept_preview(store: PetStore) -> Preview:
+    preview = store.kept_preview(PET)
+    assert preview is not None
+    return preview
+
+
 def test_preview_changes_nothing_and_shows_the_changes(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
 
@@ -52,25 +58,25 @@ def test_preview_changes_nothing_and_shows_the_changes(service: ClusterService, 
     after = store.load(PET)
     assert after.version == before.version
     assert (previewed.diff.n_from_noise, previewed.diff.new_ids, previewed.diff.kept_ids) == (8, (3,), (1, 2))
-    assert (previewed.preview.revision, previewed.preview.result.revision) == (before.revision, before.revision + 1)
-    assert previewed.preview.result.kept == "constraints kept 0 of 0"
+    assert (previewed.revision, previewed.result.revision) == (before.revision, before.revision + 1)
+    assert previewed.result.kept == "constraints kept 0 of 0"
 
 
 def test_applied_preview_makes_exactly_the_shown_changes(service: ClusterService, store: PetStore) -> None:
     service.split(PET, ONE, [name(0, 0), name(0, 1)], operation_id="1", by="ada")
     previewed = service.preview(PET)
-    shown = previewed.preview.change.relabelling
+    shown = kept_preview(store).change.relabelling
     assert shown is not None
 
-    applied = service.apply(PET, previewed.preview.token, by="bob")
+    applied = service.apply(PET, previewed.token, by="bob")
 
     state = store.load(PET)
     assert np.array_equal(state.labels, shown.labels)
     assert np.array_equal(state.origins, shown.origins)
-    assert applied == previewed.preview.result
+    assert applied == previewed.result
     assert applied.revision == state.revision
     (entry,) = service.history(PET, limit=1)
-    assert (entry.kind, entry.by, entry.summary["applied"]) == ("recluster", "bob", previewed.preview.token)
+    assert (entry.kind, entry.by, entry.summary["applied"]) == ("recluster", "bob", previewed.token)
     assert service.compare(PET, state.revision - 1, state.revision).moved == previewed.diff.moved
 
 
@@ -81,7 +87,7 @@ def test_applied_preview_equals_a_recluster(store: PetStore, service: ClusterSer
     twin.recluster(PET)
     take(twin, 2, range(8))
 
-    service.apply(PET, service.preview(PET).preview.token, by="bob")
+    service.apply(PET, service.preview(PET).token, by="bob")
     twin.recluster(PET)
 
     assert comparable(store.load(PET)) == comparable(twin._store.load(PET))
@@ -99,7 +105,7 @@ def test_applied_preview_equals_a_recluster(store: PetStore, service: ClusterSer
 def test_stale_preview_is_refused_and_changes_nothing(
     service: ClusterService, store: PetStore, change: Callable[[ClusterService], object]
 ) -> None:
-    token = service.preview(PET).preview.token
+    token = service.preview(PET).token
     change(service)
     before = store.load(PET)
 
@@ -113,7 +119,7 @@ def test_stale_preview_is_refused_and_changes_nothing(
 
 
 def test_preview_applied_twice_changes_once(service: ClusterService, store: PetStore) -> None:
-    token = service.preview(PET).preview.token
+    token = service.preview(PET).token
 
     first = service.apply(PET, token, by="bob")
     second = service.apply(PET, token, by="bob")
@@ -125,7 +131,7 @@ def test_preview_applied_twice_changes_once(service: ClusterService, store: PetS
 def test_previews_of_the_same_state_are_equal(service: ClusterService) -> None:
     one, other = service.preview(PET), service.preview(PET)
 
-    assert one.preview.token == other.preview.token
+    assert one.token == other.token
     assert one.diff == other.diff == service.previewed(PET).diff
 
 
@@ -148,18 +154,18 @@ def test_preview_of_an_empty_pet_is_refused(store: PetStore) -> None:
 
 
 def test_preview_of_a_changed_pet_is_not_stored(service: ClusterService, store: PetStore) -> None:
-    preview = service.preview(PET).preview
+    service.preview(PET)
+    preview = kept_preview(store)
     take(service, 0, range(20, 21))
-    later = service.preview(PET).preview
+    later = service.preview(PET)
 
     assert not store.keep_preview(preview)
-    kept = store.kept_preview(PET)
-    assert kept is not None
-    assert kept.token == later.token
+    assert kept_preview(store).token == later.token
 
 
 def test_token_depends_on_the_state_and_not_only_its_revision(service: ClusterService, store: PetStore) -> None:
-    preview, state = service.preview(PET).preview, store.load(PET)
+    service.preview(PET)
+    preview, state = kept_preview(store), store.load(PET)
 
     of_another = Preview.of(replace(state, version="another.pet"), preview.change, preview.result, at=preview.made_at)
 
@@ -171,7 +177,7 @@ def test_preview_expires_after_15_minutes() -> None:
     store = MemoryPetStore(clock=lambda: now[0])
     service = ClusterService(store, clock=lambda: now[0])
     take(service, 0, range(8))
-    token = service.preview(PET).preview.token
+    token = service.preview(PET).token
 
     now[0] += timedelta(minutes=15)
 
@@ -197,8 +203,9 @@ def test_unreadable_preview_is_reported(redis_client: redis.Redis, stored: bytes
         store.kept_preview(PET)
 
 
-def test_preview_survives_encoding_unchanged(service: ClusterService) -> None:
-    preview = service.preview(PET).preview
+def test_preview_survives_encoding_unchanged(service: ClusterService, store: PetStore) -> None:
+    service.preview(PET)
+    preview = kept_preview(store)
 
     again = previews.load(previews.dump(preview), pet=PET)
 

@@ -326,11 +326,11 @@ def test_view_is_sorted_by_size_and_counts_origins(store: PetStore) -> None:
     view = store.view(PET)
 
     assert (view.revision, view.model, view.dim, view.n_media, view.n_noise) == (3, MODEL, DIM, 6, 1)
-    assert [(cluster.id, cluster.size, cluster.media) for cluster in view.clusters] == [
+    assert [(cluster.cluster_id, cluster.size, cluster.media_ids) for cluster in view.clusters] == [
         (2, 3, ("c", "d", "f")),
         (1, 2, ("a", "b")),
     ]
-    assert view.clusters[0].origins == {Origin.CORE: 2, Origin.ARRIVED: 1}
+    assert view.clusters[0].origins == {"core": 2, "arrived": 1}
     assert (view.clusters[1].threshold, view.clusters[1].since) == (0.75, 2)
     assert view.noise == ("e",)
     assert view.aliases == {}

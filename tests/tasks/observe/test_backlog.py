@@ -32,7 +32,6 @@ SAMPLED_AT = "media_cluster_backlog_sample_timestamp_seconds"
 OF_GROUPS = ("media_cluster_pending_jobs", "media_cluster_stream_lag_seconds")
 OF_STREAMS = (
     "media_cluster_undelivered_jobs",
-    "media_cluster_in_line_jobs",
     "media_cluster_delayed_jobs",
     "media_cluster_orphaned_jobs",
     "media_cluster_overdue_jobs",
@@ -53,7 +52,8 @@ COUNTS = {
     "dead_letters": "dead",
 }
 TIMES = {"oldest_job_age_seconds": "oldest_ms", "stream_lag_seconds": "oldest_idle_ms"}
-SINGLE = (SAMPLED_AT, TICKED_AT, "cluster_last_noise_count", "cluster_noise_high_streak")
+LIMIT = "media_cluster_max_queue_length_jobs"
+SINGLE = (SAMPLED_AT, TICKED_AT, LIMIT, "cluster_last_noise_count", "cluster_noise_high_streak")
 
 
 @pytest.fixture
@@ -153,6 +153,14 @@ def test_only_totals_are_counters(registry: CollectorRegistry) -> None:
     assert {name for name, kind in kinds.items() if kind == "gauge"} == {
         name for name in (*OF_GROUPS, *OF_STREAMS, *SINGLE) if not name.endswith("_total")
     }
+
+
+def test_limit_of_queues_is_exposed_once_sampled(
+    broker: RedisStreamsBroker, redis_client: redis.Redis, registry: CollectorRegistry
+) -> None:
+    BacklogSampler(broker, redis_client, max_queue_length=5_000).sample_pending()
+
+    assert registry.get_sample_value(LIMIT) == 5_000
 
 
 def test_every_metric_has_a_help_text(registry: CollectorRegistry) -> None:

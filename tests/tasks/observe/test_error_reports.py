@@ -22,7 +22,7 @@ from broker import RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
 from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, EmbeddingIngested
 from tasks.observe.error_reports import ReportDeadJobs, configure_error_reports
-from tasks.settings import SettingInvalid, Settings
+from tasks.settings import Settings
 from tasks.wire import DECODERS
 from tests.support import eventually
 from tests.system.events import flat_event
@@ -170,7 +170,7 @@ def test_nothing_is_reported_without_a_dsn(redis_client: redis.Redis) -> None:
 def test_dsn_is_refused_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentry_sdk", None)
 
-    with pytest.raises(SettingInvalid, match="SENTRY_DSN: needs sentry-sdk"):
+    with pytest.raises(InvalidInput, match="SENTRY_DSN: needs sentry-sdk"):
         configure_error_reports(Settings(sentry_dsn=DSN))
 
 

@@ -16,12 +16,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from broker import RedisStreamsBroker
+from sploot_cluster.errors import InvalidInput
 from tasks.client import ClusterTasks
 from tasks.composition import build_app
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.observe.logs import NameJobs
 from tasks.observe.tracing import TraceJobs, tracing_middleware
-from tasks.settings import SettingInvalid, Settings
+from tasks.settings import Settings
 from tasks.wire import DECODERS
 from tests.sploot_cluster.api.front import API, client_of
 from tests.support import eventually
@@ -233,5 +234,5 @@ def test_tracing_needs_an_endpoint_and_the_extra(monkeypatch: pytest.MonkeyPatch
     assert tracing_middleware(Settings()) == []
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
 
-    with pytest.raises(SettingInvalid, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
+    with pytest.raises(InvalidInput, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
         tracing_middleware(Settings(otlp_endpoint="http://127.0.0.1:4318"))

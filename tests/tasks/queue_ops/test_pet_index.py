@@ -7,7 +7,6 @@ import subprocess
 import sys
 from typing import Any
 
-import dramatiq
 import pytest
 import redis
 
@@ -57,23 +56,6 @@ def test_in_flight_and_delayed_jobs_are_found(desk: Desk, redis_client: redis.Re
         (EMBEDDING_INGESTED, "in flight", entry_id, STUCK),
         (CLUSTER_RECLUSTER, "delayed", None, None),
     ]
-
-
-def test_job_in_line_behind_its_ordering_key_is_found(desk: Desk) -> None:
-    messages: list[dramatiq.Message[Any]] = [
-        dramatiq.Message(CLUSTER_FEEDBACK, "merge_clusters", (), {"pet_id": 42}, {"ordering_key": "pet 42"})
-        for _ in range(2)
-    ]
-    desk.broker.enqueue_many(messages)
-
-    found, _ = desk.operations.find(42)
-    (queue,) = [queue for queue in desk.operations.queues() if queue.queue == CLUSTER_FEEDBACK]
-
-    assert [(job.state, job.message_id) for job in found] == [
-        ("waiting", messages[0].message_id),
-        ("in line", messages[1].message_id),
-    ]
-    assert (queue.undelivered, queue.in_line) == (1, 1)
 
 
 def test_ended_jobs_are_not_found_and_leave_the_index(desk: Desk) -> None:

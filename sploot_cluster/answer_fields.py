@@ -1,0 +1,32 @@
+"""The public side of the dataclasses that the HTTP API and the command line answer with.
+
+A field's metadata holds what its name and type do not say: a description, and a public name where that is a Python
+keyword. The keys are those that pydantic reads, so the API documents and answers these dataclasses as they are.
+``public`` gives the same names without pydantic, which workers do not install.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final
+
+_NAME: Final = "serialization_alias"
+_IS_INTERNAL: Final = "exclude"
+
+INTERNAL: Final[Mapping[str, Any]] = {_IS_INTERNAL: True}
+"""The metadata of a field that answers leave out."""
+
+
+def described(text: str, *, name: str | None = None) -> dict[str, Any]:
+    """Return the metadata of a field with this description; ``name`` replaces its name in answers."""
+    return {"description": text} if name is None else {"description": text, _NAME: name}
+
+
+def public(answer: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by their public names. Their values stay as they are."""
+    return {
+        one.metadata.get(_NAME, one.name): getattr(answer, one.name)
+        for one in dataclasses.fields(answer)
+        if not one.metadata.get(_IS_INTERNAL, False)
+    }

@@ -1,0 +1,169 @@
+"""Zip archives with JSON in them, as pets and captures are written to files.
+
+Anyone may have changed a file. So :func:`unpack` compares the sizes that an archive declares with a limit before it
+inflates anything, and :func:`check` compares JSON with its expected shape before anything in it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+# All members together, inflated. The vectors of a pet fill at most 512 MiB, which is one Redis value; the rest is for a
+# candidate model with longer vectors.
+MOST_BYTES: Final = 4 * 1024**3
+
+# The earliest date of a zip; constant, so that archives of the same members are identical.
+_OLDEST: Final = (1980, 1, 1, 0, 0, 0)
+
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+_WORDS: Final[Mapping[type | None, str]] = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    None: "null",
+}
+
+Shape = Any
+"""The expected form of a JSON value:
+
+    str, int, float, bool, dict     this type; bool is not a number, and float includes whole numbers
+    None                            null
+    range(1, 10)                    a whole number in this range
+    frozenset of texts              one of these texts
+    (shape, shape)                  one of these shapes
+    [shape]                         a list, every item of this shape
+    {str: shape}                    an object, every value of this shape
+    {"name": shape, …}              an object with at least these fields
+"""
+
+
+def pack(members: Mapping[str, bytes]) -> bytes:
+    """Return a zip of these members; the same members give the same bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, content in members.items():
+            # an archive within an archive is compressed already
+            method = zipfile.ZIP_STORED if name.endswith(".zip") else zipfile.ZIP_DEFLATED
+            packed.writestr(zipfile.ZipInfo(name, _OLDEST), content, method)
+    return file.getvalue()
+
+
+def unpack(file: bytes, *, most_bytes: int = MOST_BYTES) -> dict[str, bytes]:
+    """Return the members of a zip by name.
+
+    Raises:
+        ValueError: it is not a zip, is damaged, or would have more than ``most_bytes`` unpacked.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(file)) as packed:
+            members = packed.infolist()
+            n_bytes = sum(member.file_size for member in members)
+            if n_bytes > most_bytes:
+                raise ValueError(f"it has {n_bytes:,} bytes unpacked, expected at most {most_bytes:,}")
+            if any(member.compress_type not in _METHODS for member in members):
+                # other methods of zipfile cannot inflate a limited number of bytes
+                raise ValueError("it has members that are neither stored nor deflated")
+            return {member.filename: _content(packed, member) for member in members}
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OSError) as exc:
+        raise ValueError(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _content(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    with packed.open(member) as opened:
+        # never read without a limit: zipfile would first inflate all that a false size hides
+        return opened.read(member.file_size + 1)
+
+
+def has_member(file: bytes, name: str) -> bool:
+    """Return whether a file is a zip with such a member."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(file)) as packed:
+            return name in packed.namelist()
+    except (zipfile.BadZipFile, struct.error, RuntimeError, ValueError, OSError):
+        return False
+
+
+def check(value: object, shape: Shape, *, name: str) -> None:
+    """Check that a JSON value has a shape.
+
+    Raises:
+        ValueError: it has not; the text names the place below ``name``.
+    """
+    match shape:
+        case tuple():
+            _check_any(value, shape, name)
+        case range():
+            if type(value) is not int or value not in shape:
+                raise _other(name, f"a whole number from {shape.start} to {shape.stop - 1}", value)
+        case [item]:
+            for number, one in enumerate(_of_type(value, list, name)):
+                check(one, item, name=f"{name}[{number}]")
+        case dict() if str in shape:
+            for key, one in _of_type(value, dict, name).items():
+                check(one, shape[str], name=f"{name}[{_shown(key)}]")
+        case dict():
+            fields = _of_type(value, dict, name)
+            for field, of_field in shape.items():
+                if field not in fields:
+                    raise ValueError(f"{name} has no {field}")
+                check(fields[field], of_field, name=f"{name}.{field}")
+        case frozenset():
+            if not isinstance(value, str) or value not in shape:
+                raise _other(name, f"one of {', '.join(sorted(shape))}", value)
+        case type() | None:
+            _of_type(value, shape, name)
+
+
+def time_of(text: str) -> datetime:
+    """Return the time that ``isoformat`` wrote.
+
+    Raises:
+        ValueError: it is not one, or has no offset from UTC.
+    """
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"the time {text} has no offset from UTC")
+    return time
+
+
+def _check_any(value: object, shapes: Sequence[Shape], name: str) -> None:
+    for shape in shapes[:-1]:
+        try:
+            return check(value, shape, name=name)
+        except ValueError:
+            continue
+    return check(value, shapes[-1], name=name)
+
+
+def _of_type(value: object, expected: type | None, name: str) -> Any:
+    accepted = (float, int) if expected is float else (type(None) if expected is None else expected,)
+    if type(value) not in accepted:
+        raise _other(name, _WORDS[expected], value)
+    return value
+
+
+def _other(name: str, expected: str, value: object) -> ValueError:
+    return ValueError(f"{name}: expected {expected}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    match value:
+        case dict():
+            return "an object"
+        case list():
+            return "a list"
+        case int() if value.bit_length() > 64:
+            return "a number that is too large"  # str() refuses the longest ones
+        case _:
+            text = repr(value)
+            return text if len(text) <= 40 else f"{text[:40]}…"

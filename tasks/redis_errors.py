@@ -1,0 +1,20 @@
+"""The translation of Redis's errors, in whatever the queues are used for: to ``QueueUnavailable``, with the cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dramatiq.errors import BrokerConnectionError
+
+from sploot_cluster.jobs import QueueUnavailable
+from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
+
+
+@contextmanager
+def reaching_redis(outcome: str = "nothing was changed") -> Iterator[None]:
+    """Raise ``QueueUnavailable`` if Redis does not answer or refuses; ``outcome`` is what became of the call."""
+    try:
+        yield
+    except (*REDIS_ERRORS, BrokerConnectionError) as error:
+        raise QueueUnavailable(explained(error, outcome=outcome), refusal=refusal_of(error)) from error
