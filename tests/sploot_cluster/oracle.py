@@ -66,7 +66,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
     newer_exits: list[tuple[set[MediaId], set[MediaId]]] = []
     released: set[MediaId] = set()  # by placements
 
-    def left(media: Iterable[MediaId]) -> tuple[MediaId, ...]:
+    def heard(media: Iterable[MediaId]) -> tuple[MediaId, ...]:
         return tuple(item for item in media if item not in released)
 
     for correction in reversed(ledger):
@@ -78,34 +78,31 @@ def demands(ledger: Sequence[Correction]) -> Demands:
         if {*correction.media()} & released:
             result.yielding.add(correction.revision)
         if isinstance(correction, Dismissal):
-            media = left(correction.media())
+            media = heard(correction.media())
             result.dismissed |= {item for item in media if item not in result.placed}
             if any(item in result.placed for item in media):
                 result.yielding.add(correction.revision)
             continue
         if isinstance(correction, (Split, Exclusion)):
-            moved = left(correction.moved if isinstance(correction, Split) else correction.excluded)
-            stuck = _part(result, correction.revision, moved, left(correction.remaining))
-            newer_sides.append(({*moved}, {*left(correction.remaining)}))
+            moved = heard(correction.moved if isinstance(correction, Split) else correction.excluded)
+            stuck = _part(result, correction.revision, moved, heard(correction.remaining))
+            newer_sides.append(({*moved}, {*heard(correction.remaining)}))
             if isinstance(correction, Exclusion):
-                newer_exits.append(({*moved} - stuck, {*left(correction.remaining)}))
+                newer_exits.append(({*moved} - stuck, {*heard(correction.remaining)}))
                 result.barred |= {(item, correction.source) for item in moved}
                 continue
             media = moved
         elif isinstance(correction, Placement):
             for cluster, anchors in correction.remaining.items():
-                _part(result, correction.revision, left(correction.groups[cluster]), left(anchors))
-                newer_sides.append(({*left(correction.groups[cluster])}, {*left(anchors)}))
-            media = left((*correction.anchors, *correction.placed))
+                _part(result, correction.revision, heard(correction.groups[cluster]), heard(anchors))
+                newer_sides.append(({*heard(correction.groups[cluster])}, {*heard(anchors)}))
+            media = heard((*correction.anchors, *correction.placed))
             released.update(correction.placed)
         else:
             assert isinstance(correction, Merge)
             first, *others = [correction.into, *sorted(correction.groups.keys() - {correction.into})]
-            media = left(item for id_ in (first, *others) for item in correction.groups[ClusterId(id_)])
-        gone = {*media} & result.dismissed
-        for left, remained in newer_exits:
-            if remained & {*media}:
-                gone |= left & {*media}
+            media = heard(item for id_ in (first, *others) for item in correction.groups[ClusterId(id_)])
+        gone = _gone({*media}, result.dismissed, newer_exits)
         joined = [item for item in media if item not in gone]
         for item in joined:
             result.components.setdefault(item, {item})
@@ -114,6 +111,14 @@ def demands(ledger: Sequence[Correction]) -> Demands:
         if gone or len({id(result.components[item]) for item in joined}) > 1:
             result.yielding.add(correction.revision)
     return result
+
+
+def _gone(
+    media: set[MediaId], dismissed: set[MediaId], newer_exits: Sequence[tuple[set[MediaId], set[MediaId]]]
+) -> set[MediaId]:
+    """Return the items that newer corrections took out: dismissed ones, and excluded ones with items that remained."""
+    exits = [left & media for left, remained in newer_exits if remained & media]
+    return (media & dismissed).union(*exits)
 
 
 def _part(result: Demands, revision: int, moved: Sequence[MediaId], remaining: Sequence[MediaId]) -> set[MediaId]:

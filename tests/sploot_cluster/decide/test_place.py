@@ -187,5 +187,5 @@ def test_explanation_names_the_placement(service: ClusterService) -> None:
     why = service.why(PET, name(1, 0))
 
     assert why.reason.startswith("decided by ada")
-    assert [demand.kind for demand in why.demands] == ["place"]
-    assert "the cluster that id 1 resolves to" in why.demands[0].demand
+    assert [demand.kind for demand in why.corrections] == ["place"]
+    assert "the cluster that id 1 resolves to" in why.corrections[0].demand
