@@ -28,6 +28,7 @@ from sploot_cluster.decide.corrections.base import Operation, Request, Signed
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
 from sploot_cluster.decide.corrections.merge import MergeClusters
+from sploot_cluster.decide.corrections.place import PlaceMedia
 from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import SplitCluster
 from sploot_cluster.decide.corrections.undo import UndoFeedback
@@ -192,6 +193,12 @@ class ClusterService:
     def split(self, pet: PetId, cluster: ClusterId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
         """Split items off into a new cluster, separate from those that remain until the split is undone."""
         return self.correct(SplitCluster(pet, cluster, media_ids, **_signed(call)), operation_id=call["operation_id"])
+
+    def place(
+        self, pet: PetId, media_ids: Sequence[MediaId], *, into: ClusterId | None = None, **call: Unpack[Call]
+    ) -> Corrected:
+        """Place items in a cluster, or in a new one, wherever they are now. They stay there until it is undone."""
+        return self.correct(PlaceMedia(pet, media_ids, into, **_signed(call)), operation_id=call["operation_id"])
 
     def exclude(self, pet: PetId, cluster: ClusterId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
         """Exclude items from a cluster. They may join other clusters but never rejoin this one, until it is undone."""

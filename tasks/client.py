@@ -14,6 +14,7 @@ from sploot_cluster.decide.corrections.base import UNKNOWN_REQUESTER, Request, S
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
 from sploot_cluster.decide.corrections.merge import MergeClusters
+from sploot_cluster.decide.corrections.place import PlaceMedia
 from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import SplitCluster
 from sploot_cluster.decide.corrections.undo import UndoFeedback
@@ -84,6 +85,10 @@ class ClusterTasks:
     def split(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
         """Split these items of a cluster off into a new one."""
         return self.correct(SplitCluster(pet_id, cluster_id, media_ids, **signed))
+
+    def place(self, pet_id: int, media_ids: Sequence[str], into: int | None = None, **signed: Unpack[Signed]) -> JobRef:
+        """Place items in a cluster, wherever they are now; without ``into``, they become a new one."""
+        return self.correct(PlaceMedia(pet_id, media_ids, into, **signed))
 
     def exclude(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
         """Exclude items from a cluster: they may join others, and never come back."""

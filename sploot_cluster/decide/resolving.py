@@ -4,7 +4,8 @@ The ledger is read newest correction first. Union-find joins the items of a merg
 into atoms. An older correction never joins atoms in conflict: it yields there, and this is reported.
 
 An exclusion sets bits like a split but joins nothing: each excluded item is released from older corrections that keep
-it with the items that remained. A dismissed item is not joined to anything by older corrections.
+it with the items that remained. A dismissed item is not joined to anything by older corrections. Of an item that a
+placement puts into a cluster, older corrections demand nothing.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
     """Return the constraints that a ledger demands, newest correction first. O(items named, over all corrections)."""
     resolver = _Resolver()
     for statement in in_force(ledger):
-        statement.constrain(resolver)
+        resolver.hear(statement)
     return resolver.constraints()
 
 
@@ -77,6 +78,7 @@ class _Resolver:
         self._placed: set[MediaId] = set()
         self._dismissed: set[MediaId] = set()
         self._forest = Forest()
+        self._released: set[MediaId] = set()
         self._n_parted = 0  # each takes a bit
         self._together: list[Together] = []
         self._apart: list[Apart] = []
@@ -84,9 +86,18 @@ class _Resolver:
         self._nowhere: list[Nowhere] = []
         self._overridden: list[str] = []
 
+    def hear(self, statement: Statement) -> None:
+        """Collect the demands of a statement, which is older than all before."""
+        named = statement.media()
+        n_released = len(named) - len(self._left(named))
+        if n_released:
+            self._override(statement, f"place {n_released} of the {len(named)} items that it names")
+        statement.constrain(self)
+
     def together(
         self, statement: Statement, media: Sequence[MediaId], cluster_of: Mapping[MediaId, ClusterId] | None = None
     ) -> None:
+        media = self._left(media)
         groups, n_gone = self._join(media)
         if n_gone:
             self._override(statement, f"remove {n_gone} of its {len(media)} items")
@@ -105,6 +116,7 @@ class _Resolver:
         *,
         is_leaving: bool = False,
     ) -> None:
+        moved, remaining = self._left(moved), self._left(remaining)
         n_crossed, is_void = self._part(moved, remaining, is_leaving=is_leaving)
         if n_crossed:
             self._override(statement, f"keep {n_crossed} of its {len(moved)} items together with items that remained")
@@ -112,15 +124,20 @@ class _Resolver:
             self._apart.append(Apart(statement.revision, tuple(moved), tuple(remaining)))
 
     def barred(self, statement: Statement, media: Sequence[MediaId], cluster: ClusterId) -> None:
-        self._barred.append(Barred(statement.revision, tuple(media), cluster))
+        if media := self._left(media):
+            self._barred.append(Barred(statement.revision, tuple(media), cluster))
 
     def nowhere(self, statement: Statement, media: Sequence[MediaId]) -> None:
+        media = self._left(media)
         dismissed = tuple(item for item in media if item not in self._placed)
         self._dismissed.update(dismissed)
         if dismissed:
             self._nowhere.append(Nowhere(statement.revision, dismissed))
         if len(dismissed) < len(media):
             self._override(statement, f"keep {len(media) - len(dismissed)} of its {len(media)} items in clusters")
+
+    def released(self, media: Sequence[MediaId]) -> None:
+        self._released.update(media)
 
     def constraints(self) -> Constraints:
         """Return what was demanded."""
@@ -201,6 +218,10 @@ class _Resolver:
             groups[self._root(item)].append(item)
         self._placed.update(joined)
         return [tuple(group) for group in groups.values()], len(media) - len(joined)
+
+    def _left(self, media: Sequence[MediaId]) -> Sequence[MediaId]:
+        """Return the items of which an older statement may demand something."""
+        return [item for item in media if item not in self._released] if self._released else media
 
     def _override(self, statement: Statement, what: str) -> None:
         subject = f"the {statement.noun} at revision {statement.revision} by {statement.by}"

@@ -19,6 +19,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
 from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.place import Placement
 from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.pet.models import ClusterId, MediaId, PetState
@@ -57,6 +58,7 @@ class Day:
             self.split: 10,
             self.exclude: 10,
             self.dismiss: 5,
+            self.place: 8,
             self.undo: 12,
             self.restore: 4,
             self.recluster: 10,
@@ -106,6 +108,11 @@ class Day:
     def dismiss(self, state: PetState, operation_id: str) -> None:
         media = self.random.sample(list(state.media), min(state.n_media, self.random.randrange(1, 4)))
         self.service.dismiss(PET, media, operation_id=operation_id, by="ada")
+
+    def place(self, state: PetState, operation_id: str) -> None:
+        media = self.random.sample(list(state.media), min(state.n_media, self.random.randrange(1, 5)))
+        into = self.random.choice([None, *sorted(state.clusters)])
+        self.service.place(PET, media, into=into, operation_id=operation_id, by="ada")
 
     def undo(self, state: PetState, operation_id: str) -> None:
         revisions = [correction.revision for correction in state.ledger] or [1]
@@ -200,6 +207,8 @@ def check(day: Day, context: str) -> None:
             case Split(source=source, created=created, moved=moved, remaining=remaining):
                 assert {cluster_of[item] for item in moved} == {created}, context
                 assert {cluster_of[item] for item in remaining} == {source}, context
+            case Placement(into=into) as placement:
+                assert {cluster_of[item] for item in placement.placed} == {into}, context
             case Exclusion(source=source, excluded=excluded, remaining=remaining):
                 assert source not in {cluster_of[item] for item in excluded}, context
                 assert {cluster_of[item] for item in remaining} == {source}, context

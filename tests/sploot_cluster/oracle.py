@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
 from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.place import Placement
 from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.decide.corrections.undo import Undo
 from sploot_cluster.pet.models import ClusterId, Correction, MediaId
@@ -63,34 +64,45 @@ def demands(ledger: Sequence[Correction]) -> Demands:
     newer_sides: list[tuple[set[MediaId], set[MediaId]]] = []  # of splits and exclusions
     # of exclusions: the items that really left, and those that remained
     newer_exits: list[tuple[set[MediaId], set[MediaId]]] = []
+    released: set[MediaId] = set()  # by placements
+
+    def heard(media: Iterable[MediaId]) -> tuple[MediaId, ...]:
+        return tuple(item for item in media if item not in released)
+
     for correction in reversed(ledger):
         if correction.revision in undone:
             continue
         if isinstance(correction, Undo):
             undone.add(correction.undone)
             continue
+        if {*correction.media()} & released:
+            result.yielding.add(correction.revision)
         if isinstance(correction, Dismissal):
-            result.dismissed |= {item for item in correction.media() if item not in result.placed}
-            if any(item in result.placed for item in correction.media()):
+            media = heard(correction.media())
+            result.dismissed |= {item for item in media if item not in result.placed}
+            if any(item in result.placed for item in media):
                 result.yielding.add(correction.revision)
             continue
         if isinstance(correction, (Split, Exclusion)):
-            moved = correction.moved if isinstance(correction, Split) else correction.excluded
-            stuck = _part(result, correction.revision, moved, correction.remaining)
-            newer_sides.append(({*moved}, {*correction.remaining}))
+            moved = heard(correction.moved if isinstance(correction, Split) else correction.excluded)
+            stuck = _part(result, correction.revision, moved, heard(correction.remaining))
+            newer_sides.append(({*moved}, {*heard(correction.remaining)}))
             if isinstance(correction, Exclusion):
-                newer_exits.append(({*moved} - stuck, {*correction.remaining}))
+                newer_exits.append(({*moved} - stuck, {*heard(correction.remaining)}))
                 result.barred |= {(item, correction.source) for item in moved}
                 continue
-            media = list(moved)
+            media = moved
+        elif isinstance(correction, Placement):
+            for cluster, anchors in correction.remaining.items():
+                _part(result, correction.revision, heard(correction.groups[cluster]), heard(anchors))
+                newer_sides.append(({*heard(correction.groups[cluster])}, {*heard(anchors)}))
+            media = heard((*correction.anchors, *correction.placed))
+            released.update(correction.placed)
         else:
             assert isinstance(correction, Merge)
             first, *others = [correction.into, *sorted(correction.groups.keys() - {correction.into})]
-            media = [item for id_ in (first, *others) for item in correction.groups[ClusterId(id_)]]
-        gone = {*media} & result.dismissed
-        for left, remained in newer_exits:
-            if remained & {*media}:
-                gone |= left & {*media}
+            media = heard(item for id_ in (first, *others) for item in correction.groups[ClusterId(id_)])
+        gone = _gone({*media}, result.dismissed, newer_exits)
         joined = [item for item in media if item not in gone]
         for item in joined:
             result.components.setdefault(item, {item})
@@ -99,6 +111,14 @@ def demands(ledger: Sequence[Correction]) -> Demands:
         if gone or len({id(result.components[item]) for item in joined}) > 1:
             result.yielding.add(correction.revision)
     return result
+
+
+def _gone(
+    media: set[MediaId], dismissed: set[MediaId], newer_exits: Sequence[tuple[set[MediaId], set[MediaId]]]
+) -> set[MediaId]:
+    """Return the items that newer corrections took out: dismissed ones, and excluded ones with items that remained."""
+    exits = [left & media for left, remained in newer_exits if remained & media]
+    return (media & dismissed).union(*exits)
 
 
 def _part(result: Demands, revision: int, moved: Sequence[MediaId], remaining: Sequence[MediaId]) -> set[MediaId]:

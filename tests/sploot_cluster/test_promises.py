@@ -15,7 +15,7 @@ def test_corrections_are_never_broken(seed: int) -> None:
     happened = [day.go_on() for _ in range(STEPS)]
     check_past(day)
 
-    assert {"merge", "split", "exclude", "dismiss", "undo", "recluster"} & {*happened}
+    assert {"merge", "split", "place", "exclude", "dismiss", "undo", "recluster"} & {*happened}
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -192,6 +192,9 @@ class Demands(Protocol):
     def nowhere(self, statement: Statement, media: Sequence[MediaId]) -> None:
         """Demand that items are in no cluster."""
 
+    def released(self, media: Sequence[MediaId]) -> None:
+        """Let no older correction demand anything of items."""
+
 
 class Statement(LedgerEntry):
     """A correction that demands something of items: every kind but an undo.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from sploot_cluster.pet.models import (
 )
 from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 from sploot_cluster.settings import ClusterSettings
+
+# Anchors of a cluster: enough that a few of them may be deleted, few enough that the ledger stays small.
+MOST_ANCHORS: Final = 8
 
 
 def signature(request: Request[Any], state: PetState, operation: Operation) -> Signature:
@@ -166,3 +169,17 @@ def media_at(state: PetState, rows: Rows) -> tuple[MediaId, ...]:
 def present(state: PetState, media: Iterable[MediaId]) -> Rows:
     """Return the rows of those of these items that the pet still has."""
     return np.array([state.rows[item] for item in media if item in state.rows], dtype=np.intp)
+
+
+def anchors(state: PetState, cluster: ClusterId, *, without: Rows) -> tuple[MediaId, ...]:
+    """Return items that stand for a cluster in a correction: the most central, among those that people placed if any.
+
+    Args:
+        without: rows that are to leave the cluster, or that are placed in it anew.
+    """
+    members = np.setdiff1d(rows_of(state, cluster), without)
+    placed = members[state.origins[members] == Origin.CORRECTED]
+    counted = members[state.origins[members] != Origin.ABSORBED]
+    candidates = placed if len(placed) else counted if len(counted) else members
+    centrality = state.vectors[candidates] @ state.vectors[candidates].sum(axis=0)
+    return media_at(state, np.sort(candidates[np.argsort(-centrality, kind="stable")[:MOST_ANCHORS]]))

@@ -1,0 +1,178 @@
+"""Place: items belong to a cluster, wherever they are now, or are a cluster of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
+from sploot_cluster.decide.corrections.facts import groups_of, media_of, named
+from sploot_cluster.errors import InvalidInput, UnknownMedia
+from sploot_cluster.fields import ID, ListOf, Text, checked, given
+from sploot_cluster.limits import MAX_MEDIA_IDS
+from sploot_cluster.pet.models import NOISE, Change, ClusterId, Corrected, MediaId, Origin, PetState, Signature
+
+if TYPE_CHECKING:
+    from sploot_cluster.pet.vectors import Rows
+
+
+@checked
+class PlaceMedia(LedgerRequest):
+    """Place items in a cluster, wherever they are now: in the noise, in another cluster, dismissed, or in it with low
+    confidence. They stay together with what is typical of the cluster, and apart from what is typical of the clusters
+    they come from, until it is undone. Without a cluster, they become a new one.
+    """
+
+    verb: ClassVar[str] = "place"
+    actor_name: ClassVar[str] = "place_media"
+    title: ClassVar[str] = "Place items in a cluster"
+    button: ClassVar[str] = "Place"
+
+    media_ids: Sequence[str] = given(
+        ListOf(Text(), MAX_MEDIA_IDS), "Items of the pet, in any cluster or none.", ("beach.jpg",)
+    )
+    into: int | None = given(ID, "Id of the cluster that the items belong to; default: a new one.", 3, default=None)
+
+    def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
+        import numpy as np
+
+        from sploot_cluster.decide.corrections import planning
+
+        media = [MediaId(item) for item in self.media_ids]
+        unknown = tuple(item for item in media if item not in state.rows)
+        if unknown:
+            raise UnknownMedia(pet=state.pet, media=unknown, where="any cluster or the noise")
+        into = state.next_cluster if self.into is None else planning.living(state, self.into, "into")
+        rows = np.sort(planning.present(state, media))
+        is_there = (state.labels[rows] == into) & (state.origins[rows] == Origin.CORRECTED)
+        if is_there.all():
+            problem = f"a person has already placed all of them in cluster {into}"
+            raise InvalidInput("media_ids", problem, "send items that are elsewhere, or leave it as it is")
+        rows = rows[~is_there]
+        origins: list[ClusterId] = np.unique(state.labels[rows]).tolist()
+        placement = Placement(
+            *planning.signature(self, state, operation),
+            into=into,
+            anchors=planning.anchors(state, into, without=rows),
+            groups={cluster: planning.media_at(state, rows[state.labels[rows] == cluster]) for cluster in origins},
+            remaining={
+                cluster: planning.anchors(state, cluster, without=rows)
+                for cluster in origins
+                if cluster not in (NOISE, into)
+            },
+        )
+        labels = state.labels.copy()
+        labels[rows] = into
+        next_cluster = ClusterId(into + 1) if self.into is None else state.next_cluster
+        plan = Plan(labels, next_cluster, named=[(np.flatnonzero(labels == into), into)])
+        return planning.correct(state, placement, plan, operation.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement(Statement):
+    """A placement of items in a cluster. They are must-linked to its anchors, and cannot-linked to those of others.
+
+    Anchors stand for a cluster: some of the items that people placed in it, or else of its most typical ones.
+
+    Attributes:
+        anchors: of ``into``; none if it was new.
+        groups: the placed items by the cluster where each was, including NOISE and ``into``.
+        remaining: cluster where placed items were -> its anchors.
+    """
+
+    kind: ClassVar[str] = PlaceMedia.verb
+    noun: ClassVar[str] = "placement"
+
+    into: ClusterId
+    anchors: tuple[MediaId, ...]
+    groups: Mapping[ClusterId, tuple[MediaId, ...]]
+    remaining: Mapping[ClusterId, tuple[MediaId, ...]]
+
+    @property
+    def cluster(self) -> ClusterId | None:
+        return self.into
+
+    @property
+    def placed(self) -> Sequence[MediaId]:
+        return [item for members in self.groups.values() for item in members]
+
+    def media(self) -> Sequence[MediaId]:
+        return [*self.anchors, *self.placed, *(item for members in self.remaining.values() for item in members)]
+
+    def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Placement:
+        return replace(
+            self,
+            anchors=name(self.anchors),
+            groups={cluster: name(members) for cluster, members in self.groups.items()},
+            remaining={cluster: name(members) for cluster, members in self.remaining.items()},
+        )
+
+    def ids(self) -> Iterable[ClusterId]:
+        return (self.into,)
+
+    def summary(self) -> dict[str, object]:
+        return {"into": self.into, "n_placed": len(self.placed)}
+
+    def facts(self) -> dict[str, object]:
+        return {
+            "into": self.into,
+            "anchors": list(self.anchors),
+            "groups": named(self.groups),
+            "remaining": named(self.remaining),
+        }
+
+    @classmethod
+    def read(cls, signature: Signature, facts: Mapping[str, Any]) -> Placement:
+        anchors, groups, remaining = (
+            media_of(facts["anchors"]),
+            groups_of(facts["groups"]),
+            groups_of(facts["remaining"]),
+        )
+        return cls(*signature, ClusterId(int(facts["into"])), anchors, groups, remaining)
+
+    def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> PlaceMedia | None:
+        media = left(self.placed)
+        into = self.into if self.anchors else None
+        return PlaceMedia(pet_id, media, into, requested_by=self.by) if media else None
+
+    def constrain(self, demands: Demands) -> None:
+        for cluster, anchors in self.remaining.items():
+            demands.apart(self, self.groups[cluster], anchors)
+        came_from = {item: cluster for cluster, members in self.groups.items() if cluster != NOISE for item in members}
+        cluster_of = {item: came_from.get(item, self.into) for item in (*self.anchors, *self.placed)}
+        demands.together(self, [*self.anchors, *self.placed], cluster_of)
+        # an item that an older split had moved away comes back without the others
+        demands.released(self.placed)
+
+    def demand_on(self, item: MediaId, *, n_mates: int | None) -> str:
+        if n_mates is not None:
+            return f"together with the other items ({n_mates}) of the cluster that id {self.into} resolves to"
+        return "apart from items that were placed elsewhere"
+
+    def plan_again(self, state: PetState) -> Plan:
+        from sploot_cluster.decide.corrections import planning
+
+        into = state.aliases.get(self.into, self.into)
+        labels = state.labels.copy()
+        for cluster, members in self.groups.items():
+            rows = planning.present(state, members)
+            labels[rows[labels[rows] == state.aliases.get(cluster, cluster)]] = into
+        return Plan(labels, state.next_cluster, [(planning.present(state, [*self.anchors, *self.placed]), into)])
+
+    def plan_back(self, state: PetState) -> Plan:
+        """Plan to move placed items that are still there back to where they were, or to the noise if that has ended."""
+        from sploot_cluster.decide.corrections import planning
+
+        into = state.aliases.get(self.into, self.into)
+        labels = state.labels.copy()
+        names: list[tuple[Rows, ClusterId]] = []
+        for cluster, members in self.groups.items():
+            rows = planning.present(state, members)
+            rows = rows[labels[rows] == into]
+            home = state.aliases.get(cluster, cluster)
+            if home != into:
+                labels[rows] = home if home in state.clusters else NOISE
+        if self.anchors:
+            names = [(planning.present(state, self.anchors), into)]
+        return Plan(labels, state.next_cluster, names)
