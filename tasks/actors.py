@@ -15,12 +15,12 @@ from dramatiq.middleware import CurrentMessage
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.pet.models import Assigned, Corrected, MediaId, PetId, Reclustered, Restored
 from sploot_cluster.service import ClusterService
 from tasks.contracts import (
     QUEUE_OF,
     Contract,
-    EmbeddingIngested,
     PreviewRecluster,
     ReclusterPet,
 )

@@ -9,6 +9,7 @@ import typer
 
 from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput, UnreadablePet
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.limits import MAX_INT64
 from tasks.cli.media_files import event_of, progress_of, records_of
 from tasks.cli.screen import err, out, print_json, table_of
@@ -26,7 +27,7 @@ from tasks.cli.shared import (
     open_tasks,
     report,
 )
-from tasks.contracts import EmbeddingIngested, stream_of
+from tasks.contracts import stream_of
 
 if TYPE_CHECKING:
     from sploot_cluster import ClusterService

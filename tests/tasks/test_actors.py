@@ -16,6 +16,7 @@ from periodiq import PeriodiqMiddleware
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.pet.models import PetView
 from sploot_cluster.store.memory import MemoryPetStore
 from tasks.actors import declare_actors
@@ -27,7 +28,6 @@ from tasks.contracts import (
     EMBEDDING_INGESTED,
     PREVIEW_RECLUSTER,
     RECLUSTER_PET,
-    EmbeddingIngested,
 )
 from tasks.observe.backlog import BacklogSampler
 from tasks.observe.media_totals import MediaSampler, declare_media_actor

@@ -60,7 +60,7 @@ def test_work_is_enqueued_and_answered_with_its_position(front: Front, path: str
 
 
 def test_item_of_a_pet_outside_the_rollout_is_withheld(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front.queue, "ingest", lambda **_: JobRef("event 1", "some.queue", withheld=True))
+    monkeypatch.setattr(front.queue, "ingest_event", lambda _: JobRef("event 1", "some.queue", withheld=True))
 
     one = front.http.post(f"{API}/embeddings", json=GOOD["/embeddings"])
     many = front.http.post(f"{API}/embeddings", json=[GOOD["/embeddings"]])
@@ -173,6 +173,31 @@ def test_arbitrary_json_never_causes_a_server_error(path: str, value: Any, field
         assert answer.status_code in (202, 207, 400, 413, 422), answer.text
         if answer.status_code >= 400:
             assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_all_invalid_fields_of_an_embedding_are_listed_without_its_values(front: Front) -> None:
+    entry = GOOD["/embeddings"] | {"pet_id": "042", "embedding": [0.123456, "x"], "occurred_at": "now", "model": None}
+
+    answer = front.http.post(API + "/embeddings", json=entry)
+
+    assert sorted(fields_of(answer.json())) == ["embedding", "model", "occurred_at", "pet_id"]
+    assert "0.123456" not in answer.text
+
+
+def test_unknown_field_of_an_embedding_is_ignored(front: Front) -> None:
+    answer = front.http.post(API + "/embeddings", json=GOOD["/embeddings"] | {"colour": "red", "cls": 1})
+    misspelt = front.http.post(API + "/embeddings", json={**GOOD["/embeddings"], "media_id": None, "mediaid": "a"})
+
+    assert answer.status_code == 202
+    assert fields_of(misspelt.json()) == ["media_id"]
+
+
+def test_embedding_may_carry_its_own_trace(front: Front) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+    front.http.post(API + "/embeddings", json=GOOD["/embeddings"] | {"traceparent": trace})
+
+    assert front.queue.events[0].traceparent == trace
 
 
 def test_entries_of_a_list_are_accepted_or_refused_one_by_one(front: Front) -> None:
