@@ -14,7 +14,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Self, cast
 from uuid import uuid4
 
@@ -64,11 +64,15 @@ class _Time(Matching):
     def check(self, name: str, value: object) -> str:
         text = Matching.check(self, name, value)
         try:
-            # 60 is a leap second, which RFC 3339 allows and datetime does not
-            datetime.fromisoformat(re.sub(r"(?<=:[0-9]{2}:)60", "59", text.upper()))
-        except ValueError:
+            _time_of(text)
+        except (ValueError, OverflowError):
             raise InvalidInput(name, f"{shown(text)} is not a valid date-time", self.hint) from None
         return text
+
+
+def _time_of(rfc3339: str) -> datetime:
+    # 60 is a leap second, which RFC 3339 allows and datetime does not
+    return datetime.fromisoformat(re.sub(r"(?<=:[0-9]{2}:)60", "59", rfc3339.upper())).astimezone(UTC)
 
 
 TIME: Final = _Time(
@@ -142,6 +146,11 @@ class EmbeddingIngested:
     @property
     def dim(self) -> int:
         return len(self.embedding) // 4
+
+    @property
+    def time(self) -> datetime | None:
+        """The time of ``occurred_at``, in UTC."""
+        return None if self.occurred_at is None else _time_of(self.occurred_at)
 
     def vector(self) -> array[float]:
         """Return the values as float32 in this machine's byte order; numpy takes the array without a copy."""

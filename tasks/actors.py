@@ -60,7 +60,11 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
     @_actor_for(EmbeddingIngested, broker)
     def cluster_embedding(event: EmbeddingIngested) -> Assigned:
         assigned = service.assign(
-            PetId(event.pet_id), MediaId(event.media_id), model=event.model, vector=event.vector()
+            PetId(event.pet_id),
+            MediaId(event.media_id),
+            model=event.model,
+            vector=event.vector(),
+            occurred_at=event.time,
         )
         current_job().backend = assigned.backend
         return assigned

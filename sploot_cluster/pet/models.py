@@ -16,8 +16,10 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NewType, Self
 
 from sploot_cluster.answer_fields import INTERNAL, described
+from sploot_cluster.pet.times import UNKNOWN
 
 if TYPE_CHECKING:
+    from sploot_cluster.pet.times import TimeVector
     from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector
 
 PetId = NewType("PetId", int)
@@ -126,7 +128,7 @@ class Correction(ABC):
 
 @dataclass(frozen=True, slots=True)
 class PetState:
-    """One pet at one revision. Row i of ``vectors``, ``labels`` and ``origins`` belongs to ``media[i]``.
+    """One pet at one revision. Row i of ``vectors``, ``labels``, ``origins`` and ``occurred_at_ms`` is of ``media[i]``.
 
     Attributes:
         revision: the number of commits; 0 for a pet without data.
@@ -135,6 +137,7 @@ class PetState:
         vectors: (n, dim) float32 of unit norm; (0, 0) for a pet without any.
         labels: (n,) int32 cluster ids, -1 = noise.
         origins: (n,) uint8, values of :class:`Origin`.
+        occurred_at_ms: (n,) the time that the producer stated for each item; see ``times``.
         rows: item -> row.
         clusters: the present clusters.
         aliases: ids that were merged away -> the id they resolve to.
@@ -154,6 +157,7 @@ class PetState:
     media: Sequence[MediaId]
     rows: Mapping[MediaId, int]
     vectors: FloatMatrix
+    occurred_at_ms: TimeVector
     labels: LabelVector
     origins: OriginVector
     clusters: Mapping[ClusterId, ClusterCard]
@@ -192,12 +196,13 @@ class KeptTree:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An item to append, with the place that was decided for it."""
+    """An item to append, with the place that was decided for it; noise until then."""
 
     media: MediaId
     vector: FloatVector
-    label: ClusterId
-    origin: Origin
+    label: ClusterId = NOISE
+    origin: Origin = Origin.NOISE
+    occurred_at_ms: int = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +300,9 @@ class PetView:
     )
     aliases: Mapping[ClusterId, ClusterId] = field(
         metadata=described("Ids that were merged away, with the cluster that each resolves to.")
+    )
+    occurred_at: Mapping[MediaId, datetime] = field(
+        metadata=described("The times that producers stated, by item; items without one are left out.")
     )
 
 

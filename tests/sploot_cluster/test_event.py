@@ -7,6 +7,7 @@ import json
 import struct
 from array import array
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,7 @@ def test_event_round_trips_through_a_dramatiq_message() -> None:
         ({"occurred_at": b"yesterday"}, "occurred_at"),
         ({"occurred_at": b"2026-01-31T12:00:00"}, "occurred_at"),
         ({"occurred_at": b"2026-02-30T12:00:00Z"}, "occurred_at"),
+        ({"occurred_at": b"9999-12-31T23:59:59-00:01"}, "occurred_at"),
         ({"traceparent": b"00-0-0-0"}, "traceparent"),
         ({"traceparent": b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01"}, "traceparent"),
     ],
@@ -257,6 +259,18 @@ def test_error_gives_the_position_but_not_the_embedding() -> None:
     )
 
     assert str(refused) == "embedding: value 1 is NaN; send finite numbers"
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-01-31T12:00:00.5+01:00", datetime(2026, 1, 31, 11, 0, 0, 500_000, tzinfo=UTC)),
+        ("2016-12-31t23:59:60z", datetime(2016, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        (None, None),
+    ],
+)
+def test_time_of_an_event_is_in_utc(text: str | None, time: datetime | None) -> None:
+    assert EmbeddingIngested.from_kwargs(kwargs(occurred_at=text)).time == time
 
 
 def test_leap_second_and_newer_trace_version_are_accepted() -> None:
