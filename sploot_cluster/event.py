@@ -125,7 +125,11 @@ class EmbeddingIngested:
         default_factory=lambda: str(uuid4()),
     )
     occurred_at: str | None = given(
-        TIME, "When the item was embedded: RFC 3339 with a time zone.", "2026-01-31T12:00:00Z", default=None
+        TIME,
+        "The producer's time of the item, such as when it was uploaded: RFC 3339 with a time zone. Listings show it "
+        "and can be sorted by it; it decides nothing.",
+        "2026-01-31T12:00:00Z",
+        default=None,
     )
     traceparent: str | None = given(
         W3C_TRACEPARENT,

@@ -120,7 +120,7 @@ class ClusterTasks:
             embedding: a sequence of numbers, a buffer such as a numpy array, bytes, or ``base64-f32le`` text.
             encoding: encoding of bytes or text; for bytes, None means ``f32le``.
             event_id: the job's id; None creates one.
-            occurred_at: RFC 3339.
+            occurred_at: your time of the item, RFC 3339; shown, and items can be listed by it.
             traceparent: W3C Trace Context of the upload.
         """
         return self.ingest_event(

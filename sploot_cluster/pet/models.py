@@ -19,8 +19,7 @@ from sploot_cluster.answer_fields import INTERNAL, described
 from sploot_cluster.pet.times import UNKNOWN
 
 if TYPE_CHECKING:
-    from sploot_cluster.pet.times import TimeVector
-    from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector
+    from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector, TimeVector
 
 PetId = NewType("PetId", int)
 MediaId = NewType("MediaId", str)
@@ -264,7 +263,7 @@ class ClusterView:
 
     cluster_id: ClusterId
     size: int
-    media_ids: tuple[MediaId, ...] = field(metadata=described("Its items, in order of arrival."))
+    media_ids: tuple[MediaId, ...] = field(metadata=described("Its items, in the order that was asked for."))
     origins: Mapping[str, int] = field(
         metadata=described(
             "Number of its items by the origin of their membership: core, arrived, absorbed, corrected; origins "
@@ -294,7 +293,7 @@ class PetView:
     n_media: int
     n_noise: int
     clusters: tuple[ClusterView, ...] = field(metadata=described("Clusters, largest first, then by id."))
-    noise: tuple[MediaId, ...] = field(metadata=described("Items in no cluster, in order of arrival."))
+    noise: tuple[MediaId, ...] = field(metadata=described("Items in no cluster, in the same order."))
     dismissed: tuple[MediaId, ...] = field(
         metadata=described("Items that a person dismissed; they stay in no cluster until that is undone.")
     )

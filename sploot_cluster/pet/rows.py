@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sploot_cluster.pet.models import Change, ClusterId, MediaId, PetId, PetState
-from sploot_cluster.pet.times import UNKNOWN, TimeVector
-from sploot_cluster.pet.vectors import FloatMatrix, FloatVector
+from sploot_cluster.pet.times import UNKNOWN
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, TimeVector
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -1,18 +1,22 @@
 """The times of items, as producers state them: milliseconds since the epoch, and 0 if a producer stated none.
 
-Numbers and not objects, because a pet stores one for each of its items, as a column.
+Numbers and not objects, because a pet stores one for each of its items, as a column. This module imports only the
+standard library, because the command line reads it before it loads numpy.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 
-# Milliseconds since the epoch, (n,) int64, one per row.
-TimeVector = npt.NDArray[np.int64]
+class ItemOrder(StrEnum):
+    """The order in which the items of a pet are listed."""
+
+    ARRIVED = "arrived"
+    OCCURRED_AT = "occurred_at"  # items without a time come last, in order of arrival
+
 
 UNKNOWN: Final = 0
 

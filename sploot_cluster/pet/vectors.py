@@ -18,6 +18,8 @@ FloatMatrix = npt.NDArray[np.float32]
 FloatVector = npt.NDArray[np.float32]
 LabelVector = npt.NDArray[np.int32]
 OriginVector = npt.NDArray[np.uint8]
+# Milliseconds since the epoch; see ``times``.
+TimeVector = npt.NDArray[np.int64]
 # Positions of rows.
 Rows = npt.NDArray[np.intp]
 BoolVector = npt.NDArray[np.bool_]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, ClusterView, MediaId, Origin, PetState, PetView
-from sploot_cluster.pet.times import time_of
+from sploot_cluster.pet.times import ItemOrder, time_of
 from sploot_cluster.pet.vectors import OriginVector
 
 
@@ -62,11 +62,10 @@ def view_of(state: PetState) -> PetView:
     )
 
 
-def by_time(view: PetView) -> PetView:
-    """Return the view with the items of each cluster, and all others, by the time that their producers stated.
-
-    Items without a time come last, in order of arrival.
-    """
+def ordered(view: PetView, order: ItemOrder) -> PetView:
+    """Return the view with the items of each list in this order."""
+    if order == ItemOrder.ARRIVED:
+        return view
     latest = max(view.occurred_at.values(), default=None)
 
     def sorted_(media: tuple[MediaId, ...]) -> tuple[MediaId, ...]:
@@ -74,7 +73,7 @@ def by_time(view: PetView) -> PetView:
 
     return replace(
         view,
-        clusters=tuple(replace(cluster, media=sorted_(cluster.media)) for cluster in view.clusters),
+        clusters=tuple(replace(cluster, media_ids=sorted_(cluster.media_ids)) for cluster in view.clusters),
         noise=sorted_(view.noise),
         dismissed=sorted_(view.dismissed),
     )

@@ -161,7 +161,6 @@ def test_repeated_event_counts_once(broker: StubBroker, service: ClusterService)
         (CLUSTER_EMBEDDING, event(pet_id=0), "pet_id"),
         (CLUSTER_EMBEDDING, event(media_id=""), "media_id"),
         (CLUSTER_EMBEDDING, event(embedding="not base64"), "embedding"),
-        (CLUSTER_EMBEDDING, event(colour="red"), "colour"),
         ("merge_clusters", {"pet_id": 42, "cluster_ids": [3]}, "cluster_ids"),
         ("split_cluster", {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),
         ("exclude_media", {"pet_id": 42, "cluster_id": 3, "media_ids": []}, "media_ids"),

@@ -61,6 +61,7 @@ def test_thin_client_in_use_loads_no_engine() -> None:
         "sploot_cluster.limits",
         "sploot_cluster.pet",
         "sploot_cluster.pet.models",
+        "sploot_cluster.pet.times",
         "sploot_cluster.printable",
         "sploot_cluster.answer_fields",
         "sploot_cluster.refusals",

@@ -278,6 +278,23 @@ def test_pet_is_returned_with_its_revision_as_etag(front: Front) -> None:
     assert later.status_code == 200
 
 
+def test_items_are_returned_with_their_times_and_in_their_order(front: Front) -> None:
+    take(front.service, 0, range(6))
+    front.service.recluster(PET, by="ada")
+
+    by_arrival = front.http.get(f"{API}/pets/42/clusters").json()
+    by_time = front.http.get(f"{API}/pets/42/clusters", params={"order": "occurred_at"}).json()
+    why = [front.http.get(f"{API}/pets/42/media/s0-{number}/why").json()["occurred_at"] for number in range(2)]
+    refused = front.http.get(f"{API}/pets/42/clusters", params={"order": "size"})
+
+    assert by_arrival["clusters"][0]["media_ids"] == [f"s0-{number}" for number in range(6)]
+    assert by_time["clusters"][0]["media_ids"] == ["s0-5", "s0-4", "s0-2", "s0-1", "s0-0", "s0-3"]
+    assert by_arrival["occurred_at"] == by_time["occurred_at"]
+    assert by_time["occurred_at"].keys() == {"s0-1", "s0-2", "s0-4", "s0-5"}
+    assert why == [None, by_time["occurred_at"]["s0-1"]] == [None, "2026-01-31T11:59:58.999000Z"]
+    assert (refused.status_code, fields_of(refused.json())) == (422, ["order"])
+
+
 def test_pet_without_data_is_returned_empty(front: Front) -> None:
     answer = front.http.get(f"{API}/pets/7/clusters")
 

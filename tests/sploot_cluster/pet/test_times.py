@@ -8,8 +8,8 @@ import pytest
 
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import MediaId, PetId
-from sploot_cluster.pet.times import UNKNOWN, ms_of, time_of
-from sploot_cluster.pet.views import by_time
+from sploot_cluster.pet.times import UNKNOWN, ItemOrder, ms_of, time_of
+from sploot_cluster.pet.views import ordered
 from sploot_cluster.store.port import PetStore
 
 PET = PetId(42)
@@ -49,10 +49,11 @@ def test_items_are_ordered_by_time_and_unknown_ones_come_last(store: PetStore) -
         service.assign(PET, MediaId(item), model="clip@1", vector=[1.0, 0.1], occurred_at=time)
     service.dismiss(PET, [MediaId("a"), MediaId("c")], operation_id="1", by="ada")
 
-    view = by_time(service.clusters(PET))
+    view = ordered(service.clusters(PET), ItemOrder.OCCURRED_AT)
 
+    assert ordered(service.clusters(PET), ItemOrder.ARRIVED).dismissed == ("a", "c")
     assert view.occurred_at == {item: time for item, time in times.items() if time}
-    assert [*view.noise, *(item for cluster in view.clusters for item in cluster.media)] == ["b", "e", "d"]
+    assert [*view.noise, *(item for cluster in view.clusters for item in cluster.media_ids)] == ["b", "e", "d"]
     assert view.dismissed == ("c", "a")
 
 
