@@ -41,6 +41,7 @@ from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.limits import MAX_TEXT
 from sploot_cluster.pet.models import PetState
+from sploot_cluster.pet.times import time_of
 from sploot_cluster.queues import LONGEST_S
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.capture.file import Capture, read_capture
@@ -199,12 +200,18 @@ def from_capture(capture: Capture) -> Iterator[Job]:
 
 
 def from_pet(state: PetState) -> Iterator[Job]:
-    for item, vector in zip(state.media, state.vectors, strict=True):
+    for item, vector, ms in zip(state.media, state.vectors, state.occurred_at_ms.tolist(), strict=True):
+        stated = time_of(ms)
         event_id = f"replay-{state.pet}-{item}"
         if len(event_id) > MAX_TEXT:
             event_id = f"replay-{hashlib.sha256(event_id.encode()).hexdigest()}"
         event = EmbeddingIngested.of(
-            pet_id=state.pet, media_id=item, model=state.model, embedding=vector, event_id=event_id
+            pet_id=state.pet,
+            media_id=item,
+            model=state.model,
+            embedding=vector,
+            event_id=event_id,
+            occurred_at=stated.isoformat() if stated else None,
         )
         yield Job(event_id, EMBEDDING_INGESTED, event.pet_id, event.to_fields())
 
