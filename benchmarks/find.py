@@ -17,7 +17,8 @@ import numpy as np
 import redis
 
 from broker import RedisStreamsBroker
-from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+from sploot_cluster.event import EmbeddingIngested
+from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.queue_ops.pet_index import KeepPetIndex, PetIndex, find_jobs
 

@@ -1,7 +1,7 @@
-"""Write the reference pages of docs/reference from the code: ``make reference``.
+"""Write the reference pages of docs/reference, and the JSON Schema of docs/wire, from the code: ``make reference``.
 
 The HTTP page comes from the OpenAPI document, the command-line page from the commands' help, and the pages of settings
-and metrics from their declarations. ``--check`` reports the pages that differ from the code.
+and metrics, and the schema, from their declarations. ``--check`` reports the pages that differ from the code.
 """
 
 from __future__ import annotations
@@ -13,25 +13,28 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, Final
 
+from deploy.wire_schema import schema_of_flat_event
+
 ROOT: Final = Path(__file__).parents[1]
-PAGES: Final = ROOT / "docs" / "reference"
+DOCS: Final = ROOT / "docs"
 WIDTH: Final = 110
 
 
 def pages() -> dict[str, str]:
-    """Return every page by its file name."""
+    """Return every page by its path in docs/."""
     writers: dict[str, Callable[[], Iterable[str]]] = {
-        "http.md": _http,
-        "command-line.md": _command_line,
-        "settings.md": _settings,
-        "metrics.md": _metrics,
+        "reference/http.md": _http,
+        "reference/command-line.md": _command_line,
+        "reference/settings.md": _settings,
+        "reference/metrics.md": _metrics,
     }
     head = "<!-- Written by `make reference`; change the code, not this page. -->"
-    return {name: "\n".join([head, *write()]).rstrip() + "\n" for name, write in writers.items()}
+    written = {name: "\n".join([head, *write()]).rstrip() + "\n" for name, write in writers.items()}
+    return written | {"wire/embedding.ingested-1.schema.json": schema_of_flat_event()}
 
 
-def outdated(directory: Path = PAGES) -> list[str]:
-    """Return the names of the pages that differ from the code."""
+def outdated(directory: Path = DOCS) -> list[str]:
+    """Return the paths of the pages that differ from the code."""
     written = pages()
     return [name for name, text in written.items() if _text_of(directory / name) != text]
 
@@ -185,11 +188,11 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--check"]:
         names = outdated()
         for name in names:
-            print(f"docs/reference/{name} differs from the code: make reference", file=sys.stderr)
+            print(f"docs/{name} differs from the code: make reference", file=sys.stderr)
         return 1 if names else 0
     for name, text in pages().items():
-        PAGES.mkdir(exist_ok=True)
-        (PAGES / name).write_text(text, encoding="utf-8")
+        (DOCS / name).parent.mkdir(exist_ok=True)
+        (DOCS / name).write_text(text, encoding="utf-8")
     return 0
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast, dataclass_transform
+from typing import Any, Final, Generic, Protocol, Self, TypeVar, dataclass_transform
 
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64, MAX_TEXT
@@ -24,6 +25,7 @@ Value = TypeVar("Value", covariant=True)
 Class = TypeVar("Class")
 
 _KEY: Final = "given"
+_DIGITS: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 class Kind(Protocol[Value]):
@@ -50,13 +52,19 @@ class Whole:
     highest: int = MAX_INT64
 
     def check(self, name: str, value: object) -> int:
+        # type() first: it is ten times faster than isinstance with an abstract class, and no bool is an int by it
+        number = value if type(value) is int else self._converted(name, value)
+        if not self.lowest <= number <= self.highest:
+            raise InvalidInput(name, "is out of range", f"send {self.lowest} to {self.highest}")
+        return number
+
+    def _converted(self, name: str, value: object) -> int:
         hint = f"send {self.lowest} to {self.highest}"
+        if isinstance(value, str):
+            raise InvalidInput(name, f"{shown(value)} is not a whole number", f"{hint} in digits, such as 42")
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise InvalidInput(name, f"is {type_of(value)}, not a whole number", hint)
-        number = int(value)
-        if not self.lowest <= number <= self.highest:
-            raise InvalidInput(name, "is out of range", hint)
-        return number
+        return int(value)
 
     def schema(self) -> dict[str, Any]:
         return {"type": "integer", "minimum": self.lowest, "maximum": self.highest}
@@ -79,12 +87,56 @@ class Text:
             raise InvalidInput(name, f"is {type_of(value)}, not text", hint)
         if not self.shortest <= len(value) <= self.longest:
             raise InvalidInput(name, f"has {len(value)} characters", f"send {self.shortest} to {self.longest}")
-        if found := UNPRINTABLE.search(value):
+        # most texts are printable ASCII, which is ten times faster to see
+        if not (value.isascii() and value.isprintable()) and (found := UNPRINTABLE.search(value)):
             raise InvalidInput(name, f"contains the unprintable character U+{ord(found[0]):04X}", "send printable text")
         return value
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": self.shortest, "maxLength": self.longest}
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """Text of a form, such as name@version.
+
+    Attributes:
+        form: the name of the form, for errors.
+        hint: how to write it.
+    """
+
+    pattern: re.Pattern[str]
+    form: str
+    hint: str
+    longest: int = MAX_TEXT
+
+    def check(self, name: str, value: object) -> str:
+        if not isinstance(value, str) or not self.matches(value):
+            raise InvalidInput(name, f"{shown(value)} is not {self.form}", self.hint)
+        return value
+
+    def matches(self, text: str) -> bool:
+        return len(text) <= self.longest and self.pattern.fullmatch(text) is not None
+
+    def schema(self) -> dict[str, Any]:
+        # without lookaheads, which validators on RE2 refuse: the schema accepts slightly more than the check
+        pattern = re.sub(r"\(\?!.*?\)", "", self.pattern.pattern)
+        return {"type": "string", "maxLength": self.longest, "pattern": f"^({pattern})$"}
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of a few texts."""
+
+    texts: tuple[str, ...]
+
+    def check(self, name: str, value: object) -> str:
+        if not isinstance(value, str) or value not in self.texts:
+            raise InvalidInput(name, f"{shown(value)} is unknown", f"send one of: {', '.join(self.texts)}")
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.texts)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +183,13 @@ class Field:
     example: object
 
 
-def given(
-    kind: Kind[Any],
-    description: str,
-    example: object,
-    *,
-    default: object = dataclasses.MISSING,
-    kw_only: bool = False,
-) -> Any:
-    """Return the dataclass field that a caller gives; optional with a default, and then None is always accepted."""
-    field = Field(kind, description, example)
-    return dataclasses.field(default=cast(Any, default), kw_only=kw_only, metadata={_KEY: field})
+def given(kind: Kind[Any], description: str, example: object, **options: Any) -> Any:
+    """Return the dataclass field that a caller gives; optional with a default, and then None is always accepted.
+
+    Args:
+        options: further arguments of ``dataclasses.field``, such as ``default``.
+    """
+    return dataclasses.field(metadata={_KEY: Field(kind, description, example)}, **options)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(given,))
@@ -156,7 +204,7 @@ class _Declared:
     def __init__(self, cls: type[Any]) -> None:
         declared = dataclasses.fields(cls)
         self.fields: Mapping[str, Field] = {f.name: f.metadata[_KEY] for f in declared if _KEY in f.metadata}
-        self.required = tuple(f.name for f in declared if f.default is dataclasses.MISSING)
+        self.required = tuple(f.name for f in declared if f.default is f.default_factory is dataclasses.MISSING)
 
 
 _declared: Final[dict[type[Any], _Declared]] = {}
@@ -207,7 +255,7 @@ class Checked:
         Args:
             known: the fields that may be sent this way, all of this class or some.
         """
-        yield from (_missing(name) for name in required_of(cls) if name in known and name not in sent)
+        yield from (missing(name) for name in required_of(cls) if name in known and name not in sent)
         for name, value in sent.items():
             if name not in known:
                 yield _unknown(name, known)
@@ -228,7 +276,7 @@ class Checked:
         """
         for name in required_of(cls):
             if name not in kwargs:
-                raise _missing(name)
+                raise missing(name)
         for name in kwargs:
             if name not in fields_of(cls):
                 raise _unknown(name, fields_of(cls))
@@ -248,6 +296,14 @@ def shown(value: object, *, quoted: bool = True) -> str:
     text = UNPRINTABLE.sub("?", str(value))
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return repr(text) if quoted else text
+
+
+def number_of(value: object) -> object:
+    """Return the number if the value is its decimal digits, in the one spelling; otherwise the value as it is.
+
+    ``int()`` would also accept " 42", "4_2" and digits of other scripts.
+    """
+    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
 
 
 def type_of(value: object) -> str:
@@ -271,7 +327,8 @@ def type_of(value: object) -> str:
             return f"a {type(value).__name__}"
 
 
-def _missing(name: str) -> InvalidInput:
+def missing(name: str) -> InvalidInput:
+    """Return the error for a required field that was not sent."""
     return InvalidInput(name, "is missing", "send it")
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sploot_cluster.answer_fields import described
+from sploot_cluster.event import EmbeddingIngested
 
 if TYPE_CHECKING:
     from sploot_cluster.decide.corrections.base import Request
@@ -82,21 +83,8 @@ class JobQueue(Protocol):
         """Enqueue a correction. With ``expected_revision`` it fails when it runs if items were moved since."""
         ...
 
-    def ingest(
-        self,
-        *,
-        pet_id: int,
-        media_id: str,
-        model: str,
-        embedding: object,
-        encoding: str | None = ...,
-        event_id: str | None = ...,
-        occurred_at: str | None = ...,
-    ) -> JobRef:
-        """Enqueue an item. ``embedding`` is a sequence of numbers, a float32 buffer, or base64 text.
-
-        Base64 text requires ``encoding="base64-f32le"``.
-        """
+    def ingest_event(self, event: EmbeddingIngested) -> JobRef:
+        """Enqueue an item."""
         ...
 
     def job(self, job_id: str) -> JobStatus | None:

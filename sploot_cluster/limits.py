@@ -14,3 +14,6 @@ MAX_CLUSTER_IDS: Final = 1_000  # clusters of one correction
 MAX_MEDIA_IDS: Final = 10_000  # items of one correction
 MIN_DIM: Final = 2
 MAX_DIM: Final = 8_192
+# Below this norm the direction of an embedding is rounding noise: float32 has about 7 digits, and a normalised
+# subnormal has fewer.
+SMALLEST_NORM: Final = 1e-12

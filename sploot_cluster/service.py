@@ -70,6 +70,7 @@ from sploot_cluster.pet.previews import Preview, Previewed
 from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.shadow import CandidateModel, PetModel, Shadow
 from sploot_cluster.pet.tally import PetTally, Quarantined, Totals
+from sploot_cluster.pet.times import ms_of
 from sploot_cluster.pet.vectors import FloatVector, as_vector
 from sploot_cluster.pet_cache import PetCache, PetMemory, bytes_to_remember
 from sploot_cluster.settings import ClusterSettings
@@ -150,7 +151,15 @@ class ClusterService:
         """The estimated memory that the cached pets take; at most ``cache_bytes`` while no pet is in use."""
         return self._cache.n_bytes
 
-    def assign(self, pet: PetId, media: MediaId, *, model: str, vector: npt.ArrayLike) -> Assigned:
+    def assign(
+        self,
+        pet: PetId,
+        media: MediaId,
+        *,
+        model: str,
+        vector: npt.ArrayLike,
+        occurred_at: datetime | None = None,
+    ) -> Assigned:
         """Assign an arriving item to a cluster or to the noise.
 
         An item that the pet has already stays where it is, whatever the arguments. O(n · dim) for a pet of n items, and
@@ -159,6 +168,7 @@ class ClusterService:
         Args:
             model: ``name@version`` of the embedding model; the same for all items of a pet.
             vector: (dim,) real numbers of any non-zero norm; only its direction counts.
+            occurred_at: timezone-aware, stored with the item to the millisecond; decides nothing.
 
         Raises:
             InvalidInput: a field is invalid.
@@ -168,16 +178,17 @@ class ClusterService:
         _check_ids(pet, media)
         query = as_vector(vector)
         _check_model(model, len(query), self._settings)
+        arriving = Arrival(media, query, occurred_at_ms=ms_of(occurred_at))
 
         with self._cache.open(pet) as memory:
             try:
                 assigned = self._settle(
                     memory,
-                    lambda state: self._arrive(state, memory, media, model, query),
+                    lambda state: self._arrive(state, memory, arriving, model),
                     claims_after=ARRIVAL_CLAIMS_AFTER,
                 )
             except (ModelMismatch, DimensionMismatch) as mismatch:
-                why = Quarantined(model, len(query), self._clock())
+                why = Quarantined(model, len(query), self._clock(), arriving.occurred_at_ms)
                 return self._put_elsewhere(memory, media, query, why, mismatch)
             return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
 
@@ -607,14 +618,15 @@ class ClusterService:
         raise mismatch
 
     def _arrive(
-        self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
+        self, state: PetState, memory: PetMemory, arriving: Arrival, model: str
     ) -> tuple[Change | None, Assigned]:
         """Return the place of an arrival in ``state``, which is that of ``memory``."""
+        media, vector = arriving.media, arriving.vector
         if media in state.rows and model == state.model:
             return None, _where(state, media)
         _check_space(state, model, dim=len(vector))
         if state.n_media < self._settings.exact_until:
-            return self._arrive_exactly(state, memory, media, model, vector)
+            return self._arrive_exactly(state, memory, arriving, model)
         # faiss is imported here, because callers that only read do not need it
         from sploot_cluster.engine.neighbours import nearest
 
@@ -627,7 +639,7 @@ class ClusterService:
             noise_arrivals=state.noise_arrivals + (decision.cluster == NOISE),
             model=None if state.model else model,
             dim=None if state.dim else len(vector),
-            arrivals=(Arrival(media, vector, decision.cluster, decision.origin),),
+            arrivals=(replace(arriving, label=decision.cluster, origin=decision.origin),),
         )
         assigned = Assigned(
             media,
@@ -640,13 +652,13 @@ class ClusterService:
         return change, assigned
 
     def _arrive_exactly(
-        self, state: PetState, memory: PetMemory, media: MediaId, model: str, vector: FloatVector
+        self, state: PetState, memory: PetMemory, arriving: Arrival, model: str
     ) -> tuple[Change, Assigned]:
         """Return the place of an arrival in a small pet, whose other items may be reassigned too."""
         from sploot_cluster.decide.exact_arrival import plan_exact_arrival
 
-        vectors, density = self._densities.with_arrival(memory, media, vector)
-        return plan_exact_arrival(state, media, vectors, density, model=model, settings=self._settings)
+        vectors, density = self._densities.with_arrival(memory, arriving.media, arriving.vector)
+        return plan_exact_arrival(state, arriving, vectors, density, model=model, settings=self._settings)
 
     def _ask_for_recluster(self, memory: PetMemory, assigned: Assigned) -> Assigned:
         """Request a recluster if the pet grew or drifted; return ``assigned`` with the reason."""

@@ -15,12 +15,12 @@ from dramatiq.middleware import CurrentMessage
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.pet.models import Assigned, Corrected, MediaId, PetId, Reclustered, Restored
 from sploot_cluster.service import ClusterService
 from tasks.contracts import (
     QUEUE_OF,
     Contract,
-    EmbeddingIngested,
     PreviewRecluster,
     ReclusterPet,
 )
@@ -60,7 +60,11 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
     @_actor_for(EmbeddingIngested, broker)
     def cluster_embedding(event: EmbeddingIngested) -> Assigned:
         assigned = service.assign(
-            PetId(event.pet_id), MediaId(event.media_id), model=event.model, vector=event.vector()
+            PetId(event.pet_id),
+            MediaId(event.media_id),
+            model=event.model,
+            vector=event.vector(),
+            occurred_at=event.time,
         )
         current_job().backend = assigned.backend
         return assigned

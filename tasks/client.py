@@ -19,8 +19,9 @@ from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import SplitCluster
 from sploot_cluster.decide.corrections.undo import UndoFeedback
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import JobRef, JobStatus, QueueFull, QueueUnavailable
-from tasks.contracts import EMBEDDING_INGESTED, MACHINE, EmbeddingIngested, PreviewRecluster, ReclusterPet
+from tasks.contracts import EMBEDDING_INGESTED, MACHINE, PreviewRecluster, ReclusterPet
 from tasks.rollout import EVERYBODY, is_rolled_out
 
 if TYPE_CHECKING:
@@ -124,11 +125,24 @@ class ClusterTasks:
             embedding: a sequence of numbers, a buffer such as a numpy array, bytes, or ``base64-f32le`` text.
             encoding: encoding of bytes or text; for bytes, None means ``f32le``.
             event_id: the job's id; None creates one.
-            occurred_at: RFC 3339.
+            occurred_at: your time of the item, RFC 3339; shown, and items can be listed by it.
             traceparent: W3C Trace Context of the upload.
         """
-        fields = {"pet_id": pet_id, "media_id": media_id, "model": model, "embedding": embedding, "encoding": encoding}
-        event = _event(fields | {"event_id": event_id, "occurred_at": occurred_at, "traceparent": traceparent})
+        return self.ingest_event(
+            EmbeddingIngested.of(
+                pet_id=pet_id,
+                media_id=media_id,
+                model=model,
+                embedding=embedding,
+                encoding=encoding,
+                event_id=event_id,
+                occurred_at=occurred_at,
+                traceparent=traceparent,
+            )
+        )
+
+    def ingest_event(self, event: EmbeddingIngested) -> JobRef:
+        """Send an embedded item."""
         if not is_rolled_out(event.pet_id, self._rollout_percent):
             return JobRef(event.event_id, EMBEDDING_INGESTED, withheld=True)
         return self._transport.enqueue(event, job_id=event.event_id)
@@ -136,13 +150,13 @@ class ClusterTasks:
     def ingest_many(self, events: Iterable[EmbeddingIngested | Mapping[str, Any]]) -> list[JobRef]:
         """Send many items: each an event, or the arguments of :meth:`ingest`. All are checked before any is sent.
 
-        They are not tracked, so :meth:`job` cannot find them. If Redis becomes unavailable meanwhile, some may have
-        been sent; sending all again is harmless.
+        Other names in the arguments are ignored. The items are not tracked, so :meth:`job` cannot find them. If Redis
+        becomes unavailable meanwhile, some may have been sent; sending all again is harmless.
         """
         checked = []
         for at, event in enumerate(events):
             try:
-                checked.append(event if isinstance(event, EmbeddingIngested) else _event(event))
+                checked.append(event if isinstance(event, EmbeddingIngested) else EmbeddingIngested.of(**event))
             except InvalidInput as refused:
                 raise InvalidInput(refused.field, f"event {at}: {refused.problem}", refused.hint) from None
         is_in = [is_rolled_out(event.pet_id, self._rollout_percent) for event in checked]
@@ -172,8 +186,3 @@ class ClusterTasks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _event(fields: Mapping[str, Any]) -> EmbeddingIngested:
-    """Return the event of keyword arguments; None counts as left out."""
-    return EmbeddingIngested.of(**{name: value for name, value in fields.items() if value is not None})

@@ -6,11 +6,12 @@ assignment form one trace even if the server in between makes no span.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
+
+from sploot_cluster.event import W3C_TRACEPARENT
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 TRACEPARENT: Final = "traceparent"
 # The previous attempt, in the options of a retry.
 RETRIED_FROM: Final = "retried_from"
-
-_TRACE_IDS: Final = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-# W3C Trace Context: version ff and all-zero ids are invalid; versions after 00 may append more.
-FORM_OF_TRACEPARENT: Final = re.compile(rf"00-{_TRACE_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE_IDS}(-.*)?")
 
 _of_request: ContextVar[str | None] = ContextVar("traceparent of the request", default=None)
 
@@ -39,7 +36,7 @@ class TakeTraceparent:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == TRACEPARENT.encode()]
         # exactly one: of two headers, neither can be trusted
-        is_usable = len(found) == 1 and FORM_OF_TRACEPARENT.fullmatch(found[0])
+        is_usable = len(found) == 1 and W3C_TRACEPARENT.matches(found[0])
         token = _of_request.set(found[0] if is_usable else None)
         try:
             await self._app(scope, receive, send)

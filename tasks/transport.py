@@ -21,9 +21,10 @@ from redis.retry import Retry
 from broker import EnqueueUncertain, MessageTooLarge, QueueStats, RedisStreamsBroker
 from broker import QueueFull as BrokerQueueFull
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import JobRef, JobStatus, QueueFull, QueueUnavailable
 from sploot_cluster.refusals import refusal_of
-from tasks.contracts import GROUP, NAMESPACE, QUEUE_OF, Contract, EmbeddingIngested
+from tasks.contracts import GROUP, NAMESPACE, QUEUE_OF, Contract
 from tasks.job_records import JobOwner, JobRecords, status_of
 from tasks.queue_limit import QueueLimit
 from tasks.redis_errors import reaching_redis

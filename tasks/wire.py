@@ -22,9 +22,10 @@ import dramatiq
 
 from broker import EntryDecoder, MessageCheck, UndecodableEntry
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.event import W3C_TRACEPARENT, EmbeddingIngested
 from sploot_cluster.limits import MAX_INT64
-from tasks.contracts import EMBEDDING_INGESTED, QUEUE_OF, QUEUES, EmbeddingIngested
-from tasks.trace_context import FORM_OF_TRACEPARENT, RETRIED_FROM, TRACEPARENT
+from tasks.contracts import EMBEDDING_INGESTED, QUEUE_OF, QUEUES
+from tasks.trace_context import RETRIED_FROM, TRACEPARENT
 
 
 class CheckedArguments(dict[str, Any]):
@@ -108,7 +109,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_traceparent(value: object) -> bool:
-    return value is None or (isinstance(value, str) and FORM_OF_TRACEPARENT.fullmatch(value) is not None)
+    return value is None or (isinstance(value, str) and W3C_TRACEPARENT.matches(value))
 
 
 def _is_whole(highest: int) -> Callable[[object], bool]:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+from sploot_cluster.event import EmbeddingIngested
+from tasks.contracts import EMBEDDING_INGESTED, stream_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

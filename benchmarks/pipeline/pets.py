@@ -15,11 +15,12 @@ import numpy as np
 import redis
 
 from benchmarks.pipeline.stamps import media_id
+from sploot_cluster.event import SCHEMA
 from sploot_cluster.pet.models import Arrival, Change, ClusterCard, ClusterId, MediaId, Origin, PetId
 from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.contracts import EMBEDDING_INGESTED, SCHEMA, stream_of
+from tasks.contracts import EMBEDDING_INGESTED, stream_of
 
 DIM: Final = 512
 MODEL: Final = "bench@1"

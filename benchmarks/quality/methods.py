@@ -45,6 +45,7 @@ def recluster(vectors: FloatMatrix, settings: ClusterSettings) -> Found:
         media=rows.media(n),
         rows=rows.index(n),
         vectors=rows.vectors(n),
+        occurred_at_ms=rows.occurred_at_ms(n),
         labels=np.full(n, NOISE, dtype=np.int32),
         origins=np.zeros(n, dtype=np.uint8),
         clusters={},

@@ -38,11 +38,14 @@ from dramatiq.errors import BrokerConnectionError
 
 from broker import DeadLetterTooLarge, PendingEntry, RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.event import EmbeddingIngested
+from sploot_cluster.limits import MAX_TEXT
 from sploot_cluster.pet.models import PetState
+from sploot_cluster.pet.times import time_of
 from sploot_cluster.queues import LONGEST_S
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.capture.file import Capture, read_capture
-from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, SCHEMA, EmbeddingIngested, stream_of
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, stream_of
 from tasks.queue_ops.entries import facts_of
 from tasks.queue_ops.operations import queue_named
 from tasks.redis_urls import connect
@@ -197,27 +200,20 @@ def from_capture(capture: Capture) -> Iterator[Job]:
 
 
 def from_pet(state: PetState) -> Iterator[Job]:
-    for item, vector in zip(state.media, state.vectors, strict=True):
+    for item, vector, ms in zip(state.media, state.vectors, state.occurred_at_ms.tolist(), strict=True):
+        stated = time_of(ms)
         event_id = f"replay-{state.pet}-{item}"
-        if len(event_id) > 256:
+        if len(event_id) > MAX_TEXT:
             event_id = f"replay-{hashlib.sha256(event_id.encode()).hexdigest()}"
         event = EmbeddingIngested.of(
-            pet_id=state.pet, media_id=item, model=state.model, embedding=vector, event_id=event_id
+            pet_id=state.pet,
+            media_id=item,
+            model=state.model,
+            embedding=vector,
+            event_id=event_id,
+            occurred_at=stated.isoformat() if stated else None,
         )
-        yield Job(event_id, EMBEDDING_INGESTED, event.pet_id, flat(event))
-
-
-def flat(event: EmbeddingIngested) -> dict[bytes, bytes]:
-    fields = {
-        "schema": SCHEMA,
-        "event_id": event.event_id,
-        "pet_id": str(event.pet_id),
-        "media_id": event.media_id,
-        "model": event.model,
-        "dim": str(event.dim),
-        "encoding": "f32le",
-    }
-    return {name.encode(): value.encode() for name, value in fields.items()} | {b"embedding": event.embedding}
+        yield Job(event_id, EMBEDDING_INGESTED, event.pet_id, event.to_fields())
 
 
 def from_dead_letters(broker: RedisStreamsBroker, queue: str, *, is_same: bool) -> Iterator[Job]:

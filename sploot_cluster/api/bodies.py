@@ -22,13 +22,14 @@ from pydantic import (
     create_model,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from sploot_cluster.api.numbers import IdInBody, Seconds, from_digits, schema_in_body
 from sploot_cluster.api.problems import FieldProblem, InvalidFields, field_problem, field_problems, shown
 from sploot_cluster.decide.corrections.base import Request, Signed
-from sploot_cluster.fields import required_of
-from sploot_cluster.limits import MAX_TEXT
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.event import FIELDS, EmbeddingIngested
+from sploot_cluster.fields import required_of, type_of
+from sploot_cluster.limits import MAX_DIM, MAX_TEXT, MIN_DIM
 from sploot_cluster.queues import DeadLetterFilter
 
 PetNumber = Annotated[IdInBody, Field(description="Id of the pet.", examples=[42, "9007199254740993"])]
@@ -60,13 +61,6 @@ def parsed(body: bytes) -> Any:
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     return names if len(names) == len(pairs) else RepeatedNames(pairs)
-
-
-def _leave_values(embedding: Any, _: object) -> Any:
-    """Check only the outer type. The queue checks the values, and can name a bad one without showing it."""
-    if not isinstance(embedding, (list, str)):
-        raise PydanticCustomError("embedding_type", "neither a list nor text")
-    return embedding
 
 
 class _Body(BaseModel):
@@ -165,55 +159,53 @@ class BeginModel(_Body):
     """Start a candidate embedding model for the pet, in parallel with its own."""
 
     model: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description="name@version.", examples=["clip@2"])]
-    dim: Annotated[int, Field(ge=2, le=8_192, description="Dimensions of its vectors.", examples=[512])]
+    dim: Annotated[int, Field(ge=MIN_DIM, le=MAX_DIM, description="Dimensions of its vectors.", examples=[512])]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "clip@2", "dim": 512}]})
 
 
-class Embedding(_Body):
+class Embedding(BaseModel):
     """The embedding of an item. Sending an item again changes nothing."""
 
-    pet_id: PetNumber
-    media_id: MediaName
-    model: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, description="name@version of the embedding model.")]
-    embedding: Annotated[
-        list[float] | str,
-        WrapValidator(_leave_values),
-        Field(description="Finite numbers, not all zero; or base64 text of little-endian float32, with `encoding`."),
-    ]
-    encoding: Annotated[
-        str | None,
-        Field(
-            max_length=MAX_TEXT,
-            description="Encoding of an embedding sent as text: base64-f32le.",
-            examples=["base64-f32le"],
-        ),
-    ] = None
-    event_id: Annotated[
-        str | None,
-        Field(min_length=1, max_length=MAX_TEXT, description="Your id for this event; generated if left out."),
-    ] = None
-    occurred_at: Annotated[
-        str | None,
-        Field(
-            max_length=MAX_TEXT,
-            description="When the item was embedded, as an RFC 3339 date-time.",
-            examples=["2026-01-31T12:00:00Z"],
-        ),
-    ] = None
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"pet_id": 42, "media_id": "beach.jpg", "model": "clip@1", "embedding": [0.1, 0.2, 0.3]}]
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: object, __: object) -> dict[str, Any]:
+        properties = {
+            name: schema_in_body(field.kind) | {"description": field.description, "examples": [field.example]}
+            for name, field in FIELDS.items()
         }
-    )
+        return {
+            "title": cls.__name__,
+            "description": cls.__doc__,
+            "type": "object",
+            "properties": properties,
+            "required": list(required_of(EmbeddingIngested)),
+            "examples": [{"pet_id": 42, "media_id": "beach.jpg", "model": "clip@1", "embedding": [0.1, 0.2, 0.3]}],
+        }
+
+
+def event_of(sent: object) -> EmbeddingIngested:
+    """Return the event of a JSON object. Unknown fields are ignored, as in every form of an event.
+
+    Raises:
+        InvalidFields: lists every invalid field.
+    """
+    if not isinstance(sent, dict):
+        problem = f"is {type_of(sent)}, not an object"
+        raise InvalidFields([FieldProblem(field="body", problem=problem, hint="send the fields as a JSON object")])
+    if isinstance(sent, RepeatedNames):
+        raise InvalidFields([_repeated(name) for name in sent.repeated])
+    given = {name: from_digits(FIELDS[name].kind, sent[name]) for name in FIELDS if name in sent}
+    try:
+        return EmbeddingIngested.of(**given)
+    except InvalidInput:
+        raise InvalidFields(list(map(field_problem, EmbeddingIngested.problems(given)))) from None
 
 
 def _as_it_came(given: Any, _: object) -> Any:
     return given
 
 
-# Documented with its proper type but passed on unvalidated, because the route checks each entry of a list separately.
+# Documented with its proper type but passed on unread, because the route reads each entry of a list separately.
 Embeddings = Annotated[
     Embedding | Annotated[list[Embedding], Field(min_length=1)], WrapValidator(_as_it_came), Field(title="Embeddings")
 ]

@@ -7,29 +7,24 @@ silently becomes 9007199254740992, the id of another pet. Answers contain exact 
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from sploot_cluster.fields import ID, Kind, ListOf, Whole
+from sploot_cluster.fields import ID, Kind, ListOf, Whole, number_of
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.queues import LONGEST_S
-
-_DIGITS: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 def _at_least(lowest: int) -> BeforeValidator:
     def whole(given: object) -> int:
         facts = {"lowest": lowest, "highest": MAX_INT64}
+        given = number_of(given)
         if isinstance(given, str):
-            # int() also accepts " 42", "4_2" and digits of other scripts
-            if not _DIGITS.fullmatch(given):
-                raise PydanticCustomError("int64_text", "not the decimal digits of a whole number", facts)
-            given = int(given)
+            raise PydanticCustomError("int64_text", "not the decimal digits of a whole number", facts)
         # in Python, true is an int
-        elif not isinstance(given, int) or isinstance(given, bool):
+        if not isinstance(given, int) or isinstance(given, bool):
             raise PydanticCustomError("int64_type", "not a whole number", facts)
         if not lowest <= given <= MAX_INT64:
             raise PydanticCustomError("int64_range", "out of range", facts)
@@ -62,8 +57,8 @@ Seconds = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)]
 
 def from_digits(kind: Kind[Any], given: object) -> object:
     """Return a field of a body with its ids as numbers, for its kind to check. What is not digits stays as it is."""
-    if isinstance(kind, Whole) and isinstance(given, str) and _DIGITS.fullmatch(given):
-        return int(given)
+    if isinstance(kind, Whole):
+        return number_of(given)
     if isinstance(kind, ListOf) and isinstance(given, list):
         return [from_digits(kind.of, entry) for entry in given]
     return given

@@ -70,7 +70,8 @@ def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[Cl
     state = pet.state
     keep: BoolVector = np.array([item not in gone for item in state.media], dtype=np.bool_)
     labels, origins = state.labels[keep], let_count(state.labels[keep], state.origins[keep])
-    rows = PetRows([item for item in state.media if item not in gone], state.vectors[keep].copy())
+    media = [item for item in state.media if item not in gone]
+    rows = PetRows(media, state.vectors[keep].copy(), state.occurred_at_ms[keep])
     n = int(np.count_nonzero(keep))
     clusters = _cards(state, keep, labels, origins, rows)
     led = {old: now for old, now in state.aliases.items() if now not in clusters}
@@ -81,6 +82,7 @@ def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[Cl
             media=rows.media(n),
             rows=rows.index(n),
             vectors=rows.vectors(n),
+            occurred_at_ms=rows.occurred_at_ms(n),
             labels=labels,
             origins=origins,
             clusters=clusters,

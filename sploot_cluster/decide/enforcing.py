@@ -16,8 +16,9 @@ from typing import Final
 import numpy as np
 
 from sploot_cluster.decide.constraints import FREE, Forest, RowConstraints, Sides
+from sploot_cluster.limits import SMALLEST_NORM
 from sploot_cluster.pet.models import NOISE
-from sploot_cluster.pet.vectors import SMALLEST_NORM, BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
+from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 
 # Neighbours to which an unconstrained item is tied when its group is divided; a few more change nothing.
 _TIES: Final = 8

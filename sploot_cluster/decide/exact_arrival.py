@@ -23,21 +23,21 @@ from sploot_cluster.settings import ClusterSettings
 
 def plan_exact_arrival(
     state: PetState,
-    media: MediaId,
+    arriving: Arrival,
     vectors: FloatMatrix,
     density: Density,
     *,
     model: str,
     settings: ClusterSettings,
 ) -> tuple[Change, Assigned]:
-    """Return the commit that appends ``media`` to ``state`` and places all items as a recluster would.
+    """Return the commit that appends ``arriving`` to ``state`` and places all items as a recluster would.
 
     Args:
-        vectors: (n + 1, d) those of ``state`` and, as the last row, that of ``media``.
+        vectors: (n + 1, d) those of ``state`` and, as the last row, that of ``arriving``.
         density: the density of all of them.
     """
     n = state.n_media
-    planned, reclustered = plan_recluster(_with(state, media, vectors), density, settings=settings, by="machine")
+    planned, reclustered = plan_recluster(_with(state, arriving, vectors), density, settings=settings, by="machine")
     assert planned.relabelling is not None
     labels, origins = planned.relabelling.labels, planned.relabelling.origins
     label, origin = ClusterId(int(labels[n])), Origin(int(origins[n]))
@@ -47,12 +47,12 @@ def plan_exact_arrival(
         kind="arrival",
         model=None if state.model else model,
         dim=None if state.dim else vectors.shape[1],
-        arrivals=(Arrival(media, vectors[n], label, origin),),
+        arrivals=(replace(arriving, label=label, origin=origin),),
         relabelling=None if stays else replace(planned.relabelling, labels=labels[:n], origins=origins[:n]),
         summary={},
     )
     return change, Assigned(
-        media,
+        arriving.media,
         label,
         _similarity(vectors, labels == label) if label != NOISE else None,
         backend=reclustered.backend,
@@ -61,14 +61,15 @@ def plan_exact_arrival(
     )
 
 
-def _with(state: PetState, media: MediaId, vectors: FloatMatrix) -> PetState:
-    """Return the pet with ``media`` appended to it as noise."""
+def _with(state: PetState, arriving: Arrival, vectors: FloatMatrix) -> PetState:
+    """Return the pet with ``arriving`` appended to it as noise."""
     return replace(
         state,
-        media=(*state.media, media),
+        media=(*state.media, arriving.media),
         # only used for lookups: a correction never names the item that is arriving
-        rows=cast("Mapping[MediaId, int]", ChainMap({media: state.n_media}, state.rows)),  # type: ignore[arg-type]
+        rows=cast("Mapping[MediaId, int]", ChainMap({arriving.media: state.n_media}, state.rows)),  # type: ignore[arg-type]
         vectors=vectors,
+        occurred_at_ms=np.append(state.occurred_at_ms, np.int64(arriving.occurred_at_ms)),
         labels=np.append(state.labels, np.int32(NOISE)),
         origins=np.append(state.origins, np.uint8(Origin.NOISE)),
     )

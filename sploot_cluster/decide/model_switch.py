@@ -100,7 +100,10 @@ def _placed(pet: PetDump) -> PetState:
     assert shadow is not None
     new = sorted(shadow.vectors.keys() - state.rows.keys())
     media = [*state.media, *new]
-    rows = PetRows(media, np.stack([shadow.vectors[item] for item in media]).astype(np.float32))
+    vectors = np.stack([shadow.vectors[item] for item in media]).astype(np.float32)
+    # what only the shadow has is quarantined
+    times = np.append(state.occurred_at_ms, [pet.quarantine[item].occurred_at_ms for item in new]).astype(np.int64)
+    rows = PetRows(media, vectors, times)
     n = len(media)
     return replace(
         state,
@@ -109,6 +112,7 @@ def _placed(pet: PetDump) -> PetState:
         media=rows.media(n),
         rows=rows.index(n),
         vectors=rows.vectors(n),
+        occurred_at_ms=rows.occurred_at_ms(n),
         labels=np.append(state.labels, np.full(len(new), NOISE)).astype(np.int32),
         origins=np.append(state.origins, np.full(len(new), Origin.NOISE)).astype(np.uint8),
     )
@@ -149,7 +153,9 @@ def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by
         was_own=True,
     )
     quarantine = {item: why for item, why in pet.quarantine.items() if item not in switched.rows}
-    quarantine |= {item: Quarantined(old.model, old.dim, at) for item in left_out}
+    quarantine |= {
+        item: Quarantined(old.model, old.dim, at, int(state.occurred_at_ms[state.rows[item]])) for item in left_out
+    }
     summary = {
         "from": state.model,
         "to": shadow.model,

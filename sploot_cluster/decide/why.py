@@ -31,6 +31,7 @@ from sploot_cluster.pet.models import (
 )
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import Quarantined
+from sploot_cluster.pet.times import time_of
 
 N_NEAREST: Final = 5
 QUARANTINED: Final = "quarantined"  # the origin of an item without a row
@@ -94,6 +95,7 @@ class Why:
         )
     )
     corrections: tuple[Demand, ...] = field(metadata=described("Corrections in force that affect it, newest first."))
+    occurred_at: datetime | None = field(metadata=described("The time that its producer stated."))
 
 
 def explain(state: PetState, media: MediaId) -> Why:
@@ -148,6 +150,7 @@ def explain(state: PetState, media: MediaId) -> Why:
         margin=None if own_similarity is None or second is None else own_similarity - second.similarity,
         nearest=tuple(nearest),
         corrections=demands,
+        occurred_at=time_of(int(state.occurred_at_ms[row])),
     )
 
 
@@ -175,6 +178,7 @@ def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow
         margin=None,
         nearest=(),
         corrections=tuple(_demands(state.ledger, resolve(state.ledger), media)),
+        occurred_at=time_of(why.occurred_at_ms),
     )
 
 

@@ -16,9 +16,10 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NewType, Self
 
 from sploot_cluster.answer_fields import INTERNAL, described
+from sploot_cluster.pet.times import UNKNOWN
 
 if TYPE_CHECKING:
-    from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector
+    from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector, TimeVector
 
 PetId = NewType("PetId", int)
 MediaId = NewType("MediaId", str)
@@ -126,7 +127,7 @@ class Correction(ABC):
 
 @dataclass(frozen=True, slots=True)
 class PetState:
-    """One pet at one revision. Row i of ``vectors``, ``labels`` and ``origins`` belongs to ``media[i]``.
+    """One pet at one revision. Row i of ``vectors``, ``labels``, ``origins`` and ``occurred_at_ms`` is of ``media[i]``.
 
     Attributes:
         revision: the number of commits; 0 for a pet without data.
@@ -135,6 +136,7 @@ class PetState:
         vectors: (n, dim) float32 of unit norm; (0, 0) for a pet without any.
         labels: (n,) int32 cluster ids, -1 = noise.
         origins: (n,) uint8, values of :class:`Origin`.
+        occurred_at_ms: (n,) the time that the producer stated for each item; see ``times``.
         rows: item -> row.
         clusters: the present clusters.
         aliases: ids that were merged away -> the id they resolve to.
@@ -154,6 +156,7 @@ class PetState:
     media: Sequence[MediaId]
     rows: Mapping[MediaId, int]
     vectors: FloatMatrix
+    occurred_at_ms: TimeVector
     labels: LabelVector
     origins: OriginVector
     clusters: Mapping[ClusterId, ClusterCard]
@@ -192,12 +195,13 @@ class KeptTree:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An item to append, with the place that was decided for it."""
+    """An item to append, with the place that was decided for it; noise until then."""
 
     media: MediaId
     vector: FloatVector
-    label: ClusterId
-    origin: Origin
+    label: ClusterId = NOISE
+    origin: Origin = Origin.NOISE
+    occurred_at_ms: int = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +263,7 @@ class ClusterView:
 
     cluster_id: ClusterId
     size: int
-    media_ids: tuple[MediaId, ...] = field(metadata=described("Its items, in order of arrival."))
+    media_ids: tuple[MediaId, ...] = field(metadata=described("Its items, in the order that was asked for."))
     origins: Mapping[str, int] = field(
         metadata=described(
             "Number of its items by the origin of their membership: core, arrived, absorbed, corrected; origins "
@@ -289,12 +293,15 @@ class PetView:
     n_media: int
     n_noise: int
     clusters: tuple[ClusterView, ...] = field(metadata=described("Clusters, largest first, then by id."))
-    noise: tuple[MediaId, ...] = field(metadata=described("Items in no cluster, in order of arrival."))
+    noise: tuple[MediaId, ...] = field(metadata=described("Items in no cluster, in the same order."))
     dismissed: tuple[MediaId, ...] = field(
         metadata=described("Items that a person dismissed; they stay in no cluster until that is undone.")
     )
     aliases: Mapping[ClusterId, ClusterId] = field(
         metadata=described("Ids that were merged away, with the cluster that each resolves to.")
+    )
+    occurred_at: Mapping[MediaId, datetime] = field(
+        metadata=described("The times that producers stated, by item; items without one are left out.")
     )
 
 

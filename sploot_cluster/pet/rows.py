@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sploot_cluster.pet.models import Change, ClusterId, MediaId, PetId, PetState
-from sploot_cluster.pet.vectors import FloatMatrix, FloatVector
+from sploot_cluster.pet.times import UNKNOWN
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, TimeVector
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -27,13 +28,19 @@ T = TypeVar("T", bound=np.generic)
 
 
 class PetRows:
-    """The items and vectors of a pet by row. Existing rows never change. Safe to read and extend from many threads."""
+    """What never changes of a pet's items, by row: id, vector and time. Safe to read and extend from many threads."""
 
-    def __init__(self, media: Sequence[MediaId] = (), vectors: FloatMatrix | None = None) -> None:
-        """Start with these rows; ``vectors`` is not copied and never written to."""
+    def __init__(
+        self,
+        media: Sequence[MediaId] = (),
+        vectors: FloatMatrix | None = None,
+        occurred_at_ms: TimeVector | None = None,
+    ) -> None:
+        """Start with these rows; the arrays are not copied and never written to. Without times, all are unknown."""
         self._media = list(media)
         self._row_of = {item: row for row, item in enumerate(self._media)}
         self._vectors = vectors if vectors is not None else np.empty((0, 0), dtype=np.float32)
+        self._times = occurred_at_ms if occurred_at_ms is not None else _unknown(len(self._media))
         self._lock = Lock()
 
     @classmethod
@@ -41,7 +48,7 @@ class PetRows:
         """Return the rows that ``state`` shares, or new ones if it was not created by :func:`follow` or a store."""
         if isinstance(state.media, MediaView):
             return state.media.rows
-        return cls(state.media, state.vectors)
+        return cls(state.media, state.vectors, state.occurred_at_ms)
 
     @property
     def vector_bytes(self) -> int:
@@ -60,50 +67,70 @@ class PetRows:
         first.flags.writeable = False
         return first
 
+    def occurred_at_ms(self, n: int) -> TimeVector:
+        """Return the first n times, read-only (n,)."""
+        first: TimeVector = self._times[:n]
+        first.flags.writeable = False
+        return first
+
     def vectors_and(self, n: int, vector: FloatVector) -> FloatMatrix:
         """Return the first n vectors followed by ``vector``, read-only; valid until rows are appended."""
         with self._lock:
             if len(self._media) != n:
                 return np.concatenate([self._vectors[:n], vector[None]])
-            self._make_room(n + 1, len(vector))
+            self._make_room_for_vectors(n + 1, len(vector))
             self._vectors[n] = vector
             first: FloatMatrix = self._vectors[: n + 1]
         first.flags.writeable = False
         return first
 
-    def extended(self, n: int, media: Sequence[MediaId], vectors: FloatMatrix) -> PetRows:
+    def extended(
+        self, n: int, media: Sequence[MediaId], vectors: FloatMatrix, occurred_at_ms: TimeVector | None = None
+    ) -> PetRows:
         """Return rows that consist of the first n of these and then ``media``: these rows themselves, if possible.
 
         It is not possible if other rows follow the first n already: when only one of two states that followed the same
         state was committed, or when a failover of Redis lost rows that this process remembers.
         """
+        times = occurred_at_ms if occurred_at_ms is not None else _unknown(len(media))
         with self._lock:
             n_known = min(len(self._media) - n, len(media))
             if self._media[n : n + n_known] == list(media[:n_known]):
-                self._append(media[n_known:], vectors[n_known:])
+                self._append(media[n_known:], vectors[n_known:], times[n_known:])
                 return self
-        branch = PetRows(self._media[:n], self._vectors[:n])
-        branch._append(media, vectors)
+        branch = PetRows(self._media[:n], self._vectors[:n], self._times[:n])
+        branch._append(media, vectors, times)
         return branch
 
-    def _append(self, media: Sequence[MediaId], vectors: FloatMatrix) -> None:
+    def _append(self, media: Sequence[MediaId], vectors: FloatMatrix, times: TimeVector) -> None:
         if not media:
             return
         n, m = len(self._media), len(self._media) + len(media)
-        self._make_room(m, vectors.shape[1])
-        self._vectors[n:m] = vectors
-        # vectors first, so that readers who see an item also find its vector
+        self._make_room_for_vectors(m, vectors.shape[1])
+        self._times = _with_room(self._times, n, m)
+        self._vectors[n:m], self._times[n:m] = vectors, times
+        # vectors and times first, so that readers who see an item also find them
         self._media.extend(media)
         self._row_of.update(zip(media, range(n, m), strict=True))
 
-    def _make_room(self, m: int, dim: int) -> None:
-        if m <= len(self._vectors) and self._vectors.flags.writeable:
-            return
-        # grow by half, so that n appends copy O(n) rows in total; states keep using the old array
-        grown = np.empty((m + m // 2 + 8, dim), dtype=np.float32)
-        if n := len(self._media):
-            grown[:n] = self._vectors[:n]
-        self._vectors = grown
+    def _make_room_for_vectors(self, m: int, dim: int) -> None:
+        if self._vectors.shape[1] != dim:
+            self._vectors = np.empty((0, dim), dtype=np.float32)
+        self._vectors = _with_room(self._vectors, len(self._media), m)
+
+
+def _with_room(column: npt.NDArray[T], n: int, m: int) -> npt.NDArray[T]:
+    """Return a writable column with the same first n rows and room for m: the column itself, or a copy."""
+    if m <= len(column) and column.flags.writeable:
+        return column
+    # grow by half, so that n appends copy O(n) rows in total; states keep using the old array
+    grown = np.empty((m + m // 2 + 8, *column.shape[1:]), dtype=column.dtype)
+    grown[:n] = column[:n]
+    return grown
+
+
+def _unknown(n: int) -> TimeVector:
+    return np.full(n, UNKNOWN, dtype=np.int64)
 
 
 class MediaView(Sequence[MediaId]):
@@ -174,6 +201,7 @@ def empty_state(pet: PetId) -> PetState:
         media=rows.media(0),
         rows=rows.index(0),
         vectors=rows.vectors(0),
+        occurred_at_ms=rows.occurred_at_ms(0),
         labels=np.empty(0, dtype=np.int32),
         origins=np.empty(0, dtype=np.uint8),
         clusters={},
@@ -191,15 +219,16 @@ def follow(state: PetState, change: Change, *, version: str) -> PetState:
     arrivals = change.arrivals
     labels = state.labels if change.relabelling is None else change.relabelling.labels
     origins = state.origins if change.relabelling is None else change.relabelling.origins
-    media, index, vectors = state.media, state.rows, state.vectors
+    media, index, vectors, times = state.media, state.rows, state.vectors, state.occurred_at_ms
     if arrivals:
         rows = PetRows.behind(state).extended(
             state.n_media,
             [arrival.media for arrival in arrivals],
             arrivals[0].vector[None] if len(arrivals) == 1 else np.stack([arrival.vector for arrival in arrivals]),
+            np.array([arrival.occurred_at_ms for arrival in arrivals], dtype=np.int64),
         )
         n = state.n_media + len(arrivals)
-        media, index, vectors = rows.media(n), rows.index(n), rows.vectors(n)
+        media, index, vectors, times = rows.media(n), rows.index(n), rows.vectors(n), rows.occurred_at_ms(n)
     moves = labels is not state.labels and not (
         np.array_equal(labels, state.labels) and np.array_equal(origins, state.origins)
     )
@@ -214,6 +243,7 @@ def follow(state: PetState, change: Change, *, version: str) -> PetState:
         media=media,
         rows=index,
         vectors=vectors,
+        occurred_at_ms=times,
         labels=labels,
         origins=origins,
         clusters=_merged(state.clusters, change.clusters),

@@ -24,6 +24,7 @@ import numpy as np
 from sploot_cluster.answer_fields import described
 from sploot_cluster.errors import UnreadablePet
 from sploot_cluster.pet.models import NOISE, Change, MediaId, Origin, PetId, PetState
+from sploot_cluster.pet.times import UNKNOWN, time_of
 
 # A producer with the wrong model fills this within minutes, and more ids would add no information.
 MAX_QUARANTINED: Final = 10_000
@@ -31,11 +32,17 @@ MAX_QUARANTINED: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """An item whose vector could not be compared with the pet's."""
+    """An item whose vector could not be compared with the pet's.
+
+    Attributes:
+        at: when it was quarantined.
+        occurred_at_ms: the time that the producer stated for it; see ``times``.
+    """
 
     model: str
     dim: int
     at: datetime
+    occurred_at_ms: int = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,10 @@ class PetTally:
             pet,
             **asdict(self.tally),
             is_conserved=self.tally.is_conserved,
-            quarantine=tuple(QuarantinedItem(item, **asdict(why)) for item, why in sorted(self.quarantine.items())),
+            quarantine=tuple(
+                QuarantinedItem(item, why.model, why.dim, why.at, time_of(why.occurred_at_ms))
+                for item, why in sorted(self.quarantine.items())
+            ),
         )
 
 
@@ -99,7 +109,8 @@ class QuarantinedItem:
     media_id: MediaId
     model: str
     dim: int
-    at: datetime
+    at: datetime = field(metadata=described("When it was quarantined."))
+    occurred_at: datetime | None = field(metadata=described("The time that its producer stated."))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.limits import SMALLEST_NORM
 
 FloatMatrix = npt.NDArray[np.float32]
 FloatVector = npt.NDArray[np.float32]
 LabelVector = npt.NDArray[np.int32]
 OriginVector = npt.NDArray[np.uint8]
+# Milliseconds since the epoch; see ``times``.
+TimeVector = npt.NDArray[np.int64]
 # Positions of rows.
 Rows = npt.NDArray[np.intp]
 BoolVector = npt.NDArray[np.bool_]
-
-# Below this norm the direction is rounding noise: float32 has about 7 digits, and a normalised subnormal has fewer.
-SMALLEST_NORM = 1e-12
 
 
 def as_vectors(x: npt.ArrayLike, *, field: str = "embedding") -> FloatMatrix:

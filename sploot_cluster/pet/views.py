@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, ClusterView, MediaId, Origin, PetState, PetView
+from sploot_cluster.pet.times import ItemOrder, time_of
 from sploot_cluster.pet.vectors import OriginVector
 
 
@@ -52,6 +54,28 @@ def view_of(state: PetState) -> PetView:
         noise=media(nowhere[~is_dismissed].tolist()),
         dismissed=media(nowhere[is_dismissed].tolist()),
         aliases=dict(state.aliases),
+        occurred_at={
+            state.media[row]: time
+            for row in np.flatnonzero(state.occurred_at_ms).tolist()
+            if (time := time_of(int(state.occurred_at_ms[row]))) is not None
+        },
+    )
+
+
+def ordered(view: PetView, order: ItemOrder) -> PetView:
+    """Return the view with the items of each list in this order."""
+    if order == ItemOrder.ARRIVED:
+        return view
+    latest = max(view.occurred_at.values(), default=None)
+
+    def sorted_(media: tuple[MediaId, ...]) -> tuple[MediaId, ...]:
+        return tuple(sorted(media, key=lambda item: (item not in view.occurred_at, view.occurred_at.get(item, latest))))
+
+    return replace(
+        view,
+        clusters=tuple(replace(cluster, media_ids=sorted_(cluster.media_ids)) for cluster in view.clusters),
+        noise=sorted_(view.noise),
+        dismissed=sorted_(view.dismissed),
     )
 
 

@@ -33,6 +33,7 @@ from sploot_cluster.pet.models import (
 from sploot_cluster.pet.rows import PetRows
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import Quarantined
+from sploot_cluster.pet.times import TIMES
 from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.store import archives
@@ -63,7 +64,7 @@ _SHAPE: Final[archives.Shape] = {
     "relabelled_at": _REVISION,
     "past_from": _REVISION,
     "history": [{"revision": _REVISION, "kind": frozenset(CHANGE_KINDS), "at": str, "by": str, "summary": dict}],
-    "quarantine": {str: {"model": str, "dim": range(2**31), "at": str}},
+    "quarantine": {str: {"model": str, "dim": range(2**31), "at": str, "occurred_at_ms": TIMES}},
     "ingested": range(2**53),
     "overflowed": range(2**53),
     "shadow": (
@@ -84,6 +85,7 @@ def dump(pet: PetDump, *, redact: bool = False) -> bytes:
         **({} if redact else vectors),
         "labels.i32le": state.labels.astype("<i4", copy=False).tobytes(),
         "origins.u8": state.origins.tobytes(),
+        "occurred_at.i64le": state.occurred_at_ms.astype("<i8", copy=False).tobytes(),
         "arrived.u32le": pet.arrived.astype("<u4", copy=False).tobytes(),
         **{f"overwritten/{one.revision}": past.dump(one) for one in pet.overwritten},
     }
@@ -187,7 +189,9 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
     media = [MediaId(item) for item in facts["media"]]
     n, dim = len(media), facts["dim"]
     vectors = np.frombuffer(columns["vectors.f32le"], dtype="<f4").astype(np.float32)
-    rows = PetRows(media, vectors.reshape(n, dim) if dim is not None else np.empty((0, 0), dtype=np.float32))
+    vectors = vectors.reshape(n, dim) if dim is not None else np.empty((0, 0), dtype=np.float32)
+    times = np.frombuffer(columns["occurred_at.i64le"], dtype="<i8").astype(np.int64)
+    rows = PetRows(media, vectors, times)
     cards = [
         ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card["split_from"])
         for card in facts["clusters"]
@@ -208,6 +212,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
             media=rows.media(n),
             rows=rows.index(n),
             vectors=rows.vectors(n),
+            occurred_at_ms=rows.occurred_at_ms(n),
             labels=np.frombuffer(columns["labels.i32le"], dtype="<i4").astype(np.int32),
             origins=np.frombuffer(columns["origins.u8"], dtype=np.uint8).copy(),
             clusters={card.id: card for card in cards},
@@ -226,7 +231,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
             for entry in facts["history"]
         ),
         quarantine={
-            MediaId(item): Quarantined(why["model"], why["dim"], archives.time_of(why["at"]))
+            MediaId(item): Quarantined(why["model"], why["dim"], archives.time_of(why["at"]), why["occurred_at_ms"])
             for item, why in facts["quarantine"].items()
         },
         ingested=facts["ingested"],
@@ -237,9 +242,12 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
 
 def _problems(pet: PetDump) -> Iterator[str]:
     state = pet.state
-    n, lengths = state.n_media, (len(state.labels), len(state.origins), len(pet.arrived))
-    if lengths != (n, n, n):
-        yield f"it has {n} items, but {lengths} labels, origins and arrivals"
+    n = state.n_media
+    lengths = len(state.labels), len(state.origins), len(pet.arrived), len(state.occurred_at_ms)
+    if lengths != (n, n, n, n):
+        yield f"it has {n} items, but {lengths} labels, origins, arrivals and times"
+    if n and (state.occurred_at_ms.min() < TIMES[0] or state.occurred_at_ms.max() > TIMES[-1]):
+        yield "a time of an item is out of range"
     if len(set(state.media)) != n or set(state.media) & pet.quarantine.keys():
         yield "it contains an item twice"
     if set(np.unique(state.labels).tolist()) - {NOISE} != set(state.clusters):

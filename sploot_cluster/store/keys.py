@@ -1,8 +1,8 @@
 """The schema of a pet in Redis.
 
 All keys of a pet share the hash tag ``{pet:<id>}``, so that one script can read or write all of them, also on a Redis
-Cluster. Row i is the same item in ``media``, ``vectors``, ``labels`` and ``origins``; rows are appended and never
-move.
+Cluster. Row i is the same item in ``media``, ``vectors``, ``labels``, ``origins``, ``arrived`` and ``occurred_at``;
+rows are appended and never move.
 
     key                     type    holds
     {pet:<id>}:meta         hash    format           1; a reader refuses a pet with another number
@@ -34,12 +34,13 @@ move.
     {pet:<id>}:ledger       list    corrections, oldest first, JSON (ledger_json.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so
     {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it arrived
+    {pet:<id>}:occurred_at  string  int64 little-endian per row, the time that its producer stated (times.py)
     {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels, origins and aliases that it overwrote
                                     (past.py); the newest 256
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), for pets of
                                     256 items or more. If missing or outdated, a recluster takes longer
-    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at"}, JSON: its vector is of another space; 10,000,
-                                    plus all items that only shadow:vectors has
+    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at", "occurred_at_ms"}, JSON: its vector is of another
+                                    space; 10,000, plus all items that only shadow:vectors has
     {pet:<id>}:shadow       hash    model, dim, by, begun_at, was_own: the space of a candidate model (shadow.py)
     {pet:<id>}:shadow:vectors  hash  media id -> float32 little-endian, unit norm, of that model
     {pet:<id>}:preview      string  a preview of a recluster (previews.py); expires after 15 minutes
@@ -47,7 +48,7 @@ move.
 
 No other key expires: they are the data of a pet and are deleted with it.
 
-An item takes 4 * dim + 9 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
+An item takes 4 * dim + 17 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
 90 in ``rows``: 2.2 kB at 512 dimensions. When Redis appends, it doubles the memory of a string of up to 1 MB, and pets
 of 256 items or more store their tree: an item of a pet of 500 takes 3.8 kB (docs/capacity.md). ``vectors`` reaches the
 limit of a value, 512 MB, at 262,144 items. A recluster that moves half of 50,000 items adds 13 kB to ``overwritten``.
@@ -95,6 +96,7 @@ class PetKeys(NamedTuple):
     shadow: str
     shadow_vectors: str
     tree: str
+    occurred_at: str
 
     @classmethod
     def of(cls, pet: PetId) -> Self:
@@ -102,4 +104,4 @@ class PetKeys(NamedTuple):
         return cls._make([tag + name for name in _NAMES])
 
 
-_NAMES: Final = tuple(name.replace("_", ":") for name in PetKeys._fields)
+_NAMES: Final = tuple("shadow:vectors" if name == "shadow_vectors" else name for name in PetKeys._fields)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from sys import intern
@@ -278,8 +278,8 @@ class RedisPetStore:
         if not answer:
             raise UnknownPet(pet=pet)
         meta, media, vectors, labels, origins, clusters, aliases, corrections = answer[:8]
-        arrived, overwritten, history, quarantine, shadow, shadow_vectors = answer[8:]
-        loaded = _Loaded(meta, 0, media, b"", 0, 0, 0, labels, origins, clusters, aliases, 0, corrections)
+        arrived, overwritten, history, quarantine, shadow, shadow_vectors, times = answer[8:]
+        loaded = _Loaded(meta, 0, media, b"", 0, 0, 0, labels, origins, clusters, aliases, 0, corrections, times)
         facts = dict(_pairs(meta))
         with _readable(pet):
             state = _state(pet, empty_state(pet), loaded, vectors)
@@ -431,7 +431,8 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     yield b"".join(arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals)
     yield from (int(moves), labels, origins)
     arrived = (state.revision + 1).to_bytes(4, "little") * len(arrivals)
-    yield from (arrived, b"" if was is None else dump_overwritten(was), KEPT)
+    occurred_at = b"".join(arrival.occurred_at_ms.to_bytes(8, "little", signed=True) for arrival in arrivals)
+    yield from (arrived, occurred_at, b"" if was is None else dump_overwritten(was), KEPT)
     yield from counts_after(state, change)
     yield ledger.dumps(change.correction) if change.correction is not None else ""
     yield from ("" if change.kind == "arrival" else change.kind, change.by, _json(change.summary))
@@ -476,12 +477,12 @@ def _load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) -
 
 
 def _dump_quarantined(why: Quarantined) -> str:
-    return _json({"model": why.model, "dim": why.dim, "at": why.at.isoformat()})
+    return _json(asdict(why) | {"at": why.at.isoformat()})
 
 
 def _load_quarantined(text: bytes) -> Quarantined:
     facts = json.loads(text)
-    return Quarantined(facts["model"], facts["dim"], datetime.fromisoformat(facts["at"]))
+    return Quarantined(**facts | {"at": datetime.fromisoformat(facts["at"])})
 
 
 def _side_state(before: PetDump | None) -> tuple[str, int, int]:
@@ -541,6 +542,7 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
         yield from command("SET", keys.vectors, state.vectors.astype("<f4", copy=False).tobytes())
         yield from command("SET", keys.labels, state.labels.astype("<i4", copy=False).tobytes())
         yield from command("SET", keys.origins, state.origins.tobytes())
+        yield from command("SET", keys.occurred_at, state.occurred_at_ms.astype("<i8", copy=False).tobytes())
         yield from command("SET", keys.arrived, dump.arrived.astype("<u4", copy=False).tobytes())
     yield from command(
         "HSET", keys.clusters, *(item for id_, card in state.clusters.items() for item in (id_, _dump_card(card)))
@@ -580,6 +582,7 @@ class _Loaded(NamedTuple):
     aliases: list[bytes] | None
     from_correction: int
     ledger: list[bytes]
+    occurred_at: bytes
 
 
 def _state(pet: PetId, known: PetState, loaded: _Loaded, vector_bytes: bytes | None) -> PetState:
@@ -595,9 +598,11 @@ def _state(pet: PetId, known: PetState, loaded: _Loaded, vector_bytes: bytes | N
     vectors = np.empty((0, 0), dtype=np.float32)
     if vector_bytes is not None and dim is not None:
         vectors = np.frombuffer(vector_bytes, dtype="<f4").astype(np.float32, copy=False).reshape(len(media), dim)
-    rows = (
-        PetRows.behind(known).extended(loaded.from_row, media, vectors) if loaded.from_row else PetRows(media, vectors)
-    )
+    times = np.frombuffer(loaded.occurred_at, dtype="<i8").astype(np.int64, copy=False)
+    if loaded.from_row:
+        rows = PetRows.behind(known).extended(loaded.from_row, media, vectors, times)
+    else:
+        rows = PetRows(media, vectors, times)
     n = loaded.from_row + len(media)
     labels: LabelVector = _column(known.labels[: loaded.labels_from], np.frombuffer(loaded.labels, dtype="<i4"))
     origins: OriginVector = _column(known.origins[: loaded.labels_from], np.frombuffer(loaded.origins, dtype=np.uint8))
@@ -616,6 +621,7 @@ def _state(pet: PetId, known: PetState, loaded: _Loaded, vector_bytes: bytes | N
         media=rows.media(n),
         rows=rows.index(n),
         vectors=rows.vectors(n),
+        occurred_at_ms=rows.occurred_at_ms(n),
         labels=labels,
         origins=origins,
         clusters=clusters,

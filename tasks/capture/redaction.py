@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from sploot_cluster.limits import MAX_TEXT
 from sploot_cluster.printable import UNPRINTABLE
 from tasks.observe.logs import without_payload
-from tasks.queue_ops.entries import EMBEDDING, LONGEST_ID
+from tasks.queue_ops.entries import EMBEDDING
 
 # No model has fewer values.
 FEWEST_VALUES: Final = 15
@@ -29,7 +30,7 @@ def redacted_fields(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 def redacted_text(text: str) -> str:
     """Return a text from a producer, such as an id, or its length if it may be an embedding."""
-    if len(text) > LONGEST_ID or UNPRINTABLE.search(text):
+    if len(text) > MAX_TEXT or UNPRINTABLE.search(text):
         return f"<{len(text)} characters>"
     return without_payload(text)
 

@@ -22,6 +22,7 @@ from sploot_cluster.decide.corrections import ENTRIES
 from sploot_cluster.decide.corrections.base import LedgerEntry
 from sploot_cluster.decide.deletion import STAND_IN
 from sploot_cluster.errors import ClusterError, InvalidInput, UnknownPet
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.pet.models import NOISE, Correction, HistoryEntry, MediaId, PetId, PetState
 from sploot_cluster.pet.rows import empty_state
@@ -31,7 +32,7 @@ from sploot_cluster.settings import ClusterSettings, value_of
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.port import HISTORY_KEPT, PetStore
 from tasks.capture.file import Capture, CapturedDeadLetter, labels_digest
-from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested
+from tasks.contracts import EMBEDDING_INGESTED
 
 _LONG_AGO: Final = datetime(2000, 1, 1, tzinfo=UTC)
 

@@ -13,8 +13,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.event import EmbeddingIngested
 from tasks.cli.screen import err
-from tasks.contracts import SCHEMA, EmbeddingIngested
 
 
 def records_of(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -77,8 +77,6 @@ def _npz_records(file: Path) -> Iterator[Mapping[str, Any]]:
 def event_of(record: Mapping[str, Any]) -> EmbeddingIngested:
     if isinstance(record, _NotAnObject):
         raise InvalidInput("line", record.problem, "write one JSON object per line")
-    if "dim" in record or "schema" in record:
-        return EmbeddingIngested.from_kwargs({"schema": SCHEMA, **record})
     return EmbeddingIngested.of(**record)
 
 

@@ -9,7 +9,9 @@ import typer
 
 from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput, UnreadablePet
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.limits import MAX_INT64
+from sploot_cluster.pet.times import ItemOrder
 from tasks.cli.media_files import event_of, progress_of, records_of
 from tasks.cli.screen import err, out, print_json, table_of
 from tasks.cli.shared import (
@@ -26,7 +28,7 @@ from tasks.cli.shared import (
     open_tasks,
     report,
 )
-from tasks.contracts import EmbeddingIngested, stream_of
+from tasks.contracts import stream_of
 
 if TYPE_CHECKING:
     from sploot_cluster import ClusterService
@@ -143,12 +145,19 @@ def apply_preview(pet: int, token: str, by: str, *, as_json: bool) -> None:
 
 
 @app.command()
-def clusters(pet: Pet, as_json: AsJson = False) -> None:
+def clusters(
+    pet: Pet,
+    order: Annotated[
+        ItemOrder, typer.Option(help="Order of the items; those without a time come last in occurred_at.")
+    ] = ItemOrder.ARRIVED,
+    as_json: AsJson = False,
+) -> None:
     """Show the pet's clusters."""
     from sploot_cluster.pet.models import PetId
+    from sploot_cluster.pet.views import ordered
 
     with open_service() as service:
-        view = service.clusters(PetId(pet))
+        view = ordered(service.clusters(PetId(pet)), order)
     if as_json:
         print_json(view)
         return
@@ -342,6 +351,8 @@ def why(
         return
     place = "in no cluster" if reasons.cluster_id is None else f"in cluster {reasons.cluster_id}"
     out.print(f"{media} is {place}, {reasons.origin}: {reasons.reason}", soft_wrap=True)
+    if reasons.occurred_at is not None:
+        out.print(f"occurred at {reasons.occurred_at:%Y-%m-%d %H:%M:%S} UTC")
     if reasons.similarity is not None:
         out.print(f"similarity to its cluster {reasons.similarity:.3f}, threshold for arrivals {reasons.threshold:.3f}")
     if reasons.second is not None:

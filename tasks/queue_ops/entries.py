@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from sploot_cluster.limits import MAX_TEXT
+
 LONGEST_VALUE: Final = 200
-# A longer id is invalid: contracts.MAX_TEXT.
-LONGEST_ID: Final = 256
 
 # Never appears in a listing, log or error report.
 EMBEDDING: Final = "embedding"
@@ -162,7 +162,7 @@ def _cut(text: str, longest: int = LONGEST_VALUE) -> str:
 
 
 def _text(value: object) -> str | None:
-    return _cut(value, LONGEST_ID) if isinstance(value, str) and value else None
+    return _cut(value, MAX_TEXT) if isinstance(value, str) and value else None
 
 
 def _pet(value: object) -> int | None:

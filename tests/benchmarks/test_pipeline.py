@@ -15,7 +15,7 @@ from benchmarks.pipeline.pets import Album, World
 from benchmarks.pipeline.plan import PLAN
 from benchmarks.pipeline.report import found_in, targets
 from benchmarks.records import Records
-from tasks.contracts import EmbeddingIngested
+from sploot_cluster.event import EmbeddingIngested
 
 
 @pytest.mark.bench

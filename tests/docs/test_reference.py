@@ -1,4 +1,4 @@
-"""The pages of docs/reference equal what the code generates."""
+"""The pages of docs/reference, and the JSON Schema of docs/wire, equal what the code generates."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from deploy.reference import PAGES, outdated, pages
+from deploy.reference import DOCS, outdated, pages
 
 HEADINGS = {
-    "http.md": "### POST /api/v1/internal/clusters/merge",
-    "command-line.md": "## queue dead list",
-    "settings.md": "- `REDIS_URL` (default",
-    "metrics.md": "- `cluster_jobs_total` (counter",
+    "reference/http.md": "### POST /api/v1/internal/clusters/merge",
+    "reference/command-line.md": "## queue dead list",
+    "reference/settings.md": "- `REDIS_URL` (default",
+    "reference/metrics.md": "- `cluster_jobs_total` (counter",
+    "wire/embedding.ingested-1.schema.json": '"title": "embedding.ingested/1"',
 }
 
 
@@ -23,9 +24,9 @@ def generated() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", sorted(HEADINGS))
 def test_reference_page_equals_generated_page(generated: dict[str, str], name: str) -> None:
-    committed = (PAGES / name).read_text(encoding="utf-8")
+    committed = (DOCS / name).read_text(encoding="utf-8")
 
-    assert committed == generated[name], f"docs/reference/{name} differs from the code; run `make reference`"
+    assert committed == generated[name], f"docs/{name} differs from the code; run `make reference`"
 
 
 @pytest.mark.parametrize("name", sorted(HEADINGS))
@@ -36,7 +37,8 @@ def test_generated_page_has_entries(generated: dict[str, str], name: str) -> Non
 
 def test_check_names_outdated_page(generated: dict[str, str], tmp_path: Path) -> None:
     for name, text in generated.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "settings.md").write_text("something else", encoding="utf-8")
+    (tmp_path / "reference/settings.md").write_text("something else", encoding="utf-8")
 
-    assert outdated(tmp_path) == ["settings.md"]
+    assert outdated(tmp_path) == ["reference/settings.md"]

@@ -13,9 +13,10 @@ import pytest
 import redis
 import yaml
 
+from sploot_cluster.encodings import ENCODINGS
 from sploot_cluster.errors import InvalidInput
-from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, EmbeddingIngested, stream_of
-from tasks.encodings import ENCODINGS
+from sploot_cluster.event import EmbeddingIngested
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 
 WIRE = Path(__file__).parent.parent.parent / "docs" / "wire"
 SCHEMA = json.loads((WIRE / "embedding.ingested-1.schema.json").read_text())

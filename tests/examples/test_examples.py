@@ -19,9 +19,10 @@ import redis
 from starlette.testclient import TestClient
 
 from sploot_cluster import ClusterService
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.contracts import EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tasks.embedded_redis import EmbeddedRedis
 from tests.support import eventually, lacking
 from tests.system.events import free_port

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from random import Random
@@ -109,7 +110,8 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store, desk = RedisPetStore(client), Desk(client)
         service = ClusterService(store)
         for number, vector in enumerate(vectors(pet_id=42, n=60)):
-            service.assign(PetId(42), MediaId(f"item-{number}"), model="test@1", vector=vector)
+            noon = datetime(2026, 1, 31, 12, tzinfo=UTC) if number == 7 else None
+            service.assign(PetId(42), MediaId(f"item-{number}"), model="test@1", vector=vector, occurred_at=noon)
         desk.add(1, pet_id=42)
         desk.bury(2, pet_id=42)
         broker = RedisStreamsBroker(client=client, middleware=[])
@@ -140,6 +142,10 @@ def test_second_replay_of_a_capture_enqueues_nothing(replay: Replay, redis_url: 
     assert first.report == {"enqueued": 62, "already": 0, "before": 0, "of": 62}
     assert second.report == {"enqueued": 0, "already": 62, "before": 0, "of": 62}
     assert len(set(names_in_stream(desk.client))) == len(names_in_stream(desk.client)) == 62
+    entries: Any = desk.client.xrange(KEYS.stream)
+    assert [fields[b"occurred_at"] for _, fields in entries if b"occurred_at" in fields] == [
+        b"2026-01-31T12:00:00+00:00"
+    ]
 
 
 def test_replayed_jobs_run(

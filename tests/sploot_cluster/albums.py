@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import numpy as np
 
 from sploot_cluster import ClusterService
@@ -24,10 +26,23 @@ def name(subject: int, number: int) -> MediaId:
     return MediaId(f"s{subject}-{number}")
 
 
+def taken_at(item: MediaId) -> datetime | None:
+    """Return when a picture was taken, in another order than they arrive; every third has no time."""
+    number = int(item.rpartition("-")[2])
+    return datetime(2026, 1, 31, 12, tzinfo=UTC) - timedelta(milliseconds=1_001 * number) if number % 3 else None
+
+
 def take(service: ClusterService, subject: int, numbers: range, *, pet: PetId = PET) -> list[Assigned]:
     """Ingest pictures of a subject, one after the other."""
     return [
-        service.assign(pet, name(subject, number), model=MODEL, vector=picture(subject, number)) for number in numbers
+        service.assign(
+            pet,
+            name(subject, number),
+            model=MODEL,
+            vector=picture(subject, number),
+            occurred_at=taken_at(name(subject, number)),
+        )
+        for number in numbers
     ]
 
 

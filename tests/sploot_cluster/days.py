@@ -23,8 +23,9 @@ from sploot_cluster.decide.corrections.place import Placement
 from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.pet.models import ClusterId, MediaId, PetState
+from sploot_cluster.pet.times import ms_of
 from sploot_cluster.settings import ClusterSettings
-from tests.sploot_cluster.albums import DIM, MODEL, PET, name, picture
+from tests.sploot_cluster.albums import DIM, MODEL, PET, name, picture, taken_at
 from tests.sploot_cluster.lineage import Witness
 from tests.sploot_cluster.oracle import demands
 
@@ -91,7 +92,7 @@ class Day:
         vector = picture(self.random.randrange(4), self.n_pictures)
         item = name(self.random.randrange(4), self.n_pictures)
         self.sent.add(item)
-        self.service.assign(PET, item, model=f"not-{MODEL}", vector=vector)
+        self.service.assign(PET, item, model=f"not-{MODEL}", vector=vector, occurred_at=taken_at(item))
 
     def merge(self, state: PetState, operation_id: str) -> None:
         ids = self.random.sample(sorted(state.clusters), min(len(state.clusters), self.random.choice([2, 2, 3])))
@@ -175,7 +176,7 @@ class Day:
         self.sent.add(item)
         subject, number = map(int, item.removeprefix("s").split("-"))
         vector = picture(subject, number + 100_000 * self.n_switches)
-        self.service.assign(PET, item, model=self._model(), vector=vector)
+        self.service.assign(PET, item, model=self._model(), vector=vector, occurred_at=taken_at(item))
 
     def _some(self, state: PetState) -> tuple[ClusterId, list[MediaId]]:
         cluster = self.random.choice(sorted(state.clusters) or [ClusterId(1)])
@@ -198,7 +199,9 @@ def check(day: Day, context: str) -> None:
     assert tally.is_conserved, f"{context}: {tally}"
     assert tally.ingested - tally.quarantined == state.n_media, f"{context}: {tally}"
     assert tally.ingested == len(day.sent), f"{context}: {tally}, {len(day.sent)} were sent"
-    assert state.rows.keys() | day.store.tally(PET).quarantine.keys() == day.sent, context
+    times = dict(zip(state.media, state.occurred_at_ms.tolist(), strict=True))
+    times |= {item: why.occurred_at_ms for item, why in day.store.tally(PET).quarantine.items()}
+    assert times == {item: ms_of(taken_at(item)) for item in day.sent}, context
     day.revisions.append(state.revision)
     if state.ledger and state.ledger[-1].revision == state.revision:
         match state.ledger[-1]:

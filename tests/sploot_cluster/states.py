@@ -34,6 +34,7 @@ def pet_state(
         media=media,
         rows={item: row for row, item in enumerate(media)},
         vectors=vectors,
+        occurred_at_ms=np.zeros(len(media), dtype=np.int64),
         labels=np.array(labels, dtype=np.int32),
         origins=np.array(origin, dtype=np.uint8),
         clusters=clusters,

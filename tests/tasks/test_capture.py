@@ -536,7 +536,11 @@ def test_file_that_is_not_a_capture_is_refused(tmp_path: Path, content: bytes, p
     [
         ("settings", lambda about: about.update(labels="another"), "the labels of its pet are not those of settings"),
         ("settings", lambda about: about.update(redacted="no"), "settings.json.redacted: expected true or false"),
-        ("settings", lambda about: about["settings"].update(noise_floor="many"), "NOISE_FLOOR: 'many' is not a whole number"),
+        (
+            "settings",
+            lambda about: about["settings"].update(noise_floor="many"),
+            "NOISE_FLOOR: 'many' is not a whole number",
+        ),
         ("settings", lambda about: about["settings"].update(models=[1]), "MODELS: .* is not name@version=dimension"),
         ("jobs", lambda job: job.pop("queue"), "jobs.jsonl, line 1 has no queue"),
         ("jobs", lambda job: job.update(queue="odd"), "line 1.queue: expected one of .*, got 'odd'"),

@@ -138,8 +138,13 @@ def test_clusters_and_history_are_printed_as_text_and_json(cli: CommandLine, ser
 
     for_people = cli("clusters", "42")
     for_programs = cli("clusters", "42", "--json")
+    by_time = cli("clusters", "42", "--json", "--order", "occurred_at").json
+    why = cli("why", "42", "s0-1")
     history = cli("history", "42", "--json")
 
+    assert by_time["clusters"][0]["media_ids"] == ["s0-5", "s0-4", "s0-2", "s0-1", "s0-0", "s0-3"]
+    assert by_time["occurred_at"]["s0-1"] == "2026-01-31T11:59:58.999000+00:00"
+    assert "occurred at 2026-01-31 11:59:58 UTC" in why.out
     assert "pet 42 at revision 13: 12 items, 2 clusters, 0 noise, model clip@1 with 16 dimensions" in for_people.out
     shown = for_programs.json
     assert [len(cluster["media_ids"]) for cluster in shown["clusters"]] == [6, 6]

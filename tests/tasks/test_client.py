@@ -15,9 +15,10 @@ import pytest
 import redis
 
 from broker import RedisStreamsBroker
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import JobQueue, ReclusterRequests
 from tasks.client import ClusterTasks, InvalidInput, QueueUnavailable
-from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, stream_of
 
 
 @pytest.fixture

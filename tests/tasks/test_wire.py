@@ -14,6 +14,7 @@ import redis
 from dramatiq.middleware import Callbacks, CurrentMessage, Pipelines, Retries
 
 from broker import RedisStreamsBroker, UndecodableEntry
+from sploot_cluster.event import EmbeddingIngested
 from tasks.client import ClusterTasks
 from tasks.composition import build_worker
 from tasks.contracts import (
@@ -22,7 +23,6 @@ from tasks.contracts import (
     EMBEDDING_INGESTED,
     QUEUE_OF,
     QUEUES,
-    EmbeddingIngested,
     stream_of,
 )
 from tasks.settings import Settings
@@ -77,8 +77,8 @@ def test_invalid_event_names_field_and_hint() -> None:
     with pytest.raises(UndecodableEntry) as refused:
         decode_embedding("1-0", FIELDS | {b"pet_id": b"rex"})
 
-    assert (refused.value.field, refused.value.problem) == ("pet_id", "'rex' is not a decimal number")
-    assert refused.value.hint == "send digits, e.g. 42"
+    assert (refused.value.field, refused.value.problem) == ("pet_id", "'rex' is not a whole number")
+    assert refused.value.hint == "send 1 to 9223372036854775807 in digits, such as 42"
 
 
 def test_foreign_entry_names_the_missing_field() -> None:

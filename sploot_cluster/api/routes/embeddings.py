@@ -13,11 +13,10 @@ from fastapi import APIRouter, Body, Request, Response
 
 from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, WRITES, Admission
 from sploot_cluster.api.answers import EmbeddingAccepted, EmbeddingOutcome, EmbeddingOutcomes
-from sploot_cluster.api.bodies import Embedding, Embeddings
-from sploot_cluster.api.problems import FieldProblem, InvalidFields, documented, field_problem
+from sploot_cluster.api.bodies import Embeddings, event_of
+from sploot_cluster.api.problems import FieldProblem, InvalidFields, documented
 from sploot_cluster.api.routes.jobs import accepted, location_header
-from sploot_cluster.errors import InvalidInput
-from sploot_cluster.jobs import JobQueue, JobRef
+from sploot_cluster.jobs import JobQueue
 
 
 def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -> APIRouter:
@@ -44,7 +43,7 @@ def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -
         """Ingest one embedding or a list of them. Invalid entries of a list are refused; the others are enqueued."""
         given: Any = body
         if not isinstance(given, list):
-            job = _enqueue(jobs, given)
+            job = jobs.ingest_event(event_of(given))
             if not job.withheld:
                 accepted(job, request, response)
             return EmbeddingAccepted.model_validate(job)
@@ -67,27 +66,11 @@ def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -
 
 def _outcome(jobs: JobQueue, index: int, entry: object) -> EmbeddingOutcome:
     try:
-        return EmbeddingOutcome(index=index, job=EmbeddingAccepted.model_validate(_enqueue(jobs, entry)))
-    except InvalidFields as refusal:
-        errors = list(refusal.errors)
-    except InvalidInput as refused:
-        errors = [field_problem(refused)]
-    placed = [error.model_copy(update={"field": _placed(index, error.field)}) for error in errors]
+        return EmbeddingOutcome(index=index, job=EmbeddingAccepted.model_validate(jobs.ingest_event(event_of(entry))))
+    except InvalidFields as refused:
+        placed = [error.model_copy(update={"field": _placed(index, error.field)}) for error in refused.errors]
     return EmbeddingOutcome(index=index, errors=placed)
 
 
 def _placed(index: int, field: str) -> str:
     return f"[{index}]" if field == "body" else f"[{index}].{field}"
-
-
-def _enqueue(jobs: JobQueue, entry: object) -> JobRef:
-    embedding = Embedding.model_validate(entry)
-    return jobs.ingest(
-        pet_id=embedding.pet_id,
-        media_id=embedding.media_id,
-        model=embedding.model,
-        embedding=embedding.embedding,
-        encoding=embedding.encoding,
-        event_id=embedding.event_id,
-        occurred_at=embedding.occurred_at,
-    )

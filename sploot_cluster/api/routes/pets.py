@@ -29,6 +29,8 @@ from sploot_cluster.pet.diff import PetDiff, Snapshot
 from sploot_cluster.pet.models import ClusterId, Deleted, MediaId, PetId, PetView
 from sploot_cluster.pet.shadow import CandidateModel, PetModel
 from sploot_cluster.pet.tally import PetTally, TallyView
+from sploot_cluster.pet.times import ItemOrder
+from sploot_cluster.pet.views import ordered
 
 MAX_HISTORY: Final = 1_000
 
@@ -73,9 +75,16 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
     )
 
     @router.get("/clusters", operation_id="get_clusters", summary="Get a pet's clusters", response_model=PetView)
-    def get_clusters(pet_id: PetInPath, if_none_match: IfNoneMatch = None) -> Response:
+    def get_clusters(
+        pet_id: PetInPath,
+        order: Annotated[
+            ItemOrder,
+            Query(description="Order of the items in each list; those without a time come last in `occurred_at`."),
+        ] = ItemOrder.ARRIVED,
+        if_none_match: IfNoneMatch = None,
+    ) -> Response:
         """Return the present clusters of a pet. A pet without data has revision 0."""
-        view = service.clusters(PetId(pet_id))
+        view = ordered(service.clusters(PetId(pet_id)), order)
         return tagged(view.revision, if_none_match, lambda: view)
 
     @router.get(

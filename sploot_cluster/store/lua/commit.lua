@@ -8,7 +8,7 @@
 --          vectors                  of the arrivals
 --          relabels                 1: labels and origins are of all rows, and changed; 0: of the arrivals only
 --          labels, origins
---          arrived                  of the arrivals
+--          arrived, occurred_at     of the arrivals
 --          was, kept                record of overwritten labels, "" = none; number of such records to keep
 --          n_clustered, n_noise, n_dismissed   numbers of items after this commit
 --          correction               JSON for the ledger, or ""
@@ -81,7 +81,7 @@ end
 local format, model, dim = take(), take(), take()
 local next_cluster, n_at_recluster, noise_arrivals = take(), take(), take()
 local vectors, relabels, labels, origins = take(), take() == '1', take(), take()
-local arrived, was, kept = take(), take(), tonumber(take())
+local arrived, occurred_at, was, kept = take(), take(), take(), tonumber(take())
 local n_clustered, n_noise, n_dismissed = tonumber(take()), tonumber(take()), tonumber(take())
 local correction, kind, by, summary = take(), take(), take(), take()
 
@@ -142,6 +142,7 @@ if was ~= '' then
 end
 if arrived ~= '' then
   redis.call('APPEND', KEYS[11], arrived)
+  redis.call('APPEND', KEYS[18], occurred_at)
 end
 if relabels then
   redis.call('SET', KEYS[5], labels)

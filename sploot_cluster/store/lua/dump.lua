@@ -3,7 +3,7 @@
 -- KEYS     all keys of the pet
 -- Returns  {} for a pet without data, {"DAMAGED", key, expected, found} for a damaged one, else the values of:
 --          meta, media, vectors, labels, origins, clusters, aliases, ledger, arrived, overwritten, history, quarantine,
---          shadow, shadow_vectors; hashes as field, value, …
+--          shadow, shadow_vectors, occurred_at; hashes as field, value, …
 
 local damaged, born = look()
 if damaged or not born then
@@ -24,4 +24,5 @@ return {
   redis.call('HGETALL', KEYS[13]),
   redis.call('HGETALL', KEYS[15]),
   redis.call('HGETALL', KEYS[16]),
+  redis.call('GET', KEYS[18]) or '',
 }

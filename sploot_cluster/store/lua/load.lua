@@ -18,6 +18,7 @@
 --         11 aliases        id, id, …
 --         12 from_correction
 --         13 ledger         corrections from that one on
+--         14 occurred_at    from from_row on
 --
 -- The known state is used only if it is an ancestor of the stored one: the stored revision is later, and has the same
 -- last item in the same row. That is false after a failover that lost writes, and for a recreated pet.
@@ -76,4 +77,5 @@ return {
   aliases,
   known_corrections,
   redis.call('LRANGE', KEYS[9], known_corrections, -1),
+  redis.call('GETRANGE', KEYS[18], known_rows * 8, -1),
 }

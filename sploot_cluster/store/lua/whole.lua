@@ -35,7 +35,7 @@ local function damage_of(meta)
     {8, 'HLEN', 'fields', meta.n_aliases}, {9, 'LLEN', 'items', meta.n_corrections},
     {10, 'XLEN', 'entries', meta.n_history}, {11, 'STRLEN', 'bytes', 4 * meta.n_media},
     {12, 'XLEN', 'entries', meta.n_overwritten}, {13, 'HLEN', 'fields', meta.n_quarantined},
-    {15, 'HLEN', 'fields', meta.n_shadow and 5 or 0}, {16, 'HLEN', 'fields', meta.n_shadow or 0},
+    {18, 'STRLEN', 'bytes', 8 * meta.n_media}, {15, 'HLEN', 'fields', meta.n_shadow and 5 or 0}, {16, 'HLEN', 'fields', meta.n_shadow or 0},
   }) do
     local found = call(of[2], KEYS[of[1]])
     if found ~= tonumber(of[4]) then
@@ -59,6 +59,7 @@ local function look()
   local is_whole = n and format == FORMAT and n_fields <= call('HLEN', keys[1]) and (n == 0 or model and dim)
     and n == call('LLEN', keys[2]) and n == call('HLEN', keys[3]) and 4 * n * (tonumber(dim or 0) or -1) == call('STRLEN', keys[4])
     and 4 * n == call('STRLEN', keys[5]) and n == call('STRLEN', keys[6]) and 4 * n == call('STRLEN', keys[11])
+    and 8 * n == call('STRLEN', keys[18])
     and tonumber(n_clusters) == call('HLEN', keys[7]) and tonumber(n_aliases) == call('HLEN', keys[8])
     and tonumber(n_corrections) == call('LLEN', keys[9]) and tonumber(n_history) == call('XLEN', keys[10])
     and tonumber(n_overwritten) == call('XLEN', keys[12]) and tonumber(n_quarantined) == call('HLEN', keys[13])

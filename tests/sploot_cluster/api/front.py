@@ -13,10 +13,11 @@ from sploot_cluster import ClusterService
 from sploot_cluster.api import create_app
 from sploot_cluster.api.idempotency import MemoryIdempotencyStore
 from sploot_cluster.decide.corrections.base import Request
+from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.fields import fields_of
 from sploot_cluster.jobs import JobRef, JobState, JobStatus
 from sploot_cluster.store.memory import MemoryPetStore
-from tasks.contracts import EmbeddingIngested, PreviewRecluster, ReclusterPet
+from tasks.contracts import PreviewRecluster, ReclusterPet
 
 API = "/api/v1/internal"
 
@@ -26,6 +27,7 @@ class NotingQueue:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Mapping[str, Any]]] = []
+        self.events: list[EmbeddingIngested] = []
         self.jobs: dict[str, JobStatus] = {}
         self.before: Callable[[], None] = lambda: None
 
@@ -41,21 +43,9 @@ class NotingQueue:
         facts = {name: value for name in fields_of(type(request)) if (value := getattr(request, name)) is not None}
         return self._note(request.verb, by=facts.pop("requested_by"), **facts)
 
-    def ingest(
-        self,
-        *,
-        pet_id: int,
-        media_id: str,
-        model: str,
-        embedding: object,
-        encoding: str | None = None,
-        event_id: str | None = None,
-        occurred_at: str | None = None,
-    ) -> JobRef:
-        given = {"pet_id": pet_id, "media_id": media_id, "model": model, "embedding": embedding}
-        optional = {"encoding": encoding, "event_id": event_id, "occurred_at": occurred_at}
-        event = EmbeddingIngested.of(**given, **{name: value for name, value in optional.items() if value is not None})
-        return self._note("ingest", pet_id=pet_id, media_id=media_id, vector=list(event.vector()))
+    def ingest_event(self, event: EmbeddingIngested) -> JobRef:
+        self.events.append(event)
+        return self._note("ingest", pet_id=event.pet_id, media_id=event.media_id, vector=list(event.vector()))
 
     def job(self, job_id: str) -> JobStatus | None:
         self.before()

@@ -68,7 +68,7 @@ def test_work_is_enqueued_and_answered_with_its_position(front: Front, path: str
 
 
 def test_item_of_a_pet_outside_the_rollout_is_withheld(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front.queue, "ingest", lambda **_: JobRef("event 1", "some.queue", withheld=True))
+    monkeypatch.setattr(front.queue, "ingest_event", lambda _: JobRef("event 1", "some.queue", withheld=True))
 
     one = front.http.post(f"{API}/embeddings", json=GOOD["/embeddings"])
     many = front.http.post(f"{API}/embeddings", json=[GOOD["/embeddings"]])
@@ -182,6 +182,31 @@ def test_arbitrary_json_never_causes_a_server_error(lasting_front: Front, path: 
             assert answer.headers["Content-Type"] == "application/problem+json"
 
 
+def test_all_invalid_fields_of_an_embedding_are_listed_without_its_values(front: Front) -> None:
+    entry = GOOD["/embeddings"] | {"pet_id": "042", "embedding": [0.123456, "x"], "occurred_at": "now", "model": None}
+
+    answer = front.http.post(API + "/embeddings", json=entry)
+
+    assert sorted(fields_of(answer.json())) == ["embedding", "model", "occurred_at", "pet_id"]
+    assert "0.123456" not in answer.text
+
+
+def test_unknown_field_of_an_embedding_is_ignored(front: Front) -> None:
+    answer = front.http.post(API + "/embeddings", json=GOOD["/embeddings"] | {"colour": "red", "cls": 1})
+    misspelt = front.http.post(API + "/embeddings", json={**GOOD["/embeddings"], "media_id": None, "mediaid": "a"})
+
+    assert answer.status_code == 202
+    assert fields_of(misspelt.json()) == ["media_id"]
+
+
+def test_embedding_may_carry_its_own_trace(front: Front) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+    front.http.post(API + "/embeddings", json=GOOD["/embeddings"] | {"traceparent": trace})
+
+    assert front.queue.events[0].traceparent == trace
+
+
 def test_entries_of_a_list_are_accepted_or_refused_one_by_one(front: Front) -> None:
     good = GOOD["/embeddings"]
     entries = [good, good | {"embedding": [0, 0]}, good | {"media_id": "b"}, 7]
@@ -258,6 +283,23 @@ def test_pet_is_returned_with_its_revision_as_etag(front: Front) -> None:
     assert pet["clusters"][0]["origins"] == {"core": 6}
     assert (again.status_code, again.content) == (304, b"")
     assert later.status_code == 200
+
+
+def test_items_are_returned_with_their_times_and_in_their_order(front: Front) -> None:
+    take(front.service, 0, range(6))
+    front.service.recluster(PET, by="ada")
+
+    by_arrival = front.http.get(f"{API}/pets/42/clusters").json()
+    by_time = front.http.get(f"{API}/pets/42/clusters", params={"order": "occurred_at"}).json()
+    why = [front.http.get(f"{API}/pets/42/media/s0-{number}/why").json()["occurred_at"] for number in range(2)]
+    refused = front.http.get(f"{API}/pets/42/clusters", params={"order": "size"})
+
+    assert by_arrival["clusters"][0]["media_ids"] == [f"s0-{number}" for number in range(6)]
+    assert by_time["clusters"][0]["media_ids"] == ["s0-5", "s0-4", "s0-2", "s0-1", "s0-0", "s0-3"]
+    assert by_arrival["occurred_at"] == by_time["occurred_at"]
+    assert by_time["occurred_at"].keys() == {"s0-1", "s0-2", "s0-4", "s0-5"}
+    assert why == [None, by_time["occurred_at"]["s0-1"]] == [None, "2026-01-31T11:59:58.999000Z"]
+    assert (refused.status_code, fields_of(refused.json())) == (422, ["order"])
 
 
 def test_pet_without_data_is_returned_empty(front: Front) -> None:

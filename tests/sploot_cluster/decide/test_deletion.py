@@ -21,12 +21,13 @@ from sploot_cluster.decide.deletion import without
 from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.errors import ModelMismatch, PetExists, UnknownMedia, UnknownPet, UnreadableExport
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId, PetState
+from sploot_cluster.pet.times import time_of
 from sploot_cluster.store import export_file as dumps
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.port import PetStore
 from sploot_cluster.store.redis import RedisPetStore
-from tests.sploot_cluster.albums import DIM, PET, grouped, name, names, picture, take
+from tests.sploot_cluster.albums import DIM, PET, grouped, name, names, picture, take, taken_at
 from tests.sploot_cluster.days import STEPS, Day, check, check_past
 from tests.sploot_cluster.oracle import demands
 
@@ -43,7 +44,7 @@ def service(store: PetStore) -> ClusterService:
     service.exclude(PET, ONE, [name(0, 0)], operation_id="3", by="bob")
     service.dismiss(PET, [name(1, 0)], operation_id="4", by="bob")
     with pytest.raises(ModelMismatch):
-        service.assign(PET, MediaId("odd"), model="clip@2", vector=[1.0] * DIM)
+        service.assign(PET, MediaId("odd"), model="clip@2", vector=[1.0] * DIM, occurred_at=taken_at(name(0, 1)))
     service.preview(PET)
     return service
 
@@ -63,6 +64,7 @@ def comparable(store: PetStore, pet: PetId = PET) -> dict[str, object]:
         "vectors": state.vectors.tolist(),
         "labels": state.labels.tolist(),
         "origins": state.origins.tolist(),
+        "occurred_at_ms": state.occurred_at_ms.tolist(),
         "facts": (state.revision, state.model, state.dim, state.next_cluster, state.n_at_recluster),
         "counts": (state.noise_arrivals, state.relabelled_at, dump.past_from, dump.ingested),
         "clusters": dict(state.clusters),
@@ -95,6 +97,7 @@ def test_deletion_of_an_item_leaves_all_others_in_place(service: ClusterService,
     after = store.load(PET)
     assert places(after) == {item: label for item, label in places(before).items() if item not in gone}
     assert np.array_equal(after.vectors[after.rows[name(2, 7)]], picture(2, 7))
+    assert [time_of(ms) for ms in after.occurred_at_ms.tolist()] == list(map(taken_at, after.media))
     assert (deleted.n_media, deleted.n_corrections, deleted.revision) == (3, 3, before.revision + 1)
     tally = service.tally(PET).tally
     assert (tally.is_conserved, tally.ingested, tally.quarantined) == (True, 22, 0)
@@ -385,6 +388,8 @@ def _column(name: str, change: Callable[[bytes], bytes]) -> Callable[[dict[str, 
         (_facts(lambda facts: facts.update(next_cluster=4)), "next cluster id, 4, was assigned already"),
         (_facts(lambda facts: facts.update(aliases={"2": 9})), "aliases do not resolve to its clusters"),
         (_facts(lambda facts: facts.update(aliases={"1": 3})), "aliases do not resolve to its clusters"),
+        (_column("occurred_at.i64le", lambda column: column[:-8]), "items, but"),
+        (_column("occurred_at.i64le", lambda column: column[:-1] + b"\x7f"), "time of an item is out of range"),
         (_column("origins.u8", lambda column: bytes(len(column))), "origins do not match its labels"),
         (_column("vectors.f32le", lambda column: bytes(len(column))), "vectors do not have unit norm"),
         (_column("vectors.f32le", lambda column: b"\xff" * len(column)), "vectors do not have unit norm"),

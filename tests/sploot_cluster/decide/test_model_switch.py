@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -19,11 +20,12 @@ from sploot_cluster.errors import (
     UnknownPet,
 )
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId
+from sploot_cluster.pet.times import time_of
 from sploot_cluster.pet.vectors import FloatVector
 from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.port import PetStore
 from sploot_cluster.store.redis import RedisPetStore
-from tests.sploot_cluster.albums import MODEL, PET, grouped, name, names, take
+from tests.sploot_cluster.albums import MODEL, PET, grouped, name, names, take, taken_at
 
 ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
 NEW, NEW_DIM = "clip@2", 24
@@ -47,7 +49,8 @@ def seen_by_new(subject: int, number: int) -> FloatVector:
 
 def embed(service: ClusterService, subject: int, numbers: range) -> None:
     for number in numbers:
-        service.assign(PET, name(subject, number), model=NEW, vector=seen_by_new(subject, number))
+        item = name(subject, number)
+        service.assign(PET, item, model=NEW, vector=seen_by_new(subject, number), occurred_at=taken_at(item))
 
 
 def begin(service: ClusterService) -> None:
@@ -245,6 +248,11 @@ def where(store: PetStore) -> dict[MediaId, int]:
     return dict(zip(state.media, state.labels.tolist(), strict=True))
 
 
+def times(store: PetStore) -> dict[MediaId, datetime | None]:
+    state = store.load(PET)
+    return dict(zip(state.media, map(time_of, state.occurred_at_ms.tolist()), strict=True))
+
+
 def test_shadow_only_items_are_quarantined_until_the_switch(service: ClusterService, store: PetStore) -> None:
     begin(service)
     embed(service, 1, range(8, 10))
@@ -263,6 +271,8 @@ def test_shadow_only_items_are_quarantined_until_the_switch(service: ClusterServ
     assert "a switch to that model adds it to the pet" in why.reason
     assert (service.tally(PET).tally.ingested, service.tally(PET).quarantine) == (26, {})
     assert {where(store)[item] for item in new} == {ONE}
+    assert why.occurred_at == taken_at(name(1, 8)) is not None
+    assert times(store) == {item: taken_at(item) for item in store.load(PET).media}
 
 
 def test_shadow_only_items_stay_quarantined_when_the_model_ends(service: ClusterService, store: PetStore) -> None:
@@ -333,6 +343,9 @@ def test_switch_back_quarantines_items_without_a_former_vector(service: ClusterS
     service.switch_model(PET, back.token, by="eve")
 
     counted = service.tally(PET)
+    assert {item: time_of(why.occurred_at_ms) for item, why in counted.quarantine.items()} == {
+        item: taken_at(item) for item in new
+    }
     assert set(back.left_out) == set(counted.quarantine) == set(store.only_in_shadow(PET)) == new
     assert {move.media_id for move in back.diff.moved if move.after is None} == new
     assert (counted.tally.ingested, counted.tally.is_conserved) == (29, True)

@@ -105,3 +105,15 @@ def test_same_rows_appended_by_threads_are_appended_once() -> None:
     assert whole == [True] * 4
     assert list(rows.media(n)) == [f"m{i}" for i in range(n)]
     np.testing.assert_array_equal(rows.vectors(n), rows_of(n))
+
+
+def test_times_are_appended_and_copied_with_the_rows() -> None:
+    rows = PetRows(media("a", "b"), rows_of(2), np.array([7, 8]))
+    before = rows.occurred_at_ms(2)
+
+    rows.extended(2, media("c"), rows_of(1, first=2), np.array([9]))
+    branch = rows.extended(2, media("x"), rows_of(1, first=9))
+
+    assert (before.tolist(), rows.occurred_at_ms(3).tolist()) == ([7, 8], [7, 8, 9])
+    assert branch.occurred_at_ms(3).tolist() == [7, 8, 0]
+    assert not before.flags.writeable

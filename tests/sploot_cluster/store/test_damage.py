@@ -152,7 +152,7 @@ def test_import_over_remains_of_a_pet_is_refused(redis_client: redis.Redis) -> N
     redis_client.delete(KEYS.meta)
     before = contents(redis_client)
 
-    with pytest.raises(UnreadablePet, match="a hash next to 14 other keys of the pet, found nothing"):
+    with pytest.raises(UnreadablePet, match="a hash next to 15 other keys of the pet, found nothing"):
         service.import_pet(file)
 
     assert contents(redis_client) == before

@@ -31,6 +31,7 @@ from sploot_cluster.pet.models import (
     PetState,
     Relabelling,
 )
+from sploot_cluster.pet.times import UNKNOWN
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.port import PetStore
@@ -49,7 +50,13 @@ NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 def arrival(state: PetState, *names: str, label: int = NOISE, dim: int = DIM) -> Change:
     """Return the arrival of items at ``state``; the vector of each depends on its name."""
     media = tuple(
-        Arrival(MediaId(name), vector(name, dim), ClusterId(label), Origin.ARRIVED if label > 0 else Origin.NOISE)
+        Arrival(
+            MediaId(name),
+            vector(name, dim),
+            ClusterId(label),
+            Origin.ARRIVED if label > 0 else Origin.NOISE,
+            occurred_at_ms=time(name),
+        )
         for name in names
     )
     first = state.n_media == 0
@@ -62,6 +69,11 @@ def arrival(state: PetState, *names: str, label: int = NOISE, dim: int = DIM) ->
         dim=dim if first else None,
         arrivals=media,
     )
+
+
+def time(name: str) -> int:
+    """Return the time of an item; that of ``c`` is unknown, and of ``b`` long ago."""
+    return {"b": -(10**13), "c": UNKNOWN}.get(name, 1_769_860_800_000 + len(name))
 
 
 def vector(name: str, dim: int = DIM) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -128,6 +140,7 @@ def comparable(state: PetState) -> dict[str, object]:
         "vectors": state.vectors.tolist(),
         "labels": state.labels.tolist(),
         "origins": state.origins.tolist(),
+        "occurred_at_ms": state.occurred_at_ms.tolist(),
         "clusters": dict(state.clusters),
         "aliases": dict(state.aliases),
     }
@@ -158,6 +171,7 @@ def test_state_returned_by_commit_equals_a_fresh_load(store: PetStore) -> None:
     assert loaded.labels.tolist() == [1, 1, 1, 1, -1, 1]
     assert loaded.origins.tolist() == [Origin.CORE] * 5 + [Origin.ARRIVED]
     np.testing.assert_array_equal(loaded.vectors, [vector(name) for name in "abcdef"])
+    assert loaded.occurred_at_ms.tolist() == [time(name) for name in "abcdef"]
     assert [column.dtype.str for column in (loaded.vectors, loaded.labels, loaded.origins)] == ["<f4", "<i4", "|u1"]
     assert loaded.clusters == {1: ClusterCard(ClusterId(1), 0.75, since=2)}
     assert loaded.aliases == {2: 1}

@@ -20,7 +20,8 @@ from sentry_sdk.transport import Transport
 
 from broker import RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
-from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, EmbeddingIngested
+from sploot_cluster.event import EmbeddingIngested
+from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED
 from tasks.observe.error_reports import ReportDeadJobs, configure_error_reports
 from tasks.settings import Settings
 from tasks.wire import DECODERS

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import redis
 
-from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, EmbeddingIngested, stream_of
+from sploot_cluster.event import EmbeddingIngested
+from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, stream_of
 from tasks.demo.stack import answers
 from tasks.observe.backlog import BACKLOG, TICKED_AT
 from tasks.observe.logs import without_payload

@@ -149,6 +149,8 @@ function strip(origins, size) {
   return h("div", { class: "strip" }, svg);
 }
 
+const timeOf = (item, view) => (Object.hasOwn(view.occurred_at, item) ? ` Its producer stated ${view.occurred_at[item]}.` : "");
+
 function mediaList(media, cluster, data, again) {
   return h(
     "ul",
@@ -169,7 +171,7 @@ function mediaList(media, cluster, data, again) {
               redrawVerbs(data, again);
             },
           }),
-        h("button", { type: "button", class: "plain", "aria-label": `Why is ${item} here?`, title: "Why is this item here?", onclick: () => why(data, item) }, item),
+        h("button", { type: "button", class: "plain", "aria-label": `Why is ${item} here?`, title: `Why is this item here?${timeOf(item, data.clusters)}`, onclick: () => why(data, item) }, item),
       ),
     ),
     media.length > SHOWN && h("li", { class: "quiet" }, `and ${count(media.length - SHOWN)} more: ${shell("clusters", data.id, "--json")}`),

@@ -19,13 +19,12 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, cast, get_args
 
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.limits import MAX_DIM, MIN_DIM, SMALLEST_NORM
 
 Encoding = Literal["f32le", "f16le", "base64-f32le", "json"]
 ENCODINGS: Final[tuple[Encoding, ...]] = get_args(Encoding)
 
-MIN_DIM, MAX_DIM = 2, 8192
 MAX_BYTES: Final = 32 * MAX_DIM  # longest form: a double takes up to 26 bytes of JSON text
-SMALLEST_NORM: Final = 1e-12  # same value as in sploot_cluster.pet.vectors, which producers cannot import
 
 _FLOAT_HINT: Final = "send finite numbers"
 _JSON_HINT: Final = "send a list of numbers, such as [0.1, 0.2]"
@@ -37,7 +36,8 @@ def to_f32le(embedding: object, encoding: Encoding | None = None) -> bytes:
 
     Args:
         embedding: bytes, text, numbers or a buffer of one dimension.
-        encoding: encoding of bytes or text; for bytes, None means ``f32le``. Numbers and buffers need none.
+        encoding: encoding of bytes or text; for bytes, None means ``f32le``. Numbers and buffers need none, and a list
+            may be called ``json``.
 
     Raises:
         InvalidInput: not in the encoding, not numbers, or too many of them.
@@ -48,6 +48,8 @@ def to_f32le(embedding: object, encoding: Encoding | None = None) -> bytes:
         case str():
             return _from_text(embedding, encoding)
         case list() | tuple():
+            if encoding not in (None, "json"):
+                raise _unusable(f"is a list, not {encoding}", f"send {encoding}, or set encoding to json")
             return _from_numbers(embedding)
         case _:
             return _from_object(embedding, encoding)
