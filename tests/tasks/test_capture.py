@@ -539,7 +539,7 @@ def test_file_that_is_not_a_capture_is_refused(tmp_path: Path, content: bytes, p
         (
             "settings",
             lambda about: about["settings"].update(noise_floor="many"),
-            "NOISE_FLOOR: 'many' is not a whole number",
+            "NOISE_FLOOR: 'many' is not a whole",
         ),
         ("settings", lambda about: about["settings"].update(models=[1]), "MODELS: .* is not name@version=dimension"),
         ("jobs", lambda job: job.pop("queue"), "jobs.jsonl, line 1 has no queue"),
