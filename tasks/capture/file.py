@@ -370,9 +370,12 @@ def _bytes_of(encoded: Mapping[str, str]) -> dict[bytes, bytes]:
 def _settings_of(values: Mapping[str, object]) -> ClusterSettings:
     """Return settings from their JSON values; those that this release does not have are ignored."""
     known = {setting.name for setting in fields(ClusterSettings)}
-    return ClusterSettings.from_env(
-        {f"{PREFIX}{name.upper()}": _as_text(value) for name, value in values.items() if name in known}
-    )
+    try:
+        return ClusterSettings.from_env(
+            {f"{PREFIX}{name.upper()}": _as_text(value) for name, value in values.items() if name in known}
+        )
+    except InvalidInput as invalid:
+        raise ValueError(f"{SETTINGS}: {invalid.field}: {invalid.problem}") from None
 
 
 def _as_text(value: object) -> str:

@@ -113,9 +113,9 @@ def test_dead_letter_shows_its_cause_and_can_be_requeued(page: Page, redis_clien
     eventually(lambda: redis_client.xlen("{streams:embedding.ingested}:dead") == 1)
     page.open("dead")
 
-    page.sees("event_id")
+    page.sees("media_id")
     page.sees("Fix: send it")
-    page.click("UndecodableEntry: event_id")
+    page.click("UndecodableEntry: media_id")
     page.sees('"schema": "embedding.ingested/1"')
     page.click("Requeue…")
     page.sees("Redis commands:")
@@ -235,7 +235,7 @@ def test_dead_letter_fits_a_phone_screen(phone: Page, redis_client: redis.Redis,
     eventually(lambda: redis_client.xlen("{streams:embedding.ingested}:dead") == 1)
     phone.open(f"dead/{EMBEDDING_INGESTED}")
 
-    phone.click("UndecodableEntry: event_id")
+    phone.click("UndecodableEntry: media_id")
     phone.sees('"schema": "embedding.ingested/1"')
 
     assert phone.too_wide() == []

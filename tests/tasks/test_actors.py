@@ -15,6 +15,7 @@ from periodiq import PeriodiqMiddleware
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
+from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.pet.models import PetView
@@ -38,12 +39,7 @@ from tests.sploot_cluster.albums import MODEL, PET, name, names, picture, take
 
 QUEUE_OF = {
     CLUSTER_EMBEDDING: EMBEDDING_INGESTED,
-    "merge_clusters": CLUSTER_FEEDBACK,
-    "split_cluster": CLUSTER_FEEDBACK,
-    "exclude_media": CLUSTER_FEEDBACK,
-    "dismiss_media": CLUSTER_FEEDBACK,
-    "undo_feedback": CLUSTER_FEEDBACK,
-    "restore_revision": CLUSTER_FEEDBACK,
+    **{request.actor_name: CLUSTER_FEEDBACK for request in VERBS.values()},
     RECLUSTER_PET: CLUSTER_RECLUSTER,
     PREVIEW_RECLUSTER: CLUSTER_RECLUSTER,
 }
