@@ -1,7 +1,8 @@
 """A Dramatiq broker on Redis Streams.
 
-Messages are delivered at least once, whether a worker, a connection or Redis itself (as far as it persists) dies. All
-that users need is idempotent actors. README.md lists the guarantees and their limits; ``keys.py`` lists the Redis keys.
+Messages are delivered at least once, even if a worker, a connection or Redis itself fails (as far as Redis persists its
+data). Users only have to make their actors idempotent. README.md lists the guarantees and their limits; ``keys.py``
+lists the Redis keys.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from .stats import QueueStats, stats_from
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
-# The middleware that enqueues follow-up messages. If one of them raises, its follow-up would be lost.
+# The middleware classes that enqueue follow-up messages. If one of them raises, its follow-up message would be lost.
 FOLLOWING = (Callbacks, Pipelines, GroupCallbacks)
 
 _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
@@ -52,12 +53,12 @@ class RedisStreamsBroker(Broker):
 
     Args:
         url: the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
-        client: a client whose connection settings are used, as for TLS, Sentinel or Cluster; its ``decode_responses``
-            must be False.
+        client: a client whose connection settings are used, for example for TLS, Sentinel or Cluster. It must have
+            ``decode_responses=False``.
         middleware: as for every Dramatiq broker; None for Dramatiq's defaults. A producer may pass ``[]``.
-        decoders: per queue, for entries that do not consist of one field ``message``.
-        checks: per queue, for queues whose writers must not be able to use every Dramatiq option. Called with each
-            Dramatiq message that was read; raises ``UndecodableEntry`` to refuse it.
+        decoders: a decoder per queue, for queues with entries that do not consist of the single field ``message``.
+        checks: a check per queue, for queues whose writers must not be able to use every Dramatiq option. It is called
+            with each Dramatiq message that was read, and raises ``UndecodableEntry`` to refuse it.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
 
     Raises:
@@ -66,7 +67,7 @@ class RedisStreamsBroker(Broker):
 
     queues: set[str]
 
-    def __init__(  # noqa: PLR0913  # a keyword per setting is what users of Dramatiq's brokers know
+    def __init__(  # noqa: PLR0913  # users of Dramatiq's brokers expect one keyword per setting
         self,
         url: str | None = None,
         *,
@@ -130,7 +131,7 @@ class RedisStreamsBroker(Broker):
         """Declare an actor and its queue.
 
         Raises:
-            InvalidOption: one of its options would make the middleware raise that decides how its messages end.
+            InvalidOption: an option would cause an exception in the middleware that decides how its messages end.
         """
         check_options(actor.options)
         super().declare_actor(actor)
@@ -146,23 +147,23 @@ class RedisStreamsBroker(Broker):
         return self.queues.copy()
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Add a message to its queue. Neither queue nor actor need to be declared here. Thread-safe.
+        """Add a message to its queue. Neither the queue nor the actor needs to be declared here. Thread-safe.
 
         Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued. A
-        message that waits for its retry holds up those behind it, and so does a delayed one.
+        delayed message, or one that is waiting for its retry, holds up those behind it.
 
         Args:
             delay: ms from now, on the server's clock.
 
         Returns:
-            The message. If another message with its option ``unique_key`` is waiting, nothing is added, and the
-            returned message has the ``message_id`` of the waiting one. The option ``unique_for_ms`` limits how long the
-            key is locked. Messages of a pipeline or of a group with callbacks are always added: the pipeline or group
-            would never end otherwise.
+            The message. If another message with the same ``unique_key`` is waiting, nothing is added, and the returned
+            message has the ``message_id`` of the waiting one. The option ``unique_for_ms`` limits how long the key is
+            locked. Messages in a pipeline, or in a group with callbacks, are always added: otherwise the pipeline or
+            group would never end.
 
         Raises:
             ConnectionFailed: nothing was sent.
-            EnqueueUncertain: the message was sent, but no answer came within ``enqueue_timeout_ms``.
+            EnqueueUncertain: the message was sent, but no reply came within ``enqueue_timeout_ms``.
             QueueFull: the queue has held ``max_queue_length`` messages for ``wait_when_full_ms``.
             MessageTooLarge: the message is larger than ``max_message_bytes``.
             InvalidMessage: the message could not run: a field or an option has the wrong type.
@@ -170,17 +171,18 @@ class RedisStreamsBroker(Broker):
         return self._producer.enqueue(message, delay)
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
-        """Add messages in one round trip. A message's option ``delay`` delays it.
+        """Add messages in one round trip. A message with the option ``delay`` is delayed.
 
-        Up to 200 messages of one queue, or ``max_queue_length`` if that is less, are added all or none. More are added
-        in several steps: in the same round trip, or one after the other if ``max_queue_length`` bounds the queue.
+        Up to 200 messages for one queue (or ``max_queue_length``, if that is less) are added in one step: all or none.
+        Larger numbers take several steps. These share the round trip, or follow one after the other if
+        ``max_queue_length`` is set.
 
         Returns:
             The messages in the same order, each as ``enqueue`` returns it.
 
         Raises:
-            As ``enqueue`` does. Messages of other queues, or of earlier steps, may have been added by then: a QueueFull
-                names those that were not.
+            The errors of ``enqueue``. Messages for other queues, or from earlier steps, may have been added by then.
+                ``QueueFull`` lists the messages that were not added.
         """
         return self._producer.enqueue_many(messages)
 
@@ -212,15 +214,15 @@ class RedisStreamsBroker(Broker):
         return self._session.consumer_name
 
     def consumers_moved_at(self) -> Mapping[str, float]:
-        """Return when the Worker last asked for a message of each queue, or for its consumer, by queue name.
+        """Return, by queue name, when the Worker last asked for a message from the queue or for its consumer.
 
-        Times are those of ``time.monotonic``. A Worker asks again within its ``worker_timeout``, or within the timeouts
-        of its connections if Redis does not answer. One that has not asked for a minute hangs.
+        Times are on the clock of ``time.monotonic``. A Worker asks again within its ``worker_timeout``, or within the
+        timeouts of its connections if Redis does not answer. A Worker that has not asked for a minute hangs.
         """
         return dict(self._session.moved_at)
 
     def stats(self, queue_name: str) -> QueueStats:
-        """Return what the queue holds, read atomically in one round trip."""
+        """Return the statistics of the queue, read atomically in one round trip."""
         keys = self._keys[queue_name]
         answer = self._session.connections.run_script(
             STATS,
@@ -230,18 +232,18 @@ class RedisStreamsBroker(Broker):
         return stats_from(answer, queue_name=queue_name, lease_ms=self.settings.lease_ms)
 
     def counters(self, queue_name: str) -> Mapping[str, int]:
-        """Return the totals of the queue since it exists, by name. An absent name reads as 0.
+        """Return the totals of the queue since it was created, by name. A missing name reads as 0.
 
-        - enqueued; coalesced: not added because a message with its unique key waited
+        - enqueued; coalesced: not added because a message with the same unique key was waiting
         - acked; late: acknowledged after another process had taken the message over
         - retried; dead: became dead letters; requeued: dead letters put back to work
         - promoted: delayed messages that fell due
         - removed: entries that this broker removed from the stream, however they ended
-        - recovered: taken over from dead consumers; redelivered: their delivery reply was lost
-        - handed_back: returned by a worker that had not started them; rescued: returned by an operator
+        - recovered: taken over from dead consumers; redelivered: read again because the delivery reply was lost
+        - handed_back: returned by a worker that had not started them; rescued: requeued by an operator
         - orphaned: delivered entries found in no pending list; ghosts: pending ids whose entry is gone
-        - fenced: refused to a process that had lost the entry
-        - stale_locks: locks of a unique key whose message had been removed by hand
+        - fenced: refused because the process had lost the entry
+        - stale_locks: locks of unique keys left by messages that had been removed by hand
         """
         flat = self._session.connections.run("HGETALL", self._keys[queue_name].counters)
         return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
@@ -251,7 +253,7 @@ class RedisStreamsBroker(Broker):
         return DeadLetters(self._session.connections, self._keys[queue_name], self.settings)
 
     def inspector(self, queue_name: str) -> Inspector:
-        """Return the operator's view of the queue's entries: inspect, rescue, retire a consumer."""
+        """Return the operators' view of the queue, to inspect and rescue entries and to retire consumers."""
         keys = self._keys[queue_name]
         decoder, check = self._decoders.get(queue_name), self._checks.get(queue_name)
         return Inspector(self._session.connections, self.settings, keys, decoder, check)
@@ -259,14 +261,14 @@ class RedisStreamsBroker(Broker):
     def pause(self, queue_name: str) -> None:
         """Stop delivering messages of the queue in every process until ``resume``. Restarts do not end a pause.
 
-        Takes effect within about a second, also on a full server. Jobs that are running, or already wait in a Worker,
-        still run.
+        Takes effect within about a second, even if the server's memory is full. Jobs that are running, or are already
+        waiting in a Worker, still run.
         """
         keys = self._keys[queue_name]
         self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (1,))
 
     def resume(self, queue_name: str) -> None:
-        """End a pause, also on a full server."""
+        """End a pause, even if the server's memory is full."""
         keys = self._keys[queue_name]
         self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (0,))
 
@@ -290,7 +292,7 @@ class RedisStreamsBroker(Broker):
         )
         cursor: Any = 0
         while True:
-            # the unique locks of the dropped messages, whose names are stored nowhere else
+            # delete the unique locks of the dropped messages; a scan is needed, as their names are stored nowhere else
             cursor, names = self._session.connections.run(
                 "SCAN", cursor, "MATCH", _literally(keys.unique("")) + "*", "COUNT", 1_000, key=keys.stream
             )
@@ -309,7 +311,7 @@ class RedisStreamsBroker(Broker):
 
         Args:
             interval: ms between two checks.
-            timeout: ms to wait at most.
+            timeout: the longest time to wait, in ms; None for no limit.
 
         Raises:
             QueueJoinTimeout: the queue still held messages after ``timeout``.
@@ -322,14 +324,14 @@ class RedisStreamsBroker(Broker):
             time.sleep(interval / 1000)
 
     def close(self) -> None:
-        """Write pending acknowledgements and stop every thread. Closing twice does nothing."""
+        """Write the waiting acknowledgements and stop every thread. A second call does nothing."""
         self._session.stop()
-        # a later use, as by the next Worker of a test, begins under a new consumer name
+        # a later use, for example by the next Worker of a test, begins under a new consumer name
         self._session = self._new_session()
 
-    # No position in Dramatiq's middleware list is guaranteed to run first before a message and last after it, whatever
-    # users add later. So the broker hooks into the signals themselves. Calling every middleware at every signal, as
-    # Dramatiq does, would take a third of the time of a short message; see listeners.py.
+    # No position in Dramatiq's middleware list guarantees that a middleware is called first before a message and last
+    # after it, whatever users add later. So the broker hooks into the signals themselves. Calling every middleware at
+    # every signal, as Dramatiq does, would take a third of the time of a short message; see listeners.py.
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
@@ -344,7 +346,8 @@ class RedisStreamsBroker(Broker):
             try:
                 method(self, *args, **kwargs)
             except MiddlewareError:
-                # A delivery's outcome was decided earlier. Refused here, it would be neither acknowledged nor rejected.
+                # The outcome of a delivery was decided earlier. If a middleware could refuse it here, the message would
+                # be neither acknowledged nor rejected.
                 if signal not in ("ack", "nack") or not isinstance(args[0], Delivery):
                     raise
                 self._log_failure_of(name, method)
@@ -361,7 +364,8 @@ class RedisStreamsBroker(Broker):
         if delivery.pid != self._session.pid:
             _end_child_of_job(kwargs.get("exception"))
         if delivery.is_lost:
-            # Another process owns it now: it was neither run nor skipped here, and Results must not store an answer.
+            # Another process holds the message now. It was neither run nor skipped here, so the Results middleware must
+            # not store a result.
             return
         self._producer.finished.delivery = delivery
         try:
@@ -378,11 +382,11 @@ class RedisStreamsBroker(Broker):
             self._producer.finished.delivery = None
 
     def _check_failure(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
-        """Reject a message that failed and that no middleware failed or retried."""
+        """Reject a message whose job failed, unless a middleware rejected or retried it."""
         if delivery.is_handled or delivery._exception is None:  # a middleware may clear the exception
             return
         if delivery.is_being_retried and any(isinstance(error, Interrupt) for _, error in failures):
-            return  # Retries counted the failure and was interrupted before it enqueued: ``Consumer.ack`` does the rest
+            return  # Retries was interrupted after it had counted the failure: ``Consumer.ack`` writes the retry
         delivery.unhandled = unhandled_failure(*(_named(method, error) for method, error in failures))
         delivery.fail()
 
@@ -393,7 +397,7 @@ class RedisStreamsBroker(Broker):
                 delivery.unhandled = not_followed(_named(method, error))
 
     def _follow_with_coalesced(self, skipped: Delivery) -> None:
-        """Enqueue the message that was coalesced onto one that a middleware skipped, as cancelled or too old."""
+        """Enqueue the message that was coalesced onto a skipped message, such as one that was cancelled or too old."""
         if skipped.coalesced is None:
             return
         try:
@@ -403,7 +407,7 @@ class RedisStreamsBroker(Broker):
             skipped.unhandled = not_followed(f"{type(error).__name__}: {error}")
 
     def _call_back_of_failure(self, delivery: Delivery) -> None:
-        """Call Dramatiq's Callbacks for a message that is not run any more: by themselves they skip those."""
+        """Call Dramatiq's Callbacks middleware for a message that no longer runs: it ignores skipped messages."""
         for callbacks in self.middleware:
             if isinstance(callbacks, Callbacks):
                 try:
@@ -415,12 +419,12 @@ class RedisStreamsBroker(Broker):
         """Prepare a message to run.
 
         Raises:
-            SkipMessage: it must not run here.
+            SkipMessage: the message must not run here.
         """
         if delivery.is_doomed:
             delivery.fail()
             raise DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
-        disturbed = self._session.isolation.enter(delivery)  # left by Consumer.ack and nack
+        disturbed = self._session.isolation.enter(delivery)  # Consumer.ack and Consumer.nack call ``leave``
         if disturbed is not None:
             self._session.outcomes.record_alongside(disturbed)
         if delivery.is_alone:
@@ -434,7 +438,8 @@ class RedisStreamsBroker(Broker):
                 may_run = self._session.outcomes.may_run(delivery)
                 break
             except (BrokerConnectionError, redis.RedisError) as error:
-                # Ownership is unknown. If it is left alone, lease or resync delivers it again.
+                # It is unknown whether this process still holds the entry. If nothing is done here, the entry is
+                # delivered again, after a resync or after the lease.
                 gives_up_at = gives_up_at or time.monotonic() + self.settings.lease_ms / 1000
                 if time.monotonic() > gives_up_at:
                     may_run = False
@@ -459,7 +464,7 @@ class RedisStreamsBroker(Broker):
         return session
 
     def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
-        """Call the method ``signal`` of every middleware that has one, the last middleware first.
+        """Call the method ``signal`` of every middleware that has it, the last middleware first.
 
         Returns:
             The methods that raised, each with its exception.
@@ -469,7 +474,8 @@ class RedisStreamsBroker(Broker):
             try:
                 method(self, *args, **kwargs)
             except (Exception, Interrupt) as error:
-                # An interrupt was meant for the job, which has ended. Raised, it would skip the remaining middleware.
+                # An interrupt was meant for the job, which has ended. If it propagated, the remaining middleware would
+                # not be called.
                 self._log_failure_of(signal, method)
                 failures.append((method, error))
         return failures
@@ -480,7 +486,7 @@ class RedisStreamsBroker(Broker):
         )
 
     def _after_fork(self) -> None:
-        """Start from scratch in a forked child, which must not use its parent's locks, sockets and messages."""
+        """Start from scratch in a forked child, which must not use its parent's locks, sockets or messages."""
         self._producer = Producer(self, self.settings, self._keys)
         self._session.abandon()
         self._session = self._new_session()
@@ -499,9 +505,9 @@ class _Counters(dict[str, int]):
 
 
 def _end_child_of_job(error: BaseException | None) -> NoReturn:
-    """End a process that a job forked and that has left the job, as by ``sys.exit``.
+    """End a process that a job forked and that has left the code of the job, for example by ``sys.exit``.
 
-    It runs a copy of the worker's loop: it would acknowledge and run messages of its parent.
+    It has a copy of the worker's loop: it would acknowledge and run its parent's messages.
     """
     code = 0 if error is None else 1
     if isinstance(error, SystemExit):
@@ -522,7 +528,7 @@ def _after_fork_in_child() -> None:
         try:
             broker._after_fork()
         except Exception:
-            # the other brokers must start afresh all the same: two processes with one consumer name lose messages
+            # the other brokers must be reset all the same: two processes with the same consumer name lose messages
             broker.logger.exception("a broker could not be reset in a forked process; do not use it there")
 
 

@@ -1,7 +1,7 @@
 """The slot map of a Redis Cluster: finds the node that has a queue's slot.
 
-All keys of a queue share one slot, so any of them finds its node. Corrections from redirects are used until the
-cluster's own map is read again, which happens when a node cannot be reached.
+All keys of a queue share one slot, so any of them finds its node. Corrections from redirects apply until the map is read
+from the cluster again. That happens when a node cannot be reached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Slots:
 
     @property
     def pool(self) -> Any:
-        """The connection pool of one node, whose settings hold for all nodes."""
+        """The connection pool of one node. Its settings hold for all nodes."""
         return self._client.get_redis_connection(self._client.get_default_node()).connection_pool
 
     def node_of(self, key: str) -> Node:
@@ -54,7 +54,7 @@ class Slots:
         return node
 
     def read_again(self) -> None:
-        """Read the cluster's map again; a cluster that does not answer leaves the old one."""
+        """Read the cluster's map again; keep the old one if the cluster does not answer."""
         with self._lock:
             self._corrected.clear()
         try:
@@ -64,5 +64,5 @@ class Slots:
 
 
 def redirected(error: redis.exceptions.AskError, asked: Node) -> Node:
-    """Return the node that a redirect names; without a host it is the one that was asked."""
+    """Return the node that a redirect names. A redirect without a host means the host that was asked."""
     return str(error.host) or asked[0], int(error.port)

@@ -3,14 +3,14 @@
     dramatiq.errors.BrokerError
     ├── BrokerConnectionError           Dramatiq's; its Worker waits and tries again
     │   ├── ConnectionFailed            no connection: nothing was sent
-    │   └── ConnectionClosed            the connection broke, or the server cannot do it now
+    │   └── ConnectionClosed            the connection broke, or the server cannot execute the command now
     │       └── EnqueueUncertain        a message was sent, but it is unknown whether it arrived
     ├── QueueFull                       ``max_queue_length`` is reached; lists the messages that were not added
     ├── MessageTooLarge                 ``max_message_bytes`` is exceeded; nothing was added
     │   └── DeadLetterTooLarge          a dead letter cannot be requeued: workers would refuse it
     └── InvalidMessage                  a field or an option has the wrong type; nothing was added
     ValueError
-    └── InvalidField                    one field is invalid: which, the problem, and a hint
+    └── InvalidField                    a field is invalid; names the field, the problem and a hint
         ├── SettingsError               a setting has an invalid value
         ├── InvalidOption               an option of an actor or a message has an invalid value
         ├── InvalidMessage              see above
@@ -53,11 +53,11 @@ class SettingsError(InvalidField):
 
 
 class EnqueueUncertain(ConnectionClosed):
-    """Raised when messages were sent to Redis and no attempt got an answer.
+    """Raised when messages were sent to Redis but no attempt got a reply.
 
     Attributes:
-        message_ids: the ids of the messages that may or may not have been added. Enqueue them again if running twice
-            does no harm.
+        message_ids: the ids of the messages that may or may not have been added. Enqueue them again if it does no harm
+            to run them twice.
     """
 
     def __init__(self, *, message_ids: tuple[str, ...], problem: str) -> None:
@@ -73,7 +73,7 @@ class QueueFull(BrokerError):
     """Raised when a queue holds as many messages as ``max_queue_length`` allows.
 
     Attributes:
-        message_ids: the ids of the messages that were not added, in their order. ``enqueue_many`` added the others.
+        message_ids: the ids of the messages that were not added, in order. ``enqueue_many`` added the others.
     """
 
     def __init__(self, *, queue_name: str, length: int, limit: int, message_ids: tuple[str, ...]) -> None:
@@ -101,8 +101,8 @@ class DeadLetterTooLarge(MessageTooLarge):
     """Raised when a dead letter to requeue exceeds ``max_message_bytes``, so that workers would refuse it.
 
     Attributes:
-        dead_letter_ids: the ids of the dead letters that stay; ``message_id`` is that of the first.
-        entry_ids: the entry ids of the others, which were requeued, as ``DeadLetters.put_back`` returns them.
+        dead_letter_ids: the ids of the dead letters that stay; ``message_id`` is the message id of the first one.
+        entry_ids: the new entry ids of the others, which were requeued, as ``DeadLetters.put_back`` returns them.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class InvalidOption(InvalidField):
 
 
 class InvalidMessage(BrokerError, InvalidField):
-    """Raised when an enqueued message could not run because a field or an option has the wrong type.
+    """Raised when a message to enqueue could not run, because a field or an option has the wrong type.
 
     Attributes:
         message_id: the message's id; nothing was added.
@@ -146,8 +146,8 @@ class UndecodableEntry(InvalidField):
     """Raised when an entry cannot become a message. The entry becomes a dead letter with the field and the hint.
 
     Attributes:
-        message: the message, if the entry holds one all the same, as when it is too large. Callers that wait for its
-            result get the error.
+        message: the message, if the entry holds one despite the error, for example one that is too large. Callers that
+            wait for its result get the error.
     """
 
     def __init__(self, field: str, problem: str, hint: str, *, message: Message[Any] | None = None) -> None:

@@ -4,21 +4,21 @@
     ns:q                     stream  waiting and in-flight messages; one group             entry by entry, when settled
     {ns:q}:delayed           zset    due (ms, server time) -> name                         at promotion
     {ns:q}:delayed:messages  hash    name -> message                                       at promotion
-    {ns:q}:ordered           hash    ordering key -> its current message: entry or name    when the key's last is done
+    {ns:q}:ordered           hash    ordering key -> its current message: entry or name    after its last message
     {ns:q}:ordered:line      zset    ordering key, 0 byte, place -> 0: waiting in line     at its turn
-    {ns:q}:ordered:messages  hash    the same -> due (ms), message                         at its turn
+    {ns:q}:ordered:messages  hash    member of the line -> due (ms), message               at its turn
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
     {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     at a clean stop, by janitors
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             at job start, time limit
-    {ns:q}:holders           hash    = id of such a message -> its place, @ place -> id,   at job start or end
-                                     + id -> the newest message coalesced onto it
-    {ns:q}:suspects          hash    entry -> its crash count [its consumer, alone?]       when settled
+    {ns:q}:holders           hash    =<id of such a message> -> its place, @<place> -> id  at job start or end
+                                     +<id> -> the newest message coalesced onto it
+    {ns:q}:suspects          hash    entry -> crash count [delivery, consumer, isolated?]  when settled
     {ns:q}:recent:<producer> string  a producer thread's last enqueue id                   expires, 20 s by default
     {ns:q}:timer             stream  one entry; wakes janitors when there is news          never
     {ns:q}:paused            string  present while delivery is paused                      at resume
     {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; about 15 fields
 
-Queue names contain no braces. So the hash tag is the stream's own name, and all keys of a queue share its slot.
+The hash tag is the name of the stream, because queue names contain no braces. So all keys of a queue share one slot.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from typing import Any
 from .errors import SettingsError
 
 DAY_MS = 24 * 60 * 60 * 1000
-# A century. Redis refuses expiry times beyond the range of its clock, in the middle of the script that adds messages.
+# A century. Redis refuses expiry times beyond the range of its clock, and would do so in the middle of the script that
+# adds messages.
 LONGEST_LOCK_MS = 100 * 365 * DAY_MS
 
 
@@ -21,19 +22,20 @@ class BrokerSettings:
         namespace: the prefix of all keys.
         group: the consumer group of every stream.
         lease_ms: a process with no heartbeat for this long loses its messages to other processes; at least 2,000. Jobs
-            may run for any time: the lease belongs to the process, not to the message.
+            may run for any length of time: the lease belongs to the process, not to the message.
         max_deliveries: a message becomes a dead letter when its worker process has died this many times; at least 2,
             because the first crash of a process cannot be attributed to one of its messages.
         max_message_bytes: the largest encoded message.
-        max_read_bytes: how much of one read a consumer keeps, for queues with a decoder or a check, whose entries may
-            have any size. It keeps only the head of an entry larger than twice ``max_message_bytes``, and hands back
-            entries beyond the bound. Other queues are unbounded: their writers respect ``max_message_bytes``.
+        max_read_bytes: how many bytes of one read a consumer keeps. It holds for queues with a decoder or a check,
+            because their entries may have any size. The consumer keeps only the head of an entry larger than twice
+            ``max_message_bytes``, and hands back entries beyond the bound. Reads of other queues are unbounded: their
+            writers respect ``max_message_bytes``.
         max_queue_length: the number of messages in a queue at which ``enqueue`` raises ``QueueFull``; None = no limit.
-            Messages in flight and in line count, delayed ones do not. Retries, delayed messages that fall due and
+            Messages in flight and in line count; delayed messages do not. Retries, delayed messages that fall due and
             follow-up messages of finished ones are never refused.
-        queue_priorities: a number per queue, 0 by default; lower numbers first, as with Dramatiq's priorities. A
-            process reads new messages of a queue only while none of its queues with lower numbers has messages waiting
-            in Redis. Fetched messages run by the priorities of their actors.
+        queue_priorities: a number per queue, 0 by default; lower numbers come first, as with Dramatiq's priorities. A
+            process reads new messages from a queue only while none of its queues with lower numbers has messages
+            waiting in Redis. Fetched messages run in the order of their actors' priorities.
         wait_when_full_ms: how long ``enqueue`` waits for room before it raises ``QueueFull``; 0 = not at all.
         dead_letter_ttl_ms: how long dead letters are kept; 7 days, as in Dramatiq's own brokers.
         dead_letter_max: how many dead letters a queue keeps, approximately; the oldest are removed first.
@@ -42,20 +44,21 @@ class BrokerSettings:
         enqueue_timeout_ms: how long ``enqueue`` retries after a lost connection before it raises.
         keeper_process: whether a child process (about 4 MB) writes the heartbeats, outside the interpreter lock;
             otherwise a thread does.
-        master_grace_ms: when its master has ended, a worker process of Dramatiq's command drains and is killed after
-            this time; None = it may outlive its master. Workers started in any other way have no master.
-        overrun_ms: a process is stuck when all of its running messages are this far beyond their time limits. It reads
-            nothing more, and its heartbeat ends, until one of them ends; None = no process counts as stuck. Messages
-            without a time limit never make a process stuck.
+        master_grace_ms: how long a worker process of Dramatiq's command may drain after its master has ended, before it
+            is killed; None = it may outlive its master. Workers started in any other way have no master.
+        overrun_ms: a process is stuck when all of its running messages are this far beyond their time limits. It then
+            reads nothing more and writes no heartbeats until one of these messages ends; None = no process counts as
+            stuck. Messages without a time limit never make a process stuck.
         read_ahead_ms: where jobs are short, a consumer reads ahead the messages that its Worker will need within this
-            time, up to 128 messages; those that find no place within 50 ms are handed back. 0 = nothing is read ahead.
-            The default saves nine in ten reads of no-op jobs, and is too short to be noticed by people or timeouts.
+            time, at most 128. Messages for which the Worker has no room within 50 ms are handed back. 0 = nothing is
+            read ahead. The default saves nine of ten reads for no-op jobs, and is too short to be noticed by people or
+            timeouts.
         idle_read_ms: how long one blocking read waits at the server.
-        tick_ms: how often the janitor of a queue runs while a lease has lapsed or a reply seems to be lost: half a
-            second less than the two seconds within which messages of a dead process must be found after its lease.
-            Otherwise it sleeps until the first lease could lapse, or until it is woken.
-        sweep_ms: how often the janitor begins a pass for orphans.
-        promote_batch: how many due messages one script call moves, which takes the server a few milliseconds.
+        tick_ms: the time between rounds of a queue's janitor while a lease has lapsed or a reply seems to be lost. The
+            messages of a dead process must be found within two seconds after its lease; the default leaves half a
+            second of that. Otherwise the janitor sleeps until the first lease could lapse, or until it is woken.
+        sweep_ms: how often the janitor starts a pass over the entries to find orphans.
+        promote_batch: how many due messages one script call promotes; that takes the server a few milliseconds.
     """
 
     namespace: str = "streams"
@@ -110,11 +113,11 @@ class BrokerSettings:
                 raise SettingsError(name, f"expected a word, got {value!r}", "use a word without spaces and braces")
 
     def lock_ms(self, options: Mapping[str, Any], delay_ms: int) -> int:
-        """Return for how many ms, at most, a message with these options that waits from now on holds its unique key."""
+        """Return the longest time, in ms, for which a message with these options may hold its unique key from now on."""
         asked = options.get("unique_for_ms")
         return min(max(1, delay_ms + self.unique_for_ms if asked is None else int(asked)), LONGEST_LOCK_MS)
 
     @property
     def beat_ms(self) -> int:
-        """The interval of heartbeats: a third of the lease, so that two may be lost."""
+        """The interval between heartbeats: a third of the lease, so that two may be lost."""
         return self.lease_ms // 3

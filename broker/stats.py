@@ -16,10 +16,10 @@ class ConsumerStats:
     """One consumer of a queue.
 
     Attributes:
-        name: ``host:pid:birth:random``; :data:`~broker.keys.HANDED_BACK` owns entries that were handed back.
+        name: ``host:pid:birth:random``, or :data:`~broker.keys.HANDED_BACK` for the owner of handed-back entries.
         pending: the number of entries in its pending list.
-        heartbeat_age_ms: the time since its last heartbeat; None if it has none, as a consumer that was created by
-            hand, or is known to be dead.
+        heartbeat_age_ms: the time since its last heartbeat; None if it has none (for example because it was created by
+            hand) or is known to be dead.
         is_alive: whether its heartbeat is younger than the lease.
     """
 
@@ -36,26 +36,27 @@ class QueueStats:
     Attributes:
         waiting: messages that no worker has: undelivered, orphaned and in line.
         undelivered: entries that were never delivered.
-        in_line: messages that wait for another one of their ordering key; they are not in the stream yet.
+        in_line: messages that wait for another message with their ordering key; they are not in the stream yet.
         in_flight: pending entries of the group, as XPENDING counts them.
-        oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it, or None.
+        oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it; None if no
+            entry is pending.
         delayed: messages that are not due yet, retries included.
-        orphaned: delivered entries in no pending list; the janitors requeue them. Counted among the first 1,000 pending
-            entries.
+        orphaned: delivered entries in no pending list; the janitors requeue them. Only those around the first 1,000
+            pending entries are counted.
         dead: dead letters.
-        oldest_age_ms: time since the oldest entry was added, in flight or not; None for an empty stream, and if its id
-            is ahead of the clock, because a producer chose the id or the server's clock was ahead.
-        entries_added: entries ever added to the stream, promoted and retried ones included; on Redis 6.2 messages
-            enqueued through this broker.
+        oldest_age_ms: time since the oldest entry was added, in flight or not. None if the stream is empty, or if the
+            entry's id is ahead of the clock because a producer chose the id or the clock was ahead at that time.
+        entries_added: entries ever added to the stream, promoted and retried ones included; on Redis 6.2, only the
+            messages that were enqueued through this broker.
         next_due_ms: time until the next delayed message is due, 0 if it is overdue; None without one.
         paused: whether delivery is paused.
         consumers: the consumers that have entries or a heartbeat.
         clock_ms: the server's clock at that moment.
         first_id: the id of the oldest entry; None for an empty stream.
         last_id: the last id that the stream gave, whether or not its entry still exists.
-        removed_by_others: entries that were removed from the stream by other means than this broker, such as XTRIM,
-            XDEL or an XADD with MAXLEN; negative if the stream was made again and the counters were not. Redis 6.2 does
-            not count added entries: there, only the removed entries that were in flight and that janitors have found.
+        removed_by_others: entries that this broker did not remove from the stream itself, but for example an XTRIM, an
+            XDEL or an XADD with MAXLEN; negative if the stream was created again while the counters stayed. Redis 6.2
+            does not count added entries; there, only removed entries that were in flight and that janitors have found.
     """
 
     queue_name: str
@@ -79,7 +80,7 @@ class QueueStats:
 
     @property
     def ids_ahead_ms(self) -> int:
-        """The time by which the last id is ahead of the clock, or 0. Every later id is at least as far ahead."""
+        """The time by which the last id is ahead of the server's clock, or 0. Later ids are never lower."""
         return max(0, int(self.last_id.partition("-")[0]) - self.clock_ms)
 
     @property
@@ -88,11 +89,11 @@ class QueueStats:
         return self.last_id == LAST_ID
 
 
-N_FACTS = 16  # values about the queue, followed by those of its consumers
+N_FACTS = 16  # the number of values about the queue; the values about its consumers follow them
 
 
 def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int) -> QueueStats:
-    """Return the statistics in an answer of stats.lua."""
+    """Return the statistics from a reply of stats.lua."""
     numbers = [int(value) for value in answer[:12]]
     clock_ms, first_id, last_id, removed_by_others = answer[12:N_FACTS]
     assert isinstance(first_id, bytes)
@@ -108,8 +109,8 @@ def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int)
         is_alive = age_ms is not None and age_ms <= lease_ms
         if text != HANDED_BACK or int(pending):
             consumers.append(ConsumerStats(text, int(pending), age_ms, is_alive))
-    # ids whose entry was deleted by hand stay pending until a janitor purges them; uncounted ones could make the
-    # difference negative
+    # Ghosts (ids whose entry was deleted) stay pending until a janitor removes them. Those beyond the counted ones could
+    # make the difference negative.
     in_stream = max(0, length - (in_flight - ghosts))
     return QueueStats(
         queue_name=queue_name,
