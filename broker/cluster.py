@@ -1,7 +1,7 @@
 """The slot map of a Redis Cluster: finds the node that has a queue's slot.
 
-All keys of a queue share one slot, so any of them finds its node. Corrections from redirects apply until the map is read
-from the cluster again. That happens when a node cannot be reached.
+All keys of a queue share one slot, so any of them finds its node. Corrections from redirects apply until the map is
+read from the cluster again. That happens when a node cannot be reached.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The consumer of one queue in one process: reads messages, gives them to the Worker, settles them, hands them back.
 
-The Worker never holds more than its prefetch. One read asks for as many messages as the Worker has room for and, where
-jobs are short, some more, which stay here until there is room: see read_ahead.py. A new consumer, as Dramatiq makes
-after an error, first takes the entries that this process owns but never received because their reply was lost.
+The Worker never holds more than its prefetch. One read asks for as many messages as the Worker has room for. Where jobs
+are short, it asks for some more; these stay here until there is room: see read_ahead.py. Dramatiq creates a new consumer
+after an error. This one first takes the entries that the process owns but never received, because a reply was lost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .scripts import HAND_BACK, RESYNC, TAKE
 from .settings import BrokerSettings
 from .settler import Settler
 
-# If this consumer has owned an entry for this long and not received it, the reply was lost, not late.
+# If this consumer has owned an entry for this long without receiving it, the reply is not late but lost.
 LOST_AFTER_MS = 5_000
 
 NO_LIMIT = 1 << 20
@@ -71,7 +71,7 @@ class Process(Protocol):
 
 
 class ConsumedQueue:
-    """A queue that this process consumes: the deliveries it holds, and what its janitor saw last."""
+    """A queue that this process consumes: the deliveries that the process holds, and what the janitor found last."""
 
     def __init__(
         self, process: Process, keys: QueueKeys, decoder: EntryDecoder | None, check: MessageCheck | None
@@ -107,7 +107,7 @@ class ConsumedQueue:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether messages wait in Redis, or were read ahead of the Worker."""
+        """Whether messages are waiting in Redis or have been read ahead."""
         return self.has_backlog or (self._consumer is not None and self._consumer.is_ahead)
 
     def must_yield(self) -> bool:
@@ -116,7 +116,7 @@ class ConsumedQueue:
 
     @property
     def must_rest(self) -> bool:
-        """Whether nothing may be read: the queue is paused, or this process is stuck."""
+        """Whether nothing may be read because the queue is paused or this process is stuck."""
         return self.is_paused or not self.process.moves.is_set()
 
     def rest(self, timeout_s: float) -> None:
@@ -130,12 +130,12 @@ class ConsumedQueue:
             consumer.wake()
 
     def _after_round(self, done: Round) -> bool:
-        """Pass the janitor's findings to the consumer; return whether it should look again soon."""
+        """Pass the janitor's findings to the consumer; return whether the janitor should look again soon."""
         has_news = False
         if done.is_takeable:
             self.is_takeable = has_news = True
         if done.n_owned > len(self.deliveries):
-            # Seen in two rounds in a row: the delivery reply was lost on a live connection.
+            # If two rounds in a row find this, a delivery reply was lost on a live connection.
             self._n_unheld_rounds += 1
             if self._n_unheld_rounds >= 2:
                 self._n_unheld_rounds = 0
@@ -158,7 +158,7 @@ class ConsumedQueue:
 
 
 class StreamsConsumer(Consumer):
-    """Dramatiq's consumer. ``ack`` and ``nack`` may come from any thread, and after ``close``."""
+    """Dramatiq's consumer. ``ack`` and ``nack`` may be called from any thread, even after ``close``."""
 
     def __init__(self, queue: ConsumedQueue, *, prefetch: int, timeout_ms: int) -> None:
         self._queue = queue
@@ -169,7 +169,7 @@ class StreamsConsumer(Consumer):
         self._keys = queue.keys
         # received messages that the Worker does not have yet
         self._buffer: deque[Delivery] = deque()
-        # how many of them the Worker may have before the room is counted again
+        # how many of them the Worker may get before its room is counted again
         self._n_places = 0
         self._n_given = 0
         self._read_ahead = ReadAhead(self._settings.read_ahead_ms)
@@ -181,7 +181,8 @@ class StreamsConsumer(Consumer):
             block_ms=self._settings.idle_read_ms,
             bounds=self._bounds if is_bounded else None,
         )
-        # after a read that was cut: one entry, then two, four, …, so that the server sends less, too
+        # The most entries that a read asks for. After a read that was cut, this is one, then two, four, …, so that the
+        # server also sends less.
         self._most_asked = NO_LIMIT
         self._n_asked = 0
         self._is_resynced = False
@@ -213,10 +214,10 @@ class StreamsConsumer(Consumer):
         return self._buffer.popleft()
 
     def ack(self, message: MessageProxy) -> None:
-        """Queue the acknowledgement for the next batch. Pending follow-up messages and retries are written first.
+        """Queue the acknowledgement for the next batch, after writing follow-up messages and retries not yet written.
 
         Raises:
-            BrokerConnectionError: these could not be written. The Worker tries again.
+            BrokerConnectionError: one of those could not be written. The Worker tries again.
         """
         assert isinstance(message, Delivery)
         self._end(self._ack, message)
@@ -227,12 +228,14 @@ class StreamsConsumer(Consumer):
             try:
                 write(message)
             except Interrupt:
-                # A time limit or a shutdown meant for the job, which has ended. Raised, it would end the worker thread.
+                # The interrupt (a time limit or a shutdown) was meant for the job, which has ended. If it propagated,
+                # it would end the worker thread.
                 write(message)
         except BrokerConnectionError as error:
             if not self._process.is_draining or not self._process.connections.is_silent(self._keys.stream):
                 raise
-            # The Worker would try again until its shutdown times out. Still held, the message runs again at once.
+            # If this were raised, the Worker would try again until its shutdown times out. The entry stays pending, and
+            # another process runs the job again as soon as this one has ended.
             self._queue.logger.warning("a job's outcome was not written; it runs again", extra={"error": str(error)})
 
     def _ack(self, message: Delivery) -> None:
@@ -242,7 +245,7 @@ class StreamsConsumer(Consumer):
         elif message.is_being_retried and not message.is_lost:
             self._write_lost_retry(message)
         elif message.unhandled is not None or (message._exception is not None and not message.is_handled):
-            # It raised where Dramatiq's Worker does not expect exceptions, and no middleware was called.
+            # An exception was raised where Dramatiq's Worker does not expect one, so no middleware was called.
             self._bury_unhandled(message)
         if message.is_settled or message.is_lost:
             self._queue.deliveries.forget([message])
@@ -250,12 +253,12 @@ class StreamsConsumer(Consumer):
             self._process.settler.settle(self._keys, self._queue.deliveries, message)
             message.is_settled = True
             if message.charges:
-                # before another message can kill this process and have the crash counted against this one
+                # wait, so that a crash caused by another message cannot be counted against this one
                 self._queue.deliveries.wait_until_written(message, 1.0)
         self._process.isolation.leave(message)
 
     def _write_lost_retry(self, message: Delivery) -> None:
-        """Write a retry that Retries counted, but that a middleware refused or a time limit interrupted.
+        """Write a retry that Retries counted but did not enqueue: a middleware refused it, or a time limit expired.
 
         Dramatiq swallows both exceptions and acknowledges the message.
         """
@@ -284,7 +287,7 @@ class StreamsConsumer(Consumer):
         """Make the message a dead letter.
 
         Raises:
-            BrokerConnectionError: it could not be written. The Worker tries again.
+            BrokerConnectionError: the dead letter could not be written. The Worker tries again.
         """
         assert isinstance(message, Delivery)
         self._end(self._nack, message)
@@ -308,7 +311,7 @@ class StreamsConsumer(Consumer):
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Hand back messages that were not started: at once, in their place, without counting the delivery."""
+        """Hand back messages that were not started. They keep their place in the queue; the delivery does not count."""
         returned = [message for message in messages if isinstance(message, Delivery)]
         try:
             self._refuse_silence()
@@ -318,7 +321,7 @@ class StreamsConsumer(Consumer):
         self._hand_back(returned)
 
     def close(self) -> None:
-        """Stop reading and hand back the messages that the Worker does not have. The Worker's messages stay held."""
+        """Stop reading, and hand back the messages that the Worker does not have yet. This process keeps the others."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -331,31 +334,31 @@ class StreamsConsumer(Consumer):
             self._refuse_silence()
             self._hand_back(unstarted)
             if was_reading:
-                # entries that the server may have sent into the connection that was just closed
+                # hand back entries that the server may have sent into the connection that was just closed
                 self._give_back_lost()
         except (BrokerConnectionError, redis.RedisError) as error:
             self._queue.logger.warning("could not hand back entries; they run later", extra={"error": str(error)})
 
     def _refuse_silence(self) -> None:
-        """Raise if the server is known not to answer: a stop must not wait for it once per queue.
+        """Raise if the server is known not to answer: a shutdown must not wait for it once per queue.
 
         Entries that are not handed back stay in this consumer's pending list, and run again when its lease or its
         process ends.
 
         Raises:
-            ConnectionClosed: the server left its last question unanswered.
+            ConnectionClosed: the server did not answer the last command.
         """
         if self._process.connections.is_silent(self._keys.stream):
             raise ConnectionClosed("Redis does not answer")
 
     def wake(self) -> None:
-        """Wake ``__next__``: there are entries to take, or the queue was paused."""
+        """Wake ``__next__``, so that it checks for entries to take and for a pause."""
         self._queue.deliveries.wake()
         self._read.wake()
 
     @property
     def is_ahead(self) -> bool:
-        """Whether it holds more messages than the Worker has room for."""
+        """Whether the consumer holds more messages than the Worker has room for."""
         return len(self._buffer) > self._n_places
 
     @property
@@ -367,7 +370,7 @@ class StreamsConsumer(Consumer):
         return self._n_given - self._n_at_worker
 
     def _wait_for_place(self, timeout_s: float) -> None:
-        """Wait until the Worker has room; hand back what was read ahead if that takes too long."""
+        """Wait until the Worker has room; hand back the messages that were read ahead if that takes too long."""
         left_s = self._read_ahead.left_s()
         if self._queue.must_rest or self._queue.must_yield():
             self._give_back(len(self._buffer))
@@ -394,7 +397,7 @@ class StreamsConsumer(Consumer):
             self._queue.has_lost_entries = False
             self._resync(min_idle_ms=LOST_AFTER_MS)
             return
-        # A read that waits at the server may return entries at any time, with or without room: keep polling it.
+        # A read that waits at the server may return entries at any time, whether there is room or not: keep polling it.
         room = self._queue.deliveries.wait_for_room(self._prefetch, 0 if self._read.is_waiting else timeout_s)
         must_yield = self._queue.must_yield()
         if room and self._queue.is_takeable and not must_yield:
@@ -429,7 +432,8 @@ class StreamsConsumer(Consumer):
                 return
             answer = self._read.answer()
         except redis.ResponseError as error:
-            # FLUSHALL, a failover to an empty replica, a manual DESTROY: the whole stream is delivered again
+            # The group is gone, after a FLUSHALL, a failover to an empty replica or a manual DESTROY. It is created
+            # again, and the whole stream is delivered again.
             if "NOGROUP" not in str(error):
                 raise
             self._process.keeper.add(self._keys)
@@ -445,7 +449,7 @@ class StreamsConsumer(Consumer):
         if answer:
             n_ahead = self._read_ahead.n_still_expected()
             self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in answer[0][1])
-            # more than that arrived if the read waited long, or if entries were taken over meanwhile
+            # there are too many if the read waited for long, or if other entries were taken over while it waited
             self._give_back(self._queue.deliveries.n_held - self._prefetch - n_ahead)
 
     def _take(self, room: int) -> None:
@@ -465,7 +469,7 @@ class StreamsConsumer(Consumer):
                 self._bounds.budget,
             ),
         )
-        # fewer than there was room for: no more are left, unless their size ended the call
+        # Fewer entries than there was room for: no more are left, unless the limit on bytes ended the call.
         if len(found) < room and sum(sum(map(len, flat)) for _, _, flat, *_ in found) < self._bounds.budget:
             self._queue.is_takeable = False
         self._accept(
@@ -478,7 +482,7 @@ class StreamsConsumer(Consumer):
             self._process.emit("after_recover", self._keys.queue_name, recovered)
 
     def _resync(self, *, min_idle_ms: int) -> None:
-        """Take the entries that this consumer owns and does not hold."""
+        """Take the entries that this consumer owns but does not hold."""
         found = self._lost_entries(min_idle_ms)
         if found:
             self._queue.logger.info("reclaimed entries whose delivery reply was lost", extra={"n": len(found)})
@@ -546,10 +550,10 @@ class StreamsConsumer(Consumer):
                     )
                 )
         finally:
-            # also when writing a dead letter failed: the entries before it were accepted
+            # this runs even if a dead letter could not be written: the entries before it were accepted
             self._buffer.extend(self._queue.deliveries.add(accepted))
             if uncounted:
-                # cut only because the answer as a whole was too large; the next take reads them again
+                # they were cut only because the reply as a whole was too large; the next take reads them again
                 self._run_hand_back(uncounted)
                 self._queue.is_takeable = True
             if accepted:
@@ -557,7 +561,7 @@ class StreamsConsumer(Consumer):
                 self._read_ahead.filled(self._n_finished)
 
     def _is_only_short_of_room(self, flat: CutFields) -> bool:
-        """Return whether an entry was cut only because of entries before it in the same answer."""
+        """Return whether an entry was cut only because of the entries before it in the same reply."""
         return flat.n_bytes <= min(self._bounds.longest, self._bounds.budget) and len(flat) < MOST_PARTS
 
     def _give_back(self, n: int) -> None:

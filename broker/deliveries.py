@@ -1,7 +1,7 @@
-"""The messages that this process holds of one queue, from delivery until Redis has confirmed their outcome.
+"""The messages of one queue that this process holds, from delivery until Redis has confirmed their outcome.
 
-The table belongs to the process and not to a consumer object: the Worker makes a new consumer after every error, while
-messages of the old one still run.
+The table belongs to the process and not to a consumer object: the Worker creates a new consumer after every error,
+while messages of the old one are still running.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOBODY_WAITS = -1
 
 @dataclass(frozen=True, slots=True)
 class PendingRetry:
-    """A retry that is not written yet. Until it is, its message must not be acknowledged."""
+    """A retry that has not been written yet. Until then, the failed message must not be acknowledged."""
 
     payload: bytes
     delay_ms: int
@@ -33,7 +33,7 @@ class PendingRetry:
 
 @dataclass(frozen=True, slots=True)
 class Follower:
-    """A follow-up message of a finished one, such as a pipeline's next stage, that is not enqueued yet."""
+    """A follow-up message, such as the next stage of a pipeline, that has not been enqueued yet."""
 
     message: dramatiq.Message[Any]
     delay: int | None
@@ -41,7 +41,7 @@ class Follower:
 
 @dataclass(frozen=True, slots=True)
 class Unhandled:
-    """The reason why a message that no middleware failed, retried or skipped becomes a dead letter.
+    """The reason why a message becomes a dead letter although no middleware failed, retried or skipped it.
 
     Attributes:
         problem: what happened to the message.
@@ -53,10 +53,10 @@ class Unhandled:
 
 
 def unhandled_failure(*raised: str) -> Unhandled:
-    """Return the reason for a message that failed and that no middleware failed, retried or skipped.
+    """Return the reason for a message whose job failed, but that no middleware failed, retried or skipped.
 
     Args:
-        raised: for each middleware that raised, its name and exception.
+        raised: the name and the exception of each middleware that raised.
     """
     problem = "; ".join(("the job failed, and no middleware rejected or retried it", *raised))
     if raised:
@@ -65,7 +65,7 @@ def unhandled_failure(*raised: str) -> Unhandled:
 
 
 def not_followed(problem: str) -> Unhandled:
-    """Return the reason for a message that ended and whose follow-up message was not enqueued."""
+    """Return the reason for a finished message if its follow-up message was not enqueued."""
     return Unhandled(
         f"the job ended, but its follow-up message was not enqueued: {problem}",
         "fix the follow-up message, then requeue this dead letter; the job runs again",
@@ -78,27 +78,28 @@ class Delivery(MessageProxy):
     Attributes:
         entry_id: the id of the stream entry.
         queue: the queue it was read from.
-        consumer_name: the consumer it was delivered to; together with ``deliveries`` it proves ownership.
-        deliveries: how often it was delivered, this time included. Handed-back messages do not count.
+        consumer_name: the consumer it was delivered to; together with ``deliveries``, it proves who holds the entry.
+        deliveries: how often it was delivered, this time included. Deliveries that were handed back do not count.
         enqueued_at_ms: when it was first enqueued: the earlier of the entry's id and the message's own timestamp. For a
             delayed or retried message that is the timestamp; a foreign entry has only its id.
-        charges: crash count: how often it was running when its process died, the first crash not counted; see take.lua.
-        is_doomed: whether its worker processes died too often; it does not run but becomes a dead letter.
+        charges: the crash count: how often its process died while it was running, without the first time; see take.lua.
+        is_doomed: whether its worker processes died too often: it becomes a dead letter instead of running.
         ordering_key: its ordering key, or None.
-        is_alone: whether it runs in isolation, so that a crash of the process is its fault; see ``Isolation``.
+        is_alone: whether it runs in isolation, so that a crash can be attributed to it; see ``Isolation``.
         is_lost: whether another process holds it now, so that its outcome here changes nothing.
         retry_asked: whether a middleware asked for a retry, with the delay ``retry_delay``.
         is_sent_again: whether a middleware enqueued it again as a separate message with the same id.
         unhandled: why it must not be acknowledged although no middleware failed it; see ``Unhandled``.
         is_noted: whether Redis still records it as the waiting message of its unique key.
         coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
-        pid: the process that received it; a job may fork.
-        begun_at: when it began to run, on the monotonic clock; None before.
+        pid: the pid of the process that received it, which differs from that of a process that its job forks.
+        begun_at: when it began to run, on the monotonic clock; None before that.
         is_ended: whether its job has ended and its outcome is being written.
     """
 
-    # Defaults of the class: most deliveries never change them, and setting each would cost every message. What every
-    # message changes is set in __init__: if it is added later, CPython gives each instance a dict of its own.
+    # These are defaults of the class, because most deliveries never change them, and setting them costs time for every
+    # message. Attributes that every message changes are set in __init__: if one were added later, CPython would give
+    # each instance a dict of its own.
     is_alone = False
     is_lost = False
     pending_retry: PendingRetry | None = None
@@ -155,7 +156,7 @@ class Delivery(MessageProxy):
         return not self.is_settled and self.options.get("retries", 0) != self._retries_when_delivered
 
     def name_of_follower(self, message: dramatiq.Message[Any]) -> str:
-        """Return an id of the follow-up message that stays the same when this entry runs again."""
+        """Return an id for the follow-up message. It stays the same when this entry runs again."""
         return f"{self.entry_id}/{message.message_id}"
 
     @property
@@ -169,8 +170,8 @@ class Delivery(MessageProxy):
 class Deliveries:
     """The deliveries of one queue. Thread-safe.
 
-    *Held* messages are with the Worker or waiting for it, read ahead included. *Settling* ones are done, and their
-    acknowledgement is not written yet. Both are in this consumer's pending list.
+    *Held* messages are in the Worker or waiting to enter it, including those read ahead. *Settling* messages are done,
+    but their acknowledgement has not been written yet. Both are in this consumer's pending list.
     """
 
     def __init__(self) -> None:
@@ -184,9 +185,9 @@ class Deliveries:
         self._n_await_writing = 0
 
     def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
-        """Hold these deliveries and return the added ones, skipping entries that are held already.
+        """Hold these deliveries, and return the added ones. Entries that are held or settling already are skipped.
 
-        A consumer group that was made again delivers every entry again.
+        They are delivered a second time if the consumer group was created again.
         """
         added = []
         with self._lock:
@@ -198,7 +199,7 @@ class Deliveries:
         return added
 
     def begin_settling(self, delivery: Delivery) -> None:
-        """Mark a delivery as done, which frees its place for another."""
+        """Mark a delivery as done, so that its place is free for another one."""
         entry_id = delivery.entry_id
         with self._lock:
             if self._held.get(entry_id) is delivery:
@@ -220,8 +221,8 @@ class Deliveries:
     def wait_for_room(self, prefetch: int, timeout_s: float, *, n_ahead: int = 0) -> int:
         """Return how many more messages the Worker may have; 0 after ``timeout_s`` without room.
 
-        Once there is room, waits a moment for a quarter of the prefetch: otherwise each message would cost a round trip
-        or a thread switch.
+        Once there is room, it waits a moment longer, until a quarter of the prefetch is free: otherwise each message
+        would cost a round trip or a thread switch.
 
         Args:
             n_ahead: how many of the held messages the Worker does not have yet.
@@ -254,7 +255,7 @@ class Deliveries:
                 self._n_await_writing -= 1
 
     def wake(self) -> None:
-        """Wake ``wait_for_room`` so that it counts again."""
+        """Wake ``wait_for_room`` so that it counts the held messages again."""
         with self._lock:
             self._changed.notify_all()
 

@@ -143,11 +143,11 @@ class InvalidMessage(BrokerError, InvalidField):
 
 
 class UndecodableEntry(InvalidField):
-    """Raised when an entry cannot become a message. The entry becomes a dead letter with the field and the hint.
+    """Raised when an entry cannot become a message. It becomes a dead letter with the field and the hint instead.
 
     Attributes:
-        message: the message, if the entry holds one despite the error, for example one that is too large. Callers that
-            wait for its result get the error.
+        message: the message, if the entry holds one despite the error, for example one that is too large. Callers
+            that wait for its result get the error.
     """
 
     def __init__(self, field: str, problem: str, hint: str, *, message: Message[Any] | None = None) -> None:

@@ -1,8 +1,8 @@
 """Read-ahead: estimates how many messages a Worker will need within the next few milliseconds.
 
 Where jobs are short, a read for every few free places costs more than the jobs. Messages that were read ahead wait in
-the consumer, for at most ``HAND_BACK_AFTER_S``. If they still wait then, jobs were longer than expected: the messages
-are handed back for idle consumers, and nothing is read ahead for a while.
+the consumer, for at most ``HAND_BACK_AFTER_S``. If they are still waiting then, jobs took longer than expected: the
+messages are handed back for idle consumers, and nothing is read ahead for a while.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-# A larger number saves nothing measurable, and one process could keep that many from others at the end of a backlog.
+# A larger number saves nothing measurable, and at the end of a backlog one process could keep that many messages from
+# the others.
 MOST_AHEAD: Final = 128
 
 # About three times the default read-ahead: jobs slightly longer than the previous ones do not cause a hand-back, and a
 # message that an idle worker could have run does not wait long.
 HAND_BACK_AFTER_S: Final = 0.05
 
-# Where long and short jobs are mixed, a job that was longer than expected is usually followed by more of them.
+# Where long and short jobs are mixed, a job that took longer than expected is usually followed by more long jobs.
 NOTHING_AHEAD_FOR_S: Final = 1.0
 
 
 class ReadAhead:
-    """The estimate of one consumer, made from how fast its Worker used up the last read. Not thread-safe.
+    """The estimate for one consumer, based on how fast its Worker used up the last read. Not thread-safe.
 
     Args:
         ahead_ms: how long the messages read ahead should last; 0 disables read-ahead.
@@ -45,7 +46,7 @@ class ReadAhead:
     def expect(self, n_finished: int) -> int:
         """Return how many messages to read beyond the free places, given the number finished so far.
 
-        At most twice the number finished since the last read: two fast messages do not predict a hundred.
+        The result is at most twice the number finished since the last read: two fast messages do not predict a hundred.
         """
         self._asked_at = self._clock()
         elapsed_s = self._asked_at - self._filled_at
@@ -57,7 +58,7 @@ class ReadAhead:
         return self._n_asked
 
     def n_still_expected(self) -> int:
-        """Return the last result of ``expect``, or 0 if it is old, because the read may have waited for news since."""
+        """Return the last result of ``expect``, or 0 if it is old: the read may have waited for new entries since."""
         return self._n_asked if self._clock() - self._asked_at <= HAND_BACK_AFTER_S else 0
 
     def filled(self, n_finished: int) -> None:

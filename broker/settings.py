@@ -113,7 +113,7 @@ class BrokerSettings:
                 raise SettingsError(name, f"expected a word, got {value!r}", "use a word without spaces and braces")
 
     def lock_ms(self, options: Mapping[str, Any], delay_ms: int) -> int:
-        """Return the longest time, in ms, for which a message with these options may hold its unique key from now on."""
+        """Return the longest time in ms for which a message with these options may hold its unique key from now on."""
         asked = options.get("unique_for_ms")
         return min(max(1, delay_ms + self.unique_for_ms if asked is None else int(asked)), LONGEST_LOCK_MS)
 

@@ -109,8 +109,8 @@ def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int)
         is_alive = age_ms is not None and age_ms <= lease_ms
         if text != HANDED_BACK or int(pending):
             consumers.append(ConsumerStats(text, int(pending), age_ms, is_alive))
-    # Ghosts (ids whose entry was deleted) stay pending until a janitor removes them. Those beyond the counted ones could
-    # make the difference negative.
+    # Ghosts (ids whose entry was deleted) stay pending until a janitor removes them. Those beyond the counted ones
+    # could make the difference negative.
     in_stream = max(0, length - (in_flight - ghosts))
     return QueueStats(
         queue_name=queue_name,
