@@ -1,6 +1,6 @@
 """The address of a server, as plain values that can be sent to another process.
 
-They include secrets, which are sent through a socket pair and never appear in a command line or an environment.
+The values include secrets. They are sent through a socket pair and never appear in a command line or an environment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnecti
 
 
 class Address(TypedDict):
-    """A server and the credentials for it, as types that ``marshal`` can write."""
+    """A server and the credentials for it, in types that ``marshal`` can write."""
 
     path: str | None
     host: str
@@ -42,7 +42,7 @@ TLS_UNKNOWN = (
 
 
 def address_of(connection_class: type, settings: dict[str, Any], node: tuple[str, int] | None) -> Address | None:
-    """Return the address behind a connection's class and settings; None if only redis-py can connect with them."""
+    """Return the address that a connection class and its settings describe; None if only redis-py can use them."""
     if connection_class not in KNOWN or settings.get("redis_connect_func") is not None:
         return None
     is_tls = issubclass(connection_class, redis.SSLConnection)

@@ -1,11 +1,11 @@
-"""Bounded reads: parse the answer to a blocking read from its socket and keep only as much as a consumer may hold.
+"""Bounded reads: parse the reply to a blocking read from its socket, and keep only as much as a consumer may hold.
 
 Other programs can write entries of any size, and ``XREADGROUP`` returns them whole; no Redis command leaves out large
-ones. So they are cut here: strings that are too long are read past, and only their head is kept, for the dead letter.
-:class:`Bounds` limits the memory that one answer takes, whatever the server sends. Most answers are too small to reach
-a limit; hiredis parses those, if it is installed, in a tenth of the time.
+ones. So they are cut here: if a string is too long, only its head is kept, for the dead letter, and the rest is skipped.
+:class:`Bounds` limits the memory that one reply takes, whatever the server sends. Most replies are too small to reach a
+limit. If hiredis is installed, it parses these in a tenth of the time.
 
-Understands only version 2 of Redis' protocol, which is the one that ``Connections`` uses.
+Only version 2 of the Redis protocol is understood; ``Connections`` uses this version.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ else:
 CHUNK: Final = 64 * 1024
 HEAD: Final = 4 * 1024  # bytes kept of a string that is too long
 MOST_PARTS: Final = 4_000  # names and values of one entry; bury.lua keeps as many
-LARGEST_SMALL: Final = 1 << 20  # bytes of the largest answer that hiredis parses
-DEPTH_OF_FIELDS: Final = 5  # nesting depth of an entry's fields in the answer to XREADGROUP
+LARGEST_SMALL: Final = 1 << 20  # bytes of the largest reply that hiredis parses
+DEPTH_OF_FIELDS: Final = 5  # nesting depth of an entry's fields in the reply to XREADGROUP
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits of one answer, in bytes.
+    """The limits for one reply, in bytes.
 
     Attributes:
         longest: the longest string to keep whole; only the head of a longer one is kept.
-        budget: the total size of all strings; strings beyond it are cut, too.
+        budget: the largest total size of all strings; strings beyond it are cut, too.
     """
 
     longest: int
@@ -59,12 +59,12 @@ _UNKNOWN: Final = object()
 
 
 class BoundedReader:
-    """A reader of answers from a socket, which must be its only reader."""
+    """A reader of replies from a socket. Nothing else may read from this socket."""
 
     def __init__(self, sock: socket.socket, bounds: Bounds) -> None:
         self._sock = sock
         self._bounds = bounds
-        # in an answer this short no string is too long, and all together are within the budget
+        # in a reply this short, no string is too long, and all strings together are within the budget
         self._largest_small = min(LARGEST_SMALL, bounds.longest, bounds.budget)
         self._buffer = bytearray()
         self._at = 0
@@ -73,10 +73,10 @@ class BoundedReader:
         self._is_cut = False
 
     def read(self) -> Any:
-        """Return the next answer, with a :class:`CutFields` for each entry that was too large.
+        """Return the next reply, with a :class:`CutFields` for each entry that was too large.
 
         Raises:
-            redis.ResponseError: the answer is an error.
+            redis.ResponseError: the reply is an error.
             redis.ConnectionError: the server closed the connection.
             OSError: the socket failed, or its timeout passed.
         """
@@ -88,7 +88,7 @@ class BoundedReader:
         return self._value(1)
 
     def _small_answer(self) -> Any:
-        """Return the next answer if it reaches no limit; otherwise return ``_UNKNOWN`` and keep its bytes."""
+        """Return the next reply if it reaches no limit; otherwise return ``_UNKNOWN`` and keep its bytes."""
         parser = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=_error_of, notEnoughData=_UNKNOWN)
         answer: Any = _UNKNOWN
         while answer is _UNKNOWN:
@@ -135,7 +135,7 @@ class BoundedReader:
         return CutFields(parts, self._n_bytes) if self._is_cut else parts
 
     def _part(self) -> Any:
-        """Return a name or a value, on a fast path if all of it has arrived, which is the common case."""
+        """Return a name or a value. A fast path handles the common case, in which all of it has arrived."""
         at, buffer = self._at, self._buffer
         end = buffer.find(b"\r\n", at, at + 20)
         if end > 0:

@@ -1,10 +1,10 @@
 """Connections to Redis: commands that are sent once, and blocking reads that can be interrupted.
 
-redis-py repeats a command when its connection breaks, which doubles an XADD whose reply was lost. Here a command is
-never repeated implicitly: callers decide, because they know whether that is safe.
+redis-py repeats a command when its connection breaks. An XADD whose reply was lost would then add its entry twice. Here,
+no command is repeated implicitly: callers decide, because they know whether that is safe.
 
 This module translates redis-py's errors to Dramatiq's: ``ConnectionFailed`` if nothing was sent, ``ConnectionClosed``
-if the connection broke later or the server cannot execute the command now. Other error answers stay
+if the connection broke later or the server cannot execute the command now. Other error replies stay
 ``redis.ResponseError``.
 """
 
@@ -35,8 +35,8 @@ from .scripts import Script
 
 Argument = str | bytes | int
 
-# Error answers that mean "not now": a failover, a start, a full disk or memory, a busy script. Matched by their words,
-# because errors inside a script keep only the words and not the class.
+# Error replies that mean "not now": a failover, a start, a full disk or memory, a busy script. They are matched by their
+# text, because errors from inside a script keep only the text and not the class.
 NOT_NOW: Final = (
     "READONLY",
     "LOADING",
@@ -52,14 +52,14 @@ NOT_NOW: Final = (
     "BUSY ",
     "UNBLOCKED",
 )
-# After these errors the server is the wrong one: reconnect, which asks Sentinel or the name server again.
+# These errors show that this is the wrong server. A new connection asks Sentinel or the name server again.
 WRONG_SERVER: Final = ("READONLY", "LOADING", "MASTERDOWN", "MOVED")
 
-# Prefixes of settings that pools pass for their own purposes: push notifications, which need protocol 3.
+# Prefixes of settings that redis-py's pools pass for push notifications, which need protocol 3.
 POOLS_OWN: Final = ("maint", "orig_", "oss_cluster_", "himport_")
 
-# redis-py's read timeout since 8.0. Earlier versions, and clients made without a timeout, wait without limit for a
-# server that hangs or whose machine is gone.
+# The default read timeout of redis-py since 8.0. Earlier versions, and clients created without a timeout, wait without
+# limit if the server hangs or its machine is gone.
 TIMEOUT_S: Final = 5.0
 
 # A connection that was idle for longer may have been closed by the server or by the network.
@@ -86,14 +86,14 @@ class Connections:
                 "create the client with decode_responses=False, because entries may contain any bytes",
             )
         self._slots = Slots(client) if isinstance(client, redis.RedisCluster) else None
-        # Connections ask a Sentinel pool for the master's address, so it must outlive them.
+        # Connections ask a Sentinel pool for the master's address, so the pool must outlive them.
         self._pool: Any = client.connection_pool if isinstance(client, redis.Redis) else None
         self._idle: defaultdict[Node | None, deque[tuple[redis.Connection, float]]] = defaultdict(deque)
         self._silent: set[Node | None] = set()
 
     @cached_property
     def _template(self) -> tuple[type[redis.Connection], dict[str, Any]]:
-        """The class of connections and its settings; for a cluster, those of one node hold for all."""
+        """The connection class and its settings. In a cluster, the settings of one node hold for all nodes."""
         pool = self._pool if self._slots is None else self._slots.pool
         return pool.connection_class, {
             **{k: v for k, v in pool.connection_kwargs.items() if not k.startswith(POOLS_OWN)},
@@ -101,7 +101,7 @@ class Connections:
             "retry_on_error": [],
             "retry_on_timeout": False,
             "socket_timeout": pool.connection_kwargs.get("socket_timeout") or TIMEOUT_S,
-            # the same form of answers with every release of redis-py
+            # replies then have the same form in every release of redis-py
             "protocol": 2,
         }
 
@@ -114,7 +114,7 @@ class Connections:
         return self._connect(self._node_of(key), extra_timeout_s=extra_timeout_s)
 
     def address(self, key: str) -> Address | None:
-        """Return the address at which another process can reach ``key``; None if only this process can.
+        """Return the address at which another process can reach the server of ``key``; None if it cannot.
 
         Raises:
             BrokerConnectionError: Sentinel or the cluster did not report the node.
@@ -130,7 +130,7 @@ class Connections:
         return address_of(connection_class, settings, node)
 
     def run(self, *command: Argument, key: str | None = None) -> Any:
-        """Run one command and return its answer.
+        """Run one command and return its reply.
 
         Args:
             key: any key of the queue; by default the command's second word.
@@ -148,7 +148,7 @@ class Connections:
         raise ConnectionClosed(f"expected at most {MOST_REDIRECTS} cluster redirects, got more; check the slot map")
 
     def run_script(self, script: Script, keys: Sequence[str], args: Iterable[Argument]) -> Any:
-        """Run a script, loading it if the server does not know it, and return its answer."""
+        """Run a script, loading it if the server does not know it, and return its reply."""
         rest = (len(keys), *keys, *args)
         try:
             return self.run("EVALSHA", script.sha, *rest, key=keys[0])
@@ -156,7 +156,7 @@ class Connections:
             return self.run("EVAL", script.text, *rest, key=keys[0])
 
     def run_scripts(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
-        """Run many calls of a script in one round trip to each node; return their answers in order."""
+        """Run many calls of a script in one round trip to each node; return their replies in order."""
         if len(calls) == 1:
             return [self.run_script(script, *calls[0])]
         by_node: defaultdict[Node | None, list[int]] = defaultdict(list)
@@ -219,14 +219,15 @@ class Connections:
             commands = [("EVAL", script.text, *tails[0]), *(("EVALSHA", script.sha, *tail) for tail in tails[1:])]
             connection.send_packed_command(connection.pack_commands(commands))
             for place in range(len(commands)):
-                # read every answer, or the next user of the connection would get it
+                # read every reply: the next user of the connection would get one that was left unread
                 try:
                     answers.append(self.answer(connection))
                 except Redirected:
                     again.append(place)
                     answers.append(None)
                 except redis.ResponseError as error:
-                    # the call that should have loaded it was redirected, or SCRIPT FLUSH ran in between
+                    # The script is missing if the call that should have loaded it was redirected, or if a SCRIPT FLUSH
+                    # ran after that call.
                     if isinstance(error, redis.exceptions.NoScriptError):
                         again.append(place)
                     else:
@@ -239,7 +240,7 @@ class Connections:
         return answers
 
     def _ask(self, node: Node, command: Sequence[Argument]) -> Any:
-        """Run a command on the node to which a slot is migrating; return its answer."""
+        """Run a command on the node to which a slot is migrating; return its reply."""
         with self._borrowed(node) as connection, translated(ConnectionClosed):
             connection.send_command("ASKING")
             connection.read_response()
@@ -270,7 +271,7 @@ class Connections:
             raise
 
     def answer(self, connection: redis.Connection, reader: BoundedReader | None = None) -> Any:
-        """Return the answer to the command that was sent, read through ``reader`` if given.
+        """Return the reply to the command that was sent, read through ``reader`` if one is given.
 
         Raises:
             Redirected: another node of the cluster has the slot; nothing was done.
@@ -318,7 +319,7 @@ class Connections:
 
 
 class Borrowed:
-    """A connection borrowed for one command. A generator would cost as much as packing the command, so this is none."""
+    """A connection borrowed for one command. It is not a generator: one would cost as much as packing the command."""
 
     __slots__ = ("_connection", "_connections", "_node")
 
@@ -336,7 +337,7 @@ class Borrowed:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not _is_answer(error):
-            # Whatever was raised, also a time limit before the answer came: the next user would get that answer.
+            # The reply may still come, whatever was raised (even a time limit): the next user would get that reply.
             self._connection.disconnect()
             if _is_silence(error):
                 self._connections.note_silence(self._node)
@@ -356,14 +357,14 @@ class Redirected(Exception):
 class BlockingRead:
     """A dedicated connection for one blocking command at a time.
 
-    The command is sent once and may wait at the server for long. Its thread waits in slices, so that it can stop and
-    other threads can wake it. This makes idle queues cheap.
+    The command is sent once and may wait at the server for a long time, so that idle queues are cheap. The thread that
+    sent it waits in slices, so that it can stop and other threads can wake it.
     """
 
     def __init__(self, connections: Connections, key: str, *, block_ms: int, bounds: Bounds | None = None) -> None:
         """
         Args:
-            bounds: the limits of one answer; None for no limits.
+            bounds: the limits for one reply; None for no limits.
         """
         self._connections = connections
         self._bounds = bounds
@@ -392,10 +393,10 @@ class BlockingRead:
             self._overdue_at = time.monotonic() + self._block_ms / 1000 + OVERDUE_AFTER_S
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the answer or a wake-up; return whether the answer has arrived.
+        """Wait for the reply or a wake-up; return whether the reply has arrived.
 
         Raises:
-            ConnectionClosed: the answer is overdue; the connection is dropped.
+            ConnectionClosed: the reply is overdue; the connection is dropped.
         """
         if time.monotonic() > self._overdue_at:
             self.drop()
@@ -418,7 +419,7 @@ class BlockingRead:
         return has_arrived
 
     def answer(self) -> Any:
-        """Return the answer to the command; None if a cluster moved the key, as after a read without news."""
+        """Return the reply to the command. If a cluster moved the key, return None, as for a read without new entries."""
         assert self._connection is not None
         self.is_waiting = False
         self._overdue_at = float("inf")
@@ -427,18 +428,18 @@ class BlockingRead:
                 return self._connections.answer(self._connection, self._reader)
             except Redirected:
                 pass
-        # Nothing was delivered; a retry goes to the slot's new owner.
+        # Nothing was delivered; another attempt goes to the new node of the slot.
         self.drop()
         time.sleep(REDIRECT_PAUSE_S)
         return None
 
     def wake(self) -> None:
         """Make ``wait`` return at once, from any thread."""
-        with self._wake_lock, suppress(OSError):  # pipe full: wake-up already pending; closed: no reader
+        with self._wake_lock, suppress(OSError):  # the pipe is full, so a wake-up waits already; or closed
             os.write(self._wake_write, b"!")
 
     def drop(self) -> None:
-        """Close the connection, giving up an answer that may still arrive."""
+        """Close the connection, and give up a reply that may still arrive."""
         self.is_waiting = False
         self._overdue_at = float("inf")
         if self._selector is not None:
@@ -480,7 +481,7 @@ def _is_silence(error: BaseException) -> bool:
 
 
 def _socket_of(connection: Any) -> socket.socket | None:
-    """Return the connection's socket, or None if it is not connected. redis-py has no public access to either."""
+    """Return the connection's socket, or None if it is not connected. redis-py offers no public access to it."""
     found: socket.socket | None = connection._sock
     return found
 
@@ -490,7 +491,7 @@ def _node_at(connection: Any) -> Node:
 
 
 def _mentions(error: redis.ResponseError, words: Sequence[str]) -> bool:
-    # redis-py removes the first word of the text if it has a class for it
+    # redis-py removes the first word of the text if it has an exception class for that word
     text = f"{type(error).__name__.upper()} {error}"
     return any(word in text for word in words)
 

@@ -1,8 +1,8 @@
 """The consumer of one queue in one process: reads messages, gives them to the Worker, settles them, hands them back.
 
 The Worker never holds more than its prefetch. One read asks for as many messages as the Worker has room for. Where jobs
-are short, it asks for some more; these stay here until there is room: see read_ahead.py. Dramatiq creates a new consumer
-after an error. This one first takes the entries that the process owns but never received, because a reply was lost.
+are short, it asks for some more; these stay here until there is room: see read_ahead.py. After an error, Dramatiq
+creates a new consumer. It first takes the entries that this process owns but never received, because a reply was lost.
 """
 
 from __future__ import annotations

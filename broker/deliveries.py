@@ -78,7 +78,8 @@ class Delivery(MessageProxy):
     Attributes:
         entry_id: the id of the stream entry.
         queue: the queue it was read from.
-        consumer_name: the consumer it was delivered to; together with ``deliveries``, it proves who holds the entry.
+        consumer_name: the consumer it was delivered to; together with ``deliveries``, it proves that this consumer
+            still holds the entry.
         deliveries: how often it was delivered, this time included. Deliveries that were handed back do not count.
         enqueued_at_ms: when it was first enqueued: the earlier of the entry's id and the message's own timestamp. For a
             delayed or retried message that is the timestamp; a foreign entry has only its id.

@@ -143,7 +143,7 @@ class InvalidMessage(BrokerError, InvalidField):
 
 
 class UndecodableEntry(InvalidField):
-    """Raised when an entry cannot become a message. It becomes a dead letter with the field and the hint instead.
+    """Raised when an entry cannot become a message. The entry becomes a dead letter with the field and the hint.
 
     Attributes:
         message: the message, if the entry holds one despite the error, for example one that is too large. Callers

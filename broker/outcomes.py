@@ -1,7 +1,7 @@
 """The outcomes of messages: writes retries and dead letters, and asks whether a message may still run here.
 
-For messages that were delivered, every script is fenced: it does nothing unless the entry is still delivered to this
-process. So a message that another process took over is not retried, buried or started from here. Acknowledgements are
+For messages that were delivered, every script is fenced: it does nothing unless this process still holds the entry. So a
+message that another process took over is not started, retried or made a dead letter from here. Acknowledgements are
 written in batches by settler.py.
 """
 
@@ -28,8 +28,8 @@ from .options import delay_ms_of, name_in_delayed, ordering_key_of, unique_key_o
 from .scripts import BURY, CONDEMN, RETRY, START
 from .settings import BrokerSettings
 
-# A message whose worker dies before the acknowledgement runs again and enqueues its follow-up messages again. These are
-# remembered for longer than a crash is likely to go unnoticed.
+# If a worker dies before the acknowledgement, the message runs again and enqueues its follow-up messages again. These are
+# remembered for longer than a crash is likely to go unnoticed, so that they are added once.
 REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 
 
@@ -40,7 +40,7 @@ class Emit(Protocol):
 
 
 class Outcomes:
-    """The writer of the outcomes of one process's messages."""
+    """The writer of outcomes for the messages of one process."""
 
     def __init__(
         self,
@@ -118,18 +118,18 @@ class Outcomes:
         delivery.is_settled = True
         delivery.pending_retry = None
         if answer != b"RETRIED":
-            # FENCED: another process runs it. GONE: it was flushed, or an earlier attempt wrote this very retry.
+            # FENCED: another process holds it. GONE: it was flushed, or an earlier attempt wrote this very retry.
             self._logger.info("retry not written", extra={"entry": delivery.entry_id, "answer": answer.decode()})
         return bool(answer == b"RETRIED")
 
     def begin_retry(self, delivery: Delivery, message: Any, delay: int | None) -> bool:
         """Write the retry of a failed message, which cannot be acknowledged until the retry is written.
 
-        It is written whatever its size: the message was accepted, and no producer is left to receive an error.
+        The retry is written whatever its size: the message was accepted, and no producer is left to receive an error.
 
         Raises:
-            BrokerConnectionError: Redis did not take it. ``Consumer.ack`` tries again.
-            Exception: it cannot be encoded, or its delay is not a number.
+            BrokerConnectionError: Redis did not accept the retry. ``Consumer.ack`` tries again.
+            Exception: the retry cannot be encoded, or its delay is not a number.
         """
         delay_ms = delay_ms_of(delay)
         payload = message.encode()
@@ -153,7 +153,7 @@ class Outcomes:
             (self._settings.dead_letter_ttl_ms, self._settings.dead_letter_max, delivery.ordering_key or "", *facts),
         )
         if answer[0] == b"BURIED":
-            # the entry's own fields stay on the server; the encoded message replaces them here
+            # only the server has the fields of the entry; the encoded message stands in for them here
             stored = stored_from(facts, _fields_of(delivery))
             dead_letter = dead_letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
             self._emit("after_dead_letter", dead_letter)
@@ -201,12 +201,12 @@ class Outcomes:
     def condemn(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
         """Make a follow-up message that cannot be enqueued a dead letter of its queue.
 
-        A second call, as when the finished message runs again, does nothing.
+        A second call does nothing, for example when the finished message runs again.
 
         Raises:
             BrokerConnectionError: Redis did not answer.
-            redis.RedisError: Redis did not take it.
-            Exception: it cannot be encoded.
+            redis.RedisError: Redis did not accept the dead letter.
+            Exception: the follow-up message cannot be encoded.
         """
         message = with_types(message)
         check_text(message)
@@ -237,7 +237,7 @@ class Outcomes:
             self._report_refusal(message, error)
 
     def bury_unhandled(self, delivery: Delivery) -> None:
-        """Make a message a dead letter that the Worker acknowledges though nothing failed, retried or skipped it."""
+        """Make a message a dead letter if the Worker acknowledges it although no middleware has handled its failure."""
         if delivery.unhandled is None:
             delivery.unhandled = unhandled_failure()
         self.bury_delivery(delivery)
@@ -246,7 +246,7 @@ class Outcomes:
             self._emit("after_nack", delivery)
 
     def _report_refusal(self, message: Message[Any], error: Exception) -> None:
-        """Emit ``after_nack`` for a message that the Worker never sees, since callers may wait for its result."""
+        """Emit ``after_nack`` for a message that the Worker never sees: callers may be waiting for its result."""
         refused = MessageProxy(message)
         refused.fail()
         refused.stuff_exception(error)
@@ -255,7 +255,7 @@ class Outcomes:
     def _fenced(
         self, script: Any, keys: QueueKeys, delivery: Delivery, script_keys: tuple[str, ...], args: Any = ()
     ) -> Any:
-        """Run a script that does nothing unless this process holds the entry; return its answer."""
+        """Run a script that does nothing unless this process holds the entry; return its reply."""
         unique_key = unique_key_of(delivery.options)
         return self._connections.run_script(
             script,
@@ -272,7 +272,7 @@ class Outcomes:
 
 
 def _fields_of(delivery: Delivery) -> dict[bytes, bytes]:
-    """Return the fields of the delivery's entry; none if its actor changed its arguments so they cannot be encoded."""
+    """Return the fields of the delivery's entry; none if they cannot be encoded, as its actor changed the arguments."""
     try:
         return {b"message": delivery._message.encode()}
     except Exception:

@@ -1,7 +1,7 @@
 """The producer: enqueues new messages, retries, and the follow-up messages of finished ones.
 
-A call without an answer is sent again under the same id, so that its messages are added once. Follow-up messages, such
-as the next stage of a pipeline, are enqueued before the finished message is acknowledged.
+A call that got no reply is sent again with the same id, so that its messages are added only once. Follow-up messages,
+such as the next stage of a pipeline, are enqueued before the finished message is acknowledged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from .settings import BrokerSettings
 
 T = TypeVar("T")
 
-# A client that lost a reply repeats its call within enqueue_timeout_ms. A call is remembered for twice that plus this.
+# A client that lost a reply repeats its call within enqueue_timeout_ms. Calls are remembered for twice that time plus
+# this.
 REMEMBER_EXTRA_MS = 10_000
 MESSAGES_PER_CALL = 200
 # The first pause before a full queue is tried again.
@@ -41,7 +42,7 @@ FIRST_PAUSE_S = 0.01
 
 
 class Finished(threading.local):
-    """The message that the current thread has just finished, while middleware may enqueue its follow-up messages."""
+    """The message that the current thread has just finished. Set while middleware may enqueue its follow-up messages."""
 
     delivery: Delivery | None = None
 
@@ -51,7 +52,7 @@ class Producer:
 
     Attributes:
         finished: set by the broker while middleware is called for a finished message. Messages that the thread
-            enqueues meanwhile are its follow-up messages.
+            enqueues during these calls are follow-up messages of that message.
     """
 
     def __init__(self, broker: Broker, settings: BrokerSettings, keys: KeysByQueue) -> None:
@@ -65,7 +66,7 @@ class Producer:
         self._outcomes: Outcomes
 
     def use(self, connections: Connections, outcomes: Outcomes) -> None:
-        """Use these connections from now on, also when calls in progress are sent again."""
+        """Use these connections from now on, even for calls in progress that are sent again."""
         self._connections = connections
         self._outcomes = outcomes
 
@@ -84,7 +85,7 @@ class Producer:
 
     def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
         message: Message[Any] = delivery.copy()
-        # from here on its retry is certain: if a middleware or Redis refuses it now, ``Consumer.ack`` writes it
+        # From here on, the retry is certain: if a middleware or Redis refuses it now, ``Consumer.ack`` writes it.
         delivery.retry_asked, delivery.retry_delay = True, delay
         self._broker.emit_before("enqueue", message, delay)
         if self._outcomes.begin_retry(delivery, message, delay):
@@ -92,15 +93,16 @@ class Producer:
         return message
 
     def follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
-        """Enqueue a follow-up message of a finished one: a pipeline's next stage, a callback.
+        """Enqueue a follow-up message of a finished message, such as a pipeline's next stage or a callback.
 
-        Dramatiq logs exceptions raised here, acknowledges the finished message all the same, and the follow-up message
-        would be lost. So a lost connection does not raise: the follow-up message is kept, and ``Consumer.ack`` enqueues
-        it first. One that cannot be enqueued becomes a dead letter.
+        Dramatiq logs exceptions raised here and acknowledges the finished message all the same, so the follow-up
+        message would be lost. Therefore a lost connection does not raise: the follow-up message is kept, and
+        ``Consumer.ack`` enqueues it before it acknowledges the finished one. A follow-up message that cannot be
+        enqueued becomes a dead letter.
 
         Raises:
-            Exception: the follow-up message cannot become a dead letter either, as when it cannot be encoded. The
-                finished one becomes a dead letter instead.
+            Exception: the follow-up message cannot become a dead letter either, for example because it cannot be
+                encoded. The finished message becomes a dead letter instead.
         """
         try:
             followed = self._enqueue([(message, delay)])[0]
@@ -131,7 +133,7 @@ class Producer:
         return message
 
     def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
-        """Make a follow-up message a dead letter; if it cannot be encoded, mark the finished message as one."""
+        """Make a follow-up message a dead letter; if it cannot be encoded, mark the finished message to become one."""
         try:
             self._outcomes.condemn(finished, message, error)
         except (BrokerConnectionError, redis.RedisError):
@@ -143,7 +145,7 @@ class Producer:
         """Enqueue the follow-up messages that could not be enqueued when the message finished.
 
         Raises:
-            BrokerConnectionError: they still cannot be; the finished message must not be acknowledged.
+            BrokerConnectionError: they still cannot be enqueued; the finished message must not be acknowledged.
         """
         self.finished.delivery = finished
         try:
@@ -229,7 +231,7 @@ class Producer:
             raise InvalidMessage(error, message_id=str(message.message_id)) from error
         stored = message
         if "eta" in message.options:
-            # a time on a producer's clock; delays count on the server's, so the remaining time becomes the delay
+            # an eta is on the producer's clock; delays count on the server's, so the remaining time becomes the delay
             options = {name: value for name, value in message.options.items() if name != "eta"}
             stored = dataclasses.replace(message, options=options)
             eta = message.options["eta"]
@@ -271,21 +273,21 @@ class Producer:
         return target is not None and str(target.get("message_id")) == message.message_id
 
     def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
-        """Return the key that remembers a call, the id it stores, and for how many ms."""
+        """Return the key under which a call is remembered, the id stored there, and for how many ms."""
         following = self.finished.delivery
         if following is None or len(chunk) > 1:
             recent, enqueue_id = self._calls.next_call(keys, step)
             return recent, enqueue_id, 2 * self._settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
         # If the worker dies before the acknowledgement, the job runs again and enqueues its follow-up message again,
-        # from the same entry and with the same message id. A retry is another entry, so its follow-ups are new.
+        # from the same entry and with the same message id. A retry has a new entry, so its follow-up messages are new.
         enqueue_id = following.name_of_follower(chunk[0].message)
         return keys.recent(enqueue_id), enqueue_id, REMEMBER_FOLLOWERS_MS
 
     def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """Return the answers of enqueue.lua, trying full queues again for ``wait_when_full_ms``.
+        """Return the replies of enqueue.lua, trying full queues again for ``wait_when_full_ms``.
 
-        The chunks of a bounded queue are sent one after the other. After a refused chunk the later ones are not sent
-        and share its answer: if one found room that an earlier one missed, it would overtake it.
+        The chunks for a queue with a limit are sent one after the other. After a refused chunk, the later ones are not
+        sent and share its reply: otherwise a later chunk could find room and overtake the refused one.
         """
         if self._settings.max_queue_length is None:
             return self._send(chunks) if chunks else []
@@ -314,7 +316,7 @@ class Producer:
         return answers
 
     def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """Return the answers of enqueue.lua."""
+        """Return the replies of enqueue.lua, one for each chunk."""
         calls = [self._call(step, keys, chunk) for step, (keys, chunk) in enumerate(chunks)]
         return self._until_answered(
             lambda: self._connections.run_scripts(ENQUEUE, calls),
@@ -322,7 +324,7 @@ class Producer:
         )
 
     def _until_answered(self, send: Callable[[], T], sent: Sequence[_Outgoing]) -> T:
-        """Return the answer to a call, sent again under the same enqueue id while the connection fails."""
+        """Return the reply to a call. While the connection fails, the call is sent again with the same enqueue id."""
         deadline = time.monotonic() + self._settings.enqueue_timeout_ms / 1000
         pause_s, was_sent = 0.02, False
         while True:
@@ -355,11 +357,13 @@ class _Calls(threading.local):
         self._n_calls = 0
 
     def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
-        """Return the key that remembers a call, and its id. Each step has its own key, since it may fail alone."""
+        """Return the key under which a call is remembered, and the call's id. Steps may fail separately, so each has
+        its own key.
+        """
         self._n_calls += 1
         return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether the server answered and did nothing, as for full memory, a full disk or a failover."""
+    """Return whether the server refused to act, for example because of full memory, a full disk or a failover."""
     return isinstance(error.__cause__, redis.ResponseError)

@@ -1,7 +1,7 @@
 """One process's part of a broker: its consumer name, its connections, its threads and the messages it holds.
 
-A broker makes a new session after a fork: locks, sockets and threads do not survive one, and a child must not settle
-its parent's messages.
+A broker creates a new session after a fork: the child cannot use its parent's locks, sockets and threads, and must not
+settle its parent's messages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .scripts import LEAVE
 from .settings import BrokerSettings
 from .settler import Settler
 
-# How long a stop may take: while Redis answers, and when it does not and only threads are waited for.
+# How long a stop may take: if Redis answers; and if it does not, so that only threads are waited for.
 STOP_S: Final = 5.0
 SILENT_STOP_S: Final = 1.0
 
@@ -71,7 +71,7 @@ class Session:
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
         self.moved_at: dict[str, float] = {}
-        self.is_draining = False  # the Worker shuts down and begins no more jobs
+        self.is_draining = False  # the Worker is shutting down and starts no more jobs
         self.moves = threading.Event()  # cleared while this process is stuck
         self.moves.set()
 
@@ -131,10 +131,10 @@ class Session:
         return any(queue.is_waiting and numbers.get(queue.keys.queue_name, 0) < own for queue in others)
 
     def stop(self) -> None:
-        """Write pending acknowledgements, stop every thread and deregister the consumer. May be called twice.
+        """Write the waiting acknowledgements, stop every thread and deregister the consumer. May be called twice.
 
-        All of it shares one deadline, whatever the number of queues. If Redis does not answer, only threads are waited
-        for, and briefly: a thread that waits for Redis ends with this process.
+        All steps share one deadline, whatever the number of queues. If Redis does not answer, only threads are waited
+        for, and only briefly: a thread that waits for Redis ends with this process.
         """
         with self._lock:
             queues, self._queues = list(self._queues.values()), {}

@@ -2,8 +2,8 @@
 
 A worker thread adds its finished message and continues; one thread per process writes the gathered acknowledgements.
 Those that could not be written are kept and tried again. A message whose acknowledgement was never written is delivered
-again. A crash before the write runs the job twice, as a crash before an unbatched acknowledgement would; the window is
-a few milliseconds, or the length of an outage of Redis.
+again. After a crash before the write, the job runs twice, as it would without batches; the window is a few milliseconds,
+or the length of an outage of Redis.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ class Settler:
         deliveries.begin_settling(delivery)
         self._waiting.append((keys, deliveries, delivery))
         if delivery.ordering_key is not None or delivery.charges:
-            # another message waits for it: the next one of its ordering key, or the next suspect
+            # another message waits for this one: the next with its ordering key, or the next suspect
             self._is_urgent.set()
         if not self._has_work.is_set():
             self._has_work.set()
         if self._is_stopping.is_set():
-            # This worker thread outlived the shutdown: the writing thread has ended.
+            # This worker thread outlived the shutdown. The writing thread has ended, so this thread writes.
             self._try_once()
 
     def run_once(self) -> int:
         """Write the waiting acknowledgements; return how many were written.
 
         Raises:
-            BrokerConnectionError: Redis did not take all of them; the rest is still waiting.
+            BrokerConnectionError: Redis did not accept all of them; the rest are still waiting.
         """
         by_queue: dict[Deliveries, tuple[QueueKeys, list[Delivery]]] = {}
         for keys, deliveries, delivery in self._taken():
@@ -80,7 +80,7 @@ class Settler:
         n_written, failure = 0, None
         try:
             for deliveries, (keys, of_queue) in by_queue.items():
-                # one queue has waited for a silent server; its other queues need not
+                # one queue has already waited for this server, which does not answer: do not wait once per queue
                 if failure is not None and self._connections.is_silent(keys.stream):
                     continue
                 try:
@@ -119,9 +119,9 @@ class Settler:
         return n_written
 
     def stop(self, *, timeout_s: float = 5.0) -> int:
-        """Write the waiting acknowledgements for at most ``timeout_s``; return how many were not written.
+        """Try for at most ``timeout_s`` to write the waiting acknowledgements; return how many were not written.
 
-        The jobs of those run again.
+        Jobs whose acknowledgement was not written run again.
         """
         self._is_stopping.set()
         self._is_urgent.set()
@@ -138,15 +138,15 @@ class Settler:
         return len(self._waiting)
 
     def _is_in_vain(self) -> bool:
-        """Return whether none of the servers that should write something answers."""
+        """Return whether none of the servers for which acknowledgements are waiting answers."""
         return all(self._connections.is_silent(keys.stream) for keys, _, _ in list(self._waiting))
 
     def _taken(self) -> Iterator[tuple[QueueKeys, Deliveries, Delivery]]:
-        """Take the acknowledgements that wait now, leaving later ones for the next batch."""
+        """Yield the acknowledgements that are waiting now, and leave later ones for the next batch."""
         for _ in range(len(self._waiting)):
             try:
                 yield self._waiting.popleft()
-            except IndexError:  # a thread that outlived the shutdown took it to write it
+            except IndexError:  # a worker thread that outlived the shutdown took the last one, to write it
                 return
 
     def _loop(self) -> None:
