@@ -1,7 +1,7 @@
 """Connections to Redis: commands that are sent once, and blocking reads that can be interrupted.
 
-redis-py repeats a command when its connection breaks. An XADD whose reply was lost would then add its entry twice. Here,
-no command is repeated implicitly: callers decide, because they know whether that is safe.
+redis-py repeats a command when its connection breaks. If only the reply to an XADD was lost, this adds the entry twice.
+Here, no command is repeated implicitly: callers decide, because they know whether that is safe.
 
 This module translates redis-py's errors to Dramatiq's: ``ConnectionFailed`` if nothing was sent, ``ConnectionClosed``
 if the connection broke later or the server cannot execute the command now. Other error replies stay
@@ -36,7 +36,7 @@ from .scripts import Script
 Argument = str | bytes | int
 
 # Error replies that mean "not now": a failover, a start, a full disk or memory, a busy script. They are matched by their
-# text, because errors from inside a script keep only the text and not the class.
+# text, because errors from inside a script keep only that and not the class.
 NOT_NOW: Final = (
     "READONLY",
     "LOADING",
@@ -419,7 +419,7 @@ class BlockingRead:
         return has_arrived
 
     def answer(self) -> Any:
-        """Return the reply to the command. If a cluster moved the key, return None, as for a read without new entries."""
+        """Return the reply to the command; None if a cluster moved the key, as for a read without new entries."""
         assert self._connection is not None
         self.is_waiting = False
         self._overdue_at = float("inf")

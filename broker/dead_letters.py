@@ -7,7 +7,7 @@ A dead letter is an entry of the queue's dead stream with these fields; fields w
                 not-enqueued: a follow-up message of a finished one that could not be enqueued
     error       for a failed actor "ExceptionClass: message"
     field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
-    traceback   its end, at most 8 KiB
+    traceback   the end of the traceback, at most 8 KiB
     actor, message_id, entry_id, deliveries, ordering_key, unique_key
     entry:…     every field of the original entry; a requeue restores exactly these
     left_out    the number of fields beyond 2,000, which are not stored
@@ -52,7 +52,7 @@ class DeadLetter:
         reason: one word, see the top of this module.
         error: a readable description of the failure.
         field: the invalid field, or None.
-        hint: what its producer can do about it, or None.
+        hint: how to fix the problem, or None.
         actor_name, message_id: None for an entry that was not a message.
         entry_id: the id of the original entry.
         deliveries: how often that entry was delivered.
@@ -81,7 +81,7 @@ class Wanted(TypedDict, total=False):
     """A filter of dead letters; all given conditions must hold.
 
     Attributes:
-        reason, actor_name, message_id: equal to those of the dead letter.
+        reason, actor_name, message_id: the value that the dead letter must have.
         died_before, died_after: aware datetimes, on the server's clock.
         where: any other condition on a dead letter.
     """
@@ -120,8 +120,8 @@ class DeadLetters:
     def find(self, *, before: str | None = None, page: int = PAGE, **wanted: Unpack[Wanted]) -> Iterator[DeadLetter]:
         """Yield every matching dead letter, the newest first, reading ``page`` of them or a few megabytes at a time.
 
-        Only the head of a dead letter of more than a megabyte is read. Dead letters that are added meanwhile are not
-        seen. Without a date condition all of them are read and then filtered.
+        Only the head of a dead letter is read if it is larger than a megabyte. Dead letters that are added during the
+        iteration are not returned. Without a date condition, all dead letters are read and then filtered.
         """
         died_before, died_after = wanted.get("died_before"), wanted.get("died_after")
         end = "+" if died_before is None else str(_ms(died_before) - 1)
@@ -138,7 +138,7 @@ class DeadLetters:
     def requeue_where(self, **wanted: Unpack[Wanted]) -> int:
         """Requeue every matching dead letter; return how many there were.
 
-        Messages that fail again meanwhile become new dead letters, which are not requeued.
+        Messages that fail again during the call become new dead letters; these are not requeued.
 
         Raises:
             DeadLetterTooLarge: as ``requeue`` does, after the others were requeued.
@@ -156,7 +156,7 @@ class DeadLetters:
         """Return the dead letter with this id, or None.
 
         Args:
-            is_whole: read all of it, whatever its size; otherwise only the head if it has more than a megabyte.
+            is_whole: read all of it, whatever its size; otherwise, only the head if it is larger than a megabyte.
         """
         try:
             found = self._heads(
@@ -174,11 +174,11 @@ class DeadLetters:
     def requeue(self, dead_letter_ids: Iterable[str]) -> int:
         """Requeue dead letters unchanged at the end of the queue; return how many there were.
 
-        A dead letter takes the lock of its unique key if no other message with that key waits.
+        A dead letter takes the lock of its unique key if no other message with that key is waiting.
 
         Raises:
-            DeadLetterTooLarge: one is larger than ``max_message_bytes``, so workers would refuse it. It stays; the
-                others were requeued.
+            DeadLetterTooLarge: a dead letter is larger than ``max_message_bytes``, so workers would refuse it. It
+                stays; the others were requeued.
         """
         return sum(entry_id is not None for entry_id in self.put_back(dead_letter_ids))
 
@@ -294,7 +294,7 @@ def _ms(moment: datetime) -> int:
 
 
 def facts_of_delivery(delivery: Delivery) -> list[Argument]:
-    """Return the names and values of the dead letter of a message that failed here."""
+    """Return the field names and values of the dead letter for a message that failed here."""
     exception, unhandled = delivery._exception, delivery.unhandled
     facts = _facts(
         _reason(exception) if unhandled is None else "unhandled",
@@ -311,12 +311,12 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
 
 
 def facts_of_follower(error: Exception, message: dramatiq.Message[Any], *, entry_id: str) -> list[Argument]:
-    """Return the names and values of the dead letter of a follow-up message of the entry's message."""
+    """Return the field names and values of the dead letter for a follow-up message of the message in the entry."""
     return flat(_facts("not-enqueued", error, entry_id=entry_id, deliveries=0, **_named(message)))
 
 
 def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliveries: int) -> list[Argument]:
-    """Return the names and values of the dead letter of an entry that is not a message."""
+    """Return the field names and values of the dead letter for an entry that is not a message."""
     named = {} if error.message is None else _named(error.message)
     return flat(_facts(reason, error, entry_id=entry_id, deliveries=deliveries, **named))
 
@@ -376,7 +376,7 @@ def _error(exception: BaseException | None) -> str:
         return "rejected without an exception"
     try:
         return f"{type(exception).__name__}: {exception}"
-    except Exception:  # the text of a user's exception may raise in turn
+    except Exception:  # the __str__ of a user's exception may itself raise
         return type(exception).__name__
 
 
@@ -385,7 +385,7 @@ def _cut(text: str, n_bytes: int) -> str:
 
 
 def stored_from(facts: Sequence[Argument], fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return the fields that Redis stores for these facts and the original entry's fields."""
+    """Return the fields that Redis stores for a dead letter with these facts and these fields of the original entry."""
     stored = {
         str(name).encode(): value if isinstance(value, bytes) else str(value).encode()
         for name, value in zip(facts[::2], facts[1::2], strict=True)

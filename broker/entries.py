@@ -1,7 +1,7 @@
-"""Decoding: turns a stream entry into a message, or raises the reason why it is not one.
+"""Decoding: turns a stream entry into a message, or raises an error with the reason why it is not one.
 
-An entry is either a Dramatiq message in one field ``message``, or any form that the decoder of its queue understands.
-No content of a stream may stop a consumer or a worker thread: every fault becomes an :class:`UndecodableEntry`.
+An entry has a Dramatiq message in its one field ``message``, or any form that the decoder of its queue understands. No
+content of a stream may stop a consumer or a worker thread: every fault becomes an :class:`UndecodableEntry`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .bounded_read import MOST_PARTS
 from .errors import InvalidOption, UndecodableEntry
 from .options import check_options, ordering_key_of, shown, unique_key_of
 
-# Takes an entry's id and fields, returns a message of the entry's queue. Raises UndecodableEntry.
+# Takes an entry's id and fields, and returns a message of the entry's queue or raises UndecodableEntry.
 EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message[Any]]
-# Checks a Dramatiq message beyond its form, as its queue requires. Raises UndecodableEntry.
+# Checks what a queue requires of a Dramatiq message besides its form. Raises UndecodableEntry to refuse the message.
 MessageCheck = Callable[[dramatiq.Message[Any]], None]
 
 MESSAGE_FIELD = b"message"
@@ -45,7 +45,7 @@ def decode(
     decoder: EntryDecoder | None,
     check: MessageCheck | None = None,
 ) -> dramatiq.Message[Any]:
-    """Return the message of an entry.
+    """Return the message in an entry.
 
     Args:
         check: called with a Dramatiq message of this queue, but not with the messages that ``decoder`` returns.
@@ -63,7 +63,7 @@ def decode(
     else:
         message, is_foreign = _decode_foreign(entry_id, fields, decoder), True
     if message.queue_name != queue_name:
-        # The Worker looks up the queue's consumer by this name; without one its thread would die.
+        # The Worker looks up the queue's consumer by this name; if it found none, its thread would die.
         raise WrongQueue(message, queue_name)
     if check is not None and not is_foreign:
         check(message)
@@ -73,7 +73,7 @@ def decode(
 
 
 def size_of(flat: Sequence[bytes]) -> int:
-    """Return the size that counts against ``max_message_bytes``: of the encoded message, or of all foreign fields."""
+    """Return the size that ``max_message_bytes`` limits: of the encoded message, or of all fields of other entries."""
     return len(flat[1]) if len(flat) == 2 and flat[0] == MESSAGE_FIELD else sum(map(len, flat))
 
 
@@ -150,7 +150,7 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
     """Return the message if a Worker can run it with its options.
 
     Raises:
-        UndecodableEntry: it would break the Worker, or make the middleware raise that decides how it ends.
+        UndecodableEntry: it would break the Worker, or cause an exception in the middleware that decides how it ends.
     """
     message = with_types(message)
     check_text(message)
@@ -165,7 +165,8 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
 def with_types(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
     """Return the message with fields of Dramatiq's types.
 
-    Dramatiq's encoders accept others: ids that are numbers or UUIDs become text, float timestamps become whole numbers.
+    Dramatiq's encoders accept other types, too. Here, ids that are numbers or UUIDs become text, and float timestamps
+    become whole numbers.
 
     Raises:
         UndecodableEntry: a field has a type that no Worker can use.

@@ -1,8 +1,9 @@
 """The consumer name of a process, and whether another process of the same machine is still alive.
 
-A name reads ``host:pid:birth:random``. ``birth`` encodes the machine's boot, the process namespace and the time at
-which the process started. So processes of the same machine can tell for certain that it is dead: its pid is gone, is
-used by another process, or is a zombie. That needs Linux's ``/proc``; elsewhere only the missing heartbeat shows it.
+A name reads ``host:pid:birth:random``. ``birth`` encodes the boot of the machine, the process namespace and the time at
+which the process started. So a process can tell for certain that another one of the same machine is dead: its pid is
+gone, belongs to a newer process, or is a zombie. That needs Linux's ``/proc``; elsewhere, only the missing heartbeat
+shows it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class OtherProcess:
 
 @cache
 def _namespace() -> str:
-    """Return a short word for this boot of the machine and this process namespace; 0 without /proc."""
+    """Return a short identifier for this boot of the machine and this process namespace; 0 without /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         namespace = Path("/proc/self/ns/pid").readlink()
@@ -76,7 +77,7 @@ def is_running(pid: int) -> bool:
     found = started_at(pid)
     if found is not None:
         return found != ""
-    # gone, or hidden, as hidepid and systemd's ProtectProc hide processes of other users
+    # the process is gone, or hidden: hidepid and systemd's ProtectProc hide the processes of other users
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

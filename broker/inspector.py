@@ -1,8 +1,8 @@
 """The inspector: operators' view of a queue's entries, and safe actions on them.
 
 Redis's ``XACK`` and ``XGROUP DELCONSUMER`` remove entries from the pending lists before their jobs are done.
-The actions here move first and remove later, change an entry only while it is as it was seen, and leave every entry in
-the stream or in a pending list, whatever fails in between.
+The actions here claim an entry before they remove anything, change an entry only if it is still as it was seen, and
+leave every entry in the stream or in a pending list, whichever step fails.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PendingEntry:
         id: the entry's id.
         holder: the consumer whose pending list has it; "" for an orphan, which is in no pending list.
         deliveries: how often it was delivered.
-        idle_ms: time since its delivery; None if not read.
+        idle_ms: time since its delivery; None if it was not read.
     """
 
     id: str
@@ -56,7 +56,7 @@ class Unowned:
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """The number of entries that were requeued, and of ids without an entry that were removed."""
+    """The numbers of entries that a rescue requeued, and of ghosts that it removed."""
 
     n_handed_back: int
     n_ghosts: int
@@ -67,8 +67,8 @@ class Retired:
     """The result of removing a consumer.
 
     Attributes:
-        outcome: ``retired``, or why it was not: it ``holds`` ``n`` entries, or is ``alive``, with a heartbeat ``n`` ms
-            old.
+        outcome: ``retired``, or the reason why it was not removed: it ``holds`` ``n`` entries, or is ``alive``, with a
+            heartbeat ``n`` ms old.
     """
 
     outcome: Literal["retired", "holds", "alive"]
@@ -138,7 +138,7 @@ class Inspector:
     def entries(self, entry_ids: Sequence[str]) -> list[Mapping[bytes, bytes] | None]:
         """Return the fields of entries in one round trip: the head of large ones, None for missing ones.
 
-        Each may have a quarter of a megabyte, so ask for about a hundred at a time.
+        Each result may have a quarter of a megabyte, so ask for about a hundred at a time.
         """
         calls = [((self.keys.stream,), ("XRANGE", one, one, 1, LONGEST_SHOWN // 4, 1)) for one in entry_ids]
         answers = self._connections.run_scripts(HEADS, calls) if calls else []
@@ -149,7 +149,7 @@ class Inspector:
         yield from self._values(self.keys.delayed_messages)
 
     def in_line(self) -> Iterator[bytes]:
-        """Yield the encoded messages that wait for another one of their ordering key, in no particular order."""
+        """Yield the encoded messages that wait for another one with their ordering key, in no particular order."""
         for stored in self._values(self.keys.messages_in_line):
             yield stored.partition(b" ")[2]  # the first part is the time at which it is due
 

@@ -1,8 +1,8 @@
-"""The isolation of crash suspects: the messages that run in this process, and the one that runs alone.
+"""The isolation of crash suspects: the messages that run in this process, and the one that runs in isolation.
 
 Messages that were running when their process died are delivered again together. If they started together again, or
 alongside others that crash, each crash would count against all of them, and innocent messages would become dead letters
-together with the killer. So a suspect runs alone in its process, and a crash meanwhile is its fault.
+together with the killer. So a suspect runs in isolation, and a crash at that time is its fault.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from .deliveries import Delivery
 
 
 class Isolation:
-    """The gate that messages of one process pass before they run; suspects run one at a time and alone. Thread-safe.
+    """The gate that messages of one process pass before they run. Suspects run one at a time, isolated. Thread-safe.
 
     A message waits at most ``patience_s``, however many suspects came before it. Then it runs alongside the isolated
-    suspect, which ``enter`` returns.
+    suspect, and ``enter`` returns that suspect.
     """
 
     def __init__(self, *, patience_s: float) -> None:
@@ -41,7 +41,7 @@ class Isolation:
 
     @property
     def n_waiting(self) -> int:
-        """The number of messages that wait now."""
+        """The number of messages that are waiting now."""
         return self._n_waiting
 
     def enter(self, delivery: Delivery) -> Delivery | None:
@@ -55,7 +55,7 @@ class Isolation:
         """
         if delivery.charges:
             return self._enter_alone(delivery)
-        # No lock without a suspect: each side first registers itself, and then looks for the other.
+        # Without a suspect, no lock is needed: each side first registers itself and then looks for the other.
         self._running[id(delivery)] = delivery
         if self._holder is None:
             return None

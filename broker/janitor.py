@@ -1,8 +1,8 @@
 """The janitor of a queue: promotes due messages, finds entries of dead consumers, and requeues orphans.
 
 Every process that consumes a queue has a janitor, and none of them is a leader: every step is one script that is safe
-to run twice. Between rounds it waits for an entry in the queue's timer stream, so that a message delayed by 50 ms is
-promoted after 50 ms while an idle queue costs next to nothing.
+to run twice. Between rounds, a janitor waits for an entry in the queue's timer stream. So a message delayed by 50 ms is
+promoted after 50 ms, while an idle queue costs next to nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .keys import HANDED_BACK, QueueKeys
 from .scripts import ADVANCE, FORGET, LEAVE, SWEEP, TICK
 from .settings import BrokerSettings
 
-# The shortest pause between rounds. Under load due messages follow each other closely; one round promotes several.
+# The shortest pause between rounds. Under load, due messages follow each other closely, and one round promotes several.
 SHORTEST_WAIT_S = 0.005
 SWEEP_PAGE = 500
 # How often the other processes of this machine are checked; that needs no Redis command.
@@ -40,8 +40,8 @@ class Round:
         n_promoted: the number of due messages moved to the stream.
         next_due_s: seconds until the next delayed message is due; None if none is delayed.
         is_takeable: whether there are entries to take over.
-        first_lapse_s: seconds until the first lease of another consumer lapses without another heartbeat; 0 if the
-            lease of one with entries has lapsed, None without other consumers.
+        first_lapse_s: seconds until the first lease of another consumer lapses if no heartbeat comes; 0 if the lease of
+            a consumer with entries has lapsed; None if there is no such lease.
         n_owned: the number of entries in this consumer's own pending list.
         is_paused: whether delivery is paused.
         n_orphans: the number of orphans that were requeued.
@@ -154,7 +154,7 @@ class Janitor:
             self._timer.close()
 
     def _declare_dead(self, name: str) -> None:
-        """Declare a process of this machine dead whose keeper did not report it."""
+        """Declare a process of this machine dead, because its keeper has not reported its death."""
         keys = self._keys
         self._connections.run_script(LEAVE, (keys.stream, keys.consumers, keys.timer), (self._settings.group, name, 1))
 
@@ -162,7 +162,8 @@ class Janitor:
         """Look for orphans in a few pages of the pending entries; return how many were found."""
         keys, settings = self._keys, self._settings
         n_found = 0
-        # a few pages a round: 200,000 pending entries take about twenty rounds, and no script over a millisecond
+        # A few pages per round: 200,000 pending entries take about twenty rounds, and no script takes more than a
+        # millisecond.
         for _ in range(20):
             next_cursor, n = self._connections.run_script(
                 SWEEP,
@@ -196,7 +197,7 @@ class Janitor:
                 return
 
     def _forget_holders(self) -> None:
-        """Forget waiting messages of unique keys that were removed by hand, looking at a few pages of them."""
+        """Forget the waiting messages of unique keys that were removed by hand, looking at a few pages of them."""
         for _ in range(20):
             cursor, n = self._connections.run_script(FORGET, self._keys.work, (self._forget_cursor, SWEEP_PAGE))
             self._forget_cursor = cursor
@@ -216,7 +217,7 @@ class Janitor:
                 pause_s = 0.0
             except (BrokerConnectionError, redis.RedisError) as error:
                 if self._is_stopping.is_set():
-                    break  # the connections are closed before this thread ends
+                    break  # a stop may close the connections before this thread has ended
                 self._logger.warning("a round of the janitor failed; trying again", extra={"error": str(error)})
                 self._timer.drop()
                 pause_s = 0.5
@@ -227,7 +228,7 @@ class Janitor:
         self._timer.close()
 
     def _wait_for_news(self) -> None:
-        """Wait until the next round or for news: a message that is due earlier, a pause, a dead process."""
+        """Wait until the next round is due, or until there is news: a message due earlier, a pause, a dead process."""
         wait_until = max(min(self._next_round_at, self._next_sweep_at), time.monotonic() + SHORTEST_WAIT_S)
         while not self._is_stopping.is_set():
             if not self._timer.is_waiting:

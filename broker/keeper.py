@@ -1,12 +1,12 @@
 """The keeper: writes the heartbeats with which a process keeps its messages, running or waiting.
 
-A heartbeat is one member of a sorted set per queue, on the server's clock. Entries are not touched, so that XPENDING
-still shows the time since delivery.
+A heartbeat is one member of a sorted set per queue, with its time on the server's clock. Entries are not touched, so
+XPENDING still shows the time since delivery.
 
-A child process writes the heartbeats (``keeper_process.py``). So code that holds the interpreter lock for longer than
-the lease loses no messages, and when this process dies, its child reports that in Redis and others take over at once. A
-thread listens to the child, and writes the heartbeats itself while the child does not: before it has started, where it
-cannot start, and after it was killed.
+A child process writes the heartbeats (``keeper_process.py``). So a job that holds the interpreter lock for longer than
+the lease loses no messages. When this process dies, its child reports that in Redis, and other processes take over at
+once. A thread listens to the child. It writes the heartbeats itself while the child does not: before the child has
+started, where it cannot start, and after it was killed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .scripts import BEAT, LEAVE
 from .settings import BrokerSettings
 
 PROGRAM: Final = Path(__file__).with_name("keeper_process.py")
-# The environment variables that a Python process needs to start and to verify certificates; it gets no others.
+# The environment variables that a Python process needs to start and to verify certificates. The child gets no others.
 ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "OPENSSL_MODULES")
 MOST_BYTES: Final = 1 << 16
 CAN_HAVE_CHILD: Final = sys.platform.startswith("linux") and Path("/proc/self/stat").exists() and PROGRAM.exists()
@@ -52,9 +52,9 @@ class Keeper:
     """The heartbeats of all queues of a process. ``stop`` may be called twice.
 
     Args:
-        judge: returns whether the process makes progress; no heartbeat is written while it does not. None: it always
-            does.
-        on_judgement: called whenever that changes.
+        judge: returns whether the process makes progress; no heartbeat is written while it does not. None: the process
+            always counts as making progress.
+        on_judgement: called with whether the process makes progress, whenever that changes.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Keeper:
         """Write heartbeats for this queue from now on; the first one is written before this returns.
 
         Raises:
-            BrokerConnectionError: it could not be written.
+            BrokerConnectionError: the first heartbeat could not be written.
         """
         self._beat([keys])
         with self._lock:
@@ -104,7 +104,7 @@ class Keeper:
         """Write one heartbeat for every queue, in one round trip to each node.
 
         Raises:
-            BrokerConnectionError: one could not be written. Those on a cluster's other nodes were.
+            BrokerConnectionError: a heartbeat could not be written. Those on a cluster's other nodes were written.
         """
         with self._lock:
             queues = {keys.stream: keys for keys in self._queues.values()}
@@ -124,10 +124,10 @@ class Keeper:
         return None if child is None else child.process.pid
 
     def is_sure_of(self, queue_name: str) -> bool:
-        """Return whether this process certainly still has its lease, so that no message here was taken over.
+        """Return whether this process certainly still has its lease, so that none of its messages were taken over.
 
-        Measured on the local clock from before the last confirmed heartbeat was sent, so that a process that was
-        stopped notices it when it continues.
+        The time is measured on the local clock, from just before the last confirmed heartbeat was sent. So a process
+        that was stopped notices this when it continues.
         """
         confirmed_at = self._confirmed_at.get(queue_name, float("-inf"))
         return time.monotonic() - confirmed_at < self._sure_for_s
@@ -135,7 +135,8 @@ class Keeper:
     def may_judge(self, queue_name: str) -> bool:
         """Return whether an old heartbeat of another consumer proves that it is dead.
 
-        It does not after an outage of Redis: all heartbeats are old then, and live processes need time for the next.
+        It does not after an outage of Redis: all heartbeats are old then, and live processes need time to write the
+        next ones.
         """
         since_late_s = time.monotonic() - self._late_at
         return self.is_sure_of(queue_name) and since_late_s > self._settings.beat_ms / 1000 + 1
@@ -149,7 +150,7 @@ class Keeper:
             self._thread.join(timeout_s)
 
     def close(self, *, is_holding: bool, timeout_s: float = 5.0) -> None:
-        """Write no more heartbeats, and end the child unless this process still holds entries to be freed."""
+        """Write no more heartbeats, and end the child unless it must still free entries that this process holds."""
         self.stop(timeout_s=timeout_s)
         if is_holding:
             with suppress(BrokerConnectionError, redis.RedisError):
@@ -222,13 +223,13 @@ class Keeper:
         return moves
 
     def _until_late_s(self) -> float:
-        """Return the time until this thread must write heartbeats: one interval, or somewhat more with a child."""
+        """Return the time until this thread must write heartbeats: at most one interval, or more if there is a child."""
         n_beats = 1.0 if self._child is None else 1.4
         oldest = min((self._confirmed_at.get(name, 0.0) for name in list(self._queues)), default=time.monotonic())
         return oldest + n_beats * self._settings.beat_ms / 1000 - time.monotonic()
 
     def _find_again(self) -> None:
-        """Write heartbeats through this process's connections, which can find moved servers, and update the child."""
+        """Write heartbeats through this process's connections, which find moved servers; then update the child."""
         lost, self._lost = self._lost, set()
         try:
             self.run_once()
@@ -236,7 +237,7 @@ class Keeper:
             self._known -= lost
 
     def _listen(self, timeout_s: float) -> bool:
-        """Wait for a message of the child, starting one if there is none; return whether a message came."""
+        """Wait for a message from the child; return whether one came. Starts a child if there is none."""
         if self._child is None and time.monotonic() >= self._next_child_at:
             self._start_child()
         child = self._child
@@ -348,7 +349,7 @@ class _Child:
         return status
 
     def let_go(self) -> None:
-        """Close this end of the socket without a message."""
+        """Close this end of the socket without sending a message."""
         self._socket.close()
 
 
@@ -357,7 +358,7 @@ def _start(control: socket.socket) -> subprocess.Popen[bytes]:
         # --of shows in the process list whose keeper it is
         [sys.executable, "-I", "-S", str(PROGRAM), "--of", str(os.getpid())],
         stdin=control.fileno(),
-        # inherited, it would keep a pipe open whose reader waits for its end
+        # if the child inherited a pipe as its stdout, the reader of the pipe would wait for the child to end, too
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},

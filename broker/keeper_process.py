@@ -1,19 +1,22 @@
 """The keeper process: writes the heartbeats of its parent, outside the parent's interpreter lock.
 
-Run as a script: it uses the standard library alone, so that it takes only about 4 MB; ``identity`` imports ``stat_of``
-from it, because a script cannot import from its package. It writes
-heartbeats while the parent lives, is not stopped, and makes progress. When the parent dies, it reports that in Redis,
-and other processes take over at once. When the parent's master has ended, it kills the parent after a grace period. Its
-standard input is a socket to the parent; messages are marshalled tuples:
+It runs as a script and uses only the standard library, so that it takes only about 4 MB. ``identity`` imports
+``stat_of`` from this module, because a script cannot import from its package.
+
+It writes heartbeats while the parent lives, is not stopped, and makes progress. When the parent dies, it reports that
+in Redis, and other processes take over at once. When the parent's master has ended, it kills the parent after a grace
+period. Its standard input is a socket to the parent; messages are marshalled tuples:
 
     from the parent  (pid, beat_s, [beat.lua, leave.lua], group, consumer, lease_ms, master's pid or 0, grace_s),
                      the first message
-                     ("moves", until): write heartbeats until then, on the monotonic clock, unless another one comes
+                     ("moves", until): write heartbeats until this time on the monotonic clock; a later message
+                     replaces it
                      ("queue", name, [stream, consumers, timer], address): a new queue, or a new address
                      ("rest",): write no more heartbeats; report the parent's death
                      ("stop",): end without a report
     to the parent    ("resting",)
-                     ("beat", name, sent_at, was the lease in time)
+                     ("beat", name, sent_at, was_in_time): a heartbeat was written; the lease had not lapsed if
+                     was_in_time
                      ("silent", name): a heartbeat was due but not written; the parent is stopped or makes no progress
                      ("lost", name, problem): the heartbeat could not be written; send the server's current address
 """
@@ -58,7 +61,7 @@ class Link:
         self._read = b""
 
     def call(self, *words: str | bytes | int) -> int | str:
-        """Run one command and return its answer, an integer or text.
+        """Run one command and return its reply, an integer or text.
 
         Raises:
             OSError: the connection failed and is closed.
@@ -151,7 +154,7 @@ class Parent:
             self.pidfd = os.pidfd_open(pid)
         except (AttributeError, OSError):
             self.pidfd = None
-        # It may have died before it could be watched; its pid is free or reused then.
+        # The parent may have died before it could be watched; then its pid is free or reused.
         self._was_late = os.getppid() != pid
 
     def is_dead(self) -> bool:
@@ -162,11 +165,11 @@ class Parent:
         return os.getppid() != self.pid or state_of(self.pid) in ENDED
 
     def is_stopped(self) -> bool:
-        """Return whether it is stopped, by SIGSTOP or a debugger, so that its messages must become free."""
+        """Return whether the parent is stopped, by SIGSTOP or a debugger, so that its messages must be freed."""
         return state_of(self.pid) in "Tt"
 
     def kill(self) -> None:
-        """Kill it. Its pid cannot have been reused: a parent that is not dead still owns it."""
+        """Kill the parent. Its pid cannot have been reused: a parent that is not dead still owns it."""
         if not self.is_dead():
             os.kill(self.pid, signal.SIGKILL)
 
@@ -178,10 +181,10 @@ def state_of(pid: int) -> str:
 
 
 def stat_of(pid: int) -> tuple[str, str] | None:
-    """Return the state of a process and its start time in ticks since boot, from /proc; None if it is not there."""
+    """Return the state of a process and its start time in ticks since boot, from /proc; None if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib costs memory
-            # the name in parentheses may contain anything, parentheses too: count from the last one
+            # the name in parentheses may contain anything, even parentheses: count from the last one
             after_name = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
@@ -189,7 +192,7 @@ def stat_of(pid: int) -> tuple[str, str] | None:
 
 
 class Master:
-    """The process that started the parent; with ``pid`` 0 there is none to watch."""
+    """The process that started the parent. If ``pid`` is 0, there is no master to watch."""
 
     def __init__(self, pid: int, grace_s: float) -> None:
         self._pid, self._grace_s = pid, grace_s
@@ -210,7 +213,7 @@ class Master:
                 self.pidfd = None
 
     def wait_s(self) -> float:
-        """Return the time until the next ``look``, unless its pidfd can be waited for."""
+        """Return the time until the next ``look`` is due. A wait on the pidfd can end earlier."""
         if self._kill_at != LATER:
             return max(0.0, self._kill_at - time.monotonic())
         return LOOK_EVERY_S if self._pid and self.pidfd is None else LONGEST_WAIT_S
@@ -257,7 +260,7 @@ class KeeperProcess:
                 self._beat_where_due()
 
     def _heard(self) -> list[tuple[Any, ...] | None]:
-        """Wait until the next heartbeat is due or messages come; return them, None standing for a closed socket."""
+        """Wait until the next heartbeat is due or messages come; return these. None stands for a closed socket."""
         now = time.monotonic()
         wait_s = LONGEST_WAIT_S
         if not self._is_resting:
@@ -283,11 +286,11 @@ class KeeperProcess:
         try:
             return self._control.recv(MOST_BYTES)
         except ConnectionResetError:
-            # Raised once, before the packets that still wait, if the parent died without reading all of ours.
+            # Raised once if the parent died without reading all our packets. After that, its last packets can be read.
             return self._control.recv(MOST_BYTES)
 
     def _is_dying(self) -> bool:
-        """Return whether the parent, whose sockets are closed, is dying; otherwise it has let this process go."""
+        """Return whether the parent is dying, now that its socket is closed; otherwise it has let this process go."""
         deadline = time.monotonic() + DYING_S
         while not self._parent.is_dead():
             if time.monotonic() > deadline:
@@ -296,7 +299,7 @@ class KeeperProcess:
         return True
 
     def _obey(self, message: tuple[Any, ...]) -> bool:
-        """Act on a message of the parent; return whether it was the request to end."""
+        """Act on a message from the parent; return whether it was the request to end."""
         kind = message[0]
         if kind == "queue":
             _, name, keys, address = message
@@ -321,7 +324,7 @@ class KeeperProcess:
             sent_at = time.monotonic()
             _, link = self._queues[name]
             if link in broken:
-                # a hanging server is tried once, so that other servers' queues do not wait for each of its own
+                # a hanging server is tried once per round: queues on other servers must not wait for each of its queues
                 self._due[name] = time.monotonic() + min(AGAIN_AFTER_S, self._beat_s)
                 self._say("lost", name, "another queue on its server failed")
                 continue
@@ -350,7 +353,7 @@ class KeeperProcess:
                 time.sleep(AGAIN_AFTER_S)
 
     def _run(self, name: str, script: str, last: int) -> int | str:
-        """Run a script for one queue and return its answer.
+        """Run a script for one queue and return its reply.
 
         Raises:
             OSError: the connection failed; the next attempt opens a new one.
@@ -373,7 +376,7 @@ class KeeperProcess:
 
     def _say(self, *message: Any) -> None:
         try:  # noqa: SIM105  # contextlib costs memory
-            # the parent may not read for long, as while C code holds its interpreter lock
+            # the parent may not read for a long time, for example while C code holds its interpreter lock
             self._control.send(marshal.dumps(message), socket.MSG_DONTWAIT)
         except OSError:
             pass
@@ -385,7 +388,7 @@ def _decoded(packet: bytes) -> tuple[Any, ...]:
 
 
 def main() -> None:
-    # These make the parent drain, for any length of time; this process ends with the parent and not before.
+    # These signals make the parent drain, for any length of time. This process ends with the parent and not before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     KeeperProcess(socket.socket(fileno=os.dup(0))).run()

@@ -1,9 +1,9 @@
-"""The watch over the master that started a worker process (Dramatiq's command), which workers must not outlive.
+"""The watch over the master (Dramatiq's command) that started a worker process: workers must not outlive it.
 
 Unless a container or a control group ends them, worker processes survive a killed master: no supervisor sees them, and
 they run alongside the workers of the next master. So each worker watches its master. When the master has ended, the
 worker drains as after SIGTERM and is killed after ``master_grace_ms``. The keeper process watches the master, too,
-because this process may be stopped or hold the interpreter lock.
+because the worker process may be stopped or hold the interpreter lock.
 
 Only processes that Dramatiq's command started have a master. A Worker in a web server, a script or a test has none.
 """
@@ -76,7 +76,7 @@ def begin_watch(grace_ms: int | None) -> None:
         grace_ms: how long jobs may continue after the master has ended; None lets the process outlive it.
     """
     global _master
-    import multiprocessing  # already loaded in worker processes; other processes do without
+    import multiprocessing  # already loaded in worker processes; other processes do without it
 
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None:
@@ -91,8 +91,8 @@ def begin_watch(grace_ms: int | None) -> None:
 def _close_inherited_pipes() -> None:
     """Close the reading ends of the workers' log pipes, which a forked worker inherits from its master.
 
-    While a worker holds them, the pipe of a dead master still has a reader: writers block instead of getting EPIPE.
-    Only the local variables of Dramatiq's ``main``, which is on the stack of a forked worker, refer to these ends.
+    While a worker holds these ends, the pipe of a dead master still has a reader: writers block instead of getting
+    EPIPE. Only local variables of Dramatiq's ``main`` refer to the ends; it is on the stack of a forked worker.
     """
     from multiprocessing.connection import Connection
 

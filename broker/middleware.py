@@ -20,10 +20,10 @@ class StreamsMiddleware(dramatiq.Middleware):
     """
 
     def after_dead_letter(self, broker: RedisStreamsBroker, dead_letter: DeadLetter) -> None:
-        """Handle a new dead letter, passed as it was written, its fields included."""
+        """Handle a new dead letter. It is passed as it was written, including its fields."""
 
     def after_recover(self, broker: RedisStreamsBroker, queue_name: str, entry_ids: Sequence[str]) -> None:
-        """Handle the takeover of entries of dead consumers by this process."""
+        """Handle entries that this process took over from dead consumers."""
 
     def after_orphans(self, broker: RedisStreamsBroker, queue_name: str, n: int) -> None:
-        """Handle ``n`` entries in no pending list that this process found and requeued."""
+        """Handle ``n`` orphans that this process found and requeued."""

@@ -3,7 +3,7 @@
     python -m broker.migration OLD_URL NEW_URL [--max-message-bytes N] [--namespace NAME] [--old-namespace NAME]
 
 Point producers at the new broker, stop the old workers, and run this until it prints that nothing is left. A message is
-added to the new queue before it is removed from the old one: a crash in between adds it twice and loses nothing.
+added to the new queue before it is removed from the old one: a crash between the two adds it twice and loses nothing.
 Messages that a live worker has fetched are left to it and counted. A message that the new broker refuses, such as one
 that is too large, stays in the old queue and is listed; the others move. Dead letters stay where they are; RedisBroker
 deletes them after seven days.
@@ -50,7 +50,7 @@ class Drained:
 
     Attributes:
         moved: the number of messages moved to the new broker; delayed ones keep their time.
-        left: the number of messages that a live worker of the old broker has fetched. Stop it and drain again.
+        left: the number of messages that live workers of the old broker have fetched. Stop them and drain again.
         refused: the messages that the new broker refused; they stay in the old queue.
     """
 

@@ -1,11 +1,11 @@
-"""The options of a message that the broker and Dramatiq's middleware read, and their valid values.
+"""The message options that the broker and Dramatiq's middleware read, and their valid values.
 
 unique_key, unique_for_ms   at most one message with the key waits
 ordering_key                messages with the key run one at a time, in the order in which they were enqueued
 delay                       for ``enqueue_many``: ms from now
 
-Dramatiq's middleware does not check its options. A value of the wrong type raises where the outcome of a message is
-decided, or ends the worker thread. So options are checked before a message is added and before it runs.
+Dramatiq's middleware does not check its options. A value of the wrong type causes an exception where the outcome of a
+message is decided, or ends the worker thread. So options are checked before a message is added and before it runs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def delay_ms_of(delay: float | None) -> int:
 
 
 def name_in_delayed(ordering_key: str | None) -> str:
-    """Return a new name for a delayed message; it holds the ordering key for the script that promotes it."""
+    """Return a new name for a delayed message. The script that promotes it reads the ordering key from the name."""
     return token_hex(8) if ordering_key is None else f"{ordering_key}\0{token_hex(8)}"
 
 

@@ -1,7 +1,7 @@
 """The outcomes of messages: writes retries and dead letters, and asks whether a message may still run here.
 
-For messages that were delivered, every script is fenced: it does nothing unless this process still holds the entry. So a
-message that another process took over is not started, retried or made a dead letter from here. Acknowledgements are
+For messages that were delivered, every script is fenced: it does nothing unless this process still holds the entry. So
+a message that another process took over is not started, retried or made a dead letter from here. Acknowledgements are
 written in batches by settler.py.
 """
 
@@ -28,8 +28,8 @@ from .options import delay_ms_of, name_in_delayed, ordering_key_of, unique_key_o
 from .scripts import BURY, CONDEMN, RETRY, START
 from .settings import BrokerSettings
 
-# If a worker dies before the acknowledgement, the message runs again and enqueues its follow-up messages again. These are
-# remembered for longer than a crash is likely to go unnoticed, so that they are added once.
+# If a worker dies before the acknowledgement, the message runs again and enqueues its follow-up messages again. They
+# are remembered for longer than a crash is likely to go unnoticed, so that they are added once.
 REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 
 
@@ -237,7 +237,7 @@ class Outcomes:
             self._report_refusal(message, error)
 
     def bury_unhandled(self, delivery: Delivery) -> None:
-        """Make a message a dead letter if the Worker acknowledges it although no middleware has handled its failure."""
+        """Make a message a dead letter if the Worker acknowledges it although nothing failed, retried or skipped it."""
         if delivery.unhandled is None:
             delivery.unhandled = unhandled_failure()
         self.bury_delivery(delivery)

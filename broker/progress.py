@@ -3,10 +3,10 @@
 A heartbeat shows that a process exists. Its threads may hang all the same: on a log pipe without a reader, in native
 code, on a lock. A message that runs beyond its time limit plus a grace period is overdue. When every running message is
 overdue, the process is stuck: it reads nothing more and its heartbeat ends, so that other processes take over its
-messages. It resumes once one of them ends.
+messages. It resumes once one of the running messages ends.
 
-Messages without a time limit never count as overdue. Nor do those that have ended and wait for Redis: an outage does
-not make a process stuck.
+Messages without a time limit never count as overdue. Nor do messages that have ended and whose outcome waits for Redis:
+an outage does not make a process stuck.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Judgement:
     """The judgement of a process at one moment.
 
     Attributes:
-        moves_until: the time on the monotonic clock until which it counts as making progress, unless judged again.
+        moves_until: the time on the monotonic clock until which the process counts as making progress, unless it is
+            judged again.
         stuck: what makes no progress; None if the process is not stuck.
     """
 
@@ -80,7 +81,7 @@ def judge(
 
     Args:
         running: the messages that its threads run.
-        stalled_since: for each queue of which it holds messages, when its consumer was last asked for one.
+        stalled_since: for each queue from which it holds messages, when the consumer was last asked for a message.
         overrun_s: how much longer than its time limit a message may run.
     """
     longest_s, until, latest = limits.longest(), float("-inf"), None
@@ -103,5 +104,6 @@ def judge(
             if since + longest_s + overrun_s <= now:
                 stuck = f"the consumer of {queue_name} holds messages and was not asked for {now - since:.0f} s"
                 return Judgement(since + longest_s + overrun_s, stuck)
-    # A thread that holds the interpreter lock prevents the next judgement, and any message may hold it.
+    # A thread that holds the interpreter lock prevents the next judgement. Any message may hold it, so the longest
+    # limit applies.
     return Judgement(now + longest_s + overrun_s)

@@ -1,6 +1,6 @@
 """The Lua scripts of this package. Each performs the steps that must happen together.
 
-Every file in ``lua/`` documents its KEYS, ARGV and answers at its top. Shared code, such as ``work.lua``, is put before
+Every file in ``lua/`` documents its KEYS, ARGV and reply at the top. Shared code, such as ``work.lua``, is put before
 the scripts that use it. All keys are passed in KEYS and share one slot. Redis 6.2 suffices for all scripts.
 """
 

@@ -2,8 +2,8 @@
 
 A worker thread adds its finished message and continues; one thread per process writes the gathered acknowledgements.
 Those that could not be written are kept and tried again. A message whose acknowledgement was never written is delivered
-again. After a crash before the write, the job runs twice, as it would without batches; the window is a few milliseconds,
-or the length of an outage of Redis.
+again. If the process crashes before the write, the job runs twice, as it would without batches. The window is a few
+milliseconds, or the length of an outage of Redis.
 """
 
 from __future__ import annotations

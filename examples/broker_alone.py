@@ -21,7 +21,7 @@ def greet(name: str) -> None:
     print(f"hello, {name}", flush=True)
 
 
-# Workers import this module too: without the guard, each of their processes would enqueue.
+# Workers import this module, too: without this guard, each worker process would enqueue the messages again.
 if __name__ == "__main__":
     for name in ("Ada", "Grace", "Edsger"):
         greet.send(name)

@@ -2,7 +2,7 @@
 
     python examples/labeller.py http://127.0.0.1:8080 42
 
-Only the standard library. Off loopback, send a token: ``SPLOOT_TOKEN``.
+It needs only the standard library. A server beyond loopback requires a token: set ``SPLOOT_TOKEN``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(server: str, pet_id: int) -> None:
 
 
 def wait_for(server: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Wait until the job has ended; its result."""
+    """Wait until the job has ended, and return its result."""
     while True:
         status = call(server, f"/jobs/{job['job_id']}")
         if status["state"] == "succeeded":

@@ -1,6 +1,7 @@
 """Clustering as a library: no queue, no Redis, one process.
 
-Two made-up subjects, twenty photos each. A person merges what the machine kept apart, and a recluster keeps it merged.
+It clusters photos of two made-up subjects, twenty of each. A user merges the two clusters, and the next recluster keeps
+them merged.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ const values = Float32Array.from([0.1, -0.25, 1.5, 3e-5]);
 
 const event = {
   schema: "embedding.ingested/1",
-  event_id: randomUUID(), // the same id again is the same event
+  event_id: randomUUID(), // an event with the same id counts as the same event
   pet_id: petId, // decimal text: an int64 does not fit into a JavaScript number
   media_id: mediaId,
   model: "example@1",
@@ -30,12 +30,12 @@ function encode(words) {
 const target = url.protocol === "unix:" ? { path: url.pathname } : { host: url.hostname, port: Number(url.port || 6379) };
 const socket = net.connect(target, () => {
   if (url.password) socket.write(encode(["AUTH", ...(url.username ? [url.username] : []), url.password]));
-  // '*': only Redis names entries. Never trim this stream: it holds waiting work and nothing else.
+  // '*': Redis chooses the entry id. Never trim this stream: it holds only work that is not done.
   socket.write(encode(["XADD", "streams:embedding.ingested", "*", ...Object.entries(event).flat()]));
 });
 socket.on("data", (answer) => {
   const lines = answer.toString().split("\r\n").filter((line) => line && line !== "+OK" && !line.startsWith("$"));
-  if (!lines.length) return; // so far only the answer to AUTH
+  if (!lines.length) return; // so far, only the reply to AUTH has arrived
   console.log(lines[0]);
   process.exitCode = lines[0].startsWith("-") ? 1 : 0;
   socket.end();

@@ -1,8 +1,8 @@
 """A FastAPI service that enqueues: uvicorn examples.upload_service:app
 
-The client waits for Redis for about three seconds at most. A plain ``def`` route runs in FastAPI's thread pool, so that
-a Redis that hangs stops neither the event loop nor other requests. A service without sploot-cluster itself installs
-``sploot-cluster-client`` and imports the same names from ``sploot_cluster_client``.
+The client waits for Redis for about three seconds at most. A plain ``def`` route runs in FastAPI's thread pool, so a
+hanging Redis blocks neither the event loop nor other requests. A service that does not install sploot-cluster itself
+installs ``sploot-cluster-client`` and imports the same names from ``sploot_cluster_client``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Upload(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # one client serves all threads; it connects when it is used first
+    # one client serves all threads; it connects when it is first used
     with ClusterTasks(os.environ["REDIS_URL"]) as tasks:
         app.state.tasks = tasks
         yield
