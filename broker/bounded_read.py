@@ -1,7 +1,7 @@
 """Bounded reads: parse the reply to a blocking read from its socket, and keep only as much as a consumer may hold.
 
 Other programs can write entries of any size, and ``XREADGROUP`` returns them whole; no Redis command leaves out large
-ones. So they are cut here: only the head of a string that is too long is kept, for the dead letter; the rest is skipped.
+ones. So they are cut here: of a string that is too long, only the head is kept, for the dead letter.
 :class:`Bounds` limits the memory that one reply takes, whatever the server sends. Most replies are too small to reach a
 limit. If hiredis is installed, it parses these in a tenth of the time.
 

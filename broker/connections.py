@@ -35,8 +35,8 @@ from .scripts import Script
 
 Argument = str | bytes | int
 
-# Error replies that mean "not now": a failover, a start, a full disk or memory, a busy script. They are matched by their
-# text, because errors from inside a script keep only that and not the class.
+# Error replies that mean "not now": a failover, a start, a full disk or memory, a busy script. They are recognized by
+# their text, because errors from inside a script keep only the text and not the class.
 NOT_NOW: Final = (
     "READONLY",
     "LOADING",

@@ -223,7 +223,10 @@ class Keeper:
         return moves
 
     def _until_late_s(self) -> float:
-        """Return the time until this thread must write heartbeats: at most one interval, or more if there is a child."""
+        """Return the time until this thread must write heartbeats.
+
+        They are due one interval after the last ones, or 1.4 intervals if there is a child that should write them.
+        """
         n_beats = 1.0 if self._child is None else 1.4
         oldest = min((self._confirmed_at.get(name, 0.0) for name in list(self._queues)), default=time.monotonic())
         return oldest + n_beats * self._settings.beat_ms / 1000 - time.monotonic()

@@ -15,8 +15,7 @@ period. Its standard input is a socket to the parent; messages are marshalled tu
                      ("rest",): write no more heartbeats; report the parent's death
                      ("stop",): end without a report
     to the parent    ("resting",)
-                     ("beat", name, sent_at, was_in_time): a heartbeat was written; the lease had not lapsed if
-                     was_in_time
+                     ("beat", name, sent_at, was_in_time): a heartbeat was written, in time or after the lease lapsed
                      ("silent", name): a heartbeat was due but not written; the parent is stopped or makes no progress
                      ("lost", name, problem): the heartbeat could not be written; send the server's current address
 """

@@ -9,7 +9,7 @@ const values = Float32Array.from([0.1, -0.25, 1.5, 3e-5]);
 
 const event = {
   schema: "embedding.ingested/1",
-  event_id: randomUUID(), // an event with the same id counts as the same event
+  event_id: randomUUID(), // if sent again with the same id, it counts as the same event
   pet_id: petId, // decimal text: an int64 does not fit into a JavaScript number
   media_id: mediaId,
   model: "example@1",

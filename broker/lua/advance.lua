@@ -1,8 +1,8 @@
--- Unblocks ordering keys whose current message disappeared before it ended, as after a manual XDEL: starts the next.
+-- Unblocks ordering keys whose current message disappeared, for example by a manual XDEL: starts their next message.
 --
 -- KEYS     1–8 work
 -- ARGV     cursor ("0" at first), approximate number of keys to check
--- Returns  {next cursor ("0" = the pass is complete), how many were advanced}
+-- Returns  {next cursor ("0" = the pass is complete), how many ordering keys were unblocked}
 
 local cursor, found = unpack(redis.call('HSCAN', work.heads, ARGV[1], 'COUNT', ARGV[2]))
 local n = 0

@@ -6,9 +6,9 @@
 --          then names and values of the dead letter's own fields
 -- Returns  {"BURIED", id of the dead letter}, or why nothing was written: {"FENCED"}, {"GONE"}
 --
--- Of an entry with very many fields only the first are kept, because a script cannot pass on more; the field left_out of
--- the dead letter counts the others.
--- Works on a full server: it adds little besides the moved fields, and its first write needs no memory.
+-- Only the first 2,000 fields of an entry are kept, because a script cannot pass on more. The field left_out of the
+-- dead letter is the number of the others.
+-- Works when the server's memory is full: it adds little besides the moved fields, and its first write needs no memory.
 
 local MOST_FIELDS = 2000
 local stream, dead, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11], KEYS[12]

@@ -1,9 +1,9 @@
--- Adds a dead letter for a message without an entry: a follow-up message of a finished one that could not be enqueued.
+-- Adds a dead letter for a message that has no entry: a follow-up message that could not be enqueued.
 --
 -- KEYS     1 dead  2 recent of the follow-up message  3 counters
 -- ARGV     enqueue id, ms to remember it, ms to keep dead letters, how many to keep, then names and values of the dead
 --          letter's fields
--- Returns  id of the dead letter, or "" if this follow-up message was enqueued or condemned before
+-- Returns  id of the dead letter, or "" if this follow-up message was enqueued before or is a dead letter already
 
 local dead, recent, counters = KEYS[1], KEYS[2], KEYS[3]
 local enqueue_id, remember_ms, keep_ms, keep_n = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]

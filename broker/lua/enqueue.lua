@@ -3,15 +3,15 @@
 -- KEYS     1–8 work  9 recent of this producer  10 counters  11… one per unique key
 -- ARGV     enqueue id, ms to remember it     recognises a call that is repeated after a lost reply; a producer
 --                                            repeats only its last call
---          max_queue_length                  messages the stream and the line may hold; 0 = no limit
+--          max_queue_length                  how many messages the stream and the line may hold; 0 = no limit
 --          then eight per message: payload, name in delayed, delay in ms (0 = none), message id,
 --          number of its unique key in KEYS (0 = none), ms after which the unique lock ends, ordering key ("" = none),
 --          1: it may be coalesced onto the waiting message of its unique key
 -- Returns  {"ADDED", id, …}       per message: its own id, or the id of the waiting message of its unique key
 --          {"FULL", length}       nothing was added
 --
--- The lock of a message that disappeared, as after a manual XDEL, is taken by the next message.
--- A repeated call answers as the first one did, as far as the locks still show it.
+-- If a message disappeared, for example by a manual XDEL, the next message takes its lock.
+-- A repeated call returns what the first one returned, as far as the locks still show it.
 
 local FIXED, PER_MESSAGE = 3, 8
 local stream, recent, counters = KEYS[1], KEYS[9], KEYS[10]

@@ -1,9 +1,9 @@
--- Adds one message without delay, unique key, ordering key or queue limit, as most messages are. Does the same as
--- enqueue.lua in half the server's time.
+-- Adds one message without a delay, unique key or ordering key to a queue without a limit, which is the common case.
+-- Does the same as enqueue.lua and takes the server half the time.
 --
 -- KEYS     1 stream  2 recent of this producer  3 counters
 -- ARGV     enqueue id, ms to remember it, payload: as in enqueue.lua
--- Returns  ADDED, also when the call is repeated
+-- Returns  ADDED, even when the call is repeated
 
 local stream, recent, counters = KEYS[1], KEYS[2], KEYS[3]
 local enqueue_id, remember_ms, payload = ARGV[1], ARGV[2], ARGV[3]

@@ -1,9 +1,9 @@
--- Forgets holders of unique keys whose message disappeared before it ended, as after a manual XDEL. Their locks are taken
--- by the next message with that key, or expire.
+-- Forgets the messages that hold unique keys if they disappeared, for example by a manual XDEL. The next message with
+-- the key takes the lock, or the lock expires.
 --
 -- KEYS     1–8 work
 -- ARGV     cursor ("0" at first), approximate number of fields to check
--- Returns  {next cursor ("0" = the pass is complete), how many holders were forgotten}
+-- Returns  {next cursor ("0" = the pass is complete), how many messages were forgotten}
 
 local cursor, found = unpack(redis.call('HSCAN', work.holders, ARGV[1], 'COUNT', ARGV[2]))
 local n = 0

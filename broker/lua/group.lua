@@ -1,6 +1,6 @@
--- The position of a consumer group. Included at the top of scripts that look for unowned entries.
+-- Positions in a stream and in its consumer group. Included at the top of scripts that go through entries.
 
--- Returns the start of the range after an id; nil if no greater id exists, because a producer chose the greatest one.
+-- Returns the start of the range after an id; nil after the greatest possible id, which a producer may have chosen.
 local function behind(id)
   if id ~= '18446744073709551615-18446744073709551615' then
     return '(' .. id

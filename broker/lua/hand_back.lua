@@ -1,8 +1,9 @@
--- Hands back entries that were not started: at once, in their place, and without counting the delivery.
+-- Hands back entries that were not started. They can be taken at once, keep their place, and the delivery does not
+-- count.
 --
 -- KEYS     1 stream  2 timer  3 counters
 -- ARGV     group, consumer, consumer of handed-back entries, then per entry: id, delivery count
--- Returns  how many were handed back; the others belong to another consumer by now
+-- Returns  how many were handed back; other consumers hold the rest by now
 
 local stream, timer, counters = KEYS[1], KEYS[2], KEYS[3]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]

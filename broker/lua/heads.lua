@@ -1,7 +1,8 @@
 -- Reads a page of entries for operators, bounded in bytes, with only the head of large entries. Writes nothing.
 --
 -- KEYS     1 stream
--- ARGV     XRANGE or XREVRANGE, start, end, most entries, largest entry in bytes, approximate most bytes in total
+-- ARGV     XRANGE or XREVRANGE, start, end, largest number of entries,
+--          largest entry in bytes (only the head of a larger one is returned), approximate limit on all bytes
 -- Returns  a list of {id, fields, size of an entry that was cut or 0}; empty if there are no more entries
 
 local command, start, stop = ARGV[1], ARGV[2], ARGV[3]

@@ -2,9 +2,10 @@
 --
 -- KEYS     1 dead
 -- ARGV     ids of dead letters
--- Returns  per dead letter {bytes of its entry, its unique key ("" = none)}; {-1, ""} if it does not exist
+-- Returns  per dead letter {size of its entry in bytes, its unique key ("" = none)}; {-1, ""} if it does not exist
 --
--- The size of a Dramatiq message is that of its one value, as at enqueue; that of any other entry includes all fields.
+-- The size of a Dramatiq message is that of its one value, as when it was enqueued. The size of any other entry
+-- includes all its fields.
 
 local found = {}
 for i, id in ipairs(ARGV) do

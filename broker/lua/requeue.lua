@@ -1,10 +1,10 @@
 -- Requeues dead letters: each becomes its original entry again, at the end of the stream or of its ordering key's line.
--- It takes the lock of its unique key if no other message with that key waits.
+-- It takes the lock of its unique key if no other message with that key is waiting.
 --
 -- KEYS     1–8 work  9 dead  10 counters  11… the unique key of each dead letter that has one
 -- ARGV     ms after which unique locks end, then per dead letter: its id, number of its unique key in KEYS (0 = none)
--- Returns  per dead letter the id of its entry, "in-line" if it waits for another message with its ordering key, or "" if
---          the dead letter does not exist
+-- Returns  per dead letter the id of its new entry, "in-line" if it waits for another message with its ordering key, or
+--          "" if the dead letter does not exist
 
 local stream, dead, counters, lock_ms = KEYS[1], KEYS[9], KEYS[10], ARGV[1]
 

@@ -1,4 +1,4 @@
--- Requeues entries that an operator chose: at once, in their place, counting the delivery.
+-- Requeues entries that an operator chose. They can be taken at once, keep their place, and the delivery counts.
 --
 -- KEYS     1 stream  2 timer  3 counters  4 suspects
 -- ARGV     group, consumer of handed-back entries, then per entry: id, its holder ("" = none: an orphan),

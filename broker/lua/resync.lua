@@ -1,9 +1,9 @@
--- Returns the entries that the caller owns and does not hold because their delivery reply was lost.
+-- Returns the entries that the caller owns but does not hold, because the reply that delivered them was lost.
 --
 -- KEYS     1 stream  2 counters
--- ARGV     group, consumer, least idle time in ms, most entries,
---          largest entry in bytes (only the head of a larger one is returned), approximate most bytes in total,
---          then the ids it holds
+-- ARGV     group, consumer, shortest idle time in ms, largest number of entries,
+--          largest entry in bytes (only the head of a larger one is returned), approximate limit on all bytes,
+--          then the ids that the caller holds
 -- Returns  a list of {id, delivery count, fields, size of an entry that was cut or 0}
 --
 -- Crash counts and idle times do not change: for the server these entries were delivered once.

@@ -1,12 +1,13 @@
 -- Acknowledges finished messages and removes their entries.
 --
--- KEYS     1–8 work  9 suspects  10 counters  11… the unique key of each message that never started
--- ARGV     group, consumer, number of entries, number of those that have an ordering key, then per entry: id, delivery
---          count, then per entry that has an ordering key: id, ordering key, then per unique key: message id, entry id
+-- KEYS     1–8 work  9 suspects  10 counters  11… the unique key of each message that is still in holders
+-- ARGV     group, consumer, number of entries, number of those that have an ordering key,
+--          then per entry: id, delivery count; then per entry that has an ordering key: id, ordering key;
+--          then per unique key: message id, entry id
 -- Returns  {acked, late, gone}   late: finished here although another consumer holds it now; gone: already removed
 --
--- Success is accepted whichever consumer holds the entry now, because the job is done. The first write needs no memory, so
--- that a full server lets the script finish: acknowledging must work there.
+-- Success is accepted whichever consumer holds the entry now, because the job is done. Messages must be acknowledged
+-- even when the server's memory is full. It lets the script finish then, because the first write needs no memory.
 
 local FIXED = 4
 local stream, suspects, counters = KEYS[1], KEYS[9], KEYS[10]

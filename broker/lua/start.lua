@@ -1,14 +1,14 @@
--- Decides whether a message may start. Called only if that is uncertain: it was delivered before, the lease may have
--- lapsed, or it holds a unique lock.
+-- Decides whether a message may start. Called only if the message was delivered before, if the lease may have lapsed,
+-- or if the message has a unique key; and when the isolation of a running message ends.
 --
 -- KEYS     1 stream  2 suspects  3 counters  4 holders  5 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process, 1: it is running
 -- Returns  {RUN}, {RUN, the newest message that was coalesced onto it}, or {LOST}: another consumer holds the entry now
 --
--- The coalesced message is kept until the waiting one has ended: if that one is skipped, the coalesced one runs instead.
--- Records which consumer runs an entry that was delivered before, so that a crash counts against messages that ran, and
--- not against those that only waited in the same process. Called again for a running message when its isolation ends; if
--- it has ended or lost its entry meanwhile, that is not counted as fenced.
+-- A coalesced message is kept until the message that it was coalesced onto has ended: if that is skipped, the coalesced
+-- one runs instead. The script records which consumer runs an entry that was delivered before, so that a crash counts
+-- against messages that ran, and not against those that only waited in the same process. If a running message has ended
+-- or lost its entry when its isolation ends, this does not count as fenced.
 
 local stream, suspects, counters, holders, unique = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]

@@ -1,10 +1,10 @@
 -- Reads the statistics of a queue atomically. Writes nothing.
 --
 -- KEYS     1 stream  2 delayed  3 dead  4 consumers  5 paused  6 counters  7 ordered:line
--- ARGV     group, lease in ms, most pending ids to check for orphans and ghosts (pending, entry deleted)
+-- ARGV     group, lease in ms, largest number of pending ids to check for orphans and ghosts (pending, entry deleted)
 -- Returns  {length, in flight, idle ms of the oldest pending (-1 = none), delayed, orphans, dead,
 --           age in ms of the oldest entry (-1 = none, or its id is ahead of the clock), entries added,
---           ms until the next is due (-1 = none), is paused, in line behind another of their ordering key, ghosts,
+--           ms until the next delayed message is due (-1 = none), is paused, messages in line, ghosts,
 --           the clock in ms, id of the oldest entry ("" = none), the last id that the stream gave,
 --           entries that other programs removed (on Redis 6.2: ghosts that were found),
 --           name, pending, heartbeat age in ms (-1 = none), … per consumer}

@@ -1,13 +1,13 @@
--- Requeues the orphans around one page of pending entries. Orphans are entries that were delivered and are in no pending
--- list, as manual XACK, XCLAIM with FORCE and XGROUP DELCONSUMER leave them behind.
+-- Requeues the orphans around one page of pending entries. Orphans are entries that were delivered and are in no
+-- pending list; a manual XACK, XCLAIM with FORCE or XGROUP DELCONSUMER leaves them behind.
 --
 -- KEYS     1 stream  2 consumers  3 dead  4 timer  5 suspects  6 counters
--- ARGV     group, consumer of handed-back entries, cursor ("-" at first), page, ms to keep dead letters,
+-- ARGV     group, consumer of handed-back entries, cursor ("-" at first), size of a page, ms to keep dead letters,
 --          ms after which an idle consumer without entries is forgotten
 -- Returns  {next cursor ("" = the pass is complete), orphans found}; a full page of orphans ends a call, too
 --
--- Settled entries are removed, so every entry up to the last delivered one is pending or an orphan, and any entries
--- between two neighbours in the pending list are orphans. Only the payloads of orphans are read.
+-- Settled entries are removed. So every entry up to the last delivered one is pending or an orphan, and all entries
+-- between two successive ids of the pending lists are orphans. Only the payloads of orphans are read.
 
 local stream, consumers, dead, timer, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group, handed_back, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

@@ -1,20 +1,20 @@
--- Takes over entries without a live consumer: handed back, owned by dead consumers, or lost on their way to the caller.
+-- Takes over entries that have no live consumer: those that were handed back, and those of dead consumers.
 --
 -- KEYS     1 stream  2 consumers  3 suspects  4 counters
--- ARGV     group, consumer, consumer of handed-back entries, lease in ms, most entries, delivery limit,
---          1: stale heartbeats count as dead; 0: only consumers that were declared dead do,
---          largest entry in bytes (only the head of a larger one is returned), approximate most bytes in total
--- Returns  a list of {id, delivery count, fields, crash count, is_doomed, is_recovered, size of an entry that was cut or 0};
---          is_doomed: it reached the delivery limit
+-- ARGV     group, consumer, consumer of handed-back entries, lease in ms, largest number of entries, delivery limit,
+--          1: consumers with an old heartbeat count as dead; 0: only consumers that were declared dead do,
+--          largest entry in bytes (only the head of a larger one is returned), approximate limit on all bytes
+-- Returns  a list of {id, delivery count, fields, crash count, is_doomed, is_recovered, size of an entry that was cut
+--          or 0}; is_doomed: it reached the delivery limit; is_recovered: it belonged to a dead consumer
 --
--- A consumer is dead if it was declared dead (heartbeat 0) or has no heartbeat younger than the lease. In the latter case
--- its entries must also have been idle for a lease, so that an entry claimed by hand comes back after one. Pending ids
--- whose entry is gone are removed (Redis 6.2 keeps them).
+-- A consumer is dead if it was declared dead (heartbeat 0) or has no heartbeat younger than the lease. In the latter
+-- case, its entries must also have been idle for a lease, so that an entry claimed by hand comes back after a lease.
+-- Ghosts are removed (Redis 6.2 keeps them).
 --
--- The first crash during an entry's delivery is not counted against it; from then on start.lua records which entries run.
--- The next crash while it runs counts fully, and from then on it runs in isolation, so that a further crash is its fault.
--- If isolation times out, because it or another message runs for longer than a lease, a crash counts a quarter: a killer
--- still reaches the limit.
+-- The first crash during an entry's delivery is not counted against it; from then on, start.lua records which entries
+-- run. The next crash while it runs counts fully. From then on it runs in isolation, so that a further crash is its
+-- fault. If isolation times out because this or another message runs for longer than a lease, a crash counts as a
+-- quarter, so that a message that kills its workers still reaches the limit.
 
 local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]

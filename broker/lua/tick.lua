@@ -1,10 +1,11 @@
 -- One round of the janitor: moves due messages to the stream, and checks whether there are entries to take over.
 --
 -- KEYS     1–8 work  9 consumers  10 paused  11 counters
--- ARGV     group, consumer, consumer of handed-back entries, lease in ms, most messages to promote
--- Returns  {promoted, ms until the next is due (-1 = none is delayed), last id of the timer, is anything takeable,
---           entries this consumer owns, is the queue paused, ms until the first of the others' leases would lapse
---           (-1 = there are none; 0 = one has lapsed), the others…}
+-- ARGV     group, consumer, consumer of handed-back entries, lease in ms, largest number of messages to promote
+-- Returns  {how many were promoted, ms until the next message is due (-1 = none is delayed), last id of the timer, are
+--           there entries to take over, number of entries this consumer owns, is the queue paused, ms until the first
+--           lease of another consumer could lapse (-1 = none can; 0 = one with entries has lapsed), names of the other
+--           consumers…}
 
 local stream, delayed, messages, timer = work.stream, work.delayed, work.messages, work.timer
 local consumers, paused, counters = KEYS[9], KEYS[10], KEYS[11]

@@ -2,7 +2,7 @@
 -- Writes nothing.
 --
 -- KEYS     1 stream
--- ARGV     group, cursor ("-" at first), page
+-- ARGV     group, cursor ("-" at first), size of a page
 -- Returns  {next cursor ("" = the pass is complete), {orphan ids}, {ghost id, consumer, deliveries, …}}
 
 local stream = KEYS[1]

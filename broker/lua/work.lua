@@ -1,14 +1,15 @@
--- Functions that add and move waiting messages, keep the order of each ordering key, and maintain unique locks. Included
--- at the top of scripts whose first eight KEYS are those of keys.py's ``work``.
+-- Functions that add and move waiting messages, keep the order of each ordering key, and maintain unique locks.
+-- Included at the top of scripts whose first eight KEYS are ``work`` in keys.py.
 --
--- One message per ordering key is current: in the stream, in flight or delayed, retries included. The others wait in line
--- until it is done or dead. The line is one sorted set of equal scores, so that Redis orders it by its members: ordering
--- key, a zero byte, place. The name of an ordered message in delayed is its ordering key, a zero byte, and random text.
+-- One message per ordering key is current: it is in the stream, in flight or delayed (as a retry, too). The others wait
+-- in line until it is done or a dead letter. The line is one sorted set with equal scores, so that Redis orders it by
+-- member. A member consists of the ordering key, a zero byte and the place in line. A delayed message with an ordering
+-- key is named by its ordering key, a zero byte and random text, or by the member that it was in the line.
 --
--- The lock of a unique key holds the id of the message that took it. The hash of holders has two fields for that message:
--- '=' and its id -> its place (entry, name in delayed or member of the line), and '@' and its place -> its id. So the
--- place follows the message when it moves, and one lookup shows that a lock's message is gone. A third field, '+' and its
--- id, holds the newest message that was coalesced onto it.
+-- The lock of a unique key holds the id of the message that took it. The hash of holders has two fields for that
+-- message: '=<id>' -> its place (entry id, name in delayed or member of the line), and '@<place>' -> its id. So the
+-- place follows the message when it moves, and one lookup shows whether the message of a lock is gone. A third field,
+-- '+<id>', holds the newest message that was coalesced onto it.
 
 local work = {
   stream = KEYS[1], delayed = KEYS[2], messages = KEYS[3], timer = KEYS[4],
@@ -49,7 +50,7 @@ local function is_there(where)
     or redis.call('ZSCORE', work.line, where)
 end
 
--- Returns the message that holds a lock, or false; and whether the lock was stale, its message removed by hand.
+-- Returns the message that holds a lock, or false; and whether the lock is stale, as its message was removed by hand.
 local function holder_of(lock)
   local id = redis.call('GET', lock)
   if not id then
@@ -94,7 +95,7 @@ local function is_at_work(key)
   return redis.call('HEXISTS', work.heads, key) == 1
 end
 
--- Records the new place of this key's current message, if its place was the given one (nil = it is a new message).
+-- Records the new place of this key's current message, if its place was ``before`` (nil = it is a new message).
 local function note_where(key, before, now)
   if not before or redis.call('HGET', work.heads, key) == before then
     redis.call('HSET', work.heads, key, now)
