@@ -4,7 +4,7 @@ A dead letter is an entry of the queue's dead stream with these fields; fields w
 
     reason      one word: failed, skipped, delivery-limit, undecodable, wrong-queue, unknown-actor, oversize;
                 unhandled: nothing failed, retried or skipped it, and it must not be acknowledged;
-                not-enqueued: a follow-up message of a finished one that could not be enqueued
+                not-enqueued: it is a follow-up message that could not be enqueued
     error       for a failed actor "ExceptionClass: message"
     field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
     traceback   the end of the traceback, at most 8 KiB

@@ -1,7 +1,7 @@
 """Decoding: turns a stream entry into a message, or raises an error with the reason why it is not one.
 
-An entry has a Dramatiq message in its one field ``message``, or any form that the decoder of its queue understands. No
-content of a stream may stop a consumer or a worker thread: every fault becomes an :class:`UndecodableEntry`.
+An entry has a Dramatiq message in its one field ``message``, or another form that the decoder of its queue understands.
+No content of a stream may stop a consumer or a worker thread: every fault becomes an :class:`UndecodableEntry`.
 """
 
 from __future__ import annotations

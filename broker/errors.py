@@ -32,7 +32,7 @@ from dramatiq.middleware import SkipMessage
 
 
 class InvalidField(ValueError):
-    """The base class of errors about one field.
+    """The base class for errors about a field.
 
     Attributes:
         field: the name of the field, option or setting.

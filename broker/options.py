@@ -53,7 +53,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Check the options that this broker and Dramatiq's middleware read; other options may have any value.
 
     Raises:
-        InvalidOption: one of them has an invalid value.
+        InvalidOption: an option has an invalid value.
     """
     for name, value in options.items():
         kind = _KINDS.get(name)

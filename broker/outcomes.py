@@ -134,7 +134,7 @@ class Outcomes:
         delay_ms = delay_ms_of(delay)
         payload = message.encode()
         if len(payload) > self._settings.max_message_bytes:
-            # Retries adds a traceback of any length; a dead letter stores its own
+            # Retries adds a traceback of any length; a dead letter will store a traceback of its own
             message.options.pop("traceback", None)
             payload = message.encode()
         lock_ms = self._settings.lock_ms(message.options, delay_ms)

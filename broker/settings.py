@@ -26,7 +26,7 @@ class BrokerSettings:
         max_deliveries: a message becomes a dead letter when its worker process has died this many times; at least 2,
             because the first crash of a process cannot be attributed to one of its messages.
         max_message_bytes: the largest encoded message.
-        max_read_bytes: how many bytes of one read a consumer keeps. It holds for queues with a decoder or a check,
+        max_read_bytes: how many bytes of one read a consumer keeps. It applies to queues with a decoder or a check,
             because their entries may have any size. The consumer keeps only the head of an entry larger than twice
             ``max_message_bytes``, and hands back entries beyond the bound. Reads of other queues are unbounded: their
             writers respect ``max_message_bytes``.

@@ -48,7 +48,7 @@ class QueueStats:
             entry's id is ahead of the clock because a producer chose the id or the clock was ahead at that time.
         entries_added: entries ever added to the stream, promoted and retried ones included; on Redis 6.2, only the
             messages that were enqueued through this broker.
-        next_due_ms: time until the next delayed message is due, 0 if it is overdue; None without one.
+        next_due_ms: time until the next delayed message is due, 0 if it is overdue; None if none is delayed.
         paused: whether delivery is paused.
         consumers: the consumers that have entries or a heartbeat.
         clock_ms: the server's clock at that moment.

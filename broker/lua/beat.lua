@@ -25,7 +25,7 @@ if last == '0' then
 end
 local said = redis.pcall('ZADD', consumers, now, me)
 if type(said) == 'table' and said.err then
-  -- A full server lets a script finish if its first write needs no memory. Heartbeats must work on a full server.
+  -- A server whose memory is full lets a script finish if its first write needs no memory. Heartbeats must work then.
   redis.call('ZREM', consumers, me)
   redis.call('ZADD', consumers, now, me)
 end

@@ -8,7 +8,8 @@
 --
 -- Only the first 2,000 fields of an entry are kept, because a script cannot pass on more. The field left_out of the
 -- dead letter is the number of the others.
--- Works when the server's memory is full: it adds little besides the moved fields, and its first write needs no memory.
+-- Works when the server's memory is full: it adds little besides the moved fields, and Redis lets a script finish if
+-- its first write needs no memory.
 
 local MOST_FIELDS = 2000
 local stream, dead, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11], KEYS[12]

@@ -1,10 +1,10 @@
 -- Cuts entries that are too large down to their head, so that callers get no more than they can hold. Included at the
 -- top of scripts that return entries.
 
-local HEAD, MOST_PARTS = 4096, 4100 -- bytes per string; names and values per entry, including those of a dead letter's own
+local HEAD, MOST_PARTS = 4096, 4100 -- bytes per string; names and values per entry, with a dead letter's own
 
--- Returns the fields of an entry, their size in bytes, and 0. For an entry larger than allowed, returns the heads of its
--- fields, their size, and the size of the whole entry.
+-- Returns the fields of an entry, their size in bytes, and 0. For an entry larger than allowed, returns the heads of
+-- its fields, their size, and the size of the whole entry.
 local function head_of(fields, longest)
   local n = 0
   for i = 1, #fields do

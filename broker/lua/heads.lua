@@ -3,7 +3,7 @@
 -- KEYS     1 stream
 -- ARGV     XRANGE or XREVRANGE, start, end, largest number of entries,
 --          largest entry in bytes (only the head of a larger one is returned), approximate limit on all bytes
--- Returns  a list of {id, fields, size of an entry that was cut or 0}; empty if there are no more entries
+-- Returns  a list of {id, fields, size of the entry if it was cut, otherwise 0}; empty if there are no more entries
 
 local command, start, stop = ARGV[1], ARGV[2], ARGV[3]
 local count, longest, budget = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])

@@ -1,4 +1,4 @@
--- Reads the size and the unique key of dead letters, which a requeue needs. Writes nothing.
+-- Reads what a requeue needs to know about dead letters: their size and their unique key. Writes nothing.
 --
 -- KEYS     1 dead
 -- ARGV     ids of dead letters

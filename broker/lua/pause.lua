@@ -4,7 +4,8 @@
 -- ARGV     1 to pause, 0 to resume
 -- Returns  OK
 
--- The first write needs no memory, so that a full server lets the script finish: operators must be able to act then.
+-- Operators must be able to act when the server's memory is full. It lets the script finish then, because the first
+-- write needs no memory.
 redis.call('DEL', KEYS[1])
 if ARGV[1] == '1' then
   redis.call('SET', KEYS[1], '1')

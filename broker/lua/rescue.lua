@@ -3,7 +3,7 @@
 -- KEYS     1 stream  2 timer  3 counters  4 suspects
 -- ARGV     group, consumer of handed-back entries, then per entry: id, its holder ("" = none: an orphan),
 --          delivery count
--- Returns  {number requeued, number of ids removed whose entry is gone}; entries that have changed since are skipped
+-- Returns  {number of entries requeued, number of ghosts removed}; entries that have changed since are skipped
 --
 -- An entry is claimed before anything is removed, so that it is in a pending list after every step.
 
@@ -19,7 +19,7 @@ for i = 3, #ARGV, 3 do
   local held = not pending.err and pending[1]
   local exists = #redis.call('XRANGE', stream, id, id) > 0
   if holder == '' then
-    -- delivered, and in no pending list: checked by a range query, because ids do not compare as text
+    -- an orphan was delivered and is in no pending list; a range query checks this, because ids do not compare as text
     if exists and not held and #redis.call('XRANGE', stream, id, last_delivered, 'COUNT', 1) > 0 then
       redis.call('XCLAIM', stream, group, handed_back, 0, id, 'FORCE', 'RETRYCOUNT', 1, 'JUSTID')
       n_back = n_back + 1
@@ -36,7 +36,7 @@ for i = 3, #ARGV, 3 do
   end
 end
 if n_back > 0 then
-  -- pcall: a full server refuses these two writes, and the entries are handed back all the same
+  -- pcall: a server whose memory is full refuses these two writes, but the entries are handed back all the same
   redis.pcall('HINCRBY', counters, 'rescued', n_back)
   redis.pcall('XADD', timer, 'MAXLEN', 1, '*', 'rescued', n_back)
 end

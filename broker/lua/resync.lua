@@ -4,9 +4,9 @@
 -- ARGV     group, consumer, shortest idle time in ms, largest number of entries,
 --          largest entry in bytes (only the head of a larger one is returned), approximate limit on all bytes,
 --          then the ids that the caller holds
--- Returns  a list of {id, delivery count, fields, size of an entry that was cut or 0}
+-- Returns  a list of {id, delivery count, fields, size of the entry if it was cut, otherwise 0}
 --
--- Crash counts and idle times do not change: for the server these entries were delivered once.
+-- Crash counts and idle times do not change: for the server, these entries were delivered once.
 
 local stream, counters = KEYS[1], KEYS[2]
 local group, me, min_idle, room = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

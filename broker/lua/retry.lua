@@ -7,7 +7,8 @@
 --
 -- The retry waits like any message: it takes the lock of its unique key, unless a message that was enqueued during the
 -- job has it.
--- Works when the server's memory is full: it only moves the message, and its first write needs no memory.
+-- Works when the server's memory is full: it only moves the message, and Redis lets a script finish if its first write
+-- needs no memory.
 
 local stream, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11]
 local group, consumer, deliveries, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]

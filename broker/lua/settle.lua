@@ -7,7 +7,7 @@
 -- Returns  {acked, late, gone}   late: finished here although another consumer holds it now; gone: already removed
 --
 -- Success is accepted whichever consumer holds the entry now, because the job is done. Messages must be acknowledged
--- even when the server's memory is full. It lets the script finish then, because the first write needs no memory.
+-- even when the server's memory is full: Redis lets a script finish then if its first write needs no memory.
 
 local FIXED = 4
 local stream, suspects, counters = KEYS[1], KEYS[9], KEYS[10]

@@ -15,7 +15,7 @@ local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(A
 local is_running = ARGV[7] == '1'
 local company = ARGV[6] == '1' and '' or ' alongside others'
 
--- A full server lets a script finish whose first write needs no memory.
+-- A server whose memory is full lets a script finish if its first write needs no memory.
 redis.call('HDEL', suspects, '')
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
 if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~= deliveries then

@@ -26,7 +26,7 @@ end
 
 local last_delivered = last_delivered_id(stream, group)
 if not last_delivered then
-  -- except for consumers that were declared dead: after a manual SETID 0 they may hold entries
+  -- keep consumers that were declared dead: after a manual SETID 0, they may hold entries
   forget_silent('(0', {})
   return {'', 0}
 end
@@ -67,7 +67,7 @@ end
 if next_cursor == '' then
   redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
   if redis.call('XLEN', stream) == 0 then
-    -- notes of entries that were deleted by hand while they ran
+    -- what is left are records of entries that were deleted by hand while they ran
     redis.call('DEL', suspects)
   end
   local holds = {}

@@ -4,8 +4,8 @@
 -- ARGV     group, consumer, consumer of handed-back entries, lease in ms, largest number of entries, delivery limit,
 --          1: consumers with an old heartbeat count as dead; 0: only consumers that were declared dead do,
 --          largest entry in bytes (only the head of a larger one is returned), approximate limit on all bytes
--- Returns  a list of {id, delivery count, fields, crash count, is_doomed, is_recovered, size of an entry that was cut
---          or 0}; is_doomed: it reached the delivery limit; is_recovered: it belonged to a dead consumer
+-- Returns  a list of {id, delivery count, fields, crash count, is_doomed, is_recovered, size of the entry if it was
+--          cut, otherwise 0}; is_doomed: it reached the delivery limit; is_recovered: it belonged to a dead consumer
 --
 -- A consumer is dead if it was declared dead (heartbeat 0) or has no heartbeat younger than the lease. In the latter
 -- case, its entries must also have been idle for a lease, so that an entry claimed by hand comes back after a lease.
@@ -25,7 +25,7 @@ local MOST_GHOSTS = 2000
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- A full server lets a script finish if its first write needs no memory.
+-- A server whose memory is full lets a script finish if its first write needs no memory.
 redis.call('HDEL', suspects, '')
 local listed = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 if listed.err then

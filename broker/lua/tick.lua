@@ -17,7 +17,7 @@ local names = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, limi
 local n_promoted, are_held = 0, redis.call('EXISTS', work.holders) == 1
 for _, name in ipairs(names) do
   local payload = redis.call('HGET', messages, name)
-  -- First, because a full server lets a script finish if its first write needs no memory: promotion must work there.
+  -- This write needs no memory, and comes first: then even a server whose memory is full lets the script finish.
   redis.call('ZREM', delayed, name)
   if payload then
     local id = redis.pcall('XADD', stream, '*', 'message', payload)
