@@ -407,7 +407,7 @@ class RedisStreamsBroker(Broker):
             skipped.unhandled = not_followed(f"{type(error).__name__}: {error}")
 
     def _call_back_of_failure(self, delivery: Delivery) -> None:
-        """Call Dramatiq's Callbacks middleware for a message that no longer runs: it ignores skipped messages."""
+        """Call Dramatiq's Callbacks for a message that no longer runs, because Callbacks ignores skipped messages."""
         for callbacks in self.middleware:
             if isinstance(callbacks, Callbacks):
                 try:

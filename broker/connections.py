@@ -114,7 +114,7 @@ class Connections:
         return self._connect(self._node_of(key), extra_timeout_s=extra_timeout_s)
 
     def address(self, key: str) -> Address | None:
-        """Return the address at which another process can reach the server of ``key``; None if it cannot.
+        """Return the address at which another process can reach the server of ``key``; None if only this one can.
 
         Raises:
             BrokerConnectionError: Sentinel or the cluster did not report the node.
@@ -337,7 +337,7 @@ class Borrowed:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not _is_answer(error):
-            # The reply may still come, whatever was raised (even a time limit): the next user would get that reply.
+            # Whatever was raised (even a time limit), the reply may still come, and the next user would get it.
             self._connection.disconnect()
             if _is_silence(error):
                 self._connections.note_silence(self._node)

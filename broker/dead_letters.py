@@ -3,7 +3,7 @@
 A dead letter is an entry of the queue's dead stream with these fields; fields without a value are absent:
 
     reason      one word: failed, skipped, delivery-limit, undecodable, wrong-queue, unknown-actor, oversize;
-                unhandled: nothing failed, retried or skipped it, and it must not be acknowledged;
+                unhandled: nothing rejected, retried or skipped it, and it must not be acknowledged;
                 not-enqueued: it is a follow-up message that could not be enqueued
     error       for a failed actor "ExceptionClass: message"
     field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it

@@ -41,7 +41,7 @@ class Follower:
 
 @dataclass(frozen=True, slots=True)
 class Unhandled:
-    """The reason why a message becomes a dead letter although no middleware failed, retried or skipped it.
+    """The reason why a message becomes a dead letter although no middleware rejected, retried or skipped it.
 
     Attributes:
         problem: what happened to the message.
@@ -53,7 +53,7 @@ class Unhandled:
 
 
 def unhandled_failure(*raised: str) -> Unhandled:
-    """Return the reason for a message whose job failed, but that no middleware failed, retried or skipped.
+    """Return the reason for a message whose job failed, but that no middleware rejected, retried or skipped.
 
     Args:
         raised: the name and the exception of each middleware that raised.
@@ -90,7 +90,7 @@ class Delivery(MessageProxy):
         is_lost: whether another process holds it now, so that its outcome here changes nothing.
         retry_asked: whether a middleware asked for a retry, with the delay ``retry_delay``.
         is_sent_again: whether a middleware enqueued it again as a separate message with the same id.
-        unhandled: why it must not be acknowledged although no middleware failed it; see ``Unhandled``.
+        unhandled: why it must not be acknowledged although no middleware rejected it; see ``Unhandled``.
         is_noted: whether Redis still records it as the waiting message of its unique key.
         coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
         pid: the pid of the process that received it, which differs from that of a process that its job forks.
@@ -162,7 +162,7 @@ class Delivery(MessageProxy):
 
     @property
     def is_handled(self) -> bool:
-        """Whether its failure was handled: it was failed, is retried, or was enqueued again."""
+        """Whether its failure was handled: it was rejected, is retried, or was enqueued again."""
         return (
             self.failed or self.is_settled or self.is_sent_again or self.retry_asked or self.pending_retry is not None
         )

@@ -237,7 +237,7 @@ class Outcomes:
             self._report_refusal(message, error)
 
     def bury_unhandled(self, delivery: Delivery) -> None:
-        """Make a message a dead letter if the Worker acknowledges it although nothing failed, retried or skipped it."""
+        """Make a message a dead letter if the Worker acknowledges it though nothing rejected, retried or skipped it."""
         if delivery.unhandled is None:
             delivery.unhandled = unhandled_failure()
         self.bury_delivery(delivery)
