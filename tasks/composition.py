@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tasks.queue_ops import Operations
 
 CONNECT_TIMEOUT_S: Final = 5.0
-# The longest script, a commit, takes some hundred milliseconds; a server that is silent for ten seconds is unavailable.
+# The longest script, a commit, takes a fraction of a second; a server that is silent for ten seconds is unavailable.
 ANSWER_TIMEOUT_S: Final = 10.0
 
 

@@ -86,12 +86,12 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """Return the URL of the server for ``redis.Redis.from_url``."""
+        """The URL of the server for ``redis.Redis.from_url``."""
         return f"unix://{self._socket}" if self._socket else f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int | None:
-        """Return the server's process id while it runs."""
+        """The server's process id; None if the server is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> Self:

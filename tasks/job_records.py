@@ -74,7 +74,7 @@ How = Literal["new", "start", "change", "known"]
 
 
 class JobOwner(NamedTuple):
-    """The facts that, together with the job id, identify the job that a record belongs to."""
+    """The queue, actor and pet of a job. Together with the job id, they identify the job that a record is about."""
 
     queue: str
     actor: str
@@ -121,7 +121,7 @@ class JobRecords:
         self._script = client.register_script(_WRITE)
 
     def write(self, job_id: str, owner: JobOwner, *, state: JobState, how: How = "change", **facts: object) -> None:
-        """Record the state and other facts, named like the attributes of :class:`JobRecord`. A fact of None is skipped.
+        """Record the state and other facts, named like attributes of :class:`JobRecord`. None is not recorded.
 
         Args:
             owner: the job that the facts are about; the record of a different job is not changed.

@@ -38,7 +38,7 @@ class QueueLimit:
         self._read: tuple[float, int] | None = None
 
     def current(self) -> int:
-        """Return the limit as of ``READ_EVERY_S`` ago or later; 0 means no limit. Errors of redis-py pass through."""
+        """Return the limit, read at most ``READ_EVERY_S`` ago; 0 means no limit. Errors of redis-py pass through."""
         now = self._clock()
         if self._read is None or now - self._read[0] >= READ_EVERY_S:
             self._read = now, stored_limit(self._client)

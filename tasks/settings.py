@@ -1,4 +1,4 @@
-"""The settings of the processes, read from the environment and checked by name."""
+"""The settings of the processes, read from environment variables and validated."""
 
 from __future__ import annotations
 

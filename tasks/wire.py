@@ -1,6 +1,6 @@
 """Validation of the entries in the streams: flat events become Dramatiq messages, and messages are checked.
 
-A flat event is checked here, before it takes time of a worker thread. An invalid event becomes a dead letter
+A flat event is checked here, before it occupies a worker thread. An invalid event becomes a dead letter
 immediately, with its original fields and the reason ``undecodable``. A valid event becomes a Dramatiq message, so its
 retry is an ordinary message. The actor checks the fields of a Dramatiq message, except :class:`CheckedArguments`, which
 were checked here.

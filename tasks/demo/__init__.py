@@ -1,4 +1,4 @@
-"""``sploot-cluster demo``: the main scenario on real processes with real photos, and checks of all its promises."""
+"""``sploot-cluster demo``: the main scenario on real processes with real images, and checks of all its promises."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Practice:
 
     @property
     def exercises(self) -> Mapping[str, tuple[str, Callable[[], None]]]:
-        """Return the commands that the user can type: name -> description, and the function that runs it."""
+        """The commands that the user can type: name -> description, and the function that runs it."""
         return {
             "pause": ("a colleague pauses the queue of uploads and goes home", self._pause),
             "crash": ("all workers end, and none comes back", self._crash),

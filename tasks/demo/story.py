@@ -66,7 +66,7 @@ class SplitOff:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A worker process that is stopped, to be killed once it holds jobs. ``since_s`` is monotonic."""
+    """A stopped worker process, to be killed once it holds jobs. ``since_s`` is on the monotonic clock."""
 
     name: str
     pid: int
@@ -218,7 +218,7 @@ class Story:
         self._wait_until_idle("the last jobs")
 
     def check(self) -> None:
-        """Check everything again against what was promised."""
+        """Check once more that everything that was promised holds."""
         for album in self.albums:
             self.seen.clusters[album.pet_id] = self.api.memberships(album.pet_id)
         self._check_media()
@@ -290,7 +290,7 @@ class Story:
         return f"  [red]poisoned event[/] sent: {POISON_ID} has a NaN in its embedding"
 
     def _run(self, job_id: str) -> dict[str, Any]:
-        """Wait for a job to end. Return its status, or an empty one (and a broken promise) if it did not succeed."""
+        """Wait for a job to end and return its status. If it did not succeed, record that and return an empty one."""
         status: dict[str, Any] = {}
         for _ in until(PATIENCE_S):
             status = self.api.job(job_id)

@@ -3,7 +3,7 @@
 Dramatiq's master starts it with the function that :class:`~tasks.observe.job_log.ExposeMetrics` names.
 ``/metrics`` adds up the values of all worker processes and reads the samples of the queues from Redis. ``/healthz``
 reports whether every worker process makes progress, without Redis; ``/readyz`` reports whether Redis accepts writes and
-every queue has its group. If the port is taken, the process tries again until it is free; jobs run all the same.
+every queue has its group. If the port is taken, the process tries again until it is free; jobs run regardless.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sum of the tallies of all pets, sampled into Redis once a minute and read at every scrape.
 
     key            type  holds
-    sploot:media   hash  ingested, clustered, noise, quarantined, dismissed   number of such items, of all pets
+    sploot:media   hash  ingested, clustered, noise, quarantined, dismissed   number of these items in all pets
                          pets, unconserved    pets with data, and pets whose counts do not add up
                          at_ms                time of the sample (server's clock)
 

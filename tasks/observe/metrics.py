@@ -39,7 +39,7 @@ OPERATIONS: Final = {request.actor_name: verb for verb, request in VERBS.items()
 # 3, 5 and 8 seconds.
 DURATION_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 15, 30, 60, 120, 300)
 
-# Queues whose jobs are not about pets. If the samples of the queues were counted, they would hide the other jobs.
+# Queues whose jobs are not about pets. If the samples of the queues were counted, they would dominate the rates.
 UNCOUNTED_QUEUES: Final = frozenset({CLUSTER_MAINTENANCE})
 
 VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"

@@ -85,9 +85,9 @@ def declare_periodic_actors(
 
 
 class PeriodicActor(dramatiq.Actor[[], Any]):
-    """An actor for messages from a scheduler. To send one also records the tick and touches the beat file.
+    """An actor whose messages a scheduler sends.
 
-    Sending survives an outage of Redis.
+    Sending also records the tick and touches the beat file, and it survives an outage of Redis.
     """
 
     def __init__(self, fn: Callable[[], Any], *, client: redis.Redis, **facts: Any) -> None:
@@ -158,7 +158,7 @@ def _enqueue_rest_of_minute(actor: dramatiq.Actor[[], Any], scheduled_at: dateti
 
 
 def _slot_of(actor_name: str, due: datetime) -> str:
-    """Return the ten-second slot that contains a time. The times of two schedulers differ by some milliseconds."""
+    """Return the ten-second slot that contains a time: two schedulers, some milliseconds apart, get the same slot."""
     begin = due.astimezone(UTC).replace(microsecond=0)
     return f"{actor_name}:{(begin - timedelta(seconds=begin.second % STEP.seconds)).isoformat()}"
 

@@ -19,8 +19,8 @@ EMBEDDING: Final = "embedding"
 # Tolerated difference between the clocks of Redis and this machine.
 _SKEW: Final = timedelta(minutes=1)
 
-# In JSON, the quote before a key has no backslash before it, so no value can look like this key. A number must be
-# followed by a comma or brace, because otherwise it may have been cut off.
+# In JSON, no backslash precedes the quote of a key, so no value can look like this key. A number must be followed by a
+# comma or brace, because otherwise it may have been cut off.
 _PET_IN_JSON: Final = re.compile(rb'(?<!\\)"pet_id":\s*(\d{1,19})\s*[,}]')
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 

@@ -54,7 +54,7 @@ class Operations:
         self._audit = AuditLog(client)
 
     def close(self) -> None:
-        """Close the connections that this object made; ``client`` belongs to the caller."""
+        """Close the connections that this object opened; ``client`` belongs to the caller."""
         self._broker.close()
 
     # -- inspect -------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ class KeepPetIndex(dramatiq.Middleware):
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread. Can be called twice."""
+        """Stop the thread. Safe to call twice."""
         self._is_stopping.set()
         if self._thread is not None:
             self._thread.join(5.0)
