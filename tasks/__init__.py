@@ -1,1 +1,1 @@
-"""The layer between queue and domain: messages, actors, observability, and the composition of processes."""
+"""The layer between the queue and the domain: messages, actors, observability and the assembly of processes."""

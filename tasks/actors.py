@@ -1,6 +1,7 @@
-"""The actors: each unpacks its message, makes one call to the service, and records what was done.
+"""The actors. Each unpacks its message, makes one call to the service and records what was done.
 
-Broker and service are passed in, so a test can declare the same actors on another broker with an in-memory store.
+The broker and the service are passed in, so a test can declare the same actors with its own broker and a store in
+memory.
 """
 
 from __future__ import annotations
@@ -99,7 +100,10 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
 
 
 def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable[[C], Answer]], None]:
-    """Declare a function of a checked message as the contract's actor, with its policy's retries."""
+    """Return a decorator that makes a function the contract's actor, with the options from ``POLICIES``.
+
+    The function is called with the checked message.
+    """
 
     def declare(run: Callable[[C], Answer]) -> None:
         def unpack_and_run(*positional: Any, **kwargs: Any) -> None:
@@ -121,7 +125,7 @@ def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable
 
 
 def _checked(contract: type[C]) -> C | None:
-    """Return the running message if it was already checked when this process decoded it."""
+    """Return the running message if this process already checked it on decoding, otherwise None."""
     message = CurrentMessage.get_current_message()
     arguments = None if message is None else message.kwargs
     if isinstance(arguments, CheckedArguments) and isinstance(arguments.event, contract):

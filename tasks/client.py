@@ -1,7 +1,8 @@
-"""The producers' client: enqueue from any Python service, with Dramatiq and redis-py and without the engine.
+"""The producers' client. Any Python service can enqueue with it; it needs Dramatiq and redis-py, but not the engine.
 
-Every field is checked before anything is sent. A call waits for Redis for about three seconds at most, so a login never
-hangs because of a queue; a job that could not be enqueued raises ``QueueUnavailable``. Clients are thread-safe.
+Every field is checked before anything is sent. A call waits for Redis for about three seconds at most, so a user's
+login, for example, never hangs because of a queue. If a job cannot be enqueued, the call raises ``QueueUnavailable``.
+Clients are thread-safe.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ __all__ = ["ClusterTasks", "InvalidInput", "JobRef", "JobStatus", "QueueFull", "
 class ClusterTasks:
     """Enqueues jobs and reports their status; implements ``sploot_cluster.jobs.JobQueue`` and ``ReclusterRequests``.
 
-    Every method raises ``InvalidInput`` for an invalid field, before anything is sent, and ``QueueUnavailable`` when
-    Redis does not answer or refuses: its ``refusal`` names the cause, such as a full server or a read-only replica, and
-    the fix. Corrections also take ``requested_by``, for the pet's history, and ``expected_revision``: they are then
-    refused if items have moved since that revision, by a correction or a recluster.
+    Every method raises ``InvalidInput`` for an invalid field, before anything is sent. It raises ``QueueUnavailable``
+    when Redis does not answer or refuses the call; the error's ``refusal`` names the cause, such as a full server or a
+    read-only replica, and the fix. Corrections also take ``requested_by``, which is shown in the pet's history, and
+    ``expected_revision``: the correction is refused if a correction or a recluster has moved items since that revision.
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class ClusterTasks:
     ) -> None:
         """
         Args:
-            redis_url: any form of ``tasks.redis_urls``. No connection is opened yet.
+            redis_url: a URL in any form that ``tasks.redis_urls`` describes. No connection is opened yet.
             client: replaces ``redis_url``; its own timeouts apply, and it must return bytes.
-            ingest_rollout_percent: share of pets whose items are sent, always the same pets; see ``tasks.rollout``.
-                Nothing is sent for the others, and their JobRef is ``withheld``.
+            ingest_rollout_percent: percentage of pets whose items are sent, always the same pets; see
+                ``tasks.rollout``. Items of other pets are not sent, and their JobRef is ``withheld``.
         """
         if (redis_url is None) == (client is None):
             raise TypeError("ClusterTasks takes either redis_url or client")
@@ -64,39 +65,39 @@ class ClusterTasks:
         self._transport = Transport(redis_url, client)
 
     def recluster(self, pet_id: int, *, requested_by: str = UNKNOWN_REQUESTER, reason: str = "") -> JobRef:
-        """Enqueue a recluster of the pet. At most one waits per pet; if one does, return that one."""
+        """Enqueue a recluster of the pet, or return the job that is already waiting: at most one waits per pet."""
         task = ReclusterPet(pet_id, requested_by, reason)
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
     def preview(self, pet_id: int, *, requested_by: str = UNKNOWN_REQUESTER) -> JobRef:
-        """Enqueue a preview of a recluster. The job's result has the token that applies it."""
+        """Enqueue a preview of a recluster. The job's result contains the token that applies it."""
         task = PreviewRecluster(pet_id, requested_by)
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
     def correct(self, request: Request[Any]) -> JobRef:
-        """Enqueue a correction, which a worker then makes permanently; the verbs below do the same."""
+        """Enqueue a correction; a worker then makes it permanently. The methods below do the same for one verb each."""
         return self._transport.enqueue(request)
 
     def merge(
         self, pet_id: int, cluster_ids: Sequence[int], into: int | None = None, **signed: Unpack[Signed]
     ) -> JobRef:
-        """Merge clusters into ``into``, or into the largest of them. Needs at least two."""
+        """Merge at least two clusters into ``into``, or into the largest of them."""
         return self.correct(MergeClusters(pet_id, cluster_ids, into, **signed))
 
     def split(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
-        """Split these items of a cluster off into a new one."""
+        """Split these items off from a cluster into a new one."""
         return self.correct(SplitCluster(pet_id, cluster_id, media_ids, **signed))
 
     def place(self, pet_id: int, media_ids: Sequence[str], into: int | None = None, **signed: Unpack[Signed]) -> JobRef:
-        """Place items in a cluster, wherever they are now; without ``into``, they become a new one."""
+        """Place items in the cluster ``into``, wherever they are now; without ``into``, in a new cluster."""
         return self.correct(PlaceMedia(pet_id, media_ids, into, **signed))
 
     def exclude(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
-        """Exclude items from a cluster: they may join others, and never come back."""
+        """Exclude items from a cluster. They may join others; only a newer correction can place them there again."""
         return self.correct(ExcludeMedia(pet_id, cluster_id, media_ids, **signed))
 
     def dismiss(self, pet_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
-        """Dismiss items: they belong to no cluster until this is undone."""
+        """Dismiss items: they are in no cluster until this is undone or a newer correction contradicts it."""
         return self.correct(DismissMedia(pet_id, media_ids, **signed))
 
     def undo(self, pet_id: int, revision: int, **signed: Unpack[Signed]) -> JobRef:
@@ -119,13 +120,13 @@ class ClusterTasks:
         occurred_at: str | None = None,
         traceparent: str | None = None,
     ) -> JobRef:
-        """Send an embedded item. Sending the same ``media_id`` again changes nothing.
+        """Send an item with its embedding. Sending the same ``media_id`` again changes nothing.
 
         Args:
             embedding: a sequence of numbers, a buffer such as a numpy array, bytes, or ``base64-f32le`` text.
-            encoding: encoding of bytes or text; for bytes, None means ``f32le``.
-            event_id: the job's id; None creates one.
-            occurred_at: your time of the item, RFC 3339; shown, and items can be listed by it.
+            encoding: the encoding of bytes or text; for bytes, None means ``f32le``.
+            event_id: the job's id; None generates one.
+            occurred_at: when the item occurred, as RFC 3339 text. It is shown, and lists can be sorted by it.
             traceparent: W3C Trace Context of the upload.
         """
         return self.ingest_event(
@@ -142,16 +143,16 @@ class ClusterTasks:
         )
 
     def ingest_event(self, event: EmbeddingIngested) -> JobRef:
-        """Send an embedded item."""
+        """Send an item with its embedding."""
         if not is_rolled_out(event.pet_id, self._rollout_percent):
             return JobRef(event.event_id, EMBEDDING_INGESTED, withheld=True)
         return self._transport.enqueue(event, job_id=event.event_id)
 
     def ingest_many(self, events: Iterable[EmbeddingIngested | Mapping[str, Any]]) -> list[JobRef]:
-        """Send many items: each an event, or the arguments of :meth:`ingest`. All are checked before any is sent.
+        """Send many items, each as an event or as the arguments of :meth:`ingest`. All are checked before any is sent.
 
-        Other names in the arguments are ignored. The items are not tracked, so :meth:`job` cannot find them. If Redis
-        becomes unavailable meanwhile, some may have been sent; sending all again is harmless.
+        Unknown names in the arguments are ignored. The jobs are not tracked, so :meth:`job` cannot find them. If Redis
+        becomes unavailable during the call, some items may have been sent; sending all of them again is harmless.
         """
         checked = []
         for at, event in enumerate(events):
@@ -172,11 +173,11 @@ class ClusterTasks:
         self._transport.enqueue(task, unique_key=task.unique_key, delay_ms=delay_ms)
 
     def job(self, job_id: str) -> JobStatus | None:
-        """What is known of a job, with one reason why it waits; None when it was never tracked, or ended a day ago."""
+        """Return the status of a job, with one reason if it waits; None if it was never tracked or ended a day ago."""
         return self._transport.status(job_id)
 
     def close(self) -> None:
-        """Close the connections that this client made. Safe to call twice."""
+        """Close the connections that this client opened. Safe to call twice."""
         self._transport.close()
 
     def __enter__(self) -> Self:

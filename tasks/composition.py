@@ -1,6 +1,6 @@
 """The only place that puts the parts together: Redis, queue, store, service, actors, HTTP application.
 
-Nothing here opens a connection: a worker can be imported while Redis is down, and then waits for it.
+Nothing here opens a connection, so a worker can be imported while Redis is down; it then waits for Redis.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from tasks.queue_ops import Operations
 
 CONNECT_TIMEOUT_S: Final = 5.0
-# The longest script is a commit of some hundred milliseconds; a server that is silent for longer is unavailable.
+# The longest script, a commit, takes a fraction of a second; a server that is silent for ten seconds is unavailable.
 ANSWER_TIMEOUT_S: Final = 10.0
 
 
 def build_client(settings: Settings) -> redis.Redis:
-    """Return the connections of one process to Redis, shared by its threads. Answers are bytes."""
+    """Return a Redis client for one process, shared by its threads. Replies are bytes."""
     return connect(settings.redis_url, connect_timeout_s=CONNECT_TIMEOUT_S, answer_timeout_s=ANSWER_TIMEOUT_S)
 
 
 def build_service(
     settings: Settings, client: redis.Redis, *, on_fallback: Callable[[Fallback], None] = lambda _: None
 ) -> ClusterService:
-    """Return the service on Redis, which requests reclusters through the queue; see ``ClusterService``."""
+    """Return the service with Redis as its store. It requests reclusters through the queue; see ``ClusterService``."""
     from sploot_cluster.service import ClusterService
     from sploot_cluster.store.redis import RedisPetStore
 
@@ -123,14 +123,14 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
         middleware=[
             NameJobs(),
             *tracing_middleware(settings),
-            # Dramatiq's own, in Dramatiq's order; Pipelines and Callbacks are left out, because a message could name
-            # there what a worker then enqueues with its own rights
+            # Dramatiq's own middleware, in Dramatiq's order. Pipelines and Callbacks are left out: through them, a
+            # message could make a worker enqueue other messages with the worker's permissions.
             AgeLimit(),
             TimeLimit(),
             ShutdownNotifications(),
             Retries(),
             CurrentMessage(),
-            # a missed slot is not made up for
+            # a message that is 30 s late is dropped, because a missed sample is not made up for
             PeriodiqMiddleware(skip_delay=30),
             TrackJobs(JobRecords(client)),
             ReportDeadJobs(),
@@ -149,10 +149,10 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
 
 
 def build_app(settings: Settings) -> FastAPI:
-    """Return the HTTP API as an ASGI application, to serve or to mount in another one.
+    """Return the HTTP API as an ASGI application, to be served or to be mounted in another application.
 
     Raises:
-        InvalidInput: ``SPLOOT_API_TOKENS`` cannot be used.
+        InvalidInput: ``SPLOOT_API_TOKENS`` is invalid.
     """
     from sploot_cluster.api import (
         ReadinessCheck,

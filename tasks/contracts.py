@@ -1,9 +1,10 @@
-"""The messages between producers and workers: names, fields, and the checks of every field.
+"""The messages between producers and workers: their names, their fields, and the checks of every field.
 
-A message that passes is a frozen value and needs no further checks; otherwise ``InvalidInput`` gives the field, the
-problem and a hint. Producers check with the same code before they send. The event of an item is that of
-``sploot_cluster.event``, and the messages of corrections are the requests of ``sploot_cluster.decide.corrections``.
-Loads only the standard library and modules of ``sploot_cluster`` that do the same, because producers have no numpy.
+A message that passes the checks is a frozen value and needs no further ones; otherwise ``InvalidInput`` gives the
+field, the problem and a hint. Producers run the same checks before they send. The event for an item is defined in
+``sploot_cluster.event``, and the messages for corrections are the requests in ``sploot_cluster.decide.corrections``.
+This module loads only the standard library and modules of ``sploot_cluster`` that do the same, because producers may
+not have numpy.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def stream_of(queue: str) -> str:
     return f"{NAMESPACE}:{queue}"
 
 
-# The requester of what no person asked for.
+# The requester recorded for anything that was not requested by a person.
 MACHINE: Final = "machine"
 
 
@@ -48,7 +49,7 @@ MACHINE: Final = "machine"
 
 
 class Contract(Protocol):
-    """A kind of message: its actor, and its form in Dramatiq's JSON. ``QUEUE_OF`` has the queue of its actor."""
+    """A kind of message: its actor and its form in Dramatiq's JSON. ``QUEUE_OF`` maps the actor to its queue."""
 
     actor_name: ClassVar[str]
 
@@ -63,7 +64,7 @@ class Contract(Protocol):
 
 @checked
 class ReclusterPet(Checked):
-    """A recluster of a pet. At most one waits per pet.
+    """A message that requests a recluster of a pet. At most one waits per pet.
 
     Attributes:
         requested_by: the requester, for the pet's history.
@@ -83,7 +84,7 @@ class ReclusterPet(Checked):
 
 @checked
 class PreviewRecluster(Checked):
-    """A preview of a recluster, kept to be applied. At most one waits per pet.
+    """A message that requests a preview of a recluster, stored so that it can be applied. At most one waits per pet.
 
     Attributes:
         requested_by: the requester, for the logs.
@@ -99,8 +100,8 @@ class PreviewRecluster(Checked):
         return f"preview:{self.pet_id}"
 
 
-# Every actor and its queue. A message that names another queue is refused: permission to write to one queue must not
-# allow the work of another.
+# The queue of every actor. A message for an actor of a different queue is refused: permission to write to one queue
+# must not be enough to run the jobs of another.
 QUEUE_OF: Final[Mapping[str, str]] = {
     EmbeddingIngested.actor_name: EMBEDDING_INGESTED,
     **{request.actor_name: CLUSTER_FEEDBACK for request in VERBS.values()},

@@ -1,8 +1,8 @@
 """Diagnosis of an installation; each problem comes with the command that fixes it.
 
-A check only reads, except for one key that expires by itself, and yields findings: ``ok``, ``warning`` (an operator
-should know), ``wrong`` (work is lost, stuck or refused), ``unknown`` (Redis did not allow the check). Checks of Redis
-use INFO and the commands that the actions use too, so the Redis user ``operator`` may run all of them.
+Checks only read, except that one writes a key that expires by itself. They yield findings: ``ok``, ``warning`` (an
+operator should know), ``wrong`` (work is lost, stuck or refused) or ``unknown`` (Redis did not allow the check). Checks
+of Redis use only INFO and commands that actions use as well, so the Redis user ``operator`` may run all of them.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ from tasks.settings import FROM_FILE, MODELS, Settings
 
 Level = Literal["ok", "warning", "wrong", "unknown"]
 
-# The lowest supported server. Commands of newer ones are used where available but never required.
+# The lowest supported server version. Commands of newer versions are used where available, but never required.
 LOWEST: Final = (6, 2)
 NEEDED: Final = ("XAUTOCLAIM", "GETDEL", "XADD")
 
 SKEW_WARNING_S, SKEW_WRONG_S = 1.0, 30.0
 SAMPLE_OLD_S: Final = 60.0
-AHEAD_WRONG_MS: Final = 60_000  # of entry ids; clock skew between two machines stays below this
+AHEAD_WRONG_MS: Final = 60_000  # entry ids this far ahead are wrong; the clocks of two machines differ by less
 VANISHED_SHOWN_MS: Final = 24 * 60 * 60 * 1000
 FULL_WARNING, FULL_WRONG = 0.8, 0.95
 MOST_PETS: Final = 20_000
-# One round trip reads this many; the next run draws another sample.
+# Number of pets that are read, in one round trip. Each run draws a new sample.
 SAMPLE_OF_PETS: Final = 500
 MOST_DEAD_LISTED: Final = 5
 MOST_BROKEN_LISTED: Final = 5
 REDIS_CLI: Final = 'redis-cli -u "$REDIS_URL"'
-# Workers create the stream again, with ids that follow the clock.
+# Deletes a stream that is empty. Workers create it again, with ids that follow the clock.
 DELETE_IF_EMPTY: Final = "if redis.call('XLEN',KEYS[1])==0 then return redis.call('DEL',KEYS[1]) end return 'not empty'"
 
 # Kubernetes sets these in every pod for each service, whatever its name.
 _OF_KUBERNETES: Final = re.compile(r".*_SERVICE_(HOST|PORT(_.*)?)=.*|.*_PORT_\d+_(TCP|UDP).*=.*|.*_PORT=(tcp|udp)://.*")
-# Variables with names like ours, without our prefix.
+# Variables whose names begin like those of our settings.
 _RELATED: Final = re.compile(r"(SPLOOT|WORKER_METRICS|REDIS_UR|SENTRY_D|OTEL_EXPORTER_OTLP_ENDP).*")
-# Similarity at which a variable counts as a misspelt setting.
+# Similarity from which any other variable counts as a misspelt setting.
 _A_SLIP: Final = 0.9
-# Read by other programs: the scripts in ops/, the demo, the chart.
+# Variables that only other programs read: the scripts in ops/, the demo, the chart.
 _OTHERS: Final = frozenset({"SPLOOT_VERSION", "SPLOOT_IMAGE"})
 
 
@@ -93,7 +93,7 @@ class Installation:
     """The installation to check, and how to reach it.
 
     Attributes:
-        processes, threads: how the workers are or will be started.
+        processes, threads: the numbers with which the workers are or will be started.
     """
 
     settings: Settings
@@ -106,7 +106,7 @@ class Installation:
 
 
 def diagnose(installation: Installation) -> list[Finding]:
-    """Run all checks in a fixed order. If Redis is unreachable, return that finding and the local ones."""
+    """Run all checks in a fixed order. If Redis is unreachable, return only that and the findings on this machine."""
     found = [*_unknown_settings(installation), *_threads(installation), *_ports(installation)]
     answers = _reachability(installation)
     found += answers
@@ -120,7 +120,7 @@ def diagnose(installation: Installation) -> list[Finding]:
     for check in (_groups, _limit, _queues, _samples, _models, _pets):
         of_queues = _permitted(check, installation)
         if writes.level == "wrong":
-            # workers cannot write heartbeats, nor the scheduler its ticks: starting more of them fixes nothing
+            # workers cannot write heartbeats and the scheduler cannot write ticks: starting more of them fixes nothing
             of_queues = [
                 replace(finding, hint=f"first make Redis accept writes; see {writes.check}")
                 if finding.hint
@@ -132,7 +132,7 @@ def diagnose(installation: Installation) -> list[Finding]:
 
 
 def _permitted(check: Callable[[Installation], Iterator[Finding]], installation: Installation) -> list[Finding]:
-    """Return the findings of a check, or why Redis did not let it look."""
+    """Return the findings of a check, or a finding with the reason why Redis refused it."""
     name = check.__name__.strip("_")
     try:
         return list(check(installation))
@@ -147,8 +147,8 @@ def _permitted(check: Callable[[Installation], Iterator[Finding]], installation:
 
 
 def _nodes(installation: Installation) -> Iterator[tuple[str, Installation]]:
-    """Yield each server that holds data with a prefix for its findings: the only one, or all primaries of a Cluster."""
-    client: object = installation.client  # a Cluster's client has the same commands, and is typed as a single server's
+    """Yield a prefix for findings and the installation, for the only server or for each primary of a Cluster."""
+    client: object = installation.client  # a Cluster's client, with the same commands, is typed as a single server's
     if not isinstance(client, RedisCluster):
         yield "", installation
         return
@@ -186,7 +186,7 @@ def _unknown_settings(installation: Installation) -> Iterator[Finding]:
 
 
 def known_variables() -> set[str]:
-    """Return the names of all variables that are read."""
+    """Return the names of all variables that the processes read."""
     named = {setting.metadata["variable"] for setting in fields(Settings) if setting.name != "clustering"}
     secret = {setting.metadata["variable"] for setting in fields(Settings) if setting.metadata.get("is_secret")}
     clustering = {CLUSTERING + setting.name.upper() for setting in fields(ClusterSettings)}
@@ -242,7 +242,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _health_at(host: str, port: int) -> str | None:
-    """Return the status that our own server reports there; None if something else answers, or nothing."""
+    """Return the status that a server of ours reports at this address; None if there is no such server."""
     address = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104  compared, not bound
     try:
         with urllib.request.urlopen(f"http://{address}:{port}/healthz", timeout=2) as answer:
@@ -270,7 +270,7 @@ def _reachability(installation: Installation) -> list[Finding]:
             Finding("redis", "wrong", f"authentication failed: {error}", "correct the user and password in REDIS_URL")
         ]
     except (*REDIS_ERRORS, OSError) as error:
-        # a server that refuses writes refuses PING too, which is an answer
+        # a server that refuses writes refuses PING too, but a refusal shows that it can be reached
         if refusal_of(error) is None:
             return [Finding("redis", "wrong", f"no answer: {error}", "start Redis, or correct REDIS_URL")]
     return [Finding("redis", "ok", f"answers in {1000 * (time.perf_counter() - start):.1f} ms")]
@@ -306,8 +306,8 @@ def _server(installation: Installation) -> Iterator[Finding]:
 
 
 def _knows(client: redis.Redis, command: str) -> bool:
-    # the whole name as one word, for which redis-py has no parser: the answer is a list, with nil for an unknown
-    # command
+    # redis-py has no parser for these two words as one name, so it returns the reply as it is: a list, with nil for an
+    # unknown command
     (answer,) = client.execute_command("COMMAND INFO", command)
     return answer is not None
 
@@ -396,7 +396,7 @@ def _groups(installation: Installation) -> Iterator[Finding]:
 
 
 def _limit(installation: Installation) -> Iterator[Finding]:
-    """Compare the limit on queues that producers obey with the setting of this process."""
+    """Compare the queue limit that producers obey with the setting of this process."""
     stored, here = stored_limit(installation.client), installation.settings.max_queue_length
     limit = f"{stored} jobs" if stored else "none"
     if stored == here:
@@ -431,7 +431,7 @@ def _queues(installation: Installation) -> Iterator[Finding]:
 
 
 def _of_ids(installation: Installation, stats: QueueStats) -> Iterator[Finding]:
-    """Yield the damage of writers that do more than ``XADD key *``: ids in the future, removed entries."""
+    """Yield the damage done by programs that do more than ``XADD key *``: ids in the future, removed entries."""
     queue, stream = stats.queue_name, stream_of(stats.queue_name)
     again = (
         f"find the producer and revoke its XADD; let workers empty {stream}, then "
@@ -578,7 +578,7 @@ def _samples(installation: Installation) -> Iterator[Finding]:
 
 
 def _models(installation: Installation) -> Iterator[Finding]:
-    """Check the pets' models. Vectors of different models are never compared, so a pet of another model is stuck."""
+    """Check the pets' models. If ``SPLOOT_MODELS`` does not list the model of a pet, its new items are refused."""
     by_model: Counter[tuple[str, int]] = Counter()
     samples: dict[tuple[str, int], int] = {}
     pets = [int(pet) for pet in _first(installation.client.sscan_iter(PETS, count=1_000), MOST_PETS)]
@@ -619,7 +619,7 @@ def _models(installation: Installation) -> Iterator[Finding]:
 
 
 def _pets(installation: Installation) -> Iterator[Finding]:
-    """Check a random sample of pets: readable, and with all items accounted for. Repeated runs cover all pets."""
+    """Check that a random sample of pets can be read and that their counts add up. In time, all pets are sampled."""
     store = RedisPetStore(installation.client)
     try:
         pets = store.pets()

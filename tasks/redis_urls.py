@@ -1,14 +1,14 @@
 """The forms of ``REDIS_URL``, and a client for each.
 
-    redis://user:password@host:6379/0        one server; rediss:// with TLS, unix:///path/to.sock by a socket
+    redis://user:password@host:6379/0        one server; rediss:// with TLS, unix:///path/to.sock through a socket
     redis+sentinel://user:password@host:26379,host:26379/mymaster/0
                                              the master of this name, found through these sentinels; rediss+sentinel://
     redis+cluster://user:password@host:7000,host:7001
                                              a Redis Cluster, found through any of these nodes; rediss+cluster://
 
-Options follow a ``?``. All forms accept redis-py's for TLS: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``,
-``ssl_check_hostname``. Sentinels with a password of their own get ``sentinel_username`` and ``sentinel_password``.
-Passwords are percent-encoded.
+Options follow a ``?``. All forms accept redis-py's TLS options: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``,
+``ssl_check_hostname``. For sentinels with a password of their own, add ``sentinel_username`` and
+``sentinel_password``. Passwords must be percent-encoded.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
 
 
 def connect(url: str, *, connect_timeout_s: float, answer_timeout_s: float, retry: Retry | None = None) -> redis.Redis:
-    """Return a client for a URL of any form. Answers are bytes.
+    """Return a client for a URL of any form. Replies are bytes.
 
     Args:
-        retry: what redis-py retries, and how often; None: redis-py's default.
+        retry: what redis-py retries, and how often; None means redis-py's default.
 
-    No connection is opened yet, except to a Cluster, whose slot map is read.
+    No connection is opened yet, except to a Cluster, in order to read its slot map.
 
     Raises:
         InvalidInput: the URL has no known form; the text shows no secrets.
@@ -78,7 +78,7 @@ def check(url: str) -> str:
     """
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "://" not in url:
-        # an unknown scheme is not printed: a value that is not a URL may be a password
+        # shown only if it looks like a scheme: a value that is not a URL may be a password
         shown = scheme if re.fullmatch(r"[a-z+]{1,20}", scheme) and "://" in url else "…"
         raise _invalid(f"scheme {shown!r} is unknown", "set a URL such as redis://127.0.0.1:6379/0")
     if scheme in ONE_SERVER:

@@ -1,13 +1,13 @@
-"""How often and when each actor is retried: ``POLICIES``, where operators find every answer in one place.
+"""The retries of each actor: how often and when. Operators find all of them in one place, ``POLICIES``.
 
 Dramatiq waits ``min_backoff`` after the first failure and twice as long after each further one, up to ``max_backoff``;
 each wait is shortened at random by up to half. After ``max_retries`` the message becomes a dead letter.
 
-Never retried: ``InvalidInput`` and its subclasses, because the caller must change something; ``PetTooLarge``, because
-waiting makes no pet smaller. Everything else is retried: ``RevisionConflict`` and ``StoreUnavailable`` resolve by
-themselves, ``UnreadablePet`` may come from a newer release during a rollout, and ``NotConserved`` and unforeseen errors
-get another try before an operator looks. ``StalePreview`` and ``PetExists`` are raised to the caller who applies a
-preview or imports a pet, never in a job.
+Two kinds of error are never retried: ``InvalidInput`` and its subclasses, because the caller must change something, and
+``PetTooLarge``, because waiting makes no pet smaller. All others are retried: ``RevisionConflict`` and
+``StoreUnavailable`` resolve by themselves, ``UnreadablePet`` may be due to data from a newer release in a rollout,
+and ``NotConserved`` and unforeseen errors get further attempts before an operator looks. ``StalePreview`` and
+``PetExists`` are raised for the caller who applies a preview or imports a pet, never in a job.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class RetryPolicy:
         }
 
 
-# About 20 minutes in all: a labeller has decided and will not look again; in that time an operator can free memory of a
-# full Redis.
+# About 20 minutes in all. The labeller has decided and will not look again, and an operator has time to free memory of
+# a full Redis.
 _CORRECTION: Final = RetryPolicy(12, SECOND_MS, 5 * MINUTE_MS, time_limit_ms=2 * MINUTE_MS)
 # The next sample is due in 10 s and replaces this one. Without retries, the back-off has no effect.
 _SAMPLE: Final = RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=10 * SECOND_MS)
@@ -70,9 +70,10 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     # about two minutes in all: failures are lost races for a busy pet, or a failover; both pass within seconds
     CLUSTER_EMBEDDING: RetryPolicy(8, SECOND_MS, MINUTE_MS, time_limit_ms=MINUTE_MS),
     **{request.actor_name: _CORRECTION for request in VERBS.values()},
-    # the next arrivals request another; 50,000 items take minutes on one core and must not be cut off
+    # after a failure, the next arrivals request another recluster; one of 50,000 items takes minutes on one core and
+    # must not be cut off
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
-    # a user waits for it and can ask again
+    # a user waits for the preview and can request it again
     PREVIEW_RECLUSTER: RetryPolicy(2, SECOND_MS, 10 * SECOND_MS, time_limit_ms=30 * MINUTE_MS),
     EXPORT_PENDING_JOBS: _SAMPLE,
     EXPORT_STREAM_LAG: _SAMPLE,
@@ -80,7 +81,7 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     EXPORT_MEDIA_TOTALS: RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=MINUTE_MS),
 }
 
-# How far a job may exceed its limit: the limit interrupts a thread that may be in native code.
+# How far a job may exceed its limit: native code delays the interrupt.
 LIMIT_GRACE_S: Final = 60.0
 LONGEST_LIMIT_MS: Final = max(policy.time_limit_ms for policy in POLICIES.values())
 

@@ -1,9 +1,9 @@
-"""Which pets a rollout has reached: the same pets for every producer, in every language, permanently.
+"""The pets that a rollout has reached: the same ones for every producer, in every language, permanently.
 
 A pet is included when the CRC-32 (IEEE, as in zlib) of its id in decimal ASCII digits, modulo 100, is less than
 ``percent``. Raising the percentage therefore only adds pets.
 
-    pet id   CRC-32       remainder   in at
+    pet id   CRC-32       remainder   included from
     1        2212294583   83          84 %
     42       841265288    88          89 %
     9        2366072709   9           10 %

@@ -1,4 +1,4 @@
-"""The settings of the processes, read from the environment and checked by name."""
+"""The settings of the processes, read from environment variables and validated."""
 
 from __future__ import annotations
 
@@ -169,10 +169,12 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Return the settings of an environment; a variable that is absent or empty keeps its default.
+        """Return the settings from environment variables.
+
+        If a variable is absent or empty, its setting keeps the default.
 
         Raises:
-            InvalidInput: a variable cannot be used; the error names it.
+            InvalidInput: a variable has an invalid value; the error names it.
         """
         given: dict[str, Any] = {"clustering": _clustering_from(environ)}
         for setting in fields(cls):
@@ -182,7 +184,7 @@ class Settings:
         return cls(**given)
 
     def table(self) -> list[dict[str, str]]:
-        """Return every setting with variable, value, unit, default and meaning; secrets are masked."""
+        """Return every setting with its variable, value, unit, default and meaning; secrets are masked."""
         rows = [
             {
                 "variable": setting.metadata["variable"],
@@ -208,7 +210,7 @@ class Settings:
 
 
 def _text_of(environ: Mapping[str, str], variable: str, *, is_secret: bool) -> str:
-    """Return the value of a variable, set directly or through a file; empty if it is not set."""
+    """Return the value of a variable that is set directly or through a file; an empty string if it is not set."""
     text = environ.get(variable, "").strip()
     named = environ.get(variable + FROM_FILE, "").strip() if is_secret else ""
     if not named:
@@ -231,7 +233,7 @@ def masked(name: str, text: str) -> str:
     if name == "sentry_dsn":
         return re.sub(r"(?<=://)[^@/]*(?=@)", "***", text)
     if name == "api_tokens":
-        # not even the names: an operator may have put a secret in the place of a name
+        # names are masked too: an operator may have put a secret in place of a name
         return ",".join("***" for token in text.split(",") if token)
     return text
 
@@ -243,7 +245,7 @@ def _clustering_from(environ: Mapping[str, str]) -> ClusterSettings:
 
 
 def _attributes_of(documented: type) -> dict[str, str]:
-    """Return the text about each attribute in a class's docstring, as one line."""
+    """Return the description of each attribute from a class's docstring, as one line."""
     described = (documented.__doc__ or "").partition("Attributes:")[2]
     parts = re.split(r"\n {8}(\w+): ", described)
     return {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
@@ -259,7 +261,7 @@ def _as_variable(value: object) -> str:
 
 
 def _parsed(variable: str, text: str, kind: type) -> bool | int | str:
-    """Return the value of a variable, of the same kind as its default."""
+    """Return the value of a variable as ``kind``, the type of its default."""
     if kind is bool:
         if text not in ("true", "false"):
             raise InvalidInput(variable, f"{text[:20]!r} is neither true nor false", "set true or false")

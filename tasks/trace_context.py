@@ -1,7 +1,7 @@
 """The W3C Trace Context of the running code, without requiring OpenTelemetry.
 
-Without OpenTelemetry no spans are made, but the traceparent of a request is passed on, so that an upload and its
-assignment form one trace even if the server in between makes no span.
+Without OpenTelemetry no spans are created, but the traceparent of a request is passed on. An upload and its assignment
+thus form one trace even if the server between them creates no span.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Option in which a message carries its sender's context; a flat event has a field of this name.
 TRACEPARENT: Final = "traceparent"
-# The previous attempt, in the options of a retry.
+# Option in which a retry carries the context of the previous attempt.
 RETRIED_FROM: Final = "retried_from"
 
 _of_request: ContextVar[str | None] = ContextVar("traceparent of the request", default=None)
@@ -27,7 +27,7 @@ _of_request: ContextVar[str | None] = ContextVar("traceparent of the request", d
 class TakeTraceparent:
     """ASGI middleware that adds jobs to the trace in the request's ``traceparent`` header.
 
-    An invalid header starts no trace and does not fail the request.
+    An invalid header is ignored; the request does not fail.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -35,7 +35,7 @@ class TakeTraceparent:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == TRACEPARENT.encode()]
-        # exactly one: of two headers, neither can be trusted
+        # if there are two headers, neither can be trusted
         is_usable = len(found) == 1 and W3C_TRACEPARENT.matches(found[0])
         token = _of_request.set(found[0] if is_usable else None)
         try:
@@ -56,7 +56,7 @@ def current_traceparent() -> str | None:
 
 
 def traceparent_of(kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
-    """Return the sender's context in a message; the one in the event takes precedence."""
+    """Return the sender's context from a message; a context in the event itself takes precedence."""
     found = kwargs.get(TRACEPARENT) or options.get(TRACEPARENT)
     return found if isinstance(found, str) else None
 

@@ -1,7 +1,7 @@
-"""The Redis side of :class:`tasks.client.ClusterTasks`: enqueue contracts, keep job records, translate errors.
+"""The Redis side of :class:`tasks.client.ClusterTasks`: enqueues messages, keeps job records, translates errors.
 
-A module of its own, because Dramatiq and redis-py, with the asyncio packages that both load, cost some 200 ms of CPU:
-a service that imports the client pays for them only when it creates one.
+It is a module of its own because loading Dramatiq and redis-py, with the asyncio packages that both load, takes some
+200 ms of CPU time. A service that imports the client spends that time only when it creates a client.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tasks.trace_context import TRACEPARENT, current_traceparent
 
 CONNECT_TIMEOUT_S: Final = 1.0
 ANSWER_TIMEOUT_S: Final = 1.0
-ENQUEUE_TIMEOUT_MS: Final = 1_000  # for retrying an enqueue whose reply was lost; about three seconds in total
+ENQUEUE_TIMEOUT_MS: Final = 1_000  # for retries when a reply was lost; a call then takes about three seconds in total
 
 BATCH: Final = 500  # events per round trip: 1.5 MB at 512 dimensions
 
@@ -42,8 +42,8 @@ class Transport:
     """Enqueues jobs and reads their status, from any thread.
 
     Every method raises ``QueueUnavailable`` when Redis does not answer or refuses. Enqueueing without a delay raises
-    ``QueueFull`` when the queue has reached the limit that the workers set. Delayed jobs are never refused: these are
-    the reclusters that the service requests itself, at most one per pet.
+    ``QueueFull`` when the queue has reached the limit that the workers set. Delayed jobs are never refused, because
+    they are reclusters that the service itself requests, at most one per pet.
     """
 
     def __init__(self, redis_url: str | None, client: redis.Redis | None) -> None:
@@ -62,11 +62,11 @@ class Transport:
     def enqueue(
         self, task: Contract, *, job_id: str | None = None, unique_key: str | None = None, delay_ms: int = 0
     ) -> JobRef:
-        """Enqueue one task as a tracked job; return the waiting job if one has the same ``unique_key``."""
+        """Enqueue a message as a tracked job. If a job with the same ``unique_key`` is waiting, return that job."""
         message = _message(task, job_id=job_id, tracked=True, **({"unique_key": unique_key} if unique_key else {}))
         now = datetime.now(UTC)
         with _enqueuing("nothing was enqueued"):
-            # before enqueueing: a worker may start the job before this call returns
+            # written before the job is enqueued, because a worker may start the job before this call returns
             self._records.write(
                 message.message_id,
                 JobOwner(message.queue_name, message.actor_name, task.pet_id),
@@ -99,14 +99,14 @@ class Transport:
             return status_of(record, self._stats, now=datetime.now(UTC)) if record else None
 
     def close(self) -> None:
-        """Close the connections that were opened here. Can be called twice."""
+        """Close the connections that this object opened. Safe to call twice."""
         for one in (self._broker, *self._bounded.values()):
             one.close()
         if self._owns_client:
             self._client.close()
 
     def _for_producers(self) -> RedisStreamsBroker:
-        """Return the broker that refuses messages beyond the limit, if there is one."""
+        """Return a broker that refuses messages beyond the queue limit, if there is a limit."""
         limit = self._limit.current()
         if not limit:
             return self._broker
@@ -149,7 +149,7 @@ def _enqueuing(outcome: str) -> Iterator[None]:
 
 
 def _message(task: Contract, *, job_id: str | None = None, **options: Any) -> dramatiq.Message[Any]:
-    # the trace of the caller, if it has one; an event may carry a trace of its own
+    # the context of the caller, if it has one; an event may carry a context of its own as well
     if (traceparent := current_traceparent()) is not None:
         options[TRACEPARENT] = traceparent
     return dramatiq.Message(

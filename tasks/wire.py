@@ -1,15 +1,15 @@
-"""Admission of entries to the work streams: flat events become Dramatiq messages, and messages are checked.
+"""Validation of the entries in the streams: flat events become Dramatiq messages, and messages are checked.
 
-A flat event is checked here, before it costs any worker thread time. An invalid one becomes a dead letter at once, with
-its own fields and the reason ``undecodable``; a valid one takes the form that workers pass on, so that its retry is an
-ordinary message. The actor checks the fields of a Dramatiq message, unless they are :class:`CheckedArguments`, which
+A flat event is checked here, before it occupies a worker thread. An invalid event becomes a dead letter
+immediately, with its original fields and the reason ``undecodable``. A valid event becomes a Dramatiq message, so its
+retry is an ordinary message. The actor checks the fields of a Dramatiq message, except :class:`CheckedArguments`, which
 were checked here.
 
 Every producer that may ``XADD`` to ``streams:embedding.ingested`` can write a Dramatiq message there as well, because
-workers write their retries in that form, and clients their events. Such a message can do no more than a flat event:
-:func:`check_message` accepts only actors of the queue and, of Dramatiq's options, only those that clients and retries
-write. A message with another option is refused instead of run without it: the dead letter names the option, so that
-nothing its sender asked for is dropped silently.
+workers write retries and clients write events in that form. Such a message can do no more than a flat event:
+:func:`check_message` accepts only actors of the queue, and only those Dramatiq options that clients and retries write.
+A message with any other option is refused rather than run without it. The dead letter names the option, so nothing that
+the sender asked for is dropped silently.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tasks.trace_context import RETRIED_FROM, TRACEPARENT
 
 
 class CheckedArguments(dict[str, Any]):
-    """The keyword arguments of a message made here, and the checked ``event`` that they describe.
+    """The keyword arguments of a message that this module created, with the checked ``event`` that they describe.
 
     In JSON they are ordinary arguments, so a retry is checked again.
     """
@@ -40,9 +40,9 @@ class CheckedArguments(dict[str, Any]):
 
 
 def decode_embedding(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
-    """Return the message of a flat event, with the event's id and the time when Redis received the entry.
+    """Return the message for a flat event, with the event's id and the time when Redis received the entry.
 
-    If a producer chose an entry id ahead of the clock, the time of decoding is used.
+    If a producer chose an entry id ahead of the clock, the time of decoding is used instead.
 
     Raises:
         UndecodableEntry: names the field that is unknown, missing or invalid.
@@ -66,8 +66,8 @@ def check_message(message: dramatiq.Message[Any]) -> None:
     """Refuse a message that asks for more than its queue offers.
 
     Raises:
-        UndecodableEntry: its actor belongs to another queue, it has an ordering key, or, on ``embedding.ingested``, it
-            has an option, or a value of an option, that neither clients nor retries write.
+        UndecodableEntry: its actor belongs to a different queue, it has an ordering key, or, on ``embedding.ingested``,
+            it has an option or an option's value that neither clients nor retries write.
     """
     queue = QUEUE_OF.get(message.actor_name)
     if queue not in (None, message.queue_name):
@@ -79,7 +79,7 @@ def check_message(message: dramatiq.Message[Any]) -> None:
         )
     if message.queue_name != EMBEDDING_INGESTED:
         if "ordering_key" in message.options:
-            # messages that wait in line are outside the stream, where no command and no metric of ours looks
+            # messages in line are kept outside the stream, where none of our commands and metrics include them
             raise UndecodableEntry(
                 "options.ordering_key", "is not an option of this queue", "leave it out", message=message
             )
@@ -100,8 +100,8 @@ def check_message(message: dramatiq.Message[Any]) -> None:
             )
 
 
-_LONGEST_NAME: Final = 64  # characters of an option's name that an error repeats
-_MOST_RETRIES: Final = 1_000  # far above every policy; a message with a negative number would be retried endlessly
+_LONGEST_NAME: Final = 64  # maximum length of an option's name in an error, in characters
+_MOST_RETRIES: Final = 1_000  # far above every policy; with a negative number, a message would be retried endlessly
 
 
 def _is_text(value: object) -> bool:
@@ -117,8 +117,8 @@ def _is_whole(highest: int) -> Callable[[object], bool]:
     return lambda value: type(value) is int and 0 <= value <= highest
 
 
-# The options that clients and retries write, with a check and the form of the value. The entry's size bounds a
-# traceback.
+# The options that clients and retries write, each with a check and a description of its value. The maximum size of an
+# entry limits a traceback.
 _OPTIONS: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "tracked": (lambda value: isinstance(value, bool), "true or false"),
     "retries": (_is_whole(_MOST_RETRIES), f"a whole number from 0 to {_MOST_RETRIES}"),

@@ -1,6 +1,6 @@
 """The module of the stock commands: ``dramatiq tasks.worker`` and ``periodiq tasks.worker``.
 
-Importing it builds the broker from the environment and declares every actor; no connection is opened.
+On import, it builds the broker from the environment and declares every actor. It opens no connection.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The file format of a capture, written and read.
+"""The file format of a capture: how it is written and read.
 
 A capture is a zip of these members:
 
-    settings.json       the settings and versions it was taken under, when, and the digest of the pet's labels
+    settings.json       the time of the capture, the settings and versions then, and the digest of the pet's labels
     pet.zip             the pet's export file, byte for byte; absent if there is no pet
-    jobs.jsonl          the pet's unfinished jobs, one a line
+    jobs.jsonl          the pet's unfinished jobs, one per line
     dead_letters.jsonl  the pet's newest dead letters, or the one that was captured
 
-The fields of jobs and dead letters are those in their streams, as base64; of an entry of more than a megabyte, only the
-head, except if a single dead letter is captured. In a redacted capture they are readable instead, and nothing in it
-holds an embedding; it can only be inspected.
+Jobs and dead letters have the fields of their stream entries, as base64. Only the head of an entry of more than a
+megabyte is captured, except if a single dead letter is captured. In a redacted capture, the fields are readable instead
+and nothing contains an embedding; such a capture can only be inspected.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Capture:
 
     Attributes:
         pet: None if a dead letter was captured, or a pet without data.
-        settings: those it was taken under.
+        settings: the settings at the time of the capture.
     """
 
     pet: PetDump | None
@@ -129,7 +129,7 @@ def capture_pet(
     Raises:
         InvalidInput: the pet has no data, no jobs and no dead letters.
     """
-    # the pet last: an item whose job ends meanwhile is then captured twice, and not lost
+    # read the pet last: an item whose job ends during the capture is then captured twice instead of lost
     jobs = list(_jobs(broker, client, pet_id, redact=redact))
     dead_letters = [_dead_letter_line(dead_letter, redact=redact) for dead_letter in _dead_letters_of(broker, pet_id)]
     try:
@@ -201,9 +201,9 @@ def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redac
     found, _ = find_jobs(broker, client, pet_id)
     for job in found:
         if job.entry_id is None:
-            continue  # a job outside the stream follows below, with its message
+            continue  # jobs outside the stream follow below, with their messages
         entry = broker.inspector(job.queue).entry(job.entry_id)
-        if entry is not None:  # else it ended meanwhile
+        if entry is not None:  # None if the job has ended since it was found
             yield {
                 "state": job.state,
                 "queue": job.queue,
@@ -279,7 +279,7 @@ def read_capture(file: Path) -> Capture:
     """Return the capture in a file.
 
     Raises:
-        InvalidInput: it cannot be read, is not a capture, is damaged, or has no embeddings.
+        InvalidInput: the file cannot be read, is not a capture, is damaged, or has no embeddings.
     """
     try:
         content = file.read_bytes()
@@ -368,7 +368,7 @@ def _bytes_of(encoded: Mapping[str, str]) -> dict[bytes, bytes]:
 
 
 def _settings_of(values: Mapping[str, object]) -> ClusterSettings:
-    """Return settings from their JSON values; those that this release does not have are ignored."""
+    """Return settings from their JSON values; settings that this release does not have are ignored."""
     known = {setting.name for setting in fields(ClusterSettings)}
     try:
         return ClusterSettings.from_env(

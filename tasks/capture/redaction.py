@@ -1,7 +1,7 @@
 """Entries and texts without embeddings, for captures that are passed on.
 
-Any field of a broken entry may hold an embedding, in any form. So everything that may be one is replaced by its size:
-values with that name, long or unprintable texts, and many numbers.
+Any field of a broken entry may hold an embedding, in any form. So everything that may be an embedding is replaced by
+its size: values named ``embedding``, long or unprintable texts, and collections of many numbers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from sploot_cluster.printable import UNPRINTABLE
 from tasks.observe.logs import without_payload
 from tasks.queue_ops.entries import EMBEDDING
 
-# No model has fewer values.
+# No model has fewer dimensions.
 FEWEST_VALUES: Final = 15
 
-# Whole numbers as text are often ids.
+# Only numbers with a decimal point, because whole numbers in texts are often ids.
 _FRACTION: Final = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?")
 
 

@@ -1,10 +1,10 @@
 """Replays of captures in memory.
 
 Arrivals, corrections and the other changes of a pet are repeated in the same order, at the same revisions and with the
-same clock: the labels are the same on every machine. They can differ where a recluster ran while items arrived, because
-it saw fewer of them; the differing items are listed. Some changes cannot be replayed, by design, and are listed by
-revision: arrivals and deletions of items deleted since, and switches, because everything is replayed with the vectors
-of the present model. The rest is replayed.
+same clock, so the labels are the same on every machine. They can differ from the captured labels if a recluster ran
+while items arrived, because that recluster saw fewer items; the items that differ are listed. By design, some changes
+cannot be replayed and are listed by revision: arrivals and deletions of items that were deleted since, and switches of
+the model, because everything is replayed with the vectors of the present model. All other changes are replayed.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Replayed:
     """The outcome of a replay.
 
     Attributes:
-        labels: digest of the labels; ``expected`` is that of the capture, None if it has no pet.
-        moved: items that ended elsewhere than in the capture: item, cluster then, cluster now.
+        labels: digest of the labels; ``expected`` is the digest from the capture, None if that has no pet.
+        moved: items whose cluster differs from the capture: item, captured cluster, replayed cluster.
         differences: other deviations, as text.
         verdicts: for each dead letter, whether it would be accepted now.
     """
@@ -63,10 +63,10 @@ class Replayed:
 
 
 def settings_of(capture: Capture, changes: Mapping[str, str]) -> ClusterSettings:
-    """Return the settings of a capture, with changes written as in the environment.
+    """Return the settings of a capture with the changes applied; values are written as in the environment.
 
     Raises:
-        InvalidInput: a change names no setting, or its value is invalid.
+        InvalidInput: a change names an unknown setting, or its value is invalid.
     """
     known = {setting.name for setting in fields(ClusterSettings)}
     settings = capture.settings
@@ -107,9 +107,9 @@ class _Arrival:
 
 
 def _story(pet: PetDump) -> Sequence[_Arrival | Correction | HistoryEntry]:
-    """Return what happened to a pet, in order; a history entry of a correction follows the correction itself."""
+    """Return the events of a pet, in order; the history entry of a correction follows the correction itself."""
     arrivals = map(_Arrival, pet.arrived.tolist(), pet.state.media, pet.state.vectors)
-    # of several with one revision, arrivals come first: they joined the pet at a switch
+    # of several events with the same revision, arrivals come first: these items joined the pet at a switch
     return sorted([*arrivals, *pet.state.ledger, *pet.history], key=lambda event: event.revision)
 
 
@@ -129,7 +129,7 @@ class _IgnoredRequests(ReclusterRequests):
 
 
 def _repeated(captured: PetDump, settings: ClusterSettings) -> tuple[PetState, tuple[str, ...]]:
-    """Return the pet after its story, and what was different."""
+    """Return the pet after the replay, and the differences as text."""
     pet, clock, differences = captured.state.pet, _Clock(), list[str]()
     store = MemoryPetStore(clock=clock)
     service = ClusterService(store, settings=settings, reclusters=_IgnoredRequests(), clock=clock)
@@ -152,7 +152,7 @@ def _repeated(captured: PetDump, settings: ClusterSettings) -> tuple[PetState, t
         except ClusterError as error:
             differences.append(f"revision {revision} was refused: {error}")
         if store.load(pet).revision != revision:
-            # refused, left out, or one of several items that joined the pet at a switch
+            # the event was refused or left out, or it is one of several items that joined the pet at a switch
             _move_to(store, pet, revision)
     return store.load(pet), tuple(differences)
 
@@ -199,11 +199,11 @@ def _repeat(service: ClusterService, pet: PetId, entry: HistoryEntry) -> Iterato
                 "everything is replayed with the vectors of the present model"
             )
         case kind:
-            assert kind == "arrival" or kind in ENTRIES, kind  # an event of its own in the story
+            assert kind == "arrival" or kind in ENTRIES, kind  # replayed from its own event in the story
 
 
 def _correct(service: ClusterService, pet: PetId, correction: LedgerEntry) -> Iterator[str]:
-    """Repeat a correction with the items that are left; yield what cannot be repeated."""
+    """Repeat a correction with those of its items that still exist; yield what cannot be repeated."""
     named: list[MediaId] = []
 
     def left(media: Sequence[MediaId]) -> Sequence[MediaId]:
@@ -218,7 +218,7 @@ def _correct(service: ClusterService, pet: PetId, correction: LedgerEntry) -> It
 
 
 def _verdict(dead_letter: CapturedDeadLetter, state: PetState) -> str:
-    """Return whether a dead letter would be accepted now, and why not."""
+    """Return a text that states whether a dead letter would be accepted now, and if not, why."""
     which, entry = f"dead letter {dead_letter.id}", dead_letter.fields
     if dead_letter.queue != EMBEDDING_INGESTED:
         return f"{which}: {dead_letter.error} (only events of items can be checked offline)"

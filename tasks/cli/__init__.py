@@ -1,7 +1,7 @@
 """The command line: ``sploot-cluster``, or ``python -m tasks.cli``.
 
-Commands parse arguments, call the functions that the HTTP API calls too, and print. Exit codes: 0 done, 1 failed,
-2 usage (a bad argument or setting), 3 Redis unreachable or refusing, 4 refused.
+Commands parse arguments, call the same functions as the HTTP API, and print. Exit codes: 0 done, 1 failed, 2 usage (a
+bad argument or setting), 3 Redis is unreachable or refuses, 4 the command was refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sploot_cluster.threads import one_thread_each
 # numpy reads these variables on its first import, so they are set before any other import
 one_thread_each(os.environ)
 
-# A process logs JSON from its first line on, including warnings and errors of the imports below.
+# A long-running process logs JSON from its first line on, including warnings and errors from the imports below.
 if sys.argv[1:2] and sys.argv[1] in {"worker", "scheduler", "serve"}:
     from tasks.observe.logs import configure_logging
 
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def _of_redis(error: Exception) -> tuple[int, str]:
-    """Return the exit code and one line of text for an error of Redis or an answer that was not expected."""
+    """Return the exit code and one line of text for an error of Redis, such as a refusal or no answer."""
     is_translated = isinstance(error, QueueUnavailable | StoreUnavailable)
     text = " ".join((str(error) if is_translated else explained(error, hint="")).split())
     if refusal_of(error) is not None:

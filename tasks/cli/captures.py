@@ -78,7 +78,7 @@ def replay(
 ) -> None:
     """Replay a capture in memory. Exits 1 if the labels differ from the captured ones.
 
-    Redis is not used. With --set, differences are reported but do not fail.
+    Redis is not used. With --set, differences are reported, but the command does not fail.
     """
     from tasks.capture.file import read_capture
     from tasks.capture.replay import replay as replay_capture

@@ -1,4 +1,4 @@
-"""One command for each correction verb, made from the fields of its request."""
+"""One command for each correction verb, built from the fields of its request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _command(request: type[Request[Any]]) -> Any:
 
 
 def _own_parameter(name: str, field: Field, *, is_required: bool) -> Parameter:
-    """Return the parameter of a field: an argument if it is required and no list of items, else an option."""
+    """Return the parameter for a field: an argument if it is required and not a list of items, otherwise an option."""
     type_: Any
     match field.kind:
         case Whole():

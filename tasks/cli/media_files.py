@@ -18,7 +18,7 @@ from tasks.cli.screen import err
 
 
 def records_of(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the entries of a file. A line that is not a JSON object becomes an empty entry that holds the problem."""
+    """Yield the records of a file. A line that is not a JSON object becomes an empty record that holds the problem."""
     if file.suffix == ".npz":
         yield from _npz_records(file)
         return
@@ -41,7 +41,7 @@ def records_of(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 class _NotAnObject(dict[str, Any]):
-    """A line that cannot be an event, with the reason."""
+    """The record of a line that cannot be an event, with the reason."""
 
     def __init__(self, problem: str) -> None:
         super().__init__()

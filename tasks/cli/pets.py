@@ -96,7 +96,7 @@ def recluster(
     wait: Wait = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute the pet's clusters; corrections and ids are kept. A preview waits for its worker, 60 s by default."""
+    """Recompute the pet's clusters; corrections and ids are kept. A preview waits for a worker, for 60 s by default."""
     if preview and apply is not None:
         raise InvalidInput("--apply", "cannot be combined with --preview", "give one of the two")
     if apply is not None:
@@ -337,7 +337,7 @@ def import_pet(
 def why(
     pet: Pet, media: Annotated[str, typer.Argument(help="The item's id.", metavar="MEDIA")], as_json: AsJson = False
 ) -> None:
-    """Show why an item is where it is: its nearest items, the next cluster, and related corrections."""
+    """Show why an item is where it is: its nearest items, the most similar other cluster, and related corrections."""
     from sploot_cluster.decide.why import QUARANTINED
     from sploot_cluster.pet.models import MediaId, PetId
 

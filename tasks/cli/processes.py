@@ -22,8 +22,8 @@ app = typer.Typer()
 
 # Runs before the commands start, so that the master processes log JSON as well; the log level is the first argument.
 _LOGGING: Final = "import sys; from tasks.observe.logs import configure_logging; configure_logging(sys.argv.pop(1)); "
-# Forked children inherit the imports of the master. Without this import, the process that serves scrapes would answer
-# only seconds after the first jobs ran. On SIGHUP, Dramatiq's master executes sys.argv again, so that must be the
+# Forked children inherit the imports of the master. Without these imports, the process that serves scrapes would answer
+# only seconds after the first jobs ran. On SIGHUP, Dramatiq's master executes sys.argv again, so sys.argv must be the
 # command that started this program.
 DRAMATIQ: Final = (
     _LOGGING + "import broker, tasks.observe.exposition; from dramatiq import cli; "
@@ -37,7 +37,7 @@ PERIODIQ: Final = (
 
 @contextmanager
 def _errors_as_json() -> Iterator[None]:
-    """Log the reason why a process does not start as JSON, like the rest of its log."""
+    """If a process does not start, log the reason as JSON, like the rest of its log."""
     configure_logging("INFO")
     try:
         yield
@@ -114,7 +114,7 @@ def serve(
     configure_logging(settings.log_level)
     configure_error_reports(settings, with_logged_errors=True)
     with build_client(settings) as client:
-        # the index is also kept while no worker runs, because that is when operators search for waiting jobs
+        # the index must be kept even if no worker runs, because that is when operators search for waiting jobs
         keeper = KeepPetIndex(client)
         keeper.start()
         try:
@@ -128,7 +128,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep running at the end, until Ctrl-C.")] = False,
     directory: Annotated[Path, typer.Option(help="Directory for summary, maps and logs.")] = Path("demo-output"),
 ) -> None:
-    """Run the main scenario with real photos and real processes; fails unless every promised effect was seen."""
+    """Run the main scenario with real images and real processes. Fails unless every promised effect was seen."""
     from tasks.demo import run
 
     raise typer.Exit(run(keep=keep, directory=directory, console=Console(highlight=False)))

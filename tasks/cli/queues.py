@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tasks.queue_ops import Operations
 
 VIA: Final = "command line"
-MOST_GROUPED: Final = 100_000  # as many as a queue keeps
+MOST_GROUPED: Final = 100_000  # maximum number of dead letters that a queue keeps
 
 app = typer.Typer(help="Inspect and repair queues.", no_args_is_help=True)
 dead = typer.Typer(help="Dead letters: jobs that failed permanently.", no_args_is_help=True)
@@ -508,7 +508,7 @@ def _show_groups(groups: Sequence[dict[str, object]], *, as_json: bool) -> None:
 
 
 def _seconds(option: str, text: str) -> float:
-    """Return the seconds of a duration such as ``90s``, ``15m``, ``2h`` or ``7d``."""
+    """Return a duration such as ``90s``, ``15m``, ``2h`` or ``7d`` in seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)?", text.strip())
     if match is None:
         raise InvalidInput(option, f"{text!r} is not a duration", "write 30s, 15m, 2h or 7d")

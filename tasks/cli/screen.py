@@ -1,9 +1,9 @@
-"""The printing end of the command line. Text that others wrote reaches a terminal only as text.
+"""Output of the command line. Text from other programs reaches a terminal only as text, never as control sequences.
 
-Names of queues, actors and media items, errors and tracebacks come from producers. On a terminal a control sequence in
-one of them could set the title, write the clipboard or forge a row; a bidi control could turn an id around. Every
-command prints through :data:`out`, :data:`err`, :func:`table_of` and :func:`print_json`, which show such characters as
-escapes.
+Names of queues, actors and media items, errors and tracebacks come from producers. On a terminal, a control sequence in
+one of them could set the title, write to the clipboard or forge a row; a bidirectional control could reverse an id.
+Every command prints through :data:`out`, :data:`err`, :func:`table_of` and :func:`print_json`, which show such
+characters as escapes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def shown(value: object) -> str:
-    """Return the text of a value; every character that a terminal would act on becomes an escape, such as ``\\x1b``."""
+    """Return a value as text, with every character that a terminal would act on as an escape, such as ``\\x1b``."""
     text = str(value)
     if text.isprintable():  # false for harmless characters too, such as wide spaces: these are checked below
         return text
@@ -63,7 +63,7 @@ _wide: Final = Screen(highlight=False, width=1_000)
 
 
 def table_of(*columns: str) -> Table:
-    """Return a table whose string cells are literal text, as on a :class:`Screen`."""
+    """Return a table that shows string cells literally, as a :class:`Screen` does."""
     table = _Rows(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(Text(shown(column)), overflow="fold")
@@ -76,13 +76,13 @@ def print_table(table: Table) -> None:
 
 
 def print_block(text: str, screen: Screen = out) -> None:
-    """Print text of several lines, such as a traceback, each behind a mark: none can pass for our own output."""
+    """Print text of several lines, such as a traceback, each after a mark, so that none can pass for our own output."""
     for line in text.rstrip("\n").split("\n"):
         screen.print(f"  | {line}", soft_wrap=True)
 
 
 def print_json(value: object) -> None:
-    """Print JSON; a dataclass is an object with its public fields, as the HTTP API answers it.
+    """Print JSON; a dataclass becomes an object with its public fields, as in the responses of the HTTP API.
 
     Characters that a terminal would act on become JSON escapes, so programs read the original text.
     """

@@ -1,4 +1,4 @@
-"""What commands share: exit codes, common options, access to Redis, and how they report jobs."""
+"""Parts that commands share: exit codes, common options, access to Redis, and the output about jobs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def open_erasure() -> Iterator[Erasure]:
 
 
 def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: bool) -> None:
-    """Print the job, or its outcome when the command waits; fail the command unless the job succeeded in time."""
+    """Print the job. If the command waits, print the job's outcome instead, and fail unless it succeeded in time."""
     status = ended(tasks, job, wait_s) if wait_s is not None else None
     if as_json:
         print_json(public(job) | ({} if status is None else public(status)))

@@ -1,4 +1,4 @@
-"""``sploot-cluster demo``: the main scenario on real processes with real photos, and checks of all its promises."""
+"""``sploot-cluster demo``: the main scenario on real processes with real images, and checks of all its promises."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def run(
     """Run the demo. Return 0 if every promise was kept, else 1.
 
     Args:
-        directory: receives the summary, the pictures and the logs of this run; created if missing.
+        directory: receives the summary, the maps and the logs of this run; created if missing.
         keep: keep running at the end, until Ctrl-C or SIGTERM, with incidents to practise on.
         share: part of the sample to use, in (0, 1].
-        speed: how many times faster than in production the alerts of ``keep`` are.
+        speed: with ``keep``, how many times faster than in production alerts are.
         on_chapter: called with the name of each chapter of the story before it starts.
     """
     console = console or Console()
@@ -101,7 +101,7 @@ def run(
 
 
 def _in_use(redis_url: str) -> str:
-    """Return our keys that the given Redis already contains; empty for an unused one."""
+    """Return those of our keys that this Redis already contains, as text; empty if there are none."""
     with redis.Redis.from_url(redis_url) as client:
         found = [key for key in (PETS, *map(stream_of, QUEUES)) if client.exists(key)]
     return ", ".join(found)
@@ -115,7 +115,7 @@ def _stay_up(console: Console, practice: Practice | None, speed: int) -> None:
             _offer(console, practice, speed)
             for line in sys.stdin:
                 _do(console, practice, line.strip())
-        # without a terminal, or after the end of piped input
+        # reached if there is nothing to practise, or at the end of the input
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""A client of the HTTP API for the demo's labeller and operator: standard library, no token, loopback."""
+"""A client of the HTTP API for the demo's labeller and operator, on loopback, without a token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREFIX = "/api/v1/internal"
 
 
 class Api:
-    """Calls to the internal API at ``address``. HTTP errors raise ``urllib.error.HTTPError``."""
+    """Calls the internal API at ``address``. HTTP errors raise ``urllib.error.HTTPError``."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -31,11 +31,11 @@ class Api:
         return self._get(f"/jobs/{job_id}")
 
     def clusters(self, pet_id: int) -> dict[int, list[str]]:
-        """Return the pet's clusters: id -> items."""
+        """Return the pet's clusters: cluster id -> item ids."""
         return {cluster["cluster_id"]: cluster["media_ids"] for cluster in self._pet(pet_id)["clusters"]}
 
     def memberships(self, pet_id: int) -> dict[str, int]:
-        """Return the cluster of each item of the pet; -1 for noise."""
+        """Return the cluster id of each item of the pet; -1 for noise."""
         where = {item: cluster for cluster, media in self.clusters(pet_id).items() for item in media}
         return where | dict.fromkeys(self._pet(pet_id)["noise"], -1)
 
@@ -45,7 +45,7 @@ class Api:
         return sum(len(cluster["media_ids"]) for cluster in pet["clusters"]) + len(pet["noise"])
 
     def get_text(self, address: str) -> str:
-        """Return the body of any address, such as a worker's /metrics."""
+        """Return the body of the response from any address, such as a worker's /metrics."""
         with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310 - an address of this stack
             text: str = answer.read().decode()
         return text

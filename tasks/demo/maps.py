@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sploot_cluster.pet.vectors import FloatMatrix
 
 mpl.use("Agg")
-# Imported after the backend is chosen, so that it does not look for a display.
+# Imported after the backend is chosen, because otherwise pyplot looks for a display.
 from matplotlib import pyplot as plt
 
 NOISE_COLOUR = "#9aa0a6"
@@ -81,7 +81,7 @@ _TAG: dict[str, Any] = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edge
 
 
 def _layout(vectors: FloatMatrix) -> npt.NDArray[np.float64]:
-    """Return (n, 2) positions by t-SNE, initialised with the principal components; equal for equal vectors."""
+    """Return positions (n, 2) computed by t-SNE from the principal components; equal for equal vectors."""
     from sklearn.manifold import TSNE
 
     n = len(vectors)

@@ -1,7 +1,7 @@
 """The demo's own Prometheus and Alertmanager, with the rules and routes of ``ops/``, but faster.
 
-A window of ten minutes takes one here, and so do all holds and timers; levels, expressions and routes are those of
-production. ``tasks.demo.receivers`` stands in for Slack and PagerDuty.
+A window of ten minutes takes one minute here, and all holds and timers are shortened in the same way; levels,
+expressions and routes are those of production. ``tasks.demo.receivers`` stands in for Slack and PagerDuty.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STOP_WITHIN_S: Final = 20.0
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _TIMERS: Final = r"(?m)^(\s+(?:for|group_wait|group_interval|resolve_timeout): )(\d+[smhd])$"
-# At least two evaluations: a critical alert must come before a warning that it inhibits is sent.
+# At least two evaluations long, so that a critical alert fires before a warning that it inhibits is sent.
 _LEAST_GROUP_WAIT_MS: Final = 1_000
 
 
@@ -107,7 +107,7 @@ class Monitoring:
                 }
             ],
         }
-        # JSON is YAML
+        # JSON is valid YAML
         (directory / "prometheus.json").write_text(json.dumps(config, indent=2))
         routes = write_routes(directory, receivers_url, speed)
         storage = {"prometheus": "--storage.tsdb.path", "prometheus-alertmanager": "--storage.path"}
@@ -132,7 +132,7 @@ class Monitoring:
         self._pods = Pods(pods, stop_within_s=STOP_WITHIN_S)
 
     def watch(self, metrics: Sequence[str]) -> None:
-        """Scrape exactly these /metrics from now on; pods that are gone leave the targets."""
+        """Scrape exactly these /metrics addresses from now on; pods that are gone are no longer targets."""
         targets = [address.removeprefix("http://").removesuffix("/metrics") for address in metrics]
         # atomically: Prometheus never reads half a file
         partial = self._targets.with_suffix(".partial")

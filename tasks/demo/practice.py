@@ -1,6 +1,6 @@
 """Incidents to practise: something breaks on purpose while uploads continue, alerts fire, and the user fixes it.
 
-The user types an exercise in the demo's terminal and works in another one, with only ``ops/runbook.md``. The fault
+The user types an exercise in the demo's terminal and works in a second one, with only ``ops/runbook.md``. The fault
 stays until the runbook's steps remove it, or until the user gives up by typing ``fix``.
 """
 
@@ -32,7 +32,7 @@ from tasks.demo.stack import Stack
 from tasks.demo.story import flat_event
 from tasks.queue_ops import Operations
 
-SPEED: Final = 10  # ten minutes of the rules take one: long enough to read, short enough to wait for
+SPEED: Final = 10  # ten minutes in the rules take one minute: long enough to read, short enough to wait for
 UPLOAD_EVERY_S: Final = 1.0
 N_POISONED: Final = 20
 TAKE_WITHIN_MS: Final = 15_000
@@ -45,15 +45,15 @@ class NotBegun(Exception):
 
 
 class Practice:
-    """The exercises on a running stack, with receivers of notifications; starts and ends with the block.
+    """The exercises on a running stack, with receivers for notifications. All of it starts and ends with the block.
 
     Attributes:
-        seen: the notifications sent.
+        seen: the receivers, with the notifications that were sent.
         monitoring: the servers that show alerts.
         n_sent: number of events sent, including failed attempts.
 
     Raises:
-        NoMonitoring: as in ``Monitoring``.
+        NoMonitoring: see ``Monitoring``.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Practice:
 
     @property
     def exercises(self) -> Mapping[str, tuple[str, Callable[[], None]]]:
-        """Return what can be typed: name, description, and the function that does it."""
+        """The commands that the user can type: name -> description, and the function that runs it."""
         return {
             "pause": ("a colleague pauses the queue of uploads and goes home", self._pause),
             "crash": ("all workers end, and none comes back", self._crash),
@@ -94,7 +94,7 @@ class Practice:
         }
 
     def begin(self, name: str) -> None:
-        """Run the exercise that was typed; uploads continue from then on.
+        """Run the exercise that the user typed. Uploads run from then on, until ``fix``.
 
         Raises:
             KeyError: there is no such exercise.
@@ -109,7 +109,7 @@ class Practice:
             raise NotBegun(f"Redis rejected the command: {error}; retry once it is back") from error
 
     def fix(self) -> None:
-        """Undo all exercises, including parts that the user has already fixed."""
+        """Stop the uploads and undo all exercises, including parts that the user has already fixed."""
         self._is_uploading.clear()
         self._broken.close()
 
@@ -146,7 +146,7 @@ class Practice:
 
     def _crash(self) -> None:
         self._broken.callback(self._start_workers)
-        # as in Kubernetes: one pod is left, and it does not answer
+        # as in Kubernetes, one target is left, and it does not answer
         self.monitoring.watch(self._stack.metrics[:1])
         self._stack.stop_workers()
 
@@ -171,7 +171,7 @@ class Practice:
             broker.declare_queue(EMBEDDING_INGESTED)
             consumer = broker.consume(EMBEDDING_INGESTED, timeout=TAKE_WITHIN_MS)
             holding.callback(consumer.close)
-            # uploads come once a second, so it takes one of the next
+            # uploads are sent once a second, so the consumer soon receives one
             if next(consumer) is None:
                 raise NotBegun("no upload was delivered, because something else is broken; type fix first")
             self._broken.push(holding.pop_all())

@@ -32,7 +32,7 @@ class Receivers:
     """Notifications in the order of arrival.
 
     Args:
-        on_seen: called with each one, in the thread of its request.
+        on_seen: called with each notification, in the thread of its request.
     """
 
     def __init__(self, on_seen: Callable[[Notification], None] = lambda _: None) -> None:
@@ -59,11 +59,11 @@ class Receivers:
         self._on_seen(note)
 
     def fired(self) -> set[tuple[str, str]]:
-        """Return (receiver, alert) of every alert that was reported to fire."""
+        """Return (receiver, alert) for every alert that was reported as firing."""
         return {(one.receiver, one.alert) for one in self.seen if not one.is_over}
 
     def over(self) -> set[tuple[str, str]]:
-        """Return (receiver, alert) of every alert that was reported to fire and then to be resolved."""
+        """Return (receiver, alert) for every alert that was reported as firing and then as resolved."""
         last = {(one.receiver, one.alert): one.is_over for one in self.seen}
         return {which for which, is_over in last.items() if is_over} & self.fired()
 

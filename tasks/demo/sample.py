@@ -1,8 +1,8 @@
-"""The demo's data: real pictures with known groups, divided among several pets, and one synthetic pet.
+"""The demo's data: real images with known groups, divided among several pets, and one synthetic pet.
 
-The pictures are scikit-learn's bundled digits: 1,797 scans of handwritten digits, 8 × 8 pixels (Alpaydin and Kaynak,
-UCI 1998). Each digit stands for one look of a pet. Every picture belongs to exactly one pet, in albums of uneven size.
-The synthetic pet has 512-dimensional vectors: groups of uneven size around random directions, and outliers.
+The images are scikit-learn's bundled digits: 1,797 scans of handwritten digits, 8 × 8 pixels (Alpaydin and Kaynak,
+UCI 1998). Each digit stands for one look of a pet. Every image belongs to exactly one pet; the albums differ in size.
+The synthetic pet has 512-dimensional vectors: groups of different sizes around random directions, and outliers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIGITS_MODEL: Final = "digits@1"
 SYNTHETIC_MODEL: Final = "synthetic@1"
 SYNTHETIC_DIM: Final = 512
 
-# The share of each digit's pictures that a pet gets: columns are the digits 0 to 9, and each adds up to 1.
+# The share of each digit's images that a pet gets. The columns are the digits 0 to 9, and each column adds up to 1.
 _DEALING: Final = {
     "Biscuit": (0.70, 0.00, 0.00, 0.00, 0.60, 0.00, 1.00, 0.00, 0.20, 0.00),
     "Mochi": (0.30, 0.25, 0.00, 0.80, 0.00, 0.00, 0.00, 0.75, 0.00, 0.00),
@@ -55,7 +55,7 @@ class Album:
 
 
 def albums(*, share: float = 1.0, seed: int = 20_261_124) -> tuple[Album, ...]:
-    """Return the demo's pets; equal for equal arguments.
+    """Return the albums of the demo's pets; equal for equal arguments.
 
     Args:
         share: part of the sample to use, in (0, 1]; the demo's test uses a small part.
@@ -80,7 +80,7 @@ def albums(*, share: float = 1.0, seed: int = 20_261_124) -> tuple[Album, ...]:
 
 
 def _deal(digit_of: Truth, share: float, rng: np.random.Generator) -> dict[str, npt.NDArray[np.int64]]:
-    """Return each pet's rows of the pictures, shuffled."""
+    """Return the rows of each pet's images, shuffled."""
     hands: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in _DEALING}
     for digit in range(10):
         rows = rng.permutation(np.flatnonzero(digit_of == digit))
@@ -93,7 +93,7 @@ def _deal(digit_of: Truth, share: float, rng: np.random.Generator) -> dict[str, 
 
 
 def _synthetic(pet_id: int, n: int, rng: np.random.Generator, n_groups: int = 9) -> Album:
-    """Return a pet with groups of uneven size around random directions and 6 % outliers."""
+    """Return a pet with groups of different sizes around random directions, and 6 % outliers."""
     sizes = rng.lognormal(sigma=0.7, size=n_groups)
     n_outliers = round(0.06 * n)
     group = rng.choice(n_groups, size=n - n_outliers, p=sizes / sizes.sum())

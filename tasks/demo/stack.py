@@ -1,4 +1,4 @@
-"""The demo's processes: worker pods, scheduler and HTTP server, each with its log.
+"""The demo's processes: worker pods, scheduler and HTTP server, each with its own log.
 
 They are the stock commands that an operator would run. Like Kubernetes, the stack restarts a pod that ends by itself:
 Dramatiq's master stops when one of its worker processes dies.
@@ -37,11 +37,11 @@ class Pod:
         self._command, self._environ = command, dict(environ)
         self._process: subprocess.Popen[bytes] | None = None
         self._is_wanted = False
-        self._lock = threading.Lock()  # a pod that the supervisor finds ended may be stopped or started at that moment
+        self._lock = threading.Lock()  # against a stop or start while the supervisor finds that the command has ended
         self.restarts = 0
 
     def start(self) -> None:
-        """Start the command unless it is running; it is restarted whenever it ends, until :meth:`ask_to_stop`."""
+        """Start the command unless it is running. It is restarted whenever it ends, until :meth:`ask_to_stop`."""
         with self._lock:
             self._is_wanted = True
             if self._process is None or self._process.poll() is not None:
@@ -90,8 +90,8 @@ class Pods:
     """Pods that start together, are kept running, and end one group after the other.
 
     Args:
-        groups: in the order in which they end; the pods of one group end together.
-        stop_within_s: how long each of them may drain.
+        groups: groups of pods in the order in which they end; the pods of one group end together.
+        stop_within_s: how long each pod may drain.
     """
 
     def __init__(self, *groups: Sequence[Pod], stop_within_s: float) -> None:
@@ -136,7 +136,7 @@ class Stack:
     Attributes:
         http: base address of the HTTP API.
         metrics: addresses of the workers' /metrics.
-        worker_environ: what a worker started by hand needs, apart from Redis, to replace the first pod.
+        worker_environ: variables, besides ``REDIS_URL``, with which a worker started by hand replaces the first pod.
     """
 
     def __init__(self, redis_url: str, directory: Path, *, models: Mapping[str, int], lease_ms: int) -> None:
@@ -153,7 +153,7 @@ class Stack:
         environ = {**os.environ, "REDIS_URL": redis_url, **settings, "PYTHONUNBUFFERED": "1"}
         python = [sys.executable, "-m"]
         worker = [*python, "dramatiq", "tasks.worker", "--processes", "1", "--threads", "4"]
-        # on a loaded machine, a worker that boots for longer than the fork timeout would have no metrics
+        # a worker that takes longer to boot than the fork timeout, as on a loaded machine, would have no metrics
         worker += ["--worker-shutdown-timeout", str(DRAIN_TIMEOUT_MS), "--worker-fork-timeout", str(BOOT_TIMEOUT_MS)]
         serve = [*python, "tasks.cli", "serve", "--host", "127.0.0.1", "--port", str(ports[2])]
         self.workers = tuple(
@@ -203,7 +203,7 @@ def answers(address: str, *, timeout_s: float = 2.0) -> bool:
 
 
 def until(deadline_s: float) -> Iterator[float]:
-    """Yield the seconds passed, with a short pause each time, until the deadline has passed."""
+    """Yield the seconds passed, with a short pause after each, until the deadline has passed."""
     start = time.monotonic()
     while (passed := time.monotonic() - start) < deadline_s:
         yield passed
@@ -213,8 +213,8 @@ def until(deadline_s: float) -> Iterator[float]:
 class Ports:
     """Loopback ports reserved until :meth:`close`: the preferred ones, or free ones where those are taken.
 
-    A socket that is bound but never listens keeps other programs away and admits our processes, which bind with
-    ``SO_REUSEADDR``, so two demos never meet on a port.
+    A socket that is bound but never listens keeps other programs off the port. Our processes can still bind to it,
+    because they use ``SO_REUSEADDR``. So two demos never use the same port.
     """
 
     def __init__(self, *preferred: int) -> None:

@@ -1,7 +1,7 @@
-"""The main scenario, run once from start to end on real processes, with its promises checked on the way.
+"""The main scenario, run once from start to end on real processes. Its promises are checked on the way.
 
 Each chapter does one thing that an owner, a labeller or an operator would see, and records what was promised and
-whether it was kept. Checks read the HTTP API, the queue and the logs, never only the memory of what was sent.
+whether the promise was kept. Checks read the HTTP API, the queue and the logs; they never rely only on what was sent.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class SplitOff:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A worker process that is stopped, to be killed once it holds jobs. ``since_s`` is monotonic."""
+    """A stopped worker process, to be killed once it holds jobs. ``since_s`` is on the monotonic clock."""
 
     name: str
     pid: int
@@ -78,11 +78,11 @@ class Seen:
     """What the story observed, for the summary."""
 
     promises: list[Promise] = field(default_factory=list)
-    clusters: dict[int, dict[str, int]] = field(default_factory=dict)  # pet -> item -> cluster, -1 = noise
+    clusters: dict[int, dict[str, int]] = field(default_factory=dict)  # pet id -> item id -> cluster id, -1 = noise
     corrected: dict[int, set[str]] = field(default_factory=dict)
     merges: list[Merged] = field(default_factory=list)
     splits: list[SplitOff] = field(default_factory=list)
-    constraints: dict[int, str] = field(default_factory=dict)  # pet -> "n of n"
+    constraints: dict[int, str] = field(default_factory=dict)  # pet id -> "kept of total"
     jobs: Counter[str] = field(default_factory=Counter)
     ages_ms: list[float] = field(default_factory=list)
     ingest_s: float = 0.0
@@ -127,7 +127,7 @@ class Story:
         self._frozen: Frozen | None = None
 
     def tell(self) -> Seen:
-        """Run every chapter, and return what was seen, including promises."""
+        """Run every chapter, and return what was seen, including whether each promise was kept."""
         for chapter in (self.open, self.ingest, self.settle, self.correct, self.recluster, self.check):
             self.on_chapter(chapter.__name__)
             chapter()
@@ -147,7 +147,7 @@ class Story:
         self.seen.promise("server and workers answer", up == addresses, f"{len(up)} of {len(addresses)} addresses")
 
     def ingest(self) -> None:
-        """Send every item at a steady rate; meanwhile, kill a worker process and send a poisoned event."""
+        """Send every item at a steady rate. While sending, kill a worker process and send a poisoned event."""
         total = sum(len(album.media_ids) for album in self.albums)
         steps = {round(total * FREEZE_AT): self._freeze_a_worker, round(total * POISON_AT): self._send_poison}
         start = time.monotonic()
@@ -180,7 +180,7 @@ class Story:
             self._run(self.api.recluster(album.pet_id))
 
     def correct(self) -> None:
-        """Correct as a labeller: merge two clusters of the same look, and split strangers off a mixed one."""
+        """Correct as a labeller: merge two clusters of the same look, and split foreign items off from a mixed one."""
         for album in self.albums:
             truth = dict(zip(album.media_ids, album.truth.tolist(), strict=True))
             clusters = self.api.clusters(album.pet_id)
@@ -189,7 +189,7 @@ class Story:
                 if self._run(self.api.merge(album.pet_id, list(pair), into=pair[0])):
                     self.seen.merges.append(Merged(album.pet_id, pair[0], before))
                 clusters = self.api.clusters(album.pet_id)
-                clusters.pop(pair[0], None)  # a later split would override the merge, as it should
+                clusters.pop(pair[0], None)  # keep the merge: a newer split of this cluster would override it
             if mixed := _strangers(clusters, truth):
                 cluster, strangers = mixed
                 rest = frozenset(clusters[cluster]) - strangers
@@ -218,7 +218,7 @@ class Story:
         self._wait_until_idle("the last jobs")
 
     def check(self) -> None:
-        """Check everything again against what was promised."""
+        """Check once more that everything that was promised holds."""
         for album in self.albums:
             self.seen.clusters[album.pet_id] = self.api.memberships(album.pet_id)
         self._check_media()
@@ -239,7 +239,7 @@ class Story:
             self.tasks.ingest(pet_id=album.pet_id, media_id=media_id, model=album.model, embedding=vector)
 
     def _freeze_a_worker(self) -> str:
-        """Stop the worker process that holds most jobs with SIGSTOP: jobs that it gets from now on stay with it."""
+        """Stop, by SIGSTOP, the worker process that holds the most jobs. Jobs delivered to it later stay with it."""
         consumers = self.broker.stats(EMBEDDING_INGESTED).consumers
         name = max((one for one in consumers if one.is_alive), key=lambda one: one.pending).name
         pid = int(name.split(":")[1])
@@ -248,14 +248,14 @@ class Story:
         return f"  worker process {pid} is stopped until it holds events"
 
     def _held_by_frozen(self) -> int:
-        """Return the number of events that the frozen process holds; 0 until all it had sent has reached Redis."""
+        """Return the number of events that the frozen process holds; 0 until all that it sent has reached Redis."""
         assert self._frozen is not None
         if time.monotonic() - self._frozen.since_s < FREEZE_S:
             return 0
         return self._pending_of(self._frozen.name)
 
     def _kill_frozen(self, held: int) -> str:
-        """Kill the frozen process with SIGKILL, and wait until other processes have its events."""
+        """Kill the frozen process with SIGKILL, and wait until other processes have taken over its events."""
         assert self._frozen is not None
         frozen, self._frozen = self._frozen, None
         os.kill(frozen.pid, signal.SIGKILL)
@@ -272,7 +272,7 @@ class Story:
         return f"  [red]kill -9[/]: it held {held} events; {recovered} of them now run elsewhere"
 
     def _thaw(self) -> None:
-        """Resume the frozen process if no event reached it, which breaks the promise."""
+        """Resume the frozen process, because it never held an event, and record the promise as broken."""
         assert self._frozen is not None
         os.kill(self._frozen.pid, signal.SIGCONT)
         self.seen.promise("a killed worker loses nothing", False, "the process to be killed never held an event")
@@ -290,7 +290,7 @@ class Story:
         return f"  [red]poisoned event[/] sent: {POISON_ID} has a NaN in its embedding"
 
     def _run(self, job_id: str) -> dict[str, Any]:
-        """Wait for a job to end. Return its status, or an empty one (and a broken promise) if it did not succeed."""
+        """Wait for a job to end and return its status. If it did not succeed, record that and return an empty one."""
         status: dict[str, Any] = {}
         for _ in until(PATIENCE_S):
             status = self.api.job(job_id)
@@ -396,12 +396,12 @@ class Story:
             if line.get("actor") == "cluster_embedding" and line.get("outcome") == "success":
                 self.seen.ages_ms.append(float(line["age_ms"]))
         total = sum(len(album.media_ids) for album in self.albums)
-        enough = len(self.seen.ages_ms) >= 0.95 * total  # the killed process took its last lines with it
+        enough = len(self.seen.ages_ms) >= 0.95 * total  # the last lines of the killed process are lost
         self.seen.promise("workers log each job as JSON", enough, f"{len(self.seen.ages_ms)} lines for {total} items")
 
 
 def _wait_until_all_answer(addresses: Sequence[str]) -> list[str]:
-    """Return the addresses that answer: all, or those that do after ``PATIENCE_S``."""
+    """Return the addresses that answer: all, or those that do within ``PATIENCE_S``."""
     for _ in until(PATIENCE_S):
         if all(answers(address) for address in addresses):
             break
@@ -424,7 +424,7 @@ def flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
 
 
 def _order_of_arrival(albums: Sequence[Album]) -> Iterable[tuple[Album, int]]:
-    """Return arrivals that fill all albums in parallel, each in its own order; equal every time."""
+    """Return arrivals that fill all albums in parallel, each in its own order; the same every time."""
     arrivals = [(row / len(album.media_ids), album, row) for album in albums for row in range(len(album.media_ids))]
     arrivals.sort(key=lambda arrival: (arrival[0], arrival[1].pet_id))
     return [(album, row) for _, album, row in arrivals]
@@ -440,7 +440,7 @@ def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) 
 
 
 def _strangers(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, frozenset[str]] | None:
-    """Return the cluster with most items of one foreign group, and those items; None if all clusters are pure."""
+    """Return the cluster with the most items of a second look, and those items; None if no cluster has two looks."""
     best: tuple[int, frozenset[str]] | None = None
     for cluster, media in clusters.items():
         looks = Counter(truth[item] for item in media).most_common(2)

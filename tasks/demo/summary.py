@@ -1,4 +1,4 @@
-"""The demo's final output: a table, the promises, a JSON file and a picture per pet."""
+"""The demo's final output: a table, the promises, a JSON file and a map of each pet."""
 
 from __future__ import annotations
 

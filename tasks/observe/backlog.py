@@ -1,7 +1,7 @@
 """Contents of the queues and noise of reclusters, sampled into Redis and read at every scrape.
 
-A gauge set by an actor would stay in that one process. Instead, the worker that runs a sample writes it to Redis with
-its time, and every pod exposes the same numbers; ``periodic.py`` takes a sample every ten seconds.
+A gauge that an actor sets would exist only in its own process. Instead, the worker that takes a sample writes it to
+Redis with its time, and every pod exposes the same numbers. ``periodic.py`` schedules a sample every ten seconds.
 
     key            type  holds
     sploot:backlog hash  <queue>:<fact>           the last sample of every queue; this file names the facts
@@ -43,7 +43,7 @@ SEEN_IDS: Final = "sploot:backlog:ids"
 TICKED_AT: Final = "ticked_at_ms"
 
 SAMPLE_EVERY_MS: Final = 10_000
-MOST_SEEN_IDS: Final = 500  # per queue: more than an hour of samples; beyond that, every second one is dropped
+MOST_SEEN_IDS: Final = 500  # per queue: more than an hour of samples; beyond this number, every second one is dropped
 
 HIGH_NOISE: Final = 30  # items that a recluster may leave as noise before it counts as high
 
@@ -65,7 +65,7 @@ class BacklogSampler:
     """Writes the contents of every queue to Redis. Errors of the broker and of redis-py pass through."""
 
     def __init__(self, broker: RedisStreamsBroker, client: redis.Redis, *, max_queue_length: int = 0) -> None:
-        """Args: ``max_queue_length`` is written with the samples, for every producer to obey; 0: no limit."""
+        """Args: ``max_queue_length`` is written with the samples, for every producer to obey; 0 means no limit."""
         self._broker = broker
         self._client = client
         self._max_queue_length = max_queue_length
@@ -96,7 +96,7 @@ class BacklogSampler:
         self._write(sample)
 
     def _ids_of(self, queue: str, stats: QueueStats) -> dict[str, int]:
-        """Return facts about a stream's ids and counts that reveal writers doing more than ``XADD key *``."""
+        """Return facts about a stream's ids and counts that reveal programs doing more than ``XADD key *``."""
         stored = self._client.hmget(BACKLOG, [f"{queue}:removed_by_others", f"{queue}:vanished"])
         before, vanished = (int(value or 0) for value in cast("list[bytes | None]", stored))
         # a lower count means that the stream was created again
@@ -112,8 +112,8 @@ class BacklogSampler:
     def _oldest_age_ms(self, queue: str, stats: QueueStats) -> int:
         """Return the time since the oldest job was added; 0 if there is none.
 
-        If its id is ahead of the clock, count from the sample that first saw an id as high, plus ten seconds:
-        an entry that no worker takes gets older here, whatever its id claims.
+        If its id is ahead of the clock, return the time since the first sample with an id at least as high, plus ten
+        seconds. The age of an entry that no worker takes thus rises, whatever its id claims.
         """
         if stats.first_id is None or stats.oldest_age_ms is not None:
             self._client.hdel(SEEN_IDS, queue)
@@ -129,7 +129,7 @@ class BacklogSampler:
         return max(0, stats.clock_ms - seen[0][0]) + SAMPLE_EVERY_MS
 
     def _now_ms(self) -> int:
-        # read before the queues: the age of a slow sample counts from its first number
+        # called before the queues are read, so that the age of a slow sample counts from its start
         seconds, microseconds = self._client.time()
         return seconds * 1000 + microseconds // 1000
 
@@ -160,7 +160,7 @@ class BacklogCollector(Collector):
     """The last sample as metrics, equal on every pod.
 
     Every series exists from the first scrape, with 0 before the first sample, because alerts need it. While Redis does
-    not answer there are none: old numbers would look current.
+    not answer, no series exists, because old numbers would look current.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -200,7 +200,7 @@ class BacklogCollector(Collector):
         values = {
             "last_count": noise.get("last_count", 0),
             "high_streak": noise.get("high_streak", 0),
-            # the older of the two, so that it shows whichever actor stops
+            # the older of the two times, so that it shows if either actor stops
             "sampled_at_ms": min(sample.get("pending_at_ms", 0), sample.get("lag_at_ms", 0)),
             TICKED_AT: sample.get(TICKED_AT, 0),
             "max_queue_length": limit_from(limit),

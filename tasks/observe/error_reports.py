@@ -56,7 +56,7 @@ def configure_error_reports(
         transport=transport,
         include_local_variables=False,
         max_request_body_size="never",
-        # integrations enabled by default (redis, fastapi) would report commands and bodies
+        # the integrations that are enabled by default (redis, fastapi) would report commands and bodies
         auto_enabling_integrations=False,
         integrations=[
             LoggingIntegration(level=None, event_level=logging.ERROR if with_logged_errors else None),
@@ -78,7 +78,7 @@ class ReportDeadJobs(dramatiq.Middleware):
         self._local.failed = None if exception is None else (message.message_id, exception)
 
     def after_ack(self, broker: Broker, message: MessageProxy) -> None:
-        # a traceback holds the frames of a job, and with them its vectors
+        # release the exception: its traceback keeps the frames of the job in memory, and with them its vectors
         self._local.failed = None
 
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:

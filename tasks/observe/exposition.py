@@ -3,7 +3,7 @@
 Dramatiq's master starts it with the function that :class:`~tasks.observe.job_log.ExposeMetrics` names.
 ``/metrics`` adds up the values of all worker processes and reads the samples of the queues from Redis. ``/healthz``
 reports whether every worker process makes progress, without Redis; ``/readyz`` reports whether Redis accepts writes and
-every queue has its group. If the port is taken, it is tried again until it is free; jobs run meanwhile.
+every queue has its group. If the port is taken, the process tries again until it is free; jobs run regardless.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from tasks.settings import Settings
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# Scrapes time out after ten seconds, probes after one; a later answer is useless to both.
+# Scrapes time out after ten seconds, probes after one; a later response is useless to both.
 REDIS_TIMEOUT_S: Final = 0.8
 RETRY_S: Final = 5.0
 POLL_S: Final = 1.0
 DRAIN_POLL_S: Final = 0.1
-# Prometheus scrapes every 15 s; together with a drain of 30 s this stays within the minute that Kubernetes grants.
+# Prometheus scrapes every 15 s. Together with a drain of 30 s, this wait fits into the minute that Kubernetes grants.
 LAST_SCRAPE_S: Final = 17.0
 
 Exposition = Callable[[str], tuple[bytes, str]]
 
 
 def serve_metrics() -> int:
-    """Answer until the workers have ended or the master is gone; Dramatiq runs this in a process of its own.
+    """Serve HTTP until the workers have ended or the master is gone. Dramatiq runs this in a process of its own.
 
     The signal that stops the workers reaches this process too. Workers then drain for up to half a minute, and failures
-    in that time must be scraped: this process stays while a worker runs, and then for one more scrape if there are new
-    values. The master waits for it, except on a reload, when the next process needs the port.
+    in that time must be scraped. So this process stays while a worker runs, and then for one more scrape if there are
+    new values; the master waits for it. On a reload there is no such scrape, because the next process needs the port.
     """
     values = share_values()
     settings = Settings.from_env(os.environ)
@@ -95,10 +95,10 @@ def serve_metrics() -> int:
 
 
 def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Exposition:
-    """Return the function that makes ``/metrics``: from an ``Accept`` header to a body and its media type.
+    """Return the function for ``/metrics``, which turns an ``Accept`` header into a body and its media type.
 
     Args:
-        with_jobs: add up what this master's workers counted; other processes have only the samples.
+        with_jobs: add up the counts of this master's workers; other processes expose only the samples.
     """
     from prometheus_client import CollectorRegistry, Metric
     from prometheus_client.core import GaugeMetricFamily
@@ -123,7 +123,7 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
             yield GaugeMetricFamily("cluster_worker_start_time_seconds", meaning, value=started_at)
 
     class Writable(Collector):
-        # probed at every scrape; missing if Redis does not answer
+        # Redis is probed at every scrape; if it does not answer, the metric is missing
         def collect(self) -> Iterator[Metric]:
             try:
                 probe_writes(client)
@@ -213,7 +213,7 @@ class _Pod:
         self.is_draining = False
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
-        # before the values are added up: what is counted in between is new for the next scrape
+        # taken before the values are added up, so that whatever is counted during the scrape still awaits the next one
         self._scraped = self._counted()
         self._scraped_at = (*self._scraped_at[-1:], time.monotonic())
         return self.exposition(accept)
@@ -223,15 +223,15 @@ class _Pod:
         return any(is_running(pulse.pid) for pulse in self._pulses())
 
     def awaits_scrape(self, *, until: float) -> bool:
-        """Return whether a regular scraper is due before ``until`` and has not seen the last counts."""
+        """Return whether a regular scraper is due before ``until`` and has not seen the latest counts."""
         if len(self._scraped_at) < 2 or self._counted() == self._scraped:
             return False
         before, last = self._scraped_at
-        # half an interval late: the scraper has stopped
+        # a scraper that is half an interval late has stopped
         return time.monotonic() < min(until, last + 1.5 * (last - before))
 
     def _counted(self) -> dict[str, bytes]:
-        """Return a digest of the counters of all processes."""
+        """Return a digest of the counters of each process, by file name."""
         files = sorted(self._shared.glob("counter_*.db")) if self._shared is not None else []
         counted = {}
         for file in files:
@@ -267,7 +267,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 10  # for a client that connects and sends nothing
+    timeout = 10  # seconds, for a client that connects and sends nothing
 
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
@@ -308,7 +308,7 @@ def _client(settings: Settings) -> redis.Redis:
 
 
 def _listen(pod: _Pod, stopping: threading.Event) -> _Server | None:
-    """Return the server as soon as its port is free; None if the master stops first."""
+    """Return the server as soon as its port is free; None if ``stopping`` is set first."""
     address = pod.settings.metrics_host, pod.settings.metrics_port
     while not stopping.is_set():
         try:

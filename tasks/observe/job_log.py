@@ -23,7 +23,7 @@ from tasks.trace_context import current_traceparent, trace_id_of, traceparent_of
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# Reasons of dead letters that no actor ran, so that no attempt was counted.
+# Reasons of dead letters whose message no actor ran, so no attempt was counted.
 NEVER_RAN: Final = frozenset({"undecodable", "wrong-queue", "unknown-actor", "oversize", "not-enqueued"})
 
 
@@ -34,11 +34,11 @@ class NoiseNotes(Protocol):
 
 
 class RecordJobs(dramatiq.Middleware):
-    """Counts every attempt and logs it. A failure in here never affects the job.
+    """Counts every attempt and logs it. A failure in this middleware never affects the job.
 
     Args:
         metrics: the counters; by default those of this process.
-        clock: seconds since the epoch, to compute waiting times.
+        clock: returns seconds since the epoch, to compute waiting times.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RecordJobs(dramatiq.Middleware):
             self._metrics.retries.labels(message.actor_name).inc()
 
     def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
-        """Count a message that no actor ran as invalid, and one whose workers died each time as an error."""
+        """Log the dead letter. Count it as invalid if no actor ran it, or as an error if it killed its workers."""
         if dead_letter.reason in NEVER_RAN:
             self._metrics.jobs.labels("invalid", NO_BACKEND).inc()
         elif dead_letter.reason == "delivery-limit":

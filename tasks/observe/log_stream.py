@@ -24,9 +24,9 @@ from typing import Any, Final
 
 from dramatiq.compat import StreamablePipe
 
-# Some 10,000 lines: a minute of a busy process, in little memory.
+# In bytes. Some 10,000 lines: about a minute of output from a busy process, at little cost in memory.
 MOST_WAITING: Final = 4 * 1024 * 1024
-# A writable pipe takes this much at once (PIPE_BUF on Linux), including the length that multiprocessing adds.
+# In bytes. A writable pipe takes this much at once: PIPE_BUF on Linux, less the length that multiprocessing adds.
 AT_ONCE: Final = 4096 - 4
 # How long an ending process waits for its reader.
 FLUSH_S: Final = 2.0
@@ -41,7 +41,7 @@ class LogStream(io.TextIOBase):
 
     Args:
         under: the stream that receives the lines.
-        report: returns the line that reports this many dropped lines.
+        report: returns the line that reports a number of dropped lines.
         count: called with the number of lines dropped; its exceptions are swallowed.
     """
 
@@ -58,7 +58,7 @@ class LogStream(io.TextIOBase):
         # reentrant, because a signal handler that logs may interrupt a write in the same thread
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        # each with the number of dropped lines that it reports
+        # each line with the number of dropped lines that it reports
         self._waiting: deque[tuple[bytes, int]] = deque()
         self._n_bytes = 0
         self._n_dropped = 0
@@ -67,7 +67,7 @@ class LogStream(io.TextIOBase):
         self._thread: threading.Thread | None = None
 
     def write(self, text: str) -> int:
-        """Write text; an incomplete last line waits for its end."""
+        """Write text. An incomplete last line is kept until its end is written."""
         with self._lock:
             lines = self._partial + text
             whole, end, self._partial = lines.rpartition("\n")
@@ -181,7 +181,7 @@ def stream_over(under: Any, *, report: Callable[[int], str], count: Callable[[in
 
 
 def _way_to(under: Any) -> tuple[Send, int | None]:
-    """Return the function that sends bytes to a stream, and its descriptor; None for an in-memory stream."""
+    """Return the function that sends bytes to a stream, and the stream's descriptor (None for one in memory)."""
     if isinstance(under, StreamablePipe):
         # duplicate the descriptor: Dramatiq closes its pipe before a process logs its last lines
         pipe = Connection(os.dup(under.fileno()), readable=False)
@@ -223,7 +223,7 @@ def _begin_anew_in_child() -> None:
 
 
 def drain_all() -> None:
-    """Wait briefly until every line of this process is written, before another program replaces it."""
+    """Wait briefly until every line is written; called before another program replaces this process."""
     for stream in list(_streams):
         stream.drain()
 

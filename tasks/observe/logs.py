@@ -1,7 +1,8 @@
 """Logs as events: one JSON object per line, the same under Dramatiq's own command and ours.
 
-Every line about a job gets ``pet_id``, ``message_id`` and ``actor``, taken from the message among its arguments or from
-the one that the thread runs. Values that may be an embedding are removed, whichever code logged them.
+Every line about a job gets ``pet_id``, ``message_id`` and ``actor``. They are taken from a message in the arguments of
+the log call, or else from the message that the thread is running. Values that may be embeddings are removed, whichever
+code logged them.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from tasks.observe.log_stream import LogStream, stream_over
 
 SERVICE: Final = "sploot-cluster"
 
-# At INFO these log about themselves or about every sample of the queues; their warnings stay.
+# At INFO, these loggers write about themselves or about every sample of the queues. Their warnings are kept.
 _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
 _SHORTEST_PAYLOAD: Final = 80  # characters: base64 of 15 values; no model has fewer
-# base64 of a vector, its bytes, and its numbers as Python and JSON print them
+# a vector as base64, as bytes, or as numbers in the form that Python and JSON print
 _NUMBER: Final = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 _PAYLOAD: Final = re.compile(
     rf"[A-Za-z0-9+/]{{{_SHORTEST_PAYLOAD},}}={{0,2}}"
@@ -46,7 +47,7 @@ _running: ContextVar[Message | None] = ContextVar("running message", default=Non
 
 
 class NameJobs(dramatiq.Middleware):
-    """Notes which message a thread runs. Place it before all other middleware, so that their lines name it too."""
+    """Notes which message a thread runs. Place it before all other middleware, so that their lines name the message."""
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         _running.set(message)
@@ -64,13 +65,13 @@ def configure_logging(level: str) -> None:
     """Make every logger of this process write JSON lines to standard error. Calling it again changes nothing.
 
     Dramatiq gives each of its processes a pipe as standard error and logs in its own format. Its handler is replaced;
-    its pipe stays, so that lines of several processes do not mix. If this is called before Dramatiq's or periodiq's
-    command starts, as in ``sploot-cluster worker`` and ``scheduler``, their masters write JSON too; under the stock
-    commands the few lines of the master are in Dramatiq's format, see ``ops/README.md``.
-    A reader that is slow, stopped or gone blocks no thread: see ``log_stream``.
+    its pipe stays, so that lines from several processes do not mix. If this function is called before Dramatiq's or
+    periodiq's command starts, as in ``sploot-cluster worker`` and ``scheduler``, their masters write JSON too. Under
+    the stock commands, the master's few lines are in Dramatiq's format; see ``ops/README.md``.
+    A reader that is slow, stopped or gone does not block any thread; see ``log_stream``.
     """
     stream = sys.stderr = stream_over(sys.stderr, report=_report_of_dropped, count=_count_dropped)
-    if isinstance(sys.stdout, StreamablePipe):  # a worker process's, for what jobs print
+    if isinstance(sys.stdout, StreamablePipe):  # the pipe of a worker process, for text that jobs print
         sys.stdout = stream
     handler = _Lines(stream)
     handler.setFormatter(_formatter())
@@ -86,7 +87,7 @@ def configure_logging(level: str) -> None:
 
 
 def pet_id_of(message: Message) -> int | None:
-    """Return the pet that a message is about; None if it names none, or not as a number."""
+    """Return the id of the pet that a message is about; None if it has no pet id, or one that is not a number."""
     pet_id = message.kwargs.get("pet_id")
     return pet_id if type(pet_id) is int else None
 
@@ -99,7 +100,7 @@ def without_payload(text: str) -> str:
 
 
 class _Lines(logging.StreamHandler[LogStream]):
-    """Writes log lines; for a line that cannot be written, logs where it came from, also as JSON."""
+    """Writes log lines. In place of a line that cannot be written, it logs the line's origin, also as JSON."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
         # the standard library would print plain text here, including the arguments
@@ -142,7 +143,7 @@ def _time_of(record: logging.LogRecord) -> str:
 
 
 def _prepared(record: logging.LogRecord) -> bool:
-    """Add the facts of the job to a record; False for a record that is logged better elsewhere. Idempotent."""
+    """Add the facts of the job to a record. Return False if the event is logged better elsewhere. Idempotent."""
     if record.levelno == logging.ERROR and hasattr(record, "entry") and hasattr(record, "reason"):
         return False  # the broker's line about a dead letter, which RecordJobs logs with pet and message id
     about = _running.get()
@@ -151,7 +152,7 @@ def _prepared(record: logging.LogRecord) -> bool:
         for argument in record.args:
             if isinstance(argument, dramatiq.Message | MessageProxy):
                 about = argument
-                # str() of a message includes all its arguments
+                # not the message itself, because its str() includes all its arguments
                 named.append(f"{argument.actor_name}({argument.message_id})")
             else:
                 named.append(argument)
@@ -169,11 +170,11 @@ def _formatter() -> logging.Formatter:
     from pythonjsonlogger.json import JsonFormatter
 
     own = frozenset(RESERVED_ATTRS)
-    # values unknown to JSON have been converted to text by then
+    # by then, _loggable has converted all values that JSON cannot represent, except datetimes, to text
     encode = json.JSONEncoder(default=datetime.isoformat).encode
 
     class Line(JsonFormatter):
-        """One line; most have only plain fields, and take half the time without the library's options."""
+        """Formats one line. Most lines have only plain fields and take half the time without the library's options."""
 
         def format(self, record: logging.LogRecord) -> str:
             if record.exc_info or record.exc_text or record.stack_info or not isinstance(record.msg, str):
@@ -200,7 +201,7 @@ def _formatter() -> logging.Formatter:
 
 
 def _loggable(value: Any) -> Any:
-    """Return a value in a form that JSON can hold and a log may contain."""
+    """Return a value in a form that JSON can represent and a log may contain."""
     if type(value) is int or value is None:
         return value
     match value:

@@ -1,11 +1,11 @@
-"""Totals of all pets' items by place, sampled into Redis once a minute and read at every scrape.
+"""The sum of the tallies of all pets, sampled into Redis once a minute and read at every scrape.
 
     key            type  holds
-    sploot:media   hash  ingested, clustered, noise, quarantined, dismissed   items of all pets, by place
+    sploot:media   hash  ingested, clustered, noise, quarantined, dismissed   number of these items in all pets
                          pets, unconserved    pets with data, and pets whose counts do not add up
                          at_ms                time of the sample (server's clock)
 
-Each sample overwrites the last; its age is exposed too. ``sploot_cluster.pet.tally`` defines each count.
+Each sample overwrites the previous one, and its age is exposed too. ``sploot_cluster.pet.tally`` defines each count.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ class MediaSampler:
         self._counts, self._client = counts, client
 
     def sample(self) -> None:
-        """Count and write, with one round trip per 500 pets. Errors of the store and of redis-py pass through."""
-        # read before the pets: the age of a slow sample counts from its first number
+        """Count the items, in one round trip per 500 pets, and write the totals.
+
+        Errors of the store and of redis-py pass through.
+        """
+        # read before the pets, so that the age of a slow sample counts from its start
         seconds, microseconds = self._client.time()
         totals = self._counts.totals()
         sample = {place: getattr(totals.tally, place) for place in ("ingested", *PLACES)}
@@ -65,7 +68,7 @@ def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: 
         try:
             sampler.sample()
         except (StoreUnavailable, redis.RedisError, TimeLimitExceeded):
-            # not a job failure: a dead letter per sample would add nothing to the age of the last sample
+            # the job does not fail: a dead letter per sample would show no more than the age of the last sample does
             logger.warning("could not count items", extra={"actor": EXPORT_MEDIA_TOTALS}, exc_info=True)
 
     dramatiq.actor(

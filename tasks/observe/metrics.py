@@ -2,8 +2,8 @@
 
 Dramatiq runs several worker processes, and one process answers ``/metrics`` for all of them. Each writes its values to
 files in one directory, which the answering process adds up. This is prometheus_client's multiprocess mode, which must
-be chosen before its first import, hence :func:`share_values`. Counts of dead processes stay, so no counter falls while
-its master lives; their in-progress gauges are removed, see :func:`forget_the_dead`.
+be chosen before its first import, hence :func:`share_values`. Counts of dead processes are kept, so no counter falls
+while its master lives; their in-progress gauges are removed, see :func:`forget_the_dead`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Outcome = Literal["success", "error", "invalid", "timeout"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 BACKENDS: Final = ("faiss", "hdbscan_cpu", "hdbscan_gpu", NO_BACKEND)
-# actor -> the correction that it makes
+# actor -> the verb of the correction that it makes
 OPERATIONS: Final = {request.actor_name: verb for verb, request in VERBS.items()}
 
-# An arrival takes milliseconds, a recluster of 50,000 items half a minute. Alerts and the dashboard use exactly 3, 5
-# and 8 seconds.
+# An arrival takes milliseconds, a recluster of 50,000 items half a minute. Alerts and the dashboard need the buckets of
+# 3, 5 and 8 seconds.
 DURATION_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 15, 30, 60, 120, 300)
 
-# Not jobs of a pet: including samples of the queues would hide what the rates are about.
+# Queues whose jobs are not about pets. If the samples of the queues were counted, they would dominate the rates.
 UNCOUNTED_QUEUES: Final = frozenset({CLUSTER_MAINTENANCE})
 
 VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -47,10 +47,10 @@ PREFIX: Final = "sploot-cluster-metrics-"
 
 
 def share_values() -> Path | None:
-    """Share this process's values with the other processes of its master; None if it has no master.
+    """Share this process's values with the other processes of its master, and return the directory that holds them.
 
-    Call this before prometheus_client is imported. The directory is named after the master; directories of masters
-    that have ended are removed.
+    Return None if the process has no master. Call this before prometheus_client is imported. The directory is named
+    after the master; directories of masters that have ended are removed.
     """
     master = multiprocessing.parent_process()
     if master is None or master.pid is None:
@@ -73,7 +73,7 @@ def forget_the_dead(directory: Path) -> None:
 
 
 class JobMetrics:
-    """The counters of one process. Every child exists from the start with 0, because alerts need it."""
+    """The counters of one process. Every series exists from the start, with the value 0, because alerts need it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
@@ -149,7 +149,7 @@ def count_fallback(fallback: Fallback) -> None:
 
 
 def count_dropped_log_lines(n: int) -> None:
-    """Count log lines that this process dropped; a master, which counts nothing else, joins its workers' directory."""
+    """Count log lines that this process dropped. A master counts nothing else; it writes to its workers' directory."""
     of_master = _directory_of(os.getpid())
     if VARIABLE not in os.environ and of_master.is_dir():
         os.environ[VARIABLE] = str(of_master)
@@ -157,5 +157,5 @@ def count_dropped_log_lines(n: int) -> None:
 
 
 def _directory_of(master: int) -> Path:
-    # with its start time, because pids are reused
+    # the name includes the start time of the master, because pids are reused
     return Path(tempfile.gettempdir(), f"{PREFIX}{master}-{started_at(master) or ''}")

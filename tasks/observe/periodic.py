@@ -1,21 +1,22 @@
 """The periodic samples of the queues.
 
 periodiq's smallest step is a minute, but a sample must never be older than 15 seconds. So each run also enqueues the
-remaining samples of its minute, as delayed messages with a unique key each: a second scheduler, a message delivered
-twice, or a scheduler started within the minute add none. They never reach beyond their minute: when the scheduler
-stops, the samples stop too, and ``media_cluster_backlog_sample_timestamp_seconds`` shows it.
+remaining samples of its minute as delayed messages, each with a unique key. A second scheduler, a message that is
+delivered twice, or a scheduler that starts within the minute therefore adds none. The messages never reach beyond their
+minute: when the scheduler stops, samples stop too, and ``media_cluster_backlog_sample_timestamp_seconds`` shows it.
 
-A slot is ten seconds long and belongs to one message: of the messages that several schedulers sent for it, one runs.
+A slot is ten seconds long and belongs to one message. If several schedulers send messages for a slot, only one of the
+messages takes a sample.
 
     key                        type    holds                               ends
     sploot:slot:<actor>:<slot> string  id of the message that runs in it   after SLOT_TTL
 
-A scheduler that cannot reach Redis logs it and tries again at the next minute, where periodiq alone would end. A missed
-tick is not made up for: periodiq ticks when it starts, and a sample describes the present.
+A scheduler that cannot reach Redis logs this and tries again in the next minute; periodiq alone would end. A missed
+tick is not made up for, because periodiq ticks when it starts, and a sample describes the present.
 
-A late sample is worthless. periodiq's middleware drops messages that come 30 seconds late, including our delayed ones,
-because they carry its option ``scheduled_at``. Dramatiq's ``max_age`` would turn each into a dead letter, and an outage
-of an hour would end in hundreds of them.
+A late sample is worthless. periodiq's middleware drops messages that are 30 seconds late, including our delayed ones,
+because they carry its option ``scheduled_at``. Dramatiq's ``max_age`` would turn each of them into a dead letter, and
+an outage of an hour would leave hundreds.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from tasks.retry_policy import POLICIES
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# Five seconds below the maximum age of a sample, for samples that wait for a worker thread.
+# Five seconds less than the maximum age of a sample, because a sample may have to wait for a worker thread.
 STEP: Final = timedelta(seconds=10)
 MINUTE: Final = timedelta(minutes=1)
 # longer than a message can be late: periodiq drops it after 30 seconds
@@ -50,7 +51,7 @@ SLOT_TTL: Final = timedelta(minutes=5)
 # Touched at each tick, even if Redis did not answer; the chart's livenessProbe checks its age.
 BEAT: Final = Path(tempfile.gettempdir()) / "sploot-scheduler-beat"
 
-# Ahead of all other jobs in a worker: the numbers matter most under load, and a sample takes milliseconds.
+# Samples run before all other jobs in a worker: they matter most under load, and take only milliseconds.
 PRIORITY: Final = -10
 
 
@@ -84,14 +85,17 @@ def declare_periodic_actors(
 
 
 class PeriodicActor(dramatiq.Actor[[], Any]):
-    """An actor that a scheduler sends: it records the tick, touches the beat file, and survives a Redis outage."""
+    """An actor whose messages a scheduler sends.
+
+    Sending also records the tick and touches the beat file, and it survives an outage of Redis.
+    """
 
     def __init__(self, fn: Callable[[], Any], *, client: redis.Redis, **facts: Any) -> None:
         super().__init__(fn, **facts)
         self._client = client
 
     def send_with_options(self, **options: Any) -> dramatiq.Message[Any]:
-        """Send the message; calls from periodiq (``scheduled_at`` and no delay) also record the tick."""
+        """Send the message. If periodiq calls this (``scheduled_at`` and no delay), also record the tick."""
         if "scheduled_at" not in options or options.get("delay") is not None:
             return super().send_with_options(**options)
         due = datetime.fromisoformat(options["scheduled_at"])
@@ -118,13 +122,13 @@ def _declare(
             message = CurrentMessage.get_current_message()
             scheduled_at = _scheduled_at(message)
             if message is not None and scheduled_at is not None:
-                # first of all, so that a failed sample does not cost the rest of the minute
+                # done first, so that a failed sample does not prevent the other samples of its minute
                 _enqueue_rest_of_minute(actor, scheduled_at, clock())
                 if not _take_slot(client, _slot_of(actor_name, scheduled_at), message.message_id):
                     return
             sample()
         except (BrokerError, redis.RedisError, TimeLimitExceeded):
-            # not a job failure: a dead letter per sample would add nothing to the age of the gauges
+            # the job does not fail: a dead letter per sample would show no more than the age of the gauges does
             logger.warning("could not sample the backlog", extra={"actor": actor_name}, exc_info=True)
 
     actor = dramatiq.actor(
@@ -154,13 +158,13 @@ def _enqueue_rest_of_minute(actor: dramatiq.Actor[[], Any], scheduled_at: dateti
 
 
 def _slot_of(actor_name: str, due: datetime) -> str:
-    """Return the ten-second slot of a time: schedulers differ by some milliseconds."""
+    """Return the ten-second slot that contains a time: two schedulers, some milliseconds apart, get the same slot."""
     begin = due.astimezone(UTC).replace(microsecond=0)
     return f"{actor_name}:{(begin - timedelta(seconds=begin.second % STEP.seconds)).isoformat()}"
 
 
 def _take_slot(client: redis.Redis, slot: str, message_id: str) -> bool:
-    """Return whether the message may run in the slot. A redelivered one may: its worker died, or Redis was away."""
+    """Return whether the message may run in the slot: first, or again because its worker died or Redis was away."""
     key = f"sploot:slot:{slot}"
     if client.set(key, message_id, nx=True, px=SLOT_TTL):
         return True
@@ -171,5 +175,5 @@ def rest_of_minute(scheduled_at: datetime, now: datetime) -> Sequence[datetime]:
     """Return when samples are still due in the minute of ``scheduled_at``: after it and after ``now``."""
     start = scheduled_at.replace(second=0, microsecond=0)
     slots = [start + n * STEP for n in range(1, MINUTE // STEP)]
-    # after its own time too: if this worker's clock is slow, a follow-up would enqueue itself again
+    # also after its own time: otherwise, if this worker's clock is slow, a message would enqueue itself again
     return [due for due in slots if due > max(scheduled_at, now)]

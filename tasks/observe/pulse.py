@@ -1,8 +1,9 @@
 """The liveness of worker processes: each writes a file every second, and the exposition process reads all of them.
 
-A process that is stopped or holds Python's lock forever stops writing. One that writes reports whether its threads are
-alive, whether its consumers ask for messages, and whether a job far exceeds its time limit. Redis is not involved: an
-outage must not restart any process. The files are in the master's directory, next to the metrics.
+A process stops writing if it is stopped or never releases Python's interpreter lock. A process that writes reports
+whether its threads are alive, whether its consumers ask for messages, and whether a job far exceeds its time limit.
+Redis is not involved, because an outage must not restart any process. The files are in the master's directory, next to
+the metrics.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tasks.retry_policy import LIMIT_GRACE_S, limit_ms
 PREFIX: Final = "pulse-"
 EVERY_S: Final = 1.0
 
-# How long a pod may take until its first process has booted: the engine loads in seconds, from a cold disk in a minute.
+# How long a pod may take to boot its first process. The engine loads in seconds, or in a minute from a cold disk.
 BOOT_S: Final = 120.0
 
 
@@ -37,7 +38,7 @@ class Pulse:
     Attributes:
         at_s: time on the machine's monotonic clock, which all processes share.
         queues: the queues it consumes.
-        stuck: the part that makes no progress; None if every part does.
+        stuck: which part makes no progress, and why; None if every part makes progress.
     """
 
     pid: int
@@ -50,8 +51,8 @@ class KeepPulse(dramatiq.Middleware):
     """Writes the pulse of this worker process every second, from boot to shutdown.
 
     Args:
-        directory: where to write; the directory that the processes of a master share.
-        hung_after_s: consumers without progress for this long are stuck.
+        directory: the directory in which to write, which the processes of a master share.
+        hung_after_s: time without progress after which a consumer is stuck.
     """
 
     def __init__(self, directory: Path, *, hung_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,8 +65,8 @@ class KeepPulse(dramatiq.Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         self._running[threading.get_ident()] = message, self._clock()
 
-    # A job is not done when its function returns, because other middleware that runs after it, e.g. to log, may hang as
-    # well. Nor does it last until Redis has the result, because an outage must not restart any process.
+    # A job counts as running until its ack or nack begins: after its function has returned, other middleware, e.g. for
+    # logs, may still hang. The ack itself is not included, because an outage of Redis must not restart any process.
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         self._running.pop(threading.get_ident(), None)
@@ -139,7 +140,7 @@ def why_not_alive(found: Sequence[Pulse], *, hung_after_s: float, up_for_s: floa
     """Return why the pod should be restarted; None if every process makes progress.
 
     Args:
-        up_for_s: age of the asking process; the first worker process must have booted within :data:`BOOT_S`.
+        up_for_s: age of the calling process; the first worker process must have booted within :data:`BOOT_S`.
     """
     if not found:
         return None if up_for_s <= BOOT_S else f"no worker process has booted within {up_for_s:.0f} s"

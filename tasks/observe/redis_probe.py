@@ -1,4 +1,4 @@
-"""A probe of whether Redis accepts writes: it writes a small key, which is refused whenever a job would be.
+"""A probe of whether Redis accepts writes. It writes a small key, which Redis refuses whenever it would refuse a job.
 
 A server that is full, has lost its replicas or its disk, or has become a replica still answers every read, so reading
 proves nothing. Probes, scrapes and the doctor write this key; it is never read.

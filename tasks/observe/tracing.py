@@ -52,7 +52,7 @@ def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:
 
 
 class TraceJobs(dramatiq.Middleware):
-    """Creates a span for every message sent here and for every run. Place it after ``NameJobs``, before all others.
+    """Creates a span for every message that is sent and for every run. Place it directly after ``NameJobs``.
 
     Args:
         provider: receives the spans.
@@ -65,7 +65,7 @@ class TraceJobs(dramatiq.Middleware):
 
     def before_enqueue(self, broker: Broker, message: dramatiq.Message[Any], delay: int | None) -> None:
         if message.options.get("retries"):
-            # still inside the failed run; the sender's context stays
+            # this code still runs inside the span of the failed run; the sender's context stays in the message
             if (failed := current_traceparent()) is not None:
                 message.options[RETRIED_FROM] = failed
             return

@@ -2,11 +2,11 @@
 
     plan_*()  reads, and freezes the ids it will touch           -> Plan, which also lists the Redis commands
     act(plan) touches only these ids, each only if unchanged     -> Done
-    audit()   lists who did what, started and ended; the newest 10,000 or so
+    audit()   lists who did what, when, and how it ended; some 10,000 entries are kept
 
-No listing ever shows an embedding. ``operations`` is the entry point; ``entries`` reads what an entry is about,
+No listing ever shows an embedding. ``operations`` is the entry point; ``entries`` extracts facts from entries,
 ``dead_letters`` selects dead letters, ``canary`` requeues carefully, ``overdue`` finds jobs that are held too long, and
-``pet_index`` finds a pet's work among 100,000 jobs.
+``pet_index`` finds a pet's jobs among 100,000.
 """
 
 from tasks.queue_ops.operations import Operations

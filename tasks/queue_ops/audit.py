@@ -1,8 +1,8 @@
-"""The audit of actions on queues: one entry before and one after, so that an interrupted action shows.
+"""The audit of actions on queues: one entry before and one after each action, so that an interrupted one is visible.
 
 key           type    holds                                                            ends
-sploot:audit  stream  plan, state (begun, done, failed), by, via, action, queue, note,  the oldest, beyond some 10,000
-                      planned, done, ids (the first 100), digest (of all), result
+sploot:audit  stream  plan, state (begun, done, failed), by, via, action, queue, note,  oldest first, beyond some 10,000
+                      planned, done, ids (the first 100), digest (of all), result       entries
 """
 
 from __future__ import annotations
@@ -36,14 +36,17 @@ class Entry:
 
 
 class AuditLog:
-    """The audit log. Errors of redis-py pass through: an action that cannot be audited is not applied."""
+    """The audit log. Errors of redis-py pass through, so that an action that cannot be audited is not applied.
+
+    The exceptions are ``POSSIBLE_WHEN_FULL``: these are applied even if a full Redis refuses their audit entries.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
 
     @contextmanager
     def writing(self, plan: Plan, *, by: str, via: str, note: str) -> Iterator[Entry]:
-        """Record that the plan started, and how it ended: with ``done``, or with the error that left the block."""
+        """Record that the action started and how it ended: with ``done``, or with the error that left the block."""
         facts: dict[str, str | int] = {
             "plan": plan.plan_id,
             "by": by,
@@ -58,7 +61,7 @@ class AuditLog:
         try:
             self._add(facts | {"state": "begun"})
         except redis.OutOfMemoryError:
-            # actions that free memory or stop new work must be possible when no memory is left
+            # actions that free memory, pause or resume must be possible when no memory is left
             if plan.action not in POSSIBLE_WHEN_FULL:
                 raise
         entry = Entry()
@@ -80,7 +83,7 @@ class AuditLog:
     def newest(self, limit: int = 50) -> Sequence[AuditRecord]:
         """Return the newest records, newest first, one per action."""
         records: dict[str, AuditRecord] = {}
-        # two entries each; if only the end of an action is on the page, the end alone makes its record
+        # an action has two entries; if only its end is on the page, the record is made from the end alone
         for entry_id, fields in cast(list[Any], self._client.xrevrange(AUDIT, count=2 * limit + 1)):
             record = _record(entry_id, {name.decode(): value.decode() for name, value in fields.items()})
             records.setdefault(record.plan_id, record)

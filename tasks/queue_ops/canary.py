@@ -1,8 +1,8 @@
-"""Careful requeueing of dead letters: one first, then the rest at a limited rate; stops when they fail again.
+"""Careful requeueing of dead letters: one first, then the rest at a limited rate. It stops when they fail again.
 
 An error that killed 500 jobs once kills them again unless it was fixed, and 500 retries at once are an incident of
-their own. All state between two steps is in Redis: if the process is killed, jobs not yet requeued are still dead
-letters.
+their own. All state between two steps is in Redis: if the process is killed, jobs that were not yet requeued are still
+dead letters.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Requeued:
     """The result of a careful requeue.
 
     Attributes:
-        n_requeued: dead letters requeued.
+        n_requeued: number of dead letters that were requeued.
         n_died: how many of them failed again.
-        n_left: dead letters not touched, because the canary stopped.
-        reason: one sentence.
+        n_left: number of dead letters that were not requeued, because the canary stopped or they are too large.
+        reason: the reason for the result, in one sentence.
     """
 
     n_requeued: int
@@ -44,10 +44,10 @@ class Canary:
     """Requeues the dead letters of a plan, oldest first.
 
     Args:
-        wait_s: how long the first job may take to end.
+        wait_s: how long the first job may take to end, and how long to wait for the last ones.
         per_s: how many of the rest are requeued per second.
-        stop_after: number of jobs that fail again at which it stops.
-        on_step: called after each step with the numbers requeued and failed again.
+        stop_after: stop when this many jobs have failed again.
+        on_step: called after each step with the number of jobs requeued and the number that failed again.
         clock, sleep: in seconds; replaced by tests.
     """
 
@@ -67,7 +67,7 @@ class Canary:
         self._on_step, self._clock, self._sleep = on_step, clock, sleep
 
     def requeue(self, plan: Plan) -> Requeued:
-        """Requeue the plan's dead letters. Broker errors pass through; jobs not yet requeued then stay dead letters."""
+        """Requeue the plan's dead letters. Broker errors pass through; dead letters not yet requeued are then kept."""
         dead_letters = self._broker.dead_letters(plan.queue)
         found = [dead_letter for entry in plan.entries if (dead_letter := dead_letters.get(entry.id)) is not None]
         if not found:
@@ -97,7 +97,7 @@ class Canary:
         n_left, why_left = 0, ""
         watch.expect(rest)
         for number, dead_letter in enumerate(rest):
-            # before each requeue rather than after it, so that it counts every failure that happened during the sleep
+            # counted before each requeue rather than after it, so that failures during the sleep are included
             n_died = watch.n_died()
             if n_died >= self._stop_after:
                 why = f"{n_died} failed again, the last with: {watch.last_error}; stopped"
@@ -123,14 +123,14 @@ class Canary:
             if watch.n_died():
                 return "died"
             if watch.where(dead_letter, entry_id) == ENDED:
-                # it may have failed between the two checks
+                # the job may have failed between the two checks
                 return "died" if watch.n_died() else "succeeded"
             if self._clock() >= deadline:
                 return "unknown"
             self._sleep(POLL_S)
 
     def _settled(self, watch: _Watch) -> int:
-        """Return how many failed again, once the queue is idle or the wait is over."""
+        """Return how many jobs failed again, once the queue is idle or the wait is over."""
         deadline = self._clock() + self._wait_s
         while self._clock() < deadline and watch.n_died() < self._stop_after:
             if watch.is_idle():
@@ -173,7 +173,7 @@ class _Watch:
         return len(self._died)
 
     def where(self, dead_letter: DeadLetter, entry_id: str) -> str:
-        """Return what the job of a requeued dead letter is doing, given its entry."""
+        """Return what the job of a requeued dead letter is doing; ``entry_id`` is its new entry."""
         inspector = self._broker.inspector(self._queue)
         if inspector.entry(entry_id) is not None:
             pending = inspector.find_pending(entry_id)

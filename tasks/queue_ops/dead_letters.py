@@ -34,7 +34,7 @@ def select(dead_letters: DeadLetters, wanted: DeadLetterFilter, *, now: datetime
 
 def groups_of(dead_letters: Iterable[DeadLetter]) -> Sequence[DeadLetterGroup]:
     """Group dead letters by kind, the largest group first."""
-    # keeps only ids and times: a queue holds up to 100,000 dead letters with embeddings
+    # keep only ids and times, because a queue may have 100,000 dead letters with embeddings
     by_kind: dict[tuple[str, str | None, str, str | None], list[tuple[str, datetime]]] = {}
     for dead_letter in dead_letters:
         key = dead_letter.reason, dead_letter.actor_name, kind_of_error(dead_letter), dead_letter.field
@@ -75,7 +75,7 @@ def view_of(dead_letter: DeadLetter, *, is_whole: bool = False) -> DeadLetterVie
 
 
 def kind_of_error(dead_letter: DeadLetter) -> str:
-    """Return the class of the exception; the reason if there was no exception."""
+    """Return the class name of the exception, or the reason if there was no exception."""
     name, colon, _ = dead_letter.error.partition(":")
     return name if colon and name.isidentifier() else dead_letter.reason
 

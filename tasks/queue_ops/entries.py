@@ -19,8 +19,8 @@ EMBEDDING: Final = "embedding"
 # Tolerated difference between the clocks of Redis and this machine.
 _SKEW: Final = timedelta(minutes=1)
 
-# In JSON the quote of a key has no backslash before it, so no value can look like this key. A number without an end may
-# have been cut.
+# In JSON, no backslash precedes the quote of a key, so no value can look like this key. A number must be followed by a
+# comma or brace, because otherwise it may have been cut off.
 _PET_IN_JSON: Final = re.compile(rb'(?<!\\)"pet_id":\s*(\d{1,19})\s*[,}]')
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 
@@ -58,7 +58,7 @@ def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
             media_id=_text(kwargs.get("media_id")),
         )
     if b"message" in fields:
-        # of a large entry only the head was read; the pet precedes the embedding
+        # only the start of a large entry was read, but the pet comes before the embedding
         pet = _PET_IN_JSON.search(fields[b"message"])
         return EntryFacts("unreadable", n_bytes, pet_id=None if pet is None else _pet(pet[1].decode()))
     if b"pet_id" not in fields:
@@ -98,7 +98,7 @@ def media_of(fields: Mapping[bytes, bytes]) -> frozenset[str]:
 
 
 def is_unclear(fields: Mapping[bytes, bytes], pet_id: int) -> bool:
-    """Return whether an unreadable entry may belong to this pet: what can be read of it names no other pet."""
+    """Return whether an unreadable entry may belong to this pet: its readable part does not name a different pet."""
     facts = facts_of(fields)
     if facts.form == "unreadable":
         return facts.pet_id in (None, pet_id)

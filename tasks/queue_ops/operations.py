@@ -54,7 +54,7 @@ class Operations:
         self._audit = AuditLog(client)
 
     def close(self) -> None:
-        """Close the connections that this object made; ``client`` belongs to the caller."""
+        """Close the connections that this object opened; ``client`` belongs to the caller."""
         self._broker.close()
 
     # -- inspect -------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ class Operations:
         return self._broker.inspector(queue_named(queue))
 
     def find(self, pet_id: int) -> tuple[list[FoundJob], int]:
-        """Return the pet's unfinished jobs, and the number of unindexed entries that were read to find them."""
+        """Return the pet's unfinished jobs, and the number of entries that had to be indexed first."""
         with reaching_redis():
             return find_jobs(self._broker, self._client, pet_id)
 
@@ -383,7 +383,7 @@ class Operations:
         return {one.name for one in self._broker.stats(queue).consumers if one.is_alive}
 
     def _look_up(self, inspector: Inspector, entry_ids: Sequence[str]) -> list[PendingEntry]:
-        """Return the entries of these ids, with their holders.
+        """Return the entries with these ids, and their holders.
 
         Raises:
             InvalidInput: one of them is neither pending nor an orphan.
@@ -464,7 +464,7 @@ class Operations:
 
 
 def queue_named(text: str) -> str:
-    """Return the queue of a name, of its stream's name, or of a part that only one queue has, e.g. ``embedding``.
+    """Return the queue with this name, this stream, or this part in its name, e.g. ``embedding``.
 
     Raises:
         InvalidInput: no queue matches, or several do.

@@ -14,7 +14,7 @@ from broker import QueueStats, RedisStreamsBroker, UndecodableEntry
 from broker.keys import HANDED_BACK
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, POLICIES, limit_ms
 
-# One call reads at most this many; the list shows where to look, it need not be complete.
+# Maximum number of entries that one call reads. The list shows where to look; it need not be complete.
 MOST_READ: Final = 100
 MOST_NAMED: Final = 3
 

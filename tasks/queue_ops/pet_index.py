@@ -1,17 +1,17 @@
-"""An index that finds a pet's jobs among 100,000, without any help from producers.
+"""An index to find a pet's jobs among 100,000, without any help from producers.
 
 A stream can be read by id but not by content, and events arrive by plain ``XADD`` from any language. Waiting entries
 are therefore indexed by readers: every few seconds, each worker process and each server indexes the entries that have
-waited for two seconds or more (:class:`KeepPetIndex`), and a search first catches up on the rest. Entries that are
-delivered at once are never read.
+waited for two seconds or more (:class:`KeepPetIndex`). A search first indexes the rest. Entries that are delivered
+immediately are never read.
 
     key                     type  holds                                                  ends
     {ns:q}:pets             zset  entry id, scored by pet                                entry by entry, as jobs end
     {ns:q}:pets:progress    hash  up_to: last entry indexed; rank: position of cleanup   when the stream is empty
                                   seen, seen_at, ripe: see pet_index.lua
 
-Pet ids above 2^53 share a score with their neighbours, so every result is checked against the entry itself; this also
-drops entries that have ended meanwhile. Measured in ``benchmarks/find.py``.
+Pet ids above 2^53 share a score with their neighbours, so every result is checked against the entry itself. This check
+also drops jobs that have ended since they were indexed. ``benchmarks/find.py`` measures the index.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class PetIndex:
         self._script = client.register_script(files(__package__).joinpath("pet_index.lua").read_text(encoding="utf-8"))
 
     def note(self, n: int = PAGE, *, waited_ms: int = WAITED_MS) -> int:
-        """Index at most ``n`` entries that have waited for ``waited_ms``, and return how many those were."""
+        """Index at most ``n`` entries that have waited for ``waited_ms``, and return how many it indexed."""
         looked_at, _ = cast("list[int]", self._script(keys=self._keys, args=[n, waited_ms]))
         return looked_at
 
@@ -93,7 +93,7 @@ class PetIndex:
                 return total
 
     def entries_of(self, pet_id: int) -> list[str]:
-        """Return the entries that may be the pet's, oldest first; some may have ended."""
+        """Return the ids of entries that may be the pet's, oldest first; some may have ended."""
         found = cast("list[bytes]", self._client.zrangebyscore(self._keys[1], pet_id, pet_id))
         return sorted((entry_id.decode() for entry_id in found), key=_order)
 
@@ -105,7 +105,7 @@ class PetIndex:
 def find_jobs(
     broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, limit: int = 1_000
 ) -> tuple[list[FoundJob], int]:
-    """Return the pet's unfinished jobs, at most ``limit`` per queue, and the number of entries indexed for it.
+    """Return the pet's unfinished jobs, at most ``limit`` per queue, and the number of entries indexed for the search.
 
     Reads the index, the pending entries, and all delayed messages.
     """
@@ -121,7 +121,7 @@ def find_jobs(
         for entry_id, facts in zip(candidates, known, strict=False):
             if facts is not None and facts.pet_id == pet_id:
                 found.append(_job(queue, inspector, entry_id, facts, pending))
-        # entries that were delivered at once were never indexed
+        # entries that were delivered immediately were never indexed
         unknown = [entry_id for entry_id in pending if entry_id not in set(candidates)]
         for entry_id, facts in zip(unknown, _facts_of(inspector, unknown), strict=True):
             if facts is not None and facts.pet_id == pet_id:
@@ -153,13 +153,13 @@ class KeepPetIndex(dramatiq.Middleware):
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread. Can be called twice."""
+        """Stop the thread. Safe to call twice."""
         self._is_stopping.set()
         if self._thread is not None:
             self._thread.join(5.0)
 
     def run_once(self) -> int:
-        """Index waiting entries page by page, and return how many those were."""
+        """Index waiting entries page by page, and return how many were indexed."""
         total = 0
         for index in self._indexes:
             while n := index.note():
@@ -177,7 +177,7 @@ class KeepPetIndex(dramatiq.Middleware):
 
 
 def _facts_of(inspector: Inspector, entry_ids: Sequence[str]) -> list[EntryFacts | None]:
-    """Return the facts of each entry; None for one that has ended."""
+    """Return the facts of each entry; None for an entry that has ended."""
     found: list[EntryFacts | None] = []
     for start in range(0, len(entry_ids), READ_PAGE):
         page = inspector.entries(entry_ids[start : start + READ_PAGE])
