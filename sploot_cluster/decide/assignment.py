@@ -1,9 +1,9 @@
 """Assignment of arrivals to clusters, the thresholds of clusters, and the decision to request a recluster.
 
-The similarity of an item to a cluster is the mean of its three highest cosine similarities to the cluster's members. It
-is three so that a single odd member does not attract unrelated items, and not all because a cluster may be elongated.
-An item joins if this similarity reaches the cluster's threshold. Absorbed items are members but are ignored in all
-comparisons: they were added to keep the noise low, and need not fit.
+The similarity of an item to a cluster is the mean of its three highest cosine similarities to the cluster's members. If
+only the highest counted, a single odd member could attract unrelated items; if all counted, an elongated cluster would
+refuse its own. An item joins if this similarity reaches the cluster's threshold. Absorbed items are members but are
+ignored in all comparisons: they were added to keep the noise low, and need not fit.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Thresholds:
     """A cache of :func:`threshold_of` for groups of a pet's rows.
 
     If a group consists of exactly the counted members of a cluster, and none of them has the origin ARRIVED, the
-    threshold comes from the cluster's card.
+    threshold on the cluster's card is still valid, and is used.
     """
 
     def __init__(self, state: PetState) -> None:

@@ -38,9 +38,9 @@ def enforce(
 
     1. Dismissed items become noise.
     2. Each placed atom that lies in several groups, or in noise, is gathered in the group that holds more than half of
-       it. Any group of which the atom makes up more than half moves with it, and if no group holds more than half of
-       the atom, it is gathered in one of these. If there is none either, the atom becomes a group of its own, and the
-       other items of its former groups stay.
+       it. A group moves with the atom if the atom makes up more than half of the group. If no group holds more than
+       half of the atom, the atom is gathered in one of the groups that move with it. If there is none, it becomes a
+       group of its own, and the other items of its former groups stay.
     3. Excluded items leave, one by one, the groups that contain items they must not be with.
     4. Each group with atoms in conflict is divided: items follow the side to which similarity ties them.
 

@@ -46,7 +46,7 @@ class Switch:
         token: identifies the pet, the shadow and the result.
         dump: the pet after the switch.
         diff: the differences; items that only the shadow has count as arrivals.
-        result: the result, in the form of a recluster's.
+        result: the result, reported like that of a recluster.
         joining: items that only the shadow has; the switch adds them, and a switch back would leave them out.
         left_out: items without a vector in the shadow when switching back; they would be quarantined.
     """

@@ -178,9 +178,9 @@ class _Reaches:
         return self._numbers[chosen], chosen_similarity, np.take_along_axis(far, chosen[None], axis=0)[0]
 
     def _measure(self, media: Rows) -> tuple[FloatMatrix, FloatMatrix]:
-        """Return the similarity to each group, and the reach: (groups, media) float32, one row even without groups.
+        """Return the similarity of ``media`` to each group, and their reach, as (groups, media) float32.
 
-        The reach is UNREACHABLE where corrections forbid a group, or where there is none.
+        The reach is UNREACHABLE where corrections forbid a group. Without groups, there is one row of UNREACHABLE.
         """
         shape = (max(1, len(self._groups)), len(media))
         similarity, far = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, UNREACHABLE, dtype=np.float32)

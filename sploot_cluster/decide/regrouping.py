@@ -62,7 +62,7 @@ class Regrouped:
         correction: Correction | None = None,
         is_recluster: bool = False,
     ) -> Change:
-        """Return the change that commits these clusters on ``state``; a recluster resets the counts of arrivals."""
+        """Return the change that commits these clusters on ``state``; a recluster restarts the counts of new items."""
         return Change(
             kind,
             next_cluster=self.next_cluster,

@@ -1,9 +1,9 @@
 """Small chunks of similar vectors, and a search for nearest neighbours in one product of all vectors with all.
 
-Building a spanning tree asks two questions about a vector: which vectors are near it, and later, is any vector outside
-its component nearer than the nearest known one? For the second question it is enough to store the vector's similarity
-to the most similar vector of each chunk. Because the vectors of a chunk are similar, nearly all chunks are too far away
-or lie within the component. So most of a second product is never computed.
+Building a spanning tree asks two questions about a vector: which vectors are near it, and later, whether any vector
+outside its component is nearer than the nearest known one. For the second question it is enough to store the vector's
+similarity to the most similar vector of each chunk. Because the vectors of a chunk are similar, nearly all chunks are
+too far away or lie within the component. So most of a second product is never computed.
 
 The columns of a product are ordered so that the first vectors of all chunks come first, then all second vectors, and so
 on. The maxima per chunk are then maxima over whole rows of memory, which is ten times faster than over adjacent values.

@@ -3,8 +3,7 @@
 faiss (measured with faiss-cpu 1.15) answers one query over 500 vectors of 512 dimensions in 20 microseconds, and over
 10,000 vectors in a millisecond. k hardly matters, and searching the caller's array is as fast as an index with its own
 copy. OpenMP is limited to one thread, because there are already as many workers as cores, and their OpenMP threads
-would wait for each other.
-OpenMP stores this limit per thread, so it is set at each search, not at import.
+would wait for each other. OpenMP stores this limit per thread, so it is set at each search, not at import.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def density_of(
 
 
 def select(hierarchy: Linkage, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return (n,) labels of the most stable groups of at least ``size``, -1 = noise, and each row's probability."""
+    """Return (n,) labels of the most stable groups of ``size`` items or more, -1 = noise, and (n,) probabilities."""
     n = len(hierarchy) + 1
     if n < size:
         return np.full(n, -1, dtype=np.intp), np.zeros(n)

@@ -144,7 +144,7 @@ class _Boruvka:
         self._vectors, self._chunks, self._nearest = vectors, chunks, nearest
         self._core = core = nearest.similarity[:, min_samples - 1].copy()
         self._reachability = np.minimum(np.minimum(nearest.similarity, core[:, None]), core[nearest.rows])
-        # for each row, every row that is neither in its list nor found by a comparison is less similar than this
+        # a row is less similar than this to every row that is neither in its list nor found by its comparison
         self._horizon = nearest.similarity[:, -1].copy()
         # the best edge that a comparison found, and the row it leads to; stale once both ends are in one component
         self._found, self._found_with = np.full(n, NEVER), np.zeros(n, dtype=np.intp)

@@ -88,7 +88,7 @@ class Correction(ABC):
 
     @property
     def cluster(self) -> ClusterId | None:
-        """The cluster reported to the caller, by its id at that time; None if it neither made nor chose one."""
+        """The cluster to report to the caller, by its id at that time; None if the correction made and chose none."""
         return None
 
     def undoes(self) -> int | None:

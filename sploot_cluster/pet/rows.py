@@ -62,13 +62,13 @@ class PetRows:
         return RowIndex(self._media, self._row_of, n)
 
     def vectors(self, n: int) -> FloatMatrix:
-        """Return the first n vectors, read-only (n, dim); (0, 0) for a pet without any."""
+        """Return the first n vectors, (n, dim), read-only; (0, 0) if the pet has none."""
         first: FloatMatrix = self._vectors[:n]
         first.flags.writeable = False
         return first
 
     def occurred_at_ms(self, n: int) -> TimeVector:
-        """Return the first n times, read-only (n,)."""
+        """Return the first n times, (n,), read-only."""
         first: TimeVector = self._times[:n]
         first.flags.writeable = False
         return first
@@ -109,7 +109,7 @@ class PetRows:
         self._make_room_for_vectors(m, vectors.shape[1])
         self._times = _with_room(self._times, n, m)
         self._vectors[n:m], self._times[n:m] = vectors, times
-        # vectors and times first, so that readers who see an item also find them
+        # vectors and times first, so that a thread that sees an item also finds them
         self._media.extend(media)
         self._row_of.update(zip(media, range(n, m), strict=True))
 

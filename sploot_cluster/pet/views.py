@@ -14,7 +14,7 @@ from sploot_cluster.pet.vectors import OriginVector
 
 def view_of(state: PetState) -> PetView:
     """Return the view of ``state`` for callers. O(n log n); vectors are not read."""
-    # stable, so that the items of a cluster stay in order of arrival
+    # a stable sort keeps the items of a cluster in order of arrival
     order = np.argsort(state.labels, kind="stable")
     labels, first = np.unique(state.labels[order], return_index=True)
     rows_of = dict(zip(labels.tolist(), np.split(order, first[1:]), strict=True)) if len(order) else {}

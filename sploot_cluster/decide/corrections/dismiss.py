@@ -104,7 +104,7 @@ class Dismissal(Statement):
         return Plan(state.labels, state.next_cluster)
 
     def plan_back(self, state: PetState) -> Plan:
-        """Plan to move items that are noise back to the cluster that the id of their former cluster resolves to.
+        """Plan to move items that are noise now back to the clusters that their former cluster ids resolve to.
 
         A cluster that has ended is created again with its former id, unless that id has become an alias.
         """

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @checked
 class PlaceMedia(LedgerRequest):
-    """Place items in a cluster, wherever they are now: in the noise, in another cluster, dismissed, or in this cluster
-    with low confidence. Until the placement is undone, they stay together with typical items of the cluster, and apart
-    from typical items of the clusters that they come from. If no cluster is given, the items become a new one.
+    """Place items in a cluster, wherever they are now: in the noise, in another cluster, in this cluster with low
+    confidence, or dismissed. Until the placement is undone, they stay together with typical items of the cluster, and
+    apart from typical items of the clusters that they come from. If no cluster is given, the items become a new one.
     """
 
     verb: ClassVar[str] = "place"

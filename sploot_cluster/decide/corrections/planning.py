@@ -69,7 +69,7 @@ def correct(state: PetState, correction: Correction, plan: Plan, settings: Clust
             ended={cluster: members for members, cluster in plan.named if cluster not in state.clusters},
         ),
     )
-    # resolve the ledger without the new correction only if any correction yields: it takes a while, and few do
+    # resolving a long ledger takes a while, so resolve it without the new correction only if a correction yields
     known = resolve(state.ledger).overridden if constraints.overridden else ()
     overridden = tuple(sentence for sentence in constraints.overridden if sentence not in known)
     summary = {"n_moved": regrouped.n_moved, "overridden": list(overridden), **correction.summary()}
@@ -128,7 +128,7 @@ def some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[str]) -> tu
 
     Raises:
         UnknownMedia: some of the items are not in the cluster.
-        InvalidInput: they are all of the cluster's items.
+        InvalidInput: the items are all items of the cluster.
     """
     media, members = [MediaId(item) for item in media_ids], rows_of(state, cluster)
     elsewhere = [item for item in media if item not in state.rows or state.labels[state.rows[item]] != cluster]
@@ -167,14 +167,14 @@ def media_at(state: PetState, rows: Rows) -> tuple[MediaId, ...]:
 
 
 def present(state: PetState, media: Iterable[MediaId]) -> Rows:
-    """Return the rows of those of these items that the pet still has."""
+    """Return the rows of the given items; items that the pet no longer has are left out."""
     return np.array([state.rows[item] for item in media if item in state.rows], dtype=np.intp)
 
 
 def anchors(state: PetState, cluster: ClusterId, *, without: Rows) -> tuple[MediaId, ...]:
-    """Return the items that stand for a cluster in a correction: the most central ones, of those that people placed.
+    """Return the items that stand for a cluster in a correction: the most central of those that people placed.
 
-    If people placed none, they are the most central of its counted members, or else of all its members.
+    If people placed none, return the most central of the counted members, or else of all members.
 
     Args:
         without: rows that are about to leave the cluster, or to be placed in it.
