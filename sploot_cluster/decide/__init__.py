@@ -1,1 +1,1 @@
-"""Decisions about a pet, as pure functions of values: the clock, the store and randomness are handed in."""
+"""Decisions about a pet, as functions of values: the clock and the store are passed in."""

@@ -1,9 +1,9 @@
 """Assignment of arrivals to clusters, the thresholds of clusters, and the decision to request a recluster.
 
-The similarity of an item to a cluster is the mean of its three highest cosine similarities to the cluster's members:
-three, so that a single odd member does not attract unrelated items, and not all, because a cluster may be elongated. An
-item joins if this similarity reaches the cluster's threshold. Absorbed items are members but are ignored in all
-comparisons: they were added to keep the noise low, and need not fit.
+The similarity of an item to a cluster is the mean of its three highest cosine similarities to the cluster's members. If
+only the highest counted, a single odd member could attract unrelated items; if all counted, an elongated cluster would
+refuse its own. An item joins if this similarity reaches the cluster's threshold. Absorbed items are members but are
+ignored in all comparisons: they were added to keep the noise low, and need not fit.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ TOP: Final = 3
 # The order of summation changes a float32 similarity of the same vectors by up to this much.
 ROUNDING: Final = 1e-5
 
-# Comparing with an enum member takes ten times as long, and an arrival makes sixty-four comparisons.
+# An int, because comparing with an enum member takes ten times as long, and an arrival makes sixty-four comparisons.
 _ABSORBED: Final = int(Origin.ABSORBED)
 
-# Members sampled to measure the spread: 2,048 × 50,000 × 512 take half a second on one core.
+# Members that are compared with all others to find a threshold: comparing 2,048 members with 50,000 in 512 dimensions
+# takes half a second on one core.
 _MOST_PROBES: Final = 2_048
 _BLOCK: Final = 512
 
@@ -41,9 +42,9 @@ class Decision:
     """The assignment of an arrival.
 
     Attributes:
-        cluster: its cluster, or NOISE.
+        cluster: the cluster that the arrival joins, or NOISE.
         origin: ARRIVED, or NOISE.
-        similarity: similarity to that cluster, or to the nearest one for noise; None if no cluster is near.
+        similarity: similarity to that cluster, or to the nearest one for noise; None if no neighbour is in a cluster.
     """
 
     cluster: ClusterId
@@ -65,7 +66,7 @@ def decide(
 
     Args:
         neighbours: the neighbours of one query among the rows of ``labels``.
-        labels, origins: (n,) of the pet.
+        labels, origins: (n,) the pet's labels and origins.
         clusters: the living clusters, with their thresholds.
 
     O(n) to count the members of small clusters, else O(k).
@@ -83,7 +84,7 @@ def decide(
         top = tops.get(label)
         if top is None:
             tops[label] = [similarity]
-        elif len(top) < TOP:  # closest first
+        elif len(top) < TOP:  # neighbours come closest first
             top.append(similarity)
     tops.pop(NOISE, None)
 
@@ -106,16 +107,17 @@ def decide(
 
 
 def reach(similarity: float, threshold: float) -> float:
-    """Return an item's distance to a cluster as a multiple of the cluster's threshold distance; ≤ 1 is within.
+    """Return an item's distance from a cluster as a multiple of the distance that the cluster's threshold allows.
 
-    Similarities are converted to distances, 1 − similarity, so that a multiple means the same at every similarity.
+    At 1 or below, the item is within the threshold. Similarities are converted to distances (1 − similarity), so that a
+    multiple means the same at every similarity.
     """
     far = np.float32(1) - np.float32(similarity) - np.float32(ROUNDING)
     return max(0.0, float(far / np.float32(max(1 - threshold, ROUNDING))))
 
 
 def reaches(similarity: FloatVector, threshold: float) -> FloatVector:
-    """Return (m,) :func:`reach` for each of m items."""
+    """Return the :func:`reach` of each of m items, as (m,) float32."""
     far: FloatVector = np.maximum(0, 1 - similarity - np.float32(ROUNDING)) / np.float32(max(1 - threshold, ROUNDING))
     return far
 
@@ -123,9 +125,9 @@ def reaches(similarity: FloatVector, threshold: float) -> FloatVector:
 def threshold_of(vectors: FloatMatrix) -> float:
     """Return a cluster's threshold: the lowest similarity of a member to the other members, in [-1, 1].
 
-    Outliers are ignored, because a single stray item would otherwise open the cluster to unrelated ones: members below
-    the lower quartile by more than 1.5 times the interquartile range (Tukey's fence). The threshold of a single member
-    is 1, because only identical items are known to belong to it.
+    Outliers are ignored, because a single stray item would otherwise open the cluster to unrelated ones. An outlier is
+    a member whose similarity is below the lower quartile by more than 1.5 times the interquartile range (Tukey's
+    fence). The threshold of a cluster with one member is 1, because only identical items are known to belong to it.
 
     Args:
         vectors: (n, d) float32 of unit norm, n ≥ 1: the members, without absorbed ones.
@@ -142,8 +144,8 @@ def threshold_of(vectors: FloatMatrix) -> float:
 class Thresholds:
     """A cache of :func:`threshold_of` for groups of a pet's rows.
 
-    The value is taken from the cluster's card if the group is exactly that cluster's counted members and none of them
-    joined by its threshold since.
+    If a group consists of exactly the counted members of a cluster, and none of them has the origin ARRIVED, the
+    threshold on the cluster's card is still valid, and is used.
     """
 
     def __init__(self, state: PetState) -> None:
@@ -153,7 +155,7 @@ class Thresholds:
         self._thresholds: dict[bytes, float] = {}
 
     def of(self, members: Rows) -> float:
-        """Return the threshold of counted members, given as ascending rows of the pet, at least one."""
+        """Return the threshold of a group, given as the ascending rows of its counted members (at least one)."""
         key = members.tobytes()
         if key not in self._thresholds:
             card = self._card(members)
@@ -172,9 +174,10 @@ class Thresholds:
 
 
 def own_similarity(vectors: FloatMatrix) -> FloatVector:
-    """Return (m,) float32 mean top-3 similarities of members to the other members.
+    """Return the mean top-3 similarity of each of m members to the other members, as (m,) float32.
 
-    At most 2,048 evenly spaced members of n ≥ 2 are measured.
+    Args:
+        vectors: (n, d) float32 of unit norm, n ≥ 2: the members. At most 2,048 of them, evenly spaced, are measured.
     """
     n = len(vectors)
     probes = np.linspace(0, n - 1, num=min(n, _MOST_PROBES)).astype(np.intp)
@@ -188,7 +191,7 @@ def own_similarity(vectors: FloatMatrix) -> FloatVector:
 
 
 def similarity_to(members: FloatMatrix, queries: FloatMatrix) -> FloatVector:
-    """Return (m,) float32 mean top-3 similarities of m ``queries`` to ``members``, of which there is at least one."""
+    """Return the mean top-3 similarity of each of m ``queries`` to ``members`` (at least one), as (m,) float32."""
     similarity = np.empty(len(queries), dtype=np.float32)
     for start in range(0, len(queries), _BLOCK):
         block = queries[start : start + _BLOCK] @ members.T
@@ -197,10 +200,11 @@ def similarity_to(members: FloatMatrix, queries: FloatMatrix) -> FloatVector:
 
 
 def most_similar(clusters: Mapping[ClusterId, Rows], vectors: FloatMatrix, media: Rows) -> LabelVector:
-    """Return (m,) int32: the cluster that each of ``media`` is most similar to; ties go to the first.
+    """Return the cluster that each of m items is most similar to, as (m,) int32; ties go to the first cluster.
 
     Args:
-        clusters: their members, at least one each; ``media`` and members are rows of ``vectors``.
+        clusters: cluster -> its members, at least one, as rows of ``vectors``.
+        media: the items, as rows of ``vectors``.
     """
     likeness = [similarity_to(vectors[members], vectors[media]) for members in clusters.values()]
     chosen: LabelVector = np.array(list(clusters), dtype=np.int32)[np.argmax(likeness, axis=0)]

@@ -1,7 +1,7 @@
-"""Stable cluster ids across regroupings.
+"""Stable cluster ids across reclusters and corrections.
 
-A group inherits the id of the cluster that it overlaps with. Ids are never reused. An id whose items mostly went to one
-other cluster becomes an alias of that cluster. Absorbed items do not affect ids, because they come and go.
+A group inherits the id of the cluster that it overlaps with. Ids are never reused. An id that ends becomes an alias of
+the cluster that most of its items went to. Absorbed items do not affect ids, because they come and go.
 """
 
 from __future__ import annotations
@@ -49,16 +49,17 @@ def match_ids(
     *,
     given: Mapping[int, ClusterId] | None = None,
 ) -> Identities:
-    """Return an id for every group: that of the old cluster with which it overlaps most, or a new one.
+    """Return a cluster id for every group: that of the old cluster it is matched with, or a new one.
 
-    All groups are matched at once so that as many items as possible keep their id (an assignment problem). An overlap
-    below ``settings.overlap_ratio`` of the smaller side is ignored. New ids are assigned to the largest group first.
+    All groups are matched at once, so that as many items as possible keep their cluster id (an assignment problem). An
+    overlap is ignored if it is less than ``settings.overlap_ratio`` of the smaller of cluster and group. New ids are
+    assigned to the largest group first.
 
     Args:
         old_labels, old_origins: (n,) as stored.
-        groups, origins: (n,) as planned; groups are any numbers from 0, -1 = noise.
-        clusters: the living clusters, whose ids can be inherited.
-        given: groups whose id a person has already decided; each id at most once, all below ``next_cluster``.
+        groups, origins: (n,) as planned; groups are any integers from 0, -1 = noise.
+        clusters: the living clusters. Groups can inherit their ids.
+        given: groups whose id is already decided -> that id. Each id occurs at most once and is below ``next_cluster``.
     """
     given = given or {}
     numbers, sizes = np.unique(groups[groups != NOISE], return_counts=True)
@@ -125,7 +126,7 @@ def aliases_after(
 def _cross_table(
     old: LabelVector, new: LabelVector, rows: Sequence[ClusterId], columns: Sequence[int]
 ) -> npt.NDArray[np.int64]:
-    """Return the (rows, columns) table of how many items have a given label in ``old`` and another in ``new``."""
+    """Return a (rows, columns) table: the number of items with each pair of labels in ``old`` and ``new``."""
     table = np.zeros((len(rows), len(columns)), dtype=np.int64)
     row_of, column_of = _position(rows, old), _position(columns, new)
     is_in = (row_of >= 0) & (column_of >= 0)
@@ -139,7 +140,7 @@ def _sizes(labels: LabelVector, groups: Sequence[int]) -> npt.NDArray[np.int64]:
 
 
 def _position(groups: Sequence[int], labels: LabelVector) -> npt.NDArray[np.intp]:
-    """Return the index of each label in ``groups``, which ascend; -1 for labels not in it."""
+    """Return the index of each label in ``groups`` (ascending), or -1 if it is not there."""
     known = np.asarray(groups, dtype=np.int32)
     if not len(known):
         return np.full(len(labels), -1, dtype=np.intp)

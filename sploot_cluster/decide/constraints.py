@@ -1,9 +1,10 @@
 """Must-link and cannot-link constraints: what people's corrections demand, as values.
 
 ``decide.resolving`` reads them from a ledger, and ``decide.enforcing`` makes labels satisfy them. Items that
-corrections join are one *atom*. Each split or exclusion sets a bit for its side on every atom that it names; two atoms
-with opposite bits of one of them are in *conflict*. An atom that a newer merge joined across a split carries both bits
-of the split: it is in conflict with every other atom that carries either.
+corrections join are one *atom*. Each split or exclusion has two sides and a bit for each; it sets the bit of a side on
+every atom that it names there. Two atoms that carry opposite bits of one correction are in *conflict*. If a newer merge
+joins the two sides of a split into one atom, that atom carries both bits of the split, and is in conflict with every
+other atom that carries either.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ Atom = NewType("Atom", int)
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Items that share a cluster and are never noise: what is in force of a merge, or of a split's moved items.
+    """Items that share a cluster and are never noise: items that a merge or placement joined, or that a split moved.
 
-    ``clusters`` holds the same items as they were grouped at that time: by merged cluster, or all that the split moved.
+    ``clusters`` holds the same items, grouped by the cluster that they were in before they were joined. Items that a
+    split moved are one group.
     """
 
     revision: int
@@ -37,7 +39,7 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """Two sets of items: none of ``moved`` shares a cluster with one of ``remaining``, except within one atom."""
+    """Two sets of items: none of ``moved`` shares a cluster with one of ``remaining``, unless both are in one atom."""
 
     revision: int
     moved: tuple[MediaId, ...]
@@ -46,7 +48,7 @@ class Apart:
 
 @dataclass(frozen=True, slots=True)
 class Barred:
-    """Excluded items that no correction placed: none may be in the cluster that ``cluster`` resolves to."""
+    """Excluded items that no correction put into a cluster: none may be in the cluster that ``cluster`` resolves to."""
 
     revision: int
     media: tuple[MediaId, ...]
@@ -55,7 +57,7 @@ class Barred:
 
 @dataclass(frozen=True, slots=True)
 class Nowhere:
-    """Items that are in no cluster: what remains in force of a dismissal."""
+    """Items that are in no cluster, because a dismissal of them is in force."""
 
     revision: int
     media: tuple[MediaId, ...]
@@ -63,13 +65,13 @@ class Nowhere:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """The sides of splits that an atom, or a set of atoms, is on: one bit per split."""
+    """The sides that an atom or a set of atoms is on: one bit per split or exclusion."""
 
     moved: int = 0
     remaining: int = 0
 
     def conflict(self, other: Sides) -> bool:
-        """Return whether some split keeps the two apart."""
+        """Return whether a split or exclusion keeps the two apart."""
         return bool(self.moved & other.remaining or self.remaining & other.moved)
 
     def __bool__(self) -> bool:
@@ -88,9 +90,9 @@ class Constraints:
 
     Attributes:
         atoms: every item that a correction in force names -> its atom.
-        sides: by atom; atoms count from 0.
-        placed: atoms that a person put somewhere; the others were only left behind by a split or an exclusion.
-        leaving: excluded items that no correction placed -> the bits of these exclusions.
+        sides: the sides of each atom; atoms are numbered from 0.
+        placed: atoms that a person put into a cluster. Items of other atoms only left a cluster, or remained in one.
+        leaving: excluded items that no correction put into a cluster -> the bits of these exclusions.
         together, apart, barred, nowhere: the accepted constraints, newest first.
         overridden: one sentence for each way in which an older correction yields to newer ones.
     """
@@ -149,11 +151,11 @@ class RowConstraints:
 
     Attributes:
         atoms: (n,) int32 atom of each row, -1 = none.
-        placed: (n,) bool, whether a person put the row somewhere.
-        sides: by atom.
+        placed: (n,) bool, whether a person put the row into a cluster.
+        sides: the sides of each atom.
         dismissed: (n,) bool, whether a person dismissed the row.
-        clusters: placed atom -> for each cluster that people merged or split off, its rows in this atom.
-        leaving: excluded rows that no correction placed -> the bits of these exclusions.
+        clusters: placed atom -> for each group in ``Together.clusters``, its rows in this atom.
+        leaving: excluded rows that no correction put into a cluster -> the bits of these exclusions.
         barred: pairs of a row and an id; the row may not be in the cluster that the id resolves to.
     """
 
@@ -172,7 +174,7 @@ class RowConstraints:
 
 
 class Forest:
-    """Union-find over integers from 0, each with sides; two elements in conflict are never united."""
+    """Union-find over integers from 0, each with sides; two sets in conflict are never united."""
 
     def __init__(self, sides: Iterable[Sides] = ()) -> None:
         self._sides = list(sides)
@@ -224,7 +226,7 @@ def count_kept(
 
     Args:
         labels: item -> cluster id, or -1 for noise.
-        aliases: ids that were merged away -> the id they became.
+        aliases: ids that were merged away -> the id that each resolves to.
     """
     n_kept = total = 0
     for group in constraints.together:

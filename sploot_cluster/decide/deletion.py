@@ -1,7 +1,7 @@
 """Deletion of items from a pet, as if they had never arrived: nothing in the pet names them any more.
 
 Corrections are kept. Each deleted item that they name is replaced by a random stand-in, which contains no information
-about it. So two items that were merged only through a third one stay together when that one is deleted.
+about it. So two items that were merged only through a third item stay together when the third is deleted.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from sploot_cluster.pet.shadow import Shadow
     from sploot_cluster.pet.whole import PetDump
 
-# No item of a producer has this prefix, because it is not printable.
+# No item from a producer has this prefix, because its first character is not printable.
 STAND_IN: Final = "\x7fdeleted-"
 
 
 def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) -> PetDump:
-    """Return the pet without these items, one revision later; ids that it does not have are ignored."""
+    """Return the pet without these items, one revision later; ids that the pet does not have are ignored."""
     gone, revision = set(media), pet.state.revision + 1
     left, led = leave_out(pet, gone)
     entry = HistoryEntry(revision, "delete", at, by, {"n_deleted": pet.state.n_media - left.state.n_media})
@@ -62,10 +62,10 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
 
 
 def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[ClusterId, ClusterId]]:
-    """Return the pet without the rows of these items, now and in its past; and the aliases that ended as a result.
+    """Return the pet without the rows of these items, also in its past, and the aliases that ended as a result.
 
-    Rows keep their order and move up. Clusters that lost counting items get a new threshold. Empty clusters end, and so
-    do aliases of them. The caller has to update the counts and all data that is not stored by row.
+    Rows keep their order and move up. Clusters that lost items get a new threshold. Empty clusters end, and so do
+    aliases of them. The caller has to update the counts and all data that is not stored by row.
     """
     state = pet.state
     keep: BoolVector = np.array([item not in gone for item in state.media], dtype=np.bool_)
@@ -121,7 +121,7 @@ def _moved_up(one: Overwritten, keep: BoolVector) -> Overwritten:
 
 
 def of_aliases(revision: int, led: Mapping[ClusterId, ClusterId]) -> Overwritten:
-    """Return the record of a commit that moves no items but ends aliases; ``led`` has what they resolved to."""
+    """Return the record of a commit that moves no items but ends aliases; ``led``: alias -> the id it resolved to."""
     nothing = np.empty(0)
     return Overwritten(
         revision, nothing.astype(np.uint32), nothing.astype(np.int32), nothing.astype(np.uint8), aliases=led

@@ -20,7 +20,7 @@ from sploot_cluster.limits import SMALLEST_NORM
 from sploot_cluster.pet.models import NOISE
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 
-# Neighbours to which an unconstrained item is tied when its group is divided; a few more change nothing.
+# Number of neighbours to which an unconstrained item is tied when its group is divided; a few more change nothing.
 _TIES: Final = 8
 _BLOCK: Final = 512
 
@@ -34,33 +34,35 @@ def enforce(
     before: LabelVector | None = None,
     fair_share: float = 1.0,
 ) -> LabelVector:
-    """Return labels like ``labels`` that satisfy every accepted constraint; equal ones if they already do.
+    """Return a copy of ``labels``, changed only where an accepted constraint is violated, so that all hold.
 
-    Dismissed items become noise. Then each placed atom that lies in several groups, or in noise, is gathered: it moves
-    to the group that holds more than half of it; a group of which it makes up more than half moves with it; if neither
-    applies, it becomes a group of its own and leaves the others unchanged. Then excluded items leave, one by one, the
-    groups that contain items they must not be with. Finally each group with atoms in conflict is divided: items follow
-    the side to which similarity ties them.
+    1. Dismissed items become noise.
+    2. Each placed atom that lies in several groups, or in noise, is gathered in the group that holds more than half of
+       it. A group moves with the atom if the atom makes up more than half of the group. If no group holds more than
+       half of the atom, the atom is gathered in one of the groups that move with it. If there is none, it becomes a
+       group of its own, and the other items of its former groups stay.
+    3. Excluded items leave, one by one, the groups that contain items they must not be with.
+    4. Each group with atoms in conflict is divided: items follow the side to which similarity ties them.
 
     Args:
         labels: (n,) int32 groups, -1 = noise. Not modified.
         vectors: (n, dim) float32 of unit norm.
         rows: the constraints.
-        counts: (n,) bool, which rows determine what a group is; absorbed rows do not.
+        counts: (n,) bool, which rows count towards the size of a group; absorbed rows do not.
         before: (n,) int32 clusters that ``labels`` replace, with absorbed rows as noise. If given, a group also moves
-            with an atom when most of the group was in the atom's cluster before and the group holds a fair share of a
+            with an atom if most of the group was in the atom's cluster before, and the group holds a fair share of a
             cluster that people merged. So items that joined a merged cluster later stay in it, even where density finds
-            two groups and the later items outnumber the merged ones; and a foreign group is not pulled in because one
+            two groups and the later items outnumber the merged ones. But a foreign group is not pulled in because one
             of its items was in the cluster by mistake. This rule does not apply to groups that could be gathered into
-            one with atoms in conflict: dividing that one moves items, so the next recluster, without new items, would
-            see a different ``before``.
-        fair_share: share of a cluster that people merged, in (0, 1].
+            one that contains atoms in conflict: dividing that one moves items, so the next recluster would see a
+            different ``before``, even without new items.
+        fair_share: the fair share of a cluster that people merged, in (0, 1].
 
     Returns:
         (n,) int32; new groups get numbers above all of ``labels``. An item that ends up alone is noise, unless a person
         put it there.
 
-    O(n) where nothing is violated; dividing a group of m items, f of them named by no correction, is O(m · f · dim).
+    O(n) where nothing is violated; dividing a group of m items, f of them on no side, is O(m · f · dim).
     """
     obeying = labels.copy()
     obeying[rows.dismissed] = NOISE
@@ -141,7 +143,7 @@ def _quarrelling(labels: LabelVector, rows: RowConstraints) -> set[int]:
 def _release(labels: LabelVector, rows: RowConstraints) -> None:
     """Remove excluded items from groups that contain items they must not be with, in place.
 
-    Other members stay: those that no correction names were not excluded.
+    Other members stay, because they were not excluded.
     """
     left: set[int] = set()
     remaining_in: dict[int, int] = {}
@@ -189,11 +191,10 @@ def _has_conflict(sides_of_atoms: Iterable[Sides]) -> bool:
 
 
 def _parts(members: Rows, vectors: FloatMatrix, rows: RowConstraints) -> list[Rows]:
-    """Divide one group into parts of which no two could be joined.
+    """Divide one group into parts, no two of which could be joined.
 
     Items on the same sides start as one node: no correction separates them, and they share a group. Items on no side
-    are tied to their nearest neighbours; the strongest ties are applied first, except those that would cause a
-    conflict.
+    are tied to their nearest neighbours. Ties are applied strongest first, except those that would cause a conflict.
     """
     nodes, sides = _nodes(members, rows)
     forest = Forest(sides)
@@ -205,7 +206,7 @@ def _parts(members: Rows, vectors: FloatMatrix, rows: RowConstraints) -> list[Ro
     components = _split_by(roots[nodes], np.arange(len(members)))
     sides_of = [forest.sides_of(int(nodes[component[0]])) for component in components]
     centres = [vectors[members[component]].sum(axis=0) for component in components]
-    # components with sides first; one that no tie connects to a side then joins the part that it resembles most
+    # components on a side come first; each of the others then joins the part that it resembles most
     order = sorted(range(len(components)), key=lambda i: (not sides_of[i], -len(components[i]), components[i][0]))
     parts: list[_Part] = []
     for i in order:
@@ -241,7 +242,7 @@ def _nodes(members: Rows, rows: RowConstraints) -> tuple[Rows, list[Sides]]:
         its_sides = rows.sides[atom] if atom >= 0 else FREE
         alike: object = its_sides
         if not its_sides or its_sides.conflict(its_sides):
-            # items without sides may not belong together, and two atoms on both sides of a split are in conflict
+            # items on no side need not belong together, and two atoms on both sides of a split are in conflict
             alike = ("atom", atom) if atom >= 0 else ("row", row)
         if alike not in node_of:
             node_of[alike] = len(sides)
@@ -253,7 +254,7 @@ def _nodes(members: Rows, rows: RowConstraints) -> tuple[Rows, list[Sides]]:
 def _ties(vectors: FloatMatrix, free: Rows) -> list[tuple[int, int]]:
     """Return pairs of rows, most similar first: each free row with its nearest neighbours.
 
-    Ties in similarity are ordered by row, so that the result is deterministic.
+    Pairs of equal similarity are ordered by row, so that the result is deterministic.
     """
     k = min(_TIES, len(vectors) - 1)
     ends: list[Rows] = []
@@ -273,7 +274,7 @@ def _ties(vectors: FloatMatrix, free: Rows) -> list[tuple[int, int]]:
 
 
 def _counted(labels: LabelVector) -> dict[int, int]:
-    """Return group -> number of rows, without noise."""
+    """Return the number of rows in each group, without noise."""
     groups, n = np.unique(labels[labels != NOISE], return_counts=True)
     return dict(zip(groups.tolist(), n.tolist(), strict=True))
 

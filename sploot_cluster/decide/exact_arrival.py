@@ -1,7 +1,7 @@
-"""Exact arrivals: adding one item and deciding the places of all items together, as a recluster would.
+"""Exact arrivals: one item is added, and the clusters of all items are decided together, as in a recluster.
 
-The result is what the pet would look like if it were reclustered after every upload; the cost is deciding about all of
-its items each time. See docs/adr/0009-small-pets-are-decided-anew.md.
+The result is the same as if the pet were reclustered after every upload. The price is that all its items are decided
+each time. See docs/adr/0009-small-pets-are-decided-anew.md.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def plan_exact_arrival(
     model: str,
     settings: ClusterSettings,
 ) -> tuple[Change, Assigned]:
-    """Return the commit that appends ``arriving`` to ``state`` and places all items as a recluster would.
+    """Return the commit that appends ``arriving`` to ``state`` and assigns all items as a recluster would.
 
     Args:
-        vectors: (n + 1, d) those of ``state`` and, as the last row, that of ``arriving``.
-        density: the density of all of them.
+        vectors: (n + 1, d) the vectors of ``state`` and, as the last row, the vector of ``arriving``.
+        density: the density of all these vectors.
     """
     n = state.n_media
     planned, reclustered = plan_recluster(_with(state, arriving, vectors), density, settings=settings, by="machine")

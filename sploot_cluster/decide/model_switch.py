@@ -2,16 +2,16 @@
 
 Vectors of two models are never compared. While a *shadow*, the space of a candidate model, is open, vectors of that
 model are stored only there, and the pet keeps using its own model. Items that only the shadow has are quarantined, so
-that they are counted; a switch adds them to the pet, and they stay quarantined if the shadow is ended. Once every item
-of the pet has a vector in the shadow, a preview can compute the clusters in that space, with the same ids and all
-corrections; the switch then applies it in one step.
+that they are counted. A switch adds them to the pet; if the shadow is ended instead, they stay quarantined. Once every
+item of the pet has a vector in the shadow, a preview can compute the clusters in that space, with the same ids and all
+corrections. The switch then applies the preview in one step.
 
-The former space then becomes the shadow, so a second switch returns to it, until the shadow is ended. Switching back is
-always possible: items without a vector in the former space leave their clusters and are quarantined, and their vectors
-are kept in the shadow. Corrections that name them stay in the ledger and apply again when the items return.
+The former space then becomes the shadow, so a second switch can return to it until the shadow is ended. Switching back
+is always possible: items without a vector in the former space leave their clusters and are quarantined, and their
+vectors are kept in the shadow. Corrections that name them stay in the ledger and apply again when the items return.
 
-A preview of a switch is not stored but computed again and compared by its token, because the new vectors would be most
-of it, and the caller of a switch has the engine installed anyway.
+A preview of a switch is not stored: the switch computes it again and compares the tokens. A stored preview would
+consist mostly of the new vectors, and the caller of a switch has the engine installed anyway.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Switch:
     Attributes:
         token: identifies the pet, the shadow and the result.
         dump: the pet after the switch.
-        diff: the differences; items that only the shadow has are arrivals.
-        result: the result, as of a recluster.
+        diff: the differences; items that only the shadow has count as arrivals.
+        result: the result, reported like that of a recluster.
         joining: items that only the shadow has; the switch adds them, and a switch back would leave them out.
         left_out: items without a vector in the shadow when switching back; they would be quarantined.
     """
@@ -63,13 +63,14 @@ def in_shadow(pet: PetDump) -> PetState:
     """Return the pet in the space of its shadow before clustering: its items, then those that only the shadow has.
 
     Raises:
-        InvalidInput: no shadow is open; it is empty; or items lack a vector in it, and it is not the former space.
+        InvalidInput: no shadow is open, the shadow is empty, or it is not the former space and items lack a vector in
+            it.
     """
     return _placed(leave_out(pet, _missing(pet))[0])
 
 
 def _missing(pet: PetDump) -> list[MediaId]:
-    """Return the items that have no vector in the shadow, if it is the former space.
+    """Return the items that have no vector in the shadow; only a former space may lack any.
 
     Raises:
         InvalidInput: as :func:`in_shadow`.
@@ -101,7 +102,7 @@ def _placed(pet: PetDump) -> PetState:
     new = sorted(shadow.vectors.keys() - state.rows.keys())
     media = [*state.media, *new]
     vectors = np.stack([shadow.vectors[item] for item in media]).astype(np.float32)
-    # what only the shadow has is quarantined
+    # an item that only the shadow has is quarantined, with its time
     times = np.append(state.occurred_at_ms, [pet.quarantine[item].occurred_at_ms for item in new]).astype(np.int64)
     rows = PetRows(media, vectors, times)
     n = len(media)

@@ -1,7 +1,7 @@
 """Conversion of density groups into clusters: corrections are enforced, noise stays within its budget, ids are stable.
 
-It is a pure function of a pet's state and its density, and cheap compared with computing the density, so it is simply
-repeated when another writer commits first.
+The conversion is a pure function of a pet's state and its density. It is cheap compared with computing the density, so
+it is simply repeated when another writer commits first.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ UNREACHABLE: Final = np.inf
 def plan_recluster(
     state: PetState, density: Density, *, settings: ClusterSettings, by: str
 ) -> tuple[Change, Reclustered]:
-    """Return the change that reclusters the pet, and its report.
+    """Return the change that reclusters the pet, and the report on it.
 
     1. Corrections are enforced on the density groups; items that joined a merged cluster later stay in it.
     2. Curated clusters, those with items that a person placed, are never joined automatically and keep their id.
-    3. Items that arrived while density was computed are assigned like arrivals; so are those that a correction removes
+    3. Items that arrived while density was computed are assigned like arrivals. So are items that a correction removes
        from their density group.
-    4. Noise beyond the budget is absorbed, the most similar first, as far as ``absorption_slack`` allows.
+    4. Noise beyond the budget is absorbed, the most similar items first, as far as ``absorption_slack`` allows.
     5. Groups inherit the ids of the clusters that they overlap with.
 
     Args:
-        state: the newest one; ``density`` covers its first ``len(density.labels)`` items.
+        state: the newest state; ``density`` covers its first ``len(density.labels)`` items.
     """
     constraints = resolve(state.ledger)
     rows = constraints.by_row(state.rows)
@@ -106,15 +106,15 @@ def plan_recluster(
 def _keep_curated(
     state: PetState, groups: LabelVector, rows: RowConstraints, settings: ClusterSettings
 ) -> dict[int, ClusterId]:
-    """Reserve the ids of curated clusters, and separate them, in place, from groups that belong to others.
+    """Reserve the ids of curated clusters, and move their items, in place, out of groups that belong to other clusters.
 
     A group can contain items that people placed in several clusters, or few placed items among many others. The cluster
     with the most placed items claims the group, if they are a fair share of it (``settings.overlap_ratio``) or if most
-    of the group was that cluster before. The placed items of other clusters leave the group, together with the other
+    of the group was in that cluster before. The placed items of other clusters leave the group, together with the other
     current members of their clusters.
 
     Returns:
-        group -> id.
+        The reserved ids: group -> id.
     """
     placed = np.flatnonzero(rows.placed & (state.labels != NOISE))
     claims: dict[int, Counter[int]] = {}
@@ -146,7 +146,7 @@ def _keep_curated(
 
 
 class _Reaches:
-    """The reach that groups would need for given items; see :func:`~sploot_cluster.decide.assignment.reach`."""
+    """The groups of a recluster, with the :func:`~sploot_cluster.decide.assignment.reach` of items from each."""
 
     def __init__(self, state: PetState, groups: LabelVector, rows: RowConstraints, thresholds: Thresholds) -> None:
         self._vectors, self._rows = state.vectors, rows
@@ -157,10 +157,10 @@ class _Reaches:
         self._sides: list[Sides] = [rows.sides_of(members) for members in self._members]
 
     def nearest(self, media: Rows) -> tuple[LabelVector, FloatVector]:
-        """Return the group that each of ``media`` would join as an arrival, and the reach it needs.
+        """Return the group that each of ``media`` would join as an arrival, and its reach from that group.
 
-        That is the most similar group within reach, else the one that needs the least reach. The reach is infinite
-        where corrections forbid all groups.
+        The group is the most similar of those whose threshold the item reaches, or else the one with the lowest reach.
+        The reach is infinite where corrections forbid all groups.
         """
         similarity, far = self._measure(media)
         within = np.where(far <= 1, similarity, -np.inf).astype(np.float32)
@@ -168,7 +168,7 @@ class _Reaches:
         return self._numbers[chosen], np.take_along_axis(far, chosen[None], axis=0)[0]
 
     def most_similar(self, media: Rows) -> tuple[LabelVector, FloatVector, FloatVector]:
-        """Return the group that each of ``media`` is most similar to, the similarity, and the reach it needs.
+        """Return the group that each of ``media`` is most similar to, the similarity, and the reach.
 
         Groups that corrections forbid are left out; the reach is infinite where they forbid all.
         """
@@ -178,7 +178,10 @@ class _Reaches:
         return self._numbers[chosen], chosen_similarity, np.take_along_axis(far, chosen[None], axis=0)[0]
 
     def _measure(self, media: Rows) -> tuple[FloatMatrix, FloatMatrix]:
-        """Return (groups, media) similarity and reach; one row of UNREACHABLE if there is no group."""
+        """Return the similarity of ``media`` to each group, and their reach, as (groups, media) float32.
+
+        The reach is UNREACHABLE where corrections forbid a group. Without groups, there is one row of UNREACHABLE.
+        """
         shape = (max(1, len(self._groups)), len(media))
         similarity, far = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, UNREACHABLE, dtype=np.float32)
         sides = [self._rows.sides[atom] if atom >= 0 else FREE for atom in self._rows.atoms[media].tolist()]
@@ -192,10 +195,13 @@ class _Reaches:
         return similarity, far
 
     def admit(self, media: Rows, groups: LabelVector, candidates: Rows) -> Rows:
-        """Return those of ``candidates``, positions in ``media`` and ``groups``, that may join their group one after
-        another.
+        """Return the ``candidates`` that may join their group, admitted one after another.
 
-        Two candidates may be kept apart from each other without being kept apart from any present member of the group.
+        One after another, because two candidates may be kept apart from each other without being kept apart from any
+        present member of the group.
+
+        Args:
+            candidates: positions in ``media`` and ``groups``.
         """
         admitted = []
         for candidate in candidates.tolist():

@@ -35,11 +35,11 @@ class Regrouped:
     """Groups that became clusters.
 
     Attributes:
-        labels, origins: (n,) the pet's new values.
-        clusters, aliases: cards and aliases to write; None removes one.
-        n_moved: items whose cluster changed, including to and from noise.
-        n_kept_ids, n_new_ids, n_retired_ids: living ids in both, only after, and only before; a restored id counts as
-            new.
+        labels, origins: (n,) the pet's new labels and origins.
+        clusters, aliases: cards and aliases to write; a value of None removes the card or alias.
+        n_moved: number of items whose cluster changed, including to and from noise.
+        n_kept_ids, n_new_ids, n_retired_ids: numbers of ids that are living before and after, only after, and only
+            before; a restored id counts as new.
     """
 
     labels: LabelVector
@@ -62,7 +62,7 @@ class Regrouped:
         correction: Correction | None = None,
         is_recluster: bool = False,
     ) -> Change:
-        """Return the change that commits it on ``state``; a recluster resets the count of arrivals."""
+        """Return the change that commits these clusters on ``state``; a recluster restarts the counts of new items."""
         return Change(
             kind,
             next_cluster=self.next_cluster,
@@ -79,7 +79,7 @@ class Regrouped:
 
 @dataclass(frozen=True, slots=True)
 class IdRules:
-    """The ids that groups must have, and what earlier ids mean.
+    """The ids that groups must have, and what earlier ids refer to.
 
     Attributes:
         given: group -> the id that it must have; see :func:`~sploot_cluster.decide.cluster_ids.match_ids`.
@@ -112,12 +112,12 @@ def regroup(
     """Compute ids, thresholds and aliases for groups that replace the pet's clusters.
 
     Args:
-        groups: (n,) int32, any numbers from 0, -1 = noise.
-        origins: (n,) as planned. In a group of absorbed items only, these items count from now on, because every
-            cluster needs a counted member.
-        rows: the constraints; items that a person excluded from a cluster leave the group that inherits its id.
+        groups: (n,) int32, any integers from 0; -1 = noise.
+        origins: (n,) as planned. If a group has only absorbed items, they count from now on, because every cluster
+            needs a counted member.
+        rows: the constraints; items that were excluded from a cluster leave the group that inherits its id.
         ids: rules for the ids of groups.
-        thresholds: those of ``state``, if already available.
+        thresholds: the cache of thresholds of ``state``, if the caller has one.
     """
     origins = let_count(groups, origins)
     identities = match_ids(

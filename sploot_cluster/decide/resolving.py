@@ -1,11 +1,11 @@
 """The constraints that a ledger demands.
 
-The ledger is read newest correction first. Union-find joins the items of a merge, and the items that a split moved,
-into atoms. An older correction never joins atoms in conflict: it yields there, and this is reported.
+The ledger is read newest correction first. Union-find joins the items of a merge or placement, and the items that a
+split moved, into atoms. An older correction never joins atoms in conflict: it yields there, and this is reported.
 
 An exclusion sets bits like a split but joins nothing: each excluded item is released from older corrections that keep
-it with the items that remained. A dismissed item is not joined to anything by older corrections. Of an item that a
-placement puts into a cluster, older corrections demand nothing.
+it with the items that remained. Older corrections do not join a dismissed item to anything, and demand nothing of an
+item that a newer placement put into a cluster.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def taken_back(ledger: Sequence[Correction]) -> set[int]:
 
 
 def in_force(ledger: Sequence[Correction]) -> list[Statement]:
-    """Return the statements that are not undone, newest first."""
+    """Return the corrections that are in force, without undos, newest first."""
     undone = taken_back(ledger)
     return [one for one in reversed(ledger) if isinstance(one, Statement) and one.revision not in undone]
 
 
 def statement_of(ledger: Sequence[Correction], revision: int) -> Statement:
-    """Return the statement at the end of the chain of undos that begins with the correction of ``revision``.
+    """Return the correction of ``revision``; if it is an undo, the one at the end of its chain of undos.
 
     Raises:
         StopIteration: the ledger has no such correction.
@@ -61,7 +61,7 @@ def statement_of(ledger: Sequence[Correction], revision: int) -> Statement:
 
 
 def resolve(ledger: Sequence[Correction]) -> Constraints:
-    """Return the constraints that a ledger demands, newest correction first. O(items named, over all corrections)."""
+    """Return the constraints that a ledger demands. O(n) for n items named, counted in every correction."""
     resolver = _Resolver()
     for statement in in_force(ledger):
         resolver.hear(statement)
@@ -69,7 +69,7 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
 
 
 class _Resolver:
-    """The :class:`Demands` of statements, which are made newest first."""
+    """A collector of what corrections demand (see ``Demands``). It hears the corrections newest first."""
 
     def __init__(self) -> None:
         self._node_of: dict[MediaId, int] = {}
@@ -79,7 +79,7 @@ class _Resolver:
         self._dismissed: set[MediaId] = set()
         self._forest = Forest()
         self._released: set[MediaId] = set()
-        self._n_parted = 0  # each takes a bit
+        self._n_parted = 0  # number of pairs of sides so far; each takes a bit
         self._together: list[Together] = []
         self._apart: list[Apart] = []
         self._barred: list[Barred] = []
@@ -87,7 +87,7 @@ class _Resolver:
         self._overridden: list[str] = []
 
     def hear(self, statement: Statement) -> None:
-        """Collect the demands of a statement, which is older than all before."""
+        """Collect the demands of a correction that is older than all those heard before."""
         named = statement.media()
         n_released = len(named) - len(self._left(named))
         if n_released:
@@ -140,7 +140,7 @@ class _Resolver:
         self._released.update(media)
 
     def constraints(self) -> Constraints:
-        """Return what was demanded."""
+        """Return the constraints that result from the demands."""
         number_of: dict[int, Atom] = {}
         sides: list[Sides] = []
         atoms: dict[MediaId, Atom] = {}
@@ -172,7 +172,7 @@ class _Resolver:
         """Set the two sides of a split, or of an exclusion (``is_leaving``), on items.
 
         Returns:
-            how many of the moved items already share an atom with the other side, and whether nothing is left to
+            The number of moved items that already share an atom with the other side, and whether nothing is left to
             separate.
         """
         bit, self._n_parted = 1 << self._n_parted, self._n_parted + 1
@@ -195,8 +195,8 @@ class _Resolver:
         """Join items as far as newer corrections allow.
 
         Returns:
-            the resulting groups, and how many of the items are in none of them: those that are dismissed, or that an
-            exclusion separated from others of these items.
+            The resulting groups, and the number of items that are in none of them: items that are dismissed, or that an
+            exclusion separated from others in ``media``.
 
         Items whose sides are in conflict are not joined. Nor are items that newer splits removed from this set one
         after another: they left for different reasons, and no correction states that they belong together.
@@ -204,7 +204,7 @@ class _Resolver:
         sides = reduce(or_, (self._sides_of.get(item, FREE) for item in media), FREE)
         crossed = sides.moved & sides.remaining
         joined = [item for item in media if item not in self._dismissed and not self._leaving.get(item, 0) & crossed]
-        # by the splits that removed the items: the roots of their atoms
+        # bits of the splits that removed items -> the roots of these items' atoms
         cells: dict[int, dict[int, None]] = defaultdict(dict)
         for item in joined:
             cells[self._sides_of.get(item, FREE).moved & crossed][self._root(item)] = None
@@ -220,7 +220,7 @@ class _Resolver:
         return [tuple(group) for group in groups.values()], len(media) - len(joined)
 
     def _left(self, media: Sequence[MediaId]) -> Sequence[MediaId]:
-        """Return the items of which an older statement may demand something."""
+        """Return the items that newer placements have not released from older corrections."""
         return [item for item in media if item not in self._released] if self._released else media
 
     def _override(self, statement: Statement, what: str) -> None:

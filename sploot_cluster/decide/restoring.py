@@ -1,23 +1,23 @@
-"""Restoring a pet: the labels of an earlier revision become a new revision, within the corrections still in force.
+"""Restore of a pet: the labels of an earlier revision become a new revision, as far as corrections in force allow.
 
 A restore reverts what machines did, and the side effects of corrections; it does not revert a correction itself. Items
 that a correction in force holds elsewhere stay there, and are counted. To remove a correction, undo it. Items that
-arrived after the restored revision join the restored cluster of the items they share a cluster with now.
+arrived after the restored revision join the restored cluster of the items that they share a cluster with now.
 
 Ids keep their meaning. A group gets the first of these ids that applies:
 
 1. its current id, if people made the cluster after the restored revision: they know it by this id;
-2. the id of the restored cluster that has more of its items here than in any other group: that cluster is back. An id
-   that people have since merged into another is not reused; it means the merged cluster;
-3. the id of the living cluster, or else of one that ended since, that has more of its items here than in any other
-   group;
-4. a new id, recorded as split from the cluster where its items just were.
+2. the id of the restored cluster that has more of its items in the group than in any other group: that cluster is back.
+   An id that people have since merged into another cluster is not used again; it now refers to the merged cluster;
+3. the id of the living cluster, or else of one that ended since, that has more of its items in the group than in any
+   other group;
+4. a new id, recorded as split from the cluster that its items were in just before.
 
-For 2 and 3 the overlap must be sufficient, as in a recluster (``settings.overlap_ratio``). Without corrections since
-the restored revision only 2 applies, and all ids are those of that revision.
+For 2 and 3 the overlap must be sufficient, as in a recluster (``settings.overlap_ratio``). If there were no corrections
+since the restored revision, only 2 applies, and all ids are those of that revision.
 
-An id without a group becomes an alias of the cluster that has more than half of the items which the id held last. An id
-that was already an alias at the restored revision resolves to wherever the id is now that it pointed to then.
+An id without a group becomes an alias of the cluster that has more than half of the items that the id held last. An id
+that was already an alias at the restored revision follows the id that it pointed to then.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def plan_restore(
     """Return the change that restores the labels and ids of a revision, as far as corrections in force allow.
 
     Args:
-        past: of ``state``.
+        past: the past of ``state``.
 
     Raises:
-        UnknownRevision: the pet never had this revision, or it is no longer kept.
+        UnknownRevision: the pet never had this revision, or it is no longer stored.
     """
     then, ended = past.at(revision), past.ended_since(revision)
     n_then, n_later = len(then.labels), state.n_media - len(then.labels)
@@ -100,7 +100,7 @@ def plan_restore(
 
 
 def _members(labels: LabelVector, *, counts: BoolVector) -> dict[ClusterId, Rows]:
-    """Return cluster -> those of its rows that count."""
+    """Return the rows of each cluster that count."""
     ids = np.unique(labels[labels != NOISE]).tolist()
     return {ClusterId(id_): np.flatnonzero((labels == id_) & counts) for id_ in ids}
 
@@ -134,7 +134,7 @@ def _bring_later(
 
 
 def _made_since(state: PetState, now: Constraints, then: Constraints) -> dict[ClusterId, Rows]:
-    """Return cluster -> its rows in :class:`Together` constraints that are in force now and were not then."""
+    """Return, for each cluster, its rows that are in a :class:`Together` constraint of ``now`` but not of ``then``."""
     before = set(then.together)
     media = {item for group in now.together if group not in before for item in group.media}
     rows = np.array(sorted(state.rows[item] for item in media if item in state.rows), dtype=np.intp)
@@ -144,7 +144,7 @@ def _made_since(state: PetState, now: Constraints, then: Constraints) -> dict[Cl
 
 
 def _merged_since(ledger: tuple[Correction, ...], ledger_then: tuple[Correction, ...]) -> set[ClusterId]:
-    """Return the ids of clusters merged by merges that are in force now and were not in force in ``ledger_then``."""
+    """Return the ids of the clusters in merges that are in force in ``ledger`` but not in ``ledger_then``."""
     before = {correction.revision for correction in in_force(ledger_then)}
     since = (correction for correction in in_force(ledger) if correction.revision not in before)
     return {id_ for correction in since if isinstance(correction, Merge) for id_ in correction.groups}

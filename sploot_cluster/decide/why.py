@@ -1,6 +1,7 @@
-"""Explanation of an item's place: the nearest accepted items, its own cluster against the next best, and corrections.
+"""Explanation of why an item is where it is, as a pure function of a pet's state.
 
-Accepted items are those in a cluster that were not merely absorbed into it. A pure function of a pet's state.
+It lists the nearest accepted items, compares the item's own cluster with the most similar other one, and names the
+corrections that affect the item. *Accepted* items are those in a cluster that were not merely absorbed into it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sploot_cluster.pet.tally import Quarantined
 from sploot_cluster.pet.times import time_of
 
 N_NEAREST: Final = 5
-QUARANTINED: Final = "quarantined"  # the origin of an item without a row
+QUARANTINED: Final = "quarantined"  # shown as the origin of an item without a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Demand:
     by: str
     at: datetime
     demand: str
-    # it places the item, or keeps it out of all clusters; others only restrict where it may be
+    # True if it puts the item into a cluster or keeps it out of all; other demands only restrict where the item may be
     is_decisive: bool = field(metadata=INTERNAL)
 
 
@@ -102,7 +103,7 @@ def explain(state: PetState, media: MediaId) -> Why:
     """Explain why ``media`` is where it is. O(n · dim).
 
     Raises:
-        UnknownMedia: the pet does not have it.
+        UnknownMedia: the pet does not have the item.
     """
     row = state.rows.get(media)
     if row is None:
@@ -155,10 +156,10 @@ def explain(state: PetState, media: MediaId) -> Why:
 
 
 def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow: Shadow | None) -> Why:
-    """Explain why ``media``, which has no row, is quarantined.
+    """Explain why ``media`` is quarantined.
 
     Args:
-        shadow: the space of the candidate model, if any.
+        shadow: the space of the candidate model, if one is open.
     """
     space = f"{why.model!r} ({why.dim} dimensions), but the pet uses {state.model!r} ({state.dim} dimensions)"
     if shadow is not None and (shadow.model, shadow.dim) == (why.model, why.dim):
@@ -209,7 +210,7 @@ def _reason(
 
 
 def _demands(ledger: Sequence[Correction], constraints: Constraints, media: MediaId) -> Iterator[Demand]:
-    """Yield what the corrections in force demand of an item; what newer corrections overrode is left out."""
+    """Yield the demands of corrections in force on an item; demands that newer corrections overrode are left out."""
     placing = {group.revision: len(group.media) - 1 for group in constraints.together if media in group.media}
     parting = {one.revision for one in constraints.apart if media in one.moved or media in one.remaining}
     barring = {one.revision for one in constraints.barred if media in one.media}

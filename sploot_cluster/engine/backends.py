@@ -1,8 +1,9 @@
 """Choice of the backend that finds neighbours for a spanning tree: the CPU, or a GPU where configured and available.
 
-Only the product of all vectors with all and the selection of each row's nearest run on a GPU. Every other step is the
-same for both backends, and so is the result within float32 precision. A GPU failure never fails a recluster: the CPU
-takes over, and ``on_fallback`` is called. Machines without a GPU test only this fallback (docs/how-to/gpu.md).
+Only the product of all vectors with all and the selection of each row's nearest neighbours run on a GPU. Every other
+step is the same for both backends, and so is the result, within float32 precision. A GPU failure never makes a
+recluster fail: the CPU takes over, and ``on_fallback`` is called. On machines without a GPU, the tests cover only this
+fallback (docs/how-to/gpu.md).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _BLOCK: Final = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A backend that was wanted, the one that was used instead, and the reason."""
+    """The backend that was wanted, the one that was used instead, and the reason."""
 
     wanted: Backend
     used: Backend
@@ -56,14 +57,14 @@ class TreeBuilder:
         Args:
             wanted: ``hdbscan_cpu`` or ``hdbscan_gpu``.
             threads: number of CPU threads.
-            on_fallback: called for each tree that should have been built on a GPU and was not.
+            on_fallback: called for each tree that should have been built on a GPU but was not.
             find_gpu: returns the function that finds neighbours on a GPU, or raises; default: :func:`gpu_nearest`.
         """
         self._wanted, self._threads, self._on_fallback = wanted, threads, on_fallback
         self._find_gpu = find_gpu or gpu_nearest
 
     def __call__(self, vectors: FloatMatrix, min_samples: int) -> SpanningTree:
-        """Build a tree like :func:`~sploot_cluster.engine.spanning_tree.spanning_tree`."""
+        """Return the spanning tree; see :func:`~sploot_cluster.engine.spanning_tree.spanning_tree`."""
         if self._wanted == "hdbscan_gpu" and len(vectors) >= GPU_FROM:
             try:
                 nearest = self._find_gpu()

@@ -1,11 +1,11 @@
-"""Vectors in small chunks of similar ones, and the nearest neighbours from one product of all vectors with all.
+"""Small chunks of similar vectors, and a search for nearest neighbours in one product of all vectors with all.
 
-A spanning tree asks two questions: which vectors are near, and later, is any vector outside my component nearer than
-the best one known? For the second question it is enough to store the similarity to the most similar vector of each
-chunk: because the vectors of a chunk are similar, nearly all chunks are too far away or lie within the component. So
-most of a second product is never computed.
+Building a spanning tree asks two questions about a vector: which vectors are near it, and later, whether any vector
+outside its component is nearer than the nearest known one. For the second question it is enough to store the vector's
+similarity to the most similar vector of each chunk. Because the vectors of a chunk are similar, nearly all chunks are
+too far away or lie within the component. So most of a second product is never computed.
 
-The columns of a product are ordered so that the first vectors of all chunks come first, then all second ones, and so
+The columns of a product are ordered so that the first vectors of all chunks come first, then all second vectors, and so
 on. The maxima per chunk are then maxima over whole rows of memory, which is ten times faster than over adjacent values.
 """
 
@@ -22,9 +22,10 @@ from sploot_cluster.threads import spread
 # Less than any similarity.
 NEVER: Final = np.float32(-3)
 
-# Vectors per chunk: smaller chunks rule out more but take more memory. Measured from 1,000 to 10,000 with 8, 16 and 32.
+# Vectors per chunk: smaller chunks rule out more but take more memory. Measured with 8, 16 and 32 on 1,000 to 10,000
+# vectors.
 _SIZE: Final = 8
-# One vector in this many is a pivot by which the others are ordered.
+# One vector in this many is a pivot, by which the others are ordered.
 _OF_MANY: Final = 32
 # Limits the stored maxima to 4 kB per vector, whatever n is.
 _MOST_CHUNKS: Final = 1_024
@@ -37,13 +38,13 @@ _FEW_ROWS: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """All of n vectors, in chunks of equal size.
+    """A partition of n vectors into chunks of equal size.
 
     Attributes:
         rows: (size, n_chunks) the rows of each chunk. The last chunk is padded with its first row.
-        columns: (size, n_chunks, d) their vectors.
-        places: (n,) position of each row in ``rows``, flattened.
-        fillings: positions of the padding in ``rows``, flattened.
+        columns: (size, n_chunks, d) the vectors of ``rows``.
+        places: (n,) position of each row in the flattened ``rows``.
+        fillings: positions of the padding in the flattened ``rows``.
     """
 
     rows: Rows
@@ -82,7 +83,7 @@ class Nearest:
 
     @classmethod
     def of(cls, chunks: Chunks, places: Rows, similarity: FloatMatrix, most: FloatMatrix) -> Nearest:
-        """Build it from (n, k) positions in ``chunks.rows``, flattened, and their similarities, in any order."""
+        """Build the results from (n, k) positions in the flattened ``chunks.rows``, in any order, and similarities."""
         rows = chunks.rows.ravel()[places]
         order = np.lexsort((rows, -similarity), axis=1)
         return cls(np.take_along_axis(rows, order, axis=1), np.take_along_axis(similarity, order, axis=1), most)
@@ -110,7 +111,7 @@ def nearest_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, threads: int =
 
 
 def block_rows(n: int) -> int:
-    """Return the rows per block of the product of n vectors with all.
+    """Return the number of rows per block in the product of n vectors with all.
 
     The number of blocks is even, so that two threads finish at the same time.
     """
@@ -140,7 +141,7 @@ def _alike(vectors: FloatMatrix) -> Rows:
 def _largest(values: FloatMatrix, most: FloatMatrix, k: int) -> Rows:
     """Return the (m, k) columns of the k largest values of each row, in any order.
 
-    They lie in the k chunks with the largest maxima, so most values are read only once.
+    These values lie in the k chunks with the largest maxima, so most values are read only once.
     """
     n, n_chunks = values.shape[1], most.shape[1]
     if n_chunks <= 2 * k:

@@ -1,11 +1,11 @@
 """Conversion of a spanning tree into a single-linkage hierarchy, with a defined order for edges of equal weight.
 
-Core distances give many edges the same weight, and which of them a minimum spanning tree contains is arbitrary.
-Connectivity at a distance is not: it is the same for every minimum spanning tree. So edges whose weights are equal
-within float32 precision are processed together. In each component that they form, the largest part absorbs the others
-one after another, the smallest first. Any other order would create components that begin and end at the same distance,
-which the hierarchy would take for clusters. Parts of equal size are ordered by their smallest name, so the order of
-rows does not matter.
+Core distances give many edges the same weight, and which of them a minimum spanning tree contains is arbitrary. Which
+rows are connected at a given distance is not: that is the same for every minimum spanning tree. So edges whose weights
+are equal within float32 precision are processed together. In each component that these edges form, the largest part
+absorbs the others one after another, the smallest first. Any other order would create components that begin and end at
+the same distance, and the hierarchy would take them for clusters. Each row has a number, its *name*. Parts of equal
+size are ordered by their smallest name, so the order of rows does not matter.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from sploot_cluster.pet.vectors import Rows
 
 Linkage = npt.NDArray[np.float64]
 
-# Half the squared distance of unit vectors is 1 − similarity; float32 rounds similarities to about a fifth of this.
+# Weights are equal if half their squares differ by at most this. For unit vectors, half the squared distance is
+# 1 − similarity; float32 rounds similarities to about a fifth of this.
 _SAME: Final = 5e-7
 
 
 def linkage(tree: SpanningTree, names: Rows | None = None) -> Linkage:
     """Return the (n − 1, 4) linkage matrix in the format of scipy and hdbscan: two components, distance, joint size.
 
-    Rows are components 0 to n − 1; step i makes component n + i. Distances ascend.
+    Single rows are components 0 to n − 1; step i creates component n + i. Distances ascend.
 
     Args:
         names: (n,) distinct numbers that order parts of equal size; default: the row numbers.
@@ -45,7 +46,7 @@ def linkage(tree: SpanningTree, names: Rows | None = None) -> Linkage:
 
 
 def _join(edges: Rows, bounds: list[int], name: list[int]) -> list[tuple[int, int, int]]:
-    """Return (component, component, joint size) per step, in the order that the module docstring defines.
+    """Return (component, component, joint size) for each step, in the order that the module docstring defines.
 
     Args:
         bounds: positions in ``edges`` between which edges have equal weight.

@@ -2,8 +2,8 @@
 
 The tree is a pure function of the vectors of the first n rows, and rows are only ever appended. So it takes no part in
 commits: a reader that finds an outdated tree extends it, and a missing, stale or unreadable tree costs a fresh build
-and nothing else. The header identifies the rows that the tree covers by a hash of the pet's first commit and their
-media ids.
+and nothing else. The header identifies the rows that the tree covers by a hash of ``PetState.born`` and the media ids
+of these rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORMAT: Final = "spanning-tree/1"
 
 
 def dump(tree: SpanningTree, state: PetState) -> KeptTree:
-    """Serialise the tree of the first ``tree.n`` rows of ``state``: 28 bytes per row, 12 more per additional sample."""
+    """Serialise the tree of the first ``tree.n`` rows of ``state``: 16 bytes per row, and 12 for each neighbour."""
     header = {"format": _FORMAT, "rows": _name(state.born, state.media[: tree.n]), "shape": tree.neighbours.shape}
     columns = (
         tree.neighbours.astype("<i4"),
@@ -39,7 +39,7 @@ def dump(tree: SpanningTree, state: PetState) -> KeptTree:
 
 
 def load(stored: KeptTree, state: PetState, min_samples: int) -> SpanningTree | None:
-    """Return the stored tree if it covers the first rows of ``state`` with ``min_samples`` samples; else None."""
+    """Return the stored tree if it was built from the first rows of ``state`` with ``min_samples``; else None."""
     head, _, body = stored.body.partition(b"\n")
     try:
         header = json.loads(head)

@@ -1,9 +1,10 @@
 """Density clustering: HDBSCAN over Euclidean distances of unit vectors. The only module that imports hdbscan.
 
 The spanning tree and the hierarchy are our own, exact and many times faster. The condensed tree and the choice of
-clusters are hdbscan's (McInnes, Healy and Astels, 2017). Only hdbscan's module of compiled tree functions is loaded,
-because the package imports scikit-learn, which takes a second and 45 MB in every worker process. That module is not
-part of hdbscan's documented interface, so the release is pinned and a test compares the results with the package's.
+clusters are hdbscan's (McInnes, Healy and Astels, 2017). Only hdbscan's module of compiled tree functions is loaded:
+the whole package would import scikit-learn, which takes a second and 45 MB in every worker process. The module is not
+part of hdbscan's documented interface, so the release is pinned, and a test compares the results with those of the
+whole package.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sploot_cluster.settings import ClusterSettings
 
 
 def _hdbscan_module(name: str) -> Any:
-    """Import one module of the package hdbscan without the package."""
+    """Import one module of hdbscan without importing the package."""
     package = find_spec("hdbscan")
     spec = PathFinder.find_spec(f"hdbscan.{name}", package.submodule_search_locations) if package is not None else None
     if spec is None or spec.loader is None:
@@ -44,7 +45,7 @@ class Density:
     Attributes:
         labels: (n,) int32 groups from 0, numbered by their first row; -1 = noise.
         probabilities: (n,) float32 in [0, 1]: how deep in its group a row lies, 0 for noise.
-        backend: the backend that computed it.
+        backend: the backend that computed the result.
     """
 
     labels: LabelVector
@@ -59,18 +60,18 @@ def density_of(
 
     The groups are HDBSCAN's, with three changes, each chosen by measurement (docs/explanation/quality.md):
 
-    - Stability counts ``1 / distance ** settings.sharpness``. In hundreds of dimensions all distances are similar, and
-      with 1 / distance a few groups that are far apart from each other are merged into one.
+    - Stability counts ``1 / distance ** settings.sharpness``. In hundreds of dimensions all distances are similar, so
+      with 1 / distance, a few groups that are far apart from each other would be merged into one.
     - Smaller groups, of at least ``settings.small_group`` items, are searched for in what would otherwise be noise.
-    - A pet that is mostly noise may simply have a single appearance: if the median similarity of its items is high
-      enough (``settings.single_cluster_similarity``), they form one group, without outliers. hdbscan's own
-      ``allow_single_cluster`` does not help: with it, two to six clear groups become one, and 70 % of a single
-      appearance is noise.
+    - A pet that is mostly noise may simply have a single appearance. If the median similarity of its items is high
+      enough (``settings.single_cluster_similarity``), all except outliers form one group. hdbscan's own
+      ``allow_single_cluster`` does not help: with it, two to six clear groups become one, and 70 % of the items with a
+      single appearance are noise.
 
     Args:
         tree: the spanning tree of all ``vectors``, for ``settings.recluster_parameters(n)``.
         vectors: (n, d) float32 of unit norm, n ≥ 2. Not modified.
-        names: as for ``cluster_densely``.
+        names: as for :func:`~sploot_cluster.engine.hierarchy.linkage`.
     """
     n = tree.n
     size, _ = settings.recluster_parameters(n)
@@ -88,7 +89,7 @@ def density_of(
 
 
 def select(hierarchy: Linkage, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return (n,) labels of the most stable groups of at least ``size``, -1 = noise, and each row's probability."""
+    """Return (n,) labels of the most stable groups of ``size`` items or more, -1 = noise, and (n,) probabilities."""
     n = len(hierarchy) + 1
     if n < size:
         return np.full(n, -1, dtype=np.intp), np.zeros(n)
@@ -104,7 +105,7 @@ def single_cluster_instead(
     size: int,
     settings: ClusterSettings,
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return a single group instead if ``labels`` are mostly noise and at least ``size`` vectors look alike."""
+    """Return a single group if ``labels`` are mostly noise and at least ``size`` vectors look alike; else the input."""
     if 2 * np.count_nonzero(labels < 0) > len(labels):
         single_cluster = _single_cluster(vectors, settings.single_cluster_similarity)
         if np.count_nonzero(single_cluster) >= size:
@@ -118,7 +119,7 @@ def all_noise(n: int) -> Density:
 
 
 def _single_cluster(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
-    """Return a mask of the vectors that form a single appearance; all False if they are not similar enough."""
+    """Return a mask of the vectors that share one appearance; all False if the vectors are not similar enough."""
     # float64, because a float32 sum of many values loses digits
     centre = vectors.sum(axis=0, dtype=np.float64)
     length = float(np.linalg.norm(centre))

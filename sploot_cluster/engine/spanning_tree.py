@@ -3,10 +3,10 @@
 HDBSCAN's hierarchy is the minimum spanning tree of a complete graph in which an edge weighs the distance between its
 two vectors, but no less than the core distance of either (Campello, Moulavi and Sander, 2013). Space-partitioning trees
 do not help in hundreds of dimensions; matrix products do. Borůvka's algorithm runs on a short list of nearest
-neighbours per vector. A component's best listed edge is accepted only if no unlisted edge can be better: everything
-that a vector does not list is farther away than its last neighbour, the vector's *horizon*. Where the horizon is too
-near to decide, the vector is compared with more vectors: those of the few ``chunks`` whose most similar member is near
-enough. The result of that comparison becomes the vector's new horizon, which stays valid because components only grow.
+neighbours per vector. A component's best listed edge is accepted only if no unlisted edge can be better: every vector
+that is missing from the list is farther away than the last one in it, the *horizon*. Where the horizon is too near to
+decide, the vector is compared with more vectors: those of the few ``chunks`` whose most similar member is near enough.
+The result of that comparison becomes the vector's new horizon. It stays valid because components only grow.
 
 Edges are compared by float32 similarity; their lengths are then recomputed in float64. ``tree_changes`` updates a tree
 when items come or go.
@@ -38,13 +38,13 @@ FindNearest = Callable[[FloatMatrix, Chunks, int], Nearest]
 ROUNDING: Final = np.float32(4e-6)
 
 # Length of the neighbour lists. Doubling it decides more edges without a full comparison but costs what it saves;
-# measured from 200 to 10k.
+# measured with 200 to 10,000 vectors.
 _NEIGHBOURS: Final = 16
-# Rows per block that are compared with the chunks that any of them needs.
+# Rows per block when rows are compared with chunks: each is compared with every chunk that any row of the block needs.
 _ROWS: Final = 128
 # Rows per block when one thread computes exact distances to nearest neighbours.
 _MOST_ROWS: Final = 1_024
-# Pairs per block of distances: a block that fits into a core's cache is a quarter faster than 512.
+# Pairs per block of distances: a block that fits into a core's cache is a quarter faster than one of 512 pairs.
 _PAIRS: Final = 128
 
 
@@ -55,7 +55,7 @@ class SpanningTree:
     Attributes:
         neighbours: (n, k) the nearest other rows of each row, nearest first; k is HDBSCAN's min_samples.
         distances: (n, k) float64 distances to ``neighbours``; the last is the row's core distance.
-        edges: (n − 1, 2) rows, in no order.
+        edges: (n − 1, 2) pairs of rows, in no particular order.
         lengths: (n − 1,) float64 distances between the ends of the edges.
         backend: the backend that found the neighbours.
     """
@@ -101,18 +101,19 @@ def spanning_tree(
 ) -> SpanningTree:
     """Return the minimum spanning tree of the mutual reachability graph.
 
-    Of two edges whose weights differ by less than float32 can resolve, the tree may contain either; see ``hierarchy``
-    for why this does not matter where weights are equal.
+    If the weights of two edges differ by less than float32 can resolve, the tree may contain either edge; ``hierarchy``
+    explains why this does not matter where the weights are equal.
 
     Args:
         vectors: (n, d) float32 of unit norm, n ≥ 2. Not modified.
-        min_samples: rank of the neighbour whose distance is a vector's core distance, not counting itself; 1 to n − 1.
+        min_samples: a vector's core distance is the distance to its neighbour of this rank, from 1 to n − 1; the vector
+            itself does not count.
         threads: number of threads that compute.
-        nearest: function that finds neighbours, such as one that uses a GPU; default: these threads.
+        nearest: function that finds neighbours, such as one that uses a GPU; default: the CPU, with these threads.
         backend: name of the backend that ``nearest`` uses.
 
-    O(n² · d) time: one product of all vectors with all, and rarely more than a tenth of a second one. O(n · d) memory:
-    three times the vectors, plus 5 kB per vector and 40 MB per thread.
+    O(n² · d) time: one product of all vectors with all, and rarely more than 10 % of another. O(n · d) memory: three
+    times the size of the vectors, plus 5 kB per vector and 40 MB per thread.
     """
     with quiet_blas():
         k = min(max(_NEIGHBOURS, min_samples + 1), len(vectors) - 1)
@@ -143,9 +144,9 @@ class _Boruvka:
         self._vectors, self._chunks, self._nearest = vectors, chunks, nearest
         self._core = core = nearest.similarity[:, min_samples - 1].copy()
         self._reachability = np.minimum(np.minimum(nearest.similarity, core[:, None]), core[nearest.rows])
-        # every neighbour that a row neither lists nor has found is less similar than this
+        # a row is less similar than this to every row that is neither in its list nor found by its comparison
         self._horizon = nearest.similarity[:, -1].copy()
-        # the result of a comparison; stale once both ends are in one component
+        # the best edge that a comparison found, and the row it leads to; stale once both ends are in one component
         self._found, self._found_with = np.full(n, NEVER), np.zeros(n, dtype=np.intp)
         self._component: Rows = np.arange(n)
         self._n_components = n
@@ -175,7 +176,7 @@ class _Boruvka:
         return is_fresh
 
     def _reached(self, best: FloatVector) -> FloatVector:
-        """Return the best of the ``best`` edges of each component's rows."""
+        """Return, for each component, the best among the ``best`` edges of its rows."""
         reached = np.full(self._n_components, NEVER)
         np.maximum.at(reached, self._component, best)
         return reached
@@ -234,7 +235,7 @@ class _Boruvka:
         """Join components along their best edges, and return the edges that did not close a cycle.
 
         Equally good edges can form cycles, so each component contributes one best edge only: with two in one round, the
-        second could connect what a better edge should connect later.
+        second could connect components that a better edge should connect later.
         """
         chosen = np.flatnonzero(best >= self._reached(best)[self._component])
         edges = np.sort(np.stack([chosen, best_with[chosen]], axis=1), axis=1)
@@ -273,7 +274,7 @@ def forest(n: int, edges: Rows) -> Rows:
 
 
 def joined(n: int, edges: Rows, component: Rows) -> tuple[int, Rows]:
-    """Return how many components remain after ``edges`` join n of them, and each row's new component."""
+    """Return the number of components left after ``edges`` join n components, and each row's new component."""
     ones = np.ones(len(edges), dtype=np.int8)
     n_joined, becomes = connected_components(
         csr_array((ones, (edges[:, 0], edges[:, 1])), shape=(n, n)), directed=False

@@ -1,14 +1,14 @@
-"""Updates of a spanning tree when vectors are added or removed; the result equals a fresh build.
+"""Updates of a spanning tree when vectors are added or removed. The result equals that of a fresh build.
 
 **Adding a vector.** Weights only fall, and only for edges of vectors whose core distance shrinks: edges to the
-neighbours within their old core distance. So the new tree is contained in the old tree, those lists and the new
-vector's edges, its *star* (Spira and Pan, 1975, for one more node). An edge of the star is dropped early if another
-star edge and a lighter tree edge lead to the same vector.
+neighbours within their old core distance. So every edge of the new tree is in the old tree, in the neighbour lists of
+these vectors, or among the new vector's edges, its *star* (Spira and Pan, 1975, for one more node). An edge of the star
+is dropped early if another star edge and a lighter tree edge lead to the same vector.
 
-**Removing vectors.** Weights only grow, and only for edges of vectors that listed a removed one. The rest of the tree,
-without these edges, is contained in some minimum tree of the remaining vectors. Its parts are joined by comparing all
-vectors, except those of the largest part, with all. If more than half of the vectors would have to be compared, a fresh
-build is cheaper.
+**Removing vectors.** Weights only grow, and only for edges of vectors that had a removed vector in their neighbour
+list. The rest of the tree, without these edges, is contained in some minimum tree of the remaining vectors. Its parts
+are joined by comparing every vector outside the largest part with all vectors. If more than half of the vectors would
+have to be compared, a fresh build is cheaper.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from sploot_cluster.engine.spanning_tree import (
 )
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, Rows
 
-# A tree that lacks a larger share of the rows is rebuilt: measured at 2,000 and 10,000, adding one row costs a
-# two-hundredth of a build.
+# A tree is rebuilt if it lacks more than ``_SOME`` rows and more than this share of all rows. Adding one row costs a
+# two-hundredth of a build, measured with 2,000 and 10,000 rows.
 _FEW: Final = 0.01
 _SOME: Final = 64
 
@@ -46,7 +46,7 @@ def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_t
 
     Args:
         vectors: (n, d) float32 of unit norm, n ≥ tree.n. Not modified.
-        build: used instead where many vectors are new.
+        build: builds the tree from scratch if many vectors are new.
     """
     n_new = len(vectors) - tree.n
     if n_new > max(_SOME, _FEW * len(vectors)):
@@ -62,9 +62,9 @@ def without(
     """Return the tree of the remaining rows, renumbered in their order; None if too few remain for a tree.
 
     Args:
-        vectors: (n, d) float32 of unit norm, of all rows of ``tree``. Not modified.
+        vectors: (n, d) float32 of unit norm, for all rows of ``tree``. Not modified.
         gone: the rows to leave out, in any order.
-        build: used instead where much of the tree would change.
+        build: builds the tree from scratch if much of it would change.
     """
     stays: BoolVector = np.ones(tree.n, dtype=np.bool_)
     stays[gone] = False
@@ -132,11 +132,11 @@ def _with_one_more(tree: SpanningTree, vectors: FloatMatrix) -> SpanningTree:
 
 
 def _star(similarity: FloatVector, core: DoubleVector, edges: Rows, weights: DoubleVector) -> Rows:
-    """Return the rows to which an edge from the new row, the last of ``core``, may be in a minimum tree."""
+    """Return the rows whose edge to the new row, the last of ``core``, may be in a minimum tree."""
     core_similarity = _similarity(core)
     reachability = np.minimum(np.minimum(similarity, core_similarity[:-1]), core_similarity[-1])
     one, other = reachability[edges[:, 0]], reachability[edges[:, 1]]
-    # a detour over a tree neighbour is better than the direct edge
+    # leave out a row if the detour through one of its tree neighbours is better than the direct edge
     limit = _similarity(weights) - ROUNDING
     is_left_out = np.zeros(len(similarity), dtype=np.bool_)
     is_left_out[edges[(one > other + ROUNDING) & (limit > other), 1]] = True
@@ -194,7 +194,7 @@ def _nearest_to(vectors: FloatMatrix, similarity: FloatVector, row: int, k: int)
     """Return the (k,) rows nearest to ``row``, and their distances.
 
     Args:
-        similarity: to each candidate, without ``row`` itself.
+        similarity: similarity to each candidate. That of ``row`` to itself is left out, or lower than any other.
     """
     close = np.arange(len(similarity))
     if k < len(similarity):

@@ -1,4 +1,4 @@
-"""Comparison of two labellings of a pet, for previews and for what happened between two revisions."""
+"""Comparison of two labellings of a pet: of two revisions, or of a revision and a preview."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sploot_cluster.pet.vectors import BoolVector, LabelVector, OriginVector
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The places of a pet's items at a revision; row i of ``labels`` and ``origins`` belongs to ``media[i]``.
+    """The labels of a pet's items at a revision; row i of ``labels`` and ``origins`` belongs to ``media[i]``.
 
     Attributes:
         revision: None for a labelling that is not committed.
@@ -35,7 +35,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class MovedItem:
-    """An item whose cluster differs between two labellings of its pet, or that only one of them has."""
+    """An item whose cluster differs between two labellings of its pet, or that is in only one of them."""
 
     media_id: MediaId
     before: ClusterId | None = field(
@@ -75,8 +75,10 @@ class PetDiff:
 
 
 def compare(before: Snapshot, after: Snapshot) -> PetDiff:
-    """Return the differences. Items of one labelling must be a prefix of the other's, as items are only appended. O(n
-    log n)."""
+    """Return the differences between two labellings of a pet. O(n log n).
+
+    The items of one must be the first items of the other, because items are only appended.
+    """
     n = min(len(before.labels), len(after.labels))
     old, new = before.labels[:n], after.labels[:n]
     old_ids, new_ids = _ids(before.labels), _ids(after.labels)
@@ -120,7 +122,7 @@ def _ids(labels: LabelVector) -> set[ClusterId]:
 def mostly(
     before: LabelVector, after: LabelVector, ids: Iterable[ClusterId], *, counts: BoolVector
 ) -> dict[ClusterId, ClusterId]:
-    """Map each of ``ids`` to the id in ``after`` that more than half of its items have; omit ids without one.
+    """Map each of ``ids`` to the id that more than half of its items have in ``after``; omit ids without such an id.
 
     Args:
         before, after: (n,) labels of the same items; ``ids`` are from ``before``.
@@ -131,7 +133,7 @@ def mostly(
 
 
 def most_of(labels: LabelVector) -> ClusterId | None:
-    """Return the cluster of more than half of these labels; None if there is none, or most are noise."""
+    """Return the cluster that more than half of these labels name; None if there is none, or most are noise."""
     values, n = np.unique(labels, return_counts=True)
     if not len(values) or values[n.argmax()] == NOISE or 2 * n.max() <= n.sum():
         return None

@@ -3,7 +3,7 @@
 All of them are frozen, and their arrays are read-only by convention. Cluster ids are integers from 1, counted per pet
 and never reused; noise is -1.
 
-This module imports only the standard library, because producers import the requests of corrections.
+This module imports only the standard library, because producers import the correction requests, which import it.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ Backend = Literal["faiss", "hdbscan_cpu", "hdbscan_gpu"]
 
 
 class Origin(IntEnum):
-    """The origin of an item's place: how it came to be there. Stored as one byte per item."""
+    """The reason why an item is in its cluster, or in none. Stored as one byte per item."""
 
     NOISE = 0
-    CORE = 1  # placed by the density of a recluster
-    ARRIVED = 2  # assigned when it arrived
-    ABSORBED = 3  # noise absorbed to keep the noise budget: low confidence, ignored for centroids, thresholds and ids
-    CORRECTED = 4  # placed by a person
-    DISMISSED = 5  # dismissed by a person: in no cluster, whatever is computed later
+    CORE = 1  # grouped by density in a recluster
+    ARRIVED = 2  # assigned when it arrived, or left in its cluster by a correction
+    ABSORBED = 3  # noise absorbed to keep the noise budget: low confidence, ignored by similarities, thresholds, ids
+    CORRECTED = 4  # put into its cluster by a user
+    DISMISSED = 5  # dismissed by a user: in no cluster, whatever is computed later
 
     @property
     def word(self) -> str:
-        """The origin in answers, such as ``core``."""
+        """The origin in responses, such as ``core``."""
         return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterCard:
-    """The metadata of a cluster: all but its members.
+    """The metadata of a cluster: everything but its members.
 
     Attributes:
         threshold: the lowest mean top-3 cosine similarity of a member to the other members, in [-1, 1];
             an arrival must reach it.
         since: the revision at which the id was assigned, or assigned again after the cluster had ended.
-        split_from: the cluster that most of its items were in just before; None if they were in none.
+        split_from: the cluster that more than half of its items were in just before; None if there was none.
     """
 
     id: ClusterId
@@ -69,14 +69,14 @@ Signature = tuple[int, str, str, datetime]
 
 @dataclass(frozen=True, slots=True)
 class Correction(ABC):
-    """One correction in a pet's ledger. Its kinds are in ``decide.corrections``.
+    """A correction in a pet's ledger. The kinds of corrections are in ``decide.corrections``.
 
     Attributes:
-        kind: its name in the ledger, in the history and in answers: the verb of the request that made it.
+        kind: the verb of the request that made it, used in the ledger, the history and responses.
         revision: the revision that it created.
-        operation_id: a repeated operation has the same id, and is done once.
+        operation_id: a repeated operation has the same id, and takes effect once.
         by: who made it.
-        at: when, timezone-aware.
+        at: when it was made, timezone-aware.
     """
 
     kind: ClassVar[str]
@@ -88,24 +88,24 @@ class Correction(ABC):
 
     @property
     def cluster(self) -> ClusterId | None:
-        """The cluster that the caller is told of, by its id at that time; None if it made or chose none."""
+        """The cluster to report to the caller, by its id at that time; None if the correction made and chose none."""
         return None
 
     def undoes(self) -> int | None:
-        """Return the revision of the correction that this one undoes; None if it is no undo."""
+        """Return the revision of the correction that this one undoes; None if this one is not an undo."""
         return None
 
     @abstractmethod
     def media(self) -> Sequence[MediaId]:
-        """Return every item that it names, in any role."""
+        """Return every item that the correction names, in any role."""
 
     @abstractmethod
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Self:
-        """Return it with other names for its items, which keep their order."""
+        """Return the correction with other names for its items, in the same order."""
 
     @abstractmethod
     def ids(self) -> Iterable[ClusterId]:
-        """Return the cluster ids that it assigned or retired, none of which may be assigned again."""
+        """Return the cluster ids that the correction assigned or retired. None of them may be assigned again."""
 
     @abstractmethod
     def summary(self) -> dict[str, object]:
@@ -113,7 +113,7 @@ class Correction(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, object]:
-        """Return what it says as JSON values; :meth:`read` restores it."""
+        """Return its contents as JSON values, from which :meth:`read` restores the correction."""
 
     @classmethod
     @abstractmethod
@@ -121,29 +121,29 @@ class Correction(ABC):
         """Return the correction that :meth:`facts` described.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: a fact is missing or has another type.
+            KeyError, TypeError, ValueError, AttributeError: a fact is missing or has the wrong type.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class PetState:
-    """One pet at one revision. Row i of ``vectors``, ``labels``, ``origins`` and ``occurred_at_ms`` is of ``media[i]``.
+    """One pet at one revision. In ``vectors``, ``labels``, ``origins`` and ``occurred_at_ms``, row i is ``media[i]``.
 
     Attributes:
         revision: the number of commits; 0 for a pet without data.
         model: ``name@version`` of its vectors; None while it has none.
         dim: length of its vectors; None while it has none.
-        vectors: (n, dim) float32 of unit norm; (0, 0) for a pet without any.
+        vectors: (n, dim) float32 of unit norm; (0, 0) if the pet has none.
         labels: (n,) int32 cluster ids, -1 = noise.
         origins: (n,) uint8, values of :class:`Origin`.
         occurred_at_ms: (n,) the time that the producer stated for each item; see ``times``.
         rows: item -> row.
-        clusters: the present clusters.
+        clusters: the living clusters.
         aliases: ids that were merged away -> the id they resolve to.
         ledger: every correction, oldest first.
         next_cluster: the next id to assign.
         n_at_recluster: number of items at the last recluster; 0 before the first.
-        noise_arrivals: number of arrivals since the last recluster that became noise.
+        noise_arrivals: number of arrivals that became noise since the last recluster.
         relabelled_at: the revision that last moved existing items; 0 if none did.
         version: the store's unique name for exactly this state. A revision is not unique: after a failover that lost
             writes, or if a pet was deleted and recreated, two states can have the same revision.
@@ -184,7 +184,7 @@ class KeptTree:
 
     Attributes:
         born: ``PetState.born`` of its pet.
-        n: the number of the pet's first rows that it covers.
+        n: the number of rows that it covers, from the pet's first.
         body: the encoded tree, for ``kept_tree.load``.
     """
 
@@ -195,7 +195,7 @@ class KeptTree:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An item to append, with the place that was decided for it; noise until then."""
+    """An item to append, with the label and origin that were decided for it; noise until then."""
 
     media: MediaId
     vector: FloatVector
@@ -212,7 +212,7 @@ class Relabelling:
     origins: OriginVector
 
 
-# What a commit was: one of ``decide.corrections.CHANGE_KINDS``.
+# The kind of a commit: one of ``decide.corrections.CHANGE_KINDS``.
 ChangeKind = str
 
 
@@ -223,10 +223,10 @@ class Change:
     Attributes:
         model, dim: written with the first arrival of a pet.
         arrivals: items to append after the existing rows.
-        relabelling: of the existing rows; None = unchanged.
+        relabelling: new labels and origins of the existing rows; None = unchanged.
         clusters: cards to write; a value of None removes the card.
         aliases: aliases to write; a value of None removes the alias.
-        correction: to append to the ledger.
+        correction: the correction to append to the ledger.
         by: the requester, for the history; ``machine`` for arrivals and automatic reclusters.
         summary: facts for the pet's history, JSON values only; arrivals get no history entry.
     """
@@ -310,12 +310,12 @@ class Assigned:
     """The result of an arrival.
 
     Attributes:
-        cluster: its cluster, or NOISE.
+        cluster: the cluster of the item, or NOISE.
         similarity: mean top-3 cosine similarity to that cluster, or to the nearest one if the item is noise;
             None if the pet has no cluster yet.
-        backend: the library that computed it.
-        is_duplicate: the pet had the item already, and nothing was written.
-        revision: the revision of the pet with the item.
+        backend: the backend that computed the result.
+        is_duplicate: whether the pet already had the item, so that nothing was written.
+        revision: the revision of the pet that contains the item.
     """
 
     media: MediaId
@@ -332,9 +332,9 @@ class Corrected:
     """The result of a correction.
 
     Attributes:
-        cluster: the cluster of the items now: ``into`` of a merge, the new one of a split, None for others.
+        cluster: the cluster of the items now: ``into`` for a merge or placement, the new one for a split, else None.
         overridden: descriptions of older corrections that this one overrides where they conflict.
-        is_duplicate: the operation was in the ledger already, and nothing was written.
+        is_duplicate: whether the operation was already in the ledger, so that nothing was written.
     """
 
     revision: int
@@ -373,9 +373,10 @@ class Restored:
         restored: the revision that was restored; ``revision`` is the new one.
         n_moved: number of items whose cluster changed, including noise.
         n_held: number of items that could not be restored, because corrections in force hold them elsewhere.
-        n_later: number of items that arrived later; they joined the items they were with, or became noise.
+        n_later: number of items that arrived after that revision; each joined the items that shared its cluster just
+            before the restore, or became noise.
         constraints_kept, constraints, kept, overridden: as in :class:`Reclustered`.
-        is_duplicate: the operation was done already, and nothing was written.
+        is_duplicate: whether the operation had been done before, so that nothing was written.
     """
 
     revision: int
@@ -396,7 +397,8 @@ class Deleted:
 
     Attributes:
         n_media: number of deleted items, including quarantined ones.
-        n_corrections: number of corrections that named them and name a stand-in now; all if the pet was deleted.
+        n_corrections: number of corrections that named these items and now name stand-ins; if the pet was deleted, the
+            number of all its corrections.
         revision: the new revision of the pet; 0 if the whole pet was deleted.
     """
 

@@ -1,10 +1,10 @@
-"""The past of a pet: its labels at every revision that is stored.
+"""The past of a pet: its labels at every revision that can still be computed.
 
 Rows are only appended, and the revision at which each arrived is stored. Reclusters and corrections rewrite labels of
-existing rows, and each such commit stores the labels and aliases that it overwrote. So an earlier revision is computed
-from the newest one: put these back, from the latest to the earliest, and leave out rows that arrived later. The newest
-``KEPT`` such records are stored. Each takes at most nine bytes per moved item and eight per changed alias, before
-compression.
+existing rows, and each such commit stores a record of the labels and aliases that it overwrote. So an earlier revision
+is computed from the newest one: put the overwritten values back, from the latest record to the earliest, and leave out
+rows that arrived later. The newest ``KEPT`` records are stored. Each takes at most nine bytes per moved item and eight
+per changed alias, before compression.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sploot_cluster.pet.diff import Snapshot
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState
 from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 
-# About a month of reclusters and corrections of a busy pet; 10 MB if each moves a tenth of 50,000 items.
+# About a month of reclusters and corrections for a busy pet; 10 MB if each moves a tenth of 50,000 items.
 KEPT: Final = 256
 
 _VERSION: Final = b"\x01"
@@ -30,7 +30,7 @@ _VERSION: Final = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class Overwritten:
-    """The labels and origins of these rows that the commit of ``revision`` overwrote.
+    """A record of what the commit of ``revision`` overwrote: the labels and origins of ``rows``, and aliases.
 
     Attributes:
         aliases: changed aliases -> the id that each resolved to before; None for ids that were not aliases.
@@ -45,10 +45,10 @@ class Overwritten:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A pet with its past.
+    """A pet at its newest revision, with the records from which earlier revisions are computed.
 
     Attributes:
-        state: its newest revision; vectors may be left out.
+        state: the newest revision; vectors may be left out.
         arrived: (n,) uint32, the revision at which each row arrived.
         overwritten: newest first.
         since: the oldest revision that can be computed.
@@ -60,7 +60,7 @@ class Past:
     since: int
 
     def at(self, revision: int) -> Snapshot:
-        """Return the pet at a revision.
+        """Return the labels of the pet at a revision.
 
         Raises:
             UnknownRevision: the pet never had this revision, or it is no longer stored.
@@ -86,7 +86,7 @@ class Past:
         return Snapshot(revision, self.state.media[:n], labels[:n], origins[:n], led)
 
     def ended_since(self, revision: int) -> dict[ClusterId, Rows]:
-        """Return ids of clusters that ended since this revision -> the rows that last counted in each."""
+        """Return the clusters that ended after this revision: id -> the rows that last counted in the cluster."""
         labels, origins = self.state.labels.copy(), self.state.origins.copy()
         known = {NOISE, *self.state.clusters}
         ended: dict[ClusterId, Rows] = {}
@@ -117,7 +117,7 @@ def newest(overwritten: Sequence[Overwritten], past_from: int) -> tuple[tuple[Ov
     """Return the newest ``KEPT`` of these records, and the oldest revision that can be computed from them.
 
     Args:
-        overwritten: in order of revision.
+        overwritten: oldest first.
         past_from: the oldest revision that can be computed from all of them.
     """
     dropped = overwritten[: max(0, len(overwritten) - KEPT)]
@@ -128,10 +128,11 @@ def load(revision: int, stored: bytes, *, most_bytes: int = 0) -> Overwritten:
     """Return the record that :func:`dump` encoded.
 
     Args:
-        most_bytes: limit of each of its two parts, inflated; 0: no limit, for records from Redis.
+        most_bytes: limit for each of the record's two parts after decompression; 0 means no limit, for records from
+            Redis.
 
     Raises:
-        ValueError: it has another format, is damaged, or is larger.
+        ValueError: the record has a different format, is damaged, or exceeds ``most_bytes``.
     """
     if stored[:1] != _VERSION:
         raise ValueError(
@@ -165,7 +166,7 @@ def dump(one: Overwritten) -> bytes:
     columns = np.diff(rows, prepend=rows[:1] * 0).tobytes() + one.labels.astype("<i4").tobytes()
     packed = _VERSION + zlib.compress(columns + one.origins.tobytes())
     if one.aliases:
-        # in a second zlib stream, only if there are any
+        # aliases follow in a second zlib stream, which is absent if there are none
         pairs = [(old, NOISE if led is None else led) for old, led in sorted(one.aliases.items())]
         packed += zlib.compress(np.array(pairs, dtype="<i4").tobytes())
     return packed

@@ -1,9 +1,9 @@
 """Previews: reclusters that were computed but not committed.
 
 A preview is stored as the change to commit and is not computed again when it is applied, because the BLAS of another
-machine may round differently, and applying must make exactly the changes that were shown. It is bound to the state that
-it was computed on, so each pet stores only one, and two previews of the same state are equal. A preview takes about a
-byte per item and expires after 15 minutes.
+machine may round differently, and applying must make exactly the changes that were shown. A preview is bound to the
+state that it was computed on. So each pet stores only one, and two previews of the same state are equal. A preview
+takes about a byte per item and expires after 15 minutes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Preview:
     """The changes that a recluster would make, and the token that applies them.
 
     Attributes:
-        token: identifies the state that it was computed on and the changes.
+        token: identifies the changes, and the state on which they were computed.
         state_version: ``PetState.version`` of that state; ``revision`` is its revision.
         change: the change to commit.
-        result: the result of the recluster; its revision is the one that it would create.
+        result: the result of the recluster, with the revision that it would create.
     """
 
     token: str
@@ -57,7 +57,7 @@ class Preview:
         return self.made_at + KEPT_FOR
 
     def against(self, state: PetState) -> Previewed:
-        """Return the preview for readers, with its differences to ``state``, on which it was computed."""
+        """Return the preview for callers, as differences from ``state``, the state that it was computed on."""
         assert self.change.relabelling is not None
         labels, origins = self.change.relabelling.labels, self.change.relabelling.origins
         diff = compare(Snapshot.of(state), Snapshot(None, state.media, labels, origins))
@@ -116,7 +116,7 @@ def load(stored: bytes, *, pet: PetId) -> Preview:
     """Return the preview that :func:`dump` encoded.
 
     Raises:
-        UnreadablePet: it has another format, or is damaged.
+        UnreadablePet: the preview has a different format, or is damaged.
     """
     try:
         head, _, packed = stored.partition(b"\n")

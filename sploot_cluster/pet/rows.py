@@ -28,7 +28,7 @@ T = TypeVar("T", bound=np.generic)
 
 
 class PetRows:
-    """What never changes of a pet's items, by row: id, vector and time. Safe to read and extend from many threads."""
+    """The unchanging data of a pet's items, by row: id, vector and time. Safe to read and extend from many threads."""
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class PetRows:
         return RowIndex(self._media, self._row_of, n)
 
     def vectors(self, n: int) -> FloatMatrix:
-        """Return the first n vectors, read-only (n, dim); (0, 0) for a pet without any."""
+        """Return the first n vectors, (n, dim), read-only; (0, 0) if the pet has none."""
         first: FloatMatrix = self._vectors[:n]
         first.flags.writeable = False
         return first
 
     def occurred_at_ms(self, n: int) -> TimeVector:
-        """Return the first n times, read-only (n,)."""
+        """Return the first n times, (n,), read-only."""
         first: TimeVector = self._times[:n]
         first.flags.writeable = False
         return first
@@ -87,10 +87,10 @@ class PetRows:
     def extended(
         self, n: int, media: Sequence[MediaId], vectors: FloatMatrix, occurred_at_ms: TimeVector | None = None
     ) -> PetRows:
-        """Return rows that consist of the first n of these and then ``media``: these rows themselves, if possible.
+        """Return the first n rows followed by those of ``media``: if possible, this object with the missing rows added.
 
-        It is not possible if other rows follow the first n already: when only one of two states that followed the same
-        state was committed, or when a failover of Redis lost rows that this process remembers.
+        A new object is needed if other rows already follow the first n. That happens if two states followed the same
+        state and only one was committed, or if a failover of Redis lost rows that this process remembers.
         """
         times = occurred_at_ms if occurred_at_ms is not None else _unknown(len(media))
         with self._lock:
@@ -109,7 +109,7 @@ class PetRows:
         self._make_room_for_vectors(m, vectors.shape[1])
         self._times = _with_room(self._times, n, m)
         self._vectors[n:m], self._times[n:m] = vectors, times
-        # vectors and times first, so that readers who see an item also find them
+        # vectors and times first, so that a thread that sees an item also finds them
         self._media.extend(media)
         self._row_of.update(zip(media, range(n, m), strict=True))
 
@@ -120,7 +120,7 @@ class PetRows:
 
 
 def _with_room(column: npt.NDArray[T], n: int, m: int) -> npt.NDArray[T]:
-    """Return a writable column with the same first n rows and room for m: the column itself, or a copy."""
+    """Return a writable column with the same first n rows and room for m rows: the column itself, or a copy."""
     if m <= len(column) and column.flags.writeable:
         return column
     # grow by half, so that n appends copy O(n) rows in total; states keep using the old array
@@ -169,7 +169,7 @@ class MediaView(Sequence[MediaId]):
 
 
 class RowIndex(Mapping[MediaId, int]):
-    """Item -> row for the first n items of :class:`PetRows`."""
+    """A mapping from item to row for the first n items of :class:`PetRows`."""
 
     __slots__ = ("_media", "_n", "_row_of")
 
@@ -186,7 +186,7 @@ class RowIndex(Mapping[MediaId, int]):
         return self._n
 
     def __iter__(self) -> Iterator[MediaId]:
-        # the list, because a dictionary cannot be iterated while another thread adds to it
+        # iterate over the list, because a dictionary cannot be iterated while another thread adds to it
         return islice(self._media, self._n)
 
 
@@ -212,9 +212,9 @@ def empty_state(pet: PetId) -> PetState:
 
 
 def follow(state: PetState, change: Change, *, version: str) -> PetState:
-    """Return the state after ``change`` is committed on ``state``; ``version`` is its version.
+    """Return the state after ``change`` is committed on ``state``; ``version`` is the version of the new state.
 
-    O(dim) per arrival and O(n) bytes of labels; ``state`` is not modified.
+    Costs O(dim) per arrival and a copy of the n labels and origins; ``state`` is not modified.
     """
     arrivals = change.arrivals
     labels = state.labels if change.relabelling is None else change.relabelling.labels
@@ -260,7 +260,7 @@ def check(state: PetState, change: Change) -> None:
     """Check that a change fits the state that it was decided on.
 
     Raises:
-        ValueError: it does not fit. This is a bug of the caller, never caused by user input.
+        ValueError: it does not fit. This is a bug in the caller, never caused by user input.
     """
     dim = change.dim or state.dim
     if (change.dim is None) != (change.model is None) or (

@@ -13,14 +13,14 @@ from sploot_cluster.pet.vectors import FloatVector
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """The vector space of a candidate model, in parallel with the pet's own.
+    """The vector space of a candidate model, kept in parallel with the pet's own.
 
     Attributes:
-        model, dim: model and dimensions of its vectors.
+        model, dim: the model and the dimension of its vectors.
         begun_at, by: when and by whom it was opened.
         vectors: item -> (dim,) float32 of unit norm; empty if the vectors were not loaded.
         n_vectors: number of its vectors.
-        was_own: whether the pet used this space before a switch, so that it can be switched back.
+        was_own: whether the pet used this space before a switch, so that a second switch can return to it.
     """
 
     model: str
@@ -32,13 +32,13 @@ class Shadow:
     was_own: bool = False
 
     def view(self, *, n_only_here: int) -> CandidateModel:
-        """Return the candidate model for readers."""
+        """Return the candidate model for callers, without its vectors."""
         return CandidateModel(self.model, self.dim, self.n_vectors, n_only_here, self.begun_at, self.by)
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateModel:
-    """A candidate embedding model of a pet, in parallel with its own."""
+    """A candidate embedding model of a pet, used in parallel with the pet's own."""
 
     model: str
     dim: int

@@ -1,13 +1,14 @@
-"""The accounting of items: ingested = clustered + noise + quarantined + dismissed.
+"""The tally of items: ingested = clustered + noise + quarantined + dismissed.
 
-*Ingested* is incremented when an item arrives: one with a row, or one whose vectors all have another model or dimension
-than the pet's. The latter are *quarantined* by their ids, until a vector of the pet's space arrives for them or the pet
-is switched to their model. The other three are counted from the labels at every commit. So the two sides are equal only
-if no item was lost; a commit that would make them differ is refused.
+*Ingested* is incremented when an item arrives, whether the item gets a row or is quarantined. An item is *quarantined*,
+by its id, if none of its vectors has the pet's model and dimension. It leaves the quarantine when a vector of the pet's
+space arrives for it, or when the pet is switched to its model. *Clustered*, *noise* and *dismissed* are counted from
+the labels at every commit. So the two sides are equal only if no item was lost. A commit that would make them differ is
+refused.
 
-The quarantine holds ``MAX_QUARANTINED`` items, plus all items that only a candidate model has. An arrival that finds it
-full is counted as *overflowed*, outside of the equation, because it is not known whether its item was counted before.
-Its event becomes a dead letter.
+The quarantine holds ``MAX_QUARANTINED`` items, plus all items that have a vector only of a candidate model. An arrival
+that finds it full is counted as *overflowed*, outside the equation, because it is not known whether its item was
+counted before. The event of this arrival becomes a dead letter.
 
 An event that fails validation is not an item and is not counted; it becomes a dead letter.
 """
@@ -47,7 +48,7 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The numbers of items by state, of one pet or of many.
+    """The numbers of items by state, for one pet or for many.
 
     Attributes:
         overflowed: arrivals that could not be quarantined because the quarantine was full; not part of ``ingested``.
@@ -90,7 +91,7 @@ class PetTally:
     quarantine: Mapping[MediaId, Quarantined]
 
     def view(self, pet: PetId) -> TallyView:
-        """Return the accounting for readers."""
+        """Return the tally for callers."""
         return TallyView(
             pet,
             **asdict(self.tally),
@@ -115,7 +116,7 @@ class QuarantinedItem:
 
 @dataclass(frozen=True, slots=True)
 class TallyView:
-    """The accounting of a pet: every ingested item is counted exactly once."""
+    """The tally of a pet: every ingested item is counted exactly once."""
 
     pet_id: PetId
     ingested: int = field(metadata=described("Number of ingested items, counted on arrival."))

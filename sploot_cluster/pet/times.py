@@ -1,7 +1,7 @@
 """The times of items, as producers state them: milliseconds since the epoch, and 0 if a producer stated none.
 
-Numbers and not objects, because a pet stores one for each of its items, as a column. This module imports only the
-standard library, because the command line reads it before it loads numpy.
+Times are numbers and not objects, because a pet stores them as a column, one for each of its items. This module imports
+only the standard library, because the command line imports it without loading numpy.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _MS: Final = timedelta(milliseconds=1)
 
 
 def ms_of(time: datetime | None) -> int:
-    """Return the number for a timezone-aware time; None is unknown."""
+    """Return a timezone-aware time in milliseconds since the epoch; ``UNKNOWN`` for None."""
     return UNKNOWN if time is None else (time - _EPOCH) // _MS
 
 
 def time_of(ms: int) -> datetime | None:
-    """Return the time in UTC; None if it is unknown."""
+    """Return the time in UTC for milliseconds since the epoch; None for ``UNKNOWN``."""
     return None if ms == UNKNOWN else _EPOCH + ms * _MS
 
 
-# All numbers that are times.
+# The milliseconds since the epoch that a datetime can represent.
 TIMES: Final = range(ms_of(datetime.min.replace(tzinfo=UTC)), ms_of(datetime.max.replace(tzinfo=UTC)) + 1)

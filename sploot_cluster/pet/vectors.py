@@ -36,7 +36,8 @@ def as_vectors(x: npt.ArrayLike, *, field: str = "embedding") -> FloatMatrix:
         (n, d) float32, C-contiguous, each row of Euclidean norm 1.
 
     Raises:
-        InvalidInput: not numeric, not two-dimensional, not finite, or a row of zeros; names the first such row.
+        InvalidInput: ``x`` is not numeric, not two-dimensional or not finite, or has a row of zeros. The error names
+            the first such row.
     """
     array: npt.NDArray[Any] = np.asarray(x)
     if array.dtype.kind not in "fiu":

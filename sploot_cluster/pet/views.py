@@ -13,8 +13,8 @@ from sploot_cluster.pet.vectors import OriginVector
 
 
 def view_of(state: PetState) -> PetView:
-    """Return the view of ``state`` for readers, without reading its vectors. O(n log n)."""
-    # stable, so that the items of a cluster stay in order of arrival
+    """Return the view of ``state`` for callers. O(n log n); vectors are not read."""
+    # a stable sort keeps the items of a cluster in order of arrival
     order = np.argsort(state.labels, kind="stable")
     labels, first = np.unique(state.labels[order], return_index=True)
     rows_of = dict(zip(labels.tolist(), np.split(order, first[1:]), strict=True)) if len(order) else {}
@@ -63,7 +63,7 @@ def view_of(state: PetState) -> PetView:
 
 
 def ordered(view: PetView, order: ItemOrder) -> PetView:
-    """Return the view with the items of each list in this order."""
+    """Return the view with the items of each list in the given order."""
     if order == ItemOrder.ARRIVED:
         return view
     latest = max(view.occurred_at.values(), default=None)

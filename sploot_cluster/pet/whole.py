@@ -1,4 +1,4 @@
-"""All data of a pet as one value, for exports, deletions and switches of the model."""
+"""All data of a pet as one value, for exports, deletions and model switches."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class PetDump:
 
     Attributes:
         state: including vectors.
-        arrived, overwritten, past_from: as in ``past.Past``, but oldest first.
+        arrived, overwritten: as in ``past.Past``, but ``overwritten`` is oldest first.
+        past_from: the oldest revision that can be computed.
         history: oldest first.
         ingested, overflowed: as in ``tally.Tally``.
-        shadow: including its vectors; None if none is open.
+        shadow: including its vectors; None if no shadow is open.
     """
 
     state: PetState

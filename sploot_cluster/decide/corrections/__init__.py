@@ -1,4 +1,4 @@
-"""The corrections that people can make: one module per verb, and the one list of them."""
+"""The corrections that people can make: one module per verb, and the list of all verbs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import Split, SplitCluster
 from sploot_cluster.decide.corrections.undo import Undo, UndoFeedback
 
-# In the order in which documents list them.
+# In the order in which documents list the verbs.
 _REQUESTS: Final[tuple[type[Request[Any]], ...]] = (
     MergeClusters,
     SplitCluster,

@@ -1,12 +1,12 @@
-"""What every correction verb has: a request that checks itself, and what the verb does to a pet.
+"""The base classes of correction verbs: requests, and the corrections that they put into the ledger.
 
-A verb is one module: its :class:`Request`; for all verbs but undo and restore the :class:`Statement` that the request
-puts into the ledger; and everything that the house needs to know of the two. ``corrections.VERBS`` lists the requests,
-and the client, the actors, their retries, metrics and roles, the HTTP routes, the command line and the console are all
-driven by that list.
+A verb has one module. It contains the :class:`Request`, the :class:`Statement` that the request puts into the ledger
+(except for undo and restore), and everything else that is specific to the verb. ``corrections.VERBS`` lists the
+requests. That list drives the client, the actors with their retries, metrics and roles, the HTTP routes, the command
+line and the console.
 
 This module and those of the verbs import only the standard library when they are loaded, because producers import the
-requests. What computes with numpy is in ``planning``, which is imported when a request is planned.
+requests. Code that computes with numpy is in ``planning``, which is imported when a request is planned.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNKNOWN_REQUESTER: Final = "unknown"
 
 
 class Signed(TypedDict, total=False):
-    """The fields of every request that say who asks, and which revision they saw; not what to do."""
+    """The fields that all requests share: who makes the request, and which revision that person saw."""
 
     requested_by: str
     expected_revision: int | None
@@ -44,10 +44,10 @@ class Operation:
     """One run of a request.
 
     Attributes:
-        id: the same when the request is repeated, so that it is done once.
+        id: the same for a repeated request, so that it takes effect once.
         at: the time to record, timezone-aware.
         history: returns the pet's history, newest first.
-        past: returns the pet's former labels up to a state, or raises RevisionConflict if the store has a newer one.
+        past: returns the pet's former labels up to a state, or raises RevisionConflict if the store has a newer state.
     """
 
     id: str
@@ -59,17 +59,18 @@ class Operation:
 
 @checked
 class Request(Checked, ABC, Generic[Answer]):
-    """What a labeller asks for, about one pet. A value has passed every check that needs no pet.
+    """A labeller's request for one pet. An instance has passed all checks that do not need the pet.
 
-    Subclasses say in their docstring what the verb does, in one paragraph for labellers, and set:
+    The docstring of a subclass explains the verb to labellers, in one paragraph. A subclass sets:
 
     Attributes:
         verb: its name on the client, in HTTP paths, on the command line, in the history and in metrics.
         actor_name: the name of its actor, and of its operation in the OpenAPI document.
         title: what it does, in a few words.
-        button: the same in one or two words.
+        button: the text of its button, one or two words.
         requested_by: the labeller, for the pet's history.
-        expected_revision: the revision that the labeller saw; refused if items have moved since. None: no check.
+        expected_revision: the revision that the labeller saw; the request is refused if items have moved since. None:
+            no check.
     """
 
     verb: ClassVar[str]
@@ -90,25 +91,25 @@ class Request(Checked, ABC, Generic[Answer]):
 
     @classmethod
     def body(cls) -> dict[str, Field]:
-        """Return the fields that say what to do, without those that say who asks and what they saw."""
+        """Return the fields that state what to do, without those of :class:`Signed`."""
         return {name: known for name, known in fields_of(cls).items() if name not in Signed.__annotations__}
 
     @classmethod
     def example(cls) -> Self:
-        """Return a request for documents and tests."""
+        """Return an example of a request, for documents and tests."""
         fields: dict[str, Any] = {name: known.example for name, known in cls.body().items()}
         return cls(**fields)
 
     @abstractmethod
     def done_before(self, state: PetState, operation: Operation) -> Answer | None:
-        """Return the answer if the operation was done before; else None."""
+        """Return the result if the operation was done before; else None."""
 
     @abstractmethod
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Answer]:
-        """Return the change to commit on ``state``, and the answer. Pure and deterministic.
+        """Return the change to commit on ``state``, and the result for the caller. Pure and deterministic.
 
         Raises:
-            InvalidInput: the request does not fit the pet; subclasses of it name a cluster, an item or a revision.
+            InvalidInput: the request does not fit the pet; subclasses of this error name a cluster, item or revision.
             RevisionConflict: another commit came first.
         """
 
@@ -134,7 +135,7 @@ class LedgerEntry(Correction):
         """Return the request that makes this correction again; None if none of its items is left.
 
         Args:
-            left: returns those of some items that can be named, in their order.
+            left: returns those of the given items that can still be named, in the given order.
         """
 
 
@@ -145,8 +146,8 @@ class Plan:
     Attributes:
         labels: (n,) the cluster of each row; rows of a cluster that must be divided still share a label.
         next_cluster: the next unused id.
-        named: rows, and the id for the cluster that most of them end up in; of several ids for one cluster, a living
-            one wins.
+        named: pairs of rows and the id for the cluster that most of these rows end up in. If a cluster has several such
+            ids, a living one wins.
         returning: aliases -> the ids that they point to again.
     """
 
@@ -157,9 +158,9 @@ class Plan:
 
 
 class Demands(Protocol):
-    """Collects what the corrections in force demand of items, newest first; see ``decide.resolving``.
+    """A collector of what the corrections in force demand of items, newest first; see ``decide.resolving``.
 
-    An older statement yields where newer ones contradict it. That is recorded as a sentence about ``statement``.
+    An older correction yields where newer ones contradict it. That is recorded as a sentence about ``statement``.
     """
 
     def together(
@@ -168,8 +169,9 @@ class Demands(Protocol):
         """Demand that items share a cluster, and are never noise.
 
         Args:
-            media: where newer corrections divide them, the later ones join the group of the earlier ones if possible.
-            cluster_of: the clusters that people joined; None: the items are one.
+            media: the most important items first: where newer corrections divide the items, each joins a group of items
+                before it if possible.
+            cluster_of: item -> the cluster that it was in before people joined the clusters; None: there was only one.
         """
 
     def apart(
@@ -187,20 +189,20 @@ class Demands(Protocol):
         """
 
     def barred(self, statement: Statement, media: Sequence[MediaId], cluster: ClusterId) -> None:
-        """Demand that no item is in the cluster that an id resolves to, unless a correction places it there."""
+        """Demand that no item is in the cluster that an id resolves to, unless a correction puts it into a cluster."""
 
     def nowhere(self, statement: Statement, media: Sequence[MediaId]) -> None:
         """Demand that items are in no cluster."""
 
     def released(self, media: Sequence[MediaId]) -> None:
-        """Let no older correction demand anything of items."""
+        """Release items from the demands of all older corrections."""
 
 
 class Statement(LedgerEntry):
     """A correction that demands something of items: every kind but an undo.
 
     Attributes:
-        noun: what it is called in sentences.
+        noun: the word for it in sentences.
     """
 
     __slots__ = ()
@@ -209,20 +211,24 @@ class Statement(LedgerEntry):
 
     @abstractmethod
     def constrain(self, demands: Demands) -> None:
-        """State what it demands."""
+        """Add what this correction demands to ``demands``."""
 
     @abstractmethod
     def demand_on(self, item: MediaId, *, n_mates: int | None) -> str:
-        """Return what it demands of one of its items, in words.
+        """Return what this correction demands of one of its items, in words.
 
         Args:
-            n_mates: number of items that it still keeps together with this one; None if it keeps it with none.
+            n_mates: number of other items that it still keeps together with this one; None if it does not, or no
+                longer, keep this item together with others.
         """
 
     @abstractmethod
     def plan_again(self, state: PetState) -> Plan:
-        """Plan to apply it again, after an undo of it was undone. Enforcing it joins and separates its items."""
+        """Plan to apply this correction again, after its undo was undone.
+
+        Items that the correction joins or separates need not be moved here: enforcing the constraints does that.
+        """
 
     @abstractmethod
     def plan_back(self, state: PetState) -> Plan:
-        """Plan to return items to where they were before it, if they are still where it put them."""
+        """Plan to return items to where they were before this correction, if they are still where it put them."""

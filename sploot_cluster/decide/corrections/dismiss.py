@@ -61,8 +61,8 @@ class Dismissal(Statement):
     """A dismissal of items: they stay in no cluster until it is undone.
 
     Attributes:
-        groups: the items by the cluster where each was, including NOISE.
-        aliases: older ids -> clusters that ended by the dismissal.
+        groups: the items by the cluster that each was in, including NOISE.
+        aliases: older ids -> the cluster that each resolved to, if the dismissal ended that cluster.
     """
 
     kind: ClassVar[str] = DismissMedia.verb
@@ -104,9 +104,9 @@ class Dismissal(Statement):
         return Plan(state.labels, state.next_cluster)
 
     def plan_back(self, state: PetState) -> Plan:
-        """Plan to move items that are noise back to their former cluster, if it lives or lives again by them.
+        """Plan to move items that are noise now back to the clusters that their former cluster ids resolve to.
 
-        A cluster that ended by the dismissal lives again, unless its id is an alias by now.
+        A cluster that has ended is created again with its former id, unless that id has become an alias.
         """
         from sploot_cluster.decide.corrections import planning
 

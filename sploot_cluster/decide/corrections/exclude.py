@@ -15,8 +15,8 @@ from sploot_cluster.pet.models import NOISE, Change, ClusterId, Corrected, Media
 
 @checked
 class ExcludeMedia(LedgerRequest):
-    """Exclude items from a cluster. They leave it and never rejoin the items that remain, until the exclusion is
-    undone. A recluster may assign them to another cluster.
+    """Exclude items from a cluster. They leave it, and rejoin the items that remain only if the exclusion is undone or
+    a newer correction puts them there. A recluster may assign them to another cluster.
     """
 
     verb: ClassVar[str] = "exclude"
@@ -51,10 +51,10 @@ class ExcludeMedia(LedgerRequest):
 
 @dataclass(frozen=True, slots=True)
 class Exclusion(Statement):
-    """An exclusion of items from a cluster. They may join other clusters, but never rejoin this one.
+    """An exclusion of items from a cluster. They may join other clusters but not rejoin this one.
 
-    It separates each of ``excluded`` from all items that remained, and assigns none to a cluster. It overrides older
-    corrections that kept them together with items that remained.
+    It separates each excluded item from all items that remained, and puts none into a cluster. It overrides older
+    corrections that kept excluded items together with items that remained.
     """
 
     kind: ClassVar[str] = ExcludeMedia.verb
@@ -108,7 +108,7 @@ class Exclusion(Statement):
     def plan_back(self, state: PetState) -> Plan:
         """Plan to move excluded items back: from noise, and from clusters in which they are the majority.
 
-        Older corrections may have made such clusters.
+        Such a cluster can result from older corrections.
         """
         import numpy as np
 

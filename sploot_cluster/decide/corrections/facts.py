@@ -1,4 +1,4 @@
-"""The parts that the JSON of several kinds of correction has: items, items by cluster, and aliases."""
+"""Conversion to and from the JSON that several kinds of correction share: items, items by cluster, and aliases."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def media_of(ids: Sequence[str]) -> tuple[MediaId, ...]:
 
 
 def groups_of(named: Mapping[str, Sequence[str]]) -> dict[ClusterId, tuple[MediaId, ...]]:
-    """Return items by cluster, of a JSON object."""
+    """Return items by cluster, from a JSON object."""
     return {ClusterId(int(cluster)): media_of(media) for cluster, media in named.items()}
 
 
 def aliases_of(facts: Mapping[str, Any]) -> dict[ClusterId, ClusterId]:
-    """Return the aliases of a correction's facts, which leave them out if there are none."""
+    """Return the aliases in a correction's facts; empty if the facts have none."""
     named: Mapping[str, ClusterId] = facts.get("aliases", {})
     return {ClusterId(int(old)): now for old, now in named.items()}
 
@@ -31,5 +31,5 @@ def named(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[str, list[Media
 
 
 def aliased(aliases: Mapping[ClusterId, ClusterId]) -> dict[str, object]:
-    """Return the fact of aliases, or nothing if there are none."""
+    """Return the aliases as a JSON object under their key; empty if there are none."""
     return {"aliases": {str(old): now for old, now in aliases.items()}} if aliases else {}

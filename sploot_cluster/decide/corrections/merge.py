@@ -1,4 +1,4 @@
-"""Merge: clusters become one, whose items stay together."""
+"""Merge: clusters become one, and their items stay together."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Merge(Statement):
     """A merge of clusters. Their items are must-linked until the merge is undone or overridden.
 
     Attributes:
-        groups: every merged cluster, including ``into``, as it was.
+        groups: the items of every merged cluster at that time, including ``into``.
         aliases: older ids -> the merged cluster that each resolved to.
     """
 
@@ -108,7 +108,7 @@ class Merge(Statement):
         return MergeClusters(pet_id, tuple(self.groups), self.into, requested_by=self.by)
 
     def constrain(self, demands: Demands) -> None:
-        # `into` first: where newer corrections divide the merged items, the others join its group if possible
+        # `into` first: where newer corrections divide the merged items, all others join its group if possible
         order = sorted(self.groups, key=lambda cluster: (cluster != self.into, cluster))
         media = [item for cluster in order for item in self.groups[cluster]]
         cluster_of = {item: cluster for cluster, members in self.groups.items() for item in members}
@@ -120,11 +120,11 @@ class Merge(Statement):
     def plan_again(self, state: PetState) -> Plan:
         from sploot_cluster.decide.corrections import planning
 
-        names = [(planning.present(state, self.media()), self.into)]  # its cluster gets its id back
+        names = [(planning.present(state, self.media()), self.into)]  # the merged cluster gets the id ``into`` back
         return Plan(state.labels, state.next_cluster, names)
 
     def plan_back(self, state: PetState) -> Plan:
-        """Plan to give each merged cluster its items and aliases back; later items join the one they resemble most."""
+        """Plan to give each merged cluster its items and aliases back; later items join the most similar cluster."""
         import numpy as np
 
         from sploot_cluster.decide.assignment import most_similar

@@ -1,4 +1,4 @@
-"""Place: items belong to a cluster, wherever they are now, or are a cluster of their own."""
+"""Place: items belong to a cluster, wherever they are now, or become a new one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @checked
 class PlaceMedia(LedgerRequest):
-    """Place items in a cluster, wherever they are now: in the noise, in another cluster, dismissed, or in it with low
-    confidence. They stay together with what is typical of the cluster, and apart from what is typical of the clusters
-    they come from, until it is undone. Without a cluster, they become a new one.
+    """Place items in a cluster, wherever they are now: in the noise, in another cluster, in this cluster with low
+    confidence, or dismissed. Until the placement is undone, they stay together with typical items of the cluster, and
+    apart from typical items of the clusters that they come from. If no cluster is given, the items become a new one.
     """
 
     verb: ClassVar[str] = "place"
@@ -71,14 +71,16 @@ class PlaceMedia(LedgerRequest):
 
 @dataclass(frozen=True, slots=True)
 class Placement(Statement):
-    """A placement of items in a cluster. They are must-linked to its anchors, and cannot-linked to those of others.
+    """A placement of items in a cluster.
 
-    Anchors stand for a cluster: some of the items that people placed in it, or else of its most typical ones.
+    The items are must-linked to the anchors of the cluster, and cannot-linked to the anchors of the clusters that they
+    came from. *Anchors* stand for a cluster: some of the items that people placed in it, or else some of its most
+    typical items.
 
     Attributes:
-        anchors: of ``into``; none if it was new.
-        groups: the placed items by the cluster where each was, including NOISE and ``into``.
-        remaining: cluster where placed items were -> its anchors.
+        anchors: the anchors of ``into``; empty if it was new.
+        groups: the placed items by the cluster that each was in, including NOISE and ``into``.
+        remaining: cluster that placed items came from -> its anchors.
     """
 
     kind: ClassVar[str] = PlaceMedia.verb
@@ -142,7 +144,7 @@ class Placement(Statement):
         came_from = {item: cluster for cluster, members in self.groups.items() if cluster != NOISE for item in members}
         cluster_of = {item: came_from.get(item, self.into) for item in (*self.anchors, *self.placed)}
         demands.together(self, [*self.anchors, *self.placed], cluster_of)
-        # an item that an older split had moved away comes back without the others
+        # if an older split had moved an item away, it returns without the other items of that split
         demands.released(self.placed)
 
     def demand_on(self, item: MediaId, *, n_mates: int | None) -> str:
@@ -161,7 +163,7 @@ class Placement(Statement):
         return Plan(labels, state.next_cluster, [(planning.present(state, [*self.anchors, *self.placed]), into)])
 
     def plan_back(self, state: PetState) -> Plan:
-        """Plan to move placed items that are still there back to where they were, or to the noise if that has ended."""
+        """Plan to move items that are still there back to their former clusters, or to the noise if those ended."""
         from sploot_cluster.decide.corrections import planning
 
         into = state.aliases.get(self.into, self.into)

@@ -1,7 +1,7 @@
-"""Planning of corrections: from what a person said to labels, ids and a commit.
+"""Planning of corrections: from a labeller's request to labels, ids and a commit.
 
-Each correction becomes an entry of the pet's ledger and is applied to the labels immediately; ``decide.resolving`` and
-``decide.enforcing`` keep it from then on. All functions here are pure and deterministic: the same correction on the
+Each correction becomes an entry of the pet's ledger and is applied to the labels immediately. ``decide.resolving`` and
+``decide.enforcing`` maintain it from then on. All functions here are pure and deterministic: the same correction on the
 same state gives the same change.
 """
 
@@ -33,17 +33,17 @@ from sploot_cluster.pet.models import (
 from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
-# Anchors of a cluster: enough that a few of them may be deleted, few enough that the ledger stays small.
+# Anchors per cluster: enough that a few of them may be deleted, few enough that the ledger stays small.
 MOST_ANCHORS: Final = 8
 
 
 def signature(request: Request[Any], state: PetState, operation: Operation) -> Signature:
-    """Return who makes the correction, when, as which operation, and the revision that it creates."""
+    """Return the fields that all corrections share: revision, operation id, requester and time."""
     return state.revision + 1, operation.id, request.requested_by, operation.at
 
 
 def done_before(state: PetState, operation_id: str) -> Corrected | None:
-    """Return the answer of an operation that is in the ledger, with the cluster that its id resolves to now."""
+    """Return the result of an operation in the ledger, with the cluster that its id resolves to now; else None."""
     done = next((one for one in reversed(state.ledger) if one.operation_id == operation_id), None)
     if done is None:
         return None
@@ -69,7 +69,7 @@ def correct(state: PetState, correction: Correction, plan: Plan, settings: Clust
             ended={cluster: members for members, cluster in plan.named if cluster not in state.clusters},
         ),
     )
-    # resolving a long ledger takes a while, and usually no correction in it yields
+    # resolving a long ledger takes a while, so resolve it without the new correction only if a correction yields
     known = resolve(state.ledger).overridden if constraints.overridden else ()
     overridden = tuple(sentence for sentence in constraints.overridden if sentence not in known)
     summary = {"n_moved": regrouped.n_moved, "overridden": list(overridden), **correction.summary()}
@@ -92,11 +92,11 @@ def origins_after(origins: OriginVector, groups: LabelVector, rows: RowConstrain
 
 
 def _given(state: PetState, plan: Plan, groups: LabelVector, *, takes_over: bool) -> dict[int, ClusterId]:
-    """Return group -> the id that the plan requests.
+    """Return the ids that the plan requests: group -> id.
 
     Args:
-        takes_over: also assign the id where another cluster has more items in the group than the plan names. An undo
-            must not do so: the items it names may be with others by now, and those keep their id.
+        takes_over: also assign the id if another cluster has more items in the group than the plan names. An undo must
+            not do so: the items that it names may have joined other items by now, and those keep their id.
     """
     given: dict[int, ClusterId] = {}
     counts = (state.origins != Origin.ABSORBED) & (state.labels != NOISE)
@@ -127,8 +127,8 @@ def some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[str]) -> tu
     """Return the rows of the items that should leave a cluster, and the rows of all its items.
 
     Raises:
-        UnknownMedia: items that are not in the cluster.
-        InvalidInput: all of the cluster's items.
+        UnknownMedia: some of the items are not in the cluster.
+        InvalidInput: the items are all items of the cluster.
     """
     media, members = [MediaId(item) for item in media_ids], rows_of(state, cluster)
     elsewhere = [item for item in media if item not in state.rows or state.labels[state.rows[item]] != cluster]
@@ -147,7 +147,7 @@ def living(state: PetState, cluster: int, field_name: str) -> ClusterId:
     """Return the living cluster that an id resolves to.
 
     Raises:
-        UnknownCluster: it is neither a cluster nor an alias.
+        UnknownCluster: the id is neither a living cluster nor an alias.
     """
     now = state.aliases.get(ClusterId(cluster), ClusterId(cluster))
     if now not in state.clusters:
@@ -162,20 +162,22 @@ def rows_of(state: PetState, cluster: ClusterId) -> Rows:
 
 
 def media_at(state: PetState, rows: Rows) -> tuple[MediaId, ...]:
-    """Return the items of rows."""
+    """Return the items in the given rows."""
     return tuple(state.media[row] for row in rows.tolist())
 
 
 def present(state: PetState, media: Iterable[MediaId]) -> Rows:
-    """Return the rows of those of these items that the pet still has."""
+    """Return the rows of the given items; items that the pet no longer has are left out."""
     return np.array([state.rows[item] for item in media if item in state.rows], dtype=np.intp)
 
 
 def anchors(state: PetState, cluster: ClusterId, *, without: Rows) -> tuple[MediaId, ...]:
-    """Return items that stand for a cluster in a correction: the most central, among those that people placed if any.
+    """Return the items that stand for a cluster in a correction: the most central of those that people placed.
+
+    If people placed none, return the most central of the counted members, or else of all members.
 
     Args:
-        without: rows that are to leave the cluster, or that are placed in it anew.
+        without: rows that are about to leave the cluster, or to be placed in it.
     """
     members = np.setdiff1d(rows_of(state, cluster), without)
     placed = members[state.origins[members] == Origin.CORRECTED]

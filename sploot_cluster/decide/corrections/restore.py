@@ -1,4 +1,4 @@
-"""Restore: the labels of an earlier revision come back as a new revision. ``decide.restoring`` plans it."""
+"""Restore: the labels of an earlier revision become a new revision. ``decide.restoring`` plans the change."""
 
 from __future__ import annotations
 

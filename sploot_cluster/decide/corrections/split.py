@@ -52,7 +52,7 @@ class SplitCluster(LedgerRequest):
 
 @dataclass(frozen=True, slots=True)
 class Split(Statement):
-    """A split of items from a cluster. They are must-linked, and cannot-linked to the rest."""
+    """A split of items from a cluster. The items are must-linked, and cannot-linked to the items that remained."""
 
     kind: ClassVar[str] = SplitCluster.verb
     noun: ClassVar[str] = "split"
@@ -114,7 +114,7 @@ class Split(Statement):
         return Plan(labels, state.next_cluster, names)
 
     def plan_back(self, state: PetState) -> Plan:
-        """Plan to move split-off items back to the source, with their whole cluster if they are most of it."""
+        """Plan to move split-off items back to the source, with their whole cluster if they are the majority of it."""
         import numpy as np
 
         from sploot_cluster.decide.corrections import planning
