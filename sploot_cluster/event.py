@@ -84,7 +84,7 @@ TIME: Final = _Time(
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """The values of an embedding. ``check`` returns little-endian float32; it refuses text, which needs an encoding."""
+    """The values of an embedding. ``check`` returns little-endian float32. Text is refused, as it needs an encoding."""
 
     def check(self, name: str, value: object) -> bytes:
         f32le = to_f32le(value)
