@@ -1,4 +1,4 @@
-"""Bearer tokens, each with a name and a role, and the one table of the operations that a role may call.
+"""Bearer tokens, each with a name and a role, and the table of the operations that each role may call.
 
 ``SPLOOT_API_TOKENS`` defines tokens as ``name:role:secret``, separated by commas or newlines. To rotate a secret, add a
 second token, move the callers to it, and then remove the old one.
@@ -109,7 +109,7 @@ class Tokens:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the tokens of ``name:role:secret`` entries separated by commas or newlines.
+        """Return the tokens from ``name:role:secret`` entries separated by commas or newlines.
 
         Raises:
             InvalidInput: an entry is invalid. The error gives its position and name, never its secret.

@@ -52,8 +52,7 @@ An item takes 4 * dim + 17 bytes in columns and, measured on Redis 7.0 with ids 
 and 90 in ``rows``: 2.2 kB at 512 dimensions. When Redis appends, it doubles the memory of a string of up to 1 MB, and
 pets of 256 items or more store their tree: in a pet of 500, an item takes 3.8 kB (docs/capacity.md). At 512 dimensions,
 ``vectors`` reaches the limit of a value, 512 MB, at 262,144 items. A recluster that moves half of 50,000 items adds
-13 kB to ``overwritten``.
-A shadow takes 4 * dim and about 130 bytes per item.
+13 kB to ``overwritten``. A shadow takes 4 * dim + 130 bytes per item, approximately.
 
 ``meta`` determines the lengths of all other keys. Every script that reads or writes a pet first checks them (whole.lua,
 O(1)) and refuses a pet with a missing or truncated key: ``UnreadablePet``. ``tree`` and ``preview`` can be computed
@@ -61,7 +60,7 @@ again, and are not checked.
 
 ``sploot:pets`` is in another slot, so the commit script cannot write it. A pet is added before its first commit: a
 crash between the two leaves an id without data, but never an unlisted pet. Every commit adds the pet again in the same
-round trip, so that a lost set is rebuilt by arrivals; on a Cluster, where that takes another round trip, every 16th
+round trip, so that arrivals rebuild a lost set. On a Cluster, where that takes another round trip, only every 16th
 commit does. A process that creates or deletes a pet, or finds it unlisted, checks afterwards that it is listed
 correctly, because two processes may do so at once.
 """
