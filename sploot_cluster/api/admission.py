@@ -161,7 +161,7 @@ class Admission:
         try:
             response = await handle(request)
         except Exception:
-            # cancellation is not an Exception, so it keeps the key: the endpoint's thread continues and may still enqueue
+            # keep the key on cancellation, which is not an Exception: the endpoint's thread may still enqueue
             await self._release(begun)
             raise
         if response.headers.get("cache-control") == "no-store":

@@ -121,9 +121,9 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         responses=documented(NOT_FOUND),
     )
     def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
-        """Return an item's nearest items, its similarity to its own and the next most similar cluster, and corrections.
+        """Return the nearest accepted items of an item, and its similarity to its own and the next most similar cluster.
 
-        The nearest items are those in clusters that were not absorbed.
+        The response also lists the corrections in force that affect the item.
         """
         try:
             why = service.why(PetId(pet_id), MediaId(media_id))
