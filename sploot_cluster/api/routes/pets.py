@@ -121,7 +121,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         responses=documented(NOT_FOUND),
     )
     def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
-        """Return the nearest accepted items of an item, and its similarity to its own and the next most similar cluster.
+        """Return the nearest accepted items, and the similarity to the item's own and the next most similar cluster.
 
         The response also lists the corrections in force that affect the item.
         """
