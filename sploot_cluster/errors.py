@@ -2,8 +2,8 @@
 
     ClusterError
     ├── InvalidInput            the caller must change the input; retrying does not help
-    │   ├── DimensionMismatch   the vector has a different length from those of the pet
-    │   ├── ModelMismatch       the vector is from a different model than those of the pet
+    │   ├── DimensionMismatch   the vector has a different length from the pet's vectors
+    │   ├── ModelMismatch       the vector is from a different model than the pet's vectors
     │   ├── UnreadableExport    a file that is not a valid export of a pet
     │   ├── UnknownPet          the pet has no items
     │   ├── UnknownCluster      the pet has no such cluster or alias

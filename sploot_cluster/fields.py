@@ -240,7 +240,7 @@ class Checked:
         self.check()
 
     def check(self) -> None:
-        """Check rules that concern several fields, each of which is valid by itself.
+        """Check the rules that concern several fields together. Each field is already valid by itself.
 
         Raises:
             InvalidInput: names the field to change.

@@ -173,7 +173,7 @@ class ClusterService:
 
         Raises:
             InvalidInput: a field is invalid.
-            DimensionMismatch, ModelMismatch: the vector does not fit those of the pet; the item was quarantined.
+            DimensionMismatch, ModelMismatch: the dimension or model is not the pet's; the item was quarantined.
             PetTooLarge: the pet is full.
         """
         _check_ids(pet, media)
@@ -602,7 +602,7 @@ class ClusterService:
     ) -> Assigned:
         """Store an arrival's vector with the candidate model if it is of that model; otherwise quarantine the item.
 
-        For arrivals whose vectors do not fit those of the pet. An item that the pet has already stays where it is.
+        For arrivals whose model or dimension is not the pet's. An item that the pet has already stays where it is.
 
         Raises:
             ModelMismatch, DimensionMismatch: ``mismatch``, or the mismatch with the candidate model.

@@ -1,7 +1,7 @@
-"""Response bodies of successful requests that are more than one dataclass of the domain.
+"""Response bodies of successful requests, for routes that do not simply return a dataclass of the domain.
 
-Most routes answer with the domain's dataclasses as they are: `PetView`, `Why`, `PetDiff`, `TallyView`, `PetModel`,
-`JobStatus` and those of `queues`. Their fields carry the descriptions of the OpenAPI document.
+Most routes return the domain's dataclasses unchanged: `PetView`, `Why`, `PetDiff`, `TallyView`, `PetModel`,
+`JobStatus` and those of `queues`. Their fields carry the descriptions for the OpenAPI document.
 """
 
 from __future__ import annotations

@@ -107,14 +107,15 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
             ``/queues`` do not exist.
         tokens: the tokens that callers may use. None or empty: callers on this machine need no token, and all others
             are refused, wherever the application is mounted.
-        idempotency: stores answers by ``Idempotency-Key``. None: in the memory of this process, which is not shared
-            with other processes and lost on restart; use ``RedisIdempotencyStore`` for more than one process.
+        idempotency: stores responses by ``Idempotency-Key``. None: in memory, not shared with other processes and lost
+            on restart; use ``RedisIdempotencyStore`` for more than one process.
         ready: checks the dependencies of the server, for ``/readyz``.
         metrics: returns the exposition and its media type, for ``/metrics``; without it, that address does not exist.
         on_close: closes the other arguments when the server stops. If the application is mounted in another one, the
             outer application has to call it, because ASGI notifies only the outermost application.
-        max_body_bytes: limit of a body without embeddings.
-        max_embeddings_bytes: limit of a body with embeddings, which may have ``max_batch`` entries.
+        max_body_bytes: size limit of a body without embeddings.
+        max_embeddings_bytes: size limit of a body with embeddings.
+        max_batch: maximum number of embeddings in such a body.
         preview_wait_s: how long a request waits for a worker to compute its preview.
     """
     tokens = tokens or Tokens()

@@ -112,7 +112,7 @@ class Recluster(_Body):
 
 
 class CorrectionBody(_Body):
-    """The body of a correction: the fields of its request, which checks them."""
+    """The body of a correction. It has the fields of the correction's request, and the request checks them."""
 
     request: ClassVar[type[Request[Any]]]
 

@@ -26,7 +26,7 @@ _SECRET: Final = re.compile(r"[!-~]*")  # a header can carry visible ASCII only
 
 
 class Role(StrEnum):
-    """The role of a caller, which defines the operations that it may call."""
+    """The role of a caller. It defines which operations the caller may call."""
 
     UPLOADER = "uploader"  # a service that only ingests items, and may not read
     VIEWER = "viewer"  # reads pets and jobs
@@ -85,13 +85,13 @@ class Caller:
 # The caller while no tokens are configured: any program on this machine.
 LOOPBACK: Final = Caller("loopback", Role.OPERATOR)
 
-# Reserved names, which the history uses for other requesters.
+# Names that no token may have, because the history uses them for other requesters.
 _RESERVED: Final = frozenset({LOOPBACK.name, "machine", "unknown"})
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A caller and its secret, which is never shown."""
+    """A caller and its secret. The secret is never shown."""
 
     name: str
     role: Role

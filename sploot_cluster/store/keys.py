@@ -5,7 +5,7 @@ Cluster. Row i is the same item in ``media``, ``vectors``, ``labels``, ``origins
 rows are appended and never move.
 
     key                     type    holds
-    {pet:<id>}:meta         hash    format           1; a reader refuses a pet with another number
+    {pet:<id>}:meta         hash    format           1; a reader refuses a pet with a different one
                                     born             random name from the first commit; a recreated pet has a new one
                                     commit           random name of the last commit: detects a commit sent twice
                                     revision         number of commits
@@ -39,8 +39,8 @@ rows are appended and never move.
                                     overwrote (past.py); the newest 256
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), for pets of
                                     256 items or more. If missing or outdated, a recluster takes longer
-    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at", "occurred_at_ms"}, JSON: the vector does not fit
-                                    those of the pet; at most 10,000, plus all items that only shadow:vectors has
+    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at", "occurred_at_ms"}, JSON: items whose model or dim
+                                    is not the pet's; at most 10,000, plus all items that only shadow:vectors has
     {pet:<id>}:shadow       hash    model, dim, by, begun_at, was_own: the space of a candidate model (shadow.py)
     {pet:<id>}:shadow:vectors  hash  media id -> float32 little-endian, unit norm, of that model
     {pet:<id>}:preview      string  a preview of a recluster (previews.py); expires after 15 minutes

@@ -101,7 +101,7 @@ class PetStore(Protocol):
         ...
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
-        """Quarantine an item whose vector does not fit those of the pet, until the item arrives with one that does.
+        """Quarantine an item whose model or dimension is not the pet's, until the item arrives with the pet's.
 
         Returns:
             False if the pet was recreated since ``state``, has the item, or has ``tally.MAX_QUARANTINED`` items in

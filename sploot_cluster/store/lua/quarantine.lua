@@ -1,4 +1,4 @@
--- Quarantines an item whose vector does not fit those of the pet, so that it is counted and can be found. If the
+-- Quarantines an item whose model or dimension is not the pet's, so that it is counted and can be found. If the
 -- quarantine is full, the arrival is only counted as overflowed.
 --
 -- KEYS     all keys of the pet
