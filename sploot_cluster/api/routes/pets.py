@@ -65,7 +65,7 @@ PetInPath = Annotated[IdInAddress, Path(description="Id of the pet.", examples=[
 
 
 def pets_router(admission: Admission, service: PetService, traces: JobTraces | None) -> APIRouter:
-    """Return the routes under ``/pets``; ``traces`` removes the jobs and dead letters of deleted pets and items."""
+    """Return the routes under ``/pets``; ``traces`` removes the job records and dead letters of deleted data."""
     router = APIRouter(
         prefix="/pets/{pet_id}",
         tags=["pets"],
