@@ -3,11 +3,11 @@
 A pet is filled and reclustered; then items arrive one by one at a service in this process, which loads what is new,
 decides and commits. There are two ways: ``assign`` uses the thresholds of clusters (faiss), and ``exact`` decides the
 clusters of all items again from a spanning tree that grows with each arrival. Then reclusters are measured: from
-scratch, from a tree that another process stored in Redis, and from the tree in memory. The first two start in a new
-process each. Its peak memory beyond imports, including the pet, is printed too. With ``--workers 2``, two processes
-write to separate pets at the same time. CPU time is that of the process, without Redis; on a machine that does other
-work too, it is more meaningful than wall time. The vectors are those of ``benchmarks.density``, 512 values each; the
-server keeps an append-only file.
+scratch, from a tree that another process stored in Redis, and from the tree in memory. The first two each start in a
+new process. The peak memory of these processes beyond imports, including the pet, is printed too. With ``--workers 2``,
+two processes write to separate pets at the same time. CPU time is that of the process, without Redis; on a machine that
+does other work too, it is more meaningful than wall time. The vectors are those of ``benchmarks.density``, 512 values
+each; the server keeps an append-only file.
 """
 
 from __future__ import annotations

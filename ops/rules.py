@@ -55,7 +55,7 @@ _STARTED: Final = "cluster_worker_start_time_seconds"
 
 
 def _watched_since(signal: str) -> str:
-    """Return the name of the series with the time since which Prometheus has watched without a gap of five minutes."""
+    """Return the name of the series that holds the time since which Prometheus has had no gap of five minutes."""
     return f"media_cluster:{signal}:watched_since"
 
 

@@ -1,7 +1,7 @@
 """The density of a pet, computed from a stored spanning tree where possible.
 
 A tree is looked up in memory, then in the store, and extended to the newest rows; it is built from scratch only if
-neither has one. Stored trees only save time: if the store does not answer, the tree is treated as missing.
+neither has one. Stored trees only save time: if the store does not reply, the tree is treated as missing.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ START_TIMEOUT_S: Final = 60.0
 # Pets that grew by a larger share are recreated before the next measurement, because the cost of an arrival depends on
 # their size.
 MOST_GROWTH: Final = 0.1
-# With this many random events per pet and process, a process has not yet seen one pet in four hundred.
+# After this many random events per pet and process, a process has seen all but one in four hundred pets.
 VISITS_TO_BE_WARM: Final = 6
 # A thousand arrivals a second on a hundred pets would request more reclusters than any real upload; the cost of a
 # recluster is measured separately (benchmarks.density).

@@ -141,7 +141,7 @@ class World:
 
 
 def send(client: redis.Redis, events: Iterator[Event], *, per_s: float | None = None) -> int:
-    """XADD the events, as fast as possible or ``per_s`` a second; return the number of events."""
+    """Send the events with XADD, as fast as possible or ``per_s`` a second; return the number of events."""
     n, start = 0, time.monotonic()
     if per_s is not None:
         for event in events:

@@ -17,7 +17,7 @@ from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
 Truth = npt.NDArray[np.int64]
 
-# Real sentences by intent, 3,080 × 384; used if present. ``--banking77`` sets another path.
+# Embeddings of real sentences with known intents, 3,080 × 384; used if the file exists. ``--banking77`` sets its path.
 BANKING77: Final = Path(__file__).resolve().parents[3] / "shared" / "cluster" / "banking77_test.npz"
 
 PET_SIZES: Final = (60, 150, 300, 800)
